@@ -49,7 +49,7 @@ from ..variants.adapter import Adapter, Rewritten, beyond_factors
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .atomic import replaceable, written_together
+from .atomic import replaceable, sync_folder, written_together
 from .experts import WRITTEN_AS, places
 from .peft import (
     BASE,
@@ -66,6 +66,7 @@ from .peft import (
     config_text,
     digest,
     is_module_path,
+    waiting_name,
 )
 from .tensors import FLOATS, in_dtype, write_tensors
 
@@ -220,9 +221,24 @@ def save_adapter(
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     check_adapter_target(path)
     path.mkdir(parents=True, exist_ok=True)
-    with written_together(path / WEIGHTS_NAME, path / CONFIG_NAME) as (weights_file, config_file):
+    _write(path, tensors, notes, text)
+
+
+def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
+    """Write both files. A kill at any moment leaves the old adapter or the new one.
+
+    The factors take their place by one rename, and note the digest of their configuration. It stands under the digest's
+    name until it has its own place: see `minilora.files.peft.config_path`.
+    """
+    config, weights, waiting = path / CONFIG_NAME, path / WEIGHTS_NAME, path / waiting_name(digest(text))
+    is_new = not config.exists() or config.read_bytes() != text
+    with written_together(*[waiting] * is_new, weights) as (*config_files, weights_file):
+        for file in config_files:
+            file.write(text)
         write_tensors(weights_file, tensors, notes)
-        config_file.write(text)
+    if is_new:
+        os.replace(waiting, config)
+        sync_folder(path)
 
 
 def check_adapter_target(path: Path) -> None:

@@ -30,10 +30,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Open several files of one folder to write, which take their places when all are complete and on the disk.
+    """Open files of one folder to write, which take their places in this order when all are complete and on the disk.
 
-    No system renames two files at once. So the last of the old ones is removed first: in the moment of the renames
-    there are too few files, never those of two writes.
+    No system renames two files at once: a kill in between leaves the first in their places, and the last not.
     """
     for path in paths:
         replaceable(path)
@@ -45,8 +44,6 @@ def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
         for part in parts:
             part.unlink(missing_ok=True)
         raise
-    if len(paths) > 1:
-        paths[-1].unlink(missing_ok=True)
     for part, path in zip(parts, paths, strict=True):
         os.replace(part, path)
     sync_folder(paths[0].absolute().parent)

@@ -261,15 +261,16 @@ class AdapterFolder:
         if not os.path.isdir(folder):
             expected = f"expected one with {CONFIG_NAME} and {WEIGHTS_NAME}"
             raise FileRefused(folder, f"not a folder; {expected}{hub_hint(folder)}")
-        config_path, weights_path, pickle = (folder / n for n in (CONFIG_NAME, WEIGHTS_NAME, "adapter_model.bin"))
-        text = read_whole(config_path)
-        config = read_config(config_path, text)
-        if os.path.exists(pickle) and not os.path.exists(weights_path):
+        weights, pickle = folder / WEIGHTS_NAME, folder / "adapter_model.bin"
+        if os.path.exists(pickle) and not os.path.exists(weights):
             raise FileRefused(pickle, "a pickle, which can run code when it is read: save it as safetensors")
-        file = TensorFile(weights_path)
-        with reading(weights_path):
+        file = TensorFile(weights)
+        path = config_path(folder, file)
+        text = read_whole(path)
+        config = read_config(path, text)
+        with reading(weights):
             forms = _forms(file)
-        with reading(config_path), within_time():
+        with reading(path), within_time():
             _check_of_one_save(text, file)
             _check_dora(config, forms)
             places = array_places(forms, config.target_parameters) if config.target_parameters else {}
@@ -279,7 +280,7 @@ class AdapterFolder:
             layers = config.settings([*forms, *places])
             arrays = {path: Form("parameter", place=place) for path, place in places.items()}
             check_packing(config.peft_version, {path: _widths(file, form, path) for path, form in arrays.items()})
-        with reading(weights_path):
+        with reading(weights):
             forms |= {path: _with_experts(file, form, layers[path].rank) for path, form in arrays.items()}
             for module, form in forms.items():
                 _check_arrays(file, module, form, layers[module].rank * max(1, form.experts))
@@ -311,6 +312,18 @@ class AdapterFolder:
                 raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
         A, B, *magnitude = arrays
         return [A.reshape(len(A), -1), B.reshape(len(B), -1), *(m.reshape(-1) for m in magnitude)]
+
+
+def config_path(folder: Path, file: TensorFile) -> Path:
+    """Return the file with the configuration: of a save that was cut short, where it waits for its place."""
+    noted = file.metadata.get(DIGEST_KEY, "")
+    waiting = folder / waiting_name(noted)
+    return waiting if noted.isalnum() and os.path.exists(waiting) else folder / CONFIG_NAME
+
+
+def waiting_name(noted: str) -> str:
+    """Return the name of a configuration that waits for its place, by its digest."""
+    return f".{CONFIG_NAME}-{noted}"
 
 
 def _forms(file: TensorFile) -> dict[str, Form]:

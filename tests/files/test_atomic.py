@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files.atomic import is_new_or_empty, synced, written_folder, written_together, written_whole
+from minilora.files.peft import waiting_name
 from minilora.files.tensors import TensorFile
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,16 +73,14 @@ def test_the_order_is_file_rename_folder(tmp_path, monkeypatch):
 
 
 @linux
-def test_of_several_the_last_is_removed_before_any_is_renamed(tmp_path, monkeypatch):
+def test_several_files_are_renamed_in_order_when_all_are_complete(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).write_bytes(b"old")
     calls = recorded(monkeypatch, tmp_path)
     with written_together(tmp_path / "a", tmp_path / "b") as (a, b):
         a.write(b"new a")
         b.write(b"new b")
-    first, second, *renames = calls
-    assert first == second == ("fsync", "part")
-    assert renames == [("remove", "b"), ("rename", "a"), ("rename", "b"), ("fsync", "folder")]
+    assert calls == [*[("fsync", "part")] * 2, ("rename", "a"), ("rename", "b"), ("fsync", "folder")]
     assert contents(tmp_path) == {"a": b"new a", "b": b"new b"}
 
 
@@ -128,26 +128,44 @@ def state_of(folder):
     return value, found["enc.fc"].alpha
 
 
+def as_another_program(folder):
+    """Write an adapter again without what `save_adapter` notes in it."""
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text())))
+
+
 @pytest.mark.parametrize("once", [False, True], ids=["killed", "interrupted"])
-def test_a_save_cut_short_leaves_old_new_or_what_is_refused(tmp_path, once):
-    """Cut at each call that changes the disk, in turn; never is a configuration read with another save's factors."""
+@pytest.mark.parametrize("alpha", [3.0, 4.0], ids=["same configuration", "another configuration"])
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "of another program"])
+def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
+    """Cut at each call that changes the disk, in turn; a save after it is whole again."""
     seen, done = [], False
     while not done:
         folder = tmp_path / str(len(seen))
         save_adapter(folder, layers(1.0, 3.0))
+        if foreign:
+            as_another_program(folder)
         with failing(len(seen) + 1, once), contextlib.suppress(Killed):
-            save_adapter(folder, layers(2.0, 4.0))
+            save_adapter(folder, layers(2.0, alpha))
             done = True
-        if (folder / CONFIG).exists():
-            seen.append(state_of(folder))
-        else:
-            seen.append("none")
-            with pytest.raises(FileRefused, match=CONFIG):
-                load_adapter(folder)
+        seen.append(state_of(folder))
         save_adapter(folder, layers(5.0, 7.0))
         assert state_of(folder) == (5.0, 7.0)
-    old, new = (1.0, 3.0), (2.0, 4.0)
-    assert seen == [old] * 3 + ["none"] * 2 + [new] * 2  # 2 fsyncs and the removal, 2 renames, the last fsync
+    assert seen == sorted(seen)
+    assert set(seen) == {(1.0, 3.0), (2.0, alpha)}
+
+
+def test_a_configuration_that_waits_is_that_of_its_factors(tmp_path):
+    """Another one's is not taken; nor does a name that the factors note lead out of the folder."""
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    (tmp_path / "a" / waiting_name("0" * 64)).write_text("{}")
+    assert state_of(tmp_path / "a") == (1.0, 3.0)
+    tensors = load_file(tmp_path / "a" / WEIGHTS)
+    (tmp_path / "a" / waiting_name("x")).mkdir()
+    (tmp_path / "b").write_text("{}")
+    save_file(tensors, tmp_path / "a" / WEIGHTS, {"minilora_config_sha256": "x/../../b"})
+    with pytest.raises(FileRefused, match=rf"^'{tmp_path}/a/{CONFIG}': not the configuration that was saved with"):
+        load_adapter(tmp_path / "a")
 
 
 @pytest.mark.parametrize("write", [written_whole, written_folder])
