@@ -357,11 +357,13 @@ def reading(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def named(label: str) -> Iterator[None]:
-    """Put the name of what is looked at before an error about it: ``adapters['q']: ...``."""
+    """Put the name of what is looked at before an error about it: ``adapters['q']: ...``. A file's has its own."""
     try:
         yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{label}: {error}") from None
+    except FileRefused:
+        raise
+    except (TypeError, ValueError) as error:  # of what kind of them, such as a UnicodeDecodeError, its text says
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{label}: {error}") from None
 
 
 def hub_hint(path: Path) -> str:

@@ -99,3 +99,20 @@ def test_a_hint_is_given_for_a_hubs_name_alone(tmp_path, monkeypatch):
     assert "download it" in hub_hint(Path("owner/model"))
     for other in (Path("here/model"), Path("a/b/c"), Path("model"), tmp_path / "owner"):
         assert hub_hint(other) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no"), ValueError, "q: no"),
+        (TypeError("no"), TypeError, "q: no"),
+        (UnicodeDecodeError("utf-8", b"a", 0, 1, "no"), ValueError, "q: 'utf-8' codec can't decode byte 0x61"),
+        (FileRefused("f", "no"), FileRefused, "'f': no"),
+        (KeyError("no"), KeyError, "'no'"),
+    ],
+)
+def test_an_error_is_named_by_what_was_looked_at(error, kind, message):
+    with pytest.raises(kind) as named, errors.named("q"):
+        raise error
+    assert type(named.value) is kind
+    assert str(named.value).startswith(message)
