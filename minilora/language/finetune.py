@@ -287,8 +287,7 @@ def measure(
     memory = needs(data.X.shape[1], recipe.workers, data.X_held.shape)
     hint = print_memory(memory, parts, recipe.part_rows, data.unit, machine)
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
-    told = "; the first tells how long they take" if steps > 1 else ""
-    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}{told}\n")
+    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}\n")
     if data.example:
         print(f"{data.example}\n")
     if hint and not recipe.anyway:
