@@ -79,12 +79,9 @@ def adapt(
 
     Raises
     ------
-    ValueError
-        If `target_modules`, or a name in it, names no layer, or one that has an adapter already, or an argument is out
-        of range. If a name in `target_parameters` is that of no such array, or they come with `use_dora` or PiSSA, as
-        in PEFT.
-    TypeError
-        If an argument is of another type.
+    ValueError, TypeError
+        If `target_modules`, or a name in it, names no layer without an adapter, a name in `target_parameters` no such
+        array, or they come with `use_dora` or PiSSA, as in PEFT. If an argument is out of range, or of another type.
 
     Warns
     -----
@@ -159,10 +156,8 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
 
     Raises
     ------
-    ValueError
-        If a path is not that of a layer without an adapter, or an adapter's widths or kind do not fit.
-    TypeError
-        If an argument is of another type.
+    ValueError, TypeError
+        If a path is not that of a layer without an adapter, or an adapter's widths, dtype or kind do not fit.
     """
     check_model(model)
     check_adapters("adapters", adapters)
