@@ -12,11 +12,11 @@ from .console import (
     check_plot,
     chosen_backend,
     path,
-    plot,
     printable,
     say,
     say_goes_on,
     say_interrupted,
+    write_figure,
 )
 
 SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         from . import figures
 
-        plot(figures.plot_article(result), options.plot)
+        write_figure(figures.plot_article(result), options.plot)
     return 0
 
 

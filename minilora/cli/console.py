@@ -200,7 +200,7 @@ def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> No
         raise ValueError(f"plot file {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
 
 
-def plot(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
     from ..files.atomic import written_whole
 

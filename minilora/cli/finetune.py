@@ -18,10 +18,10 @@ from .console import (
     chosen_backend,
     one_blas_thread,
     path,
-    plot,
     say,
     say_goes_on,
     say_interrupted,
+    write_figure,
 )
 
 SHARED = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if recipe.plot is not None:
         from . import figures
 
-        plot(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
+        write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import align, check_plot, path, plot
+from .console import align, check_plot, path, write_figure
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         from . import figures
 
-        plot(figures.plot_adapter(summaries), options.plot)
+        write_figure(figures.plot_adapter(summaries), options.plot)
     return 0
 
 

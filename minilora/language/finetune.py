@@ -1,4 +1,4 @@
-"""A fine-tuning, from the model's file to the adapter's: read, load, adapt, measure, train, save."""
+"""A fine-tuning, from the model's file to the adapter's: open, load, adapt, fit to the machine, train, save."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ USABLE_SHARE = 0.9
 def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     """Do what a recipe says, and print what is found on the way. Return the losses."""
     start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
-    recipe, kept, start_from = read(recipe, backend)
+    recipe, kept, start_from = open_inputs(recipe, backend)
     data, model = load(recipe, backend)
     settled, rng = recipe.settled(parameter_count(model)), np.random.default_rng(recipe.seed)
     adapted = adapted_model(settled, model, start_from, rng, backend)
-    settled, data = measure(settled, adapted, data, kept, machine, backend)
+    settled, data = fit_to_machine(settled, adapted, data, kept, machine, backend)
     table = train_adapter(settled, adapted, data, kept, rng, backend)
     save(settled, adapted)
     print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
@@ -59,12 +59,12 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     return table
 
 
-# --- read: what can be refused before the model is loaded -------------------------------------------------------------
+# --- open: what can be refused before the model is loaded -------------------------------------------------------------
 
 
-def read(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
+def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
     """Return the recipe with what a checkpoint had settled, the checkpoint, and the adapter to go on from."""
-    check(recipe)
+    check_recipe(recipe)
     recipe = replace(recipe, workers=worker_count(recipe.workers, backend))
     kept = read_kept(recipe.checkpoint)
     if kept is not None:
@@ -88,7 +88,7 @@ def worker_count(workers: int | None, backend: Backend) -> int:
     return workers
 
 
-def check(recipe: Recipe) -> None:
+def check_recipe(recipe: Recipe) -> None:
     """Require numbers in range and places that can be written, before anything is read."""
     for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
         if getattr(recipe, name) is not None:
@@ -256,10 +256,10 @@ def with_adapters(
     return adapted
 
 
-# --- measure: what a step needs, and whether the machine has it -------------------------------------------------------
+# --- fit: what a step needs, and whether the machine has it -------------------------------------------------------
 
 
-def measure(
+def fit_to_machine(
     recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
 ) -> tuple[Settled, Data]:
     """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
@@ -267,7 +267,7 @@ def measure(
     needs = measured_memory(masked, backend.asarray(data.X), backend)
     if recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
-    recipe = recipe.of(len(data.X), data.length)
+    recipe = recipe.for_data(len(data.X), data.length)
     rates(recipe, recipe.steps)  # a warmup of all steps is refused
     if kept is not None:
         check_same(kept, {}, recipe.steps)  # epochs are steps only now

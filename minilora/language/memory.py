@@ -275,7 +275,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
     weights, trained = parameter_bytes(model), model.trainable().values()
     state, itemsize = 3 * sum(array.nbytes for array in trained), max(array.dtype.itemsize for array in trained)
 
-    def of(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
+    def needed(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
         held, width = held_out
         first = activations(1, length)
         return StepMemory(
@@ -287,7 +287,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
             measured=min(held, workers * max(1, EVALUATION_ROWS // width)) * width / length,
         )
 
-    return of
+    return needed
 
 
 # --- what the machine lets this process have --------------------------------------------------------------------------

@@ -160,7 +160,7 @@ class Settled(Recipe):
     lr: float
     workers: int
 
-    def of(self, rows: int, length: int) -> Settled:
+    def for_data(self, rows: int, length: int) -> Settled:
         """Return it for so many rows of data, of a length: an epoch has as many steps as there are batches in them."""
         steps = self.steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
         return replace(self, steps=steps, length=length)
