@@ -30,45 +30,41 @@ PARTS = {
         (
             (
                 *("lora", "linear", "losses", "optim", "layer", "layers/mlp"),
-                *("layers/activation", "layers/sequential", "fast/adam", "fast/residual"),
+                *("layers/activation", "fast/adam", "fast/residual"),
             ),
             (
-                *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_layer"),
-                *("test_adaptation", "test_checks", "test_quantization", "layers/test_mlp", "layers/test_quantized"),
-                "layers/test_activation",
-                *("variants/test_variants", "variants/test_own_array", "test_schedule", "test_prompt"),
-                *("fast/test_adam", "fast/test_page_is_what_runs"),
-                *("fast/test_speed_changes_nothing", "verify/test_selfcheck", "verify/test_closed_form"),
-                *("language/test_thawed_alone", "language/test_text", "test_likely_mistakes"),
+                *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),
+                *("test_layer", "test_adaptation", "test_checks", "test_prompt", "test_likely_mistakes"),
+                *("layers/test_mlp", "layers/test_nf4", "layers/test_activation"),
+                *("variants/test_variants", "variants/test_own_variant", "variants/test_loftq"),
+                *("fast/test_adam", "fast/test_page_is_what_runs", "fast/test_speed_changes_nothing"),
+                *("verify/test_instances", "verify/test_closed_form"),
+                *("language/test_thawed_alone", "language/test_nexttoken"),
                 *("devices/test_two_libraries", "devices/test_devices"),
             ),
         ),
         (
-            ("layers/nf4", "layers/quantized", "quantization"),
-            ("layers/test_quantized", "test_quantization", "test_gradients", "devices/test_layers_on_devices"),
+            ("layers/nf4", "variants/loftq"),
+            ("layers/test_nf4", "variants/test_loftq", "test_gradients", "devices/test_layers_on_devices"),
         ),
         (
-            ("verify/gradcheck", "verify/slopes", "verify/closed_form"),
+            ("verify/gradcheck", "verify/closed_form"),
             ("verify/test_gradcheck", "verify/test_closed_form", "devices/test_two_libraries"),
         ),
     ),
     "rim": (
         (
-            ("guards/wholefiles", "guards/folderlocks", "files/base/shards"),
+            ("files/atomic", "files/inputs", "files/tensors"),
             (
-                *("guards/test_wholefiles", "guards/test_folderlocks", "guards/test_errors", "files/test_merge"),
-                "language/modelfiles/huggingface/test_folderreader",
+                *("files/test_atomic", "files/test_inputs", "files/test_tensors", "test_errors", "files/test_merge"),
+                *("files/test_peft_folder", "language/test_weights"),
             ),
         ),
         (
+            ("files/merge", "files/placement", "files/modelfolder", "files/mixtures"),
             (
-                *("files/merge", "files/base/orientation", "files/base/companions", "files/base/tiedhead"),
-                *("files/base/expertweights", "files/peft/expertkeys"),
-            ),
-            (
-                *("files/test_merge", "files/test_merge_folder", "files/test_merge_kinds", "files/test_merge_experts"),
-                "files/test_expert_adapters",
-                *("files/base/test_orientation", "files/base/test_companions", "files/base/test_tiedhead"),
+                *("files/test_merge", "files/test_modelfolder", "files/test_merge_kinds", "files/test_merge_experts"),
+                *("files/test_expert_adapters", "files/test_placement"),
             ),
         ),
         (
@@ -76,29 +72,14 @@ PARTS = {
             ("files/test_checkpoint", "test_training", "language/test_training_on_text"),
         ),
         (
-            ("guards/tensorfile", "guards/inputfiles"),
-            ("guards/test_tensorfile", "guards/test_inputfiles", "files/peft/test_adapterfolder", "guards/test_errors"),
+            ("files/patterns",),
+            ("files/test_patterns", "files/test_peft_config"),
         ),
         (
-            ("guards/boundedpatterns", "guards/patternanswers"),
-            ("guards/test_boundedpatterns", "guards/test_patternanswers"),
-        ),
-        (
-            ("guards/boundedprocess", "guards/templateanswers"),
-            ("guards/test_boundedprocess", "guards/test_templateanswers"),
-        ),
-        (
-            ("files/adapters", "files/peft/adapterfolder", "files/peft/adapterkeys"),
+            ("files/adapters", "files/peft", "files/experts", "files/inspection"),
             (
-                *("files/test_adapters", "files/peft/test_adapterfolder", "files/peft/test_adapterkeys"),
-                "guards/test_wholefiles",
-            ),
-        ),
-        (
-            ("files/peft/adapterconfig", "files/inspection"),
-            (
-                *("files/peft/test_adapterconfig", "files/test_adapters", "guards/test_boundedpatterns"),
-                *("files/test_inspection", "files/peft/test_adapterkeys"),
+                *("files/test_adapters", "files/test_peft_folder", "files/test_peft_names", "files/test_peft_config"),
+                *("files/test_expert_adapters", "files/test_inspection", "files/test_atomic", "files/test_patterns"),
             ),
         ),
     ),
