@@ -29,6 +29,8 @@ def fitting(numbers: int) -> dict[str, Any]:
 
 def share_or_path(text: str) -> float | Path:
     """Read what ``--valid`` takes."""
+    if not text:  # of a variable that is not set
+        raise argparse.ArgumentTypeError("the name is empty")
     try:
         return float(text)
     except ValueError:
