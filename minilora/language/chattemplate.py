@@ -171,7 +171,7 @@ def load_template(model: str | Path) -> ChatTemplate:
 
 def _from_folder(folder: Path) -> ChatTemplate:
     settings = read_settings(folder)
-    tokens = {name: text for name, value in special_tokens(folder, settings) if name and (text := token_text(value))}
+    tokens = {name: text for name, value in special_tokens(folder, settings) if (text := token_text(value))}
     if (folder / FILE).exists():
         more = sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))
         templates = {"default": _text(folder / FILE)} | {path.stem: _text(path) for path in more}

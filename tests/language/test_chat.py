@@ -94,6 +94,7 @@ SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messa
         (chat("hi", None), TURNS, "the content of message 2 is None, expected a text"),
         (chat(["hi"], "a"), TURNS, r"the content of message 1 is \['hi'\], expected a text"),
         (chat([{"type": "text", "text": "hi"}, {"type": "image"}], "a"), TURNS, "the content of message 1 is .*image"),
+        (chat([{"type": "image", "text": "hi"}], "a"), TURNS, "the content of message 1 is .*image"),
         (
             chat([{"type": "text", "text": "hi", "cache": 1}], "a"),
             TURNS,

@@ -166,10 +166,10 @@ def test_a_text_s_first_token_is_no_target():
 
 def test_another_file_is_measured_on_in_part(tmp_path, model):
     trained = write(tmp_path / "e.jsonl", [{"prompt": "cat", "completion": "s"}] * 3)
-    held = write(tmp_path / "f.jsonl", [{"prompt": "dog" * 9, "completion": "s"}] * 99)
+    held = write(tmp_path / "f.jsonl", [{"prompt": "dog", "completion": "s" * 9}] * 99)
     data = load_data(trained, model, held_out=held)
-    for each in (data, data.with_length(40)):
-        assert (len(each.X), each.X_held.shape) == (3, (MEASURED, 28))
+    for each, width in ((data, 12), (data.with_length(8), 8)):
+        assert (len(each.X), each.X_held.shape) == (3, (MEASURED, width))
     with pytest.raises(ValueError, match=r"held_out must be at most 0\.5, got 0\.6"):
         load_data(trained, model, held_out=0.6)
 

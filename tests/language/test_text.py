@@ -175,6 +175,8 @@ def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     ):
         token_ids("a" * 500, of_runs, 10**9)
     assert token_ids("a" * 240, of_runs, 10**9) == of_runs("a" * 240)
+    with pytest.raises(ValueError, match="from character 0 on depend on all of it"):
+        token_ids("abc" * 100, in_pairs, 10**9)
 
 
 def test_where_no_cut_was_found_is_told(short_pieces):
