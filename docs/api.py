@@ -22,10 +22,8 @@ PACKAGE = DOCS.parent / "minilora"
 REFERENCE = DOCS / "reference"
 HERE = "(the modules)"
 """What stands on the page in their place."""
-NOT_SHOWN = {"__main__", "cli", "commands"}
+NOT_SHOWN = {"__init__", "__main__", "cli"}
 """The command line, whose pages are ``minilora --help``."""
-DOOR = '"""A door'
-"""How a module begins that only leads to another one: the page shows that one alone."""
 
 
 def docstring(path: Path) -> str:
@@ -46,11 +44,8 @@ def named(package: Path) -> list[str]:
 
 def inside(package: Path) -> list[str]:
     """Return the modules and packages in a package, from A to Z."""
-    files = {path.stem: path for path in package.glob("*.py")} | {
-        p.parent.name: p for p in package.glob("*/__init__.py")
-    }
-    doors = {name for name, path in files.items() if path.read_text(encoding="utf-8").startswith(DOOR)}
-    return sorted(set(files) - doors - {"__init__"} - NOT_SHOWN)
+    names = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
+    return sorted(names - NOT_SHOWN)
 
 
 def ordered(package: Path) -> list[str]:
