@@ -79,6 +79,16 @@ def fitted(path, epochs, schedule):
     return layer.weight
 
 
+def test_a_training_takes_its_steps_with_their_factors():
+    ends = []
+    for lr, schedule in ((0.25, None), (0.5, lambda t: 0.5)):
+        layer, rng = Linear(np.ones((2, 3))), np.random.default_rng(0)
+        X = np.random.default_rng(1).standard_normal((8, 3))
+        train(layer, X, X[:, :2], epochs=2, batch_size=4, lr=lr, schedule=schedule, rng=rng)
+        ends.append(layer.weight)
+    np.testing.assert_array_equal(*ends)
+
+
 def test_a_training_goes_on_with_its_schedule_to_the_same_bits(tmp_path):
     schedule = Schedule("cosine", 12, 3)
     whole = fitted(tmp_path / "one", 6, schedule)
