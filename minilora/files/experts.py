@@ -122,12 +122,12 @@ def check_packing(peft_version: str | None, widths: Mapping[str, tuple[int, int]
             raise ValueError(
                 f"{says}, and nothing else tells which factor of {short(path)} reads the input: PEFT has exchanged the "
                 'two after 0.19.0. Add "peft_version": "0.19.1" where lora_A is as wide as the input; where it is as '
-                "wide as the output, load the adapter with a newer PEFT and save it again"
+                "wide as the output, merge the adapter with the PEFT that wrote it, or train it again"
             )
         if exchanged:
             raise ValueError(
                 f"{says}: the factors of {short(path)} are exchanged, as PEFT packed them up to 0.19.0, which is not "
-                "supported. Load the adapter with a newer PEFT and save it again"
+                "supported. Merge the adapter with the PEFT that wrote it, or train it again"
             )
         if by_shape:
             raise ValueError(

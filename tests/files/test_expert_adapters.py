@@ -128,7 +128,7 @@ def test_exchanged_factors_of_old_versions_are_refused(tmp_path, change, version
     save_adapter(tmp_path, adapters(trained(mixture(), NAMES[:2])))
     rewritten(tmp_path, change, peft_version=version)
     with pytest.raises(
-        FileRefused, match=r"factors of 'experts.down_proj' are exchanged, .* newer PEFT and save it again$"
+        FileRefused, match=r"factors of 'experts.down_proj' are exchanged, .* PEFT that wrote it, or train it again$"
     ):
         load_adapter(tmp_path)
 
