@@ -108,7 +108,10 @@ def run(
         If a file holds a checkpoint of another configuration, naming the difference.
     """
     # All that decides the numbers: a checkpoint of other settings is refused before anything is computed.
-    settings = {name: value for name, value in locals().items() if name not in ("backend", "progress", "checkpoint")}
+    settings: dict[str, Any] = {
+        "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "dtype": dtype, "n": n, "in_features": in_features, "out_features": out_features,
+    }  # fmt: skip
     # What only the second training would refuse, or nobody; `train` looks at the rest.
     check_sizes(rank=rank, n=n, in_features=in_features, out_features=out_features)
     check_integer("seed", seed, at_least=0)
