@@ -1,9 +1,7 @@
-"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file.
-
-`console` has what they share, and `figures` draws.
+"""The command line: ``minilora`` or ``python -m minilora``. Each command is one file, but for those of the judge.
 
 On numbers: `article`, `check`. On a language model: `finetune`, `generate`, `evaluate`. On files: `merge`, `inspect`,
-`export`. To judge others: `audit`, `diagnose`, `conformance`, `golden`, `vectors`.
+`export`. To judge others: `judge` has five. `console` has what they share, and `figures` draws.
 """
 
 from __future__ import annotations
@@ -17,21 +15,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from .console import discard, flush_or_discard, say, say_interrupted, warnings_in_lines
 
-COMMANDS = [
-    "article",
-    "finetune",
-    "generate",
-    "evaluate",
-    "check",
-    "merge",
-    "inspect",
-    "export",
-    "audit",
-    "diagnose",
-    "conformance",
-    "vectors",
-    "golden",
-]
+PAGES = ["article", "finetune", "generate", "evaluate", "check", "merge", "inspect", "export", "judge"]
 """In the order of the help."""
 
 DESCRIPTION = """\
@@ -85,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        import_module(f".{command}", __package__).add(commands)
+    for page in PAGES:
+        import_module(f".{page}", __package__).add(commands)
     return parser
 
 

@@ -167,16 +167,11 @@ def one_blas_thread() -> None:
 # --- outputs ----------------------------------------------------------------------------------------------------------
 
 
-def files(what: str, path: Path | None, pattern: str = "*") -> list[tuple[Path, str]]:
-    """Return a file, or those in a folder that have such names, each with what it is."""
-    found = [] if path is None else path.glob(pattern) if path.is_dir() else [path]
+def files(what: str, *paths: Path | None, pattern: str = "*") -> list[tuple[Path, str]]:
+    """Return the files, and those in the folders that have such names, each with what it is."""
+    given = [path for path in paths if path is not None]
+    found = [file for path in given for file in (path.glob(pattern) if path.is_dir() else [path])]
     return [(file, what) for file in found if file.is_file()]
-
-
-def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:
-    """Return the files that ``--compare`` reads: of a folder with right answers all, and of the results the tensors."""
-    what = "a file of what is compared"
-    return [*files(what, options.folder, "**/*"), *files(what, options.compare, "*.safetensors")]
 
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
@@ -207,14 +202,3 @@ def write_figure(figure: Any, path: Path) -> None:
     with written_whole(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower())
     print(f"\nfigure written to {printable(str(path))}")
-
-
-def write_json(path: Path | None, report: dict[str, Any]) -> None:
-    """Write a report to the file of ``--json``, whole or not at all."""
-    import json
-
-    from ..files.atomic import written_whole
-
-    if path is not None:
-        with written_whole(path) as file:
-            file.write((json.dumps(report, indent=1) + "\n").encode())

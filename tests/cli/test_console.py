@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser, main
-from minilora.cli.console import check_output, compared
+from minilora.cli.console import check_output
+from minilora.cli.judge import compared
 
 from ..support.command_line import run
 

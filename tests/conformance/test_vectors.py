@@ -374,7 +374,7 @@ def test_a_comparison_may_be_written_as_json(folder, results, tmp_path, capsys):
         found = {one["dtype"]: one["failing"] for one in told["precisions"]}
         assert found == {"float64": [], "float32": failing, "float16": [], "bfloat16": []}
     assert cli.main(["vectors", str(tmp_path / "new"), "--json", "found.json"]) == 2
-    assert "--json: expected --compare RESULTS with it" in capsys.readouterr().err
+    assert "--json needs --compare: it is about the verdicts" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

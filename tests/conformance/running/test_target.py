@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from minilora import cli
-from minilora.cli import conformance as command
+from minilora.cli import judge as command
 from minilora.conformance import CannotRun
 from minilora.conformance.problems.rounding import UNIT
 from minilora.conformance.running import child_process as apart

@@ -1,0 +1,338 @@
+"""The judge's commands: ``minilora audit``, ``diagnose``, ``conformance``, ``vectors`` and ``golden``.
+
+Each prints what it found and writes it to the file of ``--json``. It ends with 0, with 1 where something is wrong, and
+with 2 where nothing could be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .console import check_output, discard, files, path, print_error, printable
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+TIMEOUT = 20.0
+
+
+def add(commands: Any) -> None:
+    """Add the five commands to the parser."""
+    add_audit(commands)
+    add_diagnose(commands)
+    add_conformance(commands)
+    add_vectors(commands)
+    add_golden(commands)
+
+
+# --- an adapter -------------------------------------------------------------------------------------------------------
+
+
+def add_audit(commands: Any) -> None:
+    """Add ``minilora audit``."""
+    parser = commands.add_parser(
+        "audit",
+        help="look at an adapter, and at the model that it is for: is it right, and is it applied?",
+        description=(
+            "Read an adapter tensor by tensor and of the model the headers alone, and say what the adapter is, whether "
+            "every tensor lands, and what is suspicious. Exit code 0 where it is sound, with notes or without, 1 where "
+            "it is suspicious or wrong, 2 where it could not be looked at."
+        ),
+    )
+    parser.add_argument(
+        "adapter",
+        type=path,
+        metavar="ADAPTER",
+        help="a folder of PEFT's or of mlx-lm's, a .gguf file, or a .safetensors file with the names of PEFT, MLX or "
+        "kohya",
+    )
+    parser.add_argument(
+        "--model", type=path, metavar="MODEL", help="a Hugging Face folder, its weights alone, or a .gguf file"
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="read the model's weights too, and say what merging loses in few bits"
+    )
+    add_json(parser, "write the report to a file too")
+    parser.set_defaults(command=run_audit)
+
+
+def run_audit(options: argparse.Namespace) -> int:
+    """Print whether an adapter is right, and whether a model takes it."""
+    from ..conformance.audit.auditing import audit
+
+    check_output(options.json, files("a file that is looked at", options.adapter, options.model))
+    report = audit(options.adapter, options.model, merge=options.merge)
+    write_json(options.json, report.json())
+    print(report)
+    return report.status
+
+
+# --- an adapter in an engine ------------------------------------------------------------------------------------------
+
+
+def add_diagnose(commands: Any) -> None:
+    """Add ``minilora diagnose``."""
+    parser = commands.add_parser(
+        "diagnose",
+        help="say from an engine's logits what it did with an adapter of yours",
+        description=(
+            "Compute what a decoder and an adapter give, and what they would give under each known mistake, and "
+            "say which of them an engine's logits are. LOGITS is a safetensors file with `prompts` (P, T) of token "
+            "ids, and `logits` (P, T, V) or (P, V), or `log_probabilities` of the same shape, with `ids` beside "
+            "them where they are of some tokens; its metadata may say `computed_in`, such as bfloat16. Exit code 0 "
+            "where the logits are right, 1 where they are wrong, 2 where they cannot be judged."
+        ),
+    )
+    parser.add_argument("logits", type=path, metavar="LOGITS", help="what the engine answered, a .safetensors file")
+    parser.add_argument(
+        "--model", type=path, metavar="MODEL", required=True, help="the decoder: a Hugging Face folder or a .gguf file"
+    )
+    parser.add_argument(
+        "--adapter", type=path, metavar="ADAPTER", required=True, help="the adapter, as `minilora audit` takes it"
+    )
+    add_json(parser, "write the diagnosis to a file too")
+    parser.set_defaults(command=run_diagnose)
+
+
+def run_diagnose(options: argparse.Namespace) -> int:
+    """Print what an engine did with an adapter."""
+    from ..conformance.diagnosis.diagnosing import diagnose
+
+    check_output(options.json, files("a file that is read", options.model, options.adapter, options.logits))
+    diagnosis = diagnose(options.model, options.adapter, options.logits)
+    write_json(options.json, diagnosis.json())
+    print(diagnosis)
+    return diagnosis.status
+
+
+# --- a LoRA in Python -------------------------------------------------------------------------------------------------
+
+
+def add_conformance(commands: Any) -> None:
+    """Add ``minilora conformance``."""
+    parser = commands.add_parser(
+        "conformance",
+        help="compare an implementation of LoRA with the formulas, and name what is wrong with it",
+        description=(
+            "Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process "
+            "of its own. Exit code 1 if a claim is broken, and 2 if nothing could be checked."
+        ),
+    )
+    parser.add_argument(
+        "implementation",
+        metavar="MODULE[:OBJECT]",
+        help="a module, a path to a .py file, or an object in it, with forward and perhaps backward",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in (default: the implementation's)")
+    parser.add_argument(
+        "--xfails", type=path, metavar="FILE", help="known failures, one a line: an id and a reason; strict both ways"
+    )
+    parser.add_argument(
+        "--require", metavar="CLAIMS", help="claims that must be offered, such as forward,slope,merge: else exit code 1"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
+    )
+    add_json(parser, "write the report there, with all ids and versions")
+    parser.set_defaults(command=run_conformance)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return seconds
+
+
+def run_conformance(options: argparse.Namespace) -> int:
+    """Print what an implementation does right, and what is wrong with it."""
+    from ..conformance.checking import xfails
+    from ..conformance.checking.report import save_json
+    from ..conformance.running.child_process import check_apart
+    from ..conformance.running.target import sources
+
+    name = options.implementation
+    try:
+        if options.json is not None:
+            inputs = [(file, "the implementation") for file in sources(name)]
+            check_output(options.json, [*inputs, *files("the known failures", options.xfails)])
+        known = {} if options.xfails is None else xfails.read(options.xfails)
+        required = _required(options.require)
+        report = check_apart(name, dtype=options.dtype, timeout=options.timeout)
+        judged = xfails.Judged(report, known, required)
+        if options.json is not None:
+            save_json(options.json, **report.as_dict(), **judged.as_dict())
+    except (ValueError, OSError) as error:
+        return _no_verdict(name, "could not be checked", error)
+    lines = [str(judged), *(xfails.github_error(text) for text in judged.annotations() if xfails.on_github())]
+    try:
+        if sys.stdout is None:  # as after >&- in a shell
+            raise OSError("there is no standard output")
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # a reader that has seen enough, as head has
+        discard(sys.stdout)
+    except OSError as error:  # a full disk
+        discard(sys.stdout)
+        return _no_verdict(name, "was checked, and the report could not be written", error)
+    return judged.status
+
+
+def _required(text: str | None) -> list[str]:
+    """Return the claims that ``--require`` names, with spaces or hyphens."""
+    from ..conformance.checking.contract import CONTRACT, FURTHER
+
+    claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
+    offered = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]
+    if unknown := [claim for claim in claims if claim not in offered]:
+        raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(offered)}")
+    return claims
+
+
+def _no_verdict(name: str, what: str, why: Exception) -> int:
+    """Say in one line what could not be done, and return the exit code."""
+    from ..conformance.checking.xfails import github_error, on_github
+
+    text = printable(f"{name} {what}: {' '.join(str(why).split())}")
+    print_error(text)
+    if on_github():
+        print_error(github_error(text))
+    return 2
+
+
+# --- a program that reads files ---------------------------------------------------------------------------------------
+
+
+def add_vectors(commands: Any) -> None:
+    """Add ``minilora vectors``."""
+    parser = commands.add_parser(
+        "vectors",
+        help="write problems and answers for a LoRA in another language, or judge its answers",
+        description=(
+            "Write problems and answers as safetensors, with an index in JSON: linear layers, embeddings, "
+            "convolutions, rsLoRA, DoRA both ways, dropout, a base in NF4 or bfloat16, fused slots, experts, ten steps "
+            "of Adam; float64, float32, float16 and bfloat16. "
+            "With --compare, judge the answers that a program wrote. Exit code 1 if a claim is broken."
+        ),
+    )
+    add_compare(parser, "the vectors")
+    add_json(parser, "with --compare, write the verdicts there, with all ids and versions")
+    parser.set_defaults(command=run_vectors)
+
+
+def run_vectors(options: argparse.Namespace) -> int:
+    """Write the vectors, or print a verdict for each precision in which there are answers."""
+    from ..conformance import vectors
+    from ..conformance.checking.report import save_json
+
+    if options.compare is None:
+        return write_cases(options, vectors.write)
+    check_output(options.json, compared(options))
+    reports = vectors.compare(options.folder, options.compare)
+    status = 0 if all(report.passed for report in reports) else 1
+    if options.json is not None:
+        verdicts = [
+            report.as_dict() | {"failing": [case.id for case in report.every_case() if case.failed]}
+            for report in reports
+        ]
+        save_json(options.json, status=status, precisions=verdicts)
+    print("\n\n".join(map(str, reports)))
+    return status
+
+
+def add_golden(commands: Any) -> None:
+    """Add ``minilora golden``."""
+    parser = commands.add_parser(
+        "golden",
+        help="write adapters with right answers, or judge a program's answers",
+        description=(
+            "Write random decoders of half a megabyte, some with a mixture of experts, adapters for them as PEFT "
+            "writes them, the right answers (logits and merged weights), and the logits of known bugs. With "
+            "--compare, judge a program's answers. Exit code 1 if a case is wrong or missing."
+        ),
+    )
+    add_compare(parser, "the adapters")
+    parser.add_argument(
+        "--xfails",
+        type=path,
+        metavar="FILE",
+        help="with --compare, a file of cases that are known to fail, a line each: the case's id and a reason. Exit "
+        "code 0 where these fail and no other",
+    )
+    add_json(parser, "with --compare, write the verdicts to a file too")
+    parser.set_defaults(command=run_golden)
+
+
+def run_golden(options: argparse.Namespace) -> int:
+    """Write the golden adapters, or print a verdict for each case."""
+    from ..conformance.checking import xfails
+    from ..conformance.checking.report import save_json
+    from ..conformance.golden import folder, judging
+
+    if options.compare is None:
+        return write_cases(options, folder.write)
+    check_output(options.json, [*compared(options), *files("the list of known failures", options.xfails)])
+    known = {} if options.xfails is None else xfails.read(options.xfails)
+    verdict = judging.compare(options.folder, options.compare, known)
+    if options.json is not None:
+        save_json(options.json, **verdict.json())
+    print(verdict)
+    if verdict.status and xfails.on_github():
+        stale = f"stale in {options.xfails}: {', '.join(verdict.stale)}"
+        first = str(verdict).splitlines()[0] if verdict.unexpected else stale
+        print(xfails.github_error(first, "minilora golden"))
+    return verdict.status
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+def add_json(parser: argparse.ArgumentParser, help: str) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", type=path, metavar="FILE", help=help)
+
+
+def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the folder that is written, and ``--compare``."""
+    parser.add_argument(
+        "folder",
+        type=path,
+        metavar="DIR",
+        help=f"a new folder for {what}; with --compare, the folder that has them",
+    )
+    parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
+
+
+def write_cases(options: argparse.Namespace, write: Callable[[Path], int]) -> int:
+    """Write a folder with right answers, to be compared later."""
+    for name in ("json", "xfails"):
+        if getattr(options, name, None) is not None:
+            raise ValueError(f"--{name} needs --compare: it is about the verdicts")
+    count = write(options.folder)
+    print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
+    return 0
+
+
+def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Return the files that ``--compare`` reads: of a folder with right answers all, and of the results the tensors."""
+    what = "a file of what is compared"
+    return [*files(what, options.folder, pattern="**/*"), *files(what, options.compare, pattern="*.safetensors")]
+
+
+def write_json(file: Path | None, report: dict[str, Any]) -> None:
+    """Write a report to the file of ``--json``, whole or not at all."""
+    from ..files.atomic import written_whole
+
+    if file is not None:
+        with written_whole(file) as opened:
+            opened.write((json.dumps(report, indent=1) + "\n").encode())
