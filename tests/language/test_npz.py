@@ -67,6 +67,7 @@ NPZ_DAMAGE = {
     "an array of another shape": ({"blocks.1.attn.W_O": np.ones((8, 7))}, r"has shape \[7, 8\], expected \[8, 8\]"),
     "objects": ({"E": np.array([{}, []], dtype=object)}, "Object arrays cannot be loaded when allow_pickle=False"),
     "texts": ({"norm_f.gamma": np.array(["x"] * 8)}, "norm.weight"),
+    "integers": ({"norm_f.gamma": np.ones(8, int)}, "norm.weight' has dtype int64, expected a floating-point type"),
 }
 
 
