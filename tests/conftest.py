@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 from minilora import Backend, article, get_backend  # noqa: E402
-from minilora.language import llamainstance  # noqa: E402
+from minilora.cli import check  # noqa: E402
 from minilora.verify import instances  # noqa: E402
 
 from .support import cupy_standin  # noqa: E402
@@ -87,9 +87,9 @@ FEW = ("Linear", "LoRA", "LoRALinear", "MLP", "MLP, LoRA on fc1", "Embedding, Lo
 @pytest.fixture
 def small_check(monkeypatch):
     """`minilora check` at one size, of a few layers."""
-    few = {name: llamainstance.ALL_INSTANCES[name] for name in FEW}
+    few = {name: check.all_instances()[name] for name in FEW}
     monkeypatch.setattr(instances, "SIZES", instances.SIZES[:1])
-    monkeypatch.setattr(llamainstance, "ALL_INSTANCES", few)
+    monkeypatch.setattr(check, "all_instances", lambda: few)
 
 
 @pytest.fixture

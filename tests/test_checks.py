@@ -5,8 +5,8 @@ import pytest
 
 from minilora import Linear, LoRA, LoRALinear
 from minilora.checks import check_array, check_number, short
+from minilora.cli.check import all_instances
 from minilora.fast import residual_form
-from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import first_array
 
 from .support.loops import drawn
@@ -86,7 +86,7 @@ def test_an_input_that_does_not_fit_is_refused(x, message):
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize("row", ALL_INSTANCES)
+@pytest.mark.parametrize("row", all_instances())
 def test_every_layer_has_the_guards(row):
     layer, x = drawn(row, SQUARE)
     y, cache = layer.forward(x)

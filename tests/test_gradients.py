@@ -7,8 +7,8 @@ case is a layer or a model: `support/cases.py`. Hypothesis draws sizes and a see
 import pytest
 from hypothesis import example, given, settings
 
+from minilora.cli.check import all_instances
 from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference
-from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import walk
 
 from .support.cases import CASES, PRODUCTS
@@ -41,7 +41,7 @@ def test_every_layer_keeps_every_claim(case, claim, problem):
 def test_every_layer_of_the_package_is_in_some_case():
     """One that has a row in `minilora.verify.instances` and no second forward in `support/cases.py` fails here."""
     built = (case.build(SQUARE, case.params(SQUARE)) for case in CASES)
-    missing = {cls for row in ALL_INSTANCES for cls in classes_in(drawn(row, SQUARE)[0])}
+    missing = {cls for row in all_instances() for cls in classes_in(drawn(row, SQUARE)[0])}
     assert missing - {cls for layer in built for cls in classes_in(layer)} == set()
 
 

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 from .. import __version__
 from .console import discard, flush_or_discard, say, say_interrupted, warnings_in_lines
 
-PAGES = ["article", "finetune", "generate", "evaluate", "check", "merge", "inspect", "export", "judge"]
-"""In the order of the help."""
+COMMANDS = ["article", "finetune", "generate", "evaluate", "check", "merge", "inspect", "export", "judge"]
+"""Their files, in the order of the help."""
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -69,8 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for page in PAGES:
-        import_module(f".{page}", __package__).add(commands)
+    for file in COMMANDS:
+        import_module(f".{file}", __package__).add(commands)
     return parser
 
 

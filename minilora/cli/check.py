@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .console import Defaults, add_backend, chosen_backend
+
+if TYPE_CHECKING:
+    from ..checks import Array
+    from ..layer import Layer
+    from ..verify.instances import Drawing, Row
 
 
 def add(commands: Any) -> None:
@@ -26,11 +31,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a line for each gradient, and those that are wrong again at the end. Returns 1 where one is."""
-    from ..language.llamainstance import ALL_INSTANCES
     from ..verify.instances import prove
 
     backend = chosen_backend(options.backend)
-    proof = list(prove(backend, options.seed, ALL_INSTANCES))  # a bad seed speaks before the head of the table does
+    proof = list(prove(backend, options.seed, all_instances()))  # a bad seed speaks before the head of the table does
     blocks = [(title.split("  "), block) for title, report in proof for block in report.blocks]
     names = [f"{name} {block.name}" for (name, _), block in blocks]
     width, places = max(map(len, names)), max(len(at) for (_, at), _ in blocks)
@@ -51,3 +55,34 @@ def run(options: argparse.Namespace) -> int:
     how = f"complex step, float64, {backend.device}"
     print(f"\n{count - failed} of {count} gradients agree with the measured slope ({how})")
     return 1 if failed else 0
+
+
+def all_instances() -> dict[str, Row]:
+    """Return the layers of the book, and the decoder made of them."""
+    from ..verify.instances import INSTANCES
+
+    return INSTANCES | {"Llama, LoRA": _llama}
+
+
+def _llama(d: Drawing) -> tuple[Layer, Array]:
+    """Return a decoder with adapters in its lowest and its last block."""
+    import numpy as np
+
+    from ..adaptation import adapt
+    from ..backend import backend_or_numpy
+    from ..language.config import LlamaConfig
+    from ..language.llama import Llama
+    from ..layers.rotary import frequencies
+    from ..verify.instances import BASE, EPS, HIDDEN, moved
+
+    K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
+    config = LlamaConfig(
+        vocab_size=max(min(d.out_features, 7), 3), hidden_size=min(d.in_features, 7), intermediate_size=HIDDEN,
+        num_hidden_layers=2, num_attention_heads=K * g, num_key_value_heads=K, head_dim=D, rms_norm_eps=EPS,
+        frequencies=frequencies(D, BASE), tie_word_embeddings=True,
+    )  # fmt: skip
+    llama = Llama.build(config, {name: d.randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()})
+    targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]
+    adapted = adapt(llama, targets, rank=min(d.rank, 2), alpha=d.rank, rng=d.rng)
+    text = backend_or_numpy(d.backend).asarray(np.arange(3)[None])  # of equal values any query would read the same
+    return moved(d, adapted), text

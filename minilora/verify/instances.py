@@ -1,9 +1,9 @@
 """Every layer of the book once, small, and the check of all of them: what ``minilora check`` runs.
 
-`INSTANCES` is the list, one row each; `minilora.language.llamainstance` adds the language model. `prove` checks every
-row in one way: `gradcheck` moves the layer's trainable arrays and its input; its own forward is the function, its own
-backward the claim. The tests hold the rows against a second forward in loops and against the same on other devices. A
-test compares the list with every subclass of `Layer` in the package, so a new layer without a row fails.
+`INSTANCES` is the list, one row each; `minilora.cli.check` adds the language model. `prove` checks every row in one
+way: `gradcheck` moves the layer's trainable arrays and its input; its own forward is the function, its own backward the
+claim. The tests hold the rows against a second forward in loops and against the same on other devices. A test compares
+the list with every subclass of `Layer` in the package, so a new layer without a row fails.
 
 A row is a function of a `Drawing`. All its values are Gaussian: at the usual start of LoRA, B = 0, several wrong
 backwards look right. Weights are divided where an activation or a softmax would be flat otherwise.

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from minilora import Linear, LoRA
-from minilora.language import llamainstance
+from minilora.cli import check
 from minilora.verify import instances
 
 from ..support.command_line import run
@@ -64,7 +64,7 @@ def test_the_columns_of_check_do_not_touch(small_check, capsys):
     rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
     names = [
         f"{title.split('  ')[0]} {block.name}"
-        for title, found in instances.prove(instances=llamainstance.ALL_INSTANCES)
+        for title, found in instances.prove(instances=check.all_instances())
         for block in found.blocks
     ]
     ends = {len(row) for row in rows}
@@ -75,7 +75,7 @@ def test_the_columns_of_check_do_not_touch(small_check, capsys):
 
 
 def test_check_prints_what_it_measured(small_check, capsys, monkeypatch):
-    proof = list(instances.prove(instances=llamainstance.ALL_INSTANCES))
+    proof = list(instances.prove(instances=check.all_instances()))
     monkeypatch.setattr(instances, "prove", lambda *arguments: proof)
     assert run("check") == 0
     out = capsys.readouterr().out

@@ -19,7 +19,7 @@ from minilora import (
     quantize,
     weighted_sum,
 )
-from minilora.language.llamainstance import ALL_INSTANCES
+from minilora.cli.check import all_instances
 from minilora.layer import rebuild
 from minilora.layers.rotary import frequencies
 from minilora.verify.instances import Drawing
@@ -43,7 +43,7 @@ def instance(row, dtype):
     """Return a layer on the host, and an input for it."""
     rng = np.random.default_rng(0)
     drawing = Drawing(3, 6, 5, 2, 3.0, lambda *shape: rng.standard_normal(shape).astype(dtype), rng)
-    return ALL_INSTANCES[row](drawing)
+    return all_instances()[row](drawing)
 
 
 def adapted(layer, options):
@@ -89,7 +89,7 @@ PAIRS = pytest.mark.parametrize(
 
 
 @ELSEWHERE
-@pytest.mark.parametrize("row", ALL_INSTANCES)
+@pytest.mark.parametrize("row", all_instances())
 def test_every_layer_computes_what_numpy_does(place, row, dtype):
     computes_what_numpy_does(place, *instance(row, dtype), dtype)
 

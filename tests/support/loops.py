@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from minilora import Layer
+from minilora.cli.check import all_instances
 from minilora.conformance.claims import CLAIMS, Arrays, Case
 from minilora.conformance.problems import Problem
-from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import rebuild
 from minilora.verify.instances import Drawing
 
@@ -27,7 +27,7 @@ ByLoops = Callable[[Any, Arrays, np.ndarray], np.ndarray]
 
 @lru_cache(maxsize=64)  # each claim asks for the same instance several times
 def drawn(row: str, problem: Problem) -> tuple[Layer, np.ndarray]:
-    """Return a row of `ALL_INSTANCES` at a problem's sizes, and its input."""
+    """Return a row of `all_instances` at a problem's sizes, and its input."""
     numbers = count()
     drawing = Drawing(
         *(problem.n, problem.in_features, problem.out_features, problem.rank, problem.alpha),
@@ -35,7 +35,7 @@ def drawn(row: str, problem: Problem) -> tuple[Layer, np.ndarray]:
         rng=np.random.default_rng([problem.seed, 7]),
         bias=problem.bias,
     )
-    return ALL_INSTANCES[row](drawing)
+    return all_instances()[row](drawing)
 
 
 def case_of(

@@ -10,8 +10,8 @@ import pytest
 
 import minilora
 from minilora import MLP, Layer, LoRA
+from minilora.cli.check import all_instances
 from minilora.fast import residual
-from minilora.language.llamainstance import ALL_INSTANCES
 from minilora.layer import walk
 from minilora.verify import instances
 from minilora.verify.instances import Drawing
@@ -43,7 +43,7 @@ def classes_in_rows():
     """Return the layers' classes in each row."""
     rng = np.random.default_rng(0)
     drawing = Drawing(4, 3, 2, 2, 1.0, lambda *shape: rng.standard_normal(shape), rng)
-    return {name: {type(layer) for _, layer in walk(row(drawing)[0])} for name, row in ALL_INSTANCES.items()}
+    return {name: {type(layer) for _, layer in walk(row(drawing)[0])} for name, row in all_instances().items()}
 
 
 def test_every_layer_of_the_package_has_a_row():
@@ -66,11 +66,11 @@ def is_found(rows):
 @pytest.mark.parametrize("sizes", [1, pytest.param(len(instances.SIZES), marks=pytest.mark.long)])
 def test_every_layer_passes_at_every_size(monkeypatch, sizes):
     monkeypatch.setattr(instances, "SIZES", instances.SIZES[-sizes:])
-    verdicts = {title: report.passed for title, report in instances.prove(instances=ALL_INSTANCES)}
+    verdicts = {title: report.passed for title, report in instances.prove(instances=all_instances())}
     assert all(verdicts.values())
     names = {title.partition("  ")[0] for title in verdicts}
     forms = {f"residual_form of {name}" for name in ("LoRA", "LoRALinear", "LoRALinear, no bias")}
-    assert names == {*ALL_INSTANCES, "mse", "cross_entropy", *forms}
+    assert names == {*all_instances(), "mse", "cross_entropy", *forms}
     assert len(verdicts) == len(names) * len(instances.SIZES)
 
 
@@ -129,7 +129,7 @@ PLANTED = {
 def rows_with(cls):
     """Return the rows in which a layer's backward is this class's: the others cannot see a change of it."""
     return {
-        name: ALL_INSTANCES[name]
+        name: all_instances()[name]
         for name, classes in classes_in_rows().items()
         if any(issubclass(c, cls) for c in classes)
     }
@@ -157,7 +157,7 @@ def test_a_change_of_every_backward_is_found(monkeypatch, small_check):
 def test_a_constant_in_place_of_alpha_over_r_is_found(monkeypatch, scaling):
     """One size has just this scaling and cannot see it; the others must."""
     monkeypatch.setattr(LoRA, "forward", with_scaling(LoRA.forward, scaling))
-    assert is_found({"LoRA": ALL_INSTANCES["LoRA"]})
+    assert is_found({"LoRA": all_instances()["LoRA"]})
 
 
 def test_a_wrong_residual_form_is_found(monkeypatch):
@@ -171,12 +171,12 @@ def test_a_wrong_residual_form_is_found(monkeypatch):
 @pytest.mark.long
 def test_it_computes_where_it_is_told(standin, small_check):
     traffic.reset()
-    reports = list(instances.prove(standin, instances=ALL_INSTANCES))
+    reports = list(instances.prove(standin, instances=all_instances()))
     assert all(report.passed for _, report in reports)
     assert traffic.to_device > len(reports)
     assert traffic.waits > 10 * len(reports)
     traffic.reset()
-    list(instances.prove(instances=ALL_INSTANCES))
+    list(instances.prove(instances=all_instances()))
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
 
 
