@@ -285,7 +285,7 @@ def _beyond_file(part: Any) -> str:
         if isinstance(part, cls):
             own = [name for name in ("forward", "merge") if getattr(type(part), name) != getattr(cls, name)]
             return ", ".join(f"a {name} of its own" for name in (*own, *parts_besides(part, "base", "adapter")))
-    return "it is none of them"
+    return "it is no LoRA"
 
 
 def _check_alike(saved: Mapping[str, Adapter | StackedLoRA]) -> None:
