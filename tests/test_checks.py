@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minilora import Linear, LoRA, LoRALinear
-from minilora.checks import check_array, check_number, short
+from minilora.checks import FileRefused, check_array, check_number, named, short, unmoved
 from minilora.cli.check import all_instances
 from minilora.fast import residual_form
 from minilora.layer import first_array
@@ -64,6 +64,23 @@ def test_a_layer_that_cannot_be_is_refused(make, message):
 def test_what_draws_no_number_is_no_generator(rng):
     with pytest.raises(TypeError, match=r"^rng must be a numpy.random.Generator such as numpy.random.default_rng\(0\)"):
         Linear.init(5, 4, rng=rng)
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, MemoryError])
+def test_a_refused_start_leaves_the_generator_where_it_stood(error):
+    rng = np.random.default_rng(0)
+
+    def refused():
+        with unmoved(rng):
+            rng.standard_normal(3)
+            raise error
+
+    with pytest.raises(error):
+        refused()
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    with unmoved(rng):
+        rng.standard_normal(3)
+    assert rng.bit_generator.state != np.random.default_rng(0).bit_generator.state
 
 
 # --- the guards around forward and backward -------------------------------------------------------
@@ -127,6 +144,10 @@ def test_an_input_with_imaginary_parts_is_refused_before_anything_is_computed(ki
     with pytest.raises(TypeError, match=r"x holds complex numbers, .*: take x\.real, or its real and imaginary parts"):
         layer.forward(x + 0.5j)
     np.testing.assert_array_equal(x, before)
+    one = x.astype(complex)
+    one.flat[-1] += 2e-6j  # which the mean of all entries would hide
+    with pytest.raises(TypeError, match="x holds complex numbers"):
+        layer.forward(one)
     assert layer(x + 1e-20j).dtype == np.complex128  # the complex step
 
 
@@ -192,7 +213,9 @@ def test_residual_form_refuses_a_subclass_as_base():
 # --- numbers, and how values are shown ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, "3", b"3", True, np.bool_(True), 1j, np.complex128(1), np.ones(1)])
+@pytest.mark.parametrize(
+    "value", [None, "3", b"3", True, np.bool_(True), 1j, np.complex64(1), np.array(1 + 0j), np.ones(1)]
+)
 def test_what_is_no_number_is_refused(value):
     with pytest.raises(TypeError, match=r"^n must be a number, got "):
         check_number("n", value, above=0)
@@ -201,6 +224,22 @@ def test_what_is_no_number_is_refused(value):
 @pytest.mark.parametrize("value", [3, 3.0, np.float32(3), np.int64(3), np.array(3.0)])
 def test_a_number_becomes_pythons(value):
     assert type(check_number("n", value, above=0)) is float
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (TypeError("no"), TypeError("a: no")),
+        (ValueError("no"), ValueError("a: no")),
+        (np.linalg.LinAlgError("no"), ValueError("a: no")),
+        (FileRefused("f", "no"), FileRefused("f", "no")),
+        (KeyError("no"), KeyError("no")),
+    ],
+)
+def test_an_error_under_a_name_keeps_its_kind(error, expected):
+    with pytest.raises(type(expected)) as caught, named("a"):
+        raise error
+    assert (type(caught.value), caught.value.args) == (type(expected), expected.args)
 
 
 def test_a_value_is_shown_in_one_short_line():

@@ -35,6 +35,7 @@ from minilora.layer import (
     nest,
     parameter_count,
     rebuild,
+    trains,
     walk,
 )
 from minilora.verify.instances import layer_claim
@@ -238,6 +239,31 @@ def test_backward_stops_below_the_lowest_layer_that_trains(trains):
     asked = [layer.asked for layer in layers.values()]
     assert asked == [[]] * trains + [[False]] + [[True]] * (3 - trains)
     assert model.backward(y, cache)[0].shape == (2, 3)
+
+
+class Hidden(Layer):
+    """Says itself what trains: an array that stands in a dict, and one of its own that does not."""
+
+    def __init__(self, *, learns):
+        self.fixed, self.learned = np.ones(3), {"gain": np.ones(3)} if learns else {}
+
+    def trainable(self):
+        return self.learned
+
+    def forward(self, x):
+        return x * self.fixed, (self, x.shape, x)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        (x,) = check_cache(self, dy, cache)
+        return dy * self.fixed if need_dx else None, {name: (dy * x).sum(axis=0) for name in self.learned}
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_layer_that_says_what_trains_is_asked(learns):
+    model = Sequential(low=Hidden(learns=learns), top=linear(3, 2))
+    assert trains(model.low) is learns
+    y, cache = model.forward(np.ones((4, 3)))
+    assert model.backward(y, cache, need_dx=False)[1].keys() == model.trainable().keys()
 
 
 # --- ids in, any shape out, tied arrays -----------------------------------------------------------

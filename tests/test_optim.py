@@ -197,6 +197,17 @@ def test_a_gradient_that_does_not_fit_changes_nothing(change, error, message):
     assert not any(array.any() for arrays in (params, optimizer.m, optimizer.v) for array in arrays.values())
 
 
+@pytest.mark.parametrize("wrong", [np.ones(1), np.ones((2, 2)), np.ones(2, np.float32)])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_each_gradient_of_a_tied_array_must_fit(name, wrong):
+    shared = np.zeros(2)
+    optimizer = Adam({"a": shared, "b": shared})
+    with pytest.raises((ValueError, TypeError), match=rf"grads\['{name}'\] has"):
+        optimizer.step({"a": np.ones(2), "b": np.ones(2), name: wrong})
+    assert optimizer.t == 0
+    assert not shared.any()
+
+
 def test_gradients_that_are_no_dict_are_refused():
     with pytest.raises(TypeError, match=r"^grads must be a dict, got list$"):
         Adam({"p": np.zeros(2)}).step([np.ones(2)])

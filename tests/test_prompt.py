@@ -95,6 +95,15 @@ def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
         train(layer(), X, Y, rng=RNG(0), lr=1e200)
 
 
+def test_growth_is_that_of_the_loss_that_is_measured():
+    far = X, 1e6 * Y  # where the loss begins a trillion times above that of X and Y
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(layer(), X, Y, rng=RNG(0), epochs=2, held_out=far)
+    with pytest.warns(LossGrew):
+        train(layer(), *far, rng=RNG(0), epochs=30, lr=1e3, held_out=(X, Y))
+
+
 def test_a_loss_that_grew_before_a_training_went_on_is_told_as_well(tmp_path):
     """It is held against where the training began, and not against where it goes on."""
     options = {"lr": 1000.0, "checkpoint": tmp_path / "c", "batch_size": 8}

@@ -500,6 +500,17 @@ def test_an_id_out_of_range_in_any_row_is_refused_first(name, id_, said):
     assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
 
 
+def test_targets_that_a_loss_would_broadcast_are_refused():
+    def broadcasting(prediction, target):
+        error = prediction - target
+        return (error**2).mean(), error
+
+    model, x = Linear.init(3, 1, rng=np.random.default_rng(0), dtype="float64"), np.ones((5, 3))
+    for shape in ((5,), (5, 5)):
+        with pytest.raises(ValueError, match=r"^Y has shape \(5,.*\), expected \(5, 1\)$"):
+            train(model, x, np.ones(shape), rng=np.random.default_rng(0), loss=broadcasting)
+
+
 def test_targets_of_which_none_counts_are_refused():
     with pytest.raises(ValueError, match=r"^Y has no target that counts: all of them are -100$"):
         evaluate(make(CASES[0]), DATA.x, np.full(50, -100), cross_entropy)

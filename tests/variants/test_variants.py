@@ -186,6 +186,7 @@ def test_each_array_has_the_rate_of_its_longest_ending():
     [
         ({"lora_B": 0.1}, ValueError, "no rate for .*lora_A"),
         ({"lora_A": 0.1, "lora_B": 0.1, "magnitude": 0.1}, ValueError, "'magnitude'.*end no name"),
+        ({"": 0.1, "lora": 0.1}, ValueError, r"rates for \['lora'\], which end no name"),
         ({}, ValueError, "no rate for"),
         ({"": 0}, ValueError, "above 0"),
         ({"": "0.1"}, TypeError, "number"),
