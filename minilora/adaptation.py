@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_rng, check_sizes, kind_of, named, unmoved
+from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, named, unmoved
 from .layer import Layer, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.nf4 import CodedLinear
@@ -88,11 +88,10 @@ def adapt(
     UserWarning
         If the rank is above the smaller width of a layer, where it gains nothing.
     """
-    check_rng(rng)
     (rank,) = check_sizes(rank=rank)
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
-    use_rslora, use_dora = check_flag("use_rslora", use_rslora), check_flag("use_dora", use_dora)
+    use_dora = check_flag("use_dora", use_dora)
     stacks = named_parameters(model, target_parameters or [])
     if stacks and (use_dora or init != "lora"):
         raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")

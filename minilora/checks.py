@@ -190,12 +190,9 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
 
 def check_integer(name: str, value: Any, at_least: int, at_most: int | None = None) -> int:
     """Return `value` as a Python int, within these limits."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {short(value)}") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value}")
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {short(value)}")
+    number = operator.index(value)
     if number < at_least:
         raise ValueError(f"{name} must be at least {at_least}, got {short(value)}")
     if at_most is not None and number > at_most:
@@ -268,6 +265,7 @@ def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[in
 @contextmanager
 def unmoved(rng: np.random.Generator) -> Iterator[None]:
     """Put a generator back to where it stood, where what is started with it is refused."""
+    check_rng(rng)
     state = rng.bit_generator.state
     try:
         yield

@@ -4,7 +4,32 @@
     dx, grads = layer.backward(dy, cache, need_dx=True)     grads stand under the names of trainable()
     y         = layer(x)                                    inference
 
-A model is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
+A NEW LAYER says what fits, and writes a forward and a backward. This is all of y_nj = x_nj g_j:
+
+    @dataclass(eq=False, repr=False)
+    class Scale(Layer):
+        gain: Array  # (in,)
+
+        fits = {"x": "... in", "gain": "in"}
+
+        def forward(self, x):  # (..., in) -> (..., in)
+            return x * self.gain, (x,)
+
+        def backward(self, dy, cache, *, need_dx=True):
+            (x,) = cache
+            dx = dy * self.gain if need_dx else None
+            return dx, {} if self.frozen else {"gain": rows(dy * x).sum(axis=0)}
+
+        shape = property(lambda self: self.gain.shape * 2)  # (out, in)
+
+WHAT FITS. `fits` gives the axes of the input x and of the layer's arrays, and the widths of the layers inside it, as in
+``{"gate_proj": "in -> m", "down_proj": "m -> in"}``. Each name is one number throughout; "..." is any axes. A new layer
+checks its parts: one size for each name, one library, one precision. A guard then stands around forward and backward.
+It checks x and dy, puts the layer and the shape of y in front of what forward keeps, and in backward refuses the cache
+of another layer before it takes the two off again. A class without `fits` makes the whole cache itself, and takes it
+apart with `check_cache`.
+
+A MODEL is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
 weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:
 
     parts(layer)                       list a layer's own arrays and layers, by name
@@ -15,17 +40,6 @@ Everything else is written with them, above all:
     model.trainable()                  list the arrays that train, by name
     walk(model)                        list every layer, by path
     nest(name, grads)                  put a child's gradients under its name
-
-WHAT FITS stands in one line of data, so that a layer's page holds its mathematics alone:
-
-    fits = {"x": "... in", "weight": "out in", "bias": "out"}      the axes of the input and of the layer's arrays
-    fits = {"gate_proj": "in -> m", "down_proj": "m -> in"}        the widths of the layers inside it
-
-Each name is one number throughout, and "..." is any axes. A new layer checks its parts: one size for each name, one
-library, one precision. Around the forward and the backward of a class with this line stands a guard. It checks x, and
-puts the layer itself and the shape of y in front of the tuple that forward returns: that is the cache. In backward it
-refuses the cache of another layer and a dy of another shape, and hands on the tuple. A class without the line returns
-the whole cache itself, and takes it apart with `check_cache`.
 
 WHY NEED_DX. A backward computes the gradients of the layer's own arrays, and dx, which the layer below takes as its dy.
 Below the lowest layer that trains nobody takes it, and it can be half of the work. So the caller says whether it needs

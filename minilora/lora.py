@@ -122,7 +122,7 @@ class LoRALinear(Layer):
         check_instance("base", self.base, Linear)
         check_instance("adapter", self.adapter, LoRA)
         super().__post_init__()
-        check_whole(self.adapter, "LoRALinear")
+        check_whole(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. The base needs none: its dx depends on W alone."""
@@ -171,12 +171,11 @@ def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n
     return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
 
 
-def check_whole(adapter: LoRA, layer: str, *used: str) -> None:
-    """Require that a layer leaves out no array of its adapter: one that it does not use would change nothing.
+def check_whole(layer: LoRALinear) -> None:
+    """Require that a layer leaves out no array of its adapter: one that its `fits` does not name would change nothing.
 
-    A subclass may compute with its arrays itself, in a `forward` and a `delta` of its own.
+    An adapter's class may compute with its arrays itself, in a `forward` and a `delta` of its own.
     """
-    own = type(adapter).forward is not LoRA.forward and type(adapter).delta is not LoRA.delta
-    left_out = parts_besides(adapter, "lora_A", "lora_B", "start", *used)
-    if left_out and not own:
-        raise ValueError(f"adapter has a {next(iter(left_out))}, which a {layer} leaves out")
+    cls, left_out = type(layer.adapter), parts_besides(layer.adapter, "lora_A", "lora_B", "start", *layer.fits)
+    if left_out and (cls.forward is LoRA.forward or cls.delta is LoRA.delta):
+        raise ValueError(f"adapter has a {next(iter(left_out))}, which a {type(layer).__name__} leaves out")

@@ -125,7 +125,7 @@ def _minus_one_hot(q: Array, ids: Array) -> Array:  # (..., V), (..., 1) -> (...
 
 
 def check_targets(logits: Array, targets: Array) -> None:
-    """Refuse what is not logits (..., V) and a class id, or `IGNORED`, for each row of them."""
+    """Require logits (..., V), and a class id or `IGNORED` for each row of them."""
     check_array("logits", logits)
     if not logits.shape or 0 in logits.shape:
         raise ValueError(f"logits has shape {tuple(logits.shape)}, expected (..., V) with no empty axis")

@@ -4,6 +4,7 @@ import inspect
 import pickle
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from textwrap import dedent
 from typing import ClassVar
 
 import numpy as np
@@ -26,6 +27,7 @@ from minilora import (
     merge,
     train,
 )
+from minilora import layer as layer_page
 from minilora.checks import check_ids
 from minilora.layer import (
     Layer,
@@ -384,6 +386,16 @@ def test_a_layer_that_says_what_fits_is_mathematics_alone():
 def test_parts_that_do_not_fit_are_refused_by_name(make, message):
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         make()
+
+
+def test_the_layer_that_the_page_writes_is_right():
+    code = layer_page.__doc__.partition("x_nj g_j:\n")[2].partition("\nWHAT FITS")[0]
+    names = {**vars(layer_page), "dataclass": dataclass}
+    exec(dedent(code), names)
+    claim = layer_claim(
+        names["Scale"](RNG.standard_normal(3)), RNG.standard_normal((4, 3)), RNG.standard_normal((4, 3))
+    )
+    assert [block.name for block in gradcheck(*claim[:3], cotangent=claim[3]).blocks] == ["x", "gain"]
 
 
 class Louder(Scale):

@@ -147,7 +147,11 @@ MISTAKES = {
         TypeError,
         "kernel must be a tuple of sizes, one for each axis, got 'x'",
     ),
-    "the best of no adapter": (lambda: best_of_rank(linear(), 1), TypeError, "adapter must be a LoRA, got Linear"),
+    "the best of no adapter": (
+        lambda: best_of_rank(linear(), 1),
+        TypeError,
+        r"adapters\[0\] must be a LoRA, got L",
+    ),
     "a sum of a model": (lambda: weighted_sum(model(), [1]), TypeError, "adapters must be a list, got Sequential"),
     "gradients that are a number": (
         lambda: train(linear(), X, Y, rng=RNG, gradients=5),

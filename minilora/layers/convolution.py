@@ -163,7 +163,7 @@ def _each_axis(name: str, value: Any, kernel: Ints, at_least: int) -> Ints:
 
 
 def _check_image(layer: Convolution, x: Array) -> None:
-    """Refuse an input that does not fit a convolution: (N, in, *sizes), and no kernel larger than the padded image."""
+    """Require an input (N, in, *sizes), and a kernel that is no larger than the padded image."""
     check_array("x", x, like=layer.weight)
     shape, weight = tuple(x.shape), layer.weight.shape
     if len(shape) != len(weight) or shape[1] != weight[1]:

@@ -100,7 +100,7 @@ def _angles(frequencies: tuple[float, ...], start: int, length: int, dtype: str,
 
 
 def check_frequencies(frequencies: Any) -> tuple[float, ...]:
-    """Return the frequencies of rotations as floats, or refuse what are not at least one."""
+    """Return the frequencies of rotations as floats, at least one."""
     if not isinstance(frequencies, (tuple, list)) or not frequencies:
         raise ValueError(f"frequencies must be a tuple of one number or more, got {frequencies!r}")
     return tuple(check_number(f"frequencies[{j}]", f, above=0, or_equal=True) for j, f in enumerate(frequencies))

@@ -33,18 +33,15 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_number
 from ..layer import Cache, Layer, Model, rebuild, walk
-from ..linear import Linear
-from ..lora import LoRA, LoRALinear
+from ..lora import LoRALinear
 from .dora import DoRAAdapter
 from .stackedlora import StackedLoRA
 
 
 @dataclass(eq=False, repr=False)
-class DroppingLoRALinear(Layer):
+class DroppingLoRALinear(LoRALinear):
     """A frozen layer and its adapter in one step of a training with dropout: `LoRALinear` with a mask before A."""
 
-    base: Linear
-    adapter: LoRA
     dropout: float  # p, from 0 to below 1
     keys: tuple[int, ...]  # one for each sequence of the batch, below 2^64
     number: int = 0  # of the layer, so that no two have the same masks
@@ -54,7 +51,7 @@ class DroppingLoRALinear(Layer):
     fits = {"x": "... in", **LoRALinear.fits}
 
     def __post_init__(self) -> None:
-        LoRALinear(self.base, self.adapter)  # the same guards
+        super().__post_init__()
         self.dropout = check_number("dropout", self.dropout, above=0, below=1, or_equal=True)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
@@ -86,12 +83,6 @@ class DroppingLoRALinear(Layer):
     def _draws(self, key: int) -> np.random.Generator:
         """Return what draws the mask of a sequence in this layer."""
         return np.random.Generator(np.random.Philox(key=np.array([key, self.number], np.uint64)))
-
-    def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays: the base is frozen by its absence."""
-        return self.adapter.trainable()
-
-    shape = property(lambda self: self.base.shape, doc="(out, in).")
 
 
 def with_dropout(model: Model, dropout: float, keys: Sequence[int]) -> Model:

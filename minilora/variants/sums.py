@@ -118,7 +118,6 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
     A rank that is not from 1 to the adapter's is a ValueError. So are one above min(in, out), and an adapter whose
     change of weight is no product, as in `weighted_sum`.
     """
-    check_instance("adapter", adapter, LoRA)
     check_summands([adapter], [1.0])
     r = check_rank_within(rank, (adapter.rank, *adapter.shape))
     Q_B, U, S, Vt, Q_A = _thin_svd(adapter)
@@ -154,11 +153,9 @@ def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[f
     for i, adapter in enumerate(adapters):
         check_instance(f"adapters[{i}]", adapter, LoRA)
         check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
-        if adapter.shape != first.shape:
-            raise ValueError(f"adapters[{i}] has shape {adapter.shape}, expected {first.shape} as adapters[0]")
-        place, expected = ((getattr(a, "kind", "linear"), getattr(a, "kernel", ())) for a in (adapter, first))
+        place, expected = ((a.shape, getattr(a, "kind", "linear"), getattr(a, "kernel", ())) for a in (adapter, first))
         if place != expected:
-            raise ValueError(f"adapters[{i}] is of kind and kernel {place}, expected {expected} as adapters[0]")
+            raise ValueError(f"adapters[{i}] is of shape, kind and kernel {place}, expected {expected} as adapters[0]")
         started = getattr(adapter, "start", None) is not None
         if beyond := beyond_factors(adapter) + ["a start"] * started:
             raise ValueError(f"adapters[{i}] has {beyond[0]}: its change of the original base is not s B A")

@@ -26,8 +26,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..backend import all_finite, backend_of, share_memory
-from ..checks import Array, check_choice, check_dict, check_integer, check_kind, check_number, dtype_name
+from ..backend import backend_of, check_finite, share_memory
+from ..checks import (
+    Array,
+    check_choice,
+    check_dict,
+    check_integer,
+    check_kind,
+    check_number,
+    check_same_keys,
+    check_shape,
+    dtype_name,
+)
 from ..layer import homes, sum_tied
 
 Method = Literal["auto", "complex", "central"]
@@ -182,7 +192,7 @@ def gradcheck(
     CheckRefused
         If the check would be worthless.
     ValueError, TypeError
-        If a setting is out of range, or of another type.
+        If a gradient does not fit its array, a number is not finite, or an argument is out of range.
 
     Examples
     --------
@@ -345,10 +355,8 @@ class Slopes:
 
     def _check_output(self, output: Any) -> None:
         shape = tuple(getattr(output, "shape", ()))
-        if self.cotangent is None and shape != ():
+        if shape != tuple(getattr(self.cotangent, "shape", ())):
             raise CheckRefused(f"f returns an array of shape {shape}: give a cotangent of that shape")
-        if self.cotangent is not None and shape != tuple(self.cotangent.shape):
-            raise CheckRefused(f"cotangent has shape {tuple(self.cotangent.shape)}, expected {shape} as f returns")
         if hasattr(output, "dtype") and dtype_name(output) != "float64":
             raise CheckRefused(f"f returns {output.dtype}, expected float64: it loses the digits to be checked")
 
@@ -423,13 +431,11 @@ class Slopes:
 
 
 def check_claim(params: Mapping[str, Array], grads: Mapping[str, Array], cotangent: Array | None) -> None:
-    """Check that the claim is one gradient in float64 for each array, before f is called."""
-    for label, value in (("params", params), ("grads", grads)):
-        check_dict(label, value)
+    """Require one finite gradient in float64 for each array, before f is called."""
+    check_dict("params", params)
+    check_same_keys("grads", grads, params)
     if not params:
         raise CheckRefused("params is empty: there is nothing to check")
-    if params.keys() != grads.keys():
-        raise CheckRefused(f"grads has the keys {sorted(grads)}, expected {sorted(params)} as in params")
     arrays = {f"params[{name!r}]": p for name, p in params.items()}
     arrays |= {f"grads[{name!r}]": g for name, g in grads.items()}
     arrays |= {} if cotangent is None else {"cotangent": cotangent}
@@ -437,11 +443,9 @@ def check_claim(params: Mapping[str, Array], grads: Mapping[str, Array], cotange
         check_kind(label, array)
         if dtype_name(array) != "float64":
             raise CheckRefused(f"{label} has dtype {array.dtype}, expected float64: slopes of less cannot be trusted")
-        if not all_finite([array]):
-            raise CheckRefused(f"{label} is not finite")
     for name, p in params.items():
-        if tuple(grads[name].shape) != tuple(p.shape):
-            raise CheckRefused(f"grads[{name!r}] has shape {tuple(grads[name].shape)}, expected {tuple(p.shape)}")
+        check_shape(f"grads[{name!r}]", grads[name], p.shape)
+    check_finite(**arrays)
     for (one, p), (other, q) in combinations(params.items(), 2):
         if p is not q and share_memory(p, q):
             raise CheckRefused(
