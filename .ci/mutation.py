@@ -54,14 +54,14 @@ PARTS = {
     ),
     "rim": (
         (
-            ("files/atomic", "files/inputs", "files/tensors"),
+            ("files/disk", "files/tensors"),
             (
-                *("files/test_atomic", "files/test_inputs", "files/test_tensors", "test_errors", "files/test_merge"),
+                *("files/test_disk", "files/test_tensors", "test_errors", "files/test_merge"),
                 *("files/test_peft_folder", "language/test_weights"),
             ),
         ),
         (
-            ("files/merge", "files/placement", "files/modelfolder", "files/mixtures"),
+            ("files/merge", "files/placement", "files/modelfolder", "files/experts"),
             (
                 *("files/test_merge", "files/test_modelfolder", "files/test_merge_kinds", "files/test_merge_experts"),
                 *("files/test_expert_adapters", "files/test_placement"),
@@ -76,10 +76,10 @@ PARTS = {
             ("files/test_patterns", "files/test_peft_config"),
         ),
         (
-            ("files/adapters", "files/peft", "files/experts", "files/inspection"),
+            ("files/adapters", "files/peft", "files/inspection"),
             (
                 *("files/test_adapters", "files/test_peft_folder", "files/test_peft_names", "files/test_peft_config"),
-                *("files/test_expert_adapters", "files/test_inspection", "files/test_atomic", "files/test_patterns"),
+                *("files/test_expert_adapters", "files/test_inspection", "files/test_disk", "files/test_patterns"),
             ),
         ),
     ),

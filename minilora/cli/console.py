@@ -176,7 +176,7 @@ def files(what: str, *paths: Path | None, pattern: str = "*") -> list[tuple[Path
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
     """Require a file that can be written without the loss of something, such as of one that is read."""
-    from ..files.atomic import refuse_inputs, replaceable
+    from ..files.disk import refuse_inputs, replaceable
 
     if path is not None:
         replaceable(path)
@@ -197,7 +197,7 @@ def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> No
 
 def write_figure(figure: Any, path: Path) -> None:
     """Write a figure, whole or not at all."""
-    from ..files.atomic import written_whole
+    from ..files.disk import written_whole
 
     with written_whole(path) as file:
         figure.savefig(file, format=path.suffix.removeprefix(".").lower())

@@ -331,7 +331,7 @@ def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:
 
 def write_json(file: Path | None, report: dict[str, Any]) -> None:
     """Write a report to the file of ``--json``, whole or not at all."""
-    from ..files.atomic import written_whole
+    from ..files.disk import written_whole
 
     if file is not None:
         with written_whole(file) as opened:

@@ -244,7 +244,7 @@ def write(folder: Path) -> int:
     """
     from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
 
-    from ..files.atomic import written_folder
+    from ..files.disk import written_folder
 
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
@@ -275,7 +275,7 @@ def compare(folder: Path, results: Path) -> list[Report]:
     FileRefused
         If a file is not sound.
     """
-    from ..files.inputs import read_json
+    from ..files.disk import read_json
 
     version = read_json(folder / "index.json").get("minilora")
     if version != __version__:

@@ -3,9 +3,8 @@
 For callers: `adapters` loads and saves an adapter in PEFT's layout, `merge` folds one into a model, `inspection`
 shows what is in one, `checkpoint` keeps a training.
 
-Under them, `peft` is an adapter's folder, and `patterns` and `experts` say whose factors are whose. `placement` says
-where an adapter lands in a model's files, which are `tensors`, `mixtures` and `modelfolder`. `inputs` opens what is
-read, and `atomic` writes whole or not at all.
+Under them, `peft` is an adapter's folder, `patterns` and `experts` say whose factors are whose, and `placement` where
+an adapter lands in a model's files: `tensors`, and `modelfolder` for what lies around them. `disk` reads and writes.
 """
 
 from .. import lazily

@@ -49,8 +49,8 @@ from ..variants.adapter import Adapter, Rewritten, beyond_factors
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .atomic import replaceable, sync_folder, written_together
-from .experts import WRITTEN_AS, places
+from .disk import replaceable, sync_folder, written_together
+from .experts import WRITTEN_AS, layer_paths
 from .peft import (
     BASE,
     CONFIG_NAME,
@@ -309,7 +309,7 @@ def _check_ends(target_modules: Sequence[str], saved: Mapping[str, Adapter | Sta
 
 def _tensors(saved: Mapping[str, Adapter | StackedLoRA], dtype: str | None) -> dict[str, np.ndarray]:
     """Return the arrays with the names and shapes that PEFT gives them, in their order in the file."""
-    of_arrays = places(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
+    of_arrays = layer_paths(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
     tensors: dict[str, np.ndarray] = {}
     for module, adapter in saved.items():
         if isinstance(adapter, StackedLoRA):

@@ -26,7 +26,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, FileRefused, check_path, dtype_name, printable, reading, short
 from ..layer import Layer, parts, walk
-from .atomic import written_whole
+from .disk import written_whole
 from .tensors import TensorFile, write_tensors
 
 if TYPE_CHECKING:

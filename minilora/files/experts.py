@@ -1,8 +1,11 @@
-"""How PEFT names the adapters of a mixture's arrays, its ``target_parameters``, and which packings are read.
+"""A mixture's experts in files: how an adapter's folder names their factors, and a model's files their weights.
 
-An adapter of the array ``….experts.down_proj`` lies under the name of its module, ``….experts.lora_A.weight``: the key
-alone does not say of which array it is. `target_parameters` says it. Where two arrays of a module are adapted, PEFT
-puts one layer into another, in the order in which the module has them, the first one innermost:
+An array of a mixture, ``….experts.gate_up_proj`` or ``….down_proj``, has a matrix W_e (out, in) for each expert.
+
+**In an adapter's folder** an adapter of ``….experts.down_proj`` lies under the name of its module,
+``….experts.lora_A.weight``: the key alone does not say of which array it is, ``target_parameters`` does. Where two
+arrays of a module are adapted, PEFT puts one layer into another, in the order in which the module has them, the first
+one innermost:
 
     gate_up_proj     ….experts.base_layer.lora_A.weight
     down_proj        ….experts.lora_A.weight
@@ -10,25 +13,52 @@ puts one layer into another, in the order in which the module has them, the firs
 The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B (out, r E). Others were written before:
 
 * Up to version 0.19.0, PEFT took each weight W_e (out, in) for (in, out), and exchanged the factors: its A is
-  (E r, out), its B (in, r E). ``peft_version`` says which it is. Without it the shapes may, where both arrays of the
-  experts are adapted: gate_up_proj is d -> 2 m, and down_proj m -> d.
+  (E r, out), its B (in, r E). ``peft_version`` says which it is. Without it the shapes may, see `are_exchanged`.
 * Some programs wrote B with the expert as the slow index. ``lora_B_layout`` says ``grouped_by_expert`` then.
 
 Both are refused, and what nothing decides, with what to do.
+
+**In a model's files** the matrices of an array lie in one of three ways:
+
+    a tensor for all               for each, most folders                      for each, a Mixtral's
+    mlp.experts.gate_up_proj       mlp.experts.e.gate_proj.weight, .up_proj    block_sparse_moe.experts.e.w1, .w3
+    mlp.experts.down_proj          mlp.experts.e.down_proj.weight              block_sparse_moe.experts.e.w2
+    mlp.gate.weight                the same                                    block_sparse_moe.gate.weight
+
+The first column is what an adapter's paths name. An expert's gate_up_proj is its gate's rows, and below them its up's.
+A tensor for all is (E, out, in) here. Some models, such as gpt-oss, have (E, in, out): `are_exchanged` again.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
-from ..checks import short
+from ..checks import FileRefused, short
+from .tensors import Weights
+
+PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+"""The arrays of a module of experts, in its order, and the weights of one expert that each has, one above the other."""
+ORDER = tuple(PARTS)
+
+
+def are_exchanged(gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool | None:
+    """Return whether two shapes (out, in) are those of gate_up_proj, d -> 2 m, and down_proj, m -> d, transposed.
+
+    It is None where they are neither these nor the others: one of the two alone shows nothing, least of all a square.
+    """
+    (out, width), (d, m) = gate_up, down
+    if (out, width) == (2 * m, d):
+        return False
+    return True if (out, width) == (m, 2 * d) else None
+
+
+# --- in an adapter's folder ---
 
 WRAPPED = ".base_layer"
 EXPERTS = "experts"
 """What a module with the arrays of a mixture is called."""
-ORDER = ("gate_up_proj", "down_proj")
-"""The arrays of a module of experts, as it has them."""
 EXCHANGED_UNTIL = (0, 19, 0)
 """The last version of PEFT that took a weight (out, in) for (in, out)."""
 WRITTEN_AS = "0.19.1"
@@ -37,7 +67,7 @@ B_LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
 """The values of lora_B_layout, a key of unsloth's, and whether the expert is B's slow index."""
 
 
-def places(paths: Iterable[str]) -> dict[str, str]:
+def layer_paths(paths: Iterable[str]) -> dict[str, str]:
     """Return for each array's path the path of the layer that has its adapter in PEFT."""
     of_module: dict[str, list[str]] = {}
     for path in paths:
@@ -46,16 +76,16 @@ def places(paths: Iterable[str]) -> dict[str, str]:
     return {
         f"{module}.{name}": place
         for module, names in of_module.items()
-        for name, place in places_of(module, sorted(names, key=_order)).items()
+        for name, place in nested_paths(module, sorted(names, key=_order)).items()
     }
 
 
-def places_of(module: str, names: Sequence[str]) -> dict[str, str]:
+def nested_paths(module: str, names: Sequence[str]) -> dict[str, str]:
     """Return where the adapter of each of a module's arrays lies, by its name: the last one's at the module itself."""
     return {name: module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
 
 
-def array_places(adapted: Iterable[str], targets: Collection[str]) -> dict[str, str]:
+def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str, str]:
     """Return the place of each array's adapter among the adapted paths, by the array's path; each must be there once.
 
     `targets` is ``target_parameters``.
@@ -71,7 +101,7 @@ def array_places(adapted: Iterable[str], targets: Collection[str]) -> dict[str, 
             raise ValueError(
                 f"target_parameters names {short(names)} of {short(module)}: which key is whose is not known"
             )
-        found |= {f"{module}.{name}": place for name, place in places_of(module, names).items()}
+        found |= {f"{module}.{name}": place for name, place in nested_paths(module, names).items()}
     return found
 
 
@@ -111,12 +141,12 @@ def _order(name: str) -> int:
 # --- packings ---
 
 
-def check_packing(peft_version: str | None, widths: Mapping[str, tuple[int, int]]) -> None:
-    """Require factors that are packed as PEFT does since 0.19.1; `widths` has A's and B's by each array's path."""
+def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Require factors that are packed as PEFT does since 0.19.1; `shapes` has each array's (out, in) by its path."""
     says = "there is no peft_version" if peft_version is None else f"peft_version is {short(peft_version)}"
     version = version_of(peft_version)
-    for path in widths:
-        by_shape = _exchanged_by_shape(path.rpartition(".")[0], widths)
+    for path in shapes:
+        by_shape = _exchanged_by_shape(path.rpartition(".")[0], shapes)
         exchanged = by_shape if version is None else version <= EXCHANGED_UNTIL
         if exchanged is None:
             raise ValueError(
@@ -135,17 +165,104 @@ def check_packing(peft_version: str | None, widths: Mapping[str, tuple[int, int]
             )
 
 
-def _exchanged_by_shape(module: str, widths: Mapping[str, tuple[int, int]]) -> bool | None:
-    """Return whether both arrays' factors have the shapes of exchanged ones; None where they may be both."""
-    both = [widths.get(f"{module}.{name}") for name in ORDER]
-    if None in both:
-        return None
-    (a, b), (c, d) = both  # type: ignore[misc]
-    straight, exchanged = (b == 2 * c and a == d), (a == 2 * d and b == c)
-    return exchanged if straight != exchanged else None
+def _exchanged_by_shape(module: str, shapes: Mapping[str, tuple[int, int]]) -> bool | None:
+    """Return whether both arrays of a module have adapters of exchanged shapes; None where the shapes say nothing."""
+    gate_up, down = (shapes.get(f"{module}.{name}") for name in ORDER)
+    return are_exchanged(gate_up, down) if gate_up and down else None
 
 
 def version_of(text: str | None) -> tuple[int, ...] | None:
     """Return PEFT's version as numbers; None where there is none, or it is one between two versions."""
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", text or "")
     return tuple(map(int, match.groups())) if match else None
+
+
+# --- in a model's files ---
+
+MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""Their names in a Mixtral's files."""
+MIXTRAL_MLP = "block_sparse_moe"
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """A tensor with weights of an array: those rows of some experts, one expert after the other."""
+
+    name: str
+    experts: tuple[int, ...]
+    rows: slice  # of each expert's matrix (out, in)
+    shape: tuple[int, ...]  # that it must have
+
+
+def expert_tensors(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
+    """Return the tensors that hold an array's E matrices (out, in); require that they have these shapes."""
+    tensors = _for_all(path, experts, out, width, weights) or _for_each(path, experts, out, width, weights)
+    for tensor in tensors:
+        if (shape := weights.spec(tensor.name).shape) != tensor.shape:
+            raise FileRefused(
+                weights.holder[tensor.name].path,
+                f"{short(tensor.name)} has shape {list(shape)}, the adapter is for {list(tensor.shape)} "
+                f"(of {experts} experts, {out} x {width} each)",
+            )
+    return tensors
+
+
+def _spellings(path: str) -> list[str]:
+    """Return the names that an array may have in a file: the path, and a Mixtral's name."""
+    before, mlp, after = path.rpartition(".mlp.")
+    return [path, f"{before}.{MIXTRAL_MLP}.{after}"] if mlp else [path]
+
+
+def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
+    """Return the one tensor of all experts, where there is one."""
+    for name in _spellings(path):
+        if name not in weights.holder:
+            continue
+        if experts == 1 and len(weights.spec(name).shape) == 2:
+            return [ExpertTensor(name, (0,), slice(0, out), (out, width))]
+        _check_way_round(name, weights)
+        return [ExpertTensor(name, tuple(range(experts)), slice(0, out), (experts, out, width))]
+    return []
+
+
+def _check_way_round(name: str, weights: Weights) -> None:
+    """Require that a tensor of all experts is (E, out, in), as its shape and the other array's show together."""
+    both = [f"{name.rpartition('.')[0]}.{array}" for array in ORDER]
+    shapes = [weights.spec(array).shape for array in both if array in weights.holder]
+    known = len(shapes) == 2 and all(len(shape) == 3 for shape in shapes)
+    exchanged = are_exchanged(shapes[0][1:], shapes[1][1:]) if known else None
+    _, *matrix = weights.spec(name).shape
+    if exchanged:
+        what = "is stored (E, in, out), as the shapes of the two arrays show together: (E, out, in) alone is supported"
+    elif exchanged is None and len(set(matrix)) == 1:
+        what = "is square, and nothing shows whether it is stored (E, out, in): with the other array its shape would"
+    else:
+        return
+    raise FileRefused(weights.holder[name].path, f"{short(name)} {what}")
+
+
+def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -> list[ExpertTensor]:
+    """Return the tensors of each expert; require that all are there, and no more."""
+    name = path.rpartition(".")[2]
+    parts = PARTS.get(name, ())
+    edges = [0, *(out // len(parts) for _ in parts[1:]), out]  # of the parts' rows
+    for spelled in _spellings(path):
+        for names in ({part: part for part in parts}, MIXTRAL):
+            start, last = spelled.removesuffix(name), [f"{names[part]}.weight" for part in parts]
+            if not parts or f"{start}0.{last[0]}" not in weights.holder:
+                continue
+            for more in (f"{start}{experts}.{end}" for end in last):
+                if more in weights.holder:
+                    raise FileRefused(weights.path, f"there is {short(more)}, and the adapter is for {experts} experts")
+            tensors = [
+                ExpertTensor(f"{start}{e}.{end}", (e,), slice(top, bottom), (bottom - top, width))
+                for e in range(experts)
+                for end, top, bottom in zip(last, edges, edges[1:], strict=False)
+            ]
+            for tensor in tensors:
+                if tensor.name not in weights.holder:
+                    raise FileRefused(weights.path, f"there is no {short(tensor.name)}, which the adapter changes")
+            return tensors
+    each = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
+    such = "".join(f", and no tensor for each expert, such as {tensor}" for tensor in each)
+    raise FileRefused(weights.path, f"there is no {short(path)}, which the adapter changes{such}")

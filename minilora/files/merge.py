@@ -13,7 +13,7 @@ them in, so that its ``merge_and_unload`` gives the same numbers.
 
 An embedding's weight (V, dim) is the transpose of the matrix, as GPT-2's Conv1D has it, and a convolution's
 (out, C, *kernel) is the matrix (out, C K) under another shape. The experts of a mixture are many matrices in one
-tensor, or each in one or two of its own: W_e + s B_e A_e, see `minilora.files.mixtures`.
+tensor, or each in one or two of its own: W_e + s B_e A_e, see `minilora.files.experts`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,7 @@ from tqdm import tqdm
 
 from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
-from .atomic import is_new_or_empty, refuse_inputs, replaceable, synced, written_folder, written_whole
-from .inputs import read_start
+from .disk import is_new_or_empty, read_start, refuse_inputs, replaceable, synced, written_folder, written_whole
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
 from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from .placement import MergedTensor, merged_tensors

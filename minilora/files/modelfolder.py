@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FileRefused
-from .atomic import synced
-from .inputs import open_regular, parse_json, read_json
+from .disk import open_regular, parse_json, read_json, synced
 from .peft import CONFIG_NAME
 from .tensors import MODEL_CONFIG, Weights
 

@@ -38,8 +38,8 @@ import numpy as np
 
 from ..checks import FileRefused, hub_hint, named, reading, short
 from ..variants.scaling import scaling
-from .experts import array_places, check_packing
-from .inputs import parse_json, read_whole
+from .disk import parse_json, read_whole
+from .experts import adapted_arrays, check_packing
 from .patterns import are_named, first_matches, layer_numbers, within_time
 from .tensors import FLOATS, TensorFile
 
@@ -273,13 +273,13 @@ class AdapterFolder:
         with reading(path), within_time():
             _check_of_one_save(text, file)
             _check_dora(config, forms)
-            places = array_places(forms, config.target_parameters) if config.target_parameters else {}
+            places = adapted_arrays(forms, config.target_parameters) if config.target_parameters else {}
             of_arrays = {*places.values()}
             forms = {module: form for module, form in forms.items() if module not in of_arrays}
             config.check_targets(forms)
             layers = config.settings([*forms, *places])
             arrays = {path: Form("parameter", place=place) for path, place in places.items()}
-            check_packing(config.peft_version, {path: _widths(file, form, path) for path, form in arrays.items()})
+            check_packing(config.peft_version, {path: _matrix(file, form, path) for path, form in arrays.items()})
         with reading(weights):
             forms |= {path: _with_experts(file, form, layers[path].rank) for path, form in arrays.items()}
             for module, form in forms.items():
@@ -300,8 +300,7 @@ class AdapterFolder:
 
     def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
         """Return the shape of the matrix that a module's adapter is made for."""
-        width, out = _widths(self.file, self.forms[module], module)
-        return out, width
+        return _matrix(self.file, self.forms[module], module)
 
     def read(self, module: str) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
         """Return a module's matrices, and DoRA's magnitude; of a mixture's array (E r, in) and (out, r E)."""
@@ -381,7 +380,7 @@ def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
             raise ValueError(f"{short(key)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
         if spec.dtype != specs[0].dtype:
             raise ValueError(f"{short(keys[0])} has dtype {specs[0].dtype} and {short(key)} has dtype {spec.dtype}")
-    width, out = _widths(file, form, module)
+    out, width = _matrix(file, form, module)
     for key, spec, expected in zip(keys, specs, form.shapes(rank, out, width), strict=False):
         if spec.shape != expected:
             grouped = form.kernel and spec is specs[1] and math.prod(spec.shape[1:]) < rank
@@ -390,10 +389,10 @@ def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
             raise ValueError(f"{short(key)} {shapes} by the rank {rank}{more}")
 
 
-def _widths(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (in, out)
-    """Return how many numbers A reads and B writes."""
+def _matrix(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (out, in)
+    """Return how many numbers B writes and A reads."""
     A, B, *_ = (file.tensors[key].shape for key in form.keys(module))
-    return math.prod(A[1:]), B[0] if B else 0
+    return B[0] if B else 0, math.prod(A[1:])
 
 
 def _check_dora(config: Config, forms: Mapping[str, Form]) -> None:

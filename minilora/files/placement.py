@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..checks import FileRefused, short
-from .mixtures import ExpertTensor, expert_tensors
+from .experts import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head
 from .peft import BASE, PREFIX, AdapterFolder, Form
 from .tensors import FLOATS, NF4_STATE, Weights, same_bytes

@@ -22,7 +22,7 @@ from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
 from ..checks import FileRefused, reading, short
-from .inputs import member, open_regular, parse_json, read_whole
+from .disk import member, open_regular, parse_json, read_whole
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MODEL_CONFIG = "config.json"

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checks import FileRefused, check_path, needed, reading, short
-from ..files.inputs import open_regular, read_whole
+from ..files.disk import open_regular, read_whole
 from ..files.modelfolder import FURTHER_TEMPLATES
 from .gguf import gguf_tokenizer
 from .tokens import SETTINGS, read_settings, special_tokens, token_text

@@ -19,8 +19,8 @@ from ..backend import Backend
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
-from ..files.atomic import refuse_inputs, replaceable
 from ..files.checkpoint import Checkpoint, check_place
+from ..files.disk import refuse_inputs, replaceable
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk

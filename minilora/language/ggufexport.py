@@ -20,7 +20,7 @@ import numpy as np
 
 from ..checks import FileRefused, check_path, needed, reading, short
 from ..files.adapters import check_base_weights, load_adapter
-from ..files.atomic import refuse_inputs, replaceable, written_whole
+from ..files.disk import refuse_inputs, replaceable, written_whole
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import in_dtype
 from ..layers.nf4 import CodedLinear

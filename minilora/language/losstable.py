@@ -21,8 +21,8 @@ from typing import TypedDict
 from tqdm import tqdm
 
 from ..checks import Array
-from ..files.atomic import replaceable
 from ..files.checkpoint import CheckpointError, Saved
+from ..files.disk import replaceable
 from ..training import History, TrainingState
 
 LOG_EVERY = 20

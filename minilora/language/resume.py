@@ -19,7 +19,7 @@ import msgspec
 from ..backend import Backend
 from ..checks import Array, printable
 from ..files.checkpoint import Checkpoint, CheckpointError, Saved, read_checkpoint, refuse_another
-from ..files.inputs import open_regular
+from ..files.disk import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
 from ..layer import Layer

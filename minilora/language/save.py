@@ -20,7 +20,7 @@ import numpy as np
 from ..adaptation import is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
-from ..files.atomic import is_new_or_empty, synced, written_folder
+from ..files.disk import is_new_or_empty, synced, written_folder
 from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ..layer import walk
 from ..layers.nf4 import QuantizedLinear

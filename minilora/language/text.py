@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import FileRefused, check_integer, check_path, kind_of, reading
-from ..files.inputs import open_regular
+from ..files.disk import open_regular
 
 HELD_OUT = 10
 """One window or example in ten is held out, all through the text, since the parts of a text differ."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FileRefused, check_path, needed, reading, short
-from ..files.inputs import open_regular, read_json, read_whole
+from ..files.disk import open_regular, read_json, read_whole
 from ..files.tensors import MODEL_CONFIG
 from .gguf import gguf_tokenizer
 

@@ -30,8 +30,8 @@ import numpy as np
 
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, FileRefused, check_flag, check_path, short
-from ..files.inputs import open_regular, read_json
-from ..files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
+from ..files.disk import open_regular, read_json
+from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ..files.peft import CONFIG_NAME
 from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes

@@ -131,7 +131,11 @@ LAYER = "model.layers.1.mlp.experts"
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
-        ("fused", turn("gate_up_proj", "down_proj"), r"_proj' is stored \(E, in, out\), as its shape beside that of"),
+        (
+            "fused",
+            turn("gate_up_proj", "down_proj"),
+            r"_proj' is stored \(E, in, out\), as the shapes of the two arrays show",
+        ),
         ("fused", turn("down_proj"), r"down_proj' has shape \[4, 10, 12\], the adapter is for \[4, 12, 10\]"),
         ("fused", drop(f"{LAYER}.down_proj"), f"no '{LAYER}.down_proj', .* such as '{LAYER}.0.down_proj.weight'"),
         ("fused", cut(f"{LAYER}.down_proj"), r"down_proj' has shape \[3, 12, 10\]"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import FileRefused, hub_hint, short
-from ...files.inputs import read_json
+from ...files.disk import read_json
 from ...files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .adapterfile import AdapterFile
 from .findings import SUSPICIOUS, WRONG, Finding

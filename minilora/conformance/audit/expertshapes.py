@@ -9,8 +9,7 @@ from __future__ import annotations
 import itertools
 
 from ...checks import short
-from ...files.experts import EXCHANGED_UNTIL, version_of
-from ...files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
+from ...files.experts import EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding
 from .landing import Landing

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused
-from ...files.inputs import read_json
+from ...files.disk import read_json
 from ...files.modelfolder import HEAD_WEIGHT, ties_head
 from ...files.tensors import FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME
 from ...language.gguf import from_gguf

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...checks import FileRefused, named, reading, short
-from ...files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, places_of
+from ...files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
 from ...files.patterns import first_matches, within_time
 from ...files.peft import PREFIX, natural
 from ...variants.scaling import scaling
@@ -169,7 +169,7 @@ def _places(config: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[dict[s
         if sorted(depths) != list(range(len(arrays))):
             unclear.append(module)
             continue
-        paths |= {place: (f"{module}.{name}", True) for name, place in places_of(module, arrays).items()}
+        paths |= {place: (f"{module}.{name}", True) for name, place in nested_paths(module, arrays).items()}
     if not unclear:
         return paths, []
     text = (

@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...files.mixtures import MIXTRAL, MIXTRAL_MLP
+from ...files.experts import MIXTRAL, MIXTRAL_MLP
 from ...files.modelfolder import EMBEDDING, HEAD
 from ...files.peft import PREFIX
 from .adapterfile import AdapterFile, Module

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused, needed, short
-from ...files.inputs import read_start
+from ...files.disk import read_start
 from ...files.tensors import Weights, open_weights
 from ...language.gguf import read_gguf
 

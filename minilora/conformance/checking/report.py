@@ -18,7 +18,7 @@ import numpy as np
 
 from ... import __version__
 from ...checks import printable
-from ...files.atomic import written_whole
+from ...files.disk import written_whole
 
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ... import __version__
 from ...checks import needed
-from ...files.atomic import is_new_or_empty, written_folder
+from ...files.disk import is_new_or_empty, written_folder
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..bugs.bug import links
 from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers

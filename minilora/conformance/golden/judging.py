@@ -17,7 +17,7 @@ import numpy as np
 
 from ... import __version__
 from ...checks import FileRefused, printable, short
-from ...files.inputs import member, read_json
+from ...files.disk import member, read_json
 from ...files.tensors import FLOATS, TensorFile
 from ..checking.xfails import of_known
 from .folder import FORMAT, INDEX

@@ -24,7 +24,7 @@ from threading import Thread
 from typing import IO, Any, NoReturn
 
 from ...checks import FileRefused, printable
-from ...files.inputs import read_json, read_start
+from ...files.disk import read_json, read_start
 from ..checking.calling import is_theirs, line_of, raised
 from ..checking.report import CannotRun, Report
 from ..checking.suite import check

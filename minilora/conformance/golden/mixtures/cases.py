@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ....files.experts import WRITTEN_AS, places
-from ....files.mixtures import MIXTRAL_MLP
+from ....files.experts import MIXTRAL_MLP, WRITTEN_AS, layer_paths
 from ....files.peft import FACTORS, PREFIX
 from ..bases import TOKENS
 from ..cases import DEFAULTS, rounded
@@ -125,7 +124,7 @@ def mixture_files(case: MixtureCase) -> tuple[dict[str, Any], Arrays]:
     """Return the adapter's configuration, and its tensors under PEFT's names."""
     arrays, modules = case.base.arrays, case.given.modules
     parameters = [path for path in modules if path in arrays]
-    place_of = places(parameters)
+    place_of = layer_paths(parameters)
     config = {**DEFAULTS, "base_model_name_or_path": f"bases/{case.base.name}", **case.given.config}
     config["target_modules"] = _targets([path for path in modules if path not in arrays])
     if parameters:

@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ....files.experts import B_LAYOUTS, EXCHANGED_UNTIL, version_of
-from ....files.mixtures import MIXTRAL, MIXTRAL_MLP, PARTS
+from ....files.experts import B_LAYOUTS, EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
 from ....language.config import MixtureConfig
 from ...problems.reference import ExpertFormulas
 from ..exact import product

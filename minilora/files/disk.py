@@ -1,24 +1,82 @@
-"""Files and folders that are written whole or not at all.
+"""Files on the disk: what is opened to be read, and what is written whole or not at all.
+
+A pipe or a device could be read for ever, so only regular files are opened. A name that stands in a file leads to no
+other folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and what is not of the type that is expected.
 
 A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a folder all or nothing. What is
-written goes under a name of its own beside its target, to the disk (fsync), and takes the target's place by one rename.
-A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write one target, the
-last to finish replaces it.
+written goes under a name of its own next to its target, to the disk (fsync), and takes the target's place by one
+rename. A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write one
+target, the last to finish replaces it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import msgspec
+
+from ..checks import FileRefused, reading, short
+
+MOST_BYTES = 1 << 28
+"""Of a file that is read whole: settings, an index of shards, a tokenizer."""
 
 
-@contextlib.contextmanager
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading."""
+    with reading(path):
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise FileRefused(path, "not a regular file")
+        return open(path, "rb")
+
+
+def read_whole(path: Path, at_most: int = MOST_BYTES) -> bytes:
+    """Return the bytes of a regular file of no more than `at_most`."""
+    with open_regular(path) as file, reading(path):
+        if os.fstat(file.fileno()).st_size > at_most:
+            raise FileRefused(path, f"larger than the {at_most} bytes that such a file can need")
+        return file.read()
+
+
+def read_start(path: Path, count: int) -> bytes:
+    """Return the first bytes of a regular file, which tell its format."""
+    with open_regular(path) as file, reading(path):
+        return file.read(count)
+
+
+def read_json(path: Path, kind: Any = dict[str, Any], at_most: int = MOST_BYTES) -> Any:
+    """Return what a file of JSON holds, as a value of the type `kind`: a `msgspec.Struct`, or an object by default."""
+    return parse_json(path, read_whole(path, at_most), kind)
+
+
+def parse_json(path: Path, text: bytes | str, kind: Any = dict[str, Any], what: str = "") -> Any:
+    """Return what a text of JSON from a file holds; `what` says which text of the file it is."""
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise FileRefused(path, f"{what}: {error}" if what else str(error)) from error
+
+
+def member(folder: Path, name: str) -> Path:
+    """Return the path of the file of that plain name in a folder.
+
+    It may be a symbolic link, as in a cache of the Hugging Face hub, whose files are links to ``../../blobs``.
+    """
+    if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
+        raise FileRefused(folder, f"{short(name)} is not the plain name of a file in this folder")
+    return folder / name
+
+
+# --- writing ---
+
+
+@contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete.
 
@@ -28,7 +86,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-@contextlib.contextmanager
+@contextmanager
 def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Open files of one folder to write, which take their places in this order when all are complete and on the disk.
 
@@ -38,7 +96,7 @@ def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
         replaceable(path)
     parts = [_part_of(path) for path in paths]
     try:
-        with contextlib.ExitStack() as files:
+        with ExitStack() as files:
             yield [files.enter_context(synced(part)) for part in parts]
     except BaseException:
         for part in parts:
@@ -49,7 +107,7 @@ def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
     sync_folder(paths[0].absolute().parent)
 
 
-@contextlib.contextmanager
+@contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
     """Make a folder to write into, by `synced`, that takes its place at `path`, new or empty, when it is complete."""
     part = _part_of(path)
@@ -63,7 +121,7 @@ def written_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.absolute().parent)
 
 
-@contextlib.contextmanager
+@contextmanager
 def synced(path: Path) -> Iterator[BinaryIO]:
     """Open a new file to write, and wait until it is on the disk."""
     with open(path, "xb") as file:
