@@ -14,9 +14,10 @@ from __future__ import annotations
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import combinations
 from operator import and_
 from typing import Any
 
@@ -170,10 +171,14 @@ def all_finite(arrays: Sequence[Array]) -> bool:
     return bool(reduce(and_, flags)) if flags else True
 
 
-def share_memory(first: Array, second: Array) -> bool:
-    """Return whether two arrays of one library lie on the same memory, as far as the library can tell."""
-    tell = getattr(backend_of(first).xp, "shares_memory", None)
-    return first is second or (tell is not None and bool(tell(first, second)))
+def check_apart(params: Mapping[str, Array]) -> None:
+    """Require that no two arrays share memory, as far as their library can tell; one array may have several names."""
+    for (one, p), (other, q) in combinations(params.items(), 2):
+        tell = getattr(backend_of(p).xp, "shares_memory", None)
+        if p is not q and tell is not None and tell(p, q):
+            raise ValueError(
+                f"params[{one!r}] and params[{other!r}] share memory and are two arrays: give one array both names"
+            )
 
 
 def check_finite(**arrays: Array) -> None:

@@ -35,13 +35,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from itertools import combinations
 from operator import iadd, imul, isub, itruediv
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .backend import backend_of
+from .backend import backend_of, check_apart
 from .checks import (
     Array,
     check_choice,
@@ -234,22 +233,11 @@ def check_adam(params: Any, lr: Any, betas: Any, eps: Any) -> tuple[Any, tuple[f
         check_library(f"params[{name!r}]", p, like=params[first], like_name=f"params[{first!r}]")
         if isinstance(p, np.ndarray) and not p.flags.writeable:
             raise ValueError(f"params[{name!r}] is read-only: Adam updates it in place, so give a copy")
-    check_no_overlap(params)
+        if isinstance(p, np.ndarray) and p.size and _overlaps_itself(p):
+            raise ValueError(f"params[{name!r}] has entries that share memory, as of a view: give a copy")
+    check_apart({name: p for name, p in params.items() if isinstance(p, np.ndarray)})  # a GPU would wait for this
     beta1, beta2 = (check_number(f"betas[{i}]", b, above=0, below=1, or_equal=True) for i, b in enumerate(betas))
     return check_rates(lr, params), (beta1, beta2), check_number("eps", eps, above=0)
-
-
-def check_no_overlap(params: Mapping[str, Array]) -> None:
-    """Require that no two arrays share memory, and no two entries of one. On a GPU nothing tells."""
-    host = {id(p): (name, p) for name, p in params.items() if isinstance(p, np.ndarray)}
-    for name, p in host.values():
-        if p.size and _overlaps_itself(p):
-            raise ValueError(f"params[{name!r}] has entries that share memory, as of a view: give a copy")
-    for (one, p), (two, q) in combinations(host.values(), 2):
-        if np.shares_memory(p, q):
-            raise ValueError(
-                f"params[{one!r}] and params[{two!r}] share memory and are two arrays: give one array both names"
-            )
 
 
 def _overlaps_itself(p: np.ndarray) -> bool:

@@ -21,12 +21,11 @@ import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
-from ..backend import backend_of, check_finite, share_memory
+from ..backend import backend_of, check_apart, check_finite
 from ..checks import (
     Array,
     check_choice,
@@ -446,12 +445,7 @@ def check_claim(params: Mapping[str, Array], grads: Mapping[str, Array], cotange
     for name, p in params.items():
         check_shape(f"grads[{name!r}]", grads[name], p.shape)
     check_finite(**arrays)
-    for (one, p), (other, q) in combinations(params.items(), 2):
-        if p is not q and share_memory(p, q):
-            raise CheckRefused(
-                f"params[{one!r}] and params[{other!r}] share memory and are two arrays: f cannot see one move alone. "
-                "Give one array both names, and it is checked as one, with the sum of its gradients"
-            )
+    check_apart(params)  # f cannot see one move alone
 
 
 @dataclass(frozen=True)
