@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import Any
 
 from .console import (
@@ -62,11 +61,16 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the experiment, print its report, and write what was asked for."""
     from .. import article
+    from ..checks import check_number
     from ..fast import keep_pages
-    from ..files.adapters import save_adapter
+    from ..files.adapters import check_adapter_target, save_adapter
+    from ..files.peft import MAX_ALPHA, MIN_ALPHA
 
     keep_pages()
-    _check(options)  # all that could fail after the training is tried before it
+    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # what could fail after the training
+    check_plot(options.plot)
+    if options.save:
+        check_adapter_target(options.save)
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")
     try:
@@ -100,22 +104,3 @@ def _kept(options: argparse.Namespace) -> str:
         if saved is not None:
             return f"epoch {saved.epoch} of {options.epochs} of the {name} ({options.checkpoint})"
     return ""
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Require what the run is going to need in the end."""
-    import numpy as np
-
-    from ..files.adapters import check_adapter_target
-    from ..files.peft import MAX_ALPHA, MIN_ALPHA
-
-    check_plot(options.plot)
-    if options.save:
-        check_adapter_target(options.save)
-    if options.rank > 0:
-        try:
-            np.empty((options.rank, 2001), options.dtype)  # the adapter: is there that much memory?
-        except ValueError as error:
-            raise ValueError(f"rank {options.rank} is too large: {error}") from None
-    if math.isfinite(options.alpha) and options.alpha > 0 and not MIN_ALPHA < options.alpha < MAX_ALPHA:
-        raise ValueError(f"alpha must be between {MIN_ALPHA:g} and {MAX_ALPHA:g}, got {options.alpha:g}")

@@ -74,8 +74,6 @@ def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, 
         check_same(kept, asked(recipe, model_path(recipe.model), backend), steps)
         print(f"resume   goes on from {kept.place(steps)} ({printable(str(kept.path))})", flush=True)
     start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
-    if recipe.dropout:
-        check_dropped(start_from)
     return recipe, kept, start_from
 
 
@@ -104,33 +102,16 @@ def check_recipe(recipe: Recipe) -> None:
         check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     if recipe.lr is not None:
         check_number("lr", recipe.lr, above=0)
-    if recipe.steps is not None:
-        rates(recipe, recipe.steps)
-    check_number("dropout", recipe.dropout, above=0, below=1, or_equal=True)
-    _check_together(recipe)
-    _check_places(recipe)
-
-
-def _check_together(recipe: Recipe) -> None:
-    """Require options that go together, and none that the adapter to go on from brings."""
     if recipe.adapter is not None:
         brought = ("rank", "alpha", "target_modules", "target_parameters", "use_rslora", "use_dora")
         names = [option_name(name) for name in brought if getattr(recipe, name) not in (None, False)]
         names += ["--init"] if recipe.init != "lora" else []
         if names:
             raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
-    parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
-    for wrong, message in (
-        (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
-        (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
-        (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
-        (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
-    ):
-        if wrong:
-            raise ValueError(message)
+    check_places(recipe)
 
 
-def _check_places(recipe: Recipe) -> None:
+def check_places(recipe: Recipe) -> None:
     """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
     check_adapter_target(recipe.save)
     goes_on = recipe.checkpoint is not None and recipe.checkpoint.exists()
@@ -263,7 +244,10 @@ def fit_to_machine(
     recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
 ) -> tuple[Settled, Data]:
     """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
-    masked = with_dropout(adapted, recipe.dropout, [0]) if recipe.dropout else adapted
+    masked = adapted
+    if recipe.dropout:
+        check_dropped(adapters(adapted))
+        masked = with_dropout(adapted, recipe.dropout, [0])
     needs = measured_memory(masked, backend.asarray(data.X), backend)
     if recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
@@ -285,14 +269,14 @@ def fit_to_machine(
     print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
     parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
     memory = needs(data.X.shape[1], recipe.workers, data.X_held.shape)
-    hint = print_memory(memory, parts, recipe.part_rows, data.unit, machine)
+    print_memory(memory, parts, recipe.part_rows, data.unit, machine)
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
     print(f"time     {steps} steps of {recipe.batch_size} {data.unit}\n")
     if data.example:
         print(f"{data.example}\n")
-    if hint and not recipe.anyway:
-        raise ValueError(f"{hint}; --anyway begins all the same")
-    if hint:
+    if machine is not None and (hint := what_fits(memory, parts, recipe.part_rows, machine)):
+        if not recipe.anyway:
+            raise ValueError(f"{hint}; --anyway begins all the same")
         warnings.warn(hint, stacklevel=2)
     return recipe, data
 
@@ -316,31 +300,29 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
-def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> str:
-    """Print what the training needs, and what the machine has; return what to ask for where that is less, or ""."""
-    kept, logits = megabytes(memory.activations(parts * rows)), megabytes(memory.all_logits(parts * rows))
-    print(f"memory   {kept} MB of activations for the backward of {parts} x {rows} {unit} at a time")
-    hint = what_fits(memory, parts, rows, machine)
+def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> None:
+    """Print what the training needs, and what the machine has."""
+    at_once = parts * rows
+    kept, logits = megabytes(memory.activations(at_once)), megabytes(memory.all_logits(at_once))
     there = f"; {megabytes(machine.free)} of {megabytes(machine.whole)} MB are free" if machine else ""
     print(
+        f"memory   {kept} MB of activations for the backward of {parts} x {rows} {unit} at a time\n"
         f"         with weights {megabytes(memory.weights)}, Adam and gradients {megabytes(memory.state)}, logits "
-        f"{logits}: {megabytes(memory.together(parts * rows))} MB together{there}"
+        f"{logits}: {megabytes(memory.together(at_once))} MB together{there}"
     )
-    return hint
 
 
-def what_fits(memory: StepMemory, parts: int, rows: int, machine: Memory | None) -> str:
+def what_fits(memory: StepMemory, parts: int, rows: int, machine: Memory) -> str:
     """Return what to ask for where the training does not fit into the memory that is free; or "".
 
     What is more than the machine has at all is refused: the system would end the process in the first step.
     """
     needed = memory.together(parts * rows)
-    if machine is None or needed <= USABLE_SHARE * machine.free:
+    if needed <= USABLE_SHARE * machine.free:
         return ""
-    fitting = memory.rows_that_fit(USABLE_SHARE * machine.free, rows - 1, parts)
     smaller = "--workers 1" if parts > 1 else "a smaller --length"
     hint = f"not even --micro-batch 1 fits; {smaller} needs less"
-    if fitting:
+    if fitting := memory.rows_that_fit(USABLE_SHARE * machine.free, rows - 1, parts):
         hint = f"--micro-batch {fitting} fits, and takes the same steps"
     if needed > machine.whole:
         raise ValueError(
@@ -457,10 +439,9 @@ def best_step(recipe: Settled, table: LossTable) -> str:
         return (
             f"the adapter is that of step {table.best_step}, the one with the least held-out loss: {loss:.3f}{before}"
         )
-    lowest = table.lowest()
-    if lowest is None:
+    step, _, loss = min(table.rows, key=lambda row: round(row[2], 3))
+    if round(loss, 3) == round(table.rows[-1][2], 3):
         return ""
-    step, loss = lowest
     others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
     others += ["another --checkpoint"] if recipe.checkpoint is not None else []
     others += [] if recipe.overwrite else ["--overwrite"]  # the adapter of this one lies there now

@@ -170,11 +170,6 @@ class LossTable:
                 file.write(json.dumps({"step": number, **known}) + "\n")
         self.logged = step + 1
 
-    def lowest(self) -> tuple[int, float] | None:
-        """Return the step with the lowest held-out loss, and that loss; None where the last one's is as low."""
-        step, _, loss = min(self.rows, key=lambda row: round(row[2], 3))
-        return None if round(loss, 3) == round(self.rows[-1][2], 3) else (step, loss)
-
     def _check_own(self, step: int) -> None:
         """Require that no other process wrote the checkpoint after it was read: no row would be right."""
         if step != self.step:

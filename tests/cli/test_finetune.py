@@ -269,9 +269,8 @@ def test_an_adapter_that_cannot_be_read_is_refused_before_the_model_is(folder, c
     assert "'a" in capsys.readouterr().err
 
 
-def test_dropout_before_a_dora_is_refused_before_the_model_is_read(folder, capsys, monkeypatch):
+def test_dropout_before_a_dora_is_refused(folder, capsys):
     assert finetune("--steps", "1", "--use-dora") == 0
-    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     assert run(*GO_ON, *SIZES, "--dropout", "0.1") == 2
     assert "which is a DoRA's" in capsys.readouterr().err
 
