@@ -265,6 +265,12 @@ def test_ends_of_paths_name_the_adapted_layers_and_no_other(targets, ends):
     assert adapters(again).keys() == adapters(adapted).keys()
 
 
+def test_an_end_of_a_path_begins_at_a_dot():
+    model = Sequential(block=Sequential(fc=linear(3, 3), mfc=linear(3, 3)))
+    adapted = adapt(model, ["fc"], rank=2, alpha=4, rng=RNG)
+    assert (list(adapters(adapted)), ends_of(adapted)) == (["block.fc"], ["fc"])
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
 def test_in_a_mixture_whole_paths_are_named(kind):
     names = ["mlp.experts.gate_up_proj"]

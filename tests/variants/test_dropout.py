@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from minilora import GradientError, LoRALinear, adapt, adapters, gradcheck, train
+from minilora import GradientError, Linear, LoRALinear, Sequential, adapt, adapters, gradcheck, train
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
 from minilora.layer import walk
 from minilora.training import backpropagate
-from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout
+from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout, with_rows_at
 from minilora.verify.instances import layer_claim
 
 from ..support.language import tiny_llama, tiny_mixture
@@ -66,6 +66,15 @@ def test_no_two_layers_and_no_two_rows_have_one_mask():
     bits = [mask.tobytes() for mask in masks.values()]
     assert len(masks) == 2 * 14
     assert len(set(bits)) == len(bits)
+
+
+def test_the_rows_of_some_positions_are_of_named_layers_alone():
+    rng = np.random.default_rng(0)
+    model = Sequential(**{name: Linear(rng.standard_normal((4, 4))) for name in ("fc1", "fc10", "fc2")})
+    masked = with_dropout(adapt(model, "all-linear", rank=2, alpha=1, rng=rng), 0.5, [1, 2])
+    at = np.array([[True, False], [True, True]])
+    places = {path: layer.at for path, layer in dropping(with_rows_at(masked, at, ["fc1"])).items()}
+    assert places == {"fc1": ((True, False), (True, True)), "fc10": None, "fc2": None}
 
 
 def test_a_probability_of_nothing_changes_nothing():

@@ -382,6 +382,7 @@ def test_a_report_is_a_table_with_what_is_wrong_below():
         (0 * CUBE["x"], 0),
         (-CUBE["x"], pytest.approx(-1)),
         (CUBE["x"] * np.linspace(1, 1.5, 12).reshape(4, 3), None),
+        (CUBE["x"] * np.linspace(2, 2.0001, 12).reshape(4, 3), None),
         (CUBE["x"] + 1, None),
         (CUBE["x"] * (1 + 1e-6), pytest.approx(1 + 1e-6, abs=1e-7)),
     ],
