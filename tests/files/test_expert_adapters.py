@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, adapt, adapters, attach, load_adapter, save_adapter
 from minilora.checks import FileRefused
-from minilora.files.experts import places, version_of
+from minilora.files.experts import layer_paths, version_of
 from minilora.files.inspection import inspect_adapter
 from minilora.layers.experts import Experts, MixtureOfExperts, Router
 from minilora.layers.stacked import StackedLinear
@@ -102,7 +102,7 @@ def test_arrays_named_without_their_module_are_those_of_the_experts(tmp_path):
 
 def test_places_do_not_depend_on_the_order_of_names():
     for paths in (["a.down_proj", "a.gate_up_proj", "b.w"], ["b.w", "a.gate_up_proj", "a.down_proj"]):
-        assert places(paths) == {"a.down_proj": "a", "a.gate_up_proj": "a.base_layer", "b.w": "b"}
+        assert layer_paths(paths) == {"a.down_proj": "a", "a.gate_up_proj": "a.base_layer", "b.w": "b"}
 
 
 def test_other_ranks_and_alphas_are_exceptions_by_path(tmp_path):
