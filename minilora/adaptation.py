@@ -306,12 +306,14 @@ def _matrix(layer: Any) -> Any:
 def _described(path: str, layer: Any) -> Any:
     """Return a layer's adapter; of a plain `LoRA` one that shares its arrays and knows where it stands."""
     adapter, more = layer.adapter, parts_besides(layer, "base", "adapter")
-    if isinstance(adapter, LoRA) and more:
+    if not isinstance(adapter, LoRA):
+        return adapter
+    if more:
         raise TypeError(
             f"the layer {path!r}, a {type(layer).__name__}, has a {next(iter(more))} besides base and adapter: its "
             "adapter alone is not its change of weight"
         )
-    if not isinstance(adapter, LoRA) or isinstance(adapter, Adapter) or beyond_factors(adapter):
+    if isinstance(adapter, Adapter) or beyond_factors(adapter):
         return adapter
     described = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **place_of(getattr(layer, "base", None)))
     described.frozen = adapter.frozen
@@ -382,14 +384,9 @@ def _named(path: str, layer: Layer, target_modules: str | Sequence[str]) -> bool
 
 def check_adapters(name: str, value: Any) -> None:
     """Require a dict of adapters by module path."""
-    if isinstance(value, Mapping):
-        return
-    hint = ""
-    if isinstance(value, LoRA):
-        hint = ": give it under the path of its module, such as {'q_proj': adapter}"
-    elif isinstance(value, Layer):
-        hint = ": give its adapters, minilora.adapters(model)"
-    raise TypeError(f"{name} must be a dict of adapters by module path, got {kind_of(value)}{hint}")
+    if not isinstance(value, Mapping):
+        such = "such as {'q_proj': adapter}, or what minilora.adapters(model) returns"
+        raise TypeError(f"{name} must be a dict of adapters by module path, {such}; got {kind_of(value)}")
 
 
 def check_target_modules(target_modules: Any) -> None:

@@ -370,15 +370,10 @@ def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
 
 
 def check_model(value: Any) -> None:
-    """Require a model; a class, or adapters without their model, are likely mistakes."""
-    if isinstance(value, Layer):
-        return
-    hint = ""
-    if isinstance(value, type):
-        hint = f": give an object, such as {value.__name__}(...) returns"
-    elif isinstance(value, Mapping):
-        hint = ": adapters go beside the layers of a model, which minilora.attach(model, adapters) returns"
-    raise TypeError(f"model must be a Layer, got {kind_of(value)}{hint}")
+    """Require a model; adapters without theirs are a likely mistake."""
+    if not isinstance(value, Layer):
+        hint = "; minilora.attach(model, adapters) puts adapters into a model" if isinstance(value, Mapping) else ""
+        raise TypeError(f"model must be a Layer, got {kind_of(value)}{hint}")
 
 
 def check_input(layer: Layer, x: Array, axes: str = "... in") -> None:

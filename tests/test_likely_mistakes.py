@@ -85,7 +85,7 @@ MISTAKES = {
     "train a class": (
         lambda: train(LoRALinear, X, Y, rng=RNG),
         TypeError,
-        r"model must be a Layer, got the class LoRALinear, .*: give an object, such as LoRALinear\(\.\.\.\) returns",
+        "model must be a Layer, got the class LoRALinear, and no object of it$",
     ),
     "adapt a class": (lambda: adapt(MLP, "", rank=1, alpha=1, rng=RNG), TypeError, "model must be a .* the class MLP"),
     "a class as base": (lambda: LoRALinear(Linear, lora()), TypeError, "base must be a Linear, got the class Linear"),
@@ -93,19 +93,19 @@ MISTAKES = {
     "train adapters": (
         lambda: train({"fc": lora()}, X, Y, rng=RNG),
         TypeError,
-        r"model must be a Layer, got dict: adapters go beside .* minilora.attach\(model, adapters\) returns",
+        r"model must be a Layer, got dict; minilora\.attach\(model, adapters\) puts adapters into a model$",
     ),
-    "merge adapters": (lambda: merge({"fc": lora()}), TypeError, "model must be a Layer, got dict: adapters go beside"),
+    "merge adapters": (lambda: merge({"fc": lora()}), TypeError, "model must be a Layer, got dict; minilora"),
     "attach in the other order": (lambda: attach({"fc": lora()}, linear()), TypeError, "model must be a Layer, got d"),
     "attach a model": (
         lambda: attach(linear(), model()),
         TypeError,
-        r"adapters must be a dict of adapters by module path, got Sequential: give its adapters, minilora.adapters\(",
+        r"adapters must be a dict of .*, or what minilora\.adapters\(model\) returns; got Sequential$",
     ),
     "attach an adapter": (
         lambda: attach(linear(), lora()),
         TypeError,
-        r"adapters must be .*, got LoRA: give it under the path of its module, such as \{'q_proj': adapter\}",
+        r"adapters must be a dict of adapters by module path, such as \{'q_proj': adapter\}, .*; got LoRA$",
     ),
     "attach what is no adapter": (
         lambda: attach(Sequential(fc=linear()), {"fc": linear()}),
@@ -115,7 +115,7 @@ MISTAKES = {
     "save a model": (
         lambda: save_adapter("folder", model()),
         TypeError,
-        r"layers must be a dict of adapters by module path, got Sequential: give its adapters, minilora.adapters\(",
+        r"layers must be a dict of .*, or what minilora\.adapters\(model\) returns; got Sequential$",
     ),
     "a part that is no layer": (
         lambda: Attention(linear(), linear(), linear(), 3, Rotary((1.0, 0.1))),
