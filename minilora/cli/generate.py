@@ -62,18 +62,14 @@ def run(options: argparse.Namespace) -> int:
     """Print the text, token by token."""
     import numpy as np
 
-    from ..checks import check_integer, check_number
+    from ..checks import check_integer
     from ..files.adapters import load_adapter
     from ..language.chat import Dialogue
     from ..language.chattemplate import load_template
     from ..language.finetune import load_model, model_path, warn_beyond_context, with_adapters
-    from ..language.generation import check_top_p, generate
-    from ..language.text import check_vocabulary
+    from ..language.generation import generate
     from ..language.tokens import load_tokenizer, spell
 
-    check_integer("tokens", options.tokens, at_least=1)
-    check_number("temperature", options.temperature, above=0, or_equal=True)
-    check_top_p(options.top_p)
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     if options.prompt is None and not options.chat:
         raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
@@ -84,9 +80,7 @@ def run(options: argparse.Namespace) -> int:
     backend, source = chosen_backend(options.backend), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
     tokenizer = load_tokenizer(source)
-    dialogue = None
-    if options.chat:
-        dialogue = Dialogue(load_template(source), tokenizer, options.system)
+    dialogue = Dialogue(load_template(source), tokenizer, options.system) if options.chat else None
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
     first = None if options.prompt is None else _prompt(options.prompt, dialogue, tokenizer)
     model = load_model(options.model, "float32", backend, options.quantize)
@@ -94,17 +88,11 @@ def run(options: argparse.Namespace) -> int:
         model = with_adapters(model, adapters, options.adapter, backend, options.quantize)
     prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
     for prompt in prompts:
-        check_vocabulary(max(prompt.ids, default=0), model.lm_head.out_features)
         warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
         ids = generate(
-            model,
-            prompt.ids,
-            options.tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-            rng=rng,
+            model, prompt.ids, options.tokens, temperature=options.temperature, top_p=options.top_p, rng=rng,
             end=prompt.end,
-        )
+        )  # fmt: skip
         print(_shown(prompt.text), end="", flush=True)
         answer = ""
         for text in spell(ids, prompt.text_ids, tokenizer.decode):
@@ -120,10 +108,7 @@ def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Promp
     """Return a text to continue, or a message to answer."""
     from ..language.chat import read_prompt
 
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # what the system could not decode
-        raise ValueError(f"the prompt {printable(text)!r} is not a text in UTF-8") from None
+    text.encode()  # an error where the system could not decode it
     return read_prompt(text, tokenizer) if dialogue is None else dialogue.ask(text)
 
 

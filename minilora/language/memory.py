@@ -52,7 +52,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_flag, check_instance, check_integer, check_sizes, is_array
+from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array
 from ..fast.blockwise import CPU, GPU
 from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies
@@ -106,7 +106,6 @@ def training_memory(
     ValueError, TypeError
         If a number is out of range, a target is unknown, or all weights are to train in fewer than 16 bits.
     """
-    check_instance("config", config, LlamaConfig)
     known = MATRICES if config.mixture is None else MATRICES + EXPERTS
     (tokens,), recompute = check_sizes(tokens=tokens), check_flag("recompute", recompute)
     check_choice("bits", bits, CONSTANTS)  # type: ignore[arg-type]

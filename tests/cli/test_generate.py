@@ -102,7 +102,7 @@ def test_a_prompt_that_is_no_text_is_refused_in_a_line(chatty, capsys, monkeypat
     monkeypatch.setattr(sys, "stdin", io.StringIO("the \udcff"))
     assert run("generate", *arguments, "--model", "model") == 2
     err = capsys.readouterr().err
-    assert "is not a text in UTF-8" in err
+    assert "can't encode character '\\udcff' in position 4" in err
     assert err.count("\n") == 1
 
 

@@ -163,11 +163,6 @@ def test_a_configuration_that_cannot_be_is_refused(change, error, said):
         replace(LLAMA_2_7B, **change)
 
 
-def test_sizes_in_another_form_are_refused():
-    with pytest.raises(TypeError, match="config must be a LlamaConfig, got dict"):
-        training_memory({"layers": 32}, tokens=1)
-
-
 IDS = [LETTERS.index(c) for c in TEXT]
 
 
