@@ -43,8 +43,6 @@ from minilora.files.inspection import inspect_adapter
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
-from .support.language import tiny_llama
-
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 3))
 
@@ -158,21 +156,10 @@ MISTAKES = {
         TypeError,
         r"gradients must be a function, gradients\(model, x, y, loss\), got 5",
     ),
-    "a decoder of no configuration": (lambda: Llama.build({}, {}), TypeError, "config must be a LlamaConfig, got dict"),
-    "a decoder without arrays": (
-        lambda: Llama.build(config(), {}),
-        ValueError,
-        r"arrays has no 'model.embed_tokens.weight': 12 of the decoder's 12 are missing",
-    ),
     "a decoder's array of another shape": (
         lambda: Llama.build(config(), {name: np.ones(3) for name in config().shapes()}),
         ValueError,
         r"arrays\['model.embed_tokens.weight'\] has shape \(3,\), expected \(7, 4\)",
-    ),
-    "a past that is a number": (
-        lambda: tiny_llama().extend(np.array([[1]]), past=5),
-        TypeError,
-        "past must be what extend returned, or None, got int",
     ),
     "heads that cannot share": (
         lambda: config(num_attention_heads=3, num_key_value_heads=2),

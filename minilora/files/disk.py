@@ -36,6 +36,16 @@ def open_regular(path: Path) -> BinaryIO:
         return open(path, "rb")
 
 
+def model_format(path: Path) -> str:
+    """Return what a model is: a "folder", or a regular file that ends in ".gguf" or ".npz"."""
+    if os.path.isdir(path):
+        return "folder"
+    open_regular(path).close()
+    if path.suffix not in (".gguf", ".npz"):
+        raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
+    return path.suffix
+
+
 def read_whole(path: Path, at_most: int = MOST_BYTES) -> bytes:
     """Return the bytes of a regular file of no more than `at_most`."""
     with open_regular(path) as file, reading(path):

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..checks import FileRefused, check_path, needed, reading, short
-from ..files.disk import open_regular, read_whole
+from ..files.disk import model_format, read_whole
 from ..files.modelfolder import FURTHER_TEMPLATES
 from .gguf import gguf_tokenizer
 from .tokens import SETTINGS, read_settings, special_tokens, token_text
@@ -161,12 +161,9 @@ def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
 def load_template(model: str | Path) -> ChatTemplate:
     """Read the chat template of a model: a Hugging Face folder, or a .gguf file."""
     path = check_path("model", model)
-    if path.is_dir():
-        return _from_folder(path)
-    open_regular(path).close()
-    if path.suffix != ".gguf":
+    if (kind := model_format(path)) == ".npz":
         raise FileRefused(path, "there is no chat template, which a folder or a .gguf file can have")
-    return _from_gguf(path)
+    return _from_folder(path) if kind == "folder" else _from_gguf(path)
 
 
 def _from_folder(folder: Path) -> ChatTemplate:

@@ -88,6 +88,10 @@ KINDS = {
     ),
 }  # fmt: skip
 
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+HEADS = ("num_key_value_heads", "head_dim")
+"""Sizes that follow from the others where a file has none, or null."""
+
 
 @dataclass(frozen=True)
 class MixtureConfig:
@@ -151,8 +155,7 @@ class LlamaConfig:
     mixture: MixtureConfig | None = None  # of the kinds that have mixtures
 
     def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        check_sizes(**{name: getattr(self, name) for name in (*sizes, "num_key_value_heads", "head_dim")})
+        check_sizes(**{name: getattr(self, name) for name in (*SIZES, *HEADS)})
         check_number("rms_norm_eps", self.rms_norm_eps, above=0)
         H, K, D = self.num_attention_heads, self.num_key_value_heads, self.head_dim
         if H % K or D % 2:
@@ -264,6 +267,16 @@ def check_settings(
             raise ValueError(f"{name} is {short(value)}, supported: {', '.join(map(short, supported))}")
 
 
+def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any) -> LlamaConfig:
+    """Return what a file's sizes and rotary settings make: it has as many keys as queries where it says nothing."""
+    d, H = check_sizes(hidden_size=sizes["hidden_size"], num_attention_heads=sizes["num_attention_heads"])
+    usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
+    heads = {name: sizes[name] for name in HEADS if sizes[name] is not None}
+    K, D = check_sizes(**usual | heads)
+    known = {**sizes, "num_key_value_heads": K, "head_dim": D}
+    return LlamaConfig(**known, frequencies=rope_frequencies(D, rope), rope=rope, **others)
+
+
 def from_json(path: Path, settings: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states; what is not implemented is refused by the setting's name."""
     with reading(path):
@@ -280,17 +293,13 @@ def _config(name: str, kind: Kind, settings: Mapping[str, Any]) -> LlamaConfig:
     if set([classes] if isinstance(classes, str) else classes) - {kind.architecture, None}:
         raise ValueError(f"architectures is {short(classes)} and model_type {name!r}: expected {[kind.architecture]}")
     _check_quantization(kind, settings.get("quantization_config"))
-    d, H = check_sizes(hidden_size=settings["hidden_size"], num_attention_heads=settings["num_attention_heads"])
-    usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
-    K, D = check_sizes(**usual | {name: settings[name] for name in usual if settings.get(name) is not None})
     flags = {name: settings.get(name) for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}
     if name == "qwen2_moe":
         flags["attention_bias"] = settings["qkv_bias"]
     rope = rope_settings(settings, kind.rope_theta)
-    config = LlamaConfig(
-        settings["vocab_size"], d, settings["intermediate_size"], settings["num_hidden_layers"], H, K, D,
-        rms_norm_eps=check_number("rms_norm_eps", settings.get("rms_norm_eps", 1e-6), above=0),
-        frequencies=rope_frequencies(D, rope), rope=rope, model_type=name,
+    config = from_sizes(
+        {name: settings[name] for name in SIZES} | {name: settings.get(name) for name in HEADS}, rope,
+        rms_norm_eps=settings.get("rms_norm_eps", 1e-6), model_type=name,
         max_position_embeddings=settings.get("max_position_embeddings"),
         mixture=_mixture(name, kind, settings) if kind.experts else None,
         **{name: False if flag is None else flag for name, flag in {**flags, **kind.always}.items()},

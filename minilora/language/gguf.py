@@ -29,22 +29,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import (
-    Array,
-    FileRefused,
-    check_choice,
-    check_float_dtype,
-    check_kind,
-    check_number,
-    check_sizes,
-    dtype_name,
-    needed,
-    reading,
-    short,
-)
+from ..checks import Array, FileRefused, needed, reading, short
 from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
-from .config import LlamaConfig, check_settings, rope_frequencies
+from .config import HEADS, LlamaConfig, check_settings, from_sizes
 
 # --- names ---
 
@@ -64,6 +52,8 @@ SIZES = {
     **{"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"},
 }
 """What transformers calls it, and what llama.cpp does, after ``llama.`` or ``qwen2.``."""
+OPTIONAL = {*HEADS, "rope_theta"}
+"""Of these, what has a usual value where a file says none."""
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """llama.cpp's name for each kind of model: its converter makes a Mistral a llama."""
 
@@ -136,33 +126,26 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     kind = fields["general.architecture"]
     check_settings({f"{kind}.{name}": only for name, only in MUST.items()}, fields)
 
-    def setting(name: str, usual: Any = None) -> Any:
-        value = fields.get(f"{kind}.{SIZES.get(name, name)}", usual)
-        if value is None:
-            raise ValueError(f"there is no {kind}.{SIZES.get(name, name)}")
-        return value
-
-    d, H = check_sizes(hidden_size=setting("hidden_size"), num_attention_heads=setting("num_attention_heads"))
-    K, D = check_sizes(
-        num_key_value_heads=setting("num_key_value_heads", H), head_dim=setting("head_dim", max(1, d // H))
-    )
-    for name in ("rope.dimension_count", "attention.value_length"):
-        if setting(name, D) != D:
-            raise ValueError(f"{kind}.{name} is {short(setting(name))}, supported: {D}, the width of a head's keys")
-    embedding = tensors.get("model.embed_tokens.weight")
-    factor = _rope_factor(fields, kind)
+    found = {ours: fields.get(f"{kind}.{theirs}") for ours, theirs in SIZES.items()}
+    if found["vocab_size"] is None and "model.embed_tokens.weight" in tensors:
+        found["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
+    if missing := [name for name, value in found.items() if value is None and name not in OPTIONAL]:
+        raise ValueError(f"there is no {kind}.{SIZES[missing[0]]}")
+    factor, base = _rope_factor(fields, kind), found.pop("rope_theta")
     scaled = {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
-    rope = scaled | {"rope_theta": setting("rope_theta", 10_000.0)}
-    return LlamaConfig(
-        setting("vocab_size", None if embedding is None else int(embedding.shape[-1])),
-        d, setting("intermediate_size"), setting("num_hidden_layers"), H, K, D,
-        rms_norm_eps=check_number("rms_norm_eps", setting("rms_norm_eps"), above=0),
-        frequencies=rope_frequencies(D, rope), rope=rope, model_type=kind,
+    config = from_sizes(
+        found, scaled | {"rope_theta": 10_000.0 if base is None else base}, model_type=kind,
         tie_word_embeddings="lm_head.weight" not in tensors,
         attention_bias="model.layers.0.self_attn.q_proj.bias" in tensors or kind == "qwen2",
         mlp_bias="model.layers.0.mlp.gate_proj.bias" in tensors and kind == "llama",
         max_position_embeddings=fields.get(f"{kind}.context_length"),
     )  # fmt: skip
+    for name in ("rope.dimension_count", "attention.value_length"):
+        if (width := fields.get(f"{kind}.{name}", config.head_dim)) != config.head_dim:
+            raise ValueError(
+                f"{kind}.{name} is {short(width)}, supported: {config.head_dim}, the width of a head's keys"
+            )
+    return config
 
 
 def _divided(config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
@@ -266,7 +249,6 @@ BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 
 def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) float32
     """Return the numbers that blocks stand for: whole blocks of one type along the last axis."""
-    _check_blocks(kind, data)
     xp, blocks = backend_of(data).xp, data.reshape(-1, BYTES[kind])
 
     def halves(start: int) -> Array:  # -> (blocks, 1) float32
@@ -283,32 +265,15 @@ def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) f
 
 
 class BlockLinear(CodedLinear):
-    """A frozen linear layer that keeps the blocks of a .gguf file. It keeps the array that it is given.
-
-    An array that does not hold whole blocks is a ValueError or a TypeError.
-    """
+    """A frozen linear layer that keeps the blocks of a .gguf file. It keeps the array that it is given."""
 
     def __init__(self, kind: str, blocks: Array, bias: Array | None = None, *, dtype: Any = "float32") -> None:
-        """Keep the blocks (out, bytes) of a weight (out, in); the layer computes in `dtype`."""
-        check_float_dtype("dtype", dtype)
-        _check_blocks(kind, blocks)
-        if len(blocks.shape) != 2:
-            raise ValueError(f"blocks has shape {tuple(blocks.shape)}, expected (out, bytes)")
-        width = blocks.shape[1] // BYTES[kind] * WIDTH
-        super().__init__(backend_of(blocks).zeros((0,), dtype), (blocks.shape[0], width), bias)
+        """Keep the blocks (out, bytes) of a weight (out, in), uint8; the layer computes in `dtype`."""
+        out, width = blocks.shape
+        super().__init__(backend_of(blocks).zeros((0,), dtype), (out, width // BYTES[kind] * WIDTH), bias)
         self.kind, self.blocks = kind, blocks
 
     @property
     def weight(self) -> Array:  # -> (out, in)
         """The weight, made anew each time it is asked for."""
         return decode(self.kind, self.blocks).astype(self.like.dtype, copy=False)
-
-
-def _check_blocks(kind: Any, data: Any) -> None:
-    """Require whole blocks of bytes on the last axis; other integers would be other numbers."""
-    check_choice("kind", kind, BYTES)
-    check_kind("data", data)
-    if dtype_name(data) != "uint8":
-        raise TypeError(f"data has dtype {data.dtype}, expected uint8")
-    if not data.shape or data.shape[-1] % BYTES[kind]:
-        raise ValueError(f"data has shape {tuple(data.shape)}, expected blocks of {BYTES[kind]} bytes on its last axis")

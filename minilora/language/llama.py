@@ -24,13 +24,13 @@ Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..backend import Backend, backend_of
-from ..checks import Array, check_array, check_instance, check_shape, is_array, kind_of
+from ..checks import Array, check_shape
 from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, nest, rows, trains
 from ..layers.attention import Attention, Past
@@ -153,10 +153,10 @@ class Decoder(Layer):
 
     def extend(self, ids: Array, past: list[Past] | None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, T, d)
         """Return y where the ids follow those in `past`, and the past, one entry a block, for what follows them."""
-        _check_past(past, len(self.layers))
-        x, after = self.embed_tokens(ids), []
-        for i, block in enumerate(self.layers):
-            x, entry = block.extend(x, past[i] if past else None)
+        x, after = self.embed_tokens(ids), list[Past]()
+        entries: Sequence[Past | None] = past or [None] * len(self.layers)
+        for block, before in zip(self.layers, entries, strict=True):
+            x, entry = block.extend(x, before)
             after.append(entry)
         return self.norm(x), after
 
@@ -178,7 +178,8 @@ class Llama(Layer):
         not count, and the head is the largest product of a small model. From the last block's MLP on, no position reads
         another, so there are M rows from there on.
         """
-        at = None if at is None else check_at(at, x)
+        if at is not None and (at.dtype != bool or at.shape != x.shape):  # integers would choose other positions
+            raise ValueError(f"at is {at.dtype} {tuple(at.shape)}, expected bool {tuple(x.shape)}")
         h, model_cache = self.model.forward(x, at)
         z, head_cache = self.lm_head.forward(rows(h))
         z = z.reshape(*h.shape[:-1], z.shape[-1])
@@ -210,12 +211,11 @@ class Llama(Layer):
         """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()`` alone.
 
         In the place of a linear layer's weight may stand a frozen layer that keeps it quantised, without a bias, such
-        as a `minilora.QuantizedLinear`. An array that is missing, or of another shape or dtype, is a ValueError or a
-        TypeError.
+        as a `minilora.QuantizedLinear`. An array of another shape is a ValueError, one that is missing a KeyError.
         """
-        check_instance("config", config, LlamaConfig)
         shapes = config.shapes()
-        _check_arrays(shapes, arrays)
+        for name, shape in shapes.items():  # one of another shape may be broadcast
+            check_shape(f"arrays[{name!r}]", arrays[name], shape)
 
         def linear(path: str) -> Linear:
             weight, bias = arrays[f"{path}.weight"], arrays[name] if (name := f"{path}.bias") in shapes else None
@@ -270,33 +270,3 @@ def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)
     whole = backend_of(x).zeros((*at.shape, x.shape[-1]), x.dtype)
     whole[at] = x
     return whole
-
-
-def check_at(at: Any, ids: Array) -> Array:
-    """Require one truth value for each position: integers would choose others."""
-    if not is_array(at) or at.dtype != bool:
-        raise TypeError(f"at must be an array of bool, got {at.dtype if is_array(at) else kind_of(at)}")
-    check_shape("at", at, ids.shape)
-    return at
-
-
-def _check_arrays(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Array]) -> None:
-    """Require the arrays that a configuration asks for, of one precision: one of another shape may be broadcast."""
-    if missing := [name for name in shapes if name not in arrays]:
-        raise ValueError(f"arrays has no {missing[0]!r}: {len(missing)} of the decoder's {len(shapes)} are missing")
-    first, *_ = shapes
-    check_array(f"arrays[{first!r}]", arrays[first])
-    for name, shape in shapes.items():
-        value = arrays[name]
-        coded = isinstance(value, CodedLinear) and name.endswith(("_proj.weight", "lm_head.weight"))
-        array = value.like if coded else value
-        check_array(f"arrays[{name!r}]", array, like=arrays[first], like_name=f"arrays[{first!r}]")
-        check_shape(f"arrays[{name!r}]", value if coded else array, shape)
-
-
-def _check_past(past: Any, blocks: int) -> None:
-    """Require what `extend` returned: a list with the keys and values of each block."""
-    if past is not None and not isinstance(past, list):
-        raise TypeError(f"past must be what extend returned, or None, got {kind_of(past)}")
-    if past and len(past) != blocks:
-        raise ValueError(f"past has {len(past)} entries, expected one for each of the {blocks} blocks")

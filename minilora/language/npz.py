@@ -13,9 +13,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from ..checks import named, reading, short
+from ..checks import named, reading
 from ..layers.rotary import halves_from_interleaved
-from .config import LlamaConfig, rope_frequencies
+from .config import LlamaConfig, from_sizes
 
 NAMES = {
     **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
@@ -54,14 +54,14 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
         if len(named_here) < len(arrays):
             raise ValueError("two of its arrays have the same name in a Llama decoder")
         weights = {name: array.T if "_proj" in name else array for name, array in named_here.items()}
-        config = _config(sizes, weights)
+        config, shapes = _config(sizes, weights), {name: array.shape for name, array in weights.items()}
 
     def read(name: str) -> np.ndarray:
         turned = name.endswith(("q_proj.weight", "k_proj.weight"))
         array = halves_from_interleaved(weights[name], config.head_dim) if turned else weights[name]
         return np.ascontiguousarray(array)
 
-    return config, {name: array.shape for name, array in weights.items()}, read
+    return config, shapes, read
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
@@ -71,23 +71,26 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     if unpacked > MOST_SHRUNK * size:
         raise ValueError(f"its {size} bytes unpack to {unpacked}, expected at most {MOST_SHRUNK} times as many")
     with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    if others := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-        raise ValueError(f"{short(others[0])} is no array")
-    return arrays
+        return dict(file)
 
 
 def _config(sizes: Sizes, weights: dict[str, np.ndarray]) -> LlamaConfig:
     gate = weights.get("model.layers.0.mlp.gate_proj.weight")
     if gate is None:
         raise ValueError("there is no 'blocks.0.ffn.W1'")
-    d, H = sizes.d_model, sizes.n_heads
-    K, D = H if sizes.n_kv_heads is None else sizes.n_kv_heads, max(1, d // H)
+    known = {
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.d_model,
+        "intermediate_size": gate.shape[0],
+        "num_hidden_layers": sizes.n_layers,
+        "num_attention_heads": sizes.n_heads,
+        "num_key_value_heads": sizes.n_kv_heads,
+        "head_dim": None,
+    }
     rope = {"rope_type": "default", "rope_theta": sizes.rope_base}
-    return LlamaConfig(
-        sizes.vocab_size, d, gate.shape[0], sizes.n_layers, H, K, D, sizes.eps, rope_frequencies(D, rope),
-        tie_word_embeddings=True, rope=rope, max_position_embeddings=sizes.max_len,
-    )  # fmt: skip
+    return from_sizes(
+        known, rope, rms_norm_eps=sizes.eps, tie_word_embeddings=True, max_position_embeddings=sizes.max_len
+    )
 
 
 def _name(name: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import FileRefused, check_path, needed, reading, short
-from ..files.disk import open_regular, read_json, read_whole
+from ..files.disk import model_format, open_regular, read_json, read_whole
 from ..files.tensors import MODEL_CONFIG
 from .gguf import gguf_tokenizer
 
@@ -61,12 +61,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
         If the package that reads it is not installed.
     """
     path = check_path("model", model)
-    if path.is_dir():
-        return _from_folder(path)
-    open_regular(path).close()
-    if path.suffix not in (".gguf", ".npz"):
-        raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
-    return _from_gguf(path) if path.suffix == ".gguf" else _from_glassllm(path)
+    return {"folder": _from_folder, ".gguf": _from_gguf, ".npz": _from_glassllm}[model_format(path)](path)
 
 
 def spell(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:

@@ -21,7 +21,6 @@ A Mixtral's are ``block_sparse_moe.experts.e.w1``, ``w3`` and ``w2``, in this or
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ import numpy as np
 
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, FileRefused, check_flag, check_path, short
-from ..files.disk import open_regular, read_json
+from ..files.disk import model_format, read_json
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ..files.peft import CONFIG_NAME
@@ -78,16 +77,11 @@ def load(
 def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaConfig, Reader]:
     """Return what decoder a file holds, and how one of its arrays is read; no weight has been read then."""
     path = check_path("path", path)
-    if os.path.isdir(path):
-        config, shapes, read = _open_folder(path)
+    kind = model_format(path)
+    if kind == ".gguf":
+        config, shapes, read = open_gguf(path, keep_blocks=keep_blocks)
     else:
-        open_regular(path).close()
-        if path.suffix == ".gguf":
-            config, shapes, read = open_gguf(path, keep_blocks=keep_blocks)
-        elif path.suffix == ".npz":
-            config, shapes, read = open_npz(path)
-        else:
-            raise FileRefused(path, "expected a folder with config.json, a .gguf file or a .npz file")
+        config, shapes, read = _open_folder(path) if kind == "folder" else open_npz(path)
     if config.num_hidden_layers > len(shapes):  # before that many names are made
         raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(shapes)} arrays in all")
     expected = config.shapes()

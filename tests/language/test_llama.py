@@ -240,24 +240,16 @@ REFUSED = {
     "an array of another precision": (
         lambda: Llama.build(
             config(), {n: np.ones(s, "f4" if "norm" in n else "f8") for n, s in config().shapes().items()}
-        ),
-        r"arrays\['model.layers.0.input_layernorm.weight'\] has dtype float32, expected float64",
-    ),
-    "a list in place of an array": (
-        lambda: Llama.build(config(), {n: np.ones(s).tolist() for n, s in config().shapes().items()}),
-        r"arrays\['model.embed_tokens.weight'\] must be",
+        )(IDS),
+        "x has dtype float64, expected float32",
     ),
     "a past of a model with fewer blocks": (
         lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
-        "past has 2 entries, expected one for each of the 3 blocks",
+        "zip.. argument 2 is shorter than argument 1",
     ),
     "a past of a model with more blocks": (
         lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),
-        "past has 4 entries, expected one for each of the 3 blocks",
-    ),
-    "a past of one block": (
-        lambda: llama().extend(IDS, llama().extend(IDS)[1][0]),
-        "past must be what extend returned",
+        "zip.. argument 2 is longer than argument 1",
     ),
     "another model's cache": (
         lambda: llama().backward(np.ones((2, 5, 11)), llama().forward(IDS)[1]),
@@ -307,13 +299,12 @@ def test_only_the_rows_of_those_positions_meet_the_head(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("at", "error", "said"),
+    ("at", "said"),
     [
-        (AT[:, :4], ValueError, r"at has shape \(2, 4\), expected \(2, 5\)"),
-        (AT.astype(int), TypeError, "at must be an array of bool, got int64"),
-        ([[True]], TypeError, "at must be an array of bool, got list"),
+        (AT[:, :4], r"at is bool \(2, 4\), expected bool \(2, 5\)"),
+        (AT.astype(int), r"at is int64 \(2, 5\), expected bool \(2, 5\)"),
     ],
 )
-def test_positions_that_do_not_fit_are_refused(at, error, said):
-    with pytest.raises(error, match=said):
+def test_positions_that_do_not_fit_are_refused(at, said):
+    with pytest.raises(ValueError, match=said):
         llama().forward(IDS, at)
