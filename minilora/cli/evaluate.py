@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import load_adapter
     from ..language import finetune
     from ..language.data import load_data
-    from ..language.nexttoken import evaluate_where_it_counts, next_token_loss
+    from ..language.text import evaluate_where_it_counts, next_token_loss
 
     backend = chosen_backend(options.backend)
     adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}

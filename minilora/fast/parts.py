@@ -73,7 +73,7 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
         threads, with the `np.errstate` of the caller. None of the threads outlives the call.
     gradients : callable, optional
         ``gradients(model, x, y, loss)``, which computes those of a part; by default forward, loss and backward. Another
-        way is `minilora.language.nexttoken.where_it_counts`.
+        way is `minilora.language.text.where_it_counts`.
 
     Returns
     -------

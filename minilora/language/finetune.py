@@ -34,10 +34,9 @@ from .data import Data, load_data
 from .llama import Llama
 from .losstable import LOG_EVERY, LossTable
 from .memory import Memory, StepMemory, machine_memory, measured_memory, megabytes, parameter_bytes
-from .nexttoken import evaluate_where_it_counts, next_token_loss, where_it_counts
 from .recipe import Recipe, Settled, option_name
 from .resume import BestStep, Kept, Notes, asked, check_same, read_kept
-from .text import HELD_OUT
+from .text import HELD_OUT, evaluate_where_it_counts, next_token_loss, where_it_counts
 
 USABLE_SHARE = 0.9
 """Of the free memory, what a training may fill: arrays that live shortly come on top."""

@@ -78,6 +78,6 @@ def test_the_loss_is_measured_on_another_file_or_share(folder, capsys):
 
 def test_a_loss_beyond_every_exponential_has_an_infinite_perplexity(folder, capsys, monkeypatch):
     """An adapter that diverged gives such losses, and they are what one wants to see."""
-    monkeypatch.setattr("minilora.language.nexttoken.evaluate_where_it_counts", lambda *a, **k: 12345.0)
+    monkeypatch.setattr("minilora.language.text.evaluate_where_it_counts", lambda *a, **k: 12345.0)
     assert run("evaluate", "text", "--model", "model", "--length", "8") == 0
     assert shown(capsys.readouterr().out) == [(12345.0, math.inf, "model")]

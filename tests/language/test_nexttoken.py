@@ -14,7 +14,7 @@ from minilora.fast import accumulate
 from minilora.fast.parts import Accumulated, by_width
 from minilora.language.data import load_data
 from minilora.language.llama import Decoder
-from minilora.language.nexttoken import evaluate_where_it_counts, next_token_loss, where_it_counts
+from minilora.language.text import evaluate_where_it_counts, next_token_loss, where_it_counts
 from minilora.layer import walk
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
@@ -87,7 +87,7 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
 def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
     model, (X, Y) = adapted(), of_lengths(lengths, 12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilora.language.nexttoken.EVALUATION_ROWS", most)
+        patch.setattr("minilora.language.text.EVALUATION_ROWS", most)
         if not any(lengths):
             with pytest.raises(ValueError, match="Y has no target that counts"):
                 evaluate_where_it_counts(model, X, Y, next_token_loss)
@@ -99,7 +99,7 @@ def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_loss_is_measured_on_threads_of_its_own_where_there_are_workers(workers, monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 4], 12), [], Decoder.__call__
-    monkeypatch.setattr("minilora.language.nexttoken.EVALUATION_ROWS", 1)
+    monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 1)
     monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(threading.current_thread()) or right(self, x))
     evaluate_where_it_counts(model, X, Y, next_token_loss, workers)
     tried, *parts = [thread is threading.main_thread() for thread in seen]
@@ -109,7 +109,7 @@ def test_a_loss_is_measured_on_threads_of_its_own_where_there_are_workers(worker
 
 def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 0, 4, 11, 3], 12), [], Decoder.__call__
-    monkeypatch.setattr("minilora.language.nexttoken.EVALUATION_ROWS", 24)
+    monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 24)
     monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(x) or right(self, x))
     evaluate_where_it_counts(model, X, Y, next_token_loss)
     tried, *parts = seen
