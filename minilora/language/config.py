@@ -220,6 +220,13 @@ def _check_mixture(kind: str, mixture: Any) -> None:
         raise ValueError(f"a qwen2_moe has a shared expert, and no other kind, got {mixture} of a {kind}")
 
 
+def renamed(name: str, names: Mapping[str, str]) -> str | None:
+    """Return another format's name for a part of a decoder, None where it has none; * is a block's number."""
+    number = re.search(r"\.(\d+)\.", name)
+    other = names.get(name if number is None else name.replace(number[0], ".*.", 1))
+    return other if other is None or number is None else other.replace("*", number[1])
+
+
 # --- what a file says of the sizes ---
 
 MUST: dict[str, tuple[Any, ...]] = {

@@ -32,19 +32,21 @@ from ..backend import backend_of
 from ..checks import Array, FileRefused, needed, reading, short
 from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
-from .config import HEADS, LlamaConfig, check_settings, from_sizes
+from .config import HEADS, LlamaConfig, check_settings, from_sizes, renamed
 
 # --- names ---
 
-NAMES = {
-    **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
+_BLOCK = {
     **{"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"},
     **{"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"},
     **{"attn_output": "self_attn.o_proj"},
     **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
 }
-"""llama.cpp's names of arrays, and transformers'; those of a block follow its number in both."""
-STEMS = {theirs: ours for ours, theirs in NAMES.items()}
+NAMES = {
+    **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
+    **{f"blk.*.{theirs}": f"model.layers.*.{ours}" for theirs, ours in _BLOCK.items()},
+}
+"""llama.cpp's names of modules, and transformers'; * is the number of a block."""
 SIZES = {
     **{"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"},
     **{"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"},
@@ -60,22 +62,14 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 def from_gguf(name: str) -> str:
     """Return transformers' name for one of llama.cpp's; one that has none as it is."""
-    stem, _, kind = name.rpartition(".")
-    block = ""
-    if stem.startswith("blk."):
-        _, number, stem = stem.split(".", 2) if stem.count(".") >= 2 else ("", "", stem)
-        block = f"model.layers.{number}."
-    return f"{block}{NAMES[stem]}.{kind}" if stem in NAMES else name
+    path, _, kind = name.rpartition(".")
+    ours = renamed(path, NAMES)
+    return name if ours is None else f"{ours}.{kind}"
 
 
 def to_gguf(path: str) -> str | None:
     """Return llama.cpp's name for the module at a path, None where it has none."""
-    block, stem = "", path
-    if path.startswith("model.layers."):
-        _, _, number, stem = path.split(".", 3) if path.count(".") >= 3 else ("", "", "", path)
-        block = f"blk.{number}."
-    inside = stem.startswith(("self_attn.", "mlp.")) or stem.endswith("_layernorm")
-    return f"{block}{STEMS[stem]}" if stem in STEMS and inside == bool(block) else None
+    return renamed(path, {ours: theirs for theirs, ours in NAMES.items()})
 
 
 def is_turned(path: str, model_type: str) -> bool:

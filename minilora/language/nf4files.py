@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -28,21 +28,18 @@ from ..checks import named, reading, short
 from ..files.modelfolder import HEAD
 from ..files.tensors import FLOATS, NF4_STATE, Weights
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
-from .config import check_settings
 
-STATE_MUST = {"quant_type": ("nf4",), "nested_blocksize": (SCALES_IN_A_BLOCK,), "nested_dtype": ("float32",)}
-"""What a state may say, beside the sizes."""
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
 
 
 class State(msgspec.Struct):
-    """What the JSON beside a weight says of it."""
+    """What the JSON of a weight says of it, where it is one that we decode."""
 
-    quant_type: str
+    quant_type: Literal["nf4"]
     blocksize: int
     shape: tuple[int, int]
-    nested_blocksize: int = SCALES_IN_A_BLOCK
-    nested_dtype: str = "float32"
+    nested_blocksize: Literal[256] = 256  # `SCALES_IN_A_BLOCK`
+    nested_dtype: Literal["float32"] = "float32"
     nested_offset: float | None = None  # the mean of the scales, where these are quantised too
 
 
@@ -75,7 +72,6 @@ class NF4Weights:
         with reading(self.base.holder[name].path):
             with named(f"{name}.{NF4_STATE}"):
                 state = msgspec.json.decode(self._tensor(f"{name}.{NF4_STATE}").tobytes(), type=State)
-                check_settings(STATE_MUST, msgspec.structs.asdict(state))
                 check_block_size(state.blocksize)
             out, width = state.shape
             blocks, nested = -(-out * width // state.blocksize), state.nested_offset is not None

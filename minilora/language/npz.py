@@ -15,15 +15,19 @@ import numpy as np
 
 from ..checks import named, reading
 from ..layers.rotary import halves_from_interleaved
-from .config import LlamaConfig, from_sizes
+from .config import LlamaConfig, from_sizes, renamed
 
-NAMES = {
-    **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
+_BLOCK = {
     **{"norm1.gamma": "input_layernorm.weight", "norm2.gamma": "post_attention_layernorm.weight"},
     **{"attn.W_Q": "self_attn.q_proj.weight", "attn.W_K": "self_attn.k_proj.weight"},
     **{"attn.W_V": "self_attn.v_proj.weight", "attn.W_O": "self_attn.o_proj.weight"},
     **{"ffn.W1": "mlp.gate_proj.weight", "ffn.W3": "mlp.up_proj.weight", "ffn.W2": "mlp.down_proj.weight"},
 }
+NAMES = {
+    **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
+    **{f"blocks.*.{theirs}": f"model.layers.*.{ours}" for theirs, ours in _BLOCK.items()},
+}
+"""glassllm's names of arrays, and transformers'; * is the number of a block."""
 SIZES_MEMBER = "__config__"
 MOST_SHRUNK = 20
 """Times the size of a file that its arrays may take in memory: weights hardly shrink, what fills the memory does."""
@@ -50,7 +54,7 @@ def open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Calla
             raise ValueError(f"there is no {SIZES_MEMBER}: only glassllm's .npz files are supported")
         with named(SIZES_MEMBER):
             sizes = msgspec.json.decode(str(arrays.pop(SIZES_MEMBER)), type=Sizes)
-        named_here = {_name(name): array for name, array in arrays.items()}
+        named_here = {renamed(name, NAMES) or name: array for name, array in arrays.items()}
         if len(named_here) < len(arrays):
             raise ValueError("two of its arrays have the same name in a Llama decoder")
         weights = {name: array.T if "_proj" in name else array for name, array in named_here.items()}
@@ -91,9 +95,3 @@ def _config(sizes: Sizes, weights: dict[str, np.ndarray]) -> LlamaConfig:
     return from_sizes(
         known, rope, rms_norm_eps=sizes.eps, tie_word_embeddings=True, max_position_embeddings=sizes.max_len
     )
-
-
-def _name(name: str) -> str:
-    """Return transformers' name for one of glassllm's; one that has none as it is."""
-    block, _, inside = name.removeprefix("blocks.").partition(".")
-    return f"model.layers.{block}.{NAMES[inside]}" if inside in NAMES else NAMES.get(name, name)

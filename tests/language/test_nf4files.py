@@ -202,14 +202,14 @@ def replaced(part, change):
 
 
 DAMAGES = {
-    "another code book": (state(quant_type="fp4"), "quant_type is 'fp4', supported: 'nf4'"),
+    "another code book": (state(quant_type="fp4"), r"Invalid enum value 'fp4' - at `\$.quant_type`"),
     "no block size": (state(blocksize="absent"), "missing required field `blocksize`"),
     "an odd block size": (state(blocksize=65), "block_size must be a power of two"),
     "a shape of three": (state(shape=[5, 5, 18]), "Expected `array` of length 2 - at `\\$.shape`"),
     "a shape of texts": (state(shape=["25", 18]), "Expected `int`, got `str` - at `\\$.shape"),
     "a transposed shape": (state(shape=[18, 26]), r"up_proj.weight' is U8 \[225, 1\], expected U8 \[234, 1\]"),
-    "other nested blocks": (state(nested_blocksize=128), "nested_blocksize is 128, supported: 256"),
-    "a nested half": (state(nested_dtype="float16"), "nested_dtype is 'float16', supported: 'float32'"),
+    "other nested blocks": (state(nested_blocksize=128), r"Invalid enum value 128 - at `\$.nested_blocksize`"),
+    "a nested half": (state(nested_dtype="float16"), r"Invalid enum value 'float16' - at `\$.nested_dtype`"),
     "a mean of infinity": (state(nested_offset=1e400), "JSON is malformed"),
     "no mean": (state(nested_offset="absent"), r"absmax' is U8 \[8\], expected F32 \[8\]"),
     "no JSON": (replaced(NF4_STATE, lambda a: a[:-1]), "Input data was truncated"),

@@ -362,7 +362,7 @@ def llama_cpp_rows(weight, heads):
 
 def write_gguf(path, config, arrays, kind="F32", metadata=()):
     gguf = pytest.importorskip("gguf")
-    from minilora.language.gguf import NAMES
+    from minilora.language.gguf import to_gguf
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(config.num_hidden_layers)
@@ -376,21 +376,15 @@ def write_gguf(path, config, arrays, kind="F32", metadata=()):
     writer.add_vocab_size(config.vocab_size)
     for name, value in metadata:
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
-    theirs = {ours: name for name, ours in NAMES.items()}
     for name, array in arrays.items():
         stem, _, last = name.rpartition(".")
         heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(
             stem.rpartition(".")[2]
         )
         array = array if heads is None else llama_cpp_rows(array, heads)
-        if stem.startswith("model.layers."):
-            _, _, number, inside = stem.split(".", 3)
-            name = f"blk.{number}.{theirs[inside]}.{last}"
-        else:
-            name = f"{theirs[stem]}.{last}"
         wanted = gguf.GGMLQuantizationType[kind if array.ndim > 1 else "F32"]
         data = gguf.quantize(array.astype(np.float32), wanted)
-        writer.add_tensor(name, np.ascontiguousarray(data), raw_dtype=wanted)
+        writer.add_tensor(f"{to_gguf(stem)}.{last}", np.ascontiguousarray(data), raw_dtype=wanted)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
