@@ -30,6 +30,10 @@ from .text import HELD_OUT
 
 ENDS = 1 << 20
 """Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+FILES = {
+    "TEXT": "the text", "--model": "the model", "--adapter": "the adapter to go on from", "--valid": "what is held out",
+}  # fmt: skip
+"""What is noted as a digest, which says nothing to a reader."""
 
 
 class Notes(TypedDict):
@@ -111,12 +115,8 @@ def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:
 
 def _difference(name: str, there: Any, here: Any) -> str:
     """Return a difference in words: of files, that they differ; of all else, both values."""
-    if name in ("TEXT", "--model"):
-        return f"the {name.lower().removeprefix('--')} is another"
-    if name == "--adapter" and None not in (there, here):
-        return "the adapter to go on from is another"
-    if name == "--valid" and str in (type(there), type(here)):
-        return "what is held out is another"
+    if name in FILES and str in (type(there), type(here)):
+        return f"{FILES[name]} is another"
     return f"{name} is {_shown(there)} there and {_shown(here)} here"
 
 
