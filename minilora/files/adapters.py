@@ -49,7 +49,7 @@ from ..variants.adapter import Adapter, Rewritten, beyond_factors
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import replaceable, sync_folder, written_together
+from .disk import replaceable, sync_folder, takes_files, written_together
 from .experts import WRITTEN_AS, layer_paths
 from .peft import (
     BASE,
@@ -242,12 +242,8 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, st
 
 
 def check_adapter_target(path: Path) -> None:
-    """Require a folder, existing or new, that an adapter can be written to."""
-    existing = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
-    if not os.path.isdir(existing):
-        raise ValueError(f"{str(path)!r}: {str(existing)!r} is a file, expected a folder or a new name")
-    if not os.access(existing, os.W_OK):
-        raise ValueError(f"{str(path)!r}: the folder {str(existing)!r} cannot be written")
+    """Require a folder, existing or to be made, that an adapter can be written to."""
+    takes_files(path)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         replaceable(path / name)
 

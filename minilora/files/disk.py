@@ -179,6 +179,15 @@ def replaceable(path: Path) -> None:
         raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")
 
 
+def takes_files(folder: Path) -> None:
+    """Require a folder, existing or to be made, that files can be written into."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not os.path.isdir(existing):
+        raise ValueError(f"{str(folder)!r}: {str(existing)!r} is a file, expected a folder or a new name")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"{str(folder)!r}: the folder {str(existing)!r} cannot be written")
+
+
 def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:
     """Require that an output is none of the files that are read, each given with what it is, such as "the model"."""
     for path, what in inputs:

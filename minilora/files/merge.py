@@ -30,11 +30,11 @@ from tqdm import tqdm
 
 from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
-from .disk import is_new_or_empty, read_start, refuse_inputs, replaceable, synced, written_folder, written_whole
+from .disk import is_new_or_empty, refuse_inputs, replaceable, synced, takes_files, written_folder, written_whole
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
 from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from .placement import MergedTensor, merged_tensors
-from .tensors import BLOCK_BYTES, FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME, TensorFile, Weights, open_weights
+from .tensors import BLOCK_BYTES, FLOATS, MODEL_CONFIG, TensorFile, Weights, open_weights
 
 
 def merge_adapter(
@@ -89,7 +89,6 @@ def merge_adapter(
     """
     base, adapter, out = check_path("base", base), check_path("adapter", adapter), check_path("out", out)
     dry_run, progress = check_flag("dry_run", dry_run), check_flag("progress", progress)
-    _refuse_gguf(base)
     weights, folder = open_weights(base), AdapterFolder.open(adapter)
     alone = weights.index is None and out.suffix == ".safetensors"
     whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone  # a model's folder is written
@@ -104,22 +103,6 @@ def merge_adapter(
     if not dry_run:
         _write(out, weights, folder, changes, others, progress)
     return changes
-
-
-def _refuse_gguf(base: Path) -> None:
-    """Refuse llama.cpp's format, whatever its name ends in, and say what works."""
-    files = [base]
-    if os.path.isdir(base):
-        present = [base / name for name in (SINGLE_NAME, INDEX_NAME) if os.path.exists(base / name)]
-        files = present or sorted(base.glob("*.gguf"))
-    for file in files:
-        if os.path.isfile(file) and read_start(file, 4) == b"GGUF":
-            raise FileRefused(
-                file,
-                "a .gguf file, and merge writes safetensors. `minilora export ADAPTER --model MODEL.gguf -o FILE.gguf` "
-                "makes the adapter a file that llama.cpp adds with --lora; or merge into the Hugging Face folder that "
-                "the model was made from, and convert the merged folder",
-            )
 
 
 def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> None:
@@ -147,8 +130,7 @@ def _check_out(out: Path, weights: Weights, adapter: Path, whole: bool) -> None:
     parent = out.absolute().parent
     if not os.path.isdir(parent):
         raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
-    if not os.access(parent, os.W_OK):
-        raise ValueError(f"out {str(out)!r}: the folder {str(out.parent)!r} cannot be written")
+    takes_files(parent)
     if weights.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")

@@ -43,8 +43,10 @@ OTHER_FORMATS = {
     b"version ": "it is a pointer of Git LFS, in the place of the file ('git lfs pull' gets it)",
     b"<": "it is a page of HTML, in the place of the file",
     b"PK": "it is an archive, such as a pickle of torch's",
+    b"GGUF": "it is a .gguf file. For llama.cpp, `minilora export` makes an adapter a file that --lora adds; a merge "
+    "takes the Hugging Face folder that the model was made from, and the merged folder can be converted",
 }
-"""What a file with such a beginning is, which a download may leave in the place of a safetensors file."""
+"""What a file with such a beginning is that stands in the place of a safetensors file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +244,6 @@ def _open_shards(path: Path) -> Weights:
     """Open the shards that an index names; each tensor must stand once, where the index says, if it says so."""
     text = read_whole(path)
     weight_map = parse_json(path, text, Index).weight_map
-    if not weight_map or not all(shard.endswith(".safetensors") for shard in weight_map.values()):
-        raise FileRefused(path, f"weight_map is {short(weight_map)}, expected .safetensors files by tensors' names")
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:

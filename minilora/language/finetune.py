@@ -19,8 +19,8 @@ from ..backend import Backend
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
-from ..files.checkpoint import Checkpoint, check_place
-from ..files.disk import refuse_inputs, replaceable
+from ..files.checkpoint import Checkpoint
+from ..files.disk import refuse_inputs, replaceable, takes_files
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -124,7 +124,8 @@ def check_places(recipe: Recipe) -> None:
     if recipe.checkpoint is not None:
         if (file := real(recipe.checkpoint)) in own_places:
             raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
-        check_place(recipe.checkpoint)
+        takes_files(recipe.checkpoint.parent)
+        replaceable(recipe.checkpoint)
     if recipe.log is not None:
         refuse_inputs("the log", recipe.log, inputs(recipe))
         if real(recipe.log) in own_places:

@@ -367,7 +367,7 @@ def test_only_a_regular_file_is_a_checkpoint(tmp_path, make, reason):
 @pytest.mark.parametrize("name", ["file", "file/c", "x" * 300])
 def test_a_folder_that_cannot_be_made_is_named(tmp_path, name):
     (tmp_path / "file").write_text("precious")
-    with pytest.raises(CheckpointError, match=f"^checkpoints cannot be kept in '{tmp_path / name}': "):
+    with pytest.raises(OSError, match=f": '{tmp_path / name}"):
         fit(tmp_path / name / "c")
     assert (tmp_path / "file").read_text() == "precious"
 

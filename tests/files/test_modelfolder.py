@@ -147,14 +147,19 @@ def test_a_merge_that_fails_on_its_way_leaves_nothing(tmp_path, adapter, monkeyp
     ("file", "base"),
     [
         *((name, name) for name in ("g.gguf", "g.safetensors", "g")),
-        ("m/m.Q4_1.gguf", "m"),
         ("m/model.safetensors", "m"),
     ],
 )
 def test_a_gguf_file_is_known_whatever_its_name(tmp_path, adapter, file, base):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(b"GGUF" + bytes(100))
-    refused(tmp_path / base, adapter, tmp_path / "out", f"{file}': a .gguf file, and merge writes safet", FileRefused)
+    refused(
+        tmp_path / base,
+        adapter,
+        tmp_path / "out",
+        f"{file}': it is a .gguf file. For llama.cpp, `minilora export`",
+        FileRefused,
+    )
 
 
 def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
