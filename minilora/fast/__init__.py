@@ -5,9 +5,8 @@ of a small one, several parts at once. `train` takes them only where you name th
 
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
 
-`blockwise` is attention in memory that grows with a text and not with its square; a language model takes it for long
-ones. `memory` keeps one step's memory for the next, where you call it. `adam` is Adam's update for a
-GPU, in one kernel.
+`keep_pages` keeps one step's memory for the next. `blockwise` is attention in memory that grows with a text and not
+with its square; a language model takes it for long ones. `adam` is Adam's update for a GPU, in one kernel.
 """
 
 from .. import lazily

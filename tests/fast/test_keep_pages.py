@@ -51,6 +51,6 @@ def test_the_next_step_asks_for_no_new_pages(threads):
 
 
 def test_another_system_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr("minilora.fast.memory.sys.platform", "darwin")
-    monkeypatch.setattr("minilora.fast.memory.ctypes.CDLL", lambda name: pytest.fail("asked a library"))
+    monkeypatch.setattr("minilora.fast.parts.sys.platform", "darwin")
+    monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: pytest.fail("asked a library"))
     assert keep_pages() is False
