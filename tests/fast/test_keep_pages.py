@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -48,6 +49,13 @@ def new_pages(how, threads):
 def test_the_next_step_asks_for_no_new_pages(threads):
     assert new_pages("give back", threads) > 300
     assert new_pages("keep", threads) < 100
+
+
+@pytest.mark.parametrize("refused", [None, -1, -4, -8])
+def test_pages_are_kept_where_each_setting_is_taken(monkeypatch, refused):
+    library = SimpleNamespace(mallopt=lambda name, value: int(name != refused))
+    monkeypatch.setattr("minilora.fast.memory.ctypes.CDLL", lambda name: library)
+    assert keep_pages() is (refused is None)
 
 
 def test_another_system_is_left_as_it_is(monkeypatch):

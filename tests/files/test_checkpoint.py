@@ -188,7 +188,7 @@ def assert_refused(file, match, **other):
         ({"lr": 0.02}, "lr is 0.01 there and 0.02 here"),
         ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
         ({"log_every": 3}, "log_every"),
-        ({"epochs": 5}, "epochs is 5 here, and 7 are done there"),
+        ({"epochs": 6}, "epochs is 6 here, and 7 are done there"),
         ({"seed": 1}, "rng is 'PCG64 of 0' there and 'PCG64 of 1' here"),
         ({"dtype": "float64"}, "float64"),
         ({"adapter": False}, "model is 'LoRALinear' there and 'Linear' here"),

@@ -17,6 +17,7 @@ from minilora.files.tensors import (
     TensorFile,
     in_dtype,
     open_weights,
+    same_bytes,
     write_tensors,
 )
 
@@ -159,6 +160,22 @@ def test_numbers_that_a_narrower_type_cannot_hold_are_refused(wide, narrow):
         in_dtype(np.array([1.0, -2.0 * float(largest)], wide), narrow, "f", "it reaches")
 
 
+def test_tensors_are_the_same_by_type_shape_and_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 4)
+    bits = np.arange(6, dtype="u2")
+    other = bits.copy()
+    other[-1] += 1
+    arrays = {
+        "a": bits.view("f2"), "same": bits.view("f2"), "type": bits.view(bfloat16), "bits": other.view("f2"),
+        "shape": bits.view("f2").reshape(2, 3),
+    }  # fmt: skip
+    (tmp_path / "f").write_bytes(written(arrays, {}))
+    file = TensorFile(tmp_path / "f")
+    assert {name: same_bytes(file, "a", file, name) for name in arrays} == {
+        "a": True, "same": True, "type": False, "bits": False, "shape": False,
+    }  # fmt: skip
+
+
 # --- a model in several files: its index and its shards say the same, or it is refused ---
 
 
@@ -212,5 +229,8 @@ def test_a_single_file_beside_an_index_of_others_is_refused(tmp_path):
         open_weights(tmp_path)
     assert open_weights(tmp_path / SINGLE_NAME).files[0].path == tmp_path / SINGLE_NAME
     assert open_weights(tmp_path / INDEX_NAME).files[0].path == tmp_path / ONE
+    write_shards(tmp_path, {SINGLE_NAME: {"a": 1}, TWO: {"b": 2}})
+    with pytest.raises(FileRefused, match="programs differ in which they take"):
+        open_weights(tmp_path)
     write_shards(tmp_path, {SINGLE_NAME: {"a": 1}})
     assert open_weights(tmp_path).files[0].path == tmp_path / SINGLE_NAME
