@@ -127,12 +127,7 @@ def divisible(n: Array) -> Array:  # (out,) -> (out,)
     return n + (n == 0)
 
 
-def row_lengths(base: Linear, adapter: LoRA) -> Array:  # -> (out,)
-    """Return the length of each row of V = W + s B A: where DoRA's magnitude starts."""
-    return lengths(base.weight + adapter.delta())
-
-
 def with_magnitude(base: Linear, adapter: Adapter, dora_norm: str = "constant") -> DoRAAdapter:
     """Return an adapter as a DoRA's, with the magnitude that leaves the output as it is."""
     same = {field.name: getattr(adapter, field.name) for field in fields(adapter)}
-    return DoRAAdapter(**same, magnitude=row_lengths(base, adapter), dora_norm=dora_norm)
+    return DoRAAdapter(**same, magnitude=lengths(base.weight + adapter.delta()), dora_norm=dora_norm)

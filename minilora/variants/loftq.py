@@ -130,8 +130,7 @@ def loftq(
 def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]:
     """Return the paths of the layers that are named: of a model without adapters, and none quantised or tied."""
     check_model(model)
-    adapted = [path for path, layer in walk(model) if is_adapted(layer)]
-    if adapted:
+    if adapted := [path for path, layer in walk(model) if is_adapted(layer)]:
         raise ValueError(f"model has an adapter beside {adapted[0]!r}: quantise it before adapt, or after merge")
     places = Counter(map(id, arrays_of(model)))
     targets: dict[str, Any] = named_layers(model, target_modules)

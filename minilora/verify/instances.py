@@ -341,8 +341,8 @@ def _losses(d: Drawing) -> Iterator[tuple[str, Claim]]:
     """State the gradient of each loss at its prediction."""
     for loss, goal in ((mse, d.randn(d.n, d.out_features)), (cross_entropy, d.ids(d.out_features, d.n))):
         prediction = d.randn(d.n, d.out_features)
-        of_prediction = partial(_loss_of, loss, goal)
-        yield loss.__name__, (of_prediction, {"y": prediction}, {"y": loss(prediction, goal)[1]}, None)
+        claimed = loss(prediction, goal)[1]
+        yield loss.__name__, (partial(_loss_of, loss, goal), {"y": prediction}, {"y": claimed}, None)
 
 
 def _residual_forms(d: Drawing) -> Iterator[tuple[str, Claim]]:

@@ -28,7 +28,7 @@ from minilora.conformance.problems.sums import Sums
 from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.adapter import Rewritten
-from minilora.variants.dora import DoRA, DoRAAdapter, row_lengths
+from minilora.variants.dora import DoRA, DoRAAdapter, lengths
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
 from ..support.formulas import answers_of
@@ -104,7 +104,7 @@ def init(in_features, out_features, rank, rng, kernel=()):
 
 def dora_init(in_features, out_features, rank, rng, weight):
     A, B = init(in_features, out_features, rank, rng)
-    return A, B, row_lengths(Linear(weight), Adapter(A, B, 1))
+    return A, B, lengths(weight + Adapter(A, B, 1).delta())
 
 
 def step(params, grads, state):
