@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     from ..language.chattemplate import load_template
     from ..language.finetune import load_model, model_path, warn_beyond_context, with_adapters
     from ..language.generation import generate
-    from ..language.tokens import load_tokenizer, spell
+    from ..language.tokens import added_text, load_tokenizer
 
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     if options.prompt is None and not options.chat:
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         )  # fmt: skip
         print(_shown(prompt.text), end="", flush=True)
         answer = ""
-        for text in spell(ids, prompt.text_ids, tokenizer.decode):
+        for text in added_text(ids, prompt.text_ids, tokenizer.decode):
             print(_shown(text), end="", flush=True)
             answer += text
         print(flush=True)

@@ -20,12 +20,11 @@ alone. So the model keeps them (its `past`), and a new token costs one position 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import check_ids, check_integer, check_number, check_rng, short
+from ..checks import check_ids, check_integer, check_number, check_rng
 from .llama import Llama
 
 
@@ -61,7 +60,7 @@ def generate(
     Raises
     ------
     ValueError, TypeError
-        If an argument is out of range. Nothing is computed then.
+        If an argument is out of range, before anything is computed.
     """
     ids = np.asarray(prompt)
     if not ids.size:
@@ -73,7 +72,8 @@ def generate(
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if temperature > 0:
         check_rng(rng)
-    top_p = check_top_p(top_p)
+    if (top_p := check_number("top_p", top_p, above=0)) > 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p:g}")
     ends = {check_integer("an id of end", token, at_least=0) for token in end}
     backend = backend_of(model.model.norm.weight)
 
@@ -107,11 +107,3 @@ def nucleus(q: np.ndarray, P: float) -> np.ndarray:  # (V,) -> (V,)
     a[order] = np.cumsum(q[order]) - q[order]  # eq. (gen.2)
     p: np.ndarray = q * (a < P) / q[a < P].sum()  # eq. (gen.3)
     return p
-
-
-def check_top_p(top_p: Any) -> float:
-    """Return a share of the probability: above 0 and at most 1."""
-    share = check_number("top_p", top_p, above=0)
-    if share > 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {short(top_p)}")
-    return share

@@ -17,9 +17,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from ..checks import FileRefused, check_path, needed, reading, short
+import msgspec
+
+from ..checks import FileRefused, check_path, named, needed, reading, short
 from ..files.disk import model_format, open_regular, read_json, read_whole
 from ..files.tensors import MODEL_CONFIG
 from .gguf import gguf_tokenizer
@@ -64,7 +66,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
     return {"folder": _from_folder, ".gguf": _from_gguf, ".npz": _from_glassllm}[model_format(path)](path)
 
 
-def spell(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
+def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
     """Yield the text that ids add to those before them, piece by piece.
 
     The bytes of a letter may come in several tokens: they are held back until the letter is whole.
@@ -100,6 +102,15 @@ TOKENS_OF_CLASS: dict[str, dict[str, str]] = {
 """The special tokens that transformers' classes for the models here have where tokenizer_config.json names none."""
 
 
+Id = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Ends(msgspec.Struct):
+    """What config.json, or generation_config.json, says of the ids that end a text."""
+
+    eos_token_id: Id | list[Id] | None = None
+
+
 def _from_folder(folder: Path) -> Tokenizer:
     tokenizers, path, settings = needed("tokenizers", FILE), folder / FILE, read_settings(folder)
     with _errors_of(path):
@@ -122,8 +133,8 @@ def _from_folder(folder: Path) -> Tokenizer:
     last = tokenizer.token_to_id(token_text(settings.get("eos_token")) or "")
     for name in ("generation_config.json", MODEL_CONFIG):  # the first that is there names the end, or none
         if (folder / name).exists():
-            end = read_json(folder / name).get("eos_token_id")
-            return _of(path, tokenizer, [] if end is None else _end(folder / name, end), last)
+            end = read_json(folder / name, Ends).eos_token_id
+            return _of(path, tokenizer, [end] if isinstance(end, int) else end or [], last)
     return _of(path, tokenizer, [], last)
 
 
@@ -179,14 +190,6 @@ def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> N
     for number, text in pairs:
         if added.get(number) != text or text is None:
             raise FileRefused(path, f"it adds {short(text)} as token {short(number)}: tokenizer.json does not")
-
-
-def _end(path: Path, end: Any) -> list[int]:
-    """Return the ids that end a text, of which each is one: true would end it at token 1, and 2.0 nowhere."""
-    ids = end if isinstance(end, list) else [end]
-    if not all(type(number) is int and number >= 0 for number in ids):
-        raise FileRefused(path, f"eos_token_id is {short(end)}, expected a token's id or a list of them")
-    return ids
 
 
 def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
@@ -287,8 +290,12 @@ def _from_gguf(path: Path) -> Tokenizer:
         types = dict(zip(words, known["token_type"], strict=True))
         if len(types) < len(words):
             raise ValueError("its tokenizer is damaged: a token stands twice")
-        named, within = _named_ends(ids, known)
-        types |= dict.fromkeys((words[i] for i in named), NO_TEXT[1])
+        with named("bos_token_id"):
+            begin = msgspec.convert([known.get("bos_token_id")] if known.get("add_bos_token") else [], list[Id])
+        with named("the ids that end a text"):
+            ends = msgspec.convert([known[key] for key in END_KEYS if key in known], list[Id])
+        by_name, within = _named_ends(ids, known)
+        types |= dict.fromkeys((words[i] for i in by_name), NO_TEXT[1])
         types |= dict.fromkeys(types.keys() & SHOWN, USERS) | within
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))
     tokenizer.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
@@ -297,12 +304,11 @@ def _from_gguf(path: Path) -> Tokenizer:
     tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in no_text])
     users = [word for word in words if types[word] == USERS]
     tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in users])
-    ends = [*_end(path, [known[key] for key in END_KEYS if key in known]), *named]
-    ours = _of(path, tokenizer, [number for number in ends if number not in {ids[word] for word in within}])
+    ours = _of(path, tokenizer, [i for i in [*ends, *by_name] if i not in {ids[word] for word in within}])
     as_they_are = {ids[word]: word for word in users}
     return replace(
         ours,
-        begin=(_begin(path, known),) if known.get("add_bos_token") else (),
+        begin=tuple(begin),
         decode=lambda ids: _decoded(ids, ours.decode, as_they_are),
         spell=lambda ids: _decoded(ids, ours.spell, as_they_are),
     )
@@ -334,14 +340,6 @@ def _splits_as(pre: str, tokenizers: Any) -> Any:
         letters = made.ByteLevel(add_prefix_space=False, use_regex=False)
         return made.Sequence([made.Split(tokenizers.Regex(QWEN2_WORDS), "isolated"), letters])
     return words
-
-
-def _begin(path: Path, known: Mapping[str, Any]) -> int:
-    """Return the token that texts begin with."""
-    begin = known.get("bos_token_id")
-    if type(begin) is not int or not 0 <= begin < len(known["tokens"]):
-        raise FileRefused(path, f"add_bos_token is True and bos_token_id is {short(begin)}, expected a token's id")
-    return begin
 
 
 def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Mapping[int, str]) -> str:

@@ -3,7 +3,7 @@
     a folder     config.json and model.safetensors, or its shards with model.safetensors.index.json: Hugging Face's
                  layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is, see `nf4files`
     name.gguf    llama.cpp's format, quantised or not: `gguf`
-    name.npz     glassllm's own format: `npz`
+    name.npz     glassllm's own format, at the end of this page
 
 Each of the three says which decoder it is, which arrays the file holds, under transformers' names, and how one is read.
 What is common stands here: the arrays must be those of the decoder before the first of them is read, and each must hold
@@ -21,14 +21,17 @@ A Mixtral's are ``block_sparse_moe.experts.e.w1``, ``w3`` and ``w2``, in this or
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+from msgspec import field
 
 from ..backend import Backend, backend_or_numpy
-from ..checks import Array, FileRefused, check_flag, check_path, short
+from ..checks import Array, FileRefused, check_flag, check_path, named, reading, short
 from ..files.disk import model_format, read_json
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
@@ -36,10 +39,10 @@ from ..files.peft import CONFIG_NAME
 from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
 from ..layer import rebuild
 from ..layers.nf4 import CodedLinear
-from .config import LlamaConfig, from_json
+from ..layers.rotary import halves_from_interleaved
+from .config import LlamaConfig, from_json, from_sizes, renamed
 from .gguf import open_gguf
 from .nf4files import NF4Weights
-from .npz import open_npz
 
 Reader = Callable[[str], Any]
 """Returns an array of a file by its name in transformers: numbers, or a `CodedLinear` where it stays quantised."""
@@ -80,8 +83,11 @@ def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaCon
     kind = model_format(path)
     if kind == ".gguf":
         config, shapes, read = open_gguf(path, keep_blocks=keep_blocks)
+    elif kind == ".npz":
+        with reading(path):
+            config, shapes, read = _open_npz(path)
     else:
-        config, shapes, read = _open_folder(path) if kind == "folder" else open_npz(path)
+        config, shapes, read = _open_folder(path)
     if config.num_hidden_layers > len(shapes):  # before that many names are made
         raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(shapes)} arrays in all")
     expected = config.shapes()
@@ -184,3 +190,67 @@ def _join_experts(
         if name not in found and file_name(config, name) in found:
             found[name] = found.pop(file_name(config, name))
     return found, made
+
+
+# --- glassllm's .npz ---
+#
+# A .npz of half-precision matrices, and its sizes in JSON. The matrices are (in, out), so they are transposed here, and
+# its rotary positions pair neighbours, see `minilora.layers.rotary`.
+
+_GLASSLLM_BLOCK = {
+    **{"norm1.gamma": "input_layernorm.weight", "norm2.gamma": "post_attention_layernorm.weight"},
+    **{"attn.W_Q": "self_attn.q_proj.weight", "attn.W_K": "self_attn.k_proj.weight"},
+    **{"attn.W_V": "self_attn.v_proj.weight", "attn.W_O": "self_attn.o_proj.weight"},
+    **{"ffn.W1": "mlp.gate_proj.weight", "ffn.W3": "mlp.up_proj.weight", "ffn.W2": "mlp.down_proj.weight"},
+}
+GLASSLLM = {
+    **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
+    **{f"blocks.*.{theirs}": f"model.layers.*.{ours}" for theirs, ours in _GLASSLLM_BLOCK.items()},
+}
+"""glassllm's names of arrays, and transformers'; * is the number of a block."""
+SIZES_MEMBER, GATE = "__config__", "model.layers.0.mlp.gate_proj.weight"
+MOST_SHRUNK = 20
+"""Times the size of a file that its arrays may take in memory: weights hardly shrink, what fills the memory does."""
+
+
+class GlassllmSizes(msgspec.Struct):
+    """The sizes in the file's JSON, under transformers' names; those with a usual value may be left out."""
+
+    vocab_size: int
+    hidden_size: int = field(name="d_model")
+    num_hidden_layers: int = field(name="n_layers")
+    num_attention_heads: int = field(name="n_heads")
+    num_key_value_heads: int | None = field(name="n_kv_heads", default=None)
+    rms_norm_eps: float = field(name="eps", default=1e-6)
+    rope_theta: float = field(name="rope_base", default=10_000.0)
+    max_position_embeddings: int | None = field(name="max_len", default=None)
+
+
+def _open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Reader]:
+    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+    with zipfile.ZipFile(path) as members:
+        unpacked, size = sum(member.file_size for member in members.infolist()), path.stat().st_size
+    if unpacked > MOST_SHRUNK * size:
+        raise ValueError(f"its {size} bytes unpack to {unpacked}, expected at most {MOST_SHRUNK} times as many")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    if SIZES_MEMBER not in arrays:
+        raise ValueError(f"there is no {SIZES_MEMBER}: only glassllm's .npz files are supported")
+    with named(SIZES_MEMBER):
+        sizes = msgspec.structs.asdict(msgspec.json.decode(str(arrays.pop(SIZES_MEMBER)), type=GlassllmSizes))
+    ours = {renamed(name, GLASSLLM) or name: array for name, array in arrays.items()}
+    if len(ours) < len(arrays):
+        raise ValueError("two of its arrays have the same name in a Llama decoder")
+    weights = {name: array.T if "_proj" in name else array for name, array in ours.items()}
+    if GATE not in weights:
+        raise ValueError("there is no 'blocks.0.ffn.W1'")
+    rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
+    sizes |= {"intermediate_size": len(weights[GATE]), "head_dim": None}
+    config = from_sizes(sizes, rope, tie_word_embeddings=True)
+
+    def read(name: str) -> np.ndarray:
+        turned = name.endswith(("q_proj.weight", "k_proj.weight"))
+        array = halves_from_interleaved(weights[name], config.head_dim) if turned else weights[name]
+        return np.ascontiguousarray(array)
+
+    return config, {name: array.shape for name, array in weights.items()}, read
