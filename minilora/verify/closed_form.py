@@ -55,9 +55,7 @@ def best_adapter(X: Array, residual: Array, *, rank: int, alpha: float = 1.0) ->
     check_trainable("X", X)
     check_trainable("residual", residual, like=X, like_name="X")
     if len(X.shape) < 2 or 0 in (*X.shape, *residual.shape):
-        raise ValueError(
-            f"X has shape {X.shape}, residual {residual.shape}, expected (rows, ..., width), no axis empty"
-        )
+        raise ValueError(f"X has shape {X.shape}, residual {residual.shape}, expected (rows, ..., width), none empty")
     check_shape("residual", residual, (*X.shape[:-1], *residual.shape[-1:]))
     check_finite(X=X, residual=residual)
     # With X = Q T, the fitted values Q (T D^T) have the right singular vectors of the small matrix T D^T.

@@ -214,7 +214,7 @@ NEGATIVE = np.ones((3, 3)) - 0.9 * np.eye(3)[::-1]
         ((X, R, 1, 0), ValueError, "alpha must be above 0 and finite, got 0"),
         ((X, R[:2], 1), ValueError, r"residual has shape \(2, 4\), expected \(3, 4\)"),
         ((X[0], R[0], 1), ValueError, r"X has shape \(5,\), .* expected \(rows, ..., width\)"),
-        ((X[:0], R[:0], 1), ValueError, r"X has shape \(0, 5\), .*, no axis empty"),
+        ((X[:0], R[:0], 1), ValueError, r"X has shape \(0, 5\), .*, none empty"),
         ((X, R.astype("f4"), 1), TypeError, "residual has dtype float32, expected float64 as in X"),
         (([[1.0]], R, 1), TypeError, "X must be an array, got list"),
         ((X.view(np.matrix), R, 1), TypeError, "X is a matrix; convert it with"),
