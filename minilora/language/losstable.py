@@ -122,18 +122,16 @@ class LossTable:
         """
         step, now = state.epoch, time.perf_counter()
         self._check_own(step)
-        measured = state.history.epochs[-1:] == [step]
-        if not measured and step < self.steps:  # else the held-out loss comes first
-            self.write_log(step)
-        if measured:
+        if state.history.epochs[-1:] == [step]:
             self.print_row(step, state.history.losses[-1])
-        elif step == self.done + 1 < self.steps:
-            remaining = duration(self._remaining(step, now - self.row_time))
-            self._print(f"      going by step {step}, the other {self.steps - step} take about {remaining}")
-        elif step < self.steps and now - self.written > QUIET:
-            remaining = duration(self._remaining(step, (self.spent + now - self.row_time) / (step - self.done)))
-            loss = self.training_loss(step)
-            self._print(f"      after step {step} the training loss is {loss:.3f}; about {remaining} left")
+        elif step < self.steps:  # of the last step the held-out loss comes first
+            self.write_log(step)
+            remaining = self._remaining(step, self.spent + now - self.row_time)
+            if step == self.done + 1:
+                self._print(f"      going by step {step}, the other {self.steps - step} take about {remaining}")
+            elif now - self.written > QUIET:
+                loss = self.training_loss(step)
+                self._print(f"      after step {step} the training loss is {loss:.3f}; about {remaining} left")
 
     def print_last_row(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
@@ -150,7 +148,7 @@ class LossTable:
             self.measuring = now - self.step_time
             self.row_step, self.row_time = step, now
             speed = f"{self.tokens * new / took:,.0f}"
-            remaining = duration(self._remaining(step, self.spent / (step - self.done)))
+            remaining = self._remaining(step, self.spent)
         self._print_row(step, self.training_loss(step), held_out, speed, remaining)
         self.write_log(step)
 
@@ -178,10 +176,10 @@ class LossTable:
                 "with the same checkpoint"
             )
 
-    def _remaining(self, step: int, a_step: float) -> float:
-        """Return the seconds that the steps after this one take, and measuring the loss at the rows to come."""
+    def _remaining(self, step: int, spent: float) -> str:
+        """Return how long the steps after this one take, and measuring the loss at the rows to come."""
         rows = math.ceil(self.steps / LOG_EVERY) - step // LOG_EVERY if step < self.steps else 0
-        return (self.steps - step) * a_step + rows * self.measuring
+        return duration((self.steps - step) * spent / (step - self.done) + rows * self.measuring)
 
     def _print_row(self, step: int, training: float, held_out: float, speed: str = "", remaining: str = "") -> None:
         self.rows.append((step, training, held_out))
