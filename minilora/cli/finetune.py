@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,10 @@ def run(options: argparse.Namespace) -> int:
     from ..fast import keep_pages
     from ..language.finetune import finetune, inputs
 
-    recipe = recipe_of(options)
+    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
+    if options.adapter is None:
+        asked |= {name: usual for name, usual in ADAPTER.items() if asked[name] is None}
+    recipe = Recipe(**asked)
     keep_pages()
     try:
         check_plot(recipe.plot, [*inputs(recipe), *([(recipe.log, "the log")] if recipe.log else [])])
@@ -78,23 +80,6 @@ def run(options: argparse.Namespace) -> int:
 
         write_figure(figures.plot_learning(table.rows, table.each_step()), recipe.plot)
     return 0
-
-
-def recipe_of(options: argparse.Namespace) -> Recipe:
-    """Return what was asked for; a new adapter is the usual one where nothing else is said."""
-    asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
-    if options.adapter is None:
-        asked |= {name: usual for name, usual in ADAPTER.items() if asked[name] is None}
-    modules, parameters = asked["target_modules"], asked["target_parameters"]
-    if parameters is not None:
-        asked["target_parameters"] = [name.strip() for name in parameters.split(",")]
-    if modules == "" and parameters is not None:
-        asked["target_modules"] = []
-    elif modules is not None:
-        names = [name.strip() for name in modules.split(",")]
-        if modules != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names):
-            asked["target_modules"] = names  # otherwise one regular expression, or all-linear
-    return Recipe(**asked)
 
 
 def say_stopped(recipe: Recipe, typed: list[str]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,19 @@ ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 1
 def fitting(numbers: int) -> dict[str, Any]:
     """Return the settings that fit a model of so many parameters."""
     return {name: larger if numbers > SMALL else small for name, (small, larger) in FITTING.items()}
+
+
+def names(text: str) -> list[str]:
+    """Read what ``--target-parameters`` takes."""
+    return [name.strip() for name in text.split(",")]
+
+
+def names_or_expression(text: str) -> list[str] | str:
+    """Read what ``--target-modules`` takes: names, maybe none, or one regular expression, or all-linear."""
+    if not text:
+        return []
+    are_names = text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names(text))
+    return names(text) if are_names else text
 
 
 def share_or_path(text: str) -> float | Path:
@@ -74,13 +88,13 @@ class Recipe:
     target_modules: str | list[str] | None = option(
         "what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear "
         f"(default: {ADAPTER['target_modules']})",
-        "NAMES",
-    )
+        "NAMES", type=names_or_expression,
+    )  # fmt: skip
     target_parameters: list[str] | None = option(
         "of a mixture of experts, besides: arrays such as mlp.experts.gate_up_proj,mlp.experts.down_proj, whose "
         'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
-        "NAMES",
-    )
+        "NAMES", type=names,
+    )  # fmt: skip
     rank: int | None = option(f"rank of each adapter (default: {ADAPTER['rank']})", "R", type=int, same=True)
     alpha: float | None = option(
         f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER['alpha']})", type=float, same=True
