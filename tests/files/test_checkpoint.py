@@ -28,11 +28,13 @@ from minilora import (
     Sequential,
     TrainingDiverged,
     article,
+    get_backend,
     mse,
     train,
 )
 from minilora.fast import accumulate
 from minilora.files import checkpoint
+from minilora.layer import rebuild
 from minilora.training import TrainingState, backpropagate
 
 from ..support.memory import traced
@@ -110,6 +112,16 @@ def test_a_training_stopped_in_its_first_epoch_starts_again(tmp_path, monkeypatc
             fit(tmp_path / "c")
     assert text_of(tmp_path / "c")["epoch"] == 0
     assert_same_bits(fit(tmp_path / "c"), fit())
+
+
+def test_a_checkpoint_of_another_library_is_refused(tmp_path, standin):
+    fit(tmp_path / "c", epochs=1)
+    (model, X, Y, rng), there = problem(), get_backend("cupy").asarray
+    with pytest.raises(CheckpointError, match="backend is 'numpy' there and 'cupy' here"):
+        train(
+            rebuild(model, array=there), there(X), there(Y), epochs=1, batch_size=8, lr=0.01, log_every=2, rng=rng,
+            checkpoint=tmp_path / "c",
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])

@@ -21,6 +21,7 @@ from minilora.files.disk import (
     read_json,
     read_start,
     read_whole,
+    refuse_inputs,
     synced,
     written_folder,
     written_together,
@@ -146,6 +147,38 @@ def test_the_order_is_file_rename_folder(tmp_path, monkeypatch):
     with written_whole(tmp_path / "a") as file:
         file.write(b"new")
     assert calls == [("fsync", "part"), ("rename", "a"), ("fsync", "folder")]
+
+
+def test_all_of_a_file_is_written_before_it_is_synced(tmp_path, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    with synced(tmp_path / "a") as file:
+        file.write(b"few")  # which wait in a buffer
+    assert sizes == [3]
+
+
+def test_a_new_file_takes_no_other_files_place(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    with pytest.raises(FileExistsError), synced(tmp_path / "a"):
+        pass
+    assert contents(tmp_path) == {"a": b"old"}
+
+
+@pytest.mark.parametrize("letter", ["a", "\xe9"])
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path, letter):
+    name = letter * (255 // len(letter.encode()))
+    with written_whole(tmp_path / name) as file:
+        file.write(b"new")
+    assert contents(tmp_path) == {name: b"new"}
+
+
+def test_an_output_is_no_input_that_is_still_to_be_made(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    inputs = [(tmp_path / "folder" / "c", "the checkpoint")]
+    with pytest.raises(ValueError, match=r"^the log '.*link/c' is the checkpoint, expected another file$"):
+        refuse_inputs("the log", tmp_path / "link" / "c", inputs)
+    refuse_inputs("the log", tmp_path / "link" / "d", inputs)
 
 
 @linux
