@@ -15,6 +15,7 @@ import numpy as np
 
 from ..article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ArticleResult
 from ..backend import backend_of
+from ..files.disk import check_parent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +51,7 @@ def check_figure_path(path: str | Path) -> None:
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
         raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(sorted(known))}")
-    if not Path(path).absolute().parent.is_dir():
-        raise ValueError(f"plot file {str(path)!r}: there is no folder {str(Path(path).parent)!r}")
+    check_parent("plot file", Path(path))
 
 
 def plot_article(result: ArticleResult) -> Figure:

@@ -163,6 +163,12 @@ def is_new_or_empty(path: Path) -> bool:
     return not os.path.lexists(path) or (path.is_dir() and not path.is_symlink() and not any(path.iterdir()))
 
 
+def check_parent(name: str, path: Path) -> None:
+    """Require the folder in which a path is to be made."""
+    if not os.path.isdir(path.absolute().parent):
+        raise ValueError(f"{name} {str(path)!r}: there is no folder {str(path.parent)!r}")
+
+
 def replaceable(path: Path) -> None:
     """Require that a path is a regular file, or new.
 

@@ -30,7 +30,16 @@ from tqdm import tqdm
 
 from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
-from .disk import is_new_or_empty, refuse_inputs, replaceable, synced, takes_files, written_folder, written_whole
+from .disk import (
+    check_parent,
+    is_new_or_empty,
+    refuse_inputs,
+    replaceable,
+    synced,
+    takes_files,
+    written_folder,
+    written_whole,
+)
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
 from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from .placement import MergedTensor, merged_tensors
@@ -127,10 +136,8 @@ def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> N
 
 def _check_out(out: Path, weights: Weights, adapter: Path, whole: bool) -> None:
     """Require a place where nothing is lost: no file that is read, no folder that holds something."""
-    parent = out.absolute().parent
-    if not os.path.isdir(parent):
-        raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
-    takes_files(parent)
+    check_parent("out", out)
+    takes_files(out.absolute().parent)
     if weights.index is None and not whole:
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")

@@ -42,7 +42,7 @@ from ..checks import (
     reading,
     short,
 )
-from ..layers.rotary import check_frequencies, frequencies
+from ..layers.rotary import frequencies
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,6 @@ class LlamaConfig:
                 f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even "
                 "head_dim"
             )
-        if len(check_frequencies(self.frequencies)) != D // 2:
-            raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
         for name, always in KINDS[check_choice("model_type", self.model_type, KINDS)].always.items():

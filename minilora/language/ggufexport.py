@@ -12,7 +12,6 @@ magnitude in such a file.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import numpy as np
 
 from ..checks import FileRefused, check_path, needed, reading, short
 from ..files.adapters import check_base_weights, load_adapter
-from ..files.disk import refuse_inputs, replaceable, written_whole
+from ..files.disk import check_parent, refuse_inputs, replaceable, written_whole
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import in_dtype
 from ..layers.nf4 import CodedLinear
@@ -59,8 +58,7 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     models = [file for file in model.iterdir() if file.suffix != ".gguf"] if model.is_dir() else [model]
     refuse_inputs("out", out, [(file, "a file of the model") for file in models])
     refuse_inputs("out", out, [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)])
-    if not os.path.isdir(out.absolute().parent):
-        raise ValueError(f"out {str(out)!r}: there is no folder {str(out.parent)!r}")
+    check_parent("out", out)
     with written_whole(out) as file:
         writer = gguf.GGUFWriter(None, ARCHITECTURES[config.model_type])
         writer.add_type("adapter")

@@ -10,7 +10,6 @@ keep the blocks of a .gguf file have no place in this layout, and are written as
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,14 @@ import numpy as np
 from ..adaptation import is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
-from ..files.disk import is_new_or_empty, synced, written_folder
+from ..files.disk import check_parent, is_new_or_empty, synced, written_folder
 from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ..layer import walk
 from ..layers.nf4 import QuantizedLinear
 from ..layers.rotary import frequencies
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
-from .config import KINDS, LlamaConfig, from_json
+from .config import HEADS, KINDS, SIZES, LlamaConfig, from_json
 from .llama import Llama
 from .nf4files import nf4_tensors, quantization_config
 from .weights import expert_tensors, file_name
@@ -36,20 +35,11 @@ from .weights import expert_tensors, file_name
 def save_llama(model: Llama, folder: str | Path) -> None:
     """Write config.json and model.safetensors into a folder, which appears when both are whole.
 
-    Parameters
-    ----------
-    model : Llama
-        Without adapters: save them apart with `minilora.save_adapter`, or fold them in with `minilora.merge`.
-    folder : path
-        Of a new or an empty folder. A tokenizer is not written: copy the original's files beside.
+    `model` has no adapters: save them apart with `minilora.save_adapter`, or fold them in with `minilora.merge`. The
+    folder is new or empty. A tokenizer is not written: copy the original's files beside.
 
-    Raises
-    ------
-    ValueError
-        If the folder holds something or cannot be made, the model has adapters or holds NaN or infinity, or its
-        rotary frequencies are none that config.json can say.
-    TypeError
-        If the model is none.
+    A folder that holds something or cannot be made is a ValueError. So is a model that has adapters, holds NaN or
+    infinity, or whose rotary frequencies are none that config.json can say. What is no model is a TypeError.
     """
     check_instance("model", model, Llama)
     folder = check_path("folder", folder)
@@ -59,7 +49,9 @@ def save_llama(model: Llama, folder: str | Path) -> None:
             f"model has an adapter beside {adapted[0]!r}, which has no place in the folder: save it with save_adapter "
             "and the model without it here, or merge(model) first"
         )
-    _check_folder(folder)
+    check_parent("folder", folder)
+    if not is_new_or_empty(folder):
+        raise ValueError(f"folder {str(folder)!r} exists, expected one that is empty or new")
     tensors, quantised = _tensors(model)
     config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
     with written_folder(folder) as part:
@@ -113,13 +105,7 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
     settings = {
         "architectures": [KINDS[config.model_type].architecture],
         "model_type": config.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
+        **{name: getattr(config, name) for name in (*SIZES, *HEADS)},
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": base,  # where transformers 4 looks for it, and 5 too
@@ -175,11 +161,3 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
         "rope_type": "default",
         "rope_theta": whole if frequencies(2 * pairs, whole) == config.frequencies else base,
     }
-
-
-def _check_folder(folder: Path) -> None:
-    """Require a folder that holds nothing and can be made."""
-    if not os.path.isdir(folder.absolute().parent):
-        raise ValueError(f"folder {str(folder)!r}: there is no folder {str(folder.parent)!r}")
-    if not is_new_or_empty(folder):
-        raise ValueError(f"folder {str(folder)!r} exists, expected one that is empty or new")

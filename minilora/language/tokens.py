@@ -43,24 +43,9 @@ class Tokenizer:
 
 
 def load_tokenizer(model: str | Path) -> Tokenizer:
-    """Read the tokenizer of a model.
+    """Return the tokenizer of a model: of a Hugging Face folder, a .gguf file, or glassllm's .npz file.
 
-    Parameters
-    ----------
-    model : path
-        A Hugging Face folder, a .gguf file, or glassllm's .npz file.
-
-    Returns
-    -------
-    Tokenizer
-        Ready to use.
-
-    Raises
-    ------
-    FileRefused
-        If there is none, or one that cannot be read.
-    ValueError
-        If the package that reads it is not installed.
+    One that is missing or cannot be read is a FileRefused; that its package is not installed is a ValueError.
     """
     path = check_path("model", model)
     return {"folder": _from_folder, ".gguf": _from_gguf, ".npz": _from_glassllm}[model_format(path)](path)
