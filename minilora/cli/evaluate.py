@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if adapters:
         adapted = finetune.with_adapters(model, adapters, options.adapter, backend, options.quantize)
         models[f"with {printable(str(options.adapter))}"] = adapted
-    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), finetune.worker_count(None, backend)
+    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), finetune.usual_workers(backend)
     for name, layer in models.items():
         loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers)
         perplexity = math.exp(loss) if loss < MOST else math.inf

@@ -64,7 +64,7 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
 def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
     """Return the recipe with what a checkpoint had settled, the checkpoint, and the adapter to go on from."""
     check_recipe(recipe)
-    recipe = replace(recipe, workers=worker_count(recipe.workers, backend))
+    recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
     kept = read_kept(recipe.checkpoint)
     if kept is not None:
         length = kept.notes["asked"]["--length"] if recipe.length is None else recipe.length
@@ -76,18 +76,14 @@ def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, 
     return recipe, kept, start_from
 
 
-def worker_count(workers: int | None, backend: Backend) -> int:
-    """Return how many parts of a batch are computed at once: by default two on two cores, and one on a GPU."""
-    if workers is None:
-        return min(2, core_count()) if backend.name == "numpy" else 1
-    if check_integer("workers", workers, at_least=1) > 1 and backend.name != "numpy":
-        raise ValueError(f"workers = {workers} is for NumPy, expected 1 with --backend {backend.name}")
-    return workers
+def usual_workers(backend: Backend) -> int:
+    """Return how many parts of a batch are computed at once: two where there are two cores, and one on a GPU."""
+    return min(2, core_count()) if backend.name == "numpy" else 1
 
 
 def check_recipe(recipe: Recipe) -> None:
     """Require numbers in range and places that can be written, before anything is read."""
-    for name in ("rank", "steps", "batch_size", "micro_batch", "length"):
+    for name in ("rank", "steps", "batch_size", "micro_batch", "workers", "length"):
         if getattr(recipe, name) is not None:
             check_integer(name, getattr(recipe, name), at_least=1)
     if recipe.epochs is not None:

@@ -33,7 +33,7 @@ from minilora.fast import accumulate
 from minilora.fast.parts import core_count
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, worker_count
+from minilora.language.finetune import Step, best_step, usual_workers
 from minilora.language.generation import generate
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import Memory, parameter_bytes
@@ -650,8 +650,5 @@ def test_a_command_in_a_running_program_leaves_the_environment(folder):
 def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
     for available, expected in ((1, 1), (2, 2), (64, 2)):
         monkeypatch.setattr("minilora.language.finetune.core_count", lambda available=available: available)
-        assert worker_count(None, get_backend("numpy")) == expected
-        assert worker_count(None, standin) == 1
-    assert worker_count(5, get_backend("numpy")) == 5
-    with pytest.raises(ValueError, match="workers = 5 is for NumPy, expected 1 with --backend cupy"):
-        worker_count(5, standin)
+        assert usual_workers(get_backend("numpy")) == expected
+        assert usual_workers(standin) == 1
