@@ -80,6 +80,9 @@ def test_links_are_followed_and_files_written(tmp_path, adapter):
     merge_adapter(cache, adapter, tmp_path / "out")
     assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
     assert (tmp_path / "out" / "merges.txt").read_text() == BESIDE["merges.txt"]
+    (model / "private.txt").write_text("beside the blobs")
+    (cache / "LICENSE.txt").symlink_to("../../private.txt")
+    refused(cache, adapter, tmp_path / "out2", "LICENSE.txt': a link out of the model's folder", FileRefused)
 
 
 def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
