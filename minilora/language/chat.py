@@ -76,8 +76,6 @@ def write_chat(
 
 def checked_messages(messages: Any) -> list[Message]:
     """Return a chat that has something to learn, each content in parts of text as one text."""
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise ValueError(f"messages is {short(messages)}, expected a list of messages")
     checked: list[Message] = []
     for i, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):

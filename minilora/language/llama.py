@@ -60,10 +60,9 @@ class Block(Layer):
     fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
-        """Return y, and a cache with those of both branches.
+        """Return y, and a cache with those of both branches; with `at`, y where it is true alone, (M, d).
 
-        With `at`, bool (B, T), y at the M positions where it is true alone, (M, d). Attention reads all positions, the
-        MLP each for itself.
+        Attention reads all positions, the MLP each for itself.
         """
         u, attention_cache = branch(self.input_layernorm, self.self_attn, x)
         y, mlp_cache = branch(self.post_attention_layernorm, self.mlp, u if at is None else u[at])
@@ -120,9 +119,9 @@ class Decoder(Layer):
     fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
-        """Return y and the cache. Below the lowest layer that trains no backward comes, and no cache is kept.
+        """Return y and the cache; with `at`, y where it is true alone, (M, d), as the last block returns it.
 
-        With `at`, y at the M positions where it is true alone, (M, d), as the last block returns it.
+        Below the lowest layer that trains no backward comes, and no cache is kept.
         """
         steps, caches = self.steps(), []
         lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
@@ -174,9 +173,8 @@ class Llama(Layer):
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
 
-        With `at`, bool (B, T), the M positions where it is true alone, (M, V) in their order. Of a chat most targets do
-        not count, and the head is the largest product of a small model. From the last block's MLP on, no position reads
-        another, so there are M rows from there on.
+        With `at`, bool (B, T), the logits at the M positions where it is true alone, (M, V) in their order: of a chat
+        most targets do not count. From the last block's MLP on, no position reads another, so M rows do.
         """
         if at is not None and (at.dtype != bool or at.shape != x.shape):  # integers would choose other positions
             raise ValueError(f"at is {at.dtype} {tuple(at.shape)}, expected bool {tuple(x.shape)}")

@@ -9,14 +9,8 @@ Each of the three says which decoder it is, which arrays the file holds, under t
 What is common stands here: the arrays must be those of the decoder before the first of them is read, and each must hold
 numbers. No tokenizer is needed, and nothing in a file is executed.
 
-A mixture's experts have a tensor each in most folders, and one for all of them here and in some folders:
-
-    for all                                for each expert e
-    mlp.experts.gate_up_proj (E, 2 m, d)   mlp.experts.e.gate_proj.weight (m, d), and below it .up_proj.weight (m, d)
-    mlp.experts.down_proj (E, d, m)        mlp.experts.e.down_proj.weight (d, m)
-
-A Mixtral's are ``block_sparse_moe.experts.e.w1``, ``w3`` and ``w2``, in this order, and its router is
-``block_sparse_moe.gate``. transformers writes a tensor each, and reads both.
+A mixture's experts have a tensor each in most folders, and one for all of them here and in some: their names stand in
+`minilora.files.experts`. transformers writes a tensor each, and reads both.
 """
 
 from __future__ import annotations

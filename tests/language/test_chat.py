@@ -101,8 +101,8 @@ SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messa
             "the content of message 1 is .*expected a text",
         ),
         ([{"content": "hi"}], TURNS, "message 1 is {'content': 'hi'}, expected an object with role and content"),
-        ([], TURNS, r"messages is \[\], expected a list of messages"),
-        ("hi", TURNS, "messages is 'hi', expected a list of messages"),
+        ([], TURNS, r"no message is the assistant's: there is nothing to learn. The roles are \[\]"),
+        ("hi", TURNS, "message 1 is 'h', expected an object with role and content"),
     ],
 )
 def test_a_chat_whose_turns_cannot_be_told_is_refused(messages, template, message):
