@@ -191,8 +191,8 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
     Raises
     ------
     ValueError, TypeError
-        If the model is none; with `requantize`, if no adapter stands beside a quantised layer, or one in a format that
-        only files are read from.
+        With `requantize`, if no adapter stands beside a quantised layer, or one in a format that only files are read
+        from.
     """
     check_model(model)
     requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
@@ -225,10 +225,9 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
 def adapters(model: Layer) -> dict[str, Any]:
     """Return the adapters of a model by the path of the module that each stands beside: what `save_adapter` takes.
 
-    Each is an `Adapter`: it has ``delta()``, the change of the module's matrix (out, in) before DoRA's norm, and knows
-    its `kind` of layer, its `kernel` and, after PiSSA, how it started. The arrays are the model's own. Of an adapted
-    layer from elsewhere it is that layer's ``adapter``, whatever its class. Where such a layer has arrays besides a
-    LoRA, the LoRA alone would lose them: that is a TypeError.
+    Each is an `Adapter` with the model's own arrays: it has ``delta()``, the change of the module's matrix (out, in)
+    before DoRA's norm, and knows its `kind` of layer, its `kernel` and, after PiSSA, how it started. Of a layer of your
+    own it is that layer's ``adapter``, whatever its class. Arrays beside it that a LoRA would lose are a TypeError.
     """
     check_model(model)
     return {path: _described(path, layer) for path, layer in walk(model) if is_adapted(layer)}

@@ -46,7 +46,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array
 from ..layer import inner
-from ..layers.attention import Attention, mask, stacked
+from ..layers.attention import Attention, group_rows, mask
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def attend(q: Array, k: Array, v: Array, blocks: Blocks) -> tuple[Array, Array, 
     for t in spans(T, blocks.queries):
         n = t.stop - t.start
         m, Z, N = BEFORE
-        cq_rows = stacked(D**-0.5 * q[..., t, :])
+        cq_rows = group_rows(D**-0.5 * q[..., t, :])
         for u in spans(past + t.stop, blocks.keys):
             k_rows, v_rows = k[:, :, 0, u], v[:, :, 0, u]
             S = scores(cq_rows, k_rows, n, masked=u.stop == past + t.stop)
@@ -144,7 +144,7 @@ def attend_backward(
     c = D**-0.5
     dq, dk, dv = xp.empty(q.shape, q.dtype), xp.zeros(k.shape, k.dtype), xp.zeros(v.shape, v.dtype)
     for t in spans(T, blocks.queries):
-        do_rows, q_rows, o_rows, m_rows, Z_rows = (stacked(rows[..., t, :]) for rows in (do, q, o, m, Z))
+        do_rows, q_rows, o_rows, m_rows, Z_rows = (group_rows(rows[..., t, :]) for rows in (do, q, o, m, Z))
         dN = do_rows / Z_rows  # eq. (blk.7)  (B, K, g n, D)
         dZ = -inner(dN, o_rows)  # eq. (blk.8)  (B, K, g n, 1)
         cq_rows, dq_rows = c * q_rows, xp.zeros(q_rows.shape, q.dtype)

@@ -156,7 +156,7 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
     The last of the T queries stands at the last of the U positions.
     """
-    q_rows, k_rows, v_rows = stacked(q), stacked(k), stacked(v)
+    q_rows, k_rows, v_rows = group_rows(q), group_rows(k), group_rows(v)
     c = q.shape[-1] ** -0.5
     S = mask(c * q_rows @ k_rows.swapaxes(-1, -2), q.shape[-2])  # eq. (att.1)
     P = softmax(S)  # eq. (att.2)
@@ -166,7 +166,7 @@ def attend(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
 
 def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[Array, Array, Array]:
     """Return dq, dk and dv, of the shapes of q, k and v."""
-    do_rows, q_rows, k_rows, v_rows = stacked(do), stacked(q), stacked(k), stacked(v)
+    do_rows, q_rows, k_rows, v_rows = group_rows(do), group_rows(q), group_rows(k), group_rows(v)
     c = q.shape[-1] ** -0.5
     dv = P.swapaxes(-1, -2) @ do_rows  # eq. (att.4)
     dP = do_rows @ v_rows.swapaxes(-1, -2)  # eq. (att.5)
@@ -176,7 +176,7 @@ def attend_backward(do: Array, q: Array, k: Array, v: Array, P: Array) -> tuple[
     return dq.reshape(q.shape), dk.reshape(k.shape), dv.reshape(v.shape)
 
 
-def stacked(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
+def group_rows(heads: Array) -> Array:  # (B, K, g, T, D) -> (B, K, g T, D)
     """Return the rows of a group's heads one below the other, so that a product takes the whole group."""
     B, K, g, T, D = heads.shape
     return heads.reshape(B, K, g * T, D)

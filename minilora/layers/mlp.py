@@ -89,26 +89,9 @@ class MLP(Sequential):
         dtype: Any = "float32",
         backend: Backend | None = None,
     ) -> MLP:
-        """Start both layers as `Linear.init` does.
+        """Start both layers as `Linear.init` does, with "relu", "tanh" or "silu" between them.
 
-        Parameters
-        ----------
-        in_features, hidden_features, out_features : int
-            The widths.
-        activation : {"relu", "tanh", "silu"}
-            The function between the layers.
-        rng, dtype, backend
-            As in `Linear.init`.
-
-        Returns
-        -------
-        MLP
-            A new model.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the activation is unknown, a width is below 1, or an argument is of another type.
+        A width below 1, an unknown activation and an argument of another type are a ValueError or a TypeError.
         """
         check_start(rng, dtype, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
         act = ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]()

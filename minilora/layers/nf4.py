@@ -134,10 +134,8 @@ def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
 
     Raises
     ------
-    ValueError
-        If the weight is empty or holds NaN, infinity or what float32 cannot hold, or `block_size` is another number.
-    TypeError
-        If the weight is not an array of real floating-point numbers.
+    ValueError, TypeError
+        If the weight is empty, no float array, or holds what float32 cannot, or `block_size` is another number.
     """
     check_array("weight", weight)
     check_float_dtype("weight's dtype", weight.dtype)
@@ -357,19 +355,8 @@ class QuantizedLinear(CodedLinear):
     def from_linear(cls, linear: Linear, *, block_size: int = 64, double_quant: bool = True) -> QuantizedLinear:
         """Quantise a trained layer, which stays as it is. The bias is shared, and so are dtype and library.
 
-        Parameters
-        ----------
-        linear : Linear
-            Its weight is rounded to float32 before it is quantised.
-        block_size : int
-            Weights that share a scale: a power of two, 32 or more.
-        double_quant : bool
-            Whether the scales are quantised too.
-
-        Raises
-        ------
-        ValueError, TypeError
-            If the weight holds NaN or infinity, or an argument is out of range.
+        `block_size` is as in `quantize_nf4`, with the same errors; `double_quant` says whether the scales are quantised
+        too. A layer that is quantised already is a ValueError.
         """
         check_instance("linear", linear, Linear)
         if isinstance(linear, CodedLinear):

@@ -172,12 +172,9 @@ def gradcheck(
         By default 1e-12 for the complex step and 1e-9 for central differences.
     allow_zero : collection of str
         Names whose slope may be zero everywhere, up to rounding. Otherwise that is refused: it checks nothing.
-    every_entry_below : int
-        Blocks with more entries are checked along Gaussian directions, and a wrong one is searched for its worst entry.
-    directions : int
-        How many of them.
-    seed : int
-        Of the directions.
+    every_entry_below, directions, seed : int
+        Blocks with more entries are checked along that many Gaussian directions, and a wrong one is searched for its
+        worst entry.
 
     Returns
     -------
@@ -323,11 +320,9 @@ def _entry(shape: tuple[int, ...], index: tuple[int, ...]) -> np.ndarray:
 
 
 class Slopes:
-    """The slopes of L = sum(cotangent * f) along a direction in one array of parameters, the others held.
+    """The slopes of L = sum(cotangent * f) along a direction in one array, which moves under all of its names.
 
-    Making one calls f twice and refuses a function that nothing can be learned from: one that changes its input, is not
-    finite, or gives another answer the second time. The caller's arrays are copied: f never sees them. An array that
-    stands under several names is one, and moves under all of them.
+    To make one calls f twice, on copies. Required is a finite f that leaves its input and answers alike both times.
     """
 
     home: dict[str, str]  # for each name, the first name of its array
@@ -477,10 +472,8 @@ def taylor_orders(
     ----------
     f, params, grads, cotangent
         As in `gradcheck`, with the same refusals.
-    halvings : int
-        How many times the step is halved, from 1/4 of a direction of length 1.
-    seed : int
-        Of the direction.
+    halvings, seed : int
+        How many times the step is halved, from 1/4 of a direction of length 1; the direction's seed.
 
     Returns
     -------

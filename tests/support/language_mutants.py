@@ -190,7 +190,7 @@ def backward_with(**parts):
     }
 
     def attend_backward(do, q, k, v, P):
-        do_rows, q_rows, k_rows, v_rows = map(attention.stacked, (do, q, k, v))
+        do_rows, q_rows, k_rows, v_rows = map(attention.group_rows, (do, q, k, v))
         c = q.shape[-1] ** -0.5
         dS = part["dS"](P, part["dP"](do_rows, v_rows))
         dq, dk, dv = part["dq"](dS, k_rows, c), part["dk"](dS, q_rows, c), part["dv"](P, do_rows)
