@@ -62,6 +62,7 @@ from .peft import (
     PREFIX,
     WEIGHTS_NAME,
     AdapterFolder,
+    Config,
     Form,
     config_text,
     digest,
@@ -205,8 +206,8 @@ def save_adapter(
     if not isinstance(layers, Mapping) or not layers:
         raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
     saved = {module: _saved(module, layer) for module, layer in layers.items()}
-    _check_alike(saved)
-    tensors = _tensors(saved, dtype)
+    forms = _forms(saved)
+    tensors = _tensors(path, saved, forms, dtype)
     config = _config(saved) | {
         "base_model_name_or_path": base_model,
         "task_type": task_type,
@@ -214,8 +215,10 @@ def save_adapter(
         "lora_dropout": dropout,
     }
     if target_modules is not None:
-        _check_ends(target_modules, saved)
         config["target_modules"] = [*target_modules]
+    read_as = Config(peft_type="LORA", target_modules=config["target_modules"], use_dora=config["use_dora"])
+    read_as.check_magnitudes(forms)
+    read_as.check_targets({module: form for module, form in forms.items() if not form.place})
     text = config_text(config)
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
@@ -257,7 +260,7 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
         raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
     own = layer if isinstance(layer, LoRA) else getattr(layer, "adapter", None)
     for part in (layer, own):
-        if more := _beyond_file(part):
+        if more := _unsaved(part):
             raise TypeError(
                 f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
                 f"layout of LoRA has no place: {more}"
@@ -270,7 +273,7 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
     return over_original(adapter)
 
 
-def _beyond_file(part: Any) -> str:
+def _unsaved(part: Any) -> str:
     """Return what an adapter, or a layer with one, is or has that no file says; "" where there is nothing."""
     if type(part) in (StackedLoRA, *SAVED_LAYERS):
         return ""
@@ -284,35 +287,24 @@ def _beyond_file(part: Any) -> str:
     return "it is no LoRA"
 
 
-def _check_alike(saved: Mapping[str, Adapter | StackedLoRA]) -> None:
-    """Require magnitudes of all adapters, or of none: PEFT's configuration has one flag for all of them."""
-    dora = [module for module, adapter in saved.items() if isinstance(adapter, DoRAAdapter)]
-    others = [module for module in saved if module not in dora]
-    if dora and others:
-        raise ValueError(
-            f"layers[{short(dora[0])}] has DoRA's magnitude and layers[{short(others[0])}] has none: PEFT's "
-            "configuration has one use_dora for all modules. Save them to two folders"
-        )
+def _forms(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Form]:
+    """Return how each module's adapter lies in the file."""
+    arrays = layer_paths(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
+    return {
+        module: Form("parameter", place=arrays[module], experts=adapter.experts)
+        if isinstance(adapter, StackedLoRA)
+        else Form(adapter.kind, tuple(adapter.kernel), isinstance(adapter, DoRAAdapter))
+        for module, adapter in saved.items()
+    }
 
 
-def _check_ends(target_modules: Sequence[str], saved: Mapping[str, Adapter | StackedLoRA]) -> None:
-    """Require ends of paths that name each module; which others of the base they name, the caller knows."""
-    for module, adapter in saved.items():
-        ends = (module == name or module.endswith(f".{name}") for name in target_modules)
-        if not isinstance(adapter, StackedLoRA) and not any(ends):
-            raise ValueError(f"target_modules does not name {short(module)}: expected an end of each path of layers")
-
-
-def _tensors(saved: Mapping[str, Adapter | StackedLoRA], dtype: str | None) -> dict[str, np.ndarray]:
+def _tensors(
+    path: Path, saved: Mapping[str, Adapter | StackedLoRA], forms: Mapping[str, Form], dtype: str | None
+) -> dict[str, np.ndarray]:
     """Return the arrays with the names and shapes that PEFT gives them, in their order in the file."""
-    of_arrays = layer_paths(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
     tensors: dict[str, np.ndarray] = {}
     for module, adapter in saved.items():
-        if isinstance(adapter, StackedLoRA):
-            form = Form("parameter", place=of_arrays[module], experts=adapter.experts)
-        else:
-            form = Form(adapter.kind, tuple(adapter.kernel), isinstance(adapter, DoRAAdapter))
-        (rank, width), (out, _) = adapter.lora_A.shape, adapter.lora_B.shape
+        form, (rank, width), (out, _) = forms[module], adapter.lora_A.shape, adapter.lora_B.shape
         if len(form.kernel) != KERNEL_AXES.get(form.kind, 0) or width % math.prod(form.kernel):
             raise ValueError(
                 f"layers[{short(module)}] has in = {width} and a kernel of {form.kernel}, which do not fit its kind, "
@@ -322,25 +314,20 @@ def _tensors(saved: Mapping[str, Adapter | StackedLoRA], dtype: str | None) -> d
         for key, array, shape in zip(form.keys(module), arrays, form.shapes(rank, out, width), strict=False):
             if key in tensors:
                 raise ValueError(f"layers[{short(module)}] and another layer would both be {short(key)} in the file")
-            tensors[key] = _written(module, array, shape, dtype)
+            host, reaches = _host(module, array).reshape(shape), f"layers[{short(module)}] reaches"
+            tensors[key] = in_dtype(host, FILE_DTYPES[dtype or host.dtype.name], path, reaches)
     # The widest types first, so that each tensor begins at a multiple of its own size.
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])))
 
 
-def _written(module: str, array: Any, shape: tuple[int, ...], dtype: str | None) -> np.ndarray:
-    """Return finite numbers as the file has them."""
+def _host(module: str, array: Any) -> np.ndarray:
+    """Return finite numbers of a type that a file can have, on the host."""
     if dtype_name(array) not in SAVED_DTYPES:
         raise TypeError(f"layers[{short(module)}] has dtype {array.dtype}, expected one of {SAVED_DTYPES}")
-    host = np.ascontiguousarray(backend_of(array).to_numpy(array)).reshape(shape)
+    host = np.ascontiguousarray(backend_of(array).to_numpy(array))
     if not np.isfinite(host).all():
         raise ValueError(f"layers[{short(module)}] holds NaN or infinity")
-    if dtype is None:
-        return host
-    with np.errstate(over="ignore"):
-        rounded = host.astype(FILE_DTYPES[dtype])
-    if not np.isfinite(rounded).all():
-        raise ValueError(f"layers[{short(module)}] reaches {np.abs(host).max():g}, more than {dtype} holds")
-    return rounded
+    return host
 
 
 def _config(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:

@@ -165,24 +165,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Require that it gives each of these modules an adapter: PEFT would pass over the tensors of another."""
         modules, targets = [*forms], self.target_modules
         if targets == "all-linear":
-            for module, form in forms.items():
-                if form.kind != "linear" or module.rpartition(".")[2] == "lm_head":
-                    what = "the head" if form.kind == "linear" else f"a layer of the kind {form.kind}"
-                    raise ValueError(f"target_modules is 'all-linear': there are tensors for {short(module)}, {what}")
+            are_targets = [
+                form.kind == "linear" and not f".{module}".endswith(".lm_head") for module, form in forms.items()
+            ]
         else:
             with named("target_modules"):
                 are_targets = are_named(targets, modules)
-            for module, is_target in zip(modules, are_targets, strict=True):
-                if not is_target:
-                    raise ValueError(f"target_modules does not name {short(module)}, for which there are tensors")
-            if isinstance(targets, list) and self.layers_to_transform != []:
-                whole = {*targets}
-                self._check_layers([module for module in modules if module not in whole])
         with named("exclude_modules"):
             are_excluded = are_named(self.exclude_modules, modules)
-        for module, is_excluded in zip(modules, are_excluded, strict=True):
+        for module, is_target, is_excluded in zip(modules, are_targets, are_excluded, strict=True):
+            if not is_target:
+                raise ValueError(f"target_modules does not name {short(module)}, for which there are tensors")
             if is_excluded:
                 raise ValueError(f"exclude_modules names {short(module)}, for which there are tensors")
+        if isinstance(targets, list) and self.layers_to_transform != []:
+            whole = {*targets}
+            self._check_layers([module for module in modules if module not in whole])
+
+    def check_magnitudes(self, forms: Mapping[str, Form]) -> None:
+        """Require a magnitude of all modules, or of none, as `use_dora` says."""
+        for module, form in forms.items():
+            if form.dora != self.use_dora:
+                has = "has a" if form.dora else "has no"
+                raise ValueError(f"use_dora is {self.use_dora} for all modules, and {short(module)} {has} {MAGNITUDE}")
 
     def _check_layers(self, modules: list[str]) -> None:
         """Require that `layers_to_transform` has the number of each module's layer."""
@@ -272,8 +277,10 @@ class AdapterFolder:
             forms = _forms(file)
         with reading(path), within_time():
             _check_of_one_save(text, file)
-            _check_dora(config, forms)
+            config.check_magnitudes(forms)
             places = adapted_arrays(forms, config.target_parameters) if config.target_parameters else {}
+            if places and config.use_dora:
+                raise ValueError("use_dora is True, and target_parameters has adapters: PEFT has no DoRA of an array")
             of_arrays = {*places.values()}
             forms = {module: form for module, form in forms.items() if module not in of_arrays}
             config.check_targets(forms)
@@ -331,7 +338,7 @@ def _forms(file: TensorFile) -> dict[str, Form]:
     for key in file.tensors:
         match = KEY.fullmatch(key)
         if match is None:
-            raise ValueError(f"the key {short(key)} is {_what_is(key)}")
+            raise ValueError(f"the key {short(key)} is none of {PREFIX}<module>.lora_A.weight and the like")
         parts.setdefault(match["module"], set()).add(match["part"])
     if not parts:
         raise ValueError("there are no tensors in it")
@@ -395,14 +402,6 @@ def _matrix(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # ->
     return B[0] if B else 0, math.prod(A[1:])
 
 
-def _check_dora(config: Config, forms: Mapping[str, Form]) -> None:
-    """Require a magnitude of all modules, or of none, as the configuration says."""
-    for module, form in forms.items():
-        if form.dora != config.use_dora:
-            has = "has a" if form.dora else "has no"
-            raise ValueError(f"use_dora is {config.use_dora} and the module {short(module)} {has} {MAGNITUDE}")
-
-
 def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
     """Return the modules that the file's metadata names for DoRA's full gradient."""
     note = file.metadata.get(NORM_KEY)
@@ -424,14 +423,3 @@ def _check_of_one_save(text: bytes, file: TensorFile) -> None:
             f"not the configuration that was saved with {WEIGHTS_NAME}: the two files are of different saves, or one "
             "was edited. Save the adapter again"
         )
-
-
-def _what_is(key: str) -> str:
-    """Say in words what a key that cannot be read belongs to."""
-    if ".bias" in key:
-        return "a bias (lora_bias, or bias of the base), which is not supported"
-    if "modules_to_save" in key:
-        return "of a module trained in full, which is not supported"
-    if not key.startswith(PREFIX) and ".lora_" in key:
-        return f"without the prefix {PREFIX!r}"
-    return f"unexpected, expected {PREFIX}<module>.lora_A.weight and the like for lora_B"

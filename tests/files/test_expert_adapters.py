@@ -241,3 +241,15 @@ def test_inspecting_shows_all_experts_changes(tmp_path):
 def test_a_version_is_three_numbers():
     assert version_of("0.19.1") == (0, 19, 1)
     assert [version_of(text) for text in (None, "", "0.19", "0.19.1rc1", "v0.19.1")] == [None] * 5
+
+
+def test_dora_of_an_array_is_refused(tmp_path):
+    """PEFT has no such thing, and the magnitude would be lost."""
+    prefix = "base_model.model.mlp.experts."
+    tensors = {f"{prefix}lora_{side}.weight": np.ones((6, 6), "f4") for side in "AB"}
+    save_file(tensors | {f"{prefix}lora_magnitude_vector": np.ones(6, "f4")}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "use_dora": True, "peft_version": "0.19.1"}
+    text = json.dumps(config | {"target_parameters": ["mlp.experts.down_proj"]})
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(FileRefused, match="use_dora is True, and target_parameters has adapters"):
+        load_adapter(tmp_path)
