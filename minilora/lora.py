@@ -171,7 +171,7 @@ def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n
     return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
 
 
-def check_whole(layer: LoRALinear) -> None:
+def check_whole(layer: Any) -> None:
     """Require that a layer leaves out no array of its adapter: one that its `fits` does not name would change nothing.
 
     An adapter's class may compute with its arrays itself, in a `forward` and a `delta` of its own.

@@ -29,9 +29,9 @@ from dataclasses import dataclass, fields
 
 from ..backend import backend_of
 from ..checks import Array, check_choice, check_instance
-from ..layer import Cache, rows
+from ..layer import Cache, Layer, rows
 from ..linear import Linear
-from ..lora import LoRA, LoRALinear
+from ..lora import LoRA, LoRALinear, check_whole
 from .adapter import Adapter
 
 NORMS = ("constant", "full")
@@ -59,16 +59,19 @@ class DoRAAdapter(Adapter):
 
 
 @dataclass(eq=False, repr=False)
-class DoRA(LoRALinear):
+class DoRA(Layer):
     """A frozen layer, its adapter, and a magnitude for each output. The adapter's arrays train, and no other."""
 
+    base: Linear
     adapter: DoRAAdapter
 
     fits = LoRALinear.fits | {"magnitude": "out"}
 
     def __post_init__(self) -> None:
+        check_instance("base", self.base, Linear)
         check_instance("adapter", self.adapter, DoRAAdapter)
         super().__post_init__()
+        check_whole(self)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache."""
@@ -114,6 +117,13 @@ class DoRA(LoRALinear):
         """Return the whole change of weight, g V - W."""
         return self.merge().weight - self.base.weight
 
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays: the base is frozen by its absence."""
+        return self.adapter.trainable()
+
+    shape = property(lambda self: self.base.shape, doc="(out, in).")
+    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
     magnitude = property(lambda self: self.adapter.magnitude, doc="The adapter's.")
 
 
