@@ -72,7 +72,7 @@ CALLS = {
     "Embedding.forward": (lambda odd: Embedding(host(7, 2))(odd(3)), "x"),
     "Conv2d.forward": (lambda odd: Conv2d(host(2, 1, 2, 2))(odd(1, 1, 3, 3)), "x"),
     "ReLU": (lambda odd: ReLU()(odd(N, IN)), "x"),
-    "Llama.build": (built, "arrays['model.norm.weight']"),
+    "Llama.build": (built, "weight"),
     "mse": (lambda odd: mse(odd(N, OUT), host(N, OUT)), "prediction"),
     "cross_entropy's targets": (lambda odd: cross_entropy(host(N, OUT), odd(N)), "targets"),
     "Adam": (lambda odd: Adam({"a": odd(OUT)}), "params['a']"),
