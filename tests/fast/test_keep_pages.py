@@ -54,7 +54,7 @@ def test_the_next_step_asks_for_no_new_pages(threads):
 @pytest.mark.parametrize("refused", [None, -1, -4, -8])
 def test_pages_are_kept_where_each_setting_is_taken(monkeypatch, refused):
     library = SimpleNamespace(mallopt=lambda name, value: int(name != refused))
-    monkeypatch.setattr("minilora.fast.memory.ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: library)
     assert keep_pages() is (refused is None)
 
 
