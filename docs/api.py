@@ -110,6 +110,6 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
-    app.connect("builder-inited", write)
+    app.connect("builder-inited", write, priority=400)  # before autosummary looks into pages of modules that are gone
     app.connect("source-read", fill)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
