@@ -201,7 +201,7 @@ def expert_tensors(path: str, experts: int, out: int, width: int, weights: Weigh
         if (shape := weights.spec(tensor.name).shape) != tensor.shape:
             raise FileRefused(
                 weights.holder[tensor.name].path,
-                f"{short(tensor.name)} has shape {list(shape)}, the adapter is for {list(tensor.shape)} "
+                f"{short(tensor.name)} has shape {list(shape)}, expected {list(tensor.shape)} "
                 f"(of {experts} experts, {out} x {width} each)",
             )
     return tensors
@@ -253,7 +253,7 @@ def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -
                 continue
             for more in (f"{start}{experts}.{end}" for end in last):
                 if more in weights.holder:
-                    raise FileRefused(weights.path, f"there is {short(more)}, and the adapter is for {experts} experts")
+                    raise FileRefused(weights.path, f"there is {short(more)}, expected {experts} experts")
             tensors = [
                 ExpertTensor(f"{start}{e}.{end}", (e,), slice(top, bottom), (bottom - top, width))
                 for e in range(experts)
@@ -261,8 +261,8 @@ def _for_each(path: str, experts: int, out: int, width: int, weights: Weights) -
             ]
             for tensor in tensors:
                 if tensor.name not in weights.holder:
-                    raise FileRefused(weights.path, f"there is no {short(tensor.name)}, which the adapter changes")
+                    raise FileRefused(weights.path, f"there is no {short(tensor.name)}, of one of {experts} experts")
             return tensors
     each = [short(f"{path.removesuffix(name)}0.{part}.weight") for part in parts[:1]]
     such = "".join(f", and no tensor for each expert, such as {tensor}" for tensor in each)
-    raise FileRefused(weights.path, f"there is no {short(path)}, which the adapter changes{such}")
+    raise FileRefused(weights.path, f"there is no {short(path)}{such}")

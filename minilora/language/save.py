@@ -20,6 +20,7 @@ from ..adaptation import is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
 from ..files.disk import check_parent, is_new_or_empty, synced, written_folder
+from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ..layer import walk
 from ..layers.nf4 import QuantizedLinear
@@ -29,7 +30,6 @@ from ..linear import Linear
 from .config import HEADS, KINDS, SIZES, LlamaConfig, from_json
 from .llama import Llama
 from .nf4files import nf4_tensors, quantization_config
-from .weights import expert_tensors, file_name
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
@@ -81,14 +81,26 @@ def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
 
 def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return a decoder's tensors as most folders have them: one for each weight of each expert."""
-    experts, split = expert_tensors(config), dict[str, np.ndarray]()
+    split = dict[str, np.ndarray]()
     for name, array in tensors.items():
-        if name not in experts:
-            split[file_name(config, name)] = array
+        experts, _, stacked = name.rpartition(".")
+        if not experts.endswith(".mlp.experts"):
+            split[_file_name(config, name)] = array
             continue
-        for parts, of_expert in zip(experts[name], array, strict=True):
-            split |= dict(zip(parts, np.split(of_expert, len(parts)), strict=True))
+        parts = PARTS[stacked]
+        for e, matrix in enumerate(array):
+            names = [_file_name(config, f"{experts}.{e}.{part}.weight") for part in parts]
+            split |= dict(zip(names, np.split(matrix, len(parts)), strict=True))
     return split
+
+
+def _file_name(config: LlamaConfig, name: str) -> str:
+    """Return the name that a tensor of a mixture has in a folder: a Mixtral's files have names of their own."""
+    if config.model_type == "mixtral" and ".mlp." in name:
+        name = name.replace(".mlp.", f".{MIXTRAL_MLP}.")
+        for part, theirs in MIXTRAL.items():
+            name = name.replace(f".{part}.", f".{theirs}.")
+    return name
 
 
 def _finite(name: str, array: Array) -> np.ndarray:

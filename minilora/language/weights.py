@@ -16,7 +16,7 @@ A mixture's experts have a tensor each in most folders, and one for all of them 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from msgspec import field
 from ..backend import Backend, backend_or_numpy
 from ..checks import Array, FileRefused, check_flag, check_path, named, reading, short
 from ..files.disk import model_format, read_json
-from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ..files.experts import MIXTRAL_MLP, ExpertTensor, expert_tensors
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ..files.peft import CONFIG_NAME
 from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
@@ -103,24 +103,37 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
         raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
     base = open_weights(path)
     quantised = NF4Weights(path / MODEL_CONFIG, base, settings.get("quantization_config"))
-    shapes: dict[str, tuple[int, ...]] = {}
+    experts = _experts(config, base)
+    shapes = {name: shape for name, (shape, _) in experts.items()}
+    passed = quantised.tensors | {tensor.name for _, tensors in experts.values() for tensor in tensors}
+    names = dict[str, str]()
     for name in base.holder:
-        if name in quantised.tensors or name.endswith(".rotary_emb.inv_freq"):  # which old files keep for each layer
+        if name in passed or name.endswith(".rotary_emb.inv_freq"):  # which old files keep for each layer
             continue
         if name == HEAD_WEIGHT and config.tie_word_embeddings:  # some files hold it a second time
             _check_tied(path, base)
             continue
-        shapes[name] = base.spec(name).shape
-    shapes, experts = _join_experts(path, config, shapes)
+        ours = name.replace(f".{MIXTRAL_MLP}.gate.", ".mlp.gate.")  # the router
+        names[ours], shapes[ours] = name, base.spec(name).shape
 
     def read(name: str) -> np.ndarray | CodedLinear:
         if name in quantised.shapes:
             return quantised.read(name)
         if name in experts:
-            return np.stack([np.concatenate([base.read(part) for part in parts]) for parts in experts[name]])
-        return base.read(name if name in base.holder else file_name(config, name))
+            shape, tensors = experts[name]
+            arrays = [base.read(tensor.name) for tensor in tensors]
+            return (np.concatenate(arrays) if len(arrays) > 1 else arrays[0]).reshape(shape)
+        return base.read(names[name])
 
     return config, quantised.shapes | shapes, read
+
+
+def _experts(config: LlamaConfig, base: Weights) -> dict[str, tuple[tuple[int, ...], list[ExpertTensor]]]:
+    """Return the shape of each array for all experts, by its name, and the tensors that it is made of."""
+    if config.mixture is None or max(config.num_hidden_layers, config.mixture.num_experts) > len(base.holder):
+        return {}  # before that many names are made
+    shapes = {name: shape for name, shape in config.shapes().items() if ".mlp.experts." in name}
+    return {name: (shape, expert_tensors(name, shape[0], shape[1], shape[2], base)) for name, shape in shapes.items()}
 
 
 def _check_tied(path: Path, base: Weights) -> None:
@@ -133,57 +146,6 @@ def _check_tied(path: Path, base: Weights) -> None:
             f"{HEAD_WEIGHT} is not {EMBEDDING_WEIGHT}, and tie_word_embeddings is True in {path / MODEL_CONFIG}: "
             "expected False, or no such head",
         )
-
-
-# --- experts ---
-
-
-def expert_tensors(config: LlamaConfig) -> dict[str, list[list[str]]]:
-    """Return by the name of each array for all experts the tensors of each expert, from the top of its rows down."""
-    if config.mixture is None:
-        return {}
-    return {
-        f"model.layers.{layer}.mlp.experts.{name}": [
-            [file_name(config, f"model.layers.{layer}.mlp.experts.{e}.{part}.weight") for part in parts]
-            for e in range(config.mixture.num_experts)
-        ]
-        for layer in filter(config.mixture.stands_in, range(config.num_hidden_layers))
-        for name, parts in PARTS.items()
-    }
-
-
-def file_name(config: LlamaConfig, name: str) -> str:
-    """Return the name that a tensor of a mixture has in a folder: a Mixtral's files have names of their own."""
-    if config.model_type == "mixtral" and ".mlp." in name:
-        name = name.replace(".mlp.", f".{MIXTRAL_MLP}.")
-        for part, theirs in MIXTRAL.items():
-            name = name.replace(f".{part}.", f".{theirs}.")
-    return name
-
-
-def _join_experts(
-    path: Path, config: LlamaConfig, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[dict[str, tuple[int, ...]], dict[str, list[list[str]]]]:
-    """Return the shapes of a folder's arrays with all experts in one, and the tensors that these are made of."""
-    found, made = dict(shapes), dict[str, list[list[str]]]()
-    if config.mixture is None or max(config.num_hidden_layers, config.mixture.num_experts) > len(found):
-        return found, made
-    expected = config.mixture.shapes(config.hidden_size)
-    for name, experts in expert_tensors(config).items():
-        if name in found:
-            continue
-        _, rows, width = expected[name.partition(".mlp.")[2]]
-        shape = rows // len(experts[0]), width
-        for part in (part for parts in experts for part in parts):
-            if part not in found:
-                raise FileRefused(path, f"there is no {short(part)}, and no {short(name)} for all experts")
-            if found.pop(part) != shape:
-                raise FileRefused(path, f"{short(part)} has shape {list(shapes[part])}, expected {list(shape)}")
-        found[name], made[name] = (len(experts), rows, width), experts
-    for name in [name.rpartition("experts.")[0] + "gate.weight" for name in made]:
-        if name not in found and file_name(config, name) in found:
-            found[name] = found.pop(file_name(config, name))
-    return found, made
 
 
 # --- glassllm's .npz ---
