@@ -158,7 +158,7 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def one_blas_thread() -> None:
+def limit_blas() -> None:
     """Give this process one BLAS thread, where NumPy is not loaded yet. Otherwise `accumulate` alone sees to that."""
     if "numpy" not in sys.modules:
         os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))

@@ -6,7 +6,7 @@ import argparse
 import math
 from typing import Any
 
-from .console import Defaults, add_backend, add_model, add_quantize, chosen_backend, one_blas_thread, path, printable
+from .console import Defaults, add_backend, add_model, add_quantize, chosen_backend, limit_blas, path, printable
 
 MOST = 700.0
 """A loss whose exponential is a float: above it a perplexity is infinite."""
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
     option("--length", type=int, metavar="N", help="tokens in a window (default: 128); longer examples are cut")
     add_quantize(parser)
     add_backend(parser)
-    parser.set_defaults(command=run, before_numpy=one_blas_thread)
+    parser.set_defaults(command=run, before_numpy=limit_blas)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from .console import (
     add_quantize,
     check_plot,
     chosen_backend,
-    one_blas_thread,
+    limit_blas,
     path,
     say,
     say_goes_on,
@@ -56,7 +56,7 @@ def add(commands: Any) -> None:
             else:
                 default = None if required else field.default
                 parser.add_argument(option_name(field.name), default=default, required=required, **more)
-    parser.set_defaults(command=run, before_numpy=one_blas_thread)
+    parser.set_defaults(command=run, before_numpy=limit_blas)
 
 
 def run(options: argparse.Namespace) -> int:
