@@ -163,6 +163,8 @@ class LlamaConfig:
                 f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even "
                 "head_dim"
             )
+        if len(self.frequencies) != D // 2:  # one alone would be taken for all
+            raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
         for name, always in KINDS[check_choice("model_type", self.model_type, KINDS)].always.items():
