@@ -18,7 +18,7 @@ from minilora import Adam, History, Linear, Llama, adapt, load_adapter, train
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
-from minilora.language.resume import BestStep
+from minilora.language.resume import BestStep, digest
 from minilora.language.text import windows
 
 from ..support.command_line import FEW, finetune, rows, run
@@ -208,6 +208,17 @@ def test_a_model_whose_config_alone_differs_is_another_before_it_is_loaded(folde
     capsys.readouterr()
     assert finetune("--steps", "3", "--checkpoint", "c") == 2
     assert "the model is another" in capsys.readouterr().err
+
+
+def test_a_models_file_is_known_by_its_size_and_its_ends(tmp_path):
+    found = []
+    for number, content in enumerate(
+        (b"abcdefgh", b"abcd-efgh", b"abcd+efgh", b"Abcdefgh", b"abcdefgH", b"ab", b"abab")
+    ):
+        (tmp_path / str(number)).write_bytes(content)
+        found.append(digest(tmp_path / str(number), ends=4))
+    assert found.index(found[2]) == 1  # alone the middle of a large file is not read
+    assert len({*found}) == len(found) - 1
 
 
 # --- the best step ---
