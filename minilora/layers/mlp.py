@@ -79,16 +79,9 @@ class MLP(Sequential):
 
     @classmethod
     def init(
-        cls,
-        in_features: int,
-        hidden_features: int,
-        out_features: int,
-        *,
-        activation: str = "relu",
-        rng: np.random.Generator,
-        dtype: Any = "float32",
-        backend: Backend | None = None,
-    ) -> MLP:
+        cls, in_features: int, hidden_features: int, out_features: int, *, activation: str = "relu",
+        rng: np.random.Generator, dtype: Any = "float32", backend: Backend | None = None,
+    ) -> MLP:  # fmt: skip
         """Start both layers as `Linear.init` does, with "relu", "tanh" or "silu" between them.
 
         A width below 1, an unknown activation and an argument of another type are a ValueError or a TypeError.

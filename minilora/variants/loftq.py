@@ -72,8 +72,7 @@ def quantize(
         with named(f"the layer {path!r}"):
             return QuantizedLinear.from_linear(layer, block_size=block_size, double_quant=double_quant)
 
-    quantized: Model = rebuild(model, layer=put)
-    return quantized
+    return rebuild(model, layer=put)  # type: ignore[no-any-return]
 
 
 def loftq(
