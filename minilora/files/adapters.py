@@ -42,8 +42,17 @@ import numpy as np
 
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
-from ..checks import FileRefused, check_flag, check_float_dtype, check_number, check_path, dtype_name, short
-from ..layer import Layer, parts_besides
+from ..checks import (
+    FileRefused,
+    check_choice,
+    check_flag,
+    check_float_dtype,
+    check_number,
+    check_path,
+    dtype_name,
+    short,
+)
+from ..layer import parts_besides
 from ..lora import LoRA, LoRALinear
 from ..variants.adapter import Adapter, Rewritten, beyond_factors
 from ..variants.dora import DoRA, DoRAAdapter
@@ -197,14 +206,11 @@ def save_adapter(
     """
     path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
-    if base_model is not None and not isinstance(base_model, str):
-        raise TypeError(f"base_model must be a text or None, got {base_model!r}")
-    if dtype is not None and dtype not in FILE_DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(FILE_DTYPES)} or None, got {dtype!r}")
-    if isinstance(layers, Layer):
-        check_adapters("layers", layers)
-    if not isinstance(layers, Mapping) or not layers:
-        raise ValueError(f"layers must be a dict of module paths and adapters with at least one entry, got {layers!r}")
+    if dtype is not None:
+        check_choice("dtype", dtype, FILE_DTYPES)
+    check_adapters("layers", layers)
+    if not layers:
+        raise ValueError("layers must have at least one adapter, got an empty dict")
     saved = {module: _saved(module, layer) for module, layer in layers.items()}
     forms = _forms(saved)
     tensors = _tensors(path, saved, forms, dtype)

@@ -38,8 +38,6 @@ TEXT_KEY, CHECKSUM_KEY = "minilora_checkpoint", "crc32"
 VERSION = 2
 PARTS = ("params", "m", "v", "best")
 """The tensors' names are ``params.NAME``, ``m.NAME``, ``v.NAME`` and, where a training keeps them, ``best.NAME``."""
-DIFFERENCES = 3
-"""The most differences between two configurations that a message tells."""
 FINGERPRINT_NUMBERS = 1 << 20
 """Numbers of an array that are hashed at a time."""
 
@@ -96,7 +94,7 @@ class Checkpoint:
             return
         check_same_configuration(self.path, saved.configuration, self.configuration)
         if saved.epoch > epochs:
-            refuse_another(self.path, [f"epochs is {epochs} here, and {saved.epoch} are done there"])
+            check_no_differences(self.path, [f"epochs is {epochs} here, and {saved.epoch} are done there"])
         asarray = backend_of(data["X"]).asarray
         params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in PARTS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
@@ -206,8 +204,8 @@ def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[st
 
 
 def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another configuration, and name the first differences."""
-    refuse_another(
+    """Require that a checkpoint is of this configuration; each difference is named."""
+    check_no_differences(
         path,
         [
             f"{key} is {short(saved.get(key))} there and {short(here.get(key))} here"
@@ -217,10 +215,8 @@ def check_same_configuration(path: str | Path, saved: Mapping[str, Any], here: M
     )
 
 
-def refuse_another(path: str | Path, differences: Sequence[str]) -> None:
-    """Refuse a checkpoint where there are differences, of which the first are told."""
-    if more := differences[DIFFERENCES:]:
-        differences = [*differences[:DIFFERENCES], f"and {len(more)} more"]
+def check_no_differences(path: str | Path, differences: Sequence[str]) -> None:
+    """Require that a checkpoint's configuration does not differ from the one that is asked for."""
     if differences:
         raise CheckpointError(
             printable(f"{str(path)!r} is a checkpoint of another configuration: {'; '.join(differences)}. ")

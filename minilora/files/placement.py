@@ -175,10 +175,7 @@ def layouts_of(
 
 def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, str]:
     """Return what the caller says of each module; the longest name decides."""
-    layouts = {} if layouts is None else layouts
-    if not isinstance(layouts, Mapping):
-        raise TypeError(f"layouts must be a dict of module names and layouts, got {layouts!r}")
-    said: dict[str, str] = {}
+    layouts, said = layouts or {}, dict[str, str]()
     for name in sorted(layouts, key=len):
         if layouts[name] not in LAYOUTS:
             raise ValueError(f"layouts[{name!r}] must be 'out-in' or 'in-out', got {layouts[name]!r}")

@@ -18,7 +18,7 @@ import msgspec
 
 from ..backend import Backend
 from ..checks import Array, printable
-from ..files.checkpoint import Checkpoint, CheckpointError, Saved, read_checkpoint, refuse_another
+from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_no_differences, read_checkpoint
 from ..files.disk import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
@@ -110,7 +110,7 @@ def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:
     ]
     if steps is not None and steps < kept.saved.epoch:
         differences.append(f"--steps is {steps} here, and {kept.saved.epoch} are done there")
-    refuse_another(kept.path, differences)
+    check_no_differences(kept.path, differences)
 
 
 def _difference(name: str, there: Any, here: Any) -> str:

