@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, FileRefused, needed, reading, short
+from ..checks import Array, FileRefused, dtype_name, needed, reading, short
 from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
 from .config import HEADS, LlamaConfig, check_settings, from_sizes, renamed
@@ -243,6 +243,8 @@ BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 
 def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) float32
     """Return the numbers that blocks stand for: whole blocks of one type along the last axis."""
+    if dtype_name(data) != "uint8":  # other integers would be other numbers
+        raise TypeError(f"data has dtype {data.dtype}, expected uint8")
     xp, blocks = backend_of(data).xp, data.reshape(-1, BYTES[kind])
 
     def halves(start: int) -> Array:  # -> (blocks, 1) float32

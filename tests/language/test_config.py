@@ -290,6 +290,7 @@ def test_layers_without_a_mixture_are_those_that_transformers_leaves_out():
     [
         ({"num_key_value_heads": 3}, "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size"),
         ({"head_dim": 3}, "head_dim 3: expected groups of one size and an even head_dim"),
+        ({"head_dim": 6}, "there are 2 frequencies, expected 3: head_dim is 6"),
         ({"rms_norm_eps": 0.0}, "rms_norm_eps must be above 0"),
         ({"vocab_size": 0}, "vocab_size must be at least 1"),
     ],
