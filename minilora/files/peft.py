@@ -285,10 +285,10 @@ class AdapterFolder:
             forms = {module: form for module, form in forms.items() if module not in of_arrays}
             config.check_targets(forms)
             layers = config.settings([*forms, *places])
-            arrays = {path: Form("parameter", place=place) for path, place in places.items()}
-            check_packing(config.peft_version, {path: _matrix(file, form, path) for path, form in arrays.items()})
+            arrays = {array: Form("parameter", place=place) for array, place in places.items()}
+            check_packing(config.peft_version, {array: _matrix(file, form, array) for array, form in arrays.items()})
         with reading(weights):
-            forms |= {path: _with_experts(file, form, layers[path].rank) for path, form in arrays.items()}
+            forms |= {array: _with_experts(file, form, layers[array].rank) for array, form in arrays.items()}
             for module, form in forms.items():
                 _check_arrays(file, module, form, layers[module].rank * max(1, form.experts))
             full_norms = _full_norms(file, forms)
@@ -390,10 +390,8 @@ def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
     out, width = _matrix(file, form, module)
     for key, spec, expected in zip(keys, specs, form.shapes(rank, out, width), strict=False):
         if spec.shape != expected:
-            grouped = form.kernel and spec is specs[1] and math.prod(spec.shape[1:]) < rank
-            more = "; groups are not supported" if grouped else ""
             shapes = f"has shape {list(spec.shape)}, expected {list(expected)}"
-            raise ValueError(f"{short(key)} {shapes} by the rank {rank}{more}")
+            raise ValueError(f"{short(key)} {shapes} by the rank {rank}")
 
 
 def _matrix(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (out, in)
