@@ -338,6 +338,7 @@ def test_the_step_before_the_first_is_never_the_best(folder, capsys, monkeypatch
         ([5.0, 4.0, 3.0], {}, ""),
         ([5.0, 4.0004, 4.0], {}, ""),
         ([5.0, 4.0, 4.0004], {}, ""),  # as printed, they are the same
+        ([5.0, 4.0004, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
         ([5.0, 4.0, 4.5], {"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
         ([5.0, 4.0, 4.5], {"overwrite": False}, "with --steps 20 and --overwrite ends there"),
         ([5.0, 4.0, 4.5], {"checkpoint": "c"}, "with --steps 20 and another --checkpoint ends there"),

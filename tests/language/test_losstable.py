@@ -145,20 +145,21 @@ def test_steps_of_another_process_are_refused(step, capsys):
         table.print_last_row(history)
 
 
-def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys):
-    """Steps of 1 s up to row 20 and of 2 s from there on, 100 tokens each; what the measuring takes does not count."""
+@pytest.mark.parametrize("done", [0, 40])
+def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys, done):
+    """20 steps of 1 s, then 20 of 2 s, 100 tokens each; neither the measuring counts, nor steps done before."""
     now = 0.0
     monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
-    table = LossTable(40, 0, 100)
+    table = LossTable(done + 40, done, 100)
     table.print_known_rows(1.0, 0.0, None)
     history = SimpleNamespace(epochs=[], losses=[])
-    for step in range(1, 41):
-        began, now = now, now + (1.0 if step <= 20 else 2.0)
+    for step in range(done + 1, done + 41):
+        began, now = now, now + (1.0 if step <= done + 20 else 2.0)
         table.note(began, [(1.0, 100)])
         if step % 20 == 0:
             history.epochs.append(step)
             history.losses.append(1.0)
             now += 5.0
         table.on_step(SimpleNamespace(epoch=step, history=history))
-    rows = re.findall(r"^ *([24]0) +1.000 +1.000 +(\d+) +(.*)$", capsys.readouterr().out, re.M)
-    assert rows == [("20", "100", "25 s"), ("40", "50", "0 s")]
+    rows = re.findall(r"^ *([1-9]0) +1.000 +1.000 +(\d+) +(.*)$", capsys.readouterr().out, re.M)
+    assert rows == [(f"{done + 20}", "100", "25 s"), (f"{done + 40}", "50", "0 s")]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minilora.language.text import HELD_OUT, MEASURED, read_text, token_ids, windows
+from minilora.language.text import HELD_OUT, MEASURED, is_held_out, read_text, token_ids, windows
 
 
 @given(count=st.integers(3, 4000), length=st.integers(1, 40))
@@ -195,6 +195,15 @@ def test_a_cut_that_fails_later_is_refused(short_pieces):
 
     with pytest.raises(ValueError, match="expected a place for a cut"):
         token_ids(text, encode, 1000)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 108, 1001])
+def test_a_share_is_held_out_as_in_whole_numbers(n):
+    """Every (1 / share)-th from the end: of 0.07 the 7th is the 100th, where floats say the 99th."""
+    for hundredths in range(1, 51):
+        held = is_held_out(n, hundredths / 100)
+        expected = {100 * k // hundredths for k in range(-(-n * hundredths // 100))}
+        assert {*np.flatnonzero(held[::-1]).tolist()} == expected
 
 
 def test_where_nothing_is_held_out_one_window_is_enough():

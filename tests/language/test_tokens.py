@@ -620,3 +620,4 @@ def test_a_continuation_begins_where_the_prompt_ends_as_decoded():
 def test_a_letter_of_several_tokens_comes_whole():
     assert [*added_text("a\u65e5b".encode(), b"prompt ", by_bytes)] == ["a", "\u65e5", "b"]
     assert [*added_text("a\u65e5".encode()[:-1], b"", by_bytes)] == ["a"]  # of one that never ends nothing
+    assert [*added_text(b"\xffab", b"", by_bytes)] == ["\ufffda", "b"]  # what is no letter holds nothing back for long
