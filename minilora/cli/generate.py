@@ -67,10 +67,11 @@ def run(options: argparse.Namespace) -> int:
     from ..language.chat import Dialogue
     from ..language.chattemplate import load_template
     from ..language.finetune import load_model, model_path, warn_beyond_context, with_adapters
-    from ..language.generation import generate
+    from ..language.generation import check_settings, generate
     from ..language.tokens import added_text, load_tokenizer
 
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
+    check_settings(options.tokens, options.temperature, options.top_p)
     if options.prompt is None and not options.chat:
         raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
     if options.prompt == "":

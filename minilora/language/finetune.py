@@ -103,7 +103,24 @@ def check_recipe(recipe: Recipe) -> None:
         names += ["--init"] if recipe.init != "lora" else []
         if names:
             raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
+    if recipe.steps is not None:
+        rates(recipe, recipe.steps)
+    check_number("dropout", recipe.dropout, above=0, below=1, or_equal=True)
+    check_together(recipe)
     check_places(recipe)
+
+
+def check_together(recipe: Recipe) -> None:
+    """Require options that go together: what reads a large model for minutes first would say so too late."""
+    parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
+    for wrong, message in (
+        (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
+        (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
+        (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
+        (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
+    ):
+        if wrong:
+            raise ValueError(message)
 
 
 def check_places(recipe: Recipe) -> None:

@@ -68,12 +68,9 @@ def generate(
     check_ids("prompt", ids, model.lm_head.out_features)
     if ids.ndim != 1:
         raise ValueError(f"prompt has shape {ids.shape}, expected (T,)")
-    tokens = check_integer("tokens", tokens, at_least=1)
-    temperature = check_number("temperature", temperature, above=0, or_equal=True)
+    tokens, temperature, top_p = check_settings(tokens, temperature, top_p)
     if temperature > 0:
         check_rng(rng)
-    if (top_p := check_number("top_p", top_p, above=0)) > 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p:g}")
     ends = {check_integer("an id of end", token, at_least=0) for token in end}
     backend = backend_of(model.model.norm.weight)
 
@@ -88,6 +85,15 @@ def generate(
                 logits, past = model.extend(backend.asarray([[token]]), past)
 
     return chosen()
+
+
+def check_settings(tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
+    """Return how much is generated, and how it is drawn, in range: the command asks before it reads a model."""
+    tokens = check_integer("tokens", tokens, at_least=1)
+    temperature = check_number("temperature", temperature, above=0, or_equal=True)
+    if (top_p := check_number("top_p", top_p, above=0)) > 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, got {top_p:g}")
+    return tokens, temperature, top_p
 
 
 def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None, top_p: float = 1.0) -> int:  # (V,) -> ()
