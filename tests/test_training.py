@@ -442,6 +442,7 @@ GOOD = {"epochs": 1, "batch_size": 8}
         ({"epochs": 0}, ValueError, "epochs must be at least 1, got 0"),
         ({"epochs": 2.5}, TypeError, "epochs must be an integer, got 2.5"),
         ({"epochs": True}, TypeError, "epochs must be an integer, got True"),
+        ({"steps": 2**31}, ValueError, "steps must be at most "),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"batch_size": 51}, ValueError, "batch_size must be at most the 50 rows of X, got 51"),
         ({"log_every": 0}, ValueError, "log_every must be at least 1, got 0"),
