@@ -256,6 +256,7 @@ SAID = {
     "a layer is kept": ({"llm_int8_skip_modules": ["lm_head", "up_proj"]}, "up_proj' is not quantised, and in .* is$"),
     "the head is not": ({"llm_int8_skip_modules": ["nothing"]}, "lm_head' is quantised, and in the file .* is not$"),
     "a pattern": ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]}, "a list of modules' names"),
+    "half a name": ({"llm_int8_skip_modules": ["lm_head", "up.*"]}, "a list of modules' names"),
     "one name": ({"llm_int8_skip_modules": "lm_head"}, "a list of modules' names"),
 }
 

@@ -63,3 +63,13 @@ def test_files_are_on_the_disk_before_their_names_are(tmp_path, model, monkeypat
     )
     save_llama(model, tmp_path / "m")
     assert {"config.json", "model.safetensors"} <= set(synced)
+
+
+@pytest.mark.parametrize("by", [1e-9, 1e-3])
+def test_frequencies_that_no_setting_says_are_refused(tmp_path, by):
+    model = tiny_llama()
+    first, *rest = model.config.frequencies
+    model.config = dataclasses.replace(model.config, frequencies=(first * (1 + by), *rest), rope=None)
+    with pytest.raises(ValueError, match=r"^the model's rotary frequencies are none that config\.json can say"):
+        save_llama(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
