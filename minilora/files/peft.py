@@ -31,7 +31,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -140,7 +140,7 @@ class LayerConfig:
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of adapter_config.json that decide what an adapter computes; null is the default."""
 
-    peft_type: Literal["LORA"]
+    peft_type: str  # "LORA", the only kind supported
     r: Rank = 8  # of the layers that `rank_pattern` does not name
     lora_alpha: Alpha = 8.0  # of the layers that `alpha_pattern` does not name
     rank_pattern: dict[str, Rank] = {}  # exceptions by a regular expression for a path's end; the first match decides
@@ -212,6 +212,8 @@ def read_config(path: Path, text: bytes) -> Config:
     """Return what adapter_config.json says; what asks for something that is not supported is refused by its key."""
     given = parse_json(path, text)
     with reading(path):
+        if given.get("peft_type") != "LORA":
+            raise ValueError(f"peft_type is {short(given.get('peft_type'))}, expected 'LORA', the only kind supported")
         config = msgspec.convert({key: value for key, value in given.items() if value is not None}, Config)
         for refusal in refusals(given):
             raise ValueError(refusal)
