@@ -33,7 +33,7 @@ from minilora.fast import accumulate
 from minilora.fast.parts import core_count
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, usual_workers
+from minilora.language.finetune import Step, best_step, check_recipe, rates, usual_workers
 from minilora.language.generation import generate
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import Memory, parameter_bytes
@@ -653,3 +653,20 @@ def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
         monkeypatch.setattr("minilora.language.finetune.core_count", lambda available=available: available)
         assert usual_workers(get_backend("numpy")) == expected
         assert usual_workers(standin) == 1
+
+
+ASKED = Recipe(text=Path("t"), save=Path("s"), batch_size=4, epochs=1.0, workers=1)
+
+
+def test_steps_parts_and_a_warmup_are_rounded_up():
+    settled = ASKED.settled(1)
+    assert [settled.for_data(rows, 8).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
+    assert [replace(settled, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
+    assert rates(replace(settled, warmup=0.01, schedule="linear"), 30).warmup == 1
+
+
+@pytest.mark.parametrize("name", ["use_rslora", "use_dora"])
+def test_what_an_adapter_brings_is_not_asked_for_again(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"so leave --{name.replace('_', '-')} out"):
+        check_recipe(replace(ASKED, adapter=Path("b"), **{name: True}))
