@@ -47,6 +47,7 @@ from ..checks import (
     check_choice,
     check_flag,
     check_float_dtype,
+    check_instance,
     check_number,
     check_path,
     dtype_name,
@@ -208,6 +209,8 @@ def save_adapter(
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
     if dtype is not None:
         check_choice("dtype", dtype, FILE_DTYPES)
+    if base_model is not None:
+        check_instance("base_model", base_model, str)
     check_adapters("layers", layers)
     if not layers:
         raise ValueError("layers must have at least one adapter, got an empty dict")

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -53,6 +54,15 @@ CENTRAL_STEP: float = float(np.finfo(np.float64).eps) ** (1 / 5)  # balances Ric
 
 class CheckRefused(ValueError):
     """The check would be worthless, so it was not made; the message says why and what to change."""
+
+
+@contextmanager
+def refused() -> Iterator[None]:
+    """Let a wrong argument be a `CheckRefused`: a ValueError may come from f as well."""
+    try:
+        yield
+    except ValueError as reason:
+        raise CheckRefused(str(reason)) from None
 
 
 class GradientError(AssertionError):
@@ -186,9 +196,9 @@ def gradcheck(
     GradientError
         If a gradient is wrong.
     CheckRefused
-        If the check would be worthless.
-    ValueError, TypeError
-        If a gradient does not fit its array, a number is not finite, or an argument is out of range.
+        If the check would be worthless, a gradient does not fit its array, or a setting is out of range.
+    TypeError
+        If an argument is of another type.
 
     Examples
     --------
@@ -197,15 +207,16 @@ def gradcheck(
     >>> gradcheck(lambda p: (p["x"] ** 3).sum(), {"x": x}, {"x": 3 * x**2}).passed
     True
     """
-    check_choice("method", method, ("auto", "complex", "central"))
+    with refused():
+        check_choice("method", method, ("auto", "complex", "central"))
+        step = None if step is None else check_number("step", step, above=0)
+        tolerance = None if tolerance is None else check_number("tolerance", tolerance, above=0, or_equal=True)
+        directions = check_integer("directions", directions, at_least=1)
+        check_claim(params, grads, cotangent)
     if step is not None and method == "complex":
         raise CheckRefused(f"a step is for central differences, and method is 'complex', got step={step!r}")
     if isinstance(allow_zero, str):  # in which every part of a name would pass for a name
         raise TypeError(f"allow_zero must be a collection of names such as [{allow_zero!r}], got {allow_zero!r}")
-    step = None if step is None else check_number("step", step, above=0)
-    tolerance = None if tolerance is None else check_number("tolerance", tolerance, above=0, or_equal=True)
-    directions = check_integer("directions", directions, at_least=1)
-    check_claim(params, grads, cotangent)
     slopes = Slopes(f, params, cotangent)
     rng = np.random.default_rng(seed)
     note = ""
@@ -485,7 +496,8 @@ def taylor_orders(
     CheckRefused
         If the orders would be worthless, as in `gradcheck`.
     """
-    check_claim(params, grads, cotangent)
+    with refused():
+        check_claim(params, grads, cotangent)
     slopes = Slopes(f, params, cotangent)
     rng = np.random.default_rng(seed)
     directions = {name: rng.standard_normal(params[name].shape) for name in dict.fromkeys(slopes.home.values())}

@@ -222,7 +222,7 @@ ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
         ),
         (ONE, {"fan_in_fan_out": "false"}, TypeError, "fan_in_fan_out must be True or False, got 'false'"),
         (ONE, {"fan_in_fan_out": 1}, TypeError, "fan_in_fan_out must be True or False, got 1"),
-        (ONE, {"base_model": Path("m")}, TypeError, "Object of type PosixPath is not JSON serializable"),
+        (ONE, {"base_model": 3}, TypeError, "base_model must be a str, got int"),
         (ONE, {"target_modules": ["f", "xfc"]}, ValueError, "target_modules does not name 'fc'"),
     ],
 )
