@@ -213,7 +213,8 @@ def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
     seen.clear()
     long, short = '{"prompt": "the cat ", "completion": "sat"}\n', '{"prompt": "cat", "completion": "s"}\n'
     (folder / "e.jsonl").write_text((long + 3 * short) * 10)
-    assert run("finetune", "e.jsonl", "--save", "b", "--model", "model", "--steps", "1", "--batch-size", "36") == 0
+    asked = ["--steps", "1", "--batch-size", "36", "--workers", "1"]  # two would begin in either order
+    assert run("finetune", "e.jsonl", "--save", "b", "--model", "model", *asked) == 0
     assert [shape[1] for shape, _ in seen] == [11, 4]  # the long in one part, the short in another
 
 
