@@ -97,8 +97,10 @@ SLOW = (
     "more_names",
     "time_is_for",
     "endless",
+    "three_blocks_of_memory",
 )
-"""What the slow tests of files are about, by words of their names. No mutant waits for them."""
+"""What tests are about that no mutant waits for, by words of their names: slow ones of files, and one that counts
+bytes, of which each call of a function with mutants takes some."""
 
 
 def check_paths() -> None:
