@@ -470,3 +470,45 @@ def test_a_tied_array_counts_once_among_the_parameters():
     assert parameter_count(tied) == parameter_count(tied, trained=True) == 9 + 3 + 6
     half = Sequential(a=first, b=freeze(second))
     assert (parameter_count(half), parameter_count(half, trained=True)) == (9 + 3 + 6, 9 + 3)
+
+
+def test_a_class_has_the_guards_that_its_fits_say():
+    """The classes are made here, and not when the file is read, since they are guarded when they are made."""
+
+    class Free(Layer):
+        def forward(self, x):
+            return x, "whatever it keeps"
+
+        def backward(self, dy, cache, *, need_dx=True):
+            return dy, {}
+
+    class Sized(Layer):
+        fits = {"x": "... in", "weight": "in"}
+
+        def __init__(self, weight):
+            self.weight = weight
+            self.__post_init__()
+
+        def forward(self, x):
+            return x * self.weight, (x,)
+
+        def backward(self, dy, cache, *, need_dx=True):
+            (x,) = cache
+            return dy * self.weight, {"weight": (dy * x).sum(axis=0)}
+
+        shape = property(lambda self: self.weight.shape * 2)
+
+    class Named(Sized):
+        fits = Sized.fits
+
+    assert Free().forward("x") == ("x", "whatever it keeps")
+    assert Free().backward("dy", "any cache") == ("dy", {})
+    for layer in (Sized(np.ones(3)), Named(np.ones(3))):
+        x = np.ones((2, 3))
+        y, cache = layer.forward(x)
+        assert cache == (layer, (2, 3), x)
+        assert layer.backward(y, cache)[0].shape == (2, 3)
+        with pytest.raises(ValueError, match="in"):
+            layer.forward(np.ones((2, 1)))
+        with pytest.raises(ValueError, match="cache"):
+            layer.backward(y, (x,))

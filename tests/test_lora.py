@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora import Linear, LoRA, LoRALinear, mse, train
+from minilora import Linear, LoRA, LoRALinear, ReLU, mse, train
 from minilora.conformance.claims import delta_is_the_matrix_of_forward
 from minilora.fast import residual_form
 
@@ -191,3 +191,8 @@ def test_the_articles_convention_is_ours_transposed(problem):
     assert article_A.shape == (problem.in_features, problem.rank)
     assert_close(problem.x @ (article_A @ article_B * (problem.alpha / problem.rank)), lora(problem.x), 1e-13)
     assert_close(lora.delta().T, article_A @ article_B * lora.scaling, 1e-13)
+
+
+def test_an_adapter_goes_beside_a_linear_layer_alone():
+    with pytest.raises(TypeError, match="^linear must be a Linear, got ReLU$"):
+        LoRALinear.from_linear(ReLU(), rank=1, alpha=1, rng=np.random.default_rng(0))

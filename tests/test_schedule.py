@@ -38,10 +38,18 @@ def test_a_step_behind_the_last_has_the_factor_of_the_last(decay):
     assert Schedule(decay, 6, 2)(60) == Schedule(decay, 6, 2)(6) > 0
 
 
-@pytest.mark.parametrize(("decay", "steps", "warmup"), [("linear", 4, 4), ("linear", 4, 5), ("cosine", 0, 0)])
-def test_a_warmup_that_leaves_no_step_is_refused(decay, steps, warmup):
-    with pytest.raises(ValueError, match=r"expected fewer|at least 1"):
-        Schedule(decay, steps, warmup)
+@pytest.mark.parametrize(
+    ("steps", "warmup", "message"),
+    [
+        (4, 4, "warmup is 4 of 4 steps, expected fewer: none has the whole rate"),
+        (4, 5, "warmup is 5 of 4 steps, expected fewer: none has the whole rate"),
+        (0, 0, "steps must be at least 1, got 0"),
+        (4, -1, "warmup must be at least 0, got -1"),
+    ],
+)
+def test_a_warmup_that_leaves_no_step_is_refused(steps, warmup, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        Schedule("linear", steps, warmup)
 
 
 def test_an_unknown_decay_is_refused():
