@@ -194,5 +194,5 @@ def test_the_articles_convention_is_ours_transposed(problem):
 
 
 def test_an_adapter_goes_beside_a_linear_layer_alone():
-    with pytest.raises(TypeError, match="^linear must be a Linear, got ReLU$"):
+    with pytest.raises(TypeError, match=r"^linear must be a Linear, got ReLU$"):
         LoRALinear.from_linear(ReLU(), rank=1, alpha=1, rng=np.random.default_rng(0))
