@@ -217,14 +217,22 @@ def save_adapter(
     saved = {module: _saved(module, layer) for module, layer in layers.items()}
     forms = _forms(saved)
     tensors = _tensors(path, saved, forms, dtype)
-    config = _config(saved) | {
-        "base_model_name_or_path": base_model,
+    parameters = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
+    modules = [module for module in saved if module not in parameters]
+    config = {
+        "peft_type": "LORA",
         "task_type": task_type,
+        "base_model_name_or_path": base_model,
+        "target_modules": modules if target_modules is None else [*target_modules],
+        **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
+        **_strengths(saved),
+        "use_dora": any(isinstance(adapter, DoRAAdapter) for adapter in saved.values()),
         "fan_in_fan_out": fan_in_fan_out,
+        "bias": "none",
         "lora_dropout": dropout,
+        "inference_mode": True,
+        "init_lora_weights": True,
     }
-    if target_modules is not None:
-        config["target_modules"] = [*target_modules]
     read_as = Config(peft_type="LORA", target_modules=config["target_modules"], use_dora=config["use_dora"])
     read_as.check_magnitudes(forms)
     read_as.check_targets({module: form for module, form in forms.items() if not form.place})
@@ -339,30 +347,18 @@ def _host(module: str, array: Any) -> np.ndarray:
     return host
 
 
-def _config(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
-    """Return adapter_config.json: the first adapter's rank and alpha, and patterns for those that differ."""
+def _strengths(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
+    """Return the first adapter's rank and alpha, patterns for those that differ, and whether alpha has the root."""
     use_rslora = all(adapter.use_rslora for adapter in saved.values())
     ranks = {module: adapter.rank for module, adapter in saved.items()}
     alphas = {module: _lora_alpha(module, adapter, use_rslora) for module, adapter in saved.items()}
     r, lora_alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    parameters = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
     return {
-        "peft_type": "LORA",
-        "task_type": None,
-        "base_model_name_or_path": None,
-        "target_modules": [module for module in saved if module not in parameters],
-        **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
         "r": r,
         "lora_alpha": lora_alpha,
         "rank_pattern": _pattern(ranks, r),
         "alpha_pattern": _pattern(alphas, lora_alpha),
         "use_rslora": use_rslora,
-        "use_dora": any(isinstance(adapter, DoRAAdapter) for adapter in saved.values()),
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "lora_dropout": 0.0,
-        "inference_mode": True,
-        "init_lora_weights": True,
     }
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora import LoRA, save_adapter
+from minilora import Conv2d, Embedding, LoRA, adapt, save_adapter
 
 from ..support.model_folder import drawn, of_kind
 
@@ -25,3 +25,13 @@ def saved(tmp_path_factory):
 def adapter(tmp_path):
     save_adapter(tmp_path / "adapter", drawn(of_kind(), "all-linear"))
     return tmp_path / "adapter"
+
+
+@pytest.fixture
+def saved_dora(tmp_path):
+    """A sound DoRA of a convolution and an embedding."""
+    rng = np.random.default_rng(5)
+    img = adapt(Conv2d(rng.standard_normal((5, 2, 3, 4))), "", rank=2, alpha=3, rng=rng, use_dora=True)
+    emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
+    save_adapter(tmp_path / "saved_dora", {"img": img, "emb": emb})
+    return tmp_path / "saved_dora"

@@ -11,9 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import (
     Adapter,
-    Conv2d,
     DoRA,
-    Embedding,
     FileRefused,
     Linear,
     adapt,
@@ -37,16 +35,6 @@ from ..support.kinds_of_layers import (
     trained,
 )
 from ..support.memory import traced
-
-
-@pytest.fixture
-def sound(tmp_path):
-    """A sound DoRA of a convolution and an embedding."""
-    rng = np.random.default_rng(5)
-    img = adapt(Conv2d(rng.standard_normal((5, 2, 3, 4))), "", rank=2, alpha=3, rng=rng, use_dora=True)
-    emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
-    save_adapter(tmp_path / "sound", {"img": img, "emb": emb})
-    return tmp_path / "sound"
 
 
 def base_file(model, path, **more):
@@ -121,13 +109,13 @@ def test_dora_of_a_transposed_linear_layer_is_merged(tmp_path):
 def assert_merge_refused(folder, tensors, match, error=FileRefused, **options):
     save_file(tensors, folder / "base.safetensors")
     with pytest.raises(error, match=match) as refusal:
-        merge_adapter(folder / "base.safetensors", folder / "sound", folder / "out.safetensors", **options)
+        merge_adapter(folder / "base.safetensors", folder / "saved_dora", folder / "out.safetensors", **options)
     if error is FileRefused:
         assert str(refusal.value).startswith(f"'{folder}")
     assert not (folder / "out.safetensors").exists()
 
 
-def test_a_base_of_another_kind_or_kernel_is_refused(sound, tmp_path):
+def test_a_base_of_another_kind_or_kernel_is_refused(saved_dora, tmp_path):
     base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
     for change, match in (
         ({"emb.weight": np.ones((3, 7))}, r"shape \[3, 7\], the adapter is for \[7, 3\] \(of an embedding DoRA\)"),
@@ -138,34 +126,34 @@ def test_a_base_of_another_kind_or_kernel_is_refused(sound, tmp_path):
         assert_merge_refused(tmp_path, base | change, match)
 
 
-def test_layouts_are_for_linear_layers_alone(sound, tmp_path):
+def test_layouts_are_for_linear_layers_alone(saved_dora, tmp_path):
     base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
     match = "layouts has 'emb', .*; it has no linear layer, and only their weights lie in two ways$"
     assert_merge_refused(tmp_path, base, match, ValueError, layouts={"emb": "out-in"})
 
 
-def test_a_base_weight_in_the_adapter_must_be_the_bases(sound, tmp_path):
+def test_a_base_weight_in_the_adapter_must_be_the_bases(saved_dora, tmp_path):
     """PEFT saves an adapted embed_tokens or lm_head with the weight that it stands beside."""
     rng = np.random.default_rng(9)
     base = {"emb.weight": rng.standard_normal((7, 3)), "img.weight": rng.standard_normal((5, 2, 3, 4))}
-    tensors, weight = tensors_of(sound), base["emb.weight"]
+    tensors, weight = tensors_of(saved_dora), base["emb.weight"]
     first, last = weight.copy(), weight.copy()
     first[0, 0] += 1
     last[6, 2] *= -1  # the file's last byte alone
     for wrong in (first, last, weight.astype("f4"), weight[:6].copy()):
-        save_file({**tensors, EMB + "base_layer.weight": wrong}, sound / WEIGHTS)
+        save_file({**tensors, EMB + "base_layer.weight": wrong}, saved_dora / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
-    save_file({**tensors, EMB + "base_layer.weight": weight}, sound / WEIGHTS)
+    save_file({**tensors, EMB + "base_layer.weight": weight}, saved_dora / WEIGHTS)
     with pytest.warns(UserWarning, match="own weight of 'emb', which is not loaded") as told:
-        loaded = load_adapter(sound)
+        loaded = load_adapter(saved_dora)
     assert told[0].filename == __file__
     for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
         np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])
     with pytest.warns(UserWarning, match="own weight of 'emb'"):
-        assert [summary.module for summary in inspect_adapter(sound)] == ["emb", "img"]
-    merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "with.safetensors")
-    save_file(tensors, sound / WEIGHTS)
-    merge_adapter(tmp_path / "base.safetensors", sound, tmp_path / "without.safetensors")
+        assert [summary.module for summary in inspect_adapter(saved_dora)] == ["emb", "img"]
+    merge_adapter(tmp_path / "base.safetensors", saved_dora, tmp_path / "with.safetensors")
+    save_file(tensors, saved_dora / WEIGHTS)
+    merge_adapter(tmp_path / "base.safetensors", saved_dora, tmp_path / "without.safetensors")
     assert (tmp_path / "with.safetensors").read_bytes() == (tmp_path / "without.safetensors").read_bytes()
 
 
@@ -183,7 +171,7 @@ def test_dora_on_disk_is_rounded_as_in_peft(tmp_path):
     np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["fc.weight"], expected)
 
 
-def test_an_output_of_infinite_length_is_refused_by_dora(sound, tmp_path):
+def test_an_output_of_infinite_length_is_refused_by_dora(saved_dora, tmp_path):
     base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
     base["emb.weight"][1, 1] = 1e200
     assert_merge_refused(tmp_path, base, r"'emb.weight': .* have the length inf")

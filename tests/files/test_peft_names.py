@@ -172,8 +172,8 @@ def test_two_modules_that_differ_in_everything_share_a_folder(tmp_path):
     assert [found[name].kind for name in found] == ["embedding", "conv2d"]
 
 
-def test_an_adapter_prints_what_is_not_as_usual(sound, tmp_path):
-    assert repr(load_adapter(sound)["img"]) == (
+def test_an_adapter_prints_what_is_not_as_usual(saved_dora, tmp_path):
+    assert repr(load_adapter(saved_dora)["img"]) == (
         "DoRAAdapter(lora_A=(2, 24), lora_B=(5, 2), alpha=3.0, kind='conv2d', kernel=(3, 4), magnitude=(5,))"
     )
     save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1)})
@@ -316,16 +316,6 @@ def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.fixture
-def sound(tmp_path):
-    """A sound DoRA of a convolution and an embedding."""
-    rng = np.random.default_rng(5)
-    img = adapt(Conv2d(rng.standard_normal((5, 2, 3, 4))), "", rank=2, alpha=3, rng=rng, use_dora=True)
-    emb = adapt(Embedding(rng.standard_normal((7, 3))), "", rank=3, alpha=3, rng=rng, use_dora=True)
-    save_adapter(tmp_path / "sound", {"img": img, "emb": emb})
-    return tmp_path / "sound"
-
-
 def without(tensors, name):
     return {key: array for key, array in tensors.items() if key != name}
 
@@ -368,36 +358,38 @@ def without(tensors, name):
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1, 3))}, r"expected \[5, 2, 1, 1\] by the rank 2$"),
     ],
 )
-def test_arrays_that_make_no_adapter_of_a_kind_are_refused(sound, change, message):
-    save_file(change(tensors_of(sound)), sound / WEIGHTS)
+def test_arrays_that_make_no_adapter_of_a_kind_are_refused(saved_dora, change, message):
+    save_file(change(tensors_of(saved_dora)), saved_dora / WEIGHTS)
     for read in (load_adapter, inspect_adapter):
         with pytest.raises(FileRefused, match=message):
-            read(sound)
+            read(saved_dora)
 
 
-def test_a_refused_array_is_named_with_its_file(sound):
-    save_file(tensors_of(sound) | {IMG + "lora_magnitude_vector": np.ones(5)}, sound / WEIGHTS)
+def test_a_refused_array_is_named_with_its_file(saved_dora):
+    save_file(tensors_of(saved_dora) | {IMG + "lora_magnitude_vector": np.ones(5)}, saved_dora / WEIGHTS)
     with pytest.raises(FileRefused) as error:
-        load_adapter(sound)
+        load_adapter(saved_dora)
     what = f"'{IMG}lora_magnitude_vector' has shape [5], expected [1, 5, 1, 1] by the rank 2"
-    assert str(error.value) == f"'{sound / WEIGHTS}': {what}"
+    assert str(error.value) == f"'{saved_dora / WEIGHTS}': {what}"
 
 
-def test_magnitudes_and_the_configuration_must_agree(sound):
-    config = config_of(sound)
-    (sound / CONFIG).write_text(json.dumps({**config, "use_dora": False}))
+def test_magnitudes_and_the_configuration_must_agree(saved_dora):
+    config = config_of(saved_dora)
+    (saved_dora / CONFIG).write_text(json.dumps({**config, "use_dora": False}))
     with pytest.raises(FileRefused, match=r"use_dora is False for all modules, and 'emb' has a lora_magnitude_vector"):
-        load_adapter(sound)
-    (sound / CONFIG).write_text(json.dumps({**config, "use_dora": 1}))
+        load_adapter(saved_dora)
+    (saved_dora / CONFIG).write_text(json.dumps({**config, "use_dora": 1}))
     with pytest.raises(FileRefused, match=r"Expected `bool`, got `int` - at `\$.use_dora`"):
-        load_adapter(sound)
+        load_adapter(saved_dora)
 
 
 @pytest.mark.parametrize("noted", ["img\nother", "", "img\n"])
-def test_a_note_of_a_module_without_dora_is_refused(sound, noted):
-    save_file(tensors_of(sound), sound / WEIGHTS, {NORM_KEY: noted})
-    with pytest.raises(FileRefused, match=f"^'{sound / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"):
-        load_adapter(sound)
+def test_a_note_of_a_module_without_dora_is_refused(saved_dora, noted):
+    save_file(tensors_of(saved_dora), saved_dora / WEIGHTS, {NORM_KEY: noted})
+    with pytest.raises(
+        FileRefused, match=f"^'{saved_dora / WEIGHTS}': {NORM_KEY} names .*, which is no module with DoRA"
+    ):
+        load_adapter(saved_dora)
 
 
 def test_a_note_of_a_plain_module_is_refused(tmp_path):
@@ -407,21 +399,21 @@ def test_a_note_of_a_plain_module_is_refused(tmp_path):
         load_adapter(tmp_path)
 
 
-def test_another_kernel_or_kind_is_not_attached(sound):
-    found = load_adapter(sound)
+def test_another_kernel_or_kind_is_not_attached(saved_dora):
+    found = load_adapter(saved_dora)
     with pytest.raises(ValueError, match=r"of kernel .* expected \(4, 3\)"):
         attach(Sequential(img=Conv2d(np.ones((5, 2, 4, 3)))), {"img": found["img"]})
     with pytest.raises(ValueError, match="of kind 'embedding', expected 'linear'"):
         attach(Sequential(emb=Linear(np.ones((3, 7)))), {"emb": found["emb"]})
 
 
-def test_inspect_knows_kinds_and_counts_magnitudes(sound, tmp_path, capsys):
-    emb, img = inspect_adapter(sound)
+def test_inspect_knows_kinds_and_counts_magnitudes(saved_dora, tmp_path, capsys):
+    emb, img = inspect_adapter(saved_dora)
     assert (emb.out_features, emb.in_features, emb.parameters) == (3, 7, 3 * (3 + 7) + 3)
     assert (img.out_features, img.in_features, img.parameters) == (5, 24, 2 * (5 + 24) + 5)
-    delta = load_adapter(sound)["img"].delta()
+    delta = load_adapter(saved_dora)["img"].delta()
     assert img.norm == pytest.approx(np.linalg.norm(delta))
-    assert main(["inspect", str(sound)]) == 0
+    assert main(["inspect", str(saved_dora)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:2] == ["module", "kind"]
     assert lines[1].split()[:3] == ["emb", "embedding", "DoRA"]
