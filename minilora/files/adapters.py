@@ -291,7 +291,7 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
 
 
 def _unsaved(part: Any) -> str:
-    """Return what an adapter, or a layer with one, is or has that no file says; "" where there is nothing."""
+    """Name what a file cannot hold of an adapter or of its layer, such as a forward of its own; "" if it holds all."""
     if type(part) in (StackedLoRA, *SAVED_LAYERS):
         return ""
     if isinstance(part, LoRA):
@@ -363,7 +363,7 @@ def _strengths(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Any]:
 
 
 def _lora_alpha(module: str, adapter: Adapter | StackedLoRA, use_rslora: bool) -> float:
-    """Return the alpha that the file has: the adapter's own or, where only the adapter has the root, one as large."""
+    """Return the file's alpha. Where only the adapter has the root, it is the alpha that gives the same scaling."""
     alpha = adapter.alpha if adapter.use_rslora == use_rslora else adapter.scaling * adapter.rank
     check_number(f"alpha of layers[{short(module)}]", alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     return int(alpha) if alpha.is_integer() else alpha  # PEFT writes whole alphas as integers

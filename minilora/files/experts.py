@@ -16,7 +16,7 @@ The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B
   (E r, out), its B (in, r E). ``peft_version`` says which it is. Without it the shapes may, see `are_exchanged`.
 * Some programs wrote B with the expert as the slow index. ``lora_B_layout`` says ``grouped_by_expert`` then.
 
-Both are refused, and what nothing decides, with what to do.
+Both are refused, and so is a packing that nothing decides. The message says what to do.
 
 **In a model's files** the matrices of an array lie in one of three ways:
 
@@ -81,7 +81,7 @@ def layer_paths(paths: Iterable[str]) -> dict[str, str]:
 
 
 def nested_paths(module: str, names: Sequence[str]) -> dict[str, str]:
-    """Return where the adapter of each of a module's arrays lies, by its name: the last one's at the module itself."""
+    """Return the path of each array's adapter, by the array's name. The last array's is the module's own path."""
     return {name: module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
 
 

@@ -209,7 +209,7 @@ def _by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: 
 
 
 def read_config(path: Path, text: bytes) -> Config:
-    """Return what adapter_config.json says; what asks for something that is not supported is refused by its key."""
+    """Return what adapter_config.json says. A key that asks for something not supported is refused by its name."""
     given = parse_json(path, text)
     with reading(path):
         if given.get("peft_type") != "LORA":
@@ -225,7 +225,7 @@ def read_config(path: Path, text: bytes) -> Config:
 
 
 def refusals(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield of each key that asks for what is not supported, or is not known and not unset, what it says and why."""
+    """Yield a sentence for each key whose value is not supported, and for each unknown key that is set."""
     for key, value in config.items():
         supported = KEYS[key].get("x-supported") if key in KEYS else UNSET
         if supported is not None and not any(_same(value, other) for other in supported):
@@ -323,7 +323,7 @@ class AdapterFolder:
 
 
 def config_path(folder: Path, file: TensorFile) -> Path:
-    """Return the file with the configuration: of a save that was cut short, where it waits for its place."""
+    """Return the configuration's file. After a save that was cut short, it still has its waiting name."""
     noted = file.metadata.get(DIGEST_KEY, "")
     waiting = folder / waiting_name(noted)
     return waiting if noted.isalnum() and os.path.exists(waiting) else folder / CONFIG_NAME

@@ -275,7 +275,7 @@ def check_settings(
 
 
 def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any) -> LlamaConfig:
-    """Return what a file's sizes and rotary settings make: it has as many keys as queries where it says nothing."""
+    """Return the configuration of a file's sizes. Without a number of its own, there are as many keys as queries."""
     d, H = check_sizes(hidden_size=sizes["hidden_size"], num_attention_heads=sizes["num_attention_heads"])
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
     heads = {name: sizes[name] for name in HEADS if sizes[name] is not None}
@@ -405,7 +405,7 @@ def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
 
 
 def _agree(name: str, rope: dict[str, Any], beside: Any) -> None:
-    """Take a setting that stands beside the rotary ones into them; one that says something else is refused."""
+    """Move a setting that stands beside the rotary ones into them. The two must not disagree."""
     if rope.setdefault(name, beside) != beside:
         raise ValueError(f"{name} is {short(rope[name])} in the rotary settings and {short(beside)} beside them")
 

@@ -111,7 +111,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_together(recipe: Recipe) -> None:
-    """Require options that go together: what reads a large model for minutes first would say so too late."""
+    """Require options that go together, before a model is read, which may take minutes."""
     parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
     for wrong, message in (
         (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),

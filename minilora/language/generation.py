@@ -88,7 +88,7 @@ def generate(
 
 
 def check_settings(tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
-    """Return how much is generated, and how it is drawn, in range: the command asks before it reads a model."""
+    """Return the settings, which must be in range. The command calls this before it reads a model."""
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if (top_p := check_number("top_p", top_p, above=0)) > 1:

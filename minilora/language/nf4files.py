@@ -144,7 +144,7 @@ def nf4_tensors(name: str, layer: QuantizedLinear) -> dict[str, np.ndarray]:
 
 
 def quantization_config(layers: Mapping[str, bool]) -> dict[str, Any] | None:
-    """Return what config.json says of linear layers, by path whether each is quantised; None where none is."""
+    """Return config.json's entry for layers, by path whether each is quantised; None where none is."""
     if not any(layers.values()):
         return None
     unquantised = [path for path, quantised in layers.items() if not quantised]

@@ -66,7 +66,7 @@ def option(
     help: str = "", metavar: str | None = None, *, default: Any = None, type: Any = None,
     choices: list[str] | None = None, same: bool = False,
 ) -> Any:  # fmt: skip
-    """Return a field with what the parser needs. Of a training that goes on, those that say `same` must be the same."""
+    """Return a field with what the parser needs. A training that goes on must have its value where it says `same`."""
     return field(
         default=default, metadata={"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same}
     )

@@ -124,7 +124,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what tokenizer_config.json says, with the special tokens of files of before, and those of the class."""
+    """Return what tokenizer_config.json says, with the special tokens of older files and of the tokenizer's class."""
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
     if "added_tokens_decoder" not in settings and (folder / OLD_SETTINGS).exists():
         settings |= read_json(folder / OLD_SETTINGS)

@@ -58,7 +58,7 @@ class CheckRefused(ValueError):
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Let a wrong argument be a `CheckRefused`: a ValueError may come from f as well."""
+    """Make a `CheckRefused` of a ValueError about an argument, so that it is told from one that f raises."""
     try:
         yield
     except ValueError as reason:
