@@ -100,7 +100,7 @@ def add_diagnose(commands: Any) -> None:
 
 def run_diagnose(options: argparse.Namespace) -> int:
     """Print what an engine did with an adapter."""
-    from ..conformance.diagnosis.diagnosing import diagnose
+    from ..conformance.golden.diagnosing import diagnose
 
     check_output(options.json, files("a file that is read", options.model, options.adapter, options.logits))
     diagnosis = diagnose(options.model, options.adapter, options.logits)

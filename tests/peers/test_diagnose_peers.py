@@ -2,7 +2,7 @@
 
 import pytest
 
-from minilora.conformance.diagnosis.diagnosing import diagnose
+from minilora.conformance.golden.diagnosing import diagnose
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

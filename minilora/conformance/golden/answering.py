@@ -12,9 +12,9 @@ import numpy as np
 from ...files.tensors import FLOATS
 from ...language.llama import Llama
 from ...layer import walk
-from ..golden.formulas import Arrays, Formulas
-from ..golden.mixtures.formulas import MixtureFormulas
+from .formulas import Arrays, Formulas
 from .mistakes import Mistake
+from .mixtures.formulas import MixtureFormulas
 from .subject import Subject
 
 

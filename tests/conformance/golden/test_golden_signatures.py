@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minilora.conformance.diagnosis.diagnosing import diagnose
 from minilora.conformance.golden.answers import answers
 from minilora.conformance.golden.bases import write_base, write_json, write_safetensors
 from minilora.conformance.golden.cases import CASES, files
+from minilora.conformance.golden.diagnosing import diagnose
 from minilora.conformance.golden.mixtures.answers import mixture_answers
 from minilora.conformance.golden.mixtures.bases import write_mixture
 from minilora.conformance.golden.mixtures.cases import MIXTURES, mixture_files

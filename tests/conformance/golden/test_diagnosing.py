@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import Llama, attach, load_adapter, merge
 from minilora.checks import FileRefused
 from minilora.cli import main
-from minilora.conformance.diagnosis.diagnosing import Candidate, Diagnosis, diagnose
+from minilora.conformance.golden.diagnosing import Candidate, Diagnosis, diagnose
 from minilora.files.tensors import FLOATS
 from minilora.language.config import LlamaConfig
 from minilora.layer import walk

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
-from ..golden.bases import EMBEDDING, HEAD
-from ..golden.formulas import Config, Formulas, Given, setting
-from ..golden.misreadings import MISREADINGS, Misreading
-from ..golden.mixtures.misreadings import MIXTURE_MISREADINGS
+from .bases import EMBEDDING, HEAD
+from .formulas import Config, Formulas, Given, setting
+from .misreadings import MISREADINGS, Misreading
+from .mixtures.misreadings import MIXTURE_MISREADINGS
 from .subject import Subject
 
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")

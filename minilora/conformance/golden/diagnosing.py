@@ -18,9 +18,9 @@ from ... import __version__
 from ...checks import FileRefused, printable, short
 from ...files.tensors import TensorFile
 from ..bugs.bug import links
-from ..golden import judging
-from ..golden.answers import TOLERANCE
+from . import judging
 from .answering import logits
+from .answers import TOLERANCE
 from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
 from .subject import Subject, read_subject
 

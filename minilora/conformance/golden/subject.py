@@ -20,8 +20,8 @@ from ..audit.adapteropening import open_adapter
 from ..audit.landing import ARCHITECTURE, land
 from ..audit.modelheaders import open_model
 from ..audit.peftadapter import TOKENS
-from ..golden.bases import EMBEDDING, HEAD
-from ..golden.formulas import Arrays, Given, Module
+from .bases import EMBEDDING, HEAD
+from .formulas import Arrays, Given, Module
 
 OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 TURNED = (".q_proj", ".k_proj")
