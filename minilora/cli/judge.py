@@ -62,7 +62,7 @@ def add_audit(commands: Any) -> None:
 
 def run_audit(options: argparse.Namespace) -> int:
     """Print whether an adapter is right, and whether a model takes it."""
-    from ..conformance.audit.auditing import audit
+    from ..audit.auditing import audit
 
     check_output(options.json, files("a file that is looked at", options.adapter, options.model))
     report = audit(options.adapter, options.model, merge=options.merge)

@@ -26,7 +26,6 @@ The rooms, in the order in which they import each other:
 - `running`: foreign code, found by its name and run in a process of its own
 - `vectors`: problems and answers as files, for implementations in any language
 - `golden`: adapters as files, with right answers, for programs that read them
-- `audit`: an adapter's files, looked at beside a model's headers
 - `diagnosis`: an engine's logits, held against what known mistakes make of a person's own adapter
 - `plugin`, `test_implementation`: `check` as tests of pytest, with an id each
 

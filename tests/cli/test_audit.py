@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.conformance.audit.adapters import config, factors, model, paths, peft
+from tests.audit.adapters import config, factors, model, paths, peft
 from tests.support.command_line import run
 
 QV = ("q_proj", "v_proj")

@@ -22,7 +22,7 @@ FLOORS = [
     {"optim", "fast", "files", "training"},
     {"verify", "article"},
     {"language"},
-    {"conformance", "exercises"},
+    {"conformance", "audit", "exercises"},
     {"cli"},
     {"__main__"},
 ]

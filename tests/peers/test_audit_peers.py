@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora.conformance.audit.auditing import audit
+from minilora.audit.auditing import audit
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...files.experts import MIXTRAL, MIXTRAL_MLP
-from ...files.modelfolder import EMBEDDING, HEAD
-from ...files.peft import PREFIX
+from ..files.experts import MIXTRAL, MIXTRAL_MLP
+from ..files.modelfolder import EMBEDDING, HEAD
+from ..files.peft import PREFIX
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG
 from .modelheaders import ModelHeaders

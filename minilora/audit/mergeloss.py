@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...files.tensors import FLOATS
-from ...layers.nf4 import dequantize_nf4, quantize_nf4
+from ..files.tensors import FLOATS
+from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from .adapterfile import AdapterFile, Module
 from .expertshapes import expert_weights
 from .landing import Landing

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import itertools
 
-from ...checks import short
-from ...files.experts import EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
+from ..checks import short
+from ..files.experts import EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding
 from .landing import Landing

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...checks import FileRefused, reading, short
-from ...checks import named as under
-from ...files.patterns import are_named, first_matches, layer_numbers, within_time
+from ..checks import FileRefused, reading, short
+from ..checks import named as under
+from ..files.patterns import are_named, first_matches, layer_numbers, within_time
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .landing import BODY, Landing, renamed

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import FileRefused, needed, short
-from ...files.disk import read_start
-from ...files.tensors import Weights, open_weights
-from ...language.gguf import read_gguf
+from ..checks import FileRefused, needed, short
+from ..files.disk import read_start
+from ..files.tensors import Weights, open_weights
+from ..language.gguf import read_gguf
 
 GGUF_MAGIC = b"GGUF"
 

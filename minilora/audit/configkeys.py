@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...checks import short
-from ...files.experts import B_LAYOUTS
-from ...files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
+from ..checks import short
+from ..files.experts import B_LAYOUTS
+from ..files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
 from .adapterfile import AdapterFile
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora.conformance.audit.auditing import audit
+from minilora.audit.auditing import audit
 
 from .adapters import PREFIX, D, Q, V, changed, config, factors, gguf, kohya, mlx, model, paths, peft, renamed, without
 

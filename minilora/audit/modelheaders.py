@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import FileRefused
-from ...files.disk import read_json
-from ...files.modelfolder import HEAD_WEIGHT, ties_head
-from ...files.tensors import FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME
-from ...language.gguf import from_gguf
+from ..checks import FileRefused
+from ..files.disk import read_json
+from ..files.modelfolder import HEAD_WEIGHT, ties_head
+from ..files.tensors import FLOATS, INDEX_NAME, MODEL_CONFIG, SINGLE_NAME
+from ..language.gguf import from_gguf
 from .tensors import Tensors, is_gguf, open_tensors
 
 Shape = tuple[int, ...]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...variants.stackedlora import stacked_B
+from ..variants.stackedlora import stacked_B
 from .findings import Finding
 from .tensors import Tensors
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...checks import short
-from ...files.peft import natural
+from ..checks import short
+from ..files.peft import natural
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...checks import FileRefused, hub_hint, short
-from ...files.disk import read_json
-from ...files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME
+from ..checks import FileRefused, hub_hint, short
+from ..files.disk import read_json
+from ..files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from .adapterfile import AdapterFile
 from .findings import SUSPICIOUS, WRONG, Finding
 from .ggufadapter import read_gguf_adapter

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ...checks import short
-from ...files.modelfolder import EMBEDDING, HEAD
-from ...language.gguf import ARCHITECTURES
+from ..checks import short
+from ..files.modelfolder import EMBEDDING, HEAD
+from ..language.gguf import ARCHITECTURES
 from .adapterfile import AdapterFile
 from .findings import NOTE, WRONG, Finding, counted, listed
 from .modelheaders import ModelHeaders

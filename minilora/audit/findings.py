@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...checks import short
+from ..checks import short
 
 WRONG, SUSPICIOUS, NOTE = "wrong", "suspicious", "note"
 LEVELS = (WRONG, SUSPICIOUS, NOTE)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...checks import FileRefused, short
-from ...files.peft import natural
+from ..checks import FileRefused, short
+from ..files.peft import natural
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
 from .tensors import Tensors

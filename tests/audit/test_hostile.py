@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from minilora.audit.auditing import audit
 from minilora.checks import FileRefused
-from minilora.conformance.audit.auditing import audit
 from minilora.files.peft import KEYS
 
 from .adapters import EXPERTS, config, expert_factors, factors, mlx, model, paths, peft

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...checks import FileRefused, short
-from ...files.tensors import FLOATS
+from ..checks import FileRefused, short
+from ..files.tensors import FLOATS
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ... import __version__
-from ...checks import printable
+from .. import __version__
+from ..checks import printable
 from .adapterfile import AdapterFile
 from .findings import LEVELS, NOTE, SUSPICIOUS, WRONG, Finding, counted
 from .landing import Landing

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...checks import FileRefused, short
-from ...files.peft import natural
-from ...language.gguf import from_gguf
+from ..checks import FileRefused, short
+from ..files.peft import natural
+from ..language.gguf import from_gguf
 from .adapterfile import AdapterFile, Module
 from .findings import SUSPICIOUS, Finding, counted, listed
 from .tensors import Tensors

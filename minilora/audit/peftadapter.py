@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...checks import FileRefused, named, reading, short
-from ...files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
-from ...files.patterns import first_matches, within_time
-from ...files.peft import PREFIX, natural
-from ...variants.scaling import scaling
+from ..checks import FileRefused, named, reading, short
+from ..files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
+from ..files.patterns import first_matches, within_time
+from ..files.peft import PREFIX, natural
+from ..variants.scaling import scaling
 from .adapterfile import AdapterFile, Module
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
 from .tensors import Tensors

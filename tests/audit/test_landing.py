@@ -8,8 +8,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from minilora import load_adapter
+from minilora.audit.auditing import audit
 from minilora.checks import FileRefused
-from minilora.conformance.audit.auditing import audit
 
 from .adapters import (
     EXPERTS,

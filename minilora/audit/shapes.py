@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ...checks import short
-from ...files.modelfolder import EMBEDDING, HEAD
+from ..checks import short
+from ..files.modelfolder import EMBEDDING, HEAD
 from .adapterfile import AdapterFile, Module
 from .expertshapes import compare_experts
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, listed
