@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from ...audit.adapterfile import AdapterFile
+from ...audit.adapteropening import open_adapter
+from ...audit.landing import ARCHITECTURE, land
+from ...audit.modelheaders import open_model
+from ...audit.peftadapter import TOKENS
 from ...checks import FileRefused, short
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
 from ...language.weights import open_llama
 from ...layers.nf4 import CodedLinear
 from ...layers.rotary import halves_from_interleaved
-from ...audit.adapterfile import AdapterFile
-from ...audit.adapteropening import open_adapter
-from ...audit.landing import ARCHITECTURE, land
-from ...audit.modelheaders import open_model
-from ...audit.peftadapter import TOKENS
 from .bases import EMBEDDING, HEAD
 from .formulas import Arrays, Given, Module
 
