@@ -1,6 +1,6 @@
 """Every gradient in minilora is the measured slope of its forward, to 1e-12; and what else holds for every layer.
 
-A claim is a function of (case, problem) that raises where it does not hold: `minilora.conformance.claims` has them. A
+A claim is a function of (case, problem) that raises where it does not hold: `tests/support/claims.py` has them. A
 case is a layer or a model: `support/cases.py`. Hypothesis draws sizes and a seed.
 """
 
@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given, settings
 
 from minilora.cli.check import all_instances
-from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference
 from minilora.layer import walk
 
 from .support.cases import CASES, PRODUCTS
+from .support.claims import backward_is_the_slope_of_forward, forward_is_the_reference
 from .support.loops import drawn
 from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, SQUARE, problems
 

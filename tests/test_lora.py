@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear, ReLU, mse, train
-from minilora.conformance.claims import delta_is_the_matrix_of_forward
 from minilora.fast import residual_form
 
+from .support.claims import delta_is_the_matrix_of_forward
 from .support.compare import assert_close, gradients_are_the_slope_of_mse
 from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
 

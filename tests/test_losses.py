@@ -6,9 +6,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora import Linear, cross_entropy, evaluate, gradcheck, mse
-from minilora.conformance.claims import MSE_CLAIMS
 from minilora.losses import count
 
+from .support.claims import MSE_CLAIMS
 from .support.compare import assert_close
 from .support.problems import ALL_ONES, MANY_ROWS, problems
 

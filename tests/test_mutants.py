@@ -7,11 +7,11 @@ import pytest
 from hypothesis import Phase, given, settings
 
 from minilora import best_of_rank, gradcheck, weighted_sum
-from minilora.conformance.claims import ADAM_CLAIMS, MSE_CLAIMS
 from minilora.variants.scaling import scaling
 
 from .support import expert_mutants, language_mutants, mutants
 from .support.cases import KINDS, adapted_case, lora_case, plain_case
+from .support.claims import ADAM_CLAIMS, MSE_CLAIMS
 from .support.compare import gradients_are_the_slope_of_mse
 from .support.formulas import AdamByFormulas
 from .support.mutants import HIDDEN_AT_THE_START, MUTANTS, written_out

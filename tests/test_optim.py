@@ -6,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Adam, optim
-from minilora.conformance.claims import ADAM_CLAIMS
 
+from .support.claims import ADAM_CLAIMS
 from .support.compare import assert_close
 from .support.memory import traced
 from .support.problems import ALL_ONES, Problem, problems

@@ -28,8 +28,6 @@ The rooms, in the order in which they import each other:
 - `golden`: adapters as files, with right answers, for programs that read them
 - `diagnosis`: an engine's logits, held against what known mistakes make of a person's own adapter
 - `plugin`, `test_implementation`: `check` as tests of pytest, with an id each
-
-`claims` is this library's own: what every layer here must do, as functions that take any layer of the protocol.
 """
 
 from .checking.report import CannotRun, Report

@@ -136,7 +136,7 @@ sys.meta_path.insert(0, Block())
     [
         "import minilora.lora, minilora.linear, minilora.losses, minilora.optim",
         "from minilora import LoRA, LoRALinear, MLP, Adam, adapt, merge, gradcheck, best_adapter, cross_entropy",
-        "import minilora.conformance.claims, minilora.fast; minilora.fast.residual_form",
+        "import minilora.fast; minilora.fast.residual_form",
         "from types import SimpleNamespace; import minilora.conformance as suite;"
         " suite.check(SimpleNamespace(forward=lambda *_: 0))",
     ],

@@ -30,7 +30,13 @@ from minilora import (
     Tanh,
     attach,
 )
-from minilora.conformance.claims import (
+from minilora.conformance.problems import Problem
+from minilora.layers.activation import ACTIVATIONS
+from minilora.layers.nf4 import scale_book
+from minilora.variants.adapter import Rewritten
+from minilora.variants.dropout import DroppingLoRALinear
+
+from .claims import (
     CLAIMS,
     LINEAR_CLAIMS,
     ROW_CLAIMS,
@@ -39,12 +45,6 @@ from minilora.conformance.claims import (
     a_step_of_one_measures_the_slope_exactly,
     backward_is_the_slope_of_forward,
 )
-from minilora.conformance.problems import Problem
-from minilora.layers.activation import ACTIVATIONS
-from minilora.layers.nf4 import scale_book
-from minilora.variants.adapter import Rewritten
-from minilora.variants.dropout import DroppingLoRALinear
-
 from .expert_cases import EXPERT_CASES
 from .language_cases import LANGUAGE_CASES
 from .loops import FUNCTIONS, Beside, case_of, child, each, linear_by_loops, named

@@ -3,9 +3,10 @@
 import numpy as np
 
 from minilora import LoRA, LoRALinear, gradcheck, mse
-from minilora.conformance.claims import require_close
 from minilora.conformance.problems import Problem
 from minilora.linear import Linear
+
+from .claims import require_close
 
 
 def assert_close(found, expected, tolerance: float) -> None:

@@ -6,10 +6,10 @@ from functools import partial
 import numpy as np
 
 from minilora import Layer
-from minilora.conformance.claims import Arrays, Case
 from minilora.layers.experts import MixtureOfExperts, Router
 from minilora.variants.stackedlora import StackedLoRALinear
 
+from .claims import Arrays, Case
 from .language_cases import MODEL_CLAIMS, gated_by_loops, on_rows
 from .loops import FUNCTIONS, case_of, child
 

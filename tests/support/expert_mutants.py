@@ -6,12 +6,12 @@ from functools import partial
 import numpy as np
 
 from minilora import gradcheck
-from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference, require_close
 from minilora.layer import inner, nest, rows
 from minilora.layers import experts, stacked
 from minilora.layers.experts import MixtureOfExperts, Router, balance
 from minilora.variants import stackedlora as factors
 
+from .claims import backward_is_the_slope_of_forward, forward_is_the_reference, require_close
 from .expert_cases import adapted_experts_case, mixture_case, over_all_case, router_case, shared_case
 from .mutants import mutant
 from .problems import Problem

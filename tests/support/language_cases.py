@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from minilora import Attention, GatedMLP, Llama, LlamaConfig, LoRA, RMSNorm, Rotary, attach, gradcheck
-from minilora.conformance.claims import (
+from minilora.layers.rotary import frequencies
+from minilora.verify.instances import BASE, EPS
+
+from .claims import (
     CLAIMS,
     Arrays,
     Case,
@@ -16,9 +19,6 @@ from minilora.conformance.claims import (
     backward_without_dx_is_the_same,
     forward_is_the_reference,
 )
-from minilora.layers.rotary import frequencies
-from minilora.verify.instances import BASE, EPS
-
 from .loops import FUNCTIONS, Beside, case_of, child, linear_by_loops
 from .problems import Problem
 

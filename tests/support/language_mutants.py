@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 
 from minilora import Attention, GatedMLP, RMSNorm, Rotary, SiLU, gradcheck
-from minilora.conformance.claims import backward_is_the_slope_of_forward, forward_is_the_reference, require_close
 from minilora.layer import rows
 from minilora.layers import attention
 from minilora.layers.rotary import rotate
 
+from .claims import backward_is_the_slope_of_forward, forward_is_the_reference, require_close
 from .language_cases import attention_case, gated_case, norm_case, rotary_case
 from .mutants import mutant
 from .problems import Problem

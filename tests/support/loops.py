@@ -16,10 +16,11 @@ import numpy as np
 
 from minilora import Layer
 from minilora.cli.check import all_instances
-from minilora.conformance.claims import CLAIMS, Arrays, Case
 from minilora.conformance.problems import Problem
 from minilora.layer import rebuild
 from minilora.verify.instances import Drawing
+
+from .claims import CLAIMS, Arrays, Case
 
 ByLoops = Callable[[Any, Arrays, np.ndarray], np.ndarray]
 """by_loops(layer, arrays, x) returns the output. Of the layer it reads settings, such as a stride, and no array."""

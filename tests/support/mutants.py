@@ -19,16 +19,6 @@ import numpy as np
 from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, QuantizedLinear, best_of_rank
 from minilora.backend import add_at
 from minilora.conformance.bugs.table import BUGS
-from minilora.conformance.claims import (
-    ADAM_CLAIMS,
-    MSE_CLAIMS,
-    a_frozen_layer_only_passes_dx,
-    backward_is_the_slope_of_forward,
-    backward_without_dx_is_the_same,
-    delta_is_the_matrix_of_forward,
-    forward_is_the_reference,
-    require_close,
-)
 from minilora.conformance.problems.reference import StartFormulas
 from minilora.layer import rows
 from minilora.layers.embedding import OneHot
@@ -42,6 +32,16 @@ from .cases import (
     lora_linear_case,
     plain_case,
     quantized_case,
+)
+from .claims import (
+    ADAM_CLAIMS,
+    MSE_CLAIMS,
+    a_frozen_layer_only_passes_dx,
+    backward_is_the_slope_of_forward,
+    backward_without_dx_is_the_same,
+    delta_is_the_matrix_of_forward,
+    forward_is_the_reference,
+    require_close,
 )
 from .compare import gradients_are_the_slope_of_mse
 from .formulas import AdamByFormulas, adam_by_formulas, by_formulas

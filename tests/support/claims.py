@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..layer import freeze
-from ..verify.gradcheck import gradcheck
-from .problems.problem import Problem, SmallIntegers
+from minilora.conformance.problems.problem import Problem, SmallIntegers
+from minilora.layer import freeze
+from minilora.verify.gradcheck import gradcheck
 
 Arrays = dict[str, np.ndarray]
 Loss = Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]
