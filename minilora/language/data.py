@@ -69,6 +69,10 @@ class Data:
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
     with_length: Callable[[int], Data] | None = None  # examples in rows of another length
 
+    def of_length(self, length: int) -> Data:
+        """Return examples in rows of at most so many tokens; a text's windows, and rows no longer, as they are."""
+        return self if self.with_length is None or length >= self.length else self.with_length(length)
+
     def check_vocabulary(self, size: int) -> None:
         """Require ids that a model of `size` tokens has."""
         check_vocabulary(max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)

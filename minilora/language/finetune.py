@@ -67,8 +67,7 @@ def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, 
     recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
     kept = read_kept(recipe.checkpoint)
     if kept is not None:
-        length = kept.notes["asked"]["--length"] if recipe.length is None else recipe.length
-        recipe = replace(recipe, length=length).settled(kept.notes["numbers"])
+        recipe = recipe.settled(kept.notes["numbers"])
         steps = None if recipe.epochs else recipe.steps
         check_same(kept, asked(recipe, model_path(recipe.model), backend), steps)
         print(f"resume   goes on from {kept.place(steps)} ({printable(str(kept.path))})", flush=True)
@@ -262,9 +261,11 @@ def fit_to_machine(
         check_dropped(adapters(adapted))
         masked = with_dropout(adapted, recipe.dropout, [0])
     needs = measured_memory(masked, backend.asarray(data.X), backend)
-    if recipe.length is None and machine is not None:
+    if kept is not None:
+        data = data.of_length(kept.notes["length"])  # as long as at the start, whatever memory is free now
+    elif recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
-    recipe = recipe.for_data(len(data.X), data.length)
+    recipe = recipe.for_rows(len(data.X))
     rates(recipe, recipe.steps)  # a warmup of all steps is refused
     if kept is not None:
         check_same(kept, {}, recipe.steps)  # epochs are steps only now
@@ -273,7 +274,7 @@ def fit_to_machine(
     if recipe.batch_size > len(data.X):
         raise ValueError(
             f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
-            f"at --length {recipe.length}: a smaller one of the two fits"
+            f"at --length {data.length}: a smaller one of the two fits"
         )
     print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}")
     of_layers = adapters(adapted)
@@ -296,11 +297,9 @@ def fit_to_machine(
 
 def cut_to_fit(data: Data, needs: Callable[[int, int, tuple[int, int]], StepMemory], parts: int, free: float) -> Data:
     """Return examples in rows of the largest length of which each part can hold one; a text's windows as they are."""
-    if data.with_length is None:
-        return data
     held, lengths = len(data.X_held), range(1, data.length + 1)
     length = bisect_right(lengths, free, key=lambda n: needs(n, parts, (held, n)).together(parts))
-    return data.with_length(length) if 1 < length < data.length else data
+    return data.of_length(length) if length > 1 else data
 
 
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
@@ -364,7 +363,7 @@ def train_adapter(
     if recipe.checkpoint is not None:
         numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
         same = asked(recipe, model_path(recipe.model), backend)
-        notes = Notes(asked=same, numbers=numbers, before=before, learned=table.learned)
+        notes = Notes(asked=same, numbers=numbers, length=data.length, before=before, learned=table.learned)
         checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
     best = BestStep(checkpoint) if recipe.keep_best else None
     try:

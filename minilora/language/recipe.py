@@ -176,10 +176,10 @@ class Settled(Recipe):
     lr: float
     workers: int
 
-    def for_data(self, rows: int, length: int) -> Settled:
-        """Return it for so many rows of data, of a length: an epoch has as many steps as there are batches in them."""
+    def for_rows(self, rows: int) -> Settled:
+        """Return it for so many rows of data: an epoch has as many steps as there are batches in them."""
         steps = self.steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
-        return replace(self, steps=steps, length=length)
+        return replace(self, steps=steps)
 
     @property
     def part_rows(self) -> int:

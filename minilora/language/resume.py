@@ -41,6 +41,7 @@ class Notes(TypedDict):
 
     asked: dict[str, Any]  # what must be the same, as `asked` returns it
     numbers: int  # of the model
+    length: int  # of the longest row: where none is asked for, the data's own, or what memory had room for
     before: float  # the held-out loss before the first step
     learned: Learned
 

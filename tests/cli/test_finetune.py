@@ -216,8 +216,8 @@ def test_what_is_left_open_follows_the_models_size_and_the_data():
     assert fitting(852_608) == fitting(SMALL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
     assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
     recipe = replace(Recipe(text=Path("t"), save=Path("a")), lr=0.5, batch_size=4, workers=1).settled(SMALL)
-    assert (recipe.lr, recipe.batch_size, recipe.steps, recipe.for_data(228, 8).steps) == (0.5, 4, 300, 300)
-    assert [replace(recipe, epochs=e).for_data(228, 8).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
+    assert (recipe.lr, recipe.batch_size, recipe.steps, recipe.for_rows(228).steps) == (0.5, 4, 300, 300)
+    assert [replace(recipe, epochs=e).for_rows(228).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
     parts = [replace(recipe, micro_batch=n).part_rows for n in (None, 1, 3, 199)]
     assert parts == [2, 1, 3, 4]  # half of a batch, and never more than it has
 
@@ -660,7 +660,7 @@ ASKED = Recipe(text=Path("t"), save=Path("s"), batch_size=4, epochs=1.0, workers
 
 def test_steps_parts_and_a_warmup_are_rounded_up():
     settled = ASKED.settled(1)
-    assert [settled.for_data(rows, 8).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
+    assert [settled.for_rows(rows).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
     assert [replace(settled, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
     assert rates(replace(settled, warmup=0.01, schedule="linear"), 30).warmup == 1
 

@@ -18,6 +18,7 @@ from minilora import Adam, History, Linear, Llama, adapt, load_adapter, train
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
+from minilora.language.memory import Memory
 from minilora.language.resume import BestStep, digest
 from minilora.language.text import windows
 
@@ -34,6 +35,11 @@ SIZES = ["--steps", "4", "--batch-size", "4", "--length", "8", "--lr", "0.02"]
 
 def weights(name="a"):
     return Path(name, "adapter_model.safetensors").read_bytes()
+
+
+def has_memory(monkeypatch, whole, free):
+    """Let the machine have so many bytes."""
+    monkeypatch.setattr("minilora.language.finetune.machine_memory", lambda backend: Memory(whole, free))
 
 
 def interrupted(monkeypatch, step):
@@ -135,6 +141,55 @@ def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, mo
     assert weights() == whole
 
 
+def examples(name, words):
+    """Write examples, one for each number of words."""
+    lines = [{"prompt": "the cat ", "completion": " ".join(["sat on the mat"] * count)} for count in words]
+    Path(name).write_text("\n".join(map(json.dumps, lines)))
+
+
+DATA = {
+    "held out": [],
+    "another share": ["--valid", "0.3"],
+    "a text beside examples": ["--valid", "text"],
+    "longer examples beside": ["--valid", "long.jsonl"],
+    "shorter examples beside": ["--valid", "short.jsonl"],
+    "cut examples beside": ["--valid", "long.jsonl", "--length", "17"],
+    "epochs": ["--epochs", "0.5"],
+    "another seed": ["--seed", "3"],
+    "parts": ["--batch-size", "5", "--micro-batch", "2"],
+    "dropout": ["--dropout", "0.2", "--valid", "long.jsonl"],
+}
+
+
+@pytest.mark.parametrize("free", [10**10, 400_000], ids=["free memory", "little memory"])
+@pytest.mark.parametrize("options", DATA.values(), ids=DATA)
+def test_the_same_command_goes_on_whatever_the_data(folder, monkeypatch, capsys, options, free):
+    examples("e.jsonl", [1, 2, 3, 4, 5, 1, 2, 3, 4, 9, 2, 1] * 2)
+    examples("long.jsonl", [12, 1, 3])
+    examples("short.jsonl", [1, 1])
+    has_memory(monkeypatch, 10**10, free)
+    usual = ["--batch-size", "4"] + ([] if "--epochs" in options else ["--steps", "3"])
+    command = ["finetune", "e.jsonl", "--model", "model", "--save", "a", "--rank", "2", "--lr", "0.02", *usual, *options]
+    assert run(*command, "--anyway") == 0
+    whole, shown = weights(), rows(capsys.readouterr().out)
+    with monkeypatch.context() as patched:
+        interrupted(patched, 3)
+        assert run(*command, "--anyway", "--overwrite", "--checkpoint", "c") == 130
+    has_memory(monkeypatch, 10**10, 10**9)  # another program has ended
+    capsys.readouterr()
+    assert run(*command, "--overwrite", "--checkpoint", "c") == 0
+    assert rows(capsys.readouterr().out) == shown
+    assert weights() == whole
+
+
+def test_a_length_that_was_not_asked_for_is_another_training(folder, capsys):
+    examples("e.jsonl", [1, 2, 3, 4])
+    few = ["finetune", "e.jsonl", "--model", "model", "--save", "a", "--batch-size", "2", "--steps", "1"]
+    assert run(*few, "--checkpoint", "c") == 0
+    assert run(*few, "--checkpoint", "c", "--length", "9") == 2
+    assert "--length is not given there and 9 here" in capsys.readouterr().err
+
+
 @pytest.mark.long
 def test_it_goes_on_from_a_checkpoint_and_only_from_that_adapter(folder, capsys, monkeypatch):
     assert finetune() == 0
@@ -184,7 +239,7 @@ def test_what_need_not_be_the_same_may_change(folder, capsys):
         np.testing.assert_allclose(adapter.delta(), whole[path].delta(), atol=1e-6)
 
 
-NOTES = {"asked": {}, "numbers": 1, "before": 1.0, "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}}}
+NOTES = {"asked": {}, "numbers": 1, "length": 8, "before": 1.0, "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}}}
 
 
 @pytest.mark.parametrize(
