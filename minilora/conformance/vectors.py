@@ -31,19 +31,17 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from .bugs.bug import Bug, links
 from .bugs.diagnoses import listed
-from .bugs.table import BUGS, bugs_of
 from .checking.behaviour import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of
 from .checking.contract import FACTORS
 from .checking.report import CannotRun, Outcome, Report, id_of
-from .problems.adam_answers import adam_follows, adam_problem
+from .problems.bugs import BUGS, Bug, bugs_of, links
+from .problems.formulas import adam_follows, adam_problem
 from .problems.kinds import SETS
 from .problems.problem import Arrays, Problem
-from .problems.rounding import TOLERANCE, UNIT
-from .problems.slots import Fused
-from .problems.trial import Trial, drawn
+from .problems.several import Fused
+from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 OF_ADAM = DTYPES[:2]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..conformance.bugs.table import known
+from ..conformance.problems.bugs import known
 from ..optim import Adam
 from .grading import (
     DIFFERENT,

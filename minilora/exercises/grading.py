@@ -4,7 +4,7 @@ It calls the learner's function with sizes that all differ, so that a wrong prod
 it with all sizes equal: there every product fits, and the answer shows which one was taken. A wrong answer is compared
 with every order and transposition of the right factors, and with the mistakes that a grader lists, each times any
 number. So a wrong product and a wrong factor in front of it are told apart, and both are named. A mistake that
-`minilora.conformance.bugs.table` knows has its sentence.
+`minilora.conformance.problems.bugs` knows has its sentence.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..conformance.bugs.table import known
+from ..conformance.problems.bugs import known
 
 Data: TypeAlias = SimpleNamespace
 Formula: TypeAlias = Callable[[Data], Any]

@@ -22,9 +22,9 @@ from minilora import (
     quantize_nf4,
     weighted_sum,
 )
-from minilora.conformance.problems.reference import RIGHT
-from minilora.conformance.problems.rounding import round_to
-from minilora.conformance.problems.sums import Sums
+from minilora.conformance.problems.formulas import RIGHT
+from minilora.conformance.problems.several import Sums
+from minilora.conformance.problems.tolerance import round_to
 from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.adapter import Rewritten

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from minilora.conformance import check
-from minilora.conformance.problems.adam_answers import AdamFormulas
-from minilora.conformance.problems.reference import StartFormulas
+from minilora.conformance.problems.formulas import AdamFormulas, StartFormulas
 
 from .implementations import OURS, from_formulas, implementation, init
 

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import cli
 from minilora.conformance import CannotRun, vectors
-from minilora.conformance.bugs.table import BUGS
-from minilora.conformance.problems.rounding import round_to
+from minilora.conformance.problems.bugs import BUGS
+from minilora.conformance.problems.tolerance import round_to
 from minilora.files.tensors import FLOATS
 
 from .implementations import OURS, dora_init, full_norm, functions_of, step

@@ -8,10 +8,11 @@ import numpy as np
 
 from minilora import Adam, Layer
 from minilora.conformance.problems import Problem
-from minilora.conformance.problems.adam_answers import AdamFormulas
-from minilora.conformance.problems.kinds import SETS, FourBits, Ids, Images
-from minilora.conformance.problems.slots import Fused
-from minilora.conformance.problems.stacks import Stacks
+from minilora.conformance.problems.formulas import AdamFormulas
+from minilora.conformance.problems.images import Ids, Images
+from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.lowprecision import FourBits
+from minilora.conformance.problems.several import Fused, Stacks
 from minilora.layer import rows
 
 

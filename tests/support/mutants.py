@@ -18,8 +18,8 @@ import numpy as np
 
 from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, QuantizedLinear, best_of_rank
 from minilora.backend import add_at
-from minilora.conformance.bugs.table import BUGS
-from minilora.conformance.problems.reference import StartFormulas
+from minilora.conformance.problems.bugs import BUGS
+from minilora.conformance.problems.formulas import StartFormulas
 from minilora.layer import rows
 from minilora.layers.embedding import OneHot
 

@@ -1,6 +1,6 @@
 // Five mistakes in LoRA, each as what it changes in lora.js. `layerWith(names)` builds a layer that has them. Two of
 // them are starts, of which a layer has one. A label with a flag is that of a known bug, and begins as its sentence
-// does in minilora/conformance/bugs/table.py.
+// does in minilora/conformance/problems/bugs.py.
 
 import { Linear, LoRA, LoRALinear } from "./lora.js";
 import { gaussian, uniform } from "./random.js";

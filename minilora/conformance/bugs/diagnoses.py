@@ -19,12 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from ..problems.bugs import BUGS, Bug, bugs_of, the_named
+from ..problems.formulas import QUANTITIES
 from ..problems.problem import Arrays
-from ..problems.reference import QUANTITIES
-from ..problems.rounding import TINY, TOLERANCE, UNIT
-from ..problems.trial import Trial
-from .bug import Bug
-from .table import BUGS, bugs_of, the_named
+from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial
 
 
 @dataclass(frozen=True)

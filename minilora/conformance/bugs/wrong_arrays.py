@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..problems.kinds import Images
-from ..problems.mixed import Mixed
+from ..problems.images import Images
+from ..problems.lowprecision import Mixed
 from ..problems.problem import Arrays, Problem
-from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
-from ..problems.stacks import Stacks
-from ..problems.trial import Trial
+from ..problems.several import Stacks
+from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
 
 AXES = {
     "y": ("row", "output"),

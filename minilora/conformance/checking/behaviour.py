@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..bugs.bug import Bug
-from ..bugs.table import bugs_of, the_named
 from ..bugs.wrong_arrays import describe_unknown
-from ..problems.adam_answers import adam_follows, adam_problem
+from ..problems.bugs import Bug, bugs_of, the_named
+from ..problems.formulas import StartFormulas, adam_follows, adam_problem
 from ..problems.problem import Arrays
-from ..problems.reference import StartFormulas
-from ..problems.rounding import TOLERANCE
-from ..problems.trial import Trial
+from ..problems.tolerance import TOLERANCE, Trial
 from .calling import Watch, answers, described, layer_arrays
 
 

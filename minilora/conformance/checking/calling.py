@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 
 from ...checks import printable
+from ..problems.formulas import QUANTITIES
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES
-from ..problems.slots import Fused
-from ..problems.sums import Sums
-from ..problems.trial import Trial
+from ..problems.several import Fused, Sums
+from ..problems.tolerance import Trial
 
 SAME = ("one_rank", "one_width")
 """What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""

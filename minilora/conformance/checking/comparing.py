@@ -8,10 +8,9 @@ import numpy as np
 
 from ..bugs.diagnoses import diagnose, left_out, listed, unexplained
 from ..bugs.wrong_arrays import EVERY_ENTRY, describe_unknown, pattern
+from ..problems.formulas import QUANTITIES
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES
-from ..problems.rounding import TINY, TOLERANCE, UNIT
-from ..problems.trial import Trial
+from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial
 from .calling import Watch
 from .contract import ANSWERS, FACTORS, contract, of_problems
 from .in_common import in_common

@@ -48,7 +48,7 @@ their functions take more:
   ``init``: an expert starts as a linear layer does.
 - "combine": no layer, but adapters of one layer that are put together. Its functions are ``cat(lora_A, lora_B, alpha,
   use_rslora, weights)``, ``linear`` of the same and ``svd`` with a rank besides, any of them. Each takes lists with an
-  entry for each adapter, and returns the change of weight (out, in) that the new adapter makes. See `problems.sums`.
+  entry for each adapter, and returns the change of weight (out, in) that the new adapter makes. See `problems.several`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..problems.formulas import SCALINGS, Formulas
 from ..problems.kinds import DECLARED, SETS
-from ..problems.reference import SCALINGS, Formulas
 from .calling import spelled
 from .edges import EDGES
 from .output_dtype import OUTPUT_DTYPE

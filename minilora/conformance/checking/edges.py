@@ -11,16 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bugs.bug import Bug
-from ..bugs.table import bugs_of, known, the_named
 from ..bugs.wrong_arrays import describe_unknown
-from ..problems.kinds import Ids, Images
+from ..problems.bugs import Bug, bugs_of, known, the_named
+from ..problems.formulas import QUANTITIES, RIGHT
+from ..problems.images import Ids, Images
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import QUANTITIES, RIGHT
-from ..problems.rounding import TOLERANCE, round_to
-from ..problems.slots import Fused
-from ..problems.stacks import Stacks
-from ..problems.trial import Trial, drawn
+from ..problems.several import Fused, Stacks
+from ..problems.tolerance import TOLERANCE, Trial, drawn, round_to
 from .calling import Watch, answers, forward, strided
 from .report import REFUSED
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..problems.kinds import AGAIN, SETS, Images
-from ..problems.mixed import Mixed
+from ..problems.images import Images
+from ..problems.kinds import AGAIN, SETS
+from ..problems.lowprecision import Mixed
 from ..problems.problem import Problem
-from ..problems.slots import Fused
-from ..problems.stacks import Stacks
-from ..problems.sums import Sums
+from ..problems.several import Fused, Stacks, Sums
 
 Properties = Mapping[str, Callable[[Any], bool]]
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..bugs.bug import Bug
 from ..bugs.wrong_arrays import HALVES
+from ..problems.bugs import Bug
+from ..problems.formulas import SCALINGS
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import SCALINGS
-from ..problems.rounding import TINY, TOLERANCE, UNIT, round_to
-from ..problems.trial import Trial
+from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Set
 
 import numpy as np
 
-from ..bugs.table import known
-from ..problems.mixed import in_half
-from ..problems.trial import Trial
+from ..problems.bugs import known
+from ..problems.lowprecision import in_half
+from ..problems.tolerance import Trial
 from .calling import Watch, forward, spelled
 
 OUTPUTS = ("bfloat16", "float32")

@@ -11,11 +11,10 @@ from collections.abc import Callable, Set
 import numpy as np
 
 from ...layers.nf4 import NF4
-from ..bugs.bug import Bug
-from ..bugs.table import bugs_of, the_named
-from ..problems.kinds import BLOCK
+from ..problems.bugs import Bug, bugs_of, the_named
 from ..problems.kinds import FOUR_BITS as FOUR_BIT_PROBLEMS
-from ..problems.trial import Trial
+from ..problems.lowprecision import BLOCK
+from ..problems.tolerance import Trial
 from .calling import Watch, described
 
 NEAR = 1e-6

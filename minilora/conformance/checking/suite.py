@@ -16,11 +16,10 @@ import numpy as np
 
 from ...checks import check_choice
 from ..bugs.diagnoses import listed
+from ..problems.formulas import SCALINGS, Formulas
 from ..problems.kinds import SETS
 from ..problems.problem import Arrays, Problem
-from ..problems.reference import SCALINGS, Formulas
-from ..problems.rounding import UNIT
-from ..problems.trial import Trial, drawn
+from ..problems.tolerance import UNIT, Trial, drawn
 from . import behaviour
 from .calling import Watch, answers, forward, spelled, suited
 from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of

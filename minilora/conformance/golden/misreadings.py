@@ -2,7 +2,7 @@
 
 A bug is `Formulas` with some parts replaced. A row is all there is to add: each case in which the bug makes a
 difference then carries its numbers, as the bug's *signature*, and a program that answers with these numbers is told.
-A mistake that layers make too is a row of `minilora.conformance.bugs.table`, and `known` by its flag here.
+A mistake that layers make too is a row of `minilora.conformance.problems.bugs`, and `known` by its flag here.
 
 Where several bugs give the same numbers, the first row is named: what is left out of one kind of module stands before
 what is left out of all.
@@ -20,7 +20,7 @@ import numpy as np
 
 from ...files.tensors import FLOATS
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
-from ..bugs import table
+from ..problems import bugs as table
 from .bases import EMBEDDING
 from .formulas import PATTERNS, Config, lengths, matching, scale, scaled, setting
 

@@ -1,13 +1,11 @@
-"""What is asked of a layer, and the right answers to it.
+"""What is asked of a layer, the right answers to it, and the wrong ones that people have written.
 
 - `problem`: sizes and a seed, from which all arrays are drawn
-- `reference`: the right answers to a problem, part by part; `adam_answers`: those of Adam
-- `rounding`: precisions, and rounding to them
-- `slots`, `mixed`: two kinds of layers, several slots in one weight, and factors in float32 beside a base in bfloat16
-- `stacks`: a stack of experts, each row with the number of its own
-- `sums`: several adapters put together
-- `trial`: a problem in one precision, with its right answers, and how far rounding may move them
+- `formulas`: the right answers to a problem, part by part
+- `tolerance`: precisions, and a problem in one of them, with its right answers, and how far rounding may move them
+- `images`, `lowprecision`, `several`: kinds of layers that are not just rows of numbers
 - `kinds`: all kinds of layers, each as a linear layer on rows, and the set of problems for each
+- `bugs`: the known bugs, a row each; `bugparts`: formulas of theirs that take more than a line
 """
 
 from .problem import Problem, SmallIntegers

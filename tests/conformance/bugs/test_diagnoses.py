@@ -3,9 +3,9 @@
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.bugs.table import known
+from minilora.conformance.problems.bugs import known
+from minilora.conformance.problems.formulas import SCALINGS
 from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.reference import SCALINGS
 
 from ..implementations import from_formulas
 from ..planting import report_of

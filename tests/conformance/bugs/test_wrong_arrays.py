@@ -8,8 +8,7 @@ import pytest
 from minilora.conformance import check
 from minilora.conformance.bugs.wrong_arrays import pattern
 from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.rounding import round_to
-from minilora.conformance.problems.trial import Trial, drawn
+from minilora.conformance.problems.tolerance import Trial, drawn, round_to
 
 from ..implementations import OURS, from_formulas, implementation
 

@@ -11,7 +11,7 @@ from minilora.conformance.checking.edges import EDGES
 from minilora.conformance.checking.report import REFUSED
 
 from ..implementations import with_kinds
-from ..problems.test_trial import ORDERS, lora, product
+from ..problems.test_tolerance import ORDERS, lora, product
 
 
 def on_rows(functions):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.problems.reference import SCALINGS
+from minilora.conformance.problems.formulas import SCALINGS
 
 from ..implementations import OURS, from_formulas
 from ..planting import report_of

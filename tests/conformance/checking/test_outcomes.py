@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from minilora.conformance import Report, check
-from minilora.conformance.bugs.table import BUGS
 from minilora.conformance.checking.contract import OF_PROBLEMS, ids
 from minilora.conformance.checking.report import CANNOT_BE_TOLD, NOT_FAILED
+from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import SETS
 
 from ..implementations import OURS, implementation, with_kinds

@@ -8,9 +8,9 @@ import pytest
 
 from minilora import NF4, quantize_nf4
 from minilora.conformance import check
-from minilora.conformance.bugs.table import bugs_of
 from minilora.conformance.checking.contract import ids
 from minilora.conformance.checking.packing import weights
+from minilora.conformance.problems.bugs import bugs_of
 from minilora.conformance.problems.kinds import FOUR_BITS
 
 from ..implementations import OURS, nf4_functions, unpack, with_kinds

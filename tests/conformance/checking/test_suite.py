@@ -10,10 +10,9 @@ from minilora.conformance import CannotRun, check
 from minilora.conformance.checking.edges import EDGES
 from minilora.conformance.checking.report import NOT_FAILED, REFUSED
 from minilora.conformance.problems import Problem
+from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.kinds import DECLARED, SETS
-from minilora.conformance.problems.reference import RIGHT
-from minilora.conformance.problems.rounding import round_to
-from minilora.conformance.problems.trial import Trial
+from minilora.conformance.problems.tolerance import Trial, round_to
 
 from ..implementations import OURS, full_norm, functions_of, implementation, with_kinds
 from ..planting import report_of

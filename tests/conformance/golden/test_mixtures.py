@@ -12,7 +12,6 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Llama, attach, load_adapter, merge_adapter
 from minilora.conformance import check
-from minilora.conformance.bugs import table
 from minilora.conformance.golden import exact
 from minilora.conformance.golden.answers import TOLERANCE
 from minilora.conformance.golden.bases import write_safetensors
@@ -23,6 +22,7 @@ from minilora.conformance.golden.mixtures.bases import DOUBLE, FUSED, KEPT, MIXT
 from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
 from minilora.conformance.golden.mixtures.formulas import READ, MixtureFormulas
 from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
+from minilora.conformance.problems import bugs as table
 from minilora.variants.stackedlora import packed_B, stacked_A, stacked_B
 
 from . import foreign_mixtures

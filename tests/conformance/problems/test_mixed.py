@@ -7,8 +7,7 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.rounding import round_to
-from minilora.conformance.problems.trial import drawn
+from minilora.conformance.problems.tolerance import drawn, round_to
 
 from ..implementations import OURS
 

@@ -9,7 +9,7 @@ import pytest
 from minilora import cli
 from minilora.cli import judge as command
 from minilora.conformance import CannotRun
-from minilora.conformance.problems.rounding import UNIT
+from minilora.conformance.problems.tolerance import UNIT
 from minilora.conformance.running import child_process as apart
 from minilora.conformance.running.target import imported
 

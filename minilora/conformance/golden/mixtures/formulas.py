@@ -23,7 +23,7 @@ import numpy as np
 
 from ....files.experts import B_LAYOUTS, EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
 from ....language.config import MixtureConfig
-from ...problems.reference import ExpertFormulas
+from ...problems.formulas import ExpertFormulas
 from ..exact import product
 from ..formulas import Arrays, Config, Given, Module, scale, setting
 from .bases import SHARED

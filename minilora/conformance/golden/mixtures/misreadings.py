@@ -12,7 +12,7 @@ from math import sqrt
 
 import numpy as np
 
-from ...bugs import table
+from ...problems import bugs as table
 from ..formulas import Config, scaled, setting
 from ..misreadings import MISREADINGS, Misreading, known
 from .formulas import READ

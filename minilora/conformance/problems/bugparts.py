@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from ...layers.nf4 import NF4
-from ..problems.kinds import BLOCK, FourBits, Images
-from ..problems.mixed import in_half
-from ..problems.problem import Problem
-from ..problems.slots import Fused
-from ..problems.sums import Sums
+from .images import Images
+from .lowprecision import BLOCK, FourBits, in_half
+from .problem import Problem
+from .several import Fused, Sums
 
 Parts = Mapping[str, Any]
 WITHOUT_MASK: Parts = {name: lambda x, mask: x for name in ("dropped", "dropped_in_dA", "dropped_in_dx")}

@@ -13,13 +13,17 @@ NumPy has no bfloat16. The arrays are float32, and hold numbers of bfloat16.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
+from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
 from .problem import Arrays, Problem
-from .rounding import TOLERANCE, UNIT, round_to
+from .tolerance import TOLERANCE, UNIT, round_to
+
+BLOCK = 64
+"""Weights in NF4 that share a scale."""
 
 
 def in_half(values: np.ndarray) -> np.ndarray:
@@ -93,3 +97,72 @@ class Mixed(Problem):
 
     def __str__(self) -> str:
         return super().__str__() + (" cancelling" if self.near else "")
+
+
+@dataclass(frozen=True)
+class FourBits(Problem):
+    """A linear layer whose weight is in NF4: codes, two in a byte, and a scale for each block of 64.
+
+    Codes and scales are drawn, and no weight is quantised for them: this is another way to the same numbers.
+    """
+
+    double: bool = False  # whether the scales are quantised too
+    layer: ClassVar[tuple[str, ...]] = ("packed", "absmax", "bias", "lora_A", "lora_B")
+    exact: ClassVar[tuple[str, ...]] = ("absmax", "nested_absmax", "mean")
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the weight has; the last one may be shorter."""
+        return -(-self.in_features * self.out_features // BLOCK)
+
+    @property
+    def full(self) -> Arrays:
+        """Codes (bytes,), and scales: float32 (blocks,) or their codes, uint8, with their own scales and their mean."""
+        full = super().full
+        rng, count = np.random.default_rng([self.seed, 4]), full.pop("weight").size
+        packed = rng.integers(0, 256, (count + 1) // 2, dtype=np.uint8)
+        if count % 2:
+            packed[-1] |= 15
+            packed[-1] -= 8  # the code of 0
+        scales = (1 + np.abs(self.randn("absmax", self.blocks))).astype(np.float32)
+        if not self.double:
+            return {"packed": packed, "absmax": scales, **full}
+        nested = scales[: -(-self.blocks // SCALES_IN_A_BLOCK)] / 4
+        codes = rng.integers(0, 256, self.blocks, dtype=np.uint8)
+        mean = np.array([1.4567], np.float32)
+        return {"packed": packed, "absmax": codes, "nested_absmax": nested, "mean": mean, **full}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The scales of the scales and their mean: a function is handed them where it names them."""
+        full = self.full if self.double else {}
+        return {"nested_absmax": full["nested_absmax"], "mean": float(full["mean"][0])} if full else {}
+
+    def only(self, names: frozenset[str]) -> FourBits:
+        """Return the same problem with scales of 32 bits, unless both options are among the names."""
+        return replace(self, double=self.double and names >= {"nested_absmax", "mean"})
+
+    def scales(self, **changes: Any) -> np.ndarray:  # -> (blocks,)
+        """Return each block's scale; with other numbers in the place of the problem's own, if any are given."""
+        full = {**self.full, **changes}
+        if not self.double:
+            return np.asarray(full["absmax"])
+        nested = np.repeat(full["nested_absmax"], SCALES_IN_A_BLOCK)[: self.blocks]
+        return np.asarray(nested * scale_book()[full["absmax"]] + np.float32(full["mean"]))
+
+    def weight(self, book: np.ndarray = NF4, low_first: bool = False, **changes: Any) -> np.ndarray:  # -> (out, in)
+        """Return the weight in float64, its products rounded to float32; by another book or order, if asked."""
+        packed = self.full["packed"]
+        halves = [packed & 15, packed >> 4] if low_first else [packed >> 4, packed & 15]
+        codes, count = np.stack(halves, axis=1).ravel(), self.in_features * self.out_features
+        scales = np.repeat(self.scales(**changes), BLOCK)[:count]
+        products = book.astype(np.float32)[codes[:count]] * scales
+        return np.asarray(products.astype(np.float64).reshape(self.out_features, self.in_features))
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return the arrays with the weight that the codes stand for in their place."""
+        coded = ("packed", "absmax", "nested_absmax", "mean")
+        return {name: a for name, a in arrays.items() if name not in coded} | {"weight": self.weight()}
+
+    def __str__(self) -> str:
+        return Problem.__str__(replace(self, double=False)) + (" scales of 8 bits" if self.double else "")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.bugs.table import known
+from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.kinds import SETS
 
 from ..implementations import OURS

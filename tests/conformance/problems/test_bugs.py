@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.bugs import table
-from minilora.conformance.bugs.bug import Bug
-from minilora.conformance.bugs.table import BUGS, OF_NUMBERS
 from minilora.conformance.checking.contract import contract
 from minilora.conformance.golden.misreadings import MISREADINGS
+from minilora.conformance.problems import bugs as table
+from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS, Bug
 from minilora.conformance.problems.kinds import SETS
 
 from ...support.sample import one_in

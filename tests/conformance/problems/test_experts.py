@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.bugs.table import BUGS
+from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import SETS
 
 from ..implementations import OURS

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.bugs.table import BUGS
+from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.trial import Trial
+from minilora.conformance.problems.tolerance import Trial
 
 from ..implementations import OURS, from_formulas, implementation
 

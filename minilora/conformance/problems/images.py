@@ -1,0 +1,166 @@
+"""The kinds whose input is no rows: an embedding's ids, and a convolution's images. Both are rewritten as rows.
+
+Ids become one-hot rows. An image becomes patches by a table of places, which says for each entry of a row where in the
+image it stands. This library's layers rewrite them in a way of their own, since they are held against these.
+
+With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as PEFT has them since its pull
+request 2567: each group of outputs sees a share of the r hidden channels, and these see the whole image. That is no
+change of a grouped weight, so there is nothing to merge.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .problem import Arrays, Problem
+
+
+@dataclass(frozen=True)
+class Ids(Problem):
+    """An embedding: `in_features` is the number V of its ids, `out_features` the width of their vectors."""
+
+    bias: bool = False
+
+    @property
+    def x(self) -> np.ndarray:
+        """Ids, (N,): the first one comes twice, and one of them not at all."""
+        ids = np.random.default_rng([self.seed, 1]).integers(0, self.in_features - 1, self.n)
+        ids[-1] = ids[0]
+        return ids
+
+    @property
+    def full(self) -> Arrays:
+        """The table (V, dim)."""
+        return {"weight": self.randn("weight", self.in_features, self.out_features)}
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return one-hot rows, and the table transposed."""
+        one_hot = np.eye(self.in_features)[arrays["x"]]
+        return {**arrays, "x": one_hot, "weight": arrays["weight"].T}
+
+    def shaped(self, answers: Arrays) -> Arrays:
+        """Return the merged table as it lies. Ids have no derivative, so there is no dx."""
+        return {**{k: a for k, a in answers.items() if k != "x"}, "merged": answers["merged"].T}
+
+
+@dataclass(frozen=True)
+class Images(Problem):
+    """A convolution over any number of axes. `in_features` and `out_features` are channels."""
+
+    kernel: tuple[int, ...] = (3, 3)
+    sizes: tuple[int, ...] = (6, 5)
+    stride: tuple[int, ...] = (1, 1)
+    padding: tuple[int, ...] = (0, 0)
+    dilation: tuple[int, ...] = (1, 1)
+    groups: int = 1
+
+    @property
+    def x(self) -> np.ndarray:
+        """Images, (N, C, *sizes)."""
+        return self.randn("x", self.n, self.in_features, *self.sizes)
+
+    @property
+    def dy(self) -> np.ndarray:
+        """The gradient of a loss at the output, (N, out, *positions)."""
+        return self.randn("dy", self.n, self.out_features, *self.positions)
+
+    @property
+    def full(self) -> Arrays:
+        """The weight (out, C / groups, *kernel) and, where there is one, the bias."""
+        shape = (self.out_features, self.in_features // self.groups, *self.kernel)
+        return {**super().full, "weight": self.randn("weight", *shape)}
+
+    @property
+    def factors(self) -> Arrays:
+        """lora_A (r, C, *kernel) and lora_B (out, r / groups, 1, ...)."""
+        lora_B = self.randn("lora_B", self.out_features, self.rank // self.groups, *(1 for _ in self.kernel))
+        return {
+            "lora_A": self.randn("lora_A", self.rank, self.in_features, *self.kernel),
+            "lora_B": 0 * lora_B if self.start else lora_B,
+        }
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many places the kernel has along each axis."""
+        steps = zip(self.sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in steps)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """How the kernel moves: a function is handed those of these that it names."""
+        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+
+    def only(self, names: frozenset[str]) -> Images:
+        """Return the same problem with 1, 0 and 1 for the options that are not among the names."""
+        ones, zeros = (1,) * len(self.kernel), (0,) * len(self.kernel)
+        plain: dict[str, Any] = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
+        return replace(self, **{name: value for name, value in plain.items() if name not in names})
+
+    @cached_property
+    def places(self) -> np.ndarray:  # (P, C K)
+        """Which entry of an image, flattened, each entry of a row is; for the padding, one past the last."""
+        entries = np.arange(self.in_features * math.prod(self.sizes)).reshape(self.in_features, *self.sizes)
+        padded = np.pad(entries, ((0, 0), *((p, p) for p in self.padding)), constant_values=entries.size)
+        corners = [np.arange(n) * s for n, s in zip(self.positions, self.stride, strict=True)]
+        offsets = [np.arange(k) * d for k, d in zip(self.kernel, self.dilation, strict=True)]
+        table = [
+            [padded[(slice(None), *(np.array(corner) + offset))] for offset in _pairs(offsets)]
+            for corner in _pairs(corners)
+        ]
+        return np.array(table).swapaxes(1, 2).reshape(len(table), -1)  # (P, K, C) -> (P, C K)
+
+    def rows(self, arrays: Arrays) -> Arrays:
+        """Return patches, and all that has a kernel as matrices."""
+        n, out = self.n, self.out_features
+        flat = np.concatenate([arrays["x"].reshape(n, -1), np.zeros((n, 1))], axis=1)
+        return {
+            **arrays,
+            "x": flat[:, self.places].reshape(-1, self.places.shape[1]),
+            "dy": np.moveaxis(arrays["dy"], 1, -1).reshape(-1, out),
+            "weight": _blocks(arrays["weight"].reshape(out, -1), self.groups),
+            "lora_A": arrays["lora_A"].reshape(self.rank, -1),
+            "lora_B": _blocks(arrays["lora_B"].reshape(out, -1), self.groups),
+        }
+
+    def shaped(self, answers: Arrays) -> Arrays:
+        """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
+        n, ones = self.n, (1 for _ in self.kernel)
+        dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1), answers["x"].dtype)
+        np.add.at(dx.T, self.places, np.moveaxis(answers["x"].reshape(n, *self.places.shape), 0, -1))
+        shaped = {
+            "y": np.moveaxis(answers["y"].reshape(n, *self.positions, -1), -1, 1),
+            "x": dx[:, :-1].reshape(n, self.in_features, *self.sizes),
+            "lora_A": answers["lora_A"].reshape(self.rank, self.in_features, *self.kernel),
+            "lora_B": _own_blocks(answers["lora_B"], self.groups).reshape(self.out_features, -1, *ones),
+        }
+        if self.groups == 1:
+            shaped["merged"] = answers["merged"].reshape(self.out_features, self.in_features, *self.kernel)
+        return shaped
+
+
+def _pairs(axes: list[np.ndarray]) -> np.ndarray:
+    """Return every choice of one entry of each axis, a row each, the last axis fastest."""
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+
+
+def _blocks(matrix: np.ndarray, groups: int) -> np.ndarray:  # (out, n / groups) -> (out, n)
+    """Return the matrix of a grouped layer: each group of outputs has its own columns, and zeros in the others."""
+    whole = np.zeros((len(matrix), matrix.shape[1] * groups), matrix.dtype)
+    for rows, columns in _own(whole.shape, groups):
+        whole[rows, columns] = matrix[rows]
+    return whole
+
+
+def _own_blocks(whole: np.ndarray, groups: int) -> np.ndarray:  # (out, n) -> (out, n / groups)
+    """Return of each group of outputs its own columns."""
+    return np.concatenate([whole[rows, columns] for rows, columns in _own(whole.shape, groups)])
+
+
+def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
+    out, n = (size // groups for size in shape)
+    return [(slice(g * out, (g + 1) * out), slice(g * n, (g + 1) * n)) for g in range(groups)]
