@@ -30,7 +30,7 @@ The rooms, in the order in which they import each other:
 - `plugin`, `test_implementation`: `check` as tests of pytest, with an id each
 """
 
+from .checking.check import check
 from .checking.report import CannotRun, Report
-from .checking.suite import check
 
 __all__ = ["CannotRun", "Report", "check"]

@@ -17,9 +17,9 @@ import pytest
 
 from ..checks import printable
 from .checking import xfails
+from .checking.check import check
 from .checking.contract import ids
 from .checking.report import CannotRun, Outcome, Report
-from .checking.suite import check
 from .running.target import imported
 
 HELD = pytest.StashKey["Held"]()

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bugs.wrong_arrays import describe_unknown
 from ..problems.bugs import Bug, bugs_of, the_named
 from ..problems.formulas import StartFormulas, adam_follows, adam_problem
 from ..problems.problem import Arrays
 from ..problems.tolerance import TOLERANCE, Trial
 from .calling import Watch, answers, described, layer_arrays
+from .describing import describe_unknown
 
 
 @dataclass(frozen=True)

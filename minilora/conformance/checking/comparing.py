@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from ..bugs.diagnoses import diagnose, left_out, listed, unexplained
-from ..bugs.wrong_arrays import EVERY_ENTRY, describe_unknown, pattern
 from ..problems.formulas import QUANTITIES
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial
 from .calling import Watch
 from .contract import ANSWERS, FACTORS, contract, of_problems
+from .describing import EVERY_ENTRY, describe_unknown, pattern
 from .in_common import in_common
 from .other_scaling import Factor, factors_of, other_factor, other_scaling
 from .report import CANNOT_BE_TOLD, Outcome, Report, id_of

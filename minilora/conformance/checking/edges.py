@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..bugs.wrong_arrays import describe_unknown
 from ..problems.bugs import Bug, bugs_of, known, the_named
 from ..problems.formulas import QUANTITIES, RIGHT
 from ..problems.images import Ids, Images
@@ -19,6 +18,7 @@ from ..problems.problem import Arrays, Problem
 from ..problems.several import Fused, Stacks
 from ..problems.tolerance import TOLERANCE, Trial, drawn, round_to
 from .calling import Watch, answers, forward, strided
+from .describing import describe_unknown
 from .report import REFUSED
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..bugs.wrong_arrays import HALVES
 from ..problems.bugs import Bug
 from ..problems.formulas import SCALINGS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
+from .describing import HALVES
 from .in_common import in_common
 
 

@@ -26,8 +26,8 @@ from typing import IO, Any, NoReturn
 from ...checks import FileRefused, printable
 from ...files.disk import read_json, read_start
 from ..checking.calling import is_theirs, line_of, raised
+from ..checking.check import check
 from ..checking.report import CannotRun, Report
-from ..checking.suite import check
 from .target import imported
 
 TIMEOUT = 20.0

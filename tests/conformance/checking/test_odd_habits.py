@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance import __main__ as command
-from minilora.conformance.bugs.wrong_arrays import EVERY_ENTRY
+from minilora.conformance.checking.describing import EVERY_ENTRY
 from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.running import child_process as apart
 

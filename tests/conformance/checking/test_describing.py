@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.bugs.wrong_arrays import pattern
+from minilora.conformance.checking.describing import pattern
 from minilora.conformance.problems.kinds import SETS
 from minilora.conformance.problems.tolerance import Trial, drawn, round_to
 

@@ -7,8 +7,8 @@ from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.formulas import SCALINGS
 from minilora.conformance.problems.kinds import SETS
 
-from ..implementations import from_formulas
-from ..planting import report_of
+from .implementations import from_formulas
+from .planting import report_of
 
 
 @pytest.mark.parametrize(
