@@ -226,7 +226,10 @@ class _Table:
 
     def add(self, mistake: Mistake) -> None:
         """Compute what a mistake gives, where that is not plain, and put it in its place."""
-        key = outline(self.subject, mistake)
+        try:
+            key = outline(self.subject, mistake)
+        except ZeroDivisionError:  # r / alpha, where alpha is 0
+            return
         if key is not None and key in self.outlines:
             self._add_same(self.outlines[key], mistake)
             return

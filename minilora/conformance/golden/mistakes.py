@@ -140,7 +140,7 @@ def _of_layers(subject: Subject) -> list[Mistake]:
          moved(lambda i: i - 1)),
         ("layers-are-reversed", "the layers' adapters act in the reverse order", moved(lambda i: L - 1 - i)),
         ("layers-are-sorted-as-text", "the layers' adapters act in the order of their names as text, 10 before 2",
-         moved(lambda i: sorted(range(L), key=str)[i])),
+         moved(lambda i: sorted(range(L), key=str).index(i))),
         ("the-first-half-of-the-layers-alone", "the adapters of the first half of the layers alone act",
          alone(lambda i: i < L // 2)),
         ("the-second-half-of-the-layers-alone", "the adapters of the second half of the layers alone act",

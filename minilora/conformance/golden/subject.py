@@ -146,9 +146,8 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
 def _config(file: AdapterFile) -> dict[str, Any]:
     """Return PEFT's configuration of the adapter; of another format one that gives the same scalings."""
     if file.config is not None and "PEFT" in file.format:
-        return {**file.config, "r": file.config.get("r") or 8, "lora_alpha": file.config.get("lora_alpha") or 8} | {
-            name: file.config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")
-        }
+        set_keys = {key: value for key, value in file.config.items() if value is not None}
+        return {"r": 8, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}} | set_keys  # an alpha of 0 is 0
     ranks = {path: module.rank_in_file(file.tensors) or 1 for path, module in file.modules.items()}
     alphas = {path: (module.scaling or 0.0) * ranks[path] for path, module in file.modules.items()}
     first = next(iter(ranks))

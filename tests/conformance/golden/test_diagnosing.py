@@ -351,3 +351,44 @@ def test_an_adapter_of_another_model_is_refused(files, tmp_path):
     folder = adapter(tmp_path / "other", CONFIG, {n.replace("layers.3", "layers.9"): a for n, a in tensors.items()})
     with pytest.raises(FileRefused, match="minilora audit"):
         diagnose(files / "model", folder, answered(tmp_path, logits=np.ones((2, 5, V))))
+
+
+def of_q_proj_alone(tmp_path, layers, **settings):
+    """A model of some layers, and an adapter of each one's q_proj."""
+    config = LlamaConfig(
+        vocab_size=V, hidden_size=16, intermediate_size=20, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    shapes = config.shapes().items()
+    model = Llama.build(config, {n: rng.standard_normal(s) * s[-1] ** -0.5 + (len(s) == 1) for n, s in shapes})
+    write_folder(tmp_path / "model", model)
+    tensors = {}
+    for i in range(layers):
+        tensors[f"{P}{i}.self_attn.q_proj.lora_A.weight"] = rng.standard_normal((2, 16)) / 4
+        tensors[f"{P}{i}.self_attn.q_proj.lora_B.weight"] = 0.3 * rng.standard_normal((16, 2))
+    settings = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], **settings}
+    adapter(tmp_path / "adapter", settings, tensors)
+    return model, settings, tensors
+
+
+def test_an_alpha_of_0_is_0(tmp_path):
+    model, _, _ = of_q_proj_alone(tmp_path, 2, lora_alpha=0)
+    assert diagnosed(tmp_path, answered(tmp_path, logits=model(IDS))).status == 0
+
+
+def test_without_an_alpha_it_is_8(tmp_path):
+    model, settings, tensors = of_q_proj_alone(tmp_path, 2, lora_alpha=None)
+    read = load_adapter(adapter(tmp_path / "read", settings | {"lora_alpha": 8}, tensors), dtype="float64")
+    assert diagnosed(tmp_path, answered(tmp_path, logits=attach(model, read)(IDS))).status == 0
+
+
+def test_layers_in_the_order_of_their_names_as_text_are_named(tmp_path):
+    """Of 11 layers and more: 10 acts in layer 2."""
+    model, settings, tensors = of_q_proj_alone(tmp_path, 12, lora_alpha=4)
+    moved = {}
+    for layer, name in enumerate(sorted(range(12), key=str)):  # 0, 1, 10, 11, 2, ...
+        for part in ("lora_A", "lora_B"):
+            moved[f"{P}{layer}.self_attn.q_proj.{part}.weight"] = tensors[f"{P}{name}.self_attn.q_proj.{part}.weight"]
+    z = attach(model, load_adapter(adapter(tmp_path / "misread", settings, moved), dtype="float64"))(IDS)
+    assert diagnosed(tmp_path, answered(tmp_path, logits=z)).json()["flags"] == ["layers-are-sorted-as-text"]
