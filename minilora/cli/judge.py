@@ -158,9 +158,8 @@ def _seconds(text: str) -> float:
 def run_conformance(options: argparse.Namespace) -> int:
     """Print what an implementation does right, and what is wrong with it."""
     from ..conformance.checking import xfails
+    from ..conformance.checking.child import check_apart, sources
     from ..conformance.checking.report import save_json
-    from ..conformance.running.child_process import check_apart
-    from ..conformance.running.target import sources
 
     name = options.implementation
     try:

@@ -18,9 +18,9 @@ import pytest
 from ..checks import printable
 from .checking import xfails
 from .checking.check import check
+from .checking.child import imported
 from .checking.contract import ids
 from .checking.report import CannotRun, Outcome, Report
-from .running.target import imported
 
 HELD = pytest.StashKey["Held"]()
 

@@ -169,7 +169,20 @@ def test_the_same_command_goes_on_whatever_the_data(folder, monkeypatch, capsys,
     examples("short.jsonl", [1, 1])
     has_memory(monkeypatch, 10**10, free)
     usual = ["--batch-size", "4"] + ([] if "--epochs" in options else ["--steps", "3"])
-    command = ["finetune", "e.jsonl", "--model", "model", "--save", "a", "--rank", "2", "--lr", "0.02", *usual, *options]
+    command = [
+        "finetune",
+        "e.jsonl",
+        "--model",
+        "model",
+        "--save",
+        "a",
+        "--rank",
+        "2",
+        "--lr",
+        "0.02",
+        *usual,
+        *options,
+    ]
     assert run(*command, "--anyway") == 0
     whole, shown = weights(), rows(capsys.readouterr().out)
     with monkeypatch.context() as patched:
@@ -239,7 +252,13 @@ def test_what_need_not_be_the_same_may_change(folder, capsys):
         np.testing.assert_allclose(adapter.delta(), whole[path].delta(), atol=1e-6)
 
 
-NOTES = {"asked": {}, "numbers": 1, "length": 8, "before": 1.0, "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}}}
+NOTES = {
+    "asked": {},
+    "numbers": 1,
+    "length": 8,
+    "before": 1.0,
+    "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}},
+}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance import __main__ as command
+from minilora.conformance.checking import child as apart
 from minilora.conformance.checking.describing import EVERY_ENTRY
 from minilora.conformance.problems.bugs import BUGS
-from minilora.conformance.running import child_process as apart
 
 from ..implementations import OURS, from_formulas, implementation, with_kinds
 

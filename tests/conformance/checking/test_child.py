@@ -1,0 +1,195 @@
+"""The implementation that is named is found, and checked in a process: it may crash, hang or leave."""
+
+import os
+import sys
+
+import pytest
+
+from minilora.conformance import CannotRun
+from minilora.conformance.checking.child import check_apart, imported, sources
+
+MODULE = """
+import ctypes
+import os
+import threading
+import time
+
+def forward(x, weight, bias, lora_A, lora_B, alpha):
+    y = x @ weight.T + alpha / len(lora_A) * x @ lora_A.T @ lora_B.T
+    return y if bias is None else y + bias
+
+class Own(BaseException):
+    pass
+
+class Broken:
+    def __getattr__(self, name):
+        raise RuntimeError("no such thing")
+
+class Does:
+    def __init__(self, what):
+        self.what = what
+
+    def forward(self, *arrays):
+        self.what()
+        return forward(*arrays)
+
+def raises():
+    raise Own("\\x1b[31mred")
+
+def stops():
+    raise KeyboardInterrupt
+
+def loops():
+    while True: pass
+
+def loops_in_c():
+    __import__("re").match("(a*)*b", "a" * 40)
+
+def forks():
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+
+def closes():
+    os.close(1)
+    forward_has_closed.what = lambda: None
+
+def starts_a_thread():
+    if threading.active_count() == 1:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+
+def waits():
+    time.sleep(1.5)
+    forward_waits.what = lambda: None
+
+right = Does(lambda: print("it prints"))
+wrong = Does(lambda: None)
+wrong.forward = lambda *arrays: forward(*arrays[:-1], 7 * arrays[-1])
+interrupts, raised, broken = Does(stops), Does(raises), Broken()
+crashes, leaves = Does(lambda: ctypes.string_at(0)), Does(lambda: os._exit(3))
+leaves_by_c = Does(lambda: ctypes.CDLL(None)._exit(0))
+endless, endless_in_c = Does(loops), Does(loops_in_c)
+forward_forks, forward_has_closed = Does(forks), Does(closes)
+has_a_thread, forward_waits = Does(starts_a_thread), Does(waits)
+if "WAITS" in os.environ:
+    time.sleep(1.5)
+"""
+
+
+def line(text):
+    """Where a line of the module stands."""
+    return f"my_lora.py, line {next(n for n, one in enumerate(MODULE.splitlines(), start=1) if text in one)}"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "my_lora.py").write_text(MODULE, encoding="utf-8")
+    (tmp_path / "endless.py").write_text("while True: pass\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+REFUSED = {
+    "my_lora:crashes": f"it ends the process by SIGSEGV, in {line('string_at')}",
+    "my_lora:leaves": "it ends the process with exit code 3",
+    "my_lora:leaves_by_c": "it ends the process with exit code 0",
+    "my_lora:endless": f"it took longer than 1 s (--timeout), in {line('while True')}",
+    "my_lora:endless_in_c": f"it took longer than 1 s (--timeout), in {line('.match(')}",
+    "endless": "it took longer than 1 s (--timeout), in endless.py, line 1",
+    "my_lora:interrupts": f"it raises KeyboardInterrupt, in {line('raise KeyboardInterrupt')}",
+    "my_lora:raised": rf"it raises Own: \x1b[31mred, in {line('raise Own')}",
+    "my_lora:broken": f"it raises RuntimeError: no such thing, in {line('raise RuntimeError')}",
+    "my_lora:nothing": "module 'my_lora' has no attribute 'nothing'",
+    "no_such": "No module named 'no_such'",
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+@pytest.mark.parametrize(
+    "target", [pytest.param(t, marks=() if t in list(REFUSED)[:4:3] else pytest.mark.long) for t in REFUSED]
+)
+def test_why_there_is_no_report_is_said_in_a_line(folder, target):
+    with pytest.raises(CannotRun) as refused:
+        check_apart(target, timeout=1)
+    assert str(refused.value) == REFUSED[target]
+
+
+def test_a_report_comes_back_whole_from_the_process(folder, capfd):
+    report = check_apart("my_lora:right", dtype="float32")
+    assert (report.name, report.dtype, report.passed) == ("my_lora:right", "float32", True)
+    assert report.errors["y"] > 0
+    assert report.functions["forward"]
+    out, err = capfd.readouterr()
+    assert (out, {*err.split("\n")}) == ("", {"it prints", ""})
+    wrong = check_apart("my_lora.py:wrong")
+    assert not wrong.passed
+    assert [case.id for case in wrong.cases if case.failed][:2] == ["linear-0-forward", "linear-0-scaling"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["forward_forks", "forward_has_closed", "has_a_thread"])
+def test_what_a_right_layer_does_beside_is_no_failure(folder, target):
+    if target == "forward_forks" and not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    assert check_apart(f"my_lora:{target}").passed
+
+
+@pytest.mark.long
+def test_a_slow_import_does_not_count_for_the_check(folder, monkeypatch):
+    monkeypatch.setenv("WAITS", "yes")
+    assert check_apart("my_lora:forward_waits", timeout=2.5).passed
+
+
+@pytest.mark.long
+def test_files_of_the_folder_hide_none_of_pythons(folder):
+    for name in ("json", "typing", "minilora", "tempfile"):
+        (folder / f"{name}.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
+    assert check_apart("my_lora.py:right").passed
+
+
+# --- what is named --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "content", "said"),
+    [
+        ("raises", "x = 1\nraise RuntimeError('boom')", "importing it raises RuntimeError: boom (raises.py, line 2)"),
+        ("exits_now", "raise SystemExit(0)", "importing it raises SystemExit: 0 (exits_now.py, line 1)"),
+        ("no_python", "def forward(:", "importing it raises SyntaxError: invalid syntax (no_python.py, line 1)"),
+        ("no_python.py", "def forward(:", "importing it raises SyntaxError: invalid syntax (no_python.py, line 1)"),
+        ("other/no_python.py", "", "there is no file 'other/no_python.py'"),
+        ("./no_python", "", "expected the name of a module, such as my_module, or a file, such as folder/my_module.py"),
+        (":forward", "", "expected the name of a module, such as my_module, or a file, such as folder/my_module.py"),
+        ("needs_more", "import no_such_package", "No module named 'no_such_package'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_imported_is_said(tmp_path, monkeypatch, target, content, said):
+    if content:
+        (tmp_path / f"{target.removesuffix('.py')}.py").write_text(content + "\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises((CannotRun, ImportError)) as refused:
+        imported(target)
+    assert str(refused.value) == said
+
+
+def test_a_file_is_imported_whatever_has_its_name(tmp_path, monkeypatch):
+    """And the modules that lie beside it are found."""
+    (tmp_path / "string.py").write_text("from beside import box\n", encoding="utf-8")
+    (tmp_path / "beside.py").write_text("class box:\n    forward = 'found'\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    assert imported(f"{tmp_path}/string.py:box.forward") == "found"
+
+
+@pytest.mark.parametrize(
+    ("target", "files"),
+    [
+        ("my_lora", ["my_lora.py", "my_lora/__init__.py"]),
+        ("box.inner:a.b", ["box/inner.py", "box/inner/__init__.py"]),
+        ("a/my_lora.py", ["a/my_lora.py"]),
+        ("a/my_lora.py:wrong", ["a/my_lora.py"]),
+    ],
+)
+def test_the_files_that_a_name_may_mean_are_known(target, files):
+    assert [file.as_posix() for file in sources(target)] == files
