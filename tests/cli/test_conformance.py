@@ -1,4 +1,4 @@
-"""``minilora conformance``: its exit codes, its report as JSON, and what becomes of both where they cannot be written."""
+"""``minilora conformance``: its exit codes, its report as JSON, and what happens where it cannot be written."""
 
 import io
 import json
