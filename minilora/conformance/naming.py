@@ -1,24 +1,30 @@
 """Which known mistakes explain wrong answers: one namer, for everything that is judged by its numbers.
 
 A mistake is the right formulas with some parts replaced, a row of a table. It explains an answer where the numbers are
-as it has them on every case, and are not the right ones. `name` covers what is wrong with as few rows as it can.
+as it has them on every case, and are not the right ones. `name` covers what is wrong with as few rows as it can:
+
+1. one row at a time, alone or on top of the first one that was named; where no row fits, two rows at once;
+2. what is left, by rows that hold on all the cases where it is wrong and are not made on the others;
+3. what is left then, by the rows that are tried last.
 
 Of rows that explain something that one is named which explains the most answers; of equals that which would change the
-fewest others, then one alone before two at once, then that which replaces the fewest parts, then that whose flag comes
-first in the alphabet. So the place of a row in its table makes no difference.
+fewest others, then one alone before one on top of another, then one before two at once, then that which replaces the
+fewest parts, then that whose flag comes first in the alphabet. So the place of a row in its table makes no difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Answers = Mapping[str, np.ndarray]
+Answers = Mapping[str, Any]  # arrays by their names; None for one that is owed and was not given
 Parts = Mapping[str, Any]
+MEASURED = 1000
+"""The count of a row that was measured on the spot: a known one goes before it."""
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself alone: what it predicts can be kept
@@ -32,6 +38,10 @@ class Wrong:
     shows: tuple[str, ...] = ()  # the answers in which it may show; none named are all
     slot: str = ""  # rows of two slots can be wrong at once
     count: int = 1  # how many parts it replaces
+    largest: Callable[[Any], Parts] | None = None  # its parts at their largest, for what is allowed; as `parts` if None
+    # Where it rounds on the way, one entry of fifty may be off by so many times what is allowed: near a tie it may have
+    # been rounded the other way.
+    ties: float = 0.0
 
     def of(self, case: Any) -> Parts:
         """Return the parts that it replaces in a case; none where it makes no difference."""
@@ -49,6 +59,11 @@ class World:
     answers: Callable[[Any, Parts], Answers]  # a case and parts: every answer, by its name; no parts is right
     allowed: Callable[[Any, str, Parts], Any]  # a case, an answer's name and parts: how far each entry may be off
     table: Sequence[Wrong]
+    measured: Callable[[Sequence[Answers]], Iterable[Wrong]] = lambda given: ()  # rows that given answers suggest
+    last: Sequence[Wrong] = ()  # rows that are tried where none of the others fits
+    # What some cases have in common and the others have not, in words, of (some, all); None: a row must hold on all.
+    when: Callable[[Sequence[Any], Sequence[Any]], str] | None = None
+    words: Mapping[str, str] = field(default_factory=dict)  # for each answer, in the order of a report; else unsaid
 
 
 @dataclass(frozen=True)
@@ -58,59 +73,210 @@ class Named:
     wrongs: tuple[Wrong, ...]
     explains: frozenset[str]
     affects: frozenset[str]  # all answers that they would change
+    on_top: bool = False  # whether they explain them on top of the first mistake
+    where: str = ""  # in which answers they show, where they could show in others too
+    when: str = ""  # on which cases, where not on all
+    cases: tuple[int, ...] = ()  # the numbers of the cases on which these answers are wrong
+    off: float = 0.0  # how far the answers are from theirs, in units of what is allowed: the root of the mean square
 
     @property
     def order(self) -> tuple[Any, ...]:
         """What the mistake that is named has least of."""
         others, replaced = len(self.affects - self.explains), sum(wrong.count for wrong in self.wrongs)
-        return -len(self.explains), others, len(self.wrongs), replaced, [wrong.flag for wrong in self.wrongs]
+        flags = [wrong.flag for wrong in self.wrongs]
+        return -len(self.explains), others, self.on_top, len(self.wrongs), replaced, flags
 
     def __str__(self) -> str:
         sources = ", ".join(wrong.source for wrong in self.wrongs if wrong.source)
-        says = " and, at once, ".join(wrong.says for wrong in self.wrongs)
+        says = self.when + " and, at once, ".join(wrong.says for wrong in self.wrongs) + self.where
         return f"{says} (made in {sources})" if sources else says
 
 
-def off(found: np.ndarray, expected: np.ndarray, allowed: Any) -> float:
-    """Return how far an answer is off, in units of what is allowed."""
+def off(found: Any, expected: Any, allowed: Any) -> float:
+    """Return how far an answer is off, in units of what is allowed; None is an answer that is not given."""
+    return float(_distances(found, expected, allowed).max(initial=0.0))
+
+
+def _distances(found: Any, expected: Any, allowed: Any) -> np.ndarray:
+    if found is None or expected is None:
+        return np.array(0.0 if found is expected else np.inf)
     if np.shape(found) != np.shape(expected) or not np.isfinite(found).all():
-        return float("inf")
-    return float((np.abs(found - expected) / allowed).max(initial=0.0))
+        return np.array(np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        distances = np.abs(np.asarray(found, np.float64) - expected) / allowed
+    return np.where(np.isnan(distances), np.inf, distances)
+
+
+class Factor(NamedTuple):
+    """By which factor an array has a change, and how far that may be off by rounding."""
+
+    value: float
+    slack: float
+
+
+def factor(found: Any, change: Any, allowed: Callable[[float], Any], without: Any = 0.0) -> Factor | None:
+    """Measure by least squares the t of found = without + t change; None where no t is that of all entries.
+
+    `allowed` says how far each entry may be off at a factor.
+    """
+    if np.shape(found) != np.shape(change) or not np.isfinite(found).all() or not np.any(change):
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        unit = change / np.abs(change).max()  # or the square of a huge or a tiny one would leave the range
+        largest, squares = np.abs(change).max(), (unit * unit).sum()
+        value = float(((found - without) * unit).sum() / squares / largest)
+        if not np.isfinite(value) or off(found, without + value * change, allowed(value)) > 1:
+            return None
+        top = np.max(allowed(value))  # each entry rounds on its own
+        slack = float(top * np.sqrt(((allowed(value) / top * unit) ** 2).sum()) / squares / largest)
+    return Factor(value, slack)
 
 
 def name(world: World, given: Sequence[Answers]) -> tuple[frozenset[str], list[Named]]:
     """Return which answers are wrong, and the mistakes that explain them, those that explain most first."""
-    pairs = list(zip(world.cases, given, strict=True))
-    right = [world.answers(case, {}) for case in world.cases]
-    wrong = {
-        key
-        for (case, found), expected in zip(pairs, right, strict=True)
-        for key in found
-        if off(found[key], expected[key], world.allowed(case, key, {})) > 1
-    }
+    search = _Search(world, given)
+    wrong = set().union(*search.wrong)
+    named = search.cover([*world.table, *world.measured(given)], wrong, search.every)
+    named += search.on_some_cases(_rest(wrong, named))
+    named += search.cover(world.last, _rest(wrong, named), search.every)
+    return frozenset(wrong), named
 
-    def explained(wrongs: tuple[Wrong, ...], rest: set[str]) -> Named | None:
+
+def explanations(world: World, given: Sequence[Answers]) -> list[Named]:
+    """Return all that explains something alone, in the order of which one is named, with how far off it is."""
+    search = _Search(world, given)
+    rest = set().union(*search.wrong)
+    rows = [*world.table, *world.measured(given)]
+    fits = [fit for row in rows if (fit := search.explained((row,), (), rest, search.every))]
+    return sorted((replace(fit, off=search.typically_off(fit)) for fit in fits), key=lambda fit: fit.order)
+
+
+def _rest(wrong: set[str], named: Sequence[Named]) -> set[str]:
+    return wrong.difference(*(one.explains for one in named))
+
+
+class _Search:
+    """Given answers beside those of a world's rows, each of which is computed once."""
+
+    def __init__(self, world: World, given: Sequence[Answers]) -> None:
+        self.world, self.given, self.every = world, given, range(len(world.cases))
+        self.right = [world.answers(case, {}) for case in world.cases]
+        self.kept: dict[Any, tuple[Answers, Parts]] = {}
+        self.wrong = [{key for key in found if not self.fits(i, key, (), found[key])}
+                      for i, found in zip(self.every, given, strict=True)]  # fmt: skip
+
+    def predicted(self, i: int, wrongs: tuple[Wrong, ...]) -> tuple[Answers, Parts]:
+        """Return the answers that rows give in a case, and the parts by which is said what is allowed."""
+        if (i, wrongs) not in self.kept:
+            case = self.world.cases[i]
+            parts = {key: part for row in wrongs for key, part in row.of(case).items()}
+            at_most = {key: part for row in wrongs for key, part in (row.largest or row.of)(case).items()}
+            answers = {**self.right[i], **self.world.answers(case, parts)} if parts else self.right[i]
+            self.kept[i, wrongs] = answers, at_most
+        return self.kept[i, wrongs]
+
+    def fits(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> bool:
+        """Return whether an answer is what rows give, up to rounding."""
+        answers, parts = self.predicted(i, wrongs)
+        distances = _distances(found, answers[key], self.world.allowed(self.world.cases[i], key, parts))
+        ties, beyond = max((row.ties for row in wrongs), default=0.0), distances > 1
+        few = beyond.sum() <= max(1, distances.size // 50)
+        return not beyond.any() or bool(ties and few and (distances <= ties).all())
+
+    def typically_off(self, named: Named) -> float:
+        """Return the root of the mean square by which answers are off what explains them."""
+        squares = []
+        for i in self.every:
+            answers, parts = self.predicted(i, named.wrongs)
+            for key in named.explains & self.given[i].keys():
+                allowed = self.world.allowed(self.world.cases[i], key, parts)
+                squares.append(_distances(self.given[i][key], answers[key], allowed).ravel() ** 2)
+        return float(np.sqrt(np.concatenate(squares).mean()))
+
+    def explained(
+        self, wrongs: tuple[Wrong, ...], below: tuple[Wrong, ...], rest: set[str], at: Iterable[int]
+    ) -> Named | None:
+        """Return what rows explain on top of those below: the answers that are as they have them in every case."""
         left = {key for key in rest if all(not row.shows or key in row.shows for row in wrongs)}
         affects: set[str] = set()
-        for (case, found), expected in zip(pairs, right, strict=True):
-            parts = {key: part for row in wrongs for key, part in row.of(case).items()}
-            bad = {**expected, **world.answers(case, parts)} if parts else expected
-            left -= {
-                key for key in left & found.keys() if off(found[key], bad[key], world.allowed(case, key, parts)) > 1
-            }
+        for i in at:
+            found = self.given[i]
+            left -= {key for key in left & found.keys() if not self.fits(i, key, (*below, *wrongs), found[key])}
             if not left:
                 return None
-            affects |= {key for key in found if off(bad[key], expected[key], world.allowed(case, key, {})) > 1}
-        return Named(wrongs, frozenset(left & affects), frozenset(affects)) if left & affects else None
+            answers, _ = self.predicted(i, (*below, *wrongs))
+            affects |= {key for key in found.keys() - affects if not self.fits(i, key, below, answers[key])}
+        if not left & affects:
+            return None
+        cases = tuple(i for i in self.every if left & affects & self.wrong[i])
+        return Named(wrongs, frozenset(left & affects), frozenset(affects), bool(below), cases=cases)
 
-    rest, chosen = set(wrong), []
-    while rest:
-        fits = [named for row in world.table if (named := explained((row,), rest))]
-        if not fits:
-            pairs_of_rows = (pair for pair in combinations(world.table, 2) if pair[0].slot != pair[1].slot)
-            fits = [named for pair in pairs_of_rows if (named := explained(pair, rest))]
-        if not fits:
-            break
-        chosen.append(min(fits, key=lambda named: named.order))
-        rest -= chosen[-1].explains
-    return frozenset(wrong), chosen
+    def cover(self, rows: Sequence[Wrong], wrong: set[str], at: Sequence[int]) -> list[Named]:
+        """Return the mistakes that explain answers in some cases, each what those before it do not."""
+        chosen: list[Named] = []
+        rest = set(wrong)
+        while rest:
+            at = self._telling_first(rest, at)
+            before = chosen[0].wrongs if chosen else ()
+            tried: Iterable[Any] = (((row,), below) for row in rows for below in {(), before})
+            fits = [fit for wrongs, below in tried if (fit := self.explained(wrongs, below, rest, at))]
+            if not fits:
+                pairs = (sorted(two, key=lambda row: row.slot, reverse=True) for two in combinations(rows, 2))
+                two_slots = (tuple(pair) for pair in pairs if pair[0].slot != pair[1].slot)
+                fits = [fit for pair in two_slots if (fit := self.explained(pair, (), rest, at))]
+            if not fits:
+                break
+            best = min(fits, key=lambda fit: fit.order)
+            chosen.append(replace(best, where=self._where(best, at)))
+            rest -= best.explains
+        return [_with_those_on_top(chosen), *chosen[1:]] if chosen else []
+
+    def _telling_first(self, rest: set[str], at: Sequence[int]) -> list[int]:
+        """Put the smallest case first where all the rest is wrong: what does not explain it shows at once there."""
+        return sorted(at, key=lambda i: (not rest <= self.wrong[i], sum(np.size(a) for a in self.right[i].values())))
+
+    def on_some_cases(self, rest: set[str]) -> list[Named]:
+        """Return the mistakes that hold on all cases where answers are wrong, and are not made on the others.
+
+        First all answers together, since a mistake may show in one of them alone on some cases; then each on its own.
+        """
+        found: list[Named] = []
+        for keys in (rest, *({key} for key in self._in_order(rest))) if self.world.when else ():
+            keys = _rest(keys, found)
+            at = [i for i in self.every if keys & self.wrong[i]]
+            if not at or len(at) == len(self.every):
+                continue
+            found += [replace(named, when=self._place(at)) for named in self.cover(self.world.table, keys, at)]
+        return found
+
+    def _place(self, at: Sequence[int]) -> str:
+        """Say on which cases something is wrong."""
+        assert self.world.when is not None
+        when = self.world.when([self.world.cases[i] for i in at], self.world.cases)
+        those = "the one" if len(at) == 1 else "those"
+        return f"on {len(at)} of {len(self.every)} problems, {those} {when or 'where it shows'}: "
+
+    def _where(self, named: Named, at: Sequence[int]) -> str:
+        """Say in which answers a mistake shows, where it could show in others too."""
+        if not self.world.words:
+            return ""
+        if named.explains == named.affects:
+            offered = {key for i in at for key in self.given[i]}
+            return ", in all that is computed" if named.affects == offered and len(offered) > 1 else ""
+        return f", in {listed([self.world.words[key] for key in self._in_order(named.explains)])} alone"
+
+    def _in_order(self, keys: Iterable[str]) -> list[str]:
+        """Return answers in the order of a report, or in that of the alphabet where it has none."""
+        order = [*self.world.words]
+        return sorted(keys, key=lambda key: (order.index(key) if key in order else len(order), key))
+
+
+def _with_those_on_top(chosen: Sequence[Named]) -> Named:
+    """Return the first mistake: where another one is on top of it, it shows too, and is not said to be elsewhere."""
+    first, covered = chosen[0], {key for named in chosen if named.on_top for key in named.explains}
+    return replace(first, where="") if covered and first.affects <= covered | first.explains else first
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence has them."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
