@@ -87,11 +87,9 @@ def say_stopped(recipe: Recipe, typed: list[str]) -> None:
     from ..language.resume import read_kept
 
     say_interrupted()
-    kept = read_kept(recipe.checkpoint)
-    if recipe.checkpoint is None:
-        say("nothing is kept: with --checkpoint FILE the same command would go on from where it was")
-    elif kept is None:
-        say(f"nothing is kept in {recipe.checkpoint} yet")
+    kept = read_kept(recipe.kept_in)
+    if kept is None:
+        say(f"nothing is kept in {recipe.kept_in} yet")
     else:
         steps = None if recipe.epochs else recipe.settled(kept.notes["numbers"]).steps
-        say_goes_on(f"{kept.place(steps)} is kept in {recipe.checkpoint}", typed)
+        say_goes_on(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)

@@ -126,8 +126,7 @@ class Checkpoint:
         }
         text = json.dumps(rest, default=lambda array: array.tolist())  # some generators keep arrays, and take lists
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(self.path) as file:
-            write_tensors(file, tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)})
+        write_checkpoint(self.path, tensors, text)
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -168,6 +167,19 @@ def read_checkpoint(path: Path) -> Saved | None:
         part, _, name = key.partition(".")
         saved.arrays.setdefault(part, {})[name] = tensor
     return saved
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with written_whole(path) as file:
+        write_tensors(file, tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)})
+
+
+def change_notes(path: Path, notes: Mapping[str, Any]) -> None:
+    """Put other notes into a checkpoint, and leave the rest of it as it is."""
+    file = TensorFile(path)
+    rest = json.loads(file.metadata[TEXT_KEY]) | {"notes": notes}
+    write_checkpoint(path, {key: file.read(key) for key in file.tensors}, json.dumps(rest))
 
 
 def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:

@@ -19,7 +19,7 @@ from ..backend import Backend
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
-from ..files.checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint, CheckpointError
 from ..files.disk import refuse_inputs, replaceable, takes_files
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
@@ -35,7 +35,18 @@ from .llama import Llama
 from .losstable import LOG_EVERY, LossTable
 from .memory import Memory, StepMemory, machine_memory, measured_memory, megabytes, parameter_bytes
 from .recipe import Recipe, Settled, option_name
-from .resume import BestStep, Kept, Notes, asked, check_same, read_kept
+from .resume import (
+    BestStep,
+    Kept,
+    Notes,
+    NowAndThen,
+    alone,
+    asked,
+    check_same,
+    digest_of_adapter,
+    note_saved,
+    read_kept,
+)
 from .text import HELD_OUT, evaluate_where_it_counts, next_token_loss, where_it_counts
 
 USABLE_SHARE = 0.9
@@ -45,13 +56,15 @@ USABLE_SHARE = 0.9
 def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     """Do what a recipe says, and print what is found on the way. Return the losses."""
     start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
-    recipe, kept, start_from = open_inputs(recipe, backend)
-    data, model = load(recipe, backend)
-    settled, rng = recipe.settled(parameter_count(model)), np.random.default_rng(recipe.seed)
-    adapted = adapted_model(settled, model, start_from, rng, backend)
-    settled, data = fit_to_machine(settled, adapted, data, kept, machine, backend)
-    table = train_adapter(settled, adapted, data, kept, rng, backend)
-    save(settled, adapted)
+    check_recipe(recipe)
+    with alone(recipe.kept_in), alone(recipe.save):
+        recipe, kept, start_from = open_inputs(recipe, backend)
+        data, model = load(recipe, backend)
+        settled, rng = recipe.settled(parameter_count(model)), np.random.default_rng(recipe.seed)
+        adapted = adapted_model(settled, model, start_from, rng, backend)
+        settled, data = fit_to_machine(settled, adapted, data, kept, machine, backend)
+        table = train_adapter(settled, adapted, data, kept, rng, backend)
+        save(settled, adapted)
     print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
     if best := best_step(settled, table):
         print(best)
@@ -63,16 +76,40 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
 
 def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
     """Return the recipe with what a checkpoint had settled, the checkpoint, and the adapter to go on from."""
-    check_recipe(recipe)
     recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
-    kept = read_kept(recipe.checkpoint)
+    kept = kept_training(recipe, backend)
+    check_free(recipe, kept)
     if kept is not None:
         recipe = recipe.settled(kept.notes["numbers"])
-        steps = None if recipe.epochs else recipe.steps
-        check_same(kept, asked(recipe, model_path(recipe.model), backend), steps)
-        print(f"resume   goes on from {kept.place(steps)} ({printable(str(kept.path))})", flush=True)
+        place = kept.place(None if recipe.epochs else recipe.steps)
+        print(f"resume   goes on from {place} ({printable(str(kept.path))})", flush=True)
     start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
     return recipe, kept, start_from
+
+
+def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
+    """Return the training to go on from, where there is one; one of other options gives way to --overwrite alone."""
+    kept = read_kept(recipe.kept_in)
+    if kept is None:
+        return None
+    settled = recipe.settled(kept.notes["numbers"])
+    try:
+        check_same(kept, asked(settled, model_path(recipe.model), backend), None if recipe.epochs else settled.steps)
+    except CheckpointError as error:
+        if recipe.checkpoint is not None:
+            raise
+        if not recipe.overwrite:
+            raise CheckpointError(f"{error}, or begin anew with --overwrite") from None
+        recipe.kept_in.unlink()
+        return None
+    return kept
+
+
+def check_free(recipe: Recipe, kept: Kept | None) -> None:
+    """Require that the folder of --save holds no adapter but the one that this training wrote."""
+    holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
+    if holds and not recipe.overwrite and (kept is None or kept.notes["saved"] != digest_of_adapter(recipe.save)):
+        raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
 
 
 def usual_workers(backend: Backend) -> int:
@@ -125,19 +162,14 @@ def check_together(recipe: Recipe) -> None:
 def check_places(recipe: Recipe) -> None:
     """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
     check_adapter_target(recipe.save)
-    goes_on = recipe.checkpoint is not None and recipe.checkpoint.exists()
-    holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
-    if holds and not recipe.overwrite and not goes_on:
-        raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
     save = real(recipe.save)
     if recipe.model is not None and save == real(recipe.model):
         raise ValueError(f"save {str(recipe.save)!r} is the model's folder, expected one of the adapter's own")
     own_places = {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}
-    if recipe.checkpoint is not None:
-        if (file := real(recipe.checkpoint)) in own_places:
-            raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
-        takes_files(recipe.checkpoint.parent)
-        replaceable(recipe.checkpoint)
+    if (file := real(recipe.kept_in)) in own_places:
+        raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
+    takes_files(recipe.kept_in.parent)
+    replaceable(recipe.kept_in)
     if recipe.log is not None:
         refuse_inputs("the log", recipe.log, inputs(recipe))
         if real(recipe.log) in own_places:
@@ -152,7 +184,7 @@ def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
     named = {
         "the text": recipe.text,
         "the text to measure the loss on": recipe.valid,
-        "the checkpoint": recipe.checkpoint,
+        "the checkpoint": recipe.kept_in,
         "the model": recipe.model,
     }
     files = [(path, what) for what, path in named.items() if isinstance(path, Path)]
@@ -359,12 +391,11 @@ def train_adapter(
     table.print_head()
     before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
     table.print_known_rows(before, time.perf_counter() - start, kept.saved if kept else None)
-    checkpoint = None
-    if recipe.checkpoint is not None:
-        numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
-        same = asked(recipe, model_path(recipe.model), backend)
-        notes = Notes(asked=same, numbers=numbers, length=data.length, before=before, learned=table.learned)
-        checkpoint = Checkpoint(recipe.checkpoint, notes=notes)
+    numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
+    same, saved = asked(recipe, model_path(recipe.model), backend), kept.notes["saved"] if kept else None
+    notes = Notes(asked=same, numbers=numbers, length=data.length, before=before, learned=table.learned, saved=saved)
+    keeper = NowAndThen if recipe.checkpoint is None else Checkpoint
+    checkpoint = keeper(recipe.kept_in, notes=notes)
     best = BestStep(checkpoint) if recipe.keep_best else None
     try:
         history = train(
@@ -373,6 +404,8 @@ def train_adapter(
             held_out=(X_held, Y_held), report=table.on_step, schedule=rates(recipe, recipe.steps),
         )  # fmt: skip
     except TrainingDiverged as error:
+        if recipe.checkpoint is None:  # it would only break down again
+            recipe.kept_in.unlink(missing_ok=True)
         raise TrainingDiverged(diverged(recipe, error.epoch), error.epoch) from error
     table.print_last_row(history)
     if best is not None:
@@ -438,6 +471,10 @@ def save(recipe: Settled, adapted: Llama) -> None:
         recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=ends_of(adapted), lora_dropout=recipe.dropout,
     )  # fmt: skip
+    if recipe.checkpoint is None:
+        recipe.kept_in.unlink(missing_ok=True)
+    else:
+        note_saved(recipe.checkpoint, recipe.save)
 
 
 def best_step(recipe: Settled, table: LossTable) -> str:

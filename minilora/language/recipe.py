@@ -83,7 +83,9 @@ class Recipe:
 
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
     save: Path = option("write the adapter there, in PEFT's layout", "DIR", default=MISSING, type=Path)
-    overwrite: bool = option("replace an adapter that the folder of --save holds", default=False)
+    overwrite: bool = option(
+        "replace an adapter that the folder of --save holds, and a stopped training with other options", default=False
+    )
     model: Path | None = option()  # glassllm's where there is none
     target_modules: str | list[str] | None = option(
         "what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear "
@@ -150,7 +152,8 @@ class Recipe:
     quantize: str | None = option(same=True)
     backend: str = option(default="numpy")
     checkpoint: Path | None = option(
-        "save the training's state there after every step; the same command goes on from it, also to more --steps",
+        "save the training's state there after every step; the same command goes on from it, also to more --steps "
+        "(default: DIR.checkpoint beside the folder of --save, now and then, and removed at the end)",
         "FILE", type=Path,
     )  # fmt: skip
     keep_best: bool = option(
@@ -160,6 +163,11 @@ class Recipe:
     anyway: bool = option("train even if that needs more memory than is free", default=False)
     log: Path | None = option("write a line of JSON there for each step: its losses", "FILE", type=Path)
     plot: Path | None = option("draw the training and the held-out loss (.png, .svg, .pdf)", "FILE", type=Path)
+
+    @property
+    def kept_in(self) -> Path:
+        """The file that keeps the training: that of --checkpoint, or one beside the adapter while it is not done."""
+        return self.checkpoint or Path(f"{self.save}.checkpoint")
 
     def settled(self, numbers: int) -> Settled:
         """Return the recipe with what fits a model of so many parameters in the place of what was not given."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,8 +20,15 @@ from typing import Any, TypedDict
 import msgspec
 
 from ..backend import Backend
-from ..checks import Array, printable
-from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_no_differences, read_checkpoint
+from ..checks import Array, needed, printable
+from ..files.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Saved,
+    change_notes,
+    check_no_differences,
+    read_checkpoint,
+)
 from ..files.disk import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
@@ -30,6 +40,8 @@ from .text import HELD_OUT
 
 ENDS = 1 << 20
 """Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+SHARE = 0.02
+"""Of the time, what keeping a training may take that nobody asked to keep."""
 FILES = {
     "TEXT": "the text", "--model": "the model", "--adapter": "the adapter to go on from", "--valid": "what is held out",
 }  # fmt: skip
@@ -44,6 +56,7 @@ class Notes(TypedDict):
     length: int  # of the longest row: where none is asked for, the data's own, or what memory had room for
     before: float  # the held-out loss before the first step
     learned: Learned
+    saved: str | None  # the digest of the adapter that this training wrote, where it is done
 
 
 @dataclass(frozen=True)
@@ -79,7 +92,7 @@ def asked(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]:
     return {
         "TEXT": digest(recipe.text),
         "--model": digest(*weights, ends=ENDS),
-        "--adapter": digest(adapter / CONFIG_NAME, adapter / WEIGHTS_NAME) if adapter is not None else None,
+        "--adapter": digest_of_adapter(adapter) if adapter is not None else None,
         "--target-modules": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
         "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
         "--valid": digest(share) if isinstance(share, Path) else share,
@@ -101,6 +114,52 @@ def digest(*paths: Path, ends: int | None = None) -> str:
                 file.seek(max(0, size - ends))
                 sha.update(file.read(ends))
     return sha.hexdigest()
+
+
+def digest_of_adapter(folder: Path) -> str:
+    """Return a hash of an adapter's two files; "" where one is missing."""
+    files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
+    return digest(*files) if all(file.exists() for file in files) else ""
+
+
+def note_saved(checkpoint: Path, folder: Path) -> None:
+    """Note in a checkpoint which adapter its training wrote: it may replace this one, and no other."""
+    if (saved := read_checkpoint(checkpoint)) is not None:
+        change_notes(checkpoint, {**saved.notes, "saved": digest_of_adapter(folder)})
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold what a training writes for this process while it trains; where another one holds it, that is an error.
+
+    The lock lies among the temporary files, since the folder that is written to may not be there yet.
+    """
+    filelock = needed("filelock", "a training that is kept")
+    place = hashlib.sha256(f"{Path.home()} {os.path.realpath(path)}".encode()).hexdigest()
+    lock = Path(tempfile.gettempdir(), f"minilora-{place[:32]}.lock")
+    try:
+        with filelock.FileLock(lock, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # some systems keep an open file
+                    lock.unlink()
+    except filelock.Timeout:
+        raise ValueError(f"another training writes {str(path)!r}: wait for its end, or name another") from None
+
+
+class NowAndThen(Checkpoint):
+    """A checkpoint that is written as often as takes `SHARE` of the time, and not after every step."""
+
+    written, took = 0.0, 0.0  # when it was last, and how long that was, in seconds
+
+    def keep(self, state: TrainingState) -> None:
+        """Write down where a training stands, if it is time."""
+        start = time.perf_counter()
+        if (start - self.written) * SHARE >= self.took:
+            super().keep(state)
+            self.written = time.perf_counter()
+            self.took = self.written - start
 
 
 def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:

@@ -75,14 +75,71 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):
     assert rows(resumed)[: len(rows(out))] == rows(out)
 
 
-def test_ctrl_c_without_a_checkpoint_says_how_to_have_one(folder, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
-    interrupted(monkeypatch, 2)
-    assert finetune() == 130
-    assert "nothing is kept: with --checkpoint FILE" in capsys.readouterr().err
+def test_without_a_checkpoint_it_is_kept_beside_the_adapter(folder, capsys, monkeypatch):
+    typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora", *typed])
+    monkeypatch.setattr("minilora.language.resume.SHARE", float("inf"))  # after each step, however long it took
+    assert run(*typed, "--save", "whole") == 0
+    with monkeypatch.context() as patched:
+        interrupted(patched, 8)
+        assert run(*typed) == 130
+    assert "step 7 of 30 is kept in a.checkpoint, and this command goes on from there:" in capsys.readouterr().err
+    assert run(*typed) == 0
+    assert "resume   goes on from step 7 of 30 (a.checkpoint)\n" in capsys.readouterr().out
+    assert weights("a") == weights("whole")
+    assert sorted(os.listdir()) == ["a", "model", "text", "whole"]
+
+
+def test_a_stopped_training_gives_way_when_asked(folder, capsys, monkeypatch):
+    with monkeypatch.context() as patched:
+        interrupted(patched, 2)
+        assert run("finetune", "text", "--save", "a", "--model", "model", *FEW) == 130
+    capsys.readouterr()
+    other = ["finetune", "text", "--save", "a", "--model", "model", *FEW, "--seed", "5"]
+    assert run(*other) == 2
+    assert (
+        "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or begin anew with --overwrite"
+        in (capsys.readouterr().err)
+    )
+    assert Path("a.checkpoint").exists()
+    assert run(*other, "--overwrite") == 0
+    assert not Path("a.checkpoint").exists()
+
+
+def test_what_is_stopped_while_it_loads_keeps_nothing(folder, capsys, monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     assert finetune("--checkpoint", "c") == 130
     assert "nothing is kept in c yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("other", "held"), [(["--checkpoint", "c", "--save", "b"], "c"), (["--checkpoint", "d"], "a"), ([], "a")]
+)
+def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch, other, held):
+    said, right = [], Adam.step
+
+    def step(self, grads):
+        if not said:
+            said.append(finetune(*other))
+            said.append(capsys.readouterr().err)
+        right(self, grads)
+
+    monkeypatch.setattr(Adam, "step", step)
+    assert finetune("--checkpoint", "c") == 0
+    assert said == [2, f"minilora: another training writes {held!r}: wait for its end, or name another\n"]
+    assert finetune("--checkpoint", "c") == 0
+
+
+def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, capsys):
+    few = ["finetune", "text", "--model", "model", *FEW]
+    assert run(*few, "--save", "precious", "--seed", "7") == 0
+    before = weights("precious")
+    assert run(*few, "--save", "mine", "--checkpoint", "c") == 0
+    assert run(*few, "--save", "precious", "--checkpoint", "c") == 2
+    assert "save 'precious' holds an adapter: name another folder, or say --overwrite" in capsys.readouterr().err
+    assert weights("precious") == before
+    assert run(*few, "--save", "mine", "--checkpoint", "c") == 0
+    assert run(*few[:-2], "--lr", "0.02", "--steps", "31", "--save", "mine", "--checkpoint", "c") == 0
 
 
 @pytest.mark.long
@@ -257,6 +314,7 @@ NOTES = {
     "numbers": 1,
     "length": 8,
     "before": 1.0,
+    "saved": None,
     "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}},
 }
 
