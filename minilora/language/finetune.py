@@ -106,10 +106,13 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
 
 
 def check_free(recipe: Recipe, kept: Kept | None) -> None:
-    """Require that the folder of --save holds no adapter but the one that this training wrote."""
+    """Require that nothing is replaced but the adapter that this training wrote, its log and its figure."""
     holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if holds and not recipe.overwrite and (kept is None or kept.notes["saved"] != digest_of_adapter(recipe.save)):
         raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
+    for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
+        if path is not None and path.exists() and not recipe.overwrite and kept is None:
+            raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
 
 
 def usual_workers(backend: Backend) -> int:

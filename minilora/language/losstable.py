@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from ..checks import Array
 from ..files.checkpoint import CheckpointError, Saved
-from ..files.disk import replaceable
+from ..files.disk import replaceable, written_whole
 from ..training import History, TrainingState
 
 LOG_EVERY = 20
@@ -52,7 +53,7 @@ class LossTable:
     learned : Learned, optional
         What the checkpoint of a training that goes on has.
     log : Path, optional
-        A file that gets a line of JSON for each step. It begins anew, with the steps of a training that goes on.
+        A file that gets a line of JSON for each step, also for those before of a training that goes on.
     """
 
     def __init__(
@@ -110,10 +111,6 @@ class LossTable:
         self._print_row(0, math.nan, before)
         for step, loss in zip(saved.epochs, saved.losses, strict=True) if saved else ():
             self._print_row(step, self.training_loss(step), loss)
-        if self.log is not None:
-            replaceable(self.log)
-            self.log.write_text("")
-            self.write_log(self.done)
 
     def on_step(self, state: TrainingState) -> None:
         """Print the row of a step at which the loss was measured; after the first step, how long it will take.
@@ -138,6 +135,7 @@ class LossTable:
         if history.epochs and history.epochs[-1] > self.rows[-1][0]:
             self._check_own(history.epochs[-1])
             self.print_row(history.epochs[-1], history.losses[-1])
+        self.write_log(self.steps)  # also of a training that was done
 
     def print_row(self, step: int, held_out: float) -> None:
         """Print a row of this run."""
@@ -153,19 +151,28 @@ class LossTable:
         self.write_log(step)
 
     def write_log(self, step: int) -> None:
-        """Write the steps up to this one into the log, with the losses that are known of each."""
+        """Write the steps up to this one into the log, with the losses that are known of each.
+
+        The file begins anew with the first step of this run. Where it cannot be written, the training goes on without.
+        """
         if self.log is None:
             return
-        held_out = {row[0]: row[2] for row in self.rows}
-        replaceable(self.log)  # whatever lies there by now
-        with self.log.open("a", encoding="utf-8") as file:
-            for number in range(self.logged, step + 1):
-                losses = {
-                    "training_loss": self.learned["steps"].get(str(number)),
-                    "held_out_loss": held_out.get(number),
-                }
-                known = {name: loss for name, loss in losses.items() if loss is not None}
-                file.write(json.dumps({"step": number, **known}) + "\n")
+        held_out, lines = {row[0]: row[2] for row in self.rows}, []
+        for number in range(self.logged, step + 1):
+            losses = {"training_loss": self.learned["steps"].get(str(number)), "held_out_loss": held_out.get(number)}
+            known = {name: loss for name, loss in losses.items() if loss is not None}
+            lines.append(json.dumps({"step": number, **known}) + "\n")
+        try:
+            if not self.logged:
+                with written_whole(self.log) as new:
+                    new.write("".join(lines).encode())
+            else:
+                replaceable(self.log)  # whatever lies there by now
+                with self.log.open("a", encoding="utf-8") as file:
+                    file.write("".join(lines))
+        except (OSError, ValueError) as error:
+            warnings.warn(f"the log ends before step {self.logged}, and the training goes on: {error}", stacklevel=2)
+            self.log = None
         self.logged = step + 1
 
     def _check_own(self, step: int) -> None:

@@ -84,7 +84,9 @@ class Recipe:
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
     save: Path = option("write the adapter there, in PEFT's layout", "DIR", default=MISSING, type=Path)
     overwrite: bool = option(
-        "replace an adapter that the folder of --save holds, and a stopped training with other options", default=False
+        "replace an adapter that the folder of --save holds, a stopped training of other options, and the files of "
+        "--log and --plot",
+        default=False,
     )
     model: Path | None = option()  # glassllm's where there is none
     target_modules: str | list[str] | None = option(

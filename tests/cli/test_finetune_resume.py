@@ -130,6 +130,49 @@ def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch, other,
     assert finetune("--checkpoint", "c") == 0
 
 
+@pytest.mark.parametrize(("option", "name"), [("--log", "diary.jsonl"), ("--plot", "mine.svg")])
+def test_no_file_is_replaced_without_a_word(folder, capsys, option, name):
+    pytest.importorskip("matplotlib")
+    few = ["finetune", "text", "--model", "model", *FEW, "--steps", "2", option, name]
+    Path(name).write_text("dear diary")
+    assert run(*few, "--save", "a") == 2
+    assert f"{name!r} is there already: name another, or say --overwrite" in capsys.readouterr().err
+    assert Path(name).read_text() == "dear diary"
+    assert run(*few, "--save", "a", "--overwrite") == 0
+    assert Path(name).read_text() != "dear diary"
+
+
+def test_another_name_of_a_log_keeps_what_it_had(folder):
+    Path("own").write_text("mine")
+    Path("l.jsonl").hardlink_to("own")
+    assert finetune("--steps", "2", "--log", "l.jsonl") == 0
+    assert Path("own").read_text() == "mine"
+    assert len(Path("l.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_that_fails_before_its_first_step_empties_no_log(folder, monkeypatch):
+    Path("l.jsonl").write_text("the last run's")
+    monkeypatch.setattr(Step, "__call__", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
+    assert finetune("--log", "l.jsonl") == 2
+    assert Path("l.jsonl").read_text() == "the last run's"
+
+
+def test_a_training_outlives_its_log(folder, capsys, monkeypatch):
+    right, folder_of_log = Adam.step, Path("logs")
+    folder_of_log.mkdir()
+
+    def step(self, grads):
+        right(self, grads)
+        if self.t == 3:
+            Path("logs/l.jsonl").unlink()
+            Path("logs/l.jsonl").mkdir()  # it can be written no more
+
+    monkeypatch.setattr(Adam, "step", step)
+    assert finetune("--steps", "8", "--log", "logs/l.jsonl") == 0
+    assert capsys.readouterr().err.count("the log ends before step 3, and the training goes on: ") == 1
+    assert Path("a").exists()
+
+
 def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, capsys):
     few = ["finetune", "text", "--model", "model", *FEW]
     assert run(*few, "--save", "precious", "--seed", "7") == 0
