@@ -32,7 +32,6 @@ half an adapter would compute something, and nobody would notice.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +58,7 @@ from ..variants.adapter import Adapter, Rewritten, beyond_factors
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import replaceable, sync_folder, takes_files, written_together
+from .disk import replaceable, synced, takes_files, written_at_once, written_whole
 from .experts import WRITTEN_AS, layer_paths
 from .peft import (
     BASE,
@@ -77,7 +76,6 @@ from .peft import (
     config_text,
     digest,
     is_module_path,
-    waiting_name,
 )
 from .tensors import FLOATS, in_dtype, write_tensors
 
@@ -247,18 +245,19 @@ def save_adapter(
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
     """Write both files. A kill at any moment leaves the old adapter or the new one.
 
-    The factors take their place by one rename, and note the digest of their configuration. It stands under the digest's
-    name until it has its own place: see `minilora.files.peft.config_path`.
+    The factors note the digest of their configuration: where a system cannot exchange folders, and the kill comes
+    between the two files, they are refused.
     """
-    config, weights, waiting = path / CONFIG_NAME, path / WEIGHTS_NAME, path / waiting_name(digest(text))
-    is_new = not config.exists() or config.read_bytes() != text
-    with written_together(*[waiting] * is_new, weights) as (*config_files, weights_file):
-        for file in config_files:
+    config = path / CONFIG_NAME
+    if config.exists() and config.read_bytes() == text:
+        with written_whole(path / WEIGHTS_NAME) as file:
+            write_tensors(file, tensors, notes)
+        return
+    with written_at_once(path) as part:
+        with synced(part / CONFIG_NAME) as file:
             file.write(text)
-        write_tensors(weights_file, tensors, notes)
-    if is_new:
-        os.replace(waiting, config)
-        sync_folder(path)
+        with synced(part / WEIGHTS_NAME) as file:
+            write_tensors(file, tensors, notes)
 
 
 def check_adapter_target(path: Path) -> None:

@@ -11,12 +11,14 @@ target, the last to finish replaces it.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +26,9 @@ import msgspec
 
 from ..checks import FileRefused, reading, short
 
+RENAME_SWAP = RENAME_EXCHANGE = 2
+AT_FDCWD = -100
+"""What macOS's renamex_np and Linux's renameat2 take: exchange, and a path that begins in the working folder."""
 MOST_BYTES = 1 << 28
 """Of a file that is read whole: settings, an index of shards, a tokenizer."""
 
@@ -92,29 +97,74 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     What was there before is left as it was if the file cannot be written.
     """
-    with written_together(path) as (file,):
-        yield file
+    replaceable(path)
+    part = _part_of(path)
+    try:
+        with synced(part) as file:
+            yield file
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    os.replace(part, path)
+    sync_folder(path.absolute().parent)
 
 
 @contextmanager
-def written_together(*paths: Path) -> Iterator[list[BinaryIO]]:
-    """Open files of one folder to write, which take their places in this order when all are complete and on the disk.
+def written_at_once(folder: Path) -> Iterator[Path]:
+    """Make a folder to write into, by `synced`, whose files take their places in `folder` all at one moment.
 
-    No system renames two files at once: a kill in between leaves the first in their places, and the last not.
+    What else is in `folder` stays: it comes along into the new folder, and the two are exchanged. Where the system
+    cannot exchange folders, or this process works in that one, the files follow one another.
     """
-    for path in paths:
-        replaceable(path)
-    parts = [_part_of(path) for path in paths]
+    folder = Path(os.path.realpath(folder))
+    part = _part_of(folder)
+    part.mkdir()
+    own = os.stat(part)
     try:
-        with ExitStack() as files:
-            yield [files.enter_context(synced(part)) for part in parts]
+        yield part
+        names = os.listdir(part)
+        exchanged = _take_along(folder, part) and exchange_folders(part, folder)
+        if not exchanged:
+            for name in names:
+                os.replace(part / name, folder / name)
+            sync_folder(folder)
     except BaseException:
-        for part in parts:
-            part.unlink(missing_ok=True)
+        if os.path.samestat(own, os.stat(part)):  # and not what was exchanged for it
+            shutil.rmtree(part, ignore_errors=True)
         raise
-    for part, path in zip(parts, paths, strict=True):
-        os.replace(part, path)
-    sync_folder(paths[0].absolute().parent)
+    if exchanged:
+        for name in os.listdir(part):  # folders, and what came in the meantime
+            if not os.path.lexists(folder / name):
+                os.replace(part / name, folder / name)
+    shutil.rmtree(part, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def _take_along(folder: Path, part: Path) -> bool:
+    """Link a folder's other files into the one that is to take its place; return whether it can."""
+    if os.path.samefile(folder, os.curdir):
+        return False
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False) and not os.path.lexists(part / entry.name):
+                    os.link(entry, part / entry.name, follow_symlinks=False)
+        shutil.copystat(folder, part)
+    except OSError:  # a file system without links
+        return False
+    sync_folder(part)
+    return True
+
+
+def exchange_folders(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; return whether the system can."""
+    try:
+        names, system = (os.fsencode(one), os.fsencode(other)), ctypes.CDLL(None)
+        if sys.platform == "darwin":
+            return bool(system.renamex_np(*names, RENAME_SWAP) == 0)
+        return bool(system.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
+    except (OSError, AttributeError, TypeError):  # no such function, or no such library
+        return False
 
 
 @contextmanager

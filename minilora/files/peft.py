@@ -272,7 +272,7 @@ class AdapterFolder:
         if os.path.exists(pickle) and not os.path.exists(weights):
             raise FileRefused(pickle, "a pickle, which can run code when it is read: save it as safetensors")
         file = TensorFile(weights)
-        path = config_path(folder, file)
+        path = folder / CONFIG_NAME
         text = read_whole(path)
         config = read_config(path, text)
         with reading(weights):
@@ -320,18 +320,6 @@ class AdapterFolder:
                 raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
         A, B, *magnitude = arrays
         return [A.reshape(len(A), -1), B.reshape(len(B), -1), *(m.reshape(-1) for m in magnitude)]
-
-
-def config_path(folder: Path, file: TensorFile) -> Path:
-    """Return the configuration's file. After a save that was cut short, it still has its waiting name."""
-    noted = file.metadata.get(DIGEST_KEY, "")
-    waiting = folder / waiting_name(noted)
-    return waiting if noted.isalnum() and os.path.exists(waiting) else folder / CONFIG_NAME
-
-
-def waiting_name(noted: str) -> str:
-    """Return the name of a configuration that waits for its place, by its digest."""
-    return f".{CONFIG_NAME}-{noted}"
 
 
 def _forms(file: TensorFile) -> dict[str, Form]:

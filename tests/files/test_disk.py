@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
+from minilora.files import disk
 from minilora.files.disk import (
     is_new_or_empty,
     member,
@@ -24,10 +25,8 @@ from minilora.files.disk import (
     refuse_inputs,
     synced,
     written_folder,
-    written_together,
     written_whole,
 )
-from minilora.files.peft import waiting_name
 from minilora.files.tensors import TensorFile
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -182,18 +181,6 @@ def test_an_output_is_no_input_that_is_still_to_be_made(tmp_path):
 
 
 @linux
-def test_several_files_are_renamed_in_order_when_all_are_complete(tmp_path, monkeypatch):
-    for name in "ab":
-        (tmp_path / name).write_bytes(b"old")
-    calls = recorded(monkeypatch, tmp_path)
-    with written_together(tmp_path / "a", tmp_path / "b") as (a, b):
-        a.write(b"new a")
-        b.write(b"new b")
-    assert calls == [*[("fsync", "part")] * 2, ("rename", "a"), ("rename", "b"), ("fsync", "folder")]
-    assert contents(tmp_path) == {"a": b"new a", "b": b"new b"}
-
-
-@linux
 def test_the_order_of_a_folder_is_files_folder_rename_parent(tmp_path, monkeypatch):
     calls = recorded(monkeypatch, tmp_path)
     with written_folder(tmp_path / "out") as part, synced(part / "x") as file:
@@ -221,9 +208,17 @@ def failing(at, once):
 
             return call
 
-        for name in ("fsync", "replace", "unlink"):
+        for name in ("fsync", "replace", "link", "listdir", "rmdir"):
             patched.setattr(os, name, failing(getattr(os, name)))
+        patched.setattr(disk, "exchange_folders", failing(disk.exchange_folders))
         yield
+
+
+def state_for_all(folder):
+    """Return the factors' value and alpha by which any reader takes a folder."""
+    value = load_file(folder / WEIGHTS)["base_model.model.enc.fc.lora_A.weight"][0, 0]
+    config = json.loads((folder / CONFIG).read_text())
+    return float(value), float(config["alpha_pattern"].get("enc.fc", config["lora_alpha"]))
 
 
 def state_of(folder):
@@ -247,36 +242,60 @@ def as_another_program(folder):
 @pytest.mark.parametrize("alpha", [3.0, 4.0], ids=["same configuration", "another configuration"])
 @pytest.mark.parametrize("foreign", [False, True], ids=["ours", "of another program"])
 def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
-    """Cut at each call that changes the disk, in turn; a save after it is whole again."""
+    """For every reader, cut at each call that changes the disk, in turn; a save after it is whole again."""
     seen, done = [], False
     while not done:
-        folder = tmp_path / str(len(seen))
+        folder = tmp_path / str(len(seen)) / "a"
         save_adapter(folder, layers(1.0, 3.0))
+        (folder / "README.md").write_text("mine")
+        (folder / "runs").mkdir()
         if foreign:
             as_another_program(folder)
         with failing(len(seen) + 1, once), contextlib.suppress(Killed):
             save_adapter(folder, layers(2.0, alpha))
             done = True
         seen.append(state_of(folder))
-        if alpha == 3.0 and not foreign:  # what stays needs no waiting: it would hide what is edited later
-            assert not list(folder.glob(waiting_name("*")))
+        assert state_for_all(folder) == seen[-1]
+        assert (folder / "README.md").read_text() == "mine"
+        assert len([*folder.parent.rglob("runs")]) == 1
         save_adapter(folder, layers(5.0, 7.0))
         assert state_of(folder) == (5.0, 7.0)
     assert seen == sorted(seen)
     assert set(seen) == {(1.0, 3.0), (2.0, alpha)}
+    assert {*os.listdir(folder)} == {"README.md", WEIGHTS, CONFIG, "runs"}
+    assert os.listdir(folder.parent) == ["a"]
 
 
-def test_a_configuration_that_waits_is_that_of_its_factors(tmp_path):
-    """Another one's is not taken; nor does a name that the factors note lead out of the folder."""
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_files_of_two_saves_are_never_taken_for_one(tmp_path, monkeypatch, cut):
+    """Where the system exchanges no folders."""
+    monkeypatch.setattr(disk, "exchange_folders", lambda one, other: False)
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
-    (tmp_path / "a" / waiting_name("0" * 64)).write_text("{}")
-    assert state_of(tmp_path / "a") == (1.0, 3.0)
-    tensors = load_file(tmp_path / "a" / WEIGHTS)
-    (tmp_path / "a" / waiting_name("x")).mkdir()
-    (tmp_path / "b").write_text("{}")
-    save_file(tensors, tmp_path / "a" / WEIGHTS, {"minilora_config_sha256": "x/../../b"})
-    with pytest.raises(FileRefused, match=rf"^'{tmp_path}/a/{CONFIG}': not the configuration that was saved with"):
-        load_adapter(tmp_path / "a")
+    with failing(cut, once=False), contextlib.suppress(Killed):
+        save_adapter(tmp_path / "a", layers(2.0, 4.0))
+    found = state_for_all(tmp_path / "a")
+    if found in {(1.0, 3.0), (2.0, 4.0)}:
+        assert state_of(tmp_path / "a") == found
+    else:
+        with pytest.raises(FileRefused, match="not the configuration that was saved with"):
+            load_adapter(tmp_path / "a")
+    save_adapter(tmp_path / "a", layers(5.0, 7.0))
+    assert state_of(tmp_path / "a") == (5.0, 7.0)
+
+
+def test_a_folder_that_one_works_in_stays_the_same(tmp_path, monkeypatch):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    monkeypatch.chdir(tmp_path / "a")
+    save_adapter(".", layers(2.0, 4.0))
+    assert state_of(Path(CONFIG).absolute().parent) == state_of(tmp_path / "a") == (2.0, 4.0)
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    (tmp_path / "link").symlink_to("a")
+    save_adapter(tmp_path / "link", layers(2.0, 4.0))
+    assert (tmp_path / "link").is_symlink()
+    assert state_of(tmp_path / "a") == (2.0, 4.0)
 
 
 @pytest.mark.parametrize("write", [written_whole, written_folder])

@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minilora import FileRefused, LoRA, load_adapter, merge_adapter, save_adapter
-from minilora.files import peft
 from minilora.files.inspection import inspect_adapter
 
 from ..support.adapter_folder import CONFIG, WEIGHTS, assert_same_adapters, variant
@@ -184,13 +182,6 @@ def test_a_pickle_beside_safetensors_is_not_read(saved, tmp_path):
 
 
 ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
-
-
-def test_a_digest_that_leads_out_of_the_folder_is_followed_nowhere(tmp_path):
-    (tmp_path / "a" / ".adapter_config.json-").mkdir(parents=True)
-    (tmp_path / "other.json").write_text("{}")
-    noted = SimpleNamespace(metadata={peft.DIGEST_KEY: "/../../other.json"})
-    assert peft.config_path(tmp_path / "a", noted) == tmp_path / "a" / "adapter_config.json"
 
 
 def test_layers_come_in_the_order_of_their_numbers(tmp_path):
