@@ -170,10 +170,11 @@ def _rounded(arrays: Arrays, dtype: str) -> Arrays:
 
 def caught(bug: Bug, trial: Trial) -> bool:
     """Return whether a bug shows in a case: whether its numbers differ from the right ones."""
-    parts = bug.by(trial.problem)
+    parts = bug.of(trial.problem)
     if not parts:
         return False
-    return any(name in bug.shows and not trial.agrees(name, answer) for name, answer in trial.by(**parts).items())
+    wrong = trial.answer(**parts)
+    return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
 
 
 @lru_cache(maxsize=len(VECTORS))
@@ -201,7 +202,7 @@ def index() -> dict[str, Any]:
     # Of a start, and of a gradient that is not returned, no vector says anything.
     answered = {flag for case in cases for flag in case["flags"]}
     notes = {
-        b.flag: {"bug": b.name, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in answered
+        b.flag: {"bug": b.says, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in answered
     }
     return {
         "minilora": __version__,

@@ -252,14 +252,14 @@ def check_merged(answer: Callable) -> bool:
     forms = product_forms(
         ("B", lambda d: d.s * d.B), ("A", lambda d: d.A), transposed=(False, False), like="W (out, in)", why=why
     )
-    alone: Mistakes = [(lambda d: d.s * d.B @ d.A - d.W, known("merge-returns-the-change-alone").name)]
+    alone: Mistakes = [(lambda d: d.s * d.B @ d.A - d.W, known("merge-returns-the-change-alone").says)]
     scales: Mistakes = [
         (lambda d: 1 / d.s, "alpha/r is missing: the change is s B A"),
-        (lambda d: d.s, f"{known('the-scaling-is-applied-twice').name}: the change is s B A"),
+        (lambda d: d.s, f"{known('the-scaling-is-applied-twice').says}: the change is s B A"),
         NOT_DIVIDED,
         ROOT,
-        (lambda d: 2, known("merge-adds-the-change-twice").name),
-        (lambda d: -1, known("merge-subtracts-the-change").name),
+        (lambda d: 2, known("merge-adds-the-change-twice").says),
+        (lambda d: -1, known("merge-subtracts-the-change").says),
     ]
     praise = "The merged weight is right: one plain layer gives what base and adapter gave together."
 
@@ -380,7 +380,7 @@ def check_grad_V(answer: Callable) -> bool:
         (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d)), "n where n^2 belongs: each of the two V_o brings one"),
         (
             lambda d: m(d) / n(d) * (d.dW + d.V * along(d) / n(d) ** 2),
-            known("the-gradient-through-dora-norm-is-added").name,
+            known("the-gradient-through-dora-norm-is-added").says,
         ),
         (
             lambda d: -m(d) / n(d) * d.V * along(d) / n(d) ** 2,

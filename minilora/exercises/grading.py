@@ -39,9 +39,9 @@ SIZES: Mistakes = [
     (lambda d: 2, "a factor of 2 too many: it belongs to the loss, and is in dy"),
     *DIVISIONS,
 ]
-NOT_DIVIDED: Mistake = (lambda d: d.r, known("alpha-is-not-divided-by-the-rank").name)
-ROOT: Mistake = (lambda d: d.r**0.5, known("alpha-is-divided-by-the-root-of-the-rank").name)
-TWICE: Mistake = (lambda d: d.s, f"{known('the-scaling-is-applied-twice').name}: s enters once, in dB and in dh")
+NOT_DIVIDED: Mistake = (lambda d: d.r, known("alpha-is-not-divided-by-the-rank").says)
+ROOT: Mistake = (lambda d: d.r**0.5, known("alpha-is-divided-by-the-root-of-the-rank").says)
+TWICE: Mistake = (lambda d: d.s, f"{known('the-scaling-is-applied-twice').says}: s enters once, in dB and in dh")
 SCALES: Mistakes = [
     (lambda d: 1 / d.s, "alpha/r is missing: y = s h B^T, so what flows back through y gets a factor s = alpha/r"),
     TWICE,

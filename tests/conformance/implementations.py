@@ -379,7 +379,7 @@ def _sums_from_formulas(wrong, shows):
         parts = wrong(problem) if callable(wrong) else wrong
         formulas = RIGHT.with_parts(**parts if shows is None or name in shows else {})
         rows = {"lora_A": np.concatenate(As).astype(float), "lora_B": np.concatenate(Bs, axis=1).astype(float)}
-        return problem.answered(formulas, rows)[name]
+        return problem.answer(formulas, rows)[name]
 
     return SimpleNamespace(**{name: partial(ask, name) for name in ("cat", "linear", "svd")})
 

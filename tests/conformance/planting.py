@@ -46,7 +46,7 @@ def planted(bug):
         return kind, SimpleNamespace(**vars(OURS[kind]) | bug.parts)
     if bug.breaks == "output dtype":
         return kind, SimpleNamespace(**vars(OURS[kind]) | {"forward": OURS["linear"].forward})
-    return kind, from_formulas(kind, bug.parts, shows=bug.shows)
+    return kind, from_formulas(kind, bug.parts, shows=bug.shows or None)
 
 
 def report_of(kind, wrong, dtype="float64"):

@@ -24,7 +24,7 @@ def test_where_a_bug_shows_is_told(shows, where):
     wrong = from_formulas("linear", {"scaling": SCALINGS["alpha"]}, shows=shows)
     (text,) = check(wrong).diagnoses
     assert text.startswith(
-        f"{known('alpha-is-not-divided-by-the-rank').name}{where} (made in rasbt/LLMs-from-scratch #821"
+        f"{known('alpha-is-not-divided-by-the-rank').says}{where} (made in rasbt/LLMs-from-scratch #821"
     )
 
 
@@ -58,7 +58,7 @@ def test_both_of_two_bugs_have_their_sources():
 @pytest.mark.parametrize("flag", ["slots-of-one-width-are-exchanged", "the-last-slots-update-is-left-out"])
 def test_a_bug_under_a_condition_is_named_where_it_shows(flag):
     bug = known(flag)
-    wrong = from_formulas("fused", lambda fused: bug.by(fused) if len(fused.widths) == 3 else {})
+    wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
     report = report_of("fused", wrong)
     first = str(report).splitlines()[0]
     assert first.endswith(f", those of three slots: {bug}, in all that is computed")
@@ -74,15 +74,15 @@ def test_a_bug_where_no_property_decides_is_named_with_how_often_it_shows():
     def parts(problem):
         return bug.parts if (problem.in_features, problem.out_features, problem.rank) in sizes else {}
 
-    report = report_of("linear", from_formulas("linear", parts, shows=bug.shows))
+    report = report_of("linear", from_formulas("linear", parts, shows=bug.shows or None))
     total = len(SETS["linear"].problems)
     count = sum((p.in_features, p.out_features, p.rank) in sizes for p in problems)
     assert 1 < count < len(problems)
-    assert report.diagnoses[0].startswith(f"on {count} of {total} problems, those where it shows: {bug.name}")
+    assert report.diagnoses[0].startswith(f"on {count} of {total} problems, those where it shows: {bug.says}")
 
 
 @pytest.mark.parametrize("flag", ["the-first-slots-rank-for-all-slots", "the-first-slots-alpha-for-all-slots"])
 def test_of_the_first_slots_scaling_each_half_is_told_apart(flag):
     bug = known(flag)
     first = str(report_of("fused", from_formulas("fused", bug.parts))).splitlines()[0]
-    assert first == f"{bug.name}, in all that is computed"
+    assert first == f"{bug.says}, in all that is computed"

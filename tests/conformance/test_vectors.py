@@ -146,13 +146,13 @@ def test_every_flag_has_a_note_and_links(whole):
     assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
     for bug in BUGS:
         if bug.flag in index["flags"]:
-            assert index["flags"][bug.flag]["bug"] == bug.name
+            assert index["flags"][bug.flag]["bug"] == bug.says
         else:  # a file has nothing of a start, and a gradient may be left out
             if bug.breaks in ("codes", "output dtype") or bug.kinds == ("combine",):
                 continue
             trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()
             assert bug.breaks in ("start", "alpha of 0", "row of zeros") or len(
-                trial.by(**bug.by(trial.problem))
+                trial.answer(**bug.of(trial.problem))
             ) < len(trial.right)
     assert "https://github.com/rasbt/LLMs-from-scratch/issues/821" in index["flags"][
         "alpha-is-not-divided-by-the-rank"

@@ -70,7 +70,7 @@ def answers_of(kind, parts, alpha, arrays, **steps):
     problem = problem_of(kind, arrays, alpha, **steps)
     arrays = {"dy": np.zeros_like(problem.dy), **arrays}
     parts = parts(problem) if callable(parts) else parts
-    return problem.answered(SETS[kind].formulas.with_parts(**parts), problem.rows(arrays))
+    return problem.answer(SETS[kind].formulas.with_parts(**parts), problem.flatten(arrays))
 
 
 def by_formulas(kind: str, parts: Any = None) -> type[Layer]:

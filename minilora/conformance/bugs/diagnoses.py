@@ -36,7 +36,7 @@ class Diagnosis:
     where: str = ""  # which part of all that is computed they are; empty where the bug shows in one answer only
 
     def __str__(self) -> str:
-        names = " and, at once, ".join(bug.name for bug in self.bugs) + self.where
+        names = " and, at once, ".join(bug.says for bug in self.bugs) + self.where
         sources = ", ".join(bug.source for bug in self.bugs if bug.source)
         return f"{names} (made in {sources})" if sources else names
 
@@ -66,7 +66,7 @@ def diagnose(
     """
     chosen: list[Diagnosis] = []
     rest = set(wrong)
-    bugs = [bug for bug in (*bugs_of(kind), *measured) if any(bug.by(trial.problem) for trial in trials)]
+    bugs = [bug for bug in (*bugs_of(kind), *measured) if any(bug.of(trial.problem) for trial in trials)]
 
     def order(diagnosis: Diagnosis) -> tuple[Any, ...]:
         """Return what the diagnosis that is named has least of."""
@@ -117,7 +117,7 @@ def _explained(
     bugs: tuple[Bug, ...], before: tuple[Bug, ...], trials: Sequence[Trial], replies: Sequence[Arrays], rest: set[str]
 ) -> Diagnosis | None:
     """Return what bugs explain on top of others: all answers whose numbers are as they have them."""
-    shows = {name for bug in bugs for name in bug.shows if name in rest}
+    shows = {name for bug in bugs for name in bug.shows or rest if name in rest}
     affected: set[str] = set()
     offered = {name for reply in replies for name in reply}
     for trial, reply in zip(trials, replies, strict=True):
@@ -150,10 +150,12 @@ def _but_for_ties(trial: Trial, name: str, array: np.ndarray, predicted: np.ndar
 
 def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> tuple[Arrays, Arrays]:
     """Return the answers that bugs give, and the sizes in which their rounding is measured."""
-    parts = {name: part for bug in bugs for name, part in bug.by(trial.problem).items()}
+    parts = {name: part for bug in bugs for name, part in bug.of(trial.problem).items()}
     largest = {name: part for bug in bugs for name, part in bug.largest(trial.problem).items()}
-    answers = trial.right | trial.by(**parts) if parts else trial.right  # what a bug leaves out, it does not explain
-    return answers, trial.sizes_by(**largest)
+    answers = (
+        trial.right | trial.answer(**parts) if parts else trial.right
+    )  # what a bug leaves out, it does not explain
+    return answers, trial.size(**largest)
 
 
 SMALL = 1000
@@ -174,8 +176,8 @@ def left_out(kind: str, trial: Trial, missing: Sequence[str]) -> Bug | None:
     """Return the known bug that returns all but the missing answers, where there is one."""
 
     def leaves_out(bug: Bug) -> bool:
-        parts = bug.by(trial.problem)
-        return bool(parts) and trial.right.keys() - trial.by(**parts).keys() == set(missing)
+        parts = bug.of(trial.problem)
+        return bool(parts) and trial.right.keys() - trial.answer(**parts).keys() == set(missing)
 
     return the_named(filter(leaves_out, bugs_of(kind)))
 

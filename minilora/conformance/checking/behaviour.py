@@ -110,12 +110,12 @@ def _spread(watch: Watch, sizes: Sizes, A: np.ndarray, other: Sizes, second: flo
         return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
 
     def explains(bug: Bug) -> bool:
-        times = [measured / at.spread(**bug.by()) for at, measured in ((sizes, spread), (other, second))]
+        times = [measured / at.spread(**bug.of(None)) for at, measured in ((sizes, spread), (other, second))]
         return any(all(0.9 < t / gain < 1.1 for t in times) for gain in (1.0, 6**0.5))  # PEFT's start, he_uniform
 
     if bug := the_named(filter(explains, bugs_of(watch.kind, ("start",)))):
         source = f" (made in {bug.source})" if bug.source else ""
-        return f"{bug.name} = {sizes.fan(**bug.by())}, not fan in = {fan_in}: {spread:.3g}{source}"
+        return f"{bug.says} = {sizes.fan(**bug.of(None))}, not fan in = {fan_in}: {spread:.3g}{source}"
     if not 1e-3 < spread / usual < 50:
         return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {usual:.3g}"
     if not 0.9 < second / spread * usual / other.spread() < 1.1:
@@ -149,7 +149,7 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
 
     if same(right):
         return "ok"
-    explaining = (bug for bug in bugs_of("adam", ("adam",)) if same(adam_follows(begin, steps, **bug.by())))
+    explaining = (bug for bug in bugs_of("adam", ("adam",)) if same(adam_follows(begin, steps, **bug.of(None))))
     if bug := the_named(explaining):
         return str(bug)
     moved, should = (np.concatenate([(end[name] - begin[name]).ravel() for name in right]) for end in (reached, right))
@@ -217,7 +217,7 @@ def merged_and_back(watch: Watch, trial: Trial) -> str:
 
 def _times(y: np.ndarray, trial: Trial) -> str:
     """Say how many times an output has the update, where that is all that is wrong with it."""
-    base = trial.by(update=0.0)["y"]
+    base = trial.answer(update=0.0)["y"]
     update = trial.right["y"] - base
     if y.shape != base.shape or not np.isfinite(y).all():
         return ""

@@ -239,7 +239,7 @@ def layer_arrays(trial: Trial) -> dict[str, Any]:
     p = trial.arrays
     layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
     layer |= {name: p[name] for name in ("magnitude", "mask", "expert_ids") if name in p}
-    return trial.problem.handed(layer)
+    return trial.problem.hand_over(layer)
 
 
 def forward(watch: Watch, trial: Trial) -> Any:
@@ -271,4 +271,4 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
 def suited(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with the options that the implementation's forward takes, or that it declares."""
     declared = {name for name in SAME if getattr(watch.functions, name, False)}
-    return problem.only(watch.takes("forward") | declared | {f"slots {getattr(watch.functions, 'slots', None)}"})
+    return problem.restrict(watch.takes("forward") | declared | {f"slots {getattr(watch.functions, 'slots', None)}"})

@@ -57,7 +57,7 @@ def describe_unknown(name: str, array: np.ndarray, trial: Trial, inside: bool = 
     if not np.isfinite(array).all():
         return "is not finite"
     at = np.unravel_index(int(np.abs(array - expected).argmax()), expected.shape)
-    where = f"[{', '.join(map(str, at))}]{trial.problem.place(name, at)}"
+    where = f"[{', '.join(map(str, at))}]{trial.problem.locate(name, at)}"
     text = f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
     ratio = _ratio(name, array, trial)
     if abs(ratio - 1) > 1e-3:
@@ -126,9 +126,9 @@ def _rounded(name: str, array: np.ndarray, trial: Trial) -> str:
             return ""  # what may be rounded itself agrees with any rounding of what it is made of
         for words, names in ROUNDED.items():
             rounded = {key: round_to(trial.arrays[key], half).astype(np.float64) for key in names}
-            if _agrees(name, array, replace(trial, arrays=trial.arrays | rounded).by(), trial):
+            if _agrees(name, array, replace(trial, arrays=trial.arrays | rounded).answer(), trial):
                 return f"{words} rounded to {half}"
-        weight = trial.by(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
+        weight = trial.answer(weight=lambda W, half=half: round_to(W, half).astype(np.float64))
         if _agrees(name, array, weight, trial):
             return f"the weight is rounded to {half}"
         for words, y in _between(name, half, trial):
@@ -136,7 +136,7 @@ def _rounded(name: str, array: np.ndarray, trial: Trial) -> str:
                 return f"{words} rounded to {half}"
         s = trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
         short = float(round_to(np.array([s]), half)[0])
-        if short != s and _agrees(name, array, trial.by(scaling=lambda alpha, r, short=short: short), trial):
+        if short != s and _agrees(name, array, trial.answer(scaling=lambda alpha, r, short=short: short), trial):
             return f"the scaling is rounded to {half}"
     return ""
 
@@ -146,7 +146,7 @@ def _between(name: str, half: str, trial: Trial) -> Iterator[tuple[str, np.ndarr
     a = trial.arrays
     if name != "y" or np.ndim(a["x"]) != 2 or a["lora_A"].ndim != 2 or "mask" in a or "magnitude" in a:
         return
-    base, s = trial.by(update=0.0)["y"], trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+    base, s = trial.answer(update=0.0)["y"], trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
     x, A, B = (a[key].astype(np.float64) for key in ("x", "lora_A", "lora_B"))
     h, up = x @ A.T, (trial.right["y"] - base) / s
     yield "x A^T is", base + s * round_to(h, half).astype(np.float64) @ B.T
@@ -180,7 +180,7 @@ def _tail(name: str, array: np.ndarray, trial: Trial) -> str:
             continue
         tail = (slice(None),) * axis + (slice(first, None),)
         state = "wrong" if array[tail].any() else "zero"
-        if name == "y" and _near(array[tail], trial.by(update=0.0)["y"][tail], trial.sizes["y"][tail], trial):
+        if name == "y" and _near(array[tail], trial.answer(update=0.0)["y"][tail], trial.sizes["y"][tail], trial):
             state = "without the update"
         return f"it is right up to {word} {first - 1}, and {state} from {word} {first} on"
     return ""
@@ -189,7 +189,10 @@ def _tail(name: str, array: np.ndarray, trial: Trial) -> str:
 def _order(name: str, array: np.ndarray, trial: Trial) -> str:
     """See the right rows or columns in another order: of the answer, or of the update that it adds."""
     right, sizes = trial.right[name], trial.sizes[name]
-    without = {"y": lambda: trial.by(update=0.0)["y"], "merged": lambda: trial.by(merged=lambda W, BA, s: W)["merged"]}
+    without = {
+        "y": lambda: trial.answer(update=0.0)["y"],
+        "merged": lambda: trial.answer(merged=lambda W, BA, s: W)["merged"],
+    }
     bases = [(np.zeros_like(right), "its")] + ([(without[name](), "its update's")] if name in without else [])
     for base, whose in bases:
         for axis, word in enumerate(_axes(name, trial)):
@@ -215,7 +218,7 @@ def _ranks(name: str, array: np.ndarray, trial: Trial) -> str:
     ranks = np.arange(r)
     orders = [ranks[::-1], *(np.roll(ranks, by) for by in (1, -1, r // 2, -(r // 2))), np.r_[ranks[::2], ranks[1::2]]]
     for order in orders if name in ("y", "x", "merged") and r > 1 and _is_one_layer(trial) else ():
-        if _agrees(name, array, trial.by(hidden=lambda B, order=order: B[:, order]), trial):
+        if _agrees(name, array, trial.answer(hidden=lambda B, order=order: B[:, order]), trial):
             return f"the ranks of lora_B stand in another order than those of lora_A: {_places(order)}"
     return ""
 
@@ -229,20 +232,20 @@ def _part(name: str, array: np.ndarray, trial: Trial) -> str:
     """See a sum that lacks a part of its terms, as where a shard is not added or a block's tail is left out."""
     if name in ("y", "merged") and _is_one_layer(trial):
         for counted, words in _parts(trial.problem.rank, "ranks"):
-            if _agrees(name, array, trial.by(hidden=lambda B, counted=counted: B * counted), trial):
+            if _agrees(name, array, trial.answer(hidden=lambda B, counted=counted: B * counted), trial):
                 return f"it sums {words}"
     if name == "y":
         for counted, words in _parts(trial.arrays["lora_A"].shape[1] if array.ndim == 2 else 0, "inputs"):
             base = {"base": lambda x, W, counted=counted: (x * counted) @ W.T}
             update = {"down": lambda A, counted=counted: A * counted}
             for what, parts in (("", base | update), (" in x W^T", base), (" in the update", update)):
-                if _agrees(name, array, trial.by(**parts), trial):
+                if _agrees(name, array, trial.answer(**parts), trial):
                     return f"it sums {words}{what}"
     elif name in ("lora_A", "lora_B", "magnitude"):
         dy = trial.arrays["dy"]
         for counted, words in _parts(len(dy), "rows"):
             masked = dy * counted.reshape(-1, *(1 for _ in dy.shape[1:]))
-            if _agrees(name, array, replace(trial, arrays=trial.arrays | {"dy": masked}).by(), trial):
+            if _agrees(name, array, replace(trial, arrays=trial.arrays | {"dy": masked}).answer(), trial):
                 return f"it sums {words}"
     return ""
 

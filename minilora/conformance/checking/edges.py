@@ -81,8 +81,8 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     wrong = {key: a for key, a in reply.items() if not zero.agrees(key, a)}
 
     def explains(bug: Bug) -> bool:
-        parts = bug.by(zero.problem)
-        predicted, sizes = zero.by(**parts), zero.sizes_by(**parts)
+        parts = bug.of(zero.problem)
+        predicted, sizes = zero.answer(**parts), zero.size(**parts)
         return all(zero.distance(key, a, predicted[key], sizes) <= TOLERANCE for key, a in wrong.items())
 
     bug = the_named(filter(explains, bugs_of(watch.kind, ("alpha of 0",))))

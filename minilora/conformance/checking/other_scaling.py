@@ -39,7 +39,7 @@ def _factor(trial: Trial, key: str, array: np.ndarray, without: np.ndarray, upda
         value = float(((array - without) * update).sum() / squares)
     if not np.isfinite(value):
         return None
-    sizes = trial.sizes_by(scaling=lambda alpha, r: value)
+    sizes = trial.size(scaling=lambda alpha, r: value)
     if trial.distance(key, array, without + value * update, sizes) > TOLERANCE:
         return None
     top = max(float(sizes[key].max()), TINY)  # taken out, or the square of a huge one would overflow
@@ -53,9 +53,9 @@ class _Measured(Bug):
 
     factors: Mapping[Problem, Factor] = field(default_factory=dict)
 
-    def by(self, problem: Problem | None = None) -> Mapping[str, Any]:
+    def of(self, case: Problem) -> Mapping[str, Any]:
         """Return the scaling of a problem."""
-        factor = self.factors.get(problem) if problem else None
+        factor = self.factors.get(case)
         return {"scaling": lambda alpha, r: factor.value} if factor else {}
 
     def largest(self, problem: Problem) -> Mapping[str, Any]:
@@ -71,10 +71,10 @@ def factors_of(trials: Sequence[Trial], replies: Sequence[Arrays]) -> dict[Probl
         if "y" not in reply or "magnitude" in trial.arrays:
             continue
         if trial.problem.start:  # the update is zero there: lora_B's gradient has the factor
-            key, without, update = "lora_B", np.zeros(()), trial.by(scaling=SCALINGS["1"])["lora_B"]
+            key, without, update = "lora_B", np.zeros(()), trial.answer(scaling=SCALINGS["1"])["lora_B"]
         else:
-            key, without = "y", trial.by(update=0.0)["y"]
-            update = trial.by(scaling=SCALINGS["1"], s_in_base=_nothing, s_in_bias=_nothing)["y"]
+            key, without = "y", trial.answer(update=0.0)["y"]
+            update = trial.answer(scaling=SCALINGS["1"], s_in_base=_nothing, s_in_bias=_nothing)["y"]
         factor = _factor(trial, key, reply[key], without, update) if key in reply else None
         if factor is None and key == "y":
             return {}

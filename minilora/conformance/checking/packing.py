@@ -51,7 +51,7 @@ def _codes(watch: Watch) -> str:
         return "ok"
 
     def explains(bug: Bug) -> bool:
-        predicted = [bug.by()["pack"](weight) for weight in weights()]
+        predicted = [bug.of(None)["pack"](weight) for weight in weights()]
         pairs = zip(packs, predicted, strict=True)
         return all(np.array_equal(a[0], b[0]) and np.allclose(a[1], b[1], equal_nan=True) for a, b in pairs)
 
@@ -81,7 +81,7 @@ def decoded(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 
 def _decoded(watch: Watch) -> str:
-    problems = [problem.only(watch.takes("unpack")) for problem in FOUR_BIT_PROBLEMS]
+    problems = [problem.restrict(watch.takes("unpack")) for problem in FOUR_BIT_PROBLEMS]
     decoded_weights = []
     for problem in problems:
         codes_and_scales = {"packed": problem.full["packed"], "absmax": problem.full["absmax"]}
@@ -95,7 +95,7 @@ def _decoded(watch: Watch) -> str:
         return "ok"
 
     def explains(bug: Bug) -> bool:
-        parts = [bug.by(problem) for problem in problems]
+        parts = [bug.of(problem) for problem in problems]
         predicted = [part["weight"](0) if "weight" in part else problem.weight()
                      for part, problem in zip(parts, problems, strict=True)]  # fmt: skip
         return any("weight" in part for part in parts) and all(map(_same, decoded_weights, predicted))

@@ -45,7 +45,7 @@ def known(flag: str, parts: Mapping[str, Any], *, says: str | None = None, sourc
     Its source is that of the table, or `source` where other code made it when it read files.
     """
     bug = table.known(flag)
-    return Misreading(flag, says or bug.name, parts, bug.source if source is None else source)
+    return Misreading(flag, says or bug.says, parts, bug.source if source is None else source)
 
 
 def _alpha(config: Config, path: str) -> float:

@@ -6,7 +6,7 @@ and none where the bug makes no difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from ...layers.nf4 import NF4
+from ..naming import Parts
 from .images import Images
 from .lowprecision import BLOCK, FourBits, in_half
 from .problem import Problem
 from .several import Fused, Sums
 
-Parts = Mapping[str, Any]
 WITHOUT_MASK: Parts = {name: lambda x, mask: x for name in ("dropped", "dropped_in_dA", "dropped_in_dx")}
 
 

@@ -17,7 +17,7 @@ Where several bugs give the same numbers, `the_named` says which is named. It do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -25,44 +25,25 @@ from typing import Any
 import numpy as np
 
 from ...layers.nf4 import NF4
+from ..naming import Parts, Wrong
 from . import bugparts as parts
-from .bugparts import Parts
-from .formulas import QUANTITIES, RIGHT, SCALINGS, rest, rooted
+from .formulas import RIGHT, SCALINGS, rest, rooted
 from .kinds import SETS
 from .lowprecision import in_half
 from .problem import Problem
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself alone: what it predicts can be kept
-class Bug:
-    """A known bug. ``str(bug)`` is its name, and where it was made."""
+class Bug(Wrong):
+    """A known bug of functions on arrays."""
 
-    flag: str  # its identifier, which stays: a sentence may be rephrased, a flag may not
-    name: str  # the diagnosis, as the report prints it
-    parts: Parts | Callable[[Any], Parts]  # the parts that it replaces; or a function of the problem that returns them
-    source: str = ""  # where it was made in public, as "owner/repository #issue" or "package version"
     breaks: str = "forward"  # the claim that it breaks, by the name that the report prints
     kinds: tuple[str, ...] = tuple(SETS)  # of problems, or "adam"; the tests plant it in the first
-    shows: tuple[str, ...] = tuple(QUANTITIES)  # the answers in which it may show
     rounds: bool = False  # whether it rounds to bfloat16 on the way, where a number near a tie may go either way
-
-    def by(self, problem: Problem | None = None) -> Parts:
-        """Return the parts that it replaces for a problem of one of its kinds; none where it makes no difference."""
-        return self.parts(problem) if callable(self.parts) else self.parts
 
     def largest(self, problem: Problem) -> Parts:
         """Return its parts at their largest: what the rounding of its answers is measured in."""
-        return self.by(problem)
-
-    @property
-    def count(self) -> int:
-        """How many parts it replaces, on whichever problem of its first kind it replaces most."""
-        if not callable(self.parts):
-            return len(self.parts)
-        return max(len(self.parts(problem)) for problem in SETS[self.kinds[0]].problems)
-
-    def __str__(self) -> str:
-        return f"{self.name} (made in {self.source})" if self.source else self.name
+        return self.of(problem)
 
 
 EVERY = tuple(SETS)
@@ -85,7 +66,15 @@ OF_NUMBERS = ("forward", "scaling", "slope", "merge", *SUMS)
 
 def group(breaks: str, rows: Iterable[tuple[Any, ...]], **more: Any) -> list[Bug]:
     """Return the bugs of some rows, all of one claim and of the same kinds."""
-    return [replace(Bug(*row), breaks=breaks, **more) for row in rows]
+    slot = "scaling" if breaks == "scaling" else ""  # a wrong scaling may come beside another bug
+    bugs = [replace(Bug(*row), breaks=breaks, slot=slot, **more) for row in rows]
+    return [replace(bug, count=_count(bug)) for bug in bugs]
+
+
+def _count(bug: Bug) -> int:
+    """Return how many parts a bug replaces, on whichever problem of its first kind it replaces most."""
+    problems = SETS[bug.kinds[0]].problems if callable(bug.parts) else [None]
+    return max(len(bug.of(problem)) for problem in problems)
 
 
 # fmt: off

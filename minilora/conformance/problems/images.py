@@ -38,12 +38,12 @@ class Ids(Problem):
         """The table (V, dim)."""
         return {"weight": self.randn("weight", self.in_features, self.out_features)}
 
-    def rows(self, arrays: Arrays) -> Arrays:
+    def flatten(self, arrays: Arrays) -> Arrays:
         """Return one-hot rows, and the table transposed."""
         one_hot = np.eye(self.in_features)[arrays["x"]]
         return {**arrays, "x": one_hot, "weight": arrays["weight"].T}
 
-    def shaped(self, answers: Arrays) -> Arrays:
+    def unflatten(self, answers: Arrays) -> Arrays:
         """Return the merged table as it lies. Ids have no derivative, so there is no dx."""
         return {**{k: a for k, a in answers.items() if k != "x"}, "merged": answers["merged"].T}
 
@@ -95,7 +95,7 @@ class Images(Problem):
         """How the kernel moves: a function is handed those of these that it names."""
         return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
 
-    def only(self, names: frozenset[str]) -> Images:
+    def restrict(self, names: frozenset[str]) -> Images:
         """Return the same problem with 1, 0 and 1 for the options that are not among the names."""
         ones, zeros = (1,) * len(self.kernel), (0,) * len(self.kernel)
         plain: dict[str, Any] = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
@@ -114,7 +114,7 @@ class Images(Problem):
         ]
         return np.array(table).swapaxes(1, 2).reshape(len(table), -1)  # (P, K, C) -> (P, C K)
 
-    def rows(self, arrays: Arrays) -> Arrays:
+    def flatten(self, arrays: Arrays) -> Arrays:
         """Return patches, and all that has a kernel as matrices."""
         n, out = self.n, self.out_features
         flat = np.concatenate([arrays["x"].reshape(n, -1), np.zeros((n, 1))], axis=1)
@@ -127,7 +127,7 @@ class Images(Problem):
             "lora_B": _blocks(arrays["lora_B"].reshape(out, -1), self.groups),
         }
 
-    def shaped(self, answers: Arrays) -> Arrays:
+    def unflatten(self, answers: Arrays) -> Arrays:
         """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
         n, ones = self.n, (1 for _ in self.kernel)
         dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1), answers["x"].dtype)

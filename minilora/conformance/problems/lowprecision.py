@@ -74,7 +74,7 @@ class Mixed(Problem):
     def _integers(self, name: str, count: int) -> np.ndarray:  # -> (count, in - n)
         return np.asarray(np.rint(self.randn(name, count, self.in_features - self.n)).clip(-2, 2))
 
-    def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
+    def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
         """Return the sizes with what bfloat16 rounds, as it is in units of float32.
 
         The base's output is rounded up to twice, before and after the bias, each time by no more than the unit of
@@ -138,7 +138,7 @@ class FourBits(Problem):
         full = self.full if self.double else {}
         return {"nested_absmax": full["nested_absmax"], "mean": float(full["mean"][0])} if full else {}
 
-    def only(self, names: frozenset[str]) -> FourBits:
+    def restrict(self, names: frozenset[str]) -> FourBits:
         """Return the same problem with scales of 32 bits, unless both options are among the names."""
         return replace(self, double=self.double and names >= {"nested_absmax", "mean"})
 
@@ -159,7 +159,7 @@ class FourBits(Problem):
         products = book.astype(np.float32)[codes[:count]] * scales
         return np.asarray(products.astype(np.float64).reshape(self.out_features, self.in_features))
 
-    def rows(self, arrays: Arrays) -> Arrays:
+    def flatten(self, arrays: Arrays) -> Arrays:
         """Return the arrays with the weight that the codes stand for in their place."""
         coded = ("packed", "absmax", "nested_absmax", "mean")
         return {name: a for name, a in arrays.items() if name not in coded} | {"weight": self.weight()}

@@ -87,32 +87,32 @@ class Problem:
         """What a layer of this kind is built with, beside its arrays: nothing."""
         return {}
 
-    def only(self, names: frozenset[str]) -> Problem:
+    def restrict(self, names: frozenset[str]) -> Problem:
         """Return the same problem with the usual values for the options that are not among the names."""
         return self
 
-    def rows(self, arrays: Arrays) -> Arrays:
+    def flatten(self, arrays: Arrays) -> Arrays:
         """Return the arrays of a layer as those of a linear layer on rows, which they are."""
         return arrays
 
-    def shaped(self, answers: Arrays) -> Arrays:
+    def unflatten(self, answers: Arrays) -> Arrays:
         """Return what the linear layer on rows gives as this layer's."""
         return answers
 
-    def answered(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
+    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return what formulas give for this layer's rows, as plain arrays."""
         answers = formulas.answers(rows, self.alpha, lengths)
-        return self.shaped({name: np.asarray(a) for name, a in answers.items()})
+        return self.unflatten({name: np.asarray(a) for name, a in answers.items()})
 
-    def handed(self, layer: dict[str, Any]) -> dict[str, Any]:
+    def hand_over(self, layer: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments that stand for the layer, in order."""
         return layer
 
-    def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
+    def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
         """Return the sizes, in which the rounding of each answer is measured, with what this kind has besides."""
         return sizes
 
-    def place(self, name: str, at: tuple[Any, ...]) -> str:
+    def locate(self, name: str, at: tuple[Any, ...]) -> str:
         """Say more of the place of an answer's entry than its numbers, where there is more to say."""
         return ""
 

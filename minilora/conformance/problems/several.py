@@ -120,7 +120,7 @@ class Fused(Problem):
                 own[...] = part
         return whole
 
-    def place(self, name: str, at: tuple[Any, ...]) -> str:
+    def locate(self, name: str, at: tuple[Any, ...]) -> str:
         """Say in which slot an entry of an answer is; of dx, which all slots add to, nothing."""
         if name == "x":
             return ""
@@ -135,7 +135,7 @@ class Fused(Problem):
         parts = enumerate(self.split(name, array))
         return {f"{as_name}.{i}": part for i, part in parts if part is not None}
 
-    def handed(self, layer: dict[str, Any]) -> dict[str, Any]:
+    def hand_over(self, layer: dict[str, Any]) -> dict[str, Any]:
         """Return the factors and alpha as lists, None where a slot has no adapter, and the slots' widths last."""
         lists = {name: self.split(name, layer[name]) for name in self.listed}
         alphas = [alpha if rank else None for alpha, rank in zip(self.alphas, self.ranks, strict=True)]
@@ -146,7 +146,7 @@ class Fused(Problem):
         """The slots' widths."""
         return {"widths": self.widths}
 
-    def only(self, names: frozenset[str]) -> Fused:
+    def restrict(self, names: frozenset[str]) -> Fused:
         """Return the same problem with the slots that are declared: of one rank and alpha, of one width, 2 or 3."""
         widths, ranks, one_rank = self.widths, self.ranks, "one_rank" in names
         count = next((n for n in (2, 3) if f"slots {n}" in names), len(widths))
@@ -158,7 +158,7 @@ class Fused(Problem):
         first = next(filter(None, ranks))
         return replace(self, out_features=sum(widths), widths=widths, ranks=ranks, rank=first, one_rank=one_rank)
 
-    def answered(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
+    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return the sum of what formulas give for each slot."""
         total: Arrays = {"lora_A": np.zeros_like(rows["lora_A"]), "lora_B": np.zeros_like(rows["lora_B"])}
         for count, i in enumerate(self.adapted):
@@ -215,7 +215,7 @@ class Stacks(Problem):
         B = self.randn("lora_B", self.out_features, self.rank * self.experts)
         return {"lora_A": A, "lora_B": 0 * B if self.start else B}
 
-    def answered(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
+    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return what formulas give for each expert's rows, put together."""
         E, own, ids = self.experts, formulas.experts, self.expert_ids
         A, B = rows["lora_A"], rows["lora_B"]
@@ -248,7 +248,7 @@ class Stacks(Problem):
             rows=lambda n: formulas.rows(self.n) * own.rows_of_one(count),
         )
 
-    def place(self, name: str, at: tuple[Any, ...]) -> str:
+    def locate(self, name: str, at: tuple[Any, ...]) -> str:
         """Say of which expert an entry of an answer is."""
         if name in ("y", "x"):
             ids = self.expert_ids.reshape(-1)
@@ -301,7 +301,7 @@ class Sums(Problem):
         ends = np.cumsum([0, *self.ranks])
         return [(arrays["lora_A"][i:j], arrays["lora_B"][:, i:j]) for i, j in pairwise(ends)]
 
-    def handed(self, layer: dict[str, Any]) -> dict[str, Any]:
+    def hand_over(self, layer: dict[str, Any]) -> dict[str, Any]:
         """Return factors, alphas, rsLoRA's flags and weights as lists."""
         As, Bs = map(list, zip(*self.split(layer), strict=True))
         own = {"alpha": self.alphas, "use_rslora": list(self.stabilised), "weights": list(self.weights)}
@@ -312,7 +312,7 @@ class Sums(Problem):
         triples = zip(self.alphas, self.ranks, self.stabilised, strict=True)
         return [alpha / r**0.5 if root else formulas.scaling(alpha, r) for alpha, r, root in triples]
 
-    def answered(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
+    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return the changes of weight that formulas give, one for each way to put adapters together."""
         own, pairs, count = formulas.sums, self.split(rows), len(self.ranks)
         scalings = [own.sum_scaling(self, i, s) for i, s in enumerate(self.scalings(formulas))]
@@ -333,13 +333,13 @@ class Sums(Problem):
         """Return the rank of the new adapter."""
         return {"cat": sum(self.ranks), "linear": self.ranks[0], "svd": self.rank}[name]
 
-    def sized(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
+    def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
         """Return the sizes, that of "svd" by what becomes of an error in the sum.
 
         An error E of a matrix D moves its nearest of rank r by |E| (1 + 2 S_1 / (S_r - S_{r+1})) at most, up to terms
         of E^2, and by |E| where D is of rank r itself. Entries of E are errors of sums: of the size of "cat".
         """
-        S = np.linalg.svd(self.answered(formulas.with_parts(sum_values=lambda S, r: S), rows)["svd"], compute_uv=False)
+        S = np.linalg.svd(self.answer(formulas.with_parts(sum_values=lambda S, r: S), rows)["svd"], compute_uv=False)
         above, below = S[self.rank - 1], S[self.rank] if self.rank < len(S) else 0.0
         times = 1 + 2 * S[0] / (above - below) if below > KEPT * S[0] and above > below else 1.0
         return {**sizes, "svd": np.full_like(sizes["cat"], times * np.linalg.norm(sizes["cat"]))}

@@ -68,15 +68,15 @@ class Trial:
             full["mask"] = problem.mask
         arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
-        right, growth = problem.answered(formulas, rows), _growth(problem, rows)
+        right, growth = problem.answer(formulas, rows), _growth(problem, rows)
         return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
-    def by(self, **parts: Any) -> Arrays:
+    def answer(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
         formulas = self.formulas.with_parts(**parts)
-        return self.problem.answered(formulas, _rows(self.problem, self.arrays))
+        return self.problem.answer(formulas, _rows(self.problem, self.arrays))
 
-    def sizes_by(self, **parts: Any) -> Arrays:
+    def size(self, **parts: Any) -> Arrays:
         """Return the sizes with some parts of the formulas replaced, and nowhere less than those of the right answers.
 
         A bug's answers may be much larger than the right ones, and their rounding with them.
@@ -122,15 +122,15 @@ def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -
         BA = rows["lora_B"] @ rows["lora_A"]
         lengths = formulas.dora.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
     absolute = {name: np.abs(a) for name, a in rows.items()}
-    sizes = problem.answered(_absolute(formulas), absolute, lengths)
+    sizes = problem.answer(_absolute(formulas), absolute, lengths)
     sizes = {name: size * growth[name] for name, size in sizes.items()}
-    return problem.sized(sizes, formulas, rows)
+    return problem.widen(sizes, formulas, rows)
 
 
 def _growth(problem: Problem, rows: Arrays) -> Arrays:
     """Return sqrt(K) / 16, and at least 1, for the K terms of each answer."""
     ones = {name: (a != 0).astype(np.float64) for name, a in rows.items()}
-    terms = problem.answered(COUNTED, ones)
+    terms = problem.answer(COUNTED, ones)
     return {name: np.maximum(1.0, np.sqrt(count) / TOLERANCE) for name, count in terms.items()}
 
 
@@ -168,4 +168,4 @@ def _absolute_part(part: Any) -> Any:
 def _rows(problem: Problem, arrays: Arrays) -> Arrays:
     """Return a problem's arrays on rows, in float64."""
     exact = {name: a if a.dtype.kind in "iu" else a.astype(np.float64) for name, a in arrays.items()}
-    return problem.rows(exact)
+    return problem.flatten(exact)

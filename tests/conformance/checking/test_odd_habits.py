@@ -73,10 +73,10 @@ SCALING = [bug for bug in BUGS if bug.breaks == "scaling" and bug.kinds[0] == "l
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("bug", SCALING, ids=lambda bug: bug.name)
+@pytest.mark.parametrize("bug", SCALING, ids=lambda bug: bug.says)
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "bfloat16"])
 def test_every_wrong_scaling_is_named_in_lower_precision(bug, dtype):
-    assert check(from_formulas("linear", bug.parts), dtype=dtype).diagnoses[0].startswith(bug.name)
+    assert check(from_formulas("linear", bug.parts), dtype=dtype).diagnoses[0].startswith(bug.says)
 
 
 @pytest.mark.parametrize(("dtype", "other"), [("float64", 0.9), ("bfloat16", 1.33)])
@@ -93,7 +93,7 @@ def test_a_factor_of_some_entries_is_not_told_of_all(dtype, other):
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "status"), [(OURS["rslora"], 0), (None, 1)], ids=["right", "wrong"])
 def test_a_further_kind_that_is_wrong_fails_the_command(monkeypatch, capsys, kind, status):
-    wrong = from_formulas("rslora", next(bug.parts for bug in BUGS if bug.name.startswith("rsLoRA")))
+    wrong = from_formulas("rslora", next(bug.parts for bug in BUGS if bug.says.startswith("rsLoRA")))
     report = check(with_kinds(rslora=kind or wrong), name="mine")
     monkeypatch.setattr(apart, "check_apart", lambda *given, **more: report)
     assert command.main(["mine"]) == status

@@ -27,7 +27,7 @@ def test_problems_have_codes_that_stand_for_their_weight():
         found = unpack(full["packed"], full["absmax"], shape, **options)
         np.testing.assert_array_equal(found, problem.weight().astype("float32"))
         assert bool(options) == problem.double
-        assert problem.only(frozenset()).options == {}
+        assert problem.restrict(frozenset()).options == {}
     assert {problem.double for problem in FOUR_BITS} == {problem.bias for problem in FOUR_BITS} == {True, False}
     assert any(problem.in_features * problem.out_features % 2 for problem in FOUR_BITS)
     assert max(problem.blocks for problem in FOUR_BITS) > 256
@@ -83,7 +83,7 @@ def test_a_bug_of_unpack_alone_is_named(bug):
 
     def wrong(packed, absmax, shape, nested_absmax=None, mean=0.0):
         problem = next(p for p in FOUR_BITS if np.array_equal(p.full["packed"], packed))
-        parts = bug.by(problem)
+        parts = bug.of(problem)
         return (parts["weight"](None) if parts else problem.weight()).astype("float32")
 
     report = report_of(unpack=wrong)

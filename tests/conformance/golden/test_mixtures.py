@@ -73,17 +73,17 @@ def test_an_expert_slowest_lora_b_is_a_wrong_answer_of_its_own():
 
 def test_rows_of_the_suite_have_its_flag_its_sentence_and_its_formula():
     rows = {row.flag: row for row in MIXTURE_MISREADINGS}
-    of_files = [bug for bug in table.BUGS if bug.kinds == ("experts",) and set(bug.by()) <= READ]
+    of_files = [bug for bug in table.BUGS if bug.kinds == ("experts",) and set(bug.of(None)) <= READ]
     assert len(of_files) == 11
     for bug in of_files:
         row = rows[bug.flag]
-        assert (row.name, row.source, row.parts) == (bug.name, bug.source, bug.parts)
+        assert (row.name, row.source, row.parts) == (bug.says, bug.source, bug.parts)
 
 
 def test_a_flag_and_a_sentence_stand_once():
     flags, names = ([getattr(row, part) for row in MIXTURE_MISREADINGS] for part in ("flag", "name"))
     assert len(set(flags)) == len(set(names)) == len(MIXTURE_MISREADINGS) >= 24
-    others = {row.name: row.flag for row in (*table.BUGS, *MISREADINGS)}
+    others = {bug.says: bug.flag for bug in table.BUGS} | {row.name: row.flag for row in MISREADINGS}
     assert all(others.get(row.name, row.flag) == row.flag for row in MIXTURE_MISREADINGS)
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
 
@@ -233,4 +233,4 @@ def test_a_foreign_readers_mistake_is_named_by_the_suite(bug):
     report = check(SimpleNamespace(forward=linear, kinds={"experts": of_experts}))
     diagnoses = report.kinds["experts"].diagnoses
     assert report.passed == (bug is None)
-    assert [text.startswith(table.known(BUGS[bug]).name) for text in diagnoses] == ([True] if bug else [])
+    assert [text.startswith(table.known(BUGS[bug]).says) for text in diagnoses] == ([True] if bug else [])

@@ -24,7 +24,7 @@ def test_a_known_bug_is_named(bug):
     report = report_of(*planted(bug))
     assert not report.passed
     (text,) = report.diagnoses
-    assert text.startswith(bug.name)
+    assert text.startswith(bug.says)
     assert bug.source in text
     assert report.claims[bug.breaks] != "ok"
 
@@ -35,7 +35,7 @@ OF_LAYERS = [bug for bug in BUGS if bug.breaks in OF_NUMBERS]
 @pytest.mark.parametrize("bug", OF_LAYERS[::36], ids=lambda bug: bug.flag)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_a_known_bug_is_named_in_lower_precision_too(bug, dtype):
-    assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.name)
+    assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.says)
 
 
 @pytest.mark.parametrize("kind", SETS)
@@ -63,7 +63,7 @@ def test_a_flag_names_one_row_of_either_table():
 
 
 def test_a_sentence_stands_once():
-    sentences = {bug.name: bug.flag for bug in BUGS}
+    sentences = {bug.says: bug.flag for bug in BUGS}
     assert len(sentences) == len(BUGS)
     assert [row.flag for row in MISREADINGS if sentences.get(row.name, row.flag) != row.flag] == []
 
@@ -75,7 +75,7 @@ def test_the_live_pages_mistakes_have_the_tables_sentences():
     pairs = re.findall(r'label: "(.*)",\n +flag: "(.*)"', LIVE.read_text(encoding="utf-8"))
     assert len(pairs) == 3
     for label, flag in pairs:
-        assert table.known(flag).name.startswith(label)
+        assert table.known(flag).says.startswith(label)
 
 
 def test_a_flag_stays():
@@ -87,7 +87,7 @@ def test_a_bug_is_of_known_kinds_and_claims():
     for bug in BUGS:
         assert set(bug.kinds) <= ({"adam"} if bug.breaks == "adam" else set(SETS))
         assert bug.breaks in contract(bug.kinds[0])
-        assert str(bug) == bug.name + (f" (made in {bug.source})" if bug.source else "")
+        assert str(bug) == bug.says + (f" (made in {bug.source})" if bug.source else "")
 
 
 @pytest.mark.parametrize("bug", one_in(48, BUGS, [bug.flag for bug in BUGS]))
@@ -104,7 +104,7 @@ def test_of_bugs_with_the_same_numbers_the_simplest_is_named(monkeypatch, order)
     monkeypatch.setattr(table, "BUGS", BUGS[::order])
     bug = table.known("the-scaling-multiplies-the-base-too")
     (text,) = report_of("embedding", from_formulas("embedding", bug.parts)).diagnoses
-    assert text.startswith(bug.name)
+    assert text.startswith(bug.says)
     twins = [Bug(f"{letter}-twin", f"twin {letter}", bug.parts, kinds=("embedding",)) for letter in "ba"]
     monkeypatch.setattr(table, "BUGS", [*twins, *BUGS][::order])
     (text,) = report_of("embedding", from_formulas("embedding", bug.parts)).diagnoses
@@ -113,7 +113,7 @@ def test_of_bugs_with_the_same_numbers_the_simplest_is_named(monkeypatch, order)
 
 def test_the_simplest_start_and_adam_are_named(monkeypatch):
     rows = [table.known(flag) for flag in ("adam-corrects-no-bias-of-v", "a-starts-with-the-fan-of-the-rank")]
-    twins = [replace(row, flag="a", name="twin") for row in rows]
+    twins = [replace(row, flag="a", says="twin") for row in rows]
     for found in ([*twins, *BUGS], [*BUGS, *twins]):
         monkeypatch.setattr(table, "BUGS", found)
         for row in rows:

@@ -98,7 +98,7 @@ WRONG = {
 def test_a_wrong_sum_written_by_hand_is_named(flag):
     report, bug = report_of(**WRONG[flag]), known(flag)
     (text,) = report.diagnoses
-    assert text.startswith(bug.name)
+    assert text.startswith(bug.says)
     assert bug.source in text
     assert not report.passed
 
@@ -107,7 +107,7 @@ def test_two_bugs_at_once_are_both_named():
     report = report_of(cat=with_root(cat), svd=with_root(scaled_twice))
     root, twice = report.diagnoses
     assert root == str(known("combine-the-new-adapter-keeps-rsloras-root")), "it is in svd too, beside the other one"
-    assert twice.startswith(known("combine-svd-scales-twice").name)
+    assert twice.startswith(known("combine-svd-scales-twice").says)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -147,7 +147,7 @@ def test_the_problems_have_what_can_go_wrong():
     assert {len(p.ranks) for p in PROBLEMS} == {1, 2, 3}
     assert {(True, True), (False, False), (True, False), (False, True)} <= {p.stabilised for p in PROBLEMS}
     for p in PROBLEMS:
-        S = np.linalg.svd(cat(*p.handed(p.factors).values()), compute_uv=False)
+        S = np.linalg.svd(cat(*p.hand_over(p.factors).values()), compute_uv=False)
         after = S[p.rank] if p.rank < len(S) else 0.0
         assert p.rank <= min(p.in_features, p.out_features, sum(p.ranks))
         assert S[p.rank - 1] - after > S[0] / 25, "the nearest matrix must not depend on rounding"

@@ -86,7 +86,7 @@ def test_a_wrong_reading_is_named_in_the_first_line(flag):
     report = report_of(WRONG[flag])
     assert not report.passed
     bug = next(bug for bug in BUGS if bug.flag == flag)
-    assert report.diagnoses[0].startswith(bug.name)
+    assert report.diagnoses[0].startswith(bug.says)
 
 
 def test_a_gradient_of_septembers_reading_is_named():

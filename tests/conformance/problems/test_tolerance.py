@@ -142,10 +142,10 @@ def test_a_named_bug_wins_over_a_measured_one(units):
         trial = next((t for t in trials if np.array_equal(t.arrays["x"], x)), None)
         if trial is None:  # the suite's call in between
             return LINEAR["forward"](x, weight, bias, A, B, alpha)
-        return noisy({"y": trial.by(**bug.parts)["y"]}, trial, units)["y"]
+        return noisy({"y": trial.answer(**bug.parts)["y"]}, trial, units)["y"]
 
     (text,) = check(SimpleNamespace(forward=forward)).diagnoses
-    assert text.startswith(bug.name)
+    assert text.startswith(bug.says)
 
 
 def shuffled(factor, seed=0):

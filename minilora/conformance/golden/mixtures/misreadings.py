@@ -23,7 +23,7 @@ Change = Callable[[np.ndarray], np.ndarray]
 def of_the_suite(flag: str) -> Misreading:
     """Return a row of the suite's table as it stands: its parts are those of where an expert's factors lie."""
     bug = table.known(flag)
-    return known(flag, bug.by())
+    return known(flag, bug.of(None))
 
 
 def _without(pattern: str) -> Callable[[str], bool]:
