@@ -125,7 +125,7 @@ def _explained(
         predicted, sizes = predict((*before, *bugs), trial)
         for name in shows & reply.keys():
             distance = trial.distance(name, reply[name], predicted[name], sizes)
-            rounds = any(bug.rounds for bug in bugs)
+            rounds = any(bug.ties for bug in bugs)
             if distance > TOLERANCE and not (rounds and _but_for_ties(trial, name, reply[name], predicted[name])):
                 shows.discard(name)
         if not shows:
@@ -151,7 +151,7 @@ def _but_for_ties(trial: Trial, name: str, array: np.ndarray, predicted: np.ndar
 def _predicted(bugs: tuple[Bug, ...], trial: Trial) -> tuple[Arrays, Arrays]:
     """Return the answers that bugs give, and the sizes in which their rounding is measured."""
     parts = {name: part for bug in bugs for name, part in bug.of(trial.problem).items()}
-    largest = {name: part for bug in bugs for name, part in bug.largest(trial.problem).items()}
+    largest = {name: part for bug in bugs for name, part in (bug.largest or bug.of)(trial.problem).items()}
     answers = (
         trial.right | trial.answer(**parts) if parts else trial.right
     )  # what a bug leaves out, it does not explain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -47,21 +47,19 @@ def _factor(trial: Trial, key: str, array: np.ndarray, without: np.ndarray, upda
     return Factor(value if Factor(value, size, trial.unit).is_other(0.0) else 0.0, size, trial.unit)
 
 
-@dataclass(frozen=True, eq=False)
-class _Measured(Bug):
-    """A scaling that no known bug gives, as it was measured on each problem."""
+def _measured(says: str, factors: Mapping[Problem, Factor]) -> Bug:
+    """Return a scaling that no known bug gives, as it was measured on each problem."""
 
-    factors: Mapping[Problem, Factor] = field(default_factory=dict)
-
-    def of(self, case: Problem) -> Mapping[str, Any]:
-        """Return the scaling of a problem."""
-        factor = self.factors.get(case)
+    def at(problem: Problem) -> Mapping[str, Any]:
+        factor = factors.get(problem)
         return {"scaling": lambda alpha, r: factor.value} if factor else {}
 
-    def largest(self, problem: Problem) -> Mapping[str, Any]:
+    def largest(problem: Problem) -> Mapping[str, Any]:
         """Return the scaling with its own rounding, which the answers that it explains have beside theirs."""
-        factor = self.factors.get(problem)
+        factor = factors.get(problem)
         return {"scaling": lambda alpha, r: abs(factor.value) + factor.size} if factor else {}
+
+    return Bug("another-scaling", says, at, breaks="scaling", largest=largest)
 
 
 def factors_of(trials: Sequence[Trial], replies: Sequence[Arrays]) -> dict[Problem, Factor]:
@@ -97,7 +95,7 @@ def other_scaling(trials: Sequence[Trial], factors: Mapping[Problem, Factor]) ->
     cases = [_case(p, factors[p].value, expected[p]) for p in other[:3]]
     where, how = in_common(other, list(factors)).rstrip(","), _relation(expected, factors)
     name = f"the update has another scaling{where}: {'; '.join(cases)}{how}"
-    return [_Measured("another-scaling", name, {"scaling": None}, breaks="scaling", factors=factors)]
+    return [_measured(name, factors)]
 
 
 def _case(problem: Problem, value: float, expected: float) -> str:

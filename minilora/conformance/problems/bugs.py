@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from ...layers.nf4 import NF4
-from ..naming import Parts, Wrong
+from ..naming import Wrong
 from . import bugparts as parts
 from .formulas import RIGHT, SCALINGS, rest, rooted
 from .kinds import SETS
 from .lowprecision import in_half
-from .problem import Problem
+from .tolerance import TOLERANCE, UNIT
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself alone: what it predicts can be kept
@@ -39,11 +39,6 @@ class Bug(Wrong):
 
     breaks: str = "forward"  # the claim that it breaks, by the name that the report prints
     kinds: tuple[str, ...] = tuple(SETS)  # of problems, or "adam"; the tests plant it in the first
-    rounds: bool = False  # whether it rounds to bfloat16 on the way, where a number near a tie may go either way
-
-    def largest(self, problem: Problem) -> Parts:
-        """Return its parts at their largest: what the rounding of its answers is measured in."""
-        return self.of(problem)
 
 
 EVERY = tuple(SETS)
@@ -60,6 +55,8 @@ ONE_ADAPTER = tuple(kind for kind in EVERY if kind != "fused")  # where all rank
 ADAM = ("adam",)
 COMBINE = ("combine",)
 SUMS = ("cat", "linear", "svd")
+IN_HALF = 2 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])
+"""How far a tie that bfloat16 rounds the other way moves an answer, in units of what is allowed of float32."""
 OF_NUMBERS = ("forward", "scaling", "slope", "merge", *SUMS)
 """The claims that compare numbers with those of `Formulas`."""
 
@@ -481,7 +478,7 @@ BUGS: Sequence[Bug] = (
         ("mixed-lora-b-is-rounded", "lora_B is rounded to bfloat16, the base's precision, and should stay in float32",
          {"hidden": in_half}),
     )),
-    *group("forward", kinds=MIXED, rounds=True, rows=(
+    *group("forward", kinds=MIXED, ties=IN_HALF, rows=(
         ("mixed-the-adapter-computes-in-bfloat16",
          "the adapter computes in bfloat16, as under autocast: its factors and each of its products are rounded",
          parts.autocast(), "AgileRL/AgileRL #623"),
@@ -489,7 +486,7 @@ BUGS: Sequence[Bug] = (
          "the update is rounded to bfloat16 before it is added: the sum is taken in the base's precision",
          {"updated": lambda update, *_: in_half(update)}),
     )),
-    *group("slope", kinds=MIXED, rounds=True, rows=(
+    *group("slope", kinds=MIXED, ties=IN_HALF, rows=(
         ("mixed-the-gradients-are-rounded",
          "the gradients of lora_A and lora_B are rounded to bfloat16, and should be float32 as these are",
          {"trained": lambda dA, dB, *_: (in_half(dA), in_half(dB))}),
