@@ -83,8 +83,13 @@ def row(kind, report, declared):
         "declared": declared,
         "offers": offered,
         "digits": round(-math.log10(worst), 1) if 0 < worst < math.inf else None,
-        "deviations": [re.sub(WHERE, "", text) for text in report["diagnoses"]],
+        "deviations": [re.sub(WHERE, "", said(diagnosis)) for diagnosis in report["diagnoses"]],
     }
+
+
+def said(diagnosis):
+    """What is wrong, and where that was made before."""
+    return diagnosis["says"] + (f" (made in {diagnosis['source']})" if diagnosis["source"] else "")
 
 
 def main(pythons):

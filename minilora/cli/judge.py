@@ -1,7 +1,7 @@
 """The judge's commands: ``minilora audit``, ``diagnose``, ``conformance``, ``vectors`` and ``golden``.
 
-Each prints what it found and writes it to the file of ``--json``. It ends with 0, with 1 where something is wrong, and
-with 2 where nothing could be judged.
+Each makes a report, which `run` prints and writes to the file of ``--json``. It ends with 0, with 1 where something is
+wrong, and with 2 where nothing could be judged.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .console import check_output, discard, files, path, print_error, printable
+
+if TYPE_CHECKING:
+    from ..conformance.report import Report
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TIMEOUT = 20.0
@@ -129,9 +132,6 @@ def add_conformance(commands: Any) -> None:
     )
     parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in (default: the implementation's)")
     parser.add_argument(
-        "--xfails", type=path, metavar="FILE", help="known failures, one a line: an id and a reason; strict both ways"
-    )
-    parser.add_argument(
         "--require", metavar="CLAIMS", help="claims that must be offered, such as forward,slope,merge: else exit code 1"
     )
     parser.add_argument(
@@ -141,8 +141,7 @@ def add_conformance(commands: Any) -> None:
         metavar="SECONDS",
         help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
     )
-    add_json(parser, "write the report there, with all ids and versions")
-    parser.set_defaults(command=run_conformance)
+    add_report(parser, judge_conformance, xfails=True)
 
 
 def _seconds(text: str) -> float:
@@ -155,36 +154,21 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def run_conformance(options: argparse.Namespace) -> int:
-    """Print what an implementation does right, and what is wrong with it."""
-    from ..conformance.checking import xfails
+def judge_conformance(options: argparse.Namespace) -> Report:
+    """Say what an implementation does right, and what is wrong with it."""
     from ..conformance.checking.child import check_apart, sources
-    from ..conformance.checking.report import save_json
+    from ..conformance.report import CannotRun
 
     name = options.implementation
+    inputs = [(file, "the implementation") for file in sources(name)]
+    check_output(options.json, [*inputs, *files("the known failures", options.xfails)])
+    required = _required(options.require)
     try:
-        if options.json is not None:
-            inputs = [(file, "the implementation") for file in sources(name)]
-            check_output(options.json, [*inputs, *files("the known failures", options.xfails)])
-        known = {} if options.xfails is None else xfails.read(options.xfails)
-        required = _required(options.require)
         report = check_apart(name, dtype=options.dtype, timeout=options.timeout)
-        judged = xfails.Judged(report, known, required)
-        if options.json is not None:
-            save_json(options.json, **report.as_dict(), **judged.as_dict())
     except (ValueError, OSError) as error:
-        return _no_verdict(name, "could not be checked", error)
-    lines = [str(judged), *(xfails.github_error(text) for text in judged.annotations() if xfails.on_github())]
-    try:
-        if sys.stdout is None:  # as after >&- in a shell
-            raise OSError("there is no standard output")
-        print("\n".join(lines), flush=True)
-    except BrokenPipeError:  # a reader that has seen enough, as head has
-        discard(sys.stdout)
-    except OSError as error:  # a full disk
-        discard(sys.stdout)
-        return _no_verdict(name, "was checked, and the report could not be written", error)
-    return judged.status
+        raise CannotRun(f"{name} could not be checked: {' '.join(str(error).split())}") from None
+    report.require(required)
+    return report
 
 
 def _required(text: str | None) -> list[str]:
@@ -196,17 +180,6 @@ def _required(text: str | None) -> list[str]:
     if unknown := [claim for claim in claims if claim not in offered]:
         raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(offered)}")
     return claims
-
-
-def _no_verdict(name: str, what: str, why: Exception) -> int:
-    """Say in one line what could not be done, and return the exit code."""
-    from ..conformance.checking.xfails import github_error, on_github
-
-    text = printable(f"{name} {what}: {' '.join(str(why).split())}")
-    print_error(text)
-    if on_github():
-        print_error(github_error(text))
-    return 2
 
 
 # --- a program that reads files ---------------------------------------------------------------------------------------
@@ -225,28 +198,18 @@ def add_vectors(commands: Any) -> None:
         ),
     )
     add_compare(parser, "the vectors")
-    add_json(parser, "with --compare, write the verdicts there, with all ids and versions")
-    parser.set_defaults(command=run_vectors)
+    add_report(parser, judge_vectors, xfails=True)
 
 
-def run_vectors(options: argparse.Namespace) -> int:
-    """Write the vectors, or print a verdict for each precision in which there are answers."""
+def judge_vectors(options: argparse.Namespace) -> Report | None:
+    """Write the vectors, or hold answers in each precision against them."""
     from ..conformance import vectors
-    from ..conformance.checking.report import save_json
 
     if options.compare is None:
-        return write_cases(options, vectors.write)
-    check_output(options.json, compared(options))
-    reports = vectors.compare(options.folder, options.compare)
-    status = 0 if all(report.passed for report in reports) else 1
-    if options.json is not None:
-        verdicts = [
-            report.as_dict() | {"failing": [case.id for case in report.every_case() if case.failed]}
-            for report in reports
-        ]
-        save_json(options.json, status=status, precisions=verdicts)
-    print("\n\n".join(map(str, reports)))
-    return status
+        write_cases(options, vectors.write)
+        return None
+    check_output(options.json, [*compared(options), *files("the known failures", options.xfails)])
+    return vectors.in_one(options.compare, vectors.compare(options.folder, options.compare))
 
 
 def add_golden(commands: Any) -> None:
@@ -274,26 +237,63 @@ def add_golden(commands: Any) -> None:
 
 def run_golden(options: argparse.Namespace) -> int:
     """Write the golden adapters, or print a verdict for each case."""
-    from ..conformance.checking import xfails
-    from ..conformance.checking.report import save_json
+    from ..conformance import report
     from ..conformance.golden import folder, judging
 
     if options.compare is None:
-        return write_cases(options, folder.write)
+        write_cases(options, folder.write)
+        return 0
     check_output(options.json, [*compared(options), *files("the list of known failures", options.xfails)])
-    known = {} if options.xfails is None else xfails.read(options.xfails)
+    known = {} if options.xfails is None else report.read_known(options.xfails)
     verdict = judging.compare(options.folder, options.compare, known)
-    if options.json is not None:
-        save_json(options.json, **verdict.json())
+    write_json(options.json, verdict.json())
     print(verdict)
-    if verdict.status and xfails.on_github():
+    if verdict.status and report.on_github():
         stale = f"stale in {options.xfails}: {', '.join(verdict.stale)}"
         first = str(verdict).splitlines()[0] if verdict.unexpected else stale
-        print(xfails.github_error(first, "minilora golden"))
+        print(report.github_error(first, "minilora golden"))
     return verdict.status
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
+
+
+def add_report(
+    parser: argparse.ArgumentParser, judge: Callable[[argparse.Namespace], Report | None], *, xfails: bool = False
+) -> None:
+    """Add what is done with the report that `judge` makes."""
+    parser.add_argument("--all", action="store_true", help="show what is right too, a row each")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the report there, for programs")
+    if xfails:
+        parser.add_argument(
+            "--xfails",
+            type=path,
+            metavar="FILE",
+            help="known failures, one a line: a case's id and a reason. Exit code 0 where these fail and no other",
+        )
+    parser.set_defaults(command=run, judge=judge, xfails=None)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report that a command makes, write it to the file of ``--json``, and return its exit code."""
+    from ..conformance.report import github_error, on_github, read_known, save_json
+
+    try:
+        known = {} if options.xfails is None else read_known(options.xfails)
+        report: Report | None = options.judge(options)
+    except (ValueError, OSError) as error:
+        if on_github():
+            print_error(github_error(str(error)))
+        raise
+    if report is None:  # what is to be answered was written
+        return 0
+    report.known = known
+    save_json(options.json, report)
+    try:
+        print(report.shown(all=options.all), *(report.annotations() if on_github() else ()), sep="\n", flush=True)
+    except BrokenPipeError:  # a reader that has seen enough, as head has, changes no verdict
+        discard(sys.stdout)
+    return report.status
 
 
 def add_json(parser: argparse.ArgumentParser, help: str) -> None:
@@ -312,14 +312,13 @@ def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
 
 
-def write_cases(options: argparse.Namespace, write: Callable[[Path], int]) -> int:
+def write_cases(options: argparse.Namespace, write: Callable[[Path], int]) -> None:
     """Write a folder with right answers, to be compared later."""
     for name in ("json", "xfails"):
         if getattr(options, name, None) is not None:
             raise ValueError(f"--{name} needs --compare: it is about the verdicts")
     count = write(options.folder)
     print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
-    return 0
 
 
 def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:

@@ -31,6 +31,6 @@ The rooms, in the order in which they import each other:
 """
 
 from .checking.check import check
-from .checking.report import CannotRun, Report
+from .report import CannotRun, Report
 
 __all__ = ["CannotRun", "Report", "check"]

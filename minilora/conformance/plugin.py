@@ -3,24 +3,25 @@
     python -m pytest -p minilora.conformance.plugin --pyargs minilora.conformance.test_implementation
                      --lora MODULE[:OBJECT] [--lora-xfails FILE]
 
-gives a test for each claim and problem. Its id, in brackets, is that of `checking.report.Outcome`, and the first word
+gives a test for each claim and problem. Its id, in brackets, is that of its case in JSON, and the first word
 of a line of FILE, which lists the failures that are known. The implementation runs in the tests' process.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
 import pytest
 
 from ..checks import printable
-from .checking import xfails
 from .checking.check import check
 from .checking.child import imported
 from .checking.contract import ids
-from .checking.report import CannotRun, Outcome, Report
+from .checking.kindreport import ClaimOutcome, KindReport
+from .report import CannotRun, on_github, read_known
 
 HELD = pytest.StashKey["Held"]()
 
@@ -34,21 +35,25 @@ class Held:
         self.ids = ids(self.implementation)
 
     @cached_property
-    def report(self) -> Report | str:
+    def report(self) -> KindReport | str:
         """What is found, or why nothing could be checked."""
         try:
             return check(self.implementation, name=self.target)
         except CannotRun as error:
             return str(error)
 
-    def outcome(self, id: str) -> Outcome:
-        """Return what is found for an id."""
-        assert isinstance(self.report, Report)
-        return next(case for case in self.report.every_case() if case.id == id)
+    def _cases(self) -> Iterator[ClaimOutcome]:
+        assert isinstance(self.report, KindReport)
+        for report in (self.report, *self.report.kinds.values()):
+            yield from report.cases
 
-    def why(self, case: Outcome) -> str:
+    def outcome(self, id: str) -> ClaimOutcome:
+        """Return what is found for an id."""
+        return next(case for case in self._cases() if case.id == id)
+
+    def why(self, case: ClaimOutcome) -> str:
         """Return what is wrong, and the diagnoses of the kind of layer that it is wrong in."""
-        assert isinstance(self.report, Report)
+        assert isinstance(self.report, KindReport)
         reports = (self.report, *self.report.kinds.values())
         diagnoses = next(report.diagnoses for report in reports if case in report.cases)
         problem = f" ({case.problem})" if case.problem else ""
@@ -71,7 +76,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     sys.path.insert(0, str(config.invocation_params.dir))
     try:
-        known = {} if file is None else xfails.read(config.invocation_params.dir / file)
+        known = {} if file is None else read_known(config.invocation_params.dir / file)
         subject = Held(target, known)
     except (ImportError, AttributeError, OSError, ValueError) as error:
         raise pytest.UsageError(f"--lora {target}: {error}") from None
@@ -102,9 +107,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     """Show the report, diagnoses first, and on GitHub what fails otherwise than is known."""
     subject = config.stash.get(HELD, None)
     report = vars(subject).get("report") if subject else None  # where a test asked for it
-    if subject and isinstance(report, Report):
+    if subject and isinstance(report, KindReport):
         terminalreporter.section("minilora.conformance")
-        terminalreporter.write_line(report.text(subject.known))
-        if xfails.on_github():
-            for text in xfails.Judged(report, subject.known).annotations():
-                terminalreporter.write_line(xfails.github_error(text))
+        report.known = subject.known
+        for line in [str(report), *(report.annotations() if on_github() else ())]:
+            terminalreporter.write_line(line)

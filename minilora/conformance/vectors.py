@@ -33,15 +33,16 @@ import numpy as np
 from .. import __version__
 from .bugs.diagnoses import listed
 from .checking.behaviour import adam_verdict
-from .checking.comparing import judge_numbers, outcomes_of
+from .checking.comparing import judge_numbers, outcomes_of, placed
 from .checking.contract import FACTORS
-from .checking.report import CannotRun, Outcome, Report, id_of
+from .checking.kindreport import KindReport, id_of, outcome
 from .problems.bugs import BUGS, Bug, bugs_of, links
 from .problems.formulas import adam_follows, adam_problem
 from .problems.kinds import SETS
 from .problems.problem import Arrays, Problem
 from .problems.several import Fused
 from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
+from .report import CannotRun, Diagnosis, Outcome, Report
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 OF_ADAM = DTYPES[:2]
@@ -257,7 +258,7 @@ def write(folder: Path) -> int:
     return len(files)
 
 
-def compare(folder: Path, results: Path) -> list[Report]:
+def compare(folder: Path, results: Path) -> list[KindReport]:
     """Hold what a foreign program wrote against the answers: a report for each precision, as `check` gives one.
 
     Parameters
@@ -289,15 +290,36 @@ def compare(folder: Path, results: Path) -> list[Report]:
     return reports
 
 
-def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
+def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
+    """Return one report of those of each precision, in which a case's id begins with the precision."""
+    precisions = [report.as_dict() | {"failing": [case.id for case in report.failing]} for report in reports]
+    whole = Report(str(results), "vectors", details={"precisions": precisions})
+    cases: list[Outcome] = []
+    said: dict[str, dict[str, Diagnosis]] = {}
+    for report in reports:
+        cases += [replace(case, id=f"{report.dtype}/{case.id}") for case in report.every_case()]
+        for diagnosis in report.every_diagnosis():
+            ids = tuple(f"{report.dtype}/{id}" for id in diagnosis.cases)
+            said.setdefault(diagnosis.says, {})[report.dtype] = replace(diagnosis, cases=ids)
+        whole.lines += [f"{report.dtype}:", *(f"  {line}" for line in report.own_lines(all=False))]
+        whole.rows += [f"{report.dtype}:", *(f"  {line}" for line in report.own_lines(all=True))]
+    for says, of in said.items():
+        where = "" if len(of) == len(reports) else f"{listed(list(of))}: "
+        ids = tuple(id for diagnosis in of.values() for id in diagnosis.cases)
+        whole.found.append(replace(next(iter(of.values())), says=f"{where}{says}", cases=ids))
+    whole.cases = cases
+    return whole
+
+
+def _compare_in(results: Path, dtype: str) -> Iterator[KindReport]:
     """Yield a report of one precision, where there are answers in it."""
-    whole = Report(str(results), dtype)
+    whole = KindReport(str(results), dtype=dtype)
     for kind in SETS:
         report = _compare_kind(results, kind, dtype)
         if report is None:
             continue
         if kind == "linear":
-            report.name, report.kinds = whole.name, whole.kinds
+            report.name, report.parts = whole.name, whole.parts
             whole = report
         else:
             whole.kinds[kind] = report
@@ -309,13 +331,14 @@ def _compare_in(results: Path, dtype: str) -> Iterator[Report]:
         ends = {"lora_A": arrays.get("end_A"), "lora_B": arrays.get("end_B")}
         verdict = f"{adam_file(dtype)} has no {missing[0]}" if missing else ""
         whole.claims["adam"] = verdict or adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
-        whole.diagnoses += [whole.claims["adam"]] if whole.claims["adam"] != "ok" else []
-        whole.cases.append(Outcome(id_of("linear", "adam"), "adam", "", whole.claims["adam"]))
+        case = outcome(id_of("linear", "adam"), "adam", "", whole.claims["adam"])
+        whole.found += [Diagnosis(case.text, cases=(case.id,))] if case.failed else []
+        whole.cases.append(case)
     if whole.claims or whole.kinds:
         yield whole
 
 
-def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
+def _compare_kind(results: Path, kind: str, dtype: str) -> KindReport | None:
     """Judge the answers to all vectors of a kind, where there are any."""
     vectors = [vector for vector in VECTORS if (vector.kind, vector.dtype) == (kind, dtype)]
     answered = [vector for vector in vectors if (results / vector.file).exists()]
@@ -326,16 +349,16 @@ def _compare_kind(results: Path, kind: str, dtype: str) -> Report | None:
     answers = [_answers(results / vector.file, trial.problem, arrays)
                for vector, trial, (arrays, _) in zip(answered, trials, read, strict=True)]  # fmt: skip
     written = {name.partition(".")[0] for _, names in read for name in names}
-    report = Report(f"{results}, {kind}", dtype)
+    report = KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
     factors = judge_numbers(report, kind, trials, answers, _lacking(written) if written & GRADIENTS else None)
     owed = [key for key in FACTORS if written & GRADIENTS and not any(key in reply for reply in answers)]
     for vector, trial, reply in zip(answered, trials, answers, strict=True):
         report.cases += outcomes_of(kind, vector.number, trial, reply, factors, owed)
-    report.cases = [replace(case, verdict=_as_in_files(case.verdict)) for case in report.cases]
+    report.cases = [replace(case, text=_as_in_files(case.text)) for case in report.cases]
     report.claims = {claim: _as_in_files(verdict) for claim, verdict in report.claims.items()}
-    report.diagnoses = [_as_in_files(text) for text in report.diagnoses]
+    report.found = [replace(diagnosis, says=_as_in_files(diagnosis.says)) for diagnosis in report.found]
     report.habits = {"cases answered": f"{len(answered)} of {len(vectors)}{_fewer(trials, answers)}"}
-    return report
+    return placed(report)
 
 
 def _names(trial: Trial) -> tuple[str, ...]:

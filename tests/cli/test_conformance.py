@@ -44,8 +44,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("target", "code", "said"),
     [
-        ("my_lora", 0, "my_lora: passed, in float64; 1 of 5 functions offered"),
-        ("my_lora:wrong", 1, "alpha is not divided by the rank"),
+        ("my_lora", 0, "my_lora: passed: in float64; 1 of 5 functions offered"),
+        ("my_lora:wrong", 1, "my_lora:wrong: WRONG: alpha is not divided by the rank"),
         pytest.param("my_lora:speaks", 2, r"my_lora:speaks could not be checked: my_lora:speaks: forward raises "
                      r"ValueError: \x1b[31mred\x07 (N=7 in=5 out=3 r=2 alpha=3, a bias)", marks=pytest.mark.long),
     ],
@@ -53,7 +53,7 @@ def folder(tmp_path, monkeypatch):
 def test_the_exit_code_and_the_json_say_what_is_wrong(folder, capfd, target, code, said):
     assert cli.main(["conformance", target, "--json", "found.json"]) == code
     out, err = capfd.readouterr()
-    assert (out if code < 2 else err).startswith(said)
+    assert (out if code < 2 else err).removeprefix("minilora: ").startswith(said)
     assert (folder / "found.json").exists() is (code < 2)
     if code < 2:
         assert not err

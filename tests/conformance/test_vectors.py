@@ -190,7 +190,7 @@ def test_a_wrong_answer_in_a_file_is_named(folder, results, tmp_path):
     double, *others = vectors.compare(folder, wrong)
     assert not double.passed
     assert all(other.passed for other in others)
-    assert str(double).startswith("dora: DoRA's magnitude is not trained: its gradient is zero")
+    assert double.first_line.startswith(f"{wrong}: WRONG: dora: DoRA's magnitude is not trained: ")
     assert cli.main(["vectors", str(folder), "--compare", str(wrong)]) == 1  # one precision is enough
 
 
@@ -285,12 +285,12 @@ def test_slots_that_are_exchanged_are_named_from_files(folder, results, tmp_path
 
 def test_the_command_writes_and_compares(folder, results, tmp_path, capsys):
     assert cli.main(["vectors", str(folder), "--compare", str(results)]) == 0
-    assert "passed, in float32" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"{results}: passed: ")
     (tmp_path / "wrong").mkdir()
     found = load_file(results / "linear-0-float64.safetensors")
     save_file({**found, "y": 2 * found["y"]}, tmp_path / "wrong" / "linear-0-float64.safetensors")
     assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "wrong")]) == 1
-    assert capsys.readouterr().out.startswith("the output is off by ")
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'wrong'}: WRONG: the output is off by ")
 
 
 def test_a_folder_that_is_there_is_left_alone(folder, capsys):
@@ -392,7 +392,7 @@ def test_an_answer_of_adam_that_is_missing_is_named(folder, results, tmp_path):
     save_file({"end_A": found["end_A"]}, tmp_path / "adam-float64.safetensors")
     (report,) = vectors.compare(folder, tmp_path)
     assert report.claims["adam"] == "adam-float64.safetensors has no end_B"
-    assert str(report).startswith("adam-float64.safetensors has no end_B\n")
+    assert report.first_line == f"{tmp_path}: WRONG: adam-float64.safetensors has no end_B"
 
 
 def test_vectors_of_another_version_are_refused(folder, results, tmp_path):
@@ -416,7 +416,8 @@ def test_a_program_in_c_goes_the_whole_round(folder, tmp_path, capsys, bug, code
     assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "results")]) == code
     out = capsys.readouterr().out
     assert out.count("15 of 15") == 2
-    assert out.startswith("alpha is not divided by the rank" if bug else f"{tmp_path / 'results'}: passed, in float64")
+    said = "WRONG: alpha is not divided by the rank: " if bug else "passed: "
+    assert out.startswith(f"{tmp_path / 'results'}: {said}")
 
 
 def test_the_program_in_c_is_short():

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.checking.xfails import Judged, read
 from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.report import read_known
 
 pytestmark = pytest.mark.peers
 FOLDER = Path(__file__).parents[2] / "examples" / "conformance"
@@ -50,9 +50,9 @@ def test_pefts_convolution_fails_with_dilation_alone(monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_known_of_peft_is_all_that_fails(monkeypatch):
     report = check(load("peft_lora", monkeypatch, "peft"))
-    judged = Judged(report, read(FOLDER / "peft-xfails.txt"), ["forward", "slope", "merge", "start"])
-    assert judged.status == 0, str(judged)
-    assert judged.failing
+    report.known = read_known(FOLDER / "peft-xfails.txt")
+    report.require(["forward", "slope", "merge", "start"])
+    assert (report.verdict, report.status) == ("fails as is known", 0), str(report)
 
 
 @pytest.mark.filterwarnings("ignore")

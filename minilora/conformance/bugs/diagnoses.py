@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import report
 from ..problems.bugs import BUGS, Bug, bugs_of, the_named
 from ..problems.formulas import QUANTITIES
 from ..problems.problem import Arrays
@@ -35,10 +36,11 @@ class Diagnosis:
     on_top: bool = False  # whether it explains them on top of the first diagnosis
     where: str = ""  # which part of all that is computed they are; empty where the bug shows in one answer only
 
-    def __str__(self) -> str:
+    def told(self) -> report.Diagnosis:
+        """Return it as a report has it; its cases are the answers that it explains."""
         names = " and, at once, ".join(bug.says for bug in self.bugs) + self.where
         sources = ", ".join(bug.source for bug in self.bugs if bug.source)
-        return f"{names} (made in {sources})" if sources else names
+        return report.Diagnosis(names, "+".join(bug.flag for bug in self.bugs), sources, self.explains)
 
 
 def diagnose(

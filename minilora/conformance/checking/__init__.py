@@ -10,6 +10,5 @@
 - `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
 - `packing`: the claims about `pack` and `unpack`, of a layer in NF4
 - `output_dtype`: the claim about the output's precision, of a layer in bfloat16 with factors in float32
-- `report`: what `check` returns, with an id for each claim and problem
-- `xfails`: failures that are known, in a file that an adopter keeps
+- `kindreport`: what `check` returns, with an id for each claim and problem
 """

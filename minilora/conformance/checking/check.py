@@ -20,17 +20,18 @@ from ..problems.formulas import SCALINGS, Formulas
 from ..problems.kinds import SETS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import UNIT, Trial, drawn
+from ..report import CannotRun, Diagnosis
 from . import behaviour
 from .calling import Watch, answers, forward, spelled, suited
-from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of
+from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of, placed
 from .contract import ANSWERS, FACTORS, FURTHER, ORIENTATIONS, SUMS, contract, formulas_of, functions_of, further_kinds
 from .edges import EDGES
 from .in_common import in_common
+from .kindreport import NOT_FAILED, ClaimOutcome, KindReport, id_of, outcome
 from .output_dtype import OUTPUTS
-from .report import NOT_FAILED, CannotRun, Outcome, Report, id_of
 
 
-def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> Report:
+def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> KindReport:
     """Hold an implementation of LoRA against the formulas.
 
     Parameters
@@ -46,7 +47,7 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
 
     Returns
     -------
-    Report
+    KindReport
         Claims, habits and diagnoses.
 
     Raises
@@ -62,7 +63,7 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
     return report
 
 
-def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) -> Report:
+def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) -> KindReport:
     """Check one object with functions for one kind of layer."""
     if kind == "combine":
         if not any(callable(getattr(implementation, name, None)) for name in SUMS):
@@ -107,7 +108,9 @@ def _takes_self(function: Callable[..., Any]) -> bool:
         return False
 
 
-def _judge(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]) -> Report:
+def _judge(
+    watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]
+) -> KindReport:
     """Let an implementation answer every problem, and judge the answers."""
     trials = [drawn(problem, dtype, formulas) for problem in problems]
     replies = [answers(watch, trial) for trial in trials]
@@ -117,20 +120,24 @@ def _judge(watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, p
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = answers(watch, trials[0], between)
 
-    report = Report(name, dtype, functions={f: watch.offers(f) for f in functions_of(watch.kind)})
+    report = KindReport(
+        name, kind=watch.kind, dtype=dtype, functions={f: watch.offers(f) for f in functions_of(watch.kind)}
+    )
     factors = judge_numbers(report, kind, trials, replies, _lacking(watch))
     of_first = _judge_calls(report, watch, trials, replies, again)
     wrong_again = {key for claim in of_first for key in ANSWERS[claim][1]}
     right = {key for key in replies[0] if key not in wrong_again and all_agree(trials, replies, key)}
     verdicts = _verdicts(watch, trials[0], dtype, right)
 
-    texts = [verdict for verdict in verdicts.values() if verdict not in NOT_FAILED and verdict != watch.changed]
-    report.diagnoses = [*filter(None, [watch.changed]), *report.diagnoses, *texts]
+    texts = [Diagnosis(verdict, cases=(claim,)) for claim, verdict in verdicts.items()
+             if verdict not in NOT_FAILED and verdict != watch.changed]  # fmt: skip
+    changed = [Diagnosis(watch.changed, cases=("nothing is changed",))] if watch.changed else []
+    report.found = [*changed, *report.found, *texts]
     report.claims |= verdicts
     report.claims = {claim: report.claims[claim] for claim in contract(watch.kind)}
     report.cases = _cases(watch, trials, replies, factors, of_first, verdicts)
     report.habits = behaviour.habits(watch, trials[0], replies[0])
-    return report
+    return placed(report)
 
 
 def _lacking(watch: Watch) -> Callable[[Sequence[str]], str] | None:
@@ -143,7 +150,7 @@ def _lacking(watch: Watch) -> Callable[[Sequence[str]], str] | None:
 
 
 def _judge_calls(
-    report: Report, watch: Watch, trials: Sequence[Trial], replies: Sequence[Arrays], again: Arrays
+    report: KindReport, watch: Watch, trials: Sequence[Trial], replies: Sequence[Arrays], again: Arrays
 ) -> dict[str, str]:
     """Put into the report what functions do otherwise than give wrong numbers: raise, change their mind, leave out.
 
@@ -158,15 +165,15 @@ def _judge_calls(
             when = in_common(list(watch.failed[function]), problems)
             report.claims[claim] = f"{function}{when} {watch.said(function)}"
             if function == "forward" or watch.raised[function] != watch.raised.get("forward"):
-                report.diagnoses.append(report.claims[claim])
+                report.found.append(Diagnosis(report.claims[claim], cases=(claim,)))
             if not any(problem in watch.failed[function] for problem in problems):  # on the one in between
                 of_first[claim] = report.claims[claim]
         elif text := changes_its_mind(trials[0], replies[0], again, claim):
             report.claims[claim] = of_first[claim] = text
-            report.diagnoses.insert(0, text)
+            report.found.insert(0, Diagnosis(text, cases=(claim,)))
         elif claim == "slope" and report.claims.get(claim) == "ok" and (text := left_out_on_some(trials, replies)):
             report.claims[claim] = text
-            report.diagnoses.append(text)
+            report.found.append(Diagnosis(text, cases=(claim,)))
     return of_first
 
 
@@ -196,13 +203,14 @@ def _cases(
     factors: Mapping[Problem, Any],
     of_first: Mapping[str, str],
     verdicts: Mapping[str, str],
-) -> list[Outcome]:
+) -> list[ClaimOutcome]:
     """Return the outcome of each claim about each problem, then of the claims that are about no single one."""
     owed = FACTORS if watch.offers("backward") else ()
     numbers = [outcomes_of(watch.kind, number, trial, reply, factors, owed, watch)
                for number, (trial, reply) in enumerate(zip(trials, replies, strict=True))]  # fmt: skip
-    numbers[0] = [replace(case, verdict=of_first.get(case.claim, case.verdict)) for case in numbers[0]]
-    others = [Outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
+    numbers[0] = [outcome(case.id, case.claim, case.problem, of_first.get(case.claim, case.verdict))
+                  for case in numbers[0]]  # fmt: skip
+    others = [outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
               if claim in contract(watch.kind)]  # fmt: skip
     return [*(case for cases in numbers for case in cases), *others]
 

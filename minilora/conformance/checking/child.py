@@ -24,9 +24,10 @@ from typing import Any, NoReturn
 import msgspec
 
 from ...checks import printable
+from ..report import CannotRun
 from .calling import is_theirs, line_of, raised
 from .check import check
-from .report import CannotRun, Report
+from .kindreport import KindReport
 
 TIMEOUT = 20.0
 FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
@@ -88,7 +89,7 @@ def _of_file(path: str) -> ModuleType:
     return module
 
 
-def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> Report:
+def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> KindReport:
     """Check what MODULE[:OBJECT] or FILE.py[:OBJECT] names, in a child process.
 
     Parameters
@@ -102,7 +103,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
 
     Returns
     -------
-    Report
+    KindReport
         As `minilora.conformance.check` gives it.
 
     Raises
@@ -116,7 +117,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
         output = subprocess.DEVNULL if sys.stderr is None else 2  # what it prints goes to the standard error
         status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
         if answer.exists():
-            found: Report | str = msgspec.msgpack.decode(answer.read_bytes(), type=Report | str)
+            found: KindReport | str = msgspec.msgpack.decode(answer.read_bytes(), type=KindReport | str)
             if isinstance(found, str):
                 raise CannotRun(found)
             return found
@@ -141,7 +142,7 @@ def main(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoR
         faulthandler.enable(file)
         faulthandler.dump_traceback_later(float(timeout), exit=True, file=file)
         sys.path.insert(0, os.getcwd())
-        found: Report | str
+        found: KindReport | str
         try:
             implementation = imported(target)
             faulthandler.dump_traceback_later(float(timeout), exit=True, file=file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,12 +11,13 @@ from ..bugs.diagnoses import diagnose, left_out, listed, unexplained
 from ..problems.formulas import QUANTITIES
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial
+from ..report import Diagnosis
 from .calling import Watch
 from .contract import ANSWERS, FACTORS, contract, of_problems
 from .describing import EVERY_ENTRY, describe_unknown, pattern
 from .in_common import in_common
+from .kindreport import CANNOT_BE_TOLD, ClaimOutcome, KindReport, id_of, outcome
 from .other_scaling import Factor, factors_of, other_factor, other_scaling
-from .report import CANNOT_BE_TOLD, Outcome, Report, id_of
 
 SINGLE = (
     "right to float32 only: computed, or kept, in single precision. If that is meant, declare dtype float32, or answer"
@@ -24,7 +26,7 @@ SINGLE = (
 
 
 def judge_numbers(
-    report: Report,
+    report: KindReport,
     kind: str,
     trials: Sequence[Trial],
     replies: Sequence[Arrays],
@@ -54,24 +56,26 @@ def judge_numbers(
     wrong = frozenset(key for key in offered if not all_agree(trials, replies, key))
     factors = factors_of(trials, replies)
     bugs = diagnose(kind, trials, replies, wrong, other_scaling(trials, factors))
-    report.diagnoses += [str(bug) for bug in bugs]
+    report.found += [bug.told() for bug in bugs]
     rest = list(unexplained(wrong, bugs))
     single = [key for key in rest if is_single(trials, replies, key)]
     conditional = under_a_condition(kind, trials, replies, [key for key in rest if key not in single])
-    report.diagnoses += conditional.values()
+    report.found += conditional.values()
     rest = [key for key in rest if not any(key in keys for keys in conditional)]
     if single:
-        report.diagnoses.append(f"{listed([QUANTITIES[key].split(',')[0] for key in single])}: {SINGLE}")
+        names = listed([QUANTITIES[key].split(",")[0] for key in single])
+        report.found.append(Diagnosis(f"{names}: {SINGLE}", cases=tuple(single)))
     described = {key: _describe(trials, replies, key, inside=key in rest) for key in wrong}
-    unknown = [described[key] for key in rest if key not in single]
-    report.diagnoses += sorted(unknown, key=lambda text: EVERY_ENTRY not in text)
+    unknown = [Diagnosis(described[key], cases=(key,)) for key in rest if key not in single]
+    report.found += sorted(unknown, key=lambda diagnosis: EVERY_ENTRY not in diagnosis.says)
     for claim, (_, keys) in ANSWERS.items():
         texts = [described[key] for key in keys if key in wrong]
         missing = [key for key in FACTORS if key in trials[0].right and key not in offered]
         if claim == "slope" and missing and lacking:  # that of x may be left out: the first layer needs none
             bug = left_out(kind, trials[0], missing)
             texts.append(str(bug) if bug else lacking(missing))
-            report.diagnoses.append(texts[-1])
+            told = Diagnosis(bug.says, bug.flag, bug.source) if bug else Diagnosis(texts[-1])
+            report.found.append(replace(told, cases=(claim,)))
         report.claims[claim] = "; ".join(texts) or ("ok" if offered & set(keys) else "not offered")
     report.claims["scaling"] = _scaling_verdict(trials, replies, factors)
     report.claims = {claim: report.claims[claim] for claim in contract(kind) if claim in report.claims}
@@ -85,9 +89,22 @@ def judge_numbers(
     return factors
 
 
+def placed(report: KindReport) -> KindReport:
+    """Put the ids of the cases that fail in the place of the answers, or the claim, that a diagnosis is about."""
+    about = {claim: {claim, *keys} for claim, (_, keys) in ANSWERS.items()}
+    about["scaling"] = {"scaling", "y"}
+    for i, diagnosis in enumerate(report.found):
+        of = [case for case in report.cases if case.failed
+              and about.get(case.claim, {case.claim}) & set(diagnosis.cases)]  # fmt: skip
+        report.found[i] = replace(diagnosis, cases=tuple(case.id for case in of))
+    flags = {case.id: tuple(d.flag for d in report.found if d.flag and case.id in d.cases) for case in report.cases}
+    report.cases = [replace(case, flags=flags[case.id]) for case in report.cases]
+    return report
+
+
 def under_a_condition(
     kind: str, trials: Sequence[Trial], replies: Sequence[Arrays], wrong: Sequence[str]
-) -> dict[tuple[str, ...], str]:
+) -> dict[tuple[str, ...], Diagnosis]:
     """Name the bugs that explain answers on all problems where these are wrong, and are not made on the others.
 
     Returns
@@ -101,7 +118,7 @@ def under_a_condition(
     where = {
         key: {i for i, (trial, reply) in pairs if key in reply and not trial.agrees(key, reply[key])} for key in wrong
     }
-    texts: dict[tuple[str, ...], str] = {}
+    texts: dict[tuple[str, ...], Diagnosis] = {}
     # All answers together: where lora_B is zero, a bug shows in its gradient alone. Then each as far as it is wrong.
     for keys in (tuple(wrong), *((key,) for key in wrong)):
         keys = tuple(key for key in keys if not any(key in explained for explained in texts))
@@ -113,7 +130,8 @@ def under_a_condition(
         those = "the one" if len(failed) == 1 else "those"
         for bug in diagnose(kind, own_trials, own_replies, frozenset(keys)):
             place = f"on {len(failed)} of {len(trials)} problems, {those} {when or 'where it shows'}"
-            texts[bug.explains] = f"{place}: {bug}"
+            told = bug.told()
+            texts[bug.explains] = replace(told, says=f"{place}: {told.says}")
     return texts
 
 
@@ -165,7 +183,7 @@ def outcomes_of(
     factors: Mapping[Problem, Factor],
     owed: Sequence[str] = (),
     watch: Watch | None = None,
-) -> list[Outcome]:
+) -> list[ClaimOutcome]:
     """Return the verdict on each claim about one problem.
 
     Parameters
@@ -188,7 +206,7 @@ def outcomes_of(
     verdicts = {claim: _verdict(*ANSWERS[claim], trial, reply, owed, watch) for claim in ANSWERS}
     verdicts["scaling"] = _scaling_verdict_of(trial, reply, factors)
     return [
-        Outcome(id_of(kind, claim, number), claim, str(trial.problem), verdicts[claim]) for claim in of_problems(kind)
+        outcome(id_of(kind, claim, number), claim, str(trial.problem), verdicts[claim]) for claim in of_problems(kind)
     ]
 
 

@@ -59,11 +59,12 @@ from typing import Any
 
 from ..problems.formulas import SCALINGS, Formulas
 from ..problems.kinds import DECLARED, SETS
+from ..report import CannotRun
 from .calling import spelled
 from .edges import EDGES
+from .kindreport import id_of
 from .output_dtype import OUTPUT_DTYPE
 from .packing import FOUR_BITS
-from .report import CannotRun, id_of
 
 CONTRACT = (
     *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),

@@ -19,7 +19,7 @@ from ..problems.several import Fused, Stacks
 from ..problems.tolerance import TOLERANCE, Trial, drawn, round_to
 from .calling import Watch, answers, forward, strided
 from .describing import describe_unknown
-from .report import REFUSED
+from .kindreport import REFUSED
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,

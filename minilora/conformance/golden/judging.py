@@ -19,7 +19,6 @@ from ... import __version__
 from ...checks import FileRefused, printable, short
 from ...files.disk import member, read_json
 from ...files.tensors import FLOATS, TensorFile
-from ..checking.xfails import of_known
 from .folder import FORMAT, INDEX
 from .leftovers import ROUNDED
 
@@ -113,8 +112,16 @@ class Judgement:
             lines.append(f"  {case.id:{width}}  {case.state}{known}{case.text and ': ' + case.text}")
         if self.unanswered:
             lines.append(f"sessions without an answer, which are not judged: {', '.join(self.unanswered)}")
-        lines += of_known(self.known, [case.id for case in self.failing], self.stale)
+        lines += self._of_known()
         return "\n".join(printable(line, 10_000) for line in lines)  # a name in a file can hold anything
+
+    def _of_known(self) -> list[str]:
+        if not self.known:
+            return []
+        unexpected = [case.id for case in self.unexpected]
+        count = f"{len(self.failing) - len(unexpected)} of {len(self.known)} known failures fail as they should"
+        stale = [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
+        return [count, *stale, *([f"not known to fail: {', '.join(unexpected)}"] if unexpected else [])]
 
     def _likeliest(self) -> str:
         """Return the base's own fault, or the bug that explains most or, where none does, the first that is not right.
@@ -161,7 +168,7 @@ class Judgement:
 def compare(folder: Path, results: Path, known: Mapping[str, str] | None = None) -> Judgement:
     """Hold a program's answers against those of a folder of golden adapters.
 
-    `known` are the cases that are known to fail, with a reason each, as `minilora.conformance.checking.xfails` reads
+    `known` are the cases that are known to fail, with a reason each, as `minilora.conformance.report.read_known` reads
     them.
 
     Raises

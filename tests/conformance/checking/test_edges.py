@@ -8,7 +8,7 @@ import pytest
 from minilora import DoRA, DoRAAdapter, Linear
 from minilora.conformance import check
 from minilora.conformance.checking.edges import EDGES
-from minilora.conformance.checking.report import REFUSED
+from minilora.conformance.checking.kindreport import REFUSED
 
 from ..implementations import with_kinds
 from ..problems.test_tolerance import ORDERS, lora, product

@@ -8,7 +8,7 @@ import pytest
 
 from minilora.conformance import Report, check
 from minilora.conformance.checking.contract import OF_PROBLEMS, ids
-from minilora.conformance.checking.report import CANNOT_BE_TOLD, NOT_FAILED
+from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD, NOT_FAILED
 from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import SETS
 

@@ -1,0 +1,142 @@
+"""What the suite found of a kind of layers: a verdict on each claim, and an outcome for each claim and problem.
+
+An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; of a claim that is about no single problem
+``KIND-CLAIM``, such as ``linear-start``. Ids stay: a problem keeps its number, and new ones come after the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..report import KNOWN, PASSED, WRONG, Outcome, Report
+
+REFUSED = "refused"
+"""Of what stands at the edge of the contract: it raises, or answers in another shape."""
+NOT_OFFERED = "not offered"
+NOT_FAILED = ("ok", NOT_OFFERED, REFUSED)
+CANNOT_BE_TOLD = "cannot be told: the output is wrong in another way"
+"""Of the scaling: the claim "forward" fails there."""
+PLAIN = ("kind", "dtype", "claims", "habits", "functions")
+"""What JSON has as it is."""
+
+
+@dataclass(frozen=True)
+class ClaimOutcome(Outcome):
+    """What became of one claim about one problem, or of a claim that is about no single problem."""
+
+    claim: str = ""
+    problem: str = ""  # its sizes; empty where the claim is about no single problem
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in words: "ok", "not offered", "refused", or what is wrong."""
+        words = {"right": "ok", "wrong": self.text, "cannot be told": CANNOT_BE_TOLD}
+        return words.get(self.state, self.state)
+
+    def json(self) -> dict[str, Any]:
+        """Return the outcome for programs."""
+        return super().json() | {"verdict": self.verdict}
+
+
+def outcome(id: str, claim: str, problem: str, verdict: str) -> ClaimOutcome:
+    """Return the outcome that a verdict in words is."""
+    states = {"ok": "right", CANNOT_BE_TOLD: "cannot be told", NOT_OFFERED: NOT_OFFERED, REFUSED: REFUSED}
+    state = states.get(verdict, "wrong")
+    return ClaimOutcome(id, state, verdict if state == "wrong" else "", (), claim, problem)
+
+
+def id_of(kind: str, claim: str, number: int | None = None) -> str:
+    """Return the id of a claim about a kind's problem of that number, or about no single problem."""
+    words = [kind, *([] if number is None else [str(number)]), claim.replace(" ", "-")]
+    return "-".join(words)
+
+
+@dataclass(repr=False)
+class KindReport(Report):
+    """What `check` found of a kind of layers, and of further ones in `kinds`."""
+
+    cases: list[ClaimOutcome] = field(default_factory=list)  # each claim about each problem
+    parts: dict[str, KindReport] = field(default_factory=dict)
+    kind: str = "linear"
+    dtype: str = "float64"  # the precision that it was checked in
+    claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", "refused", or what is wrong
+    habits: dict[str, str] = field(default_factory=dict)  # the same for each habit, which does not count
+    # For each answer that it offers, the largest error on any problem, relative to the largest entry; infinite where an
+    # answer has another shape or is not finite.
+    errors: dict[str, float] = field(default_factory=dict)
+    functions: dict[str, bool] = field(default_factory=dict)  # whether each function is offered; empty for files
+
+    @property
+    def kinds(self) -> dict[str, KindReport]:
+        """A report for each further kind of layers."""
+        return self.parts
+
+    @property
+    def passed(self) -> bool:
+        """Whether every claim that it offers holds, for every kind. Habits do not count."""
+        return self._own_passed and all(report.passed for report in self.parts.values())
+
+    @property
+    def _own_passed(self) -> bool:
+        return all(verdict in NOT_FAILED for verdict in self.claims.values())
+
+    def require(self, claims: list[str]) -> None:
+        """Put into `missing` the claims that are required and that a kind of layers does not offer."""
+        kinds = {self.kind: self, **self.kinds}
+        for claim in claims:
+            having = [kind for kind, report in kinds.items() if report.claims.get(claim, "") and _has(kind, claim)]
+            lacking = [f"{kind}: {claim}" for kind in having if kinds[kind].claims[claim] == NOT_OFFERED]
+            self.missing += lacking if having else [claim]
+
+    # --- as text ------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """Say in which precision it was checked, and how much is offered."""
+        if self.functions:
+            return f"in {self.dtype}; {sum(self.functions.values())} of {len(self.functions)} functions offered"
+        return f"in {self.dtype}"
+
+    def own_lines(self, *, all: bool) -> list[str]:
+        """Return the claims that are not right, a row each, the others in a line, kind by kind."""
+        return [line for report in (self, *self.kinds.values()) for line in report.block(self.known, all)]
+
+    def block(self, known: Mapping[str, str], all: bool) -> list[str]:
+        """Return the lines about this kind alone."""
+        failed = {case.id for case in self.cases if case.failed}
+        word = PASSED if self._own_passed else KNOWN if failed and failed <= known.keys() else WRONG
+        brief = () if all else ("ok", NOT_OFFERED)
+        lines = [f"{self.kind}: {word}, {self.summary()}"]
+        lines += [f"  {claim:20}{verdict}" for claim, verdict in self.claims.items() if verdict not in brief]
+        for title, word in (("right", "ok"), ("not offered", NOT_OFFERED)) if brief else ():
+            names = [claim for claim, verdict in self.claims.items() if verdict == word]
+            lines += [f"  {title}: {', '.join(names)}"] if names else []
+        habits = [f"    {name:20}{verdict}" for name, verdict in self.habits.items() if verdict not in brief]
+        return [*lines, *(["  habits, which do not count:"] if habits else []), *habits]
+
+    # --- for programs -------------------------------------------------------------------------------------------------
+
+    def json(self) -> dict[str, Any]:
+        """Return the report for programs."""
+        own = self.as_dict()
+        return super().json() | {name: own[name] for name in (*PLAIN, "errors", "kinds")}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what was found of this kind and of further ones as plain data."""
+        return {
+            "name": self.name,
+            **{name: getattr(self, name) for name in PLAIN},
+            "passed": self.passed,
+            "errors": {name: error if np.isfinite(error) else None for name, error in self.errors.items()},
+            "diagnoses": [diagnosis.json() for diagnosis in self.found],
+            "cases": [case.json() for case in self.cases],
+            "kinds": {kind: report.as_dict() for kind, report in self.kinds.items()},
+        }
+
+
+def _has(kind: str, claim: str) -> bool:
+    """Return whether a kind can offer a claim of its report: Adam is asked for once."""
+    return claim != "adam" or kind == "linear"

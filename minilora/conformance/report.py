@@ -1,0 +1,361 @@
+"""What a judge found: one report for all five commands, as text and for programs.
+
+The first line is ``NAME: VERDICT: text [flag]``, made to be pasted into an issue. Below it stand what is wrong, a row
+each; what is right, counted; and what was not offered, in a line. A case's id stays, so an adopter can keep a file of
+the failures that are known, a line each: ``ID  reason``. It is strict both ways: a failure that it lacks counts, and
+so does a line whose case does not fail.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..checks import FileRefused, printable, short
+from ..files.disk import written_whole
+
+FORMAT = 2
+"""Of the JSON; it grows where a program that reads it would have to change."""
+PASSED, KNOWN, WRONG = "passed", "fails as is known", "WRONG"
+STATUS = {PASSED: 0, KNOWN: 0, "RIGHT": 0, "SOUND": 0, WRONG: 1, "SUSPICIOUS": 1, "UNDECIDED": 2}
+"""The exit code of each verdict. Where nothing could be judged there is no report, and the code is 2 too."""
+FAILED = ("wrong", "missing")
+"""The states of a case that fails. Others are "right", "not offered", "refused", "cannot be told"."""
+LONGEST_LINE, SHORTEST_TEXT = 160, 40
+"""Letters of the first line, and of what is left of its text where name and flag are long."""
+MOST_LETTERS = 10_000
+"""Of any other line."""
+SHOWN = 5
+"""Cases without an answer that are named; the rest are counted."""
+
+
+class CannotRun(ValueError):
+    """Nothing can be judged; the message says what is lacking."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case."""
+
+    id: str
+    state: str  # "right", "wrong", "missing", "not offered", "refused" or "cannot be told"
+    text: str = ""  # what is wrong
+    flags: tuple[str, ...] = ()  # the known mistakes that explain it
+
+    @property
+    def failed(self) -> bool:
+        """Whether the answer is wrong, or owed and not there."""
+        return self.state in FAILED
+
+    def json(self) -> dict[str, Any]:
+        """Return the outcome for programs."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"failed": self.failed}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One thing that is wrong."""
+
+    says: str
+    flag: str = ""  # of a known mistake; of two at once both, with a plus between them
+    source: str = ""  # where it was made in public: "owner/repository #issue", "package version" or an address
+    cases: tuple[str, ...] = ()  # the ids of those that it explains
+
+    def __str__(self) -> str:
+        return f"{self.says} (made in {self.source})" if self.source else self.says
+
+    def json(self) -> dict[str, Any]:
+        """Return the diagnosis for programs."""
+        return {
+            "flag": self.flag,
+            "says": self.says,
+            "source": self.source,
+            "made in": links(self.source),
+            "cases": list(self.cases),
+        }
+
+
+@dataclass(repr=False)
+class Report:
+    """What was found. It prints, and shows itself at a prompt and in a notebook, with the verdict first."""
+
+    name: str  # of what is judged
+    command: str = "conformance"
+    cases: Sequence[Outcome] = field(default_factory=list)
+    found: list[Diagnosis] = field(default_factory=list)  # what is wrong, the likeliest first
+    parts: Mapping[str, Report] = field(default_factory=dict)  # reports of further kinds of layers, or of precisions
+    known: Mapping[str, str] = field(default_factory=dict)  # the reason of each case that is known to fail
+    missing: list[str] = field(default_factory=list)  # what is required and not offered
+    not_offered: list[str] = field(default_factory=list)
+    word: str = ""  # the verdict, one of `STATUS`, where no cases have it
+    text: str = ""  # the first line's, where it is not the first diagnosis
+    flag: str = ""  # that belongs to `text`
+    lines: list[str] = field(default_factory=list)  # the command's own
+    rows: list[str] = field(default_factory=list)  # the same at length, in their place with --all
+    details: dict[str, Any] = field(default_factory=dict)  # the command's own, for programs
+
+    # --- the verdict --------------------------------------------------------------------------------------------------
+
+    @property
+    def diagnoses(self) -> list[str]:
+        """What is wrong in sentences, the likeliest first; without that of further parts."""
+        return [str(diagnosis) for diagnosis in self.found]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was judged is right, known to fail or not."""
+        return not self.failing and STATUS[self.word or PASSED] == 0
+
+    @property
+    def verdict(self) -> str:
+        """The verdict, one of `STATUS`."""
+        if self.word:
+            return self.word
+        if self.unexpected or self.stale or self.missing or not (self.passed or self.failing):
+            return WRONG
+        return KNOWN if self.failing else PASSED
+
+    @property
+    def status(self) -> int:
+        """The exit code. It is 0 where all that fails is known, all that is known fails, and nothing is missing."""
+        return STATUS[self.verdict]
+
+    def every_case(self) -> list[Outcome]:
+        """Return the outcomes of this report and of its parts."""
+        return [*self.cases, *(case for part in self.parts.values() for case in part.every_case())]
+
+    def every_diagnosis(self) -> list[Diagnosis]:
+        """Return the diagnoses of this report, and of each part under its name; what is known comes last."""
+        return sorted(self._diagnoses(), key=self._is_known)
+
+    def _diagnoses(self) -> Iterator[Diagnosis]:
+        yield from self.found
+        for name, part in self.parts.items():
+            yield from (Diagnosis(f"{name}: {d.says}", d.flag, d.source, d.cases) for d in part._diagnoses())
+
+    def _is_known(self, diagnosis: Diagnosis) -> bool:
+        """Return whether all that a diagnosis explains is known to fail."""
+        return bool(diagnosis.cases) and all(id in self.known for id in diagnosis.cases)
+
+    @property
+    def failing(self) -> list[Outcome]:
+        """All that fails, known or not."""
+        return [case for case in self.every_case() if case.failed]
+
+    @property
+    def unexpected(self) -> list[Outcome]:
+        """What fails and is not known to."""
+        return [case for case in self.failing if case.id not in self.known]
+
+    @property
+    def stale(self) -> dict[str, str]:
+        """Known failures that do not fail: what becomes of each instead."""
+        cases = {case.id: case for case in self.every_case()} if self.known else {}
+        return {id: became(cases.get(id)) for id in self.known if id not in cases or not cases[id].failed}
+
+    # --- as text ------------------------------------------------------------------------------------------------------
+
+    @property
+    def first_line(self) -> str:
+        """The verdict in a line of `LONGEST_LINE` letters at most, but for a long name."""
+        headline = self.headline()
+        start, end = f"{self.name}: {self.verdict}", f" [{headline.flag}]" if headline.flag else ""
+        room = max(SHORTEST_TEXT, LONGEST_LINE - len(start) - len(end) - 2)
+        texts = (text for text in (str(headline), headline.says) if len(text) <= room)
+        text = next(texts, headline.says[: room - 3].rstrip(" ,;:(") + "...")
+        return printable(f"{start}{text and ': ' + text}{end}", MOST_LETTERS)
+
+    def headline(self) -> Diagnosis:
+        """Return what the first line says."""
+        if self.text:
+            return Diagnosis(self.text, self.flag)
+        if self.verdict != WRONG:
+            return Diagnosis(self.summary())
+        new = [diagnosis for diagnosis in self.every_diagnosis() if not self._is_known(diagnosis)]
+        wrong = [case for case in self.unexpected if case.state == "wrong"]
+        if wrong:
+            return next(iter(new), Diagnosis(f"{wrong[0].id}: {wrong[0].text}"))
+        if self.unexpected:
+            of = sum(case.state in ("right", *FAILED) for case in self.every_case())
+            return Diagnosis(f"{len(self.unexpected)} of {of} cases have no answer")
+        return Diagnosis(next(iter([*self._out_of_date(), *self._lacks(), *self.diagnoses]), ""))
+
+    def summary(self) -> str:
+        """Say how much is right."""
+        counts = Counter(case.state for case in self.every_case())
+        return ", ".join(f"{counts[state]} {state}" for state in ("right", *FAILED, "refused") if counts[state])
+
+    def __str__(self) -> str:
+        return self.shown()
+
+    __repr__ = __str__
+
+    def shown(self, *, all: bool = False) -> str:
+        """Return the report in lines, the verdict first; with `all` also what is right."""
+        lines = [self.first_line]
+        lines += [f"  {text}" for text in map(self._in_words, self.every_diagnosis()) if text not in lines[0]]
+        lines += [*self.own_lines(all=all), *self._of_known(), *self._lacks()]
+        return "\n".join(printable(line, MOST_LETTERS) for line in lines)  # a name in a file can hold anything
+
+    def _in_words(self, diagnosis: Diagnosis) -> str:
+        """Say what is wrong, with its flag, and how much of it that explains where it is not all."""
+        wrong = sum(case.state == "wrong" for case in self.every_case())
+        share = f", in {len(diagnosis.cases)} of {wrong} wrong cases" if 0 < len(diagnosis.cases) < wrong else ""
+        flag = f" [{diagnosis.flag}]" if diagnosis.flag else ""
+        return f"{diagnosis}{flag}{share}{' (known)' if self._is_known(diagnosis) else ''}"
+
+    def own_lines(self, *, all: bool) -> list[str]:
+        """Return the rows of what is not right, or of all, and the command's own lines."""
+        missing = [case.id for case in self.cases if case.state == "missing"]
+        few = all or len(missing) <= SHOWN
+        rows = [case for case in self.cases if all or case.state == "wrong" or (few and case.state == "missing")]
+        width = max((len(case.id) for case in rows), default=0)
+        lines = [f"  {case.id:{width}}  {self._became(case)}" for case in rows]
+        lines += [] if few else [f"  missing: {', '.join(missing[:SHOWN])} and {len(missing) - SHOWN} more"]
+        lines += [f"not offered: {', '.join(self.not_offered)}"] if self.not_offered else []
+        lines = [self.summary(), *lines] if lines or self.failing else lines
+        return [*lines, *((self.rows or self.lines) if all else self.lines)]
+
+    def _became(self, case: Outcome) -> str:
+        reason = f", as is known ({self.known[case.id]})" if case.failed and case.id in self.known else ""
+        flags = f" [{', '.join(case.flags)}]" if case.flags else ""
+        return f"{case.state}{reason}{case.text and ': ' + case.text}{flags}"
+
+    def _of_known(self) -> list[str]:
+        """Return what is said of known failures; nothing where none is known."""
+        if not self.known:
+            return []
+        unexpected = [case.id for case in self.unexpected]
+        count = f"{len(self.failing) - len(unexpected)} of {len(self.known)} known failures fail as they should"
+        return [
+            count,
+            *self._out_of_date(),
+            *([f"not known to fail: {', '.join(unexpected)}"] if unexpected else []),
+        ]
+
+    def _out_of_date(self) -> list[str]:
+        return [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
+
+    def _lacks(self) -> list[str]:
+        return [f"{text} is required, and not offered" for text in self.missing]
+
+    def annotations(self) -> list[str]:
+        """Return the lines that GitHub Actions shows as errors of the run: what is wrong and not known."""
+        if self.status == 0:
+            return []
+        texts = [f"{self.name}: {d}" for d in self.every_diagnosis() if not self._is_known(d)]
+        texts = (texts if self.unexpected or self.word else []) + self._out_of_date() + self._lacks()
+        return [github_error(text, f"minilora {self.command}") for text in texts or [self.first_line]]
+
+    # --- for programs -------------------------------------------------------------------------------------------------
+
+    def json(self) -> dict[str, Any]:
+        """Return the report for programs: a head that all commands have, and the command's own `details`."""
+        headline = self.headline()
+        return {
+            "format": FORMAT,
+            "minilora": __version__,
+            "versions": {"minilora": __version__, "numpy": np.__version__, "python": platform.python_version()},
+            "kernel": kernel(),
+            "command": self.command,
+            "name": self.name,
+            "verdict": self.verdict.lower(),
+            "status": self.status,
+            "passed": self.passed,
+            "first_line": self.first_line,
+            "text": printable(headline.says, MOST_LETTERS),
+            "flag": headline.flag,
+            "diagnoses": [diagnosis.json() for diagnosis in self.every_diagnosis()],
+            "cases": [case.json() for case in self.every_case()],
+            "failing": [case.id for case in self.failing],
+            "known": dict(self.known),
+            "unexpected": [case.id for case in self.unexpected],
+            "stale": self.stale,
+            "missing": [*self.missing, *(case.id for case in self.every_case() if case.state == "missing")],
+            "not offered": self.not_offered,
+            **self.details,
+        }
+
+
+def became(case: Outcome | None) -> str:
+    """Say what becomes of a case that does not fail."""
+    if case is None:
+        return "is no case here"
+    return {"right": "passes", "not offered": "is not offered", "refused": "is refused"}.get(case.state, case.state)
+
+
+def read_known(path: str | Path) -> dict[str, str]:
+    """Return the reason of each id in a file of known failures; empty lines and those that begin with # do not count.
+
+    Raises
+    ------
+    FileRefused
+        If a line has no reason, or an id comes twice, or it is no text.
+    OSError
+        If it cannot be read.
+    """
+    known: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise FileRefused(path, "it is no text in UTF-8") from None
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        id, *reason = line.split(None, 1)
+        if not reason:
+            raise FileRefused(path, f"line {number}: expected an id and a reason, got {short(line)}")
+        if id in known:
+            raise FileRefused(path, f"line {number}: {short(id)} stands there twice")
+        known[id] = reason[0]
+    return known
+
+
+def links(source: str) -> list[str]:
+    """Return where a mistake was made, as addresses."""
+    addresses = []
+    for place in filter(None, source.split(", ")):
+        name, _, number = place.rpartition(" ")
+        issue = f"https://github.com/{name}/issues/{number.removeprefix('#')}"
+        package = f"https://pypi.org/project/{name}/{number}/"
+        addresses.append(place if not name else issue if number.startswith("#") else package)
+    return addresses
+
+
+def kernel() -> str | None:
+    """Return the processor whose code NumPy's BLAS runs, as threadpoolctl names it; None where that is not installed.
+
+    Sums are rounded in another order on another one.
+    """
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return None
+    return next((library["architecture"] for library in threadpool_info() if library.get("architecture")), None)
+
+
+def save_json(path: Path | None, report: Report) -> None:
+    """Write a report as JSON, whole or not at all; without a path nothing."""
+    if path is not None:
+        with written_whole(path) as file:
+            file.write(json.dumps(report.json(), indent=1).encode() + b"\n")
+
+
+def on_github() -> bool:
+    """Return whether this runs in a workflow of GitHub Actions, which shows lines that begin with ``::error``."""
+    return os.environ.get("GITHUB_ACTIONS") == "true"
+
+
+def github_error(text: str, title: str = "minilora") -> str:
+    """Return a line that GitHub Actions shows as an error of the run."""
+    escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return f"::error title={title}::{escaped}"

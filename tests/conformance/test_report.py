@@ -1,0 +1,121 @@
+"""A report: its verdict and first line, what is known to fail, strict both ways, and what programs read."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from minilora.checks import FileRefused
+from minilora.conformance import check
+from minilora.conformance.report import Diagnosis, Outcome, Report, github_error, links, read_known, save_json
+
+from .implementations import OURS, with_kinds
+
+
+def report(known=(), **more):
+    """Two of four cases fail, one without an answer; one mistake explains the other."""
+    states = {"a": "right", "b": "wrong", "c": "missing", "d": "not offered"}
+    cases = [Outcome(id, state) for id, state in states.items()]
+    found = [Diagnosis("B is turned", "b-is-turned", "me/mine #3", ("b",))]
+    return Report("mine", cases=cases, **{"found": found, "known": dict.fromkeys(known, "a reason")} | more)
+
+
+@pytest.mark.parametrize(
+    ("known", "verdict", "first", "rest"),
+    [
+        ([], "WRONG", "mine: WRONG: B is turned (made in me/mine #3) [b-is-turned]", []),
+        (["b", "c"], "fails as is known", "mine: fails as is known: 1 right, 1 wrong, 1 missing",
+         ["2 of 2 known failures fail as they should"]),
+        (["b"], "WRONG", "mine: WRONG: 1 of 3 cases have no answer",
+         ["1 of 1 known failures fail as they should", "not known to fail: c"]),
+        (["b", "c", "a"], "WRONG", "mine: WRONG: a is known to fail, and passes: take its line out",
+         ["2 of 3 known failures fail as they should", "a is known to fail, and passes: take its line out"]),
+        (["b", "c", "d"], "WRONG", "mine: WRONG: d is known to fail, and is not offered: take its line out",
+         ["2 of 3 known failures fail as they should", "d is known to fail, and is not offered: take its line out"]),
+        (["b", "c", "x"], "WRONG", "mine: WRONG: x is known to fail, and is no case here: take its line out",
+         ["2 of 3 known failures fail as they should", "x is known to fail, and is no case here: take its line out"]),
+    ],
+)  # fmt: skip
+def test_known_failures_are_strict_both_ways(known, verdict, first, rest):
+    found = report(known)
+    assert (found.verdict, found.status) == (verdict, int(verdict == "WRONG"))
+    lines = str(found).splitlines()
+    assert lines[0] == found.first_line == first
+    assert [line for line in lines[1:] if "known failures" in line or "known to fail" in line] == rest
+
+
+def test_a_file_of_known_failures_has_an_id_and_a_reason_a_line(tmp_path):
+    file = tmp_path / "known.txt"
+    file.write_text(
+        "\ufeff# ours\n\nlinear-6-forward  rank 1: issue 12 # stays\n\tconv2d-2-slope\tdilation\r\n", encoding="utf-8"
+    )
+    assert read_known(file) == {"linear-6-forward": "rank 1: issue 12 # stays", "conv2d-2-slope": "dilation"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a  reason\nlinear-6-forward\n", "line 2: expected an id and a reason, got 'linear-6-forward'"),
+        (b"a  one\n\na  two\n", "line 3: 'a' stands there twice"),
+        (b"\xff\xfe", "it is no text in UTF-8"),
+    ],
+)
+def test_a_file_of_known_failures_that_is_not_sound_is_refused(tmp_path, content, said):
+    file = tmp_path / "known.txt"
+    file.write_bytes(content)
+    with pytest.raises(FileRefused) as refused:
+        read_known(file)
+    assert str(refused.value).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("required", "missing"),
+    [
+        ([], []),
+        (["forward", "slope", "merge"], ["rslora: slope", "rslora: merge"]),
+        (["adam"], []),  # of the linear layer alone
+        (["start"], ["rslora: start"]),
+        (["codes"], ["codes"]),  # of a kind that is not there
+        (["forward", "output dtype"], ["output dtype"]),
+    ],
+)
+def test_a_claim_that_is_required_must_be_offered(required, missing):
+    report = check(with_kinds(rslora=SimpleNamespace(forward=OURS["rslora"].forward)))
+    assert report.passed
+    report.require(required)
+    assert report.missing == missing
+    assert (report.verdict, report.status) == (("WRONG", 1) if missing else ("passed", 0))
+    said = [line for line in str(report).splitlines()[1:] if "required" in line]
+    assert said == [f"{text} is required, and not offered" for text in missing]
+
+
+def test_annotations_tell_what_is_not_known():
+    title = "::error title=minilora conformance::"
+    assert report(["b", "c"]).annotations() == []
+    assert report().annotations() == [f"{title}mine: B is turned (made in me/mine #3)"]
+    assert report(["b", "c", "a"]).annotations() == [f"{title}a is known to fail, and passes: take its line out"]
+    assert github_error("50 %\nof\r it") == "::error title=minilora::50 %25%0Aof%0D it"
+
+
+def test_an_address_is_made_of_each_source():
+    assert links("") == []
+    assert links("me/mine #3, peft 0.17.0, https://x.org/y") == [
+        "https://github.com/me/mine/issues/3",
+        "https://pypi.org/project/peft/0.17.0/",
+        "https://x.org/y",
+    ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")
+def test_a_report_that_finds_no_place_leaves_the_old_one(tmp_path):
+    import resource
+
+    (tmp_path / "r.json").write_text("{}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            save_json(tmp_path / "r.json", report(text="x" * 20_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("r.json", "{}")]
