@@ -9,7 +9,7 @@ import pytest
 
 from minilora.conformance.golden.judging import compare
 
-from ..conformance.golden.conftest import written
+from ..conformance.golden.conftest import MIXTURES, written
 
 pytestmark = pytest.mark.peers
 pytest.importorskip("torch")
@@ -31,7 +31,7 @@ RECORDED = pytest.mark.skipif(peft.__version__ != "0.21.2", reason="the page has
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("golden") / "mixtures", cases=(), sessions=())
+    return written(tmp_path_factory.mktemp("golden") / "mixtures", MIXTURES, ())
 
 
 def run(script, *arguments):

@@ -11,9 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import cli
-from minilora.conformance.golden.cases import CASES
+from minilora.conformance.golden.cases import CASES as ALL
 
-from ..conformance.golden.conftest import index_of, whole  # noqa: F401
+from ..conformance.golden.conftest import FOUND, MIXTURES, index_of, whole  # noqa: F401
 from .test_golden_mixtures_peers import WRONG_IN_PEFT
 
 pytestmark = [
@@ -27,6 +27,7 @@ transformers = pytest.importorskip("transformers")
 from .test_llama_peers import double, hf  # noqa: E402, F401
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "golden" / "transformers_peft.py"
+CASES = [case for case in ALL if case not in (*FOUND, *MIXTURES)]
 ANSWERED = [case.id for case in CASES if case.answered and not case.refused and not case.base.nf4]
 NF4 = [case.id for case in CASES if case.base.nf4]
 

@@ -16,11 +16,10 @@ from safetensors.numpy import load_file
 
 from minilora import Llama, LlamaConfig, adapt, adapters, attach, cli, load_adapter, save_adapter
 from minilora.conformance.golden.bases import MERGES, TOKENS
-from minilora.conformance.golden.mixtures.cases import MIXTURES
 from minilora.language.generation import generate
 from minilora.layers.rotary import frequencies
 
-from ..conformance.golden.conftest import index_of, whole  # noqa: F401
+from ..conformance.golden.conftest import MIXTURES, index_of, whole  # noqa: F401
 
 pytestmark = pytest.mark.peers
 NODE = os.environ.get("MINILORA_NODE", "")

@@ -11,9 +11,8 @@ from safetensors.numpy import load_file
 
 from minilora import cli
 from minilora.conformance.golden.asking import request_of
-from minilora.conformance.golden.stored import STORED
 
-from ..conformance.golden.conftest import index_of, written
+from ..conformance.golden.conftest import FOUND, index_of, written
 
 pytestmark = [
     pytest.mark.peers,
@@ -26,13 +25,13 @@ transformers = pytest.importorskip("transformers")
 from .test_llama_peers import double, hf  # noqa: E402, F401
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "golden"
-READ = [case.id for case in STORED if case.answered and case.id != "language-model-prefix"]
+READ = [case.id for case in FOUND if case.answered and case.id != "language-model-prefix"]
 
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
     """The sessions, and the cases of files as they are found."""
-    return written(tmp_path_factory.mktemp("peers") / "golden", STORED, ())
+    return written(tmp_path_factory.mktemp("peers") / "golden", FOUND)
 
 
 def adapted(base, folder=None, weight=1.0):

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from minilora.conformance.golden.answers import APART, TOLERANCE
 
 from minilora import Llama
 from minilora.conformance.golden import prompts
-from minilora.conformance.golden.answers import APART, TOLERANCE
 from minilora.conformance.golden.folder import CASES
 from minilora.conformance.golden.formulas import Formulas
 from minilora.language.gguf import SIZES

@@ -15,13 +15,13 @@ from unittest import mock
 import numpy as np
 import torch
 import transformers
-
-from minilora import Llama
 from minilora.conformance.golden.answers import TOLERANCE
 from minilora.conformance.golden.mixtures import answers, prompts
 from minilora.conformance.golden.mixtures.bases import EXPERTS, KEPT
 from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
 from minilora.conformance.golden.mixtures.formulas import MixtureFormulas
+
+from minilora import Llama
 from minilora.language.save import _config
 from minilora.layers import experts
 

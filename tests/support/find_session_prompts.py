@@ -12,11 +12,11 @@ from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
-
 from minilora.conformance.golden.answers import TOLERANCE
+from minilora.conformance.golden.sessionanswers import session_answers
+
 from minilora.conformance.golden.bases import LIVING
 from minilora.conformance.golden.leftovers import added
-from minilora.conformance.golden.sessionanswers import session_answers
 from minilora.conformance.golden.sessions import SEEDS, SESSIONS
 
 from .find_golden_prompts import decoder, in_bfloat16

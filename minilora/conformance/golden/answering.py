@@ -14,24 +14,21 @@ from ...language.llama import Llama
 from ...layer import walk
 from .formulas import Arrays, Formulas
 from .mistakes import Mistake
-from .mixtures.formulas import MixtureFormulas
 from .subject import Subject
 
 
 def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, times: float = 1.0) -> np.ndarray:
     """Return the logits (P, T, V) of prompts (P, T), with the adapter as a mistake applies it; None for none."""
-    parts: dict[str, Any] = dict(mistake.parts) if mistake is not None else {"times": times}
+    parts: dict[str, Any] = dict(mistake.of(subject)) if mistake is not None else {"times": times}
     given = subject.given if mistake is None else mistake.reading(subject.given)
     which, dtype = ("", "") if mistake is None else (mistake.which, mistake.rounded)
     if which == "base":
         subject = replace(subject, arrays=_rounded(subject.arrays, dtype))
+    formulas = Formulas(**parts, product=lambda x, W: x @ W.T)
+    changed = formulas.changed(subject.arrays, [(given, 1.0)])
     if subject.config.mixture is not None:
-        of_mixture = MixtureFormulas().with_parts(**parts)
-        changed = of_mixture.changed(subject.arrays, given)
-        mixture, _ = of_mixture.decoding(subject.config.mixture)
+        mixture, _ = formulas.decoding(subject.config.mixture)
         subject = replace(subject, config=replace(subject.config, mixture=mixture))
-    else:
-        changed = Formulas(**parts, product=lambda x, W: x @ W.T).changed(subject.arrays, [(given, 1.0)])
     if which in ("merged", "all"):
         changed = _rounded(changed if which == "merged" else {**subject.arrays, **changed}, dtype)
     model = _model(subject, changed)

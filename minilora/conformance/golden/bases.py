@@ -5,6 +5,16 @@ attention. All sizes are multiples of 64, since some programs take no others. No
 is not the hidden size, and queries share keys in groups: a program that mixes two sizes up fails, or gives other
 numbers. All weights in float32 are numbers of bfloat16, so that a program which computes in bfloat16 or float16 loses
 nothing when it reads them.
+
+Four have a mixture of four experts, of which a token keeps two. An expert's gate_up_proj is (2 m, d), its down_proj
+(d, m). A program that exchanges in and out fails there, unless one of the two is square:
+
+    experts-double    Mixtral       d = 2 m     a tensor for each weight of each expert
+    experts-fused     the same numbers, a tensor for all experts
+    experts-square    Mixtral       d = m
+    experts-shared    Qwen2-MoE     m = 3 d / 4, not renormalised, and a shared expert
+
+Their files have numbers in bfloat16, as those of most models have.
 """
 
 from __future__ import annotations
@@ -15,17 +25,17 @@ from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
 from ...checks import needed
-from ...files.tensors import FLOATS, write_tensors
-from ...language.config import LlamaConfig
+from ...files.tensors import FLOATS, MODEL_CONFIG, SINGLE_NAME, write_tensors
+from ...language.config import LlamaConfig, MixtureConfig
 from ...language.gguf import SIZES, gguf_tensor
 from ...language.llama import Llama
-from ...language.save import save_llama
+from ...language.save import save_llama, split_experts
 from ...layer import walk
 from ...layers.nf4 import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
@@ -46,7 +56,11 @@ MERGES = (
 )
 TOKENS = ("<s>", "</s>", *(LETTERS.get(c, c) for c in CHARACTERS), *(merge.replace(" ", "") for merge in MERGES))
 
-Draw: TypeAlias = Callable[[np.random.Generator, str, tuple[int, ...]], np.ndarray]
+EXPERTS, KEPT = 4, 2
+LAYER = "model.layers.0"
+MLP = f"{LAYER}.mlp"
+GATE_UP, DOWN_OF_EXPERTS, ROUTER = f"{MLP}.experts.gate_up_proj", f"{MLP}.experts.down_proj", f"{MLP}.gate.weight"
+SHARED = f"{MLP}.shared_expert"
 
 
 @dataclass(frozen=True)
@@ -61,27 +75,34 @@ class Base:
     biased: bool = False  # whether the projections of attention have biases
     positions: int = POSITIONS  # that its files promise
     square: bool = False  # whether the projections of queries and of attention's output are
+    kind: str = "llama"  # as `LlamaConfig` has it
+    mixture: MixtureConfig | None = None
+    fused: bool = False  # whether the file of one with a mixture has a tensor for all experts
 
     @property
     def gguf(self) -> bool:
-        """Whether it is there for llama.cpp too, where no file holds 4 bits as these are, trained biases, or DoRA."""
-        return not (self.nf4 or self.biased or self.square)
+        """Whether it is there for llama.cpp too: no file there holds its 4 bits, trained biases, DoRA or experts."""
+        return not (self.nf4 or self.biased or self.square or self.mixture)
 
     @cached_property
     def config(self) -> LlamaConfig:
         """Its sizes."""
         hidden, between, head_dim = (128, 64, 32) if self.square else (64, 128, 64)
+        heads, groups = (4, 2) if self.mixture is None else (1, 1)
         return LlamaConfig(
-            vocab_size=len(TOKENS), hidden_size=hidden, intermediate_size=between, num_hidden_layers=self.layers,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=head_dim, rms_norm_eps=1e-5,
-            frequencies=frequencies(head_dim, THETA), tie_word_embeddings=self.tied, attention_bias=self.biased,
-            rope={"rope_type": "default", "rope_theta": THETA},
+            vocab_size=len(TOKENS), hidden_size=hidden,
+            intermediate_size=between if self.mixture is None else self.mixture.moe_intermediate_size,
+            num_hidden_layers=self.layers, num_attention_heads=heads, num_key_value_heads=groups, head_dim=head_dim,
+            rms_norm_eps=1e-5, frequencies=frequencies(head_dim, THETA), tie_word_embeddings=self.tied,
+            attention_bias=self.biased, rope={"rope_type": "default", "rope_theta": THETA}, model_type=self.kind,
+            mixture=self.mixture,
         )  # fmt: skip
 
     @cached_property
     def stored(self) -> dict[str, np.ndarray]:
-        """Its arrays, in float32, before they are quantised."""
-        return drawn(self.seed, self.config, _drawn)
+        """Its arrays, in float32, before they are quantised, and those of experts in one for all."""
+        rng, draw = np.random.default_rng(self.seed), _drawn if self.mixture is None else _drawn_of_mixture
+        return {name: to_bfloat16(draw(rng, name, shape)) for name, shape in self.config.shapes().items()}
 
     @cached_property
     def model(self) -> Llama:
@@ -92,7 +113,12 @@ class Base:
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
         """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
-        return self._with_codes(with_head(self.stored), lambda layer: layer)
+        arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
+        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
+
+    def in_file(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return arrays under the names and in the pieces of the base's file."""
+        return dict(arrays) if self.mixture is None or self.fused else split_experts(self.config, arrays)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
@@ -136,24 +162,27 @@ LIVING = Base("living", layers=1, tied=True, seed=4, positions=512)
 """What sessions are asked of: its files promise room for a long prompt."""
 SQUARE = Base("square", layers=1, tied=True, seed=5, square=True)
 """The one with square weights, and the one whose heads times head_dim is the hidden size."""
-BASES = (UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING, SQUARE)
+
+
+def _mixture(name: str, kind: str, width: int, seed: int, *, fused: bool = False, shared: int | None = None) -> Base:
+    """Return a decoder of one layer with experts of a width; with a shared one, shares are not renormalised."""
+    mixture = MixtureConfig(EXPERTS, KEPT, width, shared is None, shared)
+    return Base(name, layers=1, tied=True, seed=seed, kind=kind, mixture=mixture, fused=fused)
+
+
+EXPERTS_DOUBLE = _mixture("experts-double", "mixtral", width=32, seed=11)
+EXPERTS_FUSED = _mixture("experts-fused", "mixtral", width=32, seed=11, fused=True)
+EXPERTS_SQUARE = _mixture("experts-square", "mixtral", width=64, seed=12)
+EXPERTS_SHARED = _mixture("experts-shared", "qwen2_moe", width=48, seed=13, shared=32)
+BASES = (
+    *(UNTIED, TIED, UNTIED_NF4, TIED_NF4, BIASED, LIVING, SQUARE),
+    *(EXPERTS_DOUBLE, EXPERTS_FUSED, EXPERTS_SQUARE, EXPERTS_SHARED),
+)
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
     """Return the nearest numbers that bfloat16 holds, as float32."""
     return array.astype(FLOATS["BF16"]).astype(np.float32)
-
-
-def drawn(seed: int, config: LlamaConfig, draw: Draw) -> dict[str, np.ndarray]:
-    """Return a decoder's arrays, of numbers that bfloat16 has; `draw` makes an array from its name and shape."""
-    rng = np.random.default_rng(seed)
-    return {name: to_bfloat16(draw(rng, name, shape)) for name, shape in config.shapes().items()}
-
-
-def with_head(stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return arrays in float64, and always the head: where none is stored, it is the embedding."""
-    arrays = {name: array.astype(np.float64) for name, array in stored.items()}
-    return {HEAD: arrays[EMBEDDING], **arrays}
 
 
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -174,6 +203,15 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
     return np.asarray(x / (2 * width**0.5))
 
 
+def _drawn_of_mixture(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return an array such that each layer's output is of the size of its input, and scores of experts spread by 1."""
+    x: np.ndarray = rng.standard_normal(shape)
+    if len(shape) == 1:
+        return np.asarray(1 + 0.2 * x)
+    size = 3 if name == EMBEDDING else 2 if "down_proj" in name else 1
+    return np.asarray(size * x / shape[-1] ** 0.5)
+
+
 # --- files ------------------------------------------------------------------------------------------
 
 
@@ -191,26 +229,35 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-class Decoder(Protocol):
-    """What `write_base` asks of a base."""
-
-    @property
-    def model(self) -> Llama: ...  # noqa: D102
-    @property
-    def positions(self) -> int: ...  # noqa: D102
-
-
-def write_base(folder: Path, base: Decoder) -> None:
+def write_base(folder: Path, base: Base) -> None:
     """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
     save_llama(base.model, folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, "max_position_embeddings": base.positions})  # mistral.rs asks for it
+    config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
+    config["max_position_embeddings"] = base.positions  # mistral.rs asks for it
+    if base.mixture is not None:
+        config["torch_dtype"] = "bfloat16"
+        (folder / SINGLE_NAME).write_bytes(_in_bfloat16(base.in_file(base.stored)))
+    write_json(folder / MODEL_CONFIG, config)
     write_json(folder / "generation_config.json", {"_from_model_config": True, "bos_token_id": 0, "eos_token_id": 1})
     write_json(folder / "tokenizer.json", tokenizer())
     write_json(
         folder / "tokenizer_config.json",
         {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"},
     )
+
+
+def _in_bfloat16(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return a safetensors file of bfloat16, which NumPy does not have."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, array in arrays.items():
+        numbers = array.astype(FLOATS["BF16"]).tobytes()
+        offsets = [len(data), len(data) + len(numbers)]
+        entries[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": offsets}
+        data += numbers
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data
 
 
 def tokenizer() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ...files.tensors import TensorFile
 from ..problems.bugs import links
 from . import judging
 from .answering import logits
-from .answers import TOLERANCE
+from .cases import TOLERANCE
 from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
 from .subject import Subject, read_subject
 
@@ -158,7 +158,7 @@ class Diagnosis:
 
 def _with_links(what: Candidate | Mistake) -> str:
     """Return what an engine may have done in words, with where that was done before, and the flag."""
-    text = what.text if isinstance(what, Candidate) else what.name
+    text = what.text if isinstance(what, Candidate) else what.says
     made = f" (made in {what.source})" if what.source else ""
     return f"{text}{made} [{what.flag}]"
 
@@ -240,7 +240,7 @@ class _Table:
                 return
         if not np.isfinite(z).all():
             return
-        candidate = self.held(mistake, z, mistake.flag, mistake.name)
+        candidate = self.held(mistake, z, mistake.flag, mistake.says)
         twin = next((c for c in self.candidates if np.abs(c.off - candidate.off).max() <= SAME), None)
         if twin is not None:
             self._add_same(twin.flag, mistake)

@@ -12,23 +12,14 @@ from ...checks import needed
 from ...files.disk import is_new_or_empty, written_folder
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..problems.bugs import links
-from .answers import APART, ROWS, SHOWN_ROWS, TOLERANCE, Answers, answers
-from .bases import BASES, LIVING, UNTIED, write_base, write_gguf, write_json, write_safetensors
-from .cases import CASES as FIRST_CASES
-from .cases import Case, files
+from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_json, write_safetensors
+from .cases import CASES, TOLERANCE, Case
 from .formulas import Arrays
-from .leftovers import LEFTOVERS, ROUNDED, Leftover
-from .misreadings import MISREADINGS, Misreading
-from .mixtures.answers import mixture_answers
-from .mixtures.bases import MIXTURE_BASES, write_mixture
-from .mixtures.cases import APART as MIXTURES_APART
-from .mixtures.cases import MIXTURES, MixtureCase, mixture_files
-from .mixtures.misreadings import MIXTURE_MISREADINGS
-from .sessionanswers import RequestAnswers, session_answers
+from .leftovers import LEFTOVERS, ROUNDED
+from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .sessions import SESSIONS, Session, session_adapters
-from .stored import STORED
+from .signatures import APART, ROWS, SHOWN_ROWS, Answers, answers, session_answers
 
-CASES = (*FIRST_CASES, *STORED)
 FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
@@ -58,23 +49,11 @@ HOW = (
 )
 
 
-Every = Iterable[tuple[Case | MixtureCase, Answers | None]]
-
-
-def index(every: Every, sessions: Iterable[tuple[Session, Sequence[RequestAnswers]]] = ()) -> dict[str, Any]:
+def index(
+    every: Iterable[tuple[Case, Answers | None]], sessions: Iterable[tuple[Session, Sequence[Answers]]] = ()
+) -> dict[str, Any]:
     """Return what index.json holds."""
-    bases = {
-        f"bases/{base.name}": {
-            "tied": base.tied,
-            "layers": base.layers,
-            **({"quantised": "nf4"} if base.nf4 else {}),
-            **({"gguf": f"bases/{base.name}.gguf"} if base.gguf else {}),
-        }
-        for base in BASES
-    }
-    bases |= {f"bases/{base.name}": base.entry for base in MIXTURE_BASES}
-    mistakes: list[Misreading | Leftover] = [*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED]
-    flags = {bug.flag: bug for bug in mistakes}  # some are in both
+    flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}  # some are in several
     return {
         "$schema": SCHEMA,
         "format": FORMAT,
@@ -85,17 +64,28 @@ def index(every: Every, sessions: Iterable[tuple[Session, Sequence[RequestAnswer
         "apart": APART,
         "rows": {"merged": SHOWN_ROWS, "signature": ROWS},
         "base": f"bases/{UNTIED.name}",
-        "bases": bases,
+        "bases": {f"bases/{base.name}": base_entry(base) for base in BASES},
         "cases": [entry(case, numbers) for case, numbers in every],
         "sessions": [session_entry(session, numbers) for session, numbers in sessions],
-        "flags": {flag: {"bug": bug.name, "made in": links(bug.source)} for flag, bug in flags.items()},
+        "flags": {flag: {"bug": bug.says, "made in": links(bug.source)} for flag, bug in flags.items()},
     }
 
 
-def entry(case: Case | MixtureCase, numbers: Answers | None) -> dict[str, Any]:
+def base_entry(base: Base) -> dict[str, Any]:
+    """Return a base's entry of the index."""
+    return {
+        "tied": base.tied,
+        "layers": base.layers,
+        **({"quantised": "nf4"} if base.nf4 else {}),
+        **({"gguf": f"bases/{base.name}.gguf"} if base.gguf else {}),
+        **({"experts": base.mixture.num_experts, "fused": base.fused} if base.mixture else {}),
+    }
+
+
+def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
     """Return a case's entry of the index."""
     names = adapter_names(case)
-    weighted = [[name, weight] for name, (_, weight) in zip(names, case.adapters, strict=True)]
+    weighted = [[name, adapter.weight] for name, adapter in zip(names, case.adapters, strict=True)]
     base = {} if case.base is UNTIED else {"base": f"bases/{case.base.name}"}
     answered = (
         {} if numbers is None else {"answers": f"answers/{case.id}.safetensors", "flags": list(numbers.signatures)}
@@ -106,14 +96,14 @@ def entry(case: Case | MixtureCase, numbers: Answers | None) -> dict[str, Any]:
         "adapter": names[0] if len(names) == 1 else weighted,
         **({"after": case.after} if case.after else {}),
         "prompts": case.prompts.tolist(),
-        "refused": bool(case.refused),
+        "refused": case.refused,
         "note": case.note,
-        **({"apart": MIXTURES_APART} if isinstance(case, MixtureCase) and case.answered else {}),
+        **({"apart": case.apart} if case.answered and case.apart != APART else {}),
         **answered,
     }
 
 
-def session_entry(session: Session, numbers: Sequence[RequestAnswers]) -> dict[str, Any]:
+def session_entry(session: Session, numbers: Sequence[Answers]) -> dict[str, Any]:
     """Return a session's entry of the index."""
     return {
         "id": session.id,
@@ -136,7 +126,12 @@ def session_entry(session: Session, numbers: Sequence[RequestAnswers]) -> dict[s
     }
 
 
-def adapter_names(case: Case | MixtureCase) -> list[str]:
+def schema() -> Any:
+    """Return the JSON Schema of index.json."""
+    return json.loads(Path(__file__).with_name(SCHEMA).read_text(encoding="utf-8"))
+
+
+def adapter_names(case: Case) -> list[str]:
     """Return the folders of a case's adapters."""
     name = f"adapters/{case.id}"
     return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
@@ -153,9 +148,7 @@ def write(folder: Path) -> int:
     if not is_new_or_empty(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
-    every: list[tuple[Case | MixtureCase, Answers | None]]
     every = [(case, answers(case) if case.answered else None) for case in CASES]
-    every += [(case, mixture_answers(case) if case.answered else None) for case in MIXTURES]
     sessions = [(session, session_answers(session)) for session in SESSIONS]
     with written_folder(folder) as new:
         (new / "bases").mkdir()
@@ -163,14 +156,10 @@ def write(folder: Path) -> int:
             write_base(new / "bases" / base.name, base)
             if base.gguf:
                 write_gguf(new / "bases" / f"{base.name}.gguf", base)
-        for mixture in MIXTURE_BASES:
-            write_mixture(new / "bases" / mixture.name, mixture)
         (new / "answers").mkdir()
         for case, numbers in every:
-            written = [mixture_files(case)] if isinstance(case, MixtureCase) else files(case)
-            stored = "" if isinstance(case, MixtureCase) else case.stored
-            for name, contents in zip(adapter_names(case), written, strict=True):
-                write_adapter(new / name, *contents, stored)
+            for name, contents in zip(adapter_names(case), case.files(), strict=True):
+                write_adapter(new / name, *contents, case.stored)
             if numbers is not None:
                 write_safetensors(new / "answers" / f"{case.id}.safetensors", numbers.tensors())
         for place, contents in session_adapters():
@@ -179,7 +168,7 @@ def write(folder: Path) -> int:
             for n, request in enumerate(requests):
                 write_safetensors(new / "answers" / f"{session.id}.{n}.safetensors", request.tensors())
         (new / INDEX).write_text(json.dumps(index(every, sessions), indent=1) + "\n", encoding="utf-8")
-        (new / SCHEMA).write_bytes(Path(__file__).with_name(SCHEMA).read_bytes())
+        (new / SCHEMA).write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
     return len(every)
 
 

@@ -9,7 +9,17 @@
     b' = the bias in the file                      bias="lora_only", of a module that has an adapter
     W'[t] = the row in the file                    trainable_token_indices, of each such token t
 
-A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`.
+Factors of E experts are packed into one pair, (E r, in) and (out, r E), and r is that of one expert:
+
+    W_e' = W_e + s B_e A_e               each expert e; a matrix is a stack of one
+    A_e = r rows of A                    the expert as the slow index
+    B_e = r columns of B                 the expert as the fast one, or where `lora_B_layout` says so as the slow one
+    W_e' = W_e + s (B_e A_e)^T           by a PEFT up to 0.19.0, whose A is (E r, out), and B (in, r E)
+
+Names of before, such as ``block_sparse_moe.experts.3.w1``, are of one expert, and a part of its rows.
+
+A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`. Where the
+factors of an expert lie is in the suite's own record, so a row of its table about that is a reader's bug too.
 """
 
 from __future__ import annotations
@@ -22,7 +32,10 @@ from typing import Any
 
 import numpy as np
 
-from .bases import EMBEDDING, HEAD
+from ...files.experts import B_LAYOUTS, EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
+from ...language.config import MixtureConfig
+from ..problems.formulas import ExpertFormulas
+from .bases import EMBEDDING, HEAD, SHARED
 from .exact import product, sums
 
 Arrays = dict[str, np.ndarray]
@@ -79,6 +92,38 @@ def scale(config: Config, path: str) -> float:
     return scaled(config, setting(config, "lora_alpha", path), setting(config, "r", path))
 
 
+def is_turned(config: Config) -> bool:
+    """Return whether packed factors are those of transposed weights."""
+    version = version_of(config.get("peft_version"))
+    return version is not None and version <= EXCHANGED_UNTIL
+
+
+def site(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]:
+    """Return the array that a path's adapter changes: all of it, or some rows of one expert's.
+
+    It goes to another place where there is such a one.
+    """
+    for one in (place, path):
+        name, expert, parts, part = _array_of(one, arrays)
+        if name in arrays:
+            break
+    if expert is None:
+        return name, None, slice(None)
+    height, i = arrays[name].shape[1] // len(parts), parts.index(part)
+    return name, expert, slice(i * height, (i + 1) * height)
+
+
+def _array_of(path: str, arrays: Arrays) -> tuple[str, int | None, tuple[str, ...], str]:
+    """Return the array of a path; of one expert's its number, the parts of such a one, and which of them it is."""
+    of_one = re.fullmatch(r"(.*)\.experts\.(\d+)\.(\w+)", path)
+    if of_one is None:
+        return path if path in arrays else f"{path}.weight", None, (), ""
+    block, expert, old = of_one.groups()
+    part = {old_name: name for name, old_name in MIXTRAL.items()}.get(old, old)
+    array, parts = next((array, parts) for array, parts in PARTS.items() if part in parts)
+    return f"{block.replace(MIXTRAL_MLP, 'mlp')}.experts.{array}", int(expert), parts, part
+
+
 def lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
     """Return the length of each row."""
     return np.asarray(np.sqrt(sums(V * V)))
@@ -109,6 +154,25 @@ class Formulas:
     ties: bool = False  # whether the tied head, or embedding, is changed with the other
     base: str = ""  # how its 4-bit weights are read, see `Base.misread`
     product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: the same bits everywhere, or fast
+    # of packed experts; those of the suite's record by the names that they have there
+    rank: Callable[[Config, str], int] = lambda config, path: int(setting(config, "r", path))  # that slices are of
+    gate_up: Callable[[np.ndarray], np.ndarray] = lambda BA: BA  # the update of an expert's gate_up_proj (2 m, d)
+    layout: Callable[[Config], str | None] = lambda config: config.get("lora_B_layout")
+    rows_of_A: Callable[[int, int], np.ndarray] = ExpertFormulas.rows_of_A
+    columns_of_B: Callable[[int, int], np.ndarray] = ExpertFormulas.columns_of_B
+    factors_of: Callable[[int, int], int] = ExpertFormulas.factors_of
+    scaling_of: Callable[[float, int, int], float] = ExpertFormulas.scaling_of
+    exchanged: bool = ExpertFormulas.exchanged
+    # of a mixture itself
+    kept: Callable[[int], int] = lambda K: K  # how many experts a token keeps
+    renormalised: Callable[[bool], bool] = lambda renormalised: renormalised
+    unweighted: bool = False  # whether the update of each kept expert counts whole, and not by its share
+    shared: float = 1.0  # how much of the shared expert there is
+
+    def decoding(self, mixture: MixtureConfig) -> tuple[MixtureConfig, bool]:
+        """Return what a mixture is read as, and whether updates count whole."""
+        kept, renormalised = self.kept(mixture.num_experts_per_tok), self.renormalised(mixture.norm_topk_prob)
+        return replace(mixture, num_experts_per_tok=kept, norm_topk_prob=renormalised), self.unweighted
 
     def changed(
         self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
@@ -121,49 +185,70 @@ class Formulas:
         if previous and self.previous in ("instead", "beside"):
             adapters = [*previous, *(adapters if self.previous == "beside" else ())]
         read = (misread or {}).get(self.base, arrays)
-        arrays_after = {name: array for name, array in read.items() if array is not arrays[name]}
+        after = {name: array for name, array in read.items() if array is not arrays[name]}
         weights = self.weights([weight for _, weight in adapters])
         for i, ((adapter, _), weight) in enumerate(zip(adapters, weights, strict=True)):
             config = adapters[self.config_of(i)][0].config
-            for path, module in adapter.modules.items():
-                A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
-                module = replace(module, lora_A=A, lora_B=B)
-                if self.applied(path):
-                    self._add(
-                        arrays_after, read, config, self.place(path), path, module, weight, adapter.starts.get(path)
-                    )
+            for path in filter(self.applied, adapter.modules):
+                self._add(after, read, config, adapter, path, weight)
             for path, trained in adapter.saved.items():
-                arrays_after[f"{path}.weight"] = self.saved(read[f"{path}.weight"], trained)
+                after[f"{path}.weight"] = self.saved(read[f"{path}.weight"], trained)
             for path, (which, trained) in adapter.tokens.items():
-                rows = arrays_after.get(f"{path}.weight", read[f"{path}.weight"]).copy()
+                rows = after.get(f"{path}.weight", read[f"{path}.weight"]).copy()
                 rows[which] = self.tokens(rows[which], trained)
-                arrays_after[f"{path}.weight"] = rows
+                after[f"{path}.weight"] = rows
         if self.ties:
             for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
-                if name in arrays_after:
-                    arrays_after.setdefault(other, arrays_after[name])
-        return arrays_after
+                if name in after:
+                    after.setdefault(other, after[name])
+        down = f"{SHARED}.down_proj.weight"
+        if self.shared != 1.0 and down in read:
+            after[down] = self.shared * after.get(down, read[down])
+        return after
 
-    def _add(
-        self, arrays_after: Arrays, read: Arrays, config: Config, place: str, path: str, module: Module, weight: float,
-        start: np.ndarray | None,
-    ) -> None:  # fmt: skip
-        place = place if f"{place}.weight" in read else path
-        name, s = f"{place}.weight", self.scale(config, path) * self.times
-        W = arrays_after.get(name, read[name])
-        A, B = self.factors(path, module.lora_A, module.lora_B)
-        BA = self.update(path, self.product(B, A.T))
-        if start is not None:
-            BA = BA - self.start * start
-        if name == EMBEDDING:
-            W = W.T
-        if module.magnitude is None:
-            W = W + weight * s * BA
-        else:
-            m = self.magnitude(module.magnitude, W)
-            W = self.gain(m, self.length(W, BA, s)) * (W + s * BA)
-        arrays_after[name] = W.T if name == EMBEDDING else W
+    def _add(self, after: Arrays, read: Arrays, config: Config, adapter: Given, path: str, weight: float) -> None:
+        """Put a module's update into the arrays that are changed: a matrix is a stack of one."""
+        module, start = adapter.modules[path], adapter.starts.get(path)
+        A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
+        name, expert, rows = site(path, self.place(path), read)
+        W, s = after.get(name, read[name]), self.scale(config, path) * self.times
+        stack = (W if W.ndim == 3 else W[None]).copy()
+        count = len(stack) if expert is None else 1
+        for e in range(count):
+            pair = self._pair(config, path, A, B, e, count)
+            if pair is None:
+                continue
+            BA = self.update(path, self.product(pair[1], pair[0].T))
+            if count > 1 and is_turned(config) != (self.exchanged and BA.shape[0] == BA.shape[1]):
+                BA = BA.T
+            if path.endswith("gate_up_proj"):
+                BA = self.gate_up(BA)
+            if start is not None:
+                BA = BA - self.start * start
+            at = (e if expert is None else expert), rows
+            old = stack[at].T if name == EMBEDDING else stack[at]
+            new = self._updated(old, BA, self.scaling_of(s, e, count), weight, module.magnitude)
+            stack[at] = new.T if name == EMBEDDING else new
+        after[name] = stack.reshape(W.shape)
+        bias = f"{name.removesuffix('.weight')}.bias"
         if module.bias is not None:
-            arrays_after[f"{place}.bias"] = self.bias(module.bias, s)
+            after[bias] = self.bias(module.bias, s)
         if module.trained_bias is not None:
-            arrays_after[f"{place}.bias"] = self.trained_bias(read[f"{place}.bias"], module.trained_bias)
+            after[bias] = self.trained_bias(read[bias], module.trained_bias)
+
+    def _pair(
+        self, config: Config, path: str, A: np.ndarray, B: np.ndarray, e: int, count: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the factors of expert e, of so many in these; None where it takes none."""
+        r, taken = len(A) if count == 1 else self.rank(config, path), self.factors_of(e, count)
+        if taken >= count:
+            return None
+        slow = B_LAYOUTS.get(self.layout(config) or "", False)
+        columns = np.arange(count * r).reshape(count, r) if slow else self.columns_of_B(count, r)
+        return self.factors(path, A[self.rows_of_A(count, r)[taken]], B[:, columns[taken]])
+
+    def _updated(self, W: np.ndarray, BA: np.ndarray, s: float, weight: float, m: np.ndarray | None) -> np.ndarray:
+        """Return one matrix with its update."""
+        if m is None:
+            return np.asarray(W + weight * s * BA)
+        return self.gain(self.magnitude(m, W), self.length(W, BA, s)) * (W + s * BA)

@@ -1,8 +1,8 @@
 """What engines make of a request that keep something of earlier ones, a row each, and in whose code it was made.
 
-A row says which adapters such an engine adds for one prompt, each times its weight, and with which adapters the keys
-and values were computed that it takes from its cache. It knows what is asked of the prompt now, what was asked before,
-and the adapters of the whole batch.
+A row is `Engine` with a part replaced: which adapters are added for one prompt, each times its weight, or with which
+adapters the keys and values were computed that come from a cache. It knows what is asked of the prompt now, what was
+asked before, and the adapters of the whole batch.
 
 In a session several bugs can give the same numbers for one request. So a request names all of them, and the bug that
 explains most requests stands first in the report.
@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from ..naming import Parts, Wrong
 from .formulas import Given
 from .misreadings import MISREADINGS
 from .sessions import Use, adapter_of
@@ -69,21 +69,18 @@ def added(*uses: Use | None, times: float = 1.0) -> Sum:
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """A bug of an engine that lives on from request to request."""
+class Engine:
+    """What an engine answers with that lives on from request to request; by default nothing of earlier ones."""
 
-    flag: str
-    name: str
-    sum: Callable[[Moment], Sum | None] = lambda m: added(m.now)  # None where the bug makes no difference
+    sum: Callable[[Moment], Sum | None] = lambda m: added(m.now)  # what it adds; None where that is right
     cached: Callable[[Moment], Sequence[Use | None]] = lambda m: ()  # whose keys and values it takes, where it does
     order: Callable[[Sequence[Use | None]], Sequence[int]] | None = None  # the prompts whose answers a batch gets
-    source: str = ""
 
 
-def known(flag: str, sum: Callable[[Moment], Sum | None] = lambda m: added(m.now), **parts: Any) -> Leftover:
+def of_case(flag: str, parts: Parts) -> Wrong:
     """Return a bug that shows in a case too, with its sentence and its source there."""
     bug = next(bug for bug in MISREADINGS if bug.flag == flag)
-    return Leftover(flag, bug.name, sum, source=bug.source, **parts)
+    return replace(bug, parts=parts)
 
 
 def _weighted(use: Use | None, weight: Callable[[float], float]) -> Sum | None:
@@ -143,91 +140,93 @@ def _mixed(m: Moment) -> bool:
 
 
 # fmt: off
-LEFTOVERS: Sequence[Leftover] = (
+LEFTOVERS: Sequence[Wrong] = (
     # what a name stands for
-    Leftover("the-adapter-that-had-this-name-answers",
-             "the adapter that had this name before answers: its weights are kept by the name alone",
-             lambda m: added(m.namesake) if m.namesake else None, source="huggingface/peft #3581"),
-    Leftover("the-scaling-is-that-of-the-adapter-that-had-this-name",
-             "the scaling is that of the adapter that had this name before: the factors are new, and alpha is not",
-             _old_scaling, source="huggingface/peft #3581"),
-    Leftover("patterns-are-dropped-where-an-adapter-is-swapped-in",
-             "rank_pattern and alpha_pattern are dropped where an adapter takes the place of another", _no_patterns,
-             source="peft 0.21.2"),
-    Leftover("modules-of-the-adapter-that-had-this-name-stay-on",
-             "modules that this adapter lacks keep the update of the adapter that had its name before", _old_modules),
-    Leftover("keys-and-values-are-those-of-the-name",
-             "the prompt's keys and values are those of the adapter that had this name before: they are kept by the "
-             "tokens and the name",
-             cached=lambda m: [m.namesake] if m.namesake else [], source="vllm-project/vllm #30931"),
+    Wrong("the-adapter-that-had-this-name-answers",
+          "the adapter that had this name before answers: its weights are kept by the name alone",
+          {"sum": lambda m: added(m.namesake) if m.namesake else None}, source="huggingface/peft #3581"),
+    Wrong("the-scaling-is-that-of-the-adapter-that-had-this-name",
+          "the scaling is that of the adapter that had this name before: the factors are new, and alpha is not",
+          {"sum": _old_scaling}, source="huggingface/peft #3581"),
+    Wrong("patterns-are-dropped-where-an-adapter-is-swapped-in",
+          "rank_pattern and alpha_pattern are dropped where an adapter takes the place of another",
+          {"sum": _no_patterns}, source="peft 0.21.2"),
+    Wrong("modules-of-the-adapter-that-had-this-name-stay-on",
+          "modules that this adapter lacks keep the update of the adapter that had its name before",
+          {"sum": _old_modules}),
+    Wrong("keys-and-values-are-those-of-the-name",
+          "the prompt's keys and values are those of the adapter that had this name before: they are kept by the "
+          "tokens and the name",
+          {"cached": lambda m: [m.namesake] if m.namesake else []}, source="vllm-project/vllm #30931"),
     # the scale of a request
-    Leftover("the-scale-is-ignored", "the scale of a request is ignored: the update is added once",
-             lambda m: _weighted(m.now, lambda weight: 1.0)),
-    Leftover("the-scale-of-the-request-before-stays", "the scale of the request before stays", _last_weight),
-    Leftover("the-first-scale-stays", "the scale of the first request stays",
-             lambda m: _weighted(m.now, lambda weight: m.of_this_name[0].weight) if m.of_this_name else None),
-    Leftover("the-scales-of-requests-are-multiplied",
-             "the scale of a request is multiplied onto those of the requests before", _product),
-    Leftover("the-scale-acts-squared", "the scale of a request goes into both factors: it acts squared",
-             lambda m: _weighted(m.now, lambda weight: weight * weight)),
+    Wrong("the-scale-is-ignored", "the scale of a request is ignored: the update is added once",
+          {"sum": lambda m: _weighted(m.now, lambda weight: 1.0)}),
+    Wrong("the-scale-of-the-request-before-stays", "the scale of the request before stays", {"sum": _last_weight}),
+    Wrong("the-first-scale-stays", "the scale of the first request stays",
+          {"sum": lambda m: _weighted(m.now, lambda weight: m.of_this_name[0].weight) if m.of_this_name else None}),
+    Wrong("the-scales-of-requests-are-multiplied",
+          "the scale of a request is multiplied onto those of the requests before", {"sum": _product}),
+    Wrong("the-scale-acts-squared", "the scale of a request goes into both factors: it acts squared",
+          {"sum": lambda m: _weighted(m.now, lambda weight: weight * weight)}),
     # batches
-    Leftover("the-first-adapter-of-a-batch-is-taken-for-all", "the adapter of a batch's first prompt is taken for all",
-             lambda m: added(m.batch[0]) if _mixed(m) else None),
-    Leftover("the-last-adapter-of-a-batch-is-taken-for-all", "the adapter of a batch's last prompt is taken for all",
-             lambda m: added(m.batch[-1]) if _mixed(m) else None),
-    Leftover("prompts-without-an-adapter-get-the-first-of-the-batch",
-             "prompts without an adapter get the first one of their batch",
-             lambda m: added(m.now or _in_the_batch(m)[0]) if _mixed(m) else None),
-    Leftover("prompts-without-an-adapter-get-the-last-of-the-batch",
-             "prompts without an adapter get the last one of their batch",
-             lambda m: added(m.now or _in_the_batch(m)[-1]) if _mixed(m) else None),
-    Leftover("all-adapters-of-a-batch-are-added-to-each-prompt", "each prompt of a batch gets all its adapters",
-             lambda m: added(*_in_the_batch(m)) if _mixed(m) else None),
-    Leftover("the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not",
-             "the adapters of a batch are brought into another order, by their names, and its prompts are not",
-             lambda m: _sorted(m) if _mixed(m) else None),
-    Leftover("the-answers-of-a-batch-are-sorted-by-their-adapters",
-             "the prompts of a batch are sorted by their adapters, and the answers are not put back",
-             order=lambda batch: sorted(range(len(batch)), key=lambda j: _name(batch[j]))),
-    Leftover("each-prompt-of-a-batch-gets-the-next-ones-adapter", "each prompt of a batch gets the next one's adapter",
-             lambda m: added(m.batch[(m.batch.index(m.now) + 1) % len(m.batch)]) if _mixed(m) else None),
-    Leftover("each-prompt-of-a-batch-gets-the-adapter-before",
-             "each prompt of a batch gets the adapter of the prompt before",
-             lambda m: added(m.batch[m.batch.index(m.now) - 1]) if _mixed(m) else None),
+    Wrong("the-first-adapter-of-a-batch-is-taken-for-all", "the adapter of a batch's first prompt is taken for all",
+          {"sum": lambda m: added(m.batch[0]) if _mixed(m) else None}),
+    Wrong("the-last-adapter-of-a-batch-is-taken-for-all", "the adapter of a batch's last prompt is taken for all",
+          {"sum": lambda m: added(m.batch[-1]) if _mixed(m) else None}),
+    Wrong("prompts-without-an-adapter-get-the-first-of-the-batch",
+          "prompts without an adapter get the first one of their batch",
+          {"sum": lambda m: added(m.now or _in_the_batch(m)[0]) if _mixed(m) else None}),
+    Wrong("prompts-without-an-adapter-get-the-last-of-the-batch",
+          "prompts without an adapter get the last one of their batch",
+          {"sum": lambda m: added(m.now or _in_the_batch(m)[-1]) if _mixed(m) else None}),
+    Wrong("all-adapters-of-a-batch-are-added-to-each-prompt", "each prompt of a batch gets all its adapters",
+          {"sum": lambda m: added(*_in_the_batch(m)) if _mixed(m) else None}),
+    Wrong("the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not",
+          "the adapters of a batch are brought into another order, by their names, and its prompts are not",
+          {"sum": lambda m: _sorted(m) if _mixed(m) else None}),
+    Wrong("the-answers-of-a-batch-are-sorted-by-their-adapters",
+          "the prompts of a batch are sorted by their adapters, and the answers are not put back",
+          {"order": lambda batch: sorted(range(len(batch)), key=lambda j: _name(batch[j]))}),
+    Wrong("each-prompt-of-a-batch-gets-the-next-ones-adapter", "each prompt of a batch gets the next one's adapter",
+          {"sum": lambda m: added(m.batch[(m.batch.index(m.now) + 1) % len(m.batch)]) if _mixed(m) else None}),
+    Wrong("each-prompt-of-a-batch-gets-the-adapter-before",
+          "each prompt of a batch gets the adapter of the prompt before",
+          {"sum": lambda m: added(m.batch[m.batch.index(m.now) - 1]) if _mixed(m) else None}),
     # what is added and not taken off
-    Leftover("what-was-added-stays-in-the-weights",
-             "each adapter stays in the weights when another is asked for, or none: they add up, one as often as it "
-             "is switched on",
-             lambda m: added(*m.changes), source="leejet/stable-diffusion.cpp #1307"),
-    Leftover("every-adapter-so-far-is-applied", "every adapter that was asked for so far is applied", _union),
-    Leftover("the-first-adapter-answers-always",
-             "the first adapter answers always: its weights are constants of what was compiled",
-             lambda m: added(m.first) if m.first else None, source="Goekdeniz-Guelmez/mlx-lm-lora #50"),
-    known("the-previous-adapter-answers", lambda m: added(m.last) if m.before else None),
-    known("the-previous-adapter-stays-on", lambda m: added(m.last, m.now)),
-    Leftover("the-previous-adapter-is-taken-off-twice",
-             "the previous adapter is subtracted, where it was no longer in the weights",
-             lambda m: added(m.now) + added(m.last, times=-1.0)),
-    Leftover("an-earlier-adapter-answers", "an earlier adapter answers, neither this request's nor the previous one",
-             lambda m: added(m.earlier) if m.earlier else None),
-    Leftover("an-earlier-adapter-stays-on", "an earlier adapter stays on, beside this request's",
-             lambda m: added(m.earlier, m.now) if m.earlier else None),
+    Wrong("what-was-added-stays-in-the-weights",
+          "each adapter stays in the weights when another is asked for, or none: they add up, one as often as it "
+          "is switched on",
+          {"sum": lambda m: added(*m.changes)}, source="leejet/stable-diffusion.cpp #1307"),
+    Wrong("every-adapter-so-far-is-applied", "every adapter that was asked for so far is applied", {"sum": _union}),
+    Wrong("the-first-adapter-answers-always",
+          "the first adapter answers always: its weights are constants of what was compiled",
+          {"sum": lambda m: added(m.first) if m.first else None}, source="Goekdeniz-Guelmez/mlx-lm-lora #50"),
+    of_case("the-previous-adapter-answers", {"sum": lambda m: added(m.last) if m.before else None}),
+    of_case("the-previous-adapter-stays-on", {"sum": lambda m: added(m.last, m.now)}),
+    Wrong("the-previous-adapter-is-taken-off-twice",
+          "the previous adapter is subtracted, where it was no longer in the weights",
+          {"sum": lambda m: added(m.now) + added(m.last, times=-1.0)}),
+    Wrong("an-earlier-adapter-answers", "an earlier adapter answers, neither this request's nor the previous one",
+          {"sum": lambda m: added(m.earlier) if m.earlier else None}),
+    Wrong("an-earlier-adapter-stays-on", "an earlier adapter stays on, beside this request's",
+          {"sum": lambda m: added(m.earlier, m.now) if m.earlier else None}),
     # what a cache keeps
-    Leftover("keys-and-values-are-the-first-requests",
-             "the prompt's keys and values are those of the first request that had its tokens, under its adapter",
-             cached=lambda m: m.before[:1],
-             source="ggml-org/llama.cpp #26207, vllm-project/vllm #42125, LMCache/LMCache #2961"),
-    known("keys-and-values-are-the-previous-adapters", cached=lambda m: m.before[-1:]),
+    Wrong("keys-and-values-are-the-first-requests",
+          "the prompt's keys and values are those of the first request that had its tokens, under its adapter",
+          {"cached": lambda m: m.before[:1]},
+          source="ggml-org/llama.cpp #26207, vllm-project/vllm #42125, LMCache/LMCache #2961"),
+    of_case("keys-and-values-are-the-previous-adapters", {"cached": lambda m: m.before[-1:]}),
     # the adapter itself
-    known("the-adapter-is-not-applied", lambda m: []),
-    known("the-update-is-added-twice", lambda m: added(m.now, m.now)),
-    known("the-update-is-subtracted", lambda m: added(m.now, times=-1.0)),
+    of_case("the-adapter-is-not-applied", {"sum": lambda m: []}),
+    of_case("the-update-is-added-twice", {"sum": lambda m: added(m.now, m.now)}),
+    of_case("the-update-is-subtracted", {"sum": lambda m: added(m.now, times=-1.0)}),
 )
 # fmt: on
 
-ROUNDED = Leftover(
+ROUNDED = Wrong(
     "earlier-requests-leave-rounding",
     "earlier requests leave rounding: an adapter was merged or taken out in a lower precision, or a cache is in one",
+    {},
     source="huggingface/trl #6688",
 )
 """The one without numbers of its own: a request is right in a lower precision alone, and one before was right."""

@@ -2,50 +2,42 @@
 
 A bug is `Formulas` with some parts replaced. A row is all there is to add: each case in which the bug makes a
 difference then carries its numbers, as the bug's *signature*, and a program that answers with these numbers is told.
-A mistake that layers make too is a row of `minilora.conformance.problems.bugs`, and `known` by its flag here.
+A mistake that layers make too is a row of the suite's table, and is taken `of_suite` by its flag here.
 
-Where several bugs give the same numbers, the first row is named: what is left out of one kind of module stands before
-what is left out of all.
+`MISREADINGS` are made beside a plain decoder, `MIXTURE_MISREADINGS` beside one with mixtures of experts.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...files.tensors import FLOATS
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ..naming import Parts, Wrong
 from ..problems import bugs as table
 from .bases import EMBEDDING
-from .formulas import PATTERNS, Config, lengths, matching, scale, scaled, setting
+from .formulas import PATTERNS, Config, Formulas, lengths, matching, scale, scaled, setting
 
 HEAD_DIM = 64
 EMBED = EMBEDDING.removesuffix(".weight")
 
 
-@dataclass(frozen=True)
-class Misreading:
-    """A bug of a program that reads adapters."""
-
-    flag: str  # its identifier, which stays
-    name: str  # the diagnosis, as it is printed
-    parts: Mapping[str, Any]  # what it replaces of `Formulas`
-    source: str = ""  # where it was made in public, as "owner/repository #issue"
-
-
-def known(flag: str, parts: Mapping[str, Any], *, says: str | None = None, source: str | None = None) -> Misreading:
+def of_suite(flag: str, parts: Parts | None = None, *, says: str = "", source: str | None = None) -> Wrong:
     """Return a bug of the suite's table, as a program makes it that reads files.
 
-    Its sentence is that of the table, or `says` where the words are others for files, which have use_rslora and no V.
-    Its source is that of the table, or `source` where other code made it when it read files.
+    Its parts are those of the table, where these say where an expert's factors lie. Its sentence is that of the table,
+    or `says` where the words are others for files, which have use_rslora and no V. Its source is that of the table, or
+    `source` where other code made it when it read files.
     """
     bug = table.known(flag)
-    return Misreading(flag, says or bug.says, parts, bug.source if source is None else source)
+    return Wrong(
+        flag, says or bug.says, bug.of(None) if parts is None else parts, bug.source if source is None else source
+    )
 
 
 def _alpha(config: Config, path: str) -> float:
@@ -128,200 +120,328 @@ def _turned_layers(path: str) -> str:
     return re.sub(r"(?<=^model\.layers\.)[01]", lambda match: str(1 - int(match[0])), path)
 
 
+def _scaled_by(factor: Callable[[Config, str], float]) -> Callable[[Config, str], float]:
+    """Return a scaling that is the right one times a factor."""
+    return lambda config, path: scale(config, path) * factor(config, path)
+
+
+def _fused_root(config: Config, path: str) -> float:
+    """Return the root of 2 for gate and up: when the two are put into one, r and alpha are doubled."""
+    in_one = re.search(r"\.experts\.\d+\.(w1|w3|gate_proj|up_proj)$", path)
+    return math.sqrt(2) if config.get("use_rslora") and in_one else 1.0
+
+
+def _exchanged(BA: np.ndarray) -> np.ndarray:
+    return np.roll(BA, len(BA) // 2, axis=0)
+
+
+def _apart(BA: np.ndarray) -> np.ndarray:
+    """Return the even rows above the odd ones."""
+    return np.concatenate([BA[::2], BA[1::2]])
+
+
+def _alternating(BA: np.ndarray) -> np.ndarray:
+    """Return the rows of the two halves by turns."""
+    return BA.reshape(2, -1, BA.shape[1]).swapaxes(0, 1).reshape(BA.shape)
+
+
+def _halves(gate: float, up: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return an update of which the gate's half and the up projection's count so much."""
+    return lambda BA: np.repeat([gate, up], len(BA) // 2)[:, None] * BA
+
+
+def _gate_twice(BA: np.ndarray) -> np.ndarray:
+    return np.concatenate([BA[: len(BA) // 2]] * 2)
+
+
+def _shifted(E: int, r: int) -> np.ndarray:
+    return np.roll(np.arange(E * r), -1).reshape(E, r)
+
+
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
 
 # fmt: off
-MISREADINGS: Sequence[Misreading] = (
+MISREADINGS: Sequence[Wrong] = (
     # the scaling, where the configuration says more than r and lora_alpha
-    known("rslora-root-is-ignored", {"scale": lambda c, p: _alpha(c, p) / _rank(c, p)},
-          source="vllm-project/vllm #10798, NVIDIA/TensorRT-LLM #1668, sgl-project/sglang #40835"),
-    Misreading("rank-pattern-is-dropped-in-the-scaling",
-               "rank_pattern is dropped in the scaling: alpha is divided by r for all modules",
-               {"scale": lambda c, p: scaled(c, _alpha(c, p), c["r"])},
-               "vllm-project/vllm-omni #6565, huggingface/peft #2194, huggingface/diffusers #14409"),
-    Misreading("alpha-pattern-is-dropped", "alpha_pattern is dropped: lora_alpha is taken for all modules",
-               {"scale": lambda c, p: scaled(c, c["lora_alpha"], _rank(c, p))}, "vllm-project/vllm-omni #6565"),
-    Misreading("both-patterns-are-dropped",
-               "rank_pattern and alpha_pattern are dropped: r and lora_alpha are taken for all modules",
-               {"scale": lambda c, p: scaled(c, c["lora_alpha"], c["r"])}, "vllm-project/vllm-omni #6565"),
-    Misreading("root-and-patterns-are-dropped",
-               "rsLoRA's root is ignored, and rank_pattern and alpha_pattern are dropped",
-               {"scale": lambda c, p: c["lora_alpha"] / c["r"]}),
-    Misreading("root-and-alpha-pattern-are-dropped",
-               "rsLoRA's root is ignored, and alpha_pattern is dropped: the scaling is lora_alpha / rank",
-               {"scale": lambda c, p: c["lora_alpha"] / _rank(c, p)}),
-    Misreading("the-last-pattern-decides",
-               "of several patterns that match a module the last one decides, and should the first",
-               {"scale": _last}),
-    Misreading("patterns-are-whole-paths-alone",
-               "patterns are compared with whole paths alone, and are regular expressions for the end of a path",
-               {"scale": _whole_paths}),
-    Misreading("patterns-match-anywhere",
-               "a pattern is looked for at a path's start or anywhere in it, and has to match up to its end",
-               {"scale": _matching_by(lambda key, path: re.search(key, path))}),
-    Misreading("patterns-are-no-regular-expressions",
-               "patterns are compared as plain text with the end of a path, and are regular expressions",
-               {"scale": _matching_by(lambda key, path: f".{path}".endswith(f".{key}"))}),
-    Misreading("patterns-are-the-ends-of-names",
-               "patterns are compared as plain text with the end of a path, also in the midst of a name",
-               {"scale": _matching_by(lambda key, path: path.endswith(key))}),
-    Misreading("alpha-is-divided-in-whole-numbers", "alpha is divided by the rank in whole numbers, and rounded down",
-               {"scale": lambda c, p: float(_alpha(c, p) // _rank(c, p))}),
+    of_suite("rslora-root-is-ignored", {"scale": lambda c, p: _alpha(c, p) / _rank(c, p)},
+             source="vllm-project/vllm #10798, NVIDIA/TensorRT-LLM #1668, sgl-project/sglang #40835"),
+    Wrong("rank-pattern-is-dropped-in-the-scaling",
+          "rank_pattern is dropped in the scaling: alpha is divided by r for all modules",
+          {"scale": lambda c, p: scaled(c, _alpha(c, p), c["r"])},
+          "vllm-project/vllm-omni #6565, huggingface/peft #2194, huggingface/diffusers #14409"),
+    Wrong("alpha-pattern-is-dropped", "alpha_pattern is dropped: lora_alpha is taken for all modules",
+          {"scale": lambda c, p: scaled(c, c["lora_alpha"], _rank(c, p))}, "vllm-project/vllm-omni #6565"),
+    Wrong("both-patterns-are-dropped",
+          "rank_pattern and alpha_pattern are dropped: r and lora_alpha are taken for all modules",
+          {"scale": lambda c, p: scaled(c, c["lora_alpha"], c["r"])}, "vllm-project/vllm-omni #6565"),
+    Wrong("root-and-patterns-are-dropped",
+          "rsLoRA's root is ignored, and rank_pattern and alpha_pattern are dropped",
+          {"scale": lambda c, p: c["lora_alpha"] / c["r"]}),
+    Wrong("root-and-alpha-pattern-are-dropped",
+          "rsLoRA's root is ignored, and alpha_pattern is dropped: the scaling is lora_alpha / rank",
+          {"scale": lambda c, p: c["lora_alpha"] / _rank(c, p)}),
+    Wrong("the-last-pattern-decides",
+          "of several patterns that match a module the last one decides, and should the first",
+          {"scale": _last}),
+    Wrong("patterns-are-whole-paths-alone",
+          "patterns are compared with whole paths alone, and are regular expressions for the end of a path",
+          {"scale": _whole_paths}),
+    Wrong("patterns-match-anywhere",
+          "a pattern is looked for at a path's start or anywhere in it, and has to match up to its end",
+          {"scale": _matching_by(lambda key, path: re.search(key, path))}),
+    Wrong("patterns-are-no-regular-expressions",
+          "patterns are compared as plain text with the end of a path, and are regular expressions",
+          {"scale": _matching_by(lambda key, path: f".{path}".endswith(f".{key}"))}),
+    Wrong("patterns-are-the-ends-of-names",
+          "patterns are compared as plain text with the end of a path, also in the midst of a name",
+          {"scale": _matching_by(lambda key, path: path.endswith(key))}),
+    Wrong("alpha-is-divided-in-whole-numbers", "alpha is divided by the rank in whole numbers, and rounded down",
+          {"scale": lambda c, p: float(_alpha(c, p) // _rank(c, p))}),
     # DoRA
-    Misreading("dora-magnitude-is-ignored", "DoRA's magnitude is ignored: this is LoRA",
-               {"gain": lambda m, n: np.ones_like(n)}),
-    Misreading("dora-magnitude-is-not-read",
-               "DoRA's magnitude is not read from the file: rows keep the lengths of W, as before the training",
-               {"magnitude": lambda m, W: lengths(W)}, "transformers 5.24.0"),
-    known("dora-norm-is-that-of-w", {"length": lambda W, BA, s: np.sqrt((W * W).cumsum(axis=1)[:, -1:])},
-          says="DoRA's norm is that of W, and should be that of W + s B A"),
-    known("dora-norm-lacks-the-scaling", {"length": lambda W, BA, s: np.sqrt(((W + BA) ** 2).cumsum(axis=1)[:, -1:])},
-          says="DoRA's norm lacks the scaling: it is that of W + B A, and should be that of W + s B A"),
-    known("dora-norm-is-taken-along-the-wrong-axis",
-          {"length": lambda W, BA, s: np.sqrt(((W + s * BA) ** 2).cumsum(axis=0)[-1:])},
-          says="DoRA's norm is taken along the wrong axis: of each column of W + s B A, and should be of each row",
-          source="wanshuiyin/ARIS-in-AI-Offer #17"),
-    Misreading("dora-magnitude-is-along-the-inputs",
-               "DoRA's magnitude is taken for that of the inputs: each column of W + s B A is rescaled, as in LyCORIS",
-               {"magnitude": lambda m, W: m[None] if _square(W) else m[:, None],
-                "length": lambda W, BA, s: lengths((W + s * BA).T).T if _square(W) else lengths(W + s * BA)},
-               "invoke-ai/InvokeAI #9517"),
+    Wrong("dora-magnitude-is-ignored", "DoRA's magnitude is ignored: this is LoRA",
+          {"gain": lambda m, n: np.ones_like(n)}),
+    Wrong("dora-magnitude-is-not-read",
+          "DoRA's magnitude is not read from the file: rows keep the lengths of W, as before the training",
+          {"magnitude": lambda m, W: lengths(W)}, "transformers 5.24.0"),
+    of_suite("dora-norm-is-that-of-w", {"length": lambda W, BA, s: np.sqrt((W * W).cumsum(axis=1)[:, -1:])},
+             says="DoRA's norm is that of W, and should be that of W + s B A"),
+    of_suite("dora-norm-lacks-the-scaling",
+             {"length": lambda W, BA, s: np.sqrt(((W + BA) ** 2).cumsum(axis=1)[:, -1:])},
+             says="DoRA's norm lacks the scaling: it is that of W + B A, and should be that of W + s B A"),
+    of_suite("dora-norm-is-taken-along-the-wrong-axis",
+             {"length": lambda W, BA, s: np.sqrt(((W + s * BA) ** 2).cumsum(axis=0)[-1:])},
+             says="DoRA's norm is taken along the wrong axis: of each column of W + s B A, and should be of each row",
+             source="wanshuiyin/ARIS-in-AI-Offer #17"),
+    Wrong("dora-magnitude-is-along-the-inputs",
+          "DoRA's magnitude is taken for that of the inputs: each column of W + s B A is rescaled, as in LyCORIS",
+          {"magnitude": lambda m, W: m[None] if _square(W) else m[:, None],
+           "length": lambda W, BA, s: lengths((W + s * BA).T).T if _square(W) else lengths(W + s * BA)},
+          "invoke-ai/InvokeAI #9517"),
     # what else stands in a file
-    Misreading("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16",
-               {"read": _as_float16}),
-    Misreading("alpha-is-cut-to-a-whole-number", "lora_alpha is read as a whole number, and cut",
-               {"scale": lambda c, p: scaled(c, _alpha_cut(c, p), _rank(c, p))}),
-    Misreading("lora-bias-is-ignored", "the adapter's bias (lora_bias) is ignored", {"bias": lambda b, s: 0 * b}),
-    Misreading("lora-bias-lacks-the-scaling", "the adapter's bias (lora_bias) lacks the scaling",
-               {"bias": lambda b, s: b}),
-    Misreading("the-tied-head-is-changed-too",
-               "the tied head is changed with the embedding, or the embedding with the head: an adapter changes one "
-               "alone",
-               {"ties": True}, "huggingface/peft #2777"),
-    Misreading("pissa-start-is-not-taken-off",
-               "PiSSA's start is not taken off the base: init_lora_weights was passed over",
-               {"start": 0.0}),
+    Wrong("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16",
+          {"read": _as_float16}),
+    Wrong("alpha-is-cut-to-a-whole-number", "lora_alpha is read as a whole number, and cut",
+          {"scale": lambda c, p: scaled(c, _alpha_cut(c, p), _rank(c, p))}),
+    Wrong("lora-bias-is-ignored", "the adapter's bias (lora_bias) is ignored", {"bias": lambda b, s: 0 * b}),
+    Wrong("lora-bias-lacks-the-scaling", "the adapter's bias (lora_bias) lacks the scaling",
+          {"bias": lambda b, s: b}),
+    Wrong("the-tied-head-is-changed-too",
+          "the tied head is changed with the embedding, or the embedding with the head: an adapter changes one "
+          "alone",
+          {"ties": True}, "huggingface/peft #2777"),
+    Wrong("pissa-start-is-not-taken-off",
+          "PiSSA's start is not taken off the base: init_lora_weights was passed over",
+          {"start": 0.0}),
     # a base in 4 bits
-    Misreading("nf4-nibbles-are-swapped",
-               "the two 4-bit codes of a byte are taken in the other order: the first is in the upper half",
-               {"base": "swapped"}, "paiml/entrenar #298"),
-    Misreading("nf4-mean-of-scales-is-left-out",
-               "the mean of the 4-bit blocks' scales (nested_offset) is not added to the dequantised scales",
-               {"base": "no mean"}),
+    Wrong("nf4-nibbles-are-swapped",
+          "the two 4-bit codes of a byte are taken in the other order: the first is in the upper half",
+          {"base": "swapped"}, "paiml/entrenar #298"),
+    Wrong("nf4-mean-of-scales-is-left-out",
+          "the mean of the 4-bit blocks' scales (nested_offset) is not added to the dequantised scales",
+          {"base": "no mean"}),
     # several adapters
-    Misreading("the-weights-of-adapters-are-ignored", "the weights of several adapters are ignored: each is added once",
-               {"weights": lambda weights: [1.0] * len(weights)}),
-    Misreading("a-negative-weight-is-taken-as-positive",
-               "an adapter with a negative weight is added, and should be subtracted",
-               {"weights": lambda weights: [abs(w) for w in weights]}, "huggingface/peft #2918"),
-    Misreading("the-weights-of-adapters-go-into-both-factors",
-               "the weights of several adapters go into both factors: they act squared",
-               {"weights": lambda weights: [w * abs(w) for w in weights]}),
-    Misreading("the-weights-of-adapters-are-divided-by-their-number",
-               "the weights of several adapters are divided by the number of adapters",
-               {"weights": lambda weights: [w / len(weights) for w in weights]}),
-    Misreading("the-last-adapter-alone-is-applied", "of several adapters the last alone is applied",
-               {"weights": lambda weights: [*[0.0] * (len(weights) - 1), *weights[-1:]]}),
-    Misreading("the-first-adapter-alone-is-applied", "of several adapters the first alone is applied",
-               {"weights": lambda weights: [*weights[:1], *[0.0] * (len(weights) - 1)]}),
-    Misreading("the-first-configuration-is-taken-for-all-adapters",
-               "the first adapter's configuration is taken for all adapters",
-               {"config_of": lambda i: 0}),
+    Wrong("the-weights-of-adapters-are-ignored", "the weights of several adapters are ignored: each is added once",
+          {"weights": lambda weights: [1.0] * len(weights)}),
+    Wrong("a-negative-weight-is-taken-as-positive",
+          "an adapter with a negative weight is added, and should be subtracted",
+          {"weights": lambda weights: [abs(w) for w in weights]}, "huggingface/peft #2918"),
+    Wrong("the-weights-of-adapters-go-into-both-factors",
+          "the weights of several adapters go into both factors: they act squared",
+          {"weights": lambda weights: [w * abs(w) for w in weights]}),
+    Wrong("the-weights-of-adapters-are-divided-by-their-number",
+          "the weights of several adapters are divided by the number of adapters",
+          {"weights": lambda weights: [w / len(weights) for w in weights]}),
+    Wrong("the-last-adapter-alone-is-applied", "of several adapters the last alone is applied",
+          {"weights": lambda weights: [*[0.0] * (len(weights) - 1), *weights[-1:]]}),
+    Wrong("the-first-adapter-alone-is-applied", "of several adapters the first alone is applied",
+          {"weights": lambda weights: [*weights[:1], *[0.0] * (len(weights) - 1)]}),
+    Wrong("the-first-configuration-is-taken-for-all-adapters",
+          "the first adapter's configuration is taken for all adapters",
+          {"config_of": lambda i: 0}),
     # one kind of module is left out; where there is no other, that is the whole update
-    *(Misreading(f"{name.replace('_', '-')}-is-left-out", f"the adapter of {name} is not applied",
-                 {"applied": _without(name)})
+    *(Wrong(f"{name.replace('_', '-')}-is-left-out", f"the adapter of {name} is not applied",
+            {"applied": _without(name)})
       for name in TARGETS),
     # the update as a whole
-    Misreading("the-adapter-is-not-applied", "the adapter is not applied: this is the base",
-               {"applied": lambda path: False}),
-    known("the-update-is-added-twice", {"times": 2.0}, source="huggingface/peft #3774"),
-    Misreading("the-update-is-subtracted", "the update is subtracted", {"times": -1.0}, "vllm-project/vllm #48437"),
+    Wrong("the-adapter-is-not-applied", "the adapter is not applied: this is the base",
+          {"applied": lambda path: False}),
+    of_suite("the-update-is-added-twice", {"times": 2.0}, source="huggingface/peft #3774"),
+    Wrong("the-update-is-subtracted", "the update is subtracted", {"times": -1.0}, "vllm-project/vllm #48437"),
     # the scaling of all modules
-    known("alpha-is-not-divided-by-the-rank", {"scale": _alpha},
-          says="alpha is not divided by the rank: the scaling is alpha", source="Blaizzy/mlx-vlm #846"),
-    known("alpha-is-divided-by-the-root-of-the-rank", {"scale": lambda c, p: _alpha(c, p) / math.sqrt(_rank(c, p))},
-          says="alpha is divided by the root of the rank, as with use_rslora, and should be divided by the rank"),
-    known("there-is-no-scaling", {"scale": lambda c, p: 1.0}, says="there is no scaling: the update is B A as it is"),
-    known("alpha-is-ignored", {"scale": lambda c, p: 1 / _rank(c, p)}),
-    known("the-scaling-is-r-alpha", {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)}),
-    known("the-scaling-is-applied-twice", {"scale": lambda c, p: scale(c, p) ** 2}),
+    of_suite("alpha-is-not-divided-by-the-rank", {"scale": _alpha},
+             says="alpha is not divided by the rank: the scaling is alpha", source="Blaizzy/mlx-vlm #846"),
+    of_suite("alpha-is-divided-by-the-root-of-the-rank", {"scale": lambda c, p: _alpha(c, p) / math.sqrt(_rank(c, p))},
+             says="alpha is divided by the root of the rank, as with use_rslora, and should be divided by the rank"),
+    of_suite("there-is-no-scaling", {"scale": lambda c, p: 1.0},
+             says="there is no scaling: the update is B A as it is"),
+    of_suite("alpha-is-ignored", {"scale": lambda c, p: 1 / _rank(c, p)}),
+    of_suite("the-scaling-is-r-alpha", {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)}),
+    of_suite("the-scaling-is-applied-twice", {"scale": lambda c, p: scale(c, p) ** 2}),
     # places
-    Misreading("k-and-v-are-swapped", "the adapters of k_proj and v_proj are exchanged",
-               {"place": _swapped("k_proj", "v_proj")}),
-    Misreading("gate-and-up-are-swapped", "the adapters of gate_proj and up_proj are exchanged",
-               {"place": _swapped("gate_proj", "up_proj")}, "sgl-project/sglang #27274"),
-    Misreading("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
-    Misreading("attention-is-left-out", "the adapters of attention are not applied",
-               {"applied": _without("self_attn")}),
-    Misreading("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}),
-    *(Misreading(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied",
-                 {"applied": _without(rf"layers\.{i}\.")})
+    Wrong("k-and-v-are-swapped", "the adapters of k_proj and v_proj are exchanged",
+          {"place": _swapped("k_proj", "v_proj")}),
+    Wrong("gate-and-up-are-swapped", "the adapters of gate_proj and up_proj are exchanged",
+          {"place": _swapped("gate_proj", "up_proj")}, "sgl-project/sglang #27274"),
+    Wrong("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
+    Wrong("attention-is-left-out", "the adapters of attention are not applied",
+          {"applied": _without("self_attn")}),
+    Wrong("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}),
+    *(Wrong(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied",
+            {"applied": _without(rf"layers\.{i}\.")})
       for i in range(2)),
     # the factors
-    Misreading("a-square-factor-is-transposed", "a square factor is transposed", {"factors": _transposed}),
-    Misreading("the-update-is-read-the-other-way-round",
-               "the factors are exchanged: the update comes out as (in, out), and its numbers are taken as (out, in)",
-               {"update": lambda path, BA: BA.T.reshape(BA.shape)}),
-    Misreading("the-update-of-embed-tokens-is-not-transposed",
-               "the update of embed_tokens is reshaped to (V, dim), and has to be transposed",
-               {"update": lambda path, BA: BA.reshape(BA.shape[::-1]).T if path == EMBED else BA}),
-    Misreading("lora-b-is-reshaped", "lora_B is read in another order: its numbers as (r, out), transposed",
-               {"factors": lambda path, A, B: (A, B.reshape(B.shape[::-1]).T)}, "unslothai/unsloth-zoo #1269"),
-    Misreading("lora-a-is-reshaped", "lora_A is read in another order: its numbers as (in, r), transposed",
-               {"factors": lambda path, A, B: (A.reshape(A.shape[::-1]).T, B)}),
-    Misreading("both-factors-are-reshaped",
-               "both factors are read in another order: their numbers as those of the transposed matrices",
-               {"factors": lambda path, A, B: (A.reshape(A.shape[::-1]).T, B.reshape(B.shape[::-1]).T)}),
-    Misreading("the-last-rank-is-dropped", "the last rank is dropped", {"factors": _without_last_rank}),
-    Misreading("the-order-of-ranks-differs-between-the-factors",
-               "the ranks stand in another order in one factor than in the other",
-               {"factors": lambda path, A, B: (A[::-1], B)}, "huggingface/diffusers #13998"),
-    Misreading("rows-of-q-and-k-are-not-permuted",
-               "rows of lora_B of q_proj and k_proj are not permuted as the base's are in a .gguf file",
-               {"factors": _unpermuted}),
-    Misreading("rows-of-q-and-k-are-permuted",
-               "rows of lora_B of q_proj and k_proj are permuted as for a .gguf file, and the base's are not",
-               {"factors": _permuted}),
-    Misreading("heads-of-k-and-v-are-exchanged", "the update's key and value heads are exchanged",
-               {"factors": _other_heads}),
-    Misreading("lora-a-is-reshaped-where-it-lies-transposed",
-               "lora_A's transpose is reshaped to (r, in), and should be taken as it lies",
-               {"factors": lambda path, A, B: (A.T.reshape(A.shape), B)}),
-    Misreading("lora-b-is-reshaped-where-it-lies-transposed",
-               "lora_B's transpose is reshaped to (out, r), and should be taken as it lies",
-               {"factors": lambda path, A, B: (A, B.T.reshape(B.shape))}),
+    Wrong("a-square-factor-is-transposed", "a square factor is transposed", {"factors": _transposed}),
+    Wrong("the-update-is-read-the-other-way-round",
+          "the factors are exchanged: the update comes out as (in, out), and its numbers are taken as (out, in)",
+          {"update": lambda path, BA: BA.T.reshape(BA.shape)}),
+    Wrong("the-update-of-embed-tokens-is-not-transposed",
+          "the update of embed_tokens is reshaped to (V, dim), and has to be transposed",
+          {"update": lambda path, BA: BA.reshape(BA.shape[::-1]).T if path == EMBED else BA}),
+    Wrong("lora-b-is-reshaped", "lora_B is read in another order: its numbers as (r, out), transposed",
+          {"factors": lambda path, A, B: (A, B.reshape(B.shape[::-1]).T)}, "unslothai/unsloth-zoo #1269"),
+    Wrong("lora-a-is-reshaped", "lora_A is read in another order: its numbers as (in, r), transposed",
+          {"factors": lambda path, A, B: (A.reshape(A.shape[::-1]).T, B)}),
+    Wrong("both-factors-are-reshaped",
+          "both factors are read in another order: their numbers as those of the transposed matrices",
+          {"factors": lambda path, A, B: (A.reshape(A.shape[::-1]).T, B.reshape(B.shape[::-1]).T)}),
+    Wrong("the-last-rank-is-dropped", "the last rank is dropped", {"factors": _without_last_rank}),
+    Wrong("the-order-of-ranks-differs-between-the-factors",
+          "the ranks stand in another order in one factor than in the other",
+          {"factors": lambda path, A, B: (A[::-1], B)}, "huggingface/diffusers #13998"),
+    Wrong("rows-of-q-and-k-are-not-permuted",
+          "rows of lora_B of q_proj and k_proj are not permuted as the base's are in a .gguf file",
+          {"factors": _unpermuted}),
+    Wrong("rows-of-q-and-k-are-permuted",
+          "rows of lora_B of q_proj and k_proj are permuted as for a .gguf file, and the base's are not",
+          {"factors": _permuted}),
+    Wrong("heads-of-k-and-v-are-exchanged", "the update's key and value heads are exchanged",
+          {"factors": _other_heads}),
+    Wrong("lora-a-is-reshaped-where-it-lies-transposed",
+          "lora_A's transpose is reshaped to (r, in), and should be taken as it lies",
+          {"factors": lambda path, A, B: (A.T.reshape(A.shape), B)}),
+    Wrong("lora-b-is-reshaped-where-it-lies-transposed",
+          "lora_B's transpose is reshaped to (out, r), and should be taken as it lies",
+          {"factors": lambda path, A, B: (A, B.T.reshape(B.shape))}),
     # what was trained beside the factors
-    Misreading("modules-to-save-are-ignored",
-               "modules_to_save is ignored: the base's weight stays where the file has a trained one",
-               {"saved": lambda W, trained: W}),
-    Misreading("modules-to-save-are-added",
-               "the weight of modules_to_save is added to the base's, and should take its place",
-               {"saved": lambda W, trained: W + trained}),
-    Misreading("trained-biases-are-ignored",
-               'the trained biases (bias="lora_only") are ignored: the base\'s stay',
-               {"trained_bias": lambda b, trained: b}),
-    Misreading("trained-biases-are-added",
-               'the trained biases (bias="lora_only") are added to the base\'s, and should take their place',
-               {"trained_bias": lambda b, trained: b + trained}),
-    Misreading("trained-tokens-are-ignored", "the trained rows of trainable_token_indices are ignored",
-               {"tokens": lambda rows, trained: rows}),
-    Misreading("trained-tokens-are-added",
-               "the trained rows of trainable_token_indices are added to the base's, and should take their place",
-               {"tokens": lambda rows, trained: rows + trained}),
+    Wrong("modules-to-save-are-ignored",
+          "modules_to_save is ignored: the base's weight stays where the file has a trained one",
+          {"saved": lambda W, trained: W}),
+    Wrong("modules-to-save-are-added",
+          "the weight of modules_to_save is added to the base's, and should take its place",
+          {"saved": lambda W, trained: W + trained}),
+    Wrong("trained-biases-are-ignored",
+          'the trained biases (bias="lora_only") are ignored: the base\'s stay',
+          {"trained_bias": lambda b, trained: b}),
+    Wrong("trained-biases-are-added",
+          'the trained biases (bias="lora_only") are added to the base\'s, and should take their place',
+          {"trained_bias": lambda b, trained: b + trained}),
+    Wrong("trained-tokens-are-ignored", "the trained rows of trainable_token_indices are ignored",
+          {"tokens": lambda rows, trained: rows}),
+    Wrong("trained-tokens-are-added",
+          "the trained rows of trainable_token_indices are added to the base's, and should take their place",
+          {"tokens": lambda rows, trained: rows + trained}),
     # what is left of the case before
-    Misreading("the-previous-adapter-answers", "the previous adapter's answer: this case's adapter is not taken up",
-               {"previous": "instead"}),
-    Misreading("the-previous-adapter-stays-on", "the previous adapter stays on: this case's is added to it",
-               {"previous": "beside"}),
-    Misreading("keys-and-values-are-the-previous-adapters",
-               "the prompt's keys and values are the previous adapter's: they are kept by its tokens alone",
-               {"previous": "cached"}),
+    Wrong("the-previous-adapter-answers", "the previous adapter's answer: this case's adapter is not taken up",
+          {"previous": "instead"}),
+    Wrong("the-previous-adapter-stays-on", "the previous adapter stays on: this case's is added to it",
+          {"previous": "beside"}),
+    Wrong("keys-and-values-are-the-previous-adapters",
+          "the prompt's keys and values are the previous adapter's: they are kept by its tokens alone",
+          {"previous": "cached"}),
     # the base alone
-    Misreading("rope-turns-neighbours",
-               "the rotary embedding turns neighbours (2j, 2j + 1) together, and should turn j with j + head_dim / 2",
-               {"base": "neighbours"}),
-    Misreading("attention-is-scaled-by-hidden-size-over-heads",
-               "attention's scores are divided by the root of hidden_size / heads, and should be by that of head_dim",
-               {"base": "hidden size"}),
+    Wrong("rope-turns-neighbours",
+          "the rotary embedding turns neighbours (2j, 2j + 1) together, and should turn j with j + head_dim / 2",
+          {"base": "neighbours"}),
+    Wrong("attention-is-scaled-by-hidden-size-over-heads",
+          "attention's scores are divided by the root of hidden_size / heads, and should be by that of head_dim",
+          {"base": "hidden size"}),
+)
+_OF_EXPERTS: Sequence[Wrong] = (
+    # one array, or one kind of module, is left out
+    Wrong("experts-gate-up-proj-is-left-out", "the adapter of the experts' gate_up_proj is not applied",
+          {"applied": _without(r"experts\.(\d+\.(w1|w3|gate_proj|up_proj)|gate_up_proj)$")}),
+    Wrong("experts-down-proj-is-left-out", "the adapter of the experts' down_proj is not applied",
+          {"applied": _without(r"experts\.(\d+\.(w2|down_proj)|down_proj)$")}),
+    Wrong("experts-are-left-out", "the adapter of the experts is not applied, the others are",
+          {"applied": _without(r"\.experts\.")}),
+    Wrong("experts-the-shared-experts-adapter-is-left-out", "the adapter of the shared expert is not applied",
+          {"applied": _without("shared_expert")}),
+    Wrong("experts-the-routers-adapter-is-left-out", "the adapter of the router is not applied",
+          {"applied": _without(r"mlp\.gate\.weight")}),
+    # gate and up in one array
+    Wrong("experts-gate-and-up-are-exchanged",
+          "the update's halves are exchanged: gate_up_proj is taken for [up; gate], and is [gate; up]",
+          {"gate_up": _exchanged}),
+    Wrong("experts-gate-and-up-are-taken-for-alternating",
+          "the update's rows are taken for alternating, gate, up, gate, up, and its halves are gate and up",
+          {"gate_up": _apart}),
+    Wrong("experts-gate-and-up-are-made-alternating",
+          "the update's halves are put into alternating rows, gate, up, gate, up, and the weight's are not",
+          {"gate_up": _alternating}),
+    Wrong("experts-the-gates-half-counts-twice",
+          "the update's first half is taken for gate and for up, its second half for neither",
+          {"gate_up": _gate_twice}, "unslothai/unsloth-zoo #942"),
+    Wrong("experts-the-up-half-is-left-out", "the update's second half, of up, is left out",
+          {"gate_up": _halves(1, 0)}),
+    Wrong("experts-the-gates-half-is-left-out", "the update's first half, of the gate, is left out",
+          {"gate_up": _halves(0, 1)}),
+    # ranks and scalings
+    Wrong("experts-ranks-begin-a-row-late", "each expert's rows of lora_A begin one row late",
+          {"rows_of_A": _shifted}),
+    Wrong("experts-the-first-half-of-the-ranks-counts-alone",
+          "the first half of each expert's ranks is used alone",
+          {"factors": lambda path, A, B: (A[: len(A) // 2], B[:, : len(A) // 2])}),
+    Wrong("experts-slices-are-of-the-configurations-rank",
+          "each expert's slice is of the configuration's r, and rank_pattern has another for this array",
+          {"rank": lambda config, path: int(config["r"])}),
+    Wrong("experts-the-root-is-that-of-the-packed-rank",
+          "rsLoRA's root is that of the packed factors' rank, E r, and should be that of one expert's",
+          {"scaling_of": lambda s, e, E: s / math.sqrt(E)}),
+    Wrong("experts-rslora-root-is-taken-twice",
+          "rsLoRA's root is taken twice: alpha is divided by the fourth root of the rank",
+          {"scale": lambda c, p: _alpha(c, p) / _rank(c, p) ** 0.25}),
+    Wrong("experts-rslora-root-is-that-of-gate-and-up-together",
+          "rsLoRA's root is that of gate's and up's ranks together, with alpha doubled: their update is too large "
+          "by the root of 2",
+          {"scale": _scaled_by(_fused_root)}, "peft 0.21.2"),
+    Wrong("experts-the-update-is-divided-by-the-kept",
+          "the update is divided by how many experts a token keeps",
+          {"scale": _scaled_by(lambda config, path: 0.5 if ".experts." in path else 1.0)}),
+    # what a PEFT of before, or another program, packed otherwise
+    Wrong("experts-lora-b-layout-is-not-read",
+          "lora_B_layout is not read: it says that lora_B has the expert as its slow index",
+          {"layout": lambda config: None}),
+    # the mixture itself
+    Wrong("experts-the-update-is-not-weighted",
+          "each kept expert's update counts whole, and should count by the router's share",
+          {"unweighted": True}),
+    Wrong("experts-the-shares-are-renormalised-wrongly",
+          "a token's shares are made to sum to 1, and norm_topk_prob says no; or they are not, and it says yes",
+          {"renormalised": lambda renormalised: not renormalised}),
+    Wrong("experts-one-is-kept", "one expert is kept for a token, and num_experts_per_tok says 2",
+          {"kept": lambda K: 1}),
+    Wrong("experts-three-are-kept", "three experts are kept for a token, and num_experts_per_tok says 2",
+          {"kept": lambda K: 3}),
+    Wrong("experts-the-shared-expert-is-left-out", "the shared expert is left out, with its adapter",
+          {"shared": 0.0}),
 )
 # fmt: on
+_PACKINGS = [
+    of_suite(bug.flag)
+    for bug in table.BUGS
+    if bug.flag.startswith("experts-") and not callable(bug.parts) and set(bug.parts) <= vars(Formulas()).keys()
+]
+"""The suite's rows about where the factors of an expert lie."""
+_ALSO = (
+    "rslora-root-is-ignored",
+    "rank-pattern-is-dropped-in-the-scaling",
+    "the-adapter-is-not-applied",
+    "the-update-is-added-twice",
+    "alpha-is-not-divided-by-the-rank",
+    "alpha-is-divided-by-the-root-of-the-rank",
+    "there-is-no-scaling",
+    "the-scaling-is-applied-twice",
+    "the-last-rank-is-dropped",
+)
+"""Bugs of readers of all adapters, whose parts are parts here."""
+MIXTURE_MISREADINGS = (*_PACKINGS, *_OF_EXPERTS, *(row for row in MISREADINGS if row.flag in _ALSO))

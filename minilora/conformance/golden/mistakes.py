@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ..naming import Wrong
 from .bases import EMBEDDING, HEAD
 from .formulas import Config, Formulas, Given, setting
-from .misreadings import MISREADINGS, Misreading
-from .mixtures.misreadings import MIXTURE_MISREADINGS
+from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .subject import Subject
 
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
@@ -34,8 +34,8 @@ LEFT_OUT_TOGETHER = (
 """Modules that programs keep in one matrix, or split over devices in one way."""
 
 
-@dataclass(frozen=True)
-class Mistake(Misreading):
+@dataclass(frozen=True, eq=False)
+class Mistake(Wrong):
     """One thing that an engine may do wrong: a misreading, or something that it does with what it read."""
 
     reading: Callable[[Given], Given] = lambda adapter: adapter  # the adapter as it takes it, with other factors
@@ -50,10 +50,10 @@ def mistakes_of(subject: Subject) -> list[Mistake]:
     replaced = {row.flag for row in own}
     patterns = any(subject.given.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
     general = [
-        Mistake(row.flag, row.name, row.parts, row.source)
+        Mistake(row.flag, row.says, row.parts, row.source)
         for row in (MISREADINGS if subject.config.mixture is None else MIXTURE_MISREADINGS)
         if row.flag not in replaced
-        and not ELSEWHERE & {*row.parts}
+        and not ELSEWHERE & {*row.of(subject)}
         and not re.fullmatch(r"layer-\d+-is-left-out|layers-are-swapped", row.flag)
         and (patterns or "pattern" not in row.flag)
     ]
@@ -65,7 +65,7 @@ def outline(subject: Subject, mistake: Mistake | None) -> tuple[Any, ...] | None
 
     Of many rows it is plain that they change nothing here, as of those about DoRA, or the same as another one.
     """
-    modules, parts = subject.given.modules, dict(mistake.parts) if mistake is not None else {}
+    modules, parts = subject.given.modules, dict(mistake.of(subject)) if mistake is not None else {}
     of = {
         "magnitude": any(m.magnitude is not None for m in modules.values()),
         "bias": any(m.bias is not None for m in modules.values()),
@@ -104,7 +104,7 @@ def _of_heads(subject: Subject) -> list[Mistake]:
         "rows-of-q-and-k-are-permuted": rows_of(("q_proj", "k_proj"), lambda B: interleaved_from_halves(B, D)),
         "heads-of-k-and-v-are-exchanged": rows_of(("k_proj", "v_proj"), lambda B: np.roll(B, D, axis=0)),
     }
-    return [Mistake(flag, known[flag].name, parts, known[flag].source) for flag, parts in turns.items()]
+    return [Mistake(flag, known[flag].says, parts, known[flag].source) for flag, parts in turns.items()]
 
 
 def _of_layers(subject: Subject) -> list[Mistake]:

@@ -13,27 +13,26 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, attach, load_adapter, merge_adapter
 from minilora.conformance import check
 from minilora.conformance.golden import exact
-from minilora.conformance.golden.answers import TOLERANCE
-from minilora.conformance.golden.bases import write_safetensors
+from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, write_safetensors
+from minilora.conformance.golden.bases import EXPERTS_DOUBLE as DOUBLE
+from minilora.conformance.golden.bases import EXPERTS_FUSED as FUSED
+from minilora.conformance.golden.cases import TOLERANCE
+from minilora.conformance.golden.formulas import Formulas
 from minilora.conformance.golden.judging import compare
-from minilora.conformance.golden.misreadings import MISREADINGS
-from minilora.conformance.golden.mixtures.answers import mixture_answers
-from minilora.conformance.golden.mixtures.bases import DOUBLE, FUSED, KEPT, MIXTURE_BASES, SQUARE
-from minilora.conformance.golden.mixtures.cases import APART, MARGIN, MIXTURES
-from minilora.conformance.golden.mixtures.formulas import READ, MixtureFormulas
-from minilora.conformance.golden.mixtures.misreadings import MIXTURE_MISREADINGS
+from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from minilora.conformance.golden.signatures import answers as answers_to
 from minilora.conformance.problems import bugs as table
 from minilora.variants.stackedlora import packed_B, stacked_A, stacked_B
 
 from . import foreign_mixtures
-from .conftest import index_of, written
+from .conftest import MIXTURES, index_of, written
 from .foreign_mixtures import BUGS
 
 
 @pytest.fixture(scope="module")
 def golden(tmp_path_factory):
     """The folder with the cases of mixtures alone."""
-    return written(tmp_path_factory.mktemp("golden") / "mixtures", cases=(), sessions=())
+    return written(tmp_path_factory.mktemp("golden") / "mixtures", MIXTURES, ())
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +40,8 @@ def index(golden):
     return index_of(golden)
 
 
+READ = {"rows_of_A", "columns_of_B", "factors_of", "scaling_of", "exchanged"}
+APART, MARGIN = 0.75, 0.25
 ANSWERED = [case for case in MIXTURES if case.answered]
 SEPTEMBERS = "experts-lora-b-is-read-expert-slowest"
 CASE = {case.id: case for case in MIXTURES}
@@ -52,12 +53,12 @@ def entry_of(index, case):
 
 def merged_model(case):
     arrays = case.base.arrays
-    return Llama.build(case.base.config, arrays | MixtureFormulas().changed(arrays, case.given))
+    return Llama.build(case.base.config, arrays | Formulas().changed(arrays, case.given))
 
 
 @pytest.mark.parametrize("case", [CASE["experts-shared"], CASE["experts-lora-b-layout"]], ids=lambda case: case.id)
 def test_exact_logits_of_a_mixture_are_the_decoders(case):
-    arrays = case.base.arrays | MixtureFormulas().changed(case.base.arrays, case.given)
+    arrays = case.base.arrays | Formulas().changed(case.base.arrays, case.given)
     z = exact.logits(case.base.config, arrays, case.prompts)
     np.testing.assert_allclose(z, merged_model(case)(case.prompts), rtol=0, atol=1e-11)
     ends = exact.logits(case.base.config, arrays, case.prompts, last=1)
@@ -65,9 +66,9 @@ def test_exact_logits_of_a_mixture_are_the_decoders(case):
 
 
 def test_an_expert_slowest_lora_b_is_a_wrong_answer_of_its_own():
-    answers = mixture_answers(CASE["experts-gate-up-alone"])
-    wrong, _ = answers.signatures[SEPTEMBERS]
-    others = [answers.logits[:, -1], *(z for flag, (z, _) in answers.signatures.items() if flag != SEPTEMBERS)]
+    answers = answers_to(CASE["experts-gate-up-alone"])
+    wrong = answers.signatures[SEPTEMBERS]
+    others = [answers.logits[:, -1], *(z for flag, z in answers.signatures.items() if flag != SEPTEMBERS)]
     assert min(np.abs(wrong - z).max() for z in others) >= APART > 2 * TOLERANCE["bfloat16"]
 
 
@@ -77,21 +78,21 @@ def test_rows_of_the_suite_have_its_flag_its_sentence_and_its_formula():
     assert len(of_files) == 11
     for bug in of_files:
         row = rows[bug.flag]
-        assert (row.name, row.source, row.parts) == (bug.says, bug.source, bug.parts)
+        assert (row.says, row.source, row.parts) == (bug.says, bug.source, bug.parts)
 
 
 def test_a_flag_and_a_sentence_stand_once():
-    flags, names = ([getattr(row, part) for row in MIXTURE_MISREADINGS] for part in ("flag", "name"))
+    flags, names = ([getattr(row, part) for row in MIXTURE_MISREADINGS] for part in ("flag", "says"))
     assert len(set(flags)) == len(set(names)) == len(MIXTURE_MISREADINGS) >= 24
-    others = {bug.says: bug.flag for bug in table.BUGS} | {row.name: row.flag for row in MISREADINGS}
-    assert all(others.get(row.name, row.flag) == row.flag for row in MIXTURE_MISREADINGS)
+    others = {row.says: row.flag for row in (*table.BUGS, *MISREADINGS)}
+    assert all(others.get(row.says, row.flag) == row.flag for row in MIXTURE_MISREADINGS)
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
 
 
 def test_widths_are_such_that_in_and_out_can_be_exchanged_in_two_bases_alone():
-    double, square = ([b.config.hidden_size == 2 * b.width, b.config.hidden_size == b.width] for b in (DOUBLE, SQUARE))
-    assert (double, square) == ([True, False], [False, True])
-    assert [b.name for b in MIXTURE_BASES if b.config.hidden_size not in (b.width, 2 * b.width)] == ["experts-shared"]
+    shapes = {base.name: base.stored[GATE_UP].shape[1:] for base in BASES if base.mixture}  # (2 m, d)
+    assert [name for name, (rows, d) in shapes.items() if rows == d] == ["experts-double", "experts-fused"]
+    assert [name for name, (rows, d) in shapes.items() if rows == 2 * d] == ["experts-square"]
     for name, array in DOUBLE.stored.items():
         np.testing.assert_array_equal(FUSED.stored[name], array)
 

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 
 from minilora import FileRefused, Llama, attach, load_adapter
-from minilora.conformance.golden.cases import files
 from minilora.conformance.golden.folder import write_adapter
-from minilora.conformance.golden.stored import STORED
 from minilora.files.tensors import TensorFile
 
-BY_ID = {case.id: case for case in STORED}
+from .conftest import FOUND
+
+BY_ID = {case.id: case for case in FOUND}
 
 
 @pytest.fixture
 def adapter(tmp_path):
     def written(id):
-        (contents,) = files(BY_ID[id])
+        (contents,) = BY_ID[id].files()
         write_adapter(tmp_path / id, *contents, BY_ID[id].stored)
         return tmp_path / id
 

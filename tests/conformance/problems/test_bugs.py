@@ -65,7 +65,7 @@ def test_a_flag_names_one_row_of_either_table():
 def test_a_sentence_stands_once():
     sentences = {bug.says: bug.flag for bug in BUGS}
     assert len(sentences) == len(BUGS)
-    assert [row.flag for row in MISREADINGS if sentences.get(row.name, row.flag) != row.flag] == []
+    assert [row.flag for row in MISREADINGS if sentences.get(row.says, row.flag) != row.flag] == []
 
 
 LIVE = Path(__file__).parents[3] / "docs" / "_static" / "live" / "mistakes.js"

@@ -1,0 +1,230 @@
+"""An adapter of a case: how its numbers are drawn, and how it stands in PEFT's files, whole or damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ...files.experts import WRITTEN_AS, layer_paths
+from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
+from ...files.tensors import FLOATS
+from .bases import EXPERTS, LAYER, Base, to_bfloat16
+from .exact import product, sums
+from .formulas import Arrays, Given, Module, is_turned, scale, setting, site
+
+SIZE = 1.3
+"""How large an update is, as a part of the weight that it changes."""
+EMBED, LM_HEAD = "model.embed_tokens", "lm_head"
+PLACES = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
+PLACES |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is drawn for one adapter, and what its adapter_config.json says, as `cases.toml` has it."""
+
+    modules: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)  # r, lora_alpha, and what is not as PEFT's defaults are
+    layers: Sequence[int] = (0,)  # that the modules are in
+    each_expert: Sequence[str] = ()  # further ones, of each expert
+    weight: float = 1.0  # of several
+    pissa: str = ""  # "raw" or "converted", of one that started by PiSSA
+    with_base: bool = False  # whether PEFT saved the base's own weight of an embedding or a head beside it
+    saved: Sequence[str] = ()  # the paths that were trained in full, beside those with factors
+    targets: str = ""  # target_modules, where it is a regular expression
+    tokens: Sequence[int] = ()  # the tokens whose rows of the embedding were trained: from, to, step
+    zero: bool = False  # whether lora_B is zero, as before the first step
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all modules, in the order in which they are drawn."""
+        names = [name.format(e) for e in range(EXPERTS) for name in self.each_expert]
+        names += [PLACES.get(name, name) for name in self.modules if name not in ("embed_tokens", LM_HEAD)]
+        inside = [f"model.layers.{i}.{name}" for i in self.layers for name in names]
+        return [
+            *([EMBED] if "embed_tokens" in self.modules else []),
+            *inside,
+            *([LM_HEAD] if LM_HEAD in self.modules else []),
+        ]
+
+
+# --- drawn ------------------------------------------------------------------------------------------
+
+
+def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
+    """Draw an adapter's numbers, of bfloat16, so large that each part of it shows in the logits."""
+    config: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
+    if any(path in base.arrays for path in adapter.paths):  # parameters, whose layout hangs on PEFT's version
+        config["peft_version"] = WRITTEN_AS
+    config |= adapter.config
+    modules: dict[str, Module] = {}
+    starts: Arrays = {}
+    for path in adapter.paths:
+        modules[path], start = _drawn_module(rng, adapter, config, path, base)
+        starts |= {} if start is None else {path: start}
+    if adapter.pissa == "converted":
+        config |= {"r": 2 * config["r"], "lora_alpha": 2 * config["lora_alpha"]}
+    saved: Arrays = {}
+    for path in adapter.saved:
+        W = base.arrays[f"{path}.weight"]
+        saved[path] = rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape))
+    tokens: dict[str, tuple[list[int], np.ndarray]] = {}
+    if adapter.tokens:
+        W, which = base.arrays[f"{EMBED}.weight"], [*range(*adapter.tokens)]
+        noise = rng.standard_normal((len(which), W.shape[1]))
+        tokens[EMBED] = which, rounded(W[which] + np.sqrt(np.square(W).mean()) * noise)
+    return Given(config, modules, starts, saved, tokens)
+
+
+def _drawn_module(
+    rng: np.random.Generator, adapter: Adapter, config: Mapping[str, Any], path: str, base: Base
+) -> tuple[Module, np.ndarray | None]:
+    """Draw what an adapter has for one module; of PiSSA's own files also the product that it started from."""
+    name, expert, rows = site(path, path, base.arrays)
+    W = base.arrays[name].T if path == EMBED else base.arrays[name]
+    count = len(W) if W.ndim == 3 and expert is None else 1
+    out, width = W[0][rows].shape if W.ndim == 3 else W.shape
+    r, s, spread = setting(config, "r", path), scale(config, path), float(np.sqrt(np.square(W).mean()))
+    length = width**0.5
+    if is_turned(config) and count > 1:
+        out, width = width, out
+    A = rng.standard_normal((count * r, width)) / length
+    B = rng.standard_normal((out, r * count)) * (SIZE * spread * length / (s * r**0.5))
+    bias = rounded(rng.standard_normal(out) / s) if config.get("lora_bias") else None
+    m = rounded(rng.uniform(0.5, 2.0, out) * np.sqrt(sums(W * W))[:, 0]) if config.get("use_dora") else None
+    if not adapter.pissa:
+        trained = rounded(rng.standard_normal(out)) if config.get("bias") == "lora_only" else None
+        return Module(rounded(A), 0 * B if adapter.zero else rounded(B), bias, m, trained), None
+    A0, B0 = leading(W, r, s)
+    A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
+    if adapter.pissa == "raw":
+        return Module(A, B), product(B0, A0.T)
+    ends = np.concatenate([A, -A0]), np.concatenate([B, B0], axis=1)
+    return Module(*(end.astype(np.float32).astype(np.float64) for end in ends)), None
+
+
+def in_type(given: Given, stored: str) -> Given:
+    """Return an adapter whose factors are numbers of a file's type."""
+    if not stored:
+        return given
+
+    def held(x: np.ndarray) -> np.ndarray:
+        return x.astype(FLOATS[stored]).astype(np.float64)
+
+    modules = {path: replace(m, lora_A=held(m.lora_A), lora_B=held(m.lora_B)) for path, m in given.modules.items()}
+    return replace(given, modules=modules, stored=stored)
+
+
+def rounded(x: np.ndarray) -> np.ndarray:
+    """Return the nearest numbers of bfloat16, in float64."""
+    return to_bfloat16(x).astype(np.float64)
+
+
+def leading(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return PiSSA's factors A (r, in) and B (out, r) of a weight, by orthogonal iteration."""
+    basis = np.eye(rank, W.shape[1])
+    for _ in range(60):
+        basis = _orthogonal(product(product(basis, W), W.T))
+    u = product(basis, W)  # each row is a left vector times its singular value
+    S = np.sqrt(sums(u * u))
+    return np.sqrt(S / s) * basis, (u / S * np.sqrt(S / s)).T
+
+
+def _orthogonal(rows: np.ndarray) -> np.ndarray:
+    directions: list[np.ndarray] = []
+    for row in rows:
+        for other in directions:
+            row = row - sums(row * other) * other
+        directions.append(row / np.sqrt(sums(row * row)))
+    return np.array(directions)
+
+
+# --- as files -------------------------------------------------------------------------------------
+
+DEFAULTS: dict[str, Any] = {
+    "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": None, "bias": "none",
+    "exclude_modules": None, "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True,
+    "layer_replication": None, "layers_pattern": None, "layers_to_transform": None, "loftq_config": {},
+    "lora_bias": False, "lora_dropout": 0.0, "modules_to_save": None, "peft_type": "LORA", "rank_pattern": {},
+    "revision": None, "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
+}  # fmt: skip
+"""The keys of adapter_config.json that PEFT has written for years, as it writes them."""
+
+
+def adapter_files(adapter: Adapter, given: Given, base: Base) -> tuple[dict[str, Any], Arrays]:
+    """Return an adapter's configuration, and its tensors under PEFT's names."""
+    parameters = [path for path in given.modules if path in base.arrays]
+    place_of = layer_paths(parameters)
+    targets = adapter.targets or targets_of([path for path in given.modules if path not in parameters], base)
+    config = {**DEFAULTS, "base_model_name_or_path": f"bases/{base.name}", "target_modules": targets}
+    if parameters:
+        config["target_parameters"] = [path.removeprefix(f"{LAYER}.") for path in parameters]
+    tensors: Arrays = {}
+    for path, module in given.modules.items():
+        names = EMBEDDING_FACTORS if path == EMBED else FACTORS
+        parts = {
+            names[0]: module.lora_A, names[1]: module.lora_B, "lora_B.bias": module.bias,
+            "lora_magnitude_vector": module.magnitude, "base_layer.bias": module.trained_bias,
+        }  # fmt: skip
+        if adapter.with_base and path in (EMBED, LM_HEAD):
+            parts[BASE] = base.arrays[f"{path}.weight"]
+        prefix = f"{PREFIX}{place_of.get(path, path)}"
+        tensors |= {f"{prefix}.{part}": array for part, array in parts.items() if array is not None}
+    tensors |= {f"{PREFIX}{path}.weight": array for path, array in given.saved.items()}
+    for path, (which, rows) in given.tokens.items():
+        config["trainable_token_indices"] = which
+        tensors[f"{PREFIX}{path}.token_adapter.trainable_tokens_delta"] = rows
+    return {**config, **given.config}, {name: array.astype(np.float32) for name, array in tensors.items()}
+
+
+def targets_of(paths: list[str], base: Base) -> list[str]:
+    """Return names for target_modules: the ends of paths, or more of them where an end would name other modules too."""
+    if base.mixture is not None:  # experts have the names of a shared expert's layers
+        old = any(".experts." in path for path in paths)
+        ends = {path.rpartition(".")[2] if old or ".self_attn." in path else path for path in paths}
+        return sorted(end.removeprefix(f"{LAYER}.") for end in ends)
+    ends = {path.rpartition(".")[2] for path in paths}
+    named = {name.removesuffix(".weight") for name in base.arrays if name.split(".")[-2] in ends}
+    return sorted(ends if named == set(paths) else paths)
+
+
+def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str, Any], Arrays]:
+    """Return files that must be refused."""
+    name = next((name for name in tensors if name.endswith("lora_B.weight")), "")
+    match how:
+        case "no factor":
+            del tensors[name]
+        case "no prefix":
+            tensors = {key.removeprefix(PREFIX): array for key, array in tensors.items()}
+        case "another rank":
+            tensors[name] = np.ascontiguousarray(tensors[name][:, :-1])
+        case "another shape":
+            tensors[name] = np.ascontiguousarray(tensors[name][:-64])
+        case "unknown module":
+            parts = {key: array for key, array in tensors.items() if "v_proj" in key}
+            tensors |= {key.replace("layers.0", "layers.7"): array for key, array in parts.items()}
+        case "transposed":
+            A = name.replace("lora_B", "lora_A")
+            tensors |= {name: np.ascontiguousarray(tensors[name].T), A: np.ascontiguousarray(tensors[A].T)}
+        case "no alpha":
+            del config["lora_alpha"]
+        case "no tensors":
+            tensors = {}
+        case "language model":
+            tensors = {key.replace(PREFIX, f"{PREFIX}language_model."): array for key, array in tensors.items()}
+        case "missing expert":
+            tensors = {key: _without_last_expert(key, array) for key, array in tensors.items()}
+        case _ if how:
+            key, value = how.split("=")
+            config[key] = int(value) if value.lstrip("-").isdigit() else value
+    return config, tensors
+
+
+def _without_last_expert(name: str, array: np.ndarray) -> np.ndarray:
+    """Return packed factors of one expert less: the expert is lora_A's slow index, and lora_B's fast one."""
+    if name.endswith("lora_A.weight"):
+        return array[: -len(array) // EXPERTS]
+    return np.ascontiguousarray(array[:, np.arange(array.shape[1]) % EXPERTS < EXPERTS - 1])

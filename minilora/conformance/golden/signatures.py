@@ -1,0 +1,196 @@
+"""The answers to a case, and to a session's request: right numbers, and those of each bug that is told apart there.
+
+Such a bug's numbers lie `Case.apart` from the right ones and from those of every other bug that is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ...language.config import MixtureConfig
+from .bases import LIVING, Base
+from .cases import TOLERANCE, Case
+from .exact import logits
+from .formulas import Arrays, Formulas
+from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
+from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from .sessions import Request, Session
+
+APART = 10 * TOLERANCE["bfloat16"]
+"""How far a bug moves some logit at a prompt's end: in a session, and in each case that says no other."""
+EQUAL = 1e-6
+"""Bugs whose numbers are as near as this give the same ones: the order of a sum differs alone."""
+Decoding: TypeAlias = tuple[MixtureConfig | None, bool]
+"""What a mixture is read as, and whether what adapters add to a kept expert counts whole, and not by its share."""
+PLAIN: Decoding = (None, False)
+SHOWN_ROWS, ROWS = 4, 1
+"""How many rows of a merged weight stand in the answers, and in a signature."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Right numbers, and those of each bug that is told apart, by its flag."""
+
+    logits: np.ndarray  # (prompts, T, V); of a request (prompts, V), after the last token
+    signatures: dict[str, np.ndarray]  # logits (prompts, V) after the last token
+    merged: tuple[str, np.ndarray] | None = None  # the name of a weight, and the weight with the adapters folded in
+    merged_signatures: dict[str, np.ndarray] = field(default_factory=dict)  # its first rows
+
+    @property
+    def ends(self) -> np.ndarray:
+        """The logits (prompts, V) after the last token."""
+        return self.logits if self.logits.ndim == 2 else self.logits[:, -1]
+
+    @property
+    def lead(self) -> float:
+        """By how much the likeliest next token leads, where it leads least."""
+        last = np.sort(self.ends, axis=-1)
+        return float((last[:, -1] - last[:, -2]).min())
+
+    def tensors(self) -> Arrays:
+        """Return what stands in a file of answers."""
+        tensors = {"logits": self.logits, "next_tokens": self.ends.argmax(axis=-1)}
+        if self.merged is not None:
+            name, weight = self.merged
+            tensors[f"merged.{name}"] = weight[:SHOWN_ROWS].astype(np.float32)
+        for flag, numbers in self.signatures.items():
+            tensors[f"signature.{flag}"] = numbers.astype(np.float32)
+            if self.merged is not None:
+                tensors[f"signature.{flag}.merged"] = self.merged_signatures[flag].astype(np.float32)
+        return tensors
+
+
+def answers(case: Case) -> Answers:
+    """Compute the answers to a case."""
+    base, before = case.base, case.base.arrays
+    table = MISREADINGS if base.mixture is None else MIXTURE_MISREADINGS
+    misread = base.misread if case.given else base.misdecoded  # beside an adapter a decoder is not judged
+    readings = {"": Formulas()} | {row.flag: Formulas(**row.of(case)) for row in table}
+    changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
+    decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
+    numbers = _ends_of(base, case.prompts, changed, decodings)
+    if case.previous:
+        flag = next(row.flag for row in table if row.of(case).get("previous") == "cached")
+        old, length = Formulas().changed(before, case.previous), case.prompts.shape[1] - 1
+        numbers[flag] = _with_old_cache(base, case.prompts, length, old, changed[""])
+    kept = told_apart(numbers, case.apart)
+    right = _logits(base, case.prompts, [changed[""]], decodings[""])[0]
+    signatures = {flag: numbers[flag] for flag in kept}
+    if not case.shown:
+        return Answers(right, signatures)
+    weights = {flag: base.in_file({**before, **changed[flag]})[case.shown] for flag in ("", *kept)}
+    return Answers(right, signatures, (case.shown, weights[""]), {flag: weights[flag][:ROWS] for flag in kept})
+
+
+def told_apart(numbers: Mapping[str, np.ndarray], apart: float, equal: float = -1.0) -> list[str]:
+    """Return the flags of the bugs that are told from the right numbers, those of "", and from each other.
+
+    Of bugs that are near each other the first is kept; of those as near as `equal` all are.
+    """
+    kept: list[str] = []
+    for flag, bad in numbers.items():
+        others = (distance(bad, numbers[other]) for other in kept)
+        if distance(bad, numbers[""]) >= apart and all(off >= apart or off <= equal for off in others):
+            kept.append(flag)
+    return kept
+
+
+def distance(array: np.ndarray, expected: np.ndarray) -> float:
+    """Return how far the entry is off that is off most."""
+    return float(np.abs(array - expected).max())
+
+
+# --- decoded ----------------------------------------------------------------------------------------
+
+
+def _logits(
+    base: Base,
+    ids: np.ndarray,
+    changed: Sequence[Arrays],
+    decoding: Decoding = PLAIN,
+    *,
+    last: int = 0,
+    cached: int = 0,
+) -> np.ndarray:  # (v, prompts, T, V)
+    """Return the logits of decoders, by the arrays that each has changed, among them biases that the base has not."""
+    before, (mixture, whole) = base.arrays, decoding
+    names = {name for one in changed for name in one}
+    arrays = {name: np.stack([one[name] if name in one else _usual(base, name) for one in changed]) for name in names}
+    z = logits(base.config, {**before, **arrays}, ids, cached, last, mixture, before if whole else None)
+    return np.broadcast_to(z, (len(changed), *z.shape[-3:]))
+
+
+def _usual(base: Base, name: str) -> np.ndarray:
+    """Return an array of the base's; a bias that it has not is zero."""
+    if name in base.arrays:
+        return base.arrays[name]
+    return np.zeros(len(base.arrays[f"{name.removesuffix('.bias')}.weight"]))
+
+
+def _ends_of(
+    base: Base, ids: np.ndarray, changed: Mapping[str, Arrays], decodings: Mapping[str, Decoding]
+) -> dict[str, np.ndarray]:
+    """Return the logits (prompts, V) after the last token, by each bug's flag; equal decoders are computed once."""
+    ends: dict[str, np.ndarray] = {}
+    for decoding in dict.fromkeys(decodings.values()):
+        first: dict[Any, str] = {}
+        twin: dict[str, str] = {}
+        for flag in (flag for flag in changed if decodings[flag] == decoding):
+            differ = {name: array for name, array in changed[flag].items() if (array != _usual(base, name)).any()}
+            key = frozenset((name, array.tobytes()) for name, array in differ.items())
+            twin[flag] = first.setdefault(key, flag)
+        z = _logits(base, ids, [changed[flag] for flag in first.values()], decoding, last=1)[:, :, 0]
+        of_first = dict(zip(first.values(), z, strict=True))
+        ends |= {flag: of_first[other] for flag, other in twin.items()}
+    return {flag: ends[flag] for flag in changed}
+
+
+def _with_old_cache(base: Base, ids: np.ndarray, length: int, old: Arrays, new: Arrays) -> np.ndarray:  # (prompts, V)
+    """Return logits after the last token, where the first tokens' keys and values are those of other adapters."""
+    return _logits(base, ids, [old, new], cached=length, last=1)[1, :, 0]
+
+
+# --- sessions ---------------------------------------------------------------------------------------
+
+
+def session_answers(session: Session) -> list[Answers]:
+    """Compute the answers to each request of a session."""
+    return [_of_request(session.requests[:n], request) for n, request in enumerate(session.requests)]
+
+
+def _of_request(before: Sequence[Request], request: Request) -> Answers:
+    engines = {"": Engine()} | {row.flag: Engine(**row.of(request)) for row in LEFTOVERS}
+    numbers: dict[str, list[np.ndarray]] = {flag: [] for flag in engines}
+    for j, (prompt, now) in enumerate(zip(request.prompts, request.adapters, strict=True)):
+        moment = Moment(now, [other.adapters[j] for other in before], request.adapters)
+        changed: dict[str, Arrays] = {}
+        for flag, engine in engines.items():
+            sum = engine.sum(moment)
+            changed[flag] = _changed(added(now) if sum is None else sum)
+        ends = _ends_of(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
+        for flag, engine in engines.items():
+            if cache := engine.cached(moment):
+                old, length = _changed(added(*cache)), shared(prompt, before)
+                ends[flag] = _with_old_cache(LIVING, prompt[None], length, old, changed[""])
+        for flag, z in ends.items():
+            numbers[flag].append(z[0])
+    found = {flag: np.stack(rows) for flag, rows in numbers.items()}
+    found |= {flag: found[""][one.order(request.adapters)] for flag, one in engines.items() if one.order}
+    return Answers(found[""], {flag: found[flag] for flag in told_apart(found, APART, EQUAL)})
+
+
+def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
+    """Return how many tokens a cache can have of a prompt: those it shares with an earlier one, never its last."""
+    longest = 0
+    for other in chain.from_iterable(request.prompts for request in before):
+        longest = max(longest, int((np.append(other == prompt, False)).argmin()))
+    return min(longest, len(prompt) - 1)
+
+
+def _changed(sum: Sum) -> Arrays:
+    return Formulas().changed(LIVING.arrays, sum)
