@@ -198,6 +198,15 @@ def add_vectors(commands: Any) -> None:
         ),
     )
     add_compare(parser, "the vectors")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--starter",
+        action="store_true",
+        help="write 14 small files to begin with: linear layers in float64 and float32",
+    )
+    which.add_argument(
+        "--kind", action="append", metavar="KINDS", help="write only these kinds, such as linear,rslora (default: all)"
+    )
     add_report(parser, judge_vectors, xfails=True)
 
 
@@ -206,10 +215,24 @@ def judge_vectors(options: argparse.Namespace) -> Report | None:
     from ..conformance import vectors
 
     if options.compare is None:
-        write_cases(options, vectors.write)
+        write_cases(options, lambda folder: vectors.write(folder, *_chosen(options)))
         return None
+    if options.starter or options.kind:
+        raise ValueError("--starter and --kind are about what is written, expected them without --compare")
     check_output(options.json, [*compared(options), *files("the known failures", options.xfails)])
     return vectors.in_one(options.compare, vectors.compare(options.folder, options.compare))
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Any, Any]:
+    """Return the vectors, and the precisions of Adam's case, that are asked for."""
+    from ..conformance.vectors import KINDS, OF_ADAM, STARTER, VECTORS
+
+    if options.starter:
+        return STARTER, ()
+    kinds = ",".join(options.kind or KINDS).split(",")
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise ValueError(f"--kind: there is no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+    return [vector for vector in VECTORS if vector.kind in kinds], OF_ADAM if "adam" in kinds else ()
 
 
 def add_golden(commands: Any) -> None:

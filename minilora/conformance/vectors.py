@@ -21,16 +21,19 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
+import safetensors.numpy
 
 from .. import __version__
+from ..checks import reading
+from ..files.disk import read_json, written_folder
+from ..files.tensors import TensorFile
 from .bugs.diagnoses import listed
 from .checking.behaviour import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of, placed
@@ -44,6 +47,7 @@ from .problems.several import Fused
 from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
 from .report import CannotRun, Diagnosis, Outcome, Report
 
+INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 OF_ADAM = DTYPES[:2]
 SMALL = 2048
@@ -110,6 +114,9 @@ VECTORS = tuple(
     for dtype in OF_KIND.get(kind, DTYPES)
     if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL
 )
+STARTER = tuple(v for v in VECTORS if v.kind == "linear" and v.number < 7 and v.dtype in DTYPES[:2])
+"""To begin with: small linear layers, which show all but three of the bugs that a linear layer can have."""
+KINDS = (*dict.fromkeys(vector.kind for vector in VECTORS), "adam")
 
 
 class OneOrder(np.ndarray):
@@ -169,34 +176,25 @@ def _rounded(arrays: Arrays, dtype: str) -> Arrays:
 # --- the index ------------------------------------------------------------------------------------
 
 
-def caught(bug: Bug, trial: Trial) -> bool:
-    """Return whether a bug shows in a case: whether its numbers differ from the right ones."""
-    parts = bug.of(trial.problem)
-    if not parts:
-        return False
-    wrong = trial.answer(**parts)
-    return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
+def flags_of(vector: Vector) -> list[str]:
+    """Return the flags of the bugs that show in a case: whose numbers differ from the right ones."""
+    trial = vector.trial()
+
+    def shows(bug: Bug) -> bool:
+        parts = bug.of(trial.problem)
+        wrong = trial.answer(**parts) if parts else {}
+        return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
+
+    return [bug.flag for bug in bugs_of(vector.kind) if shows(bug)]
 
 
-@lru_cache(maxsize=len(VECTORS))
-def flags_of(kind: str, number: int, dtype: str = DTYPES[0]) -> tuple[str, ...]:
-    """Return the flags of the bugs that show in a problem."""
-    trial = Vector(kind, number, dtype).trial()
-    return tuple(bug.flag for bug in bugs_of(kind) if caught(bug, trial))
-
-
-def seen_in(vector: Vector) -> str:
-    """Return the precision in which it is judged whether a bug shows: in single precision the same do as in double."""
-    return vector.dtype if vector.dtype in DTYPES[2:] or vector.kind == "mixed" else DTYPES[0]
-
-
-def index() -> dict[str, Any]:
+def index(vectors: Sequence[Vector] = VECTORS, adam: Sequence[str] = OF_ADAM) -> dict[str, Any]:
     """Return what ``index.json`` holds."""
     cases: list[dict[str, Any]] = []
-    for vector in VECTORS:
+    for vector in vectors:
         entry = {"file": vector.file, "kind": vector.kind, "dtype": vector.dtype, "sizes": str(vector.problem)}
-        cases.append(entry | {"flags": list(flags_of(vector.kind, vector.number, seen_in(vector)))})
-    for dtype in OF_ADAM:
+        cases.append(entry | {"flags": flags_of(vector)})
+    for dtype in adam:
         sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
         of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
         cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": of_adam})
@@ -234,60 +232,66 @@ def adam_file(dtype: str) -> str:
 # --- to and from a folder -------------------------------------------------------------------------
 
 
-def write(folder: Path) -> int:
-    """Write the vectors into a new folder, and return how many cases there are.
+def write(folder: Path, vectors: Sequence[Vector] = VECTORS, adam: Sequence[str] = OF_ADAM) -> int:
+    """Write vectors, and Adam's case in some precisions, into a new folder, and return how many cases there are.
 
     Raises
     ------
     ValueError
         If the folder is there already.
     """
-    from safetensors.numpy import save  # a compiled package, which the rest of the suite does without
-
-    from ..files.disk import written_folder
-
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
-    files = {vector.file: tensors(vector) for vector in VECTORS} | {
-        adam_file(dtype): adam_tensors(dtype) for dtype in OF_ADAM
-    }
+    files = {vector.file: tensors(vector) for vector in vectors}
+    files |= {adam_file(dtype): adam_tensors(dtype) for dtype in adam}
     with written_folder(folder) as new:
         for name, arrays in files.items():
-            (new / name).write_bytes(save({key: np.ascontiguousarray(array) for key, array in arrays.items()}))
-        (new / "index.json").write_text(_json(index()), encoding="utf-8")
+            (new / name).write_bytes(
+                safetensors.numpy.save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
+            )
+        (new / INDEX).write_text(_json(index(vectors, adam)), encoding="utf-8")
     return len(files)
+
+
+class Case(msgspec.Struct):
+    """What a comparison needs of a case's entry in the index."""
+
+    file: str
+    kind: str
+    dtype: str
+
+
+class Held(msgspec.Struct):
+    """What a comparison needs of the index."""
+
+    cases: list[Case]
+    tolerance: dict[str, float]
+    of_adam: dict[str, float] = msgspec.field(name="tolerance of adam, without a size")
 
 
 def compare(folder: Path, results: Path) -> list[KindReport]:
     """Hold what a foreign program wrote against the answers: a report for each precision, as `check` gives one.
 
-    Parameters
-    ----------
-    folder : Path
-        The vectors, as this version wrote them.
-    results : Path
-        The folder with the program's files.
+    Problems, answers, sizes and tolerances are the folder's own. What a known bug would answer is computed from the
+    folder's problems, so a folder of an earlier version is judged too.
 
     Raises
     ------
     CannotRun
-        If the vectors are of another version, or are the results themselves, or no file answers one of them.
+        If the folder has a problem that this version does not know, or is the results itself, or no file answers it.
     FileRefused
         If a file is not sound.
     """
-    from ..files.disk import read_json
-
-    version = read_json(folder / "index.json").get("minilora")
-    if version != __version__:
-        raise CannotRun(f"{str(folder)!r} was written by minilora {version}, this is {__version__}: write it again")
+    held = read_json(folder / INDEX, Held)
     if not results.is_dir():
         raise CannotRun(f"{str(results)!r} is no folder, expected that of a program's answers")
     if results.resolve() == folder.resolve():
         raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
-    reports = [report for dtype in DTYPES for report in _compare_in(results, dtype)]
-    if not reports:
-        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {VECTORS[0].file!r}")
-    return reports
+    answered = [case for case in held.cases if (results / case.file).exists()]
+    if not answered:
+        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {held.cases[0].file!r}")
+    dtypes = {case.dtype for case in answered}
+    return [_compare_in(dtype, held, folder, results) for dtype in DTYPES if dtype in dtypes]
 
 
 def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
@@ -311,110 +315,122 @@ def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
     return whole
 
 
-def _compare_in(results: Path, dtype: str) -> Iterator[KindReport]:
-    """Yield a report of one precision, where there are answers in it."""
-    whole = KindReport(str(results), dtype=dtype)
-    for kind in SETS:
-        report = _compare_kind(results, kind, dtype)
-        if report is None:
-            continue
-        if kind == "linear":
-            report.name, report.parts = whole.name, whole.parts
-            whole = report
-        else:
-            whole.kinds[kind] = report
-    if dtype in OF_ADAM and (results / adam_file(dtype)).exists():
-        arrays, _ = _read(results / adam_file(dtype), ("end_A", "end_B"))
-        begin, steps = adam_problem()
-        begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
-        missing = [name for name in ("end_A", "end_B") if name not in arrays]
-        ends = {"lora_A": arrays.get("end_A"), "lora_B": arrays.get("end_B")}
-        verdict = f"{adam_file(dtype)} has no {missing[0]}" if missing else ""
-        whole.claims["adam"] = verdict or adam_verdict(begin, steps, ends, ADAM_TOLERANCE[dtype])
-        case = outcome(id_of("linear", "adam"), "adam", "", whole.claims["adam"])
-        whole.found += [Diagnosis(case.text, cases=(case.id,))] if case.failed else []
+def _compare_in(dtype: str, held: Held, folder: Path, results: Path) -> KindReport:
+    """Judge the answers in one precision."""
+    reports = {}
+    for kind in dict.fromkeys(case.kind for case in held.cases if (case.dtype, case.kind != "adam") == (dtype, True)):
+        files = [case.file for case in held.cases if (case.kind, case.dtype) == (kind, dtype)]
+        asked = [_asked(folder, results, file, held.tolerance[dtype]) for file in files if (results / file).exists()]
+        if asked:
+            reports[kind] = _compare_kind(f"{results}, {kind}", asked, len(files))
+    whole = reports.pop("linear", KindReport("", dtype=dtype))
+    whole.name, whole.parts = str(results), reports
+    if (folder / adam_file(dtype)).exists() and (results / adam_file(dtype)).exists():
+        verdict = _compare_adam(folder / adam_file(dtype), results / adam_file(dtype), held.of_adam[dtype])
+        case = outcome(id_of("linear", "adam"), "adam", "", verdict)
+        whole.claims["adam"] = verdict
         whole.cases.append(case)
-    if whole.claims or whole.kinds:
-        yield whole
+        whole.found += [Diagnosis(case.text, cases=(case.id,))] if case.failed else []
+    return whole
 
 
-def _compare_kind(results: Path, kind: str, dtype: str) -> KindReport | None:
-    """Judge the answers to all vectors of a kind, where there are any."""
-    vectors = [vector for vector in VECTORS if (vector.kind, vector.dtype) == (kind, dtype)]
-    answered = [vector for vector in vectors if (results / vector.file).exists()]
-    if not answered:
-        return None
-    trials = [vector.trial() for vector in answered]
-    read = [_read(results / vector.file, _names(trial)) for vector, trial in zip(answered, trials, strict=True)]
-    answers = [_answers(results / vector.file, trial.problem, arrays)
-               for vector, trial, (arrays, _) in zip(answered, trials, read, strict=True)]  # fmt: skip
-    written = {name.partition(".")[0] for _, names in read for name in names}
-    report = KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
-    factors = judge_numbers(report, kind, trials, answers, _lacking(written) if written & GRADIENTS else None)
-    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in reply for reply in answers)]
-    for vector, trial, reply in zip(answered, trials, answers, strict=True):
-        report.cases += outcomes_of(kind, vector.number, trial, reply, factors, owed)
-    report.cases = [replace(case, text=_as_in_files(case.text)) for case in report.cases]
-    report.claims = {claim: _as_in_files(verdict) for claim, verdict in report.claims.items()}
-    report.found = [replace(diagnosis, says=_as_in_files(diagnosis.says)) for diagnosis in report.found]
-    report.habits = {"cases answered": f"{len(answered)} of {len(vectors)}{_fewer(trials, answers)}"}
+@dataclass(frozen=True)
+class Asked:
+    """A problem as a folder has it, and what a program answered."""
+
+    vector: Vector
+    trial: Trial
+    reply: Arrays
+    written: frozenset[str]  # the names of all tensors that it wrote, without the slots' numbers
+
+
+def _asked(folder: Path, results: Path, file: str, tolerance: float) -> Asked:
+    """Read a problem, and what a program answered."""
+    vector = next((vector for vector in VECTORS if vector.file == file), None)
+    if vector is None:
+        raise CannotRun(
+            f"{str(folder / file)!r} is no case of minilora {__version__}: compare by the one that wrote it"
+        )
+    trial, written = _trial_in(folder / file, vector, tolerance), TensorFile(results / file)
+    numbers = {name: written.read(name) for name in written.tensors if name.partition(".")[0] in NAMES}
+    try:
+        reply = _of_file(trial.problem, numbers, {of: name for name, of in NAMES.items() if of in trial.right})
+    except ValueError as error:
+        raise CannotRun(f"{str(results / file)!r} has {error}") from None
+    if not reply:
+        there = ", ".join(written.tensors) or "no tensor"
+        raise CannotRun(f"{str(results / file)!r} has {there}, expected {', '.join(NAMES)}")
+    return Asked(vector, trial, reply, frozenset(name.partition(".")[0] for name in written.tensors))
+
+
+def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
+    """Return a problem with the numbers that a folder has of it: arrays, right answers and sizes."""
+    trial, numbers = vector.trial(), _read(path)
+    answers = {of: name for name, of in NAMES.items() if of in trial.right}
+    arrays = _of_file(trial.problem, numbers, {name: name for name in trial.arrays})
+    right = _of_file(trial.problem, numbers, answers)
+    sizes = _of_file(trial.problem, numbers, {of: f"size.{name}" for of, name in answers.items()})
+    for own, found in ((trial.arrays, arrays), (trial.right, right), (trial.sizes, sizes)):
+        if {name: a.shape for name, a in own.items()} != {name: a.shape for name, a in found.items()}:
+            raise CannotRun(f"{str(path)!r} does not hold its problem, {vector.problem}")
+    return replace(trial, arrays=arrays, right=right, sizes=sizes, unit=tolerance / TOLERANCE)
+
+
+def _of_file(problem: Problem, numbers: Arrays, names: Mapping[str, str]) -> Arrays:
+    """Return arrays under names of their own, as far as they stand in a file under others."""
+    found = {}
+    for own, name in names.items():
+        if isinstance(problem, Fused) and own in problem.listed:
+            parts = [numbers.get(f"{name}.{i}") for i in range(len(problem.widths))]
+            if any(part is not None for part in parts):
+                found[own] = problem.joined(own, parts)
+        elif name in numbers:
+            found[own] = numbers[name]
+    return found
+
+
+def _read(path: Path) -> Arrays:
+    with reading(path):
+        return safetensors.numpy.load_file(path)
+
+
+def _compare_kind(title: str, asked: Sequence[Asked], count: int) -> KindReport:
+    """Judge the answers to a kind's problems, of which the folder has `count`."""
+    kind, dtype = asked[0].vector.kind, asked[0].vector.dtype
+    trials, replies = [one.trial for one in asked], [one.reply for one in asked]
+    written = frozenset[str]().union(*(one.written for one in asked))
+    report = KindReport(title, kind=kind, dtype=dtype)
+    factors = judge_numbers(report, kind, trials, replies, _lacking(written) if written & GRADIENTS else None)
+    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in reply for reply in replies)]
+    for one in asked:
+        report.cases += outcomes_of(kind, one.vector.number, one.trial, one.reply, factors, owed)
+    report.habits = {"cases answered": f"{len(asked)} of {count}{_fewer(asked)}"}
     return placed(report)
 
 
-def _names(trial: Trial) -> tuple[str, ...]:
-    """Return the names that the answers to a problem have in a file."""
-    if not isinstance(trial.problem, Fused):
-        return tuple(NAMES)
-    return tuple(key for name, of in NAMES.items() if of in trial.right
-                 for key in trial.problem.named(of, name, trial.right[of]))  # fmt: skip
-
-
-def _answers(path: Path, problem: Problem, arrays: Arrays) -> Arrays:
-    """Return a file's answers under the names of a report, the slots' of each in one array."""
-    answers = {NAMES[name]: array for name, array in arrays.items() if name in NAMES}
-    if not isinstance(problem, Fused):
-        return answers
-    for name, of in NAMES.items():
-        parts = {key: array for key, array in arrays.items() if key.startswith(f"{name}.")}
-        if parts:
-            try:
-                answers[of] = problem.joined(of, [parts.get(f"{name}.{i}") for i in range(len(problem.widths))])
-            except ValueError as error:
-                raise CannotRun(f"{str(path)!r} has {error}") from None
-    return answers
-
-
-def _as_in_files(text: str) -> str:
-    """Put the name that a wrong gradient has in a file before what is said of its numbers."""
-    for name in ("dA", "dB", "dm"):
-        said = f"{NAMES[name]}'s gradient(,| is off by| has shape| is transposed| is not finite)"
-        text = re.sub(rf"(^|; )({said})", rf"\1{name}: \2", text)
-    return text
-
-
-def _lacking(written: set[str]) -> Callable[[Sequence[str]], str]:
+def _lacking(written: Iterable[str]) -> Callable[[Sequence[str]], str]:
     """Return what is said of gradients that no file has, by the names that stand in files."""
     names = {of: name for name, of in NAMES.items()}
     answered = ", ".join(sorted(written))
     return lambda missing: f"no file has {listed([names[of] for of in missing])}; there are {answered}"
 
 
-def _fewer(trials: Sequence[Trial], replies: Sequence[Arrays]) -> str:
+def _fewer(asked: Sequence[Asked]) -> str:
     """Say which answers are there in some of the files and missing in others."""
     text = ""
     for name, of in NAMES.items():
-        owing = [reply for trial, reply in zip(trials, replies, strict=True) if of in trial.right]
+        owing = [one.reply for one in asked if of in one.trial.right]
         if 0 < (count := sum(of in reply for reply in owing)) < len(owing):
             text += f", {name} in {count}"
     return text
 
 
-def _read(path: Path, names: tuple[str, ...]) -> tuple[Arrays, list[str]]:
-    """Read those of a file's tensors that are answers; and the names of all."""
-    from ..files.tensors import TensorFile
-
-    file = TensorFile(path)
-    answers = [name for name in file.tensors if name in names]
-    if not answers:
-        raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(names)}")
-    return {name: file.read(name) for name in answers}, list(file.tensors)
+def _compare_adam(asked: Path, answered: Path, tolerance: float) -> str:
+    """Judge where a program's ten steps of Adam end."""
+    given, written = _read(asked), TensorFile(answered)
+    ends = {name: written.read(name) for name in ("end_A", "end_B") if name in written.tensors}
+    if missing := [name for name in ("end_A", "end_B") if name not in ends]:
+        return f"{answered.name} has no {missing[0]}"
+    begin = {"lora_A": given["begin_A"], "lora_B": given["begin_B"]}
+    steps = [{"lora_A": A, "lora_B": B} for A, B in zip(given["grads_A"], given["grads_B"], strict=True)]
+    return adam_verdict(begin, steps, {"lora_A": ends["end_A"], "lora_B": ends["end_B"]}, tolerance)

@@ -73,7 +73,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
 
 def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("minilora.conformance.vectors.write", lambda folder: 3)
+    monkeypatch.setattr("minilora.conformance.vectors.write", lambda *given: 3)
     evil = "\x1b[2J\u202e"
     save_file({"fc.weight": np.ones((10, 20), "f4")}, f"{evil}.safetensors")
     for command in (

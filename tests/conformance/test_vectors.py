@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import cli
+from minilora import __version__, cli
 from minilora.conformance import CannotRun, vectors
 from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.tolerance import round_to
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     """The same without the flags of all kinds but one: to see which bugs a case shows takes most of the time."""
     made, flags = tmp_path_factory.mktemp("vectors") / "made", vectors.flags_of
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(vectors, "flags_of", lambda kind, *more: flags(kind, *more) if kind == "linear" else ())
+        patched.setattr(vectors, "flags_of", lambda vector: flags(vector) if vector.kind == "linear" else [])
         assert vectors.write(made) == len(vectors.VECTORS) + 2
     return made
 
@@ -395,10 +395,74 @@ def test_an_answer_of_adam_that_is_missing_is_named(folder, results, tmp_path):
     assert report.first_line == f"{tmp_path}: WRONG: adam-float64.safetensors has no end_B"
 
 
-def test_vectors_of_another_version_are_refused(folder, results, tmp_path):
-    (tmp_path / "index.json").write_text('{"minilora": "0.0.1"}', encoding="utf-8")
-    with pytest.raises(CannotRun, match=r"was written by minilora 0.0.1, this is .*: write it again"):
-        vectors.compare(tmp_path, results)
+def of_another_version(folder, file, numbers, **changed):
+    """Write a folder with one case of these numbers."""
+    folder.mkdir()
+    save_file(numbers, folder / file)
+    kind, _, dtype = file.removesuffix(".safetensors").split("-")
+    index = changed.pop("index") | {"minilora": "0.0.1", "cases": [{"file": file, "kind": kind, "dtype": dtype}]}
+    (folder / "index.json").write_text(json.dumps(index | changed), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("times", "tolerance", "diagnosis"),
+    [
+        (1.5, 1e-14, None),
+        (1.5 + 1e-10, 1e-14, "the update has another scaling"),
+        (1.5 + 1e-10, 1e-9, None),
+        (3, 1e-14, "alpha is not divided by the rank"),
+    ],
+)
+def test_a_folder_of_another_version_is_judged_by_its_own_numbers(folder, tmp_path, times, tolerance, diagnosis):
+    """Other arrays, answers and tolerances than this version's: a mistake in them has its name all the same."""
+    rng, name = np.random.default_rng(0), "linear-0-float64.safetensors"
+    p = load_file(folder / name) | {"x": rng.standard_normal((7, 5)), "lora_A": rng.standard_normal((2, 5))}
+    base, update = p["x"] @ p["weight"].T + p["bias"], p["x"] @ p["lora_A"].T @ p["lora_B"].T
+    p["y"] = base + 1.5 * update
+    of_another_version(tmp_path / "old", name, p, index=index_of(folder), tolerance={"float64": tolerance})
+    (tmp_path / "mine").mkdir()
+    save_file({"y": base + times * update}, tmp_path / "mine" / name)
+    (report,) = vectors.compare(tmp_path / "old", tmp_path / "mine")
+    assert report.passed is (diagnosis is None)
+    assert report.habits["cases answered"] == "1 of 1"
+    assert diagnosis is None or report.diagnoses[0].startswith(diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("linear-99-float64.safetensors", f"is no case of minilora {__version__}: compare by the one that wrote it"),
+        ("linear-1-float64.safetensors", "does not hold its problem, N=4 in=3 out=6 r=4 alpha=10"),
+    ],
+)
+def test_a_problem_that_this_version_does_not_know_is_refused(folder, tmp_path, file, said):
+    p = load_file(folder / "linear-0-float64.safetensors")
+    of_another_version(tmp_path / "old", file, p, index=index_of(folder))
+    (tmp_path / "mine").mkdir()
+    save_file(p, tmp_path / "mine" / file)
+    with pytest.raises(CannotRun) as refused:
+        vectors.compare(tmp_path / "old", tmp_path / "mine")
+    assert str(refused.value) == f"{str(tmp_path / 'old' / file)!r} {said}"
+
+
+def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
+    assert cli.main(["vectors", str(tmp_path / "starter"), "--starter"]) == 0
+    assert cli.main(["vectors", str(tmp_path / "two"), "--kind", "conv1d,adam", "--kind", "nf4"]) == 0
+    first, second = index_of(tmp_path / "starter"), index_of(tmp_path / "two")
+    assert [case["file"] for case in first["cases"]] == [
+        f"linear-{number}-{dtype}.safetensors" for number in range(7) for dtype in ("float64", "float32")
+    ]
+    assert {case["kind"] for case in second["cases"]} == {"conv1d", "nf4", "adam"}
+    for made in ("starter", "two"):
+        there = {file.name for file in (tmp_path / made).iterdir()}
+        assert there == {"index.json", *(case["file"] for case in index_of(tmp_path / made)["cases"])}
+        flags = {flag for case in index_of(tmp_path / made)["cases"] for flag in case["flags"]}
+        assert flags == set(index_of(tmp_path / made)["flags"])
+    capsys.readouterr()
+    assert cli.main(["vectors", str(tmp_path / "none"), "--kind", "linear,none"]) == 2
+    assert "--kind: there is no kind 'none'; there are linear, rslora, " in capsys.readouterr().err
+    assert cli.main(["vectors", str(tmp_path / "two"), "--compare", str(tmp_path), "--starter"]) == 2
+    assert "expected them without --compare" in capsys.readouterr().err
 
 
 # --- a program in C -------------------------------------------------------------------------------
@@ -437,7 +501,7 @@ def test_an_answer_of_another_shape_is_said(folder, tmp_path, case, shape):
     (report,) = vectors.compare(folder, tmp_path)
     (one,) = report.kinds.values() or [report]
     assert not report.passed
-    assert one.claims["slope"].startswith(f"dA: lora_A's gradient has shape {shape}, expected (")
+    assert one.claims["slope"].startswith(f"lora_A's gradient has shape {shape}, expected (")
     assert any(text in one.claims["slope"] for text in one.diagnoses)
 
 
