@@ -22,16 +22,18 @@ from minilora import (
     quantize_nf4,
     weighted_sum,
 )
+from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT
-from minilora.conformance.problems.several import Sums
+from minilora.conformance.problems.images import Ids, Images
+from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.lowprecision import FourBits
+from minilora.conformance.problems.several import Fused, Stacks, Sums
 from minilora.conformance.problems.tolerance import round_to
 from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.adapter import Rewritten
 from minilora.variants.dora import DoRA, DoRAAdapter, lengths
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
-
-from ..support.formulas import answers_of
 
 
 def functions_of(layer, **more):
@@ -300,6 +302,63 @@ def implementation(**functions):
 
 
 # --- formulas as an implementation ----------------------------------------------------------------
+
+
+def problem_of(kind, arrays, alpha, **steps):
+    """The sizes of arrays that were handed over."""
+    if kind == "nf4":
+        return four_bits_of(arrays, alpha)
+    if kind == "fused":
+        return fused_of(arrays, alpha, **steps)
+    if kind == "experts":
+        return experts_of(arrays, alpha, **steps)
+    weight, A = arrays["weight"], arrays["lora_A"]
+    sizes = {"n": len(arrays["x"]), "rank": len(A), "alpha": alpha, "bias": "bias" in arrays}
+    if kind == "embedding":
+        return Ids(in_features=weight.shape[0], out_features=weight.shape[1], **sizes)
+    if kind.startswith("conv"):
+        plain = {"stride": 1, "padding": 0, "dilation": 1}
+        steps = {"groups": 1} | {name: (value,) * (A.ndim - 2) for name, value in plain.items()} | steps
+        place = {"kernel": A.shape[2:], "sizes": arrays["x"].shape[2:]}
+        return Images(in_features=A.shape[1], out_features=len(weight), **sizes, **place, **steps)
+    return Problem(in_features=weight.shape[1], out_features=weight.shape[0], **sizes)
+
+
+def fused_of(arrays, alpha, widths, ranks):
+    """The slots of arrays that were handed over: alpha is that of each slot."""
+    first = next(a for a in alpha if a)
+    one = len({a for a in alpha if a}) == 1
+    sizes = {"bias": "bias" in arrays, "alpha": first, "one_rank": one}
+    return Fused.of(len(arrays["x"]), arrays["x"].shape[1], tuple(widths), tuple(ranks), **sizes)
+
+
+def experts_of(arrays, alpha, expert_ids):
+    """The experts of arrays that were handed over."""
+
+    class Given(Stacks):
+        expert_ids = None  # those of the arrays
+
+    Given.expert_ids = expert_ids
+    E, out, width = arrays["weight"].shape
+    return Given(len(arrays["x"]), width, out, len(arrays["lora_A"]) // E, alpha, experts=E)
+
+
+def four_bits_of(arrays, alpha):
+    """The problem of the suite whose codes were handed over: a bug of the weight asks for its codes again."""
+    A, B = arrays["lora_A"], arrays["lora_B"]
+    sizes = {"in_features": A.shape[1], "out_features": len(B), "n": len(arrays["x"]), "rank": len(A), "alpha": alpha}
+    tried = (
+        FourBits(**sizes, bias="bias" in arrays, seed=seed, double="nested_absmax" in arrays) for seed in range(40)
+    )
+    return next(one for one in tried if np.array_equal(one.full["packed"], arrays["packed"]))
+
+
+def answers_of(kind, parts, alpha, arrays, **steps):
+    """What a kind's formulas give with some parts replaced; parts are a dict, or a function of the problem."""
+    problem = problem_of(kind, arrays, alpha, **steps)
+    arrays = {"dy": np.zeros_like(problem.dy), **arrays}
+    parts = parts(problem) if callable(parts) else parts
+    return problem.answer(SETS[kind].formulas.with_parts(**parts), problem.flatten(arrays))
 
 
 def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):

@@ -1,9 +1,9 @@
 """Code that is wrong on purpose. Each bug is one that has been made, here or elsewhere.
 
 `tests/test_mutants.py` hands each mutant to the claims that the library's own code passes. The bugs that the
-conformance suite knows stand in `minilora.conformance.bugs` alone: the last section plants each of these rows in a
-layer that computes by the suite's formulas. The other sections have what no row can say: bugs of base layers, losses
-and the residual form, and bugs that no replaced part expresses, such as a dtype, a changed argument, or something kept.
+conformance suite knows stand in `minilora.conformance.problems.bugs` alone: the last section plants those of a linear
+layer, of a start and of Adam by the suite's formulas. The other sections have what no row can say: bugs of base layers,
+losses and the residual form, and what no replaced part expresses, as a dtype, a changed argument, or something kept.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.formulas import StartFormulas
 from minilora.layer import rows
 from minilora.layers.embedding import OneHot
+from minilora.variants.adapter import Rewritten
 
 from .cases import (
     KINDS,
@@ -468,23 +469,28 @@ class NotMoved(Conv2d):
         return y.reshape(shape[0], y.shape[-1], *self.positions(shape))
 
 
-def average_over_the_kernel(problem):
-    def merged(W, BA, s):
-        kernels = BA.reshape(len(BA), problem.in_features, -1)
-        return W + s * (kernels.mean(axis=2, keepdims=True) + 0 * kernels).reshape(BA.shape)
-
-    return {"merged": merged}
-
-
 def merged_gives_the_same_output(case: Any, problem: Problem) -> None:
     params = case.params(problem)
     layer = case.build(problem, params)
     require_close("the merged output", layer.merge()(params["x"]), layer(params["x"]), 1e-11)
 
 
+def merges_wrongly(change):
+    """A convolution beside its adapter whose merge adds another change of the kernels (out, C, KH, KW)."""
+
+    class Merges(Rewritten):
+        def merge(self):
+            base, A, B = self.base, self.adapter.lora_A, self.adapter.lora_B
+            kernels = change((B @ A).reshape(base.weight.shape), self.adapter.scaling)
+            steps = {name: getattr(base, name) for name in ("stride", "padding", "dilation")}
+            return Conv2d(base.weight + kernels, base.bias, **steps)
+
+    return Merges
+
+
 MERGES_WRONG = {
-    "alpha/r forgotten": by_formulas("conv2d", {"merged": lambda W, BA, s: W + BA}),
-    "the average over the kernel": by_formulas("conv2d", average_over_the_kernel),
+    "alpha/r forgotten": merges_wrongly(lambda kernels, s: kernels),
+    "the average over the kernel": merges_wrongly(lambda k, s: s * k.mean(axis=(2, 3), keepdims=True) + 0 * k),
 }
 for name, cls in MERGES_WRONG.items():
     lora_conv_mutant(f"convolution merged wrongly: {name}", merged_gives_the_same_output)(cls)
@@ -660,32 +666,17 @@ mutant("best of a rank: alpha/r forgotten", the_best_rank_leaves_the_discarded_v
 
 # --- the suite's known bugs -----------------------------------------------------------------------
 
-CASE_OF = {
-    "linear": lora_linear_case,
-    "rslora": lora_linear_case,
-    "dora": lambda cls: adapted_case(KINDS["linear"], "constant", held=True, dora=cls),
-    "dora-full": dora_case,
-    "embedding": lambda cls: adapted_case(KINDS["embedding"], rewritten=cls),
-    "conv2d": lambda cls: adapted_case(KINDS["conv2d"], rewritten=cls),
-}
-CLAIMS_OF = {"linear": MUTANT_CLAIMS, "dora": (backward_is_the_slope_of_forward,)}
-ROW = {bug.flag: bug for bug in BUGS}
-NOT_OURS = {
-    *("b-groups-are-ignored", "groups-are-ignored-in-a-depthwise-convolution"),  # our convolutions have none
+NOT_SHOWN = {
     *("ranks-above-32-are-left-out", "rows-from-128-on-lack-the-update"),  # no problem that is drawn is as large
     "outputs-from-128-on-lack-the-update",
     *("an-alpha-of-0-is-taken-for-1", "an-alpha-of-0-is-taken-for-the-rank"),  # nor has an alpha of 0
-    "rslora-an-alpha-of-0-is-taken-for-the-rank",
-    "dora-divides-by-the-length-of-a-row-of-zeros",  # nor a row of zeros
-    # and we have no dropout, no slots and no base in bfloat16; `expert_mutants` has the experts' bugs
-    *(bug.flag for bug in BUGS if bug.kinds in (("dropout",), ("fused",), ("mixed",), ("experts",), ("combine",))),
 }
-"""Rows that the drawn problems cannot show in our layers. `tests/conformance` plants them in functions."""
+"""Rows that the drawn problems cannot show."""
 
 
-def with_parts(kind: str, parts: Any = None) -> Any:
-    """The case of a layer that computes by a kind's formulas, with some parts replaced."""
-    return CASE_OF[kind](by_formulas(kind, parts))
+def with_parts(parts: Any = None) -> Any:
+    """The case of a layer that computes by the suite's formulas, with some parts replaced."""
+    return lora_linear_case(by_formulas(parts or {}))
 
 
 def also_squared(claims: tuple[Callable[[Any, Problem], None], ...]) -> tuple[Callable[[Any, Problem], None], ...]:
@@ -707,17 +698,13 @@ def uniform_start(**parts: Any) -> Callable[..., np.ndarray]:
 
 
 for row in BUGS:
-    if row.kinds == ("nf4",):
-        continue  # of a layer's bytes: below, in the layer that keeps them
     if row.breaks == "adam":
         mutant(row.flag, *ADAM_CLAIMS)(adam_by_formulas(**row.parts))
     elif row.breaks == "start":
         mutant(row.flag, a_start_has_the_fan_of_the_input)(uniform_start(**row.parts))
-    elif row.flag not in NOT_OURS:
-        # The claims hold of DoRA's full gradient, and of the other one only where no row replaces the norm.
-        kind = "dora-full" if row.kinds[0] == "dora" and "dora-full" in row.kinds else row.kinds[0]
-        claims = (merged_gives_the_same_output,) if row.breaks == "merge" else CLAIMS_OF.get(kind, TWO_CLAIMS)
-        mutant(row.flag, *also_squared(claims))(with_parts(kind, row.parts))
+    elif row.kinds[0] == "linear" and row.flag not in NOT_SHOWN:
+        claims = (merged_gives_the_same_output,) if row.breaks == "merge" else MUTANT_CLAIMS
+        mutant(row.flag, *also_squared(claims))(with_parts(row.parts))
 
 
 def in_four_bits(title: str, **change: Callable[[Any], Any]) -> None:
@@ -737,20 +724,12 @@ def in_four_bits(title: str, **change: Callable[[Any], Any]) -> None:
 in_four_bits("the halves of a byte are exchanged", packed=lambda packed: packed // 16 + packed % 16 * 16)
 in_four_bits("the mean of the scales is not added", mean=lambda mean: 0.0)
 
-IN_THE_WHOLE_BACKWARD = {name: lambda s: 1.0 for name in ("s_in_dA", "s_in_dB", "s_in_dx")}
-mutant("alpha/r forgotten in the whole backward", *MUTANT_CLAIMS)(with_parts("linear", IN_THE_WHOLE_BACKWARD))
-for flag in ("dx-lacks-dy-w", "dx-lacks-the-adapter-path"):
-    mutant(f"convolution: {flag}", *TWO_CLAIMS)(with_parts("conv2d", ROW[flag].parts))
-
 HIDDEN_AT_THE_START = {
     "dA of the first row only": lora_case(FirstRow),
     "dh doubled, and with it dA and dx": lora_case(DoubledDh),
 } | {
-    flag: with_parts("linear", ROW[flag].parts)
-    for flag in (
-        "lora-a-gradient-lacks-the-scaling-alpha-r",
-        "lora-a-gradient-has-the-scaling-twice",
-        "lora-a-gradient-has-the-opposite-sign",
-    )
+    row.flag: with_parts(row.parts)
+    for row in BUGS
+    if row.flag.startswith("lora-a-gradient-has-the-") or row.flag == "lora-a-gradient-lacks-the-scaling-alpha-r"
 }
 """At B = 0, dh is zero whatever it is multiplied with, and so are dA and dx: right by accident."""

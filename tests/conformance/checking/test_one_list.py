@@ -13,7 +13,6 @@ from minilora.conformance import check
 from minilora.variants.adapter import Rewritten
 
 from ...support import mutants
-from ...support.formulas import by_formulas
 from ...support.sample import one_in
 from ..implementations import OURS, conv_functions, convolution, dora, embedding, functions_of, linear
 
@@ -67,7 +66,7 @@ def test_what_the_planted_bugs_are_made_of_passes():
     right = {"linear": functions_of(partial(linear, lora=mutants.Wrong))}
     right["dora"] = functions_of(partial(dora, cls=mutants.WrongDoRA, norm="full"), detached_norm=False)
     right["embedding"] = functions_of(partial(embedding, base=mutants.WrongEmbedding))
-    right["conv2d"] = conv_functions(partial(convolution, cls=by_formulas("conv2d")))
+    right["conv2d"] = conv_functions(partial(convolution, cls=mutants.merges_wrongly(lambda kernels, s: s * kernels)))
     for kind, implementation in right.items():
         assert report_of(kind, implementation).passed
     assert len(PLANTED) > 30
