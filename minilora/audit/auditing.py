@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .adapteropening import open_adapter
+from .auditreport import AuditReport
 from .configkeys import key_findings
 from .findings import NOTE, SUSPICIOUS, Finding, listed
 from .landing import Landing, land
@@ -13,12 +14,11 @@ from .mergeloss import Loss, losses
 from .modelheaders import open_model
 from .numbers import number_findings, numbers_of
 from .peftadapter import own_findings
-from .report import Report
 from .shapes import compare_shapes
 from .targets import coverage, target_findings
 
 
-def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> Report:
+def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> AuditReport:
     """Look at an adapter, and at the headers of the model that it is for.
 
     Parameters
@@ -32,7 +32,7 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> R
 
     Returns
     -------
-    Report
+    AuditReport
         What was found; ``report.status`` is 0 where the adapter is sound, and 1 where it is not.
 
     Raises
@@ -62,7 +62,17 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> R
         merged = dict(losses(file, headers, landing, numbers))
         findings += _merge_findings(merged)
     kinds = coverage(file, headers, landing if headers is not None else None)
-    return Report(file, headers, landing, numbers, tuple(findings), tuple(kinds), merged)
+    return AuditReport(
+        file.path.name or str(file.path),
+        "audit",
+        adapter=file,
+        model=headers,
+        landing=landing,
+        numbers=numbers,
+        findings=findings,
+        kinds=list(kinds),
+        merged=merged,
+    )
 
 
 def _merge_findings(merged: dict[str, Loss | None]) -> Iterator[Finding]:

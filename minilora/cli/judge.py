@@ -59,19 +59,15 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="read the model's weights too, and say what merging loses in few bits"
     )
-    add_json(parser, "write the report to a file too")
-    parser.set_defaults(command=run_audit)
+    add_report(parser, judge_audit)
 
 
-def run_audit(options: argparse.Namespace) -> int:
-    """Print whether an adapter is right, and whether a model takes it."""
+def judge_audit(options: argparse.Namespace) -> Report:
+    """Say whether an adapter is right, and whether a model takes it."""
     from ..audit.auditing import audit
 
     check_output(options.json, files("a file that is looked at", options.adapter, options.model))
-    report = audit(options.adapter, options.model, merge=options.merge)
-    write_json(options.json, report.json())
-    print(report)
-    return report.status
+    return audit(options.adapter, options.model, merge=options.merge)
 
 
 # --- an adapter in an engine ------------------------------------------------------------------------------------------

@@ -171,23 +171,25 @@ class Report:
         start, end = f"{self.name}: {self.verdict}", f" [{headline.flag}]" if headline.flag else ""
         room = max(SHORTEST_TEXT, LONGEST_LINE - len(start) - len(end) - 2)
         texts = (text for text in (str(headline), headline.says) if len(text) <= room)
-        text = next(texts, headline.says[: room - 3].rstrip(" ,;:(") + "...")
+        text = next(texts, headline.says[: room - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "...")
         return printable(f"{start}{text and ': ' + text}{end}", MOST_LETTERS)
 
     def headline(self) -> Diagnosis:
         """Return what the first line says."""
         if self.text:
             return Diagnosis(self.text, self.flag)
-        if self.verdict != WRONG:
+        if self.status == 0:
             return Diagnosis(self.summary())
-        new = [diagnosis for diagnosis in self.every_diagnosis() if not self._is_known(diagnosis)]
-        wrong = [case for case in self.unexpected if case.state == "wrong"]
-        if wrong:
-            return next(iter(new), Diagnosis(f"{wrong[0].id}: {wrong[0].text}"))
+        for diagnosis in self.every_diagnosis():
+            if not self._is_known(diagnosis):
+                return diagnosis
+        for case in self.unexpected:
+            if case.state == "wrong":
+                return Diagnosis(f"{case.id}: {case.text}")
         if self.unexpected:
             of = sum(case.state in ("right", *FAILED) for case in self.every_case())
             return Diagnosis(f"{len(self.unexpected)} of {of} cases have no answer")
-        return Diagnosis(next(iter([*self._out_of_date(), *self._lacks(), *self.diagnoses]), ""))
+        return Diagnosis(next(iter([*self._out_of_date(), *self._lacks()]), ""))
 
     def summary(self) -> str:
         """Say how much is right."""
@@ -221,9 +223,9 @@ class Report:
         width = max((len(case.id) for case in rows), default=0)
         lines = [f"  {case.id:{width}}  {self._became(case)}" for case in rows]
         lines += [] if few else [f"  missing: {', '.join(missing[:SHOWN])} and {len(missing) - SHOWN} more"]
-        lines += [f"not offered: {', '.join(self.not_offered)}"] if self.not_offered else []
-        lines = [self.summary(), *lines] if lines or self.failing else lines
-        return [*lines, *((self.rows or self.lines) if all else self.lines)]
+        lines = [self.summary(), *lines] if self.failing else lines
+        lines += (self.rows or self.lines) if all else self.lines
+        return lines + ([f"not offered: {', '.join(self.not_offered)}"] if self.not_offered else [])
 
     def _became(self, case: Outcome) -> str:
         reason = f", as is known ({self.known[case.id]})" if case.failed and case.id in self.known else ""

@@ -147,10 +147,10 @@ def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
 def test_an_adapter_of_matrices_that_the_model_has_in_one_is_told_so(tmp_path):
     arrays = {f"model.layers.{i}.self_attn.qkv_proj.weight": np.ones((20, D), "f4") for i in range(LAYERS)}
     report = audit(peft(tmp_path / "a", factors(paths(*QV)), config(*QV)), written(tmp_path / "m", arrays))
-    assert "has q_proj, k_proj, v_proj in one matrix, 'model.layers.0.self_attn.qkv_proj'" in report.first_line
+    assert "has q_proj, k_proj, v_proj in one matrix, 'model.layers.0.self_attn.qkv_proj'" in report.diagnoses[0]
     tensors = {n.replace("q_proj", "qkv_proj"): a for n, a in factors(paths("q_proj")).items()}
     report = audit(peft(tmp_path / "b", tensors, config("qkv_proj")), model(tmp_path / "n"))
-    assert "has q_proj, k_proj, v_proj apart" in report.first_line
+    assert "has q_proj, k_proj, v_proj apart" in report.diagnoses[0]
 
 
 def test_experts_that_are_named_and_missing_are_told(tmp_path):

@@ -1,62 +1,58 @@
-"""What an audit found, as text and for programs. The first line is made to be pasted into an issue."""
+"""What an audit found, as a report: findings, what the file is, where it lands, what merging loses, its modules."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from .. import __version__
-from ..checks import printable
+from ..conformance.report import Diagnosis, Report
 from .adapterfile import AdapterFile
-from .findings import LEVELS, NOTE, SUSPICIOUS, WRONG, Finding, counted
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted
 from .landing import Landing
 from .mergeloss import FORMATS, Loss, Sums
 from .modelheaders import ModelHeaders
 from .numbers import Numbers
 from .targets import Kind
 
-FORMAT = 1
-"""The version of what `Report.json` returns."""
 
-
-@dataclass(frozen=True)
-class Report:
+@dataclass(repr=False)
+class AuditReport(Report):
     """What an audit found."""
 
-    adapter: AdapterFile
-    model: ModelHeaders | None
-    landing: Landing
-    numbers: dict[str, Numbers]
-    findings: tuple[Finding, ...]
-    kinds: tuple[Kind, ...]
-    merged: dict[str, Loss | None] | None  # what merging loses, where that was asked for
+    adapter: AdapterFile = field(kw_only=True)
+    model: ModelHeaders | None = None
+    landing: Landing = field(default_factory=Landing)
+    numbers: dict[str, Numbers] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    kinds: list[Kind] = field(default_factory=list)
+    merged: dict[str, Loss | None] | None = None  # what merging loses, where that was asked for
 
-    @property
-    def status(self) -> int:
-        """The exit code: 0 of a sound adapter, with notes or without, and 1 of another."""
-        return 0 if self.word == "SOUND" else 1
-
-    @property
-    def word(self) -> str:
-        """The verdict in a word."""
-        levels = {finding.level for finding in self.findings}
-        return "WRONG" if WRONG in levels else "SUSPICIOUS" if SUSPICIOUS in levels else "SOUND"
+    def __post_init__(self) -> None:
+        """Say it all as every report does: the heaviest findings are the diagnoses."""
+        serious = [*self.of(WRONG), *self.of(SUSPICIOUS)]
+        self.word = serious[0].level.upper() if serious else "SOUND"
+        for finding in serious:
+            level = "" if finding.level == serious[0].level else f"{finding.level}: "
+            self.found.append(Diagnosis(f"{level}{finding.text}", finding.code, cases=finding.modules))
+        if not serious:
+            notes = len(self.of(NOTE))
+            self.text = f"{self._what()}{self._where()}" + (f"; {counted(notes, 'note')}" if notes else "")
+        self.not_offered += [] if self.model else ["whether the modules land (--model)"]
+        self.not_offered += ["what merging loses (--merge)"] if self.merged is None else []
+        self.lines += [] if self.text else [f"{self._what()}{self._where()}"]
+        self.lines += [f"note: {finding.text} [{finding.code}]" for finding in self.of(NOTE)]
+        self.lines += [
+            f"{self.adapter.bytes:,} bytes in {self.adapter.tensors.path}",
+            *self._coverage(),
+            *self._merge(),
+        ]
+        self.rows += [*self.lines, *self._modules()]
+        self.details |= self._details()
 
     def of(self, level: str) -> list[Finding]:
         """Return the findings of one weight."""
         return [finding for finding in self.findings if finding.level == level]
-
-    @property
-    def first_line(self) -> str:
-        """The verdict in a line."""
-        name, count = self.adapter.path.name or str(self.adapter.path), len(self.of(NOTE))
-        if self.word == "SOUND":
-            notes = f"; {counted(count, 'note')}" if count else ""
-            return f"{name}: SOUND: {self._what()}{self._where()}{notes}"
-        serious = [*self.of(WRONG), *self.of(SUSPICIOUS)]
-        more = f" (and {counted(len(serious) - 1, 'more finding')})" if len(serious) > 1 else ""
-        return f"{name}: {self.word}: {serious[0].text}{more} [{serious[0].code}]; {self._what()}{self._where()}"
 
     def _what(self) -> str:
         """Say what the file is."""
@@ -77,35 +73,18 @@ class Report:
         landed, count = len(self.landing.places) - len(self.landing.misnamed), len(self.adapter.modules)
         return f", {landed} of {count} found in {self.model.path.name or self.model.path}"
 
-    def __str__(self) -> str:
-        lines = [self.first_line, ""]
-        lines += self._findings()
-        lines += self._coverage()
-        lines += self._merge()
-        lines += self._modules()
-        return "\n".join(printable(line, 10_000) for line in lines)
-
-    def _findings(self) -> list[str]:
-        lines = [f"{f.level:10}  {f.text} [{f.code}]" for level in LEVELS for f in self.of(level)]
-        lines += ["nothing to say"] if not lines else []
-        return [*lines, f"{self.adapter.bytes:,} bytes in {self.adapter.tensors.path}", ""]
-
     def _coverage(self) -> list[str]:
         if self.model is None:
-            kinds = ", ".join(f"{kind.name} in {kind.adapted}" for kind in self.kinds)
-            return [f"modules: {kinds or 'none'}; whether they land was not looked at: it needs --model", ""]
+            return [f"modules: {', '.join(f'{kind.name} in {kind.adapted}' for kind in self.kinds) or 'none'}"]
         kinds = ", ".join(f"{kind.name} {kind.adapted} of {kind.total}" for kind in self.kinds)
-        lines = [f"modules: {kinds}"]
-        lines += [f"not found in the model: {path}" for path in self.landing.lost]
         fitting, packed = len(self.landing.fitting), len(self.landing.packed)
-        lines.append(
-            f"shapes: {fitting} fit" + (f"; {packed} not compared, where the weights are in few bits" if packed else "")
-        )
-        return [*lines, ""]
+        few = f"; {packed} not compared, where the weights are in few bits" if packed else ""
+        lost = [f"not found in the model: {path}" for path in self.landing.lost]
+        return [f"modules: {kinds}", *lost, f"shapes: {fitting} fit{few}"]
 
     def _merge(self) -> list[str]:
         if self.merged is None:
-            return ["|delta W| / |W| and what merging loses were not looked at: --merge reads the model's weights", ""]
+            return []
         whole = {name: Sums() for name in FORMATS}
         for loss in self.merged.values():
             for name, sums in (loss.formats if loss else {}).items():
@@ -113,11 +92,11 @@ class Report:
                 whole[name].along += sums.along
                 whole[name].whole += sums.whole
         lines = ["merging: of the change, the part that is kept along its direction, and the noise beside it"]
-        for name, sums in whole.items():
-            lines.append(f"  {name:9} {_loss(sums)}")
-        skipped = [path for path, loss in self.merged.items() if loss is None]
-        lines += [f"  not looked at, where experts or few bits: {counted(len(skipped), 'module')}"] if skipped else []
-        return [*lines, ""]
+        lines += [f"  {name:9} {_loss(sums)}" for name, sums in whole.items()]
+        skipped = sum(loss is None for loss in self.merged.values())
+        return lines + (
+            [f"  not looked at, where experts or few bits: {counted(skipped, 'module')}"] if skipped else []
+        )
 
     def _modules(self) -> list[str]:
         head = ["module", "kind", "out x in", "rank", "scaling", "|delta W|"]
@@ -141,25 +120,21 @@ class Report:
             rows.append(tuple(row))
         return _aligned(rows)
 
-    def json(self) -> dict[str, Any]:
-        """Return the same for programs."""
-        tensors = self.adapter.tensors
+    def _details(self) -> dict[str, Any]:
+        adapter, total = self.adapter, self.model is not None
         return {
-            "format": FORMAT, "minilora": __version__, "first_line": printable(self.first_line, 10_000),
-            "verdict": self.word.lower(), "status": self.status,
             "adapter": {
-                "path": str(self.adapter.path), "file": str(tensors.path), "format": self.adapter.format,
-                "numbers": self.adapter.numbers, "bytes": self.adapter.bytes,
+                "path": str(adapter.path),
+                "file": str(adapter.tensors.path),
+                "format": adapter.format,
+                "numbers": adapter.numbers,
+                "bytes": adapter.bytes,
             },
-            "model": None if self.model is None else str(self.model.path),
-            "findings": [
-                {"level": f.level, "code": f.code, "text": f.text, "modules": list(f.modules)} for f in self.findings
-            ],
-            "kinds": [
-                {"kind": k.name, "adapted": k.adapted, "total": k.total if self.model else None} for k in self.kinds
-            ],
-            "modules": [self._module(path) for path in self.adapter.modules],
-        }  # fmt: skip
+            "model": str(self.model.path) if self.model else None,
+            "findings": [vars(finding) | {"modules": list(finding.modules)} for finding in self.findings],
+            "kinds": [{"kind": k.name, "adapted": k.adapted, "total": k.total if total else None} for k in self.kinds],
+            "modules": [self._module(path) for path in adapter.modules],
+        }
 
     def _module(self, path: str) -> dict[str, Any]:
         m, n, tensors = self.adapter.modules[path], self.numbers[path], self.adapter.tensors
