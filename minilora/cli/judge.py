@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TIMEOUT = 20.0
+STARTS = ("numpy", "class", "torch", "peft", "jax", "mlx")
+"""What ``--start`` has a file for, in ``conformance/start``."""
 
 
 def add(commands: Any) -> None:
@@ -118,14 +120,23 @@ def add_conformance(commands: Any) -> None:
         help="compare an implementation of LoRA with the formulas, and name what is wrong with it",
         description=(
             "Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process "
-            "of its own. Exit code 1 if a claim is broken, and 2 if nothing could be checked."
+            "of its own. Exit code 1 if a claim is broken, and 2 if nothing could be checked. To begin with, --start "
+            "writes a file to fill in."
         ),
     )
     parser.add_argument(
         "implementation",
+        nargs="?",
         metavar="MODULE[:OBJECT]",
         help="a module, a path to a .py file, or an object in it, with forward and perhaps backward",
     )
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        metavar="KIND",
+        help=f"print a Python file that wraps a LoRA of yours, to be filled in: {', '.join(STARTS)}",
+    )
+    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="with --start, write it to a new file")
     parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in (default: the implementation's)")
     parser.add_argument(
         "--require", metavar="CLAIMS", help="claims that must be offered, such as forward,slope,merge: else exit code 1"
@@ -150,8 +161,30 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def judge_conformance(options: argparse.Namespace) -> Report:
+def write_start(options: argparse.Namespace) -> None:
+    """Print the file of ``--start``, or write it to a new one."""
+    if options.implementation is not None:
+        raise ValueError(f"--start begins a new file, expected it without {options.implementation!r}")
+    text = Path(__file__).parents[1].joinpath("conformance", "start", f"{options.start}.txt").read_text("utf-8")
+    if options.output is None:
+        print(text, end="")
+        return
+    try:
+        with open(options.output, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{str(options.output)!r} is there already, expected the name of a new file") from None
+    name = printable(str(options.output))
+    print(f"{name} is written; fill it in, then run: minilora conformance {name}")
+
+
+def judge_conformance(options: argparse.Namespace) -> Report | None:
     """Say what an implementation does right, and what is wrong with it."""
+    if options.start is not None:
+        write_start(options)
+        return None
+    if options.implementation is None or options.output is not None:
+        raise ValueError("expected MODULE[:OBJECT], or --start KIND with or without -o FILE")
     from ..conformance.checking.child import check_apart, sources
     from ..conformance.report import CannotRun
 
