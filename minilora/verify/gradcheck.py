@@ -48,6 +48,8 @@ Slope = Callable[[str, np.ndarray], float]
 TOLERANCE = {"complex": 1e-12, "central": 1e-9}
 NOISE = {"complex": 1e-13, "central": 1e-9}
 """Of the largest slope, or of the value: a slope below it is rounding."""
+WELL_ABOVE = 10
+"""Times the error that is allowed: where no slope is larger, a gradient of zeros would all but pass."""
 COMPLEX_STEP = 1e-20
 CENTRAL_STEP: float = float(np.finfo(np.float64).eps) ** (1 / 5)  # balances Richardson's h^4 against rounding's 1 / h
 
@@ -173,7 +175,7 @@ def gradcheck(
         Of the shape of f's output. Random values are best: all ones hide mixed-up axes.
     method : {"auto", "complex", "central"}
         "auto" takes the complex step where it can be trusted: where `f` accepts complex numbers, and agrees with a
-        central difference to five digits in one direction of each block.
+        central difference, as far as that is good, in one direction of each block.
     step : float, optional
         A step for plain central differences, in place of Richardson's two. On a function quadratic along each block,
         1.0 has no truncation error, and the least rounding.
@@ -244,8 +246,15 @@ def gradcheck(
                 f"{name}: the slope is zero everywhere, so nothing was checked. Does f read {name!r} from the dict it "
                 f"is handed? If zero is right, say allow_zero=[{name!r}]; for LoRA, move off B = 0"
             )
-        scale = max(1.0, float(np.abs(t.numeric).max()), abs(slopes.value) if method == "central" else 0.0)
+        largest = float(np.abs(t.numeric).max())
+        scale = max(1.0, largest, abs(slopes.value) if method == "central" else 0.0)
         allowed = (TOLERANCE[method] if tolerance is None else tolerance) * scale
+        seen = max(largest, float(np.abs(t.analytic).max()))
+        if tolerance is None and name not in allow_zero and seen <= WELL_ABOVE * allowed:
+            raise CheckRefused(
+                f"{name}: no slope is larger than {largest:.3g}, and {allowed:.3g} is allowed, so next to nothing was "
+                f"checked: give f times a number, or a smaller tolerance"
+            )
         block = t.report(allowed)
         blocks.append(block if block.passed else _explain(block, slopes, slope, t, rng))
 
@@ -424,7 +433,8 @@ class Slopes:
                 for name in dict.fromkeys(self.home.values()):
                     d = rng.standard_normal(self.params[name].shape)
                     by_complex, by_central = self.complex_slope(name, d), self.central_slope(name, d)
-                    allowed = 1e-5 * max(1.0, abs(by_central), abs(self.value))
+                    allowed = TOLERANCE["central"] * max(1.0, abs(by_central), abs(self.value))
+                    allowed += 10 * abs(by_central - self.difference(name, d, self.step(name)))  # what two steps differ
                     apart = abs(by_complex - by_central)
                     if apart > allowed:  # a kink within that step, perhaps: few lie within one a thousand times shorter
                         apart = abs(by_complex - self.difference(name, d, self.step(name) / 1000))

@@ -651,13 +651,36 @@ def test_a_claim_where_nothing_is_measured_is_wrong(method):
     assert [block.passed for block in caught.value.report.blocks] == [True, True, False]
 
 
-@pytest.mark.parametrize(("method", "slope"), [("complex", 1e-12), ("central", 1e-8)])
-def test_a_small_slope_that_can_be_measured_is_checked(method, slope):
+@pytest.mark.parametrize(("method", "slope"), [("complex", 1.1e-11), ("central", 1.1e-8)])
+def test_a_slope_is_checked_where_it_is_well_above_what_is_allowed(method, slope):
     def f(p):
         return p["a"].sum() + slope * p["b"].sum()
 
     params = {"a": np.array([0.5, -0.25]), "b": np.array([0.125, 0.5])}
-    assert gradcheck(f, params, {"a": np.ones(2), "b": np.full(2, slope)}, method=method).passed
+    grads = {"a": np.ones(2), "b": np.full(2, slope)}
+    assert gradcheck(f, params, grads, method=method).passed
+    slope *= 0.8
+    with pytest.raises(CheckRefused, match=r"^b: no slope is larger than .*, so next to nothing was checked: give f"):
+        gradcheck(f, params, {"a": np.ones(2), "b": np.zeros(2)}, method=method)
+    with pytest.raises(GradientError):
+        gradcheck(f, params, {"a": np.ones(2), "b": np.zeros(2)}, method=method, tolerance=slope / 20)
+
+
+@pytest.mark.parametrize("rows", [20, 2000])
+def test_a_penalty_that_a_complex_step_does_not_see_is_missed(rows):
+    """A lasso: next to a loss that is a sum over the rows, the slope of its penalty is small."""
+    rng = np.random.default_rng(0)
+    A, x = rng.standard_normal((rows, 5)), rng.standard_normal(5)
+    b = A @ x + 20 * rng.standard_normal(rows)
+
+    def lasso(p):
+        return ((A @ p["x"] - b) ** 2).sum() + np.abs(p["x"]).sum()
+
+    without = 2 * A.T @ (A @ x - b)
+    report = gradcheck(lasso, {"x": x}, {"x": without + np.sign(x)})
+    assert (report.method, "is f analytic" in report.note) == ("central", True)
+    with pytest.raises(GradientError):
+        gradcheck(lasso, {"x": x}, {"x": without})
 
 
 def test_a_kink_is_found_where_the_error_is():
