@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
-from .console import discard, flush_or_discard, say, say_interrupted, warnings_in_lines
+from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
 COMMANDS = ["article", "finetune", "generate", "evaluate", "check", "merge", "inspect", "export", "judge"]
 """Their files, in the order of the help."""
@@ -124,5 +124,7 @@ def _run(argv: Sequence[str] | None) -> int:
             status: int = options.command(options)
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)
+        for line in getattr(error, "more", ()):
+            print_error(f"  {line}")
         status = 2
     return status

@@ -23,6 +23,7 @@ therefore refused.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ Span = tuple[int, int]
 """The place of a part of a text: its first letter, and the one behind its last."""
 SPEAKER = "assistant"
 """The role whose turns are the model's."""
+ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s-role"
+"""The roles that models are trained with, and one that none is."""
 
 
 def encode_chat(
@@ -113,6 +116,7 @@ def _written(
 ) -> tuple[str, list[Span], bool]:
     """Return a chat as a text, where each turn begins and ends in it, and whether the template itself says so."""
     text, tagged = template.render_with_turns(messages, tools=tools)
+    _check_roles(messages, template, tools, text)
     turns = tagged or _by_prefixes(messages, template, tools, text)
     _check_traces(messages, template, tools, text)
     return text, turns, bool(tagged)
@@ -171,6 +175,19 @@ def is_control(number: int, tokenizer: Tokenizer) -> bool:
     return not tokenizer.decode([number]) and bool(tokenizer.spell([number]))
 
 
+def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
+    """Require roles that the template knows, where it would merely repeat any word: the model knows none but these."""
+    for i, message in enumerate(messages):
+        if message["role"] not in ROLES:
+            other = [*messages[:i], {**message, "role": UNKNOWN}, *messages[i + 1 :]]
+            if (_writes(other, template, tools) or "").replace(UNKNOWN, message["role"]) == text:
+                raise ValueError(
+                    f"the role of message {i + 1} is {short(message['role'])}, which the chat template merely repeats, "
+                    f'expected one of {", ".join(ROLES)}: jq -c \'.messages[].role |= ({{"human": "user"}}[.] // .)\' '
+                    "renames roles"
+                )
+
+
 # --- what leaves no trace -------------------------------------------------------------------------------------------
 
 
@@ -188,9 +205,20 @@ def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Se
                 continue
             if _writes([*messages[:i], changed, *messages[i + 1 :]], template, tools) == text:
                 raise ValueError(_no_trace(f"{what} of message {i + 1}"))
+        if message["role"] != "tool" and not _stands_in(str(message.get("content") or ""), text):
+            raise ValueError(
+                f"the chat template writes a part of message {i + 1} only, so the model cannot learn the rest: "
+                f"{short(message['content'])}"
+            )
     for i in range(len(tools or ())):
         if _writes(messages, template, [*tools[:i], *tools[i + 1 :]]) == text:  # type: ignore[index]
             raise ValueError(_no_trace(f"tool {i + 1} of its tools"))
+
+
+def _stands_in(content: str, text: str) -> bool:
+    """Return whether a content is in a text, but for blanks around it and cases of letters, or as JSON has it."""
+    content, text = content.strip().casefold(), text.casefold()
+    return content in text or json.dumps(content)[1:-1] in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 
 
 def _no_trace(what: str) -> str:

@@ -20,12 +20,12 @@ gradient depends on it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -67,6 +67,8 @@ class Data:
     row_tokens: float  # of a row to train on, on average, without what fills it
     length: int  # the most tokens of a row
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
+    notes: tuple[str, ...] = ()  # what is odd about the examples, a sentence each
+    marks: frozenset[bytes] = frozenset()  # of the examples to train on, each its tokens and which of them count
     with_length: Callable[[int], Data] | None = None  # examples in rows of another length
 
     def of_length(self, length: int) -> Data:
@@ -85,6 +87,7 @@ def load_data(
     *,
     tokenizer: Tokenizer | None = None,
     held_out: float | str | Path = 1 / HELD_OUT,
+    skipped: list[str] | None = None,
 ) -> Data:
     """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
@@ -94,23 +97,34 @@ def load_data(
     `held_out` is the share of windows or examples to measure on, from 0 to 0.5; or a file of them, while all of this
     one are trained on. `tokenizer` is the model's, where it was read before.
 
-    What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or an example by the number
-    of its line. Where a line is at fault the model is not touched.
+    What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or lines that cannot be
+    used, all of them by their numbers. With `skipped` such lines are put into that list, and the others are read.
     """
     path = check_path("data", path)
     length = None if length is None else check_integer("length", length, at_least=1)
     if path.suffix.lower() in TABLES:
         raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
     if not isinstance(held_out, (int, float)):
-        held = load_data(held_out, model, length, tokenizer=tokenizer, held_out=0)
-        return measured_on(load_data(path, model, length, tokenizer=tokenizer, held_out=0), held, str(held_out))
+        data, held = (
+            load_data(file, model, length, tokenizer=tokenizer, held_out=0, skipped=skipped)
+            for file in (path, held_out)
+        )
+        return measured_on(data, held, str(held_out))
     check_number("held_out", held_out, above=0, or_equal=True)
     if held_out > 0.5:
         raise ValueError(f"held_out must be at most 0.5, got {held_out}")
     if path.suffix.lower() == EXAMPLES:
-        lines = read_lines(path)
+        bad: list[BadLine] = []
+        lines = read_lines(path, bad)
+        if bad and not lines:
+            raise BadLines(path, bad)
         tokenizer = tokenizer or load_tokenizer(model)
-        return of_examples(path, read_examples(path, lines, model, tokenizer), length, tokenizer, held_out)
+        examples = read_examples(path, lines, model, tokenizer, bad)
+        if bad and skipped is None:
+            raise BadLines(path, bad)
+        if skipped is not None:
+            skipped += [line.text for line in bad]
+        return of_examples(path, examples, length, tokenizer, held_out)
     text = read_text(path)
     if _is_json(text):
         raise FileRefused(path, f"it holds JSON: {EXPECTED}")
@@ -128,6 +142,7 @@ def measured_on(data: Data, held: Data, name: str) -> Data:
         X_held=held.X[rows],
         Y_held=held.Y[rows],
         summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
+        notes=(*data.notes, *held.notes, *_both(len(held.marks & data.marks), len(held.marks))),
         with_length=longer
         and (lambda n: measured_on(longer(n), held.with_length(n) if held.with_length else held, name)),
     )
@@ -168,29 +183,61 @@ class Text(msgspec.Struct):
 Line = Chat | Completion | Text
 KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
 """By which a line is of a kind, whatever else it has."""
-LOST = ("tools", "functions", "function_call", "documents", "chat_template_kwargs")
-"""Keys that change in other programs what a model reads. Of them a template here gets a chat's tools alone."""
+LOST = {
+    **dict.fromkeys(
+        ("tools", "functions", "function_call", "documents", "chat_template_kwargs"),
+        "a template gets messages and tools alone",
+    ),
+    **dict.fromkeys(("images", "videos", "audios"), "the model reads texts alone"),
+    "system": """jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' puts it among the messages""",
+    "input": r"""jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' puts it into the prompt""",
+    "chosen": "jq -c '{prompt, completion: .chosen}' makes it the completion",
+    "rejected": "jq -c 'del(.rejected)' leaves it out",
+    "weight": "every example counts alike, and jq -c 'del(.weight)' says so",
+}
+"""Keys that change in other programs what a model learns, and why it would not here, or what to do."""
+REASONS = 10
+"""The most bad lines that are told one by one."""
 
 
-def read_lines(path: Path) -> list[tuple[int, Line]]:
+class BadLine(NamedTuple):
+    """A line that cannot be used."""
+
+    number: int  # from 1
+    text: str
+    reason: str
+
+
+class BadLines(FileRefused):
+    """A file has lines that cannot be used. The message has the only one, or how many; `more` has one for each."""
+
+    def __init__(self, path: Path, bad: Sequence[BadLine]) -> None:
+        bad = sorted(bad)
+        says = [f"line {line.number}: {line.reason}" for line in bad]
+        super().__init__(path, says[0] if len(bad) == 1 else f"{len(bad)} lines cannot be used:")
+        left_out = [f"... and {len(bad) - REASONS} more"] if len(bad) > REASONS else []
+        self.more = [] if len(bad) == 1 else [*map(printable, says[:REASONS]), *left_out]
+
+
+@contextmanager
+def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
+    """Put a line among the bad ones where it is."""
+    try:
+        yield
+    except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
+        bad.append(BadLine(number, text, str(error)))
+
+
+def read_lines(path: Path, bad: list[BadLine]) -> list[tuple[int, str, Line]]:
     """Return the lines of a .jsonl file by their numbers, from 1; blank ones are passed over."""
     lines, text = [], read_text(path)
     if text.lstrip().startswith("["):
         raise FileRefused(path, f"it holds a list of JSON: {EXPECTED}")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            with at_line(path, number):
-                lines.append((number, checked(msgspec.json.decode(line))))
+            with at_line(number, line, bad):
+                lines.append((number, line, checked(msgspec.json.decode(line))))
     return lines
-
-
-@contextmanager
-def at_line(path: Path, number: int) -> Iterator[None]:
-    """Put a file's name and a line's number before an error about the line."""
-    try:
-        yield
-    except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
-        raise FileRefused(path, f"line {number}: {error}") from error
 
 
 def checked(record: Any) -> Line:
@@ -200,9 +247,11 @@ def checked(record: Any) -> Line:
         what = f"its keys are {short(sorted(record))}" if isinstance(record, dict) else f"it is {short(record)}"
         raise ValueError(f"{what}, expected one of {KINDS_OF_LINES}")
     line = msgspec.convert(record, kinds[0])
-    for name in LOST:
-        if record.get(name) and not hasattr(line, name):
-            raise ValueError(f"its {name} would be lost: a template gets messages and tools alone")
+    for name, instead in LOST.items():
+        value = record.get(name)
+        says = value not in (None, 1) if name == "weight" else bool(value)
+        if says and not hasattr(line, name):
+            raise ValueError(f"its {name} would be lost: {instead}")
     if isinstance(line, Chat):
         checked_messages(line.messages)
     elif not (text := line.text if isinstance(line, Text) else line.completion).strip():
@@ -221,22 +270,42 @@ class Example:
     ids: np.ndarray  # (m,) int64
     counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
     whole: bool  # whether all of it counts, so that what exceeds a row goes on in the next
+    glued: bool = False  # whether its completion begins where no space is
+
+    @property
+    def mark(self) -> bytes:
+        """What another example of the same tokens, of which the same count, has too."""
+        return self.ids.tobytes() + self.counted.tobytes()
 
 
 def read_examples(
-    path: Path, lines: Iterable[tuple[int, Line]], model: str | Path, tokenizer: Tokenizer
+    path: Path,
+    lines: Iterable[tuple[int, str, Line]],
+    model: str | Path,
+    tokenizer: Tokenizer,
+    bad: list[BadLine],
 ) -> list[Example]:
     """Return lines as tokens. The chat template is read where the first chat comes."""
     examples, template = [], None
-    for number, line in lines:
-        with at_line(path, number):
-            if template is None and isinstance(line, Chat):
+    for number, text, line in lines:
+        if template is None and isinstance(line, Chat):
+            try:
                 template = load_template(model)
+            except FileRefused as error:
+                raise FileRefused(path, f"line {number}: {error}") from error
+        with at_line(number, text, bad):
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
                 raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
-            examples.append(Example(number, np.array(ids, np.int64), counted, whole=isinstance(line, Text)))
+            glued = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
+            examples.append(Example(number, np.array(ids, np.int64), counted, isinstance(line, Text), glued))
     return examples
+
+
+def is_glued(prompt: str, completion: str) -> bool:
+    """Return whether a prompt's last letter and a completion's first make one word, as in "is" and "Lima"."""
+    joint = prompt[-1:] + completion[:1]
+    return len(joint) == 2 and joint.isascii() and joint.isalnum()
 
 
 def encode_example(
@@ -334,8 +403,31 @@ def of_examples(
         row_tokens=float(np.mean([len(x) for x, _ in trained])),
         length=length,
         example=show(shown, length, tokenizer),
+        notes=oddities(learnable, is_held),
+        marks=frozenset(example.mark for example, held in zip(learnable, is_held, strict=True) if not held),
         with_length=lambda other: of_examples(path, examples, other, tokenizer, share),
     )
+
+
+def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...]:
+    """Return what is odd about examples: copies, also among those held out, and completions without a space."""
+    marks = [example.mark for example in examples]
+    trained = {mark for mark, held in zip(marks, is_held, strict=True) if not held}
+    measured = [mark for mark, held in zip(marks, is_held, strict=True) if held]
+    copies, glued = len(marks) - len({*marks}), [example for example in examples if example.glued]
+    notes = [f"{copies:,} of the examples are copies of others"] if copies else []
+    notes += _both(sum(mark in trained for mark in measured), len(measured))
+    if glued:
+        notes.append(
+            f"{len(glued):,} completions begin without a space where their prompts end without one, first in line "
+            f"{glued[0].line}: a model would write one word of both"
+        )
+    return tuple(notes)
+
+
+def _both(both: int, measured: int) -> list[str]:
+    """Say how many examples are trained on and held out too."""
+    return [f"{both:,} of the {measured:,} examples held out are trained on too"] if both else []
 
 
 def _lost(examples: list[Example], length: int, longest: int) -> str:

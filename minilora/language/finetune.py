@@ -20,7 +20,7 @@ from ..checks import Array, check_integer, check_number, named, needed, printabl
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
-from ..files.disk import refuse_inputs, replaceable, takes_files
+from ..files.disk import refuse_inputs, replaceable, takes_files, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -110,7 +110,7 @@ def check_free(recipe: Recipe, kept: Kept | None) -> None:
     holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if holds and not recipe.overwrite and (kept is None or kept.notes["saved"] != digest_of_adapter(recipe.save)):
         raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
-    for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
+    for what, path in {"log": recipe.log, "plot file": recipe.plot, "file of skipped lines": recipe.skip_bad}.items():
         if path is not None and path.exists() and not recipe.overwrite and kept is None:
             raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
 
@@ -131,6 +131,8 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError("--steps and --epochs both say how long to train, expected one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
         raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
+    if isinstance(recipe.valid, Path) and real(recipe.valid) == real(recipe.text):
+        raise ValueError(f"valid {str(recipe.valid)!r} is the text to train on, expected another file, or a share")
     check_integer("seed", recipe.seed, at_least=0)
     if recipe.alpha is not None:
         check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
@@ -173,13 +175,14 @@ def check_places(recipe: Recipe) -> None:
         raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
     takes_files(recipe.kept_in.parent)
     replaceable(recipe.kept_in)
-    if recipe.log is not None:
-        refuse_inputs("the log", recipe.log, inputs(recipe))
-        if real(recipe.log) in own_places:
-            raise ValueError(f"the log {str(recipe.log)!r} would lie where the adapter goes: name another file")
-        replaceable(recipe.log)
-        if not os.access(real(recipe.log).parent, os.W_OK):
-            raise ValueError(f"the log {str(recipe.log)!r} cannot be written there")
+    for what, path in {"the log": recipe.log, "the file of skipped lines": recipe.skip_bad}.items():
+        if path is not None:
+            refuse_inputs(what, path, inputs(recipe))
+            if real(path) in own_places:
+                raise ValueError(f"{what} {str(path)!r} would lie where the adapter goes: name another file")
+            replaceable(path)
+            if not os.access(real(path).parent, os.W_OK):
+                raise ValueError(f"{what} {str(path)!r} cannot be written there")
 
 
 def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
@@ -209,7 +212,8 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
     print(f"model    {model_name(recipe.model)}", end="", flush=True)  # what takes a while is named before it does
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
-        data = load_data(recipe.text, model_path(recipe.model), recipe.length, held_out=share)
+        skipped: list[str] | None = None if recipe.skip_bad is None else []
+        data = load_data(recipe.text, model_path(recipe.model), recipe.length, held_out=share, skipped=skipped)
         model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
         data.check_vocabulary(model.lm_head.out_features)
     except BaseException:
@@ -217,6 +221,10 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
         raise
     numbers = parameter_count(model)
     print(f": {numbers:,} parameters in {recipe.dtype}, {backend.device}", flush=True)
+    if recipe.skip_bad is not None and skipped:
+        with written_whole(recipe.skip_bad) as file:
+            file.write("".join(f"{line}\n" for line in skipped).encode())
+        print(f"skipped  {len(skipped):,} lines that cannot be used, now in {printable(str(recipe.skip_bad))}")
     if recipe.quantize:
         whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
@@ -312,6 +320,8 @@ def fit_to_machine(
             f"at --length {data.length}: a smaller one of the two fits"
         )
     print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}")
+    for note in data.notes:
+        print(f"         {note}")
     of_layers = adapters(adapted)
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)

@@ -122,6 +122,9 @@ class Recipe:
         "measure the loss on another file, or hold out another share than a tenth, such as 0.2",
         "FILE|SHARE", type=share_or_path,
     )  # fmt: skip
+    skip_bad: Path | None = option(
+        "go on without the lines of a .jsonl file that cannot be used, and write them there", "FILE", type=Path
+    )
     steps: int | None = option(f"steps of Adam ({_by_size('steps')})", "N", type=int)
     batch_size: int | None = option(
         f"windows of the text, or examples, drawn for each step ({_by_size('batch_size')})", "N", type=int, same=True

@@ -456,6 +456,33 @@ def test_an_example_that_is_none_stops_the_finetuning(folder, capsys, monkeypatc
     assert not Path("a").exists()
 
 
+def test_all_bad_lines_are_told_and_may_be_left_out(folder, capsys, monkeypatch):
+    good = ['{"text": "the cat sat"}'] * 3
+    Path("e.jsonl").write_text("\n".join([good[0], "{", '{"text": 3}', *good[1:]]))
+    few = ["finetune", "e.jsonl", "--save", "a", "--model", "model", "--steps", "1", "--batch-size", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+        assert run(*few) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "minilora: 'e.jsonl': 2 lines cannot be used:",
+        "  line 2: Input data was truncated",
+        "  line 3: Expected `str`, got `int` - at `$.text`",
+    ]
+    assert run(*few, "--skip-bad", "bad.jsonl") == 0
+    out = capsys.readouterr().out
+    assert "skipped  2 lines that cannot be used, now in bad.jsonl\n" in out
+    assert "data     e.jsonl: 2 examples and 1 held out" in out
+    assert "\n         2 of the examples are copies of others\n         1 of the 1 examples held out are trained" in out
+    assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n'
+    for more, said in {
+        ("--skip-bad", "bad.jsonl", "--save", "b"): "file of skipped lines 'bad.jsonl' is there already",
+        ("--skip-bad", "e.jsonl", "--save", "b"): "the file of skipped lines 'e.jsonl' is the text, expected another",
+        ("--valid", "./e.jsonl", "--save", "b"): "is the text to train on, expected another file, or a share",
+    }.items():
+        assert run(*few, *more) == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--model", "--checkpoint", "--save"])
 def test_links_in_a_circle_are_refused_in_a_line(folder, option, capsys):
     Path("one").symlink_to("other")

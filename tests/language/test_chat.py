@@ -1,5 +1,6 @@
 """A chat as the model's template writes it, and the tokens in it that count."""
 
+import json
 from dataclasses import replace
 from typing import ClassVar
 
@@ -173,6 +174,46 @@ def test_a_message_that_a_template_passes_over_is_refused():
     with pytest.raises(ValueError, match=r"^content of message 1 leaves no trace in what the chat template writes"):
         write_chat(chat("hi", "hello", system="be kind"), USERS)
     assert write_chat(chat("hi", "hello", system=""), USERS)
+
+
+@pytest.mark.parametrize(
+    "cut", [lambda c: c.split("</think>")[-1], lambda c: c[:10], lambda c: c.splitlines()[0], lambda c: c[3:]]
+)
+def test_a_template_that_cuts_a_part_of_a_message_is_refused(cut):
+    template = Template(lambda messages: TURNS.write([{**m, "content": cut(m["content"])} for m in messages]))
+    with pytest.raises(
+        ValueError, match=r"^the chat template writes a part of message [12] only, so the model cannot learn"
+    ):
+        write_chat(chat("hi hi", "<think>two\nwords</think>\nI am Lima\n."), template)
+
+
+@pytest.mark.parametrize("changed", [str.strip, str.upper, lambda c: json.dumps(c)[1:-1], lambda c: f"{c.rstrip()} "])
+def test_a_template_may_write_contents_otherwise(changed):
+    template = Template(lambda messages: TURNS.write([{**m, "content": changed(m["content"])} for m in messages]))
+    assert write_chat(chat("hi", " two\nlines "), template)
+
+
+def repeated(messages):
+    """As a template to which a role is a word."""
+    return "".join(f"<{m['role']}>{m['content']}<end>" for m in messages)
+
+
+def named(messages):
+    """As a template that has its own name for a role."""
+    return repeated([{**m, "role": {"human": "user"}.get(m["role"], m["role"])} for m in messages])
+
+
+def test_a_role_that_is_merely_repeated_is_refused():
+    messages = [{"role": "human", "content": "human?"}, {"role": "assistant", "content": "yes"}]
+    with pytest.raises(
+        ValueError, match=r"^the role of message 1 is 'human', which the chat template merely repeats, exp"
+    ):
+        write_chat(messages, Template(repeated, "<assistant>"))
+    assert write_chat(messages, Template(named, "<assistant>"))
+    for role in ("system", "developer", "tool"):
+        assert write_chat(
+            [{"role": role, "content": "be kind"}, *chat("hi", "hello")], Template(repeated, "<assistant>")
+        )
 
 
 def test_a_system_message_may_be_the_template_s_own():

@@ -182,6 +182,7 @@ def test_a_long_example_is_shown_in_part():
 
 
 GOOD = {"prompt": "a", "completion": "b"}
+HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 
 
 @pytest.mark.parametrize(
@@ -302,13 +303,93 @@ def test_too_few_examples_left_name_the_length_that_keeps_all(tmp_path, model):
         load_data(file, model, 4)
 
 
+SLIPS = [
+    GOOD,
+    '{"prompt": "a"',
+    {"text": ""},
+    {"system": "be kind", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]},
+    GOOD,
+    *[{**GOOD, key: "x"} for key in ("images", "videos", "audios", "input", "chosen", "rejected")],
+    {**GOOD, "weight": 0},
+    {**GOOD, "weight": 0.1},
+    {**GOOD, "weight": 1, "id": 3, "source": "a book"},
+]
+
+
+def test_all_bad_lines_are_told_at_once(tmp_path, model):
+    file = write(tmp_path / "e.jsonl", SLIPS)
+    with pytest.raises(FileRefused) as error:
+        load_data(file, model, 8)
+    assert str(error.value) == f"'{file}': 11 lines cannot be used:"
+    assert error.value.more == [
+        "line 2: Input data was truncated",
+        "line 3: its text is empty: ''",
+        """line 4: its system would be lost: jq -c '{messages: ([{role: "system", content: .system}] + .messages)}' """
+        "puts it among the messages",
+        *[f"line {n}: its {key} would be lost: the model reads texts alone"
+          for n, key in ((6, "images"), (7, "videos"), (8, "audios"))],
+        r"""line 9: its input would be lost: jq -c '{prompt: (.prompt + "\n\n" + .input), completion}' puts it into """
+        "the prompt",
+        "line 10: its chosen would be lost: jq -c '{prompt, completion: .chosen}' makes it the completion",
+        "line 11: its rejected would be lost: jq -c 'del(.rejected)' leaves it out",
+        "line 12: its weight would be lost: every example counts alike, and jq -c 'del(.weight)' says so",
+        "... and 1 more",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
 @pytest.mark.parametrize(
-    ("record", "message"),
-    [("{", "line 2: Input data was truncated"), ({"prompt": "a"}, "its keys are"), ({"text": ""}, "empty")],
+    ("record", "converted"),
+    [
+        ({"system": "be kind", **HI}, {"messages": [{"role": "system", "content": "be kind"}, *HI["messages"]]}),
+        ({**GOOD, "input": "3"}, {**GOOD, "prompt": "a\n\n3"}),
+        ({**GOOD, "chosen": "c"}, {**GOOD, "completion": "c"}),
+        ({**GOOD, "rejected": "c"}, GOOD),
+        ({**GOOD, "weight": 2}, GOOD),
+    ],
 )
-def test_records_are_checked_before_the_model_is_touched(tmp_path, record, message):
-    with pytest.raises(FileRefused, match=message):
-        load_data(write(tmp_path / "e.jsonl", [GOOD, record]), tmp_path / "no such model")
+def test_what_would_be_lost_is_converted_by_the_command_that_is_told(tmp_path, model, record, converted):
+    with pytest.raises(FileRefused) as error:
+        load_data(write(tmp_path / "e.jsonl", [record]), model)
+    program = re.search("jq -c '(.*)'", str(error.value).replace("\\\\", "\\"))[1]
+    done = subprocess.run(["jq", "-c", program], input=json.dumps(record), capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == converted
+
+
+def test_bad_lines_are_left_out_and_kept(tmp_path, model):
+    file, skipped = write(tmp_path / "e.jsonl", SLIPS), []
+    data = load_data(file, model, 8, skipped=skipped)
+    assert len(data.X) + len(data.X_held) == 3
+    assert sorted(skipped) == sorted(file.read_text().splitlines()[n - 1] for n in (*range(2, 5), *range(6, 14)))
+    with pytest.raises(FileRefused, match="line 1: its text is empty"):
+        load_data(write(tmp_path / "f.jsonl", [{"text": ""}]), model, 8, skipped=skipped)
+
+
+def test_copies_are_counted_also_among_those_held_out(tmp_path, model):
+    three = [{"prompt": p, "completion": " s"} for p in "abc"]
+    data = load_data(write(tmp_path / "e.jsonl", [*three, three[0], three[2], *three]), model, held_out=0.25)
+    assert data.notes == ("5 of the examples are copies of others", "2 of the 2 examples held out are trained on too")
+    held = write(tmp_path / "f.jsonl", [three[0], {"prompt": "a", "completion": " t"}])
+    data = load_data(tmp_path / "e.jsonl", model, held_out=held)
+    assert data.notes == ("5 of the examples are copies of others", "1 of the 2 examples held out are trained on too")
+    assert load_data(write(tmp_path / "g.jsonl", three), model).notes == ()
+
+
+def test_a_completion_glued_to_its_prompt_is_told(tmp_path, model):
+    joints = [
+        ("it is", " a"),
+        ("it is", "a"),
+        ("it is ", "b"),
+        ("it is", "\nc"),
+        ("it is:", "d"),
+        ("", "a"),
+        ("e", "e"),
+    ]
+    data = load_data(write(tmp_path / "e.jsonl", [{"prompt": p, "completion": c} for p, c in joints]), model)
+    assert data.notes == (
+        "2 completions begin without a space where their prompts end without one, first in line 2: a model would "
+        "write one word of both",
+    )
 
 
 def test_where_nothing_is_held_out_one_example_is_enough():
@@ -372,7 +453,10 @@ def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         '\n{"text": "a \\ud83d\\ude00"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n'
     )
-    assert read_lines(tmp_path / "a.jsonl") == [(2, Text("a \N{GRINNING FACE}")), (4, Completion("", "b"))]
+    bad = []
+    read = [(number, line) for number, _, line in read_lines(tmp_path / "a.jsonl", bad)]
+    assert read == [(2, Text("a \N{GRINNING FACE}")), (4, Completion("", "b"))]
+    assert not bad
 
 
 def test_a_chat_may_have_no_tools():
@@ -383,7 +467,6 @@ def test_a_chat_may_have_no_tools():
 
 # --- other people's data ---
 
-HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 OTHERS = {
     "list.json": [HI],
     "alpaca.jsonl": {"instruction": "hi", "input": "", "output": "hello"},
@@ -403,7 +486,8 @@ def test_a_command_of_the_page_converts_what_is_refused(tmp_path, name):
         load_data(tmp_path / name, "no model")
     (command,) = (command for command in COMMANDS if f" {name} >" in command)
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
-    assert read_lines(tmp_path / "new.jsonl") == [(1, Chat(HI["messages"]))]
+    ((number, _, line),) = read_lines(tmp_path / "new.jsonl", bad=[])
+    assert (number, line) == (1, Chat(HI["messages"]))
 
 
 def test_every_command_of_the_page_is_run():
