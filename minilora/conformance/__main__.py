@@ -1,4 +1,4 @@
-"""A door: ``python -m minilora.conformance`` is ``minilora conformance``."""
+"""``python -m minilora.conformance`` is ``minilora conformance``."""
 
 import sys
 

@@ -253,7 +253,7 @@ def write(folder: Path, vectors: Sequence[Vector] = VECTORS, adam: Sequence[str]
     return len(files)
 
 
-class Case(msgspec.Struct):
+class VectorEntry(msgspec.Struct):
     """What a comparison needs of a case's entry in the index."""
 
     file: str
@@ -261,10 +261,10 @@ class Case(msgspec.Struct):
     dtype: str
 
 
-class Held(msgspec.Struct):
+class VectorIndex(msgspec.Struct):
     """What a comparison needs of the index."""
 
-    cases: list[Case]
+    cases: list[VectorEntry]
     tolerance: dict[str, float]
     of_adam: dict[str, float] = msgspec.field(name="tolerance of adam, without a size")
 
@@ -282,7 +282,7 @@ def compare(folder: Path, results: Path) -> list[KindReport]:
     FileRefused
         If a file is not sound.
     """
-    held = read_json(folder / INDEX, Held)
+    held = read_json(folder / INDEX, VectorIndex)
     if not results.is_dir():
         raise CannotRun(f"{str(results)!r} is no folder, expected that of a program's answers")
     if results.resolve() == folder.resolve():
@@ -315,7 +315,7 @@ def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
     return whole
 
 
-def _compare_in(dtype: str, held: Held, folder: Path, results: Path) -> KindReport:
+def _compare_in(dtype: str, held: VectorIndex, folder: Path, results: Path) -> KindReport:
     """Judge the answers in one precision."""
     reports = {}
     for kind in dict.fromkeys(case.kind for case in held.cases if (case.dtype, case.kind != "adam") == (dtype, True)):
