@@ -23,10 +23,10 @@ step  you write                                           it returns
 15    ``grad_V(dW, V, m)``, and a number                  dV (out, in) of DoRA's W = m V / |V|; then dV along V
 ====  ==================================================  ===========================================================
 
-`functions` has the graders of functions, `questions` the questions with their experiments, and `grading` how a grader
-finds out what is wrong with a function. ``python -m minilora.exercises`` prints how to begin.
+``python -m minilora.exercises`` prints how to begin.
 """
 
+from .experiments import rank_curve, rate_curve
 from .functions import (
     check_backward,
     check_count,
@@ -40,7 +40,7 @@ from .functions import (
     check_loss_gradient,
     check_merged,
 )
-from .questions import QUESTIONS, Question, check_prediction, rank_curve, rate_curve
+from .questions import QUESTIONS, Question, check_prediction
 
 __all__ = [
     "QUESTIONS",

@@ -5,7 +5,7 @@ Each knows the right formula and the mistakes that people make, and hands both t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..conformance.problems.bugs import known
 from ..optim import Adam
+from .experiments import first_problem
 from .grading import (
     DIFFERENT,
     DIVISIONS,
@@ -25,7 +26,7 @@ from .grading import (
     SIZES,
     Data,
     Formula,
-    Mistakes,
+    Hinted,
     data,
     describe,
     grade,
@@ -33,9 +34,9 @@ from .grading import (
     product_forms,
     same,
     say,
+    stopped,
     value_or_none,
 )
-from .questions import first_problem
 
 
 def check_loss_gradient(answer: Callable) -> bool:
@@ -51,18 +52,19 @@ def check_loss_gradient(answer: Callable) -> bool:
     bool
         Whether it is right. The verdict, or a hint for each mistake, is printed.
     """
-    means: Mistakes = [
+    means: Sequence[Hinted] = [
         (lambda d: d.out, "wrong mean: the loss is a mean over all N * out entries, not N"),
         (lambda d: d.N, "wrong mean: the loss is a mean over all N * out entries, not out"),
         (lambda d: d.N * d.out, "no mean: this is the gradient of the sum of squares; divide by N * out"),
         (lambda d: 1 / 2, "the derivative of a square brings a factor of 2"),
         (lambda d: -1, "the sign: the error is prediction - target"),
     ]
-    right: Formula = lambda d: 2 * (d.p - d.t) / d.p.size  # noqa: E731
-    entry = "this is the loss, entry by entry; its gradient was asked"
-    loss: Mistakes = [(lambda d: (d.p - d.t) ** 2 / d.p.size, entry)]
+    forms: Sequence[Hinted] = [
+        (lambda d: 2 * (d.p - d.t) / d.p.size, ""),
+        (lambda d: (d.p - d.t) ** 2 / d.p.size, "this is the loss, entry by entry; its gradient was asked"),
+    ]
     praise = "dy is right. Note that the 1/(N out) is in it now: no later step divides again."
-    return grade(lambda d: answer(d.p, d.t), {"dy": [(right, ""), *loss]}, means, praise)
+    return grade(lambda d: answer(d.p, d.t), {"dy": forms}, means, praise)
 
 
 class Product(NamedTuple):
@@ -71,8 +73,8 @@ class Product(NamedTuple):
     result: str
     shape: str
     inputs: tuple[str, ...]  # the names of the arguments, in order
-    forms: Mistakes
-    scales: Mistakes
+    forms: Sequence[Hinted]
+    scales: Sequence[Hinted]
     praise: str
 
 
@@ -126,8 +128,7 @@ PRODUCTS = {
 def grade_product(name: str, answer: Callable) -> bool:
     """Grade a function that should return the product of a step."""
     step = PRODUCTS[name]
-    ask: Formula = lambda d: answer(*(getattr(d, given) for given in step.inputs))  # noqa: E731
-    return grade(ask, {step.result: step.forms}, step.scales, step.praise)
+    return grade(lambda d: answer(*attrgetter(*step.inputs)(d)), {step.result: step.forms}, step.scales, step.praise)
 
 
 def expression_sheet(name: str) -> dict[str, Any]:
@@ -141,18 +142,16 @@ def expression_sheet(name: str) -> dict[str, Any]:
         products = [value_or_none(formula, d) for d in both]
         return [None if value is None else np.asarray(value).tolist() for value in products]
 
-    scales = []
-    for scale in step.scales:
-        different, equal = listed(scale[0])
-        if scale in DIVISIONS:  # where all sizes are equal, a division by one of them could be by any
-            equal = None
-        scales.append({"values": [different, equal], "hint": scale[1]})
+    def told_apart(scale: Hinted) -> list[Any]:
+        different, equal = listed(scale[0])  # where all sizes are equal, a division by one of them could be by any
+        return [different, None if scale in DIVISIONS else equal]
+
     return {
         "result": step.result,
         "shape": step.shape,
         "inputs": {given: listed(attrgetter(given)) for given in step.inputs},
         "forms": [{"values": listed(formula), "hint": hint} for formula, hint in step.forms],
-        "scales": scales,
+        "scales": [{"values": told_apart(scale), "hint": scale[1]} for scale in step.scales],
         "praise": step.praise,
     }
 
@@ -214,13 +213,17 @@ def check_first_to_move(answer: Callable) -> bool:
         try:
             got = answer(zero_A, zero_B)
         except Exception as error:  # whatever a learner's code may raise
-            return say(f"your code stopped with {type(error).__name__}: {error}")
+            return say(stopped(error))
         if got is None:
             return say("your function returned None; is the return missing?")
-        if not isinstance(got, (set, frozenset, list, tuple, str, dict)):
+        try:
+            names = set(got) if isinstance(got, (set, frozenset, list, tuple, str, dict)) else None
+        except TypeError:  # of a list of lists no set can be made
+            names = None
+        if names is None:
             return say(f"return a set such as {{'A'}}; you returned {describe(got)}")
-        if set(got) != moved:
-            missing, extra = sorted(moved - set(got)), sorted(set(got) - moved, key=str)
+        if names != moved:
+            missing, extra = sorted(moved - names), sorted(names - moved, key=str)
             parts = [f"{name} moves, too: {_SLOPE[name]}, which is not zero" for name in missing]
             parts += [f"{name} does not move: {_SLOPE[name]}, and that is zero" for name in extra if name in _SLOPE]
             parts += [f"{name!r} is not the name of a factor" for name in extra if name not in _SLOPE]
@@ -252,8 +255,8 @@ def check_merged(answer: Callable) -> bool:
     forms = product_forms(
         ("B", lambda d: d.s * d.B), ("A", lambda d: d.A), transposed=(False, False), like="W (out, in)", why=why
     )
-    alone: Mistakes = [(lambda d: d.s * d.B @ d.A - d.W, known("merge-returns-the-change-alone").says)]
-    scales: Mistakes = [
+    alone: Sequence[Hinted] = [(lambda d: d.s * d.B @ d.A - d.W, known("merge-returns-the-change-alone").says)]
+    scales: Sequence[Hinted] = [
         (lambda d: 1 / d.s, "alpha/r is missing: the change is s B A"),
         (lambda d: d.s, f"{known('the-scaling-is-applied-twice').says}: the change is s B A"),
         NOT_DIVIDED,
@@ -263,15 +266,12 @@ def check_merged(answer: Callable) -> bool:
     ]
     praise = "The merged weight is right: one plain layer gives what base and adapter gave together."
 
-    def change(got: Any, d: Data) -> Any:
-        return got - d.W
-
-    return grade(lambda d: answer(d.W, d.A, d.B, d.alpha), {"W'": [*forms, *alone]}, scales, praise, change)
+    return grade(lambda d: answer(d.W, d.A, d.B, d.alpha), {"W'": [*forms, *alone]}, scales, praise, lambda d: d.W)
 
 
 def check_count(answer: Callable) -> bool:
     """Grade step 9, ``count(in_features, out_features, rank) -> int``. Results are as in `check_loss_gradient`."""
-    forms: Mistakes = [
+    forms: Sequence[Hinted] = [
         (lambda d: d.r * (d.n_in + d.out), ""),
         (lambda d: d.n_in * d.out, "this is the count of the full weight"),
         (lambda d: d.r * d.n_in * d.out, "A is (r, in) and B is (out, r): their counts add, they do not multiply"),
@@ -296,7 +296,7 @@ def check_factors(answer: Callable) -> bool:
     try:
         got = answer(argument, r)
     except Exception as error:  # whatever a learner's code may raise
-        return say(f"your code stopped with {type(error).__name__}: {error}")
+        return say(stopped(error))
     if not np.array_equal(argument, change):
         return say("your code changed its argument in place; make a new array")
     if not isinstance(got, (tuple, list)) or len(got) != 2:
@@ -307,7 +307,7 @@ def check_factors(answer: Callable) -> bool:
     if (A.shape, B.shape) != ((2, 7), (5, 2)):
         swapped = " (swapped?)" if (A.shape, B.shape) == ((5, 2), (2, 7)) else ""
         return say(f"A must be (2, 7) and B (5, 2); you returned {describe(A)} and {describe(B)}{swapped}")
-    known: list[tuple[np.ndarray, str]] = [
+    likely: list[tuple[np.ndarray, str]] = [
         (U[:, :r] @ Vt[:r], "the singular values are missing: they belong into one of the factors"),
         (U[:, :r] * S[:r] ** 2 @ Vt[:r], "the singular values are in both factors: B A has their squares"),
         (U[:, -r:] * S[-r:] @ Vt[-r:], "these are the smallest singular values; the nearest matrix keeps the largest"),
@@ -315,7 +315,7 @@ def check_factors(answer: Callable) -> bool:
     if same(B @ A, U[:, :r] * S[:r] @ Vt[:r]):
         print("B A is the nearest matrix of its rank, by Eckart and Young: the largest singular values, and no others.")
         return True
-    for wrong, hint in known:
+    for wrong, hint in likely:
         if same(B @ A, wrong):
             return say(hint)
     off, least = np.linalg.norm(B @ A - change), np.linalg.norm(S[r:])
@@ -332,7 +332,7 @@ def check_grad_scores(answer: Callable) -> bool:
         return (d.P * d.dP).sum(axis=1, keepdims=True)
 
     row = "the sum runs along row t, over the shares of one softmax"
-    forms: Mistakes = [
+    forms: Sequence[Hinted] = [
         (lambda d: d.P * (d.dP - mean(d)), ""),
         (lambda d: d.P * d.dP, "S_tu stands in the denominator of its whole row, too: something must be subtracted"),
         (
@@ -370,7 +370,7 @@ def check_grad_V(answer: Callable) -> bool:
 
     held = "n is held constant, as the paper proposes and PEFT does; asked is the full gradient, and n_o depends on V_o"
     row = "keepdims=True, or [:, None]: the length and the magnitude of row o must stand in row o"
-    forms: Mistakes = [
+    forms: Sequence[Hinted] = [
         (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d) ** 2), ""),
         (lambda d: m(d) / n(d) * d.dW, held),
         (lambda d: d.dW - d.V * along(d) / n(d) ** 2, "the factor m/n in front is missing"),

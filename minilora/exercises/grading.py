@@ -1,9 +1,11 @@
 """How a grader finds a mistake.
 
 It calls the learner's function with sizes that all differ, so that a wrong product mostly does not fit. Then it calls
-it with all sizes equal: there every product fits, and the answer shows which one was taken. A wrong answer is compared
-with every order and transposition of the right factors, and with the mistakes that a grader lists, each times any
-number. So a wrong product and a wrong factor in front of it are told apart, and both are named. A mistake that
+it with all sizes equal: there every product fits, and the answer shows which one was taken.
+
+A wrong answer is compared with every order and transposition of the right matrices, and with the mistakes that a grader
+lists, each times any number. If up to three known factors make up that number, `minilora.conformance.naming` names
+them. So a wrong product and a wrong factor in front of it are told apart, and both are named. A mistake that
 `minilora.conformance.problems.bugs` knows has its sentence.
 """
 
@@ -17,32 +19,36 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ..conformance import naming
+from ..conformance.naming import World, Wrong
 from ..conformance.problems.bugs import known
 
 Data: TypeAlias = SimpleNamespace
 Formula: TypeAlias = Callable[[Data], Any]
-Mistake: TypeAlias = tuple[Formula, str]
-Mistakes: TypeAlias = Sequence[Mistake]
+Hinted: TypeAlias = tuple[Formula, str]
+"""What people write, or a factor in front of it, and the hint for that."""
+AT_ONCE = 3
+"""Wrong factors that are told apart in one answer."""
 
 DIFFERENT = {"N": 11, "n_in": 7, "out": 5, "r": 3}
 EQUAL = {"N": 6, "n_in": 6, "out": 6, "r": 6}  # no root of the size is another factor that a mistake brings
 
-DIVISIONS: Mistakes = [
+DIVISIONS: Sequence[Hinted] = [
     (lambda d: 1 / d.N, "wrong mean: the division by N is in dy already, so this divides twice"),
     (lambda d: 1 / d.out, "a division by out: the mean is in dy already"),
     (lambda d: 1 / d.r, "a division by r: only alpha is divided by the rank"),
     (lambda d: 1 / d.n_in, "a division by in: nothing here is a mean over inputs"),
 ]
-SIGN: Mistake = (lambda d: -1, "the sign is wrong: no step here turns it")
-SIZES: Mistakes = [
+SIGN: Hinted = (lambda d: -1, "the sign is wrong: no step here turns it")
+SIZES: Sequence[Hinted] = [
     SIGN,
     (lambda d: 2, "a factor of 2 too many: it belongs to the loss, and is in dy"),
     *DIVISIONS,
 ]
-NOT_DIVIDED: Mistake = (lambda d: d.r, known("alpha-is-not-divided-by-the-rank").says)
-ROOT: Mistake = (lambda d: d.r**0.5, known("alpha-is-divided-by-the-root-of-the-rank").says)
-TWICE: Mistake = (lambda d: d.s, f"{known('the-scaling-is-applied-twice').says}: s enters once, in dB and in dh")
-SCALES: Mistakes = [
+NOT_DIVIDED: Hinted = (lambda d: d.r, known("alpha-is-not-divided-by-the-rank").says)
+ROOT: Hinted = (lambda d: d.r**0.5, known("alpha-is-divided-by-the-root-of-the-rank").says)
+TWICE: Hinted = (lambda d: d.s, f"{known('the-scaling-is-applied-twice').says}: s enters once, in dB and in dh")
+SCALES: Sequence[Hinted] = [
     (lambda d: 1 / d.s, "alpha/r is missing: y = s h B^T, so what flows back through y gets a factor s = alpha/r"),
     TWICE,
     NOT_DIVIDED,
@@ -53,7 +59,7 @@ SCALES: Mistakes = [
 
 def product_forms(
     one: tuple[str, Formula], two: tuple[str, Formula], *, transposed: tuple[bool, bool], like: str, why: str
-) -> list[tuple[Formula, str]]:
+) -> list[Hinted]:
     """Return every product of two matrices, in both orders, each transposed or not; the right one first.
 
     With each comes what is wrong with it. `transposed` says which of the two the right product transposes, `like`
@@ -82,132 +88,140 @@ def product_forms(
     return [(multiply(*right), ""), *((multiply(*form), mistake(*form)) for form in others)]
 
 
+class Unusable(Exception):
+    """An answer that has no numbers to look at; the text is the hint."""
+
+
 def grade(
     answer: Formula,
-    forms: Mapping[str, Mistakes],
-    scales: Mistakes,
+    forms: Mapping[str, Sequence[Hinted]],
+    factors: Sequence[Hinted],
     praise: str,
-    prepare: Callable[[Any, Data], Any] = lambda got, d: got,
+    beside: Formula = lambda d: 0,
 ) -> bool:
     """Print the praise where the answer is right, or a hint for each wrong result; return which it was.
 
-    `forms` has for each result the right formula and the wrong ones with their hints, and `scales` the wrong factors in
-    front. `prepare` takes from a result what is the same in all of them.
+    `forms` has for each result the right formula and the wrong ones with their hints, and `factors` the wrong factors
+    in front. `beside` is what the answer has beside each of them.
     """
-    different, equal = data(**DIFFERENT), data(**EQUAL)
-    rights = {name: known[0][0] for name, known in forms.items()}
-    tries = []
-    for d in (different, equal):
-        got, problem, stop = call_answer(answer, d, {name: np.shape(right(d)) for name, right in rights.items()})
-        if stop:
-            return say(stop)
-        tries.append(({name: _prepared(value, d, prepare) for name, value in got.items()}, problem))
-    (values, problem), (again, _) = tries
-    right = {name for name, formula in rights.items() if same(values.get(name), formula(different))}
-    if problem is None and right == rights.keys():
+    both = data(**DIFFERENT), data(**EQUAL)
+    try:
+        replies = [called(answer, d, {result: np.shape(own[0][0](d)) for result, own in forms.items()}) for d in both]
+    except Unusable as hint:
+        return say(str(hint))
+    tries = [
+        ({result: _less(value, beside(d)) for result, value in found.items()}, d)
+        for (found, _), d in zip(replies, both, strict=True)
+        if found
+    ]
+    right = {result for result, own in forms.items() for found, d in tries[:1] if same(found[result], own[0][0](d))}
+    values, problem = replies[0]
+    if problem is None and right == forms.keys():
         print(praise)
         return True
-    if not values:  # it stopped on sizes that differ, so what it gave on equal ones is all there is
-        right = {name for name, formula in rights.items() if same(again.get(name), formula(equal))}
-    hints = {}
-    for name in rights.keys() - right:
-        hint = _identify(values.get(name), different, forms[name], scales)
-        if not hint and np.shape(rights[name](equal)) != ():  # where all sizes are equal, many wrong counts are, too
-            hint = _identify(again.get(name), equal, forms[name], scales)
-        if hint:
-            hints[name] = hint
-    lines = [f"{name}: {hints[name]}" for name in rights if name in hints]
+    lines, unknown = [], []
+    for result in (result for result in forms if result not in right):
+        hints = (explained(found[result], d, forms[result], factors) for found, d in tries)
+        if said := next(filter(None, hints), ""):
+            lines.append(f"{result}: {said}")
+        else:
+            unknown.append(result)
     if problem and (values or not lines):  # where a hint says what does not fit, NumPy's words for it add nothing
         lines.append(f"({problem})" if lines else problem)
-    elif unknown := [name for name in rights if name not in right and name not in hints]:
-        scalar = np.shape((values or again)[unknown[0]]) == ()
-        advice = (
-            "write down the shapes of A and B" if scalar else "the right shape, the wrong values; write out an entry"
-        )
-        lines.append(f"{' and '.join(unknown)}: {advice}")
+    elif unknown:
+        is_count = np.ndim(tries[0][0][unknown[0]]) == 0
+        count, entry = "write down the shapes of A and B", "the right shape, the wrong values; write out an entry"
+        lines.append(f"{' and '.join(unknown)}: {count if is_count else entry}")
     return say("\n".join(lines))
 
 
-def _identify(value: Any, d: Data, forms: Mistakes, scales: Mistakes) -> str:
-    """Say which form times which factors a value is; "" where it is none of them."""
+def explained(value: Any, d: Data, forms: Sequence[Hinted], factors: Sequence[Hinted]) -> str:
+    """Say which form times which factors a value is; "" where it is none of them, or right."""
+    if d.out == d.N:  # all sizes are equal: a division by one of them could be by any, and a count that of any others
+        factors = [factor for factor in factors if factor not in DIVISIONS]
+        forms = forms if np.ndim(value) else ()
     for formula, hint in forms:
-        ratio = _ratio(value, value_or_none(formula, d))
-        if ratio is None or (ratio == 1 and not hint):
-            continue
-        return "; and ".join(part for part in (hint, _factors(ratio, d, scales)) if part)
+        form = value_or_none(formula, d)
+        times = multiple(value, form)
+        if times is not None:
+            return "; and ".join(filter(None, (hint, factors_of(value, form, d, factors, times))))
     return ""
 
 
-def _factors(ratio: float, d: Data, scales: Mistakes) -> str:
-    """Say which wrong factors, of those known up to three, make up a ratio."""
-    if ratio == 1:
-        return ""
-    if d.out == d.N:  # all sizes are equal: a division by one of them could be by any
-        scales = [scale for scale in scales if scale not in DIVISIONS]
-    for some in (some for count in (1, 2, 3) for some in combinations(scales, count)):
-        if np.isclose(np.prod([scale(d) for scale, _ in some]), ratio, rtol=1e-9):
-            return "; and ".join(hint for _, hint in some)
-    return f"a wrong factor in front: yours is {ratio:.7g} times what it should be"
+def factors_of(value: Any, form: Any, d: Data, factors: Sequence[Hinted], times: float) -> str:
+    """Say which of the factors, up to three, make a value of a form, or how many times the form it is; "" for once."""
+    some = [chosen for count in range(1, AT_ONCE + 1) for chosen in combinations(factors, count)]
+    rows = [
+        Wrong(f"{place:04}", "; and ".join(hint for _, hint in chosen), {"": np.prod([f(d) for f, _ in chosen]) * form})
+        for place, chosen in enumerate(some)  # a row's flag is its place: of equals that of the fewest factors is named
+    ]
+    world = World(
+        [d], lambda _, parts: {"": form, **parts}, lambda d, _, parts: allowed(parts[""] if parts else form), rows
+    )
+    wrong, found = naming.name(world, [{"": value}])
+    if found:
+        return found[0].wrongs[0].says
+    return f"a wrong factor in front: yours is {times:.7g} times what it should be" if wrong else ""
 
 
-def _ratio(value: Any, other: Any) -> float | None:
-    """Return by which number `other` must be multiplied to give `value`, 1 exactly where it is the same; or None."""
-    if other is None or value is None or np.shape(value) != np.shape(other):
+def multiple(value: Any, form: Any) -> float | None:
+    """Return by which number a form must be multiplied to give a value, 1 where it is the same; None for no number."""
+    if value is None or form is None or np.shape(value) != np.shape(form):
         return None
-    if same(value, other):
+    if same(value, form):
         return 1.0
-    scale = np.vdot(other, other)
-    if np.size(other) == 1 or scale == 0:
-        return None
-    ratio = float(np.vdot(other, value) / scale)
-    return ratio if ratio and np.allclose(value, ratio * np.asarray(other), rtol=1e-9, atol=1e-12) else None
+    square = np.vdot(form, form)
+    times = float(np.vdot(form, value).real / square) if np.size(form) > 1 and square else 0.0
+    return times if times and same(value, times * form) else None
 
 
-def call_answer(
-    answer: Formula, d: Data, shapes: dict[str, tuple]
-) -> tuple[dict[str, np.ndarray], str | None, str | None]:
-    """Call the answer; return the arrays it gave, what is wrong with their shapes, and what ends the grading."""
+def called(answer: Formula, d: Data, shapes: Mapping[str, tuple]) -> tuple[dict[str, Any], str | None]:
+    """Call the answer; return what it gave by its names, none where it stopped, and what is wrong with the shapes."""
     arguments = deepcopy(d)
     try:
         got = answer(arguments)
     except Exception as error:  # whatever a learner's code may raise
-        return {}, f"your code stopped with {type(error).__name__}: {error}", None
+        return {}, stopped(error)
     changed = [name for name, value in vars(d).items() if not np.array_equal(getattr(arguments, name), value)]
     if changed:
-        return {}, None, f"your code changed its argument {changed[0]} in place; make a new array"
+        raise Unusable(f"your code changed its argument {changed[0]} in place; make a new array")
     if got is None:
-        return {}, None, "your function returned None; is the return missing?"
+        raise Unusable("your function returned None; is the return missing?")
     if len(shapes) == 1:
         got = (got,)
     elif not isinstance(got, (tuple, list)) or len(got) != len(shapes):
-        return {}, None, f"return {len(shapes)} arrays, ({', '.join(shapes)}); you returned {describe(got)}"
-    arrays = dict(zip(shapes, got, strict=True))
-    for name, value in arrays.items():
+        raise Unusable(f"return {len(shapes)} arrays, ({', '.join(shapes)}); you returned {describe(got)}")
+    values = dict(zip(shapes, got, strict=True))
+    for result, value in values.items():
         if not is_numbers(value):
-            return {}, None, f"{name} must be numbers, you returned {describe(value)}"
-    wrong = [name for name, value in arrays.items() if np.shape(value) != shapes[name]]
-    if wrong:
-        seen = [np.shape(value) for value in got]
-        orders = [order for order in permutations(shapes) if [shapes[name] for name in order] == seen]
-        if orders:
-            order, theirs = ", ".join(shapes), ", ".join(orders[0])
-            return {}, None, f"swapped? ({order}) is asked; you returned the shapes of ({theirs})"
-        shape, value = shapes[wrong[0]], arrays[wrong[0]]
-        return arrays, f"wrong shape: {wrong[0]} must be {shape}, you returned {describe(value)}", None
-    return arrays, None, None
+            raise Unusable(f"{result} must be numbers, you returned {describe(value)}")
+    seen = {result: np.shape(value) for result, value in values.items()}
+    wrong = next((result for result in shapes if seen[result] != shapes[result]), None)
+    if wrong is None:
+        return values, None
+    for order in permutations(shapes):
+        if [shapes[result] for result in order] == [*seen.values()]:
+            asked, theirs = ", ".join(shapes), ", ".join(order)
+            raise Unusable(f"swapped? ({asked}) is asked; you returned the shapes of ({theirs})")
+    return values, f"wrong shape: {wrong} must be {shapes[wrong]}, you returned {describe(values[wrong])}"
+
+
+def stopped(error: Exception) -> str:
+    """Say that a function raised an error."""
+    return f"your code stopped with {type(error).__name__}: {error}"
 
 
 def is_numbers(value: Any) -> bool:
     """Return whether NumPy takes a value for numbers."""
     try:
-        return np.issubdtype(np.asarray(value).dtype, np.number)
-    except ValueError:  # a list of lists of several lengths
+        return np.asarray(value).dtype.kind in "iufc"
+    except Exception:  # a list of lists of several lengths, a tensor that needs gradients, and whatever else there is
         return False
 
 
-def _prepared(value: Any, d: Data, prepare: Callable[[Any, Data], Any]) -> Any:
+def _less(value: Any, beside: Any) -> Any:
     try:
-        return prepare(np.asarray(value), d)
+        return np.asarray(value) - beside
     except ValueError:  # a shape that does not fit
         return None
 
@@ -218,9 +232,16 @@ def say(hint: str) -> bool:
     return False
 
 
-def same(value: Any, other: Any) -> bool:
+def allowed(expected: Any) -> Any:
+    """Return how far each entry may be off: rounding."""
+    return 1e-12 + 1e-9 * np.abs(expected)
+
+
+def same(value: Any, expected: Any) -> bool:
     """Return whether two arrays have one shape and, up to rounding, the same numbers."""
-    return value is not None and np.shape(value) == np.shape(other) and np.allclose(value, other, rtol=1e-9, atol=1e-12)
+    if value is None or np.shape(value) != np.shape(expected):
+        return False
+    return naming.off(np.asarray(value), expected, allowed(expected)) <= 1
 
 
 def value_or_none(formula: Formula, d: Data) -> Any:
@@ -241,15 +262,8 @@ def describe(value: object) -> str:
 def data(N: int, n_in: int, out: int, r: int) -> Data:
     """Return random arrays of these sizes. No scale is 1 or another size: a missing factor of 1 cannot be seen."""
     rng = np.random.default_rng(N)
-    shapes: dict[str, tuple[int, ...]] = {
-        "x": (N, n_in),
-        "h": (N, r),
-        "dh": (N, r),
-        "dy": (N, out),
-        "p": (N, out),
-        "t": (N, out),
-    }
-    shapes |= {"W": (out, n_in), "A": (r, n_in), "B": (out, r)}
+    shapes: dict[str, tuple[int, ...]] = {"x": (N, n_in), "h": (N, r), "dh": (N, r)}
+    shapes |= {"dy": (N, out), "p": (N, out), "t": (N, out), "W": (out, n_in), "A": (r, n_in), "B": (out, r)}
     shapes |= {"S": (N, n_in), "dP": (N, n_in), "V": (out, n_in), "dW": (out, n_in), "m": (out,)}
     arrays = {key: rng.standard_normal(shape) for key, shape in shapes.items()}
     exponentials = np.exp(arrays.pop("S"))

@@ -1,0 +1,338 @@
+"""The graders accept what is right, and name each mistake, also where there are several."""
+
+import re
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from minilora import LoRA, exercises
+from minilora.exercises import functions, grading
+
+RIGHT = {
+    "check_loss_gradient": lambda p, t: 2 * (p - t) / p.size,
+    "check_grad_B": lambda dy, h, s: s * dy.T @ h,
+    "check_grad_h": lambda dy, B, s: s * dy @ B,
+    "check_grad_A": lambda dh, x: dh.T @ x,
+}
+
+
+def backward(dy, x, A, B, alpha):
+    """The answer to step 5, from the layer itself: the graders do not use it."""
+    layer = LoRA(A, B, alpha)
+    dx, grads = layer.backward(dy, layer.forward(x)[1])
+    return dx, grads["lora_A"], grads["lora_B"]
+
+
+def merged(W, A, B, alpha):
+    return W + LoRA(A, B, alpha).delta()
+
+
+def factors(change, rank):
+    U, S, Vt = np.linalg.svd(change)
+    return np.diag(S[:rank]) @ Vt[:rank], U[:, :rank]
+
+
+def smallest(change, rank):
+    U, S, Vt = np.linalg.svd(change, full_matrices=False)
+    return np.diag(S[-rank:]) @ Vt[-rank:], U[:, -rank:]
+
+
+def grad_scores(P, dP):
+    """Row by row, with the Jacobian of a softmax written out: the graders do not use it."""
+    return np.stack([dp @ (np.diag(p) - np.outer(p, p)) for p, dp in zip(P, dP, strict=True)])
+
+
+def grad_V(dW, V, m):
+    """Row by row, with the Jacobian of a direction written out."""
+    lengths = np.linalg.norm(V, axis=1)
+    Jacobians = [k / n * (np.eye(len(v)) - np.outer(v, v) / n**2) for k, n, v in zip(m, lengths, V, strict=True)]
+    return np.stack([J @ dw for J, dw in zip(Jacobians, dW, strict=True)])
+
+
+RIGHT |= {"check_grad_scores": grad_scores, "check_grad_V": grad_V}
+RIGHT |= {"check_backward": backward, "check_merged": merged, "check_factors": factors}
+
+
+def with_square(dW, V, m, power, sign=1):
+    """`grad_V`, with n to another power under what passes through n, and another sign before it."""
+    n = np.linalg.norm(V, axis=1, keepdims=True)
+    return m[:, None] / n * (dW - sign * V * (dW * V).sum(axis=1, keepdims=True) / n**power)
+
+
+RIGHT |= {
+    "check_count": lambda n_in, n_out, r: sum(a.size for a in (np.zeros((r, n_in)), np.zeros((n_out, r)))),
+    "check_first_to_move": lambda A_zero, B_zero: [n for n, stays in (("A", B_zero), ("B", A_zero)) if not stays],
+}
+
+
+def with_part(index, change):
+    def wrong(dy, x, A, B, alpha):
+        parts = list(backward(dy, x, A, B, alpha))
+        parts[index] = change(parts[index], dy=dy, x=x, A=A, B=B, s=alpha / len(A))
+        return tuple(parts)
+
+    return wrong
+
+
+@pytest.mark.parametrize("grader", RIGHT)
+def test_the_right_answer_is_accepted(grader, capsys):
+    assert getattr(exercises, grader)(RIGHT[grader]) is True
+    assert "right" in capsys.readouterr().out or grader == "check_factors"
+
+
+WRONG = {
+    "check_loss_gradient": [
+        (lambda p, t: 2 * (p - t) / len(p), "dy: wrong mean: .*not N$"),
+        (lambda p, t: 2 * (p - t) / p.shape[1], "dy: wrong mean: .*not out$"),
+        (lambda p, t: 2 * (p - t), "no mean"),
+        (lambda p, t: (p - t) / p.size, "factor of 2$"),
+        (lambda p, t: 2 * (t - p) / p.size, "sign"),
+        (lambda p, t: (t - p) / len(p), "not N; and .*factor of 2; and the sign"),
+        (lambda p, t: (p - t) ** 2 / p.size, "this is the loss"),
+        (lambda p, t: ((p - t) ** 2).mean(), r"must be \(11, 5\), you returned a float64"),
+        (lambda p, t: 2 * (p - t).sum(axis=0) / p.size, r"must be \(11, 5\).*shape \(5,\)"),
+    ],
+    "check_grad_B": [
+        (lambda dy, h, s: dy.T @ h, "dB: alpha/r is missing"),
+        (lambda dy, h, s: s * s * dy.T @ h, "dB: the scaling is applied twice: s enters once"),
+        (lambda dy, h, s: -s * dy.T @ h, "dB: the sign"),
+        (lambda dy, h, s: 2 * s * dy.T @ h, "dB: a factor of 2 too many"),
+        (lambda dy, h, s: s * dy.T @ h / h.shape[1], "dB: a division by r"),
+        (lambda dy, h, s: s * dy.T @ h / dy.shape[1], "dB: a division by out"),
+        (lambda dy, h, s: s * h.T @ dy, r"transposed: .*shape of B.*\n\(wrong shape.*\(5, 3\).*\(3, 5\)\)$"),
+        (lambda dy, h, s: s * dy @ h, "a missing transpose, of dy"),
+        (lambda dy, h, s: dy @ h, "a missing transpose, of dy: .*; and alpha/r is missing"),
+        (lambda dy, h, s: -dy @ h.T, "transpose, of dy and a transpose too many, of h.*missing.*the sign"),
+        (lambda dy, h, s: s * dy @ h.T, "a transpose too many, of h"),
+        (lambda dy, h, s: s * h @ dy, "swapped factors and a missing transpose"),
+        (lambda dy, h, s: s * dy.T @ h / len(dy), "wrong mean: .*twice"),
+        (lambda dy, h, s: s * dy @ h / len(dy), "a missing transpose.*0.1666667 times what it should be"),
+        (lambda dy, h, s: s * dy.T @ h + 1, "wrong values"),
+        (lambda dy, h, s: None, "returned None"),
+        (lambda dy, h, s: "dB", "must be numbers, you returned a str"),
+        (lambda dy, h, s: [[1, 2], [3]], "must be numbers, you returned 2 values"),
+        (lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
+        (lambda dy, h, s: dy.T @ unknown, "NameError"),  # noqa: F821
+    ],
+    "check_grad_h": [
+        (lambda dy, B, s: dy @ B, "alpha/r is missing"),
+        (lambda dy, B, s: s * dy @ B.T, "a transpose too many, of B"),
+        (lambda dy, B, s: s * dy.T @ B, "a transpose too many, of dy"),
+        (lambda dy, B, s: s * B @ dy, "swapped factors"),
+        (lambda dy, B, s: s * (dy @ B).T, "transposed: .*wrong shape"),
+        (lambda dy, B, s: s * dy @ B / len(dy), "wrong mean"),
+        (lambda dy, B, s: s * dy @ B / B.shape[0], "a division by out"),
+    ],
+    "check_grad_A": [
+        (lambda dh, x: dh @ x, "a missing transpose, of dh"),
+        (lambda dh, x: dh @ x.T, "a missing transpose, of dh and a transpose too many, of x"),
+        (lambda dh, x: x.T @ dh, "transposed: .*wrong shape"),
+        (lambda dh, x: x @ dh, "swapped factors and a missing transpose"),
+        (lambda dh, x: dh.T @ x / len(x), "wrong mean"),
+    ],
+    "check_backward": [
+        (with_part(2, lambda dB, s, **_: dB / s), "dB: alpha/r is missing"),
+        (with_part(2, lambda dB, A, **_: dB * len(A)), "dB: alpha is not divided by the rank"),
+        (with_part(2, lambda dB, dy, x, A, s, **_: s * dy.T @ (x @ A)), "dB: h = x A.T: a missing"),
+        (with_part(2, lambda dB, dy, x, B, s, **_: s * dy.T @ (x @ B.T)), "dB: .*h is made with A"),
+        (with_part(1, lambda dA, s, **_: dA / s), "dA: alpha/r is missing"),
+        (with_part(1, lambda dA, s, **_: dA * s), "dA: the scaling is applied twice"),
+        (with_part(1, lambda dA, **_: dA.T), "dA: the right numbers, transposed: the result must have the shape of A"),
+        (with_part(1, lambda dA, x, **_: dA / len(x)), "dA: wrong mean"),
+        (with_part(0, lambda dx, s, **_: -dx / s), "dx: alpha/r is missing.*; and the sign"),
+        (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ A @ B), "dx: swapped factors"),
+        (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ B @ A.T), "dx: a transpose too many"),
+        (
+            lambda *a: (backward(*a)[0], a[4] / len(a[2]) * a[0] @ a[3] @ a[1], backward(*a)[2]),
+            r"dA: a missing transpose, of dh[^\n]*$",
+        ),
+        (lambda dy, x, A, B, alpha: dy, "return 3 arrays.*shape"),
+        (lambda *args: backward(*args)[:2], "return 3 arrays.*2 values"),
+        (lambda *args: backward(*args)[::-1], r"swapped\? \(dx, dA, dB\) .*\(dB, dA, dx\)$"),
+        (lambda *args: [backward(*args)[i] for i in (1, 0, 2)], r"swapped\?.*shapes of \(dA, dx, dB\)$"),
+        (lambda *args: [part.T for part in backward(*args)], "dx: the right numbers, transposed"),
+        (
+            with_part(2, lambda dB, A, **_: dB * len(A) ** 0.5),
+            "alpha is divided by the root of the rank, .* by the rank$",
+        ),
+        (with_part(1, lambda dA, A, **_: -dA * len(A) ** 0.5), "dA: alpha is divided by the root .*; and the sign"),
+    ],
+    "check_first_to_move": [
+        (lambda A_zero, B_zero: {"A", "B"}, "B zero: A does not move: dA .* contains B, and that is zero.$"),
+        (lambda A_zero, B_zero: {"B"}, "A random and B random: A moves, too: dA .*B, which is not zero.$"),
+        (lambda A_zero, B_zero: ["A", "B", 1, "C"], "1 is not the name of a factor; and 'C' is not"),
+        (lambda A_zero, B_zero: 1 / 0, "stopped with ZeroDivisionError"),
+        (
+            lambda A_zero, B_zero: ["A"] * (not A_zero) + ["B"] * (not B_zero),
+            "too: dB .*; and A does not move",
+        ),
+        (lambda A_zero, B_zero: None, "returned None"),
+        (lambda A_zero, B_zero: 2, "return a set such as {'A'}; you returned a int"),
+    ],
+    "check_merged": [
+        (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "W': alpha is divided by the root of the rank"),
+        (lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "W': the scaling is applied twice: the change"),
+        (lambda W, A, B, alpha: W + B @ A, "W': alpha/r is missing"),
+        (lambda W, A, B, alpha: W + alpha * B @ A, "W': alpha is not divided by the rank"),
+        (lambda W, A, B, alpha: merged(W, A, B, alpha) - W, "W': merge returns the change alone"),
+        (lambda W, A, B, alpha: 2 * merged(W, A, B, alpha) - W, "merge adds the change twice"),
+        (lambda W, A, B, alpha: merged(W, A, -B, alpha), "merge subtracts the change"),
+        (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "transposed"),
+    ],
+    "check_count": [
+        (lambda n_in, n_out, r: n_in * n_out, "the full weight"),
+        (lambda n_in, n_out, r: r * n_in * n_out, "do not multiply"),
+        (lambda n_in, n_out, r: r * (n_in + n_out) + n_out, "the bias belongs to the base"),
+        (lambda n_in, n_out, r: r * n_in, "this is A alone"),
+        (lambda n_in, n_out, r: r * n_out, "this is B alone"),
+        (lambda n_in, n_out, r: r * (n_in + n_out) + n_in * n_out, "the base is frozen"),
+        (lambda n_in, n_out, r: n_in + n_out, "this is rank 1"),
+        (lambda n_in, n_out, r: 7, "write down the shapes"),
+        (lambda n_in, n_out, r: 2 * r * (n_in + n_out), "write down the shapes"),
+        (lambda n_in, n_out, r: r * (n_in + n_out) + r * r, "write down the shapes"),
+        (lambda n_in, n_out, r: r * r, "write down the shapes"),
+    ],
+    "check_factors": [
+        (lambda change, r: factors(change, r)[::-1], r"A must be \(2, 7\).*swapped"),
+        (lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
+        (lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
+        (lambda change, r: smallest(change, r), "the smallest singular values"),
+        (lambda change, r: (factors(change, r)[0], factors(change, r)[1] * np.linalg.svd(change)[1][:r]), "squares"),
+        (lambda change, r: factors(np.multiply(change, 2, out=change), r), "changed its argument in place"),
+        (lambda change, r: (change, change), r"array of shape \(5, 7\) and an array of shape \(5, 7\)$"),
+        (lambda change, r: change, "return 2 arrays"),
+        (lambda change, r: ([[1, 2], [3]], factors(change, r)[1]), "must be numbers, you returned 2 values"),
+        (lambda change, r: (factors(change, r)[0], "B"), "must be numbers, you returned a str"),
+    ],
+    "check_grad_scores": [
+        (lambda P, dP: P * dP, "dS: S_tu stands in the denominator"),
+        (lambda P, dP: P * (1 - P) * dP, "dS: this is the share's own part"),
+        (lambda P, dP: P * (dP - dP.sum(1)[:, None]), "dS: dP is added up without the shares"),
+        (lambda P, dP: P * (dP - dP.mean(1)[:, None]), "dS: the plain mean"),
+        (lambda P, dP: P * (dP + (P * dP).sum(1)[:, None]), "dS: the denominator's part is subtracted"),
+        (lambda P, dP: dP - (P * dP).sum(1)[:, None], "dS: the factor P_tu in front"),
+        (lambda P, dP: P * (P * dP).sum(1)[:, None], "dS: this is the denominator's part alone"),
+        (lambda P, dP: P * (dP - (P * dP).sum(0)), "dS: the sum runs down the columns"),
+        (lambda P, dP: P * (dP - (P * dP).sum()), "dS: the sum runs over everything"),
+        (lambda P, dP: P * (dP - (P * dP).sum(1)), "dS: the sum of row t must stand in row t"),
+        (lambda P, dP: grad_scores(P, dP).T, "dS: the right numbers, transposed: .*P"),
+        (lambda P, dP: -grad_scores(P, dP), "dS: the sign"),
+        (lambda P, dP: -P * dP, "dS: S_tu stands .*; and the sign"),
+    ],
+    "check_grad_V": [
+        (lambda dW, V, m: (m / np.linalg.norm(V, axis=1))[:, None] * dW, "dV: n is held constant"),
+        (lambda dW, V, m: grad_V(dW, V, np.ones_like(m) * np.linalg.norm(V, axis=1)), "dV: the factor m/n"),
+        (lambda dW, V, m: grad_V(dW, V, np.ones_like(m)), "dV: m is missing"),
+        (lambda dW, V, m: grad_V(dW, V, m * np.linalg.norm(V, axis=1)), "dV: m where m/n belongs"),
+        (lambda dW, V, m: with_square(dW, V, m, 0), "dV: V_o is not of length 1"),
+        (lambda dW, V, m: with_square(dW, V, m, 1), "dV: n where n.2 belongs"),
+        (lambda dW, V, m: with_square(dW, V, m, 2, -1), "dV: the gradient through DoRA's norm is added"),
+        (lambda dW, V, m: grad_V(dW, V, m) - with_square(dW, V, m, 2, 0), "dV: this passes through n"),
+        (lambda dW, V, m: m / np.linalg.norm(V, axis=1) * dW, "dV: n is held constant.*; and keepdims"),
+        (lambda dW, V, m: m / (n := (V**2).sum(1) ** 0.5) * (dW - V * (dW * V).sum(1) / n**2), "dV: keepdims"),
+        (lambda dW, V, m: -grad_V(dW, V, m), "dV: the sign"),
+    ],
+}
+"""By grader: answers that people give, and the end of what is said."""
+
+
+@pytest.mark.parametrize("grader", WRONG)
+def test_a_wrong_answer_gets_its_own_hint(grader, capsys):
+    for answer, hint in WRONG[grader]:
+        assert getattr(exercises, grader)(answer) is False, hint
+        assert re.match(f"(?s)Not yet. .*{hint}", capsys.readouterr().out.strip())
+
+
+SCALES = {
+    "alpha/r is missing": lambda s, N, out: 1 / s,
+    "the sign": lambda s, N, out: -1,
+    "a factor of 2": lambda s, N, out: 2,
+    "wrong mean": lambda s, N, out: 1 / N,
+    "a division by out": lambda s, N, out: 1 / out,
+}
+
+
+@pytest.mark.parametrize("some", [*combinations(SCALES, 2), *combinations(SCALES, 3)], ids=" and ".join)
+def test_two_or_three_wrong_factors_are_named(some, capsys):
+    def wrong(dy, h, s):
+        return s * dy.T @ h * np.prod([SCALES[name](s, *dy.shape) for name in some])
+
+    assert not exercises.check_grad_B(wrong)
+    said = capsys.readouterr().out
+    assert [name in said for name in SCALES] == [name in some for name in SCALES]
+
+
+@pytest.mark.parametrize("grader", ["check_loss_gradient", "check_grad_B", "check_grad_h", "check_grad_A"])
+def test_an_answer_off_by_a_millionth_is_refused(grader, capsys):
+    assert not getattr(exercises, grader)(lambda *args: RIGHT[grader](*args) * (1 + 1e-6))
+    assert "1.000001 times" in capsys.readouterr().out
+
+
+def test_an_answer_off_by_rounding_is_right():
+    assert exercises.check_grad_B(lambda dy, h, s: s * dy.T @ h * (1 + 1e-10))
+
+
+def test_an_answer_that_changes_its_argument_is_told_so(capsys):
+    def in_place(dy, h, s):
+        dy *= s
+        return dy.T @ h
+
+    assert not exercises.check_grad_B(in_place)
+    assert "changed its argument dy in place" in capsys.readouterr().out
+
+
+def test_how_far_two_factors_are_is_told(capsys):
+    seen = []
+    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.zeros((2, 7)), np.zeros((5, 2))))
+    off = np.linalg.norm(seen[0])
+    least = (off**2 - (np.linalg.svd(seen[0], compute_uv=False)[:2] ** 2).sum()) ** 0.5
+    assert f"B A is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
+
+
+class NoArray:
+    """As a tensor that needs gradients: NumPy cannot take it."""
+
+    def __array__(self, *_, **__):
+        raise RuntimeError("no array")
+
+
+ODD = [
+    *(None, "dB", 1j, float("nan"), 10**400, True, {"dB": 1}, {1, 2}, object(), [], b"abc", NoArray(), len, range(3)),
+    *([[1, 2], [3]], [["A"]], ("A", ["B"]), np.zeros((0, 3)), np.array(["a"]), np.array([None, 1]), (None,) * 3),
+    *(np.timedelta64(1), np.ma.masked_array([1.0], [1]), [NoArray()] * 2, (1, 2, 3), np.zeros((1,) * 30)),
+    *((np.full((2, 7), np.nan), np.zeros((5, 2))), (np.zeros((2, 7, 1)), np.zeros((5, 2))), (NoArray(),) * 3),
+]
+
+
+@pytest.mark.parametrize("grader", RIGHT)
+def test_an_odd_answer_is_a_hint_and_no_traceback(grader, capsys):
+    for value in ODD:
+        assert getattr(exercises, grader)(lambda *_, value=value: value) is False
+        assert capsys.readouterr().out.startswith("Not yet. ")
+    assert getattr(exercises, grader)(5) is False
+    assert "your code stopped with TypeError: 'int' object is not callable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("grader", [name for name in RIGHT if name not in ("check_first_to_move", "check_factors")])
+def test_each_known_mistake_gets_its_own_words(grader, capsys, monkeypatch):
+    """No hint hides behind another: the mistake itself, as an answer, is told by its own."""
+    listed = []
+    monkeypatch.setattr(functions, "grade", lambda _, *given: listed.append(given))
+    getattr(exercises, grader)(RIGHT[grader])
+    ((forms, factors, *rest),) = listed
+    beside = rest[1] if len(rest) > 1 else lambda d: 0
+
+    def said(result, formula):
+        def answer(d):
+            values = [beside(d) + np.asarray((formula if name == result else forms[name][0][0])(d)) for name in forms]
+            return values if len(values) > 1 else values[0]
+
+        assert not grading.grade(answer, forms, factors, *rest)
+        return capsys.readouterr().out
+
+    for result, ((right, _), *wrong) in forms.items():
+        for formula, hint in wrong:
+            assert f"{result}: {hint}" in said(result, formula)
+        for factor, hint in factors:
+            assert f"{result}: {hint}\n" in said(result, lambda d, f=factor, right=right: f(d) * right(d))

@@ -1,0 +1,153 @@
+"""Each question has its answer, its reason, and a hint for each likely mistake."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import exercises
+from minilora.exercises import experiments, questions
+
+PREDICTIONS = {
+    "first step": 0.01,
+    "larger gradients": 1,
+    "larger alpha": 2,
+    "larger alpha, plain steps": 4,
+    "off by one": 50,
+    "7B in full": 6.738 * (2 + 4 + 2 + 8),
+    "7B at 4 bits": 6.476 * 4.127 / 8 + 0.262 * 2 + 32 * 16 * (4 * 8192 + 3 * 15104) * 16 / 1e9,
+    "rank from a curve": "4",
+    "rate from a curve": "0.002",
+    "first move, one row": "1",
+    "first move, many rows": "1/4",
+    "along V": 0,
+}
+
+
+def say(question, guess, capsys):
+    """Return whether a guess is right, and what is said."""
+    right = exercises.check_prediction(question, guess)
+    return right, capsys.readouterr().out.strip()
+
+
+@pytest.fixture(autouse=True)
+def nobody_has_guessed(monkeypatch):
+    monkeypatch.setattr(questions, "_wrong", Counter())
+
+
+@pytest.mark.parametrize("question", PREDICTIONS)
+def test_a_right_prediction_is_told_why(question, capsys):
+    right, said = say(question, PREDICTIONS[question], capsys)
+    assert right
+    assert said.startswith("Right: ")
+    assert said.endswith(f" {exercises.QUESTIONS[question].why}")
+
+
+OFF = {
+    "first step": [0, 1, 0.001, -0.01],
+    "larger gradients": [100, 0.01, 10],
+    "larger alpha": [1, 4, 2**0.5, 0.5],
+    "larger alpha, plain steps": [1, 2, 8],
+    "off by one": [0, 1, 50**0.5, 50**2],
+    "7B in full": [6.738 * 2, 6.738 * 4, 6.738 * 8, 6.738 * 12, 6.738 * 14, 6.738 * 16 * 1e9 / 2**30, 6.738 * 18],
+    "7B at 4 bits": [0.64, 6.476 * 4.127 / 8 + 0.262 * 2, 6.738 * 2 + 0.64, 107.8],
+    "rank from a curve": ["1", "2", "8", "16"],
+    "rate from a curve": ["0.0005", "0.008", "0.03", "0.12"],
+    "first move, one row": ["1/16", "1/4", "4", "16"],
+    "first move, many rows": ["1/16", "1", "4", "16"],
+    "along V": [1, -1],
+}
+"""Wrong answers, each reckoned as somebody would who makes the mistake that stands at its place in questions.toml."""
+
+
+@pytest.mark.parametrize("question", PREDICTIONS)
+def test_a_likely_wrong_prediction_gets_its_own_hint(question, capsys):
+    hints = [hint for _, hint in exercises.QUESTIONS[question].known]
+    assert [say(question, guess, capsys) for guess in OFF[question]] == [(False, f"Not yet. {hint}") for hint in hints]
+    assert not {*hints} & {*exercises.QUESTIONS[question].hints}
+
+
+@pytest.mark.parametrize("question", PREDICTIONS)
+def test_a_second_wrong_prediction_gets_another_hint(question, capsys):
+    asked = exercises.QUESTIONS[question]
+    if asked.choices:  # each wrong one has its own
+        assert {*dict(asked.known), PREDICTIONS[question]} == {*asked.choices}
+        return
+    said = [say(question, guess, capsys) for guess in (345, 3456, 34567)]
+    assert said == [(False, f"Not yet. {hint}") for hint in (*asked.hints, asked.hints[1])]
+    assert say(question, PREDICTIONS[question], capsys)[0]
+    assert say(question, 345, capsys) == said[0]
+
+
+@pytest.mark.parametrize(
+    "question", [q for q, right in PREDICTIONS.items() if isinstance(right, (int, float)) and right]
+)
+def test_a_prediction_may_be_off_by_5_percent(question, capsys):
+    number = questions.sheet(question)["answer"]
+    assert [say(question, number * f, capsys)[0] for f in (0.94, 0.951, 1.049, 1.06)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("question", ["first step", "7B in full", "7B at 4 bits"])
+def test_no_hint_gives_a_number_away(question):
+    asked = exercises.QUESTIONS[question]
+    hints = (*asked.hints, *dict(asked.known).values())
+    assert not [hint for hint in hints if f"{PREDICTIONS[question]:.3g}" in re.findall(r"[\d.]*\d", hint)]
+
+
+def test_a_prediction_of_another_kind_is_refused(capsys):
+    assert PREDICTIONS.keys() == exercises.QUESTIONS.keys() == experiments.EXPERIMENTS.keys()
+    with pytest.raises(ValueError, match=r"question must be .* got 'second step'"):
+        exercises.check_prediction("second step", 1)
+    with pytest.raises(TypeError, match="guess must be a number, got 'one'"):
+        exercises.check_prediction("first step", "one")
+    with pytest.raises(ValueError, match="guess must be '1', '2', '4', '8' or '16', got '32'"):
+        exercises.check_prediction("rank from a curve", 32)
+    assert not questions._wrong
+    assert not capsys.readouterr().out
+
+
+def test_a_choice_may_be_given_as_a_number(capsys):
+    assert exercises.check_prediction("rank from a curve", 4)
+    assert not exercises.check_prediction("first move, many rows", 16)
+
+
+def test_the_first_move_has_two_regimes():
+    """One row keeps it at alpha/r, unrelated rows at alpha/sqrt(r); the other scaling makes a factor of 4 each."""
+    found = [experiments.growth(rows, root) for rows, root in ((1, False), (1, True), (256, False), (256, True))]
+    assert np.allclose(np.log2(found), [0, 2, -2, 0], atol=0.5)
+
+
+def test_the_curve_that_is_fitted_always_falls():
+    fitted, new = zip(*exercises.rank_curve().values(), strict=True)
+    assert list(fitted) == sorted(fitted, reverse=True)
+    assert new[2] < 0.8 * min(new[:2] + new[3:])
+
+
+def test_the_module_says_how_to_begin(capsys):
+    from minilora.exercises.__main__ import main
+
+    assert main() == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{step} " in said for step in range(1, 16))
+    assert all(f"{name!r}: {question.text}" in said for name, question in exercises.QUESTIONS.items())
+    assert "`" not in said
+    rows = [line for line in said.splitlines() if re.match(r"\d+ ", line)]
+    assert {line[56:58] for line in rows} == {"  "}  # the columns stand
+
+
+def test_the_solutions_on_the_page_are_right(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "exercises.md").read_text(encoding="utf-8")
+    cells = re.findall(r"^```\{code-cell\} ipython3\n---\n(.*?)\n---\n(.*?)^```", page, re.S | re.M)
+    solutions = [code for options, code in cells if "tags: [hide-cell]" in options]
+    graders = [name for name in exercises.__all__ if name.startswith("check_") and name != "check_prediction"]
+    assert sorted(re.search(r"exercises\.(check_\w+)", code)[1] for code in solutions) == sorted(graders)
+    assert re.findall(r'^ask\("(.*)"\)$', page, re.M) == list(exercises.QUESTIONS)
+    for code in solutions:
+        exec(code, {"np": np, "exercises": exercises})
+    assert "Not yet" not in (said := capsys.readouterr().out)
+    assert "is not what comes out" not in said
+    folded = "".join(solutions)
+    shown = re.sub(r"^```\{code-cell\} ipython3\n---\n.*?\n---\n.*?^```", "", page, flags=re.S | re.M)
+    assert [line for line in folded.splitlines() if re.match(r"    (return|d[hABx]\b)", line) and line in shown] == []
