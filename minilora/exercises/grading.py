@@ -129,7 +129,7 @@ def grade(
     if problem and (values or not lines):  # where a hint says what does not fit, NumPy's words for it add nothing
         lines.append(f"({problem})" if lines else problem)
     elif unknown:
-        is_count = np.ndim(tries[0][0][unknown[0]]) == 0
+        is_count = np.ndim(forms[unknown[0]][0][0](both[0])) == 0
         count, entry = "write down the shapes of A and B", "the right shape, the wrong values; write out an entry"
         lines.append(f"{' and '.join(unknown)}: {count if is_count else entry}")
     return say("\n".join(lines))
@@ -165,14 +165,11 @@ def factors_of(value: Any, form: Any, d: Data, factors: Sequence[Hinted], times:
 
 
 def multiple(value: Any, form: Any) -> float | None:
-    """Return by which number a form must be multiplied to give a value, 1 where it is the same; None for no number."""
-    if value is None or form is None or np.shape(value) != np.shape(form):
-        return None
-    if same(value, form):
-        return 1.0
-    square = np.vdot(form, form)
-    times = float(np.vdot(form, value).real / square) if np.size(form) > 1 and square else 0.0
-    return times if times and same(value, times * form) else None
+    """Return by which number a form must be multiplied to give a value; None where no number does."""
+    if value is None or form is None or np.size(form) == 1:  # any number is a multiple of another
+        return 1.0 if same(value, form) else None
+    found = naming.factor(value, form, lambda times: allowed(times * form))
+    return found.value if found and found.value else None  # nothing at all is no multiple
 
 
 def called(answer: Formula, d: Data, shapes: Mapping[str, tuple]) -> tuple[dict[str, Any], str | None]:
@@ -220,9 +217,11 @@ def is_numbers(value: Any) -> bool:
 
 
 def _less(value: Any, beside: Any) -> Any:
+    """Return a value without what is beside it; None where it has another shape, or is no real number."""
+    real = np.real_if_close(value)
     try:
-        return np.asarray(value) - beside
-    except ValueError:  # a shape that does not fit
+        return None if np.iscomplexobj(real) else real - beside
+    except ValueError:
         return None
 
 
@@ -239,9 +238,7 @@ def allowed(expected: Any) -> Any:
 
 def same(value: Any, expected: Any) -> bool:
     """Return whether two arrays have one shape and, up to rounding, the same numbers."""
-    if value is None or np.shape(value) != np.shape(expected):
-        return False
-    return naming.off(np.asarray(value), expected, allowed(expected)) <= 1
+    return value is not None and expected is not None and naming.off(value, expected, allowed(expected)) <= 1
 
 
 def value_or_none(formula: Formula, d: Data) -> Any:

@@ -113,6 +113,8 @@ WRONG = {
         (lambda dy, h, s: "dB", "must be numbers, you returned a str"),
         (lambda dy, h, s: [[1, 2], [3]], "must be numbers, you returned 2 values"),
         (lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
+        (lambda dy, h, s: dy.T @ h * 0, "dB: the right shape, the wrong values"),
+        (lambda dy, h, s: dy.T @ h * 1j, "dB: the right shape, the wrong values"),
         (lambda dy, h, s: dy.T @ unknown, "NameError"),  # noqa: F821
     ],
     "check_grad_h": [
