@@ -1,21 +1,24 @@
-"""The audit: an adapter's files read, looked up in a model, and judged."""
+"""The audit: an adapter's files read, looked up in a model, and judged; and its report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from .adapteropening import open_adapter
-from .auditreport import AuditReport
-from .configkeys import key_findings
-from .findings import NOTE, SUSPICIOUS, Finding, listed
-from .landing import Landing, land
-from .mergeloss import Loss, losses
-from .modelheaders import open_model
-from .numbers import number_findings, numbers_of
-from .peftadapter import own_findings
-from .shapes import compare_shapes
-from .targets import coverage, target_findings
+from ..conformance.report import Diagnosis, Report
+from . import changes, contents, fitting, formats, keys, landing, numbers
+from .changes import FORMATS, Loss, Sums
+from .contents import Kind, kind_of
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted
+from .headers import AdapterFile, Module, open_model
+from .landing import Landing
+from .numbers import Numbers
+
+FEW = 12
+"""Modules that the report shows one by one; of more it shows the kinds, and each module with ``--all``."""
 
 
 def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> AuditReport:
@@ -44,47 +47,172 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> A
     """
     if merge and model is None:
         raise ValueError("--merge needs --model: it compares the change with the weights")
-    file = open_adapter(adapter)
-    headers = None if model is None else open_model(model)
-    landing = Landing()
-    if headers is not None:
-        landing = land(file, headers)
-        compare_shapes(file, headers, landing)
-    numbers = {path: numbers_of(file, module) for path, module in file.modules.items()}
-    findings = [*file.findings, *number_findings(file, numbers), *landing.findings]
-    if file.config is not None and "PEFT" in file.format:
-        findings += own_findings(file, headers.modules if headers is not None else ())
-    findings += [
-        *target_findings(file, headers, landing if headers is not None else None), *key_findings(file),
-    ]  # fmt: skip
+    file = formats.open_adapter(adapter)
+    landed = None if model is None else landing.land(file, open_model(model))
+    if landed is not None:
+        fitting.fit(file, landed)
+    read = {path: numbers.read_numbers(module) for path, module in file.modules.items()}
+    found: list[Finding] = [*formats.empty(file), *file.findings, *formats.without_config(file)]
+    found += (finding for rule in numbers.RULES for finding in rule(file, read))
+    if landed is not None:
+        found += (finding for rule in (*landing.RULES, *fitting.RULES) for finding in rule(file, landed))
+    found += (finding for rule in contents.RULES for finding in rule(file, landed))
+    if file.is_peft:
+        found += (finding for rule in keys.RULES for finding in rule(file))
     merged: dict[str, Loss | None] | None = None
-    if merge and headers is not None:
-        merged = dict(losses(file, headers, landing, numbers))
-        findings += _merge_findings(merged)
-    kinds = coverage(file, headers, landing if headers is not None else None)
+    if merge and landed is not None:
+        merged = changes.losses(file, landed, read)
+        found += (finding for rule in changes.RULES for finding in rule(merged))
     return AuditReport(
-        file.path.name or str(file.path),
-        "audit",
-        adapter=file,
-        model=headers,
-        landing=landing,
-        numbers=numbers,
-        findings=findings,
-        kinds=list(kinds),
-        merged=merged,
-    )
+        file.path.name or str(file.path), "audit", adapter=file, landing=landed, numbers=read, findings=found,
+        kinds=contents.coverage(file, landed), merged=merged,
+    )  # fmt: skip
 
 
-def _merge_findings(merged: dict[str, Loss | None]) -> Iterator[Finding]:
-    """Yield what the weights show: a magnitude on the other axis, a change larger than the weight."""
-    other = [path for path, loss in merged.items() if loss is not None and (loss.magnitudes or 0) > 1.5]
-    if other:
-        text = (
-            f"the magnitude of {listed(other)} is nearer to the lengths of the weight's columns than to those of "
-            "its rows: it lies on the other axis, which a square weight's shape does not show"
-        )
-        yield Finding(SUSPICIOUS, "magnitude-axis", text, tuple(other))
-    if large := [path for path, loss in merged.items() if loss is not None and loss.relative > 1]:
-        yield Finding(
-            NOTE, "change-above-weight", f"the change is larger than the weight itself: {listed(large)}", tuple(large)
-        )
+@dataclass(repr=False)
+class AuditReport(Report):
+    """What an audit found: the findings, what the file is, where it lands, what merging loses, its modules."""
+
+    adapter: AdapterFile = field(kw_only=True)
+    numbers: dict[str, Numbers] = field(kw_only=True)  # of each module
+    findings: list[Finding] = field(kw_only=True)
+    kinds: list[Kind] = field(kw_only=True)
+    landing: Landing | None = None  # in the model, where there is one
+    merged: dict[str, Loss | None] | None = None  # what merging loses, where that was asked for
+
+    def __post_init__(self) -> None:
+        """Fill in what every report has: the heaviest findings are the diagnoses."""
+        serious, notes = [*self.of(WRONG), *self.of(SUSPICIOUS)], self.of(NOTE)
+        self.word = serious[0].level.upper() if serious else "SOUND"
+        for finding in serious:
+            level = "" if finding.level == serious[0].level else f"{finding.level}: "
+            self.found.append(Diagnosis(f"{level}{finding.text}", finding.code, cases=finding.modules))
+        if serious:
+            self.lines.append(self._what())
+        else:
+            self.text = self._what() + (f"; {counted(len(notes), 'note')}" if notes else "")
+        self.lines += [f"note: {finding.text} [{finding.code}]" for finding in notes]
+        self.lines.append(f"{self.adapter.bytes:,} bytes in {self.adapter.tensors.path}")
+        self.lines += [*self._coverage(), *self._merge()]
+        each = [[path] for path in self.adapter.modules]
+        of_kinds: dict[str, list[str]] = {}
+        for path in self.adapter.modules:
+            of_kinds.setdefault(kind_of(path), []).append(path)
+        self.rows += [*self.lines, *self._table(each)]
+        self.lines += self._table(each if len(each) <= FEW else of_kinds.values())
+        self.not_offered += [] if self.landing else ["whether the modules land (--model)"]
+        self.not_offered += ["what merging loses (--merge)"] if self.merged is None else []
+        self.details |= self._details()
+
+    def of(self, level: str) -> list[Finding]:
+        """Return the findings of one weight."""
+        return [finding for finding in self.findings if finding.level == level]
+
+    def _what(self) -> str:
+        """Say what the file is, and how much of it is found in the model."""
+        modules = self.adapter.modules.values()
+        types = sorted({m.tensors.dtypes[name] for m in modules for name in m.parts.values()})
+        ranks, scalings = (m.rank_in_file for m in modules), (m.scaling for m in modules)
+        parts = [f"{self.adapter.format} of {counted(len(modules), 'module')}"]
+        parts += [f"rank {rank}"] if (rank := _range(ranks)) else []
+        parts.append(f"scaling {_range(scalings) or 'unknown'}")
+        parts.append(f"{self.adapter.numbers:,} numbers in {'/'.join(types) or 'no tensors'}")
+        if self.landing is None:
+            return ", ".join([*parts, "not looked up in a model"])
+        path = self.landing.model.path
+        return ", ".join([*parts, f"{self.landing.found} of {len(modules)} found in {path.name or path}"])
+
+    def _coverage(self) -> list[str]:
+        if self.landing is None:
+            return [f"modules: {', '.join(f'{kind.name} in {kind.adapted}' for kind in self.kinds) or 'none'}"]
+        kinds = ", ".join(f"{kind.name} {kind.adapted} of {kind.total}" for kind in self.kinds)
+        fitting, packed = len(self.landing.fitting), len(self.landing.packed)
+        few = f"; {packed} not compared, where the weights are in few bits" if packed else ""
+        lost = [f"not found in the model: {path}" for path in self.landing.lost]
+        return [f"modules: {kinds}", *lost, f"shapes: {fitting} fit{few}"]
+
+    def _merge(self) -> list[str]:
+        if self.merged is None:
+            return []
+        lines = ["merging: of the change, the part that is kept along its direction, and the noise beside it"]
+        lines += [f"  {name:9} {self._sums(name, self.merged)}" for name in FORMATS]
+        skipped = sum(loss is None for loss in self.merged.values())
+        lines += [f"  not looked at, where experts or few bits: {counted(skipped, 'module')}"] if skipped else []
+        return lines
+
+    def _sums(self, name: str, paths: Iterable[str]) -> Sums:
+        """Return what merging some modules in one format loses."""
+        sums, losses = Sums(), ((self.merged or {}).get(path) for path in paths)
+        for loss in losses:
+            if loss is not None and name in loss.formats:
+                sums += loss.formats[name]
+        return sums
+
+    def _table(self, groups: Iterable[list[str]]) -> list[str]:
+        """Return a line for each group of modules, below a head: a module, or all modules of a kind."""
+        rows = [["module", "kind", "out x in", "rank", "scaling", "|delta W|"]]
+        rows[0] += [] if self.merged is None else ["/ |W|", *FORMATS]
+        for paths in groups:
+            modules = [self.adapter.modules[path] for path in paths]
+            first = paths[0] if len(paths) == 1 else f"{kind_of(paths[0])} in {len(paths)}"
+            row = [first, _one({_kind(m) for m in modules}), _one({_sides(m) for m in modules})]
+            row += [_range(m.rank_in_file for m in modules) or "-", _range(m.scaling for m in modules) or "-"]
+            row += [_range(self.numbers[path].norm for path in paths) or "-"]
+            if self.merged is not None:
+                losses = [loss for path in paths if (loss := self.merged.get(path)) is not None]
+                row += [_range((loss.relative for loss in losses), "{:.2g}") or "-"]
+                row += [str(self._sums(name, paths)) for name in FORMATS]
+            rows.append(row)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = []
+        for row in rows:
+            words = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
+            figures = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+            lines.append("  ".join([*words, *figures]).rstrip())
+        return lines
+
+    def _details(self) -> dict[str, Any]:
+        adapter, landed = self.adapter, self.landing is not None
+        return {
+            "adapter": {
+                "path": str(adapter.path), "file": str(adapter.tensors.path), "format": adapter.format,
+                "numbers": adapter.numbers, "bytes": adapter.bytes,
+            },
+            "model": str(self.landing.model.path) if self.landing else None,
+            "findings": [vars(finding) | {"modules": list(finding.modules)} for finding in self.findings],
+            "kinds": [{"kind": k.name, "adapted": k.adapted, "total": k.total if landed else None} for k in self.kinds],
+            "modules": [self._module(path, module) for path, module in adapter.modules.items()],
+        }  # fmt: skip
+
+    def _module(self, path: str, m: Module) -> dict[str, Any]:
+        norm, loss, landed = self.numbers[path].norm, (self.merged or {}).get(path), self.landing
+        lost = {name: {"kept": sums.part, "noise": sums.noise} for name, sums in (loss.formats if loss else {}).items()}
+        return {
+            "module": path, "kind": m.kind, "experts": m.experts, "shape": list(m.widths) if m.widths else None,
+            "rank": m.rank_in_file, "alpha": m.alpha, "scaling": m.scaling,
+            "delta": norm if norm is None or math.isfinite(norm) else None,
+            "weight": landed.places.get(path) if landed else None, "fits": path in landed.fitting if landed else None,
+            "merged": {"relative": loss.relative, **lost} if loss else None,
+        }  # fmt: skip
+
+
+def _kind(module: Module) -> str:
+    if module.kind == "experts":
+        return f"{module.experts} experts"
+    return module.kind + (" DoRA" if "magnitude" in module.parts else "")
+
+
+def _sides(module: Module) -> str:
+    return " x ".join(map(str, module.widths)) if module.widths else "-"
+
+
+def _one(texts: set[str]) -> str:
+    """Return what all modules of a group have."""
+    return texts.pop() if len(texts) == 1 else "several"
+
+
+def _range(values: Iterable[float | None], form: str = "{:.4g}") -> str:
+    """Return one value, or the smallest and the largest of several; nothing where none is known."""
+    known = sorted({value for value in values if value is not None})
+    ends = known if len(known) < 2 else [known[0], known[-1]]
+    return " to ".join(form.format(value) for value in ends)

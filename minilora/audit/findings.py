@@ -1,9 +1,13 @@
-"""What an audit finds: each thing with its weight, and the modules that it is about."""
+"""What an audit finds: each thing with its weight, its code, a sentence, and the modules that it is about.
+
+A rule is a function of an `Audited` that yields findings. The rules of a file stand in its `RULES`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..checks import short
 
@@ -23,16 +27,41 @@ class Finding:
     modules: tuple[str, ...] = ()  # that it is about, or tensors
 
 
+Rule = Callable[[Any], Iterator[Finding]]
+Fault = tuple[str, str, str]
+"""What is wrong with one module: level, code and text."""
+
+
+def found(
+    level: str, code: str, text: str, names: Iterable[str], what: str = "module", **values: Any
+) -> Iterator[Finding]:
+    """Yield a finding where there are names that it is about: `{names}` in the text lists them, `{count}` counts them.
+
+    `{has}` is the verb that follows `{names}`. `what` says what the names are of.
+    """
+    if names := tuple(names):
+        has = "has" if len(names) == 1 else "have"
+        text = text.format(names=listed(names, what), count=counted(len(names), what), has=has, **values)
+        yield Finding(level, code, text, names)
+
+
+def alike(faults: Iterable[tuple[str, Fault]]) -> Iterator[Finding]:
+    """Yield one finding for each level and code: what is wrong with the first module, and where it is wrong too."""
+    texts: dict[tuple[str, str], str] = {}
+    paths: dict[tuple[str, str], list[str]] = {}
+    for path, (level, code, text) in faults:
+        texts.setdefault((level, code), text)
+        paths.setdefault((level, code), []).append(path)
+    for (level, code), of_it in paths.items():
+        also = f"; so in {counted(len(of_it), 'module')}: {listed(of_it)}" if len(of_it) > 1 else ""
+        yield Finding(level, code, f"{short(of_it[0])}: {texts[level, code]}{also}", tuple(of_it))
+
+
 def listed(names: Sequence[str], what: str = "module") -> str:
     """Return some names and the count of the rest: "'a', 'b', 'c' and 7 more modules"."""
     text = ", ".join(short(name) for name in names[:SHOWN])
     more = len(names) - SHOWN
     return text if more <= 0 else f"{text} and {more} more {what}{'s' if more > 1 else ''}"
-
-
-def have(names: Sequence[str]) -> str:
-    """Return the verb after `listed`: "has" after one name, "have" after several."""
-    return "has" if len(names) == 1 else "have"
 
 
 def counted(count: int, what: str) -> str:

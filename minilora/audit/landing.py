@@ -1,7 +1,14 @@
 """Which weight of the model each module of an adapter changes, and which modules land on none.
 
-A path is looked up as it is, then under the names that the same module has in other files of the model, and then as a
-mistake makes it: see `.spellings`. So what is wrong gets a name, and the shapes can be compared all the same.
+A path is looked up as it is, and under the names that the same module has in other files of the model:
+
+    transformer.h.0.attn         h.0.attn                        a checkpoint of the model without its head
+    model.language_model.X       language_model.model.X          a model that sees: its files have older names
+    model.layers.0.mlp           model.layers.0.block_sparse_moe
+
+Then it is looked up under the names that a mistake makes: ``_orig_mod.`` of a compiled model, ``module.`` of a
+distributed one, ``model.`` once too often or not at all. So what is wrong gets a name, and the shapes can be compared
+all the same.
 """
 
 from __future__ import annotations
@@ -9,83 +16,74 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..checks import short
+from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
+from ..files.peft import PREFIX
 from ..language.gguf import ARCHITECTURES
-from .adapterfile import AdapterFile
-from .findings import NOTE, WRONG, Finding, counted, listed
-from .modelheaders import ModelHeaders
-from .spellings import KOHYA_PREFIXES, Fault, Spellings
+from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, listed
+from .headers import AdapterFile, ModelHeaders, Module
 
 ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 """The number of a layer in a path."""
+EXPERT = re.compile(r"\.experts\.(?:\d+\.)?")
+SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Modules that some models keep in one matrix."""
+KOHYA_PREFIXES = (
+    "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "",
+)  # fmt: skip
+BODIES = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "gpt_neox")
+"""What a model without its head is called in the one with it."""
+HEADLESS_TASKS = ("FEATURE_EXTRACTION",)
+WITH_HEAD = re.compile(r"For[A-Z]|LMHead")
 
 
 @dataclass
 class Landing:
-    """Where the modules of an adapter land in a model."""
+    """Where the modules of an adapter land in a model, and whether they fit there."""
 
+    model: ModelHeaders
     places: dict[str, str] = field(default_factory=dict)  # the model's path of each module that lands
+    misnamed: dict[str, Fault] = field(default_factory=dict)  # what is wrong with the name of one that lands
     lost: list[str] = field(default_factory=list)  # the modules that land nowhere
-    misnamed: set[str] = field(default_factory=set)  # those that would land, and under their own names do not
-    turned: set[str] = field(default_factory=set)  # the modules whose weight is stored (in, out)
+    elsewhere: list[str] = field(default_factory=list)  # those that are of another part of an image model
+    misfits: dict[str, Fault] = field(default_factory=dict)  # what is wrong with the shapes, see `.fitting`
     fitting: set[str] = field(default_factory=set)  # the modules whose shapes were compared, and fit
+    turned: set[str] = field(default_factory=set)  # the modules whose weight is stored (in, out)
     packed: set[str] = field(default_factory=set)  # the modules whose weight's shape cannot be seen
-    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def found(self) -> int:
+        """How many modules are found in the model under names that are right."""
+        return len(self.places) - sum(level == WRONG for level, *_ in self.misnamed.values())
 
 
 def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
     """Look up each module of an adapter in a model."""
-    landing = Landing()
-    spellings = Spellings(adapter, model)
-    faults: dict[Fault, list[str]] = {}
-    tied = []
+    landing, spellings = Landing(model), Spellings(adapter, model)
     for path, module in adapter.modules.items():
-        last = path.rpartition(".")[2]
-        if model.tied and last in (EMBEDDING, HEAD, "wte"):
-            tied.append(path)
         place, fault = spellings.place(_original(path, adapter), module)
         if place is None:
             landing.lost.append(path)
             continue
         landing.places[path] = place
         if fault is not None:
-            faults.setdefault(fault, []).append(path)
-    for (level, code, text), paths in faults.items():
-        landing.findings.append(Finding(level, code, f"{text}: {listed(paths)}", tuple(paths)))
-        landing.misnamed |= {*paths} if level == WRONG else set()
+            landing.misnamed[path] = fault
     if "kohya" in adapter.format and landing.places:
         here = {_part_of(path) for path in landing.places}
-        if elsewhere := [path for path in landing.lost if _part_of(path) not in here]:
-            text = f"{counted(len(elsewhere), 'module')} of another part than this model: {listed(elsewhere)}"
-            landing.findings.append(Finding(NOTE, "another-part", text, tuple(elsewhere)))
-            landing.lost = [path for path in landing.lost if path not in {*elsewhere}]
-    if landing.lost:
-        landing.findings.append(_lost(adapter, model, landing))
-    if (kinds := _architectures(adapter, model)) is not None:
-        text = (
-            f"general.architecture is {kinds[0]!r} in the adapter and {kinds[1]!r} in the model: llama.cpp refuses it"
-        )
-        landing.findings.append(Finding(WRONG, "architecture-differs", text))
-    if tied:
-        text = (
-            f"the head is the embedding in this model, and the adapter changes {listed(tied)}: the one it changes and "
-            "not the other; some engines change both, and GGUF adapters cannot hold it"
-        )
-        landing.findings.append(Finding(NOTE, "tied-head", text, tuple(tied)))
+        landing.elsewhere = [path for path in landing.lost if _part_of(path) not in here]
+        landing.lost = [path for path in landing.lost if _part_of(path) in here]
     return landing
 
 
 def _original(path: str, adapter: AdapterFile) -> str:
     """Return the path in the base of a module of a model in which `layer_replication` has layers several times."""
-    ranges = (adapter.config or {}).get("layer_replication")
-    layer = BODY.search(path)
+    ranges, layer = adapter.get("layer_replication"), BODY.search(path)
     if layer is None or not isinstance(ranges, list):
         return path
     wanted = int(layer[1])
@@ -99,65 +97,12 @@ def _original(path: str, adapter: AdapterFile) -> str:
     return path
 
 
-def _architectures(adapter: AdapterFile, model: ModelHeaders) -> tuple[str, str] | None:
-    """Return llama.cpp's names for the adapter's kind of model and for the model's, where they differ."""
-    ours, theirs = adapter.tensors.notes.get(ARCHITECTURE), model.config.get(ARCHITECTURE)
-    if not model.is_gguf:
-        theirs = ARCHITECTURES.get(str(model.config.get("model_type")))
-    if adapter.tensors.base is not None or not isinstance(ours, str) or not isinstance(theirs, str):
-        return None
-    return (ours, theirs) if ours != theirs else None
-
-
-def _lost(adapter: AdapterFile, model: ModelHeaders, landing: Landing) -> Finding:
-    """Say which modules land nowhere, and what the model has in their place."""
-    lost = landing.lost
-    deepest = max((int(n) for path in model.modules for n in BODY.findall(path)), default=None)
-    beyond = [p for p in lost if deepest is not None and any(int(n) > deepest for n in BODY.findall(p))]
-    first = lost[0]
-    like = next((p for p in model.modules if p.rpartition(".")[2] == first.rpartition(".")[2]), None)
-    like = like or max(model.modules, key=lambda path: _shared(path, first), default="nothing")
-    text = f"{counted(len(lost), 'module')} of {len(adapter.modules)} that the model has not: {listed(lost)}"
-    if len(beyond) == len(lost):
-        text += f"; the model has layers up to {deepest}: the adapter is of a deeper one"
-    else:
-        text += _in_one(first, model) or f"; the model has such as {short(like)}"
-    level = WRONG
-    if _untranslated(adapter, model, lost):
-        level, text = NOTE, f"{listed(lost)}: llama.cpp's names do not tell all, so whether they land is not known"
-    return Finding(level, "module-unknown", text, tuple(lost))
-
-
-def _in_one(path: str, model: ModelHeaders) -> str:
-    """Say that the model keeps several modules in one matrix and the adapter each by itself, or the other way round."""
-    module, _, name = path.rpartition(".")
-    for whole, parts in FUSED.items():
-        if name in parts and f"{module}.{whole}" in model.modules:
-            return f"; the model has {', '.join(parts)} in one matrix, {short(f'{module}.{whole}')}"
-        if name == whole and all(f"{module}.{part}" in model.modules for part in parts):
-            return f"; the model has {', '.join(parts)} apart, and the adapter has them in one matrix"
-    return ""
-
-
-def _shared(path: str, other: str) -> int:
-    """Return how many parts two paths begin with in common."""
-    pairs = zip(path.split("."), other.split("."), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _untranslated(adapter: AdapterFile, model: ModelHeaders, lost: list[str]) -> bool:
-    """Return whether llama.cpp has names, in one of the two files, that are not known in transformers' words."""
-    if model.is_gguf:
-        return "GGUF" not in adapter.format and any(path.startswith("blk.") for path in model.modules)
-    return "GGUF" in adapter.format and all(path.startswith("blk.") for path in lost)
-
-
 def _part_of(path: str) -> str:
     """Return the prefix by which kohya's names tell the parts of an image model apart."""
     return next(prefix for prefix in KOHYA_PREFIXES if path.startswith(prefix))
 
 
-def renamed(landing: Landing) -> Callable[[str], str]:
+def to_adapter(landing: Landing) -> Callable[[str], str]:
     """Return a function from the model's paths to the adapter's, by the beginnings in which most of them differ."""
     pairs: Counter[tuple[str, str]] = Counter()
     for ours, theirs in landing.places.items():
@@ -168,3 +113,237 @@ def renamed(landing: Landing) -> Callable[[str], str]:
         pairs[".".join([*b, ""]) if b else "", ".".join([*a, ""]) if a else ""] += 1
     (theirs, ours), _ = pairs.most_common(1)[0] if pairs else (("", ""), 0)
     return lambda path: ours + path.removeprefix(theirs) if path.startswith(theirs) else path
+
+
+# --- names ---
+
+
+def _strip(*starts: str) -> Callable[[str], str]:
+    """Return a function that takes these from the beginning of a name, as often as they stand there."""
+    many = re.compile("(?:" + "|".join(map(re.escape, starts)) + ")*")
+    return lambda name: many.sub("", name, count=1)
+
+
+WRAPPER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+WRAPPED: tuple[tuple[str, Callable[[str], str], str], ...] = (
+    ("prefix-orig-mod", lambda name: name.replace("_orig_mod.", ""),
+     "'_orig_mod.' of a compiled model is in the names, so the modules are not found: unwrap the model before saving, "
+     "or take it out of the names"),
+    ("prefix-wrapped", lambda name: WRAPPER.sub("", name),
+     "the names have the part of a wrapper in them, as of FSDP, DeepSpeed or activation checkpointing, so the modules "
+     "are not found"),
+    ("prefix-module", lambda name: name.removeprefix("module."),
+     "'module.' of a distributed model stands before the names, so the modules are not found"),
+    ("prefix-doubled", _strip(PREFIX, "module."),
+     f"the prefix {PREFIX!r} stands twice, so the modules are not found"),
+    ("prefix-model-doubled", lambda name: re.sub(r"^model\.(?=model\.)", "", name),
+     "'model.' stands twice before the names, so the modules are not found"),
+)  # fmt: skip
+"""Wrong names of a wrapped model: the code, what takes the wrapper's part out of a name, and the text.
+
+A name goes through all of them: a row gets what the one before leaves.
+"""
+SEEING = (
+    WRONG,
+    "prefix-language-model",
+    "'language_model.' is in the names, and this model has none: the adapter is of a model that sees, or of its "
+    "language part alone",
+)
+NOT_SEEING = (
+    "prefix-language-model-missing",
+    "the model's names have 'language_model.' in them and the adapter's do not: right for its language part alone, and "
+    "ignored by what loads it whole",
+)
+
+
+class Spellings:
+    """The model's paths, and the names that an adapter may have for them."""
+
+    def __init__(self, adapter: AdapterFile, model: ModelHeaders) -> None:
+        self.adapter, self.model = adapter, model
+        self.paths = {*model.paths}
+        self.flat = {path.replace(".", "_"): path for path in model.modules} if "kohya" in adapter.format else {}
+        self.sees = any(SIGHT.search(path) for path in self.paths)
+        self.mixtures = {match[1] for path in self.paths if (match := re.fullmatch(r"(.+\.experts)\.\d+\.[^.]+", path))}
+
+    def place(self, path: str, module: Module) -> tuple[str | None, Fault | None]:
+        """Return the model's path of a module and, where it bears a wrong name, level, code and text of that."""
+        if self.flat:
+            return self._unflattened(path), None
+        for spelled in self._same(path, module):
+            if self._has(spelled, module):
+                return spelled, None
+        for fault, spelled in self._mistaken(path):
+            for again in self._same(spelled, module):
+                if again != path and self._has(again, module):
+                    return again, fault
+        return None, None
+
+    def _has(self, path: str, module: Module) -> bool:
+        return path in self.paths or (module.kind == "experts" and path.rpartition(".")[0] in self.mixtures)
+
+    def _unflattened(self, path: str) -> str | None:
+        """Return the path whose dots became underscores, behind a prefix that names the part of the model."""
+        for prefix in KOHYA_PREFIXES:
+            name = path.removeprefix(prefix).replace(".", "_")
+            if path.startswith(prefix) and name in self.flat:
+                return self.flat[name]
+        return None
+
+    def _same(self, path: str, module: Module) -> Iterator[str]:
+        """Yield the names that a module may have in the files of a model in which it has this one."""
+        path = path.removesuffix(".weight") if module.kind == "experts" else path  # an array that is a module's weight
+        yield path
+        if ".switch_mlp." in path:  # mlx-lm's name of a mixture's experts
+            yield from self._same(path.replace(".switch_mlp.", ".experts."), module)
+        if path == HEAD and self.model.tied:
+            yield from (name for name in self.model.paths if name.rpartition(".")[2] in (EMBEDDING, "wte"))
+        first, _, rest = path.partition(".")
+        if rest and first in BODIES and not any(name.startswith(f"{first}.") for name in self.paths):
+            yield rest  # a checkpoint of the model without its head
+        if self.sees:
+            yield re.sub(r"^model\.language_model\.", "language_model.model.", path)
+            yield re.sub(r"^model\.language_model\.", "model.", path)
+            yield re.sub(r"^language_model\.model\.", "model.language_model.", path)
+            yield re.sub(r"^language_model\.model\.", "model.", path)
+            yield re.sub(r"^model\.(?=visual|vision|multi_modal|audio)", "", path)
+            yield f"language_model.{path}" if path == HEAD else path
+        for one, other in ((".mlp.", f".{MIXTRAL_MLP}."), (f".{MIXTRAL_MLP}.", ".mlp.")):
+            if one in path:
+                yield path.replace(one, other)
+        for new, old in MIXTRAL.items():
+            for ours, theirs in ((new, old), (old, new)):
+                if path.endswith(f".{ours}") and ".experts." in path:
+                    changed = f"{path.removesuffix(ours)}{theirs}"
+                    yield changed
+                    yield changed.replace(".mlp.", f".{MIXTRAL_MLP}.")
+                    yield changed.replace(f".{MIXTRAL_MLP}.", ".mlp.")
+
+    def _mistaken(self, path: str) -> Iterator[tuple[Fault, str]]:
+        """Yield the mistakes that a name may have in it, and the name without it."""
+        for code, without, text in WRAPPED:
+            if (bare := without(path)) != path:
+                path = bare
+                yield (WRONG, code, text), path
+        without_sight = re.sub(r"(^|\.)language_model\.", r"\1", path)
+        if without_sight != path:
+            for start in ("", "model."):
+                yield SEEING, f"{start}{without_sight}"
+        whole = self.sees and not _of_text_alone(self.model)
+        fault = (SUSPICIOUS if whole else NOTE, *NOT_SEEING)
+        yield fault, f"language_model.{path}"
+        yield fault, re.sub(r"^model\.", "model.language_model.", path)
+        level = _level_without_head(self.adapter)
+        for first in ("model", "transformer", "language_model.model", "model.language_model", "bert", "roberta"):
+            text = "so the modules are not found"
+            if level != WRONG:
+                text = "right for the model without its head, and not found in the whole one"
+            joint = ", " if level == WRONG else ": "
+            yield (
+                (level, "prefix-model-missing", f"{first + '.'!r} is missing before the names{joint}{text}"),
+                f"{first}.{path}",
+            )
+        first, _, rest = path.partition(".")
+        if rest:
+            text = f"{first + '.'!r} before the names is none of the model's, so the modules are not found"
+            yield (WRONG, "prefix-unknown", text), rest
+
+
+def _of_text_alone(model: ModelHeaders) -> bool:
+    classes = model.config.get("architectures")
+    return isinstance(classes, list) and any("ForCausalLM" in str(name) for name in classes)
+
+
+def _level_without_head(adapter: AdapterFile) -> str:
+    """Return how bad it is that names lack the first part: an adapter of the model without its head has such names."""
+    mapping, task = adapter.get("auto_mapping"), adapter.get("task_type")
+    name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if task in HEADLESS_TASKS or (isinstance(name, str) and not WITH_HEAD.search(name)):
+        return NOTE
+    return WRONG if task or name else SUSPICIOUS
+
+
+# --- what is said of it ---
+
+
+def misnamed(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find modules that land once a mistake is taken out of their names."""
+    faults: dict[Fault, list[str]] = {}
+    for path, fault in landing.misnamed.items():
+        faults.setdefault(fault, []).append(path)
+    for (level, code, text), paths in faults.items():
+        yield Finding(level, code, f"{text}: {listed(paths)}", tuple(paths))
+
+
+def another_part(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find modules of an image model's text encoder beside its U-Net, or the other way round."""
+    text = "{count} of another part than this model: {names}"
+    yield from found(NOTE, "another-part", text, landing.elsewhere)
+
+
+def lost(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find modules that land nowhere, and what the model has in their place."""
+    paths, model = landing.lost, landing.model
+    if not paths:
+        return
+    if _untranslated(adapter, landing):
+        text = "{names}: llama.cpp's names do not tell all, so whether they land is not known"
+        yield from found(NOTE, "module-unknown", text, paths)
+        return
+    deepest = max((int(n) for path in model.modules for n in BODY.findall(path)), default=None)
+    first = paths[0]
+    like = next((p for p in model.modules if p.rpartition(".")[2] == first.rpartition(".")[2]), None)
+    like = like or max(model.modules, key=lambda path: _shared(path, first), default="nothing")
+    if deepest is not None and all(any(int(n) > deepest for n in BODY.findall(p)) for p in paths):
+        instead = f"the model has layers up to {deepest}: the adapter is of a deeper one"
+    else:
+        instead = _in_one(first, model) or f"the model has such as {short(like)}"
+    text = "{count} of {total} that the model has not: {names}; {instead}"
+    yield from found(WRONG, "module-unknown", text, paths, total=len(adapter.modules), instead=instead)
+
+
+def _in_one(path: str, model: ModelHeaders) -> str:
+    """Say that the model keeps several modules in one matrix and the adapter each by itself, or the other way round."""
+    module, _, name = path.rpartition(".")
+    for whole, parts in FUSED.items():
+        if name in parts and f"{module}.{whole}" in model.modules:
+            return f"the model has {', '.join(parts)} in one matrix, {short(f'{module}.{whole}')}"
+        if name == whole and all(f"{module}.{part}" in model.modules for part in parts):
+            return f"the model has {', '.join(parts)} apart, and the adapter has them in one matrix"
+    return ""
+
+
+def _shared(path: str, other: str) -> int:
+    """Return how many parts two paths begin with in common."""
+    pairs = zip(path.split("."), other.split("."), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _untranslated(adapter: AdapterFile, landing: Landing) -> bool:
+    """Return whether llama.cpp has names, in one of the two files, that are not known in transformers' words."""
+    if landing.model.is_gguf:
+        return "GGUF" not in adapter.format and any(path.startswith("blk.") for path in landing.model.modules)
+    return "GGUF" in adapter.format and all(path.startswith("blk.") for path in landing.lost)
+
+
+def other_architecture(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find a GGUF adapter of another kind of model."""
+    ours, theirs = adapter.tensors.notes.get(ARCHITECTURE), landing.model.config.get(ARCHITECTURE)
+    if not landing.model.is_gguf:
+        theirs = ARCHITECTURES.get(str(landing.model.config.get("model_type")))
+    if adapter.tensors.weights is None and isinstance(ours, str) and isinstance(theirs, str) and ours != theirs:
+        text = f"general.architecture is {ours!r} in the adapter and {theirs!r} in the model: llama.cpp refuses it"
+        yield Finding(WRONG, "architecture-differs", text)
+
+
+def tied_head(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find a change of one of the two modules that are one array in the model."""
+    tied = [path for path in adapter.modules if path.rpartition(".")[2] in (EMBEDDING, HEAD, "wte")]
+    text = (
+        "the head is the embedding in this model, and the adapter changes {names}: the one it changes and not the "
+        "other; some engines change both, and GGUF adapters cannot hold it"
+    )
+    yield from found(NOTE, "tied-head", text, tied if landing.model.tied else ())
+
+
+RULES = (misnamed, another_part, lost, other_architecture, tied_head)

@@ -8,15 +8,15 @@ One module's tensors are in memory at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..checks import FileRefused, short
 from ..files.tensors import FLOATS
-from .adapterfile import AdapterFile, Module
-from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, have, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, alike, counted, found
+from .headers import AdapterFile, Module, Shape
 
 SENSIBLE = (1e-12, 1e3)
 """Between which the typical change of one weight lies; a trained weight is of the size of 0.02."""
@@ -36,13 +36,13 @@ class Numbers:
     mark: str = ""  # which no two modules share, but for the same factors; empty where one is zero
 
 
-def numbers_of(adapter: AdapterFile, module: Module) -> Numbers:
+def read_numbers(module: Module) -> Numbers:
     """Read a module's tensors, and say what they hold."""
     try:
-        arrays = {part: adapter.tensors.read(name) for part, name in module.parts.items()}
+        arrays = {part: module.tensors.read(name) for part, name in module.parts.items()}
     except FileRefused as error:
         return Numbers(None, unread=str(error))
-    if module.rank_in_file(adapter.tensors) is None:
+    if module.rank_in_file is None:
         return Numbers(None, _zero(arrays), not_finite=_not_finite(module, arrays))
     squares = []
     for A, B in module.pairs(arrays["A"], arrays["B"]):
@@ -75,150 +75,114 @@ def _not_finite(module: Module, arrays: dict[str, np.ndarray]) -> tuple[str, ...
     return tuple(bad)
 
 
-def number_findings(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterator[Finding]:
-    """Yield what is wrong with factors: missing ones, their shapes, and their numbers."""
-    yield from _pairs(adapter)
-    yield from _types(adapter)
-    bad = {path: n for path, n in numbers.items() if n.not_finite}
-    if bad:
-        first = next(iter(bad.values())).not_finite[0]
-        text = f"NaN or infinity in {counted(len(bad), 'module')}: {listed(list(bad))}; {first}"
-        yield Finding(WRONG, "not-finite", text, tuple(bad))
-    if unread := [n.unread for n in numbers.values() if n.unread]:
-        yield Finding(WRONG, "not-read", f"{counted(len(unread), 'module')} cannot be read: {unread[0]}")
-    yield from _zeros(adapter, numbers)
-    known = {path: n.norm for path, n in numbers.items() if n.norm}
-    middle = float(np.median(list(known.values()))) if known else 0.0
-    if far := [path for path, norm in known.items() if norm > FARTHEST * middle]:
-        text = f"the change of {listed(far)} is more than {FARTHEST:g} times the others' middle one"
-        yield Finding(SUSPICIOUS, "change-far-larger", text, tuple(far))
-    yield from _absurd(adapter, known)
-    seen: dict[str, list[str]] = {}
-    for path, n in numbers.items():
-        if n.mark:
-            seen.setdefault(n.mark, []).append(path)
-    if twins := [path for paths in seen.values() if len(paths) > 1 for path in paths]:
-        text = f"{listed(twins)} have the very same factors as another module: one was saved in the place of the other"
-        made_up = len(twins) == len(numbers)  # as in a test, and no accident
-        yield Finding(NOTE if made_up else SUSPICIOUS, "same-factors", text, tuple(twins))
+# --- shapes ---
 
 
-def _absurd(adapter: AdapterFile, norms: dict[str, float]) -> Iterator[Finding]:
-    """Yield changes of a size that no training makes, as where numbers were decoded as another type's."""
-    typical = {}
-    for path, norm in norms.items():
-        m = adapter.modules[path]
-        out, width = m.widths(adapter.tensors) or (1, 1)
-        typical[path] = norm / math.sqrt(out * width * m.experts)
-    least, most = SENSIBLE
-    for text, paths in (
-        (f"more than {most:g}", [path for path, size in typical.items() if size > most]),
-        (f"less than {least:g}", [path for path, size in typical.items() if size < least]),
-    ):
-        if paths:
-            what = f"a weight's typical change is {text} in {counted(len(paths), 'module')}, which no training makes"
-            yield Finding(SUSPICIOUS, "change-absurd", f"{what}: {listed(paths)}", tuple(paths))
+def half_pairs(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find modules of which one factor is missing, or both."""
+    has = {path: "".join(part for part in "AB" if part in m.parts) for path, m in adapter.modules.items()}
+    half = [path for path, parts in has.items() if len(parts) == 1]
+    missing = {"A": "B is", "B": "A is"}[has[half[0]]] if len({has[path] for path in half}) == 1 else "A or B is"
+    yield from found(WRONG, "half-a-pair", f"half a pair: {missing} missing in {{count}}: {{names}}", half)
+    without = [path for path, parts in has.items() if not parts]
+    parts = ", ".join(adapter.modules[without[0]].parts) if without else ""
+    yield from found(WRONG, "half-a-pair", "{names} {has} {parts} and no factors", without, parts=parts)
 
 
-def _pairs(adapter: AdapterFile) -> Iterator[Finding]:
-    """Yield half pairs, and shapes that make no pair."""
-    half = [path for path, m in adapter.modules.items() if len({*m.parts} & {*"AB"}) == 1]
-    if half:
-        missing = "B" if "A" in adapter.modules[half[0]].parts else "A"
-        text = f"half a pair: {missing} is missing in {counted(len(half), 'module')}: {listed(half)}"
-        if len({frozenset({*adapter.modules[path].parts} & {*"AB"}) for path in half}) > 1:
-            text = f"half a pair: A or B is missing in {counted(len(half), 'module')}: {listed(half)}"
-        yield Finding(WRONG, "half-a-pair", text, tuple(half))
-    without = [path for path, m in adapter.modules.items() if not {*m.parts} & {*"AB"}]
-    if without:
-        text = f"{listed(without)} {have(without)} {', '.join(adapter.modules[without[0]].parts)} and no factors"
-        yield Finding(WRONG, "half-a-pair", text, tuple(without))
-    misfits: dict[str, list[str]] = {}
-    texts: dict[str, str] = {}
+def misshapen(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find factors that make no pair of the rank that is said, and magnitudes and biases of another length."""
+    faults = []
     for path, m in adapter.modules.items():
-        A, B = m.shapes(adapter.tensors)
+        A, B = m.factors
         if A is None or B is None:
             continue
-        code, text = _misfit(m, A, B, adapter)
-        if code:
-            misfits.setdefault(code, []).append(path)
-            texts.setdefault(code, text)
-        if (magnitude := m.parts.get("magnitude")) is not None and not code:
-            code, text = _axis(m, adapter.tensors.shapes[magnitude], B[0], A[-1], adapter.format)
-            if code:
-                misfits.setdefault(code, []).append(path)
-                texts.setdefault(code, text)
-        bias = m.parts.get("bias")
-        if bias is not None and adapter.tensors.shapes[bias] != (B[0],):
-            misfits.setdefault("bias-shape", []).append(path)
-            texts.setdefault(
-                "bias-shape", f"lora_B.bias has shape {list(adapter.tensors.shapes[bias])}, expected [{B[0]}]"
-            )
-    for code, paths in misfits.items():
-        level = NOTE if code == "magnitude-of-inputs" else WRONG
-        also = f"; so in {counted(len(paths), 'module')}: {listed(paths)}" if len(paths) > 1 else ""
-        yield Finding(level, code, f"{short(paths[0])}: {texts[code]}{also}", tuple(paths))
+        fault = _of_pair(m, A, B, configured=adapter.config is not None)
+        if fault is None and (magnitude := m.shape("magnitude")) is not None:
+            kohya = "kohya" in adapter.format
+            fault = (_of_lycoris if kohya else _of_magnitude)(magnitude, B[0], A[-1], m.kind)
+        faults += [(path, fault)] if fault is not None else []
+        bias = m.shape("bias")
+        if bias is not None and bias != (B[0],):
+            faults.append((path, (WRONG, "bias-shape", f"lora_B.bias has shape {list(bias)}, expected [{B[0]}]")))
+    return alike(faults)
 
 
-def _misfit(m: Module, A: tuple[int, ...], B: tuple[int, ...], adapter: AdapterFile) -> tuple[str, str]:
-    """Return what is wrong with the shapes of two factors, nothing where they make a pair of the rank that is said."""
-    a, b = (list(adapter.tensors.shapes[m.parts[part]]) for part in "AB")
-    if len(A) != 2 or len(B) != 2 or 0 in (*A, *B):
-        return (
-            "shape-of-factors",
-            f"the factors have the shapes {a} and {b}, expected two matrices with numbers in them",
-        )
-    grouped = m.kind == "conv" and A[0] % B[1] == 0  # of a convolution with groups
-    rank, many = m.rank, m.experts
+def _of_pair(m: Module, A: Shape, B: Shape, *, configured: bool) -> Fault | None:
+    """Return what is wrong with the shapes of two factors."""
+    a, b = (list(m.tensors.shapes[m.parts[part]]) for part in "AB")
+    they = f"the factors have the shapes {a} and {b}"
+    if m.matrices is None:
+        return WRONG, "shape-of-factors", f"{they}, expected two matrices with numbers in them"
+    rows = None if m.rank is None else m.experts * m.rank
     turned = A[1] == B[0] and A[0] != B[1]
-    if turned or (rank is not None and A[0] != many * rank and A[1] == many * rank and B[0] == many * rank):
-        return "factors-turned", f"the factors have the shapes {a} and {b}: they lie transposed, or are exchanged"
-    if A[0] != B[1] and not grouped:
-        return "ranks-differ", f"the factors have the shapes {a} and {b}: they do not share a rank"
-    if rank is not None and A[0] != many * rank:
-        said = "the rank that is configured" if adapter.config is not None else "the rank"
-        return "rank-differs", f"the factors have the shapes {a} and {b}, and {said} is {rank}"
-    return "", ""
+    if turned or (rows is not None and A[0] != rows and A[1] == B[0] == rows):
+        return WRONG, "factors-turned", f"{they}: they lie transposed, or are exchanged"
+    if A[0] != B[1] and m.widths is None:
+        return WRONG, "ranks-differ", f"{they}: they do not share a rank"
+    if rows is not None and A[0] != rows:
+        said = "the rank that is configured" if configured else "the rank"
+        return WRONG, "rank-differs", f"{they}, and {said} is {m.rank}"
+    return None
 
 
-def _axis(m: Module, shape: tuple[int, ...], out: int, width: int, format: str) -> tuple[str, str]:
-    """Return what is wrong with a magnitude's shape: one number for each output, which LyCORIS may have of inputs."""
+def _of_magnitude(shape: Shape, out: int, width: int, kind: str) -> Fault | None:
+    """Return what is wrong with a magnitude's shape: it has one number for each output."""
     sizes = [n for n in shape if n != 1]
-    if "kohya" in format:
-        of_inputs = len(shape) > 1 and shape[0] == 1 and shape[1] == width and (out != width or shape != (out, 1))
+    row = len(shape) == 2 and shape[0] == 1 and sizes == [width] and kind == "linear"
+    fits = (sizes == [out] or (out == 1 and not sizes)) and (kind == "conv" or len(shape) == 1)
+    if fits and not row:
+        return None
+    said = f"the magnitude has shape {list(shape)}"
+    if row or sizes == [width]:
+        return WRONG, "magnitude-axis", f"{said}, one number for each input: expected [{out}]"
+    return WRONG, "magnitude-shape", f"{said}, expected [{out}]"
+
+
+def _of_lycoris(shape: Shape, out: int, width: int, kind: str) -> Fault | None:
+    """Return what is to be said of the shape of LyCORIS's magnitude, which may have one number for each input."""
+    if len(shape) > 1 and shape[0] == 1 and shape[1] == width and (out != width or shape != (out, 1)):
         text = "dora_scale has one number for each input, as LyCORIS allows; PEFT's magnitude has one for each output"
-        if of_inputs:
-            return "magnitude-of-inputs", text
-        return ("", "") if sizes in ([out], []) else ("magnitude-shape", f"dora_scale has shape {list(shape)}")
-    if len(shape) == 2 and shape[0] == 1 and sizes == [width] and m.kind == "linear":
-        return "magnitude-axis", f"the magnitude has shape {list(shape)}, one number for each input: expected [{out}]"
-    if (sizes == [out] or (out == 1 and not sizes)) and (m.kind == "conv" or len(shape) == 1):
-        return "", ""
-    if sizes == [width]:
-        return "magnitude-axis", f"the magnitude has shape {list(shape)}, one number for each input: expected [{out}]"
-    return "magnitude-shape", f"the magnitude has shape {list(shape)}, expected [{out}]"
+        return NOTE, "magnitude-of-inputs", text
+    fits = [n for n in shape if n != 1] in ([out], [])
+    return None if fits else (WRONG, "magnitude-shape", f"dora_scale has shape {list(shape)}")
 
 
-def _types(adapter: AdapterFile) -> Iterator[Finding]:
-    """Yield factors that are no floating-point numbers."""
-    if adapter.tensors.base is None:
+# --- types ---
+
+
+def types(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find factors that are no floating-point numbers, and tensors of several types in a module."""
+    if adapter.tensors.weights is None:
         return
-    types = {path: {adapter.tensors.dtypes[name] for name in m.parts.values()} for path, m in adapter.modules.items()}
-
-    def found(paths: list[str]) -> str:
-        return ", ".join(sorted(set().union(*(types[path] for path in paths))))
-
-    strange = [path for path, of_it in types.items() if of_it - {*FLOATS}]
-    if strange:
-        text = f"{listed(strange)} {have(strange)} the type {found(strange)}, expected {', '.join(FLOATS)}"
-        yield Finding(WRONG, "type", text, tuple(strange))
-    if mixed := [path for path, of_it in types.items() if len(of_it) > 1 and path not in strange]:
-        text = f"the tensors of {listed(mixed)} have several types: {found(mixed)}"
-        yield Finding(NOTE, "mixed-types", text, tuple(mixed))
+    of = {path: {adapter.tensors.dtypes[name] for name in m.parts.values()} for path, m in adapter.modules.items()}
+    strange = [path for path, kinds in of.items() if kinds - {*FLOATS}]
+    mixed = [path for path, kinds in of.items() if len(kinds) > 1 and path not in strange]
+    for level, code, paths, text in (
+        (WRONG, "type", strange, "{names} {has} the type {kinds}, expected {floats}"),
+        (NOTE, "mixed-types", mixed, "the tensors of {names} have several types: {kinds}"),
+    ):
+        kinds = ", ".join(sorted(set().union(*(of[path] for path in paths))))
+        yield from found(level, code, text, paths, kinds=kinds, floats=", ".join(FLOATS))
 
 
-def _zeros(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterator[Finding]:
-    """Yield factors that are zero everywhere: as every B, and an embedding's A, is before the training."""
+# --- numbers ---
+
+
+def not_finite(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find NaN and infinity."""
+    bad = {path: n.not_finite[0] for path, n in numbers.items() if n.not_finite}
+    first = next(iter(bad.values()), "")
+    yield from found(WRONG, "not-finite", "NaN or infinity in {count}: {names}; {first}", bad, first=first)
+
+
+def unread(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find tensors that cannot be read as floats."""
+    why = {path: n.unread for path, n in numbers.items() if n.unread}
+    yield from found(WRONG, "not-read", "{count} cannot be read: {why}", why, why=next(iter(why.values()), ""))
+
+
+def zeros(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find factors that are zero everywhere: as every B, and an embedding's A, is before the training."""
     starts = {path: "A" if adapter.modules[path].kind == "embedding" else "B" for path in numbers}
     fresh = [path for path, n in numbers.items() if starts[path] in n.zero]
     if fresh and len(fresh) == len([n for n in numbers.values() if not n.unread]):
@@ -227,14 +191,52 @@ def _zeros(adapter: AdapterFile, numbers: dict[str, Numbers]) -> Iterator[Findin
             "weights, or the save did not gather them"
         )
         yield Finding(SUSPICIOUS, "all-zero", text, tuple(fresh))
-    elif fresh:
-        text = f"B is zero in {len(fresh)} of {len(numbers)} modules, so these do nothing: {listed(fresh)}"
-        yield Finding(SUSPICIOUS, "some-zero", text, tuple(fresh))
+    else:
+        text = "B is zero in {some} of {all} modules, so these do nothing: {names}"
+        yield from found(SUSPICIOUS, "some-zero", text, fresh, some=len(fresh), all=len(numbers))
     dead = [path for path, n in numbers.items() if n.zero and path not in fresh]
-    if dead:
-        what = {"A": "B", "B": "A"}[starts[dead[0]]]
-        text = f"{what}, which starts with random numbers, is zero in {listed(dead)}, so these do nothing"
-        yield Finding(SUSPICIOUS, "other-zero", text, tuple(dead))
-    if idle := {path: n.zero_experts for path, n in numbers.items() if n.zero_experts and path not in fresh}:
-        text = f"B is zero for {counted(sum(idle.values()), 'expert')} of {listed(list(idle))}: no token reached them"
-        yield Finding(NOTE, "idle-experts", text, tuple(idle))
+    other = {"A": "B", "B": "A"}[starts[dead[0]]] if dead else ""
+    text = "{other}, which starts with random numbers, is zero in {names}, so these do nothing"
+    yield from found(SUSPICIOUS, "other-zero", text, dead, other=other)
+    idle = {path: n.zero_experts for path, n in numbers.items() if n.zero_experts and path not in fresh}
+    text = "B is zero for {experts} of {names}: no token reached them"
+    yield from found(NOTE, "idle-experts", text, idle, experts=counted(sum(idle.values()), "expert"))
+
+
+def far_larger(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find a change that is out of all proportion to the others."""
+    known = {path: n.norm for path, n in numbers.items() if n.norm}
+    middle = float(np.median([*known.values()])) if known else 0.0
+    text = "the change of {names} is more than {times:g} times the others' middle one"
+    far = [path for path, norm in known.items() if norm > FARTHEST * middle]
+    yield from found(SUSPICIOUS, "change-far-larger", text, far, times=FARTHEST)
+
+
+def absurd(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find changes of a size that no training makes, as where numbers were decoded as another type's."""
+    typical = {}
+    for path, n in numbers.items():
+        m = adapter.modules[path]
+        if n.norm and m.widths is not None:
+            typical[path] = n.norm / math.sqrt(math.prod(m.widths) * m.experts)
+    least, most = SENSIBLE
+    text = "a weight's typical change is {size} in {count}, which no training makes: {names}"
+    large = [path for path, size in typical.items() if size > most]
+    small = [path for path, size in typical.items() if size < least]
+    yield from found(SUSPICIOUS, "change-absurd", text, large, size=f"more than {most:g}")
+    yield from found(SUSPICIOUS, "change-absurd", text, small, size=f"less than {least:g}")
+
+
+def twins(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+    """Find modules with the same factors."""
+    seen: dict[str, list[str]] = {}
+    for path, n in numbers.items():
+        if n.mark:
+            seen.setdefault(n.mark, []).append(path)
+    same = [path for paths in seen.values() if len(paths) > 1 for path in paths]
+    level = NOTE if len(same) == len(numbers) else SUSPICIOUS  # all of them, as in a test: no accident
+    text = "{names} have the very same factors as another module: one was saved in the place of the other"
+    yield from found(level, "same-factors", text, same)
+
+
+RULES = (half_pairs, misshapen, types, not_finite, unread, zeros, far_larger, absurd, twins)

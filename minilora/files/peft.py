@@ -157,8 +157,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def settings(self, paths: list[str]) -> dict[str, LayerConfig]:
         """Return what it says of each path."""
-        ranks = _by_pattern("rank_pattern", self.rank_pattern, paths, self.r)
-        alphas = _by_pattern("alpha_pattern", self.alpha_pattern, paths, self.lora_alpha)
+        ranks = by_pattern("rank_pattern", self.rank_pattern, paths, self.r)
+        alphas = by_pattern("alpha_pattern", self.alpha_pattern, paths, self.lora_alpha)
         return {p: LayerConfig(r, a, self.use_rslora) for p, r, a in zip(paths, ranks, alphas, strict=True)}
 
     def check_targets(self, forms: Mapping[str, Form]) -> None:
@@ -200,7 +200,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"layers_to_transform does not name the layer of {short(module)}, which has tensors")
 
 
-def _by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
+def by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
     """Return what each path has: of the first pattern that matches it, else of one that is the path as it stands."""
     with named(key):
         numbers = first_matches(patterns, paths)

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
-from minilora.audit.mergeloss import FORMATS
+from minilora.audit.changes import FORMATS
 from minilora.files.tensors import FLOATS
 
 from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
-from minilora.audit.configkeys import READERS
+from minilora.audit.keys import READERS
 from minilora.files.peft import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
 
 from ..support.adapter_folder import CONFIG, assert_same_adapters, variant

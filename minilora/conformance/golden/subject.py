@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ...audit.adapterfile import AdapterFile
-from ...audit.adapteropening import open_adapter
+from ...audit.formats import TOKENS, open_adapter
+from ...audit.headers import AdapterFile, open_model
 from ...audit.landing import ARCHITECTURE, land
-from ...audit.modelheaders import open_model
-from ...audit.peftadapter import TOKENS
 from ...checks import FileRefused, short
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
@@ -62,7 +60,7 @@ def read_subject(model: Path, adapter: Path) -> Subject:
     file = open_adapter(adapter)
     landing = land(file, open_model(model))
     for module in file.modules.values():
-        if module.rank_in_file(file.tensors) is None or module.scaling is None or module.path not in landing.places:
+        if module.rank_in_file is None or module.scaling is None or module.path not in landing.places:
             raise FileRefused(adapter, f"{short(module.path)} is not whole, or not of this model: see `minilora audit`")
     if not file.modules and not file.saved:
         raise FileRefused(adapter, "there is no adapter in it: see `minilora audit`")
@@ -148,7 +146,7 @@ def _config(file: AdapterFile) -> dict[str, Any]:
     if file.config is not None and "PEFT" in file.format:
         set_keys = {key: value for key, value in file.config.items() if value is not None}
         return {"r": 8, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}} | set_keys  # an alpha of 0 is 0
-    ranks = {path: module.rank_in_file(file.tensors) or 1 for path, module in file.modules.items()}
+    ranks = {path: module.rank_in_file or 1 for path, module in file.modules.items()}
     alphas = {path: (module.scaling or 0.0) * ranks[path] for path, module in file.modules.items()}
     first = next(iter(ranks))
     return {

@@ -1,0 +1,381 @@
+"""Whether a file has what its configuration names, and nothing else: modules, magnitudes, biases, weights in full.
+
+PEFT adapts what `target_modules` names and passes over tensors of anything else, without a word. So both are told: the
+tensors that it would not load, and what it names and the file lacks.
+
+A kind of module is the last part of a path, "q_proj"; those of a mixture's experts, of its shared expert, and of the
+part that sees are counted apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..checks import FileRefused, named, reading, short
+from ..files.patterns import are_named, first_matches, layer_numbers, within_time
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, listed
+from .formats import TOKENS
+from .headers import AdapterFile, ModelHeaders
+from .landing import BODY, EXPERT, SIGHT, Landing, to_adapter
+
+EMBEDDINGS = (
+    "embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "lm_head",
+)  # fmt: skip
+
+
+# --- how many of each kind ---
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How many modules of one kind the model has, and how many of them the adapter changes."""
+
+    name: str
+    adapted: int
+    total: int
+
+
+def kind_of(path: str) -> str:
+    """Return what a module is counted as."""
+    last = path.rpartition(".")[2]
+    if EXPERT.search(path):
+        return f"experts' {last}"
+    if "shared_expert" in path:
+        return f"shared expert's {last}"
+    return f"vision's {last}" if SIGHT.search(path) else last
+
+
+def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Kind]:
+    """Return for each kind of module how many the adapter has, of how many: those that it has none of stand last.
+
+    An expert's weights count once for each layer, whether a tensor has one expert or all.
+    """
+    adapted: dict[str, set[str]] = {}
+    if landing is None:
+        for path in adapter.modules:
+            adapted.setdefault(kind_of(path), set()).add(_once(path))
+        return [Kind(name, len(paths), 0) for name, paths in adapted.items()]
+    total: dict[str, set[str]] = {}
+    for path in landing.model.paths:
+        if BODY.search(path) or path.rpartition(".")[2] in EMBEDDINGS:
+            total.setdefault(kind_of(path), set()).add(_once(path))
+    wrong = {path for path, (level, *_) in landing.misnamed.items() if level == WRONG}
+    for own, path in landing.places.items():
+        for kind in _kinds(path, total) if own not in wrong else ():
+            adapted.setdefault(kind, set()).add(_once(path))
+    kinds = [
+        Kind(name, len(adapted.get(name, ())), len(total.get(name, adapted.get(name, ()))))
+        for name in {**total, **adapted}
+    ]
+    return sorted(kinds, key=lambda kind: kind.adapted == 0)
+
+
+def _kinds(path: str, total: Mapping[str, Any]) -> list[str]:
+    """Return the kinds of the model's that a module of the adapter changes: gate_up_proj may be stored as two."""
+    kind = kind_of(path)
+    if kind in total:
+        return [kind]
+    parts = {"experts' gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "experts' down_proj": ("down_proj", "w2")}
+    return [name for part in parts.get(kind, ()) if (name := f"experts' {part}") in total] or [kind]
+
+
+def _once(path: str) -> str:
+    """Return a name that all experts of a layer share."""
+    return EXPERT.sub(".experts.", path.rpartition(".")[0] + ".")
+
+
+# --- magnitudes and biases of the adapter ---
+
+
+def magnitudes(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find DoRA's magnitudes where the configuration says that there are none, or the other way round."""
+    modules = adapter.modules.values()
+    lacking = [m.path for m in modules if "magnitude" not in m.parts and (m.kind != "experts" or not adapter.is_peft)]
+    having = [m.path for m in modules if "magnitude" in m.parts]
+    if adapter.is_peft:
+        dora = adapter.get("use_dora") is True
+        text = "use_dora is true, and there is no lora_magnitude_vector of {names}"
+        yield from found(WRONG, "magnitude-missing", text, lacking if dora else ())
+        text = "use_dora is not true, and {names} {has} a lora_magnitude_vector, which PEFT passes over then"
+        yield from found(WRONG, "magnitude-ignored", text, having if not dora else ())
+    elif adapter.config is not None:  # of mlx-lm's
+        kind = adapter.get("fine_tune_type")
+        text = "fine_tune_type is 'dora', and there is no m of {names}"
+        yield from found(WRONG, "magnitude-missing", text, lacking if kind == "dora" else ())
+        text = "fine_tune_type is 'lora', and there is an m of {names}, which mlx-lm passes over then"
+        yield from found(WRONG, "magnitude-ignored", text, having if kind == "lora" else ())
+
+
+def adapter_biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find biases of the adapter's own where the configuration says that there are none, or the other way round."""
+    if not adapter.is_peft:
+        return
+    said = adapter.get("lora_bias") is True
+    linear = [m.path for m in adapter.modules.values() if m.kind == "linear" and "bias" not in m.parts]
+    having = [m.path for m in adapter.modules.values() if "bias" in m.parts]
+    text = "lora_bias is true, and there is no lora_B.bias of {names}"
+    yield from found(WRONG, "bias-missing", text, linear if said else ())
+    text = "lora_bias is not true, and {names} {has} a lora_B.bias, which PEFT passes over then"
+    yield from found(WRONG, "bias-ignored", text, having if not said else ())
+
+
+# --- what was trained in full ---
+
+
+def saved(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find modules that modules_to_save names and the file lacks, and whole weights that stand in the file."""
+    if not adapter.is_peft:
+        return
+    wanted = adapter.get("modules_to_save", [])
+    in_model = landing.model.modules if landing is not None else ()
+    missing = [name for name in wanted if not any(_is_of(path, name) for path in adapter.saved)]
+    # PEFT names the heads that any classifier may have, "classifier" and "score"; each model has one of them.
+    lost = [n for n in missing if len(missing) == len(wanted) or any(_is_of(f"{p}.", n) for p in in_model)]
+    text = "modules_to_save names {names}, and the file has no tensor of it: what was trained is lost"
+    yield from found(WRONG, "saved-missing", text, lost)
+    weights = [path for path in adapter.saved if path.endswith(".weight") and not _is_token(path)]
+    others = [path.removesuffix(".weight") for path in weights if not any(_is_of(path, name) for name in wanted)]
+    ends = ("embed_tokens", "lm_head", "wte", "score")
+    text = (
+        "{names} stands beside the adapter as a whole, as PEFT saves it where the vocabulary was resized or an "
+        "embedding adapted: a reader must take it in the place of the base's"
+    )
+    yield from found(NOTE, "embeddings-beside", text, [p for p in others if p.rpartition(".")[2] in ends])
+    if there := [name for name in wanted if name not in missing]:
+        text = f"trained in full (modules_to_save): {listed(there)}; a reader of factors alone leaves it out"
+        yield Finding(NOTE, "modules-to-save", text, tuple(wanted))
+    text = "modules_to_save does not name {names}, whose whole weight is in the file: PEFT passes over it"
+    yield from found(WRONG, "saved-ignored", text, [p for p in others if p.rpartition(".")[2] not in ends])
+
+
+def tokens(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find rows of an embedding that were trained in full."""
+    if not adapter.is_peft:
+        return
+    there = [path for path in adapter.saved if _is_token(path)]
+    text = "trained rows of an embedding (trainable_token_indices): {names}; few readers take them"
+    yield from found(NOTE, "token-rows", text, there)
+    if adapter.get("trainable_token_indices") and not there:
+        text = "trainable_token_indices names rows of an embedding, and the file has none: what was trained is lost"
+        yield Finding(WRONG, "token-rows-missing", text)
+
+
+def biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find trained biases of the model where the configuration says that there are none, or the other way round."""
+    if not adapter.is_peft:
+        return
+    wanted, said = adapter.get("modules_to_save", []), adapter.get("bias", "none")
+    having = [path for path in adapter.saved if path.endswith(".bias")]
+    if said == "none":
+        strange = [path for path in having if not any(_is_of(path, name) for name in wanted)]
+        text = 'bias is "none", and the file has {names}: PEFT passes over trained biases then'
+        yield from found(WRONG, "trained-bias-ignored", text, strange, "bias")
+    if said in ("all", "lora_only") and landing is not None and not having:
+        lost = [path for path in landing.places.values() if landing.model.bias(path) is not None]
+        text = "bias is {said!r}, and the file has none of {names}: what was trained is lost"
+        yield from found(WRONG, "trained-bias-missing", text, lost, said=said)
+
+
+def _is_of(tensor: str, name: str) -> bool:
+    """Return whether a tensor is of a module that modules_to_save names: itself, or something inside it.
+
+    A name is the end of a path, so "norm" names post_attention_layernorm as well: PEFT asks ``path.endswith(name)``.
+    """
+    return f"{name}." in tensor
+
+
+def _is_token(path: str) -> bool:
+    return TOKENS in path or "token_adapter" in path
+
+
+# --- targets ---
+
+
+def are_targets(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
+    """Return of each path whether PEFT would put an adapter there, as its `check_target_module_exists` has it."""
+    targets, excludes = config.get("target_modules") or [], config.get("exclude_modules") or []
+    with named("target_modules"):
+        if targets == "all-linear":
+            wanted = [path.rpartition(".")[2] not in EMBEDDINGS for path in paths]
+        else:
+            wanted = are_named(targets, paths)
+    with named("exclude_modules"):
+        excluded = are_named(excludes, paths) if excludes else [False] * len(paths)
+    with named("modules_to_save"):
+        whole = _are_whole(config.get("modules_to_save") or [], paths)
+    numbers: list[int | None] = [None] * len(paths)
+    layers = config.get("layers_to_transform")
+    chosen = isinstance(targets, list) and layers not in (None, [])
+    if chosen:
+        pattern = config.get("layers_pattern") or []
+        with named("layers_pattern"):
+            numbers = layer_numbers([pattern] if isinstance(pattern, str) else pattern, paths)
+    listed_layers, exact = layers if isinstance(layers, list) else [layers], {*targets}
+    return [
+        a and not b and not c and (not chosen or path in exact or number in listed_layers)
+        for a, b, c, path, number in zip(wanted, excluded, whole, paths, numbers, strict=True)
+    ]
+
+
+def _are_whole(names: Iterable[str], paths: list[str]) -> list[bool]:
+    """Return of each path whether `modules_to_save` names it, or what it is in."""
+    words = {name for name in names if name.isidentifier()}  # most names are: a set of them is fast
+    patterns = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in names if name not in words]
+    return [not words.isdisjoint(path.split(".")) or any(p.match(path) for p in patterns) for path in paths]
+
+
+def by_targets(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find what `OF_TARGETS` find, whose expressions may be none or run for too long."""
+    if not adapter.is_peft or adapter.config is None or adapter.config_path is None:
+        return
+    if not adapter.get("target_modules") and not adapter.get("target_parameters"):
+        text = "there is no target_modules: PEFT takes its default of the kind of model"
+        yield from found(SUSPICIOUS, "targets-missing", text, adapter.modules)
+        return
+    try:
+        with reading(adapter.config_path), within_time():
+            findings = [finding for rule in OF_TARGETS for finding in rule(adapter, adapter.config, landing)]
+    except FileRefused as error:
+        findings = [Finding(WRONG, "targets-not-read", str(error))]
+    yield from findings
+
+
+def no_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
+    """Find modules that have tensors, and are no targets."""
+    own = [path for path, module in adapter.modules.items() if module.kind != "experts"]
+    targets = config.get("target_modules")
+    strangers = [path for path, is_target in zip(own, are_targets(config, own), strict=True) if not is_target]
+    text = (
+        "target_modules ({targets}) does not name {names}, of which the file has tensors: PEFT passes over them "
+        "without an error"
+    )
+    if isinstance(targets, str) and "," in targets:
+        text += "; a string is one regular expression, and no list"
+    if any(_are_whole(config.get("modules_to_save") or [], strangers)):
+        text += "; what modules_to_save names is no target"
+    yield from found(WRONG, "not-a-target", text, strangers, targets=short(targets, 80))
+
+
+def idle_patterns(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
+    """Find keys of patterns that match no module."""
+    paths = list(adapter.modules)
+    for name in ("rank_pattern", "alpha_pattern"):
+        table = config.get(name) or {}
+        with named(name):
+            used = {*first_matches(table, paths)}
+            unused = [key for number, key in enumerate(table) if number not in used and key not in paths]
+            idle = [key for key in unused if first_matches([key], paths) == [None] * len(paths)]
+        level = SUSPICIOUS if len(idle) == len(table) else NOTE  # a list for many models may have keys of others
+        text = f"{name}: {{names}} matches no module of the adapter, so it says nothing"
+        yield from found(level, f"{name.replace('_', '-')}-idle", text, idle, "key")
+
+
+def missing_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
+    """Find modules of the model that target_modules names and the file lacks."""
+    if landing is None or not landing.places:
+        return
+    in_model = [path for path in landing.model.modules if _can_have_adapter(path, adapter, landing.model)]
+    are = are_targets(config, [*map(to_adapter(landing), in_model)])
+    places = {*landing.places.values()}
+    lacking = [path for path, is_target in zip(in_model, are, strict=True) if is_target and path not in places]
+    if config.get("target_modules") == "all-linear":  # of the rest it is not known what is a linear layer
+        kinds = {kind_of(path) for path in places}
+        lacking = [path for path in lacking if kind_of(path) in kinds]
+    if all(SIGHT.search(path) for path in lacking) and not any(SIGHT.search(path) for path in places):
+        text = "target_modules also names {count} of the part that sees, which have no adapter"
+        yield from found(NOTE, "target-missing-in-vision", text, lacking)
+        return
+    kinds_of_it = ", ".join(f"{kind} in {count}" for kind, count in Counter(map(kind_of, lacking)).items())
+    text = "target_modules names {count} of the model of which the file has no tensors ({kinds}): {names}"
+    yield from found(SUSPICIOUS, "target-missing", text, lacking, kinds=kinds_of_it)
+
+
+def _can_have_adapter(path: str, adapter: AdapterFile, model: ModelHeaders) -> bool:
+    """Return whether a module is one that PEFT would see: experts are arrays there, and some layers are not built."""
+    if EXPERT.search(path) and not any(re.search(r"\.experts\.\d+\.", own) for own in adapter.modules):
+        return False
+    if path.startswith("mtp.") or path.rpartition(".")[2] in ("gate", "router"):
+        return any(own.endswith(path.rpartition(".")[2]) for own in adapter.modules)
+    sizes = [model.config, model.config.get("text_config")]
+    depths = [s["num_hidden_layers"] for s in sizes if isinstance(s, dict) and type(s.get("num_hidden_layers")) is int]
+    number = BODY.search(path)
+    return SIGHT.search(path) is not None or not depths or number is None or int(number[1]) < depths[0]
+
+
+def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
+    """Find arrays that target_parameters names and the file lacks, and a mixture that nothing changes."""
+    if landing is None:
+        return
+    names = config.get("target_parameters") or []
+    having = [path for path, module in adapter.modules.items() if module.kind == "experts"]
+    idle = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in having)]
+    text = "target_parameters names {names}, and the file has no tensors of it: the experts are not adapted"
+    yield from found(WRONG, "target-parameters-missing", text, idle, "array")
+    mixtures = any(EXPERT.search(path) for path in landing.model.paths)
+    if mixtures and not names and not any(EXPERT.search(path) for path in adapter.modules):
+        shared = any("shared_expert" in path for path in adapter.modules)
+        alone = ": of the MLPs the shared expert alone" if shared else ""
+        yield Finding(
+            NOTE, "experts-untouched", f"the model has experts, and the adapter changes none of them{alone}"
+        )  # fmt: skip
+
+
+OF_TARGETS = (no_targets, idle_patterns, missing_targets, missing_arrays)
+
+
+# --- where no target_modules says it ---
+
+
+def missing_keys(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find modules that mlx-lm's `keys` name, in the layers that have adapters, and the file lacks."""
+    keys = adapter.get("lora_parameters", {}).get("keys") if "MLX" in adapter.format else None
+    keys = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
+    expected = [f"layers.{n}.{key}" for n in _layers(adapter) for key in keys]
+    having = {path[path.find("layers.") :] for path in adapter.modules}
+    text = "lora_parameters.keys names {count} of which there are no tensors: {names}"
+    yield from found(SUSPICIOUS, "target-missing", text, [name for name in expected if name not in having])
+
+
+def number_of_layers(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find another number of layers with adapters than mlx-lm's `num_layers`, which counts from the last."""
+    wanted, layers = adapter.get("num_layers"), _layers(adapter)
+    if "MLX" not in adapter.format or landing is None or type(wanted) is not int or wanted <= 0 or not layers:
+        return
+    depth = 1 + max((int(n) for path in landing.model.modules for n in BODY.findall(path)), default=-1)
+    said = f"num_layers is {wanted}, and there are adapters in"
+    if len(layers) < min(wanted, depth):
+        yield Finding(SUSPICIOUS, "layers-missing", f"{said} {counted(len(layers), 'layer')}")
+    elif len(layers) > wanted:
+        yield Finding(SUSPICIOUS, "layers-ignored", f"{said} {len(layers)}: mlx-lm passes over the others")
+
+
+def _layers(adapter: AdapterFile) -> list[int]:
+    """Return the numbers of the layers that have adapters."""
+    return sorted({int(n) for path in adapter.modules for n in BODY.findall(path)})
+
+
+def gaps(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find kinds of modules of which a layer between two others is missing."""
+    if landing is None or adapter.is_peft:
+        return
+    order: dict[str, list[str]] = {}
+    for path in landing.model.modules:
+        if BODY.search(path):
+            order.setdefault(kind_of(path), []).append(path)
+    places, lacking = {*landing.places.values()}, []
+    for paths in order.values():
+        paths.sort(key=lambda path: [int(n) for n in BODY.findall(path)])
+        present = [i for i, path in enumerate(paths) if path in places]
+        if len(present) * 2 > len(paths):
+            lacking += [path for path in paths[present[0] : present[-1]] if path not in places]
+    text = "{count} between others of its kind without tensors: {names}"
+    yield from found(SUSPICIOUS, "target-missing", text, lacking)
+
+
+RULES = (
+    magnitudes, adapter_biases, saved, tokens, biases, by_targets, missing_keys, number_of_layers, gaps
+)  # fmt: skip

@@ -1,0 +1,214 @@
+"""Whether the factors of each module that landed have the shapes of the model's weight.
+
+a linear layer's (out, in), or (in, out) where the model stores it so; an embedding's (V, dim); a convolution's
+(out, in / groups, kernel)
+
+Of a mixture's array a model has one tensor for all experts, (E, out, in) or (E, in, out), or one or two for each. Up to
+version 0.19.0 PEFT took the one way of storing for the other, and exchanged the factors: see `minilora.files.experts`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+
+from ..files.experts import EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, ORDER, PARTS, are_exchanged, version_of
+from ..files.modelfolder import EMBEDDING, HEAD
+from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, alike, found
+from .headers import AdapterFile, ModelHeaders, Module, Shape
+from .landing import Landing, Spellings
+
+
+def fit(adapter: AdapterFile, landing: Landing) -> None:
+    """Compare the shapes of what landed with the model's, and note it in the landing."""
+    model, square = landing.model, []
+    for path, place in landing.places.items():
+        module = adapter.modules[path]
+        weight = model.modules.get(place, model.arrays.get(place))
+        experts = _expert_shape(model, place) if module.kind == "experts" else None
+        if module.widths is None:
+            continue
+        if (experts if module.kind == "experts" else weight) is None:
+            landing.packed.add(path)
+            continue
+        if experts is not None:
+            fault = _expert_fault(adapter, module, experts, _stored_in_out(model, place))
+        else:
+            fault = _fault(module, place, weight or ())
+            if module.kind == "linear" and weight == module.widths[::-1]:
+                if fault is None:
+                    square.append(path)
+                elif adapter.get("fan_in_fan_out") is True or model.bias(place) == weight[1:]:
+                    landing.turned.add(path)
+                    fault = None
+        if fault is not None:
+            landing.misfits[path] = fault
+        if fault is None or fault[0] == NOTE:
+            landing.fitting.add(path)
+    if adapter.get("fan_in_fan_out") is True and not _straight(adapter, landing):
+        landing.turned |= {*square}  # as GPT-2's are, though their shapes do not show it
+
+
+def _straight(adapter: AdapterFile, landing: Landing) -> list[str]:
+    """Return the modules whose weights' shapes show that they are stored (out, in), where all of them are."""
+    linear = [path for path, m in adapter.modules.items() if m.kind == "linear" and path in landing.fitting]
+    straight = [p for p in linear if p not in landing.turned and len({*(adapter.modules[p].widths or ())}) > 1]
+    return [] if landing.turned else straight
+
+
+# --- a matrix ---
+
+
+def _fault(module: Module, place: str, shape: Shape) -> Fault | None:
+    """Return what is wrong with a module's shapes, None where they fit."""
+    out, width = module.widths or (0, 0)
+    theirs = f"the factors are for a weight of {out} x {width}, and the model's is {' x '.join(map(str, shape))}"
+    resized = WRONG, "vocabulary-differs", f"{theirs}: the vocabulary was resized, or the model is another one"
+    other = WRONG, "shape-differs", theirs
+    if module.kind == "embedding":
+        return None if shape == (width, out) else resized if shape[1:] == (out,) else other
+    if len(shape) > 2:  # a convolution's: (out, in / groups, kernel)
+        size = math.prod(shape[1:])
+        return None if shape[0] == out and size and width % size == 0 else other
+    if shape == (out, width):
+        return None
+    if shape == (width, out):
+        text = (
+            f"{theirs}: the other way round it would fit, so the factors are transposed or exchanged, or the weight is "
+            "stored (in, out) and fan_in_fan_out is not set"
+        )
+        return WRONG, "shape-turned", text
+    if place.rpartition(".")[2] in (HEAD, EMBEDDING) and shape[1] == width:
+        return resized
+    if shape[1] == width and shape[0] % out == 0:
+        return WRONG, "shape-is-a-part", f"{theirs}: the rows of one of {shape[0] // out} parts, as of one device"
+    if shape[0] == out and shape[1] % width == 0:
+        return WRONG, "shape-is-a-part", f"{theirs}: the columns of one of {shape[1] // width} parts, as of one device"
+    return WRONG, "shape-differs", f"{theirs}: the adapter is of another model"
+
+
+# --- a mixture's array ---
+
+
+def expert_weights(model: ModelHeaders, place: str) -> list[str]:
+    """Return where the weights of a mixture's array are: one tensor, or for each expert one or two, in their order."""
+    for spelled in (place, place.replace(".mlp.", f".{MIXTRAL_MLP}.")):
+        if spelled in model.arrays or spelled in model.modules:
+            return [spelled]
+        module, _, name = spelled.rpartition(".")
+        parts = PARTS.get(name, (name,))
+        for names in (parts, tuple(MIXTRAL.get(part, part) for part in parts)):
+            weights: list[str] = []
+            for e in itertools.count():
+                of_it = [f"{module}.{e}.{part}" for part in names]
+                if not all(weight in model.modules for weight in of_it):
+                    break
+                weights += of_it
+            if weights:
+                return weights
+    return []
+
+
+def _expert_shape(model: ModelHeaders, place: str) -> tuple[int, int, int] | None:
+    """Return E, and the two sides of each expert's weight as stored; None where its files do not show them."""
+    weights = expert_weights(model, place)
+    shapes = [model.arrays.get(name) or model.modules.get(name) for name in weights]
+    first = shapes[0] if shapes else None
+    if first is None:
+        return None
+    if len(first) == 3:
+        return first[0], first[1], first[2]
+    parts = len(PARTS.get(place.rpartition(".")[2], ("",))) if len(weights) > 1 else 1
+    return len(weights) // parts, first[0] * parts, first[1]
+
+
+def _stored_in_out(model: ModelHeaders, place: str) -> bool | None:
+    """Return whether the experts' weights are stored (E, in, out); gate_up_proj beside down_proj shows it."""
+    module = place.rpartition(".")[0]
+    gate_up, down = (_expert_shape(model, f"{module}.{name}") for name in ORDER)
+    return are_exchanged(gate_up[1:], down[1:]) if gate_up and down else None
+
+
+def _expert_fault(
+    adapter: AdapterFile, module: Module, weight: tuple[int, int, int], in_out: bool | None
+) -> Fault | None:
+    """Return what is wrong with the packing of a mixture's array, None where it fits and something decides it."""
+    E, rows, columns = weight
+    if module.experts != E:
+        return WRONG, "experts-differ", f"the adapter is for {module.experts} experts, and the model has {E}"
+    out, width = module.widths or (0, 0)
+    sides = f"lora_A reads {width} numbers and lora_B writes {out}, and each expert's weight is {rows} x {columns}"
+    if sorted((out, width)) != sorted((rows, columns)):
+        return WRONG, "shape-differs", sides
+    said = str(adapter.get("peft_version"))
+    version = version_of(said)
+    if rows == columns:
+        text = (
+            f"{sides}: square, and without a peft_version nothing says which factor reads the input: PEFT exchanged "
+            "the two after 0.19.0"
+        )
+        return (SUSPICIOUS, "packing-undecided", text) if version is None and adapter.is_peft else None
+    if in_out is None:
+        return None  # both ways round fit some way of storing it
+    exchanged = (out, width) == ((rows, columns) if in_out else (columns, rows))
+    if version is None:
+        text = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0, and no peft_version says so"
+        return (SUSPICIOUS, "packing-undecided", text) if exchanged else None
+    old = version <= EXCHANGED_UNTIL
+    if in_out or not (exchanged or old):
+        return None
+    if not exchanged:
+        text = f"{sides}: as PEFT packs them after 0.19.0, and peft_version is {said}"
+        return SUSPICIOUS, "packing-contradicted", text
+    as_old = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0"
+    if old:
+        return NOTE, "packing-of-old-peft", f"{as_old}; today's readers must exchange them back"
+    return WRONG, "packing-exchanged", f"{as_old}, and peft_version is {said}"
+
+
+# --- what is said of it ---
+
+
+def misfits(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find shapes that do not fit, and a mixture's packing that no reader of today takes."""
+    return alike(landing.misfits.items())
+
+
+def flag(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find a fan_in_fan_out that contradicts every weight."""
+    text = (
+        "fan_in_fan_out is true, and the model stores its weights (out, in): {names}. A square weight would be changed "
+        "the wrong way round"
+    )
+    straight = _straight(adapter, landing) if adapter.get("fan_in_fan_out") is True else []
+    yield from found(SUSPICIOUS, "fan-in-fan-out", text, straight)
+
+
+def whole_weights(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
+    """Find whole weights beside the factors that are not of the shape of the model's own."""
+    spellings = Spellings(adapter, landing.model)
+    grown: dict[str, str] = {}
+    other: dict[str, str] = {}
+    rows = 0
+    whole = {path.removesuffix(".weight"): key for path, key in adapter.saved.items() if path.endswith(".weight")}
+    for path, key in {**whole, **adapter.base_copies}.items():
+        place, _ = spellings.place(path, Module(path, adapter.tensors, {}))
+        ours, theirs = adapter.tensors.shapes[key], landing.model.modules.get(place or "")
+        if theirs is None or ours == theirs:
+            continue
+        text = f"{' x '.join(map(str, ours))} beside the model's {' x '.join(map(str, theirs))}"
+        if ours[1:] == theirs[1:] and ours[0] > theirs[0]:
+            grown[path], rows = text, max(rows, ours[0])
+        else:
+            other[path] = text
+    text = (
+        "{names}: {shapes}: the vocabulary has grown, and the adapter loads after "
+        "model.resize_token_embeddings({rows}) alone"
+    )
+    yield from found(NOTE, "vocabulary-grown", text, grown, shapes=next(iter(grown.values()), ""), rows=rows)
+    text = "whole weights of another shape: {names}: {shapes}: the adapter is of another model"
+    yield from found(WRONG, "saved-shape", text, other, shapes=next(iter(other.values()), ""))
+
+
+RULES = (misfits, flag, whole_weights)
