@@ -1,17 +1,30 @@
-"""A pytest plugin: an implementation held against the formulas, in any project's own tests.
+"""An implementation held against the formulas in any project's own tests: a test for each claim and problem.
+
+In a test file of one's own::
+
+    from minilora.conformance.plugin import lora_cases
+    import my_lora
+
+    @lora_cases(my_lora, xfails="lora-xfails.txt")
+    def test_my_lora(case):
+        case()
+
+or without one, as a pytest plugin::
 
     python -m pytest -p minilora.conformance.plugin --pyargs minilora.conformance.test_implementation
                      --lora MODULE[:OBJECT] [--lora-xfails FILE]
 
-gives a test for each claim and problem. Its id, in brackets, is that of its case in JSON, and the first word
-of a line of FILE, which lists the failures that are known. The implementation runs in the tests' process.
+A test's name has the id of its case in brackets, which is the same in JSON, and in the file of the failures that are
+known. The implementation is checked once for all tests, in their process.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,44 +33,82 @@ from ..checks import printable
 from .checking.check import check
 from .checking.child import imported
 from .checking.contract import ids
-from .checking.kindreport import ClaimOutcome, KindReport
-from .report import CannotRun, on_github, read_known
+from .checking.kindreport import KindReport
+from .report import CannotRun, became, on_github, read_known
 
 HELD = pytest.StashKey["Held"]()
 
 
-class Held:
-    """The implementation that the options name, and what is found of it: once for all tests."""
+def lora_cases(
+    implementation: Any, *, xfails: Mapping[str, str] | str | Path | None = None, name: str | None = None
+) -> pytest.MarkDecorator:
+    """Return a decorator that gives a test each claim about each problem as its argument ``case``, to be called.
 
-    def __init__(self, target: str, known: dict[str, str]) -> None:
-        self.target, self.known = target, known
-        self.implementation = imported(target)
-        self.ids = ids(self.implementation)
+    Parameters
+    ----------
+    implementation : module or object
+        As `minilora.conformance.check` takes it.
+    xfails : mapping or path, optional
+        The failures that are known: a reason for each id, or a file of lines ``ID  reason``. A test that is known to
+        fail and does not fails.
+    name : str, optional
+        Of the implementation, for messages.
+
+    Raises
+    ------
+    ValueError
+        If an id of `xfails` is that of no case.
+    """
+    known = read_known(xfails) if isinstance(xfails, (str, Path)) else xfails or {}
+    return pytest.mark.parametrize("case", Held(implementation, name, known).params())
+
+
+class Held:
+    """An implementation, and what is found of it: once for all tests."""
+
+    def __init__(self, implementation: Any, name: str | None, known: Mapping[str, str]) -> None:
+        self.implementation, self.name, self.known = implementation, name, known
+        self.ids = ids(implementation)
+        if unknown := [id for id in known if id not in self.ids]:
+            raise ValueError(f"{unknown[0]!r} is known to fail, and is the id of no test")
+
+    def params(self) -> list[Any]:
+        """Return the case of each test, under its id."""
+        return [pytest.param(HeldCase(self, id), id=id) for id in self.ids]
 
     @cached_property
-    def report(self) -> KindReport | str:
+    def report(self) -> KindReport | CannotRun:
         """What is found, or why nothing could be checked."""
         try:
-            return check(self.implementation, name=self.target)
+            report = check(self.implementation, name=self.name)
         except CannotRun as error:
-            return str(error)
+            return error
+        report.known = self.known
+        return report
 
-    def _cases(self) -> Iterator[ClaimOutcome]:
-        assert isinstance(self.report, KindReport)
-        for report in (self.report, *self.report.kinds.values()):
-            yield from report.cases
 
-    def outcome(self, id: str) -> ClaimOutcome:
-        """Return what is found for an id."""
-        return next(case for case in self._cases() if case.id == id)
+@dataclass(frozen=True)
+class HeldCase:
+    """A claim about a problem, as a test: a call passes, fails, is skipped where it is not offered, or xfails."""
 
-    def why(self, case: ClaimOutcome) -> str:
-        """Return what is wrong, and the diagnoses of the kind of layer that it is wrong in."""
-        assert isinstance(self.report, KindReport)
-        reports = (self.report, *self.report.kinds.values())
-        diagnoses = next(report.diagnoses for report in reports if case in report.cases)
-        problem = f" ({case.problem})" if case.problem else ""
-        return "\n".join(printable(line) for line in (f"{case.verdict}{problem}", *diagnoses))
+    held: Held
+    id: str
+
+    def __call__(self) -> None:
+        """Be the test."""
+        report, reason = self.held.report, self.held.known.get(self.id)
+        if isinstance(report, CannotRun):
+            pytest.fail(f"it could not be checked: {report}", pytrace=False)
+        case = next(case for case in report.every_case() if case.id == self.id)
+        if reason is not None and not case.failed:
+            pytest.fail(f"it is known to fail ({reason}), and {became(case)}: take its line out", pytrace=False)
+        if reason is not None:
+            pytest.xfail(f"{reason}: {case.text}")
+        if case.failed:
+            diagnoses = [str(diagnosis) for diagnosis in report.every_diagnosis() if self.id in diagnosis.cases]
+            pytest.fail("\n".join(map(printable, [case.text, *diagnoses])), pytrace=False)
+        if case.state != "right":
+            pytest.skip(case.state)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -77,12 +128,9 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.path.insert(0, str(config.invocation_params.dir))
     try:
         known = {} if file is None else read_known(config.invocation_params.dir / file)
-        subject = Held(target, known)
+        config.stash[HELD] = Held(imported(target), target, known)
     except (ImportError, AttributeError, OSError, ValueError) as error:
         raise pytest.UsageError(f"--lora {target}: {error}") from None
-    if unknown := [id for id in known if id not in subject.ids]:
-        raise pytest.UsageError(f"--lora-xfails {file}: {unknown[0]!r} is the id of no test of {target}")
-    config.stash[HELD] = subject
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -90,25 +138,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__ == f"{__package__}.test_implementation":
         if HELD not in metafunc.config.stash:
             raise pytest.Collector.CollectError("expected --lora MODULE[:OBJECT], the LoRA to be checked")
-        subject = metafunc.config.stash[HELD].ids
-        metafunc.parametrize("lora_id", subject, ids=subject)
-
-
-@pytest.fixture(scope="session")
-def held(request: pytest.FixtureRequest) -> Held:
-    """Return the implementation, which has been checked."""
-    subject = request.config.stash[HELD]
-    if isinstance(subject.report, str):
-        pytest.fail(f"{subject.target} could not be checked: {subject.report}", pytrace=False)
-    return subject
+        metafunc.parametrize("case", metafunc.config.stash[HELD].params())
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show the report, diagnoses first, and on GitHub what fails otherwise than is known."""
-    subject = config.stash.get(HELD, None)
-    report = vars(subject).get("report") if subject else None  # where a test asked for it
-    if subject and isinstance(report, KindReport):
+    """Show the report, and on GitHub what fails otherwise than is known."""
+    held = config.stash.get(HELD, None)
+    report = vars(held).get("report") if held else None  # where a test asked for it
+    if isinstance(report, KindReport):
         terminalreporter.section("minilora.conformance")
-        report.known = subject.known
         for line in [str(report), *(report.annotations() if on_github() else ())]:
             terminalreporter.write_line(line)
