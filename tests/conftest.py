@@ -39,6 +39,11 @@ def pytest_xdist_auto_num_workers(config):
     return 2 if config.args == config.getini("testpaths") and config.option.markexpr != "gpu" else 0
 
 
+def pytest_addoption(parser):
+    """Add the option that takes what is printed for approved."""
+    parser.addoption("--approve", action="store_true", help="write tests/conformance/reports anew")
+
+
 def pytest_ignore_collect(collection_path, config):
     """Leave the peers out where they are not asked for: torch and its like take longer to import than all else."""
     asked = "not peers" not in config.option.markexpr or any("peers" in name for name in config.args)

@@ -323,7 +323,7 @@ def add_report(
             metavar="FILE",
             help="known failures, one a line: a case's id and a reason. Exit code 0 where these fail and no other",
         )
-    parser.set_defaults(command=run, judge=judge, xfails=None)
+    parser.set_defaults(command=run, judge=judge, xfails=None, prog=parser.prog)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -335,7 +335,7 @@ def run(options: argparse.Namespace) -> int:
         report: Report | None = options.judge(options)
     except (ValueError, OSError) as error:
         if on_github():
-            print_error(github_error(str(error)))
+            print_error(github_error(str(error), options.prog))
         raise
     if report is None:  # what is to be answered was written
         return 0

@@ -357,7 +357,7 @@ def on_github() -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true"
 
 
-def github_error(text: str, title: str = "minilora") -> str:
+def github_error(text: str, title: str) -> str:
     """Return a line that GitHub Actions shows as an error of the run."""
     escaped = text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
     return f"::error title={title}::{escaped}"

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from .bugs.diagnoses import listed
 from .checking.behaviour import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of, placed
 from .checking.contract import FACTORS
-from .checking.kindreport import KindReport, id_of, outcome
+from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
 from .problems.bugs import BUGS, Bug, bugs_of, links
 from .problems.formulas import adam_follows, adam_problem
 from .problems.kinds import SETS
@@ -294,10 +294,25 @@ def compare(folder: Path, results: Path) -> list[KindReport]:
     return [_compare_in(dtype, held, folder, results) for dtype in DTYPES if dtype in dtypes]
 
 
+@dataclass(repr=False)
+class VectorsReport(Report):
+    """What a comparison found in all precisions."""
+
+    precisions: list[KindReport] = field(default_factory=list)
+
+    def own_lines(self, *, all: bool) -> list[str]:
+        """Return the claims that are not right, kind by kind, in each precision."""
+        lines: list[str] = []
+        for report in self.precisions:
+            known = {id.removeprefix(f"{report.dtype}/") for id in self.known}
+            lines += [line for one in (report, *report.kinds.values()) for line in one.block(known, all)]
+        return lines
+
+
 def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
     """Return one report of those of each precision, in which a case's id begins with the precision."""
     precisions = [report.as_dict() | {"failing": [case.id for case in report.failing]} for report in reports]
-    whole = Report(str(results), "vectors", details={"precisions": precisions})
+    whole = VectorsReport(str(results), "vectors", details={"precisions": precisions}, precisions=list(reports))
     cases: list[Outcome] = []
     said: dict[str, dict[str, Diagnosis]] = {}
     for report in reports:
@@ -305,8 +320,6 @@ def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
         for diagnosis in report.every_diagnosis():
             ids = tuple(f"{report.dtype}/{id}" for id in diagnosis.cases)
             said.setdefault(diagnosis.says, {})[report.dtype] = replace(diagnosis, cases=ids)
-        whole.lines += [f"{report.dtype}:", *(f"  {line}" for line in report.own_lines(all=False))]
-        whole.rows += [f"{report.dtype}:", *(f"  {line}" for line in report.own_lines(all=True))]
     for says, of in said.items():
         where = "" if len(of) == len(reports) else f"{listed(list(of))}: "
         ids = tuple(id for diagnosis in of.values() for id in diagnosis.cases)
@@ -404,7 +417,7 @@ def _compare_kind(title: str, asked: Sequence[Asked], count: int) -> KindReport:
     owed = [key for key in FACTORS if written & GRADIENTS and not any(key in reply for reply in replies)]
     for one in asked:
         report.cases += outcomes_of(kind, one.vector.number, one.trial, one.reply, factors, owed)
-    report.habits = {"cases answered": f"{len(asked)} of {count}{_fewer(asked)}"}
+    report.habits = {ANSWERED: f"{len(asked)} of {count}{_fewer(asked)}"}
     return placed(report)
 
 

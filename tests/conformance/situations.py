@@ -167,7 +167,13 @@ SITUATIONS = {
 }
 ON_GITHUB = ("conformance-two-bugs", "conformance-known", "conformance-stale", "conformance-cannot", "golden-named",
              "golden-stale", "audit-wrong", "diagnose-named", "vectors-one-precision")  # fmt: skip
-"""Situations that are run a second time, in a workflow of GitHub Actions."""
+SITUATIONS |= {f"{name}-github": SITUATIONS[name] for name in ON_GITHUB}
+"""Those in a workflow of GitHub Actions, which is shown errors in lines of their own, stand last."""
+FOR_PROGRAMS = ("conformance-right", "conformance-two-bugs", "conformance-stale", "conformance-required",
+                "vectors-one-precision", "golden-named", "golden-missing", "golden-stale", "golden-sessions",
+                "audit-sound-merge", "audit-wrong", "diagnose-named", "diagnose-unknown",
+                "diagnose-undecided")  # fmt: skip
+"""Those whose JSON is compared whole too."""
 
 
 def build(folder):
@@ -185,7 +191,7 @@ def _vectors(folder):
     """Three vectors of a linear layer in two precisions, and answers to them."""
     from minilora.conformance import vectors
 
-    vectors.write(folder / "vectors")
+    vectors.write(folder / "vectors", vectors.STARTER, ())
     names = [f"linear-{n}-{dtype}.safetensors" for n in range(3) for dtype in ("float64", "float32")]
     for results in ("right", "named", "one"):
         (folder / results).mkdir()
@@ -217,6 +223,7 @@ def _golden(folder):
         "all-linear": [],
         "rslora": ["root-is-ignored"],
         "dora": ["norm-is-that-of-w", "root-is-ignored"],
+        **{f"case-{n}": [] for n in range(8)},
     }
     cases = [{"id": id, "adapter": [] if id == "base-alone" else f"adapters/{id}", "refused": False, "note": "",
               "answers": f"answers/{id}.safetensors", "flags": of} for id, of in shown.items()]  # fmt: skip
@@ -238,8 +245,7 @@ def _golden(folder):
                   folder / case["answers"])  # fmt: skip
     programs = {
         "golden-right": right,
-        "golden-named": right
-        | {"rslora": wrong["rslora"]["root-is-ignored"], "dora": wrong["dora"]["root-is-ignored"]},
+        "golden-named": right | {id: wrong[id]["root-is-ignored"] for id in ("rslora", "dora")},
         "golden-unknown": right | {"all-linear": right["all-linear"] + 1},
         "golden-base": right | {"base-alone": right["base-alone"] + 1, "rslora": wrong["rslora"]["root-is-ignored"]},
         "golden-missing": {id: right[id] for id in ("base-alone", "case-0")},

@@ -94,7 +94,7 @@ def test_annotations_tell_what_is_not_known():
     assert report(["b", "c"]).annotations() == []
     assert report().annotations() == [f"{title}mine: B is turned (made in me/mine #3)"]
     assert report(["b", "c", "a"]).annotations() == [f"{title}a is known to fail, and passes: take its line out"]
-    assert github_error("50 %\nof\r it") == "::error title=minilora::50 %25%0Aof%0D it"
+    assert github_error("50 %\nof\r it", "minilora audit") == "::error title=minilora audit::50 %25%0Aof%0D it"
 
 
 def test_an_address_is_made_of_each_source():

@@ -6,7 +6,7 @@ An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; of a claim
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ NOT_OFFERED = "not offered"
 NOT_FAILED = ("ok", NOT_OFFERED, REFUSED)
 CANNOT_BE_TOLD = "cannot be told: the output is wrong in another way"
 """Of the scaling: the claim "forward" fails there."""
+ANSWERED = "cases answered"
+"""A habit of files: how many of the problems they answer."""
 PLAIN = ("kind", "dtype", "claims", "habits", "functions")
 """What JSON has as it is."""
 
@@ -98,23 +100,28 @@ class KindReport(Report):
         """Say in which precision it was checked, and how much is offered."""
         if self.functions:
             return f"in {self.dtype}; {sum(self.functions.values())} of {len(self.functions)} functions offered"
-        return f"in {self.dtype}"
+        answered = f"; {self.habits[ANSWERED]} cases answered" if ANSWERED in self.habits else ""
+        return f"in {self.dtype}{answered}"
 
     def own_lines(self, *, all: bool) -> list[str]:
         """Return the claims that are not right, a row each, the others in a line, kind by kind."""
         return [line for report in (self, *self.kinds.values()) for line in report.block(self.known, all)]
 
-    def block(self, known: Mapping[str, str], all: bool) -> list[str]:
+    def block(self, known: Collection[str], all: bool) -> list[str]:
         """Return the lines about this kind alone."""
         failed = {case.id for case in self.cases if case.failed}
-        word = PASSED if self._own_passed else KNOWN if failed and failed <= known.keys() else WRONG
+        word = PASSED if self._own_passed else KNOWN if failed and failed <= set(known) else WRONG
         brief = () if all else ("ok", NOT_OFFERED)
         lines = [f"{self.kind}: {word}, {self.summary()}"]
         lines += [f"  {claim:20}{verdict}" for claim, verdict in self.claims.items() if verdict not in brief]
         for title, word in (("right", "ok"), ("not offered", NOT_OFFERED)) if brief else ():
             names = [claim for claim, verdict in self.claims.items() if verdict == word]
             lines += [f"  {title}: {', '.join(names)}"] if names else []
-        habits = [f"    {name:20}{verdict}" for name, verdict in self.habits.items() if verdict not in brief]
+        habits = [
+            f"    {name:20}{verdict}"
+            for name, verdict in self.habits.items()
+            if verdict not in brief and name != ANSWERED
+        ]
         return [*lines, *(["  habits, which do not count:"] if habits else []), *habits]
 
     # --- for programs -------------------------------------------------------------------------------------------------
@@ -122,7 +129,10 @@ class KindReport(Report):
     def json(self) -> dict[str, Any]:
         """Return the report for programs."""
         own = self.as_dict()
-        return super().json() | {name: own[name] for name in (*PLAIN, "errors", "kinds")}
+        kinds = {self.kind: self, **self.kinds}
+        absent = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, verdict in report.claims.items()
+                  if verdict == NOT_OFFERED and _has(kind, claim)]  # fmt: skip
+        return super().json() | {"not offered": absent, **{name: own[name] for name in (*PLAIN, "errors", "kinds")}}
 
     def as_dict(self) -> dict[str, Any]:
         """Return what was found of this kind and of further ones as plain data."""

@@ -1,0 +1,93 @@
+"""Whole reports of the five commands, as text and for programs, compared with approved files in `reports`.
+
+``python -m pytest tests/conformance/test_reports.py --approve`` writes the files anew: look at the difference then.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from minilora import cli
+from minilora.conformance.checking import check, child
+from minilora.conformance.report import LONGEST_LINE
+
+from .situations import FOR_PROGRAMS, SITUATIONS, build
+
+APPROVED = Path(__file__).parent / "reports"
+OF_THE_MACHINE = ("minilora", "versions", "kernel")
+"""Keys of the JSON that differ between versions and machines."""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("situations")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def run(world, monkeypatch, capsys):
+    """Run a command line in the world; foreign code runs in this process."""
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(child, "check_apart", lambda target, *, dtype, timeout: check.check(
+        child.imported(target), dtype=dtype, name=target))  # fmt: skip
+
+    def run(argv):
+        code = cli.main(argv)
+        out, err = capsys.readouterr()
+        return f"$ minilora {' '.join(argv)}\n{out}{err}exit code {code}\n"
+
+    return run
+
+
+def steady(value):
+    """A value of JSON without the last digits, which depend on the order of summation."""
+    if isinstance(value, float):
+        return 0.0 if abs(value) < 1e-12 else float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: steady(one) for key, one in value.items()}
+    return [steady(one) for one in value] if isinstance(value, list) else value
+
+
+def in_lines(content):
+    """JSON with a line for each key, and for each entry of a list or an object below it."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, (list, dict)) and len(json.dumps(value)) > 80:
+            entries = value if isinstance(value, list) else [{name: one} for name, one in value.items()]
+            lines += [f"{key}:", *(f"  {json.dumps(entry)}" for entry in entries)]
+        else:
+            lines.append(f"{key}: {json.dumps(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def compare(file, text, request):
+    if request.config.getoption("approve"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    assert text == file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [n for n in SITUATIONS if SITUATIONS[n][0] not in ("golden", "diagnose")])
+def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
+    argv, found = SITUATIONS[name], world / f"{name}.json"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true" if name.endswith("-github") else "")
+    text = run(argv)
+    compare(APPROVED / f"{name}.txt", text, request)
+    run([*argv, "--json", str(found)])
+    assert found.exists() is (not text.endswith("exit code 2\n") or "UNDECIDED" in text)
+    if found.exists():
+        assert len(text.splitlines()[1]) <= LONGEST_LINE
+        content = {key: value for key, value in json.loads(found.read_text()).items() if key not in OF_THE_MACHINE}
+        assert text.splitlines()[1] == content["first_line"]
+        assert text.endswith(f"exit code {content['status']}\n")
+        if name in FOR_PROGRAMS:
+            compare(APPROVED / f"{name}.json.txt", in_lines(steady(content)), request)
+
+
+def test_every_approved_file_is_of_a_situation():
+    assert {file.name.partition(".")[0] for file in APPROVED.iterdir()} <= {*SITUATIONS}
