@@ -117,11 +117,8 @@ class KindReport(Report):
         for title, word in (("right", "ok"), ("not offered", NOT_OFFERED)) if brief else ():
             names = [claim for claim, verdict in self.claims.items() if verdict == word]
             lines += [f"  {title}: {', '.join(names)}"] if names else []
-        habits = [
-            f"    {name:20}{verdict}"
-            for name, verdict in self.habits.items()
-            if verdict not in brief and name != ANSWERED
-        ]
+        hidden = (*brief, self.habits.get(ANSWERED))
+        habits = [f"    {name:20}{verdict}" for name, verdict in self.habits.items() if verdict not in hidden]
         return [*lines, *(["  habits, which do not count:"] if habits else []), *habits]
 
     # --- for programs -------------------------------------------------------------------------------------------------
