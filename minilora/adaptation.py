@@ -161,6 +161,7 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     check_model(model)
     check_adapters("adapters", adapters)
     free = _free(model)
+    adapters = dict(_of_layer(path, adapter, free) for path, adapter in adapters.items())
     if unknown := [path for path in adapters if path not in free]:
         raise ValueError(
             f"adapters names {_listed(unknown)}, which are no layers without an adapter; there are {_listed(free)}"
@@ -172,6 +173,14 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
             return _attached(layer, adapters[path])
 
     return _replaced(model, adapters, adapted)
+
+
+def _of_layer(path: str, adapter: LoRA, free: Mapping[str, Layer]) -> tuple[str, LoRA]:
+    """Return an adapter and its layer's path, also where a file names the layer's weight in place of the layer."""
+    layer = path.removesuffix(".weight")
+    if path in free or layer not in free or not isinstance(adapter, StackedLoRA) or adapter.experts > 1:
+        return path, adapter
+    return layer, Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, use_rslora=adapter.use_rslora)
 
 
 def merge(model: Layer, *, requantize: bool = False) -> Any:

@@ -167,6 +167,7 @@ def save_adapter(
     base_model: str | None = None,
     task_type: str | None = None,
     target_modules: Sequence[str] | None = None,
+    target_parameters: Sequence[str] = (),
     lora_dropout: float = 0.0,
     dtype: str | None = None,
 ) -> None:
@@ -188,6 +189,10 @@ def save_adapter(
     target_modules : sequence of str, optional
         Ends of the paths, such as "q_proj", that name these modules of the base and no other
         (`minilora.adaptation.ends_of`). Without them the file has the whole paths.
+    target_parameters : sequence of str
+        Whole paths of weights of linear layers, such as "model.layers.0.mlp.gate_proj.weight", that PEFT is to find by
+        these and not by the layers' names: in a Qwen3-MoE it takes such a name for the experts'
+        (`minilora.language.found_by_weight`). It reads neither dropout nor DoRA of them.
     lora_dropout : float
         The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
         elsewhere.
@@ -215,15 +220,17 @@ def save_adapter(
     saved = {module: _saved(module, layer) for module, layer in layers.items()}
     forms = _forms(saved)
     tensors = _tensors(path, saved, forms, dtype)
-    parameters = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
-    modules = [module for module in saved if module not in parameters]
+    arrays = [module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA)]
+    by_weight = _by_weight(target_parameters, forms, dropout)
+    modules = [module for module in saved if module not in (*arrays, *by_weight)]
+    parameters = [*arrays, *(f"{module}.weight" for module in by_weight)]
     config = {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base_model,
         "target_modules": modules if target_modules is None else [*target_modules],
         **({"target_parameters": parameters, "peft_version": WRITTEN_AS} if parameters else {}),
-        **_strengths(saved),
+        **_strengths({f"{module}.weight" if module in by_weight else module: a for module, a in saved.items()}),
         "use_dora": any(isinstance(adapter, DoRAAdapter) for adapter in saved.values()),
         "fan_in_fan_out": fan_in_fan_out,
         "bias": "none",
@@ -233,7 +240,7 @@ def save_adapter(
     }
     read_as = Config(peft_type="LORA", target_modules=config["target_modules"], use_dora=config["use_dora"])
     read_as.check_magnitudes(forms)
-    read_as.check_targets({module: form for module, form in forms.items() if not form.place})
+    read_as.check_targets({module: forms[module] for module in modules})
     text = config_text(config)
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
@@ -268,6 +275,18 @@ def check_adapter_target(path: Path) -> None:
 
 
 # --- what is saved ---
+
+
+def _by_weight(target_parameters: Sequence[str], forms: Mapping[str, Form], dropout: float) -> list[str]:
+    """Return the linear layers of which PEFT is to find the weight by its path."""
+    modules = [name.removesuffix(".weight") for name in target_parameters]
+    for name, module in zip(target_parameters, modules, strict=True):
+        if module == name or module not in forms or forms[module].kind != "linear" or forms[module].dora or dropout:
+            raise ValueError(
+                f"target_parameters names {short(name)}, expected the weight of a linear layer in layers, without DoRA "
+                "and lora_dropout"
+            )
+    return modules
 
 
 def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:

@@ -47,6 +47,7 @@ from .resume import (
     note_saved,
     read_kept,
 )
+from .save import found_by_weight
 from .text import HELD_OUT, evaluate_where_it_counts, next_token_loss, where_it_counts
 
 USABLE_SHARE = 0.9
@@ -271,6 +272,11 @@ def adapted_model(
         model, **new, rng=rng, target_parameters=recipe.target_parameters, use_rslora=recipe.use_rslora,
         use_dora=recipe.use_dora, init=recipe.init,
     )  # fmt: skip
+    if (by_weight := found_by_weight(adapted)) and (recipe.use_dora or recipe.dropout):
+        raise ValueError(
+            "--use-dora and --dropout do not go with the dense layers of a Qwen3-MoE, such as "
+            f"{by_weight[0].removesuffix('.weight')}, whose adapters PEFT reads without either"
+        )
     return adapted
 
 
@@ -480,9 +486,11 @@ def diverged(recipe: Settled, step: int) -> str:
 
 def save(recipe: Settled, adapted: Llama) -> None:
     """Write the adapter, with the names that PEFT and llama.cpp ask for."""
+    by_weight = found_by_weight(adapted)
     save_adapter(
         recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
-        task_type="CAUSAL_LM", target_modules=ends_of(adapted), lora_dropout=recipe.dropout,
+        task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
+        target_parameters=by_weight, lora_dropout=recipe.dropout,
     )  # fmt: skip
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import is_adapted
+from ..adaptation import adapters, is_adapted
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name
 from ..files.disk import check_parent, is_new_or_empty, synced, written_folder
@@ -173,3 +173,15 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
         "rope_type": "default",
         "rope_theta": whole if frequencies(2 * pairs, whole) == config.frequencies else base,
     }
+
+
+def found_by_weight(model: Llama) -> list[str]:
+    """Return the weights that `save_adapter` has to name as ``target_parameters``, so that PEFT finds their adapters.
+
+    In a Qwen3-MoE, PEFT takes every target module that is named as an expert's layer for the experts', and a block may
+    have an MLP of such names in the place of a mixture.
+    """
+    if model.config.model_type != "qwen3_moe":
+        return []
+    ends = tuple(f".mlp.{name}" for names in PARTS.values() for name in names)
+    return [f"{path}.weight" for path in adapters(model) if path.endswith(ends)]

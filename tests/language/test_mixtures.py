@@ -7,16 +7,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
+from minilora import Llama, LoRA, adapt, adapters, attach, load_adapter, merge, save_adapter
 from minilora.checks import FileRefused
-from minilora.language import save_llama
+from minilora.language import found_by_weight, save_llama
 from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.ggufexport import export_adapter
 from minilora.language.memory import active_numbers, count_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
 
-from ..support.language import TEXT, tiny_llama, tiny_mixture
+from ..support.command_line import run
+from ..support.language import TEXT, tiny_llama, tiny_mixture, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 29, (2, 7))
 KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
@@ -190,3 +191,63 @@ def test_qwen3_norms_queries_and_keys(tmp_path):
     assert (Llama.load(tmp_path / "m", dtype="float64")(IDS) == model(IDS)).all()
     arrays["model.layers.0.self_attn.k_norm.weight"] = 2 * arrays["model.layers.0.self_attn.k_norm.weight"]
     assert not np.allclose(Llama.build(config, arrays)(IDS), model(IDS))
+
+
+def dense_qwen3_moe():
+    """Of two blocks the first has an MLP."""
+    config = tiny_mixture("qwen3_moe").config
+    config = replace(config, mixture=replace(config.mixture, mlp_only_layers=(0,)))
+    rng = np.random.default_rng(0)
+    return Llama.build(config, {name: rng.standard_normal(shape) / 4 for name, shape in config.shapes().items()})
+
+
+def test_dense_layers_of_a_qwen3_moe_are_named_by_their_weights(tmp_path):
+    base = dense_qwen3_moe()
+    adapted = adapt(base, ["gate_proj", "down_proj", "q_proj"], rank=2, alpha=4, rng=np.random.default_rng(0))
+    for p in adapted.trainable().values():
+        p[...] = np.random.default_rng(1).standard_normal(p.shape)
+    names = [f"model.layers.0.mlp.{name}.weight" for name in ("gate_proj", "down_proj")]
+    assert found_by_weight(adapted) == names
+    assert (
+        found_by_weight(adapt(tiny_mixture("qwen2_moe"), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0)))
+        == []
+    )
+    save_adapter(tmp_path / "a", adapters(adapted), target_parameters=names)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_parameters"] == names
+    assert config["target_modules"] == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
+    assert (attach(base, load_adapter(tmp_path / "a"))(IDS) == adapted(IDS)).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "more"),
+    [
+        (["fc"], {}),
+        (["gone.weight"], {}),
+        (["fc.weight"], {"lora_dropout": 0.1}),
+    ],
+)
+def test_a_weight_that_peft_would_not_find_is_refused(tmp_path, names, more):
+    lora = LoRA(np.ones((2, 5)), np.ones((3, 2)), 4.0)
+    with pytest.raises(ValueError, match=rf"^target_parameters names .{names[0]}., expected the weight of a"):
+        save_adapter(tmp_path / "a", {"fc": lora}, target_parameters=names, **more)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("option", [["--use-dora"], ["--dropout", "0.1"]])
+def test_finetune_writes_dense_layers_as_peft_reads_them(tmp_path, capsys, monkeypatch, option):
+    write_folder(tmp_path / "letters", tiny_llama())
+    save_llama(dense_qwen3_moe(), tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").write_bytes((tmp_path / "letters" / "tokenizer.json").read_bytes())
+    (tmp_path / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    some = ["finetune", "text", "--model", "m", "--save", "a", "--steps", "2", "--batch-size", "2", "--length", "8"]
+    assert run(*some, *option) == 2
+    assert (
+        "do not go with the dense layers of a Qwen3-MoE, such as model.layers.0.mlp.gate_proj"
+        in capsys.readouterr().err
+    )
+    assert run(*some) == 0
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_parameters"] == [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
+    assert run("generate", "the ", "--model", "m", "--adapter", "a", "--tokens", "2") == 0

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
-from minilora.language import save_llama
+from minilora.language import found_by_weight, save_llama
 
 pytestmark = [
     pytest.mark.peers,
@@ -148,3 +148,29 @@ def test_pefts_adapter_of_experts_is_read_and_ours_by_peft(tmp_path, kind, chose
     save_llama(merge(ours), tmp_path / "merged")
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float64)
     close(logits_of(in_double(kind, merged), ids), expected, 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match:RuntimeWarning")  # PEFT's, which did match
+@pytest.mark.parametrize("ranks", [(3, 3), (3, 5)])
+def test_dense_layers_of_a_qwen3_moe_reach_peft(tmp_path, ranks):
+    """By the names of their modules PEFT takes them for the experts', and all but drops them."""
+    theirs = written(tmp_path / "m", "qwen3_moe", 21, num_hidden_layers=3, mlp_only_layers=[0], decoder_sparse_step=2)
+    base, rng = Llama.load(tmp_path / "m", dtype="float64"), np.random.default_rng(1)
+    dense, others = ["up_proj"], ["gate_proj", "down_proj", "q_proj"]
+    ours = adapt(base, others, rank=ranks[0], alpha=5.0, rng=rng)
+    ours = adapt(ours, dense, rank=ranks[1], alpha=5.0, rng=rng)
+    for p in ours.trainable().values():
+        p[...] = rng.standard_normal(p.shape) / 4
+    by_weight = found_by_weight(ours)
+    assert len(by_weight) == 3 * 2
+    ids = ids_of(theirs, 21)
+    for names in ([], by_weight):
+        save_adapter(tmp_path / "a", adapters(ours), target_parameters=names)
+        again = in_double(
+            "qwen3_moe", transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)
+        )
+        if names or ranks[0] == ranks[1]:
+            loaded = peft.PeftModel.from_pretrained(again, tmp_path / "a", autocast_adapter_dtype=False)
+            apart = np.abs(logits_of(loaded.double().eval(), ids) - ours(ids)).max()
+            assert (apart < 1e-9) == bool(names)
+        close(attach(base, load_adapter(tmp_path / "a", dtype="float64"))(ids), ours(ids), 1e-12)
