@@ -4,6 +4,9 @@
 """
 
 import json
+import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from minilora.conformance.report import LONGEST_LINE
 
 from .situations import FOR_PROGRAMS, SITUATIONS, build
 
+DOCS = Path(__file__).parents[2] / "docs" / "hold-yours-against-it.md"
 APPROVED = Path(__file__).parent / "reports"
 OF_THE_MACHINE = ("minilora", "versions", "kernel")
 """Keys of the JSON that differ between versions and machines."""
@@ -91,3 +95,31 @@ def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
 
 def test_every_approved_file_is_of_a_situation():
     assert {file.name.partition(".")[0] for file in APPROVED.iterdir()} <= {*SITUATIONS}
+
+
+def keys_of(file):
+    """The keys at the top of an approved JSON, and of its cases."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return {line.partition(":")[0] for line in lines if not line.startswith(" ")}
+
+
+def test_the_index_of_fields_names_every_field_of_the_json():
+    text = DOCS.read_text(encoding="utf-8")
+    tables = text[text.index("## What a report says") : text.index("## What it may define")]
+    rows = [line.split("|") for line in tables.splitlines() if line.startswith("| `")]
+    head = {key for row in rows if len(row) == 4 for key in re.findall("`([^`]+)`", row[1])}
+    own = {row[1].strip(" `"): set(re.findall("`([^`]+)`", row[2])) for row in rows if len(row) == 5}
+    for file in APPROVED.glob("*.json.txt"):
+        assert keys_of(file) | {*OF_THE_MACHINE} == head | own[file.name.partition("-")[0]], file.name
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="the lines are of a POSIX shell")
+@pytest.mark.parametrize(("adapter", "status"), [("sound", 0), ("untrained", 0), ("not-a-target", 1), ("nothing", 1)])
+def test_a_ci_tells_suspicious_from_wrong_as_the_site_says(world, tmp_path, adapter, status):
+    lines = re.findall(r"^minilora audit adapter --model model .*", DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(lines) == 2
+    for line in lines if shutil.which("jq") else lines[:1]:
+        line = line.replace("minilora audit adapter --model ", f"audit {world / adapter} --model {world}/", 1)
+        done = subprocess.run(["sh", "-c", f'"{sys.executable}" -m minilora {line}'], cwd=tmp_path, capture_output=True)
+        assert min(done.returncode, 1) == status, done
