@@ -244,7 +244,7 @@ def judge_vectors(options: argparse.Namespace) -> Report | None:
     from ..conformance import vectors
 
     if options.compare is None:
-        write_cases(options, lambda folder: vectors.write(folder, *_chosen(options)))
+        write_cases(options, lambda folder: vectors.write(folder, _chosen(options)))
         return None
     if options.starter or options.kind:
         raise ValueError("--starter and --kind are about what is written, expected them without --compare")
@@ -252,16 +252,17 @@ def judge_vectors(options: argparse.Namespace) -> Report | None:
     return vectors.in_one(options.compare, vectors.compare(options.folder, options.compare))
 
 
-def _chosen(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the vectors, and the precisions of Adam's case, that are asked for."""
-    from ..conformance.vectors import KINDS, OF_ADAM, STARTER, VECTORS
+def _chosen(options: argparse.Namespace) -> Any:
+    """Return the vectors that are asked for."""
+    from ..conformance.vectors import STARTER, VECTORS
 
     if options.starter:
-        return STARTER, ()
-    kinds = ",".join(options.kind or KINDS).split(",")
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"--kind: there is no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
-    return [vector for vector in VECTORS if vector.kind in kinds], OF_ADAM if "adam" in kinds else ()
+        return STARTER
+    there = list(dict.fromkeys(vector.kind for vector in VECTORS))
+    kinds = ",".join(options.kind or there).split(",")
+    if unknown := [kind for kind in kinds if kind not in there]:
+        raise ValueError(f"--kind: there is no kind {unknown[0]!r}; there are {', '.join(there)}")
+    return [vector for vector in VECTORS if vector.kind in kinds]
 
 
 def add_golden(commands: Any) -> None:

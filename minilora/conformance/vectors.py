@@ -21,10 +21,10 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -49,7 +49,6 @@ from .report import CannotRun, Diagnosis, Outcome, Report
 
 INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-OF_ADAM = DTYPES[:2]
 SMALL = 2048
 """Weights of a problem that is written in half precision too: the large ones are most of the bytes."""
 OF_KIND = {"nf4": ("float32",), "mixed": ("float32",)}
@@ -82,43 +81,6 @@ HOW = (
 )
 
 
-@dataclass(frozen=True)
-class Vector:
-    """A problem of a kind, in one precision: one file of the folder."""
-
-    kind: str
-    number: int
-    dtype: str
-
-    @property
-    def problem(self) -> Problem:
-        """The problem, without a precision."""
-        return SETS[self.kind].problems[self.number]
-
-    @property
-    def file(self) -> str:
-        """The name of its file: a program that reads ``KIND-*``, and no half precision, goes on doing so."""
-        half = "half-" if self.dtype in DTYPES[2:] else ""
-        return f"{half}{self.kind}-{self.number}-{self.dtype}.safetensors"
-
-    def trial(self) -> Trial:
-        """Return the problem in its precision, with the answers."""
-        return drawn(self.problem, self.dtype, SETS[self.kind].formulas)
-
-
-VECTORS = tuple(
-    Vector(kind, number, dtype)
-    for kind in SETS
-    if kind != "combine"  # whose singular vectors have other bits with another BLAS
-    for number, problem in enumerate(SETS[kind].problems)
-    for dtype in OF_KIND.get(kind, DTYPES)
-    if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL
-)
-STARTER = tuple(v for v in VECTORS if v.kind == "linear" and v.number < 7 and v.dtype in DTYPES[:2])
-"""To begin with: small linear layers, which show all but three of the bugs that a linear layer can have."""
-KINDS = (*dict.fromkeys(vector.kind for vector in VECTORS), "adam")
-
-
 class OneOrder(np.ndarray):
     """A matrix that adds one term after another, first to last, and so has the same bits whatever BLAS there is."""
 
@@ -135,20 +97,93 @@ class OneOrder(np.ndarray):
         return (np.expand_dims(total, axis) if keepdims else total).view(OneOrder)
 
 
-def tensors(vector: Vector) -> Arrays:
-    """Return all that stands in a vector's file."""
-    trial = Trial.draw(vector.problem, vector.dtype, SETS[vector.kind].formulas, OneOrder)
-    problem, right = trial.problem, trial.right
-    options = {name: value for name, value in problem.options.items() if name not in trial.arrays}
-    arrays: Arrays = {}
-    for name, array in trial.arrays.items():
-        arrays |= named(problem, name, name, array)
-    arrays["alpha"] = np.array(problem.alphas if isinstance(problem, Fused) else [problem.alpha])
-    arrays |= {name: np.atleast_1d(np.array(value, np.int64)) for name, value in options.items()}
-    for prefix, answers in (("", right), ("size.", trial.sizes)):
-        for name, of in NAMES.items():
-            arrays |= named(problem, of, prefix + name, answers[of]) if of in answers else {}
-    return arrays
+@dataclass(frozen=True)
+class Vector:
+    """A problem of a kind, in one precision: one file of the folder."""
+
+    kind: str
+    number: int
+    dtype: str
+
+    @property
+    def problem(self) -> Problem:
+        """The problem, without a precision."""
+        return SETS[self.kind].problems[self.number]
+
+    @property
+    def sizes(self) -> str:
+        """The problem in words."""
+        return str(self.problem)
+
+    @property
+    def file(self) -> str:
+        """The name of its file: a program that reads ``KIND-*``, and no half precision, goes on doing so."""
+        half = "half-" if self.dtype in DTYPES[2:] else ""
+        return f"{half}{self.kind}-{self.number}-{self.dtype}.safetensors"
+
+    def trial(self) -> Trial:
+        """Return the problem in its precision, with the answers."""
+        return drawn(self.problem, self.dtype, SETS[self.kind].formulas)
+
+    def tensors(self) -> Arrays:
+        """Return all that stands in its file."""
+        trial = Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas, OneOrder)
+        problem, options = trial.problem, trial.problem.options
+        arrays: Arrays = {}
+        for name, array in trial.arrays.items():
+            arrays |= named(problem, name, name, array)
+        arrays["alpha"] = np.array(problem.alphas if isinstance(problem, Fused) else [problem.alpha])
+        arrays |= {name: np.atleast_1d(np.array(options[name], np.int64)) for name in options if name not in arrays}
+        for prefix, answers in (("", trial.right), ("size.", trial.sizes)):
+            for of, name in names_of(trial).items():
+                arrays |= named(problem, of, prefix + name, answers[of])
+        return arrays
+
+    def flags(self) -> list[str]:
+        """Return the flags of the bugs that it catches: there, a bug's numbers differ from the right ones."""
+        trial = self.trial()
+
+        def shows(bug: Bug) -> bool:
+            parts = bug.of(trial.problem)
+            wrong = trial.answer(**parts) if parts else {}
+            return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
+
+        return [bug.flag for bug in bugs_of(self.kind) if shows(bug)]
+
+
+@dataclass(frozen=True)
+class AdamVector:
+    """Ten steps of Adam, in one precision."""
+
+    dtype: str
+    kind: ClassVar = "adam"
+    sizes: ClassVar = (
+        "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
+    )
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"adam-{self.dtype}.safetensors"
+
+    def tensors(self) -> Arrays:
+        """Return where the steps begin, the gradients, and where they end."""
+        begin, steps = adam_problem()
+        begin = {name: p.astype(self.dtype) for name, p in begin.items()}
+        steps = [{name: g.astype(self.dtype) for name, g in grads.items()} for grads in steps]
+        end = adam_follows({name: p.astype(np.float64) for name, p in begin.items()}, steps)
+        grads = {name: np.array([grads[name] for grads in steps]) for name in begin}
+        stages = {"begin": begin, "grads": grads, "end": end}
+        return {f"{stage}_{name[-1]}": array for stage, arrays in stages.items() for name, array in arrays.items()}
+
+    def flags(self) -> list[str]:
+        """Return the flags of the bugs that it catches: all of Adam."""
+        return [bug.flag for bug in bugs_of("adam", ("adam",))]
+
+
+def names_of(trial: Trial) -> dict[str, str]:
+    """Return the answers to a problem, and their names in a file."""
+    return {of: name for name, of in NAMES.items() if of in trial.right}
 
 
 def named(problem: Problem, name: str, as_name: str, array: np.ndarray) -> Arrays:
@@ -156,48 +191,33 @@ def named(problem: Problem, name: str, as_name: str, array: np.ndarray) -> Array
     return problem.named(name, as_name, array) if isinstance(problem, Fused) else {as_name: array}
 
 
-def adam_tensors(dtype: str) -> Arrays:
-    """Return ten steps of Adam: where they begin, the gradients, and where they end."""
-    begin, steps = adam_problem()
-    begin, steps = _rounded(begin, dtype), [_rounded(grads, dtype) for grads in steps]
-    exact = adam_follows({k: p.astype(np.float64) for k, p in begin.items()}, steps)
-    letters = {"lora_A": "A", "lora_B": "B"}
-    return {
-        **{f"begin_{letters[name]}": p for name, p in begin.items()},
-        **{f"grads_{letters[name]}": np.array([grads[name] for grads in steps]) for name in begin},
-        **{f"end_{letters[name]}": p for name, p in exact.items()},
-    }
-
-
-def _rounded(arrays: Arrays, dtype: str) -> Arrays:
-    return {name: array.astype(dtype) for name, array in arrays.items()}
+VECTORS: tuple[Vector | AdamVector, ...] = (
+    *(
+        Vector(kind, number, dtype)
+        for kind in SETS
+        if kind != "combine"  # whose singular vectors have other bits with another BLAS
+        for number, problem in enumerate(SETS[kind].problems)
+        for dtype in OF_KIND.get(kind, DTYPES)
+        if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL
+    ),
+    *map(AdamVector, DTYPES[:2]),
+)
+STARTER = [
+    v for v in VECTORS if isinstance(v, Vector) and v.kind == "linear" and v.number < 7 and v.dtype in DTYPES[:2]
+]
+"""To begin with: small linear layers, which show all but three of the bugs that a linear layer can have."""
+BY_FILE = {vector.file: vector for vector in VECTORS}
 
 
 # --- the index ------------------------------------------------------------------------------------
 
 
-def flags_of(vector: Vector) -> list[str]:
-    """Return the flags of the bugs that show in a case: whose numbers differ from the right ones."""
-    trial = vector.trial()
-
-    def shows(bug: Bug) -> bool:
-        parts = bug.of(trial.problem)
-        wrong = trial.answer(**parts) if parts else {}
-        return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
-
-    return [bug.flag for bug in bugs_of(vector.kind) if shows(bug)]
-
-
-def index(vectors: Sequence[Vector] = VECTORS, adam: Sequence[str] = OF_ADAM) -> dict[str, Any]:
+def index(vectors: Sequence[Vector | AdamVector] = VECTORS) -> dict[str, Any]:
     """Return what ``index.json`` holds."""
-    cases: list[dict[str, Any]] = []
-    for vector in vectors:
-        entry = {"file": vector.file, "kind": vector.kind, "dtype": vector.dtype, "sizes": str(vector.problem)}
-        cases.append(entry | {"flags": flags_of(vector)})
-    for dtype in adam:
-        sizes = "ten steps, lr 1e-3, betas 0.9 and 0.999, eps 1e-8: begin_A, begin_B, grads_A, grads_B -> end_A, end_B"
-        of_adam = [bug.flag for bug in bugs_of("adam", ("adam",))]
-        cases.append({"file": adam_file(dtype), "kind": "adam", "dtype": dtype, "sizes": sizes, "flags": of_adam})
+    cases = [
+        {name: getattr(vector, name) for name in ("file", "kind", "dtype", "sizes")} | {"flags": vector.flags()}
+        for vector in vectors
+    ]
     # Of a start, and of a gradient that is not returned, no vector says anything.
     answered = {flag for case in cases for flag in case["flags"]}
     notes = {
@@ -224,16 +244,11 @@ def _json(value: Any, depth: int = 2) -> str:
     return "{\n" + ",\n".join(lines) + "\n" + pad[1:] + "}" + "\n" * (depth == 2)
 
 
-def adam_file(dtype: str) -> str:
-    """Return the name of Adam's case."""
-    return f"adam-{dtype}.safetensors"
-
-
 # --- to and from a folder -------------------------------------------------------------------------
 
 
-def write(folder: Path, vectors: Sequence[Vector] = VECTORS, adam: Sequence[str] = OF_ADAM) -> int:
-    """Write vectors, and Adam's case in some precisions, into a new folder, and return how many cases there are.
+def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int:
+    """Write vectors into a new folder, and return how many there are.
 
     Raises
     ------
@@ -242,29 +257,24 @@ def write(folder: Path, vectors: Sequence[Vector] = VECTORS, adam: Sequence[str]
     """
     if folder.exists():
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
-    files = {vector.file: tensors(vector) for vector in vectors}
-    files |= {adam_file(dtype): adam_tensors(dtype) for dtype in adam}
     with written_folder(folder) as new:
-        for name, arrays in files.items():
-            (new / name).write_bytes(
-                safetensors.numpy.save({key: np.ascontiguousarray(array) for key, array in arrays.items()})
-            )
-        (new / INDEX).write_text(_json(index(vectors, adam)), encoding="utf-8")
-    return len(files)
+        for vector in vectors:
+            arrays = {name: np.ascontiguousarray(array) for name, array in vector.tensors().items()}
+            safetensors.numpy.save_file(arrays, new / vector.file)
+        (new / INDEX).write_text(_json(index(vectors)), encoding="utf-8")
+    return len(vectors)
 
 
-class VectorEntry(msgspec.Struct):
+class VectorFile(msgspec.Struct):
     """What a comparison needs of a case's entry in the index."""
 
     file: str
-    kind: str
-    dtype: str
 
 
 class VectorIndex(msgspec.Struct):
     """What a comparison needs of the index."""
 
-    cases: list[VectorEntry]
+    cases: list[VectorFile]
     tolerance: dict[str, float]
     of_adam: dict[str, float] = msgspec.field(name="tolerance of adam, without a size")
 
@@ -283,15 +293,20 @@ def compare(folder: Path, results: Path) -> list[KindReport]:
         If a file is not sound.
     """
     held = read_json(folder / INDEX, VectorIndex)
+    files = [case.file for case in held.cases]
     if not results.is_dir():
         raise CannotRun(f"{str(results)!r} is no folder, expected that of a program's answers")
     if results.resolve() == folder.resolve():
         raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
-    answered = [case for case in held.cases if (results / case.file).exists()]
+    answered = [file for file in files if (results / file).exists()]
     if not answered:
-        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {held.cases[0].file!r}")
-    dtypes = {case.dtype for case in answered}
-    return [_compare_in(dtype, held, folder, results) for dtype in DTYPES if dtype in dtypes]
+        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {files[0]!r}")
+    if unknown := [file for file in answered if file not in BY_FILE]:
+        which = repr(str(folder / unknown[0]))
+        raise CannotRun(f"{which} is no case of minilora {__version__}: compare by the one that wrote it")
+    vectors = [BY_FILE[file] for file in files if file in BY_FILE]
+    dtypes = {BY_FILE[file].dtype for file in answered}
+    return [_compare_in(dtype, vectors, held, folder, results) for dtype in DTYPES if dtype in dtypes]
 
 
 @dataclass(repr=False)
@@ -328,22 +343,24 @@ def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
     return whole
 
 
-def _compare_in(dtype: str, held: VectorIndex, folder: Path, results: Path) -> KindReport:
+def _compare_in(
+    dtype: str, vectors: Sequence[Vector | AdamVector], held: VectorIndex, folder: Path, results: Path
+) -> KindReport:
     """Judge the answers in one precision."""
-    reports = {}
-    for kind in dict.fromkeys(case.kind for case in held.cases if (case.dtype, case.kind != "adam") == (dtype, True)):
-        files = [case.file for case in held.cases if (case.kind, case.dtype) == (kind, dtype)]
-        asked = [_asked(folder, results, file, held.tolerance[dtype]) for file in files if (results / file).exists()]
-        if asked:
-            reports[kind] = _compare_kind(f"{results}, {kind}", asked, len(files))
-    whole = reports.pop("linear", KindReport("", dtype=dtype))
-    whole.name, whole.parts = str(results), reports
-    if (folder / adam_file(dtype)).exists() and (results / adam_file(dtype)).exists():
-        verdict = _compare_adam(folder / adam_file(dtype), results / adam_file(dtype), held.of_adam[dtype])
-        case = outcome(id_of("linear", "adam"), "adam", "", verdict)
-        whole.claims["adam"] = verdict
-        whole.cases.append(case)
-        whole.found += [Diagnosis(case.text, cases=(case.id,))] if case.failed else []
+    kinds: dict[str, list[Any]] = {}
+    for vector in vectors:
+        if vector.dtype == dtype:
+            kinds.setdefault(vector.kind, []).append(vector)
+    whole = KindReport(str(results), dtype=dtype)
+    for kind, of in kinds.items():
+        answered = [vector for vector in of if (results / vector.file).exists()]
+        if answered and kind == "adam":
+            _judge_adam(whole, folder / answered[0].file, results / answered[0].file, held.of_adam[dtype])
+        elif answered:
+            report = whole if kind == "linear" else KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
+            asked = [_asked(vector, folder, results, held.tolerance[dtype]) for vector in answered]
+            _judge_kind(report, asked, len(of))
+            whole.parts |= {kind: report} if report is not whole else {}
     return whole
 
 
@@ -357,40 +374,35 @@ class Asked:
     written: frozenset[str]  # the names of all tensors that it wrote, without the slots' numbers
 
 
-def _asked(folder: Path, results: Path, file: str, tolerance: float) -> Asked:
+def _asked(vector: Vector, folder: Path, results: Path, tolerance: float) -> Asked:
     """Read a problem, and what a program answered."""
-    vector = next((vector for vector in VECTORS if vector.file == file), None)
-    if vector is None:
-        raise CannotRun(
-            f"{str(folder / file)!r} is no case of minilora {__version__}: compare by the one that wrote it"
-        )
-    trial, written = _trial_in(folder / file, vector, tolerance), TensorFile(results / file)
-    numbers = {name: written.read(name) for name in written.tensors if name.partition(".")[0] in NAMES}
+    trial, path = _trial_in(folder / vector.file, vector, tolerance), results / vector.file
+    file = TensorFile(path)
+    numbers = {name: file.read(name) for name in file.tensors if name.partition(".")[0] in NAMES}
     try:
-        reply = _of_file(trial.problem, numbers, {of: name for name, of in NAMES.items() if of in trial.right})
+        reply = _gathered(trial.problem, names_of(trial), numbers)
     except ValueError as error:
-        raise CannotRun(f"{str(results / file)!r} has {error}") from None
+        raise CannotRun(f"{str(path)!r} has {error}") from None
     if not reply:
-        there = ", ".join(written.tensors) or "no tensor"
-        raise CannotRun(f"{str(results / file)!r} has {there}, expected {', '.join(NAMES)}")
-    return Asked(vector, trial, reply, frozenset(name.partition(".")[0] for name in written.tensors))
+        raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(NAMES)}")
+    return Asked(vector, trial, reply, frozenset(name.partition(".")[0] for name in file.tensors))
 
 
 def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
     """Return a problem with the numbers that a folder has of it: arrays, right answers and sizes."""
     trial, numbers = vector.trial(), _read(path)
-    answers = {of: name for name, of in NAMES.items() if of in trial.right}
-    arrays = _of_file(trial.problem, numbers, {name: name for name in trial.arrays})
-    right = _of_file(trial.problem, numbers, answers)
-    sizes = _of_file(trial.problem, numbers, {of: f"size.{name}" for of, name in answers.items()})
+    names = names_of(trial)
+    arrays = _gathered(trial.problem, {name: name for name in trial.arrays}, numbers)
+    right = _gathered(trial.problem, names, numbers)
+    sizes = _gathered(trial.problem, {of: f"size.{name}" for of, name in names.items()}, numbers)
     for own, found in ((trial.arrays, arrays), (trial.right, right), (trial.sizes, sizes)):
         if {name: a.shape for name, a in own.items()} != {name: a.shape for name, a in found.items()}:
             raise CannotRun(f"{str(path)!r} does not hold its problem, {vector.problem}")
     return replace(trial, arrays=arrays, right=right, sizes=sizes, unit=tolerance / TOLERANCE)
 
 
-def _of_file(problem: Problem, numbers: Arrays, names: Mapping[str, str]) -> Arrays:
-    """Return arrays under names of their own, as far as they stand in a file under others."""
+def _gathered(problem: Problem, names: Mapping[str, str], numbers: Arrays) -> Arrays:
+    """Return the arrays that stand in a file under some names, as far as they are there; the slots' of each in one."""
     found = {}
     for own, name in names.items():
         if isinstance(problem, Fused) and own in problem.listed:
@@ -407,43 +419,39 @@ def _read(path: Path) -> Arrays:
         return safetensors.numpy.load_file(path)
 
 
-def _compare_kind(title: str, asked: Sequence[Asked], count: int) -> KindReport:
+def _judge_kind(report: KindReport, asked: Sequence[Asked], count: int) -> None:
     """Judge the answers to a kind's problems, of which the folder has `count`."""
-    kind, dtype = asked[0].vector.kind, asked[0].vector.dtype
     trials, replies = [one.trial for one in asked], [one.reply for one in asked]
     written = frozenset[str]().union(*(one.written for one in asked))
-    report = KindReport(title, kind=kind, dtype=dtype)
-    factors = judge_numbers(report, kind, trials, replies, _lacking(written) if written & GRADIENTS else None)
-    owed = [key for key in FACTORS if written & GRADIENTS and not any(key in reply for reply in replies)]
+    has_gradients = not written.isdisjoint(GRADIENTS)
+
+    def lacking(missing: Sequence[str]) -> str:
+        names = [name for name, of in NAMES.items() if of in missing]
+        return f"no file has {listed(names)}; there are {', '.join(sorted(written))}"
+
+    factors = judge_numbers(report, report.kind, trials, replies, lacking if has_gradients else None)
+    owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
     for one in asked:
-        report.cases += outcomes_of(kind, one.vector.number, one.trial, one.reply, factors, owed)
-    report.habits = {ANSWERED: f"{len(asked)} of {count}{_fewer(asked)}"}
-    return placed(report)
-
-
-def _lacking(written: Iterable[str]) -> Callable[[Sequence[str]], str]:
-    """Return what is said of gradients that no file has, by the names that stand in files."""
-    names = {of: name for name, of in NAMES.items()}
-    answered = ", ".join(sorted(written))
-    return lambda missing: f"no file has {listed([names[of] for of in missing])}; there are {answered}"
-
-
-def _fewer(asked: Sequence[Asked]) -> str:
-    """Say which answers are there in some of the files and missing in others."""
-    text = ""
+        report.cases += outcomes_of(report.kind, one.vector.number, one.trial, one.reply, factors, owed)
+    report.habits[ANSWERED] = f"{len(asked)} of {count}"
     for name, of in NAMES.items():
         owing = [one.reply for one in asked if of in one.trial.right]
-        if 0 < (count := sum(of in reply for reply in owing)) < len(owing):
-            text += f", {name} in {count}"
-    return text
+        if 0 < (there := sum(of in reply for reply in owing)) < len(owing):
+            report.habits[ANSWERED] += f", {name} in {there}"
+    placed(report)
 
 
-def _compare_adam(asked: Path, answered: Path, tolerance: float) -> str:
+def _judge_adam(report: KindReport, asked: Path, answered: Path, tolerance: float) -> None:
     """Judge where a program's ten steps of Adam end."""
-    given, written = _read(asked), TensorFile(answered)
-    ends = {name: written.read(name) for name in ("end_A", "end_B") if name in written.tensors}
-    if missing := [name for name in ("end_A", "end_B") if name not in ends]:
-        return f"{answered.name} has no {missing[0]}"
-    begin = {"lora_A": given["begin_A"], "lora_B": given["begin_B"]}
-    steps = [{"lora_A": A, "lora_B": B} for A, B in zip(given["grads_A"], given["grads_B"], strict=True)]
-    return adam_verdict(begin, steps, {"lora_A": ends["end_A"], "lora_B": ends["end_B"]}, tolerance)
+    given, file = _read(asked), TensorFile(answered)
+    missing = [name for name in ("end_A", "end_B") if name not in file.tensors]
+    if missing:
+        verdict = f"{answered.name} has no {missing[0]}"
+    else:
+        begin = {"lora_A": given["begin_A"], "lora_B": given["begin_B"]}
+        steps = [{"lora_A": A, "lora_B": B} for A, B in zip(given["grads_A"], given["grads_B"], strict=True)]
+        verdict = adam_verdict(begin, steps, {"lora_A": file.read("end_A"), "lora_B": file.read("end_B")}, tolerance)
+    case = outcome(id_of("linear", "adam"), "adam", "", verdict)
+    report.claims["adam"] = verdict
+    report.cases.append(case)
+    report.found += [Diagnosis(case.text, cases=(case.id,))] if case.failed else []
