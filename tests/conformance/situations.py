@@ -191,7 +191,7 @@ def _vectors(folder):
     """Three vectors of a linear layer in two precisions, and answers to them."""
     from minilora.conformance import vectors
 
-    vectors.write(folder / "vectors", vectors.STARTER, ())
+    vectors.write(folder / "vectors", vectors.STARTER)
     names = [f"linear-{n}-{dtype}.safetensors" for n in range(3) for dtype in ("float64", "float32")]
     for results in ("right", "named", "one"):
         (folder / results).mkdir()
