@@ -20,7 +20,6 @@ is named, and in whose code it was made; where no bug does, the report says what
 something is wrong, or 2 where nothing could be judged.
 """
 
-from .checking.check import check
-from .report import CannotRun, Report
+from .. import lazily
 
-__all__ = ["CannotRun", "Report", "check"]
+__getattr__, __dir__ = lazily(__name__)
