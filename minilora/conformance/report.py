@@ -203,17 +203,23 @@ class Report:
 
     def shown(self, *, all: bool = False) -> str:
         """Return the report in lines, the verdict first; with `all` also what is right."""
-        lines = [self.first_line]
-        lines += [f"  {text}" for text in map(self._in_words, self.every_diagnosis()) if text not in lines[0]]
-        lines += [*self.own_lines(all=all), *self._of_known(), *self._lacks()]
+        lines = [self.first_line, *self._told(), *self.own_lines(all=all), *self._of_known(), *self._lacks()]
         return "\n".join(printable(line, MOST_LETTERS) for line in lines)  # a name in a file can hold anything
 
-    def _in_words(self, diagnosis: Diagnosis) -> str:
-        """Say what is wrong, with its flag, and how much of it that explains where it is not all."""
-        wrong = sum(case.state == "wrong" for case in self.every_case())
-        share = f", in {len(diagnosis.cases)} of {wrong} wrong cases" if 0 < len(diagnosis.cases) < wrong else ""
-        flag = f" [{diagnosis.flag}]" if diagnosis.flag else ""
-        return f"{diagnosis}{flag}{share}{' (known)' if self._is_known(diagnosis) else ''}"
+    def _told(self) -> Iterator[str]:
+        """Yield what the first line does not say of the diagnoses."""
+        first, wrong = self.first_line, sum(case.state == "wrong" for case in self.every_case())
+        for diagnosis in self.every_diagnosis():
+            explained = len(diagnosis.cases)
+            more = [f"explains {explained} of {wrong} wrong cases"] if 0 < explained < wrong else []
+            more += ["known"] if self._is_known(diagnosis) else []
+            if diagnosis.says not in first:
+                flag = f" [{diagnosis.flag}]" if diagnosis.flag else ""
+                yield f"  {diagnosis}{flag}" + (f" ({', '.join(more)})" if more else "")
+            elif str(diagnosis) not in first:
+                yield f"  {', '.join([f'made in {diagnosis.source}', *more])}"
+            elif more:
+                yield f"  {', '.join(more)}"
 
     def own_lines(self, *, all: bool) -> list[str]:
         """Return the rows of what is not right, or of all, and the command's own lines."""
