@@ -17,7 +17,7 @@ def add(commands: Any) -> None:
             "Write a model that has the adapter folded into its weights: W + scaling B A. From a model's folder it "
             "writes a folder that loads as the base does, with its configuration and tokenizer; from a file of "
             "weights, a file. Types and all other tensors stay as they are. It needs the memory of a few rows, not of "
-            "the model."
+            "the model. From a .gguf file it writes a folder in float32 with its tokenizer, in the model's memory."
         ),
         epilog="example: minilora merge model.safetensors my-adapter -o merged.safetensors",
     )
@@ -27,7 +27,7 @@ def add(commands: Any) -> None:
         type=path,
         metavar="BASE",
         help="a model's folder (Hugging Face's layout); or its weights alone: a .safetensors file, or the "
-        ".safetensors.index.json of shards",
+        ".safetensors.index.json of shards; or a .gguf file",
     )
     option("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     option(
@@ -63,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
     from ..files.merge import merge_adapter
 
     layouts = dict(options.layout or ())
+    if options.base.suffix == ".gguf":
+        return run_gguf(options)
     changes = merge_adapter(
         options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
     )
@@ -77,4 +79,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"{tensors} would change; nothing was written")
     else:
         print(f"{tensors} merged into {printable(str(options.output))}")
+    return 0
+
+
+def run_gguf(options: argparse.Namespace) -> int:
+    """Write a .gguf model with the adapter as a folder."""
+    from ..language.save import merge_gguf
+
+    if options.layout or options.dry_run:
+        raise ValueError("--layout and --dry-run are for weights in safetensors, and the model is a .gguf file")
+    changes = merge_gguf(options.base, options.adapter, options.output)
+    print(f"{len(changes)} layers merged into {printable(str(options.output))}, in float32 and with the tokenizer")
     return 0

@@ -167,6 +167,7 @@ class Llama(Layer):
     model: Decoder
     lm_head: Linear
     config: LlamaConfig
+    source: Path | None = None  # the file or folder that it was loaded from, which has its tokenizer
 
     fits = {}
 
@@ -260,7 +261,9 @@ class Llama(Layer):
         file in Q4_0, Q4_1 or Q8_0 stay so. A file that is damaged, is no Llama decoder or has a setting that is not
         implemented is a ValueError, by the setting's name and mostly before a weight is read.
         """
-        return cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
+        llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
+        llama.source = Path(path)
+        return llama
 
 
 def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)

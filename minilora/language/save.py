@@ -16,27 +16,36 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import adapters, is_adapted
+from ..adaptation import adapters, attach, is_adapted, merge
 from ..backend import backend_of
-from ..checks import Array, check_instance, check_path, dtype_name
-from ..files.disk import check_parent, is_new_or_empty, synced, written_folder
+from ..checks import Array, check_instance, check_path, dtype_name, needed
+from ..files.adapters import load_adapter
+from ..files.disk import check_parent, is_new_or_empty, model_format, synced, written_folder
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ..files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
 from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ..layer import walk
 from ..layers.nf4 import QuantizedLinear
 from ..layers.rotary import frequencies
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
+from ..lora import LoRA
+from .chattemplate import FILE as TEMPLATE_FILE
+from .chattemplate import SPECIAL, load_template
 from .config import HEADS, KINDS, SIZES, LlamaConfig, from_json
+from .gguf import gguf_tokenizer
 from .llama import Llama
 from .nf4files import nf4_tensors, quantization_config
+from .tokens import FILE, SETTINGS, read_gguf_tokenizer
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
-    """Write config.json and model.safetensors into a folder, which appears when both are whole.
+    """Write config.json and model.safetensors into a folder, which appears when all of it is whole.
 
     `model` has no adapters: save them apart with `minilora.save_adapter`, or fold them in with `minilora.merge`. The
-    folder is new or empty. A tokenizer is not written: copy the original's files beside.
+    folder is new or empty. A model that was loaded from a folder brings that one's tokenizer, chat template and further
+    files; one from a .gguf file those in its metadata, as transformers reads them. Where these cannot be read any more,
+    or say what transformers cannot, that is a FileRefused; without ``model.source`` the weights are written alone.
 
     A folder that holds something or cannot be made is a ValueError. So is a model that has adapters, holds NaN or
     infinity, or whose rotary frequencies are none that config.json can say. What is no model is a TypeError.
@@ -49,16 +58,73 @@ def save_llama(model: Llama, folder: str | Path) -> None:
             f"model has an adapter beside {adapted[0]!r}, which has no place in the folder: save it with save_adapter "
             "and the model without it here, or merge(model) first"
         )
+    check_free_folder(folder)
+    tensors, quantised = _tensors(model)
+    config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
+    beside = {} if model.source is None else files_beside(model.source)
+    with written_folder(folder) as part:
+        copy_companions(beside, part)
+        with synced(part / MODEL_CONFIG) as file:
+            file.write(as_json(config))
+        with synced(part / SINGLE_NAME) as file:
+            write_tensors(file, tensors, {"format": "pt"})
+
+
+def check_free_folder(folder: Path) -> None:
+    """Require a folder that is empty or new, where one can be made."""
     check_parent("folder", folder)
     if not is_new_or_empty(folder):
         raise ValueError(f"folder {str(folder)!r} exists, expected one that is empty or new")
-    tensors, quantised = _tensors(model)
-    config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
-    with written_folder(folder) as part:
-        with synced(part / MODEL_CONFIG) as file:
-            file.write(json.dumps(config, indent=2).encode() + b"\n")
-        with synced(part / SINGLE_NAME) as file:
-            write_tensors(file, tensors, {"format": "pt"})
+
+
+def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Mapping[str, LoRA]:
+    """Write a .gguf model with an adapter folded in as a folder that transformers loads; return the adapters by path.
+
+    The weights are those of the file, without the rounding of its blocks, in float32. It needs the memory of the model.
+    """
+    check_free_folder(check_path("folder", folder))
+    changes = load_adapter(adapter, dtype="float32")
+    save_llama(merge(attach(Llama.load(base), changes)), folder)
+    return changes
+
+
+def files_beside(source: Path) -> dict[str, Path | bytes]:
+    """Return what a model's folder has beside weights and config.json, by name: a file to copy, or a text."""
+    kind = model_format(source)
+    if kind == "folder":
+        return {name: file for name, file in companions(source, untied=False).items() if name != MODEL_CONFIG}
+    return _files_of_gguf(source) if kind == ".gguf" else {}
+
+
+def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
+    """Return the tokenizer and the chat templates in a .gguf file's metadata, as transformers reads them."""
+    read, fields = read_gguf_tokenizer(path), gguf_tokenizer(path)
+    words = fields["tokenizer.ggml.tokens"]
+    if read.begin:
+        processors = needed("tokenizers", FILE).processors
+        begin = [words[i] for i in read.begin]
+        read.rebuilt.post_processor = processors.TemplateProcessing(
+            single=[*begin, "$A"],
+            pair=[*begin, "$A", *begin, "$B"],
+            special_tokens=[*zip(begin, read.begin, strict=True)],
+        )
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    files: dict[str, Path | bytes] = {FILE: read.rebuilt.to_str(pretty=True).encode()}
+    for name, word in SPECIAL.items():
+        number = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if type(number) is int and number < len(words):
+            settings[f"{word}_token"] = words[number]
+    if "tokenizer.chat_template" in fields:
+        templates = load_template(path).templates
+        files[TEMPLATE_FILE] = templates.pop("default").encode()
+        files |= {f"{FURTHER_TEMPLATES}/{name}.jinja": text.encode() for name, text in templates.items()}
+    generation = {"eos_token_id": read.end, **({"bos_token_id": read.begin[0]} if read.begin else {})}
+    return files | {SETTINGS: as_json(settings), "generation_config.json": as_json(generation)}
+
+
+def as_json(value: Any) -> bytes:
+    """Return a text of JSON, as a file has it."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:

@@ -256,7 +256,18 @@ BETWEEN_FILES = {
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
 
 
-def _from_gguf(path: Path) -> Tokenizer:
+@dataclass(frozen=True)
+class GGUFTokenizer:
+    """The tokenizer in a .gguf file's metadata."""
+
+    rebuilt: Any  # by the package `tokenizers`
+    begin: list[int]  # the ids that a text begins with
+    end: list[int]  # those that end one
+    shown: dict[int, str]  # those that users defined, which are always written
+
+
+def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
+    """Return the tokenizer of a .gguf file; one of another kind than a byte-level BPE is a FileRefused."""
     tokenizers, fields = needed("tokenizers", "its tokenizer"), gguf_tokenizer(path)
     known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
@@ -289,13 +300,18 @@ def _from_gguf(path: Path) -> Tokenizer:
     tokenizer.add_special_tokens([tokenizers.AddedToken(word, special=True, normalized=False) for word in no_text])
     users = [word for word in words if types[word] == USERS]
     tokenizer.add_tokens([tokenizers.AddedToken(word, normalized=False) for word in users])
-    ours = _of(path, tokenizer, [i for i in [*ends, *by_name] if i not in {ids[word] for word in within}])
-    as_they_are = {ids[word]: word for word in users}
+    end = [i for i in [*ends, *by_name] if i not in {ids[word] for word in within}]
+    return GGUFTokenizer(tokenizer, begin, end, {ids[word]: word for word in users})
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    read = read_gguf_tokenizer(path)
+    ours = _of(path, read.rebuilt, read.end)
     return replace(
         ours,
-        begin=tuple(begin),
-        decode=lambda ids: _decoded(ids, ours.decode, as_they_are),
-        spell=lambda ids: _decoded(ids, ours.spell, as_they_are),
+        begin=tuple(read.begin),
+        decode=lambda ids: _decoded(ids, ours.decode, read.shown),
+        spell=lambda ids: _decoded(ids, ours.spell, read.shown),
     )
 
 

@@ -36,7 +36,7 @@ def theirs(name, array, kind="llama"):
     return f"{THEIRS[stem]}.{last}", np.ascontiguousarray(array)
 
 
-def write(path, model, *, tied=False, changes=None, arrays=None):
+def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None):
     """Write a model; of `changes`, a field instead of its own or beside them, None for none."""
     c, kind = model.config, {"qwen2": "qwen2"}.get(model.config.model_type, "llama")
     fields = {
@@ -51,6 +51,9 @@ def write(path, model, *, tied=False, changes=None, arrays=None):
     for name, value in fields.items():
         if value is not None:
             kinds[type(value)](name.replace("llama.", f"{kind}."), value)
+    for name, value in (tokenizer or {}).items():
+        own_kinds = {**kinds, list: writer.add_array}
+        own_kinds[type(value)](f"tokenizer.{name}", value)
     own = dict(
         theirs(name, a, kind) for name, a in model.trainable().items() if not (tied and name == "lm_head.weight")
     )

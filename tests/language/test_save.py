@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import Llama
-from minilora.language import save_llama
+from minilora import Llama, adapt, adapters, merge, save_adapter
+from minilora.checks import FileRefused
+from minilora.language import load_tokenizer, save_llama
+from minilora.language.chattemplate import load_template
 
-from ..support.language import tiny_llama, write_folder
+from ..support.command_line import run
+from ..support.language import LETTERS, tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
@@ -73,3 +76,77 @@ def test_frequencies_that_no_setting_says_are_refused(tmp_path, by):
     with pytest.raises(ValueError, match=r"^the model's rotary frequencies are none that config\.json can say"):
         save_llama(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --- what stands beside the weights ---
+
+TEMPLATE = "{% for m in messages %}<turn>{{ m.role }} {{ m.content }}<end>{% endfor %}"
+WORDS = ["<end>", "<turn>", *LETTERS[:26], "ab"]
+GGUF_TOKENIZER = {
+    "ggml.model": "gpt2", "ggml.pre": "smollm", "ggml.tokens": WORDS, "ggml.merges": ["a b"],
+    "ggml.token_type": [3, 3] + [1] * (len(WORDS) - 2), "ggml.eos_token_id": 0, "ggml.bos_token_id": 1,
+    "chat_template": TEMPLATE, "chat_template.tool_use": f"tools: {TEMPLATE}",
+}  # fmt: skip
+
+
+def write_gguf(path, model, tokenizer):
+    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+    from .test_gguf import write
+
+    return write(path, model, tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
+    fields = GGUF_TOKENIZER | {"ggml.add_bos_token": begins}
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), fields)
+    save_llama(Llama.load(file), tmp_path / "m")
+    theirs, ours = load_tokenizer(file), load_tokenizer(tmp_path / "m")
+    text = "cab<turn>ba<end>"
+    assert (ours.encode(text), ours.begin, ours.end, ours.last) == (theirs.encode(text), (1,) * begins, {0}, (0,))
+    assert ours.spell(ours.encode(text)) == text
+    chat = [{"role": "user", "content": "a"}]
+    for tools in (None, [{}]):
+        assert load_template(tmp_path / "m").render(chat, tools=tools) == load_template(file).render(chat, tools=tools)
+
+
+def test_a_gguf_tokenizer_that_has_no_form_here_is_refused_before_anything_is_written(tmp_path):
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), {"ggml.model": "llama"})
+    model = Llama.load(file)
+    with pytest.raises(FileRefused, match=r"its tokenizer is \('llama', None\), expected a byte-level BPE"):
+        save_llama(model, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+    model.source = None
+    save_llama(model, tmp_path / "m")
+    assert sorted(os.listdir(tmp_path / "m")) == ["config.json", "model.safetensors"]
+
+
+def test_a_folder_brings_its_further_files(tmp_path):
+    write_folder(tmp_path / "from", tiny_llama())
+    (tmp_path / "from" / "generation_config.json").write_text('{"eos_token_id": 3}')
+    model = merge(adapt(Llama.load(tmp_path / "from"), "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0)))
+    save_llama(model, tmp_path / "to")
+    assert sorted(os.listdir(tmp_path / "to")) == [
+        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"
+    ]  # fmt: skip
+    assert load_tokenizer(tmp_path / "to").end == {3}
+    assert "eos_token_id" in json.loads((tmp_path / "to" / "config.json").read_text())
+
+
+def test_a_gguf_model_is_merged_into_a_folder(tmp_path, capsys):
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
+    base = Llama.load(file)
+    adapted = adapt(base, "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
+    for p in adapted.trainable().values():
+        p[...] = np.random.default_rng(1).standard_normal(p.shape)
+    save_adapter(tmp_path / "a", adapters(adapted))
+    command = ["merge", str(file), str(tmp_path / "a"), "-o", str(tmp_path / "merged")]
+    assert run(*command, "--dry-run") == 2
+    assert "--layout and --dry-run are for weights in safetensors" in capsys.readouterr().err
+    assert run(*command) == 0
+    assert capsys.readouterr().out == f"14 layers merged into {tmp_path}/merged, in float32 and with the tokenizer\n"
+    ids = np.arange(8).reshape(2, 4)
+    np.testing.assert_allclose(Llama.load(tmp_path / "merged")(ids), adapted(ids), rtol=1e-4, atol=1e-5)
+    assert load_tokenizer(tmp_path / "merged").encode("a") == load_tokenizer(file).encode("a")
+    assert run(*command) == 2
+    assert "exists, expected one that is empty or new" in capsys.readouterr().err
