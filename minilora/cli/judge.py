@@ -61,14 +61,13 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="read the model's weights too, and say what merging loses in few bits"
     )
-    add_report(parser, judge_audit)
+    add_report(parser, judge_audit, lambda options: files("a file that is looked at", options.adapter, options.model))
 
 
 def judge_audit(options: argparse.Namespace) -> Report:
     """Say whether an adapter is right, and whether a model takes it."""
     from ..audit.auditing import audit
 
-    check_output(options.json, files("a file that is looked at", options.adapter, options.model))
     return audit(options.adapter, options.model, merge=options.merge)
 
 
@@ -148,7 +147,7 @@ def add_conformance(commands: Any) -> None:
         metavar="SECONDS",
         help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
     )
-    add_report(parser, judge_conformance, xfails=True)
+    add_report(parser, judge_conformance, implementation, xfails=True)
 
 
 def _seconds(text: str) -> float:
@@ -178,6 +177,13 @@ def write_start(options: argparse.Namespace) -> None:
     print(f"{name} is written; fill it in, then run: minilora conformance {name}")
 
 
+def implementation(options: argparse.Namespace) -> list[tuple[Path, str]]:
+    """Return the files that MODULE[:OBJECT] may mean."""
+    from ..conformance.checking.child import sources
+
+    return [(file, "the implementation") for file in sources(options.implementation or "")]
+
+
 def judge_conformance(options: argparse.Namespace) -> Report | None:
     """Say what an implementation does right, and what is wrong with it."""
     if options.start is not None:
@@ -185,12 +191,10 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
         return None
     if options.implementation is None or options.output is not None:
         raise ValueError("expected MODULE[:OBJECT], or --start KIND with or without -o FILE")
-    from ..conformance.checking.child import check_apart, sources
+    from ..conformance.checking.child import check_apart
     from ..conformance.report import CannotRun
 
     name = options.implementation
-    inputs = [(file, "the implementation") for file in sources(name)]
-    check_output(options.json, [*inputs, *files("the known failures", options.xfails)])
     required = _required(options.require)
     try:
         report = check_apart(name, dtype=options.dtype, timeout=options.timeout)
@@ -236,7 +240,7 @@ def add_vectors(commands: Any) -> None:
     which.add_argument(
         "--kind", action="append", metavar="KINDS", help="write only these kinds, such as linear,rslora (default: all)"
     )
-    add_report(parser, judge_vectors, xfails=True)
+    add_report(parser, judge_vectors, compared, xfails=True)
 
 
 def judge_vectors(options: argparse.Namespace) -> Report | None:
@@ -248,7 +252,6 @@ def judge_vectors(options: argparse.Namespace) -> Report | None:
         return None
     if options.starter or options.kind:
         raise ValueError("--starter and --kind are about what is written, expected them without --compare")
-    check_output(options.json, [*compared(options), *files("the known failures", options.xfails)])
     return vectors.in_one(options.compare, vectors.compare(options.folder, options.compare))
 
 
@@ -312,9 +315,13 @@ def run_golden(options: argparse.Namespace) -> int:
 
 
 def add_report(
-    parser: argparse.ArgumentParser, judge: Callable[[argparse.Namespace], Report | None], *, xfails: bool = False
+    parser: argparse.ArgumentParser,
+    judge: Callable[[argparse.Namespace], Report | None],
+    reads: Callable[[argparse.Namespace], list[tuple[Path, str]]],
+    *,
+    xfails: bool = False,
 ) -> None:
-    """Add what is done with the report that `judge` makes."""
+    """Add what is done with the report that `judge` makes; `reads` are the files that it may not replace."""
     parser.add_argument("--all", action="store_true", help="show what is right too, a row each")
     parser.add_argument("--json", type=path, metavar="FILE", help="write the report there, for programs")
     if xfails:
@@ -324,7 +331,7 @@ def add_report(
             metavar="FILE",
             help="known failures, one a line: a case's id and a reason. Exit code 0 where these fail and no other",
         )
-    parser.set_defaults(command=run, judge=judge, xfails=None, prog=parser.prog)
+    parser.set_defaults(command=run, judge=judge, reads=reads, xfails=None, prog=parser.prog)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -332,6 +339,8 @@ def run(options: argparse.Namespace) -> int:
     from ..conformance.report import github_error, on_github, read_known, save_json
 
     try:
+        if options.json is not None:
+            check_output(options.json, [*options.reads(options), *files("the known failures", options.xfails)])
         known = {} if options.xfails is None else read_known(options.xfails)
         report: Report | None = options.judge(options)
     except (ValueError, OSError) as error:
