@@ -19,17 +19,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ...layers.nf4 import NF4
 from ..naming import Wrong
 from . import bugparts as parts
 from .formulas import RIGHT, SCALINGS, rest, rooted
-from .kinds import SETS
+from .kinds import KINDS
 from .lowprecision import in_half
+from .several import WAYS
 from .tolerance import TOLERANCE, UNIT
 
 
@@ -38,26 +37,19 @@ class Bug(Wrong):
     """A known bug of functions on arrays."""
 
     breaks: str = "forward"  # the claim that it breaks, by the name that the report prints
-    kinds: tuple[str, ...] = tuple(SETS)  # of problems, or "adam"; the tests plant it in the first
+    kinds: tuple[str, ...] = tuple(KINDS)  # of problems, or "adam"; the tests plant it in the first
 
 
-EVERY = tuple(SETS)
-DORA = ("dora", "dora-full")
+EVERY = tuple(KINDS)
+BOTH_DORAS = ("dora", "dora-full")
 PLAIN = tuple(kind for kind in EVERY if kind != "rslora")  # of the scaling alpha / r
-ROWS = ("linear", "rslora", *DORA)
+ROWS = ("linear", "rslora", *BOTH_DORAS)
 CONVOLUTIONS = ("conv2d", "conv1d")
 ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
-DROPPED = ("dropout",)
-FUSED = ("fused",)
-EXPERTS = ("experts",)
-MIXED = ("mixed",)
 ONE_ADAPTER = tuple(kind for kind in EVERY if kind != "fused")  # where all ranks are of one adapter
-ADAM = ("adam",)
-COMBINE = ("combine",)
-SUMS = ("cat", "linear", "svd")
 IN_HALF = 2 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])
 """How far a tie that bfloat16 rounds the other way moves an answer, in units of what is allowed of float32."""
-OF_NUMBERS = ("forward", "scaling", "slope", "merge", *SUMS)
+OF_NUMBERS = ("forward", "scaling", "slope", "merge", *WAYS)
 """The claims that compare numbers with those of `Formulas`."""
 
 
@@ -70,7 +62,7 @@ def group(breaks: str, rows: Iterable[tuple[Any, ...]], **more: Any) -> list[Bug
 
 def _count(bug: Bug) -> int:
     """Return how many parts a bug replaces, on whichever problem of its first kind it replaces most."""
-    problems = SETS[bug.kinds[0]].problems if callable(bug.parts) else [None]
+    problems = KINDS[bug.kinds[0]].problems if callable(bug.parts) else [None]
     return max(len(bug.of(problem)) for problem in problems)
 
 
@@ -162,7 +154,7 @@ BUGS: Sequence[Bug] = (
         ("merge-returns-the-weight-as-it-was", "merge returns the weight as it was", {"merged": lambda W, BA, s: W}),
     )),
     # DoRA
-    *group("forward", kinds=DORA, rows=(
+    *group("forward", kinds=BOTH_DORAS, rows=(
         ("dora-norm-is-taken-along-the-wrong-axis",
          "DoRA's norm is taken along the wrong axis: of each column of V, and should be of each row",
          {"length": lambda W, BA, s: np.linalg.norm(W + s * BA, axis=0, keepdims=True)},
@@ -181,7 +173,7 @@ BUGS: Sequence[Bug] = (
         ("dora-magnitude-is-not-applied", "DoRA's magnitude is not applied: rows have the length 1",
          {"gain": lambda m, n: 1 / n}),
     )),
-    *group("forward", kinds=DORA, shows=("y",), rows=(
+    *group("forward", kinds=BOTH_DORAS, shows=("y",), rows=(
         ("dora-adds-the-base-twice", "DoRA adds the base twice: once with its gain, and once as it is",
          {"gain_in_base": lambda G: 1 + G}),
         ("dora-magnitude-is-not-applied-to-the-base",
@@ -191,13 +183,13 @@ BUGS: Sequence[Bug] = (
          "DoRA's magnitude is not applied to the update, and should be to all of V",
          {"gain_in_update": np.ones_like}),
     )),
-    *group("forward", kinds=DORA, rows=(
+    *group("forward", kinds=BOTH_DORAS, rows=(
         ("the-magnitude-is-ignored", "the magnitude is ignored: this is LoRA",
          {"gain": lambda m, n: np.ones((len(m), 1))}),
         ("dora-magnitude-multiplies-the-bias-too", "DoRA's magnitude multiplies the bias too",
          {"bias": lambda b, G: G[:, 0] * b, "bias_in_dm": 1.0}, "torchtune 0.6.1"),
     )),
-    *group("slope", kinds=DORA, rows=(
+    *group("slope", kinds=BOTH_DORAS, rows=(
         ("dora-magnitude-is-not-trained", "DoRA's magnitude is not trained: its gradient is zero",
          {"dm": lambda dm, n: 0 * dm}, "meta-pytorch/torchtune #2250"),
         ("backward-returns-no-gradient-of-magnitude",
@@ -265,7 +257,7 @@ BUGS: Sequence[Bug] = (
          parts.depthwise),
     )),
     # dropout
-    *group("forward", kinds=DROPPED, rows=(
+    *group("forward", kinds=("dropout",), rows=(
         ("dropout-is-not-applied", "the mask is not applied", parts.WITHOUT_MASK),
         ("dropout-is-applied-to-the-base-too",
          "the mask is applied to the base too, and should be in the adapter's path alone",
@@ -273,7 +265,7 @@ BUGS: Sequence[Bug] = (
         ("what-dropout-keeps-is-not-scaled", "what the mask keeps is not scaled by 1 / (1 - p)",
          {name: lambda x, mask: x * (mask != 0) for name in parts.WITHOUT_MASK}),
     )),
-    *group("slope", kinds=DROPPED, rows=(
+    *group("slope", kinds=("dropout",), rows=(
         ("dx-lacks-the-mask", "dx lacks the mask: the adapter's path passes a gradient to what was dropped",
          {"dropped_in_dx": lambda dx, mask: dx}),
         ("lora-a-gradient-lacks-the-mask",
@@ -337,7 +329,7 @@ BUGS: Sequence[Bug] = (
          "an alpha of 0 is taken for the rank, as by `alpha or r`, and rsLoRA divides that by its root",
          {"scaling": lambda alpha, r: (alpha or r) / r**0.5}),
     )),
-    *group("row of zeros", kinds=DORA, rows=(
+    *group("row of zeros", kinds=BOTH_DORAS, rows=(
         ("dora-divides-by-the-length-of-a-row-of-zeros",
          "DoRA divides by the length of a row of zeros: the output there is not a number, and should be the bias",
          {"gain": lambda m, n: m[:, None] / n}, "huggingface/peft #2049, huggingface/peft #3237"),
@@ -364,21 +356,8 @@ BUGS: Sequence[Bug] = (
         ("nf4-the-codes-are-read-column-after-column", "the codes are read column after column, and lie row after row",
          parts.column_after_column),
     )),
-    *group("codes", kinds=("nf4",), rows=(
-        ("nf4-pack-exchanges-the-halves-of-a-byte",
-         "pack puts the earlier code into the low half of a byte, and should put it into the high one",
-         {"pack": partial(parts.packed, high=1, low=16)}),
-        ("nf4-pack-takes-the-next-lower-code", "pack takes the next lower code, and should take the nearest",
-         {"pack": partial(parts.packed, nearest=lambda v: np.maximum(np.searchsorted(NF4, v, side="right") - 1, 0))}),
-        ("nf4-pack-scales-by-the-largest-and-not-absolute",
-         "pack scales by the largest weight of a block, and should by the largest absolute value",
-         {"pack": partial(parts.packed, scale=lambda blocks: blocks.max(axis=1))}),
-        ("nf4-pack-divides-a-block-of-zeros-by-its-scale",
-         "pack divides a block of zeros by its scale, which makes it not a number",
-         {"pack": partial(parts.packed, scale=parts.no_scale_of_zeros)}),
-    )),
     # slots
-    *group("forward", kinds=FUSED, rows=(
+    *group("forward", kinds=("fused",), rows=(
         ("slots-of-one-width-are-exchanged",
          "slots of one width are exchanged, as v's update in k's rows and k's in v's",
          parts.rows_by(parts.exchanged)),
@@ -417,12 +396,12 @@ BUGS: Sequence[Bug] = (
          {"slot_scale": lambda fused, i: (fused.alphas[i], sum(fused.ranks))}, "kohya-ss/sd-scripts #2204"),
         ("one-lora-a-for-all-slots", "the first slot's lora_A is used for all", parts.one_down),
     )),
-    *group("slope", kinds=FUSED, rows=(
+    *group("slope", kinds=("fused",), rows=(
         ("dx-has-the-first-slots-path-alone", "dx has the first slot's path alone, and should have those of all",
          {"slot_in_dx": lambda fused, i: float(i == fused.adapted[0])}),
     )),
     # experts
-    *group("forward", kinds=EXPERTS, rows=(
+    *group("forward", kinds=("experts",), rows=(
         ("experts-lora-b-is-read-expert-slowest",
          "lora_B (out, r E) is read with the expert as its slow index, and has it as its fast one: B_e is every E-th "
          "column",
@@ -454,22 +433,22 @@ BUGS: Sequence[Bug] = (
          "the scaling compounds over the experts: that of expert e is (alpha / r)^(e + 1), as where B *= s in a loop",
          {"scaling_of": lambda s, e, E: s ** (e + 1)}),
     )),
-    *group("scaling", kinds=EXPERTS, rows=(
+    *group("scaling", kinds=("experts",), rows=(
         ("experts-alpha-is-divided-by-the-packed-rank",
          "alpha is divided by the rank of the packed factors, E r, and should be divided by that of one expert",
          {"scaling_of": lambda s, e, E: s / E}),
     )),
-    *group("forward", kinds=EXPERTS, shows=("y", "x"), rows=(
+    *group("forward", kinds=("experts",), shows=("y", "x"), rows=(
         ("experts-all-take-the-first-weight", "the base's first weight is used for all experts",
          {"weight_of": lambda e, E: 0}),
     )),
-    *group("slope", kinds=EXPERTS, rows=(
+    *group("slope", kinds=("experts",), rows=(
         ("experts-the-gradients-are-means-over-an-experts-rows",
          "the gradients of an expert's factors are means over its rows, not sums",
          {"rows_of_one": lambda n: 1 / max(n, 1)}),
     )),
     # float32 beside bfloat16
-    *group("forward", kinds=MIXED, rows=(
+    *group("forward", kinds=("mixed",), rows=(
         ("mixed-the-factors-are-rounded",
          "lora_A and lora_B are rounded to bfloat16, the base's precision, and should stay in float32",
          {"down": in_half, "hidden": in_half}, "axolotl-ai-cloud/axolotl #3143"),
@@ -478,7 +457,7 @@ BUGS: Sequence[Bug] = (
         ("mixed-lora-b-is-rounded", "lora_B is rounded to bfloat16, the base's precision, and should stay in float32",
          {"hidden": in_half}),
     )),
-    *group("forward", kinds=MIXED, ties=IN_HALF, rows=(
+    *group("forward", kinds=("mixed",), ties=IN_HALF, rows=(
         ("mixed-the-adapter-computes-in-bfloat16",
          "the adapter computes in bfloat16, as under autocast: its factors and each of its products are rounded",
          parts.autocast(), "AgileRL/AgileRL #623"),
@@ -486,18 +465,18 @@ BUGS: Sequence[Bug] = (
          "the update is rounded to bfloat16 before it is added: the sum is taken in the base's precision",
          {"updated": lambda update, *_: in_half(update)}),
     )),
-    *group("slope", kinds=MIXED, ties=IN_HALF, rows=(
+    *group("slope", kinds=("mixed",), ties=IN_HALF, rows=(
         ("mixed-the-gradients-are-rounded",
          "the gradients of lora_A and lora_B are rounded to bfloat16, and should be float32 as these are",
          {"trained": lambda dA, dB, *_: (in_half(dA), in_half(dB))}),
     )),
-    *group("output dtype", kinds=MIXED, rows=(
+    *group("output dtype", kinds=("mixed",), rows=(
         ("mixed-the-output-is-float32",
          "the output is not rounded to bfloat16, the precision of the base and of x (or declare output = 'float32')",
          {}, "mflux-community/mflux #740"),
     )),
     # adapters put together
-    *group("cat", kinds=COMBINE, shows=SUMS, rows=(
+    *group("cat", kinds=("combine",), shows=WAYS, rows=(
         ("combine-the-new-adapter-keeps-rsloras-root",
          "the new adapter keeps the first one's use_rslora: with alpha = r its scaling is the root of its rank, and "
          "should be 1",
@@ -529,7 +508,7 @@ BUGS: Sequence[Bug] = (
         ("combine-the-last-adapter-is-left-out", "the last adapter is left out",
          {"sum_weight": lambda sums, i: sums.weights[i] * (i + 1 < len(sums.ranks) or i == 0)}),
     )),
-    *group("cat", kinds=COMBINE, shows=("cat",), rows=(
+    *group("cat", kinds=("combine",), shows=("cat",), rows=(
         ("combine-cat-weighs-both-factors", "cat multiplies both factors with the weight, which then counts squared",
          {"in_cat": lambda w, s: w * w * s}),
         ("combine-cat-scales-both-factors", "cat multiplies both factors with the scaling, which then counts squared",
@@ -537,7 +516,7 @@ BUGS: Sequence[Bug] = (
         ("combine-cat-pairs-other-adapters", "cat puts the adapters' factors A in another order than their factors B",
          parts.paired_in_reverse),
     )),
-    *group("linear", kinds=COMBINE, shows=("linear",), rows=(
+    *group("linear", kinds=("combine",), shows=("linear",), rows=(
         ("combine-linear-takes-no-roots", "linear multiplies both factors with w s, and should with its root: the "
          "changes count squared", {"in_linear": lambda w, s: (w * s, w * s)}),
         ("combine-linear-takes-no-root-of-the-scaling",
@@ -561,7 +540,7 @@ BUGS: Sequence[Bug] = (
          "linear multiplies lora_B with w s and lora_A with nothing: the cross terms have one adapter's weight",
          {"in_linear": lambda w, s: (w * s, 1.0)}),
     )),
-    *group("svd", kinds=COMBINE, shows=("svd",), rows=(
+    *group("svd", kinds=("combine",), shows=("svd",), rows=(
         ("combine-svd-scales-twice",
          "svd applies each scaling twice: in the change of weight, and again with the weight",
          {"in_svd": lambda w, s: w * s * s}, "peft 0.20.0"),
@@ -596,7 +575,7 @@ BUGS: Sequence[Bug] = (
          {"fan": lambda r, n_in, n_out, kernel: n_in}),
     )),
     # Adam
-    *group("adam", kinds=ADAM, rows=(
+    *group("adam", kinds=("adam",), rows=(
         ("adam-eps-stands-inside-the-root", "Adam's eps stands inside the root",
          {"direction": lambda m_hat, v_hat, eps: m_hat / np.sqrt(v_hat + eps)}),
         ("adam-has-no-bias-correction", "Adam has no bias correction",

@@ -13,8 +13,8 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
 
     y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
 
-A weight with several slots is a sum of such layers, one for each slot that has an adapter: `several.Fused`; so are the
-weights of experts, each on its own rows: `Stacks`. Several adapters of one layer are put together: `Sums`.
+A weight with several slots is a sum of such layers, one for each slot that has an adapter: `FusedProblem`; so are the
+weights of experts, each on its own rows: `ExpertsProblem`. Several adapters of one layer are put together: `CombineProblem`.
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.problems.bugs` is the list of them. What only some kinds of layers have stands in
@@ -80,7 +80,7 @@ class DropoutFormulas:
 
 
 @dataclass(frozen=True)
-class RoundedFormulas:
+class MixedFormulas:
     """What becomes of the update, of its path in dx, and of the factors' gradients, where these are rounded."""
 
     updated: Callable[..., np.ndarray] = lambda update, x, A, B, s: update
@@ -89,7 +89,7 @@ class RoundedFormulas:
 
 
 @dataclass(frozen=True)
-class SlotFormulas:
+class FusedFormulas:
     """How the slots of a weight are put together, by the problem and a slot's number i."""
 
     slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)  # that its update is added to, or None
@@ -118,8 +118,8 @@ def rooted(c: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class SumFormulas:
-    """How adapters are put together, by the problem `Sums`, an adapter's number i, its weight w and scaling s."""
+class CombineFormulas:
+    """How adapters are put together, by the problem, an adapter's number i, its weight w and scaling s."""
 
     sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # of adapter i, whose own is s
     sum_weight: Callable[[Any, int], float] = lambda sums, i: sums.weights[i]
@@ -168,10 +168,10 @@ class Formulas:
     hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B
     # the records of what only some kinds of layers have
     dropout: DropoutFormulas | None = None
-    rounded: RoundedFormulas = RoundedFormulas()
-    slots: SlotFormulas = SlotFormulas()
+    mixed: MixedFormulas = MixedFormulas()
+    fused: FusedFormulas = FusedFormulas()
     experts: ExpertFormulas = ExpertFormulas()
-    sums: SumFormulas = SumFormulas()
+    combine: CombineFormulas = CombineFormulas()
     dora: DoRAFormulas | None = None
 
     def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
@@ -193,9 +193,9 @@ class Formulas:
             in_update, in_base, in_dA = self.dropout.inputs(x, p["mask"])
             through = self.dropout.dropped_in_dx(through, p["mask"])
         G_base, G_update = (G, G) if self.dora is None else (self.dora.gain_in_base(G), self.dora.gain_in_update(G))
-        update = self.rounded.updated(self.update * s * (in_update @ (G_update * BA).T), in_update, A, B_used, s)
+        update = self.mixed.updated(self.update * s * (in_update @ (G_update * BA).T), in_update, A, B_used, s)
         y = self.s_in_base(s) * self.base(in_base, G_base * W) + update
-        path = self.rounded.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
+        path = self.mixed.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
         dx = self.dx_base * (dy @ (G * W)) + path
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), in_update))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
@@ -212,7 +212,7 @@ class Formulas:
             answers["magnitude"] = dm
         share = self.rows(len(x))
         dA, dB = share * self.s_in_dA(s) * (B_used.T @ dV_A), share * self.s_in_dB(s) * (dV_B @ A.T)
-        answers["lora_A"], answers["lora_B"] = self.rounded.trained(dA, dB, dy, in_update, A, B_used, s)
+        answers["lora_A"], answers["lora_B"] = self.mixed.trained(dA, dB, dy, in_update, A, B_used, s)
         return {name: answers[name] for name in QUANTITIES if answers.get(name) is not None}
 
     def with_parts(self, **parts: Any) -> Formulas:
@@ -231,10 +231,10 @@ RECORD_OF = {
     field.name: name
     for name, record in {
         "dropout": DropoutFormulas,
-        "rounded": RoundedFormulas,
-        "slots": SlotFormulas,
+        "mixed": MixedFormulas,
+        "fused": FusedFormulas,
         "experts": ExpertFormulas,
-        "sums": SumFormulas,
+        "combine": CombineFormulas,
         "dora": DoRAFormulas,
     }.items()
     for field in fields(record)
@@ -254,10 +254,7 @@ class StartFormulas:
 
 
 RIGHT = Formulas()
-RSLORA = Formulas(scaling=SCALINGS["alpha / sqrt(r)"])
-DORA = Formulas(dora=DoRAFormulas())
-"""With the norm a constant, as PEFT has it; ``through_norm=1`` is the full gradient."""
-DROPOUT = Formulas(dropout=DropoutFormulas())
+
 
 
 def rest(beta: float) -> float:

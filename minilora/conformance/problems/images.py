@@ -11,17 +11,19 @@ change of a grouped weight, so there is nothing to merge.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from .kind import Kind
 from .problem import Arrays, Problem
 
 
 @dataclass(frozen=True)
-class Ids(Problem):
+class EmbeddingProblem(Problem):
     """An embedding: `in_features` is the number V of its ids, `out_features` the width of their vectors."""
 
     bias: bool = False
@@ -47,9 +49,13 @@ class Ids(Problem):
         """Return the merged table as it lies. Ids have no derivative, so there is no dx."""
         return {**{k: a for k, a in answers.items() if k != "x"}, "merged": answers["merged"].T}
 
+    def two_axes(self) -> Problem:
+        """Return a problem of six ids."""
+        return type(self)(6, 7, 4, 5, seed=20)
+
 
 @dataclass(frozen=True)
-class Images(Problem):
+class ConvolutionProblem(Problem):
     """A convolution over any number of axes. `in_features` and `out_features` are channels."""
 
     kernel: tuple[int, ...] = (3, 3)
@@ -58,6 +64,17 @@ class Images(Problem):
     padding: tuple[int, ...] = (0, 0)
     dilation: tuple[int, ...] = (1, 1)
     groups: int = 1
+    keywords: ClassVar[tuple[str, ...]] = ("stride", "padding", "dilation", "groups")
+
+    @classmethod
+    def of_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line; its steps are usual where it has none, along each axis of its kernel."""
+        return super().of_line({**cls.usual_steps(len(line.get("kernel", cls.kernel))), **line})
+
+    @staticmethod
+    def usual_steps(axes: int) -> dict[str, Any]:
+        """Return the steps of a kernel that moves by one, without padding."""
+        return {"stride": (1,) * axes, "padding": (0,) * axes, "dilation": (1,) * axes, "groups": 1}
 
     @property
     def x(self) -> np.ndarray:
@@ -92,14 +109,13 @@ class Images(Problem):
 
     @property
     def options(self) -> dict[str, Any]:
-        """How the kernel moves: a function is handed those of these that it names."""
-        return {name: getattr(self, name) for name in ("stride", "padding", "dilation", "groups")}
+        """How the kernel moves."""
+        return {name: getattr(self, name) for name in self.keywords}
 
-    def restrict(self, names: frozenset[str]) -> Images:
-        """Return the same problem with 1, 0 and 1 for the options that are not among the names."""
-        ones, zeros = (1,) * len(self.kernel), (0,) * len(self.kernel)
-        plain: dict[str, Any] = {"stride": ones, "padding": zeros, "dilation": ones, "groups": 1}
-        return replace(self, **{name: value for name, value in plain.items() if name not in names})
+    def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> ConvolutionProblem:
+        """Return the same problem with 1, 0 and 1 for the options that are not taken."""
+        usual = self.usual_steps(len(self.kernel))
+        return replace(self, **{name: value for name, value in usual.items() if name not in takes})
 
     @cached_property
     def places(self) -> np.ndarray:  # (P, C K)
@@ -142,6 +158,24 @@ class Images(Problem):
             shaped["merged"] = answers["merged"].reshape(self.out_features, self.in_features, *self.kernel)
         return shaped
 
+    def would_be(self, shape: tuple[int, ...]) -> str:
+        """Say with which other steps of the kernel an output would be of another shape."""
+        usual = self.usual_steps(len(self.kernel))
+        others: dict[str, dict[str, Any]] = {
+            "if stride were 1": {"stride": usual["stride"]},
+            "without padding": {"padding": usual["padding"]},
+            "if dilation were 1": {"dilation": usual["dilation"]},
+            "if stride and dilation were exchanged": {"stride": self.dilation, "dilation": self.stride},
+            "if a step of two axes were exchanged": {
+                name: getattr(self, name)[::-1] for name in ("stride", "padding", "dilation")
+            },
+        }
+        fitting = (words for words, steps in others.items() if replace(self, **steps).positions == shape[2:])
+        return next((f", as it would be {words}" for words in fitting), "")
+
+    def two_axes(self) -> None:
+        """Return nothing: the axes of images are those of a kernel."""
+
 
 def _pairs(axes: list[np.ndarray]) -> np.ndarray:
     """Return every choice of one entry of each axis, a row each, the last axis fastest."""
@@ -164,3 +198,13 @@ def _own_blocks(whole: np.ndarray, groups: int) -> np.ndarray:  # (out, n) -> (o
 def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
     out, n = (size // groups for size in shape)
     return [(slice(g * out, (g + 1) * out), slice(g * n, (g + 1) * n)) for g in range(groups)]
+
+
+EMBEDDING = Kind(
+    "embedding",
+    EmbeddingProblem,
+    turned={"lora_A": 2, "lora_B": 2},  # a table has no orientation
+    is_spread=False,
+)
+CONV1D = Kind("conv1d", ConvolutionProblem, starts=((9, 400, 100, (4,)), (30, 40, 60, (7,))))
+CONV2D = Kind("conv2d", ConvolutionProblem, starts=((9, 400, 100, (2, 2)), (30, 40, 60, (3, 3))))

@@ -13,12 +13,14 @@ NumPy has no bfloat16. The arrays are float32, and hold numbers of bfloat16.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, scale_book
+from .kind import LAYER_CLAIMS, Kind
 from .problem import Arrays, Problem
 from .tolerance import TOLERANCE, UNIT, round_to
 
@@ -32,7 +34,7 @@ def in_half(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Mixed(Problem):
+class MixedProblem(Problem):
     """A linear layer in bfloat16 whose factors are float32: x, dy, weight and bias hold numbers of bfloat16.
 
     What may be rounded to bfloat16 is the base's output, the output, dx and the merged weight. The update is computed
@@ -41,7 +43,6 @@ class Mixed(Problem):
 
     near: bool = False  # whether the update takes the base's output away, up to 1/2
     in_half: ClassVar[tuple[str, ...]] = ("y", "x", "merged")
-    """The answers that may be rounded to bfloat16."""
 
     def randn(self, name: str, *shape: int) -> np.ndarray:
         """Return the values, those of the base and of the activations as numbers of bfloat16."""
@@ -100,7 +101,7 @@ class Mixed(Problem):
 
 
 @dataclass(frozen=True)
-class FourBits(Problem):
+class NF4Problem(Problem):
     """A linear layer whose weight is in NF4: codes, two in a byte, and a scale for each block of 64.
 
     Codes and scales are drawn, and no weight is quantised for them: this is another way to the same numbers.
@@ -108,7 +109,8 @@ class FourBits(Problem):
 
     double: bool = False  # whether the scales are quantised too
     layer: ClassVar[tuple[str, ...]] = ("packed", "absmax", "bias", "lora_A", "lora_B")
-    exact: ClassVar[tuple[str, ...]] = ("absmax", "nested_absmax", "mean")
+    keywords: ClassVar[tuple[str, ...]] = ("nested_absmax", "mean")
+    exact: ClassVar[tuple[str, ...]] = ("absmax", *keywords)
 
     @property
     def blocks(self) -> int:
@@ -134,35 +136,48 @@ class FourBits(Problem):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The scales of the scales and their mean: a function is handed them where it names them."""
+        """The scales of the scales and their mean."""
         full = self.full if self.double else {}
         return {"nested_absmax": full["nested_absmax"], "mean": float(full["mean"][0])} if full else {}
 
-    def restrict(self, names: frozenset[str]) -> FourBits:
-        """Return the same problem with scales of 32 bits, unless both options are among the names."""
-        return replace(self, double=self.double and names >= {"nested_absmax", "mean"})
+    def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> NF4Problem:
+        """Return the same problem with scales of 32 bits, unless both options are taken."""
+        return replace(self, double=self.double and takes >= {*self.keywords})
 
-    def scales(self, **changes: Any) -> np.ndarray:  # -> (blocks,)
-        """Return each block's scale; with other numbers in the place of the problem's own, if any are given."""
-        full = {**self.full, **changes}
+    def scales(self, arrays: Arrays) -> np.ndarray:  # -> (blocks,)
+        """Return each block's scale."""
         if not self.double:
-            return np.asarray(full["absmax"])
-        nested = np.repeat(full["nested_absmax"], SCALES_IN_A_BLOCK)[: self.blocks]
-        return np.asarray(nested * scale_book()[full["absmax"]] + np.float32(full["mean"]))
+            return arrays["absmax"].astype(np.float32)
+        nested, mean = (arrays[name].astype(np.float32) for name in self.keywords)
+        return np.repeat(nested, SCALES_IN_A_BLOCK)[: self.blocks] * scale_book()[arrays["absmax"]] + mean
 
     def weight(self, book: np.ndarray = NF4, low_first: bool = False, **changes: Any) -> np.ndarray:  # -> (out, in)
-        """Return the weight in float64, its products rounded to float32; by another book or order, if asked."""
-        packed = self.full["packed"]
-        halves = [packed & 15, packed >> 4] if low_first else [packed >> 4, packed & 15]
-        codes, count = np.stack(halves, axis=1).ravel(), self.in_features * self.out_features
-        scales = np.repeat(self.scales(**changes), BLOCK)[:count]
+        """Return the weight in float64, its products rounded to float32; of other arrays, by another book or order."""
+        arrays = {**self.full, **changes}
+        halves = [arrays["packed"] >> 4, arrays["packed"] & 15]
+        codes = np.stack(halves[::-1] if low_first else halves, axis=1).ravel()
+        count = self.in_features * self.out_features
+        scales = np.repeat(self.scales(arrays), BLOCK)[:count]
         products = book.astype(np.float32)[codes[:count]] * scales
         return np.asarray(products.astype(np.float64).reshape(self.out_features, self.in_features))
 
     def flatten(self, arrays: Arrays) -> Arrays:
         """Return the arrays with the weight that the codes stand for in their place."""
-        coded = ("packed", "absmax", "nested_absmax", "mean")
-        return {name: a for name, a in arrays.items() if name not in coded} | {"weight": self.weight()}
+        coded = {name: arrays[name] for name in ("packed", "absmax", *self.keywords) if name in arrays}
+        others = {name: a for name, a in arrays.items() if name not in coded}
+        return {**others, "weight": self.weight(**coded)}
 
     def __str__(self) -> str:
         return Problem.__str__(replace(self, double=False)) + (" scales of 8 bits" if self.double else "")
+
+
+FOUR_BITS = Kind("nf4", NF4Problem, dtypes=("float32", "float16", "bfloat16"))
+"""In float32, in which the products are that make a weight; the factors may be in half precision."""
+MIXED = Kind(
+    "mixed",
+    MixedProblem,
+    claims=(*LAYER_CLAIMS, "output dtype"),
+    dtypes=("float32",),  # that of the factors
+    declares={"output": ("bfloat16", "float32")},
+    merges_back=False,  # bfloat16 rounds in a merge
+)

@@ -2,10 +2,25 @@
 
 At zeros many wrong gradients cannot be seen, so no value is zero. The sizes of a problem should all differ: then no
 transposed or swapped array fits by accident.
+
+`Problem` is a linear layer on rows. A kind of layers that is no such layer has a subclass, which says what differs:
+
+    restrict            before anything is drawn: leave out what an implementation does not take
+    x dy full factors   to draw the arrays
+    flatten             once they are rounded: take them for those of a linear layer on rows
+    answer              compute answers, right or wrong, from formulas
+    unflatten           in `answer`: turn those on rows into the layer's
+    widen               once the sizes of right answers are known: add what a kind may round besides
+    hand_over           before each call: list a function's arguments
+    take_back           after each call: make one array of what was returned
+    locate, would_be    of a wrong answer: say more of an entry's place, or of a shape
+    two_axes            for the claim "more axes": choose other sizes
+    to_file, from_file  in a folder of vectors: name the arrays
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -13,6 +28,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+OF_ROWS = ("x", "dy", "y", "mask", "expert_ids")
+"""The arrays whose first axis is of rows."""
+BEFORE_THE_LAYER = {"forward": ("x",), "backward": ("dy", "x")}
+"""What a function takes before the arrays that stand for the layer."""
+SHORT = {"N": "n", "in": "in_features", "out": "out_features", "r": "rank"}
+"""The short names of a problem's sizes."""
 
 
 @lru_cache(maxsize=64)  # each claim asks for the same arrays, and a generator takes longer to start than to draw
@@ -68,53 +89,90 @@ class Problem:
         }
 
     @property
-    def magnitude(self) -> np.ndarray:
-        """DoRA's length of each row, (out,)."""
-        return np.asarray(1 + np.abs(self.randn("magnitude", self.out_features)))
+    def alphas(self) -> list[float]:
+        """The alpha of each adapter."""
+        return [self.alpha]
 
     layer: ClassVar[tuple[str, ...]] = ("weight", "bias", "lora_A", "lora_B")
-    """The arrays that stand for a layer, as its functions take them."""
+    """The arrays that stand for a layer, as its functions take them before alpha."""
+    last: ClassVar[tuple[str, ...]] = ()
+    """Those that they take behind it."""
+    keywords: ClassVar[tuple[str, ...]] = ()
+    """The options that a function is handed where it names them."""
     exact: ClassVar[tuple[str, ...]] = ()
-    """Those that keep their precision, whatever is computed in."""
+    """The arrays that keep their precision, whatever is computed in."""
+    in_half: ClassVar[tuple[str, ...]] = ()
+    """The answers that may be rounded to bfloat16."""
+    axes: ClassVar[dict[str, tuple[str, ...]]] = {
+        "y": ("row", "output"),
+        "x": ("row", "input"),
+        "lora_A": ("rank", "input"),
+        "lora_B": ("output", "rank"),
+        "magnitude": ("output",),
+        "merged": ("output", "input"),
+    }
+    """What stands along the first axes of an answer. Those that follow are a kernel's, or an image's."""
 
-    @property
-    def mask(self) -> np.ndarray:
-        """A mask of dropout at p = 0.2, (n, in): 0, or 1 / (1 - p)."""
-        return 1.25 * (self.randn("mask", self.n, self.in_features) > -0.84)
+    @classmethod
+    def of_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line of ``problems.toml``: N, in, out and r, and other fields by their names."""
+        return cls(**{SHORT.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in line.items()})
 
     @property
     def options(self) -> dict[str, Any]:
         """What a layer of this kind is built with, beside its arrays: nothing."""
         return {}
 
-    def restrict(self, names: frozenset[str]) -> Problem:
-        """Return the same problem with the usual values for the options that are not among the names."""
+    def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> Problem:
+        """Return the same problem with the usual values for the options that are neither taken nor declared."""
         return self
 
     def flatten(self, arrays: Arrays) -> Arrays:
         """Return the arrays of a layer as those of a linear layer on rows, which they are."""
         return arrays
 
-    def unflatten(self, answers: Arrays) -> Arrays:
-        """Return what the linear layer on rows gives as this layer's."""
-        return answers
-
     def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return what formulas give for this layer's rows, as plain arrays."""
         answers = formulas.answers(rows, self.alpha, lengths)
         return self.unflatten({name: np.asarray(a) for name, a in answers.items()})
 
-    def hand_over(self, layer: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that stand for the layer, in order."""
-        return layer
+    def unflatten(self, answers: Arrays) -> Arrays:
+        """Return what the linear layer on rows gives as this layer's."""
+        return answers
 
     def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
         """Return the sizes, in which the rounding of each answer is measured, with what this kind has besides."""
         return sizes
 
+    def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a function's arguments in order; a merge has no bias, and none that has an entry for each row."""
+        names = (*BEFORE_THE_LAYER.get(function, ()), *self.layer, "alpha", *self.last)
+        given = {**arrays, "alpha": self.alpha}
+        return {name: given.get(name) for name in names if function != "merge" or name not in ("bias", *OF_ROWS)}
+
+    def take_back(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
+        """Return what a function returned for an answer as one array; `array` makes one of a value, or refuses it."""
+        return array(value, name)
+
     def locate(self, name: str, at: tuple[Any, ...]) -> str:
         """Say more of the place of an answer's entry than its numbers, where there is more to say."""
         return ""
+
+    def would_be(self, shape: tuple[int, ...]) -> str:
+        """Say when an output would be of another shape, where there is something to say."""
+        return ""
+
+    def two_axes(self) -> Problem | None:
+        """Return a problem of six rows, whose rows may lie along two axes; None where they may not."""
+        return type(self)(6, 5, 4, 7, seed=20)  # no two of the axes are alike
+
+    def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
+        """Return an array as it stands in a file under a name."""
+        return {as_name: array}
+
+    def from_file(self, name: str, as_name: str, arrays: Arrays) -> np.ndarray | None:
+        """Return the array that stands in a file under a name; None where it is not there."""
+        return arrays.get(as_name)
 
     def __str__(self) -> str:
         sizes = f"N={self.n} in={self.in_features} out={self.out_features} r={self.rank} alpha={self.alpha:g}"

@@ -5,7 +5,7 @@
     y = x W^T + b,   and y[slot i] += s_i x A_i^T B_i^T,   s_i = alpha_i / r_i
 
 It is a sum of linear layers: the base with the first slot's factors, and for each further slot one without a base. So
-all that `Formulas` has holds for each slot, and its record `SlotFormulas` says how the slots are put together. An
+all that `Formulas` has holds for each slot, and its record `FusedFormulas` says how the slots are put together. An
 implementation takes and returns lists. Inside the suite there is one array for each: lora_A has the rows of all slots,
 (R, in), and lora_B is (out, R), zero beside each slot's own.
 
@@ -30,20 +30,24 @@ implementation takes lists. Inside the suite lora_A has the rows of all adapters
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
 
+from .kind import LAYER_CLAIMS, Kind
 from .problem import Arrays, Problem
 
+WAYS = ("cat", "linear", "svd")
+"""How adapters are put together."""
 KEPT = 1e-9
 """Singular values below this part of the largest are zero up to rounding."""
 
 
 @dataclass(frozen=True)
-class Fused(Problem):
+class FusedProblem(Problem):
     """A linear layer whose outputs are slots. `out_features` is the sum of their widths, `rank` the first adapter's."""
 
     widths: tuple[int, ...] = ()  # outputs of each slot
@@ -52,7 +56,13 @@ class Fused(Problem):
     listed: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
 
     @classmethod
-    def of(cls, n: int, in_features: int, widths: tuple[int, ...], ranks: tuple[int, ...], **more: Any) -> Fused:
+    def of_line(cls, line: dict[str, Any]) -> FusedProblem:
+        """Return the problem of a line with widths and ranks."""
+        n, n_in, widths, ranks = (line.pop(name) for name in ("N", "in", "widths", "ranks"))
+        return cls.of(n, n_in, tuple(widths), tuple(ranks), **line)
+
+    @classmethod
+    def of(cls, n: int, in_features: int, widths: tuple[int, ...], ranks: tuple[int, ...], **more: Any) -> FusedProblem:
         """Return a problem of these slots."""
         return cls(n, in_features, sum(widths), next(filter(None, ranks)), widths=widths, ranks=ranks, **more)
 
@@ -128,30 +138,49 @@ class Fused(Problem):
         ends = np.cumsum(self.ranks if name == "lora_A" else self.widths)
         return f", in slot {int(np.searchsorted(ends, number, side='right'))}"
 
-    def named(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
+    def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
         """Return an array as it stands in a file: of the factors and their gradients each slot's own, by its number."""
         if name not in self.listed:
             return {as_name: array}
         parts = enumerate(self.split(name, array))
         return {f"{as_name}.{i}": part for i, part in parts if part is not None}
 
-    def hand_over(self, layer: dict[str, Any]) -> dict[str, Any]:
+    def from_file(self, name: str, as_name: str, arrays: Arrays) -> np.ndarray | None:
+        """Return the array that stands in a file under a name, or under those of the slots."""
+        parts = [arrays.get(f"{as_name}.{i}") for i in range(len(self.widths))]
+        if name not in self.listed or all(part is None for part in parts):
+            return arrays.get(as_name)
+        return self.joined(name, parts)
+
+    def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Return the factors and alpha as lists, None where a slot has no adapter, and the slots' widths last."""
-        lists = {name: self.split(name, layer[name]) for name in self.listed}
+        lists = {name: self.split(name, arrays[name]) for name in self.listed}
         alphas = [alpha if rank else None for alpha, rank in zip(self.alphas, self.ranks, strict=True)]
-        return {**layer, **lists, "alpha": alphas, "widths": list(self.widths)}
+        own = super().hand_over(function, {**arrays, **lists})
+        return {**own, "alpha": alphas, "widths": list(self.widths)}
+
+    def take_back(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
+        """Return a list of the slots' gradients as one array; a ValueError says what is wrong with it."""
+        if name not in self.listed:
+            return array(value, name)
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"a {type(value).__name__} for {name}, expected a list, one for each slot")
+        return self.joined(name, [None if part is None else array(part, name) for part in value])
+
+    def two_axes(self) -> FusedProblem:
+        """Return the same slots with six rows."""
+        return replace(self, n=6, seed=20)
 
     @property
     def options(self) -> dict[str, Any]:
         """The slots' widths."""
         return {"widths": self.widths}
 
-    def restrict(self, names: frozenset[str]) -> Fused:
+    def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> FusedProblem:
         """Return the same problem with the slots that are declared: of one rank and alpha, of one width, 2 or 3."""
-        widths, ranks, one_rank = self.widths, self.ranks, "one_rank" in names
-        count = next((n for n in (2, 3) if f"slots {n}" in names), len(widths))
-        widths, ranks = (*widths, widths[-1])[:count], (*ranks, 0)[:count]
-        if "one_width" in names:
+        one_rank, count = bool(declared.get("one_rank")), declared.get("slots") or len(self.widths)
+        widths, ranks = (*self.widths, self.widths[-1])[:count], (*self.ranks, 0)[:count]
+        if declared.get("one_width"):
             widths = (max(widths),) * count
         if one_rank:
             ranks = tuple(self.rank * (rank > 0) for rank in ranks)
@@ -162,13 +191,13 @@ class Fused(Problem):
         """Return the sum of what formulas give for each slot."""
         total: Arrays = {"lora_A": np.zeros_like(rows["lora_A"]), "lora_B": np.zeros_like(rows["lora_B"])}
         for count, i in enumerate(self.adapted):
-            to, s = formulas.slots.slot_rows(self, i), formulas.scaling(*formulas.slots.slot_scale(self, i))
-            down, own = self.columns(formulas.slots.slot_down(self, i)), self.columns(i)
+            to, s = formulas.fused.slot_rows(self, i), formulas.scaling(*formulas.fused.slot_scale(self, i))
+            down, own = self.columns(formulas.fused.slot_down(self, i)), self.columns(i)
             B = np.zeros_like(rows["lora_B"][:, own])
             if to is not None:
                 B[to] = formulas.hidden(rows["lora_B"][self.span(i), own])
             base = {name: rows[name] * (count == 0) for name in ("weight", "bias") if name in rows}
-            passed = formulas.dx_update * formulas.slots.slot_in_dx(self, i)
+            passed = formulas.dx_update * formulas.fused.slot_in_dx(self, i)
             of_slot = replace(formulas, scaling=lambda alpha, r, s=s: s, hidden=lambda B: B, dx_update=passed)
             layer = rows | base | {"lora_A": rows["lora_A"][down], "lora_B": B}
             answers = {name: np.asarray(a) for name, a in of_slot.answers(layer, self.alpha, lengths).items()}
@@ -186,14 +215,16 @@ class Fused(Problem):
 
 
 @dataclass(frozen=True)
-class Stacks(Problem):
+class ExpertsProblem(Problem):
     """E linear layers without a bias, `rank` that of one."""
 
     bias: bool = False
     experts: int = 3
     idle: int = -1  # an expert without a row, if there is one
     layer: ClassVar[tuple[str, ...]] = ("weight", "lora_A", "lora_B")
-    exact: ClassVar[tuple[str, ...]] = ("expert_ids",)
+    last: ClassVar[tuple[str, ...]] = ("expert_ids",)
+    exact: ClassVar[tuple[str, ...]] = last
+    axes: ClassVar[dict[str, tuple[str, ...]]] = Problem.axes | {"merged": ("expert", "output", "input")}
 
     @property
     def expert_ids(self) -> np.ndarray:
@@ -256,23 +287,33 @@ class Stacks(Problem):
         place = {"lora_A": at[0] // self.rank, "lora_B": at[1] % self.experts, "merged": at[0]}[name]
         return f", of expert {place}"
 
+    def two_axes(self) -> ExpertsProblem:
+        """Return the same experts with six rows."""
+        return replace(self, n=6, seed=20)
+
     def __str__(self) -> str:
         idle = f", none for expert {self.idle}" if self.idle >= 0 else ""
         return f"{super().__str__()} experts={self.experts}{idle}"
 
 
 @dataclass(frozen=True)
-class Sums(Problem):
+class CombineProblem(Problem):
     """Adapters to be put together. `rank` is that of "svd"; the alphas are alpha, 2 alpha, 3 alpha, ..."""
 
     bias: bool = False
     ranks: tuple[int, ...] = ()  # of each adapter
     weights: tuple[float, ...] = ()  # of each adapter
     stabilised: tuple[bool, ...] = ()  # whether each has rsLoRA's scaling
-    layer: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
+    axes: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(WAYS, ("output", "input"))
 
     @classmethod
-    def of(cls, n_in: int, n_out: int, rank: int, adapters: list[tuple[int, float, bool]], **more: Any) -> Sums:
+    def of_line(cls, line: dict[str, Any]) -> CombineProblem:
+        """Return the problem of a line with the adapters' ranks and weights, and which of them have rsLoRA's scaling."""
+        n_in, n_out, rank, ranks, weights, rslora = (line.pop(name) for name in ("in", "out", "r", "ranks", "weights", "rslora"))
+        return cls.of(n_in, n_out, rank, list(zip(ranks, weights, rslora, strict=True)), **line)
+
+    @classmethod
+    def of(cls, n_in: int, n_out: int, rank: int, adapters: list[tuple[int, float, bool]], **more: Any) -> CombineProblem:
         """Return a problem of adapters, each with its rank, its weight, and whether it has rsLoRA's scaling."""
         ranks, weights, stabilised = zip(*adapters, strict=True)
         return cls(1, n_in, n_out, rank, ranks=ranks, weights=weights, stabilised=stabilised, **more)
@@ -296,16 +337,16 @@ class Sums(Problem):
             "lora_B": self.randn("lora_B", self.out_features, R),
         }
 
-    def split(self, arrays: Arrays) -> list[tuple[np.ndarray, np.ndarray]]:
+    def split(self, arrays: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return each adapter's A (r, in) and B (out, r)."""
         ends = np.cumsum([0, *self.ranks])
         return [(arrays["lora_A"][i:j], arrays["lora_B"][:, i:j]) for i, j in pairwise(ends)]
 
-    def hand_over(self, layer: dict[str, Any]) -> dict[str, Any]:
-        """Return factors, alphas, rsLoRA's flags and weights as lists."""
-        As, Bs = map(list, zip(*self.split(layer), strict=True))
+    def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return factors, alphas, rsLoRA's flags and weights as lists; of svd the rank as well."""
+        As, Bs = map(list, zip(*self.split(arrays), strict=True))
         own = {"alpha": self.alphas, "use_rslora": list(self.stabilised), "weights": list(self.weights)}
-        return {"lora_A": As, "lora_B": Bs, **own}
+        return {"lora_A": As, "lora_B": Bs, **own, **({"rank": self.rank} if function == "svd" else {})}
 
     def scalings(self, formulas: Any) -> list[float]:
         """Return each adapter's own scaling."""
@@ -314,7 +355,7 @@ class Sums(Problem):
 
     def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return the changes of weight that formulas give, one for each way to put adapters together."""
-        own, pairs, count = formulas.sums, self.split(rows), len(self.ranks)
+        own, pairs, count = formulas.combine, self.split(rows), len(self.ranks)
         scalings = [own.sum_scaling(self, i, s) for i, s in enumerate(self.scalings(formulas))]
         terms = [(own.sum_weight(self, i), s, *pairs[i]) for i, s in enumerate(scalings)]
         others = [pairs[int(own.sum_pairs(self, i, count))][0] for i in range(count)]
@@ -349,3 +390,31 @@ class Sums(Problem):
         alphas, weights = (",".join(f"{number:g}" for number in numbers) for numbers in (self.alphas, self.weights))
         sizes = f"in={self.in_features} out={self.out_features} r={ranks} alpha={alphas}"
         return f"{sizes} weights={weights} rank={self.rank}"
+
+
+WITHOUT_A_START = tuple(claim for claim in LAYER_CLAIMS if claim not in ("start", "adam"))
+"""The claims of what starts as so many linear layers do."""
+FUSED = Kind(
+    "fused",
+    FusedProblem,
+    functions=("forward", "backward", "merge"),
+    claims=WITHOUT_A_START,
+    declares={"slots": (2, 3), "one_rank": (False, True), "one_width": (False, True)},
+)
+EXPERTS = Kind(
+    "experts",
+    ExpertsProblem,
+    functions=("forward", "backward", "merge"),
+    claims=WITHOUT_A_START,
+    turned={"weight": 3, "merged": 3, "lora_A": 2, "lora_B": 2},
+)
+COMBINE = Kind(
+    "combine",
+    CombineProblem,
+    functions=WAYS,
+    needed=WAYS,
+    answers={way: (way, (way,)) for way in WAYS},
+    claims=(*WAYS, "nothing is changed", "memory order", "alpha of 0"),
+    turned=dict.fromkeys(("lora_A", "lora_B", *WAYS), 2),
+    in_files=False,  # singular vectors have other bits with another BLAS
+)

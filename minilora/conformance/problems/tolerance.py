@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .formulas import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas, SumFormulas
+from .formulas import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas, CombineFormulas
 from .problem import Arrays, Problem
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -62,10 +62,6 @@ class Trial:
     def draw(cls, problem: Problem, dtype: str, formulas: Formulas, view: type[np.ndarray] = np.ndarray) -> Trial:
         """Draw a problem's values, round them, and answer them; by the arithmetic of a subclass of arrays, if asked."""
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
-        if formulas.dora is not None:
-            full["magnitude"] = problem.magnitude
-        if formulas.dropout is not None:
-            full["mask"] = problem.mask
         arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
         right, growth = problem.answer(formulas, rows), _growth(problem, rows)
@@ -137,7 +133,7 @@ def _growth(problem: Problem, rows: Arrays) -> Arrays:
 COUNTED = Formulas(
     scaling=SCALINGS["1"],
     dropout=DropoutFormulas(),
-    sums=SumFormulas(sum_weight=lambda sums, i: 1.0, sum_scaling=lambda sums, i, s: 1.0),
+    combine=CombineFormulas(sum_weight=lambda sums, i: 1.0, sum_scaling=lambda sums, i, s: 1.0),
     dora=DoRAFormulas(length=lambda W, BA, s: np.ones((len(W), 1))),
 )
 """On ones, these give the number of terms in each answer."""

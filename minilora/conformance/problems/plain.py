@@ -1,0 +1,65 @@
+"""The kinds that are a linear layer on rows as it is: linear, rslora, dora and dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from .formulas import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas
+from .kind import FACTORS, LAYER_FUNCTIONS, Kind
+from .problem import Arrays, Problem
+
+
+@dataclass(frozen=True)
+class DoRAProblem(Problem):
+    """A linear layer with the length of each row of its adapted weight, `magnitude` (out,)."""
+
+    last: ClassVar[tuple[str, ...]] = ("magnitude",)
+
+    @property
+    def factors(self) -> Arrays:
+        """lora_A, lora_B and the magnitude."""
+        return {**super().factors, "magnitude": 1 + np.abs(self.randn("magnitude", self.out_features))}
+
+
+@dataclass(frozen=True)
+class DropoutProblem(Problem):
+    """A linear layer with a mask (n, in) of dropout at p = 0.2: 0, or 1 / (1 - p)."""
+
+    last: ClassVar[tuple[str, ...]] = ("mask",)
+
+    @property
+    def full(self) -> Arrays:
+        """The weight, the bias where there is one, and the mask."""
+        return {**super().full, "mask": 1.25 * (self.randn("mask", self.n, self.in_features) > -0.84)}
+
+
+LINEAR = Kind("linear", functions=(*LAYER_FUNCTIONS, "step"))
+RSLORA = Kind("rslora", formulas=Formulas(scaling=SCALINGS["alpha / sqrt(r)"]), lines="linear")
+DROPOUT = Kind(
+    "dropout",
+    DropoutProblem,
+    Formulas(dropout=DropoutFormulas()),
+    lines="linear",
+    merges_back=False,  # dropout ends in a merge
+)
+DORA_FULL = Kind(
+    "dora-full",
+    DoRAProblem,
+    Formulas(dora=DoRAFormulas(through_norm=1.0)),
+    lines="linear",
+    starts_with=FACTORS,
+    offered_as="dora",
+)
+DORA = Kind(
+    "dora",
+    DoRAProblem,
+    Formulas(dora=DoRAFormulas()),
+    lines="linear",
+    starts_with=FACTORS,
+    declares={"detached_norm": (True, False)},
+    otherwise={"detached_norm": DORA_FULL},
+)
+"""With the norm a constant, as PEFT has it; of "dora-full" the gradient passes through it."""
