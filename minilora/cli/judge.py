@@ -206,10 +206,10 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
 
 def _required(text: str | None) -> list[str]:
     """Return the claims that ``--require`` names, with spaces or hyphens."""
-    from ..conformance.checking.contract import CONTRACT, FURTHER
+    from ..conformance.problems.kinds import ALL
 
     claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
-    offered = [*CONTRACT, *(claim for more in FURTHER.values() for claim in more)]
+    offered = list(dict.fromkeys(claim for kind in ALL for claim in kind.claims))
     if unknown := [claim for claim in claims if claim not in offered]:
         raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(offered)}")
     return claims

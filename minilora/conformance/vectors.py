@@ -35,15 +35,14 @@ from ..checks import reading
 from ..files.disk import read_json, written_folder
 from ..files.tensors import TensorFile
 from .bugs.diagnoses import listed
-from .checking.behaviour import adam_verdict
+from .checking.claims import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of, placed
-from .checking.contract import FACTORS
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
 from .problems.bugs import BUGS, Bug, bugs_of, links
 from .problems.formulas import adam_follows, adam_problem
-from .problems.kinds import SETS
+from .problems.kind import FACTORS
+from .problems.kinds import KINDS
 from .problems.problem import Arrays, Problem
-from .problems.several import Fused
 from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
 from .report import CannotRun, Diagnosis, Outcome, Report
 
@@ -51,8 +50,6 @@ INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 SMALL = 2048
 """Weights of a problem that is written in half precision too: the large ones are most of the bytes."""
-OF_KIND = {"nf4": ("float32",), "mixed": ("float32",)}
-"""The precisions of some kinds: where a weight is a product that is taken in float32, and where the factors are."""
 NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
 """The answers in a file, and in a report."""
 GRADIENTS = {"dx", "dA", "dB", "dm"}
@@ -108,7 +105,7 @@ class Vector:
     @property
     def problem(self) -> Problem:
         """The problem, without a precision."""
-        return SETS[self.kind].problems[self.number]
+        return KINDS[self.kind].problems[self.number]
 
     @property
     def sizes(self) -> str:
@@ -123,20 +120,20 @@ class Vector:
 
     def trial(self) -> Trial:
         """Return the problem in its precision, with the answers."""
-        return drawn(self.problem, self.dtype, SETS[self.kind].formulas)
+        return drawn(self.problem, self.dtype, KINDS[self.kind].formulas)
 
     def tensors(self) -> Arrays:
         """Return all that stands in its file."""
-        trial = Trial.draw(self.problem, self.dtype, SETS[self.kind].formulas, OneOrder)
+        trial = Trial.draw(self.problem, self.dtype, KINDS[self.kind].formulas, OneOrder)
         problem, options = trial.problem, trial.problem.options
         arrays: Arrays = {}
         for name, array in trial.arrays.items():
-            arrays |= named(problem, name, name, array)
-        arrays["alpha"] = np.array(problem.alphas if isinstance(problem, Fused) else [problem.alpha])
+            arrays |= problem.to_file(name, name, array)
+        arrays["alpha"] = np.array(problem.alphas)
         arrays |= {name: np.atleast_1d(np.array(options[name], np.int64)) for name in options if name not in arrays}
         for prefix, answers in (("", trial.right), ("size.", trial.sizes)):
             for of, name in names_of(trial).items():
-                arrays |= named(problem, of, prefix + name, answers[of])
+                arrays |= problem.to_file(of, prefix + name, answers[of])
         return arrays
 
     def flags(self) -> list[str]:
@@ -186,18 +183,13 @@ def names_of(trial: Trial) -> dict[str, str]:
     return {of: name for name, of in NAMES.items() if of in trial.right}
 
 
-def named(problem: Problem, name: str, as_name: str, array: np.ndarray) -> Arrays:
-    """Return an array as it stands in a file: a name for each slot's own, where there are slots."""
-    return problem.named(name, as_name, array) if isinstance(problem, Fused) else {as_name: array}
-
-
 VECTORS: tuple[Vector | AdamVector, ...] = (
     *(
-        Vector(kind, number, dtype)
-        for kind in SETS
-        if kind != "combine"  # whose singular vectors have other bits with another BLAS
-        for number, problem in enumerate(SETS[kind].problems)
-        for dtype in OF_KIND.get(kind, DTYPES)
+        Vector(kind.name, number, dtype)
+        for kind in KINDS.values()
+        if kind.in_files
+        for number, problem in enumerate(kind.problems)
+        for dtype in (DTYPES if DTYPES[0] in kind.dtypes else kind.dtypes[:1])
         if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL
     ),
     *map(AdamVector, DTYPES[:2]),
@@ -403,15 +395,8 @@ def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
 
 def _gathered(problem: Problem, names: Mapping[str, str], numbers: Arrays) -> Arrays:
     """Return the arrays that stand in a file under some names, as far as they are there; the slots' of each in one."""
-    found = {}
-    for own, name in names.items():
-        if isinstance(problem, Fused) and own in problem.listed:
-            parts = [numbers.get(f"{name}.{i}") for i in range(len(problem.widths))]
-            if any(part is not None for part in parts):
-                found[own] = problem.joined(own, parts)
-        elif name in numbers:
-            found[own] = numbers[name]
-    return found
+    found = {own: problem.from_file(own, name, numbers) for own, name in names.items()}
+    return {own: array for own, array in found.items() if array is not None}
 
 
 def _read(path: Path) -> Arrays:

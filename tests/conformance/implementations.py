@@ -24,10 +24,10 @@ from minilora import (
 )
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT
-from minilora.conformance.problems.images import Ids, Images
-from minilora.conformance.problems.kinds import SETS
-from minilora.conformance.problems.lowprecision import FourBits
-from minilora.conformance.problems.several import Fused, Stacks, Sums
+from minilora.conformance.problems.images import ConvolutionProblem, EmbeddingProblem
+from minilora.conformance.problems.kinds import KINDS
+from minilora.conformance.problems.lowprecision import NF4Problem
+from minilora.conformance.problems.several import CombineProblem, ExpertsProblem, FusedProblem
 from minilora.conformance.problems.tolerance import round_to
 from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
@@ -315,12 +315,12 @@ def problem_of(kind, arrays, alpha, **steps):
     weight, A = arrays["weight"], arrays["lora_A"]
     sizes = {"n": len(arrays["x"]), "rank": len(A), "alpha": alpha, "bias": "bias" in arrays}
     if kind == "embedding":
-        return Ids(in_features=weight.shape[0], out_features=weight.shape[1], **sizes)
+        return EmbeddingProblem(in_features=weight.shape[0], out_features=weight.shape[1], **sizes)
     if kind.startswith("conv"):
         plain = {"stride": 1, "padding": 0, "dilation": 1}
         steps = {"groups": 1} | {name: (value,) * (A.ndim - 2) for name, value in plain.items()} | steps
         place = {"kernel": A.shape[2:], "sizes": arrays["x"].shape[2:]}
-        return Images(in_features=A.shape[1], out_features=len(weight), **sizes, **place, **steps)
+        return ConvolutionProblem(in_features=A.shape[1], out_features=len(weight), **sizes, **place, **steps)
     return Problem(in_features=weight.shape[1], out_features=weight.shape[0], **sizes)
 
 
@@ -329,13 +329,13 @@ def fused_of(arrays, alpha, widths, ranks):
     first = next(a for a in alpha if a)
     one = len({a for a in alpha if a}) == 1
     sizes = {"bias": "bias" in arrays, "alpha": first, "one_rank": one}
-    return Fused.of(len(arrays["x"]), arrays["x"].shape[1], tuple(widths), tuple(ranks), **sizes)
+    return FusedProblem.of(len(arrays["x"]), arrays["x"].shape[1], tuple(widths), tuple(ranks), **sizes)
 
 
 def experts_of(arrays, alpha, expert_ids):
     """The experts of arrays that were handed over."""
 
-    class Given(Stacks):
+    class Given(ExpertsProblem):
         expert_ids = None  # those of the arrays
 
     Given.expert_ids = expert_ids
@@ -348,7 +348,7 @@ def four_bits_of(arrays, alpha):
     A, B = arrays["lora_A"], arrays["lora_B"]
     sizes = {"in_features": A.shape[1], "out_features": len(B), "n": len(arrays["x"]), "rank": len(A), "alpha": alpha}
     tried = (
-        FourBits(**sizes, bias="bias" in arrays, seed=seed, double="nested_absmax" in arrays) for seed in range(40)
+        NF4Problem(**sizes, bias="bias" in arrays, seed=seed, double="nested_absmax" in arrays) for seed in range(40)
     )
     return next(one for one in tried if np.array_equal(one.full["packed"], arrays["packed"]))
 
@@ -358,7 +358,7 @@ def answers_of(kind, parts, alpha, arrays, **steps):
     problem = problem_of(kind, arrays, alpha, **steps)
     arrays = {"dy": np.zeros_like(problem.dy), **arrays}
     parts = parts(problem) if callable(parts) else parts
-    return problem.answer(SETS[kind].formulas.with_parts(**parts), problem.flatten(arrays))
+    return problem.answer(KINDS[kind].formulas.with_parts(**parts), problem.flatten(arrays))
 
 
 def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
@@ -434,7 +434,7 @@ def _sums_from_formulas(wrong, shows):
 
     def ask(name, As, Bs, alphas, stabilised, weights, rank=1):
         adapters = [(len(A), w, root) for A, w, root in zip(As, weights, stabilised, strict=True)]
-        problem = Sums.of(As[0].shape[1], len(Bs[0]), rank, adapters, alpha=alphas[0])
+        problem = CombineProblem.of(As[0].shape[1], len(Bs[0]), rank, adapters, alpha=alphas[0])
         parts = wrong(problem) if callable(wrong) else wrong
         formulas = RIGHT.with_parts(**parts if shows is None or name in shows else {})
         rows = {"lora_A": np.concatenate(As).astype(float), "lora_B": np.concatenate(Bs, axis=1).astype(float)}

@@ -5,7 +5,7 @@ import pytest
 from minilora.conformance import check
 from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.formulas import SCALINGS
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 
 from .implementations import from_formulas
 from .planting import report_of
@@ -62,20 +62,20 @@ def test_a_bug_under_a_condition_is_named_where_it_shows(flag):
     report = report_of("fused", wrong)
     first = str(report).splitlines()[0]
     assert first.endswith(f", those of three slots: {bug}, in all that is computed")
-    count = len(SETS["fused"].problems)
-    assert first.startswith(f"on {sum(len(p.widths) == 3 for p in SETS['fused'].problems)} of {count} problems")
+    count = len(KINDS["fused"].problems)
+    assert first.startswith(f"on {sum(len(p.widths) == 3 for p in KINDS['fused'].problems)} of {count} problems")
     assert not any("is off by" in text for text in report.diagnoses)
 
 
 def test_a_bug_where_no_property_decides_is_named_with_how_often_it_shows():
-    bug, problems = known("the-output-lacks-the-bias"), [p for p in SETS["linear"].problems if p.bias]
+    bug, problems = known("the-output-lacks-the-bias"), [p for p in KINDS["linear"].problems if p.bias]
     sizes = {(p.in_features, p.out_features, p.rank) for p in (problems[0], problems[2])}
 
     def parts(problem):
         return bug.parts if (problem.in_features, problem.out_features, problem.rank) in sizes else {}
 
     report = report_of("linear", from_formulas("linear", parts, shows=bug.shows or None))
-    total = len(SETS["linear"].problems)
+    total = len(KINDS["linear"].problems)
     count = sum((p.in_features, p.out_features, p.rank) in sizes for p in problems)
     assert 1 < count < len(problems)
     assert report.diagnoses[0].startswith(f"on {count} of {total} problems, those where it shows: {bug.says}")

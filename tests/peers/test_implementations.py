@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.report import read_known
 
 pytestmark = pytest.mark.peers
@@ -62,7 +62,7 @@ def test_pefts_sums_keep_rsloras_root(monkeypatch):
     root, one = report.diagnoses
     assert root.startswith("the new adapter keeps the first one's use_rslora")
     assert one.startswith("svd of one adapter is that adapter as it is")
-    problems = SETS["combine"].problems
+    problems = KINDS["combine"].problems
     right = {f"combine-{i}-{kind}" for i, p in enumerate(problems) if not p.stabilised[0] for kind in ("cat", "svd")}
     assert {case.id for case in report.cases if case.verdict == "ok"} >= right - {"combine-8-svd"}
 

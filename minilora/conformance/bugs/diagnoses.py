@@ -51,7 +51,7 @@ def diagnose(
     Parameters
     ----------
     kind : str
-        Of the problems, as `minilora.conformance.problems.kinds.SETS` has it.
+        Of the problems, as `minilora.conformance.problems.kinds.KINDS` has it.
     trials : sequence of Trial
         The problems.
     replies : sequence of dict

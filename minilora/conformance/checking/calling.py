@@ -12,15 +12,9 @@ import numpy as np
 
 from ...checks import printable
 from ..problems.formulas import QUANTITIES
+from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
-from ..problems.several import Fused, Sums
 from ..problems.tolerance import Trial
-
-SAME = ("one_rank", "one_width")
-"""What an implementation of fused slots may declare: that all of them have one rank and alpha, or one width."""
-NOT_MERGED = ("bias", "mask", "expert_ids")
-"""What stands for a layer and is no argument of ``merge``."""
-OPTIONS = ("stride", "padding", "dilation", "groups", "nested_absmax", "mean")
 
 
 class Wrong(Exception):
@@ -48,6 +42,7 @@ class Watch:
         self, implementation: Any, kind: str, lay: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
     ) -> None:
         self.functions, self.kind, self.lay = implementation, kind, lay
+        self.record = KINDS[kind]
         self.changed = ""  # which function changed what
         self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
         self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
@@ -63,29 +58,22 @@ class Watch:
         return callable(getattr(self.functions, function, None))
 
     def takes(self, function: str) -> frozenset[str]:
-        """Return which options of its kind a function names among its parameters."""
+        """Return the names of a function's parameters."""
         try:
-            parameters = inspect.signature(getattr(self.functions, function)).parameters
-        except (
-            TypeError,
-            ValueError,
-            AttributeError,
-        ):  # it is compiled, or there is none
+            return frozenset(inspect.signature(getattr(self.functions, function)).parameters)
+        except (TypeError, ValueError, AttributeError):  # it is compiled, or there is none
             return frozenset()
-        return frozenset(OPTIONS) & frozenset(parameters)
 
     def options(self, function: str, problem: Problem) -> dict[str, Any]:
         """Return a problem's options, such as how a kernel moves, as far as a function takes them."""
-        return {name: value for name, value in problem.options.items() if name in self.takes(function)}
+        taken = self.takes(function).intersection(problem.keywords)
+        return {name: value for name, value in problem.options.items() if name in taken}
 
     def turn(self, name: str, array: Any) -> Any:
         """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
-        of_base = name in ("weight", "merged") and self.kind != "embedding"
         turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
-        if turned and (of_base or name in ("lora_A", "lora_B")) and np.ndim(array) == 2:
-            return np.ascontiguousarray(np.asarray(array).T)
-        if turned and of_base and self.kind == "experts" and np.ndim(array) == 3:
-            return np.ascontiguousarray(np.asarray(array).swapaxes(1, 2))
+        if turned and np.ndim(array) == self.record.turned.get(name):
+            return np.ascontiguousarray(np.asarray(array).swapaxes(-2, -1))
         return array
 
     def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
@@ -107,7 +95,8 @@ class Watch:
 
     def built(self, trial: Trial) -> Any:
         """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
-        arguments = [self._given(name, a, np.asarray) for name, a in layer_arrays(trial).items()]
+        layer = trial.problem.hand_over("merging", trial.arrays)
+        arguments = [self._given(name, a, np.asarray) for name, a in layer.items()]
         return self.functions.merging(*arguments, **self.options("merging", trial.problem))
 
     def look_back(self) -> str:
@@ -117,12 +106,14 @@ class Watch:
                 self.changed = f"a later call changes {name} of an earlier {function}, which belongs to the caller"
         return self.changed
 
-    def attempt(self, function: str, arrays: Mapping[str, Any], problem: Problem) -> Any:
-        """Return what a function gives, or None where it is not there or raises, which is noted."""
+    def ask(self, function: str, trial: Trial) -> Arrays:
+        """Return a function's answers to a problem; none where it is not there or raises, which is noted."""
+        problem = trial.problem
         if not self.offers(function):
-            return None
+            return {}
         try:
-            return self._answer(function, self.call(function, arrays, self.options(function, problem)), problem)
+            arguments = problem.hand_over(function, trial.arrays)
+            return self._answers(function, self.call(function, arguments, self.options(function, problem)), problem)
         except Wrong as error:
             text = str(error)
             self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
@@ -131,34 +122,26 @@ class Watch:
             self.lines.setdefault(function, line_of(error))
         self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
         self.failed.setdefault(function, {}).setdefault(problem, text)
-        return None
+        return {}
 
     def said(self, function: str) -> str:
         """Return what a function that raised, or returned no answer, said first, and the line of its file."""
         return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
 
-    def _answer(self, function: str, result: Any, problem: Problem) -> Any:
+    def _answers(self, function: str, result: Any, problem: Problem) -> Arrays:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
-        if function != "backward":
-            return self.array(result, "y" if function == "forward" else "merged")
+        (names,) = (names for name, names in self.record.answers.values() if name == function)
+        if len(names) == 1:
+            return {names[0]: self.array(result, names[0])}
         if not isinstance(result, Mapping):
             raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
-        reply = {
-            name: self._gradient(result[name], name, problem) for name in QUANTITIES if result.get(name) is not None
-        }
-        self.returned = [str(name) for name in result]
-        return reply
-
-    def _gradient(self, value: Any, name: str, problem: Problem) -> np.ndarray:
-        """Return one gradient as an array, also where it is a list with one for each slot."""
-        if not isinstance(problem, Fused) or name not in problem.listed:
-            return self.array(value, name)
-        if not isinstance(value, (list, tuple)):
-            raise Wrong(f"returns {described(value)} for {name}'s gradient, expected a list, one for each slot")
+        given = {name: result[name] for name in QUANTITIES if result.get(name) is not None}
         try:
-            return problem.joined(name, [None if part is None else self.array(part, name) for part in value])
+            reply = {name: problem.take_back(name, value, self.array) for name, value in given.items()}
         except ValueError as error:
             raise Wrong(f"returns gradients with {error}") from None
+        self.returned = [str(name) for name in result]
+        return reply
 
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return a copy of an array that a function returned, as arrays are here."""
@@ -234,41 +217,26 @@ def described(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def layer_arrays(trial: Trial) -> dict[str, Any]:
-    """Return the arguments that stand for the layer, in order."""
-    p = trial.arrays
-    layer = {name: p.get(name) for name in trial.problem.layer} | {"alpha": trial.problem.alpha}
-    layer |= {name: p[name] for name in ("magnitude", "mask", "expert_ids") if name in p}
-    return trial.problem.hand_over(layer)
-
-
 def forward(watch: Watch, trial: Trial) -> Any:
     """Return the output that an implementation gives for one problem."""
-    return watch.attempt("forward", {"x": trial.arrays["x"], **layer_arrays(trial)}, trial.problem)
+    return watch.ask("forward", trial).get("y")
 
 
 def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
-    """Return everything that an implementation offers for one problem; with another's forward before the backward."""
-    p, problem, layer = trial.arrays, trial.problem, layer_arrays(trial)
-    if isinstance(problem, Sums):
-        for other in filter(None, [between]):
-            answers(watch, other)
-        asked = {name: layer | {"rank": problem.rank} if name == "svd" else layer for name in trial.right}
-        sums = {name: watch.attempt(name, arguments, problem) for name, arguments in asked.items()}
-        return {name: change for name, change in sums.items() if change is not None}
-    y = forward(watch, trial)
-    if between is not None:
-        forward(watch, between)
-    reply = {
-        "y": y,
-        **(watch.attempt("backward", {"dy": p["dy"], "x": p["x"], **layer}, problem) or {}),
-    }
-    if "merged" in trial.right:
-        reply["merged"] = watch.attempt("merge", {k: a for k, a in layer.items() if k not in NOT_MERGED}, problem)
-    return {name: reply[name] for name in trial.right if reply.get(name) is not None}
+    """Return everything that an implementation offers for one problem.
+
+    It is asked for all of another one in between, after its first function: none may count on what was asked for last.
+    """
+    reply: Arrays = {}
+    for number, (function, names) in enumerate(watch.record.answers.values()):
+        if number == 1 and between is not None:
+            answers(watch, between)
+        if not trial.right.keys().isdisjoint(names):
+            reply |= watch.ask(function, trial)
+    return {name: reply[name] for name in trial.right if name in reply}
 
 
 def suited(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with the options that the implementation's forward takes, or that it declares."""
-    declared = {name for name in SAME if getattr(watch.functions, name, False)}
-    return problem.restrict(watch.takes("forward") | declared | {f"slots {getattr(watch.functions, 'slots', None)}"})
+    declared = {name: getattr(watch.functions, name, None) for name in watch.record.declares}
+    return problem.restrict(watch.takes("forward"), declared)

@@ -7,7 +7,7 @@ an implementation is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -17,18 +17,17 @@ import numpy as np
 from ...checks import check_choice
 from ..bugs.diagnoses import listed
 from ..problems.formulas import SCALINGS, Formulas
-from ..problems.kinds import SETS
+from ..problems.kind import FACTORS
+from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import UNIT, Trial, drawn
 from ..report import CannotRun, Diagnosis
-from . import behaviour
 from .calling import Watch, answers, forward, spelled, suited
+from .claims import habits, judge_claims
 from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of, placed
-from .contract import ANSWERS, FACTORS, FURTHER, ORIENTATIONS, SUMS, contract, formulas_of, functions_of, further_kinds
-from .edges import EDGES
+from .contract import ANSWERS, ORIENTATIONS, OUTPUTS, SUMS, contract, formulas_of, functions_of, further_kinds
 from .in_common import in_common
 from .kindreport import NOT_FAILED, ClaimOutcome, KindReport, id_of, outcome
-from .output_dtype import OUTPUTS
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> KindReport:
@@ -93,7 +92,7 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) ->
     full = kind == "dora" and not getattr(implementation, "detached_norm", True)
     kind_of_problems = "dora-full" if full else kind
     formulas, watch = formulas_of(kind_of_problems, implementation), Watch(implementation, kind)
-    problems = [suited(problem, watch) for problem in SETS[kind_of_problems].problems]
+    problems = [suited(problem, watch) for problem in KINDS[kind_of_problems].problems]
     report = _judge(watch, name, wanted or "float64", kind_of_problems, formulas, problems)
     answered = report.habits["dtype kept"].partition(" ")[0]
     if wanted is None and answered in UNIT and report.claims.get("forward") != "ok":  # an output in float64 settles it
@@ -127,7 +126,7 @@ def _judge(
     of_first = _judge_calls(report, watch, trials, replies, again)
     wrong_again = {key for claim in of_first for key in ANSWERS[claim][1]}
     right = {key for key in replies[0] if key not in wrong_again and all_agree(trials, replies, key)}
-    verdicts = _verdicts(watch, trials[0], dtype, right)
+    verdicts = judge_claims(watch, trials[0], dtype, right)
 
     texts = [Diagnosis(verdict, cases=(claim,)) for claim, verdict in verdicts.items()
              if verdict not in NOT_FAILED and verdict != watch.changed]  # fmt: skip
@@ -136,7 +135,7 @@ def _judge(
     report.claims |= verdicts
     report.claims = {claim: report.claims[claim] for claim in contract(watch.kind)}
     report.cases = _cases(watch, trials, replies, factors, of_first, verdicts)
-    report.habits = behaviour.habits(watch, trials[0], replies[0])
+    report.habits = habits(watch, trials[0], replies[0])
     return placed(report)
 
 
@@ -175,25 +174,6 @@ def _judge_calls(
             report.claims[claim] = text
             report.found.append(Diagnosis(text, cases=(claim,)))
     return of_first
-
-
-def _verdicts(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, str]:
-    """Return the verdicts on all claims that compare no numbers; `right` are the answers that are right everywhere."""
-    verdicts = {
-        "merged and back": watch.judge("merging", lambda watch: behaviour.merged_and_back(watch, trial)),
-        "start": watch.judge("init", behaviour.start),
-        "adam": watch.judge("step", lambda watch: behaviour.adam(watch, dtype)),
-        "frozen base": watch.judge("backward", lambda watch: behaviour.frozen(watch, trial)),
-        "nothing is changed": watch.look_back() or "ok",
-    }
-    if "backward" in watch.raised:
-        verdicts["frozen base"] = "not offered"
-    if "y" not in right or watch.kind in ("dropout", "mixed"):  # dropout ends, and bfloat16 rounds, in a merge
-        verdicts["merged and back"] = "not offered"
-    for claim, edge in (EDGES | FURTHER.get(watch.kind, {})).items():
-        if claim in contract(watch.kind):
-            verdicts[claim] = edge(watch, trial, dtype, right) if right else "not offered"
-    return verdicts
 
 
 def _cases(

@@ -9,11 +9,12 @@ import numpy as np
 
 from ..bugs.diagnoses import diagnose, left_out, listed, unexplained
 from ..problems.formulas import QUANTITIES
+from ..problems.kind import FACTORS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial
 from ..report import Diagnosis
 from .calling import Watch
-from .contract import ANSWERS, FACTORS, contract, of_problems
+from .contract import ANSWERS, contract, of_problems
 from .describing import EVERY_ENTRY, describe_unknown, pattern
 from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, ClaimOutcome, KindReport, id_of, outcome
@@ -39,7 +40,7 @@ def judge_numbers(
     report : Report
         It gets the claims "forward", "scaling", "slope" and "merge".
     kind : str
-        Of the problems, as `minilora.conformance.problems.kinds.SETS` has it.
+        Of the problems, as `minilora.conformance.problems.kinds.KINDS` has it.
     trials : sequence of Trial
         The problems, all of one precision.
     replies : sequence of dict

@@ -34,8 +34,7 @@ their functions take more:
 - "conv1d", "conv2d": those of the keywords stride, padding, dilation (a tuple each) and groups that a function has
   among its parameters; without them they are 1, 0, 1 and 1. ``init`` takes the kernel's shape last.
 - "nf4": packed and absmax in the place of weight, in blocks of 64; those of the keywords nested_absmax and mean that a
-  function names. Beside them ``pack(weight) -> (packed, absmax)`` and ``unpack(packed, absmax, shape) -> weight``.
-  Checked in float32.
+  function names. Checked in float32.
 - "mixed": x, dy, weight and bias are numbers of bfloat16, in arrays of float32; the factors are float32. What is
   computed in bfloat16 comes back in float32. ``output = "float32"`` where the output is not rounded to bfloat16.
 - "fused": lora_A, lora_B and alpha are lists with an entry for each slot of the outputs, None where a slot has no
@@ -58,61 +57,33 @@ from dataclasses import replace
 from typing import Any
 
 from ..problems.formulas import SCALINGS, Formulas
-from ..problems.kinds import DECLARED, SETS
+from ..problems.kind import LAYER_ANSWERS
+from ..problems.kinds import DECLARED, KINDS
+from ..problems.several import COMBINE, WAYS
 from ..report import CannotRun
 from .calling import spelled
-from .edges import EDGES
 from .kindreport import id_of
-from .output_dtype import OUTPUT_DTYPE
-from .packing import FOUR_BITS
 
-CONTRACT = (
-    *("forward", "scaling", "slope", "merge", "merged and back", "start", "adam", "frozen base", "nothing is changed"),
-    *EDGES,
-)
-"""What is checked, in the order of the report; of a layer in four bits `FOUR_BITS` as well."""
-FACTORS = ("lora_A", "lora_B", "magnitude")
-SUMS = ("cat", "linear", "svd")
-"""The claims of the kind "combine", which is no layer, and the functions that they are about."""
-ANSWERS = {"forward": ("forward", ("y",)), "slope": ("backward", ("x", *FACTORS)), "merge": ("merge", ("merged",))}
-ANSWERS |= {name: (name, (name,)) for name in SUMS}
+SUMS = WAYS
+ANSWERS = {**LAYER_ANSWERS, **COMBINE.answers}
 """The function that each claim about numbers is about, and its answers."""
-OF_PROBLEMS = ("forward", "scaling", "slope", "merge")
-"""The claims of a layer that are judged on each problem; the others are about no single one."""
 ORIENTATIONS = ("out, in", "in, out")
-FUNCTIONS = ("forward", "backward", "merge", "init", "step")
-"""What an implementation may offer; for a further kind of layers all but the last."""
-
-
-STARTS_AS_LINEAR = ("fused", "experts")
-"""The kinds of which each slot, or each expert, starts as a linear layer does."""
+OUTPUTS = ("bfloat16", "float32")
 
 
 def functions_of(kind: str) -> tuple[str, ...]:
     """Return what an implementation may offer for a kind of layers."""
-    if kind == "combine":
-        return SUMS
-    if kind in STARTS_AS_LINEAR:
-        return FUNCTIONS[:3]
-    further = ("pack", "unpack") if kind == "nf4" else ()
-    return FUNCTIONS if kind == "linear" else (*FUNCTIONS[:-1], *further)
-
-
-FURTHER = {"nf4": FOUR_BITS, "mixed": OUTPUT_DTYPE}
-"""The claims that one kind has besides those of all."""
+    return KINDS[kind].functions
 
 
 def contract(kind: str) -> tuple[str, ...]:
     """Return what is checked of a kind of layers, in the order of the report."""
-    if kind == "combine":
-        return (*SUMS, "nothing is changed", "memory order", "alpha of 0")
-    without = ("start", "adam") if kind in STARTS_AS_LINEAR else ()
-    return (*(claim for claim in CONTRACT if claim not in without), *FURTHER.get(kind, ()))
+    return KINDS[kind].claims if kind in KINDS else ("adam",)
 
 
 def of_problems(kind: str) -> tuple[str, ...]:
     """Return the claims of a kind that are judged on each problem."""
-    return SUMS if kind == "combine" else OF_PROBLEMS
+    return KINDS[kind].of_problems
 
 
 def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
@@ -127,7 +98,7 @@ def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
 
 def formulas_of(kind: str, implementation: Any) -> Formulas:
     """Return what a kind of problems should give, by the scaling that an implementation declares."""
-    formulas = SETS[kind].formulas
+    formulas = KINDS[kind].formulas
     if hasattr(implementation, "scaling"):
         return replace(formulas, scaling=SCALINGS[spelled(implementation.scaling, tuple(SCALINGS))])
     return formulas
@@ -139,6 +110,6 @@ def ids(implementation: Any) -> list[str]:
 
 
 def _ids_of(kind: str) -> Iterator[str]:
-    for number in range(len(SETS[kind].problems)):
+    for number in range(len(KINDS[kind].problems)):
         yield from (id_of(kind, claim, number) for claim in of_problems(kind))
     yield from (id_of(kind, claim) for claim in contract(kind) if claim not in of_problems(kind))

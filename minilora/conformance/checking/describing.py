@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..problems.images import Images
-from ..problems.lowprecision import Mixed
+from ..problems.images import ConvolutionProblem
+from ..problems.lowprecision import MixedProblem
 from ..problems.problem import Arrays, Problem
-from ..problems.several import Stacks
+from ..problems.several import ExpertsProblem
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
 
 AXES = {
@@ -68,7 +68,7 @@ def describe_unknown(name: str, array: np.ndarray, trial: Trial, inside: bool = 
 
 def _axes(name: str, trial: Trial) -> tuple[str, ...]:
     """Return what stands along the first axes of an answer."""
-    return (STACKED if isinstance(trial.problem, Stacks) else {}).get(name, AXES[name])
+    return (STACKED if isinstance(trial.problem, ExpertsProblem) else {}).get(name, AXES[name])
 
 
 def _ratio(name: str, array: np.ndarray, trial: Trial) -> float:
@@ -87,7 +87,7 @@ def _ratio(name: str, array: np.ndarray, trial: Trial) -> float:
 
 def _steps(shape: tuple[int, ...], problem: Problem) -> str:
     """Say which other steps of a kernel would give an output of a shape."""
-    if not isinstance(problem, Images):
+    if not isinstance(problem, ConvolutionProblem):
         return ""
     ones, zeros = (1,) * len(problem.kernel), (0,) * len(problem.kernel)
     others: dict[str, dict[str, Any]] = {
@@ -119,7 +119,7 @@ def _rounded(name: str, array: np.ndarray, trial: Trial) -> str:
     right = trial.right[name]
     for half in HALVES:
         near = np.abs(array - right) <= 4 * UNIT[half] * np.maximum(trial.sizes[name], np.abs(right))
-        allowed = isinstance(trial.problem, Mixed) and name in trial.problem.in_half
+        allowed = isinstance(trial.problem, MixedProblem) and name in trial.problem.in_half
         if not allowed and near.all() and np.array_equal(round_to(array, half).astype(np.float64), array):
             return f"it is rounded to {half}"
         if allowed and not (name == "y" and getattr(trial.problem, "near", False)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..problems.images import Images
-from ..problems.kinds import AGAIN, SETS
-from ..problems.lowprecision import Mixed
+from ..problems.images import ConvolutionProblem
+from ..problems.kinds import KINDS
+from ..problems.lowprecision import MixedProblem
 from ..problems.problem import Problem
-from ..problems.several import Fused, Stacks, Sums
+from ..problems.several import CombineProblem, ExpertsProblem, FusedProblem
 
 Properties = Mapping[str, Callable[[Any], bool]]
 
@@ -24,14 +24,15 @@ def in_common(failed: Sequence[Problem], every: Sequence[Problem]) -> str:
 
 def _properties(problem: Problem) -> Properties:
     """Return what problems of a kind may have, in the order in which it is told."""
-    if isinstance(problem, Fused):  # whose slots have ranks and alphas of their own
+    if isinstance(problem, FusedProblem):  # whose slots have ranks and alphas of their own
         return OF_SLOTS
-    if isinstance(problem, Sums):
+    if isinstance(problem, CombineProblem):
         return OF_SUMS
-    if isinstance(problem, Stacks):
+    if isinstance(problem, ExpertsProblem):
         return {**OF_EXPERTS, **PROPERTIES}
-    own = OF_IMAGES if isinstance(problem, Images) else OF_MIXED if isinstance(problem, Mixed) else OF_LAYERS
-    return {**own, **PROPERTIES}
+    if isinstance(problem, ConvolutionProblem):
+        return {**OF_IMAGES, **PROPERTIES}
+    return {**(OF_MIXED if isinstance(problem, MixedProblem) else OF_LAYERS), **PROPERTIES}
 
 
 PROPERTIES: Properties = {
@@ -50,14 +51,14 @@ PROPERTIES: Properties = {
 
 def _met(part: Callable[[Problem], Any]) -> Callable[[Any], bool]:
     """Return whether an earlier problem has the same part."""
-    problems = SETS["linear"].problems
+    problems = KINDS["linear"].problems
     parts = [part(problem) for problem in problems]
     again = {problem for i, problem in enumerate(problems) if parts[i] in parts[:i]}
     return lambda problem: problem in again
 
 
 OF_LAYERS: Properties = {
-    "with the sizes of an earlier problem (is something kept between calls?)": lambda p: p == AGAIN,
+    "with the sizes of an earlier problem (is something kept between calls?)": lambda p: (p.seed, p.alpha) == (7, 4.5),
     "with lora_A's shape of an earlier problem (is something kept between calls?)": _met(
         lambda p: (p.rank, p.in_features)
     ),

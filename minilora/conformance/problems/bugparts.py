@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ...layers.nf4 import NF4
 from ..naming import Parts
 from .images import ConvolutionProblem
-from .lowprecision import BLOCK, NF4Problem, in_half
+from .lowprecision import NF4Problem, in_half
 from .problem import Problem
-from .several import FusedProblem, CombineProblem
+from .several import CombineProblem, FusedProblem
 
 WITHOUT_MASK: Parts = {name: lambda x, mask: x for name in ("dropped", "dropped_in_dA", "dropped_in_dx")}
 

@@ -13,8 +13,8 @@ and with dropout, for a mask M that is 0 or 1 / (1 - p), in the adapter's path a
 
     y = x W^T + b + s (M x) A^T B^T,   dx = dy W + M (s dy B A),   dA and dB by M x
 
-A weight with several slots is a sum of such layers, one for each slot that has an adapter: `FusedProblem`; so are the
-weights of experts, each on its own rows: `ExpertsProblem`. Several adapters of one layer are put together: `CombineProblem`.
+A weight with several slots is a sum of such layers, one for each slot that has an adapter; so are the weights of
+experts, each on its own rows. And several adapters of one layer are put together. `several` has these.
 
 `Formulas` holds every part of these that public implementations got wrong, under a name: a known bug is one part
 replaced, and `minilora.conformance.problems.bugs` is the list of them. What only some kinds of layers have stands in
@@ -254,7 +254,6 @@ class StartFormulas:
 
 
 RIGHT = Formulas()
-
 
 
 def rest(beta: float) -> float:

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from .formulas import Formulas
+from .formulas import RIGHT, Formulas
 from .problem import Problem
 from .tolerance import UNIT
 
@@ -40,7 +40,7 @@ class Kind:
 
     name: str
     problem: type[Problem] = Problem
-    formulas: Formulas = Formulas()
+    formulas: Formulas = RIGHT
     lines: str = ""  # the table of problems.toml with its problems; its own name where that is empty
     functions: tuple[str, ...] = LAYER_FUNCTIONS  # that an implementation may offer
     needed: tuple[str, ...] = ("forward",)  # of which it must offer one

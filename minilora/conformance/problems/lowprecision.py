@@ -149,7 +149,8 @@ class NF4Problem(Problem):
         if not self.double:
             return arrays["absmax"].astype(np.float32)
         nested, mean = (arrays[name].astype(np.float32) for name in self.keywords)
-        return np.repeat(nested, SCALES_IN_A_BLOCK)[: self.blocks] * scale_book()[arrays["absmax"]] + mean
+        nested = np.repeat(nested, SCALES_IN_A_BLOCK)[: self.blocks]
+        return np.asarray(nested * scale_book()[arrays["absmax"]] + mean)
 
     def weight(self, book: np.ndarray = NF4, low_first: bool = False, **changes: Any) -> np.ndarray:  # -> (out, in)
         """Return the weight in float64, its products rounded to float32; of other arrays, by another book or order."""
@@ -163,7 +164,7 @@ class NF4Problem(Problem):
 
     def flatten(self, arrays: Arrays) -> Arrays:
         """Return the arrays with the weight that the codes stand for in their place."""
-        coded = {name: arrays[name] for name in ("packed", "absmax", *self.keywords) if name in arrays}
+        coded: dict[str, Any] = {name: arrays[name] for name in ("packed", "absmax", *self.keywords) if name in arrays}
         others = {name: a for name, a in arrays.items() if name not in coded}
         return {**others, "weight": self.weight(**coded)}
 

@@ -116,7 +116,8 @@ class Problem:
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> Problem:
         """Return the problem of a line of ``problems.toml``: N, in, out and r, and other fields by their names."""
-        return cls(**{SHORT.get(name, name): tuple(v) if isinstance(v, list) else v for name, v in line.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in line.items()}
+        return cls(**{SHORT.get(name, name): value for name, value in values.items()})
 
     @property
     def options(self) -> dict[str, Any]:

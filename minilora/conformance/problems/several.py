@@ -146,11 +146,11 @@ class FusedProblem(Problem):
         return {f"{as_name}.{i}": part for i, part in parts if part is not None}
 
     def from_file(self, name: str, as_name: str, arrays: Arrays) -> np.ndarray | None:
-        """Return the array that stands in a file under a name, or under those of the slots."""
-        parts = [arrays.get(f"{as_name}.{i}") for i in range(len(self.widths))]
-        if name not in self.listed or all(part is None for part in parts):
+        """Return the array that stands in a file under a name; of the factors and their gradients, of each slot."""
+        if name not in self.listed:
             return arrays.get(as_name)
-        return self.joined(name, parts)
+        parts = [arrays.get(f"{as_name}.{i}") for i in range(len(self.widths))]
+        return None if all(part is None for part in parts) else self.joined(name, parts)
 
     def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
         """Return the factors and alpha as lists, None where a slot has no adapter, and the slots' widths last."""
@@ -308,12 +308,14 @@ class CombineProblem(Problem):
 
     @classmethod
     def of_line(cls, line: dict[str, Any]) -> CombineProblem:
-        """Return the problem of a line with the adapters' ranks and weights, and which of them have rsLoRA's scaling."""
-        n_in, n_out, rank, ranks, weights, rslora = (line.pop(name) for name in ("in", "out", "r", "ranks", "weights", "rslora"))
-        return cls.of(n_in, n_out, rank, list(zip(ranks, weights, rslora, strict=True)), **line)
+        """Return the problem of a line with each adapter's rank and weight, and whether it has rsLoRA's scaling."""
+        adapters = zip(*(line.pop(name) for name in ("ranks", "weights", "rslora")), strict=True)
+        return cls.of(line.pop("in"), line.pop("out"), line.pop("r"), list(adapters), **line)
 
     @classmethod
-    def of(cls, n_in: int, n_out: int, rank: int, adapters: list[tuple[int, float, bool]], **more: Any) -> CombineProblem:
+    def of(
+        cls, n_in: int, n_out: int, rank: int, adapters: list[tuple[int, float, bool]], **more: Any
+    ) -> CombineProblem:
         """Return a problem of adapters, each with its rank, its weight, and whether it has rsLoRA's scaling."""
         ranks, weights, stabilised = zip(*adapters, strict=True)
         return cls(1, n_in, n_out, rank, ranks=ranks, weights=weights, stabilised=stabilised, **more)

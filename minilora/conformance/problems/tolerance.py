@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .formulas import SCALINGS, DoRAFormulas, DropoutFormulas, Formulas, CombineFormulas
+from .formulas import SCALINGS, CombineFormulas, DoRAFormulas, DropoutFormulas, Formulas
 from .problem import Arrays, Problem
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -82,6 +82,10 @@ class Trial:
         formulas = self.formulas.with_parts(**parts)
         sizes = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
         return {name: np.maximum(size, sizes.get(name, 0.0)) for name, size in self.sizes.items()}
+
+    def allowed(self, name: str, **parts: Any) -> np.ndarray:
+        """Return how far each entry of an answer may be off, with some parts of the formulas replaced."""
+        return np.asarray(TOLERANCE * self.unit * (self.size(**parts)[name] + TINY))
 
     def distance(
         self, name: str, array: np.ndarray, expected: np.ndarray | None = None, sizes: Arrays | None = None

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.checking.edges import EDGES
+from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.kindreport import NOT_FAILED, REFUSED
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT
-from minilora.conformance.problems.kinds import DECLARED, SETS
+from minilora.conformance.problems.kinds import DECLARED, KINDS
+from minilora.conformance.problems.plain import DoRAProblem
 from minilora.conformance.problems.tolerance import Trial, round_to
 
 from ..implementations import OURS, full_norm, functions_of, implementation, with_kinds
@@ -61,10 +62,10 @@ def test_what_is_missing_is_not_offered_and_not_failed():
     assert {report.claims[c] for c in ("slope", "merge", "start", "adam", "frozen base")} == {"not offered"}
 
 
-@pytest.mark.parametrize("problem", [Problem(3, 4, 1, 2), Problem(3, 1, 4, 2)], ids=["one output", "one input"])
+@pytest.mark.parametrize("problem", [DoRAProblem(3, 4, 1, 2), DoRAProblem(3, 1, 4, 2)], ids=["one output", "one input"])
 def test_doras_formulas_hold_at_a_width_of_one(problem):
     """There the shape of a norm does not say which axis it was taken along."""
-    trial = Trial.draw(problem, "float64", SETS["dora-full"].formulas)
+    trial = Trial.draw(problem, "float64", KINDS["dora-full"].formulas)
     p, full = trial.arrays, functions_of(full_norm)
     layer = [p["weight"], p["bias"], p["lora_A"], p["lora_B"], problem.alpha, p["magnitude"]]
     found = {"y": full.forward(p["x"], *layer), **full.backward(p["dy"], p["x"], *layer)}
@@ -342,7 +343,7 @@ def test_an_error_is_the_largest_beside_the_largest_entry():
         return y
 
     errors = check(implementation(forward=forward)).errors
-    assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in SETS["linear"].problems), rel=1e-9)
+    assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in KINDS["linear"].problems), rel=1e-9)
     assert errors["merged"] < 1e-14
 
 
@@ -437,6 +438,6 @@ def test_what_a_problem_draws_is_the_callers_own():
 
 
 def test_every_problem_can_tell_a_scaling():
-    for problem in (p for kind in DECLARED for p in SETS[kind].problems if p.rank > 1):
+    for problem in (p for kind in DECLARED for p in KINDS[kind].problems if p.rank > 1):
         s = problem.alpha / problem.rank
         assert len({round(v, 9) for v in (s, 1.0, problem.alpha, 1 / s, s * s, 1 / problem.rank)}) >= 5

@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.describing import pattern
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import Trial, drawn, round_to
 
 from ..implementations import OURS, from_formulas, implementation
@@ -169,12 +169,12 @@ def test_a_scaling_that_is_rounded_in_the_merge_is_told():
     assert "; the scaling is rounded to float16 (N=1 in=8 out=2 r=3 alpha=0.5)" in first_line(merge=merge)
 
 
-@pytest.mark.parametrize("kind", ["embedding", *(pytest.param(kind, marks=pytest.mark.long) for kind in SETS)])
+@pytest.mark.parametrize("kind", ["embedding", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS)])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_noise_has_no_pattern(kind, dtype):
     rng = np.random.default_rng(0)
-    for problem in SETS[kind].problems:
-        trial = drawn(problem, dtype, SETS[kind].formulas)
+    for problem in KINDS[kind].problems:
+        trial = drawn(problem, dtype, KINDS[kind].formulas)
         for name, right in trial.right.items():
             noise = rng.standard_normal(right.shape)
             for found in (right + noise, right * (1 + 1e-3 * noise)):
@@ -199,7 +199,7 @@ def test_an_order_is_told_in_every_kind(kind):
 
 
 def test_half_precision_itself_has_no_pattern():
-    trial = Trial.draw(SETS["linear"].problems[9], "bfloat16", SETS["linear"].formulas)
+    trial = Trial.draw(KINDS["linear"].problems[9], "bfloat16", KINDS["linear"].formulas)
     assert pattern("y", trial.right["y"][::-1], trial) == ""
 
 

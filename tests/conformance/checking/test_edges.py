@@ -7,7 +7,7 @@ import pytest
 
 from minilora import DoRA, DoRAAdapter, Linear
 from minilora.conformance import check
-from minilora.conformance.checking.edges import EDGES
+from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.kindreport import REFUSED
 
 from ..implementations import with_kinds

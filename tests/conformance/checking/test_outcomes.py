@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from minilora.conformance import Report, check
-from minilora.conformance.checking.contract import OF_PROBLEMS, ids
+from minilora.conformance.checking.contract import ids
 from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD, NOT_FAILED
 from minilora.conformance.problems.bugs import BUGS
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 
 from ..implementations import OURS, implementation, with_kinds
 from ..planting import planted, report_of
@@ -30,7 +30,7 @@ def without_bias(problem):
 
 def numbers(has):
     """The numbers of the linear layer's problems that have something."""
-    return [number for number, problem in enumerate(SETS["linear"].problems) if has(problem)]
+    return [number for number, problem in enumerate(KINDS["linear"].problems) if has(problem)]
 
 
 def test_the_ids_are_known_before_the_check():
@@ -76,7 +76,7 @@ def test_a_bug_at_rank_1_fails_there_alone():
     (number,) = numbers(lambda problem: problem.rank == 1)
     assert failing(report) == [f"linear-{number}-forward"]
     (case,) = [case for case in report.cases if case.failed]
-    assert case.problem == str(SETS["linear"].problems[number])
+    assert case.problem == str(KINDS["linear"].problems[number])
     assert case.verdict.startswith("the output is off by ")
 
 
@@ -99,7 +99,7 @@ def test_a_gradient_that_is_missing_on_some_problems_fails():
     assert failing(report) == [f"linear-{number}-slope" for number in numbers(without_bias)]
     (text,) = report.diagnoses
     assert text == ("backward returns no gradient of lora_A, wherever there is no bias, "
-                    f"({SETS['linear'].problems[1]})")  # fmt: skip
+                    f"({KINDS['linear'].problems[1]})")  # fmt: skip
     assert report.claims["slope"] == text
 
 
@@ -154,7 +154,7 @@ def test_what_is_not_offered_has_cases_too():
     offered = {case.claim for case in report.cases if case.verdict == "ok"}
     assert offered == {"forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"}
     assert {case.verdict for case in report.cases if case.claim not in offered} == {"not offered", "refused"}
-    assert {case.claim for case in report.cases if case.problem} == set(OF_PROBLEMS)
+    assert {case.claim for case in report.cases if case.problem} == set(KINDS["linear"].of_problems)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from minilora.conformance.checking.contract import contract
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.problems import bugs as table
 from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS, Bug
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 
 from ...support.sample import one_in
 from ..implementations import OURS, from_formulas, implementation, with_kinds
@@ -38,7 +38,7 @@ def test_a_known_bug_is_named_in_lower_precision_too(bug, dtype):
     assert report_of(*planted(bug), dtype).diagnoses[0].startswith(bug.says)
 
 
-@pytest.mark.parametrize("kind", SETS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_formulas_without_a_bug_pass(kind):
     report = report_of(kind, from_formulas(kind))
     assert report.passed, str(report)
@@ -85,7 +85,7 @@ def test_a_flag_stays():
 
 def test_a_bug_is_of_known_kinds_and_claims():
     for bug in BUGS:
-        assert set(bug.kinds) <= ({"adam"} if bug.breaks == "adam" else set(SETS))
+        assert set(bug.kinds) <= ({"adam"} if bug.breaks == "adam" else set(KINDS))
         assert bug.breaks in contract(bug.kinds[0])
         assert str(bug) == bug.says + (f" (made in {bug.source})" if bug.source else "")
 

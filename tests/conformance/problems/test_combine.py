@@ -7,11 +7,11 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance.problems.bugs import known
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 
 from ..implementations import OURS
 
-PROBLEMS = SETS["combine"].problems
+PROBLEMS = KINDS["combine"].problems
 
 
 def report_of(dtype=None, **functions):
@@ -147,7 +147,7 @@ def test_the_problems_have_what_can_go_wrong():
     assert {len(p.ranks) for p in PROBLEMS} == {1, 2, 3}
     assert {(True, True), (False, False), (True, False), (False, True)} <= {p.stabilised for p in PROBLEMS}
     for p in PROBLEMS:
-        S = np.linalg.svd(cat(*p.hand_over(p.factors).values()), compute_uv=False)
+        S = np.linalg.svd(cat(*p.hand_over("cat", p.factors).values()), compute_uv=False)
         after = S[p.rank] if p.rank < len(S) else 0.0
         assert p.rank <= min(p.in_features, p.out_features, sum(p.ranks))
         assert S[p.rank - 1] - after > S[0] / 25, "the nearest matrix must not depend on rounding"

@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.problems.bugs import BUGS
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 
 from ..implementations import OURS
 
@@ -135,7 +135,7 @@ def test_weights_that_lie_in_out_may_be_declared(fan):
 
 
 def test_problems_show_what_the_packings_hide():
-    problems = SETS["experts"].problems
+    problems = KINDS["experts"].problems
     assert {0, 1} <= {len(set(range(p.experts)) - set(p.expert_ids)) for p in problems if p.n > 1}
     assert any(p.in_features == p.out_features for p in problems)
     assert any(p.out_features == 2 * p.in_features for p in problems)

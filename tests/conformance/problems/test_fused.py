@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 
 from ..implementations import OURS, with_kinds
 
@@ -239,7 +239,7 @@ def test_a_slots_factors_may_lie_the_other_way(orientation):
 
 def test_problems_tell_one_order_of_slots_from_another():
     """Widths, ranks and alphas of slots differ, where a bug would not be seen if they did not."""
-    problems = SETS["fused"].problems
+    problems = KINDS["fused"].problems
     assert any(len(set(p.widths)) < len(p.widths) for p in problems)
     assert all(len({(a / r) for a, r in zip(p.alphas, p.ranks, strict=True) if r}) == len(p.adapted) for p in problems)
 

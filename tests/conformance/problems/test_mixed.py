@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn, round_to
 
 from ..implementations import OURS
@@ -66,8 +66,8 @@ def test_it_is_checked_beside_bfloat16_whatever_precision_is_asked_for():
 
 
 def test_the_factors_are_float32_and_the_rest_bfloat16():
-    for problem in SETS["mixed"].problems:
-        arrays = drawn(problem, "float32", SETS["mixed"].formulas).arrays
+    for problem in KINDS["mixed"].problems:
+        arrays = drawn(problem, "float32", KINDS["mixed"].formulas).arrays
         for name in ("x", "dy", "weight", "bias"):
             assert name not in arrays or np.array_equal(half(arrays[name]), arrays[name])
         assert not np.array_equal(half(arrays["lora_A"]), arrays["lora_A"])
@@ -75,8 +75,8 @@ def test_the_factors_are_float32_and_the_rest_bfloat16():
 
 def test_where_they_cancel_the_base_is_exact():
     """Each partial sum of the base is an integer up to 256, in whatever order; the update takes it away up to 1/2."""
-    for problem in (problem for problem in SETS["mixed"].problems if problem.near):
-        trial = drawn(problem, "float32", SETS["mixed"].formulas)
+    for problem in (problem for problem in KINDS["mixed"].problems if problem.near):
+        trial = drawn(problem, "float32", KINDS["mixed"].formulas)
         p = trial.arrays
         assert (np.abs(p["x"]) @ np.abs(p["weight"]).T + np.abs(p["bias"])).max() <= 256
         assert np.abs(trial.right["y"]).max() <= 0.5 - 1e-6  # so no BLAS rounds to another integer

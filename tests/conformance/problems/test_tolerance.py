@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.problems.bugs import BUGS
-from minilora.conformance.problems.kinds import SETS
+from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import Trial
 
 from ..implementations import OURS, from_formulas, implementation
@@ -82,8 +82,8 @@ def test_a_right_layer_passes_in_every_order_of_summation(order, dtype):
 @pytest.mark.parametrize("kind", ["dora", "dora-full"])
 def test_sums_of_positive_terms_first_move_dora_no_further(kind):
     """Its gradient of the magnitude, all of its terms in one sum."""
-    for problem in SETS[kind].problems:
-        trial = Trial.draw(problem, "float64", SETS[kind].formulas)
+    for problem in KINDS[kind].problems:
+        trial = Trial.draw(problem, "float64", KINDS[kind].formulas)
         p, s = trial.arrays, problem.alpha / problem.rank
         V = p["weight"] + s * p["lora_B"] @ p["lora_A"]
         n = np.sqrt((V * V).sum(axis=1))
@@ -136,7 +136,7 @@ def noisy(found, trial, units):
 @pytest.mark.parametrize("units", [0, 12])
 def test_a_named_bug_wins_over_a_measured_one(units):
     bug = next(bug for bug in BUGS if bug.flag == "alpha-is-divided-by-the-root-of-the-rank")
-    trials = [Trial.draw(problem, "float64", SETS["linear"].formulas) for problem in SETS["linear"].problems]
+    trials = [Trial.draw(problem, "float64", KINDS["linear"].formulas) for problem in KINDS["linear"].problems]
 
     def forward(x, weight, bias, A, B, alpha):
         trial = next((t for t in trials if np.array_equal(t.arrays["x"], x)), None)

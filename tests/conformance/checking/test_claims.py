@@ -161,7 +161,7 @@ def test_a_layer_that_raises_is_named():
             raise RuntimeError("boom")
 
     (text,) = check(implementation(merging=Raises)).diagnoses
-    assert text.startswith("merging raises RuntimeError: boom, in test_behaviour.py, line ")
+    assert text.startswith("merging raises RuntimeError: boom, in test_claims.py, line ")
 
 
 def test_a_layer_without_a_merge_is_named():

@@ -1,0 +1,406 @@
+"""The claims that are no comparison of numbers: a function each, which returns its verdict in words.
+
+What stands at the edge of the contract an implementation may refuse, which is no failure: it raises, or returns an
+array of another shape. What it does answer must be right. An answer that is wrong already on the problems is not judged
+here again: `right` are those that are right on all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..naming import World, factor, name
+from ..problems.bugs import bugs_of, known
+from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_follows, adam_problem
+from ..problems.lowprecision import in_half
+from ..problems.plain import DoRAProblem
+from ..problems.problem import OF_ROWS, Arrays
+from ..problems.tolerance import Trial, drawn, round_to
+from .calling import Watch, answers, described, forward, spelled, strided
+from .describing import describe_unknown
+from .kindreport import NOT_OFFERED, REFUSED
+
+# --- a new adapter --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a start is asked for."""
+
+    rank: int
+    n_in: int
+    n_out: int
+    kernel: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"in={self.n_in} out={self.n_out} r={self.rank}"
+
+    @property
+    def weight(self) -> np.ndarray:
+        """A base's weight, (out, in): DoRA's start depends on it."""
+        return np.random.default_rng(1).standard_normal((self.n_out, self.n_in))
+
+    def spread(self, **parts: Any) -> float:
+        """Return the spread of A by PEFT's start, or with some of its parts replaced."""
+        return StartFormulas(**parts).spread(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
+
+    def fan(self, **parts: Any) -> int:
+        """Return the fan that this spread is of."""
+        return StartFormulas(**parts).fan(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
+
+
+def start(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Check that a new adapter adds nothing, can learn, and has the spread of its input's width."""
+    sizes, other = (Sizes(*numbers) for numbers in watch.record.starts)
+    new = _new(watch, sizes)
+    if isinstance(new, str):
+        return new
+    A, B, *magnitude = new
+    if not A.any() and not B.any():
+        return "both factors start at zero: both gradients are zero, and nothing ever moves"
+    if A.any() and B.any():
+        return "neither factor starts at zero: the new adapter changes the output before the first step"
+    which, random = ("lora_A", A.reshape(len(A), -1)) if A.any() else ("lora_B", B.reshape(len(B), -1))
+    if (rank := np.linalg.matrix_rank(random.astype(np.float64))) < sizes.rank:
+        return f"{which} starts with rank {rank}, expected {sizes.rank}: directions that start alike may stay alike"
+    once_more = _new(watch, sizes, seed=1)
+    if not isinstance(once_more, str) and all(map(np.array_equal, once_more, new)):
+        watch.notes["start"] = "the same numbers from two generators: all adapters of one size start alike"
+    if magnitude:
+        return _magnitude(magnitude[0], sizes.weight)
+    if not A.any() or not watch.record.is_spread:
+        return "ok"
+    if isinstance(again := _new(watch, other), str):
+        return again
+    if abs(mean := float(A.mean())) > A.std() / 2:
+        return f"A's start has the mean {mean:.3g} and the spread {A.std():.3g}, and should have the mean 0"
+    return _spread(watch, {sizes: float(A.std()), other: float(again[0].std())})
+
+
+def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
+    """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
+    names = watch.record.starts_with
+    arguments: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
+    arguments["rng"] = np.random.default_rng(seed)
+    if sizes.kernel:
+        arguments["kernel"] = sizes.kernel
+    if "magnitude" in names:
+        arguments["weight"] = sizes.weight
+    returned = watch.call("init", arguments)
+    if not isinstance(returned, (tuple, list)) or len(returned) < 2:
+        return f"init returns {described(returned)}, expected lora_A and lora_B"
+    new = {name: np.asarray(watch.turn(name, array)) for name, array in zip(names, returned)}  # noqa: B905  of DoRA three
+    ones = (1 for _ in sizes.kernel)
+    shapes = {"lora_A": (sizes.rank, sizes.n_in, *sizes.kernel), "lora_B": (sizes.n_out, sizes.rank, *ones)}
+    for which, shape in shapes.items():
+        if new[which].shape != shape:
+            return f"{which} starts with shape {new[which].shape}, expected {shape}"
+        if not np.isfinite(new[which]).all():
+            return f"{which} starts with numbers that are not finite"
+    return [*new.values()]
+
+
+def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> str:
+    """Check that A is as large as its input's width asks: a product with x is then of the size of x."""
+    (sizes, spread), (other, second) = spreads.items()
+    if all(0.9 < measured * 3**0.5 * at.fan() < 1.1 for at, measured in spreads.items()):
+        return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
+    for gain in (1.0, 6**0.5):  # PEFT's start, he_uniform
+        world = World(
+            cases=[*spreads],
+            answers=lambda at, parts: {"spread": np.array(at.spread(**parts))},
+            allowed=lambda at, _, parts: 0.1 * at.spread(**parts),
+            table=bugs_of(watch.record.name, ("start",)),
+        )
+        _, found = name(world, [{"spread": np.array(measured / gain)} for measured in spreads.values()])
+        for (bug,) in (named.wrongs for named in found):
+            source = f" (made in {bug.source})" if bug.source else ""
+            return f"{bug.says} = {sizes.fan(**bug.of(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}{source}"
+    if not 1e-3 < spread / sizes.spread() < 50:
+        return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {sizes.spread():.3g}"
+    if not 0.9 < second / spread * sizes.spread() / other.spread() < 1.1:
+        width = "the same at every width" if 0.9 < second / spread < 1.1 else "not by the input's width"
+        said = f"{spread:.3g} at {sizes}, {second:.3g} at {other}: {width}; PEFT's is 1 / sqrt(3 in)"
+        watch.notes["spread of A"] = said
+    return "ok"
+
+
+def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
+    n_out, n_in = weight.shape
+    if m.size == n_in:
+        return f"DoRA's magnitude starts with {n_in} entries, one for each input, expected {n_out}, one for each output"
+    if m.size != n_out or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1), rtol=1e-5):
+        return "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
+    return "ok"
+
+
+# --- Adam -----------------------------------------------------------------------------------------
+
+
+def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Follow ten steps of Adam. A precision below float64 may be declared, or seen in what is returned."""
+    begin, steps = adam_problem()
+    params, state = {which: p.copy() for which, p in begin.items()}, None
+    for grads in steps:
+        moved = watch.functions.step(params, {which: g.copy() for which, g in grads.items()}, state)
+        if not isinstance(moved, tuple) or len(moved) != 2:
+            return f"step returns {described(moved)}, expected the two params and state"
+        params, state = moved
+    single = dtype != "float64" or any(np.asarray(p).dtype.itemsize < 8 for p in params.values())
+    return adam_verdict(begin, steps, params, 2e-6 if single else 1e-9)
+
+
+def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> str:
+    """Compare where an implementation's Adam ends with where it should, and with where known bugs end."""
+    right = adam_follows(begin, steps)
+    reached = {which: np.asarray(ends[which], np.float64) for which in right}
+    for which, p in right.items():
+        if reached[which].shape != p.shape:
+            return f"{which} has shape {reached[which].shape} after ten steps of Adam, expected {p.shape}"
+        if not np.isfinite(reached[which]).all():
+            return f"{which} is not finite after ten steps of Adam"
+
+    def in_a_row(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.concatenate([arrays[which].ravel() for which in right])
+
+    world = World(
+        cases=[begin],
+        answers=lambda begin, parts: {"ends": in_a_row(adam_follows(begin, steps, **parts))},
+        allowed=lambda *_: tolerance,
+        table=bugs_of("adam", ("adam",)),
+    )
+    wrong, found = name(world, [{"ends": in_a_row(reached)}])
+    if not wrong:
+        return "ok"
+    if found:
+        return str(found[0])
+    start, change = in_a_row(begin), in_a_row(right) - in_a_row(begin)
+    if times := factor(in_a_row(reached), change, lambda t: tolerance * max(1.0, abs(t)), start):
+        return f"Adam's steps are {times.value:.6g} times as long as they should be, with lr 1e-3"
+    off = {which: np.abs(reached[which] - p) for which, p in right.items()}
+    which = max(off, key=lambda which: float(off[which].max()))
+    at = np.unravel_index(int(off[which].argmax()), off[which].shape)
+    where = f"{which} is {reached[which][at]:.7g} at [{', '.join(map(str, at))}], expected {right[which][at]:.7g}"
+    return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: {where}"
+
+
+# --- the base and a merge -------------------------------------------------------------------------
+
+
+def frozen_base(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Check that no gradient is given for the frozen base."""
+    if "backward" in watch.raised:
+        return NOT_OFFERED
+    arguments = trial.problem.hand_over("backward", trial.arrays)
+    grads = watch.call("backward", arguments, watch.options("backward", trial.problem))
+    extra = sorted(which for which in ("weight", "bias") if grads.get(which) is not None)
+    return f"backward returns gradients of the frozen {' and '.join(extra)}" if extra else "ok"
+
+
+STEPS = (
+    ("", "", False),
+    ("merge", "after merge", False),
+    ("merge", "after a second merge", True),
+    ("unmerge", "after unmerge", False),
+    ("unmerge", "after a second unmerge", True),
+    ("merge", "after unmerge and merge", False),
+)
+"""What is called in turn, the words for it, and whether it may be refused: then all must be as it was."""
+
+
+def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Merge a layer that keeps its state, and take that back: its output is the same all the time."""
+    if "y" not in right or not watch.record.merges_back:
+        return NOT_OFFERED
+    layer = watch.built(trial)
+    if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
+        return f"merging returns {described(layer)} without {' and '.join(missing)}"
+    for step, words, may_be_refused in STEPS:
+        if step == "unmerge" and not hasattr(layer, "unmerge"):
+            break
+        try:
+            if step:
+                getattr(layer, step)()
+        except Exception:
+            if not may_be_refused:
+                raise
+        y = watch.array(layer.forward(trial.arrays["x"].copy()), "y")
+        if not trial.agrees("y", y):
+            return f"{words} the output {_times(y, trial) or describe_unknown('y', y, trial)}".lstrip()
+    return "ok"
+
+
+def _times(y: np.ndarray, trial: Trial) -> str:
+    """Say how many times an output has the update, where that is all that is wrong with it."""
+    base = trial.answer(update=0.0)["y"]
+    times = factor(y, trial.right["y"] - base, lambda t: trial.allowed("y") * max(1.0, abs(t)), base)
+    return f"has the update {round(times.value, 6) + 0.0:g} times" if times else ""
+
+
+def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Look whether an output beside a base in bfloat16 is rounded to bfloat16, as is declared or left unsaid.
+
+    A forward promotes to float32 where it adds an update in float32 to a base's output in bfloat16. If it returns that,
+    the next layer gets another precision than without an adapter.
+    """
+    if "y" not in right:
+        return NOT_OFFERED
+    choices = watch.record.declares["output"]
+    declared = spelled(getattr(watch.functions, "output", choices[0]), choices)
+    y = np.asarray(forward(Watch(watch.functions, watch.kind), trial), np.float64)
+    if np.array_equal(y, in_half(y)) == (declared == "bfloat16"):
+        return "ok"
+    if declared == "bfloat16":
+        return str(known("mixed-the-output-is-float32"))
+    return "the output is rounded to bfloat16, and output declares float32"
+
+
+# --- the edge of the contract ---------------------------------------------------------------------
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "in Fortran order": np.asfortranarray,
+    "at every second place": strided,
+}
+"""How an array may lie in memory, beside C order."""
+
+
+def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Hand over the same numbers in another order of memory."""
+    verdicts = []
+    for words, lay in LAYOUTS.items():
+        quiet = Watch(watch.functions, watch.kind, lay)
+        verdicts.append(_wrong_among(answers(quiet, trial), trial, right, f"where arrays lie {words},"))
+        for function in quiet.raised.keys() - watch.raised.keys():
+            watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
+    return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
+
+
+def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Hand over six rows as two times three: each axis but the last is of rows."""
+    problem = trial.problem.two_axes()
+    if problem is None:
+        return NOT_OFFERED
+    rows = drawn(problem, dtype, trial.formulas)
+
+    def split(arrays: Arrays) -> Arrays:
+        return {which: a.reshape(2, 3, *a.shape[1:]) if which in OF_ROWS else a for which, a in arrays.items()}
+
+    axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
+    reply = answers(Watch(watch.functions, watch.kind), axes)
+    fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
+    return _wrong_among(fit, axes, right - {"merged"}, "for rows of two axes")
+
+
+def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Hand over an empty batch: the output is empty, and the gradients are zero."""
+    empty = replace(trial, arrays={which: a[:0] if which in OF_ROWS else a for which, a in trial.arrays.items()})
+    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
+    reply.pop("merged", None)
+    for key, a in reply.items():
+        if a.size if key in OF_ROWS else a.any():  # what is not a number is not zero either
+            said = f"has shape {a.shape}" if key in OF_ROWS else "is not zero"
+            return f"for no rows {QUANTITIES[key]} {said}"
+    return "ok" if reply else REFUSED
+
+
+def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Let alpha be 0: the update is zero, unless the declared scaling has no alpha."""
+    zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
+    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
+    world = World(
+        cases=[zero],
+        answers=lambda trial, parts: trial.answer(**parts) if parts else trial.right,
+        allowed=lambda trial, key, parts: trial.allowed(key, **parts),
+        table=bugs_of(watch.record.name, ("alpha of 0",)),
+    )
+    wrong, found = name(world, [reply])
+    explained = {key for named in found[:1] for key in named.explains}
+    return str(found[0]) if wrong and wrong == explained else _wrong_among(reply, zero, right, "for an alpha of 0")
+
+
+@dataclass(frozen=True)
+class ZeroRow(DoRAProblem):
+    """A start at which a row of the weight is zero, and its magnitude with it."""
+
+    start: bool = True
+
+    @property
+    def full(self) -> Arrays:
+        """The weight, with its third row zero, and the bias."""
+        return {**super().full, "weight": super().full["weight"] * (np.arange(self.out_features) != 2)[:, None]}
+
+
+def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+    """Let a row of DoRA's weight be zero, and its magnitude with it: the output is the base's. The backward is free."""
+    if "magnitude" not in trial.arrays or "y" not in right:
+        return NOT_OFFERED
+    base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT)  # as lora_B is zero, DoRA's output is that of LoRA
+    lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)
+    zeros = replace(base, arrays=base.arrays | {"magnitude": round_to(lengths, dtype)})
+    with np.errstate(all="ignore"):  # 0 / 0 is told in the verdict
+        y = forward(Watch(watch.functions, watch.kind), zeros)
+    if y is not None and y.shape == base.right["y"].shape and not np.isfinite(y).all():
+        return str(known("dora-divides-by-the-length-of-a-row-of-zeros"))
+    return _wrong_among({} if y is None else {"y": y}, zeros, right, "where a row of the weight is zero")
+
+
+def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> str:
+    """Say what is wrong among answers that are right elsewhere."""
+    judged = [key for key in reply if key in right]
+    for key in judged:
+        if not trial.agrees(key, reply[key]):
+            return f"{where} {QUANTITIES[key]} {describe_unknown(key, reply[key], trial)}"
+    return "ok" if judged else REFUSED
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+Claim = Callable[..., str]  # of watch, trial, dtype, right
+OF_FUNCTIONS: dict[str, tuple[str, Claim]] = {
+    "merged and back": ("merging", merged_and_back),
+    "start": ("init", start),
+    "adam": ("step", adam),
+    "frozen base": ("backward", frozen_base),
+}
+"""The claims about a function that nothing else needs; where it is not there, they are not offered."""
+EDGES: dict[str, Claim] = {
+    "memory order": memory_order,
+    "more axes": more_axes,
+    "no rows": no_rows,
+    "alpha of 0": alpha_of_0,
+    "row of zeros": row_of_zeros,
+    "output dtype": output_dtype,
+}
+"""The claims about answers that are right elsewhere."""
+
+
+def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, str]:
+    """Return the verdicts on all claims of a kind that are about no single problem; `trial` is the first problem's."""
+    verdicts = {}
+    for claim, (function, judge) in OF_FUNCTIONS.items():
+        if claim in watch.record.claims:
+            verdicts[claim] = watch.judge(function, partial(judge, trial=trial, dtype=dtype, right=right))
+    verdicts["nothing is changed"] = watch.look_back() or "ok"
+    for claim, edge in EDGES.items():
+        if claim in watch.record.claims:
+            verdicts[claim] = edge(watch, trial, dtype, right) if right else NOT_OFFERED
+    return verdicts
+
+
+def habits(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, str]:
+    """Return what is good to know, and no reason to fail."""
+    again = answers(watch, trial)
+    twice = all(np.array_equal(reply[key], again[key], equal_nan=True) for key in reply if key in again)
+    others = sorted({str(a.dtype) for a in reply.values()} - {str(trial.arrays["lora_A"].dtype)})
+    return {
+        "same bits twice": "ok" if twice else "two calls differ",
+        "memory order": watch.notes.pop("memory order", "ok"),
+        "dtype kept": f"{', '.join(others)} is returned for {trial.arrays['lora_A'].dtype}" if others else "ok",
+        **watch.notes,
+    }
