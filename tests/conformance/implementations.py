@@ -18,8 +18,6 @@ from minilora import (
     LoRA,
     LoRALinear,
     QuantizedLinear,
-    dequantize_nf4,
-    quantize_nf4,
     weighted_sum,
 )
 from minilora.conformance.problems import Problem
@@ -29,7 +27,6 @@ from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.lowprecision import NF4Problem
 from minilora.conformance.problems.several import CombineProblem, ExpertsProblem, FusedProblem
 from minilora.conformance.problems.tolerance import round_to
-from minilora.layers.nf4 import dequantize_scales
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.adapter import Rewritten
 from minilora.variants.dora import DoRA, DoRAAdapter, lengths
@@ -147,12 +144,6 @@ def four_bits(packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
     return LoRALinear(QuantizedLinear(packed, absmax, shape, bias, dtype=A.dtype, **nested), LoRA(A, B, alpha))
 
 
-def unpack(packed, absmax, shape, nested_absmax=None, mean=0.0):
-    if nested_absmax is not None:
-        absmax = dequantize_scales(absmax, nested_absmax, mean)
-    return dequantize_nf4(packed, absmax, shape)
-
-
 def nf4_functions(layer=four_bits, **more):
     """The functions of a layer in four bits, whose base is two arrays."""
 
@@ -172,8 +163,6 @@ def nf4_functions(layer=four_bits, **more):
         "backward": backward,
         "merge": merge,
         "init": init,
-        "pack": quantize_nf4,
-        "unpack": unpack,
     }
     return SimpleNamespace(**own | more)
 
@@ -410,7 +399,7 @@ def from_formulas(kind="linear", wrong=lambda problem: {}, *, shows=None):
 
 
 def _four_bits_from_formulas(answer, shows, wrong):
-    """The same of a layer in four bits, whose base is codes and scales; unpack has the weight that is computed with."""
+    """The same of a layer in four bits, whose base is codes and scales."""
 
     def given(packed, absmax, bias, A, B, alpha, nested_absmax, mean):
         nested = {} if nested_absmax is None else {"nested_absmax": nested_absmax, "mean": np.array([mean], "float32")}
