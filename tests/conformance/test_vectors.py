@@ -1,5 +1,6 @@
 """Problems and answers as files: what they hold, and what is said of a program that answers them."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from minilora import __version__, cli
 from minilora.conformance import CannotRun, vectors
 from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.tolerance import round_to
+from minilora.conformance.report import links
 from minilora.files.tensors import FLOATS
 
 from .implementations import OURS, dora_init, full_norm, functions_of, step
@@ -22,21 +24,45 @@ FULL = {**OURS, "dora-full": functions_of(full_norm, init=dora_init)}
 del FULL["combine"]  # whose singular vectors are not the same bits everywhere
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    made = tmp_path_factory.mktemp("vectors") / "made"
-    assert vectors.write(made) == len(vectors.VECTORS)
-    return made
+BITS = {
+    "adam": "b959902ee580534d",
+    "conv1d": "c6f81ce98f1771f2",
+    "conv2d": "ac3c9276c9f78b3a",
+    "dora": "1bfac17854217680",
+    "dora-full": "82a1af7690f0040f",
+    "dropout": "7c2d2d9009d58538",
+    "embedding": "c0feef24b90b9b87",
+    "experts": "630e496497c46137",
+    "fused": "79837dd67b003db3",
+    "linear": "aca3c019f1c8a8fe",
+    "rslora": "57377767542d576c",
+    "mixed": "b57783a5e0903a77",
+    "nf4": "2c203730fb04c533",
+}
+"""Of each kind, the first half of the sha256 of its files: one version writes the same bits everywhere."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The same without the flags of all kinds but one: to see which bugs a case shows takes most of the time."""
+    """All vectors, with the flags of linear layers alone: to see which bugs a case shows takes most of the time."""
     made, flags = tmp_path_factory.mktemp("vectors") / "made", vectors.Vector.flags
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(vectors.Vector, "flags", lambda vector: flags(vector) if vector.kind == "linear" else [])
         assert vectors.write(made) == len(vectors.VECTORS)
     return made
+
+
+@pytest.fixture
+def compared(folder, tmp_path):
+    """What is found of answers, by their file's name without its ending: a report for each precision."""
+
+    def compare(answers, against=folder):
+        (mine := tmp_path / "mine").mkdir(exist_ok=True)
+        for name, arrays in answers.items():
+            save_file({key: np.array(a, order="C") for key, a in arrays.items()}, mine / f"{name}.safetensors")
+        return vectors.compare(against, mine)
+
+    return compare
 
 
 def index_of(folder):
@@ -140,25 +166,35 @@ def test_the_answers_in_the_files_are_within_their_own_tolerance(folder, results
                 assert (np.abs(array - right[name]) <= allowed).all(), (case["file"], name)
 
 
+# --- what is written ------------------------------------------------------------------------------
+
+
+def test_the_files_of_each_kind_have_the_same_bits(folder):
+    found = {kind: hashlib.sha256() for kind in BITS}
+    kinds = {case["file"]: case["kind"] for case in index_of(folder)["cases"]}
+    assert kinds.keys() == {file.name for file in folder.iterdir()} - {"index.json"}
+    for name in sorted(kinds):
+        found[kinds[name]].update((folder / name).read_bytes())
+    assert {kind: whole.hexdigest()[:16] for kind, whole in found.items()} == BITS
+
+
 @pytest.mark.long
-def test_every_flag_has_a_note_and_links(whole):
-    index = index_of(whole)
+def test_every_bug_of_numbers_is_the_flag_of_a_case(tmp_path):
+    vectors.write(tmp_path / "made")
+    index = index_of(tmp_path / "made")
     assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
     for bug in BUGS:
         if bug.flag in index["flags"]:
-            assert index["flags"][bug.flag]["bug"] == bug.says
-        else:  # a file has nothing of a start, and a gradient may be left out
-            if bug.breaks in ("codes", "output dtype") or bug.kinds == ("combine",):
-                continue
-            trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()
-            assert bug.breaks in ("start", "alpha of 0", "row of zeros") or len(
-                trial.answer(**bug.of(trial.problem))
-            ) < len(trial.right)
-    assert "https://github.com/rasbt/LLMs-from-scratch/issues/821" in index["flags"][
-        "alpha-is-not-divided-by-the-rank"
-    ]["made in"]  # fmt: skip
-    assert "https://pypi.org/project/lora-pytorch/0.2.0/" in index["flags"]["dx-lacks-dy-w"]["made in"]
-    assert all(link.startswith("https://") for note in index["flags"].values() for link in note["made in"])
+            assert index["flags"][bug.flag] == {"bug": bug.says, "breaks": bug.breaks, "made in": links(bug.source)}
+        elif bug.kinds != ("combine",) and bug.breaks not in (
+            "start",
+            "alpha of 0",
+            "row of zeros",
+            "output dtype",
+            "codes",
+        ):
+            trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()  # it leaves a gradient out, as an answer may be
+            assert len(trial.answer(**bug.of(trial.problem))) < len(trial.right)
 
 
 def test_a_flag_is_a_bug_that_the_case_catches(folder):
@@ -170,42 +206,12 @@ def test_a_flag_is_a_bug_that_the_case_catches(folder):
     assert "the-output-lacks-the-bias" not in flags["linear-1-float64.safetensors"]
 
 
-@pytest.mark.long
-def test_the_same_bits_are_written_again(whole, tmp_path):
-    vectors.write(tmp_path / "again")
-    names = sorted(file.name for file in whole.iterdir())
-    assert names == sorted(file.name for file in (tmp_path / "again").iterdir())
-    for name in names:
-        assert (tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()
-
-
-def test_a_wrong_answer_in_a_file_is_named(folder, results, tmp_path):
-    wrong = tmp_path / "wrong"
-    wrong.mkdir()
-    for file in results.glob("*dora-*-float*.safetensors"):
-        shutil.copy(file, wrong)
-    for file in wrong.glob("dora-*-float64.safetensors"):
-        found = load_file(file)
-        save_file({**found, "dm": 0 * found["dm"]}, file)
-    double, *others = vectors.compare(folder, wrong)
-    assert not double.passed
-    assert all(other.passed for other in others)
-    assert double.first_line.startswith(f"{wrong}: WRONG: dora: DoRA's magnitude is not trained: ")
-    assert cli.main(["vectors", str(folder), "--compare", str(wrong)]) == 1  # one precision is enough
-
-
-# --- half precision, slots -----------------------------------------------------------------------
-
-
 def test_half_precision_lies_in_files_of_its_own(folder):
-    """A program that reads linear-* in float64 and float32 goes on doing so."""
+    """A program that reads linear-* in float64 and float32 goes on doing so; bfloat16 is exact in float32."""
     cases = index_of(folder)["cases"]
     for case in cases:
         assert case["file"].startswith("half-") == (case["dtype"] in ("float16", "bfloat16"))
     assert {case["kind"] for case in cases if case["dtype"] == "float16"} == set(FULL) - {"nf4", "mixed"}
-
-
-def test_numbers_of_bfloat16_are_exact_in_float32(folder):
     p = load_file(folder / "half-linear-0-bfloat16.safetensors")
     for name in ("x", "dy", "weight", "bias", "lora_A", "lora_B"):
         assert p[name].dtype == np.float32
@@ -214,57 +220,71 @@ def test_numbers_of_bfloat16_are_exact_in_float32(folder):
     assert load_file(folder / "half-linear-0-float16.safetensors")["x"].dtype == np.float16
 
 
+def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
+    assert cli.main(["vectors", str(tmp_path / "starter"), "--starter"]) == 0
+    assert cli.main(["vectors", str(tmp_path / "two"), "--kind", "conv1d,adam", "--kind", "nf4"]) == 0
+    first, second = index_of(tmp_path / "starter"), index_of(tmp_path / "two")
+    assert [case["file"] for case in first["cases"]] == [
+        f"linear-{number}-{dtype}.safetensors" for number in range(7) for dtype in ("float64", "float32")
+    ]
+    assert {case["kind"] for case in second["cases"]} == {"conv1d", "nf4", "adam"}
+    for made, index in (("starter", first), ("two", second)):
+        there = {file.name for file in (tmp_path / made).iterdir()}
+        assert there == {"index.json", *(case["file"] for case in index["cases"])}
+        assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
+    capsys.readouterr()
+    for given, said in (
+        (["none", "--kind", "linear,none"], "--kind: there is no kind 'none'; there are linear, rslora, dora, "),
+        (["two", "--compare", "starter", "--starter"], "are about what is written, expected them without --compare"),
+        (["two", "--compare", "starter", "--kind", "nf4"], "are about what is written, expected them without --comp"),
+        (["none", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
+        (["two"], "two' is there already, expected the name of a new folder"),
+    ):
+        assert cli.main(["vectors", str(tmp_path / given[0]), *given[1:]]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+# --- what a program answered ----------------------------------------------------------------------
+
+
+def test_a_wrong_answer_is_named_in_its_precision_alone(folder, results, compared):
+    answers = {file.stem: load_file(file) for file in results.glob("*dora-*-float*.safetensors")}
+    wrong = {name: p | {"dm": 0 * p["dm"]} for name, p in answers.items() if name[:5] == "dora-" and "64" in name}
+    double, *others = compared(answers | wrong)
+    assert [report.dtype for report in others] == ["float32", "float16"]
+    assert all(report.passed for report in others)
+    assert [d.flag for d in double.every_diagnosis()] == ["dora-magnitude-is-not-trained"] * 2
+    assert {case.claim for case in double.failing} == {"slope"}
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_an_answer_is_judged_by_its_precision(folder, results, tmp_path, dtype):
+def test_an_answer_is_judged_by_its_precision(folder, compared, dtype):
     """Rounded to it once, it passes; rounded to it and off by a sixth, it does not."""
-    name = f"half-linear-0-{dtype}.safetensors"
-    right = load_file(folder / name)
+    name = f"half-linear-0-{dtype}"
+    y = load_file(folder / f"{name}.safetensors")["y"]
     for times, passed in ((1.0, True), (7 / 6, False)):
-        save_file({"y": round_to(times * right["y"], dtype)}, tmp_path / name)
-        (report,) = vectors.compare(folder, tmp_path)
+        (report,) = compared({name: {"y": round_to(times * y, dtype)}})
         assert (report.dtype, report.passed) == (dtype, passed)
 
 
-def test_a_bug_in_half_precision_is_named(folder, results, tmp_path):
-    for file in results.glob("half-linear-*-float16.safetensors"):
-        found = load_file(file)
-        save_file(found | {"dx": 0 * found["dx"]}, tmp_path / file.name)
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.dtype == "float16"
-    assert report.diagnoses == ["dx is zero"]
-
-
-def test_answers_may_lie_in_bfloat16(folder, results, tmp_path):
+def test_answers_may_lie_in_bfloat16(folder, compared, tmp_path):
     """Two bytes a number, as other languages write them."""
     name = "half-linear-0-bfloat16.safetensors"
-    y = load_file(results / name)["y"]
-    save_file({"y": y}, tmp_path / name)
-    raw = (tmp_path / name).read_bytes().replace(b'"F32"', b'"BF16"')
-    length = int.from_bytes(raw[:8], "little")
-    header = raw[8:].partition(b"}}")[0].replace(f"{4 * y.size}]".encode(), f"{2 * y.size}]".encode()) + b"}}"
-    assert length
+    y = round_to(load_file(folder / name)["y"], "bfloat16")
+    header = json.dumps({"y": {"dtype": "BF16", "shape": y.shape, "data_offsets": [0, 2 * y.size]}}).encode()
+    (tmp_path / "mine").mkdir()
     bits = y.astype(FLOATS["BF16"]).tobytes()
-    (tmp_path / name).write_bytes(len(header).to_bytes(8, "little") + header + bits)
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.passed
+    (tmp_path / "mine" / name).write_bytes(len(header).to_bytes(8, "little") + header + bits)
+    (report,) = compared({})
     assert report.claims["forward"] == "ok"
 
 
-def test_a_slots_gradient_that_is_missing_is_told(folder, results, tmp_path, capsys):
-    name = "fused-0-float64.safetensors"
-    found = load_file(results / name)
-    save_file({key: a for key, a in found.items() if key != "dB.2"}, tmp_path / name)
-    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path)]) == 2
-    assert f"{name}' has nothing for lora_B of slot 2, expected shape (4, 3)" in capsys.readouterr().err
-    save_file({key: a for key, a in found.items() if "dB" not in key}, tmp_path / name)
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.kinds["fused"].diagnoses == ["no file has dB; there are dA, dx, merged, y"]
-
-
-def test_slots_that_are_exchanged_are_named_from_files(folder, results, tmp_path):
+def test_slots_that_are_exchanged_are_named_from_files(folder, compared):
     """k's update in v's rows and v's in k's."""
-    for file in results.glob("fused-*-float64.safetensors"):
-        p = load_file(folder / file.name)
+    answers = {}
+    for file in folder.glob("fused-*-float64.safetensors"):
+        p = load_file(file)
         base = p["x"] @ p["weight"].T + p.get("bias", 0)
         widths = list(map(int, p["widths"]))
         update, ends = p["y"] - base, np.cumsum(widths)
@@ -275,124 +295,80 @@ def test_slots_that_are_exchanged_are_named_from_files(folder, results, tmp_path
                 continue
         else:
             update = np.roll(update, widths[0], axis=1)
-        save_file({"y": base + update}, tmp_path / file.name)
-    (report,) = vectors.compare(folder, tmp_path)
+        answers[file.stem] = {"y": base + update}
+    (report,) = compared(answers)
     assert report.kinds["fused"].diagnoses[0].startswith("slots of one width are exchanged")
 
 
-# --- the command line, and what it refuses --------------------------------------------------------
-
-
-def test_the_command_writes_and_compares(folder, results, tmp_path, capsys):
-    assert cli.main(["vectors", str(folder), "--compare", str(results)]) == 0
-    assert capsys.readouterr().out.startswith(f"{results}: passed: ")
-    (tmp_path / "wrong").mkdir()
-    found = load_file(results / "linear-0-float64.safetensors")
-    save_file({**found, "y": 2 * found["y"]}, tmp_path / "wrong" / "linear-0-float64.safetensors")
-    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "wrong")]) == 1
-    assert capsys.readouterr().out.startswith(f"{tmp_path / 'wrong'}: WRONG: the output is off by ")
-
-
-def test_a_folder_that_is_there_is_left_alone(folder, capsys):
-    before = (folder / "index.json").read_bytes()
-    assert cli.main(["vectors", str(folder)]) == 2
-    assert "is there already, expected the name of a new folder" in capsys.readouterr().err
-    assert (folder / "index.json").read_bytes() == before
+def without(p, *names):
+    return {key: array for key, array in p.items() if key.partition(".")[0] not in names}
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("changes", "diagnoses", "answered"),
     [
-        ({}, "has no file of answers, expected names such as 'linear-0-float64.safetensors'"),
-        ({"linear-0-float64.safetensors": b"\xff" * 20}, "header too large"),
-        ({"linear-0-float64.safetensors": {"grad_A": np.ones(3)}}, "has grad_A, expected y, dx, dA, dB, dm, merged"),
+        ([lambda p: without(p, "dA"), dict, dict], [], "3 of 15, dA in 2"),
+        ([lambda p: without(p, "dA", "dx", "dB", "merged")] * 2, [], "2 of 15"),
+        ([lambda p: without(p, "dA") | {"lora_A": p["dA"]}], ["no file has dA; there are dB, dx, lora_A, merged, y"],
+         "1 of 15"),
+        ([lambda p: {"dx": p["dx"]}], ["no file has dA and dB; there are dx"], "1 of 15"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_left_out_are_counted(folder, results, compared, changes, diagnoses, answered):
+    """One that no file has is no failure, but for the gradients of the factors where there is a gradient."""
+    names = [f"linear-{number}-float64" for number in range(len(changes))]
+    read = {name: load_file(results / f"{name}.safetensors") for name in names}
+    (report,) = compared({name: change(read[name]) for name, change in zip(names, changes, strict=True)})
+    assert report.diagnoses == diagnoses
+    assert report.passed is not bool(diagnoses)
+    assert report.habits["cases answered"] == answered
+    assert [case.id for case in report.cases if case.failed] == (["linear-0-slope"] if diagnoses else [])
+
+
+def test_a_slots_gradients_are_owed_together(folder, results, compared):
+    found = load_file(results / "fused-0-float64.safetensors")
+    with pytest.raises(
+        CannotRun, match=r"0-float64.safetensors' has nothing for lora_B of slot 2, expected shape \(4, 3"
+    ):
+        compared({"fused-0-float64": {key: a for key, a in found.items() if key != "dB.2"}})
+    (report,) = compared({"fused-0-float64": without(found, "dB")})
+    assert report.kinds["fused"].diagnoses == ["no file has dB; there are dA, dx, merged, y"]
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict"),
+    [
+        ({}, "ok"),
+        ({"end_B": None}, "adam-float64.safetensors has no end_B"),
+        ({"end_A": None}, "adam-float64.safetensors has no end_A"),
+        ({"end_A": "begin_A", "end_B": "begin_B"}, "the step moves nothing"),
     ],
 )
-def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, files, said):
-    for name, content in files.items():
-        if isinstance(content, bytes):
-            (tmp_path / name).write_bytes(content)
-        else:
-            save_file(content, tmp_path / name)
-    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path)]) == 2
-    assert said in capsys.readouterr().err
+def test_adam_is_judged_by_where_it_ends(folder, compared, ends, verdict):
+    p = load_file(folder / "adam-float64.safetensors")
+    found = {end: p[ends.get(end, end)] for end in ("end_A", "end_B") if ends.get(end, end)}
+    (report,) = compared({"adam-float64": found})
+    assert report.claims == {"adam": verdict}
+    assert report.diagnoses == ([] if verdict == "ok" else [verdict])
+    assert [(case.id, case.failed) for case in report.cases] == [("linear-adam", verdict != "ok")]
 
 
-def test_the_vectors_are_no_answers_to_themselves(folder, capsys):
-    assert cli.main(["vectors", str(folder), "--compare", str(folder)]) == 2
-    assert "has the vectors, expected a folder with what a program answered" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("case", "shape"),
+    [
+        *[("rslora-8-float32", shape) for shape in [(0,), (), (3, 2, 1)]],
+        *[(case, (0,)) for case in ("linear-8-float64", "conv2d-4-float64")],
+    ],
+)
+def test_an_answer_of_another_shape_is_said(compared, case, shape):
+    """Also where it is the only one, and where the right one is zero."""
+    (report,) = compared({case: {"dA": np.zeros(shape)}})
+    (one,) = report.kinds.values() or [report]
+    assert one.claims["slope"].startswith(f"lora_A's gradient has shape {shape}, expected (")
+    assert any(text in one.claims["slope"] for text in one.diagnoses)
 
 
-def test_vectors_under_another_spelling_are_no_answers(folder, tmp_path):
-    (tmp_path / "beside").mkdir()
-    (tmp_path / "link").symlink_to(folder)
-    for name in (folder, folder.parent / "nowhere" / ".." / folder.name, tmp_path / "beside" / ".." / "link"):
-        (folder.parent / "nowhere").mkdir(exist_ok=True)
-        with pytest.raises(CannotRun, match="has the vectors"):
-            vectors.compare(folder, name)
-
-
-def test_results_that_are_no_folder_are_refused(folder, tmp_path, capsys):
-    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere' is no folder" in capsys.readouterr().err
-
-
-def test_answers_that_some_files_lack_are_counted(folder, results, tmp_path):
-    for number in range(3):
-        name = f"linear-{number}-float64.safetensors"
-        found = load_file(results / name)
-        save_file({k: a for k, a in found.items() if k != "dA" or number}, tmp_path / name)
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.passed
-    assert report.habits["cases answered"] == "3 of 15, dA in 2"
-
-
-def test_a_gradient_under_another_name_is_told(folder, results, tmp_path):
-    for number in range(3):
-        found = load_file(results / f"linear-{number}-float64.safetensors")
-        renamed = {"lora_A" if name == "dA" else name: array for name, array in found.items()}
-        save_file(renamed, tmp_path / f"linear-{number}-float64.safetensors")
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.diagnoses == ["no file has dA; there are dB, dx, lora_A, merged, y"]
-    assert report.claims["slope"] == report.diagnoses[0]
-    assert [case.id for case in report.cases if case.failed] == [f"linear-{number}-slope" for number in range(3)]
-
-
-def test_a_comparison_may_be_written_as_json(folder, results, tmp_path, capsys):
-    right, wrong = tmp_path / "right", tmp_path / "wrong"
-    right.mkdir()
-    for file in results.glob("*rslora-*.safetensors"):
-        shutil.copy(file, right)
-    shutil.copytree(right, wrong)
-    found = load_file(wrong / "rslora-3-float32.safetensors")
-    save_file({**found, "y": found["y"] + 1}, wrong / "rslora-3-float32.safetensors")
-    for folder_of, status, failing in ((right, 0, []), (wrong, 1, ["rslora-3-forward"])):
-        line = ["vectors", str(folder), "--compare", str(folder_of), "--json", str(tmp_path / "found.json")]
-        assert cli.main(line) == status
-        told = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
-        assert told["status"] == status
-        found = {one["dtype"]: one["failing"] for one in told["precisions"]}
-        assert found == {"float64": [], "float32": failing, "float16": [], "bfloat16": []}
-    assert cli.main(["vectors", str(tmp_path / "new"), "--json", "found.json"]) == 2
-    assert "--json needs --compare: it is about the verdicts" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_program_may_answer_the_output_alone(folder, results, tmp_path):
-    for file in results.glob("*-0-float64.safetensors"):
-        save_file({"y": load_file(file)["y"]}, tmp_path / file.name)
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.passed, str(report)
-    for one in (report, *report.kinds.values()):
-        assert (one.claims["forward"], one.claims["slope"], one.claims["merge"]) == ("ok", "not offered", "not offered")
-
-
-def test_an_answer_of_adam_that_is_missing_is_named(folder, results, tmp_path):
-    found = load_file(results / "adam-float64.safetensors")
-    save_file({"end_A": found["end_A"]}, tmp_path / "adam-float64.safetensors")
-    (report,) = vectors.compare(folder, tmp_path)
-    assert report.claims["adam"] == "adam-float64.safetensors has no end_B"
-    assert report.first_line == f"{tmp_path}: WRONG: adam-float64.safetensors has no end_B"
+# --- a folder of another version ------------------------------------------------------------------
 
 
 def of_another_version(folder, file, numbers, **changed):
@@ -413,16 +389,16 @@ def of_another_version(folder, file, numbers, **changed):
         (3, 1e-14, "alpha is not divided by the rank"),
     ],
 )
-def test_a_folder_of_another_version_is_judged_by_its_own_numbers(folder, tmp_path, times, tolerance, diagnosis):
+def test_a_folder_of_another_version_is_judged_by_its_own_numbers(
+    folder, compared, tmp_path, times, tolerance, diagnosis
+):
     """Other arrays, answers and tolerances than this version's: a mistake in them has its name all the same."""
     rng, name = np.random.default_rng(0), "linear-0-float64.safetensors"
     p = load_file(folder / name) | {"x": rng.standard_normal((7, 5)), "lora_A": rng.standard_normal((2, 5))}
     base, update = p["x"] @ p["weight"].T + p["bias"], p["x"] @ p["lora_A"].T @ p["lora_B"].T
     p["y"] = base + 1.5 * update
     of_another_version(tmp_path / "old", name, p, index=index_of(folder), tolerance={"float64": tolerance})
-    (tmp_path / "mine").mkdir()
-    save_file({"y": base + times * update}, tmp_path / "mine" / name)
-    (report,) = vectors.compare(tmp_path / "old", tmp_path / "mine")
+    (report,) = compared({"linear-0-float64": {"y": base + times * update}}, tmp_path / "old")
     assert report.passed is (diagnosis is None)
     assert report.habits["cases answered"] == "1 of 1"
     assert diagnosis is None or report.diagnoses[0].startswith(diagnosis)
@@ -435,34 +411,54 @@ def test_a_folder_of_another_version_is_judged_by_its_own_numbers(folder, tmp_pa
         ("linear-1-float64.safetensors", "does not hold its problem, N=4 in=3 out=6 r=4 alpha=10"),
     ],
 )
-def test_a_problem_that_this_version_does_not_know_is_refused(folder, tmp_path, file, said):
+def test_a_problem_that_this_version_does_not_know_is_refused(folder, compared, tmp_path, file, said):
     p = load_file(folder / "linear-0-float64.safetensors")
     of_another_version(tmp_path / "old", file, p, index=index_of(folder))
-    (tmp_path / "mine").mkdir()
-    save_file(p, tmp_path / "mine" / file)
     with pytest.raises(CannotRun) as refused:
-        vectors.compare(tmp_path / "old", tmp_path / "mine")
+        compared({file.removesuffix(".safetensors"): p}, tmp_path / "old")
     assert str(refused.value) == f"{str(tmp_path / 'old' / file)!r} {said}"
 
 
-def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
-    assert cli.main(["vectors", str(tmp_path / "starter"), "--starter"]) == 0
-    assert cli.main(["vectors", str(tmp_path / "two"), "--kind", "conv1d,adam", "--kind", "nf4"]) == 0
-    first, second = index_of(tmp_path / "starter"), index_of(tmp_path / "two")
-    assert [case["file"] for case in first["cases"]] == [
-        f"linear-{number}-{dtype}.safetensors" for number in range(7) for dtype in ("float64", "float32")
-    ]
-    assert {case["kind"] for case in second["cases"]} == {"conv1d", "nf4", "adam"}
-    for made in ("starter", "two"):
-        there = {file.name for file in (tmp_path / made).iterdir()}
-        assert there == {"index.json", *(case["file"] for case in index_of(tmp_path / made)["cases"])}
-        flags = {flag for case in index_of(tmp_path / made)["cases"] for flag in case["flags"]}
-        assert flags == set(index_of(tmp_path / made)["flags"])
-    capsys.readouterr()
-    assert cli.main(["vectors", str(tmp_path / "none"), "--kind", "linear,none"]) == 2
-    assert "--kind: there is no kind 'none'; there are linear, rslora, " in capsys.readouterr().err
-    assert cli.main(["vectors", str(tmp_path / "two"), "--compare", str(tmp_path), "--starter"]) == 2
-    assert "expected them without --compare" in capsys.readouterr().err
+# --- what is no answer ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "has no file of answers, expected names such as 'linear-0-float64.safetensors'"),
+        (b"\xff" * 20, "header too large"),
+        ({"grad_A": np.ones(3)}, "has grad_A, expected y, dx, dA, dB, dm, merged"),
+        ({"dm": np.ones(3)}, "has dm, expected y, dx, dA, dB, dm, merged"),
+    ],
+)
+def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, content, said):
+    file = tmp_path / "linear-0-float64.safetensors"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content:
+        save_file(content, file)
+    assert cli.main(["vectors", str(folder), "--compare", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_vectors_are_no_answers_under_any_spelling(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    for name in (folder, folder.parent / "nowhere" / ".." / folder.name, tmp_path / "link"):
+        (folder.parent / "nowhere").mkdir(exist_ok=True)
+        with pytest.raises(CannotRun, match="has the vectors, expected a folder with what a program answered"):
+            vectors.compare(folder, name)
+    with pytest.raises(CannotRun, match="none' is no folder, expected that of a program's answers"):
+        vectors.compare(folder, tmp_path / "none")
+
+
+def test_verdicts_never_take_the_place_of_what_is_compared(folder, tmp_path, capsys):
+    name = "linear-0-float64.safetensors"
+    shutil.copy(folder / name, tmp_path)
+    for output in (folder / "index.json", folder / name, tmp_path / name):
+        before = output.read_bytes()
+        assert cli.main(["vectors", str(folder), "--compare", str(tmp_path), "--json", str(output)]) == 2, output
+        assert "is a file of what is compared, expected another file" in capsys.readouterr().err
+        assert output.read_bytes() == before
 
 
 # --- a program in C -------------------------------------------------------------------------------
@@ -486,33 +482,3 @@ def test_a_program_in_c_goes_the_whole_round(folder, tmp_path, capsys, bug, code
 
 def test_the_program_in_c_is_short():
     assert len(C.read_text(encoding="utf-8").splitlines()) < 200
-
-
-@pytest.mark.parametrize(
-    ("case", "shape"),
-    [
-        *[("rslora-8-float32", shape) for shape in [(0,), (), (3, 2, 1)]],
-        *[(case, (0,)) for case in ("linear-8-float64", "conv2d-4-float64")],
-    ],
-)
-def test_an_answer_of_another_shape_is_said(folder, tmp_path, case, shape):
-    """Also where it is the only one, and where the right one is zero."""
-    save_file({"dA": np.zeros(shape)}, tmp_path / f"{case}.safetensors")
-    (report,) = vectors.compare(folder, tmp_path)
-    (one,) = report.kinds.values() or [report]
-    assert not report.passed
-    assert one.claims["slope"].startswith(f"lora_A's gradient has shape {shape}, expected (")
-    assert any(text in one.claims["slope"] for text in one.diagnoses)
-
-
-def test_verdicts_never_take_the_place_of_what_is_compared(folder, tmp_path, capsys):
-    shutil.copytree(folder, tmp_path / "made")
-    (tmp_path / "results").mkdir()
-    name = "linear-0-float64.safetensors"
-    save_file({"y": load_file(folder / name)["y"]}, tmp_path / "results" / name)
-    for output in (tmp_path / "made" / "index.json", tmp_path / "made" / name, tmp_path / "results" / name):
-        before = output.read_bytes()
-        line = ["vectors", str(tmp_path / "made"), "--compare", str(tmp_path / "results"), "--json", str(output)]
-        assert cli.main(line) == 2, output
-        assert "is a file of what is compared, expected another file" in capsys.readouterr().err
-        assert output.read_bytes() == before
