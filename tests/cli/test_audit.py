@@ -77,14 +77,6 @@ def test_a_pickle_in_a_folder_is_not_opened(tmp_path, capsys):
     assert "a pickle" in capsys.readouterr().err
 
 
-def test_the_report_does_not_replace_what_is_looked_at(folders, capsys):
-    adapter, base = folders
-    before = (adapter / "adapter_config.json").read_bytes()
-    assert run("audit", str(adapter), "--model", str(base), "--json", str(adapter / "adapter_config.json")) == 2
-    assert "a file that is looked at" in capsys.readouterr().err
-    assert (adapter / "adapter_config.json").read_bytes() == before
-
-
 def test_names_that_steer_a_terminal_are_escaped(tmp_path, capsys):
     tensors = {name.replace("q_proj", "q\x1b[2Jproj"): array for name, array in factors(paths("q_proj")).items()}
     assert run("audit", str(peft(tmp_path / "a", tensors, config("q_proj")))) == 1

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser, main
-from minilora.cli.console import check_output
-from minilora.cli.judge import compared
 
 from ..support.command_line import run
 
@@ -97,18 +94,6 @@ def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, capsys):
     err = capsys.readouterr().err
     assert err.startswith("minilora: \\x1b[2Jred")
     assert err[:-1].isprintable()
-
-
-def test_a_verdict_may_lie_beside_the_results_and_take_its_own_place(tmp_path):
-    right, results = tmp_path / "right", tmp_path / "results"
-    for file in (right / "case" / "index.json", results / "case.safetensors", results / "verdict.json"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    inputs = compared(SimpleNamespace(folder=right, compare=results))
-    check_output(results / "verdict.json", inputs)
-    for file in (right / "case" / "index.json", results / "case.safetensors"):
-        with pytest.raises(ValueError, match="is a file of what is compared, expected another file"):
-            check_output(file, inputs)
 
 
 SMALL = ["--batch-size", "2", "--length", "8", "--rank", "2", "--lr", "0.02"]

@@ -1,0 +1,139 @@
+"""The judge's five commands: what they refuse, and where their reports go. What they say stands in approved files."""
+
+import io
+import json
+import os
+import sys
+
+import pytest
+
+from minilora import cli
+from minilora.cli import judge
+from minilora.conformance import __main__ as door
+from minilora.conformance import check
+from minilora.conformance.checking import child
+from minilora.conformance.problems.tolerance import UNIT
+
+from ..conformance.implementations import OURS, implementation
+from ..conformance.situations import SITUATIONS, build
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("situations")
+    (folder / "box").mkdir()
+    (folder / "box" / "__init__.py").write_text("def forward(*arrays): pass\n")
+    build(folder)
+    return folder
+
+
+@pytest.fixture
+def inside(world, monkeypatch):
+    monkeypatch.chdir(world)
+    return world
+
+
+@pytest.mark.parametrize(("name", "status"), [("forward_alone", 0), ("not_divided", 1)])
+def test_a_check_in_a_process_of_its_own_is_reported_as_any_other(inside, tmp_path, capfd, name, status):
+    assert cli.main(["conformance", f"my_lora.py:{name}", "--json", str(tmp_path / "found.json")]) == status
+    out, err = capfd.readouterr()
+    assert not err
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert (found["passed"], found["status"], found["first_line"]) == (status == 0, status, out.splitlines()[0])
+    assert set(found["versions"]) == {"minilora", "numpy", "python"}
+
+
+@pytest.mark.parametrize(
+    ("situation", "file", "what"),
+    [
+        ("conformance-right", "my_lora.py", "the implementation"),
+        ("box:a", "box/__init__.py", "the implementation"),
+        ("conformance-known", "known.txt", "the known failures"),
+        ("vectors-right", "vectors/index.json", "a file of what is compared"),
+        ("vectors-right", "right/linear-0-float64.safetensors", "a file of what is compared"),
+        ("vectors-known", "float32.txt", "the known failures"),
+        ("golden-right", "golden/index.json", "a file of what is compared"),
+        ("golden-right", "golden/answers/dora.safetensors", "a file of what is compared"),
+        ("golden-right", "golden-right/dora.safetensors", "a file of what is compared"),
+        ("golden-known", "golden.txt", "the known failures"),
+        ("audit-sound", "sound/adapter_config.json", "a file that is looked at"),
+        ("audit-sound", "model/config.json", "a file that is looked at"),
+        ("diagnose-right", "right.safetensors", "a file that is read"),
+        ("diagnose-right", "llama/config.json", "a file that is read"),
+        ("diagnose-right", "adapter/adapter_config.json", "a file that is read"),
+    ],
+)
+def test_a_report_never_takes_the_place_of_what_is_read(inside, capsys, situation, file, what):
+    before = (inside / file).read_bytes()
+    argv = SITUATIONS.get(situation, ["conformance", situation])
+    assert cli.main([*argv, "--json", f"./{file}"]) == 2
+    assert f"is {what}, expected another file" in capsys.readouterr().err
+    assert (inside / file).read_bytes() == before
+
+
+def test_a_report_may_lie_beside_the_results_and_take_its_own_place(inside, monkeypatch):
+    monkeypatch.setattr("minilora.conformance.vectors.compare", lambda *folders: [])
+    for _ in range(2):
+        assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes in a folder are POSIX's")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_report_goes_into_a_regular_file_alone(inside, tmp_path, capsys, kind):
+    (tmp_path / "other").write_text("x")
+    os.mkfifo(tmp_path / "found") if kind == "pipe" else os.symlink("other", tmp_path / "found")
+    assert cli.main([*SITUATIONS["audit-no-model"], "--json", str(tmp_path / "found")]) == 2
+    assert "expected a regular file or a new name" in capsys.readouterr().err
+    assert (tmp_path / "other").read_text() == "x"
+
+
+def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
+    class Broken(io.StringIO):
+        def write(self, text):
+            if text:
+                raise BrokenPipeError
+
+    for right, code in ((OURS["linear"], 0), (implementation(merge=lambda weight, *arrays: weight + 1), 1)):
+        report = check(right, name="mine")
+        monkeypatch.setattr(child, "check_apart", lambda *given, report=report, **more: report)
+        monkeypatch.setattr(sys, "stdout", Broken())
+        assert door.main(["mine"]) == code
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--json", ""], "argument --json: the name is empty"),
+        (["--xfails", ""], "argument --xfails: the name is empty"),
+        *[([f"--timeout={text}"], f"expected a number of seconds above 0, got {text!r}")
+          for text in ("0", "-1", "nan", "inf", "soon")],
+    ],
+)  # fmt: skip
+def test_an_option_that_cannot_be_is_refused_by_the_parser(capsys, given, said):
+    with pytest.raises(SystemExit) as ended:
+        door.main(["my_lora", *given])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["conformance", "my_lora.py", "--require", "forward,froward"],
+         "--require: there is no claim 'froward'; there are forward, scaling, slope"),
+        (["vectors", "new", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
+        (["vectors", "new", "--xfails", "known.txt"], "--xfails needs --compare: it is about the verdicts"),
+        (["golden", "new", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_the_work(inside, capsys, monkeypatch, argv, said):
+    monkeypatch.setattr(child, "check_apart", lambda *given, **more: pytest.fail("the check began"))
+    assert cli.main(argv) == 2
+    assert said in capsys.readouterr().err
+    assert not (inside / "new").exists()
+    assert not (inside / "found.json").exists()
+
+
+def test_the_commands_know_every_precision_and_the_child_s_limit():
+    assert set(judge.DTYPES) == set(UNIT)
+    assert judge.TIMEOUT == child.TIMEOUT == 20
