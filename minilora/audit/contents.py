@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import FileRefused, named, reading, short
-from ..files.patterns import are_named, first_matches, layer_numbers, within_time
+from ..files.patterns import are_named, compiled, first_matches, layer_numbers, within_time
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, listed
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders
@@ -224,7 +224,7 @@ def are_targets(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
 def _are_whole(names: Iterable[str], paths: list[str]) -> list[bool]:
     """Return of each path whether `modules_to_save` names it, or what it is in."""
     words = {name for name in names if name.isidentifier()}  # most names are: a set of them is fast
-    patterns = [re.compile(rf"(^|.*\.){name}($|\..*)") for name in names if name not in words]
+    patterns = [compiled(rf"(^|.*\.){name}($|\..*)", name) for name in names if name not in words]
     return [not words.isdisjoint(path.split(".")) or any(p.match(path) for p in patterns) for path in paths]
 
 

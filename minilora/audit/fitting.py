@@ -81,9 +81,9 @@ def _fault(module: Module, place: str, shape: Shape) -> Fault | None:
         return WRONG, "shape-turned", text
     if place.rpartition(".")[2] in (HEAD, EMBEDDING) and shape[1] == width:
         return resized
-    if shape[1] == width and shape[0] % out == 0:
+    if shape[1] == width and shape[0] > out and shape[0] % out == 0:
         return WRONG, "shape-is-a-part", f"{theirs}: the rows of one of {shape[0] // out} parts, as of one device"
-    if shape[0] == out and shape[1] % width == 0:
+    if shape[0] == out and shape[1] > width and shape[1] % width == 0:
         return WRONG, "shape-is-a-part", f"{theirs}: the columns of one of {shape[1] // width} parts, as of one device"
     return WRONG, "shape-differs", f"{theirs}: the adapter is of another model"
 

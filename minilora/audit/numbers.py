@@ -61,7 +61,7 @@ def read_numbers(module: Module) -> Numbers:
 
 def _zero(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     """Return which factors are zero everywhere."""
-    return tuple(part for part in "AB" if part in arrays and not arrays[part].any())
+    return tuple(part for part in "AB" if part in arrays and arrays[part].size and not arrays[part].any())
 
 
 def _not_finite(module: Module, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:

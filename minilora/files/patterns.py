@@ -48,7 +48,7 @@ def within_time() -> Iterator[None]:
 def are_named(names: Sequence[str] | str, modules: Iterable[str]) -> list[bool]:
     """Return of each module whether it is named: by one expression for its whole path, or by a name at its end."""
     if isinstance(names, str):
-        whole = _compiled(names, names)
+        whole = compiled(names, names)
         return [whole.fullmatch(module) is not None for module in modules]
     ends = set(names)
     return [any(module[start.end() :] in ends for start in re.finditer(r"^|\.", module)) for module in modules]
@@ -62,7 +62,7 @@ def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int |
         if pattern in exact:
             places: Iterable[int] = [exact[pattern]]
         else:  # PEFT's own expression, for its `match`: "a|b)(" tells the difference to another's `fullmatch`
-            match = _compiled(rf"(.*\.)?({pattern})$", pattern).match
+            match = compiled(rf"(.*\.)?({pattern})$", pattern).match
             places = (place for place, module in enumerate(modules) if found[place] is None and match(module))
         for place in places:
             if found[place] is None:
@@ -72,14 +72,15 @@ def first_matches(patterns: Iterable[str], modules: Sequence[str]) -> list[int |
 
 def layer_numbers(names: Sequence[str], modules: Iterable[str]) -> list[int | None]:
     """Return of each module the number of its layer: what stands behind the first of these patterns that matches."""
-    patterns = [_compiled(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", name) for name in names]
+    patterns = [compiled(rf"(?:^|.*?\.){name}\.(?P<layer>\d+)\.", name) for name in names]
     if not names:
         patterns = [re.compile(r".*?\.[^.]*\.(?P<layer>\d+)\.")]
     matches = (next((match for pattern in patterns if (match := pattern.match(module))), None) for module in modules)
     return [match and int(match["layer"]) for match in matches]
 
 
-def _compiled(expression: str, shown: str) -> re.Pattern[str]:
+def compiled(expression: str, shown: str) -> re.Pattern[str]:
+    """Return an expression that is built of what a configuration has, which an error shows."""
     try:
         return re.compile(expression)
     except (re.error, RecursionError, OverflowError) as error:

@@ -49,6 +49,14 @@ def model(
     return folder
 
 
+def written(folder, arrays, settings=None):
+    """A model's folder with these arrays."""
+    folder.mkdir()
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(settings or {}))
+    return folder
+
+
 def _write_weights(folder, arrays, shards):
     if shards == 1:
         save_file(arrays, folder / "model.safetensors", {"format": "pt"})
@@ -159,6 +167,21 @@ def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", arch
         writer.add_float32("adapter.lora.alpha", alpha)
     for name, array in change(tensors).items():
         writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def gguf_model(file, sizes, architecture="llama"):
+    """A model of llama.cpp's with these weights in each layer."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(file, architecture)
+    for i in range(LAYERS):
+        for name, shape in sizes.items():
+            writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(shape, "f4"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

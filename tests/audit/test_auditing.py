@@ -1,391 +1,718 @@
-"""Right adapters, none of which may be called wrong, and broken ones, each of which gets its name."""
+"""Right adapters, none of which may be called wrong, and broken ones, each of which gets its name, and no other."""
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
 
-from .adapters import PREFIX, D, Q, V, changed, config, factors, gguf, kohya, mlx, model, paths, peft, renamed, without
+from .adapters import (
+    EXPERTS,
+    LAYERS,
+    PREFIX,
+    D,
+    Q,
+    V,
+    changed,
+    config,
+    expert_factors,
+    factors,
+    gguf,
+    gguf_model,
+    kohya,
+    mlx,
+    model,
+    paths,
+    peft,
+    renamed,
+    without,
+    written,
+)  # fmt: skip
 
 QV = ("q_proj", "v_proj")
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+HEAD, EMBEDDING = f"{PREFIX}lm_head.weight", f"{PREFIX}model.embed_tokens.weight"
 
 
-def plain(folder, settings=None, tensors=lambda t: t, kinds=QV, **options):
-    """A folder of PEFT's with one change, in its configuration or its tensors."""
-    return peft(folder, tensors(factors(paths(*kinds), **options)), config(*kinds) | (settings or {}))
+def plain(settings=None, tensors=lambda t: t, kinds=QV, modules=None, more=None, **options):
+    """A folder of PEFT's with a change in its configuration or its tensors."""
+
+    def make(t):
+        arrays = tensors(factors(modules or paths(*kinds), **options)) | (more or {})
+        return peft(t / "a", arrays, config(*kinds) | (settings or {}))
+
+    return make
 
 
-def magnitudes(tensors, shape=lambda out, width: (out,)):
+def of(change, **settings):
+    """A folder of PEFT's with its tensors changed."""
+    return plain(settings, change)
+
+
+def at(end, change):
+    """The tensors whose name ends so changed."""
+    return lambda tensors: changed(tensors, end, change)
+
+
+def name(old, new):
+    """The tensors under other names."""
+    return lambda tensors: renamed(tensors, old, new)
+
+
+def of_each(end, shape):
+    """A tensor of ones for each q_proj."""
+    return {f"{PREFIX}{path}.{end}": np.ones(shape, "f4") for path in paths("q_proj")}
+
+
+def magnitudes(tensors, shape=lambda out, width: (out,), of=""):
     """The tensors with a magnitude for each module."""
     more = {}
-    for name, B in tensors.items():
-        if name.endswith("lora_B.weight"):
-            width = tensors[name.replace("lora_B", "lora_A")].shape[1]
-            more[name.replace("lora_B.weight", "lora_magnitude_vector")] = np.ones(shape(len(B), width), "f4")
+    for key, B in tensors.items():
+        if key.endswith("lora_B.weight") and of in key:
+            width = tensors[key.replace("lora_B", "lora_A")].shape[1]
+            more[key.replace("lora_B.weight", "lora_magnitude_vector")] = np.ones(shape(len(B), width), "f4")
     return tensors | more
 
 
-def other(name):
+def turned_magnitudes(shape):
+    """DoRA's folder whose magnitudes have this shape."""
+    return of(lambda x: magnitudes(x, shape), use_dora=True)
+
+
+def other(key):
     """The name of the other factor."""
-    return name.replace("lora_A", "*").replace("lora_B", "lora_A").replace("*", "lora_B")
+    return key.replace("lora_A", "*").replace("lora_B", "lora_A").replace("*", "lora_B")
+
+
+def experts(settings=None, base=None, tensors=lambda t: t, **options):
+    """An adapter of a mixture's two arrays, and the mixture."""
+
+    def make(t):
+        said = {"target_modules": [], "target_parameters": EXPERTS} | (settings or {})
+        adapter = peft(t / "a", tensors(expert_factors(**options)), config(**said))
+        return adapter, model(t / "b", experts=4, **(base or {}))
+
+    return make
+
+
+def beside(make, **base):
+    """An adapter beside a base of its own."""
+    return lambda t: (make(t), model(t / "b", **base))
+
+
+def biased(t, bias="none", more=None):
+    """An adapter beside a model whose q_proj has a bias."""
+    arrays = {f"{p}.{end}": np.ones(s, "f4") for p in paths("q_proj") for end, s in (("weight", (Q, D)), ("bias", Q))}
+    return plain({"bias": bias}, kinds=("q_proj",), more=more)(t), written(t / "b", arrays)
+
+
+def gpt2(flag, head=False, square=False):
+    """An adapter of weights that are stored (in, out), which their bias shows, perhaps with a straight head."""
+
+    def make(t):
+        rng, arrays, tensors = np.random.default_rng(0), {}, {}
+        for i in range(2):
+            for last, out in (("c_attn", 3 * D), *([("c_proj", D)] if square else [])):
+                path = f"h.{i}.attn.{last}"
+                arrays |= {f"{path}.weight": np.ones((D, out), "f4"), f"{path}.bias": np.ones(out, "f4")}
+                tensors[f"{PREFIX}transformer.{path}.lora_A.weight"] = rng.standard_normal((2, D))
+                tensors[f"{PREFIX}transformer.{path}.lora_B.weight"] = rng.standard_normal((out, 2))
+        if head:
+            arrays["lm_head.weight"] = np.ones((V, D), "f4")
+            tensors |= factors(["lm_head"])
+        said = config("c_attn", *["lm_head"] * head, *["c_proj"] * square, fan_in_fan_out=flag)
+        return peft(t / "a", tensors, said), written(t / "b", arrays)
+
+    return make
+
+
+def convolution(t):
+    rng, key = np.random.default_rng(0), f"{PREFIX}enc.conv"
+    A, B = rng.standard_normal((2, 3, 5, 5)), rng.standard_normal((7, 2, 1, 1))
+    base = written(t / "b", {"enc.conv.weight": np.ones((7, 3, 5, 5), "f4")})
+    return peft(t / "a", {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}, config("conv")), base
+
+
+def seeing(first, kind, adapter):
+    """An adapter beside a model that sees: a decoder under another beginning, and a part that sees."""
+
+    def make(t):
+        base = load_file(model(t / "text") / "model.safetensors")
+        arrays = {key.replace("model.", first): a for key, a in base.items()}
+        arrays |= {f"vision_tower.layers.{i}.self_attn.q_proj.weight": np.ones((6, 6), "f4") for i in range(2)}
+        return adapter(t), written(t / "b", arrays, {"architectures": [kind]})
+
+    return make
+
+
+LANGUAGE = plain(
+    {"target_modules": r".*language_model.*\.(q_proj|v_proj)"},
+    name(f"{PREFIX}model.", f"{PREFIX}model.language_model."),
+)
+LLAVA = "LlavaForConditionalGeneration"
+
+
+def onefile(t, tensors):
+    save_file({key: np.ascontiguousarray(array) for key, array in tensors.items()}, t / "a.safetensors")
+    return t / "a.safetensors"
+
+
+def image(*parts):
+    """A file with kohya's names for parts of an image model, beside its U-Net."""
+
+    def make(t):
+        rng, tensors = np.random.default_rng(0), {}
+        unet = [f"down_blocks.{i}.attn.to_{x}" for i in range(2) for x in "qv"]
+        for start in parts:
+            for path in unet if start == "lora_unet_" else ["text_model.q_proj"]:
+                key = start + path.replace(".", "_")
+                tensors |= {f"{key}.lora_down.weight": rng.standard_normal((2, 6)), f"{key}.alpha": np.array(1.0),
+                            f"{key}.lora_up.weight": rng.standard_normal((6, 2))}  # fmt: skip
+        return onefile(t, tensors), written(t / "b", {f"{path}.weight": np.ones((6, 6), "f4") for path in unet})
+
+    return make
+
+
+def shared_expert(t):
+    rng, tensors = np.random.default_rng(0), {}
+    for i in range(LAYERS):
+        key = f"{PREFIX}model.layers.{i}.mlp.shared_expert.up_proj"
+        tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, D))
+        tensors[f"{key}.lora_B.weight"] = rng.standard_normal((7, 2))
+    return peft(t / "a", tensors, config("up_proj")), model(t / "b", experts=4, shared=True)
+
+
+def each_expert(t):
+    rng, tensors = np.random.default_rng(0), {}
+    for i in range(LAYERS):
+        for e in range(4):
+            key = f"{PREFIX}model.layers.{i}.mlp.experts.{e}.down_proj"
+            tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, 6))
+            tensors[f"{key}.lora_B.weight"] = rng.standard_normal((D, 2))
+    return peft(t / "a", tensors, config("down_proj")), model(t / "b", experts=4, apart=True)
+
+
+def mlx_experts(t):
+    def change(_):
+        rng, tensors = np.random.default_rng(0), {}
+        for i in range(LAYERS):
+            key = f"model.layers.{i}.mlp.switch_mlp.up_proj"
+            tensors[f"{key}.lora_a"] = rng.standard_normal((4, 2, D))
+            tensors[f"{key}.lora_b"] = rng.standard_normal((4, 6, 2))
+        return tensors
+
+    adapter = mlx(t / "a", paths("q_proj"), change=change, lora_parameters={"rank": 2, "scale": 20.0})
+    return adapter, model(t / "b", experts=4, apart=True)
+
+
+def few_bits(t):
+    arrays = {f"{path}.{end}": np.ones((3, 4), "u1") for path in paths(*QV) for end in ("qweight", "qzeros")}
+    return plain()(t), written(t / "b", arrays)
+
+
+def llama_cpps_names(t):
+    base = gguf_model(t / "m.gguf", {"attn_qkv": (20, D), "attn_q": (Q, D)}, "phi3")
+    return plain(tensors=name("q_proj", "qkv_proj"), kinds=("qkv_proj",), modules=paths("q_proj"))(t), base
+
+
+def on_gguf(make):
+    sizes = {"attn_q": (Q, D), "attn_v": (4, D), "ffn_up": (10, D), "ffn_down": (D, 10)}
+    return lambda t: (make(t), gguf_model(t / "m.gguf", sizes))
+
+
+def diffusers(t):
+    """A file as diffusers writes it for an image model, where the scaling is 1 and nothing says it."""
+    unet = {"unet.mid.to_q": (6, 6)}
+    tensors = {
+        f"{path}.lora_{part}.weight": np.eye(6, 2).T if part == "A" else np.eye(6, 2) for path in unet for part in "AB"
+    }
+    return onefile(t, tensors), written(t / "b", {f"{path}.weight": np.ones(s, "f4") for path, s in unet.items()})
 
 
 RIGHT = {
-    "PEFT's defaults": lambda t: plain(t / "a"),
-    "rsLoRA": lambda t: plain(t / "a", {"use_rslora": True}),
-    "DoRA": lambda t: plain(t / "a", {"use_dora": True}, magnitudes),
-    "all kinds": lambda t: plain(t / "a", kinds=ALL),
-    "all-linear": lambda t: plain(t / "a", {"target_modules": "all-linear"}, kinds=ALL),
-    "rank patterns": lambda t: plain(
-        t / "a", {"rank_pattern": {"layers.1.self_attn.q_proj": 3}}, ranks={"model.layers.1.self_attn.q_proj": 3}
-    ),
-    "alpha patterns": lambda t: plain(t / "a", {"alpha_pattern": {".*v_proj": 9, "never": 1}}),
-    "modules_to_save": lambda t: plain(
-        t / "a", {"modules_to_save": ["lm_head"]}, lambda x: x | {f"{PREFIX}lm_head.weight": np.ones((V, D), "f4")}
-    ),
-    "modules_to_save that names ends": lambda t: plain(
-        t / "a",
-        {"modules_to_save": ["layernorm"]},
-        lambda x: x | {f"{PREFIX}model.layers.0.input_layernorm.weight": np.ones(D, "f4")},
-    ),
-    "layers that stand several times": lambda t: peft(
-        t / "a", factors(paths(*QV, layers=range(4))), config(*QV, layer_replication=[[0, 2], [1, 3]])
-    ),
-    "a new head": lambda t: plain(
-        t / "a",
-        {"modules_to_save": ["score"], "task_type": "SEQ_CLS"},
-        lambda x: x | {f"{PREFIX}score.weight": np.ones((2, D), "f4")},
-    ),
-    "bias lora_only": lambda t: plain(
-        t / "a",
-        {"bias": "lora_only"},
-        lambda x: x | {f"{PREFIX}{p}.base_layer.bias": np.ones(Q, "f4") for p in paths("q_proj")},
-    ),
-    "lora_bias": lambda t: plain(
-        t / "a",
-        {"lora_bias": True},
-        lambda x: x | {f"{PREFIX}{p}.lora_B.bias": np.ones(Q, "f4") for p in paths("q_proj")},
-        kinds=("q_proj",),
-    ),
-    "half precision": lambda t: plain(t / "a", dtype="f2"),
-    "layers_to_transform": lambda t: peft(
-        t / "a", factors(paths(*QV, layers=[1])), config(*QV, layers_to_transform=[1], layers_pattern="layers")
-    ),
-    "excluded modules": lambda t: peft(
-        t / "a",
-        factors([p for p in paths(*QV) if "layers.0" not in p]),
-        config(*QV, exclude_modules=r".*layers\.0\..*"),
-    ),
-    "a regular expression": lambda t: plain(t / "a", {"target_modules": r".*\.(q|v)_proj"}),
-    "an expression for one layer": lambda t: peft(
-        t / "a",
-        factors(paths(*QV, layers=[2])),
-        config() | {"target_modules": r"model\.layers\.2\.self_attn\.[qv]_proj"},
-    ),
-    "whole paths": lambda t: plain(t / "a", {"target_modules": paths(*QV)}),
-    "an embedding, and the base's own": lambda t: peft(
-        t / "a",
-        factors(["model.embed_tokens", *paths("q_proj")])
-        | {f"{PREFIX}model.embed_tokens.base_layer.weight": np.ones((V, D), "f4")},
-        config("embed_tokens", "q_proj"),
-    ),
-    "a head": lambda t: peft(t / "a", factors(["lm_head", *paths("q_proj")]), config("lm_head", "q_proj")),
-    "an unknown future key": lambda t: plain(t / "a", {"quantum_config": {"a": 1}}),
-    "targets of other models too": lambda t: plain(t / "a", {"target_modules": [*QV, "c_attn", "query_key_value"]}),
-    "eva's start": lambda t: plain(t / "a", {"init_lora_weights": "eva", "eva_config": {"rho": 2}}),
-    "an MLX folder": lambda t: mlx(t / "a", paths(*QV)),
-    "the last layers in MLX": lambda t: mlx(t / "a", paths(*QV, layers=[1, 2]), num_layers=2),
-    "kohya's names": lambda t: kohya(t / "a.safetensors", paths(*QV)),
-    "kohya's for a text encoder": lambda t: kohya(t / "a.safetensors", paths("q_proj"), start="lora_te1_"),
-    "a GGUF adapter": lambda t: gguf(t / "a.gguf", paths(*QV)),
-    "the file of a folder": lambda t: plain(t / "a") / "adapter_model.safetensors",
-    "an old version's keys": lambda t: plain(t / "a", {"peft_version": None, "auto_mapping": None, "revision": None}),
-}
+    # of PEFT
+    "PEFT's defaults": (plain(), ""),
+    "the file of a folder": (lambda t: plain()(t) / "adapter_model.safetensors", ""),
+    "half precision": (plain(dtype="f2"), ""),
+    "all kinds": (plain(kinds=ALL), ""),
+    "rsLoRA": (plain({"use_rslora": True}), "use-rslora"),
+    "DoRA": (of(magnitudes, use_dora=True), "use-dora"),
+    "rank patterns": (plain({"rank_pattern": {"layers.1.self_attn.q_proj": 3}},
+                            ranks={"model.layers.1.self_attn.q_proj": 3}), "rank-pattern"),
+    "alpha patterns": (plain({"alpha_pattern": {".*v_proj": 9, "never": 1}}), "alpha-pattern-idle alpha-pattern"),
+    "lora_bias": (plain({"lora_bias": True}, kinds=("q_proj",),
+                        more=of_each("lora_B.bias", Q)), "lora-bias"),
+    "eva's start": (plain({"init_lora_weights": "eva", "eva_config": {"rho": 2}}), ""),
+    "an unknown future key": (plain({"quantum_config": {"a": 1}}), "key-unknown"),
+    "unknown keys that are not set": (plain({"quantum": None, "spin": [], "charm": {}, "top": False}), ""),
+    "an old version's keys": (plain({"peft_version": None, "auto_mapping": None, "revision": None}), ""),
+    # what was trained in full
+    "modules_to_save": (plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V, D), "f4")}), "modules-to-save"),
+    "modules_to_save that names ends": (
+        plain({"modules_to_save": ["layernorm"]},
+              more={f"{PREFIX}model.layers.0.input_layernorm.weight": np.ones(D, "f4")}), "modules-to-save"),
+    "modules_to_save alone": (
+        lambda t: peft(t / "a", {HEAD: np.ones((V, D), "f4")}, config(modules_to_save=["lm_head"])), "modules-to-save"),
+    "a target that modules_to_save names": (
+        plain({"target_modules": [*QV, "lm_head"], "modules_to_save": ["lm_head"]},
+              more={HEAD: np.ones((V, D), "f4")}), "modules-to-save"),
+    "a new head": (plain({"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"},
+                         more={f"{PREFIX}score.weight": np.ones((2, D), "f4")}), "modules-to-save"),
+    "rows of an embedding": (
+        plain({"trainable_token_indices": [1, 2]},
+              more={f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, D), "f4")}),
+        "token-rows trainable-token-indices"),
+    "a vocabulary that has grown": (plain(more={HEAD: np.ones((V + 2, D), "f4")}),
+    "vocabulary-grown embeddings-beside"),
+    "bias lora_only": (
+        lambda t: biased(t, "lora_only", of_each("base_layer.bias", Q)),
+        "bias"),
+    "biases that the model has and none were trained": (biased, ""),
+    # targets
+    "all-linear": (plain({"target_modules": "all-linear"}, kinds=ALL), ""),
+    "a regular expression": (plain({"target_modules": r".*\.(q|v)_proj"}), ""),
+    "an expression for one layer": (
+        plain({"target_modules": r"model\.layers\.2\.self_attn\.[qv]_proj"}, modules=paths(*QV, layers=[2])), ""),
+    "whole paths": (plain({"target_modules": paths(*QV)}), ""),
+    "targets of other models too": (plain({"target_modules": [*QV, "c_attn", "query_key_value"]}), ""),
+    "excluded modules": (plain({"exclude_modules": r".*layers\.0\..*"}, modules=paths(*QV, layers=[1, 2])), ""),
+    "layer 0 alone": (plain({"layers_to_transform": 0}, modules=paths(*QV, layers=[0])), ""),
+    "some layers": (plain({"layers_to_transform": [0, 2], "layers_pattern": "layers"},
+                          modules=paths(*QV, layers=[0, 2])), ""),
+    "no layers, which are all": (plain({"layers_to_transform": [], "layers_pattern": []}), ""),
+    "layers that stand several times": (
+        plain({"layer_replication": [[1, 3], [0, 3]]}, modules=paths(*QV, layers=range(5))), "layer-replication"),
+    # embeddings and heads
+    "an embedding, and the base's own": (
+        plain(kinds=("embed_tokens", "q_proj"), modules=["model.embed_tokens", *paths("q_proj")],
+              more={f"{PREFIX}model.embed_tokens.base_layer.weight": np.ones((V, D), "f4")}), ""),
+    "a head": (plain(kinds=("lm_head", "q_proj"), modules=["lm_head", *paths("q_proj")]), ""),
+    "a tied head": (beside(plain(kinds=("lm_head", "q_proj"), modules=["lm_head", *paths("q_proj")]), tied=True),
+                    "tied-head"),
+    "a tied embedding": (
+        beside(plain(kinds=("embed_tokens", "q_proj"), modules=["model.embed_tokens", *paths("q_proj")]), tied=True),
+        "tied-head"),
+    # models of other kinds
+    "shards": (beside(plain(), shards=5), ""),
+    "an adapter of the model without its head": (
+        plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaModel"}},
+              name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
+    "a model without its head": (beside(plain(), first="", tied=True), ""),
+    "weights (in, out)": (gpt2(True), ""),
+    "weights (in, out) that a bias shows": (gpt2(False), ""),
+    "weights both ways": (gpt2(True, head=True, square=True), ""),
+    "a convolution": (convolution, ""),
+    "weights in few bits": (few_bits, ""),
+    "a model that sees": (seeing("language_model.model.", LLAVA, LANGUAGE), ""),
+    "one with new names": (seeing("model.language_model.", LLAVA, LANGUAGE), ""),
+    "one with the names of a decoder": (seeing("model.", LLAVA, LANGUAGE), ""),
+    "the language part of one that sees": (
+        seeing("language_model.model.", "GemmaForCausalLM", plain()),
+        "prefix-language-model-missing target-missing-in-vision"),
+    # mixtures
+    "experts": (experts(), "target-parameters"),
+    "experts apart": (experts(base={"apart": True}), "target-parameters"),
+    "experts of an old version": (experts({"peft_version": "0.18.1"}, exchanged=True),
+                                  "packing-of-old-peft target-parameters"),
+    "experts of an old version, apart": (
+        experts({"peft_version": "0.19.0"}, {"apart": True}, exchanged=True), "packing-of-old-peft target-parameters"),
+    "experts (in, out)": (experts(base={"in_out": True}), "target-parameters"),
+    "experts (in, out) of old versions": (experts({"peft_version": "0.18.1"}, {"in_out": True}), "target-parameters"),
+    "experts (in, out), exchanged": (experts({"peft_version": "0.19.0"}, {"in_out": True}, exchanged=True),
+                                     "target-parameters"),
+    "square experts": (experts({}, {"square": True}, m=4), "target-parameters"),
+    "experts without a version that shapes decide": (experts({"peft_version": None}), "target-parameters"),
+    "arrays without their module": (
+        experts({"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"]},
+                tensors=lambda x: x | factors(paths("q_proj"))), "target-parameters"),
+    "an expert that no token reached": (
+        experts(tensors=at("B.weight", lambda a: a * (np.arange(8) % 4 != 1))), "idle-experts target-parameters"),
+    "attention beside experts": (beside(plain(), experts=4), "experts-untouched"),
+    "a shared expert": (shared_expert, "experts-untouched"),
+    "experts under old names": (each_expert, "old-expert-names"),
+    # of other programs
+    "an MLX folder": (lambda t: mlx(t / "a", paths(*QV)), ""),
+    "MLX's last layers": (lambda t: mlx(t / "a", paths(*QV, layers=[1, 2]), num_layers=2), ""),
+    "MLX's 16 layers of 3": (lambda t: mlx(t / "a", paths(*QV), num_layers=16), ""),
+    "MLX's alpha": (lambda t: mlx(t / "a", paths(*QV), lora_parameters={"rank": 2, "alpha": 40}), ""),
+    "MLX's experts": (mlx_experts, ""),
+    "kohya's names": (lambda t: kohya(t / "a.safetensors", paths(*QV)), ""),
+    "kohya's for a text encoder": (lambda t: kohya(t / "a.safetensors", paths("q_proj"), start="lora_te1_"), ""),
+    "kohya's for two parts": (image("lora_unet_", "lora_te_"), "another-part"),
+    "diffusers' names": (diffusers, ""),
+    "a GGUF adapter": (lambda t: gguf(t / "a.gguf", paths(*QV)), ""),
+    "a GGUF adapter of a GGUF model": (on_gguf(lambda t: gguf(t / "a.gguf", paths("q_proj", "up_proj"))), ""),
+    "an adapter of a GGUF model": (on_gguf(plain()), ""),
+    "llama.cpp's names that are not known": (llama_cpps_names, "module-unknown"),
+}  # fmt: skip
+
+
+def looked_at(make, t):
+    """The report of an adapter beside its base."""
+    made = make(t)
+    adapter, base = made if isinstance(made, tuple) else (made, model(t / "m"))
+    return audit(adapter, base), adapter
+
+
+def codes(report, *levels):
+    return " ".join(finding.code for finding in report.findings if finding.level in levels)
 
 
 @pytest.mark.parametrize("what", RIGHT)
 def test_a_right_adapter_is_sound(what, tmp_path):
-    adapter = RIGHT[what](tmp_path)
-    for base in (None, model(tmp_path / "m")):
-        report = audit(adapter, base)
-        assert (report.word, report.status) == ("SOUND", 0), str(report)
+    make, notes = RIGHT[what]
+    report, adapter = looked_at(make, tmp_path)
+    assert (report.word, report.status, codes(report, "note")) == ("SOUND", 0, notes), str(report)
     assert report.first_line.startswith(f"{adapter.name}: SOUND: ")
-    assert not report.landing.lost
-
-
-def of(change):
-    """A folder of PEFT's with its tensors changed."""
-    return lambda folder: plain(folder / "a", tensors=change)
-
-
-def said(settings):
-    """A folder of PEFT's with its configuration changed."""
-    return lambda folder: plain(folder / "a", settings)
+    assert set(report.landing.places) | set(report.landing.elsewhere) | set(report.landing.lost) == set(report.numbers)
+    assert audit(adapter).status == 0, str(audit(adapter))
 
 
 def of_kohya(change):
-    return lambda folder: kohya(folder / "a.safetensors", paths(*QV), change=change)
+    return lambda t: kohya(t / "a.safetensors", paths(*QV), change=change)
 
 
-def of_gguf(change):
-    return lambda folder: gguf(folder / "a.gguf", paths(*QV), change=change)
+def of_gguf(change=lambda x: x, **options):
+    return lambda t: gguf(t / "a.gguf", paths(*QV), change=change, **options)
 
 
-def of_mlx(parameters):
-    return lambda folder: mlx(folder / "a", paths(*QV), lora_parameters=parameters)
+def of_mlx(change=lambda x: x, **settings):
+    return lambda t: mlx(t / "a", paths(*QV), change=change, **settings)
 
 
-def in_one(end, change):
-    """The tensors of one name changed."""
-    return lambda tensors: changed(tensors, end, change)
+def embedding(zero):
+    """An adapter of an embedding and of q_proj, the factors whose names end so zero."""
+    modules = ["model.embed_tokens", *paths("q_proj")]
+    return plain(
+        {}, lambda x: {k: 0 * a if k.endswith(zero) else a for k, a in x.items()}, ("embed_tokens", "q_proj"), modules
+    )
+
+
+def one_matrix(t):
+    arrays = {f"model.layers.{i}.self_attn.qkv_proj.weight": np.ones((20, D), "f4") for i in range(LAYERS)}
+    return plain()(t), written(t / "b", arrays)
 
 
 BROKEN = {
-    "B is zero": ("all-zero", of(in_one("B.weight", np.zeros_like))),
-    "B is zero in one module": (
-        "some-zero",
-        of(lambda x: changed(x, "1.self_attn.q_proj.lora_B.weight", np.zeros_like)),
-    ),
-    "A is zero": ("other-zero", of(in_one("A.weight", np.zeros_like))),
-    "NaN": (
-        "not-finite",
-        lambda t: plain(
-            t / "a", tensors=lambda x: changed(x, "2.self_attn.v_proj.lora_B.weight", lambda a: a * np.nan)
-        ),
-    ),
-    "infinity": (
-        "not-finite",
-        lambda t: plain(
-            t / "a", tensors=lambda x: changed(x, "0.self_attn.v_proj.lora_A.weight", lambda a: a / 0.0 * np.inf)
-        ),
-    ),
-    "half a pair": (
-        "half-a-pair",
-        of(lambda x: without(x, "1.self_attn.q_proj.lora_B.weight")),
-    ),
-    "another half": (
-        "half-a-pair",
-        of(lambda x: without(x, "1.self_attn.q_proj.lora_A.weight")),
-    ),
-    "no alpha": ("alpha-missing", said({"lora_alpha": None})),
-    "alpha is 0": ("alpha-zero", said({"lora_alpha": 0})),
-    "an alpha of a pattern is 0": ("alpha-zero", said({"alpha_pattern": {"q_proj": 0}})),
-    "alpha is a text": ("config-type", said({"lora_alpha": "16"})),
-    "r is 0": ("config-type", said({"r": 0})),
-    "another rank": ("rank-differs", said({"r": 4})),
-    "a rank pattern that is not so": ("rank-differs", said({"rank_pattern": {"q_proj": 5}})),
-    "ranks that differ": (
-        "ranks-differ",
-        of(lambda x: changed(x, "q_proj.lora_B.weight", lambda a: a[:, :1])),
-    ),
-    "no configuration": ("config-missing", lambda t: peft(t / "a", factors(paths(*QV)), None)),
-    "an empty file": ("empty", lambda t: peft(t / "a", {}, config(*QV))),
-    "a model": ("empty", lambda t: model(t / "a")),
-    "a model's tensors": ("empty", lambda t: peft(t / "a", {"lm_head.weight": np.ones((V, D), "f4")}, config(*QV))),
-    "no prefix": ("prefix-missing", of(lambda x: renamed(x, PREFIX, ""))),
-    "the prefix twice": ("prefix-doubled", of(lambda x: renamed(x, PREFIX, 2 * PREFIX))),
-    "a compiled model's names": (
-        "prefix-orig-mod",
-        of(lambda x: renamed(x, PREFIX, f"{PREFIX}_orig_mod.")),
-    ),
-    "names of FSDP": ("prefix-wrapped", of(lambda x: renamed(x, "self_attn.", "_fsdp_wrapped_module.self_attn."))),
-    "a bias that is none": ("config-type", said({"bias": "lora"})),
-    "a distributed model's names": (
-        "prefix-module",
-        of(lambda x: renamed(x, PREFIX, f"{PREFIX}module.")),
-    ),
-    "model. twice": (
-        "prefix-model-doubled",
-        of(lambda x: renamed(x, PREFIX, f"{PREFIX}model.")),
-    ),
-    "model. missing": (
-        "prefix-model-missing",
-        of(lambda x: renamed(x, f"{PREFIX}model.", PREFIX)),
-    ),
-    "language_model. before": (
-        "prefix-language-model",
-        of(lambda x: renamed(x, PREFIX, f"{PREFIX}language_model.")),
-    ),
-    "language_model. in the midst": (
-        "prefix-language-model",
-        of(lambda x: renamed(x, "model.layers", "model.language_model.layers")),
-    ),
-    "the adapter's name in the keys": (
-        "adapter-name-in-keys",
-        of(lambda x: renamed(x, ".weight", ".default.weight")),
-    ),
-    "factors transposed": (
-        "factors-turned",
-        of(lambda x: {k: v.T for k, v in x.items()}),
-    ),
-    "factors exchanged": (
-        "factors-turned",
-        of(lambda x: {other(k): v for k, v in x.items()}),
-    ),
-    "the update turned": ("shape-turned", of(lambda x: {k: x[other(k)].T for k in x})),
-    "a deeper model's": (
-        "module-unknown",
-        of(lambda x: renamed(x, "layers.2", "layers.7")),
-    ),
-    "a part of the rows": (
-        "shape-is-a-part",
-        of(lambda x: changed(x, "q_proj.lora_B.weight", lambda a: a[: Q // 2])),
-    ),
-    "a wider model's": (
-        "shape-differs",
-        lambda t: plain(
-            t / "a",
-            tensors=lambda x: changed(
-                x, "lora_A.weight", lambda a: np.ones((2, D + 3), "f4") * np.arange(1, D + 4, dtype="f4")
-            ),
-        ),
-    ),
-    "a resized vocabulary": (
-        "vocabulary-differs",
-        lambda t: peft(
-            t / "a", changed(factors(["lm_head"]), "B.weight", lambda a: np.ones((V + 2, 2), "f4")), config("lm_head")
-        ),
-    ),
-    "a target without tensors": ("target-missing", said({"target_modules": [*QV, "up_proj"]})),
-    "a layer without tensors": (
-        "target-missing",
-        of(lambda x: {k: v for k, v in x.items() if "layers.1" not in k}),
-    ),
-    "tensors of no target": ("not-a-target", said({"target_modules": ["q_proj"]})),
-    "targets in one text": ("not-a-target", said({"target_modules": "q_proj,v_proj"})),
-    "tensors of an excluded module": ("not-a-target", said({"exclude_modules": ["v_proj"]})),
-    "tensors of another layer": ("not-a-target", said({"layers_to_transform": [0]})),
-    "an expression that is none": ("targets-not-read", said({"target_modules": "*.q_proj"})),
-    "DoRA without magnitudes": ("magnitude-missing", said({"use_dora": True})),
-    "magnitudes without DoRA": ("magnitude-ignored", lambda t: plain(t / "a", tensors=magnitudes)),
-    "magnitudes of the inputs": (
-        "magnitude-axis",
-        lambda t: plain(t / "a", {"use_dora": True}, lambda x: magnitudes(x, lambda out, width: (width,))),
-    ),
-    "magnitudes as LyCORIS has them": (
-        "magnitude-axis",
-        lambda t: plain(t / "a", {"use_dora": True}, lambda x: magnitudes(x, lambda out, width: (1, width))),
-    ),
-    "a lost head": ("saved-missing", said({"modules_to_save": ["lm_head"]})),
-    "a bias that is passed over": (
-        "trained-bias-ignored",
-        lambda t: plain(
-            t / "a",
-            tensors=lambda x: x | {f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias": np.ones(Q, "f4")},
-        ),
-    ),
-    "magnitudes as a row": (
-        "magnitude-shape",
-        lambda t: plain(t / "a", {"use_dora": True}, lambda x: magnitudes(x, lambda out, width: (1, out))),
-    ),
-    "names without an end": ("weight-missing", of(lambda x: renamed(x, ".weight", ""))),
-    "a pattern that matches nothing": ("alpha-pattern-idle", said({"alpha_pattern": {"up_proj": 3}})),
-    "lost rows of an embedding": ("token-rows-missing", said({"trainable_token_indices": [1, 2]})),
-    "a head of another width": (
-        "saved-shape",
-        lambda t: plain(
-            t / "a",
-            {"modules_to_save": ["lm_head"]},
-            lambda x: x | {f"{PREFIX}lm_head.weight": np.ones((V, D + 1), "f4")},
-        ),
-    ),
-    "a misspelt key": ("key-misspelt", said({"use_rsLora": True})),
-    "a start that changed the base": (
-        "start-changes-base",
-        lambda t: plain(t / "a", {"init_lora_weights": "pissa_niter_16"}),
-    ),
-    "integers": ("type", of(lambda x: {k: v.astype("i1") for k, v in x.items()})),
-    "one module's factors twice": (
-        "same-factors",
-        lambda t: plain(
-            t / "a",
-            tensors=lambda x: x | {k.replace("layers.0", "layers.1"): v for k, v in x.items() if "layers.0" in k},
-        ),
-    ),
+    # numbers
+    "B is zero": (of(at("B.weight", np.zeros_like)), "all-zero"),
+    "B is zero in one module": (of(at("1.self_attn.q_proj.lora_B.weight", np.zeros_like)), "some-zero"),
+    "B is zero in most modules": (
+        of(lambda x: {k: 0 * a if "layers.2" not in k and "lora_B" in k else a for k, a in x.items()}), "some-zero"),
+    "A is zero": (of(at("A.weight", np.zeros_like)), "other-zero"),
+    "an embedding that was never trained": (embedding(("embedding_A", "B.weight")), "all-zero"),
+    "an embedding's other factor": (embedding("embedding_B"), "other-zero"),
+    "NaN": (of(at("2.self_attn.v_proj.lora_B.weight", lambda a: a * np.nan)), "not-finite"),
+    "infinity": (of(at("0.self_attn.v_proj.lora_A.weight", lambda a: a * np.inf)), "not-finite"),
+    "a magnitude of NaN": (
+        of(lambda x: {k: a * np.nan if "magnitude" in k else a for k, a in magnitudes(x).items()}, use_dora=True),
+        "not-finite"),
     "a change far larger": (
-        "change-far-larger",
-        of(lambda x: changed(x, "1.self_attn.q_proj.lora_B.weight", lambda a: 1e6 * a)),
-    ),
-    "MLX's as PEFT lies": (
-        "factors-turned",
-        lambda t: mlx(t / "a", paths(*QV), change=lambda x: {k: np.ascontiguousarray(v.T) for k, v in x.items()}),
-    ),
-    "MLX's without a scale": ("alpha-missing", of_mlx({"rank": 2})),
-    "MLX's scale is 0": ("alpha-zero", of_mlx({"rank": 2, "scale": 0.0})),
-    "MLX's DoRA without magnitudes": (
-        "magnitude-missing",
-        lambda t: mlx(t / "a", paths(*QV), fine_tune_type="dora"),
-    ),
-    "MLX's in more layers than are named": ("layers-ignored", lambda t: mlx(t / "a", paths(*QV), num_layers=1)),
+        of(lambda x: {k: a / 30 * (2000 if "1.self_attn.q_proj.lora_B" in k else 1) for k, a in x.items()}),
+        "change-far-larger"),
+    "numbers of another type": (of(lambda x: {k: 1e9 * a for k, a in x.items()}), "change-absurd"),
+    "numbers that vanish": (of(lambda x: {k: 1e-12 * a for k, a in x.items()}), "change-absurd"),
+    "integers": (of(lambda x: {k: a.astype("i1") for k, a in x.items()}), "type not-read"),
+    "one module's factors twice": (
+        of(lambda x: x | {k.replace("layers.0", "layers.1"): a for k, a in x.items() if "layers.0" in k}),
+        "same-factors"),
+    # shapes of factors
+    "half a pair": (of(lambda x: without(x, "1.self_attn.q_proj.lora_B.weight")), "half-a-pair"),
+    "another half": (of(lambda x: without(x, "1.self_attn.q_proj.lora_A.weight")), "half-a-pair"),
+    "a magnitude alone": (
+        of(lambda x: without(magnitudes(x), "1.self_attn.q_proj.lora_A.weight", "1.self_attn.q_proj.lora_B.weight"),
+           use_dora=True),
+        "half-a-pair"),
+    "ranks that differ": (of(at("q_proj.lora_B.weight", lambda a: a[:, :1])), "ranks-differ"),
+    "another rank": (plain({"r": 4}), "rank-differs"),
+    "a rank pattern that is not so": (plain({"rank_pattern": {"q_proj": 5}}), "rank-differs"),
+    "factors transposed": (of(lambda x: {k: a.T for k, a in x.items()}), "factors-turned"),
+    "factors exchanged": (of(lambda x: {other(k): a for k, a in x.items()}), "factors-turned"),
+    "vectors": (of(lambda x: {k: a.ravel() for k, a in x.items()}), "shape-of-factors"),
+    "factors without numbers": (of(lambda x: {k: a[:0] for k, a in x.items()}), "shape-of-factors"),
+    # names
+    "no prefix": (of(name(PREFIX, "")), "prefix-missing"),
+    "the prefix twice": (of(name(PREFIX, 2 * PREFIX)), "prefix-doubled"),
+    "a compiled model's names": (of(name(PREFIX, f"{PREFIX}_orig_mod.")), "prefix-orig-mod"),
+    "names of FSDP": (of(name("self_attn.", "_fsdp_wrapped_module.self_attn.")), "prefix-wrapped"),
+    "a distributed model's names": (of(name(PREFIX, f"{PREFIX}module.")), "prefix-module"),
+    "one of the two, compiled": (of(name(PREFIX, f"{PREFIX}module._orig_mod.")), "prefix-module"),
+    "model. twice": (of(name(PREFIX, f"{PREFIX}model.")), "prefix-model-doubled"),
+    "model. missing": (of(name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
+    "a part too many": (of(name(PREFIX, f"{PREFIX}net.")), "prefix-unknown"),
+    "language_model. before": (of(name(PREFIX, f"{PREFIX}language_model.")), "prefix-language-model"),
+    "language_model. in the midst": (of(name("model.layers", "model.language_model.layers")), "prefix-language-model"),
+    "language_model. missing": (seeing("language_model.model.", LLAVA, plain()), "prefix-language-model-missing"),
+    "the adapter's name in the keys": (of(name(".weight", ".default.weight")), "adapter-name-in-keys"),
+    "names without an end": (of(name(".weight", "")), "weight-missing"),
+    "names of nothing": (plain(more={f"{PREFIX}a.b": np.ones(3, "f4")}), "unknown-tensors"),
+    "a part that stands twice": (
+        plain(more=of_each("lora_A.a.weight", (2, D))),
+        "adapter-name-in-keys part-twice"),
+    # the model
+    "a deeper model's": (of(name("layers.2", "layers.7")), "module-unknown target-missing"),
+    "another model's": (of(name("self_attn", "attention")), "module-unknown"),
+    "matrices that the model has in one": (one_matrix, "module-unknown"),
+    "the update turned": (of(lambda x: {k: x[other(k)].T for k in x}), "shape-turned"),
+    "a part of the rows": (of(at("q_proj.lora_B.weight", lambda a: a[: Q // 2])), "shape-is-a-part"),
+    "a part of the columns": (of(at("q_proj.lora_A.weight", lambda a: a[:, : D // 2])), "shape-is-a-part"),
+    "a wider model's": (of(at("lora_A.weight", lambda a: np.outer([1, 2], np.arange(1, D + 4)).astype("f4"))),
+    "shape-differs"),
+    "a resized vocabulary": (
+        plain({}, at("B.weight", lambda a: np.ones((V + 2, 2), "f4")), ("lm_head",), ["lm_head"]),
+        "vocabulary-differs"),
+    "another embedding": (
+        plain({}, at("embedding_A", lambda a: a[:, :10]), ("embed_tokens",), ["model.embed_tokens"]),
+        "vocabulary-differs"),
+    "a head of another width": (
+        plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V, D + 1), "f4")}), "saved-shape"),
+    "a flag that no weight bears out": (plain({"fan_in_fan_out": True}), "fan-in-fan-out"),
+    # the configuration
+    "no configuration": (lambda t: peft(t / "a", factors(paths(*QV)), None), "config-missing"),
+    "an empty file": (lambda t: peft(t / "a", {}, config(*QV)), "empty"),
+    "a model": (lambda t: model(t / "a"), "empty"),
+    "a model's tensors": (lambda t: peft(t / "a", {"lm_head.weight": np.ones((V, D), "f4")}, config(*QV)),
+    "empty prefix-missing"),
+    "no alpha": (plain({"lora_alpha": None}), "alpha-missing"),
+    "no rank": (plain({"r": None}), "rank-missing rank-differs"),
+    "alpha is 0": (plain({"lora_alpha": 0}), "alpha-zero"),
+    "alpha is negative": (plain({"lora_alpha": -4}), "alpha-negative"),
+    "an alpha of a pattern is 0": (plain({"alpha_pattern": {"q_proj": 0}}), "alpha-zero config-type"),
+    "alpha is a text": (plain({"lora_alpha": "16"}), "config-type"),
+    "r is 0": (plain({"r": 0}), "config-type"),
+    "a flag that is a number": (plain({"use_rslora": 1}), "config-type"),
+    "a bias that is none": (plain({"bias": "lora"}), "config-type"),
+    "a table that is a list": (plain({"rank_pattern": [1]}), "config-type"),
+    "no type": (plain({"peft_type": None}), "config-type"),
+    "a misspelt key": (plain({"use_rsLora": True}), "key-misspelt"),
+    "a start that changed the base": (plain({"init_lora_weights": "pissa_niter_16"}), "start-changes-base"),
+    "a start that nobody knows": (plain({"init_lora_weights": "zero"}), "start-unknown"),
+    "an unknown packing": (plain({"lora_B_layout": "expert_major"}), "packing-undecided"),
+    "a pattern that matches nothing": (plain({"alpha_pattern": {"up_proj": 3}}), "alpha-pattern-idle"),
+    "a pattern that is none": (plain({"alpha_pattern": {"(": 3}}), "pattern-not-read targets-not-read"),
+    # what it names
+    "no targets": (plain({"target_modules": None}), "targets-missing"),
+    "a target without tensors": (plain({"target_modules": [*QV, "up_proj"]}), "target-missing"),
+    "a layer without tensors": (of(lambda x: {k: a for k, a in x.items() if "layers.1" not in k}), "target-missing"),
+    "tensors of no target": (plain({"target_modules": ["q_proj"]}), "not-a-target"),
+    "targets in one text": (plain({"target_modules": "q_proj,v_proj"}), "not-a-target"),
+    "tensors of an excluded module": (plain({"exclude_modules": ["v_proj"]}), "not-a-target"),
+    "tensors of another layer": (plain({"layers_to_transform": [0]}), "not-a-target"),
+    "tensors of what is trained in full": (
+        plain({"modules_to_save": ["q_proj"]}, more=of_each("weight", (Q, D))),
+        "not-a-target"),
+    "an expression that is none": (plain({"target_modules": "*.q_proj"}), "targets-not-read"),
+    "DoRA without magnitudes": (plain({"use_dora": True}), "magnitude-missing"),
+    "magnitudes without DoRA": (of(magnitudes), "magnitude-ignored"),
+    "magnitudes of the inputs": (turned_magnitudes(lambda out, width: (width,)), "magnitude-axis"),
+    "magnitudes as LyCORIS has them": (turned_magnitudes(lambda out, width: (1, width)), "magnitude-axis"),
+    "magnitudes as a row": (turned_magnitudes(lambda out, width: (1, out)), "magnitude-shape"),
+    "lora_bias without biases": (plain({"lora_bias": True}), "bias-missing"),
+    "biases without lora_bias": (
+        plain(more=of_each("lora_B.bias", Q)), "bias-ignored"),
+    "a bias of another length": (
+        plain({"lora_bias": True}, kinds=("q_proj",), more=of_each("lora_B.bias", 3)),
+        "bias-shape"),
+    "a lost head": (plain({"modules_to_save": ["lm_head"]}), "saved-missing"),
+    "one of two that is lost": (
+        plain({"modules_to_save": ["embed_tokens", "lm_head"]}, more={EMBEDDING: np.ones((V, D), "f4")}),
+        "saved-missing"),
+    "a whole weight that is passed over": (
+        plain(more={f"{PREFIX}model.norm.weight": np.ones(D, "f4")}), "saved-ignored"),
+    "a bias that is passed over": (
+        plain(more={f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias": np.ones(Q, "f4")}),
+        "trained-bias-ignored"),
+    "a lost bias": (lambda t: biased(t, "lora_only"), "trained-bias-missing"),
+    "lost rows of an embedding": (plain({"trainable_token_indices": [1, 2]}), "token-rows-missing"),
+    # mixtures
+    "exchanged, by today's version": (experts(exchanged=True), "packing-exchanged"),
+    "exchanged, without a version": (experts({"peft_version": None}, exchanged=True), "packing-undecided"),
+    "square, without a version": (experts({"peft_version": None}, {"square": True}, m=4), "packing-undecided"),
+    "packed as today, by an old version": (experts({"peft_version": "0.18.0"}), "packing-contradicted"),
+    "another number of experts": (experts(E=3), "experts-differ"),
+    "experts of another width": (experts(m=5), "shape-differs"),
+    "experts of another rank": (experts({"r": 3}), "rank-differs experts-differ"),
+    "one array named alone": (experts({"target_parameters": EXPERTS[:1]}),
+                              "target-parameters rank-differs module-unknown not-a-target target-parameters-missing"),
+    "arrays that are missing": (
+        beside(plain({"target_parameters": EXPERTS}), experts=4), "target-parameters-missing"),
+    # of other programs
+    "MLX's as PEFT lies": (of_mlx(lambda x: {k: np.ascontiguousarray(a.T) for k, a in x.items()}), "factors-turned"),
+    "MLX's without a scale": (of_mlx(lora_parameters={"rank": 2}), "alpha-missing"),
+    "MLX's scale is 0": (of_mlx(lora_parameters={"rank": 2, "scale": 0.0}), "alpha-zero"),
+    "MLX's DoRA without magnitudes": (of_mlx(fine_tune_type="dora"), "magnitude-missing"),
+    "MLX's magnitudes without DoRA": (
+        of_mlx(lambda x: x | {k.replace("lora_b", "m"): a[0] for k, a in x.items() if "lora_b" in k}),
+        "magnitude-ignored"),
+    "MLX's in more layers than are named": (of_mlx(num_layers=1), "layers-ignored"),
+    "MLX's in fewer layers than are named": (
+        lambda t: mlx(t / "a", paths(*QV, layers=[2]), num_layers=2), "layers-missing"),
     "MLX's with a key too many": (
-        "target-missing",
-        lambda t: mlx(
-            t / "a", paths(*QV), lora_parameters={"rank": 2, "scale": 2.0, "keys": ["self_attn.q_proj", "mlp.up_proj"]}
-        ),
-    ),
-    "kohya's without alpha": (
-        "alpha-missing",
-        of_kohya(lambda x: without(x, ".alpha")),
-    ),
-    "kohya's alpha is 0": (
-        "alpha-zero",
-        of_kohya(lambda x: changed(x, ".alpha", np.zeros_like)),
-    ),
-    "kohya's up is missing": (
-        "half-a-pair",
-        lambda t: kohya(
-            t / "a.safetensors", paths(*QV), change=lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")
-        ),
-    ),
-    "a GGUF adapter of another kind": (
-        "architecture-differs",
-        lambda t: gguf(t / "a.gguf", paths(*QV), architecture="qwen2"),
-    ),
-    "numbers of another type": ("change-absurd", of(lambda x: {k: 1e9 * v for k, v in x.items()})),
-    "numbers that vanish": ("change-absurd", of(lambda x: {k: 1e-12 * v for k, v in x.items()})),
-    "an unknown packing": ("packing-undecided", said({"lora_B_layout": "expert_major"})),
-    "a GGUF adapter without alpha": ("alpha-missing", lambda t: gguf(t / "a.gguf", paths(*QV), alpha=None)),
-    "a GGUF adapter's pair": (
-        "half-a-pair",
-        of_gguf(lambda x: without(x, "blk.1.attn_q.weight.lora_b")),
-    ),
-    "a GGUF adapter of a deeper model": (
-        "module-unknown",
-        of_gguf(lambda x: renamed(x, "blk.1.", "blk.9.")),
-    ),
+        of_mlx(lora_parameters={"rank": 2, "scale": 2.0, "keys": ["self_attn.q_proj", "mlp.up_proj"]}),
+        "target-missing"),
+    "MLX's with a layer too few": (
+        lambda t: mlx(t / "a", paths("q_proj", layers=[0, 2])), "layers-missing target-missing"),
+    "MLX's with a stranger": (of_mlx(lambda x: x | {"lora_a": np.ones(2, "f4")}), "unknown-tensors"),
+    "kohya's without alpha": (of_kohya(lambda x: without(x, ".alpha")), "alpha-missing"),
+    "kohya's alpha is 0": (of_kohya(lambda x: changed(x, ".alpha", np.zeros_like)), "alpha-zero"),
+    "kohya's up is missing": (of_kohya(lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")), "half-a-pair"),
+    "kohya's for another part": (lambda t: (image("lora_unet_", "lora_te_")(t)[0], model(t / "m")), "module-unknown"),
+    "kohya's with a third factor": (of_kohya(lambda x: x | {"a_lora_mid": np.ones(2, "f4")}), "unknown-tensors"),
+    "a GGUF adapter of another kind": (of_gguf(architecture="qwen2"), "architecture-differs"),
+    "a GGUF adapter without alpha": (of_gguf(alpha=None), "alpha-missing"),
+    "a GGUF adapter whose alpha is 0": (of_gguf(alpha=0.0), "alpha-zero"),
+    "a GGUF adapter's pair": (of_gguf(lambda x: without(x, "blk.1.attn_q.weight.lora_b")), "half-a-pair"),
+    "a GGUF adapter of a deeper model": (of_gguf(name("blk.1.", "blk.9.")), "module-unknown target-missing"),
+    "a GGUF adapter's stranger": (of_gguf(lambda x: x | {"blk.0.attn_q.bias": np.ones(2, "f4")}), "unknown-tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value", "ignore:overflow")
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_broken_adapter_is_named(what, tmp_path):
+    make, serious = BROKEN[what]
+    report, _ = looked_at(make, tmp_path)
+    assert codes(report, "wrong", "suspicious") == serious, str(report)
+    first = next(f for level in ("wrong", "suspicious") for f in report.of(level))
+    assert (report.word, report.status) == (first.level.upper(), 1)
+    assert report.first_line.endswith(f" [{first.code}]")
+    assert len(report.first_line) <= 160
+
+
+def report_of(make, t):
+    return looked_at(make, t)[0]
+
+
+def test_modules_are_counted_by_kind(tmp_path):
+    make = experts({"target_modules": ["q_proj"]}, {"shared": True}, lambda x: x | factors(paths("q_proj", layers=[0])))
+    kinds = {kind.name: (kind.adapted, kind.total) for kind in report_of(make, tmp_path).kinds}
+    assert kinds == {
+        "q_proj": (1, 3), "experts' gate_up_proj": (3, 3), "experts' down_proj": (3, 3), "embed_tokens": (0, 1),
+        "k_proj": (0, 3), "v_proj": (0, 3), "o_proj": (0, 3), "gate": (0, 3), "shared expert's gate_proj": (0, 3),
+        "shared expert's up_proj": (0, 3), "shared expert's down_proj": (0, 3), "lm_head": (0, 1),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_experts_count_once_for_each_layer(tmp_path, apart):
+    kinds = report_of(experts(base={"apart": apart}), tmp_path).kinds
+    assert {k.adapted for k in kinds if k.name.startswith("experts'")} == {LAYERS}
+
+
+def test_layers_that_stand_several_times_are_those_of_their_ranges(tmp_path):
+    make = plain({"layer_replication": [[1, 3], [0, 3]]}, kinds=("q_proj",), modules=paths("q_proj", layers=range(5)))
+    places = report_of(make, tmp_path).landing.places
+    assert [place.split(".")[2] for place in places.values()] == ["1", "2", "0", "1", "2"]
+
+
+SCALINGS = {
+    "PEFT's": (plain(), 2.0),
+    "rsLoRA's": (plain({"use_rslora": True}), 4 / 2**0.5),
+    "a pattern's": (plain({"alpha_pattern": {"q_proj": 9, "v_proj": 9}}), 4.5),
+    "PEFT's own defaults": (plain({"lora_alpha": None, "r": None}, r=8), 1.0),
+    "an alpha of 0": (plain({"lora_alpha": 0}), 0.0),
+    "MLX's": (of_mlx(), 20.0),
+    "an old MLX's": (of_mlx(lora_parameters={"rank": 2, "alpha": 40}), 20.0),
+    "kohya's": (of_kohya(lambda x: x), 0.5),
+    "kohya's without alpha": (of_kohya(lambda x: without(x, ".alpha")), 1.0),
+    "GGUF's": (of_gguf(), 2.0),
+    "GGUF's without alpha": (of_gguf(alpha=None), 1.0),
+    "GGUF's alpha of 0": (of_gguf(alpha=0.0), 1.0),
+    "none": (lambda t: peft(t / "a", factors(paths(*QV)), None), None),
 }
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
-@pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_adapter_is_named(what, tmp_path):
-    code, make = BROKEN[what]
-    report = audit(make(tmp_path), model(tmp_path / "m"))
-    serious = [finding.code for finding in report.findings if finding.level != "note"]
-    assert code in serious, str(report)
-    assert report.status == 1
-    assert report.first_line.split(": ")[1] in ("WRONG", "SUSPICIOUS")
+@pytest.mark.parametrize("what", SCALINGS)
+def test_the_scaling_is_that_of_the_format(what, tmp_path):
+    make, scaling = SCALINGS[what]
+    found = {module["scaling"] for module in audit(make(tmp_path)).details["modules"]}
+    assert [*found] == [scaling if scaling is None else pytest.approx(scaling)]
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_the_verb_goes_with_the_number_of_modules(layers, tmp_path):
-    few = [path for path in paths("q_proj") if int(path.split(".")[2]) < layers]
-
-    def with_magnitudes(tensors):
-        every = magnitudes(tensors)
-        return {name: a for name, a in every.items() if name in tensors or any(path in name for path in few)}
-
-    report = audit(plain(tmp_path / "a", tensors=with_magnitudes), model(tmp_path / "model"))
-    (text,) = [finding.text for finding in report.findings if finding.code == "magnitude-ignored"]
-    verb = "has" if layers == 1 else "have"
-    assert f"layers.{layers - 1}.self_attn.q_proj' {verb} a lora_magnitude_vector" in text
+@pytest.mark.parametrize("what", ["PEFT's defaults", "an MLX folder", "kohya's names", "a GGUF adapter", "experts"])
+def test_the_change_has_the_size_of_the_product(what, tmp_path):
+    report, _ = looked_at(RIGHT[what][0], tmp_path)
+    for path, m in report.adapter.modules.items():
+        A, B = (m.tensors.read(m.parts[part]).astype("f8") for part in "AB")
+        if what == "experts":
+            A, B = A.reshape(4, 2, -1), np.moveaxis(B.reshape(len(B), 2, 4), 2, 0)
+        A, B = (A.T, B.T) if what == "an MLX folder" else (A, B)
+        assert report.numbers[path].norm == pytest.approx(m.scaling * np.linalg.norm(B @ A))
 
 
-def test_every_type_that_is_no_float_is_named(tmp_path):
-    def of_two_types(tensors):
-        return {name: a.astype("i1" if "layers.0" in name else "i8") for name, a in tensors.items()}
+Q0 = "'model.layers.0.self_attn.q_proj'"
+SIX = f"{Q0}, 'model.layers.0.self_attn.v_proj', 'model.layers.1.self_attn.q_proj' and 3 more modules"
+THREE = ", ".join(f"'{path}'" for path in paths("q_proj"))
+TEXTS = {
+    "of one module": (
+        of(lambda x: magnitudes(x, of="layers.0.self_attn.q")),
+        f"use_dora is not true, and {Q0} has a lora_magnitude_vector, which PEFT passes over then"),
+    "of several": (
+        of(magnitudes), f"use_dora is not true, and {SIX} have a lora_magnitude_vector, which PEFT passes over then"),
+    "alike": (
+        plain({"r": 4}), f"{Q0}: the factors have the shapes [2, 8] and [12, 2], and the rank that is configured is 4; "
+        f"so in 6 modules: {SIX}"),
+    "types": (
+        of(lambda x: {k: a.astype("i1" if "layers.0" in k else "i8") for k, a in x.items()}),
+        f"{SIX} have the type I64, I8, expected F16, BF16, F32, F64"),
+    "some zero": (
+        BROKEN["B is zero in most modules"][0],
+        f"B is zero in 4 of 6 modules, so these do nothing: {SIX.replace('3 more modules', '1 more module')}"),
+    "NaN": (
+        BROKEN["NaN"][0], "NaN or infinity in 1 module: 'model.layers.2.self_attn.v_proj'; "
+        "'base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight' (NaN in 8 of 8)"),
+    "a lost head of two": (
+        BROKEN["one of two that is lost"][0],
+        "modules_to_save names 'lm_head', and the file has no tensor of it: what was trained is lost"),
+    "a deeper model": (
+        of(name("layers.2", "layers.7")), "2 modules of 6 that the model has not: 'model.layers.7.self_attn.q_proj', "
+        "'model.layers.7.self_attn.v_proj'; the model has layers up to 2: the adapter is of a deeper one"),
+    "another model": (
+        of(name("self_attn", "attention")), f"6 modules of 6 that the model has not: "
+        f"{SIX.replace('self_attn', 'attention')}; the model has such as {Q0}"),
+    "in one matrix": (
+        one_matrix, f"6 modules of 6 that the model has not: {SIX}; the model has q_proj, k_proj, v_proj in one "
+        "matrix, 'model.layers.0.self_attn.qkv_proj'"),
+    "apart": (
+        plain({}, name("q_proj", "qkv_proj"), ("qkv_proj",), paths("q_proj")),
+        f"3 modules of 3 that the model has not: {THREE.replace('q_proj', 'qkv_proj')}; the model has q_proj, k_proj, "
+        "v_proj apart, and the adapter has them in one matrix"),
+    "a text": (
+        plain({"target_modules": "q_proj,v_proj"}),
+        f"target_modules ('q_proj,v_proj') does not name {SIX}, of which the file has tensors: PEFT passes over them "
+        "without an error; a string is one regular expression, and no list"),
+    "trained in full": (
+        BROKEN["tensors of what is trained in full"][0],
+        f"target_modules (['q_proj', 'v_proj']) does not name {THREE}, of which the file has tensors: PEFT passes over "
+        "them without an error; what modules_to_save names is no target"),
+    "a wrapped model": (
+        plain({}, name(PREFIX, f"_orig_mod.{PREFIX}"), ("q_proj",), paths("q_proj", layers=[0])),
+        "2 tensors without the prefix 'base_model.model.', which PEFT passes over without an error ('_orig_mod.' of a "
+        "wrapped model stands before it): '_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight', "
+        "'_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight'"),
+    "a grown vocabulary": (
+        RIGHT["a vocabulary that has grown"][0], "'lm_head': 18 x 8 beside the model's 16 x 8: the vocabulary has "
+        "grown, and the adapter loads after model.resize_token_embeddings(18) alone"),
+    "rsLoRA of two ranks": (
+        plain({"use_rslora": True, "rank_pattern": {"v_proj": 8}}, ranks=dict.fromkeys(paths("v_proj"), 8)),
+        "use_rslora: the update is multiplied by alpha / sqrt(r), and not by alpha / r, so a reader that ignores it "
+        "makes the update 1.41 to 2.83 times too small; read by PEFT 0.21, vLLM 0.32 and mistral.rs 0.9; not by "
+        "llama.cpp's converter, nor by OpenVINO GenAI"),
+    "the shared expert alone": (
+        shared_expert,
+        "the model has experts, and the adapter changes none of them: of the MLPs the shared expert alone"),
+}  # fmt: skip
 
-    report = audit(plain(tmp_path / "a", tensors=of_two_types), model(tmp_path / "model"))
-    (text,) = [finding.text for finding in report.findings if finding.code == "type"]
-    assert "have the type I64, I8, expected" in text
+
+@pytest.mark.parametrize("what", TEXTS)
+def test_a_finding_says_what_is_wrong(what, tmp_path):
+    make, text = TEXTS[what]
+    assert text in [finding.text for finding in report_of(make, tmp_path).findings]
+
+
+def test_a_module_of_many_is_shown_with_all(tmp_path):
+    report = report_of(plain(kinds=ALL), tmp_path)
+    lines = [line.split() for line in report.shown().splitlines()]
+    assert ["q_proj", "in", "3", "linear", "12", "x", "8", "2", "2"] in [line[:9] for line in lines]
+    assert "model.layers.0.self_attn.q_proj" not in report.shown()
+    assert "model.layers.0.self_attn.q_proj" in report.shown(all=True)

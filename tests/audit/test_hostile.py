@@ -1,8 +1,9 @@
-"""Files that nobody could have meant: an audit reports or refuses them, within its bounds."""
+"""Files that nobody could have meant, and very large ones: an audit reports or refuses them, within its bounds."""
 
 import json
 import random
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from minilora.audit.auditing import audit
 from minilora.checks import FileRefused
 from minilora.files.peft import KEYS
 
-from .adapters import EXPERTS, config, expert_factors, factors, mlx, model, paths, peft
+from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, mlx, model, paths, peft, written
 
 JUNK = [
     None, True, 0, -1, 3.5, 1e300, 10**30, "", "q_proj", "(", "*", [], [1], ["q_proj", 1], [None], {}, {"a": 1},
@@ -58,6 +59,19 @@ def test_junk_is_reported_or_refused(tmp_path, seed):
             looked_at(adapter, rng.choice(bases[1:]), merge=True)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 3), (4, 0, 3), (0, 8), (12, 0)])
+def test_a_model_with_an_axis_of_0_does_not_fit(tmp_path, shape):
+    base = written(tmp_path / "m", {f"{path}.weight": np.ones(shape, "f4") for path in paths("q_proj")})
+    report = looked_at(peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), base, merge=True)
+    assert [finding.code for finding in report.of("wrong")] == ["shape-differs"]
+
+
+def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
+    peft(tmp_path / "mine", factors(paths("q_proj")), config("q_proj"))
+    with pytest.raises(FileRefused, match="its folder 'mine' holds one"):
+        audit(tmp_path)
+
+
 @pytest.mark.parametrize("value", JUNK)
 def test_junk_in_mlx_settings_is_reported(tmp_path, value):
     base = model(tmp_path / "m")
@@ -81,3 +95,38 @@ def test_very_many_tensors_are_no_trouble(tmp_path):
     }
     settings = config("q_proj", r=1, modules_to_save=["a"] * 900, rank_pattern={f"z{i}": 1 for i in range(9000)})
     assert looked_at(peft(tmp_path / "a", tensors, settings), model(tmp_path / "m")) is not None
+
+
+@pytest.mark.long
+def test_the_headers_of_a_model_of_70b_are_enough(tmp_path):
+    d, kv, m, depth, shards = 8192, 1024, 28672, 80, 30
+    sizes = {
+        "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
+        "self_attn.o_proj": (d, d), "mlp.gate_proj": (m, d), "mlp.up_proj": (m, d), "mlp.down_proj": (d, m),
+    }  # fmt: skip
+    shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(depth) for name, shape in sizes.items()}
+    weight_map = {}
+    (tmp_path / "m").mkdir()
+    for k in range(shards):
+        file, header, end = f"model-{k + 1:05}-of-{shards:05}.safetensors", {}, 0
+        for name in list(shapes)[k::shards]:
+            size = 2 * shapes[name][0] * shapes[name][1]
+            header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [end, end + size]}
+            weight_map[name], end = file, end + size
+        text = json.dumps(header).encode()
+        with open(tmp_path / "m" / file, "wb") as sparse:
+            sparse.write(len(text).to_bytes(8, "little") + text)
+            sparse.truncate(8 + len(text) + end)
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    rng, tensors = np.random.default_rng(0), {}
+    for i in range(depth):
+        name, (out, width) = f"{PREFIX}model.layers.{i}.self_attn.k_proj", (kv, d)
+        tensors[f"{name}.lora_A.weight"] = rng.standard_normal((2, width)).astype("f2")
+        tensors[f"{name}.lora_B.weight"] = rng.standard_normal((out, 2)).astype("f2")
+    tracemalloc.start()
+    report = audit(peft(tmp_path / "a", tensors, config("k_proj")), tmp_path / "m")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.word == "SOUND"
+    assert {kind.name: (kind.adapted, kind.total) for kind in report.kinds}["k_proj"] == (depth, depth)
+    assert peak < 100e6

@@ -290,7 +290,7 @@ def test_patterns_as_they_are_saved_are_looked_up(tmp_path, monkeypatch):
     """Each of 3,000 expressions on each of 3,000 paths would take seconds."""
     layers = {f"model.layers.{i}.q_proj": LoRA(np.ones((1, 2)), np.ones((2, 1)), float(i + 1)) for i in range(3000)}
     save_adapter(tmp_path, layers)
-    monkeypatch.setattr(patterns, "_compiled", None)
+    monkeypatch.setattr(patterns, "compiled", None)
     assert first_matches(json.loads((tmp_path / "adapter_config.json").read_text())["alpha_pattern"], [*layers]) == [
         *(None, *range(2999))
     ]

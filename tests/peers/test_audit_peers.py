@@ -1,9 +1,15 @@
 """Adapters that PEFT itself wrote, of every kind, beside the models that transformers wrote: all are sound."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minilora.audit.auditing import audit
+from minilora.audit.contents import are_targets
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -203,3 +209,45 @@ def test_an_adapter_that_was_never_trained_is_suspicious(tmp_path):
     )
     report = audit(tmp_path / "a", tmp_path / "m")
     assert [finding.code for finding in report.of("suspicious")] == ["all-zero"]
+
+
+# --- targets ---
+
+ASKED = json.loads((Path(__file__).parents[1] / "audit" / "peft_targets.json").read_text())
+PATHS = ASKED["paths"]
+EXPRESSIONS = [r".*\.(q|v)_proj", r"model\.layers\.\d\..*", r".*proj", r"(?!visual).*q_proj", r".*", "lm_head|q_proj"]
+NAMES = ["q_proj", "v_proj", "up_proj", "lm_head", "embed_tokens", "self_attn.q_proj", "proj", "q", *PATHS]
+WHOLE = ["lm_head", "q_proj", "self_attn", "head", "layers.0", r"layers\.1\d?", "mlp|q_proj", "model", "score", "a.b"]
+LAYERS = ["layers", "h", "block", "layer", "lay.*", "blocks", ""]
+CONFIGS = st.fixed_dictionaries(
+    {"target_modules": st.lists(st.sampled_from(NAMES), min_size=1, max_size=4) | st.sampled_from(EXPRESSIONS)},
+    optional={
+        "exclude_modules": st.lists(st.sampled_from(NAMES), max_size=3) | st.sampled_from(EXPRESSIONS),
+        "modules_to_save": st.lists(st.sampled_from(WHOLE), max_size=3),
+        "layers_to_transform": st.none() | st.integers(0, 10) | st.lists(st.sampled_from([0, 1, 2, 10]), max_size=3),
+        "layers_pattern": st.none() | st.sampled_from(LAYERS) | st.lists(st.sampled_from(LAYERS), max_size=2),
+    },
+)
+
+
+def pefts_targets(config):
+    """The paths that PEFT's own function takes for targets."""
+    from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+
+    asked = peft.LoraConfig()
+    for key, value in config.items():  # as a file's values stand there: a configuration makes sets of lists
+        setattr(asked, key, value)
+    found = [(path, check_target_module_exists(asked, path)) for path in PATHS]
+    return [path for path, answer in found if answer and not isinstance(answer, _ExcludedModule)]
+
+
+@given(CONFIGS)
+@settings(max_examples=500, deadline=None)
+def test_targets_are_those_of_pefts_own_function(config):
+    ours = [path for path, is_target in zip(PATHS, are_targets(config, PATHS), strict=True) if is_target]
+    assert ours == pefts_targets(config)
+
+
+@pytest.mark.parametrize("row", ASKED["answers"], ids=str)
+def test_the_recorded_answers_are_pefts(row):
+    assert pefts_targets(row["config"]) == row["targets"]

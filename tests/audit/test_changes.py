@@ -5,10 +5,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
-from minilora.audit.changes import FORMATS
+from minilora.audit.changes import FORMATS, changes
 from minilora.files.tensors import FLOATS
 
-from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft
+from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft, written
 
 
 def merged(tmp_path, tensors, settings, **base):
@@ -44,6 +44,31 @@ def test_a_linear_layer_and_an_embedding(tmp_path):
     check(report.merged[path], [(arrays[f"{path}.weight"].astype("f8"), 2 * B @ A)])
     A, B = (tensors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
     check(report.merged["model.embed_tokens"], [(arrays["model.embed_tokens.weight"].astype("f8"), 2 * (B @ A).T)])
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_square_weight_under_fan_in_fan_out_is_changed_across(tmp_path, beside):
+    """GPT-2's c_proj: its shape does not show that it is stored (in, out), and c_attn's beside it does."""
+    rng, arrays, tensors = np.random.default_rng(0), {}, {}
+    for name, out in (("c_proj", D), *([("c_attn", 3 * D)] if beside else [])):
+        arrays[f"h.0.{name}.weight"] = rng.standard_normal((D, out)).astype("f4")
+        tensors[f"{PREFIX}h.0.{name}.lora_A.weight"] = rng.standard_normal((2, D)).astype("f4")
+        tensors[f"{PREFIX}h.0.{name}.lora_B.weight"] = rng.standard_normal((out, 2)).astype("f4")
+    adapter = peft(tmp_path / "a", tensors, config("c_proj", "c_attn", fan_in_fan_out=True))
+    report = audit(adapter, written(tmp_path / "m", arrays), merge=True)
+    A, B = (tensors[f"{PREFIX}h.0.c_proj.lora_{part}.weight"].astype("f8") for part in "AB")
+    check(report.merged["h.0.c_proj"], [(arrays["h.0.c_proj.weight"].astype("f8"), 2 * (B @ A).T)])
+
+
+def test_a_change_in_float64_is_the_product(tmp_path):
+    folder, tensors = model(tmp_path / "m"), factors(paths("q_proj"))
+    report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
+    for path, module in report.adapter.modules.items():
+        (change,) = changes(report.landing, module, np.float64)
+        A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
+        ((W, delta),) = change.blocks()
+        assert (W.dtype, delta.dtype) == ("float64", "float64")
+        np.testing.assert_allclose(delta, 2 * B @ A, rtol=1e-12)
 
 
 def test_dora(tmp_path):
