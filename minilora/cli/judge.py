@@ -299,7 +299,7 @@ def run_golden(options: argparse.Namespace) -> int:
     if options.compare is None:
         write_cases(options, folder.write)
         return 0
-    check_output(options.json, [*compared(options), *files("the list of known failures", options.xfails)])
+    check_output(options.json, [*compared(options), *files("the known failures", options.xfails)])
     known = {} if options.xfails is None else report.read_known(options.xfails)
     verdict = judging.compare(options.folder, options.compare, known)
     write_json(options.json, verdict.json())

@@ -451,16 +451,6 @@ def test_the_vectors_are_no_answers_under_any_spelling(folder, tmp_path):
         vectors.compare(folder, tmp_path / "none")
 
 
-def test_verdicts_never_take_the_place_of_what_is_compared(folder, tmp_path, capsys):
-    name = "linear-0-float64.safetensors"
-    shutil.copy(folder / name, tmp_path)
-    for output in (folder / "index.json", folder / name, tmp_path / name):
-        before = output.read_bytes()
-        assert cli.main(["vectors", str(folder), "--compare", str(tmp_path), "--json", str(output)]) == 2, output
-        assert "is a file of what is compared, expected another file" in capsys.readouterr().err
-        assert output.read_bytes() == before
-
-
 # --- a program in C -------------------------------------------------------------------------------
 
 

@@ -473,7 +473,7 @@ def test_verdicts_never_take_the_place_of_the_known_failures(golden, right, tmp_
     (tmp_path / "known").write_text("dora  not yet\n")
     files = ["--xfails", str(tmp_path / "known"), "--json", str(tmp_path / "known")]
     assert cli.main(["golden", str(golden), "--compare", str(right), *files]) == 2
-    assert "is the list of known failures, expected another file" in capsys.readouterr().err
+    assert "is the known failures, expected another file" in capsys.readouterr().err
     assert (tmp_path / "known").read_text() == "dora  not yet\n"
 
 
