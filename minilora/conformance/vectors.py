@@ -194,17 +194,15 @@ VECTORS: tuple[Vector | AdamVector, ...] = (
     ),
     *map(AdamVector, DTYPES[:2]),
 )
-STARTER = [
-    v for v in VECTORS if isinstance(v, Vector) and v.kind == "linear" and v.number < 7 and v.dtype in DTYPES[:2]
-]
-"""To begin with: small linear layers, which show all but three of the bugs that a linear layer can have."""
 BY_FILE = {vector.file: vector for vector in VECTORS}
+STARTER = [BY_FILE[f"linear-{number}-{dtype}.safetensors"] for number in range(7) for dtype in DTYPES[:2]]
+"""To begin with: small linear layers, which show all but three of the bugs that a linear layer can have."""
 
 
 # --- the index ------------------------------------------------------------------------------------
 
 
-def index(vectors: Sequence[Vector | AdamVector] = VECTORS) -> dict[str, Any]:
+def _index(vectors: Sequence[Vector | AdamVector]) -> dict[str, Any]:
     """Return what ``index.json`` holds."""
     cases = [
         {name: getattr(vector, name) for name in ("file", "kind", "dtype", "sizes")} | {"flags": vector.flags()}
@@ -253,7 +251,7 @@ def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int
         for vector in vectors:
             arrays = {name: np.ascontiguousarray(array) for name, array in vector.tensors().items()}
             safetensors.numpy.save_file(arrays, new / vector.file)
-        (new / INDEX).write_text(_json(index(vectors)), encoding="utf-8")
+        (new / INDEX).write_text(_json(_index(vectors)), encoding="utf-8")
     return len(vectors)
 
 
@@ -292,7 +290,7 @@ def compare(folder: Path, results: Path) -> list[KindReport]:
         raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
     answered = [file for file in files if (results / file).exists()]
     if not answered:
-        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {files[0]!r}")
+        raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {(*files, *BY_FILE)[0]!r}")
     if unknown := [file for file in answered if file not in BY_FILE]:
         which = repr(str(folder / unknown[0]))
         raise CannotRun(f"{which} is no case of minilora {__version__}: compare by the one that wrote it")
@@ -346,10 +344,10 @@ def _compare_in(
     whole = KindReport(str(results), dtype=dtype)
     for kind, of in kinds.items():
         answered = [vector for vector in of if (results / vector.file).exists()]
-        if answered and kind == "adam":
+        if answered and kind == AdamVector.kind:
             _judge_adam(whole, folder / answered[0].file, results / answered[0].file, held.of_adam[dtype])
         elif answered:
-            report = whole if kind == "linear" else KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
+            report = whole if kind == whole.kind else KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
             asked = [_asked(vector, folder, results, held.tolerance[dtype]) for vector in answered]
             _judge_kind(report, asked, len(of))
             whole.parts |= {kind: report} if report is not whole else {}
