@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, named, unmoved
+from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, named, unmoved, warn_of_rank
 from .layer import Layer, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.nf4 import CodedLinear
@@ -108,14 +108,7 @@ def adapt(
 
     with unmoved(rng):
         result = _replaced(model, targets, adapted)
-    narrow = {path: width for path, layer in targets.items() if rank > (width := min(_matrix(layer).shape))}
-    if narrow:
-        path, width = next(iter(narrow.items()))
-        warnings.warn(
-            f"rank {rank} is above the smaller width of {len(narrow)} of the adapted layers, such as {path!r}: an "
-            f"update has at most rank {width} there, so rank={width} says as much with fewer numbers",
-            stacklevel=2,
-        )
+    warn_of_rank(rank, {path: min(_matrix(layer).shape) for path, layer in targets.items()})
     return result
 
 
@@ -339,6 +332,13 @@ def named_layers(model: Layer, target_modules: str | Sequence[str]) -> dict[str,
     if unused or not targets:
         what = f"{unused[0]!r} in target_modules" if targets else f"target_modules={target_modules!r}"
         expression = isinstance(target_modules, str) and target_modules != ALL_LINEAR
+        if not every and any(is_adapted(layer) for _, layer in walk(model)):
+            raise ValueError("every layer of the model has an adapter already: merge(model) folds them in")
+        if [*every] == [""]:
+            raise ValueError(
+                f"{what} names no layer, and the model is one layer, without a name: "
+                "LoRALinear.from_linear(layer, rank=..., alpha=..., rng=...) puts an adapter beside it"
+            )
         how = "; a string must match a whole path" if expression else ""
         if arrays := every.keys() - free.keys():
             how += f". Arrays of a mixture, such as {min(arrays)!r}, are named in target_parameters"

@@ -135,7 +135,7 @@ def _working_cupy() -> Any:
         raise BackendUnavailable(
             f"CuPy is {state} ({error}): "
             "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', whichever your driver runs"
-        ) from error
+        ) from None
     try:  # CuPy raises many kinds here, all with CUDA's own message
         # This takes the compiler, a kernel of CuPy's own and cuBLAS: what a wheel without its CUDA libraries lacks.
         square = cupy.arange(4, dtype="float32").reshape(2, 2)
@@ -144,7 +144,7 @@ def _working_cupy() -> Any:
         raise BackendUnavailable(
             f"CuPy cannot compute here ({type(error).__name__}: {error}): check the driver with nvidia-smi, that the "
             "wheel's CUDA version fits it, and that the wheel's [ctk] extra is installed"
-        ) from error
+        ) from None
     if total != 22:
         raise BackendUnavailable(f"CuPy computed 2 + 3 + 6 + 11 = {total:g}: the device or its driver is broken")
     return cupy

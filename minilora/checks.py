@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -260,6 +261,19 @@ def check_start(rng: Any, dtype: Any, alpha: Any = 1.0, **sizes: Any) -> list[in
     check_float_dtype("dtype", dtype)
     check_number("alpha", alpha, above=0)
     return numbers
+
+
+def warn_of_rank(rank: int, widths: Mapping[str, int]) -> None:
+    """Warn of a rank above the smaller width of layers, given by their paths; of one alone the path is empty."""
+    narrow = {path: width for path, width in widths.items() if rank > width}
+    if narrow:
+        path, width = next(iter(narrow.items()))
+        where = f"of {len(narrow)} of the adapted layers, such as {path!r}" if path else f"{width} of the layer"
+        warnings.warn(
+            f"rank {rank} is above the smaller width {where}: an update has at most rank {width} there, so "
+            f"rank={width} says as much with fewer numbers",
+            stacklevel=3,
+        )
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Layer:
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return the output, and the cache for `backward`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no forward(x) -> (y, cache)")
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return the loss's gradients at the input, and at what trains.
@@ -112,11 +112,16 @@ class Layer:
         ValueError, TypeError
             If the cache is of another layer, or dy does not fit the output.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no backward(dy, cache, *, need_dx=True) -> (dx, grads)")
 
     def __call__(self, x: Array) -> Array:
         """Return the output alone."""
-        return self.forward(x)[0]
+        returned = self.forward(x)
+        if not isinstance(returned, tuple):  # an array would give its first row
+            raise TypeError(
+                f"forward of {type(self).__name__} returned {kind_of(returned)}, expected a tuple (y, cache)"
+            )
+        return returned[0]
 
     def trainable(self) -> dict[str, Array]:
         """Return the arrays that training updates, by name: the layer's own, not copies."""

@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_of, backend_or_numpy
-from .checks import Array, check_instance, check_number, check_start
+from .checks import Array, check_instance, check_number, check_start, warn_of_rank
 from .layer import Cache, Layer, parts_besides, rows
 from .linear import Linear
 
@@ -61,9 +61,9 @@ class LoRA(Layer):
 
     fits = {"x": "... in", "lora_A": "r in", "lora_B": "out r"}
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.alpha = check_number("alpha", self.alpha, above=0)
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Require an alpha above 0, whenever it is set."""
+        super().__setattr__(name, check_number("alpha", value, above=0) if name == "alpha" else value)
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. The products run from the left, so B A, which is as large as W, is never formed.
@@ -155,10 +155,13 @@ class LoRALinear(Layer):
         """Put a new adapter beside a trained layer, which is shared. The output is the same until the first step."""
         check_instance("linear", linear, Linear)
         new: dict[str, Any] = {"dtype": linear.weight.dtype, "backend": backend_of(linear.weight)}
-        return cls(linear, LoRA.init(linear.in_features, linear.out_features, rank=rank, alpha=alpha, rng=rng, **new))
+        lora = LoRA.init(linear.in_features, linear.out_features, rank=rank, alpha=alpha, rng=rng, **new)
+        warn_of_rank(rank, {"": min(linear.shape)})
+        return cls(linear, lora)
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 

@@ -151,7 +151,8 @@ def train(
     Warns
     -----
     LossGrew
-        If the loss ends a thousand times above where it began, and above that of a model that answers 0.
+        If the loss is ten times above where it began after the first epoch, or a thousand times at the end, and above
+        that of a model that answers 0.
     """
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
     check_rng(rng)
@@ -187,6 +188,8 @@ def train(
                 # No name holds the gradients: they would stand beside the next step's.
                 state.optimizer.step(gradients(model, x, y, loss))  # forward, backward, step
             check_parameters(state, epoch)
+            if epoch == 1 and 0 < before < (now := first_loss(model, *measured, loss)) < math.inf:
+                warn_of_growth(before, now, state, times=10)
             logged = epoch % log_every == 0
             if logged or epoch == epochs:  # report; before anything is kept, since it may be no number
                 last = check_loss(measure(model, *measured, loss), epoch, state, data)
@@ -221,7 +224,10 @@ def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | 
         x, y = X[start : start + height], Y[start : start + height]
         return loss(model(x), y)[0] * (count(y) / targets)
 
-    return sum_of(share, range(0, len(X), height), workers, X)
+    value = sum_of(share, range(0, len(X), height), workers, X)
+    if not math.isfinite(value):  # of the data, or of the model
+        check_finite(**{name: a for name, a in {"X": X, "Y": Y}.items() if a.dtype.kind == "f"})
+    return value
 
 
 def rows_at_a_time(Y: Array) -> int:
@@ -320,12 +326,13 @@ def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
         return max(float(loss(y, target)[0]), float(loss(0 * y, target)[0]))
 
 
-def warn_of_growth(before: float, last: float, state: TrainingState) -> None:
-    """Warn where the loss ends a thousand times above where it began."""
-    if last > GROWTH * before:
+def warn_of_growth(before: float, last: float, state: TrainingState, times: float = GROWTH) -> None:
+    """Warn where the loss is so many times above where it began."""
+    if last > times * before:
+        when = " in the first epoch" if times < GROWTH else ""
         warnings.warn(
-            f"the loss grew from {before:.3g} to {last:.3g}: lr = {state.optimizer.lr} is too large; start again with "
-            "a smaller one, since the model is worse than before",
+            f"the loss grew from {before:.3g} to {last:.3g}{when}: lr = {state.optimizer.lr} is too large; start again "
+            "with a smaller one, since the model is worse than before",
             LossGrew,
             stacklevel=3,
         )

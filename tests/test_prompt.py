@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import minilora
-from minilora import Linear, LoRALinear, Sequential, Tanh, adapt, mse, train
+from minilora import Layer, Linear, LoRALinear, Sequential, Tanh, adapt, evaluate, mse, train
 from minilora.layer import freeze
 from minilora.training import LossGrew, TrainingDiverged
 
@@ -84,8 +84,9 @@ def test_a_transposed_weight_is_asked_for(use):
 
 
 def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
-    with pytest.warns(LossGrew, match=r"^the loss grew from \S+ to \S+: lr = 1000.0 is too large"):
+    with pytest.warns(LossGrew, match=r"^the loss grew from .*: lr = 1000.0 is too large") as warned:
         train(layer(), X, Y, rng=RNG(0), lr=1000.0, epochs=10)
+    assert ["in the first epoch" in str(warning.message) for warning in warned] == [True, False]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(layer(), X, Y, rng=RNG(0), lr=1e-2)
@@ -140,3 +141,72 @@ def test_the_tab_key_shows_public_names_and_modules_alone():
     assert {"adapt", "files", "conformance", "exercises", "language", "layers"} <= set(names)
     assert not {"Any", "cache", "import_module", "lazy_attributes"} & set(names)
     assert all(hasattr(minilora, name) for name in ("files", "conformance", "exercises"))
+
+
+def test_data_that_hold_nan_are_named_by_evaluate_too():
+    x = X.copy()
+    x[3, 4] = np.nan
+    with pytest.raises(ValueError, match=r"^X holds .*entry \(3, 4\) is nan"):
+        evaluate(layer(), x, Y)
+    with pytest.raises(ValueError, match=r"^Y holds .*entry \(0, 1\) is inf"):
+        evaluate(layer(), X, np.where(np.arange(300).reshape(100, 3) == 1, np.inf, Y))
+
+
+def test_a_loss_that_grew_in_the_first_epoch_is_told_then():
+    told = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(
+            layer(), X, Y, epochs=3, lr=30.0, rng=RNG(0), report=lambda state: told.append((state.epoch, len(caught)))
+        )
+    assert told[0] == (1, 1)
+    assert "in the first epoch: lr = 30.0 is too large; start again with a smaller one" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(layer(), X, Y, epochs=3, lr=1e-3, rng=RNG(0))
+
+
+def test_an_alpha_is_set_at_the_adapter_and_is_above_0():
+    adapted = LoRALinear.from_linear(layer(), rank=2, alpha=4, rng=RNG(0))
+    dora = adapt(Sequential(fc=layer()), ["fc"], rank=2, alpha=4, rng=RNG(0), use_dora=True).fc
+    for each in (adapted, dora):
+        with pytest.raises(AttributeError, match="alpha"):
+            each.alpha = 8
+        with pytest.raises(ValueError, match=r"^alpha must be above 0 and finite, got -3"):
+            each.adapter.alpha = -3
+        assert (each.alpha, each.scaling) == (4, 2)
+        each.adapter.alpha = 8
+        assert (each.alpha, each.scaling) == (8, 4)
+
+
+def test_a_rank_that_gains_nothing_is_told_by_from_linear_too():
+    with pytest.warns(UserWarning, match=r"^rank 4 is above the smaller width 3 of the layer: an update has at most"):
+        LoRALinear.from_linear(layer(), rank=4, alpha=4, rng=RNG(0))
+
+
+def test_what_cannot_be_adapted_is_told_what_to_do():
+    with pytest.raises(
+        ValueError, match=r"the model is one layer, without a name: LoRALinear\.from_linear\(layer, rank"
+    ):
+        adapt(layer(), ["fc1"], rank=1, alpha=1, rng=RNG(0))
+    once = adapt(Sequential(fc=layer()), ["fc"], rank=1, alpha=1, rng=RNG(0))
+    for targets in (["fc"], "all-linear"):
+        with pytest.raises(ValueError, match=r"^every layer of the model has an adapter already: merge\(model\) folds"):
+            adapt(once, targets, rank=1, alpha=1, rng=RNG(0))
+
+
+def test_a_layer_of_ones_own_is_told_what_it_lacks():
+    class Half(Layer):
+        def forward(self, x):
+            return x
+
+    with pytest.raises(TypeError, match=r"^forward of Half returned ndarray, expected a tuple \(y, cache\)$"):
+        Half()(X)
+    with pytest.raises(TypeError, match=r"^forward of Half returned ndarray"):
+        train(Half(), X, Y, rng=RNG(0))
+    with pytest.raises(
+        NotImplementedError, match=r"^Half has no backward\(dy, cache, \*, need_dx=True\) -> \(dx, grad"
+    ):
+        Half().backward(X, ())
+    with pytest.raises(TypeError, match=r"^Sequential takes its layers by name, as in Sequential\(fc1=Linear"):
+        Sequential(layer(), Tanh())

@@ -98,7 +98,10 @@ def files_beside(source: Path) -> dict[str, Path | bytes]:
 
 def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
     """Return the tokenizer and the chat templates in a .gguf file's metadata, as transformers reads them."""
-    read, fields = read_gguf_tokenizer(path), gguf_tokenizer(path)
+    fields = gguf_tokenizer(path)
+    if "tokenizer.ggml.model" not in fields:
+        return {}
+    read = read_gguf_tokenizer(path)
     words = fields["tokenizer.ggml.tokens"]
     if read.begin:
         processors = needed("tokenizers", FILE).processors

@@ -33,7 +33,9 @@ class Sequential(Layer):
 
     fits = {}
 
-    def __init__(self, **layers: Layer) -> None:
+    def __init__(self, *unnamed: Layer, **layers: Layer) -> None:
+        if unnamed:
+            raise TypeError("Sequential takes its layers by name, as in Sequential(fc1=Linear(...), act=ReLU())")
         if not layers:
             raise ValueError("Sequential() has no layers: give at least one, by name, such as fc=Linear(...)")
         for name, layer in layers.items():

@@ -11,6 +11,7 @@ backwards look right. Weights are divided where an activation or a softmax would
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -163,7 +164,10 @@ def _adapted(row: Row, **options: Any) -> Row:
 
     def adapted(d: Drawing) -> tuple[Layer, Array]:
         layer, x = row(d)
-        return moved(d, adapt(layer, "", rank=d.rank, alpha=d.rank / 4, rng=d.rng, **options)), x
+        with warnings.catch_warnings():  # of a rank above a width, which some have on purpose
+            warnings.simplefilter("ignore", UserWarning)
+            adapted = adapt(layer, "", rank=d.rank, alpha=d.rank / 4, rng=d.rng, **options)
+        return moved(d, adapted), x
 
     return adapted
 
