@@ -244,11 +244,7 @@ class Report:
             return []
         unexpected = [case.id for case in self.unexpected]
         count = f"{len(self.failing) - len(unexpected)} of {len(self.known)} known failures fail as they should"
-        return [
-            count,
-            *self._out_of_date(),
-            *([f"not known to fail: {', '.join(unexpected)}"] if unexpected else []),
-        ]
+        return [count, *self._out_of_date()] + ([f"not known to fail: {', '.join(unexpected)}"] if unexpected else [])
 
     def _out_of_date(self) -> list[str]:
         return [f"{id} is known to fail, and {now}: take its line out" for id, now in self.stale.items()]
@@ -260,9 +256,9 @@ class Report:
         """Return the lines that GitHub Actions shows as errors of the run: what is wrong and not known."""
         if self.status == 0:
             return []
-        texts = [f"{self.name}: {d}" for d in self.every_diagnosis() if not self._is_known(d)]
-        texts = (texts if self.unexpected or self.word else []) + self._out_of_date() + self._lacks()
-        return [github_error(text, f"minilora {self.command}") for text in texts or [self.first_line]]
+        new = [f"{self.name}: {d}" for d in self.every_diagnosis() if not self._is_known(d)] or [self.first_line]
+        texts = [*(new if self.unexpected or self.word else []), *self._out_of_date(), *self._lacks()]
+        return [github_error(text, f"minilora {self.command}") for text in texts]
 
     # --- for programs -------------------------------------------------------------------------------------------------
 

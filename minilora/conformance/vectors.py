@@ -38,13 +38,13 @@ from .bugs.diagnoses import listed
 from .checking.claims import adam_verdict
 from .checking.comparing import judge_numbers, outcomes_of, placed
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
-from .problems.bugs import BUGS, Bug, bugs_of, links
+from .problems.bugs import BUGS, Bug, bugs_of
 from .problems.formulas import adam_follows, adam_problem
 from .problems.kind import FACTORS
 from .problems.kinds import KINDS
 from .problems.problem import Arrays, Problem
 from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
-from .report import CannotRun, Diagnosis, Outcome, Report
+from .report import CannotRun, Diagnosis, Outcome, Report, links
 
 INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")

@@ -15,7 +15,7 @@ from .implementations import OURS, with_kinds
 def report(known=(), **more):
     """Two of four cases fail, one without an answer; one mistake explains the other."""
     states = {"a": "right", "b": "wrong", "c": "missing", "d": "not offered"}
-    cases = [Outcome(id, state) for id, state in states.items()]
+    cases = [Outcome(id, state, "off by 1" if state == "wrong" else "") for id, state in states.items()]
     found = [Diagnosis("B is turned", "b-is-turned", "me/mine #3", ("b",))]
     return Report("mine", cases=cases, **{"found": found, "known": dict.fromkeys(known, "a reason")} | more)
 
@@ -93,6 +93,8 @@ def test_annotations_tell_what_is_not_known():
     title = "::error title=minilora conformance::"
     assert report(["b", "c"]).annotations() == []
     assert report().annotations() == [f"{title}mine: B is turned (made in me/mine #3)"]
+    assert report(["b"]).annotations() == [f"{title}mine: WRONG: 1 of 3 cases have no answer"]
+    assert report(["c"], found=[]).annotations() == [f"{title}mine: WRONG: b: off by 1"]
     assert report(["b", "c", "a"]).annotations() == [f"{title}a is known to fail, and passes: take its line out"]
     assert github_error("50 %\nof\r it", "minilora audit") == "::error title=minilora audit::50 %25%0Aof%0D it"
 

@@ -17,7 +17,7 @@ import numpy as np
 from ... import __version__
 from ...checks import FileRefused, printable, short
 from ...files.tensors import TensorFile
-from ..problems.bugs import links
+from ..report import links
 from . import judging
 from .answering import logits
 from .cases import TOLERANCE

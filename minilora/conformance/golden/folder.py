@@ -11,7 +11,7 @@ from ... import __version__
 from ...checks import needed
 from ...files.disk import is_new_or_empty, written_folder
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
-from ..problems.bugs import links
+from ..report import links
 from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, TOLERANCE, Case
 from .formulas import Arrays

@@ -617,13 +617,3 @@ def the_named(bugs: Iterable[Bug]) -> Bug | None:
     It is the one that replaces the fewest parts, and of several the one whose flag comes first in the alphabet.
     """
     return min(bugs, key=lambda bug: (bug.count, bug.flag), default=None)
-
-
-def links(source: str) -> list[str]:
-    """Return where a bug was made, as addresses."""
-    addresses = []
-    for place in filter(None, source.split(", ")):
-        name, number = place.rsplit(" ", 1)
-        issue = f"https://github.com/{name}/issues/{number.removeprefix('#')}"
-        addresses.append(issue if number.startswith("#") else f"https://pypi.org/project/{name}/{number}/")
-    return addresses
