@@ -122,6 +122,7 @@ class Rewritten(Layer):
         return self.adapter.trainable()
 
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 

@@ -123,6 +123,7 @@ class DoRA(Layer):
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
     magnitude = property(lambda self: self.adapter.magnitude, doc="The adapter's.")
 

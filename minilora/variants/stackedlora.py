@@ -131,6 +131,7 @@ class StackedLoRALinear(Layer):
     experts = property(lambda self: self.base.experts, doc="How many weights there are, E.")
     shape = property(lambda self: self.base.shape, doc="(out, in), of each.")
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
+    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
     scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 
