@@ -21,7 +21,6 @@ from minilora import (
     weighted_sum,
 )
 from minilora.conformance.problems import Problem
-from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.images import ConvolutionProblem, EmbeddingProblem
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.lowprecision import NF4Problem
@@ -425,7 +424,7 @@ def _sums_from_formulas(wrong, shows):
         adapters = [(len(A), w, root) for A, w, root in zip(As, weights, stabilised, strict=True)]
         problem = CombineProblem.of(As[0].shape[1], len(Bs[0]), rank, adapters, alpha=alphas[0])
         parts = wrong(problem) if callable(wrong) else wrong
-        formulas = RIGHT.with_parts(**parts if shows is None or name in shows else {})
+        formulas = KINDS["combine"].formulas.with_parts(**parts if shows is None or name in shows else {})
         rows = {"lora_A": np.concatenate(As).astype(float), "lora_B": np.concatenate(Bs, axis=1).astype(float)}
         return problem.answer(formulas, rows)[name]
 

@@ -17,7 +17,7 @@ from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import Trial
 
 
-class Wrong(Exception):
+class NoAnswer(Exception):
     """What a function returned cannot be taken for an answer; the message says why."""
 
 
@@ -114,7 +114,7 @@ class Watch:
         try:
             arguments = problem.hand_over(function, trial.arrays)
             return self._answers(function, self.call(function, arguments, self.options(function, problem)), problem)
-        except Wrong as error:
+        except NoAnswer as error:
             text = str(error)
             self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
@@ -134,26 +134,28 @@ class Watch:
         if len(names) == 1:
             return {names[0]: self.array(result, names[0])}
         if not isinstance(result, Mapping):
-            raise Wrong(f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B")
+            raise NoAnswer(
+                f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
+            )
         given = {name: result[name] for name in QUANTITIES if result.get(name) is not None}
         try:
             reply = {name: problem.take_back(name, value, self.array) for name, value in given.items()}
         except ValueError as error:
-            raise Wrong(f"returns gradients with {error}") from None
+            raise NoAnswer(f"returns gradients with {error}") from None
         self.returned = [str(name) for name in result]
         return reply
 
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return a copy of an array that a function returned, as arrays are here."""
         if value is None or isinstance(value, (tuple, Mapping, str)):
-            raise Wrong(f"returns {described(value)}, expected one array")
+            raise NoAnswer(f"returns {described(value)}, expected one array")
         try:
             array = np.array(self.turn(name, value))
         except Exception as error:  # of torch, for a tensor that requires a gradient, or in bfloat16
             hint = "; of torch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
-            raise Wrong(f"returns {described(value)} that is no array: {raised(error).rstrip('.')}{hint}") from None
+            raise NoAnswer(f"returns {described(value)} that is no array: {raised(error).rstrip('.')}{hint}") from None
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
-            raise Wrong(f"returns numbers of type {array.dtype}, expected real ones")
+            raise NoAnswer(f"returns numbers of type {array.dtype}, expected real ones")
         return array
 
     def judge(self, function: str, judge: Callable[[Watch], str]) -> str:
@@ -222,7 +224,7 @@ def forward(watch: Watch, trial: Trial) -> Any:
     return watch.ask("forward", trial).get("y")
 
 
-def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
+def reply_to(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
     """Return everything that an implementation offers for one problem.
 
     It is asked for all of another one in between, after its first function: none may count on what was asked for last.
@@ -230,7 +232,7 @@ def answers(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays:
     reply: Arrays = {}
     for number, (function, names) in enumerate(watch.record.answers.values()):
         if number == 1 and between is not None:
-            answers(watch, between)
+            reply_to(watch, between)
         if not trial.right.keys().isdisjoint(names):
             reply |= watch.ask(function, trial)
     return {name: reply[name] for name in trial.right if name in reply}

@@ -22,7 +22,7 @@ from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import UNIT, Trial, drawn
 from ..report import CannotRun, Diagnosis
-from .calling import Watch, answers, forward, spelled, suited
+from .calling import Watch, forward, reply_to, spelled, suited
 from .claims import habits, judge_claims
 from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of, placed
 from .contract import ANSWERS, ORIENTATIONS, OUTPUTS, SUMS, contract, formulas_of, functions_of, further_kinds
@@ -112,12 +112,12 @@ def _judge(
 ) -> KindReport:
     """Let an implementation answer every problem, and judge the answers."""
     trials = [drawn(problem, dtype, formulas) for problem in problems]
-    replies = [answers(watch, trial) for trial in trials]
+    replies = [reply_to(watch, trial) for trial in trials]
     if not any(replies):
         first = next(iter(watch.raised))
         raise CannotRun(f"{name}: {first} {watch.said(first)}{_instead(watch, trials[0], dtype)}")
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
-    again = answers(watch, trials[0], between)
+    again = reply_to(watch, trials[0], between)
 
     report = KindReport(
         name, kind=watch.kind, dtype=dtype, functions={f: watch.offers(f) for f in functions_of(watch.kind)}

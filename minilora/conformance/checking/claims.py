@@ -22,7 +22,7 @@ from ..problems.lowprecision import in_half
 from ..problems.plain import DoRAProblem
 from ..problems.problem import OF_ROWS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
-from .calling import Watch, answers, described, forward, spelled, strided
+from .calling import Watch, described, forward, reply_to, spelled, strided
 from .describing import describe_unknown
 from .kindreport import NOT_OFFERED, REFUSED
 
@@ -55,7 +55,7 @@ class Sizes:
         return StartFormulas(**parts).fan(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
 
 
-def start(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that a new adapter adds nothing, can learn, and has the spread of its input's width."""
     sizes, other = (Sizes(*numbers) for numbers in watch.record.starts)
     new = _new(watch, sizes)
@@ -275,7 +275,7 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     verdicts = []
     for words, lay in LAYOUTS.items():
         quiet = Watch(watch.functions, watch.kind, lay)
-        verdicts.append(_wrong_among(answers(quiet, trial), trial, right, f"where arrays lie {words},"))
+        verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"where arrays lie {words},"))
         for function in quiet.raised.keys() - watch.raised.keys():
             watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
     return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
@@ -292,7 +292,7 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
         return {which: a.reshape(2, 3, *a.shape[1:]) if which in OF_ROWS else a for which, a in arrays.items()}
 
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
-    reply = answers(Watch(watch.functions, watch.kind), axes)
+    reply = reply_to(Watch(watch.functions, watch.kind), axes)
     fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
     return _wrong_among(fit, axes, right - {"merged"}, "for rows of two axes")
 
@@ -300,7 +300,7 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Hand over an empty batch: the output is empty, and the gradients are zero."""
     empty = replace(trial, arrays={which: a[:0] if which in OF_ROWS else a for which, a in trial.arrays.items()})
-    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), empty).items() if key in right}
+    reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), empty).items() if key in right}
     reply.pop("merged", None)
     for key, a in reply.items():
         if a.size if key in OF_ROWS else a.any():  # what is not a number is not zero either
@@ -312,7 +312,7 @@ def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Let alpha be 0: the update is zero, unless the declared scaling has no alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
-    reply = {key: a for key, a in answers(Watch(watch.functions, watch.kind), zero).items() if key in right}
+    reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), zero).items() if key in right}
     world = World(
         cases=[zero],
         answers=lambda trial, parts: trial.answer(**parts) if parts else trial.right,
@@ -364,7 +364,7 @@ def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> st
 Claim = Callable[..., str]  # of watch, trial, dtype, right
 OF_FUNCTIONS: dict[str, tuple[str, Claim]] = {
     "merged and back": ("merging", merged_and_back),
-    "start": ("init", start),
+    "start": ("init", new_adapter),
     "adam": ("step", adam),
     "frozen base": ("backward", frozen_base),
 }
@@ -395,7 +395,7 @@ def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dic
 
 def habits(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, str]:
     """Return what is good to know, and no reason to fail."""
-    again = answers(watch, trial)
+    again = reply_to(watch, trial)
     twice = all(np.array_equal(reply[key], again[key], equal_nan=True) for key in reply if key in again)
     others = sorted({str(a.dtype) for a in reply.values()} - {str(trial.arrays["lora_A"].dtype)})
     return {

@@ -34,7 +34,7 @@ import numpy as np
 
 from ...files.experts import B_LAYOUTS, EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
 from ...language.config import MixtureConfig
-from ..problems.formulas import ExpertFormulas
+from ..problems.several import ExpertFormulas
 from .bases import EMBEDDING, HEAD, SHARED
 from .exact import product, sums
 

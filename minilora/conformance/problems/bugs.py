@@ -25,10 +25,10 @@ import numpy as np
 
 from ..naming import Wrong
 from . import bugparts as parts
-from .formulas import RIGHT, SCALINGS, rest, rooted
+from .formulas import RIGHT, SCALINGS, rest
 from .kinds import KINDS
 from .lowprecision import in_half
-from .several import WAYS
+from .several import WAYS, rooted
 from .tolerance import TOLERANCE, UNIT
 
 

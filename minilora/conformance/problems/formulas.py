@@ -66,7 +66,16 @@ def rows_length(W: np.ndarray, BA: np.ndarray, s: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class DropoutFormulas:
+class Record:
+    """Parts of the formulas that only some kinds have."""
+
+    def counted(self) -> Any:
+        """Return the record that gives, on ones, the number of terms."""
+        return type(self)()
+
+
+@dataclass(frozen=True)
+class DropoutFormulas(Record):
     """What a mask (N, in) does to x in the update, in the base's path, and in dA; and to the update's part of dx."""
 
     dropped: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x * mask
@@ -80,7 +89,7 @@ class DropoutFormulas:
 
 
 @dataclass(frozen=True)
-class MixedFormulas:
+class MixedFormulas(Record):
     """What becomes of the update, of its path in dx, and of the factors' gradients, where these are rounded."""
 
     updated: Callable[..., np.ndarray] = lambda update, x, A, B, s: update
@@ -89,50 +98,7 @@ class MixedFormulas:
 
 
 @dataclass(frozen=True)
-class FusedFormulas:
-    """How the slots of a weight are put together, by the problem and a slot's number i."""
-
-    slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)  # that its update is added to, or None
-    slot_scale: Callable[[Any, int], Any] = lambda fused, i: (fused.alphas[i], fused.ranks[i])
-    slot_down: Callable[[Any, int], int] = lambda fused, i: i  # the slot whose lora_A it uses
-    slot_in_dx: Callable[[Any, int], float] = lambda fused, i: 1.0  # how often its path is in dx
-
-
-@dataclass(frozen=True)
-class ExpertFormulas:
-    """Where the factors of E experts of rank r lie, and which an expert e takes; E stands for none."""
-
-    rows_of_A: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(E * r).reshape(E, r)
-    columns_of_B: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(r * E).reshape(r, E).T
-    factors_of: Callable[[int, int], int] = lambda e, E: e
-    weight_of: Callable[[int, int], int] = lambda e, E: e
-    scaling_of: Callable[[float, int, int], float] = lambda s, e, E: s
-    rows_of_one: Callable[[int], float] = lambda n: 1.0  # what an expert's gradients are multiplied with, of n rows
-    exchanged: bool = False  # whether A is read as B, and B as A, where in = out
-
-
-def rooted(c: float) -> tuple[float, float]:
-    """Return two numbers whose product is c, the roots of |c|, with the sign on the second."""
-    root = abs(c) ** 0.5
-    return root, float(np.sign(c)) * root
-
-
-@dataclass(frozen=True)
-class CombineFormulas:
-    """How adapters are put together, by the problem, an adapter's number i, its weight w and scaling s."""
-
-    sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # of adapter i, whose own is s
-    sum_weight: Callable[[Any, int], float] = lambda sums, i: sums.weights[i]
-    sum_pairs: Callable[[Any, int, int], int] = lambda sums, i, count: i  # the adapter whose A stands beside B_i in cat
-    in_cat: Callable[[float, float], float] = lambda w, s: w * s  # how often B_i A_i counts
-    in_svd: Callable[[float, float], float] = lambda w, s: w * s
-    in_linear: Callable[[float, float], tuple[float, float]] = lambda w, s: rooted(w * s)  # what B_i counts, and A_i
-    sum_values: Callable[[np.ndarray, int], np.ndarray] = lambda S, r: S * (np.arange(len(S)) < r)
-    sum_new: Callable[[Any, list[float], int], float] = lambda sums, s, r: 1.0  # the new adapter's scaling, of rank r
-
-
-@dataclass(frozen=True)
-class DoRAFormulas:
+class DoRAFormulas(Record):
     """DoRA's lengths n (out, 1), its gain G = m / n, and what trains m."""
 
     length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = rows_length  # (W, BA, s) -> (out, 1)
@@ -142,6 +108,10 @@ class DoRAFormulas:
     through_norm: float = 0.0  # 0 where n is a constant, 1 where the gradient passes through it
     dm: Callable[[np.ndarray, np.ndarray], np.ndarray | None] = lambda dm, n: dm  # None: it is not returned
     bias_in_dm: float = 0.0
+
+    def counted(self) -> DoRAFormulas:
+        """Return the record that gives, on ones, the number of terms: no length is divided by."""
+        return DoRAFormulas(length=lambda W, BA, s: np.ones((len(W), 1)))
 
 
 @dataclass(frozen=True)
@@ -166,13 +136,10 @@ class Formulas:
     seen_by_dA: Callable[[np.ndarray], np.ndarray] = lambda x: x
     down: Callable[[np.ndarray], np.ndarray] = lambda A: A  # how A is read, and how B takes the r hidden numbers
     hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B
-    # the records of what only some kinds of layers have
     dropout: DropoutFormulas | None = None
     mixed: MixedFormulas = MixedFormulas()
-    fused: FusedFormulas = FusedFormulas()
-    experts: ExpertFormulas = ExpertFormulas()
-    combine: CombineFormulas = CombineFormulas()
     dora: DoRAFormulas | None = None
+    own: Any = None  # the record of a kind's own, by which its problems put such formulas together
 
     def answers(self, p: Arrays, alpha: float, lengths: np.ndarray | None = None) -> Arrays:
         """Return y, the gradients and the merged weight for one problem's rows.
@@ -215,31 +182,24 @@ class Formulas:
         answers["lora_A"], answers["lora_B"] = self.mixed.trained(dA, dB, dy, in_update, A, B_used, s)
         return {name: answers[name] for name in QUANTITIES if answers.get(name) is not None}
 
+    @property
+    def records(self) -> dict[str, Any]:
+        """The records that it has."""
+        named = {name: getattr(self, name) for name in ("dropout", "mixed", "dora", "own")}
+        return {name: record for name, record in named.items() if record is not None}
+
     def with_parts(self, **parts: Any) -> Formulas:
-        """Return the formulas with some parts replaced, also of their records.
+        """Return the formulas with some parts replaced, also of their records."""
+        changed = {}
+        for name, record in self.records.items():
+            of_record = {field.name for field in fields(record)}.intersection(parts)
+            changed[name] = replace(record, **{part: parts.pop(part) for part in of_record})
+        return replace(self, **changed, **parts)
 
-        Parts of a record that a kind of layers does not have make no difference.
-        """
-        own = {name: part for name, part in parts.items() if name not in RECORD_OF}
-        for name in {RECORD_OF[part] for part in parts if part in RECORD_OF}:
-            if (record := getattr(self, name)) is not None:
-                own[name] = replace(record, **{k: part for k, part in parts.items() if RECORD_OF.get(k) == name})
-        return replace(self, **own)
-
-
-RECORD_OF = {
-    field.name: name
-    for name, record in {
-        "dropout": DropoutFormulas,
-        "mixed": MixedFormulas,
-        "fused": FusedFormulas,
-        "experts": ExpertFormulas,
-        "combine": CombineFormulas,
-        "dora": DoRAFormulas,
-    }.items()
-    for field in fields(record)
-}
-"""The record of `Formulas` that has a part."""
+    def counted(self) -> Formulas:
+        """Return the formulas that give, on ones, the number of terms in each answer."""
+        records: dict[str, Any] = {name: record.counted() for name, record in self.records.items()}
+        return Formulas(scaling=SCALINGS["1"], **records)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .formulas import Formulas, Record
 from .kind import LAYER_CLAIMS, Kind
 from .problem import Arrays, Problem
 
@@ -44,6 +45,16 @@ WAYS = ("cat", "linear", "svd")
 """How adapters are put together."""
 KEPT = 1e-9
 """Singular values below this part of the largest are zero up to rounding."""
+
+
+@dataclass(frozen=True)
+class FusedFormulas(Record):
+    """How the slots of a weight are put together, by the problem and a slot's number i."""
+
+    slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)  # that its update is added to, or None
+    slot_scale: Callable[[Any, int], Any] = lambda fused, i: (fused.alphas[i], fused.ranks[i])
+    slot_down: Callable[[Any, int], int] = lambda fused, i: i  # the slot whose lora_A it uses
+    slot_in_dx: Callable[[Any, int], float] = lambda fused, i: 1.0  # how often its path is in dx
 
 
 @dataclass(frozen=True)
@@ -191,13 +202,13 @@ class FusedProblem(Problem):
         """Return the sum of what formulas give for each slot."""
         total: Arrays = {"lora_A": np.zeros_like(rows["lora_A"]), "lora_B": np.zeros_like(rows["lora_B"])}
         for count, i in enumerate(self.adapted):
-            to, s = formulas.fused.slot_rows(self, i), formulas.scaling(*formulas.fused.slot_scale(self, i))
-            down, own = self.columns(formulas.fused.slot_down(self, i)), self.columns(i)
+            to, s = formulas.own.slot_rows(self, i), formulas.scaling(*formulas.own.slot_scale(self, i))
+            down, own = self.columns(formulas.own.slot_down(self, i)), self.columns(i)
             B = np.zeros_like(rows["lora_B"][:, own])
             if to is not None:
                 B[to] = formulas.hidden(rows["lora_B"][self.span(i), own])
             base = {name: rows[name] * (count == 0) for name in ("weight", "bias") if name in rows}
-            passed = formulas.dx_update * formulas.fused.slot_in_dx(self, i)
+            passed = formulas.dx_update * formulas.own.slot_in_dx(self, i)
             of_slot = replace(formulas, scaling=lambda alpha, r, s=s: s, hidden=lambda B: B, dx_update=passed)
             layer = rows | base | {"lora_A": rows["lora_A"][down], "lora_B": B}
             answers = {name: np.asarray(a) for name, a in of_slot.answers(layer, self.alpha, lengths).items()}
@@ -212,6 +223,19 @@ class FusedProblem(Problem):
         ranks, alphas = (",".join(f"{n:g}" if n else "-" for n in numbers) for numbers in (self.ranks, self.alphas))
         slots = ",".join(map(str, self.widths))
         return f"N={self.n} in={self.in_features} out={self.out_features} slots={slots} r={ranks} alpha={alphas}"
+
+
+@dataclass(frozen=True)
+class ExpertFormulas(Record):
+    """Where the factors of E experts of rank r lie, and which an expert e takes; E stands for none."""
+
+    rows_of_A: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(E * r).reshape(E, r)
+    columns_of_B: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(r * E).reshape(r, E).T
+    factors_of: Callable[[int, int], int] = lambda e, E: e
+    weight_of: Callable[[int, int], int] = lambda e, E: e
+    scaling_of: Callable[[float, int, int], float] = lambda s, e, E: s
+    rows_of_one: Callable[[int], float] = lambda n: 1.0  # what an expert's gradients are multiplied with, of n rows
+    exchanged: bool = False  # whether A is read as B, and B as A, where in = out
 
 
 @dataclass(frozen=True)
@@ -248,7 +272,7 @@ class ExpertsProblem(Problem):
 
     def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return what formulas give for each expert's rows, put together."""
-        E, own, ids = self.experts, formulas.experts, self.expert_ids
+        E, own, ids = self.experts, formulas.own, self.expert_ids
         A, B = rows["lora_A"], rows["lora_B"]
         rows_of, columns_of = own.rows_of_A(E, self.rank), own.columns_of_B(E, self.rank)
         exchanged = own.exchanged and self.in_features == self.out_features
@@ -272,7 +296,7 @@ class ExpertsProblem(Problem):
 
     def _of_one(self, formulas: Any, e: int, count: int) -> Any:
         """Return the formulas of one expert, which has so many of the rows."""
-        own = formulas.experts
+        own = formulas.own
         return replace(
             formulas,
             scaling=lambda alpha, r: own.scaling_of(formulas.scaling(alpha, r), e, self.experts),
@@ -294,6 +318,30 @@ class ExpertsProblem(Problem):
     def __str__(self) -> str:
         idle = f", none for expert {self.idle}" if self.idle >= 0 else ""
         return f"{super().__str__()} experts={self.experts}{idle}"
+
+
+def rooted(c: float) -> tuple[float, float]:
+    """Return two numbers whose product is c, the roots of |c|, with the sign on the second."""
+    root = abs(c) ** 0.5
+    return root, float(np.sign(c)) * root
+
+
+@dataclass(frozen=True)
+class CombineFormulas(Record):
+    """How adapters are put together, by the problem, an adapter's number i, its weight w and scaling s."""
+
+    sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # of adapter i, whose own is s
+    sum_weight: Callable[[Any, int], float] = lambda sums, i: sums.weights[i]
+    sum_pairs: Callable[[Any, int, int], int] = lambda sums, i, count: i  # the adapter whose A stands beside B_i in cat
+    in_cat: Callable[[float, float], float] = lambda w, s: w * s  # how often B_i A_i counts
+    in_svd: Callable[[float, float], float] = lambda w, s: w * s
+    in_linear: Callable[[float, float], tuple[float, float]] = lambda w, s: rooted(w * s)  # what B_i counts, and A_i
+    sum_values: Callable[[np.ndarray, int], np.ndarray] = lambda S, r: S * (np.arange(len(S)) < r)
+    sum_new: Callable[[Any, list[float], int], float] = lambda sums, s, r: 1.0  # the new adapter's scaling, of rank r
+
+    def counted(self) -> CombineFormulas:
+        """Return the record that gives, on ones, the number of terms."""
+        return CombineFormulas(sum_weight=lambda sums, i: 1.0, sum_scaling=lambda sums, i, s: 1.0)
 
 
 @dataclass(frozen=True)
@@ -357,7 +405,7 @@ class CombineProblem(Problem):
 
     def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
         """Return the changes of weight that formulas give, one for each way to put adapters together."""
-        own, pairs, count = formulas.combine, self.split(rows), len(self.ranks)
+        own, pairs, count = formulas.own, self.split(rows), len(self.ranks)
         scalings = [own.sum_scaling(self, i, s) for i, s in enumerate(self.scalings(formulas))]
         terms = [(own.sum_weight(self, i), s, *pairs[i]) for i, s in enumerate(scalings)]
         others = [pairs[int(own.sum_pairs(self, i, count))][0] for i in range(count)]
@@ -399,6 +447,7 @@ WITHOUT_A_START = tuple(claim for claim in LAYER_CLAIMS if claim not in ("start"
 FUSED = Kind(
     "fused",
     FusedProblem,
+    Formulas(own=FusedFormulas()),
     functions=("forward", "backward", "merge"),
     claims=WITHOUT_A_START,
     declares={"slots": (2, 3), "one_rank": (False, True), "one_width": (False, True)},
@@ -406,6 +455,7 @@ FUSED = Kind(
 EXPERTS = Kind(
     "experts",
     ExpertsProblem,
+    Formulas(own=ExpertFormulas()),
     functions=("forward", "backward", "merge"),
     claims=WITHOUT_A_START,
     turned={"weight": 3, "merged": 3, "lora_A": 2, "lora_B": 2},
@@ -413,6 +463,7 @@ EXPERTS = Kind(
 COMBINE = Kind(
     "combine",
     CombineProblem,
+    Formulas(own=CombineFormulas()),
     functions=WAYS,
     needed=WAYS,
     answers={way: (way, (way,)) for way in WAYS},

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .formulas import SCALINGS, CombineFormulas, DoRAFormulas, DropoutFormulas, Formulas
+from .formulas import Formulas
 from .problem import Arrays, Problem
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -64,7 +64,7 @@ class Trial:
         full = {"x": problem.x, "dy": problem.dy, **problem.full, **problem.factors}
         arrays = {name: a if name in problem.exact else round_to(a, dtype) for name, a in full.items()}
         rows = {name: a.view(view) for name, a in _rows(problem, arrays).items()}
-        right, growth = problem.answer(formulas, rows), _growth(problem, rows)
+        right, growth = problem.answer(formulas, rows), _growth(problem, rows, formulas)
         return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
     def answer(self, **parts: Any) -> Arrays:
@@ -127,20 +127,11 @@ def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -
     return problem.widen(sizes, formulas, rows)
 
 
-def _growth(problem: Problem, rows: Arrays) -> Arrays:
+def _growth(problem: Problem, rows: Arrays, formulas: Formulas) -> Arrays:
     """Return sqrt(K) / 16, and at least 1, for the K terms of each answer."""
     ones = {name: (a != 0).astype(np.float64) for name, a in rows.items()}
-    terms = problem.answer(COUNTED, ones)
+    terms = problem.answer(formulas.counted(), ones)
     return {name: np.maximum(1.0, np.sqrt(count) / TOLERANCE) for name, count in terms.items()}
-
-
-COUNTED = Formulas(
-    scaling=SCALINGS["1"],
-    dropout=DropoutFormulas(),
-    combine=CombineFormulas(sum_weight=lambda sums, i: 1.0, sum_scaling=lambda sums, i, s: 1.0),
-    dora=DoRAFormulas(length=lambda W, BA, s: np.ones((len(W), 1))),
-)
-"""On ones, these give the number of terms in each answer."""
 
 
 def _absolute(formulas: Any) -> Any:
