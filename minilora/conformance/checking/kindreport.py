@@ -105,7 +105,8 @@ class KindReport(Report):
 
     def own_lines(self, *, all: bool) -> list[str]:
         """Return the claims that are not right, a row each, the others in a line, kind by kind."""
-        return [line for report in (self, *self.kinds.values()) for line in report.block(self.known, all)]
+        lines = [line for report in (self, *self.kinds.values()) for line in report.block(self.known, all)]
+        return lines if self.kinds or self.status else lines[1:]  # which the first line says, of one kind
 
     def block(self, known: Collection[str], all: bool) -> list[str]:
         """Return the lines about this kind alone."""
