@@ -101,17 +101,19 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("argv", "said"),
     [
-        (["--json", ""], "argument --json: the name is empty"),
-        (["--xfails", ""], "argument --xfails: the name is empty"),
-        *[([f"--timeout={text}"], f"expected a number of seconds above 0, got {text!r}")
+        (["conformance", "my_lora", "--json", ""], "argument --json: the name is empty"),
+        (["golden", "folder", "--compare", "mine", "--xfails", ""], "argument --xfails: the name is empty"),
+        (["diagnose", "logits", "--model", "model"], "the following arguments are required: --adapter"),
+        (["diagnose", "logits", "--adapter", "adapter"], "the following arguments are required: --model"),
+        *[(["conformance", "my_lora", f"--timeout={text}"], f"expected a number of seconds above 0, got {text!r}")
           for text in ("0", "-1", "nan", "inf", "soon")],
     ],
 )  # fmt: skip
-def test_an_option_that_cannot_be_is_refused_by_the_parser(capsys, given, said):
+def test_an_option_that_cannot_be_is_refused_by_the_parser(capsys, argv, said):
     with pytest.raises(SystemExit) as ended:
-        door.main(["my_lora", *given])
+        cli.main(argv)
     assert ended.value.code == 2
     assert said in capsys.readouterr().err
 
