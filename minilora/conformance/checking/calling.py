@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import os
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...checks import printable
 from ..problems.formulas import QUANTITIES
 from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import Trial
+from .places import line_of, line_of_function, raised
 
 
 class NoAnswer(Exception):
@@ -183,33 +181,8 @@ def _changed(lent: Arrays, copies: Arrays) -> str:
     return ""
 
 
-def raised(error: BaseException) -> str:
-    """Return an exception on one line, without control characters."""
-    return printable(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
-
-
-def line_of(error: BaseException) -> str:
-    """Return the file and the line of the user's code that raised; empty where only libraries and this suite show."""
-    for place in reversed(traceback.extract_tb(error.__traceback__)):
-        if is_theirs(place.filename):
-            return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
-    return ""
-
-
-def line_of_function(function: Any) -> str:
-    """Return the file and the line where a function of the user's begins; empty where that is not known."""
-    code = getattr(getattr(function, "func", function), "__code__", None)  # of a partial, its function's
-    return printable(f"{os.path.basename(code.co_filename)}, line {code.co_firstlineno}") if code else ""
-
-
 def _is_of_torch(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
-
-
-def is_theirs(file: str) -> bool:
-    """Return whether a file is the user's, and not of this suite, of Python or of a package that is installed."""
-    not_theirs = (os.path.dirname(os.path.dirname(__file__)), os.path.dirname(os.__file__))
-    return not file.startswith(("<", *not_theirs)) and "-packages" not in file
 
 
 def described(value: Any) -> str:

@@ -25,9 +25,8 @@ import msgspec
 
 from ...checks import printable
 from ..report import CannotRun
-from .calling import is_theirs, line_of, raised
-from .check import check
 from .kindreport import KindReport
+from .places import is_theirs, line_of, raised
 
 TIMEOUT = 20.0
 FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
@@ -138,6 +137,8 @@ def _last_line(traces: str) -> str:
 
 def main(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoReturn:
     """Be the child: check, write the report or why there is none, and end, whatever foreign code has left running."""
+    from .check import check  # the parent does without it
+
     with open(traces, "w", encoding="utf-8") as file:
         faulthandler.enable(file)
         faulthandler.dump_traceback_later(float(timeout), exit=True, file=file)
