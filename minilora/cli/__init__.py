@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
-COMMANDS = ["article", "finetune", "generate", "evaluate", "check", "merge", "inspect", "export", "judge"]
+COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "check", "judge"]
 """Their files, in the order of the help."""
 
 DESCRIPTION = """\
@@ -26,21 +26,24 @@ delta = (alpha / rank) B A, from two thin factors A (rank x in) and B (out x ran
 """
 
 EPILOG = """\
-start here:
-  minilora article                   the experiment of "Understanding LoRA with a minimal example", in a minute
-  minilora article --epochs 10       the same, a tenth as long
-  minilora article --rank 4          the same with four times the parameters
-  minilora check                     every hand-written gradient against measured slopes, on this machine
-  minilora article --save DIR        write the adapter to a folder, in PEFT's layout
-  minilora inspect DIR               show what is in such a folder
-  minilora merge FOLDER DIR -o OUT   fold it into a model: OUT loads wherever FOLDER does
-  minilora export DIR --model MODEL -o FILE.gguf
-                                     write it for llama.cpp
+fine-tune a language model:
   minilora finetune TEXT --save DIR  train an adapter of a small language model on a text
   minilora finetune CHATS.jsonl --model MODEL --save DIR
                                      the same for a model of yours, on chats, or on prompts and completions
   minilora generate PROMPT           continue a text with the model; --adapter DIR adds an adapter
   minilora evaluate FILE             measure a model's loss on a text; --adapter DIR beside that of an adapter
+  minilora merge MODEL DIR -o OUT    fold an adapter into a model: OUT loads wherever MODEL does
+  minilora inspect DIR               show what is in an adapter's folder
+  minilora export DIR --model MODEL -o FILE.gguf
+                                     write it for llama.cpp
+
+learn:
+  minilora article                   the experiment of "Understanding LoRA with a minimal example", in a minute
+  minilora article --epochs 10       the same, a tenth as long
+  minilora article --rank 4          the same with four times the parameters
+  minilora check                     every hand-written gradient against measured slopes, on this machine
+
+check what others made:
   minilora audit DIR --model FOLDER  is this adapter right, and does the model take it?
   minilora diagnose LOGITS --model FOLDER --adapter DIR
                                      what did an engine do with it?

@@ -100,6 +100,25 @@ def align(lines: Sequence[tuple[str, ...]], left: set[int]) -> str:
     )
 
 
+MOST_ROWS = 24
+"""Of a table that is printed row by row, unless ``--all`` asks for more."""
+
+
+def by_kind(rows: Sequence[tuple[str, ...]], name: int = 0) -> list[tuple[str, ...]]:
+    """Return rows that differ in their module's path alone as one, with its last part and how many there are."""
+    count: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        end = row[name].removesuffix(".weight").rpartition(".")[2]
+        kind = (*row[:name], end, *row[name + 1 :])
+        count[kind] = count.get(kind, 0) + 1
+    return [(*kind[:name], f"{kind[name]} x {number}", *kind[name + 1 :]) for kind, number in count.items()]
+
+
+def add_all(parser: argparse.ArgumentParser) -> None:
+    """Add ``--all``."""
+    parser.add_argument("--all", action="store_true", help=f"print every row of a table of more than {MOST_ROWS}")
+
+
 # --- options ----------------------------------------------------------------------------------------------------------
 
 

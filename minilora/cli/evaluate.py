@@ -28,7 +28,12 @@ def add(commands: Any) -> None:
     option("text", type=path, metavar="FILE", help="a text file in UTF-8, or a .jsonl file of examples")
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
-    option("--length", type=int, metavar="N", help="tokens in a window (default: 128); longer examples are cut")
+    option(
+        "--length",
+        type=int,
+        metavar="N",
+        help="tokens in a window (default: 128), or the most in an example (default: all)",
+    )
     add_quantize(parser)
     add_backend(parser)
     parser.set_defaults(command=run, before_numpy=limit_blas)

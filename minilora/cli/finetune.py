@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..language.recipe import ADAPTER, Recipe, option_name
+from ..language.recipe import ADAPTER, GROUPS, Recipe, option_name
 from .console import (
     Defaults,
     add_backend,
@@ -28,7 +28,7 @@ SHARED = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser: an option for each field of a recipe."""
+    """Add the command to the parser: an option for each field of a recipe, in groups."""
     parser = commands.add_parser(
         "finetune",
         help="train an adapter of a language model on a text, or on examples",
@@ -42,21 +42,29 @@ def add(commands: Any) -> None:
         epilog="example: minilora finetune notes.txt --model SmolLM2-135M --save my-notes",
         formatter_class=Defaults,
     )
-    for field in fields(Recipe):
-        said, required = field.metadata, field.default is MISSING
-        if field.name in SHARED:
-            SHARED[field.name](parser)
-        elif field.default is False:
-            parser.add_argument(option_name(field.name), action="store_true", help=said["help"])
-        else:
-            read = path if said["type"] is Path else said["type"]
-            more = {"metavar": said["metavar"], "choices": said["choices"], "type": read, "help": said["help"]}
-            if field.name == "text":
-                parser.add_argument("text", **more)
-            else:
-                default = None if required else field.default
-                parser.add_argument(option_name(field.name), default=default, required=required, **more)
+    by_name = {field.name: field for field in fields(Recipe)}
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add_option(group, by_name[name])
     parser.set_defaults(command=run, before_numpy=limit_blas)
+
+
+def _add_option(group: Any, field: Field[Any]) -> None:
+    """Add the option of a field."""
+    said, required = field.metadata, field.default is MISSING
+    if field.name in SHARED:
+        SHARED[field.name](group)
+    elif field.default is False:
+        group.add_argument(option_name(field.name), action="store_true", help=said["help"])
+    else:
+        read = path if said["type"] is Path else said["type"]
+        more = {"metavar": said["metavar"], "choices": said["choices"], "type": read, "help": said["help"]}
+        if field.name == "text":
+            group.add_argument("text", **more)
+        else:
+            default = None if required else field.default
+            group.add_argument(option_name(field.name), default=default, required=required, **more)
 
 
 def run(options: argparse.Namespace) -> int:

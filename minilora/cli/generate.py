@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import Defaults, add_backend, add_model, add_quantize, chosen_backend, path, printable
+from .console import (
+    Defaults,
+    add_backend,
+    add_model,
+    add_quantize,
+    check_output,
+    chosen_backend,
+    files,
+    path,
+    printable,
+)
 
 if TYPE_CHECKING:
     from ..language.chat import Dialogue, Prompt
@@ -22,13 +34,22 @@ def add(commands: Any) -> None:
         description=(
             "Print the prompt and its continuation, token by token, until N tokens or the text's end. With --chat "
             "PROMPT is a user's message: the model's chat template formats it, and only the answer is printed. Without "
-            "PROMPT, --chat answers each line that you type, or of stdin, and the model reads all that was said before."
+            "PROMPT, --chat answers each line that you type, or of stdin, and the model reads what was said before. "
+            "Ctrl-C ends an answer. With -o PROMPT is a .jsonl file of prompts or chats, which are answered in a file."
         ),
         epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
     )
     option = parser.add_argument
     option("prompt", nargs="?", metavar="PROMPT", help="the text to continue, or the message to answer")
+    option(
+        "-o",
+        "--output",
+        type=path,
+        metavar="FILE",
+        help="answer each line of the .jsonl file PROMPT, a prompt or messages up to the assistant's last, and write "
+        'the lines there with "generated" beside',
+    )
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
     option(
@@ -78,31 +99,93 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("the prompt is empty: give at least one word")
     if options.system is not None and not options.chat:
         raise ValueError("--system is a message of a chat: it goes with --chat")
+    if options.output is not None:
+        if options.chat:
+            raise ValueError("-o reads prompts and chats from a file, and --chat what is typed: leave one of them out")
+        check_output(options.output, files("the file of prompts", Path(options.prompt or "")), "-o")
+        if options.output.exists():
+            raise ValueError(f"-o {str(options.output)!r} is there already, expected a new file")
     backend, source = chosen_backend(options.backend), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
     tokenizer = load_tokenizer(source)
+    records = None if options.output is None else read_prompts(Path(options.prompt), tokenizer, source)
     dialogue = Dialogue(load_template(source), tokenizer, options.system) if options.chat else None
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
-    first = None if options.prompt is None else _prompt(options.prompt, dialogue, tokenizer)
+    given = options.prompt is not None and records is None
+    first = _prompt(options.prompt, dialogue, tokenizer) if given else None
     model = load_model(options.model, "float32", backend, options.quantize)
     if adapters:
         model = with_adapters(model, adapters, options.adapter, backend, options.quantize)
-    prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
-    for prompt in prompts:
+
+    def texts(prompt: Prompt) -> Iterator[str]:
+        """Yield what the model adds to a prompt, piece by piece."""
         warn_beyond_context(model, len(prompt.ids) + options.tokens, "prompt and text may have")
         ids = generate(
             model, prompt.ids, options.tokens, temperature=options.temperature, top_p=options.top_p, rng=rng,
             end=prompt.end,
         )  # fmt: skip
+        return added_text(ids, prompt.text_ids, tokenizer.decode)
+
+    if records is not None:
+        write_answers(records, texts, options.output)
+        return 0
+    prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
+    for prompt in prompts:
         print(_shown(prompt.text), end="", flush=True)
         answer = ""
-        for text in added_text(ids, prompt.text_ids, tokenizer.decode):
-            print(_shown(text), end="", flush=True)
-            answer += text
+        try:
+            for text in texts(prompt):
+                print(_shown(text), end="", flush=True)
+                answer += text
+        except KeyboardInterrupt:
+            if first is not None:
+                raise
         print(flush=True)
         if dialogue is not None:
             dialogue.answered(answer)
     return 0
+
+
+def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[dict[str, Any], Prompt]]:
+    """Return the lines of a .jsonl file, each with what the model is to go on from."""
+    from ..checks import FileRefused, printable
+    from ..language.chat import SPEAKER, Prompt, encode_answering, read_prompt
+    from ..language.chattemplate import load_template
+    from ..language.text import read_text
+
+    records, template = [], None
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if "messages" in record:
+                template = template or load_template(model)
+                messages = record["messages"]
+                asked = messages[:-1] if messages[-1].get("role") == SPEAKER else messages
+                ids, end = encode_answering(asked, template, tokenizer)
+                records.append((record, Prompt(ids, "", [], end)))
+            else:
+                records.append((record, read_prompt(record["prompt"], tokenizer)))
+        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+            why = printable(str(error))
+            raise FileRefused(file, f"line {number} has neither a prompt nor messages: {why}") from None
+    return records
+
+
+def write_answers(
+    records: list[tuple[dict[str, Any], Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path
+) -> None:
+    """Write each record with what the model says, a line as soon as it is there; the file is whole or not at all."""
+    from tqdm import tqdm
+
+    from ..files.disk import written_whole
+
+    with written_whole(file) as out:
+        for record, prompt in tqdm(records, unit="prompt", disable=None):
+            said = "".join(texts(prompt))
+            out.write((json.dumps({**record, "generated": said}, ensure_ascii=False) + "\n").encode())
+    print(f"{len(records):,} answers written to {printable(str(file))}")
 
 
 def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Prompt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import align, check_plot, path, write_figure
+from .console import MOST_ROWS, add_all, align, check_plot, path, write_figure
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
         ),
     )
     parser.add_argument("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
+    add_all(parser)
     parser.add_argument("--plot", metavar="FILE", type=path, help="draw norms and shares (.png, .svg, .pdf)")
     parser.set_defaults(command=run)
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_plot(options.plot)
     summaries = inspect_adapter(options.adapter)
-    print(table(summaries))
+    print(table(summaries, options.all or len(summaries) <= MOST_ROWS))
     if options.plot:
         from . import figures
 
@@ -43,14 +44,27 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def table(summaries: list[LayerSummary]) -> str:
-    """Return the summaries as a table, for a terminal. Plain linear layers alone need no column of kinds."""
-    head = ("module", "kind", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|")
-    lines = [(*head, "share of each singular value")]
+def table(summaries: list[LayerSummary], every: bool = True) -> str:
+    """Return the summaries as a table, for a terminal; unless `every`, those of one kind and size as one row.
+
+    Plain linear layers alone need no column of kinds.
+    """
+    kinds: dict[Any, list[LayerSummary]] = {}
     for s in summaries:
-        shares = " ".join(f"{100 * share:.1f}%" for share in s.shares[:SHOWN]) + " ..." * (len(s.shares) > SHOWN)
-        numbers = (f"{s.rank}", f"{s.alpha:g}", f"{s.scaling:.4g}", f"{s.parameters:,}", f"{s.norm:.4g}")
-        lines.append((s.module, str(s.form), f"{s.out_features} x {s.in_features}", *numbers, shares))
+        name = s.module if every else s.module.rpartition(".")[2]
+        kinds.setdefault((name, str(s.form), s.out_features, s.in_features, s.rank, s.alpha, s.scaling), []).append(s)
+    head = ("module", "kind", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|")
+    lines = [(*head, "share of each singular value" if every else "mean share of each singular value")]
+    for (name, form, n_out, n_in, rank, alpha, scaling), found in kinds.items():
+        least, most = (f"{pick(s.norm for s in found):.4g}" for pick in (min, max))
+        shares = [sum(each) / len(found) for each in zip(*(s.shares for s in found), strict=True)]
+        shown = " ".join(f"{100 * share:.1f}%" for share in shares[:SHOWN]) + " ..." * (len(shares) > SHOWN)
+        parameters = f"{sum(s.parameters for s in found):,}"
+        norm = least if least == most else f"{least} to {most}"
+        label = name if every else f"{name} x {len(found)}"
+        lines.append(
+            (label, form, f"{n_out} x {n_in}", f"{rank}", f"{alpha:g}", f"{scaling:.4g}", parameters, norm, shown)
+        )
     lines.append(("total", "", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
     if all(str(s.form) == "linear" for s in summaries):
         return align([(module, *rest) for module, _, *rest in lines], left={0, 7})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import align, path, printable
+from .console import MOST_ROWS, add_all, align, by_kind, path, printable
 
 
 def add(commands: Any) -> None:
@@ -46,6 +46,7 @@ def add(commands: Any) -> None:
         help="how the base stores the weights of modules called NAME: out-in (a Linear) or in-out (GPT-2's Conv1D); "
         "may be given several times",
     )
+    add_all(parser)
     option("--dry-run", action="store_true", help="check everything, print what would change, write nothing")
     parser.set_defaults(command=run)
 
@@ -68,12 +69,14 @@ def run(options: argparse.Namespace) -> int:
     changes = merge_adapter(
         options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
     )
-    lines = [("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")]
+    head = ("tensor", "file", "dtype", "shape", "layout", "rank", "scaling")
+    lines: list[tuple[str, ...]] = []
     for c in changes:
         shape = " x ".join(map(str, c.shape))
         layout = str(c.form).replace("linear", c.layout)
         lines.append((c.name, printable(c.file), c.dtype, shape, layout, f"{c.rank}", f"{c.scaling:.4g}"))
-    print(align(lines, left={0, 1, 2, 4}))
+    lines = lines if options.all or len(lines) <= MOST_ROWS else by_kind(lines)
+    print(align([head, *lines], left={0, 1, 2, 4}))
     tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
     if options.dry_run:
         print(f"{tensors} would change; nothing was written")

@@ -283,6 +283,13 @@ def encode_question(
         without, messages = messages, [{"role": "system", "content": system}, *messages]
         if template.render(without) == template.render(messages):
             raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
+    return encode_answering(messages, template, tokenizer)
+
+
+def encode_answering(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer
+) -> tuple[list[int], frozenset[int]]:
+    """Return the ids of a chat with what lets the model answer, and the tokens that end the answer."""
     ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
     try:
         answered, counted = encode_chat([*messages, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)

@@ -72,6 +72,18 @@ def option(
     )
 
 
+GROUPS = {
+    "data": ("text", "valid", "skip_bad", "length"),
+    "model and adapter": (
+        *("model", "adapter", "target_modules", "target_parameters", "rank", "alpha", "use_rslora", "use_dora", "init"),
+    ),
+    "training": (*("steps", "epochs", "batch_size", "lr", "schedule", "warmup", "dropout", "keep_best", "seed"),),
+    "memory and speed": ("micro_batch", "workers", "dtype", "quantize", "backend", "anyway"),
+    "files": ("save", "overwrite", "checkpoint", "log", "plot"),
+}
+"""The fields of a recipe, as the help groups them."""
+
+
 def _by_size(name: str) -> str:
     small, larger = FITTING[name]
     return f"default: {small}; {larger} for a model of more than {SMALL // 1_000_000} million parameters"
@@ -79,7 +91,7 @@ def _by_size(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A fine-tuning as it was asked for, in the order of the help."""
+    """A fine-tuning as it was asked for."""
 
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
     save: Path = option("write the adapter there, in PEFT's layout", "DIR", default=MISSING, type=Path)

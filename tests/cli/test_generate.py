@@ -74,6 +74,65 @@ def test_each_turn_of_a_chat_stands_behind_the_system_message(chatty, capsys, mo
     assert capsys.readouterr().out == f"{first}\n{second}\n"
 
 
+def test_ctrl_c_ends_an_answer_and_not_the_talk(chatty, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the cat\nthe dog\n"))
+    asked, right = [], generation.generate
+
+    def stopped(model, ids, *more, **options):
+        asked.append("".join(LETTERS[i] for i in ids))
+        for n, token in enumerate(right(model, ids, *more, **options)):
+            if n == 3 and len(asked) == 1:
+                raise KeyboardInterrupt
+            yield token
+
+    monkeypatch.setattr(generation, "generate", stopped)
+    assert run("generate", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == answer(Llama.load("model"), "u the cat.a ")[:3]
+    assert asked[1] == f"u the cat.a {first}.u the dog.a "
+    assert second
+    asked.clear()
+    assert run("generate", "the cat", "--model", "model", "--chat", "--tokens", "9", "--temperature", "0") == 130
+
+
+def test_a_file_of_prompts_is_answered_by_one_loading(chatty, capsys, monkeypatch):
+    lines = [
+        {"prompt": "the cat ", "completion": "sat", "id": 7},
+        {"messages": [{"role": "user", "content": "the dog"}, {"role": "assistant", "content": "ran"}]},
+        {"messages": [{"role": "user", "content": "the dog"}]},
+    ]
+    Path("p.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
+    loaded, right = [], Llama.load
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: loaded.append(a) or right(*a, **k))
+    few = ["--model", "model", "--tokens", "9", "--temperature", "0"]
+    assert run("generate", "p.jsonl", *few, "-o", "out.jsonl") == 0
+    assert capsys.readouterr().out == "3 answers written to out.jsonl\n"
+    assert len(loaded) == 1
+    written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    model = right("model")
+    texts = ["the cat ", "u the dog.a ", "u the dog.a "]
+    assert written == [{**line, "generated": answer(model, text)} for line, text in zip(lines, texts, strict=True)]
+    for more, said in {
+        ("p.jsonl", "-o", "out.jsonl"): "-o 'out.jsonl' is there already, expected a new file",
+        ("p.jsonl", "-o", "p.jsonl"): "-o 'p.jsonl' is the file of prompts, expected another file",
+        ("p.jsonl", "-o", "new", "--chat"): "-o reads prompts and chats from a file",
+    }.items():
+        assert run("generate", *more, *few) == 2
+        assert said in capsys.readouterr().err
+
+
+LINES = ["{", "[]", "3", '{"prompt": 3}', '{"messages": []}', '{"text": "a"}', '{"messages": [3]}']
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_without_a_prompt_is_refused_before_the_model_is_loaded(chatty, capsys, monkeypatch, line):
+    Path("p.jsonl").write_text('{"prompt": "a"}\n' + line)
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert run("generate", "p.jsonl", "--model", "model", "-o", "out.jsonl") == 2
+    assert "'p.jsonl': line 2 has neither a prompt nor messages" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
 def test_a_terminal_shows_where_to_type(chatty, capsys, monkeypatch):
     typed, signs = iter(["the cat"]), []
 

@@ -1,6 +1,7 @@
 """``minilora inspect``."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, load_adapter, save_adapter
 from minilora.cli import main
+
+from ..support.command_line import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +60,34 @@ def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, capsys):
     assert "lm_head" in out
     assert "also holds the base's own weight of 'lm_head', which is not loaded" in err
     assert err.count("\n") == 1
+
+
+def test_a_long_table_is_summed_by_kind(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    layers = {
+        f"h.{i}.{name}": LoRA(rng.standard_normal((2, width)), rng.standard_normal((4, 2)), 6.0)
+        for i in range(13)
+        for name, width in (("q", 3), ("k", 5))
+    }
+    save_adapter(tmp_path / "a", layers)
+    base = {f"{path}.weight": rng.standard_normal(lora.shape) for path, lora in layers.items()}
+    save_file(base, tmp_path / "b.safetensors")
+    assert run("inspect", str(tmp_path / "a")) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.endswith("mean share of each singular value")
+    norms = {
+        name: [float(np.linalg.norm(a.delta())) for path, a in layers.items() if path.endswith(name)] for name in "qk"
+    }
+    for row, name, width in zip(rows, "kq", (5, 3), strict=False):
+        assert re.split(r"  +", row)[:-1] == [
+            f"{name} x 13", f"4 x {width}", "2", "6", "3", f"{13 * 2 * (width + 4):,}",
+            f"{min(norms[name]):.4g} to {max(norms[name]):.4g}",
+        ]  # fmt: skip
+    assert len(rows) == 3
+    assert run("inspect", str(tmp_path / "a"), "--all") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 28
+    command = ["merge", str(tmp_path / "b.safetensors"), str(tmp_path / "a"), "-o", str(tmp_path / "c"), "--dry-run"]
+    assert run(*command) == 0
+    assert [line[:6] for line in capsys.readouterr().out.splitlines()[1:3]] == ["k x 13", "q x 13"]
+    assert run(*command, "--all") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 28
