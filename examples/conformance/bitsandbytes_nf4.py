@@ -21,15 +21,6 @@ def decoded(packed, absmax, shape, nested_absmax=None, mean=0.0):
     return bnb.dequantize_4bit(torch.from_numpy(packed.copy())[:, None], state).reshape(shape)
 
 
-def pack(weight):
-    packed, state = bnb.quantize_4bit(torch.from_numpy(weight.copy()), blocksize=64, quant_type="nf4")
-    return packed.numpy().ravel(), state.absmax.numpy()
-
-
-def unpack(packed, absmax, shape, nested_absmax=None, mean=0.0):
-    return decoded(packed, absmax, shape, nested_absmax, mean).numpy()
-
-
 def weight_of(packed, absmax, A, B, nested_absmax, mean):
     return decoded(packed, absmax, (len(B), A.shape[1]), nested_absmax, mean).numpy()
 
@@ -42,4 +33,4 @@ def backward_4bit(dy, x, packed, absmax, bias, A, B, alpha, nested_absmax=None, 
     return backward(dy, x, weight_of(packed, absmax, A, B, nested_absmax, mean), bias, A, B, alpha)
 
 
-kinds = {"nf4": SimpleNamespace(forward=forward_4bit, backward=backward_4bit, pack=pack, unpack=unpack)}
+kinds = {"nf4": SimpleNamespace(forward=forward_4bit, backward=backward_4bit)}

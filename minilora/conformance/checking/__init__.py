@@ -6,9 +6,6 @@
 - `comparing`: its numbers compared with the right ones; `other_scaling`: what its update is multiplied by instead
 - `describing`: what is said of a wrong array that no known bug explains
 - `in_common`: the property of the problems that decides where it is wrong
-- `behaviour`: the claims that compare no layer's numbers: the start, Adam, the frozen base, merged and back
-- `edges`: the claims about what an implementation may refuse: no rows, more axes, an alpha of 0
-- `packing`: the claims about `pack` and `unpack`, of a layer in NF4
-- `output_dtype`: the claim about the output's precision, of a layer in bfloat16 with factors in float32
+- `claims`: the claims that compare no layer's numbers: a new adapter, Adam, a merge, the edge of the contract
 - `kindreport`: what `check` returns, with an id for each claim and problem
 """
