@@ -51,7 +51,7 @@ class EmbeddingProblem(Problem):
 
     def two_axes(self) -> Problem:
         """Return a problem of six ids."""
-        return type(self)(6, 7, 4, 5, seed=20)
+        return replace(self, n=6, in_features=7, out_features=4, rank=5, alpha=3.0, seed=20)
 
 
 @dataclass(frozen=True)

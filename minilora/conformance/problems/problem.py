@@ -21,7 +21,7 @@ transposed or swapped array fits by accident.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -165,7 +165,7 @@ class Problem:
 
     def two_axes(self) -> Problem | None:
         """Return a problem of six rows, whose rows may lie along two axes; None where they may not."""
-        return type(self)(6, 5, 4, 7, seed=20)  # no two of the axes are alike
+        return replace(self, n=6, in_features=5, out_features=4, rank=7, alpha=3.0, seed=20)  # no two are alike
 
     def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
         """Return an array as it stands in a file under a name."""

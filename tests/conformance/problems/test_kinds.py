@@ -1,8 +1,22 @@
-"""The problems of each kind keep their numbers."""
+"""Kinds and their problems: numbers that stay, what the problems show, what is declared, and a kind that is added."""
 
 import hashlib
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+from minilora.conformance import CannotRun, check
+from minilora.conformance.problems import kind as records
+from minilora.conformance.problems.formulas import SCALINGS, Formulas
+from minilora.conformance.problems.images import ConvolutionProblem
+from minilora.conformance.problems.kind import Kind
 from minilora.conformance.problems.kinds import KINDS
+from minilora.conformance.problems.problem import Problem
+from minilora.conformance.problems.tolerance import drawn
+
+from ..implementations import OURS
+from .test_by_hand import cat, half, report_of, update
 
 FIRST = {"linear": 15, "rslora": 14, "dora": 14, "embedding": 6, "conv1d": 5, "conv2d": 7, "dropout": 14, "nf4": 5,
          "mixed": 9, "fused": 9, "experts": 10, "combine": 13, "dora-full": 14}  # fmt: skip
@@ -16,3 +30,182 @@ def test_a_problem_keeps_its_number():
     assert list(FIRST) == list(KINDS)
     assert len(lines) == 135
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == DIGEST
+
+
+# --- what the problems show -----------------------------------------------------------------------
+
+
+def test_slots_that_are_exchanged_have_other_widths_or_scalings():
+    problems = KINDS["fused"].problems
+    assert any(len(set(p.widths)) < len(p.widths) for p in problems)
+    assert all(len({(a / r) for a, r in zip(p.alphas, p.ranks, strict=True) if r}) == len(p.adapted) for p in problems)
+
+
+def test_experts_show_what_the_packings_hide():
+    problems = KINDS["experts"].problems
+    assert {0, 1} <= {len(set(range(p.experts)) - set(p.expert_ids)) for p in problems if p.n > 1}
+    assert any(p.in_features == p.out_features for p in problems)
+    assert any(p.out_features == 2 * p.in_features for p in problems)
+    assert {p.experts for p in problems} >= {1, 2, 3}
+    assert all(p.rank != p.experts for p in problems if p.n > 1)
+
+
+def test_a_nearest_matrix_does_not_depend_on_rounding():
+    problems = KINDS["combine"].problems
+    assert {(True, True), (False, False), (True, False), (False, True)} <= {p.stabilised for p in problems}
+    assert {min(p.weights) < 0 for p in problems} == {True, False}
+    assert {len(p.ranks) for p in problems} == {1, 2, 3}
+    for p in problems:
+        S = np.linalg.svd(cat(*p.hand_over("cat", p.factors).values()), compute_uv=False)
+        after = S[p.rank] if p.rank < len(S) else 0.0
+        assert p.rank <= min(p.in_features, p.out_features, sum(p.ranks))
+        assert S[p.rank - 1] - after > S[0] / 25
+
+
+def test_factors_are_float32_beside_numbers_of_bfloat16():
+    for problem in KINDS["mixed"].problems:
+        arrays = drawn(problem, "float32", KINDS["mixed"].formulas).arrays
+        for name in ("x", "dy", "weight", "bias"):
+            assert name not in arrays or np.array_equal(half(arrays[name]), arrays[name])
+        assert not np.array_equal(half(arrays["lora_A"]), arrays["lora_A"])
+
+
+def test_where_base_and_update_cancel_the_base_is_exact():
+    """Each partial sum of the base is an integer up to 256, in whatever order; the update takes it away up to 1/2."""
+    for problem in (problem for problem in KINDS["mixed"].problems if problem.near):
+        trial = drawn(problem, "float32", KINDS["mixed"].formulas)
+        p = trial.arrays
+        assert (np.abs(p["x"]) @ np.abs(p["weight"]).T + np.abs(p["bias"])).max() <= 256
+        assert np.abs(trial.right["y"]).max() <= 0.5 - 1e-6  # so no BLAS rounds to another integer
+        assert np.abs(update(p["x"], p["lora_A"], p["lora_B"], problem.alpha / problem.rank)).max() > 50
+
+
+# --- what is declared -----------------------------------------------------------------------------
+
+
+def seen(**declared):
+    """The slots, ranks and alphas that an implementation of fused slots is asked for."""
+    asked = []
+
+    def forward(x, weight, bias, A, B, alpha, widths):
+        asked.append((widths, [None if a is None else len(a) for a in A], alpha))
+        return OURS["fused"].forward(x, weight, bias, A, B, alpha, widths)
+
+    assert report_of("fused", forward=forward, **declared).passed
+    return asked
+
+
+def test_all_forms_of_slots_are_asked_for_unless_declared():
+    asked = seen()
+    assert {len(widths) for widths, *_ in asked} == {2, 3}
+    assert any(len(set(widths)) > 1 for widths, *_ in asked)
+    assert any(len(set(filter(None, ranks))) > 1 for _, ranks, _ in asked)
+    assert any(None in ranks for _, ranks, _ in asked)
+    assert all([a is None for a in alpha] == [r is None for r in ranks] for _, ranks, alpha in asked)
+    assert {len(widths) for widths, *_ in seen(slots=3)} == {3}
+    assert all(len(set(widths)) == 1 for widths, *_ in seen(one_width=True, slots=2))
+    for _, ranks, alpha in seen(one_rank=True):
+        assert len(set(filter(None, ranks))) == len({a for a in alpha if a is not None}) == 1
+
+
+def test_another_number_of_slots_is_refused():
+    with pytest.raises(CannotRun, match=r"slots of .* must be .*2.*3.*, got 4"):
+        report_of("fused", forward=OURS["fused"].forward, slots=4)
+
+
+def test_a_function_is_handed_the_options_that_it_names():
+    def forward(x, weight, bias, A, B, alpha, *, stride, padding=0, **more):
+        assert not more
+        return OURS["conv2d"].forward(x, weight, bias, A, B, alpha, stride=stride, padding=padding)
+
+    assert report_of("conv2d", forward=forward).passed
+
+
+class Compiled:
+    """A function that has no signature to look at."""
+
+    @property
+    def __signature__(self):
+        raise ValueError("no signature found")
+
+    def __call__(self, *arrays):
+        return OURS["conv2d"].forward(*arrays)
+
+
+def test_a_function_without_a_signature_is_handed_no_options():
+    assert report_of("conv2d", forward=Compiled()).passed
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        ({"stride": (1, 1)}, "if stride were 1"),
+        ({"padding": (0, 0)}, "without padding"),
+        ({"stride": (2, 3), "dilation": (1, 2)}, "if stride and dilation were exchanged"),
+        ({"stride": (2, 1), "padding": (2, 1), "dilation": (3, 2)}, "if a step of two axes were exchanged"),
+    ],
+)
+def test_a_shape_tells_which_steps_were_taken(steps, said):
+    own = {"kernel": (2, 3), "sizes": (17, 14), "stride": (1, 2), "padding": (1, 2), "dilation": (2, 3)}
+    problem, other = (ConvolutionProblem(2, 3, 4, 2, **values) for values in (own, own | steps))
+    assert problem.positions != other.positions
+    assert problem.would_be((2, 4, *other.positions)) == f", as it would be {said}"
+    assert problem.would_be((2, 4, 99, 99)) == ""
+
+
+def turned(value, swapped=2):
+    if isinstance(value, list):
+        return [turned(one) for one in value]
+    return np.ascontiguousarray(value.swapaxes(-1, -2)) if np.ndim(value) == swapped else value
+
+
+@pytest.mark.parametrize("kind", ["linear", "fused", "dora"])
+def test_factors_and_weights_may_lie_in_out(kind):
+    ours = OURS[kind]
+
+    def forward(x, weight, bias, A, B, *more):
+        return ours.forward(x, turned(weight), bias, turned(A), turned(B), *more)
+
+    def backward(dy, x, weight, bias, A, B, *more):
+        grads = ours.backward(dy, x, turned(weight), bias, turned(A), turned(B), *more)
+        return {name: g if name == "x" else turned(g) for name, g in grads.items()}
+
+    mine = SimpleNamespace(forward=forward, backward=backward, orientation="in, out")
+    report = check(mine) if kind == "linear" else report_of(kind, **vars(mine))
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("fan", [None, True])
+def test_stacked_weights_may_lie_in_out(fan):
+    ours, declared = OURS["experts"], {"fan_in_fan_out": True} if fan else {"orientation": "in, out"}
+
+    def forward(x, W, A, B, alpha, ids):
+        return ours.forward(x, turned(W, 3), *((A, B) if fan else (A.T, B.T)), alpha, ids)
+
+    def merge(W, A, B, alpha):
+        return turned(ours.merge(turned(W, 3), *((A, B) if fan else (A.T, B.T)), alpha), 3)
+
+    assert report_of("experts", forward=forward, merge=merge, **declared).passed
+
+
+# --- a kind is one record -------------------------------------------------------------------------
+
+
+class PlainProblem(Problem):
+    layer = ("weight", "lora_A", "lora_B")
+
+
+def test_a_kind_is_added_by_a_record_and_its_problems(monkeypatch):
+    lines = [{"N": 5, "in": 4, "out": 3, "r": 2, "bias": False}, {"N": 1, "in": 3, "out": 6, "r": 1, "bias": False}]
+    monkeypatch.setattr(records, "_lines", lambda: {"plain": lines})
+    plain = Kind("plain", PlainProblem, Formulas(scaling=SCALINGS["1"]), functions=("forward", "merge"))
+    assert [str(problem) for problem in plain.problems] == ["N=5 in=4 out=3 r=2 alpha=3", "N=1 in=3 out=6 r=1 alpha=3"]
+    monkeypatch.setitem(KINDS, "plain", plain)
+    monkeypatch.setattr("minilora.conformance.checking.contract.DECLARED", ("plain",))
+    right = {"forward": lambda x, W, A, B, alpha: x @ (W + B @ A).T, "merge": lambda W, A, B, alpha: W + B @ A}
+    report = report_of("plain", **right)
+    assert report.passed, str(report)
+    assert {report.claims[claim] for claim in ("forward", "merge", "memory order", "more axes")} == {"ok"}
+    assert report.functions == {"forward": True, "merge": True}
+    report = report_of("plain", **right | {"forward": lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T})
+    assert not report.passed
