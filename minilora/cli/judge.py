@@ -252,7 +252,7 @@ def judge_vectors(options: argparse.Namespace) -> Report | None:
         return None
     if options.starter or options.kind:
         raise ValueError("--starter and --kind are about what is written, expected them without --compare")
-    return vectors.in_one(options.compare, vectors.compare(options.folder, options.compare))
+    return vectors.compare(options.folder, options.compare)
 
 
 def _chosen(options: argparse.Namespace) -> Any:

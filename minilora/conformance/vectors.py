@@ -269,8 +269,8 @@ class VectorIndex(msgspec.Struct):
     of_adam: dict[str, float] = msgspec.field(name="tolerance of adam, without a size")
 
 
-def compare(folder: Path, results: Path) -> list[KindReport]:
-    """Hold what a foreign program wrote against the answers: a report for each precision, as `check` gives one.
+def compare(folder: Path, results: Path) -> VectorsReport:
+    """Hold what a foreign program wrote against the answers, in each precision as `check` does.
 
     Problems, answers, sizes and tolerances are the folder's own. What a known bug would answer is computed from the
     folder's problems, so a folder of an earlier version is judged too.
@@ -296,7 +296,7 @@ def compare(folder: Path, results: Path) -> list[KindReport]:
         raise CannotRun(f"{which} is no case of minilora {__version__}: compare by the one that wrote it")
     vectors = [BY_FILE[file] for file in files if file in BY_FILE]
     dtypes = {BY_FILE[file].dtype for file in answered}
-    return [_compare_in(dtype, vectors, held, folder, results) for dtype in DTYPES if dtype in dtypes]
+    return _in_one(results, [_compare_in(dtype, vectors, held, folder, results) for dtype in DTYPES if dtype in dtypes])
 
 
 @dataclass(repr=False)
@@ -314,7 +314,7 @@ class VectorsReport(Report):
         return lines
 
 
-def in_one(results: Path, reports: Sequence[KindReport]) -> Report:
+def _in_one(results: Path, reports: Sequence[KindReport]) -> VectorsReport:
     """Return one report of those of each precision, in which a case's id begins with the precision."""
     precisions = [report.as_dict() | {"failing": [case.id for case in report.failing]} for report in reports]
     whole = VectorsReport(str(results), "vectors", details={"precisions": precisions}, precisions=list(reports))

@@ -13,6 +13,7 @@ from minilora.conformance import __main__ as door
 from minilora.conformance import check
 from minilora.conformance.checking import child
 from minilora.conformance.problems.tolerance import UNIT
+from minilora.conformance.report import Report
 
 from ..conformance.implementations import OURS, implementation
 from ..conformance.situations import SITUATIONS, build
@@ -72,7 +73,7 @@ def test_a_report_never_takes_the_place_of_what_is_read(inside, capsys, situatio
 
 
 def test_a_report_may_lie_beside_the_results_and_take_its_own_place(inside, monkeypatch):
-    monkeypatch.setattr("minilora.conformance.vectors.compare", lambda *folders: [])
+    monkeypatch.setattr("minilora.conformance.vectors.compare", lambda *folders: Report("right"))
     for _ in range(2):
         assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0
 

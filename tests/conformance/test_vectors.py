@@ -60,7 +60,7 @@ def compared(folder, tmp_path):
         (mine := tmp_path / "mine").mkdir(exist_ok=True)
         for name, arrays in answers.items():
             save_file({key: np.array(a, order="C") for key, a in arrays.items()}, mine / f"{name}.safetensors")
-        return vectors.compare(against, mine)
+        return vectors.compare(against, mine).precisions
 
     return compare
 
@@ -141,7 +141,7 @@ def results(folder, tmp_path_factory):
 
 @pytest.mark.long
 def test_our_own_answers_to_every_case_pass(folder, results):
-    reports = vectors.compare(folder, results)
+    reports = vectors.compare(folder, results).precisions
     assert [report.dtype for report in reports] == ["float64", "float32", "float16", "bfloat16"]
     for report in reports:
         assert report.passed, str(report)
@@ -176,6 +176,15 @@ def test_the_files_of_each_kind_have_the_same_bits(folder):
     for name in sorted(kinds):
         found[kinds[name]].update((folder / name).read_bytes())
     assert {kind: whole.hexdigest()[:16] for kind, whole in found.items()} == BITS
+
+
+def test_the_index_has_a_line_for_each_thing(folder):
+    text, things = (folder / "index.json").read_text(encoding="utf-8"), []
+    for value in index_of(folder).values():
+        pairs = value.items() if isinstance(value, dict) else ()
+        things += [f"{json.dumps(key)}: {json.dumps(of)}" for key, of in pairs]
+        things += map(json.dumps, value if isinstance(value, list) else ())
+    assert [line.strip().rstrip(",") for line in text.splitlines() if line.startswith("  ")] == things
 
 
 @pytest.mark.long
