@@ -30,7 +30,8 @@ import numpy as np
 
 from .backend import all_finite, backend_of, check_finite
 from .checks import Array, check_integer, check_kind, check_library, check_rng, check_shape, check_trainable, named
-from .layer import Layer, check_model
+from .layer import Layer, check_model, walk
+from .layers.embedding import Embedding
 from .losses import IGNORED, Loss, count, mse
 from .optim import Adam, Rate
 
@@ -431,13 +432,29 @@ def check_data(model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, A
         raise ValueError(f"X has shape {tuple(X.shape)}, expected (n, ..., in) with at least one row")
     if Y.shape[:1] != X.shape[:1]:
         raise ValueError(f"Y has shape {tuple(Y.shape)}, expected {X.shape[0]} rows as X has")
-    if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):
+    if isinstance(Y, np.ndarray) and Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):
         raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
     with np.errstate(all="ignore"):
-        model(X[:1])  # which refuses inputs that it cannot take
+        first = model(X[:1])  # which refuses inputs that it cannot take
+    if not isinstance(Y, np.ndarray) and "f" not in (X.dtype.kind, Y.dtype.kind):
+        check_on_device(model, X, Y, first.shape[-1])
     width = getattr(model, "out_features", None)
     if X.dtype.kind == Y.dtype.kind == "f" and width is not None:  # a loss might broadcast them
         check_shape("Y", Y, (*X.shape[:-1], width))
+
+
+def check_on_device(model: Layer, X: Array, Y: Array, classes: int) -> None:
+    """Require a target that counts, and ids and targets in range: a GPU takes any number for another one. One wait."""
+    backend, counts = backend_of(Y), Y != IGNORED
+    targets = backend.xp.where(counts, Y, 0)
+    found = [a.astype("int64") for a in (counts.any(), X.min(), X.max(), targets.min(), targets.max())]
+    some, *extremes = map(int, backend.to_numpy(backend.xp.stack(found)))
+    if not some:
+        raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
+    tokens = max((layer.weight.shape[0] for _, layer in walk(model) if isinstance(layer, Embedding)), default=None)
+    for name, (least, most), size in (("X", extremes[:2], tokens), ("Y", extremes[2:], classes)):
+        if size is not None and not 0 <= least <= most < size:
+            raise ValueError(f"{name} holds {least if least < 0 else most}, expected 0 to {size - 1}")
 
 
 def rows_of_extremes(ids: Array) -> set[int]:

@@ -340,7 +340,7 @@ def traffic_of_training(where):
     return traffic.waits, traffic.to_device, traffic.to_host
 
 
-EXPECTED = (3 + 2 + 1, 2, 0)
+EXPECTED = (3 + 2 + 2 + 1, 2, 0)
 
 
 def test_training_without_a_leak_passes(standin):

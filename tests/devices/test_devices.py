@@ -221,8 +221,9 @@ def test_training_waits_once_an_epoch_and_once_a_logged_loss(standin, kind, epoc
     X, Y = (standin.asarray(rng.standard_normal((N, width)), "float32") for width in (IN, OUT))
     traffic.reset()
     history = train(layer, X, Y, epochs=epochs, batch_size=8, log_every=log_every, rng=rng)
-    # At the start once for X and Y and twice for the loss; once for the parameters after an epoch; once for each loss.
-    assert traffic.waits == 3 + epochs + len(history.losses)
+    # At the start once for X and Y and twice for the loss, which is looked at after the first epoch again; once for the
+    # parameters after an epoch; once for each loss.
+    assert traffic.waits == 3 + 2 + epochs + len(history.losses)
     assert traffic.to_device == epochs, "the row numbers of an epoch's batches go over together"
     assert traffic.to_host == 0
 

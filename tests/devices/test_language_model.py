@@ -48,11 +48,31 @@ def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy):
 @pytest.mark.parametrize("rows", [4, 1])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 5)])
 def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, steps):
-    """At the start twice, to look whether any target counts, and for the loss; once an epoch; twice for a loss."""
+    """At the start twice, for the range of ids, and for the loss, and so after the first epoch; once an epoch; twice for
+    a loss."""
     fine_tune(standin.asarray)  # the cosines and sines of all positions go over once
     _, losses = fine_tune(standin.asarray, rows=rows, epochs=epochs, steps=steps)
-    assert traffic.waits == 2 + 3 + epochs + 2 * len(losses)
-    assert (traffic.to_device, traffic.to_host) == (epochs, 0)
+    assert traffic.waits == 2 + 3 + 3 + epochs + 2 * len(losses)
+    assert (traffic.to_device, traffic.to_host) == (epochs, 2 + len(losses))
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("X", -1), ("X", 29), ("Y", -1), ("Y", 29), ("Y", -99)])
+def test_an_id_out_of_range_is_refused_where_a_gpu_would_take_another(standin, name, wrong):
+    model = rebuild(tiny_llama(dtype="float32"), array=standin.asarray)
+    adapted = adapt(model, TARGETS, rank=2, alpha=4, rng=np.random.default_rng(1))
+    X, Y, *held = windows([LETTERS.index(c) for c in TEXT], 8)
+    data = {"X": X.copy(), "Y": Y.copy()}
+    data["Y"][0, 0] = -100  # which does not count
+    data[name][-1, 3] = wrong
+    X, Y = (standin.asarray(array) for array in data.values())
+    given = {"batch_size": 4, "loss": next_token_loss, "rng": np.random.default_rng(2), "steps": 1, "epochs": 1}
+    with pytest.raises(ValueError, match=rf"^{name} holds {wrong}, expected 0 to 28$"):
+        train(adapted, X, Y, **given)
+    with pytest.raises(ValueError, match=rf"^held_out: {name} holds {wrong}, expected 0 to 28$"):
+        train(adapted, *map(standin.asarray, held[:2]), held_out=(X, Y), **given)
+    Y[...] = -100
+    with pytest.raises(ValueError, match=r"^Y has no target that counts: all of them are -100$"):
+        evaluate(adapted, *map(standin.asarray, held[:1]), Y[: len(held[0])], next_token_loss)
 
 
 def test_threads_are_refused_where_a_gpu_computes(standin):
