@@ -184,9 +184,9 @@ class Sums:
         self.whole += _dot(E, E)
 
     def __iadd__(self, other: Sums) -> Sums:
-        self.meant, self.along, self.whole = (
-            self.meant + other.meant, self.along + other.along, self.whole + other.whole
-        )  # fmt: skip
+        self.meant += other.meant
+        self.along += other.along
+        self.whole += other.whole
         return self
 
     def __str__(self) -> str:

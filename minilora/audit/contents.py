@@ -319,9 +319,8 @@ def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Lan
     if mixtures and not names and not any(EXPERT.search(path) for path in adapter.modules):
         shared = any("shared_expert" in path for path in adapter.modules)
         alone = ": of the MLPs the shared expert alone" if shared else ""
-        yield Finding(
-            NOTE, "experts-untouched", f"the model has experts, and the adapter changes none of them{alone}"
-        )  # fmt: skip
+        text = f"the model has experts, and the adapter changes none of them{alone}"
+        yield Finding(NOTE, "experts-untouched", text)
 
 
 OF_TARGETS = (no_targets, idle_patterns, missing_targets, missing_arrays)

@@ -38,6 +38,7 @@ from .headers import AdapterFile, Module, Tensors, open_tensors
 MLX_NAME = "adapters.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
+NO_NPZ = "an archive of NumPy's, as old versions of mlx-lm wrote: it is not read"
 MOST_LETTERS, MOST_NAMES = 1000, 1000
 """Letters of a tensor's name, and entries of a list of names in a configuration that are looked up one by one."""
 METADATA = "lora_adapter_metadata"
@@ -50,13 +51,13 @@ def open_adapter(path: Path) -> AdapterFile:
     if file.suffix in PICKLES:
         raise FileRefused(file, NO_PICKLE)
     if file.suffix == ".npz":
-        raise FileRefused(file, "expected safetensors: older versions of mlx-lm wrote .npz")
+        raise FileRefused(file, NO_NPZ)
     tensors = open_tensors(file)
     if (longest := max(tensors.shapes, key=len, default="")) and len(longest) > MOST_LETTERS:
         raise FileRefused(file, f"the name {short(longest)} has {len(longest):,} letters: no module has such a path")
     if tensors.weights is None:
         return _read_gguf(file, tensors)
-    refuse_other_kinds(file, tensors.shapes)
+    _refuse_other_kinds(file, tensors.shapes)
     config_path: Path = file.parent / CONFIG_NAME
     config = read_json(config_path) if os.path.exists(config_path) else None
     config, findings = (None, []) if config is None else _typed(config_path, config)
@@ -84,8 +85,7 @@ def _file(folder: Path) -> Path:
         if os.path.exists(folder / name):
             raise FileRefused(folder / name, NO_PICKLE)
     if os.path.exists(folder / "adapters.npz"):
-        what = "an archive of NumPy's, as old versions of mlx-lm wrote: it is not read"
-        raise FileRefused(folder / "adapters.npz", what)
+        raise FileRefused(folder / "adapters.npz", NO_NPZ)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
     if len(files) == 1:
         return files[0]
@@ -223,10 +223,8 @@ def _read_mlx(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, co
         E = _experts(tensors, of_it)
         # An embedding's lora_a is (V, r) and its lora_b (r, dim): transposed too, of a matrix (dim, V).
         kind = "experts" if E else "embedding" if module.rpartition(".")[2] in ("embed_tokens", "wte") else "linear"
-        turned = "" if E else "AB"
-        modules[module] = Module(
-            module, tensors, of_it, kind, turned, experts=E or 1, rank=r, alpha=alpha, scaling=s
-        )  # fmt: skip
+        bare = Module(module, tensors, of_it, kind, "" if E else "AB", experts=E or 1)
+        modules[module] = replace(bare, rank=r, alpha=alpha, scaling=s)
     return AdapterFile(path, "an MLX adapter", tensors, modules, config, config_path, findings=tuple(findings))
 
 
@@ -238,7 +236,7 @@ OTHER_KINDS = {
 }  # fmt: skip
 
 
-def refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
+def _refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
     """Refuse what is an adapter and no LoRA, by its name."""
     for name in names:
         last = name.rpartition(".")[2] if not name.endswith(".weight") else ".".join(name.split(".")[-2:])

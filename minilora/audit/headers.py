@@ -276,16 +276,16 @@ class ModelHeaders:
 
     def read(self, path: str) -> np.ndarray:
         """Read a module's weight, or an array."""
-        return self.tensors.read(self.names[self._name(path)])
+        return self.tensors.read(self._own(path))
 
     def is_exact(self, path: str) -> bool:
         """Return whether a module's weight is stored in a floating-point type, and not in few bits."""
-        own = self.names.get(self._name(path))
-        seen = path in self.arrays or self.modules.get(path) is not None
-        return own is not None and seen and self.tensors.dtypes[own] in (GGUF_FLOATS if self.is_gguf else FLOATS)
+        if path not in self.arrays and self.modules.get(path) is None:
+            return False
+        return self.tensors.dtypes[self._own(path)] in (GGUF_FLOATS if self.is_gguf else FLOATS)
 
-    def _name(self, path: str) -> str:
-        return path if path in self.arrays else f"{path}.weight"
+    def _own(self, path: str) -> str:
+        return self.names[path if path in self.arrays else f"{path}.weight"]
 
 
 def open_model(path: Path) -> ModelHeaders:

@@ -39,8 +39,15 @@ KOHYA_PREFIXES = (
 )  # fmt: skip
 BODIES = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "gpt_neox")
 """What a model without its head is called in the one with it."""
-HEADLESS_TASKS = ("FEATURE_EXTRACTION",)
 WITH_HEAD = re.compile(r"For[A-Z]|LMHead")
+RIGHT_WITHOUT_HEAD = ": right for the model without its head, and not found in the whole one"
+SEEN = (
+    (r"^model\.language_model\.", "language_model.model."), (r"^model\.language_model\.", "model."),
+    (r"^language_model\.model\.", "model.language_model."), (r"^language_model\.model\.", "model."),
+    (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
+)  # fmt: skip
+"""Beginnings of the same path in files of a model that sees, and in others of it."""
+OF_EXPERTS = MIXTRAL | {old: new for new, old in MIXTRAL.items()}
 
 
 @dataclass
@@ -118,12 +125,7 @@ def to_adapter(landing: Landing) -> Callable[[str], str]:
 # --- names ---
 
 
-def _strip(*starts: str) -> Callable[[str], str]:
-    """Return a function that takes these from the beginning of a name, as often as they stand there."""
-    many = re.compile("(?:" + "|".join(map(re.escape, starts)) + ")*")
-    return lambda name: many.sub("", name, count=1)
-
-
+STARTS = re.compile(rf"^(?:{re.escape(PREFIX)}|module\.)+")
 WRAPPER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 WRAPPED: tuple[tuple[str, Callable[[str], str], str], ...] = (
     ("prefix-orig-mod", lambda name: name.replace("_orig_mod.", ""),
@@ -134,7 +136,7 @@ WRAPPED: tuple[tuple[str, Callable[[str], str], str], ...] = (
      "are not found"),
     ("prefix-module", lambda name: name.removeprefix("module."),
      "'module.' of a distributed model stands before the names, so the modules are not found"),
-    ("prefix-doubled", _strip(PREFIX, "module."),
+    ("prefix-doubled", lambda name: STARTS.sub("", name),
      f"the prefix {PREFIX!r} stands twice, so the modules are not found"),
     ("prefix-model-doubled", lambda name: re.sub(r"^model\.(?=model\.)", "", name),
      "'model.' stands twice before the names, so the modules are not found"),
@@ -202,22 +204,12 @@ class Spellings:
         if rest and first in BODIES and not any(name.startswith(f"{first}.") for name in self.paths):
             yield rest  # a checkpoint of the model without its head
         if self.sees:
-            yield re.sub(r"^model\.language_model\.", "language_model.model.", path)
-            yield re.sub(r"^model\.language_model\.", "model.", path)
-            yield re.sub(r"^language_model\.model\.", "model.language_model.", path)
-            yield re.sub(r"^language_model\.model\.", "model.", path)
-            yield re.sub(r"^model\.(?=visual|vision|multi_modal|audio)", "", path)
-            yield f"language_model.{path}" if path == HEAD else path
-        for one, other in ((".mlp.", f".{MIXTRAL_MLP}."), (f".{MIXTRAL_MLP}.", ".mlp.")):
-            if one in path:
-                yield path.replace(one, other)
-        for new, old in MIXTRAL.items():
-            for ours, theirs in ((new, old), (old, new)):
-                if path.endswith(f".{ours}") and ".experts." in path:
-                    changed = f"{path.removesuffix(ours)}{theirs}"
-                    yield changed
-                    yield changed.replace(".mlp.", f".{MIXTRAL_MLP}.")
-                    yield changed.replace(f".{MIXTRAL_MLP}.", ".mlp.")
+            yield from (re.sub(one, other, path) for one, other in SEEN)
+        for mlp in (path, path.replace(".mlp.", f".{MIXTRAL_MLP}."), path.replace(f".{MIXTRAL_MLP}.", ".mlp.")):
+            yield mlp
+            before, _, last = mlp.rpartition(".")
+            if ".experts." in mlp and last in OF_EXPERTS:
+                yield f"{before}.{OF_EXPERTS[last]}"
 
     def _mistaken(self, path: str) -> Iterator[tuple[Fault, str]]:
         """Yield the mistakes that a name may have in it, and the name without it."""
@@ -235,14 +227,9 @@ class Spellings:
         yield fault, re.sub(r"^model\.", "model.language_model.", path)
         level = _level_without_head(self.adapter)
         for first in ("model", "transformer", "language_model.model", "model.language_model", "bert", "roberta"):
-            text = "so the modules are not found"
-            if level != WRONG:
-                text = "right for the model without its head, and not found in the whole one"
-            joint = ", " if level == WRONG else ": "
-            yield (
-                (level, "prefix-model-missing", f"{first + '.'!r} is missing before the names{joint}{text}"),
-                f"{first}.{path}",
-            )
+            text = f"{first + '.'!r} is missing before the names"
+            text += ", so the modules are not found" if level == WRONG else RIGHT_WITHOUT_HEAD
+            yield (level, "prefix-model-missing", text), f"{first}.{path}"
         first, _, rest = path.partition(".")
         if rest:
             text = f"{first + '.'!r} before the names is none of the model's, so the modules are not found"
@@ -258,7 +245,7 @@ def _level_without_head(adapter: AdapterFile) -> str:
     """Return how bad it is that names lack the first part: an adapter of the model without its head has such names."""
     mapping, task = adapter.get("auto_mapping"), adapter.get("task_type")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if task in HEADLESS_TASKS or (isinstance(name, str) and not WITH_HEAD.search(name)):
+    if task == "FEATURE_EXTRACTION" or (isinstance(name, str) and not WITH_HEAD.search(name)):
         return NOTE
     return WRONG if task or name else SUSPICIOUS
 
