@@ -283,6 +283,25 @@ def test_the_two_norms_differ_in_the_factors_alone(kind):
         assert np.abs(found["full"][name] - found["constant"][name]).max() > 1e-3
 
 
+@pytest.mark.parametrize("norm", ["constant", "full"])
+def test_our_dora_is_finite_at_a_row_of_zeros(norm):
+    """And it does not train there: the magnitude is zero."""
+    rng = np.random.default_rng(0)
+    weight, x, dy = rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
+    weight[1] = 0
+    base = Linear(weight, rng.standard_normal(4))
+    A, B = rng.standard_normal((2, 3)), np.zeros((4, 2))
+    layer = DoRA(base, DoRAAdapter(A, B, 3.0, magnitude=np.linalg.norm(weight, axis=1), dora_norm=norm))
+    y, cache = layer.forward(x)
+    np.testing.assert_allclose(y, base(x), rtol=1e-13)
+    np.testing.assert_allclose(layer.merge()(x), base(x), rtol=1e-13)
+    dx, grads = layer.backward(dy, cache)
+    np.testing.assert_allclose(dx, base.input_gradient(dy), rtol=1e-13)
+    assert all(np.isfinite(g).all() for g in grads.values())
+    assert not grads["lora_B"][1].any()
+    assert not grads["magnitude"][1]
+
+
 @pytest.mark.parametrize(("norm", "still"), [("full", True), ("constant", False)])
 def test_lengthening_a_row_has_no_slope_under_the_full_norm(norm, still):
     """Over a base of zero, V = s B A: a longer row of B makes a longer row of V, which DoRA divides by its length."""

@@ -9,6 +9,7 @@ import pytest
 from minilora.conformance import CannotRun, check
 
 from ..implementations import OURS, implementation
+from ..problems.test_by_hand import report_of
 
 LINEAR = vars(OURS["linear"])
 
@@ -31,16 +32,6 @@ def test_an_array_of_an_earlier_call_is_the_caller_s(function):
     assert not report.passed
 
 
-def test_what_is_kept_and_left_alone_is_no_change():
-    kept = []
-
-    def forward(x, *arrays):
-        kept.append((x, *arrays))
-        return LINEAR["forward"](x, *arrays)
-
-    assert check(implementation(forward=forward)).passed
-
-
 def test_a_class_instead_of_an_object_is_said():
     class Mine:
         def __init__(self, scale):
@@ -54,25 +45,17 @@ def test_a_class_instead_of_an_object_is_said():
     assert check(Mine(1)).passed
 
 
-def test_the_line_of_the_user_s_file_is_told():
-    def backward(*arrays):
-        return np.linalg.inv(np.zeros((2, 2)))  # raises in a file of NumPy
-
-    (text,) = check(implementation(backward=backward)).diagnoses
-    line = backward.__code__.co_firstlineno + 1
-    assert text.startswith("backward raises LinAlgError: Singular matrix (N=7 ")
-    assert text.endswith(f", a bias), in test_calling.py, line {line}")
-
-
-def test_the_innermost_line_of_the_user_is_told():
+def test_the_innermost_line_of_the_user_s_file_is_told():
     def inner():
-        raise RuntimeError("here")
+        return np.linalg.inv(np.zeros((2, 2)))  # raises in a file of NumPy
 
     def backward(*arrays):
         return inner()
 
     (text,) = check(implementation(backward=backward)).diagnoses
-    assert text.endswith(f", in test_calling.py, line {inner.__code__.co_firstlineno + 1}")
+    line = inner.__code__.co_firstlineno + 1
+    assert text.startswith("backward raises LinAlgError: Singular matrix (N=7 ")
+    assert text.endswith(f", a bias), in test_calling.py, line {line}")
 
 
 class Tensor:
@@ -111,6 +94,131 @@ def test_functions_that_share_what_raises_are_told_once():
     report = check(SimpleNamespace(forward=forward, backward=backward))
     assert len(report.diagnoses) == 1
     assert report.claims["slope"].startswith("backward, wherever there is no bias, raises RuntimeError: no GPU")
+
+
+def test_one_buffer_and_what_is_kept_and_left_alone_are_right():
+    buffers, kept = {}, []
+
+    def forward(*arrays):
+        y = LINEAR["forward"](*arrays)
+        buffer = buffers.setdefault(y.shape, np.empty_like(y))
+        buffer[...] = y
+        kept.append(arrays)
+        return buffer
+
+    report = check(implementation(forward=forward))
+    assert report.passed, str(report)
+
+
+# --- the lists of slots ---------------------------------------------------------------------------
+
+FUSED = vars(OURS["fused"])
+LISTS = {
+    "a ndarray for lora_B, expected a list, one for each slot": lambda A, B: (A, B[-1]),
+    "2 arrays for lora_B, expected 3, one for each slot": lambda A, B: (A, B[:-1]),
+    "shape (5, 2) for lora_A of slot 0, expected shape (2, 5)": lambda A, B: ([g if g is None else g.T for g in A], B),
+    "lora_A of slot 1, which has no adapter": lambda A, B: ([np.ones((2, 5)) if g is None else g for g in A], B),
+    "nothing for lora_B of slot 0, expected shape (8, 2)": lambda A, B: (A, [None] * len(B)),
+}
+
+
+@pytest.mark.parametrize("said", LISTS)
+def test_a_gradient_that_is_no_list_of_the_slots_is_told(said):
+    def backward(*arrays):
+        grads = FUSED["backward"](*arrays)
+        lists = LISTS[said](grads["lora_A"], grads["lora_B"])
+        return grads | dict(zip(("lora_A", "lora_B"), lists, strict=True))
+
+    (text,) = report_of("fused", forward=FUSED["forward"], backward=backward).diagnoses
+    assert text.startswith("backward")
+    assert f"returns gradients with {said}" in text
+
+
+def test_a_factor_of_a_slot_that_is_changed_is_told():
+    def forward(x, weight, bias, A, *slots):
+        y = FUSED["forward"](x, weight, bias, A, *slots)
+        A[-1][0, 0] += 1
+        return y
+
+    report = report_of("fused", forward=forward)
+    assert report.claims["nothing is changed"] == "forward changes lora_A[2], which belongs to the caller"
+
+
+def test_a_wrong_entry_is_said_with_its_slot_or_expert():
+    def backward(*arrays):
+        grads = FUSED["backward"](*arrays)
+        return grads | {"lora_A": [*grads["lora_A"][:-1], 1.1 * grads["lora_A"][-1] + 0.01]}
+
+    def forward(x, weight, bias, A, B, alpha, widths):
+        y = FUSED["forward"](x, weight, bias, A, B, alpha, widths)
+        y[..., widths[0]] += 1
+        return y
+
+    def merge(weight, *factors):
+        merged = OURS["experts"].merge(weight, *factors)
+        merged[-1, 0, 0] += 1
+        return merged
+
+    of_y, of_A = report_of("fused", forward=forward, backward=backward).diagnoses
+    assert ", 8], in slot 1: " in of_y
+    assert ", in slot 2: " in of_A
+    (text,) = report_of("experts", **vars(OURS["experts"]) | {"merge": merge}).diagnoses
+    assert "at [2, 0, 0], of expert 2: " in text
+
+
+# --- declarations ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("orientation", " Out , IN "),
+        ("scaling", "alpha/r"),
+        ("dtype", np.float64),
+        ("dtype", "Float64"),
+        ("dtype", SimpleNamespace(__name__="jax.numpy.float64")),
+        ("dtype", type("dtype", (), {"__str__": lambda self: "torch.float64"})()),
+    ],
+)
+def test_a_declaration_may_be_spelled_in_other_ways(name, value):
+    report = check(implementation(**{name: value}))
+    assert report.passed, str(report)
+    assert report.dtype == "float64"
+
+
+def test_a_declaration_spelled_in_another_way_counts():
+    def forward(x, weight, bias, A, B, alpha):
+        y = x @ weight + alpha * (x @ A @ B)
+        return y if bias is None else y + bias
+
+    report = check(SimpleNamespace(forward=forward, orientation="in,out", scaling="ALPHA", dtype=np.float32))
+    assert report.passed, str(report)
+    assert report.dtype == "float32"
+
+
+@pytest.mark.parametrize("declared", [{}, {"dtype": "float32"}, {"orientation": "in, out"},
+                                      {"dtype": "float32", "orientation": "in, out"}])  # fmt: skip
+def test_a_forward_that_raises_is_tried_in_other_ways(declared):
+    def forward(x, weight, bias, A, B, alpha):
+        if x.dtype != declared.get("dtype", "float64"):
+            raise RuntimeError("mat1 and mat2 must have the same dtype, but got Double and Float")
+        turned = [a.T if "orientation" in declared else a for a in (weight, A, B)]
+        return LINEAR["forward"](x, turned[0], bias, *turned[1:], alpha)
+
+    if declared:
+        with pytest.raises(CannotRun) as refused:
+            check(SimpleNamespace(forward=forward))
+        said = " and ".join(f'{name} = "{value}"' for name, value in declared.items())
+        assert str(refused.value).endswith(f"; it answers with {said}")
+    assert check(SimpleNamespace(forward=forward, **declared)).passed
+
+
+def test_no_declaration_is_told_where_none_helps():
+    def forward(*arrays):
+        raise RuntimeError("boom")
+
+    with pytest.raises(CannotRun, match=r"forward raises RuntimeError: boom .*\d$"):
+        check(SimpleNamespace(forward=forward))
 
 
 # --- memory order ---------------------------------------------------------------------------------
@@ -163,12 +271,6 @@ def test_memory_that_is_read_as_c_order_fails(reads, said):
     assert not report.passed
     assert report.claims["memory order"].startswith(f"where arrays lie {said}, the output is off by ")
     assert report.diagnoses == [report.claims["memory order"]]
-
-
-def test_what_is_wrong_in_every_order_has_no_habit():
-    report = check(implementation(forward=lambda *arrays: LINEAR["forward"](*arrays) + 1))
-    assert not report.passed
-    assert report.habits["memory order"] == "ok"
 
 
 def test_a_function_that_raises_in_every_order_has_no_habit():

@@ -1,4 +1,4 @@
-"""A layer that keeps its state gives the same output, merged or not: as often as it is merged, and taken back."""
+"""The claims that compare no numbers of a problem: a new adapter, Adam, the base, a merge, the edge of the contract."""
 
 from types import SimpleNamespace
 
@@ -6,12 +6,198 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
+from minilora.conformance.checking.claims import EDGES
+from minilora.conformance.checking.kindreport import REFUSED
 
-from ..implementations import OURS, from_formulas, implementation
-
-pytestmark = pytest.mark.long
+from ..implementations import OURS, from_formulas, implementation, init, with_kinds
+from ..planting import report_of, step_of
+from ..problems.test_tolerance import ORDERS, lora, product
 
 LINEAR = vars(OURS["linear"])
+
+# --- a new adapter --------------------------------------------------------------------------------
+
+STARTS = {
+    "both factors start at zero: ": lambda A, B, r: (0 * A, B),
+    "neither factor starts at zero: ": lambda A, B, r: (A, B + 1),
+    "A's start has the spread of fan r = 9, not fan in = 400": lambda A, B, r: (A * (A.shape[1] / r) ** 0.5, B),
+    "A's start has the spread of fan out = 100, not fan in = 400": lambda A, B, r: (
+        6**0.5 * A * (A.shape[1] / len(B)) ** 0.5,  # as he_uniform has it
+        B,
+    ),
+    "A's start has the spread 2.8": lambda A, B, r: (100 * A, B),
+    "A's start has the spread 2.89e-07; PEFT's is 1 / sqrt(3 in) = 0.0289": lambda A, B, r: (1e-5 * A, B),
+    "A's start has the spread 0.00144, of 1 / in": lambda A, B, r: (A / A.shape[1] ** 0.5, B),
+    "A's start has the mean 0.02": lambda A, B, r: ((A + 0.05) / 2, B),
+    "lora_A starts with rank 8, expected 9": lambda A, B, r: (np.concatenate([A[:-1], A[:1]]) if r == 9 else A, B),
+    "lora_A starts with rank 1, expected 9": lambda A, B, r: (0 * A + A[:1], B),
+    "lora_A starts with shape (400, 9), expected (9, 400)": lambda A, B, r: (A.T, B),
+    "lora_A starts with shape (150, 30), expected (30, 150)": lambda A, B, r: (A if r == 9 else A.T, B),
+    "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
+    "init returns None, expected lora_A and lora_B": lambda A, B, r: None,
+    "init returns a tuple of 1, expected lora_A and lora_B": lambda A, B, r: (A,),
+}
+
+
+@pytest.mark.parametrize("said", STARTS)
+def test_a_wrong_start_is_named(said):
+    def wrong(in_features, out_features, rank, rng):
+        return STARTS[said](*init(in_features, out_features, rank, rng), rank)
+
+    (text,) = check(implementation(init=wrong)).diagnoses
+    assert text.startswith(said)
+
+
+NONE, SAME_WIDTH = "", ": the same at every width; PEFT's is 1 / sqrt(3 in)"
+SPREADS = {
+    "uniform": (lambda A, B, rng: (A, B), NONE),
+    "he_uniform": (lambda A, B, rng: (6**0.5 * A, B), NONE),
+    "ten times as wide": (lambda A, B, rng: (10 * A, B), NONE),
+    "N(0, 1/in)": (lambda A, B, rng: (rng.standard_normal(A.shape) / A[0].size ** 0.5, B), NONE),
+    "N(0, 1)": (lambda A, B, rng: (rng.standard_normal(A.shape), B), SAME_WIDTH),
+    "N(0, 1/r)": (lambda A, B, rng: (rng.standard_normal(A.shape) / len(A) ** 0.5, B), ": not by the input's width"),
+    "uniform(-0.1, 0.1)": (lambda A, B, rng: (rng.uniform(-0.1, 0.1, A.shape), B), SAME_WIDTH),
+    "0.0547": (lambda A, B, rng: (0.0547 * rng.standard_normal(A.shape), B), SAME_WIDTH),
+    "0.47": (lambda A, B, rng: (0.47 * rng.standard_normal(A.shape), B), SAME_WIDTH),
+    "A zero": (lambda A, B, rng: (0 * A, rng.standard_normal(B.shape)), NONE),
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [*(("linear", name) for name in SPREADS), ("conv2d", "0.47")])
+def test_other_starts_in_use_are_right_and_described(kind, name):
+    change, habit = SPREADS[name]
+
+    def other(in_features, out_features, rank, rng, *kernel):
+        return change(*init(in_features, out_features, rank, rng, *kernel), rng)
+
+    report = report_of(kind, SimpleNamespace(**vars(OURS[kind]) | {"init": other}))
+    assert report.claims["start"] == "ok"
+    said = report.habits.get("spread of A", "")
+    assert bool(said) == bool(habit)
+    assert habit[:20] in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda m, W: np.linalg.norm(W, axis=0),
+            "DoRA's magnitude starts with 400 entries, one for each input, expected 100, one for each output",
+        ),
+        (lambda m, W: 0 * m + 1, "DoRA's magnitude does not start as the length of each row of the weight: "),
+        (lambda m, W: m[:-1], "DoRA's magnitude does not start as the length of each row"),
+        (lambda m, W: m[:, None], "ok"),
+    ],
+)
+def test_a_magnitudes_start_is_the_length_of_each_row(change, said):
+    def start(in_features, out_features, rank, rng, weight):
+        A, B, m = OURS["dora"].init(in_features, out_features, rank, rng, weight)
+        return A, B, change(m, weight)
+
+    report = report_of("dora", SimpleNamespace(**vars(OURS["dora"]) | {"init": start}))
+    assert report.claims["start"].startswith(said)
+
+
+def test_a_start_that_takes_no_generator_is_described_only():
+    def start(in_features, out_features, rank, rng):
+        return init(in_features, out_features, rank, np.random.default_rng(0))
+
+    report = check(implementation(init=start))
+    assert report.passed
+    assert report.habits["start"] == "the same numbers from two generators: all adapters of one size start alike"
+    assert "start" not in check(implementation(init=init)).habits
+
+
+def test_an_embedding_may_start_either_factor_at_zero_and_in_any_spread():
+    """A is not multiplied with x there, so no spread is asked of it."""
+    for start in (lambda i, o, r, rng: (rng.standard_normal((r, i)), np.zeros((o, r))), OURS["embedding"].init):
+        report = report_of("embedding", SimpleNamespace(**vars(OURS["embedding"]) | {"init": start}))
+        assert report.claims["start"] == "ok"
+        assert "spread of A" not in report.habits
+
+
+# --- Adam -----------------------------------------------------------------------------------------
+
+
+def adam(eps_inside=False, correction=True, root=True, gradient=False, betas=(0.9, 0.999), decay=0.0, norm=np.inf,
+         dtype=np.float64, spoil=False):  # fmt: skip
+    """Algorithm 1, in a precision, with mistakes; it may use its gradients up."""
+
+    def step(params, grads, state):
+        m, v, t = state or ({k: 0 * p for k, p in params.items()}, {k: 0 * p for k, p in params.items()}, 0)
+        (beta1, beta2), t, new = betas, t + 1, {}
+        whole = sum((g * g).sum() for g in grads.values()) ** 0.5
+        for k, given in grads.items():
+            g = (given * min(1, norm / whole)).astype(dtype)
+            m[k], v[k] = beta1 * m[k] + (1 - beta1) * g, beta2 * v[k] + (1 - beta2) * g * g
+            a, b = (m[k] / (1 - beta1**t), v[k] / (1 - beta2**t)) if correction else (m[k], v[k])
+            below = np.sqrt(b + 1e-8) if eps_inside else (np.sqrt(b) if root else b) + 1e-8
+            new[k] = (params[k] - 1e-3 * (g if gradient else a / below + decay * params[k])).astype(dtype)
+            given *= not spoil
+        return new, (m, v, t)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        (adam(eps_inside=True), "Adam's eps stands inside the root"),
+        (adam(correction=False), "Adam has no bias correction"),
+        (adam(root=False), "Adam divides by v, not by its root"),
+        (adam(gradient=True), "the step is plain gradient descent"),
+        (adam(betas=(0.999, 0.9)), "Adam's betas are exchanged"),
+        (adam(decay=0.01), "a weight decay of 0.01 is added to Adam's step, as in AdamW"),
+        (
+            adam(betas=(0.9, 0.99)),
+            "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: "
+            "lora_B is -2.319252 at [1, 0], expected -2.319235",
+        ),
+        (adam(norm=1.0), "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: lora_A is "),
+        (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
+        (step_of(step=lambda d, theta, g: d / 4), "Adam's steps are 0.25 times as long as they should be"),
+        (lambda params, grads, state: (params, state), "the step moves nothing"),
+        (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
+        (lambda params, *_: ({k: np.zeros(5) for k in params}, 0), "lora_A has shape (5,) after ten steps of Adam, "),
+        (lambda params, *_: ({k: p + np.nan for k, p in params.items()}, 0), "lora_A is not finite after ten steps"),
+    ],
+)
+def test_a_wrong_adam_is_named_or_described(step, said):
+    (text,) = check(implementation(step=step)).diagnoses
+    assert text.startswith(said)
+
+
+def kept_in_single(params, grads, state):
+    new, state = adam()(params, grads, state)
+    return {name: p.astype(np.float32).astype(np.float64) for name, p in new.items()}, state
+
+
+@pytest.mark.parametrize(
+    ("step", "dtype", "passes"),
+    [
+        (adam(), None, True),
+        (adam(spoil=True), None, True),
+        (adam(dtype=np.float32), None, True),
+        (kept_in_single, "float32", True),
+        (kept_in_single, None, False),
+    ],
+)
+def test_an_adam_in_single_precision_is_declared_or_seen(step, dtype, passes):
+    assert (check(implementation(step=step), dtype=dtype).claims["adam"] == "ok") is passes
+
+
+# --- the base, and a merge ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["weight"], "weight"), (["bias"], "bias"), (["weight", "bias"], "bias and weight")]
+)
+def test_a_gradient_of_the_frozen_base_is_named(names, said):
+    def backward(dy, x, weight, *arrays):
+        base = {"weight": dy.T @ x, "bias": dy.sum(axis=0)}
+        return {**LINEAR["backward"](dy, x, weight, *arrays), **{name: base[name] for name in names}}
+
+    assert check(implementation(backward=backward)).diagnoses == [f"backward returns gradients of the frozen {said}"]
 
 
 class Merging:
@@ -40,143 +226,95 @@ class Merging:
         self.merged = False
 
 
-class Refusing(Merging):
-    def merge(self):
-        if self.merged:
-            raise ValueError("it is merged already")
-        super().merge()
+def merging(base=Merging, **methods):
+    return type("Mine", (base,), methods)
+
+
+def refusing(merged, step):
+    def method(self):
+        if self.merged is merged:
+            raise ValueError("it is so already")
+        getattr(Merging, step)(self)
+
+    return method
+
+
+def without_unmerge(self, name):
+    if name == "unmerge":
+        raise AttributeError(name)
+    return object.__getattribute__(self, name)
+
+
+def unmerged(change):
+    """An unmerge that takes something else away."""
 
     def unmerge(self):
-        if not self.merged:
-            raise ValueError("it is not merged")
-        super().unmerge()
+        self.weight, self.merged = self.weight - change(self), False
+
+    return unmerge
 
 
-class NeverBack(Merging):
-    unmerge = None
-
-    def __getattribute__(self, name):
-        if name == "unmerge":
-            raise AttributeError(name)
-        return super().__getattribute__(name)
+def merge_twice(self):
+    self.weight, self.merged = self.weight + self.change(), True
 
 
-class Kept(Merging):
-    """It keeps the weight, and puts it back."""
-
-    def merge(self):
-        if not self.merged:
-            self.before = self.weight.copy()
-        super().merge()
-
-    def unmerge(self):
-        self.weight, self.merged = self.before, False
+def stay_merged(self):
+    self.weight = self.weight - self.change()
 
 
-@pytest.mark.parametrize("cls", [Merging, Refusing, NeverBack, Kept])
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_right_layer_passes(cls, dtype):
-    report = check(implementation(merging=cls), dtype=dtype)
-    assert report.passed, str(report)
-    assert report.claims["merged and back"] == "ok"
-    assert sum(report.functions.values()) == 5
-
-
-class MergesTwice(Merging):
-    def merge(self):
-        self.weight = self.weight + self.change()
-        self.merged = True
-
-
-class AddsAgain(Merging):
-    def forward(self, x):
-        return Merging.forward(self, x) + (self.s * (x @ self.A.T @ self.B.T) if self.merged else 0)
-
-
-class UnmergesNothing(Merging):
-    def unmerge(self):
-        self.merged = False
-
-
-class UnmergesTwice(Merging):
-    def unmerge(self):
-        self.weight = self.weight - self.change()
-        self.merged = False
-
-
-class ForgetsTheScaling(Merging):
-    def unmerge(self):
-        self.weight = self.weight - self.B @ self.A
-        self.merged = False
-
-
-class StaysMerged(Merging):
-    def unmerge(self):
-        self.weight = self.weight - self.change()
-
-
-class MergesOnce(Merging):
+def merge_once(self):
     """After one round, it takes itself for merged for ever."""
-
-    rounds = 0
-
-    def merge(self):
-        self.rounds += 1
-        if self.rounds <= 2:
-            super().merge()
-        else:
-            self.merged = True
+    self.rounds = getattr(self, "rounds", 0) + 1
+    Merging.merge(self)
+    if self.rounds > 2:
+        self.weight = self.weight - self.change()
 
 
-class OtherLayer(Merging):
-    def __init__(self, *arrays):
-        super().__init__(*arrays)
-        self.A = self.A + 0.5
+LAYERS = {
+    "as often as it is asked": (Merging, "ok"),
+    "refusing what is done": (merging(merge=refusing(True, "merge"), unmerge=refusing(False, "unmerge")), "ok"),
+    "never back": (merging(__getattribute__=without_unmerge), "ok"),
+    "merges twice": (merging(merge=merge_twice), "after a second merge the output has the update 2 times"),
+    "adds again": (
+        merging(forward=lambda self, x: Merging.forward(self, x) + self.merged * self.s * (x @ self.A.T @ self.B.T)),
+        "after merge the output has the update 2 times",
+    ),
+    "unmerges nothing": (
+        merging(unmerge=unmerged(lambda self: 0)), "after unmerge the output has the update 2 times"),
+    "unmerges twice": (
+        merging(unmerge=unmerged(Merging.change)), "after a second unmerge the output has the update 0 times"),
+    "forgets the scaling": (
+        merging(unmerge=unmerged(lambda self: self.B @ self.A)),
+        "after unmerge the output has the update 1.33333 times",
+    ),
+    "stays merged": (merging(unmerge=stay_merged), "after unmerge the output has the update 0 times"),
+    "merges once": (merging(merge=merge_once), "after unmerge and merge the output has the update 0 times"),
+    "another layer": (lambda W, b, A, *more: Merging(W, b, A + 0.5, *more), "the output is off by "),
+    "raising": (merging(merge=lambda self: 1 / 0), "merging raises ZeroDivisionError: division by zero, in test_"),
+    "without a merge": (
+        lambda *layer: SimpleNamespace(forward=1), "merging returns a SimpleNamespace without forward and merge"),
+}  # fmt: skip
 
 
-WRONG = {
-    MergesTwice: "after a second merge the output has the update 2 times",
-    AddsAgain: "after merge the output has the update 2 times",
-    UnmergesNothing: "after unmerge the output has the update 2 times",
-    UnmergesTwice: "after a second unmerge the output has the update 0 times",
-    ForgetsTheScaling: "after unmerge the output has the update 1.33333 times",
-    StaysMerged: "after unmerge the output has the update 0 times",
-    MergesOnce: "after unmerge and merge the output has the update 0 times",
-    OtherLayer: "the output is off by ",
-}
-
-
-@pytest.mark.parametrize("cls", WRONG)
-def test_a_wrong_layer_is_told_step_and_times(cls):
-    report = check(implementation(merging=cls))
-    (text,) = report.diagnoses
-    assert text.startswith(WRONG[cls])
-    assert report.claims["merged and back"] == text
-    assert [case.id for case in report.cases if case.failed] == ["linear-merged-and-back"]
-
-
-def test_a_layer_that_raises_is_named():
-    class Raises(Merging):
-        def merge(self):
-            raise RuntimeError("boom")
-
-    (text,) = check(implementation(merging=Raises)).diagnoses
-    assert text.startswith("merging raises RuntimeError: boom, in test_claims.py, line ")
-
-
-def test_a_layer_without_a_merge_is_named():
-    (text,) = check(implementation(merging=lambda *arrays: SimpleNamespace(forward=1))).diagnoses
-    assert text == "merging returns a SimpleNamespace without forward and merge"
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_layer_is_the_same_merged_and_back(name, dtype):
+    layer, said = LAYERS[name]
+    report = check(implementation(merging=layer), dtype=dtype)
+    assert report.claims["merged and back"].startswith(said)
+    assert report.passed is (said == "ok")
+    assert [case.id for case in report.cases if case.failed] == (["linear-merged-and-back"] if said != "ok" else [])
 
 
 def test_the_layer_of_a_wrong_forward_is_not_judged():
-    report = check(SimpleNamespace(forward=from_formulas("linear", {"update": 2.0}).forward, merging=MergesTwice))
+    wrong = from_formulas("linear", {"update": 2.0}).forward
+    report = check(SimpleNamespace(forward=wrong, merging=LAYERS["merges twice"][0]))
     assert report.claims["merged and back"] == "not offered"
     assert len(report.diagnoses) == 1
 
 
-@pytest.mark.parametrize("kind", ["rslora", "dora", "conv2d", "embedding"])
-def test_every_kind_may_have_a_layer(kind):
+@pytest.mark.parametrize("kind", ["dora", "conv2d", "embedding", "dropout", "mixed"])
+def test_a_layer_of_every_kind_that_merges_exactly_is_judged(kind):
     functions = OURS[kind]
 
     class Layer:
@@ -189,10 +327,207 @@ def test_every_kind_may_have_a_layer(kind):
         def merge(self):
             self.arrays[2][...] *= np.sqrt(2)  # a change that shows
 
-    def merging(*arrays, stride=1, padding=0, dilation=1):
+    def made(*arrays, stride=1, padding=0, dilation=1):
         steps = {"stride": stride, "padding": padding, "dilation": dilation} if kind == "conv2d" else {}
         return Layer(*arrays, **steps)
 
-    kinds = {kind: SimpleNamespace(**vars(functions), merging=merging)}
-    report = check(SimpleNamespace(forward=LINEAR["forward"], kinds=kinds)).kinds[kind]
-    assert report.claims["merged and back"].startswith("after merge the output ")
+    report = report_of(kind, SimpleNamespace(**vars(functions), merging=made))
+    said = "not offered" if kind in ("dropout", "mixed") else "after merge the output "
+    assert report.claims["merged and back"].startswith(said)
+
+
+# --- the edge of the contract ---------------------------------------------------------------------
+
+
+def on_rows(functions):
+    """Functions on rows, for any number of axes."""
+
+    def forward(x, weight, *more):
+        return functions.forward(x.reshape(-1, x.shape[-1]), weight, *more).reshape(*x.shape[:-1], len(weight))
+
+    def backward(dy, x, *more):
+        grads = functions.backward(dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]), *more)
+        return {**grads, "x": grads["x"].reshape(x.shape)}
+
+    return {"forward": forward, "backward": backward, "merge": functions.merge}
+
+
+PLAIN = on_rows(lora(np.matmul))  # it refuses nothing; our own layers refuse an alpha of 0
+
+
+def every_function(change):
+    """Plain functions, each with its arguments or its answer changed: `change(name, function, arrays)` answers."""
+
+    def changed(name):
+        return lambda *arrays: change(name, PLAIN[name], arrays)
+
+    return SimpleNamespace(**{name: changed(name) for name in PLAIN})
+
+
+def is_fortran(array):
+    return array.flags.f_contiguous and not array.flags.c_contiguous
+
+
+def is_strided(array):
+    return not (array.flags.f_contiguous or array.flags.c_contiguous)
+
+
+AT = {
+    "memory order": lambda arrays: not all(a.flags.c_contiguous for a in arrays if isinstance(a, np.ndarray)),
+    "more axes": lambda arrays: arrays[0].ndim == 3,
+    "no rows": lambda arrays: len(arrays[0]) == 0,
+    "alpha of 0": lambda arrays: arrays[-1] == 0,
+}
+
+
+@pytest.mark.parametrize("claim", AT)
+def test_what_is_refused_at_the_edge_is_no_failure(claim):
+    def change(name, function, arrays):
+        if AT[claim](arrays):
+            raise ValueError("not here")
+        return function(*arrays)
+
+    report = check(every_function(change))
+    assert report.passed, str(report)
+    assert {other: report.claims[other] for other in AT} == {other: REFUSED if other == claim else "ok" for other in AT}
+    assert not any(case.failed for case in report.cases)
+
+
+@pytest.mark.parametrize("refused", [is_fortran, is_strided])
+def test_one_layout_may_be_refused_where_the_other_is_right(refused):
+    def change(name, function, arrays):
+        if any(refused(array) for array in arrays if isinstance(array, np.ndarray)):
+            raise ValueError("not in this order")
+        return function(*arrays)
+
+    assert check(every_function(change)).claims["memory order"] == "ok"
+
+
+SAYS = {"memory order": "where arrays lie in Fortran order, ", "more axes": "for rows of two axes ",
+        "no rows": "for no rows ", "alpha of 0": "for an alpha of 0 "}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("claim", "wrong"),
+    [*((claim, name) for claim in AT for name in ("forward", "backward")), ("memory order", "merge"),
+     ("alpha of 0", "merge")],
+)  # fmt: skip
+def test_what_is_wrong_at_the_edge_alone_is_named(claim, wrong):
+    def change(name, function, arrays):
+        found = function(*arrays)
+        if name != wrong or not AT[claim](arrays):
+            return found
+        if claim == "no rows":
+            return {name: g + 1 for name, g in found.items()} if wrong == "backward" else np.ones((1, 3))
+        return {name: 2 * g for name, g in found.items()} if wrong == "backward" else found + 1
+
+    report = check(every_function(change))
+    (text,) = report.diagnoses
+    assert report.claims[claim] == text
+    assert [case.claim for case in report.cases if case.failed] == [claim]
+    assert text.startswith(SAYS[claim])
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (6, 4), (3, 2, 4)])
+def test_rows_of_two_axes_in_another_shape_are_refused(shape):
+    def change(name, function, arrays):
+        if not AT["more axes"](arrays):
+            return function(*arrays)
+        shapes = {"x": (*shape[:-1], 5), "lora_A": (3, *shape), "lora_B": shape}
+        return np.ones(shape) if name == "forward" else {name: np.ones(s) for name, s in shapes.items()}
+
+    report = check(every_function(change))
+    assert report.passed, str(report)
+    assert report.claims["more axes"] == REFUSED
+
+
+def test_a_mean_over_no_rows_is_not_zero():
+    def change(name, function, arrays):
+        found = function(*arrays)
+        return found | {"lora_A": found["lora_A"] * np.nan} if name == "backward" and not len(arrays[0]) else found
+
+    assert check(every_function(change)).diagnoses == ["for no rows lora_A's gradient is not zero"]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_right_layers_on_rows_of_one_axis_pass(order):
+    """They broadcast in their own way where there are more axes, and what comes out is of another shape."""
+    report = check(lora(product(ORDERS[order])))
+    assert report.passed, str(report)
+
+
+def test_an_answer_that_is_wrong_everywhere_is_judged_once():
+    report = check(SimpleNamespace(forward=lambda x, *arrays: PLAIN["forward"](x, *arrays) + 1))
+    assert len(report.diagnoses) == 1
+    assert {report.claims.get(claim, "not offered") for claim in EDGES} == {"not offered"}
+
+
+@pytest.mark.parametrize("wrong", [("forward",), ("backward",), ("merge",), tuple(PLAIN)])
+@pytest.mark.parametrize(("other", "said"), [(lambda r: r, "the rank, as by"), (lambda r: 1, "1, as by")])
+def test_an_alpha_of_0_that_is_another_number_is_named(wrong, other, said):
+    """Summed in another order: there, an update is rounded which the right answer has not."""
+    functions = on_rows(lora(product(ORDERS["large ones first"])))
+
+    def taken(function):
+        return lambda *arrays: function(*arrays[:-1], arrays[-1] or other(len(arrays[-3])))
+
+    mine = functions | {name: taken(functions[name]) for name in wrong}
+    (text,) = check(SimpleNamespace(**mine)).diagnoses
+    assert text.startswith(f"an alpha of 0 is taken for {said}")
+
+
+def test_without_an_alpha_an_alpha_of_0_changes_nothing():
+    def forward(x, weight, bias, A, B, alpha):
+        return PLAIN["forward"](x, weight, bias, A, B, len(A))
+
+    report = check(SimpleNamespace(forward=forward, scaling="1"))
+    assert report.passed, str(report)
+    assert report.claims["alpha of 0"] == "ok"
+
+
+def refuses(m, n):
+    if not n.all():
+        raise ValueError("a row of zeros")
+    return m / n
+
+
+NAN = "DoRA divides by the length of a row of zeros"
+GAINS = {
+    "plain": (lambda m, n: m / n, NAN),
+    "guarded": (lambda m, n: m / np.where(n == 0, 1, n), "ok"),
+    "shifted": (lambda m, n: m / n if n.all() else 1.0 + m, "where a row of the weight is zero the output is off by "),
+    "refused": (refuses, REFUSED),
+}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float64") for name in GAINS), ("plain", "bfloat16")])
+def test_dora_at_a_row_of_zeros_is_the_bias(name, dtype):
+    gain, said = GAINS[name]
+
+    def forward(x, weight, bias, A, B, alpha, m):
+        V = weight + alpha / len(A) * (B @ A)
+        y = gain(m, np.sqrt((V * V).sum(axis=1))) * (x @ V.T)
+        return y if bias is None else y + bias
+
+    report = check(with_kinds(dora=SimpleNamespace(forward=forward)), dtype=dtype).kinds["dora"]
+    assert report.claims["row of zeros"].startswith(said)
+    assert report.passed is (said in ("ok", REFUSED))
+    assert [case.id for case in report.cases if case.failed] == ([] if report.passed else ["dora-row-of-zeros"])
+
+
+# --- habits ---------------------------------------------------------------------------------------
+
+
+def test_habits_are_told_and_do_not_count():
+    rng = np.random.default_rng(0)
+
+    def forward(x, *arrays):
+        if not x.flags.c_contiguous:
+            raise TypeError("C order only")
+        return LINEAR["forward"](x, *arrays).astype(np.longdouble) * (1 + np.longdouble(1e-16) * rng.standard_normal())
+
+    report = check(implementation(forward=forward))
+    assert report.passed
+    assert report.habits["dtype kept"] == f"{np.dtype(np.longdouble)} is returned for float64"
+    assert report.habits["same bits twice"] == "two calls differ"
+    assert report.habits["memory order"].startswith("in Fortran order forward raises TypeError: C order only (N=7")
