@@ -24,6 +24,7 @@ from ..files.disk import refuse_inputs, replaceable, takes_files, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
+from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
 from ..optim import Schedule
 from ..training import TrainingDiverged, train
@@ -33,7 +34,16 @@ from ..variants.loftq import quantize
 from .data import Data, load_data
 from .llama import Llama
 from .losstable import LOG_EVERY, LossTable
-from .memory import Memory, StepMemory, machine_memory, measured_memory, megabytes, parameter_bytes
+from .memory import (
+    EXPERTS,
+    Memory,
+    StepMemory,
+    active_numbers,
+    machine_memory,
+    measured_memory,
+    megabytes,
+    parameter_bytes,
+)
 from .recipe import Recipe, Settled, option_name
 from .resume import (
     BestStep,
@@ -221,7 +231,8 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
         print(flush=True)
         raise
     numbers = parameter_count(model)
-    print(f": {numbers:,} parameters in {recipe.dtype}, {backend.device}", flush=True)
+    active = f" ({active_numbers(model.config):,} of them for one token)" if model.config.mixture else ""
+    print(f": {numbers:,} parameters{active} in {recipe.dtype}, {backend.device}", flush=True)
     if recipe.skip_bad is not None and skipped:
         with written_whole(recipe.skip_bad) as file:
             file.write("".join(f"{line}\n" for line in skipped).encode())
@@ -332,6 +343,8 @@ def fit_to_machine(
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
+    if left_out := experts_left_out(adapted):
+        print(f"         {left_out}")
     parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
     memory = needs(data.X.shape[1], recipe.workers, data.X_held.shape)
     print_memory(memory, parts, recipe.part_rows, data.unit, machine)
@@ -344,6 +357,16 @@ def fit_to_machine(
             raise ValueError(f"{hint}; --anyway begins all the same")
         warnings.warn(hint, stacklevel=2)
     return recipe, data
+
+
+def experts_left_out(adapted: Llama) -> str:
+    """Say which share of the weights a mixture's experts are, where none has an adapter; or ""."""
+    stacks: list[Any] = [layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERTS))]
+    if not stacks or not all(isinstance(layer, StackedLinear) for layer in stacks):
+        return ""
+    share = sum(layer.weight.size for layer in stacks) / parameter_count(adapted)
+    names = ",".join(f"mlp.{name}" for name in EXPERTS)
+    return f"the experts, {share:.0%} of the weights, have none: --target-parameters {names} adapts them"
 
 
 def cut_to_fit(data: Data, needs: Callable[[int, int, tuple[int, int]], StepMemory], parts: int, free: float) -> Data:

@@ -48,8 +48,7 @@ def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy):
 @pytest.mark.parametrize("rows", [4, 1])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 5)])
 def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, steps):
-    """At the start twice, for the range of ids, and for the loss, and so after the first epoch; once an epoch; twice for
-    a loss."""
+    """At the start for the range of ids and for the loss, and again after the first epoch; once an epoch."""
     fine_tune(standin.asarray)  # the cosines and sines of all positions go over once
     _, losses = fine_tune(standin.asarray, rows=rows, epochs=epochs, steps=steps)
     assert traffic.waits == 2 + 3 + 3 + epochs + 2 * len(losses)

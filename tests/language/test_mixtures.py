@@ -248,6 +248,17 @@ def test_finetune_writes_dense_layers_as_peft_reads_them(tmp_path, capsys, monke
         in capsys.readouterr().err
     )
     assert run(*some) == 0
+    out = capsys.readouterr().out
+    assert (
+        f"{parameter_count(dense_qwen3_moe()):,} parameters ({active_numbers(dense_qwen3_moe().config):,} of them"
+        in out
+    )
+    share = 4 * 3 * 12 * 10 / numbers
+    experts = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
+    assert f"the experts, {share:.0%} of the weights, have none: --target-parameters {experts} adapts them" in out
+    assert run(*some, "--overwrite", "--target-parameters", experts) == 0
+    assert "have none" not in capsys.readouterr().out
+    assert run(*some, "--overwrite") == 0
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
     assert config["target_parameters"] == [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
     assert run("generate", "the ", "--model", "m", "--adapter", "a", "--tokens", "2") == 0
