@@ -249,10 +249,8 @@ def test_finetune_writes_dense_layers_as_peft_reads_them(tmp_path, capsys, monke
     )
     assert run(*some) == 0
     out = capsys.readouterr().out
-    assert (
-        f"{parameter_count(dense_qwen3_moe()):,} parameters ({active_numbers(dense_qwen3_moe().config):,} of them"
-        in out
-    )
+    numbers, active = parameter_count(dense_qwen3_moe()), active_numbers(dense_qwen3_moe().config)
+    assert f"{numbers:,} parameters ({active:,} of them for one token)" in out
     share = 4 * 3 * 12 * 10 / numbers
     experts = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
     assert f"the experts, {share:.0%} of the weights, have none: --target-parameters {experts} adapts them" in out
