@@ -364,7 +364,8 @@ def experts_left_out(adapted: Llama) -> str:
     stacks: list[Any] = [layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERTS))]
     if not stacks or not all(isinstance(layer, StackedLinear) for layer in stacks):
         return ""
-    share = sum(layer.weight.size for layer in stacks) / parameter_count(adapted)
+    of_the_model = parameter_count(adapted) - parameter_count(adapted, trained=True)
+    share = sum(layer.weight.size for layer in stacks) / of_the_model
     names = ",".join(f"mlp.{name}" for name in EXPERTS)
     return f"the experts, {share:.0%} of the weights, have none: --target-parameters {names} adapts them"
 
