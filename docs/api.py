@@ -1,8 +1,8 @@
 """Sphinx extension: the pages about the API, from the package's own files and docstrings.
 
-A package's docstring names what the package has, and in which order to read it. The front page of the API lists the
-modules in that order, and each has a page of its own, which the build writes into docs/reference. So a new module takes
-one word in its package's docstring. `tests/site/test_docs.py` fails where that is missing.
+The front page of the API lists the modules in the order in which a package's docstring names them, and then from A to
+Z. Each has a page of its own, which the build writes into docs/reference. So a new module needs no line anywhere, but
+for one in the docstring of `minilora` itself. `tests/site/test_docs.py` fails where that is missing.
 """
 
 from __future__ import annotations

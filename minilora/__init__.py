@@ -13,9 +13,9 @@ They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumP
 for bad input). From one layer to a model: `minilora.layers` and `minilora.adaptation`. What became of LoRA:
 `minilora.variants`. Is a gradient right? `minilora.verify`. The same numbers with less work: `minilora.fast`.
 
-Four doors lead on: `minilora.files` (adapters, merging, checkpoints), `minilora.language` (a language model,
-fine-tuned), `minilora.conformance` (judges what other people wrote) and `minilora.exercises` (grades a backward of
-yours). `minilora.cli` is the command line.
+Five doors lead on: `minilora.files` (adapters, merging, checkpoints), `minilora.language` (a language model,
+fine-tuned), `minilora.conformance` (judges what other people wrote), `minilora.audit` (looks at an adapter's files) and
+`minilora.exercises` (grades a backward of yours). `minilora.cli` is the command line.
 """
 
 import sys
