@@ -1,8 +1,9 @@
 """Sphinx extension: the pages about the API, from the package's own files and docstrings.
 
 The front page of the API lists the modules in the order in which a package's docstring names them, and then from A to
-Z. Each has a page of its own, which the build writes into docs/reference. So a new module needs no line anywhere, but
-for one in the docstring of `minilora` itself. `tests/site/test_docs.py` fails where that is missing.
+Z. Each has a page of its own, which the build writes into docs/reference. So a new module of the library takes one word
+in its package's docstring, and `tests/site/test_docs.py` fails where that is missing. In the judge a file is found by
+its name.
 """
 
 from __future__ import annotations

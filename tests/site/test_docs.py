@@ -39,9 +39,11 @@ api, cards, heads, numbered = (docs_module(name) for name in ("api", "cards", "h
 PACKAGES = [path.parent for path in sorted((ROOT / "minilora").rglob("__init__.py"))]
 
 
-def test_the_package_names_what_it_has():
+def test_a_package_names_what_it_has():
     """Its docstring does: that is the order of the page about the API."""
-    assert sorted(api.named(api.PACKAGE)) == api.inside(api.PACKAGE)
+    for package in PACKAGES:
+        if not {"audit", "conformance", "exercises"} & {package.name, package.parent.name}:
+            assert sorted(api.named(package)) == api.inside(package), package
 
 
 def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
