@@ -100,13 +100,13 @@ def magnitudes(adapter: AdapterFile, landing: Landing | None) -> Iterator[Findin
         dora = adapter.get("use_dora") is True
         text = "use_dora is true, and there is no lora_magnitude_vector of {names}"
         yield from found(WRONG, "magnitude-missing", text, lacking if dora else ())
-        text = "use_dora is not true, and {names} {has} a lora_magnitude_vector, which PEFT passes over then"
+        text = "use_dora is not true, so PEFT passes over the lora_magnitude_vector of {names}"
         yield from found(WRONG, "magnitude-ignored", text, having if not dora else ())
     elif adapter.config is not None:  # of mlx-lm's
         kind = adapter.get("fine_tune_type")
         text = "fine_tune_type is 'dora', and there is no m of {names}"
         yield from found(WRONG, "magnitude-missing", text, lacking if kind == "dora" else ())
-        text = "fine_tune_type is 'lora', and there is an m of {names}, which mlx-lm passes over then"
+        text = "fine_tune_type is 'lora', so mlx-lm passes over the m of {names}"
         yield from found(WRONG, "magnitude-ignored", text, having if kind == "lora" else ())
 
 
@@ -119,7 +119,7 @@ def adapter_biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Fi
     having = [m.path for m in adapter.modules.values() if "bias" in m.parts]
     text = "lora_bias is true, and there is no lora_B.bias of {names}"
     yield from found(WRONG, "bias-missing", text, linear if said else ())
-    text = "lora_bias is not true, and {names} {has} a lora_B.bias, which PEFT passes over then"
+    text = "lora_bias is not true, so PEFT passes over the lora_B.bias of {names}"
     yield from found(WRONG, "bias-ignored", text, having if not said else ())
 
 
@@ -172,11 +172,11 @@ def biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     having = [path for path in adapter.saved if path.endswith(".bias")]
     if said == "none":
         strange = [path for path in having if not any(_is_of(path, name) for name in wanted)]
-        text = 'bias is "none", and the file has {names}: PEFT passes over trained biases then'
+        text = 'bias is "none", so PEFT passes over the trained biases of the file: {names}'
         yield from found(WRONG, "trained-bias-ignored", text, strange, "bias")
     if said in ("all", "lora_only") and landing is not None and not having:
         lost = [path for path in landing.places.values() if landing.model.bias(path) is not None]
-        text = "bias is {said!r}, and the file has none of {names}: what was trained is lost"
+        text = "bias is {said!r}, and what was trained is lost: the file has none of {names}"
         yield from found(WRONG, "trained-bias-missing", text, lost, said=said)
 
 
@@ -249,15 +249,13 @@ def no_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing
     own = [path for path, module in adapter.modules.items() if module.kind != "experts"]
     targets = config.get("target_modules")
     strangers = [path for path, is_target in zip(own, are_targets(config, own), strict=True) if not is_target]
-    text = (
-        "target_modules ({targets}) does not name {names}, of which the file has tensors: PEFT passes over them "
-        "without an error"
-    )
+    why = ""
     if isinstance(targets, str) and "," in targets:
-        text += "; a string is one regular expression, and no list"
-    if any(_are_whole(config.get("modules_to_save") or [], strangers)):
-        text += "; what modules_to_save names is no target"
-    yield from found(WRONG, "not-a-target", text, strangers, targets=short(targets, 80))
+        why = ", where a string is one regular expression and no list"
+    elif any(_are_whole(config.get("modules_to_save") or [], strangers)):
+        why = ", for what modules_to_save names is no target"
+    text = "PEFT passes over tensors that target_modules ({targets}) does not name{why}: {names}"
+    yield from found(WRONG, "not-a-target", text, strangers, targets=short(targets, 80), why=why)
 
 
 def idle_patterns(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
@@ -313,7 +311,7 @@ def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Lan
     names = config.get("target_parameters") or []
     having = [path for path, module in adapter.modules.items() if module.kind == "experts"]
     idle = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in having)]
-    text = "target_parameters names {names}, and the file has no tensors of it: the experts are not adapted"
+    text = "the experts are not adapted: target_parameters names {names}, and the file has no tensors of it"
     yield from found(WRONG, "target-parameters-missing", text, idle, "array")
     mixtures = any(EXPERT.search(path) for path in landing.model.paths)
     if mixtures and not names and not any(EXPERT.search(path) for path in adapter.modules):

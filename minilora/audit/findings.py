@@ -37,11 +37,10 @@ def found(
 ) -> Iterator[Finding]:
     """Yield a finding where there are names that it is about: `{names}` in the text lists them, `{count}` counts them.
 
-    `{has}` is the verb that follows `{names}`. `what` says what the names are of.
+    `what` says what the names are of.
     """
     if names := tuple(names):
-        has = "has" if len(names) == 1 else "have"
-        text = text.format(names=listed(names, what), count=counted(len(names), what), has=has, **values)
+        text = text.format(names=listed(names, what), count=counted(len(names), what), **values)
         yield Finding(level, code, text, names)
 
 

@@ -145,26 +145,26 @@ def _expert_fault(
     version = version_of(said)
     if rows == columns:
         text = (
-            f"{sides}: square, and without a peft_version nothing says which factor reads the input: PEFT exchanged "
-            "the two after 0.19.0"
+            "without a peft_version nothing says which factor reads the input of a square weight, for PEFT exchanged "
+            f"the two after 0.19.0: {sides}"
         )
         return (SUSPICIOUS, "packing-undecided", text) if version is None and adapter.is_peft else None
     if in_out is None:
         return None  # both ways round fit some way of storing it
     exchanged = (out, width) == ((rows, columns) if in_out else (columns, rows))
     if version is None:
-        text = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0, and no peft_version says so"
+        text = f"exchanged, as PEFT wrote them up to 0.19.0, and no peft_version says so: {sides}"
         return (SUSPICIOUS, "packing-undecided", text) if exchanged else None
     old = version <= EXCHANGED_UNTIL
     if in_out or not (exchanged or old):
         return None
     if not exchanged:
-        text = f"{sides}: as PEFT packs them after 0.19.0, and peft_version is {said}"
+        text = f"packed as PEFT does after 0.19.0, and peft_version is {said}: {sides}"
         return SUSPICIOUS, "packing-contradicted", text
-    as_old = f"{sides}: exchanged, as PEFT wrote them up to 0.19.0"
+    as_old = "exchanged, as PEFT wrote them up to 0.19.0"
     if old:
-        return NOTE, "packing-of-old-peft", f"{as_old}; today's readers must exchange them back"
-    return WRONG, "packing-exchanged", f"{as_old}, and peft_version is {said}"
+        return NOTE, "packing-of-old-peft", f"{as_old}; today's readers must exchange them back: {sides}"
+    return WRONG, "packing-exchanged", f"{as_old}, and peft_version is {said}: {sides}"
 
 
 # --- what is said of it ---
@@ -178,8 +178,8 @@ def misfits(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
 def flag(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     """Find a fan_in_fan_out that contradicts every weight."""
     text = (
-        "fan_in_fan_out is true, and the model stores its weights (out, in): {names}. A square weight would be changed "
-        "the wrong way round"
+        "fan_in_fan_out is true, and the model stores its weights (out, in), so a square one would be changed the "
+        "wrong way round: {names}"
     )
     straight = _straight(adapter, landing) if adapter.get("fan_in_fan_out") is True else []
     yield from found(SUSPICIOUS, "fan-in-fan-out", text, straight)

@@ -407,7 +407,7 @@ def _arrays(config: Mapping[str, Any], parts: Mapping[str, Any], findings: list[
             arrays |= {place: f"{module}.{name}" for name, place in nested_paths(module, names).items()}
         else:
             unclear.append(module)
-    text = "the factors of {names} are not those of the arrays that target_parameters names there: {targets}"
+    text = "other factors than those of the arrays that target_parameters names ({targets}): {names}"
     findings += found(WRONG, "target-parameters", text, unclear, targets=short(targets))
     return arrays
 

@@ -13,7 +13,6 @@ all the same.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -278,14 +277,13 @@ def lost(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
         yield from found(NOTE, "module-unknown", text, paths)
         return
     deepest = max((int(n) for path in model.modules for n in BODY.findall(path)), default=None)
-    first = paths[0]
-    like = next((p for p in model.modules if p.rpartition(".")[2] == first.rpartition(".")[2]), None)
-    like = like or max(model.modules, key=lambda path: _shared(path, first), default="nothing")
+    first, others = paths[0], [*model.modules, "nothing"]
+    like = next((path for path in others if path.rpartition(".")[2] == first.rpartition(".")[2]), others[0])
     if deepest is not None and all(any(int(n) > deepest for n in BODY.findall(p)) for p in paths):
         instead = f"the model has layers up to {deepest}: the adapter is of a deeper one"
     else:
         instead = _in_one(first, model) or f"the model has such as {short(like)}"
-    text = "{count} of {total} that the model has not: {names}; {instead}"
+    text = "{count} of {total} that the model has not ({instead}): {names}"
     yield from found(WRONG, "module-unknown", text, paths, total=len(adapter.modules), instead=instead)
 
 
@@ -298,12 +296,6 @@ def _in_one(path: str, model: ModelHeaders) -> str:
         if name == whole and all(f"{module}.{part}" in model.modules for part in parts):
             return f"the model has {', '.join(parts)} apart, and the adapter has them in one matrix"
     return ""
-
-
-def _shared(path: str, other: str) -> int:
-    """Return how many parts two paths begin with in common."""
-    pairs = zip(path.split("."), other.split("."), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _untranslated(adapter: AdapterFile, landing: Landing) -> bool:
@@ -327,8 +319,8 @@ def tied_head(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     """Find a change of one of the two modules that are one array in the model."""
     tied = [path for path in adapter.modules if path.rpartition(".")[2] in (EMBEDDING, HEAD, "wte")]
     text = (
-        "the head is the embedding in this model, and the adapter changes {names}: the one it changes and not the "
-        "other; some engines change both, and GGUF adapters cannot hold it"
+        "the head is the embedding in this model, of which the adapter changes the one and not the other; some engines "
+        "change both, and GGUF adapters cannot hold it: {names}"
     )
     yield from found(NOTE, "tied-head", text, tied if landing.model.tied else ())
 

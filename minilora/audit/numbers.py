@@ -86,7 +86,7 @@ def half_pairs(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator
     yield from found(WRONG, "half-a-pair", f"half a pair: {missing} missing in {{count}}: {{names}}", half)
     without = [path for path, parts in has.items() if not parts]
     parts = ", ".join(adapter.modules[without[0]].parts) if without else ""
-    yield from found(WRONG, "half-a-pair", "{names} {has} {parts} and no factors", without, parts=parts)
+    yield from found(WRONG, "half-a-pair", "{parts} and no factors in {names}", without, parts=parts)
 
 
 def misshapen(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
@@ -140,7 +140,7 @@ def _of_magnitude(shape: Shape, out: int, width: int, kind: str) -> Fault | None
 
 def _of_lycoris(shape: Shape, out: int, width: int, kind: str) -> Fault | None:
     """Return what is to be said of the shape of LyCORIS's magnitude, which may have one number for each input."""
-    if len(shape) > 1 and shape[0] == 1 and shape[1] == width and (out != width or shape != (out, 1)):
+    if len(shape) > 1 and shape[:2] == (1, width):
         text = "dora_scale has one number for each input, as LyCORIS allows; PEFT's magnitude has one for each output"
         return NOTE, "magnitude-of-inputs", text
     fits = [n for n in shape if n != 1] in ([out], [])
@@ -158,8 +158,8 @@ def types(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Find
     strange = [path for path, kinds in of.items() if kinds - {*FLOATS}]
     mixed = [path for path, kinds in of.items() if len(kinds) > 1 and path not in strange]
     for level, code, paths, text in (
-        (WRONG, "type", strange, "{names} {has} the type {kinds}, expected {floats}"),
-        (NOTE, "mixed-types", mixed, "the tensors of {names} have several types: {kinds}"),
+        (WRONG, "type", strange, "factors of the type {kinds}, expected {floats}: {names}"),
+        (NOTE, "mixed-types", mixed, "tensors of several types ({kinds}) in {names}"),
     ):
         kinds = ", ".join(sorted(set().union(*(of[path] for path in paths))))
         yield from found(level, code, text, paths, kinds=kinds, floats=", ".join(FLOATS))
@@ -196,7 +196,7 @@ def zeros(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Find
         yield from found(SUSPICIOUS, "some-zero", text, fresh, some=len(fresh), all=len(numbers))
     dead = [path for path, n in numbers.items() if n.zero and path not in fresh]
     other = {"A": "B", "B": "A"}[starts[dead[0]]] if dead else ""
-    text = "{other}, which starts with random numbers, is zero in {names}, so these do nothing"
+    text = "{other}, which starts with random numbers, is zero, so these do nothing: {names}"
     yield from found(SUSPICIOUS, "other-zero", text, dead, other=other)
     idle = {path: n.zero_experts for path, n in numbers.items() if n.zero_experts and path not in fresh}
     text = "B is zero for {experts} of {names}: no token reached them"
@@ -207,7 +207,7 @@ def far_larger(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator
     """Find a change that is out of all proportion to the others."""
     known = {path: n.norm for path, n in numbers.items() if n.norm}
     middle = float(np.median([*known.values()])) if known else 0.0
-    text = "the change of {names} is more than {times:g} times the others' middle one"
+    text = "a change of more than {times:g} times the others' middle one: {names}"
     far = [path for path, norm in known.items() if norm > FARTHEST * middle]
     yield from found(SUSPICIOUS, "change-far-larger", text, far, times=FARTHEST)
 
@@ -235,7 +235,7 @@ def twins(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Find
             seen.setdefault(n.mark, []).append(path)
     same = [path for paths in seen.values() if len(paths) > 1 for path in paths]
     level = NOTE if len(same) == len(numbers) else SUSPICIOUS  # all of them, as in a test: no accident
-    text = "{names} have the very same factors as another module: one was saved in the place of the other"
+    text = "the very same factors as another module's, so one was saved in the place of the other: {names}"
     yield from found(level, "same-factors", text, same)
 
 

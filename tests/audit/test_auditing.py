@@ -229,6 +229,18 @@ def diffusers(t):
     return onefile(t, tensors), written(t / "b", {f"{path}.weight": np.ones(s, "f4") for path, s in unet.items()})
 
 
+def of_kohya(change):
+    return lambda t: kohya(t / "a.safetensors", paths(*QV), change=change)
+
+
+def lycoris(tensors, axis):
+    """The tensors with a magnitude for each output (out, 1), or as LyCORIS may have it for each input (1, in)."""
+    shapes = {key.partition(".")[0]: (len(a), tensors[key.replace("up", "down")].shape[1]) for key, a in tensors.items()
+              if "lora_up" in key}  # fmt: skip
+    sizes = {key: (out, 1) if axis == 0 else (1, width) for key, (out, width) in shapes.items()}
+    return tensors | {f"{key}.dora_scale": np.ones(size, "f2") for key, size in sizes.items()}
+
+
 RIGHT = {
     # of PEFT
     "PEFT's defaults": (plain(), ""),
@@ -339,6 +351,8 @@ RIGHT = {
     "kohya's names": (lambda t: kohya(t / "a.safetensors", paths(*QV)), ""),
     "kohya's for a text encoder": (lambda t: kohya(t / "a.safetensors", paths("q_proj"), start="lora_te1_"), ""),
     "kohya's for two parts": (image("lora_unet_", "lora_te_"), "another-part"),
+    "kohya's magnitudes": (of_kohya(lambda x: lycoris(x, 0)), ""),
+    "kohya's magnitudes of each input": (of_kohya(lambda x: lycoris(x, 1)), "magnitude-of-inputs"),
     "diffusers' names": (diffusers, ""),
     "a GGUF adapter": (lambda t: gguf(t / "a.gguf", paths(*QV)), ""),
     "a GGUF adapter of a GGUF model": (on_gguf(lambda t: gguf(t / "a.gguf", paths("q_proj", "up_proj"))), ""),
@@ -366,10 +380,6 @@ def test_a_right_adapter_is_sound(what, tmp_path):
     assert report.first_line.startswith(f"{adapter.name}: SOUND: ")
     assert set(report.landing.places) | set(report.landing.elsewhere) | set(report.landing.lost) == set(report.numbers)
     assert audit(adapter).status == 0, str(audit(adapter))
-
-
-def of_kohya(change):
-    return lambda t: kohya(t / "a.safetensors", paths(*QV), change=change)
 
 
 def of_gguf(change=lambda x: x, **options):
@@ -644,17 +654,24 @@ Q0 = "'model.layers.0.self_attn.q_proj'"
 SIX = f"{Q0}, 'model.layers.0.self_attn.v_proj', 'model.layers.1.self_attn.q_proj' and 3 more modules"
 THREE = ", ".join(f"'{path}'" for path in paths("q_proj"))
 TEXTS = {
+    "a part that is missing": (
+        of(name(f"{PREFIX}model.", PREFIX)), f"'model.' is missing before the names, so the modules are not found: "
+        f"{SIX.replace('model.', '')}"),
+    "a part that the model without its head has not": (
+        RIGHT["an adapter of the model without its head"][0],
+        "'model.' is missing before the names: right for the model without its head, and not found in the whole one: "
+        f"{SIX.replace('model.', '')}"),
     "of one module": (
         of(lambda x: magnitudes(x, of="layers.0.self_attn.q")),
-        f"use_dora is not true, and {Q0} has a lora_magnitude_vector, which PEFT passes over then"),
+        f"use_dora is not true, so PEFT passes over the lora_magnitude_vector of {Q0}"),
     "of several": (
-        of(magnitudes), f"use_dora is not true, and {SIX} have a lora_magnitude_vector, which PEFT passes over then"),
+        of(magnitudes), f"use_dora is not true, so PEFT passes over the lora_magnitude_vector of {SIX}"),
     "alike": (
         plain({"r": 4}), f"{Q0}: the factors have the shapes [2, 8] and [12, 2], and the rank that is configured is 4; "
         f"so in 6 modules: {SIX}"),
     "types": (
         of(lambda x: {k: a.astype("i1" if "layers.0" in k else "i8") for k, a in x.items()}),
-        f"{SIX} have the type I64, I8, expected F16, BF16, F32, F64"),
+        f"factors of the type I64, I8, expected F16, BF16, F32, F64: {SIX}"),
     "some zero": (
         BROKEN["B is zero in most modules"][0],
         f"B is zero in 4 of 6 modules, so these do nothing: {SIX.replace('3 more modules', '1 more module')}"),
@@ -665,26 +682,26 @@ TEXTS = {
         BROKEN["one of two that is lost"][0],
         "modules_to_save names 'lm_head', and the file has no tensor of it: what was trained is lost"),
     "a deeper model": (
-        of(name("layers.2", "layers.7")), "2 modules of 6 that the model has not: 'model.layers.7.self_attn.q_proj', "
-        "'model.layers.7.self_attn.v_proj'; the model has layers up to 2: the adapter is of a deeper one"),
+        of(name("layers.2", "layers.7")), "2 modules of 6 that the model has not (the model has layers up to 2: the "
+        "adapter is of a deeper one): 'model.layers.7.self_attn.q_proj', 'model.layers.7.self_attn.v_proj'"),
     "another model": (
-        of(name("self_attn", "attention")), f"6 modules of 6 that the model has not: "
-        f"{SIX.replace('self_attn', 'attention')}; the model has such as {Q0}"),
+        of(name("self_attn", "attention")), f"6 modules of 6 that the model has not (the model has such as {Q0}): "
+        f"{SIX.replace('self_attn', 'attention')}"),
     "in one matrix": (
-        one_matrix, f"6 modules of 6 that the model has not: {SIX}; the model has q_proj, k_proj, v_proj in one "
-        "matrix, 'model.layers.0.self_attn.qkv_proj'"),
+        one_matrix, "6 modules of 6 that the model has not (the model has q_proj, k_proj, v_proj in one matrix, "
+        f"'model.layers.0.self_attn.qkv_proj'): {SIX}"),
     "apart": (
         plain({}, name("q_proj", "qkv_proj"), ("qkv_proj",), paths("q_proj")),
-        f"3 modules of 3 that the model has not: {THREE.replace('q_proj', 'qkv_proj')}; the model has q_proj, k_proj, "
-        "v_proj apart, and the adapter has them in one matrix"),
+        "3 modules of 3 that the model has not (the model has q_proj, k_proj, v_proj apart, and the adapter has them "
+        f"in one matrix): {THREE.replace('q_proj', 'qkv_proj')}"),
     "a text": (
         plain({"target_modules": "q_proj,v_proj"}),
-        f"target_modules ('q_proj,v_proj') does not name {SIX}, of which the file has tensors: PEFT passes over them "
-        "without an error; a string is one regular expression, and no list"),
+        "PEFT passes over tensors that target_modules ('q_proj,v_proj') does not name, where a string is one regular "
+        f"expression and no list: {SIX}"),
     "trained in full": (
         BROKEN["tensors of what is trained in full"][0],
-        f"target_modules (['q_proj', 'v_proj']) does not name {THREE}, of which the file has tensors: PEFT passes over "
-        "them without an error; what modules_to_save names is no target"),
+        "PEFT passes over tensors that target_modules (['q_proj', 'v_proj']) does not name, for what modules_to_save "
+        f"names is no target: {THREE}"),
     "a wrapped model": (
         plain({}, name(PREFIX, f"_orig_mod.{PREFIX}"), ("q_proj",), paths("q_proj", layers=[0])),
         "2 tensors without the prefix 'base_model.model.', which PEFT passes over without an error ('_orig_mod.' of a "
