@@ -23,6 +23,8 @@ import numpy as np
 
 Answers = Mapping[str, Any]  # arrays by their names; None for one that is owed and was not given
 Parts = Mapping[str, Any]
+MOST_KEPT = 2000
+"""Predictions of a world; more are forgotten before the next search."""
 MEASURED = 1000
 """The count of a row that was measured on the spot: a known one goes before it."""
 
@@ -64,6 +66,7 @@ class World:
     # What some cases have in common and the others have not, in words, of (some, all); None: a row must hold on all.
     when: Callable[[Sequence[Any], Sequence[Any]], str] | None = None
     words: Mapping[str, str] = field(default_factory=dict)  # for each answer, in the order of a report; else unsaid
+    kept: dict[Any, Any] = field(default_factory=dict)  # what rows predict, from one search to the next
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,21 @@ class Named:
     off: float = 0.0  # how far the answers are from theirs, in units of what is allowed: the root of the mean square
 
     @property
+    def says(self) -> str:
+        """The diagnosis, without where it was made."""
+        return self.when + " and, at once, ".join(wrong.says for wrong in self.wrongs) + self.where
+
+    @property
+    def flag(self) -> str:
+        """Its flag, or those of both with a plus between them."""
+        return "+".join(wrong.flag for wrong in self.wrongs)
+
+    @property
+    def source(self) -> str:
+        """Where it was made in public."""
+        return ", ".join(wrong.source for wrong in self.wrongs if wrong.source)
+
+    @property
     def order(self) -> tuple[Any, ...]:
         """What the mistake that is named has least of."""
         others, replaced = len(self.affects - self.explains), sum(wrong.count for wrong in self.wrongs)
@@ -87,9 +105,7 @@ class Named:
         return -len(self.explains), others, self.on_top, len(self.wrongs), replaced, flags
 
     def __str__(self) -> str:
-        sources = ", ".join(wrong.source for wrong in self.wrongs if wrong.source)
-        says = self.when + " and, at once, ".join(wrong.says for wrong in self.wrongs) + self.where
-        return f"{says} (made in {sources})" if sources else says
+        return f"{self.says} (made in {self.source})" if self.source else self.says
 
 
 def off(found: Any, expected: Any, allowed: Any) -> float:
@@ -113,6 +129,10 @@ class Factor(NamedTuple):
     value: float
     slack: float
 
+    def is_other(self, expected: float) -> bool:
+        """Return whether it is another factor than the expected one, beyond rounding."""
+        return abs(self.value - expected) > self.slack
+
 
 def factor(found: Any, change: Any, allowed: Callable[[float], Any], without: Any = 0.0) -> Factor | None:
     """Measure by least squares the t of found = without + t change; None where no t is that of all entries.
@@ -122,23 +142,25 @@ def factor(found: Any, change: Any, allowed: Callable[[float], Any], without: An
     if np.shape(found) != np.shape(change) or not np.isfinite(found).all() or not np.any(change):
         return None
     with np.errstate(over="ignore", invalid="ignore"):
-        unit = change / np.abs(change).max()  # or the square of a huge or a tiny one would leave the range
-        largest, squares = np.abs(change).max(), (unit * unit).sum()
-        value = float(((found - without) * unit).sum() / squares / largest)
-        if not np.isfinite(value) or off(found, without + value * change, allowed(value)) > 1:
+        largest = np.abs(change).max()  # taken out, or the square of a huge one would leave the range
+        squares = ((change / largest) ** 2).sum()
+        value = float(((found - without) * (change / largest)).sum() / squares / largest)
+        each = allowed(value) if np.isfinite(value) else 0.0
+        if not np.any(each) or off(found, without + value * change, each) > 1:
             return None
-        top = np.max(allowed(value))  # each entry rounds on its own
-        slack = float(top * np.sqrt(((allowed(value) / top * unit) ** 2).sum()) / squares / largest)
-    return Factor(value, slack)
+        top = np.max(each)
+        slack = float(top * np.sqrt(((each / top * change / largest) ** 2).sum()) / squares / largest)  # entries round
+    return Factor(value, slack + 2.0**-50 * abs(value))  # that of the sums above
 
 
 def name(world: World, given: Sequence[Answers]) -> tuple[frozenset[str], list[Named]]:
     """Return which answers are wrong, and the mistakes that explain them, those that explain most first."""
     search = _Search(world, given)
     wrong = set().union(*search.wrong)
-    named = search.cover([*world.table, *world.measured(given)], wrong, search.every)
-    named += search.on_some_cases(_rest(wrong, named))
+    named = search.cover([*world.table, *search.measured], wrong, search.every)
+    named += search.on_some_cases(world.table, _rest(wrong, named))
     named += search.cover(world.last, _rest(wrong, named), search.every)
+    named += search.on_some_cases(world.last, _rest(wrong, named))
     return frozenset(wrong), named
 
 
@@ -146,7 +168,7 @@ def explanations(world: World, given: Sequence[Answers]) -> list[Named]:
     """Return all that explains something alone, in the order of which one is named, with how far off it is."""
     search = _Search(world, given)
     rest = set().union(*search.wrong)
-    rows = [*world.table, *world.measured(given)]
+    rows = [*world.table, *search.measured]
     fits = [fit for row in rows if (fit := search.explained((row,), (), rest, search.every))]
     return sorted((replace(fit, off=search.typically_off(fit)) for fit in fits), key=lambda fit: fit.order)
 
@@ -161,36 +183,42 @@ class _Search:
     def __init__(self, world: World, given: Sequence[Answers]) -> None:
         self.world, self.given, self.every = world, given, range(len(world.cases))
         self.right = [world.answers(case, {}) for case in world.cases]
-        self.kept: dict[Any, tuple[Answers, Parts]] = {}
+        self.measured = [*world.measured(given)]
+        self.own: dict[Any, Any] = {}  # of rows that were measured, which are of these answers alone
+        if len(world.kept) > MOST_KEPT:
+            world.kept.clear()
         self.wrong = [{key for key in found if not self.fits(i, key, (), found[key])}
                       for i, found in zip(self.every, given, strict=True)]  # fmt: skip
 
-    def predicted(self, i: int, wrongs: tuple[Wrong, ...]) -> tuple[Answers, Parts]:
-        """Return the answers that rows give in a case, and the parts by which is said what is allowed."""
-        if (i, wrongs) not in self.kept:
+    def predicted(self, i: int, wrongs: tuple[Wrong, ...]) -> tuple[Answers, Parts, dict[str, Any]]:
+        """Return the answers that rows give in a case, the parts by which is said what is allowed, and what is."""
+        kept = self.own if any(row in self.measured for row in wrongs) else self.world.kept
+        if (i, wrongs) not in kept:
             case = self.world.cases[i]
             parts = {key: part for row in wrongs for key, part in row.of(case).items()}
             at_most = {key: part for row in wrongs for key, part in (row.largest or row.of)(case).items()}
             answers = {**self.right[i], **self.world.answers(case, parts)} if parts else self.right[i]
-            self.kept[i, wrongs] = answers, at_most
-        return self.kept[i, wrongs]
+            kept[i, wrongs] = answers, at_most, {}
+        return kept[i, wrongs]  # type: ignore[no-any-return]
+
+    def distances(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> np.ndarray:
+        """Return how far each entry of an answer is off what rows give, in units of what is allowed."""
+        answers, parts, allowed = self.predicted(i, wrongs)
+        if key not in allowed:
+            allowed[key] = self.world.allowed(self.world.cases[i], key, parts)
+        return _distances(found, answers[key], allowed[key])
 
     def fits(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> bool:
         """Return whether an answer is what rows give, up to rounding."""
-        answers, parts = self.predicted(i, wrongs)
-        distances = _distances(found, answers[key], self.world.allowed(self.world.cases[i], key, parts))
+        distances = self.distances(i, key, wrongs, found)
         ties, beyond = max((row.ties for row in wrongs), default=0.0), distances > 1
         few = beyond.sum() <= max(1, distances.size // 50)
         return not beyond.any() or bool(ties and few and (distances <= ties).all())
 
     def typically_off(self, named: Named) -> float:
         """Return the root of the mean square by which answers are off what explains them."""
-        squares = []
-        for i in self.every:
-            answers, parts = self.predicted(i, named.wrongs)
-            for key in named.explains & self.given[i].keys():
-                allowed = self.world.allowed(self.world.cases[i], key, parts)
-                squares.append(_distances(self.given[i][key], answers[key], allowed).ravel() ** 2)
+        squares = [self.distances(i, key, named.wrongs, self.given[i][key]).ravel() ** 2
+                   for i in self.every for key in named.explains & self.given[i].keys()]  # fmt: skip
         return float(np.sqrt(np.concatenate(squares).mean()))
 
     def explained(
@@ -204,7 +232,7 @@ class _Search:
             left -= {key for key in left & found.keys() if not self.fits(i, key, (*below, *wrongs), found[key])}
             if not left:
                 return None
-            answers, _ = self.predicted(i, (*below, *wrongs))
+            answers = self.predicted(i, (*below, *wrongs))[0]
             affects |= {key for key in found.keys() - affects if not self.fits(i, key, below, answers[key])}
         if not left & affects:
             return None
@@ -235,18 +263,19 @@ class _Search:
         """Put the smallest case first where all the rest is wrong: what does not explain it shows at once there."""
         return sorted(at, key=lambda i: (not rest <= self.wrong[i], sum(np.size(a) for a in self.right[i].values())))
 
-    def on_some_cases(self, rest: set[str]) -> list[Named]:
+    def on_some_cases(self, rows: Sequence[Wrong], rest: set[str]) -> list[Named]:
         """Return the mistakes that hold on all cases where answers are wrong, and are not made on the others.
 
         First all answers together, since a mistake may show in one of them alone on some cases; then each on its own.
         """
         found: list[Named] = []
-        for keys in (rest, *({key} for key in self._in_order(rest))) if self.world.when else ():
-            keys = _rest(keys, found)
+        each = [{key} for key in self._in_order(rest)] if len(rest) > 1 else []
+        for some in (rest, *each) if self.world.when else ():
+            keys = _rest(some, found)
             at = [i for i in self.every if keys & self.wrong[i]]
             if not at or len(at) == len(self.every):
                 continue
-            found += [replace(named, when=self._place(at)) for named in self.cover(self.world.table, keys, at)]
+            found += [replace(named, when=self._place(at)) for named in self.cover(rows, keys, at)]
         return found
 
     def _place(self, at: Sequence[int]) -> str:

@@ -34,10 +34,10 @@ from .. import __version__
 from ..checks import reading
 from ..files.disk import read_json, written_folder
 from ..files.tensors import TensorFile
-from .bugs.diagnoses import listed
 from .checking.claims import adam_verdict
-from .checking.comparing import judge_numbers, outcomes_of, placed
+from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
+from .naming import listed
 from .problems.bugs import BUGS, Bug, bugs_of
 from .problems.formulas import adam_follows, adam_problem
 from .problems.kind import FACTORS
@@ -412,16 +412,17 @@ def _judge_kind(report: KindReport, asked: Sequence[Asked], count: int) -> None:
         names = [name for name, of in NAMES.items() if of in missing]
         return f"no file has {listed(names)}; there are {', '.join(sorted(written))}"
 
-    factors = judge_numbers(report, report.kind, trials, replies, lacking if has_gradients else None)
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
-    for one in asked:
-        report.cases += outcomes_of(report.kind, one.vector.number, one.trial, one.reply, factors, owed)
+    given = [one.reply | dict.fromkeys(key for key in owed if key in one.trial.right) for one in asked]
+    numbers = [one.vector.number for one in asked]
+    judged = judge_numbers(Answered(report.kind, trials, given, lacking, numbers=numbers))
+    report.cases, report.found = flagged(judged.cases, judged.found), judged.found
+    report.claims, report.errors = judged.claims, judged.errors
     report.habits[ANSWERED] = f"{len(asked)} of {count}"
     for name, of in NAMES.items():
         owing = [one.reply for one in asked if of in one.trial.right]
         if 0 < (there := sum(of in reply for reply in owing)) < len(owing):
             report.habits[ANSWERED] += f", {name} in {there}"
-    placed(report)
 
 
 def _judge_adam(report: KindReport, asked: Path, answered: Path, tolerance: float) -> None:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from typing import Any
 
 import numpy as np
 
 from ...checks import check_choice
-from ..bugs.diagnoses import listed
-from ..problems.formulas import SCALINGS, Formulas
+from ..naming import listed
+from ..problems.formulas import QUANTITIES, SCALINGS, Formulas
 from ..problems.kind import FACTORS
 from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
-from ..problems.tolerance import UNIT, Trial, drawn
+from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, drawn
 from ..report import CannotRun, Diagnosis
 from .calling import Watch, forward, reply_to, spelled, suited
 from .claims import habits, judge_claims
-from .comparing import all_agree, changes_its_mind, judge_numbers, left_out_on_some, outcomes_of, placed
+from .comparing import Answered, flagged, judge_numbers
 from .contract import ANSWERS, ORIENTATIONS, OUTPUTS, SUMS, contract, formulas_of, functions_of, further_kinds
 from .in_common import in_common
 from .kindreport import NOT_FAILED, ClaimOutcome, KindReport, id_of, outcome
@@ -119,80 +120,120 @@ def _judge(
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = reply_to(watch, trials[0], between)
 
-    report = KindReport(
-        name, kind=watch.kind, dtype=dtype, functions={f: watch.offers(f) for f in functions_of(watch.kind)}
-    )
-    factors = judge_numbers(report, kind, trials, replies, _lacking(watch))
-    of_first = _judge_calls(report, watch, trials, replies, again)
+    given = [reply | _owed(watch, trial, reply) for trial, reply in zip(trials, replies, strict=True)]
+    lacking = partial(_lacking, watch)
+    numbers = judge_numbers(Answered(kind, trials, given, lacking, watch.failed, called=watch.kind))
+    raised = _raised(watch, problems)
+    of_first = _of_the_first(watch, trials, replies[0], again, raised)
     wrong_again = {key for claim in of_first for key in ANSWERS[claim][1]}
-    right = {key for key in replies[0] if key not in wrong_again and all_agree(trials, replies, key)}
-    verdicts = judge_claims(watch, trials[0], dtype, right)
+    right = {key for key in replies[0] if key not in wrong_again and _all_agree(trials, replies, key)}
+    others = judge_claims(watch, trials[0], dtype, right)
 
-    texts = [Diagnosis(verdict, cases=(claim,)) for claim, verdict in verdicts.items()
-             if verdict not in NOT_FAILED and verdict != watch.changed]  # fmt: skip
-    changed = [Diagnosis(watch.changed, cases=("nothing is changed",))] if watch.changed else []
-    report.found = [*changed, *report.found, *texts]
-    report.claims |= verdicts
-    report.claims = {claim: report.claims[claim] for claim in contract(watch.kind)}
-    report.cases = _cases(watch, trials, replies, factors, of_first, verdicts)
-    report.habits = habits(watch, trials[0], replies[0])
-    return placed(report)
+    cases = [*_with_first(numbers.cases, of_first, trials[0]), *_of_no_problem(watch.kind, others)]
+    minds = {claim: text for claim, text in of_first.items() if claim not in raised}
+    once = {claim: text for claim, text in raised.items() if claim == "forward" or not _as_the_forward(watch, claim)}
+    texts = {claim: text for claim, text in others.items() if text not in NOT_FAILED and text != watch.changed}
+    changed = {"nothing is changed": watch.changed} if watch.changed else {}
+    before, after = ([Diagnosis(text, cases=_failing(cases, claim)) for claim, text in said.items()]
+                     for said in ({**changed, **minds}, {**once, **texts}))  # fmt: skip
+    found = [*before, *numbers.found, *after]
+    claims = {**numbers.claims, **of_first, **raised, **others}
+    return KindReport(
+        name,
+        cases=flagged(cases, found),
+        found=found,
+        kind=watch.kind,
+        dtype=dtype,
+        claims={claim: claims[claim] for claim in contract(watch.kind)},
+        habits=habits(watch, trials[0], replies[0]),
+        errors=numbers.errors,
+        functions={function: watch.offers(function) for function in functions_of(watch.kind)},
+    )
 
 
-def _lacking(watch: Watch) -> Callable[[Sequence[str]], str] | None:
-    """Return what is said of gradients that the backward never returns; None where there is no backward."""
-    returned = watch.returned
-    if returned is None:
-        return None
-    got = f"it returns those of {', '.join(returned)}" if returned else "it returns none"
-    return lambda missing: f"backward returns no gradient of {listed(missing)}; {got}"
+def _failing(cases: Sequence[ClaimOutcome], claim: str) -> tuple[str, ...]:
+    """Return the ids of the cases in which a claim fails."""
+    return tuple(case.id for case in cases if case.failed and case.claim == claim)
 
 
-def _judge_calls(
-    report: KindReport, watch: Watch, trials: Sequence[Trial], replies: Sequence[Arrays], again: Arrays
-) -> dict[str, str]:
-    """Put into the report what functions do otherwise than give wrong numbers: raise, change their mind, leave out.
+def _owed(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, None]:
+    """Return the gradients that a backward owes and did not return. It may leave out dx: a first layer needs none."""
+    if not watch.offers("backward") or trial.problem in watch.failed.get("backward", {}):
+        return {}
+    return dict.fromkeys(key for key in FACTORS if key in trial.right and key not in reply)
 
-    Returns
-    -------
-    dict
-        Verdicts that are about the first problem alone, by their claims.
-    """
-    problems, of_first = [trial.problem for trial in trials], {}
+
+def _lacking(watch: Watch, missing: Sequence[str]) -> str:
+    """Say what a backward never returns."""
+    got = f"it returns those of {', '.join(watch.returned)}" if watch.returned else "it returns none"
+    return f"backward returns no gradient of {listed(missing)}; {got}"
+
+
+def _raised(watch: Watch, problems: Sequence[Problem]) -> dict[str, str]:
+    """Return what functions said that raise, or return no answer, by their claims."""
+    texts = {}
     for claim, (function, _) in ANSWERS.items():
         if function in watch.raised:
             when = in_common(list(watch.failed[function]), problems)
-            report.claims[claim] = f"{function}{when} {watch.said(function)}"
-            if function == "forward" or watch.raised[function] != watch.raised.get("forward"):
-                report.found.append(Diagnosis(report.claims[claim], cases=(claim,)))
-            if not any(problem in watch.failed[function] for problem in problems):  # on the one in between
-                of_first[claim] = report.claims[claim]
-        elif text := changes_its_mind(trials[0], replies[0], again, claim):
-            report.claims[claim] = of_first[claim] = text
-            report.found.insert(0, Diagnosis(text, cases=(claim,)))
-        elif claim == "slope" and report.claims.get(claim) == "ok" and (text := left_out_on_some(trials, replies)):
-            report.claims[claim] = text
-            report.found.append(Diagnosis(text, cases=(claim,)))
-    return of_first
+            texts[claim] = f"{function}{f', {when},' if when else ''} {watch.said(function)}"
+    return texts
 
 
-def _cases(
-    watch: Watch,
-    trials: Sequence[Trial],
-    replies: Sequence[Arrays],
-    factors: Mapping[Problem, Any],
-    of_first: Mapping[str, str],
-    verdicts: Mapping[str, str],
-) -> list[ClaimOutcome]:
-    """Return the outcome of each claim about each problem, then of the claims that are about no single one."""
-    owed = FACTORS if watch.offers("backward") else ()
-    numbers = [outcomes_of(watch.kind, number, trial, reply, factors, owed, watch)
-               for number, (trial, reply) in enumerate(zip(trials, replies, strict=True))]  # fmt: skip
-    numbers[0] = [outcome(case.id, case.claim, case.problem, of_first.get(case.claim, case.verdict))
-                  for case in numbers[0]]  # fmt: skip
-    others = [outcome(id_of(watch.kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
-              if claim in contract(watch.kind)]  # fmt: skip
-    return [*(case for cases in numbers for case in cases), *others]
+def _as_the_forward(watch: Watch, claim: str) -> bool:
+    """Return whether a function raised what the forward did."""
+    return watch.raised[ANSWERS[claim][0]] == watch.raised.get("forward")
+
+
+def _of_the_first(
+    watch: Watch, trials: Sequence[Trial], first: Arrays, again: Arrays, raised: Mapping[str, str]
+) -> dict[str, str]:
+    """Return verdicts that are about the first problem alone, which is asked for twice, with another one in between."""
+    verdicts = {}
+    for claim, (function, _) in ANSWERS.items():
+        if claim not in raised:
+            verdicts[claim] = _changes_its_mind(trials[0], first, again, claim)
+        elif watch.failed[function].keys().isdisjoint(trial.problem for trial in trials):  # it raised in between
+            verdicts[claim] = raised[claim]
+    return {claim: text for claim, text in verdicts.items() if text}
+
+
+def _changes_its_mind(trial: Trial, first: Arrays, again: Arrays, claim: str) -> str:
+    """Say where the same arguments give other numbers the second time, by more than two orders of summation may."""
+    for key in ANSWERS[claim][1]:
+        if key not in first or key not in again or _as_before(trial, key, first[key], again[key]):
+            continue
+        if trial.agrees(key, first[key]):
+            return f"{QUANTITIES[key]} is another one the second time it is asked for: something is kept between calls"
+        if np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
+            return f"{QUANTITIES[key]} is another one at each call with the same arguments: is dropout on?"
+    return ""
+
+
+def _as_before(trial: Trial, key: str, first: np.ndarray, again: np.ndarray) -> bool:
+    """Return whether two answers are the same up to the rounding of both. A wrong one may be larger than the right."""
+    largest = np.abs(trial.right[key]).max(initial=TINY)
+    times = max(1.0, float(np.abs(first.astype(np.float64)).max(initial=0.0) / largest))
+    sizes = {key: trial.sizes[key] * times}
+    return trial.distance(key, again, first.astype(np.float64), sizes) <= 2 * TOLERANCE
+
+
+def _all_agree(trials: Sequence[Trial], replies: Sequence[Arrays], key: str) -> bool:
+    """Return whether an answer is right on every problem to which it was given."""
+    pairs = zip(trials, replies, strict=True)
+    return all(trial.agrees(key, reply[key]) for trial, reply in pairs if key in reply)
+
+
+def _with_first(outcomes: Sequence[ClaimOutcome], of_first: Mapping[str, str], trial: Trial) -> list[ClaimOutcome]:
+    """Return outcomes with the verdicts that are about the first problem alone."""
+    about = str(trial.problem)
+    return [outcome(case.id, case.claim, about, of_first[case.claim])
+            if case.problem == about and case.claim in of_first else case for case in outcomes]  # fmt: skip
+
+
+def _of_no_problem(kind: str, verdicts: Mapping[str, str]) -> list[ClaimOutcome]:
+    """Return the outcomes of the claims that are about no single problem."""
+    return [outcome(id_of(kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
+            if claim in contract(kind)]  # fmt: skip
 
 
 def _instead(watch: Watch, trial: Trial, dtype: str) -> str:

@@ -23,7 +23,7 @@ from ..problems.plain import DoRAProblem
 from ..problems.problem import OF_ROWS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
 from .calling import Watch, described, forward, reply_to, spelled, strided
-from .describing import describe_unknown
+from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
 
 # --- a new adapter --------------------------------------------------------------------------------
@@ -232,7 +232,7 @@ def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> 
                 raise
         y = watch.array(layer.forward(trial.arrays["x"].copy()), "y")
         if not trial.agrees("y", y):
-            return f"{words} the output {_times(y, trial) or describe_unknown('y', y, trial)}".lstrip()
+            return f"{words} the output {_times(y, trial) or wrong_array('y', y, trial)}".lstrip()
     return "ok"
 
 
@@ -355,7 +355,7 @@ def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> st
     judged = [key for key in reply if key in right]
     for key in judged:
         if not trial.agrees(key, reply[key]):
-            return f"{where} {QUANTITIES[key]} {describe_unknown(key, reply[key], trial)}"
+            return f"{where} {QUANTITIES[key]} {wrong_array(key, reply[key], trial)}"
     return "ok" if judged else REFUSED
 
 

@@ -1,123 +1,107 @@
-"""When something is wrong: the property that all problems have on which it is, and no other problem."""
+"""When something is wrong: what all problems have in common on which it is, and no other problem.
+
+A problem has fields: each may be true of all of them, above or below what it is elsewhere, or stand to another one as
+it does nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import fields
 from typing import Any
 
-from ..problems.images import ConvolutionProblem
-from ..problems.kinds import KINDS
-from ..problems.lowprecision import MixedProblem
 from ..problems.problem import Problem
-from ..problems.several import CombineProblem, ExpertsProblem, FusedProblem
 
-Properties = Mapping[str, Callable[[Any], bool]]
+WORDS = {"n": "N", "in_features": "in", "out_features": "out", "rank": "r"}
+WORDS |= {"widths": "slots", "stabilised": "use_rslora"}
+"""How a field is told, where it is not by its own name."""
+TOLD = {
+    "bias": ("there is a bias", "there is no bias"),
+    "start": ("lora_B is zero", ""),  # the rule is no clue: where it is zero, a wrong update is right
+    "near": ("the update cancels the base's output", "the update does not cancel the base's output"),
+}
+"""How a field is told that is true or false; empty where it is no clue."""
+UNTOLD = {"seed", "idle"}
+SHAPES = {
+    "the sizes": ("N", "in", "out", "r"),
+    "lora_A's shape": ("r", "in"),
+    "lora_B's shape": ("out", "r"),
+    "the weight's shape": ("out", "in"),
+}
+"""What some keep results by. Where one comes again with other numbers, these are wrong."""
+NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
-def in_common(failed: Sequence[Problem], every: Sequence[Problem]) -> str:
-    """Say when it is wrong, where one property of the problems decides that."""
-    for words, has in _properties(failed[0]).items():
-        if len(failed) < len(every) and [p for p in every if has(p)] == list(failed):
-            return f", {words},"
+def in_common(wrong: Sequence[Any], every: Sequence[Any]) -> str:
+    """Say when it is wrong, where one thing decides that; empty where nothing does."""
+    states = [problem in wrong for problem in every]
+    return next(_deciding(every, states), "") if len(set(states)) > 1 else ""
+
+
+def _deciding(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
+    """Yield what decides, that which tells most first: what a kind has of its own, then what all problems have."""
+    own = {field.name for field in fields(problems[0])} - {field.name for field in fields(Problem)}
+    for names in (own, {field.name for field in fields(Problem)}):
+        rows = [_traits(problem, names) for problem in problems]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        if names is not own:
+            yield from _relations(columns, wrong)
+        for name, values in columns.items():
+            if text := (_so if isinstance(values[0], bool) else _apart)(name, values, wrong):
+                yield text
+
+
+def _traits(problem: Problem, names: Set[str]) -> dict[str, Any]:
+    """Return fields of a problem under their words; of a tuple how many there are, how large, and whether alike."""
+    traits: dict[str, Any] = {}
+    for name in (field.name for field in fields(problem) if field.name in names - UNTOLD):
+        value, words = getattr(problem, name), WORDS.get(name, name)
+        if not isinstance(value, tuple):
+            traits[words] = value
+        elif isinstance(value[0], bool):
+            traits |= {f"all {words} are True": all(value), f"some {words} are True": any(value)}
+            traits[f"{words} differ"] = len({*value}) > 1
+        else:
+            traits |= {f"the number of {words}": len(value), f"the largest {words}": max(value)}
+            traits |= {f"the smallest {words}": min(value), f"{words} differ": len({*value} - {0}) > 1}
+    return traits
+
+
+def _relations(columns: dict[str, list[Any]], wrong: list[bool]) -> Iterator[str]:
+    """Yield how the sizes of a problem stand to one another, or to those of an earlier one."""
+    for what, names in SHAPES.items():
+        met = list(zip(*(columns[name] for name in names), strict=True))
+        if [shape in met[:i] for i, shape in enumerate(met)] == wrong:
+            yield f"with {what} of an earlier problem (is something kept between calls?)"
+    width = [min(widths) for widths in zip(columns["in"], columns["out"], strict=True)]
+    pairs = [("in", "out", columns["out"]), ("r", "the smaller width", width), ("alpha", "r", columns["r"])]
+    for one, other, values in pairs:
+        signs = [(a > b) - (a < b) for a, b in zip(columns[one], values, strict=True)]
+        for words, signs_of in {"=": (0,), "is above": (1,), "is below": (-1,), "is not": (-1, 1)}.items():
+            if [sign in signs_of for sign in signs] == wrong:
+                yield f"where {one} {words} {other}"
+    if [a % r != 0 for a, r in zip(columns["alpha"], columns["r"], strict=True)] == wrong:
+        yield "where alpha / r is no whole number"
+
+
+def _so(name: str, values: list[bool], wrong: list[bool]) -> str:
+    """Say whether something is so where it is wrong, and not elsewhere, or the other way round."""
+    yes, no = TOLD.get(name, (name, f"not so: {name}"))
+    words = yes if values == wrong else no if values == [not state for state in wrong] else ""
+    return f"where {words}" if words else ""
+
+
+def _apart(name: str, values: Sequence[Any], wrong: Sequence[bool]) -> str:
+    """Say whether a number is above or below what it is elsewhere."""
+    states = list(zip(values, wrong, strict=True))
+    bad, good = [value for value, state in states if state], [value for value, state in states if not state]
+    count = name.partition("the number of ")[2]
+    if count and len({*bad}) == 1 and bad[0] not in good:
+        return f"of {NUMBERS[bad[0]]} {count}"
+    if min(bad) > max(good):
+        above = next((bound for bound in (0, 1) if max(good) <= bound < min(bad)), max(good))  # what is easier to say
+        return f"where {name} is above {above:g}"
+    if max(bad) < min(good):
+        below = next((bound for bound in (0, 1) if max(bad) < bound <= min(good)), min(good))
+        return f"where {name} is {bad[0]:g}" if len({*bad}) == 1 else f"where {name} is below {below:g}"
     return ""
-
-
-def _properties(problem: Problem) -> Properties:
-    """Return what problems of a kind may have, in the order in which it is told."""
-    if isinstance(problem, FusedProblem):  # whose slots have ranks and alphas of their own
-        return OF_SLOTS
-    if isinstance(problem, CombineProblem):
-        return OF_SUMS
-    if isinstance(problem, ExpertsProblem):
-        return {**OF_EXPERTS, **PROPERTIES}
-    if isinstance(problem, ConvolutionProblem):
-        return {**OF_IMAGES, **PROPERTIES}
-    return {**(OF_MIXED if isinstance(problem, MixedProblem) else OF_LAYERS), **PROPERTIES}
-
-
-PROPERTIES: Properties = {
-    "wherever there is a bias": lambda p: p.bias,
-    "wherever there is no bias": lambda p: not p.bias,
-    "at rank 1": lambda p: p.rank == 1,
-    "at a single row": lambda p: p.n == 1,
-    "for more than one row": lambda p: p.n > 1,
-    "where alpha is below the rank": lambda p: p.alpha < p.rank,
-    "where alpha is above the rank": lambda p: p.alpha > p.rank,
-    "where alpha / r is no whole number": lambda p: p.alpha % p.rank != 0,
-    "where lora_B is zero": lambda p: p.start,
-}
-"""What a problem may have, in the order in which it is told."""
-
-
-def _met(part: Callable[[Problem], Any]) -> Callable[[Any], bool]:
-    """Return whether an earlier problem has the same part."""
-    problems = KINDS["linear"].problems
-    parts = [part(problem) for problem in problems]
-    again = {problem for i, problem in enumerate(problems) if parts[i] in parts[:i]}
-    return lambda problem: problem in again
-
-
-OF_LAYERS: Properties = {
-    "with the sizes of an earlier problem (is something kept between calls?)": lambda p: (p.seed, p.alpha) == (7, 4.5),
-    "with lora_A's shape of an earlier problem (is something kept between calls?)": _met(
-        lambda p: (p.rank, p.in_features)
-    ),
-    "with lora_B's shape of an earlier problem (is something kept between calls?)": _met(
-        lambda p: (p.out_features, p.rank)
-    ),
-    "with the weight's shape of an earlier problem (is something kept between calls?)": _met(
-        lambda p: (p.out_features, p.in_features)
-    ),
-    "where in = out": lambda p: p.in_features == p.out_features,
-    "where in and out differ": lambda p: p.in_features != p.out_features,
-    "where in is below out": lambda p: p.in_features < p.out_features,
-    "where in is above out": lambda p: p.in_features > p.out_features,
-    "at ranks above 32": lambda p: p.rank > 32,
-    "at a rank that is a multiple of 32": lambda p: p.rank % 32 == 0,
-    "for more than 128 rows": lambda p: p.n > 128,
-    "for more than 128 outputs": lambda p: p.out_features > 128,
-    "where the rank is above a width": lambda p: p.rank > min(p.in_features, p.out_features),
-    "in wide layers": lambda p: p.in_features > 100,
-    "in layers that are not wide": lambda p: p.in_features <= 100,
-}
-OF_MIXED: Properties = {"where the update cancels the base's output": lambda p: p.near}
-OF_SLOTS: Properties = {
-    "where a slot has no adapter": lambda p: 0 in p.ranks,
-    "where every slot has an adapter": lambda p: 0 not in p.ranks,
-    "where slots differ in width": lambda p: len(set(p.widths)) > 1,
-    "of three slots": lambda p: len(p.widths) == 3,
-    "of two slots": lambda p: len(p.widths) == 2,
-    "where slots differ in rank": lambda p: len(set(p.ranks) - {0}) > 1,
-    **{words: PROPERTIES[words] for words in ("wherever there is a bias", "wherever there is no bias")},
-    **{words: PROPERTIES[words] for words in ("at a single row", "where lora_B is zero")},
-}
-OF_EXPERTS: Properties = {
-    "where an expert has no row": lambda p: len(set(p.expert_ids)) < p.experts,
-    "where every expert has a row": lambda p: len(set(p.expert_ids)) == p.experts,
-    "where there is one expert": lambda p: p.experts == 1,
-    "where there is more than one expert": lambda p: p.experts > 1,
-    "where in = out": lambda p: p.in_features == p.out_features,
-    "where out = 2 in": lambda p: p.out_features == 2 * p.in_features,
-    "where the rank and the number of experts are above 1": lambda p: p.rank > 1 and p.experts > 1,
-}
-OF_SUMS: Properties = {
-    "where a weight is below zero": lambda p: min(p.weights) < 0,
-    "where every adapter has rsLoRA's scaling": lambda p: all(p.stabilised),
-    "where an adapter has rsLoRA's scaling": lambda p: any(p.stabilised),
-    "where no adapter has rsLoRA's scaling": lambda p: not any(p.stabilised),
-    "where some adapters have rsLoRA's scaling and others not": lambda p: len(set(p.stabilised)) > 1,
-    "where ranks differ": lambda p: len(set(p.ranks)) > 1,
-    "of more than two adapters": lambda p: len(p.ranks) > 2,
-    "of one adapter": lambda p: len(p.ranks) == 1,
-    "of more than one adapter": lambda p: len(p.ranks) > 1,
-    "where the rank is below the sum's": lambda p: p.rank < sum(p.ranks),
-    "where in = out": lambda p: p.in_features == p.out_features,
-}
-OF_IMAGES: Properties = {
-    "where the kernel has more than one entry": lambda p: max(p.kernel) > 1,
-    "at a stride above 1": lambda p: max(p.stride) > 1,
-    "with padding": lambda p: max(p.padding) > 0,
-    "with dilation": lambda p: max(p.dilation) > 1,
-    "with groups": lambda p: p.groups > 1,
-    "where it is depthwise": lambda p: p.groups == p.in_features > 1,
-}

@@ -1,0 +1,272 @@
+"""The suite as a world of the namer: problems in one precision, the right answers, and what people get wrong.
+
+Besides the table there is a row that is made on the spot, for a scaling that no other has: it is measured in each
+output. And there are rows that are tried last. Nobody is known to have made them, and they are many: what is rounded on
+the way to half precision, a sum that lacks a part of its terms, ranks or a bias in another order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from ..naming import MEASURED, Factor, Parts, World, Wrong, factor
+from ..problems.bugs import bugs_of
+from ..problems.formulas import QUANTITIES, SCALINGS
+from ..problems.problem import Arrays, Problem
+from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
+from .in_common import in_common
+
+HALVES = ("float16", "bfloat16")
+NAMES = {key: words.split(",")[0] for key, words in QUANTITIES.items()}
+"""The answers in a sentence."""
+Factors = Mapping[Problem, Factor]
+
+
+@lru_cache(maxsize=16)
+def suite_of(kind: str, trials: tuple[Trial, ...]) -> Suite:
+    """Return the suite of a kind's problems, which keeps what known bugs predict for the next check."""
+    return Suite(kind, trials)
+
+
+class Suite:
+    """Problems of a kind in one precision, by which answers to them are judged."""
+
+    def __init__(self, kind: str, trials: Sequence[Trial]) -> None:
+        self.trials = {trial.problem: trial for trial in trials}
+        self.precise = trials[0].unit <= UNIT["float32"]  # in half precision a few numbers can agree by chance
+        self.table = [row if self.precise else replace(row, slot="") for row in bugs_of(kind)]
+        self.kept: dict[Any, Any] = {}
+        self.scaling = trials[0].formulas.scaling
+        self.sizes: tuple[Any, Any, Arrays] = (None, None, {})  # the latest, which are asked for each answer
+
+    def world(self, factors: Factors) -> World:
+        """Return the world in which answers are named, beside the factors that were measured in them."""
+        return World(
+            cases=list(self.trials),
+            answers=self.answers,
+            allowed=self.allowed,
+            table=self.table,
+            measured=lambda given: other_scaling(self.trials, factors),
+            last=last_rows(self.scaling) if self.precise else (),
+            when=in_common if self.precise else None,
+            words=NAMES,
+            kept=self.kept,
+        )
+
+    def answers(self, problem: Problem, parts: Parts) -> Mapping[str, Any]:
+        """Return the answers to a problem; what parts leave out is None."""
+        trial = self.trials[problem]
+        found = trial.answer(**parts) if parts else trial.right
+        return {key: found.get(key) for key in trial.right}
+
+    def allowed(self, problem: Problem, key: str, parts: Parts) -> np.ndarray:
+        """Return how far each entry of an answer may be off by rounding."""
+        trial = self.trials[problem]
+        if self.sizes[0] is not problem or self.sizes[1] is not parts:
+            self.sizes = (problem, parts, trial.size(**parts))
+        return allowed_by(trial, self.sizes[2][key])
+
+
+def allowed_by(trial: Trial, size: np.ndarray) -> np.ndarray:
+    """Return how far an answer of a size may be off."""
+    return np.asarray(TOLERANCE * trial.unit * (size + TINY))
+
+
+# --- a scaling that was measured ------------------------------------------------------------------
+
+
+def factors_of(trials: Sequence[Trial], replies: Sequence[Mapping[str, Any]]) -> dict[Problem, Factor]:
+    """Measure the factor of the update in each output; empty where an output is not the base plus a factor times it."""
+    factors: dict[Problem, Factor] = {}
+    for trial, reply in zip(trials, replies, strict=True):
+        if reply.get("y") is None or "magnitude" in trial.arrays:
+            continue
+        if trial.problem.start:  # the update is zero there: lora_B's gradient has the factor
+            key, without, change = "lora_B", np.zeros(()), trial.answer(scaling=SCALINGS["1"])["lora_B"]
+        else:
+            key, without = "y", trial.answer(update=0.0)["y"]
+            change = trial.answer(scaling=SCALINGS["1"], s_in_base=_nothing, s_in_bias=_nothing)["y"]
+        array = reply.get(key)
+        measured = None if array is None else factor(array, change, partial(_allowed_at, trial, key), without)
+        if measured is None and key == "y":
+            return {}
+        if measured is not None:
+            factors[trial.problem] = measured if measured.is_other(0.0) else Factor(0.0, measured.slack)
+    return factors
+
+
+def _nothing(s: float) -> float:
+    return 0.0
+
+
+def _allowed_at(trial: Trial, key: str, value: float) -> np.ndarray:
+    """Return how far an answer may be off at a scaling."""
+    return allowed_by(trial, trial.size(scaling=lambda alpha, r: value)[key])
+
+
+def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wrong]:
+    """Return a row that scales as was measured; none where the scaling is right everywhere."""
+    expected = {problem: scaling_of(trials[problem]) for problem in factors}
+    other = [problem for problem, s in expected.items() if factors[problem].is_other(s)]
+    if not other:
+        return []
+    cases = [_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
+    when = in_common(other, list(factors))
+    says = f"the update has another scaling{', ' * bool(when)}{when}: {'; '.join(cases)}{_rule(expected, factors)}"
+
+    def scaled(problem: Problem, slacks: float = 0.0) -> Parts:
+        if problem not in factors:
+            return {}
+        value, slack = factors[problem]
+        return {"scaling": lambda alpha, r: value + slacks * np.copysign(slack, value)}
+
+    def largest(problem: Problem) -> Parts:
+        """Add the scaling's own rounding, in units of that of an answer."""
+        return scaled(problem, 1 / (TOLERANCE * trials[problem].unit))
+
+    return [Wrong("another-scaling", says, scaled, slot="scaling", count=MEASURED, largest=largest)]
+
+
+def scaling_of(trial: Trial) -> float:
+    """Return the scaling that is declared."""
+    return trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
+
+
+def _case(problem: Problem, value: float, expected: float) -> str:
+    """Say which scaling was measured at a problem, and which was expected."""
+    got, right = told_apart(value, expected)
+    sizes = f"in={problem.in_features} out={problem.out_features} r={problem.rank} alpha={problem.alpha:g}"
+    return f"{got} at {sizes}, expected {right}"
+
+
+def told_apart(value: float, expected: float) -> tuple[str, str]:
+    """Return two numbers with six digits, or with the fewest at which they differ."""
+    for digits in range(6, 17):
+        got, right = f"{value:.{digits}g}", f"{expected:.{digits}g}"
+        if got != right:
+            break
+    return got, right
+
+
+def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
+    """Say how measured scalings come from the right ones, where one rule holds on every problem."""
+
+    def so(rule: Callable[[float], float]) -> bool:
+        return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
+
+    expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is that of a gradient
+    first = next(iter(expected.values()))
+    for half in HALVES:
+        if so(lambda s, half=half: float(round_to(np.array([s]), half)[0])):  # type: ignore[misc]
+            return f"; it is the right one rounded to {half}"
+    if so(lambda s: first) and len(set(expected.values())) > 1:
+        return "; it is that of the first problem everywhere (is something kept between calls?)"
+    times = [factors[problem].value / s for problem, s in expected.items() if s]
+    if times and np.abs(np.subtract(times, 1)).max() < 4 * UNIT["float32"]:
+        return "; it is the right one in single precision"
+    if len(times) > 1 and np.ptp(times) < 1e-5 * abs(times[0]):
+        return f"; it is {times[0]:.6g} times the right one"
+    return ""
+
+
+# --- rows that are tried last ---------------------------------------------------------------------
+
+
+@cache
+def last_rows(scaling: Callable[[float, int], float]) -> tuple[Wrong, ...]:
+    """Return what may be wrong and nobody is known to have made."""
+    return tuple(
+        Wrong(f"{re.sub('[^a-z0-9]+', '-', says.lower())}-{number}", says, parts, shows=shows, count=MEASURED)
+        for number, (says, parts, *shows) in enumerate((*_rounded(scaling), *_in_another_order(), *_parts_of_sums()))
+    )
+
+
+def _rounded(scaling: Any) -> Iterator[Any]:
+    """Yield what is rounded to half precision on the way."""
+    for half in HALVES:
+        short = partial(_short, half)
+        yield f"the factors are rounded to {half}", {"down": short, "hidden": short}
+        yield f"lora_A is rounded to {half}", {"down": short}
+        yield f"lora_B is rounded to {half}", {"hidden": short}
+        yield f"the weight is rounded to {half}", {"weight": short}
+        yield f"the scaling is rounded to {half}", {"scaling": partial(_short_scaling, short, scaling)}
+        yield f"x A^T is rounded to {half}", {"updated": partial(_from_hidden, short)}, "y"
+        yield f"the update is rounded to {half}", {"updated": lambda update, *_, short=short: short(update)}, "y"
+        yield f"the update is rounded to {half} before it is scaled", {"updated": partial(_unscaled, short)}, "y"
+
+
+def _short(half: str, array: np.ndarray) -> np.ndarray:
+    return round_to(array, half).astype(np.float64)
+
+
+def _short_scaling(short: Any, scaling: Any, alpha: float, r: int) -> float:
+    return float(short(np.array(scaling(alpha, r))))
+
+
+def _from_hidden(short: Any, update: Any, x: Any, A: Any, B: Any, s: float) -> Any:
+    return s * short(x @ A.T) @ B.T
+
+
+def _unscaled(short: Any, update: Any, x: Any, A: Any, B: Any, s: float) -> Any:
+    return s * short(x @ A.T @ B.T)
+
+
+def _in_another_order() -> Iterator[Any]:
+    """Yield a bias and ranks that stand in another order."""
+    orders = {
+        "one place on": lambda n: np.roll(np.arange(n), 1),
+        "one place back": lambda n: np.roll(np.arange(n), -1),
+        "half of the places back": lambda n: np.roll(np.arange(n), -(n // 2)),
+        "from last to first": lambda n: np.arange(n)[::-1],
+        "the even places first": lambda n: np.r_[0:n:2, 1:n:2],
+        "the first one everywhere": lambda n: np.zeros(n, int),
+    }
+    for words, order in orders.items():
+        yield (f"the ranks of lora_B stand in another order than those of lora_A: {words}",
+               {"hidden": lambda B, order=order: B[:, order(B.shape[1])]}, "y", "x", "merged")  # fmt: skip
+        yield (f"the bias is taken at a wrong index: {words}",
+               {"bias": lambda b, G, order=order: b[order(len(b))]}, "y")  # fmt: skip
+    by_row = "the bias is taken by the row and not by the output"
+    yield by_row, _by_the_row, "y"
+
+
+def _by_the_row(problem: Problem) -> Parts:
+    places = np.arange(problem.n)[:, None]
+    return {} if problem.two_axes() is None else {"bias": lambda b, G: b[places % len(b)]}
+
+
+def _parts_of_sums() -> Iterator[Any]:
+    """Yield sums that lack a part of their terms, as where a shard is not added or a block's tail is left out."""
+    kept = {
+        "all {} but the last": lambda n: np.arange(n) < n - 1,
+        "all {} but the first": lambda n: np.arange(n) > 0,
+        "the first half of the {}": lambda n: np.arange(n) < n // 2,
+        "the first half of the {}, and the one in the middle,": lambda n: np.arange(n) < n - n // 2,
+        "the last half of the {}": lambda n: np.arange(n) >= n - n // 2,
+        "the last half of the {}, and the one in the middle,": lambda n: np.arange(n) >= n // 2,
+        **{f"whole blocks of {size} {{}}": partial(_whole_blocks, size) for size in (16, 32, 64, 128)},
+    }
+    for words, counted in kept.items():
+        base = {"base": lambda x, W, counted=counted: (x * counted(x.shape[1])) @ W.T}
+        update = {"down": lambda A, counted=counted: A * counted(A.shape[1])}
+        ranks = {"hidden": lambda B, counted=counted: B * counted(B.shape[1])}
+        yield f"it sums {words.format('ranks')} only", ranks, "y", "merged"
+        yield f"it sums {words.format('inputs')} only", base | update, "y"
+        yield f"it sums {words.format('inputs')} only in x W^T", base, "y"
+        yield f"it sums {words.format('inputs')} only in the update", update, "y"
+        yield f"it sums {words.format('rows')} only", {"trained": partial(_over_rows, counted)}, "lora_A", "lora_B"
+
+
+def _whole_blocks(size: int, n: int) -> np.ndarray:
+    return np.arange(n) < (n - n % size if n > size else n)
+
+
+def _over_rows(counted: Any, dA: Any, dB: Any, dy: Any, x: Any, A: Any, B: Any, s: float) -> tuple[Any, Any]:
+    some = (counted(len(dy))[:, None] * dy).T
+    return s * B.T @ (some @ x), s * (some @ x) @ A.T
