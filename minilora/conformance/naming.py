@@ -275,15 +275,21 @@ class _Search:
             at = [i for i in self.every if keys & self.wrong[i]]
             if not at or len(at) == len(self.every):
                 continue
-            found += [replace(named, when=self._place(at)) for named in self.cover(rows, keys, at)]
+            found += [replace(named, when=self._place(named, at)) for named in self.cover(rows, keys, at)]
         return found
 
-    def _place(self, at: Sequence[int]) -> str:
-        """Say on which cases something is wrong."""
+    def _place(self, named: Named, at: Sequence[int]) -> str:
+        """Say on which cases a mistake is made, of those on which it would show."""
         assert self.world.when is not None
-        when = self.world.when([self.world.cases[i] for i in at], self.world.cases)
+        showing = [i for i in self.every if i in at or self._shows(named, i)]
+        when = self.world.when([self.world.cases[i] for i in at], [self.world.cases[i] for i in showing])
         those = "the one" if len(at) == 1 else "those"
         return f"on {len(at)} of {len(self.every)} problems, {those} {when or 'where it shows'}: "
+
+    def _shows(self, named: Named, i: int) -> bool:
+        """Return whether a mistake would change an answer in a case."""
+        answers = self.predicted(i, named.wrongs)[0]
+        return not all(self.fits(i, key, (), answers[key]) for key in named.explains & self.given[i].keys())
 
     def _where(self, named: Named, at: Sequence[int]) -> str:
         """Say in which answers a mistake shows, where it could show in others too."""

@@ -60,7 +60,7 @@ def test_a_bug_under_a_condition_is_named_where_it_shows(flag):
     bug = known(flag)
     wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
     report = report_of("fused", wrong)
-    first = str(report).splitlines()[0]
+    first = report.diagnoses[0]
     assert first.endswith(f", those of three slots: {bug}, in all that is computed")
     count = len(KINDS["fused"].problems)
     assert first.startswith(f"on {sum(len(p.widths) == 3 for p in KINDS['fused'].problems)} of {count} problems")
@@ -84,5 +84,5 @@ def test_a_bug_where_no_property_decides_is_named_with_how_often_it_shows():
 @pytest.mark.parametrize("flag", ["the-first-slots-rank-for-all-slots", "the-first-slots-alpha-for-all-slots"])
 def test_of_the_first_slots_scaling_each_half_is_told_apart(flag):
     bug = known(flag)
-    first = str(report_of("fused", from_formulas("fused", bug.parts))).splitlines()[0]
+    (first,) = report_of("fused", from_formulas("fused", bug.parts)).diagnoses
     assert first == f"{bug.says}, in all that is computed"

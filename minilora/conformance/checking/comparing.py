@@ -121,8 +121,8 @@ def _diagnoses(asked: Answered, factors: Factors, failing: set[str]) -> Iterable
 
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
         """Return the ids of the cases that fail by some answers on some of the problems."""
-        claims = [claim for claim in of_problems(asked.kind)
-                  if {"y"} & {*keys} if claim == "scaling" or {*ANSWERS[claim][1]} & {*keys}]  # fmt: skip
+        by = {**ANSWERS, "scaling": ("forward", ("y",))}
+        claims = [claim for claim in of_problems(asked.kind) if {*by[claim][1]} & {*keys}]
         ids = (asked.id_of(claim, i) for i in numbers for claim in claims)
         return tuple(id for id in ids if id in failing)
 

@@ -21,7 +21,9 @@ TOLD = {
     "near": ("the update cancels the base's output", "the update does not cancel the base's output"),
 }
 """How a field is told that is true or false; empty where it is no clue."""
-UNTOLD = {"seed", "idle"}
+COUNTED = {"ranks": "adapters"}
+"""What has one entry of a field each, where it is not told by the field."""
+UNTOLD = {"seed", "idle", "sizes"}
 SHAPES = {
     "the sizes": ("N", "in", "out", "r"),
     "lora_A's shape": ("r", "in"),
@@ -29,13 +31,15 @@ SHAPES = {
     "the weight's shape": ("out", "in"),
 }
 """What some keep results by. Where one comes again with other numbers, these are wrong."""
+FEW = 3
+"""Of so many problems anything decides."""
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
 def in_common(wrong: Sequence[Any], every: Sequence[Any]) -> str:
     """Say when it is wrong, where one thing decides that; empty where nothing does."""
     states = [problem in wrong for problem in every]
-    return next(_deciding(every, states), "") if len(set(states)) > 1 else ""
+    return next(_deciding(every, states), "") if len(set(states)) > 1 and len(every) > FEW else ""
 
 
 def _deciding(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
@@ -62,8 +66,8 @@ def _traits(problem: Problem, names: Set[str]) -> dict[str, Any]:
             traits |= {f"all {words} are True": all(value), f"some {words} are True": any(value)}
             traits[f"{words} differ"] = len({*value}) > 1
         else:
-            traits |= {f"the number of {words}": len(value), f"the largest {words}": max(value)}
-            traits |= {f"the smallest {words}": min(value), f"{words} differ": len({*value} - {0}) > 1}
+            traits |= {f"the number of {COUNTED.get(name, words)}": len(value), f"the largest of {words}": max(value)}
+            traits |= {f"the smallest of {words}": min(value), f"{words} differ": len({*value} - {0}) > 1}
     return traits
 
 
@@ -97,7 +101,7 @@ def _apart(name: str, values: Sequence[Any], wrong: Sequence[bool]) -> str:
     bad, good = [value for value, state in states if state], [value for value, state in states if not state]
     count = name.partition("the number of ")[2]
     if count and len({*bad}) == 1 and bad[0] not in good:
-        return f"of {NUMBERS[bad[0]]} {count}"
+        return f"of {NUMBERS[bad[0]]} {count if bad[0] > 1 else count.removesuffix('s')}"
     if min(bad) > max(good):
         above = next((bound for bound in (0, 1) if max(good) <= bound < min(bad)), max(good))  # what is easier to say
         return f"where {name} is above {above:g}"

@@ -38,9 +38,8 @@ class Suite:
     """Problems of a kind in one precision, by which answers to them are judged."""
 
     def __init__(self, kind: str, trials: Sequence[Trial]) -> None:
-        self.trials = {trial.problem: trial for trial in trials}
+        self.kind, self.trials = kind, {trial.problem: trial for trial in trials}
         self.precise = trials[0].unit <= UNIT["float32"]  # in half precision a few numbers can agree by chance
-        self.table = [row if self.precise else replace(row, slot="") for row in bugs_of(kind)]
         self.kept: dict[Any, Any] = {}
         self.scaling = trials[0].formulas.scaling
         self.sizes: tuple[Any, Any, Arrays] = (None, None, {})  # the latest, which are asked for each answer
@@ -51,7 +50,7 @@ class Suite:
             cases=list(self.trials),
             answers=self.answers,
             allowed=self.allowed,
-            table=self.table,
+            table=[row if self.precise else _alone(row) for row in bugs_of(self.kind)],
             measured=lambda given: other_scaling(self.trials, factors),
             last=last_rows(self.scaling) if self.precise else (),
             when=in_common if self.precise else None,
@@ -71,6 +70,12 @@ class Suite:
         if self.sizes[0] is not problem or self.sizes[1] is not parts:
             self.sizes = (problem, parts, trial.size(**parts))
         return allowed_by(trial, self.sizes[2][key])
+
+
+@cache
+def _alone(row: Wrong) -> Wrong:
+    """Return a row that is never tried beside another one."""
+    return replace(row, slot="")
 
 
 def allowed_by(trial: Trial, size: np.ndarray) -> np.ndarray:

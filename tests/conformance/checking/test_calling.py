@@ -93,7 +93,7 @@ def test_functions_that_share_what_raises_are_told_once():
 
     report = check(SimpleNamespace(forward=forward, backward=backward))
     assert len(report.diagnoses) == 1
-    assert report.claims["slope"].startswith("backward, wherever there is no bias, raises RuntimeError: no GPU")
+    assert report.claims["slope"].startswith("backward, where there is no bias, raises RuntimeError: no GPU")
 
 
 def test_one_buffer_and_what_is_kept_and_left_alone_are_right():

@@ -283,10 +283,10 @@ def test_a_gradient_in_the_place_of_another_is_told():
         grads = LINEAR["backward"](*arrays)
         return {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
 
-    said = check(implementation(backward=backward)).claims["slope"]
-    assert said == (
-        "lora_B's gradient is where lora_A's gradient belongs; lora_A's gradient is where lora_B's gradient belongs"
-    )
+    assert check(implementation(backward=backward)).diagnoses == [
+        "lora_B's gradient is where lora_A's gradient belongs",
+        "lora_A's gradient is where lora_B's gradient belongs",
+    ]
 
 
 def test_a_transposed_weight_is_told():
@@ -331,7 +331,7 @@ def test_a_gradient_that_is_not_returned_is_named():
 
     report = check(implementation(backward=backward))
     assert report.diagnoses == ["backward returns no gradient of lora_A; it returns those of x, lora_B"]
-    assert report.claims["slope"] == report.diagnoses[0]
+    assert report.claims["slope"] == "there is no gradient of lora_A (N=7 in=5 out=3 r=2 alpha=3)"
 
 
 def test_an_error_is_the_largest_beside_the_largest_entry():
@@ -347,26 +347,6 @@ def test_an_error_is_the_largest_beside_the_largest_entry():
     assert errors["merged"] < 1e-14
 
 
-STEPS = {
-    "if stride were 1": lambda stride, padding, dilation: (1, padding, dilation),
-    "without padding": lambda stride, padding, dilation: (stride, 0, dilation),
-    "if dilation were 1": lambda stride, padding, dilation: (stride, padding, 1),
-    "if stride and dilation were exchanged": lambda stride, padding, dilation: (dilation, padding, stride),
-    "if a step of two axes were exchanged": lambda *steps: tuple(step[::-1] for step in steps),
-}
-
-
-@pytest.mark.parametrize("words", STEPS)
-def test_steps_that_give_an_outputs_shape_are_told(words):
-    def forward(*arrays, stride, padding, dilation):
-        steps = zip(("stride", "padding", "dilation"), STEPS[words](stride, padding, dilation), strict=True)
-        return OURS["conv2d"].forward(*arrays, **dict(steps))
-
-    report = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"]
-    (text,) = report.diagnoses
-    assert f", as it would be {words} (N=" in text
-
-
 def test_where_a_gradient_must_be_zero_it_says_nothing():
     """Where lora_B is zero, so is lora_A's gradient, and twice that is right: it says nothing of the bias."""
 
@@ -375,7 +355,7 @@ def test_where_a_gradient_must_be_zero_it_says_nothing():
         return grads if bias is None else {**grads, "lora_A": 2 * grads["lora_A"]}
 
     (text,) = check(implementation(backward=backward)).diagnoses
-    assert text.startswith("lora_A's gradient, wherever there is a bias, is off by ")
+    assert text.startswith("lora_A's gradient, where there is a bias, is off by ")
 
 
 def test_an_exception_on_one_problem_is_a_broken_claim():
@@ -384,7 +364,7 @@ def test_an_exception_on_one_problem_is_a_broken_claim():
 
     report = check(implementation(forward=forward))
     assert not report.passed
-    assert report.claims["forward"].startswith("forward, wherever there is no bias, raises TypeError: ")
+    assert report.claims["forward"].startswith("forward, where there is no bias, raises TypeError: ")
     assert "no bias" in report.diagnoses[0]
 
 

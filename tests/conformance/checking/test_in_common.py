@@ -1,96 +1,71 @@
-"""What the problems have in common on which an answer is wrong."""
-
-from types import SimpleNamespace
+"""What the problems have in common on which an answer is wrong follows from their fields."""
 
 import pytest
 
-from minilora.conformance import check
+from minilora.conformance.checking.in_common import in_common
+from minilora.conformance.problems.kinds import KINDS
 
-from ..implementations import OURS, from_formulas, with_kinds
-
-LINEAR = vars(OURS["linear"])
-
-
-@pytest.mark.parametrize(
-    ("wrong", "where"),
-    [
-        (lambda p: len(p["x"]) > 128, "for more than 128 rows"),
-        *(
-            pytest.param(*more, marks=pytest.mark.long)
-            for more in (
-                (lambda p: len(p["weight"]) > 128, "for more than 128 outputs"),
-                (lambda p: len(p["lora_A"]) > 32, "at ranks above 32"),
-                (lambda p: len(p["lora_A"]) % 32 == 0, "at a rank that is a multiple of 32"),
-            )
+WHERE = {
+    "linear": {
+        "with the sizes of an earlier problem (is something kept between calls?)": lambda p: p.alpha == 4.5,
+        "with lora_A's shape of an earlier problem (is something kept between calls?)": lambda p: (
+            p.alpha == 4.5 or p.out_features == 133
         ),
-    ],
-)
-def test_what_is_wrong_beyond_a_tile_alone_is_told(wrong, where):
-    def forward(x, weight, bias, A, B, alpha):
-        y = LINEAR["forward"](x, weight, bias, A, B, alpha)
-        return 1.01 * y if wrong({"x": x, "weight": weight, "lora_A": A}) else y
-
-    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
-    assert text.startswith(f"the output, {where}, is off by ")
-
-
-WRONG_WHERE = {
-    "with the sizes of an earlier problem (is something kept between calls?)": lambda W, b, A, B, alpha: alpha == 4.5,
-    "with lora_A's shape of an earlier problem (is something kept between calls?)": lambda W, b, A, B, alpha: (
-        alpha == 4.5 or len(B) == 133),
-    "where in = out": lambda W, b, A, B, alpha: W.shape[0] == W.shape[1],
-    "where in and out differ": lambda W, b, A, B, alpha: W.shape[0] != W.shape[1],
-    "where in is below out": lambda W, b, A, B, alpha: W.shape[1] < W.shape[0],
-    "where in is above out": lambda W, b, A, B, alpha: W.shape[1] > W.shape[0],
-    "where the rank is above a width": lambda W, b, A, B, alpha: len(A) > A.shape[1] or len(A) > len(B),
-    "in wide layers": lambda W, b, A, B, alpha: W.shape[1] > 100,
-    "in layers that are not wide": lambda W, b, A, B, alpha: W.shape[1] <= 100,
-    "wherever there is a bias": lambda W, b, A, B, alpha: b is not None,
-    "wherever there is no bias": lambda W, b, A, B, alpha: b is None,
-    "at rank 1": lambda W, b, A, B, alpha: len(A) == 1,
-    "where alpha is below the rank": lambda W, b, A, B, alpha: alpha / len(A) < 1,
-    "where alpha is above the rank": lambda W, b, A, B, alpha: alpha / len(A) > 1,
-    "where alpha / r is no whole number": lambda W, b, A, B, alpha: alpha / len(A) != round(alpha / len(A)),
-    "where lora_B is zero": lambda W, b, A, B, alpha: not B.any(),
-}  # fmt: skip
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("words", WRONG_WHERE)
-def test_what_the_wrong_problems_have_in_common_is_told(words):
-    def forward(x, *layer):
-        return LINEAR["forward"](x, *layer) + WRONG_WHERE[words](*layer)
-
-    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
-    assert text.startswith(f"the output, {words}, is off by 1 at ")
-
-
-@pytest.mark.parametrize(("words", "few"), [("at a single row", True), ("for more than one row", False)])
-def test_how_many_rows_are_wrong_is_told(words, few):
-    def forward(x, *layer):
-        return LINEAR["forward"](x, *layer) + ((len(x) == 1) == few)
-
-    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
-    assert text.startswith(f"the output, {words}, is off by 1 at ")
-
-
-WRONG_STEPS = {
-    "where the kernel has more than one entry": lambda kernel, stride, padding, dilation, groups: kernel != (1, 1),
-    "at a stride above 1": lambda kernel, stride, padding, dilation, groups: stride != (1, 1),
-    "with padding": lambda kernel, stride, padding, dilation, groups: padding != (0, 0),
-    "with dilation": lambda kernel, stride, padding, dilation, groups: dilation != (1, 1),
-    "with groups": lambda kernel, stride, padding, dilation, groups: groups != 1,
+        "where there is a bias": lambda p: p.bias,
+        "where there is no bias": lambda p: not p.bias,
+        "where lora_B is zero": lambda p: p.start,
+        "": lambda p: not p.start,  # no clue: there a wrong update is right
+        "where in = out": lambda p: p.in_features == p.out_features,
+        "where in is not out": lambda p: p.in_features != p.out_features,
+        "where in is above out": lambda p: p.in_features > p.out_features,
+        "where in is below out": lambda p: p.in_features < p.out_features,
+        "where r is above the smaller width": lambda p: p.rank > min(p.in_features, p.out_features),
+        "where alpha is below r": lambda p: p.alpha < p.rank,
+        "where alpha / r is no whole number": lambda p: p.alpha % p.rank,
+        "where N is 1": lambda p: p.n == 1,
+        "where N is above 1": lambda p: p.n > 1,
+        "where N is above 67": lambda p: p.n > 128,
+        "where out is above 69": lambda p: p.out_features > 128,
+        "where r is above 17": lambda p: p.rank > 32,
+        "where in is above 35": lambda p: p.in_features > 100,
+        "where in is below 130": lambda p: p.in_features < 100,
+    },
+    "fused": {
+        "of three slots": lambda p: len(p.widths) == 3,
+        "of two slots": lambda p: len(p.widths) == 2,
+        "where the smallest of ranks is 0": lambda p: 0 in p.ranks,
+        "where the smallest of ranks is above 0": lambda p: 0 not in p.ranks,
+        "where ranks differ": lambda p: len({*p.ranks} - {0}) > 1,
+    },
+    "combine": {
+        "where the smallest of weights is below 0": lambda p: min(p.weights) < 0,
+        "of three adapters": lambda p: len(p.ranks) == 3,
+        "of one adapter": lambda p: len(p.ranks) == 1,
+        "where all use_rslora are True": lambda p: all(p.stabilised),
+        "where use_rslora differ": lambda p: len({*p.stabilised}) > 1,
+    },
+    "conv2d": {
+        "where the largest of stride is above 1": lambda p: max(p.stride) > 1,
+        "where the largest of padding is above 0": lambda p: max(p.padding) > 0,
+        "where groups is above 1": lambda p: p.groups > 1,
+    },
+    "experts": {"where experts is 1": lambda p: p.experts == 1},
+    "mixed": {"where the update cancels the base's output": lambda p: p.near},
 }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("words", WRONG_STEPS)
-def test_what_the_wrong_convolutions_have_in_common_is_told(words):
-    right = from_formulas("conv2d")
+@pytest.mark.parametrize(("kind", "words"), [(kind, words) for kind, table in WHERE.items() for words in table])
+def test_what_decides_is_told(kind, words):
+    every = KINDS[kind].problems
+    assert in_common([problem for problem in every if WHERE[kind][words](problem)], every) == words
 
-    def forward(x, weight, *layer, stride, padding, dilation, groups):
-        steps = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        return right.forward(x, weight, *layer, **steps) + WRONG_STEPS[words](weight.shape[2:], **steps)
 
-    (text,) = check(with_kinds(conv2d=SimpleNamespace(forward=forward))).kinds["conv2d"].diagnoses
-    assert text.startswith(f"the output, {words}, is off by 1 at ")
+@pytest.mark.parametrize("count", [0, 15])
+def test_where_all_are_wrong_or_none_nothing_decides(count):
+    every = KINDS["linear"].problems
+    assert in_common(every[:count], every) == ""
+
+
+def test_of_three_problems_nothing_is_told():
+    every = KINDS["linear"].problems[:3]
+    assert in_common(every[:1], every) == ""

@@ -43,7 +43,7 @@ def test_another_scaling_is_told_where_it_is_another():
 
     (text,) = check(SimpleNamespace(forward=forward)).diagnoses
     assert text.startswith(
-        "the update has another scaling, wherever there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+        "the update has another scaling, where there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
     )
 
 

@@ -253,7 +253,7 @@ def test_a_sum_that_is_not_offered_or_raises_fails_alone():
         return cat(As, *more)
 
     report = report_of("combine", cat=two_at_most, svd=svd)
-    assert report.claims["cat"].startswith("cat, of more than two adapters, raises ValueError: two at most (in=6 out=6")
+    assert report.claims["cat"].startswith("cat, of three adapters, raises ValueError: two at most (in=6 out=6")
     assert (report.claims["svd"], report.claims["linear"]) == ("ok", "not offered")
     with pytest.raises(CannotRun, match="cat raises ZeroDivisionError"):
         report_of("combine", cat=lambda *lists: 1 // 0)
