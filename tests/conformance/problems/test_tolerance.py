@@ -10,9 +10,7 @@ from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import Trial
 
-from ..implementations import OURS, from_formulas, implementation
-
-pytestmark = pytest.mark.long
+from ..implementations import OURS, implementation
 
 LINEAR = vars(OURS["linear"])
 
@@ -113,6 +111,7 @@ LARGE = {
 IN_ORDER = zip(LARGE, 3 * [("positive first", "float64"), ("last to first", "float32")], strict=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("said", "order", "dtype"), [(said, *how) for said, how in IN_ORDER])
 def test_a_scaling_is_named_in_every_order_of_summation(said, order, dtype):
     report = check(lora(product(ORDERS[order]), LARGE[said]), dtype=dtype)
@@ -121,6 +120,7 @@ def test_a_scaling_is_named_in_every_order_of_summation(said, order, dtype):
     assert report.claims["scaling"].startswith("the update is multiplied by ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("said", LARGE)
 def test_a_scaling_is_named_through_the_merged_weight(said):
     (text,) = check(merged_first(LARGE[said])).diagnoses
@@ -193,26 +193,11 @@ def test_a_small_error_is_not_called_single_precision(off):
     assert report.claims["scaling"].startswith("cannot be told")
 
 
-@pytest.mark.parametrize("order", ["first to last", "positive first"])
-def test_a_factor_of_every_entry_is_told_in_every_order(order):
-    right = lora(product(ORDERS[order]))
+def test_a_factor_of_every_entry_is_told_in_another_order():
+    right = lora(product(ORDERS["positive first"]))
 
     def forward(x, *arrays):
         return np.float32(1.25 if x.shape[1] > 1000 else 1) * right.forward(x, *arrays)
 
     (text,) = check(SimpleNamespace(forward=forward), dtype="float32").diagnoses
     assert "; every entry is off by the factor 1.25" in text
-
-
-def test_a_huge_update_is_measured_too():
-    (text,) = check(from_formulas("linear", {"scaling": lambda alpha, r: 1e200 * alpha})).diagnoses
-    assert text.startswith("the update has another scaling: 3e+200 at in=5 out=3 r=2 alpha=3, expected 1.5; ")
-
-
-@pytest.mark.parametrize("kind", ["embedding", "conv1d", "conv2d", "rslora"])
-def test_a_large_measured_scaling_is_named_in_every_kind(kind):
-    wrong = from_formulas(kind, {"scaling": lambda alpha, r: 100 * alpha / r})
-    report = check(SimpleNamespace(forward=LINEAR["forward"], kinds={kind: wrong})).kinds[kind]
-    (text,) = report.diagnoses
-    assert text.startswith("the update has another scaling: ")
-    assert report.claims["scaling"].startswith("the update is multiplied by ")
