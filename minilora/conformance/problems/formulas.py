@@ -89,15 +89,6 @@ class DropoutFormulas(Record):
 
 
 @dataclass(frozen=True)
-class MixedFormulas(Record):
-    """What becomes of the update, of its path in dx, and of the factors' gradients, where these are rounded."""
-
-    updated: Callable[..., np.ndarray] = lambda update, x, A, B, s: update
-    passed: Callable[..., np.ndarray] = lambda path, dy, A, B, s: path
-    trained: Callable[..., tuple[np.ndarray, np.ndarray]] = lambda dA, dB, dy, x, A, B, s: (dA, dB)
-
-
-@dataclass(frozen=True)
 class DoRAFormulas(Record):
     """DoRA's lengths n (out, 1), its gain G = m / n, and what trains m."""
 
@@ -136,8 +127,11 @@ class Formulas:
     seen_by_dA: Callable[[np.ndarray], np.ndarray] = lambda x: x
     down: Callable[[np.ndarray], np.ndarray] = lambda A: A  # how A is read, and how B takes the r hidden numbers
     hidden: Callable[[np.ndarray], np.ndarray] = lambda B: B
+    # what becomes of the update, of its path in dx, and of the factors' gradients, where these are rounded
+    updated: Callable[..., np.ndarray] = lambda update, x, A, B, s: update
+    passed: Callable[..., np.ndarray] = lambda path, dy, A, B, s: path
+    trained: Callable[..., tuple[np.ndarray, np.ndarray]] = lambda dA, dB, dy, x, A, B, s: (dA, dB)
     dropout: DropoutFormulas | None = None
-    mixed: MixedFormulas = MixedFormulas()
     dora: DoRAFormulas | None = None
     own: Any = None  # the record of a kind's own, by which its problems put such formulas together
 
@@ -160,9 +154,9 @@ class Formulas:
             in_update, in_base, in_dA = self.dropout.inputs(x, p["mask"])
             through = self.dropout.dropped_in_dx(through, p["mask"])
         G_base, G_update = (G, G) if self.dora is None else (self.dora.gain_in_base(G), self.dora.gain_in_update(G))
-        update = self.mixed.updated(self.update * s * (in_update @ (G_update * BA).T), in_update, A, B_used, s)
+        update = self.updated(self.update * s * (in_update @ (G_update * BA).T), in_update, A, B_used, s)
         y = self.s_in_base(s) * self.base(in_base, G_base * W) + update
-        path = self.mixed.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
+        path = self.passed(self.dx_update * self.s_in_dx(s) * through, dy, A, B_used, s)
         dx = self.dx_base * (dy @ (G * W)) + path
         dV_A, dV_B = (G * (dy.T @ rows) for rows in (self.seen_by_dA(in_dA), in_update))
         y = y if b is None else y + self.s_in_bias(s) * self.bias(b, G)
@@ -179,13 +173,13 @@ class Formulas:
             answers["magnitude"] = dm
         share = self.rows(len(x))
         dA, dB = share * self.s_in_dA(s) * (B_used.T @ dV_A), share * self.s_in_dB(s) * (dV_B @ A.T)
-        answers["lora_A"], answers["lora_B"] = self.mixed.trained(dA, dB, dy, in_update, A, B_used, s)
+        answers["lora_A"], answers["lora_B"] = self.trained(dA, dB, dy, in_update, A, B_used, s)
         return {name: answers[name] for name in QUANTITIES if answers.get(name) is not None}
 
     @property
     def records(self) -> dict[str, Any]:
         """The records that it has."""
-        named = {name: getattr(self, name) for name in ("dropout", "mixed", "dora", "own")}
+        named = {name: getattr(self, name) for name in ("dropout", "dora", "own")}
         return {name: record for name, record in named.items() if record is not None}
 
     def with_parts(self, **parts: Any) -> Formulas:
