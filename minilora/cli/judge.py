@@ -280,35 +280,17 @@ def add_golden(commands: Any) -> None:
         ),
     )
     add_compare(parser, "the adapters")
-    parser.add_argument(
-        "--xfails",
-        type=path,
-        metavar="FILE",
-        help="with --compare, a file of cases that are known to fail, a line each: the case's id and a reason. Exit "
-        "code 0 where these fail and no other",
-    )
-    add_json(parser, "with --compare, write the verdicts to a file too")
-    parser.set_defaults(command=run_golden)
+    add_report(parser, judge_golden, compared, xfails=True)
 
 
-def run_golden(options: argparse.Namespace) -> int:
-    """Write the golden adapters, or print a verdict for each case."""
-    from ..conformance import report
+def judge_golden(options: argparse.Namespace) -> Report | None:
+    """Write the golden adapters, or hold a program's answers against them."""
     from ..conformance.golden import folder, judging
 
     if options.compare is None:
         write_cases(options, folder.write)
-        return 0
-    check_output(options.json, [*compared(options), *files("the known failures", options.xfails)])
-    known = {} if options.xfails is None else report.read_known(options.xfails)
-    verdict = judging.compare(options.folder, options.compare, known)
-    write_json(options.json, verdict.json())
-    print(verdict)
-    if verdict.status and report.on_github():
-        stale = f"stale in {options.xfails}: {', '.join(verdict.stale)}"
-        first = str(verdict).splitlines()[0] if verdict.unexpected else stale
-        print(report.github_error(first, "minilora golden"))
-    return verdict.status
+        return None
+    return judging.compare(options.folder, options.compare)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

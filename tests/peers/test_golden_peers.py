@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from minilora import cli
 from minilora.conformance.golden.cases import CASES as ALL
 
-from ..conformance.golden.conftest import FOUND, MIXTURES, index_of, whole  # noqa: F401
+from ..conformance.golden.conftest import FOUND, MIXTURES, index_of, written
 from .test_golden_mixtures_peers import WRONG_IN_PEFT
 
 pytestmark = [
@@ -33,8 +33,8 @@ NF4 = [case.id for case in CASES if case.base.nf4]
 
 
 @pytest.fixture(scope="module")
-def golden(whole):  # noqa: F811
-    return whole
+def golden(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("golden") / "golden")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from minilora.conformance.golden.bases import MERGES, TOKENS
 from minilora.language.generation import generate
 from minilora.layers.rotary import frequencies
 
-from ..conformance.golden.conftest import MIXTURES, index_of, whole  # noqa: F401
+from ..conformance.golden.conftest import MIXTURES, index_of, written
 
 pytestmark = pytest.mark.peers
 NODE = os.environ.get("MINILORA_NODE", "")
@@ -49,8 +49,8 @@ def run(folder, results, tmp_path):
 
 
 @pytest.fixture
-def golden(whole):  # noqa: F811
-    return whole
+def golden(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("golden") / "golden")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from minilora import cli
 from minilora.conformance.golden.asking import request_of
+from minilora.conformance.golden.folder import read_index
 
 from ..conformance.golden.conftest import FOUND, index_of, written
 
@@ -52,11 +53,11 @@ def ends(model, prompts):
 
 def test_a_session_is_peft_beside_each_adapter_alone(golden, double):  # noqa: F811
     """What a living engine must answer is what a new one answers."""
-    for session in index_of(golden)["sessions"]:
-        for entry in session["requests"]:
-            request, right = request_of(golden, entry), load_file(golden / entry["answers"])["logits"]
+    for session in read_index(golden).sessions:
+        for entry in session.requests:
+            request, right = request_of(golden, entry), load_file(golden / entry.answers)["logits"]
             for prompt, use, expected in zip(request.prompts, request.adapters, right, strict=True):
-                model = adapted(golden / session["base"], *((use.folder, use.weight) if use else ()))
+                model = adapted(golden / session.base, *((use.folder, use.weight) if use else ()))
                 np.testing.assert_allclose(ends(model, prompt[None])[0], expected, rtol=0, atol=1e-8)
 
 

@@ -1,82 +1,150 @@
-"""Find prompts for the golden adapters, and write `minilora/conformance/golden/prompts.py`.
+"""Find seeds of prompts for a case or a session of the golden adapters, for `minilora/conformance/golden/cases.toml`.
 
-A prompt is good where the likeliest next token leads by `APART`, and where rounding to bfloat16 moves no logit by more
-than half the tolerance, with the adapter merged into its base.
+A prompt is good where the likeliest next token leads by what is asked, and where rounding to bfloat16 moves no logit by
+more than half the tolerance, with the adapters merged into the base. Beside a mixture the scores of a kept expert and
+of the next one are `MARGIN` apart at each token, and the last tokens of the two prompts keep all experts between them,
+so that no expert can be left out unseen. In a session it is good beside each adapter that is asked for. Of the first
+good ones those are taken by which most bugs are told apart.
 
-Run it with python -m tests.support.find_golden_prompts.
+Run it with python -m tests.support.find_golden_prompts ID ...
 """
 
 import dataclasses
+import sys
+from functools import cache
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
 import transformers
-from minilora.conformance.golden.answers import APART, TOLERANCE
 
 from minilora import Llama
-from minilora.conformance.golden import prompts
-from minilora.conformance.golden.folder import CASES
+from minilora.conformance.golden.bases import EXPERTS, KEPT, LIVING
+from minilora.conformance.golden.cases import CASES, TOLERANCE
 from minilora.conformance.golden.formulas import Formulas
-from minilora.language.gguf import SIZES
+from minilora.conformance.golden.leftovers import added
+from minilora.conformance.golden.sessions import SESSIONS, USES
+from minilora.conformance.golden.signatures import answers, session_answers
+from minilora.language.save import _config
+from minilora.layer import walk
+from minilora.layers import experts
 
-BATCH = 400
-
-
-def in_bfloat16(case):
-    """Return what transformers computes with the merged weights in bfloat16."""
-    changed = Formulas().changed(case.base.arrays, case.given)
-    sizes = {name: getattr(case.base.config, name) for name in SIZES if name != "rope_theta"}
-    rope = {"rope_parameters": dict(case.base.config.rope), "tie_word_embeddings": False}
-    rope["attention_bias"] = case.base.biased
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, **rope))
-    for name, array in {**case.base.arrays, **changed}.items():
-        module = model.get_submodule(name.rpartition(".")[0])
-        setattr(module, name.rpartition(".")[2], torch.nn.Parameter(torch.tensor(array, dtype=torch.float32)))
-    merged = model.to(torch.bfloat16).eval()
-    return lambda ids: merged(torch.tensor(ids)).logits.double().detach().numpy()
+BATCH, PAIRS, MARGIN = 400, 12, 0.25
+SEEDS_TRIED, GOOD = 600, 7
 
 
-def decoder(case):
-    """Return a case's decoder, its adapters merged."""
-    config = dataclasses.replace(case.base.config, tie_word_embeddings=False)
-    changed = Formulas().changed(case.base.arrays, case.given)
-    arrays = {**case.base.arrays, **changed}
-    expected = config.shapes()
-    biases = {name: arrays.pop(name) for name in list(arrays) if name not in expected}
-    model = Llama.build(config, arrays)
-    for name, bias in biases.items():
-        layer = model
-        for part in name.split(".")[:-1]:
-            layer = layer[int(part)] if part.isdigit() else getattr(layer, part)
-        layer.bias = bias
-    return model
+class Merged:
+    """A case's decoder, its adapters merged: in float64, and as transformers computes it in bfloat16."""
+
+    def __init__(self, case):
+        config = dataclasses.replace(case.base.config, tie_word_embeddings=False)
+        arrays = case.base.arrays | Formulas().changed(case.base.arrays, case.given)
+        self.model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
+        layers = dict(walk(self.model))
+        for name in arrays.keys() - config.shapes().keys():
+            layers[name.removesuffix(".bias")].bias = arrays[name]
+        settings = _config(Path("config"), config, "float32", None)
+        settings["attention_bias"] = any(name.endswith(".bias") for name in arrays)
+        theirs = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
+        theirs._experts_implementation = "eager"
+        rounded = transformers.AutoModelForCausalLM.from_config(theirs)
+        for name, parameter in rounded.named_parameters():
+            parameter.data = torch.tensor(arrays.get(name, np.zeros(parameter.shape)), dtype=torch.float32)
+        self.rounded = rounded.to(torch.bfloat16).eval()
+
+    def off(self, ids, z):
+        """Return how far bfloat16 is off, for each prompt and token."""
+        theirs = self.rounded(torch.tensor(ids)).logits.double().detach().numpy()
+        return np.abs(theirs - z).max(axis=2)
+
+    def logits(self, ids):
+        """Return logits (B, T, V), the least margin of each prompt's tokens, and the experts of its last one."""
+        seen, right = [], experts.top_experts
+
+        def best(z, top_k):
+            seen.append((np.sort(z, axis=1)[:, ::-1], right(z, top_k)))
+            return seen[-1][1]
+
+        with mock.patch.object(experts, "top_experts", best):
+            z = self.model(ids)
+        if not seen:
+            return z, np.full(len(ids), np.inf), [{*range(EXPERTS)}] * len(ids)
+        scores, kept = seen[0]
+        margins = (scores[:, KEPT - 1] - scores[:, KEPT]).reshape(len(ids), -1).min(axis=1)
+        return z, margins, [{*row} for row in kept.reshape(*ids.shape, KEPT)[:, -1].tolist()]
 
 
-def find(cases):
-    """Return the seeds of two prompts that are good for each of the cases."""
-    models, found = [(decoder(case), in_bfloat16(case)) for case in cases], []
+def leads(z):
+    """Return by how much the likeliest next token leads, for each prompt."""
+    last = np.sort(z[:, -1], axis=-1)
+    return last[:, -1] - last[:, -2]
+
+
+def of_case(case):
+    """Return the seeds of two prompts that are good for a case, and for those that are asked the same ones."""
+    models = [Merged(one) for one in (case, *(other for other in CASES if other.after == case.id))]
+    good = []
     for start in range(0, 1_000_000, BATCH):
-        ids = np.array([cases[0].prompt(seed) for seed in range(start, start + BATCH)])
-        chosen = np.arange(BATCH)
-        for model, rounded in models:
-            if chosen.size:
-                z = model(ids[chosen])
-                last = np.sort(z[:, -1], axis=-1)
-                good = last[:, -1] - last[:, -2] >= 1.1 * APART
-                chosen, z = chosen[good], z[good]
-            if chosen.size:
-                off = np.abs(rounded(ids[chosen]) - z).max(axis=(1, 2))
-                chosen = chosen[off <= TOLERANCE["bfloat16"] / 2.5]
-        found += [int(start + i) for i in chosen]
-        if len(found) >= 2:
-            return found[:2]
+        seeds = np.arange(start, start + BATCH)
+        kept = dict.fromkeys(seeds.tolist())
+        for model in models:
+            ids = np.array([case.prompt(seed) for seed in seeds]).reshape(len(seeds), -1)
+            if not seeds.size:
+                break
+            z, margins, ends = model.logits(ids)
+            fine = (leads(z) >= 1.1 * case.apart) & (margins >= MARGIN)
+            fine[fine] = (
+                model.off(ids[fine], z[fine]).max(axis=1) <= TOLERANCE["bfloat16"] / 2.5 if fine.any() else False
+            )
+            kept |= dict(zip(seeds.tolist(), ends, strict=True))
+            seeds = seeds[fine]
+        good += [(seed, kept[seed]) for seed in seeds.tolist()]
+        pairs = [(p, q) for (p, one), (q, other) in combinations(good, 2) if len(one | other) == EXPERTS]
+        if pairs and not case.base.mixture:
+            return pairs[0]
+        if len(pairs) >= PAIRS:
+            return max(pairs[:PAIRS], key=lambda pair: len(answers(dataclasses.replace(case, seeds=pair)).signatures))
+
+
+@cache
+def living(use):
+    return Merged(SimpleNamespace(base=LIVING, given=added(use)))
+
+
+def is_good(uses, ids):
+    """Return whether a prompt (1, T) is good beside each of the adapters."""
+    for model in map(living, uses):
+        z, _, _ = model.logits(ids)
+        if leads(z)[0] < 3 * TOLERANCE["bfloat16"] or model.off(ids, z)[0, -1] > TOLERANCE["bfloat16"] / 2:
+            return False
+    return True
+
+
+def of_session(session):
+    """Return the seeds of a session's prompts."""
+    steps = [[USES[name] for name in step["adapters"]] for step in session.steps]
+    count = len(session.seeds)
+    if session.long:  # each request has a prompt of its own
+        seeds = []
+        for n, uses in enumerate(steps):
+            taken = {session.prompts([seed])[0][0, -6] for seed in seeds}
+            tried = ((seed, session.prompts([seed])[0]) for seed in range(SEEDS_TRIED))
+            seeds.append(next(s for s, ids in tried if ids[0, -6] not in taken and is_good(uses, ids)))
+        return tuple(seeds)
+    uses = {use for step in steps for use in step}
+    fine = [seed for seed in range(SEEDS_TRIED) if is_good(uses, session.prompts([seed])[0])][:GOOD]
+
+    def shown(seeds):
+        return sum(len(one.signatures) for one in session_answers(dataclasses.replace(session, seeds=seeds)))
+
+    return max(combinations(fine, count), key=shown)
 
 
 if __name__ == "__main__":
-    groups = {case.id: [case, *(c for c in CASES if c.after == case.id)] for case in CASES if case.answered}
-    groups = {id: cases for id, cases in groups.items() if not cases[0].after}
-    lines = [f'    "{id}": {tuple(find(cases))},' for id, cases in groups.items()]
-    text = '"""The seeds of each case\'s prompts, as `tests/support/find_golden_prompts.py` finds them."""\n\n'
-    text += "PROMPTS: dict[str, tuple[int, int]] = {\n" + "\n".join(lines) + "\n}\n"
-    Path(prompts.__file__).write_text(text)
+    for id in sys.argv[1:]:
+        case = next((case for case in CASES if case.id == id), None)
+        found = of_case(case) if case else of_session(next(one for one in SESSIONS if one.id == id))
+        print(f"{id}: prompts = {list(found)}", flush=True)

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from .judging import COMPUTED_IN, read_index
+from .answerfiles import COMPUTED_IN
+from .folder import RequestEntry, read_index
 from .sessions import Request, Use
 
 Answer = np.ndarray | Mapping[str, np.ndarray]
@@ -57,12 +57,12 @@ def ask(
     results.mkdir(parents=True, exist_ok=True)
     metadata = None if computed_in is None else {COMPUTED_IN: computed_in}
     errors: dict[str, str] = {}
-    for session in read_index(folder).get("sessions", ()):
+    for session in read_index(folder).sessions:
         answers: dict[str, dict[str, np.ndarray]] = {}
         try:
-            answer = start(folder / session["base"])
-            for n, entry in enumerate(session["requests"]):
-                id = f"{session['id']}.{n}"
+            answer = start(folder / session.base)
+            for n, entry in enumerate(session.requests):
+                id = f"{session.id}.{n}"
                 try:
                     answers[id] = _tensors(answer(request_of(folder, entry)))
                 except NotImplementedError:
@@ -70,19 +70,18 @@ def ask(
                 except Exception as error:
                     errors[id] = _line(error)
         except NotImplementedError as error:
-            errors = {id: said for id, said in errors.items() if not id.startswith(f"{session['id']}.")}
-            errors[session["id"]] = _line(error)
+            errors = {id: said for id, said in errors.items() if not id.startswith(f"{session.id}.")}
+            errors[session.id] = _line(error)
             continue
         for id, tensors in answers.items():
             save_file(tensors, results / f"{id}.safetensors", metadata)
     return errors
 
 
-def request_of(folder: Path, entry: Mapping[str, Any]) -> Request:
+def request_of(folder: Path, entry: RequestEntry) -> Request:
     """Return a request of the index, its adapters' folders within a folder of golden adapters."""
-    uses = (use and Use(use["name"], folder / use["folder"], use["weight"]) for use in entry["adapters"])
-    prompts, unload = np.array(entry["prompts"]), tuple(entry.get("unload", ()))
-    return Request(prompts, tuple(uses), unload, entry.get("merged", False))
+    uses = tuple(None if use is None else Use(use.name, folder / use.folder, use.weight) for use in entry.adapters)
+    return Request(np.array(entry.prompts), uses, tuple(entry.unload), entry.merged)
 
 
 def _tensors(answer: Answer) -> dict[str, np.ndarray]:

@@ -18,9 +18,11 @@ from ... import __version__
 from ...checks import FileRefused, printable, short
 from ...files.tensors import TensorFile
 from ..report import links
-from . import judging
+from .answerfiles import INTEGERS, read_answers, read_tensors
 from .answering import logits
 from .cases import TOLERANCE
+from .formulas import Arrays
+from .judging import Compared, held_against
 from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
 from .subject import Subject, read_subject
 
@@ -271,29 +273,27 @@ def _strength(off: Callable[[float], np.ndarray]) -> tuple[float, float] | None:
     return (times, largest) if largest <= 1 else None
 
 
-def _read(path: Path) -> tuple[np.ndarray, str, judging.Arrays]:
+def _read(path: Path) -> tuple[np.ndarray, str, Arrays]:
     """Return the prompts, the precision that an engine computed in, and its numbers."""
     file = TensorFile(path)
     spec = file.tensors.get(PROMPTS)
-    if spec is None or spec.dtype not in judging.INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
+    if spec is None or spec.dtype not in INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
         what = "there is none" if spec is None else f"it has dtype {spec.dtype} and shape {list(spec.shape)}"
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of type I64 or I32: {what}")
     if spec.shape[0] * spec.shape[1] > MOST_IDS:
         raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected {MOST_IDS:,} ids at most")
-    _, precision, theirs = judging.read_answers(path, TOLERANCE)
+    _, precision, theirs = read_answers(path, TOLERANCE)
     theirs = {name: array for name, array in theirs.items() if not name.startswith("merged.")}
     if not {"logits", "log_probabilities"} & {*theirs}:
         raise FileRefused(path, "expected logits (P, T, V) or (P, V), or log_probabilities")
-    prompts = judging.read_tensors(path, [PROMPTS])[PROMPTS]
+    prompts = read_tensors(path, [PROMPTS])[PROMPTS]
     return prompts.astype(np.int64), precision, theirs
 
 
-def _compared(
-    path: Path, theirs: judging.Arrays, z: np.ndarray, precision: str, bounds: Mapping[str, float]
-) -> judging.Compared:
+def _compared(path: Path, theirs: Arrays, z: np.ndarray, precision: str, bounds: Mapping[str, float]) -> Compared:
     """Put the engine's numbers beside logits of ours; refuse those of another shape."""
     name = "logits" if "logits" in theirs else "log_probabilities"
-    pair = judging.held_against(name, theirs, {"logits": z}, [], precision, bounds)
-    if not isinstance(pair, judging.Compared):
+    pair = held_against(name, theirs, {"logits": z}, [], precision, bounds)
+    if not isinstance(pair, Compared):
         raise FileRefused(path, pair or f"{short(name)} cannot be compared")
     return pair

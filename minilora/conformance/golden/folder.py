@@ -1,15 +1,17 @@
-"""A folder of golden adapters: bases, adapters, answers, and an index that says what is in them."""
+"""A folder of golden adapters: bases, adapters, answers, and an index that says what is in them; the index is read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
 
 from ... import __version__
-from ...checks import needed
-from ...files.disk import is_new_or_empty, written_folder
+from ...checks import FileRefused, needed, reading, short
+from ...files.disk import is_new_or_empty, read_json, written_folder
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..report import links
 from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_json, write_safetensors
@@ -20,8 +22,10 @@ from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .sessions import SESSIONS, Session, session_adapters
 from .signatures import APART, ROWS, SHOWN_ROWS, Answers, answers, session_answers
 
-FORMAT = 1
+FOLDER_FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
+MAX_INDEX = 1 << 22
+"""Bytes of an index that is read."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
 HOW = (
     "For each case, load `base` with `adapter` beside it, and compute the logits after each token of `prompts`. Nothing"
@@ -56,7 +60,7 @@ def index(
     flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}  # some are in several
     return {
         "$schema": SCHEMA,
-        "format": FORMAT,
+        "format": FOLDER_FORMAT,
         "minilora": __version__,
         "license": "MIT",
         "how": list(HOW),
@@ -177,3 +181,83 @@ def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored:
     folder.mkdir(parents=True)
     write_json(folder / CONFIG_NAME, config)
     write_safetensors(folder / WEIGHTS_NAME, tensors, stored)
+
+
+# --- read -------------------------------------------------------------------------------------------
+
+Above0: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class BugEntry(msgspec.Struct):
+    """What the index says of a known bug."""
+
+    bug: str
+    made_in: list[str] = msgspec.field(name="made in")  # addresses
+
+
+class CaseEntry(msgspec.Struct):
+    """What the judge reads of a case's entry."""
+
+    id: str
+    refused: bool
+    note: str = ""
+    adapter: str | list[tuple[str, float]] = ""
+    answers: str = ""
+    flags: list[str] = []
+
+
+class UseEntry(msgspec.Struct):
+    """An adapter as a session's request asks for it."""
+
+    name: str
+    folder: str
+    weight: float
+
+
+class RequestEntry(msgspec.Struct):
+    """What a session asks."""
+
+    answers: str
+    flags: list[str]
+    adapters: list[UseEntry | None]
+    prompts: list[list[int]]
+    unload: list[str] = []
+    merged: bool = False
+
+
+class SessionEntry(msgspec.Struct):
+    """A session's entry."""
+
+    id: str
+    base: str
+    requests: list[RequestEntry]
+
+
+class GoldenIndex(msgspec.Struct):
+    """What the judge reads of index.json."""
+
+    cases: Annotated[list[CaseEntry], msgspec.Meta(min_length=1)]
+    flags: dict[str, BugEntry]
+    tolerance: dict[str, Above0]
+    sessions: list[SessionEntry] = []
+
+
+def read_index(folder: Path) -> GoldenIndex:
+    """Return what index.json says, of this format or an earlier one."""
+    path = folder / INDEX
+    raw = read_json(path, at_most=MAX_INDEX)
+    version = raw.get("format")
+    if type(version) is not int or not 1 <= version <= FOLDER_FORMAT:
+        raise FileRefused(
+            path, f"format is {short(version)}, expected at most {FOLDER_FORMAT}: a later minilora wrote it"
+        )
+    with reading(path):
+        index = msgspec.convert(raw, GoldenIndex)
+    if lacking := [name for name in TOLERANCE if name not in index.tolerance]:
+        raise FileRefused(path, f"tolerance has no {lacking[0]}")
+    entries: list[CaseEntry | RequestEntry] = [*index.cases]
+    entries += (request for session in index.sessions for request in session.requests)
+    for one in entries:
+        if unknown := [flag for flag in one.flags if flag not in index.flags]:
+            raise FileRefused(path, f"{short(one.answers)} names {short(unknown[0])}, which is not in flags")
+    return index

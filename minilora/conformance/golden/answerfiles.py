@@ -1,0 +1,53 @@
+"""A program's file of answers, and ours: tensors as numbers, and the precision that they were computed in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ...checks import FileRefused, short
+from ...files.tensors import FLOATS, TensorFile
+from .formulas import Arrays
+
+COMPUTED_IN = "computed_in"
+PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+INTEGERS = {"I64": "<i8", "I32": "<i4"}
+MAX_ANSWER = 1 << 26
+"""Bytes of one tensor of answers that are read."""
+
+
+def read_answers(path: Path, tolerance: Mapping[str, float]) -> tuple[list[str], str, Arrays]:
+    """Return the names of all tensors in a file, the precision that they were computed in, and the answers."""
+    file = TensorFile(path)
+    names = [name for name in file.tensors if name in ("logits", "log_probabilities") or name.startswith("merged.")]
+    for name in names:
+        if file.tensors[name].dtype not in FLOATS:
+            raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")
+    if "ids" in file.tensors and file.tensors["ids"].dtype not in INTEGERS:
+        raise FileRefused(path, f"ids has dtype {file.tensors['ids'].dtype}, expected one of {', '.join(INTEGERS)}")
+    for name in (*names, "ids"):
+        spec = file.tensors.get(name)
+        if spec is not None and not 0 < spec.end - spec.start <= MAX_ANSWER:
+            raise FileRefused(
+                path, f"{short(name)} has shape {list(spec.shape)}, expected a tensor of 1 to {MAX_ANSWER:,} bytes"
+            )
+    types = [PRECISIONS[file.tensors[name].dtype] for name in names]
+    precision = file.metadata.get(COMPUTED_IN, max(types, key=lambda one: tolerance[one], default="float32"))
+    if precision not in tolerance:
+        raise FileRefused(path, f"{COMPUTED_IN} is {short(precision)}, expected one of {', '.join(tolerance)}")
+    return [*file.tensors], precision, read_tensors(path, (*names, "ids") if "ids" in file.tensors else names)
+
+
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
+    """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
+    file, arrays = TensorFile(path), {}
+    for name in file.tensors if names is None else names:
+        spec = file.tensors[name]
+        if spec.dtype in INTEGERS:
+            raw = file.read_bytes(spec.start, spec.end - spec.start)
+            arrays[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
+        else:
+            arrays[name] = file.read(name).astype(np.float64)
+    return arrays

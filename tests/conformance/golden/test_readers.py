@@ -1,0 +1,208 @@
+"""Readers and engines that share no line with ours: right ones agree, and what is planted in one is named first."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minilora.conformance import check
+from minilora.conformance.golden.asking import ask
+from minilora.conformance.golden.judging import compare
+from minilora.conformance.problems import bugs as table
+
+from . import foreign_mixtures
+from .conftest import answer_all
+from .living_engine import Engine
+
+READERS = {
+    "no root": "rslora-root-is-ignored",
+    "no rank_pattern": "rank-pattern-is-dropped-in-the-scaling",
+    "no alpha_pattern": "alpha-pattern-is-dropped",
+    "last pattern": "the-last-pattern-decides",
+    "alpha for alpha / r": "alpha-is-not-divided-by-the-rank",
+    "factor read the other way": "lora-b-is-reshaped",
+    "tied head": "the-tied-head-is-changed-too",
+    "twice": "the-update-is-added-twice",
+    "no magnitude": "dora-magnitude-is-ignored",
+    "norm of W": "dora-norm-is-that-of-w",
+    "no bias": "lora-bias-is-ignored",
+    "no embedding": "embed-tokens-is-left-out",
+    "any start": "pissa-start-is-not-taken-off",
+    "no weights": "the-weights-of-adapters-are-ignored",
+    "nothing": "the-adapter-is-not-applied",
+    "swapped": "the-update-is-read-the-other-way-round",
+    "other ranks": "the-order-of-ranks-differs-between-the-factors",
+    "pattern anywhere": "patterns-match-anywhere",
+    "pattern as text": "patterns-are-no-regular-expressions",
+    "pattern as an end": "patterns-are-the-ends-of-names",
+    "both factors read the other way": "both-factors-are-reshaped",
+    "embedding reshaped": "the-update-of-embed-tokens-is-not-transposed",
+    "rows permuted": "rows-of-q-and-k-are-permuted",
+    "other heads": "heads-of-k-and-v-are-exchanged",
+    "averaged": "the-weights-of-adapters-are-divided-by-their-number",
+    "nibbles": "nf4-nibbles-are-swapped",
+    "offset": "nf4-mean-of-scales-is-left-out",
+    "A turned and reshaped": "lora-a-is-reshaped-where-it-lies-transposed",
+    "no modules to save": "modules-to-save-are-ignored",
+    "no trained bias": "trained-biases-are-ignored",
+    "left on": "the-previous-adapter-stays-on",
+    "not taken up": "the-previous-adapter-answers",
+    "cache": "keys-and-values-are-the-previous-adapters",
+    "bits as float16": "bfloat16-is-read-as-float16",
+    "no trained tokens": "trained-tokens-are-ignored",
+    "trained tokens added": "trained-tokens-are-added",
+    "magnitude of the inputs": "dora-magnitude-is-along-the-inputs",
+    "whole alpha": "alpha-is-cut-to-a-whole-number",
+    "neighbours": "rope-turns-neighbours",
+    "hidden size": "attention-is-scaled-by-hidden-size-over-heads",
+}
+ENGINES = {
+    "prefixes by tokens": "keys-and-values-are-the-first-requests",
+    "prefixes by name": "keys-and-values-are-those-of-the-name",
+    "weights by name": "the-adapter-that-had-this-name-answers",
+    "old alpha": "the-scaling-is-that-of-the-adapter-that-had-this-name",
+    "old modules stay": "modules-of-the-adapter-that-had-this-name-stay-on",
+    "never switched off": "what-was-added-stays-in-the-weights",
+    "added on loading": "what-was-added-stays-in-the-weights",
+    "unloading takes off": "the-previous-adapter-is-taken-off-twice",
+    "compiled": "the-first-adapter-answers-always",
+    "no scale": "the-scale-is-ignored",
+    "scale sticks": "the-first-scale-stays",
+    "scale of before": "the-scale-of-the-request-before-stays",
+    "scale adds up": "the-scales-of-requests-are-multiplied",
+    "first of the batch": "the-first-adapter-of-a-batch-is-taken-for-all",
+    "last of the batch": "the-last-adapter-of-a-batch-is-taken-for-all",
+    "batch sorted": "the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not",
+    "answers sorted": "the-answers-of-a-batch-are-sorted-by-their-adapters",
+    "base rows take slot 0": "prompts-without-an-adapter-get-the-first-of-the-batch",
+    "merges in bfloat16": "earlier-requests-leave-rounding",
+    "merged and beside": "the-update-is-added-twice",
+    "unmerging does nothing": "what-was-added-stays-in-the-weights",
+    "unmerged twice": "the-previous-adapter-is-taken-off-twice",
+    "responses by prompt": "the-first-adapter-answers-always",
+}
+QUICK = {"no root", "bits as float16", "nibbles", "left on", "cache", "tied head", "averaged", "neighbours"}
+QUICK |= {"interleaved", "r of the configuration", "no layout", "the last expert"}
+QUICK |= {"prefixes by tokens", "weights by name", "scale adds up", "answers sorted", "merges in bfloat16"}
+
+
+def planted(bugs):
+    return [pytest.param(*pair, marks=() if pair[0] in QUICK else pytest.mark.long) for pair in bugs.items()]
+
+
+def test_a_foreign_reader_agrees_in_every_case(golden, index, right):
+    report = compare(golden, right)
+    assert report.status == 0, report
+    assert [case.id for case in report.cases] == [case["id"] for case in index["cases"]]
+    assert max(case.off for case in report.cases) < 1e-6  # of the tolerance: two right programs are much nearer
+
+
+@pytest.mark.parametrize(("bug", "flag"), planted(READERS) + planted(foreign_mixtures.BUGS))
+def test_a_foreign_readers_mistake_is_named_first(golden, tmp_path, bug, flag):
+    report = compare(golden, answer_all(golden, tmp_path / "results", bug))
+    assert report.status == 1
+    assert report.first_line.endswith(f"[{flag}]")
+    assert report.found[0].flag == flag
+    explained = [len(diagnosis.cases) for diagnosis in report.found]
+    if "base is wrong" not in report.first_line:
+        assert explained == sorted(explained, reverse=True)
+    if bug in foreign_mixtures.BUGS:
+        assert explained[0] > len(report.failing) / 2
+
+
+ROWS_OF_EXPERTS = {row.flag for row in table.BUGS if row.kinds == ("experts",)}
+OF_THE_SUITE = [bug for bug, flag in foreign_mixtures.BUGS.items() if flag in ROWS_OF_EXPERTS]
+
+
+@pytest.mark.parametrize("bug", [None, *OF_THE_SUITE])
+def test_a_foreign_readers_mistake_is_named_by_the_suite(bug):
+    def linear(x, weight, bias, lora_A, lora_B, alpha):
+        return x @ weight.T + (0 if bias is None else bias) + alpha / len(lora_A) * x @ lora_A.T @ lora_B.T
+
+    of_experts = SimpleNamespace(forward=partial(foreign_mixtures.forward, bug=bug))
+    report = check(SimpleNamespace(forward=linear, kinds={"experts": of_experts}))
+    assert report.passed == (bug is None)
+    found = [diagnosis.flag for diagnosis in report.parts["experts"].found]
+    assert found == ([] if bug is None else [foreign_mixtures.BUGS[bug]])
+
+
+# --- sessions ---------------------------------------------------------------------------------------
+
+
+def asked(golden, results, bug=None):
+    """Return what is said of an engine that answers all sessions, and no case."""
+    assert not ask(golden, partial(Engine, bug=bug), results)
+    return compare(golden, results)
+
+
+def test_a_right_engine_passes(golden, index, tmp_path):
+    answered = [case for case in asked(golden, tmp_path).cases if case.state != "missing" and "." in case.id]
+    assert len(answered) == sum(len(session["requests"]) for session in index["sessions"])
+    assert {case.state for case in answered} == {"right"}
+    assert max(case.off for case in answered) < 1e-6
+
+
+@pytest.mark.parametrize(("bug", "flag"), planted(ENGINES))
+def test_what_an_engine_keeps_is_named_first(golden, tmp_path, bug, flag):
+    report = asked(golden, tmp_path, bug)
+    assert report.status == 1
+    assert report.found[0].flag == flag, report
+    assert report.first_line.endswith(f"[{flag}]")
+
+
+def test_a_session_without_an_answer_is_not_judged_and_one_that_began_is(golden, tmp_path):
+    def start(base):
+        engine = Engine(base)
+
+        def answer(request):
+            if request.merged:
+                raise NotImplementedError("it merges nothing")
+            if request.unload:
+                raise ValueError("it unloads nothing")
+            return {"logits": engine(request).astype(np.float32)}
+
+        return answer
+
+    errors = ask(golden, start, tmp_path)
+    assert errors == {
+        "load-unload-load.1": "ValueError: it unloads nothing",
+        "load-unload-load.3": "ValueError: it unloads nothing",
+        "load-unload-load.4": "ValueError: it unloads nothing",
+        "merge-unmerge": "NotImplementedError: it merges nothing",
+    }
+    report = compare(golden, tmp_path)
+    assert report.not_offered == report.json()["unanswered sessions"] == ["merge-unmerge"]
+    assert [case.id for case in report.cases if case.state == "missing" and "." in case.id] == [*errors][:-1]
+
+
+def test_answers_after_each_token_are_judged_by_the_last(golden, index, tmp_path):
+    """And only there; log-probabilities of some tokens are judged as in a case."""
+    session, rng = index["sessions"][0], np.random.default_rng(0)
+    for n, request in enumerate(session["requests"]):
+        ours = load_file(golden / request["answers"])
+        before = rng.standard_normal((len(request["prompts"]), 5, ours["logits"].shape[-1]))
+        z = np.concatenate([before, ours["signature.the-previous-adapter-answers" if n == 1 else "logits"][:, None]], 1)
+        ids = np.argsort(-z, axis=-1)[..., :7].copy()
+        p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        tensors = {"logits": z} if n < 2 else {"log_probabilities": np.take_along_axis(p, ids, -1), "ids": ids}
+        save_file(tensors, tmp_path / f"{session['id']}.{n}.safetensors")
+    answered = [case for case in compare(golden, tmp_path).cases if "." in case.id]
+    assert [case.state for case in answered] == ["right", "wrong", "right", "right"]
+    assert "the-previous-adapter-answers" in answered[1].flags
+
+
+@pytest.mark.parametrize(("times", "flags"), [(2, ()), (9, ()), (11, True), (50, True), (29_000, True), (31_000, ())])
+def test_rounding_is_far_off_and_within_the_lowest_precision(golden, index, tmp_path, times, flags):
+    """C12: and one request before was right."""
+    session, tolerance = index["sessions"][0], index["tolerance"]["float64"]
+    for n in range(2):
+        z = load_file(golden / session["requests"][n]["answers"])["logits"].astype("f8")
+        save_file({"logits": z + n * times * tolerance}, tmp_path / f"{session['id']}.{n}.safetensors")
+    report = compare(golden, tmp_path)
+    found = next(case for case in report.cases if case.id == f"{session['id']}.1")
+    assert found.flags == (("earlier-requests-leave-rounding",) if flags else ())
+    assert [diagnosis.flag for diagnosis in report.found] == [*found.flags]
+    (tmp_path / f"{session['id']}.0.safetensors").unlink()
+    assert not compare(golden, tmp_path).found
