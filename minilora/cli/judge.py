@@ -288,9 +288,9 @@ def judge_golden(options: argparse.Namespace) -> Report | None:
     from ..conformance.golden import folder, judging
 
     if options.compare is None:
-        write_cases(options, folder.write)
+        write_cases(options, folder.write_golden)
         return None
-    return judging.compare(options.folder, options.compare)
+    return judging.compare_golden(options.folder, options.compare)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minilora.conformance.golden.judging import compare
+from minilora.conformance.golden.judging import compare_golden
 
 from ..conformance.golden.conftest import MIXTURES, written
 
@@ -46,7 +46,9 @@ def run(script, *arguments):
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, precision):
     run("transformers_peft.py", golden, tmp_path / "results", precision, "experts-")
-    verdicts = {case.id: case for case in compare(golden, tmp_path / "results").cases if case.id.startswith("experts-")}
+    verdicts = {
+        case.id: case for case in compare_golden(golden, tmp_path / "results").cases if case.id.startswith("experts-")
+    }
     wrong = {id: case.flags for id, case in verdicts.items() if case.state != "right"}
     assert wrong == WRONG_IN_PEFT
     assert max(case.off for id, case in verdicts.items() if id not in wrong) < 1

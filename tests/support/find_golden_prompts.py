@@ -24,8 +24,8 @@ import transformers
 from minilora import Llama
 from minilora.conformance.golden.bases import EXPERTS, KEPT, LIVING
 from minilora.conformance.golden.cases import CASES, TOLERANCE
-from minilora.conformance.golden.formulas import Formulas
 from minilora.conformance.golden.leftovers import added
+from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.sessions import SESSIONS, USES
 from minilora.conformance.golden.signatures import answers, session_answers
 from minilora.language.save import _config
@@ -41,7 +41,7 @@ class Merged:
 
     def __init__(self, case):
         config = dataclasses.replace(case.base.config, tie_word_embeddings=False)
-        arrays = case.base.arrays | Formulas().changed(case.base.arrays, case.given)
+        arrays = case.base.arrays | Reading().changed(case.base.arrays, case.given)
         self.model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
         layers = dict(walk(self.model))
         for name in arrays.keys() - config.shapes().keys():
@@ -129,7 +129,7 @@ def of_session(session):
     count = len(session.seeds)
     if session.long:  # each request has a prompt of its own
         seeds = []
-        for n, uses in enumerate(steps):
+        for uses in steps:
             taken = {session.prompts([seed])[0][0, -6] for seed in seeds}
             tried = ((seed, session.prompts([seed])[0]) for seed in range(SEEDS_TRIED))
             seeds.append(next(s for s, ids in tried if ids[0, -6] not in taken and is_good(uses, ids)))

@@ -13,7 +13,7 @@ from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from ...files.tensors import FLOATS
 from .bases import EXPERTS, LAYER, Base, to_bfloat16
 from .exact import product, sums
-from .formulas import Arrays, Given, Module, is_turned, scale, setting, site
+from .reading import AdapterModule, Arrays, Given, is_turned, scale, setting, site
 
 SIZE = 1.3
 """How large an update is, as a part of the weight that it changes."""
@@ -54,13 +54,13 @@ class Adapter:
 # --- drawn ------------------------------------------------------------------------------------------
 
 
-def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
+def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
     """Draw an adapter's numbers, of bfloat16, so large that each part of it shows in the logits."""
     config: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     if any(path in base.arrays for path in adapter.paths):  # parameters, whose layout hangs on PEFT's version
         config["peft_version"] = WRITTEN_AS
     config |= adapter.config
-    modules: dict[str, Module] = {}
+    modules: dict[str, AdapterModule] = {}
     starts: Arrays = {}
     for path in adapter.paths:
         modules[path], start = _drawn_module(rng, adapter, config, path, base)
@@ -81,7 +81,7 @@ def drawn(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
 
 def _drawn_module(
     rng: np.random.Generator, adapter: Adapter, config: Mapping[str, Any], path: str, base: Base
-) -> tuple[Module, np.ndarray | None]:
+) -> tuple[AdapterModule, np.ndarray | None]:
     """Draw what an adapter has for one module; of PiSSA's own files also the product that it started from."""
     name, expert, rows = site(path, path, base.arrays)
     W = base.arrays[name].T if path == EMBED else base.arrays[name]
@@ -97,13 +97,13 @@ def _drawn_module(
     m = rounded(rng.uniform(0.5, 2.0, out) * np.sqrt(sums(W * W))[:, 0]) if config.get("use_dora") else None
     if not adapter.pissa:
         trained = rounded(rng.standard_normal(out)) if config.get("bias") == "lora_only" else None
-        return Module(rounded(A), 0 * B if adapter.zero else rounded(B), bias, m, trained), None
+        return AdapterModule(rounded(A), 0 * B if adapter.zero else rounded(B), bias, m, trained), None
     A0, B0 = leading(W, r, s)
     A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
     if adapter.pissa == "raw":
-        return Module(A, B), product(B0, A0.T)
+        return AdapterModule(A, B), product(B0, A0.T)
     ends = np.concatenate([A, -A0]), np.concatenate([B, B0], axis=1)
-    return Module(*(end.astype(np.float32).astype(np.float64) for end in ends)), None
+    return AdapterModule(*(end.astype(np.float32).astype(np.float64) for end in ends)), None
 
 
 def in_type(given: Given, stored: str) -> Given:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...checks import FileRefused, short
 from ...files.tensors import FLOATS, TensorFile
-from .formulas import Arrays
+from .reading import Arrays
 
 COMPUTED_IN = "computed_in"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -12,8 +12,8 @@ import numpy as np
 from ...files.tensors import FLOATS
 from ...language.llama import Llama
 from ...layer import walk
-from .formulas import Arrays, Formulas
 from .mistakes import Mistake
+from .reading import Arrays, Reading
 from .subject import Subject
 
 
@@ -24,7 +24,7 @@ def logits(subject: Subject, ids: np.ndarray, mistake: Mistake | None = None, ti
     which, dtype = ("", "") if mistake is None else (mistake.which, mistake.rounded)
     if which == "base":
         subject = replace(subject, arrays=_rounded(subject.arrays, dtype))
-    formulas = Formulas(**parts, product=lambda x, W: x @ W.T)
+    formulas = Reading(**parts, product=lambda x, W: x @ W.T)
     changed = formulas.changed(subject.arrays, [(given, 1.0)])
     if subject.config.mixture is not None:
         mixture, _ = formulas.decoding(subject.config.mixture)

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import PLACES, Adapter, adapter_files, damaged, drawn, in_type
+from .adapters import PLACES, Adapter, adapter_files, damaged, drawn_adapter, in_type
 from .bases import BASES, LAYER, TOKENS, Base
-from .formulas import Arrays, Given, site
+from .reading import Arrays, Given, site
 
 TABLE: Mapping[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
@@ -50,7 +50,7 @@ class Case:
     def given(self) -> list[tuple[Given, float]]:
         """The adapters, drawn, and their weights."""
         rng = np.random.default_rng([*self.id.encode()])
-        return [(in_type(drawn(rng, one, self.base), self.stored), one.weight) for one in self.adapters]
+        return [(in_type(drawn_adapter(rng, one, self.base), self.stored), one.weight) for one in self.adapters]
 
     @cached_property
     def previous(self) -> list[tuple[Given, float]]:

@@ -21,9 +21,9 @@ from ..report import links
 from .answerfiles import INTEGERS, read_answers, read_tensors
 from .answering import logits
 from .cases import TOLERANCE
-from .formulas import Arrays
 from .judging import Compared, held_against
 from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
+from .reading import Arrays
 from .subject import Subject, read_subject
 
 PROMPTS = "prompts"

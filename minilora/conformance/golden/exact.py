@@ -92,7 +92,7 @@ def weighted(g: np.ndarray, o: np.ndarray) -> np.ndarray:  # (..., N, E), (..., 
     return np.asarray(np.cumsum(parts, axis=-3)[..., -1, :, :])
 
 
-def logits(
+def exact_logits(
     config: LlamaConfig, arrays: Mapping[str, np.ndarray], ids: np.ndarray, cached: int = 0, last: int = 0,
     mixture: MixtureConfig | None = None, plain: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:  # fmt: skip

@@ -16,9 +16,9 @@ from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..report import links
 from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, TOLERANCE, Case
-from .formulas import Arrays
 from .leftovers import LEFTOVERS, ROUNDED
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from .reading import Arrays
 from .sessions import SESSIONS, Session, session_adapters
 from .signatures import APART, ROWS, SHOWN_ROWS, Answers, answers, session_answers
 
@@ -141,7 +141,7 @@ def adapter_names(case: Case) -> list[str]:
     return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
 
 
-def write(folder: Path) -> int:
+def write_golden(folder: Path) -> int:
     """Write the golden adapters into a new or an empty folder, and return how many cases there are.
 
     Raises

@@ -21,8 +21,8 @@ from ..naming import Parts, World, Wrong, name
 from ..report import Diagnosis, Outcome, Report
 from .answerfiles import read_answers, read_tensors
 from .folder import CaseEntry, GoldenIndex, SessionEntry, read_index
-from .formulas import Arrays
 from .leftovers import ROUNDED
+from .reading import Arrays
 
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
@@ -71,7 +71,7 @@ class Judged:
         return {self.outcome.id: _joined(pair.predicted(flags[0]) for pair in self.wrong)}
 
 
-def compare(folder: Path, results: Path) -> Report:
+def compare_golden(folder: Path, results: Path) -> Report:
     """Hold a program's answers against those of a folder of golden adapters.
 
     Raises
@@ -139,6 +139,7 @@ def _joined(arrays: Any) -> np.ndarray:
 
 
 def judged_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping[str, float]) -> Judged:
+    """Judge the answers to one case."""
     path = member(results, f"{case.id}.safetensors")
     if not path.exists():
         missing = GoldenOutcome(case.id, "missing", f"there is no {path.name}")

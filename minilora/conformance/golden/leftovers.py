@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..naming import Parts, Wrong
-from .formulas import Given
 from .misreadings import MISREADINGS
+from .reading import Given
 from .sessions import Use, adapter_of
 
 Sum = list[tuple[Given, float]]

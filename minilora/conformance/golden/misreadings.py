@@ -1,6 +1,6 @@
 """The bugs of programs that read adapters, a row each: what such a program computes, and in whose code it was made.
 
-A bug is `Formulas` with some parts replaced. A row is all there is to add: each case in which the bug makes a
+A bug is `Reading` with some parts replaced. A row is all there is to add: each case in which the bug makes a
 difference then carries its numbers, as the bug's *signature*, and a program that answers with these numbers is told.
 A mistake that layers make too is a row of the suite's table, and is taken `of_suite` by its flag here.
 
@@ -21,7 +21,7 @@ from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Parts, Wrong
 from ..problems import bugs as table
 from .bases import EMBEDDING
-from .formulas import PATTERNS, Config, Formulas, lengths, matching, scale, scaled, setting
+from .reading import PATTERNS, Config, Reading, lengths, matching, scale, scaled, setting
 
 HEAD_DIM = 64
 EMBED = EMBEDDING.removesuffix(".weight")
@@ -429,7 +429,7 @@ _OF_EXPERTS: Sequence[Wrong] = (
 _PACKINGS = [
     of_suite(bug.flag)
     for bug in table.BUGS
-    if bug.flag.startswith("experts-") and not callable(bug.parts) and set(bug.parts) <= vars(Formulas()).keys()
+    if bug.flag.startswith("experts-") and not callable(bug.parts) and set(bug.parts) <= vars(Reading()).keys()
 ]
 """The suite's rows about where the factors of an expert lie."""
 _ALSO = (

@@ -16,8 +16,8 @@ import numpy as np
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Wrong
 from .bases import EMBEDDING, HEAD
-from .formulas import Config, Formulas, Given, setting
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from .reading import Config, Given, Reading, setting
 from .subject import Subject
 
 LAYER = re.compile(r"(?<=layers\.)\d+(?=\.)")
@@ -79,7 +79,7 @@ def outline(subject: Subject, mistake: Mistake | None) -> tuple[Any, ...] | None
         return None
     if mistake is not None and (mistake.rounded or mistake.cached or mistake.reading is not Mistake.reading):
         return None
-    formulas = Formulas(**parts)
+    formulas = Reading(**parts)
     effects: list[tuple[str, float | None]] = []
     for path in modules:
         if not formulas.applied(path):

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import Adapter, adapter_files, drawn
+from .adapters import Adapter, adapter_files, drawn_adapter
 from .bases import LIVING, TOKENS
 from .cases import TABLE
-from .formulas import Arrays, Given
+from .reading import Arrays, Given
 
 PREFIX, TAIL = 256, 6
 """Tokens of a prompt: those that several requests share, and those that each has for itself."""
@@ -95,7 +95,7 @@ SESSIONS = tuple(
 @cache
 def adapter_of(folder: Path) -> Given:
     """Return a session's adapter, drawn."""
-    return drawn(np.random.default_rng([*folder.name.encode()]), LIVING_ADAPTERS[folder.name], LIVING)
+    return drawn_adapter(np.random.default_rng([*folder.name.encode()]), LIVING_ADAPTERS[folder.name], LIVING)
 
 
 def session_adapters() -> Iterator[tuple[Path, tuple[dict[str, Any], Arrays]]]:

@@ -15,10 +15,10 @@ import numpy as np
 from ...language.config import MixtureConfig
 from .bases import LIVING, Base
 from .cases import TOLERANCE, Case
-from .exact import logits
-from .formulas import Arrays, Formulas
+from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from .reading import Arrays, Reading
 from .sessions import Request, Session
 
 APART = 10 * TOLERANCE["bfloat16"]
@@ -70,13 +70,13 @@ def answers(case: Case) -> Answers:
     base, before = case.base, case.base.arrays
     table = MISREADINGS if base.mixture is None else MIXTURE_MISREADINGS
     misread = base.misread if case.given else base.misdecoded  # beside an adapter a decoder is not judged
-    readings = {"": Formulas()} | {row.flag: Formulas(**row.of(case)) for row in table}
+    readings = {"": Reading()} | {row.flag: Reading(**row.of(case)) for row in table}
     changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
     decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
     numbers = _ends_of(base, case.prompts, changed, decodings)
     if case.previous:
         flag = next(row.flag for row in table if row.of(case).get("previous") == "cached")
-        old, length = Formulas().changed(before, case.previous), case.prompts.shape[1] - 1
+        old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
         numbers[flag] = _with_old_cache(base, case.prompts, length, old, changed[""])
     kept = told_apart(numbers, case.apart)
     right = _logits(base, case.prompts, [changed[""]], decodings[""])[0]
@@ -121,7 +121,7 @@ def _logits(
     before, (mixture, whole) = base.arrays, decoding
     names = {name for one in changed for name in one}
     arrays = {name: np.stack([one[name] if name in one else _usual(base, name) for one in changed]) for name in names}
-    z = logits(base.config, {**before, **arrays}, ids, cached, last, mixture, before if whole else None)
+    z = exact_logits(base.config, {**before, **arrays}, ids, cached, last, mixture, before if whole else None)
     return np.broadcast_to(z, (len(changed), *z.shape[-3:]))
 
 
@@ -193,4 +193,4 @@ def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
 
 
 def _changed(sum: Sum) -> Arrays:
-    return Formulas().changed(LIVING.arrays, sum)
+    return Reading().changed(LIVING.arrays, sum)

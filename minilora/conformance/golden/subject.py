@@ -1,4 +1,4 @@
-"""The adapter and the model of a person's own, as `minilora.conformance.golden.formulas` takes them."""
+"""The adapter and the model of a person's own, as `minilora.conformance.golden.reading` takes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ...language.weights import open_llama
 from ...layers.nf4 import CodedLinear
 from ...layers.rotary import halves_from_interleaved
 from .bases import EMBEDDING, HEAD
-from .formulas import Arrays, Given, Module
+from .reading import AdapterModule, Arrays, Given
 
 OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 TURNED = (".q_proj", ".k_proj")
@@ -126,7 +126,7 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
         known = path in arrays or f"{path}.weight" in arrays or OF_ONE_EXPERT.search(path) is not None
         own = path if known else places[path]
         trained = read(file.saved.get(f"{path}.bias"))
-        modules[own] = Module(A, B, bias, None if magnitude is None else magnitude.ravel(), trained)
+        modules[own] = AdapterModule(A, B, bias, None if magnitude is None else magnitude.ravel(), trained)
         for part in (A, B):
             if not np.isfinite(part).all():
                 raise FileRefused(file.path, f"{short(path)} holds NaN or infinity: see `minilora audit`")

@@ -19,7 +19,7 @@ def written(folder, cases=CASES, sessions=SESSIONS):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(writing, "CASES", cases)
         patched.setattr(writing, "SESSIONS", sessions)
-        writing.write(folder)
+        writing.write_golden(folder)
     return folder
 
 

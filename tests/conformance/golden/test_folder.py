@@ -18,9 +18,9 @@ from minilora.conformance.golden import exact
 from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, MERGES, TOKENS, write_safetensors
 from minilora.conformance.golden.cases import CASES
-from minilora.conformance.golden.formulas import Formulas
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED, Moment
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.sessions import USES
 from minilora.conformance.problems import bugs as table
 from minilora.files.tensors import TensorFile
@@ -173,7 +173,7 @@ def test_no_two_experts_have_equal_scores_near_the_kept_ones():
     """So a program that rounds keeps the same experts."""
     for case in (case for case in MIXTURES if case.answered):
         arrays = case.base.arrays
-        model = Llama.build(case.base.config, arrays | Formulas().changed(arrays, case.given))
+        model = Llama.build(case.base.config, arrays | Reading().changed(arrays, case.given))
         block, h = model.model.layers[0], model.model.embed_tokens(case.prompts)
         u = h + block.self_attn(block.input_layernorm(h))
         scores = block.mlp.gate.weight(block.post_attention_layernorm(u).reshape(-1, u.shape[-1]))
@@ -345,12 +345,12 @@ def test_exact_logits_are_the_decoders_with_several_weights_at_once():
     model = tiny_llama()
     ids = np.random.default_rng(0).integers(0, 20, (2, 7))
     arrays = {name.lstrip("."): array for name, array in arrays_of(model).items()}
-    np.testing.assert_allclose(exact.logits(model.config, arrays, ids), model(ids), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(exact.exact_logits(model.config, arrays, ids), model(ids), rtol=0, atol=1e-13)
     np.testing.assert_array_equal(
-        exact.logits(model.config, arrays, ids, last=1), exact.logits(model.config, arrays, ids)[:, -1:]
+        exact.exact_logits(model.config, arrays, ids, last=1), exact.exact_logits(model.config, arrays, ids)[:, -1:]
     )
     name = "model.layers.0.mlp.up_proj.weight"
-    several = exact.logits(model.config, {**arrays, name: np.stack([arrays[name], 2 * arrays[name]])}, ids)
+    several = exact.exact_logits(model.config, {**arrays, name: np.stack([arrays[name], 2 * arrays[name]])}, ids)
     np.testing.assert_allclose(several[0], model(ids), rtol=0, atol=1e-13)
     model.model.layers[0].mlp.up_proj.weight *= 2
     np.testing.assert_allclose(several[1], model(ids), rtol=0, atol=1e-13)
@@ -374,13 +374,13 @@ def test_only_a_new_or_an_empty_folder_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(writing, "CASES", CASES[1:2])
     monkeypatch.setattr(writing, "SESSIONS", ())
     (tmp_path / "empty").mkdir()
-    assert writing.write(tmp_path / "empty") == 1
+    assert writing.write_golden(tmp_path / "empty") == 1
     assert (tmp_path / "empty" / "index.json").is_file()
     (tmp_path / "file").write_text("as it was")
     (tmp_path / "link").symlink_to(tmp_path / "new")
     for name in ("empty", "file", "link"):
         with pytest.raises(ValueError, match="is there already"):
-            writing.write(tmp_path / name)
+            writing.write_golden(tmp_path / name)
     assert (tmp_path / "file").read_text() == "as it was"
     assert not (tmp_path / "new").exists()
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import cli
 from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
-from minilora.conformance.golden.judging import MERGED, compare, judged_case
+from minilora.conformance.golden.judging import MERGED, compare_golden, judged_case
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def judged(golden, results):
     def outcome(tensors, id="rslora", **metadata):
         contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         save_file(contiguous, results / f"{id}.safetensors", metadata=metadata)
-        return next(case for case in compare(golden, results).cases if case.id == id)
+        return next(case for case in compare_golden(golden, results).cases if case.id == id)
 
     return outcome
 
@@ -107,7 +107,7 @@ def test_a_bug_explains_all_that_is_wrong_and_need_not_show_in_what_is_right(gol
     for rows, flags in ((f"signature.{flag}.merged", (flag,)), (f"signature.{other}.merged", ()), (merged, (flag,))):
         found = judged({**bad, merged: np.concatenate([ours[rows], ours[merged][len(ours[rows]) :]])})
         assert found.flags == flags
-        assert [diagnosis.flag for diagnosis in compare(golden, results).found] == [*flags]
+        assert [diagnosis.flag for diagnosis in compare_golden(golden, results).found] == [*flags]
 
 
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
@@ -233,7 +233,7 @@ def test_a_report_names_what_explains_most_first_and_what_nothing_explains(golde
         dora=np.zeros((2, 6)),
         head=None,
     )
-    report = compare(golden, folder)
+    report = compare_golden(golden, folder)
     lines = str(report).splitlines()
     assert lines[0].startswith(f"{folder}: WRONG: rsLoRA's root is ignored")
     assert [(one.flag, one.cases) for one in report.found] == [
@@ -256,7 +256,7 @@ def test_a_report_names_what_explains_most_first_and_what_nothing_explains(golde
 
 
 def test_what_lacks_all_answers_says_how_many(golden, results):
-    report = compare(golden, results)
+    report = compare_golden(golden, results)
     assert report.first_line == f"{results}: WRONG: 50 of 64 cases have no answer"
     assert not report.lines
 
@@ -264,7 +264,7 @@ def test_what_lacks_all_answers_says_how_many(golden, results):
 def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, edited, ours):
     base = load_file(golden / "answers" / "base-alone.safetensors")
     cases = {"rslora": with_signature(ours)}
-    report = compare(golden, edited(base_alone=base["logits"] + 1, **cases))
+    report = compare_golden(golden, edited(base_alone=base["logits"] + 1, **cases))
     assert report.found[0].says.startswith(
         "base-alone: the base is wrong without an adapter, so other cases do not count: logits is off by 1 at ["
     )
@@ -272,7 +272,7 @@ def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, edited, ou
         ("", ("base-alone",)),
         ("rslora-root-is-ignored", ("rslora",)),
     ]
-    report = compare(golden, edited(base_alone=with_signature(base, "rope-turns-neighbours"), **cases))
+    report = compare_golden(golden, edited(base_alone=with_signature(base, "rope-turns-neighbours"), **cases))
     assert [(one.flag, one.cases) for one in report.found] == [
         ("rope-turns-neighbours", ("base-alone",)),
         ("rslora-root-is-ignored", ("rslora",)),
@@ -357,14 +357,14 @@ def test_an_index_that_is_none_is_one_clear_error(index, right, tmp_path, edit, 
     edit(broken)
     (tmp_path / "index.json").write_text(json.dumps(broken))
     with pytest.raises(FileRefused) as refused:
-        compare(tmp_path, right)
+        compare_golden(tmp_path, right)
     assert message in str(refused.value)
 
 
 def test_an_index_of_before_without_sessions_is_judged(golden, index, right, tmp_path):
     older = {key: value for key, value in index.items() if key != "sessions"}
     (tmp_path / "index.json").write_text(json.dumps({**older, "cases": index["cases"][-1:]}))
-    report = compare(tmp_path, right)
+    report = compare_golden(tmp_path, right)
     assert (report.status, report.not_offered, len(report.cases)) == (0, [], 1)
 
 
@@ -388,9 +388,9 @@ def test_a_file_that_is_damaged_or_says_too_little_is_an_error(golden, right, ju
         judged({"logits": ours["logits"]}, computed_in="half")
     (tmp_path / "results" / "rslora.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(FileRefused, match=r"rslora\.safetensors"):
-        compare(golden, tmp_path / "results")
+        compare_golden(golden, tmp_path / "results")
     shutil.copytree(golden, tmp_path / "golden")
     del ours["signature.rslora-root-is-ignored"]
     save_file(ours, tmp_path / "golden" / "answers" / "rslora.safetensors")
     with pytest.raises(FileRefused, match=r"there is no 'signature\.rslora-root-is-ignored'"):
-        compare(tmp_path / "golden", right)
+        compare_golden(tmp_path / "golden", right)

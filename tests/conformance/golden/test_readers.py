@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora.conformance import check
 from minilora.conformance.golden.asking import ask
-from minilora.conformance.golden.judging import compare
+from minilora.conformance.golden.judging import compare_golden
 from minilora.conformance.problems import bugs as table
 
 from . import foreign_mixtures
@@ -93,7 +93,7 @@ def planted(bugs):
 
 
 def test_a_foreign_reader_agrees_in_every_case(golden, index, right):
-    report = compare(golden, right)
+    report = compare_golden(golden, right)
     assert report.status == 0, report
     assert [case.id for case in report.cases] == [case["id"] for case in index["cases"]]
     assert max(case.off for case in report.cases) < 1e-6  # of the tolerance: two right programs are much nearer
@@ -101,7 +101,7 @@ def test_a_foreign_reader_agrees_in_every_case(golden, index, right):
 
 @pytest.mark.parametrize(("bug", "flag"), planted(READERS) + planted(foreign_mixtures.BUGS))
 def test_a_foreign_readers_mistake_is_named_first(golden, tmp_path, bug, flag):
-    report = compare(golden, answer_all(golden, tmp_path / "results", bug))
+    report = compare_golden(golden, answer_all(golden, tmp_path / "results", bug))
     assert report.status == 1
     assert report.first_line.endswith(f"[{flag}]")
     assert report.found[0].flag == flag
@@ -134,7 +134,7 @@ def test_a_foreign_readers_mistake_is_named_by_the_suite(bug):
 def asked(golden, results, bug=None):
     """Return what is said of an engine that answers all sessions, and no case."""
     assert not ask(golden, partial(Engine, bug=bug), results)
-    return compare(golden, results)
+    return compare_golden(golden, results)
 
 
 def test_a_right_engine_passes(golden, index, tmp_path):
@@ -172,7 +172,7 @@ def test_a_session_without_an_answer_is_not_judged_and_one_that_began_is(golden,
         "load-unload-load.4": "ValueError: it unloads nothing",
         "merge-unmerge": "NotImplementedError: it merges nothing",
     }
-    report = compare(golden, tmp_path)
+    report = compare_golden(golden, tmp_path)
     assert report.not_offered == report.json()["unanswered sessions"] == ["merge-unmerge"]
     assert [case.id for case in report.cases if case.state == "missing" and "." in case.id] == [*errors][:-1]
 
@@ -188,7 +188,7 @@ def test_answers_after_each_token_are_judged_by_the_last(golden, index, tmp_path
         p = z - np.log(np.exp(z).sum(-1, keepdims=True))
         tensors = {"logits": z} if n < 2 else {"log_probabilities": np.take_along_axis(p, ids, -1), "ids": ids}
         save_file(tensors, tmp_path / f"{session['id']}.{n}.safetensors")
-    answered = [case for case in compare(golden, tmp_path).cases if "." in case.id]
+    answered = [case for case in compare_golden(golden, tmp_path).cases if "." in case.id]
     assert [case.state for case in answered] == ["right", "wrong", "right", "right"]
     assert "the-previous-adapter-answers" in answered[1].flags
 
@@ -200,9 +200,9 @@ def test_rounding_is_far_off_and_within_the_lowest_precision(golden, index, tmp_
     for n in range(2):
         z = load_file(golden / session["requests"][n]["answers"])["logits"].astype("f8")
         save_file({"logits": z + n * times * tolerance}, tmp_path / f"{session['id']}.{n}.safetensors")
-    report = compare(golden, tmp_path)
+    report = compare_golden(golden, tmp_path)
     found = next(case for case in report.cases if case.id == f"{session['id']}.1")
     assert found.flags == (("earlier-requests-leave-rounding",) if flags else ())
     assert [diagnosis.flag for diagnosis in report.found] == [*found.flags]
     (tmp_path / f"{session['id']}.0.safetensors").unlink()
-    assert not compare(golden, tmp_path).found
+    assert not compare_golden(golden, tmp_path).found

@@ -43,7 +43,7 @@ Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Module:
+class AdapterModule:
     """What an adapter has for one module, in float64."""
 
     lora_A: np.ndarray  # (r, in)
@@ -58,7 +58,7 @@ class Given:
     """An adapter's two files: adapter_config.json, and the arrays by module path."""
 
     config: Config
-    modules: Mapping[str, Module]
+    modules: Mapping[str, AdapterModule]
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of PiSSA's own files the product B A before training, (out, in), which such a file leaves to its reader."""
     saved: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
 
 
 @dataclass(frozen=True)
-class Formulas:
+class Reading:
     """The parts of the formulas; by default the right ones."""
 
     scale: Callable[[Config, str], float] = scale
