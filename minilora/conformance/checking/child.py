@@ -33,9 +33,9 @@ FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
 BEGIN = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
-from {__name__} import main
+from {__name__} import check_here
 del sys.path[0]
-main(*sys.argv[1:])
+check_here(*sys.argv[1:])
 """
 """What the child runs: this package, whatever files lie in the working folder; these are found from then on."""
 
@@ -51,10 +51,7 @@ def sources(target: str) -> list[Path]:
 def imported(target: str) -> Any:
     """Return the module or the object that MODULE[:OBJECT] or FILE.py[:OBJECT] names.
 
-    Raises
-    ------
-    ImportError, AttributeError, CannotRun
-        If there is none, or the module raises.
+    An ImportError, AttributeError or CannotRun says why there is none.
     """
     match = FILE.fullmatch(target)
     module, path = match.groups() if match else target.partition(":")[::2]
@@ -91,31 +88,14 @@ def _of_file(path: str) -> ModuleType:
 def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> KindReport:
     """Check what MODULE[:OBJECT] or FILE.py[:OBJECT] names, in a child process.
 
-    Parameters
-    ----------
-    target : str
-        What to check.
-    dtype : str, optional
-        As `minilora.conformance.check` takes it.
-    timeout : float, optional
-        How many seconds the import may take, and then the check.
-
-    Returns
-    -------
-    KindReport
-        As `minilora.conformance.check` gives it.
-
-    Raises
-    ------
-    CannotRun
-        If it cannot be imported or checked, takes longer, or ends the process.
+    The import may take `timeout` seconds, and then the check. `CannotRun` says why there is no report.
     """
     with tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True) as folder:
         answer, traces = Path(folder, "answer"), Path(folder, "traces")
         command = [sys.executable, "-P", "-c", BEGIN, target, dtype or "", str(timeout), str(answer), str(traces)]
         output = subprocess.DEVNULL if sys.stderr is None else 2  # what it prints goes to the standard error
         status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
-        if answer.exists():
+        if status == 0 and answer.exists():
             found: KindReport | str = msgspec.msgpack.decode(answer.read_bytes(), type=KindReport | str)
             if isinstance(found, str):
                 raise CannotRun(found)
@@ -135,7 +115,7 @@ def _last_line(traces: str) -> str:
     return ""
 
 
-def main(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoReturn:
+def check_here(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoReturn:
     """Be the child: check, write the report or why there is none, and end, whatever foreign code has left running."""
     from .check import check  # the parent does without it
 
@@ -153,6 +133,7 @@ def main(target: str, dtype: str, timeout: str, answer: str, traces: str) -> NoR
         except BaseException as error:  # what `check` lets through: Ctrl-C, and what an attribute raises
             line = line_of(error)
             found = f"it raises {raised(error)}" + (f", in {line}" if line else "")
+        faulthandler.cancel_dump_traceback_later()
         Path(answer).write_bytes(msgspec.msgpack.encode(found))
         with suppress(Exception):  # it may have closed it
             sys.stdout.flush()
