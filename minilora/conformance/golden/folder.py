@@ -219,8 +219,8 @@ class RequestEntry(msgspec.Struct):
 
     answers: str
     flags: list[str]
-    adapters: list[UseEntry | None]
-    prompts: list[list[int]]
+    adapters: list[UseEntry | None] = []
+    prompts: list[list[int]] = []
     unload: list[str] = []
     merged: bool = False
 
@@ -229,8 +229,8 @@ class SessionEntry(msgspec.Struct):
     """A session's entry."""
 
     id: str
-    base: str
     requests: list[RequestEntry]
+    base: str = ""
 
 
 class GoldenIndex(msgspec.Struct):

@@ -97,7 +97,8 @@ def compare_golden(folder: Path, results: Path) -> Report:
         details={"results": str(results), "unanswered sessions": unanswered},
     )  # fmt: skip
     report.found = _diagnoses(index, judged)
-    rest = [one.outcome.id for one in judged if one.outcome.state == "wrong" and not one.outcome.flags]
+    explained = {id for diagnosis in report.found for id in diagnosis.cases}
+    rest = [case.id for case in report.cases if case.state == "wrong" and case.id not in explained]
     if report.found and rest:
         report.lines = [f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again"]
     return report
