@@ -141,7 +141,9 @@ def results(folder, tmp_path_factory):
 
 @pytest.mark.long
 def test_our_own_answers_to_every_case_pass(folder, results):
-    reports = vectors.compare(folder, results).precisions
+    whole = vectors.compare(folder, results)
+    assert repr(whole) == str(whole)
+    reports = whole.precisions
     assert [report.dtype for report in reports] == ["float64", "float32", "float16", "bfloat16"]
     for report in reports:
         assert report.passed, str(report)

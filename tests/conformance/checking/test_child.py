@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import minilora
 from minilora.conformance import CannotRun
 from minilora.conformance.checking.child import check_apart, imported, sources
 
@@ -140,11 +141,15 @@ def test_a_slow_import_does_not_count_for_the_check(folder, monkeypatch):
     assert check_apart("my_lora:forward_waits", timeout=2.5).passed
 
 
-@pytest.mark.long
-def test_files_of_the_folder_hide_none_of_pythons(folder):
+def test_the_child_imports_this_very_package(folder, monkeypatch):
+    """Whatever lies in the folder, and is installed."""
     for name in ("json", "typing", "minilora", "tempfile"):
         (folder / f"{name}.py").write_text("raise SystemExit(3)\n", encoding="utf-8")
-    assert check_apart("my_lora.py:right").passed
+    (folder / "asks.py").write_text("import minilora\nraise KeyError(minilora.__file__)\n", encoding="utf-8")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with pytest.raises(CannotRun) as refused:
+        check_apart("asks.py")
+    assert str(refused.value) == f"importing it raises KeyError: {minilora.__file__!r} (asks.py, line 2)"
 
 
 # --- what is named --------------------------------------------------------------------------------
