@@ -77,10 +77,10 @@ class Engine:
     order: Callable[[Sequence[Use | None]], Sequence[int]] | None = None  # the prompts whose answers a batch gets
 
 
-def of_case(flag: str, parts: Parts) -> Wrong:
+def of_case(flag: str, parts: Parts, count: int = 1) -> Wrong:
     """Return a bug that shows in a case too, with its sentence and its source there."""
     bug = next(bug for bug in MISREADINGS if bug.flag == flag)
-    return replace(bug, parts=parts)
+    return replace(bug, parts=parts, count=count)
 
 
 def _weighted(use: Use | None, weight: Callable[[float], float]) -> Sum | None:
@@ -197,12 +197,13 @@ LEFTOVERS: Sequence[Wrong] = (
           "each adapter stays in the weights when another is asked for, or none: they add up, one as often as it "
           "is switched on",
           {"sum": lambda m: added(*m.changes)}, source="leejet/stable-diffusion.cpp #1307"),
-    Wrong("every-adapter-so-far-is-applied", "every adapter that was asked for so far is applied", {"sum": _union}),
+    Wrong("every-adapter-so-far-is-applied", "every adapter that was asked for so far is applied",
+          {"sum": _union}, count=2),
     Wrong("the-first-adapter-answers-always",
           "the first adapter answers always: its weights are constants of what was compiled",
           {"sum": lambda m: added(m.first) if m.first else None}, source="Goekdeniz-Guelmez/mlx-lm-lora #50"),
-    of_case("the-previous-adapter-answers", {"sum": lambda m: added(m.last) if m.before else None}),
-    of_case("the-previous-adapter-stays-on", {"sum": lambda m: added(m.last, m.now)}),
+    of_case("the-previous-adapter-answers", {"sum": lambda m: added(m.last) if m.before else None}, count=2),
+    of_case("the-previous-adapter-stays-on", {"sum": lambda m: added(m.last, m.now)}, count=2),
     Wrong("the-previous-adapter-is-taken-off-twice",
           "the previous adapter is subtracted, where it was no longer in the weights",
           {"sum": lambda m: added(m.now) + added(m.last, times=-1.0)}),

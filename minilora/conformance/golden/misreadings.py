@@ -5,6 +5,10 @@ difference then carries its numbers, as the bug's *signature*, and a program tha
 A mistake that layers make too is a row of the suite's table, and is taken `of_suite` by its flag here.
 
 `MISREADINGS` are made beside a plain decoder, `MIXTURE_MISREADINGS` beside one with mixtures of experts.
+
+Where several bugs give the same numbers, or near ones, that one is kept which gets the least wrong: `count` is 1 where
+one key, one kind of module or one factor is, and 2 or 3 where several are. Of equals it is the first in the alphabet;
+the place of a row is that in the index alone.
 """
 
 from __future__ import annotations
@@ -27,7 +31,9 @@ HEAD_DIM = 64
 EMBED = EMBEDDING.removesuffix(".weight")
 
 
-def of_suite(flag: str, parts: Parts | None = None, *, says: str = "", source: str | None = None) -> Wrong:
+def of_suite(
+    flag: str, parts: Parts | None = None, *, says: str = "", source: str | None = None, count: int = 1
+) -> Wrong:
     """Return a bug of the suite's table, as a program makes it that reads files.
 
     Its parts are those of the table, where these say where an expert's factors lie. Its sentence is that of the table,
@@ -35,9 +41,9 @@ def of_suite(flag: str, parts: Parts | None = None, *, says: str = "", source: s
     `source` where other code made it when it read files.
     """
     bug = table.known(flag)
-    return Wrong(
-        flag, says or bug.says, bug.of(None) if parts is None else parts, bug.source if source is None else source
-    )
+    if parts is None:
+        return Wrong(flag, bug.says, bug.parts, bug.source, count=bug.count)
+    return Wrong(flag, says or bug.says, parts, bug.source if source is None else source, count=count)
 
 
 def _alpha(config: Config, path: str) -> float:
@@ -173,19 +179,19 @@ MISREADINGS: Sequence[Wrong] = (
           {"scale": lambda c, p: scaled(c, c["lora_alpha"], _rank(c, p))}, "vllm-project/vllm-omni #6565"),
     Wrong("both-patterns-are-dropped",
           "rank_pattern and alpha_pattern are dropped: r and lora_alpha are taken for all modules",
-          {"scale": lambda c, p: scaled(c, c["lora_alpha"], c["r"])}, "vllm-project/vllm-omni #6565"),
+          {"scale": lambda c, p: scaled(c, c["lora_alpha"], c["r"])}, "vllm-project/vllm-omni #6565", count=2),
     Wrong("root-and-patterns-are-dropped",
           "rsLoRA's root is ignored, and rank_pattern and alpha_pattern are dropped",
-          {"scale": lambda c, p: c["lora_alpha"] / c["r"]}),
+          {"scale": lambda c, p: c["lora_alpha"] / c["r"]}, count=2),
     Wrong("root-and-alpha-pattern-are-dropped",
           "rsLoRA's root is ignored, and alpha_pattern is dropped: the scaling is lora_alpha / rank",
-          {"scale": lambda c, p: c["lora_alpha"] / _rank(c, p)}),
+          {"scale": lambda c, p: c["lora_alpha"] / _rank(c, p)}, count=2),
     Wrong("the-last-pattern-decides",
           "of several patterns that match a module the last one decides, and should the first",
           {"scale": _last}),
     Wrong("patterns-are-whole-paths-alone",
           "patterns are compared with whole paths alone, and are regular expressions for the end of a path",
-          {"scale": _whole_paths}),
+          {"scale": _whole_paths}, count=2),
     Wrong("patterns-match-anywhere",
           "a pattern is looked for at a path's start or anywhere in it, and has to match up to its end",
           {"scale": _matching_by(lambda key, path: re.search(key, path))}),
@@ -264,19 +270,20 @@ MISREADINGS: Sequence[Wrong] = (
       for name in TARGETS),
     # the update as a whole
     Wrong("the-adapter-is-not-applied", "the adapter is not applied: this is the base",
-          {"applied": lambda path: False}),
+          {"applied": lambda path: False}, count=2),
     of_suite("the-update-is-added-twice", {"times": 2.0}, source="huggingface/peft #3774"),
     Wrong("the-update-is-subtracted", "the update is subtracted", {"times": -1.0}, "vllm-project/vllm #48437"),
     # the scaling of all modules
     of_suite("alpha-is-not-divided-by-the-rank", {"scale": _alpha},
-             says="alpha is not divided by the rank: the scaling is alpha", source="Blaizzy/mlx-vlm #846"),
+             says="alpha is not divided by the rank: the scaling is alpha", source="Blaizzy/mlx-vlm #846", count=2),
     of_suite("alpha-is-divided-by-the-root-of-the-rank", {"scale": lambda c, p: _alpha(c, p) / math.sqrt(_rank(c, p))},
-             says="alpha is divided by the root of the rank, as with use_rslora, and should be divided by the rank"),
+             says="alpha is divided by the root of the rank, as with use_rslora, and should be divided by the rank",
+             count=3),
     of_suite("there-is-no-scaling", {"scale": lambda c, p: 1.0},
-             says="there is no scaling: the update is B A as it is"),
-    of_suite("alpha-is-ignored", {"scale": lambda c, p: 1 / _rank(c, p)}),
-    of_suite("the-scaling-is-r-alpha", {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)}),
-    of_suite("the-scaling-is-applied-twice", {"scale": lambda c, p: scale(c, p) ** 2}),
+             says="there is no scaling: the update is B A as it is", count=2),
+    of_suite("alpha-is-ignored", {"scale": lambda c, p: 1 / _rank(c, p)}, count=3),
+    of_suite("the-scaling-is-r-alpha", {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)}, count=3),
+    of_suite("the-scaling-is-applied-twice", {"scale": lambda c, p: scale(c, p) ** 2}, count=2),
     # places
     Wrong("k-and-v-are-swapped", "the adapters of k_proj and v_proj are exchanged",
           {"place": _swapped("k_proj", "v_proj")}),
@@ -284,10 +291,10 @@ MISREADINGS: Sequence[Wrong] = (
           {"place": _swapped("gate_proj", "up_proj")}, "sgl-project/sglang #27274"),
     Wrong("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
     Wrong("attention-is-left-out", "the adapters of attention are not applied",
-          {"applied": _without("self_attn")}),
-    Wrong("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}),
+          {"applied": _without("self_attn")}, count=3),
+    Wrong("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}, count=2),
     *(Wrong(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied",
-            {"applied": _without(rf"layers\.{i}\.")})
+            {"applied": _without(rf"layers\.{i}\.")}, count=3)
       for i in range(2)),
     # the factors
     Wrong("a-square-factor-is-transposed", "a square factor is transposed", {"factors": _transposed}),
@@ -318,10 +325,10 @@ MISREADINGS: Sequence[Wrong] = (
           {"factors": _other_heads}),
     Wrong("lora-a-is-reshaped-where-it-lies-transposed",
           "lora_A's transpose is reshaped to (r, in), and should be taken as it lies",
-          {"factors": lambda path, A, B: (A.T.reshape(A.shape), B)}),
+          {"factors": lambda path, A, B: (A.T.reshape(A.shape), B)}, count=2),
     Wrong("lora-b-is-reshaped-where-it-lies-transposed",
           "lora_B's transpose is reshaped to (out, r), and should be taken as it lies",
-          {"factors": lambda path, A, B: (A, B.T.reshape(B.shape))}),
+          {"factors": lambda path, A, B: (A, B.T.reshape(B.shape))}, count=2),
     # what was trained beside the factors
     Wrong("modules-to-save-are-ignored",
           "modules_to_save is ignored: the base's weight stays where the file has a trained one",
@@ -363,7 +370,7 @@ _OF_EXPERTS: Sequence[Wrong] = (
     Wrong("experts-down-proj-is-left-out", "the adapter of the experts' down_proj is not applied",
           {"applied": _without(r"experts\.(\d+\.(w2|down_proj)|down_proj)$")}),
     Wrong("experts-are-left-out", "the adapter of the experts is not applied, the others are",
-          {"applied": _without(r"\.experts\.")}),
+          {"applied": _without(r"\.experts\.")}, count=2),
     Wrong("experts-the-shared-experts-adapter-is-left-out", "the adapter of the shared expert is not applied",
           {"applied": _without("shared_expert")}),
     Wrong("experts-the-routers-adapter-is-left-out", "the adapter of the router is not applied",

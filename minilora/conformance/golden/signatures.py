@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ...language.config import MixtureConfig
+from ..naming import Wrong
 from .bases import LIVING, Base
 from .cases import TOLERANCE, Case
 from .exact import exact_logits
@@ -78,7 +79,7 @@ def answers(case: Case) -> Answers:
         flag = next(row.flag for row in table if row.of(case).get("previous") == "cached")
         old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
         numbers[flag] = _with_old_cache(base, case.prompts, length, old, changed[""])
-    kept = told_apart(numbers, case.apart)
+    kept = told_apart(numbers, table, case.apart)
     right = _logits(base, case.prompts, [changed[""]], decodings[""])[0]
     signatures = {flag: numbers[flag] for flag in kept}
     if not case.shown:
@@ -87,17 +88,21 @@ def answers(case: Case) -> Answers:
     return Answers(right, signatures, (case.shown, weights[""]), {flag: weights[flag][:ROWS] for flag in kept})
 
 
-def told_apart(numbers: Mapping[str, np.ndarray], apart: float, equal: float = -1.0) -> list[str]:
+def told_apart(
+    numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0
+) -> list[str]:
     """Return the flags of the bugs that are told from the right numbers, those of "", and from each other.
 
-    Of bugs that are near each other the first is kept; of those as near as `equal` all are.
+    Of bugs that are near each other that one is kept which gets the least wrong, and of such the first in the alphabet;
+    of those as near as `equal` all are.
     """
     kept: list[str] = []
-    for flag, bad in numbers.items():
+    for row in sorted(table, key=lambda row: (row.count, row.flag)):
+        bad = numbers[row.flag]
         others = (distance(bad, numbers[other]) for other in kept)
         if distance(bad, numbers[""]) >= apart and all(off >= apart or off <= equal for off in others):
-            kept.append(flag)
-    return kept
+            kept.append(row.flag)
+    return [row.flag for row in table if row.flag in kept]
 
 
 def distance(array: np.ndarray, expected: np.ndarray) -> float:
@@ -181,7 +186,7 @@ def _of_request(before: Sequence[Request], request: Request) -> Answers:
             numbers[flag].append(z[0])
     found = {flag: np.stack(rows) for flag, rows in numbers.items()}
     found |= {flag: found[""][one.order(request.adapters)] for flag, one in engines.items() if one.order}
-    return Answers(found[""], {flag: found[flag] for flag in told_apart(found, APART, EQUAL)})
+    return Answers(found[""], {flag: found[flag] for flag in told_apart(found, LEFTOVERS, APART, EQUAL)})
 
 
 def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:

@@ -14,14 +14,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge, merge_adapter
-from minilora.conformance.golden import exact
+from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, MERGES, TOKENS, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED, Moment
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from minilora.conformance.golden.reading import Reading
-from minilora.conformance.golden.sessions import USES
+from minilora.conformance.golden.sessions import SESSIONS, USES
 from minilora.conformance.problems import bugs as table
 from minilora.files.tensors import TensorFile
 from minilora.language.tokens import load_tokenizer
@@ -147,6 +147,19 @@ def test_every_known_bug_shows_somewhere_and_is_in_the_index(index):
     engines = {bug.flag for bug in LEFTOVERS}
     assert {flag for request in requests for flag in request["flags"]} == engines
     assert set(index["flags"]) == {*readers, *engines, ROUNDED.flag}
+
+
+def test_the_place_of_a_row_in_its_table_makes_no_difference(index, monkeypatch):
+    """But for the order of the flags in the index."""
+    for name in ("MISREADINGS", "MIXTURE_MISREADINGS", "LEFTOVERS"):
+        monkeypatch.setattr(signatures, name, getattr(signatures, name)[::-1])
+    for id in ("all-linear", "v-proj-alone", "pattern-keys", "square-factor", "mixed-ranks", "experts-peft-0-19-0"):
+        expected = entry_of(index, BY_ID[id])["flags"]
+        assert sorted(signatures.answers(BY_ID[id]).signatures) == sorted(expected)
+    session = next(session for session in SESSIONS if session.id == "scale")
+    expected = next(entry for entry in index["sessions"] if entry["id"] == "scale")["requests"]
+    for found, request in zip(signatures.session_answers(session), expected, strict=True):
+        assert sorted(found.signatures) == sorted(request["flags"])
 
 
 def test_a_flag_and_a_sentence_stand_once_and_those_of_the_suite_are_its_own():
