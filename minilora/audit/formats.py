@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,19 +150,19 @@ class Names:
 
 
 MLX = Names(
-    re.compile(r"(?P<path>.+)\.(?P<part>lora_a|lora_b|m)", re.DOTALL),
+    re.compile(r"(?P<path>.+)\.(?P<part>lora_a|lora_b|m)", re.S),
     {"lora_a": "A", "lora_b": "B", "m": "magnitude"},
     "{count} that mlx-lm has no place for: {names}",
 )
 KOHYA = Names(
     re.compile(
-        r"(?P<path>.+?)[._](?:lora[._])?(?P<part>lora_down|lora_up|down|up|alpha|dora_scale)(?:\.weight)?", re.DOTALL
+        r"(?P<path>.+?)[._](?:lora[._])?(?P<part>lora_down|lora_up|down|up|alpha|dora_scale)(?:\.weight)?", re.S
     ),
     {"lora_down": "A", "down": "A", "lora_up": "B", "up": "B", "alpha": "alpha", "dora_scale": "magnitude"},
     "{count} that no reader of LoRA knows: {names}",
 )
 GGUF = Names(
-    re.compile(r"(?P<path>.*)\.weight\.(?P<part>lora_a|lora_b)", re.DOTALL),
+    re.compile(r"(?P<path>.*)\.weight\.(?P<part>lora_a|lora_b)", re.S),
     {"lora_a": "A", "lora_b": "B"},
     "{count} that llama.cpp refuses or passes over in an adapter: {names}",
 )
@@ -206,9 +206,7 @@ def _read_mlx(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, co
     if scale is None and isinstance(settings.get("alpha"), int | float) and isinstance(rank, int) and rank:
         scale = settings["alpha"] / rank  # of older versions
     if config is None:
-        text = (
-            "there is no adapter_config.json beside it: nothing says the scale, which mlx-lm multiplies the update by"
-        )
+        text = f"there is no {CONFIG_NAME} beside it: nothing says the scale, which mlx-lm multiplies the update by"
         findings.append(Finding(SUSPICIOUS, "alpha-missing", text))
     elif scale is None:
         text = "lora_parameters has no scale: mlx-lm takes its default of its version, 20 today"
@@ -301,68 +299,58 @@ def _read_gguf(path: Path, tensors: Tensors) -> AdapterFile:
 KEY = re.compile(
     r"(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?P<name>(?!weight$|bias$)[^.]+))?(?:\.(?P<end>weight|bias))?",
-    re.DOTALL,
+    re.S,
 )
 PARTS = {
     "lora_A": "A", "lora_B": "B", "lora_embedding_A": "A", "lora_embedding_B": "B", "lora_magnitude_vector": "magnitude"
 }  # fmt: skip
-SAVED = re.compile(r"(?P<path>.+?)(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<end>weight|bias)", re.DOTALL)
+SAVED = re.compile(r"(?P<path>.+?)(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<end>weight|bias)", re.S)
 TOKENS = "trainable_tokens"
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8.0
 """PEFT's own, where the configuration has none."""
-OF_NAMES = {
-    "prefix-missing": (
-        WRONG, "{count} without the prefix {prefix!r}, which PEFT passes over without an error{wrapped}: {names}",
-    ),
-    "prefix-doubled": (WRONG, "the prefix {prefix!r} stands twice, so the modules are not found: {names}"),
-    "adapter-name-in-keys": (
-        WRONG, "the names still have the adapter's own name in them, as in a model's state and not as PEFT saves it; "
-        "PEFT passes over them: {names}",
-    ),
-    "weight-missing": (WRONG, "the names do not end with '.weight', so PEFT passes over them: {names}"),
-    "part-twice": (WRONG, "the same part of a module stands twice: {names}"),
-    "unknown-tensors": (SUSPICIOUS, "{count} that no reader of LoRA knows: {names}"),
-}  # fmt: skip
-"""What is said of tensors under other names than PEFT's, by code."""
+BARE = re.compile(rf"(?:{re.escape(PREFIX)})*")
+MISNAMED: tuple[tuple[str, Callable[[str, re.Match[str] | None], Any], str], ...] = (
+    ("prefix-missing", lambda key, _: not key.startswith(PREFIX),
+     "{count} without the prefix {prefix!r}, which PEFT passes over without an error{wrapped}: {names}"),
+    ("prefix-doubled", lambda key, _: key.startswith(2 * PREFIX),
+     "the prefix {prefix!r} stands twice, so the modules are not found: {names}"),
+    ("adapter-name-in-keys", lambda _, match: match and match["name"],
+     "the names still have the adapter's own name in them, as in a model's state and not as PEFT saves it; PEFT passes "
+     "over them: {names}"),
+    ("weight-missing", lambda _, match: match and match["part"] in ("lora_A", "lora_B") and not match["end"],
+     "the names do not end with '.weight', so PEFT passes over them: {names}"),
+)  # fmt: skip
+"""Tensors that PEFT passes over: the code, which they are, by the name and what `KEY` says of it, and the text."""
 WITH_CONFIG = ("prefix-missing", "weight-missing")
 """Those that are right where there is no configuration, as in files of diffusers."""
 
 
 def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, config_path: Path) -> AdapterFile:
     """Return the adapter in a file with PEFT's names."""
+    matches = {key: KEY.fullmatch(BARE.sub("", key, count=1)) for key in tensors.shapes}
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
     copies: dict[str, str] = {}
-    faults: dict[str, list[str]] = {code: [] for code in OF_NAMES}
-    for key in tensors.shapes:
-        bare = key.removeprefix(PREFIX)
-        if bare == key:
-            faults["prefix-missing"].append(key)
-        if bare.startswith(PREFIX):
-            faults["prefix-doubled"].append(key)
-        while bare.startswith(PREFIX):
-            bare = bare.removeprefix(PREFIX)
-        match = KEY.fullmatch(bare)
+    twice, others = [], []
+    for key, match in matches.items():
         if match is None:
-            if not _is_whole(bare, key, saved, copies):
-                faults["unknown-tensors"].append(key)
+            others += [] if _is_whole(key, saved, copies) else [key]
             continue
-        if match["name"]:
-            faults["adapter-name-in-keys"].append(key)
-        if match["part"] in ("lora_A", "lora_B") and match["end"] is None:
-            faults["weight-missing"].append(key)
         part = PARTS[match["part"]]
         part = "bias" if match["end"] == "bias" and part in "AB" else part
         if part in parts.setdefault(match["path"], {}):
-            faults["part-twice"].append(key)
+            twice.append(key)
         parts[match["path"]][part] = key
-    findings: list[Finding] = []
-    strangers = faults["prefix-missing"]
+    strangers = [key for key in matches if not key.startswith(PREFIX)]
     first = next((word for word in ("module.", "_orig_mod.") if all(key.startswith(word) for key in strangers)), "")
     wrapped = f" ({first!r} of a wrapped model stands before it)" if first else ""
-    for code, (level, text) in OF_NAMES.items():
+    findings: list[Finding] = []
+    for code, is_so, text in MISNAMED:
+        keys = [key for key, match in matches.items() if is_so(key, match)]
         if config is not None or code not in WITH_CONFIG:
-            findings += found(level, code, text, faults[code], "tensor", prefix=PREFIX, wrapped=wrapped)
+            findings += found(WRONG, code, text, keys, "tensor", prefix=PREFIX, wrapped=wrapped)
+    findings += found(WRONG, "part-twice", "the same part of a module stands twice: {names}", twice, "tensor")
+    findings += found(SUSPICIOUS, "unknown-tensors", KOHYA.others, others, "tensor")
     arrays = _arrays(config or {}, parts, findings)
     modules = {}
     for place, of_it in parts.items():
@@ -378,8 +366,9 @@ def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, c
     return AdapterFile(path, format, tensors, modules, config, config_path, saved, copies, tuple(findings))
 
 
-def _is_whole(bare: str, key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
+def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
     """Put a tensor that is no factor where it belongs; return whether it belongs anywhere."""
+    bare = BARE.sub("", key, count=1)
     if TOKENS in bare or bare.endswith("token_adapter.base_layer.weight"):
         saved[bare] = key
         return True
@@ -432,9 +421,8 @@ def _configured(
     for module, own_rank, own_alpha in zip(modules.values(), ranks, alphas, strict=True):
         rank = _count(own_rank, _count(config.get("r"), DEFAULT_RANK))
         alpha = _number(own_alpha, _number(config.get("lora_alpha"), DEFAULT_ALPHA))
-        s = None
-        if rank is not None and alpha is not None:
-            s = scaling(alpha, rank, use_rslora=config.get("use_rslora") is True)
+        root = config.get("use_rslora") is True
+        s = None if rank is None or alpha is None else scaling(alpha, rank, use_rslora=root)
         A, _ = module.factors
         E, grouped = 1, False
         if module.kind == "experts" and rank is not None and A is not None and len(A) == 2 and A[0] % rank == 0:
