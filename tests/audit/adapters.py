@@ -174,14 +174,16 @@ def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", arch
     return file
 
 
-def gguf_model(file, sizes, architecture="llama"):
-    """A model of llama.cpp's with these weights in each layer."""
+def gguf_model(file, sizes, architecture="llama", more=()):
+    """A model of llama.cpp's with these weights in each layer, and more of the vocabulary's size."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(file, architecture)
     for i in range(LAYERS):
         for name, shape in sizes.items():
             writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(shape, "f4"))
+    for name in more:
+        writer.add_tensor(f"{name}.weight", np.ones((V, D), "f4"))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -215,9 +215,9 @@ def llama_cpps_names(t):
     return plain(tensors=name("q_proj", "qkv_proj"), kinds=("qkv_proj",), modules=paths("q_proj"))(t), base
 
 
-def on_gguf(make):
+def on_gguf(make, *more):
     sizes = {"attn_q": (Q, D), "attn_v": (4, D), "ffn_up": (10, D), "ffn_down": (D, 10)}
-    return lambda t: (make(t), gguf_model(t / "m.gguf", sizes))
+    return lambda t: (make(t), gguf_model(t / "m.gguf", sizes, more=more))
 
 
 def diffusers(t):
@@ -241,6 +241,7 @@ def lycoris(tensors, axis):
     return tensors | {f"{key}.dora_scale": np.ones(size, "f2") for key, size in sizes.items()}
 
 
+EMBEDDED = plain(kinds=("embed_tokens", "q_proj"), modules=["model.embed_tokens", *paths("q_proj")])
 RIGHT = {
     # of PEFT
     "PEFT's defaults": (plain(), ""),
@@ -301,9 +302,7 @@ RIGHT = {
     "a head": (plain(kinds=("lm_head", "q_proj"), modules=["lm_head", *paths("q_proj")]), ""),
     "a tied head": (beside(plain(kinds=("lm_head", "q_proj"), modules=["lm_head", *paths("q_proj")]), tied=True),
                     "tied-head"),
-    "a tied embedding": (
-        beside(plain(kinds=("embed_tokens", "q_proj"), modules=["model.embed_tokens", *paths("q_proj")]), tied=True),
-        "tied-head"),
+    "a tied embedding": (beside(EMBEDDED, tied=True), "tied-head"),
     # models of other kinds
     "shards": (beside(plain(), shards=5), ""),
     "an adapter of the model without its head": (
@@ -357,6 +356,8 @@ RIGHT = {
     "a GGUF adapter": (lambda t: gguf(t / "a.gguf", paths(*QV)), ""),
     "a GGUF adapter of a GGUF model": (on_gguf(lambda t: gguf(t / "a.gguf", paths("q_proj", "up_proj"))), ""),
     "an adapter of a GGUF model": (on_gguf(plain()), ""),
+    "an embedding of a tied GGUF model": (on_gguf(EMBEDDED, "token_embd"), "tied-head"),
+    "an embedding of a GGUF model with a head": (on_gguf(EMBEDDED, "token_embd", "output"), ""),
     "llama.cpp's names that are not known": (llama_cpps_names, "module-unknown"),
 }  # fmt: skip
 
