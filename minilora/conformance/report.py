@@ -120,7 +120,7 @@ class Report:
         """The verdict, one of `STATUS`."""
         if self.word:
             return self.word
-        if self.unexpected or self.stale or self.missing or not (self.passed or self.failing):
+        if self.unexpected or self.stale or self.missing:
             return WRONG
         return KNOWN if self.failing else PASSED
 

@@ -77,15 +77,6 @@ class KindReport(Report):
         """A report for each further kind of layers."""
         return self.parts
 
-    @property
-    def passed(self) -> bool:
-        """Whether every claim that it offers holds, for every kind. Habits do not count."""
-        return self._own_passed and all(report.passed for report in self.parts.values())
-
-    @property
-    def _own_passed(self) -> bool:
-        return all(verdict in NOT_FAILED for verdict in self.claims.values())
-
     def require(self, claims: list[str]) -> None:
         """Put into `missing` the claims that are required and that a kind of layers does not offer."""
         kinds = {self.kind: self, **self.kinds}
@@ -111,7 +102,7 @@ class KindReport(Report):
     def block(self, known: Collection[str], all: bool) -> list[str]:
         """Return the lines about this kind alone."""
         failed = {case.id for case in self.cases if case.failed}
-        word = PASSED if self._own_passed else KNOWN if failed and failed <= set(known) else WRONG
+        word = PASSED if not failed else KNOWN if failed <= set(known) else WRONG
         brief = () if all else ("ok", NOT_OFFERED)
         lines = [f"{self.kind}: {word}, {self.summary()}"]
         lines += [f"  {claim:20}{verdict}" for claim, verdict in self.claims.items() if verdict not in brief]
