@@ -83,7 +83,9 @@ def add_diagnose(commands: Any) -> None:
             "Compute what a decoder and an adapter give, and what they would give under each known mistake, and "
             "say which of them an engine's logits are. LOGITS is a safetensors file with `prompts` (P, T) of token "
             "ids, and `logits` (P, T, V) or (P, V), or `log_probabilities` of the same shape, with `ids` beside "
-            "them where they are of some tokens; its metadata may say `computed_in`, such as bfloat16. Exit code 0 "
+            "them where they are of some tokens; its metadata may say `computed_in`, such as bfloat16. With "
+            "`base_logits`, those of the model without the adapter, a wrong base, tokenizer or temperature is told "
+            "from a wrong adapter. Exit code 0 "
             "where the logits are right, 1 where they are wrong, 2 where they cannot be judged."
         ),
     )
@@ -94,19 +96,18 @@ def add_diagnose(commands: Any) -> None:
     parser.add_argument(
         "--adapter", type=path, metavar="ADAPTER", required=True, help="the adapter, as `minilora audit` takes it"
     )
-    add_json(parser, "write the diagnosis to a file too")
-    parser.set_defaults(command=run_diagnose)
+    add_report(
+        parser,
+        judge_diagnose,
+        lambda options: files("a file that is read", options.model, options.adapter, options.logits),
+    )
 
 
-def run_diagnose(options: argparse.Namespace) -> int:
-    """Print what an engine did with an adapter."""
+def judge_diagnose(options: argparse.Namespace) -> Report:
+    """Say what an engine did with an adapter."""
     from ..conformance.golden.diagnosing import diagnose
 
-    check_output(options.json, files("a file that is read", options.model, options.adapter, options.logits))
-    diagnosis = diagnose(options.model, options.adapter, options.logits)
-    write_json(options.json, diagnosis.json())
-    print(diagnosis)
-    return diagnosis.status
+    return diagnose(options.model, options.adapter, options.logits)
 
 
 # --- a LoRA in Python -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ Their files have numbers in bfloat16, as those of most models have.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
@@ -132,19 +133,29 @@ class Base:
     @cached_property
     def misdecoded(self) -> dict[str, dict[str, np.ndarray]]:
         """What weights a wrong decoder computes with, as it were, by what is wrong with it."""
-        c, names = self.config, [name for name in self.arrays if name.endswith(("q_proj.weight", "k_proj.weight"))]
-        queries = [name for name in names if name.endswith("q_proj.weight")]
-        root = (c.head_dim * c.num_attention_heads / c.hidden_size) ** 0.5
-        return {
-            "neighbours": self.arrays | {n: halves_from_interleaved(self.arrays[n], c.head_dim) for n in names},
-            "hidden size": self.arrays | {n: root * self.arrays[n] for n in queries},
-        }
+        return {how: misdecoded(self.config, self.arrays, how) for how in ("neighbours", "hidden size")}
 
     def _with_codes(
         self, arrays: dict[str, np.ndarray], change: Callable[[QuantizedLinear], QuantizedLinear]
     ) -> dict[str, np.ndarray]:
         layers = {path: layer for path, layer in walk(self.model) if isinstance(layer, QuantizedLinear)}
         return arrays | {f"{path}.weight": change(layer).weight.astype("f8") for path, layer in layers.items()}
+
+
+def misdecoded(config: LlamaConfig, arrays: Mapping[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
+    """Return the arrays with which a right decoder gives what a wrong one does; by default those of a right one.
+
+    It turns neighbours of a head together, or divides the scores by the root of hidden_size / heads.
+    """
+    D, root = config.head_dim, (config.head_dim * config.num_attention_heads / config.hidden_size) ** 0.5
+    normed = any(name.endswith("q_norm.weight") for name in arrays)  # then its weight decides how large the queries are
+    changed = dict(arrays)
+    for name, array in arrays.items():
+        if how == "neighbours" and re.search(r"\.[qk]_(proj|norm)\.(weight|bias)$", name):
+            changed[name] = halves_from_interleaved(array, D)
+        if how == "hidden size" and re.search(r"\.q_norm\.weight$" if normed else r"\.q_proj\.(weight|bias)$", name):
+            changed[name] = root * array
+    return changed
 
 
 def _replaced(layer: QuantizedLinear, **parts: Any) -> QuantizedLinear:

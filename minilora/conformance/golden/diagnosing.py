@@ -1,32 +1,36 @@
-"""Which known mistake an engine's logits are, if they are not right.
+"""What an engine did with a person's own adapter, from the logits that it gave: ``minilora diagnose``.
 
-Each mistake's logits are computed beside the right ones. An answer is *of* a mistake where it lies within the tolerance
-of the engine's precision, the golden adapters' own, and no other answer lies nearly as near: a third as far is far
-enough. If nothing fits, the strength with which the update acts is measured, and the nearest mistakes are listed.
+The adapter, the model and the prompts are the one case of a `World`; its answers are the logits, and the base's own
+where the engine gave them too. What each known mistake gives is computed beside what is right. The engine may have done
+what lies within the tolerance of its precision, the golden adapters' own, and is not clearly farther off than the
+nearest: three times as far is far enough. Where nothing fits, rows for each layer and kind of module are tried, then a
+temperature and a strength of the update that are measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ... import __version__
-from ...checks import FileRefused, printable, short
-from ...files.tensors import TensorFile
-from ..report import links
-from .answerfiles import INTEGERS, read_answers, read_tensors
-from .answering import logits
+from ...checks import FileRefused
+from ...files.tensors import FLOATS, TensorFile
+from ...language.llama import Llama
+from ...layer import walk
+from .. import naming
+from ..naming import MEASURED, Answers, Parts, World, Wrong
+from ..report import Diagnosis, Report, links
+from . import judging
+from .bases import misdecoded
 from .cases import TOLERANCE
-from .judging import Compared, held_against
-from .mistakes import ROUNDINGS, Mistake, acting_alone, layers_left_out, mistakes_of, outline
-from .reading import Arrays
+from .formulas import Arrays, Formulas
+from .mistakes import further_mistakes_of, mistakes_of
 from .subject import Subject, read_subject
 
-PROMPTS = "prompts"
+PROMPTS, OF_THE_BASE = "prompts", "base_logits"
 MOST_IDS = 1 << 16
 """Token ids in all prompts together."""
 CLEARLY = 3.0
@@ -37,135 +41,200 @@ ROUNDED_TWICE = 10.0
 """How many tolerances an answer of rounded weights may be off: where a sum is in the midst, its last bit decides."""
 SAME = 1e-3
 """How far two answers may differ, in tolerances, that are the same."""
-SHOWN = 5
-"""Mistakes that are listed where none fits."""
+NEAREST = 5
+"""Candidates that are shown."""
 STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
 """The strengths of an update that are tried, a 16th to 16, and how often the best is bettered."""
+STRENGTH = "the-update-has-another-strength"
+OWN = ("given", "rounded", "cached", "temperature")
+"""Parts of rows that `Formulas` has not."""
+IN_THE_BASE = {"base", "kept", "renormalised", "rounded", "temperature"}
+"""Parts of rows that change a decoder without an adapter too."""
+
+
+# --- logits -----------------------------------------------------------------------------------------------------------
+
+
+def decoded(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
+    """Return the logits (P, T, V) of prompts (P, T), with the adapter as these parts apply it."""
+    which, dtype = parts.get("rounded", ("", ""))
+    given = parts.get("given", lambda given: given)(subject.given)
+    before = _rounded(subject.arrays, dtype) if which == "base" else subject.arrays
+    formulas = Formulas(**{key: part for key, part in parts.items() if key not in OWN}, product=lambda x, W: x @ W.T)
+    changed = formulas.changed(before, [(given, 1.0)])
+    after = {**before, **(_rounded(changed, dtype) if which == "merged" else changed)}
+    after = _rounded(after, dtype) if which == "all" else after
+    after = misdecoded(subject.config, after, formulas.base)
+    mixture = subject.config.mixture and formulas.decoding(subject.config.mixture)[0]
+    model = _model(replace(subject.config, mixture=mixture), after, subject.dtype)
+    z = np.asarray(model(ids), np.float64)
+    if "cached" in parts:
+        base = _model(subject.config, before, subject.dtype)
+        first, last = (base, model) if parts["cached"] == "base" else (model, base)
+        z = np.asarray(first(ids), np.float64)
+        if ids.shape[1] > 1:
+            z[:, -1], _ = last.extend(ids[:, -1:], first.extend(ids[:, :-1])[1])
+    return np.asarray(z / parts.get("temperature", 1.0))
+
+
+def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
+    """Return the decoder of these arrays, among them biases that it has not by itself."""
+    arrays = {name: np.ascontiguousarray(array).astype(dtype, copy=False) for name, array in arrays.items()}
+    model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
+    layers = dict(walk(model))
+    for name in arrays.keys() - config.shapes().keys():
+        layers[name.removesuffix(".bias")].bias = arrays[name]  # type: ignore[attr-defined]
+    return model
+
+
+def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
+    """Return weights as a type holds them."""
+    with np.errstate(over="ignore"):
+        return {name: array.astype("f4").astype(FLOATS[dtype]).astype(array.dtype) for name, array in arrays.items()}
+
+
+# --- the world --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an engine was asked, and what it answered."""
+
+    path: Path
+    prompts: np.ndarray  # (P, T)
+    precision: str  # that the engine computed in
+    answered: Arrays  # logits or log_probabilities, with ids or without, and perhaps base_logits
+    bounds: Mapping[str, float]  # how far a logit may be off, by precision
+
+    @property
+    def keys(self) -> list[str]:
+        """The names of the answers: of the logits, and of the base's own where they are there."""
+        quantity = "logits" if "logits" in self.answered else "log_probabilities"
+        return [quantity, OF_THE_BASE] if OF_THE_BASE in self.answered else [quantity]
+
+    def beside(self, key: str, z: np.ndarray) -> judging.Compared:
+        """Put an answer beside logits of ours; one of another shape is refused."""
+        quantity = "logits" if key == OF_THE_BASE else key
+        theirs = {**self.answered, quantity: self.answered[key]}
+        pair = judging.held_against(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
+        if not isinstance(pair, judging.Compared):
+            raise FileRefused(self.path, (pair or "").replace(quantity, key, 1))
+        return pair
+
+
+def world_of(subject: Subject, asked: Asked) -> World:
+    """Return the one case, with its answers in the shape in which the engine gave them."""
+    alone = replace(subject, given=replace(subject.given, modules={}, saved={}))
+    base = decoded(alone, asked.prompts, {}) if OF_THE_BASE in asked.keys else np.empty(0)
+
+    def answers(_: Any, parts: Parts) -> Answers:
+        of_a_base = {key: part for key, part in parts.items() if key in IN_THE_BASE}
+        found = {key: base if key == OF_THE_BASE else decoded(subject, asked.prompts, parts) for key in asked.keys}
+        if OF_THE_BASE in found and of_a_base:
+            found[OF_THE_BASE] = decoded(alone, asked.prompts, of_a_base)
+        return {key: asked.beside(key, z).right for key, z in found.items()}
+
+    def allowed(_: Any, key: str, parts: Parts) -> float:
+        of_logarithms = 2 if key == "log_probabilities" else 1  # the logarithm of the sum may be off as well
+        return asked.bounds[asked.precision] * of_logarithms * (ROUNDED_TWICE if "rounded" in parts else 1)
+
+    return World([subject], answers, allowed, mistakes_of(subject))
+
+
+def measured_temperature(world: World, given: Answers, key: str) -> list[Wrong]:
+    """Return a row of a temperature, where all logits are a multiple of the right ones."""
+
+    def centred(numbers: np.ndarray) -> np.ndarray:  # for what is added to all logits of a token has no meaning
+        return numbers - numbers.mean(axis=-1, keepdims=True) if key == "log_probabilities" else numbers
+
+    (case,) = world.cases
+    right = world.answers(case, {})[key]
+    times = naming.factor(centred(given[key]), centred(right), lambda _: world.allowed(case, key, {}))
+    if times is None or times.value <= 0:
+        return []
+    says = f"all logits are {times.value:.5g} times what they should be, as with a temperature of {1 / times.value:.5g}"
+    return [Wrong("there-is-a-temperature", says, {"temperature": 1 / times.value}, count=MEASURED)]
+
+
+def measured_strength(world: World, given: Answers, key: str) -> list[Wrong]:
+    """Return a row of the strength of the update with which nothing is off, if there is one.
+
+    From the best of a few, Gauss and Newton's steps: t + <d, off> / <d, d>, where d is the slope of the differences.
+    """
+    (case,) = world.cases
+
+    def off(times: float) -> np.ndarray:
+        return np.asarray(given[key] - world.answers(case, {"times": times})[key])
+
+    times = min(STRENGTHS, key=lambda t: float(np.square(off(t)).mean()))
+    for _ in range(NEWTON_STEPS):
+        here, step = off(times), 1e-4
+        slope = (here - off(times + step)) / step
+        if not slope.any():
+            return []
+        times += float((slope * here).sum() / np.square(slope).sum())
+    says = f"the update acts with {times:.5g} times the strength that its files say"
+    return [Wrong(STRENGTH, says, {"times": times}, count=MEASURED)]
+
+
+# --- what it was ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that the engine may have done."""
+    """One thing that the engine may have done, and how far its answers are from the engine's, in tolerances."""
 
-    flag: str  # "" for what is right
-    text: str
-    source: str
-    largest: float  # the largest difference of its logits to the engine's, in tolerances
-    typical: float  # the root of the mean square of these differences, in tolerances
-    slack: float = 1.0  # how large `largest` may be
-    off: np.ndarray = field(repr=False, default_factory=lambda: np.empty(0))  # the differences, in tolerances
+    rows: list[Wrong]  # all with these numbers; none for what is right
+    largest: float
+    typical: float  # the root of the mean of the squares
 
-
-@dataclass
-class Diagnosis:
-    """What came out."""
-
-    name: str
-    precision: str  # that the engine computed in
-    allowed: float  # the tolerance of a logit
-    effect: float  # the largest difference that the adapter makes to a logit
-    candidates: list[Candidate]  # the right answer first, and the mistakes that give other numbers
-    same: Mapping[str, list[Mistake]]  # the mistakes that give the numbers of another one here, by its flag
-    strength: tuple[float, float] | None = None  # with which the update acts, and the largest difference then
-    lower: str = ""  # the precision in which the answer would be right
-
-    @property
-    def fitting(self) -> list[Candidate]:
-        """What the engine may have done, the nearest first: all that no other thing rules out."""
-        right = self.candidates[0]
-
-        def is_possible(c: Candidate) -> bool:
-            if c.slack == 1:
-                return c.largest <= 1
-            # Rounded weights within the tolerance are the precision that was declared; others explain what is off.
-            return right.largest > 1 and c.largest <= c.slack and c.typical <= right.typical / CLEARLY
-
-        nearest = sorted(filter(is_possible, self.candidates), key=lambda c: c.typical)
-        return [c for c in nearest if c.typical <= CLEARLY * nearest[0].typical]
-
-    @property
-    def status(self) -> int:
-        """The exit code: 0 of right logits, 1 of wrong ones, 2 where these logits cannot tell."""
-        fitting = self.fitting
-        if any(not c.flag for c in fitting):
-            return 0 if len(fitting) == 1 else 2
-        return 1
-
-    @property
-    def first_line(self) -> str:
-        """The verdict in a line."""
-        fitting, count = self.fitting, len(self.candidates) - 1
-        if self.status == 0:
-            return f"{self.name}: RIGHT: the adapter is applied as its files say{self._off(fitting[0])}"
-        if self.status == 2:
-            others = "; or ".join(c.text for c in fitting if c.flag)
-            return (
-                f"{self.name}: UNDECIDED: right, or {others}. The adapter moves these logits by {self.effect:.2g}, "
-                f"and the tolerance of {self.precision} is {self.allowed:.2g}: ask other prompts, or compute in a "
-                "higher precision"
-            )
-        if fitting:
-            texts = "; or ".join(_with_links(c) for fit in fitting for c in (fit, *self.same.get(fit.flag, ())))
-            return f"{self.name}: WRONG: {texts}{self._off(fitting[0])}, to what is right {self._right()}"
-        if self.strength is not None:
-            times, off = self.strength
-            return (
-                f"{self.name}: WRONG: none of the {count} known mistakes fits, and the update acts with {times:.5g} "
-                f"times the strength that its files say; largest difference then {off * self.allowed:.2g}, as it "
-                f"should be {self._right()}"
-            )
-        near = min(self.candidates, key=lambda c: c.typical)
-        lower = f". As if computed in {self.lower}: declare computed_in, if that is meant" if self.lower else ""
-        nearest = near.text if near.flag else "the right answer"
-        return (
-            f"{self.name}: WRONG: none of the {count} known mistakes fits; the nearest is: {nearest}, and the largest "
-            f"difference to it is {near.largest * self.allowed:.2g}, where {self.allowed:.2g} is allowed{lower}"
-        )
-
-    def _off(self, candidate: Candidate) -> str:
-        return f"; largest difference {candidate.largest * self.allowed:.2g}"
-
-    def _right(self) -> str:
-        return f"{self.candidates[0].largest * self.allowed:.2g}"
+    def is_same(self, other: Candidate) -> bool:
+        """Return whether two give the same numbers here."""
+        return abs(self.largest - other.largest) <= SAME and abs(self.typical - other.typical) <= SAME
 
     def __str__(self) -> str:
-        lines = [self.first_line, ""]
-        lines.append(f"computed in {self.precision}: a logit may be off by {self.allowed:.2g}")
-        lines.append(f"the adapter moves a logit by {self.effect:.3g} at most")
-        nearest = sorted(self.candidates, key=lambda c: c.typical)
-        lines.append(
-            f"the nearest of {len(self.candidates) - 1} mistakes and the right answer, by their largest differences:"
-        )
-        for c in nearest[:SHOWN]:
-            lines.append(f"  {c.largest * self.allowed:9.3g}  {c.text}{f' [{c.flag}]' if c.flag else ''}")
-            if same := self.same.get(c.flag):
-                lines.append(f"{'':13}the same numbers here: {', '.join(mistake.flag for mistake in same)}")
-        return "\n".join(printable(line, 10_000) for line in lines)
-
-    def json(self) -> dict[str, Any]:
-        """Return the same for programs."""
-        flags = [flag for c in self.fitting for flag in (c.flag, *(m.flag for m in self.same.get(c.flag, ())))]
-        return {
-            "format": 1, "minilora": __version__, "first_line": printable(self.first_line, 10_000),
-            "status": self.status,
-            "flags": flags, "computed_in": self.precision, "tolerance": self.allowed,
-            "effect": self.effect, "strength": self.strength[0] if self.strength else None,
-            "candidates": [
-                {"flag": c.flag, "text": c.text, "off": c.largest * self.allowed, "made in": links(c.source)}
-                for c in self.candidates
-            ],
-            "same": {flag: [mistake.flag for mistake in mistakes] for flag, mistakes in self.same.items()},
-        }  # fmt: skip
+        return f"{self.rows[0].says} [{self.rows[0].flag}]" if self.rows else "what is right"
 
 
-def _with_links(what: Candidate | Mistake) -> str:
-    """Return what an engine may have done in words, with where that was done before, and the flag."""
-    text = what.text if isinstance(what, Candidate) else what.says
-    made = f" (made in {what.source})" if what.source else ""
-    return f"{text}{made} [{what.flag}]"
+def held(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
+    """Hold what a row gives against the engine's answers; None where the row does not fit the model's shapes."""
+    (case,) = world.cases
+    with np.errstate(all="ignore"):
+        try:
+            answers = world.answers(case, row.of(case) if row else {})
+        except (ValueError, TypeError, ZeroDivisionError):  # no engine gets on with it
+            return None
+        off = np.concatenate([((given[key] - answers[key]) / world.allowed(case, key, {})).ravel() for key in given])
+    largest, typical = float(np.abs(off).max()), float(np.sqrt((off**2).mean()))
+    return Candidate([row] if row else [], largest, typical) if np.isfinite(off).all() else None
 
 
-def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
+def held_all(world: World, given: Answers, rows: Sequence[Wrong], candidates: list[Candidate]) -> None:
+    """Put rows to the candidates, those with the numbers of another one beside it."""
+    for row in rows:
+        new = held(world, given, row)
+        twin = next((one for one in candidates if new and one.is_same(new)), None)
+        if twin and twin.rows:  # what changes nothing here is left out
+            twin.rows.append(row)
+        elif new and not twin:
+            candidates.append(new)
+
+
+def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return what the engine may have done, the nearest first: all that no other thing rules out."""
+    right = candidates[0]
+
+    def fits(one: Candidate) -> bool:
+        if not one.rows or "rounded" not in one.rows[0].of(None):
+            return one.largest <= 1
+        # Rounded weights within the tolerance are the precision that was declared; others explain what is off.
+        return right.largest > 1 and one.largest <= ROUNDED_TWICE and one.typical <= right.typical / CLEARLY
+
+    nearest = sorted(filter(fits, candidates), key=lambda one: one.typical)
+    return [one for one in nearest if one.typical <= CLEARLY * nearest[0].typical]
+
+
+def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
     """Say what an engine did with an adapter.
 
     Parameters
@@ -176,124 +245,132 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Diagnosis:
         As `minilora audit` takes it.
     answers : path
         A safetensors file with `prompts` (P, T) of token ids, and `logits` (P, T, V) or (P, V), or `log_probabilities`,
-        with `ids` beside them where they are of some tokens; as ``minilora golden`` describes them.
+        with `ids` beside them where they are of some tokens; as ``minilora golden`` describes them. With `base_logits`,
+        those of the model without the adapter, a wrong base is told from a wrong adapter.
 
     Raises
     ------
     FileRefused
         If one of the three cannot be read, or they do not fit each other.
     """
-    prompts, precision, theirs = _read(answers)
-    subject = read_subject(model, adapter)
-    if prompts.max() >= subject.config.vocab_size or prompts.min() < 0:
-        raise FileRefused(
-            answers, f"{PROMPTS} holds ids that the model's vocabulary of {subject.config.vocab_size} has not"
-        )
-    ours = OURS[str(np.dtype(subject.dtype))]
-    bounds = {name: max(bound, ours) for name, bound in TOLERANCE.items()}
-
-    def off(z: np.ndarray) -> np.ndarray:
-        pair = _compared(answers, theirs, z, precision, bounds)
-        return np.asarray((pair.answer - pair.right) / pair.allowed)
-
-    def held(mistake: Mistake | None, z: np.ndarray, flag: str = "", text: str = "what is right") -> Candidate:
-        d, source = off(z), mistake.source if mistake else ""
-        slack = ROUNDED_TWICE if mistake in ROUNDINGS else 1.0
-        return Candidate(flag, text, source, float(np.abs(d).max()), float(np.sqrt((d**2).mean())), slack, d)
-
-    table = _Table(subject, prompts, held)
-    for mistake in mistakes_of(subject):
-        table.add(mistake)
-    effect = float(np.abs(table.right - logits(subject, prompts, times=0.0)).max())
-    diagnosis = Diagnosis(str(answers), precision, bounds[precision], effect, table.candidates, table.same)
-    if not diagnosis.fitting:
-        for mistake in (*layers_left_out(subject), *acting_alone(subject)):
-            table.add(mistake)
-    if not diagnosis.fitting:
-        diagnosis.strength = _strength(lambda times: off(logits(subject, prompts, times=times)))
-        largest = table.candidates[0].largest * bounds[precision]
-        diagnosis.lower = next((name for name, bound in bounds.items() if bounds[precision] < largest <= bound), "")
-    return diagnosis
-
-
-class _Table:
-    """What the engine may have done, each with its logits; mistakes that give the numbers of another one beside it."""
-
-    def __init__(self, subject: Subject, prompts: np.ndarray, held: Callable[..., Candidate]) -> None:
-        self.subject, self.prompts, self.held = subject, prompts, held
-        self.right = logits(subject, prompts)
-        self.candidates = [held(None, self.right)]
-        self.same: dict[str, list[Mistake]] = {}
-        self.outlines = {outline(subject, None): ""}
-
-    def add(self, mistake: Mistake) -> None:
-        """Compute what a mistake gives, where that is not plain, and put it in its place."""
-        try:
-            key = outline(self.subject, mistake)
-        except ZeroDivisionError:  # r / alpha, where alpha is 0
-            return
-        if key is not None and key in self.outlines:
-            self._add_same(self.outlines[key], mistake)
-            return
+    asked, subject = _read(answers), read_subject(model, adapter)
+    size, ours = subject.config.vocab_size, OURS[str(np.dtype(subject.dtype))]
+    if asked.prompts.max() >= size or asked.prompts.min() < 0:
+        raise FileRefused(answers, f"{PROMPTS} holds ids that the model's vocabulary of {size} has not")
+    asked = replace(asked, bounds={name: max(bound, ours) for name, bound in TOLERANCE.items()})
+    world, given = world_of(subject, asked), {key: asked.answered[key] for key in asked.keys}
+    key, right = asked.keys[0], world.answers(subject, {})
+    stages: list[Callable[[], Sequence[Wrong]]] = [
+        lambda: world.table,
+        lambda: further_mistakes_of(subject),
+        lambda: [*measured_temperature(world, given, asked.keys[-1]), *measured_strength(world, given, key)],
+    ]
+    candidates, found = list(filter(None, [held(world, given, None)])), list[Candidate]()
+    for rows in stages:
+        if not found:
+            held_all(world, given, rows(), candidates)
+            found = possible(candidates)
+    together: list[Wrong] = []
+    wrong = {key for key in given if naming.off(given[key], right[key], world.allowed(subject, key, {})) > 1}
+    if not found and OF_THE_BASE in wrong:  # what is wrong with the base, and what with the adapter on top of it
+        every = [row for one in candidates for row in one.rows]
         with np.errstate(all="ignore"):
-            try:
-                z = logits(self.subject, self.prompts, mistake)
-            except (ValueError, TypeError):  # it does not fit this model's shapes, so no engine gets on with it
-                return
-        if not np.isfinite(z).all():
-            return
-        candidate = self.held(mistake, z, mistake.flag, mistake.says)
-        twin = next((c for c in self.candidates if np.abs(c.off - candidate.off).max() <= SAME), None)
-        if twin is not None:
-            self._add_same(twin.flag, mistake)
-        else:
-            self.candidates.append(candidate)
-        if key is not None:
-            self.outlines[key] = mistake.flag if twin is None else twin.flag
-
-    def _add_same(self, flag: str, mistake: Mistake) -> None:
-        if flag:
-            self.same.setdefault(flag, []).append(mistake)
+            _, named = naming.name(replace(world, table=every), [given])
+        together = [row for one in named for row in one.wrongs if OF_THE_BASE in named[0].explains]
+    effect = float(np.abs(right[key] - world.answers(subject, {"times": 0.0})[key]).max())
+    return _report(asked, effect, wrong, candidates, found, together)
 
 
-def _strength(off: Callable[[float], np.ndarray]) -> tuple[float, float] | None:
-    """Return the strength of the update with which nothing is off, and the largest difference then; None for none.
+def _report(
+    asked: Asked,
+    effect: float,
+    wrong: set[str],
+    candidates: Sequence[Candidate],
+    found: Sequence[Candidate],
+    together: Sequence[Wrong],
+) -> Report:
+    """Say what came out: one of those that were found; or several rows together; or nothing that is known."""
+    right, bound = candidates[0], asked.bounds[asked.precision]
+    rows = [row for one in found for row in one.rows] or [*together]
+    word, says = "WRONG", _one_of(rows) if found else rows[0].says if rows else _nothing_known(asked, candidates)
+    lines = [
+        f"computed in {asked.precision}: a logit may be off by {bound:.2g}",
+        f"the adapter moves a logit by {effect:.3g} at most",
+    ]
+    if OF_THE_BASE in asked.keys:
+        lines.append(f"the base's own logits are {'wrong' if OF_THE_BASE in wrong else 'right'}")
+    if right in found and not rows:
+        word, says = "RIGHT", f"the adapter is applied as its files say; largest difference {right.largest * bound:.2g}"
+    elif right in found:
+        word, says = "UNDECIDED", f"right, or {says}"
+        lines.append("ask other prompts, or compute in a higher precision")
+    elif OF_THE_BASE in wrong:
+        says = f"the base's own logits are wrong: {says}"
+    nearest = [line for one in sorted(candidates, key=lambda one: one.typical) for line in _lines_of(one, bound)]
+    strengths = [row.of(None)["times"] for row in rows if row.flag == STRENGTH]
+    return Report(
+        str(asked.path),
+        "diagnose",
+        found=[Diagnosis(row.says, row.flag, row.source) for row in rows],
+        word=word,
+        text=says,
+        flag=rows[0].flag if rows else "",
+        lines=[*lines, "the nearest, by their largest differences:", *nearest[:NEAREST]],
+        rows=[*lines, "the nearest, by their largest differences:", *nearest],
+        details={
+            "flags": [row.flag for row in rows], "computed_in": asked.precision, "tolerance": bound, "effect": effect,
+            "strength": strengths[0] if strengths else None,
+            "base": None if OF_THE_BASE not in asked.keys else "wrong" if OF_THE_BASE in wrong else "right",
+            "candidates": [_json_of(one, bound) for one in candidates],
+            "same": {one.rows[0].flag: [row.flag for row in one.rows[1:]] for one in candidates if len(one.rows) > 1},
+        },
+    )  # fmt: skip
 
-    `off` gives the differences, in tolerances, by the strength t. From the best of a few, Gauss and Newton's steps:
-    t + <d, off> / <d, d>, where d is the slope of the differences.
-    """
-    times = min(STRENGTHS, key=lambda t: float(np.square(off(t)).mean()))
-    for _ in range(NEWTON_STEPS):
-        here, step = off(times), 1e-4
-        slope = (here - off(times + step)) / step
-        if not slope.any():
-            return None
-        times += float((slope * here).sum() / np.square(slope).sum())
-    largest = float(np.abs(off(times)).max())
-    return (times, largest) if largest <= 1 else None
+
+def _one_of(rows: Sequence[Wrong]) -> str:
+    """Return what the first of some rows says, and how many others it may be."""
+    if len(rows) < 3:
+        return "; or ".join(row.says for row in rows)
+    return f"{rows[0].says}, or one of {len(rows) - 1} others"
 
 
-def _read(path: Path) -> tuple[np.ndarray, str, Arrays]:
-    """Return the prompts, the precision that an engine computed in, and its numbers."""
+def _nothing_known(asked: Asked, candidates: Sequence[Candidate]) -> str:
+    """Say that no row fits; which is near, where one is, and in which lower precision the answers would be right."""
+    right, bound = candidates[0], asked.bounds[asked.precision]
+    count = sum(row.count != MEASURED for one in candidates for row in one.rows)
+    near = min(candidates, key=lambda one: one.typical)
+    lower = (name for name, other in asked.bounds.items() if bound < right.largest * bound <= other)
+    says = f"none of the {count} known mistakes fits"
+    if near.typical <= right.typical / CLEARLY:
+        says += f"; the nearest: {near.rows[0].says}"
+    if name := next(lower, ""):
+        says += f"; as if computed in {name}: declare computed_in, if that is meant"
+    return says
+
+
+def _lines_of(one: Candidate, bound: float) -> list[str]:
+    """Return what stands in a list of candidates."""
+    same = ", ".join(row.flag for row in one.rows[1:])
+    return [f"  {one.largest * bound:9.3g}  {one}", *([f"{'':13}the same numbers here: {same}"] if same else [])]
+
+
+def _json_of(one: Candidate, bound: float) -> dict[str, Any]:
+    """Return a candidate for programs."""
+    row = one.rows[0] if one.rows else Wrong("", "what is right", {})
+    return {"flag": row.flag, "text": row.says, "off": one.largest * bound, "made in": links(row.source)}
+
+
+def _read(path: Path) -> Asked:
+    """Return what an engine was asked, the precision that it computed in, and its numbers."""
     file = TensorFile(path)
     spec = file.tensors.get(PROMPTS)
-    if spec is None or spec.dtype not in INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
+    if spec is None or spec.dtype not in judging.INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
         what = "there is none" if spec is None else f"it has dtype {spec.dtype} and shape {list(spec.shape)}"
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of type I64 or I32: {what}")
     if spec.shape[0] * spec.shape[1] > MOST_IDS:
         raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected {MOST_IDS:,} ids at most")
-    _, precision, theirs = read_answers(path, TOLERANCE)
-    theirs = {name: array for name, array in theirs.items() if not name.startswith("merged.")}
-    if not {"logits", "log_probabilities"} & {*theirs}:
+    _, precision, answered = judging.read_answers(path, TOLERANCE, more=(OF_THE_BASE,))
+    if not {"logits", "log_probabilities"} & {*answered}:
         raise FileRefused(path, "expected logits (P, T, V) or (P, V), or log_probabilities")
-    prompts = read_tensors(path, [PROMPTS])[PROMPTS]
-    return prompts.astype(np.int64), precision, theirs
-
-
-def _compared(path: Path, theirs: Arrays, z: np.ndarray, precision: str, bounds: Mapping[str, float]) -> Compared:
-    """Put the engine's numbers beside logits of ours; refuse those of another shape."""
-    name = "logits" if "logits" in theirs else "log_probabilities"
-    pair = held_against(name, theirs, {"logits": z}, [], precision, bounds)
-    if not isinstance(pair, Compared):
-        raise FileRefused(path, pair or f"{short(name)} cannot be compared")
-    return pair
+    prompts = judging.read_tensors(path, [PROMPTS])[PROMPTS]
+    return Asked(path, prompts.astype(np.int64), precision, answered, TOLERANCE)

@@ -35,7 +35,6 @@ class Subject:
     config: LlamaConfig  # the decoder's, with a head of its own
     arrays: Arrays  # of the base, by transformers' names, always with a head
     given: Given
-    tied: bool  # whether the head is the embedding in the files
 
     @property
     def dtype(self) -> Any:
@@ -77,7 +76,7 @@ def read_subject(model: Path, adapter: Path) -> Subject:
     for path in [*given.modules, *given.saved]:
         if path not in arrays and f"{path}.weight" not in arrays and not OF_ONE_EXPERT.search(path):
             raise FileRefused(adapter, f"{short(path)} is no layer of this decoder: see `minilora audit`")
-    return Subject(replace(config, tie_word_embeddings=False), arrays, given, config.tie_word_embeddings)
+    return Subject(replace(config, tie_word_embeddings=False), arrays, given)
 
 
 def _check_kinds(file: AdapterFile, *, mixture: bool) -> None:
