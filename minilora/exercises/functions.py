@@ -28,9 +28,9 @@ from .grading import (
     Formula,
     Hinted,
     data,
-    describe,
     grade,
     is_numbers,
+    kind_of_value,
     product_forms,
     same,
     say,
@@ -221,7 +221,7 @@ def check_first_to_move(answer: Callable) -> bool:
         except TypeError:  # of a list of lists no set can be made
             names = None
         if names is None:
-            return say(f"return a set such as {{'A'}}; you returned {describe(got)}")
+            return say(f"return a set such as {{'A'}}; you returned {kind_of_value(got)}")
         if names != moved:
             missing, extra = sorted(moved - names), sorted(names - moved, key=str)
             parts = [f"{name} moves, too: {_SLOPE[name]}, which is not zero" for name in missing]
@@ -300,13 +300,13 @@ def check_factors(answer: Callable) -> bool:
     if not np.array_equal(argument, change):
         return say("your code changed its argument in place; make a new array")
     if not isinstance(got, (tuple, list)) or len(got) != 2:
-        return say(f"return 2 arrays, (A, B); you returned {describe(got)}")
+        return say(f"return 2 arrays, (A, B); you returned {kind_of_value(got)}")
     if other := [part for part in got if not is_numbers(part)]:
-        return say(f"A and B must be numbers, you returned {describe(other[0])}")
+        return say(f"A and B must be numbers, you returned {kind_of_value(other[0])}")
     A, B = (np.asarray(part) for part in got)
     if (A.shape, B.shape) != ((2, 7), (5, 2)):
         swapped = " (swapped?)" if (A.shape, B.shape) == ((5, 2), (2, 7)) else ""
-        return say(f"A must be (2, 7) and B (5, 2); you returned {describe(A)} and {describe(B)}{swapped}")
+        return say(f"A must be (2, 7) and B (5, 2); you returned {kind_of_value(A)} and {kind_of_value(B)}{swapped}")
     likely: list[tuple[np.ndarray, str]] = [
         (U[:, :r] @ Vt[:r], "the singular values are missing: they belong into one of the factors"),
         (U[:, :r] * S[:r] ** 2 @ Vt[:r], "the singular values are in both factors: B A has their squares"),

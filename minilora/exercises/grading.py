@@ -144,11 +144,11 @@ def explained(value: Any, d: Data, forms: Sequence[Hinted], factors: Sequence[Hi
         form = value_or_none(formula, d)
         times = multiple(value, form)
         if times is not None:
-            return "; and ".join(filter(None, (hint, factors_of(value, form, d, factors, times))))
+            return "; and ".join(filter(None, (hint, known_factors(value, form, d, factors, times))))
     return ""
 
 
-def factors_of(value: Any, form: Any, d: Data, factors: Sequence[Hinted], times: float) -> str:
+def known_factors(value: Any, form: Any, d: Data, factors: Sequence[Hinted], times: float) -> str:
     """Say which of the factors, up to three, make a value of a form, or how many times the form it is; "" for once."""
     some = [chosen for count in range(1, AT_ONCE + 1) for chosen in combinations(factors, count)]
     rows = [
@@ -187,11 +187,11 @@ def called(answer: Formula, d: Data, shapes: Mapping[str, tuple]) -> tuple[dict[
     if len(shapes) == 1:
         got = (got,)
     elif not isinstance(got, (tuple, list)) or len(got) != len(shapes):
-        raise Unusable(f"return {len(shapes)} arrays, ({', '.join(shapes)}); you returned {describe(got)}")
+        raise Unusable(f"return {len(shapes)} arrays, ({', '.join(shapes)}); you returned {kind_of_value(got)}")
     values = dict(zip(shapes, got, strict=True))
     for result, value in values.items():
         if not is_numbers(value):
-            raise Unusable(f"{result} must be numbers, you returned {describe(value)}")
+            raise Unusable(f"{result} must be numbers, you returned {kind_of_value(value)}")
     seen = {result: np.shape(value) for result, value in values.items()}
     wrong = next((result for result in shapes if seen[result] != shapes[result]), None)
     if wrong is None:
@@ -200,7 +200,7 @@ def called(answer: Formula, d: Data, shapes: Mapping[str, tuple]) -> tuple[dict[
         if [shapes[result] for result in order] == [*seen.values()]:
             asked, theirs = ", ".join(shapes), ", ".join(order)
             raise Unusable(f"swapped? ({asked}) is asked; you returned the shapes of ({theirs})")
-    return values, f"wrong shape: {wrong} must be {shapes[wrong]}, you returned {describe(values[wrong])}"
+    return values, f"wrong shape: {wrong} must be {shapes[wrong]}, you returned {kind_of_value(values[wrong])}"
 
 
 def stopped(error: Exception) -> str:
@@ -249,7 +249,7 @@ def value_or_none(formula: Formula, d: Data) -> Any:
         return None
 
 
-def describe(value: object) -> str:
+def kind_of_value(value: object) -> str:
     """Return what a value is, for a hint."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"

@@ -162,6 +162,9 @@ SITUATIONS = {
     "diagnose-named": ["diagnose", "alpha.safetensors", "--model", "llama", "--adapter", "adapter"],
     "diagnose-unknown": ["diagnose", "noise.safetensors", "--model", "llama", "--adapter", "adapter"],
     "diagnose-strength": ["diagnose", "strength.safetensors", "--model", "llama", "--adapter", "adapter"],
+    "diagnose-base": ["diagnose", "base.safetensors", "--model", "llama", "--adapter", "adapter"],
+    "diagnose-base-right": ["diagnose", "base-right.safetensors", "--model", "llama", "--adapter", "adapter"],
+    "diagnose-all": ["diagnose", "alpha.safetensors", "--model", "llama", "--adapter", "adapter", "--all"],
     "diagnose-undecided": ["diagnose", "weak.safetensors", "--model", "llama", "--adapter", "weak"],
     "diagnose-cannot": ["diagnose", "nothing.safetensors", "--model", "llama", "--adapter", "adapter"],
 }
@@ -278,7 +281,7 @@ def _adapters(folder):
 def _logits(folder):
     base, ids = tiny_llama(), np.random.default_rng(0).integers(0, 29, (2, 5))
     write_folder(folder / "llama", base)
-    for name, size in (("adapter", 0.25), ("weak", 1e-9)):
+    for name, size in (("weak", 1e-9), ("adapter", 0.25)):
         adapted = adapt(base, ["q_proj", "up_proj"], rank=2, alpha=5, rng=np.random.default_rng(0))
         for array in adapted.trainable().values():
             array += size * np.random.default_rng(1).standard_normal(array.shape)
@@ -297,3 +300,6 @@ def _logits(folder):
                         adapted.trainable()[part] /= times
         for file, array in logits.items():
             save_file({"prompts": ids, "logits": array}, folder / f"{file}.safetensors")
+    for file, z in (("base", base(ids) / 0.7), ("base-right", base(ids))):
+        tensors = {"prompts": ids, "logits": base(ids) / 0.7 if file == "base" else logits["alpha"], "base_logits": z}
+        save_file(tensors, folder / f"{file}.safetensors")

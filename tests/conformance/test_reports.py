@@ -76,7 +76,7 @@ def compare(file, text, request):
     assert text == file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [n for n in SITUATIONS if SITUATIONS[n][0] != "diagnose"])
+@pytest.mark.parametrize("name", SITUATIONS)
 def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
     argv, found = SITUATIONS[name], world / f"{name}.json"
     monkeypatch.setenv("GITHUB_ACTIONS", "true" if name.endswith("-github") else "")

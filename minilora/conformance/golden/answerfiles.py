@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,15 @@ MAX_ANSWER = 1 << 26
 """Bytes of one tensor of answers that are read."""
 
 
-def read_answers(path: Path, tolerance: Mapping[str, float]) -> tuple[list[str], str, Arrays]:
-    """Return the names of all tensors in a file, the precision that they were computed in, and the answers."""
-    file = TensorFile(path)
-    names = [name for name in file.tensors if name in ("logits", "log_probabilities") or name.startswith("merged.")]
+def read_answers(
+    path: Path, tolerance: Mapping[str, float], more: Sequence[str] = ()
+) -> tuple[list[str], str, Arrays]:
+    """Return the names of all tensors in a file, the precision that they were computed in, and the answers.
+
+    `more` are names of further answers.
+    """
+    file, known = TensorFile(path), ("logits", "log_probabilities", *more)
+    names = [name for name in file.tensors if name in known or name.startswith("merged.")]
     for name in names:
         if file.tensors[name].dtype not in FLOATS:
             raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")

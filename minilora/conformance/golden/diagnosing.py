@@ -23,11 +23,12 @@ from ...layer import walk
 from .. import naming
 from ..naming import MEASURED, Answers, Parts, World, Wrong
 from ..report import Diagnosis, Report, links
-from . import judging
+from .answerfiles import INTEGERS, read_answers, read_tensors
 from .bases import misdecoded
 from .cases import TOLERANCE
-from .formulas import Arrays, Formulas
+from .judging import Compared, held_against
 from .mistakes import further_mistakes_of, mistakes_of
+from .reading import Arrays, Reading
 from .subject import Subject, read_subject
 
 PROMPTS, OF_THE_BASE = "prompts", "base_logits"
@@ -41,13 +42,11 @@ ROUNDED_TWICE = 10.0
 """How many tolerances an answer of rounded weights may be off: where a sum is in the midst, its last bit decides."""
 SAME = 1e-3
 """How far two answers may differ, in tolerances, that are the same."""
-NEAREST = 5
-"""Candidates that are shown."""
 STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
 """The strengths of an update that are tried, a 16th to 16, and how often the best is bettered."""
 STRENGTH = "the-update-has-another-strength"
 OWN = ("given", "rounded", "cached", "temperature")
-"""Parts of rows that `Formulas` has not."""
+"""Parts of rows that `Reading` has not."""
 IN_THE_BASE = {"base", "kept", "renormalised", "rounded", "temperature"}
 """Parts of rows that change a decoder without an adapter too."""
 
@@ -60,12 +59,12 @@ def decoded(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
     which, dtype = parts.get("rounded", ("", ""))
     given = parts.get("given", lambda given: given)(subject.given)
     before = _rounded(subject.arrays, dtype) if which == "base" else subject.arrays
-    formulas = Formulas(**{key: part for key, part in parts.items() if key not in OWN}, product=lambda x, W: x @ W.T)
-    changed = formulas.changed(before, [(given, 1.0)])
+    reading = Reading(**{key: part for key, part in parts.items() if key not in OWN}, product=lambda x, W: x @ W.T)
+    changed = reading.changed(before, [(given, 1.0)])
     after = {**before, **(_rounded(changed, dtype) if which == "merged" else changed)}
     after = _rounded(after, dtype) if which == "all" else after
-    after = misdecoded(subject.config, after, formulas.base)
-    mixture = subject.config.mixture and formulas.decoding(subject.config.mixture)[0]
+    after = misdecoded(subject.config, after, reading.base)
+    mixture = subject.config.mixture and reading.decoding(subject.config.mixture)[0]
     model = _model(replace(subject.config, mixture=mixture), after, subject.dtype)
     z = np.asarray(model(ids), np.float64)
     if "cached" in parts:
@@ -97,7 +96,7 @@ def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
 
 
 @dataclass(frozen=True)
-class Asked:
+class EngineAnswers:
     """What an engine was asked, and what it answered."""
 
     path: Path
@@ -112,17 +111,17 @@ class Asked:
         quantity = "logits" if "logits" in self.answered else "log_probabilities"
         return [quantity, OF_THE_BASE] if OF_THE_BASE in self.answered else [quantity]
 
-    def beside(self, key: str, z: np.ndarray) -> judging.Compared:
+    def beside(self, key: str, z: np.ndarray) -> Compared:
         """Put an answer beside logits of ours; one of another shape is refused."""
         quantity = "logits" if key == OF_THE_BASE else key
         theirs = {**self.answered, quantity: self.answered[key]}
-        pair = judging.held_against(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
-        if not isinstance(pair, judging.Compared):
+        pair = held_against(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
+        if not isinstance(pair, Compared):
             raise FileRefused(self.path, (pair or "").replace(quantity, key, 1))
         return pair
 
 
-def world_of(subject: Subject, asked: Asked) -> World:
+def world_of(subject: Subject, asked: EngineAnswers) -> World:
     """Return the one case, with its answers in the shape in which the engine gave them."""
     alone = replace(subject, given=replace(subject.given, modules={}, saved={}))
     base = decoded(alone, asked.prompts, {}) if OF_THE_BASE in asked.keys else np.empty(0)
@@ -282,7 +281,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
 
 
 def _report(
-    asked: Asked,
+    asked: EngineAnswers,
     effect: float,
     wrong: set[str],
     candidates: Sequence[Candidate],
@@ -293,33 +292,36 @@ def _report(
     right, bound = candidates[0], asked.bounds[asked.precision]
     rows = [row for one in found for row in one.rows] or [*together]
     word, says = "WRONG", _one_of(rows) if found else rows[0].says if rows else _nothing_known(asked, candidates)
-    lines = [
-        f"computed in {asked.precision}: a logit may be off by {bound:.2g}",
-        f"the adapter moves a logit by {effect:.3g} at most",
-    ]
-    if OF_THE_BASE in asked.keys:
-        lines.append(f"the base's own logits are {'wrong' if OF_THE_BASE in wrong else 'right'}")
     if right in found and not rows:
         word, says = "RIGHT", f"the adapter is applied as its files say; largest difference {right.largest * bound:.2g}"
     elif right in found:
         word, says = "UNDECIDED", f"right, or {says}"
-        lines.append("ask other prompts, or compute in a higher precision")
     elif OF_THE_BASE in wrong:
         says = f"the base's own logits are wrong: {says}"
-    nearest = [line for one in sorted(candidates, key=lambda one: one.typical) for line in _lines_of(one, bound)]
-    strengths = [row.of(None)["times"] for row in rows if row.flag == STRENGTH]
+    lines = [
+        f"computed in {asked.precision}: a logit may be off by {bound:.2g}",
+        f"the adapter moves a logit by {effect:.3g} at most",
+        f"largest difference to what is right: {right.largest * bound:.3g}",
+    ]
+    if OF_THE_BASE in asked.keys:
+        lines.append(f"the base's own logits are {'wrong' if OF_THE_BASE in wrong else 'right'}")
+    if word == "UNDECIDED":
+        lines.append("ask other prompts, or compute in a higher precision")
+    elif found and rows:
+        lines.append(f"largest difference to what is named: {found[0].largest * bound:.3g}")
+    nearest = sorted(candidates, key=lambda one: one.typical)
     return Report(
         str(asked.path),
         "diagnose",
-        found=[Diagnosis(row.says, row.flag, row.source) for row in rows],
+        found=[] if right in found else [Diagnosis(row.says, row.flag, row.source) for row in rows],
         word=word,
         text=says,
         flag=rows[0].flag if rows else "",
-        lines=[*lines, "the nearest, by their largest differences:", *nearest[:NEAREST]],
-        rows=[*lines, "the nearest, by their largest differences:", *nearest],
+        lines=lines,
+        rows=[*lines, "largest differences:", *(line for one in nearest for line in _lines_of(one, bound))],
         details={
             "flags": [row.flag for row in rows], "computed_in": asked.precision, "tolerance": bound, "effect": effect,
-            "strength": strengths[0] if strengths else None,
+            "strength": next((row.of(None)["times"] for row in rows if row.flag == STRENGTH), None),
             "base": None if OF_THE_BASE not in asked.keys else "wrong" if OF_THE_BASE in wrong else "right",
             "candidates": [_json_of(one, bound) for one in candidates],
             "same": {one.rows[0].flag: [row.flag for row in one.rows[1:]] for one in candidates if len(one.rows) > 1},
@@ -334,7 +336,7 @@ def _one_of(rows: Sequence[Wrong]) -> str:
     return f"{rows[0].says}, or one of {len(rows) - 1} others"
 
 
-def _nothing_known(asked: Asked, candidates: Sequence[Candidate]) -> str:
+def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str:
     """Say that no row fits; which is near, where one is, and in which lower precision the answers would be right."""
     right, bound = candidates[0], asked.bounds[asked.precision]
     count = sum(row.count != MEASURED for one in candidates for row in one.rows)
@@ -360,17 +362,17 @@ def _json_of(one: Candidate, bound: float) -> dict[str, Any]:
     return {"flag": row.flag, "text": row.says, "off": one.largest * bound, "made in": links(row.source)}
 
 
-def _read(path: Path) -> Asked:
+def _read(path: Path) -> EngineAnswers:
     """Return what an engine was asked, the precision that it computed in, and its numbers."""
     file = TensorFile(path)
     spec = file.tensors.get(PROMPTS)
-    if spec is None or spec.dtype not in judging.INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
+    if spec is None or spec.dtype not in INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
         what = "there is none" if spec is None else f"it has dtype {spec.dtype} and shape {list(spec.shape)}"
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of type I64 or I32: {what}")
     if spec.shape[0] * spec.shape[1] > MOST_IDS:
         raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected {MOST_IDS:,} ids at most")
-    _, precision, answered = judging.read_answers(path, TOLERANCE, more=(OF_THE_BASE,))
+    _, precision, answered = read_answers(path, TOLERANCE, more=(OF_THE_BASE,))
     if not {"logits", "log_probabilities"} & {*answered}:
         raise FileRefused(path, "expected logits (P, T, V) or (P, V), or log_probabilities")
-    prompts = judging.read_tensors(path, [PROMPTS])[PROMPTS]
-    return Asked(path, prompts.astype(np.int64), precision, answered, TOLERANCE)
+    prompts = read_tensors(path, [PROMPTS])[PROMPTS]
+    return EngineAnswers(path, prompts.astype(np.int64), precision, answered, TOLERANCE)

@@ -2,7 +2,7 @@
 
 Most rows are those of the golden adapters, `misreadings`. Those of that table that are about several adapters, or about
 the golden models, are left out. Here are those that know how many layers a model has, and those about what an engine
-does with what it has read. They replace parts of `Formulas`, or these:
+does with what it has read. They replace parts of `Reading`, or these:
 
     given         a function of the adapter: as the engine takes it, with other factors
     rounded       (which, type): the weights that are rounded: "merged" ones, "all" after the merge, the "base"'s before
@@ -22,8 +22,8 @@ import numpy as np
 
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Wrong
-from .formulas import Config, Given, setting
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
+from .reading import Config, Given, setting
 from .subject import Subject
 
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+(?=\.)")
