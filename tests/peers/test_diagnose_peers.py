@@ -58,16 +58,16 @@ def test_beside_and_merged_it_is_right(folder, tmp_path):
 def test_in_bfloat16_it_is_right_where_that_is_declared(folder, tmp_path):
     model = loaded(folder).to(torch.bfloat16)
     assert answer(folder, tmp_path, model, "bfloat16").status == 0
-    assert "As if computed in bfloat16" in answer(folder, tmp_path, model).first_line
+    assert "as if computed in bfloat16" in answer(folder, tmp_path, model).text
 
 
 def test_an_adapter_that_is_switched_off_is_named(folder, tmp_path):
     model = loaded(folder)
     with model.disable_adapter():
         diagnosis = answer(folder, tmp_path, model)
-    assert [c.flag for c in diagnosis.fitting] == ["the-adapter-is-not-applied"]
+    assert diagnosis.details["flags"] == ["the-adapter-is-not-applied"]
 
 
 def test_a_merged_model_that_was_saved_in_bfloat16_is_named(folder, tmp_path):
     merged = loaded(folder).merge_and_unload().to(torch.bfloat16).float()
-    assert [c.flag for c in answer(folder, tmp_path, merged).fitting] == ["all-weights-in-bfloat16"]
+    assert answer(folder, tmp_path, merged).details["flags"] == ["all-weights-in-bfloat16"]

@@ -18,9 +18,7 @@ MAX_ANSWER = 1 << 26
 """Bytes of one tensor of answers that are read."""
 
 
-def read_answers(
-    path: Path, tolerance: Mapping[str, float], more: Sequence[str] = ()
-) -> tuple[list[str], str, Arrays]:
+def read_answers(path: Path, tolerance: Mapping[str, float], more: Sequence[str] = ()) -> tuple[list[str], str, Arrays]:
     """Return the names of all tensors in a file, the precision that they were computed in, and the answers.
 
     `more` are names of further answers.
