@@ -81,7 +81,7 @@ class KindReport(Report):
         """Put into `missing` the claims that are required and that a kind of layers does not offer."""
         kinds = {self.kind: self, **self.kinds}
         for claim in claims:
-            having = [kind for kind, report in kinds.items() if report.claims.get(claim, "") and _has(kind, claim)]
+            having = [kind for kind, report in kinds.items() if claim in report.claims and _has(report, claim)]
             lacking = [f"{kind}: {claim}" for kind in having if kinds[kind].claims[claim] == NOT_OFFERED]
             self.missing += lacking if having else [claim]
 
@@ -120,7 +120,7 @@ class KindReport(Report):
         own = self.as_dict()
         kinds = {self.kind: self, **self.kinds}
         absent = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, verdict in report.claims.items()
-                  if verdict == NOT_OFFERED and _has(kind, claim)]  # fmt: skip
+                  if verdict == NOT_OFFERED and _has(report, claim)]  # fmt: skip
         return super().json() | {"not offered": absent, **{name: own[name] for name in (*PLAIN, "errors", "kinds")}}
 
     def as_dict(self) -> dict[str, Any]:
@@ -136,6 +136,6 @@ class KindReport(Report):
         }
 
 
-def _has(kind: str, claim: str) -> bool:
-    """Return whether a kind can offer a claim of its report: Adam is asked for once."""
-    return claim != "adam" or kind == "linear"
+def _has(report: KindReport, claim: str) -> bool:
+    """Return whether a kind can offer a claim of its report: Adam's step is asked for once."""
+    return claim != "adam" or "step" in report.functions
