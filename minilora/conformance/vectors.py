@@ -34,7 +34,7 @@ from .. import __version__
 from ..checks import reading
 from ..files.disk import read_json, written_folder
 from ..files.tensors import TensorFile
-from .checking.claims import adam_verdict
+from .checking.claims import adam_verdict, diagnosed
 from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
 from .naming import listed
@@ -415,7 +415,7 @@ def _judge_kind(report: KindReport, asked: Sequence[Asked], count: int) -> None:
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
     given = [one.reply | dict.fromkeys(key for key in owed if key in one.trial.right) for one in asked]
     numbers = [one.vector.number for one in asked]
-    judged = judge_numbers(Answered(report.kind, trials, given, lacking, numbers=numbers))
+    judged = judge_numbers(Answered(KINDS[report.kind], trials, given, lacking, numbers=numbers))
     report.cases, report.found = flagged(judged.cases, judged.found), judged.found
     report.claims, report.errors = judged.claims, judged.errors
     report.habits[ANSWERED] = f"{len(asked)} of {count}"
@@ -430,12 +430,13 @@ def _judge_adam(report: KindReport, asked: Path, answered: Path, tolerance: floa
     given, file = _read(asked), TensorFile(answered)
     missing = [name for name in ("end_A", "end_B") if name not in file.tensors]
     if missing:
-        verdict = f"{answered.name} has no {missing[0]}"
+        verdict = Diagnosis(f"{answered.name} has no {missing[0]}")
     else:
         begin = {"lora_A": given["begin_A"], "lora_B": given["begin_B"]}
         steps = [{"lora_A": A, "lora_B": B} for A, B in zip(given["grads_A"], given["grads_B"], strict=True)]
-        verdict = adam_verdict(begin, steps, {"lora_A": file.read("end_A"), "lora_B": file.read("end_B")}, tolerance)
-    case = outcome(id_of("linear", "adam"), "adam", "", verdict)
-    report.claims["adam"] = verdict
-    report.cases.append(case)
-    report.found += [Diagnosis(case.text, cases=(case.id,))] if case.failed else []
+        ends = {"lora_A": file.read("end_A"), "lora_B": file.read("end_B")}
+        verdict = diagnosed(adam_verdict(begin, steps, ends, tolerance))
+    case = outcome(id_of("linear", "adam"), "adam", "", str(verdict))
+    report.claims["adam"] = str(verdict)
+    report.cases.append(replace(case, flags=(verdict.flag,) if verdict.flag else ()))
+    report.found += [replace(verdict, cases=(case.id,))] if case.failed else []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..problems.formulas import QUANTITIES
-from ..problems.kinds import KINDS
+from ..problems.kind import Kind
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import Trial
 from .places import line_of, line_of_function, raised
@@ -19,10 +19,11 @@ class NoAnswer(Exception):
     """What a function returned cannot be taken for an answer; the message says why."""
 
 
-def spelled(value: Any, choices: Sequence[str]) -> Any:
+def spelled(value: Any, choices: Sequence[Any]) -> Any:
     """Return the choice that a declaration spells in another way: "in,out", np.float32, torch.float32; or itself."""
     text = value if isinstance(value, str) else getattr(value, "__name__", str(value)).rpartition(".")[2]
-    return {"".join(choice.split()): choice for choice in choices}.get("".join(text.lower().split()), value)
+    spellings = {"".join(choice.split()): choice for choice in choices if isinstance(choice, str)}
+    return spellings.get("".join(text.lower().split()), value)
 
 
 def strided(array: np.ndarray) -> np.ndarray:
@@ -37,10 +38,9 @@ class Watch:
     """
 
     def __init__(
-        self, implementation: Any, kind: str, lay: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
+        self, implementation: Any, kind: Kind, lay: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
     ) -> None:
         self.functions, self.kind, self.lay = implementation, kind, lay
-        self.record = KINDS[kind]
         self.changed = ""  # which function changed what
         self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
         self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
@@ -70,7 +70,7 @@ class Watch:
     def turn(self, name: str, array: Any) -> Any:
         """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
         turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
-        if turned and np.ndim(array) == self.record.turned.get(name):
+        if turned and np.ndim(array) == self.kind.turned.get(name):
             return np.ascontiguousarray(np.asarray(array).swapaxes(-2, -1))
         return array
 
@@ -128,7 +128,7 @@ class Watch:
 
     def _answers(self, function: str, result: Any, problem: Problem) -> Arrays:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""
-        (names,) = (names for name, names in self.record.answers.values() if name == function)
+        (names,) = (names for name, names in self.kind.answers.values() if name == function)
         if len(names) == 1:
             return {names[0]: self.array(result, names[0])}
         if not isinstance(result, Mapping):
@@ -156,7 +156,7 @@ class Watch:
             raise NoAnswer(f"returns numbers of type {array.dtype}, expected real ones")
         return array
 
-    def judge(self, function: str, judge: Callable[[Watch], str]) -> str:
+    def judge(self, function: str, judge: Callable[[Watch], Any]) -> Any:
         """Return a judge's verdict on a function, where there is one and it does not raise."""
         if not self.offers(function):
             return "not offered"
@@ -203,7 +203,7 @@ def reply_to(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays
     It is asked for all of another one in between, after its first function: none may count on what was asked for last.
     """
     reply: Arrays = {}
-    for number, (function, names) in enumerate(watch.record.answers.values()):
+    for number, (function, names) in enumerate(watch.kind.answers.values()):
         if number == 1 and between is not None:
             reply_to(watch, between)
         if not trial.right.keys().isdisjoint(names):
@@ -213,5 +213,5 @@ def reply_to(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays
 
 def suited(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with the options that the implementation's forward takes, or that it declares."""
-    declared = {name: getattr(watch.functions, name, None) for name in watch.record.declares}
+    declared = {name: getattr(watch.functions, name, None) for name in watch.kind.declares}
     return problem.restrict(watch.takes("forward"), declared)

@@ -1,13 +1,12 @@
 """`check`: hold an implementation of LoRA against the formulas.
 
 It calls every function on every problem (`calling`), compares the numbers (`comparing`), asks for what is no number
-(`behaviour`, `edges`, and what a kind of layers has besides), and puts all of it into a `Report`. `contract` says what
-an implementation is.
+(`claims`), and puts all of it into a `Report`. `contract` says what an implementation is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from inspect import signature
@@ -15,18 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import check_choice
 from ..naming import listed
-from ..problems.formulas import QUANTITIES, SCALINGS, Formulas
-from ..problems.kind import FACTORS
+from ..problems.formulas import QUANTITIES, Formulas
+from ..problems.kind import FACTORS, Kind
 from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, drawn
 from ..report import CannotRun, Diagnosis
-from .calling import Watch, forward, reply_to, spelled, suited
-from .claims import habits, judge_claims
+from .calling import Watch, forward, reply_to, suited
+from .claims import diagnosed, habits, judge_claims
 from .comparing import Answered, flagged, judge_numbers
-from .contract import ANSWERS, ORIENTATIONS, OUTPUTS, SUMS, contract, formulas_of, functions_of, further_kinds
+from .contract import ORIENTATIONS, declared_dtype, formulas_of, further_kinds
 from .in_common import in_common
 from .kindreport import NOT_FAILED, ClaimOutcome, KindReport, id_of, outcome
 
@@ -57,60 +55,36 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
     """
     title = str(name or getattr(implementation, "__name__", type(implementation).__name__))
     kinds = further_kinds(implementation, title)
-    report = _check_kind(implementation, title, dtype, "linear")
+    report = _check_kind(implementation, title, dtype, KINDS["linear"])
     for kind, other in kinds.items():
-        report.kinds[kind] = _check_kind(other, f"{title}, {kind}", dtype, kind)
+        report.kinds[kind] = _check_kind(other, f"{title}, {kind}", dtype, KINDS[kind])
     return report
 
 
-def _check_kind(implementation: Any, name: str, dtype: str | None, kind: str) -> KindReport:
+def _check_kind(implementation: Any, name: str, dtype: str | None, kind: Kind) -> KindReport:
     """Check one object with functions for one kind of layer."""
-    if kind == "combine":
-        if not any(callable(getattr(implementation, name, None)) for name in SUMS):
-            raise CannotRun(f"{name} has none of the functions {', '.join(SUMS)}")
-    elif not callable(getattr(implementation, "forward", None)):
-        raise CannotRun(f"{name} has no function forward(x, weight, bias, lora_A, lora_B, alpha)")
-    if isinstance(implementation, type) and _takes_self(getattr(implementation, "forward")):  # noqa: B009
+    if not any(callable(getattr(implementation, function, None)) for function in kind.needed):
+        raise CannotRun(f"{name} has {kind.lacking}")
+    if isinstance(implementation, type) and _takes_self(getattr(implementation, kind.needed[0], None)):
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
-    wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
-    if kind == "mixed" or (kind == "nf4" and wanted in (None, "float64")):
-        wanted = "float32"  # that of the factors; of a weight in four bits, in which a product is taken
-    declared = {
-        "dtype": (wanted or "float64", tuple(UNIT)),
-        "orientation": (getattr(implementation, "orientation", "out, in"), ORIENTATIONS),
-        "scaling": (getattr(implementation, "scaling", "alpha / r"), tuple(SCALINGS)),
-        "output": (getattr(implementation, "output", "bfloat16") if kind == "mixed" else "bfloat16", OUTPUTS),
-    }
-    for what, (value, choices) in declared.items():
-        try:
-            check_choice(f"{what} of {name}", spelled(value, choices), choices)
-        except ValueError as error:
-            raise CannotRun(str(error)) from None
-    if kind == "fused" and getattr(implementation, "slots", None) not in (None, 2, 3):
-        raise CannotRun(f"slots of {name} must be 2 or 3, got {implementation.slots!r}")
-    if getattr(implementation, "fan_in_fan_out", None) not in (None, False, True):
-        raise CannotRun(f"fan_in_fan_out of {name} must be True or False, got {implementation.fan_in_fan_out!r}")
-    full = kind == "dora" and not getattr(implementation, "detached_norm", True)
-    kind_of_problems = "dora-full" if full else kind
-    formulas, watch = formulas_of(kind_of_problems, implementation), Watch(implementation, kind)
-    problems = [suited(problem, watch) for problem in KINDS[kind_of_problems].problems]
-    report = _judge(watch, name, wanted or "float64", kind_of_problems, formulas, problems)
+    wanted, kind = declared_dtype(kind, implementation, name, dtype), kind.of(implementation)
+    formulas, watch = formulas_of(kind, implementation), Watch(implementation, kind)
+    problems = [suited(problem, watch) for problem in kind.problems]
+    report = _judge(watch, name, wanted or "float64", formulas, problems)
     answered = report.habits["dtype kept"].partition(" ")[0]
     if wanted is None and answered in UNIT and report.claims.get("forward") != "ok":  # an output in float64 settles it
-        return _judge(Watch(implementation, kind), name, answered, kind_of_problems, formulas, problems)
+        return _judge(Watch(implementation, kind), name, answered, formulas, problems)
     return report
 
 
-def _takes_self(function: Callable[..., Any]) -> bool:
+def _takes_self(function: Any) -> bool:
     try:
         return next(iter(signature(function).parameters), "") == "self"
     except (TypeError, ValueError):  # of a compiled function nothing is known
         return False
 
 
-def _judge(
-    watch: Watch, name: str, dtype: str, kind: str, formulas: Formulas, problems: Sequence[Problem]
-) -> KindReport:
+def _judge(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Sequence[Problem]) -> KindReport:
     """Let an implementation answer every problem, and judge the answers."""
     trials = [drawn(problem, dtype, formulas) for problem in problems]
     replies = [reply_to(watch, trial) for trial in trials]
@@ -122,32 +96,36 @@ def _judge(
 
     given = [reply | _owed(watch, trial, reply) for trial, reply in zip(trials, replies, strict=True)]
     lacking = partial(_lacking, watch)
-    numbers = judge_numbers(Answered(kind, trials, given, lacking, watch.failed, called=watch.kind))
+    numbers = judge_numbers(Answered(watch.kind, trials, given, lacking, watch.failed, called=watch.kind.declared))
     raised = _raised(watch, problems)
     of_first = _of_the_first(watch, trials, replies[0], again, raised)
-    wrong_again = {key for claim in of_first for key in ANSWERS[claim][1]}
+    wrong_again = {key for claim in of_first for key in watch.kind.answers[claim][1]}
     right = {key for key in replies[0] if key not in wrong_again and _all_agree(trials, replies, key)}
     others = judge_claims(watch, trials[0], dtype, right)
 
-    cases = [*_with_first(numbers.cases, of_first, trials[0]), *_of_no_problem(watch.kind, others)]
+    verdicts = {claim: str(said) for claim, said in others.items()}
+    cases = [*_with_first(numbers.cases, of_first, trials[0]), *_of_no_problem(watch.kind, verdicts)]
     minds = {claim: text for claim, text in of_first.items() if claim not in raised}
     once = {claim: text for claim, text in raised.items() if claim == "forward" or not _as_the_forward(watch, claim)}
-    texts = {claim: text for claim, text in others.items() if text not in NOT_FAILED and text != watch.changed}
+    broken = {claim: said for claim, said in others.items() if verdicts[claim] not in (*NOT_FAILED, watch.changed)}
     changed = {"nothing is changed": watch.changed} if watch.changed else {}
-    before, after = ([Diagnosis(text, cases=_failing(cases, claim)) for claim, text in said.items()]
-                     for said in ({**changed, **minds}, {**once, **texts}))  # fmt: skip
-    found = [*before, *numbers.found, *after]
-    claims = {**numbers.claims, **of_first, **raised, **others}
+
+    def told(said: Mapping[str, Any]) -> list[Diagnosis]:
+        """Return what is wrong with claims, with the ids of the cases that fail."""
+        return [replace(diagnosed(one), cases=_failing(cases, claim)) for claim, one in said.items()]
+
+    found = [*told({**changed, **minds}), *numbers.found, *told({**once, **broken})]
+    claims = {**numbers.claims, **of_first, **raised, **verdicts}
     return KindReport(
         name,
         cases=flagged(cases, found),
         found=found,
-        kind=watch.kind,
+        kind=watch.kind.declared,
         dtype=dtype,
-        claims={claim: claims[claim] for claim in contract(watch.kind)},
+        claims={claim: claims[claim] for claim in watch.kind.claims},
         habits=habits(watch, trials[0], replies[0]),
         errors=numbers.errors,
-        functions={function: watch.offers(function) for function in functions_of(watch.kind)},
+        functions={function: watch.offers(function) for function in watch.kind.functions},
     )
 
 
@@ -172,7 +150,7 @@ def _lacking(watch: Watch, missing: Sequence[str]) -> str:
 def _raised(watch: Watch, problems: Sequence[Problem]) -> dict[str, str]:
     """Return what functions said that raise, or return no answer, by their claims."""
     texts = {}
-    for claim, (function, _) in ANSWERS.items():
+    for claim, (function, _) in watch.kind.answers.items():
         if function in watch.raised:
             when = in_common(list(watch.failed[function]), problems)
             texts[claim] = f"{function}{f', {when},' if when else ''} {watch.said(function)}"
@@ -181,7 +159,7 @@ def _raised(watch: Watch, problems: Sequence[Problem]) -> dict[str, str]:
 
 def _as_the_forward(watch: Watch, claim: str) -> bool:
     """Return whether a function raised what the forward did."""
-    return watch.raised[ANSWERS[claim][0]] == watch.raised.get("forward")
+    return watch.raised[watch.kind.answers[claim][0]] == watch.raised.get("forward")
 
 
 def _of_the_first(
@@ -189,17 +167,17 @@ def _of_the_first(
 ) -> dict[str, str]:
     """Return verdicts that are about the first problem alone, which is asked for twice, with another one in between."""
     verdicts = {}
-    for claim, (function, _) in ANSWERS.items():
+    for claim, (function, _) in watch.kind.answers.items():
         if claim not in raised:
-            verdicts[claim] = _changes_its_mind(trials[0], first, again, claim)
+            verdicts[claim] = _changes_its_mind(trials[0], first, again, watch.kind.answers[claim][1])
         elif watch.failed[function].keys().isdisjoint(trial.problem for trial in trials):  # it raised in between
             verdicts[claim] = raised[claim]
     return {claim: text for claim, text in verdicts.items() if text}
 
 
-def _changes_its_mind(trial: Trial, first: Arrays, again: Arrays, claim: str) -> str:
+def _changes_its_mind(trial: Trial, first: Arrays, again: Arrays, keys: Sequence[str]) -> str:
     """Say where the same arguments give other numbers the second time, by more than two orders of summation may."""
-    for key in ANSWERS[claim][1]:
+    for key in keys:
         if key not in first or key not in again or _as_before(trial, key, first[key], again[key]):
             continue
         if trial.agrees(key, first[key]):
@@ -230,10 +208,9 @@ def _with_first(outcomes: Sequence[ClaimOutcome], of_first: Mapping[str, str], t
             if case.problem == about and case.claim in of_first else case for case in outcomes]  # fmt: skip
 
 
-def _of_no_problem(kind: str, verdicts: Mapping[str, str]) -> list[ClaimOutcome]:
+def _of_no_problem(kind: Kind, verdicts: Mapping[str, str]) -> list[ClaimOutcome]:
     """Return the outcomes of the claims that are about no single problem."""
-    return [outcome(id_of(kind, claim), claim, "", verdict) for claim, verdict in verdicts.items()
-            if claim in contract(kind)]  # fmt: skip
+    return [outcome(id_of(kind.declared, claim), claim, "", verdict) for claim, verdict in verdicts.items()]
 
 
 def _instead(watch: Watch, trial: Trial, dtype: str) -> str:

@@ -1,8 +1,8 @@
-"""The claims that are no comparison of numbers: a function each, which returns its verdict in words.
+"""The claims that are no comparison of numbers: a function each, which returns its verdict.
 
 What stands at the edge of the contract an implementation may refuse, which is no failure: it raises, or returns an
 array of another shape. What it does answer must be right. An answer that is wrong already on the problems is not judged
-here again: `right` are those that are right on all of them.
+here again: `right` are those that are right on all of them. A verdict is a text, or the diagnosis of a known mistake.
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import World, factor, name
+from ..naming import World, Wrong, factor, name
 from ..problems.bugs import bugs_of, known
 from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_follows, adam_problem
 from ..problems.lowprecision import in_half
 from ..problems.plain import DoRAProblem
 from ..problems.problem import OF_ROWS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
+from ..report import Diagnosis
 from .calling import Watch, described, forward, reply_to, spelled, strided
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
+
+Verdict = str | Diagnosis
+
+
+def _known(bug: Wrong) -> Diagnosis:
+    """Return the diagnosis of a known bug."""
+    return Diagnosis(bug.says, bug.flag, bug.source)
+
 
 # --- a new adapter --------------------------------------------------------------------------------
 
@@ -55,9 +64,9 @@ class Sizes:
         return StartFormulas(**parts).fan(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
 
 
-def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     """Check that a new adapter adds nothing, can learn, and has the spread of its input's width."""
-    sizes, other = (Sizes(*numbers) for numbers in watch.record.starts)
+    sizes, other = (Sizes(*numbers) for numbers in watch.kind.starts)
     new = _new(watch, sizes)
     if isinstance(new, str):
         return new
@@ -74,7 +83,7 @@ def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
         watch.notes["start"] = "the same numbers from two generators: all adapters of one size start alike"
     if magnitude:
         return _magnitude(magnitude[0], sizes.weight)
-    if not A.any() or not watch.record.is_spread:
+    if not A.any() or not watch.kind.is_spread:
         return "ok"
     if isinstance(again := _new(watch, other), str):
         return again
@@ -85,7 +94,7 @@ def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
     """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
-    names = watch.record.starts_with
+    names = watch.kind.starts_with
     arguments: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
     arguments["rng"] = np.random.default_rng(seed)
     if sizes.kernel:
@@ -106,7 +115,7 @@ def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
     return [*new.values()]
 
 
-def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> str:
+def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
     """Check that A is as large as its input's width asks: a product with x is then of the size of x."""
     (sizes, spread), (other, second) = spreads.items()
     if all(0.9 < measured * 3**0.5 * at.fan() < 1.1 for at, measured in spreads.items()):
@@ -116,12 +125,12 @@ def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> str:
             cases=[*spreads],
             answers=lambda at, parts: {"spread": np.array(at.spread(**parts))},
             allowed=lambda at, _, parts: 0.1 * at.spread(**parts),
-            table=bugs_of(watch.record.name, ("start",)),
+            table=bugs_of(watch.kind.name, ("start",)),
         )
         _, found = name(world, [{"spread": np.array(measured / gain)} for measured in spreads.values()])
         for (bug,) in (named.wrongs for named in found):
-            source = f" (made in {bug.source})" if bug.source else ""
-            return f"{bug.says} = {sizes.fan(**bug.of(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}{source}"
+            says = f"{bug.says} = {sizes.fan(**bug.of(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
+            return Diagnosis(says, bug.flag, bug.source)
     if not 1e-3 < spread / sizes.spread() < 50:
         return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {sizes.spread():.3g}"
     if not 0.9 < second / spread * sizes.spread() / other.spread() < 1.1:
@@ -143,7 +152,7 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
 # --- Adam -----------------------------------------------------------------------------------------
 
 
-def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     """Follow ten steps of Adam. A precision below float64 may be declared, or seen in what is returned."""
     begin, steps = adam_problem()
     params, state = {which: p.copy() for which, p in begin.items()}, None
@@ -156,7 +165,7 @@ def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     return adam_verdict(begin, steps, params, 2e-6 if single else 1e-9)
 
 
-def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> str:
+def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> Verdict:
     """Compare where an implementation's Adam ends with where it should, and with where known bugs end."""
     right = adam_follows(begin, steps)
     reached = {which: np.asarray(ends[which], np.float64) for which in right}
@@ -179,7 +188,7 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
     if not wrong:
         return "ok"
     if found:
-        return str(found[0])
+        return _known(found[0].wrongs[0])
     start, change = in_a_row(begin), in_a_row(right) - in_a_row(begin)
     if times := factor(in_a_row(reached), change, lambda t: tolerance * max(1.0, abs(t)), start):
         return f"Adam's steps are {times.value:.6g} times as long as they should be, with lr 1e-3"
@@ -216,7 +225,7 @@ STEPS = (
 
 def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Merge a layer that keeps its state, and take that back: its output is the same all the time."""
-    if "y" not in right or not watch.record.merges_back:
+    if "y" not in right or not watch.kind.merges_back:
         return NOT_OFFERED
     layer = watch.built(trial)
     if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
@@ -243,7 +252,7 @@ def _times(y: np.ndarray, trial: Trial) -> str:
     return f"has the update {round(times.value, 6) + 0.0:g} times" if times else ""
 
 
-def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     """Look whether an output beside a base in bfloat16 is rounded to bfloat16, as is declared or left unsaid.
 
     A forward promotes to float32 where it adds an update in float32 to a base's output in bfloat16. If it returns that,
@@ -251,13 +260,13 @@ def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     """
     if "y" not in right:
         return NOT_OFFERED
-    choices = watch.record.declares["output"]
+    choices = watch.kind.declares["output"]
     declared = spelled(getattr(watch.functions, "output", choices[0]), choices)
     y = np.asarray(forward(Watch(watch.functions, watch.kind), trial), np.float64)
     if np.array_equal(y, in_half(y)) == (declared == "bfloat16"):
         return "ok"
     if declared == "bfloat16":
-        return str(known("mixed-the-output-is-float32"))
+        return _known(known("mixed-the-output-is-float32"))
     return "the output is rounded to bfloat16, and output declares float32"
 
 
@@ -309,7 +318,7 @@ def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     return "ok" if reply else REFUSED
 
 
-def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     """Let alpha be 0: the update is zero, unless the declared scaling has no alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
     reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), zero).items() if key in right}
@@ -317,11 +326,13 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
         cases=[zero],
         answers=lambda trial, parts: trial.answer(**parts) if parts else trial.right,
         allowed=lambda trial, key, parts: trial.allowed(key, **parts),
-        table=bugs_of(watch.record.name, ("alpha of 0",)),
+        table=bugs_of(watch.kind.name, ("alpha of 0",)),
     )
     wrong, found = name(world, [reply])
     explained = {key for named in found[:1] for key in named.explains}
-    return str(found[0]) if wrong and wrong == explained else _wrong_among(reply, zero, right, "for an alpha of 0")
+    if wrong and wrong == explained:
+        return _known(found[0].wrongs[0])
+    return _wrong_among(reply, zero, right, "for an alpha of 0")
 
 
 @dataclass(frozen=True)
@@ -336,7 +347,7 @@ class ZeroRow(DoRAProblem):
         return {**super().full, "weight": super().full["weight"] * (np.arange(self.out_features) != 2)[:, None]}
 
 
-def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
+def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     """Let a row of DoRA's weight be zero, and its magnitude with it: the output is the base's. The backward is free."""
     if "magnitude" not in trial.arrays or "y" not in right:
         return NOT_OFFERED
@@ -346,7 +357,7 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     with np.errstate(all="ignore"):  # 0 / 0 is told in the verdict
         y = forward(Watch(watch.functions, watch.kind), zeros)
     if y is not None and y.shape == base.right["y"].shape and not np.isfinite(y).all():
-        return str(known("dora-divides-by-the-length-of-a-row-of-zeros"))
+        return _known(known("dora-divides-by-the-length-of-a-row-of-zeros"))
     return _wrong_among({} if y is None else {"y": y}, zeros, right, "where a row of the weight is zero")
 
 
@@ -361,7 +372,7 @@ def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> st
 
 # --- all of them ----------------------------------------------------------------------------------
 
-Claim = Callable[..., str]  # of watch, trial, dtype, right
+Claim = Callable[..., Verdict]  # of watch, trial, dtype, right
 OF_FUNCTIONS: dict[str, tuple[str, Claim]] = {
     "merged and back": ("merging", merged_and_back),
     "start": ("init", new_adapter),
@@ -380,17 +391,22 @@ EDGES: dict[str, Claim] = {
 """The claims about answers that are right elsewhere."""
 
 
-def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, str]:
+def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, Diagnosis]:
     """Return the verdicts on all claims of a kind that are about no single problem; `trial` is the first problem's."""
-    verdicts = {}
+    verdicts: dict[str, Verdict] = {}
     for claim, (function, judge) in OF_FUNCTIONS.items():
-        if claim in watch.record.claims:
+        if claim in watch.kind.claims:
             verdicts[claim] = watch.judge(function, partial(judge, trial=trial, dtype=dtype, right=right))
     verdicts["nothing is changed"] = watch.look_back() or "ok"
     for claim, edge in EDGES.items():
-        if claim in watch.record.claims:
+        if claim in watch.kind.claims:
             verdicts[claim] = edge(watch, trial, dtype, right) if right else NOT_OFFERED
-    return verdicts
+    return {claim: diagnosed(verdict) for claim, verdict in verdicts.items()}
+
+
+def diagnosed(verdict: Verdict) -> Diagnosis:
+    """Return a verdict as a diagnosis, without a flag where no known mistake is."""
+    return Diagnosis(verdict) if isinstance(verdict, str) else verdict
 
 
 def habits(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, str]:

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..naming import listed, name
 from ..problems.formulas import QUANTITIES
+from ..problems.kind import Kind
 from ..problems.problem import Problem
 from ..problems.tolerance import UNIT, Trial
 from ..report import Diagnosis
-from .contract import ANSWERS, of_problems
 from .describing import EVERY_ENTRY, SINGLE, describe, is_single, wrong_array
 from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcome
@@ -43,13 +43,13 @@ class Numbers:
 class Answered:
     """The problems of a kind, and what was answered to each."""
 
-    kind: str
+    kind: Kind
     trials: Sequence[Trial]
     given: Sequence[Given]
     lacking: Callable[[Sequence[str]], str]  # what is said of gradients that are missing on every problem
     failed: Failed | None = None
     numbers: Sequence[int] | None = None  # of the problems, where they are not all of the kind's
-    called: str = ""  # the kind's name in ids, where it has another
+    called: str = ""  # the kind's name in ids, where that is another
 
     @property
     def pairs(self) -> list[tuple[Trial, Given]]:
@@ -58,13 +58,13 @@ class Answered:
 
     def id_of(self, claim: str, i: int) -> str:
         """Return the id of a claim about one of the problems."""
-        return id_of(self.called or self.kind, claim, self.numbers[i] if self.numbers else i)
+        return id_of(self.called or self.kind.name, claim, self.numbers[i] if self.numbers else i)
 
 
 def judge_numbers(asked: Answered) -> Numbers:
     """Compare answers with the right ones."""
-    factors, claims = factors_of(asked.trials, asked.given), of_problems(asked.kind)
-    verdicts = {claim: [_verdict(claim, trial, reply, factors, asked.failed or {}) for trial, reply in asked.pairs]
+    factors, claims = factors_of(asked.trials, asked.given), asked.kind.of_problems
+    verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
     cases = [outcome(asked.id_of(claim, i), claim, str(trial.problem), verdicts[claim][i])
              for i, trial in enumerate(asked.trials) for claim in claims]  # fmt: skip
@@ -76,12 +76,12 @@ def judge_numbers(asked: Answered) -> Numbers:
     return Numbers(cases, of_all, list(_diagnoses(asked, factors, failing)), errors)
 
 
-def _verdict(claim: str, trial: Trial, reply: Given, factors: Factors, failed: Failed) -> str:
+def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: Factors) -> str:
     """Return the verdict on a claim about one problem."""
     if claim == "scaling":
         return _scaling(trial, reply, factors)
-    function, keys = ANSWERS[claim]
-    if text := failed.get(function, {}).get(trial.problem):
+    function, keys = asked.kind.answers[claim]
+    if text := (asked.failed or {}).get(function, {}).get(trial.problem):
         return f"{function} {text}"
     wrong = [key for key in keys if reply.get(key) is not None and not trial.agrees(key, reply[key])]
     texts = [f"{QUANTITIES[key]} {wrong_array(key, reply[key], trial)}" for key in wrong]
@@ -121,12 +121,12 @@ def _diagnoses(asked: Answered, factors: Factors, failing: set[str]) -> Iterable
 
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
         """Return the ids of the cases that fail by some answers on some of the problems."""
-        by = {**ANSWERS, "scaling": ("forward", ("y",))}
-        claims = [claim for claim in of_problems(asked.kind) if {*by[claim][1]} & {*keys}]
+        by = {**asked.kind.answers, "scaling": ("forward", ("y",))}
+        claims = [claim for claim in asked.kind.of_problems if {*by[claim][1]} & {*keys}]
         ids = (asked.id_of(claim, i) for i in numbers for claim in claims)
         return tuple(id for id in ids if id in failing)
 
-    wrong, named = name(suite_of(asked.kind, tuple(asked.trials)).world(factors), asked.given)
+    wrong, named = name(suite_of(asked.kind.name, tuple(asked.trials)).world(factors), asked.given)
     for one in named:
         yield Diagnosis(one.says, one.flag, one.source, about(one.explains, one.cases))
     rest = [key for key in QUANTITIES if key in wrong.difference(*(one.explains for one in named))]

@@ -56,34 +56,31 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...checks import check_choice
 from ..problems.formulas import SCALINGS, Formulas
-from ..problems.kind import LAYER_ANSWERS
+from ..problems.kind import Kind
 from ..problems.kinds import DECLARED, KINDS
-from ..problems.several import COMBINE, WAYS
+from ..problems.tolerance import UNIT
 from ..report import CannotRun
 from .calling import spelled
 from .kindreport import id_of
 
-SUMS = WAYS
-ANSWERS = {**LAYER_ANSWERS, **COMBINE.answers}
-"""The function that each claim about numbers is about, and its answers."""
 ORIENTATIONS = ("out, in", "in, out")
-OUTPUTS = ("bfloat16", "float32")
 
 
-def functions_of(kind: str) -> tuple[str, ...]:
-    """Return what an implementation may offer for a kind of layers."""
-    return KINDS[kind].functions
-
-
-def contract(kind: str) -> tuple[str, ...]:
-    """Return what is checked of a kind of layers, in the order of the report."""
-    return KINDS[kind].claims if kind in KINDS else ("adam",)
-
-
-def of_problems(kind: str) -> tuple[str, ...]:
-    """Return the claims of a kind that are judged on each problem."""
-    return KINDS[kind].of_problems
+def declared_dtype(kind: Kind, implementation: Any, name: str, dtype: str | None) -> str | None:
+    """Return the precision that a kind is checked in, None where nothing is said; all declarations must be known."""
+    wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
+    choices: dict[str, tuple[Any, ...]] = {"orientation": ORIENTATIONS, "scaling": tuple(SCALINGS)}
+    choices |= {"fan_in_fan_out": (True, False), **kind.declares}
+    declared = [(what, getattr(implementation, what, None), known) for what, known in choices.items()]
+    for what, value, known in [("dtype", wanted, tuple(UNIT)), *declared]:
+        try:
+            if value is not None:
+                check_choice(f"{what} of {name}", spelled(value, known), known)
+        except ValueError as error:
+            raise CannotRun(str(error)) from None
+    return wanted if (wanted or "float64") in kind.dtypes else kind.dtypes[0]
 
 
 def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
@@ -96,20 +93,19 @@ def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
     return kinds
 
 
-def formulas_of(kind: str, implementation: Any) -> Formulas:
-    """Return what a kind of problems should give, by the scaling that an implementation declares."""
-    formulas = KINDS[kind].formulas
+def formulas_of(kind: Kind, implementation: Any) -> Formulas:
+    """Return what a kind's problems should give, by the scaling that an implementation declares."""
     if hasattr(implementation, "scaling"):
-        return replace(formulas, scaling=SCALINGS[spelled(implementation.scaling, tuple(SCALINGS))])
-    return formulas
+        return replace(kind.formulas, scaling=SCALINGS[spelled(implementation.scaling, tuple(SCALINGS))])
+    return kind.formulas
 
 
 def ids(implementation: Any) -> list[str]:
     """Return the ids of all that `check` will judge of an implementation, in the order of the report."""
-    return [id for kind in ("linear", *further_kinds(implementation, "it")) for id in _ids_of(kind)]
+    return [id for kind in ("linear", *further_kinds(implementation, "it")) for id in _ids_of(KINDS[kind])]
 
 
-def _ids_of(kind: str) -> Iterator[str]:
-    for number in range(len(KINDS[kind].problems)):
-        yield from (id_of(kind, claim, number) for claim in of_problems(kind))
-    yield from (id_of(kind, claim) for claim in contract(kind) if claim not in of_problems(kind))
+def _ids_of(kind: Kind) -> Iterator[str]:
+    for number in range(len(kind.problems)):
+        yield from (id_of(kind.name, claim, number) for claim in kind.of_problems)
+    yield from (id_of(kind.name, claim) for claim in kind.claims if claim not in kind.of_problems)

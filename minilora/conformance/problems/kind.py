@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .formulas import RIGHT, Formulas
-from .problem import Problem
+from .problem import BEFORE_THE_LAYER, Problem
 from .tolerance import UNIT
 
 FACTORS = ("lora_A", "lora_B", "magnitude")
@@ -76,6 +76,14 @@ class Kind:
     def declared(self) -> str:
         """The name under which an implementation offers it, and ids have it."""
         return self.offered_as or self.name
+
+    @property
+    def lacking(self) -> str:
+        """What an implementation has that has none of the functions that it needs."""
+        if len(self.needed) > 1:
+            return f"none of the functions {', '.join(self.needed)}"
+        arguments = (*BEFORE_THE_LAYER["forward"], *self.problem.layer, "alpha", *self.problem.last)
+        return f"no function forward({', '.join(arguments)})"
 
     def of(self, implementation: Any) -> Kind:
         """Return the kind that an implementation means by what it declares."""

@@ -450,7 +450,7 @@ FUSED = Kind(
     Formulas(own=FusedFormulas()),
     functions=("forward", "backward", "merge"),
     claims=WITHOUT_A_START,
-    declares={"slots": (2, 3), "one_rank": (False, True), "one_width": (False, True)},
+    declares={"slots": (2, 3), "one_rank": (True, False), "one_width": (True, False)},
 )
 EXPERTS = Kind(
     "experts",

@@ -95,7 +95,7 @@ def test_the_tolerance_of_long_sums_still_sees_small_errors():
 
     report = check(SimpleNamespace(forward=forward))
     assert report.claims["forward"].startswith("the output is off by ")
-    assert report.claims["forward"].endswith("(N=2 in=4096 out=5 r=3 alpha=12)")
+    assert [case.id for case in report.cases if case.failed] == ["linear-10-forward"]
 
 
 LARGE = {
@@ -190,7 +190,6 @@ def test_a_small_error_is_not_called_single_precision(off):
     report = check(implementation(forward=forward))
     assert not report.passed
     assert "single precision" not in str(report)
-    assert report.claims["scaling"].startswith("cannot be told")
 
 
 def test_a_factor_of_every_entry_is_told_in_another_order():
