@@ -42,8 +42,6 @@ def planted(bug):
         return "linear", implementation(step=step_of(**bug.parts))
     if bug.breaks == "start":
         return kind, SimpleNamespace(**vars(OURS[kind]) | {"init": start_of(**bug.parts)})
-    if bug.breaks == "codes":
-        return kind, SimpleNamespace(**vars(OURS[kind]) | bug.parts)
     if bug.breaks == "output dtype":
         return kind, SimpleNamespace(**vars(OURS[kind]) | {"forward": OURS["linear"].forward})
     return kind, from_formulas(kind, bug.parts, shows=bug.shows or None)
