@@ -12,7 +12,7 @@ and stands in a group of the claim that it breaks and of the kinds of layers tha
 first. The formulas follow from the claim: `AdamFormulas` for "adam", `StartFormulas` for "start", `Formulas` for the
 others.
 
-Where several bugs give the same numbers, `the_named` says which is named. It does not depend on the place in the table.
+Where several bugs give the same numbers, `naming` says which is named. It does not depend on the place in the table.
 """
 
 from __future__ import annotations
@@ -609,11 +609,3 @@ def bugs_of(kind: str, breaks: Sequence[str] = OF_NUMBERS) -> list[Bug]:
 def known(flag: str) -> Bug:
     """Return the known bug of a flag."""
     return next(bug for bug in BUGS if bug.flag == flag)
-
-
-def the_named(bugs: Iterable[Bug]) -> Bug | None:
-    """Return, of bugs that give the same numbers, the one that is named; None where there are none.
-
-    It is the one that replaces the fewest parts, and of several the one whose flag comes first in the alphabet.
-    """
-    return min(bugs, key=lambda bug: (bug.count, bug.flag), default=None)

@@ -428,12 +428,14 @@ class CombineProblem(Problem):
         """Return the sizes, that of "svd" by what becomes of an error in the sum.
 
         An error E of a matrix D moves its nearest of rank r by |E| (1 + 2 S_1 / (S_r - S_{r+1})) at most, up to terms
-        of E^2, and by |E| where D is of rank r itself. Entries of E are errors of sums: of the size of "cat".
+        of E^2, and by |E| where D is of rank r itself. Entries of E are errors of sums: of the size of "cat". What
+        multiplies singular values, multiplies the error.
         """
         S = np.linalg.svd(self.answer(formulas.with_parts(sum_values=lambda S, r: S), rows)["svd"], compute_uv=False)
         above, below = S[self.rank - 1], S[self.rank] if self.rank < len(S) else 0.0
         times = 1 + 2 * S[0] / (above - below) if below > KEPT * S[0] and above > below else 1.0
-        return {**sizes, "svd": np.full_like(sizes["cat"], times * np.linalg.norm(sizes["cat"]))}
+        gain = max(1.0, float((formulas.own.sum_values(S, self.rank)[KEPT * S[0] < S] / S[KEPT * S[0] < S]).max()))
+        return {**sizes, "svd": np.full_like(sizes["cat"], gain * times * np.linalg.norm(sizes["cat"]))}
 
     def __str__(self) -> str:
         ranks = ",".join(f"{r}{' rsLoRA' if root else ''}" for r, root in zip(self.ranks, self.stabilised, strict=True))

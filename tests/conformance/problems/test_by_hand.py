@@ -228,6 +228,11 @@ def smallest(*lists):
     return D - nearest(D, min(D.shape) - lists[-1])
 
 
+def squared(*lists):
+    U, S, Vt = np.linalg.svd(svd(*lists), full_matrices=False)
+    return U * S**2 @ Vt
+
+
 COMBINE = {
     "combine-the-new-adapter-keeps-rsloras-root": {"cat": with_root(cat), "svd": with_root(svd)},
     "combine-the-scalings-are-left-out": {"cat": lambda *lists: cat(*lists, lambda alpha, r, root: 1)},
@@ -237,6 +242,7 @@ COMBINE = {
     "combine-svd-scales-twice": {"svd": scaled_twice},
     "combine-svd-cuts-nothing": {"svd": lambda *lists: cat(*lists[:-1])},
     "combine-svd-keeps-the-smallest": {"svd": smallest},
+    "combine-svd-has-the-singular-values-in-both-factors": {"svd": squared},
 }
 
 
