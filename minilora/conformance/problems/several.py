@@ -434,7 +434,7 @@ class CombineProblem(Problem):
         S = np.linalg.svd(self.answer(formulas.with_parts(sum_values=lambda S, r: S), rows)["svd"], compute_uv=False)
         above, below = S[self.rank - 1], S[self.rank] if self.rank < len(S) else 0.0
         times = 1 + 2 * S[0] / (above - below) if below > KEPT * S[0] and above > below else 1.0
-        kept = S > KEPT * S[0]
+        kept = KEPT * S[0] < S
         gain = (formulas.own.sum_values(S, self.rank)[kept] / S[kept]).max(initial=1.0)
         return {**sizes, "svd": np.full_like(sizes["cat"], gain * times * np.linalg.norm(sizes["cat"]))}
 
