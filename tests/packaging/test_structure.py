@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import minilora
+from minilora.conformance.problems.kinds import KINDS
 
 PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
@@ -74,6 +75,37 @@ def test_no_module_of_a_folder_imports_in_a_circle():
 
     for module in MODULES:
         reach(module)
+
+
+def test_folders_are_two_deep_at_most():
+    assert [module for module in MODULES if module.count(".") > 2] == []
+
+
+HOUSES = ("conformance.", "audit.", "exercises.")
+JUDGE = [module for module in MODULES if module.startswith(HOUSES) and "__" not in module]
+
+
+def defined(module):
+    """Return a file's own classes and functions, by their names."""
+    return {node.name: node for node in parsed(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+
+
+def test_a_kinds_own_file_alone_asks_for_the_kind():
+    """Whoever adds a kind of layers writes one file: the others ask the kind's record."""
+    own = [module for module in JUDGE if module.startswith("conformance.problems.")]
+    problems = {name for module in own for name in defined(module) if name.endswith("Problem")} - {"Problem"}
+    found = []
+    for module in JUDGE:
+        if not module.startswith("conformance.") or module in own or module.startswith("conformance.golden."):
+            continue  # a file's modules have kinds of their own
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.Compare) and "kind" in ast.unparse(node.left):
+                texts = {constant.value for constant in ast.walk(node) if isinstance(constant, ast.Constant)}
+                found += [ast.unparse(node)] * bool(texts & set(KINDS))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+                classes = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+                found += [ast.unparse(node)] * bool(classes & problems)
+    assert found == []
 
 
 def test_no_module_is_hidden_by_a_public_name():
