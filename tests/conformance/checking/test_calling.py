@@ -162,8 +162,16 @@ def test_a_wrong_entry_is_said_with_its_slot_or_expert():
     of_y, of_A = report_of("fused", forward=forward, backward=backward).diagnoses
     assert ", 8], in slot 1: " in of_y
     assert ", in slot 2: " in of_A
+
+    def routed(x, *layer):
+        y = OURS["experts"].forward(x, *layer)
+        y[:, 0] += layer[-1].reshape(-1) == 1
+        return y
+
     (text,) = report_of("experts", **vars(OURS["experts"]) | {"merge": merge}).diagnoses
     assert "at [2, 0, 0], of expert 2: " in text
+    (text,) = report_of("experts", forward=routed).diagnoses
+    assert ", 0], of expert 1: " in text
 
 
 # --- declarations ---------------------------------------------------------------------------------

@@ -35,6 +35,15 @@ def test_a_problem_keeps_its_number():
 # --- what the problems show -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_along_two_axes_are_not_taken_for_another_axis(kind):
+    problem = KINDS[kind].problems[0].two_axes()
+    sizes = () if problem is None else (problem.n, problem.in_features, problem.out_features, problem.rank, 2, 3)
+    own = {"fused": 1, "experts": 1}  # sizes that are alike: those of the first problem
+    assert len(set(sizes)) >= len(sizes) - own.get(kind, 0)
+    assert (problem is None) == kind.startswith("conv")
+
+
 def test_slots_that_are_exchanged_have_other_widths_or_scalings():
     problems = KINDS["fused"].problems
     assert any(len(set(p.widths)) < len(p.widths) for p in problems)
