@@ -47,12 +47,13 @@ class Merged:
         for name in arrays.keys() - config.shapes().keys():
             layers[name.removesuffix(".bias")].bias = arrays[name]
         settings = _config(Path("config"), config, "float32", None)
-        settings["attention_bias"] = any(name.endswith(".bias") for name in arrays)
         theirs = transformers.AutoConfig.for_model(settings.pop("model_type"), **settings)
         theirs._experts_implementation = "eager"
         rounded = transformers.AutoModelForCausalLM.from_config(theirs)
-        for name, parameter in rounded.named_parameters():
-            parameter.data = torch.tensor(arrays.get(name, np.zeros(parameter.shape)), dtype=torch.float32)
+        for name, array in arrays.items():
+            module, _, attribute = name.rpartition(".")
+            parameter = torch.nn.Parameter(torch.tensor(array, dtype=torch.float32))
+            setattr(rounded.get_submodule(module), attribute, parameter)
         self.rounded = rounded.to(torch.bfloat16).eval()
 
     def off(self, ids, z):

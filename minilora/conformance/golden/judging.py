@@ -44,7 +44,6 @@ class Judged:
 
     outcome: GoldenOutcome
     pairs: Sequence[Compared] = ()
-    shown: Sequence[str] = ()  # the flags of the bugs that show in the case
 
     @cached_property
     def wrong(self) -> list[Compared]:
@@ -128,7 +127,10 @@ def _diagnoses(index: GoldenIndex, judged: Sequence[Judged]) -> list[Diagnosis]:
         if one.outcome.id in bases and one.outcome.state == "wrong":
             own = next((bug for bug in found if bug.flag in one.outcome.flags), Diagnosis(one.outcome.text))
             says = f"{one.outcome.id}: the base is wrong without an adapter, so other cases do not count: {own.says}"
-            found = [Diagnosis(says, own.flag, own.source, (one.outcome.id,)), *(bug for bug in found if bug != own)]
+            found = [
+                Diagnosis(says, own.flag, own.source, own.cases or (one.outcome.id,)),
+                *(bug for bug in found if bug != own),
+            ]
     return found
 
 
@@ -195,10 +197,10 @@ def _of_answers(
     off = max(pair.off for pair in pairs)
     wrong = [pair for pair in pairs if pair.off > 1]
     if not wrong:
-        return Judged(GoldenOutcome(id, "right", "", (), precision, off), pairs, shown)
+        return Judged(GoldenOutcome(id, "right", "", (), precision, off), pairs)
     flags = tuple(flag for flag in shown if all(pair.is_of(flag) for pair in wrong))
     text = wrong[0].text() + ("" if flags else _lower_precision(wrong, precision, tolerance))
-    return Judged(GoldenOutcome(id, "wrong", text, flags, precision, off), pairs, shown)
+    return Judged(GoldenOutcome(id, "wrong", text, flags, precision, off), pairs)
 
 
 def _lower_precision(wrong: Sequence[Compared], precision: str, tolerance: Mapping[str, float]) -> str:

@@ -79,7 +79,7 @@ def answers(case: Case) -> Answers:
         flag = next(row.flag for row in table if row.of(case).get("previous") == "cached")
         old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
         numbers[flag] = _with_old_cache(base, case.prompts, length, old, changed[""])
-    kept = told_apart(numbers, table, case.apart)
+    kept = distinct(numbers, table, case.apart)
     right = _logits(base, case.prompts, [changed[""]], decodings[""])[0]
     signatures = {flag: numbers[flag] for flag in kept}
     if not case.shown:
@@ -88,9 +88,7 @@ def answers(case: Case) -> Answers:
     return Answers(right, signatures, (case.shown, weights[""]), {flag: weights[flag][:ROWS] for flag in kept})
 
 
-def told_apart(
-    numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0
-) -> list[str]:
+def distinct(numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0) -> list[str]:
     """Return the flags of the bugs that are told from the right numbers, those of "", and from each other.
 
     Of bugs that are near each other that one is kept which gets the least wrong, and of such the first in the alphabet;
@@ -186,7 +184,7 @@ def _of_request(before: Sequence[Request], request: Request) -> Answers:
             numbers[flag].append(z[0])
     found = {flag: np.stack(rows) for flag, rows in numbers.items()}
     found |= {flag: found[""][one.order(request.adapters)] for flag, one in engines.items() if one.order}
-    return Answers(found[""], {flag: found[flag] for flag in told_apart(found, LEFTOVERS, APART, EQUAL)})
+    return Answers(found[""], {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, EQUAL)})
 
 
 def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
