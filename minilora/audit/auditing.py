@@ -56,7 +56,7 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> A
     found += (finding for rule in numbers.RULES for finding in rule(file, read))
     if landed is not None:
         found += (finding for rule in (*landing.RULES, *fitting.RULES) for finding in rule(file, landed))
-    found += (finding for rule in contents.RULES for finding in rule(file, landed))
+    found += (finding for rule in contents.rules_of(file) for finding in rule(file, landed))
     if file.is_peft:
         found += (finding for rule in keys.RULES for finding in rule(file))
     merged: dict[str, Loss | None] | None = None

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders
 from .landing import BODY, EXPERT, SIGHT, Landing, to_adapter
 
+Rule = Callable[[AdapterFile, Landing | None], Iterator[Finding]]
 EMBEDDINGS = (
     "embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "lm_head",
 )  # fmt: skip
@@ -93,27 +94,17 @@ def _once(path: str) -> str:
 
 def magnitudes(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find DoRA's magnitudes where the configuration says that there are none, or the other way round."""
-    modules = adapter.modules.values()
-    lacking = [m.path for m in modules if "magnitude" not in m.parts and (m.kind != "experts" or not adapter.is_peft)]
+    dora, modules = adapter.get("use_dora") is True, adapter.modules.values()
+    lacking = [m.path for m in modules if "magnitude" not in m.parts and m.kind != "experts"]
     having = [m.path for m in modules if "magnitude" in m.parts]
-    if adapter.is_peft:
-        dora = adapter.get("use_dora") is True
-        text = "use_dora is true, and there is no lora_magnitude_vector of {names}"
-        yield from found(WRONG, "magnitude-missing", text, lacking if dora else ())
-        text = "use_dora is not true, so PEFT passes over the lora_magnitude_vector of {names}"
-        yield from found(WRONG, "magnitude-ignored", text, having if not dora else ())
-    elif adapter.config is not None:  # of mlx-lm's
-        kind = adapter.get("fine_tune_type")
-        text = "fine_tune_type is 'dora', and there is no m of {names}"
-        yield from found(WRONG, "magnitude-missing", text, lacking if kind == "dora" else ())
-        text = "fine_tune_type is 'lora', so mlx-lm passes over the m of {names}"
-        yield from found(WRONG, "magnitude-ignored", text, having if kind == "lora" else ())
+    text = "use_dora is true, and there is no lora_magnitude_vector of {names}"
+    yield from found(WRONG, "magnitude-missing", text, lacking if dora else ())
+    text = "use_dora is not true, so PEFT passes over the lora_magnitude_vector of {names}"
+    yield from found(WRONG, "magnitude-ignored", text, having if not dora else ())
 
 
 def adapter_biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find biases of the adapter's own where the configuration says that there are none, or the other way round."""
-    if not adapter.is_peft:
-        return
     said = adapter.get("lora_bias") is True
     linear = [m.path for m in adapter.modules.values() if m.kind == "linear" and "bias" not in m.parts]
     having = [m.path for m in adapter.modules.values() if "bias" in m.parts]
@@ -128,8 +119,6 @@ def adapter_biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Fi
 
 def saved(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find modules that modules_to_save names and the file lacks, and whole weights that stand in the file."""
-    if not adapter.is_peft:
-        return
     wanted = adapter.get("modules_to_save", [])
     in_model = landing.model.modules if landing is not None else ()
     missing = [name for name in wanted if not any(_is_of(path, name) for path in adapter.saved)]
@@ -154,8 +143,6 @@ def saved(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
 
 def tokens(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find rows of an embedding that were trained in full."""
-    if not adapter.is_peft:
-        return
     there = [path for path in adapter.saved if _is_token(path)]
     text = "trained rows of an embedding (trainable_token_indices): {names}; few readers take them"
     yield from found(NOTE, "token-rows", text, there)
@@ -166,8 +153,6 @@ def tokens(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
 
 def biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find trained biases of the model where the configuration says that there are none, or the other way round."""
-    if not adapter.is_peft:
-        return
     wanted, said = adapter.get("modules_to_save", []), adapter.get("bias", "none")
     having = [path for path in adapter.saved if path.endswith(".bias")]
     if said == "none":
@@ -230,8 +215,8 @@ def _are_whole(names: Iterable[str], paths: list[str]) -> list[bool]:
 
 def by_targets(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find what `OF_TARGETS` find, whose expressions may be none or run for too long."""
-    if not adapter.is_peft or adapter.config is None or adapter.config_path is None:
-        return
+    assert adapter.config is not None
+    assert adapter.config_path is not None
     if not adapter.get("target_modules") and not adapter.get("target_parameters"):
         text = "there is no target_modules: PEFT takes its default of the kind of model"
         yield from found(SUSPICIOUS, "targets-missing", text, adapter.modules)
@@ -324,12 +309,23 @@ def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Lan
 OF_TARGETS = (no_targets, idle_patterns, missing_targets, missing_arrays)
 
 
-# --- where no target_modules says it ---
+# --- of other formats than PEFT's ---
+
+
+def mlx_magnitudes(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
+    """Find DoRA's magnitudes where mlx-lm's configuration says that there are none, or the other way round."""
+    kind, modules = adapter.get("fine_tune_type"), adapter.modules.values()
+    lacking = [m.path for m in modules if "magnitude" not in m.parts]
+    having = [m.path for m in modules if "magnitude" in m.parts]
+    text = "fine_tune_type is 'dora', and there is no m of {names}"
+    yield from found(WRONG, "magnitude-missing", text, lacking if kind == "dora" else ())
+    text = "fine_tune_type is 'lora', so mlx-lm passes over the m of {names}"
+    yield from found(WRONG, "magnitude-ignored", text, having if kind == "lora" else ())
 
 
 def missing_keys(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find modules that mlx-lm's `keys` name, in the layers that have adapters, and the file lacks."""
-    keys = adapter.get("lora_parameters", {}).get("keys") if "MLX" in adapter.format else None
+    keys = adapter.get("lora_parameters", {}).get("keys")
     keys = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
     expected = [f"layers.{n}.{key}" for n in _layers(adapter) for key in keys]
     having = {path[path.find("layers.") :] for path in adapter.modules}
@@ -340,7 +336,7 @@ def missing_keys(adapter: AdapterFile, landing: Landing | None) -> Iterator[Find
 def number_of_layers(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find another number of layers with adapters than mlx-lm's `num_layers`, which counts from the last."""
     wanted, layers = adapter.get("num_layers"), _layers(adapter)
-    if "MLX" not in adapter.format or landing is None or type(wanted) is not int or wanted <= 0 or not layers:
+    if landing is None or type(wanted) is not int or wanted <= 0 or not layers:
         return
     depth = 1 + max((int(n) for path in landing.model.modules for n in BODY.findall(path)), default=-1)
     said = f"num_layers is {wanted}, and there are adapters in"
@@ -357,7 +353,7 @@ def _layers(adapter: AdapterFile) -> list[int]:
 
 def gaps(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     """Find kinds of modules of which a layer between two others is missing."""
-    if landing is None or adapter.is_peft:
+    if landing is None:
         return
     order: dict[str, list[str]] = {}
     for path in landing.model.modules:
@@ -373,6 +369,11 @@ def gaps(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     yield from found(SUSPICIOUS, "target-missing", text, lacking)
 
 
-RULES = (
-    magnitudes, adapter_biases, saved, tokens, biases, by_targets, missing_keys, number_of_layers, gaps
-)  # fmt: skip
+OF_PEFT = (magnitudes, adapter_biases, saved, tokens, biases, by_targets)
+OF_MLX = (mlx_magnitudes, missing_keys, number_of_layers, gaps)
+OF_OTHERS = (gaps,)
+
+
+def rules_of(adapter: AdapterFile) -> tuple[Rule, ...]:
+    """Return the rules of an adapter's format."""
+    return OF_PEFT if adapter.is_peft else OF_MLX if "MLX" in adapter.format else OF_OTHERS

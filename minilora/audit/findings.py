@@ -1,11 +1,11 @@
 """What an audit finds: each thing with its weight, its code, a sentence, and the modules that it is about.
 
-A rule is a function of an `Audited` that yields findings. The rules of a file stand in its `RULES`.
+A rule is a function that yields findings. The rules of a file are listed at its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ class Finding:
     modules: tuple[str, ...] = ()  # that it is about, or tensors
 
 
-Rule = Callable[[Any], Iterator[Finding]]
 Fault = tuple[str, str, str]
 """What is wrong with one module: level, code and text."""
 

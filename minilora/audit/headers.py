@@ -150,7 +150,7 @@ class Module:
 
     @cached_property
     def rank_in_file(self) -> int | None:
-        """R as the shapes have it, None where they do not agree or a factor is missing."""
+        """The rank as the shapes have it, None where they do not agree or a factor is missing."""
         if self.matrices is None:
             return None
         (rows, _), (_, columns) = self.matrices

@@ -257,6 +257,8 @@ RIGHT = {
                         more=of_each("lora_B.bias", Q)), "lora-bias"),
     "eva's start": (plain({"init_lora_weights": "eva", "eva_config": {"rho": 2}}), ""),
     "an unknown future key": (plain({"quantum_config": {"a": 1}}), "key-unknown"),
+    "a variant that few programs read": (plain({"use_qalora": True}), "use-qalora"),
+    "variants that are off": (plain({"use_qalora": False, "arrow_config": None, "use_bdlora": []}), ""),
     "unknown keys that are not set": (plain({"quantum": None, "spin": [], "charm": {}, "top": False}), ""),
     "an old version's keys": (plain({"peft_version": None, "auto_mapping": None, "revision": None}), ""),
     # what was trained in full
