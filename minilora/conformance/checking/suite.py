@@ -42,7 +42,7 @@ class Suite:
         self.precise = trials[0].unit <= UNIT["float32"]  # in half precision a few numbers can agree by chance
         self.kept: dict[Any, Any] = {}
         self.scaling = trials[0].formulas.scaling
-        self.sizes: tuple[Any, Any, Arrays] = (None, None, {})  # the latest, which are asked for each answer
+        self.latest: tuple[Any, Any, Arrays, Arrays] = (None, None, {}, {})  # answers by parts, and their sizes
 
     def world(self, factors: Factors) -> World:
         """Return the world in which answers are named, beside the factors that were measured in them."""
@@ -60,16 +60,25 @@ class Suite:
 
     def answers(self, problem: Problem, parts: Parts) -> Mapping[str, Any]:
         """Return the answers to a problem; what parts leave out is None."""
-        trial = self.trials[problem]
-        found = trial.answer(**parts) if parts else trial.right
-        return {key: found.get(key) for key in trial.right}
+        right = self.trials[problem].right
+        found = self._by(problem, parts)[0] if parts else right
+        return {key: found.get(key) for key in right}
 
     def allowed(self, problem: Problem, key: str, parts: Parts) -> np.ndarray:
-        """Return how far each entry of an answer may be off by rounding."""
+        """Return how far each entry of an answer may be off by rounding; no less than that of the answer itself."""
         trial = self.trials[problem]
-        if self.sizes[0] is not problem or self.sizes[1] is not parts:
-            self.sizes = (problem, parts, trial.size(**parts))
-        return allowed_by(trial, self.sizes[2][key])
+        if not parts:
+            return allowed_by(trial, trial.sizes[key])
+        answers, sizes = self._by(problem, parts)
+        sizes = sizes or trial.size(**parts)
+        self.latest = (problem, parts, answers, sizes)
+        return allowed_by(trial, np.maximum(sizes[key], np.abs(answers.get(key, 0.0))))
+
+    def _by(self, problem: Problem, parts: Parts) -> tuple[Arrays, Arrays]:
+        """Return answers by parts, and their sizes once they were asked for: what was asked last is kept."""
+        if self.latest[0] is not problem or self.latest[1] is not parts:
+            self.latest = (problem, parts, self.trials[problem].answer(**parts), {})
+        return self.latest[2:]
 
 
 @cache
