@@ -1,88 +1,269 @@
-"""Which bugs are named: one, two of them at once, one on top of another."""
+"""The namer, in a world of two cases and three answers: which rows are named, under which rule of ties."""
 
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
 import pytest
 
-from minilora.conformance import check
-from minilora.conformance.problems.bugs import known
-from minilora.conformance.problems.formulas import SCALINGS
-from minilora.conformance.problems.kinds import KINDS
+from minilora.conformance.naming import MEASURED, Named, World, Wrong, explanations, factor, listed, name, off
 
-from .implementations import from_formulas
-from .planting import report_of
+NUMBERS = np.arange(1.0, 61.0)
+
+
+def answers(case, parts):
+    """y = a + b, g = 2 a and h = 3 b, each times the case; `none` leaves h out."""
+    a, b = parts.get("a", NUMBERS) * case, parts.get("b", 1.0) * case
+    found = {"y": parts.get("c", 0.0) + a + b, "g": 2 * a, "h": 3 * b + 0 * NUMBERS}
+    return {**found, "h": None} if "none" in parts else found
+
+
+def row(flag, parts, **more):
+    return Wrong(flag, f"{flag} is wrong", parts, **more)
+
+
+def world(*rows, cases=(1.0, 2.0, 3.0), **more):
+    words = {"y": "the sum", "g": "the double", "h": "the triple"}
+    return World(cases, answers, lambda case, key, parts: 1e-9, rows, **{"words": words} | more)
+
+
+def given(parts, cases=(1.0, 2.0, 3.0), keys="ygh", also=lambda case: {}):
+    """What an implementation gives that replaces parts, in some of the answers."""
+    return [{key: also(case).get(key, answers(case, parts)[key]) for key in keys} for case in cases]
+
+
+def said(world, given):
+    return [str(named) for named in name(world, given)[1]]
+
+
+A, B = row("a", {"a": NUMBERS + 1}), row("b", {"b": 5.0}, source="somebody/something #1")
+
+
+def test_what_is_right_is_not_named():
+    assert name(world(A, B), given({})) == (frozenset(), [])
 
 
 @pytest.mark.parametrize(
-    ("shows", "where"),
+    ("keys", "also", "where"),
     [
-        (("y", "x", "lora_A", "lora_B"), ", in the output, dx, lora_A's gradient and lora_B's gradient alone"),
-        (("y",), ", in the output alone"),
-        (("merged",), ", in the merged weight alone"),
-        (None, ", in all that is computed"),
+        ("ygh", {}, ""),
+        ("yg", {}, ", in all that is computed"),
+        ("g", {}, ""),
+        ("yg", {"g"}, ", in the sum alone"),
     ],
 )
-def test_where_a_bug_shows_is_told(shows, where):
-    wrong = from_formulas("linear", {"scaling": SCALINGS["alpha"]}, shows=shows)
-    (text,) = check(wrong).diagnoses
-    assert text.startswith(
-        f"{known('alpha-is-not-divided-by-the-rank').says}{where} (made in rasbt/LLMs-from-scratch #821"
+def test_a_row_is_named_with_where_it_shows(keys, also, where):
+    """Where it shows in some answers, and would in others; where it could show in no other nothing is said."""
+    wrong = given(A.parts, keys=keys, also=lambda case: {key: answers(case, {})[key] for key in also})
+    assert said(world(A, B), wrong) == [f"a is wrong{where}"]
+    assert said(world(A, B, words={}), wrong) == ["a is wrong"]
+
+
+def test_where_it_was_made_stands_last():
+    assert said(world(A, B), given(B.parts, keys="h")) == ["b is wrong (made in somebody/something #1)"]
+    (named,) = name(world(A, B), given(B.parts))[1]
+    assert (named.flag, named.source, named.cases) == ("b", "somebody/something #1", (0, 1, 2))
+
+
+def test_two_rows_are_named_each_for_what_it_explains():
+    wrong = given(A.parts, keys="gh", also=lambda case: {"h": answers(case, B.parts)["h"]})
+    assert {named.flag: named.explains for named in name(world(A, B), wrong)[1]} == {"a": {"g"}, "b": {"h"}}
+
+
+def test_a_row_on_top_of_the_first_shows_with_it():
+    wrong = given({**A.parts, **B.parts})
+    first, second = name(world(A, B), wrong)[1]
+    assert (str(first), first.on_top) == ("a is wrong", False)
+    assert (second.flag, second.on_top, second.explains) == ("b", True, {"y", "h"})
+
+
+def test_rows_of_two_slots_are_wrong_at_once():
+    c = row("c", {"c": 7.0}, source="another #2")
+    both = [replace(A, slot="scaling", source="one #1"), c]
+    wrong = given({**A.parts, **c.parts}, keys="y")
+    assert said(world(*both), wrong) == ["a is wrong and, at once, c is wrong (made in one #1, another #2)"]
+    assert said(world(*both[::-1]), wrong) == said(world(*both), wrong)
+    assert name(world(*both), wrong)[1][0].flag == "a+c"
+    assert said(world(A, c), wrong) == []  # of one slot
+
+
+def test_a_row_that_fits_alone_is_not_named_beside_another():
+    both = row("both", {**A.parts, "c": 7.0}, count=2)
+    rows = [replace(A, slot="scaling"), row("c", {"c": 7.0}), both]
+    assert [named.flag for named in name(world(*rows), given(both.parts, keys="y"))[1]] == ["both"]
+
+
+TIES = {
+    "that which explains more": ([row("z", A.parts, count=9), row("a", A.parts, shows=("y",))], "z"),
+    "that which would change fewer others": (
+        [row("z", {**A.parts}), row("a", {**A.parts, "b": 5.0})], "z"),
+    "that which replaces fewer parts": ([row("z", A.parts), row("a", A.parts, count=2)], "z"),
+    "a known one before one that was measured": ([row("z", A.parts, count=9), row("a", A.parts, count=MEASURED)], "z"),
+    "that whose flag comes first": ([row("z", A.parts), row("y", A.parts), row("x", A.parts)], "x"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", TIES)
+def test_of_rows_that_fit_one_is_named_wherever_it_stands(which):
+    rows, flag = TIES[which]
+    for order in permutations(rows):
+        assert name(world(*order), given(A.parts, keys="gh" if "others" in which else "ygh"))[1][0].flag == flag
+
+
+def test_a_row_that_fits_not_everywhere_where_it_is_wrong_is_not_named():
+    wrong = given(A.parts)
+    wrong[2] = {**wrong[2], "y": wrong[2]["y"] + 1}
+    assert [named.explains for named in name(world(A, B), wrong)[1]] == [{"g"}]
+
+
+def when(some, every):
+    return "above one" if len(every) == 3 and min(some) > 1 else f"of {len(every)}"
+
+
+def test_a_row_that_is_made_on_some_cases_is_named_with_what_they_share():
+    wrong = [given({})[0], *given(A.parts)[1:]]
+    says = "on 2 of 3 problems, those above one: a is wrong"
+    assert said(world(A, B, when=when), wrong) == [says]
+    assert name(world(A, B, when=when), wrong)[1][0].cases == (1, 2)
+    assert said(world(A, B), wrong) == []
+    wrong = [*given({})[:2], given(A.parts)[2]]
+    assert said(world(A, B, when=lambda some, every: ""), wrong)[0].startswith(
+        "on 1 of 3 problems, the one where it shows: a"
     )
 
 
-def test_two_bugs_at_once_are_both_named():
-    one = from_formulas("linear", {"dx_base": 0.0, "s_in_dB": lambda s: 1.0})
-    assert [text[:25] for text in check(one).diagnoses] == ["dx lacks dy W: the base p", "lora_B's gradient lacks t"]
+def test_cases_on_which_a_row_would_not_show_say_nothing_of_where_it_is_made():
+    some = row("some", lambda case: {"a": NUMBERS + 1} if case > 1 else {})
+    wrong = [*given({})[:2], answers(3.0, {"a": NUMBERS + 1})]
+    assert "of 2: some is wrong" in said(world(some, when=when), wrong)[0]
 
 
-def test_a_bug_on_top_of_another_is_named():
-    both = from_formulas("linear", {"dx_base": 0.0, "scaling": SCALINGS["alpha"]})
-    first, second = check(both).diagnoses
-    assert first.startswith("alpha is not divided by the rank")
-    assert second.startswith("dx lacks dy W")
+def test_rows_that_are_tried_last_explain_what_is_left():
+    last = row("last", {"b": 5.0}, count=MEASURED)
+    assert [named.flag for named in name(world(A, last=[last, B]), given(B.parts))[1]] == ["b"]
+    assert [named.flag for named in name(world(B, last=[last]), given(B.parts))[1]] == ["b"]
+    only_one = [given({})[0], *given(B.parts)[1:]]
+    assert [named.flag for named in name(world(A, last=[last], when=when), only_one)[1]] == ["last"]
+    assert name(world(A, last=[last]), only_one)[1] == []
 
 
-def test_two_bugs_in_one_number_are_named_together():
-    both = from_formulas("linear", {"bias": lambda b, G: 0 * b, "scaling": SCALINGS["alpha"]}, shows=("y",))
-    (text,) = check(both).diagnoses
-    assert text.startswith("alpha is not divided by the rank")
-    assert "and, at once, the output lacks the bias" in text
+def test_a_measured_row_is_of_these_answers_alone():
+    def measured(found):
+        shift = float((found[0]["g"] / 2 - NUMBERS).mean())
+        return [row("shifted", {"a": NUMBERS + shift}, count=MEASURED)] if abs(shift) > 1e-6 else []
+
+    here = world(B, measured=measured)
+    for shift in (3.0, 4.0):
+        assert [named.flag for named in name(here, given({"a": NUMBERS + shift}))[1]] == ["shifted"]
+    assert [named.flag for named in name(world(A, measured=measured), given(A.parts))[1]] == ["a"]
 
 
-def test_both_of_two_bugs_have_their_sources():
-    both = from_formulas("linear", {"dx_base": 0.0, "scaling": SCALINGS["alpha"]}, shows=("x",))
-    (text,) = check(both).diagnoses
-    assert "and, at once, dx lacks dy W" in text
-    assert text.endswith(" (made in rasbt/LLMs-from-scratch #821, Blaizzy/mlx-vlm #846, lora-pytorch 0.2.0)")
-    assert "at once" not in str(check(both, dtype="bfloat16"))  # there two of many fit by chance
+def test_an_answer_that_is_owed_and_not_given_is_explained_by_a_row_that_leaves_it_out():
+    none = row("none", {"none": True})
+    wrong = given({}, also=lambda case: {"h": None} if case else {})
+    wrong = [{**found, "h": None} for found in wrong]
+    assert name(world(A, none), wrong)[1][0].flag == "none"
+    assert name(world(A, B), wrong) == ({"h"}, [])
+    assert name(world(none), given({})) == (frozenset(), [])
 
 
-@pytest.mark.parametrize("flag", ["slots-of-one-width-are-exchanged", "the-last-slots-update-is-left-out"])
-def test_a_bug_under_a_condition_is_named_where_it_shows(flag):
-    bug = known(flag)
-    wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
-    report = report_of("fused", wrong)
-    first = report.diagnoses[0]
-    assert first.endswith(f", those of three slots: {bug}, in all that is computed")
-    count = len(KINDS["fused"].problems)
-    assert first.startswith(f"on {sum(len(p.widths) == 3 for p in KINDS['fused'].problems)} of {count} problems")
-    assert not any("is off by" in text for text in report.diagnoses)
+@pytest.mark.parametrize(
+    ("entries", "times", "is_named"), [(1, 99, True), (2, 99, False), (1, 101, False), (0, 0, True)]
+)
+def test_a_tie_may_go_either_way_in_one_entry_of_fifty(entries, times, is_named):
+    moved = np.where(np.arange(60) < entries, times * 1e-9, 0.0)
+    wrong = [{"g": answers(case, A.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]
+    assert [named.flag for named in name(world(replace(A, ties=100.0)), wrong)[1]] == ["a"] * is_named
+    assert [named.flag for named in name(world(A), wrong)[1]] == ["a"] * (entries == 0)
 
 
-def test_a_bug_where_no_property_decides_is_named_with_how_often_it_shows():
-    bug, problems = known("the-output-lacks-the-bias"), [p for p in KINDS["linear"].problems if p.bias]
-    sizes = {(p.in_features, p.out_features, p.rank) for p in (problems[0], problems[2])}
+def test_what_is_allowed_follows_the_parts_at_their_largest():
+    def allowed(case, key, parts):
+        return 1e-9 * parts.get("b", 1.0)
 
-    def parts(problem):
-        return bug.parts if (problem.in_features, problem.out_features, problem.rank) in sizes else {}
-
-    report = report_of("linear", from_formulas("linear", parts, shows=bug.shows or None))
-    total = len(KINDS["linear"].problems)
-    count = sum((p.in_features, p.out_features, p.rank) in sizes for p in problems)
-    assert 1 < count < len(problems)
-    assert report.diagnoses[0].startswith(f"on {count} of {total} problems, those where it shows: {bug.says}")
+    wrong = [{"h": found["h"] + 4e-9} for found in given(B.parts)]
+    for largest, flags in ((None, ["b"]), (lambda case: {"b": 3.0}, [])):
+        here = World((1.0, 2.0, 3.0), answers, allowed, [replace(B, largest=largest)])
+        assert [named.flag for named in name(here, wrong)[1]] == flags
 
 
-@pytest.mark.parametrize("flag", ["the-first-slots-rank-for-all-slots", "the-first-slots-alpha-for-all-slots"])
-def test_of_the_first_slots_scaling_each_half_is_told_apart(flag):
-    bug = known(flag)
-    (first,) = report_of("fused", from_formulas("fused", bug.parts)).diagnoses
-    assert first == f"{bug.says}, in all that is computed"
+def test_all_that_explains_something_is_listed_with_how_far_off_it_is():
+    near = row("near", {"a": NUMBERS + 1 + 2e-10})
+    first, second = explanations(world(near, A, B, cases=(1.0,)), given(A.parts, cases=(1.0,)))
+    assert (first.flag, second.flag) == ("a", "near")
+    assert first.off == 0
+    assert second.off == pytest.approx(np.sqrt((0.2**2 + 0.4**2) / 2), rel=1e-4)
+
+
+def test_rows_of_other_answers_are_not_computed():
+    def refused(case, parts):
+        assert "a" not in parts
+        return answers(case, parts)
+
+    here = World((1.0,), refused, lambda *_: 1e-9, [replace(A, shows=("g",)), B])
+    assert [named.flag for named in name(here, given(B.parts, cases=(1.0,)))[1]] == ["b"]
+
+
+def test_what_rows_predict_is_kept_for_the_next_search():
+    asked = []
+
+    def counted(case, parts):
+        asked.append(parts)
+        return answers(case, parts)
+
+    here = World((1.0, 2.0), counted, lambda *_: 1e-9, [A, B])
+    name(here, given(A.parts, cases=(1.0, 2.0)))
+    of_rows = [parts for parts in asked if parts]
+    name(here, given(A.parts, cases=(1.0, 2.0)))
+    assert [parts for parts in asked if parts] == of_rows
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "distance"),
+    [
+        (np.ones(2), np.ones(2) + 1e-9, 1),
+        (np.ones(3), np.ones(2), np.inf),
+        (np.array([1, np.nan]), np.ones(2), np.inf),
+        (None, np.ones(2), np.inf),
+        (np.ones(2), None, np.inf),
+        (None, None, 0),
+        (np.zeros(0), np.zeros(0), 0),
+        (np.array([1e308]), np.array([-1e308]), np.inf),
+    ],
+)
+def test_how_far_an_answer_is_off(found, expected, distance):
+    assert off(found, expected, 1e-9) == pytest.approx(distance)
+
+
+def allowed(t):
+    return 1e-9 * max(1.0, abs(t))
+
+
+@pytest.mark.parametrize("t", [0.0, -1.5, 1.0, 1e6, 3e-8])
+@pytest.mark.parametrize("size", [1.0, 1e200, 1e-200])
+def test_a_factor_is_measured(t, size):
+    measured = factor(5 + t * size * NUMBERS, size * NUMBERS, lambda t: size * allowed(t), without=np.full(60, 5.0))
+    if size == 1.0:
+        assert abs(measured.value - t) <= measured.slack < 1e-9 * max(1, abs(t))
+        assert measured.is_other(t + 1e-8 * max(1, abs(t)))
+        assert not measured.is_other(t)
+    measured = factor(t * size * NUMBERS, size * NUMBERS, lambda t: size * allowed(t))
+    assert measured.value == pytest.approx(t)
+
+
+@pytest.mark.parametrize(
+    "found", [NUMBERS**2, NUMBERS[:3], NUMBERS * np.nan, 1e306 * NUMBERS], ids=["square", "shape", "nan", "huge"]
+)
+def test_what_is_no_factor_of_all_entries_has_none(found):
+    assert factor(found, NUMBERS, allowed) is None
+    assert factor(NUMBERS, 0 * NUMBERS, allowed) is None
+
+
+def test_a_row_says_where_it_was_made():
+    assert [str(A), str(B)] == ["a is wrong", "b is wrong (made in somebody/something #1)"]
+    assert str(Named((A,), frozenset(), frozenset(), when="on one: ", where=", here")) == "on one: a is wrong, here"
+
+
+@pytest.mark.parametrize(("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
+def test_names_are_listed_as_a_sentence_has_them(names, text):
+    assert not names or listed(names) == text

@@ -65,19 +65,16 @@ class Suite:
         return {key: found.get(key) for key in right}
 
     def allowed(self, problem: Problem, key: str, parts: Parts) -> np.ndarray:
-        """Return how far each entry of an answer may be off by rounding; no less than that of the answer itself."""
+        """Return how far each entry of an answer may be off by rounding, its own included."""
         trial = self.trials[problem]
-        if not parts:
-            return allowed_by(trial, trial.sizes[key])
-        answers, sizes = self._by(problem, parts)
-        sizes = sizes or trial.size(**parts)
-        self.latest = (problem, parts, answers, sizes)
+        answers, sizes = self._by(problem, parts) if parts else (trial.right, trial.sizes)
         return allowed_by(trial, np.maximum(sizes[key], np.abs(answers.get(key, 0.0))))
 
     def _by(self, problem: Problem, parts: Parts) -> tuple[Arrays, Arrays]:
-        """Return answers by parts, and their sizes once they were asked for: what was asked last is kept."""
+        """Return the answers by parts and their sizes, which are asked for one after another."""
         if self.latest[0] is not problem or self.latest[1] is not parts:
-            self.latest = (problem, parts, self.trials[problem].answer(**parts), {})
+            trial = self.trials[problem]
+            self.latest = (problem, parts, trial.answer(**parts), trial.size(**parts))
         return self.latest[2:]
 
 

@@ -1,0 +1,177 @@
+"""The suite's world: each row of each kind is named, alone or beside another one; a scaling that no row has is measured."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora.conformance import check
+from minilora.conformance.checking.suite import factors_of, suite_of
+from minilora.conformance.naming import name
+from minilora.conformance.problems.bugs import bugs_of, known
+from minilora.conformance.problems.formulas import SCALINGS
+from minilora.conformance.problems.kinds import KINDS
+from minilora.conformance.problems.tolerance import drawn
+
+from ..implementations import OURS, from_formulas
+from ..planting import report_of
+
+LINEAR = vars(OURS["linear"])
+
+
+def trials_of(kind, dtype):
+    return tuple(drawn(problem, dtype, KINDS[kind].formulas) for problem in KINDS[kind].problems)
+
+
+def answers_by(row, trial):
+    """What a row's mistake gives: where it does not show, the right answers."""
+    parts = row.of(trial.problem)
+    wrong = trial.answer(**parts) if parts else trial.right
+    return {key: wrong.get(key) if not row.shows or key in row.shows else right for key, right in trial.right.items()}
+
+
+def same(trials, row, other):
+    """Whether two rows give the same numbers wherever the first one shows."""
+    return all(other_answers.get(key) is None if array is None else trial.agrees(key, array, other_answers[key])
+               for trial in trials for other_answers in [answers_by(other, trial)]
+               for key, array in answers_by(row, trial).items())  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
+def test_every_row_of_every_kind_is_named_alone(kind, dtype):
+    """Formulas planted against themselves: this is about the namer, and the evidence for a row is planted by hand."""
+    trials = trials_of(kind, "float32" if kind in ("nf4", "mixed") else dtype)
+    for row in bugs_of(kind):
+        given = [answers_by(row, trial) for trial in trials]
+        wrong, named = name(suite_of(kind, trials).world(factors_of(trials, given)), given)
+        flags = [one.flag for one in named]
+        assert len(flags) == bool(wrong), (row.flag, flags)
+        twin = known(flags[0]) if flags else row
+        assert twin is row or ((twin.count, twin.flag) < (row.count, row.flag) and same(trials, row, twin)), row.flag
+
+
+@pytest.mark.parametrize(
+    ("shows", "where"),
+    [
+        (("y", "x", "lora_A", "lora_B"), ", in the output, dx, lora_A's gradient and lora_B's gradient alone"),
+        (("y",), ", in the output alone"),
+        (None, ", in all that is computed"),
+    ],
+)
+def test_where_a_bug_shows_is_told(shows, where):
+    bug = known("alpha-is-not-divided-by-the-rank")
+    (text,) = check(from_formulas("linear", bug.parts, shows=shows)).diagnoses
+    assert text == f"{bug.says}{where} (made in {bug.source})"
+
+
+@pytest.mark.parametrize(
+    ("parts", "flags"),
+    [
+        ({"dx_base": 0.0, "s_in_dB": lambda s: 1.0}, ["dx-lacks-dy-w", "lora-b-gradient-lacks-the-scaling-alpha-r"]),
+        ({"dx_base": 0.0, "scaling": SCALINGS["alpha"]}, ["alpha-is-not-divided-by-the-rank", "dx-lacks-dy-w"]),
+    ],
+)
+def test_two_bugs_are_both_named(parts, flags):
+    assert [one.flag for one in check(from_formulas("linear", parts)).found] == flags
+
+
+@pytest.mark.parametrize(
+    ("parts", "shows", "flag"),
+    [
+        ({"bias": lambda b, G: 0 * b}, ("y",), "the-output-lacks-the-bias"),
+        ({"dx_base": 0.0}, ("x",), "dx-lacks-dy-w"),
+    ],
+)
+def test_two_bugs_in_one_number_are_named_together(parts, shows, flag):
+    both = from_formulas("linear", parts | {"scaling": SCALINGS["alpha"]}, shows=shows)
+    (one,) = check(both).found
+    assert one.flag == f"alpha-is-not-divided-by-the-rank+{flag}"
+    assert known(flag).source in one.source
+    assert "+" not in "".join(
+        one.flag for one in check(both, dtype="bfloat16").found
+    )  # there two of many fit by chance
+
+
+@pytest.mark.parametrize("flag", ["slots-of-one-width-are-exchanged", "the-last-slots-update-is-left-out"])
+def test_a_bug_under_a_condition_is_named_where_it_is_made(flag):
+    bug = known(flag)
+    wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
+    (one,) = report_of("fused", wrong).found
+    made = [i for i, problem in enumerate(KINDS["fused"].problems) if len(problem.widths) == 3]
+    assert one.says.endswith(f" problems, those of three slots: {bug}, in all that is computed")
+    assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
+
+
+# --- a scaling that no row has --------------------------------------------------------------------
+
+FIRST = "1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+
+
+def scaled(scaling, **more):
+    return from_formulas("linear", {"scaling": scaling, **more})
+
+
+def test_a_scaling_may_be_declared():
+    plain = scaled(SCALINGS["alpha"])
+    assert not check(plain).passed
+    plain.scaling = "alpha"
+    assert check(plain).passed
+    wrong = check(scaled(lambda alpha, r: alpha / (r + 0.5)))
+    assert wrong.claims["scaling"].startswith(
+        "the update is multiplied by 1.2, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3;"
+    )
+    (one,) = wrong.found
+    assert one.flag == "another-scaling"
+    assert one.says.startswith(f"the update has another scaling: {FIRST}")
+    assert one.says.endswith(", in all that is computed")
+    assert "; it is" not in one.says
+
+
+def test_another_scaling_is_told_beside_the_declared_one():
+    report = report_of("rslora", from_formulas("rslora", {"scaling": lambda alpha, r: alpha / (r + 0.5)}))
+    assert report.claims["scaling"].startswith("the update is multiplied by 1.2, expected 2.12132 (")
+
+
+def test_another_scaling_is_told_where_it_is_another():
+    def forward(x, weight, bias, *arrays):
+        return x @ weight.T if bias is None else LINEAR["forward"](x, weight, bias, *arrays)
+
+    (text,) = check(SimpleNamespace(forward=forward)).diagnoses
+    says = "the update has another scaling, where there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+    assert text.startswith(says)
+
+
+HOW = {
+    "it is 1.25 times the right one": lambda alpha, r: 1.25 * alpha / r,
+    "it is -1 times the right one": lambda alpha, r: -alpha / r,
+    "it is the right one rounded to float16": lambda alpha, r: float(np.float16(alpha / r)),
+    "it is the right one in single precision": lambda alpha, r: float(np.float32(1) / np.float32(r)) * alpha,
+    "it is that of the first problem everywhere (is something kept between calls?)": lambda alpha, r: 1.5,
+}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_how_another_scaling_comes_from_the_right_one_is_told(how):
+    (text,) = check(scaled(HOW[how])).diagnoses
+    assert text.startswith("the update has another scaling: ")
+    assert text.endswith(f"; {how}, in all that is computed")
+
+
+def test_scalings_that_are_nearly_right_are_shown_in_digits_that_differ():
+    (text,) = check(scaled(lambda alpha, r: float(np.float32(alpha / r)))).diagnoses
+    pairs = re.findall(r"([\d.e-]+) at in=.*?, expected ([\d.e-]+)", text)
+    assert pairs
+    assert all(value != expected for value, expected in pairs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_scaling_is_measured_in_lower_precision_too(dtype):
+    (one,) = check(scaled(lambda alpha, r: alpha / (r + 0.5)), dtype=dtype).found
+    assert one.flag == "another-scaling"
+
+
+def test_a_scaling_beside_another_bug_is_named_with_it():
+    found = check(scaled(lambda alpha, r: alpha / (r + 0.5), dx_base=0.0)).found
+    assert [one.flag for one in found] == ["another-scaling", "dx-lacks-dy-w"]
