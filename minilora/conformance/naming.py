@@ -299,7 +299,7 @@ class _Search:
         if named.explains == named.affects:
             offered = {key for i in at for key in self.given[i]}
             return ", in all that is computed" if named.affects == offered and len(offered) > 1 else ""
-        return f", in {listed([self.world.words[key] for key in self._in_order(named.explains)])} alone"
+        return f", in {enumerated([self.world.words[key] for key in self._in_order(named.explains)])} alone"
 
     def _in_order(self, keys: Iterable[str]) -> list[str]:
         """Return answers in the order of a report, or in that of the alphabet where it has none."""
@@ -313,6 +313,6 @@ def _with_those_on_top(chosen: Sequence[Named]) -> Named:
     return replace(first, where="") if covered and first.affects <= covered | first.explains else first
 
 
-def listed(names: Sequence[str]) -> str:
+def enumerated(names: Sequence[str]) -> str:
     """Return names as a sentence has them."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

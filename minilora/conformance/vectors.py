@@ -37,7 +37,7 @@ from ..files.tensors import TensorFile
 from .checking.claims import adam_verdict, diagnosed
 from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
-from .naming import listed
+from .naming import enumerated
 from .problems.bugs import BUGS, Bug, bugs_of
 from .problems.formulas import adam_follows, adam_problem
 from .problems.kind import FACTORS
@@ -326,7 +326,7 @@ def _in_one(results: Path, reports: Sequence[KindReport]) -> VectorsReport:
             ids = tuple(f"{report.dtype}/{id}" for id in diagnosis.cases)
             said.setdefault(diagnosis.says, {})[report.dtype] = replace(diagnosis, cases=ids)
     for says, of in said.items():
-        where = "" if len(of) == len(reports) else f"{listed(list(of))}: "
+        where = "" if len(of) == len(reports) else f"{enumerated(list(of))}: "
         ids = tuple(id for diagnosis in of.values() for id in diagnosis.cases)
         whole.found.append(replace(next(iter(of.values())), says=f"{where}{says}", cases=ids))
     whole.cases = cases
@@ -410,7 +410,7 @@ def _judge_kind(report: KindReport, asked: Sequence[Asked], count: int) -> None:
 
     def lacking(missing: Sequence[str]) -> str:
         names = [name for name, of in NAMES.items() if of in missing]
-        return f"no file has {listed(names)}; there are {', '.join(sorted(written))}"
+        return f"no file has {enumerated(names)}; there are {', '.join(sorted(written))}"
 
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
     given = [one.reply | dict.fromkeys(key for key in owed if key in one.trial.right) for one in asked]

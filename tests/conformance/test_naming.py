@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minilora.conformance.naming import MEASURED, Named, World, Wrong, explanations, factor, listed, name, off
+from minilora.conformance.naming import MEASURED, Named, World, Wrong, enumerated, explanations, factor, name, off
 
 NUMBERS = np.arange(1.0, 61.0)
 
@@ -266,4 +266,4 @@ def test_a_row_says_where_it_was_made():
 
 @pytest.mark.parametrize(("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
 def test_names_are_listed_as_a_sentence_has_them(names, text):
-    assert not names or listed(names) == text
+    assert not names or enumerated(names) == text

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import listed
+from ..naming import enumerated
 from ..problems.formulas import QUANTITIES, Formulas
 from ..problems.kind import FACTORS, Kind
 from ..problems.kinds import KINDS
@@ -144,7 +144,7 @@ def _owed(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, None]:
 def _lacking(watch: Watch, missing: Sequence[str]) -> str:
     """Say what a backward never returns."""
     got = f"it returns those of {', '.join(watch.returned)}" if watch.returned else "it returns none"
-    return f"backward returns no gradient of {listed(missing)}; {got}"
+    return f"backward returns no gradient of {enumerated(missing)}; {got}"
 
 
 def _raised(watch: Watch, problems: Sequence[Problem]) -> dict[str, str]:
@@ -223,5 +223,5 @@ def _instead(watch: Watch, trial: Trial, dtype: str) -> str:
             if np.shape(y) == trial.right["y"].shape:
                 instead = [f'dtype = "{other}"'] if other != dtype else []
                 instead += [f'orientation = "{ORIENTATIONS[quiet.transposed]}"'] if turned else []
-                return f"; it answers with {listed(instead)}"
+                return f"; it answers with {enumerated(instead)}"
     return ""

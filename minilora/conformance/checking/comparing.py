@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import listed, name
+from ..naming import enumerated, name
 from ..problems.formulas import QUANTITIES
 from ..problems.kind import Kind
 from ..problems.problem import Problem
 from ..problems.tolerance import UNIT, Trial
 from ..report import Diagnosis
-from .describing import EVERY_ENTRY, SINGLE, describe, is_single, wrong_array
+from .describing import EVERY_ENTRY, SINGLE, describe_wrong, is_single, wrong_array
 from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcome
-from .suite import NAMES, Factors, factors_of, scaling_of, suite_of, told_apart
+from .suite import NAMES, Factors, in_digits_that_differ, measured_scalings, scaling_of, suite_of
 
 Given = Mapping[str, Any]
 """Answers to a problem; None for a gradient that is owed and was not returned."""
@@ -30,7 +30,7 @@ Failed = Mapping[str, Mapping[Problem, str]]
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Compared:
     """What has become of answers to the problems of a kind."""
 
     cases: list[ClaimOutcome]
@@ -61,9 +61,9 @@ class Answered:
         return id_of(self.called or self.kind.name, claim, self.numbers[i] if self.numbers else i)
 
 
-def judge_numbers(asked: Answered) -> Numbers:
+def judge_numbers(asked: Answered) -> Compared:
     """Compare answers with the right ones."""
-    factors, claims = factors_of(asked.trials, asked.given), asked.kind.of_problems
+    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
     cases = [outcome(asked.id_of(claim, i), claim, str(trial.problem), verdicts[claim][i])
@@ -73,7 +73,7 @@ def judge_numbers(asked: Answered) -> Numbers:
              for key in QUANTITIES}  # fmt: skip
     errors = {key: max(_error(*pair) for pair in pairs) for key, pairs in given.items() if pairs}
     failing = {case.id for case in cases if case.failed}
-    return Numbers(cases, of_all, list(_diagnoses(asked, factors, failing)), errors)
+    return Compared(cases, of_all, list(_diagnoses(asked, factors, failing)), errors)
 
 
 def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: Factors) -> str:
@@ -86,7 +86,7 @@ def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: F
     wrong = [key for key in keys if reply.get(key) is not None and not trial.agrees(key, reply[key])]
     texts = [f"{QUANTITIES[key]} {wrong_array(key, reply[key], trial)}" for key in wrong]
     if missing := [key for key in keys if reply.get(key, ...) is None]:
-        texts.append(f"there is no gradient of {listed(missing)}")
+        texts.append(f"there is no gradient of {enumerated(missing)}")
     return "; ".join(texts) or ("ok" if {*keys} & reply.keys() else NOT_OFFERED)
 
 
@@ -102,7 +102,7 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
         return "ok" if single else CANNOT_BE_TOLD
     if not measured.is_other(declared):
         return "ok"
-    got, expected = told_apart(measured.value, declared)
+    got, expected = in_digits_that_differ(measured.value, declared)
     return f"the update is multiplied by {got}, expected {expected}"
 
 
@@ -134,9 +134,11 @@ def _diagnoses(asked: Answered, factors: Factors, failing: set[str]) -> Iterable
     owed = {key: [array is None for _, array in answered[key]] for key in rest}
     arrays = [key for key in rest if not any(owed[key])]
     single = [key for key in arrays if is_single(key, answered[key])]
-    texts: dict[tuple[str, ...], str] = {(key,): describe(key, answered[key]) for key in arrays if key not in single}
+    texts: dict[tuple[str, ...], str] = {
+        (key,): describe_wrong(key, answered[key]) for key in arrays if key not in single
+    }
     if single:
-        texts[tuple(single)] = f"{listed([NAMES[key] for key in single])}: {SINGLE}"
+        texts[tuple(single)] = f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"
     if missing := [key for key in rest if all(owed[key])]:
         texts[tuple(missing)] = asked.lacking(missing)
     texts |= {(key,): _at_times(key, answered[key]) for key in rest if any(owed[key]) and not all(owed[key])}

@@ -31,7 +31,7 @@ Seen = tuple[int, str]
 """Which of the problems shows it, and what is seen."""
 
 
-def describe(key: str, answered: Pairs) -> str:
+def describe_wrong(key: str, answered: Pairs) -> str:
     """Say what is wrong with an answer, by all problems to which it was given."""
     failed = [(trial, array) for trial, array in answered if not trial.agrees(key, array)]
     if is_single(key, answered):

@@ -42,7 +42,7 @@ class Suite:
         self.precise = trials[0].unit <= UNIT["float32"]  # in half precision a few numbers can agree by chance
         self.kept: dict[Any, Any] = {}
         self.scaling = trials[0].formulas.scaling
-        self.latest: tuple[Any, Any, Arrays, Arrays] = (None, None, {}, {})  # answers by parts, and their sizes
+        self.latest: tuple[Any, Any, Arrays] = (None, None, {})  # the sizes that were asked for last
 
     def world(self, factors: Factors) -> World:
         """Return the world in which answers are named, beside the factors that were measured in them."""
@@ -60,22 +60,15 @@ class Suite:
 
     def answers(self, problem: Problem, parts: Parts) -> Mapping[str, Any]:
         """Return the answers to a problem; what parts leave out is None."""
-        right = self.trials[problem].right
-        found = self._by(problem, parts)[0] if parts else right
-        return {key: found.get(key) for key in right}
+        trial = self.trials[problem]
+        found = trial.answer(**parts) if parts else trial.right
+        return {key: found.get(key) for key in trial.right}
 
     def allowed(self, problem: Problem, key: str, parts: Parts) -> np.ndarray:
-        """Return how far each entry of an answer may be off by rounding, its own included."""
-        trial = self.trials[problem]
-        answers, sizes = self._by(problem, parts) if parts else (trial.right, trial.sizes)
-        return allowed_by(trial, np.maximum(sizes[key], np.abs(answers.get(key, 0.0))))
-
-    def _by(self, problem: Problem, parts: Parts) -> tuple[Arrays, Arrays]:
-        """Return the answers by parts and their sizes, which are asked for one after another."""
+        """Return how far each entry of an answer may be off by rounding."""
         if self.latest[0] is not problem or self.latest[1] is not parts:
-            trial = self.trials[problem]
-            self.latest = (problem, parts, trial.answer(**parts), trial.size(**parts))
-        return self.latest[2:]
+            self.latest = (problem, parts, self.trials[problem].size(**parts))
+        return allowed_by(self.trials[problem], self.latest[2][key])
 
 
 @cache
@@ -92,7 +85,7 @@ def allowed_by(trial: Trial, size: np.ndarray) -> np.ndarray:
 # --- a scaling that was measured ------------------------------------------------------------------
 
 
-def factors_of(trials: Sequence[Trial], replies: Sequence[Mapping[str, Any]]) -> dict[Problem, Factor]:
+def measured_scalings(trials: Sequence[Trial], replies: Sequence[Mapping[str, Any]]) -> dict[Problem, Factor]:
     """Measure the factor of the update in each output; empty where an output is not the base plus a factor times it."""
     factors: dict[Problem, Factor] = {}
     for trial, reply in zip(trials, replies, strict=True):
@@ -151,12 +144,12 @@ def scaling_of(trial: Trial) -> float:
 
 def _case(problem: Problem, value: float, expected: float) -> str:
     """Say which scaling was measured at a problem, and which was expected."""
-    got, right = told_apart(value, expected)
+    got, right = in_digits_that_differ(value, expected)
     sizes = f"in={problem.in_features} out={problem.out_features} r={problem.rank} alpha={problem.alpha:g}"
     return f"{got} at {sizes}, expected {right}"
 
 
-def told_apart(value: float, expected: float) -> tuple[str, str]:
+def in_digits_that_differ(value: float, expected: float) -> tuple[str, str]:
     """Return two numbers with six digits, or with the fewest at which they differ."""
     for digits in range(6, 17):
         got, right = f"{value:.{digits}g}", f"{expected:.{digits}g}"
