@@ -54,28 +54,8 @@ NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude",
 """The answers in a file, and in a report."""
 GRADIENTS = {"dx", "dA", "dB", "dm"}
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
-HOW = (
-    "Each case is a safetensors file: a problem, its answers, and their sizes.",
-    "x, dy, weight, bias, lora_A, lora_B, magnitude, mask and alpha are the problem; without a bias there is no tensor"
-    " bias. In the adapter's path alone, x is multiplied with mask.",
-    "Of the kind nf4, packed and absmax stand for the weight, in blocks of 64; where there are nested_absmax, in blocks"
-    " of 256, and mean, absmax are codes too. Products are taken in float32.",
-    "y is the output; dx, dA, dB and dm are the gradients at x, lora_A, lora_B and magnitude for the gradient dy at y;"
-    " merged is the weight with the update folded in.",
-    "An answer is right where |found - answer| <= tolerance * size, with the tolerance of the case's dtype.",
-    "Of the kind fused, the outputs are slots of these widths. lora_A.0, lora_B.0, dA.0 and dB.0 are the first slot's,"
-    " and alpha has an entry for each slot; a slot without lora_A has no adapter.",
-    "Of the kind experts, weight is (E, out, in) and expert_ids has the expert of each row. Expert e has the rows"
-    " e r ... e r + r - 1 of lora_A (E r, in), and of lora_B (out, r E) the columns e, E + e, 2 E + e, ...; alpha is"
-    " divided by r. An expert without a row has gradients of zero.",
-    "Numbers of bfloat16 lie in the files as float32, which holds them exactly: most readers have no bfloat16.",
-    "Of the kind mixed, x, dy, weight and bias are numbers of bfloat16, lora_A and lora_B of float32; what of an answer"
-    " may be rounded to bfloat16 is in its size.",
-    "An answer may lie in float64, float32, float16 or bfloat16.",
-    "Write your answers under the same names into a file of the same name in a folder of your own. Leave out what you"
-    " do not have. `minilora vectors THIS --compare YOURS` says what is wrong.",
-    "A case's flags are the known bugs that it catches.",
-)
+HOW = Path(__file__).with_suffix(".txt")
+"""What the index says about the files, a line each."""
 
 
 class OneOrder(np.ndarray):
@@ -215,7 +195,7 @@ def _index(vectors: Sequence[Vector | AdamVector]) -> dict[str, Any]:
     }
     return {
         "minilora": __version__,
-        "how": list(HOW),
+        "how": HOW.read_text("utf-8").splitlines(),
         "tolerance": {dtype: TOLERANCE * UNIT[dtype] for dtype in DTYPES},
         "tolerance of adam, without a size": ADAM_TOLERANCE,
         "cases": cases,
@@ -284,8 +264,6 @@ def compare(folder: Path, results: Path) -> VectorsReport:
     """
     held = read_json(folder / INDEX, VectorIndex)
     files = [case.file for case in held.cases]
-    if not results.is_dir():
-        raise CannotRun(f"{str(results)!r} is no folder, expected that of a program's answers")
     if results.resolve() == folder.resolve():
         raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
     answered = [file for file in files if (results / file).exists()]

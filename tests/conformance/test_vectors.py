@@ -187,6 +187,7 @@ def test_the_index_has_a_line_for_each_thing(folder):
         things += [f"{json.dumps(key)}: {json.dumps(of)}" for key, of in pairs]
         things += map(json.dumps, value if isinstance(value, list) else ())
     assert [line.strip().rstrip(",") for line in text.splitlines() if line.startswith("  ")] == things
+    assert text.endswith("\n }\n}\n")
 
 
 @pytest.mark.long
@@ -438,7 +439,7 @@ def test_the_vectors_are_no_answers_under_any_spelling(folder, tmp_path):
         (folder.parent / "nowhere").mkdir(exist_ok=True)
         with pytest.raises(CannotRun, match="has the vectors, expected a folder with what a program answered"):
             vectors.compare(folder, name)
-    with pytest.raises(CannotRun, match="none' is no folder, expected that of a program's answers"):
+    with pytest.raises(CannotRun, match="none' has no file of answers, expected names such as 'linear-0-float64"):
         vectors.compare(folder, tmp_path / "none")
 
 
