@@ -7,7 +7,6 @@ wrong, and with 2 where nothing could be judged.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -341,11 +340,6 @@ def run(options: argparse.Namespace) -> int:
     return report.status
 
 
-def add_json(parser: argparse.ArgumentParser, help: str) -> None:
-    """Add ``--json``."""
-    parser.add_argument("--json", type=path, metavar="FILE", help=help)
-
-
 def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the folder that is written, and ``--compare``."""
     parser.add_argument(
@@ -370,12 +364,3 @@ def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:
     """Return the files that ``--compare`` reads: of a folder with right answers all, and of the results the tensors."""
     what = "a file of what is compared"
     return [*files(what, options.folder, pattern="**/*"), *files(what, options.compare, pattern="*.safetensors")]
-
-
-def write_json(file: Path | None, report: dict[str, Any]) -> None:
-    """Write a report to the file of ``--json``, whole or not at all."""
-    from ..files.disk import written_whole
-
-    if file is not None:
-        with written_whole(file) as opened:
-            opened.write((json.dumps(report, indent=1) + "\n").encode())

@@ -207,18 +207,15 @@ class Report:
         return "\n".join(printable(line, MOST_LETTERS) for line in lines)  # a name in a file can hold anything
 
     def _told(self) -> Iterator[str]:
-        """Yield what the first line does not say of the diagnoses."""
+        """Yield a line for each diagnosis; of that in the first line, what is not said there."""
         first, wrong = self.first_line, sum(case.state == "wrong" for case in self.every_case())
         for diagnosis in self.every_diagnosis():
-            explained = len(diagnosis.cases)
+            flag, explained = f" [{diagnosis.flag}]" if diagnosis.flag else "", len(diagnosis.cases)
             more = [f"explains {explained} of {wrong} wrong cases"] if 0 < explained < wrong else []
             more += ["known"] if self._is_known(diagnosis) else []
-            if diagnosis.says not in first:
-                flag = f" [{diagnosis.flag}]" if diagnosis.flag else ""
+            if diagnosis.says not in first or flag not in first:
                 yield f"  {diagnosis}{flag}" + (f" ({', '.join(more)})" if more else "")
-            elif str(diagnosis) not in first:
-                yield f"  {', '.join([f'made in {diagnosis.source}', *more])}"
-            elif more:
+            elif more := [*([f"made in {diagnosis.source}"] if str(diagnosis) not in first else []), *more]:
                 yield f"  {', '.join(more)}"
 
     def own_lines(self, *, all: bool) -> list[str]:
