@@ -308,7 +308,7 @@ SAVED = re.compile(r"(?P<path>.+?)(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]
 TOKENS = "trainable_tokens"
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8.0
 """PEFT's own, where the configuration has none."""
-BARE = re.compile(rf"(?:{re.escape(PREFIX)})*")
+PREFIXES = re.compile(rf"^(?:{re.escape(PREFIX)})*")
 MISNAMED: tuple[tuple[str, Callable[[str, re.Match[str] | None], Any], str], ...] = (
     ("prefix-missing", lambda key, _: not key.startswith(PREFIX),
      "{count} without the prefix {prefix!r}, which PEFT passes over without an error{wrapped}: {names}"),
@@ -327,7 +327,7 @@ WITH_CONFIG = ("prefix-missing", "weight-missing")
 
 def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, config_path: Path) -> AdapterFile:
     """Return the adapter in a file with PEFT's names."""
-    matches = {key: KEY.fullmatch(BARE.sub("", key, count=1)) for key in tensors.shapes}
+    matches = {key: KEY.fullmatch(PREFIXES.sub("", key)) for key in tensors.shapes}
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
     copies: dict[str, str] = {}
@@ -368,7 +368,7 @@ def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, c
 
 def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
     """Put a tensor that is no factor where it belongs; return whether it belongs anywhere."""
-    bare = BARE.sub("", key, count=1)
+    bare = PREFIXES.sub("", key)
     if TOKENS in bare or bare.endswith("token_adapter.base_layer.weight"):
         saved[bare] = key
         return True
