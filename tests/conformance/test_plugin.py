@@ -56,7 +56,7 @@ def became(done):
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        (["--lora", "my_lora"], 1, "my_lora: WRONG: the output, at rank 1, is off by 1 "),
+        (["--lora", "my_lora"], 1, "my_lora: WRONG: the output, where r is 1, is off by 1 "),
         (["--lora", "my_lora:right"], 0, "my_lora:right: passed: "),
         (["--lora", "my_lora.py:right"], 0, "my_lora.py:right: passed: "),
         (["--lora", "my_lora:of_two_kinds"], 1, "my_lora:of_two_kinds: WRONG: rslora: rsLoRA's root is ignored"),
@@ -90,13 +90,13 @@ def test_each_claim_and_problem_is_a_test_by_its_id(run, monkeypatch):
     assert found["linear-0-forward"] == "PASSED"
     assert done.parseoutcomes() == {"failed": 1, "passed": 29, "skipped": 40}
     (line,) = [line for line in done.outlines if line.startswith("::error")]
-    assert line.startswith("::error title=minilora conformance::my_lora: the output, at rank 1, is off by 1 ")
+    assert line.startswith("::error title=minilora conformance::my_lora: the output, where r is 1, is off by 1 ")
 
 
 @pytest.mark.parametrize(
     ("xfails", "outcomes", "said"),
     [
-        ("", {"failed": 1, "passed": 29, "skipped": 40}, "the output, at rank 1, is off by 1 "),
+        ("", {"failed": 1, "passed": 29, "skipped": 40}, "the output, where r is 1, is off by 1 "),
         (", xfails='known.txt'", {"xfailed": 1, "passed": 29, "skipped": 40},
          "rank 1: our issue 12: the output is off"),
         (f", xfails={{'{ID}': 'a', 'linear-0-merge': 'b'}}", {"failed": 1, "xfailed": 1, "passed": 29, "skipped": 39},
