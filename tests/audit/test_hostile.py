@@ -26,6 +26,7 @@ SHAPES = [
 NAMES = [
     lambda n: f"{n}.x", lambda n: n.replace("weight", "bias"), lambda n: n.replace("lora_A", "lora_magnitude_vector"),
     lambda n: f".{n}", lambda n: n.replace("lora_A.weight", "base_layer.weight"), lambda n: n.replace(".weight", ""),
+    lambda n: n.replace("proj", "{names}"), lambda n: n.replace("lora_A", "{").replace("lora_B", "}"),
 ]  # fmt: skip
 
 
@@ -64,6 +65,12 @@ def test_a_model_with_an_axis_of_0_does_not_fit(tmp_path, shape):
     base = written(tmp_path / "m", {f"{path}.weight": np.ones(shape, "f4") for path in paths("q_proj")})
     report = looked_at(peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), base, merge=True)
     assert [finding.code for finding in report.of("wrong")] == ["shape-differs"]
+
+
+def test_names_with_braces_are_named_as_they_are(tmp_path):
+    tensors = {name.replace("q_proj", "{names}{0}"): array for name, array in factors(paths("q_proj")).items()}
+    report = looked_at(peft(tmp_path / "a", tensors, config("q_{x}")), model(tmp_path / "m"))
+    assert "['q_{x}']) does not name: 'model.layers.0.self_attn.{names}{0}'" in str(report)
 
 
 def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
