@@ -80,7 +80,6 @@ class Named:
     where: str = ""  # in which answers they show, where they could show in others too
     when: str = ""  # on which cases, where not on all
     cases: tuple[int, ...] = ()  # the numbers of the cases on which these answers are wrong
-    off: float = 0.0  # how far the answers are from theirs, in units of what is allowed: the root of the mean square
 
     @property
     def says(self) -> str:
@@ -164,15 +163,6 @@ def name(world: World, given: Sequence[Answers]) -> tuple[frozenset[str], list[N
     return frozenset(wrong), named
 
 
-def explanations(world: World, given: Sequence[Answers]) -> list[Named]:
-    """Return all that explains something alone, in the order of which one is named, with how far off it is."""
-    search = _Search(world, given)
-    rest = set().union(*search.wrong)
-    rows = [*world.table, *search.measured]
-    fits = [fit for row in rows if (fit := search.explained((row,), (), rest, search.every))]
-    return sorted((replace(fit, off=search.typically_off(fit)) for fit in fits), key=lambda fit: fit.order)
-
-
 def _rest(wrong: set[str], named: Sequence[Named]) -> set[str]:
     return wrong.difference(*(one.explains for one in named))
 
@@ -202,25 +192,15 @@ class _Search:
             kept[i, wrongs] = answers, at_most, {}
         return kept[i, wrongs]  # type: ignore[no-any-return]
 
-    def distances(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> np.ndarray:
-        """Return how far each entry of an answer is off what rows give, in units of what is allowed."""
+    def fits(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> bool:
+        """Return whether an answer is what rows give, up to rounding."""
         answers, parts, allowed = self.predicted(i, wrongs)
         if key not in allowed:
             allowed[key] = self.world.allowed(self.world.cases[i], key, parts)
-        return _distances(found, answers[key], allowed[key])
-
-    def fits(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> bool:
-        """Return whether an answer is what rows give, up to rounding."""
-        distances = self.distances(i, key, wrongs, found)
+        distances = _distances(found, answers[key], allowed[key])
         ties, beyond = max((row.ties for row in wrongs), default=0.0), distances > 1
         few = beyond.sum() <= max(1, distances.size // 50)
         return not beyond.any() or bool(ties and few and (distances <= ties).all())
-
-    def typically_off(self, named: Named) -> float:
-        """Return the root of the mean square by which answers are off what explains them."""
-        squares = [self.distances(i, key, named.wrongs, self.given[i][key]).ravel() ** 2
-                   for i in self.every for key in named.explains & self.given[i].keys()]  # fmt: skip
-        return float(np.sqrt(np.concatenate(squares).mean()))
 
     def explained(
         self, wrongs: tuple[Wrong, ...], below: tuple[Wrong, ...], rest: set[str], at: Iterable[int]

@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minilora.conformance.naming import MEASURED, Named, World, Wrong, enumerated, explanations, factor, name, off
+from minilora.conformance.naming import MEASURED, Named, World, Wrong, enumerated, factor, name, off
 
 NUMBERS = np.arange(1.0, 61.0)
 
@@ -185,14 +185,6 @@ def test_what_is_allowed_follows_the_parts_at_their_largest():
     for largest, flags in ((None, ["b"]), (lambda case: {"b": 3.0}, [])):
         here = World((1.0, 2.0, 3.0), answers, allowed, [replace(B, largest=largest)])
         assert [named.flag for named in name(here, wrong)[1]] == flags
-
-
-def test_all_that_explains_something_is_listed_with_how_far_off_it_is():
-    near = row("near", {"a": NUMBERS + 1 + 2e-10})
-    first, second = explanations(world(near, A, B, cases=(1.0,)), given(A.parts, cases=(1.0,)))
-    assert (first.flag, second.flag) == ("a", "near")
-    assert first.off == 0
-    assert second.off == pytest.approx(np.sqrt((0.2**2 + 0.4**2) / 2), rel=1e-4)
 
 
 def test_rows_of_other_answers_are_not_computed():
