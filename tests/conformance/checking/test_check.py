@@ -8,8 +8,10 @@ import pytest
 
 from minilora.conformance import CannotRun, check
 from minilora.conformance.checking.claims import EDGES
-from minilora.conformance.checking.kindreport import NOT_FAILED, REFUSED
+from minilora.conformance.checking.contract import ids
+from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD, NOT_FAILED, REFUSED
 from minilora.conformance.problems import Problem
+from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.kinds import DECLARED, KINDS
 from minilora.conformance.problems.plain import DoRAProblem
@@ -53,15 +55,6 @@ def test_doras_norm_may_pass_the_gradient_if_declared():
     assert report.kinds["dora"].diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
 
 
-def test_what_is_missing_is_not_offered_and_not_failed():
-    report = check(SimpleNamespace(forward=LINEAR["forward"]))
-    assert report.passed
-    assert {claim for claim, verdict in report.claims.items() if verdict == "ok"} == {
-        "forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"
-    }  # fmt: skip
-    assert {report.claims[c] for c in ("slope", "merge", "start", "adam", "frozen base")} == {"not offered"}
-
-
 @pytest.mark.parametrize("problem", [DoRAProblem(3, 4, 1, 2), DoRAProblem(3, 1, 4, 2)], ids=["one output", "one input"])
 def test_doras_formulas_hold_at_a_width_of_one(problem):
     """There the shape of a norm does not say which axis it was taken along."""
@@ -89,16 +82,6 @@ def test_what_is_left_over_after_a_block_is_missed(axis, block):
     assert text.endswith("(N=67 in=130 out=69 r=17 alpha=24)")
 
 
-def test_a_wrong_number_that_nobody_knows_is_described():
-    def forward(x, *arrays):
-        return 1.25 * LINEAR["forward"](x, *arrays)
-
-    (text,) = check(implementation(forward=forward)).diagnoses
-    assert text.startswith("the output is off by ")
-    assert "every entry is off by the factor 1.25" in text
-    assert text.endswith("(N=7 in=5 out=3 r=2 alpha=3)")
-
-
 @pytest.mark.parametrize("size", [1e-12, 1e-9])
 def test_an_error_of_a_billionth_fails_in_float64(size):
     def backward(dy, x, *arrays):
@@ -106,16 +89,6 @@ def test_an_error_of_a_billionth_fails_in_float64(size):
         return {**grads, "lora_A": grads["lora_A"] + size}
 
     assert not check(implementation(backward=backward)).passed
-
-
-def test_single_precision_inside_double_is_named():
-    def forward(x, *arrays):
-        single = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in (x, *arrays)]
-        return LINEAR["forward"](*single).astype(np.float64)
-
-    (text,) = check(implementation(forward=forward)).diagnoses
-    assert text.startswith("the output: right to float32 only: computed, or kept, in single precision")
-    assert check(implementation(forward=forward), dtype="float32").passed
 
 
 def test_a_right_layer_with_other_sums_passes_at_4096():
@@ -209,16 +182,6 @@ def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_f
     assert not report_of(kind, mine).passed
 
 
-def test_a_gradient_of_lower_precision_than_its_output_fails():
-    def backward(dy, x, *arrays):
-        grads = LINEAR["backward"](dy, x, *arrays)
-        return {**grads, "lora_A": grads["lora_A"].astype(np.float32)}
-
-    report = check(implementation(backward=backward))
-    assert report.dtype == "float64"
-    assert report.diagnoses[0].startswith("lora_A's gradient: right to float32 only")
-
-
 def test_gradients_of_single_precision_alone_are_seen():
     """Keras keeps its factors in float32 beside a base in float64."""
 
@@ -234,20 +197,6 @@ def test_gradients_of_single_precision_alone_are_seen():
     report = check(SimpleNamespace(forward=forward, backward=single("backward")))
     assert report.passed, str(report)
     assert report.dtype == "float32"
-
-
-def test_what_the_last_forward_left_behind_is_no_argument():
-    left = []
-
-    def forward(x, *arrays):
-        left.append(x)
-        return LINEAR["forward"](x, *arrays)
-
-    def backward(dy, x, *arrays):
-        return LINEAR["backward"](dy, left[-1], *arrays)
-
-    (text,) = check(implementation(forward=forward, backward=backward)).diagnoses
-    assert text == "lora_A's gradient is another one the second time it is asked for: something is kept between calls"
 
 
 def test_what_is_not_finite_is_null_in_json():
@@ -278,32 +227,6 @@ def test_what_is_changed_is_told_first_and_other_claims_last():
     assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
 
 
-def test_a_gradient_in_the_place_of_another_is_told():
-    def backward(*arrays):
-        grads = LINEAR["backward"](*arrays)
-        return {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}
-
-    assert check(implementation(backward=backward)).diagnoses == [
-        "lora_B's gradient is where lora_A's gradient belongs",
-        "lora_A's gradient is where lora_B's gradient belongs",
-    ]
-
-
-def test_a_transposed_weight_is_told():
-    report = check(implementation(merge=lambda *arrays: LINEAR["merge"](*arrays).T))
-    assert report.claims["merge"] == "the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"
-
-
-def test_an_argument_that_is_changed_is_named():
-    def backward(dy, x, *arrays):
-        dy *= 2
-        return LINEAR["backward"](dy / 2, x, *arrays)
-
-    report = check(implementation(backward=backward))
-    assert report.claims["nothing is changed"] == "backward changes dy, which belongs to the caller"
-    assert report.diagnoses == ["backward changes dy, which belongs to the caller"]
-
-
 def test_without_a_forward_nothing_can_be_checked():
     with pytest.raises(CannotRun, match=r"thing has no function forward\(x, weight, bias, lora_A, lora_B, alpha\)"):
         check(SimpleNamespace(backward=LINEAR["backward"]), name="thing")
@@ -325,15 +248,6 @@ def test_what_is_declared_must_be_known(name, value, said):
         check(implementation(**{name: value}), name="thing")
 
 
-def test_a_gradient_that_is_not_returned_is_named():
-    def backward(*arrays):
-        return {name: grad for name, grad in LINEAR["backward"](*arrays).items() if name != "lora_A"}
-
-    report = check(implementation(backward=backward))
-    assert report.diagnoses == ["backward returns no gradient of lora_A; it returns those of x, lora_B"]
-    assert report.claims["slope"] == "there is no gradient of lora_A (N=7 in=5 out=3 r=2 alpha=3)"
-
-
 def test_an_error_is_the_largest_beside_the_largest_entry():
     """It grows with the rows, and the problem that has most is not the last."""
 
@@ -345,27 +259,6 @@ def test_an_error_is_the_largest_beside_the_largest_entry():
     errors = check(implementation(forward=forward)).errors
     assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in KINDS["linear"].problems), rel=1e-9)
     assert errors["merged"] < 1e-14
-
-
-def test_where_a_gradient_must_be_zero_it_says_nothing():
-    """Where lora_B is zero, so is lora_A's gradient, and twice that is right: it says nothing of the bias."""
-
-    def backward(dy, x, weight, bias, *arrays):
-        grads = LINEAR["backward"](dy, x, weight, bias, *arrays)
-        return grads if bias is None else {**grads, "lora_A": 2 * grads["lora_A"]}
-
-    (text,) = check(implementation(backward=backward)).diagnoses
-    assert text.startswith("lora_A's gradient, where there is a bias, is off by ")
-
-
-def test_an_exception_on_one_problem_is_a_broken_claim():
-    def forward(x, weight, bias, *arrays):
-        return LINEAR["forward"](x, weight, bias + 0, *arrays)
-
-    report = check(implementation(forward=forward))
-    assert not report.passed
-    assert report.claims["forward"].startswith("forward, where there is no bias, raises TypeError: ")
-    assert "no bias" in report.diagnoses[0]
 
 
 @pytest.mark.parametrize("function", ["backward", "merge", "init", "step"])
@@ -421,3 +314,197 @@ def test_every_problem_can_tell_a_scaling():
     for problem in (p for kind in DECLARED for p in KINDS[kind].problems if p.rank > 1):
         s = problem.alpha / problem.rank
         assert len({round(v, 9) for v in (s, 1.0, problem.alpha, 1 / s, s * s, 1 / problem.rank)}) >= 5
+
+
+# --- what fails, where, and what is said of it ----------------------------------------------------
+
+
+def numbers(has):
+    """The ids of the linear layer's problems that have something."""
+    return [f"linear-{number}" for number, problem in enumerate(KINDS["linear"].problems) if has(problem)]
+
+
+def every(problem):
+    return True
+
+
+def without_bias(problem):
+    return not problem.bias
+
+
+def at_rank_1(problem):
+    return problem.rank == 1
+
+
+def backward(change):
+    """A backward whose gradients are changed, by the gradients and all arguments."""
+    return {"backward": lambda *arrays: change(LINEAR["backward"](*arrays), *arrays)}
+
+
+def forward(change):
+    return {"forward": lambda x, *layer: change(LINEAR["forward"](x, *layer), x, *layer)}
+
+
+def single(x, *layer):
+    layer = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in layer]
+    return LINEAR["forward"](x.astype(np.float32), *layer).astype(np.float64)
+
+
+def changed(dy, x, *layer):
+    dy *= 2
+    return LINEAR["backward"](dy / 2, x, *layer)
+
+
+def kept():
+    left = []
+
+    def forward(x, *layer):
+        left.append(x)
+        return LINEAR["forward"](x, *layer)
+
+    return {"forward": forward, "backward": lambda dy, x, *layer: LINEAR["backward"](dy, left[-1], *layer)}
+
+
+def without(*names):
+    return lambda grads, *arrays: {name: grad for name, grad in grads.items() if name not in names}
+
+
+def noisy():
+    rng = np.random.default_rng(0)
+    return forward(lambda y, *layer: y + rng.standard_normal(y.shape))
+
+
+FAILS = {
+    "a wrong number at rank 1": (
+        forward(lambda y, x, weight, bias, A, *more: y + (len(A) == 1)),
+        {"forward": at_rank_1},
+        ["the output, where r is 1, is off by 1 at [0, 3]: "],
+    ),
+    "another scaling at rank 1": (
+        {"forward": lambda x, W, b, A, B, alpha: LINEAR["forward"](x, W, b, A, B, alpha * (1 + (len(A) == 1)))},
+        {"forward": at_rank_1, "scaling": at_rank_1},
+        ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output"],
+    ),
+    "an output without a scaling": (forward(lambda y, *layer: y + 1), {"forward": every}, ["the output is off by 1 at "]),
+    "a factor": (forward(lambda y, *layer: 1.25 * y), {"forward": every}, ["the output is off by "]),
+    "an error of a billionth": (
+        backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-9}),
+        {"slope": every},
+        ["lora_A's gradient is off by 1e-09 at "],
+    ),
+    "single precision": ({"forward": single}, {"forward": every}, ["the output: right to float32 only: computed"]),
+    "a gradient in single precision": (
+        backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"].astype(np.float32)}),
+        {"slope": lambda problem: not problem.start},
+        ["lora_A's gradient: right to float32 only"],
+    ),
+    "where a gradient must be zero it says nothing": (
+        backward(lambda grads, dy, x, W, b, *more: grads if b is None else {**grads, "lora_A": 2 * grads["lora_A"]}),
+        {"slope": lambda problem: problem.bias and not problem.start},
+        ["lora_A's gradient, where there is a bias, is off by "],
+    ),
+    "a transposed weight": (
+        {"merge": lambda *arrays: LINEAR["merge"](*arrays).T},
+        {"merge": every},
+        ["the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"],
+    ),
+    "gradients in the place of each other": (
+        backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}),
+        {"slope": every},
+        [f"lora_{one}'s gradient is where lora_{other}'s gradient belongs" for one, other in ("BA", "AB")],
+    ),
+    "a gradient that is not returned": (
+        backward(without("lora_A")),
+        {"slope": every},
+        ["backward returns no gradient of lora_A; it returns those of x, lora_B"],
+    ),
+    "no gradient of a factor": (
+        backward(without("lora_A", "lora_B")),
+        {"slope": every},
+        ["backward returns no gradient of lora_A and lora_B; it returns those of x"],
+    ),
+    "a gradient that is not returned without a bias": (
+        backward(lambda grads, dy, x, W, b, *more: grads if b is not None else without("lora_A")(grads)),
+        {"slope": without_bias},
+        ["backward returns no gradient of lora_A, where there is no bias, (N=4 in=3 out=6 r=4 alpha=10)"],
+    ),
+    "a backward that raises without a bias": (
+        {"backward": lambda dy, x, W, b, *more: LINEAR["backward"](dy, x, W, b + 0, *more)},
+        {"slope": without_bias},
+        ["backward, where there is no bias, raises TypeError: "],
+    ),
+    "a forward that raises without a bias": (
+        {"forward": lambda x, W, b, *more: LINEAR["forward"](x, W, b + 0, *more)},
+        {"forward": without_bias},
+        ["forward, where there is no bias, raises TypeError: "],
+    ),
+    "what is kept between calls": (
+        kept(),
+        {"slope": lambda problem: problem == KINDS["linear"].problems[0]},
+        ["lora_A's gradient is another one the second time it is asked for: something is kept between calls"],
+    ),
+    "dropout that is on": (
+        noisy(),
+        {"forward": every},
+        ["the output is another one at each call with the same arguments: is dropout on?", "the output is off by "],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", FAILS)
+def test_what_fails_fails_where_it_does_and_is_told_with_it(what):
+    functions, where, says = FAILS[what]
+    report = check(implementation(**functions))
+    failing = [case.id for case in report.cases if case.failed]
+    assert failing == sorted(
+        (f"{id}-{claim}" for claim, has in where.items() for id in numbers(has)),
+        key=lambda id: (int(id.split("-")[1]), list(KINDS["linear"].claims).index(id.split("-")[2])),
+    )
+    assert len(report.diagnoses) == len(says)
+    assert all(text.startswith(said) for text, said in zip(report.diagnoses, says, strict=True)), report.diagnoses
+    assert {id for one in report.found for id in one.cases} == set(failing)
+    assert {claim for claim, text in report.claims.items() if text not in (*NOT_FAILED, CANNOT_BE_TOLD)} == {*where}
+
+
+def test_an_argument_that_is_changed_is_named():
+    report = check(implementation(backward=changed))
+    assert report.claims["nothing is changed"] == "backward changes dy, which belongs to the caller"
+    assert report.diagnoses == ["backward changes dy, which belongs to the caller"]
+    assert report.found[0].cases == ("linear-nothing-is-changed",)
+
+
+def test_a_missing_dx_is_no_failure():
+    assert check(implementation(**backward(without("x")))).passed
+
+
+def test_what_is_not_offered_is_not_failed():
+    report = check(SimpleNamespace(forward=LINEAR["forward"]))
+    assert report.passed
+    offered = {case.claim for case in report.cases if case.verdict == "ok"}
+    assert offered == {"forward", "scaling", "nothing is changed", "memory order", "more axes", "no rows"}
+    assert {case.verdict for case in report.cases if case.claim not in offered} == {"not offered", "refused"}
+    assert {claim for claim, verdict in report.claims.items() if verdict == "ok"} == offered
+
+
+def test_a_scaling_cannot_be_told_of_an_output_that_is_wrong_otherwise():
+    report = check(SimpleNamespace(**forward(lambda y, *layer: y + 1)))
+    assert {case.verdict for case in report.cases if case.claim == "scaling"} == {CANNOT_BE_TOLD}
+    assert report.claims["scaling"] == CANNOT_BE_TOLD
+
+
+def test_a_flag_stands_beside_the_cases_that_it_explains():
+    bug = known("the-output-lacks-the-bias")
+    report = check(implementation(**forward(lambda y, x, W, b, *more: y if b is None else y - b)))
+    assert {case.id for case in report.cases if case.flags == (bug.flag,)} == {
+        f"{id}-forward" for id in numbers(lambda problem: problem.bias)
+    }
+    assert report.found[0].flag == bug.flag
+
+
+def test_the_ids_are_known_before_the_check():
+    ours = with_kinds(**OURS)
+    found = ids(ours)
+    assert [case.id for case in check(ours).every_case()] == found
+    assert len(set(found)) == len(found)
+    assert found[:5] == ["linear-0-forward", "linear-0-scaling", "linear-0-slope", "linear-0-merge", "linear-1-forward"]
+    assert {"conv2d-6-merge", "conv2d-merged-and-back", "dora-row-of-zeros", "combine-12-svd"} <= set(found)
