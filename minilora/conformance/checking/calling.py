@@ -176,7 +176,7 @@ def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
 def _changed(lent: Arrays, copies: Arrays) -> str:
     """Return the name of an array that is not what it was."""
     for name, copy in copies.items():
-        if lent[name].shape != copy.shape or not np.array_equal(lent[name], copy, equal_nan=True):
+        if lent[name].shape != copy.shape or not np.array_equal(lent[name], copy):
             return name
     return ""
 
