@@ -17,7 +17,7 @@ import numpy as np
 
 from ...checks import FileRefused, short
 from ...files.disk import member
-from ..naming import Parts, World, Wrong, name
+from ..naming import Answers, Parts, World, Wrong, name
 from ..report import Diagnosis, Outcome, Report
 from .answerfiles import read_answers, read_tensors
 from .folder import CaseEntry, GoldenIndex, SessionEntry, read_index
@@ -60,14 +60,16 @@ class Judged:
         """The same for a bug's numbers: any where these are not known."""
         return _joined(pair.allowed_of_bugs for pair in self.wrong)
 
-    def predicted(self, parts: Parts) -> Arrays:
-        """Return the right answer, or a bug's: the signature in its place, which is all that is known of it."""
-        if not parts:
-            return {self.outcome.id: _joined(pair.right for pair in self.wrong)}
+    def predicted(self, parts: Parts) -> Answers:
+        """Return the right answer, or a bug's: the signature in its place, which is all that is known of it.
+
+        Of two bugs at once nothing is known; a bug that does not show in the case gives the right answer.
+        """
+        if len(parts) > 1:
+            return {self.outcome.id: None}
         flags = [flag for flag in parts if all(flag in pair.signatures for pair in self.wrong)]
-        if len(parts) > 1 or not flags:
-            return {}
-        return {self.outcome.id: _joined(pair.predicted(flags[0]) for pair in self.wrong)}
+        arrays = (pair.predicted(flags[0]) if flags else pair.right for pair in self.wrong)
+        return {self.outcome.id: _joined(arrays)}
 
 
 def compare_golden(folder: Path, results: Path) -> Report:

@@ -110,6 +110,26 @@ def test_a_bug_explains_all_that_is_wrong_and_need_not_show_in_what_is_right(gol
         assert [diagnosis.flag for diagnosis in compare_golden(golden, results).found] == [*flags]
 
 
+def test_what_is_wrong_before_the_last_token_alone_is_no_bugs(golden, edited, ours):
+    """Signatures are of the last token: where that is right, none is on top of the first bug either."""
+    other = load_file(golden / "answers" / "dora-rslora.safetensors")
+    assert {"signature.rslora-root-is-ignored", "signature.the-update-is-added-twice"} <= other.keys()
+    z = other["logits"].copy()
+    z[:, 2] += 1
+    twice = {
+        id.replace("-", "_"): with_signature(
+            load_file(golden / "answers" / f"{id}.safetensors"), "the-update-is-added-twice"
+        )
+        for id in ("all-linear", "head")
+    }
+    report = compare_golden(golden, edited(rslora=with_signature(ours), dora_rslora=z, **twice))
+    assert [(one.flag, one.cases) for one in report.found] == [
+        ("the-update-is-added-twice", ("all-linear", "head")),
+        ("rslora-root-is-ignored", ("rslora",)),
+    ]
+    assert next(case for case in report.cases if case.id == "dora-rslora").flags == ()
+
+
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
 def test_every_signature_is_named_and_no_other(golden, results, every):
     """Off by nearly the whole tolerance of bfloat16, none is taken for another."""
