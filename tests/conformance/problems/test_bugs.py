@@ -17,7 +17,6 @@ from ...support.sample import one_in
 from ..implementations import OURS, from_formulas, implementation, with_kinds
 from ..planting import planted, report_of, start_of, step_of
 
-
 OTHERS = [bug for bug in BUGS if bug.breaks not in (*OF_NUMBERS, "row of zeros")]
 
 
