@@ -11,11 +11,11 @@ from typing import Any
 from ..conformance.report import Diagnosis, Report
 from . import changes, contents, fitting, formats, keys, landing, numbers
 from .changes import FORMATS, Loss, Sums
-from .contents import Kind, kind_of
+from .contents import Coverage, kind_of
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted
 from .headers import AdapterFile, Module, open_model
 from .landing import Landing
-from .numbers import Numbers
+from .numbers import Measured
 
 FEW = 12
 """Modules that the report shows one by one; of more it shows the kinds, and each module with ``--all``."""
@@ -74,9 +74,9 @@ class AuditReport(Report):
     """What an audit found: the findings, what the file is, where it lands, what merging loses, its modules."""
 
     adapter: AdapterFile = field(kw_only=True)
-    numbers: dict[str, Numbers] = field(kw_only=True)  # of each module
+    numbers: dict[str, Measured] = field(kw_only=True)  # of each module
     findings: list[Finding] = field(kw_only=True)
-    kinds: list[Kind] = field(kw_only=True)
+    kinds: list[Coverage] = field(kw_only=True)
     landing: Landing | None = None  # in the model, where there is one
     merged: dict[str, Loss | None] | None = None  # what merging loses, where that was asked for
 

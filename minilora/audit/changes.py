@@ -25,7 +25,7 @@ from .findings import NOTE, SUSPICIOUS, Finding, found
 from .fitting import expert_weights
 from .headers import AdapterFile, Module
 from .landing import Landing
-from .numbers import Numbers
+from .numbers import Measured
 
 BLOCK = 1 << 22
 """Numbers of a weight that are changed and rounded at a time."""
@@ -206,7 +206,7 @@ class Loss:
     off_axis: float = 0.0  # of a magnitude, see `Change.off_axis`
 
 
-def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Numbers]) -> dict[str, Loss | None]:
+def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measured]) -> dict[str, Loss | None]:
     """Return what merging each module would lose; None where its weight or its change is not known."""
     return {
         path: _loss(landing, module)

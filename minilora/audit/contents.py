@@ -17,7 +17,7 @@ from typing import Any
 
 from ..checks import FileRefused, named, reading, short
 from ..files.patterns import are_named, compiled, first_matches, layer_numbers, within_time
-from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders
 from .landing import BODY, EXPERT, SIGHT, Landing, to_adapter
@@ -32,7 +32,7 @@ EMBEDDINGS = (
 
 
 @dataclass(frozen=True)
-class Kind:
+class Coverage:
     """How many modules of one kind the model has, and how many of them the adapter changes."""
 
     name: str
@@ -50,7 +50,7 @@ def kind_of(path: str) -> str:
     return f"vision's {last}" if SIGHT.search(path) else last
 
 
-def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Kind]:
+def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
     """Return for each kind of module how many the adapter has, of how many: those that it has none of stand last.
 
     An expert's weights count once for each layer, whether a tensor has one expert or all.
@@ -59,7 +59,7 @@ def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Kind]:
     if landing is None:
         for path in adapter.modules:
             adapted.setdefault(kind_of(path), set()).add(_once(path))
-        return [Kind(name, len(paths), 0) for name, paths in adapted.items()]
+        return [Coverage(name, len(paths), 0) for name, paths in adapted.items()]
     total: dict[str, set[str]] = {}
     for path in landing.model.paths:
         if BODY.search(path) or path.rpartition(".")[2] in EMBEDDINGS:
@@ -69,7 +69,7 @@ def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Kind]:
         for kind in _kinds(path, total) if own not in wrong else ():
             adapted.setdefault(kind, set()).add(_once(path))
     kinds = [
-        Kind(name, len(adapted.get(name, ())), len(total.get(name, adapted.get(name, ()))))
+        Coverage(name, len(adapted.get(name, ())), len(total.get(name, adapted.get(name, ()))))
         for name in {**total, **adapted}
     ]
     return sorted(kinds, key=lambda kind: kind.adapted == 0)
@@ -135,7 +135,7 @@ def saved(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     )
     yield from found(NOTE, "embeddings-beside", text, [p for p in others if p.rpartition(".")[2] in ends])
     if there := [name for name in wanted if name not in missing]:
-        text = f"trained in full (modules_to_save): {listed(there)}; a reader of factors alone leaves it out"
+        text = f"trained in full (modules_to_save): {some(there)}; a reader of factors alone leaves it out"
         yield Finding(NOTE, "modules-to-save", text, tuple(wanted))
     text = "modules_to_save does not name {names}, whose whole weight is in the file: PEFT passes over it"
     yield from found(WRONG, "saved-ignored", text, [p for p in others if p.rpartition(".")[2] not in ends])

@@ -39,7 +39,7 @@ def found(
     `what` says what the names are of.
     """
     if names := tuple(names):
-        text = text.format(names=listed(names, what), count=counted(len(names), what), **values)
+        text = text.format(names=some(names, what), count=counted(len(names), what), **values)
         yield Finding(level, code, text, names)
 
 
@@ -51,11 +51,11 @@ def alike(faults: Iterable[tuple[str, Fault]]) -> Iterator[Finding]:
         texts.setdefault((level, code), text)
         paths.setdefault((level, code), []).append(path)
     for (level, code), of_it in paths.items():
-        also = f"; so in {counted(len(of_it), 'module')}: {listed(of_it)}" if len(of_it) > 1 else ""
+        also = f"; so in {counted(len(of_it), 'module')}: {some(of_it)}" if len(of_it) > 1 else ""
         yield Finding(level, code, f"{short(of_it[0])}: {texts[level, code]}{also}", tuple(of_it))
 
 
-def listed(names: Sequence[str], what: str = "module") -> str:
+def some(names: Sequence[str], what: str = "module") -> str:
     """Return some names and the count of the rest: "'a', 'b', 'c' and 7 more modules"."""
     text = ", ".join(short(name) for name in names[:SHOWN])
     more = len(names) - SHOWN

@@ -23,7 +23,7 @@ from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
 from ..language.gguf import ARCHITECTURES
-from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, listed
+from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
 from .headers import AdapterFile, ModelHeaders, Module
 
 ARCHITECTURE = "general.architecture"
@@ -258,7 +258,7 @@ def misnamed(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     for path, fault in landing.misnamed.items():
         faults.setdefault(fault, []).append(path)
     for (level, code, text), paths in faults.items():
-        yield Finding(level, code, f"{text}: {listed(paths)}", tuple(paths))
+        yield Finding(level, code, f"{text}: {some(paths)}", tuple(paths))
 
 
 def another_part(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:

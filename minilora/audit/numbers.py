@@ -25,7 +25,7 @@ FARTHEST = 1000.0
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Measured:
     """What a module's tensors hold."""
 
     norm: float | None  # |delta W|, without the gain of a magnitude; None where it is not known
@@ -36,14 +36,14 @@ class Numbers:
     mark: str = ""  # which no two modules share, but for the same factors; empty where one is zero
 
 
-def read_numbers(module: Module) -> Numbers:
+def read_numbers(module: Module) -> Measured:
     """Read a module's tensors, and say what they hold."""
     try:
         arrays = {part: module.tensors.read(name) for part, name in module.parts.items()}
     except FileRefused as error:
-        return Numbers(None, unread=str(error))
+        return Measured(None, unread=str(error))
     if module.rank_in_file is None:
-        return Numbers(None, _zero(arrays), not_finite=_not_finite(module, arrays))
+        return Measured(None, _zero(arrays), not_finite=_not_finite(module, arrays))
     squares = []
     for A, B in module.pairs(arrays["A"], arrays["B"]):
         A, B = A.astype(np.float64), B.astype(np.float64)
@@ -56,7 +56,7 @@ def read_numbers(module: Module) -> Numbers:
     zero = _zero(arrays) if idle == len(squares) else ()
     norm = None if module.scaling is None or bad else abs(module.scaling) * max(total, 0.0) ** 0.5
     mark = "" if zero or bad else f"{total!r} {arrays['A'].flat[0]!r} {arrays['B'].flat[0]!r}"
-    return Numbers(norm, zero, idle if idle < len(squares) else 0, bad, mark=mark)
+    return Measured(norm, zero, idle if idle < len(squares) else 0, bad, mark=mark)
 
 
 def _zero(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _not_finite(module: Module, arrays: dict[str, np.ndarray]) -> tuple[str, ...
 # --- shapes ---
 
 
-def half_pairs(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def half_pairs(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find modules of which one factor is missing, or both."""
     has = {path: "".join(part for part in "AB" if part in m.parts) for path, m in adapter.modules.items()}
     half = [path for path, parts in has.items() if len(parts) == 1]
@@ -89,7 +89,7 @@ def half_pairs(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator
     yield from found(WRONG, "half-a-pair", "{parts} and no factors in {names}", without, parts=parts)
 
 
-def misshapen(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def misshapen(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find factors that make no pair of the rank that is said, and magnitudes and biases of another length."""
     faults = []
     for path, m in adapter.modules.items():
@@ -150,7 +150,7 @@ def _of_lycoris(shape: Shape, out: int, width: int, kind: str) -> Fault | None:
 # --- types ---
 
 
-def types(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def types(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find factors that are no floating-point numbers, and tensors of several types in a module."""
     if adapter.tensors.weights is None:
         return
@@ -168,20 +168,20 @@ def types(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Find
 # --- numbers ---
 
 
-def not_finite(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def not_finite(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find NaN and infinity."""
     bad = {path: n.not_finite[0] for path, n in numbers.items() if n.not_finite}
     first = next(iter(bad.values()), "")
     yield from found(WRONG, "not-finite", "NaN or infinity in {count}: {names}; {first}", bad, first=first)
 
 
-def unread(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def unread(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find tensors that cannot be read as floats."""
     why = {path: n.unread for path, n in numbers.items() if n.unread}
     yield from found(WRONG, "not-read", "{count} cannot be read: {why}", why, why=next(iter(why.values()), ""))
 
 
-def zeros(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def zeros(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find factors that are zero everywhere: as every B, and an embedding's A, is before the training."""
     starts = {path: "A" if adapter.modules[path].kind == "embedding" else "B" for path in numbers}
     fresh = [path for path, n in numbers.items() if starts[path] in n.zero]
@@ -203,7 +203,7 @@ def zeros(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Find
     yield from found(NOTE, "idle-experts", text, idle, experts=counted(sum(idle.values()), "expert"))
 
 
-def far_larger(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def far_larger(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find a change that is out of all proportion to the others."""
     known = {path: n.norm for path, n in numbers.items() if n.norm}
     middle = float(np.median([*known.values()])) if known else 0.0
@@ -212,7 +212,7 @@ def far_larger(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator
     yield from found(SUSPICIOUS, "change-far-larger", text, far, times=FARTHEST)
 
 
-def absurd(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def absurd(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find changes of a size that no training makes, as where numbers were decoded as another type's."""
     typical = {}
     for path, n in numbers.items():
@@ -227,7 +227,7 @@ def absurd(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Fin
     yield from found(SUSPICIOUS, "change-absurd", text, small, size=f"less than {least:g}")
 
 
-def twins(adapter: AdapterFile, numbers: Mapping[str, Numbers]) -> Iterator[Finding]:
+def twins(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
     """Find modules with the same factors."""
     seen: dict[str, list[str]] = {}
     for path, n in numbers.items():
