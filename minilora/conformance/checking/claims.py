@@ -248,7 +248,7 @@ def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> 
 def _times(y: np.ndarray, trial: Trial) -> str:
     """Say how many times an output has the update, where that is all that is wrong with it."""
     base = trial.answer(update=0.0)["y"]
-    times = factor(y, trial.right["y"] - base, lambda t: trial.allowed("y") * max(1.0, abs(t)), base)
+    times = factor(y, trial.right["y"] - base, lambda t: trial.allowed(trial.sizes["y"] * max(1.0, abs(t))), base)
     return f"has the update {round(times.value, 6) + 0.0:g} times" if times else ""
 
 
@@ -325,7 +325,7 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdi
     world = World(
         cases=[zero],
         answers=lambda trial, parts: trial.answer(**parts) if parts else trial.right,
-        allowed=lambda trial, key, parts: trial.allowed(key, **parts),
+        allowed=lambda trial, key, parts: trial.allowed(trial.size(**parts)[key]),
         table=bugs_of(watch.kind.name, ("alpha of 0",)),
     )
     wrong, found = name(world, [reply])

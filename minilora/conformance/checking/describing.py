@@ -15,7 +15,7 @@ from ..naming import factor
 from ..problems.formulas import QUANTITIES
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
-from .suite import HALVES, allowed_by
+from .suite import HALVES
 
 FEW, MANY = 8, 256
 """A tail begins after that many at least; orders of more than so many are not looked for."""
@@ -103,7 +103,7 @@ def _factor(key: str, failed: Pairs) -> Seen | None:
 
 def _allowed_at(trial: Trial, key: str, t: float) -> np.ndarray:
     """Return how far an answer may be off that has t times the right numbers."""
-    by_rounding = allowed_by(trial, trial.sizes[key] * max(1.0, abs(t))) if trial.unit <= UNIT["float32"] else TINY
+    by_rounding = trial.allowed(trial.sizes[key] * max(1.0, abs(t))) if trial.unit <= UNIT["float32"] else TINY
     return np.asarray(by_rounding + 1e-4 * abs(t * trial.right[key]))
 
 
@@ -125,7 +125,7 @@ def _tail(key: str, failed: Pairs) -> Seen | None:
     for axis, word in enumerate(failed[0][0].problem.axes[key]):
         places = []
         for trial, array in failed:
-            wrong = np.abs(array - trial.right[key]) > allowed_by(trial, trial.sizes[key])
+            wrong = np.abs(array - trial.right[key]) > trial.allowed(trial.sizes[key])
             bad = np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1).any(axis=1)
             places.append(int(bad.argmax()) if bad[bad.argmax() :].all() else -1)
         if min(places) < 0 or max(places) < FEW:
@@ -175,4 +175,4 @@ def _moved(key: str, whose: str, axis: int, trial: Trial, array: np.ndarray) -> 
 
 
 def _near(array: np.ndarray, expected: np.ndarray, sizes: np.ndarray, trial: Trial) -> bool:
-    return bool((np.abs(array - expected) <= allowed_by(trial, sizes)).all())
+    return bool((np.abs(array - expected) <= trial.allowed(sizes)).all())

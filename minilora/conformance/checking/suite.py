@@ -19,7 +19,7 @@ from ..naming import MEASURED, Factor, Parts, World, Wrong, factor
 from ..problems.bugs import bugs_of
 from ..problems.formulas import QUANTITIES, SCALINGS
 from ..problems.problem import Arrays, Problem
-from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
+from ..problems.tolerance import TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
 
 HALVES = ("float16", "bfloat16")
@@ -68,18 +68,13 @@ class Suite:
         """Return how far each entry of an answer may be off by rounding."""
         if self.latest[0] is not problem or self.latest[1] is not parts:
             self.latest = (problem, parts, self.trials[problem].size(**parts))
-        return allowed_by(self.trials[problem], self.latest[2][key])
+        return self.trials[problem].allowed(self.latest[2][key])
 
 
 @cache
 def _alone(row: Wrong) -> Wrong:
     """Return a row that is never tried beside another one."""
     return replace(row, slot="")
-
-
-def allowed_by(trial: Trial, size: np.ndarray) -> np.ndarray:
-    """Return how far an answer of a size may be off."""
-    return np.asarray(TOLERANCE * trial.unit * (size + TINY))
 
 
 # --- a scaling that was measured ------------------------------------------------------------------
@@ -111,7 +106,7 @@ def _nothing(s: float) -> float:
 
 def _allowed_at(trial: Trial, key: str, value: float) -> np.ndarray:
     """Return how far an answer may be off at a scaling."""
-    return allowed_by(trial, trial.size(scaling=lambda alpha, r: value)[key])
+    return trial.allowed(trial.size(scaling=lambda alpha, r: value)[key])
 
 
 def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wrong]:

@@ -83,9 +83,9 @@ class Trial:
         sizes = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
         return {name: np.maximum(size, sizes.get(name, 0.0)) for name, size in self.sizes.items()}
 
-    def allowed(self, name: str, **parts: Any) -> np.ndarray:
-        """Return how far each entry of an answer may be off, with some parts of the formulas replaced."""
-        return np.asarray(TOLERANCE * self.unit * (self.size(**parts)[name] + TINY))
+    def allowed(self, size: np.ndarray) -> np.ndarray:
+        """Return how far each entry of an answer of a size may be off."""
+        return np.asarray(TOLERANCE * self.unit * (size + TINY))
 
     def distance(
         self, name: str, array: np.ndarray, expected: np.ndarray | None = None, sizes: Arrays | None = None
