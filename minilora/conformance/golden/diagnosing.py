@@ -187,6 +187,11 @@ class Candidate:
     largest: float
     typical: float  # the root of the mean of the squares
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it is no known mistake, but what fits these answers best."""
+        return bool(self.rows) and self.rows[0].count == MEASURED
+
     def is_same(self, other: Candidate) -> bool:
         """Return whether two give the same numbers here."""
         return abs(self.largest - other.largest) <= SAME and abs(self.typical - other.typical) <= SAME
@@ -272,7 +277,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
     together: list[Wrong] = []
     wrong = {key for key in given if naming.off(given[key], right[key], world.allowed(subject, key, {})) > 1}
     if not found and OF_THE_BASE in wrong:  # what is wrong with the base, and what with the adapter on top of it
-        every = [row for one in candidates for row in one.rows]
+        every = [one.rows[0] for one in candidates if one.rows]
         with np.errstate(all="ignore"):
             _, named = naming.name(replace(world, table=every), [given])
         together = [row for one in named for row in one.wrongs if OF_THE_BASE in named[0].explains]
@@ -339,8 +344,8 @@ def _one_of(rows: Sequence[Wrong]) -> str:
 def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str:
     """Say that no row fits; which is near, where one is, and in which lower precision the answers would be right."""
     right, bound = candidates[0], asked.bounds[asked.precision]
-    count = sum(row.count != MEASURED for one in candidates for row in one.rows)
-    near = min(candidates, key=lambda one: one.typical)
+    count = sum(len(one.rows) for one in candidates if not one.is_measured)
+    near = min((one for one in candidates if not one.is_measured), key=lambda one: one.typical)
     lower = (name for name, other in asked.bounds.items() if bound < right.largest * bound <= other)
     says = f"none of the {count} known mistakes fits"
     if near.typical <= right.typical / CLEARLY:

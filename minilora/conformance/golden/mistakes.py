@@ -31,7 +31,7 @@ GENERAL_ALPHAS = (8, 16, 32)
 """What programs take for an alpha that they did not read."""
 MOST_LAYERS = 40
 """Layers that are each left out in turn, where nothing else fits."""
-ELSEWHERE = {"previous", "start", "weights", "config_of", "unweighted", "shared", "tokens", "read"}
+ELSEWHERE = {"previous", "start", "weights", "config_of", "unweighted", "shared", "tokens"}
 """Parts of golden rows that are about several adapters, about the golden models, or about what is not computed here."""
 OF_FOUR_BITS = ("swapped", "no mean")
 """How golden rows read a base in 4 bits wrongly, of which a model's own weights are not known here."""

@@ -132,24 +132,30 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
     saved = {
         path.removesuffix(".weight"): array
         for path, name in file.saved.items()
-        if path.endswith(".weight") and f"{path}" in arrays and (array := read(name)) is not None
+        if path.endswith(".weight") and path in arrays and (array := read(name)) is not None
     }
     for path, array in saved.items():
         if array.shape != arrays[f"{path}.weight"].shape:
             raise FileRefused(file.path, f"{short(path)} has another shape than the model's: see `minilora audit`")
-    return Given(_config(file), modules, {}, saved)
+    types = {file.tensors.dtypes[module.parts["A"]] for module in file.modules.values()}
+    return Given(_config(file), modules, {}, saved, stored=types.pop() if len(types) == 1 else "")
 
 
 def _config(file: AdapterFile) -> dict[str, Any]:
     """Return PEFT's configuration of the adapter; of another format one that gives the same scalings."""
-    if file.config is not None and "PEFT" in file.format:
-        set_keys = {key: value for key, value in file.config.items() if value is not None}
-        return {"r": 8, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}} | set_keys  # an alpha of 0 is 0
+    if file.config is not None and file.is_peft:
+        usual = {
+            "r": 8,
+            "lora_alpha": 8,
+            "rank_pattern": {},
+            "alpha_pattern": {},
+        }  # where a key is null; an alpha can be 0
+        return {**file.config, **{key: file.get(key, value) for key, value in usual.items()}}
     ranks = {path: module.rank_in_file or 1 for path, module in file.modules.items()}
     alphas = {path: (module.scaling or 0.0) * ranks[path] for path, module in file.modules.items()}
-    first = next(iter(ranks))
+    rank, alpha = next(iter(ranks.values()), 1), next(iter(alphas.values()), 1.0)
     return {
-        "r": ranks[first], "lora_alpha": alphas[first], "use_rslora": False,
-        "rank_pattern": {path.replace(".", r"\."): rank for path, rank in ranks.items() if rank != ranks[first]},
-        "alpha_pattern": {path.replace(".", r"\."): alpha for path, alpha in alphas.items() if alpha != alphas[first]},
+        "r": rank, "lora_alpha": alpha, "use_rslora": False,
+        "rank_pattern": {re.escape(path): r for path, r in ranks.items() if r != rank},
+        "alpha_pattern": {re.escape(path): a for path, a in alphas.items() if a != alpha},
     }  # fmt: skip

@@ -11,15 +11,21 @@ import pytest
 from safetensors.numpy import save_file
 
 from minilora import Llama
+from minilora.checks import FileRefused
+from minilora.cli import main
+from minilora.conformance.golden.bases import write_base, write_json, write_safetensors
+from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.diagnosing import diagnose
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
 from minilora.conformance.golden.subject import read_subject
+from minilora.language import save_llama
 from minilora.language.config import LlamaConfig
 from tests.support.language import write_folder
 from tests.support.sample import one_in
 
-from . import foreign_reader
+from . import foreign_mixtures, foreign_reader
+from .test_readers import READERS
 
 V, LAYERS, WIDTH, D = 29, 12, 16, 8
 IDS = np.random.default_rng(5).integers(0, V, (2, 5))
@@ -310,3 +316,266 @@ def test_every_row_about_any_model_has_an_engine(files):
     golden = {row.flag for row in MISREADINGS} - {"rows-of-q-and-k-are-permuted", "rows-of-q-and-k-are-not-permuted"}
     own = {row.flag for row in (*mistakes_of(subject), *further_mistakes_of(subject))} - golden
     assert own - {*UPDATES, *OTHERWISE} == set()
+
+
+# --- a small model: what is given, and how ----------------------------------------------------------------------------
+
+QV = [f"model.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "v_proj")]
+PLAIN = {"peft_type": "LORA", "r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model of two layers, its plain adapter, and the engine that applies it with a scaling."""
+    folder = tmp_path_factory.mktemp("small")
+    write_folder(folder / "model", decoder(2))
+    peft(folder / "adapter", PLAIN, drawn(QV))
+    return folder
+
+
+def applied(small, s=7 / 3, base=None, **how):
+    """The logits of the small model with its adapter; `base` changes the model's arrays."""
+    config, W = foreign_reader.base_of(small / "model", None)
+    W = W if base is None else base(W)
+    for path, (A, B) in drawn(QV).items():
+        W[f"{path}.weight"] = W[f"{path}.weight"] + s * B @ A
+    return np.stack([foreign_reader.logits(config, W, ids, **how) for ids in IDS])
+
+
+def log_softmax(z):
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+def as_given(form, z):
+    """The same answers in each form in which they may be given."""
+    p, ids = log_softmax(z), np.argsort(-z, axis=-1)[..., :6]
+    return {
+        "all": {"logits": z}, "last": {"logits": z[:, -1]}, "probabilities": {"log_probabilities": p},
+        "some": {"log_probabilities": np.take_along_axis(p, ids, axis=-1), "ids": ids},
+        "some of the last": {"log_probabilities": np.take_along_axis(p, ids, axis=-1)[:, -1], "ids": ids[:, -1]},
+    }[form]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["all", "last", "probabilities", "some", "some of the last"])
+def test_answers_are_judged_in_every_form(small, tmp_path, form):
+    given = {
+        "right": applied(small),
+        "there-is-no-scaling": applied(small, 1),
+        "there-is-a-temperature": applied(small) / 0.7,
+    }
+    for flag, z in given.items():
+        report = diagnosed(small, None, tmp_path, **as_given(form, z))
+        assert report.json()["flags"] == [flag] * (flag != "right"), str(report)
+        assert report.status == (flag != "right")
+
+
+def kohya(folder, alpha):
+    tensors = {}
+    for path, (A, B) in drawn(QV).items():
+        name = f"lora_te_{path.replace('.', '_')}"
+        tensors |= {f"{name}.lora_down.weight": A, f"{name}.lora_up.weight": B}
+        tensors |= {} if alpha is None else {f"{name}.alpha": np.array(float(alpha))}
+    save_file({n: np.ascontiguousarray(a, "f4") for n, a in tensors.items()}, folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
+def mlx(folder, **parameters):
+    (folder / "a").mkdir()
+    tensors = {}
+    for path, (A, B) in drawn(QV).items():
+        tensors |= {f"{path}.lora_a": A.T, f"{path}.lora_b": B.T}
+    save_file({n: np.ascontiguousarray(a, "f4") for n, a in tensors.items()}, folder / "a" / "adapters.safetensors")
+    settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 3, "dropout": 0.0, **parameters}}
+    (folder / "a" / "adapter_config.json").write_text(json.dumps(settings))
+    return folder / "a"
+
+
+FORMATS = {
+    "PEFT": (lambda f: peft(f / "a", PLAIN, drawn(QV)), 7 / 3),
+    "PEFT, alpha 0": (lambda f: peft(f / "a", PLAIN | {"lora_alpha": 0}, drawn(QV)), 0),
+    "PEFT, no alpha": (lambda f: peft(f / "a", PLAIN | {"lora_alpha": None}, drawn(QV)), 8 / 3),
+    "kohya": (lambda f: kohya(f, 6), 2),
+    "kohya, no alpha": (lambda f: kohya(f, None), 1),
+    "MLX": (lambda f: mlx(f, scale=5.0), 5),
+    "an old MLX": (lambda f: mlx(f, alpha=40.0), 40 / 3),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_adapters_of_every_program_are_taken_as_it_means_them(small, tmp_path, name):
+    write, s = FORMATS[name]
+    adapter = write(tmp_path)
+    report = diagnose(small / "model", adapter, answered(tmp_path, applied(small, s)))
+    assert report.verdict == "RIGHT", str(report)
+    report = diagnose(small / "model", adapter, answered(tmp_path, applied(small, 2 * s + 9)))
+    assert report.verdict == "WRONG", str(report)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_an_adapter_of_llama_cpps_is_that_which_it_was_made_of(tmp_path, kind):
+    """Rows of queries and keys stand in another order in a Llama's file, and in their own in a Qwen2's."""
+    pytest.importorskip("gguf")
+    model = decoder(
+        2, model_type=kind, attention_bias=kind == "qwen2", rope={"rope_type": "default", "rope_theta": 1e2 / 9}
+    )
+    save_llama(model, tmp_path / "model")
+    pairs = drawn([path.replace("v_proj", "k_proj") for path in QV])
+    peft(tmp_path / "a", PLAIN | {"target_modules": ["q_proj", "k_proj"]}, pairs)
+    assert (
+        main(["export", str(tmp_path / "a"), "--model", str(tmp_path / "model"), "-o", str(tmp_path / "a.gguf")]) == 0
+    )
+    config, W = foreign_reader.base_of(tmp_path / "model", None)
+    for path, (A, B) in pairs.items():
+        W[f"{path}.weight"] += 7 / 3 * B @ A
+    z = np.stack([foreign_reader.logits(config, W, ids) for ids in IDS])
+    report = diagnose(tmp_path / "model", tmp_path / "a.gguf", answered(tmp_path, z))
+    assert report.verdict == "RIGHT", str(report)
+
+
+def test_modules_in_full_of_which_nothing_is_applied_are_named(small, tmp_path):
+    head = np.random.default_rng(5).standard_normal((V, WIDTH))
+    adapter = peft(
+        tmp_path / "a", PLAIN | {"modules_to_save": ["lm_head"]}, drawn(QV), **{"base_model.model.lm_head.weight": head}
+    )
+    report = diagnose(small / "model", adapter, answered(tmp_path, applied(small, 0)))
+    assert report.json()["flags"] == ["nothing-in-the-file-is-applied"], str(report)
+
+
+# --- the base's own logits --------------------------------------------------------------------------------------------
+
+
+def other_base(W):
+    return W | {"model.norm.weight": W["model.norm.weight"] + 1}
+
+
+BESIDE = {
+    "right": (lambda m: applied(m), lambda m: applied(m, 0), [], "right"),
+    "the adapter is wrong": (lambda m: applied(m, 1), lambda m: applied(m, 0), ["there-is-no-scaling"], "right"),
+    "a temperature": (lambda m: applied(m) / 0.7, lambda m: applied(m, 0) / 0.7, ["there-is-a-temperature"], "wrong"),
+    "a temperature, and no adapter": (
+        lambda m: applied(m, 0) / 0.7, lambda m: applied(m, 0) / 0.7,
+        ["there-is-a-temperature", "the-adapter-is-not-applied"], "wrong"),
+    "neighbours": (
+        lambda m: applied(m, bug="neighbours"), lambda m: applied(m, 0, bug="neighbours"), ["rope-turns-neighbours"],
+        "wrong"),
+    "another base": (lambda m: applied(m, base=other_base), lambda m: applied(m, 0, base=other_base), [], "wrong"),
+    "a temperature with the adapter alone": (lambda m: applied(m) / 0.7, lambda m: applied(m, 0), [], "right"),
+}  # fmt: skip
+"""An engine's logits, the base's own, the flags to be named, and what the base is."""
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_wrong_base_is_told_from_a_wrong_adapter(small, tmp_path, name):
+    z, base, flags, of_base = BESIDE[name]
+    for last in (False, True):
+        arrays = (
+            {"logits": z(small)[:, -1], "base_logits": base(small)[:, -1]}
+            if last
+            else {"logits": z(small), "base_logits": base(small)}
+        )
+        report = diagnosed(small, None, tmp_path, **arrays)
+        assert (report.json()["flags"], report.json()["base"]) == (flags, of_base), str(report)
+        assert report.status == (name != "right")
+        assert report.text.startswith("the base's own logits are wrong") == (of_base == "wrong")
+
+
+# --- how far off is right ---------------------------------------------------------------------------------------------
+
+
+def test_one_logit_that_is_off_is_not_right(small, tmp_path):
+    z = applied(small).astype("f4")  # of which a logit may be off by 1e-4
+    z[1, 2, 3] += 5e-4
+    report = diagnosed(small, z, tmp_path)
+    assert (report.status, report.json()["flags"]) == (1, []), str(report)
+
+
+def test_a_precision_that_nobody_declared_is_told(small, tmp_path):
+    z = applied(small) + np.random.default_rng(0).uniform(-0.02, 0.02, (2, 5, V))
+    report = diagnosed(small, z.astype("f4"), tmp_path)
+    assert report.text.endswith("fits; as if computed in float16: declare computed_in, if that is meant")
+    assert diagnosed(small, z, tmp_path, computed_in="float16").status == 0
+
+
+def test_rounded_weights_are_right_within_the_precision_that_is_declared(engine, files, tmp_path):
+    z = OTHERWISE["all-weights-in-bfloat16"](engine)
+    assert diagnosed(files, z, tmp_path, computed_in="bfloat16").verdict == "RIGHT"
+
+
+def test_logits_that_an_adapter_hardly_moves_decide_nothing(small, tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.2, 0.2, (2, 5, V))
+    report = diagnosed(small, applied(small, 0.01) + noise, tmp_path, computed_in="bfloat16")
+    adapter = peft(tmp_path / "weak", PLAIN | {"lora_alpha": 0.03}, drawn(QV))
+    report = diagnose(small / "model", adapter, tmp_path / "answers.safetensors")
+    assert (report.verdict, report.status) == ("UNDECIDED", 2), str(report)
+    assert "the-adapter-is-not-applied" in report.json()["flags"]
+    assert report.found == []
+
+
+def test_the_nearest_is_named_only_where_it_is_near(small, tmp_path):
+    noise = np.random.default_rng(0).standard_normal((2, 5, V))
+    far, near = (diagnosed(small, applied(small, s) + e, tmp_path) for s, e in ((7 / 3, noise), (0, 1e-3 * noise)))
+    assert re.fullmatch(r"none of the \d+ known mistakes fits", far.text)
+    assert re.fullmatch(r"none of the \d+ known mistakes fits; the nearest: the adapter is not applied: .*", near.text)
+    assert far.text.split(";")[0] == near.text.split(";")[0]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"logits": np.ones((2, 5, V))}, "expected prompts"),
+        ({"prompts": IDS.astype("f4"), "logits": np.ones((2, 5, V))}, "expected prompts"),
+        ({"prompts": IDS}, "expected logits"),
+        ({"prompts": IDS, "merged.model.norm.weight": np.ones(3)}, "expected logits"),
+        ({"prompts": IDS + V, "logits": np.ones((2, 5, V))}, "vocabulary of 29"),
+        ({"prompts": IDS, "logits": np.ones((2, 4, V))}, r"logits has shape \(2, 4, 29\), expected \(2, 5, 29\)"),
+        ({"prompts": IDS, "logits": np.full((2, 5, V), np.nan)}, "logits holds NaN"),
+        ({"prompts": IDS, "logits": np.ones((2, 5, V)), "base_logits": np.ones((2, 5, 3))}, "base_logits has shape"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(small, tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "answers.safetensors")
+    with pytest.raises(FileRefused, match=message):
+        diagnose(small / "model", small / "adapter", tmp_path / "answers.safetensors")
+
+
+def test_an_adapter_of_another_model_is_refused(small, tmp_path):
+    adapter = peft(
+        tmp_path / "a", PLAIN, {path.replace("layers.1", "layers.9"): pair for path, pair in drawn(QV).items()}
+    )
+    with pytest.raises(FileRefused, match="minilora audit"):
+        diagnose(small / "model", adapter, answered(tmp_path, np.ones((2, 5, V))))
+
+
+# --- golden adapters --------------------------------------------------------------------------------------------------
+
+MADE = {
+    "rslora-with-patterns": ["no root", "no rank_pattern", "no alpha_pattern", "last pattern"],
+    "dora-rslora": ["no magnitude", "norm of W", "no root"],
+    "lora-bias": ["no bias"],
+    "tied-embedding": ["no embedding", "embedding reshaped", "tied head"],
+    "modules-to-save": ["no modules to save"],
+    "bias-lora-only": ["no trained bias"],
+    "file-in-bfloat16": ["bits as float16"],
+    "experts-double": [
+        "B expert-slowest", "A expert-fastest", "the next expert", "expert 0 for all", "the scaling in a loop",
+        "the packed rank", "the last expert", "up and gate", "interleaved",
+    ],
+    "experts-shared": ["not renormalised as said", "shared linears"],
+}  # fmt: skip
+"""By golden case, mistakes that the foreign readers make of its adapter."""
+
+
+@pytest.mark.parametrize("case", one_in(8, [case for case in CASES if case.id in MADE], MADE))
+def test_foreign_readers_mistakes_with_golden_adapters_are_named(case, tmp_path):
+    ((config, tensors),) = case.files()
+    write_base(tmp_path / "base", case.base)
+    (tmp_path / "adapter").mkdir()
+    write_json(tmp_path / "adapter" / "adapter_config.json", config)
+    write_safetensors(tmp_path / "adapter" / "adapter_model.safetensors", tensors, case.stored)
+    entry = {"id": case.id, "base": "base", "adapter": "adapter", "prompts": case.prompts.tolist()}
+    index = {"base": "base", "bases": {"base": {"experts": case.base.mixture is not None}}, "cases": [entry]}
+    for bug in (None, *MADE[case.id]):
+        z = foreign_reader.answer(tmp_path, index, entry, bug)
+        save_file({"prompts": case.prompts, "logits": z.astype("f4")}, tmp_path / "answers.safetensors")
+        flags = diagnose(tmp_path / "base", tmp_path / "adapter", tmp_path / "answers.safetensors").json()["flags"]
+        assert (READERS | foreign_mixtures.BUGS)[bug] in flags if bug else flags == [], bug
