@@ -151,7 +151,7 @@ def measured_temperature(world: World, given: Answers, key: str) -> list[Wrong]:
     times = naming.factor(centred(given[key]), centred(right), lambda _: world.allowed(case, key, {}))
     if times is None or times.value <= 0:
         return []
-    says = f"all logits are {times.value:.5g} times what they should be, as with a temperature of {1 / times.value:.5g}"
+    says = f"all logits are divided by a temperature of {1 / times.value:.5g}"
     return [Wrong("there-is-a-temperature", says, {"temperature": 1 / times.value}, count=MEASURED)]
 
 
@@ -336,9 +336,8 @@ def _report(
 
 def _one_of(rows: Sequence[Wrong]) -> str:
     """Return what the first of some rows says, and how many others it may be."""
-    if len(rows) < 3:
-        return "; or ".join(row.says for row in rows)
-    return f"{rows[0].says}, or one of {len(rows) - 1} others"
+    others = {1: "", 2: ", or one other"}.get(len(rows), f", or one of {len(rows) - 1} others")
+    return f"{rows[0].says}{others}" if rows else ""
 
 
 def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str:

@@ -35,6 +35,8 @@ ELSEWHERE = {"previous", "start", "weights", "config_of", "unweighted", "shared"
 """Parts of golden rows that are about several adapters, about the golden models, or about what is not computed here."""
 OF_FOUR_BITS = ("swapped", "no mean")
 """How golden rows read a base in 4 bits wrongly, of which a model's own weights are not known here."""
+PLAINEST = "the-adapter-is-not-applied"
+"""What is named first of mistakes with the same numbers."""
 OF_TWO_LAYERS = {"layers-are-swapped", "layer-0-is-left-out", "layer-1-is-left-out"}
 """Golden rows about models of two layers; `_of_layers` and `further_mistakes_of` have them for any."""
 LEFT_OUT_TOGETHER = (
@@ -56,7 +58,7 @@ def mistakes_of(subject: Subject) -> list[Wrong]:
         return not elsewhere and (patterns or "pattern" not in row.flag)
 
     golden = MISREADINGS if subject.config.mixture is None else MIXTURE_MISREADINGS
-    return [*filter(is_here, golden), *own]
+    return sorted([*filter(is_here, golden), *own], key=lambda row: row.flag != PLAINEST)
 
 
 def further_mistakes_of(subject: Subject) -> list[Wrong]:
@@ -204,11 +206,9 @@ def _of_factors(subject: Subject) -> list[Wrong]:
 
 def _of_all(subject: Subject) -> list[Wrong]:
     """Return rows about the scaling, the merged weights, and the keys and values of a prompt."""
-    largest = max((len(m.lora_A) for m in subject.given.modules.values()), default=1)
+    ranks = {len(module.lora_A) for module in subject.given.modules.values()}
     rows = [
         Wrong("the-update-is-halved", "half of the update is added", {"times": 0.5}),
-        Wrong("alpha-is-divided-by-the-largest-rank", "alpha is divided by the largest rank of all modules",
-              {"scale": lambda config, path: float(setting(config, "lora_alpha", path)) / largest}),
         *(Wrong(f"{start}-{name}", f"{text} {name}", {"rounded": (which, dtype)})
           for start, (which, text) in ROUNDED_WEIGHTS.items()
           for name, dtype in (("bfloat16", "BF16"), ("float16", "F16"))),
@@ -217,6 +217,9 @@ def _of_all(subject: Subject) -> list[Wrong]:
         Wrong("the-last-token-is-the-bases", "the adapter acts on the prompt, and not on its last token",
               {"cached": "adapted"}),
     ]  # fmt: skip
+    if len(ranks) > 1:
+        rows.append(Wrong("alpha-is-divided-by-the-largest-rank", "alpha is divided by the largest rank of all modules",
+                          {"scale": lambda config, path: float(setting(config, "lora_alpha", path)) / max(ranks)}))  # fmt: skip
     if subject.given.saved:
         text = "nothing in the file is applied, neither factors nor modules trained in full: this is the base"
         nothing: dict[str, Any] = {"applied": lambda path: False, "saved": lambda W, trained: W}
