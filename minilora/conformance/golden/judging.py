@@ -43,22 +43,17 @@ class Judged:
     """An outcome, and the numbers that it was found by."""
 
     outcome: GoldenOutcome
-    pairs: Sequence[Compared] = ()
-
-    @cached_property
-    def wrong(self) -> list[Compared]:
-        """What a bug has to explain: all that is wrong, or all where nothing is."""
-        return [pair for pair in self.pairs if pair.off > 1] or [*self.pairs]
+    pairs: Sequence[Compared] = ()  # what a bug has to explain: all that is wrong, or all where nothing is
 
     @cached_property
     def allowed(self) -> np.ndarray:
         """How far each entry of that may be off."""
-        return _joined(np.full(pair.answer.shape, pair.allowed) for pair in self.wrong)
+        return _joined(np.full(pair.answer.shape, pair.allowed) for pair in self.pairs)
 
     @cached_property
     def allowed_of_bugs(self) -> np.ndarray:
         """The same for a bug's numbers: any where these are not known."""
-        return _joined(pair.allowed_of_bugs for pair in self.wrong)
+        return _joined(pair.allowed_of_bugs for pair in self.pairs)
 
     def predicted(self, parts: Parts) -> Answers:
         """Return the right answer, or a bug's: the signature in its place, which is all that is known of it.
@@ -67,8 +62,8 @@ class Judged:
         """
         if len(parts) > 1:
             return {self.outcome.id: None}
-        flags = [flag for flag in parts if all(flag in pair.signatures for pair in self.wrong)]
-        arrays = (pair.predicted(flags[0]) if flags else pair.right for pair in self.wrong)
+        flags = [flag for flag in parts if all(flag in pair.signatures for pair in self.pairs)]
+        arrays = (pair.predicted(flags[0]) if flags else pair.right for pair in self.pairs)
         return {self.outcome.id: _joined(arrays)}
 
 
@@ -117,7 +112,7 @@ def _diagnoses(index: GoldenIndex, judged: Sequence[Judged]) -> list[Diagnosis]:
         answered, Judged.predicted, lambda one, id, parts: one.allowed_of_bugs if parts else one.allowed,
         [row for row in table if row.flag in fitting],
     )  # fmt: skip
-    _, named = name(world, [{one.outcome.id: _joined(pair.answer for pair in one.wrong)} for one in answered])
+    _, named = name(world, [{one.outcome.id: _joined(pair.answer for pair in one.pairs)} for one in answered])
     order = [one.outcome.id for one in judged]
     explained = {one.wrongs[0]: sorted(one.explains, key=order.index) for one in named}
     rounded = [one.outcome.id for one in judged if ROUNDED.flag in one.outcome.flags]
@@ -202,7 +197,7 @@ def _of_answers(
         return Judged(GoldenOutcome(id, "right", "", (), precision, off), pairs)
     flags = tuple(flag for flag in shown if all(pair.is_of(flag) for pair in wrong))
     text = wrong[0].text() + ("" if flags else _lower_precision(wrong, precision, tolerance))
-    return Judged(GoldenOutcome(id, "wrong", text, flags, precision, off), pairs)
+    return Judged(GoldenOutcome(id, "wrong", text, flags, precision, off), wrong)
 
 
 def _lower_precision(wrong: Sequence[Compared], precision: str, tolerance: Mapping[str, float]) -> str:

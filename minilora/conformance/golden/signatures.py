@@ -47,12 +47,6 @@ class Answers:
         """The logits (prompts, V) after the last token."""
         return self.logits if self.logits.ndim == 2 else self.logits[:, -1]
 
-    @property
-    def lead(self) -> float:
-        """By how much the likeliest next token leads, where it leads least."""
-        last = np.sort(self.ends, axis=-1)
-        return float((last[:, -1] - last[:, -2]).min())
-
     def tensors(self) -> Arrays:
         """Return what stands in a file of answers."""
         tensors = {"logits": self.logits, "next_tokens": self.ends.argmax(axis=-1)}

@@ -108,6 +108,8 @@ def test_a_bug_explains_all_that_is_wrong_and_need_not_show_in_what_is_right(gol
         found = judged({**bad, merged: np.concatenate([ours[rows], ours[merged][len(ours[rows]) :]])})
         assert found.flags == flags
         assert [diagnosis.flag for diagnosis in compare_golden(golden, results).found] == [*flags]
+    hardly_wrong = ours[merged].astype("f8") + 1.5 * MERGED["float64"] * max(1, np.abs(ours[merged]).max())
+    assert judged({**bad, merged: hardly_wrong}).flags == ()
 
 
 def test_what_is_wrong_before_the_last_token_alone_is_no_bugs(golden, edited, ours):
