@@ -26,7 +26,7 @@ from ..report import Diagnosis, Report, links
 from .answerfiles import INTEGERS, read_answers, read_tensors
 from .bases import misdecoded
 from .cases import TOLERANCE
-from .judging import Compared, held_against
+from .judging import AnswerPair, held_against
 from .mistakes import further_mistakes_of, mistakes_of
 from .reading import Arrays, Reading
 from .subject import Subject, read_subject
@@ -111,12 +111,12 @@ class EngineAnswers:
         quantity = "logits" if "logits" in self.answered else "log_probabilities"
         return [quantity, OF_THE_BASE] if OF_THE_BASE in self.answered else [quantity]
 
-    def beside(self, key: str, z: np.ndarray) -> Compared:
+    def beside(self, key: str, z: np.ndarray) -> AnswerPair:
         """Put an answer beside logits of ours; one of another shape is refused."""
         quantity = "logits" if key == OF_THE_BASE else key
         theirs = {**self.answered, quantity: self.answered[key]}
         pair = held_against(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
-        if not isinstance(pair, Compared):
+        if not isinstance(pair, AnswerPair):
             raise FileRefused(self.path, (pair or "").replace(quantity, key, 1))
         return pair
 

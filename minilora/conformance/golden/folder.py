@@ -24,8 +24,6 @@ from .signatures import APART, ROWS, SHOWN_ROWS, Answers, answers, session_answe
 
 FOLDER_FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
-MAX_INDEX = 1 << 22
-"""Bytes of an index that is read."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
 HOW = (
     "For each case, load `base` with `adapter` beside it, and compute the logits after each token of `prompts`. Nothing"
@@ -245,7 +243,7 @@ class GoldenIndex(msgspec.Struct):
 def read_index(folder: Path) -> GoldenIndex:
     """Return what index.json says, of this format or an earlier one."""
     path = folder / INDEX
-    raw = read_json(path, at_most=MAX_INDEX)
+    raw = read_json(path)
     version = raw.get("format")
     if type(version) is not int or not 1 <= version <= FOLDER_FORMAT:
         raise FileRefused(

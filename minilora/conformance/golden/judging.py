@@ -43,7 +43,7 @@ class Judged:
     """An outcome, and the numbers that it was found by."""
 
     outcome: GoldenOutcome
-    pairs: Sequence[Compared] = ()  # what a bug has to explain: all that is wrong, or all where nothing is
+    pairs: Sequence[AnswerPair] = ()  # what a bug has to explain: all that is wrong, or all where nothing is
 
     @cached_property
     def allowed(self) -> np.ndarray:
@@ -200,7 +200,7 @@ def _of_answers(
     return Judged(GoldenOutcome(id, "wrong", text, flags, precision, off), wrong)
 
 
-def _lower_precision(wrong: Sequence[Compared], precision: str, tolerance: Mapping[str, float]) -> str:
+def _lower_precision(wrong: Sequence[AnswerPair], precision: str, tolerance: Mapping[str, float]) -> str:
     """Say in which lower precision all that is wrong would be right."""
     lower = sorted((p for p in tolerance if tolerance[p] > tolerance[precision]), key=lambda p: tolerance[p])
     for precision in lower:
@@ -213,7 +213,7 @@ def _lower_precision(wrong: Sequence[Compared], precision: str, tolerance: Mappi
 
 
 @dataclass(frozen=True)
-class Compared:
+class AnswerPair:
     """One of a program's answers beside ours, and beside the bugs'."""
 
     quantity: str
@@ -260,7 +260,7 @@ class Compared:
 
 def held_against(
     quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
-) -> Compared | str | None:
+) -> AnswerPair | str | None:
     """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
     answer, logits, ids = theirs[quantity], ours["logits"], None
     last = answer.ndim == 2  # after the last token alone
@@ -298,7 +298,7 @@ def held_against(
     if quantity == "log_probabilities":
         ends = ids if ids is None or last else ids[:, -1]
         signatures = {flag: _log_probabilities(one, ends) for flag, one in signatures.items()}
-    return Compared(quantity, answer, right, bounds[precision], bounds, signatures, part)
+    return AnswerPair(quantity, answer, right, bounds[precision], bounds, signatures, part)
 
 
 def _not_finite(array: np.ndarray) -> str:
