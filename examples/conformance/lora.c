@@ -1,7 +1,7 @@
 /* LoRA in C, held against minilora's vectors. It reads problems, computes y, dx, dA, dB and the merged weight, and writes
  * them:
  *
- *     minilora vectors vectors
+ *     minilora vectors vectors --kind linear
  *     cc -O2 -o lora examples/conformance/lora.c && mkdir results
  *     ./lora results vectors/linear-*.safetensors
  *     minilora vectors vectors --compare results
