@@ -208,12 +208,12 @@ class Loss:
 
 def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measured]) -> dict[str, Loss | None]:
     """Return what merging each module would lose; None where its weight or its change is not known."""
-    return {
-        path: _loss(landing, module)
-        if numbers[path].norm is not None and weights_of(landing, module := adapter.modules[path])
-        else None
-        for path in landing.places
-    }
+    merged = {}
+    for path in landing.places:
+        module = adapter.modules[path]
+        known = numbers[path].norm is not None and weights_of(landing, module)
+        merged[path] = _loss(landing, module) if known else None
+    return merged
 
 
 def _loss(landing: Landing, module: Module) -> Loss:

@@ -128,12 +128,10 @@ def _of_pair(m: Module, A: Shape, B: Shape, *, configured: bool) -> Fault | None
 def _of_magnitude(shape: Shape, out: int, width: int, kind: str) -> Fault | None:
     """Return what is wrong with a magnitude's shape: it has one number for each output."""
     sizes = [n for n in shape if n != 1]
-    row = len(shape) == 2 and shape[0] == 1 and sizes == [width] and kind == "linear"
-    fits = (sizes == [out] or (out == 1 and not sizes)) and (kind == "conv" or len(shape) == 1)
-    if fits and not row:
+    if (sizes == [out] or (out == 1 and not sizes)) and (kind == "conv" or len(shape) == 1):
         return None
     said = f"the magnitude has shape {list(shape)}"
-    if row or sizes == [width]:
+    if sizes == [width]:
         return WRONG, "magnitude-axis", f"{said}, one number for each input: expected [{out}]"
     return WRONG, "magnitude-shape", f"{said}, expected [{out}]"
 
