@@ -385,7 +385,7 @@ FAILS = {
         {"forward": at_rank_1, "scaling": at_rank_1},
         ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output"],
     ),
-    "an output without a scaling": (forward(lambda y, *layer: y + 1), {"forward": every}, ["the output is off by 1 at "]),
+    "an output without a scaling": (forward(lambda y, *layer: y + 1), {"forward": every}, ["the output is off by 1 "]),
     "a factor": (forward(lambda y, *layer: 1.25 * y), {"forward": every}, ["the output is off by "]),
     "an error of a billionth": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-9}),
