@@ -132,6 +132,14 @@ def test_a_row_that_is_made_on_some_cases_is_named_with_what_they_share():
     )
 
 
+def test_two_rows_that_are_made_on_other_cases_are_named_for_each_answer():
+    wrong = given({}, keys="gh")
+    for i, (key, parts) in ((0, ("h", B.parts)), (1, ("h", B.parts)), (1, ("g", A.parts)), (2, ("g", A.parts))):
+        wrong[i] = {**wrong[i], key: answers(float(i + 1), parts)[key]}
+    found = name(world(A, B, when=when), wrong)[1]
+    assert [(named.flag, named.cases) for named in found] == [("a", (1, 2)), ("b", (0, 1))]
+
+
 def test_cases_on_which_a_row_would_not_show_say_nothing_of_where_it_is_made():
     some = row("some", lambda case: {"a": NUMBERS + 1} if case > 1 else {})
     wrong = [*given({})[:2], answers(3.0, {"a": NUMBERS + 1})]

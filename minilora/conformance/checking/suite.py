@@ -180,10 +180,9 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
 @cache
 def last_rows(scaling: Callable[[float, int], float]) -> tuple[Wrong, ...]:
     """Return what may be wrong and nobody is known to have made."""
-    return tuple(
-        Wrong(f"{re.sub('[^a-z0-9]+', '-', says.lower())}-{number}", says, parts, shows=shows, count=MEASURED)
-        for number, (says, parts, *shows) in enumerate((*_rounded(scaling), *_in_another_order(), *_parts_of_sums()))
-    )
+    rows = (*_rounded(scaling), *_in_another_order(), *_parts_of_sums())
+    return tuple(Wrong(re.sub("[^a-z0-9]+", "-", says.lower()), says, parts, shows=tuple(shows), count=MEASURED)
+                 for says, parts, *shows in rows)  # fmt: skip
 
 
 def _rounded(scaling: Any) -> Iterator[Any]:

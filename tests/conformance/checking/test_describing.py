@@ -123,6 +123,7 @@ NAMED = {
     "it sums all ranks but the first only": ranks(lambda r: places(r) > 0),
     "it sums the first half of the ranks only": ranks(lambda r: places(r) < r // 2),
     "it sums the last half of the ranks, and the one in the middle, only": ranks(lambda r: places(r) >= r // 2),
+    "it sums whole blocks of 16 inputs only": cut(lambda n: slice(0, n - n % 16 if n > 16 else n)),
     "it sums whole blocks of 32 inputs only": cut(lambda n: slice(0, n - n % 32 if n > 32 else n)),
     "on 13 of 15 problems, those where r is above 1: it sums the first half of the ranks only": ranks(
         lambda r: places(r) < max(1, r // 2)

@@ -109,6 +109,15 @@ def test_a_bug_under_a_condition_is_named_where_it_is_made(flag):
     assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flag_is_of_one_row_also_of_those_tried_last(kind):
+    trials = trials_of(kind, "float32")
+    world = suite_of(kind, trials).world({})
+    flags = [row.flag for row in (*world.table, *world.last)]
+    assert len({*flags}) == len(flags)
+    assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
+
+
 # --- a scaling that no row has --------------------------------------------------------------------
 
 FIRST = "1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 alpha=10, expected 2.5; "
