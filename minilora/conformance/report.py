@@ -13,7 +13,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Outcome:
 
     def json(self) -> dict[str, Any]:
         """Return the outcome for programs."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"failed": self.failed}
+        return {**vars(self), "flags": list(self.flags), "failed": self.failed}
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,7 @@ class Diagnosis:
 
     def json(self) -> dict[str, Any]:
         """Return the diagnosis for programs."""
-        return {
-            "flag": self.flag,
-            "says": self.says,
-            "source": self.source,
-            "made in": links(self.source),
-            "cases": list(self.cases),
-        }
+        return {**vars(self), "made in": links(self.source), "cases": list(self.cases)}
 
 
 @dataclass(repr=False)
@@ -92,7 +86,6 @@ class Report:
     command: str = "conformance"
     cases: Sequence[Outcome] = field(default_factory=list)
     found: list[Diagnosis] = field(default_factory=list)  # what is wrong, the likeliest first
-    parts: Mapping[str, Report] = field(default_factory=dict)  # reports of further kinds of layers, or of precisions
     known: Mapping[str, str] = field(default_factory=dict)  # the reason of each case that is known to fail
     missing: list[str] = field(default_factory=list)  # what is required and not offered
     not_offered: list[str] = field(default_factory=list)
@@ -107,7 +100,7 @@ class Report:
 
     @property
     def diagnoses(self) -> list[str]:
-        """What is wrong in sentences, the likeliest first; without that of further parts."""
+        """What is wrong in sentences, the likeliest first."""
         return [str(diagnosis) for diagnosis in self.found]
 
     @property
@@ -129,18 +122,13 @@ class Report:
         """The exit code. It is 0 where all that fails is known, all that is known fails, and nothing is missing."""
         return STATUS[self.verdict]
 
-    def every_case(self) -> list[Outcome]:
-        """Return the outcomes of this report and of its parts."""
-        return [*self.cases, *(case for part in self.parts.values() for case in part.every_case())]
+    def every_case(self) -> Sequence[Outcome]:
+        """Return what became of all cases."""
+        return self.cases
 
     def every_diagnosis(self) -> list[Diagnosis]:
-        """Return the diagnoses of this report, and of each part under its name; what is known comes last."""
-        return sorted(self._diagnoses(), key=self._is_known)
-
-    def _diagnoses(self) -> Iterator[Diagnosis]:
-        yield from self.found
-        for name, part in self.parts.items():
-            yield from (Diagnosis(f"{name}: {d.says}", d.flag, d.source, d.cases) for d in part._diagnoses())
+        """Return all that is wrong, the likeliest first, and at the end what is known."""
+        return sorted(self.found, key=self._is_known)
 
     def _is_known(self, diagnosis: Diagnosis) -> bool:
         """Return whether all that a diagnosis explains is known to fail."""
@@ -261,7 +249,7 @@ class Report:
 
     def json(self) -> dict[str, Any]:
         """Return the report for programs: a head that all commands have, and the command's own `details`."""
-        headline = self.headline()
+        headline, every = self.headline(), self.every_case()
         return {
             "format": FORMAT,
             "minilora": __version__,
@@ -276,12 +264,12 @@ class Report:
             "text": printable(headline.says, MOST_LETTERS),
             "flag": headline.flag,
             "diagnoses": [diagnosis.json() for diagnosis in self.every_diagnosis()],
-            "cases": [case.json() for case in self.every_case()],
+            "cases": [case.json() for case in every],
             "failing": [case.id for case in self.failing],
             "known": dict(self.known),
             "unexpected": [case.id for case in self.unexpected],
             "stale": self.stale,
-            "missing": [*self.missing, *(case.id for case in self.every_case() if case.state == "missing")],
+            "missing": [*self.missing, *(case.id for case in every if case.state == "missing")],
             "not offered": self.not_offered,
             **self.details,
         }

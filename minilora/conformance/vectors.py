@@ -328,7 +328,7 @@ def _compare_in(
             report = whole if kind == whole.kind else KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
             asked = [_asked(vector, folder, results, held.tolerance[dtype]) for vector in answered]
             _judge_kind(report, asked, len(of))
-            whole.parts |= {kind: report} if report is not whole else {}
+            whole.kinds |= {kind: report} if report is not whole else {}
     return whole
 
 

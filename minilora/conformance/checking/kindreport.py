@@ -7,12 +7,12 @@ An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; of a claim
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ..report import KNOWN, PASSED, WRONG, Outcome, Report
+from ..report import KNOWN, PASSED, WRONG, Diagnosis, Outcome, Report
 
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""
@@ -62,7 +62,7 @@ class KindReport(Report):
     """What `check` found of a kind of layers, and of further ones in `kinds`."""
 
     cases: list[ClaimOutcome] = field(default_factory=list)  # each claim about each problem
-    parts: dict[str, KindReport] = field(default_factory=dict)
+    kinds: dict[str, KindReport] = field(default_factory=dict)  # a report for each further kind of layers
     kind: str = "linear"
     dtype: str = "float64"  # the precision that it was checked in
     claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", "refused", or what is wrong
@@ -72,10 +72,15 @@ class KindReport(Report):
     errors: dict[str, float] = field(default_factory=dict)
     functions: dict[str, bool] = field(default_factory=dict)  # whether each function is offered; empty for files
 
-    @property
-    def kinds(self) -> dict[str, KindReport]:
-        """A report for each further kind of layers."""
-        return self.parts
+    def every_case(self) -> list[ClaimOutcome]:
+        """Return what became of all cases, of every kind."""
+        return [case for report in (self, *self.kinds.values()) for case in report.cases]
+
+    def every_diagnosis(self) -> list[Diagnosis]:
+        """Return all that is wrong, that of further kinds under their names, and at the end what is known."""
+        further = [replace(diagnosis, says=f"{kind}: {diagnosis.says}")
+                   for kind, report in self.kinds.items() for diagnosis in report.found]  # fmt: skip
+        return sorted([*self.found, *further], key=self._is_known)
 
     def require(self, claims: list[str]) -> None:
         """Put into `missing` the claims that are required and that a kind of layers does not offer."""

@@ -124,7 +124,7 @@ def test_a_foreign_readers_mistake_is_named_by_the_suite(bug):
     of_experts = SimpleNamespace(forward=partial(foreign_mixtures.forward, bug=bug))
     report = check(SimpleNamespace(forward=linear, kinds={"experts": of_experts}))
     assert report.passed == (bug is None)
-    found = [diagnosis.flag for diagnosis in report.parts["experts"].found]
+    found = [diagnosis.flag for diagnosis in report.kinds["experts"].found]
     assert found == ([] if bug is None else [foreign_mixtures.BUGS[bug]])
 
 
