@@ -30,7 +30,7 @@ Failed = Mapping[str, Mapping[Problem, str]]
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """What has become of answers to the problems of a kind."""
 
     cases: list[ClaimOutcome]
@@ -61,7 +61,7 @@ class Answered:
         return id_of(self.called or self.kind.name, claim, self.numbers[i] if self.numbers else i)
 
 
-def judge_numbers(asked: Answered) -> Compared:
+def judge_numbers(asked: Answered) -> Comparison:
     """Compare answers with the right ones."""
     factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
@@ -73,7 +73,7 @@ def judge_numbers(asked: Answered) -> Compared:
              for key in QUANTITIES}  # fmt: skip
     errors = {key: max(_error(*pair) for pair in pairs) for key, pairs in given.items() if pairs}
     failing = {case.id for case in cases if case.failed}
-    return Compared(cases, of_all, list(_diagnoses(asked, factors, failing)), errors)
+    return Comparison(cases, of_all, list(_diagnoses(asked, factors, failing)), errors)
 
 
 def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: Factors) -> str:
