@@ -218,8 +218,9 @@ def _of_all(subject: Subject) -> list[Wrong]:
               {"cached": "adapted"}),
     ]  # fmt: skip
     if len(ranks) > 1:
-        rows.append(Wrong("alpha-is-divided-by-the-largest-rank", "alpha is divided by the largest rank of all modules",
-                          {"scale": lambda config, path: float(setting(config, "lora_alpha", path)) / max(ranks)}))  # fmt: skip
+        by_largest = {"scale": lambda config, path: float(setting(config, "lora_alpha", path)) / max(ranks)}
+        text = "alpha is divided by the largest rank of all modules"
+        rows.append(Wrong("alpha-is-divided-by-the-largest-rank", text, by_largest))
     if subject.given.saved:
         text = "nothing in the file is applied, neither factors nor modules trained in full: this is the base"
         nothing: dict[str, Any] = {"applied": lambda path: False, "saved": lambda W, trained: W}
