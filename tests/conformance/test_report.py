@@ -83,6 +83,7 @@ def test_a_claim_that_is_required_must_be_offered(required, missing):
     report = check(with_kinds(rslora=SimpleNamespace(forward=OURS["rslora"].forward)))
     assert report.passed
     report.require(required)
+    assert repr(report) == str(report)  # at a prompt
     assert report.missing == missing
     assert (report.verdict, report.status) == (("WRONG", 1) if missing else ("passed", 0))
     said = [line for line in str(report).splitlines()[1:] if "required" in line]
