@@ -2,7 +2,9 @@
 
 from hypothesis import strategies as st
 
-from minilora.conformance.problems import Problem, SmallIntegers
+from minilora.conformance.problems import Problem
+
+from .claims import SmallIntegers
 
 __all__ = ["Problem", "SmallIntegers", "problems"]
 

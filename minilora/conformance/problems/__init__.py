@@ -8,6 +8,6 @@
 - `bugs`: the known bugs, a row each; `bugparts`: formulas of theirs that take more than a line
 """
 
-from .problem import Problem, SmallIntegers
+from .problem import Problem
 
-__all__ = ["Problem", "SmallIntegers"]
+__all__ = ["Problem"]

@@ -178,13 +178,3 @@ class Problem:
     def __str__(self) -> str:
         sizes = f"N={self.n} in={self.in_features} out={self.out_features} r={self.rank} alpha={self.alpha:g}"
         return sizes + "".join(f" {name}={value}" for name, value in self.options.items())
-
-
-@dataclass(frozen=True)
-class SmallIntegers(Problem):
-    """The same in integers from -2 to 2: with alpha / r a power of two, even float16 computes these exactly."""
-
-    def randn(self, name: str, *shape: int) -> np.ndarray:
-        """Return the values rounded."""
-        values: np.ndarray = np.rint(super().randn(name, *shape)).clip(-2, 2)
-        return values

@@ -67,15 +67,9 @@ class FusedProblem(Problem):
     listed: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
 
     @classmethod
-    def of_line(cls, line: dict[str, Any]) -> FusedProblem:
-        """Return the problem of a line with widths and ranks."""
-        n, n_in, widths, ranks = (line.pop(name) for name in ("N", "in", "widths", "ranks"))
-        return cls.of(n, n_in, tuple(widths), tuple(ranks), **line)
-
-    @classmethod
-    def of(cls, n: int, in_features: int, widths: tuple[int, ...], ranks: tuple[int, ...], **more: Any) -> FusedProblem:
-        """Return a problem of these slots."""
-        return cls(n, in_features, sum(widths), next(filter(None, ranks)), widths=widths, ranks=ranks, **more)
+    def of_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line with the slots' widths and ranks."""
+        return super().of_line({**line, "out": sum(line["widths"]), "r": next(filter(None, line["ranks"]))})
 
     @property
     def adapted(self) -> list[int]:
@@ -355,18 +349,9 @@ class CombineProblem(Problem):
     axes: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(WAYS, ("output", "input"))
 
     @classmethod
-    def of_line(cls, line: dict[str, Any]) -> CombineProblem:
-        """Return the problem of a line with each adapter's rank and weight, and whether it has rsLoRA's scaling."""
-        adapters = zip(*(line.pop(name) for name in ("ranks", "weights", "rslora")), strict=True)
-        return cls.of(line.pop("in"), line.pop("out"), line.pop("r"), list(adapters), **line)
-
-    @classmethod
-    def of(
-        cls, n_in: int, n_out: int, rank: int, adapters: list[tuple[int, float, bool]], **more: Any
-    ) -> CombineProblem:
-        """Return a problem of adapters, each with its rank, its weight, and whether it has rsLoRA's scaling."""
-        ranks, weights, stabilised = zip(*adapters, strict=True)
-        return cls(1, n_in, n_out, rank, ranks=ranks, weights=weights, stabilised=stabilised, **more)
+    def of_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line; it has no rows."""
+        return super().of_line({"N": 1, **line})
 
     @property
     def alphas(self) -> list[float]:
