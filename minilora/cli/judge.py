@@ -147,7 +147,7 @@ def add_conformance(commands: Any) -> None:
         metavar="SECONDS",
         help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
     )
-    add_report(parser, judge_conformance, implementation, xfails=True)
+    add_report(parser, judge_conformance, implementation_files, xfails=True)
 
 
 def _seconds(text: str) -> float:
@@ -177,7 +177,7 @@ def write_start(options: argparse.Namespace) -> None:
     print(f"{name} is written; fill it in, then run: minilora conformance {name}")
 
 
-def implementation(options: argparse.Namespace) -> list[tuple[Path, str]]:
+def implementation_files(options: argparse.Namespace) -> list[tuple[Path, str]]:
     """Return the files that MODULE[:OBJECT] may mean."""
     from ..conformance.checking.child import sources
 
