@@ -249,9 +249,7 @@ def idle_patterns(adapter: AdapterFile, config: Mapping[str, Any], landing: Land
     for name in ("rank_pattern", "alpha_pattern"):
         table = config.get(name) or {}
         with named(name):
-            used = {*first_matches(table, paths)}
-            unused = [key for number, key in enumerate(table) if number not in used and key not in paths]
-            idle = [key for key in unused if first_matches([key], paths) == [None] * len(paths)]
+            idle = [key for key in table if key not in paths and not any(n == 0 for n in first_matches([key], paths))]
         level = SUSPICIOUS if len(idle) == len(table) else NOTE  # a list for many models may have keys of others
         text = f"{name}: {{names}} matches no module of the adapter, so it says nothing"
         yield from found(level, f"{name.replace('_', '-')}-idle", text, idle, "key")

@@ -38,7 +38,6 @@ from .headers import AdapterFile, Module, Tensors, open_tensors
 MLX_NAME = "adapters.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
-NO_NPZ = "an archive of NumPy's, as old versions of mlx-lm wrote: it is not read"
 MOST_LETTERS, MOST_NAMES = 1000, 1000
 """Letters of a tensor's name, and entries of a list of names in a configuration that are looked up one by one."""
 METADATA = "lora_adapter_metadata"
@@ -50,8 +49,6 @@ def open_adapter(path: Path) -> AdapterFile:
     file = _file(path) if os.path.isdir(path) else path
     if file.suffix in PICKLES:
         raise FileRefused(file, NO_PICKLE)
-    if file.suffix == ".npz":
-        raise FileRefused(file, NO_NPZ)
     tensors = open_tensors(file)
     if (longest := max(tensors.shapes, key=len, default="")) and len(longest) > MOST_LETTERS:
         raise FileRefused(file, f"the name {short(longest)} has {len(longest):,} letters: no module has such a path")
@@ -84,8 +81,6 @@ def _file(folder: Path) -> Path:
     for name in ("adapter_model.bin", "pytorch_lora_weights.bin"):
         if os.path.exists(folder / name):
             raise FileRefused(folder / name, NO_PICKLE)
-    if os.path.exists(folder / "adapters.npz"):
-        raise FileRefused(folder / "adapters.npz", NO_NPZ)
     files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.gguf")])
     if len(files) == 1:
         return files[0]
