@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -88,6 +89,12 @@ JUDGE = [module for module in MODULES if module.startswith(HOUSES) and "__" not 
 def defined(module):
     """Return a file's own classes and functions, by their names."""
     return {node.name: node for node in parsed(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+
+
+def test_a_name_stands_for_one_thing_in_the_whole_judge():
+    files = Counter(module.rpartition(".")[2] for module in JUDGE)
+    names = Counter(name for module in JUDGE for name in defined(module) if not name.startswith("_"))
+    assert [name for named in (files, names) for name, count in named.items() if count > 1] == []
 
 
 def test_a_kinds_own_file_alone_asks_for_the_kind():
