@@ -49,10 +49,6 @@ class EmbeddingProblem(Problem):
         """Return the merged table as it lies. Ids have no derivative, so there is no dx."""
         return {**{k: a for k, a in answers.items() if k != "x"}, "merged": answers["merged"].T}
 
-    def two_axes(self) -> Problem:
-        """Return a problem of six ids."""
-        return replace(self, n=6, in_features=7, out_features=4, rank=5, alpha=3.0, seed=20)
-
 
 @dataclass(frozen=True)
 class ConvolutionProblem(Problem):

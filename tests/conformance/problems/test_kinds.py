@@ -117,9 +117,27 @@ def test_all_forms_of_slots_are_asked_for_unless_declared():
         assert len(set(filter(None, ranks))) == len({a for a in alpha if a is not None}) == 1
 
 
-def test_another_number_of_slots_is_refused():
-    with pytest.raises(CannotRun, match=r"slots of .* must be .*2.*3.*, got 4"):
-        report_of("fused", forward=OURS["fused"].forward, slots=4)
+@pytest.mark.parametrize(
+    ("kind", "what", "value", "known"),
+    [
+        ("fused", "slots", 4, "2 or 3"),
+        ("fused", "one_rank", "yes", "True or False"),
+        ("mixed", "output", "float64", "'bfloat16' or 'float32'"),
+        ("dora", "detached_norm", 2, "True or False"),
+    ],
+)
+def test_what_a_kind_declares_must_be_known(kind, what, value, known):
+    with pytest.raises(CannotRun) as refused:
+        report_of(kind, **vars(OURS[kind]) | {what: value})
+    assert str(refused.value) == f"{what} of SimpleNamespace, {kind} must be {known}, got {value!r}"
+
+
+PRECISIONS = [("nf4", None, "float32"), ("nf4", "float16", "float16"), ("mixed", "bfloat16", "float32")]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "checked"), [*PRECISIONS, ("dora", None, "float64")])
+def test_a_kind_is_checked_in_a_precision_of_its_own(kind, dtype, checked):
+    assert report_of(kind, dtype, **vars(OURS[kind])).dtype == checked
 
 
 def test_a_function_is_handed_the_options_that_it_names():
