@@ -192,6 +192,23 @@ def each_expert(t):
     return peft(t / "a", tensors, config("down_proj")), model(t / "b", experts=4, apart=True)
 
 
+def one_array(t):
+    rng, tensors, arrays = np.random.default_rng(0), {}, {}
+    for i in range(LAYERS):
+        path = f"model.layers.{i}.mlp"
+        arrays[f"{path}.gate_up_proj.weight"] = np.ones((20, D), "f4")
+        tensors[f"{PREFIX}{path}.gate_up_proj.lora_A.weight"] = rng.standard_normal((2, D))
+        tensors[f"{PREFIX}{path}.gate_up_proj.lora_B.weight"] = rng.standard_normal((20, 2))
+    settings = config(target_modules=[], target_parameters=["gate_up_proj.weight"])
+    return peft(t / "a", tensors, settings), written(t / "b", arrays)
+
+
+def renamed_weights(t):
+    base = model(t / "b")
+    (base / "model.safetensors").rename(base / "weights.safetensors")
+    return plain()(t), base
+
+
 def mlx_experts(t):
     def change(_):
         rng, tensors = np.random.default_rng(0), {}
@@ -307,6 +324,7 @@ RIGHT = {
     "a tied embedding": (beside(EMBEDDED, tied=True), "tied-head"),
     # models of other kinds
     "shards": (beside(plain(), shards=5), ""),
+    "a folder with one file of another name": (renamed_weights, ""),
     "an adapter of the model without its head": (
         plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaModel"}},
               name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
@@ -329,6 +347,7 @@ RIGHT = {
                                   "packing-of-old-peft target-parameters"),
     "experts of an old version, apart": (
         experts({"peft_version": "0.19.0"}, {"apart": True}, exchanged=True), "packing-of-old-peft target-parameters"),
+    "an array that is a module's weight": (one_array, "target-parameters"),
     "experts (in, out)": (experts(base={"in_out": True}), "target-parameters"),
     "experts (in, out) of old versions": (experts({"peft_version": "0.18.1"}, {"in_out": True}), "target-parameters"),
     "experts (in, out), exchanged": (experts({"peft_version": "0.19.0"}, {"in_out": True}, exchanged=True),
@@ -642,7 +661,10 @@ def test_the_scaling_is_that_of_the_format(what, tmp_path):
     assert [*found] == [scaling if scaling is None else pytest.approx(scaling)]
 
 
-@pytest.mark.parametrize("what", ["PEFT's defaults", "an MLX folder", "kohya's names", "a GGUF adapter", "experts"])
+SIZED = ["PEFT's defaults", "an MLX folder", "MLX's experts", "kohya's names", "a GGUF adapter", "experts"]
+
+
+@pytest.mark.parametrize("what", SIZED)
 def test_the_change_has_the_size_of_the_product(what, tmp_path):
     report, _ = looked_at(RIGHT[what][0], tmp_path)
     for path, m in report.adapter.modules.items():

@@ -71,6 +71,12 @@ def test_a_change_in_float64_is_the_product(tmp_path):
         np.testing.assert_allclose(delta, 2 * B @ A, rtol=1e-12)
 
 
+def test_there_is_no_change_where_nothing_says_the_scaling(tmp_path):
+    report = audit(peft(tmp_path / "a", factors(paths("q_proj")), None), model(tmp_path / "m"), merge=True)
+    assert [*report.merged.values()] == [None] * 3
+    assert [[*changes(report.landing, module)] for module in report.adapter.modules.values()] == [[]] * 3
+
+
 def test_dora(tmp_path):
     path, rng = "model.layers.1.self_attn.q_proj", np.random.default_rng(1)
     tensors = factors(paths("q_proj"))
