@@ -171,6 +171,13 @@ def test_how_another_scaling_comes_from_the_right_one_is_told(how):
     assert text.endswith(f"; {how}, in all that is computed")
 
 
+def test_of_one_problem_no_rule_is_told():
+    (trial, *_) = trials_of("linear", "float64")
+    given = [trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r)]
+    _, (one,) = name(suite_of("linear", (trial,)).world(measured_scalings((trial,), given)), given)
+    assert one.says.startswith("the update has another scaling: 1.875 at in=5 out=3 r=2 alpha=3, expected 1.5, in")
+
+
 def test_scalings_that_are_nearly_right_are_shown_in_digits_that_differ():
     (text,) = check(scaled(lambda alpha, r: float(np.float32(alpha / r)))).diagnoses
     pairs = re.findall(r"([\d.e-]+) at in=.*?, expected ([\d.e-]+)", text)
