@@ -441,6 +441,12 @@ def test_modules_in_full_of_which_nothing_is_applied_are_named(small, tmp_path):
     assert report.json()["flags"] == ["nothing-in-the-file-is-applied"], str(report)
 
 
+def test_prompts_of_one_token_are_judged(small, tmp_path):
+    tensors = {"prompts": IDS[:, :1].copy(), "logits": applied(small)[:, :1].copy()}
+    save_file(tensors, tmp_path / "answers.safetensors")
+    assert diagnose(small / "model", small / "adapter", tmp_path / "answers.safetensors").verdict == "RIGHT"
+
+
 # --- the base's own logits --------------------------------------------------------------------------------------------
 
 
