@@ -26,11 +26,6 @@ def spelled(value: Any, choices: Sequence[Any]) -> Any:
     return spellings.get("".join(text.lower().split()), value)
 
 
-def strided(array: np.ndarray) -> np.ndarray:
-    """Return an array whose entries do not follow one another in memory: every second one of a larger array."""
-    return np.repeat(array, 2, axis=-1)[..., ::2]
-
-
 class Watch:
     """Calls an implementation's functions, and notes where one raises or changes what it was handed.
 
@@ -44,9 +39,9 @@ class Watch:
         self.changed = ""  # which function changed what
         self.notes: dict[str, str] = {}  # what a judge saw that is no reason to fail: habits
         self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
-        self.raised: dict[str, str] = {}  # for each function that raised, or returned no answer, what it said first
-        self.failed: dict[str, dict[Problem, str]] = {}  # on which problems it did, and what it said there
-        self.lines: dict[str, str] = {}  # and in which file and line, where that is known
+        # For each function that raised, or returned no answer, the problems on which it did, and what it said there.
+        self.failed: dict[str, dict[Problem, str]] = {}
+        self.lines: dict[str, str] = {}  # and in which file and line it did first, where that is known
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
         self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
         self.fan_in_fan_out = getattr(implementation, "fan_in_fan_out", None)  # None: as the factors lie
@@ -118,13 +113,14 @@ class Watch:
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
             text = f"raises {raised(error)}"
             self.lines.setdefault(function, line_of(error))
-        self.raised.setdefault(function, f"{text} ({problem}, {'a' if problem.bias else 'no'} bias)")
         self.failed.setdefault(function, {}).setdefault(problem, text)
         return {}
 
     def said(self, function: str) -> str:
         """Return what a function that raised, or returned no answer, said first, and the line of its file."""
-        return self.raised[function] + (f", in {line}" if (line := self.lines.get(function)) else "")
+        problem, text = next(iter(self.failed[function].items()))
+        where = f", in {line}" if (line := self.lines.get(function)) else ""
+        return f"{text} ({problem}, {'a' if problem.bias else 'no'} bias){where}"
 
     def _answers(self, function: str, result: Any, problem: Problem) -> Arrays:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""

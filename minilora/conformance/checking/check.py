@@ -89,7 +89,7 @@ def _judge(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Se
     trials = [drawn(problem, dtype, formulas) for problem in problems]
     replies = [reply_to(watch, trial) for trial in trials]
     if not any(replies):
-        first = next(iter(watch.raised))
+        first = next(iter(watch.failed))
         raise CannotRun(f"{name}: {first} {watch.said(first)}{_instead(watch, trials[0], dtype)}")
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = reply_to(watch, trials[0], between)
@@ -151,7 +151,7 @@ def _raised(watch: Watch, problems: Sequence[Problem]) -> dict[str, str]:
     """Return what functions said that raise, or return no answer, by their claims."""
     texts = {}
     for claim, (function, _) in watch.kind.answers.items():
-        if function in watch.raised:
+        if function in watch.failed:
             when = in_common(list(watch.failed[function]), problems)
             texts[claim] = f"{function}{f', {when},' if when else ''} {watch.said(function)}"
     return texts
@@ -159,7 +159,8 @@ def _raised(watch: Watch, problems: Sequence[Problem]) -> dict[str, str]:
 
 def _as_the_forward(watch: Watch, claim: str) -> bool:
     """Return whether a function raised what the forward did."""
-    return watch.raised[watch.kind.answers[claim][0]] == watch.raised.get("forward")
+    own, of_forward = (watch.failed.get(function, {}) for function in (watch.kind.answers[claim][0], "forward"))
+    return [*own.items()][:1] == [*of_forward.items()][:1]
 
 
 def _of_the_first(

@@ -23,7 +23,7 @@ from ..problems.plain import DoRAProblem
 from ..problems.problem import OF_ROWS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
 from ..report import Diagnosis
-from .calling import Watch, described, forward, reply_to, spelled, strided
+from .calling import Watch, described, forward, reply_to, spelled
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
 
@@ -120,13 +120,13 @@ def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
     (sizes, spread), (other, second) = spreads.items()
     if all(0.9 < measured * 3**0.5 * at.fan() < 1.1 for at, measured in spreads.items()):
         return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
+    world = World(
+        cases=[*spreads],
+        answers=lambda at, parts: {"spread": np.array(at.spread(**parts))},
+        allowed=lambda at, _, parts: 0.1 * at.spread(**parts),
+        table=bugs_of(watch.kind.name, ("start",)),
+    )
     for gain in (1.0, 6**0.5):  # PEFT's start, he_uniform
-        world = World(
-            cases=[*spreads],
-            answers=lambda at, parts: {"spread": np.array(at.spread(**parts))},
-            allowed=lambda at, _, parts: 0.1 * at.spread(**parts),
-            table=bugs_of(watch.kind.name, ("start",)),
-        )
         _, found = name(world, [{"spread": np.array(measured / gain)} for measured in spreads.values()])
         for (bug,) in (named.wrongs for named in found):
             says = f"{bug.says} = {sizes.fan(**bug.of(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
@@ -204,7 +204,7 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
 
 def frozen_base(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that no gradient is given for the frozen base."""
-    if "backward" in watch.raised:
+    if "backward" in watch.failed:
         return NOT_OFFERED
     arguments = trial.problem.hand_over("backward", trial.arrays)
     grads = watch.call("backward", arguments, watch.options("backward", trial.problem))
@@ -274,7 +274,7 @@ def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Ver
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,
-    "at every second place": strided,
+    "at every second place": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
 }
 """How an array may lie in memory, beside C order."""
 
@@ -285,7 +285,7 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
     for words, lay in LAYOUTS.items():
         quiet = Watch(watch.functions, watch.kind, lay)
         verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"where arrays lie {words},"))
-        for function in quiet.raised.keys() - watch.raised.keys():
+        for function in quiet.failed.keys() - watch.failed.keys():
             watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
     return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
 
