@@ -71,6 +71,24 @@ def test_a_change_in_float64_is_the_product(tmp_path):
         np.testing.assert_allclose(delta, 2 * B @ A, rtol=1e-12)
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_blocks_of_rows_make_no_difference(tmp_path, monkeypatch, across):
+    """Also with a magnitude, and in NF4, whose blocks of 64 numbers must not be cut."""
+    rng, path = np.random.default_rng(0), "fc"
+    W = rng.standard_normal((200, 40)).astype("f4")
+    out, width = W.shape[::-1] if across else W.shape
+    tensors = {f"{PREFIX}{path}.lora_A.weight": rng.standard_normal((2, width)).astype("f4"),
+               f"{PREFIX}{path}.lora_B.weight": rng.standard_normal((out, 2)).astype("f4"),
+               f"{PREFIX}{path}.lora_magnitude_vector": rng.uniform(4, 9, out).astype("f4")}  # fmt: skip
+    adapter = peft(tmp_path / "a", tensors, config(path, use_dora=True, fan_in_fan_out=across))
+    base, losses = written(tmp_path / "m", {"fc.weight": W}), []
+    for block in (1, 10**9):
+        monkeypatch.setattr("minilora.audit.changes.BLOCK", block)
+        losses.append(audit(adapter, base, merge=True).merged[path].formats)
+    for name, sums in losses[0].items():
+        assert (sums.part, sums.noise) == pytest.approx((losses[1][name].part, losses[1][name].noise), rel=1e-6), name
+
+
 def test_there_is_no_change_where_nothing_says_the_scaling(tmp_path):
     report = audit(peft(tmp_path / "a", factors(paths("q_proj")), None), model(tmp_path / "m"), merge=True)
     assert [*report.merged.values()] == [None] * 3
