@@ -115,13 +115,7 @@ class FusedProblem(Problem):
         return [part if i in self.adapted else None for i, part in enumerate(parts)]
 
     def joined(self, name: str, parts: list[np.ndarray | None]) -> np.ndarray:
-        """Return the one array of a list as `split` gives it.
-
-        Raises
-        ------
-        ValueError
-            If a slot's array is missing, or has another shape, or there is one where the slot has no adapter.
-        """
+        """Return the one array of a list as `split` gives it; a ValueError says which slot's array does not fit."""
         if len(parts) != len(self.widths):
             raise ValueError(f"{len(parts)} arrays for {name}, expected {len(self.widths)}, one for each slot")
         whole = np.zeros_like(self.factors[name], np.result_type(np.float16, *(p for p in parts if p is not None)))
