@@ -66,7 +66,7 @@ class Case:
     def prompt(self, seed: int) -> np.ndarray:
         """Draw one prompt, (T,)."""
         length = 6 if self.base.mixture is None else 4
-        return np.random.default_rng([seed, *(self.after or self.id).encode()]).integers(2, len(TOKENS), length)
+        return drawn_tokens(self.after or self.id, seed, length)
 
     @property
     def shown(self) -> str:
@@ -86,6 +86,11 @@ class Case:
         """Yield each adapter's configuration, and its tensors under PEFT's names."""
         for adapter, (given, _) in zip(self.adapters, self.given, strict=True):
             yield damaged(*adapter_files(adapter, given, self.base), self.damage)
+
+
+def drawn_tokens(id: str, seed: int, length: int) -> np.ndarray:
+    """Draw token ids for a case or a session, none of them special."""
+    return np.random.default_rng([seed, *id.encode()]).integers(2, len(TOKENS), length)
 
 
 def _case(id: str, note: str, base: str, adapters: list[dict[str, Any]] | None = None, **entry: Any) -> Case:

@@ -20,7 +20,7 @@ from .leftovers import LEFTOVERS, ROUNDED
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .reading import Arrays
 from .sessions import SESSIONS, Session, session_adapters
-from .signatures import APART, ROWS, SHOWN_ROWS, Answers, answers, session_answers
+from .signatures import APART, ROWS, SHOWN_ROWS, CaseAnswers, answers, session_answers
 
 FOLDER_FORMAT = 1
 """The version of the folder's format. A later version of minilora reads every earlier format."""
@@ -52,7 +52,7 @@ HOW = (
 
 
 def index(
-    every: Iterable[tuple[Case, Answers | None]], sessions: Iterable[tuple[Session, Sequence[Answers]]] = ()
+    every: Iterable[tuple[Case, CaseAnswers | None]], sessions: Iterable[tuple[Session, Sequence[CaseAnswers]]] = ()
 ) -> dict[str, Any]:
     """Return what index.json holds."""
     flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}  # some are in several
@@ -84,7 +84,7 @@ def base_entry(base: Base) -> dict[str, Any]:
     }
 
 
-def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
+def entry(case: Case, numbers: CaseAnswers | None) -> dict[str, Any]:
     """Return a case's entry of the index."""
     names = adapter_names(case)
     weighted = [[name, adapter.weight] for name, adapter in zip(names, case.adapters, strict=True)]
@@ -105,7 +105,7 @@ def entry(case: Case, numbers: Answers | None) -> dict[str, Any]:
     }
 
 
-def session_entry(session: Session, numbers: Sequence[Answers]) -> dict[str, Any]:
+def session_entry(session: Session, numbers: Sequence[CaseAnswers]) -> dict[str, Any]:
     """Return a session's entry of the index."""
     return {
         "id": session.id,

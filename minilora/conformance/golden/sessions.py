@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from .adapters import Adapter, adapter_files, drawn_adapter
-from .bases import LIVING, TOKENS
-from .cases import TABLE
+from .bases import LIVING
+from .cases import TABLE, drawn_tokens
 from .reading import Arrays, Given
 
 PREFIX, TAIL = 256, 6
@@ -71,11 +71,6 @@ class Session:
         if not self.long:
             return [tails] * len(self.steps)
         return [np.concatenate([drawn_tokens(self.id, PREFIX, PREFIX), tail])[None] for tail in tails]
-
-
-def drawn_tokens(id: str, seed: int, length: int) -> np.ndarray:
-    """Draw tokens of a session's prompts."""
-    return np.random.default_rng([seed, *id.encode()]).integers(2, len(TOKENS), length)
 
 
 # --- the table --------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ SHOWN_ROWS, ROWS = 4, 1
 
 
 @dataclass(frozen=True)
-class Answers:
+class CaseAnswers:
     """Right numbers, and those of each bug that is told apart, by its flag."""
 
     logits: np.ndarray  # (prompts, T, V); of a request (prompts, V), after the last token
@@ -60,7 +60,7 @@ class Answers:
         return tensors
 
 
-def answers(case: Case) -> Answers:
+def answers(case: Case) -> CaseAnswers:
     """Compute the answers to a case."""
     base, before = case.base, case.base.arrays
     table = MISREADINGS if base.mixture is None else MIXTURE_MISREADINGS
@@ -77,9 +77,9 @@ def answers(case: Case) -> Answers:
     right = _logits(base, case.prompts, [changed[""]], decodings[""])[0]
     signatures = {flag: numbers[flag] for flag in kept}
     if not case.shown:
-        return Answers(right, signatures)
+        return CaseAnswers(right, signatures)
     weights = {flag: base.in_file({**before, **changed[flag]})[case.shown] for flag in ("", *kept)}
-    return Answers(right, signatures, (case.shown, weights[""]), {flag: weights[flag][:ROWS] for flag in kept})
+    return CaseAnswers(right, signatures, (case.shown, weights[""]), {flag: weights[flag][:ROWS] for flag in kept})
 
 
 def distinct(numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0) -> list[str]:
@@ -155,12 +155,12 @@ def _with_old_cache(base: Base, ids: np.ndarray, length: int, old: Arrays, new: 
 # --- sessions ---------------------------------------------------------------------------------------
 
 
-def session_answers(session: Session) -> list[Answers]:
+def session_answers(session: Session) -> list[CaseAnswers]:
     """Compute the answers to each request of a session."""
     return [_of_request(session.requests[:n], request) for n, request in enumerate(session.requests)]
 
 
-def _of_request(before: Sequence[Request], request: Request) -> Answers:
+def _of_request(before: Sequence[Request], request: Request) -> CaseAnswers:
     engines = {"": Engine()} | {row.flag: Engine(**row.of(request)) for row in LEFTOVERS}
     numbers: dict[str, list[np.ndarray]] = {flag: [] for flag in engines}
     for j, (prompt, now) in enumerate(zip(request.prompts, request.adapters, strict=True)):
@@ -178,7 +178,7 @@ def _of_request(before: Sequence[Request], request: Request) -> Answers:
             numbers[flag].append(z[0])
     found = {flag: np.stack(rows) for flag, rows in numbers.items()}
     found |= {flag: found[""][one.order(request.adapters)] for flag, one in engines.items() if one.order}
-    return Answers(found[""], {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, EQUAL)})
+    return CaseAnswers(found[""], {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, EQUAL)})
 
 
 def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
