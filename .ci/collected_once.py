@@ -1,10 +1,10 @@
 """mutmut, with the tests collected once: a mutant's process begins where they are, and ends with the first that fails.
 
-    python collected_once.py PROCESSES [--known]
+    python collected_once.py PROCESSES [--known] [--sample COUNT SEED]
 
 Of the tests that reach the mutated function, those run first that ended other mutants of that function; then the quick
 ones, a module after another, so that what they share is made once. No verdict depends on the order. Without `--known`,
-none runs where a mutant is on the list of those that survive with a reason.
+none runs where a mutant is on the list of those that survive with a reason. Of a sample the others are not tried.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any
 
@@ -108,18 +110,40 @@ class CollectedOnce(TestRunner):
         return 1
 
 
+def described_mutant(name: str, path: Path) -> str:
+    """Return a mutant as the list has it."""
+    return described(name, get_diff_for_mutant(name, path=path))
+
+
+def sampled(collect: Any, count: int, seed: str) -> Any:
+    """Return what mutmut collects mutants with, for that many of them, which are drawn among those not on the list."""
+
+    def collected(**more: Any) -> tuple[list[tuple[SourceFileMutationData, str, int | None]], Any]:
+        mutants, by_path = collect(**more)
+        mutants.sort(key=lambda mutant: mutant[1])
+        Random(seed).shuffle(mutants)
+        known = known_survivors()
+        unknown = (mutant for mutant in mutants if described_mutant(mutant[1], mutant[0].path) not in known)
+        return list(islice(unknown, count)), by_path
+
+    return collected
+
+
 def spared() -> Iterator[str]:
     """Yield the mutants that are on the list."""
     known = known_survivors()
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
-        yield from (
-            name for name in data.exit_code_by_key if described(name, get_diff_for_mutant(name, path=path)) in known
-        )
+        yield from (name for name in data.exit_code_by_key if described_mutant(name, path) in known)
 
 
 if __name__ == "__main__":
-    runner = partial(CollectedOnce, spare_known="--known" not in sys.argv)
+    runner = partial(CollectedOnce, spare_known=not {"--known", "--sample"} & {*sys.argv})
+    if "--sample" in sys.argv:
+        drawn = sys.argv[sys.argv.index("--sample") + 1 :]
+        mutmut.collect_source_file_mutation_data = sampled(
+            mutmut.collect_source_file_mutation_data, int(drawn[0]), drawn[1]
+        )
     mutmut.get_mutant_runner = lambda processes=1: ForkRunner(processes, runner())
     mutmut.cli(["run", "--max-children", sys.argv[1]])

@@ -1,11 +1,15 @@
 """Run mutmut and hold its result against the survivors that are known, each with the reason why it changes nothing.
 
-    python .ci/mutation.py [--known] [core] [rim] [MODULE ...]
+    python .ci/mutation.py [--known] [core] [rim] [judge] [MODULE ...]
 
-The core is the mathematics; the rim is what reads and writes files. MODULE stands for the modules that `PARTS` mutates
-together with it. A score below the bar fails the run. A mutant that survives and is not on the list is a hole in the
-tests, and is shown; so is one on the list that is no longer made. No test is run on those on the list, on which all
-tests together would run, unless `--known` says so: then one that was killed is shown too.
+The core is the mathematics; the rim is what reads and writes files; the judge is what judges the numbers and files of
+others. MODULE stands for the modules that `PARTS` mutates together with it. A score below the bar fails the run. A
+mutant that survives and is not on the list is a hole in the tests, and is shown; so is one on the list that is no
+longer made. No test is run on those on the list, on which all tests together would run, unless `--known` says so: then
+one that was killed is shown too.
+
+The judge has too many mutants to try them all: of a few files, which are drawn, `SAMPLE` mutants are. Each commit draws
+others; MINILORA_MUTANTS=TEXT draws by a text, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -18,10 +22,18 @@ import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
+from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = ROOT / ".ci" / "surviving_mutants.txt"
-BARS = {"core": 0.98, "rim": 0.95}
+BARS = {"core": 0.98, "rim": 0.95, "judge": 0.95}
+SAMPLE, FILES = 60, 16
+"""How many mutants of the judge are tried, and of how many files."""
+IN_PROCESSES = {
+    "minilora": ("conformance/plugin", "conformance/test_implementation", "conformance/checking/child"),
+    "tests": ("conformance/test_plugin", "conformance/checking/test_child"),
+}
+"""Of the judge, what runs in processes of its own, where no mutant is planted."""
 KILLED = ("killed", "timeout", "segfault")
 COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.toml")
 
@@ -85,8 +97,10 @@ PARTS = {
             ),
         ),
     ),
+    "judge": ((("conformance", "audit", "exercises"), ("conformance", "audit", "exercises")),),
 }
-"""Modules that are mutated together, and the tests that are about them: all tests would take hours."""
+"""Modules that are mutated together, and the tests that are about them: all tests would take hours. Of the judge these
+are folders."""
 SLOW = (
     "killed_at_random",
     "killed_while",
@@ -100,17 +114,19 @@ SLOW = (
     "time_is_for",
     "endless",
     "three_blocks_of_memory",
+    *("live_page", "index_of_fields"),
 )
-"""What tests are about that no mutant waits for, by words of their names: slow ones of files, and one that counts
-bytes, of which each call of a function with mutants takes some."""
+"""What tests are about that no mutant waits for, by words of their names: slow ones of files, one that counts bytes, of
+which each call of a function with mutants takes some, and those that read the site."""
 
 
 def check_paths() -> None:
     """Refuse to begin where the table, or the list of survivors, names a file that has moved."""
     groups = [group for part in PARTS.values() for group in part]
-    paths = {f"minilora/{module}.py" for modules, _ in groups for module in modules}
-    paths |= {f"tests/{test}.py" for _, tests in groups for test in tests}
-    missing = sorted(path for path in paths if not (ROOT / path).is_file())
+    paths = {f"minilora/{module}" for modules, _ in groups for module in modules}
+    paths |= {f"tests/{test}" for _, tests in groups for test in tests}
+    paths |= {f"{folder}/{name}" for folder, names in IN_PROCESSES.items() for name in names}
+    missing = sorted(path for path in paths if not (ROOT / path).is_dir() and not (ROOT / f"{path}.py").is_file())
     prefixes = tuple(f"minilora.{module.replace('/', '.')}." for modules, _ in groups for module in modules)
     missing += sorted(mutant for mutant in known_survivors() if not mutant.startswith(prefixes))
     if missing:
@@ -123,11 +139,32 @@ def configure(folder: Path, modules: tuple[str, ...], tests: tuple[str, ...]) ->
     before, head, settings = file.read_text(encoding="utf-8").partition("[tool.mutmut]")
     settings = settings.replace('-profile=mutation"]', f'-profile=mutation", "-k", "not {" and not ".join(SLOW)}"]')
     assert SLOW[0] in settings
+    selected = [file_or_folder(f"tests/{test}") for test in tests]
+    left_out = [f"--ignore=tests/{test}.py" for test in IN_PROCESSES["tests"]]
     lines = [
         f"only_mutate = {[f'minilora/{module}.py' for module in modules]}",
-        f"pytest_add_cli_args_test_selection = {[f'tests/{test}.py' for test in tests]}",
+        f"pytest_add_cli_args_test_selection = {[*selected, *left_out]}",
+        'also_copy = ["examples"]',
     ]
     file.write_text(before + head + settings.rstrip() + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def file_or_folder(path: str) -> str:
+    """Return the path of a file or of a folder, which the table has without an ending."""
+    return path if (ROOT / path).is_dir() else f"{path}.py"
+
+
+def seed() -> str:
+    """Return what a sample is drawn by."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return os.environ.get("MINILORA_MUTANTS") or commit.stdout.strip() or "no commit"
+
+
+def drawn_modules(folders: tuple[str, ...]) -> tuple[str, ...]:
+    """Draw some of the modules of folders."""
+    files = [path for folder in folders for path in sorted((ROOT / "minilora" / folder).rglob("[!_]*.py"))]
+    modules = {path.relative_to(ROOT / "minilora").with_suffix("").as_posix() for path in files}
+    return tuple(sorted(Random(seed()).sample(sorted(modules - {*IN_PROCESSES["minilora"]}), FILES)))
 
 
 def known_survivors() -> dict[str, str]:
@@ -157,15 +194,16 @@ def copy_to(folder: Path) -> None:
         copy(source, folder / name)
 
 
-def run_mutmut(folder: Path, *, known: bool) -> dict[str, str]:
-    """Return what became of each mutant, by its name."""
+def run_mutmut(folder: Path, *options: str) -> dict[str, str]:
+    """Return what became of each mutant that was tried, by its name."""
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTEST_DEBUG_TEMPROOT": str(folder)}
-    run = [sys.executable, str(ROOT / ".ci" / "collected_once.py"), str(os.cpu_count() or 1), *["--known"] * known]
+    run = [sys.executable, str(ROOT / ".ci" / "collected_once.py"), str(os.cpu_count() or 1), *options]
     with (folder / "mutmut.log").open("w") as log:
         code = subprocess.run(run, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT).returncode
     results = [sys.executable, "-m", "mutmut", "results", "--all", "true"]
     listing = subprocess.run(results, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
     fates = dict(re.findall(r"^\s*(\S+): (.+?)\s*$", listing, flags=re.MULTILINE))
+    fates = {name: fate for name, fate in fates.items() if fate != "not checked"}
     if not fates:
         print((folder / "mutmut.log").read_text()[-3000:])
         raise SystemExit(f"mutmut made no mutants (exit code {code})")
@@ -176,9 +214,14 @@ def judged(part: str, *, run_known: bool) -> bool:
     """Run a part, say what became of its mutants, and return whether that is as it must be."""
     groups = PARTS.get(part) or [group for groups in PARTS.values() for group in groups if part in group[0]]
     if not groups:
-        raise SystemExit(f"{part} is no part: expected core, rim, or a module such as files/merge")
+        raise SystemExit(f"{part} is no part: expected {', '.join(BARS)}, or a module such as files/merge")
     prefixes = tuple(f"minilora.{module.replace('/', '.')}." for group in groups for module in group[0])
     known = {mutant for mutant in known_survivors() if mutant.startswith(prefixes)}
+    options = ["--known"] * run_known
+    if sampled := part == "judge":
+        groups = [(drawn_modules(folders), tests) for folders, tests in groups]
+        options = ["--sample", str(SAMPLE), seed()]
+        print(f"{part}: {SAMPLE} mutants of {FILES} files, drawn by {seed()}", flush=True)
     counts: Counter[str] = Counter()
     survivors: set[str] = set()
     for group in groups:
@@ -186,7 +229,7 @@ def judged(part: str, *, run_known: bool) -> bool:
             folder = Path(name)
             copy_to(folder)
             configure(folder, *group)
-            fates = run_mutmut(folder, known=run_known)
+            fates = run_mutmut(folder, *options)
             counts.update(fates.values())
             alive = [name for name, fate in fates.items() if fate not in KILLED]
             survivors |= {described(name, diff_of(name, folder)) for name in alive}
@@ -195,9 +238,9 @@ def judged(part: str, *, run_known: bool) -> bool:
     print(f"{part}: {killed} killed of {total} that differ from the code ({killed / total:.1%}): {dict(counts)}")
     for mutant in sorted(survivors - known):
         print(f"survived, and no reason is known why that is right:\n    {mutant}")
-    for mutant in sorted(known - survivors):
+    for mutant in sorted(known - survivors) if not sampled else ():
         print(f"on the list of survivors, but killed or no longer made:\n    {mutant}")
-    bar = BARS["core" if set(groups) <= set(PARTS["core"]) else "rim"]
+    bar = BARS.get(part) or BARS["core" if set(groups) <= set(PARTS["core"]) else "rim"]
     print(f"{part}: bar {bar:.0%}; {len(survivors)} survivors, {len(known)} on the list with a reason", flush=True)
     return killed / total >= bar
 
