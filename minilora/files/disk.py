@@ -114,10 +114,10 @@ def written_at_once(folder: Path) -> Iterator[Path]:
     """Make a folder to write into, by `synced`, whose files take their places in `folder` all at one moment.
 
     What else is in `folder` stays: it comes along into the new folder, and the two are exchanged. Where the system
-    cannot exchange folders, or this process works in that one, the files follow one another.
+    cannot exchange them, `folder` has folders of its own, or this process works in it, the files follow one another.
     """
     folder = Path(os.path.realpath(folder))
-    part = _part_of(folder)
+    part = _part_of(folder if os.access(folder.parent, os.W_OK) else folder / folder.name)
     part.mkdir()
     own = os.stat(part)
     try:
@@ -133,7 +133,7 @@ def written_at_once(folder: Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
         raise
     if exchanged:
-        for name in os.listdir(part):  # folders, and what came in the meantime
+        for name in os.listdir(part):  # what came in the meantime
             if not os.path.lexists(folder / name):
                 os.replace(part / name, folder / name)
     shutil.rmtree(part, ignore_errors=True)
@@ -141,13 +141,18 @@ def written_at_once(folder: Path) -> Iterator[Path]:
 
 
 def _take_along(folder: Path, part: Path) -> bool:
-    """Link a folder's other files into the one that is to take its place; return whether it can."""
+    """Link a folder's other files into the one that is to take its place; return whether all of them can be there.
+
+    Folders cannot be linked. Moved after the exchange, they would lie in the unfinished folder that a kill leaves.
+    """
     if os.path.samefile(folder, os.curdir):
         return False
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not entry.is_dir(follow_symlinks=False) and not os.path.lexists(part / entry.name):
+                if entry.is_dir(follow_symlinks=False):
+                    return False
+                if not os.path.lexists(part / entry.name):
                     os.link(entry, part / entry.name, follow_symlinks=False)
         shutil.copystat(folder, part)
     except OSError:  # a file system without links

@@ -248,7 +248,6 @@ def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
         folder = tmp_path / str(len(seen)) / "a"
         save_adapter(folder, layers(1.0, 3.0))
         (folder / "README.md").write_text("mine")
-        (folder / "runs").mkdir()
         if foreign:
             as_another_program(folder)
         with failing(len(seen) + 1, once), contextlib.suppress(Killed):
@@ -257,12 +256,11 @@ def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
         seen.append(state_of(folder))
         assert state_for_all(folder) == seen[-1]
         assert (folder / "README.md").read_text() == "mine"
-        assert len([*folder.parent.rglob("runs")]) == 1
         save_adapter(folder, layers(5.0, 7.0))
         assert state_of(folder) == (5.0, 7.0)
     assert seen == sorted(seen)
     assert set(seen) == {(1.0, 3.0), (2.0, alpha)}
-    assert {*os.listdir(folder)} == {"README.md", WEIGHTS, CONFIG, "runs"}
+    assert {*os.listdir(folder)} == {"README.md", WEIGHTS, CONFIG}
     assert os.listdir(folder.parent) == ["a"]
 
 
@@ -281,6 +279,28 @@ def test_files_of_two_saves_are_never_taken_for_one(tmp_path, monkeypatch, cut):
             load_adapter(tmp_path / "a")
     save_adapter(tmp_path / "a", layers(5.0, 7.0))
     assert state_of(tmp_path / "a") == (5.0, 7.0)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_folders_of_others_never_lie_in_an_unfinished_one(tmp_path, cut):
+    """Which may be deleted."""
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    (tmp_path / "a" / "runs").mkdir()
+    with failing(cut, once=False), contextlib.suppress(Killed):
+        save_adapter(tmp_path / "a", layers(2.0, 4.0))
+    assert [*tmp_path.rglob("runs")] == [tmp_path / "a" / "runs"]
+    save_adapter(tmp_path / "a", layers(5.0, 7.0))
+    assert state_of(tmp_path / "a") == (5.0, 7.0)
+
+
+def test_a_folder_is_written_where_nothing_can_be_made_beside_it(tmp_path, monkeypatch):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) == "a")
+    own = os.stat(tmp_path / "a")
+    save_adapter(tmp_path / "a", layers(2.0, 4.0))
+    assert os.path.samestat(own, os.stat(tmp_path / "a"))
+    assert state_of(tmp_path / "a") == (2.0, 4.0)
+    assert {*os.listdir(tmp_path / "a")} == {WEIGHTS, CONFIG}
 
 
 def test_a_folder_that_one_works_in_stays_the_same(tmp_path, monkeypatch):
