@@ -70,7 +70,7 @@ def _add_option(group: Any, field: Field[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, print the losses as they are measured, and write the adapter."""
     from ..fast import keep_pages
-    from ..language.finetune import finetune, inputs
+    from ..language.finetune import finetune, inputs, written_beside
 
     asked = {field.name: getattr(options, field.name) for field in fields(Recipe)}
     if options.adapter is None:
@@ -78,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     recipe = Recipe(**asked)
     keep_pages()
     try:
-        check_plot(recipe.plot, [*inputs(recipe), *([(recipe.log, "the log")] if recipe.log else [])])
+        check_plot(recipe.plot, [*inputs(recipe), *written_beside(recipe)])
         table = finetune(recipe, chosen_backend(recipe.backend))
     except KeyboardInterrupt:
         say_stopped(recipe, options.typed)

@@ -121,8 +121,9 @@ def check_free(recipe: Recipe, kept: Kept | None) -> None:
     holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
     if holds and not recipe.overwrite and (kept is None or kept.notes["saved"] != digest_of_adapter(recipe.save)):
         raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
-    for what, path in {"log": recipe.log, "plot file": recipe.plot, "file of skipped lines": recipe.skip_bad}.items():
-        if path is not None and path.exists() and not recipe.overwrite and kept is None:
+    own = kept.notes["wrote"] if kept else []
+    for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
+        if path is not None and path.exists() and not recipe.overwrite and str(real(path)) not in own:
             raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
 
 
@@ -186,14 +187,21 @@ def check_places(recipe: Recipe) -> None:
         raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
     takes_files(recipe.kept_in.parent)
     replaceable(recipe.kept_in)
-    for what, path in {"the log": recipe.log, "the file of skipped lines": recipe.skip_bad}.items():
-        if path is not None:
-            refuse_inputs(what, path, inputs(recipe))
-            if real(path) in own_places:
-                raise ValueError(f"{what} {str(path)!r} would lie where the adapter goes: name another file")
-            replaceable(path)
-            if not os.access(real(path).parent, os.W_OK):
-                raise ValueError(f"{what} {str(path)!r} cannot be written there")
+    taken = inputs(recipe)
+    for path, what in written_beside(recipe):
+        refuse_inputs(what, path, taken)
+        if real(path) in own_places:
+            raise ValueError(f"{what} {str(path)!r} would lie where the adapter goes: name another file")
+        replaceable(path)
+        if not os.access(real(path).parent, os.W_OK):
+            raise ValueError(f"{what} {str(path)!r} cannot be written there")
+        taken.append((path, what))
+
+
+def written_beside(recipe: Recipe) -> list[tuple[Path, str]]:
+    """Return the files that are written while it trains and before, and what each is."""
+    files = ((recipe.log, "the log"), (recipe.skip_bad, "the file of skipped lines"))
+    return [(path, what) for path, what in files if path is not None]
 
 
 def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
@@ -225,6 +233,8 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
         skipped: list[str] | None = None if recipe.skip_bad is None else []
         data = load_data(recipe.text, model_path(recipe.model), recipe.length, held_out=share, skipped=skipped)
+        if recipe.skip_bad is not None and skipped:
+            keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
         model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
         data.check_vocabulary(model.lm_head.out_features)
     except BaseException:
@@ -234,13 +244,19 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
     active = f" ({active_numbers(model.config):,} of them for one token)" if model.config.mixture else ""
     print(f": {numbers:,} parameters{active} in {recipe.dtype}, {backend.device}", flush=True)
     if recipe.skip_bad is not None and skipped:
-        with written_whole(recipe.skip_bad) as file:
-            file.write("".join(f"{line}\n" for line in skipped).encode())
         print(f"skipped  {len(skipped):,} lines that cannot be used, now in {printable(str(recipe.skip_bad))}")
     if recipe.quantize:
         whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
     return data, model
+
+
+def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
+    """Write the lines that cannot be used into a file; one that has others is not replaced without a word."""
+    if path.exists() and not overwrite and path.read_bytes() != lines:
+        raise ValueError(f"file of skipped lines {str(path)!r} is there already: name another, or say --overwrite")
+    with written_whole(path) as file:
+        file.write(lines)
 
 
 def model_path(model: Path | None) -> Path:
@@ -435,8 +451,11 @@ def train_adapter(
     before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
     table.print_known_rows(before, time.perf_counter() - start, kept.saved if kept else None)
     numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
-    same, saved = asked(recipe, model_path(recipe.model), backend), kept.notes["saved"] if kept else None
-    notes = Notes(asked=same, numbers=numbers, length=data.length, before=before, learned=table.learned, saved=saved)
+    wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
+    notes = Notes(
+        asked=asked(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length, before=before,
+        learned=table.learned, saved=kept.notes["saved"] if kept else None, wrote=sorted(wrote),
+    )  # fmt: skip
     keeper = NowAndThen if recipe.checkpoint is None else Checkpoint
     checkpoint = keeper(recipe.kept_in, notes=notes)
     best = BestStep(checkpoint) if recipe.keep_best else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
@@ -184,7 +185,8 @@ class Recipe:
     @property
     def kept_in(self) -> Path:
         """The file that keeps the training: that of --checkpoint, or one beside the adapter while it is not done."""
-        return self.checkpoint or Path(f"{self.save}.checkpoint")
+        save = self.save if self.save.name not in ("", "..") else os.path.abspath(self.save)
+        return self.checkpoint or Path(f"{save}.checkpoint")
 
     def settled(self, numbers: int) -> Settled:
         """Return the recipe with what fits a model of so many parameters in the place of what was not given."""

@@ -57,6 +57,7 @@ class Notes(TypedDict):
     before: float  # the held-out loss before the first step
     learned: Learned
     saved: str | None  # the digest of the adapter that this training wrote, where it is done
+    wrote: list[str]  # where its logs and figures lie
 
 
 @dataclass(frozen=True)

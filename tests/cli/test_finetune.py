@@ -474,9 +474,13 @@ def test_all_bad_lines_are_told_and_may_be_left_out(folder, capsys, monkeypatch)
     assert "data     e.jsonl: 2 examples and 1 held out" in out
     assert "\n         2 of the examples are copies of others\n         1 of the 1 examples held out are trained" in out
     assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n'
+    assert run(*few, "--skip-bad", "bad.jsonl", "--save", "c") == 0  # the same lines: as after a stop
+    assert "now in bad.jsonl\n" in capsys.readouterr().out
+    Path("bad.jsonl").write_text("others")
     for more, said in {
         ("--skip-bad", "bad.jsonl", "--save", "b"): "file of skipped lines 'bad.jsonl' is there already",
         ("--skip-bad", "e.jsonl", "--save", "b"): "the file of skipped lines 'e.jsonl' is the text, expected another",
+        ("--skip-bad", "l", "--log", "l", "--save", "b"): "the file of skipped lines 'l' is the log, expected another",
         ("--valid", "./e.jsonl", "--save", "b"): "is the text to train on, expected another file, or a share",
     }.items():
         assert run(*few, *more) == 2

@@ -106,6 +106,15 @@ def test_a_stopped_training_gives_way_when_asked(folder, capsys, monkeypatch):
     assert not Path("a.checkpoint").exists()
 
 
+@pytest.mark.parametrize("name", [".", "../a/", "../model/.."])
+def test_what_is_kept_lies_beside_the_folder_whatever_it_is_called(folder, capsys, monkeypatch, name):
+    Path("a").mkdir()
+    monkeypatch.chdir("a")
+    interrupted(monkeypatch, 2)
+    assert run("finetune", "../text", "--save", name, "--model", "../model", *FEW) == 130
+    assert Path(f"{os.path.abspath(name)}.checkpoint").exists()
+
+
 def test_what_is_stopped_while_it_loads_keeps_nothing(folder, capsys, monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     assert finetune("--checkpoint", "c") == 130
@@ -140,6 +149,20 @@ def test_no_file_is_replaced_without_a_word(folder, capsys, option, name):
     assert Path(name).read_text() == "dear diary"
     assert run(*few, "--save", "a", "--overwrite") == 0
     assert Path(name).read_text() != "dear diary"
+
+
+@pytest.mark.parametrize(("option", "name"), [("--log", "diary.jsonl"), ("--plot", "mine.svg")])
+def test_a_training_that_goes_on_replaces_its_own_files_alone(folder, capsys, option, name):
+    pytest.importorskip("matplotlib")
+    typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW, "--steps", "2", "--checkpoint", "c"]
+    assert run(*typed) == 0
+    Path(name).write_text("dear diary")
+    assert run(*typed, option, name) == 2
+    assert f"{name!r} is there already: name another, or say --overwrite" in capsys.readouterr().err
+    assert Path(name).read_text() == "dear diary"
+    Path(name).unlink()
+    for steps in "345":
+        assert run(*typed, "--steps", steps, *([option, name] if steps != "4" else [])) == 0
 
 
 def test_another_name_of_a_log_keeps_what_it_had(folder):
@@ -358,6 +381,7 @@ NOTES = {
     "length": 8,
     "before": 1.0,
     "saved": None,
+    "wrote": [],
     "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}},
 }
 
