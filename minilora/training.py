@@ -314,7 +314,7 @@ class TrainingDiverged(ArithmeticError):
 
 
 class LossGrew(UserWarning):
-    """Training ended with a loss far above the one that it began with, and finite."""
+    """The loss is far above the one that the training began with, and finite."""
 
 
 def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
@@ -417,8 +417,13 @@ def try_held_out(model: Layer, held_out: Any, loss: Loss, params: Mapping[str, A
     return held_out
 
 
-def check_data(model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, Array]) -> None:
-    """Require as many rows of X as of Y, in the model's dtype and library, and numbers Y as wide as its output."""
+def check_data(
+    model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, Array], classes: int | None = None
+) -> None:
+    """Require as many rows of X as of Y, in the model's dtype and library, and numbers Y as wide as its output.
+
+    Targets are below `classes`, by default the width of the output.
+    """
     if not callable(loss):
         raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
     like = next(iter(params.values()), None)
@@ -437,7 +442,7 @@ def check_data(model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, A
     with np.errstate(all="ignore"):
         first = model(X[:1])  # which refuses inputs that it cannot take
     if not isinstance(Y, np.ndarray) and "f" not in (X.dtype.kind, Y.dtype.kind):
-        check_on_device(model, X, Y, first.shape[-1])
+        check_on_device(model, X, Y, classes or first.shape[-1])
     width = getattr(model, "out_features", None)
     if X.dtype.kind == Y.dtype.kind == "f" and width is not None:  # a loss might broadcast them
         check_shape("Y", Y, (*X.shape[:-1], width))

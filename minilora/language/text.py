@@ -181,7 +181,7 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
             at = ~at
         return loss(model.lm_head(h[at]), y[at])
 
-    check_data(model.model, X, Y, of_hidden, model.model.trainable())
+    check_data(model.model, X, Y, of_hidden, model.model.trainable(), model.lm_head.out_features)
     targets = count(Y)
 
     def share(part: np.ndarray) -> Any:
