@@ -148,28 +148,28 @@ def run(options: argparse.Namespace) -> int:
 
 def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[dict[str, Any], Prompt]]:
     """Return the lines of a .jsonl file, each with what the model is to go on from."""
-    from ..checks import FileRefused, printable
-    from ..language.chat import SPEAKER, Prompt, encode_answering, read_prompt
+    from ..language.chat import read_chat, read_prompt
     from ..language.chattemplate import load_template
+    from ..language.data import BadLine, BadLines, at_line
     from ..language.text import read_text
 
-    records, template = [], None
+    records, bad, template = [], list[BadLine](), None
     for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            if "messages" in record:
-                template = template or load_template(model)
-                messages = record["messages"]
-                asked = messages[:-1] if messages[-1].get("role") == SPEAKER else messages
-                ids, end = encode_answering(asked, template, tokenizer)
-                records.append((record, Prompt(ids, "", [], end)))
-            else:
-                records.append((record, read_prompt(record["prompt"], tokenizer)))
-        except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            why = printable(str(error))
-            raise FileRefused(file, f"line {number} has neither a prompt nor messages: {why}") from None
+        if line.strip():
+            with at_line(number, line, bad):
+                record = json.loads(line)
+                if not isinstance(record, dict) or not record.keys() & {"prompt", "messages"}:
+                    raise ValueError("it has neither a prompt nor messages")
+                if "messages" in record:
+                    template = template or load_template(model)
+                    prompt = read_chat(record["messages"], template, tokenizer, record.get("tools"))
+                else:
+                    prompt = read_prompt(record["prompt"], tokenizer)
+                if not prompt.ids:
+                    raise ValueError("its prompt is empty")
+                records.append((record, prompt))
+    if bad:
+        raise BadLines(file, bad)
     return records
 
 

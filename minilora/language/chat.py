@@ -40,6 +40,8 @@ Span = tuple[int, int]
 """The place of a part of a text: its first letter, and the one behind its last."""
 SPEAKER = "assistant"
 """The role whose turns are the model's."""
+ANSWER = {"role": SPEAKER, "content": "Yes."}
+"""An answer such as one that is to come."""
 ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s-role"
 """The roles that models are trained with, and one that none is."""
 
@@ -287,12 +289,13 @@ def encode_question(
 
 
 def encode_answering(
-    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], frozenset[int]]:
     """Return the ids of a chat with what lets the model answer, and the tokens that end the answer."""
-    ids, end = tokenizer.encode(template.render(messages, add_generation_prompt=True)), set(tokenizer.end)
+    text, end = template.render(messages, add_generation_prompt=True, tools=tools), set(tokenizer.end)
+    ids = tokenizer.encode(text)
     try:
-        answered, counted = encode_chat([*messages, {"role": SPEAKER, "content": "Yes."}], template, tokenizer)
+        answered, counted = encode_chat([*messages, ANSWER], template, tokenizer, tools)
     except ValueError:  # a template that cannot be trained with can still ask
         return ids, frozenset(end)
     last = answered[np.flatnonzero(counted)[-1]]
@@ -313,6 +316,20 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
     """Return a text that is to be continued."""
     ids = tokenizer.encode(text)
     return Prompt([*tokenizer.begin, *ids], text, ids, tokenizer.end)
+
+
+def read_chat(
+    messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
+) -> Prompt:
+    """Return a chat whose last message the model is to answer; where that is an answer already, the one before it."""
+    answered = len(messages) > 0 and isinstance(messages[-1], Mapping) and messages[-1].get("role") == SPEAKER
+    asked = checked_messages([*messages[: len(messages) - answered], ANSWER])[:-1]
+    if not asked:
+        raise ValueError("its messages ask nothing")
+    if tools and template.render(asked, tools=tools) == template.render(asked):
+        raise ValueError("the chat template writes nothing of its tools: say it in a message")
+    ids, end = encode_answering(asked, template, tokenizer, tools or None)
+    return Prompt(ids, "", [], end)
 
 
 @dataclass

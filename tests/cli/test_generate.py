@@ -121,7 +121,30 @@ def test_a_file_of_prompts_is_answered_by_one_loading(chatty, capsys, monkeypatc
         assert said in capsys.readouterr().err
 
 
-LINES = ["{", "[]", "3", '{"prompt": 3}', '{"messages": []}', '{"text": "a"}', '{"messages": [3]}']
+def test_a_file_of_chats_is_answered_as_they_are_trained_on(chatty, capsys):
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "dog"}]
+    Path("p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": parts}], "tools": ["x"]}))
+    few = ["p.jsonl", "--model", "model", "--tokens", "9", "--temperature", "0", "-o", "out.jsonl"]
+    assert run("generate", *few) == 2
+    assert "'p.jsonl': line 1: the chat template writes nothing of its tools" in capsys.readouterr().err
+    Path("model/tokenizer_config.json").write_text(
+        json.dumps({"chat_template": "{% for t in tools or [] %}{{ t }}{% endfor %}" + TEMPLATE})
+    )
+    assert run("generate", *few) == 0
+    assert json.loads(Path("out.jsonl").read_text())["generated"] == answer(Llama.load("model"), "xu the dog.a ")
+
+
+LINES = [
+    "{",
+    "[]",
+    "3",
+    '{"prompt": 3}',
+    '{"prompt": ""}',
+    '{"messages": [{"content": "a"}]}',
+    '{"messages": []}',
+    '{"text": "a"}',
+    '{"messages": [3]}',
+]
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -129,7 +152,7 @@ def test_a_line_without_a_prompt_is_refused_before_the_model_is_loaded(chatty, c
     Path("p.jsonl").write_text('{"prompt": "a"}\n' + line)
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     assert run("generate", "p.jsonl", "--model", "model", "-o", "out.jsonl") == 2
-    assert "'p.jsonl': line 2 has neither a prompt nor messages" in capsys.readouterr().err
+    assert "minilora: 'p.jsonl': line 2: " in capsys.readouterr().err
     assert not Path("out.jsonl").exists()
 
 
