@@ -118,6 +118,15 @@ def test_a_flag_is_of_one_row_also_of_those_tried_last(kind):
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
 
 
+def test_what_is_allowed_is_that_of_the_problem_and_of_the_parts():
+    first, second = trials_of("linear", "float64")[:2]
+    world = suite_of("linear", (first, second)).world({})
+    large, none = {"scaling": lambda alpha, r: 1e6}, {}
+    for trial, parts in ((first, none), (first, large), (second, large), (second, none)):
+        allowed = world.allowed(trial.problem, "y", parts)
+        assert np.array_equal(allowed, trial.allowed("y", **parts))
+
+
 # --- a scaling that no row has --------------------------------------------------------------------
 
 FIRST = "1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 alpha=10, expected 2.5; "
