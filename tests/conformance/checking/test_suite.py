@@ -124,7 +124,7 @@ def test_what_is_allowed_is_that_of_the_problem_and_of_the_parts():
     large, none = {"scaling": lambda alpha, r: 1e6}, {}
     for trial, parts in ((first, none), (first, large), (second, large), (second, none)):
         allowed = world.allowed(trial.problem, "y", parts)
-        assert np.array_equal(allowed, trial.allowed("y", **parts))
+        assert np.array_equal(allowed, trial.allowed(trial.size(**parts)["y"]))
 
 
 # --- a scaling that no row has --------------------------------------------------------------------
