@@ -1,6 +1,6 @@
 """The library's layers, its planted bugs and foreign code go through one suite: what is planted must not pass.
 
-The rows of `minilora.conformance.problems.bugs` are planted in tests of their own. Here are the mutants that are no row.
+The rows of `problems.bugs` are planted in tests of their own. Here are the mutants that are no row.
 """
 
 from functools import partial
