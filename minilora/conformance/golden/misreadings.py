@@ -430,7 +430,7 @@ _OF_EXPERTS: Sequence[Wrong] = (
     Wrong("experts-three-are-kept", "three experts are kept for a token, and num_experts_per_tok says 2",
           {"kept": lambda K: 3}),
     Wrong("experts-the-shared-expert-is-left-out", "the shared expert is left out, with its adapter",
-          {"shared": 0.0}),
+          {"shared": False}),
 )
 # fmt: on
 _PACKINGS = [

@@ -167,7 +167,7 @@ class Reading:
     kept: Callable[[int], int] = lambda K: K  # how many experts a token keeps
     renormalised: Callable[[bool], bool] = lambda renormalised: renormalised
     unweighted: bool = False  # whether the update of each kept expert counts whole, and not by its share
-    shared: float = 1.0  # how much of the shared expert there is
+    shared: bool = True  # whether the shared expert is there
 
     def decoding(self, mixture: MixtureConfig) -> tuple[MixtureConfig, bool]:
         """Return what a mixture is read as, and whether updates count whole."""
@@ -202,8 +202,8 @@ class Reading:
                 if name in after:
                     after.setdefault(other, after[name])
         down = f"{SHARED}.down_proj.weight"
-        if self.shared != 1.0 and down in read:
-            after[down] = self.shared * after.get(down, read[down])
+        if not self.shared and down in read:
+            after[down] = 0 * after.get(down, read[down])
         return after
 
     def _add(self, after: Arrays, read: Arrays, config: Config, adapter: Given, path: str, weight: float) -> None:
