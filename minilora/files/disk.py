@@ -224,6 +224,18 @@ def check_parent(name: str, path: Path) -> None:
         raise ValueError(f"{name} {str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
+def check_new_folder(name: str, path: Path, why: str = "a folder is written") -> None:
+    """Require a place where `written_folder` can put a folder; `why` says what asks for one."""
+    check_parent(name, path)
+    takes_files(path.absolute().parent)
+    if not is_new_or_empty(path):
+        raise ValueError(f"{name} {str(path)!r} exists, expected a folder that is empty or new: {why}")
+    if os.path.lexists(path) and (os.path.ismount(path) or path.samefile(".")):
+        raise ValueError(
+            f"{name} {str(path)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
+        )
+
+
 def replaceable(path: Path) -> None:
     """Require that a path is a regular file, or new.
 

@@ -31,8 +31,8 @@ from tqdm import tqdm
 from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
 from .disk import (
+    check_new_folder,
     check_parent,
-    is_new_or_empty,
     refuse_inputs,
     replaceable,
     synced,
@@ -136,22 +136,16 @@ def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> N
 
 def _check_out(out: Path, weights: Weights, adapter: Path, whole: bool) -> None:
     """Require a place where nothing is lost: no file that is read, no folder that holds something."""
-    check_parent("out", out)
-    takes_files(out.absolute().parent)
     if weights.index is None and not whole:
+        check_parent("out", out)
+        takes_files(out.absolute().parent)
         if os.path.isdir(out):
             raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
         files = [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)]
         refuse_inputs("out", out, [(weights.path, "the base itself"), *files])
         replaceable(out)
         return
-    if not is_new_or_empty(out):
-        why = "the base is a model's folder" if whole else "the base has shards"
-        raise ValueError(f"out {str(out)!r} exists, expected a folder that is empty or new: {why}")
-    if os.path.lexists(out) and (os.path.ismount(out) or out.samefile(".")):
-        raise ValueError(
-            f"out {str(out)!r} is the working folder or a mount point, which nothing can replace: name a new folder"
-        )
+    check_new_folder("out", out, "the base is a model's folder" if whole else "the base has shards")
 
 
 def _write(

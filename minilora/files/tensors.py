@@ -43,8 +43,8 @@ OTHER_FORMATS = {
     b"version ": "it is a pointer of Git LFS, in the place of the file ('git lfs pull' gets it)",
     b"<": "it is a page of HTML, in the place of the file",
     b"PK": "it is an archive, such as a pickle of torch's",
-    b"GGUF": "it is a .gguf file. For llama.cpp, `minilora export` makes an adapter a file that --lora adds; a merge "
-    "takes the Hugging Face folder that the model was made from, and the merged folder can be converted",
+    b"GGUF": "it is a .gguf file. For llama.cpp, `minilora export` makes an adapter a file that --lora adds; "
+    "`minilora merge` writes a folder from a file that is named .gguf",
 }
 """What a file with such a beginning is that stands in the place of a safetensors file."""
 

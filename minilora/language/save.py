@@ -20,7 +20,7 @@ from ..adaptation import adapters, attach, is_adapted, merge
 from ..backend import backend_of
 from ..checks import Array, check_instance, check_path, dtype_name, needed
 from ..files.adapters import load_adapter
-from ..files.disk import check_parent, is_new_or_empty, model_format, synced, written_folder
+from ..files.disk import check_new_folder, model_format, synced, written_folder
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
 from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
@@ -58,7 +58,7 @@ def save_llama(model: Llama, folder: str | Path) -> None:
             f"model has an adapter beside {adapted[0]!r}, which has no place in the folder: save it with save_adapter "
             "and the model without it here, or merge(model) first"
         )
-    check_free_folder(folder)
+    check_new_folder("folder", folder)
     tensors, quantised = _tensors(model)
     config = _config(folder, model.config, dtype_name(next(iter(tensors.values()))), quantization_config(quantised))
     beside = {} if model.source is None else files_beside(model.source)
@@ -70,19 +70,12 @@ def save_llama(model: Llama, folder: str | Path) -> None:
             write_tensors(file, tensors, {"format": "pt"})
 
 
-def check_free_folder(folder: Path) -> None:
-    """Require a folder that is empty or new, where one can be made."""
-    check_parent("folder", folder)
-    if not is_new_or_empty(folder):
-        raise ValueError(f"folder {str(folder)!r} exists, expected one that is empty or new")
-
-
 def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Mapping[str, LoRA]:
     """Write a .gguf model with an adapter folded in as a folder that transformers loads; return the adapters by path.
 
     The weights are those of the file, without the rounding of its blocks, in float32. It needs the memory of the model.
     """
-    check_free_folder(check_path("folder", folder))
+    check_new_folder("folder", check_path("folder", folder))
     changes = load_adapter(adapter, dtype="float32")
     save_llama(merge(attach(Llama.load(base), changes)), folder)
     return changes

@@ -149,4 +149,12 @@ def test_a_gguf_model_is_merged_into_a_folder(tmp_path, capsys):
     np.testing.assert_allclose(Llama.load(tmp_path / "merged")(ids), adapted(ids), rtol=1e-4, atol=1e-5)
     assert load_tokenizer(tmp_path / "merged").encode("a") == load_tokenizer(file).encode("a")
     assert run(*command) == 2
-    assert "exists, expected one that is empty or new" in capsys.readouterr().err
+    assert "exists, expected a folder that is empty or new" in capsys.readouterr().err
+
+
+def test_the_folder_that_one_works_in_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("merge", str(file), str(tmp_path / "a"), "-o", ".") == 2
+    assert "'.' is the working folder or a mount point, which nothing can replace" in capsys.readouterr().err
