@@ -92,10 +92,10 @@ def run(options: argparse.Namespace) -> int:
 
 def say_stopped(recipe: Recipe, typed: list[str]) -> None:
     """Tell that Ctrl-C ended the command, what is kept, and the command that goes on."""
-    from ..language.resume import read_kept
+    from ..language.finetune import kept_training
 
     say_interrupted()
-    kept = read_kept(recipe.kept_in)
+    kept = kept_training(recipe, chosen_backend(recipe.backend))
     if kept is None:
         say(f"nothing is kept in {recipe.kept_in} yet")
     else:

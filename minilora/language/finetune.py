@@ -111,7 +111,6 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
             raise
         if not recipe.overwrite:
             raise CheckpointError(f"{error}, or begin anew with --overwrite") from None
-        recipe.kept_in.unlink()
         return None
     return kept
 
@@ -456,6 +455,8 @@ def train_adapter(
         asked=asked(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length, before=before,
         learned=table.learned, saved=kept.notes["saved"] if kept else None, wrote=sorted(wrote),
     )  # fmt: skip
+    if kept is None:
+        recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
     keeper = NowAndThen if recipe.checkpoint is None else Checkpoint
     checkpoint = keeper(recipe.kept_in, notes=notes)
     best = BestStep(checkpoint) if recipe.keep_best else None

@@ -101,7 +101,12 @@ def test_a_stopped_training_gives_way_when_asked(folder, capsys, monkeypatch):
         "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or begin anew with --overwrite"
         in (capsys.readouterr().err)
     )
-    assert Path("a.checkpoint").exists()
+    kept = Path("a.checkpoint").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Llama, "load", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*other, "--overwrite") == 130
+    assert "nothing is kept in a.checkpoint yet" in capsys.readouterr().err
+    assert Path("a.checkpoint").read_bytes() == kept  # until the other begins
     assert run(*other, "--overwrite") == 0
     assert not Path("a.checkpoint").exists()
 
