@@ -155,7 +155,7 @@ def _take_along(folder: Path, part: Path) -> bool:
                 if not os.path.lexists(part / entry.name):
                     os.link(entry, part / entry.name, follow_symlinks=False)
         shutil.copystat(folder, part)
-    except OSError:  # a file system without links
+    except (OSError, NotImplementedError):  # a file system without links, or a system without links to links
         return False
     sync_folder(part)
     return True

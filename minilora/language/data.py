@@ -123,7 +123,7 @@ def load_data(
         if bad and skipped is None:
             raise BadLines(path, bad)
         if skipped is not None:
-            skipped += [line.text for line in bad]
+            skipped += [line.text for line in sorted(bad)]
         return of_examples(path, examples, length, tokenizer, held_out)
     text = read_text(path)
     if _is_json(text):

@@ -293,6 +293,17 @@ def test_folders_of_others_never_lie_in_an_unfinished_one(tmp_path, cut):
     assert state_of(tmp_path / "a") == (5.0, 7.0)
 
 
+@pytest.mark.parametrize("error", [OSError, NotImplementedError])
+def test_a_system_without_links_writes_both_files(tmp_path, monkeypatch, error):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    (tmp_path / "a" / "README.md").write_text("mine")
+    monkeypatch.setattr(os, "link", lambda *a, **k: (_ for _ in ()).throw(error))
+    save_adapter(tmp_path / "a", layers(2.0, 4.0))
+    assert state_of(tmp_path / "a") == (2.0, 4.0)
+    assert {*os.listdir(tmp_path / "a")} == {"README.md", WEIGHTS, CONFIG}
+    assert os.listdir(tmp_path) == ["a"]
+
+
 def test_a_folder_is_written_where_nothing_can_be_made_beside_it(tmp_path, monkeypatch):
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) == "a")

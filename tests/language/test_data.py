@@ -360,9 +360,23 @@ def test_bad_lines_are_left_out_and_kept(tmp_path, model):
     file, skipped = write(tmp_path / "e.jsonl", SLIPS), []
     data = load_data(file, model, 8, skipped=skipped)
     assert len(data.X) + len(data.X_held) == 3
-    assert sorted(skipped) == sorted(file.read_text().splitlines()[n - 1] for n in (*range(2, 5), *range(6, 14)))
+    assert skipped == [file.read_text().splitlines()[n - 1] for n in (*range(2, 5), *range(6, 14))]
     with pytest.raises(FileRefused, match="line 1: its text is empty"):
         load_data(write(tmp_path / "f.jsonl", [{"text": ""}]), model, 8, skipped=skipped)
+
+
+def test_lines_that_are_left_out_keep_their_order(tmp_path, model, monkeypatch):
+    good = {"prompt": "a", "completion": " b"}
+    file, skipped = write(tmp_path / "e.jsonl", [good, {"text": "no"}, {"text": ""}, good]), []
+
+    def encode(line, *more):
+        if getattr(line, "text", "") == "no":
+            raise ValueError("found later than what is no example at all")
+        return encode_example(line, *more)
+
+    monkeypatch.setattr("minilora.language.data.encode_example", encode)
+    load_data(file, model, 8, skipped=skipped)
+    assert skipped == file.read_text().splitlines()[1:3]
 
 
 def test_copies_are_counted_also_among_those_held_out(tmp_path, model):
