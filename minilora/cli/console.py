@@ -195,9 +195,10 @@ def files(what: str, *paths: Path | None, pattern: str = "*") -> list[tuple[Path
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
     """Require a file that can be written without the loss of something, such as of one that is read."""
-    from ..files.disk import refuse_inputs, replaceable
+    from ..files.disk import check_parent, refuse_inputs, replaceable
 
     if path is not None:
+        check_parent(name, path)
         replaceable(path)
         refuse_inputs(name, path, inputs)
 

@@ -19,6 +19,7 @@ from .console import (
     files,
     path,
     printable,
+    say_interrupted,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def add(commands: Any) -> None:
             "Print the prompt and its continuation, token by token, until N tokens or the text's end. With --chat "
             "PROMPT is a user's message: the model's chat template formats it, and only the answer is printed. Without "
             "PROMPT, --chat answers each line that you type, or of stdin, and the model reads what was said before. "
-            "Ctrl-C ends an answer. With -o PROMPT is a .jsonl file of prompts or chats, which are answered in a file."
+            "Ctrl-C ends an answer. With -o PROMPT is a .jsonl file of prompts or chats, which are answered in a file; "
+            "Ctrl-C leaves the answers so far there."
         ),
         epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
         formatter_class=Defaults,
@@ -127,8 +129,7 @@ def run(options: argparse.Namespace) -> int:
         return added_text(ids, prompt.text_ids, tokenizer.decode)
 
     if records is not None:
-        write_answers(records, texts, options.output)
-        return 0
+        return write_answers(records, texts, options.output)
     prompts = (_prompt(line, dialogue, tokenizer) for line in _lines()) if first is None else iter([first])
     for prompt in prompts:
         print(_shown(prompt.text), end="", flush=True)
@@ -175,17 +176,29 @@ def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[di
 
 def write_answers(
     records: list[tuple[dict[str, Any], Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path
-) -> None:
-    """Write each record with what the model says, a line as soon as it is there; the file is whole or not at all."""
+) -> int:
+    """Write each record with what the model says into a file, and return the exit code.
+
+    The file appears when all records are answered; or by Ctrl-C, with those that are.
+    """
     from tqdm import tqdm
 
     from ..files.disk import written_whole
 
+    done, of_all, status = 0, "", 0
     with written_whole(file) as out:
-        for record, prompt in tqdm(records, unit="prompt", disable=None):
-            said = "".join(texts(prompt))
-            out.write((json.dumps({**record, "generated": said}, ensure_ascii=False) + "\n").encode())
-    print(f"{len(records):,} answers written to {printable(str(file))}")
+        try:
+            for record, prompt in tqdm(records, unit="prompt", disable=None):
+                said = "".join(texts(prompt))
+                out.write((json.dumps({**record, "generated": said}, ensure_ascii=False) + "\n").encode())
+                done += 1
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            say_interrupted()
+            of_all, status = f" of {len(records):,}", 130
+    print(f"{done:,}{of_all} answers written to {printable(str(file))}")
+    return status
 
 
 def _prompt(text: str, dialogue: Dialogue | None, tokenizer: Tokenizer) -> Prompt:

@@ -115,10 +115,31 @@ def test_a_file_of_prompts_is_answered_by_one_loading(chatty, capsys, monkeypatc
     for more, said in {
         ("p.jsonl", "-o", "out.jsonl"): "-o 'out.jsonl' is there already, expected a new file",
         ("p.jsonl", "-o", "p.jsonl"): "-o 'p.jsonl' is the file of prompts, expected another file",
+        ("p.jsonl", "-o", "nowhere/out"): "-o 'nowhere/out': there is no folder 'nowhere'",
         ("p.jsonl", "-o", "new", "--chat"): "-o reads prompts and chats from a file",
     }.items():
         assert run("generate", *more, *few) == 2
         assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_answers_so_far(chatty, capsys, monkeypatch):
+    Path("p.jsonl").write_text('{"prompt": "the cat "}\n' * 3)
+    begun, right = [], generation.generate
+
+    def pressed(*arguments, **settings):
+        begun.append(0)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return right(*arguments, **settings)
+
+    monkeypatch.setattr(generation, "generate", pressed)
+    few = ["p.jsonl", "--model", "model", "--tokens", "9", "--temperature", "0"]
+    assert run("generate", *few, "-o", "out.jsonl") == 130
+    assert capsys.readouterr().out == "2 of 3 answers written to out.jsonl\n"
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
+    begun[:] = [0, 0]
+    assert run("generate", *few, "-o", "none.jsonl") == 130
+    assert not Path("none.jsonl").exists()
 
 
 def test_a_file_of_chats_is_answered_as_they_are_trained_on(chatty, capsys):
