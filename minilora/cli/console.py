@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +105,15 @@ MOST_ROWS = 24
 """Of a table that is printed row by row, unless ``--all`` asks for more."""
 
 
-def by_kind(rows: Sequence[tuple[str, ...]], name: int = 0) -> list[tuple[str, ...]]:
+def last_name(path: str) -> str:
+    """Return the last part of a module's path, also where it names the module's weight."""
+    return path.removesuffix(".weight").rpartition(".")[2]
+
+
+def by_kind(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Return rows that differ in their module's path alone as one, with its last part and how many there are."""
-    count: dict[tuple[str, ...], int] = {}
-    for row in rows:
-        end = row[name].removesuffix(".weight").rpartition(".")[2]
-        kind = (*row[:name], end, *row[name + 1 :])
-        count[kind] = count.get(kind, 0) + 1
-    return [(*kind[:name], f"{kind[name]} x {number}", *kind[name + 1 :]) for kind, number in count.items()]
+    count = Counter((last_name(path), *rest) for path, *rest in rows)
+    return [(f"{name} x {number}", *rest) for (name, *rest), number in count.items()]
 
 
 def add_all(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import MOST_ROWS, add_all, align, check_plot, path, write_figure
+from .console import MOST_ROWS, add_all, align, check_plot, last_name, path, write_figure
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -51,7 +51,7 @@ def table(summaries: list[LayerSummary], every: bool = True) -> str:
     """
     kinds: dict[Any, list[LayerSummary]] = {}
     for s in summaries:
-        name = s.module if every else s.module.rpartition(".")[2]
+        name = s.module if every else last_name(s.module)
         kinds.setdefault((name, str(s.form), s.out_features, s.in_features, s.rank, s.alpha, s.scaling), []).append(s)
     head = ("module", "kind", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|")
     lines = [(*head, "share of each singular value" if every else "mean share of each singular value")]

@@ -62,6 +62,16 @@ def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+def test_layers_named_by_their_weights_are_summed_by_their_own_names(tmp_path, capsys):
+    """Those of a Qwen3-MoE: two kinds of one size are two rows."""
+    lora = LoRA(np.ones((1, 3), "f4"), np.ones((2, 1), "f4"), 1.0)
+    layers = {f"model.layers.{i}.mlp.{name}": lora for i in range(13) for name in ("gate_proj", "up_proj")}
+    save_adapter(tmp_path / "a", layers, target_parameters=[f"{path}.weight" for path in layers])
+    assert run("inspect", str(tmp_path / "a")) == 0
+    rows = capsys.readouterr().out.splitlines()[1:-1]
+    assert [row.split()[:3] for row in rows] == [["gate_proj", "x", "13"], ["up_proj", "x", "13"]]
+
+
 def test_a_long_table_is_summed_by_kind(tmp_path, capsys):
     rng = np.random.default_rng(0)
     layers = {
