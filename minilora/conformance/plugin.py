@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ class Held:
 
     def params(self) -> list[Any]:
         """Return the case of each test, under its id."""
-        return [pytest.param(HeldCase(self, id), id=id) for id in self.ids]
+        return [pytest.param(partial(self.judge, id), id=id) for id in self.ids]
 
     @cached_property
     def report(self) -> KindReport | CannotRun:
@@ -86,26 +85,18 @@ class Held:
         report.known = self.known
         return report
 
-
-@dataclass(frozen=True)
-class HeldCase:
-    """A claim about a problem, as a test: a call passes, fails, is skipped where it is not offered, or xfails."""
-
-    held: Held
-    id: str
-
-    def __call__(self) -> None:
-        """Be the test."""
-        report, reason = self.held.report, self.held.known.get(self.id)
+    def judge(self, id: str) -> None:
+        """Be the test of a case: pass, fail, skip where it is not offered, or xfail."""
+        report, reason = self.report, self.known.get(id)
         if isinstance(report, CannotRun):
             pytest.fail(f"it could not be checked: {report}", pytrace=False)
-        case = next(case for case in report.every_case() if case.id == self.id)
+        case = next(case for case in report.every_case() if case.id == id)
         if reason is not None and not case.failed:
             pytest.fail(f"it is known to fail ({reason}), and {became(case)}: take its line out", pytrace=False)
         if reason is not None:
             pytest.xfail(f"{reason}: {case.text}")
         if case.failed:
-            diagnoses = [str(diagnosis) for diagnosis in report.every_diagnosis() if self.id in diagnosis.cases]
+            diagnoses = [str(diagnosis) for diagnosis in report.every_diagnosis() if id in diagnosis.cases]
             pytest.fail("\n".join(map(printable, [case.text, *diagnoses])), pytrace=False)
         if case.state != "right":
             pytest.skip(case.state)

@@ -73,7 +73,7 @@ def judge_numbers(asked: Answered) -> Comparison:
              for key in QUANTITIES}  # fmt: skip
     errors = {key: max(_error(*pair) for pair in pairs) for key, pairs in given.items() if pairs}
     failing = {case.id for case in cases if case.failed}
-    return Comparison(cases, of_all, list(_diagnoses(asked, factors, failing)), errors)
+    return Comparison(cases, of_all, list(_diagnoses(asked, failing)), errors)
 
 
 def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: Factors) -> str:
@@ -116,7 +116,7 @@ def _of_all(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
     return f"{verdicts[bad[0]]} ({problems[bad[0]]}{f'; {when}' if when else ''})"
 
 
-def _diagnoses(asked: Answered, factors: Factors, failing: set[str]) -> Iterable[Diagnosis]:
+def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
     """Yield what is wrong: known mistakes by name, then what none of them explains."""
 
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _diagnoses(asked: Answered, factors: Factors, failing: set[str]) -> Iterable
         ids = (asked.id_of(claim, i) for i in numbers for claim in claims)
         return tuple(id for id in ids if id in failing)
 
-    wrong, named = name(suite_of(asked.kind.name, tuple(asked.trials)).world(factors), asked.given)
+    wrong, named = name(suite_of(asked.kind.name, tuple(asked.trials)), asked.given)
     for one in named:
         yield Diagnosis(one.says, one.flag, one.source, about(one.explains, one.cases))
     rest = [key for key in QUANTITIES if key in wrong.difference(*(one.explains for one in named))]

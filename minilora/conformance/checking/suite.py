@@ -18,7 +18,7 @@ import numpy as np
 from ..naming import MEASURED, Factor, Parts, World, Wrong, factor
 from ..problems.bugs import bugs_of
 from ..problems.formulas import QUANTITIES, SCALINGS
-from ..problems.problem import Arrays, Problem
+from ..problems.problem import Problem
 from ..problems.tolerance import TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
 
@@ -29,46 +29,28 @@ Factors = Mapping[Problem, Factor]
 
 
 @lru_cache(maxsize=16)
-def suite_of(kind: str, trials: tuple[Trial, ...]) -> Suite:
-    """Return the suite of a kind's problems, which keeps what known bugs predict for the next check."""
-    return Suite(kind, trials)
+def suite_of(kind: str, trials: tuple[Trial, ...]) -> World:
+    """Return the world of a kind's problems in one precision. It keeps what known bugs predict for the next check."""
+    of, precise = {trial.problem: trial for trial in trials}, trials[0].unit <= UNIT["float32"]
 
+    def answers(problem: Problem, parts: Parts) -> Mapping[str, Any]:
+        found = of[problem].answer(**parts) if parts else of[problem].right
+        return {key: found.get(key) for key in of[problem].right}
 
-class Suite:
-    """Problems of a kind in one precision, by which answers to them are judged."""
+    def allowed(problem: Problem, key: str, parts: Parts) -> np.ndarray:
+        return of[problem].allowed(of[problem].size(**parts)[key])
 
-    def __init__(self, kind: str, trials: Sequence[Trial]) -> None:
-        self.kind, self.trials = kind, {trial.problem: trial for trial in trials}
-        self.precise = trials[0].unit <= UNIT["float32"]  # in half precision a few numbers can agree by chance
-        self.kept: dict[Any, Any] = {}
-        self.scaling = trials[0].formulas.scaling
-        self.latest: tuple[Any, Any, Arrays] = (None, None, {})  # the sizes that were asked for last
-
-    def world(self, factors: Factors) -> World:
-        """Return the world in which answers are named, beside the factors that were measured in them."""
-        return World(
-            cases=list(self.trials),
-            answers=self.answers,
-            allowed=self.allowed,
-            table=[row if self.precise else _alone(row) for row in bugs_of(self.kind)],
-            measured=lambda given: other_scaling(self.trials, factors),
-            last=last_rows(self.scaling) if self.precise else (),
-            when=in_common if self.precise else None,
-            words=NAMES,
-            kept=self.kept,
-        )
-
-    def answers(self, problem: Problem, parts: Parts) -> Mapping[str, Any]:
-        """Return the answers to a problem; what parts leave out is None."""
-        trial = self.trials[problem]
-        found = trial.answer(**parts) if parts else trial.right
-        return {key: found.get(key) for key in trial.right}
-
-    def allowed(self, problem: Problem, key: str, parts: Parts) -> np.ndarray:
-        """Return how far each entry of an answer may be off by rounding."""
-        if self.latest[0] is not problem or self.latest[1] is not parts:
-            self.latest = (problem, parts, self.trials[problem].size(**parts))
-        return self.trials[problem].allowed(self.latest[2][key])
+    # In half precision a few numbers can agree by chance: a row is tried alone, and on all problems together.
+    return World(
+        cases=list(of),
+        answers=answers,
+        allowed=allowed,
+        table=[row if precise else _alone(row) for row in bugs_of(kind)],
+        measured=lambda given: other_scaling(of, measured_scalings(trials, given)),
+        last=last_rows(trials[0].formulas.scaling) if precise else (),
+        when=in_common if precise else None,
+        words=NAMES,
+    )
 
 
 @cache
@@ -81,9 +63,12 @@ def _alone(row: Wrong) -> Wrong:
 
 
 def measured_scalings(trials: Sequence[Trial], replies: Sequence[Mapping[str, Any]]) -> dict[Problem, Factor]:
-    """Measure the factor of the update in each output; empty where an output is not the base plus a factor times it."""
+    """Measure the factor of the update in each output; empty where all are right, or one has no such factor."""
     factors: dict[Problem, Factor] = {}
-    for trial, reply in zip(trials, replies, strict=True):
+    pairs = list(zip(trials, replies, strict=True))
+    if all(reply.get("y") is None or trial.agrees("y", reply["y"]) for trial, reply in pairs):
+        return {}
+    for trial, reply in pairs:
         if reply.get("y") is None or "magnitude" in trial.arrays:
             continue
         if trial.problem.start:  # the update is zero there: lora_B's gradient has the factor

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.checking.suite import measured_scalings, suite_of
+from minilora.conformance.checking.suite import suite_of
 from minilora.conformance.naming import name
 from minilora.conformance.problems.bugs import bugs_of, known
 from minilora.conformance.problems.formulas import SCALINGS
@@ -50,7 +50,7 @@ def test_every_row_of_every_kind_is_named_alone(kind, dtype):
     trials = trials_of(kind, "float32" if kind in ("nf4", "mixed") else dtype)
     for row in bugs_of(kind):
         given = [answers_by(row, trial) for trial in trials]
-        wrong, named = name(suite_of(kind, trials).world(measured_scalings(trials, given)), given)
+        wrong, named = name(suite_of(kind, trials), given)
         flags = [one.flag for one in named]
         assert len(flags) == bool(wrong), (row.flag, flags)
         twin = known(flags[0]) if flags else row
@@ -112,7 +112,7 @@ def test_a_bug_under_a_condition_is_named_where_it_is_made(flag):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flag_is_of_one_row_also_of_those_tried_last(kind):
     trials = trials_of(kind, "float32")
-    world = suite_of(kind, trials).world({})
+    world = suite_of(kind, trials)
     flags = [row.flag for row in (*world.table, *world.last)]
     assert len({*flags}) == len(flags)
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
@@ -120,7 +120,7 @@ def test_a_flag_is_of_one_row_also_of_those_tried_last(kind):
 
 def test_what_is_allowed_is_that_of_the_problem_and_of_the_parts():
     first, second = trials_of("linear", "float64")[:2]
-    world = suite_of("linear", (first, second)).world({})
+    world = suite_of("linear", (first, second))
     large, none = {"scaling": lambda alpha, r: 1e6}, {}
     for trial, parts in ((first, none), (first, large), (second, large), (second, none)):
         allowed = world.allowed(trial.problem, "y", parts)
@@ -183,7 +183,7 @@ def test_how_another_scaling_comes_from_the_right_one_is_told(how):
 def test_of_one_problem_no_rule_is_told():
     (trial, *_) = trials_of("linear", "float64")
     given = [trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r)]
-    _, (one,) = name(suite_of("linear", (trial,)).world(measured_scalings((trial,), given)), given)
+    _, (one,) = name(suite_of("linear", (trial,)), given)
     assert one.says.startswith("the update has another scaling: 1.875 at in=5 out=3 r=2 alpha=3, expected 1.5, in")
 
 
