@@ -49,9 +49,6 @@ class Wrong:
         """Return the parts that it replaces in a case; none where it makes no difference."""
         return self.parts(case) if callable(self.parts) else self.parts
 
-    def __str__(self) -> str:
-        return f"{self.says} (made in {self.source})" if self.source else self.says
-
 
 @dataclass(frozen=True)
 class World:
@@ -102,9 +99,6 @@ class Named:
         others, replaced = len(self.affects - self.explains), sum(wrong.count for wrong in self.wrongs)
         flags = [wrong.flag for wrong in self.wrongs]
         return -len(self.explains), others, self.on_top, len(self.wrongs), replaced, flags
-
-    def __str__(self) -> str:
-        return f"{self.says} (made in {self.source})" if self.source else self.says
 
 
 def off(found: Any, expected: Any, allowed: Any) -> float:
@@ -250,13 +244,11 @@ class _Search:
         First all answers together, since a mistake may show in one of them alone on some cases; then each on its own.
         """
         found: list[Named] = []
-        each = [{key} for key in self._in_order(rest)] if len(rest) > 1 else []
-        for some in (rest, *each) if self.world.when else ():
-            keys = _rest(some, found)
-            at = [i for i in self.every if keys & self.wrong[i]]
-            if not at or len(at) == len(self.every):
-                continue
-            found += [replace(named, when=self._place(named, at)) for named in self.cover(rows, keys, at)]
+        for keys in (rest, *({key} for key in self._in_order(rest) if len(rest) > 1)):
+            left = _rest(keys, found)
+            at = [i for i in self.every if left & self.wrong[i]]
+            if self.world.when and 0 < len(at) < len(self.every):
+                found += [replace(named, when=self._place(named, at)) for named in self.cover(rows, left, at)]
         return found
 
     def _place(self, named: Named, at: Sequence[int]) -> str:

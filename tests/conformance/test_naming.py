@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minilora.conformance.naming import MEASURED, Named, World, Wrong, enumerated, factor, name, off
+from minilora.conformance.naming import MEASURED, World, Wrong, enumerated, factor, name, off
 
 NUMBERS = np.arange(1.0, 61.0)
 
@@ -33,7 +33,7 @@ def given(parts, cases=(1.0, 2.0, 3.0), keys="ygh", also=lambda case: {}):
 
 
 def said(world, given):
-    return [str(named) for named in name(world, given)[1]]
+    return [named.says for named in name(world, given)[1]]
 
 
 A, B = row("a", {"a": NUMBERS + 1}), row("b", {"b": 5.0}, source="somebody/something #1")
@@ -59,8 +59,7 @@ def test_a_row_is_named_with_where_it_shows(keys, also, where):
     assert said(world(A, B, words={}), wrong) == ["a is wrong"]
 
 
-def test_where_it_was_made_stands_last():
-    assert said(world(A, B), given(B.parts, keys="h")) == ["b is wrong (made in somebody/something #1)"]
+def test_a_name_has_its_flag_where_it_was_made_and_the_cases():
     (named,) = name(world(A, B), given(B.parts))[1]
     assert (named.flag, named.source, named.cases) == ("b", "somebody/something #1", (0, 1, 2))
 
@@ -73,7 +72,7 @@ def test_two_rows_are_named_each_for_what_it_explains():
 def test_a_row_on_top_of_the_first_shows_with_it():
     wrong = given({**A.parts, **B.parts})
     first, second = name(world(A, B), wrong)[1]
-    assert (str(first), first.on_top) == ("a is wrong", False)
+    assert (first.says, first.on_top) == ("a is wrong", False)
     assert (second.flag, second.on_top, second.explains) == ("b", True, {"y", "h"})
 
 
@@ -81,9 +80,10 @@ def test_rows_of_two_slots_are_wrong_at_once():
     c = row("c", {"c": 7.0}, source="another #2")
     both = [replace(A, slot="scaling", source="one #1"), c]
     wrong = given({**A.parts, **c.parts}, keys="y")
-    assert said(world(*both), wrong) == ["a is wrong and, at once, c is wrong (made in one #1, another #2)"]
+    assert said(world(*both), wrong) == ["a is wrong and, at once, c is wrong"]
     assert said(world(*both[::-1]), wrong) == said(world(*both), wrong)
-    assert name(world(*both), wrong)[1][0].flag == "a+c"
+    (one,) = name(world(*both), wrong)[1]
+    assert (one.flag, one.source) == ("a+c", "one #1, another #2")
     assert said(world(A, c), wrong) == []  # of one slot
 
 
@@ -257,11 +257,6 @@ def test_a_factor_is_measured(t, size):
 def test_what_is_no_factor_of_all_entries_has_none(found):
     assert factor(found, NUMBERS, allowed) is None
     assert factor(NUMBERS, 0 * NUMBERS, allowed) is None
-
-
-def test_a_row_says_where_it_was_made():
-    assert [str(A), str(B)] == ["a is wrong", "b is wrong (made in somebody/something #1)"]
-    assert str(Named((A,), frozenset(), frozenset(), when="on one: ", where=", here")) == "on one: a is wrong, here"
 
 
 @pytest.mark.parametrize(("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])

@@ -26,7 +26,10 @@ from .claims import diagnosed, habits, judge_claims
 from .comparing import Answered, flagged, judge_numbers
 from .contract import ORIENTATIONS, declared_dtype, formulas_of, further_kinds
 from .in_common import in_common
-from .kindreport import NOT_FAILED, ClaimOutcome, KindReport, id_of, outcome
+from .kindreport import KindReport, id_of, outcome
+
+CHANGED = "nothing is changed"
+"""The claim that is told first where it fails: what is changed may be what makes other answers wrong."""
 
 
 def check(implementation: Any, *, dtype: str | None = None, name: str | None = None) -> KindReport:
@@ -94,27 +97,33 @@ def _judge(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Se
     between = drawn(replace(problems[0], seed=1 + problems[0].seed), dtype, formulas)
     again = reply_to(watch, trials[0], between)
 
-    given = [reply | _owed(watch, trial, reply) for trial, reply in zip(trials, replies, strict=True)]
+    pairs = list(zip(trials, replies, strict=True))
+    given = [reply | _owed(watch, trial, reply) for trial, reply in pairs]
     lacking = partial(_lacking, watch)
     numbers = judge_numbers(Answered(watch.kind, trials, given, lacking, watch.failed, called=watch.kind.declared))
     raised = _raised(watch, problems)
-    of_first = _of_the_first(watch, trials, replies[0], again, raised)
+    minds = _changes_of_mind(watch, trials[0], replies[0], again)
+    # Of the first problem alone: what changes, and a function that raised for the one in between and no other.
+    of_first = minds | {claim: text for claim, text in raised.items()
+                        if watch.failed[watch.kind.answers[claim][0]].keys().isdisjoint(problems)}  # fmt: skip
     wrong_again = {key for claim in of_first for key in watch.kind.answers[claim][1]}
-    right = {key for key in replies[0] if key not in wrong_again and _all_agree(trials, replies, key)}
+    right = {key for key in replies[0] if key not in wrong_again
+             and all(trial.agrees(key, reply[key]) for trial, reply in pairs if key in reply)}  # fmt: skip
     others = judge_claims(watch, trials[0], dtype, right)
 
-    verdicts = {claim: str(said) for claim, said in others.items()}
-    cases = [*_with_first(numbers.cases, of_first, trials[0]), *_of_no_problem(watch.kind, verdicts)]
-    minds = {claim: text for claim, text in of_first.items() if claim not in raised}
-    once = {claim: text for claim, text in raised.items() if claim == "forward" or not _as_the_forward(watch, claim)}
-    broken = {claim: said for claim, said in others.items() if verdicts[claim] not in (*NOT_FAILED, watch.changed)}
-    changed = {"nothing is changed": watch.changed} if watch.changed else {}
+    about, verdicts = str(problems[0]), {claim: str(said) for claim, said in others.items()}
+    cases = [outcome(case.id, case.claim, about, of_first[case.claim])
+             if case.problem == about and case.claim in of_first else case for case in numbers.cases]  # fmt: skip
+    cases += [outcome(id_of(watch.kind.declared, claim), claim, "", text) for claim, text in verdicts.items()]
 
     def told(said: Mapping[str, Any]) -> list[Diagnosis]:
-        """Return what is wrong with claims, with the ids of the cases that fail."""
-        return [replace(diagnosed(one), cases=_failing(cases, claim)) for claim, one in said.items()]
+        """Return what is wrong with claims, each with the cases that fail; nothing for one that holds."""
+        failing = {claim: tuple(case.id for case in cases if case.failed and case.claim == claim) for claim in said}
+        return [replace(diagnosed(said[claim]), cases=ids) for claim, ids in failing.items() if ids]
 
-    found = [*told({**changed, **minds}), *numbers.found, *told({**once, **broken})]
+    once = {claim: text for claim, text in raised.items() if claim == "forward" or not _as_the_forward(watch, claim)}
+    changed = {CHANGED: others.pop(CHANGED)}
+    found = [*told(changed | minds), *numbers.found, *told(once | others)]
     claims = {**numbers.claims, **of_first, **raised, **verdicts}
     return KindReport(
         name,
@@ -127,11 +136,6 @@ def _judge(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Se
         errors=numbers.errors,
         functions={function: watch.offers(function) for function in watch.kind.functions},
     )
-
-
-def _failing(cases: Sequence[ClaimOutcome], claim: str) -> tuple[str, ...]:
-    """Return the ids of the cases in which a claim fails."""
-    return tuple(case.id for case in cases if case.failed and case.claim == claim)
 
 
 def _owed(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, None]:
@@ -163,29 +167,23 @@ def _as_the_forward(watch: Watch, claim: str) -> bool:
     return [*own.items()][:1] == [*of_forward.items()][:1]
 
 
-def _of_the_first(
-    watch: Watch, trials: Sequence[Trial], first: Arrays, again: Arrays, raised: Mapping[str, str]
-) -> dict[str, str]:
-    """Return verdicts that are about the first problem alone, which is asked for twice, with another one in between."""
-    verdicts = {}
-    for claim, (function, _) in watch.kind.answers.items():
-        if claim not in raised:
-            verdicts[claim] = _changes_its_mind(trials[0], first, again, watch.kind.answers[claim][1])
-        elif watch.failed[function].keys().isdisjoint(trial.problem for trial in trials):  # it raised in between
-            verdicts[claim] = raised[claim]
-    return {claim: text for claim, text in verdicts.items() if text}
+def _changes_of_mind(watch: Watch, trial: Trial, first: Arrays, again: Arrays) -> dict[str, str]:
+    """Say where the same arguments give other numbers the second time, by more than two orders of summation may.
 
-
-def _changes_its_mind(trial: Trial, first: Arrays, again: Arrays, keys: Sequence[str]) -> str:
-    """Say where the same arguments give other numbers the second time, by more than two orders of summation may."""
-    for key in keys:
-        if key not in first or key not in again or _as_before(trial, key, first[key], again[key]):
-            continue
-        if trial.agrees(key, first[key]):
-            return f"{QUANTITIES[key]} is another one the second time it is asked for: something is kept between calls"
-        if np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
-            return f"{QUANTITIES[key]} is another one at each call with the same arguments: is dropout on?"
-    return ""
+    Of a function that raises that is said instead.
+    """
+    minds: dict[str, str] = {}
+    for claim, (function, keys) in watch.kind.answers.items():
+        for key in keys if function not in watch.failed else ():
+            if key not in first or key not in again or _as_before(trial, key, first[key], again[key]):
+                continue
+            if trial.agrees(key, first[key]):
+                text = "another one the second time it is asked for: something is kept between calls"
+                minds.setdefault(claim, f"{QUANTITIES[key]} is {text}")
+            elif np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
+                text = "another one at each call with the same arguments: is dropout on?"
+                minds.setdefault(claim, f"{QUANTITIES[key]} is {text}")
+    return minds
 
 
 def _as_before(trial: Trial, key: str, first: np.ndarray, again: np.ndarray) -> bool:
@@ -194,24 +192,6 @@ def _as_before(trial: Trial, key: str, first: np.ndarray, again: np.ndarray) -> 
     times = max(1.0, float(np.abs(first.astype(np.float64)).max(initial=0.0) / largest))
     sizes = {key: trial.sizes[key] * times}
     return trial.distance(key, again, first.astype(np.float64), sizes) <= 2 * TOLERANCE
-
-
-def _all_agree(trials: Sequence[Trial], replies: Sequence[Arrays], key: str) -> bool:
-    """Return whether an answer is right on every problem to which it was given."""
-    pairs = zip(trials, replies, strict=True)
-    return all(trial.agrees(key, reply[key]) for trial, reply in pairs if key in reply)
-
-
-def _with_first(outcomes: Sequence[ClaimOutcome], of_first: Mapping[str, str], trial: Trial) -> list[ClaimOutcome]:
-    """Return outcomes with the verdicts that are about the first problem alone."""
-    about = str(trial.problem)
-    return [outcome(case.id, case.claim, about, of_first[case.claim])
-            if case.problem == about and case.claim in of_first else case for case in outcomes]  # fmt: skip
-
-
-def _of_no_problem(kind: Kind, verdicts: Mapping[str, str]) -> list[ClaimOutcome]:
-    """Return the outcomes of the claims that are about no single problem."""
-    return [outcome(id_of(kind.declared, claim), claim, "", verdict) for claim, verdict in verdicts.items()]
 
 
 def _instead(watch: Watch, trial: Trial, dtype: str) -> str:

@@ -34,8 +34,6 @@ Seen = tuple[int, str]
 def describe_wrong(key: str, answered: Pairs) -> str:
     """Say what is wrong with an answer, by all problems to which it was given."""
     failed = [(trial, array) for trial, array in answered if not trial.agrees(key, array)]
-    if is_single(key, answered):
-        return SINGLE
     for other in failed[0][0].right:
         if other != key and all(other in trial.right and trial.agrees(other, array) for trial, array in answered):
             return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"

@@ -17,11 +17,12 @@ from ..report import KNOWN, PASSED, WRONG, Diagnosis, Outcome, Report
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""
 NOT_OFFERED = "not offered"
-NOT_FAILED = ("ok", NOT_OFFERED, REFUSED)
 CANNOT_BE_TOLD = "cannot be told: the output is wrong in another way"
 """Of the scaling: the claim "forward" fails there."""
 ANSWERED = "cases answered"
 """A habit of files: how many of the problems they answer."""
+STATES = {"ok": "right", CANNOT_BE_TOLD: "cannot be told", NOT_OFFERED: NOT_OFFERED, REFUSED: REFUSED}
+"""The state of a case for each verdict; where it is another text, that says what is wrong."""
 PLAIN = ("kind", "dtype", "claims", "habits", "functions")
 """What JSON has as it is."""
 
@@ -36,8 +37,7 @@ class ClaimOutcome(Outcome):
     @property
     def verdict(self) -> str:
         """The outcome in words: "ok", "not offered", "refused", or what is wrong."""
-        words = {"right": "ok", "wrong": self.text, "cannot be told": CANNOT_BE_TOLD}
-        return words.get(self.state, self.state)
+        return next((word for word, state in STATES.items() if state == self.state), self.text)
 
     def json(self) -> dict[str, Any]:
         """Return the outcome for programs."""
@@ -46,8 +46,7 @@ class ClaimOutcome(Outcome):
 
 def outcome(id: str, claim: str, problem: str, verdict: str) -> ClaimOutcome:
     """Return the outcome that a verdict in words is."""
-    states = {"ok": "right", CANNOT_BE_TOLD: "cannot be told", NOT_OFFERED: NOT_OFFERED, REFUSED: REFUSED}
-    state = states.get(verdict, "wrong")
+    state = STATES.get(verdict, "wrong")
     return ClaimOutcome(id, state, verdict if state == "wrong" else "", (), claim, problem)
 
 

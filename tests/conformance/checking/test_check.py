@@ -9,7 +9,7 @@ import pytest
 from minilora.conformance import CannotRun, check
 from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.contract import ids
-from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD, NOT_FAILED, REFUSED
+from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD, REFUSED, STATES
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.formulas import RIGHT
@@ -269,7 +269,7 @@ def test_a_function_that_ends_the_process_raises(function):
     report = check(implementation(**{function: ends}))
     (text,) = report.diagnoses
     assert text.startswith(f"{function} raises SystemExit: 0")
-    wrong = {claim for claim, verdict in report.claims.items() if verdict not in NOT_FAILED}
+    wrong = {claim for claim, verdict in report.claims.items() if verdict not in STATES}
     assert wrong == {{"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}[function]}
 
 
@@ -463,7 +463,7 @@ def test_what_fails_fails_where_it_does_and_is_told_with_it(what):
     assert len(report.diagnoses) == len(says)
     assert all(text.startswith(said) for text, said in zip(report.diagnoses, says, strict=True)), report.diagnoses
     assert {id for one in report.found for id in one.cases} == set(failing)
-    assert {claim for claim, text in report.claims.items() if text not in (*NOT_FAILED, CANNOT_BE_TOLD)} == {*where}
+    assert {claim for claim, text in report.claims.items() if text not in STATES} == {*where}
 
 
 def test_an_argument_that_is_changed_is_named():
