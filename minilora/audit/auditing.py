@@ -54,7 +54,9 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> A
     read = {path: numbers.read_numbers(module) for path, module in file.modules.items()}
     found: list[Finding] = [*formats.empty(file), *file.findings, *formats.without_config(file)]
     found += (finding for rule in numbers.RULES for finding in rule(file, read))
-    if landed is not None:
+    if landed is None:
+        found += landing.wrapped(file)
+    else:
         found += (finding for rule in (*landing.RULES, *fitting.RULES) for finding in rule(file, landed))
     found += (finding for rule in contents.rules_of(file) for finding in rule(file, landed))
     if file.is_peft:

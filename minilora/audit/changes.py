@@ -82,7 +82,7 @@ class Change:
 def weights_of(landing: Landing, module: Module) -> list[str]:
     """Return where the model has a module's weight: one path, of a mixture stored apart one or two for each expert.
 
-    There is none where the shapes do not fit, or the weight is in few bits.
+    There is none where the shapes do not fit, the weight is in few bits, or one expert's layer is a part of an array.
     """
     magnitude = module.shape("magnitude")
     if magnitude is not None and (module.widths is None or math.prod(magnitude) != module.widths[0]):
@@ -90,7 +90,8 @@ def weights_of(landing: Landing, module: Module) -> list[str]:
     place = landing.places.get(module.path, "")
     weights = expert_weights(landing.model, place) if module.kind == "experts" else [place]
     fits = module.path in landing.fitting and all(map(landing.model.is_exact, weights))
-    return weights if fits else []
+    is_part = module.kind == "linear" and place in landing.model.arrays
+    return weights if fits and not is_part else []
 
 
 def changes(landing: Landing, module: Module, dtype: Any = np.float32) -> Iterator[Change]:

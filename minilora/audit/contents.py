@@ -20,7 +20,7 @@ from ..files.patterns import are_named, compiled, first_matches, layer_numbers, 
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders
-from .landing import BODY, EXPERT, SIGHT, Landing, to_adapter
+from .landing import BODY, CONVERTED, EXPERT, SIGHT, Landing, to_adapter
 
 Rule = Callable[[AdapterFile, Landing | None], Iterator[Finding]]
 EMBEDDINGS = (
@@ -304,7 +304,28 @@ def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Lan
         yield Finding(NOTE, "experts-untouched", text)
 
 
-OF_TARGETS = (no_targets, idle_patterns, missing_targets, missing_arrays)
+def taken_for_experts(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
+    """Find layers of dense MLPs and of shared experts that PEFT loses, since they are named as the experts' are."""
+    kind = landing.model.config.get("model_type") if landing is not None else None
+    if kind not in CONVERTED:
+        return
+    modules = [path for path, module in adapter.modules.items() if module.kind != "experts" and _is_of_mlp(path)]
+    lost = [path for path, is_target in zip(modules, are_targets(config, modules), strict=True) if is_target]
+    text = (
+        "PEFT 0.21.2 over transformers 5 takes gate_proj, up_proj and down_proj of a {kind} for the experts', and "
+        "loses the update of {names}, or refuses it where gate_proj comes without up_proj: it is read where "
+        "target_parameters has {weight} and so on, and target_modules none of them"
+    )
+    weight = short(f"{lost[0]}.weight") if lost else ""
+    yield from found(WRONG, "dense-taken-for-experts", text, lost, kind=kind, weight=weight)
+
+
+def _is_of_mlp(path: str) -> bool:
+    """Return whether a module has the name of an expert's layer, and is none."""
+    return path.rpartition(".")[2] in ("gate_proj", "up_proj", "down_proj") and not EXPERT.search(path)
+
+
+OF_TARGETS = (no_targets, idle_patterns, missing_targets, missing_arrays, taken_for_experts)
 
 
 # --- of other formats than PEFT's ---

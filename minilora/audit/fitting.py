@@ -25,7 +25,7 @@ def fit(adapter: AdapterFile, landing: Landing) -> None:
     model, square = landing.model, []
     for path, place in landing.places.items():
         module = adapter.modules[path]
-        weight = model.modules.get(place, model.arrays.get(place))
+        weight = model.modules.get(place) or _of_one_expert(module, place, model.arrays.get(place))
         experts = _expert_shape(model, place) if module.kind == "experts" else None
         if module.widths is None:
             continue
@@ -121,6 +121,14 @@ def _expert_shape(model: ModelHeaders, place: str) -> tuple[int, int, int] | Non
         return first[0], first[1], first[2]
     parts = len(PARTS.get(place.rpartition(".")[2], ("",))) if len(weights) > 1 else 1
     return len(weights) // parts, first[0] * parts, first[1]
+
+
+def _of_one_expert(module: Module, place: str, shape: Shape | None) -> Shape | None:
+    """Return the shape of an array, or of the part of it that a layer of one expert is."""
+    parts = PARTS.get(place.rpartition(".")[2])
+    if shape is None or parts is None or module.kind == "experts" or len(shape) != 3:
+        return shape
+    return shape[1] // len(parts), shape[2]
 
 
 def _stored_in_out(model: ModelHeaders, place: str) -> bool | None:

@@ -5,6 +5,7 @@ A path is looked up as it is, and under the names that the same module has in ot
     transformer.h.0.attn         h.0.attn                        a checkpoint of the model without its head
     model.language_model.X       language_model.model.X          a model that sees: its files have older names
     model.layers.0.mlp           model.layers.0.block_sparse_moe
+    experts.0.w1                 experts.gate_up_proj                   of which it is a part
 
 Then it is looked up under the names that a mistake makes: ``_orig_mod.`` of a compiled model, ``module.`` of a
 distributed one, ``model.`` once too often or not at all. So what is wrong gets a name, and the shapes can be compared
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..checks import short
-from ..files.experts import MIXTRAL, MIXTRAL_MLP
+from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
 from ..language.gguf import ARCHITECTURES
@@ -46,6 +47,14 @@ SEEN = (
     (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
 )  # fmt: skip
 """Beginnings of the same path in files of a model that sees, and in others of it."""
+CONVERTED = ("qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe")
+"""Kinds of models whose layers of one expert PEFT 0.21.2 takes for their part of an array, beside a Mixtral's w1 to w3.
+
+It has no such rule for a Qwen2-MoE.
+"""
+ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
+ARRAYS = {name: array for array, parts in PARTS.items() for part in parts for name in (part, MIXTRAL[part])}
+"""The array that has each layer of one expert, under both of the layer's names."""
 OF_EXPERTS = MIXTRAL | {old: new for new, old in MIXTRAL.items()}
 
 
@@ -209,6 +218,15 @@ class Spellings:
             before, _, last = mlp.rpartition(".")
             if ".experts." in mlp and last in OF_EXPERTS:
                 yield f"{before}.{OF_EXPERTS[last]}"
+            if self.model.config.get("model_type") in (*CONVERTED, "mixtral"):
+                yield from self._array(mlp)
+
+    def _array(self, path: str) -> Iterator[str]:
+        """Yield the array in which the model has a layer of one expert."""
+        match = ONE_EXPERT.fullmatch(path)
+        array = f"{match['experts']}.{ARRAYS.get(match['name'])}" if match else ""
+        if match and int(match["number"]) < self.model.arrays.get(array, (0,))[0]:
+            yield array
 
     def _mistaken(self, path: str) -> Iterator[tuple[Fault, str]]:
         """Yield the mistakes that a name may have in it, and the name without it."""
@@ -259,6 +277,12 @@ def misnamed(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
         faults.setdefault(fault, []).append(path)
     for (level, code, text), paths in faults.items():
         yield Finding(level, code, f"{text}: {some(paths)}", tuple(paths))
+
+
+def wrapped(adapter: AdapterFile) -> Iterator[Finding]:
+    """Find the names of wrappers where there is no model to look them up in: it may be one that is wrapped."""
+    for code, without, text in WRAPPED[:2]:
+        yield from found(SUSPICIOUS, code, f"{text}: {{names}}", [p for p in adapter.modules if without(p) != p])
 
 
 def another_part(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:

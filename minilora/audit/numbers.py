@@ -23,6 +23,9 @@ SENSIBLE = (1e-12, 1e3)
 FARTHEST = 1000.0
 """How many times as large as the others' middle one a module's change may be, before it is suspicious."""
 
+LEAST_SQUARE = 1e-12
+"""The smallest part of the largest that the square of a singular value may be, and still count for the rank."""
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -33,6 +36,8 @@ class Measured:
     zero_experts: int = 0  # how many of a mixture's experts have a B that is zero, where not all have
     not_finite: tuple[str, ...] = ()  # the tensors with NaN or infinity, with what they hold
     unread: str = ""  # why a tensor could not be read
+    unused: int = 0  # how many of its r one factor has no use for, where it is not zero
+    constant: bool = False  # whether all numbers of A are the same, and all of B
     mark: str = ""  # which no two modules share, but for the same factors; empty where one is zero
 
 
@@ -44,11 +49,14 @@ def read_numbers(module: Module) -> Measured:
         return Measured(None, unread=str(error))
     if module.rank_in_file is None:
         return Measured(None, _zero(arrays), not_finite=_not_finite(module, arrays))
-    squares = []
+    squares, unused = [], 0
     for A, B in module.pairs(arrays["A"], arrays["B"]):
         A, B = A.astype(np.float64), B.astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            squares.append(float(((B.T @ B) * (A @ A.T)).sum()))
+            grams = B.T @ B, A @ A.T
+            squares.append(float((grams[0] * grams[1]).sum()))
+        if squares[-1] and np.isfinite(grams).all():
+            unused = max(unused, *(min(F.shape) - _rank(gram) for F, gram in zip((B, A), grams, strict=True)))
     total, idle = sum(squares), squares.count(0.0)
     further = {part: array for part, array in arrays.items() if part not in "AB"}
     # Where the sum is a number, and none is zero, so are all numbers that it is made of, and none needs a second look.
@@ -56,7 +64,14 @@ def read_numbers(module: Module) -> Measured:
     zero = _zero(arrays) if idle == len(squares) else ()
     norm = None if module.scaling is None or bad else abs(module.scaling) * max(total, 0.0) ** 0.5
     mark = "" if zero or bad else f"{total!r} {arrays['A'].flat[0]!r} {arrays['B'].flat[0]!r}"
-    return Measured(norm, zero, idle if idle < len(squares) else 0, bad, mark=mark)
+    constant = all((arrays[part] == arrays[part].flat[0]).all() for part in "AB")
+    return Measured(norm, zero, idle if idle < len(squares) else 0, bad, "", 0 if bad else unused, constant, mark)
+
+
+def _rank(gram: np.ndarray) -> int:
+    """Return a factor's rank by its Gram matrix, r x r, whose eigenvalues are the squares of the singular values."""
+    values = np.linalg.eigvalsh(gram)
+    return int((values > LEAST_SQUARE * values[-1]).sum())
 
 
 def _zero(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -232,9 +247,19 @@ def twins(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Fin
         if n.mark:
             seen.setdefault(n.mark, []).append(path)
     same = [path for paths in seen.values() if len(paths) > 1 for path in paths]
-    level = NOTE if len(same) == len(numbers) else SUSPICIOUS  # all of them, as in a test: no accident
+    by_hand = len(same) == len(numbers) and all(n.constant for n in numbers.values())  # as in a test: no accident
     text = "the very same factors as another module's, so one was saved in the place of the other: {names}"
-    yield from found(level, "same-factors", text, same)
+    yield from found(NOTE if by_hand else SUSPICIOUS, "same-factors", text, same)
 
 
-RULES = (half_pairs, misshapen, types, not_finite, unread, zeros, far_larger, absurd, twins)
+def unused_ranks(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Finding]:
+    """Find factors of a lower rank than r: of rows that are zero, or other rows' sums."""
+    unused = {path: n.unused for path, n in numbers.items() if n.unused}
+    text = (
+        "a factor's rank is below r, by {most} at most, in {names}: zeros or copies that fill it up, or a training of "
+        "fewer tokens than r"
+    )
+    yield from found(NOTE, "rank-unused", text, unused, most=max(unused.values(), default=0))
+
+
+RULES = (half_pairs, misshapen, types, not_finite, unread, zeros, far_larger, absurd, twins, unused_ranks)

@@ -1,5 +1,7 @@
 """Right adapters, none of which may be called wrong, and broken ones, each of which gets its name, and no other."""
 
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -77,6 +79,11 @@ def magnitudes(tensors, shape=lambda out, width: (out,), of=""):
 def turned_magnitudes(shape):
     """DoRA's folder whose magnitudes have this shape."""
     return of(lambda x: magnitudes(x, shape), use_dora=True)
+
+
+def in_first(key):
+    """The name of the same tensor in the first layer."""
+    return re.sub(r"layers\.\d", "layers.0", key)
 
 
 def other(key):
@@ -190,6 +197,30 @@ def each_expert(t):
             tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, 6))
             tensors[f"{key}.lora_B.weight"] = rng.standard_normal((D, 2))
     return peft(t / "a", tensors, config("down_proj")), model(t / "b", experts=4, apart=True)
+
+
+def of_one_expert(kind, number=3, width=6):
+    """Adapters of experts one by one, in the names of transformers 4, beside a mixture whose experts are one array."""
+
+    def make(t):
+        rng, tensors = np.random.default_rng(0), {}
+        old, names = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", ALL[4:])
+        for i in range(LAYERS):
+            for e in (0, 1, 2, number):
+                for last, (out, inside) in zip(names, ((width, D), (width, D), (D, width)), strict=True):
+                    key = f"{PREFIX}model.layers.{i}.{old}.experts.{e}.{last}"
+                    tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, inside))
+                    tensors[f"{key}.lora_B.weight"] = rng.standard_normal((out, 2))
+        return peft(t / "a", tensors, config(*names)), model(t / "b", experts=4, model_type=kind)
+
+    return make
+
+
+def dense(kind, targets=ALL, by_weight=False):
+    """An adapter of MLPs that are no mixtures, beside a model of a kind that has mixtures too."""
+    names = [f"{path}.weight" for path in paths(*ALL[4:])] if by_weight else None
+    said = {"target_modules": ALL[:4] if by_weight else targets, "target_parameters": names}
+    return beside(plain(said, kinds=ALL), model_type=kind)
 
 
 def one_array(t):
@@ -362,6 +393,11 @@ RIGHT = {
     "attention beside experts": (beside(plain(), experts=4), "experts-untouched"),
     "a shared expert": (shared_expert, "experts-untouched"),
     "experts under old names": (each_expert, "old-expert-names"),
+    "a Mixtral's old names for one array": (of_one_expert("mixtral"), "old-expert-names"),
+    "a Qwen3-MoE's old names for one array": (of_one_expert("qwen3_moe"), "old-expert-names"),
+    "dense blocks of a Qwen3-MoE by weight": (dense("qwen3_moe", by_weight=True), "target-parameters"),
+    "dense blocks of a Qwen2-MoE": (dense("qwen2_moe"), ""),
+    "attention of a Qwen3-MoE": (beside(plain(), model_type="qwen3_moe"), ""),
     # of other programs
     "an MLX folder": (lambda t: mlx(t / "a", paths(*QV)), ""),
     "MLX's last layers": (lambda t: mlx(t / "a", paths(*QV, layers=[1, 2]), num_layers=2), ""),
@@ -448,6 +484,7 @@ BROKEN = {
     "one module's factors twice": (
         of(lambda x: x | {k.replace("layers.0", "layers.1"): a for k, a in x.items() if "layers.0" in k}),
         "same-factors"),
+    "the first layer's factors in all": (of(lambda x: {k: x[in_first(k)] for k in x}), "same-factors"),
     # shapes of factors
     "half a pair": (of(lambda x: without(x, "1.self_attn.q_proj.lora_B.weight")), "half-a-pair"),
     "another half": (of(lambda x: without(x, "1.self_attn.q_proj.lora_A.weight")), "half-a-pair"),
@@ -566,6 +603,13 @@ BROKEN = {
     "experts of another rank": (experts({"r": 3}), "rank-differs experts-differ"),
     "one array named alone": (experts({"target_parameters": EXPERTS[:1]}),
                               "target-parameters rank-differs module-unknown not-a-target target-parameters-missing"),
+    "dense blocks of a Qwen3-MoE by name": (dense("qwen3_moe"), "dense-taken-for-experts"),
+    "dense blocks by an expression": (dense("qwen3_moe", r".*_proj"), "dense-taken-for-experts"),
+    "dense blocks of a DeepSeek": (dense("deepseek_v3", "all-linear"), "dense-taken-for-experts"),
+    "dense blocks that are no targets": (dense("qwen3_moe", ALL[:4]), "not-a-target"),
+    "a Qwen2-MoE's old names for one array": (of_one_expert("qwen2_moe"), "module-unknown"),
+    "old names of an expert too many": (of_one_expert("mixtral", 4), "module-unknown"),
+    "old names of another width": (of_one_expert("mixtral", width=12), "shape-differs"),
     "arrays that are missing": (
         beside(plain({"target_parameters": EXPERTS}), experts=4), "target-parameters-missing"),
     # of other programs
@@ -609,6 +653,32 @@ def test_a_broken_adapter_is_named(what, tmp_path):
     assert (report.word, report.status) == (first.level.upper(), 1)
     assert report.first_line.endswith(f" [{first.code}]")
     assert len(report.first_line) <= 160
+
+
+def test_the_names_of_a_compiled_model_are_suspicious_without_a_model(tmp_path):
+    report = audit(of(name(PREFIX, f"{PREFIX}_orig_mod."))(tmp_path))
+    assert codes(report, "wrong", "suspicious") == "prefix-orig-mod"
+    assert report.word == "SUSPICIOUS"
+
+
+DEFICIENT = {
+    "a row of A is another's": at("1.self_attn.q_proj.lora_A.weight", lambda a: a[[0, 0]]),
+    "a column of B is a multiple": at("1.self_attn.q_proj.lora_B.weight", lambda a: a[:, :1] * np.array([1, -3], "f4")),
+    "a column of B is zero": at("1.self_attn.q_proj.lora_B.weight", lambda a: a * np.array([1, 0], "f4")),
+}
+
+
+@pytest.mark.parametrize("what", DEFICIENT)
+def test_a_rank_that_is_not_used_is_noted(what, tmp_path):
+    report = report_of(of(DEFICIENT[what]), tmp_path)
+    (finding,) = report.findings
+    assert (finding.code, finding.level, finding.modules) == ("rank-unused", "note", (paths("q_proj")[1],))
+    assert report.word == "SOUND"
+
+
+def test_a_rank_above_the_width_is_all_that_can_be_used(tmp_path):
+    report = report_of(plain({"r": 16}, kinds=("k_proj",), r=16), tmp_path)
+    assert codes(report, "note") == "rank-above-width"
 
 
 def report_of(make, t):
@@ -740,6 +810,12 @@ TEXTS = {
         "use_rslora: the update is multiplied by alpha / sqrt(r), and not by alpha / r, so a reader that ignores it "
         "makes the update 1.41 to 2.83 times too small; read by PEFT 0.21, vLLM 0.32 and mistral.rs 0.9; not by "
         "llama.cpp's converter, nor by OpenVINO GenAI"),
+    "dense blocks": (
+        beside(plain(kinds=("down_proj",)), model_type="qwen3_moe"),
+        "PEFT 0.21.2 over transformers 5 takes gate_proj, up_proj and down_proj of a qwen3_moe for the experts', and "
+        f"loses the update of {THREE.replace('self_attn.q', 'mlp.down')}, or refuses it where gate_proj comes without "
+        "up_proj: it is read where target_parameters has 'model.layers.0.mlp.down_proj.weight' and so on, and "
+        "target_modules none of them"),
     "the shared expert alone": (
         shared_expert,
         "the model has experts, and the adapter changes none of them: of the MLPs the shared expert alone"),
