@@ -211,6 +211,103 @@ def test_an_adapter_that_was_never_trained_is_suspicious(tmp_path):
     assert [finding.code for finding in report.of("suspicious")] == ["all-zero"]
 
 
+# --- layers that PEFT takes for experts' ---
+
+MOE = SIZES | {"num_hidden_layers": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+DEEPSEEK = MOE | {
+    "num_key_value_heads": 4, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 4,
+}  # fmt: skip
+QWEN = MOE | {"num_experts": 4, "mlp_only_layers": [0]}
+SHARED = QWEN | {"shared_expert_intermediate_size": 12}
+GLM = MOE | {"head_dim": 4, "n_routed_experts": 4, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+ERNIE = MOE | {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1, "moe_num_shared_experts": 1}
+MIXTURES = {
+    "qwen2_moe": SHARED, "qwen3_moe": QWEN | {"head_dim": 4}, "deepseek_v2": DEEPSEEK, "deepseek_v3": DEEPSEEK,
+    "qwen3_next": SHARED | {"head_dim": 4, "layer_types": ["full_attention"] * 3}, "glm4_moe": GLM,
+    "ernie4_5_moe": ERNIE, "mixtral": SIZES | {"num_local_experts": 4}, "olmoe": SIZES | {"num_experts": 4},
+}  # fmt: skip
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+def mixture(folder, kind):
+    """A model with mixtures, whose files have an array for all experts of a layer."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **MIXTURES[kind]))
+    model.double().save_pretrained(folder, save_original_format=False)
+    return model
+
+
+def drawn(folder, weights, **settings):
+    """An adapter written by hand, and the update of each module: `weights` has a matrix of each one's shape."""
+    from safetensors.torch import save_file
+
+    tensors, updates = {}, {}
+    for path, W in weights.items():
+        A, B = torch.randn(2, W.shape[1], dtype=torch.double), torch.randn(W.shape[0], 2, dtype=torch.double)
+        tensors |= {f"base_model.model.{path}.lora_A.weight": A, f"base_model.model.{path}.lora_B.weight": B}
+        updates[path] = 2 * B @ A
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 4, "peft_version": "0.21.2"}
+    (folder / "adapter_config.json").write_text(json.dumps(config | settings))
+    return updates
+
+
+def merged(model, folder):
+    """What PEFT's merging adds to each weight of the model."""
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    after = peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).merge_and_unload()
+    return {name: p.detach() - before[name] for name, p in after.named_parameters()}
+
+
+def is_update(change, update):
+    return float((change - update).norm()) < 1e-9 * float(update.norm())
+
+
+DENSE = [kind for kind in MIXTURES if kind not in ("mixtral", "olmoe")]
+
+
+@pytest.mark.parametrize("by_weight", [False, True])
+@pytest.mark.parametrize("kind", DENSE)
+def test_the_dense_layers_that_peft_loses_are_named(kind, by_weight, tmp_path):
+    model = mixture(tmp_path / "m", kind)
+    dense = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(
+        tuple(f".{last}.weight" for last in MLP)) and ".experts." not in name}  # fmt: skip
+    heads = {f"model.layers.{i}.self_attn.o_proj": model.model.layers[i].self_attn.o_proj.weight for i in range(3)}
+    said = {"target_modules": ["o_proj", *MLP]}
+    if by_weight:
+        said = {"target_modules": ["o_proj"], "target_parameters": [f"{path}.weight" for path in dense]}
+    updates, found = drawn(tmp_path / "a", dense | heads, **said), merged(model, tmp_path / "a")
+    lost = {path for path, update in updates.items() if not is_update(found[f"{path}.weight"], update)}
+    assert lost == ({*dense} if kind != "qwen2_moe" and not by_weight else set())
+    wrong = {finding.code: {*finding.modules} for finding in audit(tmp_path / "a", tmp_path / "m").of("wrong")}
+    assert wrong == ({"dense-taken-for-experts": lost} if lost else {})
+
+
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_old_names_of_experts_are_wrong_where_peft_loses_them(kind, tmp_path):
+    model = mixture(tmp_path / "m", kind)
+    first, names = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", MLP)
+    arrays = {name: p for name, p in model.named_parameters() if p.ndim == 3}
+    weights = {}  # by the old name of each expert's layer
+    for name, p in arrays.items():
+        experts, _, last = name.replace(".mlp.", f".{first}.").rpartition(".")
+        parts = [names[2]] if last == "down_proj" else names[:2]
+        for e, W in enumerate(p):
+            weights |= {f"{experts}.{e}.{n}": w for n, w in zip(parts, W.chunk(len(parts)), strict=True)}
+    updates, found = drawn(tmp_path / "a", weights, target_modules=names), merged(model, tmp_path / "a")
+    ordered, read = iter(updates.values()), True
+    for name, p in arrays.items():
+        parts = 1 if name.endswith("down_proj") else 2
+        update = torch.stack([torch.cat([next(ordered) for _ in range(parts)]) for _ in p])
+        read = read and is_update(found[name], update)
+    assert read == (kind != "qwen2_moe")
+    report = audit(tmp_path / "a", tmp_path / "m", merge=True)
+    assert [finding.code for finding in report.of("wrong")] == ([] if read else ["module-unknown"])
+    assert "old-expert-names" in [finding.code for finding in report.of("note")]
+
+
 # --- targets ---
 
 ASKED = json.loads((Path(__file__).parents[1] / "audit" / "peft_targets.json").read_text())
