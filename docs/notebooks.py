@@ -475,7 +475,11 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         print("usage: python docs/notebooks.py FOLDER", file=sys.stderr)
         return 2
-    written = write(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    if mine := sorted(folder.glob("*.ipynb")):  # which somebody may have edited
+        print(f"{folder} has notebooks already, such as {mine[0].name}: name a new folder", file=sys.stderr)
+        return 2
+    written = write(folder)
     print(f"{len(written)} notebooks in {sys.argv[1]}")
     return 0
 

@@ -111,7 +111,8 @@ parser.add_argument("--write", metavar="FILE", type=Path, help="write the text t
 options = parser.parse_args()
 text = king_james()
 if options.write:
-    options.write.write_text(text, encoding="utf-8")
+    with options.write.open("x", encoding="utf-8") as file:  # a file that is there is an error
+        file.write(text)
     raise SystemExit
 
 keep_pages()

@@ -48,6 +48,7 @@ def add(commands: Any) -> None:
         "--plot", metavar="FILE", type=path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
     )
     option("--save", metavar="DIR", type=path, help="write the adapter there, in PEFT's layout")
+    option("--overwrite", action="store_true", help="replace an adapter that the folder of --save holds")
     option(
         "--checkpoint",
         metavar="FILE",
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from .. import article
     from ..checks import check_number
     from ..fast import keep_pages
-    from ..files.adapters import check_adapter_target, save_adapter
+    from ..files.adapters import check_adapter_target, holds_adapter, save_adapter
     from ..files.peft import MAX_ALPHA, MIN_ALPHA
 
     keep_pages()
@@ -71,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     check_plot(options.plot)
     if options.save:
         check_adapter_target(options.save)
+        if holds_adapter(options.save) and not options.overwrite:
+            raise ValueError(f"save {str(options.save)!r} holds an adapter: name another folder, or say --overwrite")
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")
     try:
@@ -82,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
             say_goes_on(f"{progress} is kept", options.typed)
         return 130
     if options.save:
-        save_adapter(options.save, {"fc": result.adapter})
+        save_adapter(options.save, {"fc": result.adapter}, overwrite=True)
     print(article.report(result), end="")
     if options.save:
         print(f"\nadapter written to {printable(str(options.save))}")

@@ -23,6 +23,7 @@ def add(commands: Any) -> None:
         "--model", type=path, metavar="MODEL", required=True, help="the decoder: a Hugging Face folder or a .gguf file"
     )
     parser.add_argument("-o", "--output", type=path, metavar="FILE.gguf", required=True, help="the file to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file, where it is there already")
     parser.set_defaults(command=run)
 
 
@@ -30,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the file, and say how many modules it adapts."""
     from ..language.ggufexport import export_adapter
 
+    if options.output.exists() and not options.overwrite:
+        raise ValueError(f"-o {str(options.output)!r} is there already: name another file, or say --overwrite")
     names = export_adapter(options.adapter, options.model, options.output)
     print(f"{len(names) // 2} modules written to {printable(str(options.output))}")
     return 0

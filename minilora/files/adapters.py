@@ -32,6 +32,7 @@ half an adapter would compute something, and nobody would notice.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -170,13 +171,14 @@ def save_adapter(
     target_parameters: Sequence[str] = (),
     lora_dropout: float = 0.0,
     dtype: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write adapters in PEFT's layout.
 
     Parameters
     ----------
     path : path
-        The folder; it is made where there is none, and an adapter that it holds is replaced.
+        The folder; it is made where there is none.
     layers : mapping of str to LoRA, or to an adapted layer
         The adapters by the path of the module that each belongs to, as `minilora.adapters` returns them. A plain `LoRA`
         is taken for one of a linear layer.
@@ -199,12 +201,14 @@ def save_adapter(
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         Of the tensors in the file, each number rounded to nearest with ties to even; by default that of each
         array.
+    overwrite : bool
+        Whether an adapter that the folder holds is replaced.
 
     Raises
     ------
     ValueError, TypeError
         If an adapter cannot be written, some have a magnitude and others not, a number is too large for `dtype`, or
-        the folder holds under these names anything but files. Nothing has been written then.
+        the folder holds an adapter, or under these names anything but files. Nothing has been written then.
     OSError
         If the disk does not take the files. The adapter that was there is left as it was.
     """
@@ -245,6 +249,8 @@ def save_adapter(
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     check_adapter_target(path)
+    if holds_adapter(path) and not check_flag("overwrite", overwrite):
+        raise ValueError(f"path {str(path)!r} holds an adapter: name another folder, or say overwrite=True")
     path.mkdir(parents=True, exist_ok=True)
     _write(path, tensors, notes, text)
 
@@ -272,6 +278,11 @@ def check_adapter_target(path: Path) -> None:
     takes_files(path)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
         replaceable(path / name)
+
+
+def holds_adapter(path: Path) -> bool:
+    """Return whether a folder holds one of an adapter's two files."""
+    return any(os.path.lexists(path / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
 
 
 # --- what is saved ---

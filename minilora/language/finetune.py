@@ -18,7 +18,7 @@ from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modul
 from ..backend import Backend
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
-from ..files.adapters import check_adapter_target, check_base_weights, load_adapter, save_adapter
+from ..files.adapters import check_adapter_target, check_base_weights, holds_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
 from ..files.disk import refuse_inputs, replaceable, takes_files, written_whole
 from ..files.patterns import are_named, within_time
@@ -117,8 +117,8 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
 
 def check_free(recipe: Recipe, kept: Kept | None) -> None:
     """Require that nothing is replaced but the adapter that this training wrote, its log and its figure."""
-    holds = any(os.path.lexists(recipe.save / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
-    if holds and not recipe.overwrite and (kept is None or kept.notes["saved"] != digest_of_adapter(recipe.save)):
+    own = kept is not None and kept.notes["saved"] == digest_of_adapter(recipe.save)
+    if holds_adapter(recipe.save) and not recipe.overwrite and not own:
         raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
     own = kept.notes["wrote"] if kept else []
     for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
@@ -534,7 +534,7 @@ def save(recipe: Settled, adapted: Llama) -> None:
     save_adapter(
         recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
-        target_parameters=by_weight, lora_dropout=recipe.dropout,
+        target_parameters=by_weight, lora_dropout=recipe.dropout, overwrite=True,
     )  # fmt: skip
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)

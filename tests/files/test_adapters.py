@@ -106,7 +106,11 @@ def test_two_saves_of_one_adapter_are_equal_byte_for_byte(tmp_path):
 def test_an_adapter_replaces_the_one_before_it(saved, tmp_path):
     folder = variant(saved, tmp_path)
     new = {"other": LoRA(np.ones((1, 3)), np.ones((2, 1)), 2.0)}
-    save_adapter(folder, new)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match=r"holds an adapter: name another folder, or say overwrite=True$"):
+        save_adapter(folder, new)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    save_adapter(folder, new, overwrite=True)
     assert load_adapter(folder).keys() == new.keys()
     assert sorted(os.listdir(folder)) == [CONFIG, WEIGHTS]
 

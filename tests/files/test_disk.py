@@ -251,12 +251,12 @@ def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
         if foreign:
             as_another_program(folder)
         with failing(len(seen) + 1, once), contextlib.suppress(Killed):
-            save_adapter(folder, layers(2.0, alpha))
+            save_adapter(folder, layers(2.0, alpha), overwrite=True)
             done = True
         seen.append(state_of(folder))
         assert state_for_all(folder) == seen[-1]
         assert (folder / "README.md").read_text() == "mine"
-        save_adapter(folder, layers(5.0, 7.0))
+        save_adapter(folder, layers(5.0, 7.0), overwrite=True)
         assert state_of(folder) == (5.0, 7.0)
     assert seen == sorted(seen)
     assert set(seen) == {(1.0, 3.0), (2.0, alpha)}
@@ -270,14 +270,14 @@ def test_files_of_two_saves_are_never_taken_for_one(tmp_path, monkeypatch, cut):
     monkeypatch.setattr(disk, "exchange_folders", lambda one, other: False)
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     with failing(cut, once=False), contextlib.suppress(Killed):
-        save_adapter(tmp_path / "a", layers(2.0, 4.0))
+        save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
     found = state_for_all(tmp_path / "a")
     if found in {(1.0, 3.0), (2.0, 4.0)}:
         assert state_of(tmp_path / "a") == found
     else:
         with pytest.raises(FileRefused, match="not the configuration that was saved with"):
             load_adapter(tmp_path / "a")
-    save_adapter(tmp_path / "a", layers(5.0, 7.0))
+    save_adapter(tmp_path / "a", layers(5.0, 7.0), overwrite=True)
     assert state_of(tmp_path / "a") == (5.0, 7.0)
 
 
@@ -287,9 +287,9 @@ def test_folders_of_others_never_lie_in_an_unfinished_one(tmp_path, cut):
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     (tmp_path / "a" / "runs").mkdir()
     with failing(cut, once=False), contextlib.suppress(Killed):
-        save_adapter(tmp_path / "a", layers(2.0, 4.0))
+        save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
     assert [*tmp_path.rglob("runs")] == [tmp_path / "a" / "runs"]
-    save_adapter(tmp_path / "a", layers(5.0, 7.0))
+    save_adapter(tmp_path / "a", layers(5.0, 7.0), overwrite=True)
     assert state_of(tmp_path / "a") == (5.0, 7.0)
 
 
@@ -298,7 +298,7 @@ def test_a_system_without_links_writes_both_files(tmp_path, monkeypatch, error):
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     (tmp_path / "a" / "README.md").write_text("mine")
     monkeypatch.setattr(os, "link", lambda *a, **k: (_ for _ in ()).throw(error))
-    save_adapter(tmp_path / "a", layers(2.0, 4.0))
+    save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
     assert state_of(tmp_path / "a") == (2.0, 4.0)
     assert {*os.listdir(tmp_path / "a")} == {"README.md", WEIGHTS, CONFIG}
     assert os.listdir(tmp_path) == ["a"]
@@ -308,7 +308,7 @@ def test_a_folder_is_written_where_nothing_can_be_made_beside_it(tmp_path, monke
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     monkeypatch.setattr(os, "access", lambda path, mode: os.path.basename(path) == "a")
     own = os.stat(tmp_path / "a")
-    save_adapter(tmp_path / "a", layers(2.0, 4.0))
+    save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
     assert os.path.samestat(own, os.stat(tmp_path / "a"))
     assert state_of(tmp_path / "a") == (2.0, 4.0)
     assert {*os.listdir(tmp_path / "a")} == {WEIGHTS, CONFIG}
@@ -317,14 +317,14 @@ def test_a_folder_is_written_where_nothing_can_be_made_beside_it(tmp_path, monke
 def test_a_folder_that_one_works_in_stays_the_same(tmp_path, monkeypatch):
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     monkeypatch.chdir(tmp_path / "a")
-    save_adapter(".", layers(2.0, 4.0))
+    save_adapter(".", layers(2.0, 4.0), overwrite=True)
     assert state_of(Path(CONFIG).absolute().parent) == state_of(tmp_path / "a") == (2.0, 4.0)
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     (tmp_path / "link").symlink_to("a")
-    save_adapter(tmp_path / "link", layers(2.0, 4.0))
+    save_adapter(tmp_path / "link", layers(2.0, 4.0), overwrite=True)
     assert (tmp_path / "link").is_symlink()
     assert state_of(tmp_path / "a") == (2.0, 4.0)
 
@@ -347,7 +347,7 @@ def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_adapter(tmp_path, layers(2.0, 4.0))
+        save_adapter(tmp_path, layers(2.0, 4.0), overwrite=True)
     assert contents(tmp_path) == before
 
 

@@ -89,7 +89,7 @@ def test_keys_nest_in_the_order_of_the_module(tmp_path):
     assert config["target_modules"] == []
     assert sorted(config["target_parameters"]) == sorted(NAMES)
     assert (config["r"], config["lora_alpha"], config["peft_version"]) == (R, 5, "0.19.1")
-    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
+    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])), overwrite=True)
     assert "base_model.model.experts.lora_A.weight" in load_file(tmp_path / "adapter_model.safetensors")
 
 

@@ -109,7 +109,7 @@ def test_names_and_shapes_are_pefts(tmp_path):
     }
     for dora in (False, True):
         found = {m: adapt(one, "", rank=6, alpha=3, rng=rng, use_dora=dora) for m, one in layers.items()}
-        save_adapter(tmp_path, found)
+        save_adapter(tmp_path, found, overwrite=True)
         shapes = {key.removeprefix(PREFIX): array.shape for key, array in tensors_of(tmp_path).items()}
         expected = {
             "enc.fc.lora_A.weight": (6, 5),
@@ -147,8 +147,8 @@ def test_adapters_and_adapted_layers_make_one_file(tmp_path):
         model = trained(adapt(model_of(rng), list(PATHS.values()), rank=2, alpha=3, rng=rng, use_dora=dora), rng)
         whole = {path: layer_of(model, path) for path in PATHS.values()}
         assert {type(layer) for layer in whole.values()} == {DoRA if dora else LoRALinear, Rewritten}
-        save_adapter(tmp_path / "a", adapters(model))
-        save_adapter(tmp_path / "b", {path: whole[path] for path in adapters(model)})
+        save_adapter(tmp_path / "a", adapters(model), overwrite=True)
+        save_adapter(tmp_path / "b", {path: whole[path] for path in adapters(model)}, overwrite=True)
         for name in (CONFIG, WEIGHTS):
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -181,7 +181,9 @@ def test_an_adapter_prints_what_is_not_as_usual(saved_dora, tmp_path):
 
 
 def test_a_dtype_asked_for_is_the_magnitudes_too(tmp_path):
-    save_adapter(tmp_path, {"fc": DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))})
+    save_adapter(
+        tmp_path, {"fc": DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))}, overwrite=True
+    )
     adapter = load_adapter(tmp_path, dtype="float32")["fc"]
     assert {adapter.lora_A.dtype, adapter.lora_B.dtype, adapter.magnitude.dtype} == {np.dtype("float32")}
 
@@ -206,7 +208,7 @@ def test_pissa_is_saved_over_the_original_base(tmp_path, kind, rslora, dora):
     }
     options = {"init": "pissa", "use_rslora": rslora, "use_dora": dora}
     model = trained(adapt(Sequential(net=bases[kind]), ["net"], rank=2, alpha=3, rng=rng, **options), rng)
-    save_adapter(tmp_path, adapters(model))
+    save_adapter(tmp_path, adapters(model), overwrite=True)
     config, loaded = config_of(tmp_path), load_adapter(tmp_path)
     assert (config["r"], config["use_rslora"], config["init_lora_weights"]) == (4, rslora, True)
     assert config["lora_alpha"] == pytest.approx(6 / math.sqrt(2) if rslora else 6, rel=1e-15)
@@ -220,7 +222,7 @@ def test_rslora_is_written_as_the_user_said_it(tmp_path):
     for alpha in (1, 2.5, 7, 16, 0.3, 1 / 3):
         for rank in (1, 2, 3, 5, 8, 13, 64):
             model = adapt(Linear(np.ones((3, 4))), "", rank=rank, alpha=alpha, rng=rng, use_rslora=True)
-            save_adapter(tmp_path, {"fc": model})
+            save_adapter(tmp_path, {"fc": model}, overwrite=True)
             config = config_of(tmp_path)
             assert config["use_rslora"] is True
             assert f"{config['lora_alpha']}" == f"{alpha}"
@@ -244,7 +246,7 @@ def test_every_alpha_and_rank_come_back_from_a_file(tmp_path, use_rslora, stride
 def test_rslora_beside_plain_lora_keeps_both_scalings(tmp_path):
     plain = Adapter(np.ones((4, 3)), np.ones((2, 4)), 6)
     stabilised = replace(plain, alpha=5.0, use_rslora=True)
-    save_adapter(tmp_path, {"a": plain, "b": stabilised})
+    save_adapter(tmp_path, {"a": plain, "b": stabilised}, overwrite=True)
     config, found = config_of(tmp_path), load_adapter(tmp_path)
     assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (False, 6, {"^b": 10})
     assert (found["a"].scaling, found["b"].scaling) == (1.5, 2.5)
@@ -259,7 +261,7 @@ def test_the_full_norm_is_noted_by_module(tmp_path):
         "b": "constant",
         "c.d": "full",
     }
-    save_adapter(tmp_path, {"b": one})
+    save_adapter(tmp_path, {"b": one}, overwrite=True)
     assert NORM_KEY not in TensorFile(tmp_path / WEIGHTS).metadata
 
 
@@ -273,7 +275,7 @@ def test_arrays_of_another_library_are_saved_and_loaded(tmp_path, standin):
     }
     for options in ({"use_dora": True}, {"init": "pissa"}):
         found = {name: adapt(one, "", rank=2, alpha=3, rng=rng, **options) for name, one in layers.items()}
-        save_adapter(tmp_path, found)
+        save_adapter(tmp_path, found, overwrite=True)
         for name, adapter in load_adapter(tmp_path, backend=standin).items():
             again = merge(attach(layers[name], {"": adapter}))
             np.testing.assert_allclose(

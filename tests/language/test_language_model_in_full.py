@@ -21,7 +21,7 @@ APART = 0.03  # nats: machines round differently, and the same steps end a littl
 
 
 def finetuning():
-    """Return the block that shows what `minilora finetune` prints. README has some lines of it."""
+    """Return the block that shows what `minilora finetune` prints."""
     (shown,) = [text for language, text in PAGE if language == "text" and "held-out loss" in text]
     return shown
 
