@@ -371,7 +371,8 @@ def of_examples(
     """
     least = 2 if share else 1
     if len(examples) < least:
-        raise FileRefused(path, f"it has {len(examples)} example, expected at least 2: one is held out")
+        few = "at least 2 examples, one to hold out" if share else "an example"
+        raise FileRefused(path, f"expected {few}, got {len(examples)}")
     longest = max(length_of(example) for example in examples)
     length = longest if length is None else length
     rows = [rows_of(example, length) for example in examples]
@@ -415,19 +416,19 @@ def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...
     trained = {mark for mark, held in zip(marks, is_held, strict=True) if not held}
     measured = [mark for mark, held in zip(marks, is_held, strict=True) if held]
     copies, glued = len(marks) - len({*marks}), [example for example in examples if example.glued]
-    notes = [f"{copies:,} of the examples are copies of others"] if copies else []
+    notes = [f"copies of other examples: {copies:,}"] if copies else []
     notes += _both(sum(mark in trained for mark in measured), len(measured))
     if glued:
         notes.append(
-            f"{len(glued):,} completions begin without a space where their prompts end without one, first in line "
-            f"{glued[0].line}: a model would write one word of both"
+            f"completions without a space behind a prompt without one: {len(glued):,}, the first in line "
+            f"{glued[0].line}; a model would write one word of both"
         )
     return tuple(notes)
 
 
 def _both(both: int, measured: int) -> list[str]:
     """Say how many examples are trained on and held out too."""
-    return [f"{both:,} of the {measured:,} examples held out are trained on too"] if both else []
+    return [f"held out and trained on too: {both:,} of {measured:,} examples"] if both else []
 
 
 def _lost(examples: list[Example], length: int, longest: int) -> str:

@@ -472,7 +472,7 @@ def test_all_bad_lines_are_told_and_may_be_left_out(folder, capsys, monkeypatch)
     out = capsys.readouterr().out
     assert "skipped  2 lines that cannot be used, now in bad.jsonl\n" in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
-    assert "\n         2 of the examples are copies of others\n         1 of the 1 examples held out are trained" in out
+    assert "\n         copies of other examples: 2\n         held out and trained on too: 1 of 1 examples" in out
     assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n'
     assert run(*few, "--skip-bad", "bad.jsonl", "--save", "c") == 0  # the same lines: as after a stop
     assert "now in bad.jsonl\n" in capsys.readouterr().out

@@ -221,9 +221,13 @@ def test_an_example_is_refused_by_its_line(tmp_path, model, record, message):
         load_data(write(tmp_path / "e.jsonl", [GOOD, "", record, GOOD]), model, 8)
 
 
-def test_one_example_is_too_few(tmp_path, model):
-    with pytest.raises(FileRefused, match="it has 1 example, expected at least 2: one is held out"):
+def test_one_example_is_too_few(tmp_path, model, monkeypatch):
+    with pytest.raises(FileRefused, match="expected at least 2 examples, one to hold out, got 1"):
         load_data(write(tmp_path / "e.jsonl", [GOOD]), model, 8)
+    file = write(tmp_path / "e.jsonl", [GOOD])
+    monkeypatch.setattr("minilora.language.data.read_examples", lambda *a: [])  # each was found to be a bad line
+    with pytest.raises(FileRefused, match="expected an example, got 0"):
+        load_data(file, model, held_out=0, skipped=[])
 
 
 @pytest.mark.parametrize(
@@ -382,10 +386,10 @@ def test_lines_that_are_left_out_keep_their_order(tmp_path, model, monkeypatch):
 def test_copies_are_counted_also_among_those_held_out(tmp_path, model):
     three = [{"prompt": p, "completion": " s"} for p in "abc"]
     data = load_data(write(tmp_path / "e.jsonl", [*three, three[0], three[2], *three]), model, held_out=0.25)
-    assert data.notes == ("5 of the examples are copies of others", "2 of the 2 examples held out are trained on too")
+    assert data.notes == ("copies of other examples: 5", "held out and trained on too: 2 of 2 examples")
     held = write(tmp_path / "f.jsonl", [three[0], {"prompt": "a", "completion": " t"}])
     data = load_data(tmp_path / "e.jsonl", model, held_out=held)
-    assert data.notes == ("5 of the examples are copies of others", "1 of the 2 examples held out are trained on too")
+    assert data.notes == ("copies of other examples: 5", "held out and trained on too: 1 of 2 examples")
     assert load_data(write(tmp_path / "g.jsonl", three), model).notes == ()
 
 
@@ -401,8 +405,8 @@ def test_a_completion_glued_to_its_prompt_is_told(tmp_path, model):
     ]
     data = load_data(write(tmp_path / "e.jsonl", [{"prompt": p, "completion": c} for p, c in joints]), model)
     assert data.notes == (
-        "2 completions begin without a space where their prompts end without one, first in line 2: a model would "
-        "write one word of both",
+        "completions without a space behind a prompt without one: 2, the first in line 2; a model would write one word "
+        "of both",
     )
 
 
