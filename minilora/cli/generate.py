@@ -149,9 +149,11 @@ def run(options: argparse.Namespace) -> int:
 
 def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[dict[str, Any], Prompt]]:
     """Return the lines of a .jsonl file, each with what the model is to go on from."""
+    import msgspec
+
     from ..language.chat import read_chat, read_prompt
     from ..language.chattemplate import load_template
-    from ..language.data import BadLine, BadLines, at_line
+    from ..language.data import BadLine, BadLines, Chat, at_line
     from ..language.text import read_text
 
     records, bad, template = [], list[BadLine](), None
@@ -163,7 +165,8 @@ def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[di
                     raise ValueError("it has neither a prompt nor messages")
                 if "messages" in record:
                     template = template or load_template(model)
-                    prompt = read_chat(record["messages"], template, tokenizer, record.get("tools"))
+                    chat = msgspec.convert(record, Chat)
+                    prompt = read_chat(chat.messages, template, tokenizer, chat.tools)
                 else:
                     prompt = read_prompt(record["prompt"], tokenizer)
                 if not prompt.ids:

@@ -322,8 +322,8 @@ def read_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> Prompt:
     """Return a chat whose last message the model is to answer; where that is an answer already, the one before it."""
-    answered = len(messages) > 0 and isinstance(messages[-1], Mapping) and messages[-1].get("role") == SPEAKER
-    asked = checked_messages([*messages[: len(messages) - answered], ANSWER])[:-1]
+    asked = messages[:-1] if messages and messages[-1].get("role") == SPEAKER else messages
+    asked = checked_messages([*asked, ANSWER])[:-1]
     if not asked:
         raise ValueError("its messages ask nothing")
     if tools and template.render(asked, tools=tools) == template.render(asked):

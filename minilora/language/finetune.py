@@ -117,10 +117,9 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
 
 def check_free(recipe: Recipe, kept: Kept | None) -> None:
     """Require that nothing is replaced but the adapter that this training wrote, its log and its figure."""
-    own = kept is not None and kept.notes["saved"] == digest_of_adapter(recipe.save)
-    if holds_adapter(recipe.save) and not recipe.overwrite and not own:
+    saved, own = (kept.notes["saved"], kept.notes["wrote"]) if kept else (None, [])
+    if holds_adapter(recipe.save) and not recipe.overwrite and saved != digest_of_adapter(recipe.save):
         raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
-    own = kept.notes["wrote"] if kept else []
     for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
         if path is not None and path.exists() and not recipe.overwrite and str(real(path)) not in own:
             raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
