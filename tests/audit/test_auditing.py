@@ -294,6 +294,7 @@ RIGHT = {
     # of PEFT
     "PEFT's defaults": (plain(), ""),
     "the file of a folder": (lambda t: plain()(t) / "adapter_model.safetensors", ""),
+    "numbers of a test": (of(lambda x: {k: np.ones_like(a) for k, a in x.items()}), "same-factors rank-unused"),
     "half precision": (plain(dtype="f2"), ""),
     "all kinds": (plain(kinds=ALL), ""),
     "rsLoRA": (plain({"use_rslora": True}), "use-rslora"),
@@ -664,6 +665,7 @@ def test_the_names_of_a_compiled_model_are_suspicious_without_a_model(tmp_path):
 DEFICIENT = {
     "a row of A is another's": at("1.self_attn.q_proj.lora_A.weight", lambda a: a[[0, 0]]),
     "a column of B is a multiple": at("1.self_attn.q_proj.lora_B.weight", lambda a: a[:, :1] * np.array([1, -3], "f4")),
+    "nearly a multiple": at("1.self_attn.q_proj.lora_A.weight", lambda a: np.stack([a[0], a[0] + 1e-7 * a[1]])),
     "a column of B is zero": at("1.self_attn.q_proj.lora_B.weight", lambda a: a * np.array([1, 0], "f4")),
 }
 
@@ -674,6 +676,11 @@ def test_a_rank_that_is_not_used_is_noted(what, tmp_path):
     (finding,) = report.findings
     assert (finding.code, finding.level, finding.modules) == ("rank-unused", "note", (paths("q_proj")[1],))
     assert report.word == "SOUND"
+
+
+def test_a_row_far_smaller_than_another_counts(tmp_path):
+    report = report_of(of(at("A.weight", lambda a: a * np.array([[1], [1e-4]], "f4"))), tmp_path)
+    assert not report.findings
 
 
 def test_a_rank_above_the_width_is_all_that_can_be_used(tmp_path):
