@@ -56,7 +56,8 @@ def read_numbers(module: Module) -> Measured:
             grams = B.T @ B, A @ A.T
             squares.append(float((grams[0] * grams[1]).sum()))
         if squares[-1] and np.isfinite(grams).all():
-            unused = max(unused, *(min(F.shape) - _rank(gram) for F, gram in zip((B, A), grams, strict=True)))
+            ranks = np.linalg.matrix_rank(np.stack(grams), rtol=LEAST_SQUARE, hermitian=True)
+            unused = max(unused, min(B.shape) - int(ranks[0]), min(A.shape) - int(ranks[1]))
     total, idle = sum(squares), squares.count(0.0)
     further = {part: array for part, array in arrays.items() if part not in "AB"}
     # Where the sum is a number, and none is zero, so are all numbers that it is made of, and none needs a second look.
@@ -66,12 +67,6 @@ def read_numbers(module: Module) -> Measured:
     mark = "" if zero or bad else f"{total!r} {arrays['A'].flat[0]!r} {arrays['B'].flat[0]!r}"
     constant = all((arrays[part] == arrays[part].flat[0]).all() for part in "AB")
     return Measured(norm, zero, idle if idle < len(squares) else 0, bad, "", 0 if bad else unused, constant, mark)
-
-
-def _rank(gram: np.ndarray) -> int:
-    """Return a factor's rank by its Gram matrix, r x r, whose eigenvalues are the squares of the singular values."""
-    values = np.linalg.eigvalsh(gram)
-    return int((values > LEAST_SQUARE * values[-1]).sum())
 
 
 def _zero(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -247,7 +242,7 @@ def twins(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Fin
         if n.mark:
             seen.setdefault(n.mark, []).append(path)
     same = [path for paths in seen.values() if len(paths) > 1 for path in paths]
-    by_hand = len(same) == len(numbers) and all(n.constant for n in numbers.values())  # as in a test: no accident
+    by_hand = all(n.constant for n in numbers.values())  # as in a test: no accident
     text = "the very same factors as another module's, so one was saved in the place of the other: {names}"
     yield from found(NOTE if by_hand else SUSPICIOUS, "same-factors", text, same)
 

@@ -656,9 +656,11 @@ def test_a_broken_adapter_is_named(what, tmp_path):
     assert len(report.first_line) <= 160
 
 
-def test_the_names_of_a_compiled_model_are_suspicious_without_a_model(tmp_path):
-    report = audit(of(name(PREFIX, f"{PREFIX}_orig_mod."))(tmp_path))
-    assert codes(report, "wrong", "suspicious") == "prefix-orig-mod"
+@pytest.mark.parametrize("what", ["a compiled model's names", "names of FSDP"])
+def test_the_names_of_a_wrapper_are_suspicious_without_a_model(what, tmp_path):
+    make, code = BROKEN[what]
+    report = audit(make(tmp_path))
+    assert codes(report, "wrong", "suspicious") == code
     assert report.word == "SUSPICIOUS"
 
 
@@ -676,6 +678,11 @@ def test_a_rank_that_is_not_used_is_noted(what, tmp_path):
     (finding,) = report.findings
     assert (finding.code, finding.level, finding.modules) == ("rank-unused", "note", (paths("q_proj")[1],))
     assert report.word == "SOUND"
+
+
+def test_what_merging_loses_of_a_part_of_an_array_is_not_looked_at(tmp_path):
+    report = audit(*of_one_expert("mixtral")(tmp_path), merge=True)
+    assert {*report.merged.values()} == {None}
 
 
 def test_a_row_far_smaller_than_another_counts(tmp_path):
