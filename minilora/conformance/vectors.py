@@ -326,34 +326,9 @@ def _compare_in(
             _judge_adam(whole, folder / answered[0].file, results / answered[0].file, held.of_adam[dtype])
         elif answered:
             report = whole if kind == whole.kind else KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
-            asked = [_asked(vector, folder, results, held.tolerance[dtype]) for vector in answered]
-            _judge_kind(report, asked, len(of))
+            _judge_kind(report, answered, len(of), folder, results, held.tolerance[dtype])
             whole.kinds |= {kind: report} if report is not whole else {}
     return whole
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A problem as a folder has it, and what a program answered."""
-
-    vector: Vector
-    trial: Trial
-    reply: Arrays
-    written: frozenset[str]  # the names of all tensors that it wrote, without the slots' numbers
-
-
-def _asked(vector: Vector, folder: Path, results: Path, tolerance: float) -> Asked:
-    """Read a problem, and what a program answered."""
-    trial, path = _trial_in(folder / vector.file, vector, tolerance), results / vector.file
-    file = TensorFile(path)
-    numbers = {name: file.read(name) for name in file.tensors if name.partition(".")[0] in NAMES}
-    try:
-        reply = _gathered(trial.problem, names_of(trial), numbers)
-    except ValueError as error:
-        raise CannotRun(f"{str(path)!r} has {error}") from None
-    if not reply:
-        raise CannotRun(f"{str(path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(NAMES)}")
-    return Asked(vector, trial, reply, frozenset(name.partition(".")[0] for name in file.tensors))
 
 
 def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
@@ -369,6 +344,18 @@ def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
     return replace(trial, arrays=arrays, right=right, sizes=sizes, unit=tolerance / TOLERANCE)
 
 
+def _reply_in(file: TensorFile, trial: Trial) -> Arrays:
+    """Return what a program answered to a problem."""
+    numbers = {name: file.read(name) for name in file.tensors if name.partition(".")[0] in NAMES}
+    try:
+        reply = _gathered(trial.problem, names_of(trial), numbers)
+    except ValueError as error:
+        raise CannotRun(f"{str(file.path)!r} has {error}") from None
+    if not reply:
+        raise CannotRun(f"{str(file.path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(NAMES)}")
+    return reply
+
+
 def _gathered(problem: Problem, names: Mapping[str, str], numbers: Arrays) -> Arrays:
     """Return the arrays that stand in a file under some names, as far as they are there; the slots' of each in one."""
     found = {own: problem.from_file(own, name, numbers) for own, name in names.items()}
@@ -380,10 +367,14 @@ def _read(path: Path) -> Arrays:
         return safetensors.numpy.load_file(path)
 
 
-def _judge_kind(report: KindReport, asked: Sequence[Asked], count: int) -> None:
+def _judge_kind(
+    report: KindReport, answered: Sequence[Vector], count: int, folder: Path, results: Path, tolerance: float
+) -> None:
     """Judge the answers to a kind's problems, of which the folder has `count`."""
-    trials, replies = [one.trial for one in asked], [one.reply for one in asked]
-    written = frozenset[str]().union(*(one.written for one in asked))
+    trials = [_trial_in(folder / vector.file, vector, tolerance) for vector in answered]
+    files = [TensorFile(results / vector.file) for vector in answered]
+    replies = [_reply_in(file, trial) for file, trial in zip(files, trials, strict=True)]
+    written = {name.partition(".")[0] for file in files for name in file.tensors}  # without the slots' numbers
     has_gradients = not written.isdisjoint(GRADIENTS)
 
     def lacking(missing: Sequence[str]) -> str:
@@ -391,14 +382,15 @@ def _judge_kind(report: KindReport, asked: Sequence[Asked], count: int) -> None:
         return f"no file has {enumerated(names)}; there are {', '.join(sorted(written))}"
 
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
-    given = [one.reply | dict.fromkeys(key for key in owed if key in one.trial.right) for one in asked]
-    numbers = [one.vector.number for one in asked]
+    given = [reply | dict.fromkeys(key for key in owed if key in trial.right)
+             for trial, reply in zip(trials, replies, strict=True)]  # fmt: skip
+    numbers = [vector.number for vector in answered]
     judged = judge_numbers(Answered(KINDS[report.kind], trials, given, lacking, numbers=numbers))
     report.cases, report.found = flagged(judged.cases, judged.found), judged.found
     report.claims, report.errors = judged.claims, judged.errors
-    report.habits[ANSWERED] = f"{len(asked)} of {count}"
+    report.habits[ANSWERED] = f"{len(answered)} of {count}"
     for name, of in NAMES.items():
-        owing = [one.reply for one in asked if of in one.trial.right]
+        owing = [reply for trial, reply in zip(trials, replies, strict=True) if of in trial.right]
         if 0 < (there := sum(of in reply for reply in owing)) < len(owing):
             report.habits[ANSWERED] += f", {name} in {there}"
 

@@ -5,8 +5,9 @@ What is seen in an answer holds on every problem where it is wrong; the numbers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -140,21 +141,14 @@ def _tail(key: str, failed: Pairs) -> Seen | None:
 
 def _order(key: str, failed: Pairs) -> Seen | None:
     """See the right rows or columns in another order: of the answer, or of the update that it adds."""
-    for whose, axis, word in _ordered(key, failed[0][0]):
-        orders = [_moved(key, whose, axis, trial, array) for trial, array in failed]
-        if all(order is not None for order in orders):
-            told = [(i, order) for i, order in enumerate(orders) if order is not None and len(order) > 2]
-            for number, order in told:
-                places = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
-                return number, f"{whose} {word}s are the right ones in another order: {places}"
+    wholes = ("its", "its update's") if key in ("y", "merged") else ("its",)
+    for whose, (axis, word) in product(wholes, enumerate(failed[0][0].problem.axes[key])):
+        orders: list[Any] = [_moved(key, whose, axis, trial, array) for trial, array in failed]
+        number = next((i for i, order in enumerate(orders) if order is not None and len(order) > 2), None)
+        if number is not None and not any(order is None for order in orders):
+            places = ", ".join(map(str, orders[number][:8])) + (", ..." if len(orders[number]) > 8 else "")
+            return number, f"{whose} {word}s are the right ones in another order: {places}"
     return None
-
-
-def _ordered(key: str, trial: Trial) -> Iterator[tuple[str, int, str]]:
-    """Yield what may stand in another order: whose, along which axis, and its word."""
-    for whose in ("its", "its update's") if key in ("y", "merged") else ("its",):
-        for axis, word in enumerate(trial.problem.axes[key]):
-            yield whose, axis, word
 
 
 def _moved(key: str, whose: str, axis: int, trial: Trial, array: np.ndarray) -> np.ndarray | None:
