@@ -124,7 +124,7 @@ def _judge(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Se
     once = {claim: text for claim, text in raised.items() if claim == "forward" or not _as_the_forward(watch, claim)}
     changed = {CHANGED: others.pop(CHANGED)}
     found = [*told(changed | minds), *numbers.found, *told(once | others)]
-    claims = {**numbers.claims, **of_first, **raised, **verdicts}
+    claims = {**numbers.claims, **raised, **of_first, **verdicts}
     return KindReport(
         name,
         cases=flagged(cases, found),
@@ -168,13 +168,10 @@ def _as_the_forward(watch: Watch, claim: str) -> bool:
 
 
 def _changes_of_mind(watch: Watch, trial: Trial, first: Arrays, again: Arrays) -> dict[str, str]:
-    """Say where the same arguments give other numbers the second time, by more than two orders of summation may.
-
-    Of a function that raises that is said instead.
-    """
+    """Say where the same arguments give other numbers the second time, by more than two orders of summation may."""
     minds: dict[str, str] = {}
-    for claim, (function, keys) in watch.kind.answers.items():
-        for key in keys if function not in watch.failed else ():
+    for claim, (_, keys) in watch.kind.answers.items():
+        for key in keys:
             if key not in first or key not in again or _as_before(trial, key, first[key], again[key]):
                 continue
             if trial.agrees(key, first[key]):
