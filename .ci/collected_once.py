@@ -121,10 +121,15 @@ def described_mutant(name: str, path: Path) -> str:
 
 
 def sampled(collect: Any, count: int, seed: str) -> Any:
-    """Return what mutmut collects mutants with, for that many of them, which are drawn among those not on the list."""
+    """Return what mutmut collects mutants with, for that many of them, which are drawn among those not on the list.
+
+    No fork can tell a mutant of a function that runs while modules are imported alone: these are not drawn.
+    """
 
     def collected(**more: Any) -> tuple[list[tuple[SourceFileMutationData, str, int | None]], Any]:
         mutants, by_path = collect(**more)
+        reached = state().tests_by_mangled_function_name
+        mutants = [mutant for mutant in mutants if reached.get(mangled_name_from_mutant_name(mutant[1]))]
         mutants.sort(key=lambda mutant: mutant[1])
         Random(seed).shuffle(mutants)
         known = known_survivors()
