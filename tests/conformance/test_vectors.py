@@ -211,20 +211,6 @@ def test_a_flag_is_a_bug_that_the_case_catches(folder):
     assert "the-output-lacks-the-bias" not in flags["linear-1-float64.safetensors"]
 
 
-def test_half_precision_lies_in_files_of_its_own(folder):
-    """A program that reads linear-* in float64 and float32 goes on doing so; bfloat16 is exact in float32."""
-    cases = index_of(folder)["cases"]
-    for case in cases:
-        assert case["file"].startswith("half-") == (case["dtype"] in ("float16", "bfloat16"))
-    assert {case["kind"] for case in cases if case["dtype"] == "float16"} == set(FULL) - {"nf4", "mixed"}
-    p = load_file(folder / "half-linear-0-bfloat16.safetensors")
-    for name in ("x", "dy", "weight", "bias", "lora_A", "lora_B"):
-        assert p[name].dtype == np.float32
-        assert np.array_equal(round_to(p[name], "bfloat16"), p[name])
-    assert p["y"].dtype == np.float64
-    assert load_file(folder / "half-linear-0-float16.safetensors")["x"].dtype == np.float16
-
-
 def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
     assert cli.main(["vectors", str(tmp_path / "starter"), "--starter"]) == 0
     assert cli.main(["vectors", str(tmp_path / "two"), "--kind", "conv1d,adam", "--kind", "nf4"]) == 0
@@ -428,12 +414,9 @@ def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, content, said):
 
 def test_the_vectors_are_no_answers_under_any_spelling(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
-    for name in (folder, folder.parent / "nowhere" / ".." / folder.name, tmp_path / "link"):
-        (folder.parent / "nowhere").mkdir(exist_ok=True)
+    for name in (folder, tmp_path / ".." / tmp_path.name / "link"):
         with pytest.raises(CannotRun, match="has the vectors, expected a folder with what a program answered"):
             vectors.compare(folder, name)
-    with pytest.raises(CannotRun, match="none' has no file of answers, expected names such as 'linear-0-float64"):
-        vectors.compare(folder, tmp_path / "none")
 
 
 # --- a program in C -------------------------------------------------------------------------------
