@@ -384,8 +384,8 @@ def _judge_kind(
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
     given = [reply | dict.fromkeys(key for key in owed if key in trial.right)
              for trial, reply in zip(trials, replies, strict=True)]  # fmt: skip
-    numbers = [vector.number for vector in answered]
-    judged = judge_numbers(Answered(KINDS[report.kind], trials, given, lacking, numbers=numbers))
+    names = [f"{report.kind}-{vector.number}" for vector in answered]
+    judged = judge_numbers(Answered(KINDS[report.kind], names, trials, given, lacking))
     report.cases, report.found = flagged(judged.cases, judged.found), judged.found
     report.claims, report.errors = judged.claims, judged.errors
     report.habits[ANSWERED] = f"{len(answered)} of {count}"
@@ -408,5 +408,6 @@ def _judge_adam(report: KindReport, asked: Path, answered: Path, tolerance: floa
         verdict = diagnosed(adam_verdict(begin, steps, ends, tolerance))
     case = outcome(id_of("linear", "adam"), "adam", "", str(verdict))
     report.claims["adam"] = str(verdict)
-    report.cases.append(replace(case, flags=(verdict.flag,) if verdict.flag else ()))
-    report.found += [replace(verdict, cases=(case.id,))] if case.failed else []
+    found = [replace(verdict, cases=(case.id,))] if case.failed else []
+    report.cases += flagged([case], found)
+    report.found += found

@@ -100,7 +100,8 @@ def _judge(watch: Watch, name: str, dtype: str, formulas: Formulas, problems: Se
     pairs = list(zip(trials, replies, strict=True))
     given = [reply | _owed(watch, trial, reply) for trial, reply in pairs]
     lacking = partial(_lacking, watch)
-    numbers = judge_numbers(Answered(watch.kind, trials, given, lacking, watch.failed, called=watch.kind.declared))
+    names = [f"{watch.kind.declared}-{number}" for number in range(len(trials))]
+    numbers = judge_numbers(Answered(watch.kind, names, trials, given, lacking, watch.failed))
     raised = _raised(watch, problems)
     minds = _changes_of_mind(watch, trials[0], replies[0], again)
     # Of the first problem alone: what changes, and a function that raised for the one in between and no other.

@@ -7,7 +7,7 @@ named by all problems at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -44,21 +44,16 @@ class Answered:
     """The problems of a kind, and what was answered to each."""
 
     kind: Kind
+    names: Sequence[str]  # of the problems in ids, such as "linear-0"
     trials: Sequence[Trial]
     given: Sequence[Given]
     lacking: Callable[[Sequence[str]], str]  # what is said of gradients that are missing on every problem
-    failed: Failed | None = None
-    numbers: Sequence[int] | None = None  # of the problems, where they are not all of the kind's
-    called: str = ""  # the kind's name in ids, where that is another
+    failed: Failed = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[tuple[Trial, Given]]:
         """Each problem with what was answered."""
         return list(zip(self.trials, self.given, strict=True))
-
-    def id_of(self, claim: str, i: int) -> str:
-        """Return the id of a claim about one of the problems."""
-        return id_of(self.called or self.kind.name, claim, self.numbers[i] if self.numbers else i)
 
 
 def judge_numbers(asked: Answered) -> Comparison:
@@ -66,7 +61,7 @@ def judge_numbers(asked: Answered) -> Comparison:
     factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
-    cases = [outcome(asked.id_of(claim, i), claim, str(trial.problem), verdicts[claim][i])
+    cases = [outcome(id_of(asked.names[i], claim), claim, str(trial.problem), verdicts[claim][i])
              for i, trial in enumerate(asked.trials) for claim in claims]  # fmt: skip
     of_all = {claim: _of_all(verdicts[claim], [trial.problem for trial in asked.trials]) for claim in claims}
     given = {key: [(reply[key], trial.right[key]) for trial, reply in asked.pairs if reply.get(key) is not None]
@@ -81,7 +76,7 @@ def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: F
     if claim == "scaling":
         return _scaling(trial, reply, factors)
     function, keys = asked.kind.answers[claim]
-    if text := (asked.failed or {}).get(function, {}).get(trial.problem):
+    if text := asked.failed.get(function, {}).get(trial.problem):
         return f"{function} {text}"
     wrong = [key for key in keys if reply.get(key) is not None and not trial.agrees(key, reply[key])]
     texts = [f"{QUANTITIES[key]} {wrong_array(key, reply[key], trial)}" for key in wrong]
@@ -123,7 +118,7 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
         """Return the ids of the cases that fail by some answers on some of the problems."""
         by = {**asked.kind.answers, "scaling": ("forward", ("y",))}
         claims = [claim for claim in asked.kind.of_problems if {*by[claim][1]} & {*keys}]
-        ids = (asked.id_of(claim, i) for i in numbers for claim in claims)
+        ids = (id_of(asked.names[i], claim) for i in numbers for claim in claims)
         return tuple(id for id in ids if id in failing)
 
     wrong, named = name(suite_of(asked.kind.name, tuple(asked.trials)), asked.given)

@@ -45,15 +45,14 @@ class ClaimOutcome(Outcome):
 
 
 def outcome(id: str, claim: str, problem: str, verdict: str) -> ClaimOutcome:
-    """Return the outcome that a verdict in words is."""
+    """Return the outcome of a verdict in words."""
     state = STATES.get(verdict, "wrong")
     return ClaimOutcome(id, state, verdict if state == "wrong" else "", (), claim, problem)
 
 
-def id_of(kind: str, claim: str, number: int | None = None) -> str:
-    """Return the id of a claim about a kind's problem of that number, or about no single problem."""
-    words = [kind, *([] if number is None else [str(number)]), claim.replace(" ", "-")]
-    return "-".join(words)
+def id_of(about: str, claim: str) -> str:
+    """Return the id of a claim about a problem, such as ``linear-0``, or about a kind."""
+    return f"{about}-{claim.replace(' ', '-')}"
 
 
 @dataclass(repr=False)
