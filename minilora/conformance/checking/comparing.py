@@ -127,17 +127,16 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
     rest = [key for key in QUANTITIES if key in wrong.difference(*(one.explains for one in named))]
     answered = {key: [(trial, reply[key]) for trial, reply in asked.pairs if key in reply] for key in rest}
     owed = {key: [array is None for _, array in answered[key]] for key in rest}
-    arrays = [key for key in rest if not any(owed[key])]
-    single = [key for key in arrays if is_single(key, answered[key])]
-    texts: dict[tuple[str, ...], str] = {
-        (key,): describe_wrong(key, answered[key]) for key in arrays if key not in single
-    }
+    missing = [key for key in rest if all(owed[key])]
+    single = [key for key in rest if not any(owed[key]) and is_single(key, answered[key])]
+    told = [([key], _at_times(key, answered[key]) if any(owed[key]) else describe_wrong(key, answered[key]))
+            for key in rest if key not in (*single, *missing)]  # fmt: skip
+    told.sort(key=lambda one: EVERY_ENTRY not in one[1])  # on a factor one can act
     if single:
-        texts[tuple(single)] = f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"
-    if missing := [key for key in rest if all(owed[key])]:
-        texts[tuple(missing)] = asked.lacking(missing)
-    texts |= {(key,): _at_times(key, answered[key]) for key in rest if any(owed[key]) and not all(owed[key])}
-    for keys, text in sorted(texts.items(), key=lambda item: (SINGLE not in item[1], EVERY_ENTRY not in item[1])):
+        told.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
+    if missing:
+        told.append((missing, asked.lacking(missing)))
+    for keys, text in told:
         yield Diagnosis(text, cases=about(keys, range(len(asked.trials))))
 
 

@@ -162,61 +162,64 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
 # --- rows that are tried last ---------------------------------------------------------------------
 
 
+def _whole_blocks(size: int, n: int) -> np.ndarray:
+    return np.arange(n) < (n - n % size if n > size else n)
+
+
+ORDERS: dict[str, Callable[[int], np.ndarray]] = {
+    "one place on": lambda n: np.roll(np.arange(n), 1),
+    "one place back": lambda n: np.roll(np.arange(n), -1),
+    "half of the places back": lambda n: np.roll(np.arange(n), -(n // 2)),
+    "from last to first": lambda n: np.arange(n)[::-1],
+    "the even places first": lambda n: np.r_[0:n:2, 1:n:2],
+    "the first one everywhere": lambda n: np.zeros(n, int),
+}
+"""In which order a bias or ranks may stand."""
+KEPT: dict[str, Callable[[int], np.ndarray]] = {
+    "all {} but the last": lambda n: np.arange(n) < n - 1,
+    "all {} but the first": lambda n: np.arange(n) > 0,
+    "the first half of the {}": lambda n: np.arange(n) < n // 2,
+    "the first half of the {}, and the one in the middle,": lambda n: np.arange(n) < n - n // 2,
+    "the last half of the {}": lambda n: np.arange(n) >= n - n // 2,
+    "the last half of the {}, and the one in the middle,": lambda n: np.arange(n) >= n // 2,
+    **{f"whole blocks of {size} {{}}": partial(_whole_blocks, size) for size in (16, 32, 64, 128)},
+}
+"""Which of the terms of a sum may be left, as where a shard is not added or a block's tail is left out."""
+
+
 @cache
 def last_rows(scaling: Callable[[float, int], float]) -> tuple[Wrong, ...]:
     """Return what may be wrong and nobody is known to have made."""
-    rows = (*_rounded(scaling), *_in_another_order(), *_parts_of_sums())
+    rows = [row for half in HALVES for row in _rounded(half, scaling)]
+    rows += [row for words, order in ORDERS.items() for row in _in_another_order(words, order)]
+    rows += [row for words, counted in KEPT.items() for row in _parts_of_sums(words, counted)]
+    rows.append(("the bias is taken by the row and not by the output", _by_the_row, "y"))
     return tuple(Wrong(re.sub("[^a-z0-9]+", "-", says.lower()), says, parts, shows=tuple(shows), count=MEASURED)
                  for says, parts, *shows in rows)  # fmt: skip
 
 
-def _rounded(scaling: Any) -> Iterator[Any]:
+def _rounded(half: str, scaling: Callable[[float, int], float]) -> Iterator[Any]:
     """Yield what is rounded to half precision on the way."""
-    for half in HALVES:
-        short = partial(_short, half)
-        yield f"the factors are rounded to {half}", {"down": short, "hidden": short}
-        yield f"lora_A is rounded to {half}", {"down": short}
-        yield f"lora_B is rounded to {half}", {"hidden": short}
-        yield f"the weight is rounded to {half}", {"weight": short}
-        yield f"the scaling is rounded to {half}", {"scaling": partial(_short_scaling, short, scaling)}
-        yield f"x A^T is rounded to {half}", {"updated": partial(_from_hidden, short)}, "y"
-        yield f"the update is rounded to {half}", {"updated": lambda update, *_, short=short: short(update)}, "y"
-        yield f"the update is rounded to {half} before it is scaled", {"updated": partial(_unscaled, short)}, "y"
+
+    def short(array: np.ndarray) -> np.ndarray:
+        return round_to(array, half).astype(np.float64)
+
+    yield f"the factors are rounded to {half}", {"down": short, "hidden": short}
+    yield f"lora_A is rounded to {half}", {"down": short}
+    yield f"lora_B is rounded to {half}", {"hidden": short}
+    yield f"the weight is rounded to {half}", {"weight": short}
+    yield f"the scaling is rounded to {half}", {"scaling": lambda alpha, r: float(short(np.array(scaling(alpha, r))))}
+    yield f"x A^T is rounded to {half}", {"updated": lambda update, x, A, B, s: s * short(x @ A.T) @ B.T}, "y"
+    yield f"the update is rounded to {half}", {"updated": lambda update, *_: short(update)}, "y"
+    before = {"updated": lambda update, x, A, B, s: s * short(x @ A.T @ B.T)}
+    yield f"the update is rounded to {half} before it is scaled", before, "y"
 
 
-def _short(half: str, array: np.ndarray) -> np.ndarray:
-    return round_to(array, half).astype(np.float64)
-
-
-def _short_scaling(short: Any, scaling: Any, alpha: float, r: int) -> float:
-    return float(short(np.array(scaling(alpha, r))))
-
-
-def _from_hidden(short: Any, update: Any, x: Any, A: Any, B: Any, s: float) -> Any:
-    return s * short(x @ A.T) @ B.T
-
-
-def _unscaled(short: Any, update: Any, x: Any, A: Any, B: Any, s: float) -> Any:
-    return s * short(x @ A.T @ B.T)
-
-
-def _in_another_order() -> Iterator[Any]:
-    """Yield a bias and ranks that stand in another order."""
-    orders = {
-        "one place on": lambda n: np.roll(np.arange(n), 1),
-        "one place back": lambda n: np.roll(np.arange(n), -1),
-        "half of the places back": lambda n: np.roll(np.arange(n), -(n // 2)),
-        "from last to first": lambda n: np.arange(n)[::-1],
-        "the even places first": lambda n: np.r_[0:n:2, 1:n:2],
-        "the first one everywhere": lambda n: np.zeros(n, int),
-    }
-    for words, order in orders.items():
-        yield (f"the ranks of lora_B stand in another order than those of lora_A: {words}",
-               {"hidden": lambda B, order=order: B[:, order(B.shape[1])]}, "y", "x", "merged")  # fmt: skip
-        yield (f"the bias is taken at a wrong index: {words}",
-               {"bias": lambda b, G, order=order: b[order(len(b))]}, "y")  # fmt: skip
-    by_row = "the bias is taken by the row and not by the output"
-    yield by_row, _by_the_row, "y"
+def _in_another_order(words: str, order: Callable[[int], np.ndarray]) -> Iterator[Any]:
+    """Yield ranks and a bias that stand in another order."""
+    ranks = f"the ranks of lora_B stand in another order than those of lora_A: {words}"
+    yield ranks, {"hidden": lambda B: B[:, order(B.shape[1])]}, "y", "x", "merged"
+    yield f"the bias is taken at a wrong index: {words}", {"bias": lambda b, G: b[order(len(b))]}, "y"
 
 
 def _by_the_row(problem: Problem) -> Parts:
@@ -224,32 +227,18 @@ def _by_the_row(problem: Problem) -> Parts:
     return {} if problem.two_axes() is None else {"bias": lambda b, G: b[places % len(b)]}
 
 
-def _parts_of_sums() -> Iterator[Any]:
-    """Yield sums that lack a part of their terms, as where a shard is not added or a block's tail is left out."""
-    kept = {
-        "all {} but the last": lambda n: np.arange(n) < n - 1,
-        "all {} but the first": lambda n: np.arange(n) > 0,
-        "the first half of the {}": lambda n: np.arange(n) < n // 2,
-        "the first half of the {}, and the one in the middle,": lambda n: np.arange(n) < n - n // 2,
-        "the last half of the {}": lambda n: np.arange(n) >= n - n // 2,
-        "the last half of the {}, and the one in the middle,": lambda n: np.arange(n) >= n // 2,
-        **{f"whole blocks of {size} {{}}": partial(_whole_blocks, size) for size in (16, 32, 64, 128)},
-    }
-    for words, counted in kept.items():
-        base = {"base": lambda x, W, counted=counted: (x * counted(x.shape[1])) @ W.T}
-        update = {"down": lambda A, counted=counted: A * counted(A.shape[1])}
-        ranks = {"hidden": lambda B, counted=counted: B * counted(B.shape[1])}
-        yield f"it sums {words.format('ranks')} only", ranks, "y", "merged"
-        yield f"it sums {words.format('inputs')} only", base | update, "y"
-        yield f"it sums {words.format('inputs')} only in x W^T", base, "y"
-        yield f"it sums {words.format('inputs')} only in the update", update, "y"
-        yield f"it sums {words.format('rows')} only", {"trained": partial(_over_rows, counted)}, "lora_A", "lora_B"
+def _parts_of_sums(words: str, counted: Callable[[int], np.ndarray]) -> Iterator[Any]:
+    """Yield sums that lack a part of their terms."""
 
+    def over_rows(dA: Any, dB: Any, dy: Any, x: Any, A: Any, B: Any, s: float) -> tuple[Any, Any]:
+        some = (counted(len(dy))[:, None] * dy).T
+        return s * B.T @ (some @ x), s * (some @ x) @ A.T
 
-def _whole_blocks(size: int, n: int) -> np.ndarray:
-    return np.arange(n) < (n - n % size if n > size else n)
-
-
-def _over_rows(counted: Any, dA: Any, dB: Any, dy: Any, x: Any, A: Any, B: Any, s: float) -> tuple[Any, Any]:
-    some = (counted(len(dy))[:, None] * dy).T
-    return s * B.T @ (some @ x), s * (some @ x) @ A.T
+    base = {"base": lambda x, W: (x * counted(x.shape[1])) @ W.T}
+    update = {"down": lambda A: A * counted(A.shape[1])}
+    ranks = {"hidden": lambda B: B * counted(B.shape[1])}
+    yield f"it sums {words.format('ranks')} only", ranks, "y", "merged"
+    yield f"it sums {words.format('inputs')} only", base | update, "y"
+    yield f"it sums {words.format('inputs')} only in x W^T", base, "y"
+    yield f"it sums {words.format('inputs')} only in the update", update, "y"
+    yield f"it sums {words.format('rows')} only", {"trained": over_rows}, "lora_A", "lora_B"
