@@ -321,6 +321,9 @@ def run(options: argparse.Namespace) -> int:
     from ..conformance.report import github_error, on_github, read_known, save_json
 
     try:
+        for name in ("json", "xfails"):
+            if getattr(options, "compare", "") is None and getattr(options, name) is not None:
+                raise ValueError(f"--{name} needs --compare: it is about the verdicts")
         if options.json is not None:
             check_output(options.json, [*options.reads(options), *files("the known failures", options.xfails)])
         known = {} if options.xfails is None else read_known(options.xfails)
@@ -353,9 +356,6 @@ def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
 
 def write_cases(options: argparse.Namespace, write: Callable[[Path], int]) -> None:
     """Write a folder with right answers, to be compared later."""
-    for name in ("json", "xfails"):
-        if getattr(options, name, None) is not None:
-            raise ValueError(f"--{name} needs --compare: it is about the verdicts")
     count = write(options.folder)
     print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
 

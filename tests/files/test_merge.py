@@ -105,7 +105,7 @@ class Place:
         self.save(self.layers, **settings)
 
     def save(self, layers, use_rslora=False, **options):
-        save_adapter(self.adapter, layers, **options)
+        save_adapter(self.adapter, layers, overwrite=True, **options)
         config = self.adapter / "adapter_config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": use_rslora}))
 
