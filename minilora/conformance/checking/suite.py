@@ -28,9 +28,14 @@ NAMES = {key: words.split(",")[0] for key, words in QUANTITIES.items()}
 Factors = Mapping[Problem, Factor]
 
 
-@lru_cache(maxsize=16)
 def suite_of(kind: str, trials: tuple[Trial, ...]) -> World:
-    """Return the world of a kind's problems in one precision. It keeps what known bugs predict for the next check."""
+    """Return the world of a kind's problems in one precision, beside the bugs that are known now."""
+    return _suite(trials, tuple(bugs_of(kind)))
+
+
+@lru_cache(maxsize=16)
+def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
+    """Return a world, which keeps what its rows predict for the next check."""
     of, precise = {trial.problem: trial for trial in trials}, trials[0].unit <= UNIT["float32"]
 
     def answers(problem: Problem, parts: Parts) -> Mapping[str, Any]:
@@ -45,7 +50,7 @@ def suite_of(kind: str, trials: tuple[Trial, ...]) -> World:
         cases=list(of),
         answers=answers,
         allowed=allowed,
-        table=[row if precise else _alone(row) for row in bugs_of(kind)],
+        table=[row if precise else _alone(row) for row in bugs],
         measured=lambda given: other_scaling(of, measured_scalings(trials, given)),
         last=last_rows(trials[0].formulas.scaling) if precise else (),
         when=in_common if precise else None,

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.checking.suite import suite_of
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.problems import bugs as table
 from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS
@@ -94,14 +93,12 @@ def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, bug):
     ["the-scaling-multiplies-the-base-too", "adam-corrects-no-bias-of-v", "a-starts-with-the-fan-of-the-rank",
      "an-alpha-of-0-is-taken-for-1"],
 )  # fmt: skip
-def test_of_rows_with_the_same_numbers_the_alphabet_decides(monkeypatch, request, flag, order):
+def test_of_rows_with_the_same_numbers_the_alphabet_decides(monkeypatch, flag, order):
     """Wherever they stand. Without a bias, a scaling of the base is that of the base and the bias too."""
-    request.addfinalizer(suite_of.cache_clear)
     row = table.known(flag)
     kinds = ("embedding",) if row.breaks == "forward" else row.kinds
     found = [replace(row, flag=letter, says=f"twin {letter}", kinds=kinds) for letter in "ba"]
     for rows, said in ((BUGS, row.says), ((*found, *BUGS), "twin a")):
         monkeypatch.setattr(table, "BUGS", rows[::order])
-        suite_of.cache_clear()
         (text,) = report_of(*planted(replace(row, kinds=kinds))).diagnoses
         assert text.startswith(said)
