@@ -297,16 +297,15 @@ def _in_one(results: Path, reports: Sequence[KindReport]) -> VectorsReport:
     precisions = [report.as_dict() | {"failing": [case.id for case in report.failing]} for report in reports]
     whole = VectorsReport(str(results), "vectors", details={"precisions": precisions}, precisions=list(reports))
     cases: list[Outcome] = []
-    said: dict[str, dict[str, Diagnosis]] = {}
+    said: dict[str, list[tuple[str, Diagnosis]]] = {}
     for report in reports:
         cases += [replace(case, id=f"{report.dtype}/{case.id}") for case in report.every_case()]
         for diagnosis in report.every_diagnosis():
-            ids = tuple(f"{report.dtype}/{id}" for id in diagnosis.cases)
-            said.setdefault(diagnosis.says, {})[report.dtype] = replace(diagnosis, cases=ids)
+            said.setdefault(diagnosis.says, []).append((report.dtype, diagnosis))
     for says, of in said.items():
-        where = "" if len(of) == len(reports) else f"{enumerated(list(of))}: "
-        ids = tuple(id for diagnosis in of.values() for id in diagnosis.cases)
-        whole.found.append(replace(next(iter(of.values())), says=f"{where}{says}", cases=ids))
+        where = "" if len(of) == len(reports) else f"{enumerated([dtype for dtype, _ in of])}: "
+        ids = tuple(f"{dtype}/{id}" for dtype, diagnosis in of for id in diagnosis.cases)
+        whole.found.append(replace(of[0][1], says=f"{where}{says}", cases=ids))
     whole.cases = cases
     return whole
 

@@ -152,15 +152,6 @@ class Watch:
             raise NoAnswer(f"returns numbers of type {array.dtype}, expected real ones")
         return array
 
-    def judge(self, function: str, judge: Callable[[Watch], Any]) -> Any:
-        """Return a judge's verdict on a function, where there is one and it does not raise."""
-        if not self.offers(function):
-            return "not offered"
-        try:
-            return judge(self)
-        except (Exception, SystemExit) as error:  # whatever a foreign function raises
-            return f"{function} raises {raised(error)}" + (f", in {line}" if (line := line_of(error)) else "")
-
 
 def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
     """Return an argument's arrays, each under the name that it is told by."""

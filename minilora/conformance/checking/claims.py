@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from ..report import Diagnosis
 from .calling import Watch, described, forward, reply_to, spelled
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
+from .places import line_of, raised
 
 Verdict = str | Diagnosis
 
@@ -395,8 +395,13 @@ def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dic
     """Return the verdicts on all claims of a kind that are about no single problem; `trial` is the first problem's."""
     verdicts: dict[str, Verdict] = {}
     for claim, (function, judge) in OF_FUNCTIONS.items():
-        if claim in watch.kind.claims:
-            verdicts[claim] = watch.judge(function, partial(judge, trial=trial, dtype=dtype, right=right))
+        if claim not in watch.kind.claims:
+            continue
+        try:
+            verdicts[claim] = judge(watch, trial, dtype, right) if watch.offers(function) else NOT_OFFERED
+        except (Exception, SystemExit) as error:  # whatever a foreign function raises
+            line = line_of(error)
+            verdicts[claim] = f"{function} raises {raised(error)}" + (f", in {line}" if line else "")
     verdicts["nothing is changed"] = watch.look_back() or "ok"
     for claim, edge in EDGES.items():
         if claim in watch.kind.claims:
