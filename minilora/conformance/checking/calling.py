@@ -41,7 +41,7 @@ class Watch:
         self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call, the arrays that it was handed, and copies
         # For each function that raised, or returned no answer, the problems on which it did, and what it said there.
         self.failed: dict[str, dict[Problem, str]] = {}
-        self.lines: dict[str, str] = {}  # and in which file and line it did first, where that is known
+        self.lines: dict[str, str] = {}  # and in which file and line it did first
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
         self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
         self.fan_in_fan_out = getattr(implementation, "fan_in_fan_out", None)  # None: as the factors lie
@@ -119,8 +119,7 @@ class Watch:
     def said(self, function: str) -> str:
         """Return what a function that raised, or returned no answer, said first, and the line of its file."""
         problem, text = next(iter(self.failed[function].items()))
-        where = f", in {line}" if (line := self.lines.get(function)) else ""
-        return f"{text} ({problem}, {'a' if problem.bias else 'no'} bias){where}"
+        return f"{text} ({problem}, {'a' if problem.bias else 'no'} bias){self.lines[function]}"
 
     def _answers(self, function: str, result: Any, problem: Problem) -> Arrays:
         """Return copies of what a function returned, as arrays here: it may use its own memory again."""

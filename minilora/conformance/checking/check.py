@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import enumerated
+from ..naming import enumerated, off
 from ..problems.formulas import QUANTITIES, Formulas
 from ..problems.kind import FACTORS, Kind
 from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
-from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, drawn
+from ..problems.tolerance import TINY, UNIT, Trial, drawn
 from ..report import CannotRun, Diagnosis
 from .calling import Watch, forward, reply_to, suited
 from .claims import diagnosed, habits, judge_claims
@@ -173,12 +173,14 @@ def _changes_of_mind(watch: Watch, trial: Trial, first: Arrays, again: Arrays) -
     minds: dict[str, str] = {}
     for claim, (_, keys) in watch.kind.answers.items():
         for key in keys:
-            if key not in first or key not in again or _as_before(trial, key, first[key], again[key]):
+            if key not in first or key not in again or first[key].shape != trial.right[key].shape:
+                continue
+            if _as_before(trial, key, first[key].astype(np.float64), again[key]):
                 continue
             if trial.agrees(key, first[key]):
                 text = "another one the second time it is asked for: something is kept between calls"
                 minds.setdefault(claim, f"{QUANTITIES[key]} is {text}")
-            elif np.shape(first[key]) == np.shape(trial.right[key]) and np.isfinite(first[key]).all():
+            elif np.isfinite(first[key]).all():
                 text = "another one at each call with the same arguments: is dropout on?"
                 minds.setdefault(claim, f"{QUANTITIES[key]} is {text}")
     return minds
@@ -186,10 +188,9 @@ def _changes_of_mind(watch: Watch, trial: Trial, first: Arrays, again: Arrays) -
 
 def _as_before(trial: Trial, key: str, first: np.ndarray, again: np.ndarray) -> bool:
     """Return whether two answers are the same up to the rounding of both. A wrong one may be larger than the right."""
-    largest = np.abs(trial.right[key]).max(initial=TINY)
-    times = max(1.0, float(np.abs(first.astype(np.float64)).max(initial=0.0) / largest))
-    sizes = {key: trial.sizes[key] * times}
-    return trial.distance(key, again, first.astype(np.float64), sizes) <= 2 * TOLERANCE
+    times = np.abs(first).max(initial=0.0) / np.abs(trial.right[key]).max(initial=TINY)
+    sizes = np.maximum(trial.sizes[key] * max(1.0, times), np.abs(first))
+    return off(again, first, 2 * trial.allowed(sizes)) <= 1
 
 
 def _instead(watch: Watch, trial: Trial, dtype: str) -> str:

@@ -108,7 +108,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
 
 
 def _last_line(traces: str) -> str:
-    """Return the file and the line of the user's code that ran last, by what faulthandler wrote; or nothing."""
+    """Say in which file and line of the user's code it was last, by what faulthandler wrote; empty where it was not."""
     for file, line in re.findall(r'File "(.*)", line (\d+) in ', traces):
         if is_theirs(file):
             return printable(f", in {os.path.basename(file)}, line {line}")
@@ -131,8 +131,7 @@ def check_here(target: str, dtype: str, timeout: str, answer: str, traces: str) 
         except (ImportError, AttributeError, CannotRun, OSError) as error:
             found = " ".join(str(error).split())
         except BaseException as error:  # what `check` lets through: Ctrl-C, and what an attribute raises
-            line = line_of(error)
-            found = f"it raises {raised(error)}" + (f", in {line}" if line else "")
+            found = f"it raises {raised(error)}{line_of(error)}"
         faulthandler.cancel_dump_traceback_later()
         Path(answer).write_bytes(msgspec.msgpack.encode(found))
         with suppress(Exception):  # it may have closed it

@@ -400,8 +400,7 @@ def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dic
         try:
             verdicts[claim] = judge(watch, trial, dtype, right) if watch.offers(function) else NOT_OFFERED
         except (Exception, SystemExit) as error:  # whatever a foreign function raises
-            line = line_of(error)
-            verdicts[claim] = f"{function} raises {raised(error)}" + (f", in {line}" if line else "")
+            verdicts[claim] = f"{function} raises {raised(error)}{line_of(error)}"
     verdicts["nothing is changed"] = watch.look_back() or "ok"
     for claim, edge in EDGES.items():
         if claim in watch.kind.claims:

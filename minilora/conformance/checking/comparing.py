@@ -16,7 +16,7 @@ from ..naming import enumerated, name
 from ..problems.formulas import QUANTITIES
 from ..problems.kind import Kind
 from ..problems.problem import Problem
-from ..problems.tolerance import UNIT, Trial
+from ..problems.tolerance import TOLERANCE, UNIT, Trial
 from ..report import Diagnosis
 from .describing import EVERY_ENTRY, SINGLE, describe_wrong, is_single, wrong_array
 from .in_common import in_common
@@ -93,7 +93,7 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
         return "ok"
     measured, declared = factors.get(trial.problem), scaling_of(trial)
     if measured is None:
-        single = trial.agrees("y", reply["y"], looser=max(1.0, UNIT["float32"] / trial.unit))
+        single = trial.distance("y", reply["y"]) * trial.unit <= TOLERANCE * UNIT["float32"]
         return "ok" if single else CANNOT_BE_TOLD
     if not measured.is_other(declared):
         return "ok"

@@ -15,17 +15,17 @@ def raised(error: BaseException) -> str:
 
 
 def line_of(error: BaseException) -> str:
-    """Return the file and the line of the user's code that raised; empty where only libraries and this suite show."""
+    """Say in which file and line of the user's code it raised; empty where only libraries and this suite show."""
     for place in reversed(traceback.extract_tb(error.__traceback__)):
         if is_theirs(place.filename):
-            return printable(f"{os.path.basename(place.filename)}, line {place.lineno}")
+            return printable(f", in {os.path.basename(place.filename)}, line {place.lineno}")
     return ""
 
 
 def line_of_function(function: Any) -> str:
-    """Return the file and the line where a function of the user's begins; empty where that is not known."""
+    """Say in which file and line a function of the user's begins; empty where that is not known."""
     code = getattr(getattr(function, "func", function), "__code__", None)  # of a partial, its function's
-    return printable(f"{os.path.basename(code.co_filename)}, line {code.co_firstlineno}") if code else ""
+    return printable(f", in {os.path.basename(code.co_filename)}, line {code.co_firstlineno}") if code else ""
 
 
 def is_theirs(file: str) -> bool:

@@ -87,22 +87,19 @@ class Trial:
         """Return how far each entry of an answer of a size may be off."""
         return np.asarray(TOLERANCE * self.unit * (size + TINY))
 
-    def distance(
-        self, name: str, array: np.ndarray, expected: np.ndarray | None = None, sizes: Arrays | None = None
-    ) -> float:
-        """Return how far an answer is from the expected one in units of rounding; by default, from the right one."""
-        expected = self.right[name] if expected is None else expected
-        if not np.shape(array) == np.shape(expected) == np.shape(self.sizes[name]):
+    def distance(self, name: str, array: np.ndarray) -> float:
+        """Return how far an answer is from the right one in units of rounding."""
+        right = self.right[name]
+        if np.shape(array) != np.shape(right):
             return float("inf")
         with np.errstate(invalid="ignore", over="ignore"):
-            error = np.abs(np.asarray(array, np.float64) - expected)
-            size = self.unit * np.maximum((sizes or self.sizes)[name], np.abs(expected))
-            furthest = (error / (size + TINY)).max(initial=0.0)
+            error = np.abs(np.asarray(array, np.float64) - right)
+            furthest = (error / (self.unit * np.maximum(self.sizes[name], np.abs(right)) + TINY)).max(initial=0.0)
         return float("inf" if np.isnan(furthest) else furthest)
 
-    def agrees(self, name: str, array: np.ndarray, expected: np.ndarray | None = None, looser: float = 1.0) -> bool:
-        """Return whether an answer is the expected one up to rounding; the right one by default."""
-        return self.distance(name, array, expected) <= looser * TOLERANCE
+    def agrees(self, name: str, array: np.ndarray) -> bool:
+        """Return whether an answer is the right one up to rounding."""
+        return self.distance(name, array) <= TOLERANCE
 
 
 @lru_cache(maxsize=256)  # all problems of all kinds in four precisions
