@@ -3,9 +3,9 @@
 A mistake is the right formulas with some parts replaced, a row of a table. It explains an answer where the numbers are
 as it has them on every case, and are not the right ones. `name` covers what is wrong with as few rows as it can:
 
-1. one row at a time, alone or on top of the first one that was named; where no row fits, two rows at once;
-2. what is left, by rows that hold on all the cases where it is wrong and are not made on the others;
-3. what is left then, in the same two ways by the rows that are tried last.
+1. One row at a time, alone or on top of the first one that was named. Where no row fits, two rows at once.
+2. Answers that are still unexplained may be wrong on some cases alone: the same, on these cases.
+3. The same two steps for what is left, with the rows that are tried last.
 
 Of rows that explain something that one is named which explains the most answers; of equals that which would change the
 fewest others, then one alone before one on top of another, then one before two at once, then that which replaces the

@@ -1,7 +1,7 @@
-"""Answers to a kind's problems, compared with the right ones: an outcome for each claim and problem, then the rest.
+"""Compare answers to a kind's problems with the right ones: an outcome for each claim and problem.
 
-A claim's verdict is its first failed outcome, and what the problems have in common on which it fails. What is wrong is
-named by all problems at once.
+A claim's verdict is its first failed outcome, and what the problems have in common on which it fails. A mistake is
+named from all problems at once.
 """
 
 from __future__ import annotations

@@ -140,5 +140,5 @@ class KindReport(Report):
 
 
 def _has(report: KindReport, claim: str) -> bool:
-    """Return whether a kind can offer a claim of its report: Adam's step is asked for once."""
+    """Return whether a kind can offer a claim of its report: Adam's step is the linear layer's alone."""
     return claim != "adam" or "step" in report.functions
