@@ -18,7 +18,7 @@ import numpy as np
 from ..naming import MEASURED, Factor, Parts, World, Wrong, factor
 from ..problems.bugs import bugs_of
 from ..problems.formulas import QUANTITIES, SCALINGS
-from ..problems.problem import Problem
+from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
 
@@ -37,13 +37,17 @@ def suite_of(kind: str, trials: tuple[Trial, ...]) -> World:
 def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
     """Return a world, which keeps what its rows predict for the next check."""
     of, precise = {trial.problem: trial for trial in trials}, trials[0].unit <= UNIT["float32"]
+    latest: tuple[Any, Any, Arrays] = (None, None, {})  # the sizes that were asked for last: each is of all answers
 
     def answers(problem: Problem, parts: Parts) -> Mapping[str, Any]:
         found = of[problem].answer(**parts) if parts else of[problem].right
         return {key: found.get(key) for key in of[problem].right}
 
     def allowed(problem: Problem, key: str, parts: Parts) -> np.ndarray:
-        return of[problem].allowed(of[problem].size(**parts)[key])
+        nonlocal latest
+        if latest[0] is not problem or latest[1] is not parts:
+            latest = (problem, parts, of[problem].size(**parts))
+        return of[problem].allowed(latest[2][key])
 
     # In half precision a few numbers can agree by chance: a row is tried alone, and on all problems together.
     return World(
