@@ -165,7 +165,7 @@ def test_dense_layers_of_a_qwen3_moe_reach_peft(tmp_path, ranks):
     assert len(by_weight) == 3 * 2
     ids = ids_of(theirs, 21)
     for names in ([], by_weight):
-        save_adapter(tmp_path / "a", adapters(ours), target_parameters=names)
+        save_adapter(tmp_path / "a", adapters(ours), target_parameters=names, overwrite=True)
         again = in_double(
             "qwen3_moe", transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)
         )

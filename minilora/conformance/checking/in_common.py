@@ -50,7 +50,10 @@ def _deciding(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
         if names is not own:
             yield from _relations(columns, wrong)
-        for name, values in columns.items():
+        # What is one and the same wherever it is right, as a dilation of 1, is told before what differs there too.
+        usual = {name: {v for v, state in zip(columns[name], wrong, strict=True) if not state} for name in columns}
+        for name in sorted(columns, key=lambda name: len(usual[name]) > 1 and not name.startswith("the number of")):
+            values = columns[name]
             if text := (_so if isinstance(values[0], bool) else _apart)(name, values, wrong):
                 yield text
 
