@@ -35,7 +35,7 @@ def world(tmp_path_factory):
 def run(world, monkeypatch, capsys):
     """Run a command line in the world; foreign code runs in this process."""
     monkeypatch.chdir(world)
-    monkeypatch.setattr(sys, "modules", {**sys.modules})
+    monkeypatch.setitem(sys.modules, "my_lora", None)  # as it is imported anew, and out of there at the end
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(child, "check_apart", lambda target, *, dtype, timeout: check.check(
         child.imported(target), dtype=dtype, name=target))  # fmt: skip
