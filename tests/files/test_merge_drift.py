@@ -35,7 +35,7 @@ class Cycles:
     def drawn(self):
         A, B = self.rng.standard_normal((3, 40)) / 40**0.5, 0.3 * self.rng.standard_normal((24, 3))
         for name, sign in (("add", 1), ("subtract", -1)):
-            save_adapter(self.folder / name, {"fc": LoRA(A.astype("f4"), (sign * B).astype("f4"), 3.0)})
+            save_adapter(self.folder / name, {"fc": LoRA(A.astype("f4"), (sign * B).astype("f4"), 3.0)}, overwrite=True)
         return np.abs(B @ A)
 
     def cycle(self):
