@@ -151,3 +151,17 @@ def test_the_solutions_on_the_page_are_right(capsys):
     folded = "".join(solutions)
     shown = re.sub(r"^```\{code-cell\} ipython3\n---\n.*?\n---\n.*?^```", "", page, flags=re.S | re.M)
     assert [line for line in folded.splitlines() if re.match(r"    (return|d[hABx]\b)", line) and line in shown] == []
+
+
+def test_an_answer_is_taken_up_to_its_tolerance_and_no_further():
+    data = {
+        "answer": 10.0,
+        "tolerance": 0.1,
+        "zero": 0.0,
+        "known": [(20.0, "Twice.")],
+        "right": "Yes.",
+        "hints": ["A.", "B."],
+    }
+    said = [questions.verdict(data, guess, earlier=0) for guess in (11.0, 11.25, 22.0, 22.5)]
+    assert said == [(True, "Yes."), (False, "Not yet. A."), (False, "Not yet. Twice."), (False, "Not yet. A.")]
+    assert questions.verdict(data, 0.0, earlier=5) == (False, "Not yet. B.")

@@ -32,6 +32,19 @@ def test_a_problem_keeps_its_number():
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == DIGEST
 
 
+@pytest.mark.parametrize(
+    ("kind", "number", "told"),
+    [
+        ("experts", 0, "N=11 in=5 out=4 r=2 alpha=3 experts=3"),
+        ("experts", 3, "N=7 in=5 out=3 r=2 alpha=5 experts=4, none for expert 2"),
+        ("combine", 6, "in=8 out=7 r=3,3 rsLoRA alpha=5,10 weights=0.8,-0.6 rank=4"),
+        ("fused", 2, "N=5 in=6 out=12 slots=4,4,4 r=3,3,3 alpha=2,4,6"),
+    ],
+)
+def test_a_problem_is_told_by_its_sizes(kind, number, told):
+    assert str(KINDS[kind].problems[number]) == told
+
+
 # --- what the problems show -----------------------------------------------------------------------
 
 
