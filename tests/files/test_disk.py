@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import msgspec
@@ -319,6 +320,45 @@ def test_a_folder_that_one_works_in_stays_the_same(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     save_adapter(".", layers(2.0, 4.0), overwrite=True)
     assert state_of(Path(CONFIG).absolute().parent) == state_of(tmp_path / "a") == (2.0, 4.0)
+
+
+def test_links_beside_an_adapter_stay_links(tmp_path):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    for name in ("mine", "folder"):
+        (tmp_path / "a" / name).symlink_to(f"../{name}")
+    before = (tmp_path / "a").stat().st_ino
+    save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
+    assert [(tmp_path / "a" / name).readlink() for name in ("mine", "folder")] == [Path("../mine"), Path("../folder")]
+    assert ((tmp_path / "a").stat().st_ino != before) == (sys.platform in ("linux", "darwin"))
+    assert state_of(tmp_path / "a") == (2.0, 4.0)
+
+
+@pytest.mark.parametrize("error", [OSError, NotImplementedError])
+def test_where_no_file_is_linked_the_others_stay(tmp_path, monkeypatch, error):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    (tmp_path / "a" / "README.md").write_text("mine")
+    monkeypatch.setattr(os, "link", lambda *a, **k: (_ for _ in ()).throw(error))
+    save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
+    assert (tmp_path / "a" / "README.md").read_text() == "mine"
+    assert state_of(tmp_path / "a") == (2.0, 4.0)
+
+
+def test_a_system_without_such_a_function_exchanges_nothing(tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda name: object())
+    assert disk.exchange_folders(tmp_path / "a", tmp_path / "b") is False
+
+
+def test_a_new_folder_needs_a_place(tmp_path):
+    with pytest.raises(ValueError, match=rf"^folder '{tmp_path}/no/a': there is no folder"):
+        disk.check_new_folder("folder", tmp_path / "no" / "a")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(ValueError, match=r"exists, expected a folder that is empty or new: a folder is written$"):
+        disk.check_new_folder("folder", tmp_path / "full")
 
 
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
