@@ -53,7 +53,7 @@ def steady(value):
     if isinstance(value, float):
         return 0.0 if abs(value) < 1e-12 else float(f"{value:.4g}")
     if isinstance(value, dict):
-        return {key: steady(one) for key, one in value.items()}
+        return {key: float(f"{one:.2g}") if key == "noise" else steady(one) for key, one in value.items()}
     return [steady(one) for one in value] if isinstance(value, list) else value
 
 
