@@ -208,5 +208,7 @@ def test_a_layer_of_ones_own_is_told_what_it_lacks():
         NotImplementedError, match=r"^Half has no backward\(dy, cache, \*, need_dx=True\) -> \(dx, grad"
     ):
         Half().backward(X, ())
+    with pytest.raises(NotImplementedError, match=r"^Layer has no forward\(x\) -> \(y, cache\)$"):
+        Layer().forward(X)
     with pytest.raises(TypeError, match=r"^Sequential takes its layers by name, as in Sequential\(fc1=Linear"):
         Sequential(layer(), Tanh())
