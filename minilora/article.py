@@ -124,7 +124,8 @@ def run(
         checkpoints = {name: Checkpoint(file, settings) for name, file in checkpoint_files(checkpoint).items()}
     rng = np.random.default_rng(seed)
     training: dict[str, Any] = {
-        "epochs": epochs, "batch_size": batch_size, "lr": lr, "rng": rng, "progress": progress
+        "epochs": epochs, "batch_size": batch_size, "lr": lr, "rng": rng, "progress": progress,
+        "batches": None,  # each is drawn from all rows, as in the article
     }  # fmt: skip
 
     def randn(*shape: int) -> Array:

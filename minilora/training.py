@@ -1,6 +1,6 @@
 """The loop: draw a batch, forward, backward, step; now and then, report.
 
-    rows = draw_batches(rng, n, batch_size)             draw      each batch without replacement, from all rows
+    rows = batches(t)                                   draw      of a pass through all rows, or afresh (batches.py)
     prediction, cache = model.forward(X[rows])          forward
     L, dy = loss(prediction, Y[rows])
     dx, grads = model.backward(dy, cache)               backward
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from .backend import all_finite, backend_of, check_finite
+from .backend import Backend, all_finite, backend_of, check_finite
+from .batches import draw_batches
 from .checks import Array, check_integer, check_kind, check_library, check_rng, check_shape, check_trainable, named
 from .layer import Layer, check_model, walk
 from .layers.embedding import Embedding
@@ -55,14 +56,6 @@ EVALUATION_ROWS = 512  # at a time: at the article's widths their temporaries st
 GROWTH = 1000  # times above where it began: a loss that ends there has grown
 
 
-def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:
-    """Return the row numbers of an epoch's batches, (steps, batch_size), each batch drawn afresh."""
-    batches = np.empty((n // batch_size if steps is None else steps, batch_size), np.int64)
-    for batch in batches:
-        batch[...] = rng.choice(n, batch_size, replace=False, shuffle=False)
-    return batches
-
-
 def take_rows(data: Array, rows: Array, out: Array) -> Array:
     """Return the rows with those numbers, on a CPU in the array `out`."""
     if isinstance(data, np.ndarray):
@@ -70,6 +63,21 @@ def take_rows(data: Array, rows: Array, out: Array) -> Array:
         # 1001 takes half as long again. Without mode="clip" NumPy copies once more; no number here is out of range.
         return np.take(data, rows, axis=0, out=out, mode="clip")
     return data[rows]  # a GPU's library keeps a pool of memory
+
+
+def rows_of_steps(
+    batches: Callable[[int], np.ndarray], steps: Iterable[int], n: int, x: Array, backend: Backend
+) -> Iterator[Array]:
+    """Yield the row numbers of each of some steps. What is out of range, `take_rows` would take for another row."""
+    for t in steps:
+        rows = np.asarray(batches(t))
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or not 1 <= len(rows) <= len(x):
+            raise ValueError(
+                f"batches({t}) has {rows.dtype} {rows.shape}, expected row numbers, from 1 to {len(x)} of them"
+            )
+        if not 0 <= rows.min() <= rows.max() < n:
+            raise ValueError(f"batches({t}) holds {rows.min()} to {rows.max()}, expected rows from 0 to {n - 1}")
+        yield backend.asarray(rows)
 
 
 def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
@@ -86,11 +94,13 @@ def train(
     checkpoint: str | Path | Keeper | None = None, loss: Loss = mse, gradients: Gradients | None = backpropagate,
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
     report: Callable[[TrainingState], object] | None = None, schedule: Callable[[int], float] | None = None,
+    batches: Callable[[int], np.ndarray] | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
     Each step draws its own batch without replacement from all the rows. A row can therefore come up twice in an epoch,
-    or not at all, as in the article.
+    or not at all, as in the article. With ``batches=Passes(len(X), batch_size, seed)`` an epoch is a pass through all
+    rows, each once.
 
     Parameters
     ----------
@@ -107,7 +117,7 @@ def train(
     lr : float, or mapping of str to float
         Adam's step length; or one for each ending of a parameter's name, as in `Adam`.
     rng : numpy.random.Generator
-        Draws the batches, on the host: one seed, one order of batches on every device.
+        Draws the batches, unless `batches` says which, on the host: one seed, one order of batches on every device.
     log_every : int
         Epochs from one measured loss to the next: to measure it takes as long as some steps.
     progress : bool
@@ -123,7 +133,7 @@ def train(
         `minilora.fast.residual_form` for `mse`. None means `backpropagate`. An object that also has a method
         ``evaluate(model, X, Y, loss)``, as `minilora.fast.accumulate` returns one, measures the loss too.
     steps : int, optional
-        Of an epoch, of no more than 2^31 - 1 rows; ``n // batch_size`` by default.
+        Of an epoch, of no more than 2^31 - 1 rows; by default ``n // batch_size``, or those of a pass.
     held_out : (array, array), optional
         Inputs and targets, as X and Y, to measure the loss on; by default X and Y themselves.
     report : callable, optional
@@ -132,6 +142,9 @@ def train(
     schedule : callable, optional
         ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a `minilora.optim.Schedule`.
         A checkpoint knows it by its name, or its `repr`.
+    batches : callable, optional
+        ``batches(t)``, the row numbers of step t of all epochs, counted from 1, at most `batch_size` of them: a
+        `minilora.batches.Passes`, which brings its own `batch_size`. A checkpoint knows it as a schedule.
 
     Returns
     -------
@@ -157,12 +170,12 @@ def train(
     """
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
     check_rng(rng)
-    check_functions({"gradients(model, x, y, loss)": gradients, "report(state)": report})
+    check_functions({"gradients(model, x, y, loss)": gradients, "report(state)": report, "batches(t)": batches})
     params, measured = trainable(model), (X, Y)
     try_out(model, X, Y, loss, params)
     if held_out is not None:
         measured = try_held_out(model, held_out, loss, params)
-    batch_size, steps = check_batches(batch_size, steps, len(X))
+    batch_size, steps = check_batches(batch_size, steps, len(X), batches)
     if not params:
         raise ValueError(
             "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
@@ -172,8 +185,9 @@ def train(
     before = first_loss(model, *measured, loss)  # of the start, also where the training goes on
     settings: dict[str, Any] = {"batch_size": batch_size, "steps": steps, "log_every": log_every}
     settings["loss"] = getattr(loss, "__qualname__", type(loss).__qualname__)
-    if schedule is not None:
-        settings["schedule"] = getattr(schedule, "__qualname__", repr(schedule))
+    for name, function in {"schedule": schedule, "batches": batches}.items():
+        if function is not None:
+            settings[name] = getattr(function, "__qualname__", repr(function))
     keeper = keeper_of(checkpoint)
     if keeper is not None:
         keeper.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
@@ -184,10 +198,14 @@ def train(
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), progress_bar(state.epoch, epochs, tokens, shown=progress) as bar:
         for epoch in range(state.epoch + 1, epochs + 1):
-            for rows in backend.asarray(draw_batches(rng, len(X), batch_size, steps)):  # draw
-                x, y = take_rows(X, rows, out=x), take_rows(Y, rows, out=y)
+            if batches is None:
+                drawn = backend.asarray(draw_batches(rng, len(X), batch_size, steps))  # draw
+            else:
+                drawn = rows_of_steps(batches, range((epoch - 1) * steps + 1, epoch * steps + 1), len(X), x, backend)
+            for rows in drawn:
+                x_t, y_t = take_rows(X, rows, out=x[: len(rows)]), take_rows(Y, rows, out=y[: len(rows)])
                 # No name holds the gradients: they would stand beside the next step's.
-                state.optimizer.step(gradients(model, x, y, loss))  # forward, backward, step
+                state.optimizer.step(gradients(model, x_t, y_t, loss))  # forward, backward, step
             check_parameters(state, epoch)
             if epoch == 1 and 0 < before < (now := first_loss(model, *measured, loss)) < math.inf:
                 warn_of_growth(before, now, state, times=10)
@@ -477,9 +495,11 @@ def check_functions(functions: Mapping[str, Any]) -> None:
             raise TypeError(f"{call.partition('(')[0]} must be a function, {call}, got {function!r}")
 
 
-def check_batches(batch_size: Any, steps: Any, n: int) -> tuple[int, int]:
-    """Return the rows of a batch and the batches of an epoch, by default as many as n rows allow."""
-    size = check_integer("batch_size", min(DEFAULT_ROWS, n) if batch_size is None else batch_size, at_least=1)
+def check_batches(batch_size: Any, steps: Any, n: int, batches: Any) -> tuple[int, int]:
+    """Return the rows of a batch and the batches of an epoch, by default as many as n rows allow, or as a pass has."""
+    usual = getattr(batches, "batch_size", min(DEFAULT_ROWS, n))
+    size = check_integer("batch_size", usual if batch_size is None else batch_size, at_least=1)
     if size > n:
         raise ValueError(f"batch_size must be at most the {n} rows of X, got {size}")
-    return size, check_integer("steps", n // size if steps is None else steps, at_least=1, at_most=MOST // size)
+    steps = getattr(batches, "steps", n // size) if steps is None else steps
+    return size, check_integer("steps", steps, at_least=1, at_most=MOST // size)

@@ -21,7 +21,7 @@ FLOORS = [
     {"linear"},
     {"lora", "layers"},
     {"variants", "adaptation"},
-    {"optim", "fast", "files", "training"},
+    {"batches", "optim", "fast", "files", "training"},
     {"verify", "article"},
     {"language"},
     {"conformance", "audit", "exercises"},
