@@ -48,7 +48,11 @@ def add(commands: Any) -> None:
         "--plot", metavar="FILE", type=path, help="draw losses, learned change and singular values (.png, .svg, .pdf)"
     )
     option("--save", metavar="DIR", type=path, help="write the adapter there, in PEFT's layout")
-    option("--overwrite", action="store_true", help="replace an adapter that the folder of --save holds")
+    option(
+        "--overwrite",
+        action="store_true",
+        help="replace an adapter that the folder of --save holds, and the file of --plot",
+    )
     option(
         "--checkpoint",
         metavar="FILE",
@@ -64,16 +68,17 @@ def run(options: argparse.Namespace) -> int:
     from .. import article
     from ..checks import check_number
     from ..fast import keep_pages
-    from ..files.adapters import check_adapter_target, holds_adapter, save_adapter
+    from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
+    from ..files.disk import check_new_file
     from ..files.peft import MAX_ALPHA, MIN_ALPHA
 
     keep_pages()
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # what could fail after the training
     check_plot(options.plot)
+    check_new_file("plot file", options.plot, options.overwrite)
     if options.save:
         check_adapter_target(options.save)
-        if holds_adapter(options.save) and not options.overwrite:
-            raise ValueError(f"save {str(options.save)!r} holds an adapter: name another folder, or say --overwrite")
+        check_no_adapter(options.save, options.overwrite)
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")
     try:

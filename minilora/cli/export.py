@@ -29,10 +29,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the file, and say how many modules it adapts."""
+    from ..files.disk import check_new_file
     from ..language.ggufexport import export_adapter
 
-    if options.output.exists() and not options.overwrite:
-        raise ValueError(f"-o {str(options.output)!r} is there already: name another file, or say --overwrite")
+    check_new_file("-o", options.output, options.overwrite)
     names = export_adapter(options.adapter, options.model, options.output)
     print(f"{len(names) // 2} modules written to {printable(str(options.output))}")
     return 0

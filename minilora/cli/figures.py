@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from ..files.inspection import LayerSummary
 
+FORMATS = ("png", "svg", "pdf", "jpg", "webp")
+"""Of figures: matplotlib writes others too, of which some need a program besides, and some are read by none."""
 BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
 
@@ -46,11 +48,10 @@ def _png(figure: Figure) -> bytes:
 
 def check_figure_path(path: str | Path) -> None:
     """Refuse a file that a figure could not be saved to: better before the work than after it."""
-    figure = new_figure(1, 1)
+    new_figure(1, 1)  # matplotlib is there
     suffix = Path(path).suffix.removeprefix(".").lower()
-    known = figure.canvas.get_supported_filetypes()
-    if suffix not in known:
-        raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(sorted(known))}")
+    if suffix not in FORMATS:
+        raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(FORMATS)}")
     check_parent("plot file", Path(path))
 
 

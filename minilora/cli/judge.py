@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..conformance.report import Report
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-TIMEOUT = 20.0
+TIMEOUT, LONGEST = 20.0, 1e9  # seconds; no system's clock counts much longer
 STARTS = ("numpy", "class", "torch", "peft", "jax", "mlx")
 """What ``--start`` has a file for, in ``conformance/start``."""
 
@@ -155,8 +155,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    if not 0 < seconds <= LONGEST:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0 and at most {LONGEST:g}, got {text!r}")
     return seconds
 
 
@@ -164,6 +164,8 @@ def write_start(options: argparse.Namespace) -> None:
     """Print the file of ``--start``, or write it to a new one."""
     if options.implementation is not None:
         raise ValueError(f"--start begins a new file, expected it without {options.implementation!r}")
+    if given := [name for name in ("json", "xfails", "require", "dtype") if getattr(options, name) is not None]:
+        raise ValueError(f"--start begins a new file and judges nothing, expected it without --{given[0]}")
     text = Path(__file__).parents[1].joinpath("conformance", "start", f"{options.start}.txt").read_text("utf-8")
     if options.output is None:
         print(text, end="")
@@ -318,7 +320,7 @@ def add_report(
 
 def run(options: argparse.Namespace) -> int:
     """Print the report that a command makes, write it to the file of ``--json``, and return its exit code."""
-    from ..conformance.report import github_error, on_github, read_known, save_json
+    from ..conformance.report import check_replaced, github_error, on_github, read_known, save_json
 
     try:
         for name in ("json", "xfails"):
@@ -326,6 +328,7 @@ def run(options: argparse.Namespace) -> int:
                 raise ValueError(f"--{name} needs --compare: it is about the verdicts")
         if options.json is not None:
             check_output(options.json, [*options.reads(options), *files("the known failures", options.xfails)])
+            check_replaced(options.json)
         known = {} if options.xfails is None else read_known(options.xfails)
         report: Report | None = options.judge(options)
     except (ValueError, OSError) as error:

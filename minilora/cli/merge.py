@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
         "may be given several times",
     )
     add_all(parser)
+    option("--overwrite", action="store_true", help="replace the file OUT, where it is there already")
     option("--dry-run", action="store_true", help="check everything, print what would change, write nothing")
     parser.set_defaults(command=run)
 
@@ -61,11 +62,13 @@ def _layout(text: str) -> tuple[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write the merged weights, and print a line for each tensor that changed."""
+    from ..files.disk import check_new_file
     from ..files.merge import merge_adapter
 
     layouts = dict(options.layout or ())
     if options.base.suffix == ".gguf":
         return run_gguf(options)
+    check_new_file("-o", options.output, options.overwrite or options.dry_run)
     changes = merge_adapter(
         options.base, options.adapter, options.output, layouts=layouts, dry_run=options.dry_run, progress=True
     )

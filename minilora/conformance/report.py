@@ -13,6 +13,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 
 from .. import __version__
 from ..checks import FileRefused, printable, short
-from ..files.disk import written_whole
+from ..files.disk import read_json, written_whole
 
 FORMAT = 2
 """Of the JSON; it grows where a program that reads it would have to change."""
@@ -330,6 +331,15 @@ def kernel() -> str | None:
     except ImportError:
         return None
     return next((library["architecture"] for library in threadpool_info() if library.get("architecture")), None)
+
+
+def check_replaced(path: Path) -> None:
+    """Require a new file, or one that has a report: a report takes the place of nothing else."""
+    if path.exists():
+        with suppress(FileRefused):
+            if {"format", "verdict"} <= read_json(path).keys():
+                return
+        raise ValueError(f"--json {str(path)!r} is there already and has no report, expected another file")
 
 
 def save_json(path: Path | None, report: Report) -> None:

@@ -249,8 +249,7 @@ def save_adapter(
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     check_adapter_target(path)
-    if holds_adapter(path) and not check_flag("overwrite", overwrite):
-        raise ValueError(f"path {str(path)!r} holds an adapter: name another folder, or say overwrite=True")
+    check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
     path.mkdir(parents=True, exist_ok=True)
     _write(path, tensors, notes, text)
 
@@ -280,9 +279,10 @@ def check_adapter_target(path: Path) -> None:
         replaceable(path / name)
 
 
-def holds_adapter(path: Path) -> bool:
-    """Return whether a folder holds one of an adapter's two files."""
-    return any(os.path.lexists(path / name) for name in (CONFIG_NAME, WEIGHTS_NAME))
+def check_no_adapter(path: Path, overwrite: bool, name: str = "save", say: str = "--overwrite") -> None:
+    """Require a folder without either of an adapter's two files, unless they may be replaced."""
+    if not overwrite and any(os.path.lexists(path / file) for file in (CONFIG_NAME, WEIGHTS_NAME)):
+        raise ValueError(f"{name} {str(path)!r} holds an adapter: name another folder, or say {say}")
 
 
 # --- what is saved ---

@@ -261,6 +261,12 @@ def takes_files(folder: Path) -> None:
         raise ValueError(f"{str(folder)!r}: the folder {str(existing)!r} cannot be written")
 
 
+def check_new_file(what: str, path: Path | None, overwrite: bool) -> None:
+    """Require that a file is new, unless the one that is there may be replaced."""
+    if path is not None and path.is_file() and not overwrite:
+        raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
+
+
 def refuse_inputs(name: str, out: Path, inputs: Iterable[tuple[Path, str]]) -> None:
     """Require that an output is none of the files that are read, each given with what it is, such as "the model"."""
     for path, what in inputs:

@@ -18,9 +18,9 @@ from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modul
 from ..backend import Backend
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
-from ..files.adapters import check_adapter_target, check_base_weights, holds_adapter, load_adapter, save_adapter
+from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
-from ..files.disk import refuse_inputs, replaceable, takes_files, written_whole
+from ..files.disk import check_new_file, refuse_inputs, replaceable, takes_files, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -31,7 +31,7 @@ from ..training import TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize
-from .data import Data, load_data
+from .data import EXAMPLES, Data, load_data
 from .llama import Llama
 from .losstable import LOG_EVERY, LossTable
 from .memory import (
@@ -118,11 +118,9 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
 def check_free(recipe: Recipe, kept: Kept | None) -> None:
     """Require that nothing is replaced but the adapter that this training wrote, its log and its figure."""
     saved, own = (kept.notes["saved"], kept.notes["wrote"]) if kept else (None, [])
-    if holds_adapter(recipe.save) and not recipe.overwrite and saved != digest_of_adapter(recipe.save):
-        raise ValueError(f"save {str(recipe.save)!r} holds an adapter: name another folder, or say --overwrite")
+    check_no_adapter(recipe.save, recipe.overwrite or saved == digest_of_adapter(recipe.save))
     for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
-        if path is not None and path.exists() and not recipe.overwrite and str(real(path)) not in own:
-            raise ValueError(f"{what} {str(path)!r} is there already: name another, or say --overwrite")
+        check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own))
 
 
 def usual_workers(backend: Backend) -> int:
@@ -164,10 +162,14 @@ def check_recipe(recipe: Recipe) -> None:
 def check_together(recipe: Recipe) -> None:
     """Require options that go together, before a model is read, which may take minutes."""
     parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
+    of_lines = [
+        file for file in (recipe.text, recipe.valid) if isinstance(file, Path) and file.suffix.lower() == EXAMPLES
+    ]
     for wrong, message in (
         (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
         (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
         (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
+        (recipe.skip_bad and not of_lines, "--skip-bad leaves out lines of a .jsonl file, and none is read"),
         (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
     ):
         if wrong:
@@ -251,8 +253,7 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
 
 def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
     """Write the lines that cannot be used into a file; one that has others is not replaced without a word."""
-    if path.exists() and not overwrite and path.read_bytes() != lines:
-        raise ValueError(f"file of skipped lines {str(path)!r} is there already: name another, or say --overwrite")
+    check_new_file("file of skipped lines", path, overwrite or (path.exists() and path.read_bytes() == lines))
     with written_whole(path) as file:
         file.write(lines)
 

@@ -49,6 +49,35 @@ def test_a_plot_in_an_unwritable_folder_is_refused_first(command, adapter, tmp_p
     assert "plot file 'p.png': the folder '.' cannot be written" in err
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["article", "--epochs", "1", "--plot", "mine.svg"], "plot file 'mine.svg'"),
+        (["inspect", "adapter", "--plot", "mine.svg"], "plot file 'mine.svg'"),
+        (["merge", "base.safetensors", "adapter", "-o", "mine.svg"], "-o 'mine.svg'"),
+    ],
+)
+def test_no_file_is_replaced_without_a_word(command, name, adapter, small_article, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.svg").write_text("dear diary")
+    assert main(command) == 2
+    assert capsys.readouterr() == ("", f"minilora: {name} is there already: name another, or say --overwrite\n")
+    assert (tmp_path / "mine.svg").read_text() == "dear diary"
+    assert main([*command, "--overwrite"]) == 0
+    assert (tmp_path / "mine.svg").read_bytes() != b"dear diary"
+
+
+@pytest.mark.parametrize("name", ["x.pgf", "x.raw", "x"])
+def test_a_figure_is_of_a_kind_that_programs_open(adapter, tmp_path, capsys, name):
+    """One of LaTeX's needs a program of its own to be written."""
+    assert main(["inspect", str(adapter), "--plot", str(tmp_path / name)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(f"ends in {name[2:]!r}, expected one of png, svg, pdf, jpg, webp\n")
+    for known in ("p.PNG", "p.svg", "p.pdf", "p.jpg", "p.webp"):
+        assert main(["inspect", str(adapter), "--plot", str(tmp_path / known)]) == 0
+
+
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
     evil = "\x1b[2J\x07\n\u202e\r" + "x" * 2_000_000
     save_file({evil: np.ones(2)}, tmp_path / "adapter_model.safetensors")
@@ -75,7 +104,7 @@ def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, tmp_
     save_file({"fc.weight": np.ones((10, 20), "f4")}, f"{evil}.safetensors")
     for command in (
         ["article", "--epochs", "1", "--save", f"{evil}a", "--plot", f"{evil}.png"],
-        ["inspect", f"{evil}a", "--plot", f"{evil}.png"],
+        ["inspect", f"{evil}a", "--plot", f"{evil}2.png"],
         ["merge", f"{evil}.safetensors", f"{evil}a", "-o", f"{evil}o"],
         ["vectors", f"{evil}v"],
     ):

@@ -481,10 +481,19 @@ def test_all_bad_lines_are_told_and_may_be_left_out(folder, capsys, monkeypatch)
         ("--skip-bad", "bad.jsonl", "--save", "b"): "file of skipped lines 'bad.jsonl' is there already",
         ("--skip-bad", "e.jsonl", "--save", "b"): "the file of skipped lines 'e.jsonl' is the text, expected another",
         ("--skip-bad", "l", "--log", "l", "--save", "b"): "the file of skipped lines 'l' is the log, expected another",
+        ("--skip-bad", "b", "--save", "b"): "would lie where the adapter goes",
         ("--valid", "./e.jsonl", "--save", "b"): "is the text to train on, expected another file, or a share",
     }.items():
         assert run(*few, *more) == 2
         assert said in capsys.readouterr().err
+
+
+def test_lines_are_skipped_of_examples_alone(folder, capsys):
+    assert finetune("--steps", "1", "--skip-bad", "bad") == 2
+    assert capsys.readouterr().err == "minilora: --skip-bad leaves out lines of a .jsonl file, and none is read\n"
+    Path("held.jsonl").write_text('{"text": "the cat sat"}\n{')
+    assert finetune("--steps", "1", "--skip-bad", "bad", "--valid", "held.jsonl") == 0
+    assert Path("bad").read_text() == "{\n"
 
 
 @pytest.mark.parametrize("option", ["--model", "--checkpoint", "--save"])

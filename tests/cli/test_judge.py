@@ -78,6 +78,15 @@ def test_a_report_may_lie_beside_the_results_and_take_its_own_place(inside, monk
         assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0
 
 
+@pytest.mark.parametrize("text", ["dear diary", '{"diary": 1}', '["format", "verdict"]'])
+def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, capsys, text):
+    argv = [*SITUATIONS["audit-no-model"], "--json", str(tmp_path / "found")]
+    (tmp_path / "found").write_text(text)
+    assert cli.main(argv) == 2
+    assert f"--json {str(tmp_path / 'found')!r} is there already and has no report" in capsys.readouterr().err
+    assert (tmp_path / "found").read_text() == text
+
+
 @pytest.mark.skipif(os.name != "posix", reason="pipes in a folder are POSIX's")
 @pytest.mark.parametrize("kind", ["pipe", "link"])
 def test_a_report_goes_into_a_regular_file_alone(inside, tmp_path, capsys, kind):
@@ -108,8 +117,9 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
         (["golden", "folder", "--compare", "mine", "--xfails", ""], "argument --xfails: the name is empty"),
         (["diagnose", "logits", "--model", "model"], "the following arguments are required: --adapter"),
         (["diagnose", "logits", "--adapter", "adapter"], "the following arguments are required: --model"),
-        *[(["conformance", "my_lora", f"--timeout={text}"], f"expected a number of seconds above 0, got {text!r}")
-          for text in ("0", "-1", "nan", "inf", "soon")],
+        *[(["conformance", "my_lora", f"--timeout={text}"],
+           f"expected a number of seconds above 0 and at most 1e+09, got {text!r}")
+          for text in ("0", "-1", "nan", "inf", "soon", "1e20")],
     ],
 )  # fmt: skip
 def test_an_option_that_cannot_be_is_refused_by_the_parser(capsys, argv, said):
@@ -126,6 +136,9 @@ def test_an_option_that_cannot_be_is_refused_by_the_parser(capsys, argv, said):
          "--require: there is no claim 'froward'; there are forward, scaling, slope"),
         (["vectors", "new", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
         (["vectors", "new", "--xfails", "known.txt"], "--xfails needs --compare: it is about the verdicts"),
+        *[(["conformance", "--start", "numpy", f"--{option}", value],
+           f"--start begins a new file and judges nothing, expected it without --{option}")
+          for option, value in {"json": "found.json", "xfails": "known.txt", "require": "forward"}.items()],
         (["golden", "new", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
     ],
 )  # fmt: skip

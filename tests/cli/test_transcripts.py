@@ -33,7 +33,6 @@ DIFFERS = [
     (r"[\d,.]+ of [\d,.]+ MB are free", "FREE of WHOLE MB are free"),
     (r"CPU \(.*?\)", "CPU"),
     (r"\(choose from .*?\)", "(choose from ...)"),  # Python's own words
-    (r"expected one of eps.*|expected one of avif.*", "expected one of ..."),
 ]
 """What differs from run to run, or from machine to machine."""
 

@@ -169,7 +169,7 @@ def test_what_such_a_file_cannot_hold_is_refused_by_name(folder, tmp_path, reaso
     out.write_bytes(b"as it was")
     command = ["export", str(tmp_path / "a"), "--model", str(folder), "-o", str(out)]
     assert cli.main(command) == 2
-    assert f"-o {str(out)!r} is there already: name another file, or say --overwrite" in capsys.readouterr().err
+    assert f"-o {str(out)!r} is there already: name another, or say --overwrite" in capsys.readouterr().err
     assert cli.main([*command, "--overwrite"]) == 2
     assert reason in capsys.readouterr().err
     assert out.read_bytes() == b"as it was"
