@@ -705,8 +705,14 @@ def test_steps_parts_and_a_warmup_are_rounded_up():
     assert rates(replace(settled, warmup=0.01, schedule="linear"), 30).warmup == 1
 
 
-@pytest.mark.parametrize("name", ["use_rslora", "use_dora"])
-def test_what_an_adapter_brings_is_not_asked_for_again(name, tmp_path, monkeypatch):
+BROUGHT = {
+    "rank": 4, "alpha": 2.0, "target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"], "use_rslora": True,
+    "use_dora": True, "init": "pissa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), BROUGHT.items())
+def test_what_an_adapter_brings_is_not_asked_for_again(name, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=f"so leave --{name.replace('_', '-')} out"):
-        check_recipe(replace(ASKED, adapter=Path("b"), **{name: True}))
+        check_recipe(replace(ASKED, adapter=Path("b"), **{name: value}))

@@ -18,6 +18,7 @@ from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.diagnosing import diagnose
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
+from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.subject import read_subject
 from minilora.language import save_llama
 from minilora.language.config import LlamaConfig
@@ -300,6 +301,21 @@ OTHERWISE = {
 """The same, where it is no other update: the logits, (P, T, V) or (P, V)."""
 
 
+@pytest.fixture(scope="module")
+def subject(files):
+    return read_subject(files / "model", files / "adapter")
+
+
+@pytest.mark.parametrize("flag", UPDATES)
+def test_a_row_makes_the_weights_of_its_engine(engine, subject, flag):
+    every = (*mistakes_of(subject), *further_mistakes_of(subject))
+    parts = dict(next(row for row in every if row.flag == flag).of(subject))
+    given = parts.pop("given", lambda given: given)(subject.given)
+    changed = Reading(**parts, product=lambda x, W: x @ W.T).changed(subject.arrays, [(given, 1.0)])
+    for name, expected in engine.weights(UPDATES[flag](engine)).items():
+        np.testing.assert_allclose(changed.get(name, subject.arrays[name]), expected, atol=1e-12)
+
+
 FLAGS = [*UPDATES, *OTHERWISE]
 
 
@@ -311,8 +327,7 @@ def test_an_engine_is_named_by_its_mistake(files, engine, tmp_path, flag):
     assert f"[{flag}]" in report.first_line
 
 
-def test_every_row_about_any_model_has_an_engine(files):
-    subject = read_subject(files / "model", files / "adapter")
+def test_every_row_about_any_model_has_an_engine(subject):
     golden = {row.flag for row in MISREADINGS} - {"rows-of-q-and-k-are-permuted", "rows-of-q-and-k-are-not-permuted"}
     own = {row.flag for row in (*mistakes_of(subject), *further_mistakes_of(subject))} - golden
     assert own - {*UPDATES, *OTHERWISE} == set()
