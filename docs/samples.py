@@ -78,11 +78,17 @@ def residual(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 
 def adam(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (20) to (24), in step 3."""
+    """Of (20) to (24), in step 3, and of (decay.1)."""
     arrays = {name: randn(6) for name in ("g", "m", "theta", "m_hat")} | {
         name: rng.random(6) for name in ("v", "v_hat")
     }
-    return arrays | {"t": 3, "beta1": 0.8, "beta2": 0.95, "lr": 0.03, "eps": 0.1}
+    return arrays | {"t": 3, "beta1": 0.8, "beta2": 0.95, "lr": 0.03, "eps": 0.1, "decay": 0.4}
+
+
+def clipped(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (clip.1) and (clip.2): gradients that are longer than C, and shorter ones."""
+    grads = {"A": randn((r, IN)), "B": randn((OUT, r))}
+    return {"grads": grads, "norm": 2.5, "most": 0.7 if r == 1 else 3.1, "maximum": np.maximum}
 
 
 def best(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -380,6 +386,8 @@ GROUPS = {
         "dora": dora,
         "drop": dropout,
         "rate": rates,
+        "clip": clipped,
+        "decay": adam,
         "pissa": pissa,
         "sum.1": weighted,
         "sum.5": added,

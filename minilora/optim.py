@@ -1,4 +1,4 @@
-"""Adam, Algorithm 1 of the paper in the paper's letters; and how its step length changes while a training goes on.
+"""Adam, Algorithm 1 of the paper in the paper's letters; clipping, weight decay, and a step length that changes.
 
 With g the gradient at step t, and all operations entry by entry:
 
@@ -10,6 +10,13 @@ With g the gradient at step t, and all operations entry by entry:
 
 m and v start at zero, which pulls them towards zero in the first steps; (22) and (23) undo that. The first step is
 -lr g / (|g| + eps): its length is lr whatever the scale of the loss.
+
+Clipping makes a gradient shorter that is longer than C, over all arrays together, before (20) reads it. Weight decay
+makes theta smaller before (24), and not by way of g, which (24) would divide by sqrt(v_hat):
+
+    n = sqrt(sum of g^2)                                  (clip.1)
+    g' = g C / max(n, C)                                  (clip.2)
+    theta' = (1 - lr lambda) theta_{t-1}                  (decay.1)
 
 A `Schedule` multiplies lr by f_t. With T steps in all, a warmup of w, and u_t the part of the other steps that is over
 before step t,
@@ -27,7 +34,9 @@ near a minimum, a step of the same length leaves it on the other side.
 The functions of the same names in transformers have (t - 1) / w in the place of t / w, so that their first step has the
 rate 0 and changes nothing; behind the warmup they are these.
 
-Source: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980, Algorithm 1.
+Sources: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980, Algorithm 1; Pascanu, Mikolov and
+Bengio, arXiv 1211.5063, Algorithm 1, for clipping; Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
+arXiv 1711.05101, Algorithm 2, where lr is not a factor of the decay. In PyTorch it is, and here.
 """
 
 from __future__ import annotations
@@ -75,6 +84,13 @@ def adam_update(
     isub(theta, itruediv(imul(m_hat, lr), iadd(v_hat**0.5, eps)))  # eq. (24)
 
 
+def clip(grads: Mapping[str, Array], most: float) -> tuple[dict[str, Array], Array]:
+    """Return gradients whose norm is at most `most`, and the norm that they had; shorter ones keep their bits."""
+    maximum = backend_of(next(iter(grads.values()))).xp.maximum  # of NaN it is NaN
+    norm = sum((g**2).sum() for g in grads.values()) ** 0.5  # eq. (clip.1)
+    return {name: g * (most / maximum(norm, most)) for name, g in grads.items()}, norm  # eq. (clip.2)
+
+
 class Adam:
     """Adam for a dict of arrays, which `step` updates in place. An array under two names is one parameter.
 
@@ -92,20 +108,29 @@ class Adam:
         Keeps (24) from dividing by zero. It stands outside the root, as in the paper and in PyTorch.
     schedule : callable, optional
         ``schedule(t)``, the factor of lr in step t, such as a `Schedule`; by default 1 in each.
+    weight_decay : float
+        lambda, at least 0, of (decay.1), for every parameter.
+    max_grad_norm : float, optional
+        C of (clip.2), above 0; by default no gradient is clipped.
 
     Attributes
     ----------
     t : int
         The number of steps taken.
+    grad_norm : array without axes, or None
+        n of (clip.1) in the last step, where gradients are clipped.
     params, m, v : dict of str to array
         The parameters and the running means, each array under the first of its names.
     """
 
     def __init__(
         self, params: Mapping[str, Array], lr: Rate = 1e-3, betas: tuple = (0.9, 0.999), eps: float = 1e-8,
-        schedule: Callable[[int], float] | None = None,
+        schedule: Callable[[int], float] | None = None, weight_decay: float = 0.0, max_grad_norm: float | None = None,
     ) -> None:  # fmt: skip
         self.lr, self.betas, self.eps = check_adam(params, lr, betas, eps)
+        self.weight_decay = check_number("weight_decay", weight_decay, above=0, or_equal=True)
+        self.max_grad_norm = None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, above=0)
+        self.grad_norm: Array | None = None
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function, schedule(t), got {schedule!r}")
         self.schedule = schedule
@@ -134,8 +159,13 @@ class Adam:
         check_like_params("grads", grads, self.params, self.home)
         self.t += 1
         factor = 1.0 if self.schedule is None else float(self.schedule(self.t))
-        for name, g in sum_tied(grads, self.home).items():
+        grads, decay = sum_tied(grads, self.home), self.weight_decay
+        if self.max_grad_norm is not None:
+            grads, self.grad_norm = clip(grads, self.max_grad_norm)
+        for name, g in grads.items():
             theta, m, v, lr = self.params[name], self.m[name], self.v[name], rate_of(self.lr, name) * factor
+            if decay:
+                theta *= 1 - lr * decay  # eq. (decay.1)
             for some in blocks(theta):
                 self._update(theta[some], g[some], m[some], v[some], self.t, lr=lr, betas=self.betas, eps=self.eps)
 

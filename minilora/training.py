@@ -95,6 +95,7 @@ def train(
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
     report: Callable[[TrainingState], object] | None = None, schedule: Callable[[int], float] | None = None,
     batches: Callable[[int], np.ndarray] | None = None,
+    weight_decay: float = 0.0, max_grad_norm: float | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
@@ -145,6 +146,10 @@ def train(
     batches : callable, optional
         ``batches(t)``, the row numbers of step t of all epochs, counted from 1, at most `batch_size` of them: a
         `minilora.batches.Passes`, which brings its own `batch_size`. A checkpoint knows it as a schedule.
+    weight_decay : float
+        How much smaller each number becomes in a step, as a share of lr, as in `Adam`.
+    max_grad_norm : float, optional
+        How long a step's gradient may be, over all arrays; a longer one is shortened, as in `Adam`.
 
     Returns
     -------
@@ -181,13 +186,15 @@ def train(
             "model has nothing to train: all of it is frozen; put adapters beside its layers with minilora.adapt"
         )
 
-    state, last = TrainingState(model, Adam(params, lr=lr, schedule=schedule), rng), math.nan
+    adam = Adam(params, lr=lr, schedule=schedule, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+    state, last = TrainingState(model, adam, rng), math.nan
     before = first_loss(model, *measured, loss)  # of the start, also where the training goes on
     settings: dict[str, Any] = {"batch_size": batch_size, "steps": steps, "log_every": log_every}
     settings["loss"] = getattr(loss, "__qualname__", type(loss).__qualname__)
     for name, function in {"schedule": schedule, "batches": batches}.items():
         if function is not None:
             settings[name] = getattr(function, "__qualname__", repr(function))
+    settings |= {name: value for name in ("weight_decay", "max_grad_norm") if (value := getattr(adam, name))}
     keeper = keeper_of(checkpoint)
     if keeper is not None:
         keeper.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})

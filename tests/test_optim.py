@@ -28,8 +28,9 @@ LAYOUTS = {
 }
 
 
-def algorithm_1(theta, g, m, v, t, lr, betas, eps):
-    """Step t as the paper writes it, each line a new array."""
+def algorithm_1(theta, g, m, v, t, lr, betas, eps, decay):
+    """Step t as the papers write it, each line a new array."""
+    theta = theta * (1 - lr * decay)
     m = betas[0] * m + (1 - betas[0]) * g
     v = betas[1] * v + (1 - betas[1]) * g**2
     m_hat, v_hat = m / (1 - betas[0] ** t), v / (1 - betas[1] ** t)
@@ -46,15 +47,16 @@ def algorithm_1(theta, g, m, v, t, lr, betas, eps):
     lr=st.sampled_from([1e-3, 1e-12, 1e32]),
     betas=st.sampled_from([(0.9, 0.999), (0.0, 0.5), (0.5, 0.0), (0.0, 0.0), (0.999, 0.9)]),
     eps=st.sampled_from([1e-8, 1e-20, 10.0]),
+    decay=st.sampled_from([0.0, 0.01, 3.0]),
     scale=st.sampled_from([0.0, 1e-12, 1.0, 1e15]),
     seed=st.integers(0, 2**32 - 1),
 )
-@example([1000, 1001], optim.BLOCK, "float32", "rows", 1, 1e-3, (0.9, 0.999), 1e-8, 1.0, 0)  # the article's weight
-@example([1, 300], 7, "float32", "columns", 1, 1e-3, (0.9, 0.999), 1e-8, 1.0, 0)
-def test_steps_have_the_bits_of_algorithm_1(shape, block, dtype, layout, t, lr, betas, eps, scale, seed):
+@example([1000, 1001], optim.BLOCK, "float32", "rows", 1, 1e-3, (0.9, 0.999), 1e-8, 0.0, 1.0, 0)  # the article's weight
+@example([1, 300], 7, "float32", "columns", 1, 1e-3, (0.9, 0.999), 1e-8, 0.1, 1.0, 0)
+def test_steps_have_the_bits_of_algorithm_1(shape, block, dtype, layout, t, lr, betas, eps, decay, scale, seed):
     randn, place = np.random.default_rng(seed).standard_normal, LAYOUTS[layout] if shape else np.array
     theta, m, v = (place(np.array(a, dtype)) for a in (randn(shape), randn(shape), randn(shape) ** 2))
-    adam = Adam({"p": (p := theta.copy("K"))}, lr=lr, betas=betas, eps=eps)
+    adam = Adam({"p": (p := theta.copy("K"))}, lr=lr, betas=betas, eps=eps, weight_decay=decay)
     adam.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         patch.setattr(optim, "BLOCK", block)
@@ -63,10 +65,100 @@ def test_steps_have_the_bits_of_algorithm_1(shape, block, dtype, layout, t, lr, 
             given_g = g.copy()
             adam.step({"p": g})
             np.testing.assert_array_equal(g, given_g)
-            theta, m, v = algorithm_1(theta, g, m, v, step, lr, betas, eps)
+            theta, m, v = algorithm_1(theta, g, m, v, step, lr, betas, eps, decay)
     for found, expected in ((p, theta), (adam.m["p"], m), (adam.v["p"], v)):
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, expected)
+
+
+# --- weight decay ---
+
+
+@given(problem=problems(), decay=st.floats(0, 5))
+def test_without_gradients_a_parameter_decays_by_its_own_rates(problem, decay):
+    factors, rates, schedule = problem.factors, {"A": 0.1, "B": 0.02}, {1: 0.5, 2: 1.0, 3: 0.25}.__getitem__
+    params = {name: p.copy() for name, p in factors.items()}
+    optimizer = Adam(params, lr=rates, schedule=schedule, weight_decay=decay)
+    for _ in range(3):
+        optimizer.step({name: np.zeros_like(p) for name, p in params.items()})
+    for name, p in params.items():
+        shares = [1 - rates[name[-1]] * schedule(t) * decay for t in (1, 2, 3)]
+        np.testing.assert_allclose(p, factors[name] * np.prod(shares), rtol=1e-13, atol=0)
+
+
+def test_decay_does_not_pass_through_the_gradient():
+    """Other than a penalty in the loss: the step is that without decay, whatever its size."""
+    problem, ends = Problem(n=1, in_features=5, out_features=4, rank=3), []
+    for decay in (0.0, 0.5):
+        params = {name: p.copy() for name, p in problem.factors.items()}
+        optimizer = Adam(params, lr=0.1, weight_decay=decay)
+        for t in range(4):
+            before = {name: p.copy() for name, p in params.items()}
+            optimizer.step({name: problem.randn(f"{name} {t}", *p.shape) for name, p in params.items()})
+            ends.append({name: p - (1 - 0.1 * decay) * before[name] for name, p in params.items()})
+    for plain, decayed in zip(ends[:4], ends[4:], strict=True):
+        for name, step in plain.items():
+            assert_close(decayed[name], step, 1e-13)
+
+
+def test_a_tied_parameter_decays_once():
+    p = np.ones(3)
+    Adam({"a": p, "b": p}, lr=0.1, weight_decay=2.0).step({"a": np.zeros(3), "b": np.zeros(3)})
+    np.testing.assert_array_equal(p, np.full(3, 1 - 0.1 * 2.0))
+
+
+# --- clipping ---
+
+
+def length(grads):
+    return float(np.linalg.norm(np.concatenate([np.ravel(g) for g in grads.values()])))
+
+
+@given(problem=problems(), share=st.floats(0.01, 100), dtype=st.sampled_from(["float32", "float64"]))
+def test_a_clipped_gradient_is_shorter_and_turns_nowhere(problem, share, dtype):
+    grads = {name: p.astype(dtype) for name, p in problem.factors.items()}
+    clipped, norm = optim.clip(grads, share * length(grads))
+    precision = 100 * float(np.finfo(dtype).eps)
+    assert norm == pytest.approx(length(grads), rel=precision)
+    for name, g in grads.items():
+        assert clipped[name].dtype == dtype
+        np.testing.assert_allclose(clipped[name], min(share, 1) * g, rtol=precision)
+        if share > 1.1:
+            np.testing.assert_array_equal(clipped[name], g)
+
+
+def test_a_gradient_of_zero_is_not_divided():
+    zeros = {"a": np.zeros(3), "b": np.zeros((2, 2))}
+    clipped, norm = optim.clip(zeros, 0.5)
+    assert norm == length(clipped) == 0
+
+
+def test_one_nan_makes_every_gradient_nan():
+    clipped, norm = optim.clip({"a": np.array([1.0, np.nan]), "b": np.ones(2)}, 10.0)
+    assert np.isnan([norm, *clipped["a"], *clipped["b"]]).all()
+
+
+def test_adam_clips_the_sum_of_a_tied_arrays_gradients():
+    shared, own = np.zeros(2), np.zeros(2)
+    optimizer = Adam({"a": shared, "b": shared, "c": own}, betas=(0.5, 0.999), max_grad_norm=2.0)
+    optimizer.step({"a": np.array([1.0, 5.0]), "b": np.array([2.0, -5.0]), "c": np.array([0.0, 4.0])})
+    assert optimizer.grad_norm == 5.0
+    np.testing.assert_allclose(optimizer.m["a"], [0.5 * 3 * 2 / 5, 0], rtol=1e-15)
+    np.testing.assert_allclose(optimizer.m["c"], [0, 0.5 * 4 * 2 / 5], rtol=1e-15)
+
+
+def test_where_every_step_is_clipped_its_bound_does_not_matter():
+    """Of g C / n Adam forgets C: only n from step to step is lost."""
+    problem, ends = Problem(n=1, in_features=5, out_features=4, rank=3), []
+    for most in (1e-3, 1e-1):
+        params = {name: p.copy() for name, p in problem.factors.items()}
+        optimizer = Adam(params, lr=0.1, eps=1e-30, max_grad_norm=most)
+        for t in range(4):
+            optimizer.step({name: 10.0**t * problem.randn(f"{name} {t}", *p.shape) for name, p in params.items()})
+            assert optimizer.grad_norm > most
+        ends.append(params)
+    for name, p in ends[0].items():
+        assert_close(ends[1][name], p, 1e-12)
 
 
 def test_a_nan_in_a_gradient_is_not_hidden():
@@ -225,6 +317,8 @@ def test_gradients_that_are_no_dict_are_refused():
         ({"betas": (-0.1, 0.9)}, r"betas\[0\] must be at least 0 and below 1, got -0.1"),
         ({"betas": (0.9, 1.0)}, r"betas\[1\] must be at least 0 and below 1, got 1.0"),
         ({"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm must be above 0 and finite, got 0.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):

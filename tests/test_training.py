@@ -36,15 +36,16 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     return {name: p.copy() for name, p in model.trainable().items()}
 
 
+@pytest.mark.parametrize("steps", [{"lr": 0.02}, {"lr": 0.02, "weight_decay": 0.5, "max_grad_norm": 0.1}])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_training_is_the_loop_written_out(case):
+def test_training_is_the_loop_written_out(case, steps):
     """The whole of `train`, with nothing clever in it."""
     model, plain = make(case), make(case)
     history = train(
-        model, DATA.x, DATA.target, epochs=4, batch_size=8, lr=0.02, rng=np.random.default_rng(1), log_every=2
+        model, DATA.x, DATA.target, epochs=4, batch_size=8, rng=np.random.default_rng(1), log_every=2, **steps
     )
 
-    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), lr=0.02), []
+    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), **steps), []
     for epoch in range(1, 5):
         for _ in range(50 // 8):
             rows = rng.choice(50, 8, replace=False, shuffle=False)

@@ -83,9 +83,9 @@ class Checkpoint:
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Put a training that has not begun where the file left it; where there is none yet, write one of the start.
 
-        `settings` are ``batch_size``, ``steps``, ``log_every``, the ``loss``'s name and maybe ``schedule``; `data` are
-        ``X``, ``Y`` and ``held_out``, which may be None. A checkpoint of another training is a CheckpointError, and
-        then nothing has changed.
+        `settings` are ``batch_size``, ``steps``, ``log_every``, the ``loss``'s name and maybe ``schedule``,
+        ``weight_decay`` and ``max_grad_norm``; `data` are ``X``, ``Y`` and ``held_out``, which may be None. A
+        checkpoint of another training is a CheckpointError, and then nothing has changed.
         """
         self.configuration = {**self.settings, **describe(state, settings, data)}
         saved = read_checkpoint(self.path)

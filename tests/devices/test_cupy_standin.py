@@ -331,12 +331,12 @@ LEAKS = {
 }
 
 
-def traffic_of_training(where):
+def traffic_of_training(where, **more):
     rng = np.random.default_rng(0)
     adapter = LoRA.init(7, 5, rank=2, alpha=1, rng=rng, backend=where)
     X, Y = (where.asarray(rng.standard_normal((50, width)), "float32") for width in (7, 5))
     traffic.reset()
-    train(adapter, X, Y, epochs=2, batch_size=8, rng=rng, loss=losses.mse, gradients=training.backpropagate)
+    train(adapter, X, Y, epochs=2, batch_size=8, rng=rng, loss=losses.mse, gradients=training.backpropagate, **more)
     return traffic.waits, traffic.to_device, traffic.to_host
 
 
@@ -345,6 +345,7 @@ EXPECTED = (3 + 2 + 2 + 1, 2, 0)
 
 def test_training_without_a_leak_passes(standin):
     assert traffic_of_training(standin) == EXPECTED
+    assert traffic_of_training(standin, weight_decay=0.1, max_grad_norm=0.01) == EXPECTED
 
 
 @pytest.mark.parametrize("leak", LEAKS)

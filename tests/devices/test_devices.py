@@ -113,12 +113,12 @@ def test_the_loss_is_numpys_and_an_array_of_the_library(place, dtype, sizes, see
 
 @dtypes
 @several
-@given(seed=seeds, steps=st.integers(1, 5))
-def test_adam_moves_as_on_numpy(place, dtype, seed, steps):
+@given(seed=seeds, steps=st.integers(1, 5), more=st.sampled_from([{}, {"weight_decay": 0.2, "max_grad_norm": 3.0}]))
+def test_adam_moves_as_on_numpy(place, dtype, seed, steps, more):
     rng = np.random.default_rng(seed)
     start = {name: rng.standard_normal(shape).astype(dtype) for name, shape in {"a": (3, 4), "b": (5,)}.items()}
-    here = Adam({name: place.put_parameter(p) for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95))
-    there = Adam({name: p.copy() for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95))
+    here = Adam({name: place.put_parameter(p) for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95), **more)
+    there = Adam({name: p.copy() for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95), **more)
     for _ in range(steps):
         grads = {name: rng.standard_normal(p.shape).astype(dtype) for name, p in start.items()}
         here.step({name: place.put(g) for name, g in grads.items()})

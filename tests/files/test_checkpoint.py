@@ -179,6 +179,8 @@ def assert_refused(file, match, **other):
         "loss": mse,
         "held_out": None,
         "schedule": None,
+        "weight_decay": 0.0,
+        "max_grad_norm": None,
         "Y": None,
     }
     settings |= {name: other.pop(name) for name in list(other) if name in settings}
@@ -211,6 +213,8 @@ def assert_refused(file, match, **other):
             r"configuration: held_out is None there and \[",
         ),
         ({"schedule": lambda t: 0.5}, "schedule is None there and "),
+        ({"weight_decay": 0.1}, "weight_decay is None there and 0.1 here"),
+        ({"max_grad_norm": 2.0}, "max_grad_norm is None there and 2.0 here"),
         ({"seed_of_base": 6}, "frozen"),
         ({"alpha": 3.0}, "frozen"),
         ({"loss": four}, "loss is 'mse' there and 'four' here"),

@@ -150,7 +150,7 @@ def numbers(path, comment):
     [
         ("lora.js", ("linear.py", "lora.py"), {"8", "9"}),  # of a weight that trains
         ("losses.js", ("losses.py",), set()),
-        ("optim.js", ("optim.py",), {"rate.1", "rate.2", "rate.3", "rate.4"}),  # of a schedule
+        ("optim.js", ("optim.py",), {"rate.1", "rate.2", "rate.3", "rate.4", "clip.1", "clip.2", "decay.1"}),
     ],
 )
 def test_javascript_has_pythons_equations_in_their_order(javascript, python, left_out):

@@ -51,22 +51,6 @@ def test_the_rate_warms_up_and_ends_at_zero(page):
     assert rates[-1] == 0
 
 
-@pytest.mark.parametrize("share", [0.25, 4.0])
-def test_clipping_shortens_what_is_longer_and_turns_nothing(page, share):
-    grads = backpropagate(page.again, page.X, page.Y)
-    most = share * length(grads)
-    clipped = page.clip(grads, most)
-    assert length(clipped) == pytest.approx(min(share, 1) * length(grads), rel=1e-12)
-    assert len(grads) == 4
-    for name, g in grads.items():
-        np.testing.assert_allclose(clipped[name], g * min(share, 1), rtol=1e-12, atol=0)
-
-
-def test_clipping_leaves_zeros(page):
-    zeros = {"a": np.zeros(3), "b": np.zeros((2, 2))}
-    assert length(page.clip(zeros, 1.0)) == 0
-
-
 def test_the_loop_is_the_formulas_of_adamw(page):
     """Rank 4, alpha 8, from the same start on the same batches, with the matrices written out."""
     A, B = page.A0.copy(), np.zeros((40, 4))
