@@ -29,7 +29,7 @@ from .layers.nf4 import CodedLinear
 from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA
-from .variants.adapter import Adapter, beyond_factors, kind_of_layer, over, place_of
+from .variants.adapter import Adapter, kind_of_layer, over, place_of
 from .variants.dora import NORMS, with_magnitude
 from .variants.pissa import over_original, pissa
 from .variants.stackedlora import StackedLoRA, StackedLoRALinear
@@ -314,7 +314,7 @@ def _described(path: str, layer: Any) -> Any:
             f"the layer {path!r}, a {type(layer).__name__}, has a {next(iter(more))} besides base and adapter: its "
             "adapter alone is not its change of weight"
         )
-    if isinstance(adapter, Adapter) or beyond_factors(adapter):
+    if type(adapter) is not LoRA:  # it knows where it stands, or is of a class of yours
         return adapter
     described = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha, **place_of(getattr(layer, "base", None)))
     described.frozen = adapter.frozen

@@ -197,12 +197,10 @@ def files(what: str, *paths: Path | None, pattern: str = "*") -> list[tuple[Path
 
 def check_output(path: Path | None, inputs: Iterable[tuple[Path, str]], name: str = "--json") -> None:
     """Require a file that can be written without the loss of something, such as of one that is read."""
-    from ..files.disk import check_parent, refuse_inputs, replaceable
+    from ..files.disk import check_file
 
     if path is not None:
-        check_parent(name, path)
-        replaceable(path)
-        refuse_inputs(name, path, inputs)
+        check_file(name, path, inputs)
 
 
 def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> None:
@@ -213,8 +211,6 @@ def check_plot(path: Path | None, inputs: Iterable[tuple[Path, str]] = ()) -> No
 
     figures.check_figure_path(path)
     check_output(path, inputs, "plot file")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise ValueError(f"plot file {str(path)!r}: the folder {str(path.parent)!r} cannot be written")
 
 
 def write_figure(figure: Any, path: Path) -> None:

@@ -51,11 +51,11 @@ from ..checks import (
     check_number,
     check_path,
     dtype_name,
+    kind_of,
     short,
 )
-from ..layer import parts_besides
 from ..lora import LoRA, LoRALinear
-from ..variants.adapter import Adapter, Rewritten, beyond_factors
+from ..variants.adapter import Adapter, Rewritten
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
@@ -85,8 +85,8 @@ __all__ = ["load_adapter", "save_adapter"]
 SAVED_DTYPES = ("float16", "float32", "float64")
 FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
 """The types of arrays that are saved, and those that a file can have."""
-SAVED_LAYERS: tuple[Any, ...] = (LoRALinear, DoRA, Rewritten, StackedLoRALinear)
-"""The classes of adapted layers that PEFT's layout can hold."""
+SAVED = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, Rewritten, StackedLoRALinear)
+"""The classes of adapters and adapted layers that PEFT's layout can hold; a subclass may compute something else."""
 
 
 def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
@@ -119,27 +119,27 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
         If the file also holds a base's own weight, as PEFT saves it beside an adapted ``embed_tokens`` or ``lm_head``.
         It is not loaded.
     """
-    backend, path = backend_or_numpy(backend), check_path("path", path)
+    backend = backend_or_numpy(backend)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
-    folder = AdapterFolder.open(path)
+    folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
     by_path: dict[str, Any] = {}
-    for module, layer in folder.layers.items():
-        arrays = folder.read(module)
+    for path, module in folder.modules.items():
+        arrays = folder.read(path)
         if dtype is not None:
-            reaches = f"the factors of {short(module)} reach"
+            reaches = f"the factors of {short(path)} reach"
             arrays = [in_dtype(array, dtype, folder.file.path, reaches) for array in arrays]
         A, B, *magnitude = (backend.asarray(array) for array in arrays)
-        form, root = folder.forms[module], layer.use_rslora
+        form, root = module.form, module.use_rslora
         like: dict[str, Any] = {"kind": form.kind, "kernel": form.kernel, "use_rslora": root}
         if form.experts:
-            by_path[module] = StackedLoRA(A, B, layer.alpha, experts=form.experts, use_rslora=root)
+            by_path[path] = StackedLoRA(A, B, module.alpha, experts=form.experts, use_rslora=root)
         elif form.dora:
-            norm = "full" if module in folder.full_norms else "constant"
-            by_path[module] = DoRAAdapter(A, B, layer.alpha, **like, magnitude=magnitude[0], dora_norm=norm)
+            norm = "full" if module.full_norm else "constant"
+            by_path[path] = DoRAAdapter(A, B, module.alpha, **like, magnitude=magnitude[0], dora_norm=norm)
         else:
-            by_path[module] = Adapter(A, B, layer.alpha, **like)
+            by_path[path] = Adapter(A, B, module.alpha, **like)
     return by_path
 
 
@@ -306,10 +306,10 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
         raise ValueError(f"layers has the key {short(module)}, expected a module's path such as 'enc.q_proj'")
     own = layer if isinstance(layer, LoRA) else getattr(layer, "adapter", None)
     for part in (layer, own):
-        if more := _unsaved(part):
+        if type(part) not in SAVED:
             raise TypeError(
-                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {type(part).__name__}, for which PEFT's "
-                f"layout of LoRA has no place: {more}"
+                f"layers[{short(module)}] must be a LoRA or a LoRALinear, got {kind_of(part)}, for which PEFT's layout "
+                "of LoRA has no place"
             )
     adapter: Any = layer if layer is own else adapters(layer)[""]
     if isinstance(adapter, StackedLoRA):
@@ -317,20 +317,6 @@ def _saved(module: Any, layer: Any) -> Adapter | StackedLoRA:
     if not isinstance(adapter, Adapter):  # a plain LoRA is taken for one of a linear layer
         adapter = Adapter(adapter.lora_A, adapter.lora_B, adapter.alpha)
     return over_original(adapter)
-
-
-def _unsaved(part: Any) -> str:
-    """Name what a file cannot hold of an adapter or of its layer, such as a forward of its own; "" if it holds all."""
-    if type(part) in (StackedLoRA, *SAVED_LAYERS):
-        return ""
-    if isinstance(part, LoRA):
-        held = ["a magnitude"] if isinstance(part, DoRAAdapter) else []
-        return ", ".join(what for what in beyond_factors(part) if what not in held)
-    for cls in SAVED_LAYERS:
-        if isinstance(part, cls):
-            own = [name for name in ("forward", "merge") if getattr(type(part), name) != getattr(cls, name)]
-            return ", ".join(f"a {name} of its own" for name in (*own, *parts_besides(part, "base", "adapter")))
-    return "it is no LoRA"
 
 
 def _forms(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Form]:

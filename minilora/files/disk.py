@@ -224,6 +224,14 @@ def check_parent(name: str, path: Path) -> None:
         raise ValueError(f"{name} {str(path)!r}: there is no folder {str(path.parent)!r}")
 
 
+def check_file(name: str, path: Path, inputs: Iterable[tuple[Path, str]]) -> None:
+    """Require a place where `written_whole` can put a file, and none that is read."""
+    check_parent(name, path)
+    takes_files(path.absolute().parent)
+    refuse_inputs(name, path, inputs)
+    replaceable(path)
+
+
 def check_new_folder(name: str, path: Path, why: str = "a folder is written") -> None:
     """Require a place where `written_folder` can put a folder; `why` says what asks for one."""
     check_parent(name, path)
@@ -245,8 +253,6 @@ def replaceable(path: Path) -> None:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be written: {error}") from error
     if not stat.S_ISREG(mode):
         kind = "symbolic link" if stat.S_ISLNK(mode) else "folder, a device or a pipe"
         raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")

@@ -45,27 +45,27 @@ def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     """
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
-    return [_summary(folder, module) for module in folder.layers]
+    return [_summary(folder, path) for path in folder.modules]
 
 
-def _summary(folder: AdapterFolder, module: str) -> LayerSummary:
-    A, B, *magnitude = folder.read(module)
-    layer, form, (out_features, in_features) = folder.layers[module], folder.forms[module], folder.shapes(module)
-    pairs = zip(stacked_A(A, form.experts or 1), stacked_B(B, form.experts or 1), strict=True)
-    values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * layer.scaling
+def _summary(folder: AdapterFolder, path: str) -> LayerSummary:
+    A, B, *magnitude = folder.read(path)
+    module, experts = folder.modules[path], folder.modules[path].form.experts or 1
+    pairs = zip(stacked_A(A, experts), stacked_B(B, experts), strict=True)
+    values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * module.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
     return LayerSummary(
-        module=module,
-        out_features=out_features,
-        in_features=in_features,
-        rank=layer.rank,
-        alpha=layer.alpha,
-        scaling=layer.scaling,
+        module=path,
+        out_features=module.shape[0],
+        in_features=module.shape[1],
+        rank=module.rank,
+        alpha=module.alpha,
+        scaling=module.scaling,
         parameters=sum(array.size for array in (A, B, *magnitude)),
         norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
         singular_values=values,
         shares=relative**2 / max(float((relative**2).sum()), 1.0),
-        form=form,
+        form=module.form,
     )
 
 

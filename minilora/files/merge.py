@@ -30,16 +30,7 @@ from tqdm import tqdm
 
 from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
-from .disk import (
-    check_new_folder,
-    check_parent,
-    refuse_inputs,
-    replaceable,
-    synced,
-    takes_files,
-    written_folder,
-    written_whole,
-)
+from .disk import check_file, check_new_folder, synced, written_folder, written_whole
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
 from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from .placement import MergedTensor, merged_tensors
@@ -101,7 +92,7 @@ def merge_adapter(
     weights, folder = open_weights(base), AdapterFolder.open(adapter)
     alone = weights.index is None and out.suffix == ".safetensors"
     whole = os.path.isdir(base) and os.path.exists(base / MODEL_CONFIG) and not alone  # a model's folder is written
-    tied = [module for module in folder.layers if module.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(weights)]
+    tied = [path for path in folder.modules if path.rpartition(".")[2] in (EMBEDDING, HEAD) and ties_head(weights)]
     untied = whole and bool(tied)
     others = companions(base, untied=untied) if whole else {}
     weights = with_own_head(weights) if untied else weights
@@ -137,15 +128,10 @@ def _warn_of_a_tied_head(weights: Weights, modules: list[str], whole: bool) -> N
 def _check_out(out: Path, weights: Weights, adapter: Path, whole: bool) -> None:
     """Require a place where nothing is lost: no file that is read, no folder that holds something."""
     if weights.index is None and not whole:
-        check_parent("out", out)
-        takes_files(out.absolute().parent)
-        if os.path.isdir(out):
-            raise ValueError(f"out is the folder {str(out)!r}, expected the name of a file to write")
         files = [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)]
-        refuse_inputs("out", out, [(weights.path, "the base itself"), *files])
-        replaceable(out)
-        return
-    check_new_folder("out", out, "the base is a model's folder" if whole else "the base has shards")
+        check_file("out", out, [(weights.path, "the base itself"), *files])
+    else:
+        check_new_folder("out", out, "the base is a model's folder" if whole else "the base has shards")
 
 
 def _write(

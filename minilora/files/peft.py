@@ -123,20 +123,6 @@ Rank = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Alpha = Annotated[float, msgspec.Meta(gt=MIN_ALPHA, lt=MAX_ALPHA)]
 
 
-@dataclass(frozen=True)
-class LayerConfig:
-    """What the configuration says of one adapted layer."""
-
-    rank: int
-    alpha: float  # lora_alpha, or what alpha_pattern says
-    use_rslora: bool
-
-    @property
-    def scaling(self) -> float:
-        """What B A is multiplied by."""
-        return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
-
-
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of adapter_config.json that decide what an adapter computes; null is the default."""
 
@@ -155,11 +141,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     target_parameters: list[Name] = []  # the ends of the adapted arrays' paths
     peft_version: str | None = None  # that wrote it, which says how experts' factors are packed
 
-    def settings(self, paths: list[str]) -> dict[str, LayerConfig]:
-        """Return what it says of each path."""
+    def strengths(self, paths: list[str]) -> dict[str, tuple[int, float]]:
+        """Return each path's rank and alpha."""
         ranks = by_pattern("rank_pattern", self.rank_pattern, paths, self.r)
         alphas = by_pattern("alpha_pattern", self.alpha_pattern, paths, self.lora_alpha)
-        return {p: LayerConfig(r, a, self.use_rslora) for p, r, a in zip(paths, ranks, alphas, strict=True)}
+        return dict(zip(paths, zip(ranks, alphas, strict=True), strict=True))
 
     def check_targets(self, forms: Mapping[str, Form]) -> None:
         """Require that it gives each of these modules an adapter: PEFT would pass over the tensors of another."""
@@ -252,14 +238,29 @@ def digest(text: bytes) -> str:
 
 
 @dataclass(frozen=True)
+class AdaptedModule:
+    """One module's adapter, its arrays not yet read."""
+
+    form: Form  # the kind of layer, and how the arrays lie in the file
+    shape: tuple[int, int]  # (out, in) of the matrix that it is made for
+    rank: int
+    alpha: float  # lora_alpha, or what alpha_pattern says
+    use_rslora: bool
+    full_norm: bool  # whether its DoRA trains by the full gradient
+
+    @property
+    def scaling(self) -> float:
+        """What B A is multiplied by."""
+        return scaling(self.alpha, self.rank, use_rslora=self.use_rslora)
+
+
+@dataclass(frozen=True)
 class AdapterFolder:
-    """An adapter on the disk, checked, its factors not yet read. What it says of a module stands under its path."""
+    """An adapter on the disk, checked, its factors not yet read."""
 
     config: Config  # adapter_config.json
     file: TensorFile  # adapter_model.safetensors
-    layers: dict[str, LayerConfig]  # rank, alpha and scaling, in the order of layers
-    forms: dict[str, Form]  # the kind of layer, and how its arrays lie in the file
-    full_norms: frozenset[str]  # the modules whose DoRA trains by its full gradient
+    modules: dict[str, AdaptedModule]  # by path, in the order of layers
     with_base: frozenset[str]  # the modules of which the file holds the base's own weight too
 
     @classmethod
@@ -283,20 +284,21 @@ class AdapterFolder:
             places = adapted_arrays(forms, config.target_parameters) if config.target_parameters else {}
             if places and config.use_dora:
                 raise ValueError("use_dora is True, and target_parameters has adapters: PEFT has no DoRA of an array")
-            of_arrays = {*places.values()}
-            forms = {module: form for module, form in forms.items() if module not in of_arrays}
+            forms = {module: form for module, form in forms.items() if module not in places.values()}
             config.check_targets(forms)
-            layers = config.settings([*forms, *places])
-            arrays = {array: Form("parameter", place=place) for array, place in places.items()}
-            check_packing(config.peft_version, {array: _matrix(file, form, array) for array, form in arrays.items()})
+            forms |= {array: Form("parameter", place=place) for array, place in places.items()}
+            strengths = config.strengths([*forms])
+            check_packing(config.peft_version, {array: _matrix(file, forms[array], array) for array in places})
         with reading(weights):
-            forms |= {array: _with_experts(file, form, layers[array].rank) for array, form in arrays.items()}
             for module, form in forms.items():
-                _check_arrays(file, module, form, layers[module].rank * max(1, form.experts))
-            full_norms = _full_norms(file, forms)
-        layers = {module: layers[module] for module in sorted(layers, key=natural)}
+                forms[module] = _checked(file, module, form, strengths[module][0])
+            full = _full_norms(file, forms)
+        modules = {
+            path: AdaptedModule(form, _matrix(file, form, path), *strengths[path], config.use_rslora, path in full)
+            for path, form in sorted(forms.items(), key=lambda item: natural(item[0]))
+        }
         with_base = frozenset(key[len(PREFIX) : -len(BASE) - 1] for key in file.tensors if key.endswith(f".{BASE}"))
-        return cls(config, file, layers, forms, full_norms, with_base)
+        return cls(config, file, modules, with_base)
 
     def warn_of_base(self) -> None:
         """Say that the file also holds a base's own weight, where it does."""
@@ -307,14 +309,10 @@ class AdapterFolder:
                 stacklevel=3,
             )
 
-    def shapes(self, module: str) -> tuple[int, int]:  # -> (out, in)
-        """Return the shape of the matrix that a module's adapter is made for."""
-        return _matrix(self.file, self.forms[module], module)
-
     def read(self, module: str) -> list[np.ndarray]:  # -> (r, in), (out, r), maybe (out,)
         """Return a module's matrices, and DoRA's magnitude; of a mixture's array (E r, in) and (out, r E)."""
         arrays = []
-        for key in self.forms[module].keys(module):
+        for key in self.modules[module].form.keys(module):
             arrays.append(self.file.read(key))
             if not np.isfinite(arrays[-1]).all():
                 raise FileRefused(self.file.path, f"{short(key)} holds NaN or infinity")
@@ -355,21 +353,17 @@ def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     return Form(kinds[0], shape[2:], MAGNITUDE in parts)
 
 
-def _with_experts(file: TensorFile, form: Form, rank: int) -> Form:
-    """Return the form of a mixture's array with the number of experts: A has `rank` rows for each."""
-    key = form.keys("")[0]
-    shape = file.tensors[key].shape
-    if len(shape) != 2 or not shape[0] or shape[0] % rank:
-        raise ValueError(
-            f"{short(key)} has shape {list(shape)}, expected as many rows for each expert: the rank is {rank}"
-        )
-    return replace(form, experts=shape[0] // rank)
-
-
-def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
-    """Require arrays of one type, of the shapes of their kind, and of the rank that is configured."""
+def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:
+    """Return a form, of a mixture's array with its number of experts, whose arrays have one type and fit the rank."""
     keys = form.keys(module)
     specs = [file.tensors[key] for key in keys]
+    if form.kind == "parameter":
+        shape = specs[0].shape
+        if len(shape) != 2 or not shape[0] or shape[0] % rank:
+            raise ValueError(
+                f"{short(keys[0])} has shape {list(shape)}, expected as many rows for each expert: the rank is {rank}"
+            )
+        form, rank = replace(form, experts=shape[0] // rank), shape[0]
     for key, spec in zip(keys, specs, strict=True):
         if 0 in spec.shape:
             raise ValueError(f"{short(key)} has shape {list(spec.shape)}, which is empty")
@@ -382,6 +376,7 @@ def _check_arrays(file: TensorFile, module: str, form: Form, rank: int) -> None:
         if spec.shape != expected:
             shapes = f"has shape {list(spec.shape)}, expected {list(expected)}"
             raise ValueError(f"{short(key)} {shapes} by the rank {rank}")
+    return form
 
 
 def _matrix(file: TensorFile, form: Form, module: str) -> tuple[int, int]:  # -> (out, in)

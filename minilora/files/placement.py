@@ -5,8 +5,8 @@ made for. An adapter that lands nowhere, or in part, is refused: what it was tra
 
 An adapter's configuration has one `fan_in_fan_out` for all of its modules. A model with both Linear, whose weight is
 stored (out, in), and GPT-2's Conv1D, (in, out), needs one for each, and PEFT, which sees the layers, gets by without.
-A file shows the shape alone, and the shape of a square weight says nothing. Matrices that are not square do, in modules
-of the same last name or elsewhere in the base.
+A file shows the shape alone, and the shape of a square weight says nothing; the matrices that are not square show which
+way the base lies.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ..checks import FileRefused, short
 from .experts import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head
-from .peft import BASE, PREFIX, AdapterFolder, Form
+from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
 from .tensors import FLOATS, NF4_STATE, Weights, same_bytes
 
 LAYOUTS = ("out-in", "in-out")
@@ -48,30 +48,30 @@ class MergedTensor:
 
 def merged_tensors(folder: AdapterFolder, weights: Weights, layouts: Mapping[str, str] | None) -> list[MergedTensor]:
     """Return the weights that an adapter changes, in the order of the base's files; require that it fits each."""
-    names = _weight_names(folder, weights)
-    for module, name in names.items():
+    arrays = {path: module for path, module in folder.modules.items() if module.form.experts}
+    modules = {path: module for path, module in folder.modules.items() if path not in arrays}
+    names = _weight_names([*modules], weights)
+    for name in names.values():
         _check_float(name, weights)
-        if folder.forms[module].kind == "linear" and len(shape := weights.spec(name).shape) != 2:
-            raise _refused(weights, name, f"has shape {list(shape)}, the adapter is for a matrix")
-    lie = layouts_of(names, folder, weights, layouts)
-    found: dict[str, tuple[str, str, ExpertTensor | None]] = {}  # module, layout and experts by the tensor's name
-    for module, tensors in _of_experts(folder, weights).items():
+    lie = _layouts(names, modules, folder.config.fan_in_fan_out, weights, layouts)
+    found: list[tuple[str, str, str, ExpertTensor | None]] = []  # path, name, layout, experts
+    for path, tensors in _of_experts(arrays, weights).items():
         for tensor in tensors:
             _check_float(tensor.name, weights)
-            found[tensor.name] = module, "out-in", tensor
-    for module, name in names.items():
-        _check_fit(module, name, lie[module], folder, weights)
-        found[name] = module, lie[module], None
-    for module in folder.with_base:  # PEFT saves the weight of an adapted embedding too
-        key, name = f"{PREFIX}{module}.{BASE}", names[module]
+            found.append((path, tensor.name, "out-in", tensor))
+    for path, name in names.items():
+        _check_fit(name, lie[path], modules[path], weights)
+        found.append((path, name, lie[path], None))
+    for path in folder.with_base:  # PEFT saves the weight of an adapted embedding too
+        key, name = f"{PREFIX}{path}.{BASE}", names[path]
         if not same_bytes(folder.file, key, weights.holder[name], name):
             reason = f"{short(key)} is not the base's {short(name)}: the adapter is of another base"
             raise FileRefused(folder.file.path, reason)
     changes = []
-    for name, (module, layout, experts) in found.items():
-        file, spec = weights.holder[name].path.name, weights.spec(name)
-        rank, scaling, form = folder.layers[module].rank, folder.layers[module].scaling, folder.forms[module]
-        changes.append(MergedTensor(name, module, file, spec.dtype, spec.shape, layout, rank, scaling, form, experts))
+    for path, name, layout, experts in found:
+        file, spec, module = weights.holder[name].path.name, weights.spec(name), folder.modules[path]
+        place = (name, path, file, spec.dtype, spec.shape, layout)
+        changes.append(MergedTensor(*place, module.rank, module.scaling, module.form, experts))
     return sorted(changes, key=lambda change: (change.file, weights.spec(change.name).start))
 
 
@@ -89,10 +89,10 @@ def _check_float(name: str, weights: Weights) -> None:
         raise _refused(weights, name, f"has dtype {dtype}, expected one of {expected}: quantised, unsupported: {way}")
 
 
-def _check_fit(module: str, name: str, layout: str, folder: AdapterFolder, weights: Weights) -> None:
+def _check_fit(name: str, layout: str, module: AdaptedModule, weights: Weights) -> None:
     """Require the shape that the adapter is made for."""
-    form, shape = folder.forms[module], weights.spec(name).shape
-    expected = form.weight_shape(*folder.shapes(module), layout)
+    form, shape = module.form, weights.spec(name).shape
+    expected = form.weight_shape(*module.shape, layout)
     if shape != expected:
         hint = f"stored {layout}" if form.kind == "linear" else f"of {'an' if form.kind == 'embedding' else 'a'} {form}"
         if form.kind == "linear" and shape == expected[::-1]:
@@ -100,13 +100,12 @@ def _check_fit(module: str, name: str, layout: str, folder: AdapterFolder, weigh
         raise _refused(weights, name, f"has shape {list(shape)}, the adapter is for {list(expected)} ({hint})")
 
 
-def _weight_names(folder: AdapterFolder, weights: Weights) -> dict[str, str]:
+def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
     """Return the base's name for each adapted module's weight.
 
     The names are the module's paths. Files of a model without its head leave out the path's first part, as GPT-2's do
     ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed.
     """
-    modules = [module for module, form in folder.forms.items() if not form.experts]
     for dropped in _dropped(modules):
         names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
         if len(names) == len(modules) and all(name in weights.holder for name in names.values()):
@@ -128,49 +127,50 @@ def _dropped(modules: list[str]) -> list[str]:
     return ["", *{module.partition(".")[0] + "." for module in modules[:1]}]
 
 
-def _of_experts(folder: AdapterFolder, weights: Weights) -> dict[str, list[ExpertTensor]]:
+def _of_experts(arrays: Mapping[str, AdaptedModule], weights: Weights) -> dict[str, list[ExpertTensor]]:
     """Return the tensors of each adapted array of a mixture."""
-    forms = {module: form for module, form in folder.forms.items() if form.experts}
-    missing = [first for first in _dropped([*forms]) if not any(name.startswith(first) for name in weights.holder)]
+    missing = [first for first in _dropped([*arrays]) if not any(name.startswith(first) for name in weights.holder)]
     dropped = missing[0] if missing else ""
     return {
-        module: expert_tensors(module.removeprefix(dropped), form.experts, *folder.shapes(module), weights)
-        for module, form in forms.items()
+        path: expert_tensors(path.removeprefix(dropped), module.form.experts, *module.shape, weights)
+        for path, module in arrays.items()
     }
 
 
 # --- which way round a weight lies ------------------------------------------------------------------------------------
 
 
-def layouts_of(
-    names: Mapping[str, str], folder: AdapterFolder, weights: Weights, layouts: Mapping[str, str] | None
+def _layouts(
+    names: Mapping[str, str],
+    modules: Mapping[str, AdaptedModule],
+    flag: bool,
+    weights: Weights,
+    layouts: Mapping[str, str] | None,
 ) -> dict[str, str]:
-    """Return how each adapted module's weight lies; where that is in doubt, of a square one, ask for `layouts`."""
-    lie = {module: "in-out" if folder.forms[module].kind == "embedding" else "out-in" for module in names}
-    linear = [module for module in names if folder.forms[module].kind == "linear"]
-    said, flag = _said(linear, layouts), LAYOUTS[folder.config.fan_in_fan_out]
-    square = [m for m in linear if m not in said and len(set(weights.spec(names[m]).shape)) == 1]
-    shown = _shown({m: names[m] for m in linear}, folder, weights) if square else {}
-    for module in square:
-        parent, last = _parts(names[module])
-        alike, near, anywhere = shown[last], shown[last] | shown[parent], set().union(*shown.values())
-        if flag == "out-in":
-            doubtful = "in-out" in near or (not alike and "in-out" in anywhere)
-        elif len(linear) == 1:  # the flag is of this one
-            doubtful = "out-in" in alike
-        else:
-            doubtful = "out-in" in near or (not alike and len({_parts(names[m])[1] for m in linear}) > 1)
-        if doubtful:
-            around, name = " and ".join(sorted(near or anywhere)) or "nothing", short(module)
+    """Return how each adapted module's weight lies: as the caller says, else as the adapter's flag says of all.
+
+    Of a square weight the flag is not enough where another matrix lies otherwise; nor where it says (in, out) of
+    several kinds of module, as of GPT-2's Conv1D among Linears, and no matrix of this one's name shows it.
+    """
+    lie = {path: "in-out" if module.form.kind == "embedding" else "out-in" for path, module in modules.items()}
+    linear = [path for path, module in modules.items() if module.form.kind == "linear"]
+    said, shown = _said(linear, layouts), _shown({path: names[path] for path in linear}, modules, weights)
+    base, several = set().union(*shown.values()), len({_last(names[path]) for path in linear}) > 1
+    for path in linear:
+        name, shape = names[path], weights.spec(names[path]).shape
+        square = shape == shape[:1] * 2
+        alone = flag and several and not shown[_last(name)]
+        if square and path not in said and (alone or LAYOUTS[not flag] in base):
+            there, module = " and ".join(sorted(base)) or "nothing", short(path)
             raise _refused(
                 weights,
-                names[module],
+                name,
                 "is square: its shape does not show whether it is stored (out, in) or (in, out). The adapter says "
-                f"fan_in_fan_out = {str(flag == 'in-out').lower()} for all its modules; the base shows {around} around "
-                f"it. Say which it is: layouts={{{name}: 'out-in'}} or 'in-out'; on the command line, "
-                f"--layout {name[1:-1]}=out-in",
+                f"fan_in_fan_out = {str(flag).lower()} for all its modules; the base shows {there} around it. Say "
+                f"which it is: layouts={{{module}: 'out-in'}} or 'in-out'; on the command line, "
+                f"--layout {module[1:-1]}=out-in",
             )
-    return lie | dict.fromkeys(linear, flag) | said
+    return lie | dict.fromkeys(linear, LAYOUTS[flag]) | said
 
 
 def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, str]:
@@ -187,23 +187,18 @@ def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, st
     return said
 
 
-def _shown(names: Mapping[str, str], folder: AdapterFolder, weights: Weights) -> dict[str, set[str]]:
-    """Return which layouts the matrices that are not square show, by their modules' last names and by all before those.
-
-    A matrix shows it by the adapter's factors, or by a bias as long as one of its sides.
-    """
-    outputs = {name: folder.shapes(module)[0] for module, name in names.items()}
+def _shown(names: Mapping[str, str], modules: Mapping[str, AdaptedModule], weights: Weights) -> dict[str, set[str]]:
+    """Return how matrices lie, by the last part of their names: the adapter's factors show it, or a bias."""
+    outputs = {name: modules[path].shape[0] for path, name in names.items()}
     shown: dict[str, set[str]] = defaultdict(set)
     for name in weights.holder:
         shape, bias = weights.spec(name).shape, name.removesuffix("weight") + "bias"
         if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1]:
             outs = [outputs[name]] if name in outputs else weights.spec(bias).shape if bias in weights.holder else []
-            for part in _parts(name):
-                shown[part] |= {LAYOUTS[shape.index(out)] for out in outs if out in shape}
+            shown[_last(name)] |= {LAYOUTS[shape.index(out)] for out in outs if out in shape}
     return shown
 
 
-def _parts(name: str) -> tuple[str, str]:
-    """Split the name of a weight: "h.0.attn.c_proj.weight" into "h.0.attn." and ".c_proj"."""
-    parent, _, last = name.removesuffix(".weight").rpartition(".")
-    return f"{parent}.", f".{last}"
+def _last(name: str) -> str:
+    """Return the name of a weight's module: "c_proj" of "h.0.attn.c_proj.weight"."""
+    return name.removesuffix(".weight").rpartition(".")[2]

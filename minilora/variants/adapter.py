@@ -22,7 +22,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..checks import Array, check_choice, check_flag, check_instance, check_shape, is_array
-from ..layer import Cache, Layer, parts_besides
+from ..layer import Cache, Layer
 from ..layers.convolution import Conv1d, Conv2d, Convolution
 from ..layers.embedding import Embedding
 from ..layers.stacked import StackedLinear
@@ -145,11 +145,3 @@ def place_of(base: Any) -> dict[str, Any]:
 def kind_of_layer(layer: Layer | None) -> str | None:
     """Return the kind of a layer that can take an adapter, and None for others."""
     return next((kind for kind, cls in KINDS.items() if isinstance(layer, cls)), None)
-
-
-def beyond_factors(adapter: LoRA) -> list[str]:
-    """Return what an adapter has and computes besides s B A of its factors, in words; not how it started."""
-    arrays = [f"a {name}" for name in parts_besides(adapter, "lora_A", "lora_B", "start")]
-    ours = Adapter if isinstance(adapter, Adapter) else LoRA
-    methods = [name for name in ("forward", "delta", "scaling") if getattr(type(adapter), name) != getattr(ours, name)]
-    return arrays + [f"a {name} of its own" for name in methods]

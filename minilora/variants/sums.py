@@ -42,7 +42,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import Array, check_array, check_choice, check_instance, check_number, check_rank_within, kind_of
 from ..lora import LoRA
-from .adapter import Adapter, beyond_factors
+from .adapter import Adapter
 
 TYPES = ("cat", "linear", "svd")
 """What `weighted_sum` may do, by PEFT's names."""
@@ -157,8 +157,9 @@ def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[f
         if place != expected:
             raise ValueError(f"adapters[{i}] is of shape, kind and kernel {place}, expected {expected} as adapters[0]")
         started = getattr(adapter, "start", None) is not None
-        if beyond := beyond_factors(adapter) + ["a start"] * started:
-            raise ValueError(f"adapters[{i}] has {beyond[0]}: its change of the original base is not s B A")
+        if started or type(adapter) not in (LoRA, Adapter):
+            what = f"{kind_of(adapter)}{', which has a start' if started else ''}"
+            raise ValueError(f"adapters[{i}] is of the class {what}: its change of the original base is not s B A")
     return [check_number(f"weights[{i}]", w, above=-math.inf) for i, w in enumerate(weights)]
 
 

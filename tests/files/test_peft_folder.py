@@ -155,7 +155,7 @@ def test_a_name_too_long_for_the_system_is_refused(saved, tmp_path):
     for call in (load_adapter, inspect_adapter, lambda path: merge_adapter(path, saved, tmp_path / "out")):
         with pytest.raises(FileRefused, match="xxx"):
             call(tmp_path / ("x" * 5000))
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(OSError, match=r"File name too long: '.*xxx"):
         save_adapter(tmp_path / ("x" * 5000), ONE)
     assert not list(tmp_path.iterdir())
 

@@ -268,29 +268,30 @@ def test_an_adapter_that_computes_with_its_array_keeps_it():
     assert (model.adapter.gain != gain).all()
     assert_close(merge(model)(X), model(X), 1e-12)
     assert adapters(model)[""] is model.adapter
+    half = LoRALinear(BASE, own(HalfTrained))
+    assert adapters(half)[""] is half.adapter
 
 
 @pytest.mark.parametrize(
     ("adapter", "what"),
     [
-        (own(Forgets), "a gain"),
-        (own(ForgetsToo), "a gain"),
-        (own(), "a gain"),
-        (doras(), "a magnitude"),
-        (own(Doubled), "a delta of its own"),
-        (own(Louder), "a forward of its own"),
-        (own(Adapter, start=LoRA(A, B, 3)), "a start"),
+        (own(), r"tests\.Gain"),
+        (doras(), "DoRAAdapter"),
+        (own(Doubled), r"tests\.Doubled"),
+        (own(Adapter, start=LoRA(A, B, 3)), "Adapter, which has a start"),
     ],
 )
 def test_only_changes_that_are_s_b_a_add_up(adapter, what):
-    with pytest.raises(ValueError, match=rf"adapters\[1\] has {what}: its change of the .* is not s B A"):
+    with pytest.raises(
+        ValueError, match=rf"^adapters\[1\] is of the class {what}: its change of the original base is not s B A$"
+    ):
         weighted_sum([own(Adapter), adapter], [1, 2])
-    with pytest.raises(ValueError, match=rf"adapters\[0\] has {what}"):
+    with pytest.raises(ValueError, match=rf"^adapters\[0\] is of the class {what}"):
         best_of_rank(adapter, 1)
 
 
-@pytest.mark.parametrize("cls", [Forgets, ForgetsToo, Gain, MergesWithout, Louder, Doubled])
-def test_no_file_of_another_array_or_formula(tmp_path, cls):
+@pytest.mark.parametrize("cls", [ForgetsToo, Gain, Louder, Doubled, HalfTrained])
+def test_no_file_of_another_class(tmp_path, cls):
     save_adapter(tmp_path, {"fc": LoRA(A, B, 5)})
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(TypeError, match=rf"layers\['fc'\].*{cls.__name__}"):
@@ -305,13 +306,6 @@ def test_no_file_of_a_layer_of_ones_own(tmp_path, as_layers):
     with pytest.raises(TypeError, match=rf"layers\['fc2'\].*{name}"):
         save_adapter(tmp_path / "new", {"fc2": vera.fc2} if as_layers else adapters(vera))
     assert not (tmp_path / "new").exists()
-
-
-def test_a_subclass_that_computes_as_lora_is_listed_as_one():
-    model = Sequential(fc=LoRALinear(BASE, own(HalfTrained)))
-    (adapter,) = adapters(model).values()
-    assert (type(adapter), adapter.lora_A is model.fc.adapter.lora_A) == (Adapter, True)
-    assert_close(attach(Sequential(fc=BASE), {"fc": adapter})(X), model(X), 1e-12)
 
 
 def test_another_delta_is_not_moved_to_the_original_base():
