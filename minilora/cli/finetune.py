@@ -81,8 +81,13 @@ def run(options: argparse.Namespace) -> int:
         check_plot(recipe.plot, [*inputs(recipe), *written_beside(recipe)])
         table = finetune(recipe, chosen_backend(recipe.backend))
     except KeyboardInterrupt:
-        say_stopped(recipe, options.typed)
+        say_interrupted()
+        say_kept(recipe, options.typed)
         return 130
+    except OSError as error:  # as of a full disk
+        say(str(error))
+        say_kept(recipe, options.typed)
+        return 2
     if recipe.plot is not None:
         from . import figures
 
@@ -90,11 +95,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def say_stopped(recipe: Recipe, typed: list[str]) -> None:
-    """Tell that Ctrl-C ended the command, what is kept, and the command that goes on."""
+def say_kept(recipe: Recipe, typed: list[str]) -> None:
+    """Tell what is kept of a training that ended early, and the command that goes on."""
     from ..language.finetune import kept_training
 
-    say_interrupted()
     kept = kept_training(recipe, chosen_backend(recipe.backend))
     if kept is None:
         say(f"nothing is kept in {recipe.kept_in} yet")

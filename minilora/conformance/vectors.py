@@ -21,6 +21,7 @@ The answers are summed in one order, first to last, so one version writes the sa
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -225,7 +226,7 @@ def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int
     ValueError
         If the folder is there already.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
     with written_folder(folder) as new:
         for vector in vectors:

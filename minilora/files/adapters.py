@@ -59,7 +59,7 @@ from ..variants.adapter import Adapter, Rewritten
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import replaceable, synced, takes_files, written_at_once, written_whole
+from .disk import replaceable, synced, takes_files, written_at_once, written_folder, written_whole
 from .experts import WRITTEN_AS, layer_paths
 from .peft import (
     BASE,
@@ -250,7 +250,7 @@ def save_adapter(
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     check_adapter_target(path)
     check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
-    path.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, tensors, notes, text)
 
 
@@ -265,7 +265,7 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, st
         with written_whole(path / WEIGHTS_NAME) as file:
             write_tensors(file, tensors, notes)
         return
-    with written_at_once(path) as part:
+    with (written_at_once if path.exists() else written_folder)(path) as part:
         with synced(part / CONFIG_NAME) as file:
             file.write(text)
         with synced(part / WEIGHTS_NAME) as file:

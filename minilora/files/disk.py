@@ -100,7 +100,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     replaceable(path)
     part = _part_of(path)
     try:
-        with synced(part) as file:
+        with naming(path), synced(part) as file:
             yield file
     except BaseException:
         part.unlink(missing_ok=True)
@@ -116,12 +116,13 @@ def written_at_once(folder: Path) -> Iterator[Path]:
     What else is in `folder` stays: it comes along into the new folder, and the two are exchanged. Where the system
     cannot exchange them, `folder` has folders of its own, or this process works in it, the files follow one another.
     """
-    folder = Path(os.path.realpath(folder))
+    named, folder = folder, Path(os.path.realpath(folder))
     part = _part_of(folder if os.access(folder.parent, os.W_OK) else folder / folder.name)
     part.mkdir()
     own = os.stat(part)
     try:
-        yield part
+        with naming(named):
+            yield part
         names = os.listdir(part)
         exchanged = _take_along(folder, part) and exchange_folders(part, folder)
         if not exchanged:
@@ -178,12 +179,24 @@ def written_folder(path: Path) -> Iterator[Path]:
     part = _part_of(path)
     part.mkdir()
     try:
-        yield part
+        with naming(path):
+            yield part
         sync_folder(part)
         os.replace(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     sync_folder(path.absolute().parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the system that names no file, as that of a full disk, name what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

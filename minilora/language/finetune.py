@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import tempfile
 import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +120,8 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
 
 def check_free(recipe: Recipe, kept: Kept | None) -> None:
     """Require that nothing is replaced but the adapter that this training wrote, its log and its figure."""
-    saved, own = (kept.notes["saved"], kept.notes["wrote"]) if kept else (None, [])
-    check_no_adapter(recipe.save, recipe.overwrite or saved == digest_of_adapter(recipe.save))
+    saved, own = (kept.notes["saved"], kept.notes["wrote"]) if kept else ([], [])
+    check_no_adapter(recipe.save, recipe.overwrite or digest_of_adapter(recipe.save) in saved)
     for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
         check_new_file(what, path, recipe.overwrite or (path is not None and str(real(path)) in own))
 
@@ -453,7 +456,7 @@ def train_adapter(
     wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
     notes = Notes(
         asked=asked(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length, before=before,
-        learned=table.learned, saved=kept.notes["saved"] if kept else None, wrote=sorted(wrote),
+        learned=table.learned, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
     )  # fmt: skip
     if kept is None:
         recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
@@ -531,15 +534,18 @@ def diverged(recipe: Settled, step: int) -> str:
 def save(recipe: Settled, adapted: Llama) -> None:
     """Write the adapter, with the names that PEFT and llama.cpp ask for."""
     by_weight = found_by_weight(adapted)
-    save_adapter(
-        recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
+    write = partial(
+        save_adapter, layers=adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
         target_parameters=by_weight, lora_dropout=recipe.dropout, overwrite=True,
     )  # fmt: skip
+    # Noted first, since a kill may come behind the save. Where there is no room, that is no reason not to save.
+    with suppress(OSError), tempfile.TemporaryDirectory(prefix="minilora-") as same:
+        write(same)
+        note_saved(recipe.kept_in, Path(same))
+    write(recipe.save)
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)
-    else:
-        note_saved(recipe.checkpoint, recipe.save)
 
 
 def best_step(recipe: Settled, table: LossTable) -> str:

@@ -11,6 +11,7 @@ import math
 import os
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -56,7 +57,7 @@ class Notes(TypedDict):
     length: int  # of the longest row: where none is asked for, the data's own, or what memory had room for
     before: float  # the held-out loss before the first step
     learned: Learned
-    saved: str | None  # the digest of the adapter that this training wrote, where it is done
+    saved: list[str]  # the digests of the adapters that this training wrote, or was about to write
     wrote: list[str]  # where its logs and figures lie
 
 
@@ -123,10 +124,10 @@ def digest_of_adapter(folder: Path) -> str:
     return digest(*files) if all(file.exists() for file in files) else ""
 
 
-def note_saved(checkpoint: Path, folder: Path) -> None:
-    """Note in a checkpoint which adapter its training wrote: it may replace this one, and no other."""
-    if (saved := read_checkpoint(checkpoint)) is not None:
-        change_notes(checkpoint, {**saved.notes, "saved": digest_of_adapter(folder)})
+def note_saved(kept: Path, adapter: Path) -> None:
+    """Note in a checkpoint an adapter that its training is about to write: it may replace this one, and no other."""
+    if (saved := read_checkpoint(kept)) is not None:
+        change_notes(kept, {**saved.notes, "saved": [*saved.notes["saved"], digest_of_adapter(adapter)]})
 
 
 @contextmanager
@@ -158,7 +159,12 @@ class NowAndThen(Checkpoint):
         """Write down where a training stands, if it is time."""
         start = time.perf_counter()
         if (start - self.written) * SHARE >= self.took:
-            super().keep(state)
+            try:
+                super().keep(state)
+            except OSError as error:
+                warnings.warn(f"the training is not kept after step {state.epoch}, and goes on: {error}", stacklevel=2)
+                self.took = math.inf  # never again
+                return
             self.written = time.perf_counter()
             self.took = self.written - start
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import Adam, History, Linear, Llama, adapt, load_adapter, train
+from minilora import Adam, History, Linear, Llama, adapt, load_adapter, save_adapter, train
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
@@ -213,6 +213,66 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, capsys):
     assert run(*few[:-2], "--lr", "0.02", "--steps", "31", "--save", "mine", "--checkpoint", "c") == 0
 
 
+@pytest.mark.parametrize("checkpoint", [[], ["--checkpoint", "c"]], ids=["unasked", "checkpoint"])
+@pytest.mark.parametrize("moment", ["before", "behind"])
+def test_a_kill_beside_the_save_leaves_a_training_that_goes_on(folder, monkeypatch, moment, checkpoint):
+    """Which knows the adapter that it was about to write, and the one that it wrote before."""
+    monkeypatch.setattr("minilora.language.resume.SHARE", 1e9)  # kept after each step
+    typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW[2:], *checkpoint]
+    assert run(*typed, "--steps", "5", "--save", "whole", "--overwrite") == 0
+    if checkpoint:
+        Path("c").unlink()
+        assert run(*typed, "--steps", "4") == 0
+    with monkeypatch.context() as patched:
+
+        def cut_short(path, **given):
+            if Path(path) != Path("a") or moment == "behind":
+                save_adapter(path, **given)
+            if Path(path) == Path("a"):
+                raise KeyboardInterrupt
+
+        patched.setattr("minilora.language.finetune.save_adapter", cut_short)
+        assert run(*typed, "--steps", "5") == 130
+    assert Path("a").exists() == bool(checkpoint or moment == "behind")
+    assert run(*typed, "--steps", "5") == 0
+    assert weights() == weights("whole")
+    save_adapter("a", load_adapter("whole"), overwrite=True)  # somebody else's
+    assert run(*typed, "--steps", "5") == 2
+
+
+def test_a_save_that_fails_says_what_is_kept_and_what_goes_on(folder, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.language.resume.SHARE", 1e9)
+    typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
+    full = OSError(28, "No space left on device", "a")
+    with monkeypatch.context() as patched:
+        patched.setattr("minilora.language.finetune.save_adapter", lambda *a, **k: (_ for _ in ()).throw(full))
+        assert run(*typed) == 2
+    first, second, command = capsys.readouterr().err.splitlines()
+    assert first == "minilora: [Errno 28] No space left on device: 'a'"
+    assert second == "minilora: step 30 of 30 is kept in a.checkpoint, and this command goes on from there:"
+    assert run(*shlex.split(command)[1:]) == 0
+
+
+def test_a_training_that_cannot_be_kept_goes_on_unless_that_was_asked(folder, capsys, monkeypatch):
+    monkeypatch.setattr("minilora.language.resume.SHARE", 1e9)
+    right = Checkpoint.keep
+
+    def full(self, state):
+        if state.epoch > 1:
+            raise OSError(28, "No space left on device", str(self.path))
+        right(self, state)
+
+    monkeypatch.setattr(Checkpoint, "keep", full)
+    assert finetune() == 0
+    assert capsys.readouterr().err == (
+        "minilora: the training is not kept after step 2, and goes on: [Errno 28] No space left on device: "
+        "'a.checkpoint'\n"
+    )
+    assert finetune("--checkpoint", "c") == 2
+    assert "minilora: step 1 of 30 is kept in c, and this command" in capsys.readouterr().err
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
@@ -385,7 +445,7 @@ NOTES = {
     "numbers": 1,
     "length": 8,
     "before": 1.0,
-    "saved": None,
+    "saved": [],
     "wrote": [],
     "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}},
 }

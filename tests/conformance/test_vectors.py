@@ -224,12 +224,14 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
         assert there == {"index.json", *(case["file"] for case in index["cases"])}
         assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
     capsys.readouterr()
+    (tmp_path / "link").symlink_to("nowhere")
     for given, said in (
         (["none", "--kind", "linear,none"], "--kind: there is no kind 'none'; there are linear, rslora, dora, "),
         (["two", "--compare", "starter", "--starter"], "are about what is written, expected them without --compare"),
         (["two", "--compare", "starter", "--kind", "nf4"], "are about what is written, expected them without --comp"),
         (["none", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
         (["two"], "two' is there already, expected the name of a new folder"),
+        (["link"], "link' is there already, expected the name of a new folder"),
     ):
         assert cli.main(["vectors", str(tmp_path / given[0]), *given[1:]]) == 2
         assert said in capsys.readouterr().err

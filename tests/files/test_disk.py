@@ -369,17 +369,31 @@ def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path, write):
     assert contents(tmp_path) == before
 
 
-def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    save_adapter(tmp_path, layers(1.0, 3.0))
-    before = contents(tmp_path)
-
+@pytest.fixture
+def full_disk(monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        save_adapter(tmp_path, layers(2.0, 4.0), overwrite=True)
+
+
+@pytest.mark.parametrize("alpha", [3.0, 4.0], ids=["same configuration", "another configuration"])
+def test_a_full_disk_loses_nothing_and_the_error_names_the_adapter(tmp_path, alpha, request):
+    save_adapter(tmp_path / "a", layers(1.0, 3.0))
+    before = contents(tmp_path)
+    request.getfixturevalue("full_disk")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a(/adapter_model\.safetensors)?'$"):
+        save_adapter(tmp_path / "a", layers(2.0, alpha), overwrite=True)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/b'$"):
+        save_adapter(tmp_path / "b", layers(2.0, alpha))
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("write", [written_whole, written_folder])
+def test_an_error_that_names_a_file_keeps_its_name(tmp_path, write):
+    with pytest.raises(FileNotFoundError, match=r": 'what is read'$"), write(tmp_path / "a"):
+        open("what is read")
+    assert contents(tmp_path) == {}
 
 
 KINDS = {
