@@ -37,10 +37,14 @@ CHALLENGES: dict[str, list[tuple[str, str]]] = {
 def digest() -> str:
     """Return what tells the file's code, less docstring and comments, and its lists of names from any others."""
     with FILE.open("rb") as file:
-        _, _, *tokens = tokenize.tokenize(file.readline)  # the first two are the encoding and the docstring
-    code = " ".join(token.string for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL))
+        _, docstring, *tokens = tokenize.tokenize(file.readline)  # the first is the encoding
+    code = FILE.read_text(encoding="utf-8").splitlines()
+    for token in tokens:
+        if token.type == tokenize.COMMENT:  # other tokens, as of an f-string, differ between versions of Python
+            code[token.start[0] - 1] = code[token.start[0] - 1][: token.start[1]].rstrip()
+    code = [line for line in code[docstring.end[0] :] if line]
     names = [path.read_text(encoding="utf-8") for path in sorted((FILE.parent / "names").glob("*.txt"))]
-    return hashlib.sha256("\n".join([code, *names]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([*code, *names]).encode()).hexdigest()
 
 
 def run(name: str) -> list[str]:

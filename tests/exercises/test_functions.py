@@ -302,7 +302,7 @@ class NoArray:
 ODD = [
     *(None, "dB", 1j, float("nan"), 10**400, True, {"dB": 1}, {1, 2}, object(), [], b"abc", NoArray(), len, range(3)),
     *([[1, 2], [3]], [["A"]], ("A", ["B"]), np.zeros((0, 3)), np.array(["a"]), np.array([None, 1]), (None,) * 3),
-    *(np.timedelta64(1), np.ma.masked_array([1.0], [1]), [NoArray()] * 2, (1, 2, 3), np.zeros((1,) * 30)),
+    *(np.timedelta64(1, "s"), np.ma.masked_array([1.0], [1]), [NoArray()] * 2, (1, 2, 3), np.zeros((1,) * 30)),
     *((np.full((2, 7), np.nan), np.zeros((5, 2))), (np.zeros((2, 7, 1)), np.zeros((5, 2))), (NoArray(),) * 3),
 ]
 
