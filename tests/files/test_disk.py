@@ -392,7 +392,7 @@ def test_a_full_disk_loses_nothing_and_the_error_names_the_adapter(tmp_path, alp
 @pytest.mark.parametrize("write", [written_whole, written_folder])
 def test_an_error_that_names_a_file_keeps_its_name(tmp_path, write):
     with pytest.raises(FileNotFoundError, match=r": 'what is read'$"), write(tmp_path / "a"):
-        open("what is read")
+        os.stat("what is read")
     assert contents(tmp_path) == {}
 
 
