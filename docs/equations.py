@@ -1,20 +1,19 @@
-"""Sphinx extension: an equation on a page and its line of code point at each other and agree, or the build fails.
+r"""Sphinx extension: an equation on a page and its line of code point at each other and agree, or the build fails.
 
 In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, this block states
-the equation, names the variables it is about, and says in entries what it computes::
+the equation in TeX and names the variables it is about::
 
     ```{equation} 5 dA dh x
-    :entries: einsum("nk,ni->ki", dh, x)
-
-    dA = dh^T x
+    dA = dh^\top x
     ```
 
-The page then shows the line itself, read from the file, and links to it on the source page that viewcode makes; the
-comment there links back. Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation
-with several lines the first one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or
-``(att.4) to (att.9)``, becomes a link to its equation; in code and in headings it stays text. The build stops where
-equations and lines do not fit (`stated`), and at a number in the prose that names no equation; where it is meant to,
-write it as code.
+The build computes the printed formula and the line (`stated`). Where the formula has words, ``:entries:`` says in
+Python what they mean, and the page shows it; ``:unchecked:`` says why a value cannot be compared. The page shows the
+line itself, read from the file, and links to it on the source page that viewcode makes; the comment there links back.
+Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation with several lines the first
+one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a
+link to its equation; in code and in headings it stays text. The build stops where equations and lines do not fit
+(`stated`), and at a number in the prose that names no equation; where it is meant to, write it as code.
 """
 
 from __future__ import annotations
@@ -52,14 +51,15 @@ class EquationDirective(SphinxDirective):
     has_content = True
     required_arguments = 1
     optional_arguments = 100
-    option_spec = {"entries": directives.unchanged_required, "shown": directives.unchanged_required}  # noqa: RUF012
+    option_spec = dict.fromkeys(("entries", "shown", "unchecked"), directives.unchanged_required)
 
     def run(self) -> list[nodes.Node]:
         """Return the equation as a node."""
-        stated = Equation(self.arguments[0], self.arguments[1:], self.options.get("entries", ""))
+        tex = "\n".join(self.content)
+        told = {name: self.options.get(name, "") for name in ("entries", "unchecked")}
+        stated = Equation(self.arguments[0], self.arguments[1:], tex, **told)
         node = equation(classes=["equation"], ids=[anchor(stated.label)])
         self.env.metadata[self.env.docname].setdefault("equations", []).append(stated)
-        tex = "\n".join(self.content)
         formula = nodes.math_block(tex, tex, nowrap=True, number=None, label=None)
         set_source_info(self, formula)
         label = nodes.inline("", f"({stated.label})", classes=["number"])
@@ -76,6 +76,8 @@ class EquationDirective(SphinxDirective):
                 "", "", nodes.Text("in short: " if "shown" in self.options else ""), links[0], *others
             )
             node += nodes.paragraph("", "", code, nodes.Text(" "), places, classes=["line"])
+        if stated.entries:
+            node += nodes.paragraph("", "compared as ", nodes.literal("", stated.entries), classes=["line"])
         self.env.domains.standard_domain.note_hyperlink_target(
             anchor(stated.label), self.env.docname, anchor(stated.label), f"({stated.label})"
         )

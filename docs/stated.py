@@ -1,12 +1,12 @@
 """Whether an equation that a page states is what a line of the code computes.
 
 In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, a block
-``{equation}`` states the equation, names its variables, and says in entries what it computes. `problems` says what does
-not fit:
+``{equation}`` states the equation and names its variables. The printed formula itself is computed (`formulas`); where
+it has words, the block says in entries what it means, and the page shows them. `problems` says what does not fit:
 
 - a number without an equation, an equation without a line, an equation stated twice;
 - a line that does not speak of the equation's variables;
-- a line that computes something else than ``entries``, on the random arrays of `samples`: a wrong sign, a lost factor.
+- a line that computes something else than what is printed, on the random arrays of `samples`: a wrong sign in either.
 
 It needs no Sphinx, so that the tests can ask it; `equations` puts the equations on the site.
 """
@@ -21,9 +21,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from formulas import difference, unequal
 from numbered import LABEL, Line
 from samples import RANKS, samples
 
+from minilora import Linear
 from minilora.layers.nf4 import CodedLinear
 
 
@@ -33,7 +35,9 @@ class Equation:
 
     label: str  # "5" or "act.1"
     names: list[str]  # the variables that its lines must mention
-    entries: str = ""  # what it computes, a Python expression; "" where it is not evaluated
+    tex: str = ""  # what is printed
+    entries: str = ""  # what it computes in Python, shown below it, where that cannot be read from the formula
+    unchecked: str = ""  # why its value is not compared
 
 
 def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
@@ -52,8 +56,8 @@ def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
                 found.append(
                     f"{line}: equation ({equation.label}) speaks of {', '.join(lost)}, the line does not: `{line.code}`"
                 )
-            elif equation.entries and (difference := differs(equation, line)):
-                found.append(f"{line}: `{line.code}` is not equation ({equation.label}): {difference}")
+            elif not equation.unchecked and (differs_by := differs(equation, line)):
+                found.append(f"{line}: `{line.code}` is not equation ({equation.label}): {differs_by}")
     return found
 
 
@@ -63,31 +67,35 @@ def differs(equation: Equation, line: Line) -> str:
         stated, coded = samples(equation.label, rank), samples(equation.label, rank)
         if not biased:  # the line has another branch where there is no b
             stated["b"], coded["b"] = 0, None
+        stated |= stated.pop("printed", {})
         try:
-            expected = eval(equation.entries, stated)
-        except Exception as error:
-            return f"its entries cannot be computed, {type(error).__name__}: {error}"
-        try:
-            found = _value(line, coded)
+            found = _arrays(_value(line, coded, equation.names))
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-        if isinstance(found, tuple) and not isinstance(expected, tuple):
-            # Of an output and its cache, or of dx and the gradients, the one that the equation gives.
-            found = next((part for part in found if isinstance(part, type(expected))), found)
-        pair = _arrays(found), _arrays(expected)
-        shapes = [[array.shape for array in arrays] for arrays in pair]
-        if shapes[0] != shapes[1]:
-            return f"it has the shape {shapes[0]}, and not {shapes[1]}"
-        for one, other in zip(*pair, strict=True):
-            close = np.isclose(one, other, rtol=1e-10, atol=1e-12)
-            if not close.all():
-                first = np.unravel_index(np.argmin(close), close.shape)
-                return f"it gives {one[first]:.6g} where the equation gives {other[first]:.6g}"
+        try:
+            said = _against(equation, stated, found)
+        except Exception as error:
+            return f"the equation cannot be computed, {type(error).__name__}: {error}"
+        if said:
+            return said
     return ""
 
 
-def _value(line: Line, names: dict[str, Any]) -> Any:
-    """Return the value that a line computes: what it assigns, returns, or makes of the array that it updates."""
+def _against(equation: Equation, names: dict[str, Any], found: list[np.ndarray]) -> str:
+    """Say how arrays differ from what the equation says: its entries where it has some, else its formula."""
+    if not equation.entries:
+        return difference(equation.tex, names, found)
+    stated = _arrays(eval(equation.entries, names))
+    if len(found) != len(stated):
+        return f"it gives {len(found)} arrays, and the equation {len(stated)}"
+    return next(filter(None, map(unequal, found, stated)), "")
+
+
+def _value(line: Line, names: dict[str, Any], spoken: list[str]) -> Any:
+    """Return the value that a line computes: what it assigns, returns, or makes of the array that it updates.
+
+    Of several, ``y, cache = ...``, those of which the equation speaks.
+    """
     (statement,) = ast.parse(line.code).body
     value = statement.value
     if isinstance(statement, ast.AugAssign):
@@ -95,6 +103,9 @@ def _value(line: Line, names: dict[str, Any]) -> Any:
     names["self"] = names.get("layers", {}).get(line.cls)
     scope = {**vars(importlib.import_module(line.module)), **names}
     result = eval(compile(ast.fix_missing_locations(ast.Expression(value)), str(line), "eval"), scope)
+    if isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Tuple):
+        parts = tuple(part for part, name in zip(result, target.elts, strict=True) if ast.unparse(name) in spoken)
+        return parts if len(parts) > 1 else parts[0]
     if isinstance(statement, ast.Expr):  # a call that updates its first argument
         return names[ast.unparse(value.args[0])]
     return result
@@ -105,8 +116,12 @@ def _arrays(value: Any) -> list[np.ndarray]:
 
     Of a layer that keeps codes, the weight that they stand for.
     """
+    if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
+        value = np.array(value)
     if isinstance(value, CodedLinear):
         value = value.weight
+    if isinstance(value, Linear):
+        value = (value.weight, 0 if value.bias is None else value.bias)
     if hasattr(value, "trainable"):
         value = (*value.trainable().values(), *([value.scaling] if hasattr(value, "scaling") else []))
     if isinstance(value, dict):
@@ -114,10 +129,17 @@ def _arrays(value: Any) -> list[np.ndarray]:
     return [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 
-HEAD = re.compile(rf"^```\{{equation\}} (?P<label>{LABEL})(?P<names>.*)\n(?::entries: (?P<entries>.*)\n)?", re.M)
+BLOCK = re.compile(
+    rf"^```\{{equation\}} (?P<label>{LABEL})(?P<names>.*)\n(?P<options>(?::.*\n)*)(?P<tex>(?:.*\n)*?)```", re.M
+)
+
+OPTION = re.compile(r"^:(entries|unchecked): (.*)$", re.M)
 
 
 def read_page(text: str) -> list[Equation]:
     """Return the equations that a page states, from its text."""
     text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # which only show what a directive looks like
-    return [Equation(m["label"], m["names"].split(), m["entries"] or "") for m in HEAD.finditer(text)]
+    return [
+        Equation(m["label"], m["names"].split(), m["tex"].strip(), **dict(OPTION.findall(m["options"])))
+        for m in BLOCK.finditer(text)
+    ]

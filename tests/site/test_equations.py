@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -48,7 +49,32 @@ def test_pages_and_code_fit():
 
 
 def test_every_equation_but_one_is_evaluated():
-    assert [x.label for x in STATED if not x.entries] == ["26"]  # singular vectors have no sign of their own
+    assert [x.label for x in STATED if x.unchecked] == ["26"]
+
+
+def test_what_is_compared_is_the_printed_formula():
+    """But for six that have words, or an order of entries that no formula says; the page shows those in Python."""
+    shown = [x.label for x in STATED if x.entries]
+    assert shown == ["25", "conv.1", "conv.2", "loftq.2", "seq.2", "sum.2"]
+
+
+PRINTED = [x for x in STATED if not x.entries and not x.unchecked]
+
+
+@pytest.mark.parametrize("equation", one_in(4, PRINTED, [x.label for x in PRINTED]))
+def test_a_wrong_sign_in_a_printed_formula_is_found(equation):
+    lines = [x for x in LINES if x.label == equation.label]
+    assert stated.problems([equation], lines) == []
+    for tex in wrong_formulas(equation.tex):
+        assert stated.problems([dataclasses.replace(equation, tex=tex)], lines), tex
+
+
+def wrong_formulas(tex):
+    """Yield a formula with a minus behind an equality sign, or with one of its own signs the other way."""
+    left, right = tex.split("=", 1)
+    for sign in re.finditer(r"^|=|(?<=[\w})] )[+-](?= )", right):
+        other = {"": "-", "=": "= -", "+": "-", "-": "+"}[sign[0]]
+        yield f"{left}={right[: sign.start()]}{other}{right[sign.end() :]}"
 
 
 def test_a_line_is_found_where_it_is(package):
@@ -93,7 +119,7 @@ BROKEN = [
 @pytest.mark.parametrize(("what", "file", "old", "new", "said"), BROKEN, ids=[row[0] for row in BROKEN])
 def test_a_broken_link_is_found(whole, what, file, old, new, said):
     replace(whole / file, old, new)
-    links = [dataclasses.replace(x, entries="") for x in STATED]
+    links = [dataclasses.replace(x, unchecked="the links alone") for x in STATED]
     assert any(said in problem for problem in stated.problems(links, numbered.find_lines(whole)))
 
 
@@ -173,10 +199,20 @@ def test_an_equation_stated_twice_is_found():
     assert "equation (5) is stated 2 times" in stated.problems(twice, [])
 
 
-def test_entries_that_cannot_be_computed_are_told():
-    other = stated.Equation("5", ["dA"], "einsum('nk,ni->ki', dh, X, y)")
+@pytest.mark.parametrize(
+    ("tex", "said"),
+    [
+        (r"dA = dh^\top z", "nothing is known of z"),
+        (r"dA = (dh^\top x", "expected ), got the end"),
+        (r"\of{dA}{in,\,r} = \of{dh^\top}{r,\,N} x", "r is 5 in one shape and 3 in another"),
+        (r"dA_{ki} = \sum_m dh_{nk} x_{ni}", "n"),
+    ],
+)
+def test_a_formula_that_cannot_be_computed_is_told(tex, said):
     line = numbered.Line("minilora.lora", 1, "5", "dA = dh.T @ x", "eq-5")
-    assert "its entries cannot be computed" in stated.problems([other], [line])[0]
+    (problem,) = stated.problems([stated.Equation("5", ["dA"], tex)], [line])
+    assert "the equation cannot be computed" in problem
+    assert said in problem
 
 
 # --- the same, by a real build of a small site ------------------------------------------------------------------------
@@ -201,7 +237,7 @@ derivation
 ```
 """
 LAYER = 'def double(x):\n    """Double."""\n    y = 2 * x  # eq. (1)\n    return y\n'
-DERIVATION = "# Derivation\n\nSee [(1)](#eq-1).\n\n```{equation} 1 y x\n:entries: 2 * x\n\ny = 2 x\n```\n"
+DERIVATION = "# Derivation\n\nSee [(1)](#eq-1).\n\n```{equation} 1 y x\ny = 2 x\n```\n"
 
 
 def build(folder, layer=LAYER, derivation=DERIVATION, index=INDEX):
@@ -258,6 +294,7 @@ def test_a_number_in_the_prose_becomes_a_link(tmp_path):
         ({"layer": LAYER.replace("y", "z")}, "equation (1) speaks of y"),
         ({"derivation": DERIVATION.replace("} 1", "} 3")}, "equation (3) has no line of code"),
         ({"layer": LAYER.replace("2 * x", "x / 2")}, "is not equation (1)"),
+        ({"derivation": DERIVATION.replace("y = 2 x", "y = -2 x")}, "is not equation (1)"),
         (
             {"index": INDEX.replace("automodule:: tiny.layer\n   :members:", "math:: 1")},
             "is tiny.layer on the API page?",
@@ -270,6 +307,7 @@ def test_a_number_in_the_prose_becomes_a_link(tmp_path):
         "renamed variable",
         "other equation",
         "other value",
+        "other formula",
         "module without a source page",
     ],
 )

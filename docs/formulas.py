@@ -1,0 +1,377 @@
+r"""Whether arrays are what a printed formula says: its TeX is read as a reader reads it, and computed.
+
+``dA = dh^\top x`` is computed with whole arrays: two of one shape are multiplied entry by entry, others as matrices.
+``dh_{nk} = s \sum_o dy_{no} B_{ok}`` is computed entry by entry: an index runs over the axis on which it stands, and
+axes in front of those that have an index are a batch. ``\of{dA}{r,\,in}`` is dA with its shape, which is checked. In
+``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind it says
+where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of letters
+needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
+
+The formula becomes Python, term by term; `stated` holds it against the lines of code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+WRITTEN_OTHERWISE = [
+    (r"\\mathrel\{\+\}=", r"\\pluseq "),
+    (r"\\frac\{\\partial L\}\{\\partial (\w+)(_\{\w+\})?\}", r"d\1\2"),
+    (r"\\operatorname\{([a-z]+)(?:\\,)?([a-z]*)\}", r"\\\1\2 "),
+    (r"\\tfrac(\d)(\d)", r"\\frac{\1}{\2}"),
+    (r"(d?)\\hat(?:\{(\w)\}| (\w))", r"\1\2\3hat"),
+    (r"\\Delta\s*W", "DeltaW"),
+    (r"\\\\\[[\d.]+em\]", r"\\\\"),
+    (r"\\begin\{bmatrix\}(.*?)\\\\(.*?)\\end\{bmatrix\}", r"\\vstack(\1,\2)"),
+    (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
+    (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
+    (r"\\tfrac", r"\\frac"),
+]
+"""What means the same, or nothing."""
+TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+|[A-Za-z]+'*|\S")
+RELATIONS = {"=": "==", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\in": "in"}
+FUNCTIONS = {rf"\{name}": f"np.{name}" for name in ("cos", "sin", "tanh", "log", "sign")}
+OVER = {r"\sum": "sum", r"\max": "max", r"\min": "min", r"\argmin": "argmin", r"\text{mean}": "mean"}
+"""What is taken over an index that stands below it."""
+ENDS = {*("", "+", "-", ")", "]", "}", ",", r"\\", r"\quad", r"\qquad", r"\rvert", r"\pluseq"), *RELATIONS}
+"""What a product of factors ends at."""
+
+
+@dataclass
+class Printed:
+    """One printed equation; its sides are Python."""
+
+    name: str
+    indices: list[str]  # of its left side; "" is a whole axis
+    shape: str  # a list, empty where none is printed
+    sides: list[str]
+    adds: bool  # += in the place of =
+    holds: str
+
+
+def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
+    """Say how arrays differ from what a formula says of them; "" where they do not.
+
+    The first equations are those of the arrays, in their order; the others are of names that have a value.
+    """
+    reader = Reader(tex, names)
+    printed = list(reader.equations())
+    if len(printed) < len(found):
+        return f"there are {len(found)} arrays, and {len(printed)} equations"
+    scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "entry": entry}
+    scope |= {"shaped": shaped, "widths": {}}
+    targets = [*found, *(np.asarray(names[equation.name]) for equation in printed[len(found) :])]
+    for equation, target in zip(printed, targets, strict=True):
+        axes = len(equation.indices)
+        shaped(target, eval(equation.shape), scope["widths"])
+        target = trailing(target, axes)
+        if 0 < target.ndim < axes:  # its axes lie within each other, y_{n,(c,l)}
+            target = target.reshape([reader.sizes[index] for index in equation.indices])
+        for index, count in zip(equation.indices, target.shape[target.ndim - axes :], strict=True):
+            if index and reader.sizes.setdefault(index, count or 1) != count:
+                return f"it has {count} entries along {index}, and not {reader.sizes[index]}"
+        for point in product(*(range(reader.sizes[index]) for index in equation.indices if index)):
+            at = dict(zip(filter(None, equation.indices), point, strict=True))
+            place = (..., *(at.get(index, slice(None)) for index in equation.indices))
+            computed = np.asarray(target[place] if axes else target)
+            if eval(equation.holds, scope | at):
+                before = trailing(np.asarray(names[equation.name]), axes)[place] if equation.adds else 0
+                values = [before + eval(side, scope | at) for side in equation.sides]
+            else:
+                values = [np.where(np.isneginf(computed), -np.inf, 0)]
+            for value in values:
+                if said := unequal(computed, np.asarray(value)):
+                    return said
+    return ""
+
+
+def unequal(found: np.ndarray, stated: np.ndarray) -> str:
+    """Say how two arrays differ; "" where they do not."""
+    if found.shape != stated.shape:
+        return f"it has the shape {found.shape}, and not {stated.shape}"
+    close = np.isclose(found, stated, rtol=1e-10, atol=1e-12)
+    if close.all():
+        return ""
+    return f"it gives {found[~close].flat[0]:.6g} where the equation gives {stated[~close].flat[0]:.6g}"
+
+
+def times(a: Any, b: Any) -> Any:
+    """Return a product: of numbers, of arrays of one shape entry by entry, of others as matrices."""
+    return a * b if np.ndim(a) == 0 or np.ndim(b) == 0 or np.shape(a) == np.shape(b) else a @ b
+
+
+def shaped(array: Any, labels: list[str], widths: dict[str, int]) -> Any:
+    """Return an array that has its printed shape, in which a label is the same width wherever it stands."""
+    for label, width in zip(labels, np.shape(array), strict=False):
+        if widths.setdefault(label, width) != width:
+            raise ValueError(f"{label} is {widths[label]} in one shape and {width} in another")
+    return array
+
+
+def entry(array: Any, *place: Any) -> Any:
+    """Return an entry, counted on the last axes; a computed place is a whole number."""
+    array = trailing(np.asarray(array), len(place))
+    return array[(..., *(axis if isinstance(axis, slice) else int(axis) for axis in place))][()]
+
+
+def trailing(array: np.ndarray, axes: int) -> np.ndarray:
+    """Return an array without a last axis of one entry that has no index."""
+    return array[..., 0] if 0 < axes < array.ndim and array.shape[-1] == 1 else array
+
+
+class Reader:
+    """Reads a formula from left to right and turns it into Python."""
+
+    def __init__(self, tex: str, names: dict[str, Any]):
+        for written, otherwise in WRITTEN_OTHERWISE:
+            tex = re.sub(written, otherwise, tex)
+        self.tokens = TOKEN.findall(tex)
+        self.names = names
+        self.indices: list[str] = []  # that run where the reader is
+        self.sizes: dict[str, int] = {}  # how far each index runs, and the letters of a shape
+        self.depth = 0  # of brackets
+
+    @property
+    def next(self) -> str:
+        """The token that comes; within brackets the end of a line is none."""
+        while self.depth and self.tokens[:1] == [r"\\"]:
+            del self.tokens[0]
+        return self.tokens[0] if self.tokens else ""
+
+    def take(self, *expected: str) -> str:
+        """Return the next token, one of the expected, and go on."""
+        if expected and self.next not in expected:
+            raise ValueError(f"expected {' or '.join(expected)}, got {self.next or 'the end'}")
+        self.next  # noqa: B018, the end of a line within brackets
+        return self.tokens.pop(0)
+
+    def bracket(self, opening: str, closing: str, read: Callable[[], Any]) -> Any:
+        """Return what stands between two brackets."""
+        self.take(opening)
+        self.depth += 1
+        value = read()
+        self.take(closing)
+        self.depth -= 1
+        return value
+
+    def group(self) -> list[str]:
+        """Return the tokens of a group in braces, or the one token that comes."""
+        found, depth = [self.take()], 1
+        while found[0] == "{" and depth:
+            found.append(self.take())
+            depth += {"{": 1, "}": -1}.get(found[-1], 0)
+        return found[1:-1] or found
+
+    def size(self, label: str, count: int) -> None:
+        """Note how far an index runs: along the shortest axis on which it stands."""
+        self.sizes[label] = min(count, self.sizes.get(label, count))
+
+    def equations(self) -> Iterator[Printed]:
+        """Return the equations, one by one."""
+        while self.next:
+            if self.next in (",", r"\\", r"\quad", r"\qquad"):
+                self.take()
+                continue
+            left, shape = [], "[]"
+            while self.next not in ("=", r"\pluseq"):
+                left.append(self.take())
+            if left[0] == r"\of":
+                self.tokens[:0] = left[1:]
+                left, shape = self.group(), self.shape()
+            name, indices = joined(left), []
+            if name not in self.names and left[1:2] == ["_"]:
+                name, indices = joined(left[:1]), self.running(left[2:])
+            self.indices = [index for index in indices if index]
+            adds, sides = self.next == r"\pluseq", []
+            while self.next in ("=", r"\pluseq"):
+                self.take()
+                sides.append(self.sum())
+            holds = "True"
+            if self.tokens[:2] == [r"\quad", "("]:
+                self.take()
+                holds = self.bracket("(", ")", self.relation)
+            yield Printed(name, indices, shape, sides, adds, holds)
+
+    def letters(self, tokens: list[str]) -> list[str]:
+        """Return the indices of a subscript that has letters alone, "" for a whole axis; [] of another."""
+        plain = [token for token in tokens if token not in "{},()"]
+        if not all(token == r"\cdot" or token.isalpha() for token in plain):
+            return []
+        return [letter for token in plain for letter in ([""] if token == r"\cdot" else token)]
+
+    def shape(self) -> str:
+        """Return a printed shape as a list."""
+        return repr([token for token in self.group() if token != ","])
+
+    def running(self, subscript: list[str]) -> list[str]:
+        """Return the indices below a left side; where it computes a place, ``j + D/2``, those that run."""
+        known = self.names.get("fixed", {}) if self.letters(subscript) else self.names
+        letters = self.letters(subscript) or [token for token in subscript if token.isalpha()]
+        return [letter for letter in letters if letter not in known]
+
+    def relation(self) -> str:
+        """Return a condition, ``u < t``; words are none."""
+        parts = [self.sum()]
+        while self.next in RELATIONS:
+            sign = RELATIONS[self.take()]
+            parts += [sign, self.sum()]
+        while self.next not in (")", "]", ",", ""):  # words
+            self.take()
+        return " ".join(parts) if len(parts) > 1 or self.next in ("]", ",") else "True"
+
+    def sum(self) -> str:
+        """Return a sum of terms."""
+        source = self.take() if self.next in ("+", "-") else ""
+        source += self.product()
+        while self.next in ("+", "-"):
+            source += f" {self.take()} {self.product()}"
+        return f"({source})"
+
+    def product(self) -> str:
+        """Return a product of factors, some of them below a slash."""
+        source = self.factor()
+        while self.next not in ENDS and not self.next.startswith(r"\text{ "):
+            sign = self.take() if self.next in ("/", r"\cdot") else ""
+            factor = self.factor()
+            source = f"{source} / {factor}" if sign == "/" else f"times({source}, {factor})"
+        return source
+
+    def factor(self) -> str:
+        """Return an atom with what stands above it."""
+        source = self.atom()
+        while self.next in ("^", "_"):
+            if self.take() == "_":
+                source = f"entry({source}, {self.place(self.group())})"
+            elif self.next == r"\top":
+                self.take()
+                source = f"{source}.T"
+            else:
+                source = f"{source} ** {self.argument()}"
+        return source
+
+    def argument(self) -> str:
+        """Return what stands in braces, or the one thing that follows."""
+        return self.bracket("{", "}", self.sum) if self.next == "{" else self.atom()
+
+    def arguments(self) -> str:
+        """Return what a function is taken of: a list in brackets, or the rest of the term."""
+        if self.next != "(":
+            return self.product()
+
+        return self.bracket("(", ")", lambda: ", ".join(self.listed()))
+
+    def listed(self) -> list[str]:
+        """Return what stands between commas."""
+        parts = [self.sum()]
+        while self.next == ",":
+            self.take()
+            parts.append(self.sum())
+        return parts
+
+    def atom(self) -> str:
+        """Return a bracket, a number, a function's value, what is taken over an index, or a name."""
+        if self.next in ("(", "{", r"\lvert"):
+            closing = {"(": ")", "{": "}", r"\lvert": r"\rvert"}[self.next]
+            return ("abs" if self.next == r"\lvert" else "") + self.bracket(self.next, closing, self.sum)
+        if self.next == "[":
+            return self.bracket("[", "]", self.indicator_or_row)
+        if self.next == r"\vstack":
+            self.take()
+            return f"np.vstack([{self.arguments()}])"
+        token = joined([self.take()]) if self.next.startswith(r"\text") and self.next not in OVER else self.take()
+        if token.isdigit():
+            return token
+        if token == r"\frac":
+            return f"({self.argument()} / {self.argument()})"
+        if token == r"\sqrt":
+            return f"np.sqrt({self.argument()})"
+        if token == r"\of":
+            return f"shaped({self.bracket('{', '}', self.sum)}, {self.shape()}, widths)"
+        if token == r"\underbrace":
+            value, _, _ = self.bracket("{", "}", self.sum), self.take("_"), self.group()
+            return value
+        if token == r"\pi":
+            return "np.pi"
+        if token in FUNCTIONS:
+            return f"{FUNCTIONS[token]}({self.arguments()})"
+        if token in OVER:
+            return self.over(OVER[token]) if self.next == "_" else f"np.{OVER[token]}imum({self.arguments()})"
+        if token == "e" and self.next == "^":
+            self.take()
+            return f"np.exp({self.argument()})"
+        return self.name(token)
+
+    def indicator_or_row(self) -> str:
+        """Return 1 where a condition holds, ``[a < P]``, or the matrix of some that stand side by side, ``[A, B]``."""
+        first = self.relation()
+        if self.next != ",":
+            return f"(1 * ({first}))"
+        self.take()
+        return f"np.hstack([{', '.join([first, *self.listed()])}])"
+
+    def over(self, taken: str) -> str:
+        """Return a sum, a maximum or a mean over indices."""
+        self.take("_")
+        below = self.group()
+        end = next((i for i, token in enumerate(below) if token in RELATIONS or token.startswith(r"\text")), len(below))
+        indices = self.letters(below[:end])
+        rest, outer = self.tokens, self.indices
+        self.indices, condition = [*outer, *indices], "True"
+        if joined(below[end + 1 : end + 2]) in self.names or below[end : end + 1] not in ([], [r"\in"]):
+            self.tokens = below if not below[end].startswith(r"\text") else []
+            condition = self.relation() if self.tokens else "True"
+        self.tokens = rest
+        source, self.indices = self.product(), outer
+        loops = " ".join(f"for {index} in range(sizes[{index!r}])" for index in indices)
+        return f"np.{taken}([{source} {loops} if {condition}], axis=0)"
+
+    def name(self, token: str) -> str:
+        """Return what a name stands for: an index, an array, an entry of one, or a function's value."""
+        token, rest = joined([token]), list(self.tokens)
+        if self.next in ("_", "^") and (whole := joined([token, self.take(), *self.group()])) in self.names:
+            token = whole
+        else:
+            self.tokens = rest
+        if token in self.indices and self.next != "_":
+            return f"names['at'][{token!r}][{token}]" if token in self.names.get("at", {}) else token
+        if token not in self.names:
+            raise ValueError(f"nothing is known of {token}")
+        source = f"names[{token!r}]"
+        if callable(self.names[token]):
+            return f"{source}({self.arguments()})"
+        if self.next != "_":
+            return source
+        self.take()
+        return f"entry({source}, {self.place(self.group(), np.asarray(self.names[token]))})"
+
+    def place(self, subscript: list[str], array: np.ndarray | None = None) -> str:
+        """Return the place that a subscript names; each index runs over the axis of the array on which it stands."""
+        parts, rest, fixed = [], self.tokens, self.names.get("fixed", {})
+        if self.letters(subscript):
+            subscript = [token for token in subscript if token not in "()"]
+        for part in " ".join(subscript).split(","):
+            tokens = part.split()
+            letters = self.letters(tokens)
+            if letters and all(letter in ("", *self.indices, *fixed) for letter in letters):
+                parts += [letter or "slice(None)" for letter in letters]
+            else:
+                self.tokens = tokens
+                parts.append(self.sum())
+        self.tokens = rest
+        if array is not None:
+            shape = trailing(array, len(parts)).shape
+            for part, count in zip(parts, shape[len(shape) - len(parts) :], strict=True):
+                if part in self.indices:
+                    self.size(part, count)
+        return ", ".join(str(fixed.get(part, part)) for part in parts)
+
+
+def joined(tokens: list[str]) -> str:
+    """Return a name as it is looked up: without braces and backslashes."""
+    return re.sub(r"\\text\{([^}]*)\}", r"\1", "".join(tokens)).translate(str.maketrans("", "", "{}\\")).strip()
