@@ -32,7 +32,7 @@ def read(page: str) -> str:
     text = re.sub(r"\A---\n.*?^---\n", "", text, flags=re.S | re.M)
     text = re.sub(r"^```\{code-cell\} ipython3\n:tags: \[(remove|hide)-.*?^```$", "", text, flags=re.S | re.M)
     text = re.sub(r"^```\{(peer|toctree)\}.*?^```$", "", text, flags=re.S | re.M)
-    return re.sub(r"<[^>]*>|^:(?:entries|shown):.*$|^% about:.*\n", "", text, flags=re.M)
+    return re.sub(r"<[^>]*>|^:(?:entries|shown|unchecked):.*$|^% about:.*\n", "", text, flags=re.M)
 
 
 def minutes(page: str) -> int:

@@ -84,14 +84,23 @@ def adam(randn: Any, rng: np.random.Generator, r: int) -> Names:
         name: rng.random(6) for name in ("v", "v_hat")
     }
     printed = {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 0.1, "mhat": arrays["m_hat"], "vhat": arrays["v_hat"]}
+    printed["lambda"] = 0.4
     printed |= {f"{name}_{when}": arrays[name] for name in ("m", "v", "theta") for when in ("t", "t-1")}
     return arrays | {"t": 3, "beta1": 0.8, "beta2": 0.95, "lr": 0.03, "eps": 0.1, "decay": 0.4, "printed": printed}
 
 
 def clipped(randn: Any, rng: np.random.Generator, r: int) -> Names:
-    """Of (clip.1) and (clip.2): gradients that are longer than C, and shorter ones."""
-    grads = {"A": randn((r, IN)), "B": randn((OUT, r))}
-    return {"grads": grads, "norm": 2.5, "most": 0.7 if r == 1 else 3.1, "maximum": np.maximum}
+    """Of (clip.1) and (clip.2): gradients that are longer than C, and shorter ones; (clip.2) is of one of them."""
+    A, B, most = randn((r, IN)), randn((OUT, r)), 0.7 if r == 1 else 3.1
+    printed = {"g": np.append(A, B), "n": 2.5, "C": most}
+    return {"grads": {"A": A, "B": B}, "norm": 2.5, "most": most, "maximum": np.maximum, "printed": printed}
+
+
+def clipped_alone(randn: Any, rng: np.random.Generator, r: int) -> Names:
+    """Of (clip.2), of one gradient."""
+    names = clipped(randn, rng, r)
+    A = names["grads"]["A"]
+    return names | {"grads": {"A": A}, "printed": names["printed"] | {"g": A}}
 
 
 def best(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -469,6 +478,7 @@ GROUPS = {
         "drop": dropout,
         "rate": rates,
         "clip": clipped,
+        "clip.2": clipped_alone,
         "decay": adam,
         "pissa": pissa,
         "sum.1": weighted,

@@ -88,7 +88,8 @@ def clip(grads: Mapping[str, Array], most: float) -> tuple[dict[str, Array], Arr
     """Return gradients whose norm is at most `most`, and the norm that they had; shorter ones keep their bits."""
     maximum = backend_of(next(iter(grads.values()))).xp.maximum  # of NaN it is NaN
     norm = sum((g**2).sum() for g in grads.values()) ** 0.5  # eq. (clip.1)
-    return {name: g * (most / maximum(norm, most)) for name, g in grads.items()}, norm  # eq. (clip.2)
+    clipped = {name: g * (most / maximum(norm, most)) for name, g in grads.items()}  # eq. (clip.2)
+    return clipped, norm
 
 
 class Adam:
