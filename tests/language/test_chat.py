@@ -29,6 +29,8 @@ class Template:
 
 TURNS = Template(lambda messages: "<s>" + "".join(f"{m['role'][0]}:{m['content']}<end>\n" for m in messages))
 
+LINES = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
+
 
 def chat(*contents, system=None):
     roles = ["user", "assistant"] * len(contents)
@@ -285,6 +287,7 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert spell(ids) == "<s>u:hi<end>\na:"
     assert end == {1}  # the end of a turn, though the model names no end
     assert encode_question("hi", SILENT, words(last=(5,)))[1] == {5}
+    assert encode_question("hi", LINES, words(last=(5,)))[1] == {5}  # no letter ends a turn, such as the one before \n
     with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
         encode_question("hi", USERS, words(), system="be kind")
 

@@ -51,7 +51,9 @@ def test_a_template_is_given_the_special_tokens(tmp_path):
 
 def test_a_gguf_files_template_is_under_its_key(tmp_path):
     gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    for name, source in (("with.gguf", "{{ bos_token }}"), ("without.gguf", None)):
+    templates = {"default": "{{ bos_token }}", "tool_use": "{{ tools }}"}
+    named = [{"name": name, "template": text} for name, text in templates.items()]
+    for name, source in (("with.gguf", named), ("without.gguf", None)):
         writer = gguf.GGUFWriter(tmp_path / name, "llama")
         writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>"])
         writer.add_bos_token_id(0)
@@ -63,7 +65,7 @@ def test_a_gguf_files_template_is_under_its_key(tmp_path):
         writer.write_kv_data_to_file()
         writer.close()
     found = load_template(tmp_path / "with.gguf")
-    assert found.templates == {"default": "{{ bos_token }}"}
+    assert found.templates == templates
     assert found.tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     with pytest.raises(FileRefused, match=r"there is no chat template under tokenizer\.chat_template"):
         load_template(tmp_path / "without.gguf")

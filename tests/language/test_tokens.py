@@ -568,8 +568,17 @@ def test_an_end_within_a_turn_ends_no_text(tmp_path, others, within, eos):
     assert (2 in found.encode(within)) is (within == "<|end|>")
 
 
-@pytest.mark.parametrize("name", ["<|end_of_text|>", "[EOS]", "<eos>", "<turn|>", "<|tool_response>", "[e~["])
-def test_further_names_end_a_text(tmp_path, name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "[e~[", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+        *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+        *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+    ],
+)  # as llama.cpp's src/llama-vocab.cpp has them
+def test_a_name_that_llama_cpp_knows_ends_a_text(tmp_path, name):
     words = ["<end>", name, "th", *LETTER.values()]
     fields = {"tokens": words, "token_type": [3, 1] + [1] * 257, "merges": ["t h"]}
     found = load_tokenizer(write_gguf(tmp_path / "m.gguf", **fields))
