@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -89,6 +90,11 @@ def in_first(key):
 def other(key):
     """The name of the other factor."""
     return key.replace("lora_A", "*").replace("lora_B", "lora_A").replace("*", "lora_B")
+
+
+def far_larger(times):
+    """The tensors with a change of one module that is so many times as large as the others'."""
+    return lambda x: {k: a / 30 * (times if "1.self_attn.q_proj.lora_B" in k else 1) for k, a in x.items()}
 
 
 def experts(settings=None, base=None, tensors=lambda t: t, **options):
@@ -296,6 +302,11 @@ RIGHT = {
     "the file of a folder": (lambda t: plain()(t) / "adapter_model.safetensors", ""),
     "numbers of a test": (of(lambda x: {k: np.ones_like(a) for k, a in x.items()}), "same-factors rank-unused"),
     "half precision": (plain(dtype="f2"), ""),
+    "a rank as large as the smaller width": (plain({"r": 4}, kinds=("v_proj",), r=4), ""),
+    "a rank above the smaller width": (plain({"r": 16}, kinds=("v_proj",), r=16), "rank-above-width"),
+    "small numbers": (of(lambda x: {k: 2e-6 * a for k, a in x.items()}), ""),
+    "large numbers": (of(lambda x: {k: 15 * a for k, a in x.items()}), ""),
+    "a change 500 times as large as the others": (of(far_larger(500)), ""),
     "all kinds": (plain(kinds=ALL), ""),
     "rsLoRA": (plain({"use_rslora": True}), "use-rslora"),
     "DoRA": (of(magnitudes, use_dora=True), "use-dora"),
@@ -366,6 +377,7 @@ RIGHT = {
     "weights both ways": (gpt2(True, head=True, square=True), ""),
     "a convolution": (convolution, ""),
     "weights in few bits": (few_bits, ""),
+    "weights in 8-bit floats": (beside(plain(), dtype=ml_dtypes.float8_e4m3fn), ""),
     "a model that sees": (seeing("language_model.model.", LLAVA, LANGUAGE), ""),
     "one with new names": (seeing("model.language_model.", LLAVA, LANGUAGE), ""),
     "one with the names of a decoder": (seeing("model.", LLAVA, LANGUAGE), ""),
@@ -375,6 +387,7 @@ RIGHT = {
     # mixtures
     "experts": (experts(), "target-parameters"),
     "experts apart": (experts(base={"apart": True}), "target-parameters"),
+    "experts of large numbers": (experts(tensors=at("B.weight", lambda a: 250 * a)), "target-parameters"),
     "experts of an old version": (experts({"peft_version": "0.18.1"}, exchanged=True),
                                   "packing-of-old-peft target-parameters"),
     "experts of an old version, apart": (
@@ -441,6 +454,11 @@ def test_a_right_adapter_is_sound(what, tmp_path):
     assert audit(adapter).status == 0, str(audit(adapter))
 
 
+def test_the_shapes_of_weights_in_8_bit_floats_are_compared(tmp_path):
+    report, _ = looked_at(RIGHT["weights in 8-bit floats"][0], tmp_path)
+    assert report.landing.fitting == {*paths(*QV)}
+
+
 def of_gguf(change=lambda x: x, **options):
     return lambda t: gguf(t / "a.gguf", paths(*QV), change=change, **options)
 
@@ -476,12 +494,11 @@ BROKEN = {
     "a magnitude of NaN": (
         of(lambda x: {k: a * np.nan if "magnitude" in k else a for k, a in magnitudes(x).items()}, use_dora=True),
         "not-finite"),
-    "a change far larger": (
-        of(lambda x: {k: a / 30 * (2000 if "1.self_attn.q_proj.lora_B" in k else 1) for k, a in x.items()}),
-        "change-far-larger"),
-    "numbers of another type": (of(lambda x: {k: 1e9 * a for k, a in x.items()}), "change-absurd"),
-    "numbers that vanish": (of(lambda x: {k: 1e-12 * a for k, a in x.items()}), "change-absurd"),
+    "a change far larger": (of(far_larger(2000)), "change-far-larger"),
+    "numbers of another type": (of(lambda x: {k: 50 * a for k, a in x.items()}), "change-absurd"),
+    "numbers that vanish": (of(lambda x: {k: 2e-7 * a for k, a in x.items()}), "change-absurd"),
     "integers": (of(lambda x: {k: a.astype("i1") for k, a in x.items()}), "type not-read"),
+    "integers in one factor": (of(at("0.self_attn.q_proj.lora_B.weight", lambda a: a.astype("i1"))), "type not-read"),
     "one module's factors twice": (
         of(lambda x: x | {k.replace("layers.0", "layers.1"): a for k, a in x.items() if "layers.0" in k}),
         "same-factors"),
@@ -536,6 +553,8 @@ BROKEN = {
         "vocabulary-differs"),
     "a head of another width": (
         plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V, D + 1), "f4")}), "saved-shape"),
+    "a head of a smaller vocabulary": (
+        plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V - 2, D), "f4")}), "saved-shape"),
     "a flag that no weight bears out": (plain({"fan_in_fan_out": True}), "fan-in-fan-out"),
     # the configuration
     "no configuration": (lambda t: peft(t / "a", factors(paths(*QV)), None), "config-missing"),
@@ -650,6 +669,7 @@ def test_a_broken_adapter_is_named(what, tmp_path):
     make, serious = BROKEN[what]
     report, _ = looked_at(make, tmp_path)
     assert codes(report, "wrong", "suspicious") == serious, str(report)
+    assert "mixed-types" not in codes(report, "note")  # of a type that is none nothing more is said
     first = next(f for level in ("wrong", "suspicious") for f in report.of(level))
     assert (report.word, report.status) == (first.level.upper(), 1)
     assert report.first_line.endswith(f" [{first.code}]")
@@ -690,11 +710,6 @@ def test_a_row_far_smaller_than_another_counts(tmp_path):
     assert not report.findings
 
 
-def test_a_rank_above_the_width_is_all_that_can_be_used(tmp_path):
-    report = report_of(plain({"r": 16}, kinds=("k_proj",), r=16), tmp_path)
-    assert codes(report, "note") == "rank-above-width"
-
-
 def report_of(make, t):
     return looked_at(make, t)[0]
 
@@ -731,6 +746,7 @@ SCALINGS = {
     "an old MLX's": (of_mlx(lora_parameters={"rank": 2, "alpha": 40}), 20.0),
     "kohya's": (of_kohya(lambda x: x), 0.5),
     "kohya's without alpha": (of_kohya(lambda x: without(x, ".alpha")), 1.0),
+    "kohya's alpha of 0": (of_kohya(lambda x: changed(x, ".alpha", np.zeros_like)), 0.0),
     "GGUF's": (of_gguf(), 2.0),
     "GGUF's without alpha": (of_gguf(alpha=None), 1.0),
     "GGUF's alpha of 0": (of_gguf(alpha=0.0), 1.0),
@@ -819,8 +835,9 @@ TEXTS = {
     "a grown vocabulary": (
         RIGHT["a vocabulary that has grown"][0], "'lm_head': 18 x 8 beside the model's 16 x 8: the vocabulary has "
         "grown, and the adapter loads after model.resize_token_embeddings(18) alone"),
-    "rsLoRA of two ranks": (
-        plain({"use_rslora": True, "rank_pattern": {"v_proj": 8}}, ranks=dict.fromkeys(paths("v_proj"), 8)),
+    "rsLoRA of three ranks": (
+        plain({"use_rslora": True, "rank_pattern": {"v_proj": 8, "k_proj": 4}}, kinds=("q_proj", "k_proj", "v_proj"),
+              ranks=dict.fromkeys(paths("v_proj"), 8) | dict.fromkeys(paths("k_proj"), 4)),
         "use_rslora: the update is multiplied by alpha / sqrt(r), and not by alpha / r, so a reader that ignores it "
         "makes the update 1.41 to 2.83 times too small; read by PEFT 0.21, vLLM 0.32 and mistral.rs 0.9; not by "
         "llama.cpp's converter, nor by OpenVINO GenAI"),
@@ -848,3 +865,7 @@ def test_a_module_of_many_is_shown_with_all(tmp_path):
     assert ["q_proj", "in", "3", "linear", "12", "x", "8", "2", "2"] in [line[:9] for line in lines]
     assert "model.layers.0.self_attn.q_proj" not in report.shown()
     assert "model.layers.0.self_attn.q_proj" in report.shown(all=True)
+
+
+def test_a_module_of_twelve_is_shown(tmp_path):
+    assert "model.layers.0.self_attn.q_proj" in report_of(plain(kinds=ALL[:4]), tmp_path).shown()
