@@ -466,7 +466,7 @@ def check_data(
         raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
     with np.errstate(all="ignore"):
         first = model(X[:1])  # which refuses inputs that it cannot take
-    if not isinstance(Y, np.ndarray) and "f" not in (X.dtype.kind, Y.dtype.kind):
+    if not isinstance(Y, np.ndarray):
         check_on_device(model, X, Y, classes or first.shape[-1])
     width = getattr(model, "out_features", None)
     if X.dtype.kind == Y.dtype.kind == "f" and width is not None:  # a loss might broadcast them
@@ -474,15 +474,20 @@ def check_data(
 
 
 def check_on_device(model: Layer, X: Array, Y: Array, classes: int) -> None:
-    """Require a target that counts, and ids and targets in range: a GPU takes any number for another one. One wait."""
-    backend, counts = backend_of(Y), Y != IGNORED
-    targets = backend.xp.where(counts, Y, 0)
-    found = [a.astype("int64") for a in (counts.any(), X.min(), X.max(), targets.min(), targets.max())]
-    some, *extremes = map(int, backend.to_numpy(backend.xp.stack(found)))
-    if not some:
-        raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
+    """Require ids and targets in range, and a target that counts: a GPU takes any number for another one. One wait."""
+    backend, ends = backend_of(Y), {name: a for name, a in {"X": X, "Y": Y}.items() if a.dtype.kind in "iu"}
+    if not ends:
+        return
+    if "Y" in ends:  # what does not count stands for the largest that does, if any does
+        ends["Y"] = backend.xp.where(Y != IGNORED, Y, Y.max())
+    found = [end.astype("int64") for a in ends.values() for end in (a.min(), a.max())]
+    extremes = iter(backend.to_numpy(backend.xp.stack(found)).tolist())
     tokens = max((layer.weight.shape[0] for _, layer in walk(model) if isinstance(layer, Embedding)), default=None)
-    for name, (least, most), size in (("X", extremes[:2], tokens), ("Y", extremes[2:], classes)):
+    sizes = {"X": tokens, "Y": classes}
+    for name, least, most in zip(ends, extremes, extremes, strict=True):
+        if name == "Y" and least == most == IGNORED:
+            raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")
+        size = sizes[name]
         if size is not None and not 0 <= least <= most < size:
             raise ValueError(f"{name} holds {least if least < 0 else most}, expected 0 to {size - 1}")
 

@@ -311,6 +311,7 @@ def machine_memory(backend: Backend) -> Memory | None:
     if backend.name != "numpy":
         try:
             free, whole = backend.xp.cuda.runtime.memGetInfo()
+            free += backend.xp.get_default_memory_pool().free_bytes()  # which the device counts as taken
         except Exception:  # a line of text is no reason to stop, and a library in CuPy's place may have none
             return None
         return Memory(int(whole), int(free))

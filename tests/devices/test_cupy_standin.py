@@ -26,6 +26,18 @@ def stand_in():
     return cupy_standin.make()
 
 
+def test_a_product_of_stacks_counts_what_it_copies(stand_in):
+    """As `ascontiguousarray` in CuPy's matmul; of two matrices the transposed one goes to cuBLAS as it is."""
+    a, stack = stand_in.zeros((3, 4), dtype="float32"), stand_in.zeros((2, 3, 4), dtype="float32")
+    a @ a.T
+    stack @ a.T.copy()
+    assert traffic.copied == 0
+    stack[:, :1] @ a.T
+    assert traffic.copied == a.nbytes
+    stack.swapaxes(-1, -2) @ stack
+    assert traffic.copied == stack.nbytes
+
+
 # Facts of CuPy, which the stand-in must share.
 
 

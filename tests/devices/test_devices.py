@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minilora import (
     Adam,
+    Embedding,
     Linear,
     LoRA,
     LoRALinear,
@@ -17,6 +18,7 @@ from minilora import (
     article,
     best_adapter,
     best_adapter_from_gram,
+    cross_entropy,
     evaluate,
     gradcheck,
     mse,
@@ -226,6 +228,26 @@ def test_training_waits_once_an_epoch_and_once_a_logged_loss(standin, kind, epoc
     assert traffic.waits == 3 + 2 + epochs + len(history.losses)
     assert traffic.to_device == epochs, "the row numbers of an epoch's batches go over together"
     assert traffic.to_host == 0
+
+
+def test_classes_and_ids_out_of_range_are_refused_beside_numbers_too(standin):
+    """Where a GPU would take another: numbers in and classes out, ids in and numbers out."""
+    rng = np.random.default_rng(12)
+    layer = layers(standin.asarray, rng, "float32")["LoRALinear"]
+    X, Y = standin.asarray(rng.standard_normal((N, IN)), "float32"), rng.integers(0, OUT, N)
+    for wrong in (OUT, -1):
+        Y[3] = wrong
+        for measure in (lambda *data: train(layer, *data, epochs=1, loss=cross_entropy, rng=rng),
+                        lambda *data: evaluate(layer, *data, cross_entropy)):  # fmt: skip
+            with pytest.raises(ValueError, match=rf"^Y holds {wrong}, expected 0 to {OUT - 1}$"):
+                measure(X, standin.asarray(Y))
+    Y[3] = -100
+    traffic.reset()
+    evaluate(layer, X, standin.asarray(Y), cross_entropy)
+    assert (traffic.waits, traffic.to_host) == (2, 1)
+    table = Embedding(standin.asarray(rng.standard_normal((4, OUT)), "float32"))
+    with pytest.raises(ValueError, match=r"^X holds 4, expected 0 to 3$"):
+        evaluate(table, standin.asarray(np.array([[0, 4]])), standin.asarray(np.ones((1, 2, OUT)), "float32"))
 
 
 def test_more_steps_do_not_wait_more(standin):

@@ -320,10 +320,14 @@ def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):
 def test_on_a_gpu_the_memory_is_the_devices():
     def backend(**runtime):
         return SimpleNamespace(
-            name="cupy", xp=SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(**runtime)))
+            name="cupy",
+            xp=SimpleNamespace(
+                cuda=SimpleNamespace(runtime=SimpleNamespace(**runtime)),
+                get_default_memory_pool=lambda: SimpleNamespace(free_bytes=lambda: 2),
+            ),
         )
 
-    assert machine.machine_memory(backend(memGetInfo=lambda: (3, 10))) == machine.Memory(whole=10, free=3)
+    assert machine.machine_memory(backend(memGetInfo=lambda: (3, 10))) == machine.Memory(whole=10, free=5)
     assert machine.machine_memory(backend()) is None
 
 
