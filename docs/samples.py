@@ -93,7 +93,7 @@ def clipped(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (clip.1) and (clip.2): gradients that are longer than C, and shorter ones; (clip.2) is of one of them."""
     A, B, most = randn((r, IN)), randn((OUT, r)), 0.7 if r == 1 else 3.1
     printed = {"g": np.append(A, B), "n": 2.5, "C": most}
-    return {"grads": {"A": A, "B": B}, "norm": 2.5, "most": most, "maximum": np.maximum, "printed": printed}
+    return {"grads": {"A": A, "B": B}, "norm": 2.5, "most": most, "printed": printed}
 
 
 def clipped_alone(randn: Any, rng: np.random.Generator, r: int) -> Names:

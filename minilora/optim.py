@@ -84,12 +84,17 @@ def adam_update(
     isub(theta, itruediv(imul(m_hat, lr), iadd(v_hat**0.5, eps)))  # eq. (24)
 
 
-def clip(grads: Mapping[str, Array], most: float) -> tuple[dict[str, Array], Array]:
-    """Return gradients whose norm is at most `most`, and the norm that they had; shorter ones keep their bits."""
-    maximum = backend_of(next(iter(grads.values()))).xp.maximum  # of NaN it is NaN
-    norm = sum((g**2).sum() for g in grads.values()) ** 0.5  # eq. (clip.1)
-    clipped = {name: g * (most / maximum(norm, most)) for name, g in grads.items()}  # eq. (clip.2)
-    return clipped, norm
+def gradient_norm(grads: Mapping[str, Array]) -> Array:
+    """Return the length of all gradients together, an array without axes; NaN where one holds NaN."""
+    norm: Array = sum((g**2).sum() for g in grads.values()) ** 0.5  # eq. (clip.1)
+    return norm
+
+
+def clip(grads: Mapping[str, Array], most: float) -> dict[str, Array]:
+    """Return gradients that are at most so long together; shorter ones keep their bits, and of NaN all is NaN."""
+    norm = gradient_norm(grads)
+    xp = backend_of(norm).xp
+    return {name: g * (most / xp.maximum(norm, most)) for name, g in grads.items()}  # eq. (clip.2)
 
 
 class Adam:
@@ -118,8 +123,6 @@ class Adam:
     ----------
     t : int
         The number of steps taken.
-    grad_norm : array without axes, or None
-        n of (clip.1) in the last step, where gradients are clipped.
     params, m, v : dict of str to array
         The parameters and the running means, each array under the first of its names.
     """
@@ -131,7 +134,6 @@ class Adam:
         self.lr, self.betas, self.eps = check_adam(params, lr, betas, eps)
         self.weight_decay = check_number("weight_decay", weight_decay, above=0, or_equal=True)
         self.max_grad_norm = None if max_grad_norm is None else check_number("max_grad_norm", max_grad_norm, above=0)
-        self.grad_norm: Array | None = None
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function, schedule(t), got {schedule!r}")
         self.schedule = schedule
@@ -162,7 +164,7 @@ class Adam:
         factor = 1.0 if self.schedule is None else float(self.schedule(self.t))
         grads, decay = sum_tied(grads, self.home), self.weight_decay
         if self.max_grad_norm is not None:
-            grads, self.grad_norm = clip(grads, self.max_grad_norm)
+            grads = clip(grads, self.max_grad_norm)
         for name, g in grads.items():
             theta, m, v, lr = self.params[name], self.m[name], self.v[name], rate_of(self.lr, name) * factor
             if decay:
