@@ -619,10 +619,10 @@ WHERE: dict[str, str | None] = {
 """What trains, by what the slider says."""
 
 
-def small_model(targets: str | None) -> Llama:
-    """Return a model of three blocks, of the sizes on the page, with adapters of rank 4, or with none."""
+def small_model(targets: str | None, blocks: int = 3) -> Llama:
+    """Return a model of the sizes on the page, by default of as many blocks, with adapters of rank 4 or with none."""
     config = LlamaConfig(
-        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=blocks, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, frequencies=frequencies(8, base=10_000.0),
         tie_word_embeddings=True,
     )  # fmt: skip

@@ -29,13 +29,13 @@ from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
-from ..optim import Schedule
+from ..optim import Schedule, gradient_norm
 from ..training import TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize
 from .data import EXAMPLES, Data, load_data
-from .llama import Llama
+from .llama import Llama, recomputed
 from .losstable import LOG_EVERY, LossTable
 from .memory import (
     EXPERTS,
@@ -158,6 +158,9 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.steps is not None:
         rates(recipe, recipe.steps)
     check_number("dropout", recipe.dropout, above=0, below=1, or_equal=True)
+    check_number("weight_decay", recipe.weight_decay, above=0, or_equal=True)
+    if recipe.max_grad_norm is not None:
+        check_number("max_grad_norm", recipe.max_grad_norm, above=0)
     check_together(recipe)
     check_places(recipe)
 
@@ -338,7 +341,8 @@ def fit_to_machine(
     if recipe.dropout:
         check_dropped(adapters(adapted))
         masked = with_dropout(adapted, recipe.dropout, [0])
-    needs = measured_memory(masked, backend.asarray(data.X), backend)
+    lean = measured_memory(recomputed(masked), backend.asarray(data.X), backend)
+    needs = lean if recipe.recompute else measured_memory(masked, backend.asarray(data.X), backend)
     if kept is not None:
         data = data.of_length(kept.notes["length"])  # as long as at the start, whatever memory is free now
     elif recipe.length is None and machine is not None:
@@ -364,13 +368,15 @@ def fit_to_machine(
     if left_out := experts_left_out(adapted):
         print(f"         {left_out}")
     parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
-    memory = needs(data.X.shape[1], recipe.workers, data.X_held.shape)
+    sizes = data.X.shape[1], recipe.workers, data.X_held.shape
+    memory = needs(*sizes)
     print_memory(memory, parts, recipe.part_rows, data.unit, machine)
     steps = recipe.steps - (kept.saved.epoch if kept else 0)
     print(f"time     {steps} steps of {recipe.batch_size} {data.unit}\n")
     if data.example:
         print(f"{data.example}\n")
-    if machine is not None and (hint := what_fits(memory, parts, recipe.part_rows, machine)):
+    if machine is not None and memory.together(parts * recipe.part_rows) > USABLE_SHARE * machine.free:
+        hint = what_fits(memory, None if recipe.recompute else lean(*sizes), parts, recipe.part_rows, machine)
         if not recipe.anyway:
             raise ValueError(f"{hint}; --anyway begins all the same")
         warnings.warn(hint, stacklevel=2)
@@ -417,18 +423,21 @@ def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: 
     )
 
 
-def what_fits(memory: StepMemory, parts: int, rows: int, machine: Memory) -> str:
-    """Return what to ask for where the training does not fit into the memory that is free; or "".
+def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int, machine: Memory) -> str:
+    """Return what to ask for where the training does not fit into the memory that is free.
 
-    What is more than the machine has at all is refused: the system would end the process in the first step.
+    `lean` is what it needs with --recompute, None where that is asked for. What is more than the machine has at all is
+    refused: the system would end the process in the first step.
     """
-    needed = memory.together(parts * rows)
-    if needed <= USABLE_SHARE * machine.free:
-        return ""
-    smaller = "--workers 1" if parts > 1 else "a smaller --length"
-    hint = f"not even --micro-batch 1 fits; {smaller} needs less"
-    if fitting := memory.rows_that_fit(USABLE_SHARE * machine.free, rows - 1, parts):
-        hint = f"--micro-batch {fitting} fits, and takes the same steps"
+    needed, free, fit = memory.together(parts * rows), USABLE_SHARE * machine.free, []
+    if fitting := memory.rows_that_fit(free, rows - 1, parts):
+        fit.append(f"--micro-batch {fitting}")
+    if lean and (fitting := lean.rows_that_fit(free, rows, parts)):
+        fit.append("--recompute" if fitting == rows else f"--recompute --micro-batch {fitting}")
+    hint = f"{' or '.join(fit)} fits, and takes the same steps"
+    if not fit:
+        smaller = "--workers 1" if parts > 1 else "a smaller --length"
+        hint = f"not even {'--recompute ' if lean else ''}--micro-batch 1 fits; {smaller} needs less"
     if needed > machine.whole:
         raise ValueError(
             f"the training needs {megabytes(needed)} MB and the machine has {megabytes(machine.whole)} MB: {hint}"
@@ -468,6 +477,7 @@ def train_adapter(
             adapted, X, Y, epochs=recipe.steps, steps=1, batch_size=recipe.batch_size, lr=recipe.lr, rng=rng,
             log_every=LOG_EVERY, progress=True, checkpoint=best or checkpoint, loss=next_token_loss, gradients=step,
             held_out=(X_held, Y_held), report=table.on_step, schedule=rates(recipe, recipe.steps),
+            weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
         )  # fmt: skip
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only break down again
@@ -483,7 +493,7 @@ class Step:
     """A step's gradients and the held-out loss, for ``train(..., gradients=Step(...))``."""
 
     def __init__(self, recipe: Settled, rng: np.random.Generator, table: LossTable) -> None:
-        self.dropout, self.rng, self.table = recipe.dropout, rng, table
+        self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
         self.parts = Accumulated(recipe.part_rows, recipe.workers, where_it_counts, by_width)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
@@ -492,6 +502,8 @@ class Step:
         if self.dropout:
             keys = self.rng.integers(1 << 64, size=len(x), dtype=np.uint64).tolist()
             model = with_dropout(model, self.dropout, keys)
+        if self.recompute:
+            model = recomputed(model)
 
         def noting(logits: Array, targets: Array) -> tuple[Array, Array]:
             value, d_logits = loss(logits, targets)
@@ -499,7 +511,7 @@ class Step:
             return value, d_logits
 
         grads = self.parts(model, x, y, noting)
-        self.table.note(start, losses)
+        self.table.note(start, losses, gradient_norm(grads))
         return grads
 
     def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:

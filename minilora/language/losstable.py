@@ -39,6 +39,7 @@ class Learned(TypedDict):
     sum: float  # of the losses since the last row
     targets: int  # and their number
     steps: dict[str, float]  # the mean of each step
+    norms: dict[str, float]  # the length of each step's gradient, before it is clipped
 
 
 class LossTable:
@@ -60,7 +61,7 @@ class LossTable:
         self, steps: int, done: int, tokens: int, learned: Learned | None = None, log: Path | None = None
     ) -> None:
         self.steps, self.done, self.tokens = steps, done, tokens
-        self.learned: Learned = learned or {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}}
+        self.learned: Learned = learned or {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}, "norms": {}}
         self.step = done  # how many have noted their losses
         self.rows: list[tuple[int, float, float]] = []  # step, training loss (NaN where there is none), held-out loss
         self.row_step, self.row_time = done, 0.0  # where the last row was, and when
@@ -71,10 +72,10 @@ class LossTable:
         self.log, self.logged = log, 0  # the steps that are in the log
         self.best_step: int | None = None  # whose parameters are saved, where that is not the last one
 
-    def note(self, began: float, losses: Sequence[tuple[Array, Array]]) -> None:
-        """Note a step that began at a time: the loss and the number of targets of each of its parts.
+    def note(self, began: float, losses: Sequence[tuple[Array, Array]], norm: Array) -> None:
+        """Note a step that began at a time: the loss and the targets of each of its parts, and its gradient's length.
 
-        They may come in any order, from several threads: `math.fsum` is exact, so the mean has the same bits.
+        The parts may come in any order, from several threads: `math.fsum` is exact, so the mean has the same bits.
         """
         if self.step == self.done:
             self.row_time = began
@@ -87,6 +88,7 @@ class LossTable:
         learned["targets"] += number
         if number:
             learned["steps"][str(self.step)] = total / number
+        learned["norms"][str(self.step)] = float(norm)
         if self.step % LOG_EVERY == 0 and learned["targets"]:
             learned["rows"][str(self.step)] = learned["sum"] / learned["targets"]
         self.step_time = time.perf_counter()
@@ -159,8 +161,9 @@ class LossTable:
             return
         held_out, lines = {row[0]: row[2] for row in self.rows}, []
         for number in range(self.logged, step + 1):
-            losses = {"training_loss": self.learned["steps"].get(str(number)), "held_out_loss": held_out.get(number)}
-            known = {name: loss for name, loss in losses.items() if loss is not None}
+            learned, norm = (self.learned[name].get(str(number)) for name in ("steps", "norms"))
+            numbers = {"training_loss": learned, "held_out_loss": held_out.get(number), "grad_norm": norm}
+            known = {name: value for name, value in numbers.items() if value is not None}
             lines.append(json.dumps({"step": number, **known}) + "\n")
         try:
             if not self.logged:

@@ -33,9 +33,11 @@ memory, and a token keeps only what it goes through, of K experts:
 What an expert gives need not be kept: its product with dy, which the router's gradient is made of, is that of z with
 dz, and dz is computed anyway.
 
-The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` counts what they keep, and
-`parameter_bytes` the arrays of a model. `StepMemory` is the sum that a fine-tuning needs, and `machine_memory` what it
-may have, in a container too.
+Recomputed, a step keeps the input of each layer, d, and one layer's numbers at a time, which have its input among them.
+
+The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` and `step_bytes` count what they
+keep, and `parameter_bytes` the arrays of a model. `StepMemory` is the sum that a fine-tuning needs, and
+`machine_memory` what it may have, in a container too.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
 et al., "QLoRA", arXiv 2305.14314, section 3, for 4 bits and the constants of their blocks.
@@ -58,6 +60,7 @@ from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies
 from ..training import EVALUATION_ROWS
 from .config import LlamaConfig
+from .llama import RecomputedBlock
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
@@ -122,7 +125,7 @@ def training_memory(
         adapted = [shape for path, shape in _matrices(config).items() if _is_named(path, targets)]
         trained = sum(rank * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in adapted)
     layer_sizes = [_layer_size(config, layer, targets, rank or 0) for layer in range(layers)]
-    activations = layers * d + max(layer_sizes) if recompute else sum(layer_sizes)
+    activations = (layers - 1) * d + max(layer_sizes) if recompute else sum(layer_sizes)
     return {
         "weights": round(matrices * (bits + CONSTANTS[bits]) / 8 + 2 * elsewhere),
         "trained": 4 * trained,
@@ -213,6 +216,22 @@ def cache_bytes(cache: Cache) -> int:
     return sum(size for key, size in sizes.items() if key not in own)
 
 
+def step_bytes(cache: Cache) -> int:
+    """Return the most that a model's cache takes in its backward: with that of a block, where blocks keep inputs."""
+    again = (block.whole(*inputs) for block, _, *inputs in _recomputed(cache))
+    return max((cache_bytes((*cache, whole)) for whole in again), default=cache_bytes(cache))
+
+
+def _recomputed(cache: Any) -> Iterator[Cache]:
+    """Yield the caches of blocks that keep their inputs alone."""
+    if isinstance(cache, (tuple, list)):
+        if cache and isinstance(cache[0], RecomputedBlock):
+            yield tuple(cache)
+        else:
+            for part in cache:
+                yield from _recomputed(part)
+
+
 def _owner(array: Array) -> Array:
     """Return the array whose memory a view looks at."""
     return array if getattr(array, "base", None) is None or not is_array(array.base) else _owner(array.base)
@@ -263,7 +282,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
 
     @cache
     def kept(rows: int, length: int) -> int:
-        return cache_bytes(model.forward(X[:rows, :length])[1])
+        return step_bytes(model.forward(X[:rows, :length])[1])
 
     def activations(rows: int, length: int) -> int:
         if length <= high:

@@ -78,8 +78,22 @@ GROUPS = {
     "model and adapter": (
         *("model", "adapter", "target_modules", "target_parameters", "rank", "alpha", "use_rslora", "use_dora", "init"),
     ),
-    "training": (*("steps", "epochs", "batch_size", "lr", "schedule", "warmup", "dropout", "keep_best", "seed"),),
-    "memory and speed": ("micro_batch", "workers", "dtype", "quantize", "backend", "anyway"),
+    "training": (
+        *(
+            "steps",
+            "epochs",
+            "batch_size",
+            "lr",
+            "schedule",
+            "warmup",
+            "max_grad_norm",
+            "weight_decay",
+            "dropout",
+            "keep_best",
+            "seed",
+        ),
+    ),
+    "memory and speed": ("micro_batch", "recompute", "workers", "dtype", "quantize", "backend", "anyway"),
     "files": ("save", "overwrite", "checkpoint", "log", "plot"),
 }
 """The fields of a recipe, as the help groups them."""
@@ -147,6 +161,11 @@ class Recipe:
         "same step with less memory (default: half of the batch)",
         "N", type=int,
     )  # fmt: skip
+    recompute: bool = option(
+        "keep only the input of each of the model's layers, and compute the layer once more when its gradients are due "
+        "(gradient checkpointing): the same step with less memory and a further forward",
+        default=False,
+    )
     workers: int | None = option(
         "parts of a batch (see --micro-batch) that are computed at once, each on a core: 2 by default where there are "
         "two cores, 1 on a GPU. The result is the same to the last bit",
@@ -164,6 +183,14 @@ class Recipe:
     warmup: int | float = option(
         "steps at the start in which the step length grows, or a share of all steps, such as 0.1",
         "N|SHARE", default=0, type=steps_or_share, same=True,
+    )  # fmt: skip
+    max_grad_norm: float | None = option(
+        "shorten a step's gradient to the length C, over all adapters together, where it is longer",
+        "C", type=float, same=True,
+    )  # fmt: skip
+    weight_decay: float = option(
+        "in a step, make each number of the adapters smaller by this share of the step length, as AdamW does",
+        "SHARE", default=0.0, type=float, same=True,
     )  # fmt: skip
     seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True)
     dtype: str = option("type of all arrays", default="float32", choices=["float32", "float64"], same=True)

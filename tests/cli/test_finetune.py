@@ -82,7 +82,7 @@ def test_finetuning_is_adapt_and_train(folder, capsys):
     assert err == ""  # no progress bar where there is no terminal
 
 
-def trained(steps, dropout=0.0, schedule=None):
+def trained(steps, dropout=0.0, **more):
     """Train as the command does, through the library alone."""
     X, Y, *_ = windows(IDS, 8)
     rng = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def trained(steps, dropout=0.0, schedule=None):
         return accumulate(2)(model, x, y, loss)
 
     options = {"epochs": steps, "steps": 1, "batch_size": 4, "lr": 0.02, "rng": rng, "loss": next_token_loss}
-    train(model, X, Y, gradients=gradients, schedule=schedule, **options)
+    train(model, X, Y, gradients=gradients, **options, **more)
     return adapters(model)
 
 
@@ -157,6 +157,38 @@ def test_dropout_is_in_the_steps_and_in_the_adapters_configuration(folder, capsy
     assert json.loads(Path("a/adapter_config.json").read_text())["lora_dropout"] == 0.25
     assert finetune("--steps", "5") == 0
     assert losses(capsys.readouterr().out)[0] == before  # measured without
+
+
+def test_clipping_and_weight_decay_are_those_of_train(folder):
+    assert finetune("--steps", "5", "--max-grad-norm", "0.5", "--weight-decay", "0.3") == 0
+    assert_saved(trained(5, max_grad_norm=0.5, weight_decay=0.3))
+
+
+@pytest.mark.parametrize("option", ["--max-grad-norm", "--weight-decay"])
+def test_a_bound_or_a_decay_out_of_range_is_refused(folder, capsys, monkeypatch, option):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert finetune(option, "-1") == 2
+    assert f"{option[2:].replace('-', '_')} must be a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--micro-batch", "1", "--workers", "3"],
+        ["--dropout", "0.3", "--target-modules", "q_proj,down_proj"],
+        ["--use-dora", "--quantize", "nf4"],
+    ],
+)
+def test_recomputing_writes_the_same_adapter(folder, capsys, more):
+    Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 6)
+    few = ["--model", "model", "--steps", "3", "--batch-size", "4", "--rank", "2", *more]
+    found = []
+    for name, lean in {"a": [], "b": ["--recompute"]}.items():
+        assert run("finetune", "e.jsonl", "--save", name, *few, *lean, "--log", f"{name}.jsonl") == 0
+        found.append((weights(name), Path(f"{name}.jsonl").read_text()))
+        capsys.readouterr()
+    assert found[0] == found[1]
 
 
 def test_an_adapted_head_has_masks_for_every_position(folder):
@@ -415,7 +447,8 @@ def test_the_log_has_each_step_and_each_measurement(folder, capsys):
         [json.loads(line) for line in Path("l.jsonl").read_text().splitlines()],
     )
     assert [line["step"] for line in lines] == [*range(24)]
-    assert ["training_loss" in line for line in lines] == [False, *[True] * 23]
+    for name in ("training_loss", "grad_norm"):
+        assert [name in line for line in lines] == [False, *[True] * 23]
     assert {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line} == pytest.approx(
         {step: held_out for step, _, held_out in shown}, abs=6e-4
     )
@@ -425,7 +458,8 @@ def test_the_log_has_each_step_and_each_measurement(folder, capsys):
     assert resumed[:23] == lines[:23]
     assert finetune("--log", "whole.jsonl") == 0
     whole = [json.loads(line) for line in Path("whole.jsonl").read_text().splitlines()]
-    assert [line.get("training_loss") for line in resumed] == [line.get("training_loss") for line in whole]
+    for name in ("training_loss", "grad_norm"):
+        assert [line.get(name) for line in resumed] == [line.get(name) for line in whole]
 
 
 # --- what is refused before anything has changed ---
@@ -576,11 +610,26 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, mo
     large = ["--batch-size", "200", "--checkpoint", "c"]
     assert finetune(*large) == 2
     out, err = capsys.readouterr()
-    assert re.search(r"the training needs [\d.]+ MB and the machine has 2.4 MB: --micro-batch \d+ fits", err)
+    assert re.search(
+        r"the training needs [\d.]+ MB and the machine has 2.4 MB: --micro-batch \d+ or --recompute fits", err
+    )
     assert rows(out) == []
     assert sorted(os.listdir()) == ["model", "text"]
     (fitting,) = re.findall(r"--micro-batch \d+", err)
     assert finetune(*large, *fitting.split(), "--steps", "2") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("whole", "hint"), [(3_000_000, r"--micro-batch \d+ or --recompute"), (250_000, "--recompute --micro-batch 1")]
+)
+def test_what_recomputing_saves_is_said_where_memory_is_short(folder, capsys, monkeypatch, whole, hint):
+    has_memory(monkeypatch, whole, whole)
+    large = ["--batch-size", "30", "--length", "40", "--steps", "1"]
+    assert finetune(*large) == 2
+    (said,) = re.findall(r": ([^:]*) fits, and takes the same steps", capsys.readouterr().err)
+    assert re.fullmatch(hint, said)
+    assert finetune(*large, *said[said.index("--recompute") :].split()) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -591,11 +640,13 @@ def test_a_training_that_a_busy_machine_cannot_hold_is_refused_unless_it_is_to_b
     assert finetune("--steps", "1") == 2
     out, err = capsys.readouterr()
     assert re.search(
-        r"MB that are free: not even --micro-batch 1 fits; .* needs less; --anyway begins all the same", err
+        r"MB that are free: not even --recompute --micro-batch 1 fits; .* needs less; --anyway begins all the same", err
     )
     assert rows(out) == []
     assert sorted(os.listdir()) == ["model", "text"]
     assert finetune("--steps", "1", "--anyway") == 0
+    assert "MB that are free: not even --recompute --micro-batch 1 fits" in capsys.readouterr().err
+    assert finetune("--steps", "1", "--recompute") == 2
     assert "MB that are free: not even --micro-batch 1 fits" in capsys.readouterr().err
 
 

@@ -306,6 +306,13 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
 
 
 GOING_ON = ["--schedule", "cosine", "--warmup", "0.1", "--dropout", "0.2", "--keep-best", "--lr", "0.3", "--seed", "1"]
+GOING_ON += ["--max-grad-norm", "0.5", "--weight-decay", "0.2"]
+
+
+OTHERS = {
+    "--max-grad-norm 1": "--max-grad-norm is 0.5 there and 1 here",
+    "--weight-decay 0": "--weight-decay is 0.2 there and 0 here",
+}
 
 
 def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, monkeypatch):
@@ -324,7 +331,10 @@ def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, mo
         assert finetune(*some, "--checkpoint", "c") == 130
     capsys.readouterr()
     assert read_checkpoint(Path("c")).epoch == 22
-    assert finetune(*some, "--checkpoint", "c") == 0
+    for other, said in OTHERS.items():
+        assert finetune(*some, "--checkpoint", "c", *other.split()) == 2
+        assert said in capsys.readouterr().err
+    assert finetune(*some, "--checkpoint", "c", "--recompute") == 0  # which is no other training
     assert rows(capsys.readouterr().out) == shown
     assert weights() == whole
 
@@ -447,7 +457,7 @@ NOTES = {
     "before": 1.0,
     "saved": [],
     "wrote": [],
-    "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}},
+    "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}, "norms": {}},
 }
 
 

@@ -19,8 +19,15 @@ from minilora import (
     merge,
 )
 from minilora.checks import is_array
+from minilora.language.llama import Block, RecomputedBlock, recomputed
+from minilora.language.text import where_it_counts
 from minilora.layer import freeze, homes, sum_tied, walk
 from minilora.layers.rotary import frequencies
+from minilora.losses import IGNORED
+from minilora.training import backpropagate
+from minilora.variants.dropout import DroppingLoRALinear, with_dropout
+
+from ..support.language import tiny_mixture
 
 
 def randn(seed, *shape):
@@ -267,6 +274,55 @@ def test_bad_input_is_refused_by_name(misuse):
     call, message = REFUSED[misuse]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+# --- blocks that are computed again ---
+
+
+@pytest.mark.parametrize("where", ["backpropagate", "where_it_counts"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (llama(), {"target_modules": "all-linear"}),
+        (llama(), {"target_modules": ["layers.1.self_attn.q_proj", "lm_head"]}),
+        (llama(), {"target_modules": ["embed_tokens"]}),
+        (llama(), {"target_modules": ["up_proj"], "use_dora": True, "dora_norm": "full"}),
+        (tiny_mixture("mixtral"), {"target_modules": "all-linear", "target_parameters": ["mlp.experts.down_proj"]}),
+        (tiny_mixture("qwen2_moe"), {"target_modules": ["q_proj", "shared_expert.up_proj"]}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:rank .* is above the smaller width")
+def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, options, where):
+    adapted = moved(adapt(model, **options, rank=2, alpha=3, rng=np.random.default_rng(0)))
+    masked = with_dropout(adapted, 0.3, [5, 6])
+    gradients = {"backpropagate": backpropagate, "where_it_counts": where_it_counts}[where]
+    targets = np.where(AT, np.roll(IDS, -1, axis=1), IGNORED)
+    for plain in (adapted, masked):
+        expected, again = gradients(plain, IDS, targets, cross_entropy), recomputed(plain)
+        found = gradients(again, IDS, targets, cross_entropy)
+        assert again.trainable().keys() == plain.trainable().keys() == found.keys()
+        assert list(found) == list(expected)
+        assert any(g.any() for g in expected.values())
+        for name, g in expected.items():
+            np.testing.assert_array_equal(found[name], g)
+
+
+def test_a_recomputed_model_shares_its_arrays_and_leaves_the_other_alone():
+    model = moved(adapt(llama(), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0)))
+    again = recomputed(model)
+    assert all(p is model.trainable()[name] for name, p in again.trainable().items())
+    kinds = [[type(block) for block in m.model.layers] for m in (model, again)]
+    assert kinds == [[Block] * 3, [RecomputedBlock] * 3]
+    np.testing.assert_array_equal(again(IDS), model(IDS))
+
+
+def test_a_recomputed_block_is_computed_twice_and_its_mask_drawn_twice(monkeypatch):
+    model = with_dropout(adapt(llama(), ["down_proj"], rank=2, alpha=3, rng=np.random.default_rng(0)), 0.3, [5, 6])
+    seen, right = [], DroppingLoRALinear.mask
+    monkeypatch.setattr(DroppingLoRALinear, "mask", lambda self, x: seen.append(self.number) or right(self, x))
+    backpropagate(recomputed(model), IDS, IDS, cross_entropy)
+    numbers = [layer.number for _, layer in walk(model) if isinstance(layer, DroppingLoRALinear)]
+    assert seen == numbers + numbers[::-1]
 
 
 # --- logits at some positions ---

@@ -89,7 +89,7 @@ def test_the_order_of_the_parts_changes_no_bit(parts, order):
 
     def mean(parts):
         table = LossTable(1, 0, 8)
-        table.note(0.0, [(np.float32(value), n) for value, n in parts])
+        table.note(0.0, [(np.float32(value), n) for value, n in parts], 1.0)
         return table.training_loss(1)
 
     shuffled = parts.copy()
@@ -104,7 +104,7 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     y = Y[:4].copy()
     y[0], y[1, :5] = -100, -100  # the first part has none that counts
     table = LossTable(1, 0, 8)
-    recipe = SimpleNamespace(dropout=0.0, part_rows=1, workers=1)
+    recipe = SimpleNamespace(dropout=0.0, recompute=False, part_rows=1, workers=1)
     Step(recipe, np.random.default_rng(0), table)(model, X[:4], y, next_token_loss)
     assert table.training_loss(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
 
@@ -155,7 +155,7 @@ def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys, done):
     history = SimpleNamespace(epochs=[], losses=[])
     for step in range(done + 1, done + 41):
         began, now = now, now + (1.0 if step <= done + 20 else 2.0)
-        table.note(began, [(1.0, 100)])
+        table.note(began, [(1.0, 100)], 1.0)
         if step % 20 == 0:
             history.epochs.append(step)
             history.losses.append(1.0)

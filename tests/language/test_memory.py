@@ -22,6 +22,7 @@ from minilora import (
 )
 from minilora.fast.blockwise import CPU
 from minilora.language import memory as machine
+from minilora.language.llama import recomputed
 from minilora.language.memory import (
     LLAMA_2_7B,
     MATRICES,
@@ -29,12 +30,14 @@ from minilora.language.memory import (
     count_numbers,
     measured_memory,
     parameter_bytes,
+    step_bytes,
     training_memory,
 )
-from minilora.language.text import windows
-from minilora.layer import parameter_count
+from minilora.language.text import next_token_loss, windows
+from minilora.layer import parameter_count, rebuild
 from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
+from minilora.training import backpropagate
 
 from ..support.language import LETTERS, TEXT, tiny_llama, tiny_mixture
 from ..support.memory import traced
@@ -106,7 +109,7 @@ def test_a_layer_keeps_the_sum_of_the_pages_table():
         targets = [name for name in MATRICES if name != dropped]
         assert training_memory(model, tokens=3, rank=2, targets=targets)["activations"] == 2 * 3 * (kept + 6 * 2)
     found = training_memory(model, tokens=3, rank=2, targets=["o_proj"], recompute=True)["activations"]
-    assert found == 2 * 3 * (100 + (everything - 200 - 1000 + 2))
+    assert found == 2 * 3 * (everything - 200 - 1000 + 2)  # with one layer, all of it
     assert training_memory(model, tokens=3, rank=2)["logits"] == 4 * 3 * 7
     read = {
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 100),
@@ -229,6 +232,55 @@ def test_an_array_that_has_no_base_counts_as_its_own():
         dtype, shape, nbytes = np.dtype("float64"), (3,), 24
 
     assert cache_bytes((Linear(np.ones((2, 3))), (2,), Bare())) == 24
+
+
+# --- blocks that are computed again ---
+
+
+def deep(model, targets, times):
+    """Return a model with adapters and its blocks so many times over."""
+    model.model.layers = [rebuild(block) for _ in range(times) for block in model.model.layers]
+    return adapt(model, targets, rank=2, alpha=4, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_mixture])
+@pytest.mark.parametrize("length", [50, 200])  # the page's attention, and that by blocks
+def test_a_further_recomputed_layer_keeps_its_input_alone(make, length):
+    ids = np.array(IDS[: 3 * length]).reshape(3, length)
+    caches = [recomputed(deep(make(), ["q_proj", "o_proj"], times)).forward(ids)[1] for times in (1, 2, 5)]
+    inputs = 2 * ids.size * 12 * 8  # of two blocks
+    for count in (cache_bytes, step_bytes):
+        assert np.diff([count(cache) for cache in caches]).tolist() == pytest.approx([inputs, 3 * inputs], rel=0.02)
+    plain = deep(make(), ["q_proj", "o_proj"], 1)
+    x, kept = plain.model.embed_tokens(ids), []
+    for block in plain.model.layers:
+        y, cache = block.forward(x)
+        kept.append(cache_bytes((block, y.shape, *cache[2:])) - x.nbytes)
+        x = y
+    assert step_bytes(caches[0]) - cache_bytes(caches[0]) == max(kept)
+
+
+def test_below_the_lowest_adapter_no_input_is_kept():
+    ids, sizes = np.array(IDS[:20])[None], []
+    for times in (1, 3):
+        model = deep(tiny_llama(), rf".*\.{2 * times - 1}\.mlp\.down_proj", times)
+        sizes.append([cache_bytes(m.forward(ids)[1]) for m in (model, recomputed(model))])
+        assert step_bytes(recomputed(model).forward(ids)[1]) == pytest.approx(sizes[-1][0], abs=ids.size * 12 * 8)
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_takes_less_by_what_was_counted(rows):
+    """What a backward computes for the moment comes on top, the same with and without."""
+    model, X = deep(tiny_llama(), "all-linear", 6), np.array(IDS)[: 300 * rows].reshape(rows, 300)
+    peaks, counted = [], []
+    for m in (model, recomputed(model)):
+        counted.append(measured(m, X, 300).activations(rows))
+        with traced() as memory:
+            backpropagate(m, X, X, next_token_loss)
+        peaks.append(memory.peak)
+    assert peaks[0] - peaks[1] == pytest.approx(counted[0] - counted[1], rel=0.05)
+    assert counted[1] < counted[0] / 5
 
 
 # --- what a step needs, measured on short rows ---
