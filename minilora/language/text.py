@@ -177,8 +177,6 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
 
     def of_hidden(h: Array, y: Array) -> tuple[Array, Array]:
         at = y != IGNORED
-        if not at.any():  # in the first row, which is tried: its loss is 0, of whichever positions
-            at = ~at
         return loss(model.lm_head(h[at]), y[at])
 
     check_data(model.model, X, Y, of_hidden, model.model.trainable(), model.lm_head.out_features)
