@@ -96,6 +96,19 @@ def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
         train(layer(), X, Y, rng=RNG(0), lr=1e200)
 
 
+@pytest.mark.parametrize(("times", "told"), [(9.9, []), (10.1, [True]), (999, [True]), (1001, [True, False])])
+def test_a_loss_has_grown_tenfold_at_first_and_a_thousandfold_at_last(times, told):
+    model, x = Linear(np.ones((1, 1))), np.ones((1, 1))  # whose loss is the square of its weight
+
+    def upwards(model, x, y, loss):
+        return {"weight": -np.ones((1, 1))}  # of which Adam's first step has the length lr
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", LossGrew)
+        train(model, x, 0 * x, rng=RNG(0), epochs=1, lr=times**0.5 - 1, gradients=upwards)
+    assert ["in the first epoch" in str(warning.message) for warning in warned] == told
+
+
 def test_growth_is_that_of_the_loss_that_is_measured():
     far = X, 1e6 * Y  # where the loss begins a trillion times above that of X and Y
     with warnings.catch_warnings():

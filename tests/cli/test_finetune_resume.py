@@ -15,13 +15,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Adam, History, Linear, Llama, adapt, load_adapter, save_adapter, train
+from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.memory import Memory
-from minilora.language.resume import BestStep, digest
+from minilora.language.recipe import Recipe
+from minilora.language.resume import BestStep, asked, digest
 from minilora.language.text import windows
 
+from ..audit.adapters import model
 from ..support.command_line import FEW, finetune, rows, run
 from ..support.language import LETTERS, TEXT
 
@@ -493,6 +496,18 @@ def test_a_models_file_is_known_by_its_size_and_its_ends(tmp_path):
         found.append(digest(tmp_path / str(number), ends=4))
     assert found.index(found[2]) == 1  # alone the middle of a large file is not read
     assert len({*found}) == len(found) - 1
+
+
+def test_each_shard_tells_a_model_from_another(tmp_path):
+    folder, recipe = model(tmp_path / "m", shards=3), Recipe(text=tmp_path / "t", save=tmp_path / "a")
+    recipe.text.write_text("text")
+    seen = [asked(recipe, folder, get_backend("numpy"))["--model"]]
+    for file in folder.glob("*.safetensors"):
+        with file.open("r+b") as shard:
+            shard.seek(-1, os.SEEK_END)
+            shard.write(b"\x77")
+        seen.append(asked(recipe, folder, get_backend("numpy"))["--model"])
+    assert len({*seen}) == 4
 
 
 # --- the best step ---
