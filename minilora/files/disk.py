@@ -194,7 +194,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:  # without a number it has words of its own
             error.filename = str(path)
         raise
 

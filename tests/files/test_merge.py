@@ -1,10 +1,12 @@
 """A merged checkpoint is W + s B A where the adapter is, the base bit for bit elsewhere, and there whole or not."""
 
+import errno
 import json
 import os
 import shutil
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -401,8 +403,10 @@ def test_a_merge_that_fails_halfway_leaves_what_was_there(either, monkeypatch):
         either.base.write_bytes(whole[:-1])
         either.refused("file not fully covered")
         either.base.write_bytes(whole)
-    monkeypatch.setattr(os, "fsync", lambda handle: (_ for _ in ()).throw(OSError("disk full")))
-    either.refused("disk full", OSError)
+    full, words = OSError(errno.ENOSPC, "No space left on device"), OSError("so the library says")
+    for error, said in ((full, f"No space left on device: '~/{either.out.name}'"), (words, "so the library says")):
+        monkeypatch.setattr(os, "fsync", Mock(side_effect=error))
+        either.refused(said, OSError)
 
 
 def test_a_base_named_like_an_unfinished_file_stays(place):

@@ -235,10 +235,11 @@ def test_every_kind_of_endless_expression_is_stopped(monkeypatch, pattern):
 
 
 def test_a_handler_of_the_timers_signal_is_put_back():
-    before = signal.getsignal(signal.SIGVTALRM)
-    with within_time():
-        assert signal.getsignal(signal.SIGVTALRM) is not before
-    assert signal.getsignal(signal.SIGVTALRM) is before
+    for before in (lambda *_: None, signal.SIG_DFL):
+        signal.signal(signal.SIGVTALRM, before)
+        with within_time():
+            assert signal.getsignal(signal.SIGVTALRM) is not before
+        assert signal.getsignal(signal.SIGVTALRM) is before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
 
 
