@@ -35,6 +35,7 @@ from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step, best_step, check_recipe, rates, usual_workers
 from minilora.language.generation import generate
+from minilora.language.llama import RecomputedBlock
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import Memory, parameter_bytes
 from minilora.language.recipe import SMALL, Recipe, fitting
@@ -175,20 +176,25 @@ def test_a_bound_or_a_decay_out_of_range_is_refused(folder, capsys, monkeypatch,
     "more",
     [
         [],
-        ["--micro-batch", "1", "--workers", "3"],
+        ["--micro-batch", "30", "--workers", "3"],
         ["--dropout", "0.3", "--target-modules", "q_proj,down_proj"],
         ["--use-dora", "--quantize", "nf4"],
     ],
 )
-def test_recomputing_writes_the_same_adapter(folder, capsys, more):
-    Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 6)
-    few = ["--model", "model", "--steps", "3", "--batch-size", "4", "--rank", "2", *more]
-    found = []
+def test_recomputing_writes_the_same_adapter_with_less_memory(folder, capsys, monkeypatch, more):
+    Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 60)
+    few = ["--model", "model", "--steps", "3", "--batch-size", "100", "--rank", "2", *more]
+    again, right = [], RecomputedBlock.backward
+    monkeypatch.setattr(RecomputedBlock, "backward", lambda *a, **k: again.append(a) or right(*a, **k))
+    found, needed = [], []
     for name, lean in {"a": [], "b": ["--recompute"]}.items():
+        before = len(again)
         assert run("finetune", "e.jsonl", "--save", name, *few, *lean, "--log", f"{name}.jsonl") == 0
+        needed.append(float(re.search(r"memory +([\d.]+) MB of activations", capsys.readouterr().out)[1]))
         found.append((weights(name), Path(f"{name}.jsonl").read_text()))
-        capsys.readouterr()
     assert found[0] == found[1]
+    assert 0 < needed[1] < 0.8 * needed[0]
+    assert before == 0 < len(again)
 
 
 def test_an_adapted_head_has_masks_for_every_position(folder):

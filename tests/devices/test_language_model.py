@@ -7,6 +7,7 @@ from minilora import adapt, evaluate, train
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
+from minilora.language.llama import recomputed
 from minilora.language.text import windows
 from minilora.layer import rebuild
 
@@ -16,7 +17,7 @@ from ..support.language import LETTERS, TEXT, tiny_llama
 TARGETS = ["q_proj", "down_proj"]
 
 
-def fine_tune(put, *, rows=4, epochs=4, steps=8):
+def fine_tune(put, *, rows=4, epochs=4, steps=8, model_of=lambda adapted: adapted):
     """Return the adapted model after some steps, and the losses: of the same start and batches everywhere."""
     model = rebuild(tiny_llama(dtype="float32"), array=put)
     adapted = adapt(model, TARGETS, rank=2, alpha=4, rng=np.random.default_rng(1))
@@ -24,8 +25,8 @@ def fine_tune(put, *, rows=4, epochs=4, steps=8):
     traffic.reset()
     gradients = accumulate(rows)
     history = train(
-        adapted, X, Y, epochs=epochs, steps=steps, batch_size=4, lr=1e-2, rng=np.random.default_rng(2), log_every=1,
-        loss=next_token_loss, gradients=gradients, held_out=(X_held, Y_held),
+        model_of(adapted), X, Y, epochs=epochs, steps=steps, batch_size=4, lr=1e-2, rng=np.random.default_rng(2),
+        log_every=1, loss=next_token_loss, gradients=gradients, held_out=(X_held, Y_held),
     )  # fmt: skip
     return adapted, history.losses
 
@@ -35,8 +36,9 @@ def on_numpy():
     return fine_tune(np.copy)
 
 
-def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy):
-    adapted, losses = fine_tune(place.put_parameter)
+@pytest.mark.parametrize("model_of", [lambda adapted: adapted, recomputed], ids=["kept", "recomputed"])
+def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy, model_of):
+    adapted, losses = fine_tune(place.put_parameter, model_of=model_of)
     expected, expected_losses = on_numpy
     np.testing.assert_allclose(losses, expected_losses, rtol=0 if place.exact and place.exact_adam else 1e-4)
     assert losses[-1] < losses[0]
