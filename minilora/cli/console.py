@@ -179,6 +179,24 @@ def add_quantize(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_system(option: Any, where: str) -> None:
+    """Add ``--system``, which `given_or_kept` reads."""
+    option(
+        "--system",
+        metavar="TEXT",
+        help=f'the system message {where} (default: the one that was kept with the adapter; "" for none)',
+    )
+
+
+def given_or_kept(system: str | None, adapter: Path | None) -> str | None:
+    """Return a system message: the one that is given, or that an adapter was trained with; None for none."""
+    from ..files.adapters import system_message
+
+    if system is None and adapter is not None:
+        system = system_message(adapter)
+    return system or None
+
+
 def limit_blas() -> None:
     """Give this process one BLAS thread, where NumPy is not loaded yet. Otherwise `accumulate` alone sees to that."""
     if "numpy" not in sys.modules:

@@ -6,7 +6,18 @@ import argparse
 import math
 from typing import Any
 
-from .console import Defaults, add_backend, add_model, add_quantize, chosen_backend, limit_blas, path, printable
+from .console import (
+    Defaults,
+    add_backend,
+    add_model,
+    add_quantize,
+    add_system,
+    chosen_backend,
+    given_or_kept,
+    limit_blas,
+    path,
+    printable,
+)
 
 MOST = 700.0
 """A loss whose exponential is a float: above it a perplexity is infinite."""
@@ -28,6 +39,7 @@ def add(commands: Any) -> None:
     option("text", type=path, metavar="FILE", help="a text file in UTF-8, or a .jsonl file of examples")
     add_model(parser)
     option("--adapter", type=path, metavar="DIR", help="an adapter of this model, in PEFT's layout")
+    add_system(option, "before each chat that has none")
     option(
         "--length",
         type=int,
@@ -44,22 +56,29 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import load_adapter
     from ..language import finetune
     from ..language.data import load_data
+    from ..language.losstable import shown_parts
     from ..language.text import evaluate_where_it_counts, next_token_loss
 
     backend = chosen_backend(options.backend)
     adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
-    data = load_data(options.text, finetune.model_path(options.model), options.length, held_out=0)
+    system = given_or_kept(options.system, options.adapter)
+    data = load_data(options.text, finetune.model_path(options.model), options.length, held_out=0, system=system)
+    if options.system and not data.chats:
+        raise ValueError(f"--system is a message of chats, and {str(options.text)!r} has none")
     model = finetune.load_model(options.model, "float32", backend, options.quantize)
     data.check_vocabulary(model.lm_head.out_features)
     finetune.warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
+    if system and data.chats:
+        kept = "" if options.system else " (the adapter's; --system gives another)"
+        print(f"system   {printable(system, 80)}{kept}", flush=True)
     models = {finetune.model_name(options.model): model}
     if adapters:
         adapted = finetune.with_adapters(model, adapters, options.adapter, backend, options.quantize)
         models[f"with {printable(str(options.adapter))}"] = adapted
     X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), finetune.usual_workers(backend)
     for name, layer in models.items():
-        loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers)
+        loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers, shown_parts)
         perplexity = math.exp(loss) if loss < MOST else math.inf
         print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
     return 0

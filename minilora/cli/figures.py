@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,17 +110,22 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
 def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[tuple[int, float]] = ()) -> Figure:
     """Draw how a training went: the loss on what it trained on, and the loss on what is held out.
 
-    A row is a step, the mean training loss since the row before, which may be NaN, and the held-out loss. The training
-    loss of each step's batch alone is drawn pale behind the means.
+    A row is a step, the mean training loss since the row before, and the held-out loss; either may be NaN. Each mean is
+    drawn as a line over its steps, and the training loss of each step's batch alone pale behind them.
     """
     figure = new_figure(6.5, 4)
     axes: Any = figure.subplots()
-    steps, training, held_out = zip(*rows, strict=True)
-    known = [(step, loss) for step, loss in zip(steps, training, strict=True) if loss == loss]
+    means = [
+        point
+        for (before, _, _), (step, loss, _) in pairwise(rows)
+        for point in ((before + 0.5, loss), (step + 0.5, loss), (step + 0.5, np.nan))
+        if loss == loss
+    ]
+    held_out = [(step, loss) for step, _, loss in rows if loss == loss]
     if each_step:
         axes.plot(*zip(*each_step, strict=True), color=BASE, label="training, each step", alpha=0.35, linewidth=1)
-    axes.plot(*zip(*known, strict=True) if known else ([], []), color=BASE, label="training", marker=".")
-    axes.plot(steps, held_out, color=LORA, label="held out", marker=".")
+    axes.plot(*zip(*means, strict=True) if means else ([], []), color=BASE, label="training, mean of its steps")
+    axes.plot(*zip(*held_out, strict=True), color=LORA, label="held out", marker=".")
     axes.set(xlabel="step", ylabel="loss, nats a token")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

@@ -14,11 +14,14 @@ from .console import (
     add_backend,
     add_model,
     add_quantize,
+    add_system,
     check_output,
     chosen_backend,
     files,
+    given_or_kept,
     path,
     printable,
+    say,
     say_interrupted,
 )
 
@@ -59,7 +62,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="answer PROMPT, by the model's chat template; or one line after the other, until the input ends",
     )
-    option("--system", metavar="TEXT", help="with --chat: the system message that stands first, such as a trained one")
+    add_system(option, "that stands first in a chat")
     option("--tokens", type=int, default=100, metavar="N", help="the largest number of tokens to generate")
     option(
         "--temperature",
@@ -99,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
     if options.prompt == "":
         raise ValueError("the prompt is empty: give at least one word")
-    if options.system is not None and not options.chat:
+    if options.system is not None and not options.chat and options.output is None:
         raise ValueError("--system is a message of a chat: it goes with --chat")
     if options.output is not None:
         if options.chat:
@@ -109,9 +112,11 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"-o {str(options.output)!r} is there already, expected a new file")
     backend, source = chosen_backend(options.backend), model_path(options.model)
     adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
-    tokenizer = load_tokenizer(source)
-    records = None if options.output is None else read_prompts(Path(options.prompt), tokenizer, source)
-    dialogue = Dialogue(load_template(source), tokenizer, options.system) if options.chat else None
+    tokenizer, system = load_tokenizer(source), given_or_kept(options.system, options.adapter)
+    records = None if options.output is None else read_prompts(Path(options.prompt), tokenizer, source, system)
+    dialogue = Dialogue(load_template(source), tokenizer, system) if options.chat else None
+    if system and options.system is None and (options.chat or options.output):
+        say(f"the adapter's system message stands first (--system gives another): {printable(system, 80)}")
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
@@ -147,11 +152,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[dict[str, Any], Prompt]]:
-    """Return the lines of a .jsonl file, each with what the model is to go on from."""
+def read_prompts(
+    file: Path, tokenizer: Tokenizer, model: Path, system: str | None
+) -> list[tuple[dict[str, Any], Prompt]]:
+    """Return the lines of a .jsonl file, each with what the model is to go on from; before a chat a system message."""
     import msgspec
 
-    from ..language.chat import read_chat, read_prompt
+    from ..language.chat import read_chat, read_prompt, with_system
     from ..language.chattemplate import load_template
     from ..language.data import BadLine, BadLines, Chat, at_line
     from ..language.text import read_text
@@ -166,7 +173,7 @@ def read_prompts(file: Path, tokenizer: Tokenizer, model: Path) -> list[tuple[di
                 if "messages" in record:
                     template = template or load_template(model)
                     chat = msgspec.convert(record, Chat)
-                    prompt = read_chat(chat.messages, template, tokenizer, chat.tools)
+                    prompt = read_chat(with_system(chat.messages, system), template, tokenizer, chat.tools)
                 else:
                     prompt = read_prompt(record["prompt"], tokenizer)
                 if not prompt.ids:

@@ -23,7 +23,8 @@ has one ``use_rslora``, and one flag such as ``use_dora``, for all modules:
 
 An adapter that started by PiSSA is written as the difference to its start, of rank 2r over the original base
 (`minilora.variants.pissa`). The backward of DoRA (``dora_norm="full"``) is noted in the tensors' metadata: PEFT passes
-over the note and trains with the norm as a constant; the outputs are the same.
+over the note and trains with the norm as a constant; the outputs are the same. There a language model's adapter also
+has the system message that it was trained with.
 
 What is read is either understood whole or refused with a `FileRefused` that names the file and the reason:
 half an adapter would compute something, and nobody would notice.
@@ -70,6 +71,7 @@ from .peft import (
     MIN_ALPHA,
     NORM_KEY,
     PREFIX,
+    SYSTEM_KEY,
     WEIGHTS_NAME,
     AdapterFolder,
     Config,
@@ -143,6 +145,14 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
     return by_path
 
 
+def system_message(path: str | Path) -> str | None:
+    """Return the system message that an adapter was trained with, as `save_adapter` keeps it; None where there is none.
+
+    What is no adapter is a FileRefused.
+    """
+    return AdapterFolder.open(check_path("path", path)).file.metadata.get(SYSTEM_KEY)
+
+
 def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
     """Require that a base's own weight in an adapter's folder is the model's: PEFT would compute with that weight.
 
@@ -170,6 +180,7 @@ def save_adapter(
     target_modules: Sequence[str] | None = None,
     target_parameters: Sequence[str] = (),
     lora_dropout: float = 0.0,
+    system: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -198,6 +209,8 @@ def save_adapter(
     lora_dropout : float
         The probability with which an entry of an adapter's input was dropped in the training, for one that goes on
         elsewhere.
+    system : str, optional
+        The system message of the chats that it was trained on, which `system_message` reads.
     dtype : {"float16", "bfloat16", "float32", "float64"}, optional
         Of the tensors in the file, each number rounded to nearest with ties to even; by default that of each
         array.
@@ -248,6 +261,7 @@ def save_adapter(
     text = config_text(config)
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
+    notes |= {SYSTEM_KEY: system} if system else {}
     check_adapter_target(path)
     check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,8 @@ SPEAKER = "assistant"
 """The role whose turns are the model's."""
 ANSWER = {"role": SPEAKER, "content": "Yes."}
 """An answer such as one that is to come."""
+SYSTEM = ("system", "developer")
+"""The roles of a message that says what the model is to be."""
 ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s-role"
 """The roles that models are trained with, and one that none is."""
 
@@ -95,6 +97,19 @@ def checked_messages(messages: Any) -> list[Message]:
     if SPEAKER not in roles:
         raise ValueError(f"no message is the {SPEAKER}'s: there is nothing to learn. The roles are {short(roles)}")
     return checked
+
+
+def system_of(messages: Sequence[Message]) -> str | None:
+    """Return the system message with which a chat begins; None where it begins otherwise, or that says nothing."""
+    first = messages[0] if messages else {}
+    content = _joined(first.get("content")) if first.get("role") == SYSTEM[0] else None
+    return content if isinstance(content, str) and content.strip() else None
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[Any]:
+    """Return a chat that begins with a system message: its own, or this one."""
+    own = bool(messages) and messages[0].get("role") in SYSTEM
+    return [*messages] if own or not system else [{"role": SYSTEM[0], "content": system}, *messages]
 
 
 def _joined(content: Any) -> Any:

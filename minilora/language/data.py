@@ -32,7 +32,7 @@ import numpy as np
 
 from ..checks import FileRefused, check_integer, check_number, check_path, printable, short
 from ..losses import IGNORED
-from .chat import checked_messages, encode_chat, tokens_of
+from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
 from .chattemplate import ChatTemplate, load_template
 from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
 from .tokens import Tokenizer, load_tokenizer
@@ -62,6 +62,7 @@ class Data:
     Y: np.ndarray  # (n, width) int64
     X_held: np.ndarray  # (m, width) int64, to measure the loss on
     Y_held: np.ndarray  # (m, width) int64
+    held: int  # the rows that are held out, of which m are measured
     unit: str  # what a row is, "windows" or "examples"
     summary: str  # what the file holds, in a line
     row_tokens: float  # of a row to train on, on average, without what fills it
@@ -69,6 +70,8 @@ class Data:
     example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
     notes: tuple[str, ...] = ()  # what is odd about the examples, a sentence each
     marks: frozenset[bytes] = frozenset()  # of the examples to train on, each its tokens and which of them count
+    chats: bool = False  # whether there are some
+    system: str | None = None  # the system message with which all chats begin
     with_length: Callable[[int], Data] | None = None  # examples in rows of another length
 
     def of_length(self, length: int) -> Data:
@@ -87,6 +90,8 @@ def load_data(
     *,
     tokenizer: Tokenizer | None = None,
     held_out: float | str | Path = 1 / HELD_OUT,
+    measured: int | None = None,
+    system: str | None = None,
     skipped: list[str] | None = None,
 ) -> Data:
     """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
@@ -95,7 +100,8 @@ def load_data(
     long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW` tokens.
 
     `held_out` is the share of windows or examples to measure on, from 0 to 0.5; or a file of them, while all of this
-    one are trained on. `tokenizer` is the model's, where it was read before.
+    one are trained on. Of those held out, `measured` are measured, evenly spread, or all. `system` is a message that
+    stands first in each chat that has none of its own. `tokenizer` is the model's, where it was read before.
 
     What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or lines that cannot be
     used, all of them by their numbers. With `skipped` such lines are put into that list, and the others are read.
@@ -106,16 +112,16 @@ def load_data(
         raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
     if not isinstance(held_out, (int, float)):
         data, held = (
-            load_data(file, model, length, tokenizer=tokenizer, held_out=0, skipped=skipped)
+            load_data(file, model, length, tokenizer=tokenizer, held_out=0, system=system, skipped=skipped)
             for file in (path, held_out)
         )
-        return measured_on(data, held, str(held_out))
+        return measured_on(data, held, str(held_out), measured)
     check_number("held_out", held_out, above=0, or_equal=True)
     if held_out > 0.5:
         raise ValueError(f"held_out must be at most 0.5, got {held_out}")
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
-        lines = read_lines(path, bad)
+        lines = read_lines(path, bad, system)
         if bad and not lines:
             raise BadLines(path, bad)
         tokenizer = tokenizer or load_tokenizer(model)
@@ -124,27 +130,30 @@ def load_data(
             raise BadLines(path, bad)
         if skipped is not None:
             skipped += [line.text for line in sorted(bad)]
-        return of_examples(path, examples, length, tokenizer, held_out)
+        return of_examples(path, examples, length, tokenizer, held_out, measured)
     text = read_text(path)
     if _is_json(text):
         raise FileRefused(path, f"it holds JSON: {EXPECTED}")
     length = WINDOW if length is None else length
     ids = token_ids(text, (tokenizer or load_tokenizer(model)).encode)
-    arrays = windows(ids, length, held_out)
-    return Data(*arrays, "windows", f"{len(ids):,} tokens, {len(arrays[0]):,} windows of {length}", length, length)
+    arrays = windows(ids, length, held_out, measured)
+    trained = len(arrays[0])
+    out = (len(ids) - 1) // length - trained
+    return Data(*arrays, out, "windows", f"{len(ids):,} tokens, {trained:,} windows of {length}", length, length)
 
 
-def measured_on(data: Data, held: Data, name: str) -> Data:
-    """Return data to train on with those of another file to measure the loss on: at most `MEASURED` rows of them."""
-    rows, longer = spread(np.arange(len(held.X))), data.with_length
+def measured_on(data: Data, held: Data, name: str, measured: int | None = None) -> Data:
+    """Return data to train on with those of another file to measure the loss on, or so many rows of them."""
+    rows, longer = spread(np.arange(len(held.X)), measured), data.with_length
     return replace(
         data,
         X_held=held.X[rows],
         Y_held=held.Y[rows],
+        held=len(held.X),
         summary=f"{data.summary}; held out {printable(name)}: {held.summary}",
         notes=(*data.notes, *held.notes, *_both(len(held.marks & data.marks), len(held.marks))),
         with_length=longer
-        and (lambda n: measured_on(longer(n), held.with_length(n) if held.with_length else held, name)),
+        and (lambda n: measured_on(longer(n), held.with_length(n) if held.with_length else held, name, measured)),
     )
 
 
@@ -228,15 +237,21 @@ def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
         bad.append(BadLine(number, text, str(error)))
 
 
-def read_lines(path: Path, bad: list[BadLine]) -> list[tuple[int, str, Line]]:
-    """Return the lines of a .jsonl file by their numbers, from 1; blank ones are passed over."""
+def read_lines(path: Path, bad: list[BadLine], system: str | None = None) -> list[tuple[int, str, Line]]:
+    """Return the lines of a .jsonl file by their numbers, from 1; blank ones are passed over.
+
+    A chat without a system message of its own gets `system`.
+    """
     lines, text = [], read_text(path)
     if text.lstrip().startswith("["):
         raise FileRefused(path, f"it holds a list of JSON: {EXPECTED}")
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             with at_line(number, line, bad):
-                lines.append((number, line, checked(msgspec.json.decode(line))))
+                record = checked(msgspec.json.decode(line))
+                if isinstance(record, Chat):
+                    record.messages = with_system(record.messages, system)
+                lines.append((number, line, record))
     return lines
 
 
@@ -271,6 +286,8 @@ class Example:
     counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
     whole: bool  # whether all of it counts, so that what exceeds a row goes on in the next
     glued: bool = False  # whether its completion begins where no space is
+    chat: bool = False
+    system: str | None = None  # the message with which a chat begins, if that is the system's
 
     @property
     def mark(self) -> bytes:
@@ -298,7 +315,9 @@ def read_examples(
             if not counted.any():
                 raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
             glued = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
-            examples.append(Example(number, np.array(ids, np.int64), counted, isinstance(line, Text), glued))
+            chat, whole = isinstance(line, Chat), isinstance(line, Text)
+            system = system_of(line.messages) if isinstance(line, Chat) else None
+            examples.append(Example(number, np.array(ids, np.int64), counted, whole, glued, chat, system))
     return examples
 
 
@@ -363,8 +382,9 @@ def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[n
 
 
 def of_examples(
-    path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT
-) -> Data:
+    path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT,
+    most_measured: int | None = None,
+) -> Data:  # fmt: skip
     """Return examples as arrays, as wide as the longest of them needs, one in ten held out.
 
     An example of which no token that counts is left is left out, and named.
@@ -388,7 +408,7 @@ def of_examples(
     is_held = is_held_out(len(learnable), share)
     for own, to_measure in zip(filter(None, rows), is_held, strict=True):
         (held if to_measure else trained).extend(own)
-    measured = [held[row] for row in spread(np.arange(len(held)))] if held else []
+    measured = [held[row] for row in spread(np.arange(len(held)), most_measured)]
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
     summary = (
@@ -399,6 +419,7 @@ def of_examples(
     return Data(
         *filled(trained, width),
         *filled(measured, width),
+        held=len(held),
         unit="examples",
         summary=summary,
         row_tokens=float(np.mean([len(x) for x, _ in trained])),
@@ -406,8 +427,16 @@ def of_examples(
         example=show(shown, length, tokenizer),
         notes=oddities(learnable, is_held),
         marks=frozenset(example.mark for example, held in zip(learnable, is_held, strict=True) if not held),
-        with_length=lambda other: of_examples(path, examples, other, tokenizer, share),
+        with_length=lambda other: of_examples(path, examples, other, tokenizer, share, most_measured),
+        chats=any(example.chat for example in learnable),
+        system=common_system(learnable),
     )
+
+
+def common_system(examples: Sequence[Example]) -> str | None:
+    """Return the system message with which all chats begin; None where they differ, or there is no chat."""
+    found = {example.system for example in examples if example.chat}
+    return found.pop() if len(found) == 1 else None
 
 
 def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
+from ..batches import Passes
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
@@ -36,7 +37,7 @@ from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize
 from .data import EXAMPLES, Data, load_data
 from .llama import Llama, recomputed
-from .losstable import LOG_EVERY, LossTable
+from .losstable import LossTable, shown_parts
 from .memory import (
     EXPERTS,
     Memory,
@@ -47,7 +48,7 @@ from .memory import (
     megabytes,
     parameter_bytes,
 )
-from .recipe import Recipe, Settled, option_name
+from .recipe import EVAL_SHARE, Recipe, Settled, option_name
 from .resume import (
     BestStep,
     Kept,
@@ -78,7 +79,7 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
         adapted = adapted_model(settled, model, start_from, rng, backend)
         settled, data = fit_to_machine(settled, adapted, data, kept, machine, backend)
         table = train_adapter(settled, adapted, data, kept, rng, backend)
-        save(settled, adapted)
+        save(settled, adapted, system_to_keep(recipe, data))
     print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
     if best := best_step(settled, table):
         print(best)
@@ -103,11 +104,10 @@ def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, 
 
 def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
     """Return the training to go on from, where there is one; one of other options gives way to --overwrite alone."""
-    kept = read_kept(recipe.kept_in)
-    if kept is None:
-        return None
-    settled = recipe.settled(kept.notes["numbers"])
     try:
+        if (kept := read_kept(recipe.kept_in)) is None:
+            return None
+        settled = recipe.settled(kept.notes["numbers"])
         check_same(kept, asked(settled, model_path(recipe.model), backend), None if recipe.epochs else settled.steps)
     except CheckpointError as error:
         if recipe.checkpoint is not None:
@@ -133,7 +133,9 @@ def usual_workers(backend: Backend) -> int:
 
 def check_recipe(recipe: Recipe) -> None:
     """Require numbers in range and places that can be written, before anything is read."""
-    for name in ("rank", "steps", "batch_size", "micro_batch", "workers", "length"):
+    for name in (
+        *("rank", "steps", "batch_size", "micro_batch", "workers", "length", "eval_rows", "eval_every", "log_every"),
+    ):
         if getattr(recipe, name) is not None:
             check_integer(name, getattr(recipe, name), at_least=1)
     if recipe.epochs is not None:
@@ -238,7 +240,12 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
         skipped: list[str] | None = None if recipe.skip_bad is None else []
-        data = load_data(recipe.text, model_path(recipe.model), recipe.length, held_out=share, skipped=skipped)
+        data = load_data(
+            recipe.text, model_path(recipe.model), recipe.length, held_out=share, measured=recipe.eval_rows,
+            system=recipe.system, skipped=skipped,
+        )  # fmt: skip
+        if recipe.system and not data.chats:
+            raise ValueError(f"--system is a message of chats, and {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
         model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
@@ -361,6 +368,9 @@ def fit_to_machine(
     print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}")
     for note in data.notes:
         print(f"         {note}")
+    if message := system_to_keep(recipe, data):
+        own = "; chats that have one of their own keep it" if message != data.system else ""
+        print(f"system   {printable(message, 80)}\n         is kept with the adapter, for generate and evaluate{own}")
     of_layers = adapters(adapted)
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
@@ -371,8 +381,9 @@ def fit_to_machine(
     sizes = data.X.shape[1], recipe.workers, data.X_held.shape
     memory = needs(*sizes)
     print_memory(memory, parts, recipe.part_rows, data.unit, machine)
-    steps = recipe.steps - (kept.saved.epoch if kept else 0)
-    print(f"time     {steps} steps of {recipe.batch_size} {data.unit}\n")
+    for line in plan(recipe, data, kept.saved.epoch if kept else None):
+        print(line)
+    print()
     if data.example:
         print(f"{data.example}\n")
     if machine is not None and memory.together(parts * recipe.part_rows) > USABLE_SHARE * machine.free:
@@ -381,6 +392,31 @@ def fit_to_machine(
             raise ValueError(f"{hint}; --anyway begins all the same")
         warnings.warn(hint, stacklevel=2)
     return recipe, data
+
+
+def system_to_keep(recipe: Recipe, data: Data) -> str | None:
+    """Return the system message that goes with the adapter: the one asked for, or the one of all chats."""
+    return (data.system if recipe.system is None else recipe.system) or None
+
+
+def plan(recipe: Settled, data: Data, done: int | None) -> list[str]:
+    """Say how long the training is, which rows are measured when, and which part of the time that takes."""
+    left, passes = recipe.steps - (done or 0), recipe.steps / math.ceil(len(data.X) / recipe.batch_size)
+    lines = [f"time     {left} steps of {recipe.batch_size} {data.unit}{f', {recipe.steps} in all' if done else ''}: "]
+    lines[0] += f"{passes:.3g} passes through all {len(data.X):,}"
+    measured = len(data.X_held)
+    every = recipe.measured_each(measured)
+    times = math.ceil(recipe.steps / every) - (done or 0) // every + (done is None)
+    effort = recipe.steps_of_measuring(measured)
+    share = times * effort / (times * effort + left) if left else 0.0
+    which = f"all {measured:,}" if measured == data.held else f"{measured:,} of {data.held:,}"
+    when = f", each {every} steps" if every < recipe.steps else ""
+    text = f"measure  {which} held-out {data.unit}: before the first step{when} and after the last"
+    if left:
+        text += f", about {share:.0%} of the time"
+    if share > 2 * EVAL_SHARE and (fewer := int(measured * EVAL_SHARE / (1 - EVAL_SHARE) * left / (times * effort))):
+        text += f"; --eval-rows {fewer} takes {EVAL_SHARE:.0%}"
+    return [*lines, text]
 
 
 def experts_left_out(adapted: Llama) -> str:
@@ -453,10 +489,11 @@ def train_adapter(
 ) -> LossTable:
     """Train, print a row whenever the loss is measured, and return the rows."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
-    done, learned, tokens = 0, None, round(recipe.batch_size * data.row_tokens)
-    if kept is not None:
-        done, learned = kept.saved.epoch, kept.notes["learned"]
-    table = LossTable(recipe.steps, done, tokens, learned, recipe.log)
+    done, losses = (kept.saved.epoch, kept.notes["losses"]) if kept else (0, None)
+    every = recipe.measured_each(len(X_held))
+    table = LossTable(
+        recipe.steps, done, data.row_tokens, losses, recipe.log, log_every=recipe.log_every, eval_every=every
+    )
     step, start = Step(recipe, rng, table), time.perf_counter()
     table.print_head()
     before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
@@ -465,7 +502,7 @@ def train_adapter(
     wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
     notes = Notes(
         asked=asked(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length, before=before,
-        learned=table.learned, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
+        losses=table.losses, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
     )  # fmt: skip
     if kept is None:
         recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
@@ -474,10 +511,10 @@ def train_adapter(
     best = BestStep(checkpoint) if recipe.keep_best else None
     try:
         history = train(
-            adapted, X, Y, epochs=recipe.steps, steps=1, batch_size=recipe.batch_size, lr=recipe.lr, rng=rng,
-            log_every=LOG_EVERY, progress=True, checkpoint=best or checkpoint, loss=next_token_loss, gradients=step,
-            held_out=(X_held, Y_held), report=table.on_step, schedule=rates(recipe, recipe.steps),
-            weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
+            adapted, X, Y, epochs=recipe.steps, steps=1, batches=Passes(len(X), recipe.batch_size, recipe.seed),
+            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=best or checkpoint,
+            loss=next_token_loss, gradients=step, held_out=(X_held, Y_held), report=table.on_step,
+            schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
         )  # fmt: skip
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only break down again
@@ -511,12 +548,12 @@ class Step:
             return value, d_logits
 
         grads = self.parts(model, x, y, noting)
-        self.table.note(start, losses, gradient_norm(grads))
+        self.table.note(start, losses, gradient_norm(grads), len(x))
         return grads
 
     def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:
         """Return the loss over all of X and Y."""
-        return evaluate_where_it_counts(model, X, Y, loss, self.parts.workers)
+        return evaluate_where_it_counts(model, X, Y, loss, self.parts.workers, shown_parts)
 
 
 def rates(recipe: Recipe, steps: int) -> Schedule | None:
@@ -543,13 +580,13 @@ def diverged(recipe: Settled, step: int) -> str:
 # --- save -------------------------------------------------------------------------------------------------------------
 
 
-def save(recipe: Settled, adapted: Llama) -> None:
-    """Write the adapter, with the names that PEFT and llama.cpp ask for."""
+def save(recipe: Settled, adapted: Llama, system: str | None) -> None:
+    """Write the adapter, with the names that PEFT and llama.cpp ask for, and the chats' system message."""
     by_weight = found_by_weight(adapted)
     write = partial(
         save_adapter, layers=adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
-        target_parameters=by_weight, lora_dropout=recipe.dropout, overwrite=True,
+        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
     )  # fmt: skip
     # Noted first, since a kill may come behind the save. Where there is no room, that is no reason not to save.
     with suppress(OSError), tempfile.TemporaryDirectory(prefix="minilora-") as same:
@@ -571,8 +608,9 @@ def best_step(recipe: Settled, table: LossTable) -> str:
         return (
             f"the adapter is that of step {table.best_step}, the one with the least held-out loss: {loss:.3f}{before}"
         )
-    step, _, loss = min(table.rows, key=lambda row: round(row[2], 3))
-    if round(loss, 3) == round(table.rows[-1][2], 3):
+    measured = [(step, loss) for step, _, loss in table.rows if loss == loss]
+    step, loss = min(measured, key=lambda row: round(row[1], 3))
+    if round(loss, 3) == round(measured[-1][1], 3):
         return ""
     others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
     others += ["another --checkpoint"] if recipe.checkpoint is not None else []

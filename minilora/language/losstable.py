@@ -1,11 +1,12 @@
-"""What a fine-tuning shows while it learns: a row each time the loss is measured, its speed, and the time left.
+"""What a fine-tuning shows while it learns: its losses in rows, its speed, and the time left.
 
     step  training  held-out loss  tokens/s  time left
        0                    5.291
-      20     4.548          4.131    11,903       45 s
+      20     4.548          4.131    11,903       45 s   of steps 1-20
+      40     3.801                   11,911       41 s   of steps 21-40
 
-The training loss costs nothing: it is the mean of the losses that the gradients come with, over all targets since the
-row before.
+The training loss costs nothing: it is the mean of the losses that the gradients come with, over all targets of the
+steps that the row names. The held-out loss stands where it is measured, which may be in fewer rows.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias
 
+import numpy as np
 from tqdm import tqdm
 
 from ..checks import Array
@@ -27,19 +29,27 @@ from ..files.disk import replaceable, written_whole
 from ..training import History, TrainingState
 
 LOG_EVERY = 20
-"""Steps from one measurement of the held-out loss to the next."""
+"""Steps from one row to the next, where nothing else is asked for."""
 QUIET = 60.0
-"""Seconds without a row after which a line says how far it is."""
+"""Seconds without a row after which a line says how far it is, where no bar does."""
+Losses: TypeAlias = dict[str, tuple[float, int, float]]
+"""Of each step: the sum of its losses, the number of its targets, and the length of its gradient before clipping."""
 
 
-class Learned(TypedDict):
-    """The training loss so far, as a checkpoint keeps it."""
+def shown_parts(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield the parts of data, each the numbers of its rows, and show how many rows were measured.
 
-    rows: dict[str, float]  # the mean of each row, by its step
-    sum: float  # of the losses since the last row
-    targets: int  # and their number
-    steps: dict[str, float]  # the mean of each step
-    norms: dict[str, float]  # the length of each step's gradient, before it is clipped
+    On a terminal that is a bar, which is gone in the end; elsewhere a line, at most once a minute.
+    """
+    rows, taken, written = sum(map(len, parts)), 0, time.perf_counter()
+    with tqdm(total=rows, desc="measuring", unit="row", disable=None, leave=False) as bar:
+        for part in parts:
+            yield part
+            taken += len(part)
+            bar.update(len(part))
+            if bar.disable and time.perf_counter() - written > QUIET:
+                print(f"      measured {taken:,} of {rows:,}", flush=True)
+                written = time.perf_counter()
 
 
 class LossTable:
@@ -49,22 +59,27 @@ class LossTable:
     ----------
     steps, done : int
         Of the whole training, and of a training that goes on those before.
-    tokens : int
-        In a step.
-    learned : Learned, optional
+    tokens : float
+        In a row of the data, on average.
+    losses : Losses, optional
         What the checkpoint of a training that goes on has.
     log : Path, optional
         A file that gets a line of JSON for each step, also for those before of a training that goes on.
+    log_every, eval_every : int
+        Steps from one row to the next, and from one with a held-out loss to the next.
     """
 
     def __init__(
-        self, steps: int, done: int, tokens: int, learned: Learned | None = None, log: Path | None = None
-    ) -> None:
+        self, steps: int, done: int, tokens: float, losses: Losses | None = None, log: Path | None = None, *,
+        log_every: int = LOG_EVERY, eval_every: int = LOG_EVERY,
+    ) -> None:  # fmt: skip
         self.steps, self.done, self.tokens = steps, done, tokens
-        self.learned: Learned = learned or {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}, "norms": {}}
+        self.log_every, self.eval_every = log_every, eval_every
+        self.losses: Losses = {} if losses is None else losses
         self.step = done  # how many have noted their losses
-        self.rows: list[tuple[int, float, float]] = []  # step, training loss (NaN where there is none), held-out loss
+        self.rows: list[tuple[int, float, float]] = []  # step, training and held-out loss, NaN where there is none
         self.row_step, self.row_time = done, 0.0  # where the last row was, and when
+        self.row_tokens = 0.0  # since then
         self.step_time = 0.0  # when the last step's gradients were there
         self.spent = 0.0  # seconds of all steps up to the last row, without the measuring
         self.measuring = 0.0  # seconds that measuring the held-out loss took
@@ -72,36 +87,33 @@ class LossTable:
         self.log, self.logged = log, 0  # the steps that are in the log
         self.best_step: int | None = None  # whose parameters are saved, where that is not the last one
 
-    def note(self, began: float, losses: Sequence[tuple[Array, Array]], norm: Array) -> None:
-        """Note a step that began at a time: the loss and the targets of each of its parts, and its gradient's length.
+    def note(self, began: float, losses: Sequence[tuple[Array, Array]], norm: Array, rows: int = 1) -> None:
+        """Note a step of so many rows that began at a time: each part's loss and targets, and its gradient's length.
 
         The parts may come in any order, from several threads: `math.fsum` is exact, so the mean has the same bits.
         """
         if self.step == self.done:
             self.row_time = began
-        counted, learned = [(float(value), int(targets)) for value, targets in losses], self.learned
-        total, number = math.fsum(value * targets for value, targets in counted), sum(n for _, n in counted)
-        if self.step % LOG_EVERY == 0:
-            learned["sum"], learned["targets"] = 0.0, 0
+        counted = [(float(value), int(targets)) for value, targets in losses]
         self.step += 1
-        learned["sum"] += total
-        learned["targets"] += number
-        if number:
-            learned["steps"][str(self.step)] = total / number
-        learned["norms"][str(self.step)] = float(norm)
-        if self.step % LOG_EVERY == 0 and learned["targets"]:
-            learned["rows"][str(self.step)] = learned["sum"] / learned["targets"]
+        total, number = math.fsum(value * targets for value, targets in counted), sum(n for _, n in counted)
+        self.losses[str(self.step)] = (total, number, float(norm))
+        self.row_tokens += rows * self.tokens
         self.step_time = time.perf_counter()
 
     def each_step(self) -> list[tuple[int, float]]:
         """Return each step and the mean over its targets."""
-        return [(int(step), loss) for step, loss in self.learned["steps"].items()]
+        return [(int(step), total / number) for step, (total, number, _) in self.losses.items() if number]
 
     def training_loss(self, step: int) -> float:
-        """Return the mean over the targets from the row before a step to the step; NaN where none was noted."""
-        if step == self.step and self.learned["targets"]:
-            return self.learned["sum"] / self.learned["targets"]
-        return self.learned["rows"].get(str(step), math.nan)
+        """Return the mean over the targets from the row before a step to the step; NaN where there is none."""
+        known = [self.losses[str(s)] for s in range(self._row_before(step) + 1, step + 1) if str(s) in self.losses]
+        targets = sum(number for _, number, _ in known)
+        return math.fsum(total for total, _, _ in known) / targets if targets else math.nan
+
+    def _row_before(self, step: int) -> int:
+        """Return the step of the last row before a step."""
+        return max((row[0] for row in self.rows if row[0] < step), default=0)
 
     def print_head(self) -> None:
         """Print the names of the columns."""
@@ -111,26 +123,30 @@ class LossTable:
         """Print what is known when the training begins: the untrained adapter's loss, and rows of a checkpoint."""
         self.measuring = seconds
         self._print_row(0, math.nan, before)
-        for step, loss in zip(saved.epochs, saved.losses, strict=True) if saved else ():
-            self._print_row(step, self.training_loss(step), loss)
+        held_out = dict(zip(saved.epochs, saved.losses, strict=True)) if saved else {}
+        for step in range(1, self.done + 1):
+            if step in held_out or (step % self.log_every == 0 and step < self.steps):
+                self._print_row(step, self.training_loss(step), held_out.get(step, math.nan))
 
     def on_step(self, state: TrainingState) -> None:
-        """Print the row of a step at which the loss was measured; after the first step, how long it will take.
+        """Print the row of a step that has one; after the first step, how long it will take.
 
-        Where a row takes long, print how far it is. This is the `report` of `train`.
+        Where a row takes long and no bar is shown, print how far it is. This is the `report` of `train`.
         """
         step, now = state.epoch, time.perf_counter()
         self._check_own(step)
         if state.history.epochs[-1:] == [step]:
             self.print_row(step, state.history.losses[-1])
         elif step < self.steps:  # of the last step the held-out loss comes first
-            self.write_log(step)
             remaining = self._remaining(step, self.spent + now - self.row_time)
-            if step == self.done + 1:
+            if step % self.log_every == 0:
+                self.print_row(step)
+            elif step == self.done + 1:
                 self._print(f"      going by step {step}, the other {self.steps - step} take about {remaining}")
-            elif now - self.written > QUIET:
+            elif now - self.written > QUIET and not (sys.stderr.isatty() and sys.stdout.isatty()):
                 loss = self.training_loss(step)
                 self._print(f"      after step {step} the training loss is {loss:.3f}; about {remaining} left")
+            self.write_log(step)
 
     def print_last_row(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
@@ -139,21 +155,22 @@ class LossTable:
             self.print_row(history.epochs[-1], history.losses[-1])
         self.write_log(self.steps)  # also of a training that was done
 
-    def print_row(self, step: int, held_out: float) -> None:
+    def print_row(self, step: int, held_out: float = math.nan) -> None:
         """Print a row of this run."""
-        new, now, speed, remaining = step - self.row_step, time.perf_counter(), "", ""
-        if new:
+        now, speed, remaining = time.perf_counter(), "", ""
+        if step > self.row_step:
             took = self.step_time - self.row_time
             self.spent += took
-            self.measuring = now - self.step_time
-            self.row_step, self.row_time = step, now
-            speed = f"{self.tokens * new / took:,.0f}"
+            if held_out == held_out:
+                self.measuring = now - self.step_time
+            speed = f"{self.row_tokens / took:,.0f}"
+            self.row_step, self.row_time, self.row_tokens = step, now, 0.0
             remaining = self._remaining(step, self.spent)
         self._print_row(step, self.training_loss(step), held_out, speed, remaining)
         self.write_log(step)
 
     def write_log(self, step: int) -> None:
-        """Write the steps up to this one into the log, with the losses that are known of each.
+        """Write the steps up to this one into the log: of each its own loss, the held-out loss, the gradient's length.
 
         The file begins anew with the first step of this run. Where it cannot be written, the training goes on without.
         """
@@ -161,9 +178,13 @@ class LossTable:
             return
         held_out, lines = {row[0]: row[2] for row in self.rows}, []
         for number in range(self.logged, step + 1):
-            learned, norm = (self.learned[name].get(str(number)) for name in ("steps", "norms"))
-            numbers = {"training_loss": learned, "held_out_loss": held_out.get(number), "grad_norm": norm}
-            known = {name: value for name, value in numbers.items() if value is not None}
+            total, targets, norm = self.losses.get(str(number), (0.0, 0, math.nan))
+            numbers = {
+                "training_loss": total / targets if targets else math.nan,
+                "held_out_loss": held_out.get(number, math.nan),
+                "grad_norm": norm,
+            }
+            known = {name: value for name, value in numbers.items() if value == value}
             lines.append(json.dumps({"step": number, **known}) + "\n")
         try:
             if not self.logged:
@@ -188,13 +209,16 @@ class LossTable:
 
     def _remaining(self, step: int, spent: float) -> str:
         """Return how long the steps after this one take, and measuring the loss at the rows to come."""
-        rows = math.ceil(self.steps / LOG_EVERY) - step // LOG_EVERY if step < self.steps else 0
-        return duration((self.steps - step) * spent / (step - self.done) + rows * self.measuring)
+        measured = math.ceil(self.steps / self.eval_every) - step // self.eval_every if step < self.steps else 0
+        return duration((self.steps - step) * spent / (step - self.done) + measured * self.measuring)
 
     def _print_row(self, step: int, training: float, held_out: float, speed: str = "", remaining: str = "") -> None:
+        first = self._row_before(step) + 1
         self.rows.append((step, training, held_out))
-        mean = "" if math.isnan(training) else f"{training:.3f}"
-        self._print(f"{step:4}  {mean:>8}  {held_out:13.3f}  {speed:>8}  {remaining:>9}".rstrip())
+        mean, loss = ("" if math.isnan(number) else f"{number:.3f}" for number in (training, held_out))
+        steps = f"   of steps {first}-{step}" if first < step else f"   of step {step}"
+        row = f"{step:4}  {mean:>8}  {loss:>13}  {speed:>8}  {remaining:>9}"
+        self._print(row.rstrip() if math.isnan(training) else row + steps)
 
     def _print(self, line: str) -> None:
         """Print a line now, above the progress bar where there is one."""

@@ -20,6 +20,10 @@ SMALL = 10_000_000
 """Parameters up to which a model is a small one."""
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
 """What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
+EVAL_EVERY, EVAL_SHARE = 20, 0.2
+"""The held-out loss is measured each so many steps, or so many times that as it takes no larger share of their time."""
+FORWARD = 0.4
+"""What a forward takes of a step's forward and backward."""
 ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
 """What a new adapter is, where nothing else is said; one that goes on brings its own."""
 
@@ -74,24 +78,13 @@ def option(
 
 
 GROUPS = {
-    "data": ("text", "valid", "skip_bad", "length"),
+    "data": ("text", "valid", "eval_rows", "system", "skip_bad", "length"),
     "model and adapter": (
         *("model", "adapter", "target_modules", "target_parameters", "rank", "alpha", "use_rslora", "use_dora", "init"),
     ),
     "training": (
-        *(
-            "steps",
-            "epochs",
-            "batch_size",
-            "lr",
-            "schedule",
-            "warmup",
-            "max_grad_norm",
-            "weight_decay",
-            "dropout",
-            "keep_best",
-            "seed",
-        ),
+        *("steps", "epochs", "batch_size", "lr", "schedule", "warmup", "max_grad_norm", "weight_decay", "dropout"),
+        *("eval_every", "log_every", "keep_best", "seed"),
     ),
     "memory and speed": ("micro_batch", "recompute", "workers", "dtype", "quantize", "backend", "anyway"),
     "files": ("save", "overwrite", "checkpoint", "log", "plot"),
@@ -144,7 +137,11 @@ class Recipe:
         "in a step, drop each entry of an adapter's input with the probability P",
         "P", default=0.0, type=float, same=True,
     )  # fmt: skip
-    epochs: float | None = option("train on as many windows as E times all, in place of --steps", "E", type=float)
+    epochs: float | None = option(
+        "pass through all windows or examples E times, in place of --steps: each time in a new order, every one once; "
+        "where the batch size does not divide their number, the last batch of a pass is smaller",
+        "E", type=float,
+    )  # fmt: skip
     valid: float | Path | None = option(
         "measure the loss on another file, or hold out another share than a tenth, such as 0.2",
         "FILE|SHARE", type=share_or_path,
@@ -152,9 +149,20 @@ class Recipe:
     skip_bad: Path | None = option(
         "go on without the lines of a .jsonl file that cannot be used, and write them there", "FILE", type=Path
     )
-    steps: int | None = option(f"steps of Adam ({_by_size('steps')})", "N", type=int)
+    eval_rows: int | None = option(
+        "measure the loss on N of the windows or examples that are held out, evenly spread (default: on all)",
+        "N", type=int, same=True,
+    )  # fmt: skip
+    system: str | None = option(
+        "put this system message before each chat that has none. It is kept with the adapter, for generate and "
+        "evaluate; so is one with which all chats begin",
+        "TEXT", same=True,
+    )  # fmt: skip
+    steps: int | None = option(
+        f"steps of Adam, through the same passes as those of --epochs ({_by_size('steps')})", "N", type=int
+    )
     batch_size: int | None = option(
-        f"windows of the text, or examples, drawn for each step ({_by_size('batch_size')})", "N", type=int, same=True
+        f"windows of the text, or examples, of each step ({_by_size('batch_size')})", "N", type=int, same=True
     )
     micro_batch: int | None = option(
         "windows, or examples as long as the longest, computed at a time; their gradients add up to the batch's: the "
@@ -201,13 +209,27 @@ class Recipe:
         "(default: DIR.checkpoint beside the folder of --save, now and then, and removed at the end)",
         "FILE", type=Path,
     )  # fmt: skip
+    eval_every: int | None = option(
+        f"measure the held-out loss each N steps, besides before the first and after the last (default: {EVAL_EVERY}, "
+        "or so many times that as measuring takes no more than about a fifth of the time of the steps)",
+        "N", type=int, same=True,
+    )  # fmt: skip
+    log_every: int = option(
+        "print a row each N steps, also where the held-out loss is not measured", "N", default=20, type=int
+    )
     keep_best: bool = option(
-        "save the adapter of the step with the least held-out loss, in the place of the last step's",
+        "save the adapter of the step with the least held-out loss of those measured, in the place of the last step's",
         default=False, same=True,
     )  # fmt: skip
     anyway: bool = option("train even if that needs more memory than is free", default=False)
-    log: Path | None = option("write a line of JSON there for each step: its losses", "FILE", type=Path)
-    plot: Path | None = option("draw the training and the held-out loss (.png, .svg, .pdf)", "FILE", type=Path)
+    log: Path | None = option(
+        "write a line of JSON there for each step: the loss of its own batch, the length of its gradient, and the "
+        "held-out loss if it is measured",
+        "FILE", type=Path,
+    )  # fmt: skip
+    plot: Path | None = option(
+        "draw the training loss, each mean over its steps, and the held-out loss (.png, .svg, .pdf)", "FILE", type=Path
+    )
 
     @property
     def kept_in(self) -> Path:
@@ -232,8 +254,17 @@ class Settled(Recipe):
 
     def for_rows(self, rows: int) -> Settled:
         """Return it for so many rows of data: an epoch has as many steps as there are batches in them."""
-        steps = self.steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
+        steps = self.steps if self.epochs is None else math.ceil(self.epochs * math.ceil(rows / self.batch_size) - 1e-9)
         return replace(self, steps=steps)
+
+    def measured_each(self, rows: int) -> int:
+        """Return each how many steps the held-out loss is measured, if that is the loss of so many rows."""
+        usual = EVAL_EVERY * math.ceil(self.steps_of_measuring(rows) / EVAL_SHARE / EVAL_EVERY)
+        return self.eval_every or usual
+
+    def steps_of_measuring(self, rows: int) -> float:
+        """Return in how many steps' time so many rows are measured: a forward each, where a step has a backward too."""
+        return rows * FORWARD / self.batch_size
 
     @property
     def part_rows(self) -> int:

@@ -35,7 +35,7 @@ from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
 from ..layer import Layer
 from ..training import History, TrainingState
-from .losstable import Learned
+from .losstable import Losses
 from .recipe import Recipe, option_name
 from .text import HELD_OUT
 
@@ -56,7 +56,7 @@ class Notes(TypedDict):
     numbers: int  # of the model
     length: int  # of the longest row: where none is asked for, the data's own, or what memory had room for
     before: float  # the held-out loss before the first step
-    learned: Learned
+    losses: Losses
     saved: list[str]  # the digests of the adapters that this training wrote, or was about to write
     wrote: list[str]  # where its logs and figures lie
 
@@ -78,6 +78,11 @@ def read_kept(path: Path | None) -> Kept | None:
     """Return what a checkpoint holds; None where there is none yet."""
     if path is None or (saved := read_checkpoint(path)) is None:
         return None
+    if isinstance(saved.notes, dict) and "learned" in saved.notes:  # nothing else tells the losses under this name
+        raise CheckpointError(
+            f"{str(path)!r} is a checkpoint of a former minilora finetune, which drew each batch from all rows: now a "
+            "pass has every row once. Name another checkpoint"
+        )
     try:
         return Kept(path, saved, msgspec.convert(saved.notes, Notes))
     except msgspec.ValidationError as error:

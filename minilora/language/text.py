@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from .llama import Llama
 HELD_OUT = 10
 """One window or example in ten is held out, all through the text, since the parts of a text differ."""
 MEASURED = 32
-"""The most held-out rows that are measured: 4,096 tokens at a length of 128."""
+"""The most held-out rows that `windows` returns where it is not told: 4,096 tokens at a length of 128."""
 PIECE = 1 << 18
 """Characters of a text that are encoded at a time."""
 UNCUT = 1 << 21
@@ -55,7 +55,7 @@ CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.
 
 
 def windows(
-    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT
+    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT, measured: int | None = MEASURED
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cut the ids of a text into windows, and hold every tenth of them out, or another share.
 
@@ -67,13 +67,15 @@ def windows(
         Of a window, at least 1.
     share : float
         Of the windows to hold out, as `is_held_out` takes it.
+    measured : int, optional
+        The most of those held out that are returned, evenly spread; None for all, as `minilora finetune` measures.
 
     Returns
     -------
     X, Y : numpy.ndarray, shape (n, length), int64
         To train on. Each id but the first is a target once.
     X_held, Y_held : numpy.ndarray, shape (m, length), int64
-        To measure the loss on: of those held out, at most `MEASURED`, evenly spread.
+        To measure the loss on: of those held out, at most `measured`.
 
     Raises
     ------
@@ -89,8 +91,8 @@ def windows(
     used = checked[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = is_held_out(n, share)
-    measured = spread(np.flatnonzero(held)) if share else np.zeros(0, int)
-    return X[~held], Y[~held], X[measured], Y[measured]
+    rows = spread(np.flatnonzero(held), measured)
+    return X[~held], Y[~held], X[rows], Y[rows]
 
 
 def _check_ids(ids: Any) -> np.ndarray:
@@ -116,9 +118,11 @@ def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
     return held
 
 
-def spread(rows: np.ndarray) -> np.ndarray:
-    """Return at most `MEASURED` of some rows, evenly spread."""
-    chosen: np.ndarray = rows[np.unique(np.linspace(0, len(rows) - 1, MEASURED).round().astype(int))]
+def spread(rows: np.ndarray, most: int | None) -> np.ndarray:
+    """Return at most so many of some rows, evenly spread; None for all of them."""
+    if most is None or len(rows) <= most:
+        return rows
+    chosen: np.ndarray = rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
     return chosen
 
 
@@ -167,10 +171,14 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
     return model.backward(d_logits, cache, need_dx=False)[1]
 
 
-def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None) -> float:
+def evaluate_where_it_counts(
+    model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None,
+    shown: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
+) -> float:  # fmt: skip
     """Return the loss over all of X and Y, as `minilora.evaluate` does, and compute the less the fewer targets count.
 
-    Logits are computed where a target counts, all else up to the last column of a part that has one.
+    Logits are computed where a target counts, all else up to the last column of a part that has one. ``shown(parts)``
+    yields the parts, the numbers of some rows each, as they are taken: to show how far it is.
     """
     check_rows(X, Y)
     check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORED)
@@ -188,7 +196,7 @@ def evaluate_where_it_counts(model: Llama, X: Array, Y: Array, loss: Loss, worke
         return of_hidden(model.model(x), y)[0] * (count(y) / targets)
 
     parts = of_area(Y, max(1, EVALUATION_ROWS // Y.shape[1]) * Y.shape[1])
-    return sum_of(share, parts, workers, X)
+    return sum_of(share, shown(parts), workers, X)
 
 
 def without_filling(x: Array, y: Array) -> tuple[Array, Array]:

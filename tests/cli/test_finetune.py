@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from minilora import (
     save_adapter,
     train,
 )
+from minilora.batches import Passes
 from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.fast.parts import core_count
@@ -66,10 +68,10 @@ def test_finetuning_is_adapt_and_train(folder, capsys):
     out, err = capsys.readouterr()
     model = Llama.load("model")
     X, Y, *held_out = windows([LETTERS.index(c) for c in TEXT], 8)
-    rng = np.random.default_rng(5)
+    rng, passes = np.random.default_rng(5), Passes(len(X), 4, 5)
     adapted = adapt(model, "all-linear", rank=2, alpha=16, rng=rng)
     before = evaluate(adapted, *held_out, cross_entropy)
-    given = {"epochs": 30, "steps": 1, "batch_size": 4, "lr": 0.02, "log_every": LOG_EVERY, "rng": rng}
+    given = {"epochs": 30, "steps": 1, "batches": passes, "lr": 0.02, "log_every": LOG_EVERY, "rng": rng}
     given["gradients"] = accumulate(2)  # half of a batch at a time
     history = train(adapted, X, Y, loss=cross_entropy, held_out=tuple(held_out), **given)
     assert list(losses(out)) == [0, *history.epochs] == [0, 20, 30]
@@ -95,9 +97,58 @@ def trained(steps, dropout=0.0, **more):
             model = with_dropout(model, dropout, keys)
         return accumulate(2)(model, x, y, loss)
 
-    options = {"epochs": steps, "steps": 1, "batch_size": 4, "lr": 0.02, "rng": rng, "loss": next_token_loss}
-    train(model, X, Y, gradients=gradients, **options, **more)
+    options = {"epochs": steps, "steps": 1, "lr": 0.02, "rng": rng, "loss": next_token_loss}
+    train(model, X, Y, gradients=gradients, batches=Passes(len(X), 4, 0), **options, **more)
     return adapters(model)
+
+
+@pytest.mark.parametrize("parts", [[], ["--micro-batch", "1", "--workers", "1"], ["--workers", "3"]])
+@pytest.mark.parametrize(("long", "counts"), [(["--epochs", "3"], {3}), (["--steps", "16"], {2, 3})])
+def test_each_pass_has_every_example_once(folder, monkeypatch, parts, long, counts):
+    """Of 27 examples to train on: 6 steps of 4 and one of 3 are a pass, and 16 steps are two and a part of a third."""
+    lines = [{"prompt": "the cat ", "completion": f"{a}{b}"} for a in "abcde" for b in "fghijk"]
+    Path("e.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    seen, right = [], Step.__call__
+
+    def step(self, model, x, y, loss):
+        seen.append([tuple(row) for row in x.tolist()])
+        return right(self, model, x, y, loss)
+
+    monkeypatch.setattr(Step, "__call__", step)
+    some = ["--batch-size", "4", "--rank", "1", *long, *parts]
+    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", *some) == 0
+    assert [len(rows) for rows in seen] == ([4] * 6 + [3]) * (len(seen) // 7) + [4] * (len(seen) % 7)
+    found = Counter(row for rows in seen for row in rows)
+    assert (len(found), {*found.values()}) == (27, counts)
+    for start in range(0, len(seen) - 6, 7):
+        assert len({row for rows in seen[start : start + 7] for row in rows}) == 27
+    orders = {tuple(map(tuple, seen[start : start + 7])) for start in range(0, len(seen) - 6, 7)}
+    assert len(orders) == len(seen) // 7
+
+
+def test_all_rows_that_are_held_out_are_measured_or_as_many_as_asked(folder, capsys):
+    held_out = windows(IDS, 8, 0.4, None)[2:]
+    assert finetune("--steps", "1", "--valid", "0.4") == 0
+    out = capsys.readouterr().out
+    assert f"measure  all {len(held_out[0])} held-out windows: before the first step and after the last, " in out
+    base = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=np.random.default_rng(0))
+    assert losses(out)[0] == pytest.approx(evaluate(base, *held_out, cross_entropy), abs=6e-4)
+    assert finetune("--steps", "1", "--valid", "0.4", "--eval-rows", "5") == 0
+    out = capsys.readouterr().out
+    assert f"measure  5 of {len(held_out[0])} held-out windows: " in out
+    some = [array[np.linspace(0, len(array) - 1, 5).round().astype(int)] for array in held_out]
+    assert losses(out)[0] == pytest.approx(evaluate(base, *some, cross_entropy), abs=6e-4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "batch_size", "every"),
+    [(1, 1, 20), (10, 1, 20), (11, 1, 40), (200, 4, 100), (10_000, 4, 5000), (32, 4, 20)],
+)
+def test_a_measurement_takes_at_most_a_fifth_of_the_time_of_steps(rows, batch_size, every):
+    recipe = Recipe(text=Path("t"), save=Path("a"), batch_size=batch_size, workers=1).settled(1)
+    assert recipe.measured_each(rows) == every
+    assert recipe.steps_of_measuring(rows) <= 0.2 * every
+    assert replace(recipe, eval_every=7).measured_each(rows) == 7
 
 
 def assert_saved(expected):
@@ -144,7 +195,8 @@ def test_variants_are_those_of_adapt(folder, capsys, asked, config, given):
     X, Y, *held_out = windows([LETTERS.index(c) for c in TEXT], 8)
     rng = np.random.default_rng(0)
     adapted = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng, **given)
-    train(adapted, X, Y, epochs=3, steps=1, batch_size=4, lr=0.02, rng=rng, loss=cross_entropy, gradients=accumulate(2))
+    given = {"lr": 0.02, "loss": cross_entropy, "gradients": accumulate(2), "batches": Passes(len(X), 4, 0)}
+    train(adapted, X, Y, epochs=3, steps=1, rng=rng, **given)
     ours = attach(Llama.load("model"), load_adapter("a"))
     assert evaluate(ours, *held_out, cross_entropy) == pytest.approx(
         evaluate(adapted, *held_out, cross_entropy), rel=1e-4

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, History, Linear, Llama, adapt, load_adapter, save_adapter, train
 from minilora.backend import get_backend
-from minilora.files.checkpoint import Checkpoint, read_checkpoint
+from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.memory import Memory
@@ -342,6 +343,72 @@ def test_a_training_with_all_of_them_goes_on_to_the_same_bits(folder, capsys, mo
     assert weights() == whole
 
 
+PASSES = ["--batch-size", "5", "--valid", "0.2", "--eval-rows", "3", "--eval-every", "3", "--log-every", "2"]
+
+
+@pytest.mark.parametrize("stop", range(1, 11))
+@pytest.mark.parametrize(
+    "long",
+    [
+        ["--epochs", "2"],
+        pytest.param(["--steps", "11", "--dropout", "0.2", "--keep-best"], marks=pytest.mark.long),
+    ],
+)
+def test_a_stop_at_any_step_of_passes_changes_no_bit(folder, capsys, monkeypatch, long, stop):
+    """Of 21 examples to train on: four steps of 5 and one of 1 are a pass."""
+    examples("e.jsonl", [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 6, 1])
+    command = ["finetune", "e.jsonl", "--model", "model", "--save", "a", "--rank", "1", "--lr", "0.02", *PASSES, *long]
+    assert run(*command) == 0
+    whole, shown = weights(), held_out_and_steps(capsys.readouterr().out)
+    with monkeypatch.context() as patched:
+        interrupted(patched, stop)
+        assert run(*command, "--overwrite", "--checkpoint", "c") == 130
+    capsys.readouterr()
+    assert run(*command, "--overwrite", "--checkpoint", "c") == 0
+    out = capsys.readouterr().out
+    assert f"goes on from step {stop - 1}" in out
+    assert held_out_and_steps(out) == shown
+    assert weights() == whole
+
+
+def held_out_and_steps(out):
+    """Return the rows that were printed, without their speed: step, losses, and the steps of the mean."""
+    return re.findall(r"^ *(\d+) +(\d\.\d{3}) +(\d\.\d{3})?.*(of steps? .*)$", out, re.M)
+
+
+def drawn_afresh(path):
+    """Let a checkpoint be one of the time when each batch was drawn afresh."""
+    notes = read_checkpoint(path).notes
+    del notes["losses"]
+    learned = {"rows": {}, "sum": 1.0, "targets": 2, "steps": {"1": 0.5}}
+    change_notes(path, {**notes, "saved": None, "learned": learned})
+
+
+def test_a_checkpoint_of_the_former_draws_is_refused_in_words(folder, capsys, monkeypatch):
+    assert finetune("--steps", "2", "--checkpoint", "c") == 0
+    drawn_afresh(Path("c"))
+    before = Path("c").read_bytes()
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    capsys.readouterr()
+    assert finetune("--steps", "3", "--checkpoint", "c") == 2
+    assert capsys.readouterr().err == (
+        "minilora: 'c' is a checkpoint of a former minilora finetune, which drew each batch from all rows: now a pass "
+        "has every row once. Name another checkpoint\n"
+    )
+    assert Path("c").read_bytes() == before
+
+
+def test_a_stopped_training_of_the_former_draws_gives_way_when_asked(folder, capsys, monkeypatch):
+    typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW]
+    with monkeypatch.context() as patched:
+        interrupted(patched, 3)
+        assert run(*typed) == 130
+    drawn_afresh(Path("a.checkpoint"))
+    assert run(*typed) == 2
+    assert "every row once. Name another checkpoint, or begin anew with --overwrite" in capsys.readouterr().err
+    assert run(*typed, "--overwrite") == 0
+
+
 def examples(name, words):
     """Write examples, one for each number of words."""
     lines = [{"prompt": "the cat ", "completion": " ".join(["sat on the mat"] * count)} for count in words]
@@ -359,6 +426,7 @@ DATA = {
     "another seed": ["--seed", "3"],
     "parts": ["--batch-size", "5", "--micro-batch", "2"],
     "dropout": ["--dropout", "0.2", "--valid", "long.jsonl"],
+    "some rows measured": ["--valid", "long.jsonl", "--eval-rows", "2", "--eval-every", "2", "--log-every", "1"],
 }
 
 
@@ -460,13 +528,11 @@ NOTES = {
     "before": 1.0,
     "saved": [],
     "wrote": [],
-    "learned": {"rows": {}, "sum": 0.0, "targets": 0, "steps": {}, "norms": {}},
+    "losses": {},
 }
 
 
-@pytest.mark.parametrize(
-    "change", [{"asked": 1}, {"before": None}, {"learned": {"rows": [], "sum": 0.0, "targets": 0}}]
-)
+@pytest.mark.parametrize("change", [{"asked": 1}, {"before": None}, {"losses": {"1": [0.5]}}])
 def test_a_checkpoint_of_another_program_is_refused(folder, change, capsys):
     model, X = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=np.random.default_rng(0)), windows(IDS, 8)
     given = {"loss": next_token_loss, "rng": np.random.default_rng(0), "batch_size": 4, "steps": 1}

@@ -29,7 +29,7 @@ EXAMPLES = [
 DIFFERS = [
     (r"after \d+ s\b", "after T"),
     (r"take about \d+ (s|min)", "take about T"),
-    (r"(?m)^( *\d+ +\d+\.\d{3} +\d+\.\d{3}) +[\d,]+ +\d+ (s|min)$", r"\1  SPEED  LEFT"),
+    (r"(?m)^( *\d+ +\d+\.\d{3}(?: +\d+\.\d{3})?) +[\d,]+ +\d+ (?:s|min)(   of steps? .*)$", r"\1  SPEED  LEFT\2"),
     (r"[\d,.]+ of [\d,.]+ MB are free", "FREE of WHOLE MB are free"),
     (r"CPU \(.*?\)", "CPU"),
     (r"\(choose from .*?\)", "(choose from ...)"),  # Python's own words
@@ -46,6 +46,10 @@ def inputs():
     Path("text").write_text(TEXT)
     Path("other").write_text("a log and a mat.\n" * 9)
     Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
+    chats = [example["messages"] for example in EXAMPLES if "messages" in example]
+    Path("chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    system = {"role": "system", "content": "be a dog"}
+    Path("systems.jsonl").write_text("\n".join(json.dumps({"messages": [system, *chat]}) for chat in chats))
 
 
 def replayed(session: str) -> str:

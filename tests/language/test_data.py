@@ -28,7 +28,7 @@ from minilora.language.data import (
     rows_of,
     show,
 )
-from minilora.language.text import HELD_OUT, MEASURED
+from minilora.language.text import HELD_OUT
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
 
@@ -133,12 +133,13 @@ def test_one_example_in_ten_is_held_out(tmp_path, model, count):
     assert data.summary == f"{count - len(held)} examples and {len(held)} held out, {tokens}"
 
 
-def test_a_text_that_is_held_out_is_measured_in_part(tmp_path, model):
+@pytest.mark.parametrize(("measured", "rows"), [(None, 75), (32, 32), (75, 75), (99, 75)])
+def test_a_text_that_is_held_out_is_measured_whole_or_as_asked(measured, rows, tmp_path, model):
     file = write(tmp_path / "e.jsonl", ["", {"text": "cat"}, "", {"text": "dog" * 200}])
-    data = load_data(file, model, 8)
+    data = load_data(file, model, 8, measured=measured)
     assert texts(data.Y) == ["at."]
     assert data.row_tokens == 3
-    assert len(data.X_held) == MEASURED
+    assert (len(data.X_held), data.held) == (rows, 75)
     assert set("".join(texts(data.X_held))) == set("dog")
 
 
@@ -164,12 +165,13 @@ def test_a_text_s_first_token_is_no_target():
     ]
 
 
-def test_another_file_is_measured_on_in_part(tmp_path, model):
+@pytest.mark.parametrize(("measured", "rows"), [(None, 99), (4, 4)])
+def test_another_file_is_measured_on_whole_or_as_asked(measured, rows, tmp_path, model):
     trained = write(tmp_path / "e.jsonl", [{"prompt": "cat", "completion": "s"}] * 3)
     held = write(tmp_path / "f.jsonl", [{"prompt": "dog", "completion": "s" * 9}] * 99)
-    data = load_data(trained, model, held_out=held)
+    data = load_data(trained, model, held_out=held, measured=measured)
     for each, width in ((data, 12), (data.with_length(8), 8)):
-        assert (len(each.X), each.X_held.shape) == (3, (MEASURED, width))
+        assert (len(each.X), each.X_held.shape, each.held) == (3, (rows, width), 99)
     with pytest.raises(ValueError, match=r"held_out must be at most 0\.5, got 0\.6"):
         load_data(trained, model, held_out=0.6)
 

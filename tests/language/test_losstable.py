@@ -1,8 +1,10 @@
 """The rows of a fine-tuning: the training loss, the held-out loss, the speed, and the time left."""
 
 import io
+import json
 import re
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +14,13 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
+from minilora.batches import Passes
 from minilora.files.checkpoint import CheckpointError
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
-from minilora.language.losstable import LOG_EVERY, LossTable, duration
+from minilora.language.losstable import LOG_EVERY, LossTable, duration, shown_parts
 from minilora.language.text import windows
-from minilora.training import backpropagate, draw_batches
+from minilora.training import backpropagate
 
 from ..support.command_line import finetune, rows
 from ..support.language import LETTERS, TEXT, tiny_llama
@@ -35,8 +38,9 @@ def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
     rng = np.random.default_rng(5)
     model = adapt(Llama.load("model", dtype="float64"), "all-linear", rank=2, alpha=16, rng=rng)
     optimizer, losses = Adam(model.trainable(), lr=0.02), []
-    for _ in range(45):
-        (batch,) = draw_batches(rng, len(X), 4, 1)
+    passes = Passes(len(X), 4, 5)
+    for step in range(1, 46):
+        batch = passes(step)
         losses.append(float(cross_entropy(model(X[batch]), Y[batch])[0]))
         optimizer.step(backpropagate(model, X[batch], Y[batch], cross_entropy))
     means = [np.mean(losses[start:stop]) for start, stop in ((0, 20), (20, 40), (40, 45))]
@@ -98,6 +102,50 @@ def test_the_order_of_the_parts_changes_no_bit(parts, order):
     assert mean(parts) == pytest.approx(sum(v * n for v, n in parts) / sum(n for _, n in parts))
 
 
+def test_each_row_names_the_steps_of_its_mean(folder, capsys):
+    """Means of any steps, of the loss of each that the log has; a held-out loss where it is measured."""
+    size = ["--steps", "13", "--log-every", "4", "--eval-every", "6", "--batch-size", "3", "--length", "7"]
+    assert finetune(*size, "--log", "log") == 0
+    own = {line["step"]: line for line in map(json.loads, Path("log").read_text().splitlines())}
+    table = re.findall(r"^ *(\d+) +(\S+) +(.*?) +\S+ +\d+ s   of steps? (.*)$", capsys.readouterr().out, re.M)
+    assert [(int(step), bool(held_out), steps) for step, _, held_out, steps in table] == [
+        (4, False, "1-4"), (6, True, "5-6"), (8, False, "7-8"), (12, True, "9-12"), (13, True, "13"),
+    ]  # fmt: skip
+    for step, mean, held_out, steps in table:
+        first, last = int(steps.partition("-")[0]), int(step)
+        losses = [own[s]["training_loss"] for s in range(first, last + 1)]
+        assert float(mean) == pytest.approx(np.mean(losses), abs=6e-4)  # each step has as many targets
+        assert held_out == ("" if (loss := own[last].get("held_out_loss")) is None else f"{loss:.3f}")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("stream", "lines"), [(io.StringIO, 2), (Terminal, 0)])
+def test_measuring_says_a_line_a_minute_or_draws_a_bar(stream, lines, monkeypatch, capsys):
+    now, shown = 0.0, stream()
+    monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
+    monkeypatch.setattr(sys, "stderr", shown)
+    parts = [np.arange(5)] * 100
+    for taken, part in zip(parts, shown_parts(parts), strict=True):
+        assert part is taken
+        now += 1.25
+    assert capsys.readouterr().out.splitlines() == ["      measured 245 of 500", "      measured 490 of 500"][:lines]
+    assert ("measuring" in shown.getvalue()) == (not lines)
+    assert shown.getvalue().endswith("\r" * (not lines))  # the bar is gone
+
+
+def test_on_a_terminal_the_bar_alone_says_how_far_it_is(folder, monkeypatch):
+    monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal())
+    assert finetune("--steps", "24") == 0
+    assert "after step" not in sys.stdout.getvalue()
+    assert "%|" in sys.stderr.getvalue()
+
+
 def test_targets_that_do_not_count_are_not_averaged_over():
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
     X, Y, *_ = windows(IDS, 8)
@@ -124,11 +172,14 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     assert "figure written to curves.png" in out
     _, training, held_out = drawn[0].axes[0].get_lines()
     shown = rows(out)
-    np.testing.assert_allclose(np.transpose(training.get_data()), [row[:2] for row in shown[1:]], atol=6e-4)
+    means = [(x, mean) for a, b, mean in ((0, 20, shown[1][1]), (20, 30, shown[2][1])) for x in (a + 0.5, b + 0.5)]
+    drawn_means = np.transpose(training.get_data())
+    np.testing.assert_allclose(drawn_means[np.isfinite(drawn_means[:, 1])], means, atol=6e-4)  # each over its steps
+    assert np.isnan(drawn_means[2::3, 1]).all()  # and no line from one to the next
     np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
     assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == [
         "training, each step",
-        "training",
+        "training, mean of its steps",
         "held out",
     ]
 
@@ -161,5 +212,5 @@ def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys, done):
             history.losses.append(1.0)
             now += 5.0
         table.on_step(SimpleNamespace(epoch=step, history=history))
-    rows = re.findall(r"^ *([1-9]0) +1.000 +1.000 +(\d+) +(.*)$", capsys.readouterr().out, re.M)
+    rows = re.findall(r"^ *([1-9]0) +1.000 +1.000 +(\d+) +(.*?)   of steps .*$", capsys.readouterr().out, re.M)
     assert rows == [(f"{done + 20}", "100", "25 s"), (f"{done + 40}", "50", "0 s")]

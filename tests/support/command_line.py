@@ -37,6 +37,6 @@ def losses(out):
 
 
 def rows(out):
-    """Return step, training loss and held-out loss of each row that was printed; of step 0 the latter alone."""
+    """Return step, training and held-out loss of each row with the latter that was printed; of step 0 it alone."""
     texts = re.findall(r"^ *(\d+) +(?:(\d+\.\d{3}) +)?(\d+\.\d{3})(?: |$)", out, re.M)
     return [(int(step), float(training) if training else None, float(held_out)) for step, training, held_out in texts]
