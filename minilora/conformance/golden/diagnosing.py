@@ -108,8 +108,7 @@ class EngineAnswers:
     @property
     def keys(self) -> list[str]:
         """The names of the answers: of the logits, and of the base's own where they are there."""
-        quantity = "logits" if "logits" in self.answered else "log_probabilities"
-        return [quantity, OF_THE_BASE] if OF_THE_BASE in self.answered else [quantity]
+        return [name for name in ("logits", "log_probabilities", OF_THE_BASE) if name in self.answered]
 
     def beside(self, key: str, z: np.ndarray) -> AnswerPair:
         """Put an answer beside logits of ours; one of another shape is refused."""
@@ -350,7 +349,7 @@ def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str
     if near.typical <= right.typical / CLEARLY:
         says += f"; the nearest: {near.rows[0].says}"
     if name := next(lower, ""):
-        says += f"; as if computed in {name}: declare computed_in, if that is meant"
+        says = f"as if computed in {name}: declare computed_in, if that is meant; {says}"
     return says
 
 

@@ -196,7 +196,7 @@ def _of_answers(
     if not wrong:
         return Judged(GoldenOutcome(id, "right", "", (), precision, off), pairs)
     flags = tuple(flag for flag in shown if all(pair.is_of(flag) for pair in wrong))
-    text = wrong[0].text() + ("" if flags else _lower_precision(wrong, precision, tolerance))
+    text = ("" if flags else _lower_precision(wrong, precision, tolerance)) + wrong[0].text()
     return Judged(GoldenOutcome(id, "wrong", text, flags, precision, off), wrong)
 
 
@@ -206,8 +206,8 @@ def _lower_precision(wrong: Sequence[AnswerPair], precision: str, tolerance: Map
     for precision in lower:
         if all(pair.off * pair.allowed <= pair.bounds[precision] for pair in wrong):
             return (
-                f"; as if rounded to {precision}: declare computed_in {precision}, if that is meant, or look for a "
-                "cast that nobody declared"
+                f"as if rounded to {precision}: declare computed_in {precision}, if that is meant, or look for a cast "
+                "that nobody declared; "
             )
     return ""
 

@@ -366,12 +366,13 @@ def as_given(form, z):
     p, ids = log_softmax(z), np.argsort(-z, axis=-1)[..., :6]
     return {
         "all": {"logits": z}, "last": {"logits": z[:, -1]}, "probabilities": {"log_probabilities": p},
+        "both": {"logits": z, "log_probabilities": p},
         "some": {"log_probabilities": np.take_along_axis(p, ids, axis=-1), "ids": ids},
         "some of the last": {"log_probabilities": np.take_along_axis(p, ids, axis=-1)[:, -1], "ids": ids[:, -1]},
     }[form]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["all", "last", "probabilities", "some", "some of the last"])
+@pytest.mark.parametrize("form", ["all", "last", "probabilities", "both", "some", "some of the last"])
 def test_answers_are_judged_in_every_form(small, tmp_path, form):
     given = {
         "right": applied(small),
@@ -382,6 +383,12 @@ def test_answers_are_judged_in_every_form(small, tmp_path, form):
         report = diagnosed(small, None, tmp_path, **as_given(form, z))
         assert report.json()["flags"] == [flag] * (flag != "right"), str(report)
         assert report.status == (flag != "right")
+
+
+def test_probabilities_that_contradict_the_logits_are_not_right(small, tmp_path):
+    z, p = applied(small), log_softmax(applied(small, 1))
+    report = diagnosed(small, None, tmp_path, logits=z, log_probabilities=p)
+    assert (report.verdict, report.json()["flags"]) == ("WRONG", []), str(report)
 
 
 def kohya(folder, alpha):
@@ -513,7 +520,7 @@ def test_one_logit_that_is_off_is_not_right(small, tmp_path):
 def test_a_precision_that_nobody_declared_is_told(small, tmp_path):
     z = applied(small) + np.random.default_rng(0).uniform(-0.02, 0.02, (2, 5, V))
     report = diagnosed(small, z.astype("f4"), tmp_path)
-    assert report.text.endswith("fits; as if computed in float16: declare computed_in, if that is meant")
+    assert report.text.startswith("as if computed in float16: declare computed_in, if that is meant; none of the ")
     assert diagnosed(small, z, tmp_path, computed_in="float16").status == 0
 
 

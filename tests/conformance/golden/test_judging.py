@@ -221,9 +221,9 @@ def test_an_undeclared_cast_is_said_and_passes_where_it_is_declared(judged, ours
     cast = (np.asarray(ours[name], np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     found = judged({name: cast})
     assert (found.state, found.flags) == ("wrong", ())
-    assert found.text.endswith(
-        "; as if rounded to float16: declare computed_in float16, if that is meant, or look for a cast that nobody "
-        "declared"
+    assert found.text.startswith(
+        "as if rounded to float16: declare computed_in float16, if that is meant, or look for a cast that nobody "
+        f"declared; {name} is off by "
     )
     assert judged({name: cast}, computed_in="bfloat16").state == "right"
     assert "as if rounded" not in judged({name: cast + 2}).text
