@@ -278,8 +278,7 @@ def test_a_training_that_cannot_be_kept_goes_on_unless_that_was_asked(folder, ca
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
+def test_a_finetuning_that_was_interrupted_goes_on_bit_for_bit(folder):
     arguments = ["--steps", "50", "--checkpoint", "c"]
     command = [
         sys.executable,
@@ -300,8 +299,8 @@ def test_a_finetuning_that_was_stopped_goes_on_bit_for_bit(folder, how):
         while not Path("c").exists() and first.poll() is None:
             time.sleep(0.002)
         time.sleep(0.03)  # some steps
-        first.send_signal(how)
-        assert first.wait() in (-signal.SIGKILL, 130)
+        first.send_signal(signal.SIGINT)
+        assert first.wait() == 130
     assert not Path("a").exists()
     assert finetune(*arguments) == 0
     resumed = Path("a", "adapter_model.safetensors").read_bytes()
