@@ -131,6 +131,8 @@ def test_one_example_in_ten_is_held_out(tmp_path, model, count):
     assert data.unit == "examples"
     tokens = f"{3 * count} of {7 * count} tokens count"
     assert data.summary == f"{count - len(held)} examples and {len(held)} held out, {tokens}"
+    first = 1 + names.index(trained[0].removesuffix("."))
+    assert data.example.startswith(f"example  line {first}, ")  # that is shown is the first to train on
 
 
 @pytest.mark.parametrize(("measured", "rows"), [(None, 75), (32, 32), (75, 75), (99, 75)])

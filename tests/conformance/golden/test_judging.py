@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import cli
 from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
-from minilora.conformance.golden.judging import MERGED, compare_golden, judged_case
+from minilora.conformance.golden.judging import MERGED, compare_golden, held_against, judged_case
 
 
 @pytest.fixture
@@ -196,6 +196,13 @@ def test_each_quantity_has_a_tolerance_in_each_precision(judged, index, ours, me
                 found = judged({quantity: off, "other": np.zeros(2)}, computed_in=precision)
                 assert (found.state, found.precision) == (state, precision)
                 assert found.off == pytest.approx(times, rel=0.01)
+
+
+@pytest.mark.parametrize(("largest", "times"), [(0.01, 1), (1.0, 1), (50.0, 50)])
+def test_a_merged_weight_may_be_off_by_a_part_of_its_largest_entry(largest, times):
+    W = {"merged.w.weight": np.array([[0.001, -largest]])}
+    pair = held_against("merged.w.weight", W, {"logits": np.zeros((1, 2)), **W}, [], "float32", {"float32": 1e-4})
+    assert pair.allowed == pytest.approx(times * MERGED["float32"])
 
 
 def test_half_types_are_judged_by_their_own_tolerance_and_so_is_what_stands_beside(judged, ours, merged):
