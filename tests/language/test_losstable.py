@@ -158,7 +158,8 @@ def test_targets_that_do_not_count_are_not_averaged_over():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (5400, "1 h 30 min")]
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (5400, "1 h 30 min"), (7500, "2 h 05 min")],
 )
 def test_a_duration_is_said_in_words(seconds, said):
     assert duration(seconds) == said

@@ -389,18 +389,19 @@ def test_the_machines_memory_is_less_than_it_has():
 
 
 @pytest.mark.parametrize("place", ["", "a", "a/b"])
-def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, place):
+@pytest.mark.parametrize(("used", "free"), [(2_000_000, 1_500_000), (3_400_000, 100_000), (3_600_000, 0)])
+def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, place, used, free):
     """The process is in a/b, a group of a, which is a group of the root."""
     limit, use, stat = machine.FILES[""]
     (tmp_path / "a" / "b").mkdir(parents=True)
     for group in ("", "a", "a/b"):
         (tmp_path / group / limit).write_text("3000000\n" if group == place else "max\n")
-        (tmp_path / group / use).write_text("2000000\n")
+        (tmp_path / group / use).write_text(f"{used}\n")
         (tmp_path / group / "memory.stat").write_text(f"anon 7\n{stat} 500000\n")
     (tmp_path / "own").write_text("0::/a/b\n")
     monkeypatch.setattr(machine, "GROUPS", tmp_path)
     monkeypatch.setattr(machine, "OWN", tmp_path / "own")
-    assert machine.machine_memory(get_backend("numpy")) == machine.Memory(3_000_000, 1_500_000)
+    assert machine.machine_memory(get_backend("numpy")) == machine.Memory(3_000_000, free)
 
 
 @pytest.mark.parametrize("version", ["", "memory"])
