@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conformance.report import Diagnosis, Report
-from . import changes, contents, fitting, formats, keys, landing, numbers
+from . import changes, contents, fitting, formats, keys, landing, merging, numbers, verdicts
 from .changes import FORMATS, Loss, Sums
 from .contents import Coverage, kind_of
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted
@@ -21,8 +21,10 @@ FEW = 12
 """Modules that the report shows one by one; of more it shows the kinds, and each module with ``--all``."""
 
 
-def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> AuditReport:
-    """Look at an adapter, and at the headers of the model that it is for.
+def audit(
+    adapter: Path, model: Path | None = None, *, merge: bool = False, merged: Path | None = None, progress: bool = False
+) -> AuditReport:
+    """Look at an adapter, and at the headers of the model that it is for; or at a model that it was merged into.
 
     Parameters
     ----------
@@ -32,21 +34,28 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> A
         A folder of Hugging Face's layout, weights alone, or a .gguf file.
     merge : bool
         Whether to read the model's weights, and to say what merging would lose.
+    merged : path, optional
+        A model as `model` is: whether it is `model` with the adapter merged into it is the verdict then.
+    progress : bool
+        Whether to show a progress bar on stderr, where that is a terminal.
 
     Returns
     -------
     AuditReport
-        What was found; ``report.status`` is 0 where the adapter is sound, and 1 where it is not.
+        What was found; ``report.status`` is 0 where the adapter is sound, and 1 where it is not. With `merged` it is
+        0 where the merged model is right, 1 where it is not, and 2 where that cannot be told.
 
     Raises
     ------
     FileRefused
         If one of the two cannot be looked at.
     ValueError
-        If `merge` is asked for without a model.
+        If `merge` or `merged` is asked for without a model.
     """
     if merge and model is None:
         raise ValueError("--merge needs --model: it compares the change with the weights")
+    if merged is not None and model is None:
+        raise ValueError("--merged needs --model, the base: without it a merged weight is not told from a trained one")
     file = formats.open_adapter(adapter)
     landed = None if model is None else landing.land(file, open_model(model))
     if landed is not None:
@@ -61,13 +70,17 @@ def audit(adapter: Path, model: Path | None = None, *, merge: bool = False) -> A
     found += (finding for rule in contents.rules_of(file) for finding in rule(file, landed))
     if file.is_peft:
         found += (finding for rule in keys.RULES for finding in rule(file))
-    merged: dict[str, Loss | None] | None = None
+    losses: dict[str, Loss | None] | None = None
     if merge and landed is not None:
-        merged = changes.losses(file, landed, read)
-        found += (finding for rule in changes.RULES for finding in rule(merged))
+        losses = changes.losses(file, landed, read)
+        found += (finding for rule in changes.RULES for finding in rule(losses))
+    comparison = None
+    if merged is not None and landed is not None:
+        comparison = merging.judge_merger(file, landed, open_model(merged), progress=progress)
+    name = (merged or file.path).name or str(merged or file.path)
     return AuditReport(
-        file.path.name or str(file.path), "audit", adapter=file, landing=landed, numbers=read, findings=found,
-        kinds=contents.coverage(file, landed), merged=merged,
+        name, "audit", adapter=file, landing=landed, numbers=read, findings=found,
+        kinds=contents.coverage(file, landed), merged=losses, comparison=comparison,
     )  # fmt: skip
 
 
@@ -81,18 +94,18 @@ class AuditReport(Report):
     kinds: list[Coverage] = field(kw_only=True)
     landing: Landing | None = None  # in the model, where there is one
     merged: dict[str, Loss | None] | None = None  # what merging loses, where that was asked for
+    comparison: merging.Merger | None = None  # with a merged model, where there is one
 
     def __post_init__(self) -> None:
         """Fill in what every report has: the heaviest findings are the diagnoses."""
         serious, notes = [*self.of(WRONG), *self.of(SUSPICIOUS)], self.of(NOTE)
-        self.word = serious[0].level.upper() if serious else "SOUND"
-        for finding in serious:
-            level = "" if finding.level == serious[0].level else f"{finding.level}: "
-            self.found.append(Diagnosis(f"{level}{finding.text}", finding.code, cases=finding.modules))
-        if serious:
-            self.lines.append(self._what())
+        if self.comparison is not None and self.landing is not None:
+            told = verdicts.tell(self.comparison, self.landing)
+            self.word, self.text, self.found = told.word, told.text, told.found
+            self.lines += [*told.lines, self._what()]
+            self.lines += [f"the adapter itself: {f.level}: {f.text} [{f.code}]" for f in serious]
         else:
-            self.text = self._what() + (f"; {counted(len(notes), 'note')}" if notes else "")
+            self._sound(serious, notes)
         self.lines += [f"note: {finding.text} [{finding.code}]" for finding in notes]
         self.lines.append(f"{self.adapter.bytes:,} bytes in {self.adapter.tensors.path}")
         self.lines += [*self._coverage(), *self._merge()]
@@ -105,6 +118,17 @@ class AuditReport(Report):
         self.not_offered += [] if self.landing else ["whether the modules land (--model)"]
         self.not_offered += ["what merging loses (--merge)"] if self.merged is None else []
         self.details |= self._details()
+
+    def _sound(self, serious: list[Finding], notes: list[Finding]) -> None:
+        """Say of the adapter alone whether it is sound."""
+        self.word = serious[0].level.upper() if serious else "SOUND"
+        for finding in serious:
+            level = "" if finding.level == serious[0].level else f"{finding.level}: "
+            self.found.append(Diagnosis(f"{level}{finding.text}", finding.code, cases=finding.modules))
+        if serious:
+            self.lines.append(self._what())
+        else:
+            self.text = self._what() + (f"; {counted(len(notes), 'note')}" if notes else "")
 
     def of(self, level: str) -> list[Finding]:
         """Return the findings of one weight."""
@@ -184,6 +208,7 @@ class AuditReport(Report):
             "findings": [vars(finding) | {"modules": list(finding.modules)} for finding in self.findings],
             "kinds": [{"kind": k.name, "adapted": k.adapted, "total": k.total if landed else None} for k in self.kinds],
             "modules": [self._module(path, module) for path, module in adapter.modules.items()],
+            "merged": None if self.comparison is None else verdicts.for_programs(self.comparison),
         }  # fmt: skip
 
     def _module(self, path: str, m: Module) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Tensors:
     sizes: Mapping[str, int]  # in bytes
     notes: Mapping[str, Any]  # what the header says besides
     read: Callable[[str], np.ndarray]  # one of them, as floats; what is none is refused
+    part: Callable[[str, int, int], np.ndarray]  # some numbers of one, from one place to another, in its own type
     weights: Weights | None = None  # of safetensors
 
 
@@ -67,6 +68,12 @@ def _is_gguf(path: Path) -> bool:
 def _of_safetensors(path: Path) -> Tensors:
     weights = open_weights(path)
     specs = {name: weights.spec(name) for name in weights.holder}
+
+    def part(name: str, start: int, stop: int) -> np.ndarray:
+        dtype, first = type_named(specs[name].dtype), specs[name].start
+        raw = weights.holder[name].read_bytes(first + start * dtype.itemsize, (stop - start) * dtype.itemsize)
+        return raw.view(dtype)
+
     return Tensors(
         weights.path,
         {name: spec.shape for name, spec in specs.items()},
@@ -74,8 +81,15 @@ def _of_safetensors(path: Path) -> Tensors:
         {name: spec.end - spec.start for name, spec in specs.items()},
         {key: text for file in weights.files for key, text in file.metadata.items()},
         weights.read,
+        part,
         weights,
     )
+
+
+def type_named(name: str) -> np.dtype[Any]:
+    """Return the type in NumPy of one of safetensors' types; of those that we do not compute with, one as wide."""
+    digits = "".join(filter(str.isdigit, name.partition("_")[0]))
+    return FLOATS.get(name) or np.dtype(f"<u{max(1, int(digits or 8) // 8)}")
 
 
 def _of_gguf(path: Path) -> Tensors:
@@ -83,12 +97,17 @@ def _of_gguf(path: Path) -> Tensors:
     in_file, fields = read_gguf(path)
     by_name = {tensor.name: tensor for tensor in in_file}
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, rows: slice = slice(None)) -> np.ndarray:
         tensor = by_name[name]
         try:
-            return np.asarray(dequantize(tensor.data, tensor.tensor_type))
+            return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type))
         except Exception as error:  # the package raises many kinds
             raise FileRefused(path, f"{short(name)} cannot be read: {error}") from error
+
+    def part(name: str, start: int, stop: int) -> np.ndarray:
+        tensor = by_name[name]
+        row = math.prod(map(int, tensor.shape)) // len(tensor.data)
+        return read(name, slice(start // row, -(-stop // row))).reshape(-1)[start % row :][: stop - start]
 
     return Tensors(
         path,
@@ -97,6 +116,7 @@ def _of_gguf(path: Path) -> Tensors:
         {name: int(tensor.n_bytes) for name, tensor in by_name.items()},
         fields,
         read,
+        part,
     )
 
 

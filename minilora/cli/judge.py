@@ -60,14 +60,24 @@ def add_audit(commands: Any) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="read the model's weights too, and say what merging loses in few bits"
     )
-    add_report(parser, judge_audit, lambda options: files("a file that is looked at", options.adapter, options.model))
+    parser.add_argument(
+        "--merged",
+        type=path,
+        metavar="MERGED",
+        help="a model, as MODEL is: is it MODEL with the adapter merged into it?",
+    )
+    add_report(
+        parser,
+        judge_audit,
+        lambda options: files("a file that is looked at", options.adapter, options.model, options.merged),
+    )
 
 
 def judge_audit(options: argparse.Namespace) -> Report:
     """Say whether an adapter is right, and whether a model takes it."""
     from ..audit.auditing import audit
 
-    return audit(options.adapter, options.model, merge=options.merge)
+    return audit(options.adapter, options.model, merge=options.merge, merged=options.merged, progress=True)
 
 
 # --- an adapter in an engine ------------------------------------------------------------------------------------------

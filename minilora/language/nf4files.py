@@ -41,6 +41,7 @@ class State(msgspec.Struct):
     nested_blocksize: Literal[256] = 256  # `SCALES_IN_A_BLOCK`
     nested_dtype: Literal["float32"] = "float32"
     nested_offset: float | None = None  # the mean of the scales, where these are quantised too
+    dtype: str = "float32"  # in which bitsandbytes dequantises it
 
 
 class NF4Weights:

@@ -1,0 +1,447 @@
+"""Whether a merged model is its base with the adapter: each unit of its files beside the base's, in one pass.
+
+    right       all numbers lie on one right road, and some of these are not the base's
+    base        all numbers are the base's, and should not be
+    untold      the base's numbers are what a right merge writes: the change is below half a step everywhere, or zero
+    wrong       what it is instead is measured on some of its rows: see `.suspects`
+
+What no adapter changes must be the base's numbers, rounded once where the merged file has a narrower type.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..checks import FileRefused, short
+from ..files.experts import PARTS
+from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
+from ..files.tensors import FLOATS
+from ..language.gguf import is_turned
+from ..layers.rotary import halves_from_interleaved
+from .formats import TOKENS
+from .headers import AdapterFile, ModelHeaders, Module
+from .landing import Landing, Spellings
+from .roads import HALVES, MANTISSA, Replay, Road, Update, bits, roads_of, stored_as
+from .suspects import Sample, Sketches, known_strengths, named
+from .units import Matrix, Source, head_dim, in_memory, unit_of
+
+RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
+PREFIXES = ("", "model.", "base_model.model.", "transformer.", "language_model.", "model.language_model.", "module.",
+            "_orig_mod.", "base_model.model.model.")  # fmt: skip
+"""Beginnings of names in which a merged folder may differ from its base."""
+FACTORS = (".lora_", "_magnitude_vector", ".base_layer.")
+PASSED = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
+"""Ends of the names of buffers, which a save may leave out."""
+ORDER = (UNTOLD, RIGHT, UNREAD, WRONG)
+
+
+@dataclass
+class Look:
+    """What one matrix, or some rows of it, was found to be."""
+
+    replays: list[Replay]  # of the roads on which all numbers lie
+    is_base: bool = True  # whether all numbers are the base's
+    entries: int = 0
+    shown: int = 0  # numbers in which a right merge differs from the base
+    steps: float = 0.0  # how far a number is from the exact sum at most
+    bad: int = 0  # numbers that are NaN or infinity, and should not be
+
+
+@dataclass
+class Verdict:
+    """What became of one module's change, or of a tensor without one."""
+
+    state: str = RIGHT
+    flag: str = ""
+    text: str = ""  # what is said of it, see `Suspect`
+    factor: float | None = None
+    rest: float | None = None  # how much else was changed, as a part of the weight
+    entries: int = 0
+    shown: int = 0
+    steps: float = 0.0
+    dtype: str = ""
+
+
+@dataclass
+class Merger:
+    """A merged model beside its base."""
+
+    merged: ModelHeaders
+    modules: dict[str, Verdict] = field(default_factory=dict)
+    others: dict[str, Verdict] = field(default_factory=dict)  # tensors that are not what they should be
+    same: int = 0  # tensors without a change that are the base's
+    same_vectors: int = 0  # of these what has one column
+    vectors: set[str] = field(default_factory=set)  # the tensors with one column that are not
+    extra: list[str] = field(default_factory=list)  # tensors that the merged folder alone has
+    grown: dict[str, int] = field(default_factory=dict)  # embeddings and the rows that they have more
+    renamed: str = ""  # what is before the merged folder's names and not before the base's
+
+
+def judge_merger(adapter: AdapterFile, landing: Landing, merged: ModelHeaders, *, progress: bool = False) -> Merger:
+    """Compare a merged model with its base and the adapter."""
+    comparer = Comparer(adapter, landing, merged)
+    total = sum(matrix.entries for matrices in comparer.base.values() for matrix in matrices)
+    with tqdm(total=total, unit="number", unit_scale=True, disable=None if progress else True) as bar:
+        return comparer.run(bar)
+
+
+class Comparer:
+    """The pass over both folders."""
+
+    def __init__(self, adapter: AdapterFile, landing: Landing, merged: ModelHeaders) -> None:
+        self.adapter, self.landing, self.merged = adapter, landing, merged
+        self.base_source, self.merged_source = Source(landing.model), Source(merged)
+        self.base, self.found = self.base_source.units(), self.merged_source.units()
+        self.result = Merger(merged)
+        self.names = self._names()
+        self.still_tied = self._heads()
+        self.by_unit, self.whole = self._by_unit(), self._whole()
+        self.sketches = Sketches(self._changes, [*landing.places])
+
+    def _names(self) -> dict[str, str]:
+        """Return the merged folder's name of each of the base's units that it has."""
+        if unmerged := [name for name in self.found if any(part in name for part in FACTORS)]:
+            self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in unmerged}
+        ways = Counter[tuple[str, str]]()
+        for ours in PREFIXES:
+            for theirs in PREFIXES:
+                of_it = (f"{theirs}{name.removeprefix(ours)}" for name in self.base if name.startswith(ours))
+                ways[ours, theirs] = sum(name in self.found for name in of_it)
+        same = ways["", ""]
+        (ours, theirs), most = ways.most_common(1)[0]
+        if most <= same:
+            return {name: name for name in self.base if name in self.found}
+        self.result.renamed = theirs or f"no {ours}"
+        names = {name: f"{theirs}{name.removeprefix(ours)}" for name in self.base if name.startswith(ours)}
+        names |= {name: name for name in self.base if name not in names or name in self.found}
+        return {name: other for name, other in names.items() if other in self.found}
+
+    def _heads(self) -> bool:
+        """Give a tied base a head, where the merged folder has one; return whether the two are still one there."""
+        ends = (f"{EMBEDDING}.weight", "wte.weight")
+        self.table = (
+            next((name for name in self.base if name.endswith(ends)), "") if is_tied(self.landing.model) else ""
+        )
+        if self.table not in self.names or HEAD_WEIGHT not in self.found:
+            return False
+        self.base.setdefault(HEAD_WEIGHT, self.base[self.table])
+        self.names[HEAD_WEIGHT] = HEAD_WEIGHT
+        one, other = self.found[HEAD_WEIGHT][0], self.found[self.names[self.table]][0]
+        return one.shape == other.shape and one.dtype == other.dtype and unchanged(one, other) is None
+
+    # --- what changes which unit ---
+
+    def _by_unit(self) -> dict[str, list[str]]:
+        """Return the modules that change each unit."""
+        by_unit: dict[str, list[str]] = {}
+        for path, place in self.landing.places.items():
+            unit, last = self._unit_at(unit_of(place)[0]), path.rpartition(".")[2]
+            units = [unit]
+            if self.table and last in (EMBEDDING, "wte", HEAD):
+                head = HEAD_WEIGHT in self.names and last == HEAD
+                units = [self.table, HEAD_WEIGHT] if self.still_tied else [HEAD_WEIGHT if head else self.table]
+            units += [f"{place}.bias"] if "bias" in self.adapter.modules[path].parts else []
+            for name in units:
+                by_unit.setdefault(name, []).append(path)
+        return by_unit
+
+    def _unit_at(self, path: str) -> str:
+        """Return the unit of a path, which is the weight of a module or an array."""
+        return next((name for name in (path, f"{path}.weight") if name in self.base), path)
+
+    def _whole(self) -> dict[str, str]:
+        """Return the adapter's tensor that takes the place of each unit that was trained in full."""
+        spellings, whole = Spellings(self.adapter, self.landing.model), dict[str, str]()
+        for path, key in self.adapter.saved.items():
+            module, _, end = path.rpartition(".")
+            if TOKENS in path:
+                module, end = path.partition(".token_adapter.")[0].removesuffix(f".{TOKENS}_delta"), "weight"
+            elif "token_adapter" in path:
+                continue
+            place, _ = spellings.place(module, Module(module, self.adapter.tensors, {}))
+            unit = f"{module if place is None else place}.{end}"
+            unit = self.table if unit not in self.base and unit == HEAD_WEIGHT and self.table else unit
+            whole[unit] = key
+        return whole
+
+    def updates(self, path: str, unit: str) -> dict[tuple[int, int], Update]:
+        """Return what a module does to a unit: by the matrix and its first row the update."""
+        module, matrices = self.adapter.modules[path], self.base[unit]
+        if module.scaling is None or module.widths is None:
+            raise FileRefused(
+                self.adapter.path, f"nothing says what {short(path)} adds: a factor or the scaling is missing"
+            )
+        if unit.endswith(".bias"):
+            bias = module.tensors.read(module.parts["bias"]).reshape(-1, 1)
+            return {(0, 0): Update(bias, np.ones((1, 1), bias.dtype), module.scaling, type_of(module))}
+        array, expert, part = unit_of(self.landing.places[path])
+        if expert is None and module.kind == "linear" and self.landing.places[path] in self.landing.model.arrays:
+            array, expert, part = unit_of(path)
+        found = {}
+        for e, (A, B, m) in enumerate(factors(module, self.landing.model)):
+            matrix = matrices[e if expert is None else expert]
+            names = PARTS.get(array.rpartition(".")[2], ("",))
+            is_part = part and len(names) > 1 and len(B) * len(names) == matrix.shape[0]
+            rows, top = (len(B), len(B) * names.index(part)) if is_part else (matrix.shape[0], 0)
+            turned = path in self.landing.turned or module.kind == "embedding"
+            across = turned or (len(B), A.shape[1]) != (rows, matrix.columns)
+            left, right = (A.T, B.T) if across else (B, A)
+            if (len(left), right.shape[1]) != (rows, matrix.columns) or (m is not None and m.size != len(B)):
+                what = f"{short(path)} is for a weight of {len(B)} x {A.shape[1]}, and it is {rows} x {matrix.columns}"
+                raise FileRefused(self.adapter.path, what)
+            update = Update(left, right, module.scaling, type_of(module), m, across)
+            found[e if expert is None else expert, top] = update
+        return found
+
+    # --- the pass ---
+
+    def run(self, bar: Any) -> Merger:
+        """Compare all units."""
+        for unit, matrices in self.base.items():
+            paths, name = self.by_unit.get(unit, []), self.names.get(unit)
+            try:
+                if name is not None:
+                    self._compare(unit, matrices, self.found[name], paths)
+                elif not (unit.endswith(PASSED) or (unit.endswith(HEAD_WEIGHT) and is_tied(self.merged))):
+                    self._note(paths or [unit], Verdict(WRONG, "missing", "missing in the merged model"))
+            except FileRefused as error:
+                self._note(paths or [unit], Verdict(UNREAD, "not-compared", str(error)))
+            bar.update(sum(matrix.entries for matrix in matrices))
+        had = {*self.names.values()}
+        self.result.extra = [name for name in self.found if name not in had and not any(p in name for p in FACTORS)]
+        return self.result
+
+    def _note(self, paths: Iterable[str], verdict: Verdict) -> None:
+        """Keep what was found of modules, or of a tensor; where a module changes two units, the worse one."""
+        for path in paths:
+            target = self.result.modules if path in self.adapter.modules else self.result.others
+            if path not in target or ORDER.index(verdict.state) > ORDER.index(target[path].state):
+                target[path] = verdict
+
+    def _compare(self, unit: str, base: list[Matrix], found: list[Matrix], paths: list[str]) -> None:
+        """Compare one unit."""
+        if unit in self.whole:
+            self._note([unit], self._trained(base, self._in_full(self.whole[unit], base), found))
+            return
+        if copy := next((self.adapter.base_copies[path] for path in paths if path in self.adapter.base_copies), ""):
+            array = self.adapter.tensors.read(copy)
+            base = [in_memory(array, base[0])] if len(array) > base[0].rows else base  # of a vocabulary that has grown
+        if len(base) == len(found) == 1 and base[0].columns == found[0].columns and base[0].rows < found[0].rows:
+            self.result.grown[unit] = found[0].shape[0] - base[0].shape[0]
+            found = [replace(found[0], rows=base[0].shape[0])] if len(found[0].parts) == 1 else found
+        if [m.shape for m in base] != [m.shape for m in found]:
+            shapes = " and ".join(f"{len(of)} of {of[0].shape[0]} x {of[0].columns}" for of in (base, found))
+            self._note(paths or [unit], Verdict(WRONG, "other-shape", f"another shape, {shapes}"))
+            return
+        if paths and any(self.merged_source.in_few_bits(m.name) for m in found):
+            self._note(paths, Verdict(UNREAD, "few-bits", "they are in few bits in the merged model"))
+            return
+        if not paths:
+            verdicts = [v for one, other in zip(base, found, strict=True) if (v := unchanged(one, other)) is not None]
+            self.result.same += not verdicts
+            self.result.same_vectors += not verdicts and base[0].columns == 1
+            if verdicts:
+                self.result.vectors |= {unit} if base[0].columns == 1 else set()
+                self._note([unit], max(verdicts, key=lambda verdict: verdict.rest or 0.0))
+            return
+        self._changed(unit, base, found, paths)
+
+    def _in_full(self, key: str, base: list[Matrix]) -> list[Matrix]:
+        """Return what was trained in full: a whole tensor, or the base's with some rows of the adapter's."""
+        array = self.adapter.tensors.read(key)
+        if TOKENS not in key:
+            return [in_memory(array, base[0])]
+        said = self.adapter.get("trainable_token_indices")
+        lists = [said] if isinstance(said, list) else [*said.values()] if isinstance(said, dict) else []
+        indices = next((rows for rows in lists if len(rows) == len(array)), None)
+        if indices is None or not all(type(i) is int and 0 <= i < base[0].shape[0] for i in indices):
+            raise FileRefused(self.adapter.path, f"trainable_token_indices does not name the rows of {short(key)}")
+        table = base[0].read(0, base[0].shape[0]).astype(np.float32)
+        table[indices] = array
+        return [in_memory(table, base[0])]
+
+    def _trained(self, base: list[Matrix], trained: list[Matrix], found: list[Matrix]) -> Verdict:
+        """Say whether a tensor that was trained in full is in the place of the base's."""
+        if trained[0].shape != found[0].shape:
+            return Verdict(WRONG, "other-shape", "another shape than what was trained in full")
+        verdict = unchanged(trained[0], found[0])
+        is_base = base[0].shape == found[0].shape and unchanged(base[0], found[0]) is None
+        if verdict is None:
+            return Verdict(UNTOLD if is_base else RIGHT)
+        if is_base:
+            return Verdict(WRONG, "trained-in-full-missing", "equal to the base, not to what was trained in full")
+        return replace(verdict, flag="trained-in-full-differs", text="neither the base's nor what was trained in full")
+
+    def _changed(self, unit: str, base: list[Matrix], found: list[Matrix], paths: list[str]) -> None:
+        """Compare a unit that modules change."""
+        updates: dict[tuple[int, int], list[tuple[str, Update]]] = {}
+        for path in paths:
+            for place, update in self.updates(path, unit).items():
+                updates.setdefault(place, []).append((path, update))
+        verdicts: dict[str, list[Verdict]] = {path: [] for path in paths}
+        covered = Counter[int]()
+        for (e, top), several in updates.items():
+            if len(several) > 1 and any(update.magnitude is not None for _, update in several):
+                raise FileRefused(self.adapter.path, f"two modules with DoRA change {short(unit)}: it is not compared")
+            (first, update), *more = several
+            for _, also in more:  # a head and an embedding that are one array
+                left = np.concatenate([update.left, also.left * (also.scaling / update.scaling)], axis=1)
+                update = replace(update, left=left, right=np.concatenate([update.right, also.right]))
+            verdict = self._judge(base[e], found[e], top, first, update)
+            for path, _ in several:
+                verdicts[path].append(verdict)
+            covered[e] += len(update.left)
+        for e, (one, other) in enumerate(zip(base, found, strict=True)):
+            tops = [top for matrix, top in updates if matrix == e]
+            for top, rows in self._uncovered(one, tops, covered[e]):
+                if (differs := unchanged(one, other, top, top + rows)) is not None:
+                    self._note([unit], differs)
+        for path, of_it in verdicts.items():
+            self._note([path], together(of_it))
+
+    @staticmethod
+    def _uncovered(matrix: Matrix, tops: list[int], covered: int) -> Iterator[tuple[int, int]]:
+        """Yield the first and the number of rows that no module changes."""
+        if not covered:
+            yield 0, matrix.shape[0]
+        elif covered < matrix.shape[0]:  # one of two halves
+            yield matrix.shape[0] - covered if tops == [0] else 0, matrix.shape[0] - covered
+
+    def _judge(self, base: Matrix, found: Matrix, top: int, path: str, update: Update) -> Verdict:
+        """Say what became of one update."""
+        roads = roads_of(found.dtype, base.dtype, update.dtype, self.between(path))
+        look = looked(base, found, top, update, roads)
+        seen: dict[str, Any] = {
+            "entries": look.entries,
+            "shown": look.shown,
+            "steps": look.steps,
+            "dtype": np.dtype(found.dtype).name,
+        }
+        if look.bad:
+            return Verdict(WRONG, "not-finite", "NaN or infinity", **seen)
+        if look.replays:
+            return Verdict(UNTOLD if look.is_base else RIGHT, **seen)
+        if look.is_base:
+            return Verdict(WRONG, "not-merged", "not merged, equal to the base", 0.0, **seen)
+        sample = Sample(base, found, top, update)
+        suspect = named(sample, path, roads, known_strengths(self.adapter.modules[path], self.adapter), self.sketches)
+        return Verdict(WRONG, *suspect, **seen)
+
+    def between(self, path: str) -> Any:
+        """Return the type that a module's base went through: in few bits, or saved beside the adapter."""
+        copy = self.adapter.base_copies.get(path)
+        return self.base_source.quantised_in if copy is None else FLOATS.get(self.adapter.tensors.dtypes[copy])
+
+    def _changes(self, path: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield a module's changes as they lie in the base, and turned round."""
+        unit = next(unit for unit, paths in self.by_unit.items() if path in paths)
+        try:
+            updates = self.updates(path, unit)
+        except (FileRefused, KeyError):
+            return
+        for (e, _), update in updates.items():
+            name = path if len(updates) == 1 else f"{path}, expert {e}"
+            left = update.left * update.scaling
+            yield name, left, update.right
+            yield f"{path}, transposed", update.right.T, left.T
+
+
+def is_tied(model: ModelHeaders) -> bool:
+    """Return whether the head is the embedding, by the configuration; some files hold it a second time."""
+    return model.tied or model.config.get("tie_word_embeddings") is True
+
+
+def factors(module: Module, model: ModelHeaders) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Yield A (r, in), B (out, r) and the magnitude of each matrix of a module, in transformers' order of rows."""
+    read, parts = module.tensors.read, module.parts
+    m = read(parts["magnitude"]).ravel() if "magnitude" in parts else None
+    of_llama = module.tensors.weights is None and module.tensors.notes.get("general.architecture") == "llama"
+    for A, B in module.pairs(read(parts["A"]), read(parts["B"])):
+        turned = of_llama and is_turned(module.path, "llama")
+        yield A, halves_from_interleaved(B, head_dim(model)) if turned else B, m
+
+
+def type_of(module: Module) -> Any:
+    """Return the widest type of a module's factors in their file."""
+    dtypes = [FLOATS.get(module.tensors.dtypes[module.parts[part]], np.dtype(np.float32)) for part in "AB"]
+    return max(dtypes, key=lambda dtype: MANTISSA[dtype.name])
+
+
+def together(verdicts: list[Verdict]) -> Verdict:
+    """Return one verdict for a module of several matrices: of a mixture, one for each expert."""
+    worst = max(verdicts, key=lambda verdict: ORDER.index(verdict.state))
+    counts: dict[str, Any] = {"entries": sum(v.entries for v in verdicts), "shown": sum(v.shown for v in verdicts)}
+    wrong = [e for e, verdict in enumerate(verdicts) if verdict.state == WRONG]
+    if wrong and len(wrong) < sum(v.state != UNTOLD for v in verdicts):
+        where = f"{len(wrong)} of {len(verdicts)} experts"
+        return replace(worst, text=f"{worst.text}, in {where}", **counts)
+    return replace(worst, steps=max(verdict.steps for verdict in verdicts), **counts)
+
+
+# --- one matrix ---
+
+
+def looked(base: Matrix, found: Matrix, top: int, update: Update, roads: list[Road]) -> Look:
+    """Compare the rows of a matrix that an update changes with all roads, until none is left."""
+    out = np.dtype(found.dtype)
+    look = Look([Replay(road, update, out) for road in roads])
+    for start, stop in found.blocks(top, top + len(update.left)):
+        W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start - top, stop - top)
+        look.entries += m.size
+        if not np.isfinite(m).all() and np.isfinite(W).all():
+            look.bad += m.size - int(np.isfinite(m).sum())
+            break
+        unmoved = stored_as(W.astype(np.promote_types(W.dtype, np.float32)), None).astype(out)
+        look.is_base = look.is_base and bool((bits(m) == bits(unmoved)).all())
+        alive: list[Replay] = []
+        for replay in look.replays:
+            replay.prepare(base, top)
+            values = replay.values(W, rows)
+            misses = replay.misses(W, rows, m, values)
+            if misses.size:
+                continue
+            if not alive:
+                look.shown += int(np.count_nonzero(bits(values) != bits(unmoved)))
+                direct = replay.road == Road() and np.array_equal(bits(values), bits(m))
+                look.steps = max(look.steps, 0.5 if direct else replay.distances(W, rows, m))
+            alive.append(replay)
+        look.replays = alive
+        if not alive and not look.is_base:
+            break
+    return look
+
+
+def unchanged(base: Matrix, found: Matrix, top: int = 0, bottom: int | None = None) -> Verdict | None:
+    """Return what is wrong with a matrix that should be the base's; None where nothing is."""
+    out, kind = found.dtype, base.dtype
+    further = [t for t in HALVES if out in FLOATS.values() and MANTISSA[t.name][0] < MANTISSA[np.dtype(out).name][0]]
+    squares = sizes = 0.0
+    same = True
+    for start, stop in found.blocks(top, bottom):
+        W, m = base.read(start, stop), found.read(start, stop)
+        if kind == out and np.array_equal(bits(W), bits(m)):
+            continue
+        if kind not in FLOATS.values() or out not in FLOATS.values():
+            return Verdict(WRONG, "changed", "changed, though no adapter stands there", rest=1.0)
+        W, m = (x.astype(np.promote_types(x.dtype, np.float32)) for x in (W, m))
+        with np.errstate(over="ignore", invalid="ignore"):
+            equal = np.array_equal(stored_as(W, out).astype(m.dtype), m, equal_nan=True)
+            if equal:
+                continue
+            same = False
+            further = [t for t in further if np.array_equal(stored_as(W, t).astype(m.dtype), m, equal_nan=True)]
+            squares += float(np.square(m - W, dtype=np.float64).sum())
+            sizes += float(np.square(W, dtype=np.float64).sum())
+    if same:
+        return None
+    if further:
+        text = f"rounded to {further[0].name}, further than {np.dtype(out).name} explains"
+        return Verdict(WRONG, "rounded-further", text, rest=0.0)
+    share = (squares / sizes) ** 0.5 if sizes else float("inf")
+    return Verdict(WRONG, "changed", "changed, though no adapter stands there, by {rest} of their size", rest=share)

@@ -1,0 +1,217 @@
+r"""The weights that a right merge may write: roads from W and s B A to a number of the file's type.
+
+    m = Q(W + s B A)                        the sum taken wide, and rounded once
+
+Other programs round on the way, and are right too. PEFT multiplies factors in half precision in float32, rounds the
+change to their type, and adds it in the weight's:
+
+    m = Q(Q(W) + q(s q(q(B) q(A))))         each Q and q may be left out: see `roads_of`
+
+With DoRA the sum, its lengths and the gain are rounded likewise. A merge is right if one road leads to all of its
+numbers. Sums of r products are rounded in another order on each processor, so a road leads to an interval: Q is
+monotone, and each number lies between the Q of both ends.
+
+    |error of B A|_ij <= r u |B_i| |A_j|    for each order of the sum
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from ml_dtypes import bfloat16
+
+from .units import Matrix
+
+HALVES = (np.dtype(bfloat16), np.dtype(np.float16))
+MANTISSA: dict[str, tuple[int, int]] = {
+    "bfloat16": (7, -126),
+    "float16": (10, -14),
+    "float32": (23, -126),
+    "float64": (52, -1022),
+}
+"""The bits after the point, and the least exponent, of each type."""
+
+
+def is_half(dtype: Any) -> bool:
+    """Return whether a type has two bytes."""
+    return dtype in HALVES
+
+
+def stored_as(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return numbers rounded to a type, in the type that they have; None rounds nothing."""
+    if dtype is None or dtype == x.dtype:
+        return x
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype).astype(x.dtype)
+
+
+def steps(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return the distance between neighbouring numbers of a type at each x."""
+    bits, least = MANTISSA[np.dtype(dtype).name]
+    _, exponents = np.frexp(np.abs(x))
+    return np.asarray(np.ldexp(1.0, np.maximum(exponents - 1, least) - bits))
+
+
+@dataclass(frozen=True)
+class Road:
+    """Where a merge rounds on its way, and to which type; None is nowhere."""
+
+    base: Any = None  # W, before anything is added
+    factors: Any = None  # A and B, and the magnitude
+    product: Any = None  # B A
+    change: Any = None  # s B A; with a magnitude also the sum, its lengths and the gain
+    end: Any = None  # the sum, before it is stored in a wider type: no right road has this
+
+
+def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Road]:
+    """Return the right roads, the most direct first; the types are those of the files' tensors.
+
+    `between` is a type that the base went through, such as that in which one of few bits is dequantised.
+    """
+    holds = out == base or MANTISSA[np.dtype(out).name][0] > 20  # each number of the base's type
+    bases = [None, *([] if holds and base != np.float64 else [out]), *([between] if between is not None else [])]
+    halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if is_half(dtype)))
+    roads = [Road()]
+    for t in halves:
+        roads += [Road(change=t), Road(product=t, change=t)]
+        if t != adapter:
+            roads += [Road(factors=t), Road(factors=t, change=t), Road(factors=t, product=t, change=t)]
+    return [replace(road, base=base) for road in roads for base in dict.fromkeys(bases)]
+
+
+# --- a change ---
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an adapter does to one matrix, or to some rows of it, lying as the model stores the weight."""
+
+    left: np.ndarray  # (rows, r); W becomes W + s left right
+    right: np.ndarray  # (r, columns)
+    scaling: float
+    dtype: Any  # of the factors in their file
+    magnitude: np.ndarray | None = None  # DoRA's: one number for each output
+    across: bool = False  # whether an output is a column
+    lengths_of_base: bool = False  # a known mistake: DoRA divides by W's lengths
+
+    @cached_property
+    def unit(self) -> float:
+        """Half the distance from 1 to the next number of the type that others multiply in."""
+        return 2.0**-53 if self.dtype == np.float64 else 2.0**-24
+
+    @cached_property
+    def lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lengths of the rows of `left` and of the columns of `right`."""
+        left, right = (
+            np.sqrt(np.square(x, dtype=np.float64).sum(axis=i)) for x, i in ((self.left, 1), (self.right, 0))
+        )
+        return left, right
+
+    def scaled(self, k: float) -> Update:
+        """Return the update at another strength."""
+        return replace(self, scaling=self.scaling * k)
+
+
+class Replay:
+    """One road over one matrix: block by block what it leads to, and whether given numbers lie on it."""
+
+    def __init__(self, road: Road, update: Update, out: Any) -> None:
+        self.road, self.update, self.out = road, update, np.dtype(out)
+        self.wide = np.dtype(np.float32 if is_half(self.out) else np.float64)
+        self.left, self.right = (stored_as(x.astype(self.wide), road.factors) for x in (update.left, update.right))
+        self.norms: np.ndarray | None = None  # DoRA's, of columns
+
+    def prepare(self, base: Matrix, top: int) -> None:
+        """Take DoRA's lengths of columns, which all rows are needed for."""
+        if self.update.magnitude is None or not self.update.across or self.norms is not None:
+            return
+        squares = np.zeros(base.columns)
+        for start, stop in base.blocks(top, top + len(self.left)):
+            W, product = self._start(base.read(start, stop), slice(start - top, stop - top))
+            squares += np.square(self._lengthened(W, product), dtype=np.float64).sum(axis=0)
+        self.norms = np.sqrt(squares)
+
+    def _lengthened(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:
+        """Return the matrix by whose lengths DoRA divides."""
+        return W if self.update.lengths_of_base else self._sum(W, product)
+
+    def _start(self, W: np.ndarray, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        return stored_as(W.astype(self.wide, copy=False), self.road.base), self.left[rows] @ self.right
+
+    def _sum(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:
+        """Return W + s B A, rounded as the road has it."""
+        change = stored_as(
+            stored_as(product, self.road.product) * self.wide.type(self.update.scaling), self.road.change
+        )
+        sums = W + change
+        return sums if self.update.magnitude is None else stored_as(sums, self.road.change)
+
+    def values(self, W: np.ndarray, rows: Any) -> np.ndarray:
+        """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
+        W, product = self._start(W, rows)
+        sums = self._sum(W, product)
+        if self.update.magnitude is not None:
+            sums = self._gains(self._lengthened(W, product), rows, 0.0) * sums
+        return self._stored(sums)
+
+    def _stored(self, sums: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return stored_as(sums, self.road.end).astype(self.out)
+
+    def _gains(self, sums: np.ndarray, rows: Any, slack: float) -> np.ndarray:
+        """Return DoRA's gain for each output, were its length longer by a part `slack`."""
+        m, across = self.update.magnitude, self.update.across
+        assert m is not None
+        m = stored_as(m.astype(self.wide), self.road.factors)
+        norms = self.norms if across else np.sqrt(np.square(sums, dtype=np.float64).sum(axis=1))
+        assert norms is not None
+        norms = np.where(norms > 0, norms, 1.0).astype(self.wide) * self.wide.type(1 + slack)
+        of_rows = (m if across else m[rows]).astype(self.wide)
+        gains = stored_as(of_rows / stored_as(norms, self.road.change), self.road.change)
+        return gains[None] if across else gains[:, None]
+
+    def misses(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return where some rows of the merged weight do not lie on the road, as places in the flattened block."""
+        places = np.flatnonzero(bits(values) != bits(found))
+        if not places.size:
+            return places
+        W, product = self._start(W, rows)
+        i, j = np.unravel_index(places, found.shape)
+        left, right = self.update.lengths
+        rank, unit = self.right.shape[0], self.update.unit
+        own = 2.0**-24 if self.wide == np.float32 else 2.0**-53  # of our own sums
+        error = (rank + 3) * (unit + own) * left[rows[i]] * right[j]
+        ends = []
+        for sign in (-1.0, 1.0):
+            moved = (product.reshape(-1)[places] + sign * error).astype(self.wide)
+            ends.append(self._sum(W.reshape(-1)[places], moved))
+        if self.update.magnitude is not None:
+            slack = 2.0**-9 / W.shape[1] ** 0.5 if self.road.change is not None else 2.0**-20
+            sums = self._lengthened(W, product)
+            gains = [np.broadcast_to(self._gains(sums, rows, s), W.shape)[i, j] for s in (-slack, slack)]
+            ends = [gain * end for gain in gains for end in ends]
+        size = np.abs(W.reshape(-1)[places]) + np.max(np.abs(ends), axis=0)
+        least, most = np.min(ends, axis=0) - 2 * unit * size, np.max(ends, axis=0) + 2 * unit * size
+        low, high = (self._stored(end.astype(self.wide)).astype(self.wide) for end in (least, most))
+        m = found.reshape(-1)[places].astype(self.wide)
+        return places[~((low <= m) & (m <= high))]
+
+    def distances(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray) -> float:
+        """Return how far numbers are from the exact sum at most, in steps of the file's type."""
+        W = W.astype(self.wide, copy=False)
+        exact = Replay(Road(), self.update, self.out)
+        exact.norms = self.norms
+        sums = exact._sum(W, exact.left[rows] @ exact.right)
+        if self.update.magnitude is not None:
+            sums = exact._gains(sums, rows, 0.0) * sums
+        m = found.astype(self.wide)
+        off = np.abs(m - sums) / steps(np.maximum(np.abs(W), np.abs(m)), self.out)
+        return float(off.max(initial=0.0))
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    """Return numbers as integers, which compare faster; -0 and 0 differ."""
+    return x.view(f"u{x.dtype.itemsize}")

@@ -1,0 +1,198 @@
+"""The tensors of a model, unit by unit: a unit is a tensor, or an array of a mixture's experts however it is stored.
+
+So two folders can be compared of which one has a tensor for all experts, and the other one for each. A unit has one
+matrix, or one for each expert, and is read some rows at a time, in the order of rows that transformers has.
+
+    name in the files                                         unit
+    model.layers.0.mlp.experts.3.up_proj.weight               model.layers.0.mlp.experts.gate_up_proj, matrix 3
+    model.layers.0.block_sparse_moe.experts.3.w3.weight       the same
+    model.norm.weight                                         the same name, one row
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ..files.tensors import FLOATS, NF4_STATE
+from ..language.gguf import is_turned
+from ..language.nf4files import NF4Weights
+from ..layers.rotary import halves_from_interleaved
+from .headers import GGUF_FLOATS, ModelHeaders, type_named
+
+BLOCK = 1 << 20
+"""Numbers of a matrix that are compared at a time."""
+EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
+OURS = {theirs: ours for ours, theirs in MIXTRAL.items()}
+
+
+def unit_of(path: str) -> tuple[str, int | None, str]:
+    """Return the unit of a module's path, and the expert and the part of its matrix that the module is."""
+    path = path.replace(f".{MIXTRAL_MLP}.", ".mlp.")
+    match = EXPERT.fullmatch(path)
+    name = OURS.get(match["name"], match["name"]) if match else ""
+    array = next((array for array, parts in PARTS.items() if name in parts), None)
+    if match is None or array is None:
+        return path, None, ""
+    return f"{match['experts']}.{array}", int(match["number"]), name
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One matrix of a unit: the same number of rows from each of some tensors, one below the other."""
+
+    source: Source | InMemory
+    parts: tuple[tuple[str, int], ...]  # the tensors, and where in each the matrix begins
+    rows: int  # of each part
+    columns: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Its rows and columns."""
+        return self.rows * len(self.parts), self.columns
+
+    @property
+    def entries(self) -> int:
+        """How many numbers it has."""
+        return self.rows * len(self.parts) * self.columns
+
+    @property
+    def dtype(self) -> Any:
+        """The type of its numbers, see `Source.dtype`."""
+        return self.source.dtype(self.parts[0][0])
+
+    @property
+    def name(self) -> str:
+        """What to call it: the name of its first tensor."""
+        return self.parts[0][0]
+
+    def read(self, top: int, bottom: int) -> np.ndarray:
+        """Return some rows."""
+        blocks = []
+        for i, (name, first) in enumerate(self.parts):
+            start, stop = max(top - i * self.rows, 0), min(bottom - i * self.rows, self.rows)
+            if start < stop:
+                numbers = self.source.part(name, first + start * self.columns, first + stop * self.columns)
+                blocks.append(numbers.reshape(-1, self.columns))
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+    def blocks(self, top: int = 0, bottom: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield the ends of blocks of rows."""
+        bottom, height = self.shape[0] if bottom is None else bottom, max(1, BLOCK // max(1, self.columns))
+        for start in range(top, bottom, height):
+            yield start, min(start + height, bottom)
+
+
+class InMemory:
+    """An array that is in memory, in the place of a model's files."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def dtype(self, name: str) -> Any:
+        """Return its type."""
+        return self.array.dtype
+
+    def part(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return some of its numbers."""
+        return self.array.reshape(-1)[start:stop]
+
+
+class Source:
+    """A model's files, whose tensors are read in parts."""
+
+    def __init__(self, model: ModelHeaders) -> None:
+        self.model, self.nf4, self.whole = model, None, ("", np.empty(0))
+        weights = model.tensors.weights
+        if weights is not None and any(name.endswith(NF4_STATE) for name in weights.holder):
+            self.nf4 = NF4Weights(model.path, weights, model.config.get("quantization_config"))
+
+    @property
+    def quantised_in(self) -> Any:
+        """The type in which a folder in NF4 is dequantised."""
+        if self.nf4 is None or not self.nf4.states:
+            return None
+        named = next(iter(self.nf4.states.values())).dtype
+        return next((dtype for dtype in FLOATS.values() if dtype.name == named), None)
+
+    def dtype(self, name: str) -> Any:
+        """Return the type of a tensor's numbers: float32 of those in few bits, an unsigned one of what is no float."""
+        if self.nf4 is not None and name in self.nf4.shapes:
+            return np.dtype(np.float32)
+        kind = self.model.tensors.dtypes[self.model.names[name]]
+        if self.model.is_gguf:
+            return np.dtype(np.float16 if kind == "F16" else np.float32)
+        return type_named(kind)
+
+    def in_few_bits(self, name: str) -> bool:
+        """Return whether a tensor is quantised."""
+        if self.nf4 is not None and name in self.nf4.shapes:
+            return True
+        return self.model.is_gguf and self.model.tensors.dtypes[self.model.names[name]] not in GGUF_FLOATS
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, of one in NF4 that of the weight."""
+        if self.nf4 is not None and name in self.nf4.shapes:
+            return self.nf4.shapes[name]
+        return self.model.tensors.shapes[self.model.names[name]]
+
+    def part(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return some of a tensor's numbers."""
+        kind = self.model.config.get("general.architecture") if self.model.is_gguf else None
+        turned = kind == "llama" and is_turned(name.rpartition(".")[0], kind)
+        coded = self.nf4 is not None and name in self.nf4.shapes
+        if not turned and not coded:
+            return self.model.tensors.part(self.model.names[name], start, stop)
+        if self.whole[0] != name:
+            if self.nf4 is not None and coded:
+                self.whole = name, np.asarray(self.nf4.read(name).weight)
+            else:
+                array = self.model.tensors.read(self.model.names[name])
+                self.whole = name, halves_from_interleaved(array, head_dim(self.model))
+        return self.whole[1].reshape(-1)[start:stop]
+
+    def units(self) -> dict[str, list[Matrix]]:
+        """Return the matrices of each unit, in the order of the files."""
+        packed = self.nf4.tensors - {*self.nf4.shapes} if self.nf4 is not None else set()
+        found: dict[str, list[Matrix]] = {}
+        apart: dict[str, dict[int, dict[str, str]]] = {}
+        for name in self.model.names:
+            unit, expert, part = unit_of(name.removesuffix(".weight"))
+            if expert is not None and name.endswith(".weight"):
+                apart.setdefault(unit, {}).setdefault(expert, {})[part] = name
+                found.setdefault(unit, [])
+            elif name not in packed:
+                stacked = unit.rpartition(".")[2] in PARTS and not name.endswith(".weight")
+                E, *shape = self.shape(name) if stacked and len(self.shape(name)) == 3 else (1, *self.shape(name))
+                rows, columns = shape[0] if shape else 1, math.prod(shape[1:])
+                key = unit if stacked or unit == name else f"{unit}.weight"
+                found[key] = [Matrix(self, ((name, e * rows * columns),), rows, columns) for e in range(E)]
+        for unit, experts in apart.items():
+            parts = PARTS[unit.rpartition(".")[2]]
+            if sorted(experts) != [*range(len(experts))] or any(len(of_it) < len(parts) for of_it in experts.values()):
+                del found[unit]  # what is missing is said of each
+                names = [name for of_it in experts.values() for name in of_it.values()]
+                found |= {name: [Matrix(self, ((name, 0),), *self.shape(name))] for name in names}
+                continue
+            for expert in range(len(experts)):
+                names = [experts[expert][part] for part in parts]
+                found[unit].append(Matrix(self, tuple((name, 0) for name in names), *self.shape(names[0])))
+        return found
+
+
+def head_dim(model: ModelHeaders) -> int:
+    """Return how many rows of W_q a head has."""
+    fields, kind = model.config, model.config.get("general.architecture")
+    width = fields.get(f"{kind}.attention.key_length")
+    return int(width or fields[f"{kind}.embedding_length"] // fields[f"{kind}.attention.head_count"])
+
+
+def in_memory(array: np.ndarray, like: Matrix) -> Matrix:
+    """Return an array as a matrix with the columns of another one."""
+    return Matrix(InMemory(array), ((like.name, 0),), array.size // like.columns, like.columns)
