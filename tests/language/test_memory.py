@@ -22,6 +22,8 @@ from minilora import (
 )
 from minilora.fast.blockwise import CPU
 from minilora.language import memory as machine
+from minilora.language.data import Data
+from minilora.language.finetune import cut_to_fit
 from minilora.language.llama import recomputed
 from minilora.language.memory import (
     LLAMA_2_7B,
@@ -351,6 +353,19 @@ def test_the_rows_that_fit_are_the_most(most, parts, free):
     assert 0 <= rows <= most
     assert rows == 0 or memory.together(rows * parts) <= free
     assert rows == most or memory.together((rows + 1) * parts) > free
+
+
+@given(free=st.integers(0, 30_000))
+def test_examples_are_cut_to_the_longest_rows_that_fit(free):
+    def needs(length, workers, held_out):
+        rows, width = held_out
+        return machine.StepMemory(100, 0, 50 * length, 40 * length, 20 * length, measured=rows * width / length)
+
+    X = np.zeros((7, 100), int)
+    data = Data(X, X, X, X, 7, "examples", "", 100, 100, with_length=lambda length: replace(data, length=length))
+    fits = [length for length in range(1, 101) if needs(length, 2, (7, length)).together(2) <= free]
+    found = cut_to_fit(data, needs, 2, free).length
+    assert found == (max(fits) if len(fits) > 1 else 100)  # where nothing fits, what is needed is told
 
 
 def test_measuring_a_loss_needs_the_memory_of_one_layer(adapted):

@@ -327,6 +327,14 @@ def test_an_engine_is_named_by_its_mistake(files, engine, tmp_path, flag):
     assert f"[{flag}]" in report.first_line
 
 
+@pytest.mark.parametrize(("share", "flags"), [(2.0, []), (1.2, ["merged-in-bfloat16"])])
+def test_a_rounding_is_named_where_it_is_clearly_nearer_than_what_is_right(files, engine, tmp_path, share, flags):
+    right, rounded = engine.logits(engine.weights(engine.updates)), OTHERWISE["merged-in-bfloat16"](engine)
+    z = (right + share * (rounded - right)).astype("f4")
+    report = diagnosed(files, z, tmp_path, computed_in="float16")
+    assert (report.json()["flags"], report.status) == (flags, 1), str(report)
+
+
 def test_every_row_about_any_model_has_an_engine(subject):
     golden = {row.flag for row in MISREADINGS} - {"rows-of-q-and-k-are-permuted", "rows-of-q-and-k-are-not-permuted"}
     own = {row.flag for row in (*mistakes_of(subject), *further_mistakes_of(subject))} - golden
@@ -383,6 +391,15 @@ def test_answers_are_judged_in_every_form(small, tmp_path, form):
         report = diagnosed(small, None, tmp_path, **as_given(form, z))
         assert report.json()["flags"] == [flag] * (flag != "right"), str(report)
         assert report.status == (flag != "right")
+
+
+@pytest.mark.parametrize(("off", "status"), [(9e-4, 0), (2e-3, 1)])
+def test_a_large_model_s_answers_may_be_off_by_what_ours_are(small, tmp_path, monkeypatch, off, status):
+    """It is computed in float32, also where the engine says float64."""
+    monkeypatch.setattr("minilora.conformance.golden.subject.LARGE", 0)
+    z = applied(small)
+    z[0, 0, 0] += off
+    assert diagnosed(small, z, tmp_path, computed_in="float64").status == status
 
 
 def test_probabilities_that_contradict_the_logits_are_not_right(small, tmp_path):
@@ -554,7 +571,8 @@ def test_the_nearest_is_named_only_where_it_is_near(small, tmp_path):
         ({"prompts": IDS.astype("f4"), "logits": np.ones((2, 5, V))}, "expected prompts"),
         ({"prompts": IDS}, "expected logits"),
         ({"prompts": IDS, "merged.model.norm.weight": np.ones(3)}, "expected logits"),
-        ({"prompts": IDS + V, "logits": np.ones((2, 5, V))}, "vocabulary of 29"),
+        ({"prompts": IDS + V - IDS.max(), "logits": np.ones((2, 5, V))}, "vocabulary of 29"),
+        ({"prompts": IDS - IDS.min() - 1, "logits": np.ones((2, 5, V))}, "vocabulary of 29"),
         ({"prompts": IDS, "logits": np.ones((2, 4, V))}, r"logits has shape \(2, 4, 29\), expected \(2, 5, 29\)"),
         ({"prompts": IDS, "logits": np.full((2, 5, V), np.nan)}, "logits holds NaN"),
         ({"prompts": IDS, "logits": np.ones((2, 5, V)), "base_logits": np.ones((2, 5, 3))}, "base_logits has shape"),
