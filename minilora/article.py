@@ -13,6 +13,7 @@ shift a rotation; it is the addition of a rank-1 matrix. Its ``Y2`` is ``y2``.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .checks import Array, check_choice, check_integer, check_number, check_path
 from .files.checkpoint import Checkpoint
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, evaluate, train
+from .training import History, TrainingState, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -54,6 +55,7 @@ class ArticleResult:
     base_seconds: float  # what the first training took, the losses on the way included
     lora_seconds: float  # likewise the second
     settings: str  # the configuration, in words
+    told: str  # the report
 
 
 def run(
@@ -71,6 +73,7 @@ def run(
     out_features: int = 1000,
     progress: bool = False,
     checkpoint: str | Path | None = None,
+    tell: Callable[[str], object] | None = None,
 ) -> ArticleResult:
     """Run the experiment; the defaults are the article's.
 
@@ -94,6 +97,8 @@ def run(
         A file that keeps the first training's state after every epoch, and the second's in one beside it, whose name
         says ``.adapter``. Where they are there already the run goes on from them, and ends with the same bits. The
         seconds are then those of this call.
+    tell : callable, optional
+        ``tell(text)``, called with each part of the report as soon as it is known: lines, each with its end.
 
     Returns
     -------
@@ -128,10 +133,15 @@ def run(
         "batches": None,  # each is drawn from all rows, as in the article
     }  # fmt: skip
 
+    words = f"rank {rank}, alpha {alpha:g}, {epochs} epochs, batches of {batch_size}, lr {lr:g}, seed {seed}, {dtype}"
+    words += f", {backend.device}"
+    told = Report(tell)
+
     def randn(*shape: int) -> Array:
         return backend.asarray(rng.standard_normal(shape), dtype)
 
     # Step 1. Simulate data of a linear model.
+    told.data(words, in_features, out_features)
     theta = randn(in_features, out_features)
     X = randn(n, in_features)
     Y = X @ theta
@@ -139,8 +149,10 @@ def run(
     # Step 2. Train a full-rank layer on it: the "pre-trained" model.
     start = time.perf_counter()
     base = Linear.init(in_features, out_features, bias=False, rng=rng, dtype=dtype, backend=backend)
-    base_history = train(base, X, Y, checkpoint=checkpoints.get("base"), **training)
+    told.training(f"2. Train the base, {base.weight.size:,} parameters", ARTICLE_BASE_LOSSES)
+    base_history = train(base, X, Y, checkpoint=checkpoints.get("base"), report=told.epoch, **training)
     base_seconds = time.perf_counter() - start
+    told.trained(base_history, base_seconds)
 
     # Step 3. A new task: every entry of theta grows by 1, and the inputs are new.
     X2 = randn(n, in_features)
@@ -148,21 +160,26 @@ def run(
 
     # Step 4. The base does not know it. Its error is the sum of each row of X2, whose variance is in_features.
     shifted_loss = evaluate(base, X2, Y2)
+    told.shift(shifted_loss, in_features)
 
     # Step 5. Fine-tune with LoRA. The base is frozen, so what it leaves over is computed once, and the adapter
     # alone is trained on that: no step of it touches the large weight.
     start = time.perf_counter()
     adapter = LoRA(randn(rank, in_features), backend.zeros((out_features, rank), dtype), alpha)
     residual = Y2 - base(X2)
-    lora_history = train(adapter, X2, residual, checkpoint=checkpoints.get("adapter"), **training)
+    told.training(f"5. Train an adapter, {share_of(adapter, base)}", ARTICLE_LORA_LOSSES)
+    lora_history = train(adapter, X2, residual, checkpoint=checkpoints.get("adapter"), report=told.epoch, **training)
     lora_seconds = time.perf_counter() - start
+    told.trained(lora_history, lora_seconds)
 
     # Step 6. Look at what was learned: a matrix of ones.
     delta = backend.to_numpy(adapter.delta())
+    told.change(delta)
 
     # Step 7. Merge: one layer again, no slower than the base, and as good as base and adapter together.
     merged = LoRALinear(base, adapter).merge()
     merged_loss = evaluate(merged, X2, Y2)
+    told.merged(merged_loss)
 
     return ArticleResult(
         base=base,
@@ -175,8 +192,8 @@ def run(
         delta=delta,
         base_seconds=base_seconds,
         lora_seconds=lora_seconds,
-        settings=f"rank {rank}, alpha {alpha:g}, {epochs} epochs, batches of {batch_size}, lr {lr:g}, "
-        f"seed {seed}, {dtype}, {backend.device}",
+        settings=words,
+        told=told.text,
     )
 
 
@@ -188,40 +205,65 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
 
 def report(result: ArticleResult) -> str:
     """Return the run as the article prints it, in lines for a terminal, with the article's figures beside ours."""
-    base, adapter = result.base, result.adapter
-    count = base.weight.size
-    adapter_count = sum(p.size for p in adapter.trainable().values())
-    share = f"{adapter_count:,} parameters, 1/{count / adapter_count:.0f} of the base's"
-    corner = "\n".join("   " + " ".join(f"{value:8.4f}" for value in row) for row in result.delta[:5, :5])
-    return f"""\
-Understanding LoRA with a minimal example
-({result.settings})
-
-1. Simulate y = x theta, theta of {base.in_features} x {base.out_features}.
-2. Train the base, {count:,} parameters ({result.base_seconds:.1f} s):
-
-{_losses(result.base_history, ARTICLE_BASE_LOSSES)}
-
-3. A new task: theta + 1.
-4. The base's loss on it: {result.shifted_loss:.3f}   (article {ARTICLE_SHIFTED_LOSS}, expectation {base.in_features})
-5. Train an adapter, {share} ({result.lora_seconds:.1f} s):
-
-{_losses(result.lora_history, ARTICLE_LORA_LOSSES)}
-
-6. What it learned, delta[:5, :5]; the truth is 1 everywhere:
-
-{corner}
-   all {result.delta.size:,} entries lie between {result.delta.min():.4f} and {result.delta.max():.4f}
-
-7. Merged into one layer, loss {result.merged_loss:.7g}   (article {ARTICLE_MERGED_LOSS})
-"""
+    return result.told
 
 
-def _losses(history: History, article: tuple[float, ...]) -> str:
-    """Return a loss table, with the article's loss wherever it printed one."""
-    known = dict(zip(ARTICLE_EPOCHS, article, strict=True))
-    lines = ["   epoch          loss       article"]
-    for epoch, loss in zip(history.epochs, history.losses, strict=True):
-        theirs = f"{known[epoch]:13.7g}" if epoch in known else f"{'-':>13}"
-        lines.append(f"   {epoch:5d} {loss:13.7g} {theirs}")
-    return "\n".join(lines)
+class Report:
+    """A run in words, told as it goes."""
+
+    def __init__(self, tell: Callable[[str], object] | None) -> None:
+        self.tell, self.text = tell, ""
+
+    def add(self, text: str) -> None:
+        """Add whole lines."""
+        self.text += text
+        if self.tell is not None:
+            self.tell(text)
+
+    def data(self, settings: str, in_features: int, out_features: int) -> None:
+        """Tell the settings, and step 1."""
+        self.add(f"Understanding LoRA with a minimal example\n({settings})\n\n")
+        self.add(f"1. Simulate y = x theta, theta of {in_features} x {out_features}.\n")
+
+    def training(self, title: str, theirs: Sequence[float]) -> None:
+        """Tell the head of a loss table, to which `epoch` and `trained` add rows."""
+        self.theirs, self.rows = dict(zip(ARTICLE_EPOCHS, theirs, strict=True)), 0
+        self.add(f"{title}:\n\n   epoch          loss       article\n")
+
+    def epoch(self, state: TrainingState) -> None:
+        """Tell the losses that were measured since the last call. This is the `report` of `train`."""
+        self.losses(state.history)
+
+    def losses(self, history: History) -> None:
+        """Tell the losses that were not told yet, with the article's wherever it printed one."""
+        for epoch, loss in list(zip(history.epochs, history.losses, strict=True))[self.rows :]:
+            theirs = f"{self.theirs[epoch]:13.7g}" if epoch in self.theirs else f"{'-':>13}"
+            self.add(f"   {epoch:5d} {loss:13.7g} {theirs}\n")
+        self.rows = len(history.epochs)
+
+    def trained(self, history: History, seconds: float) -> None:
+        """Tell the last losses, and how long the training took."""
+        self.losses(history)
+        self.add(f"   ({seconds:.1f} s)\n\n")
+
+    def shift(self, loss: float, in_features: int) -> None:
+        """Tell steps 3 and 4."""
+        self.add("3. A new task: theta + 1.\n")
+        article = f"(article {ARTICLE_SHIFTED_LOSS}, expectation {in_features})"
+        self.add(f"4. The base's loss on it: {loss:.3f}   {article}\n")
+
+    def change(self, delta: np.ndarray) -> None:
+        """Tell step 6."""
+        corner = "".join("   " + " ".join(f"{value:8.4f}" for value in row) + "\n" for row in delta[:5, :5])
+        self.add(f"6. What it learned, delta[:5, :5]; the truth is 1 everywhere:\n\n{corner}")
+        self.add(f"   all {delta.size:,} entries lie between {delta.min():.4f} and {delta.max():.4f}\n\n")
+
+    def merged(self, loss: float) -> None:
+        """Tell step 7."""
+        self.add(f"7. Merged into one layer, loss {loss:.7g}   (article {ARTICLE_MERGED_LOSS})\n")
+
+
+def share_of(adapter: LoRA, base: Linear) -> str:
+    """Say how many parameters an adapter has, and which share of the base's that is."""
+    count = sum(p.size for p in adapter.trainable().values())
+    return f"{count:,} parameters, 1/{base.weight.size / count:.0f} of the base's"

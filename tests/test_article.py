@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRALinear, article, evaluate
+from minilora import Linear, LoRALinear, article, evaluate, training
 from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
 
 SMALL = {"n": 1280, "in_features": 21, "out_features": 20, "lr": 0.01}
@@ -153,8 +153,9 @@ def test_the_report_prints_the_articles_figures_beside_ours(result):
     ):
         assert f"{ours:13.7g} {theirs:13.7g}" in text
     assert f"4. The base's loss on it: {result.shifted_loss:.3f}   (article 992.673, expectation 21)" in text
-    assert "2. Train the base, 420 parameters" in text
-    assert "5. Train an adapter, 41 parameters, 1/10 of the base's" in text
+    assert "2. Train the base, 420 parameters:\n" in text
+    assert "5. Train an adapter, 41 parameters, 1/10 of the base's:\n" in text
+    assert f"\n   ({result.base_seconds:.1f} s)\n\n3. A new task" in text
     assert f"loss {result.merged_loss:.7g}   (article 0.00130013)" in text
     assert "\n".join("   " + " ".join(f"{v:8.4f}" for v in row) for row in result.delta[:5, :5]) in text
 
@@ -162,6 +163,22 @@ def test_the_report_prints_the_articles_figures_beside_ours(result):
 def test_an_epoch_the_article_did_not_print_has_a_dash():
     text = article.report(article.run(**SMALL, epochs=3))
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("       3 ")] == ["-", "-"]
+
+
+def test_the_report_is_told_as_it_goes(tmp_path):
+    """Each loss is told before the next epoch, also the last one; of a training that goes on those before it too."""
+    told, at, right = [], [], training.draw_batches
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(training, "draw_batches", lambda *a: at.append(len(told)) or right(*a))
+        run = article.run(**SMALL, epochs=21, tell=told.append, checkpoint=tmp_path / "c")
+    assert "".join(told) == article.report(run)
+    heads = [number for number, text in enumerate(told) if "epoch" in text and "loss" in text]
+    for head, begun in zip(heads, (at[:21], at[21:]), strict=True):
+        assert [number - head for number in begun] == [1] * 10 + [2] * 10 + [3]
+        assert [told[head + row].split()[0] for row in (1, 2, 3)] == ["10", "20", "21"]
+    again = []
+    article.run(**SMALL, epochs=21, tell=again.append, checkpoint=tmp_path / "c")
+    assert [text for text in again if " s)" not in text] == [text for text in told if " s)" not in text]
 
 
 def test_parameter_counts_at_the_articles_sizes():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from .console import (
@@ -65,6 +67,8 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the experiment, print its report, and write what was asked for."""
+    from tqdm import tqdm
+
     from .. import article
     from ..checks import check_number
     from ..fast import keep_pages
@@ -81,9 +85,16 @@ def run(options: argparse.Namespace) -> int:
         check_no_adapter(options.save, options.overwrite)
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")
+
+    def tell(text: str) -> None:
+        """Write lines now, above the progress bar where there is one. Nobody has to read them for --save."""
+        with suppress(OSError) if options.save else nullcontext():
+            tqdm.write(text, file=sys.stdout, end="")
+            sys.stdout.flush()
+
     try:
         settings = {name: getattr(options, name) for name in SETTINGS}
-        result = article.run(**settings, backend=chosen_backend(options.backend), progress=True)
+        result = article.run(**settings, backend=chosen_backend(options.backend), progress=True, tell=tell)
     except KeyboardInterrupt:
         say_interrupted()
         if progress := _kept(options):
@@ -91,7 +102,6 @@ def run(options: argparse.Namespace) -> int:
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter}, overwrite=True)
-    print(article.report(result), end="")
     if options.save:
         print(f"\nadapter written to {printable(str(options.save))}")
     if options.plot:
