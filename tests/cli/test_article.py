@@ -98,9 +98,9 @@ def test_article_goes_on_from_its_checkpoint_and_refuses_another_configuration(s
         assert main(["article", "--epochs", "3", *more]) == 0
         return re.sub(r"\([\d.]+ s\)", "", capsys.readouterr().out)
 
-    checkpoint = ("--checkpoint", str(tmp_path / "c"))
+    checkpoint = ("--checkpoint", str(tmp_path / "c.ckpt"))
     assert losses() == losses(*checkpoint) == losses(*checkpoint)
-    assert sorted(os.listdir(tmp_path)) == ["c", "c.adapter"]
+    assert sorted(os.listdir(tmp_path)) == ["c.adapter.ckpt", "c.ckpt"]
     assert main(["article", "--epochs", "3", "--rank", "2", *checkpoint]) == 2
     assert "rank is 1 there and 2 here" in capsys.readouterr().err
 

@@ -145,6 +145,7 @@ def test_the_balance_is_least_where_all_are_kept_equally():
         assert np.isclose(balance(np.tile(size * np.eye(4), (3, 1)), 1)[0], 1)
     assert balance(np.tile([5.0, 0, 0, 0], (12, 1)), 1)[0] > 3
     assert np.isclose(balance(randn(0, 8, 4), 4)[0], 4)  # all kept: K = E
+    assert {part.dtype.name for part in balance(randn(0, 8, 4).astype("f4"), 2)} == {"float32"}
 
 
 R, S = Router(StackedLinear(np.ones((E, D))), 2), StackedLinear(np.ones((E, D, M)))
@@ -159,6 +160,8 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
         (lambda: StackedLinear([[1.0]]), TypeError, "weight must be an array, got list"),
         (lambda: S(np.ones((3, M))), ValueError, "counts must be 4 numbers of rows, 3 in all, got None"),
         (lambda: S.forward(np.ones((3, M)), [1, 1, 0, 0]), ValueError, "3 in all, got"),
+        (lambda: S.forward(np.ones((3, M)), [1, 2, 0]), ValueError, "counts must be 4 numbers of rows, 3 in all, got"),
+        (lambda: S.forward(np.ones((3, M)), [1, 2, 0, 0, 0]), ValueError, "counts must be 4 numbers of rows"),
         (lambda: S.forward(np.ones((1, 3, M)), [1, 1, 1, 0]), ValueError, r"expected rows \(R, in\)"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 5), ValueError, "top_k must be at most 4, got 5"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 0), ValueError, "top_k must be at least 1, got 0"),

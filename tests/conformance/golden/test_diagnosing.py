@@ -393,6 +393,11 @@ def test_answers_are_judged_in_every_form(small, tmp_path, form):
         assert report.status == (flag != "right")
 
 
+def test_no_temperature_is_negative(small, tmp_path):
+    report = diagnosed(small, -applied(small), tmp_path)
+    assert (report.verdict, report.json()["flags"]) == ("WRONG", []), str(report)
+
+
 @pytest.mark.parametrize(("off", "status"), [(9e-4, 0), (2e-3, 1)])
 def test_a_large_model_s_answers_may_be_off_by_what_ours_are(small, tmp_path, monkeypatch, off, status):
     """It is computed in float32, also where the engine says float64."""
