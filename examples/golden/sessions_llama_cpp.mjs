@@ -33,6 +33,10 @@ for (const session of index.sessions) {
     console.log(`${session.id}: llama.cpp merges nothing`);
     continue;
   }
+  if (session.requests.some((request) => [...request.adapters, ...(request.load ?? [])].some((use) => use?.folder.endsWith("living-head")))) {
+    console.log(`${session.id}: an adapter of a tied head has no place in a file for llama.cpp`);
+    continue;
+  }
   const exported = mkdtempSync(join(tmpdir(), "golden-"));
   const model = await llama.loadModel({ modelPath: join(golden, index.bases[session.base].gguf), gpuLayers: 0 });
   const folders = {};
@@ -41,28 +45,40 @@ for (const session of index.sessions) {
       rmSync(join(exported, `${name}.gguf`));
       delete folders[name];
     }
-    const found = [];
-    for (const [j, prompt] of request.prompts.entries()) {
-      const use = request.adapters[j], adapters = [];
-      if (use) {
-        const filePath = join(exported, `${use.name}.gguf`);
-        if (folders[use.name] !== use.folder) {
-          if (existsSync(filePath)) rmSync(filePath);
-          execFileSync("minilora", ["export", join(golden, use.folder), "--model", join(golden, session.base), "-o", filePath]);
-          folders[use.name] = use.folder;
-        }
-        adapters.push({ filePath, scale: use.weight });
+    const found = [], load = (use) => {
+      const filePath = join(exported, `${use.name}.gguf`);
+      if (folders[use.name] !== use.folder) {
+        if (existsSync(filePath)) rmSync(filePath);
+        execFileSync("minilora", ["export", join(golden, use.folder), "--model", join(golden, session.base), "-o", filePath]);
+        folders[use.name] = use.folder;
       }
-      const context = await model.createContext({ contextSize: 512, sequences: 1, threads: 1, lora: { adapters } });
-      const asked = await context.getSequence().controlledEvaluate(
-        prompt.map((id, i) => (i + 1 < prompt.length ? id : [id, { generateNext: { probabilities: true } }])),
-      );
-      const byToken = asked[prompt.length - 1].next.probabilities;
-      for (let id = 0; id < byToken.size; id++) found.push(Math.log(byToken.get(id)));
+      return { filePath, scale: use.weight };
+    };
+    for (const use of request.load ?? []) {
+      const context = await model.createContext({ contextSize: 512, sequences: 1, lora: { adapters: [load(use)] } });
       await context.dispose();
     }
-    const P = request.prompts.length;
-    writeAnswers(join(results, `${session.id}.${n}.safetensors`), found, [P, found.length / P]);
+    for (const [j, prompt] of request.prompts.entries()) {
+      const use = request.adapters[j], adapters = use ? [load(use)] : [];
+      const context = await model.createContext({ contextSize: 512, sequences: 1, threads: 1, lora: { adapters } });
+      const sequence = context.getSequence();
+      let tokens = request.each ? prompt.slice(0, -1) : prompt;
+      for (let i = 0; i < (request.generate ?? 1); i++) {
+        const asked = await sequence.controlledEvaluate(
+          tokens.map((id, i) => (request.each || i + 1 === tokens.length ? [id, { generateNext: { probabilities: true } }] : id)),
+        );
+        for (const at of asked.filter((one) => one?.next)) {
+          const byToken = at.next.probabilities;
+          const row = Array.from({ length: byToken.size }, (_, id) => Math.log(byToken.get(id)));
+          found.push(...row);
+          tokens = [row.indexOf(Math.max(...row))];
+        }
+      }
+      await context.dispose();
+    }
+    const P = request.prompts.length, V = 128;
+    const shape = request.each || request.generate ? [P, found.length / P / V, V] : [P, V];
+    writeAnswers(join(results, `${session.id}.${n}.safetensors`), found, shape);
   }
   await model.dispose();
 }

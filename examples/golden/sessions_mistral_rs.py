@@ -22,7 +22,7 @@ from minilora.conformance.golden.asking import ask
 
 golden, results = Path(sys.argv[1]).resolve(), sys.argv[2]
 FIRST = str(golden / "adapters" / "living-first")
-ASK = {"max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": 128}
+ASK = {"temperature": 0.0, "logprobs": True, "top_logprobs": 128}
 
 
 def changed(path, **more):
@@ -47,26 +47,37 @@ def start(base):
     which = Which.Lora(model_id=str(copied(base)), adapters=adapters, arch=Architecture.Mistral, dtype=ModelDType.F32)
     runner = Runner(which=which, token_source="none", no_paged_attn=True, prefix_cache_n=16)
 
-    def row(prompt, use):
-        if use and use.weight != 1:
-            raise NotImplementedError("a request has no scale")
-        if use and folders.get(use.name) != str(use.folder):
+    def load(use):
+        if folders.get(use.name) != str(use.folder):
             runner.load_lora_adapter(use.name, str(use.folder), load_inplace=use.name in folders)
             folders[use.name] = str(use.folder)
+
+    def rows(prompt, use, count):
+        if use and use.weight != 1:
+            raise NotImplementedError("a request has no scale")
+        if use:
+            load(use)
         says = [{"role": "user", "content": " ".join(f"t{i}" for i in prompt)}]
         adapter = {"adapter": use.name} if use else {}
-        reply = runner.send_chat_completion_request(ChatCompletionRequest(says, "default", **adapter, **ASK))
-        by_token = {one.token: one.logprob for one in reply.choices[0].logprobs.content[0].top_logprobs}
-        return [by_token[i] for i in range(len(by_token))]
+        reply = runner.send_chat_completion_request(
+            ChatCompletionRequest(says, "default", max_tokens=count, **adapter, **ASK)
+        )
+        at = [{one.token: one.logprob for one in token.top_logprobs} for token in reply.choices[0].logprobs.content]
+        return [[by_token[i] for i in range(len(by_token))] for by_token in at]
 
     def answer(request):
         if request.merged:
             raise NotImplementedError("it merges nothing")
+        if request.each or any(use and use.folder.name == "living-head" for use in request.adapters):
+            raise NotImplementedError("it gives no log-probabilities within a prompt, and reads no adapter of lm_head")
         for name in request.unload:
             runner.unload_lora_adapter(name)
             del folders[name]
-        pairs = zip(request.prompts, request.adapters, strict=True)
-        return {"log_probabilities": np.array([row(*pair) for pair in pairs], np.float32)}
+        for use in request.load:
+            load(use)
+        pairs, count = zip(request.prompts, request.adapters, strict=True), request.generate or 1
+        p = np.array([rows(*pair, count) for pair in pairs], np.float32)
+        return {"log_probabilities": p if request.generate else p[:, 0]}
 
     return answer
 

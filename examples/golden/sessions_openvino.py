@@ -73,6 +73,8 @@ def start(base):
     def answer(request):
         if request.merged or request.unload:
             raise NotImplementedError("it merges and unloads nothing")
+        if request.generate or request.each:
+            raise NotImplementedError("a beam search as wide as the vocabulary gives one token's log-probabilities")
         pairs = zip(request.prompts, request.adapters, strict=True)
         return {"log_probabilities": np.stack([row(prompt, use) for prompt, use in pairs])}
 

@@ -6,7 +6,8 @@
     minilora golden GOLDEN --compare RESULTS
 
 A name that stands for another folder than before is swapped hot (`hotswap_adapter`) or, where that refuses, deleted
-and loaded. A batch with several adapters is one forward with `adapter_names`.
+and loaded. A batch with several adapters is one forward with `adapter_names`. Tokens that follow come from `generate`,
+with its cache.
 """
 
 import sys
@@ -56,12 +57,12 @@ class Engine:
             else:  # without an adapter left, PEFT's `disable_adapter` ends with a KeyError
                 self.model = self.model.unload()
         uses = [use for use in request.adapters if use is not None]
-        for use in uses:
+        for use in (*request.load, *uses):
             self.load(use)
         ids, named = torch.tensor(request.prompts), isinstance(self.model, PeftModel)
         if len(set(request.adapters)) > 1:
             names = [use.name if use else BASE for use in request.adapters]
-            return self.model(input_ids=ids, adapter_names=names).logits.float().numpy()
+            return self.logits(request, ids, adapter_names=names)
         if uses:
             self.model.set_adapter(uses[0].name)
         if request.merged:
@@ -69,10 +70,19 @@ class Engine:
         weight = uses[0].weight if uses else 1.0
         without = self.model.disable_adapter() if named and not uses else nullcontext()
         with without, rescale_adapter_scale(self.model, weight) if weight != 1 else nullcontext():
-            logits = self.model(input_ids=ids).logits
+            logits = self.logits(request, ids)
         if request.merged:
             self.model.unmerge_adapter()
-        return logits.float().numpy()
+        return logits
+
+    def logits(self, request, ids, **options):
+        if request.generate:
+            options |= {"attention_mask": torch.ones_like(ids), "do_sample": False}
+            options |= {"output_logits": True, "return_dict_in_generate": True}
+            made = self.model.generate(input_ids=ids, max_new_tokens=request.generate, **options)
+            return torch.stack(made.logits, dim=1).float().numpy()
+        found = self.model(input_ids=ids, **options).logits.float().numpy()
+        return found[:, :-1] if request.each else found
 
 
 for id, error in ask(golden, Engine, results, computed_in=precision).items():

@@ -55,13 +55,18 @@ class Engine:
             del self.folders[name]
             if not Engine.living.llm_engine.remove_lora(self.numbers[name]):
                 raise ValueError(f"{name} was not removed")
+        for use in request.load:
+            if not Engine.living.llm_engine.add_lora(self.adapter(use)):
+                raise ValueError(f"{use.name} was not added")
         by_use = {use: self.adapter(use) for use in dict.fromkeys(request.adapters)}  # one for all prompts of a batch
         adapters = [by_use[use] for use in request.adapters]
-        ask_for = SamplingParams(max_tokens=1, temperature=0, logprobs=V)
+        within = {"prompt_logprobs": V} if request.each else {}
+        ask_for = SamplingParams(max_tokens=request.generate or 1, temperature=0, logprobs=V, **within)
         prompts = [{"prompt_token_ids": prompt.tolist()} for prompt in request.prompts]
         found = Engine.living.generate(prompts, ask_for, lora_request=adapters, use_tqdm=False)
-        rows = [one.outputs[0].logprobs[0] for one in found]
-        return {"log_probabilities": np.array([[row[i].logprob for i in range(V)] for row in rows], np.float32)}
+        rows = [one.prompt_logprobs[1:] if request.each else one.outputs[0].logprobs for one in found]
+        p = np.array([[[at[i].logprob for i in range(V)] for at in row] for row in rows], np.float32)
+        return {"log_probabilities": p if request.each or request.generate else p[:, 0]}
 
 
 for id, error in ask(golden, Engine, results, computed_in=precision).items():

@@ -54,11 +54,29 @@ def ends(model, prompts):
 def test_a_session_is_peft_beside_each_adapter_alone(golden, double):  # noqa: F811
     """What a living engine must answer is what a new one answers."""
     for session in read_index(golden).sessions:
-        for entry in session.requests:
+        for entry in (one for one in session.requests if not one.each and not one.generate):
             request, right = request_of(golden, entry), load_file(golden / entry.answers)["logits"]
             for prompt, use, expected in zip(request.prompts, request.adapters, right, strict=True):
                 model = adapted(golden / session.base, *((use.folder, use.weight) if use else ()))
                 np.testing.assert_allclose(ends(model, prompt[None])[0], expected, rtol=0, atol=1e-8)
+
+
+def test_each_position_of_a_request_is_pefts(golden, double):  # noqa: F811
+    """Of the prompt from one pass, of tokens that follow from `generate`, with its cache."""
+    for session in read_index(golden).sessions:
+        for entry in (one for one in session.requests if one.each or one.generate):
+            request, right = request_of(golden, entry), load_file(golden / entry.answers)["each.logits"]
+            for prompt, use, expected in zip(request.prompts, request.adapters, right, strict=True):
+                model = adapted(golden / session.base, *((use.folder, use.weight) if use else ()))
+                ids = torch.tensor(prompt[None])
+                if request.each:
+                    with torch.no_grad():
+                        found = model(input_ids=ids).logits[0, :-1].numpy()
+                else:
+                    options = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+                    made = model.generate(input_ids=ids, max_new_tokens=request.generate, **options)
+                    found = torch.cat(made.logits).numpy()
+                np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("id", READ)

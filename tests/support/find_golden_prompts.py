@@ -115,13 +115,24 @@ def living(use):
     return Merged(SimpleNamespace(base=LIVING, given=added(use)))
 
 
-def is_good(uses, ids):
-    """Return whether a prompt (1, T) is good beside each of the adapters."""
+def is_good(uses, ids, generate=1):
+    """Return whether a prompt (1, T), and the tokens that follow it, are good beside each of the adapters."""
     for model in map(living, uses):
-        z, _, _ = model.logits(ids)
-        if leads(z)[0] < 3 * TOLERANCE["bfloat16"] or model.off(ids, z)[0, -1] > TOLERANCE["bfloat16"] / 2:
-            return False
+        for tokens in followed(model, ids, generate - 1):
+            z, _, _ = model.logits(tokens)
+            if z[0, -1].argmax() < 2:  # a special token ends a text
+                return False
+            if leads(z)[0] < 3 * TOLERANCE["bfloat16"] or model.off(tokens, z)[0].max() > TOLERANCE["bfloat16"] / 2:
+                return False
     return True
+
+
+def followed(model, ids, count):
+    """Yield a prompt (1, T), and it with one more token after the other, the likeliest."""
+    yield ids
+    for _ in range(count):
+        ids = np.append(ids, model.logits(ids)[0][:, -1].argmax(axis=-1)[:, None], axis=1)
+        yield ids
 
 
 def of_session(session):
@@ -136,16 +147,30 @@ def of_session(session):
             seeds.append(next(s for s, ids in tried if ids[0, -6] not in taken and is_good(uses, ids)))
         return tuple(seeds)
     uses = {use for step in steps for use in step}
-    fine = [seed for seed in range(SEEDS_TRIED) if is_good(uses, session.prompts([seed])[0])][:GOOD]
+    generate = max(step.get("generate", 1) for step in session.steps)
+    fine = [seed for seed in range(SEEDS_TRIED) if is_good(uses, session.prompts([seed])[0], generate)][:GOOD]
 
     def shown(seeds):
-        return sum(len(one.signatures) for one in session_answers(dataclasses.replace(session, seeds=seeds)))
+        return sum(len(one.signatures) for one in session_answers(with_tokens(session, seeds)))
 
     return max(combinations(fine, count), key=shown)
+
+
+def with_tokens(session, seeds):
+    """Return a session with other prompts, and the tokens that follow them in its first request, where it has such."""
+    session = dataclasses.replace(session, seeds=seeds)
+    if not session.generated:
+        return session
+    first = dataclasses.replace(session, steps=session.steps[:1])
+    return dataclasses.replace(session, generated=session_answers(first)[0].logits.argmax(axis=-1).tolist())
 
 
 if __name__ == "__main__":
     for id in sys.argv[1:]:
         case = next((case for case in CASES if case.id == id), None)
-        found = of_case(case) if case else of_session(next(one for one in SESSIONS if one.id == id))
-        print(f"{id}: prompts = {list(found)}", flush=True)
+        if case:
+            print(f"{id}: prompts = {list(of_case(case))}", flush=True)
+            continue
+        session = next(one for one in SESSIONS if one.id == id)
+        found = with_tokens(session, of_session(session))
+        print(f"{id}: prompts = {list(found.seeds)}, generated = {found.generated}", flush=True)

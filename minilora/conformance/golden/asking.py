@@ -9,6 +9,9 @@
     ask(golden, start, results)
 
 `request.adapters` has a `Use` for each prompt, or None for the base: its `name`, its `folder`, its `weight`.
+`request.generate` is how many tokens are to follow, the likeliest each time. Where that is not 0, the answer is
+(prompts, generate, V): after the prompt, and after each of them but the last. With `request.each` it is
+(prompts, T - 1, V): after each token of the prompt but the last, in one pass.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from .answerfiles import COMPUTED_IN
-from .folder import RequestEntry, read_index
+from .folder import RequestEntry, UseEntry, read_index
 from .sessions import Request, Use
 
 Answer = np.ndarray | Mapping[str, np.ndarray]
@@ -80,8 +83,14 @@ def ask(
 
 def request_of(folder: Path, entry: RequestEntry) -> Request:
     """Return a request of the index, its adapters' folders within a folder of golden adapters."""
-    uses = tuple(None if use is None else Use(use.name, folder / use.folder, use.weight) for use in entry.adapters)
-    return Request(np.array(entry.prompts), uses, tuple(entry.unload), entry.merged)
+
+    def used(use: UseEntry) -> Use:
+        return Use(use.name, folder / use.folder, use.weight)
+
+    uses = tuple(None if use is None else used(use) for use in entry.adapters)
+    load = tuple(map(used, entry.load))
+    prompts = np.array(entry.prompts)
+    return Request(prompts, uses, tuple(entry.unload), entry.merged, load, entry.generate, entry.each)
 
 
 def _tensors(answer: Answer) -> dict[str, np.ndarray]:

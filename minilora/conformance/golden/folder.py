@@ -19,7 +19,7 @@ from .cases import CASES, TOLERANCE, Case
 from .leftovers import LEFTOVERS, ROUNDED
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .reading import Arrays
-from .sessions import SESSIONS, Session, session_adapters
+from .sessions import SESSIONS, Session, Use, session_adapters
 from .signatures import APART, ROWS, SHOWN_ROWS, CaseAnswers, answers, session_answers
 
 FOLDER_FORMAT = 1
@@ -44,10 +44,15 @@ HOW = (
     " the engine takes the new one. `unload` has names to forget before the request. With `merged` the adapter is"
     " folded into the weights for this request, and taken out after it. Write SESSION.N.safetensors, N from 0. Leave"
     " out a whole session that your engine has no means for.",
+    "`load` has adapters that the engine is to load before a request, though no prompt of it may ask for them. With"
+    " `generate` that many tokens follow each prompt, the likeliest each time; the answer is (prompts, generate, V),"
+    " after the prompt's last token and after each that follows but the last. With `each` it is (prompts, T - 1, V),"
+    " after each token of the prompt but the last, as one pass over the prompt gives it.",
     "`minilora golden THIS --compare YOURS` says what is wrong.",
     "A file of answers has `logits`, `next_tokens` (prompts,), the rows of `merged.NAME` that come first, and for each"
     " of the case's flags a known bug's numbers: `signature.FLAG` is what it makes of the logits (prompts, V) after"
-    " the last token, and `signature.FLAG.merged` of the merged weight's first rows.",
+    " the last token, and `signature.FLAG.merged` of the merged weight's first rows. Of a request with `generate` or"
+    " `each`, `each.logits` and `each.signature.FLAG` are those of all its positions, and without `each.` the last's.",
 )
 
 
@@ -114,10 +119,10 @@ def session_entry(session: Session, numbers: Sequence[CaseAnswers]) -> dict[str,
             {
                 **({"unload": list(request.unload)} if request.unload else {}),
                 **({"merged": True} if request.merged else {}),
-                "adapters": [
-                    use and {"name": use.name, "folder": use.folder.as_posix(), "weight": use.weight}
-                    for use in request.adapters
-                ],
+                **({"load": list(map(use_entry, request.load))} if request.load else {}),
+                **({"generate": request.generate} if request.generate else {}),
+                **({"each": True} if request.each else {}),
+                "adapters": [use and use_entry(use) for use in request.adapters],
                 "prompts": request.prompts.tolist(),
                 "answers": f"answers/{session.id}.{n}.safetensors",
                 "flags": list(answers.signatures),
@@ -126,6 +131,11 @@ def session_entry(session: Session, numbers: Sequence[CaseAnswers]) -> dict[str,
         ],
         "note": session.note,
     }
+
+
+def use_entry(use: Use) -> dict[str, Any]:
+    """Return what a request's entry says of an adapter."""
+    return {"name": use.name, "folder": use.folder.as_posix(), "weight": use.weight}
 
 
 def schema() -> Any:
@@ -221,6 +231,9 @@ class RequestEntry(msgspec.Struct):
     prompts: list[list[int]] = []
     unload: list[str] = []
     merged: bool = False
+    load: list[UseEntry] = []
+    generate: int = 0
+    each: bool = False
 
 
 class SessionEntry(msgspec.Struct):

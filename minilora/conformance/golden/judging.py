@@ -179,7 +179,9 @@ def _of_answers(
     ours = read_tensors(answers)
     if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in shown)) if name not in ours]:
         raise FileRefused(answers, f"there is no {short(missing[0])}")
-    if last:
+    if "each.logits" in ours:
+        ours |= {name.removeprefix("each."): array for name, array in ours.items() if name.startswith("each.")}
+    elif last:
         theirs = {name: array[:, -1] if array.ndim == 3 else array for name, array in theirs.items()}
         ours["logits"] = ours["logits"][:, None]
     pairs = []
@@ -263,7 +265,8 @@ def held_against(
 ) -> AnswerPair | str | None:
     """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
     answer, logits, ids = theirs[quantity], ours["logits"], None
-    last = answer.ndim == 2  # after the last token alone
+    whole = "each.logits" in ours  # of a request, at all its positions
+    last = answer.ndim == 2 and not whole  # after the last token alone
     bounds = dict(tolerance)
     if quantity == "ids":
         return None
@@ -288,7 +291,7 @@ def held_against(
         return f"{quantity} has shape {theirs[quantity].shape}, expected {right.shape}"
     if not np.isfinite(answer).all():
         return f"{quantity} holds NaN or infinity: {_not_finite(answer)}"
-    part: Any = np.s_[:, -1] if answer.ndim == 3 else np.s_[:]
+    part: Any = np.s_[:, -1] if answer.ndim == 3 and not whole else np.s_[:]
     if quantity.startswith("merged."):
         names = {flag: f"signature.{flag}.merged" for flag in flags}
         signatures = {flag: ours[name] for flag, name in names.items() if name in ours}
@@ -296,7 +299,7 @@ def held_against(
     else:
         signatures = {flag: ours[f"signature.{flag}"] for flag in flags}
     if quantity == "log_probabilities":
-        ends = ids if ids is None or last else ids[:, -1]
+        ends = ids if ids is None or last or whole else ids[:, -1]
         signatures = {flag: _log_probabilities(one, ends) for flag, one in signatures.items()}
     return AnswerPair(quantity, answer, right, bounds[precision], bounds, signatures, part)
 

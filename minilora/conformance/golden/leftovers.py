@@ -1,8 +1,9 @@
 """What engines make of a request that keep something of earlier ones, a row each, and in whose code it was made.
 
-A row is `Engine` with a part replaced: which adapters are added for one prompt, each times its weight, or with which
-adapters the keys and values were computed that come from a cache. It knows what is asked of the prompt now, what was
-asked before, and the adapters of the whole batch.
+A row is `Engine` with a part replaced: which adapters are added for one prompt, each times its weight; which for the
+tokens that follow, or for log-probabilities within the prompt; or with which adapters the keys and values were computed
+that come from a cache. It knows what is asked of the prompt now, what was
+asked before, the adapters of the whole batch, and those that are loaded.
 
 In a session several bugs can give the same numbers for one request. So a request names all of them, and the bug that
 explains most requests stands first in the report.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..naming import Parts, Wrong
+from .adapters import LM_HEAD
 from .misreadings import MISREADINGS
 from .reading import Given
 from .sessions import Use, adapter_of
@@ -29,6 +31,7 @@ class Moment:
     now: Use | None
     before: Sequence[Use | None]  # for this prompt, in the requests before
     batch: Sequence[Use | None]  # for all prompts of this request
+    loaded: Sequence[Use] = ()  # what was to be loaded until now, asked for or not, and not unloaded
 
     @property
     def last(self) -> Use | None:
@@ -75,6 +78,9 @@ class Engine:
     sum: Callable[[Moment], Sum | None] = lambda m: added(m.now)  # what it adds; None where that is right
     cached: Callable[[Moment], Sequence[Use | None]] = lambda m: ()  # whose keys and values it takes, where it does
     order: Callable[[Sequence[Use | None]], Sequence[int]] | None = None  # the prompts whose answers a batch gets
+    generated: Callable[[Moment], Sum | None] = lambda m: None  # what it adds for tokens that follow; None as before
+    within: Callable[[Moment], Sum | None] = lambda m: None  # what it adds within a prompt; None as before
+    late: bool = False  # whether what it gives within a prompt is one token late
 
 
 def of_case(flag: str, parts: Parts, count: int = 1) -> Wrong:
@@ -133,6 +139,14 @@ def _sorted(m: Moment) -> Sum:
 
 def _in_the_batch(m: Moment) -> list[Use]:
     return [use for use in m.batch if use is not None]
+
+
+def _without_head(m: Moment) -> Sum | None:
+    if m.now is None:
+        return None
+    given = adapter_of(m.now.folder)
+    modules = {path: module for path, module in given.modules.items() if path != LM_HEAD}
+    return [(replace(given, modules=modules), m.now.weight)]
 
 
 def _mixed(m: Moment) -> bool:
@@ -217,6 +231,33 @@ LEFTOVERS: Sequence[Wrong] = (
           {"cached": lambda m: m.before[:1]},
           source="ggml-org/llama.cpp #26207, vllm-project/vllm #42125, LMCache/LMCache #2961"),
     of_case("keys-and-values-are-the-previous-adapters", {"cached": lambda m: m.before[-1:]}),
+    # what is loaded, and not asked for
+    Wrong("adapters-that-are-loaded-are-applied-to-requests-without-one",
+          "a request without an adapter gets all that are loaded",
+          {"sum": lambda m: None if m.now else added(*m.loaded)}, source="ggml-org/llama.cpp #28674"),
+    Wrong("the-adapter-loaded-last-is-applied-to-requests-without-one",
+          "a request without an adapter gets the one that was loaded last",
+          {"sum": lambda m: None if m.now else added(*m.loaded[-1:])}, source="huggingface/peft #430"),
+    Wrong("adapters-that-are-loaded-are-applied-to-every-request",
+          "every request gets all adapters that are loaded: each is added to the weights when it is loaded",
+          {"sum": lambda m: added(*dict.fromkeys([*m.loaded, m.now]))}),
+    # what follows a prompt, and what is within it
+    Wrong("generated-tokens-are-the-bases", "the adapter acts on the prompt, and not on the tokens that follow it",
+          {"generated": lambda m: []}),
+    Wrong("generated-tokens-take-the-first-adapter-of-the-batch",
+          "the tokens that follow a batch's prompts are all computed with the adapter of its first prompt",
+          {"generated": lambda m: added(m.batch[0])}),
+    Wrong("log-probabilities-within-the-prompt-are-the-bases",
+          "log-probabilities within a prompt are the base's", {"within": lambda m: []}),
+    Wrong("log-probabilities-within-the-prompt-lack-the-heads-adapter",
+          "log-probabilities within a prompt lack the adapter of lm_head, and those of generated tokens have it",
+          {"within": _without_head}, source="vllm-project/vllm #51594"),
+    Wrong("log-probabilities-within-the-prompt-take-the-first-adapter-of-the-batch",
+          "log-probabilities within a batch's prompts are all computed with the adapter of its first prompt",
+          {"within": lambda m: added(m.batch[0])}, source="vllm-project/vllm #16668"),
+    Wrong("log-probabilities-within-the-prompt-are-one-token-late",
+          "log-probabilities within a prompt are one token late: after a token stands what is after the next one",
+          {"late": True}, source="AI-Hypercomputer/maxtext #2103"),
     # the adapter itself
     of_case("the-adapter-is-not-applied", {"sum": lambda m: []}),
     of_case("the-update-is-added-twice", {"sum": lambda m: added(m.now, m.now)}),

@@ -40,6 +40,9 @@ class Request:
     adapters: tuple[Use | None, ...]  # of each prompt; None is the base alone
     unload: tuple[str, ...] = ()  # the names that the engine is to forget before
     merged: bool = False  # whether the adapter is to be folded into the weights; after the request it is taken out
+    load: tuple[Use, ...] = ()  # what the engine is to load before, though no prompt may ask for it
+    generate: int = 0  # how many tokens are to follow, the likeliest each time: then the answer is of each of them
+    each: bool = False  # whether the answer is after each token of the prompts but the last, from one pass over them
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,20 @@ class Session:
     steps: Sequence[Mapping[str, Any]]  # what is asked of the adapters, of each prompt or one for all
     seeds: tuple[int, ...]  # of its prompts
     long: bool = False  # whether the prompts share a long prefix, and each request has one of its own
+    generated: Sequence[Sequence[int]] = ()  # tokens that the first request makes, which prompts with `each` end with
 
     @cached_property
     def requests(self) -> tuple[Request, ...]:
         """The requests, with their prompts and with an adapter for each prompt."""
         return tuple(
             Request(
-                prompts,
+                np.append(prompts, self.generated, axis=1) if step.get("each") else prompts,
                 tuple(USES[name] for name in step["adapters"]) * (len(prompts) // len(step["adapters"])),
                 tuple(step.get("unload", ())),
                 step.get("merged", False),
+                tuple(use for name in step.get("load", ()) if (use := USES[name])),
+                step.get("generate", 0),
+                step.get("each", False),
             )
             for step, prompts in zip(self.steps, self.prompts(self.seeds), strict=True)
         )
@@ -82,8 +89,8 @@ USES: Mapping[str, Use | None] = {"base": None} | {
     for name, entry in TABLE["uses"].items()
 }
 SESSIONS = tuple(
-    Session(entry["id"], entry["note"], entry["requests"], tuple(entry["prompts"]), entry.get("long", False))
-    for entry in TABLE["sessions"]
+    Session(entry.pop("id"), entry.pop("note"), entry.pop("requests"), tuple(entry.pop("prompts")), **entry)
+    for entry in map(dict, TABLE["sessions"])
 )
 
 

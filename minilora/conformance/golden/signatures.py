@@ -20,12 +20,15 @@ from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .reading import Arrays, Reading
-from .sessions import Request, Session
+from .sessions import Request, Session, Use
 
 APART = 10 * TOLERANCE["bfloat16"]
 """How far a bug moves some logit at a prompt's end: in a session, and in each case that says no other."""
 EQUAL = 1e-6
 """Bugs whose numbers are as near as this give the same ones: the order of a sum differs alone."""
+Engines: TypeAlias = Mapping[str, Engine]
+Numbers: TypeAlias = dict[str, np.ndarray]
+"""Those of each bug, by its flag."""
 Decoding: TypeAlias = tuple[MixtureConfig | None, bool]
 """What a mixture is read as, and whether what adapters add to a kept expert counts whole, and not by its share."""
 PLAIN: Decoding = (None, False)
@@ -37,10 +40,11 @@ SHOWN_ROWS, ROWS = 4, 1
 class CaseAnswers:
     """Right numbers, and those of each bug that is told apart, by its flag."""
 
-    logits: np.ndarray  # (prompts, T, V); of a request (prompts, V), after the last token
-    signatures: dict[str, np.ndarray]  # logits (prompts, V) after the last token
+    logits: np.ndarray  # (prompts, T, V); of a request (prompts, V), after the last token, or of all its positions
+    signatures: dict[str, np.ndarray]  # logits (prompts, V) after the last token; or of all positions of a request
     merged: tuple[str, np.ndarray] | None = None  # the name of a weight, and the weight with the adapters folded in
     merged_signatures: dict[str, np.ndarray] = field(default_factory=dict)  # its first rows
+    each: bool = False  # whether these are of all positions of a request
 
     @property
     def ends(self) -> np.ndarray:
@@ -48,7 +52,11 @@ class CaseAnswers:
         return self.logits if self.logits.ndim == 2 else self.logits[:, -1]
 
     def tensors(self) -> Arrays:
-        """Return what stands in a file of answers."""
+        """Return what stands in a file of answers; of a request's positions the last, and apart all of them."""
+        if self.each:
+            last = CaseAnswers(self.ends, {flag: z[:, -1] for flag, z in self.signatures.items()})
+            every = {f"each.signature.{flag}": z.astype(np.float32) for flag, z in self.signatures.items()}
+            return {**last.tensors(), "each.logits": self.logits, **every}
         tensors = {"logits": self.logits, "next_tokens": self.ends.argmax(axis=-1)}
         if self.merged is not None:
             name, weight = self.merged
@@ -138,13 +146,17 @@ def _ends_of(
         first: dict[Any, str] = {}
         twin: dict[str, str] = {}
         for flag in (flag for flag in changed if decodings[flag] == decoding):
-            differ = {name: array for name, array in changed[flag].items() if (array != _usual(base, name)).any()}
-            key = frozenset((name, array.tobytes()) for name, array in differ.items())
-            twin[flag] = first.setdefault(key, flag)
+            twin[flag] = first.setdefault(_key(base, changed[flag]), flag)
         z = _logits(base, ids, [changed[flag] for flag in first.values()], decoding, last=1)[:, :, 0]
         of_first = dict(zip(first.values(), z, strict=True))
         ends |= {flag: of_first[other] for flag, other in twin.items()}
     return {flag: ends[flag] for flag in changed}
+
+
+def _key(base: Base, changed: Arrays) -> frozenset[tuple[str, bytes]]:
+    """Return what is equal of equal decoders."""
+    differ = {name: array for name, array in changed.items() if (array != _usual(base, name)).any()}
+    return frozenset((name, array.tobytes()) for name, array in differ.items())
 
 
 def _with_old_cache(base: Base, ids: np.ndarray, length: int, old: Arrays, new: Arrays) -> np.ndarray:  # (prompts, V)
@@ -162,23 +174,72 @@ def session_answers(session: Session) -> list[CaseAnswers]:
 
 def _of_request(before: Sequence[Request], request: Request) -> CaseAnswers:
     engines = {"": Engine()} | {row.flag: Engine(**row.of(request)) for row in LEFTOVERS}
+    at = _within if request.each else _following if request.generate else _after
+    loaded = _loaded([*before, request])
     numbers: dict[str, list[np.ndarray]] = {flag: [] for flag in engines}
     for j, (prompt, now) in enumerate(zip(request.prompts, request.adapters, strict=True)):
-        moment = Moment(now, [other.adapters[j] for other in before], request.adapters)
-        changed: dict[str, Arrays] = {}
-        for flag, engine in engines.items():
-            sum = engine.sum(moment)
-            changed[flag] = _changed(added(now) if sum is None else sum)
-        ends = _ends_of(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
-        for flag, engine in engines.items():
-            if cache := engine.cached(moment):
-                old, length = _changed(added(*cache)), shared(prompt, before)
-                ends[flag] = _with_old_cache(LIVING, prompt[None], length, old, changed[""])
-        for flag, z in ends.items():
-            numbers[flag].append(z[0])
+        moment = Moment(now, [other.adapters[j] for other in before], request.adapters, loaded)
+        for flag, z in at(prompt, engines, moment, before, request.generate).items():
+            numbers[flag].append(z)
     found = {flag: np.stack(rows) for flag, rows in numbers.items()}
     found |= {flag: found[""][one.order(request.adapters)] for flag, one in engines.items() if one.order}
-    return CaseAnswers(found[""], {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, EQUAL)})
+    kept = {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, EQUAL)}
+    return CaseAnswers(found[""], kept, each=request.each or request.generate > 0)
+
+
+def _loaded(requests: Sequence[Request]) -> list[Use]:
+    """Return what was to be loaded, and was not unloaded."""
+    uses: dict[str, Use] = {}
+    for request in requests:
+        uses = {name: use for name, use in uses.items() if name not in request.unload}
+        uses |= {use.name: use for use in request.load}
+    return list(uses.values())
+
+
+def _after(prompt: np.ndarray, engines: Engines, m: Moment, before: Sequence[Request], _: int) -> Numbers:
+    """Return the logits (V,) after the last token, by each bug's flag."""
+    changed = {flag: _changed(engine.sum(m), m) for flag, engine in engines.items()}
+    ends = _ends_of(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
+    for flag, engine in engines.items():
+        if cache := engine.cached(m):
+            old, length = _changed(added(*cache), m), shared(prompt, before)
+            ends[flag] = _with_old_cache(LIVING, prompt[None], length, old, changed[""])
+    return {flag: z[0] for flag, z in ends.items()}
+
+
+def _within(prompt: np.ndarray, engines: Engines, m: Moment, *_: Any) -> Numbers:
+    """Return the logits (T - 1, V) after each token but the last; what caches hold is computed again for them."""
+    known: dict[Any, np.ndarray] = {}
+    numbers = {}
+    for flag, engine in engines.items():
+        within = engine.within(m)
+        changed = _changed(engine.sum(m) if within is None else within, m)
+        if (key := _key(LIVING, changed)) not in known:
+            known[key] = _logits(LIVING, prompt[None], [changed])[0, 0]
+        numbers[flag] = known[key][1:] if engine.late else known[key][:-1]
+    return numbers
+
+
+def _following(prompt: np.ndarray, engines: Engines, m: Moment, _: Any, count: int) -> Numbers:
+    """Return the logits (count, V) after the prompt, and after each token that follows but the last."""
+    known: dict[Any, np.ndarray] = {}
+    numbers = {}
+    for flag, engine in engines.items():
+        generated, old = engine.generated(m), _changed(engine.sum(m), m)
+        new = old if generated is None else _changed(generated, m)
+        if (key := (_key(LIVING, old), _key(LIVING, new))) not in known:
+            known[key] = _generated(prompt[None], count, old, new)
+        numbers[flag] = known[key]
+    return numbers
+
+
+def _generated(ids: np.ndarray, count: int, old: Arrays, new: Arrays) -> np.ndarray:  # (1, T) -> (count, V)
+    """Return logits of tokens that follow, the likeliest each time, beside keys and values that a prompt has left."""
+    rows, cached = [], ids.shape[1]
+    for i in range(count):
+        rows.append(_logits(LIVING, ids, [old, new], last=1, cached=cached)[min(i, 1), 0, 0])
+        ids = np.append(ids, [[rows[-1].argmax()]], axis=1)
+    return np.stack(rows)
 
 
 def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
@@ -189,5 +250,5 @@ def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
     return min(longest, len(prompt) - 1)
 
 
-def _changed(sum: Sum) -> Arrays:
-    return Reading().changed(LIVING.arrays, sum)
+def _changed(sum: Sum | None, m: Moment) -> Arrays:
+    return Reading().changed(LIVING.arrays, added(m.now) if sum is None else sum)

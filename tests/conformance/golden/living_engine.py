@@ -24,6 +24,7 @@ class Engine:
     def __init__(self, base, bug=None):
         self.bug, (self.config, self.W) = bug, base_of(base, None)
         self.names = {}  # what stands under each name: its folder, and the change of each weight at scale 1
+        self.loaded = {}  # of these, what was to be loaded before anyone asked for it
         self.scales = {}
         self.prefixes = {}  # by what is taken for the same prefix: the tokens, and the keys and values
         self.merged = None
@@ -35,6 +36,14 @@ class Engine:
         uses = list(request.adapters)
         for name in request.unload:
             self.unload(name)
+        for use in request.load:
+            self.load(use)
+            self.loaded[use.name] = self.names[use.name]
+            if self.bug == "loading adds":  # and asking for it adds nothing more
+                changes = self.names[use.name][1]
+                self.W = {name: W + changes.get(name, 0) for name, W in self.W.items()}
+                self.names[use.name] = (use.folder, {})
+        self.request = request
         if self.bug == "first of the batch":
             uses = uses[:1] * len(uses)
         if self.bug == "last of the batch":
@@ -57,18 +66,54 @@ class Engine:
         if self.bug == "compiled":
             self.compiled = use = self.compiled or use
             self.weights.setdefault(use and use.name, 1.0)
+        W = self.applied(use)
+        if use is None and self.bug in ("loaded is on", "loaded last is on"):
+            for _, changes in [*self.loaded.values()][-1 if self.bug == "loaded last is on" else 0 :]:
+                W = {name: w + changes.get(name, 0) for name, w in W.items()}
+        if self.bug == "never switched off" and use is not None and use != self.before:
+            self.W, self.before = W, use
+        if self.bug == "added on loading":
+            W = self.W
+        if self.request.each:
+            z = self.within(prompt, W)
+        elif self.request.generate:
+            z = self.following(prompt, use, W)
+        else:
+            z = self.with_prefix(prompt, use, W)
+        self.responses[prompt.tobytes()] = z
+        return z
+
+    def applied(self, use):
         W = dict(self.W)
         if use is not None:
             self.load(use)
             for name, change in self.names[use.name][1].items():
                 W[name] = W[name] + self.weights[use.name] * change
-        if self.bug == "never switched off" and use is not None and use != self.before:
-            self.W, self.before = W, use
-        if self.bug == "added on loading":
+        return W
+
+    def within(self, prompt, W):
+        if self.bug == "base within":
             W = self.W
-        z = self.with_prefix(prompt, use, W)
-        self.responses[prompt.tobytes()] = z
-        return z
+        if self.bug == "no head within":
+            W = {**W, "lm_head.weight": self.W["lm_head.weight"]}
+        if self.bug == "first of the batch within":
+            W = self.applied(self.request.adapters[0])
+        z = logits(self.config, W, prompt)
+        return z[1:] if self.bug == "late within" else z[:-1]
+
+    def following(self, prompt, use, W):
+        z, ids = [self.with_prefix(prompt, use, W)], prompt
+        while len(z) < self.request.generate:
+            ids = np.append(ids, z[-1].argmax())
+            if self.bug in ("base follows", "first of the batch follows"):
+                if len(z) == 1:
+                    kept = {}
+                    logits(self.config, W, ids, cache=kept)  # the prompt's keys and values
+                first = self.request.adapters[0] if self.bug == "first of the batch follows" else None
+                z.append(logits(self.config, self.applied(first), ids, cache=kept)[-1])
+            else:
+                z.append(self.with_prefix(ids, use, W))
+        return np.stack(z)
 
     def load(self, use):
         old = self.names.get(use.name)
@@ -92,6 +137,7 @@ class Engine:
 
     def unload(self, name):
         old = self.names.pop(name, None)
+        self.loaded.pop(name, None)
         if self.bug == "unloading takes off" and old is not None:
             self.W = {name: W - old[1].get(name, 0) for name, W in self.W.items()}
 

@@ -32,7 +32,7 @@ from ...support.language import arrays_of, tiny_llama
 from .conftest import MIXTURES
 
 BY_ID = {case.id: case for case in CASES}
-BYTES = "b954aff88b4be97a11804e41fba191f007094f5bc7a5c3f6ebe6af434462834f"
+BYTES = "25fe0568d9f643e238458e866d1b009ac775d508a4d08b882a54e80e25761171"
 """The sha256 of the folder's files, but for the version in the index."""
 MARGIN = 0.25
 """How far the scores of a kept expert and of the next one are apart at least, so that rounding keeps the same ones."""
@@ -130,14 +130,44 @@ def test_bugs_lie_ten_tolerances_apart_and_so_do_tokens(golden, index):
         apart, of_session = entry.get("apart", index["apart"]), "id" not in entry
         assert apart > 2 * bfloat16
         ours = load_file(golden / entry["answers"])
-        ends = ours["logits"] if of_session else ours["logits"][:, -1]
-        numbers = [ends, *(ours[f"signature.{flag}"] for flag in entry["flags"])]
+        each = "each." if "each.logits" in ours else ""
+        ends = ours[f"{each}logits"] if of_session else ours["logits"][:, -1]
+        numbers = [ends, *(ours[f"{each}signature.{flag}"] for flag in entry["flags"])]
         for i, one in enumerate(numbers):
             offs = [np.abs(one - other).max() for other in numbers[:i]]
             assert all(off >= 0.999 * apart or (of_session and j > 0 and off < 1e-4) for j, off in enumerate(offs))
-        last = np.sort(ends, axis=-1)
-        assert (last[:, -1] - last[:, -2]).min() >= (2 * bfloat16 if of_session else apart)
-        np.testing.assert_array_equal(ours["next_tokens"], ends.argmax(axis=-1))
+        if "each" not in entry:
+            last = np.sort(ends, axis=-1)
+            assert (last[..., -1] - last[..., -2]).min() >= (2 * bfloat16 if of_session else apart)
+        np.testing.assert_array_equal(ours["next_tokens"], (ends[:, -1] if each else ends).argmax(axis=-1))
+
+
+def test_what_is_asked_at_each_position_has_its_last_apart(golden, index):
+    """So a reader that knows of no positions judges the last one."""
+    requests = [request for session in index["sessions"] for request in session["requests"]]
+    for request in requests:
+        ours, T = load_file(golden / request["answers"]), len(request["prompts"][0])
+        positions = request.get("generate", T - 1 if request.get("each") else 0)
+        every = {name for name in ours if name.startswith("each.")}
+        last = {*ours} - every - {"next_tokens"} if positions else set()
+        assert {name.removeprefix("each.") for name in every} == last
+        for name in every:
+            np.testing.assert_array_equal(ours[name][:, -1], ours[name.removeprefix("each.")])
+            assert ours[name].shape[1] == positions
+
+
+def test_the_prompt_whose_log_probabilities_are_asked_for_was_generated(golden, index):
+    """Then both ways are asked for the same numbers."""
+    sessions = [session for session in index["sessions"] if any("each" in one for one in session["requests"])]
+    assert len(sessions) == 2
+    for session in sessions:
+        first, again, *rest = session["requests"]
+        generated, within = (load_file(golden / one["answers"])["each.logits"] for one in (first, again))
+        tokens = np.concatenate([first["prompts"], generated.argmax(axis=-1)], axis=1)
+        assert first["adapters"] == again["adapters"]
+        for request in (again, *rest):
+            np.testing.assert_array_equal(request["prompts"], tokens)
+        np.testing.assert_allclose(within[:, -first["generate"] :], generated, rtol=0, atol=1e-12)
 
 
 def test_every_known_bug_shows_somewhere_and_is_in_the_index(index):
@@ -308,7 +338,10 @@ def test_the_index_is_as_its_schema_says(golden, index):
     changes = [{"format": 2}, {"cases": []}, {"more": 1}, {"tolerance": {}}]
     for key in ("id", "answers", "prompts", "adapter"):
         changes.append({"cases": [{k: v for k, v in case.items() if k != key}]})
-    for broken in ({"adapters": [{"name": "one"}]}, {"unload": []}, {"merged": False}, {"prompts": []}, {"more": 1}):
+    for broken in (
+        *({"adapters": [{"name": "one"}]}, {"unload": []}, {"merged": False}, {"prompts": []}, {"more": 1}),
+        *({"load": []}, {"load": [None]}, {"generate": 0}, {"each": False}),
+    ):
         changes.append({"sessions": [{**session, "requests": [{**request, **broken}]}]})
     for change in changes:
         with pytest.raises(jsonschema.ValidationError):
@@ -343,9 +376,10 @@ def test_the_folder_holds_what_the_index_names_and_is_small(golden, index):
         assert len({len(prompt) for prompt in case["prompts"]}) == 1
     requests = [request for session in index["sessions"] for request in session["requests"]]
     named |= {request["answers"] for request in requests}
-    folders |= {use["folder"] for request in requests for use in request["adapters"] if use}
+    uses = [use for request in requests for use in (*request["adapters"], *request.get("load", ())) if use]
+    folders |= {use["folder"] for use in uses}
     ids = [entry["id"] for key in ("cases", "sessions") for entry in index[key]]
-    assert len(ids) == len({*ids}) == 72
+    assert len(ids) == len({*ids}) == 76
     files = {path.relative_to(golden).as_posix(): path.stat().st_size for path in golden.rglob("*") if path.is_file()}
     assert {path for path in files if path.rpartition("/")[0] not in folders} == named
     assert sum(files.values()) < 10_000_000

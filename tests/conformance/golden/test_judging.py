@@ -269,7 +269,7 @@ def test_a_report_names_what_explains_most_first_and_what_nothing_explains(golde
     ]
     assert report.lines == ["no signature of one bug fits dora: mend what is named first, then look again"]
     assert (report.status, report.details) == (1, {"results": str(folder), "unanswered sessions": report.not_offered})
-    assert len(report.not_offered) == 8
+    assert len(report.not_offered) == 12
     outcomes = {case.id: case for case in report.cases if case.state != "right"}
     assert {id: (case.state, case.flags, case.precision) for id, case in outcomes.items()} == {
         "all-linear": ("wrong", ("the-update-is-subtracted",), "float64"),

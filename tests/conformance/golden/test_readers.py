@@ -82,10 +82,20 @@ ENGINES = {
     "unmerging does nothing": "what-was-added-stays-in-the-weights",
     "unmerged twice": "the-previous-adapter-is-taken-off-twice",
     "responses by prompt": "the-first-adapter-answers-always",
+    "loaded is on": "adapters-that-are-loaded-are-applied-to-requests-without-one",
+    "loaded last is on": "the-adapter-loaded-last-is-applied-to-requests-without-one",
+    "loading adds": "adapters-that-are-loaded-are-applied-to-every-request",
+    "base follows": "generated-tokens-are-the-bases",
+    "first of the batch follows": "generated-tokens-take-the-first-adapter-of-the-batch",
+    "base within": "log-probabilities-within-the-prompt-are-the-bases",
+    "no head within": "log-probabilities-within-the-prompt-lack-the-heads-adapter",
+    "first of the batch within": "log-probabilities-within-the-prompt-take-the-first-adapter-of-the-batch",
+    "late within": "log-probabilities-within-the-prompt-are-one-token-late",
 }
 QUICK = {"no root", "bits as float16", "nibbles", "left on", "cache", "tied head", "averaged", "neighbours"}
 QUICK |= {"interleaved", "r of the configuration", "no layout", "the last expert"}
 QUICK |= {"prefixes by tokens", "weights by name", "scale adds up", "answers sorted", "merges in bfloat16"}
+QUICK |= {"loaded is on", "base follows", "no head within"}
 
 
 def planted(bugs):
@@ -159,6 +169,8 @@ def test_a_session_without_an_answer_is_not_judged_and_one_that_began_is(golden,
         def answer(request):
             if request.merged:
                 raise NotImplementedError("it merges nothing")
+            if request.generate:
+                raise NotImplementedError("it generates nothing")
             if request.unload:
                 raise ValueError("it unloads nothing")
             return {"logits": engine(request).astype(np.float32)}
@@ -166,15 +178,21 @@ def test_a_session_without_an_answer_is_not_judged_and_one_that_began_is(golden,
         return answer
 
     errors = ask(golden, start, tmp_path)
+    left_out = ["merge-unmerge", "generation", "prompt-log-probabilities", "prompt-log-probabilities-head"]
     assert errors == {
+        "base-beside-adapters.6": "ValueError: it unloads nothing",
+        "generation": "NotImplementedError: it generates nothing",
         "load-unload-load.1": "ValueError: it unloads nothing",
         "load-unload-load.3": "ValueError: it unloads nothing",
         "load-unload-load.4": "ValueError: it unloads nothing",
         "merge-unmerge": "NotImplementedError: it merges nothing",
+        "prompt-log-probabilities": "NotImplementedError: it generates nothing",
+        "prompt-log-probabilities-head": "NotImplementedError: it generates nothing",
     }
     report = compare_golden(golden, tmp_path)
-    assert report.not_offered == report.json()["unanswered sessions"] == ["merge-unmerge"]
-    assert [case.id for case in report.cases if case.state == "missing" and "." in case.id] == [*errors][:-1]
+    assert report.not_offered == report.json()["unanswered sessions"] == left_out
+    missing = {case.id for case in report.cases if case.state == "missing" and "." in case.id}
+    assert missing == {*errors} - {*left_out}
 
 
 def test_answers_after_each_token_are_judged_by_the_last(golden, index, tmp_path):
@@ -191,6 +209,30 @@ def test_answers_after_each_token_are_judged_by_the_last(golden, index, tmp_path
     answered = [case for case in compare_golden(golden, tmp_path).cases if "." in case.id]
     assert [case.state for case in answered] == ["right", "wrong", "right", "right"]
     assert "the-previous-adapter-answers" in answered[1].flags
+
+
+def test_answers_at_each_position_are_judged_at_all(golden, index, tmp_path):
+    """By logits, or by log-probabilities of all tokens or of the prompt's own, as engines give them."""
+    (session,) = [session for session in index["sessions"] if session["id"] == "prompt-log-probabilities-head"]
+    head, flag = session["requests"][1], "log-probabilities-within-the-prompt-lack-the-heads-adapter"
+    ours, own = load_file(golden / head["answers"]), np.array(head["prompts"])[:, 1:, None]
+    path = tmp_path / f"{session['id']}.1.safetensors"
+
+    def outcome(tensors):
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+        return next(case for case in compare_golden(golden, tmp_path).cases if case.id == path.stem)
+
+    for name, state, flags in (("each.logits", "right", ()), (f"each.signature.{flag}", "wrong", (flag,))):
+        z = ours[name].astype(np.float64)
+        p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+        chosen = {"log_probabilities": np.take_along_axis(p, own, -1), "ids": own}
+        for tensors in ({"logits": z}, {"log_probabilities": p}, chosen):
+            found = outcome(tensors)
+            assert (found.state, found.flags) == (state, flags), found
+    z = ours["each.logits"].copy()
+    z[:, 2] += 1
+    assert outcome({"logits": z}).text.endswith("; right up to position 1")
+    assert outcome({"logits": z[:, -1]}).text == "logits has shape (2, 128), expected (2, 9, 128)"
 
 
 @pytest.mark.parametrize(("times", "flags"), [(2, ()), (9, ()), (11, True), (50, True), (29_000, True), (31_000, ())])
