@@ -193,12 +193,12 @@ class Recipe:
         "N|SHARE", default=0, type=steps_or_share, same=True,
     )  # fmt: skip
     max_grad_norm: float | None = option(
-        "shorten a step's gradient to the length C, over all adapters together, where it is longer",
+        "shorten a step's gradient to the length C, over all adapters together, where it is longer (default: do not)",
         "C", type=float, same=True,
     )  # fmt: skip
     weight_decay: float = option(
-        "in a step, make each number of the adapters smaller by this share of the step length, as AdamW does",
-        "SHARE", default=0.0, type=float, same=True,
+        "in each step, make each number of the adapters smaller by the share LR times W of it, as AdamW does",
+        "W", default=0.0, type=float, same=True,
     )  # fmt: skip
     seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True)
     dtype: str = option("type of all arrays", default="float32", choices=["float32", "float64"], same=True)
