@@ -366,7 +366,7 @@ def test_the_array_and_the_epoch_that_went_wrong_are_named(mined, seed):
 def test_a_gradient_that_cannot_be_clipped_ends_the_training():
     """Its length is no number, and so is nothing that is made of it."""
     X = np.full((9, 1), 7.0)
-    with pytest.raises(TrainingDiverged, match="^epoch 1: first, second is no longer finite"):
+    with pytest.raises(TrainingDiverged, match=r"^epoch 1: first, second is no longer finite"):
         train(Mined("second"), X, X, epochs=2, batch_size=3, rng=np.random.default_rng(0), max_grad_norm=1.0)
 
 
