@@ -205,10 +205,11 @@ def test_merging_frees_and_copies_layers_without_an_adapter_too():
 def test_a_plain_adapter_learns_where_it_stands():
     model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))), flat=Flatten(), fc=linear(16, 3))
     plain = {"conv": LoRA(np.ones((2, 12)), np.ones((4, 2)), 1), "fc": LoRA(np.ones((2, 16)), np.ones((3, 2)), 3)}
+    plain["fc"].frozen = True
     found = adapters(attach(model, plain))
-    assert {path: (a.kind, a.kernel, a.alpha) for path, a in found.items()} == {
-        "conv": ("conv2d", (2, 3), 1.0),
-        "fc": ("linear", (), 3.0),
+    assert {path: (a.kind, a.kernel, a.alpha, a.frozen) for path, a in found.items()} == {
+        "conv": ("conv2d", (2, 3), 1.0, False),
+        "fc": ("linear", (), 3.0, True),
     }
     for path, adapter in found.items():
         assert adapter.lora_A is plain[path].lora_A

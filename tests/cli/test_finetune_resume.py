@@ -22,7 +22,7 @@ from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.memory import Memory
 from minilora.language.recipe import Recipe
-from minilora.language.resume import BestStep, asked, digest
+from minilora.language.resume import BestStep, asked, digest, digest_of_adapter
 from minilora.language.text import windows
 
 from ..audit.adapters import model
@@ -573,6 +573,18 @@ def test_each_shard_tells_a_model_from_another(tmp_path):
             shard.write(b"\x77")
         seen.append(asked(recipe, folder, get_backend("numpy"))["--model"])
     assert len({*seen}) == 4
+
+
+def test_an_adapter_is_known_by_both_of_its_files(tmp_path):
+    save_adapter(tmp_path, {"fc": adapt(Linear(np.eye(3)), [""], rank=1, alpha=1, rng=np.random.default_rng(0))})
+    seen = [digest_of_adapter(tmp_path)]
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes() + b" ")
+        seen.append(digest_of_adapter(tmp_path))
+        os.rename(tmp_path / name, tmp_path / "away")
+        assert digest_of_adapter(tmp_path) == ""
+        os.rename(tmp_path / "away", tmp_path / name)
+    assert len({*seen}) == 3
 
 
 # --- the best step ---

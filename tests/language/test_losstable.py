@@ -102,6 +102,13 @@ def test_the_order_of_the_parts_changes_no_bit(parts, order):
     assert mean(parts) == pytest.approx(sum(v * n for v, n in parts) / sum(n for _, n in parts))
 
 
+def test_a_step_without_a_target_has_no_loss_and_one_can_be_0():
+    table = LossTable(2, 0, 8)
+    for targets in (5, 0):
+        table.note(0.0, [(0.0, targets)], 1.0)
+    assert table.each_step() == [(1, 0.0)]
+
+
 def test_each_row_names_the_steps_of_its_mean(folder, capsys):
     """Means of any steps, of the loss of each that the log has; a held-out loss where it is measured."""
     size = ["--steps", "13", "--log-every", "4", "--eval-every", "6", "--batch-size", "3", "--length", "7"]

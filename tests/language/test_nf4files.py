@@ -254,6 +254,10 @@ SAID = {
     "another type": ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type is 'fp4', supported: 'nf4'"),
     "bytes as bfloat16": ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage is 'bfloat16'"),
     "a layer is kept": ({"llm_int8_skip_modules": ["lm_head", "up_proj"]}, "up_proj' is not quantised, and in .* is$"),
+    "a block is kept": (
+        {"llm_int8_skip_modules": ["lm_head", "model.layers.1"]},
+        r"layers\.1.* is not quantised, and in",
+    ),
     "the head is not": ({"llm_int8_skip_modules": ["nothing"]}, "lm_head' is quantised, and in the file .* is not$"),
     "a pattern": ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]}, "a list of modules' names"),
     "half a name": ({"llm_int8_skip_modules": ["lm_head", "up.*"]}, "a list of modules' names"),

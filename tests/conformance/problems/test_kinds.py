@@ -45,6 +45,27 @@ def test_a_problem_is_told_by_its_sizes(kind, number, told):
     assert str(KINDS[kind].problems[number]) == told
 
 
+PLACES = {
+    "fused": {
+        ("y", (0, 3)): ", in slot 0", ("y", (0, 4)): ", in slot 1", ("lora_A", (2, 0)): ", in slot 0",
+        ("lora_A", (3, 0)): ", in slot 1", ("lora_B", (8, 0)): ", in slot 2", ("merged", (7, 0)): ", in slot 1",
+        ("x", (0, 0)): "",
+    },
+    "experts": {
+        ("lora_A", (1, 2)): ", of expert 0", ("lora_A", (4, 0)): ", of expert 2", ("lora_B", (0, 4)): ", of expert 1",
+        ("merged", (2, 0, 1)): ", of expert 2", ("y", (0, 0, 0)): "",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "number"), [("fused", 2), ("experts", 0)])
+def test_an_entry_is_told_by_its_slot_or_its_expert(kind, number):
+    problem = KINDS[kind].problems[number]
+    assert {place: problem.locate(*place) for place in PLACES[kind]} == PLACES[kind]
+    if kind == "experts":
+        assert [problem.locate("x", (i, 0)) for i in range(11)] == [f", of expert {e}" for e in problem.expert_ids]
+
+
 # --- what the problems show -----------------------------------------------------------------------
 
 
