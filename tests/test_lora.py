@@ -81,6 +81,15 @@ def test_residual_form_takes_leading_axes_as_rows(problem):
         assert_close(grad, flat[name], 1e-13)
 
 
+@pytest.mark.parametrize("rank", [1, 4])
+def test_residual_form_broadcasts_no_target(rank):
+    x, y = np.ones((6, 3)), np.ones((6, 4))
+    model = LoRALinear(Linear(np.ones((4, 3)), np.ones(4)), LoRA(np.ones((rank, 3)), np.ones((4, rank)), 1))
+    for wrong in (y[:, :1], y[:1], y[0], y[:, None]):
+        with pytest.raises(ValueError, match=r"^y has shape \(.*\), expected \(6, 4\)$"):
+            residual_form(model, x, wrong)
+
+
 @given(problem=problems())
 def test_training_beside_a_base_is_training_on_the_residual(problem):
     layer = adapted(problem)
