@@ -17,10 +17,11 @@ from typing import Any
 
 from ..checks import FileRefused, named, reading, short
 from ..files.patterns import are_named, compiled, first_matches, layer_numbers, within_time
+from ..files.placement import SIGHT
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders
-from .landing import BODY, CONVERTED, EXPERT, SIGHT, Landing, to_adapter
+from .landing import BODY, CONVERTED, EXPERT, Landing, to_adapter
 
 Rule = Callable[[AdapterFile, Landing | None], Iterator[Finding]]
 EMBEDDINGS = (

@@ -23,6 +23,7 @@ from ..checks import short
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
+from ..files.placement import SEEN, SIGHT
 from ..language.gguf import ARCHITECTURES
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
 from .headers import AdapterFile, ModelHeaders, Module
@@ -31,7 +32,6 @@ ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 """The number of a layer in a path."""
 EXPERT = re.compile(r"\.experts\.(?:\d+\.)?")
-SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Modules that some models keep in one matrix."""
 KOHYA_PREFIXES = (
@@ -41,12 +41,6 @@ BODIES = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "g
 """What a model without its head is called in the one with it."""
 WITH_HEAD = re.compile(r"For[A-Z]|LMHead")
 RIGHT_WITHOUT_HEAD = ": right for the model without its head, and not found in the whole one"
-SEEN = (
-    (r"^model\.language_model\.", "language_model.model."), (r"^model\.language_model\.", "model."),
-    (r"^language_model\.model\.", "model.language_model."), (r"^language_model\.model\.", "model."),
-    (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
-)  # fmt: skip
-"""Beginnings of the same path in files of a model that sees, and in others of it."""
 CONVERTED = ("qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe")
 """Kinds of models whose layers of one expert PEFT 0.21.2 takes for their part of an array, beside a Mixtral's w1 to w3.
 

@@ -11,6 +11,7 @@ way the base lies.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,14 @@ from .modelfolder import EMBEDDING, HEAD, ties_head
 from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
 from .tensors import FLOATS, NF4_STATE, Weights, same_bytes
 
+SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
+"""A name in a model that sees or hears."""
+SEEN = (
+    (r"^model\.language_model\.", "language_model.model."), (r"^model\.language_model\.", "model."),
+    (r"^language_model\.model\.", "model.language_model."), (r"^language_model\.model\.", "model."),
+    (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
+)  # fmt: skip
+"""Beginnings of the same path in files of a model that sees, and in others of it."""
 LAYOUTS = ("out-in", "in-out")
 """The sides of a weight in the order of its shape: of a Linear, and of a Conv1D."""
 WAY = "merge into the model that it was quantised from"
@@ -104,11 +113,16 @@ def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
     """Return the base's name for each adapted module's weight.
 
     The names are the module's paths. Files of a model without its head leave out the path's first part, as GPT-2's do
-    ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed.
+    ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed. Files of a
+    model that sees may begin otherwise, its language part and its eyes each in a way of its own (`SEEN`).
     """
     for dropped in _dropped(modules):
         names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
         if len(names) == len(modules) and all(name in weights.holder for name in names.values()):
+            return names
+    if any(map(SIGHT.search, weights.holder)):
+        names = {module: name for module in modules if (name := _seen(module, weights)) is not None}
+        if len(set(names.values())) == len(modules):
             return names
     missing = next(module for module in modules if module + ".weight" not in weights.holder)
     last = missing.rpartition(".")[2]
@@ -120,6 +134,12 @@ def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
         like = (name for name in weights.holder if name.endswith(f".{last}.weight"))
         there = f"there is {short(next(like, next(iter(weights.holder), 'nothing')))}"
     raise FileRefused(weights.path, f"there is no {short(missing + '.weight')}, which the adapter changes: {there}")
+
+
+def _seen(module: str, weights: Weights) -> str | None:
+    """Return the weight of a module in a model that sees, by any name that it may have; None where there is none."""
+    names = (f"{re.sub(one, other, module)}.weight" for one, other in (("", ""), *SEEN))
+    return next((name for name in names if name in weights.holder), None)
 
 
 def _dropped(modules: list[str]) -> list[str]:

@@ -139,7 +139,7 @@ def check_recipe(recipe: Recipe) -> None:
         if getattr(recipe, name) is not None:
             check_integer(name, getattr(recipe, name), at_least=1)
     if recipe.epochs is not None:
-        check_number("epochs", recipe.epochs, above=0)
+        check_number("epochs", recipe.epochs, above=0, below=1e9)
         if recipe.steps is not None:
             raise ValueError("--steps and --epochs both say how long to train, expected one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:

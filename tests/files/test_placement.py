@@ -37,6 +37,45 @@ def merge(folder, **options):
     return load_file(folder / "out"), changes
 
 
+EYES = "model.visual.blocks.0.attn.qkv"
+TONGUE = "model.language_model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("eyes", "tongue"),
+    [
+        (EYES, TONGUE),
+        ("visual.blocks.0.attn.qkv", "model.layers.0.self_attn.q_proj"),
+        ("visual.blocks.0.attn.qkv", "language_model.model.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_a_model_that_sees_is_merged_whichever_way_its_files_begin(tmp_path, eyes, tongue):
+    """As the files of a Qwen2-VL do, and the names that transformers gives its layers."""
+    rng = np.random.default_rng(0)
+    base = {f"{name}.weight": rng.standard_normal((4, 3)) for name in (eyes, tongue)}
+    layers = {name: LoRA(rng.standard_normal((2, 3)), rng.standard_normal((4, 2)), 2.0) for name in (EYES, TONGUE)}
+    save_file(base, tmp_path / "base.safetensors")
+    save_adapter(tmp_path / "a", layers)
+    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "merged.safetensors")
+    merged = load_file(tmp_path / "merged.safetensors")
+    for name, path in {eyes: EYES, tongue: TONGUE}.items():
+        np.testing.assert_allclose(merged[f"{name}.weight"], base[f"{name}.weight"] + layers[path].delta(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "blind", [{}, {"model.visual.w.weight": np.ones(2)}], ids=["a model of texts", "one that sees"]
+)
+def test_a_part_of_a_model_that_sees_alone_is_no_reason_to_merge(tmp_path, blind):
+    """Of the two modules one is in the base by another name, and the other by none."""
+    save_file({"model.layers.0.self_attn.q_proj.weight": np.ones((4, 3))} | blind, tmp_path / "base.safetensors")
+    layers = {name: LoRA(np.ones((2, 3)), np.ones((4, 2)), 2.0) for name in ([TONGUE, EYES] if blind else [TONGUE])}
+    save_adapter(tmp_path / "a", layers)
+    with pytest.raises(
+        FileRefused, match=r"there is no 'model\.(language_model|visual)\..*', which the adapter changes"
+    ):
+        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "merged.safetensors")
+
+
 def test_changes_stand_in_the_order_of_the_bytes(tmp_path):
     modules = {"a": linear(4, 2, False), "b": linear(4, 2, False)}
     modules["a"]["weight"] = modules["a"]["weight"].astype("f4")  # the widest types come first
