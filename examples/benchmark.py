@@ -5,6 +5,8 @@
     python examples/benchmark.py --sizes                  also how our step grows with rank, width, batch and rows
     python examples/benchmark.py --json FILE --plot FILE  keep it
     python examples/benchmark.py --model                  a language model's step instead, see benchmark_model.py
+    python examples/benchmark.py --dtypes                 its whole steps in float32 and in bfloat16
+    python examples/benchmark.py --losses                 what 200 of these reach: an hour
 
 Everybody does the same work on the same arrays in this one process: draw a batch without replacement, gather its
 rows, forward, mean squared error, backward, a step of Adam. They take turns, lap after lap, so that whatever else the
@@ -203,10 +205,16 @@ def kernel():
     return found[0] if found else None
 
 
+UNITS = ("avx512_bf16", "amx_bf16")
+"""What a processor's flags say of its units for products in bfloat16."""
+
+
 def machine():
     """Describe where this ran, without naming the computer."""
     cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(": ")[1] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    lines = [line.partition(": ") for line in cpuinfo.read_text().splitlines()] if cpuinfo.exists() else []
+    models, flags = ([what for key, _, what in lines if key.startswith(name)] for name in ("model name", "flags"))
+    units = [unit for unit in UNITS if unit in flags[0].split()] if flags else None
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     versions = {"python": platform.python_version(), "numpy": np.__version__, blas["name"]: blas["version"]}
     for name in ("torch", "peft"):
@@ -216,7 +224,7 @@ def machine():
             versions[name] = None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = models[0] if models else platform.processor()
-    return {"cpu": cpu, "kernel": kernel(), "cores": cores, "versions": versions}
+    return {"cpu": cpu, "kernel": kernel(), "units": units, "cores": cores, "versions": versions}
 
 
 def measure(lap_count, article_epochs, with_growth):
@@ -257,12 +265,17 @@ def measure(lap_count, article_epochs, with_growth):
     return result | {"steps": rows, "bars": bars, "growth": growth(max(3, lap_count // 3)) if with_growth else None}
 
 
-def measure_model(count):
+def measure_model(arguments):
     """Time a language model, print the table line by line, and return it as JSON has it."""
     import benchmark_model
 
     if absence := benchmark_model.missing():
         raise SystemExit(absence)
+    if arguments.dtypes:
+        return benchmark_model.measure_dtypes(arguments.laps, arguments.json)
+    if arguments.losses:
+        return benchmark_model.measure_losses(arguments.json)
+    count = arguments.laps
     print(benchmark_model.HEAD)
     result = benchmark_model.measure(count)
     print("\n" + report.bars_table(result["bars"], report.too_busy(result["machine"])))
@@ -275,6 +288,8 @@ def main():
     parser.add_argument("--article", type=int, default=0, metavar="EPOCHS", help="time the whole article, that long")
     parser.add_argument("--sizes", action="store_true", help="time our step at many sizes, and fit exponents")
     parser.add_argument("--model", action="store_true", help="a language model's step and text, beside torch + PEFT")
+    parser.add_argument("--dtypes", action="store_true", help="its whole steps in float32 and in bfloat16")
+    parser.add_argument("--losses", action="store_true", help="what 200 of these reach: an hour")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, and where they were measured")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (.png, .svg, .pdf)")
     parser.add_argument("--memory", metavar="NAME", help=argparse.SUPPRESS)
@@ -284,15 +299,16 @@ def main():
         return
     if arguments.laps < 1 or arguments.article < 0:
         parser.error("--laps must be at least 1 and --article at least 0")
-    if arguments.model and (arguments.plot or arguments.sizes or arguments.article):
-        parser.error("--model goes with --laps and --json alone")
+    of_model = arguments.model or arguments.dtypes or arguments.losses
+    if of_model and (arguments.plot or arguments.sizes or arguments.article):
+        parser.error("--model, --dtypes and --losses go with --laps and --json alone")
     if arguments.plot:
         try:
             check_figure_path(arguments.plot)
         except ValueError as error:
             parser.error(str(error))
-    if arguments.model:
-        result = measure_model(arguments.laps)
+    if of_model:
+        result = measure_model(arguments)
     else:
         result = measure(arguments.laps, arguments.article, arguments.sizes)
         print(report.text(result))

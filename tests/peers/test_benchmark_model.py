@@ -1,6 +1,8 @@
 """The benchmark of a language model gives both sides the same work, and its floor is that work's products."""
 
+import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ psutil = pytest.importorskip("psutil")
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 import benchmark_model  # noqa: E402
-from benchmark_model import ALL, FLOOR, OURS, PEER, Setting  # noqa: E402
+from benchmark_model import ALL, ALL_HALF, DEFAULT, DTYPES, FLOOR, OURS, PEER, Setting  # noqa: E402
 
 needs_models = pytest.mark.skipif(bool(benchmark_model.missing()), reason=benchmark_model.missing() or "all there")
 SETTINGS = [Setting("tiny", 1, 5, ["q_proj", "v_proj"], 1.0), Setting("tiny", 2, 7, ALL, 1.0)]
@@ -74,6 +76,60 @@ def test_the_parts_of_the_floor_are_the_batch(task):
     pairs = [benchmark_model.products(part) for part in parts]
     assert sum(a.shape[0] for part in pairs for a, _ in part if a.ndim == 2) > 0
     benchmark_model.multiply_parts(pairs)
+
+
+@pytest.mark.parametrize("side", DTYPES)
+def test_whole_steps_of_each_dtype_start_from_one_checkpoint(task, side):
+    """In float32 both libraries' losses are the same; in bfloat16 they are near."""
+    losses = {}
+    for one in (OURS, side):
+        fresh = benchmark_model.Task(benchmark_model.of_bfloat16(task.base), task.setting)
+        step, loss = benchmark_model.whole_steps(fresh, one, lr=1e-2)
+        losses[one] = [loss(fresh.ids, fresh.targets)]
+        for _ in range(5):
+            step(fresh.ids, fresh.targets)
+        losses[one].append(loss(fresh.ids, fresh.targets))
+    assert losses[OURS][1] < losses[OURS][0] - 0.1
+    np.testing.assert_allclose(losses[side], losses[OURS], rtol=1e-5 if side in (OURS, PEER) else 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("side", "base", "adapters"),
+    [(PEER, "float32", "float32"), (DEFAULT, "bfloat16", "float32"), (ALL_HALF, "bfloat16", "bfloat16")],
+)
+def test_transformers_loads_the_checkpoints_dtype_and_peft_keeps_adapters_in_float32(side, base, adapters):
+    """By default; where one of them does otherwise, docs/benchmarks.md is out of date."""
+    task = benchmark_model.Task(benchmark_model.of_bfloat16(tiny_llama(dtype="float32")), SETTINGS[1])
+    for name, p in benchmark_model.with_peft(task, side).named_parameters():
+        assert str(p.dtype) == f"torch.{adapters if p.requires_grad else base}", name
+
+
+def test_a_checkpoint_in_bfloat16_loses_nothing_when_it_is_loaded():
+    task = benchmark_model.Task(benchmark_model.of_bfloat16(tiny_llama(dtype="float32")), SETTINGS[1])
+    whole, half = (dict(benchmark_model.with_peft(task, side).named_parameters()) for side in (PEER, DEFAULT))
+    for name, p in whole.items():
+        assert (p == half[name].float()).all(), name
+
+
+@needs_models
+def test_a_step_elsewhere_says_how_long_the_processor_took(monkeypatch):
+    monkeypatch.setattr(benchmark_model, "DTYPES", (OURS, PEER, DEFAULT))
+    found = benchmark_model.measure_dtypes(2, numbers=[0])["steps"]
+    assert [one["held to AVX2"] for one in found] == [False, True]
+    for one in found:
+        assert list(one["ms"]) == [OURS, PEER, DEFAULT]
+        assert one["of float32"].keys() == {OURS, DEFAULT}
+        assert all(low <= one["ms"][side] <= high for side, (low, high) in one["middle half"].items())
+
+
+@needs_models
+def test_a_training_says_its_losses_and_a_file_keeps_each(monkeypatch, tmp_path):
+    said = {"what": "small", "side": OURS, "seed": 0, "lr": 1e-3, "losses": [2.0, 1.0]}
+    monkeypatch.setattr(benchmark_model, "answer", lambda process: json.dumps(said))
+    monkeypatch.setattr(benchmark_model, "alone", lambda *_: nullcontext())
+    found = benchmark_model.measure_losses(tmp_path / "losses.json")
+    assert len(found["trainings"]) == benchmark_model.SEEDS * len(benchmark_model.TRAINED) * len(DTYPES)
+    assert json.loads((tmp_path / "losses.json").read_text()) == found
 
 
 @needs_models
