@@ -164,7 +164,7 @@ def test_no_file_is_replaced_without_a_word(folder, capsys, option, name):
 def test_a_training_that_goes_on_replaces_its_own_files_alone(folder, capsys, option, name):
     pytest.importorskip("matplotlib")
     typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW, "--steps", "2", "--checkpoint", "c"]
-    assert run(*typed) == 0
+    assert run(*typed, option, f"its-{name}") == 0
     Path(name).write_text("dear diary")
     assert run(*typed, option, name) == 2
     assert f"{name!r} is there already: name another, or say --overwrite" in capsys.readouterr().err
