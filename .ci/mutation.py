@@ -1,19 +1,23 @@
 """Run mutmut and hold its result against the survivors that are known, each with the reason why it changes nothing.
 
-    python .ci/mutation.py [--known] [core] [rim] [judge] [MODULE ...]
+    python .ci/mutation.py [--known] [--sample COUNT] [core] [rim] [judge] [layers] [doors] [changed] [MODULE ...]
 
 The core is the mathematics; the rim is what reads and writes files; the judge is what judges the numbers and files of
-others. MODULE stands for the modules that `PARTS` mutates together with it. A score below the bar fails the run. A
+others; layers are what networks and variants are made of; doors are a language model and the command line; changed is
+what a change touches: what differs from MINILORA_BASE, by default the commit before. MODULE stands for the modules that
+`PARTS` mutates together with it. A score below the bar fails the run. A
 mutant that survives and is not on the list is a hole in the tests, and is shown; so is one on the list that is no
 longer made. No test is run on those on the list, on which all tests together would run, unless `--known` says so: then
 one that was killed is shown too.
 
-The judge has too many mutants to try them all: of a few files, which are drawn, `SAMPLE` mutants are. Each commit draws
-others; MINILORA_MUTANTS=TEXT draws by a text, so that a run can be repeated.
+Of the judge, the layers and the doors a few files are drawn, and of those COUNT mutants, `SAMPLE` by default; of the
+other parts all are tried, or COUNT. Each commit draws others; MINILORA_MUTANTS=TEXT draws by a text, so that a run can
+be repeated.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -26,9 +30,11 @@ from random import Random
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN = ROOT / ".ci" / "surviving_mutants.txt"
-BARS = {"core": 0.98, "rim": 0.95, "judge": 0.95}
+BARS = {"core": 0.98, "rim": 0.95, "judge": 0.95, "layers": 0.98, "doors": 0.95, "changed": 0.95}
 SAMPLE, FILES = 60, 16
-"""How many mutants of the judge are tried, and of how many files."""
+"""How many mutants are tried of a part that is drawn, and of how many files."""
+DRAWN = ("judge", "layers", "doors")
+"""The parts with too many mutants to try them all: their modules, and tests, are folders."""
 IN_PROCESSES = {
     "minilora": ("conformance/plugin", "conformance/test_implementation", "conformance/checking/child"),
     "tests": ("conformance/test_plugin", "conformance/checking/test_child"),
@@ -98,9 +104,10 @@ PARTS = {
         ),
     ),
     "judge": ((("conformance", "audit", "exercises"), ("conformance", "audit", "exercises")),),
+    "layers": ((("layers", "variants", "fast"), ("test_gradients", "layers", "variants", "fast")),),
+    "doors": ((("language", "cli"), ("language", "cli")),),
 }
-"""Modules that are mutated together, and the tests that are about them: all tests would take hours. Of the judge these
-are folders."""
+"""Modules that are mutated together, and the tests that are about them: all tests would take hours."""
 SLOW = (
     "killed_at_random",
     "killed_while",
@@ -167,6 +174,26 @@ def drawn_modules(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(Random(seed()).sample(sorted(modules - {*IN_PROCESSES["minilora"]}), FILES)))
 
 
+def changed_groups() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return the modules of the package that the change touches, by folder, with the tests that are about them."""
+    base = os.environ.get("MINILORA_BASE") or "HEAD~1"
+    command = ["git", "diff", "--name-only", "--diff-filter=d", base, "--", "minilora/*.py"]
+    paths = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    modules = {path.removeprefix("minilora/").removesuffix(".py") for path in paths if "/_" not in path}
+    modules -= {*IN_PROCESSES["minilora"]}
+    found: dict[tuple[str, ...], list[str]] = {}
+    listed = {module: tests for part in ("core", "rim") for names, tests in PARTS[part] for module in names}
+    for module in sorted(modules):
+        folder, _, name = module.partition("/")
+        own = f"tests/{folder}" if name else f"tests/test_{folder}.py"
+        tests = listed.get(module) or (
+            (own.removeprefix("tests/").removesuffix(".py"),) if (ROOT / own).exists() else ()
+        )
+        if tests:
+            found.setdefault(tests, []).append(module)
+    return [(tuple(names), tests) for tests, names in found.items()]
+
+
 def known_survivors() -> dict[str, str]:
     """Read the list: a mutant as `described` gives it, and the reason."""
     lines = [line for line in KNOWN.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
@@ -213,18 +240,23 @@ def run_mutmut(folder: Path, *options: str) -> dict[str, str]:
     return fates
 
 
-def judged(part: str, *, run_known: bool) -> bool:
+def judged(part: str, *, run_known: bool, count: int | None) -> bool:
     """Run a part, say what became of its mutants, and return whether that is as it must be."""
     groups = PARTS.get(part) or [group for groups in PARTS.values() for group in groups if part in group[0]]
+    if part == "changed" and not (groups := changed_groups()):
+        print("changed: no module is", flush=True)
+        return True
     if not groups:
         raise SystemExit(f"{part} is no part: expected {', '.join(BARS)}, or a module such as files/merge")
     prefixes = tuple(f"minilora.{module.replace('/', '.')}." for group in groups for module in group[0])
     known = {mutant for mutant in known_survivors() if mutant.startswith(prefixes)}
     options = ["--known"] * run_known
-    if sampled := part == "judge":
+    if part in DRAWN:
         groups = [(drawn_modules(folders), tests) for folders, tests in groups]
-        options = ["--sample", str(SAMPLE), seed()]
-        print(f"{part}: {SAMPLE} mutants of {FILES} files, drawn by {seed()}", flush=True)
+    if sampled := part in (*DRAWN, "changed") or count is not None:
+        each = -(-(count or SAMPLE) // len(groups))
+        options += ["--sample", str(each), seed()]
+        print(f"{part}: at most {each} mutants of each of {len(groups)} groups, drawn by {seed()}", flush=True)
     counts: Counter[str] = Counter()
     survivors: set[str] = set()
     for group in groups:
@@ -251,8 +283,13 @@ def judged(part: str, *, run_known: bool) -> bool:
 def main() -> int:
     """Return the exit code."""
     check_paths()
-    parts = [part for part in sys.argv[1:] if part != "--known"] or list(BARS)
-    return 1 if False in [judged(part, run_known="--known" in sys.argv) for part in parts] else 0
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--known", action="store_true", help="try those on the list of survivors too")
+    parser.add_argument("--sample", type=int, metavar="COUNT", help="of each part, try as many as this")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(BARS)}, or a module such as files/merge")
+    options = parser.parse_args()
+    held = [judged(part, run_known=options.known, count=options.sample) for part in options.parts or BARS]
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":

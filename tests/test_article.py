@@ -1,4 +1,4 @@
-"""The article's experiment, small enough for a test; `.ci/run` runs it at full length."""
+"""The article's experiment, small enough for a test; `.ci/nightly` runs it at full length."""
 
 import math
 import sys
