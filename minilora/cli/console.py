@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import shlex
 import sys
@@ -54,6 +55,17 @@ def say_goes_on(state: str, typed: list[str]) -> None:
     program = ["python", "-m", "minilora"] if os.path.basename(sys.argv[0]) == "__main__.py" else ["minilora"]
     say(f"{state}, and this command goes on from there:")
     print_error(f"  {printable(shlex.join([*program, *typed]), LONGEST_COMMAND)}")
+
+
+@contextlib.contextmanager
+def loading(name: str) -> Iterator[None]:
+    """Say on a terminal that a model is loaded, which takes some seconds, until it is."""
+    stream = sys.stderr if sys.stderr is not None and sys.stderr.isatty() else io.StringIO()
+    print(f"loading {printable(name, 60)} ...", end="", file=stream, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[K", end="", file=stream, flush=True)
 
 
 def print_error(text: str) -> None:

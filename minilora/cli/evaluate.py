@@ -15,6 +15,7 @@ from .console import (
     chosen_backend,
     given_or_kept,
     limit_blas,
+    loading,
     path,
     printable,
 )
@@ -65,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     data = load_data(options.text, finetune.model_path(options.model), options.length, held_out=0, system=system)
     if options.system and not data.chats:
         raise ValueError(f"--system is a message of chats, and {str(options.text)!r} has none")
-    model = finetune.load_model(options.model, "float32", backend, options.quantize)
+    with loading(finetune.model_name(options.model)):
+        model = finetune.load_model(options.model, "float32", backend, options.quantize)
     data.check_vocabulary(model.lm_head.out_features)
     finetune.warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)

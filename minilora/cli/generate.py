@@ -19,6 +19,7 @@ from .console import (
     chosen_backend,
     files,
     given_or_kept,
+    loading,
     path,
     printable,
     say,
@@ -92,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     from ..files.adapters import load_adapter
     from ..language.chat import Dialogue
     from ..language.chattemplate import load_template
-    from ..language.finetune import load_model, model_path, warn_beyond_context, with_adapters
+    from ..language.finetune import load_model, model_name, model_path, warn_beyond_context, with_adapters
     from ..language.generation import check_settings, generate
     from ..language.tokens import added_text, load_tokenizer
 
@@ -120,9 +121,10 @@ def run(options: argparse.Namespace) -> int:
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
-    model = load_model(options.model, "float32", backend, options.quantize)
-    if adapters:
-        model = with_adapters(model, adapters, options.adapter, backend, options.quantize)
+    with loading(model_name(options.model)):
+        model = load_model(options.model, "float32", backend, options.quantize)
+        if adapters:
+            model = with_adapters(model, adapters, options.adapter, backend, options.quantize)
 
     def texts(prompt: Prompt) -> Iterator[str]:
         """Yield what the model adds to a prompt, piece by piece."""

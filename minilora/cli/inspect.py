@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import MOST_ROWS, add_all, align, check_plot, last_name, path, write_figure
+from .console import MOST_ROWS, add_all, align, check_plot, last_name, path, printable, write_figure
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -33,6 +33,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table, and draw it where that was asked for."""
+    from ..files.adapters import system_message
     from ..files.disk import check_new_file
     from ..files.inspection import inspect_adapter
 
@@ -40,6 +41,8 @@ def run(options: argparse.Namespace) -> int:
     check_new_file("plot file", options.plot, options.overwrite)
     summaries = inspect_adapter(options.adapter)
     print(table(summaries, options.all or len(summaries) <= MOST_ROWS))
+    if system := system_message(options.adapter):
+        print(f"\nsystem message: {printable(system, len(system))}")
     if options.plot:
         from . import figures
 

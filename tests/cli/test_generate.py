@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from minilora import (
     load_adapter,
     save_adapter,
 )
+from minilora.files.adapters import system_message
 from minilora.language import generation
 from minilora.language.generation import generate
 
@@ -432,6 +434,120 @@ def test_a_system_message_stands_before_the_question(chatty, capsys):
     said = capsys.readouterr().out
     assert run("generate", "s sat.u the cat.a ", "--model", "model", *GREEDY) == 0
     assert capsys.readouterr().out == f"s sat.u the cat.a {said}"
+
+
+WITH_SYSTEM = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
+WITH_SYSTEM += "{% if add_generation_prompt %}a {% endif %}"
+
+
+def chats(name, *systems):
+    """Write chats, each of which begins with one of the system messages, or with none."""
+    for_each = [[{"role": "system", "content": text}] if text else [] for text in systems]
+    turns = [
+        [{"role": "user", "content": f"the {x}"}, {"role": "assistant", "content": "mat"}]
+        for x in "abcdefghij"[: len(systems)]
+    ]
+    lines = [json.dumps({"messages": first + rest}) for first, rest in zip(for_each, turns, strict=True)]
+    Path(name).write_text("\n".join(lines))
+
+
+@pytest.fixture
+def with_system(chatty):
+    """A model whose template writes system messages."""
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": WITH_SYSTEM}))
+    return chatty
+
+
+def trained_with(*more):
+    """Train on the chats in e.jsonl, and return the system message that is kept with the adapter."""
+    some = ["--steps", "1", "--batch-size", "2", "--rank", "2", "--lr", "0.1", "--overwrite"]
+    assert run("finetune", "e.jsonl", "--save", "b", "--model", "model", *some, *more) == 0
+    return system_message(Path("b"))
+
+
+def test_the_system_message_of_all_chats_is_kept_or_the_one_asked_for(with_system, capsys):
+    chats("e.jsonl", *["sat"] * 4)
+    assert trained_with() == "sat"
+    assert trained_with("--system", "") is None
+    assert trained_with("--system", "on") == "on"
+    assert "system   on\n" in (out := capsys.readouterr().out)
+    assert "is kept with the adapter, for generate and evaluate; chats that have one of their own keep it\n" in out
+    chats("e.jsonl", *["sat", "on"] * 2)
+    assert trained_with() is None
+    chats("e.jsonl", *["sat", None] * 2)
+    assert trained_with() is None
+    assert trained_with("--system", "sat") == "sat"
+    chats("e.jsonl", *[None] * 4)
+    assert trained_with() is None
+
+
+def test_chats_that_are_told_a_system_message_train_as_those_that_have_it(with_system):
+    found = []
+    for systems, more in ((["sat"] * 4, []), ([None] * 4, ["--system", "sat"]), ([None] * 4, [])):
+        chats("e.jsonl", *systems)
+        trained_with("--steps", "3", *more)
+        found.append(load_adapter("b")["model.layers.0.self_attn.q_proj"].lora_B.tobytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_a_kept_system_message_is_used_again_and_said(with_system, capsys, monkeypatch):
+    chats("e.jsonl", *[None] * 4)
+    trained_with("--system", "sat")
+    capsys.readouterr()
+    said = {}
+    for more in ((), ("--system", "sat"), ("--system", "on"), ("--system", "")):
+        asked = ["the cat", "--model", "model", "--chat", "--adapter", "b", *GREEDY, *more]
+        assert run("generate", *asked) == 0
+        said[more], err = capsys.readouterr()
+        assert err == (
+            "" if more else "minilora: the adapter's system message stands first (--system gives another): sat\n"
+        )
+        Path("out.jsonl").unlink(missing_ok=True)
+        assert run("generate", "e.jsonl", "-o", "out.jsonl", "--model", "model", "--adapter", "b", *GREEDY, *more) == 0
+        assert capsys.readouterr().err == err
+        model = attach(Llama.load("model"), load_adapter("b"))
+        system = {"": "", "on": "s on.", "sat": "s sat."}[more[1] if more else "sat"]
+        for line, x in zip(map(json.loads, Path("out.jsonl").read_text().splitlines()), "abcd", strict=True):
+            assert line["generated"] == answer(model, f"{system}u the {x}.a ")
+        assert said[more] == answer(model, f"{system}u the cat.a ") + "\n"
+    assert run("generate", "the cat", "--model", "model", "--adapter", "b", *GREEDY) == 0  # no chat
+    assert capsys.readouterr().err == ""
+
+
+def test_a_chat_is_evaluated_behind_the_kept_system_message(with_system, capsys):
+    chats("e.jsonl", *[None] * 4)
+    chats("s.jsonl", *["sat"] * 4)
+    trained_with("--system", "sat")
+    capsys.readouterr()
+
+    def found(file, *more):
+        assert run("evaluate", file, "--model", "model", "--adapter", "b", *more) == 0
+        out = capsys.readouterr().out
+        return re.findall(r"^loss +(\S+)", out, re.M), re.findall(r"^system +(.*)$", out, re.M)
+
+    losses, said = found("e.jsonl")
+    assert said == ["sat (the adapter's; --system gives another)"]
+    assert found("s.jsonl", "--system", "")[0] == losses
+    assert found("e.jsonl", "--system", "sat") == (losses, ["sat"])
+    assert found("e.jsonl", "--system", "")[0] != losses
+    assert found("text") == found("text", "--system", "")  # a text has no chats
+    for command in (["evaluate", "text"], ["finetune", "text", "--save", "c"]):
+        assert run(*command, "--model", "model", "--system", "sat") == 2
+        assert capsys.readouterr().err.startswith("minilora: --system is a message of chats, and ")
+
+
+@pytest.mark.parametrize("command", [["generate", "the cat"], ["evaluate", "text"]])
+def test_a_terminal_says_that_the_model_is_loaded_until_it_is(folder, monkeypatch, command):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    seen, right, shown = [], Llama.load, Terminal()
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(shown.getvalue()) or right(*a, **k))
+    monkeypatch.setattr(sys, "stderr", shown)
+    assert run(*command, "--model", "model") == 0
+    assert seen == ["loading model ..."]
+    assert shown.getvalue().startswith("loading model ...\r\x1b[K")
 
 
 def test_a_system_message_that_would_be_lost_is_refused(chatty, capsys):

@@ -105,3 +105,13 @@ def test_a_long_table_is_summed_by_kind(tmp_path, capsys):
     for command in (inspect, merge):
         assert run(*command) == 0
         assert len(capsys.readouterr().out.splitlines()) == 26
+
+
+def test_a_system_message_that_is_kept_is_shown(tmp_path, capsys):
+    layers = {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1.0)}
+    save_adapter(tmp_path, layers)
+    assert run("inspect", str(tmp_path)) == 0
+    table = capsys.readouterr().out
+    save_adapter(tmp_path, layers, system="Be brief.\nBe kind.", overwrite=True)
+    assert run("inspect", str(tmp_path)) == 0
+    assert capsys.readouterr().out == table + "\nsystem message: Be brief.\\nBe kind.\n"

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
+from minilora.files.adapters import system_message
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensors import TensorFile
 
@@ -34,6 +35,17 @@ def test_an_adapter_comes_back_as_it_was_saved(tmp_path_factory, seed, dtype):
     save_adapter(folder, layers)
     loaded = load_adapter(folder)
     assert_same_adapters(loaded, layers)
+
+
+@given(system=st.text(st.characters(codec="utf-8"), min_size=1))
+@settings(max_examples=20, deadline=None)
+def test_a_system_message_comes_back_with_the_adapter(tmp_path_factory, system):
+    folder, layers = tmp_path_factory.mktemp("a"), {"fc": draw_lora(np.random.default_rng(0))}
+    save_adapter(folder, layers, system=system)
+    assert system_message(folder) == system
+    assert_same_adapters(load_adapter(folder), layers)
+    save_adapter(folder, layers, overwrite=True)  # the next one does not inherit it
+    assert system_message(folder) is None
 
 
 def test_factors_in_any_memory_order_are_saved_as_they_read(tmp_path):
