@@ -87,6 +87,20 @@ def same(tmp_path, model):
         np.testing.assert_allclose(after[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("layout", ["each", "fused"])
+@pytest.mark.parametrize("modules", [(), ("q_proj",)])
+def test_a_checkpoint_of_the_model_without_its_head_is_merged_too(tmp_path, layout, modules):
+    model = written(tmp_path, "qwen3_moe", layout, modules=modules)
+    whole = load_file(tmp_path / "m" / "model.safetensors")
+    headless = {name.removeprefix("model."): array for name, array in whole.items() if not name.startswith("lm_head")}
+    save_file(headless, tmp_path / "h.safetensors")
+    merge_adapter(tmp_path / "h.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    same(tmp_path, model)
+    expected, after = (load_file(tmp_path / name) for name in ("out/model.safetensors", "out.safetensors"))
+    for name, array in after.items():
+        np.testing.assert_array_equal(array, expected[f"model.{name}"], err_msg=name)
+
+
 def test_blocks_of_a_few_rows_merge_to_the_same_bits(tmp_path, monkeypatch):
     written(tmp_path, "mixtral", "fused")
     merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "whole")
