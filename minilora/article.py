@@ -25,7 +25,7 @@ from .checks import Array, check_choice, check_integer, check_number, check_path
 from .files.checkpoint import Checkpoint
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, TrainingState, evaluate, train
+from .training import History, TrainingState, check_batches, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -117,9 +117,12 @@ def run(
         "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "dtype": dtype, "n": n, "in_features": in_features, "out_features": out_features,
     }  # fmt: skip
-    # What only the second training would refuse, or nobody; `train` looks at the rest.
+    # What is refused is refused before anything is told.
     check_sizes(rank=rank, n=n, in_features=in_features, out_features=out_features)
     check_integer("seed", seed, at_least=0)
+    check_integer("epochs", epochs, at_least=1)
+    check_number("lr", lr, above=0)
+    check_batches(batch_size, None, n, None)
     alpha = check_number("alpha", alpha, above=0)
     check_choice("dtype", dtype, ("float32", "float64"))
     backend = backend_or_numpy(backend)
