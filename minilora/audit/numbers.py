@@ -127,7 +127,7 @@ def _of_pair(m: Module, A: Shape, B: Shape, *, configured: bool) -> Fault | None
     turned = A[1] == B[0] and A[0] != B[1]
     if turned or (rows is not None and A[0] != rows and A[1] == B[0] == rows):
         return WRONG, "factors-turned", f"{they}: they lie transposed, or are exchanged"
-    if A[0] != B[1] and m.widths is None:
+    if m.widths is None:
         return WRONG, "ranks-differ", f"{they}: they do not share a rank"
     if rows is not None and A[0] != rows:
         said = "the rank that is configured" if configured else "the rank"

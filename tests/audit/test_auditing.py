@@ -867,5 +867,19 @@ def test_a_module_of_many_is_shown_with_all(tmp_path):
     assert "model.layers.0.self_attn.q_proj" in report.shown(all=True)
 
 
+@pytest.mark.parametrize(
+    ("what", "row"),
+    [
+        ("no configuration", "linear 12 x 8 2 - -"),
+        ("half a pair", "linear - - 2 -"),
+        ("integers", "linear 12 x 8 2 2 -"),
+    ],
+)
+def test_a_table_has_a_dash_for_what_is_not_known(tmp_path, what, row):
+    path = paths("q_proj")[1]
+    lines = report_of(BROKEN[what][0], tmp_path).shown().splitlines()
+    assert [line.split() for line in lines if line.startswith(path)] == [[path, *row.split()]]
+
+
 def test_a_module_of_twelve_is_shown(tmp_path):
     assert "model.layers.0.self_attn.q_proj" in report_of(plain(kinds=ALL[:4]), tmp_path).shown()
