@@ -215,26 +215,28 @@ class Report:
     """A run in words, told as it goes."""
 
     def __init__(self, tell: Callable[[str], object] | None) -> None:
-        self.tell, self.text = tell, ""
+        self.tell, self.text, self.told = tell, "", 0
 
     def add(self, text: str) -> None:
-        """Add whole lines."""
+        """Add whole lines, and tell all that were not told."""
         self.text += text
-        if self.tell is not None:
-            self.tell(text)
+        if self.tell is not None and self.told < len(self.text):
+            self.tell(self.text[self.told :])
+        self.told = len(self.text)
 
     def data(self, settings: str, in_features: int, out_features: int) -> None:
-        """Tell the settings, and step 1."""
-        self.add(f"Understanding LoRA with a minimal example\n({settings})\n\n")
-        self.add(f"1. Simulate y = x theta, theta of {in_features} x {out_features}.\n")
+        """Note the settings, and step 1, to be told when a training has begun: it may refuse them."""
+        self.text += f"Understanding LoRA with a minimal example\n({settings})\n\n"
+        self.text += f"1. Simulate y = x theta, theta of {in_features} x {out_features}.\n"
 
     def training(self, title: str, theirs: Sequence[float]) -> None:
-        """Tell the head of a loss table, to which `epoch` and `trained` add rows."""
+        """Note the head of a loss table, to which `epoch` and `trained` add rows."""
         self.theirs, self.rows = dict(zip(ARTICLE_EPOCHS, theirs, strict=True)), 0
-        self.add(f"{title}:\n\n   epoch          loss       article\n")
+        self.text += f"{title}:\n\n   epoch          loss       article\n"
 
     def epoch(self, state: TrainingState) -> None:
-        """Tell the losses that were measured since the last call. This is the `report` of `train`."""
+        """Tell what was noted or measured since the last call. This is the `report` of `train`."""
+        self.add("")
         self.losses(state.history)
 
     def losses(self, history: History) -> None:
