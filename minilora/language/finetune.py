@@ -248,6 +248,7 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
             raise ValueError(f"--system is a message of chats, and {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
+        check_batch_size(recipe, data)
         model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
         data.check_vocabulary(model.lm_head.out_features)
     except BaseException:
@@ -262,6 +263,15 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
         whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
     return data, model
+
+
+def check_batch_size(recipe: Recipe, data: Data) -> None:
+    """Require as many rows to train on as a batch has."""
+    if recipe.batch_size is not None and recipe.batch_size > len(data.X):
+        raise ValueError(
+            f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
+            f"at --length {data.length}: a smaller one of the two fits"
+        )
 
 
 def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
@@ -360,11 +370,7 @@ def fit_to_machine(
         check_same(kept, {}, recipe.steps)  # epochs are steps only now
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
-    if recipe.batch_size > len(data.X):
-        raise ValueError(
-            f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
-            f"at --length {data.length}: a smaller one of the two fits"
-        )
+    check_batch_size(recipe, data)  # memory may have had room for fewer
     print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}")
     for note in data.notes:
         print(f"         {note}")

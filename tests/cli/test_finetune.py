@@ -580,6 +580,12 @@ def test_all_bad_lines_are_told_and_may_be_left_out(folder, capsys, monkeypatch)
         assert said in capsys.readouterr().err
 
 
+def test_a_batch_of_more_than_there_is_is_refused_before_the_model_is_loaded(folder, capsys, monkeypatch):
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
+    assert finetune("--batch-size", "229", "--length", "8") == 2
+    assert "--batch-size 229 is more than the 228 windows that there are to train on" in capsys.readouterr().err
+
+
 def test_lines_are_skipped_of_examples_alone(folder, capsys):
     assert finetune("--steps", "1", "--skip-bad", "bad") == 2
     assert capsys.readouterr().err == "minilora: --skip-bad leaves out lines of a .jsonl file, and none is read\n"
