@@ -96,10 +96,14 @@ def test_article_refuses_an_unwritable_place_before_it_trains(tmp_path, monkeypa
 def test_article_goes_on_from_its_checkpoint_and_refuses_another_configuration(small_article, tmp_path, capsys):
     def losses(*more):
         assert main(["article", "--epochs", "3", *more]) == 0
-        return re.sub(r"\([\d.]+ s\)", "", capsys.readouterr().out)
+        out, err = capsys.readouterr()
+        stands.append(err)
+        return re.sub(r"\([\d.]+ s\)", "", out)
 
-    checkpoint = ("--checkpoint", str(tmp_path / "c.ckpt"))
+    stands, checkpoint = [], ("--checkpoint", str(tmp_path / "c.ckpt"))
     assert losses() == losses(*checkpoint) == losses(*checkpoint)
+    said = f"minilora: the checkpoint stands at epoch 3 of 3 of the adapter ({tmp_path / 'c.ckpt'})\n"
+    assert stands == ["", "", said]
     assert sorted(os.listdir(tmp_path)) == ["c.adapter.ckpt", "c.ckpt"]
     assert main(["article", "--epochs", "3", "--rank", "2", *checkpoint]) == 2
     assert "rank is 1 there and 2 here" in capsys.readouterr().err
