@@ -119,7 +119,7 @@ def biased(t, bias="none", more=None):
     return plain({"bias": bias}, kinds=("q_proj",), more=more)(t), written(t / "b", arrays)
 
 
-def gpt2(flag, head=False, square=False):
+def gpt2(flag, head=False, square=False, change=lambda x: x):
     """An adapter of weights that are stored (in, out), which their bias shows, perhaps with a straight head."""
 
     def make(t):
@@ -134,7 +134,7 @@ def gpt2(flag, head=False, square=False):
             arrays["lm_head.weight"] = np.ones((V, D), "f4")
             tensors |= factors(["lm_head"])
         said = config("c_attn", *["lm_head"] * head, *["c_proj"] * square, fan_in_fan_out=flag)
-        return peft(t / "a", tensors, said), written(t / "b", arrays)
+        return peft(t / "a", change(tensors), said), written(t / "b", arrays)
 
     return make
 
@@ -257,6 +257,16 @@ def mlx_experts(t):
 
     adapter = mlx(t / "a", paths("q_proj"), change=change, lora_parameters={"rank": 2, "scale": 20.0})
     return adapter, model(t / "b", experts=4, apart=True)
+
+
+def mlx_layers(*layers):
+    """An MLX folder of some layers, beside a model of four."""
+
+    def make(t):
+        base = written(t / "b", {f"{path}.weight": np.ones((Q, D), "f4") for path in paths("q_proj", layers=range(4))})
+        return mlx(t / "a", paths("q_proj", layers=layers), num_layers=len(layers)), base
+
+    return make
 
 
 def few_bits(t):
@@ -415,6 +425,7 @@ RIGHT = {
     # of other programs
     "an MLX folder": (lambda t: mlx(t / "a", paths(*QV)), ""),
     "MLX's last layers": (lambda t: mlx(t / "a", paths(*QV, layers=[1, 2]), num_layers=2), ""),
+    "MLX's two layers of four": (mlx_layers(0, 2), ""),
     "MLX's 16 layers of 3": (lambda t: mlx(t / "a", paths(*QV), num_layers=16), ""),
     "MLX's alpha": (lambda t: mlx(t / "a", paths(*QV), lora_parameters={"rank": 2, "alpha": 40}), ""),
     "MLX's experts": (mlx_experts, ""),
@@ -451,7 +462,9 @@ def test_a_right_adapter_is_sound(what, tmp_path):
     assert (report.word, report.status, codes(report, "note")) == ("SOUND", 0, notes), str(report)
     assert report.first_line.startswith(f"{adapter.name}: SOUND: ")
     assert set(report.landing.places) | set(report.landing.elsewhere) | set(report.landing.lost) == set(report.numbers)
-    assert audit(adapter).status == 0, str(audit(adapter))
+    alone = audit(adapter)
+    assert alone.status == 0, str(alone)
+    assert {kind["total"] for kind in alone.details["kinds"]} <= {None}
 
 
 def test_the_shapes_of_weights_in_8_bit_floats_are_compared(tmp_path):
@@ -545,6 +558,8 @@ BROKEN = {
     "a part of the columns": (of(at("q_proj.lora_A.weight", lambda a: a[:, : D // 2])), "shape-is-a-part"),
     "a wider model's": (of(at("lora_A.weight", lambda a: np.outer([1, 2], np.arange(1, D + 4)).astype("f4"))),
     "shape-differs"),
+    "a wider model's, under fan_in_fan_out": (
+        gpt2(True, change=at("A.weight", lambda a: np.pad(a, ((0, 0), (0, 3))))), "shape-differs"),
     "a resized vocabulary": (
         plain({}, at("B.weight", lambda a: np.ones((V + 2, 2), "f4")), ("lm_head",), ["lm_head"]),
         "vocabulary-differs"),
@@ -595,6 +610,7 @@ BROKEN = {
     "magnitudes without DoRA": (of(magnitudes), "magnitude-ignored"),
     "magnitudes of the inputs": (turned_magnitudes(lambda out, width: (width,)), "magnitude-axis"),
     "magnitudes as LyCORIS has them": (turned_magnitudes(lambda out, width: (1, width)), "magnitude-axis"),
+    "magnitudes of one number": (turned_magnitudes(lambda out, width: (1,)), "magnitude-shape"),
     "magnitudes as a row": (turned_magnitudes(lambda out, width: (1, out)), "magnitude-shape"),
     "lora_bias without biases": (plain({"lora_bias": True}), "bias-missing"),
     "biases without lora_bias": (
@@ -646,6 +662,7 @@ BROKEN = {
     "MLX's with a key too many": (
         of_mlx(lora_parameters={"rank": 2, "scale": 2.0, "keys": ["self_attn.q_proj", "mlp.up_proj"]}),
         "target-missing"),
+    "MLX's three layers of four": (mlx_layers(0, 2, 3), "target-missing"),
     "MLX's with a layer too few": (
         lambda t: mlx(t / "a", paths("q_proj", layers=[0, 2])), "layers-missing target-missing"),
     "MLX's with a stranger": (of_mlx(lambda x: x | {"lora_a": np.ones(2, "f4")}), "unknown-tensors"),
@@ -847,6 +864,11 @@ TEXTS = {
         f"loses the update of {THREE.replace('self_attn.q', 'mlp.down')}, or refuses it where gate_proj comes without "
         "up_proj: it is read where target_parameters has 'model.layers.0.mlp.down_proj.weight' and so on, and "
         "target_modules none of them"),
+    "ranks that are not used": (
+        plain({"r": 4}, lambda x: {k: a * (np.arange(4) < (1 if "layers.0" in k else 3))[:, None] if "A" in k else a
+                                   for k, a in x.items()}, kinds=("q_proj",), r=4),
+        f"a factor's rank is below r, by 3 at most, in {THREE}: zeros or copies that fill it up, or a training of "
+        "fewer tokens than r"),
     "the shared expert alone": (
         shared_expert,
         "the model has experts, and the adapter changes none of them: of the MLPs the shared expert alone"),
