@@ -474,8 +474,8 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
     needed, free, fit = memory.together(parts * rows), USABLE_SHARE * machine.free, []
     if fitting := memory.rows_that_fit(free, rows - 1, parts):
         fit.append(f"--micro-batch {fitting}")
-    if lean and (fitting := lean.rows_that_fit(free, rows, parts)):
-        fit.append("--recompute" if fitting == rows else f"--recompute --micro-batch {fitting}")
+    if lean and (more := lean.rows_that_fit(free, rows, parts)) > fitting:
+        fit.append("--recompute" if more == rows else f"--recompute --micro-batch {more}")
     hint = f"{' or '.join(fit)} fits, and takes the same steps"
     if not fit:
         smaller = "--workers 1" if parts > 1 else "a smaller --length"

@@ -282,7 +282,10 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
 
     @cache
     def kept(rows: int, length: int) -> int:
-        return step_bytes(model.forward(X[:rows, :length])[1])
+        cache = model.forward(X[:rows, :length])[1]
+        # What a block's backward computes for the moment is about as much as the block keeps: little beside the caches
+        # of all blocks, and not beside their inputs. So a block that is computed again counts twice.
+        return 2 * step_bytes(cache) - cache_bytes(cache)
 
     def activations(rows: int, length: int) -> int:
         if length <= high:

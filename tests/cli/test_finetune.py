@@ -47,7 +47,7 @@ from minilora.optim import Adam, Schedule
 from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import FEW, finetune, losses, overfitting, rows, run
-from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.language import LETTERS, TEXT, tiny_llama, write_folder
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
@@ -235,7 +235,8 @@ def test_a_bound_or_a_decay_out_of_range_is_refused(folder, capsys, monkeypatch,
 )
 def test_recomputing_writes_the_same_adapter_with_less_memory(folder, capsys, monkeypatch, more):
     Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 60)
-    few = ["--model", "model", "--steps", "3", "--batch-size", "100", "--rank", "2", *more]
+    write_folder(Path("deep"), tiny_llama(blocks=6))
+    few = ["--model", "deep", "--steps", "3", "--batch-size", "100", "--rank", "2", *more]
     again, right = [], RecomputedBlock.backward
     monkeypatch.setattr(RecomputedBlock, "backward", lambda *a, **k: again.append(a) or right(*a, **k))
     found, needed = [], []
@@ -674,9 +675,7 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, mo
     large = ["--batch-size", "200", "--checkpoint", "c"]
     assert finetune(*large) == 2
     out, err = capsys.readouterr()
-    assert re.search(
-        r"the training needs [\d.]+ MB and the machine has 2.4 MB: --micro-batch \d+ or --recompute fits", err
-    )
+    assert re.search(r"the training needs [\d.]+ MB and the machine has 2.4 MB: --micro-batch \d+ fits", err)
     assert rows(out) == []
     assert sorted(os.listdir()) == ["model", "text"]
     (fitting,) = re.findall(r"--micro-batch \d+", err)
@@ -685,11 +684,12 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(folder, capsys, mo
 
 
 @pytest.mark.parametrize(
-    ("whole", "hint"), [(3_000_000, r"--micro-batch \d+ or --recompute"), (250_000, "--recompute --micro-batch 1")]
+    ("whole", "hint"), [(5_000_000, r"--micro-batch \d+ or --recompute"), (400_000, "--recompute --micro-batch 1")]
 )
 def test_what_recomputing_saves_is_said_where_memory_is_short(folder, capsys, monkeypatch, whole, hint):
     has_memory(monkeypatch, whole, whole)
-    large = ["--batch-size", "30", "--length", "40", "--steps", "1"]
+    write_folder(Path("deep"), tiny_llama(blocks=8))
+    large = ["--model", "deep", "--batch-size", "30", "--length", "40", "--steps", "1"]
     assert finetune(*large) == 2
     (said,) = re.findall(r": ([^:]*) fits, and takes the same steps", capsys.readouterr().err)
     assert re.fullmatch(hint, said)
@@ -762,7 +762,7 @@ print("grown", peak() - before)
 
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells a process's peak")
-@pytest.mark.parametrize("more", [[], ["--micro-batch", "20"]])
+@pytest.mark.parametrize("more", [[], ["--micro-batch", "20"], ["--recompute"]])
 def test_the_process_grows_by_the_memory_that_is_said(tmp_path, more):
     pytest.importorskip("glassllm")
     (tmp_path / "text").write_text("The cat sat on the mat. " * 6000)

@@ -17,9 +17,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
 
 
-def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
+def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS), blocks: int = 2) -> Llama:
     """Two blocks, grouped queries, a head of its own: no two widths are the same."""
-    return drawn(seed, dtype, vocab_size=vocab, intermediate_size=20)
+    return drawn(seed, dtype, vocab_size=vocab, intermediate_size=20, num_hidden_layers=blocks)
 
 
 def adapted(targets="all-linear", model: Llama | None = None) -> Llama:
@@ -43,12 +43,13 @@ def of_lengths(lengths, width: int = 9) -> tuple[np.ndarray, np.ndarray]:
 def tiny_mixture(kind: str = "mixtral", seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
     """Two blocks with four experts each, of which a position keeps two."""
     mixture = MixtureConfig(4, 2, 10, shared_expert_intermediate_size=5 if kind == "qwen2_moe" else None)
-    return drawn(seed, dtype, vocab_size=vocab, intermediate_size=10, model_type=kind, mixture=mixture)
+    sizes = {"vocab_size": vocab, "intermediate_size": 10, "num_hidden_layers": 2}
+    return drawn(seed, dtype, **sizes, model_type=kind, mixture=mixture)
 
 
 def drawn(seed: int, dtype: str, **sizes) -> Llama:
     config = LlamaConfig(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
+        hidden_size=12, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
         rms_norm_eps=1e-5, frequencies=(1.0, 0.3), **sizes,
     )  # fmt: skip
     rng = np.random.default_rng(seed)
