@@ -1,12 +1,14 @@
 """What `minilora finetune` saves works in transformers with the real PEFT; and what is said there is said here."""
 
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minilora import Linear, Llama, LoRA, attach, load_adapter, merge, save_adapter
+from minilora.batches import Passes
 from minilora.cli import main
 from minilora.language.generation import generate
 from minilora.language.text import windows
@@ -27,6 +29,14 @@ transformers = pytest.importorskip("transformers")
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 SMALL = ["--steps", "20", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (12, 4), (3, 3), (7, 1)])
+def test_a_pass_is_cut_as_torch_cuts_an_epoch(n, size):
+    passes = Passes(n, size, 5)
+    cut = torch.utils.data.DataLoader(torch.arange(n), batch_size=size, sampler=passes.order(1).tolist())
+    ours = [passes(passes.steps + k).tolist() for k in range(1, passes.steps + 1)]
+    assert ours == [batch.tolist() for batch in cut]
 
 
 def in_transformers(folder):
@@ -89,8 +99,8 @@ def test_finetuning_takes_the_steps_of_torch_and_peft(folder):
     model = peft.PeftModel.from_pretrained(base, "start", is_trainable=True, autocast_adapter_dtype=False)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.02)
     X, Y, *_ = windows([LETTERS.index(c) for c in TEXT], 8)
-    for _ in range(6):
-        rows = rng.choice(len(X), 4, replace=False, shuffle=False)
+    batches = torch.utils.data.BatchSampler(Passes(len(X), len(X), 0)(1).tolist(), batch_size=4, drop_last=False)
+    for rows in islice(batches, 6):
         logits = model(torch.from_numpy(X[rows])).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(Y[rows]).flatten())
         optimizer.zero_grad()
