@@ -15,7 +15,7 @@ from .contents import Coverage, kind_of
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted
 from .headers import AdapterFile, Module, open_model
 from .landing import Landing
-from .numbers import Measured
+from .numbers import Measured, rms_of
 
 FEW = 12
 """Modules that the report shows one by one; of more it shows the kinds, and each module with ``--all``."""
@@ -98,6 +98,8 @@ class AuditReport(Report):
 
     def __post_init__(self) -> None:
         """Fill in what every report has: the heaviest findings are the diagnoses."""
+        self.rms = {path: rms_of(m, self.numbers[path].norm) for path, m in self.adapter.modules.items()}
+        self.shares = {path: self._share(path) for path in self.adapter.modules}
         serious, notes = [*self.of(WRONG), *self.of(SUSPICIOUS)], self.of(NOTE)
         if self.comparison is not None and self.landing is not None:
             told = verdicts.tell(self.comparison, self.landing)
@@ -129,6 +131,17 @@ class AuditReport(Report):
             self.lines.append(self._what())
         else:
             self.text = self._what() + (f"; {counted(len(notes), 'note')}" if notes else "")
+
+    def _share(self, path: str) -> float | None:
+        """Return a change's size as a part of the weight's: by pieces of it, or by the whole where that was read."""
+        if self.landing is None:
+            return None
+        loss = (self.merged or {}).get(path)
+        return (
+            changes.share_of(self.landing, self.adapter.modules[path], self.rms[path])
+            if loss is None
+            else loss.relative
+        )
 
     def of(self, level: str) -> list[Finding]:
         """Return the findings of one weight."""
@@ -176,18 +189,18 @@ class AuditReport(Report):
 
     def _table(self, groups: Iterable[list[str]]) -> list[str]:
         """Return a line for each group of modules, below a head: a module, or all modules of a kind."""
-        rows = [["module", "kind", "out x in", "rank", "scaling", "|delta W|"]]
-        rows[0] += [] if self.merged is None else ["/ |W|", *FORMATS]
+        rows = [["module", "kind", "out x in", "rank", "scaling", "|delta W|", "RMS"]]
+        rows[0] += ["/ W's RMS"] if self.landing is not None else []
+        rows[0] += [] if self.merged is None else [*FORMATS]
         for paths in groups:
             modules = [self.adapter.modules[path] for path in paths]
             first = paths[0] if len(paths) == 1 else f"{kind_of(paths[0])} in {len(paths)}"
             row = [first, _one({_kind(m) for m in modules}), _one({_sides(m) for m in modules})]
             row += [_range(m.rank_in_file for m in modules) or "-", _range(m.scaling for m in modules) or "-"]
             row += [_range(self.numbers[path].norm for path in paths) or "-"]
-            if self.merged is not None:
-                losses = [loss for path in paths if (loss := self.merged.get(path)) is not None]
-                row += [_range((loss.relative for loss in losses), "{:.2g}") or "-"]
-                row += [str(self._sums(name, paths)) for name in FORMATS]
+            row += [_range((self.rms[path] for path in paths), "{:.2g}") or "-"]
+            row += [_range((self.shares[path] for path in paths), "{:.2g}") or "-"] if self.landing is not None else []
+            row += [] if self.merged is None else [str(self._sums(name, paths)) for name in FORMATS]
             rows.append(row)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = []
@@ -217,7 +230,8 @@ class AuditReport(Report):
         return {
             "module": path, "kind": m.kind, "experts": m.experts, "shape": list(m.widths) if m.widths else None,
             "rank": m.rank_in_file, "alpha": m.alpha, "scaling": m.scaling,
-            "delta": norm if norm is None or math.isfinite(norm) else None,
+            "delta": norm if norm is None or math.isfinite(norm) else None, "rms": self.rms[path],
+            "share": self.shares[path],
             "weight": landed.places.get(path) if landed else None, "fits": path in landed.fitting if landed else None,
             "merged": {"relative": loss.relative, **lost} if loss else None,
         }  # fmt: skip

@@ -127,6 +127,24 @@ def _matrices(landing: Landing, module: Module, weights: list[str], experts: int
         yield matrix.reshape(len(matrix), -1).astype(dtype, copy=False)
 
 
+PIECES, PIECE = 64, 1 << 14
+"""Pieces of a weight that its size is taken from, and numbers in each: a weight of a million is read whole."""
+
+
+def share_of(landing: Landing, module: Module, rms: float | None) -> float | None:
+    """Return a change's root mean square as a part of the weight's, from pieces of it; None where one is not known."""
+    weights, model = weights_of(landing, module), landing.model
+    if rms is None or not weights:
+        return None
+    squares, count = 0.0, 0
+    for path in weights:
+        size = math.prod(model.arrays.get(path) or model.modules[path] or ())
+        for start in range(0, size, max(PIECE, -(-size * len(weights) // PIECES))):
+            piece = model.part(path, start, min(start + PIECE, size)).astype(np.float64)
+            squares, count = squares + float(piece @ piece), count + piece.size
+    return rms / (squares / count) ** 0.5 if squares else None
+
+
 # --- formats ---
 
 

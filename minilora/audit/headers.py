@@ -298,6 +298,10 @@ class ModelHeaders:
         """Read a module's weight, or an array."""
         return self.tensors.read(self._own(path))
 
+    def part(self, path: str, start: int, stop: int) -> np.ndarray:
+        """Read some numbers of a module's weight, or of an array."""
+        return self.tensors.part(self._own(path), start, stop)
+
     def is_exact(self, path: str) -> bool:
         """Return whether a module's weight is stored in a floating-point type, and not in few bits."""
         if path not in self.arrays and self.modules.get(path) is None:

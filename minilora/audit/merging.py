@@ -50,7 +50,7 @@ class Look:
     entries: int = 0
     shown: int = 0  # numbers in which a right merge differs from the base
     steps: float = 0.0  # how far a number is from the exact sum at most
-    bad: int = 0  # numbers that are NaN or infinity, and should not be
+    bad: bool = False  # whether numbers are NaN or infinity, and the base's are not
 
 
 @dataclass
@@ -393,28 +393,37 @@ def looked(base: Matrix, found: Matrix, top: int, update: Update, roads: list[Ro
     look = Look([Replay(road, update, out) for road in roads])
     for start, stop in found.blocks(top, top + len(update.left)):
         W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start - top, stop - top)
+        unmoved = W if W.dtype == out else narrowed(W, out)
         look.entries += m.size
-        if not np.isfinite(m).all() and np.isfinite(W).all():
-            look.bad += m.size - int(np.isfinite(m).sum())
-            break
-        unmoved = stored_as(W.astype(np.promote_types(W.dtype, np.float32)), None).astype(out)
-        look.is_base = look.is_base and bool((bits(m) == bits(unmoved)).all())
+        look.is_base = look.is_base and np.array_equal(bits(m), bits(unmoved))
         alive: list[Replay] = []
         for replay in look.replays:
             replay.prepare(base, top)
             values = replay.values(W, rows)
-            misses = replay.misses(W, rows, m, values)
-            if misses.size:
+            if replay.misses(W, rows, m, values).size:
                 continue
             if not alive:
                 look.shown += int(np.count_nonzero(bits(values) != bits(unmoved)))
                 direct = replay.road == Road() and np.array_equal(bits(values), bits(m))
-                look.steps = max(look.steps, 0.5 if direct else replay.distances(W, rows, m))
+                look.steps = max(look.steps, 0.5 if direct else replay.distance(W, rows, m))
             alive.append(replay)
         look.replays = alive
-        if not alive and not look.is_base:
+        look.bad = look.bad or (holes(m) and not holes(W))
+        if look.bad or (not alive and not look.is_base):
             break
     return look
+
+
+def narrowed(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return numbers in another type."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(np.promote_types(x.dtype, np.float32)).astype(dtype)
+
+
+def holes(x: np.ndarray) -> bool:
+    """Return whether there are NaN or infinity among numbers."""
+    largest = bits(np.array(np.inf, x.dtype))
+    return bool(((bits(x) & largest) == largest).any())
 
 
 def unchanged(base: Matrix, found: Matrix, top: int = 0, bottom: int | None = None) -> Verdict | None:

@@ -69,6 +69,14 @@ def read_numbers(module: Module) -> Measured:
     return Measured(norm, zero, idle if idle < len(squares) else 0, bad, "", 0 if bad else unused, constant, mark)
 
 
+def rms_of(module: Module, norm: float | None) -> float | None:
+    """Return the root mean square of a module's change; None where its size is not known."""
+    sides = module.widths
+    if norm is None or sides is None or not math.isfinite(norm):
+        return None
+    return norm / math.sqrt(math.prod(sides) * module.experts)
+
+
 def _zero(arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
     """Return which factors are zero everywhere."""
     return tuple(part for part in "AB" if part in arrays and arrays[part].size and not arrays[part].any())
@@ -224,9 +232,8 @@ def absurd(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterator[Fi
     """Find changes of a size that no training makes, as where numbers were decoded as another type's."""
     typical = {}
     for path, n in numbers.items():
-        m = adapter.modules[path]
-        if n.norm and m.widths is not None:
-            typical[path] = n.norm / math.sqrt(math.prod(m.widths) * m.experts)
+        if rms := rms_of(adapter.modules[path], n.norm):
+            typical[path] = rms
     least, most = SENSIBLE
     text = "a weight's typical change is {size} in {count}, which no training makes: {names}"
     large = [path for path, size in typical.items() if size > most]

@@ -11,7 +11,7 @@ With DoRA the sum, its lengths and the gain are rounded likewise. A merge is rig
 numbers. Sums of r products are rounded in another order on each processor, so a road leads to an interval: Q is
 monotone, and each number lies between the Q of both ends.
 
-    |error of B A|_ij <= r u |B_i| |A_j|    for each order of the sum
+    |error of s B A|_ij <= r u |s B_i| |A_j|    for each order of the sum
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ class Road:
     factors: Any = None  # A and B, and the magnitude
     product: Any = None  # B A
     change: Any = None  # s B A; with a magnitude also the sum, its lengths and the gain
-    end: Any = None  # the sum, before it is stored in a wider type: no right road has this
 
 
 def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Road]:
@@ -104,10 +103,9 @@ class Update:
 
     @cached_property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """The lengths of the rows of `left` and of the columns of `right`."""
-        left, right = (
-            np.sqrt(np.square(x, dtype=np.float64).sum(axis=i)) for x, i in ((self.left, 1), (self.right, 0))
-        )
+        """The lengths of the rows of s `left`, and of the columns of `right`."""
+        factors = (self.left * self.scaling, 1), (self.right, 0)
+        left, right = (np.sqrt(np.square(x, dtype=np.float64).sum(axis=axis)) for x, axis in factors)
         return left, right
 
     def scaled(self, k: float) -> Update:
@@ -122,6 +120,9 @@ class Replay:
         self.road, self.update, self.out = road, update, np.dtype(out)
         self.wide = np.dtype(np.float32 if is_half(self.out) else np.float64)
         self.left, self.right = (stored_as(x.astype(self.wide), road.factors) for x in (update.left, update.right))
+        self.scaling = self.wide.type(update.scaling)
+        if road.product is None and road.change is None:  # then s may be anywhere
+            self.left, self.scaling = self.left * self.scaling, self.wide.type(1)
         self.norms: np.ndarray | None = None  # DoRA's, of columns
 
     def prepare(self, base: Matrix, top: int) -> None:
@@ -134,43 +135,44 @@ class Replay:
             squares += np.square(self._lengthened(W, product), dtype=np.float64).sum(axis=0)
         self.norms = np.sqrt(squares)
 
-    def _lengthened(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:
-        """Return the matrix by whose lengths DoRA divides."""
-        return W if self.update.lengths_of_base else self._sum(W, product)
-
     def _start(self, W: np.ndarray, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         return stored_as(W.astype(self.wide, copy=False), self.road.base), self.left[rows] @ self.right
 
     def _sum(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:
         """Return W + s B A, rounded as the road has it."""
-        change = stored_as(
-            stored_as(product, self.road.product) * self.wide.type(self.update.scaling), self.road.change
-        )
+        change = product
+        if self.scaling != 1:
+            change = stored_as(stored_as(product, self.road.product) * self.scaling, self.road.change)
         sums = W + change
         return sums if self.update.magnitude is None else stored_as(sums, self.road.change)
 
-    def values(self, W: np.ndarray, rows: Any) -> np.ndarray:
-        """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
+    def _lengthened(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:
+        """Return the matrix by whose lengths DoRA divides."""
+        return W if self.update.lengths_of_base else self._sum(W, product)
+
+    def _sums(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return what some rows lead to, before it is rounded to the file's type."""
         W, product = self._start(W, rows)
         sums = self._sum(W, product)
-        if self.update.magnitude is not None:
-            sums = self._gains(self._lengthened(W, product), rows, 0.0) * sums
-        return self._stored(sums)
+        return sums if self.update.magnitude is None else self._gains(self._lengthened(W, product), rows, 0.0) * sums
+
+    def values(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
+        return self._stored(self._sums(W, rows))
 
     def _stored(self, sums: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore"):
-            return stored_as(sums, self.road.end).astype(self.out)
+            return sums.astype(self.out)
 
-    def _gains(self, sums: np.ndarray, rows: Any, slack: float) -> np.ndarray:
+    def _gains(self, sums: np.ndarray, rows: np.ndarray, slack: float) -> np.ndarray:
         """Return DoRA's gain for each output, were its length longer by a part `slack`."""
         m, across = self.update.magnitude, self.update.across
         assert m is not None
-        m = stored_as(m.astype(self.wide), self.road.factors)
         norms = self.norms if across else np.sqrt(np.square(sums, dtype=np.float64).sum(axis=1))
         assert norms is not None
         norms = np.where(norms > 0, norms, 1.0).astype(self.wide) * self.wide.type(1 + slack)
-        of_rows = (m if across else m[rows]).astype(self.wide)
-        gains = stored_as(of_rows / stored_as(norms, self.road.change), self.road.change)
+        m = stored_as((m if across else m[rows]).astype(self.wide), self.road.factors)
+        gains = stored_as(m / stored_as(norms, self.road.change), self.road.change)
         return gains[None] if across else gains[:, None]
 
     def misses(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -178,38 +180,35 @@ class Replay:
         places = np.flatnonzero(bits(values) != bits(found))
         if not places.size:
             return places
-        W, product = self._start(W, rows)
         i, j = np.unravel_index(places, found.shape)
+        used, i = np.unique(i, return_inverse=True)  # the rest of the block is right
+        rows, m = rows[used], found.reshape(-1)[places].astype(self.wide)
+        W, product = self._start(W[used], rows)
         left, right = self.update.lengths
-        rank, unit = self.right.shape[0], self.update.unit
-        own = 2.0**-24 if self.wide == np.float32 else 2.0**-53  # of our own sums
-        error = (rank + 3) * (unit + own) * left[rows[i]] * right[j]
-        ends = []
-        for sign in (-1.0, 1.0):
-            moved = (product.reshape(-1)[places] + sign * error).astype(self.wide)
-            ends.append(self._sum(W.reshape(-1)[places], moved))
+        unit, own = self.update.unit, 2.0**-24 if self.wide == np.float32 else 2.0**-53  # of others' sums, and of ours
+        error = (len(self.right) + 3) * (unit + own) / abs(self.scaling) * left[rows[i]] * right[j]
+        ends = [self._sum(W[i, j], (product[i, j] + off).astype(self.wide)) for off in (-error, error)]
         if self.update.magnitude is not None:
             slack = 2.0**-9 / W.shape[1] ** 0.5 if self.road.change is not None else 2.0**-20
-            sums = self._lengthened(W, product)
-            gains = [np.broadcast_to(self._gains(sums, rows, s), W.shape)[i, j] for s in (-slack, slack)]
+            lengthened = self._lengthened(W, product)
+            gains = [np.broadcast_to(self._gains(lengthened, rows, x), W.shape)[i, j] for x in (-slack, slack)]
             ends = [gain * end for gain in gains for end in ends]
-        size = np.abs(W.reshape(-1)[places]) + np.max(np.abs(ends), axis=0)
-        least, most = np.min(ends, axis=0) - 2 * unit * size, np.max(ends, axis=0) + 2 * unit * size
-        low, high = (self._stored(end.astype(self.wide)).astype(self.wide) for end in (least, most))
-        m = found.reshape(-1)[places].astype(self.wide)
+        size = 2 * unit * (np.abs(W[i, j]) + np.max(np.abs(ends), axis=0))
+        low, high = np.min(ends, axis=0) - size, np.max(ends, axis=0) + size
+        low, high = (self._stored(end.astype(self.wide)).astype(self.wide) for end in (low, high))
         return places[~((low <= m) & (m <= high))]
 
-    def distances(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray) -> float:
-        """Return how far numbers are from the exact sum at most, in steps of the file's type."""
-        W = W.astype(self.wide, copy=False)
-        exact = Replay(Road(), self.update, self.out)
-        exact.norms = self.norms
-        sums = exact._sum(W, exact.left[rows] @ exact.right)
-        if self.update.magnitude is not None:
-            sums = exact._gains(sums, rows, 0.0) * sums
-        m = found.astype(self.wide)
-        off = np.abs(m - sums) / steps(np.maximum(np.abs(W), np.abs(m)), self.out)
-        return float(off.max(initial=0.0))
+    @cached_property
+    def _exact(self) -> Replay:
+        replay = Replay(Road(), self.update, self.out)
+        replay.norms = self.norms
+        return replay
+
+    def distance(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray) -> float:
+        """Return how far numbers are from the exact sum at most, in steps at the largest number that is added."""
+        m, (left, right) = found.astype(self.wide), self.update.lengths
+        largest = np.maximum(np.maximum(np.abs(W.astype(self.wide)), np.abs(m)), left[rows, None] * right)
+        return float((np.abs(m - self._exact._sums(W, rows)) / steps(largest, self.out)).max(initial=0.0))
 
 
 def bits(x: np.ndarray) -> np.ndarray:

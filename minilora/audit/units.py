@@ -26,7 +26,7 @@ from ..language.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
 from .headers import GGUF_FLOATS, ModelHeaders, type_named
 
-BLOCK = 1 << 20
+BLOCK = 1 << 17
 """Numbers of a matrix that are compared at a time."""
 EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
 OURS = {theirs: ours for ours, theirs in MIXTRAL.items()}

@@ -42,9 +42,11 @@ def add_audit(commands: Any) -> None:
         "audit",
         help="look at an adapter, and at the model that it is for: is it right, and is it applied?",
         description=(
-            "Read an adapter tensor by tensor and of the model the headers alone, and say what the adapter is, whether "
-            "every tensor lands, and what is suspicious. Exit code 0 where it is sound, with notes or without, 1 where "
-            "it is suspicious or wrong, 2 where it could not be looked at."
+            "Read an adapter tensor by tensor and of the model headers and pieces, and say what the adapter is, how "
+            "large its changes are, whether every tensor lands, and what is suspicious. Exit code 0 where it is sound, "
+            "with notes or without, 1 where it is suspicious or wrong, 2 where it could not be looked at. With "
+            "--merged, read all three, and say whether MERGED is MODEL with the adapter merged into it, and else what "
+            "it is: exit code 0 where it is, 1 where it is not, 2 where that cannot be told."
         ),
     )
     parser.add_argument(
@@ -64,7 +66,7 @@ def add_audit(commands: Any) -> None:
         "--merged",
         type=path,
         metavar="MERGED",
-        help="a model, as MODEL is: is it MODEL with the adapter merged into it?",
+        help="a model's folder or file, as MODEL is: is it MODEL with the adapter merged into it?",
     )
     add_report(
         parser,

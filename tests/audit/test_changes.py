@@ -180,3 +180,19 @@ def test_what_is_in_few_bits_is_not_looked_at(tmp_path):
     )
     assert set(report.merged.values()) == {None}
     assert "not looked at" in str(report)
+
+
+@pytest.mark.parametrize("piece", [1 << 14, 7])
+def test_a_change_has_its_root_mean_square_and_its_share(tmp_path, monkeypatch, piece):
+    """Of a large weight some pieces stand for all: here one number of three."""
+    monkeypatch.setattr("minilora.audit.changes.PIECE", piece)
+    monkeypatch.setattr("minilora.audit.changes.PIECES", 96 // piece // 3 or 1)
+    folder, tensors, path = model(tmp_path / "m"), factors(paths("q_proj")), "model.layers.1.self_attn.q_proj"
+    report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
+    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
+    W = load_file(folder / "model.safetensors")[f"{path}.weight"].astype("f8")
+    rms, share = np.sqrt(np.square(2 * B @ A).mean()), np.linalg.norm(2 * B @ A) / np.linalg.norm(W)
+    (found,) = (entry for entry in report.json()["modules"] if entry["module"] == path)
+    assert np.isclose(found["rms"], rms, rtol=1e-6)
+    assert np.isclose(found["share"], share, rtol=1e-6 if piece > 96 else 0.5)
+    assert f"{rms:.2g}" in str(report)
