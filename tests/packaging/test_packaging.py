@@ -72,5 +72,6 @@ def test_every_kind_of_test_has_a_step():
     """But `gpu`: a machine without one has the stand-in."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     markers = {marker.partition(":")[0] for marker in settings["markers"]} - {"gpu"}
-    steps = re.findall(r"python -m pytest -m (.+)", (ROOT / ".ci" / "run").read_text())
+    commands = "".join((ROOT / ".ci" / name).read_text() for name in ("run", "nightly"))
+    steps = re.findall(r"python\"? -m pytest -m (.+)", commands)
     assert markers <= set(re.findall(r"\w+", " ".join(steps)))
