@@ -116,7 +116,8 @@ def run(options: argparse.Namespace) -> int:
     tokenizer, system = load_tokenizer(source), given_or_kept(options.system, options.adapter)
     records = None if options.output is None else read_prompts(Path(options.prompt), tokenizer, source, system)
     dialogue = Dialogue(load_template(source), tokenizer, system) if options.chat else None
-    if system and options.system is None and (options.chat or options.output):
+    asks_chats = options.chat or any("messages" in record for record, _ in records or [])
+    if system and options.system is None and asks_chats:
         say(f"the adapter's system message stands first (--system gives another): {printable(system, 80)}")
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
     given = options.prompt is not None and records is None

@@ -27,11 +27,11 @@ from ..checks import Array
 from ..files.checkpoint import CheckpointError, Saved
 from ..files.disk import replaceable, written_whole
 from ..training import History, TrainingState
+from .recipe import LOG_EVERY
 
-LOG_EVERY = 20
-"""Steps from one row to the next, where nothing else is asked for."""
 QUIET = 60.0
 """Seconds without a row after which a line says how far it is, where no bar does."""
+LARGEST = sys.float_info.max
 Losses: TypeAlias = dict[str, tuple[float, int, float]]
 """Of each step: the sum of its losses, the number of its targets, and the length of its gradient before clipping."""
 
@@ -97,7 +97,8 @@ class LossTable:
         counted = [(float(value), int(targets)) for value, targets in losses]
         self.step += 1
         total, number = math.fsum(value * targets for value, targets in counted), sum(n for _, n in counted)
-        self.losses[str(self.step)] = (total, number, float(norm))
+        # In JSON, and so in a checkpoint, there is no infinity: float32 reaches it where a gradient is 1e20.
+        self.losses[str(self.step)] = (min(total, LARGEST), number, min(float(norm), LARGEST))
         self.row_tokens += rows * self.tokens
         self.step_time = time.perf_counter()
 

@@ -22,6 +22,8 @@ FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4)
 """What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
 EVAL_EVERY, EVAL_SHARE = 20, 0.2
 """The held-out loss is measured each so many steps, or so many times that as it takes no larger share of their time."""
+LOG_EVERY = 20
+"""Steps from one row to the next."""
 FORWARD = 0.4
 """What a forward takes of a step's forward and backward."""
 ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
@@ -215,7 +217,7 @@ class Recipe:
         "N", type=int, same=True,
     )  # fmt: skip
     log_every: int = option(
-        "print a row each N steps, also where the held-out loss is not measured", "N", default=20, type=int
+        "print a row each N steps, also where the held-out loss is not measured", "N", default=LOG_EVERY, type=int
     )
     keep_best: bool = option(
         "save the adapter of the step with the least held-out loss of those measured, in the place of the last step's",

@@ -510,8 +510,10 @@ def test_a_kept_system_message_is_used_again_and_said(with_system, capsys, monke
         for line, x in zip(map(json.loads, Path("out.jsonl").read_text().splitlines()), "abcd", strict=True):
             assert line["generated"] == answer(model, f"{system}u the {x}.a ")
         assert said[more] == answer(model, f"{system}u the cat.a ") + "\n"
-    assert run("generate", "the cat", "--model", "model", "--adapter", "b", *GREEDY) == 0  # no chat
-    assert capsys.readouterr().err == ""
+    Path("p.jsonl").write_text('{"prompt": "the cat"}')
+    for prompt in (["the cat"], ["p.jsonl", "-o", "answer.jsonl"]):  # no chat
+        assert run("generate", *prompt, "--model", "model", "--adapter", "b", *GREEDY) == 0
+        assert capsys.readouterr().err == ""
 
 
 def test_a_chat_is_evaluated_behind_the_kept_system_message(with_system, capsys):

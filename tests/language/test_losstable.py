@@ -125,6 +125,14 @@ def test_each_row_names_the_steps_of_its_mean(folder, capsys):
         assert held_out == ("" if (loss := own[last].get("held_out_loss")) is None else f"{loss:.3f}")
 
 
+@pytest.mark.parametrize("number", [1e30, np.inf])
+def test_a_step_beyond_float32_can_be_kept(number):
+    table = LossTable(1, 0, 8)
+    table.note(0.0, [(number, 3)], np.float64(number))
+    again = json.loads(json.dumps(table.losses, allow_nan=False))
+    assert again["1"] == pytest.approx([min(3 * number, sys.float_info.max), 3, min(number, sys.float_info.max)])
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True
