@@ -318,7 +318,7 @@ def open_model(path: Path) -> ModelHeaders:
     if os.path.isdir(path) and not any(os.path.exists(path / name) for name in (INDEX_NAME, SINGLE_NAME)):
         files = sorted([*path.glob("*.gguf"), *path.glob("*.safetensors")])
         if len(files) != 1:
-            what = f"expected {SINGLE_NAME}, {INDEX_NAME} or one .gguf file, and there is none of them"
+            what = f"expected {SINGLE_NAME}, {INDEX_NAME} or one .gguf or .safetensors file, and there are {len(files)}"
             raise FileRefused(path, what)
         (file,) = files
     tensors = open_tensors(file)

@@ -409,6 +409,7 @@ RIGHT = {
                                      "target-parameters"),
     "square experts": (experts({}, {"square": True}, m=4), "target-parameters"),
     "experts without a version that shapes decide": (experts({"peft_version": None}), "target-parameters"),
+    "experts with no list of targets": (experts({"target_modules": None}), "target-parameters"),
     "arrays without their module": (
         experts({"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj"]},
                 tensors=lambda x: x | factors(paths("q_proj"))), "target-parameters"),
@@ -427,6 +428,8 @@ RIGHT = {
     "MLX's last layers": (lambda t: mlx(t / "a", paths(*QV, layers=[1, 2]), num_layers=2), ""),
     "MLX's two layers of four": (mlx_layers(0, 2), ""),
     "MLX's 16 layers of 3": (lambda t: mlx(t / "a", paths(*QV), num_layers=16), ""),
+    "MLX's -1 for all of its layers": (lambda t: mlx(t / "a", paths(*QV), num_layers=-1), ""),
+    "MLX's 0 for all of its layers": (lambda t: mlx(t / "a", paths(*QV), num_layers=0), ""),
     "MLX's alpha": (lambda t: mlx(t / "a", paths(*QV), lora_parameters={"rank": 2, "alpha": 40}), ""),
     "MLX's experts": (mlx_experts, ""),
     "kohya's names": (lambda t: kohya(t / "a.safetensors", paths(*QV)), ""),
@@ -436,6 +439,10 @@ RIGHT = {
     "kohya's magnitudes of each input": (of_kohya(lambda x: lycoris(x, 1)), "magnitude-of-inputs"),
     "diffusers' names": (diffusers, ""),
     "a GGUF adapter": (lambda t: gguf(t / "a.gguf", paths(*QV)), ""),
+    "a GGUF adapter beside a Mistral, a llama to llama.cpp": (
+        beside(lambda t: gguf(t / "a.gguf", paths(*QV)), model_type="mistral"), ""),
+    "a GGUF adapter beside a kind that is not known": (
+        beside(lambda t: gguf(t / "a.gguf", paths(*QV)), model_type="future"), ""),
     "a GGUF adapter of a GGUF model": (on_gguf(lambda t: gguf(t / "a.gguf", paths("q_proj", "up_proj"))), ""),
     "an adapter of a GGUF model": (on_gguf(plain()), ""),
     "an embedding of a tied GGUF model": (on_gguf(EMBEDDED, "token_embd"), "tied-head"),
@@ -652,6 +659,7 @@ BROKEN = {
     "MLX's as PEFT lies": (of_mlx(lambda x: {k: np.ascontiguousarray(a.T) for k, a in x.items()}), "factors-turned"),
     "MLX's without a scale": (of_mlx(lora_parameters={"rank": 2}), "alpha-missing"),
     "MLX's scale is 0": (of_mlx(lora_parameters={"rank": 2, "scale": 0.0}), "alpha-zero"),
+    "an old MLX's alpha is 0": (of_mlx(lora_parameters={"rank": 2, "alpha": 0}), "alpha-zero"),
     "MLX's DoRA without magnitudes": (of_mlx(fine_tune_type="dora"), "magnitude-missing"),
     "MLX's magnitudes without DoRA": (
         of_mlx(lambda x: x | {k.replace("lora_b", "m"): a[0] for k, a in x.items() if "lora_b" in k}),
@@ -808,6 +816,14 @@ TEXTS = {
         f"use_dora is not true, so PEFT passes over the lora_magnitude_vector of {Q0}"),
     "of several": (
         of(magnitudes), f"use_dora is not true, so PEFT passes over the lora_magnitude_vector of {SIX}"),
+    "rows of a part": (
+        of(at("q_proj.lora_B.weight", lambda a: a[: Q // 3])),
+        f"{Q0}: the factors are for a weight of 4 x 8, and the model's is 12 x 8: the rows of one of 3 parts, as of "
+        f"one device; so in 3 modules: {THREE}"),
+    "columns of a part": (
+        of(at("q_proj.lora_A.weight", lambda a: a[:, : D // 4])),
+        f"{Q0}: the factors are for a weight of 12 x 2, and the model's is 12 x 8: the columns of one of 4 parts, as "
+        f"of one device; so in 3 modules: {THREE}"),
     "alike": (
         plain({"r": 4}), f"{Q0}: the factors have the shapes [2, 8] and [12, 2], and the rank that is configured is 4; "
         f"so in 6 modules: {SIX}"),

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from minilora.audit.auditing import audit
+from minilora.audit.headers import open_model
 from minilora.checks import FileRefused
 from minilora.files.peft import KEYS
 
-from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, mlx, model, paths, peft, written
+from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, gguf_model, mlx, model, paths, peft, written
 
 JUNK = [
     None, True, 0, -1, 3.5, 1e300, 10**30, "", "q_proj", "(", "*", [], [1], ["q_proj", 1], [None], {}, {"a": 1},
@@ -77,6 +78,14 @@ def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
     peft(tmp_path / "mine", factors(paths("q_proj")), config("q_proj"))
     with pytest.raises(FileRefused, match="its folder 'mine' holds one"):
         audit(tmp_path)
+
+
+@pytest.mark.parametrize("names", [(), ("a.gguf", "b.gguf"), ("a.gguf", "b.safetensors")])
+def test_a_folder_of_another_number_of_models_is_refused(tmp_path, names):
+    for name in names:
+        gguf_model(tmp_path / name, {"attn_q": (12, 8)})
+    with pytest.raises(FileRefused, match=rf"expected model.safetensors, .*, and there are {len(names)}$"):
+        open_model(tmp_path)
 
 
 @pytest.mark.parametrize("value", JUNK)
