@@ -749,6 +749,11 @@ def test_modules_are_counted_by_kind(tmp_path):
     }  # fmt: skip
 
 
+def test_names_that_the_model_has_not_count_for_none(tmp_path):
+    report = report_of(of(name(f"{PREFIX}model.", PREFIX)), tmp_path)
+    assert {kind.adapted for kind in report.kinds} == {0}
+
+
 @pytest.mark.parametrize("apart", [False, True])
 def test_experts_count_once_for_each_layer(tmp_path, apart):
     kinds = report_of(experts(base={"apart": apart}), tmp_path).kinds

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
-from tests.audit.adapters import config, factors, paths, peft
+from tests.audit.adapters import config, factors, gguf, mlx, paths, peft
 from tests.support.command_line import run
+
+OTHERS = {
+    "hada_w1_a": "LoHa", "lokr_w1": "LoKr", "oft_blocks": "OFT", "oft_diag": "OFT", "boft_R": "BOFT",
+    "lora_mid.weight": "LoCon in three factors", "a1.weight": "GLoRA", "glora_a1": "GLoRA", "on_input": "IA3",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -15,8 +20,13 @@ from tests.support.command_line import run
         (lambda t: (t / "a.safetensors", (t / "a.safetensors").write_bytes(b"x" * 20))[0], "header too large"),
         (lambda t: (t / "e", (t / "e").mkdir())[0], "expected adapter_model.safetensors, adapters.safetensors, or one"),
         (lambda t: peft(t / "i", factors(paths("q_proj")), config("q_proj", peft_type="IA3")), "peft_type is 'IA3'"),
-        (lambda t: peft(t / "h", {"lora_unet_x.hada_w1_a": factors(paths("q_proj")).popitem()[1]}, None), "of LoHa"),
-        (lambda t: peft(t / "l", {"lora_unet_x.lokr_w1": factors(paths("q_proj")).popitem()[1]}, None), "of LoKr"),
+        *((lambda t, n=n: peft(t / "l", {f"lora_unet_x.{n}": np.ones((2, 8))}, None), f".{n}' is of {kind}, which is")
+          for n, kind in OTHERS.items()),
+        (lambda t: mlx(t / "m", paths("q_proj"), fine_tune_type="full"), "fine_tune_type is 'full', which is no LoRA"),
+        (lambda t: gguf(t / "m.gguf", paths("q_proj"), kind="model"), "general.type is 'model', expected 'adapter'"),
+        (lambda t: peft(t / "p", factors(paths("q_proj")), config(target_parameters=["a"] * 2000)), "2,000 entries"),
+        (lambda t: peft(t / "y", factors(paths("q_proj")), config(layers_to_transform=[1] * 2000)), "2,000 entries"),
+        (lambda t: mlx(t / "m", paths("q_proj"), lora_parameters={"keys": ["a"] * 2000}), "keys has 2,000 entries"),
         (lambda t: peft(t / "n", {f"{'x' * 2000}.lora_A.weight": np.ones((2, 8))}, None), "letters"),
         (lambda t: peft(t / "k", factors(paths("q_proj")), config(modules_to_save=["a"] * 2000)), "2,000 entries"),
     ],

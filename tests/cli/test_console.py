@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser, main
+from minilora.cli.console import say_goes_on
 
 from ..support.command_line import run
 
@@ -145,3 +146,11 @@ def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
         assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]
     assert lines == [f"minilora: a window has 8 {said}", f"minilora: prompt and text may have 8 {said}"]
+
+
+def test_a_command_to_go_on_with_is_told_whole(capsys):
+    typed = ["finetune", "text", "--sample", "a b " * 1000]
+    say_goes_on("step 7 of 30 is kept", typed)
+    said, command = capsys.readouterr().err.splitlines()
+    assert said == "minilora: step 7 of 30 is kept, and this command goes on from there:"
+    assert shlex.split(command)[-4:] == typed
