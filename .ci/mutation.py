@@ -75,7 +75,7 @@ PARTS = {
         (
             ("files/disk", "files/tensors"),
             (
-                *("files/test_disk", "files/test_tensors", "test_errors", "files/test_merge", "files/test_merge_kinds"),
+                *("files/test_disk", "files/test_tensors", "test_checks", "files/test_merge", "files/test_merge_kinds"),
                 *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder", "language/test_weights"),
                 *("language/test_npz", "language/test_gguf", "language/test_save"),
             ),

@@ -1,10 +1,29 @@
-"""Bad input to a layer gets one error that names the argument, its value and what was expected."""
+"""Bad input gets one error that names the argument, its value and what was expected.
+
+What a file holds reaches a terminal in one line, without control characters, and never at length.
+"""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minilora import Linear, LoRA, LoRALinear
-from minilora.checks import FileRefused, check_array, check_number, named, short, unmoved
+from minilora import FileRefused, Linear, LoRA, LoRALinear, checks
+from minilora.checks import (
+    check_array,
+    check_flag,
+    check_integer,
+    check_number,
+    check_path,
+    hub_hint,
+    named,
+    needed,
+    printable,
+    short,
+    unmoved,
+)
 from minilora.cli.check import all_instances
 from minilora.fast import residual_form
 from minilora.layer import first_array
@@ -117,9 +136,9 @@ def test_every_layer_has_the_guards(row):
         "cache does not come from this layer's forward: ": (y, (object(), *cache[1:])),
         "dy and cache are exchanged: call backward": (cache, y),
     }
-    for message, given in wrong.items():
+    for message, arguments in wrong.items():
         with pytest.raises((ValueError, TypeError)) as error:
-            layer.backward(*given)
+            layer.backward(*arguments)
         assert str(error.value).startswith(message)
     if x.dtype.kind == "f" and first_array(layer) is not None:
         with pytest.raises(TypeError, match=r"^x has dtype float\d\d, expected float\d\d as in the layer$"):
@@ -210,39 +229,112 @@ def test_residual_form_refuses_a_subclass_as_base():
         assert str(error.value) == f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {got}"
 
 
-# --- numbers, and how values are shown ------------------------------------------------------------
+# --- numbers, and how values and files' contents are shown ---------------------------------------
+
+
+@given(text=st.text(st.characters(), max_size=300))
+def test_a_text_is_printable_and_stays_where_it_was(text):
+    shown = printable(text)
+    assert shown.isprintable()
+    if text.isprintable():
+        assert shown == text
 
 
 @pytest.mark.parametrize(
-    "value", [None, "3", b"3", True, np.bool_(True), 1j, np.complex64(1), np.array(1 + 0j), np.ones(1)]
-)
-def test_what_is_no_number_is_refused(value):
-    with pytest.raises(TypeError, match=r"^n must be a number, got "):
-        check_number("n", value, above=0)
-
-
-@pytest.mark.parametrize("value", [3, 3.0, np.float32(3), np.int64(3), np.array(3.0)])
-def test_a_number_becomes_pythons(value):
-    assert type(check_number("n", value, above=0)) is float
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
+    ("text", "shown"),
     [
-        (TypeError("no"), TypeError("a: no")),
-        (ValueError("no"), ValueError("a: no")),
-        (np.linalg.LinAlgError("no"), ValueError("a: no")),
-        (FileRefused("f", "no"), FileRefused("f", "no")),
-        (KeyError("no"), KeyError("no")),
+        ("a\nb\tc", r"a\nb\tc"),
+        ("\x1b[31m", r"\x1b[31m"),
+        ("\x00\x7f\x9b", r"\x00\x7f\x9b"),
+        ("\u202e\u2028", r"\u202e\u2028"),
+        ("\udcff", r"\udcff"),
+        ("é 漢", "é 漢"),
+        ("é\n漢", r"é\n漢"),
     ],
 )
-def test_an_error_under_a_name_keeps_its_kind(error, expected):
-    with pytest.raises(type(expected)) as caught, named("a"):
-        raise error
-    assert (type(caught.value), caught.value.args) == (type(expected), expected.args)
+def test_control_characters_are_escaped(text, shown):
+    assert printable(text) == shown
 
 
-def test_a_value_is_shown_in_one_short_line():
-    assert short("a\n" * 500).isprintable()
-    assert len(short(np.ones(10**4).tolist())) <= 200
+def test_a_long_text_keeps_its_beginning_and_its_end():
+    assert printable("a" * 1200) == "a" * 1200
+    assert printable("a" * 700 + "b" * 700) == "a" * 597 + " ... " + "b" * 597
+    assert printable("abcdefghijkl", 10) == "ab ... kl"
+    assert short("a" * 198) == "'" + "a" * 198 + "'"
+    shown = short("a" * 10**6 + "b" * 10**6)
+    assert shown == "'" + "a" * 96 + " ... " + "b" * 96 + "'"
+    assert len(short(["a"] * 10**4)) <= 200
+    assert short(7) == "7"
     assert short(10**5000) == "an integer of 16610 bits"
+    assert short("\n") == r"'\n'"
+
+
+def test_an_error_names_the_file_and_the_reason():
+    assert str(FileRefused("a/b", "no\x07good")) == r"'a/b': no\x07good"
+    assert len(str(FileRefused("a", "x" * 10**6))) <= 1200
+
+
+@pytest.mark.parametrize("value", [True, 1j, b"1", bytearray(b"1"), "1", None, [1.0], memoryview(b"1")])
+def test_what_is_no_number_is_refused_by_name(value):
+    with pytest.raises(TypeError, match=r"^lr must be a number, got"):
+        check_number("lr", value, above=0)
+    with pytest.raises(TypeError, match=r"^n must be an integer, got"):
+        check_integer("n", value, at_least=0)
+
+
+def test_numpy_s_flags_complex_numbers_and_arrays_are_no_numbers():
+    for value in (np.True_, np.complex64(1), np.array(True), np.ones(1), np.ones((1, 1)), np.str_("1")):
+        with pytest.raises(TypeError, match=r"^lr must be a number, got"):
+            check_number("lr", value, above=0)
+    for value in (np.float32(0.5), np.float16(0.5), np.array(0.5)):
+        number = check_number("lr", value, above=0)
+        assert (type(number), number) == (float, 0.5)
+    assert type(check_number("lr", np.uint8(3), above=0)) is float
+
+
+def test_only_flags_are_flags():
+    assert check_flag("f", np.True_) is True
+    assert check_flag("f", False) is False
+    for value in (0, 1, "false", None, np.array(True)):
+        with pytest.raises(TypeError, match=r"^f must be True or False, got"):
+            check_flag("f", value)
+
+
+def test_a_path_is_returned_as_one(tmp_path):
+    assert check_path("p", str(tmp_path)) == tmp_path == check_path("p", tmp_path)
+
+
+def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
+    assert needed("json", "a test").loads("[1]") == [1]
+    monkeypatch.setitem(checks.INSTALL, "no_such_package", "this that")
+    for package, install in (("no_such_package", "this that"), ("no_other_package", "no_other_package")):
+        with pytest.raises(ValueError) as error:
+            needed(package, "such a file")
+        said = f"such a file needs {package} (No module named '{package}'): pip install {install}"
+        assert str(error.value) == said
+
+
+def test_a_hint_is_given_for_a_hubs_name_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    assert "download it" in hub_hint(Path("owner/model"))
+    for other in (Path("here/model"), Path("a/b/c"), Path("model"), tmp_path / "owner"):
+        assert hub_hint(other) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no"), ValueError, "q: no"),
+        (TypeError("no"), TypeError, "q: no"),
+        (np.linalg.LinAlgError("no"), ValueError, "q: no"),
+        (UnicodeDecodeError("utf-8", b"a", 0, 1, "no"), ValueError, "q: 'utf-8' codec can't decode byte 0x61"),
+        (FileRefused("f", "no"), FileRefused, "'f': no"),
+        (KeyError("no"), KeyError, "'no'"),
+    ],
+)
+def test_an_error_is_named_by_what_was_looked_at(error, kind, message):
+    with pytest.raises(kind) as caught, named("q"):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(message)

@@ -1,22 +1,45 @@
-"""A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves."""
+"""A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves.
 
-from functools import cache
+`support/algebra.py` makes every small mistake in every function that a layer's forward, backward and merge run, in the
+losses, in Adam and in the sums of adapters; `support/mutants.py` has bugs that are no mistake of algebra.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from types import FunctionType
 
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 
-from minilora import best_of_rank, gradcheck, weighted_sum
+from minilora import Adam, adapt, best_of_rank, cross_entropy, gradcheck, merge, mse, weighted_sum
+from minilora.fast import residual_form
+from minilora.fast.blockwise import Blocks
+from minilora.layers.experts import balance
 from minilora.variants.scaling import scaling
 
-from .support import expert_mutants, language_mutants, mutants
-from .support.cases import KINDS, adapted_case, lora_case, plain_case
-from .support.claims import ADAM_CLAIMS, MSE_CLAIMS
+from .support import mutants
+from .support.algebra import Mistake, functions, mistakes, place_of, reached
+from .support.cases import CASES, KINDS, lora_case, plain_case
+from .support.claims import (
+    ADAM_CLAIMS,
+    MSE_CLAIMS,
+    adapted_begins_as_its_base,
+    balance_is_the_sum_written_out,
+    cross_entropy_is_the_mean_over_what_counts,
+    merging_changes_no_output,
+    rslora_divides_by_the_root,
+    sums_are_exact,
+    the_best_rank_leaves_the_discarded_values,
+)
 from .support.compare import gradients_are_the_slope_of_mse
 from .support.formulas import AdamByFormulas
-from .support.mutants import HIDDEN_AT_THE_START, MUTANTS, written_out
+from .support.language_cases import attention_case, extended_by_its_past_is_the_whole
+from .support.mutants import HIDDEN_AT_THE_START, MUTANTS
 from .support.mutants import Wrong as RightPieces
-from .support.problems import Problem, problems
+from .support.problems import SQUARE, Problem, problems
+from .support.sample import one_in
 
 
 def rejected(claims, problem) -> bool:
@@ -43,76 +66,168 @@ def ten_problems() -> list[Problem]:
     return drawn
 
 
-def caught(mutant) -> bool:
-    """Whether the mutant is rejected within ten examples."""
-    return any(rejected(mutant.claims, problem) for problem in ten_problems())
+# --- mistakes of algebra --------------------------------------------------------------------------
 
 
-EVERY_MUTANT = [
-    pytest.param(mutant, id=mutant.name, marks=() if len(mutant.claims) == 1 or i % 3 == 0 else pytest.mark.long)
-    for i, mutant in enumerate(MUTANTS)
+@dataclass(frozen=True)
+class Subject:
+    """Code to be spoiled: what runs it, and what is claimed of it."""
+
+    run: Callable[[Problem], object]
+    claims: tuple[Callable[[Problem], None], ...]
+
+
+def of_case(case) -> Subject:
+    def run(problem):
+        layer, x = case.build(problem, case.params(problem)), case.input(problem)
+        y, cache = layer.forward(x)
+        layer.backward(y, cache)
+        merge(layer)
+
+    return Subject(run, tuple(partial(claim, case) for claim in (*case.claims, merging_changes_no_output)))
+
+
+def of_claims(*claims, of) -> Subject:
+    bound = tuple(partial(claim, of) for claim in claims)
+    return Subject(lambda problem: [claim(problem) for claim in bound], bound)
+
+
+def by_blocks():
+    """Attention by blocks in which some keys are later than some queries."""
+    case = attention_case("Attention, by blocks")
+
+    def build(problem, arrays):
+        layer = case.build(problem, arrays)
+        layer.blocks = Blocks(2, 3, page_up_to=0)
+        return layer
+
+    return replace(case, build=build)
+
+
+SUBJECTS = [
+    *(of_claims(extended_by_its_past_is_the_whole, of=case) for case in (attention_case(), by_blocks())),
+    of_claims(*MSE_CLAIMS, of=mse),
+    of_claims(cross_entropy_is_the_mean_over_what_counts, of=cross_entropy),
+    of_claims(balance_is_the_sum_written_out, of=balance),
+    of_claims(*ADAM_CLAIMS, of=Adam),
+    of_claims(gradients_are_the_slope_of_mse, of=residual_form),
+    of_claims(rslora_divides_by_the_root, of=scaling),
+    of_claims(sums_are_exact, of=weighted_sum),
+    of_claims(the_best_rank_leaves_the_discarded_values, of=best_of_rank),
+    of_claims(adapted_begins_as_its_base, of=adapt),
+    of_claims(mutants.a_start_has_the_fan_of_the_input, of=mutants.start_of_library),
+    *map(of_case, (*CASES, by_blocks())),
 ]
-"""In the default run those that one claim alone must reject, and a third of the others."""
+ATTEND, WITHOUT = ("attend", "attend_backward"), ("without the right", "other operation")
+SAME = {
+    "layers.activation.ReLU.forward: off by one: x.real > 0": "ReLU is 0 at 0 either way",
+    **dict.fromkeys(
+        (
+            *(f"fast.blockwise.BlockwiseAttention.{f}: off by one: q.shape[-2] <= blocks.page_up_to" for f in ATTEND),
+            "layers.experts.ExpertsByRows.gated: off by one: len(c) <= self.rows",
+            "fast.residual.residual_form: off by one: 2 * adapter.rank > X.shape[0]",
+            "fast.residual.residual_form: without the right: 2 * adapter.rank",
+            "fast.residual.residual_form: without the left: 2 * adapter.rank",
+            "fast.residual.residual_form: other operation: 2 * adapter.rank",
+            "variants.sums.singular_values: off by one: F.shape[0] > F.shape[1]",
+        ),
+        "both ways are one number",
+    ),
+    "fast.residual.residual_form: right transposed: s * B @ (H.T @ H)": "H^T H is its transpose",
+    "fast.residual.residual_form: right transposed: s * H @ (B.T @ B)": "B^T B is its transpose",
+    **dict.fromkeys(
+        (f"layers.attention.softmax: {what}: S - S.real.max(axis=-1, keepdims=True)" for what in WITHOUT),
+        "the sum divides it out, and exp overflows: test_large_scores_do_not_overflow",
+    ),
+    "fast.blockwise.attend_backward: without the left: past + t.stop": "no backward has a past",
+    "variants.dora.with_magnitude: other operation: base.weight + adapter.delta()": "PiSSA's parts are at right angles",
+    "variants.stackedlora.StackedLoRA.delta: off by one: self.experts > 1": "of one expert: "
+    "test_delta_has_each_experts_own_product",
+    **dict.fromkeys(
+        (f"variants.dora.divisible: {what}: n + (n == 0)" for what in WITHOUT),
+        "of rows of zeros: test_our_dora_is_finite_at_a_row_of_zeros",
+    ),
+    **dict.fromkeys(
+        (
+            "variants.pissa.pissa: without the right: S[:r] / s",
+            "variants.pissa.pissa: other operation: S[:r] / s",
+            "variants.pissa.pissa: without the left: root[:, None] * Vt[:r]",
+            "variants.pissa.pissa: other operation: root[:, None] * Vt[:r]",
+            "variants.pissa.pissa: without the right: U[:, :r] * root",
+            "variants.pissa.pissa: other operation: U[:, :r] * root",
+        ),
+        "another part of W: test_pissa_takes_the_leading_singular_values_away",
+    ),
+}
+"""Mistakes that change nothing, or what another test holds."""
+
+
+@cache
+def subjects_of() -> dict[FunctionType, list[Subject]]:
+    """Return for each function of the mathematics what runs it, the most particular first."""
+    made, found = functions(), {}
+    for subject in SUBJECTS:
+        for code in reached(partial(subject.run, SQUARE)) & made.keys():
+            found.setdefault(made[code], []).append(subject)
+    return found
+
+
+def is_caught(mistake: Mistake) -> bool:
+    """Whether what runs the function rejects it with the mistake, within five examples."""
+    for subject in subjects_of()[mistake.function][:4]:
+        for problem in (*ten_problems()[:-5:-1], SQUARE):
+            subject.run(problem)  # once by the right code, so that what is drawn until it fits is there
+            with mistake.made():
+                if rejected(subject.claims, problem):
+                    return True
+    return False
+
+
+MODULES = sorted({function.__module__ for function in subjects_of()})
+
+
+@pytest.mark.parametrize("one_in", [8, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.filterwarnings("ignore")
+def test_every_mistake_of_algebra_is_caught(module, one_in):
+    spoiled = [f for f in sorted(subjects_of(), key=place_of) if f.__module__ == module]
+    made = [mistake for function in spoiled for mistake in mistakes(function)][::one_in]
+    with np.errstate(all="ignore"):
+        survived = {str(mistake) for mistake in made if not is_caught(mistake)}
+    assert survived == SAME.keys() & set(map(str, made))
+
+
+def test_there_are_hundreds_of_mistakes_and_the_code_without_one_passes():
+    assert sum(len(mistakes(function)) for function in subjects_of()) > 700
+    for subject in SUBJECTS[: len(SUBJECTS) - len(CASES) - 1]:  # the cases are in test_gradients.py
+        for claim in subject.claims:
+            claim(ten_problems()[-1])
+
+
+# --- bugs that are no mistake of algebra ----------------------------------------------------------
+
+EVERY_MUTANT = one_in(3, MUTANTS, [mutant.name for mutant in MUTANTS])
 
 
 @pytest.mark.parametrize("mutant", EVERY_MUTANT)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_this_bug_is_caught_within_ten_examples(mutant):
-    assert caught(mutant)
-
-
-def test_there_are_many_bugs_with_names_of_their_own():
-    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 190
-
-
-# Of each scaffold without a bug, by one problem: what a right layer claims at many is in test_gradients.py.
+    assert any(rejected(mutant.claims, problem) for problem in ten_problems())
 
 
 def test_the_same_code_without_a_bug_passes():
     """Otherwise the scaffold of the bugs, and not the bugs, might be what is caught."""
     problem = ten_problems()[-1]
-
-    def right_mse(p, t):
-        return ((p - t) ** 2).mean(), 2 / p.size * (p - t)
-
     for case in (lora_case(RightPieces), mutants.with_parts()):
         for claim in case.claims:
             claim(case, problem)
-    for claim in MSE_CLAIMS:
-        claim(right_mse, problem)
+    for claim in mutants.TWO_CLAIMS:
+        claim(plain_case(KINDS["embedding"], mutants.WrongEmbedding), problem)
     for claim in ADAM_CLAIMS:
         claim(AdamByFormulas, problem)
-    gradients_are_the_slope_of_mse(written_out, problem)
-
-
-def test_the_other_layers_without_a_bug_pass():
-    problem = ten_problems()[-1]
-    cases = [
-        plain_case(KINDS["embedding"], mutants.WrongEmbedding),
-        mutants.dora_case(mutants.WrongDoRA),
-    ]
-    for case in cases:
-        for claim in mutants.TWO_CLAIMS:
-            claim(case, problem)
-    mutants.merged_gives_the_same_output(adapted_case(KINDS["conv2d"]), problem)
     for start in (mutants.start_of_library, mutants.uniform_start()):
         mutants.a_start_has_the_fan_of_the_input(start, problem)
-    mutants.rslora_divides_by_the_root(scaling, problem)
-    for right in (weighted_sum, mutants.RIGHT_SUM):
-        mutants.sums_are_exact(right, problem)
-    mutants.the_best_rank_leaves_the_discarded_values(best_of_rank, problem)
-
-
-RIGHT = language_mutants.RIGHT | expert_mutants.RIGHT
-
-
-@pytest.mark.parametrize("name", RIGHT)
-def test_a_language_models_layers_without_a_bug_pass(name):
-    problem = ten_problems()[-1]
-    case, subjects, claims = RIGHT[name]
-    for subject in subjects:
-        for claim in claims:
-            claim(case(subject), problem)
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 
 
 @pytest.mark.parametrize("name", HIDDEN_AT_THE_START)

@@ -105,11 +105,6 @@ def dropping_by_loops(layer: DroppingLoRALinear, p: Arrays, x: np.ndarray) -> np
     return linear_by_loops(base, x) + lora_by_loops(p, dropped, layer.adapter.alpha)
 
 
-def dropping_case(cls: type | None = None) -> Case:
-    claims = (*CLAIMS, a_step_of_one_measures_the_slope_exactly)
-    return case_of("LoRALinear, dropout", dropping_by_loops, claims, cls=cls)
-
-
 def weight_by_loops(layer: QuantizedLinear) -> np.ndarray:
     """Return the weight of a layer in NF4, one number after another, from its bytes."""
     scales = [float(a) for a in layer.absmax]
@@ -351,10 +346,7 @@ def plain_case(kind: Kind, cls: type | None = None) -> Case:
     return Case(kind.name, arrays, build, loops, kind.input, claims)
 
 
-def adapted_case(
-    kind: Kind, norm: str | None = None, *, held: bool = False, dora: type[DoRA] = DoRA, rewritten: type = Rewritten,
-    base: type | None = None,
-) -> Case:  # fmt: skip
+def adapted_case(kind: Kind, norm: str | None = None, *, held: bool = False, dora: type[DoRA] = DoRA) -> Case:
     """A frozen layer with LoRA or, where there is a norm, DoRA. Held, DoRA's norm is the constant that it is taken for.
 
     The factors are small beside the weight, so that no row of V = W + s B A is short. Nor does a row have one entry
@@ -365,7 +357,7 @@ def adapted_case(
         p = kind.small(problem)
         return replace(p, in_features=p.in_features + 1) if norm and p.in_features == 1 else p
 
-    class OnRows(rewritten):
+    class OnRows(Rewritten):
         """With a DoRA of one's own."""
 
         def on_rows(self):
@@ -391,7 +383,7 @@ def adapted_case(
     def build(problem: Problem, found: Arrays) -> Layer:
         p, dtype = small(problem), found["lora_A"].real.dtype
         bias = kind.bias(p)
-        layer = kind.build(p, kind.matrix(p).astype(dtype), None if bias is None else bias.astype(dtype), base)
+        layer = kind.build(p, kind.matrix(p).astype(dtype), None if bias is None else bias.astype(dtype))
         mine = {name: array for name, array in found.items() if name != "x"}
         of_dora = {} if norm is None else {"dora_norm": norm}
         adapter = (DoRAAdapter if of_dora else Adapter)(**mine, alpha=p.alpha, kind=kind.name, **of_dora)
@@ -405,7 +397,7 @@ def adapted_case(
             layer = OnRows(layer, adapter)
             layer.dora = on_rows
             return kind.on_ids(p, layer)
-        return kind.on_ids(p, rewritten(layer, adapter))
+        return kind.on_ids(p, Rewritten(layer, adapter))
 
     def loops(problem: Problem, found: Arrays, x: np.ndarray) -> np.ndarray:
         p = small(problem)
@@ -438,7 +430,7 @@ DORA_CASES = tuple(
 
 CASES = (
     *PRODUCTS,
-    dropping_case(),
+    case_of("LoRALinear, dropout", dropping_by_loops, (*CLAIMS, a_step_of_one_measures_the_slope_exactly)),
     *QUANTIZED_CASES,
     *ACTIVATION_CASES,
     *MODEL_CASES,

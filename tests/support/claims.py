@@ -6,14 +6,17 @@ A claim knows arrays and the protocol of `minilora.layer`, and nothing of how a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from minilora import Conv1d, Linear, LoRA, adapters, attach, merge
 from minilora.conformance.problems.problem import Problem
 from minilora.layer import freeze
+from minilora.variants.sums import discarded
 from minilora.verify.gradcheck import gradcheck
 
 Arrays = dict[str, np.ndarray]
@@ -317,6 +320,68 @@ def delta_is_the_matrix_of_forward(cls: Callable[..., Any], problem: Problem) ->
     require_close("x delta^T", problem.x @ delta.T, lora(problem.x), 1e-13)
 
 
+def merging_changes_no_output(case: Case, problem: Problem) -> None:
+    """With the adapters folded into the weights, the model's or the layer's own way."""
+    params = case.params(problem)
+    layer = case.build(problem, params)
+    y = layer(params["x"])
+    require_close("the merged output", merge(layer)(params["x"]), y, 1e-11)
+    if hasattr(layer, "merge"):
+        require_close("the layer's own merged output", layer.merge()(params["x"]), y, 1e-11)
+        if isinstance(layer.base, Linear):
+            require_close("W + delta", layer.base.weight + layer.delta(), layer.merge().weight, 1e-12)
+
+
+def sums_are_exact(weighted_sum: Callable[..., Any], problem: Problem) -> None:
+    """With weights below zero, and ranks and alphas that differ; of one rank also by factors that are added."""
+    A, B = problem.factors.values()
+    terms = [LoRA(A, B, problem.alpha), LoRA(2 * A[:1], B[:, :1] + 1, 2 * problem.alpha), LoRA(A + 1, B, 1.0)]
+    for weights in ((1, 1, 1), (1, -1, 0.5), (-0.5, -2, 3)):
+        expected = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
+        require_close("the sum", weighted_sum(terms, weights).delta(), expected, 1e-12)
+    both = [LoRA(A, B, problem.alpha), LoRA(A, 2 * B, 3.0)]  # of one A, no cross term is foreign
+    c, d = both[0].scaling, -2 * both[1].scaling
+    expected = (c**0.5 * B + abs(d) ** 0.5 * 2 * B) @ (c**0.5 * A - abs(d) ** 0.5 * A)
+    require_close("the factors added", weighted_sum(both, (1, -2), "linear").delta(), expected, 1e-12)
+
+
+def the_best_rank_leaves_the_discarded_values(best: Callable[..., Any], problem: Problem) -> None:
+    """No matrix of that rank is nearer than the singular values that are left out."""
+    lora = LoRA(**problem.factors, alpha=problem.alpha)
+    values = np.linalg.svd(lora.delta(), compute_uv=False)
+    r = max(1, min(lora.rank, *lora.shape) - 1)
+    error = np.linalg.norm(values[r:])
+    require_close("the error", np.linalg.norm(lora.delta() - best(lora, r).delta()), error, 1e-11)
+    require_close("the error that is told", discarded(lora, r), error, 1e-11)
+
+
+def rslora_divides_by_the_root(scaling: Callable[..., float], problem: Problem) -> None:
+    """And plain LoRA by the rank."""
+    for use_rslora, power in ((True, 0.5), (False, 1)):
+        found = scaling(problem.alpha, problem.rank, use_rslora=use_rslora)
+        require_close("the scaling", found, problem.alpha / problem.rank**power, 1e-14)
+
+
+def adapted_begins_as_its_base(adapt: Callable[..., Any], problem: Problem) -> None:
+    """By every start, rank-stabilised or not; and when it has moved, it is the same over the original base."""
+    layers = (Linear(**problem.full), problem.x), (Conv1d(problem.full["weight"][..., None]), problem.x[..., None])
+    starts: tuple[dict[str, Any], ...] = (
+        {},
+        {"use_dora": True},
+        {"init": "pissa"},
+        {"init": "pissa", "use_dora": True},
+    )
+    rank, rng = min(problem.rank, problem.in_features, problem.out_features), np.random.default_rng(problem.seed)
+    for layer, x in layers:
+        for options in (start | {"use_rslora": root} for start in starts for root in (False, True)):
+            adapted = adapt(layer, "", rank=rank, alpha=problem.alpha, rng=rng, **options)
+            require_close(f"the output with {options}", adapted(x), layer(x), 1e-11)
+            for array in adapted.trainable().values():
+                array += 0.1
+            again = attach(layer, adapters(adapted))
+            require_close(f"over the original base with {options}", again(x), adapted(x), 1e-11)
+
+
 # --- the loss -------------------------------------------------------------------------------------
 
 
@@ -340,6 +405,30 @@ def mse_gradient_is_its_slope(loss: Loss, problem: Problem) -> None:
 
 
 MSE_CLAIMS = (mse_is_the_mean_written_out, mse_gradient_is_its_slope)
+
+
+def cross_entropy_is_the_mean_over_what_counts(loss: Loss, problem: Problem) -> None:
+    """The loss written out over the rows that count, and its gradient by complex step."""
+    logits = problem.randn("logits", 4 + problem.n, 2 + problem.out_features)
+    targets = np.random.default_rng(problem.seed).integers(0, logits.shape[1], len(logits))
+    targets[1::3] = -100
+    terms = [math.log(sum(math.exp(v - z[t]) for v in z)) for z, t in zip(logits, targets, strict=True) if t >= 0]
+    value, gradient = loss(logits, targets)
+    require_close("the loss", value, np.array(sum(terms) / len(terms)), 1e-13)
+    gradcheck(lambda p: loss(p["z"], targets)[0], {"z": logits}, {"z": gradient}, tolerance=1e-12)
+
+
+def balance_is_the_sum_written_out(balance: Callable[..., Any], problem: Problem) -> None:
+    """Expert by expert, and its gradient by complex step."""
+    E, K = 3 + problem.rank % 3, 2
+    scores = problem.randn("scores", 3 + problem.n, E)
+    p = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    choice = np.argsort(-scores, axis=1)[:, :K]
+    terms = [sum(e in row for row in choice) / len(p) * p[:, e].mean() for e in range(E)]
+    value, gradient = balance(scores, K)
+    require_close("the loss", value, np.array(E * sum(terms)), 1e-13)
+    params = {"scores": scores}
+    gradcheck(lambda p: balance(p["scores"], K)[0], params, {"scores": gradient}, method="complex", tolerance=1e-12)
 
 
 # --- the optimizer --------------------------------------------------------------------------------

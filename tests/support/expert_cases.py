@@ -1,7 +1,6 @@
 """Mixtures of experts under test, each with a second way to compute its forward: row by row and expert by expert."""
 
 import math
-from functools import partial
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from minilora import Layer
 from minilora.layers.experts import MixtureOfExperts, Router
 from minilora.variants.stackedlora import StackedLoRALinear
 
-from .claims import Arrays, Case
+from .claims import Arrays
 from .language_cases import MODEL_CLAIMS, gated_by_loops, on_rows
 from .loops import FUNCTIONS, case_of, child
 
@@ -57,21 +56,9 @@ def mixture_by_loops(layer: MixtureOfExperts, p: Arrays, x: np.ndarray) -> np.nd
     return y
 
 
-def router_case(cls: type | None = None, row: str = "Router") -> Case:
-    return case_of(row, router_by_loops, cls=cls)
-
-
-def mixture_case(cls: type | None = None, row: str = "MixtureOfExperts") -> Case:
-    return case_of(row, mixture_by_loops, MODEL_CLAIMS, cls=cls)
-
-
-over_all_case = partial(router_case, row="Router, over all")
-shared_case = partial(mixture_case, row="MixtureOfExperts, shared expert")
-adapted_experts_case = partial(mixture_case, row="MixtureOfExperts, LoRA")
-
-by_rows_case = partial(mixture_case, row="MixtureOfExperts, by rows")
-
+ROUTERS = ("Router", "Router, over all")
+MIXTURES = tuple(f"MixtureOfExperts{kind}" for kind in ("", ", shared expert", ", LoRA", ", by rows"))
 EXPERT_CASES = (
-    *(router_case(), over_all_case()),
-    *(mixture_case(), shared_case(), adapted_experts_case(), by_rows_case()),
+    *(case_of(row, router_by_loops) for row in ROUTERS),
+    *(case_of(row, mixture_by_loops, MODEL_CLAIMS) for row in MIXTURES),
 )

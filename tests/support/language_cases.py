@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilora import Attention, GatedMLP, Llama, LlamaConfig, LoRA, RMSNorm, Rotary, attach, gradcheck
+from minilora import Llama, LlamaConfig, LoRA, attach, gradcheck
 from minilora.layers.rotary import frequencies
 from minilora.verify.instances import BASE, EPS
 
@@ -18,6 +18,7 @@ from .claims import (
     backward_is_the_slope_of_forward,
     backward_without_dx_is_the_same,
     forward_is_the_reference,
+    require_close,
 )
 from .loops import FUNCTIONS, Beside, case_of, child, linear_by_loops
 from .problems import Problem
@@ -88,20 +89,8 @@ def gated_by_loops(p: Arrays, x):
     return on_rows(child("down_proj", p), FUNCTIONS["silu"](gate) * up)
 
 
-def norm_case(cls: type = RMSNorm) -> Case:
-    return case_of("RMSNorm", lambda layer, p, x: norm_by_loops(x, p["weight"]), cls=cls)
-
-
-def rotary_case(cls: type = Rotary) -> Case:
-    return case_of("Rotary", lambda layer, p, x: np.stack([turned(rows, x.shape[-1]) for rows in x]), cls=cls)
-
-
-def attention_case(cls: type = Attention, row: str = "Attention") -> Case:
-    return case_of(row, lambda layer, p, x: attention_by_loops(p, x, layer.rotary.in_features), cls=cls)
-
-
-def gated_case(cls: type = GatedMLP) -> Case:
-    return case_of("GatedMLP", lambda layer, p, x: gated_by_loops(p, x), cls=cls)
+def attention_case(row: str = "Attention") -> Case:
+    return case_of(row, lambda layer, p, x: attention_by_loops(p, x, layer.rotary.in_features))
 
 
 def backward_is_the_slope_along_directions(case: Case, problem: Problem) -> None:
@@ -195,12 +184,21 @@ def llama_case(*targets: str) -> Case:
     return Case(name, arrays, build, reference, x, ADAPTED_CLAIMS if targets else MODEL_CLAIMS)
 
 
+def extended_by_its_past_is_the_whole(case: Case, problem: Problem) -> None:
+    """One position, and the others with its keys and values."""
+    params = case.params(problem)
+    layer, x = case.build(problem, params), params["x"]
+    first, past = layer.extend(x[..., :1, :], None)
+    others, _ = layer.extend(x[..., 1:, :], past)
+    require_close("the output of all", np.concatenate([first, others], axis=-2), layer(x), 1e-12)
+
+
 LANGUAGE_CASES = (
-    norm_case(),
-    rotary_case(),
-    gated_case(),
+    case_of("RMSNorm", lambda layer, p, x: norm_by_loops(x, p["weight"])),
+    case_of("Rotary", lambda layer, p, x: np.stack([turned(rows, x.shape[-1]) for rows in x])),
+    case_of("GatedMLP", lambda layer, p, x: gated_by_loops(p, x)),
     attention_case(),
-    attention_case(row="Attention, q and k normed"),
+    attention_case("Attention, q and k normed"),
     llama_case(),
     llama_case("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"),
     llama_case("model.layers.1.mlp.up_proj", "lm_head"),

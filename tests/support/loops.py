@@ -39,13 +39,8 @@ def drawn(row: str, problem: Problem) -> tuple[Layer, np.ndarray]:
     return all_instances()[row](drawing)
 
 
-def case_of(
-    row: str, by_loops: ByLoops, claims: tuple = CLAIMS, *, cls: type | None = None, x: Callable | None = None
-) -> Case:
-    """Return the case of a row: what it is claimed to give is what `by_loops` gives.
-
-    With `cls`, a class of the same fields takes the layer's place, as a planted bug does; with `x`, another input.
-    """
+def case_of(row: str, by_loops: ByLoops, claims: tuple = CLAIMS, *, x: Callable | None = None) -> Case:
+    """Return the case of a row: what it is claimed to give is what `by_loops` gives; with `x`, for another input."""
 
     def arrays(problem: Problem) -> Arrays:
         return {name: array.copy() for name, array in drawn(row, problem)[0].trainable().items()}
@@ -53,9 +48,7 @@ def case_of(
     def build(problem: Problem, given: Arrays) -> Layer:
         layer, precision = drawn(row, problem)[0], np.result_type(*given.values()).type(0).real.dtype
         theirs = {id(array): given[name] for name, array in layer.trainable().items()}
-        new = rebuild(layer, array=lambda a: theirs[id(a)] if id(a) in theirs else a.astype(precision))
-        fields = {name: value for name, value in vars(new).items() if name != "frozen"}
-        return new if cls is None else cls(**fields)
+        return rebuild(layer, array=lambda a: theirs[id(a)] if id(a) in theirs else a.astype(precision))
 
     def reference(problem: Problem, given: Arrays, x: np.ndarray) -> np.ndarray:
         return by_loops(drawn(row, problem)[0], given, x)
