@@ -62,6 +62,7 @@ class Road:
     base: Any = None  # W, before anything is added
     factors: Any = None  # A and B, and the magnitude
     product: Any = None  # B A
+    early: Any = None  # s B, for a program that computes (s B) A
     change: Any = None  # s B A; with a magnitude also the sum, its lengths and the gain
 
 
@@ -75,7 +76,7 @@ def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Roa
     halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if is_half(dtype)))
     roads = [Road()]
     for t in halves:
-        roads += [Road(change=t), Road(product=t, change=t)]
+        roads += [Road(change=t), Road(product=t, change=t), Road(factors=t, early=t, change=t)]
         if t != adapter:
             roads += [Road(factors=t), Road(factors=t, change=t), Road(factors=t, product=t, change=t)]
     return [replace(road, base=base) for road in roads for base in dict.fromkeys(bases)]
@@ -121,8 +122,8 @@ class Replay:
         self.wide = np.dtype(np.float32 if is_half(self.out) else np.float64)
         self.left, self.right = (stored_as(x.astype(self.wide), road.factors) for x in (update.left, update.right))
         self.scaling = self.wide.type(update.scaling)
-        if road.product is None and road.change is None:  # then s may be anywhere
-            self.left, self.scaling = self.left * self.scaling, self.wide.type(1)
+        if road.early or (road.product is None and road.change is None):  # then s may be anywhere
+            self.left, self.scaling = stored_as(self.left * self.scaling, road.early), self.wide.type(1)
         self.norms: np.ndarray | None = None  # DoRA's, of columns
 
     def prepare(self, base: Matrix, top: int) -> None:
@@ -140,10 +141,9 @@ class Replay:
 
     def _sum(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:
         """Return W + s B A, rounded as the road has it."""
-        change = product
-        if self.scaling != 1:
-            change = stored_as(stored_as(product, self.road.product) * self.scaling, self.road.change)
-        sums = W + change
+        change = stored_as(product, self.road.product)
+        change = change if self.scaling == 1 else change * self.scaling
+        sums = W + stored_as(change, self.road.change)
         return sums if self.update.magnitude is None else stored_as(sums, self.road.change)
 
     def _lengthened(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:

@@ -104,7 +104,7 @@ def known_strengths(module: Module, adapter: AdapterFile) -> list[tuple[float, s
     """Return the factors by which known mistakes are off, and their names."""
     s, r, alpha = float(module.scaling or 1.0), int(module.rank or module.rank_in_file or 1), module.alpha
     root = adapter.get("use_rslora") is True
-    known = [(2.0, "twice"), (3.0, "three times"), (0.5, "by half"), (-1.0, "subtracted in the place of added")]
+    known = [(2.0, "twice"), (0.5, "by half"), (-1.0, "subtracted in the place of added")]
     if root:
         known += [
             (r**0.5, "alpha in the place of alpha / sqrt(r)"),
@@ -112,7 +112,7 @@ def known_strengths(module: Module, adapter: AdapterFile) -> list[tuple[float, s
         ]
     else:
         known += [(float(r), "alpha in the place of alpha / r"), (r**0.5, "alpha / sqrt(r) in the place of alpha / r")]
-    known += [(1 / s, "without the scaling"), (s, "with the scaling taken twice"), (1 / r, "divided by r once more")]
+    known += [(1 / s, "without the scaling"), (s, "with the scaling taken twice")]
     usual, rank = adapter.get("lora_alpha"), adapter.get("r")
     if isinstance(usual, int | float) and type(rank) is int and rank > 0:
         plain = scaling(usual, rank, use_rslora=root) / s
@@ -120,7 +120,6 @@ def known_strengths(module: Module, adapter: AdapterFile) -> list[tuple[float, s
         known.append((scaling(usual, r, use_rslora=root) / s, "with lora_alpha, without alpha_pattern"))
     if alpha:
         known.append((scaling(8, r, use_rslora=root) / s, "with alpha 8, which is PEFT's own default"))
-        known.append((scaling(16, r, use_rslora=root) / s, "with alpha 16"))
     return [(k, name) for k, name in known if not math.isclose(k, 1.0)]
 
 
@@ -302,10 +301,10 @@ def _in_part(sample: Sample) -> Suspect | None:
     low, high, share = sample.strength(np.where(sample.is_base, 0.0, sample.change))
     if share < ENOUGH:
         return None
-    lost = sample.replay(Road(), sample.update).values(sample.W, sample.rows)
-    part = np.mean(sample.is_base[bits(lost) != bits(sample.W.astype(sample.out))])
-    whole = [row[len(row) // 2] for row in sample.is_base if row.all() or not row.any()]
-    places = "in some rows" if len(whole) == len(sample.rows) else "in part"
+    right = sample.replay(Road(), sample.update).values(sample.W, sample.rows)
+    moves = bits(right) != bits(sample.W.astype(sample.out))
+    part, rows = np.mean(sample.is_base[moves]), [sample.is_base[i][moves[i]] for i in range(len(moves))]
+    places = "in some rows" if all(row.all() or not row.any() for row in rows) else "in part"
     times = "" if low <= 1 <= high else ", and there by the factor {k}"
     text = f"merged {places} alone{times}, {part:.0%} of what should change is the base's"
     return Suspect("in-part", text, (low + high) / 2)

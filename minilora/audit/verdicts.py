@@ -98,7 +98,7 @@ def filled(text: str, verdicts: Sequence[Verdict]) -> str:
     factors, rests = (
         [getattr(v, name) for v in verdicts if getattr(v, name) is not None] for name in ("factor", "rest")
     )
-    return text.format(k=_between(factors, "{:.4g}"), rest=_between(rests, "{:.1%}"))
+    return text.format(k=_between(factors, "{:.3g}"), rest=_between(rests, "{:.1%}"))
 
 
 def _between(numbers: Sequence[float], form: str) -> str:
@@ -110,7 +110,7 @@ def _of_whole(comparison: Merger) -> Iterator[Diagnosis]:
     """Yield what is wrong with the folder as a whole: it is not merged, or of another base."""
     beside = [name for name, verdict in comparison.others.items() if verdict.flag == "factors-beside"]
     if beside:
-        text = f"not merged: the factors stand in the model's folder beside its weights: {some(beside, 'tensor')}"
+        text = f"not merged: {counted(len(beside), 'tensor')} of a model beside its adapter stand there"
         yield Diagnosis(text, "factors-beside", cases=tuple(beside))
     changed = _changed(comparison)
     if _is_other_base(comparison):

@@ -1,19 +1,27 @@
 """`audit --merged`: right merges by each road, and broken ones, each of which gets its name in the first line."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from minilora.audit.auditing import audit
 from minilora.files.merge import merge_adapter
 from minilora.files.tensors import FLOATS
+from minilora.layers.nf4 import dequantize_nf4, quantize_nf4
 
-from .adapters import LAYERS, PREFIX, config, factors, model, paths, peft
+from .adapters import PREFIX, config, peft, written
 
-KINDS = ("q_proj", "v_proj")
-SCALING, R = 3.0, 2
+LAYERS, R, SCALING, N = 4, 8, 3.0, 64
+KINDS = {"self_attn.q_proj": (N, N), "self_attn.k_proj": (N, N), "mlp.gate_proj": (2 * N, N), "mlp.up_proj": (2 * N, N)}
+PATHS = {f"model.layers.{i}.{name}": shape for i in range(LAYERS) for name, shape in KINDS.items()}
+LAST = [name.rpartition(".")[2] for name in KINDS]
+OTHERS = {"model.embed_tokens.weight": (32, N), "model.norm.weight": (N,), "lm_head.weight": (32, N)}
+Q1, UP3 = "model.layers.1.self_attn.q_proj", "model.layers.3.mlp.up_proj"
 
 
 @pytest.fixture(params=["F32", "BF16", "F16"])
@@ -22,107 +30,316 @@ def dtype(request):
     return FLOATS[request.param]
 
 
+class World:
+    """A base, an adapter, the changes that it makes in float64, and a judge of merged models."""
+
+    def __init__(self, folder, dtype, size=0.1, **settings):
+        rng = np.random.default_rng(0)
+        shapes = {f"{path}.weight": shape for path, shape in PATHS.items()} | OTHERS
+        self.folder, self.dtype, self.size = folder, dtype, size
+        self.arrays = {name: (0.05 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
+        self.base = written(folder / "base", self.arrays)
+        self.factors = {
+            f"{PREFIX}{path}.lora_{part}.weight": (size * rng.standard_normal(sides)).astype("f4")
+            for path, (out, width) in PATHS.items()
+            for part, sides in (("A", (R, width)), ("B", (out, R)))
+        }
+        self.adapter = peft(folder / "adapter", self.factors, config(*LAST, r=R, lora_alpha=R * SCALING) | settings)
+        self.changes = {path: SCALING * self.product(path) for path in PATHS}
+
+    def pair(self, path):
+        """A and B of a module."""
+        return [self.factors[f"{PREFIX}{path}.lora_{part}.weight"] for part in "AB"]
+
+    def product(self, path):
+        """B A of a module in float64."""
+        A, B = self.pair(path)
+        return B.astype("f8") @ A
+
+    def merged(self, change=lambda path, delta: delta, base=None):
+        """The base's arrays with the changes, or what is made of them, added in float64 and rounded once."""
+        arrays = dict(base or self.arrays)
+        for path, delta in self.changes.items():
+            W = arrays[f"{path}.weight"]
+            arrays[f"{path}.weight"] = (W.astype("f8") + change(path, delta)).astype(W.dtype)
+        return arrays
+
+    def judged(self, arrays):
+        """What audit says of a merged model."""
+        (self.folder / "merged").mkdir(exist_ok=True)
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(arrays, self.folder / "merged" / "model.safetensors")
+        return audit(self.adapter, self.base, merged=self.folder / "merged")
+
+
 @pytest.fixture
 def world(tmp_path, dtype):
-    """A base, an adapter beside it, and a function that writes a merged model and says what audit says of it."""
-    base = model(tmp_path / "base", square=True, dtype=dtype)
-    tensors = factors(paths(*KINDS))
-    adapter = peft(tmp_path / "adapter", tensors, config(*KINDS, lora_alpha=6))
-    arrays = load_file(base / "model.safetensors")
-    changes = {path: SCALING * _product(tensors, path) for path in paths(*KINDS)}
-
-    def judged(merged):
-        (tmp_path / "merged").mkdir(exist_ok=True)
-        (tmp_path / "merged" / "config.json").write_text((base / "config.json").read_text())
-        save_file({name: np.ascontiguousarray(a) for name, a in merged.items()}, tmp_path / "merged/model.safetensors")
-        return audit(adapter, base, merged=tmp_path / "merged")
-
-    return base, adapter, arrays, changes, judged
+    return World(tmp_path, dtype)
 
 
-def _product(tensors, path):
-    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
-    return B @ A
+# --- right ---
 
 
-def merged(arrays, changes, which=lambda path: True):
-    """The base's arrays with changes added in float64, and rounded once."""
-    return arrays | {
-        f"{path}.weight": (arrays[f"{path}.weight"].astype("f8") + change).astype(arrays[f"{path}.weight"].dtype)
-        for path, change in changes.items()
-        if which(path)
-    }
-
-
-def test_a_right_merge_is_called_right(world, dtype):
-    _, _, arrays, changes, judged = world
-    report = judged(merged(arrays, changes))
-    assert report.first_line.startswith(f"merged: RIGHT: merged rightly (6 of 6 modules, {dtype.name}, at most 0.5 ulp")
+def test_a_right_merge_is_called_right(world):
+    report = world.judged(world.merged())
+    said = f"merged: RIGHT: merged rightly (16 of 16 modules, {np.dtype(world.dtype).name}, at most 0.5 ulp"
+    assert report.first_line.startswith(said)
     assert report.status == 0
 
 
 def test_our_own_merge_is_called_right(world, tmp_path):
-    base, adapter, *_ = world
-    merge_adapter(base, adapter, tmp_path / "ours")
-    assert audit(adapter, base, merged=tmp_path / "ours").word == "RIGHT"
+    merge_adapter(world.base, world.adapter, tmp_path / "ours")
+    assert audit(world.adapter, world.base, merged=tmp_path / "ours").word == "RIGHT"
 
 
-def at(arrays, name, change):
-    """The arrays with one of them changed."""
-    return arrays | {name: change(arrays[name])}
+@pytest.mark.parametrize("other", ["F32", "BF16", "F16"])
+def test_a_merge_that_is_stored_in_another_type_is_right(world, other):
+    wide = {name: array.astype("f4") for name, array in world.arrays.items()}
+    arrays = {name: array.astype(FLOATS[other]) for name, array in world.merged(base=wide).items()}
+    assert world.judged(arrays).word == "RIGHT"
 
 
-Q = "model.layers.1.self_attn.q_proj.weight"
+@pytest.mark.parametrize("scaling", [3.0, 1.0])
+@pytest.mark.parametrize("road", ["product and change", "B before the product", "change", "factors alone"])
+def test_a_merge_in_half_precision_is_right_wherever_it_rounds(tmp_path, road, scaling):
+    world, s = World(tmp_path, FLOATS["BF16"], lora_alpha=R * scaling), np.float32(scaling)
+    arrays = dict(world.arrays)
+    for path in PATHS:
+        A, B = (_in_half(factor) for factor in world.pair(path))
+        deltas = {
+            "product and change": _in_half(_in_half(B @ A) * s), "B before the product": _in_half(_in_half(s * B) @ A),
+            "change": _in_half(s * (B @ A)), "factors alone": s * (B @ A),
+        }  # fmt: skip
+        arrays[f"{path}.weight"] = (arrays[f"{path}.weight"].astype("f4") + deltas[road]).astype(FLOATS["BF16"])
+    assert world.judged(arrays).word == "RIGHT"
+
+
+def _in_half(x):
+    return x.astype(FLOATS["BF16"]).astype("f4")
+
+
+def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(world):
+    arrays = world.merged()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        arrays[name] = np.concatenate([arrays[name], np.ones((4, N), world.dtype)])
+    report = world.judged({name.removeprefix("model."): array for name, array in arrays.items()})
+    assert report.word == "RIGHT"
+    assert "4 rows more in the merged model" in str(report)
+
+
+# --- broken ---
+
+
+def elsewhere(change):
+    """Another module's change in the place of each one's own, where it has one."""
+    return lambda w: w.merged(lambda path, _: w.changes[change(path)])
+
+
+def exchanged(one, other):
+    return elsewhere(lambda path: path.replace(one, "#").replace(other, one).replace("#", other))
+
+
+def noise(seed, array, size=1.0):
+    return size * array.std() * np.random.default_rng(seed).standard_normal(array.shape)
+
+
+def another_base(w):
+    arrays = {n: (x.astype("f8") + noise(1, x.astype("f8"), 0.05)).astype(x.dtype) for n, x in w.arrays.items()}
+    return w.merged(base=arrays)
+
+
+def twice(w):
+    return w.merged(base=w.merged())
+
+
+def at(name, change):
+    """A right merge with one tensor changed."""
+    return lambda w: w.merged() | {name: change(w.merged()[name]).astype(w.dtype)}
+
+
+def beside(w):
+    plain = {f"{PREFIX}{name.replace('.weight', '.base_layer.weight')}": array for name, array in w.arrays.items()}
+    return plain | {name.replace(".weight", ".default.weight"): array for name, array in w.factors.items()}
+
+
+def first_rows(path, delta):
+    return np.where(np.arange(len(delta))[:, None] < len(delta) // 2, delta, 0)
+
+
 BROKEN = {
-    "the base": (lambda a, c: a, "not merged, equal to the base: all 6 modules"),
-    "the first layer alone": (
-        lambda a, c: merged(a, c, lambda path: ".0." in path),
-        "not merged, equal to the base: layers 1 to 2 (4 of 6 modules); merged rightly: layer 0",
+    "the base": (lambda w: w.arrays, "not merged, equal to the base: all 16 modules [not-merged]"),
+    "half of the layers": (
+        lambda w: w.merged(lambda path, d: d * any(f".{i}." in path for i in (0, 1))),
+        "not merged, equal to the base: layers 2 to 3 (8 of 16 modules); merged rightly: layers 0 to 1",
     ),
-    "twice": (lambda a, c: merged(a, {p: 2 * d for p, d in c.items()}), "merged by the factor 2 (twice"),
-    "subtracted": (lambda a, c: merged(a, {p: -d for p, d in c.items()}), "merged by the factor -1 (subtracted"),
+    "attention alone": (
+        lambda w: w.merged(lambda path, d: d * ("self_attn" in path)),
+        "not merged, equal to the base: gate_proj and up_proj (8 of 16 modules); merged rightly: k_proj and q_proj",
+    ),
+    "twice at once": (lambda w: w.merged(lambda _, d: 2 * d), "merged by the factor 2 (twice): all 16 modules"),
+    "alpha": (lambda w: w.merged(lambda _, d: R * d), "merged by the factor 8 (alpha in the place of alpha / r)"),
     "without the scaling": (
-        lambda a, c: merged(a, {p: d / SCALING for p, d in c.items()}),
-        "merged by the factor 0.3333 (without the scaling",
+        lambda w: w.merged(lambda _, d: d / SCALING), "merged by the factor 0.333 (without the scaling, or with alpha 8"
     ),
-    "a norm is another": (
-        lambda a, c: at(merged(a, c), "model.norm.weight", lambda x: (x * 2).astype(x.dtype)),
-        "changed, though no adapter stands there, by 100.0% of their size: 'model.norm.weight'",
+    "subtracted": (lambda w: w.merged(lambda _, d: -d), "merged by the factor -1 (subtracted in the place of added)"),
+    "another strength": (lambda w: w.merged(lambda _, d: 0.7 * d), "merged by the factor 0."),
+    "transposed": (
+        lambda w: w.merged(lambda _, d: d.T if len(d) == d.shape[1] else d),
+        "the change is transposed: k_proj and q_proj (8 of 16 modules)",
+    ),
+    "q and k": (exchanged("q_proj", "k_proj"), "not its own change: k_proj with that of q_proj, q_proj with that of k"),
+    "gate and up": (exchanged("gate_proj", "up_proj"), "not its own change: gate_proj with that of up_proj, up_proj w"),
+    "the next layer": (
+        elsewhere(lambda path: path.replace(f".{path[13]}.", f".{(int(path[13]) + 1) % LAYERS}.")),
+        "not its own change: layers 0 to 2 with that of the layer above, layer 3 with that of 3 layers below",
+    ),
+    "another base": (another_base, "merged over another base: 3 of 3 tensors without an adapter differ"),
+    "another adapter": (
+        lambda w: w.merged(lambda path, d: noise(len(path), d)), "changed by something else: by"
+    ),
+    "more than the adapter": (
+        lambda w: w.merged(lambda path, d: d + noise(len(path), d, 0.3)),
+        "changed by more than the adapter: the change is",
+    ),
+    "half of the rows": (lambda w: w.merged(first_rows), "merged in some rows alone, 50% of what should change is"),
+    "half of the columns": (
+        lambda w: w.merged(lambda path, d: first_rows(path, d.T).T), "merged in part alone, 50% of what should change"
+    ),
+    "a head is another": (
+        at("lm_head.weight", lambda x: 2 * x),
+        "changed, though no adapter stands there, by 100.0% of their size: 'lm_head.weight' [changed]",
     ),
     "a norm is missing": (
-        lambda a, c: {name: x for name, x in merged(a, c).items() if name != "model.norm.weight"},
-        "missing in the merged model: 'model.norm.weight'",
+        lambda w: {name: x for name, x in w.merged().items() if name != "model.norm.weight"},
+        "missing in the merged model: 'model.norm.weight' [missing]",
     ),
-    "not a number": (lambda a, c: at(merged(a, c), Q, lambda x: (x * np.nan).astype(x.dtype)), "NaN or infinity"),
+    "a module is missing": (
+        lambda w: {name: x for name, x in w.merged().items() if name != f"{UP3}.weight"},
+        f"missing in the merged model: '{UP3}' (1 of 16 modules)",
+    ),
+    "not a number": (at(f"{Q1}.weight", lambda x: x * np.nan), f"NaN or infinity: '{Q1}' (1 of 16 modules)"),
+    "another shape": (at(f"{Q1}.weight", lambda x: x[:, :-1]), "another shape, 1 of 64 x 64 and 1 of 64 x 63: "),
+    "names of a wrapped model": (
+        lambda w: {f"{PREFIX}{name}": array for name, array in w.merged().items()},
+        "the names in the merged model begin with 'base_model.model.', and transformers passes over such",
+    ),
+    "the factors beside": (beside, "not merged: "),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_merge_is_named_in_the_first_line(world, name):
-    _, _, arrays, changes, judged = world
     make, said = BROKEN[name]
-    report = judged(make(arrays, changes))
+    report = world.judged(make(world))
     assert report.status == 1
     assert said in report.first_line
 
 
-def test_a_change_below_half_a_step_is_not_called_right(tmp_path):
-    base = model(tmp_path / "base", dtype=FLOATS["BF16"])
-    tensors = {name: 1e-4 * array for name, array in factors(paths(*KINDS)).items()}
-    adapter = peft(tmp_path / "adapter", tensors, config(*KINDS))
-    report = audit(adapter, base, merged=base)
-    assert report.status == 2
-    assert f"in all {2 * LAYERS} modules the change is below half a step of bfloat16" in report.first_line
+@pytest.mark.parametrize("half", ["BF16", "F16"])
+def test_a_merge_into_what_was_merged_is_named_though_it_rounds_between(tmp_path, half):
+    world = World(tmp_path, FLOATS[half], size=0.02)
+    assert "merged twice, the second time into what was merged" in world.judged(twice(world)).first_line
+
+
+@pytest.mark.parametrize("half", ["BF16", "F16"])
+def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
+    world = World(tmp_path, FLOATS["F32"])
+    arrays = {name: array.astype(FLOATS[half]).astype("f4") for name, array in world.merged().items()}
+    said = f"rounded to {FLOATS[half].name}, further than float32 explains: all 16 modules"
+    assert said in world.judged(arrays).first_line
+
+
+def test_a_merge_over_four_bits_is_named(world):
+    arrays = {
+        name: dequantize_nf4(*quantize_nf4(W.astype("f4")), W.shape).astype(W.dtype) if "layers" in name else W
+        for name, W in world.arrays.items()
+    }
+    assert "merged over the base in NF4" in world.judged(world.merged(base=arrays)).first_line
+
+
+# --- what cannot be told ---
+
+
+@pytest.mark.parametrize("size", [1e-6, 0.0])
+def test_a_change_below_half_a_step_is_not_called_right(tmp_path, size):
+    world = World(tmp_path, FLOATS["BF16"], size=size)
+    report = audit(world.adapter, world.base, merged=world.base)
+    assert (report.word, report.status) == ("UNDECIDED", 2)
+    assert "in all 16 modules the change is below half a step of bfloat16, or zero" in report.first_line
+
+
+def test_a_change_that_shows_in_few_numbers_is_told_all_the_same(tmp_path):
+    """In bfloat16 a step is larger than the change nearly everywhere: k is known from where it is not."""
+    world = World(tmp_path, FLOATS["BF16"], size=0.003)
+    assert world.judged(world.merged()).word == "RIGHT"
+    assert "not merged" in world.judged(world.arrays).first_line
+    assert "merged by the factor 2 (twice)" in world.judged(world.merged(lambda _, d: 2 * d)).first_line
 
 
 def test_the_json_has_what_became_of_each_module(world):
-    _, _, arrays, changes, judged = world
-    found = json.loads(json.dumps(judged(merged(arrays, {p: 2 * d for p, d in changes.items()})).json()))["merged"]
-    assert {verdict["factor"] for verdict in found["modules"]} == {2.0}
-    assert {verdict["state"] for verdict in found["modules"]} == {"wrong"}
+    found = json.loads(json.dumps(world.judged(world.merged(lambda _, d: 2 * d)).json()))["merged"]
+    assert {(verdict["state"], verdict["factor"]) for verdict in found["modules"]} == {("wrong", 2.0)}
+    assert (found["same"], found["tensors"]) == (3, [])
 
 
-def test_it_needs_the_base(world):
-    _, adapter, *_ = world
+def test_it_needs_the_base(tmp_path):
     with pytest.raises(ValueError, match="--merged needs --model, the base"):
-        audit(adapter, merged=adapter)
+        audit(tmp_path, merged=tmp_path)
+
+
+# --- a model of 7 billion weights ---
+
+WIDTHS = {"q_proj": (4096, 4096), "k_proj": (4096, 4096), "v_proj": (4096, 4096), "o_proj": (4096, 4096),
+          "gate_proj": (11008, 4096), "up_proj": (11008, 4096), "down_proj": (4096, 11008)}  # fmt: skip
+OF_7B = {
+    **{f"model.layers.{i}.{name}.weight": shape for i in range(32) for name, shape in WIDTHS.items()},
+    **dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (32000, 4096)),
+}
+
+
+def sparse(folder):
+    """Write zeros in bfloat16 without filling the disk; return the file and where each tensor begins."""
+    folder.mkdir()
+    entries, end = {}, 0
+    for name, shape in OF_7B.items():
+        start, end = end, end + 2 * shape[0] * shape[1]
+        entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    file = folder / "model.safetensors"
+    with file.open("wb") as target:
+        target.write(len(header).to_bytes(8, "little") + header)
+        target.truncate(8 + len(header) + end)
+    return file, {name: 8 + len(header) + entry["data_offsets"][0] for name, entry in entries.items()}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the memory of a process is read by resource")
+def test_a_model_of_7_billion_weights_takes_less_than_a_gigabyte(tmp_path):
+    sparse(tmp_path / "base")
+    file, starts = sparse(tmp_path / "merged")
+    rng, tensors = np.random.default_rng(0), {}
+    with file.open("r+b") as target:
+        for name, (out, width) in OF_7B.items():
+            if "layers" not in name:
+                continue
+            A, B = rng.standard_normal((8, width)).astype("f4"), np.zeros((out, 8), "f4")
+            B[out // 2] = rng.standard_normal(8)
+            path = name.removesuffix(".weight")
+            tensors |= {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
+            target.seek(starts[name] + 2 * width * (out // 2))
+            target.write((2 * B[out // 2].astype("f8") @ A).astype("f4").astype(FLOATS["BF16"]).tobytes())
+    peft(tmp_path / "adapter", tensors, config(*WIDTHS, r=8, lora_alpha=16))
+    script = """
+import resource, sys
+from pathlib import Path
+from minilora.audit.auditing import audit
+adapter, base, merged = map(Path, sys.argv[1:])
+print(audit(adapter, base, merged=merged).first_line)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    names = [str(tmp_path / name) for name in ("adapter", "base", "merged")]
+    done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, check=True)
+    line, most = done.stdout.splitlines()
+    assert line.startswith("merged: RIGHT: merged rightly (224 of 224 modules, bfloat16")
+    assert int(most) * (1 if sys.platform == "darwin" else 1024) < 1e9
