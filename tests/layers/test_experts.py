@@ -97,14 +97,6 @@ def with_adapters(layer, rank=3):
     return rebuild(freeze(layer), layer=beside)
 
 
-def test_a_merged_stack_gives_the_same_output():
-    layer, x = with_adapters(mixture()), randn(1, 9, D)
-    stacks = {path: part.merge() for path, part in walk(layer) if isinstance(part, StackedLoRALinear)}
-    merged = rebuild(layer, layer=lambda path, part: stacks.get(path, part))
-    np.testing.assert_allclose(merged(x), layer(x), atol=1e-11)
-    assert sorted(stacks) == ["experts.down_proj", "experts.gate_up_proj"]
-
-
 @pytest.mark.parametrize("experts", [1, 3])
 def test_delta_has_each_experts_own_product(experts):
     A, B = randn(0, experts * 2, 5), randn(1, 4, 2 * experts)
