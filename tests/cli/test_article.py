@@ -80,6 +80,17 @@ def test_article_saves_the_adapter_it_trained(small_article, tmp_path, capsys):
     np.testing.assert_array_equal(load_adapter(tmp_path / "a")["fc"].lora_B, trained.lora_B)
 
 
+def test_article_replaces_no_adapter_without_a_word(adapter, small_article, capsys):
+    file = adapter / "adapter_model.safetensors"
+    before = file.read_bytes()
+    assert main(["article", "--save", str(adapter)]) == 2
+    assert capsys.readouterr() == ("", f"minilora: save '{adapter}' holds an adapter: name another folder, or say "
+                                       "--overwrite\n")  # fmt: skip
+    assert file.read_bytes() == before
+    assert main(["article", "--save", str(adapter), "--overwrite"]) == 0
+    assert file.read_bytes() != before
+
+
 def test_article_refuses_to_save_to_a_file_before_it_trains(tmp_path, capsys):
     (tmp_path / "a").write_text("")
     for place in (tmp_path / "a", tmp_path / "a" / "b"):

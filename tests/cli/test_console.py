@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser, main
-from minilora.cli.console import say_goes_on
+from minilora.cli.console import BLAS_THREADS, limit_blas, say_goes_on
 
 from ..support.command_line import run
 
@@ -154,3 +155,13 @@ def test_a_command_to_go_on_with_is_told_whole(capsys):
     said, command = capsys.readouterr().err.splitlines()
     assert said == "minilora: step 7 of 30 is kept, and this command goes on from there:"
     assert shlex.split(command)[-4:] == typed
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_the_environment_has_the_threads_where_numpy_will_read_them(loaded, monkeypatch):
+    for name in BLAS_THREADS:
+        monkeypatch.setenv(name, "3")
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "numpy")
+    limit_blas()
+    assert {os.environ[name] for name in BLAS_THREADS} == {"3" if loaded else "1"}

@@ -49,14 +49,14 @@ def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind):
     np.testing.assert_array_equal(again(IDS), model(IDS))
 
 
-def test_config_json_names_no_begin_and_no_end_token(tmp_path, model):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_config_json_names_the_dtype_and_no_begin_and_no_end_token(tmp_path, dtype):
     """Without a word of them, transformers takes the ids 1 and 2 for those."""
-    save_llama(model, tmp_path / "m")
+    save_llama(tiny_llama(dtype=dtype), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    assert {name: config[name] for name in ("bos_token_id", "eos_token_id")} == {
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
+    said = {"bos_token_id": None, "eos_token_id": None, "torch_dtype": dtype}
+    assert {name: config[name] for name in said} == said
+    assert {str(array.dtype) for array in weights(tmp_path / "m").values()} == {dtype}
 
 
 def test_files_are_on_the_disk_before_their_names_are(tmp_path, model, monkeypatch):

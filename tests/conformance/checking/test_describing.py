@@ -212,6 +212,13 @@ def test_in_half_precision_only_a_factor_is_seen():
     assert "; every entry is off by the factor 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.parametrize("key", ["lora_A", "lora_B"])
+def test_beside_a_base_in_half_precision_a_factors_gradient_may_not_be_rounded(key, name):
+    trial = drawn(KINDS["mixed"].problems[0], "float32", KINDS["mixed"].formulas)
+    assert f"; it is rounded to {name} (" in describe_wrong(key, [(trial, half(trial.right[key], name))])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["embedding", "dora", "dora-full", "conv1d", "conv2d"])
 def test_an_order_is_told_in_every_kind(kind):
