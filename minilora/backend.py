@@ -14,7 +14,7 @@ from __future__ import annotations
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import combinations
@@ -70,14 +70,6 @@ class Backend:
             device().synchronize()
         else:  # work is done in order, so a number that comes back now comes after all the rest
             self.to_numpy(self.zeros((1,), "float32"))
-
-    def elementwise_kernel(self, inputs: str, outputs: str, statements: str, name: str) -> Callable[..., Any] | None:
-        """Return one kernel that does all `statements` entry by entry, or None where the library makes none.
-
-        The arguments are those of ``cupy.ElementwiseKernel``.
-        """
-        make = getattr(self.xp, "ElementwiseKernel", None)
-        return None if make is None else make(inputs, outputs, statements, name)
 
 
 _NUMPY = Backend("numpy", np)

@@ -29,9 +29,10 @@ theta = theta - lr_t * m / (sqrt(v) + eps_hat);
 @cache
 def gpu_update(backend: Backend) -> Callable[..., None] | None:
     """Return what takes the arguments of `minilora.optim.adam_update`, or None where the library makes no kernel."""
-    kernel: Any = backend.elementwise_kernel(KERNEL_INPUTS, KERNEL_OUTPUTS, KERNEL, "minilora_adam")
-    if kernel is None:
+    make: Any = getattr(backend.xp, "ElementwiseKernel", None)
+    if make is None:
         return None
+    kernel = make(KERNEL_INPUTS, KERNEL_OUTPUTS, KERNEL, "minilora_adam")
 
     def update(
         theta: Array, g: Array, m: Array, v: Array, t: int, *, lr: float, betas: tuple[float, float], eps: float

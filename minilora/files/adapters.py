@@ -269,11 +269,7 @@ def save_adapter(
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
-    """Write both files. A kill at any moment leaves the old adapter or the new one.
-
-    The factors note the digest of their configuration: where a system cannot exchange folders, and the kill comes
-    between the two files, they are refused.
-    """
+    """Write both files. A kill at any moment leaves the old adapter or the new one, or two that are refused as such."""
     config = path / CONFIG_NAME
     if config.exists() and config.read_bytes() == text:
         with written_whole(path / WEIGHTS_NAME) as file:

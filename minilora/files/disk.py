@@ -93,10 +93,7 @@ def member(folder: Path, name: str) -> Path:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete.
-
-    What was there before is left as it was if the file cannot be written.
-    """
+    """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete."""
     replaceable(path)
     part = _part_of(path)
     try:

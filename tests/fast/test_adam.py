@@ -58,3 +58,4 @@ def test_adam_launches_one_kernel_for_each_parameter(monkeypatch):
     optimizer = Adam({"a": backend.zeros((300, 300), "float32"), "b": backend.zeros((2,), "float32")})
     optimizer.step({"a": backend.zeros((300, 300), "float32"), "b": backend.zeros((2,), "float32")})
     assert launched == [(300, 300), (2,)]
+    assert gpu_update(get_backend("numpy")) is None
