@@ -39,6 +39,7 @@ from .support.language_cases import attention_case, extended_by_its_past_is_the_
 from .support.mutants import HIDDEN_AT_THE_START, MUTANTS
 from .support.mutants import Wrong as RightPieces
 from .support.problems import SQUARE, Problem, problems
+from .support.replaced import BUGS
 from .support.sample import one_in
 
 
@@ -223,6 +224,16 @@ EVERY_MUTANT = one_in(3, MUTANTS, [mutant.name for mutant in MUTANTS])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_this_bug_is_caught_within_ten_examples(mutant):
     assert any(rejected(mutant.claims, problem) for problem in ten_problems())
+
+
+@pytest.mark.parametrize("bug", one_in(3, BUGS, [bug.name for bug in BUGS]))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_wrong_function_in_place_of_the_right_one_is_caught(bug):
+    (case,) = [case for case in CASES if case.name == bug.subject]
+    for problem in ten_problems():
+        case.params(problem)  # an instance is drawn by right code, and kept
+    with bug.planted():
+        assert any(rejected(of_case(case).claims, problem) for problem in ten_problems())
 
 
 def test_the_same_code_without_a_bug_passes():

@@ -321,13 +321,17 @@ def delta_is_the_matrix_of_forward(cls: Callable[..., Any], problem: Problem) ->
 
 
 def merging_changes_no_output(case: Case, problem: Problem) -> None:
-    """With the adapters folded into the weights, the model's or the layer's own way."""
+    """With the adapters folded into new weights, the model's or the layer's own way."""
     params = case.params(problem)
     layer = case.build(problem, params)
     y = layer(params["x"])
     require_close("the merged output", merge(layer)(params["x"]), y, 1e-11)
     if hasattr(layer, "merge"):
-        require_close("the layer's own merged output", layer.merge()(params["x"]), y, 1e-11)
+        merged, held = layer.merge(), [*vars(layer.base).values(), *params.values()]
+        for array in merged.trainable().values():
+            shared = any(isinstance(other, np.ndarray) and np.shares_memory(array, other) for other in held)
+            require(not shared, "what is merged shares memory with its base or its adapter")
+        require_close("the layer's own merged output", merged(params["x"]), y, 1e-11)
         if isinstance(layer.base, Linear):
             require_close("W + delta", layer.base.weight + layer.delta(), layer.merge().weight, 1e-12)
 

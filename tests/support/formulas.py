@@ -34,7 +34,8 @@ def by_formulas(parts: Any) -> type[LoRALinear]:
 
         def merge(self):
             found = self.answers(np.zeros((1, self.base.in_features)), np.zeros((1, self.base.out_features)))
-            return type(self.base)(found["merged"], self.base.bias)
+            bias = self.base.bias
+            return type(self.base)(found["merged"], None if bias is None else bias.copy())
 
     return ByFormulas
 
