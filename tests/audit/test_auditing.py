@@ -913,9 +913,9 @@ def test_a_module_of_many_is_shown_with_all(tmp_path):
 @pytest.mark.parametrize(
     ("what", "row"),
     [
-        ("no configuration", "linear 12 x 8 2 - -"),
-        ("half a pair", "linear - - 2 -"),
-        ("integers", "linear 12 x 8 2 2 -"),
+        ("no configuration", "linear 12 x 8 2 - - - -"),
+        ("half a pair", "linear - - 2 - - -"),
+        ("integers", "linear 12 x 8 2 2 - - -"),
     ],
 )
 def test_a_table_has_a_dash_for_what_is_not_known(tmp_path, what, row):

@@ -12,6 +12,11 @@ OTHERS = {
 }  # fmt: skip
 
 
+def full(tensors):
+    """A full fine-tuning's weights in place of the factors."""
+    return {name.replace("lora_a", "weight"): array for name, array in tensors.items() if "lora_a" in name}
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -23,6 +28,7 @@ OTHERS = {
         *((lambda t, n=n: peft(t / "l", {f"lora_unet_x.{n}": np.ones((2, 8))}, None), f".{n}' is of {kind}, which is")
           for n, kind in OTHERS.items()),
         (lambda t: mlx(t / "m", paths("q_proj"), fine_tune_type="full"), "fine_tune_type is 'full', which is no LoRA"),
+        (lambda t: mlx(t / "m", paths("q_proj"), change=full, fine_tune_type="full"), "fine_tune_type is 'full'"),
         (lambda t: gguf(t / "m.gguf", paths("q_proj"), kind="model"), "general.type is 'model', expected 'adapter'"),
         (lambda t: peft(t / "p", factors(paths("q_proj")), config(target_parameters=["a"] * 2000)), "2,000 entries"),
         (lambda t: peft(t / "y", factors(paths("q_proj")), config(layers_to_transform=[1] * 2000)), "2,000 entries"),
