@@ -170,9 +170,10 @@ class Comparer:
             whole[unit] = key
         return whole
 
-    def updates(self, path: str, unit: str) -> dict[tuple[int, int], Update]:
+    def updates(self, path: str, unit: str, *, repacked: bool = False) -> dict[tuple[int, int], Update]:
         """Return what a module does to a unit: by the matrix and its first row the update."""
         module, matrices = self.adapter.modules[path], self.base[unit]
+        module = replace(module, grouped=not module.grouped) if repacked else module
         if module.scaling is None or module.widths is None:
             raise FileRefused(
                 self.adapter.path, f"nothing says what {short(path)} adds: a factor or the scaling is missing"
@@ -293,7 +294,7 @@ class Comparer:
             for _, also in more:  # a head and an embedding that are one array
                 left = np.concatenate([update.left, also.left * (also.scaling / update.scaling)], axis=1)
                 update = replace(update, left=left, right=np.concatenate([update.right, also.right]))
-            verdict = self._judge(base[e], found[e], top, first, update)
+            verdict = self._judge(base[e], found[e], top, first, own_name(first, e, len(base)), update)
             for path, _ in several:
                 verdicts[path].append(verdict)
             covered[e] += len(update.left)
@@ -313,7 +314,7 @@ class Comparer:
         elif covered < matrix.shape[0]:  # one of two halves
             yield matrix.shape[0] - covered if tops == [0] else 0, matrix.shape[0] - covered
 
-    def _judge(self, base: Matrix, found: Matrix, top: int, path: str, update: Update) -> Verdict:
+    def _judge(self, base: Matrix, found: Matrix, top: int, path: str, name: str, update: Update) -> Verdict:
         """Say what became of one update."""
         roads = roads_of(found.dtype, base.dtype, update.dtype, self.between(path))
         look = looked(base, found, top, update, roads)
@@ -330,7 +331,7 @@ class Comparer:
         if look.is_base:
             return Verdict(WRONG, "not-merged", "not merged, equal to the base", 0.0, **seen)
         sample = Sample(base, found, top, update)
-        suspect = named(sample, path, roads, known_strengths(self.adapter.modules[path], self.adapter), self.sketches)
+        suspect = named(sample, name, roads, known_strengths(self.adapter.modules[path], self.adapter), self.sketches)
         return Verdict(WRONG, *suspect, **seen)
 
     def between(self, path: str) -> Any:
@@ -343,13 +344,20 @@ class Comparer:
         unit = next(unit for unit, paths in self.by_unit.items() if path in paths)
         try:
             updates = self.updates(path, unit)
-        except (FileRefused, KeyError):
+        except FileRefused:
             return
         for (e, _), update in updates.items():
-            name = path if len(updates) == 1 else f"{path}, expert {e}"
             left = update.left * update.scaling
-            yield name, left, update.right
+            yield own_name(path, e, len(self.base[unit])), left, update.right
             yield f"{path}, transposed", update.right.T, left.T
+        if self.adapter.modules[path].kind == "experts":
+            for (e, _), update in self.updates(path, unit, repacked=True).items():
+                yield f"{path}, packed otherwise, expert {e}", update.left * update.scaling, update.right
+
+
+def own_name(path: str, matrix: int, matrices: int) -> str:
+    """Return the name of a module's change of one matrix."""
+    return path if matrices == 1 else f"{path}, expert {matrix}"
 
 
 def is_tied(model: ModelHeaders) -> bool:

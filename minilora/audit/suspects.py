@@ -142,6 +142,8 @@ def of_another(path: str, name: str, k: float) -> Suspect:
     times = "" if abs(k - 1) < 0.02 else ", {k} times"
     if other == path and how == "transposed":
         return Suspect("transposed", f"the change is transposed{times}", k)
+    if other == path and how.startswith("packed"):
+        return Suspect("packing", f"B's ranks and experts are exchanged{times}", k)
     if other == path:
         return Suspect("another-change", f"that of other experts{times}", k)
     ours, theirs = (BODY.search(p) for p in (path, other))
@@ -204,24 +206,24 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 # --- all together ---
 
 
-def named(sample: Sample, path: str, roads: list[Road], known: list[tuple[float, str]], sketches: Sketches) -> Suspect:
+def named(sample: Sample, own: str, roads: list[Road], known: list[tuple[float, str]], sketches: Sketches) -> Suspect:
     """Return what some rows of a merged weight are, which are neither right nor the base's."""
     for rule in (_rounded_further, _strengths, _twice, _of_dora):
         if (suspect := rule(sample, roads, known)) is not None:
             return suspect
-    return _another(sample, path, sketches) or _in_part(sample) or _measured(sample)
+    return _another(sample, own, sketches) or _in_part(sample) or _measured(sample)
 
 
-def _another(sample: Sample, path: str, sketches: Sketches) -> Suspect | None:
+def _another(sample: Sample, own: str, sketches: Sketches) -> Suspect | None:
     """Find another module's change, or the module's own turned round."""
     if not np.isfinite(sample.moved).all():
         return None
     shape = (len(sample.update.left), sample.update.right.shape[1])
     name, near = sketches.nearest(shape, sample.rows, sample.moved @ columns(shape[1]))
-    if abs(near) > ALIKE and name != path:
+    if abs(near) > ALIKE and name != own:
         low, high, share = sample.strength(sketches.change(name, shape, sample.rows))
         if share >= ENOUGH:
-            return of_another(path, name, (low + high) / 2)
+            return of_another(own.partition(", ")[0], name, (low + high) / 2)
     return None
 
 

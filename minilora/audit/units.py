@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import FileRefused
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.tensors import FLOATS, NF4_STATE
 from ..language.gguf import is_turned
@@ -188,11 +189,10 @@ class Source:
 
 def head_dim(model: ModelHeaders) -> int:
     """Return how many rows of W_q a head has."""
-    fields, kind = model.config, model.config.get("general.architecture")
-    width = fields.get(f"{kind}.attention.key_length")
-    return int(width or fields[f"{kind}.embedding_length"] // fields[f"{kind}.attention.head_count"])
-
-
-def in_memory(array: np.ndarray, like: Matrix) -> Matrix:
-    """Return an array as a matrix with the columns of another one."""
-    return Matrix(InMemory(array), ((like.name, 0),), array.size // like.columns, like.columns)
+    config, kind = model.config, model.config.get("general.architecture")
+    of_gguf = tuple(f"{kind}.{name}" for name in ("attention.key_length", "embedding_length", "attention.head_count"))
+    names = of_gguf if model.is_gguf else ("head_dim", "hidden_size", "num_attention_heads")
+    width, whole, heads = (int(config.get(name) or 0) for name in names)
+    if not width and not (whole and heads):
+        raise FileRefused(model.path, f"nothing says how wide a head is: there is no {names[0]}")
+    return width or whole // heads

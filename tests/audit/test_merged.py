@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
 from minilora.files.merge import merge_adapter
 from minilora.files.tensors import FLOATS
 from minilora.layers.nf4 import dequantize_nf4, quantize_nf4
+from minilora.layers.rotary import halves_from_interleaved
 
+from . import adapters
 from .adapters import PREFIX, config, peft, written
 
 LAYERS, R, SCALING, N = 4, 8, 3.0, 64
@@ -255,6 +257,97 @@ def test_a_merge_over_four_bits_is_named(world):
         for name, W in world.arrays.items()
     }
     assert "merged over the base in NF4" in world.judged(world.merged(base=arrays)).first_line
+
+
+# --- other formats, and experts ---
+
+QV = adapters.paths("q_proj", "v_proj")
+
+
+def of_mlx(t):
+    folder = adapters.mlx(t / "a", QV)
+    read = load_file(folder / "adapters.safetensors")
+    return folder, {path: 20 * (read[f"{path}.lora_a"].astype("f8") @ read[f"{path}.lora_b"]).T for path in QV}
+
+
+def of_kohya(t):
+    file = adapters.kohya(t / "a.safetensors", QV)
+    read = {name.removeprefix("lora_te_"): array.astype("f8") for name, array in load_file(file).items()}
+    names = {path: path.replace(".", "_") for path in QV}
+    return file, {p: read[f"{n}.lora_up.weight"] @ read[f"{n}.lora_down.weight"] / 2 for p, n in names.items()}
+
+
+def of_gguf(t):
+    """Of llama.cpp's, whose rows of W_q lie otherwise."""
+    from gguf import GGUFReader
+
+    file = adapters.gguf(t / "a.gguf", QV)
+    read = {tensor.name: np.array(tensor.data, "f8") for tensor in GGUFReader(file).tensors}
+    changes = {}
+    for i in range(adapters.LAYERS):
+        q, v = (
+            2 * read[f"blk.{i}.{n}.weight.lora_b"] @ read[f"blk.{i}.{n}.weight.lora_a"] for n in ("attn_q", "attn_v")
+        )
+        changes[f"model.layers.{i}.self_attn.q_proj"] = halves_from_interleaved(q, 4)
+        changes[f"model.layers.{i}.self_attn.v_proj"] = v
+    return file, changes
+
+
+@pytest.mark.parametrize("make", [of_mlx, of_kohya, of_gguf])
+def test_adapters_of_other_programs_are_looked_for_too(tmp_path, make):
+    base = adapters.model(tmp_path / "base", head_dim=4)
+    adapter, changes = make(tmp_path)
+    arrays = load_file(base / "model.safetensors")
+    for path, delta in changes.items():
+        arrays[f"{path}.weight"] = (arrays[f"{path}.weight"] + delta).astype("f4")
+    save_file(arrays, tmp_path / "merged.safetensors")
+    assert audit(adapter, base, merged=tmp_path / "merged.safetensors").word == "RIGHT"
+    assert "not merged" in audit(adapter, base, merged=base).first_line
+
+
+def with_experts(stacked, factors, packed):
+    """A mixture's arrays with the changes of PEFT's factors; `packed` picks an expert's B."""
+    arrays = dict(stacked)
+    for i in range(adapters.LAYERS):
+        for name, inside in (("gate_up_proj", "base_layer."), ("down_proj", "")):
+            place = f"model.layers.{i}.mlp.experts."
+            A, B = (factors[f"{PREFIX}{place}{inside}lora_{part}.weight"].astype("f8") for part in "AB")
+            deltas = np.stack([2 * packed(B, e) @ A[2 * e : 2 * e + 2] for e in range(4)])
+            arrays[place + name] = (arrays[place + name] + deltas).astype("f4")
+    return arrays
+
+
+def apart(stacked):
+    """The same mixture with tensors for each expert."""
+    arrays = {}
+    for name, array in stacked.items():
+        parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(name.rpartition(".")[2])
+        for e in range(4) if parts else ():
+            for part, rows in zip(parts, np.split(array[e], len(parts)), strict=True):
+                arrays[f"{name.rpartition('.')[0]}.{e}.{part}.weight"] = np.ascontiguousarray(rows)
+        arrays |= {} if parts else {name: array}
+    return arrays
+
+
+@pytest.mark.parametrize("of_base", [dict, apart])
+@pytest.mark.parametrize("of_merged", [dict, apart])
+def test_experts_are_compared_however_they_are_stored(tmp_path, of_base, of_merged):
+    stacked = load_file(adapters.model(tmp_path / "m", experts=4) / "model.safetensors")
+    factors = adapters.expert_factors()
+    adapter = peft(tmp_path / "a", factors, config(target_modules=[], target_parameters=adapters.EXPERTS))
+    save_file(of_base(stacked), tmp_path / "base.safetensors")
+
+    def judged(arrays):
+        save_file(of_merged(arrays), tmp_path / "merged.safetensors")
+        return audit(adapter, tmp_path / "base.safetensors", merged=tmp_path / "merged.safetensors")
+
+    right = with_experts(stacked, factors, lambda B, e: B[:, e::4])
+    assert judged(right).word == "RIGHT"
+    packed = with_experts(stacked, factors, lambda B, e: B[:, 2 * e : 2 * e + 2])
+    assert "B's ranks and experts are exchanged: all 6 modules" in judged(packed).first_line
+    name = "model.layers.1.mlp.experts.down_proj"
+    right[name][2] = stacked[name][2]
+    assert f"not merged, equal to the base, in 1 of 4 experts: '{name}' (1 of 6" in judged(right).first_line
 
 
 # --- what cannot be told ---
