@@ -196,3 +196,8 @@ def head_dim(model: ModelHeaders) -> int:
     if not width and not (whole and heads):
         raise FileRefused(model.path, f"nothing says how wide a head is: there is no {names[0]}")
     return width or whole // heads
+
+
+def in_memory(array: np.ndarray, like: Matrix) -> Matrix:
+    """Return an array as a matrix with the columns of another one."""
+    return Matrix(InMemory(array), ((like.name, 0),), array.size // like.columns, like.columns)
