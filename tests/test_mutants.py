@@ -5,7 +5,7 @@ losses, in Adam and in the sums of adapters; `support/mutants.py` has bugs that 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from types import FunctionType
 
@@ -15,7 +15,6 @@ from hypothesis import Phase, given, settings
 
 from minilora import Adam, adapt, best_of_rank, cross_entropy, gradcheck, merge, mse, weighted_sum
 from minilora.fast import residual_form
-from minilora.fast.blockwise import Blocks
 from minilora.layers.experts import balance
 from minilora.variants.scaling import scaling
 
@@ -94,22 +93,11 @@ def of_claims(*claims, of) -> Subject:
     return Subject(lambda problem: [claim(problem) for claim in bound], bound)
 
 
-def by_blocks():
-    """Attention by blocks in which some keys are later than some queries."""
-    case = attention_case("Attention, by blocks")
-
-    def build(problem, arrays):
-        layer = case.build(problem, arrays)
-        layer.blocks = Blocks(2, 3, page_up_to=0)
-        return layer
-
-    return replace(case, build=build)
-
-
-MERGED = [*(case for case in CASES if case.name != "LoRALinear, dropout"), by_blocks()]
+MERGED = [case for case in CASES if case.name != "LoRALinear, dropout"]
 """What gives the same output merged: a mask is of one step."""
+ATTENTIONS = [attention_case(row) for row in ("Attention", "Attention, by blocks")]
 SUBJECTS = [
-    *(of_claims(extended_by_its_past_is_the_whole, of=case) for case in (attention_case(), by_blocks())),
+    *(of_claims(extended_by_its_past_is_the_whole, of=case) for case in ATTENTIONS),
     of_claims(*MSE_CLAIMS, of=mse),
     of_claims(cross_entropy_is_the_mean_over_what_counts, of=cross_entropy),
     of_claims(balance_is_the_sum_written_out, of=balance),
@@ -120,7 +108,7 @@ SUBJECTS = [
     of_claims(the_best_rank_leaves_the_discarded_values, of=best_of_rank),
     of_claims(adapted_begins_as_its_base, of=adapt),
     of_claims(mutants.a_start_has_the_fan_of_the_input, of=mutants.start_of_library),
-    *map(of_case, (*CASES, MERGED[-1])),
+    *map(of_case, CASES),
 ]
 ATTEND, WITHOUT = ("attend", "attend_backward"), ("without the right", "other operation")
 SAME = {

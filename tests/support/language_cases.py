@@ -199,6 +199,7 @@ LANGUAGE_CASES = (
     case_of("GatedMLP", lambda layer, p, x: gated_by_loops(p, x)),
     attention_case(),
     attention_case("Attention, q and k normed"),
+    attention_case("Attention, by blocks"),
     llama_case(),
     llama_case("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"),
     llama_case("model.layers.1.mlp.up_proj", "lm_head"),
