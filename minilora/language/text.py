@@ -27,10 +27,8 @@ from ..checks import (
     FileRefused,
     check_ids,
     check_integer,
-    check_kind,
     check_path,
     check_shape,
-    kind_of,
     reading,
 )
 from ..fast.parts import of_area, widths
@@ -83,28 +81,17 @@ def windows(
         If there are less than two windows, or none where none is held out, or an id is no integer, or negative.
     """
     length = check_integer("length", length, at_least=1)
-    checked = _check_ids(ids)
     n = (len(ids) - 1) // length
     least, what = (2, "two windows") if share else (1, "a window")
     if n < least:
         raise ValueError(f"the text has {len(ids)} tokens, expected at least {least * length + 1}: {what} of {length}")
-    used = checked[: n * length + 1]
+    array = np.asarray(ids)
+    check_ids("ids", array, np.iinfo(np.int64).max)  # NumPy would round floats down, and read texts
+    used = array.astype(np.int64)[: n * length + 1]
     X, Y = used[:-1].reshape(n, length), used[1:].reshape(n, length)
     held = is_held_out(n, share)
     rows = spread(np.flatnonzero(held), measured)
     return X[~held], Y[~held], X[rows], Y[rows]
-
-
-def _check_ids(ids: Any) -> np.ndarray:
-    """Return token ids as an array; of what are none NumPy would round floats down, and read texts."""
-    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
-        raise TypeError(f"ids must be a sequence of token ids, got {kind_of(ids)}")
-    array = np.asarray(ids) if len(ids) else np.empty(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise TypeError(f"ids must be a sequence of integers, got {array.ndim} axes of {array.dtype}")
-    if array.size and array.min() < 0:
-        raise ValueError(f"ids[{int(array.argmin())}] must be at least 0, got {array.min()}")
-    return array.astype(np.int64)
 
 
 def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
@@ -131,12 +118,9 @@ def read_text(path: str | Path) -> str:
     path = check_path("text", path)
     with reading(path), open_regular(path) as file:
         data = file.read()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0
-        raise FileRefused(path, "not a text in UTF-8 but in UTF-16")
-    try:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0
+            raise ValueError("not a text in UTF-8 but in UTF-16")
         text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FileRefused(path, f"not a text in UTF-8: byte {error.start} is {data[error.start]:#04x}") from None
     if not text.strip():
         raise FileRefused(path, "it holds no text")
     return text
@@ -159,7 +143,7 @@ def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, A
     Logits, and the last block's MLP, are computed where a target counts; all else up to the last column that has one.
     The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
     """
-    check_rows(x, y)
+    check_shape("targets", y, tuple(x.shape[:2]))  # of three axes, the numbers would be others
     x, y = without_filling(x, y)
     at = y != IGNORED
     if at.all() or not at.any():
@@ -180,7 +164,7 @@ def evaluate_where_it_counts(
     Logits are computed where a target counts, all else up to the last column of a part that has one. ``shown(parts)``
     yields the parts, the numbers of some rows each, as they are taken: to show how far it is.
     """
-    check_rows(X, Y)
+    check_shape("targets", Y, tuple(X.shape[:2]))
     check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORED)
 
     def of_hidden(h: Array, y: Array) -> tuple[Array, Array]:
@@ -203,15 +187,6 @@ def without_filling(x: Array, y: Array) -> tuple[Array, Array]:
     """Return ids and targets up to the last column in which a target counts; without one, all of them."""
     width = int(widths(y).max()) or y.shape[1]
     return x[:, :width], y[:, :width]
-
-
-def check_rows(x: Array, y: Array) -> None:
-    """Require ids and targets that are two arrays (n, T) of one shape."""
-    for name, value in {"ids": x, "targets": y}.items():
-        check_kind(name, value, "an array of integers")
-    check_shape("targets", y, tuple(x.shape))
-    if len(y.shape) != 2 or 0 in y.shape:
-        raise ValueError(f"targets has shape {tuple(y.shape)}, expected (n, T) with at least one row and one position")
 
 
 # --- the ids of a long text -------------------------------------------------------------------------------------------

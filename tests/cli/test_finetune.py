@@ -528,7 +528,7 @@ def test_a_text_is_read_before_the_model_is_loaded(folder, capsys, monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     Path("text").write_bytes(b"\xff")
     assert finetune() == 2
-    assert "not a text in UTF-8" in capsys.readouterr().err
+    assert "'utf-8' codec can't decode byte 0xff" in capsys.readouterr().err
 
 
 def test_a_tokenizer_with_more_words_than_the_model_is_refused(folder, capsys):

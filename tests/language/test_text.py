@@ -45,7 +45,7 @@ def test_a_text_of_one_window_is_refused():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"caf\xe9 au lait", "not a text in UTF-8: byte 3 is 0xe9"),
+        (b"caf\xe9 au lait", "'utf-8' codec can't decode byte 0xe9 in position 3"),
         (b"", "holds no text"),
         (b" \n\t", "holds no text"),
         *(
@@ -78,11 +78,10 @@ def test_a_tokenizer_of_another_model_is_refused():
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        ([0.9] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of float64"),
-        (["1"] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of <U1"),
-        ([True] * 9, TypeError, "ids must be a sequence of integers, got 1 axes of bool"),
-        ([[1, 2]] * 9, TypeError, "ids must be a sequence of integers, got 2 axes of int64"),
-        ([1] * 8 + [-1], ValueError, r"ids\[8\] must be at least 0, got -1"),
+        ([0.9] * 9, TypeError, "ids has dtype float64, expected integers"),
+        (["1"] * 9, TypeError, "ids has dtype <U1, expected integers"),
+        ([True] * 9, TypeError, "ids has dtype bool, expected integers"),
+        ([1] * 8 + [-1], ValueError, r"ids holds -1 at \(8,\), expected 0 to"),
     ],
 )
 def test_ids_that_are_no_ids_are_refused(ids, error, message):
