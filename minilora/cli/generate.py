@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..checks import check_integer
     from ..files.adapters import load_adapter
-    from ..language.chat import Dialogue
+    from ..language.chat import Dialogue, with_system
     from ..language.chattemplate import load_template
     from ..language.finetune import load_model, model_name, model_path, warn_beyond_context, with_adapters
     from ..language.generation import check_settings, generate
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
     tokenizer, system = load_tokenizer(source), given_or_kept(options.system, options.adapter)
     records = None if options.output is None else read_prompts(Path(options.prompt), tokenizer, source, system)
-    dialogue = Dialogue(load_template(source), tokenizer, system) if options.chat else None
+    dialogue = Dialogue(load_template(source), tokenizer, with_system([], system)) if options.chat else None
     asks_chats = options.chat or any("messages" in record for record, _ in records or [])
     if system and options.system is None and asks_chats:
         say(f"the adapter's system message stands first (--system gives another): {printable(system, 80)}")

@@ -283,26 +283,6 @@ def _without_each(message: Message) -> Iterator[tuple[str, Message]]:
 # --- a question, and a dialogue -------------------------------------------------------------------------------------
 
 
-def encode_question(
-    question: str,
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
-    system: str | None = None,
-    before: Sequence[Message] = (),
-) -> tuple[list[int], frozenset[int]]:
-    """Return the ids of a user's message with what lets the model answer, and the tokens that end the answer.
-
-    The end tokens are the model's, and the one with which the template ends a turn. `before` are the messages of the
-    dialogue so far, and `system` is a message that stands first.
-    """
-    messages: list[Message] = [*before, {"role": "user", "content": question}]
-    if system is not None:
-        without, messages = messages, [{"role": "system", "content": system}, *messages]
-        if template.render(without) == template.render(messages):
-            raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
-    return encode_answering(messages, template, tokenizer)
-
-
 def encode_answering(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], frozenset[int]]:
@@ -353,13 +333,15 @@ class Dialogue:
 
     template: ChatTemplate
     tokenizer: Tokenizer
-    system: str | None = None  # a message that stands first
-    messages: list[Message] = field(default_factory=list)  # the others so far
+    messages: list[Message] = field(default_factory=list)  # so far; a system message may stand first
 
     def ask(self, question: str) -> Prompt:
         """Return a user's message that the model is to answer; the answer is shown alone."""
-        ids, end = encode_question(question, self.template, self.tokenizer, self.system, self.messages)
-        self.messages.append({"role": "user", "content": question})
+        asked = [*self.messages, {"role": "user", "content": question}]
+        if asked[0]["role"] == SYSTEM[0] and self.template.render(asked[1:]) == self.template.render(asked):
+            raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
+        ids, end = encode_answering(asked, self.template, self.tokenizer)
+        self.messages = asked
         return Prompt(ids, "", [], end)
 
     def answered(self, answer: str) -> None:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from minilora.language.chat import encode_chat, encode_question, write_chat
+from minilora.language.chat import Dialogue, encode_chat, with_system, write_chat
 from minilora.language.chattemplate import ChatTemplate
 
 from ..support.letters import TOKENS, parts, spell, words
@@ -283,13 +283,13 @@ def test_a_chat_is_encoded_once():
 
 
 def test_a_question_ends_with_what_lets_the_model_answer():
-    ids, end = encode_question("hi", TURNS, words(last=()))
-    assert spell(ids) == "<s>u:hi<end>\na:"
-    assert end == {1}  # the end of a turn, though the model names no end
-    assert encode_question("hi", SILENT, words(last=(5,)))[1] == {5}
-    assert encode_question("hi", LINES, words(last=(5,)))[1] == {5}  # no letter ends a turn, such as the one before \n
+    prompt = Dialogue(TURNS, words(last=())).ask("hi")
+    assert spell(prompt.ids) == "<s>u:hi<end>\na:"
+    assert prompt.end == {1}  # the end of a turn, though the model names no end
+    assert Dialogue(SILENT, words(last=(5,))).ask("hi").end == {5}
+    assert Dialogue(LINES, words(last=(5,))).ask("hi").end == {5}  # no letter ends a turn, such as the one before \n
     with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
-        encode_question("hi", USERS, words(), system="be kind")
+        Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
 
 
 STYLES = {

@@ -15,7 +15,7 @@ import pytest
 
 from minilora import Llama, cross_entropy, evaluate
 from minilora.checks import FileRefused
-from minilora.language.chat import encode_chat, encode_question
+from minilora.language.chat import Dialogue, encode_chat
 from minilora.language.chattemplate import ChatTemplate, load_template
 from minilora.language.data import encode_example, load_data
 from minilora.language.text import HELD_OUT
@@ -261,11 +261,11 @@ def test_a_begin_token_comes_once(pair):
 
 def test_a_question_is_asked_and_ended_as_in_transformers(pair):
     style, tokenizer, template, theirs = pair
-    ids, end = encode_question("What is 2+2?", template, tokenizer)
+    prompt = Dialogue(template, tokenizer).ask("What is 2+2?")
     asked = [{"role": "user", "content": "What is 2+2?"}]
-    assert ids == theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+    assert prompt.ids == theirs.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     ends = {"llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "chatml": "<|im_end|>", "smollm2": "<|im_end|>"}
-    assert theirs.convert_tokens_to_ids(ends.get(style, theirs.eos_token)) in end
+    assert theirs.convert_tokens_to_ids(ends.get(style, theirs.eos_token)) in prompt.end
 
 
 def test_prompts_and_completions_are_encoded_as_in_transformers(smollm2, theirs):
