@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import Array
-from ..files.checkpoint import CheckpointError, Saved
+from ..files.checkpoint import Saved
 from ..files.disk import replaceable, written_whole
 from ..training import History, TrainingState
 from .recipe import LOG_EVERY
@@ -135,7 +135,6 @@ class LossTable:
         Where a row takes long and no bar is shown, print how far it is. This is the `report` of `train`.
         """
         step, now = state.epoch, time.perf_counter()
-        self._check_own(step)
         if state.history.epochs[-1:] == [step]:
             self.print_row(step, state.history.losses[-1])
         elif step < self.steps:  # of the last step the held-out loss comes first
@@ -152,7 +151,6 @@ class LossTable:
     def print_last_row(self, history: History) -> None:
         """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
         if history.epochs and history.epochs[-1] > self.rows[-1][0]:
-            self._check_own(history.epochs[-1])
             self.print_row(history.epochs[-1], history.losses[-1])
         self.write_log(self.steps)  # also of a training that was done
 
@@ -199,14 +197,6 @@ class LossTable:
             warnings.warn(f"the log ends before step {self.logged}, and the training goes on: {error}", stacklevel=2)
             self.log = None
         self.logged = step + 1
-
-    def _check_own(self, step: int) -> None:
-        """Require that no other process wrote the checkpoint after it was read: no row would be right."""
-        if step != self.step:
-            raise CheckpointError(
-                f"the training is at step {step} of its checkpoint, expected step {self.step}: another process trains "
-                "with the same checkpoint"
-            )
 
     def _remaining(self, step: int, spent: float) -> str:
         """Return how long the steps after this one take, and measuring the loss at the rows to come."""

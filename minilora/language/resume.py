@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from ..backend import Backend
-from ..checks import Array, needed, printable
+from ..checks import needed, printable
 from ..files.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -74,19 +74,16 @@ class Kept:
         return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
 
 
-def read_kept(path: Path | None) -> Kept | None:
+def read_kept(path: Path) -> Kept | None:
     """Return what a checkpoint holds; None where there is none yet."""
-    if path is None or (saved := read_checkpoint(path)) is None:
+    if (saved := read_checkpoint(path)) is None:
         return None
-    if isinstance(saved.notes, dict) and "learned" in saved.notes:  # nothing else tells the losses under this name
-        raise CheckpointError(
-            f"{str(path)!r} is a checkpoint of a former minilora finetune, which drew each batch from all rows: now a "
-            "pass has every row once. Name another checkpoint"
-        )
     try:
         return Kept(path, saved, msgspec.convert(saved.notes, Notes))
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{str(path)!r} is a checkpoint of something else than minilora finetune") from error
+        raise CheckpointError(
+            f"{str(path)!r} is a checkpoint of something else than minilora finetune, or of another version of it"
+        ) from error
 
 
 def asked(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]:
@@ -204,14 +201,12 @@ class BestStep:
     Only a step at which the loss is measured can be the best one, and so not the state before the first step.
     """
 
-    def __init__(self, checkpoint: Checkpoint | None) -> None:
-        self.checkpoint = checkpoint
-        self.params: dict[str, Array] = {} if checkpoint is None else checkpoint.best
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.params = checkpoint, checkpoint.best
 
     def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
         """Put the training where it was left, with the best step so far."""
-        if self.checkpoint is not None:
-            self.checkpoint.resume(state, epochs, settings, data)
+        self.checkpoint.resume(state, epochs, settings, data)
 
     def keep(self, state: TrainingState) -> None:
         """Copy the parameters where their loss is below all others so far, and keep where the training stands."""
@@ -219,8 +214,7 @@ class BestStep:
         measured = state.history.epochs[-1:] == [state.epoch]
         if measured and losses[-1] < min(losses[:-1], default=math.inf):
             self.params.update({name: p.copy() for name, p in state.optimizer.params.items()})
-        if self.checkpoint is not None:
-            self.checkpoint.keep(state)
+        self.checkpoint.keep(state)
 
     def bring_back(self, model: Layer, history: History) -> int:
         """Give a model that was trained the parameters of the best step, and return which one it is."""

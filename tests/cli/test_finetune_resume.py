@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, History, Linear, Llama, adapt, load_adapter, save_adapter, train
 from minilora.backend import get_backend
-from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
+from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.memory import Memory
@@ -375,39 +376,6 @@ def held_out_and_steps(out):
     return re.findall(r"^ *(\d+) +(\d\.\d{3}) +(\d\.\d{3})?.*(of steps? .*)$", out, re.M)
 
 
-def drawn_afresh(path):
-    """Let a checkpoint be one of the time when each batch was drawn afresh."""
-    notes = read_checkpoint(path).notes
-    del notes["losses"]
-    learned = {"rows": {}, "sum": 1.0, "targets": 2, "steps": {"1": 0.5}}
-    change_notes(path, {**notes, "saved": None, "learned": learned})
-
-
-def test_a_checkpoint_of_the_former_draws_is_refused_in_words(folder, capsys, monkeypatch):
-    assert finetune("--steps", "2", "--checkpoint", "c") == 0
-    drawn_afresh(Path("c"))
-    before = Path("c").read_bytes()
-    monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    capsys.readouterr()
-    assert finetune("--steps", "3", "--checkpoint", "c") == 2
-    assert capsys.readouterr().err == (
-        "minilora: 'c' is a checkpoint of a former minilora finetune, which drew each batch from all rows: now a pass "
-        "has every row once. Name another checkpoint\n"
-    )
-    assert Path("c").read_bytes() == before
-
-
-def test_a_stopped_training_of_the_former_draws_gives_way_when_asked(folder, capsys, monkeypatch):
-    typed = ["finetune", "text", "--save", "a", "--model", "model", *FEW]
-    with monkeypatch.context() as patched:
-        interrupted(patched, 3)
-        assert run(*typed) == 130
-    drawn_afresh(Path("a.checkpoint"))
-    assert run(*typed) == 2
-    assert "every row once. Name another checkpoint, or begin anew with --overwrite" in capsys.readouterr().err
-    assert run(*typed, "--overwrite") == 0
-
-
 def examples(name, words):
     """Write examples, one for each number of words."""
     lines = [{"prompt": "the cat ", "completion": " ".join(["sat on the mat"] * count)} for count in words]
@@ -605,7 +573,7 @@ def trained(path, epochs, losses, keeper=BestStep):
         def evaluate(self, *_):
             return next(measured)
 
-    best = keeper(None if path is None else Checkpoint(path))
+    best = keeper(Checkpoint(path))
     history = train(
         model, X, X[:, :2], epochs=epochs, steps=1, batch_size=4, log_every=1, rng=rng, gradients=Gradients(),
         checkpoint=best, report=lambda state: weights.append(state.model.weight.copy()),
@@ -616,8 +584,8 @@ def trained(path, epochs, losses, keeper=BestStep):
 @pytest.mark.parametrize(
     ("losses", "step"), [([3.0, 1.0, 2.0], 2), ([3.0, 2.0, 1.0], 3), ([1.0, 1.0, 1.0], 1), ([1.0, 2.0, 3.0], 1)]
 )
-def test_the_step_of_the_least_loss_comes_back(losses, step):
-    model, weights, best, history = trained(None, 3, losses)
+def test_the_step_of_the_least_loss_comes_back(losses, step, tmp_path):
+    model, weights, best, history = trained(tmp_path / "c", 3, losses)
     assert best.bring_back(model, history) == step
     np.testing.assert_array_equal(model.weight, weights[step - 1])
 
@@ -638,7 +606,8 @@ def test_nothing_is_kept_beside_where_nobody_asks(tmp_path):
 
 def test_what_is_noted_is_a_copy():
     model = Linear.init(3, 2, rng=np.random.default_rng(0), dtype="float64")
-    optimizer, best = Adam(model.trainable()), BestStep(None)
+    optimizer = Adam(model.trainable())
+    best = BestStep(SimpleNamespace(best={}, keep=lambda state: None))
     state = type("State", (), {"optimizer": optimizer, "history": History([1], [1.0]), "epoch": 1})()
     best.keep(state)
     before = model.weight.copy()

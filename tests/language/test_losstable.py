@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
 from minilora.batches import Passes
-from minilora.files.checkpoint import CheckpointError
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.losstable import LOG_EVERY, LossTable, duration, shown_parts
@@ -198,18 +197,6 @@ def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
         "training, mean of its steps",
         "held out",
     ]
-
-
-@pytest.mark.parametrize("step", [1, 3])
-def test_steps_of_another_process_are_refused(step, capsys):
-    """Its checkpoint appeared after this process had looked for one, and before it trained."""
-    table = LossTable(20, 0, 8)
-    table.print_known_rows(5.0, 0.0, None)
-    history = SimpleNamespace(epochs=[step], losses=[4.0])
-    with pytest.raises(CheckpointError, match=f"is at step {step} of its checkpoint, expected step 0: another process"):
-        table.on_step(SimpleNamespace(epoch=step, history=history))
-    with pytest.raises(CheckpointError, match="another process trains with the same checkpoint"):
-        table.print_last_row(history)
 
 
 @pytest.mark.parametrize("done", [0, 40])
