@@ -55,6 +55,10 @@ IMPOSSIBLE = [
     (lambda: LoRA(A, B, "3"), "alpha must be a number, got '3'"),
     (lambda: LoRA(A, B, True), "alpha must be a number, got True"),
     (lambda: LoRA.init(5, 4, rank=1.5, alpha=1, rng=RNG), "rank must be an integer, got 1.5"),
+    (lambda: LoRA.init(0, 4, rank=2, alpha=1, rng=RNG), "in_features must be at least 1, got 0"),
+    (lambda: LoRA.init(5, 0, rank=2, alpha=1, rng=RNG), "out_features must be at least 1, got 0"),
+    (lambda: LoRA.init(5, 4, rank=0, alpha=1, rng=RNG), "rank must be at least 1, got 0"),
+    (lambda: LoRALinear.from_linear(A, rank=1, alpha=1, rng=RNG), "linear must be a Linear, got ndarray"),
     (lambda: LoRALinear(W, LoRA(A, B, 1)), "base must be a Linear, got ndarray"),
     (lambda: LoRALinear(Linear(W), Linear(W)), "adapter must be a LoRA, got Linear"),
     (
