@@ -125,9 +125,8 @@ class Comparer:
     def _heads(self) -> bool:
         """Give a tied base a head, where the merged folder has one; return whether the two are still one there."""
         ends = (f"{EMBEDDING}.weight", "wte.weight")
-        self.table = (
-            next((name for name in self.base if name.endswith(ends)), "") if is_tied(self.landing.model) else ""
-        )
+        tables = [name for name in self.base if name.endswith(ends) and is_tied(self.landing.model)]
+        self.table = tables[0] if tables else ""
         if self.table not in self.names or HEAD_WEIGHT not in self.found:
             return False
         self.base.setdefault(HEAD_WEIGHT, self.base[self.table])
@@ -141,8 +140,8 @@ class Comparer:
         """Return the modules that change each unit."""
         by_unit: dict[str, list[str]] = {}
         for path, place in self.landing.places.items():
-            unit, last = self._unit_at(unit_of(place)[0]), path.rpartition(".")[2]
-            units = [unit]
+            unit, last = unit_of(place)[0], path.rpartition(".")[2]
+            units = [unit if unit in self.base else f"{unit}.weight"]
             if self.table and last in (EMBEDDING, "wte", HEAD):
                 head = HEAD_WEIGHT in self.names and last == HEAD
                 units = [self.table, HEAD_WEIGHT] if self.still_tied else [HEAD_WEIGHT if head else self.table]
@@ -150,10 +149,6 @@ class Comparer:
             for name in units:
                 by_unit.setdefault(name, []).append(path)
         return by_unit
-
-    def _unit_at(self, path: str) -> str:
-        """Return the unit of a path, which is the weight of a module or an array."""
-        return next((name for name in (path, f"{path}.weight") if name in self.base), path)
 
     def _whole(self) -> dict[str, str]:
         """Return the adapter's tensor that takes the place of each unit that was trained in full."""
@@ -232,7 +227,8 @@ class Comparer:
             return
         if copy := next((self.adapter.base_copies[path] for path in paths if path in self.adapter.base_copies), ""):
             array = self.adapter.tensors.read(copy)
-            base = [in_memory(array, base[0])] if len(array) > base[0].rows else base  # of a vocabulary that has grown
+            if len(array) > base[0].rows:  # of a vocabulary that has grown
+                base = self.base[unit] = [in_memory(array, base[0])]
         if len(base) == len(found) == 1 and base[0].columns == found[0].columns and base[0].rows < found[0].rows:
             self.result.grown[unit] = found[0].shape[0] - base[0].shape[0]
             found = [replace(found[0], rows=base[0].shape[0])] if len(found[0].parts) == 1 else found
@@ -299,20 +295,12 @@ class Comparer:
                 verdicts[path].append(verdict)
             covered[e] += len(update.left)
         for e, (one, other) in enumerate(zip(base, found, strict=True)):
-            tops = [top for matrix, top in updates if matrix == e]
-            for top, rows in self._uncovered(one, tops, covered[e]):
-                if (differs := unchanged(one, other, top, top + rows)) is not None:
-                    self._note([unit], differs)
+            rows = one.shape[0] - covered[e]
+            top = covered[e] if (e, 0) in updates else 0  # the one of two halves that no module changes
+            if rows and (differs := unchanged(one, other, top, top + rows)) is not None:
+                self._note([unit], differs)
         for path, of_it in verdicts.items():
             self._note([path], together(of_it))
-
-    @staticmethod
-    def _uncovered(matrix: Matrix, tops: list[int], covered: int) -> Iterator[tuple[int, int]]:
-        """Yield the first and the number of rows that no module changes."""
-        if not covered:
-            yield 0, matrix.shape[0]
-        elif covered < matrix.shape[0]:  # one of two halves
-            yield matrix.shape[0] - covered if tops == [0] else 0, matrix.shape[0] - covered
 
     def _judge(self, base: Matrix, found: Matrix, top: int, path: str, name: str, update: Update) -> Verdict:
         """Say what became of one update."""

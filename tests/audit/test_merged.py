@@ -350,6 +350,30 @@ def test_experts_are_compared_however_they_are_stored(tmp_path, of_base, of_merg
     assert f"not merged, equal to the base, in 1 of 4 experts: '{name}' (1 of 6" in judged(right).first_line
 
 
+DORA = {
+    "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (16 of 16 modules"),
+    "as LoRA": (lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 16 modules"),
+    "the base's lengths": (
+        lambda W, V, m: m / np.linalg.norm(W, axis=1) * V.T, "WRONG: DoRA's gain is by the lengths of the base, not of"
+    ),
+    "no change": (lambda W, V, m: m / np.linalg.norm(W, axis=1) * W.T, "WRONG: DoRA's magnitude is there without the"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DORA)
+def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
+    make, said = DORA[name]
+    rng, arrays, magnitudes = np.random.default_rng(2), dict(world.arrays), {}
+    for path, delta in world.changes.items():
+        W = world.arrays[f"{path}.weight"].astype("f8")
+        m = (np.linalg.norm(W, axis=1) * rng.uniform(0.9, 1.1, len(W))).astype("f4")
+        magnitudes[f"{PREFIX}{path}.lora_magnitude_vector"] = m
+        arrays[f"{path}.weight"] = make(W, W + delta, m).T.astype(world.dtype)
+    settings = config(*LAST, r=R, lora_alpha=R * SCALING, use_dora=True)
+    world.adapter = peft(tmp_path / "dora", world.factors | magnitudes, settings)
+    assert said in world.judged(arrays).first_line
+
+
 # --- what cannot be told ---
 
 
