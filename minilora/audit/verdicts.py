@@ -98,7 +98,7 @@ def filled(text: str, verdicts: Sequence[Verdict]) -> str:
     factors, rests = (
         [getattr(v, name) for v in verdicts if getattr(v, name) is not None] for name in ("factor", "rest")
     )
-    return text.format(k=_between(factors, "{:.3g}"), rest=_between(rests, "{:.1%}"))
+    return text.replace("{k}", _between(factors, "{:.3g}")).replace("{rest}", _between(rests, "{:.1%}"))
 
 
 def _between(numbers: Sequence[float], form: str) -> str:
@@ -115,8 +115,8 @@ def _of_whole(comparison: Merger) -> Iterator[Diagnosis]:
     changed = _changed(comparison)
     if _is_other_base(comparison):
         of_all = f"{len(changed)} of {len(changed) + comparison.same} tensors without an adapter"
-        text = f"merged over another base: {of_all} differ from this one by {{rest}} of their size"
-        yield Diagnosis(filled(text, [*changed.values()]), "other-base", cases=tuple(changed))
+        text = f"merged over another base: {of_all} differ from this one by {filled('{rest}', [*changed.values()])}"
+        yield Diagnosis(f"{text} of their size", "other-base", cases=tuple(changed))
 
 
 def _changed(comparison: Merger) -> dict[str, Verdict]:

@@ -399,6 +399,13 @@ def test_the_json_has_what_became_of_each_module(world):
     assert (found["same"], found["tensors"]) == (3, [])
 
 
+def test_a_name_with_braces_is_a_name(world):
+    report = world.judged(world.merged() | {"{x}.weight": np.ones(3, world.dtype)})
+    assert "{x}.weight" in str(report)
+    arrays = {name.replace("norm", "{k}norm"): array for name, array in world.merged().items()}
+    assert json.dumps(world.judged(arrays).json())
+
+
 def test_it_needs_the_base(tmp_path):
     with pytest.raises(ValueError, match="--merged needs --model, the base"):
         audit(tmp_path, merged=tmp_path)
