@@ -20,7 +20,7 @@ from ..support.command_line import finetune
 from ..support.language import TEXT
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
-pytestmark = [pytest.mark.long, pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
 
 CHANGES = {"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"}
 MOMENTS = 20
@@ -39,6 +39,9 @@ OPTIONS = {
     "in four bits": ["--overwrite", "--quantize", "nf4", "--target-modules", "q_proj,v_proj"],
     "from an adapter": ["--adapter", "../first", "--valid", "../other"],
 }
+
+EACH_CHANGE = ("over an adapter", "a checkpoint", "parts")
+"""The sets that every change waits for; the others are for the night."""
 
 
 def tuned(place, options, count, at=0):
@@ -85,7 +88,13 @@ def found(place):
     return {name: file.read_bytes() for name, file in files.items() if file.exists()}
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+SETS = [
+    pytest.param(options, id=name, marks=pytest.mark.long if name in EACH_CHANGE else pytest.mark.full)
+    for name, options in OPTIONS.items()
+]
+
+
+@pytest.mark.parametrize("options", SETS)
 def test_killed_at_twenty_moments_it_goes_on_to_the_same_bits(folder, options):
     assert finetune("--save", "first", "--steps", "2", "--rank", "1") == 0
     Path("other").write_text(TEXT[7:300])
