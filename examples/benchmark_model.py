@@ -385,7 +385,11 @@ def run_alone(number, side, what):
     keep_pages()
     setting = [*SETTINGS, *TRAINED][int(number)]
     if what.startswith("training"):
-        print("> " + json.dumps(train_alone(setting, side, seed=int(what.split()[1]))), flush=True)
+        _, seed, lr = what.split()
+        print("> " + json.dumps(train_alone(setting, side, int(seed), float(lr))), flush=True)
+        return
+    if what.startswith("products"):
+        print("> " + json.dumps(time_products(int(what.split()[1]))), flush=True)
         return
     if what == "whole":
         task = Task(of_bfloat16(load(setting.model)), setting)
@@ -507,15 +511,17 @@ def of_bfloat16(base):
 
 def measure_dtypes(count, path=None, numbers=(3, 2, 1, 0)):
     """Return the processor's time of whole steps in float32 and in bfloat16; a file has each setting as it ends."""
-    found = described() | {"laps": count, "rank": RANK, "steps": []}
+    found = described() | {"rank": RANK, "rows": ROWS, "products": [], "steps": []}
+    for held in (False, True):
+        with alone(0, PEER, f"products {count}", **one_thread(held)) as process:
+            found["products"] += [{"held to AVX2": held} | of for of in json.loads(answer(process))]
     for number, held in product(numbers, (False, True)):
-        environment = dict.fromkeys(BLAS_THREADS, "1") | (HELD_TO_AVX2 if held else {})
-        load = benchmark.Load()
+        environment, load = one_thread(held), benchmark.Load()
         with elsewhere(number, DTYPES, "whole", **environment) as steps:
             taken = [{side: 1000 * float(step()) for side, step in steps.items()} for _ in range(count + 2)][2:]
         times = {side: [lap[side] for lap in taken] for side in DTYPES}
         found["steps"].append({
-            "what": str(SETTINGS[number]), "held to AVX2": held, "others": load.others(),
+            "what": str(SETTINGS[number]), "held to AVX2": held, "laps": count, "others": load.others(),
             "ms": {side: float(np.median(of)) for side, of in times.items()},
             "middle half": {side: [float(q) for q in np.percentile(of, [25, 75])] for side, of in times.items()},
             "of float32": {side: benchmark.ratio(times, side, [PEER]) for side in DTYPES if side != PEER},
@@ -526,16 +532,45 @@ def measure_dtypes(count, path=None, numbers=(3, 2, 1, 0)):
     return found
 
 
-RATES = {"glassllm": 3e-3, "SmolLM2": 1e-3}  # what `minilora finetune` takes for models of their sizes
-SEEDS = 2
-"""Trainings of each side, and of each setting."""
+def one_thread(held):
+    """Return an environment with one thread in each library, and held to AVX2 or not."""
+    return dict.fromkeys(BLAS_THREADS, "1") | (HELD_TO_AVX2 if held else {})
+
+
+ROWS = 256
+
+
+def time_products(count):
+    """Return the processor's milliseconds of products with SmolLM2's widths, in NumPy, and in torch's two dtypes."""
+    import torch
+
+    found, rng = [], np.random.default_rng(0)
+    for shape in ((576, 576), (1536, 576), (576, 1536), (49152, 576)):
+        W, x = (rng.standard_normal(size, "float32") for size in (shape, (ROWS, shape[1])))
+        tensors = torch.from_numpy(x), torch.from_numpy(W)
+        halves = [tensor.bfloat16() for tensor in tensors]
+        ways = {"NumPy": partial(np.matmul, x, W.T), "torch": partial(torch.nn.functional.linear, *tensors)}
+        times = {name: [] for name in (*ways, "torch, bfloat16")}
+        for _ in range(count):
+            for name, multiply in (ways | {"torch, bfloat16": partial(torch.nn.functional.linear, *halves)}).items():
+                start = time.process_time()
+                multiply()
+                times[name].append(1000 * (time.process_time() - start))
+        found.append({"out, in": shape} | {name: float(np.median(of)) for name, of in times.items()})
+    return found
+
+
+RATES = {"glassllm": (3e-3, 3e-4), "SmolLM2": (1e-3, 1e-4)}  # that of `minilora finetune`, and a tenth of it
+SEEDS = 1
+"""Trainings of each side at each rate."""
 
 
 def measure_losses(path=None):
     """Return what `STEPS` steps of each side reach; a file has each training as it ends."""
     found = described() | {"rank": RANK, "steps": STEPS, "trainings": []}
-    for seed, number, side in product(range(SEEDS), range(len(TRAINED)), DTYPES):
-        with alone(len(SETTINGS) + number, side, f"training {seed}") as process:
+    trainings = [(number, lr) for number, of in enumerate(TRAINED, len(SETTINGS)) for lr in RATES[of.model]]
+    for seed, (number, lr), side in product(range(SEEDS), trainings, DTYPES):
+        with alone(number, side, f"training {seed} {lr}") as process:
             found["trainings"].append(json.loads(answer(process)))
         print(found["trainings"][-1], flush=True)
         if path:
@@ -543,7 +578,7 @@ def measure_losses(path=None):
     return found
 
 
-def train_alone(setting, side, seed):
+def train_alone(setting, side, seed, lr):
     """Train one side of a setting from a seed, and return its losses on held-out windows, before and after."""
     base = of_bfloat16(load(setting.model))
     package, file = MODELS[setting.model]
@@ -552,12 +587,12 @@ def train_alone(setting, side, seed):
     X, Y, *held_out = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), setting.length)
     held_out = [rows[:: len(rows) // HELD_OUT][:HELD_OUT] for rows in held_out]
     task = Task(base, setting, seed, moved=0.0)
-    step, loss = whole_steps(task, side, RATES[setting.model])
+    step, loss = whole_steps(task, side, lr)
     losses = [loss(*held_out)]
     for rows in draw_batches(np.random.default_rng(1 + seed), len(X), setting.batch, STEPS):
         step(X[rows], Y[rows])
     losses.append(loss(*held_out))
-    return {"what": str(setting), "side": side, "seed": seed, "lr": RATES[setting.model], "losses": losses}
+    return {"what": str(setting), "side": side, "seed": seed, "lr": lr, "losses": losses}
 
 
 HEAD = f"{'ms a step':56}" + "".join(

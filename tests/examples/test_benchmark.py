@@ -173,3 +173,16 @@ def test_the_peers_take_the_same_steps(kind):
         for p, value in zip(trained.values(), ours.trainable().values(), strict=True):
             theirs = p.detach().numpy()
             np.testing.assert_allclose(theirs.T if make is peers.ArticleModule else theirs, value, rtol=0, atol=2e-6)
+
+
+def test_what_the_readme_says_of_bfloat16_is_recorded():
+    """README: with the processor's units PEFT in bfloat16 has the faster step of SmolLM2, and without them a slower."""
+    found = json.loads((EXAMPLES.parent / "docs" / "benchmark-dtypes.json").read_text())
+    ours, peer, default = "minilora", "torch + PEFT", "torch + PEFT, bfloat16"
+    assert "avx512_bf16" in found["machine"]["units"]
+    steps = [step for step in found["steps"] if step["what"].startswith("SmolLM2")]
+    assert {step["held to AVX2"] for step in steps} == {False, True}
+    for step in steps:
+        fastest = min((ours, peer, default), key=step["ms"].get)
+        assert fastest == (ours if step["held to AVX2"] else default), step["what"]
+        assert step["held to AVX2"] == (step["ms"][default] > step["ms"][peer]), step["what"]

@@ -128,7 +128,7 @@ def test_a_training_says_its_losses_and_a_file_keeps_each(monkeypatch, tmp_path)
     monkeypatch.setattr(benchmark_model, "answer", lambda process: json.dumps(said))
     monkeypatch.setattr(benchmark_model, "alone", lambda *_: nullcontext())
     found = benchmark_model.measure_losses(tmp_path / "losses.json")
-    assert len(found["trainings"]) == benchmark_model.SEEDS * len(benchmark_model.TRAINED) * len(DTYPES)
+    assert len(found["trainings"]) == benchmark_model.SEEDS * 2 * len(benchmark_model.TRAINED) * len(DTYPES)
     assert json.loads((tmp_path / "losses.json").read_text()) == found
 
 
