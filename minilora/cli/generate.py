@@ -190,10 +190,7 @@ def read_prompts(
 def write_answers(
     records: list[tuple[dict[str, Any], Prompt]], texts: Callable[[Prompt], Iterator[str]], file: Path
 ) -> int:
-    """Write each record with what the model says into a file, and return the exit code.
-
-    The file appears when all records are answered; or by Ctrl-C, with those that are.
-    """
+    """Write each record with what the model says into a file, on Ctrl-C those so far; return the exit code."""
     from tqdm import tqdm
 
     from ..files.disk import written_whole

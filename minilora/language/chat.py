@@ -158,11 +158,8 @@ def _by_prefixes(
 
 
 def _up_to_the_end(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
-    """Return what a template writes up to the end of a turn.
-
-    Some write an end of their own behind the last message, where no answer is to follow: Phi-3's writes <|endoftext|>
-    behind <|end|> there. It ends the chat and no turn, so that it is left away.
-    """
+    """Return what a template writes up to the end of a turn."""
+    # Phi-3's writes <|endoftext|> behind <|end|> where no answer is to follow: that ends the chat, and no turn.
     after, end = template.render(messages, tools=tools), template.tokens.get("eos_token")
     if not end or not after.endswith(end):
         return after
@@ -209,12 +206,8 @@ def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Seq
 
 
 def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
-    """Require a trace in the text of all that a chat says: else the model would not learn it, and nobody would notice.
-
-    The chat is written once more without each key of a message, the name and the arguments of each tool call, and each
-    tool. Where the text stays the same, nothing of it is in there. Contents are looked for all at once, by marks in
-    their places: a system message may say what the template would write without one.
-    """
+    """Require that without any part of a chat the text is another one: else the model would not learn that part."""
+    # Marks find all contents at once: a system message may also say what the template would write without one.
     seen = _contents_seen(messages, template, tools)
     for i, message in enumerate(messages):
         for what, changed in _without_each(message):

@@ -339,10 +339,7 @@ def _mixture(name: str, kind: Kind, settings: Mapping[str, Any]) -> MixtureConfi
 
 
 def _check_window(name: str, settings: Mapping[str, Any], context: int | None) -> None:
-    """Require that a token sees all before it.
-
-    A window of W lets it see itself and W - 1 tokens before it, so one of the whole context changes nothing within it.
-    """
+    """Require no window, or one of the whole context: in it a token sees itself and the W - 1 before it."""
     window, used = settings.get("sliding_window"), settings.get("use_sliding_window")
     if window is None or (name.startswith("qwen") and (used is None or not check_flag("use_sliding_window", used))):
         return

@@ -34,7 +34,7 @@ from ..checks import FileRefused, check_integer, check_number, check_path, print
 from ..losses import IGNORED
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
 from .chattemplate import ChatTemplate, load_template
-from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
 from .tokens import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
@@ -80,7 +80,10 @@ class Data:
 
     def check_vocabulary(self, size: int) -> None:
         """Require ids that a model of `size` tokens has."""
-        check_vocabulary(max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
+        if (largest := max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held))) >= size:
+            raise ValueError(
+                f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's"
+            )
 
 
 def load_data(
@@ -238,10 +241,7 @@ def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
 
 
 def read_lines(path: Path, bad: list[BadLine], system: str | None = None) -> list[tuple[int, str, Line]]:
-    """Return the lines of a .jsonl file by their numbers, from 1; blank ones are passed over.
-
-    A chat without a system message of its own gets `system`.
-    """
+    """Return the lines of a .jsonl file that are not blank, by their numbers from 1, chats with a system message."""
     lines, text = [], read_text(path)
     if text.lstrip().startswith("["):
         raise FileRefused(path, f"it holds a list of JSON: {EXPECTED}")
@@ -355,10 +355,7 @@ def encode_example(
 
 
 def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the inputs of an example and its targets, -100 where none counts: one row; of a text as many as it needs.
-
-    There is none if no target counts: what comes before the first that does fills the row.
-    """
+    """Return the inputs of an example and its targets: one row, of a text as many as it needs, none if none counts."""
     targets = np.where(example.counted, example.ids, IGNORED)
     starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
     rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
@@ -385,10 +382,7 @@ def of_examples(
     path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT,
     most_measured: int | None = None,
 ) -> Data:  # fmt: skip
-    """Return examples as arrays, as wide as the longest of them needs, one in ten held out.
-
-    An example of which no token that counts is left is left out, and named.
-    """
+    """Return examples as arrays, as wide as the longest of them needs; one in which no token counts is left out."""
     least = 2 if share else 1
     if len(examples) < least:
         few = "at least 2 examples, one to hold out" if share else "an example"

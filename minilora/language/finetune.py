@@ -332,11 +332,8 @@ def adapted_model(
 def with_adapters(
     model: Llama, read_adapters: Mapping[str, Adapter], folder: Path, backend: Backend, bits: str | None
 ) -> Llama:
-    """Return the model with adapters that were read in a folder; refuse those that keep the weights of another base.
-
-    A quantised model has other weights than its base, which are not compared.
-    """
-    layers = {} if bits else dict(walk(model))
+    """Return the model with adapters that were read in a folder, which must not keep the weights of another base."""
+    layers = {} if bits else dict(walk(model))  # quantised weights are others than the base's
 
     def weight(path: str) -> Any:
         array = getattr(layers.get(path), "weight", None)
@@ -466,11 +463,7 @@ def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: 
 
 
 def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int, machine: Memory) -> str:
-    """Return what to ask for where the training does not fit into the memory that is free.
-
-    `lean` is what it needs with --recompute, None where that is asked for. What is more than the machine has at all is
-    refused: the system would end the process in the first step.
-    """
+    """Return what to ask for in place of a training that is too large; `lean` is what it needs with --recompute."""
     needed, free, fit = memory.together(parts * rows), USABLE_SHARE * machine.free, []
     if fitting := memory.rows_that_fit(free, rows - 1, parts):
         fit.append(f"--micro-batch {fitting}")
@@ -480,7 +473,7 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
     if not fit:
         smaller = "--workers 1" if parts > 1 else "a smaller --length"
         hint = f"not even {'--recompute ' if lean else ''}--micro-batch 1 fits; {smaller} needs less"
-    if needed > machine.whole:
+    if needed > machine.whole:  # the system would end the process in the first step
         raise ValueError(
             f"the training needs {megabytes(needed)} MB and the machine has {megabytes(machine.whole)} MB: {hint}"
         )
@@ -604,10 +597,7 @@ def save(recipe: Settled, adapted: Llama, system: str | None) -> None:
 
 
 def best_step(recipe: Settled, table: LossTable) -> str:
-    """Return a sentence about the lowest held-out loss, where it is not the last one's; or "".
-
-    A training that is kept in a checkpoint does not go back: to end earlier, another begins.
-    """
+    """Return a sentence about the lowest held-out loss, where it is not the last one's; or ""."""
     if table.best_step is not None:
         loss = next(row[2] for row in table.rows if row[0] == table.best_step)
         before = f"; before the training it was {table.rows[0][2]:.3f}" if table.rows[0][2] <= loss else ""

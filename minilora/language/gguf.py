@@ -167,10 +167,7 @@ def _rope_factor(fields: dict[str, Any], kind: str) -> Any:
 def open_gguf(
     path: Path, *, keep_blocks: bool = False
 ) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | CodedLinear]]:
-    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read.
-
-    With `keep_blocks`, the weight of a linear layer in one of the types above stays as it is.
-    """
+    """Return the decoder's sizes, the shapes of the arrays, and how one is read, with `keep_blocks` as its blocks."""
     dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)
     tensors = {from_gguf(tensor.name): tensor for tensor in in_file}

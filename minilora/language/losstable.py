@@ -37,10 +37,7 @@ Losses: TypeAlias = dict[str, tuple[float, int, float]]
 
 
 def shown_parts(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the parts of data, each the numbers of its rows, and show how many rows were measured.
-
-    On a terminal that is a bar, which is gone in the end; elsewhere a line, at most once a minute.
-    """
+    """Yield the parts of data, each the numbers of its rows, and show how many were measured: a bar, or some lines."""
     rows, taken, written = sum(map(len, parts)), 0, time.perf_counter()
     with tqdm(total=rows, desc="measuring", unit="row", disable=None, leave=False) as bar:
         for part in parts:
@@ -53,29 +50,16 @@ def shown_parts(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 class LossTable:
-    """The rows, printed as they are measured.
-
-    Parameters
-    ----------
-    steps, done : int
-        Of the whole training, and of a training that goes on those before.
-    tokens : float
-        In a row of the data, on average.
-    losses : Losses, optional
-        What the checkpoint of a training that goes on has.
-    log : Path, optional
-        A file that gets a line of JSON for each step, also for those before of a training that goes on.
-    log_every, eval_every : int
-        Steps from one row to the next, and from one with a held-out loss to the next.
-    """
+    """The rows, printed as they are measured, and the log."""
 
     def __init__(
         self, steps: int, done: int, tokens: float, losses: Losses | None = None, log: Path | None = None, *,
         log_every: int = LOG_EVERY, eval_every: int = LOG_EVERY,
     ) -> None:  # fmt: skip
-        self.steps, self.done, self.tokens = steps, done, tokens
+        self.steps, self.done = steps, done  # of the whole training, and those before of one that goes on
+        self.tokens = tokens  # in a row of the data, on average
         self.log_every, self.eval_every = log_every, eval_every
-        self.losses: Losses = {} if losses is None else losses
+        self.losses: Losses = {} if losses is None else losses  # with those of a checkpoint
         self.step = done  # how many have noted their losses
         self.rows: list[tuple[int, float, float]] = []  # step, training and held-out loss, NaN where there is none
         self.row_step, self.row_time = done, 0.0  # where the last row was, and when
@@ -88,14 +72,12 @@ class LossTable:
         self.best_step: int | None = None  # whose parameters are saved, where that is not the last one
 
     def note(self, began: float, losses: Sequence[tuple[Array, Array]], norm: Array, rows: int = 1) -> None:
-        """Note a step of so many rows that began at a time: each part's loss and targets, and its gradient's length.
-
-        The parts may come in any order, from several threads: `math.fsum` is exact, so the mean has the same bits.
-        """
+        """Note a step of so many rows that began at a time: each part's loss and targets, and its gradient's length."""
         if self.step == self.done:
             self.row_time = began
         counted = [(float(value), int(targets)) for value, targets in losses]
         self.step += 1
+        # The parts come from several threads, in any order: `math.fsum` is exact, so the mean has the same bits.
         total, number = math.fsum(value * targets for value, targets in counted), sum(n for _, n in counted)
         # In JSON, and so in a checkpoint, there is no infinity: float32 reaches it where a gradient is 1e20.
         self.losses[str(self.step)] = (min(total, LARGEST), number, min(float(norm), LARGEST))
@@ -130,10 +112,7 @@ class LossTable:
                 self._print_row(step, self.training_loss(step), held_out.get(step, math.nan))
 
     def on_step(self, state: TrainingState) -> None:
-        """Print the row of a step that has one; after the first step, how long it will take.
-
-        Where a row takes long and no bar is shown, print how far it is. This is the `report` of `train`.
-        """
+        """Print the row of a step that has one, or how long it will take: the `report` of `train`."""
         step, now = state.epoch, time.perf_counter()
         if state.history.epochs[-1:] == [step]:
             self.print_row(step, state.history.losses[-1])
@@ -169,10 +148,7 @@ class LossTable:
         self.write_log(step)
 
     def write_log(self, step: int) -> None:
-        """Write the steps up to this one into the log: of each its own loss, the held-out loss, the gradient's length.
-
-        The file begins anew with the first step of this run. Where it cannot be written, the training goes on without.
-        """
+        """Write the steps up to this one into the log, which begins anew with the first step of this run."""
         if self.log is None:
             return
         held_out, lines = {row[0]: row[2] for row in self.rows}, []

@@ -148,10 +148,7 @@ def active_numbers(config: LlamaConfig) -> int:
 
 
 def count_numbers(config: LlamaConfig) -> tuple[int, int]:
-    """Return how many numbers the matrices of all layers have, and how many all else has.
-
-    All else is the embedding, head, norms, biases, and of a mixture the router and the shared expert's gate.
-    """
+    """Return how many numbers the matrices of all layers have, and how many all else has, such as norms and routers."""
     matrices = sum(map(math.prod, _matrices(config).values()))
     return matrices, sum(map(math.prod, config.shapes().values())) - matrices
 
@@ -271,12 +268,10 @@ class StepMemory:
 
 
 def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, int, tuple[int, int]], StepMemory]:
-    """Return a function of the rows' length, the workers and the held-out rows' shape: what a fine-tuning needs.
-
-    It is measured on one row of X and on two, and on short ones alone: a forward of long rows would take the memory
-    that it is to tell. What a forward keeps grows by the same bytes with each row. With the length T it grows as
-    a + b T beyond the page up to which attention keeps its T x T matrix (`minilora.fast.blockwise`).
-    """
+    """Return what a fine-tuning needs, as a function of the rows' length, the workers and the held-out rows' shape."""
+    # Measured on one row of X and on two, and on short ones: a forward of long ones would take the memory that it is to
+    # tell. Each row keeps the same bytes; of the length T they grow as a + b T behind the page up to which attention
+    # keeps its T x T matrix (`minilora.fast.blockwise`).
     page = (CPU if backend.name == "numpy" else GPU).page_up_to
     low, high = page + 1, page + page // 2  # two points of that line
 

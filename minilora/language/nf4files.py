@@ -45,16 +45,13 @@ class State(msgspec.Struct):
 
 
 class NF4Weights:
-    """The quantised weights of a folder: which they are, of which shape, and how one is read.
-
-    `settings`, the model's ``quantization_config``, must say the same: transformers goes by it.
-    """
+    """The quantised weights of a folder: which they are, of which shape, and how one is read."""
 
     def __init__(self, path: Path, base: Weights, settings: Any) -> None:
         self.base = base
         names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
         with reading(path):
-            _check_quantised_layers(base, settings, names)
+            _check_quantised_layers(base, settings, names)  # transformers goes by the settings
         self.tensors = {*names, *(f"{name}.{part}" for name in names for part in PARTS)}
         self.states = {name: self._state(name) for name in names}
         self.shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in self.states.items()}

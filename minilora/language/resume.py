@@ -134,13 +134,10 @@ def note_saved(kept: Path, adapter: Path) -> None:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Hold what a training writes for this process while it trains; where another one holds it, that is an error.
-
-    The lock lies among the temporary files, since the folder that is written to may not be there yet.
-    """
+    """Hold what a training writes for this process while it trains; where another one holds it, that is an error."""
     filelock = needed("filelock", "a training that is kept")
     place = hashlib.sha256(f"{Path.home()} {os.path.realpath(path)}".encode()).hexdigest()
-    lock = Path(tempfile.gettempdir(), f"minilora-{place[:32]}.lock")
+    lock = Path(tempfile.gettempdir(), f"minilora-{place[:32]}.lock")  # the folder may not be there yet
     try:
         with filelock.FileLock(lock, timeout=0):
             try:
@@ -196,10 +193,7 @@ def _shown(value: Any) -> str:
 
 
 class BestStep:
-    """A checkpoint for `train` that keeps the parameters of the step with the least held-out loss besides.
-
-    Only a step at which the loss is measured can be the best one, and so not the state before the first step.
-    """
+    """A checkpoint for `train` that keeps the parameters of the measured step with the least held-out loss besides."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.params = checkpoint, checkpoint.best

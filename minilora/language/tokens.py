@@ -316,10 +316,7 @@ def _from_gguf(path: Path) -> Tokenizer:
 
 
 def _named_ends(ids: Mapping[str, int], known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
-    """Return the tokens that end a text by their names, and the types of those that only seem to.
-
-    llama.cpp takes an end whole, whichever type it has.
-    """
+    """Return the tokens that end a text by their names, as in llama.cpp, and the types of those that only seem to."""
     ends, within = ENDS & ids.keys(), {}
     if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
         within["<|end|>"] = USERS  # it ends a part of a turn
