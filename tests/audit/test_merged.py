@@ -305,6 +305,28 @@ def test_adapters_of_other_programs_are_looked_for_too(tmp_path, make):
     assert "not merged" in audit(adapter, base, merged=base).first_line
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize("modules", [["model.embed_tokens"], ["lm_head"], ["model.embed_tokens", "lm_head"]])
+def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
+    base = adapters.model(tmp_path / "base", tied=True)
+    adapter = peft(tmp_path / "a", adapters.factors(modules), config("embed_tokens", "lm_head"))
+    merge_adapter(base, adapter, tmp_path / "merged")
+    assert audit(adapter, base, merged=tmp_path / "merged").word == "RIGHT"
+
+
+def test_a_vocabulary_that_grew_with_the_adapter_is_merged_over_its_copy(tmp_path):
+    base, factors = adapters.model(tmp_path / "base", shards=3), adapters.factors(["model.embed_tokens"])
+    arrays = {name: a for file in base.glob("*.safetensors") for name, a in load_file(file).items()}
+    place, rng = f"{PREFIX}model.embed_tokens.", np.random.default_rng(3)
+    grown = np.concatenate([arrays["model.embed_tokens.weight"], np.ones((3, adapters.D), "f4")])
+    factors[f"{place}lora_embedding_A"] = A = rng.standard_normal((2, len(grown))).astype("f4")
+    adapter = peft(tmp_path / "a", factors | {f"{place}base_layer.weight": grown}, config("embed_tokens"))
+    delta = 2 * factors[f"{place}lora_embedding_B"].astype("f8") @ A
+    arrays["model.embed_tokens.weight"] = np.ascontiguousarray((grown + delta.T).astype("f4"))
+    save_file(arrays, tmp_path / "merged.safetensors")
+    assert audit(adapter, base, merged=tmp_path / "merged.safetensors").word == "RIGHT"
+
+
 def with_experts(stacked, factors, packed):
     """A mixture's arrays with the changes of PEFT's factors; `packed` picks an expert's B."""
     arrays = dict(stacked)
