@@ -234,7 +234,7 @@ def _check_way_round(name: str, weights: Weights) -> None:
     _, *matrix = weights.spec(name).shape
     if exchanged:
         what = "is stored (E, in, out), as the shapes of the two arrays show together: (E, out, in) alone is supported"
-    elif exchanged is None and len(set(matrix)) == 1:
+    elif exchanged is None and len(matrix) == 2 and len({*matrix}) == 1:
         what = "is square, and nothing shows whether it is stored (E, out, in): with the other array its shape would"
     else:
         return

@@ -766,6 +766,12 @@ def test_layers_that_stand_several_times_are_those_of_their_ranges(tmp_path):
     assert [place.split(".")[2] for place in places.values()] == ["1", "2", "0", "1", "2"]
 
 
+@pytest.mark.parametrize("ranges", [[[-1, 3]], [[0, -1]], [[1, 3.0]], [[1, True]], [[1, 2, 3]], [3], 3])
+def test_a_replication_that_is_no_list_of_ranges_moves_no_layer(tmp_path, ranges):
+    landing = report_of(plain({"layer_replication": ranges}), tmp_path).landing
+    assert [*landing.places] == [*landing.places.values()] == paths(*QV)
+
+
 SCALINGS = {
     "PEFT's": (plain(), 2.0),
     "rsLoRA's": (plain({"use_rslora": True}), 4 / 2**0.5),
@@ -885,6 +891,11 @@ TEXTS = {
         f"loses the update of {THREE.replace('self_attn.q', 'mlp.down')}, or refuses it where gate_proj comes without "
         "up_proj: it is read where target_parameters has 'model.layers.0.mlp.down_proj.weight' and so on, and "
         "target_modules none of them"),
+    "values of other types": (
+        plain({"r": True, "lora_alpha": True, "lora_bias": 0, "rank_pattern": {"q_proj": 2.0, "v_proj": 0},
+               "alpha_pattern": {"q_proj": True, "v_proj": -1}}),
+        "r is True; lora_alpha is True; lora_bias is 0; rank_pattern['q_proj'] is 2.0; rank_pattern['v_proj'] is 0; "
+        "alpha_pattern['q_proj'] is True; alpha_pattern['v_proj'] is -1: no value that PEFT can compute with"),
     "ranks that are not used": (
         plain({"r": 4}, lambda x: {k: a * (np.arange(4) < (1 if "layers.0" in k else 3))[:, None] if "A" in k else a
                                    for k, a in x.items()}, kinds=("q_proj",), r=4),

@@ -14,6 +14,7 @@ from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_a
 from minilora.files.adapters import system_message
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensors import TensorFile
+from minilora.variants.stackedlora import StackedLoRA
 
 from ..support.adapter_folder import CONFIG, WEIGHTS, assert_same_adapters, variant
 
@@ -213,6 +214,8 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
 
 
 ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
+OF_EXPERTS = StackedLoRA(np.ones((2, 1)), np.ones((1, 2)), 1, experts=2)
+BY_WEIGHT = "target_parameters names '.*', expected the weight of a linear layer in layers, without DoRA"
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,11 @@ ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
         (ONE, {"fan_in_fan_out": 1}, TypeError, "fan_in_fan_out must be True or False, got 1"),
         (ONE, {"base_model": 3}, TypeError, "base_model must be a str, got int"),
         (ONE, {"target_modules": ["f", "xfc"]}, ValueError, "target_modules does not name 'fc'"),
+        (ONE, {"target_parameters": ["fc"]}, ValueError, BY_WEIGHT),
+        (ONE, {"target_parameters": ["fc.bias"]}, ValueError, BY_WEIGHT),
+        (ONE, {"target_parameters": ["gc.weight"]}, ValueError, BY_WEIGHT),
+        (ONE, {"target_parameters": ["fc.weight"], "lora_dropout": 0.1}, ValueError, BY_WEIGHT),
+        ({"a.fc": OF_EXPERTS}, {"target_parameters": ["a.fc.weight"]}, ValueError, BY_WEIGHT),
     ],
 )
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path, layers, options, error, message):

@@ -116,6 +116,12 @@ def test_zero_tiny_and_huge_changes_are_summed_up(tmp_path, size):
     assert table([summary])
 
 
+def test_a_rank_that_is_not_used_has_no_share(tmp_path):
+    save_adapter(tmp_path, {"fc": LoRA(np.eye(2, 3), np.diag([0.0, 4.0]), 2.0)})
+    (summary,) = inspect_adapter(tmp_path)
+    assert (summary.norm, [*summary.singular_values], [*summary.shares]) == (4, [4, 0], [1, 0])
+
+
 def test_singular_values_do_not_need_the_large_product():
     rng = np.random.default_rng(0)
     A, B = rng.standard_normal((2, 300_000)), rng.standard_normal((300_000, 2))  # B A: 720 GB

@@ -139,6 +139,10 @@ def cut(name):
     return lambda tensors: tensors.update({name: tensors[name][:-1]})
 
 
+def one_of(name):
+    return lambda tensors: tensors.update({name: tensors[name][0]})
+
+
 LAYER = "model.layers.1.mlp.experts"
 
 
@@ -153,6 +157,7 @@ LAYER = "model.layers.1.mlp.experts"
         ("fused", turn("down_proj"), r"down_proj' has shape \[4, 10, 12\], expected \[4, 12, 10\]"),
         ("fused", drop(f"{LAYER}.down_proj"), f"no '{LAYER}.down_proj', .* such as '{LAYER}.0.down_proj.weight'"),
         ("fused", cut(f"{LAYER}.down_proj"), r"down_proj' has shape \[3, 12, 10\]"),
+        ("fused", one_of(f"{LAYER}.down_proj"), r"down_proj' has shape \[12, 10\], expected \[4, 12, 10\]"),
         ("each", drop(f"{LAYER}.2.up_proj.weight"), f"there is no '{LAYER}.2.up_proj.weight', of one of 4 experts"),
         ("each", cut(f"{LAYER}.2.up_proj.weight"), r"2.up_proj.weight' has shape \[9, 12\], expected \[10, 12\]"),
         (
