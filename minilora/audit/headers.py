@@ -316,7 +316,7 @@ def open_model(path: Path) -> ModelHeaders:
     """Read a model's headers."""
     file = path
     if os.path.isdir(path) and not any(os.path.exists(path / name) for name in (INDEX_NAME, SINGLE_NAME)):
-        files = sorted([*path.glob("*.gguf"), *path.glob("*.safetensors")])
+        files = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
         if len(files) != 1:
             what = f"expected {SINGLE_NAME}, {INDEX_NAME} or one .gguf or .safetensors file, and there are {len(files)}"
             raise FileRefused(path, what)

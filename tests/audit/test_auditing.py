@@ -559,6 +559,8 @@ BROKEN = {
     # the model
     "a deeper model's": (of(name("layers.2", "layers.7")), "module-unknown target-missing"),
     "another model's": (of(name("self_attn", "attention")), "module-unknown"),
+    "another model's, beside a mixture": (
+        beside(of(name("self_attn", "attention")), model_type="qwen3_moe"), "module-unknown"),
     "matrices that the model has in one": (one_matrix, "module-unknown"),
     "the update turned": (of(lambda x: {k: x[other(k)].T for k in x}), "shape-turned"),
     "a part of the rows": (of(at("q_proj.lora_B.weight", lambda a: a[: Q // 2])), "shape-is-a-part"),

@@ -83,13 +83,19 @@ FORGETS = Template(
 PROMPTS = Template(TURNS.write, "a: think")
 
 
+LOWER, UPPER = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messages if m["role"] != "assistant"), "")
 
 
 @pytest.mark.parametrize(
     ("messages", "template", "message"),
     [
-        (chat("hi", "hello", "why", "so"), FORGETS, "writes what stands before the end of message 2 in two ways: "),
+        (
+            chat(LOWER, 3 * UPPER, "why", "so"),
+            FORGETS,
+            f"writes what stands before the end of message 2 in two ways: '{LOWER[6:]}<end>a:' and, once more follows, "
+            f"'{LOWER[6:]}{(3 * UPPER)[:40]}'. So it cannot be said which tokens are the assistant's",
+        ),
         (chat("hi", "hello"), PROMPTS, "of message 2 in two ways: .*a: think' and, once more follows, .*a:hello<end>"),
         (chat("hi", "hello"), SILENT, "writes nothing of message 2, the assistant's"),
         (chat("hi"), TURNS, "no message is the assistant's: there is nothing to learn"),
