@@ -1,0 +1,171 @@
+"""What is said of a merged model: which modules, at which strength, whose change, and all of it in one verdict."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from minilora.audit.merging import RIGHT, UNREAD, UNTOLD, WRONG, Merger, Verdict
+from minilora.audit.suspects import of_another
+from minilora.audit.verdicts import for_programs, tell, where
+from minilora.files.tensors import FLOATS
+
+from .test_merged import LAST, SCALING, R, World
+
+EVERY = [f"model.layers.{i}.{name}" for i in range(6) for name in ("q_proj", "k_proj", "up_proj")]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (lambda i, kind: True, "all 18 modules"),
+        (lambda i, kind: i == 3, "layer 3"),
+        (lambda i, kind: i in (0, 1, 2, 4), "layers 0 to 2, 4"),
+        (lambda i, kind: kind == "q_proj", "q_proj"),
+        (lambda i, kind: kind != "up_proj", "k_proj and q_proj"),
+        (lambda i, kind: kind != "up_proj" and i in (0, 2, 3), "k_proj and q_proj of layers 0, 2 to 3"),
+        (lambda i, kind: (i, kind) == (1, "q_proj"), "'model.layers.1.q_proj'"),
+        (lambda i, kind: (i, kind) in ((1, "q_proj"), (2, "k_proj")), "'model.layers.1.q_proj', 'model.layers.2.k_proj'"),
+    ],
+)  # fmt: skip
+def test_modules_are_named_by_what_they_share(chosen, said):
+    paths = [path for path in EVERY if chosen(int(path.split(".")[2]), path.split(".")[3])]
+    assert where(paths, EVERY) == said
+
+
+def test_a_module_without_a_layer_is_named():
+    assert where(["lm_head"], ["lm_head"]) == "'lm_head'"
+    assert where(["lm_head", *EVERY[:1]], ["lm_head", *EVERY]) == f"'lm_head', '{EVERY[0]}'"
+
+
+ROOT = R**0.5
+PATTERNS = {"r": 2, "rank_pattern": dict.fromkeys(LAST, R)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "right", "used", "said"),
+    [
+        ({}, SCALING, SCALING / 2, "0.5 (by half)"),
+        ({}, SCALING, R * SCALING / ROOT, "2.83 (alpha / sqrt(r) in the place of alpha / r)"),
+        ({}, SCALING, SCALING**2, "3 (with the scaling taken twice)"),
+        ({"use_rslora": True}, ROOT * SCALING, R * SCALING, "2.83 (alpha in the place of alpha / sqrt(r))"),
+        ({"use_rslora": True}, ROOT * SCALING, SCALING, "0.354 (alpha / r in the place of alpha / sqrt(r))"),
+        ({"use_rslora": True}, ROOT * SCALING, ROOT, "0.333 (with alpha 8, which is PEFT's own default)"),
+        (PATTERNS, SCALING, 4 * SCALING, "4 (with r and lora_alpha, without rank_pattern and alpha_pattern)"),
+        (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pat"),
+        ({}, SCALING, 5.1, "1.7: all 16 modules"),
+    ],
+)
+def test_a_strength_has_the_name_of_its_mistake(tmp_path, settings, right, used, said):
+    world = World(tmp_path, FLOATS["F32"], **settings)
+    report = world.judged(world.merged(lambda _, delta: delta / SCALING * used))
+    assert f"merged by the factor {said}" in report.first_line
+    assert world.judged(world.merged(lambda _, delta: delta / SCALING * right)).word == "RIGHT"
+
+
+OWN = "model.layers.3.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("whose", "k", "flag", "text"),
+    [
+        (f"{OWN}, transposed", 1.01, "transposed", "the change is transposed"),
+        (f"{OWN}, transposed", 2.0, "transposed", "the change is transposed, {k} times"),
+        (f"{OWN}, packed otherwise, expert 1", 1.0, "packing", "B's ranks and experts are exchanged"),
+        (f"{OWN}, packed otherwise, expert 1", -1.0, "packing", "B's ranks and experts are exchanged, {k} times"),
+        (f"{OWN}, expert 2", 1.0, "another-change", "that of other experts"),
+        ("model.layers.3.k_proj", 0.99, "another-change", "that of k_proj"),
+        ("model.layers.3.k_proj, transposed", 0.97, "another-change", "that of k_proj, transposed, {k} times"),
+        ("model.layers.4.q_proj", 1.0, "another-change", "that of the layer above"),
+        ("model.layers.2.q_proj", 1.0, "another-change", "that of the layer below"),
+        ("model.layers.5.q_proj", 1.0, "another-change", "that of 2 layers above"),
+        ("model.layers.0.q_proj", 1.0, "another-change", "that of 3 layers below"),
+        ("model.layers.4.k_proj", 1.0, "another-change", "that of 'model.layers.4.k_proj'"),
+        ("lm_head", 1.0, "another-change", "that of 'lm_head'"),
+    ],
+)
+def test_another_change_is_told_by_where_its_module_is(whose, k, flag, text):
+    assert of_another(OWN, whose, k) == (flag, text, k, None)
+
+
+Q = {path: Verdict(entries=100, shown=30, steps=0.25, dtype="bfloat16") for path in EVERY[:2]}
+LOST = {EVERY[2]: Verdict(UNTOLD, entries=100, dtype="float16"), EVERY[5]: Verdict(UNTOLD, dtype="bfloat16")}
+UNKNOWN = {EVERY[3]: Verdict(UNREAD, "few-bits", "they are in few bits")}
+FACTOR = {path: Verdict(WRONG, "factor", "merged by the factor {k}", k) for path, k in zip(EVERY[6:9], (2.0, 3.0, 2.5))}
+OTHER = {f"{name}.weight": Verdict(WRONG, "changed", "changed by {rest}", rest=0.5) for name in ("a", "b")}
+
+
+@pytest.mark.parametrize(
+    ("of", "word", "text"),
+    [
+        ({"modules": Q}, "RIGHT", "merged rightly (2 of 2 modules, bfloat16, at most 0.25 ulp beside the exact sum)"),
+        (
+            {"modules": Q | LOST, "others": {"a": Verdict(RIGHT)}}, "RIGHT",
+            "merged rightly (2 of 4 modules, bfloat16, at most 0.25 ulp beside the exact sum, 1 tensor trained in full)"
+            "; of 2 nothing can be told: the change is lost in rounding",
+        ),
+        ({"others": {"a": Verdict(RIGHT)}}, "RIGHT", "merged rightly (1 tensor trained in full)"),
+        ({"modules": Q | UNKNOWN}, "UNDECIDED", "1 of 3 modules cannot be compared: they are in few bits"),
+        (
+            {"modules": LOST}, "UNDECIDED",
+            "cannot be told: in all 2 modules the change is below half a step of bfloat16/float16, or zero",
+        ),
+        ({"others": {"a": Verdict(UNREAD)}}, "UNDECIDED", "the adapter has nothing that could be merged"),
+        (
+            {"modules": Q | FACTOR}, "WRONG",
+            "merged by the factor 2 to 3: layer 2 (3 of 5 modules); merged rightly: layer 0",
+        ),
+        ({"modules": Q, "others": OTHER, "same": 3}, "WRONG", "changed by 50.0%: 'a.weight', 'b.weight'"),
+        (
+            {"modules": FACTOR, "others": OTHER, "same": 3, "same_vectors": 1}, "WRONG",
+            "merged over another base: 2 of 5 tensors without an adapter differ from this one by 50.0% of their size",
+        ),
+        (
+            {"modules": FACTOR, "others": OTHER, "same": 3}, "WRONG", "merged by the factor 2 to 3: all 3 modules",
+        ),
+        (
+            {"modules": FACTOR, "others": OTHER, "vectors": {"a.weight", "b.weight"}}, "WRONG",
+            "merged by the factor 2 to 3: all 3 modules",
+        ),
+        (
+            {"others": {"a.lora_A": Verdict(WRONG, "factors-beside")}}, "WRONG",
+            "not merged: 2 tensors of a model beside its adapter stand there",
+        ),
+    ],
+)  # fmt: skip
+def test_one_verdict_is_told_of_all(of, word, text):
+    told = tell(Merger(None, **of), SimpleNamespace(lost=[]))
+    assert (told.word, told.text or told.found[0].says) == (word, text)
+
+
+def test_what_is_beside_the_verdict_is_told_line_by_line():
+    others = OTHER | {f"u{i}": Verdict(UNREAD, "not-compared", "it is of integers") for i in range(4)}
+    merger = Merger(None, Q | LOST | UNKNOWN, others, 7, 0, set(), ["x", "y"], {"lm_head": 1}, "model.")
+    assert tell(merger, SimpleNamespace(lost=["p"])).lines == [
+        "merged modules: 2 right, 2 cannot be told, 1 not compared",
+        "a right merge differs from the base in 0.2 of the numbers of these modules",
+        "other tensors: 7 are the base's, 2 are not",
+        "note: 'lm_head' has 1 row more in the merged model, of which nothing is said [vocabulary-grown]",
+        "note: only in the merged model: 'x', 'y' [merged-alone]",
+        "note: the names begin otherwise in the merged model: 'model.' [renamed]",
+        *[f"note: not compared: u{i}: it is of integers [not-compared]" for i in range(3)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "verb"), [(["p"], "1 module of the adapter is"), (["p", "q"], "2 modules of the ada")]
+)
+def test_modules_that_the_base_has_not_are_told(lost, verb):
+    (found,) = tell(Merger(None, Q), SimpleNamespace(lost=lost)).found
+    assert (found.flag, found.cases) == ("module-unknown", tuple(lost))
+    assert found.says.startswith(verb)
+    assert (" are not in the base" in found.says) == (len(lost) > 1)
+
+
+def test_programs_get_each_number_that_is_one():
+    merger = Merger(SimpleNamespace(path="m"), {"p": Verdict(WRONG, "f", "by {k}", 2.0, float("inf"))}, {}, 3)
+    found = for_programs(merger)
+    assert (found["path"], found["same"], found["tensors"]) == ("m", 3, [])
+    assert found["modules"] == [
+        {"module": "p", "state": "wrong", "flag": "f", "text": "by 2", "factor": 2.0, "rest": None, "entries": 0,
+         "shown": 0, "steps": 0.0, "dtype": ""}
+    ]  # fmt: skip
