@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ..checks import FileRefused, check_integer, check_number, check_path, printable, short
+from ..checks import FileRefused, check_integer, check_path, printable, short
 from ..losses import IGNORED
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
 from .chattemplate import ChatTemplate, load_template
@@ -119,9 +119,6 @@ def load_data(
             for file in (path, held_out)
         )
         return measured_on(data, held, str(held_out), measured)
-    check_number("held_out", held_out, above=0, or_equal=True)
-    if held_out > 0.5:
-        raise ValueError(f"held_out must be at most 0.5, got {held_out}")
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
         lines = read_lines(path, bad, system)

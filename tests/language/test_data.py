@@ -174,8 +174,6 @@ def test_another_file_is_measured_on_whole_or_as_asked(measured, rows, tmp_path,
     data = load_data(trained, model, held_out=held, measured=measured)
     for each, width in ((data, 12), (data.with_length(8), 8)):
         assert (len(each.X), each.X_held.shape, each.held) == (3, (rows, width), 99)
-    with pytest.raises(ValueError, match=r"held_out must be at most 0\.5, got 0\.6"):
-        load_data(trained, model, held_out=0.6)
 
 
 def test_a_long_example_is_shown_in_part():
