@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,8 +74,8 @@ def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequ
 
 SETTINGS, OLD_SETTINGS, OLD_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-PROBES = 300
-"""Tokens to try as a text, where a tokenizer has none for a letter, and letters of each."""
+NO_TOKEN = (1 << 32) - 1
+"""An id that no tokenizer has: the largest that the package holds."""
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 END = "<|endoftext|>"
 TOKENS_OF_CLASS: dict[str, dict[str, str]] = {
@@ -180,6 +180,8 @@ def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> N
 def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
     """Return a tokenizer of the package `tokenizers` as ours; a text to train on ends with `last`, or the first end."""
     closing = end[:1] if last is None else [last]
+    with _errors_of(path):
+        begin = tuple(_before_a_text(tokenizer))
 
     def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
         with _errors_of(path):  # such as an unknown letter, where the file names no token for those
@@ -189,7 +191,7 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
     return Tokenizer(
         encode=lambda text: tokens(text)[0],
         decode=lambda ids: str(tokenizer.decode(list(ids))),
-        begin=tuple(_before_a_text(tokenizer)),
+        begin=begin,
         end=frozenset(end),
         last=tuple(closing),
         tokens=tokens,
@@ -211,14 +213,10 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 def _before_a_text(tokenizer: Any) -> list[int]:
     """Return the ids that a tokenizer puts before a text; some put others after it."""
-    known = ((tokenizer.id_to_token(i) or "")[:PROBES] for i in range(PROBES))
-    for probe in ("a", *known):  # one that it has a token for
-        with suppress(FileRefused), _errors_of(Path(FILE)):
-            encoded = tokenizer.encode(probe)
-            of_the_text = [number is not None for number in encoded.sequence_ids]
-            if True in of_the_text:
-                return list(encoded.ids[: of_the_text.index(True)])
-    return []
+    blank = tokenizer.encode("", add_special_tokens=False)
+    blank.pad(len(blank.ids) + 1, direction="left", pad_id=NO_TOKEN)  # where a text would begin
+    around: list[int] = tokenizer.post_process(blank).ids
+    return around[: around.index(NO_TOKEN)]
 
 
 # --- a .gguf file ----------------------------------------------------------------------------------------------------
