@@ -354,24 +354,12 @@ def _composed(text: str) -> list[tuple[int, int]]:
     """Return for each letter of a text's composed form (NFC) where what it is composed of begins and is over."""
     if unicodedata.is_normalized("NFC", text):
         return [(place, place + 1) for place in range(len(text))]
-    parts: list[str] = []
-    for letter in text:
-        if parts and _joins(parts[-1], letter):
-            parts[-1] += letter
-        else:
-            parts.append(letter)
-    spans: list[tuple[int, int]] = []
-    for part, stop in zip(parts, itertools.accumulate(map(len, parts)), strict=True):
-        spans += [(stop - len(part), stop)] * len(unicodedata.normalize("NFC", part))
-    return spans
-
-
-def _joins(before: str, letter: str) -> bool:
-    """Return whether a letter may become one with those before it: an accent, or a letter that is composed of them."""
-    normal = unicodedata.normalize
-    if unicodedata.combining(normal("NFD", letter)[0]):
-        return True
-    return normal("NFC", before + letter) != normal("NFC", before) + normal("NFC", letter)
+    tokenizers = needed("tokenizers", "a text with accents apart from their letters")
+    letters = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
+    letters.normalizer = tokenizers.normalizers.NFC()
+    letters.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), "isolated")
+    starts = [start for start, _ in letters.encode(text).offsets]
+    return [(start, max(start + 1, stop)) for start, stop in itertools.pairwise([*starts, len(text)])]
 
 
 def _from_glassllm(path: Path) -> Tokenizer:
