@@ -91,7 +91,6 @@ def load_data(
     model: str | Path,
     length: int | None = None,
     *,
-    tokenizer: Tokenizer | None = None,
     held_out: float | str | Path = 1 / HELD_OUT,
     measured: int | None = None,
     system: str | None = None,
@@ -104,7 +103,7 @@ def load_data(
 
     `held_out` is the share of windows or examples to measure on, from 0 to 0.5; or a file of them, while all of this
     one are trained on. Of those held out, `measured` are measured, evenly spread, or all. `system` is a message that
-    stands first in each chat that has none of its own. `tokenizer` is the model's, where it was read before.
+    stands first in each chat that has none of its own.
 
     What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or lines that cannot be
     used, all of them by their numbers. With `skipped` such lines are put into that list, and the others are read.
@@ -115,8 +114,7 @@ def load_data(
         raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
     if not isinstance(held_out, (int, float)):
         data, held = (
-            load_data(file, model, length, tokenizer=tokenizer, held_out=0, system=system, skipped=skipped)
-            for file in (path, held_out)
+            load_data(file, model, length, held_out=0, system=system, skipped=skipped) for file in (path, held_out)
         )
         return measured_on(data, held, str(held_out), measured)
     if path.suffix.lower() == EXAMPLES:
@@ -124,7 +122,7 @@ def load_data(
         lines = read_lines(path, bad, system)
         if bad and not lines:
             raise BadLines(path, bad)
-        tokenizer = tokenizer or load_tokenizer(model)
+        tokenizer = load_tokenizer(model)
         examples = read_examples(path, lines, model, tokenizer, bad)
         if bad and skipped is None:
             raise BadLines(path, bad)
@@ -135,7 +133,7 @@ def load_data(
     if _is_json(text):
         raise FileRefused(path, f"it holds JSON: {EXPECTED}")
     length = WINDOW if length is None else length
-    ids = token_ids(text, (tokenizer or load_tokenizer(model)).encode)
+    ids = token_ids(text, load_tokenizer(model).encode)
     arrays = windows(ids, length, held_out, measured)
     trained = len(arrays[0])
     out = (len(ids) - 1) // length - trained

@@ -419,19 +419,26 @@ def test_where_nothing_is_held_out_one_example_is_enough():
         of_examples(Path("e.jsonl"), [example], 3, None, 0)
 
 
-def test_where_none_is_held_out_none_is_counted(tmp_path):
+@pytest.fixture
+def in_words(monkeypatch):
+    """A tokenizer for every model."""
+    monkeypatch.setattr("minilora.language.data.load_tokenizer", lambda model: words())
+
+
+def test_where_none_is_held_out_none_is_counted(tmp_path, in_words):
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    assert load_data(path, "model", tokenizer=words(), held_out=0).summary == "1 examples, 2 of 3 tokens count"
+    assert load_data(path, "model", held_out=0).summary == "1 examples, 2 of 3 tokens count"
 
 
-def test_a_completion_without_tokens_is_refused_by_its_line(tmp_path):
+def test_a_completion_without_tokens_is_refused_by_its_line(tmp_path, monkeypatch):
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
     path = tmp_path / "e.jsonl"
     path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
+    monkeypatch.setattr("minilora.language.data.load_tokenizer", lambda model: deaf)
     with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
-        load_data(path, "model", tokenizer=deaf, held_out=0)
+        load_data(path, "model", held_out=0)
 
 
 def test_a_text_that_ends_gets_no_second_end():
@@ -443,10 +450,10 @@ def test_a_text_that_ends_gets_no_second_end():
 
 
 @pytest.mark.parametrize(("length", "cut"), [(7, 0), (6, 0), (5, 4)])
-def test_an_example_that_fits_a_row_is_not_cut(tmp_path, length, cut):
+def test_an_example_that_fits_a_row_is_not_cut(tmp_path, in_words, length, cut):
     path = tmp_path / "e.jsonl"
     path.write_text((json.dumps({"prompt": "abc", "completion": "def"}) + "\n") * 4)  # with the end, 7 tokens
-    summary = load_data(path, tmp_path, length, tokenizer=words()).summary
+    summary = load_data(path, tmp_path, length).summary
     assert (f", {cut} are cut after {length} tokens" in summary) == bool(cut)
 
 
