@@ -9,12 +9,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from minilora import adapt, quantize, save_adapter
+from minilora import adapters as adapters_of
 from minilora.audit.auditing import audit
 from minilora.files.merge import merge_adapter
 from minilora.files.tensors import FLOATS
+from minilora.language import save_llama
+from minilora.layer import walk
 from minilora.layers.nf4 import dequantize_nf4, quantize_nf4
 from minilora.layers.rotary import halves_from_interleaved
 
+from ..support.language import tiny_llama
 from . import adapters
 from .adapters import PREFIX, config, peft, written
 
@@ -259,6 +264,54 @@ def test_a_merge_over_four_bits_is_named(world):
     assert "merged over the base in NF4" in world.judged(world.merged(base=arrays)).first_line
 
 
+def last_row_alone(w):
+    """A right merge but for the last row of each module, which is the base's."""
+    return w.merged(lambda path, d: np.where(np.arange(len(d))[:, None] < len(d) - 1, d, 0))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (World.merged, "RIGHT: merged rightly (16 of 16 modules, float32"),
+        (last_row_alone, "WRONG: merged in some rows alone, "),
+        (at(f"{Q1}.weight", lambda x: np.where(np.arange(N)[:, None] == N - 1, np.nan, x)), "WRONG: NaN or infinity"),
+        (at("lm_head.weight", lambda x: x * (1 + (np.arange(32)[:, None] > 29))), "WRONG: changed, though no adapter"),
+    ],
+)
+def test_each_block_of_rows_is_looked_at(tmp_path, monkeypatch, make, said):
+    monkeypatch.setattr("minilora.audit.units.BLOCK", 5 * N)
+    world = World(tmp_path, FLOATS["F32"])
+    assert world.judged(make(world)).first_line.startswith(f"merged: {said}")
+
+
+# --- trained in full ---
+
+IN_FULL = {
+    "in its place": (lambda base, trained: trained, "RIGHT: merged rightly (16 of 16 modules, float32, "),
+    "the base's": (lambda base, trained: base, "WRONG: equal to the base, not to what was trained in full: "),
+    "another": (lambda base, trained: 2 * trained, "WRONG: neither the base's nor what was trained in full: "),
+    "of another shape": (lambda base, trained: trained[:-1], "WRONG: another shape than what was trained in full: "),
+}
+
+
+@pytest.mark.parametrize("what", IN_FULL)
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight", "model.embed_tokens.weight"])
+def test_what_was_trained_in_full_is_looked_for(tmp_path, name, what):
+    world, (make, said) = World(tmp_path, FLOATS["F32"]), IN_FULL[what]
+    base, tensors = world.arrays[name], {f"{PREFIX}{name}": world.arrays[name] + np.float32(0.01)}
+    settings, trained = {"modules_to_save": [name.split(".")[-2]]}, tensors[f"{PREFIX}{name}"]
+    if "embed" in name:  # two rows of it alone
+        settings = {"trainable_token_indices": {"embed_tokens": [3, 8]}}
+        tensors = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": trained[[3, 8]]}
+        trained = np.where(np.isin(np.arange(len(base)), [3, 8])[:, None], trained, base)
+    settings |= {"r": R, "lora_alpha": R * SCALING}
+    world.adapter = peft(tmp_path / "full", world.factors | tensors, config(*LAST, **settings))
+    report = world.judged(world.merged() | {name: make(base, trained)})
+    assert report.first_line.startswith(f"merged: {said}")
+    assert (f"'{name}'" in report.first_line) == (report.word == "WRONG")
+    assert ("1 tensor trained in full" in report.first_line) == (report.word == "RIGHT")
+
+
 # --- other formats, and experts ---
 
 QV = adapters.paths("q_proj", "v_proj")
@@ -372,6 +425,47 @@ def test_experts_are_compared_however_they_are_stored(tmp_path, of_base, of_merg
     assert f"not merged, equal to the base, in 1 of 4 experts: '{name}' (1 of 6" in judged(right).first_line
 
 
+@pytest.mark.parametrize("part", ["gate_proj", "up_proj"])
+def test_the_half_of_an_array_that_no_module_changes_is_the_bases(tmp_path, part):
+    rng, tensors = np.random.default_rng(0), {}
+    right = apart(load_file(adapters.model(tmp_path / "m", experts=4) / "model.safetensors"))
+    save_file(right, tmp_path / "base.safetensors")
+    for i in range(adapters.LAYERS):
+        for e in range(3):  # of four
+            path = f"model.layers.{i}.mlp.experts.{e}.{part}"
+            A, B = rng.standard_normal((2, adapters.D)), rng.standard_normal((6, 2))
+            tensors |= {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
+            right[f"{path}.weight"] = (right[f"{path}.weight"] + 2 * B @ A).astype("f4")
+    adapter = peft(tmp_path / "a", tensors, config(part))
+
+    def judged(arrays):
+        save_file(arrays, tmp_path / "merged.safetensors")
+        return audit(adapter, tmp_path / "base.safetensors", merged=tmp_path / "merged.safetensors").first_line
+
+    assert "RIGHT: merged rightly (9 of 9 modules" in judged(right)
+    still = {"gate_proj": "up_proj", "up_proj": "gate_proj"}[part]
+    for name in (f"model.layers.1.mlp.experts.2.{still}.weight", f"model.layers.1.mlp.experts.3.{part}.weight"):
+        said = judged(right | {name: 2 * right[name]})
+        assert "WRONG: changed, though no adapter stands there, by " in said
+        assert said.endswith("of their size: 'model.layers.1.mlp.experts.gate_up_proj' [changed]")
+
+
+def test_a_base_in_four_bits_is_compared_by_its_numbers(tmp_path):
+    model = quantize(tiny_llama(dtype="float32"))
+    save_llama(model, tmp_path / "base")
+    adapted = adapt(model, ["q_proj", "up_proj"], rank=2, alpha=4, rng=np.random.default_rng(0))
+    for p in adapted.trainable().values():
+        p[...] = np.random.default_rng(1).standard_normal(p.shape)
+    save_adapter(tmp_path / "a", adapters_of(adapted))
+    arrays = {f"{path}.weight": layer.weight for path, layer in walk(model) if hasattr(layer, "weight")}
+    for path, adapter in adapters_of(adapted).items():
+        arrays[f"{path}.weight"] = (arrays[f"{path}.weight"] + adapter.delta().astype("f8")).astype("f4")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, tmp_path / "m.safetensors")
+    assert audit(tmp_path / "a", tmp_path / "base", merged=tmp_path / "m.safetensors").word == "RIGHT"
+    still = audit(tmp_path / "a", tmp_path / "base", merged=tmp_path / "base").first_line
+    assert "UNDECIDED: 4 of 4 modules cannot be compared: they are in few bits in the merged model" in still
+
+
 DORA = {
     "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (16 of 16 modules"),
     "as LoRA": (lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 16 modules"),
@@ -391,6 +485,8 @@ def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
         m = (np.linalg.norm(W, axis=1) * rng.uniform(0.9, 1.1, len(W))).astype("f4")
         magnitudes[f"{PREFIX}{path}.lora_magnitude_vector"] = m
         arrays[f"{path}.weight"] = make(W, W + delta, m).T.astype(world.dtype)
+        if name != "right":
+            arrays[f"{path}.weight"][0, 0] = 1  # one number of thousands hides no mistake
     settings = config(*LAST, r=R, lora_alpha=R * SCALING, use_dora=True)
     world.adapter = peft(tmp_path / "dora", world.factors | magnitudes, settings)
     assert said in world.judged(arrays).first_line
@@ -418,7 +514,7 @@ def test_a_change_that_shows_in_few_numbers_is_told_all_the_same(tmp_path):
 def test_the_json_has_what_became_of_each_module(world):
     found = json.loads(json.dumps(world.judged(world.merged(lambda _, d: 2 * d)).json()))["merged"]
     assert {(verdict["state"], verdict["factor"]) for verdict in found["modules"]} == {("wrong", 2.0)}
-    assert (found["same"], found["tensors"]) == (3, [])
+    assert [found[name] for name in ("same", "tensors", "extra", "grown", "renamed")] == [3, [], [], {}, ""]
 
 
 def test_a_name_with_braces_is_a_name(world):
