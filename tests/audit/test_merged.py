@@ -121,6 +121,20 @@ def test_a_merge_in_half_precision_is_right_wherever_it_rounds(tmp_path, road, s
     assert world.judged(arrays).word == "RIGHT"
 
 
+def test_how_far_a_merge_is_from_the_exact_sum_is_measured(tmp_path):
+    world = World(tmp_path, FLOATS["F32"])
+    arrays, farthest = dict(world.arrays), 0.0
+    for path, delta in world.changes.items():
+        A, B = world.pair(path)
+        W, three = arrays[f"{path}.weight"], np.float32(SCALING)
+        m = arrays[f"{path}.weight"] = sum((three * B[:, i : i + 1] * A[i] for i in range(R)), W)  # rounded eight times
+        lengths = SCALING * np.linalg.norm(B, axis=1)[:, None] * np.linalg.norm(A, axis=0)
+        largest = np.maximum(np.maximum(np.abs(W), np.abs(m)), lengths).astype("f4")
+        farthest = max(farthest, (np.abs(m - (W.astype("f8") + delta)) / np.spacing(largest)).max())
+    assert farthest > 0.6
+    assert f"16 of 16 modules, float32, at most {farthest:.2g} ulp" in world.judged(arrays).first_line
+
+
 def _in_half(x):
     return x.astype(FLOATS["BF16"]).astype("f4")
 
