@@ -381,6 +381,16 @@ def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
     assert audit(adapter, base, merged=tmp_path / "merged").word == "RIGHT"
 
 
+def test_a_tied_head_may_stay_the_embedding(tmp_path):
+    base, factors = adapters.model(tmp_path / "base", tied=True), adapters.factors(["lm_head"])
+    adapter, arrays = peft(tmp_path / "a", factors, config("lm_head")), load_file(base / "model.safetensors")
+    A, B = (factors[f"{PREFIX}lm_head.lora_{part}.weight"].astype("f8") for part in "AB")
+    arrays["model.embed_tokens.weight"] = (arrays["model.embed_tokens.weight"] + 2 * B @ A).astype("f4")
+    merged = written(tmp_path / "merged", arrays, {"tie_word_embeddings": True})
+    assert "RIGHT: merged rightly (1 of 1 module" in audit(adapter, base, merged=merged).first_line
+    assert "WRONG: not merged, equal to the base: 'lm_head'" in audit(adapter, base, merged=base).first_line
+
+
 def test_a_vocabulary_that_grew_with_the_adapter_is_merged_over_its_copy(tmp_path):
     base, factors = adapters.model(tmp_path / "base", shards=3), adapters.factors(["model.embed_tokens"])
     arrays = {name: a for file in base.glob("*.safetensors") for name, a in load_file(file).items()}
