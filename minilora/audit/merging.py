@@ -10,6 +10,7 @@ What no adapter changes must be the base's numbers, rounded once where the merge
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -27,13 +28,12 @@ from ..layers.rotary import halves_from_interleaved
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing, Spellings
-from .roads import HALVES, MANTISSA, Replay, Road, Update, bits, roads_of, stored_as
+from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, rounded, stored_as
 from .suspects import Sample, Sketches, known_strengths, named
 from .units import Matrix, Source, head_dim, in_memory, unit_of
 
 RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
-PREFIXES = ("", "model.", "base_model.model.", "transformer.", "language_model.", "model.language_model.", "module.",
-            "_orig_mod.", "base_model.model.model.")  # fmt: skip
+STARTS = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
 """Beginnings of names in which a merged folder may differ from its base."""
 FACTORS = (".lora_", "_magnitude_vector", ".base_layer.")
 PASSED = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
@@ -42,29 +42,15 @@ ORDER = (UNTOLD, RIGHT, UNREAD, WRONG)
 
 
 @dataclass
-class Look:
-    """What one matrix, or some rows of it, was found to be."""
-
-    replays: list[Replay]  # of the roads on which all numbers lie
-    is_base: bool = True  # whether all numbers are the base's
-    entries: int = 0
-    shown: int = 0  # numbers in which a right merge differs from the base
-    steps: float = 0.0  # how far a number is from the exact sum at most
-    bad: bool = False  # whether numbers are NaN or infinity, and the base's are not
-
-
-@dataclass
 class Verdict:
-    """What became of one module's change, or of a tensor without one."""
+    """What became of one module's change, of one matrix of it, or of a tensor without one."""
 
     state: str = RIGHT
     flag: str = ""
     text: str = ""  # what is said of it, see `Suspect`
     factor: float | None = None
     rest: float | None = None  # how much else was changed, as a part of the weight
-    entries: int = 0
-    shown: int = 0
-    steps: float = 0.0
+    steps: float = 0.0  # how far a number is from the exact sum at most
     dtype: str = ""
 
 
@@ -108,19 +94,17 @@ class Comparer:
         """Return the merged folder's name of each of the base's units that it has."""
         if unmerged := [name for name in self.found if any(part in name for part in FACTORS)]:
             self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in unmerged}
-        ways = Counter[tuple[str, str]]()
-        for ours in PREFIXES:
-            for theirs in PREFIXES:
-                of_it = (f"{theirs}{name.removeprefix(ours)}" for name in self.base if name.startswith(ours))
-                ways[ours, theirs] = sum(name in self.found for name in of_it)
-        same = ways["", ""]
-        (ours, theirs), most = ways.most_common(1)[0]
-        if most <= same:
-            return {name: name for name in self.base if name in self.found}
-        self.result.renamed = theirs or f"no {ours}"
-        names = {name: f"{theirs}{name.removeprefix(ours)}" for name in self.base if name.startswith(ours)}
-        names |= {name: name for name in self.base if name not in names or name in self.found}
-        return {name: other for name, other in names.items() if other in self.found}
+        bare = {STARTS.sub("", name): name for name in self.found if name not in self.base}
+        names = dict[str, str]()
+        for name in self.base:
+            other = name if name in self.found else bare.get(STARTS.sub("", name))
+            if other is not None:
+                names[name] = other
+        for name, other in names.items():
+            if name != other:
+                more = other.removesuffix(name if other.endswith(name) else STARTS.sub("", other))
+                self.result.renamed = more or f"no {name.removesuffix(other)}"
+        return names
 
     def _heads(self) -> bool:
         """Give a tied base a head, where the merged folder has one; return whether the two are still one there."""
@@ -290,7 +274,7 @@ class Comparer:
             for _, also in more:  # a head and an embedding that are one array
                 left = np.concatenate([update.left, also.left * (also.scaling / update.scaling)], axis=1)
                 update = replace(update, left=left, right=np.concatenate([update.right, also.right]))
-            verdict = self._judge(base[e], found[e], top, first, own_name(first, e, len(base)), update)
+            verdict = self._judge(base[e], found[e], top, update, first, own_name(first, e, len(base)))
             for path, _ in several:
                 verdicts[path].append(verdict)
             covered[e] += len(update.left)
@@ -302,25 +286,15 @@ class Comparer:
         for path, of_it in verdicts.items():
             self._note([path], together(of_it))
 
-    def _judge(self, base: Matrix, found: Matrix, top: int, path: str, name: str, update: Update) -> Verdict:
-        """Say what became of one update."""
+    def _judge(self, base: Matrix, found: Matrix, top: int, update: Update, path: str, name: str) -> Verdict:
+        """Say what became of one update: of a module, and under the name that `Sketches` has for it."""
         roads = roads_of(found.dtype, base.dtype, update.dtype, self.between(path))
-        look = looked(base, found, top, update, roads)
-        seen: dict[str, Any] = {
-            "entries": look.entries,
-            "shown": look.shown,
-            "steps": look.steps,
-            "dtype": np.dtype(found.dtype).name,
-        }
-        if look.bad:
-            return Verdict(WRONG, "not-finite", "NaN or infinity", **seen)
-        if look.replays:
-            return Verdict(UNTOLD if look.is_base else RIGHT, **seen)
-        if look.is_base:
-            return Verdict(WRONG, "not-merged", "not merged, equal to the base", 0.0, **seen)
-        sample = Sample(base, found, top, update)
-        suspect = named(sample, name, roads, known_strengths(self.adapter.modules[path], self.adapter), self.sketches)
-        return Verdict(WRONG, *suspect, **seen)
+        verdict = replayed(base, found, top, update, roads)
+        if verdict.state != WRONG or verdict.flag:
+            return verdict
+        known = known_strengths(self.adapter.modules[path], self.adapter)
+        suspect = named(Sample(base, found, top, update, roads, known), name, self.sketches)
+        return Verdict(WRONG, *suspect, dtype=verdict.dtype)
 
     def between(self, path: str) -> Any:
         """Return the type that a module's base went through: in few bits, or saved beside the adapter."""
@@ -364,68 +338,51 @@ def factors(module: Module, model: ModelHeaders) -> Iterator[tuple[np.ndarray, n
 
 
 def type_of(module: Module) -> Any:
-    """Return the widest type of a module's factors in their file."""
-    dtypes = [FLOATS.get(module.tensors.dtypes[module.parts[part]], np.dtype(np.float32)) for part in "AB"]
-    return max(dtypes, key=lambda dtype: MANTISSA[dtype.name])
+    """Return the type of a module's factors in their file."""
+    return np.result_type(*(FLOATS.get(module.tensors.dtypes[module.parts[part]], np.float32) for part in "AB"))
 
 
 def together(verdicts: list[Verdict]) -> Verdict:
     """Return one verdict for a module of several matrices: of a mixture, one for each expert."""
     worst = max(verdicts, key=lambda verdict: ORDER.index(verdict.state))
-    counts: dict[str, Any] = {"entries": sum(v.entries for v in verdicts), "shown": sum(v.shown for v in verdicts)}
     wrong = [e for e, verdict in enumerate(verdicts) if verdict.state == WRONG]
     if wrong and len(wrong) < sum(v.state != UNTOLD for v in verdicts):
         where = f"{len(wrong)} of {len(verdicts)} experts"
-        return replace(worst, text=f"{worst.text}, in {where}", **counts)
-    return replace(worst, steps=max(verdict.steps for verdict in verdicts), **counts)
+        return replace(worst, text=f"{worst.text}, in {where}")
+    return replace(worst, steps=max(verdict.steps for verdict in verdicts))
 
 
 # --- one matrix ---
 
 
-def looked(base: Matrix, found: Matrix, top: int, update: Update, roads: list[Road]) -> Look:
-    """Compare the rows of a matrix that an update changes with all roads, until none is left."""
-    out = np.dtype(found.dtype)
-    look = Look([Replay(road, update, out) for road in roads])
+def replayed(base: Matrix, found: Matrix, top: int, update: Update, roads: list[Road]) -> Verdict:
+    """Compare the rows of a matrix that an update changes with all roads; where none is left it is wrong."""
+    exact, *_ = alive = [Replay(road, update, found.dtype) for road in roads]  # the first is the most direct
+    for replay in alive:
+        replay.prepare(base, top)
+    is_base, verdict = True, Verdict(dtype=np.dtype(found.dtype).name)
     for start, stop in found.blocks(top, top + len(update.left)):
         W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start - top, stop - top)
-        unmoved = W if W.dtype == out else narrowed(W, out)
-        look.entries += m.size
-        look.is_base = look.is_base and np.array_equal(bits(m), bits(unmoved))
-        alive: list[Replay] = []
-        for replay in look.replays:
-            replay.prepare(base, top)
-            values = replay.values(W, rows)
-            if replay.misses(W, rows, m, values).size:
-                continue
-            if not alive:
-                look.shown += int(np.count_nonzero(bits(values) != bits(unmoved)))
-                direct = replay.road == Road() and np.array_equal(bits(values), bits(m))
-                look.steps = max(look.steps, 0.5 if direct else replay.distance(W, rows, m))
-            alive.append(replay)
-        look.replays = alive
-        look.bad = look.bad or (holes(m) and not holes(W))
-        if look.bad or (not alive and not look.is_base):
-            break
-    return look
-
-
-def narrowed(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return numbers in another type."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return x.astype(np.promote_types(x.dtype, np.float32)).astype(dtype)
-
-
-def holes(x: np.ndarray) -> bool:
-    """Return whether there are NaN or infinity among numbers."""
-    largest = bits(np.array(np.inf, x.dtype))
-    return bool(((bits(x) & largest) == largest).any())
+        is_base = is_base and np.array_equal(bits(m), bits(rounded(W, m.dtype)))
+        values = [replay.values(W, rows) for replay in alive]
+        alive = [r for r, of_it in zip(alive, values, strict=True) if not r.misses(W, rows, m, of_it).size]
+        if not alive and not is_base:
+            verdict.state = WRONG
+            if np.isfinite(W).all() and not np.isfinite(m).all():
+                verdict.flag, verdict.text = "not-finite", "NaN or infinity"
+            return verdict
+        if alive:
+            direct = alive[0] is exact and np.array_equal(bits(values[0]), bits(m))
+            verdict.steps = max(verdict.steps, 0.5 if direct else exact.distance(W, rows, m))
+    if not alive:
+        return replace(verdict, state=WRONG, flag="not-merged", text="not merged, equal to the base", factor=0.0)
+    return replace(verdict, state=UNTOLD if is_base else RIGHT)
 
 
 def unchanged(base: Matrix, found: Matrix, top: int = 0, bottom: int | None = None) -> Verdict | None:
     """Return what is wrong with a matrix that should be the base's; None where nothing is."""
     out, kind = found.dtype, base.dtype
-    further = [t for t in HALVES if out in FLOATS.values() and MANTISSA[t.name][0] < MANTISSA[np.dtype(out).name][0]]
+    further = [t for t in HALVES if out in FLOATS.values() and digits(t) < digits(out)]
     squares = sizes = 0.0
     same = True
     for start, stop in found.blocks(top, bottom):

@@ -21,38 +21,34 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from ml_dtypes import bfloat16
+from ml_dtypes import bfloat16, finfo
 
 from .units import Matrix
 
 HALVES = (np.dtype(bfloat16), np.dtype(np.float16))
-MANTISSA: dict[str, tuple[int, int]] = {
-    "bfloat16": (7, -126),
-    "float16": (10, -14),
-    "float32": (23, -126),
-    "float64": (52, -1022),
-}
-"""The bits after the point, and the least exponent, of each type."""
+UNIT = 2.0**-24
+"""Half the distance from 1 to the next float32, in which programs multiply."""
 
 
-def is_half(dtype: Any) -> bool:
-    """Return whether a type has two bytes."""
-    return dtype in HALVES
+def rounded(x: np.ndarray, dtype: Any) -> np.ndarray:
+    """Return numbers in a type; what is beyond its range is infinite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return x.astype(dtype, copy=False)
 
 
 def stored_as(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return numbers rounded to a type, in the type that they have; None rounds nothing."""
-    if dtype is None or dtype == x.dtype:
-        return x
-    with np.errstate(over="ignore", invalid="ignore"):
-        return x.astype(dtype).astype(x.dtype)
+    return x if dtype is None else rounded(rounded(x, dtype), x.dtype)
+
+
+def digits(dtype: Any) -> int:
+    """Return how many bits a type has after the point."""
+    return int(finfo(dtype).nmant)  # type: ignore[no-untyped-call]
 
 
 def steps(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return the distance between neighbouring numbers of a type at each x."""
-    bits, least = MANTISSA[np.dtype(dtype).name]
-    _, exponents = np.frexp(np.abs(x))
-    return np.asarray(np.ldexp(1.0, np.maximum(exponents - 1, least) - bits))
+    return np.asarray(np.spacing(rounded(np.abs(x), dtype)).astype(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -71,9 +67,9 @@ def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Roa
 
     `between` is a type that the base went through, such as that in which one of few bits is dequantised.
     """
-    holds = out == base or MANTISSA[np.dtype(out).name][0] > 20  # each number of the base's type
+    holds = out == base or digits(out) > 20  # each number of the base's type
     bases = [None, *([] if holds and base != np.float64 else [out]), *([between] if between is not None else [])]
-    halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if is_half(dtype)))
+    halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if dtype in HALVES))
     roads = [Road()]
     for t in halves:
         roads += [Road(change=t), Road(product=t, change=t), Road(factors=t, early=t, change=t)]
@@ -98,20 +94,11 @@ class Update:
     lengths_of_base: bool = False  # a known mistake: DoRA divides by W's lengths
 
     @cached_property
-    def unit(self) -> float:
-        """Half the distance from 1 to the next number of the type that others multiply in."""
-        return 2.0**-53 if self.dtype == np.float64 else 2.0**-24
-
-    @cached_property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """The lengths of the rows of s `left`, and of the columns of `right`."""
         factors = (self.left * self.scaling, 1), (self.right, 0)
         left, right = (np.sqrt(np.square(x, dtype=np.float64).sum(axis=axis)) for x, axis in factors)
         return left, right
-
-    def scaled(self, k: float) -> Update:
-        """Return the update at another strength."""
-        return replace(self, scaling=self.scaling * k)
 
 
 class Replay:
@@ -119,7 +106,7 @@ class Replay:
 
     def __init__(self, road: Road, update: Update, out: Any) -> None:
         self.road, self.update, self.out = road, update, np.dtype(out)
-        self.wide = np.dtype(np.float32 if is_half(self.out) else np.float64)
+        self.wide = np.dtype(np.float32 if self.out in HALVES else np.float64)
         self.left, self.right = (stored_as(x.astype(self.wide), road.factors) for x in (update.left, update.right))
         self.scaling = self.wide.type(update.scaling)
         if road.early or (road.product is None and road.change is None):  # then s may be anywhere
@@ -158,11 +145,7 @@ class Replay:
 
     def values(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
-        return self._stored(self._sums(W, rows))
-
-    def _stored(self, sums: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return sums.astype(self.out)
+        return rounded(self._sums(W, rows), self.out)
 
     def _gains(self, sums: np.ndarray, rows: np.ndarray, slack: float) -> np.ndarray:
         """Return DoRA's gain for each output, were its length longer by a part `slack`."""
@@ -185,30 +168,23 @@ class Replay:
         rows, m = rows[used], found.reshape(-1)[places].astype(self.wide)
         W, product = self._start(W[used], rows)
         left, right = self.update.lengths
-        unit, own = self.update.unit, 2.0**-24 if self.wide == np.float32 else 2.0**-53  # of others' sums, and of ours
-        error = (len(self.right) + 3) * (unit + own) / abs(self.scaling) * left[rows[i]] * right[j]
+        error = (len(self.right) + 3) * 2 * UNIT / abs(self.scaling) * left[rows[i]] * right[j]  # others', and ours
         ends = [self._sum(W[i, j], (product[i, j] + off).astype(self.wide)) for off in (-error, error)]
         if self.update.magnitude is not None:
             slack = 2.0**-9 / W.shape[1] ** 0.5 if self.road.change is not None else 2.0**-20
             lengthened = self._lengthened(W, product)
             gains = [np.broadcast_to(self._gains(lengthened, rows, x), W.shape)[i, j] for x in (-slack, slack)]
             ends = [gain * end for gain in gains for end in ends]
-        size = 2 * unit * (np.abs(W[i, j]) + np.max(np.abs(ends), axis=0))
+        size = 2 * UNIT * (np.abs(W[i, j]) + np.max(np.abs(ends), axis=0))
         low, high = np.min(ends, axis=0) - size, np.max(ends, axis=0) + size
-        low, high = (self._stored(end.astype(self.wide)).astype(self.wide) for end in (low, high))
+        low, high = (stored_as(end.astype(self.wide), self.out) for end in (low, high))
         return places[~((low <= m) & (m <= high))]
 
-    @cached_property
-    def _exact(self) -> Replay:
-        replay = Replay(Road(), self.update, self.out)
-        replay.norms = self.norms
-        return replay
-
     def distance(self, W: np.ndarray, rows: np.ndarray, found: np.ndarray) -> float:
-        """Return how far numbers are from the exact sum at most, in steps at the largest number that is added."""
+        """Return how far numbers are from the road at most, in steps at the largest number that is added."""
         m, (left, right) = found.astype(self.wide), self.update.lengths
         largest = np.maximum(np.maximum(np.abs(W.astype(self.wide)), np.abs(m)), left[rows, None] * right)
-        return float((np.abs(m - self._exact._sums(W, rows)) / steps(largest, self.out)).max(initial=0.0))
+        return float((np.abs(m - self._sums(W, rows)) / steps(largest, self.out)).max(initial=0.0))
 
 
 def bits(x: np.ndarray) -> np.ndarray:

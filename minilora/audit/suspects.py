@@ -14,9 +14,9 @@ Whose change it is tells a sketch: (m - W) X for a few random columns X, beside 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..variants.scaling import scaling
 from .headers import AdapterFile, Module
 from .landing import BODY
-from .roads import HALVES, MANTISSA, Replay, Road, Update, bits, steps, stored_as
+from .roads import HALVES, Replay, Road, Update, bits, digits, steps, stored_as
 from .units import Matrix
 
 ENOUGH = 0.995
@@ -46,10 +46,16 @@ class Suspect(NamedTuple):
 
 
 class Sample:
-    """Some rows of a base's matrix and of the merged one's, and the change that should lie between them."""
+    """Some rows of a base's matrix and of the merged one's, and the change that should lie between them.
 
-    def __init__(self, base: Matrix, found: Matrix, top: int, update: Update) -> None:
-        self.base, self.top, self.update, self.out = base, top, update, found.dtype
+    `roads` are the right ones, and `known` has the strengths of known mistakes.
+    """
+
+    def __init__(
+        self, base: Matrix, found: Matrix, top: int, update: Update, roads: list[Road], known: list[tuple[float, str]]
+    ) -> None:
+        self.base, self.top, self.update, self.out = base, top, update, np.dtype(found.dtype)
+        self.roads, self.known = roads, known
         count = len(update.left)
         strongest = np.argsort(-update.lengths[0], kind="stable")[:ROWS]
         self.rows = np.unique(np.concatenate([np.linspace(0, count - 1, min(ROWS, count)).astype(int), strongest]))
@@ -60,23 +66,21 @@ class Sample:
         self.moved = self.m.astype(np.float64) - self.W.astype(np.float64)
         self.change = update.scaling * (update.left[self.rows].astype(np.float64) @ update.right.astype(np.float64))
 
-    def replay(self, road: Road, update: Update) -> Replay:
-        """Return a road over these rows."""
-        replay = Replay(road, update, self.out)
+    def replay(self, road: Road, update: Update | None = None) -> Replay:
+        """Return a road over these rows, of the update or of another one."""
+        replay = Replay(road, update or self.update, self.out)
         replay.prepare(self.base, self.top)
         return replay
 
-    def explained(self, roads: Iterable[Road], update: Update) -> float:
-        """Return which part of the numbers that tell something an update explains, on the best of some roads."""
-        best = 0.0
-        for road in roads:
+    def explained(self, update: Update) -> bool:
+        """Return whether an update explains the numbers that tell something, on one of the roads."""
+        for road in self.roads:
             replay = self.replay(road, update)
             values = replay.values(self.W, self.rows)
             telling = np.count_nonzero(~self.is_base | (bits(values) != bits(self.W.astype(self.out))))
-            best = max(best, 1.0 - replay.misses(self.W, self.rows, self.m, values).size / max(int(telling), 1))
-            if best >= ENOUGH:
-                break
-        return best
+            if replay.misses(self.W, self.rows, self.m, values).size <= (1 - ENOUGH) * max(int(telling), 1):
+                return True
+        return False
 
     def strength(self, change: np.ndarray) -> tuple[float, float, float]:
         """Return between which strengths a change was added, and which part of the numbers allows these."""
@@ -88,7 +92,7 @@ class Sample:
         if not chosen.size:
             return 0.0, 0.0, 0.0
         by, moved = change.ravel()[chosen], self.moved.ravel()[chosen]
-        part = max(2.0 ** -MANTISSA[np.dtype(self.out).name][0], 2.0**-18)
+        part = max(2.0 ** -digits(self.out), 2.0**-18)
         slack = 0.5 * step.ravel()[chosen] + np.abs(moved) * part + 2.0**-20 * np.abs(by).max()
         ends = np.sort(np.stack([(moved - slack) / by, (moved + slack) / by]), axis=0)
         lows, highs = np.sort(ends[0]), np.sort(ends[1])
@@ -206,10 +210,10 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 # --- all together ---
 
 
-def named(sample: Sample, own: str, roads: list[Road], known: list[tuple[float, str]], sketches: Sketches) -> Suspect:
+def named(sample: Sample, own: str, sketches: Sketches) -> Suspect:
     """Return what some rows of a merged weight are, which are neither right nor the base's."""
     for rule in (_rounded_further, _strengths, _twice, _of_dora):
-        if (suspect := rule(sample, roads, known)) is not None:
+        if (suspect := rule(sample)) is not None:
             return suspect
     return _another(sample, own, sketches) or _in_part(sample) or _measured(sample)
 
@@ -227,16 +231,16 @@ def _another(sample: Sample, own: str, sketches: Sketches) -> Suspect | None:
     return None
 
 
-def _rounded_further(sample: Sample, roads: list[Road], known: Any) -> Suspect | None:
+def _rounded_further(sample: Sample) -> Suspect | None:
     """Find numbers of a type of fewer bits than the file's, next to those of a right merge."""
-    out, W = np.dtype(sample.out), sample.W.astype(np.float64)
+    out, W = sample.out, sample.W.astype(np.float64)
     m = W + sample.moved
-    right = sample.replay(Road(), sample.update).values(sample.W, sample.rows).astype(np.float64)
+    right = sample.replay(Road()).values(sample.W, sample.rows).astype(np.float64)
     if not np.isfinite(m).all():
         return None
     for t in HALVES:
         near = np.abs(m - right) <= 1.5 * steps(np.maximum(np.abs(W), np.abs(m)), t)
-        if MANTISSA[t.name][0] < MANTISSA[out.name][0] and np.array_equal(stored_as(m, t), m) and near.mean() >= ENOUGH:
+        if digits(t) < digits(out) and np.array_equal(stored_as(m, t), m) and near.mean() >= ENOUGH:
             return Suspect("rounded-further", f"rounded to {t.name}, further than {out.name} explains", 1.0)
     if sample.W.shape[1] % 64 == 0:
         rest, base = m - right, sample.W.astype(np.float32)
@@ -248,51 +252,41 @@ def _rounded_further(sample: Sample, roads: list[Road], known: Any) -> Suspect |
     return None
 
 
-def _strengths(sample: Sample, roads: list[Road], known: list[tuple[float, str]]) -> Suspect | None:
+def _strengths(sample: Sample) -> Suspect | None:
     """Find the change at another strength."""
     if sample.update.magnitude is None:
         low, high, share = sample.strength(sample.change)
         if share >= ENOUGH and not (low <= 1.0 <= high) and not low <= 0.0 <= high:
-            return of_strength(low, high, known)
+            return of_strength(low, high, sample.known)
         return None
-    for k, _ in known:
-        if sample.explained(roads, sample.update.scaled(k)) >= ENOUGH:
-            return of_strength(k, k, known)
+    for k, _ in sample.known:
+        if sample.explained(replace(sample.update, scaling=k * sample.update.scaling)):
+            return of_strength(k, k, sample.known)
     return None
 
 
-def _twice(sample: Sample, roads: list[Road], known: Any) -> Suspect | None:
+def _twice(sample: Sample) -> Suspect | None:
     """Find a merge into what was merged."""
-    for road in roads:
-        once = sample.replay(road, sample.update).values(sample.W, sample.rows)
-        m, of_rows = sample.update.magnitude, not sample.update.across
-        m = m[sample.rows] if m is not None and of_rows else m
-        again = replace(sample.update, left=sample.update.left[sample.rows], magnitude=m)
-        second = Replay(replace(road, base=None), again, sample.out)
-        second.norms = sample.replay(road, sample.update).norms
-        rows = np.arange(len(sample.rows))
-        misses = second.misses(once, rows, sample.m, second.values(once, rows))
+    for road in sample.roads:
+        first, second = sample.replay(road), Replay(replace(road, base=None), sample.update, sample.out)
+        once, second.norms = first.values(sample.W, sample.rows), first.norms
+        misses = second.misses(once, sample.rows, sample.m, second.values(once, sample.rows))
         if misses.size <= (1 - ENOUGH) * float(np.count_nonzero(~sample.is_base)):
             return Suspect("twice", "merged twice, the second time into what was merged", 2.0)
     return None
 
 
-def _of_dora(sample: Sample, roads: list[Road], known: list[tuple[float, str]]) -> Suspect | None:
+def _of_dora(sample: Sample) -> Suspect | None:
     """Find what is made of a magnitude: nothing, the base's lengths for those of the sum, or the other axis."""
     update = sample.update
     if update.magnitude is None:
         return None
-    if sample.explained(roads, replace(update, magnitude=None)) >= ENOUGH:
+    if sample.explained(replace(update, magnitude=None)):
         return Suspect("without-magnitude", "merged as LoRA, without DoRA's magnitude")
-    if sample.explained(roads, replace(update, lengths_of_base=True)) >= ENOUGH:
+    if sample.explained(replace(update, lengths_of_base=True)):
         return Suspect("lengths-of-base", "DoRA's gain is by the lengths of the base, not of the sum")
-    if sample.explained(roads, update.scaled(0.0)) >= ENOUGH:
+    if sample.explained(replace(update, scaling=0.0)):
         return Suspect("magnitude-alone", "DoRA's magnitude is there without the change")
-    low, high, share = sample.strength(sample.change)
-    if share >= ENOUGH:
-        return Suspect(
-            "without-magnitude", "merged as LoRA by the factor {k}, without DoRA's magnitude", (low + high) / 2
-        )
     return None
 
 
@@ -303,7 +297,7 @@ def _in_part(sample: Sample) -> Suspect | None:
     low, high, share = sample.strength(np.where(sample.is_base, 0.0, sample.change))
     if share < ENOUGH:
         return None
-    right = sample.replay(Road(), sample.update).values(sample.W, sample.rows)
+    right = sample.replay(Road()).values(sample.W, sample.rows)
     moves = bits(right) != bits(sample.W.astype(sample.out))
     part, rows = np.mean(sample.is_base[moves]), [sample.is_base[i][moves[i]] for i in range(len(moves))]
     places = "in some rows" if all(row.all() or not row.any() for row in rows) else "in part"

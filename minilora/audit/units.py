@@ -6,14 +6,13 @@ matrix, or one for each expert, and is read some rows at a time, in the order of
     name in the files                                         unit
     model.layers.0.mlp.experts.3.up_proj.weight               model.layers.0.mlp.experts.gate_up_proj, matrix 3
     model.layers.0.block_sparse_moe.experts.3.w3.weight       the same
-    model.norm.weight                                         the same name, one row
+    model.norm.weight                                         the same name, one column
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,29 +25,29 @@ from ..language.gguf import is_turned
 from ..language.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
 from .headers import GGUF_FLOATS, ModelHeaders, type_named
+from .landing import ARRAYS, ONE_EXPERT
 
 BLOCK = 1 << 17
 """Numbers of a matrix that are compared at a time."""
-EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
 OURS = {theirs: ours for ours, theirs in MIXTRAL.items()}
 
 
 def unit_of(path: str) -> tuple[str, int | None, str]:
     """Return the unit of a module's path, and the expert and the part of its matrix that the module is."""
     path = path.replace(f".{MIXTRAL_MLP}.", ".mlp.")
-    match = EXPERT.fullmatch(path)
-    name = OURS.get(match["name"], match["name"]) if match else ""
-    array = next((array for array, parts in PARTS.items() if name in parts), None)
-    if match is None or array is None:
+    match = ONE_EXPERT.fullmatch(path)
+    if match is None or match["name"] not in ARRAYS:
         return path, None, ""
-    return f"{match['experts']}.{array}", int(match["number"]), name
+    name = match["name"]
+    return f"{match['experts']}.{ARRAYS[name]}", int(match["number"]), OURS.get(name, name)
 
 
 @dataclass(frozen=True)
 class Matrix:
     """One matrix of a unit: the same number of rows from each of some tensors, one below the other."""
 
-    source: Source | InMemory
+    numbers: Callable[[str, int, int], np.ndarray]  # some of a tensor's
+    dtype: Any  # of the numbers, see `Source.dtype`
     parts: tuple[tuple[str, int], ...]  # the tensors, and where in each the matrix begins
     rows: int  # of each part
     columns: int
@@ -64,11 +63,6 @@ class Matrix:
         return self.rows * len(self.parts) * self.columns
 
     @property
-    def dtype(self) -> Any:
-        """The type of its numbers, see `Source.dtype`."""
-        return self.source.dtype(self.parts[0][0])
-
-    @property
     def name(self) -> str:
         """What to call it: the name of its first tensor."""
         return self.parts[0][0]
@@ -79,7 +73,7 @@ class Matrix:
         for i, (name, first) in enumerate(self.parts):
             start, stop = max(top - i * self.rows, 0), min(bottom - i * self.rows, self.rows)
             if start < stop:
-                numbers = self.source.part(name, first + start * self.columns, first + stop * self.columns)
+                numbers = self.numbers(name, first + start * self.columns, first + stop * self.columns)
                 blocks.append(numbers.reshape(-1, self.columns))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
@@ -88,21 +82,6 @@ class Matrix:
         bottom, height = self.shape[0] if bottom is None else bottom, max(1, BLOCK // max(1, self.columns))
         for start in range(top, bottom, height):
             yield start, min(start + height, bottom)
-
-
-class InMemory:
-    """An array that is in memory, in the place of a model's files."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def dtype(self, name: str) -> Any:
-        """Return its type."""
-        return self.array.dtype
-
-    def part(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return some of its numbers."""
-        return self.array.reshape(-1)[start:stop]
 
 
 class Source:
@@ -169,22 +148,21 @@ class Source:
                 apart.setdefault(unit, {}).setdefault(expert, {})[part] = name
                 found.setdefault(unit, [])
             elif name not in packed:
-                stacked = unit.rpartition(".")[2] in PARTS and not name.endswith(".weight")
-                E, *shape = self.shape(name) if stacked and len(self.shape(name)) == 3 else (1, *self.shape(name))
-                rows, columns = shape[0] if shape else 1, math.prod(shape[1:])
-                key = unit if stacked or unit == name else f"{unit}.weight"
-                found[key] = [Matrix(self, ((name, e * rows * columns),), rows, columns) for e in range(E)]
+                key = f"{unit}.weight" if name.endswith(".weight") else unit
+                stacked = key.rpartition(".")[2] in PARTS and len(self.shape(name)) == 3
+                E, *shape = self.shape(name) if stacked else (1, *self.shape(name))
+                found[key] = [self._matrix([name], shape, e) for e in range(E)]
         for unit, experts in apart.items():
-            parts = PARTS[unit.rpartition(".")[2]]
-            if sorted(experts) != [*range(len(experts))] or any(len(of_it) < len(parts) for of_it in experts.values()):
-                del found[unit]  # what is missing is said of each
-                names = [name for of_it in experts.values() for name in of_it.values()]
-                found |= {name: [Matrix(self, ((name, 0),), *self.shape(name))] for name in names}
-                continue
-            for expert in range(len(experts)):
-                names = [experts[expert][part] for part in parts]
-                found[unit].append(Matrix(self, tuple((name, 0) for name in names), *self.shape(names[0])))
+            for _, of_it in sorted(experts.items()):
+                names = [of_it[part] for part in PARTS[unit.rpartition(".")[2]] if part in of_it]
+                found[unit].append(self._matrix(names, self.shape(names[0])))
         return found
+
+    def _matrix(self, names: list[str], shape: Sequence[int], number: int = 0) -> Matrix:
+        """Return the matrix of some tensors that have a shape each; of a tensor with several the one of a number."""
+        rows, columns = shape[0] if shape else 1, math.prod(shape[1:])
+        places = tuple((name, number * rows * columns) for name in names)
+        return Matrix(self.part, self.dtype(names[0]), places, rows, columns)
 
 
 def head_dim(model: ModelHeaders) -> int:
@@ -200,4 +178,6 @@ def head_dim(model: ModelHeaders) -> int:
 
 def in_memory(array: np.ndarray, like: Matrix) -> Matrix:
     """Return an array as a matrix with the columns of another one."""
-    return Matrix(InMemory(array), ((like.name, 0),), array.size // like.columns, like.columns)
+    numbers = array.reshape(-1)
+    rows = array.size // like.columns
+    return Matrix(lambda _, start, stop: numbers[start:stop], array.dtype, like.parts[:1], rows, like.columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,7 @@ def tell(comparison: Merger, landing: Landing) -> Told:
     modules = comparison.modules
     wrong = [*_of_whole(comparison), *_of_modules(modules), *_of_names(comparison, landing), *_of_others(comparison)]
     right, untold, unread = ([path for path, v in modules.items() if v.state == s] for s in (RIGHT, UNTOLD, UNREAD))
-    lines = [_counts(modules), *_shown(modules), *_rest(comparison)]
+    lines = [_counts(modules), *_rest(comparison)]
     if wrong:
         return Told(WRONG.upper(), found=wrong, lines=lines)
     whole = [name for name, verdict in comparison.others.items() if verdict.state == RIGHT]
@@ -136,12 +137,9 @@ def _of_names(comparison: Merger, landing: Landing) -> Iterator[Diagnosis]:
         text = f"the names in the merged model begin with {comparison.renamed!r}, and transformers passes over such"
         yield Diagnosis(text, "prefix-not-loaded")
     if landing.lost:
-        text = f"{counted(len(landing.lost), 'module')} of the adapter is not in the base: {some(landing.lost)}"
-        yield Diagnosis(
-            text.replace("modules of the adapter is", "modules of the adapter are"),
-            "module-unknown",
-            cases=(*landing.lost,),
-        )
+        are = "is" if len(landing.lost) == 1 else "are"
+        text = f"{counted(len(landing.lost), 'module')} of the adapter {are} not in the base: {some(landing.lost)}"
+        yield Diagnosis(text, "module-unknown", cases=(*landing.lost,))
 
 
 def _of_others(comparison: Merger) -> Iterator[Diagnosis]:
@@ -198,22 +196,9 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def _counts(modules: dict[str, Verdict]) -> str:
-    states = (RIGHT, WRONG, UNTOLD, UNREAD)
-    counts = [
-        f"{sum(v.state == s for v in modules.values())} {s}"
-        for s in states
-        if any(v.state == s for v in modules.values())
-    ]
-    return f"merged modules: {', '.join(counts) or 'none'}"
-
-
-def _shown(modules: dict[str, Verdict]) -> Iterator[str]:
-    """Say in which share of the numbers a merge shows."""
-    shown, entries = (
-        sum(getattr(v, name) for v in modules.values() if v.state in (RIGHT, UNTOLD)) for name in ("shown", "entries")
-    )
-    if entries:
-        yield f"a right merge differs from the base in {shown / entries:.3g} of the numbers of these modules"
+    counts = Counter(verdict.state for verdict in modules.values())
+    said = [f"{counts[state]} {state}" for state in (RIGHT, WRONG, UNTOLD, UNREAD) if counts[state]]
+    return f"merged modules: {', '.join(said) or 'none'}"
 
 
 def _rest(comparison: Merger) -> Iterator[str]:
