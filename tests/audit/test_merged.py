@@ -226,6 +226,10 @@ BROKEN = {
     "half of the columns": (
         lambda w: w.merged(lambda path, d: first_rows(path, d.T).T), "merged in part alone, 50% of what should change"
     ),
+    "a quarter": (
+        lambda w: w.merged(lambda path, d: first_rows(path, first_rows(path, d).T).T),
+        "merged in part alone, 75% of what should change is",
+    ),
     "a head is another": (
         at("lm_head.weight", lambda x: 2 * x),
         "changed, though no adapter stands there, by 100.0% of their size: 'lm_head.weight' [changed]",
@@ -514,6 +518,26 @@ def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
     settings = config(*LAST, r=R, lora_alpha=R * SCALING, use_dora=True)
     world.adapter = peft(tmp_path / "dora", world.factors | magnitudes, settings)
     assert said in world.judged(arrays).first_line
+
+
+@pytest.mark.parametrize("block", [1 << 17, 5 * N])
+def test_a_magnitude_beside_weights_that_lie_in_out(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("minilora.audit.units.BLOCK", block)
+    rng, base, right, tensors = np.random.default_rng(0), {}, {}, {}
+    for out in (N, 2 * N):  # a square one too
+        W, A, B = (0.1 * rng.standard_normal(shape) for shape in ((N, out), (R, N), (out, R)))
+        m, V = rng.uniform(0.5, 1.5, out), W + 2 * (B @ A).T
+        place, parts = f"{PREFIX}fc{out}.", {"lora_A.weight": A, "lora_B.weight": B, "lora_magnitude_vector": m}
+        tensors |= {place + part: array.astype("f4") for part, array in parts.items()}
+        base[f"fc{out}.weight"], right[f"fc{out}.weight"] = W.astype("f4"), V * m / np.linalg.norm(V, axis=0)
+    settings = config("fc64", "fc128", r=R, lora_alpha=2 * R, use_dora=True, fan_in_fan_out=True)
+    adapter, folder = peft(tmp_path / "a", tensors, settings), written(tmp_path / "base", base)
+    for arrays, said in (
+        (right, "RIGHT: merged rightly (2 of 2 modules"),
+        ({name: m * 1.01 for name, m in right.items()}, "WRONG: "),
+    ):
+        save_file({name: array.astype("f4") for name, array in arrays.items()}, tmp_path / "m.safetensors")
+        assert said in audit(adapter, folder, merged=tmp_path / "m.safetensors").first_line
 
 
 # --- what cannot be told ---
