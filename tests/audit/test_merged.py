@@ -330,6 +330,17 @@ def test_what_was_trained_in_full_is_looked_for(tmp_path, name, what):
     assert ("1 tensor trained in full" in report.first_line) == (report.word == "RIGHT")
 
 
+@pytest.mark.parametrize("said", [[3, 32], [3, -1], [3, True], [3], {"lm_head": [8]}, None])
+def test_rows_that_the_table_has_not_are_not_compared(tmp_path, said):
+    world = World(tmp_path, FLOATS["F32"])
+    rows = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, N), "f4")}
+    settings = config(*LAST, r=R, lora_alpha=R * SCALING, trainable_token_indices=said)
+    world.adapter = peft(tmp_path / "rows", world.factors | rows, settings)
+    report = world.judged(world.merged())
+    assert "note: not compared: model.embed_tokens.weight: " in str(report)
+    assert "trainable_token_indices does not name the rows of " in str(report)
+
+
 # --- other formats, and experts ---
 
 QV = adapters.paths("q_proj", "v_proj")
