@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, article
-from minilora.cli.figures import check_figure_path, draw_losses, draw_spectrum, new_figure, plot_adapter, plot_article
+from minilora.cli.figures import (
+    check_figure_path,
+    draw_losses,
+    draw_spectrum,
+    new_figure,
+    plot_adapter,
+    plot_article,
+    plot_learning,
+)
 from minilora.files.inspection import LayerSummary
 from minilora.files.peft import Form
 
@@ -145,3 +153,9 @@ def test_of_many_layers_every_second_has_its_name():
     norms = plot_adapter(summaries).axes[0]
     assert list(norms.get_yticks()) == list(range(0, 200, 2))
     assert [label.get_text() for label in norms.get_yticklabels()] == [f"layer{i}" for i in range(0, 200, 2)]
+
+
+def test_a_step_that_was_not_measured_has_no_point():
+    means, held_out = plot_learning([(0, np.nan, 3.0), (5, 2.5, np.nan), (9, 2.0, 2.8)]).axes[0].get_lines()
+    np.testing.assert_array_equal(held_out.get_xydata(), [[0, 3.0], [9, 2.8]])
+    np.testing.assert_array_equal(means.get_ydata(), [2.5, 2.5, np.nan, 2.0, 2.0, np.nan])
