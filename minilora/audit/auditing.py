@@ -176,7 +176,7 @@ class AuditReport(Report):
         lines = ["merging: of the change, the part that is kept along its direction, and the noise beside it"]
         lines += [f"  {name:9} {self._sums(name, self.merged)}" for name in FORMATS]
         skipped = sum(loss is None for loss in self.merged.values())
-        lines += [f"  not looked at, where experts or few bits: {counted(skipped, 'module')}"] if skipped else []
+        lines += [f"  not looked at, in few bits or of another shape: {counted(skipped, 'module')}"] if skipped else []
         return lines
 
     def _sums(self, name: str, paths: Iterable[str]) -> Sums:

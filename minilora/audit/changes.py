@@ -12,20 +12,24 @@ Weights pass through memory a block of rows at a time. In NF4 a scale has 64 wei
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from ..checks import FileRefused, short
+from ..files.experts import PARTS
 from ..files.tensors import FLOATS
+from ..language.gguf import is_turned
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
+from ..layers.rotary import halves_from_interleaved
 from .findings import NOTE, SUSPICIOUS, Finding, found
-from .fitting import expert_weights
-from .headers import AdapterFile, Module
+from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing
 from .numbers import Measured
+from .roads import Update
+from .units import Matrix, head_dim, unit_of
 
 BLOCK = 1 << 22
 """Numbers of a weight that are changed and rounded at a time."""
@@ -79,19 +83,70 @@ class Change:
         return off[0] / max(off[1], 1e-30)
 
 
-def weights_of(landing: Landing, module: Module) -> list[str]:
-    """Return where the model has a module's weight: one path, of a mixture stored apart one or two for each expert.
+def unit_in(landing: Landing, module: Module) -> tuple[str, int | None, str]:
+    """Return the unit of a module's weight, and the expert and the part of its matrix that the module is."""
+    place = landing.places[module.path]
+    unit, expert, part = unit_of(place)
+    if expert is None and module.kind == "linear" and place in landing.model.arrays:
+        _, expert, part = unit_of(module.path)
+    return unit if unit in landing.source.units else f"{unit}.weight", expert, part
 
-    There is none where the shapes do not fit, the weight is in few bits, or one expert's layer is a part of an array.
-    """
-    magnitude = module.shape("magnitude")
-    if magnitude is not None and (module.widths is None or math.prod(magnitude) != module.widths[0]):
-        return []
-    place = landing.places.get(module.path, "")
-    weights = expert_weights(landing.model, place) if module.kind == "experts" else [place]
-    fits = module.path in landing.fitting and all(map(landing.model.is_exact, weights))
-    is_part = module.kind == "linear" and place in landing.model.arrays
-    return weights if fits and not is_part else []
+
+def changed_rows(landing: Landing, module: Module, matrices: list[Matrix]) -> dict[tuple[int, int], Matrix]:
+    """Return what a module changes of a unit's matrices: by the matrix and the first row these rows."""
+    unit, expert, part = unit_in(landing, module)
+    if expert is None:
+        return {(e, 0): matrix for e, matrix in enumerate(matrices)}
+    if expert >= len(matrices):
+        raise FileRefused(landing.model.path, f"{short(unit)} has no expert {expert}")
+    parts = PARTS[unit.rpartition(".")[2]]
+    rows = matrices[expert].shape[0] // len(parts)
+    top = rows * parts.index(part)
+    return {(expert, top): matrices[expert].cut(top, top + rows)}
+
+
+def updates(landing: Landing, module: Module, weights: Mapping[tuple[int, int], Matrix]) -> dict[Any, Update]:
+    """Return what a module does to each of some weights; require that it fits them."""
+    file, found = module.tensors.path, {}
+    if module.scaling is None or module.widths is None:
+        raise FileRefused(file, f"nothing says what {short(module.path)} adds: a factor or the scaling is missing")
+    pairs = factors(module, landing.model)
+    if len(pairs) != len(weights):
+        raise FileRefused(file, f"{short(module.path)} is for {len(pairs)} experts, and there are {len(weights)}")
+    m = module.tensors.read(module.parts["magnitude"]).ravel() if "magnitude" in module.parts else None
+    dtype = np.result_type(*(FLOATS.get(module.tensors.dtypes[module.parts[part]], np.float32) for part in "AB"))
+    for (place, W), (A, B) in zip(weights.items(), pairs, strict=True):
+        turned = module.path in landing.turned or module.kind == "embedding"
+        across = turned or (len(B), A.shape[1]) != W.shape
+        left, right = (A.T, B.T) if across else (B, A)
+        if (len(left), right.shape[1]) != W.shape or (m is not None and m.size != len(B)):
+            sides = f"{len(B)} x {A.shape[1]}, and it is {W.shape[0]} x {W.columns}"
+            raise FileRefused(file, f"{short(module.path)} is for a weight of {sides}")
+        found[place] = Update(left, right, module.scaling, dtype, m, across)
+    return found
+
+
+def factors(module: Module, model: ModelHeaders) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return A (r, in) and B (out, r) of each matrix of a module, in transformers' order of rows."""
+    read, parts, notes = module.tensors.read, module.parts, module.tensors.notes
+    pairs = module.pairs(read(parts["A"]), read(parts["B"]))
+    of_llama = module.tensors.weights is None and notes.get("general.architecture") == "llama"
+    if of_llama and is_turned(module.path, "llama"):
+        return [(A, halves_from_interleaved(B, head_dim(model))) for A, B in pairs]
+    return pairs
+
+
+def weights_of(landing: Landing, module: Module) -> dict[tuple[int, int], Matrix]:
+    """Return what a module changes; nothing where its shapes do not fit, or the weight is in few bits."""
+    if module.path not in landing.fitting:
+        return {}
+    matrices = landing.source.units.get(unit_in(landing, module)[0], [])
+    if not all(landing.source.is_exact(matrix.name) for matrix in matrices):
+        return {}
+    try:
+        return changed_rows(landing, module, matrices)
+    except FileRefused:  # of an expert that is not there
+        return {}
 
 
 def changes(landing: Landing, module: Module, dtype: Any = np.float32) -> Iterator[Change]:
@@ -99,32 +154,14 @@ def changes(landing: Landing, module: Module, dtype: Any = np.float32) -> Iterat
 
     There is none where `weights_of` says that it is not known, nor of a convolution with groups.
     """
-    if not (weights := weights_of(landing, module)) or module.scaling is None:
+    weights = weights_of(landing, module)
+    try:
+        found = updates(landing, module, weights)
+    except FileRefused:
         return
-    read = module.tensors.read
-    pairs = module.pairs(read(module.parts["A"]), read(module.parts["B"]))
-    m = read(module.parts["magnitude"]).ravel() if "magnitude" in module.parts else None
-    for W, (A, B) in zip(_matrices(landing, module, weights, len(pairs), dtype), pairs, strict=True):
-        A, B = A.astype(dtype), B.astype(dtype)
-        turned = module.path in landing.turned or module.kind == "embedding"
-        across = turned or (len(B), A.shape[1]) != W.shape
-        if across:
-            A, B = B.T, A.T
-        if (len(B), A.shape[1]) == W.shape:
-            yield Change(W, A, dtype(module.scaling) * B, m, across)
-
-
-def _matrices(landing: Landing, module: Module, weights: list[str], experts: int, dtype: Any) -> Iterator[np.ndarray]:
-    """Yield the weight as a matrix; of a mixture's array one for each expert, whether or not it is stored in parts."""
-    read = landing.model.read
-    if module.kind == "experts" and len(weights) > 1:
-        parts = len(weights) // experts
-        for e in range(experts):
-            yield np.concatenate([read(name) for name in weights[e * parts : (e + 1) * parts]]).astype(dtype)
-        return
-    W = read(weights[0])
-    for matrix in W if module.kind == "experts" and W.ndim == 3 else [W]:
-        yield matrix.reshape(len(matrix), -1).astype(dtype, copy=False)
+    for place, of in found.items():
+        W = weights[place].read(0, weights[place].shape[0]).astype(dtype)
+        yield Change(W, of.right.astype(dtype), dtype(of.scaling) * of.left.astype(dtype), of.magnitude, of.across)
 
 
 PIECES, PIECE = 64, 1 << 14
@@ -133,14 +170,14 @@ PIECES, PIECE = 64, 1 << 14
 
 def share_of(landing: Landing, module: Module, rms: float | None) -> float | None:
     """Return a change's root mean square as a part of the weight's, from pieces of it; None where one is not known."""
-    weights, model = weights_of(landing, module), landing.model
+    weights = weights_of(landing, module)
     if rms is None or not weights:
         return None
     squares, count = 0.0, 0
-    for path in weights:
-        size = math.prod(model.arrays.get(path) or model.modules[path] or ())
-        for start in range(0, size, max(PIECE, -(-size * len(weights) // PIECES))):
-            piece = model.part(path, start, min(start + PIECE, size)).astype(np.float64)
+    for W in weights.values():
+        rows, height = W.shape[0], max(1, PIECE // max(1, W.columns))
+        for top in range(0, rows, max(height, -(-rows * len(weights) // PIECES))):
+            piece = W.read(top, min(top + height, rows)).astype(np.float64).ravel()
             squares, count = squares + float(piece @ piece), count + piece.size
     return rms / (squares / count) ** 0.5 if squares else None
 
@@ -227,18 +264,15 @@ class Loss:
 
 def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measured]) -> dict[str, Loss | None]:
     """Return what merging each module would lose; None where its weight or its change is not known."""
-    merged = {}
-    for path in landing.places:
-        module = adapter.modules[path]
-        known = numbers[path].norm is not None and weights_of(landing, module)
-        merged[path] = _loss(landing, module) if known else None
-    return merged
+    known = {path: numbers[path].norm is not None for path in landing.places}
+    return {path: _loss(landing, adapter.modules[path]) if known[path] else None for path in known}
 
 
-def _loss(landing: Landing, module: Module) -> Loss:
+def _loss(landing: Landing, module: Module) -> Loss | None:
     """Return the loss of one module; of a mixture's array that of all experts together."""
-    loss, whole, meant = Loss(), 0.0, 0.0
+    loss, whole, meant = None, 0.0, 0.0
     for change in changes(landing, module):
+        loss = loss or Loss()
         loss.off_axis = change.off_axis()
         whole += _dot(change.W, change.W)
         for W, delta in change.blocks():
@@ -246,7 +280,8 @@ def _loss(landing: Landing, module: Module) -> Loss:
             for name, rounded in FORMATS.items():
                 if name != "Q8_0" or W.shape[1] % WIDTH == 0:
                     loss.formats.setdefault(name, Sums()).add(rounded(W + delta) - rounded(W), delta)
-    loss.relative = (meant / whole) ** 0.5 if whole else 0.0
+    if loss is not None:
+        loss.relative = (meant / whole) ** 0.5 if whole else 0.0
     return loss
 
 

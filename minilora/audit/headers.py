@@ -294,23 +294,6 @@ class ModelHeaders:
         own = self.names.get(f"{module}.bias")
         return None if own is None else self.tensors.shapes[own]
 
-    def read(self, path: str) -> np.ndarray:
-        """Read a module's weight, or an array."""
-        return self.tensors.read(self._own(path))
-
-    def part(self, path: str, start: int, stop: int) -> np.ndarray:
-        """Read some numbers of a module's weight, or of an array."""
-        return self.tensors.part(self._own(path), start, stop)
-
-    def is_exact(self, path: str) -> bool:
-        """Return whether a module's weight is stored in a floating-point type, and not in few bits."""
-        if path not in self.arrays and self.modules.get(path) is None:
-            return False
-        return self.tensors.dtypes[self._own(path)] in (GGUF_FLOATS if self.is_gguf else FLOATS)
-
-    def _own(self, path: str) -> str:
-        return self.names[path if path in self.arrays else f"{path}.weight"]
-
 
 def open_model(path: Path) -> ModelHeaders:
     """Read a model's headers."""

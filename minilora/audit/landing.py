@@ -18,15 +18,17 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from ..checks import short
-from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
 from ..files.placement import SEEN, SIGHT
 from ..language.gguf import ARCHITECTURES
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
 from .headers import AdapterFile, ModelHeaders, Module
+from .units import Source, unit_of
 
 ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
@@ -46,9 +48,6 @@ CONVERTED = ("qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_
 
 It has no such rule for a Qwen2-MoE.
 """
-ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
-ARRAYS = {name: array for array, parts in PARTS.items() for part in parts for name in (part, MIXTRAL[part])}
-"""The array that has each layer of one expert, under both of the layer's names."""
 OF_EXPERTS = MIXTRAL | {old: new for new, old in MIXTRAL.items()}
 
 
@@ -65,6 +64,11 @@ class Landing:
     fitting: set[str] = field(default_factory=set)  # the modules whose shapes were compared, and fit
     turned: set[str] = field(default_factory=set)  # the modules whose weight is stored (in, out)
     packed: set[str] = field(default_factory=set)  # the modules whose weight's shape cannot be seen
+
+    @cached_property
+    def source(self) -> Source:
+        """The model's tensors."""
+        return Source(self.model)
 
     @property
     def found(self) -> int:
@@ -217,9 +221,8 @@ class Spellings:
 
     def _array(self, path: str) -> Iterator[str]:
         """Yield the array in which the model has a layer of one expert."""
-        match = ONE_EXPERT.fullmatch(path)
-        array = f"{match['experts']}.{ARRAYS.get(match['name'])}" if match else ""
-        if match and int(match["number"]) < self.model.arrays.get(array, (0,))[0]:
+        array, expert, _ = unit_of(path)
+        if expert is not None and expert < self.model.arrays.get(array, (0,))[0]:
             yield array
 
     def _mistaken(self, path: str) -> Iterator[tuple[Fault, str]]:

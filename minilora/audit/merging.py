@@ -20,17 +20,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import FileRefused, short
-from ..files.experts import PARTS
 from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
 from ..files.tensors import FLOATS
-from ..language.gguf import is_turned
-from ..layers.rotary import halves_from_interleaved
+from .changes import changed_rows, unit_in, updates
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing, Spellings
 from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, rounded, stored_as
 from .suspects import Sample, Sketches, known_strengths, named
-from .units import Matrix, Source, head_dim, in_memory, unit_of
+from .units import Matrix, Source, in_memory
 
 RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
 STARTS = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
@@ -82,8 +80,8 @@ class Comparer:
 
     def __init__(self, adapter: AdapterFile, landing: Landing, merged: ModelHeaders) -> None:
         self.adapter, self.landing, self.merged = adapter, landing, merged
-        self.base_source, self.merged_source = Source(landing.model), Source(merged)
-        self.base, self.found = self.base_source.units(), self.merged_source.units()
+        self.merged_source = Source(merged)
+        self.base, self.found = {**landing.source.units}, self.merged_source.units
         self.result = Merger(merged)
         self.names = self._names()
         self.still_tied = self._heads()
@@ -124,12 +122,12 @@ class Comparer:
         """Return the modules that change each unit."""
         by_unit: dict[str, list[str]] = {}
         for path, place in self.landing.places.items():
-            unit, last = unit_of(place)[0], path.rpartition(".")[2]
-            units = [unit if unit in self.base else f"{unit}.weight"]
+            module, last = self.adapter.modules[path], path.rpartition(".")[2]
+            units = [unit_in(self.landing, module)[0]]
             if self.table and last in (EMBEDDING, "wte", HEAD):
                 head = HEAD_WEIGHT in self.names and last == HEAD
                 units = [self.table, HEAD_WEIGHT] if self.still_tied else [HEAD_WEIGHT if head else self.table]
-            units += [f"{place}.bias"] if "bias" in self.adapter.modules[path].parts else []
+            units += [f"{place}.bias"] if "bias" in module.parts else []
             for name in units:
                 by_unit.setdefault(name, []).append(path)
         return by_unit
@@ -151,33 +149,12 @@ class Comparer:
 
     def updates(self, path: str, unit: str, *, repacked: bool = False) -> dict[tuple[int, int], Update]:
         """Return what a module does to a unit: by the matrix and its first row the update."""
-        module, matrices = self.adapter.modules[path], self.base[unit]
-        module = replace(module, grouped=not module.grouped) if repacked else module
-        if module.scaling is None or module.widths is None:
-            raise FileRefused(
-                self.adapter.path, f"nothing says what {short(path)} adds: a factor or the scaling is missing"
-            )
-        if unit.endswith(".bias"):
+        module = self.adapter.modules[path]
+        if unit.endswith(".bias") and module.scaling is not None:
             bias = module.tensors.read(module.parts["bias"]).reshape(-1, 1)
-            return {(0, 0): Update(bias, np.ones((1, 1), bias.dtype), module.scaling, type_of(module))}
-        array, expert, part = unit_of(self.landing.places[path])
-        if expert is None and module.kind == "linear" and self.landing.places[path] in self.landing.model.arrays:
-            array, expert, part = unit_of(path)
-        found = {}
-        for e, (A, B, m) in enumerate(factors(module, self.landing.model)):
-            matrix = matrices[e if expert is None else expert]
-            names = PARTS.get(array.rpartition(".")[2], ("",))
-            is_part = part and len(names) > 1 and len(B) * len(names) == matrix.shape[0]
-            rows, top = (len(B), len(B) * names.index(part)) if is_part else (matrix.shape[0], 0)
-            turned = path in self.landing.turned or module.kind == "embedding"
-            across = turned or (len(B), A.shape[1]) != (rows, matrix.columns)
-            left, right = (A.T, B.T) if across else (B, A)
-            if (len(left), right.shape[1]) != (rows, matrix.columns) or (m is not None and m.size != len(B)):
-                what = f"{short(path)} is for a weight of {len(B)} x {A.shape[1]}, and it is {rows} x {matrix.columns}"
-                raise FileRefused(self.adapter.path, what)
-            update = Update(left, right, module.scaling, type_of(module), m, across)
-            found[e if expert is None else expert, top] = update
-        return found
+            return {(0, 0): Update(bias, np.ones((1, 1), bias.dtype), module.scaling, bias.dtype)}
+        module = replace(module, grouped=not module.grouped) if repacked else module
+        return updates(self.landing, module, changed_rows(self.landing, module, self.base[unit]))
 
     # --- the pass ---
 
@@ -215,7 +192,7 @@ class Comparer:
                 base = self.base[unit] = [in_memory(array, base[0])]
         if len(base) == len(found) == 1 and base[0].columns == found[0].columns and base[0].rows < found[0].rows:
             self.result.grown[unit] = found[0].shape[0] - base[0].shape[0]
-            found = [replace(found[0], rows=base[0].shape[0])] if len(found[0].parts) == 1 else found
+            found = [found[0].cut(0, base[0].shape[0])]
         if [m.shape for m in base] != [m.shape for m in found]:
             shapes = " and ".join(f"{len(of)} of {of[0].shape[0]} x {of[0].columns}" for of in (base, found))
             self._note(paths or [unit], Verdict(WRONG, "other-shape", f"another shape, {shapes}"))
@@ -274,32 +251,33 @@ class Comparer:
             for _, also in more:  # a head and an embedding that are one array
                 left = np.concatenate([update.left, also.left * (also.scaling / update.scaling)], axis=1)
                 update = replace(update, left=left, right=np.concatenate([update.right, also.right]))
-            verdict = self._judge(base[e], found[e], top, update, first, own_name(first, e, len(base)))
+            W, m = (of[e].cut(top, top + len(update.left)) for of in (base, found))
+            verdict = self._judge(W, m, update, first, own_name(first, e, len(base)))
             for path, _ in several:
                 verdicts[path].append(verdict)
             covered[e] += len(update.left)
         for e, (one, other) in enumerate(zip(base, found, strict=True)):
-            rows = one.shape[0] - covered[e]
             top = covered[e] if (e, 0) in updates else 0  # the one of two halves that no module changes
-            if rows and (differs := unchanged(one, other, top, top + rows)) is not None:
+            still = (of.cut(top, top + of.shape[0] - covered[e]) for of in (one, other))
+            if covered[e] < one.shape[0] and (differs := unchanged(*still)) is not None:
                 self._note([unit], differs)
         for path, of_it in verdicts.items():
             self._note([path], together(of_it))
 
-    def _judge(self, base: Matrix, found: Matrix, top: int, update: Update, path: str, name: str) -> Verdict:
+    def _judge(self, base: Matrix, found: Matrix, update: Update, path: str, name: str) -> Verdict:
         """Say what became of one update: of a module, and under the name that `Sketches` has for it."""
         roads = roads_of(found.dtype, base.dtype, update.dtype, self.between(path))
-        verdict = replayed(base, found, top, update, roads)
+        verdict = replayed(base, found, update, roads)
         if verdict.state != WRONG or verdict.flag:
             return verdict
         known = known_strengths(self.adapter.modules[path], self.adapter)
-        suspect = named(Sample(base, found, top, update, roads, known), name, self.sketches)
+        suspect = named(Sample(base, found, update, roads, known), name, self.sketches)
         return Verdict(WRONG, *suspect, dtype=verdict.dtype)
 
     def between(self, path: str) -> Any:
         """Return the type that a module's base went through: in few bits, or saved beside the adapter."""
         copy = self.adapter.base_copies.get(path)
-        return self.base_source.quantised_in if copy is None else FLOATS.get(self.adapter.tensors.dtypes[copy])
+        return self.landing.source.quantised_in if copy is None else FLOATS.get(self.adapter.tensors.dtypes[copy])
 
     def _changes(self, path: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield a module's changes as they lie in the base, and turned round."""
@@ -327,21 +305,6 @@ def is_tied(model: ModelHeaders) -> bool:
     return model.tied or model.config.get("tie_word_embeddings") is True
 
 
-def factors(module: Module, model: ModelHeaders) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """Yield A (r, in), B (out, r) and the magnitude of each matrix of a module, in transformers' order of rows."""
-    read, parts = module.tensors.read, module.parts
-    m = read(parts["magnitude"]).ravel() if "magnitude" in parts else None
-    of_llama = module.tensors.weights is None and module.tensors.notes.get("general.architecture") == "llama"
-    for A, B in module.pairs(read(parts["A"]), read(parts["B"])):
-        turned = of_llama and is_turned(module.path, "llama")
-        yield A, halves_from_interleaved(B, head_dim(model)) if turned else B, m
-
-
-def type_of(module: Module) -> Any:
-    """Return the type of a module's factors in their file."""
-    return np.result_type(*(FLOATS.get(module.tensors.dtypes[module.parts[part]], np.float32) for part in "AB"))
-
-
 def together(verdicts: list[Verdict]) -> Verdict:
     """Return one verdict for a module of several matrices: of a mixture, one for each expert."""
     worst = max(verdicts, key=lambda verdict: ORDER.index(verdict.state))
@@ -355,14 +318,14 @@ def together(verdicts: list[Verdict]) -> Verdict:
 # --- one matrix ---
 
 
-def replayed(base: Matrix, found: Matrix, top: int, update: Update, roads: list[Road]) -> Verdict:
-    """Compare the rows of a matrix that an update changes with all roads; where none is left it is wrong."""
+def replayed(base: Matrix, found: Matrix, update: Update, roads: list[Road]) -> Verdict:
+    """Compare a matrix with what all roads lead to; where none is left it is wrong."""
     exact, *_ = alive = [Replay(road, update, found.dtype) for road in roads]  # the first is the most direct
     for replay in alive:
-        replay.prepare(base, top)
+        replay.prepare(base)
     is_base, verdict = True, Verdict(dtype=np.dtype(found.dtype).name)
-    for start, stop in found.blocks(top, top + len(update.left)):
-        W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start - top, stop - top)
+    for start, stop in found.blocks():
+        W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start, stop)
         is_base = is_base and np.array_equal(bits(m), bits(rounded(W, m.dtype)))
         values = [replay.values(W, rows) for replay in alive]
         alive = [r for r, of_it in zip(alive, values, strict=True) if not r.misses(W, rows, m, of_it).size]
@@ -379,25 +342,24 @@ def replayed(base: Matrix, found: Matrix, top: int, update: Update, roads: list[
     return replace(verdict, state=UNTOLD if is_base else RIGHT)
 
 
-def unchanged(base: Matrix, found: Matrix, top: int = 0, bottom: int | None = None) -> Verdict | None:
+def unchanged(base: Matrix, found: Matrix) -> Verdict | None:
     """Return what is wrong with a matrix that should be the base's; None where nothing is."""
     out, kind = found.dtype, base.dtype
     further = [t for t in HALVES if out in FLOATS.values() and digits(t) < digits(out)]
     squares = sizes = 0.0
     same = True
-    for start, stop in found.blocks(top, bottom):
+    for start, stop in found.blocks():
         W, m = base.read(start, stop), found.read(start, stop)
         if kind == out and np.array_equal(bits(W), bits(m)):
             continue
         if kind not in FLOATS.values() or out not in FLOATS.values():
             return Verdict(WRONG, "changed", "changed, though no adapter stands there", rest=1.0)
         W, m = (x.astype(np.promote_types(x.dtype, np.float32)) for x in (W, m))
+        if np.array_equal(stored_as(W, out), m, equal_nan=True):
+            continue
+        same = False
+        further = [t for t in further if np.array_equal(stored_as(W, t), m, equal_nan=True)]
         with np.errstate(over="ignore", invalid="ignore"):
-            equal = np.array_equal(stored_as(W, out).astype(m.dtype), m, equal_nan=True)
-            if equal:
-                continue
-            same = False
-            further = [t for t in further if np.array_equal(stored_as(W, t).astype(m.dtype), m, equal_nan=True)]
             squares += float(np.square(m - W, dtype=np.float64).sum())
             sizes += float(np.square(W, dtype=np.float64).sum())
     if same:

@@ -113,13 +113,13 @@ class Replay:
             self.left, self.scaling = stored_as(self.left * self.scaling, road.early), self.wide.type(1)
         self.norms: np.ndarray | None = None  # DoRA's, of columns
 
-    def prepare(self, base: Matrix, top: int) -> None:
+    def prepare(self, base: Matrix) -> None:
         """Take DoRA's lengths of columns, which all rows are needed for."""
         if self.update.magnitude is None or not self.update.across or self.norms is not None:
             return
         squares = np.zeros(base.columns)
-        for start, stop in base.blocks(top, top + len(self.left)):
-            W, product = self._start(base.read(start, stop), slice(start - top, stop - top))
+        for start, stop in base.blocks():
+            W, product = self._start(base.read(start, stop), slice(start, stop))
             squares += np.square(self._lengthened(W, product), dtype=np.float64).sum(axis=0)
         self.norms = np.sqrt(squares)
 

@@ -52,16 +52,14 @@ class Sample:
     """
 
     def __init__(
-        self, base: Matrix, found: Matrix, top: int, update: Update, roads: list[Road], known: list[tuple[float, str]]
+        self, base: Matrix, found: Matrix, update: Update, roads: list[Road], known: list[tuple[float, str]]
     ) -> None:
-        self.base, self.top, self.update, self.out = base, top, update, np.dtype(found.dtype)
+        self.base, self.update, self.out = base, update, np.dtype(found.dtype)
         self.roads, self.known = roads, known
         count = len(update.left)
         strongest = np.argsort(-update.lengths[0], kind="stable")[:ROWS]
         self.rows = np.unique(np.concatenate([np.linspace(0, count - 1, min(ROWS, count)).astype(int), strongest]))
-        self.W, self.m = (
-            np.concatenate([matrix.read(top + i, top + i + 1) for i in self.rows]) for matrix in (base, found)
-        )
+        self.W, self.m = (np.concatenate([of.read(i, i + 1) for i in self.rows]) for of in (base, found))
         self.is_base = bits(self.m) == bits(self.W.astype(self.out))
         self.moved = self.m.astype(np.float64) - self.W.astype(np.float64)
         self.change = update.scaling * (update.left[self.rows].astype(np.float64) @ update.right.astype(np.float64))
@@ -69,7 +67,7 @@ class Sample:
     def replay(self, road: Road, update: Update | None = None) -> Replay:
         """Return a road over these rows, of the update or of another one."""
         replay = Replay(road, update or self.update, self.out)
-        replay.prepare(self.base, self.top)
+        replay.prepare(self.base)
         return replay
 
     def explained(self, update: Update) -> bool:

@@ -12,8 +12,10 @@ matrix, or one for each expert, and is read some rows at a time, in the order of
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,21 +27,23 @@ from ..language.gguf import is_turned
 from ..language.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
 from .headers import GGUF_FLOATS, ModelHeaders, type_named
-from .landing import ARRAYS, ONE_EXPERT
 
 BLOCK = 1 << 17
 """Numbers of a matrix that are compared at a time."""
+ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
 OURS = {theirs: ours for ours, theirs in MIXTRAL.items()}
+ARRAYS = {part: array for array, parts in PARTS.items() for part in parts}
+"""The array that has each layer of one expert."""
 
 
 def unit_of(path: str) -> tuple[str, int | None, str]:
     """Return the unit of a module's path, and the expert and the part of its matrix that the module is."""
     path = path.replace(f".{MIXTRAL_MLP}.", ".mlp.")
     match = ONE_EXPERT.fullmatch(path)
-    if match is None or match["name"] not in ARRAYS:
+    name = OURS.get(match["name"], match["name"]) if match else ""
+    if match is None or name not in ARRAYS:
         return path, None, ""
-    name = match["name"]
-    return f"{match['experts']}.{ARRAYS[name]}", int(match["number"]), OURS.get(name, name)
+    return f"{match['experts']}.{ARRAYS[name]}", int(match["number"]), name
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,18 @@ class Matrix:
                 blocks.append(numbers.reshape(-1, self.columns))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def blocks(self, top: int = 0, bottom: int | None = None) -> Iterator[tuple[int, int]]:
+    def cut(self, top: int, bottom: int) -> Matrix:
+        """Return some of its rows as a matrix: of one tensor any, of several those of whole ones."""
+        if len(self.parts) > 1:
+            return replace(self, parts=self.parts[top // self.rows : bottom // self.rows])
+        ((name, first),) = self.parts
+        return replace(self, parts=((name, first + top * self.columns),), rows=bottom - top)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield the ends of blocks of rows."""
-        bottom, height = self.shape[0] if bottom is None else bottom, max(1, BLOCK // max(1, self.columns))
-        for start in range(top, bottom, height):
-            yield start, min(start + height, bottom)
+        count, height = self.shape[0], max(1, BLOCK // max(1, self.columns))
+        for start in range(0, count, height):
+            yield start, min(start + height, count)
 
 
 class Source:
@@ -110,6 +121,10 @@ class Source:
             return np.dtype(np.float16 if kind == "F16" else np.float32)
         return type_named(kind)
 
+    def is_exact(self, name: str) -> bool:
+        """Return whether a tensor holds floats that we compute with, and no codes."""
+        return not self.in_few_bits(name) and self.dtype(name) in FLOATS.values()
+
     def in_few_bits(self, name: str) -> bool:
         """Return whether a tensor is quantised."""
         if self.nf4 is not None and name in self.nf4.shapes:
@@ -137,8 +152,9 @@ class Source:
                 self.whole = name, halves_from_interleaved(array, head_dim(self.model))
         return self.whole[1].reshape(-1)[start:stop]
 
+    @cached_property
     def units(self) -> dict[str, list[Matrix]]:
-        """Return the matrices of each unit, in the order of the files."""
+        """The matrices of each unit, in the order of the files."""
         packed = self.nf4.tensors - {*self.nf4.shapes} if self.nf4 is not None else set()
         found: dict[str, list[Matrix]] = {}
         apart: dict[str, dict[int, dict[str, str]]] = {}
@@ -149,7 +165,7 @@ class Source:
                 found.setdefault(unit, [])
             elif name not in packed:
                 key = f"{unit}.weight" if name.endswith(".weight") else unit
-                stacked = key.rpartition(".")[2] in PARTS and len(self.shape(name)) == 3
+                stacked = key != f"{unit}.weight" and len(self.shape(name)) == 3
                 E, *shape = self.shape(name) if stacked else (1, *self.shape(name))
                 found[key] = [self._matrix([name], shape, e) for e in range(E)]
         for unit, experts in apart.items():

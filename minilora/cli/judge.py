@@ -45,8 +45,8 @@ def add_audit(commands: Any) -> None:
             "Read an adapter tensor by tensor and of the model headers and pieces, and say what the adapter is, how "
             "large its changes are, whether every tensor lands, and what is suspicious. Exit code 0 where it is sound, "
             "with notes or without, 1 where it is suspicious or wrong, 2 where it could not be looked at. With "
-            "--merged, read all three, and say whether MERGED is MODEL with the adapter merged into it, and else what "
-            "it is: exit code 0 where it is, 1 where it is not, 2 where that cannot be told."
+            "--merged, read the adapter, the base MODEL and MERGED in full, and say whether MERGED is what merging "
+            "writes, and what it is if not: exit code 0 where it is, 1 where it is not, 2 where that cannot be told."
         ),
     )
     parser.add_argument(
@@ -57,16 +57,19 @@ def add_audit(commands: Any) -> None:
         "kohya",
     )
     parser.add_argument(
-        "--model", type=path, metavar="MODEL", help="a Hugging Face folder, its weights alone, or a .gguf file"
+        "--model",
+        type=path,
+        metavar="MODEL",
+        help="the base: a Hugging Face folder, its weights alone, or a .gguf file",
     )
     parser.add_argument(
-        "--merge", action="store_true", help="read the model's weights too, and say what merging loses in few bits"
+        "--merge", action="store_true", help="read MODEL's weights too, and say what merging will lose in few bits"
     )
     parser.add_argument(
         "--merged",
         type=path,
         metavar="MERGED",
-        help="a model's folder or file, as MODEL is: is it MODEL with the adapter merged into it?",
+        help="a merged model, in any of MODEL's formats: is it MODEL with the adapter merged into it? Needs --model",
     )
     add_report(
         parser,

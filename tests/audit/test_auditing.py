@@ -727,9 +727,16 @@ def test_a_rank_that_is_not_used_is_noted(what, tmp_path):
     assert report.word == "SOUND"
 
 
-def test_what_merging_loses_of_a_part_of_an_array_is_not_looked_at(tmp_path):
-    report = audit(*of_one_expert("mixtral")(tmp_path), merge=True)
-    assert {*report.merged.values()} == {None}
+def test_what_merging_loses_of_a_part_of_an_array_is_measured(tmp_path):
+    adapter, base = of_one_expert("mixtral")(tmp_path)
+    factors, arrays = (load_file(next(folder.glob("*.safetensors"))) for folder in (adapter, base))
+    parts = {"w1": ("gate_up_proj", slice(6)), "w3": ("gate_up_proj", slice(6, 12)), "w2": ("down_proj", slice(D))}
+    for path, loss in audit(adapter, base, merge=True).merged.items():
+        A, B = (factors[f"{PREFIX}{path}.lora_{part}.weight"] for part in "AB")
+        before, e, last = path.replace("block_sparse_moe", "mlp").rsplit(".", 2)
+        name, rows = parts[last]
+        share = np.linalg.norm(2 * B @ A) / np.linalg.norm(arrays[f"{before}.{name}"][int(e), rows])
+        assert loss.relative == pytest.approx(share, rel=1e-5)
 
 
 def test_a_row_far_smaller_than_another_counts(tmp_path):

@@ -9,6 +9,7 @@ from minilora.audit.changes import FORMATS, changes
 from minilora.files.tensors import FLOATS
 
 from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft, written
+from .test_merged import of_gguf
 
 
 def merged(tmp_path, tensors, settings, **base):
@@ -69,6 +70,14 @@ def test_a_change_in_float64_is_the_product(tmp_path):
         ((W, delta),) = change.blocks()
         assert (W.dtype, delta.dtype) == ("float64", "float64")
         np.testing.assert_allclose(delta, 2 * B @ A, rtol=1e-12)
+
+
+def test_a_llamas_rows_in_gguf_are_put_in_order(tmp_path):
+    adapter, expected = of_gguf(tmp_path)
+    report = audit(adapter, model(tmp_path / "m", head_dim=4))
+    for path, module in report.adapter.modules.items():
+        ((_, delta),) = next(changes(report.landing, module, np.float64)).blocks()
+        np.testing.assert_allclose(delta, expected[path], rtol=1e-6)
 
 
 @pytest.mark.parametrize("across", [False, True])

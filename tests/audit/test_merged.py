@@ -505,6 +505,14 @@ def test_a_base_in_four_bits_is_compared_by_its_numbers(tmp_path):
     assert "UNDECIDED: 4 of 4 modules cannot be compared: they are in few bits in the merged model" in still
 
 
+def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path):
+    base = adapters.model(tmp_path / "m", experts=3)
+    adapter = peft(tmp_path / "a", adapters.expert_factors(), config(target_parameters=adapters.EXPERTS))
+    report = audit(adapter, base, merged=base)
+    assert "UNDECIDED: 6 of 6 modules cannot be compared: " in report.first_line
+    assert "is for 4 experts, and there are 3" in report.text
+
+
 DORA = {
     "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (16 of 16 modules"),
     "as LoRA": (lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 16 modules"),
