@@ -57,10 +57,7 @@ def add_audit(commands: Any) -> None:
         "kohya",
     )
     parser.add_argument(
-        "--model",
-        type=path,
-        metavar="MODEL",
-        help="the base: a Hugging Face folder, its weights alone, or a .gguf file",
+        "--model", type=path, metavar="MODEL", help="the base: a Hugging Face folder, weights alone, or a .gguf file"
     )
     parser.add_argument(
         "--merge", action="store_true", help="read MODEL's weights too, and say what merging will lose in few bits"
