@@ -238,13 +238,13 @@ class Comparer:
 
     def _changed(self, unit: str, base: list[Matrix], found: list[Matrix], paths: list[str]) -> None:
         """Compare a unit that modules change."""
-        updates: dict[tuple[int, int], list[tuple[str, Update]]] = {}
+        by_rows: dict[tuple[int, int], list[tuple[str, Update]]] = {}
         for path in paths:
             for place, update in self.updates(path, unit).items():
-                updates.setdefault(place, []).append((path, update))
+                by_rows.setdefault(place, []).append((path, update))
         verdicts: dict[str, list[Verdict]] = {path: [] for path in paths}
         covered = Counter[int]()
-        for (e, top), several in updates.items():
+        for (e, top), several in by_rows.items():
             if len(several) > 1 and any(update.magnitude is not None for _, update in several):
                 raise FileRefused(self.adapter.path, f"two modules with DoRA change {short(unit)}: it is not compared")
             (first, update), *more = several
@@ -257,7 +257,7 @@ class Comparer:
                 verdicts[path].append(verdict)
             covered[e] += len(update.left)
         for e, (one, other) in enumerate(zip(base, found, strict=True)):
-            top = covered[e] if (e, 0) in updates else 0  # the one of two halves that no module changes
+            top = covered[e] if (e, 0) in by_rows else 0  # the one of two halves that no module changes
             still = (of.cut(top, top + of.shape[0] - covered[e]) for of in (one, other))
             if covered[e] < one.shape[0] and (differs := unchanged(*still)) is not None:
                 self._note([unit], differs)
@@ -283,10 +283,10 @@ class Comparer:
         """Yield a module's changes as they lie in the base, and turned round."""
         unit = next(unit for unit, paths in self.by_unit.items() if path in paths)
         try:
-            updates = self.updates(path, unit)
+            own = self.updates(path, unit)
         except FileRefused:
             return
-        for (e, _), update in updates.items():
+        for (e, _), update in own.items():
             left = update.left * update.scaling
             yield own_name(path, e, len(self.base[unit])), left, update.right
             yield f"{path}, transposed", update.right.T, left.T
