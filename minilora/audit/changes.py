@@ -140,12 +140,11 @@ def weights_of(landing: Landing, module: Module) -> dict[tuple[int, int], Matrix
     """Return what a module changes; nothing where its shapes do not fit, or the weight is in few bits."""
     if module.path not in landing.fitting:
         return {}
-    matrices = landing.source.units.get(unit_in(landing, module)[0], [])
-    if not all(landing.source.is_exact(matrix.name) for matrix in matrices):
-        return {}
     try:
-        return changed_rows(landing, module, matrices)
-    except FileRefused:  # of an expert that is not there
+        matrices = landing.source.units.get(unit_in(landing, module)[0], [])
+        exact = all(landing.source.is_exact(matrix.name) for matrix in matrices)
+        return changed_rows(landing, module, matrices) if exact else {}
+    except FileRefused:  # of an expert that is not there, or of few bits that nothing says how to read
         return {}
 
 

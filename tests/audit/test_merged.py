@@ -513,6 +513,15 @@ def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path):
     assert "is for 4 experts, and there are 3" in report.text
 
 
+def test_few_bits_that_nothing_says_how_to_read_are_looked_at(tmp_path):
+    save_llama(quantize(tiny_llama(dtype="float32")), tmp_path / "base")
+    (tmp_path / "base" / "config.json").unlink()
+    head = load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"]
+    factors = {"A": np.ones((2, head.shape[1]), "f4"), "B": np.ones((len(head), 2), "f4")}
+    tensors = {f"{PREFIX}lm_head.lora_{part}.weight": array for part, array in factors.items()}
+    assert audit(peft(tmp_path / "a", tensors, config("lm_head")), tmp_path / "base").landing.found == 1
+
+
 DORA = {
     "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (16 of 16 modules"),
     "as LoRA": (lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 16 modules"),
