@@ -144,7 +144,7 @@ def weights_of(landing: Landing, module: Module) -> dict[tuple[int, int], Matrix
         matrices = landing.source.units.get(unit_in(landing, module)[0], [])
         exact = all(landing.source.is_exact(matrix.name) for matrix in matrices)
         return changed_rows(landing, module, matrices) if exact else {}
-    except FileRefused:  # of an expert that is not there, or of few bits that nothing says how to read
+    except FileRefused:  # of an expert that is not there, or of numbers that nothing says how to read
         return {}
 
 

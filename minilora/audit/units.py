@@ -122,7 +122,9 @@ class Source:
         return type_named(kind)
 
     def is_exact(self, name: str) -> bool:
-        """Return whether a tensor holds floats that we compute with, and no codes."""
+        """Return whether a tensor holds floats that we compute with; require that the order of its rows is known."""
+        if self._is_turned(name):
+            head_dim(self.model)
         return not self.in_few_bits(name) and self.dtype(name) in FLOATS.values()
 
     def in_few_bits(self, name: str) -> bool:
@@ -137,10 +139,14 @@ class Source:
             return self.nf4.shapes[name]
         return self.model.tensors.shapes[self.model.names[name]]
 
+    def _is_turned(self, name: str) -> bool:
+        """Return whether a tensor's rows lie as llama.cpp has those of a Llama's W_q and W_k."""
+        kind = self.model.config.get("general.architecture") if self.model.is_gguf else None
+        return kind == "llama" and is_turned(name.rpartition(".")[0], kind)
+
     def part(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return some of a tensor's numbers."""
-        kind = self.model.config.get("general.architecture") if self.model.is_gguf else None
-        turned = kind == "llama" and is_turned(name.rpartition(".")[0], kind)
+        turned = self._is_turned(name)
         coded = self.nf4 is not None and name in self.nf4.shapes
         if not turned and not coded:
             return self.model.tensors.part(self.model.names[name], start, stop)

@@ -179,8 +179,6 @@ def gguf_model(file, sizes, architecture="llama", more=()):
     from gguf import GGUFWriter
 
     writer = GGUFWriter(file, architecture)
-    writer.add_embedding_length(D)
-    writer.add_head_count(3)
     for i in range(LAYERS):
         for name, shape in sizes.items():
             writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(shape, "f4"))
