@@ -169,19 +169,28 @@ def _layouts(
 ) -> dict[str, str]:
     """Return how each adapted module's weight lies: as the caller says, else as the adapter's flag says of all.
 
-    Of a square weight the flag is not enough where another matrix lies otherwise; nor where it says (in, out) of
-    several kinds of module, as of GPT-2's Conv1D among Linears, and no matrix of this one's name shows it.
+    Of a square weight the flag is not enough where a neighbour, or else any matrix of the base, lies otherwise. A flag
+    that says (in, out) is that of a Conv1D among Linears: it is not enough either where it is for several kinds of
+    module and no matrix of this one's name shows it; where it is for one module alone, only such a matrix speaks.
     """
     lie = {path: "in-out" if module.form.kind == "embedding" else "out-in" for path, module in modules.items()}
     linear = [path for path, module in modules.items() if module.form.kind == "linear"]
     said, shown = _said(linear, layouts), _shown({path: names[path] for path in linear}, modules, weights)
-    base, several = set().union(*shown.values()), len({_last(names[path]) for path in linear}) > 1
+    several = len({_parts(names[path])[1] for path in linear}) > 1
     for path in linear:
         name, shape = names[path], weights.spec(names[path]).shape
-        square = shape == shape[:1] * 2
-        alone = flag and several and not shown[_last(name)]
-        if square and path not in said and (alone or LAYOUTS[not flag] in base):
-            there, module = " and ".join(sorted(base)) or "nothing", short(path)
+        if path in said or shape != shape[:1] * 2:
+            continue
+        parent, last = _parts(name)
+        alike, near, base = shown[last], shown[last] | shown[parent], set().union(*shown.values())
+        if not flag:
+            doubtful = "in-out" in near or (not alike and "in-out" in base)
+        elif len(linear) == 1:
+            doubtful = "out-in" in alike
+        else:
+            doubtful = "out-in" in near or (not alike and several)
+        if doubtful:
+            there, module = " and ".join(sorted(near or base)) or "nothing", short(path)
             raise _refused(
                 weights,
                 name,
@@ -208,17 +217,19 @@ def _said(modules: list[str], layouts: Mapping[str, str] | None) -> dict[str, st
 
 
 def _shown(names: Mapping[str, str], modules: Mapping[str, AdaptedModule], weights: Weights) -> dict[str, set[str]]:
-    """Return how matrices lie, by the last part of their names: the adapter's factors show it, or a bias."""
+    """Return how matrices lie, by both parts of their names: the adapter's factors show it, or a bias."""
     outputs = {name: modules[path].shape[0] for path, name in names.items()}
     shown: dict[str, set[str]] = defaultdict(set)
     for name in weights.holder:
         shape, bias = weights.spec(name).shape, name.removesuffix("weight") + "bias"
         if name.endswith(".weight") and len(shape) == 2 and shape[0] != shape[1]:
             outs = [outputs[name]] if name in outputs else weights.spec(bias).shape if bias in weights.holder else []
-            shown[_last(name)] |= {LAYOUTS[shape.index(out)] for out in outs if out in shape}
+            for part in _parts(name):
+                shown[part] |= {LAYOUTS[shape.index(out)] for out in outs if out in shape}
     return shown
 
 
-def _last(name: str) -> str:
-    """Return the name of a weight's module: "c_proj" of "h.0.attn.c_proj.weight"."""
-    return name.removesuffix(".weight").rpartition(".")[2]
+def _parts(name: str) -> tuple[str, str]:
+    """Split the name of a weight: "h.0.attn.c_proj.weight" into "h.0.attn." and ".c_proj"."""
+    parent, _, last = name.removesuffix(".weight").rpartition(".")
+    return f"{parent}.", f".{last}"

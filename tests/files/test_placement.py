@@ -108,6 +108,7 @@ FITTING = {
     "GPT-2, all": (GPT2, {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "h.0.mlp.c_proj": (16, 4)}, True),
     "alone": ({"x": conv1d(4, 4)}, {"x": (4, 4)}, True),
     "two of one name": ({"a.c": conv1d(4, 4), "b.c": conv1d(4, 4)}, {"a.c": (4, 4), "b.c": (4, 4)}, True),
+    "alone, beside a Linear": ({"x": conv1d(4, 4), "head": linear(4, 3)}, {"x": (4, 4)}, True),
     "no biases": ({"x": linear(4, 4, False), "y": linear(4, 3, False)}, {"x": (4, 4)}, False),
 }
 
@@ -147,7 +148,6 @@ DOUBTFUL = {
         {"a.p": (4, 8), "b.p": (4, 4)},
         True,
     ),
-    "alone, beside a Linear": ({"x": conv1d(4, 4), "head": linear(4, 3)}, {"x": (4, 4)}, True),
     "alone, its like is a Linear": ({"a.x": conv1d(4, 4), "b.x": linear(4, 3)}, {"a.x": (4, 4)}, True),
     "an adapter's factors show it": (
         {"h.a": linear(4, 8, False), "h.b": linear(4, 4, False)},
@@ -175,11 +175,14 @@ def test_a_square_weight_that_the_base_speaks_against_is_refused(tmp_path, modul
         ({"h.p": conv1d(4, 8), "g.p": conv1d(4, 4), "g.q": linear(4, 3)}, False, "in-out and out-in"),
         ({"h.x": conv1d(4, 8), "g.p": linear(4, 4)}, False, "in-out"),
         ({"h.x": conv1d(4, 4), "g.p": linear(4, 4)}, True, "nothing"),
-        ({"h.p": conv1d(4, 8), "g.p": conv1d(4, 4), "k": linear(3, 9)}, True, "in-out and out-in"),
+        ({"h.p": conv1d(4, 8), "g.q": conv1d(4, 8), "g.p": conv1d(4, 4), "k": linear(3, 9)}, None, ""),
     ],
 )
 def test_the_refusal_says_what_is_known_and_what_to_do(tmp_path, modules, flag, shown):
-    write(tmp_path, modules, {"g.p": (4, 4)} | ({"h.x": (4, 4)} if "h.x" in modules and flag else {}), flag)
+    write(tmp_path, modules, {"g.p": (4, 4)} | ({"h.x": (4, 4)} if flag else {}), flag is not False)
+    if flag is None:  # what speaks otherwise is far away
+        assert merge(tmp_path)[1][0].layout == "in-out"
+        return
     with pytest.raises(FileRefused) as error:
         merge(tmp_path)
     assert str(error.value) == (
@@ -194,14 +197,12 @@ def test_a_caller_says_how_each_weight_lies(tmp_path):
     modules = GPT2 | {"s": linear(4, 4), "t": linear(4, 3)}
     adapted = {"h.0.attn.c_attn": (4, 12), "h.0.attn.c_proj": (4, 4), "s": (4, 4), "t": (4, 3)}
     tensors, layers = write(tmp_path, modules, adapted, True)
-    said = {"c_proj": "in-out"}
     with pytest.raises(FileRefused, match=r"'s\.weight' is square"):
-        merge(tmp_path, layouts=said)
-    said["s"] = "out-in"
+        merge(tmp_path)
     with pytest.raises(FileRefused, match=r"'t.weight' has shape \[3, 4\].*other way round it would fit"):
-        merge(tmp_path, layouts=said)
-    said["t"] = "out-in"
-    merged, changes = merge(tmp_path, layouts=said)
+        merge(tmp_path, layouts={"s": "out-in"})
+    merged, changes = merge(tmp_path, layouts={"s": "out-in", "t": "out-in"})
+    said = {"s": "out-in", "t": "out-in"}
     for change in changes:
         assert change.layout == said.get(change.module, "in-out")
         delta = layers[change.module].delta()
