@@ -26,7 +26,7 @@ from .changes import changed_rows, unit_in, updates
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing, Spellings
-from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, rounded, stored_as
+from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, rounded_to_dtype, stored_as
 from .suspects import Sample, Sketches, known_strengths, named
 from .units import Matrix, Source, in_memory
 
@@ -326,7 +326,7 @@ def replayed(base: Matrix, found: Matrix, update: Update, roads: list[Road]) -> 
     is_base, verdict = True, Verdict(dtype=np.dtype(found.dtype).name)
     for start, stop in found.blocks():
         W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start, stop)
-        is_base = is_base and np.array_equal(bits(m), bits(rounded(W, m.dtype)))
+        is_base = is_base and np.array_equal(bits(m), bits(rounded_to_dtype(W, m.dtype)))
         values = [replay.values(W, rows) for replay in alive]
         alive = [r for r, of_it in zip(alive, values, strict=True) if not r.misses(W, rows, m, of_it).size]
         if not alive and not is_base:

@@ -30,7 +30,7 @@ UNIT = 2.0**-24
 """Half the distance from 1 to the next float32, in which programs multiply."""
 
 
-def rounded(x: np.ndarray, dtype: Any) -> np.ndarray:
+def rounded_to_dtype(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return numbers in a type; what is beyond its range is infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
         return x.astype(dtype, copy=False)
@@ -38,7 +38,7 @@ def rounded(x: np.ndarray, dtype: Any) -> np.ndarray:
 
 def stored_as(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return numbers rounded to a type, in the type that they have; None rounds nothing."""
-    return x if dtype is None else rounded(rounded(x, dtype), x.dtype)
+    return x if dtype is None else rounded_to_dtype(rounded_to_dtype(x, dtype), x.dtype)
 
 
 def digits(dtype: Any) -> int:
@@ -48,7 +48,7 @@ def digits(dtype: Any) -> int:
 
 def steps(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return the distance between neighbouring numbers of a type at each x."""
-    return np.asarray(np.spacing(rounded(np.abs(x), dtype)).astype(x.dtype))
+    return np.asarray(np.spacing(rounded_to_dtype(np.abs(x), dtype)).astype(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Replay:
 
     def values(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
-        return rounded(self._sums(W, rows), self.out)
+        return rounded_to_dtype(self._sums(W, rows), self.out)
 
     def _gains(self, sums: np.ndarray, rows: np.ndarray, slack: float) -> np.ndarray:
         """Return DoRA's gain for each output, were its length longer by a part `slack`."""

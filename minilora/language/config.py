@@ -377,6 +377,9 @@ MAX_HEAD = 1 << 16
 def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
     """Return what a config.json says of the rotary positions, under version 5's names, the base among it."""
     new, old = settings.get("rope_parameters") or {}, settings.get("rope_scaling") or {}
+    for name, value in {"rope_parameters": new, "rope_scaling": old}.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {short(value)}, expected an object")
     if new and old and new != old:
         raise ValueError(
             f"rope_scaling is {short(old)} and rope_parameters is {short(new)}: expected one of the two, since "

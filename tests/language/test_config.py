@@ -127,7 +127,7 @@ SETTINGS = {
         },
         "high_freq_factor must be above low_freq_factor = 2.0, got 2.0",
     ),
-    "a scaling that is no object": ({"rope_scaling": "linear"}, "dictionary update sequence"),
+    "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected an object"),
     "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     "a sliding window": ({"sliding_window": 4096}, "sliding_window is 4096, supported: None"),
     "a window of Mistral's": (
