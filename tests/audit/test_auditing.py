@@ -711,6 +711,13 @@ def test_the_names_of_a_wrapper_are_suspicious_without_a_model(what, tmp_path):
     assert report.word == "SUSPICIOUS"
 
 
+def test_factors_of_one_number_are_read(tmp_path):
+    path = "model.layers.0.mlp.gate"
+    one = {f"{PREFIX}{path}.lora_{part}.weight": np.ones((1, 1), "f4") for part in "AB"}
+    report = audit(peft(tmp_path / "a", one, config("gate", r=1)))
+    assert report.details["modules"][0]["rms"] == 4
+
+
 DEFICIENT = {
     "a row of A is another's": at("1.self_attn.q_proj.lora_A.weight", lambda a: a[[0, 0]]),
     "a column of B is a multiple": at("1.self_attn.q_proj.lora_B.weight", lambda a: a[:, :1] * np.array([1, -3], "f4")),

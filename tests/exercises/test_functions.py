@@ -109,7 +109,7 @@ WRONG = {
         (lambda dy, h, s: s * dy.T @ h / len(dy), "wrong mean: .*twice"),
         (lambda dy, h, s: s * dy @ h / len(dy), "a missing transpose.*0.1666667 times what it should be"),
         (lambda dy, h, s: s * dy.T @ h + 1, "wrong values"),
-        (lambda dy, h, s: None, "returned None"),
+        (lambda dy, h, s: None, r"(?<= )your function returned None; is the return missing\?$"),
         (lambda dy, h, s: "dB", "must be numbers, you returned a str"),
         (lambda dy, h, s: [[1, 2], [3]], "must be numbers, you returned 2 values"),
         (lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
