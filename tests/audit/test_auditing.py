@@ -718,6 +718,12 @@ def test_factors_of_one_number_are_read(tmp_path):
     assert report.details["modules"][0]["rms"] == 4
 
 
+def test_what_a_factor_without_its_other_holds_is_told(tmp_path):
+    tensors = {name: array * np.nan for name, array in factors(paths("q_proj")).items() if "lora_A" in name}
+    report = audit(peft(tmp_path / "a", tensors, config("q_proj")))
+    assert "not-finite" in codes(report, "wrong", "suspicious"), codes(report, "wrong", "suspicious")
+
+
 DEFICIENT = {
     "a row of A is another's": at("1.self_attn.q_proj.lora_A.weight", lambda a: a[[0, 0]]),
     "a column of B is a multiple": at("1.self_attn.q_proj.lora_B.weight", lambda a: a[:, :1] * np.array([1, -3], "f4")),
