@@ -178,7 +178,8 @@ def changed_groups() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """Return the modules of the package that the change touches, by folder, with the tests that are about them."""
     base = os.environ.get("MINILORA_BASE") or "HEAD~1"
     command = ["git", "diff", "--name-only", "--diff-filter=d", base, "--", "minilora/*.py"]
-    paths = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    found_paths = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # a clone may lack the base
+    paths = found_paths.stdout.split() if found_paths.returncode == 0 else []
     modules = {path.removeprefix("minilora/").removesuffix(".py") for path in paths if "/_" not in path}
     modules -= {*IN_PROCESSES["minilora"]}
     found: dict[tuple[str, ...], list[str]] = {}
