@@ -47,8 +47,9 @@ CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"
 """Where `save_adapter` notes, beside the factors, the digest of the configuration that they go with."""
 NORM_KEY = "minilora_dora_norm_full"
-SYSTEM_KEY = "minilora_system_message"
 """Where `save_adapter` notes which modules train DoRA by its full gradient, one path a line: PEFT has no such thing."""
+SYSTEM_KEY = "minilora_system_message"
+"""Where `save_adapter` notes the system message that the adapter was trained with."""
 
 # --- names and shapes ---
 
