@@ -134,7 +134,7 @@ class Reader:
         self.tokens = TOKEN.findall(tex)
         self.names = names
         self.indices: list[str] = []  # that run where the reader is
-        self.sizes: dict[str, int] = {}  # how far each index runs, and the letters of a shape
+        self.sizes: dict[str, int] = {}  # how far each index runs
         self.depth = 0  # of brackets
 
     @property
@@ -323,9 +323,10 @@ class Reader:
         indices = self.letters(below[:end])
         rest, outer = self.tokens, self.indices
         self.indices, condition = [*outer, *indices], "True"
-        if joined(below[end + 1 : end + 2]) in self.names or below[end : end + 1] not in ([], [r"\in"]):
-            self.tokens = below if not below[end].startswith(r"\text") else []
-            condition = self.relation() if self.tokens else "True"
+        sign = below[end] if end < len(below) else ""
+        if sign in RELATIONS and (sign != r"\in" or joined(below[end + 1 : end + 2]) in self.names):
+            self.tokens = below
+            condition = self.relation()
         self.tokens = rest
         source, self.indices = self.product(), outer
         loops = " ".join(f"for {index} in range(sizes[{index!r}])" for index in indices)
