@@ -74,7 +74,8 @@ def tuned(place, options, count, at=0):
 def ended(place, options, at=0):
     """Return how a process that fine-tunes in a folder ended, and how many moments it had."""
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload([__name__, "minilora.language.finetune"])
+    # This module is not among them: the server has no path of its own, and takes any installed `tests` for ours.
+    processes.set_forkserver_preload(["minilora.language.finetune"])
     count = processes.Value("i", 0)
     process = processes.Process(target=tuned, args=(place, options, count, at))
     process.start()
