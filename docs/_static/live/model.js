@@ -1,6 +1,7 @@
 // The page where a language model is fine-tuned: its controls, its curves, its words. The work is done in worker.js.
 
 import { curves } from "./draw.js";
+import { MEASURED } from "./tuning.js";
 
 const RANKS = [1, 2, 4, 8, 16], RATES = [0.0003, 0.001, 0.003, 0.01, 0.03];
 const LATELY = 8, RISEN = 0.3; // batches that the loss is a mean of; nats above the first batch that are told
@@ -24,6 +25,7 @@ function turn(next) {
   for (const name of ["run", "step"]) button(name).disabled = state === "loading";
   for (const name of ["write", "save", "restart"]) button(name).disabled = !tuned;
   button("run").textContent = state === "running" ? "Pause" : "Fine-tune on this text";
+  if (state !== "running") find("[data-last]").textContent = "";
 }
 
 // Begin with the text and the settings that stand in the page. What the page shows stays until the worker has begun: it
@@ -57,6 +59,7 @@ const TOLD = {
       `Your text has ${number(tokens)} tokens.`,
       ...(unknown ? [`${number(unknown)} of them stand for letters that its tokenizer does not know.`] : []),
       `It is cut into windows of ${length}: ${train} to train on, ${apart} held out.`,
+      ...(apart < MEASURED ? ["So few held-out windows can mislead: which step is best is partly luck."] : []),
       `${number(trained)} numbers train, beside ${number(frozen)} that stay as they are.`,
     ].join(" "));
     turn("begun");
@@ -68,12 +71,14 @@ const TOLD = {
     const when = step ? `after ${step} steps, the best so far` : "no step was better than none so far";
     find("[data-after]").textContent = when;
   },
-  stepped({ step, loss, seconds }) {
+  stepped({ step, loss, seconds, last: end }) {
     losses.push([step, loss]);
     const lately = losses.slice(-LATELY), mean = lately.reduce((sum, [, value]) => sum + value, 0) / lately.length;
     find("[data-loss]").textContent = mean.toFixed(3);
     find("[data-step]").textContent = step + 1;
     find("[data-seconds]").textContent = seconds.toFixed(2);
+    const left = Math.ceil((end - step - 1) * seconds);
+    if (state === "running") find("[data-last]").textContent = `step ${end}, in ${left} s, or later if it still learns`;
     show();
     const first = losses[0][1];
     if (warned || losses.length < LATELY || mean < first + RISEN) return;

@@ -4,14 +4,25 @@
 import { crossEntropy } from "./losses.js";
 import { Adam } from "./optim.js";
 
-export const [LENGTH, BATCH, LEAST] = [64, 4, 17];
-const [HELD_OUT, MEASURED, END] = [10, 8, 3];
+export const [LENGTH, BATCH, LEAST, MEASURED] = [64, 4, 17, 8];
+const [PATIENCE, MOST_UNKNOWN, END] = [20, 0.25, 3]; // steps without a lower held-out loss; a share of the tokens; an id
 
-// Cut a text's ids into windows of one length, each with the ids that follow, and hold every tenth of them out.
+// Say why nothing can be learned from a text, or "".
+export function refusal(ids, unknown) {
+  if (ids.length < LEAST) return `The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`;
+  if (unknown <= MOST_UNKNOWN * ids.length) return "";
+  return [
+    `${unknown} of the text's ${ids.length} tokens stand for letters that this model does not know:`,
+    "to it they are all the same. Paste a text in English, or in another language with Latin letters.",
+  ].join(" ");
+}
+
+// Cut a text's ids into windows of one length, each with the ids that follow, and hold every tenth of them out. Of a
+// text so short that this gives fewer than are measured, every fourth.
 export function windows(ids, length) {
-  const count = Math.floor((ids.length - 1) / length);
+  const count = Math.floor((ids.length - 1) / length), every = count < 10 * MEASURED ? 4 : 10;
   const all = Array.from({ length: count }, (_, i) => ids.slice(i * length, (i + 1) * length + 1));
-  const held = (i) => (all.length - 1 - i) % HELD_OUT === 0; // counted from the end, so that there is always one
+  const held = (i) => (all.length - 1 - i) % every === 0; // counted from the end, so that there is always one
   return { train: all.filter((_, i) => !held(i)), held: all.filter((_, i) => held(i)).slice(0, MEASURED) };
 }
 
@@ -49,6 +60,9 @@ export class Tuning {
     if (!(loss >= this.best?.loss)) this.best = { step, loss, factors: copied(this.model.trainable()) };
     return loss;
   }
+
+  // The step after which a run that began there stops, if no lower loss is measured before.
+  last(began = 0) { return Math.max(this.best.step, began) + PATIENCE; }
 
   // Do something with the best factors in place; then training's own stand there again.
   withBest(then) {

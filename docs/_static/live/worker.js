@@ -6,9 +6,9 @@ import { adapterFiles, zip } from "./peft.js";
 import { randomFrom } from "./random.js";
 import { readSafetensors } from "./safetensors.js";
 import { Tokenizer } from "./tokenizer.js";
-import { LEAST, Tuning, generate } from "./tuning.js";
+import { Tuning, generate, refusal } from "./tuning.js";
 
-const [TOKENS, CONTEXT, TEMPERATURE, EVERY, PATIENCE] = [60, 128, 0.7, 10, 50];
+const [TOKENS, CONTEXT, TEMPERATURE, EVERY] = [60, 128, 0.7, 10];
 let [config, tensors, tokenizer, tuning, settings, steps, running, began] = [null, null, null, null, null, 0, false, 0];
 
 const tell = (told, more = {}) => postMessage({ told, ...more });
@@ -29,10 +29,8 @@ const ASKED = {
   // Begin with a new adapter on a text.
   begin({ text, rank, rate, prompt }) {
     running = false;
-    const ids = tokenizer.encode(text);
-    if (ids.length < LEAST) {
-      throw new Error(`The text has ${ids.length} tokens. Paste at least ${LEAST}, a sentence or two.`);
-    }
+    const ids = tokenizer.encode(text), unknown = tokenizer.unknown(ids), refused = refusal(ids, unknown);
+    if (refused) throw new Error(refused);
     settings = { rank, alpha: 2 * rank, prompt };
     steps = 0;
     const model = new Llama(config, tensors, { ...settings, random: randomFrom(0) });
@@ -40,7 +38,7 @@ const ASKED = {
     const count = (arrays) => Object.values(arrays).reduce((sum, { data }) => sum + data.length, 0);
     const { length, train, held } = tuning;
     tell("begun", {
-      tokens: ids.length, unknown: tokenizer.unknown(ids), length, train: train.length, held: held.length,
+      tokens: ids.length, unknown, length, train: train.length, held: held.length,
       trained: count(model.trainable()), frozen: count(tensors),
     });
     measured();
@@ -80,11 +78,11 @@ function step() {
     tuning = null; // nor is the adapter
     throw new Error("The loss is no longer a number: the rate is too large. Begin again with a smaller one.");
   }
-  tell("stepped", { step: steps, loss, seconds });
+  tell("stepped", { step: steps, loss, seconds, last: tuning.last(began) });
   steps += 1;
   if (steps % EVERY) return;
   if (measured()) wrote();
-  if (steps - Math.max(tuning.best.step, began) < PATIENCE || !running) return;
+  if (steps < tuning.last(began) || !running) return;
   running = false;
   tell("stopped", { step: steps });
 }

@@ -1,6 +1,7 @@
 // What the page with a language model computes: node model.mjs LIVE MODEL FOLDER < what is asked, in JSON
 //
 // { texts }                    the ids of texts, and the texts of these ids
+// { pasted }                   why nothing can be learned from texts, "" where something can
 // { ids, T, adapter }          FOLDER/answers.safetensors: logits, and gradients of A and B at this adapter's factors
 // { text, steps, ... }         trains on a text, and writes the page's .zip: FOLDER/adapter.zip
 import { readFileSync, writeFileSync } from "node:fs";
@@ -15,7 +16,7 @@ const { adapterFiles, zip } = await from("peft.js");
 const { randomFrom } = await from("random.js");
 const { readSafetensors, writeSafetensors } = await from("safetensors.js");
 const { Tokenizer } = await from("tokenizer.js");
-const { Tuning, generate, windows } = await from("tuning.js");
+const { Tuning, generate, refusal, windows } = await from("tuning.js");
 const asked = JSON.parse(readFileSync(0, "utf8"));
 
 const read = (path) => {
@@ -43,10 +44,12 @@ function gradients({ ids, targets, T, rank, alpha, adapter }) {
 
 async function train({ text, steps, rank, alpha, rate, prompt }) {
   const llama = load(rank, alpha), tuning = new Tuning(llama, tokenizer.encode(text), { rate, random: randomFrom(1) });
-  const held = [tuning.measure(0)], losses = [];
+  const held = [tuning.measure(0)], losses = [], lasts = [tuning.last()];
   for (let t = 0; t < steps; t += 1) {
     losses.push(tuning.step());
-    if (losses.length % 10 === 0) held.push(tuning.measure(losses.length));
+    if (losses.length % 10) continue;
+    held.push(tuning.measure(losses.length));
+    lasts.push(tuning.last());
   }
   const { step, loss } = tuning.best, again = tuning.withBest(() => tuning.heldOutLoss());
   const best = { step, loss, again, after: tuning.heldOutLoss() };
@@ -54,7 +57,7 @@ async function train({ text, steps, rank, alpha, rate, prompt }) {
   writeFileSync(join(folder, "adapter.zip"), new Uint8Array(await written.arrayBuffer()));
   const ids = tokenizer.encode(prompt);
   const said = [...generate(llama, ids, 20, { temperature: 1e-6, random: randomFrom(0) })];
-  return { losses, held, best, ids, said };
+  return { losses, held, lasts, best, ids, said };
 }
 
 function thereAndBack(text) {
@@ -62,7 +65,13 @@ function thereAndBack(text) {
   return [ids, tokenizer.decode(ids)];
 }
 
-const answer = asked.texts ? asked.texts.map(thereAndBack)
-  : asked.windows ? windows(...asked.windows)
+function refused(text) {
+  const ids = tokenizer.encode(text);
+  return refusal(ids, tokenizer.unknown(ids));
+}
+
+const answer = asked.pasted ? asked.pasted.map(refused)
+  : asked.texts ? asked.texts.map(thereAndBack)
+    : asked.windows ? windows(...asked.windows)
     : asked.adapter ? gradients(asked) : await train(asked);
 console.log(JSON.stringify(answer));
