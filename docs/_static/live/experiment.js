@@ -3,7 +3,8 @@
 //     y = x W^T + s x A^T B^T, and the targets are x (W + D)^T: D (out, in) is the true change
 //
 // The columns of X stand at right angles, X^T X = N I. Then the loss (15) is |D - s B A|^2 / out, and no adapter of
-// rank r can do better than the r largest singular values of D (Eckart and Young): `least` says what that leaves.
+// rank r can do better than the r largest singular values of D (Eckart and Young): `least` says what that leaves. And
+// dy^T x is 2 (s B A - D) / out: what is still missing, with its sign turned.
 
 import { Matrix } from "./matrix.js";
 import { mse } from "./losses.js";
@@ -16,11 +17,11 @@ export const [N, N_IN, N_OUT] = [64, 14, 10];
 export const OPTIMIZERS = { adam: Adam, descent: GradientDescent };
 
 export class Experiment {
-  constructor({ rank, alpha, rate, optimizer, start, mistakes, truth, seed = 0 }) {
-    const random = randomFrom(seed);
-    this.X = orthogonal(Matrix.filled(N, N_IN, gaussian(random)));
-    this.W = Matrix.filled(N_OUT, N_IN, uniform(random, 1 / Math.sqrt(N_IN)));
-    const parts = layerWith(mistakes, start), adapter = parts.start(N_IN, N_OUT, rank, alpha, random);
+  constructor({ rank, alpha, rate, optimizer = "adam", start = "peft", mistakes = [], truth, seed = 0 }) {
+    const random = randomFrom(seed), [n_out, n_in] = [truth.rows, truth.columns];
+    this.X = orthogonal(Matrix.filled(N, n_in, gaussian(random)));
+    this.W = Matrix.filled(n_out, n_in, uniform(random, 1 / Math.sqrt(n_in)));
+    const parts = layerWith(mistakes, start), adapter = parts.start(n_in, n_out, rank, alpha, random);
     this.layer = parts.make(this.W, adapter.lora_A, adapter.lora_B, alpha);
     this.A0 = adapter.lora_A.copy();
     this.optimizer = new OPTIMIZERS[optimizer](this.layer.adapter.trainable(), rate);
@@ -63,7 +64,7 @@ export class Experiment {
 
   // The least loss of any adapter of this rank.
   get least() {
-    return this.values.slice(this.layer.adapter.rank).reduce((sum, value) => sum + value * value, 0) / N_OUT;
+    return this.values.slice(this.layer.adapter.rank).reduce((sum, value) => sum + value * value, 0) / this.truth.rows;
   }
 }
 
