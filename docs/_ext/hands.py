@@ -1,0 +1,376 @@
+"""Pictures in the reader's hands: native sliders, a drawing, and a sentence that says its numbers.
+
+Everything is computed by minilora when the site is built, on a grid. `_static/hands.js` looks the numbers up and draws
+them. Without JavaScript a reader has the drawing of the first position, and the table of all of them.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import costs
+import numpy as np
+import pictures
+from pages import Drawn
+from ranks import SIDE, change, word
+
+from minilora import NF4, LoRA, train
+from minilora.layers.nf4 import code_book
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A native range input over the places of a list of values."""
+
+    name: str
+    label: str
+    values: Sequence[str]  # what a reader sees and hears
+    start: int
+
+    def html(self, figure: str) -> str:
+        """Return the label, the input and the value beside it."""
+        own, last = f"{figure}-{self.name}", len(self.values) - 1
+        wide = max(map(len, self.values))  # so that the slider stays as long as it is, whatever value it has
+        value = html.escape(self.values[self.start])
+        return (
+            f'<div class="control"><label for="{own}">{html.escape(self.label)}</label>'
+            f'<input type="range" id="{own}" name="{self.name}" min="0" max="{last}" step="1" value="{self.start}" '
+            f'aria-valuetext="{value}" autocomplete="off">'
+            f'<output for="{own}" style="min-width: {wide}ch">{value}</output></div>'
+        )
+
+
+def figure(
+    kind: str, sliders: Sequence[Slider], says: str, still: Drawn, table: Drawn, data: dict[str, Any], caption: str
+) -> Drawn:
+    """Return a picture with its sliders, its sentence, its still drawing, its table and its data."""
+    data = {**data, "values": {slider.name: list(slider.values) for slider in sliders}}
+    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    return Drawn(
+        f'<figure class="hands" id="{kind}" data-kind="{kind}">'
+        f'<div class="controls" hidden>{"".join(slider.html(kind) for slider in sliders)}</div>'
+        f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
+        f'<div class="drawing">{still.data}</div>'
+        f"<figcaption>{html.escape(caption)}</figcaption>"
+        f"<details><summary>The numbers as a table</summary>{table.data}</details>"
+        f'<script type="application/json">{text}</script></figure>'
+    )
+
+
+# --- rank as a sum of outer products ----------------------------------------------------------------------------------
+
+
+def cells(matrix: np.ndarray) -> np.ndarray:  # (90, 280) -> (9, 28)
+    """Return the mean of each block of a change of weight: what a cell of the picture stands for."""
+    return matrix.reshape(len(matrix) // SIDE, SIDE, -1, SIDE).mean(axis=(1, 3))
+
+
+def learn_word(highest: int) -> list[LoRA]:
+    """Return adapters of rank 1 to `highest`, each trained to the change of weight that spells a word."""
+    truth, rng = change(), np.random.default_rng(0)
+    X = rng.standard_normal((600, truth.shape[1]))
+    adapters = []
+    for rank in range(1, highest + 1):
+        adapter = LoRA.init(*truth.shape[::-1], rank=rank, alpha=rank, rng=rng, dtype="float64")
+        for lr in (0.02, 0.002):
+            train(adapter, X, X @ truth.T, epochs=60, batch_size=100, lr=lr, rng=rng)
+        adapters.append(adapter)
+    return adapters
+
+
+def outer_products(delta: np.ndarray, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return a change of weight as `rank` columns and rows whose products add up to it, the strongest first."""
+    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
+    return [(np.sqrt(S[k]) * U[:, k], np.sqrt(S[k]) * Vt[k]) for k in range(rank)]
+
+
+def rank_by_outer_products(start: int = 2) -> Drawn:
+    """Return the picture of what an adapter of each rank learns of a change: a sum of outer products."""
+    truth = change()
+    true_rank = int(np.linalg.matrix_rank(truth))
+    learned = [np.zeros_like(truth), *(adapter.delta() for adapter in learn_word(true_rank))]
+    shares = [1 - ((truth - delta) ** 2).sum() / (truth**2).sum() for delta in learned]
+    assert all(fewer < more for fewer, more in pairwise(shares))
+    assert shares[-1] > 0.99
+    counts = [rank * sum(truth.shape) for rank in range(len(learned))]
+    says = [
+        f"Rank {rank}: {count:,} numbers trained in place of {truth.size:,}. Learned {share:.0%} of the change."
+        for rank, (count, share) in enumerate(zip(counts, shares, strict=True))
+    ]
+    rows = [(r, f"{counts[r]:,}", f"{counts[r] / truth.size:.1%}", f"{shares[r]:.1%}") for r in range(len(learned))]
+    table = pictures.html_table(["rank", "numbers trained", f"of {truth.size:,}", "learned"], rows)
+    parts = [outer_products(delta, rank) for rank, delta in enumerate(learned)]
+    data = {
+        "truth": word().astype(int).tolist(),
+        "learned": [np.round(cells(delta), 2).tolist() for delta in learned],
+        "columns": [[np.round(u.reshape(-1, SIDE).mean(1), 2).tolist() for u, _ in part] for part in parts],
+        "rows": [[np.round(v.reshape(-1, SIDE).mean(1), 2).tolist() for _, v in part] for part in parts],
+        "says": says,
+    }
+    still = pictures.show(
+        pictures.stacked({"the change to learn": word(), "learned": cells(learned[start])}),
+        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's "
+        "start, a "
+        "blurred word.",
+    )
+    slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
+    caption = (
+        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a "
+        f"word; a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Column 1 "
+        "times row 1 is one outer product, and so on; what is learned is their sum. Orange is positive, blue negative."
+    )
+    return figure("rank", [slider], says[start], still, table, data, caption)
+
+
+# --- what a matrix does to a circle -----------------------------------------------------------------------------------
+
+LENGTHS = (2.0, 0.8)
+INPUTS, OUTPUTS = 30, 60
+"""The singular values of the matrix in the picture, and where its first directions point, in degrees."""
+
+
+def toward(degrees: float) -> np.ndarray:
+    """Return the arrow of length 1 that points there."""
+    return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
+
+
+def example_matrix() -> np.ndarray:
+    """Return the matrix of the picture: a sum of two outer products."""
+    return LENGTHS[0] * np.outer(toward(OUTPUTS), toward(INPUTS)) + LENGTHS[1] * np.outer(
+        toward(OUTPUTS + 90), toward(INPUTS + 90)
+    )
+
+
+def circle(start: int = 1) -> Drawn:
+    """Return the picture of a circle and the ellipse that a matrix makes of it."""
+    M, angles = example_matrix(), list(range(0, 180, 10))
+    lengths = [float(np.linalg.norm(M @ toward(angle))) for angle in angles]
+    assert np.allclose(np.linalg.svd(M, compute_uv=False), LENGTHS)
+    assert angles[int(np.argmax(lengths))] == INPUTS
+    assert angles[int(np.argmin(lengths))] == INPUTS + 90
+    ends = {INPUTS: " No direction gets longer.", INPUTS + 90: " No direction ends shorter."}
+    says = [
+        f"x points to {angle}\N{DEGREE SIGN}. M x is {length:.2f} long.{ends.get(angle, '')}"
+        for angle, length in zip(angles, lengths, strict=True)
+    ]
+    around = [toward(angle) for angle in range(0, 361, 5)]
+    data = {
+        "arrows": [[toward(angle).round(3).tolist(), (M @ toward(angle)).round(3).tolist()] for angle in angles],
+        "circle": np.round(around, 3).tolist(),
+        "ellipse": np.round([M @ x for x in around], 3).tolist(),
+        "says": says,
+    }
+    rows = [(f"{angle}\N{DEGREE SIGN}", f"{length:.2f}") for angle, length in zip(angles, lengths, strict=True)]
+    drawn = pictures.new_figure(5.2, 2.6)
+    for axes, points, title in zip(drawn.subplots(1, 2), (around, [M @ x for x in around]), ("x", "M x"), strict=True):
+        axes.plot(*np.transpose(points), color=pictures.INK)
+        axes.set(aspect="equal", title=title, xlim=(-2.1, 2.1), ylim=(-2.1, 2.1))
+    still = pictures.show(
+        drawn, "A circle of arrows x, and the ellipse of the arrows M x, two and a half times as long as it is wide."
+    )
+    caption = "Left all arrows x of length 1, right what M makes of them. Two arrows at a right angle, the thin lines, "
+    caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
+    slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
+    return figure(
+        "circle",
+        [slider],
+        says[start],
+        still,
+        pictures.html_table(["x points to", "length of M x"], rows),
+        data,
+        caption,
+    )
+
+
+def nearest_on_a_line(start: int = 1) -> Drawn:
+    """Return the picture of the best matrix of rank 1 for each line that its outputs may lie on."""
+    M, angles = example_matrix(), list(range(0, 180, 10))
+    along = [np.outer(toward(angle), toward(angle)) @ M for angle in angles]
+    errors = [float(((M - near) ** 2).sum()) for near in along]
+    assert angles[int(np.argmin(errors))] == OUTPUTS
+    assert np.isclose(min(errors), LENGTHS[1] ** 2)
+    says = [
+        f"Line at {angle}\N{DEGREE SIGN}: the squared error is {error:.2f}."
+        + (f" It is the least, {LENGTHS[1]:g} squared." if angle == OUTPUTS else "")
+        for angle, error in zip(angles, errors, strict=True)
+    ]
+    around = [toward(angle) for angle in range(0, 360, 15)]
+    data = {
+        "ellipse": np.round([M @ toward(angle) for angle in range(0, 361, 5)], 3).tolist(),
+        "points": np.round([M @ x for x in around], 3).tolist(),
+        "near": [np.round([near @ x for x in around], 3).tolist() for near in along],
+        "angles": angles,
+        "errors": np.round(errors, 3).tolist(),
+        "says": says,
+    }
+    rows = [(f"{angle}\N{DEGREE SIGN}", f"{error:.2f}") for angle, error in zip(angles, errors, strict=True)]
+    still = pictures.show(
+        pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
+        "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
+    )
+    caption = (
+        "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
+    )
+    caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
+    slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
+    return figure(
+        "line", [slider], says[start], still, pictures.html_table(["line at", "squared error"], rows), data, caption
+    )
+
+
+# --- the cost ledger against width, batch and rank --------------------------------------------------------------------
+
+WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+BATCHES = (1, 8, 32, 128, 512, 2048, 8192)
+LEDGER_RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+LETTERS = {11: "N", 5: "w", 2: "r"}  # sizes that tell apart the letters of a product
+
+
+def spelled() -> dict[str, dict[str, Any]]:
+    """Return each way's products as letters, N rows, w width, r rank, and the shapes of what it trains."""
+    ways = costs.ways(11, 5, 5, 2, need_dx=True)
+    found = {}
+    for key, name in (("full", "full training"), ("lora", "LoRA beside its base")):
+        products = ["".join(LETTERS[size] for size in product) for product in ways[name].products]
+        shapes = {"full": ["ww"], "lora": ["rw", "wr"]}[key]
+        assert sum(np.prod([{"w": 5, "r": 2}[c] for c in shape]) for shape in shapes) == ways[name].parameters
+        found[key] = {"products": products, "shapes": shapes}
+    return found
+
+
+def tally(way: dict[str, Any], **sizes: int) -> dict[str, int]:
+    """Return what hands.js computes for a way: multiply-adds, the least bytes moved, and bytes of Adam's state."""
+
+    def size(letters: str) -> int:
+        return int(np.prod([sizes[c] for c in letters], dtype=object))
+
+    trained = sum(map(size, way["shapes"]))
+    moved = sum(size(p[0] + p[1]) + size(p[1] + p[2]) + size(p[0] + p[2]) for p in way["products"])
+    return {
+        "multiply-adds": sum(map(size, way["products"])),
+        "bytes moved": costs.BYTES * (moved + 7 * trained),
+        "bytes of Adam": costs.BYTES * 2 * trained,
+    }
+
+
+def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> Drawn:
+    """Return the picture of a training step's cost inside a network, full and with LoRA, at each size."""
+    ways = spelled()
+    sizes = {"w": WIDTHS[start[0]], "N": BATCHES[start[1]], "r": LEDGER_RANKS[start[2]]}
+
+    def millions(number: float) -> str:
+        return f"{number / 1e6:,.0f}" if number >= 1e9 else f"{number / 1e6:.3g}"
+
+    def row(width: int) -> tuple[str, ...]:
+        full, lora = (tally(way, **{**sizes, "w": width}) for way in ways.values())
+        return (f"width {width}", *(cell for key in full for cell in (millions(full[key]), millions(lora[key]))))
+
+    head = ["millions", "multiply-adds, full", "LoRA", "bytes moved, full", "LoRA", "bytes of Adam, full", "LoRA"]
+    table = pictures.html_table(head, [row(width) for width in WIDTHS])
+    full, lora = (tally(way, **sizes) for way in ways.values())
+    says = (
+        f"Width {sizes['w']}, {sizes['N']} rows, rank {sizes['r']}: LoRA takes "
+        + ", ".join(f"{100 * lora[key] / full[key]:.3g} % of the {key}" for key in full)
+        + "."
+    )
+    still = pictures.show(
+        pictures.bars(
+            {f"{key}, {name}": values[key] / 1e6 for key in full for name, values in (("full", full), ("LoRA", lora))},
+            colours=[pictures.BASE, pictures.LORA] * 3,
+            xlabel="millions",
+            xscale="log",
+        ),
+        "Six bars in pairs: multiply-adds, bytes moved and bytes of Adam's state, of full training and of LoRA. LoRA's "
+        "are shorter, the last by far.",
+    )
+    sliders = [
+        Slider("width", "width of the layer", [str(w) for w in WIDTHS], start[0]),
+        Slider("batch", "rows in a batch", [str(b) for b in BATCHES], start[1]),
+        Slider("r", "rank", [str(r) for r in LEDGER_RANKS], start[2]),
+    ]
+    caption = (
+        "One training step of a layer inside a network, as many inputs as outputs, float32. The table is for "
+        f"{sizes['N']} rows and rank {sizes['r']}."
+    )
+    return figure("ledger", sliders, says, still, table, ways, caption)
+
+
+# --- the code book under the bell curve -------------------------------------------------------------------------------
+
+BITS = (2, 3, 4, 5, 6)
+BLOCK = 64
+
+
+def book_of(bits: int) -> np.ndarray:
+    """Return the code book of 2^bits numbers, made as NF4's is: half of them above 0, and one fewer below."""
+    return np.array(code_book(2**bits))
+
+
+def quantisation_error(book: np.ndarray, weights: np.ndarray) -> float:
+    """Return the error of weights in blocks, each scaled by its largest, as a share of the weights."""
+    blocks = weights.reshape(-1, BLOCK)
+    scale = np.abs(blocks).max(axis=1, keepdims=True)
+    nearest = np.abs(blocks[..., None] / scale[..., None] - book).argmin(axis=-1)
+    return float(np.linalg.norm(book[nearest] * scale - blocks) / np.linalg.norm(blocks))
+
+
+def even(bits: int) -> np.ndarray:
+    """Return as many numbers at even steps, from -1 to 1."""
+    return np.linspace(-1, 1, 2**bits)
+
+
+def levels_under_the_bell(start: int = 2) -> Drawn:
+    """Return the picture of the code books of 2 to 64 levels, and what they lose of normally distributed weights."""
+    weights = np.random.default_rng(0).standard_normal(BLOCK * 512)
+    books = [book_of(bits) for bits in BITS]
+    assert np.abs(books[BITS.index(4)] - NF4).max() < 2e-7
+    pairs = list(zip(BITS, books, strict=True))
+    errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
+    assert all(few[0] > more[0] for few, more in pairwise(errors))
+    end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
+    blocks = weights.reshape(-1, BLOCK)
+    scaled = (blocks / np.abs(blocks).max(axis=1, keepdims=True)).ravel()
+    counts = [
+        np.bincount(np.abs(scaled[:, None] - book).argmin(axis=1), minlength=len(book)) / scaled.size for book in books
+    ]
+    says = [
+        f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "
+        "even steps."
+        for (bits, book), (quantile, steps) in zip(pairs, errors, strict=True)
+    ]
+    rows = [
+        (b, len(book), f"{e[0]:.1%}", f"{e[1]:.1%}", ", ".join(f"{c:.2f}" for c in book) if b < 5 else "...")
+        for (b, book), e in zip(pairs, errors, strict=True)
+    ]
+    table = pictures.html_table(["bits", "levels", "error, quantiles", "error, even steps", "levels"], rows)
+    grid = np.linspace(-1.4, 1.4, 113)
+    bell = np.exp(-((grid * end) ** 2) / 2)
+    data = {
+        "grid": np.round(grid, 3).tolist(),
+        "bell": np.round(bell, 3).tolist(),
+        "books": [np.round(book, 4).tolist() for book in books],
+        "shares": [np.round(share, 4).tolist() for share in counts],
+        "says": says,
+    }
+    figure_ = pictures.new_figure(5.2, 2.9)
+    axes = figure_.subplots()
+    axes.plot(grid, bell, color=pictures.INK)
+    axes.vlines(books[start], 0, np.exp(-((books[start] * end) ** 2) / 2), color=pictures.LORA)
+    axes.set(xlabel="weight, divided by the largest of its block", yticks=[])
+    still = pictures.show(
+        figure_,
+        "A bell curve with 16 vertical lines under it, the levels of NF4: close together in the middle, where most "
+        "weights are, and far apart at the ends.",
+    )
+    slider = Slider("bits", "bits a weight", [str(b) for b in BITS], start)
+    caption = (
+        f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that "
+        f"level. "
+        f"Both are of {weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
+    )
+    return figure("levels", [slider], says[start], still, table, data, caption)

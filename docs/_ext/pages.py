@@ -1,0 +1,361 @@
+"""Run a page and compare what it shows with what it says: ``python docs/_ext/pages.py [--write] [PAGE ...]``.
+
+A page is plain Markdown, which reads on a source host as it stands. Nothing in it is hidden; what it shows is computed:
+
+    ```python          a block that runs, in order with the others; ```py is one that does not
+    ```text            right below such a block: what it prints
+    ```console         `$ minilora ...`, each with what it prints; the last one's exit code is the page's `status`
+    ![...](pictures/rank.svg)            a picture, with its description
+    <!-- rates --> ... <!-- end -->      a table or a text
+    <!-- live rates -->                  where the site has something to touch
+    <!-- lines minilora/lora.py LoRA.forward -->    above a block: lines of a file
+
+What the page asserts and draws stands in a module beside it, `rank.py` beside `rank.md`. The module is cut by lines
+``# %% Heading``: a part runs after the last block below that heading, and sees the page's names as its own; the page
+sees none of the module's. What stands above the first such line runs before the page.
+
+    from pages import picture, shown
+    picture("rank", drawing)       # what stands at pictures/rank.svg
+    shown("rates", table)          # what stands between the comments
+
+A page that shows something else stops the build; ``--write`` writes into the page what was computed.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import html
+import importlib.metadata
+import io
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+import tempfile
+import textwrap
+import traceback
+import types
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent.parent
+ROOT = DOCS.parent
+RECORDINGS = DOCS / "recordings"
+SITES = ("learn", "library")
+# Pages show this checkout, whatever minilora is installed, in this process and in those that a page starts.
+FOLDERS = [str(ROOT), str(DOCS / "_ext"), str(ROOT / "examples")]
+sys.path[:0] = [folder for folder in FOLDERS if folder not in sys.path]
+os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)
+KEPT = DOCS / "_build" / "pages"
+"""What pages gave, under a digest of all that they read."""
+
+FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=ticks)[ \t]*\n", re.S | re.M)
+PRINTED = re.compile(r"\n*^```text\n.*?^```\n", re.S | re.M)
+PICTURE = re.compile(r"!\[(?P<alt>[^\]]*)\]\(pictures/(?P<name>[\w-]+)\.svg\)")
+SHOWN = re.compile(r"^<!-- (?P<name>[\w-]+) -->\n(?P<text>.*?)^<!-- end -->\n", re.S | re.M)
+LIVE = re.compile(r"^<!-- live (?P<name>[\w-]+) -->\n", re.M)
+LINES = re.compile(r"^<!-- lines (?P<what>[^\n]*) -->\n\n?(?P<head>```\w*)\n(?P<body>.*?)^```\n", re.S | re.M)
+HEADING = re.compile(r"^#+ (.*)$", re.M)
+
+
+class BadPage(Exception):
+    """A page that does not run, or shows something else than what was computed."""
+
+
+@dataclass
+class Given:
+    """What a page gave when it ran."""
+
+    printed: list[str] = field(default_factory=list)
+    pictures: dict[str, str] = field(default_factory=dict)
+    shown: dict[str, str] = field(default_factory=dict)
+    live: dict[str, str] = field(default_factory=dict)
+
+
+given = Given()
+"""Of the page that runs in this process."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a page shows, as HTML."""
+
+    data: str
+
+
+def picture(name: str, drawing: Drawn) -> None:
+    """Show a drawing at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
+    given.pictures[name] = drawing.data
+
+
+def shown(name: str, text: str) -> None:
+    """Show Markdown between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    given.shown[name] = text.strip("\n") + "\n"
+
+
+@contextlib.contextmanager
+def printed(name: str) -> Iterator[None]:
+    """Show what is printed inside between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        yield
+    shown(name, f"```text\n{out.getvalue().rstrip()}\n```")
+
+
+def live(name: str, drawing: Drawn) -> None:
+    """Show HTML at ``<!-- live NAME -->``, on the site alone."""
+    given.live[name] = drawing.data
+
+
+def described(drawing: str) -> str:
+    """Return the description of a drawing: its first SVG's label."""
+    found = re.search(r'<svg\b[^>]*\baria-label="([^"]*)"', drawing)
+    if not found:
+        raise BadPage("a picture has no aria-label, which is its description")
+    return html.unescape(found[1]).replace("[", "(").replace("]", ")")
+
+
+STYLE = (
+    "<style>svg{color:#222;background:#fff;font-family:sans-serif;font-size:13px}"
+    "@media(prefers-color-scheme:dark){svg{color:#ddd;background:#131416}}</style>"
+)
+
+
+def alone(drawing: str) -> str:
+    """Return a drawing's first SVG as a file that a source host shows, on a page's light or dark ground."""
+    svg = re.search(r"<svg\b.*?</svg>", drawing, re.S)[0]  # type: ignore[index]
+    if " xmlns=" not in svg.partition(">")[0]:
+        svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    if "xlink:href" in svg and "xmlns:xlink" not in svg:
+        svg = svg.replace("<svg", '<svg xmlns:xlink="http://www.w3.org/1999/xlink"', 1)
+    head, bracket, rest = svg.partition(">")
+    return f"{head}{bracket}{STYLE}{rest}\n"
+
+
+# --- a page runs ------------------------------------------------------------------------------------------------------
+
+
+def blocks(text: str) -> Iterator[re.Match[str]]:
+    """Yield the blocks of a page that run."""
+    return (fence for fence in FENCE.finditer(text) if fence["info"] in ("python", "console"))
+
+
+def console(session: str) -> int:
+    """Run the commands of a session and print it, each command with all that it prints; return the last exit code."""
+    from minilora.cli import main
+
+    status = 0
+    for command in re.findall(r"^\$ (.*)$", session, re.M):
+        program, *words = shlex.split(command)
+        if program != "minilora":
+            raise BadPage(f"a console runs minilora; write {command!r} into a block ```sh, which does not run")
+        print(f"$ {command}")
+        with contextlib.redirect_stderr(sys.stdout):
+            status = main(words)
+    return status
+
+
+def headings(text: str) -> list[tuple[int, str]]:
+    """Return the place and the text of each heading; what stands in fences is none."""
+    fenced = [fence.span() for fence in FENCE.finditer(text)]
+    found = [(heading.start(), heading[1].strip()) for heading in HEADING.finditer(text)]
+    return [(place, words) for place, words in found if not any(start < place < end for start, end in fenced)]
+
+
+def parts(page: Path) -> dict[str, tuple[int, str]]:
+    """Return the parts of a page's module by their heading, each with the number of its first line."""
+    module = page.with_suffix(".py")
+    found: dict[str, tuple[int, str]] = {}
+    name, start = "", 0
+    lines = module.read_text(encoding="utf-8").splitlines() if module.is_file() else []
+    for number, line in enumerate([*lines, "# %% "]):
+        if line.startswith("# %% "):
+            if name in found:
+                raise BadPage(f"{module.name}: two parts are called {name!r}")
+            found[name] = start, "\n".join(lines[start:number])
+            name, start = line[4:].strip(), number + 1
+    return found
+
+
+def steps(page: Path) -> Iterator[tuple[str, int, str]]:
+    """Yield what runs, in order: the file, the number of the first line before it, and the code."""
+    text, own = page.read_text(encoding="utf-8"), parts(page)
+    known = headings(text)
+    if lost := [name for name in own if name and name not in [words for _, words in known]]:
+        raise BadPage(f"{page.with_suffix('.py').name}: the page has no heading {lost[0]!r}")
+    running = list(blocks(text))
+    for (place, name), end in zip([(0, ""), *known], [*(place for place, _ in known), len(text)], strict=True):
+        for block in running:
+            if place <= block.start() < end:
+                line = text.count("\n", 0, block.start("body"))
+                is_code = block["info"] == "python"
+                yield page.name, line, block["body"] if is_code else f"status = console({block['body']!r})"
+        if name in own:
+            yield page.with_suffix(".py").name, *own.pop(name)
+
+
+def run(page: Path) -> Given:
+    """Run a page in this process, in an empty folder with `examples` and `docs`, and return what it gave."""
+    module = types.ModuleType("page")  # what a class of the page calls its own
+    sys.modules["page"] = module
+    vars(module)["console"] = console
+    spaces: dict[str, dict[str, Any]] = {page.name: vars(module), page.with_suffix(".py").name: {}}
+    here = os.getcwd()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        os.chdir(folder)
+        for name in ("examples", "docs"):
+            Path(name).symlink_to(ROOT / name)
+        try:
+            for file, line, code in steps(page):
+                own = spaces[file]
+                if file != page.name:
+                    own.update(spaces[page.name])
+                out = io.StringIO()
+                try:
+                    with contextlib.redirect_stdout(out):
+                        exec(compile("\n" * line + code, str(page.with_name(file)), "exec"), own)
+                except BaseException as error:
+                    told = "".join(traceback.format_exception(error)[2:])
+                    raise BadPage(f"{page.relative_to(DOCS)} does not run:\n{told}") from None
+                if file == page.name:
+                    given.printed.append(out.getvalue().rstrip("\n") + "\n" * bool(out.getvalue().strip()))
+                elif out.getvalue():
+                    raise BadPage(f"{page.with_name(file).relative_to(DOCS)} prints, and a page shows what it prints")
+        finally:
+            os.chdir(here)
+    return given
+
+
+def ran(page: Path) -> Given:
+    """Return what a page gives: kept from the last time, where all that it can read is as it was."""
+    kept = KEPT / f"{page.parent.name}-{page.stem}.json"
+    digest = hashlib.sha256(surroundings() + "\0".join(code for _, _, code in steps(page)).encode()).hexdigest()
+    if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["digest"] == digest:
+        return Given(**found["given"])
+    result = run(page)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"digest": digest, "given": asdict(result)}), encoding="utf-8")
+    return result
+
+
+@cache
+def surroundings() -> bytes:
+    """Return a digest of what all pages can read: the package, examples, recordings, this folder, what is installed."""
+    digest = hashlib.sha256()
+    folders = ROOT / "minilora", ROOT / "examples", DOCS / "_ext", RECORDINGS, DOCS / "_static"
+    for path in sorted(path for folder in folders for path in folder.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(path.read_bytes())
+    versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
+    digest.update("\n".join([sys.version, *versions]).encode())
+    return digest.digest()
+
+
+# --- and shows what it gave -------------------------------------------------------------------------------------------
+
+
+def lines_of(what: str) -> str:
+    """Return lines of a file: all, those of a class or function, or from the line that has a text up to another."""
+    path, _, rest = what.partition(" ")
+    text = (ROOT / path).read_text(encoding="utf-8")
+    lines = text.splitlines()
+    if bounds := re.fullmatch(r'"(.*?)" to "(.*?)"', rest):
+        first = next(number for number, line in enumerate(lines) if bounds[1] in line)
+        last = next(number for number, line in enumerate(lines) if number > first and bounds[2] in line)
+    elif rest:
+        inside: Any = ast.parse(text)
+        for part in rest.split("."):
+            inside = next(node for node in inside.body if getattr(node, "name", None) == part)
+        first, last = inside.lineno - 1, inside.end_lineno
+    else:
+        first, last = 0, len(lines)
+    return textwrap.dedent("\n".join(lines[first:last])).strip("\n") + "\n"
+
+
+def filled(text: str, result: Given, page: str = "page") -> str:
+    """Return a page's text with what it gave in the places for it."""
+    for kind, places, had in (
+        ("picture", [found["name"] for found in PICTURE.finditer(text)], result.pictures),
+        ("text", [found["name"] for found in SHOWN.finditer(text)], result.shown),
+        ("live part", [found["name"] for found in LIVE.finditer(text)], result.live),
+    ):
+        if wrong := {*places} ^ {*had}:
+            name = min(wrong)
+            lacks = "the page has no place for it" if name in had else "the page's module does not make it"
+            raise BadPage(f"{page}: {kind} {name}: {lacks}")
+    done, place = "", 0
+    for block, printed in zip(blocks(text), result.printed, strict=True):
+        done += text[place : block.start()]
+        place = block.end()
+        if block["info"] == "console":
+            done += f"```console\n{printed}```\n"
+            continue
+        done += block[0]
+        if printed:
+            if old := PRINTED.match(text, place):
+                place = old.end()
+            done += f"\n```text\n{printed}```\n"
+    text = done + text[place:]
+    text = PICTURE.sub(lambda m: f"![{described(result.pictures[m['name']])}](pictures/{m['name']}.svg)", text)
+    text = SHOWN.sub(lambda m: f"<!-- {m['name']} -->\n{result.shown[m['name']]}<!-- end -->\n", text)
+    return LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
+
+
+def check(page: Path, write: bool = False) -> str:
+    """Run a page; write what it gave into it, or say what it shows that was not computed."""
+    try:
+        result, text = ran(page), page.read_text(encoding="utf-8")
+        computed = filled(text, result, page.name)
+        if write:
+            page.write_text(computed, encoding="utf-8")
+            for name, drawing in result.pictures.items():
+                page.with_name("pictures").mkdir(exist_ok=True)
+                page.with_name("pictures").joinpath(f"{name}.svg").write_text(alone(drawing), encoding="utf-8")
+        elif computed != text:
+            told = difflib.unified_diff(text.splitlines(), computed.splitlines(), "shown", "computed", n=1, lineterm="")
+            return f"{page.relative_to(DOCS)} shows something else than what it computes:\n" + "\n".join(told)
+        for name, drawing in result.pictures.items():
+            file = page.with_name("pictures") / f"{name}.svg"
+            if not file.is_file() or described(file.read_text(encoding="utf-8")) != described(drawing):
+                return f"{page.relative_to(DOCS)}: {file.name} is another picture: python docs/_ext/pages.py --write"
+    except BadPage as error:
+        return str(error)
+    return ""
+
+
+def every() -> list[Path]:
+    """Return all pages."""
+    return [page for site in SITES for page in sorted((DOCS / site).glob("*.md"))]
+
+
+def check_all(pages: list[Path], write: bool = False) -> list[str]:
+    """Check pages side by side, each in a process of its own, and say what is wrong."""
+    count = min(len(pages), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        return [said for said in pool.map(check, pages, [write] * len(pages)) if said]
+
+
+def main() -> int:
+    """Check the pages that the command line names, or all."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of a machine's two processors, each has a page
+    names = [name for name in sys.argv[1:] if name != "--write"]
+    pages = [Path(name).resolve() for name in names] or every()
+    wrong = check_all(pages, write="--write" in sys.argv[1:])
+    print("\n\n".join(wrong) or f"{len(pages)} pages show what they compute")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    import pages as itself  # what a page's module imports
+
+    sys.exit(itself.main())

@@ -1,0 +1,174 @@
+"""Pictures and tables for the pages, drawn with what a page has just computed.
+
+Text and axes take the colour of the page's own text, and heat maps fade into the page at zero, so one picture serves
+light and dark.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
+from matplotlib.figure import Figure
+from pages import Drawn
+
+from minilora.cli.figures import BASE, INK, LORA, new_figure
+
+THIRD = "#2a9d6f"  # where a picture has a third line
+
+matplotlib.rcParams.update(
+    {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+        **{"legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "font.size": 12.5},
+        # On a phone, which shows a picture smaller than it was drawn, these are 10 pixels.
+        **{
+            "axes.titlesize": 12.5,
+            "legend.fontsize": 11.8,
+            "svg.fonttype": "none",
+            "svg.hashsalt": "minilora",  # the same picture has the same bytes again
+            "grid.color": INK,
+            "lines.linewidth": 1.8,
+        },
+    }
+)
+
+# Negative, zero, positive: the base's colour, nothing at all, LoRA's colour.
+SIGNED = LinearSegmentedColormap.from_list("signed", [(*to_rgb(BASE), 1), (*to_rgb(INK), 0), (*to_rgb(LORA), 1)])
+
+
+def show(figure: Figure, alt: str, caption: str = "") -> Drawn:
+    """Return a figure as part of the page, with the text that stands for it where it cannot be seen."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # names that another picture of the page would have, too
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = svg.replace(INK, "currentColor")
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
+    caption = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return Drawn(f'<figure class="picture">{svg}{caption}</figure>')
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as a Markdown table; a caller formats its numbers, which stand at the right."""
+    cells = [[re.sub(r"([|<])", r"\\\1", str(cell)) for cell in row] for row in (head, *rows)]
+    kinds = [
+        "---:" if all(re.match(r"^$|[^\w\s]?[\d.]", cell) for cell in column[1:]) else "---"
+        for column in zip(*cells, strict=True)
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (cells[0], kinds, *cells[1:]))
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Drawn:
+    """Return rows as a table below a picture with sliders. A column with sentences breaks its lines."""
+    cells = [[html.escape(str(cell)) for cell in row] for row in (head, *rows)]
+    kinds = [' class="text"' if max(map(len, column)) > 30 else "" for column in zip(*cells, strict=True)]
+    lines = [
+        "".join(f"<{tag}{kind}>{cell}</{tag}>" for cell, kind in zip(row, kinds, strict=True))
+        for tag, row in zip(("th", *["td"] * len(rows)), cells, strict=True)
+    ]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return Drawn(f'<div class="table-wrapper"><table class="data">{body}</table></div>')
+
+
+def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:
+    """Draw a matrix, zero as nothing, plus and minus `limit` as full colours."""
+    axes.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
+    axes.set(xticks=[], yticks=[], title=title)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def factors(A: np.ndarray, B: np.ndarray) -> Figure:
+    """Draw the column B, the row A and their product, a matrix of rank 1, in a layout like the multiplication's."""
+    figure = new_figure(5.2, 3.7)
+    grid = figure.subplots(2, 2, width_ratios=[1, A.shape[1]], height_ratios=[1, B.shape[0]])
+    grid[0, 0].axis("off")
+    limit = max(np.abs(A).max(), np.abs(B).max())
+    heat_map(grid[0, 1], A, limit, f"A, {A.shape[0]} x {A.shape[1]}")
+    heat_map(grid[1, 0], B, limit)
+    grid[1, 0].set_ylabel(f"B, {B.shape[0]} x {B.shape[1]}")
+    heat_map(grid[1, 1], B @ A, np.abs(B @ A).max())
+    grid[1, 1].set_xlabel(f"B A, {B.shape[0]} x {A.shape[1]}")
+    return figure
+
+
+def spectra(true: np.ndarray, learned: np.ndarray, full: np.ndarray, count: int = 8) -> Figure:
+    """Draw the leading singular values of three changes of weight beside each other."""
+    figure = new_figure(5.2, 3.2)
+    axes = figure.subplots()
+    number = np.arange(1, count + 1)
+    for shift, (change, colour, label) in enumerate(
+        ((true, INK, "the truth"), (learned, LORA, "LoRA"), (full, BASE, "full fine-tuning"))
+    ):
+        values = np.linalg.svd(change.astype(np.float64), compute_uv=False)[:count]
+        axes.bar(number + 0.27 * (shift - 1), values, 0.25, color=colour, label=label)
+    axes.set(xlabel="number", ylabel="singular value", xticks=number)
+    axes.legend()
+    return figure
+
+
+def stacked(matrices: dict[str, np.ndarray]) -> Figure:
+    """Draw named matrices one below the other, all to one scale of colours."""
+    figure = new_figure(4.2, 1.75 * len(matrices))
+    limit = max(np.abs(matrix).max() for matrix in matrices.values())
+    for axes, (title, matrix) in zip(figure.subplots(len(matrices), 1), matrices.items(), strict=True):
+        heat_map(axes, matrix, limit, title)
+    return figure
+
+
+def growth(snapshots: dict[str, np.ndarray]) -> Figure:
+    """Draw a change of weight at several times, three in a row: more could not be seen on a phone."""
+    figure = new_figure(5.2, 1.9 * -(-len(snapshots) // 3))
+    limit = max(np.abs(delta).max() for delta in snapshots.values())
+    grid = figure.subplots(-(-len(snapshots) // 3), 3).flat
+    for axes, (title, delta) in zip(grid, snapshots.items(), strict=True):
+        heat_map(axes, delta, limit, title)
+    return figure
+
+
+def lines(
+    curves: dict[str, tuple[Sequence[float], Sequence[float], str]],
+    *,
+    points: bool = False,
+    size: tuple[float, float] = (5.2, 3.2),
+    **labels: object,
+) -> Figure:
+    """Draw named curves, each an x, a y and a colour; `labels` go to the axes."""
+    figure = new_figure(*size)
+    axes = figure.subplots()
+    for name, (x, y, colour) in curves.items():
+        axes.plot(x, y, color=colour, label=name, marker="o" if points else None, markersize=4)
+    axes.grid(alpha=0.3)
+    axes.set(**labels)
+    if len(curves) > 1:
+        axes.legend()
+    return figure
+
+
+def beside(pictures: Sequence[Drawn], caption: str) -> Drawn:
+    """Return pictures side by side where the page is wide enough, one below the other where it is not."""
+    row = "".join(picture.data for picture in pictures)
+    caption = html.escape(caption)
+    return Drawn(
+        f'<figure class="picture"><div class="pictures">{row}</div><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def bars(values: dict[str, float], *, colours: Sequence[str] = (), **labels: object) -> Figure:
+    """Draw named numbers as horizontal bars, each with its number, the first at the top."""
+    figure = new_figure(5.6, 0.55 + 0.42 * len(values))
+    axes = figure.subplots()
+    axes.barh(list(values), list(values.values()), color=list(colours) or LORA, height=0.62)
+    for place, value in enumerate(values.values()):
+        axes.annotate(f"{value:,.4g}", (value, place), (4, 0), textcoords="offset points", va="center", color=INK)
+    axes.invert_yaxis()
+    axes.set(**labels)
+    axes.margins(x=0.25)
+    return figure

@@ -1,0 +1,7 @@
+"""What live-layer.md asserts and shows; the names are the page's own."""
+
+from pages import DOCS, Drawn, live
+
+# %% Train a layer by hand
+
+live("live-layer", Drawn((DOCS / "_static" / "live" / "live-layer.html").read_text(encoding="utf-8")))

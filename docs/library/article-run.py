@@ -1,0 +1,64 @@
+"""What article-run.md asserts and shows; the names are the page's own."""
+
+from pages import picture, printed, shown
+
+# %% The article, run
+
+with printed("article-run-1"):
+    import numpy as np
+    from article import recorded
+
+    result = recorded()
+    print(result.settings)
+    assert result.parameters == {"base": 1_001_000, "adapter": 2001}
+
+# %% 2. Train a full layer on it
+
+import pictures
+
+from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
+
+
+def beside(history, theirs):
+    assert tuple(history.epochs) == ARTICLE_EPOCHS
+    rows = [(e, f"{t:.7g}", f"{o:.4g}") for e, t, o in zip(ARTICLE_EPOCHS, theirs, history.losses, strict=True)]
+    return pictures.table(["epoch", "the article", "minilora"], rows)
+
+
+# Another random generator draws other numbers: the two runs agree as two seeds do.
+assert 0.95 < result.base_history.losses[4] / ARTICLE_BASE_LOSSES[4] < 1.05
+shown("article-run-2", beside(result.base_history, ARTICLE_BASE_LOSSES))
+
+# %% 5. Learn the change
+
+assert 1 / 3 < result.lora_history.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
+shown("lora-losses", beside(result.lora_history, ARTICLE_LORA_LOSSES))
+
+from minilora.cli import figures
+
+figure = figures.new_figure(5.2, 3.6)
+figures.draw_losses(figure.subplots(), result)
+picture(
+    "article-run-3",
+    pictures.show(
+        figure,
+        "Two falling curves on a logarithmic scale, the loss of the base and of the adapter over 100 epochs. Both begin near "
+        "a thousand and end near a thousandth. The article's ten points of each lie on the curves or close by.",
+        "The loss of the base and of the adapter by epoch. Lines: this run. Points: the article's ten numbers of each.",
+    ),
+)
+
+# %% Watch it learn
+
+picture(
+    "article-run-4",
+    pictures.show(
+        pictures.growth(
+            {f"epoch {epoch}": corner for epoch, corner in corners.items()} | {"the truth": np.ones((30, 30))}
+        ),
+        "Six square heat maps of a corner of the change of weight. At epoch 0 it is empty. "
+        "At epoch 10 it shows faint vertical stripes of both signs, at epoch 30 strong ones: A's random start. Then "
+        "they fade, and at epoch 100 all cells have one colour, that of the sixth map, the truth.",
+        "The first 30 rows and columns of the learned change. The stripes are A's random start; the truth is one colour.",
+    ),
+)

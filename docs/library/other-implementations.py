@@ -1,0 +1,67 @@
+"""What other-implementations.md asserts and shows; the names are the page's own."""
+
+# %% Other implementations
+import json
+
+import pictures
+from pages import RECORDINGS, printed, shown
+
+FOUND = json.loads((RECORDINGS / "other-implementations.json").read_text(encoding="utf-8"))
+assert len(FOUND) == 9
+assert all("forward" in one["kinds"]["linear"]["offers"] for one in FOUND)
+
+
+def listed(kinds):
+    """Return what differs, each with the layers that it is found in."""
+    found = {}
+    for kind, row in kinds.items():
+        for text in row["deviations"]:
+            found.setdefault(text, []).append(kind)
+    return "; ".join(f"{', '.join(where)}: {text}" for text, where in found.items()) or "–"
+
+
+rows = []
+for one in FOUND:
+    kinds = one["kinds"]
+    own = [row for kind, row in kinds.items() if kind not in ("mixed", "combine")]
+    digits = [row["digits"] for row in own if row["digits"] and not row["deviations"]]
+    precision = sorted({row["dtype"] for row in own})
+    rows.append(
+        (
+            f"{one['implementation']} {one['version']}",
+            f"{min(digits):.0f} in {', '.join(precision)}" if digits else "–",
+            ", ".join(kinds),
+            listed(kinds),
+        )
+    )
+shown("other-implementations-1", pictures.table(["", "digits", "layers", "what differs from the formulas"], rows))
+
+with printed("other-implementations-2"):
+    print("Measured on", ", ".join(sorted({one["date"] for one in FOUND})) + ".")
+
+WORDS = {
+    ("orientation", "in, out"): "A is (in, r), B is (r, out)",
+    ("scaling", "1"): "there is no alpha: the update is added as it is",
+    ("detached_norm", False): "the gradient passes through DoRA's norm",
+    ("slots", 3): "there are three slots: q, k and v",
+    ("one_rank", True): "all slots have one rank and one alpha",
+    ("one_width", True): "all slots are of one width",
+}
+rows = []
+for one in FOUND:
+    said = {
+        f"{WORDS[item]} ({kind})": None
+        for kind, row in one["kinds"].items()
+        for item in row["declared"].items()
+        if item in WORDS
+    }
+    if said:
+        rows.append((f"{one['implementation']} {one['version']}", "; ".join(said)))
+shown("other-implementations-3", pictures.table(["", "its convention"], rows))
+
+CLAIMS = ("forward", "slope", "merge", "start")
+rows = [
+    (one["implementation"], *("✓" if claim in one["kinds"]["linear"]["offers"] else "not offered" for claim in CLAIMS))
+    for one in FOUND
+]
+shown("other-implementations-4", pictures.table(["", *CLAIMS], rows))

@@ -1,0 +1,66 @@
+"""What recipes.md asserts and shows; the names are the page's own."""
+
+# %% A loop of your own
+
+assert rate(WARM) == PEAK and rate(STEPS) == 0 and 0 < rate(STEPS - 1) < rate(1)
+assert evaluate(adapted, X_held, Y_held) < 0.5 * evaluate(model, X_held, Y_held)
+
+# %% Masked prompts
+
+assert (targets != IGNORED).sum() == 2 * len(targets)  # an answer of one id, and the end
+counted = targets[:1] != IGNORED
+log_q = chat(ids[:1])[counted]
+log_q = log_q - np.log(np.exp(log_q).sum(axis=1, keepdims=True))
+by_hand = -log_q[np.arange(2), targets[:1][counted]].mean()
+assert np.isclose(evaluate(chat, ids[:1], targets[:1], cross_entropy), by_hand, rtol=1e-5)
+other = ids.copy()
+other[:, -1] = 7  # what fills up
+assert (ids[:, -1] == FILL).any() and evaluate(chat, other[:8], targets[:8], cross_entropy) == evaluate(
+    chat, ids[:8], targets[:8], cross_entropy
+)
+assert history.losses[-1] < 0.5 * before
+
+# %% A validation that stops
+
+assert evaluate(adapted, X_held, Y_held) == best < last
+assert epoch == best_epoch + PATIENCE < 200
+
+# %% An adapter continued
+
+assert np.array_equal(attach(model, load_adapter(folder / "monday"))(X), adapted(X))
+assert np.array_equal(attach(model, load_adapter(folder / "tuesday"))(X), again(X))
+assert history.losses[-1] < best
+from minilora.layer import rebuild
+
+monday = attach(model, load_adapter(folder / "monday"))
+
+
+def first_losses(lr, warm, steps):
+    """Return the held-out loss after so many steps of an adapter continued, the mean over five seeds."""
+    found = []
+    for seed in range(5):
+        anew = rebuild(monday, array=np.copy)
+        adam = Adam(anew.trainable(), lr=lr)
+        for t, batch in enumerate(draw_batches(np.random.default_rng(seed), len(X), 32, steps), start=1):
+            adam.lr = lr * min(1, t / warm)
+            adam.step(backpropagate(anew, X[batch], Y[batch]))
+        found.append(evaluate(anew, X_held, Y_held))
+    return np.mean(found)
+
+
+assert abs(first_losses(0.003, 5, 60) - first_losses(0.003, 1, 60)) < 0.001
+assert 1.5 * best > first_losses(0.03, 1, 1) > 1.4 * best > best > first_losses(0.03, 5, 1)
+assert abs(first_losses(0.03, 5, 60) - first_losses(0.03, 1, 60)) < 0.01
+
+# %% Two adapters summed
+
+assert all(adapter.rank == 16 for adapter in both.values()) and list(both) == ["fc1", "fc2"]
+for path in both:
+    wanted = 0.7 * one[path].delta() + 0.3 * two[path].delta()
+    assert np.allclose(both[path].delta(), wanted, rtol=0, atol=1e-12)
+
+# %% From SmolLM2 to llama.cpp
+
+import shutil
+
+shutil.rmtree(folder)
