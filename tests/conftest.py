@@ -18,7 +18,8 @@ from minilora.cli import check  # noqa: E402
 from minilora.verify import instances  # noqa: E402
 
 from .support import cupy_standin  # noqa: E402
-from .support.language import folder  # noqa: E402, F401  (a fixture)
+from .support.command_line import shell  # noqa: E402, F401  (a fixture, as is the next)
+from .support.language import folder  # noqa: E402, F401
 from .support.places import PLACES, Place, real_cupy  # noqa: E402
 
 # Examples differ in size and so in time; a slow machine is no bug. With CI set, Hypothesis's own "ci" profile applies.

@@ -69,15 +69,14 @@ def test_no_file_is_replaced_without_a_word(command, name, adapter, small_articl
     assert (tmp_path / "mine.svg").read_bytes() != b"dear diary"
 
 
-@pytest.mark.parametrize("name", ["x.pgf", "x.raw", "x"])
-def test_a_figure_is_of_a_kind_that_programs_open(adapter, tmp_path, capsys, name):
+def test_a_figure_is_of_a_kind_that_programs_open(adapter, tmp_path, shell):
     """One of LaTeX's needs a program of its own to be written."""
-    assert main(["inspect", str(adapter), "--plot", str(tmp_path / name)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.endswith(f"ends in {name[2:]!r}, expected one of png, svg, pdf, jpg, webp\n")
+    for name in ("x.pgf", "x.raw", "x"):
+        said = f"plot file '{tmp_path / name}' ends in {name[2:]!r}, expected one of png, svg, pdf, jpg, webp"
+        assert shell.refused(f"inspect {adapter} --plot {tmp_path / name}") == said
+        assert shell.out == ""
     for known in ("p.PNG", "p.svg", "p.pdf", "p.jpg", "p.webp"):
-        assert main(["inspect", str(adapter), "--plot", str(tmp_path / known)]) == 0
+        shell(f"inspect {adapter} --plot {tmp_path / known}")
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):

@@ -8,18 +8,22 @@ import io
 import json
 import os
 import re
-import shlex
 import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minilora import LoRA, adapt, adapters, save_adapter
+
 from ..support.command_line import run
+from ..support.disk import contents
 from ..support.language import TEXT, tiny_llama, write_folder
 
 SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
+SILENT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}a {% endif %}"
 EXAMPLES = [
     *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
@@ -52,13 +56,53 @@ def inputs():
     Path("systems.jsonl").write_text("\n".join(json.dumps({"messages": [system, *chat]}) for chat in chats))
 
 
+BAD = {
+    "bad_prompts.jsonl": """{"prompt": "a"}
+{
+[]
+{"prompt": 3}
+{"prompt": ""}
+{"messages": {"a": 1}}
+{"messages": [{"role": "assistant", "content": "a"}]}
+{"messages": [{"content": "a"}]}
+{"messages": []}
+{"text": "a"}
+{"messages": [3]}""",
+    "bad_one.jsonl": '{"text": "the cat"}\n{"prompt": "the", "completion": ""}',
+    "bad_two.jsonl": '{"text": "the cat"}\n{\n{"text": 3}\n{"text": "the cat"}',
+    "tools.jsonl": '{"messages": [{"role": "user", "content": "x"}], "tools": ["x"]}',
+}
+
+
+def odd_inputs():
+    """Write what is refused."""
+    for name, lines in BAD.items():
+        Path(name).write_text(lines)
+    Path("binary").write_bytes(b"\xff")
+    Path("ring").symlink_to("gnir")
+    Path("gnir").symlink_to("ring")
+    Path("link").symlink_to("text")
+    Path("hard").hardlink_to("text")
+    write_folder(Path("silent"), tiny_llama())
+    Path("silent/tokenizer_config.json").write_text(json.dumps({"chat_template": SILENT}))
+    write_folder(Path("wordy"), tiny_llama())
+    words = json.loads(Path("wordy/tokenizer.json").read_text())
+    words["model"]["vocab"]["t"] = 40
+    Path("wordy/tokenizer.json").write_text(json.dumps(words))
+    for name, layer, width in (("fit", 1, 12), ("deep", 7, 12), ("wide", 1, 13)):
+        save_adapter(name, {f"model.layers.{layer}.self_attn.q_proj": LoRA(np.ones((1, width)), np.ones((16, 1)), 1.0)})
+    Path("fit/x.svg").touch()
+    model, rng = tiny_llama(dtype="float32"), np.random.default_rng(0)
+    save_adapter("dora", adapters(adapt(model, ["q_proj"], rank=1, alpha=1, rng=rng, use_dora=True)))
+
+
 def replayed(session: str) -> str:
     """Return a session with what its commands print now: stdout, stderr, and the exit code where it is not 0."""
     lines = []
     for command in re.findall(r"(?m)^\$ minilora ?(.*)$", session):
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(*shlex.split(command))
+            code = run(command)
         shown = (out.getvalue() + err.getvalue()).replace(os.path.realpath("."), "CWD")
         for pattern, instead in DIFFERS:
             shown = re.sub(pattern, instead, shown)
@@ -73,11 +117,13 @@ def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["minilora"])
     inputs()
+    if session.stem == "refused":
+        odd_inputs()
     expected = session.read_text(encoding="utf-8")
-    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    before = contents()
     assert replayed(expected) == expected
     if session.stem == "refused":  # before anything has changed
-        assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+        assert contents() == before
 
 
 if __name__ == "__main__":
@@ -85,5 +131,7 @@ if __name__ == "__main__":
     for path in SESSIONS:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             inputs()
+            if path.stem == "refused":
+                odd_inputs()
             text = replayed(path.read_text(encoding="utf-8"))
         path.write_text(text, encoding="utf-8")

@@ -30,6 +30,8 @@ from minilora.files.disk import (
 )
 from minilora.files.tensors import TensorFile
 
+from ..support.disk import Killed, contents, cut_at
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -101,14 +103,6 @@ def layers(value, alpha):
     return {
         "enc.fc": LoRA(np.full((2, 3), value, "f4"), np.full((4, 2), value, "f4"), alpha),
         "head": LoRA(np.full((1, 4), value, "f2"), np.full((5, 1), value, "f2"), alpha / 2),
-    }
-
-
-def contents(folder):
-    """Return all that is in a folder: names, kinds and bytes."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else oct(path.lstat().st_mode)
-        for path in sorted(folder.rglob("*"))
     }
 
 
@@ -190,31 +184,6 @@ def test_the_order_of_a_folder_is_files_folder_rename_parent(tmp_path, monkeypat
     assert contents(tmp_path / "out") == {"x": b"new"}
 
 
-class Killed(BaseException):
-    """Where a process is killed, nothing that comes later is done."""
-
-
-@contextlib.contextmanager
-def failing(at, once):
-    """Let the call of that number fail, among those that change the disk; unless `once`, each later one too."""
-    with pytest.MonkeyPatch.context() as patched:
-        calls = []
-
-        def failing(real):
-            def call(*args, **options):
-                calls.append(args)
-                if len(calls) == at or (len(calls) > at and not once):
-                    raise Killed
-                return real(*args, **options)
-
-            return call
-
-        for name in ("fsync", "replace", "link", "listdir", "rmdir"):
-            patched.setattr(os, name, failing(getattr(os, name)))
-        patched.setattr(disk, "exchange_folders", failing(disk.exchange_folders))
-        yield
-
-
 def state_for_all(folder):
     """Return the factors' value and alpha by which any reader takes a folder."""
     value = load_file(folder / WEIGHTS)["base_model.model.enc.fc.lora_A.weight"][0, 0]
@@ -251,7 +220,7 @@ def test_a_save_cut_short_leaves_old_or_new(tmp_path, once, alpha, foreign):
         (folder / "README.md").write_text("mine")
         if foreign:
             as_another_program(folder)
-        with failing(len(seen) + 1, once), contextlib.suppress(Killed):
+        with cut_at(len(seen) + 1, once=once), contextlib.suppress(Killed):
             save_adapter(folder, layers(2.0, alpha), overwrite=True)
             done = True
         seen.append(state_of(folder))
@@ -270,7 +239,7 @@ def test_files_of_two_saves_are_never_taken_for_one(tmp_path, monkeypatch, cut):
     """Where the system exchanges no folders."""
     monkeypatch.setattr(disk, "exchange_folders", lambda one, other: False)
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
-    with failing(cut, once=False), contextlib.suppress(Killed):
+    with cut_at(cut), contextlib.suppress(Killed):
         save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
     found = state_for_all(tmp_path / "a")
     if found in {(1.0, 3.0), (2.0, 4.0)}:
@@ -287,7 +256,7 @@ def test_folders_of_others_never_lie_in_an_unfinished_one(tmp_path, cut):
     """Which may be deleted."""
     save_adapter(tmp_path / "a", layers(1.0, 3.0))
     (tmp_path / "a" / "runs").mkdir()
-    with failing(cut, once=False), contextlib.suppress(Killed):
+    with cut_at(cut), contextlib.suppress(Killed):
         save_adapter(tmp_path / "a", layers(2.0, 4.0), overwrite=True)
     assert [*tmp_path.rglob("runs")] == [tmp_path / "a" / "runs"]
     save_adapter(tmp_path / "a", layers(5.0, 7.0), overwrite=True)

@@ -20,6 +20,7 @@ from minilora.files import merge
 from minilora.files.tensors import FLOATS, TensorFile
 from minilora.variants.adapter import Adapter
 
+from ..support.disk import contents
 from ..support.memory import traced
 
 INDEX = "model.safetensors.index.json"
@@ -88,10 +89,6 @@ def shard(tensors, folder):
     weight_map = {name: file for file, names in parts.items() for name in names}
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}, indent=1) + "\n")
     return folder
-
-
-def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() if p.is_file() else p.lstat().st_mode for p in folder.rglob("*")}
 
 
 class Place:

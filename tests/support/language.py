@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from minilora import adapt
 from minilora.language.config import LlamaConfig, MixtureConfig
+from minilora.language.generation import generate
 from minilora.language.llama import Llama
 from minilora.layer import parts, walk
 from minilora.losses import IGNORED
@@ -75,6 +76,22 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     for path, layer in walk(model):
         found |= {f"{path}.{name}": part.copy() for name, part in parts(layer) if isinstance(part, np.ndarray)}
     return found
+
+
+def ids_of(text: str) -> list[int]:
+    """Return the tokens of a text, by the tokenizer of `write_folder`."""
+    return [LETTERS.index(letter) for letter in text]
+
+
+def greedily(text: str, model: Llama | None = None) -> str:
+    """Return what a model, by default the one in the working folder, goes on with, in nine tokens at most."""
+    ids = generate(model or Llama.load("model"), ids_of(text), 9, end={LETTERS.index(".")})
+    return "".join(LETTERS[i] for i in ids)
+
+
+def template(text: str) -> None:
+    """Give the model in the working folder a chat template."""
+    Path("model/tokenizer_config.json").write_text(json.dumps({"chat_template": text}))
 
 
 def write_folder(folder: Path, model: Llama) -> Path:

@@ -1,0 +1,180 @@
+"""What a fine-tuning needs of the machine: memory that is said and kept to, parts of a batch, one BLAS thread."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minilora import Llama
+from minilora.fast.parts import core_count
+from minilora.language.llama import RecomputedBlock
+from minilora.language.memory import Memory
+
+from ..support.command_line import FINETUNE, rows, weights
+from ..support.language import tiny_llama, write_folder
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+pytestmark = pytest.mark.usefixtures("folder")
+
+ROOT = Path(__file__).parents[2]
+READ = "minilora.language.finetune.machine_memory"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that lets the machine have so many bytes, and so many that are free."""
+    return lambda whole, free: monkeypatch.setattr(READ, lambda backend: Memory(whole, free))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "",
+        "--micro-batch 30 --workers 3",
+        "--dropout 0.3 --target-modules q_proj,down_proj",
+        pytest.param("--use-dora --quantize nf4", marks=pytest.mark.long),
+    ],
+)
+def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch, more):
+    Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 60)
+    write_folder(Path("deep"), tiny_llama(blocks=6))
+    few = f"finetune e.jsonl --model deep --steps 3 --batch-size 100 --rank 2 {more}"
+    again, right = [], RecomputedBlock.backward
+    monkeypatch.setattr(RecomputedBlock, "backward", lambda *a, **k: again.append(a) or right(*a, **k))
+    found, needed = [], []
+    for name, lean in {"a": [], "b": ["--recompute"]}.items():
+        before = len(again)
+        out = shell(few, "--save", name, "--log", f"{name}.jsonl", *lean)
+        needed.append(float(re.search(r"memory +([\d.]+) MB of activations", out)[1]))
+        found.append((weights(name), Path(f"{name}.jsonl").read_text()))
+    assert found[0] == found[1]
+    assert 0 < needed[1] < 0.8 * needed[0]
+    assert before == 0 < len(again)
+
+
+def test_a_longer_file_to_measure_on_is_said_and_counted(shell):
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    Path("e.jsonl").write_text('{"text": "the cat"}\n' * 8)
+    Path("held.jsonl").write_text('{"text": "the cat sat on the mat and the dog"}\n' * 3)
+    few = "finetune e.jsonl --model model --steps 1 --batch-size 2 --rank 1"
+    shell(few, "--save", "a")
+    assert shell.err == ""
+    shell(few, "--save", "b", "--valid", "held.jsonl")
+    assert "an example has 34 tokens, and the model's context is 20" in shell.err
+
+
+def test_a_batch_beyond_the_machine_is_refused_with_what_fits(shell, machine):
+    machine(2_400_000, 2_300_000)
+    large = FINETUNE + "--batch-size 200 --checkpoint c"
+    said = shell.refused(large)
+    assert re.search(r"the training needs [\d.]+ MB and the machine has 2.4 MB: --micro-batch \d+ fits", said)
+    assert rows(shell.out) == []
+    assert sorted(os.listdir()) == ["model", "text"]
+    (fitting,) = re.findall(r"--micro-batch \d+", said)
+    shell(f"{large} {fitting} --steps 2")
+    assert shell.err == ""
+
+
+@pytest.mark.parametrize(
+    ("whole", "hint"), [(5_000_000, r"--micro-batch \d+ or --recompute"), (400_000, "--recompute --micro-batch 1")]
+)
+def test_what_recomputing_saves_is_said_where_memory_is_short(shell, machine, whole, hint):
+    machine(whole, whole)
+    write_folder(Path("deep"), tiny_llama(blocks=8))
+    large = FINETUNE + "--model deep --batch-size 30 --length 40 --steps 1 "
+    (said,) = re.findall(r": ([^:]*) fits, and takes the same steps", shell.refused(large))
+    assert re.fullmatch(hint, said)
+    shell(large + said[said.index("--recompute") :])
+    assert shell.err == ""
+
+
+def test_what_a_busy_machine_cannot_hold_is_refused_unless_anyway(shell, machine):
+    machine(10**12, 1000)
+    fits = "MB that are free: not even {}--micro-batch 1 fits"
+    said = shell.refused(FINETUNE, "--steps", "1")
+    assert re.search(f"{fits.format('--recompute ')}; .* needs less; --anyway begins all the same", said)
+    assert rows(shell.out) == []
+    assert sorted(os.listdir()) == ["model", "text"]
+    shell(FINETUNE, "--steps", "1", "--anyway")
+    assert fits.format("--recompute ") in shell.err
+    assert fits.format("") in shell.refused(FINETUNE, "--steps", "1", "--recompute")
+
+
+def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):
+    order, load, forward = [], Llama.load, Llama.forward
+    monkeypatch.setattr(READ, lambda backend: order.append("memory") or Memory(10**10, 10**10))
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: order.append("load") or load(*a, **k))
+    monkeypatch.setattr(Llama, "forward", lambda self, *a: order.append("forward") or forward(self, *a))
+    shell(FINETUNE, "--steps", "1")
+    assert order[:3] == ["memory", "load", "forward"]
+    assert order.count("memory") == 1
+
+
+def test_the_longest_example_is_cut_to_what_memory_allows(shell, machine):
+    """Only where no length is named; the line says what is lost, and the length that keeps it."""
+    long = json.dumps({"prompt": "the ", "completion": "log" * 400})
+    Path("e.jsonl").write_text('{"prompt": "the ", "completion": "cat"}\n' * 8 + long)
+    machine(10**10, 5_000_000)
+    few = "finetune e.jsonl --model model --steps 1 --batch-size 2"
+    out = shell(few, "--save", "a")
+    found = re.search(r"1 are cut after (\d+) tokens: (\d+) more .* --length 1204 keeps all", out)
+    length, lost = map(int, found.groups())
+    assert 100 < length == 1204 - lost
+    assert shell.err == ""
+    assert "MB that are free" in shell.refused(few, "--save", "b", "--length", "1204")
+
+
+RSS = """
+import re, sys
+from pathlib import Path
+from minilora.cli import main
+def peak():  # of this process alone: what getrusage says begins with its parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+from minilora.language import finetune as pipeline
+from minilora.cli import finetune
+import minilora.files.adapters, minilora.language.data, tokenizers
+from minilora import Llama
+before = peak()
+assert main(sys.argv[1:]) == 0
+print("grown", peak() - before)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux alone tells a process's peak")
+@pytest.mark.parametrize("more", [[], ["--micro-batch", "20"], ["--recompute"]])
+def test_the_process_grows_by_the_memory_that_is_said(more):
+    pytest.importorskip("glassllm")
+    Path("text").write_text("The cat sat on the mat. " * 6000)
+    sizes = ["--steps", "2", "--batch-size", "100", "--length", "128", *more]
+    command = [sys.executable, "-c", RSS, "finetune", "text", "--save", "a", *sizes]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    said = float(re.search(r"([\d,.]+) MB together", done.stdout)[1].replace(",", "")) * 1e6
+    grown = int(re.search(r"grown (\d+)", done.stdout)[1])
+    assert 0.75 * said < grown < 1.35 * said + 60e6  # the tokenizer and libraries besides
+
+
+def test_a_command_has_one_blas_thread_from_its_start():
+    """Set before NumPy is loaded, in this process alone, whatever the environment says."""
+    script = """if True:
+        import os, sys
+        from minilora import cli
+        from minilora.cli import finetune, generate
+        def tell(options):
+            assert "numpy" in sys.modules
+            from threadpoolctl import threadpool_info
+            print(*(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"))
+            return 0
+        finetune.run = generate.run = tell
+        cli.main(sys.argv[1:])"""
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
+    for command, expected in (("finetune text --save a", "1"), ("generate the", str(min(2, core_count())))):
+        program = [sys.executable, "-c", script, *command.split()]
+        done = subprocess.run(program, capture_output=True, text=True, env=environment)
+        assert set(done.stdout.split()) <= {expected}, done.stderr

@@ -1,0 +1,102 @@
+"""A system message: asked for, kept with the adapter, and used again."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from minilora import Llama, attach, load_adapter
+from minilora.files.adapters import system_message
+
+from ..support.command_line import run
+from ..support.language import greedily, template
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
+
+CHAT = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"
+
+
+@pytest.fixture(autouse=True)
+def chats(folder):
+    """Chats in e.jsonl, of a model whose template writes system messages."""
+    template(CHAT)
+    write("e.jsonl", *[None] * 4)
+
+
+def write(name, *systems):
+    """Write chats, each of which begins with one of the system messages, or with none."""
+    lines = []
+    for x, text in zip("abcdefghij", systems, strict=False):
+        turns = {"system": text, "user": f"the {x}", "assistant": "mat"}
+        lines.append({"messages": [{"role": r, "content": words} for r, words in turns.items() if words]})
+    Path(name).write_text("\n".join(map(json.dumps, lines)))
+
+
+def kept(*more):
+    """Train on the chats in e.jsonl, and return the system message that is kept with the adapter."""
+    some = "finetune e.jsonl --save b --model model --steps 1 --batch-size 2 --rank 2 --lr 0.1 --overwrite"
+    assert run(some, *more) == 0
+    return system_message(Path("b"))
+
+
+def test_the_message_of_all_chats_is_kept_or_the_one_asked_for(capsys):
+    assert kept() is None
+    for systems, message in ((["sat"] * 4, "sat"), (["sat", "on"] * 2, None), (["sat", None] * 2, None)):
+        write("e.jsonl", *systems)
+        assert kept() == message
+    assert kept("--system", "sat") == "sat"
+    write("e.jsonl", *["sat"] * 4)
+    assert kept("--system", "") is None
+    capsys.readouterr()
+    assert kept("--system", "on") == "on"
+    assert (
+        "system   on\n         is kept with the adapter, for generate and evaluate; chats that have one of their own "
+        "keep it\n"
+    ) in capsys.readouterr().out
+
+
+def test_chats_that_are_told_a_message_train_as_those_that_have_it():
+    found = []
+    for systems, more in ((["sat"] * 4, []), ([None] * 4, ["--system", "sat"]), ([None] * 4, [])):
+        write("e.jsonl", *systems)
+        kept("--steps", "3", *more)
+        found.append(load_adapter("b")["model.layers.0.self_attn.q_proj"].lora_B.tobytes())
+    assert found[0] == found[1] != found[2]
+
+
+def test_generate_takes_the_kept_message_and_says_so(shell):
+    kept("--system", "sat")
+    Path("p.jsonl").write_text('{"prompt": "the cat"}')
+    asked = "generate --model model --adapter b --temperature 0 --tokens 9"
+    model = attach(Llama.load("model"), load_adapter("b"))
+    note = "minilora: the adapter's system message stands first (--system gives another): sat\n"
+    cases = {(): ("s sat.", note), ("--system", "sat"): ("s sat.", ""), ("--system", "on"): ("s on.", "")}
+    for more, (system, said) in (cases | {("--system", ""): ("", "")}).items():
+        answer = shell(asked, "the cat", "--chat", *more)
+        assert (answer, shell.err) == (greedily(f"{system}u the cat.a ", model) + "\n", said)
+        Path("out.jsonl").unlink(missing_ok=True)
+        shell(asked, "e.jsonl", "-o", "out.jsonl", *more)
+        assert shell.err == said
+        answers = [json.loads(line)["generated"] for line in Path("out.jsonl").read_text().splitlines()]
+        assert answers == [greedily(f"{system}u the {x}.a ", model) for x in "abcd"]
+    for prompt in (["the cat"], ["p.jsonl", "-o", "answer.jsonl"]):  # no chat
+        shell(asked, *prompt)
+        assert shell.err == ""
+
+
+def test_evaluate_takes_the_kept_message_and_says_so(shell):
+    kept("--system", "sat")
+    write("s.jsonl", *["sat"] * 4)
+
+    def found(file, *more):
+        out = shell("evaluate", file, "--model", "model", "--adapter", "b", *more)
+        return re.findall(r"^loss +(\S+)", out, re.M), re.findall(r"^system +(.*)$", out, re.M)
+
+    losses, said = found("e.jsonl")
+    assert said == ["sat (the adapter's; --system gives another)"]
+    assert found("s.jsonl", "--system", "")[0] == losses
+    assert found("e.jsonl", "--system", "sat") == (losses, ["sat"])
+    assert found("e.jsonl", "--system", "")[0] != losses
+    assert found("text") == found("text", "--system", "")  # a text has no chats
