@@ -363,12 +363,13 @@ def test_a_llama_class_of_bytes_has_no_tokens_of_its_own(model):
 @pytest.mark.parametrize(
     ("file", "settings", "message"),
     [
-        ("tokenizer_config", {"added_tokens_decoder": {"5": {"content": "<x>"}}}, "it adds '<x>' as token '5': tokenizer.json does not"),
-        ("tokenizer_config", {"added_tokens_decoder": {"29": {"content": "</s>"}}}, "it adds '</s>' as token '29': tokenizer.json does not"),
-        ("tokenizer_config", {"added_tokens_decoder": {"x": {}}}, "it adds None as token 'x': tokenizer.json does not"),
+        *(("tokenizer_config", {"added_tokens_decoder": {i: added}}, f"it adds {said}: tokenizer.json does not")
+          for i, added, said in [("5", {"content": "<x>"}, "'<x>' as token '5'"), ("x", {}, "None as token 'x'"),
+                                 ("29", {"content": "</s>"}, "'</s>' as token '29'")]),
         ("tokenizer_config", {"added_tokens_decoder": [1]}, "'list' object has no attribute 'items'"),
         ("added_tokens", {"<x>": 256}, "it adds '<x>' as token '256': tokenizer.json does not"),
-        ("tokenizer_config", {"split_special_tokens": True}, "split_special_tokens is True, supported: False: special tokens would be letters"),
+        ("tokenizer_config", {"split_special_tokens": True},
+         "split_special_tokens is True, supported: False: special tokens would be letters"),
         ("tokenizer_config", {"extra_special_tokens": [3]}, "a special token is 3, expected a text"),
         *((file, {"eos_token_id": end}, f"Expected `{said}`")
           for file in ("config", "generation_config")
