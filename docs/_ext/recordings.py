@@ -3,34 +3,63 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 SEEDS = (0, 1, 2)
+RULES: dict[str, Callable[[int], float]] = {
+    "alpha/r": lambda rank: 8 / rank,
+    "alpha/sqrt(r)": lambda rank: round(4 / math.sqrt(rank), 6),
+    "alpha = 2r": lambda rank: 2.0,
+}
+"""Three rules for the scaling s by the rank: alpha = 8, alpha = 4, alpha = 2r. At rank 4 each gives 2."""
+
+
+class Forgotten(NamedTuple):
+    """What was forgotten, in nats a token, at which held-out loss of the new text."""
+
+    nats: float
+    loss: float
 
 
 class Recordings:
-    """The trainings of docs/recordings/laboratory.json, asked by way, rank and length of the text."""
+    """The trainings of laboratory.json, asked by way, rank, scaling and length of the text.
+
+    Where nothing else is said, the scaling s is 2, as alpha = 2r has it, and a batch has 16 windows.
+    """
 
     def __init__(self, laboratory: dict[str, Any]) -> None:
         self.before, self.points = laboratory["before"], laboratory["trainings"]
+        self.split = "choice" in self.before
+        """Whether some held-out windows choose the rate, and others report the loss."""
+        self.full = "full fine-tuning" if self.split else "training the same matrices"
+        """What the way "full" is: the first recordings left embedding and norms as they are."""
         shares = sorted({point["run"]["share"] for point in self.points})
         self.share_of = {round(share * laboratory["windows"]): share for share in shares}
         self.windows = list(self.share_of)
 
     def seeds(
-        self, way: str, rank: int | None = None, *, windows: int = 956, what: str = "new", **settings: Any
+        self,
+        way: str,
+        rank: int | None = None,
+        *,
+        windows: int = 956,
+        what: str = "new",
+        among: Sequence[int] = SEEDS,
+        **settings: Any,
     ) -> dict[float, list]:
         """Return the held-out losses at each rate, one for each seed; of trainings that stayed finite.
 
         `what` names another loss: "seen", of windows that were trained on, or "old", of the untouched model's own text.
+        `among` has the seeds that count, for what is compared with trainings of fewer seeds.
         """
         wanted = {"way": way, "rank": rank, "share": self.share_of[windows], "scaling": 2.0, "batch": 16} | settings
         losses: dict[float, list] = {}
         for point in self.points:
             of, loss = point["run"], point["result"][what]
-            if wanted.items() <= of.items() and of["seed"] in SEEDS and loss is not None:
+            if wanted.items() <= of.items() and of["seed"] in among and loss is not None:
                 losses.setdefault(of["lr"], []).append(loss)
         return dict(sorted(losses.items()))
 
@@ -39,21 +68,47 @@ class Recordings:
         return {lr: fmean(of) for lr, of in self.seeds(way, rank, **settings).items()}
 
     def best(self, way: str, rank: int | None = None, **settings: Any) -> float:
-        """Return the rate with the least mean loss."""
-        losses = self.losses(way, rank, **settings)
+        """Return the rate with the least mean loss, on the windows that choose where there are some."""
+        losses = self.losses(way, rank, **settings, what="choice" if self.split else "new")
         return min(losses, key=losses.__getitem__)
 
-    def gain(self, rank: int, *, windows: int = 956) -> float:
+    def least(self, way: str, rank: int | None = None, **settings: Any) -> float:
+        """Return the mean loss at the best rate."""
+        return self.losses(way, rank, **settings)[self.best(way, rank, **settings)]
+
+    def rules(self, windows: int, ranks: tuple[int, ...] = (1, 4, 16)) -> list[str]:
+        """Return the rules of scaling whose best rate is known at each rank, with a smaller and a larger rate."""
+
+        def known(rank: int, scaling: float) -> bool:
+            of = {"windows": windows, "scaling": scaling}
+            losses = self.losses("LoRA", rank, **of)
+            return bool(losses) and min(losses) < self.best("LoRA", rank, **of) < max(losses)
+
+        return [name for name, rule in RULES.items() if all(known(rank, rule(rank)) for rank in ranks)]
+
+    def gain(self, rank: int, *, windows: int = 956, **settings: Any) -> float:
         """Return LoRA's gain as a part of full fine-tuning's: how far the loss falls, each at its own best rate."""
-        ends = [min(self.losses(*way, windows=windows).values()) for way in (("LoRA", rank), ("full",))]
+        ends = self.least("LoRA", rank, windows=windows, **settings), self.least("full", windows=windows)
         return (self.before["new"] - ends[0]) / (self.before["new"] - ends[1])
+
+    def lost(self, way: str, rank: int | None = None, **settings: Any) -> dict[float, float]:
+        """Return, by multiples of the best rate, which part of the gain at the best rate another rate loses."""
+        losses, rate = self.losses(way, rank, **settings), self.best(way, rank, **settings)
+        gain = self.before["new"] - losses[rate]
+        return {lr / rate: (loss - losses[rate]) / gain for lr, loss in losses.items()}
+
+    def breaks(self, way: str, rank: int | None = None, **settings: Any) -> float | None:
+        """Return the least rate above the best that loses more than half of the gain; None where none does."""
+        best = self.best(way, rank, **settings)
+        lost = self.lost(way, rank, **settings)
+        return min((times * best for times, part in lost.items() if times > 1 and part > 1 / 2), default=None)
 
     def forgotten(self, way: str, rank: int | None = None, *, windows: int = 956) -> float:
         """Return what is forgotten at the best rate: the divergence from the untouched model, nats a token."""
         old = self.losses(way, rank, windows=windows, what="old")
         return old[self.best(way, rank, windows=windows)] - self.before["old"]
 
-    def forgotten_in_full(self, loss: float, *, windows: int = 956) -> float:
+    def forgotten_in_full(self, loss: float, *, windows: int = 956) -> Forgotten:
         """Return what full fine-tuning has forgotten where it reaches a held-out loss, at a rate up to its best.
 
         Between two rates it lies on the line through them. Where the smallest rate ends lower, it is that rate's.
@@ -62,8 +117,8 @@ class Recordings:
         points = [(new[lr], old[lr] - self.before["old"]) for lr in new if lr <= self.best("full", windows=windows)]
         for (high, less), (low, more) in pairwise(points):
             if low <= loss <= high:
-                return less + (high - loss) / (high - low) * (more - less)
-        return points[0][1]
+                return Forgotten(less + (high - loss) / (high - low) * (more - less), loss)
+        return Forgotten(points[0][1], points[0][0])
 
     def near(self, way: str, rank: int | None = None, **settings: Any) -> list[float]:
         """Return the rates that the seeds cannot tell from the best: within two standard errors of a difference."""

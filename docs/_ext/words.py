@@ -1,19 +1,29 @@
-"""The words of the front page that come from recordings: what a model writes, and five lines of advice."""
+"""What the recordings advise, in numbers and in lines: for the front page and "Which rank, which rate"."""
 
 from __future__ import annotations
 
 import html
 import json
 import re
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from pathlib import Path
 
 from pages import Drawn
-from recordings import Recordings
+from recordings import RULES, SEEDS, Recordings
 
-from minilora.language.memory import LLAMA_2_7B, training_memory
+from minilora import LlamaConfig
+from minilora.language.memory import LLAMA_2_7B, MATRICES, training_memory
+from minilora.layers.rotary import frequencies
 
 DOCS = Path(__file__).parent.parent
 RANKS = (1, 4, 16)
+GLASSLLM = LlamaConfig(
+    vocab_size=1024, hidden_size=128, intermediate_size=341, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-6, frequencies=frequencies(32, 10000.0),
+    tie_word_embeddings=True,
+)  # fmt: skip
 
 
 def texts(page: str) -> list[str]:
@@ -29,19 +39,97 @@ def beside(parts: dict[str, str]) -> Drawn:
     return Drawn(f'<div class="written">{"".join(shown)}</div>')
 
 
+@cache
 def laboratory() -> Recordings:
     """Return the recorded trainings of the small language model."""
     return Recordings(json.loads((DOCS / "recordings" / "laboratory.json").read_text(encoding="utf-8")))
 
 
+# --- the rank ---------------------------------------------------------------------------------------------------------
+
+
+def per_rank(config: LlamaConfig) -> int:
+    """Return how many numbers one rank trains beside all linear layers of a decoder but the head."""
+    kinds = tuple(f".{name}.weight" for name in MATRICES)
+    return sum(sum(shape) for path, shape in config.shapes().items() if path.endswith(kinds))
+
+
+def a_token(rank: int, windows: int) -> float:
+    """Return how many numbers an adapter of the laboratory trains for each token of its text."""
+    return rank * per_rank(GLASSLLM) / (windows * 128)
+
+
 def gains() -> dict[int, list[float]]:
-    """Return how much of full training's gain LoRA has at each rank, on each length of the text, in order."""
+    """Return LoRA's gain as a share of that of training the same matrices, by rank, from the shortest text on."""
     recorded = laboratory()
-    return {rank: sorted(recorded.gain(rank, windows=windows) for windows in recorded.windows) for rank in RANKS}
+    return {rank: [recorded.gain(rank, windows=windows) for windows in recorded.windows] for rank in RANKS}
+
+
+def gains_a_token() -> list[tuple[float, float, int, int]]:
+    """Return the numbers trained a token, the share of the gain, the rank and the windows, by the first."""
+    recorded = laboratory()
+    return sorted(
+        (a_token(rank, windows), recorded.gain(rank, windows=windows), rank, windows)
+        for rank in RANKS
+        for windows in recorded.windows
+    )
+
+
+def enough() -> tuple[list[float], list[float]]:
+    """Return the shares of the gain of adapters that train a number a token or more, and of those that train fewer."""
+    many, few = [], []
+    for numbers, share, *_ in gains_a_token():
+        (many if numbers >= 1 else few).append(share)
+    return many, few
+
+
+# --- alpha and the rate -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A rate of Adam that others use or recommend. Its scaling is None where the source gives none."""
+
+    name: str
+    source: str
+    models: str
+    rate: float
+    scaling: float | None
+    alpha: str
+
+    @property
+    def moves(self) -> float | None:
+        """The scaling times the rate: how far a first step of Adam moves an entry of s B, at most."""
+        return None if self.scaling is None else self.scaling * self.rate
+
+
+def tinker(width: int, power: float) -> float:
+    """Return the rate of the formula of Schulman et al. 2025, the same at each rank."""
+    return 5e-5 * 10 * (2000 / width) ** power
+
+
+TINKER = "Tinker's formula", "https://tinker-docs.thinkingmachines.ai/cookbook/api-reference/hyperparam_utils"
+TUNE = "torchtune", "https://github.com/pytorch/torchtune/tree/main/recipes/configs"
+QLORA = "QLoRA's scripts", "https://github.com/artidoro/qlora/tree/main/scripts"
+UNSLOTH = "Unsloth", "https://unsloth.ai/docs/get-started/fine-tuning-llms-guide/lora-hyperparameters-guide"
+PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperparameter-best-practices"
+
+RECIPES = [
+    Recipe(*TINKER, "Llama 3.2 1B", tinker(2048, 0.781), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Llama 3.1 8B", tinker(4096, 0.781), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Llama 3.1 70B", tinker(8192, 0.781), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Qwen 3 8B", tinker(4096, 0.0775), 1.0, "32, at rank 32"),
+    Recipe(*TUNE, "Llama 3, 1B to 70B", 3e-4, 2.0, "2r, at rank 8 to 64"),
+    Recipe(*QLORA, "LLaMA 7B, 13B", 2e-4, 16 / 64, "16, at rank 64"),
+    Recipe(*QLORA, "LLaMA 33B, 65B", 1e-4, 16 / 64, "16, at rank 64"),
+    Recipe(*UNSLOTH, "any", 2e-4, None, ""),
+    Recipe(*PREDIBASE, "any", 2e-4, None, ""),
+]
+START, SCALING = 2e-4, 2.0
 
 
 def rate_ratios() -> list[float]:
-    """Return LoRA's best rate in multiples of full fine-tuning's, for each size of the text and each rank."""
+    """Return LoRA's best rate, at s = 2, in multiples of that of training the same matrices: all texts and ranks."""
     recorded = laboratory()
     return sorted(
         recorded.best("LoRA", rank, windows=windows) / recorded.best("full", windows=windows)
@@ -50,35 +138,93 @@ def rate_ratios() -> list[float]:
     )
 
 
-def advice() -> Drawn:
+def lost() -> dict[float, tuple[float, float]]:
+    """Return the least and the largest part of the gain lost at a half, 2 and 4 times the best rate, at s = 2."""
+    recorded, found = laboratory(), {1 / 2: [], 2.0: [], 4.0: []}
+    for windows in recorded.windows:
+        for rank in RANKS:
+            parts = recorded.lost("LoRA", rank, windows=windows)
+            for times, shares in found.items():
+                shares += [parts[times]] * (times in parts)
+    return {times: (min(shares), max(shares)) for times, shares in found.items()}
+
+
+def best_steps(way: str, rank: int | None, *, windows: int) -> list[int]:
+    """Return the steps at which the loss was least, at the best rate, a seed each."""
+    return laboratory().seeds(way, rank, windows=windows, what="step")[laboratory().best(way, rank, windows=windows)]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """What one rule of scaling had at one rank, on one length of the text."""
+
+    rule: str
+    windows: int
+    rank: int
+    scaling: float
+    rate: float
+    loss: float
+    breaks: float | None
+
+
+def scaled() -> list[Scaled]:
+    """Return the best rate under each rule of scaling, at each rank and length of the text where all is recorded."""
+    recorded, among, found = laboratory(), shared_seeds(), []
+    for windows in recorded.windows:
+        for rule, rank in product(recorded.rules(windows, RANKS), RANKS):
+            of = {"windows": windows, "scaling": RULES[rule](rank), "among": among}
+            best, least = recorded.best("LoRA", rank, **of), recorded.least("LoRA", rank, **of)
+            found.append(Scaled(rule, windows, rank, of["scaling"], best, least, recorded.breaks("LoRA", rank, **of)))
+    return found
+
+
+@cache
+def shared_seeds() -> tuple[int, ...]:
+    """Return the seeds that every rule of scaling has at its best rates: only these are compared."""
+    recorded, counts = laboratory(), []
+    for windows in recorded.windows:
+        for rule, rank in product(recorded.rules(windows, RANKS), RANKS):
+            tried = recorded.seeds("LoRA", rank, windows=windows, scaling=RULES[rule](rank))
+            counts.append(len(tried[recorded.best("LoRA", rank, windows=windows, scaling=RULES[rule](rank))]))
+    return SEEDS[: min(counts)]
+
+
+# --- in lines ---------------------------------------------------------------------------------------------------------
+
+
+def percent(shares: list[float]) -> str:
+    """Return a range of shares in words."""
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def gigabytes(**options: object) -> float:
+    """Return what a step of Llama-2-7B on 4,096 tokens keeps."""
+    return sum(training_memory(LLAMA_2_7B, tokens=4096, **options).values()) / 1e9  # type: ignore[arg-type]
+
+
+def advice() -> str:
     """Return five lines of advice, their numbers computed."""
-    gain, ratios = gains(), rate_ratios()
-    full, lora, four = (
-        training_memory(LLAMA_2_7B, tokens=4096, **more) for more in ({}, {"rank": 16}, {"rank": 16, "bits": 4})
+    many, few = enough()
+    ratios, moves = rate_ratios(), [recipe.moves for recipe in RECIPES if recipe.moves is not None]
+    ways = {}, {"rank": 16}, {"rank": 16, "bits": 4}
+    keeps = [gigabytes(**way, recompute=again) for way in ways for again in (False, True)]
+    full = laboratory().full
+    lines = (
+        "**Where.** Beside every linear layer, those of the MLP too. In Llama-2-7B the MLP's adapters helped more "
+        "than those of attention ([sources](choosing.md#which-matrices)).",
+        f"**Rank.** Let the adapter train as many numbers as your text has tokens. In our small model such adapters "
+        f"had {percent(many)} of what {full} gains, and smaller ones {percent(few)}, with $\\alpha = 2r$, each at its "
+        f"own best rate ([measured](choosing.md#which-rank)).",
+        "**Alpha.** With $\\alpha = 2r$ the scaling $s$ is 2 at every rank: the division by the rank is cancelled. "
+        "Keep one rule, and always say $s$ beside a rate ([three rules](choosing.md#alpha-and-s-times-the-rate)).",
+        f"**Rate.** It decides most. For 1 to 70 billion weights begin at {START:g} with $s = {SCALING:g}$. Then "
+        f"double it while the loss on held-out text falls, or halve it. Recipes differ by a factor of "
+        f"{max(moves) / min(moves):.0f} in $s$ times the rate ([sources](choosing.md#which-rate)). In our small model "
+        f"the best rate at $s = 2$ was {ratios[0]:g} to {ratios[-1]:g} times that of {full}.",
+        f"**Memory.** For Llama-2-7B and 4,096 tokens a step, full training keeps {keeps[0]:.0f} GB, LoRA of rank 16 "
+        f"keeps {keeps[2]:.0f}, and over a base in four bits {keeps[4]:.0f}. With activations computed again in "
+        f"backward these are {keeps[1]:.0f}, {keeps[3]:.0f} and {keeps[5]:.1f} "
+        f"([counted](cost.md#what-a-7b-model-keeps)).",
     )
-    total = [sum(parts.values()) / 1e9 for parts in (full, lora, four)]
-    low, high = min(gain), max(gain)
-    lines = [
-        "<b>Where.</b> Beside every linear layer, those of the MLP too. In Llama-2-7B the MLP&rsquo;s adapters "
-        "helped more "
-        'than those of attention (<a href="choosing.html#which-matrices">sources</a>).',
-        f"<b>Rank.</b> Begin with 8, then try twice that. In the model above rank {low} has "
-        f"{100 * gain[low][0]:.0f} to {gain[low][-1]:.0%} of full training&rsquo;s gain, the less the longer the text, "
-        f"and rank {high} has {100 * gain[high][0]:.0f} to {gain[high][-1]:.0%}, each at its own best rate (<a "
-        f'href="laboratory.html#the-size-of-the-text">measured</a>). '
-        "So search the rate again when you change the rank.",
-        "<b>Alpha.</b> Take twice the rank and leave it. A larger alpha acts much like a larger rate, so search "
-        "for one of the two.",
-        "<b>Rate.</b> It decides most. For models of 1 to 70 billion weights begin at 0.0002, then try half and "
-        "twice of it "
-        '(<a href="choosing.html#start-values-for-1-to-70-billion-weights">sources</a>, which differ by a factor '
-        "of three). A rate that is "
-        f"good for full training says little: LoRA&rsquo;s best was {ratios[0]:g} to {ratios[-1]:g} times as high "
-        f"in our small model "
-        '(<a href="laboratory.html#the-rate">measured</a>). Stop when the loss on text that you held out rises.',
-        f"<b>Memory.</b> For Llama-2-7B and 4096 tokens a step, full training keeps {total[0]:.0f} GB, LoRA of "
-        f"rank 16 keeps "
-        f"{total[1]:.0f}, and over a base in four bits {total[2]:.0f} (<a "
-        f'href="choosing.html#what-a-7b-model-takes">counted</a>).',
-    ]
-    return Drawn(f"<ol>{''.join(f'<li>{line}</li>' for line in lines)}</ol>")
+    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))

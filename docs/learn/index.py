@@ -8,6 +8,7 @@ from math import exp
 import drawings
 import hands
 import numpy as np
+import pages
 import words
 from pages import DOCS, RECORDINGS, Drawn, live, picture
 
@@ -54,4 +55,4 @@ assert sum(p.size for p in layer.trainable().values()) == 180 and base.weight.si
 
 # %% Five lines of advice
 
-live("index-5", words.advice())
+pages.shown("advice", words.advice())

@@ -1,55 +1,82 @@
-"""What merging.md asserts and shows; the names are the page's own."""
+"""What "Merging, and four bits" asserts and shows; the names are the page's own."""
 
-from pages import picture, shown
+import json
+
+import pictures
+from pages import RECORDINGS, picture, shown
+
+# %% One weight again
+
+assert np.allclose(merged(x), layer(x), atol=1e-5)
 
 # %% Taken out again
 
-for once, again, hundred, thousand in drifts.values():
-    assert 0.8 < again / once < 1.5
-    assert 5 < hundred / once < 20
-    assert 2 < thousand / hundred < 5
+for once, hundred, thousand in drifts.values():
+    assert 5 < hundred / once < 20 and 2 < thousand / hundred < 5
+
+# %% Sixteen numbers
+
+import hands
+
+from minilora.language.memory import LLAMA_2_7B, training_memory
+from minilora.layers.nf4 import code_book
+
+assert np.abs(levels - NF4).max() < 2e-7 and np.abs(np.array(code_book()) - levels).max() < 1e-15
+assert round(training_memory(LLAMA_2_7B, tokens=1)["weights"] / 1e9, 1) == 13.5 and round(p_1, 7) == 0.9677083
+picture("levels", hands.levels_under_the_bell())
+
+# %% A block by hand
+
+from minilora import dequantize_nf4, quantize_nf4
+
+packed, absmax = quantize_nf4(np.append(w, np.zeros(24)).astype("float32"), block_size=32)
+assert (packed[:4] == 16 * codes[0::2] + codes[1::2]).all()
+assert np.allclose(dequantize_nf4(packed, absmax, (32,), block_size=32)[:8], a * NF4[codes], rtol=1e-6)
+assert round(4 + 8 / 64 + 32 / (64 * 256), 3) == 4.127
 
 # %% What merging loses
 
+import gguf
+
+from minilora.language.gguf import decode
+
+by_gguf = decode("Q8_0", gguf.quants.quantize(W, gguf.GGMLQuantizationType.Q8_0))  # it multiplies by 1 / scale
+assert (q8_0(W) == by_gguf).mean() > 0.9999 and np.abs(q8_0(W) - by_gguf).max() < 1.01 * np.abs(W).max() / 127
+colours = pictures.BASE, pictures.THIRD, pictures.INK, pictures.LORA
+figure = pictures.lines(
+    {name: (sizes, values, colour) for (name, values), colour in zip(kept.items(), colours, strict=True)},
+    points=True,
+    xscale="log",
+    xlabel="size of the change, |ΔW| / |W|",
+    ylabel="kept of it",
+)
+at = sizes.index(0.01)
 picture(
-    "merging-1",
+    "kept",
     pictures.show(
-        pictures.lines(
-            {
-                name: (shares, values, colour)
-                for (name, values), colour in zip(
-                    kept.items(), (pictures.BASE, pictures.THIRD, pictures.INK, pictures.LORA)
-                )
-            },
-            points=True,
-            xscale="log",
-            xlabel="size of the change, |delta W| / |W|",
-            ylabel="kept of it",
-        ),
-        "Four curves of the share of the change that merging keeps. Each falls from one to zero as the change gets smaller: "
-        "NF4's first, at a tenth of the weight, then Q8_0's, bfloat16's, and float16's last.",
-        "What merging keeps of a change, along the change itself. Beside it stands noise, in the table above.",
+        figure,
+        "What merging keeps of a change against its size. Each of four curves falls from one to zero as the change gets smaller: "
+        "NF4's first, then Q8_0's, bfloat16's, and float16's last. At a hundredth of the weight they keep "
+        + ", ".join(f"{name} {values[at]:.0%}" for name, values in kept.items())
+        + ".",
+        "What merging keeps of a change, along the change itself.",
     ),
 )
-
-assert shares[3] == 0.01 and kept["bfloat16"][3] > 0.998 and kept["Q8_0"][3] > 0.97 and kept["NF4"][3] < 0.03
-assert 0.14 < noise["bfloat16"][3] < 0.19 and 0.45 < noise["Q8_0"][3] < 0.6 and 0.4 < noise["NF4"][3] < 0.6
-assert all(values[0] > 0.95 for values in kept.values()) and 0.8 < kept["NF4"][1] < 0.9
-assert 0.85 < kept["bfloat16"][4] < 1 and 0.4 < kept["bfloat16"][5] < 0.65
+assert kept["bfloat16"][at] > 0.998 and kept["Q8_0"][at] > 0.97 and kept["NF4"][at] < 0.03
+assert 0.14 < noise["bfloat16"][at] < 0.19 and 0.45 < noise["Q8_0"][at] < 0.6
+recorded = json.loads((RECORDINGS / "four-bits.json").read_text())["smollm2"]
 merging = recorded["merging"]
 for name, row in merging.items():
     assert (abs(row["merged"] - row["apart"]) < 0.002) == (name != "NF4")
 assert 0.14 < merging["bfloat16"]["lost"] < 0.19 and 0.45 < merging["Q8_0"]["lost"] < 0.6
-assert merging["NF4"]["apart"] < merging["NF4"]["merged"] - 0.1
-
-shown("merging-change", f"`|change| / |weight| = {recorded['change of weight']:.3f} over all adapted layers`")
+assert merging["NF4"]["apart"] < merging["NF4"]["merged"] - 0.1 and round(recorded["change of weight"], 2) == 0.01
 shown(
-    "merging-2",
+    "merged",
     pictures.table(
-        ["weights in", "|D − ΔW| / |ΔW|", "held out: base", "this adapter beside it", "merged"],
+        ["weights in", "noise and what is not kept", "the base", "the adapter beside it", "merged"],
         [
-            (name, f"{row['lost']:.1%}", f"{row['before']:.3f}", f"{row['apart']:.3f}", f"{row['merged']:.3f}")
-            for name, row in recorded["merging"].items()
+            (name, f"{row['lost']:.0%}", f"{row['before']:.3f}", f"{row['apart']:.3f}", f"{row['merged']:.3f}")
+            for name, row in merging.items()
         ],
     ),
 )

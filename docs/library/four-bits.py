@@ -2,21 +2,14 @@
 
 from pages import RECORDINGS, picture, shown
 
-# %% Sixteen numbers
-from minilora.layers.nf4 import code_book
-
-assert np.abs(book - NF4).max() < 2e-7 and np.abs(np.array(code_book()) - book).max() < 1e-15
-
-import hands
-
-picture("four-bits-1", hands.levels_under_the_bell())
+# %% Which sixteen numbers
 
 assert 0.016 < share.min() < 0.019 and 0.09 < share.max() < 0.094
 
-# %% A block by hand
+# %% The bytes
 
 assert (packed[:4] == 16 * codes[0::2] + codes[1::2]).all() and (packed[4:] == 0x77).all()
-assert (dequantize_nf4(packed, absmax, (32,), block_size=32)[:8] == back).all()
+assert (dequantize_nf4(packed, absmax, (32,), block_size=32)[:8] == a * NF4[codes]).all()
 
 # %% Scales of scales
 

@@ -1,0 +1,92 @@
+"""What "What LoRA costs" asserts and shows; the names are the page's own."""
+
+import json
+
+import costs
+import drawings
+import hands
+import pictures
+from pages import RECORDINGS, picture, shown
+
+# %% Three large products, or two
+
+SIZES = 128, 1001, 1000
+alone, inside = costs.ways(*SIZES, 1), costs.ways(*SIZES, 1, need_dx=True)
+large = {
+    name: (costs.large_products(inside[name], *SIZES), costs.large_products(way, *SIZES))
+    for name, way in alone.items()
+    if name in inside
+}
+assert large == {"full training": (3, 2), "LoRA, the article's module": (5, 3), "LoRA beside its base": (2, 1)}
+shown(
+    "products",
+    pictures.table(
+        ["large products a step", "inside a network", "one layer alone"],
+        [(name.replace("the article's module", "A and B first"), *count) for name, count in large.items()],
+    ),
+)
+picture("ledger", hands.ledger())
+ways = hands.spelled()
+for width in [w for w in hands.WIDTHS if w >= 256]:
+    full, lora = (hands.tally(way, w=width, N=128, r=8) for way in ways.values())
+    assert 0.665 < lora["multiply-adds"] / full["multiply-adds"] < 0.735
+
+# %% A step of a language model
+
+ADAM = "Adam's share of a full step"
+timed = json.loads((RECORDINGS / "laboratory.json").read_text())["steps"]
+shown(
+    "steps",
+    pictures.table(
+        ["a decoder of", "width", "weights", "tokens a step", "LoRA's step, of the other", "without Adam", "Adam, of the other"],
+        [
+            (
+                of["model"], width, f"{of['numbers']:,}", f"{of['tokens']:,}",
+                f"{of['step']:.2f}", f"{of['gradients']:.2f}", f"{of[ADAM]:.0%}",
+            )
+            for of, width in zip(timed, (128, 576), strict=True)
+        ],
+    ),
+)  # fmt: skip
+narrow, wide = timed
+assert 0.85 < narrow["step"] < 1.1 and 0.75 < wide["step"] < 0.9 and wide["step"] < wide["gradients"] < 0.92
+assert narrow["numbers"] == 852_608 and wide["tokens"] == 1024
+d, m, vocabulary, layers = 576, 1536, 8192, 6  # with 9 heads over 3, as the example has them
+assert wide["numbers"] == vocabulary * d + d + layers * (2 * d * d + 2 * 3 * 64 * d + 3 * d * m + 2 * d)
+
+assert round(100 * vocabulary * d / wide["numbers"]) == 18 and round(100 * 49_152 * d / 134_515_008) == 21
+
+# %% On a GPU
+
+assert all(
+    2 / 3 < steps(width, reached)[1] / steps(width, reached)[0] < 1
+    for width in (4096, 8192, 16384)
+    for reached in (1, 0.65)
+)
+for width in (4096, 8192, 16384):
+    ratio = {
+        (reached, again): steps(width, reached, again)[1] / steps(width, reached, again)[0]
+        for reached in (1, 0.65)
+        for again in (0, 1)
+    }
+    assert ratio[1, 0] > ratio[0.65, 0] and all(ratio[reached, 1] > ratio[reached, 0] for reached in (1, 0.65))
+
+# %% What a 7B model keeps
+
+tokens = 4 * 1024
+ways = {
+    "full": training_memory(LLAMA_2_7B, tokens=tokens),
+    "full, recomputed": training_memory(LLAMA_2_7B, tokens=tokens, recompute=True),
+    "LoRA, 16 bits": training_memory(LLAMA_2_7B, tokens=tokens, rank=16),
+    "16 bits, recomputed": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, recompute=True),
+    "LoRA, 4 bits": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4),
+    "4 bits, recomputed": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4, recompute=True),
+}
+picture("memory", drawings.memory(LLAMA_2_7B, tokens, ways))
+total = {name: sum(parts.values()) / 1e9 for name, parts in ways.items()}
+assert (round(total["LoRA, 4 bits"]), round(total["4 bits, recomputed"], 1)) == (22, 6.6)
+assert (round(total["LoRA, 16 bits"]), round(total["16 bits, recomputed"])) == (32, 16)
+activations = [ways[name]["activations"] for name in ("LoRA, 16 bits", "16 bits, recomputed")]
+assert 0.08 < activations[1] / activations[0] < 0.1 and round(
+    (activations[0] + ways["LoRA, 16 bits"]["logits"]) / 1e9
+) in (17, 18)

@@ -1,0 +1,77 @@
+"""What the site computes from the recorded trainings, on a few trainings that were made up."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
+
+import words
+from recordings import RULES, Recordings
+
+BEFORE = {"new": 5.0, "old": 3.0}
+
+
+def training(way, rank, lr, new, old=3.5, *, seed=0, scaling=2.0, **more):
+    run = {"way": way, "rank": rank, "lr": lr, "seed": seed, "scaling": scaling, "share": 1.0, "batch": 16}
+    return {"run": run, "result": {"new": new, "old": old, **more}}
+
+
+def recorded(*trainings, before=BEFORE):
+    return Recordings({"before": before, "windows": 956, "trainings": list(trainings)})
+
+
+FULL = [training("full", None, lr, new, old) for lr, new, old in ((1, 4.0, 3.4), (2, 3.0, 4.0), (4, 3.5, 5.0))]
+LORA = [training("LoRA", 4, lr, new) for lr, new in ((2, 3.9), (4, 3.5), (8, 3.6), (16, 4.9))]
+
+
+def test_a_gain_is_a_part_of_the_other_gain():
+    assert recorded(*FULL, *LORA).gain(4) == pytest.approx(1.5 / 2.0)
+
+
+def test_a_rate_breaks_where_half_of_the_gain_is_lost():
+    found = recorded(*FULL, *LORA)
+    assert found.breaks("LoRA", 4) == 16
+    assert found.breaks("full") is None
+    assert found.lost("LoRA", 4) == pytest.approx({0.5: 0.4 / 1.5, 1: 0, 2: 0.1 / 1.5, 4: 1.4 / 1.5})
+
+
+def test_forgetting_says_at_which_loss():
+    found = recorded(*FULL)
+    assert found.forgotten_in_full(3.5) == pytest.approx((0.7, 3.5))  # between two rates
+    assert found.forgotten_in_full(4.5) == pytest.approx((0.4, 4.0))  # its smallest rate is better already
+
+
+def test_a_rule_counts_when_its_best_rates_have_neighbours():
+    one = [training("LoRA", 1, lr, new) for lr, new in ((2, 4.5), (4, 4.4), (8, 4.6))]
+    wide = [training("LoRA", 1, lr, new, scaling=8.0) for lr, new in ((2, 4.4), (4, 4.5))]
+    found = recorded(*LORA, *one, *wide)
+    assert found.rules(956, (1, 4)) == ["alpha = 2r"]
+    wider = training("LoRA", 1, 1, 4.6, scaling=8.0)
+    assert found.rules(956, (4,)) == list(RULES)
+    assert set(recorded(*LORA, *one, *wide, wider).rules(956, (1, 4))) == {"alpha = 2r", "alpha/r"}
+
+
+def test_other_windows_choose_than_report():
+    choose = {1: 4.0, 2: 3.6, 4: 3.2}
+    of = [training("full", None, lr, new, choice=choose[lr]) for lr, new in ((1, 3.9), (2, 3.0), (4, 3.1))]
+    found = recorded(*of, before=BEFORE | {"choice": 5.0})
+    assert (found.best("full"), found.least("full")) == (4, 3.1)
+    assert (recorded(*of).best("full"), recorded(*of).least("full")) == (2, 3.0)
+
+
+def test_seeds_count_only_where_they_are_asked_for():
+    found = recorded(training("full", None, 1, 4.0), training("full", None, 1, 3.0, seed=1))
+    assert found.losses("full") == {1: 3.5}
+    assert found.losses("full", among=(0,)) == {1: 4.0}
+
+
+def test_one_rank_trains_a_row_and_a_column_of_each_matrix():
+    widths = {"q": (128, 128), "k": (128, 64), "v": (128, 64), "o": (128, 128), "mlp": (3 * 128, 3 * 341)}
+    assert words.per_rank(words.GLASSLLM) == 4 * sum(map(sum, widths.values()))
+
+
+def test_a_recipe_without_a_scaling_claims_no_product():
+    assert [of.moves for of in words.RECIPES if of.scaling is None] == [None, None]
+    assert all(of.moves == of.scaling * of.rate for of in words.RECIPES if of.scaling is not None)
