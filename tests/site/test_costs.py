@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minilora import Adam, Linear, LoRA, LoRALinear
 from minilora.fast import residual_form
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import costs
 

@@ -11,7 +11,7 @@ from minilora.language.config import from_json
 
 from ..support.language import tiny_llama, write_folder
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import modelsettings
 

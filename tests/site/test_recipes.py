@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,19 +16,19 @@ from minilora.training import backpropagate
 
 pytestmark = pytest.mark.long
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
-CELLS = re.findall(r"^```\{code-cell\} ipython3\n((?::[^\n]*\n)*)(.*?)^```", PAGE, re.S | re.M)
+PAGE = (Path(__file__).parents[2] / "docs" / "library" / "recipes.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
 
 
 @pytest.fixture(scope="module")
 def page():
-    """Run the page but for its last cell, which removes the folder of adapters."""
+    """Run the page."""
     names = {"__name__": "recipes"}
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        for _, code in CELLS[:-1]:
+        for code in BLOCKS:
             exec(compile(code, "recipes.md", "exec"), names)
     yield SimpleNamespace(**names, printed=out.getvalue())
-    exec(CELLS[-1][1], names)
+    shutil.rmtree(names["folder"])
 
 
 def length(grads):
@@ -35,9 +36,9 @@ def length(grads):
 
 
 def test_a_recipe_is_at_most_twenty_lines():
-    for tags, code in CELLS:
+    for code in BLOCKS:
         lines = [line for line in code.splitlines() if line.strip() and not line.startswith(("import ", "from "))]
-        assert tags or len(lines) <= 20
+        assert len(lines) <= 20
 
 
 def test_the_rate_warms_up_and_ends_at_zero(page):
