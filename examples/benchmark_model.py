@@ -583,7 +583,8 @@ def train_alone(setting, side, seed, lr):
     base = of_bfloat16(load(setting.model))
     package, file = MODELS[setting.model]
     tokenizer = load_tokenizer(Path(str(distribution(package).locate_file(file))))
-    text = import_module("08_laboratory").king_james()
+    sys.path.insert(0, str(Path(__file__).parent / "measure"))
+    text = import_module("laboratory").king_james()
     X, Y, *held_out = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), setting.length)
     held_out = [rows[:: len(rows) // HELD_OUT][:HELD_OUT] for rows in held_out]
     task = Task(base, setting, seed, moved=0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -32,8 +32,11 @@ class Recordings:
 
     def __init__(self, laboratory: dict[str, Any]) -> None:
         self.before, self.points = laboratory["before"], laboratory["trainings"]
+        self.moments = laboratory.get("moments", [])
+        """The steps at which a training of 16 windows a batch was measured, on the windows that choose."""
         self.split = "choice" in self.before
         """Whether some held-out windows choose the rate, and others report the loss."""
+        self.chooses = "choice" if self.split else "new"
         self.full = "full fine-tuning" if self.split else "training the same matrices"
         """What the way "full" is: the first recordings left embedding and norms as they are."""
         shares = sorted({point["run"]["share"] for point in self.points})
@@ -55,13 +58,21 @@ class Recordings:
         `what` names another loss: "seen", of windows that were trained on, or "old", of the untouched model's own text.
         `among` has the seeds that count, for what is compared with trainings of fewer seeds.
         """
-        wanted = {"way": way, "rank": rank, "share": self.share_of[windows], "scaling": 2.0, "batch": 16} | settings
         losses: dict[float, list] = {}
-        for point in self.points:
-            of, loss = point["run"], point["result"][what]
-            if wanted.items() <= of.items() and of["seed"] in among and loss is not None:
-                losses.setdefault(of["lr"], []).append(loss)
+        for of, result in self.trainings(way, rank, windows=windows, **settings):
+            if of["seed"] in among and result[what] is not None:
+                losses.setdefault(of["lr"], []).append(result[what])
         return dict(sorted(losses.items()))
+
+    def trainings(
+        self, way: str, rank: int | None = None, *, windows: int = 956, **settings: Any
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """Yield what was trained, and what it came to; nothing for a length of the text that has no training."""
+        share = self.share_of.get(windows)
+        wanted = {"way": way, "rank": rank, "share": share, "scaling": 2.0, "batch": 16} | settings
+        for point in self.points:
+            if wanted.items() <= point["run"].items():
+                yield point["run"], point["result"]
 
     def losses(self, way: str, rank: int | None = None, **settings: Any) -> dict[float, float]:
         """Return the mean held-out loss at each rate."""
@@ -69,12 +80,18 @@ class Recordings:
 
     def best(self, way: str, rank: int | None = None, **settings: Any) -> float:
         """Return the rate with the least mean loss, on the windows that choose where there are some."""
-        losses = self.losses(way, rank, **settings, what="choice" if self.split else "new")
+        losses = self.losses(way, rank, **settings, what=self.chooses)
         return min(losses, key=losses.__getitem__)
 
     def least(self, way: str, rank: int | None = None, **settings: Any) -> float:
         """Return the mean loss at the best rate."""
         return self.losses(way, rank, **settings)[self.best(way, rank, **settings)]
+
+    def tried(self, way: str, rank: int | None = None, **settings: Any) -> int:
+        """Return how many seeds the best rate and both rates beside it have: 0 while the search is not done."""
+        counts = {lr: len(of) for lr, of in self.seeds(way, rank, what=self.chooses, **settings).items()}
+        best = self.best(way, rank, **settings) if counts else math.nan
+        return min(counts.get(lr, 0) for lr in (best / 2, best, best * 2))
 
     def rules(self, windows: int, ranks: tuple[int, ...] = (1, 4, 16)) -> list[str]:
         """Return the rules of scaling whose best rate is known at each rank, with a smaller and a larger rate."""
@@ -109,20 +126,29 @@ class Recordings:
         return old[self.best(way, rank, windows=windows)] - self.before["old"]
 
     def forgotten_in_full(self, loss: float, *, windows: int = 956) -> Forgotten:
-        """Return what full fine-tuning has forgotten where it reaches a held-out loss, at a rate up to its best.
+        """Return what full fine-tuning has forgotten where it reaches a held-out loss.
 
-        Between two rates it lies on the line through them. Where the smallest rate ends lower, it is that rate's.
+        Of trainings that were measured on their way: at its best rate, when the loss that chooses has fallen so far,
+        the mean over the seeds. Of others: where they end, at a rate up to the best; where the smallest rate ends
+        lower, it is that rate's. Between two moments or rates it lies on the line through them.
         """
+        best = self.best("full", windows=windows)
+        found = [
+            _reached(
+                zip([before, *of["losses"]], [0.0, *(old - self.before["old"] for old in of["olds"])], strict=True),
+                loss,
+            )
+            for _, of in self.trainings("full", windows=windows, lr=best)
+            if (before := self.before.get("choice")) is not None
+        ]
+        if found:
+            return Forgotten(fmean(each.nats for each in found), loss)
         new, old = (self.losses("full", windows=windows, what=what) for what in ("new", "old"))
-        points = [(new[lr], old[lr] - self.before["old"]) for lr in new if lr <= self.best("full", windows=windows)]
-        for (high, less), (low, more) in pairwise(points):
-            if low <= loss <= high:
-                return Forgotten(less + (high - loss) / (high - low) * (more - less), loss)
-        return Forgotten(points[0][1], points[0][0])
+        return _reached([(new[lr], old[lr] - self.before["old"]) for lr in new if lr <= best], loss)
 
     def near(self, way: str, rank: int | None = None, **settings: Any) -> list[float]:
         """Return the rates that the seeds cannot tell from the best: within two standard errors of a difference."""
-        losses = self.losses(way, rank, **settings)
+        losses = self.losses(way, rank, **settings, what=self.chooses)
         counts = {lr: len(of) for lr, of in self.seeds(way, rank, **settings).items()}
         best = self.best(way, rank, **settings)
         return [
@@ -133,11 +159,26 @@ class Recordings:
 
     @property
     def spread(self) -> float:
-        """How far one training's loss lies from the mean over seeds: the standard deviation, pooled over settings."""
+        """How far one training's loss lies from the mean over seeds: the standard deviation, pooled over settings.
+
+        NaN while no setting has two seeds.
+        """
         groups: dict[str, list] = {}
         for point in self.points:
-            if point["run"]["seed"] in SEEDS and point["result"]["new"] is not None:
+            loss = point["result"][self.chooses]
+            if point["run"]["seed"] in SEEDS and loss is not None:
                 key = str({name: value for name, value in point["run"].items() if name != "seed"})
-                groups.setdefault(key, []).append(point["result"]["new"])
+                groups.setdefault(key, []).append(loss)
         squares = [(loss - fmean(of)) ** 2 for of in groups.values() for loss in of]
-        return math.sqrt(sum(squares) / sum(len(of) - 1 for of in groups.values()))
+        free = sum(len(of) - 1 for of in groups.values())
+        return math.sqrt(sum(squares) / free) if free else math.nan
+
+
+def _reached(path: Iterable[tuple[float, float]], loss: float) -> Forgotten:
+    """Return what is forgotten where the loss of a path falls so far; at the path's nearer end where it never does."""
+    path = list(path)
+    for (high, less), (low, more) in pairwise(path):
+        if low <= loss <= high:
+            return Forgotten(less + (high - loss) / (high - low) * (more - less), loss)
+    nearest, nats = path[0] if loss > path[0][0] else min(path)
+    return Forgotten(nats, nearest)

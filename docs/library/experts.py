@@ -14,7 +14,7 @@ from minilora.language import save_llama
 from minilora.layer import parameter_count
 from minilora.training import backpropagate
 
-files = ["examples/09_experts.py", "examples/08_laboratory.py"]
+files = ["examples/09_experts.py", "examples/measure/laboratory.py"]
 example, recorded = import_module("09_experts"), json.loads((RECORDINGS / "experts.json").read_text())
 ids = np.arange(64).reshape(2, 32)
 assert np.abs(copies(ids) - dense(ids)).max() < 1e-12 and recorded["apart"] < 3e-5

@@ -75,3 +75,21 @@ def test_one_rank_trains_a_row_and_a_column_of_each_matrix():
 def test_a_recipe_without_a_scaling_claims_no_product():
     assert [of.moves for of in words.RECIPES if of.scaling is None] == [None, None]
     assert all(of.moves == of.scaling * of.rate for of in words.RECIPES if of.scaling is not None)
+
+
+def test_forgetting_is_read_on_the_way_where_it_was_measured():
+    paths = {"losses": [4.0, 3.0], "olds": [3.2, 3.8]}, {"losses": [3.8, 3.2], "olds": [3.4, 3.6]}
+    of = [training("full", None, 1, 3.0, seed=i, choice=3.0, **path) for i, path in enumerate(paths)]
+    found = recorded(*of, before=BEFORE | {"choice": 5.0})
+    assert found.forgotten_in_full(3.5) == pytest.approx(((0.5 + 0.5) / 2, 3.5))
+    assert found.forgotten_in_full(4.5) == pytest.approx(((0.1 + 0.4 * 0.5 / 1.2) / 2, 4.5))
+
+
+def test_a_search_is_done_when_the_best_rate_has_neighbours():
+    def of(*rates, seed=0):
+        return [training("LoRA", 4, lr, abs(lr - 4) + 1, seed=seed) for lr in rates]
+
+    assert recorded(*of(2, 4)).tried("LoRA", 4) == 0
+    assert recorded(*of(2, 4, 8)).tried("LoRA", 4) == 1
+    assert recorded(*of(2, 4, 8, 16), *of(2, 4, 8, seed=1)).tried("LoRA", 4) == 2
+    assert recorded(*of(2, 4, 8)).tried("LoRA", 4, windows=60) == 0
