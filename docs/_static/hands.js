@@ -175,6 +175,8 @@
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
 
+    sees: (parent, data, { stretch }) => drawn(parent, data, stretch),
+
     way: (parent, data, { adapters }) => drawn(parent, data, adapters),
 
     memory: (parent, data, { rank, bits }) => drawn(parent, data, rank * data.values.bits.length + bits),

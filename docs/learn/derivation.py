@@ -1,15 +1,20 @@
 """What derivation.md asserts and shows; the names are the page's own."""
 
-# %% By hand, with numbers
 import drawings
+import rungs
 from pages import picture, shown
 
-picture("derivation-1", drawings.graph())
+# %% By pencil, with numbers
 
+picture("graph", drawings.graph())
 assert L == 12 and dx.tolist() == [[5, -2], [-9, 8], [7, -5]]
-assert dA.tolist() == [[-10, 14]] and dB.tolist() == [[-12], [22]]
-assert np.allclose(A, [[2.1, -1.1]], atol=1e-8) and after.round(4) == 7.0151
-assert np.allclose(B, [[1.1], [-1.1]], atol=1e-8)
+assert dA.tolist() == [[-10, 14]] and dB.tolist() == [[-12], [22]] and dA @ [[2], [-1]] == [[1, -1]] @ dB == -34
+assert np.allclose(A, [[2.1, -1.1]], atol=1e-8) and np.allclose(B, [[1.1], [-1.1]], atol=1e-8)
+assert after.round(4) == 7.0151
+
+# %% Adam
+
+assert np.allclose(path(1), path(100), atol=1e-8)
 
 # %% Clipping
 
@@ -17,8 +22,18 @@ plain, clipped = moves(), moves(max_grad_norm=1.0)
 assert plain[200:220].mean() > 1.5 * plain[100:200].mean() > 30 * plain[300:].mean()
 assert clipped[200:220].mean() < clipped[100:200].mean() < 1.5 * clipped[300:].mean()
 
+# %% Weight decay
+
+assert np.abs(full.weight).max() < 1e-3 and np.abs(lora.merge().weight - W).max() < 1e-3
+
 # %% A task for all rungs
 
-import rungs
+shown("rung", rungs.table("linear"))
 
-shown("derivation-2", rungs.table("linear"))
+# %% From memory
+
+start = LoRA.init(4, 3, rank=2, alpha=2, rng=rng, dtype="float64")
+x, dy = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 5, 3))  # batch, positions, width
+dx, grads = start.backward(dy, start.forward(x)[1])
+assert not dx.any() and not grads["lora_A"].any() and grads["lora_B"].all()
+assert dy.T.shape == (3, 5, 2)

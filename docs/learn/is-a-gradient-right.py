@@ -1,58 +1,110 @@
 """What is-a-gradient-right.md asserts and shows; the names are the page's own."""
 
-# %% How a slope is measured
 import pictures
 from pages import picture, shown
 
-floor = 1e-17
-picture(
-    "is-a-gradient-right-1",
-    pictures.show(
-        pictures.lines(
-            {
-                "tanh layer, central": (steps, np.maximum(bent, floor), pictures.BASE),
-                "LoRA's loss in A, central": (steps, np.maximum(quadratic, floor), pictures.LORA),
-                "complex step, h = 1e-20": (steps, np.full(len(steps), max(bent_complex, floor)), pictures.THIRD),
-            },
-            xscale="log",
-            yscale="log",
-            xlabel="step h",
-            ylabel="relative error",
-            ylim=(1e-17, 10),
-        ),
-        "The error of a slope against the step, both logarithmic. For the tanh layer it is a V with its lowest point near a step of "
-        "1e-5. For LoRA's loss in A there is only the left arm: the error falls all the way to step 1. The complex step is a level line at the bottom.",
-        "Central differences: a V for the tanh layer, and only its left arm for LoRA's loss in A.",
-    ),
-)
+# %% Check your own
+
+assert report.passed and not np.allclose(wrong(p, dy)["W"], backward(p, dy)["W"])
+
+# %% How a slope is measured
+
+FLOOR = 1e-17  # where an error of exactly zero is drawn
+of_complex = max(of_tanh[1], of_lora[1])
+lines = {
+    "tanh layer, central": (steps, np.maximum(of_tanh[0], FLOOR), pictures.BASE),
+    "LoRA's loss in A, central": (steps, np.maximum(of_lora[0], FLOOR), pictures.LORA),
+    "complex step, h = 1e-20": (steps, np.full(len(steps), max(of_complex, FLOOR)), pictures.THIRD),
+}
+axes = {"xscale": "log", "yscale": "log", "xlabel": "step h", "ylabel": "relative error", "ylim": (1e-17, 10)}
+alt = "The error of a slope against the step, both logarithmic. For the tanh layer it is a V with its lowest point near a step of "
+alt += "1e-5. For LoRA's loss in A there is only the left arm: the error falls all the way to step 1. The complex step is a level "
+alt += "line at the bottom."
+caption = "Central differences: a V for the tanh layer, and only its left arm for LoRA's loss in A."
+picture("slopes", pictures.show(pictures.lines(lines, **axes), alt, caption))
+assert max(of_complex, of_lora[0][-1]) < 1e-13 < min(of_tanh[0]) and of_tanh[0][-1] > 1e-3
+assert 1e-6 < steps[np.argmin(of_tanh[0])] < 1e-3
+
+# %% Why step 1.0 is exact here
+
+assert abs(central(["lora_A", "lora_B"]) / sum((lora_grads[name] * d[name]).sum() for name in d) - 1) > 0.1
 
 # %% How fast the remainder vanishes
 
-picture(
-    "is-a-gradient-right-2",
-    pictures.show(
-        pictures.lines(
-            {
-                "no gradient": (right.steps, right.zeroth, pictures.INK),
-                "gradient off by 1 %": (off.steps, off.first, pictures.BASE),
-                "right gradient": (right.steps, right.first, pictures.LORA),
-            },
-            points=True,
-            xscale="log",
-            yscale="log",
-            xlabel="step h",
-            ylabel="what remains",
-        ),
-        "What remains of the loss's change against the step, both logarithmic. Without a gradient: a line of slope 1. With the right gradient: a "
-        "line of slope 2. With a gradient off by one percent the line begins with slope 2 and bends into slope 1 for small steps.",
-        "Slope 2 is right. A small mistake shows when the steps are small.",
-    ),
-)
+assert np.allclose(right.first_orders[-3:], 2, atol=0.02) and np.isclose(off.first_orders[-1], 1, atol=0.1)
+lines = {
+    "no gradient": (right.steps, right.zeroth, pictures.INK),
+    "gradient off by 1 %": (off.steps, off.first, pictures.BASE),
+    "right gradient": (right.steps, right.first, pictures.LORA),
+}
+axes = {"xscale": "log", "yscale": "log", "xlabel": "step h", "ylabel": "what remains"}
+alt = "What remains of the loss's change against the step, both logarithmic. Without a gradient: a line of slope 1. With the right "
+alt += "gradient: a line of slope 2. With a gradient off by one percent the line begins with slope 2 and bends into slope 1 for "
+alt += "small steps."
+caption = "Slope 2 is right. A small mistake shows when the steps are small."
+picture("remainders", pictures.show(pictures.lines(lines, points=True, **axes), alt, caption))
 
 # %% What each check misses
 
+import inspect
+import re
+
+from minilora import Adam
+
+BUGS = re.findall(r'case "(.*?)"', inspect.getsource(lora_backward))
+x, dy = rng.standard_normal((6, 5)), rng.standard_normal((6, 4))
+A, B = rng.standard_normal((RANK, 5)), rng.standard_normal((4, RANK))
+
+
+def shapes_are_wrong(bug):
+    grads = lora_backward(x, A, B, dy, bug)
+    return any(grads[name].shape != array.shape for name, array in {"x": x, "lora_A": A, "lora_B": B}.items())
+
+
+def identity_fails(bug):
+    grads = lora_backward(x, A, B, dy, bug)
+    return not np.allclose(grads["lora_A"] @ A.T, B.T @ grads["lora_B"])
+
+
+def loss_does_not_fall(bug):
+    X = np.random.default_rng(5).standard_normal((100, 5))
+    target = X @ np.random.default_rng(6).standard_normal((5, 4))
+    start = np.random.default_rng(7)
+    layer = LoRA.init(5, 4, rank=RANK, alpha=ALPHA, rng=start, dtype="float64")
+    adam, first = Adam(layer.trainable(), lr=0.01), mse(layer(X), target)[0]
+    for _ in range(200):
+        error = mse(layer(X), target)[1]
+        grads = lora_backward(X, layer.lora_A, layer.lora_B, error, bug)
+        adam.step({name: grads[name] for name in layer.trainable()})
+    return mse(layer(X), target)[0] > first / 2
+
+
+def output(q):
+    return LoRA(q["lora_A"], q["lora_B"], ALPHA)(q["x"])
+
+
+def gradcheck_fails(bug, B=B, dy=dy, allow_zero=()):
+    params = {"x": x, "lora_A": A, "lora_B": B}
+    try:
+        gradcheck(output, params, lora_backward(x, A, B, dy, bug), cotangent=dy, allow_zero=allow_zero)
+    except GradientError:
+        return True
+    return False
+
+
+CHECKS = {
+    "shapes": shapes_are_wrong,
+    "identity": identity_fails,
+    "training": loss_does_not_fall,
+    "B = 0": lambda bug: gradcheck_fails(bug, B=np.zeros_like(B), allow_zero=("x", "lora_A")),
+    "ones": lambda bug: gradcheck_fails(bug, dy=np.ones_like(dy)),
+    "random": gradcheck_fails,
+}
+caught = {bug: {name: check(bug) for name, check in CHECKS.items()} for bug in BUGS}
+assert not any(check("") for check in CHECKS.values())  # the right backward passes every check
+assert len(BUGS) == 10 and all(row["random"] for row in caught.values())
 rows = [(bug, *("✓" if hit else "–" for hit in row.values())) for bug, row in caught.items()]
 sums = [sum(row[name] for row in caught.values()) for name in CHECKS]
-rows.append((f"caught of {len(BUGS)}", *sums))
-assert sums[2] == 3 and len(BUGS) == 10
-shown("is-a-gradient-right-3", pictures.table(["planted bug", *CHECKS], rows))
+shown("caught", pictures.table(["planted bug", *CHECKS], [*rows, ("caught of ten", *sums)]))
+assert sums[2] == 3
+assert [bug for bug in BUGS if not caught[bug]["ones"]] == ["outputs mixed up in dB", "dB from a stale x"]

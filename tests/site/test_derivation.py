@@ -1,4 +1,4 @@
-"""The numbers that the derivation page carries by hand, computed again by the library."""
+"""The numbers that the derivation carries by hand, computed again by the library."""
 
 import re
 from pathlib import Path
@@ -8,24 +8,26 @@ import pytest
 
 from minilora import Adam, Linear, LoRA, LoRALinear, mse
 
-PAGE = (Path(__file__).parents[2] / "docs" / "derivation.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "learn" / "derivation.md").read_text(encoding="utf-8")
+MATRIX = re.compile(r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", re.S)
+TEXT = {"y - t": "error", r"A \leftarrow": "A1", r"B \leftarrow": "B1"}
+"""What an equation begins with, where that is not the array's name."""
 
 
-def read_numbers(names, tex):
-    """Yield each name with its matrix: the last one of the formula, or the last few for several names."""
-    matrices = re.findall(r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", tex, re.S)
-    if not matrices:
-        yield names[0], float(re.search(r"([-\d.]+)\s*$", tex)[1])
-        return
-    for name, matrix in zip(names, matrices[-len(names) :], strict=True):
-        yield name, np.array([[float(entry) for entry in row.split("&")] for row in matrix.split(r"\\")])
+def read_numbers(tex):
+    """Yield what a formula states: each name with the last matrix, or the last number, that it is equal to."""
+    for part in re.split(r",\s*\\qquad", tex):
+        left = re.match(r"\s*(?:\\begin\{aligned\}\s*)?(\w - \w|\w \\leftarrow|\w+)", part)[1]
+        matrices = MATRIX.findall(part)
+        rows = matrices[-1].split(r"\\") if matrices else [re.search(r"([-\d.]+)\s*$", part)[1]]
+        numbers = np.array([[float(entry) for entry in row.split("&")] for row in rows])
+        yield TEXT.get(left, left), numbers if matrices else numbers.item()
 
 
-PRINTED = {
-    name: number
-    for names, tex in re.findall(r"^% numbers: ([\w ]+)\n\$\$\n(.*?)^\$\$", PAGE, re.S | re.M)
-    for name, number in read_numbers(names.split(), tex)
-}
+SECTION = re.search(r"^## By pencil, with numbers$(.*?)^## ", PAGE, re.S | re.M)[1]
+STATED = [found for tex in re.findall(r"^\$\$\n(.*?)^\$\$", SECTION, re.S | re.M) for found in read_numbers(tex)]
+AFTER = "L1"  # the second loss that the page states
+PRINTED = {AFTER if name in dict(STATED[:i]) else name: number for i, (name, number) in enumerate(STATED)}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,154 @@
+"""What rank.md asserts and shows; the names are the page's own."""
+
+import json
+
+import drawings
+import hands
+import leading
+import pictures
+import ranks
+from pages import RECORDINGS, Drawn, picture, shown
+
+# %% A circle becomes an ellipse
+
+picture("circle", hands.circle())
+
+# %% A sum of outer products
+
+assert np.allclose(M, hands.example_matrix(), atol=1e-4) and np.allclose(S, hands.LENGTHS, atol=1e-4)
+
+# %% The best change of rank r
+
+picture("line", hands.nearest_on_a_line())
+
+values = np.linalg.svd(ranks.word(), compute_uv=False)
+left = [np.sum(values[r:] ** 2) / np.sum(values**2) for r in range(8)]
+assert np.linalg.matrix_rank(ranks.word()) == 7 and np.all(values[7:] < 1e-9)
+trained = [
+    1.0,
+    *(np.sum((ranks.change() - own.delta()) ** 2) / np.sum(ranks.change() ** 2) for own in hands.learn_word(7)),
+]
+assert all(best - 1e-9 <= own <= best + 0.02 for best, own in zip(left, trained, strict=True))
+row = lambda name, numbers: (name, *(f"{number:.0%}" for number in numbers))
+shown("word", pictures.table(["rank", *range(8)], [row("left by the best", left), row("left by training", trained)]))
+
+# %% What the loss sees
+
+STRETCHES = (1, 2, 4, 8)
+CUT, BEST = pictures.BASE, pictures.LORA
+
+
+def sees(stretch):
+    """Return what rank 1 keeps of a change D when inputs go along D's weak direction: a drawing, and two shares."""
+    strong, weak = hands.toward(60), hands.toward(150)
+    D = 1.5 * np.outer(hands.toward(20), strong) + np.outer(hands.toward(110), weak)
+    around = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    ring = np.array([size * np.array([np.cos(a), np.sin(a)]) for size in (1 / 3, 2 / 3, 1) for a in around])
+    X = ring * [1, stretch] @ [strong, weak]
+    X /= np.abs(X).max()
+    R = X @ D.T
+    cut = 1.5 * np.outer(hands.toward(20), strong)
+    best = best_adapter(X, R, rank=1).delta() if stretch > 1 else cut  # of a round cloud no direction is better
+    shares = [1 - np.sum((R - X @ change.T) ** 2) / np.sum(R**2) for change in (cut, best)]
+    drawing, unit = drawings.Drawing(218), 50
+    for middle, points, title in ((80, X, "inputs x"), (250, R, "outputs D x")):
+        at = lambda v, middle=middle: (middle + unit * v[0], 100 - unit * v[1])
+        drawing.text(middle, 12, title)
+        for change, colour in ((cut, CUT), (best, BEST)):
+            u, _, v = np.linalg.svd(change)
+            way = 1.5 * (v[0] if points is X else u[:, 0])
+            (x1, y1), (x2, y2) = at(-way), at(way)
+            line = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"'
+            width = 5 if colour == CUT else 1.8  # where the two are one line, both are seen
+            drawing.parts.append(f'<line {line} stroke-width="{width}" stroke-opacity="{0.45 if width == 5 else 1}"/>')
+            if points is R:
+                for x in X:
+                    (a, b), (c, d) = at(D @ x), at(change @ x)
+                    if colour == BEST:
+                        look = f'stroke="{BEST}" stroke-width="0.8"'
+                        drawing.parts.append(f'<line x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}" {look}/>')
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>' for x, y in map(at, points))
+        drawing.parts.append(f'<g fill="currentColor">{dots}</g>')
+    for y, colour, words in ((190, CUT, "D, cut to rank 1,"), (208, BEST, "the best of rank 1")):
+        drawing.box(96, y, 22, 5 if colour == CUT else 2, fill=colour, stroke="none", rx=0)
+        drawing.text(114, y, f"{words} keeps {shares[colour == BEST]:.0%}", anchor="start")
+    told = f"The inputs go {stretch} times as far along D's weak direction as along its strong one."
+    if stretch == 1:
+        told = "The inputs go all ways alike."
+    told += f" D, cut to its strongest direction, keeps {shares[0]:.0%} of the outputs; the best rank 1 keeps {shares[1]:.0%}."
+    return drawing, told, shares
+
+
+drawn = [sees(stretch) for stretch in STRETCHES]
+alt = "Left a cloud of inputs, right what D makes of them, with two lines through each: wide and blue the one question that D "
+alt += "keeps when it is cut to rank 1, thin and orange that of the best rank 1. "
+svgs = [drawing.svg(alt + told) for drawing, told, _ in drawn]
+slider = hands.Slider("stretch", "inputs: length over width", [str(stretch) for stretch in STRETCHES], 2)
+rows = [
+    (stretch, *(f"{share:.0%}" for share in shares)) for stretch, (_, _, shares) in zip(STRETCHES, drawn, strict=True)
+]
+table = pictures.html_table(["length over width", "D cut to rank 1 keeps", "the best rank 1 keeps"], rows)
+caption = "Blue: the direction in which D is strongest, and where D, cut to it, puts all outputs. Orange: the same for the best "
+caption += "change of rank 1. Thin lines: what that one loses."
+data = {"pictures": svgs, "says": [told for _, told, _ in drawn]}
+picture("sees", hands.figure("sees", [slider], drawn[2][1], Drawn(svgs[2]), table, data, caption))
+assert [f"{cut:.0%} {best:.0%}" for _, _, (cut, best) in drawn] == ["69% 69%", "36% 64%", "12% 88%", "3% 97%"]
+
+found = leading.shares(16)
+rows = [(kind, width, f"{low:.0%} to {high:.0%}", f"{even:.0%}") for kind, (width, low, high, even) in found.items()]
+head = ["inputs of", "directions", "the strongest 16 hold", "of noise they would hold"]
+shown("leading", pictures.table(head, rows))
+assert all(2.9 * even < low < high < 5.6 * even for _, low, high, even in found.values())
+
+# %% A real change
+
+model = json.loads((RECORDINGS / "language-model.json").read_text())["glassllm"]
+before, full = model["before"], "the same matrices"
+loss = {name: run["losses"][-1] for name, run in model["runs"].items()}
+gain = {name: (before - value) / (before - loss[full]) for name, value in loss.items()}
+values = {name: {path: np.array(v) for path, v in of.items()} for name, of in model["singular values"].items()}
+assert len(values[full]) == 28 and round(model["parameters"], -4) == 850_000
+
+held = np.array([(np.cumsum(v**2) / np.sum(v**2))[:64] for v in values[full].values()])
+number = np.arange(1, 65)
+figure = pictures.new_figure(5.6, 3.2)
+axes = figure.subplots()
+axes.fill_between(number, held.min(0), held.max(0), color=pictures.BASE, alpha=0.25, linewidth=0)
+axes.plot(number, held.mean(0), color=pictures.BASE, label="every entry trained")
+for rank, style in ((4, "--"), (16, "-")):
+    of = np.array([np.cumsum(v**2) / np.sum(v**2) for v in values[f"LoRA, r = {rank}"].values()])
+    axes.plot(number[:rank], of.mean(0), style, color=pictures.LORA, label=f"LoRA, r = {rank}")
+axes.set(xscale="log", xlabel="strongest directions", ylabel="their share of the square", ylim=(0, 1.02))
+axes.set_xticks([1, 4, 16, 64], [1, 4, 16, 64], minor=False)
+axes.set_xticks([], minor=True)
+axes.grid(alpha=0.3)
+axes.legend(loc="lower right")
+alt = "The share of the square in the strongest directions. LoRA's curves reach one at rank 4 and at 16. That of the full change "
+alt += f"rises slowly: {held.mean(0)[15]:.0%} at 16 directions, {held.mean(0)[63]:.0%} at 64."
+caption = "Lines are means over the 28 matrices; the band has all 28 of the full change."
+picture("spectrum", pictures.show(figure, alt, caption))
+assert {v.size for v in values[full].values()} == {64, 128} and 0.45 < held.mean(0)[15] < 0.6
+
+kept = {int(rank): (before - value) / (before - loss[full]) for rank, value in model["cut to rank"].items()}
+rows = [
+    (f"{rank}", f"{kept[rank]:.0%}", f"{gain[name]:.0%}" if (name := f"LoRA, r = {rank}") in gain else "–")
+    for rank in (1, 4, 16, 64)
+]
+shown("enough", pictures.table(["rank", "the full change, cut: of its gain", "LoRA, trained: of that gain"], rows))
+one, four, sixteen = (gain[f"LoRA, r = {rank}"] for rank in (1, 4, 16))
+assert one > kept[16] > 0.5 and 0.6 < one < 2 / 3 and 0.9 < sixteen < 0.95
+assert f"{loss['all weights']:.2f} {loss[full]:.2f} {loss['LoRA, r = 16']:.2f}" == "2.72 2.80 2.94"
+steps = model["runs"][full]["steps"]
+reached = next(n for n, value in zip(steps, model["runs"][full]["losses"], strict=True) if value < loss["LoRA, r = 16"])
+assert reached == steps[-1] / 2
+
+# %% What the assumption buys
+
+new = {name: evaluate(model, X_new, Y_new) for name, model in models.items()}
+assert sorted(new, key=new.get) == ["LoRA, rank 3", "LoRA, rank 12", "every entry of W", "LoRA, rank 1", "base"]
+full = models["every entry of W"].weight - base.weight
+alt = "Bars of the first eight singular values of three changes. The truth and LoRA have three, of nearly the same height, and "
+alt += "nothing after. Full training has these three and five more, slowly falling: the noise."
+caption = "Singular values of the true change, of the one that LoRA of rank 3 learned, and of full training's."
+spectra = pictures.spectra(truth, models["LoRA, rank 3"].delta(), full)
+picture("overfits", pictures.show(spectra, alt, caption))
