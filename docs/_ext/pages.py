@@ -265,13 +265,14 @@ def surroundings() -> bytes:
 
 
 def lines_of(what: str) -> str:
-    """Return lines of a file: all, those of a class or function, or from the line that has a text up to another."""
+    """Return lines of a file: all, those of a class or function, from a line that has a text up to another, or on."""
     path, _, rest = what.partition(" ")
     text = (ROOT / path).read_text(encoding="utf-8")
     lines = text.splitlines()
     if bounds := re.fullmatch(r'"(.*?)" to "(.*?)"', rest):
         first = next(number for number, line in enumerate(lines) if bounds[1] in line)
-        last = next(number for number, line in enumerate(lines) if number > first and bounds[2] in line)
+        after = (number for number, line in enumerate(lines) if number > first and bounds[2] in line)
+        last = next(after) if bounds[2] else len(lines)
     elif rest:
         inside: Any = ast.parse(text)
         for part in rest.split("."):

@@ -1,36 +1,40 @@
 """What microlora.md asserts and shows; the names are the page's own."""
 
-from pages import printed
-
-# %% LoRA in 200 lines of plain Python
-
-with printed("microlora-1"):
-    import micro
-
-    print("\n".join(micro.lines("as it is")))
-
 import math
 
+import micro
+from pages import printed, shown
+
+# %% 7. LoRA in 200 lines of plain Python
+
+shown("output", "\n".join(["```text", *micro.lines("as it is"), "```"]))
 (people, other), (forgot, dinosaurs) = micro.losses("as it is")
 whole, thin = micro.trained("as it is")
 assert (whole, thin) == (3984, 620)
 assert round(100 * thin / whole) == 16
 assert abs(other - math.log(27)) < 0.1 and other - people > 0.7
 assert other - dinosaurs > 1 and forgot > people + 0.5
-gap = float(micro.lines("as it is")[-1].split()[-1])
-assert gap < 1e-13
+assert float(micro.lines("as it is")[-1].split()[-1]) < 1e-13
 
-# %% 1. Both at zero
+# %% Three challenges
 
+before, after = micro.losses("A at zero")
+with printed("zero"):
+    print("loss on unseen people and dinosaurs, before LoRA:", *before)
+    print("                                   and after it:", *after)
 assert before == after == (people, other)
 
-# %% 2. Another rank
-
+with printed("other-ranks"):
+    for name in ("rank 1", "as it is", "rank 8"):
+        print(f"{name:9} {micro.trained(name)[1]:5} numbers   loss {micro.losses(name)[1][1]}")
 assert [micro.trained(name)[1] for name in ("rank 1", "as it is", "rank 8")] == [310, 620, 2480]
 ranked = [micro.losses(name)[1][1] for name in ("rank 1", "as it is", "rank 8")]
 gains = ranked[0] - ranked[1], (ranked[1] - ranked[2]) / 6  # for one rank more
 assert gains[0] > 2 * gains[1] > 0
 
-# %% 3. A head of its own
-
+with printed("head"):
+    for _, new in micro.CHALLENGES["the head trains whole"]:
+        print(new.replace("\n    ", "\n"), end="\n\n")
+    print(micro.trained("the head trains whole")[1], "numbers train")
+    print("loss on unseen dinosaurs:", micro.losses("the head trains whole")[1][1])
 assert micro.trained("the head trains whole")[1] == 620 - 2 * (27 + 24) + 27 * 24 == 1166

@@ -44,5 +44,5 @@ def test_the_blocks_of_a_page_print_the_same_digits(page, monkeypatch):
 
 
 def test_the_pages_that_teach_a_step_have_such_blocks():
-    taught = {"the-idea", "derivation", "from-layer-to-model", "ten-confusions", "variants", "adapter-files"}
-    assert taught | {"embeddings-and-convolutions", "attention", "decoder"} <= {page.stem for page in PAGES}
+    taught = {"the-idea", "derivation", "network", "variants", "adapter-files"}
+    assert taught | {"embeddings-and-convolutions", "decoder", "language-model"} <= {page.stem for page in PAGES}

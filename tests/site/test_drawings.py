@@ -110,7 +110,7 @@ def test_every_equation_of_the_graph_stands_on_the_page():
 
 def example():
     """Return q, k, v and do as the page has them."""
-    page = (DOCS / "attention.md").read_text(encoding="utf-8")
+    page = (DOCS / "learn" / "network.md").read_text(encoding="utf-8")
     arrays = re.findall(r"^(q|k|v|do) = np\.array\((\[\[.*\]\])\)\.reshape", page, re.M)
     return {name: np.array(eval(rows)) for name, rows in arrays}
 

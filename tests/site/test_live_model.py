@@ -27,7 +27,7 @@ from .test_live_layer import numbers, wait
 pytest.importorskip("glassllm", reason="glassllm is not installed: pip install -e '.[models]'")
 
 ROOT = Path(__file__).parents[2]
-MODEL_PAGE = ROOT / "docs" / "live-model.md"
+MODEL_PAGE = ROOT / "docs" / "learn" / "language-model.md"
 GLASSLLM = Path(str(distribution("glassllm").locate_file("glassllm/weights/en.npz")))
 ALPHABETS = (
     "abcdefghijklmnopqrstuvwxyz    ETAOIN.,'\n",
@@ -63,7 +63,7 @@ def model():
 def texts():
     """Return 1,000 texts: letters of one alphabet or of several, pieces of real pages, and the shortest ones."""
     rng = random.Random(0)
-    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*/*.md"))]
     found = ["", " ", "\n", "▁", "a", "⁇"]
     while len(found) < 700:
         alphabet = "".join(rng.sample(ALPHABETS, rng.choice([1, 1, 2, 3])))
@@ -193,7 +193,8 @@ def test_minilora_reads_the_adapter_and_says_the_same_tokens(trained, monkeypatc
     """By the code that the page shows."""
     run, folder = trained
     monkeypatch.chdir(folder)
-    (code,) = re.findall(r"^```python\n(.*?)^```", MODEL_PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    blocks = re.findall(r"^```py\n(.*?)^```", MODEL_PAGE.read_text(encoding="utf-8"), re.S | re.M)
+    (code,) = [block for block in blocks if "load_adapter" in block]
     there = {}
     exec(code, there)
     assert [int(token) for token in generate(there["tuned"], run["ids"], 20)] == run["said"]
@@ -234,6 +235,16 @@ def test_the_models_javascript_has_pythons_equations(javascript, python, left_ou
     assert set(numbers(LIVE / javascript, "//")) - left_out == right - left_out != set()
 
 
+@by_node
+def test_the_recorded_run_is_what_the_page_computes(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    livemodel = importlib.import_module("livemodel")
+    recorded, found = json.loads(livemodel.RESULT.read_text(encoding="utf-8")), livemodel.run(10)
+    assert found["held"] == pytest.approx(recorded["held"][:2], rel=1e-3)
+    assert found["windows"] == recorded["windows"]
+    assert found["texts"]["before"] == recorded["texts"]["before"]
+
+
 def test_what_the_page_says_of_the_model_is_so():
     text = MODEL_PAGE.read_text(encoding="utf-8")
     known = json.loads(GLASSLLM.with_suffix(".tokenizer.json").read_text(encoding="utf-8"))
@@ -245,7 +256,8 @@ def test_what_the_page_says_of_the_model_is_so():
 # --- the page, in a browser -------------------------------------------------------------------------------------------
 
 SITE = ROOT / "docs" / "_build" / "html"
-PAGE = SITE / "live-model.html"
+NAME = "language-model.html"
+PAGE = SITE / NAME
 built = [pytest.mark.site, pytest.mark.skipif(not PAGE.is_file(), reason="the site is not built: python docs/build.py")]
 widths = [pytest.param(width, marks=built) for width in (390, 1280)]
 
@@ -295,7 +307,7 @@ def open_page(browser, own, width):
     """Open the page, and wait for its own files: the last ones are the worker's."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(own.address + "live-model.html")
+    browser.get(own.address + NAME)
     scripts = {"model.js", "worker.js", *re.findall(r'from "./([^"]+)"', (LIVE / "worker.js").read_text())}
     wait(lambda: scripts <= set(own.asked))
 
@@ -355,7 +367,7 @@ def to_the_end(browser, *sliders):
 
 @pytest.mark.parametrize("width", widths[:1])
 def test_start_again_in_a_run_begins_the_curves_again(visit, width):
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     assert not find(browser, "[data-map=losses]").is_displayed()  # nothing to draw yet
     click(browser, "run")
     wait(lambda: steps(browser) == 1, 120)
@@ -375,7 +387,7 @@ def test_start_again_in_a_run_begins_the_curves_again(visit, width):
 
 @pytest.mark.parametrize("width", widths[:1])
 def test_an_edit_keeps_the_adapter_of_the_run_before(visit, width, tmp_path):
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     assert not find(browser, "[data-do=save]").is_enabled()
     click(browser, "run")
@@ -403,7 +415,7 @@ def test_an_edit_keeps_the_adapter_of_the_run_before(visit, width, tmp_path):
 @pytest.mark.parametrize("width", widths[:1])
 def test_a_run_ends_and_names_its_best_step(visit, width, tmp_path):
     """A text that is soon learned by heart: the held-out loss turns, twenty steps later the run stops."""
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     text = find(browser, "[name=text]")
     text.clear()
@@ -422,7 +434,7 @@ def test_a_run_ends_and_names_its_best_step(visit, width, tmp_path):
 
 @pytest.mark.parametrize("width", widths[:1])
 def test_a_reload_keeps_the_text_and_the_address_the_settings(visit, width):
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     text = find(browser, "[name=text]")
     text.clear()
     text.send_keys("My own words.")
@@ -438,7 +450,7 @@ def test_a_reload_keeps_the_text_and_the_address_the_settings(visit, width):
 
 @pytest.mark.parametrize("width", widths[:1])
 def test_a_loss_that_rises_is_told(visit, width):
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     to_the_end(browser, "rank", "rate")
     click(browser, "run")
     wait(lambda: "the loss has risen from" in find(browser, ".says").text, 300)
@@ -449,7 +461,7 @@ def test_a_loss_that_rises_is_told(visit, width):
 
 @pytest.mark.parametrize("width", widths[:1])
 def test_too_short_a_text_is_refused_with_its_count(visit, width):
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     text = find(browser, "[name=text]")
     text.clear()
     text.send_keys("Too short.")
@@ -473,7 +485,7 @@ def test_a_model_that_does_not_come_is_told(browser, own, width):
 
 @pytest.mark.parametrize("width", widths)
 def test_the_models_page_is_light_until_a_click(visit, width):
-    browser = visit("live-model.html", width)
+    browser = visit(NAME, width)
     wait(lambda: find(browser, ".works").is_displayed())
     asked = "return performance.getEntriesByType('resource').map(e => e.name)"
     assert not [name for name in browser.execute_script(asked) if "glassllm" in name]

@@ -77,7 +77,7 @@ def test_every_link_within_the_site_leads_somewhere(page):
 def test_every_reference_to_an_equation_is_a_link():
     linked = {page: [link for link in parse(page).links if "#eq-" in link] for page in TOLD}
     assert sum(map(len, linked.values())) > 200
-    assert {urlsplit(link).fragment for link in linked["from-layer-to-model.html"]} >= {
+    assert {urlsplit(link).fragment for link in linked["network.html"]} >= {
         "eq-7",
         "eq-8",
         "eq-10",
@@ -217,7 +217,7 @@ def test_every_page_with_python_downloads_as_a_notebook(page):
 def test_formulas_and_pictures_are_where_they_should_be():
     for page, count in {
         "derivation.html": 60,
-        "from-layer-to-model.html": 20,
+        "network.html": 20,
         "the-idea.html": 5,
         "exercises.html": 8,
     }.items():

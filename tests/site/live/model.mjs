@@ -44,6 +44,9 @@ function gradients({ ids, targets, T, rank, alpha, adapter }) {
 
 async function train({ text, steps, rank, alpha, rate, prompt }) {
   const llama = load(rank, alpha), tuning = new Tuning(llama, tokenizer.encode(text), { rate, random: randomFrom(1) });
+  const ids = tokenizer.encode(prompt), write = (count, temperature) =>
+    [...generate(llama, ids, count, { temperature, random: randomFrom(0) })];
+  const told = () => tokenizer.decode([...ids, ...write(60, 0.7)]), before = told(); // as worker.js asks for it
   const held = [tuning.measure(0)], losses = [], lasts = [tuning.last()];
   for (let t = 0; t < steps; t += 1) {
     losses.push(tuning.step());
@@ -55,9 +58,9 @@ async function train({ text, steps, rank, alpha, rate, prompt }) {
   const best = { step, loss, again, after: tuning.heldOutLoss() };
   const written = zip(adapterFiles(llama.trainable(), { rank, alpha }));
   writeFileSync(join(folder, "adapter.zip"), new Uint8Array(await written.arrayBuffer()));
-  const ids = tokenizer.encode(prompt);
-  const said = [...generate(llama, ids, 20, { temperature: 1e-6, random: randomFrom(0) })];
-  return { losses, held, lasts, best, ids, said };
+  const windows = { train: tuning.train.length, held: tuning.held.length, length: tuning.length };
+  const texts = { before, after: tuning.withBest(told) };
+  return { losses, held, lasts, best, ids, said: write(20, 1e-6), windows, texts, seconds: process.cpuUsage().user / 1e6 };
 }
 
 function thereAndBack(text) {

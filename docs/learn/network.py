@@ -1,0 +1,80 @@
+"""What network.md asserts and shows; the names are the page's own."""
+
+import json
+
+import drawings
+import rungs
+from pages import RECORDINGS, picture, shown
+
+from minilora import LoRA, LoRALinear, gradcheck
+
+# %% Layers, one after another
+
+kept = {name: cache_bytes(m.forward(X)[1]) for name, m in {"all": model, "fc1": low, "fc2": high}.items()}
+assert kept["fc2"] < kept["all"] < kept["fc1"]
+
+# %% A norm
+
+normed = lambda p: RMSNorm(p["weight"])(p["x"])
+assert gradcheck(normed, {"x": row, "weight": norm.weight}, {"x": dx, **grads}, cotangent=dy).passed
+
+# %% Cross-entropy
+
+assert gradcheck(lambda p: cross_entropy(p["z"], t)[0], {"z": z}, {"z": dz}).passed
+assert np.allclose(dz.sum(axis=1), 0) and (dz[2] == 0).all()
+
+# %% How high a rank does the change take?
+
+
+def found(model, rule):
+    """Return the shares that are right: of the rows of the training, of unseen ones."""
+    return [float(np.mean(model(x).argmax(1) == rule(x).argmax(1))) for x in (X, unseen)]
+
+
+def trained(start):
+    train(start, X, new(X).argmax(1), epochs=80, lr=0.01, rng=np.random.default_rng(2), loss=cross_entropy)
+    return start
+
+
+shares = {"the model, its own task": found(model, teacher), "rank 1, the new task": found(adapted, new)}
+for rank in (4, 16):
+    start = adapt(model, ["fc1"], rank=rank, alpha=2 * rank, rng=np.random.default_rng(1))
+    shares[f"rank {rank}, the new task"] = found(trained(start), new)
+lines = [f"| {name} | {own:.0%} | {other:.0%} |\n" for name, (own, other) in shares.items()]
+shown("ranks", "| | rows it learned from | unseen rows |\n|---|--:|--:|\n" + "".join(lines))
+
+base, one, four, sixteen = shares.values()
+assert base[0] > one[0] + 0.05 and one[1] > base[1] - 0.02
+assert sixteen[0] > one[0] + 0.04 and max(one[1], four[1], sixteen[1]) - min(one[1], four[1], sixteen[1]) < 0.02
+
+exact = MLP(fc1=LoRALinear(teacher.fc1, LoRA(a, b, alpha=1)), act=teacher.act, fc2=teacher.fc2)
+assert found(exact, new) == [1, 1]
+
+# %% Attention
+
+head, _ = drawings.small_head()
+picture("attention", drawings.attention(adapt(head, "all-linear", rank=1, alpha=1, rng=rng)))
+
+# %% A small example
+
+params = {name: rows.reshape(3, 2) for name, rows in zip("qkv", (q, k, v))}
+grads = {name: g.reshape(3, 2) for name, g in zip("qkv", attend_backward(do, q, k, v, P))}
+attended = lambda p: attend(*(p[name].reshape(q.shape) for name in "qkv"))[0]
+assert gradcheck(attended, params, grads, cotangent=do).passed
+assert (grads["q"][0] == 0).all()
+picture("by-hand", drawings.by_hand(2, *params.values(), do.reshape(3, 2)))
+
+# %% Where LoRA goes
+
+picture("shares", drawings.shares())
+
+# %% One task, three networks
+
+shown("rungs", rungs.table("attention"))
+losses = [row["dinosaurs after"] for row in json.loads((RECORDINGS / "rungs.json").read_text()).values()]
+assert losses == sorted(losses, reverse=True)
+
+# %% Do you remember?
+
+dz = cross_entropy(np.log([[0.7, 0.2, 0.1]]), np.array([1]))[1]
+assert np.allclose(dz, [[0.7, -0.8, 0.1]])
