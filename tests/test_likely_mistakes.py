@@ -78,7 +78,6 @@ def square(params):
     return (params["a"] * params["a"]).sum()
 
 
-CLASS = r"the class {}, and no object of it"
 MISTAKES = {
     "train a class": (
         lambda: train(LoRALinear, X, Y, rng=RNG),

@@ -166,19 +166,9 @@ def test_merged_layer_gives_the_same_output(problem, dtype):
     size = abs(x) @ (abs(layer.base.weight) + layer.scaling * abs(layer.adapter.lora_B) @ abs(layer.adapter.lora_A)).T
     bound = 4 * (problem.in_features + problem.rank) * np.finfo(dtype).eps * (size.max() + 1)
     merged = layer.merge()
+    assert isinstance(merged, Linear)
     assert merged.weight.dtype == dtype
     assert np.abs(merged(x) - layer(x)).max() <= bound
-
-
-def test_merging_makes_a_layer_that_shares_no_memory():
-    layer = adapted(Problem(n=2, in_features=5, out_features=4, rank=3))
-    before = {name: p.copy() for name, p in (layer.base.trainable() | layer.trainable()).items()}
-    merged = layer.merge()
-    assert isinstance(merged, Linear)
-    for p in merged.trainable().values():
-        p += 1
-    for name, p in (layer.base.trainable() | layer.trainable()).items():
-        np.testing.assert_array_equal(p, before[name])
 
 
 def test_frozen_weights_are_the_same_bits_after_training():

@@ -8,7 +8,6 @@ from minilora.files.tensors import FLOATS, TensorFile, write_tensors
 
 UNIT = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """How far a number may be off that is rounded to nearest, as a part of it."""
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def write(path, weight, dtype):

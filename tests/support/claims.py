@@ -327,9 +327,10 @@ def merging_changes_no_output(case: Case, problem: Problem) -> None:
     y = layer(params["x"])
     require_close("the merged output", merge(layer)(params["x"]), y, 1e-11)
     if hasattr(layer, "merge"):
-        merged, held = layer.merge(), [*vars(layer.base).values(), *params.values()]
-        for array in merged.trainable().values():
-            shared = any(isinstance(other, np.ndarray) and np.shares_memory(array, other) for other in held)
+        merged, held = layer.merge(), [*vars(layer.base).values(), *params.values(), *layer.trainable().values()]
+        arrays = [other for other in held if isinstance(other, np.ndarray)]
+        for array in vars(merged).values():
+            shared = isinstance(array, np.ndarray) and any(np.shares_memory(array, other) for other in arrays)
             require(not shared, "what is merged shares memory with its base or its adapter")
         require_close("the layer's own merged output", merged(params["x"]), y, 1e-11)
         if isinstance(layer.base, Linear):

@@ -93,19 +93,6 @@ def test_merging_changes_no_output(kind, options):
 
 @every_layer
 @every_configuration
-def test_a_layers_own_merge_shares_no_memory(kind, options):
-    """`minilora.merge` copies first; a layer's own method must do so too."""
-    _, _, model = adapted(kind, **options)
-    merged = moved(model).merge()
-    held = [*vars(model.base).values(), *model.trainable().values()]
-    for array in vars(merged).values():
-        for other in held:
-            if isinstance(array, np.ndarray) and isinstance(other, np.ndarray):
-                assert not np.shares_memory(array, other)
-
-
-@every_layer
-@every_configuration
 def test_what_adapters_returns_attaches_again(kind, options):
     base, x, model = adapted(kind, **options)
     again = attach(base, adapters(moved(model)))
