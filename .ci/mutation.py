@@ -52,7 +52,7 @@ PARTS = {
             ),
             (
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),
-                *("test_layer", "test_adaptation", "test_checks", "test_defaults", "test_prompt"),
+                *("test_layer", "test_adaptation", "test_checks", "test_defaults", "test_growth"),
                 "test_likely_mistakes",
                 *("layers/test_mlp", "layers/test_nf4", "layers/test_activation"),
                 *("variants/test_variants", "variants/test_own_variant", "variants/test_loftq"),

@@ -1,6 +1,7 @@
 """Adapters in a model, by path: which layers get one, what is refused, and that merging changes no output."""
 
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -279,3 +280,19 @@ def test_in_a_mixture_whole_paths_are_named(kind):
     adapted = adapt(tiny_mixture(kind), ["q_proj"], **some)
     assert ends_of(adapted) == [f"model.layers.{i}.self_attn.q_proj" for i in (0, 1)]
     assert ends_of(adapt(tiny_mixture(kind), [], **some)) == []
+
+
+@pytest.mark.filterwarnings("default:rank .* is above the smaller width")
+def test_a_rank_that_gains_nothing_is_told_once_and_taken():
+    model = Sequential(a=linear(5, 3), b=Tanh(), c=linear(3, 4))
+    said = r"^rank 4 is above the smaller width of 2 .* 'a': .* rank=3 says as much"
+    with pytest.warns(UserWarning, match=said) as notes:
+        adapted = adapt(model, ["a", "c"], rank=4, alpha=4, rng=RNG)
+    assert len(notes) == 1
+    assert {adapter.rank for adapter in adapters(adapted).values()} == {4}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adapt(model, ["a", "c"], rank=3, alpha=4, rng=RNG)
+        attach(model, adapters(adapted))  # as from a file
+    with pytest.warns(UserWarning, match=r"^rank 4 is above the smaller width 3 of the layer: an update has at most"):
+        LoRALinear.from_linear(linear(5, 3), rank=4, alpha=4, rng=RNG)

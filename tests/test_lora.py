@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora import Linear, LoRA, LoRALinear, mse, train
+from minilora import Linear, LoRA, LoRALinear, adapt, mse, train
 from minilora.fast import residual_form
 
 from .support.claims import delta_is_the_matrix_of_forward
@@ -190,3 +190,16 @@ def test_the_articles_convention_is_ours_transposed(problem):
     assert article_A.shape == (problem.in_features, problem.rank)
     assert_close(problem.x @ (article_A @ article_B * (problem.alpha / problem.rank)), lora(problem.x), 1e-13)
     assert_close(lora.delta().T, article_A @ article_B * lora.scaling, 1e-13)
+
+
+def test_an_alpha_is_set_at_the_adapter():
+    linear = Linear(np.ones((3, 5)))
+    dora = adapt(linear, "", rank=2, alpha=4, rng=np.random.default_rng(0), use_dora=True)
+    for each in (LoRALinear.from_linear(linear, rank=2, alpha=4, rng=np.random.default_rng(0)), dora):
+        with pytest.raises(AttributeError, match="alpha"):
+            each.alpha = 8
+        with pytest.raises(ValueError, match=r"^alpha must be above 0 and finite, got -3"):
+            each.adapter.alpha = -3
+        assert (each.alpha, each.scaling) == (4, 2)
+        each.adapter.alpha = 8
+        assert (each.alpha, each.scaling) == (8, 4)

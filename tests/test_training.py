@@ -87,6 +87,15 @@ def test_each_batch_is_drawn_without_replacement():
     assert len({tuple(sorted(batch)) for batch in batches.tolist()}) == 6
 
 
+@pytest.mark.parametrize(("rows", "size"), [(100, 100), (128, 128), (300, 128), (1, 1)])
+def test_a_batch_has_128_rows_or_all_where_there_are_fewer(rows, size):
+    problem = Problem(n=rows, in_features=5, out_features=3, rank=2)
+    one, other = make(LINEAR, problem), make(LINEAR, problem)
+    fit(one, problem.x, problem.target, epochs=3, batch_size=None)
+    fit(other, problem.x, problem.target, epochs=3, batch_size=size)
+    np.testing.assert_array_equal(one.weight, other.weight)
+
+
 def test_one_seed_gives_one_training():
     first, same, other = (fit(make(LORA), epochs=2, seed=seed, log_every=1) for seed in (5, 5, 6))
     assert first == same != other

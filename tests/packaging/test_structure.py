@@ -190,3 +190,10 @@ def test_an_import_needs_no_other_package(module, needed):
     names = python(f"import sys; before = set(sys.modules); import {module}; print(*set(sys.modules) - before)").stdout
     tops = {name.partition(".")[0] for name in names.split()}
     assert tops - set(sys.stdlib_module_names) == {"minilora", *needed}
+
+
+def test_the_tab_key_shows_public_names_and_modules_alone():
+    names = dir(minilora)
+    assert {"adapt", "files", "conformance", "exercises", "language", "layers"} <= set(names)
+    assert not {"Any", "cache", "import_module", "lazy_attributes"} & set(names)
+    assert all(hasattr(minilora, name) for name in ("files", "conformance", "exercises"))
