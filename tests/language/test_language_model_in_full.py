@@ -18,8 +18,10 @@ pytestmark = [pytest.mark.full, pytest.mark.usefixtures("king_james")]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = str(ROOT / "examples" / "05_language_model.py")
-PAGE = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "language-model.md").read_text(encoding="utf-8"), re.DOTALL)
-RECORDED = json.loads((ROOT / "docs" / "language-model.json").read_text(encoding="utf-8"))["glassllm"]
+DOCS = ROOT / "docs"
+LESSON = (DOCS / "learn" / "language-model.md").read_text(encoding="utf-8")
+PAGE = re.findall(r"^```(\w+)\n(.*?)^```", LESSON, re.DOTALL | re.M)
+RECORDED = json.loads((DOCS / "recordings" / "language-model.json").read_text(encoding="utf-8"))["glassllm"]
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart
 
 
