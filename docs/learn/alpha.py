@@ -88,6 +88,6 @@ told.append(
 )
 shown("follows", " ".join(told))
 
-# %% From memory
+# %% Do you remember?
 
 assert round(2 * np.sqrt(8), 1) == 5.7 and np.isclose(2 * np.sqrt(8) / np.sqrt(32), 1)

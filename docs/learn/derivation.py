@@ -30,7 +30,7 @@ assert np.abs(full.weight).max() < 1e-3 and np.abs(lora.merge().weight - W).max(
 
 shown("rung", rungs.table("linear"))
 
-# %% From memory
+# %% Do you remember?
 
 start = LoRA.init(4, 3, rank=2, alpha=2, rng=rng, dtype="float64")
 x, dy = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 5, 3))  # batch, positions, width
