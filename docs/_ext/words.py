@@ -122,7 +122,8 @@ RECIPES = [
     Recipe(*TUNE, "Llama 3, 1B to 70B", 3e-4, 2.0, "2r, at rank 8 to 64"),
     Recipe(*QLORA, "LLaMA 7B, 13B", 2e-4, 16 / 64, "16, at rank 64"),
     Recipe(*QLORA, "LLaMA 33B, 65B", 1e-4, 16 / 64, "16, at rank 64"),
-    Recipe(*UNSLOTH, "any", 2e-4, None, ""),
+    Recipe(*UNSLOTH, "any", 2e-4, 1.0, "r, the standard"),
+    Recipe(*UNSLOTH, "any", 2e-4, 2.0, "2r, the common one"),
     Recipe(*PREDIBASE, "any", 2e-4, None, ""),
 ]
 START, SCALING = 2e-4, 2.0

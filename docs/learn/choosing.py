@@ -11,7 +11,7 @@ from words import RANKS
 recorded = words.laboratory()
 WINDOWS = recorded.windows
 WHOLE = max(WINDOWS)
-SAID = {"alpha = 2r": r"$\alpha = 2r$", "alpha/sqrt(r)": r"$\alpha = 4$, over $\sqrt r$", "alpha/r": r"$\alpha = 8$"}
+SAID = {"alpha = 2r": "alpha = 2r", "alpha/sqrt(r)": "alpha = 4, over the root", "alpha/r": "alpha fixed, 8"}
 """The rules of scaling in the table's words."""
 
 # %% What we measured
@@ -153,7 +153,7 @@ assert WHOLE in compared and min(falls) > 1
 texts = "the whole text" if compared == [WHOLE] else f"{len(compared)} lengths of text"
 says = (
     f"All three rules ran on {texts}, with {['one seed', 'two seeds', 'three seeds'][len(words.shared_seeds()) - 1]}. At one "
-    f"rank their best $s$ times the rate lie within a factor of {max(times):g}, the step of the search, and their "
+    f"rank their best $s$ times the rate lie within a factor of {max(times):g} and their "
     f"least losses within {max(apart):.2f} nats. So here a larger $s$ acts like a larger rate, and the best *rate* follows the "
     f"rule. From rank 1 to 16 it falls under $\\alpha = 2r$, by a factor of {min(falls):g} to {max(falls):g} over the "
     f"lengths; on the whole text it {ways['alpha/r']} under a fixed alpha, and {ways['alpha/sqrt(r)']} under "
@@ -223,7 +223,7 @@ shown(
     "batch",
     f"LoRA loses more from a large batch. On the whole text, at $s = 2$ and one seed, rank 16 ends {gaps[0]:.2f} nats above "
     f"{recorded.full} with batches of 4 windows, {gaps[1]:.2f} with 16 and {gaps[2]:.2f} with 64, for the same number of windows. "
-    f"Schulman et al. found the same on large models, at all ranks.",
+    f"Schulman et al. found the same in some settings on large models, at all ranks.",
 )
 if recorded.split:
     stops = {
