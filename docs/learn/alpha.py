@@ -16,6 +16,7 @@ assert round(1 / np.sqrt(2), 2) == 0.71
 
 # %% Why divide at all?
 
+assert [[float(s(r)) for r in (4, 16, 64)] for s in RULES.values()] == [[2, 0.5, 0.125], [2, 2, 2], [2, 1, 0.5]]
 last = {case: own[-1] for case, own in moves.items()}
 assert 0.7 < last[1, "alpha fixed"] < 1.4 and 0.7 < last[512, "over the root"] < 1.4  # what keeps its size
 assert 3.5 < last[1, "over the root"] < 5.6 and 0.2 < last[512, "alpha fixed"] < 0.33

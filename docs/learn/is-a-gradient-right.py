@@ -107,4 +107,5 @@ rows = [(bug, *("✓" if hit else "–" for hit in row.values())) for bug, row i
 sums = [sum(row[name] for row in caught.values()) for name in CHECKS]
 shown("caught", pictures.table(["planted bug", *CHECKS], [*rows, ("caught of ten", *sums)]))
 assert sums[2] == 3
+assert [f"{np.finfo(dtype).eps ** (2 / 3):.0e}" for dtype in ("float64", "float32")] == ["4e-11", "2e-05"]
 assert [bug for bug in BUGS if not caught[bug]["ones"]] == ["outputs mixed up in dB", "dB from a stale x"]

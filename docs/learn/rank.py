@@ -9,6 +9,8 @@ import pictures
 import ranks
 from pages import RECORDINGS, Drawn, picture, shown
 
+assert 4096 * 4096 == 16_777_216 and 8 * (4096 + 4096) == 65_536
+
 # %% A circle becomes an ellipse
 
 picture("circle", hands.circle())
@@ -152,3 +154,7 @@ alt += "nothing after. Full training has these three and five more, slowly falli
 caption = "Singular values of the true change, of the one that LoRA of rank 3 learned, and of full training's."
 spectra = pictures.spectra(truth, models["LoRA, rank 3"].delta(), full)
 picture("overfits", pictures.show(spectra, alt, caption))
+
+# %% Do you remember?
+
+assert round(100 * (3**2 + 1**2) / (5**2 + 3**2 + 1**2)) == 29
