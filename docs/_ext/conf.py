@@ -168,10 +168,13 @@ def add_hands(app, pagename, template, context, doctree):
 
 def add_questions(app, pagename, template, context, doctree):
     """Load the script of the questions, on a page that has some."""
-    if 'class="question expression"' in context.get("body", ""):
-        app.add_js_file("expression.js", loading_method="defer")
-    if 'class="question"' in context.get("body", ""):
-        app.add_js_file("questions.js", loading_method="defer")
+    body = context.get("body", "")
+    if 'class="question' in body:
+        scripts = (
+            ["numpy.js", "questions.js", "exercises.js"] if 'class="question written' in body else ["questions.js"]
+        )
+        for script in scripts:
+            app.add_js_file(script, loading_method="defer")
         app.add_css_file("questions.css")
 
 

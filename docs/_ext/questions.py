@@ -1,53 +1,86 @@
-"""Questions that a page grades: what `minilora.exercises` asks, and what it judges an answer by.
+"""What a page grades: questions with a number or a choice, and functions that are written in the page.
 
-The experiment runs when the site is built, and `_static/questions.js` judges as the grader does. Without JavaScript a
-reader has the question and its folded solution.
+The build runs a question's experiment, and `_static/questions.js` and `exercises.js` judge as `minilora.exercises`
+does. Unbuilt, and without JavaScript, a page has the question and its folded solution.
 """
 
 from __future__ import annotations
 
 import html
 import json
+from typing import Any
 
 import pictures
 from pages import Drawn
 
 from minilora.exercises import QUESTIONS
-from minilora.exercises.functions import expression_sheet
+from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
 from minilora.exercises.questions import sheet
 
+LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scores": 3, "grad_V": 4}
+"""Of the functions that take more than one line."""
 
-def ask(name: str) -> Drawn:
-    """Return a question as a form, with its answer folded."""
+
+def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any], below: str = "") -> Drawn:
+    """Return a form that is graded in the page; `asked` says what it asks, to whom does not see where it stands."""
+    data = json.dumps(judged_by, separators=(",", ":")).replace("</", "<\\/")
+    return Drawn(
+        f'<form class="question{kind}" id="{name}" novalidate{"" if below else " hidden"}><fieldset>{asked}'
+        f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
+        f'<p class="verdict" role="status" aria-live="polite"></p>{below}'
+        f'<script type="application/json">{data}</script></form>'
+    )
+
+
+def ask(name: str, stated: bool = False) -> Drawn:
+    """Return a question as a form, with its answer folded; both may be `stated` in the page's text already."""
     found, own = sheet(name), f"question-{name.replace(' ', '-').replace(',', '')}"
-    text = json.dumps(found, separators=(",", ":")).replace("</", "<\\/")
     if found["choices"]:
         radio = '<label class="choice"><input type="radio" name="guess" value="{0}" autocomplete="off"> {0}</label>'
         answer = "".join(radio.format(html.escape(choice)) for choice in found["choices"])
     else:
         answer = f'<label for="{own}-guess">Your number</label><input type="text" id="{own}-guess" name="guess" '
         answer += 'inputmode="text" autocomplete="off" autocapitalize="none" spellcheck="false">'
-    return Drawn(
-        f'<form class="question" id="{own}" data-question="{html.escape(name)}" novalidate><fieldset>'
-        f"<legend>{html.escape(QUESTIONS[name].text)}</legend>"
-        f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
-        '<p class="verdict" role="status" aria-live="polite"></p>'
-        f"<details><summary>Solution</summary><p>{html.escape(found['solution'])}</p></details>"
-        f'<script type="application/json">{text}</script></form>'
-    )
+    if stated:
+        return form(own, "", f'<legend class="unseen">{html.escape(QUESTIONS[name].text)}</legend>', answer, found)
+    legend = f"<legend>{html.escape(QUESTIONS[name].text)}</legend>"
+    solution = f"<details><summary>Solution</summary><p>{html.escape(found['solution'])}</p></details>"
+    return form(own, "", legend, answer, found, solution)
 
 
-def write(step: str) -> Drawn:
-    """Return a form for one NumPy expression, graded in the page."""
-    found = expression_sheet(step)
-    text = json.dumps(found, separators=(",", ":")).replace("</", "<\\/")
-    return Drawn(
-        f'<form class="question expression" id="write-{step}" novalidate><div class="answer" hidden>'
-        f'<label for="write-{step}-text">{found["result"]} =</label><input type="text" id="write-{step}-text" '
-        f'placeholder="of {", ".join(found["inputs"])}" autocomplete="off" autocapitalize="none" spellcheck="false">'
-        '<button type="submit">Check</button></div><p class="verdict" role="status" aria-live="polite"></p>'
-        f'<script type="application/json">{text}</script></form>'
+def asked(name: str) -> str:
+    """Return a question as a page's text, with its answer folded."""
+    found = sheet(name)
+    choices = f" {', '.join(found['choices'][:-1])} or {found['choices'][-1]}?" if found["choices"] else ""
+    folded = f"<details><summary>Answer</summary>\n\n{found['solution']}\n\n</details>"
+    return f"{QUESTIONS[name].text}{choices}\n\n{folded}"
+
+
+def write(name: str) -> Drawn:
+    """Return a form for a function's lines."""
+    exercise, own, rows = EXERCISES[name], f"write-{name}", LINES.get(name, 1)
+    results = ", ".join(exercise.returns)
+    legend = f'<legend class="unseen">{name}({", ".join(exercise.arguments)})</legend>'
+    answer = f'<label for="{own}-text"><code>{results} =</code></label><textarea id="{own}-text" rows="{rows}" '
+    answer += f'data-rows="{rows}" placeholder="of {", ".join(exercise.arguments)}" autocomplete="off" '
+    answer += 'autocapitalize="none" autocorrect="off" spellcheck="false" wrap="off"></textarea>'
+    return form(own, " written", legend, answer, exercise_sheet(name))
+
+
+def starts() -> Drawn:
+    """Return a form that asks of each start which factors move."""
+    names = [f"{'zero' if zero_A else 'random'} A, {'zero' if zero_B else 'random'} B" for zero_A, zero_B in STARTS]
+    box = (
+        '<label class="choice"><input type="checkbox" aria-label="{0}: {1} moves" autocomplete="off"> {1} moves</label>'
     )
+    rows = (f"<span>{name}</span>{box.format(name, 'A')}{box.format(name, 'B')}" for name in names)
+    legend = '<legend class="unseen">Which factors move?</legend>'
+    return form("write-first_to_move", " written starts", legend, "".join(rows), starts_sheet())
+
+
+def kept() -> Drawn:
+    """Return how many answers of the page are right, with a button that forgets them."""
+    return Drawn('<p class="kept-answers" hidden><span></span> <button type="button">Forget my answers</button></p>')
 
 
 def two_losses(curve: dict, what: str, seen: str) -> Drawn:

@@ -1,58 +1,99 @@
 """What exercises.md asserts and shows; the names are the page's own."""
 
-from pages import live, picture
-
-# %% Exercises
-from questions import ask, two_losses, write
+from pages import live, picture, shown
+from questions import ask, asked, kept, starts, two_losses, write
 
 from minilora.exercises import rank_curve, rate_curve
 
+
+def question(name):
+    """Show a question at its place, and its form below it."""
+    place = name.replace(" ", "-").replace(",", "").lower()
+    shown(place, asked(name))
+    live(f"answer-{place}", ask(name, stated=True))
+
+
+def function(name):
+    """Show the form of a function's lines."""
+    live(name.replace("_", "-").lower(), write(name))
+
+
+live("kept", kept())
+
+# %% 1. The gradient of the loss
+
+function("loss_gradient")
+
 # %% 2. The gradient of B
 
-live("exercises-2", write("grad_B"))
+function("grad_B")
 
 # %% 3. The gradient of h
 
-live("exercises-3", write("grad_h"))
+function("grad_h")
 
 # %% 4. The gradient of A
 
-live("exercises-4", write("grad_A"))
+function("grad_A")
+
+# %% 5. The whole backward
+
+function("backward")
+function("lora_backward")
+
+# %% Train with it
+
+assert my_loss < 1e-6
+assert their_loss < 1e-6
 
 # %% 6. Predict before you run
 
-live("exercises-5", ask("first step"))
+question("first step")
+question("larger gradients")
+question("larger alpha")
+question("larger alpha, plain steps")
+question("off by one")
 
-live("exercises-6", ask("larger gradients"))
+# %% 7. Which factor can move?
 
-live("exercises-7", ask("larger alpha"))
+live("first-to-move", starts())
+function("start")
 
-live("exercises-8", ask("larger alpha, plain steps"))
+# %% 8. Merge
 
-live("exercises-9", ask("off by one"))
+function("merged")
+
+# %% 9. How many parameters?
+
+function("count")
+question("square alone")
+
+# %% 10. The best factors of a change
+
+function("factors")
+
+# %% 11. Back through a softmax
+
+function("grad_scores")
 
 # %% 12. What does a 7B model take?
 
-live("exercises-10", ask("7B in full"))
-
-live("exercises-11", ask("7B at 4 bits"))
+question("7B in full")
+question("7B at 4 bits")
 
 # %% 13. Which rank?
 
-picture("exercises-12", two_losses(rank_curve(), "rank", "the 60 rows it was fitted to"))
-
-live("exercises-13", ask("rank from a curve"))
-
-picture("exercises-14", two_losses(rate_curve(), "rate", "the 60 rows it trained on"))
-
-live("exercises-15", ask("rate from a curve"))
+picture("loss-by-rank", two_losses(rank_curve(), "rank", "the 60 rows it was fitted to"))
+question("rank from a curve")
+picture("loss-by-rate", two_losses(rate_curve(), "rate", "the 60 rows it trained on"))
+question("rate from a curve")
 
 # %% 14. Adam's first move
 
-live("exercises-16", ask("first move, one row"))
-
-live("exercises-17", ask("first move, many rows"))
+question("first move, one row")
+question("first move, many rows")
 
 # %% 15. DoRA's gradient
 
-live("exercises-18", ask("along V"))
+function("grad_V")
+question("along V")

@@ -11,8 +11,10 @@ step  you write                                           it returns
 3     ``grad_h(dy, B, s)``                                dh (N, r)
 4     ``grad_A(dh, x)``                                   dA (r, in)
 5     ``backward(dy, x, A, B, alpha)``                    dx (N, in), dA (r, in), dB (out, r)
+      ``lora_backward(x, A, B, dL_dy, alpha, r)``         the same, or (dA, dB), as interviews ask for it
 6     five numbers, for ``check_prediction(name, n)``     what a few lines would print
 7     ``first_to_move(A_is_zero, B_is_zero)``             the names of the factors that the first step changes
+      ``start(in_features, out_features, rank, rng)``     A (r, in) and B (out, r), as PEFT starts them
 8     ``merged(W, A, B, alpha)``                          the weight of one plain layer (out, in)
 9     ``count(in_features, out_features, rank)``          how many numbers an adapter trains
 10    ``factors(change, rank)``                           A (r, in) and B (out, r): B A nearest to change
@@ -37,8 +39,10 @@ from .functions import (
     check_grad_h,
     check_grad_scores,
     check_grad_V,
+    check_lora_backward,
     check_loss_gradient,
     check_merged,
+    check_start,
 )
 from .questions import QUESTIONS, Question, check_prediction
 
@@ -54,9 +58,11 @@ __all__ = [
     "check_grad_V",
     "check_grad_h",
     "check_grad_scores",
+    "check_lora_backward",
     "check_loss_gradient",
     "check_merged",
     "check_prediction",
+    "check_start",
     "rank_curve",
     "rate_curve",
 ]

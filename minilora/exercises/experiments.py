@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -50,6 +51,13 @@ def _kept(rank: int | None = None, bits: int = 16) -> float:
     """Return the gigabytes that training a 7B model keeps, without activations."""
     parts = training_memory(LLAMA_2_7B, tokens=1, rank=rank, bits=bits)
     return sum(parts[part] for part in ("weights", "trained", "gradients", "Adam")) / 1e9
+
+
+def _square_alone() -> int:
+    """Return how many matrices of a block of Llama 3 8B get an adapter where those do whose in and out are equal."""
+    config = replace(LLAMA_2_7B, intermediate_size=14336, num_key_value_heads=8)
+    shapes = (shape for name, shape in config.shapes().items() if name.startswith("model.layers.0."))
+    return sum(len(shape) == 2 and shape[0] == shape[1] for shape in shapes)
 
 
 CURVE_RANKS = (1, 2, 4, 8, 16)
@@ -146,6 +154,7 @@ EXPERIMENTS: dict[str, Callable[[], float | str]] = {
     "larger alpha": lambda: _slope_of_B(6.0) / _slope_of_B(3.0),
     "larger alpha, plain steps": lambda: _after_plain_step(6.0) / _after_plain_step(3.0),
     "off by one": _off_by_one,
+    "square alone": _square_alone,
     "7B in full": _kept,
     "7B at 4 bits": lambda: _kept(rank=16, bits=4),
     "rank from a curve": _best_rank,

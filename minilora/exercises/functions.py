@@ -1,14 +1,16 @@
-"""The graders of functions, one for each step that asks for one.
+"""The functions to write, and the grader of each.
 
-Each knows the right formula and the mistakes that people make, and hands both to `grading.grade`.
+`EXERCISES` has for each the right formula and the mistakes that people make, as lines of NumPy. `grading.grade` judges
+an answer by them, and the site's page by the same lines.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import product
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,27 +18,312 @@ from ..conformance.problems.bugs import known
 from ..optim import Adam
 from .experiments import first_problem
 from .grading import (
-    DIFFERENT,
     DIVISIONS,
-    EQUAL,
     NOT_DIVIDED,
     ROOT,
     SCALES,
     SIGN,
     SIZES,
-    Data,
-    Formula,
+    WIDE,
+    Exercise,
     Hinted,
     data,
     grade,
-    is_numbers,
     kind_of_value,
     product_forms,
-    same,
     say,
     stopped,
-    value_or_none,
 )
+
+OVER_ROWS = "the sum runs over the rows of both"
+OTHER_DH, OTHER_H = "swapped factors: dh is made with B, and not with A", "swapped factors: h is made with A"
+
+
+def backward_forms(dy: str) -> dict[str, Sequence[Hinted]]:
+    """Return what people write for the three gradients of y = s x A^T B^T, with the name that dy has."""
+    dh = f"s * {dy} @ B"
+    return {
+        "dx": [
+            *product_forms({"dh": dh, "A": "A"}, "x (N, in)", "h has A^T, so dx has A itself"),
+            (f"s * {dy} @ A @ B", OTHER_DH),
+        ],
+        "dA": [
+            *product_forms({"dh": dh, "x": "x"}, "A (r, in)", OVER_ROWS, transposed="dh"),
+            (f"s * ({dy} @ A).T @ x", OTHER_DH),
+        ],
+        "dB": [
+            *product_forms({"dy": f"s * {dy}", "h": "x @ A.T"}, "B (out, r)", OVER_ROWS, transposed="dy"),
+            (f"s * {dy}.T @ (x @ A)", "h = x A^T: a missing transpose"),
+            (f"s * {dy}.T @ (x @ B.T)", OTHER_H),
+        ],
+    }
+
+
+BACKWARD = {"dx": "(N, in)", "dA": "(r, in)", "dB": "(out, r)"}
+SHARES = "(P * dP).sum(axis=1, keepdims=True)"
+ROW = "the sum runs along row t, over the shares of one softmax"
+N_O, M_O, ALONG = "np.linalg.norm(V, axis=1, keepdims=True)", "m[:, None]", "(dW * V).sum(axis=1, keepdims=True)"
+HELD = "n is held constant, as the paper proposes and PEFT does; asked is the full gradient, and n_o depends on V_o"
+KEPT = "keepdims=True, or [:, None]: the length and the magnitude of row o must stand in row o"
+WRONG_SIDE = "A's fan is taken from the wrong side: h = x A^T adds up over in, so the fan is in, and not the rank"
+GAIN = "the bound is root 6 too large: that is the gain of ReLU; PEFT passes a=sqrt(5), which makes it 1/sqrt(in)"
+
+EXERCISES: dict[str, Exercise] = {
+    "loss_gradient": Exercise(
+        ("prediction", "target"),
+        {"dy": "(N, out)"},
+        {
+            "dy": [
+                ("2 * (prediction - target) / prediction.size", ""),
+                (
+                    "(prediction - target)**2 / prediction.size",
+                    "this is the loss, entry by entry; its gradient was asked",
+                ),
+            ]
+        },
+        "dy is right. Note that the 1/(N out) is in it now: no later step divides again.",
+        scales=[
+            ("out", "wrong mean: the loss is a mean over all N * out entries, not N"),
+            ("N", "wrong mean: the loss is a mean over all N * out entries, not out"),
+            ("N * out", "no mean: this is the gradient of the sum of squares; divide by N * out"),
+            ("1 / 2", "the derivative of a square brings a factor of 2"),
+            ("-1", "the sign: the error is prediction - target"),
+        ],
+    ),
+    "grad_B": Exercise(
+        ("dy", "h", "s"),
+        {"dB": "(out, r)"},
+        {
+            "dB": product_forms(
+                {"dy": "s * dy", "h": "h"},
+                "B (out, r)",
+                "B_ok meets column o of dy and column k of h, so the sum runs over the rows n of both",
+                transposed="dy",
+            )
+        },
+        "dB is right: the column of dy against the column of h, added up over the rows.",
+        scales=SCALES,
+        also=("x", "A", "B", "alpha", "r"),
+    ),
+    "grad_h": Exercise(
+        ("dy", "B", "s"),
+        {"dh": "(N, r)"},
+        {
+            "dh": product_forms(
+                {"dy": "s * dy", "B": "B"},
+                "h (N, r)",
+                "h_nk meets row n of dy and column k of B, so the sum runs over the outputs o",
+            )
+        },
+        "dh is right. It carries the s to everything that comes after it.",
+        scales=SCALES,
+        also=("x", "h", "A", "alpha", "r"),
+    ),
+    "grad_A": Exercise(
+        ("dh", "x"),
+        {"dA": "(r, in)"},
+        {
+            "dA": product_forms(
+                {"dh": "dh", "x": "x"},
+                "A (r, in)",
+                "A_ki meets column k of dh and column i of x, so the sum runs over the rows n of both",
+                transposed="dh",
+            )
+        },
+        "dA is right, and it has no s of its own: that came with dh.",
+        scales=[
+            ("1 / s", "alpha/r is missing: dA has it from dh = s dy B"),
+            ("s", f"{known('the-scaling-is-applied-twice').says}: dh carries it already"),
+            *SIZES,
+        ],
+        also=("dy", "h", "A", "B", "s", "alpha", "r"),
+    ),
+    "backward": Exercise(
+        ("dy", "x", "A", "B", "alpha"),
+        BACKWARD,
+        backward_forms("dy"),
+        "All three are right. You have rebuilt LoRA.backward.",
+        scales=SCALES,
+    ),
+    "lora_backward": Exercise(
+        ("x", "A", "B", "dL_dy", "alpha", "r"),
+        BACKWARD,
+        backward_forms("dL_dy"),
+        "Right. These are the products of backward; only the names and their order differ.",
+        scales=SCALES,
+        may_lack="dx",
+    ),
+    "start": Exercise(
+        ("in_features", "out_features", "rank", "rng"),
+        {"A": "(rank, in)", "B": "(out, rank)"},
+        {
+            "A": [
+                ("(3 * in_features)**-0.5", ""),
+                ("(3 * rank)**-0.5", WRONG_SIDE),
+                ("(2 / rank)**0.5", f"{WRONG_SIDE}; and {GAIN}"),
+                ("rank**-0.5", WRONG_SIDE),
+                ("(3 * out_features)**-0.5", "A's fan is in, and not out, which is on B's side"),
+                ("(2 / in_features)**0.5", GAIN),
+                ("in_features**-0.5", "1/sqrt(in) is the bound of uniform numbers; their deviation is root 3 smaller"),
+                ("(2 / (in_features + rank))**0.5", "this is Glorot's start, of in + rank; PEFT's has in alone"),
+                ("1.0", "A of size 1, whatever the width: an entry of h is sqrt(in) times as large as one of x"),
+                ("0.02", "0.02, whatever the width: the bound must follow in"),
+                ("1 / 3**0.5 / in_features", "1/in where 1/sqrt(in) belongs: the squares add up over in"),
+                ("0.0", "A is zero; it starts at random, and B at zero"),
+            ],
+            "B": [("0.0", "")],
+        },
+        "The start is right: B = 0 changes nothing yet, and the size of h does not depend on the width.",
+        judged={"A": "np.sqrt((A**2).mean())", "B": "np.abs(B).max()"},
+        unknown={
+            "A": "the root of its mean square is not that of numbers between -1/sqrt(in) and 1/sqrt(in)",
+            "B": "it starts at zero: else B A changes the layer before anything is learned",
+        },
+        tolerance=0.02,
+        sizes=(WIDE,),
+    ),
+    "merged": Exercise(
+        ("W", "A", "B", "alpha"),
+        {"merged": "(out, in)"},
+        {
+            "merged": [
+                *product_forms({"B": "s * B", "A": "A"}, "W (out, in)", "the change must be (out, in), as W is"),
+                ("s * B @ A - W", known("merge-returns-the-change-alone").says),
+                (
+                    "np.float64(np.float16(W) + np.float16(s * B @ A)) - W",
+                    "weight and change are rounded to 16 bits before the sum, and it again; add first, and round once",
+                ),
+            ]
+        },
+        "The merged weight is right: one plain layer gives what base and adapter gave together.",
+        scales=[
+            ("1 / s", "alpha/r is missing: the change is s B A"),
+            ("s", f"{known('the-scaling-is-applied-twice').says}: the change is s B A"),
+            NOT_DIVIDED,
+            ROOT,
+            ("2", known("merge-adds-the-change-twice").says),
+            ("-1", known("merge-subtracts-the-change").says),
+        ],
+        judged={"merged": "merged - W"},
+    ),
+    "count": Exercise(
+        ("in_features", "out_features", "rank"),
+        {"count": "a number"},
+        {
+            "count": [
+                ("r * (n_in + out)", ""),
+                ("n_in * out", "this is the count of the full weight"),
+                ("r * n_in * out", "A is (r, in) and B is (out, r): their counts add, they do not multiply"),
+                ("r * n_in", "this is A alone; B trains, too"),
+                ("r * out", "this is B alone; A trains, too"),
+                ("r * (n_in + out) + out", "the bias belongs to the base, which is frozen"),
+                ("r * (n_in + out) + n_in * out", "the base is frozen: it counts for nothing"),
+                ("n_in + out", "this is rank 1; each rank adds a row to A and a column to B"),
+            ]
+        },
+        "The count is right: r (in + out), against in * out for the full weight.",
+        unknown={"count": "write down the shapes of A and B"},
+    ),
+    "factors": Exercise(
+        ("change", "rank"),
+        {"A": "(rank, in)", "B": "(out, rank)"},
+        {
+            "B A": [
+                ("left[:, :r] * singular[:r] @ right[:r]", ""),
+                (
+                    "left[:, :r] @ right[:r]",
+                    "the singular values are missing: they belong into one factor",
+                ),
+                (
+                    "left[:, :r] * singular[:r]**2 @ right[:r]",
+                    "the singular values are in both factors: B A has their squares",
+                ),
+                (
+                    "left[:, -r:] * singular[-r:] @ right[-r:]",
+                    "these are the smallest singular values; the nearest matrix keeps the largest",
+                ),
+            ]
+        },
+        "B A is the nearest matrix of its rank, by Eckart and Young: the largest singular values, and no others.",
+        judged={"B A": "B @ A"},
+        unknown={"B A": "it is {off} away from the change; {least} is possible. Think of its singular values"},
+        aim="change",
+    ),
+    "grad_scores": Exercise(
+        ("P", "dP"),
+        {"dS": "(T, U)"},
+        {
+            "dS": [
+                (f"P * (dP - {SHARES})", ""),
+                ("P * dP", "S_tu stands in the denominator of its whole row, too: something must be subtracted"),
+                ("P * (1 - P) * dP", "this is the share's own part; S_tu acts on all other shares of its row, too"),
+                ("P * (dP - dP.sum(axis=1, keepdims=True))", "dP is added up without the shares P_tw as weights"),
+                ("P * (dP - dP.mean(axis=1, keepdims=True))", "the plain mean of dP; the shares P_tw weigh it"),
+                (f"P * (dP + {SHARES})", "the denominator's part is subtracted: it is below the line"),
+                (f"dP - {SHARES}", "the factor P_tu in front is missing"),
+                (f"P * {SHARES}", "this is the denominator's part alone; dP_tu itself is missing"),
+                ("P * (dP - (P * dP).sum(axis=0))", f"the sum runs down the columns; {ROW}"),
+                ("P * (dP - (P * dP).sum())", f"the sum runs over everything; {ROW}"),
+                (f"P * (dP - {SHARES}.T)", "the sum of row t must stand in row t: keepdims=True, or [:, None]"),
+                (f"(P * (dP - {SHARES})).T", "the right numbers, transposed: dS must have the shape of P (T, U)"),
+            ]
+        },
+        "dS is right. Each row of it adds up to zero, since a number added to all scores of a row changes nothing.",
+        scales=[SIGN],
+    ),
+    "grad_V": Exercise(
+        ("dW", "V", "m"),
+        {"dV": "(out, in)"},
+        {
+            "dV": [
+                (f"{M_O} / {N_O} * (dW - V * {ALONG} / {N_O}**2)", ""),
+                (f"{M_O} / {N_O} * dW", HELD),
+                (f"dW - V * {ALONG} / {N_O}**2", "the factor m/n in front is missing"),
+                (f"(dW - V * {ALONG} / {N_O}**2) / {N_O}", "m is missing: the weight is m V / n"),
+                (f"{M_O} * (dW - V * {ALONG} / {N_O}**2)", "m where m/n belongs"),
+                (f"{M_O} / {N_O} * (dW - V * {ALONG})", "V_o is not of length 1: divide its part by n^2"),
+                (
+                    f"{M_O} / {N_O} * (dW - V * {ALONG} / {N_O})",
+                    "n where n^2 belongs: each of the two V_o brings one",
+                ),
+                (
+                    f"{M_O} / {N_O} * (dW + V * {ALONG} / {N_O}**2)",
+                    known("the-gradient-through-dora-norm-is-added").says,
+                ),
+                (
+                    f"-{M_O} / {N_O} * V * {ALONG} / {N_O}**2",
+                    "this passes through n alone; V_oi stands above n_o, too",
+                ),
+                (f"m / {N_O}.T * (dW - V * {ALONG}.T / {N_O}.T**2)", KEPT),
+                (f"m / {N_O}.T * dW", f"{HELD}; and {KEPT}"),
+            ]
+        },
+        "dV is right. Each of its rows is orthogonal to that of V; with n held constant it would not be.",
+        scales=[SIGN],
+    ),
+}
+"""By the function's name; a new one needs its grader below."""
+
+
+def exercise_sheet(name: str) -> dict[str, Any]:
+    """Return what an answer in the page is judged by, as JSON can hold it: `docs/_static/exercises.js` judges."""
+    exercise = EXERCISES[name]
+    forms = {
+        result: [form for form in own if "float16" not in form[0]]  # which the page does not read
+        for result, own in exercise.forms.items()
+    }
+    lines = [line for own in (*forms.values(), exercise.scales) for line, _ in own]
+    words = re.findall(r"\w+", " ".join([*lines, *exercise.judged.values(), *exercise.returns.values(), exercise.aim]))
+    needed = {*exercise.arguments, *exercise.also, *words, "N", "out"} - {"rng", *exercise.returns}
+    return {
+        **asdict(exercise),
+        "forms": forms,
+        "scales": [(*scale, scale in DIVISIONS) for scale in exercise.scales],
+        "data": [
+            {word: np.asarray(value).tolist() for word, value in vars(data(**sizes)).items() if word in needed}
+            for sizes in exercise.sizes
+        ],
+    }
 
 
 def check_loss_gradient(answer: Callable) -> bool:
@@ -52,153 +339,44 @@ def check_loss_gradient(answer: Callable) -> bool:
     bool
         Whether it is right. The verdict, or a hint for each mistake, is printed.
     """
-    means: Sequence[Hinted] = [
-        (lambda d: d.out, "wrong mean: the loss is a mean over all N * out entries, not N"),
-        (lambda d: d.N, "wrong mean: the loss is a mean over all N * out entries, not out"),
-        (lambda d: d.N * d.out, "no mean: this is the gradient of the sum of squares; divide by N * out"),
-        (lambda d: 1 / 2, "the derivative of a square brings a factor of 2"),
-        (lambda d: -1, "the sign: the error is prediction - target"),
-    ]
-    forms: Sequence[Hinted] = [
-        (lambda d: 2 * (d.p - d.t) / d.p.size, ""),
-        (lambda d: (d.p - d.t) ** 2 / d.p.size, "this is the loss, entry by entry; its gradient was asked"),
-    ]
-    praise = "dy is right. Note that the 1/(N out) is in it now: no later step divides again."
-    return grade(lambda d: answer(d.p, d.t), {"dy": forms}, means, praise)
-
-
-class Product(NamedTuple):
-    """A step whose answer is one product: what it is made of, the forms that people write, and the praise."""
-
-    result: str
-    shape: str
-    inputs: tuple[str, ...]  # the names of the arguments, in order
-    forms: Sequence[Hinted]
-    scales: Sequence[Hinted]
-    praise: str
-
-
-PRODUCTS = {
-    "grad_B": Product(
-        "dB",
-        "(out, r)",
-        ("dy", "h", "s"),
-        product_forms(
-            ("dy", lambda d: d.s * d.dy),
-            ("h", lambda d: d.h),
-            transposed=(True, False),
-            like="B (out, r)",
-            why="B_ok meets column o of dy and column k of h, so the sum runs over the rows n of both",
-        ),
-        SCALES,
-        "dB is right: the column of dy against the column of h, added up over the rows.",
-    ),
-    "grad_h": Product(
-        "dh",
-        "(N, r)",
-        ("dy", "B", "s"),
-        product_forms(
-            ("dy", lambda d: d.s * d.dy),
-            ("B", lambda d: d.B),
-            transposed=(False, False),
-            like="h (N, r)",
-            why="h_nk meets row n of dy and column k of B, so the sum runs over the outputs o",
-        ),
-        SCALES,
-        "dh is right. It carries the s to everything that comes after it.",
-    ),
-    "grad_A": Product(
-        "dA",
-        "(r, in)",
-        ("dh", "x"),
-        product_forms(
-            ("dh", lambda d: d.dh),
-            ("x", lambda d: d.x),
-            transposed=(True, False),
-            like="A (r, in)",
-            why="A_ki meets column k of dh and column i of x, so the sum runs over the rows n of both",
-        ),
-        SIZES,
-        "dA is right, and it has no s of its own: that came with dh.",
-    ),
-}
-"""Steps 2 to 4. `check_grad_B` and its two neighbours grade a function, the site an expression, by the same forms."""
-
-
-def grade_product(name: str, answer: Callable) -> bool:
-    """Grade a function that should return the product of a step."""
-    step = PRODUCTS[name]
-    return grade(lambda d: answer(*attrgetter(*step.inputs)(d)), {step.result: step.forms}, step.scales, step.praise)
-
-
-def expression_sheet(name: str) -> dict[str, Any]:
-    """Return what an expression for a step is judged by, as JSON can hold it: `docs/_static/expression.js` judges.
-
-    Each list has two entries: for sizes that all differ, and for sizes that are all equal.
-    """
-    step, both = PRODUCTS[name], (data(**DIFFERENT), data(**EQUAL))
-
-    def listed(formula: Formula) -> list[Any]:
-        products = [value_or_none(formula, d) for d in both]
-        return [None if value is None else np.asarray(value).tolist() for value in products]
-
-    def told_apart(scale: Hinted) -> list[Any]:
-        different, equal = listed(scale[0])  # where all sizes are equal, a division by one of them could be by any
-        return [different, None if scale in DIVISIONS else equal]
-
-    return {
-        "result": step.result,
-        "shape": step.shape,
-        "inputs": {given: listed(attrgetter(given)) for given in step.inputs},
-        "forms": [{"values": listed(formula), "hint": hint} for formula, hint in step.forms],
-        "scales": [{"values": told_apart(scale), "hint": scale[1]} for scale in step.scales],
-        "praise": step.praise,
-    }
+    return grade(EXERCISES["loss_gradient"], answer)
 
 
 def check_grad_B(answer: Callable) -> bool:
     """Grade step 2, ``grad_B(dy, h, s) -> dB`` of y = s h B^T. Results are as in `check_loss_gradient`."""
-    return grade_product("grad_B", answer)
+    return grade(EXERCISES["grad_B"], answer)
 
 
 def check_grad_h(answer: Callable) -> bool:
     """Grade step 3, ``grad_h(dy, B, s) -> dh`` of y = s h B^T. Results are as in `check_loss_gradient`."""
-    return grade_product("grad_h", answer)
+    return grade(EXERCISES["grad_h"], answer)
 
 
 def check_grad_A(answer: Callable) -> bool:
     """Grade step 4, ``grad_A(dh, x) -> dA`` of h = x A^T. Results are as in `check_loss_gradient`."""
-    return grade_product("grad_A", answer)
+    return grade(EXERCISES["grad_A"], answer)
 
 
 def check_backward(answer: Callable) -> bool:
     """Grade step 5, ``backward(dy, x, A, B, alpha) -> (dx, dA, dB)``. Results are as in `check_loss_gradient`."""
-    dh, h = ("dh", lambda d: d.s * d.dy @ d.B), ("h", lambda d: d.x @ d.A.T)
-    over_rows = "the sum runs over the rows of both"
-    other_dh, other_h = "swapped factors: dh is made with B, and not with A", "swapped factors: h is made with A"
-    forms = {
-        "dx": [
-            *product_forms(
-                dh,
-                ("A", lambda d: d.A),
-                transposed=(False, False),
-                like="x (N, in)",
-                why="h has A^T, so dx has A itself",
-            ),
-            (lambda d: d.s * d.dy @ d.A @ d.B, other_dh),
-        ],
-        "dA": [
-            *product_forms(dh, ("x", lambda d: d.x), transposed=(True, False), like="A (r, in)", why=over_rows),
-            (lambda d: d.s * (d.dy @ d.A).T @ d.x, other_dh),
-        ],
-        "dB": [
-            *product_forms(("dy", lambda d: d.s * d.dy), h, transposed=(True, False), like="B (out, r)", why=over_rows),
-            (lambda d: d.s * d.dy.T @ (d.x @ d.A), "h = x A^T: a missing transpose"),
-            (lambda d: d.s * d.dy.T @ (d.x @ d.B.T), other_h),
-        ],
-    }
-    praise = "All three are right. You have rebuilt LoRA.backward."
-    return grade(lambda d: answer(d.dy, d.x, d.A, d.B, d.alpha), forms, SCALES, praise)
+    return grade(EXERCISES["backward"], answer)
+
+
+def check_lora_backward(answer: Callable) -> bool:
+    """Grade step 5 as interviews ask it: ``lora_backward(x, A, B, dL_dy, alpha, r) -> (dx, dA, dB)``, or (dA, dB).
+
+    A is (r, in), B is (out, r), and y = alpha/r x A^T B^T. Results are as in `check_loss_gradient`.
+    """
+    return grade(EXERCISES["lora_backward"], answer)
+
+
+def check_start(answer: Callable) -> bool:
+    """Grade step 7, ``start(in_features, out_features, rank, rng) -> (A, B)`` as PEFT starts: the sizes of the entries.
+
+    `rng` is a `numpy.random.Generator`. The width is 640, and the size of A's entries right to 2 %. Results are as in
+    `check_loss_gradient`.
+    """
+    return grade(EXERCISES["start"], answer)
 
 
 def check_first_to_move(answer: Callable) -> bool:
@@ -207,9 +385,7 @@ def check_first_to_move(answer: Callable) -> bool:
     Your function returns a set, or a list, of the names of the factors that the first step of Adam changes; it may be
     empty. Results are as in `check_loss_gradient`.
     """
-    for zero_A, zero_B in product((False, True), repeat=2):
-        moved = _moved(zero_A, zero_B)
-        start = " and ".join(f"{n} {'zero' if zero else 'random'}" for n, zero in (("A", zero_A), ("B", zero_B)))
+    for zero_A, zero_B in STARTS:
         try:
             got = answer(zero_A, zero_B)
         except Exception as error:  # whatever a learner's code may raise
@@ -222,17 +398,33 @@ def check_first_to_move(answer: Callable) -> bool:
             names = None
         if names is None:
             return say(f"return a set such as {{'A'}}; you returned {kind_of_value(got)}")
-        if names != moved:
-            missing, extra = sorted(moved - names), sorted(names - moved, key=str)
-            parts = [f"{name} moves, too: {_SLOPE[name]}, which is not zero" for name in missing]
-            parts += [f"{name} does not move: {_SLOPE[name]}, and that is zero" for name in extra if name in _SLOPE]
-            parts += [f"{name!r} is not the name of a factor" for name in extra if name not in _SLOPE]
-            return say(f"{start}: {'; and '.join(parts)}.")
-    print("All four are right. Each gradient contains the other factor, so a zero factor stops the other one.")
+        if wrong := what_moves(zero_A, zero_B, names):
+            return say(wrong)
+    print(ALL_FOUR)
     return True
 
 
+STARTS = [*product((False, True), repeat=2)]
+ALL_FOUR = "All four are right. Each gradient contains the other factor, so a zero factor stops the other one."
 _SLOPE = {"A": "dA = s (dy B)^T x contains B", "B": "dB = s dy^T h contains h = x A^T, and so A"}
+
+
+def what_moves(zero_A: bool, zero_B: bool, names: set) -> str:
+    """Say what is wrong with the names of the factors that should move from a start; "" where nothing is."""
+    moved = _moved(zero_A, zero_B)
+    missing, extra = sorted(moved - names), sorted(names - moved, key=str)
+    parts = [f"{name} moves, too: {_SLOPE[name]}, which is not zero" for name in missing]
+    parts += [f"{name} does not move: {_SLOPE[name]}, and that is zero" for name in extra if name in _SLOPE]
+    parts += [f"{name!r} is not the name of a factor" for name in extra if name not in _SLOPE]
+    start = " and ".join(f"{n} {'zero' if zero else 'random'}" for n, zero in (("A", zero_A), ("B", zero_B)))
+    return f"{start}: {'; and '.join(parts)}." if parts else ""
+
+
+def starts_sheet() -> dict[str, Any]:
+    """Return what is said in the page to each answer for each start, as JSON can hold it."""
+    answers = ("", "A", "B", "AB")
+    says = [{names: what_moves(zero_A, zero_B, set(names)) for names in answers} for zero_A, zero_B in STARTS]
+    return {"starts": says, "praise": ALL_FOUR}
 
 
 def _moved(zero_A: bool, zero_B: bool) -> set[str]:
@@ -248,41 +440,13 @@ def _moved(zero_A: bool, zero_B: bool) -> set[str]:
 
 
 def check_merged(answer: Callable) -> bool:
-    """Grade step 8, ``merged(W, A, B, alpha) -> W'``, one weight for base and adapter. Results are as in
-    `check_loss_gradient`.
-    """  # noqa: D205
-    why = "the change must be (out, in), as W is"
-    forms = product_forms(
-        ("B", lambda d: d.s * d.B), ("A", lambda d: d.A), transposed=(False, False), like="W (out, in)", why=why
-    )
-    alone: Sequence[Hinted] = [(lambda d: d.s * d.B @ d.A - d.W, known("merge-returns-the-change-alone").says)]
-    scales: Sequence[Hinted] = [
-        (lambda d: 1 / d.s, "alpha/r is missing: the change is s B A"),
-        (lambda d: d.s, f"{known('the-scaling-is-applied-twice').says}: the change is s B A"),
-        NOT_DIVIDED,
-        ROOT,
-        (lambda d: 2, known("merge-adds-the-change-twice").says),
-        (lambda d: -1, known("merge-subtracts-the-change").says),
-    ]
-    praise = "The merged weight is right: one plain layer gives what base and adapter gave together."
-
-    return grade(lambda d: answer(d.W, d.A, d.B, d.alpha), {"W'": [*forms, *alone]}, scales, praise, lambda d: d.W)
+    """Grade step 8, ``merged(W, A, B, alpha)``, one weight for base and adapter. Results: see `check_loss_gradient`."""
+    return grade(EXERCISES["merged"], answer)
 
 
 def check_count(answer: Callable) -> bool:
     """Grade step 9, ``count(in_features, out_features, rank) -> int``. Results are as in `check_loss_gradient`."""
-    forms: Sequence[Hinted] = [
-        (lambda d: d.r * (d.n_in + d.out), ""),
-        (lambda d: d.n_in * d.out, "this is the count of the full weight"),
-        (lambda d: d.r * d.n_in * d.out, "A is (r, in) and B is (out, r): their counts add, they do not multiply"),
-        (lambda d: d.r * d.n_in, "this is A alone; B trains, too"),
-        (lambda d: d.r * d.out, "this is B alone; A trains, too"),
-        (lambda d: d.r * (d.n_in + d.out) + d.out, "the bias belongs to the base, which is frozen"),
-        (lambda d: d.r * (d.n_in + d.out) + d.n_in * d.out, "the base is frozen: it counts for nothing"),
-        (lambda d: d.n_in + d.out, "this is rank 1; each rank adds a row to A and a column to B"),
-    ]
-    praise = "The count is right: r (in + out), against in * out for the full weight."
-    return grade(lambda d: answer(d.n_in, d.out, d.r), {"the count": forms}, [], praise)
+    return grade(EXERCISES["count"], answer)
 
 
 def check_factors(answer: Callable) -> bool:
@@ -290,36 +454,7 @@ def check_factors(answer: Callable) -> bool:
 
     Any two factors of the right product will do: (Q A, B Q^-1) has the same. Results are as in `check_loss_gradient`.
     """
-    change, r = np.random.default_rng(3).standard_normal((5, 7)), 2
-    U, S, Vt = np.linalg.svd(change, full_matrices=False)
-    argument = change.copy()
-    try:
-        got = answer(argument, r)
-    except Exception as error:  # whatever a learner's code may raise
-        return say(stopped(error))
-    if not np.array_equal(argument, change):
-        return say("your code changed its argument in place; make a new array")
-    if not isinstance(got, (tuple, list)) or len(got) != 2:
-        return say(f"return 2 arrays, (A, B); you returned {kind_of_value(got)}")
-    if other := [part for part in got if not is_numbers(part)]:
-        return say(f"A and B must be numbers, you returned {kind_of_value(other[0])}")
-    A, B = (np.asarray(part) for part in got)
-    if (A.shape, B.shape) != ((2, 7), (5, 2)):
-        swapped = " (swapped?)" if (A.shape, B.shape) == ((5, 2), (2, 7)) else ""
-        return say(f"A must be (2, 7) and B (5, 2); you returned {kind_of_value(A)} and {kind_of_value(B)}{swapped}")
-    likely: list[tuple[np.ndarray, str]] = [
-        (U[:, :r] @ Vt[:r], "the singular values are missing: they belong into one of the factors"),
-        (U[:, :r] * S[:r] ** 2 @ Vt[:r], "the singular values are in both factors: B A has their squares"),
-        (U[:, -r:] * S[-r:] @ Vt[-r:], "these are the smallest singular values; the nearest matrix keeps the largest"),
-    ]
-    if same(B @ A, U[:, :r] * S[:r] @ Vt[:r]):
-        print("B A is the nearest matrix of its rank, by Eckart and Young: the largest singular values, and no others.")
-        return True
-    for wrong, hint in likely:
-        if same(B @ A, wrong):
-            return say(hint)
-    off, least = np.linalg.norm(B @ A - change), np.linalg.norm(S[r:])
-    return say(f"B A is {off:.3g} away from the change; {least:.3g} is possible. Think of its singular values")
+    return grade(EXERCISES["factors"], answer)
 
 
 def check_grad_scores(answer: Callable) -> bool:
@@ -327,30 +462,7 @@ def check_grad_scores(answer: Callable) -> bool:
 
     P and dP are (T, U), and each row of P sums to 1. Results are as in `check_loss_gradient`.
     """
-
-    def mean(d: Data) -> Any:
-        return (d.P * d.dP).sum(axis=1, keepdims=True)
-
-    row = "the sum runs along row t, over the shares of one softmax"
-    forms: Sequence[Hinted] = [
-        (lambda d: d.P * (d.dP - mean(d)), ""),
-        (lambda d: d.P * d.dP, "S_tu stands in the denominator of its whole row, too: something must be subtracted"),
-        (
-            lambda d: d.P * (1 - d.P) * d.dP,
-            "this is the share's own part; S_tu acts on all other shares of its row, too",
-        ),
-        (lambda d: d.P * (d.dP - d.dP.sum(axis=1, keepdims=True)), "dP is added up without the shares P_tw as weights"),
-        (lambda d: d.P * (d.dP - d.dP.mean(axis=1, keepdims=True)), "the plain mean of dP; the shares P_tw weigh it"),
-        (lambda d: d.P * (d.dP + mean(d)), "the denominator's part is subtracted: it is below the line"),
-        (lambda d: d.dP - mean(d), "the factor P_tu in front is missing"),
-        (lambda d: d.P * mean(d), "this is the denominator's part alone; dP_tu itself is missing"),
-        (lambda d: d.P * (d.dP - (d.P * d.dP).sum(axis=0)), f"the sum runs down the columns; {row}"),
-        (lambda d: d.P * (d.dP - (d.P * d.dP).sum()), f"the sum runs over everything; {row}"),
-        (lambda d: d.P * (d.dP - mean(d).T), "the sum of row t must stand in row t: keepdims=True, or [:, None]"),
-        (lambda d: (d.P * (d.dP - mean(d))).T, "the right numbers, transposed: dS must have the shape of P (T, U)"),
-    ]
-    praise = "dS is right. Each row sums to zero, since a number added to all scores of a row changes nothing."
-    return grade(lambda d: answer(d.P, d.dP), {"dS": forms}, [SIGN], praise)
+    return grade(EXERCISES["grad_scores"], answer)
 
 
 def check_grad_V(answer: Callable) -> bool:
@@ -358,41 +470,4 @@ def check_grad_V(answer: Callable) -> bool:
 
     dW and V are (out, in), m is (out,). Results are as in `check_loss_gradient`.
     """
-
-    def n(d: Data) -> Any:
-        return np.linalg.norm(d.V, axis=1, keepdims=True)
-
-    def m(d: Data) -> Any:
-        return d.m[:, None]
-
-    def along(d: Data) -> Any:
-        return (d.dW * d.V).sum(axis=1, keepdims=True)
-
-    held = "n is held constant, as the paper proposes and PEFT does; asked is the full gradient, and n_o depends on V_o"
-    row = "keepdims=True, or [:, None]: the length and the magnitude of row o must stand in row o"
-    forms: Sequence[Hinted] = [
-        (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d) ** 2), ""),
-        (lambda d: m(d) / n(d) * d.dW, held),
-        (lambda d: d.dW - d.V * along(d) / n(d) ** 2, "the factor m/n in front is missing"),
-        (lambda d: (d.dW - d.V * along(d) / n(d) ** 2) / n(d), "m is missing: the weight is m V / n"),
-        (lambda d: m(d) * (d.dW - d.V * along(d) / n(d) ** 2), "m where m/n belongs"),
-        (lambda d: m(d) / n(d) * (d.dW - d.V * along(d)), "V_o is not of length 1: divide its part by n^2"),
-        (lambda d: m(d) / n(d) * (d.dW - d.V * along(d) / n(d)), "n where n^2 belongs: each of the two V_o brings one"),
-        (
-            lambda d: m(d) / n(d) * (d.dW + d.V * along(d) / n(d) ** 2),
-            known("the-gradient-through-dora-norm-is-added").says,
-        ),
-        (
-            lambda d: -m(d) / n(d) * d.V * along(d) / n(d) ** 2,
-            "this passes through n alone; V_oi stands above n_o, too",
-        ),
-        (lambda d: d.m / n(d).T * (d.dW - d.V * along(d).T / n(d).T ** 2), row),
-        (lambda d: d.m / n(d).T * d.dW, f"{held}; and {row}"),
-    ]
-    if not grade(lambda d: answer(d.dW, d.V, d.m), {"dV": forms}, [SIGN], "dV is right."):
-        return False
-    d = data(**DIFFERENT)
-    full, constant = (np.abs((formula(d) * d.V).sum(axis=1)).max() for formula, _ in forms[:2])
-    print(f"Each row is orthogonal to its row of V: the largest product is {full:.0e}.", end=" ")
-    print(f"With n held constant it would be {constant:.2g}.")
-    return True
+    return grade(EXERCISES["grad_V"], answer)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, exercises
-from minilora.exercises import functions, grading
+from minilora.exercises import grading
+from minilora.exercises.functions import EXERCISES
+from minilora.exercises.grading import DIFFERENT, EQUAL
 
 RIGHT = {
     "check_loss_gradient": lambda p, t: 2 * (p - t) / p.size,
@@ -90,8 +92,8 @@ WRONG = {
         (lambda p, t: 2 * (t - p) / p.size, "sign"),
         (lambda p, t: (t - p) / len(p), "not N; and .*factor of 2; and the sign"),
         (lambda p, t: (p - t) ** 2 / p.size, "this is the loss"),
-        (lambda p, t: ((p - t) ** 2).mean(), r"must be \(11, 5\), you returned a float64"),
-        (lambda p, t: 2 * (p - t).sum(axis=0) / p.size, r"must be \(11, 5\).*shape \(5,\)"),
+        (lambda p, t: ((p - t) ** 2).mean(), r"must be \(N, out\), here \(11, 5\); you returned a float64"),
+        (lambda p, t: 2 * (p - t).sum(axis=0) / p.size, r"here \(11, 5\).*shape \(5,\)"),
     ],
     "check_grad_B": [
         (lambda dy, h, s: dy.T @ h, "dB: alpha/r is missing"),
@@ -173,11 +175,11 @@ WRONG = {
         (lambda A_zero, B_zero: 2, "return a set such as {'A'}; you returned a int"),
     ],
     "check_merged": [
-        (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "W': alpha is divided by the root of the rank"),
-        (lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "W': the scaling is applied twice: the change"),
-        (lambda W, A, B, alpha: W + B @ A, "W': alpha/r is missing"),
-        (lambda W, A, B, alpha: W + alpha * B @ A, "W': alpha is not divided by the rank"),
-        (lambda W, A, B, alpha: merged(W, A, B, alpha) - W, "W': merge returns the change alone"),
+        (lambda W, A, B, alpha: W + alpha / len(A) ** 0.5 * B @ A, "merged: alpha is divided by the root of the rank"),
+        (lambda W, A, B, alpha: W + (alpha / len(A)) ** 2 * B @ A, "merged: the scaling is applied twice: the change"),
+        (lambda W, A, B, alpha: W + B @ A, "merged: alpha/r is missing"),
+        (lambda W, A, B, alpha: W + alpha * B @ A, "merged: alpha is not divided by the rank"),
+        (lambda W, A, B, alpha: merged(W, A, B, alpha) - W, "merged: merge returns the change alone"),
         (lambda W, A, B, alpha: 2 * merged(W, A, B, alpha) - W, "merge adds the change twice"),
         (lambda W, A, B, alpha: merged(W, A, -B, alpha), "merge subtracts the change"),
         (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "transposed"),
@@ -196,13 +198,19 @@ WRONG = {
         (lambda n_in, n_out, r: r * r, "write down the shapes"),
     ],
     "check_factors": [
-        (lambda change, r: factors(change, r)[::-1], r"A must be \(2, 7\).*swapped"),
+        (
+            lambda change, r: factors(change, r)[::-1],
+            r"swapped\? \(A, B\) is asked; you returned the shapes of \(B, A\)",
+        ),
         (lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
         (lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
         (lambda change, r: smallest(change, r), "the smallest singular values"),
         (lambda change, r: (factors(change, r)[0], factors(change, r)[1] * np.linalg.svd(change)[1][:r]), "squares"),
-        (lambda change, r: factors(np.multiply(change, 2, out=change), r), "changed its argument in place"),
-        (lambda change, r: (change, change), r"array of shape \(5, 7\) and an array of shape \(5, 7\)$"),
+        (lambda change, r: factors(np.multiply(change, 2, out=change), r), "changed its argument change in place"),
+        (
+            lambda change, r: (change, change),
+            r"A must be \(rank, in\), here \(3, 7\); you returned an array of shape \(5, 7\)$",
+        ),
         (lambda change, r: change, "return 2 arrays"),
         (lambda change, r: ([[1, 2], [3]], factors(change, r)[1]), "must be numbers, you returned 2 values"),
         (lambda change, r: (factors(change, r)[0], "B"), "must be numbers, you returned a str"),
@@ -286,10 +294,10 @@ def test_an_answer_that_changes_its_argument_is_told_so(capsys):
 
 def test_how_far_two_factors_are_is_told(capsys):
     seen = []
-    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.zeros((2, 7)), np.zeros((5, 2))))
+    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.zeros((3, 7)), np.zeros((5, 3))))
     off = np.linalg.norm(seen[0])
-    least = (off**2 - (np.linalg.svd(seen[0], compute_uv=False)[:2] ** 2).sum()) ** 0.5
-    assert f"B A is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
+    least = (off**2 - (np.linalg.svd(seen[0], compute_uv=False)[:3] ** 2).sum()) ** 0.5
+    assert f"B A: it is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
 
 
 class NoArray:
@@ -316,25 +324,142 @@ def test_an_odd_answer_is_a_hint_and_no_traceback(grader, capsys):
     assert "your code stopped with TypeError: 'int' object is not callable" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("grader", [name for name in RIGHT if name not in ("check_first_to_move", "check_factors")])
-def test_each_known_mistake_gets_its_own_words(grader, capsys, monkeypatch):
+def mistake(exercise, name, line, factor="1", times=1.0):
+    """An answer that makes one mistake: what is judged is a line times a factor, and the rest is right."""
+    places = {(d.N, d.rank): d for d in (grading.data(**sizes) for sizes in exercise.sizes)}
+
+    def answer(*given):
+        known = dict(zip(exercise.arguments, given, strict=True))
+        same = [
+            d for d in places.values() if all(np.array_equal(vars(d)[n], v) for n, v in known.items() if n != "rng")
+        ]
+        lines = {result: own[0][0] for result, own in exercise.forms.items()} | {name: line}
+        value = {n: np.asarray(grading.compute(own, same[0])) for n, own in lines.items()}
+        value[name] = value[name] * grading.compute(factor, same[0]) * times
+        if exercise is EXERCISES["merged"]:
+            return value["merged"] + same[0].W
+        return tuple(value.values()) if len(value) > 1 else value[name]
+
+    return answer
+
+
+NAMED = [name for name in EXERCISES if name not in ("start", "factors")]  # of these, what is judged is no result
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_each_known_mistake_gets_its_own_words(name, capsys):
     """No hint hides behind another: the mistake itself, as an answer, is told by its own."""
-    listed = []
-    monkeypatch.setattr(functions, "grade", lambda _, *given: listed.append(given))
-    getattr(exercises, grader)(RIGHT[grader])
-    ((forms, factors, *rest),) = listed
-    beside = rest[1] if len(rest) > 1 else lambda d: 0
+    exercise = EXERCISES[name]
+    for result, ((right, _), *wrong) in exercise.forms.items():
+        for line, hint in wrong:
+            assert not grading.grade(exercise, mistake(exercise, result, line))
+            assert f"{result}: {hint}" in capsys.readouterr().out
+        for factor, hint in exercise.scales:
+            assert not grading.grade(exercise, mistake(exercise, result, right, factor))
+            assert f"{result}: {hint}\n" in capsys.readouterr().out
 
-    def said(result, formula):
-        def answer(d):
-            values = [beside(d) + np.asarray((formula if name == result else forms[name][0][0])(d)) for name in forms]
-            return values if len(values) > 1 else values[0]
 
-        assert not grading.grade(answer, forms, factors, *rest)
-        return capsys.readouterr().out
+def started(scale, shape=("rank", "in_features"), draw="uniform"):
+    """An answer to `start` whose A has entries of a size."""
 
-    for result, ((right, _), *wrong) in forms.items():
-        for formula, hint in wrong:
-            assert f"{result}: {hint}" in said(result, formula)
-        for factor, hint in factors:
-            assert f"{result}: {hint}\n" in said(result, lambda d, f=factor, right=right: f(d) * right(d))
+    def start(in_features, out_features, rank, rng):
+        sizes = {"in_features": in_features, "rank": rank}
+        size = scale(in_features, out_features, rank)
+        A = {"uniform": rng.uniform(-1, 1, (rank, in_features)), "normal": rng.standard_normal((rank, in_features))}
+        return size * A[draw].reshape([sizes[name] for name in shape]), np.zeros((out_features, rank))
+
+    return start
+
+
+def kaiming(fan, slope):
+    """The bound of torch's kaiming_uniform_ for a fan and the slope a."""
+    return (6 / ((1 + slope**2) * fan)) ** 0.5
+
+
+@pytest.mark.parametrize("size", [DIFFERENT, EQUAL], ids=["different", "equal"])
+def test_the_data_of_the_steps_belong_together(size):
+    d = grading.data(**size)
+    assert np.allclose(d.h, d.x @ d.A.T)
+    assert np.allclose(d.dh, LoRA(d.A, d.B, d.alpha).scaling * d.dy @ d.B)
+    assert np.allclose(d.P.sum(axis=1), 1)
+    assert np.allclose(d.left * d.singular @ d.right, d.change)
+
+
+def test_the_start_of_peft_is_accepted():
+    assert exercises.check_start(started(lambda n_in, out, r: kaiming(n_in, 5**0.5)))
+    assert exercises.check_start(started(lambda n_in, out, r: (3 * n_in) ** -0.5, draw="normal"))
+
+
+STARTS = [
+    (
+        started(lambda n_in, out, r: kaiming(r, 0)),
+        "A: A's fan is taken from the wrong side: .*; and the bound is root 6",
+    ),
+    (started(lambda n_in, out, r: kaiming(r, 5**0.5)), "A: A's fan is taken from the wrong side: [^;]*$"),
+    (started(lambda n_in, out, r: r**-0.5, draw="normal"), "A: A's fan is taken from the wrong side: [^;]*$"),
+    (started(lambda n_in, out, r: kaiming(n_in, 0)), "A: the bound is root 6 too large"),
+    (started(lambda n_in, out, r: kaiming(out, 5**0.5)), "A: A's fan is in, and not out"),
+    (started(lambda n_in, out, r: (6 / (n_in + r)) ** 0.5), "A: this is Glorot's start"),
+    (started(lambda n_in, out, r: 1, draw="normal"), "A: A of size 1"),
+    (started(lambda n_in, out, r: 0.02, draw="normal"), "A: 0.02, whatever the width"),
+    (started(lambda n_in, out, r: n_in**-0.5, draw="normal"), "A: 1/sqrt.in. is the bound"),
+    (started(lambda n_in, out, r: 1 / n_in), "A: 1/in where 1/sqrt.in. belongs"),
+    (started(lambda n_in, out, r: 0), "A: A is zero"),
+    (started(lambda n_in, out, r: 7), "A: the root of its mean square"),
+    (started(lambda n_in, out, r: np.nan), "A: the root of its mean square"),
+    (
+        started(lambda n_in, out, r: kaiming(r, 0), shape=("in_features", "rank")),
+        r"(?s)A: A's fan .*\(wrong shape: A must be \(rank, in\), here \(80, 640\); .*shape \(640, 80\)\)",
+    ),
+    (
+        lambda n_in, out, r, rng: (
+            started(lambda *sizes: kaiming(n_in, 5**0.5))(n_in, out, r, rng)[0],
+            np.ones((out, r)),
+        ),
+        "B: it starts at zero",
+    ),
+    (
+        lambda n_in, out, r, rng: (np.zeros((r, n_in)), rng.normal(0, 0.02, (out, r))),
+        "(?s)A: A is zero.*B: it starts at",
+    ),
+    (lambda n_in, out, r, rng: started(lambda *sizes: 1)(n_in, out, r, rng)[::-1], "swapped"),
+    (lambda n_in, out, r, rng: np.zeros((r, n_in)), "return 2 arrays"),
+]
+"""Starts of public code, torch's kaiming_uniform_ among them, each reckoned by its own formula."""
+
+
+@pytest.mark.parametrize(("answer", "hint"), STARTS)
+def test_a_wrong_start_is_named(answer, hint, capsys):
+    assert not exercises.check_start(answer)
+    assert re.match(
+        f"Not yet. .*{hint}" if not hint.startswith("(?s)") else f"(?s)Not yet. .*{hint[4:]}", capsys.readouterr().out
+    )
+
+
+def as_asked(function):
+    """A backward of ours in the order of an interview's arguments."""
+    return lambda x, A, B, dL_dy, alpha, r: function(dL_dy, x, A, B, alpha)
+
+
+def test_the_interviews_backward_takes_two_gradients_or_three(capsys):
+    assert exercises.check_lora_backward(as_asked(backward))
+    assert exercises.check_lora_backward(as_asked(lambda *given: backward(*given)[1:]))
+    assert not exercises.check_lora_backward(as_asked(lambda *given: backward(*given)[:2]))
+    assert not exercises.check_lora_backward(as_asked(lambda *given: backward(*given)[1]))
+    assert "return 3 arrays, (dx, dA, dB); you returned an array" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("answer", "hint"), [row for row in WRONG["check_backward"] if "2 values" not in row[1]])
+def test_the_interviews_backward_names_the_mistakes_of_backward(answer, hint, capsys):
+    assert not exercises.check_lora_backward(as_asked(answer))
+    assert re.match(f"(?s)Not yet. .*{hint}", capsys.readouterr().out.strip())
+
+
+def test_a_merge_in_half_precision_is_named(capsys):
+    """As public code merges: weight and change are rounded, and then their sum."""
+
+    def in_half(W, A, B, alpha):
+        return (W.astype(np.float16) + (alpha / len(A) * B @ A).astype(np.float16)).astype(float)
+
+    assert not exercises.check_merged(in_half)
+    assert "merged: weight and change are rounded to 16 bits before the sum" in capsys.readouterr().out
