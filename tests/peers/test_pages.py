@@ -3,7 +3,6 @@
 import contextlib
 import io
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +11,11 @@ import pytest
 pytestmark = pytest.mark.peers
 pytest.importorskip("torch")
 pytest.importorskip("peft")
-pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
 
-DOCS = Path(__file__).parents[2] / "docs"
-BLOCK = re.compile(r"^```\{(?P<kind>code-cell|peer)\} (?P<name>\w+)\n(?P<code>.*?)^```", re.S | re.M)
-PAGES = [path for path in sorted(DOCS.glob("*.md")) if "```{peer}" in path.read_text(encoding="utf-8")]
+ROOT = Path(__file__).parents[2]
+THEIRS = r"<details><summary>(?:In|The same in) [^\n]*</summary>\n\n```py\n"
+BLOCK = re.compile(rf"^(?:(?P<theirs>{THEIRS})|```python\n)(?P<code>.*?)^```", re.S | re.M)
+PAGES = [page for page in sorted((ROOT / "docs").glob("*/*.md")) if re.search(THEIRS, page.read_text(encoding="utf-8"))]
 
 
 def printed(code, names):
@@ -27,22 +26,22 @@ def printed(code, names):
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_blocks_of_a_page_print_the_same_digits(page, monkeypatch):
-    monkeypatch.chdir(DOCS)
-    monkeypatch.setattr(sys, "path", [str(DOCS), *sys.path])
+def test_the_blocks_of_a_page_print_the_same_digits(page, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("examples", "docs"):
+        Path(name).symlink_to(ROOT / name)
     blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
-    last = max(i for i, block in enumerate(blocks) if block["kind"] == "peer")
+    last = max(i for i, block in enumerate(blocks) if block["theirs"])
     ours, said = {"__name__": "__main__"}, ""
     for block in blocks[: last + 1]:
-        code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", block["code"], flags=re.S)
-        if block["kind"] == "code-cell":
-            said = printed(code, ours) or said
-        else:
+        if block["theirs"]:
             # Of our arrays it gets copies, since torch may share memory with them.
             theirs = {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in ours.items()}
-            assert printed(code, theirs) == said, f"{block['name']}:\n{code}"
+            assert printed(block["code"], theirs) == said, block["code"]
+        else:
+            said = printed(block["code"], ours) or said
 
 
 def test_the_pages_that_teach_a_step_have_such_blocks():
-    taught = {"the-idea", "derivation", "network", "variants", "adapter-files"}
-    assert taught | {"embeddings-and-convolutions", "decoder", "language-model"} <= {page.stem for page in PAGES}
+    taught = {"derivation", "network", "decoder", "language-model", "variants", "adapter-files"}
+    assert taught | {"embeddings-and-convolutions", "experts"} <= {page.stem for page in PAGES}
