@@ -1,4 +1,7 @@
-"""Build the site into docs/_build/html: ``python -m pip install -e ".[docs]"``, then ``python docs/build.py``.
+"""Build both sites into docs/_build/html: ``python -m pip install -e ".[docs]"``, then ``python docs/build.py``.
+
+LoRA's lessons, docs/learn, stand at the root, minilora's own pages, docs/library, in the folder library. First every
+page is run, and what it shows compared with what it computes (`docs/_ext/pages.py`); ``--write`` writes that instead.
 
 Besides Python it needs Node.js (``node`` and ``npm``): the formulas are rendered at build time by KaTeX, whose
 stylesheet and fonts come from the npm package of the same version, once, into docs/_build.
@@ -74,17 +77,60 @@ def write_model() -> Path:
     return folder
 
 
+LIBRARY = """
+adapter-files adapter-format api article-run attention-by-blocks benchmarks best-answer changelog contributing
+embeddings-and-convolutions experts finetune four-bits golden-adapters golden-results hold-yours-against-it install
+is-my-adapter-applied laboratory model-files on-a-gpu other-implementations recipes residual-form rotations spread
+variants
+"""
+MOVED = {page: f"library/{page}" for page in LIBRARY.split()} | {
+    "attention": "network",
+    "directions": "rank",
+    "from-layer-to-model": "network",
+    "live-model": "language-model",
+    "low-rank": "rank",
+    "strength": "alpha",
+    "ten-confusions": "glossary",
+    "the-idea": "index",
+    "why-not-faster": "cost",
+}
+"""Where pages of earlier addresses are now, so that old links lead on."""
+
+
+def lead_on(html: Path) -> None:
+    """Write a page at each old address that leads to the new one."""
+    for old, new in MOVED.items():
+        (html / f"{old}.html").write_text(
+            f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={new}.html">'
+            f'<link rel="canonical" href="{new}.html"><a href="{new}.html">This page has moved.</a>\n',
+            encoding="utf-8",
+        )
+
+
 def main() -> int:
-    """Build the site; warnings are errors."""
+    """Check all pages, then build both sites; warnings are errors."""
+    sys.path[:0] = [str(DOCS / "_ext")]
+    import equations
+    import markup
+    import pages
+
+    every = pages.every()
+    wrong = pages.check_all(every, write="--write" in sys.argv[1:])
+    wrong += [said for page in every for said in markup.broken_links(page)] + equations.check()
+    if wrong:
+        print("\n\n".join(wrong), file=sys.stderr)
+        return 1
     fetch_katex()
-    shutil.rmtree(DOCS / "_build" / "html", ignore_errors=True)
-    # A fresh environment each time: no page is left over from a file that is gone. A page whose inputs are as they were
-    # shows what it printed then; without docs/_build/executed all of them run again.
-    command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", *sys.argv[1:]]
-    done = subprocess.run([*command, "-d", str(DOCS / "_build" / "doctrees"), str(DOCS), str(DOCS / "_build" / "html")])
-    if done.returncode == 0:
-        print(f"open {DOCS / '_build' / 'html' / 'index.html'}")
-    return done.returncode
+    html = DOCS / "_build" / "html"
+    shutil.rmtree(html, ignore_errors=True)
+    for site, folder in (("learn", html), ("library", html / "library")):  # a fresh environment each time
+        command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", "-t", site]
+        command += ["-c", str(DOCS / "_ext"), "-d", str(DOCS / "_build" / f"doctrees-{site}")]
+        if status := subprocess.run([*command, str(DOCS / site), str(folder)]).returncode:
+            return status
+    lead_on(html)
+    print(f"open {html / 'index.html'}")
+    return 0
 
 
 if __name__ == "__main__":

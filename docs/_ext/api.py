@@ -21,8 +21,6 @@ if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
 DOCS = Path(__file__).parent.parent
 PACKAGE = DOCS.parent / "minilora"
 REFERENCE = DOCS / "library" / "reference"
-HERE = "(the modules)"
-"""What stands on the page in their place."""
 NOT_SHOWN = {"__init__", "__main__", "cli"}
 """The command line, whose pages are ``minilora --help``."""
 
@@ -73,7 +71,7 @@ def page(name: str, path: Path) -> str:
     option = ":no-members:" if package else ":members:"
     shown = f"# `{name}`\n\n```{{eval-rst}}\n.. automodule:: {name}\n   {option}\n```\n"
     children = below(f"{name}.{child}" for child in ordered(path.parent)) if package else ""
-    return f"{shown}{children}\n% about: {sentence(path)}\n"  # at the end: the module's address is its title's
+    return f"{shown}{children}\n<!-- about: {sentence(path)} -->\n"  # at the end: the module's address is its title's
 
 
 def below(pages: Iterable[str]) -> str:
@@ -81,13 +79,12 @@ def below(pages: Iterable[str]) -> str:
     return "\n".join(["", "```{toctree}", ":hidden:", ":titlesonly:", "", *pages, "```", ""])
 
 
-def table(*, links: bool = True) -> str:
+def table() -> str:
     """Return the modules as a table: the name, and the first sentence of its docstring."""
     rows = ["| | |", "|---|---|"]
     for name, path in modules().items():
         said = sentence(path).replace("|", "\\|")
-        shown = f"[`{name}`](reference/{name}.md)" if links else f"`{name}`"
-        rows.append(f"| {shown} | {said} |")
+        rows.append(f"| [`{name}`](../../{path.relative_to(PACKAGE.parent).as_posix()}) | {said} |")
     return "\n".join(rows)
 
 
@@ -103,10 +100,10 @@ def write(app: Sphinx) -> None:
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the table where the page says so, and the pages below it."""
+    """Put the package's docstring on the API's page, and the modules' pages below it."""
     if docname == "api":
-        pages = below(f"reference/minilora.{name}" for name in ordered(PACKAGE))
-        source[0] = source[0].replace(HERE, f"{table()}\n{pages}")
+        source[0] += "\n```{eval-rst}\n.. automodule:: minilora\n   :no-members:\n```\n"
+        source[0] += below(f"reference/minilora.{name}" for name in ordered(PACKAGE))
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,64 +1,37 @@
-"""Sphinx configuration of minilora's site. Build it with ``python docs/build.py``."""
+"""Sphinx configuration of the two sites, about LoRA and about minilora. ``python docs/build.py`` builds both."""
 
-import os
 import re
 import sys
 import types
 from pathlib import Path
 
-DOCS = Path(__file__).parent
-ROOT = DOCS.parent
-# Pages and docstrings come from this checkout, whatever minilora is installed; the kernels inherit the variable.
-sys.path[:0] = [str(ROOT), str(DOCS)]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(DOCS)])
-# On a machine that does other things as well, two threads of a product wait for each other.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-# Beside a page, a debugger's remark about frozen modules is noise.
-os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+sys.path[:0] = [str(Path(__file__).parent)]
 
 import sphinxcontrib.katex  # noqa: E402
-from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
-from notebooks import MACROS  # noqa: E402
+from pages import DOCS, ROOT  # noqa: E402
 from pygments.filter import simplefilter  # noqa: E402
 from pygments.lexers import get_lexer_by_name  # noqa: E402
 from pygments.token import Token  # noqa: E402
 from sphinx.highlighting import lexers  # noqa: E402
 
+sys.path[:0] = [str(DOCS)]
+from build import fetch_katex, write_model  # noqa: E402
+
 import minilora  # noqa: E402
 
+site = "library" if tags.has("library") else "learn"  # noqa: F821  # Sphinx gives this file its tags
 project = "minilora"
 author = "the minilora authors"
 copyright = "the minilora authors, MIT licence"
 version = release = minilora.__version__
 
-extensions = [
-    "myst_nb",
-    "sphinx.ext.autodoc",
-    "sphinx.ext.viewcode",
-    "numpydoc",
-    "sphinxcontrib.katex",
-    "api",
-    "cards",
-    "equations",
-    "heads",
-    "notebooks",
-    "peers",
-    "running",
-]
-exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinxcontrib.katex", "markup", "equations", "heads", "notebooks"]
+if site == "library":
+    extensions += ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "api"]
+exclude_patterns = ["pictures"]
 default_role = "py:obj"
 
-# Pages run when the site is built (docs/running.py), and a page that fails stops it.
-nb_execution_mode = "cache"
-nb_execution_cache_path = str(DOCS / "_build" / "executed")
-nb_execution_raise_on_error = True
-nb_execution_show_tb = True  # and says why
-nb_execution_timeout = 600
-nb_output_stderr = "error"
-nb_merge_streams = True
-nb_code_prompt_show = "Show the {type}"
-nb_code_prompt_hide = "Hide the {type}"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 
@@ -78,7 +51,6 @@ katex_css_path = "katex/katex.min.css"
 sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
     throwOnError=True,
     strict="error",
-    macros=MACROS,
 )
 
 
@@ -104,18 +76,17 @@ def without_names(self, lexer, stream, options):
         yield (Token.Text if kind in (Token.Name, Token.Punctuation, Token.Text.Whitespace) else kind), text
 
 
-for name in ("python", "ipython3"):
+for name in ("python", "py"):
     lexers[name] = get_lexer_by_name(name)
     lexers[name].add_filter(without_names())
 
 # Equation and line.
-equations_page = "derivation"
 equations_package = ROOT / "minilora"
 
 html_theme = "furo"
-html_title = "minilora"
-html_favicon = "_static/favicon.svg"
-html_static_path = ["_static", str(fetch_katex()), str(write_model())]
+html_title = "LoRA" if site == "learn" else "minilora"
+html_favicon = str(DOCS / "_static" / "favicon.svg")
+html_static_path = [str(DOCS / "_static"), str(fetch_katex()), *([str(write_model())] if site == "learn" else [])]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False

@@ -1,11 +1,12 @@
 r"""Sphinx extension: an equation on a page and its line of code point at each other and agree, or the build fails.
 
-In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, this block states
-the equation in TeX and names the variables it is about::
+In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, the formula bears
+the number, and a comment above it names the variables that it is about::
 
-    ```{equation} 5 dA dh x
-    dA = dh^\top x
-    ```
+    <!-- equation 5 dA dh x -->
+    $$
+    dA = dh^\top x \tag{5}
+    $$
 
 The build computes the printed formula and the line (`stated`). Where the formula has words, ``:entries:`` says in
 Python what they mean, and the page shows it; ``:unchecked:`` says why a value cannot be compared. The page shows the
@@ -25,12 +26,14 @@ from pathlib import Path
 import numbered
 from docutils import nodes
 from docutils.parsers.rst import directives
+from markup import home, site_of
 from numbered import REFERENCE, anchor
+from pages import ROOT, every
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.nodes import set_source_info
-from stated import Equation, problems
+from stated import Equation, problems, read_page
 
 find_lines = cache(numbered.find_lines)  # the code stays as it is while the site is built
 
@@ -59,15 +62,16 @@ class EquationDirective(SphinxDirective):
         told = {name: self.options.get(name, "") for name in ("entries", "unchecked")}
         stated = Equation(self.arguments[0], self.arguments[1:], tex, **told)
         node = equation(classes=["equation"], ids=[anchor(stated.label)])
-        self.env.metadata[self.env.docname].setdefault("equations", []).append(stated)
         formula = nodes.math_block(tex, tex, nowrap=True, number=None, label=None)
         set_source_info(self, formula)
         label = nodes.inline("", f"({stated.label})", classes=["number"])
         node += nodes.container("", formula, nodes.paragraph("", "", label), classes=["formula"])
         lines = [line for line in find_lines(self.config.equations_package) if line.label == stated.label]
         lines.sort(key=lambda line: line.module.count("."))  # the core pages first
+        source = home(self.config.site, "library")
         links = [
-            nodes.reference("", str(line), refuri=f"{line.page}.html#{line.anchor}", internal=True) for line in lines
+            nodes.reference("", str(line), refuri=f"{source}{line.page}.html#{line.anchor}", internal=True)
+            for line in lines
         ]
         if lines:
             code = nodes.literal("", self.options.get("shown", lines[0].code), classes=["code"])
@@ -84,12 +88,22 @@ class EquationDirective(SphinxDirective):
         return [node]
 
 
-def check_consistency(app: Sphinx, env) -> None:
-    """Stop the build where the pages and the code do not fit; remember on which page an equation stands."""
-    found = [(stated, page) for page in sorted(env.found_docs) for stated in env.metadata[page].get("equations", [])]
-    if wrong := problems([stated for stated, _ in found], find_lines(app.config.equations_package)):
-        raise DanglingEquation("".join("\n  " + problem for problem in wrong))
-    env.equation_pages = {stated.label: page for stated, page in found}
+@cache
+def stated_on() -> dict[str, Path]:
+    """Return the page on which each equation stands, of both sites."""
+    return {stated.label: page for page in every() for stated in read_page(page.read_text(encoding="utf-8"))}
+
+
+def way(app: Sphinx, page: str, label: str) -> str:
+    """Return the way from a page to an equation."""
+    there = stated_on()[label]
+    return f"{'../' * page.count('/')}{home(app.config.site, site_of(there))}{there.stem}.html#{anchor(label)}"
+
+
+def check() -> list[str]:
+    """Say what does not fit between the equations of all pages and the lines of the code."""
+    found = [stated for page in every() for stated in read_page(page.read_text(encoding="utf-8"))]
+    return problems(found, find_lines(ROOT / "minilora"))
 
 
 PLAIN = (
@@ -113,10 +127,9 @@ def link_references(app: Sphinx, doctree: nodes.document, page: str) -> None:
             if i % 2 == 0:
                 parts += [nodes.Text(part)] * bool(part)
                 continue
-            if part not in app.env.equation_pages:
+            if part not in stated_on():
                 raise DanglingEquation(f"{page}: ({part}) in `{text.strip()}` names no equation")
-            there = app.builder.get_relative_uri(page, app.env.equation_pages[part])
-            uri = f"{there}#{anchor(part)}"
+            uri = way(app, page, part)
             parts.append(nodes.reference("", f"({part})", refuri=uri, internal=True, classes=["eqref"]))
         text.parent.replace(text, parts)
 
@@ -133,14 +146,14 @@ def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree:
     """Turn the comments of a source page into links to the equations."""
     for line in find_lines(app.config.equations_package):
         if line.page == pagename:
-            home = context["pathto"](app.env.equation_pages[line.label])
-            link = f'<a class="eq" id="{line.anchor}" href="{home}#{anchor(line.label)}">&#35; eq. ({line.label})</a>'
+            there = way(app, pagename, line.label)
+            link = f'<a class="eq" id="{line.anchor}" href="{there}">&#35; eq. ({line.label})</a>'
             context["body"] = context["body"].replace(f"# eq. ({line.label})", link, 1)
 
 
 def check_anchors(app: Sphinx, exception: Exception | None) -> None:
     """Stop the build where a numbered line did not reach a source page: its module is missing from the API page."""
-    if exception or app.builder.format != "html":
+    if exception or app.builder.format != "html" or app.config.site != "library":
         return
     for line in find_lines(app.config.equations_package):
         path = Path(app.outdir, line.page + ".html")
@@ -153,7 +166,6 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("equations_package", None, "env")
     app.add_node(equation, html=(lambda self, n: self.visit_container(n), lambda self, n: self.depart_container(n)))
     app.add_directive("equation", EquationDirective)
-    app.connect("env-check-consistency", check_consistency)
     app.connect("doctree-resolved", link_references)
     app.connect("html-page-context", link_back)
     app.connect("build-finished", check_anchors)

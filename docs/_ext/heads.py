@@ -1,6 +1,6 @@
 """Sphinx extension: what a page tells a program that previews a link to it, and the links below its title.
 
-A page says what it is about in one sentence, ``% about: ...``, below its title; for a page of highlighted source, the
+A page says what it is about in one sentence, ``<!-- about: ... -->``, below its title; for a page of highlighted source, the
 page about the module says it. Two settings say where the site and the repository stand, each by an environment variable
 or by ``-D``. Both are empty at first:
 
@@ -19,6 +19,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markup import home
+
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
     from sphinx.application import Sphinx
 
@@ -29,22 +31,22 @@ PREVIEW = "_static/preview.png"
 PACKED = ("minilora", "examples", "README.md", "LICENSE", "pyproject.toml")
 
 
-def about(page: str) -> str:
+def about(page: str, site: str) -> str:
     """Return the sentence that a page says of itself in plain words, or nothing."""
     if page.startswith("_modules/minilora"):
         module = page.removeprefix("_modules/").replace("/", ".")
-        return f"The source of {module}. {about(f'reference/{module}')}".rstrip()
-    path = DOCS / f"{page}.md"
-    sentence = re.search(r"^% about: (.*)$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
+        return f"The source of {module}. {about(f'reference/{module}', site)}".rstrip()
+    path = DOCS / site / f"{page}.md"
+    sentence = re.search(r"^<!-- about: (.*) -->$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
     return sentence[1].replace("`", "") if sentence else ""
 
 
-def tags(page: str, title: str, address: str) -> str:
+def tags(page: str, title: str, address: str, site: str = "learn") -> str:
     """Return the elements of a page's head: description, title, and on the front page a picture."""
-    sentence = about(page)
+    sentence = about(page, site)
     if not sentence:
         return ""
-    there = f"{address.rstrip('/')}/" if address else ""
+    there = f"{address.rstrip('/')}/{home('learn', site)}" if address else ""
     named = {"og:title": re.sub("<[^>]*>", "", title), "og:description": sentence, "og:type": "article"}
     if page == "index":
         named["og:image"] = there + PREVIEW
@@ -58,7 +60,7 @@ def tags(page: str, title: str, address: str) -> str:
 def add_tags(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Put them into the page."""
     context["metatags"] = context.get("metatags", "") + tags(
-        pagename, context.get("title", ""), app.config.site_address
+        pagename, context.get("title", ""), app.config.site_address, app.config.site
     )
 
 
@@ -66,19 +68,22 @@ def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree:
     """Put the way to the installation, the source and the licence below a page's title."""
     if doctree is None:
         return
-    to = context["pathto"]
+    up = "../" * pagename.count("/")
+    library = up + home(app.config.site, "library")
     links = {
-        "Install": to("install"),
-        "Source": app.config.repository_address or to("_modules/index"),
-        "MIT licence": ("" if pagename == "install" else to("install")) + "#the-licence",
+        "minilora": library + "index.html",
+        "Source": app.config.repository_address or library + "_modules/index.html",
+        "MIT licence": library + "install.html#the-licence",
     }
+    if app.config.site == "library":
+        links = {"LoRA": up + home("library", "learn") + "index.html"} | links
     row = " · ".join(f'<a href="{html.escape(link)}">{name}</a>' for name, link in links.items())
     context["body"] = context["body"].replace("</h1>", f'</h1><p class="ways">{row}</p>', 1)
 
 
 def pack(app: Sphinx, exception: Exception | None) -> None:
     """Write the source as a file that pip installs, with the same bytes whenever the files are the same."""
-    if exception is not None or app.builder.format != "html":
+    if exception is not None or app.builder.format != "html" or app.config.site != "library":
         return
     files = [path for name in PACKED for path in [ROOT / name, *sorted((ROOT / name).rglob("*"))] if path.is_file()]
     with zipfile.ZipFile(Path(app.outdir, "minilora.zip"), "w", zipfile.ZIP_DEFLATED) as archive:

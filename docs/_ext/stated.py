@@ -1,8 +1,9 @@
 """Whether an equation that a page states is what a line of the code computes.
 
-In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, a block
-``{equation}`` states the equation and names its variables. The printed formula itself is computed (`formulas`); where
-it has words, the block says in entries what it means, and the page shows them. `problems` says what does not fit:
+In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, a comment
+``<!-- equation 5 dA dh x -->`` above a formula names its variables. The printed formula itself is computed
+(`formulas`); where it has words, the comment says in entries what it means, and the page shows them. `problems` says
+what does not fit:
 
 - a number without an equation, an equation without a line, an equation stated twice;
 - a line that does not speak of the equation's variables;
@@ -130,16 +131,24 @@ def _arrays(value: Any) -> list[np.ndarray]:
 
 
 BLOCK = re.compile(
-    rf"^```\{{equation\}} (?P<label>{LABEL})(?P<names>.*)\n(?P<options>(?::.*\n)*)(?P<tex>(?:.*\n)*?)```", re.M
+    rf"^<!-- equation (?P<label>{LABEL})(?P<names>[^\n]*?)(?P<options>\n(?::.*\n)*)?\s*-->\n"
+    r"\$\$\n(?P<tex>.*?)\n\$\$$",
+    re.S | re.M,
 )
-
 OPTION = re.compile(r"^:(entries|unchecked): (.*)$", re.M)
+TAG = re.compile(rf"\s*\\tag\{{({LABEL})\}}")
 
 
 def read_page(text: str) -> list[Equation]:
     """Return the equations that a page states, from its text."""
-    text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # which only show what a directive looks like
-    return [
-        Equation(m["label"], m["names"].split(), m["tex"].strip(), **dict(OPTION.findall(m["options"])))
-        for m in BLOCK.finditer(text)
-    ]
+    text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # which only show what an equation looks like
+    found = []
+    for block in BLOCK.finditer(text):
+        tags = TAG.findall(block["tex"])
+        if tags != [block["label"]]:
+            raise ValueError(f"equation ({block['label']}) is printed with the number {', '.join(tags) or 'none'}")
+        tex = TAG.sub("", block["tex"]).strip()
+        found.append(
+            Equation(block["label"], block["names"].split(), tex, **dict(OPTION.findall(block["options"] or "")))
+        )
+    return found

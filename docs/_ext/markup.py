@@ -1,0 +1,156 @@
+"""Sphinx extension: a page's Markdown, with what `pages` computed for it, as MyST reads it; and the links it has.
+
+A page links to what stands beside it as on a source host: ``rank.md#more``, ``../library/files.md``, a file of the
+repository. On the site the last ones are addresses: of the other site, of a module's page, of a file to download.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pages
+from pages import DOCS, FENCE, LINES, LIVE, PICTURE, ROOT, SHOWN, SITES, headings
+
+if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
+    from sphinx.application import Sphinx
+
+LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>(?!https?:|mailto:)[^)\s]+)\)")
+ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>$', re.M)
+EQUATION = re.compile(
+    r"^<!-- equation (?P<label>\S+)(?P<names>[^\n]*?)(?P<options>\n(?::.*\n)*)?\s*-->\n\$\$\n(?P<tex>.*?)\n\$\$$",
+    re.S | re.M,
+)
+LISTED = re.compile(r"^(?:\d+\.|[-*]) \[[^\]]*\]\(([\w-]+)\.md\)", re.M)
+
+
+def site_of(page: Path) -> str:
+    """Return the site that a page is of."""
+    return page.relative_to(DOCS).parts[0]
+
+
+def home(site: str, other: str) -> str:
+    """Return the way from a site's root to another's: the lessons stand at the root, the library in a folder."""
+    return "" if site == other else "library/" if other == "library" else "../"
+
+
+def slug(heading: str) -> str:
+    """Return the id of a heading, as a source host and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@cache
+def anchors(page: Path) -> set[str]:
+    """Return what a link to a page may name."""
+    text = page.read_text(encoding="utf-8")
+    return {slug(words) for _, words in headings(text)} | {*ANCHOR.findall(text)}
+
+
+def outside_fences(text: str) -> str:
+    """Return a text without its blocks of code, which have no links."""
+    return FENCE.sub("\n", text)
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the links of a page that lead nowhere."""
+    found = []
+    for link in LINK.finditer(outside_fences(page.read_text(encoding="utf-8"))):
+        path, _, anchor = link["target"].partition("#")
+        there = (page.parent / path).resolve() if path else page
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+            found.append(f"{page.relative_to(DOCS)}: {link['target']} leads nowhere")
+    return found
+
+
+def address(site: str, target: str) -> str:
+    """Return where the site has the target of a link; a page of its own, or a file to download, stays as it is."""
+    path, hash_, anchor = target.partition("#")
+    there = (DOCS / site / path).resolve()
+    if path.endswith(".md") and there.is_relative_to(DOCS) and there.parent.name in SITES and there.parent.name != site:
+        return f"{home(site, there.parent.name)}{there.stem}.html{hash_}{anchor}"
+    if there.is_relative_to(DOCS / "_static"):
+        return there.relative_to(DOCS).as_posix()
+    if there.is_relative_to(ROOT / "minilora") and there.suffix == ".py":
+        module = ".".join(there.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        return f"{home(site, 'library')}reference/{module}.html"
+    return ""
+
+
+def link_on_site(site: str, link: re.Match[str]) -> str:
+    """Return a link as the site has it."""
+    there = address(site, link["target"])
+    return f'<a class="reference" href="{there}">{link["text"]}</a>' if there else link[0]
+
+
+def contents(text: str) -> str:
+    """Return the tables of contents that a front page's lists of pages are, each under its heading."""
+    trees = []
+    known = [*headings(text), (len(text), "")]
+    for (start, caption), (end, _) in pairwise(known):
+        if listed := LISTED.findall(text[start:end]):
+            trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(listed) + "\n```\n")
+    return "\n".join(trees)
+
+
+def raw(html: str) -> str:
+    """Return HTML as MyST takes it."""
+    return f"`````{{raw}} html\n{html}\n`````\n"
+
+
+def as_myst(page: Path) -> str:
+    """Return a page as MyST reads it, with what it gave when it ran."""
+    site, text, given = site_of(page), page.read_text(encoding="utf-8"), pages.ran(page)
+    index = contents(text) if page.stem == "index" else ""
+    ran = {block.start() for block in pages.blocks(text)}
+    done, place, printed = "", 0, False
+    for fence in FENCE.finditer(text):
+        between = text[place : fence.start()]
+        done += prose(site, between)
+        place = fence.end()
+        if fence.start() in ran:
+            kind = "ran" if fence["info"] == "python" else "console"
+            done += (
+                f"{fence['ticks']}{{code-block}} {fence['info']}\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"
+            )
+        elif printed and fence["info"] == "text" and not between.strip():
+            wide = max(map(len, fence["body"].splitlines()), default=0) > 100
+            kind = "printed prose" if wide else "printed"
+            done += f"{fence['ticks']}{{code-block}} text\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"
+        else:
+            done += fence[0]
+        printed = fence.start() in ran
+    text = done + prose(site, text[place:])
+    text = LINES.sub(lambda m: f"{m['head']}\n{m['body']}```\n", text)
+    text = SHOWN.sub(lambda m: m["text"], text)
+    text = LIVE.sub(lambda m: raw(given.live[m["name"]]), text)
+    text = PICTURE.sub(lambda m: "\n" + raw(given.pictures[m["name"]]), text)
+    text = EQUATION.sub(
+        lambda m: (
+            f"```{{equation}} {m['label']}{m['names']}\n{(m['options'] or '').strip()}\n"
+            f"{re.sub(r' *.tag.[^}]*.$', '', m['tex'])}\n```"
+        ),
+        text,
+    )
+    return f"{text}\n{index}"
+
+
+def prose(site: str, text: str) -> str:
+    """Return text outside blocks with the site's links and labels."""
+    return ANCHOR.sub(r"(\1)=", LINK.sub(lambda link: link_on_site(site, link), text))
+
+
+def read(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Hand Sphinx the page."""
+    page = Path(app.srcdir, f"{docname}.md")
+    if page.parent == Path(app.srcdir):
+        source[0] = as_myst(page)
+
+
+def setup(app: Sphinx) -> dict:
+    """Register with Sphinx."""
+    app.add_config_value("site", "learn", "env")
+    app.connect("source-read", read, priority=100)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
