@@ -2,7 +2,7 @@ r"""Whether arrays are what a printed formula says: its TeX is read as a reader 
 
 ``dA = dh^\top x`` is computed with whole arrays: two of one shape are multiplied entry by entry, others as matrices.
 ``dh_{nk} = s \sum_o dy_{no} B_{ok}`` is computed entry by entry: an index runs over the axis on which it stands, and
-axes in front of those that have an index are a batch. ``\of{dA}{r,\,in}`` is dA with its shape, which is checked. In
+axes in front of those that have an index are a batch. ``\underset{(r,\,in)}{dA}`` is dA with its shape, which is checked. In
 ``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind it says
 where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of letters
 needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
@@ -181,9 +181,9 @@ class Reader:
             left, shape = [], "[]"
             while self.next not in ("=", r"\pluseq"):
                 left.append(self.take())
-            if left[0] == r"\of":
+            if left[0] == r"\underset":
                 self.tokens[:0] = left[1:]
-                left, shape = self.group(), self.shape()
+                shape, left = self.shape(), self.group()
             name, indices = joined(left), []
             if name not in self.names and left[1:2] == ["_"]:
                 name, indices = joined(left[:1]), self.running(left[2:])
@@ -207,7 +207,7 @@ class Reader:
 
     def shape(self) -> str:
         """Return a printed shape as a list."""
-        return repr([token for token in self.group() if token != ","])
+        return repr([token for token in self.group() if token not in "(,)"])
 
     def running(self, subscript: list[str]) -> list[str]:
         """Return the indices below a left side; where it computes a place, ``j + D/2``, those that run."""
@@ -291,8 +291,9 @@ class Reader:
             return f"({self.argument()} / {self.argument()})"
         if token == r"\sqrt":
             return f"np.sqrt({self.argument()})"
-        if token == r"\of":
-            return f"shaped({self.bracket('{', '}', self.sum)}, {self.shape()}, widths)"
+        if token == r"\underset":
+            shape = self.shape()
+            return f"shaped({self.bracket('{', '}', self.sum)}, {shape}, widths)"
         if token == r"\underbrace":
             value, _, _ = self.bracket("{", "}", self.sum), self.take("_"), self.group()
             return value

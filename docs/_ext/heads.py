@@ -1,8 +1,8 @@
 """Sphinx extension: what a page tells a program that previews a link to it, and the links below its title.
 
-A page says what it is about in one sentence, ``<!-- about: ... -->``, below its title; for a page of highlighted source, the
-page about the module says it. Two settings say where the site and the repository stand, each by an environment variable
-or by ``-D``. Both are empty at first:
+A page says what it is about in one sentence, ``<!-- about: ... -->``, below its title; for a page of highlighted
+source, the page about the module says it. Two settings say where the site and the repository stand, each by an
+environment variable or by ``-D``. Both are empty at first:
 
     site_address        MINILORA_SITE         then previews name the address of the page; without, none
     repository_address  MINILORA_REPOSITORY   then *Source* leads there; without, to the highlighted source on the site

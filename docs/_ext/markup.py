@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pages
+from numbered import EQUATION, TAG, anchor
 from pages import DOCS, FENCE, LINES, LIVE, PICTURE, ROOT, SHOWN, SITES, headings
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
@@ -20,10 +21,6 @@ if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
 
 LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>(?!https?:|mailto:)[^)\s]+)\)")
 ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>$', re.M)
-EQUATION = re.compile(
-    r"^<!-- equation (?P<label>\S+)(?P<names>[^\n]*?)(?P<options>\n(?::.*\n)*)?\s*-->\n\$\$\n(?P<tex>.*?)\n\$\$$",
-    re.S | re.M,
-)
 LISTED = re.compile(r"^(?:\d+\.|[-*]) \[[^\]]*\]\(([\w-]+)\.md\)", re.M)
 
 
@@ -46,7 +43,8 @@ def slug(heading: str) -> str:
 def anchors(page: Path) -> set[str]:
     """Return what a link to a page may name."""
     text = page.read_text(encoding="utf-8")
-    return {slug(words) for _, words in headings(text)} | {*ANCHOR.findall(text)}
+    numbers = {anchor(equation["label"]) for equation in EQUATION.finditer(text)}
+    return {slug(words) for _, words in headings(text)} | {*ANCHOR.findall(text)} | numbers
 
 
 def outside_fences(text: str) -> str:
@@ -58,19 +56,19 @@ def broken_links(page: Path) -> list[str]:
     """Return the links of a page that lead nowhere."""
     found = []
     for link in LINK.finditer(outside_fences(page.read_text(encoding="utf-8"))):
-        path, _, anchor = link["target"].partition("#")
+        path, _, named = link["target"].partition("#")
         there = (page.parent / path).resolve() if path else page
-        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+        if not there.exists() or (named and there.suffix == ".md" and named not in anchors(there)):
             found.append(f"{page.relative_to(DOCS)}: {link['target']} leads nowhere")
     return found
 
 
 def address(site: str, target: str) -> str:
     """Return where the site has the target of a link; a page of its own, or a file to download, stays as it is."""
-    path, hash_, anchor = target.partition("#")
+    path, hash_, named = target.partition("#")
     there = (DOCS / site / path).resolve()
     if path.endswith(".md") and there.is_relative_to(DOCS) and there.parent.name in SITES and there.parent.name != site:
-        return f"{home(site, there.parent.name)}{there.stem}.html{hash_}{anchor}"
+        return f"{home(site, there.parent.name)}{there.stem}.html{hash_}{named}"
     if there.is_relative_to(DOCS / "_static"):
         return there.relative_to(DOCS).as_posix()
     if there.is_relative_to(ROOT / "minilora") and there.suffix == ".py":
@@ -129,8 +127,7 @@ def as_myst(page: Path) -> str:
     text = PICTURE.sub(lambda m: "\n" + raw(given.pictures[m["name"]]), text)
     text = EQUATION.sub(
         lambda m: (
-            f"```{{equation}} {m['label']}{m['names']}\n{(m['options'] or '').strip()}\n"
-            f"{re.sub(r' *.tag.[^}]*.$', '', m['tex'])}\n```"
+            f"```{{equation}} {m['label']}{m['names']}{(m['options'] or '').rstrip()}\n{TAG.sub('', m['tex'])}\n```"
         ),
         text,
     )

@@ -13,6 +13,13 @@ from typing import Any
 LABEL = r"(?:[a-z]+\.)?\d+"
 REFERENCE = re.compile(r"(?<![\w'\u2019])\(((?:[a-z]+\.)?\d{1,3})\)")
 """A reference to an equation in prose. No value of a function, f(0) or f'(0), and no year."""
+EQUATION = re.compile(
+    rf"^<!-- equation (?P<label>{LABEL})(?P<names>[^\n]*?)(?P<options>\n(?::[^\n]*\n)*)? *-->\n"
+    r"\$\$\n(?P<tex>.*?)\n\$\$$",
+    re.S | re.M,
+)
+"""An equation on a page: a comment with its number, the variables that it is about and options, above its formula."""
+TAG = re.compile(rf"\s*\\tag\{{({LABEL})\}}")
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 

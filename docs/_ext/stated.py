@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from formulas import difference, unequal
-from numbered import LABEL, Line
+from numbered import EQUATION, TAG, Line
 from samples import RANKS, samples
 
 from minilora import Linear
@@ -130,20 +130,14 @@ def _arrays(value: Any) -> list[np.ndarray]:
     return [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 
-BLOCK = re.compile(
-    rf"^<!-- equation (?P<label>{LABEL})(?P<names>[^\n]*?)(?P<options>\n(?::.*\n)*)?\s*-->\n"
-    r"\$\$\n(?P<tex>.*?)\n\$\$$",
-    re.S | re.M,
-)
 OPTION = re.compile(r"^:(entries|unchecked): (.*)$", re.M)
-TAG = re.compile(rf"\s*\\tag\{{({LABEL})\}}")
 
 
 def read_page(text: str) -> list[Equation]:
     """Return the equations that a page states, from its text."""
     text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # which only show what an equation looks like
     found = []
-    for block in BLOCK.finditer(text):
+    for block in EQUATION.finditer(text):
         tags = TAG.findall(block["tex"])
         if tags != [block["label"]]:
             raise ValueError(f"equation ({block['label']}) is printed with the number {', '.join(tags) or 'none'}")
