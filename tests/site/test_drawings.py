@@ -287,7 +287,7 @@ def test_a_drawing_has_a_text_a_caption_and_legible_letters(name):
 
 DRAWN = {
     "index.html": 1,
-    "attention.html": 3,
+    "network.html": 3,
     "choosing.html": 1,
     "decoder.html": 2,
     "variants.html": 1,
@@ -346,7 +346,7 @@ def test_an_equation_lights_its_result_and_its_factors(visit, width):
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
-    browser = visit("attention.html", width)
+    browser = visit("network.html", width)
     places = {"on_q": 1, "on_v": 0}
     for name, step in (("on_q", 1), ("on_v", 2), ("on_q", -2)):
         places[name] += step

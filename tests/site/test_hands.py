@@ -91,7 +91,7 @@ SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PICTURES = {
     "index.html": "rank",
     "directions.html": "circle",
-    "attention.html": "shares",
+    "network.html": "shares",
     "choosing.html": "memory",
     "decoder.html": "way",
     "why-not-faster.html": "ledger",

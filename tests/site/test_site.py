@@ -184,13 +184,14 @@ def test_code_and_outputs_scroll_and_keep_their_lines(unfolded, width):
         assert rows == pytest.approx(1, abs=0.3), text
 
 
-@pytest.mark.parametrize("page", ["attention.html", "decoder.html"])
+@pytest.mark.parametrize("page", ["is-a-gradient-right.html", "experts.html"])
 def test_a_desk_shows_the_reports_of_gradcheck_whole(visit, page):
     cut = visit(page, WIDTHS[1]).execute_script(
         """return [...document.querySelectorAll("div.cell_output pre")]
                .filter(e => e.textContent.includes("gradcheck by")).map(e => e.scrollWidth > e.clientWidth)"""
     )
-    assert cut == [False] * 2
+    assert cut
+    assert not any(cut)
 
 
 @pytest.mark.parametrize("width", [1280, 1300, 1312, 1366])
