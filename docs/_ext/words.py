@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 from pages import Drawn
 from recordings import RULES, SEEDS, Recordings
@@ -126,7 +127,12 @@ RECIPES = [
     Recipe(*UNSLOTH, "any", 2e-4, 2.0, "2r, the common one"),
     Recipe(*PREDIBASE, "any", 2e-4, None, ""),
 ]
-START, SCALING = 2e-4, 2.0
+SCALING = 2.0
+
+
+def start() -> float:
+    """Return the rate to begin with at s = 2, in one digit: s times the rate is in the middle of the recipes."""
+    return float(f"{median(recipe.moves for recipe in RECIPES if recipe.moves is not None) / SCALING:.0e}")
 
 
 def rate_ratios() -> list[float]:
@@ -219,7 +225,7 @@ def advice() -> str:
         f"own best rate ([measured](choosing.md#which-rank)).",
         "**Alpha.** With $\\alpha = 2r$ the scaling $s$ is 2 at every rank: the division by the rank is cancelled. "
         "Keep one rule, and always say $s$ beside a rate ([three rules](choosing.md#alpha-and-s-times-the-rate)).",
-        f"**Rate.** It decides most. For 1 to 70 billion weights begin at {START:g} with $s = {SCALING:g}$. Then "
+        f"**Rate.** It decides most. For 1 to 70 billion weights begin at {start():.4f} with $s = {SCALING:g}$. Then "
         f"double it while the loss on held-out text falls, or halve it. Recipes differ by a factor of "
         f"{max(moves) / min(moves):.0f} in $s$ times the rate ([sources](choosing.md#which-rate)). In our small model "
         f"the best rate at $s = 2$ was {ratios[0]:g} to {ratios[-1]:g} times that of {full}.",

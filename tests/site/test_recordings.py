@@ -72,6 +72,12 @@ def test_one_rank_trains_a_row_and_a_column_of_each_matrix():
     assert words.per_rank(words.GLASSLLM) == 4 * sum(map(sum, widths.values()))
 
 
+def test_the_rate_to_begin_with_is_the_recipes_middle():
+    moves = sorted(of.moves for of in words.RECIPES if of.moves is not None)
+    assert len(moves) % 2 == 1
+    assert words.SCALING * words.start() == pytest.approx(moves[len(moves) // 2], rel=0.5)
+
+
 def test_a_recipe_without_a_scaling_claims_no_product():
     assert [of.moves for of in words.RECIPES if of.scaling is None] == [None]
     assert all(of.moves == of.scaling * of.rate for of in words.RECIPES if of.scaling is not None)
