@@ -11,10 +11,10 @@ import pytest
 from minilora import cross_entropy, evaluate
 from minilora.layer import parameter_count
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "examples" / "measure"))
-import laboratory  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "measure"))
+import laboratory
 
+ROOT = Path(__file__).parents[2]
 RECORDED = json.loads((ROOT / "docs" / "recordings" / "laboratory-anew.json").read_text(encoding="utf-8"))
 EARLIER = json.loads((ROOT / "docs" / "recordings" / "laboratory.json").read_text(encoding="utf-8"))
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart

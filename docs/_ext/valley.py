@@ -1,0 +1,116 @@
+"""The laboratory in the reader's hands: one chart of rank, rule of scaling, rate and length of the text.
+
+All numbers are recorded ones, and stand in the page. `_static/live/valley.js` looks them up and draws them. Without it
+a reader has the drawing of the first position.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from statistics import fmean
+from typing import Any
+
+import pictures
+from hands import Slider
+from pages import Drawn
+from recordings import RULES, Recordings
+
+RANKS = (1, 4, 16)
+RULE = "alpha = 2r"
+"""What the chart begins with."""
+
+
+def numbers(recorded: Recordings) -> dict[str, Any]:
+    """Return what the chart looks up: of each cell its rates, with means over the seeds."""
+    cells: dict[str, list] = {}
+    for windows in recorded.windows:
+        for rank in (None, *RANKS):
+            for scaling in {1.0} if rank is None else {rule(rank) for rule in RULES.values()}:
+                of = {"windows": windows} | ({"scaling": scaling} if rank else {})
+                if found := [rate(recorded, lr, rank, **of) for lr in recorded.losses(way(rank), rank, **of)]:
+                    cells[f"{rank or 'full'}|{scaling:g}|{windows}"] = found
+    return {
+        "before": recorded.before,
+        "moments": recorded.moments,
+        "ranks": list(RANKS),
+        "rates": sorted({of["lr"] for found in cells.values() for of in found}),
+        "scalings": {name: {str(rank): rule(rank) for rank in RANKS} for name, rule in RULES.items()},
+        "cells": cells,
+    }
+
+
+def way(rank: int | None) -> str:
+    """Return how a rank trains; None is full fine-tuning."""
+    return "LoRA" if rank else "full"
+
+
+def rate(recorded: Recordings, lr: float, rank: int | None, **of: Any) -> dict[str, Any]:
+    """Return what a rate came to: means over its seeds, and the losses on the way as far as all of them go."""
+    results = [result for _, result in recorded.trainings(way(rank), rank, lr=lr, **of)]
+    steps = [result["step"] for result in results]
+    return {
+        "lr": lr,
+        "seeds": len(results),
+        **{what: round(fmean(result[what] for result in results), 4) for what in ("choice", "new")},
+        "steps": [min(steps), max(steps)],
+        "path": [round(fmean(losses), 3) for losses in zip(*(result["losses"] for result in results), strict=False)],
+    }
+
+
+def chart(recorded: Recordings) -> Drawn:
+    """Return the chart: its sliders, its first drawing and its numbers."""
+    data = numbers(recorded)
+    windows = max(recorded.windows)
+    rank = next((rank for rank in (4, 16, 1) if recorded.losses("LoRA", rank, windows=windows)), None)
+    start = recorded.best(way(rank), rank, windows=windows)
+    controls = {  # what each says, its values, and the one to begin with
+        "windows": ("windows of text", recorded.windows, windows),
+        "rule": ("rule of scaling", list(RULES), RULE),
+        "rank": ("rank", ["full", *RANKS], rank or "full"),
+        "lr": ("rate", data["rates"], start),
+    }
+    data["values"] = {name: values for name, (_, values, _) in controls.items()}
+    sliders = "".join(
+        Slider(name, label, [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values], values.index(first)).html(
+            "valley"
+        )
+        for name, (label, values, first) in controls.items()
+    )
+    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    caption = (
+        "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
+        "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
+    )
+    return Drawn(
+        f'<figure class="picture recorded" id="valley" data-live="valley"><div class="controls" hidden>{sliders}</div>'
+        f'<p class="says" aria-live="polite"></p><div class="drawing">{still(recorded, windows)}</div>'
+        f"<figcaption>{html.escape(caption)}</figcaption>"
+        f'<script type="application/json">{text}</script></figure>'
+    )
+
+
+def still(recorded: Recordings, windows: int) -> str:
+    """Return the drawing of the first position: the loss against the rate of full fine-tuning and of each rank."""
+    figure = pictures.new_figure(5.6, 3.6)
+    axes, said = figure.subplots(), []
+    for name, rank, colour in (
+        ("full", None, pictures.BASE),
+        *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
+    ):
+        losses = recorded.losses(way(rank), rank, windows=windows)
+        if not losses:
+            continue
+        best = recorded.best(way(rank), rank, windows=windows)
+        axes.plot(list(losses), list(losses.values()), color=colour, marker="o", markersize=3)
+        axes.plot(best, losses[best], "o", color=pictures.INK, markersize=8, fillstyle="none")
+        axes.annotate(name, (max(losses), losses[max(losses)]), (5, -4), textcoords="offset points", color=colour)
+        said.append(f"{name}: {losses[best]:.2f} at {best:g}")
+    axes.set(xscale="log", xlabel="rate", ylabel="held-out loss")
+    axes.margins(x=0.12)
+    axes.grid(alpha=0.3)
+    drawn = pictures.show(
+        figure,
+        f"The held-out loss against the rate on {windows} windows, alpha = 2r. The best of each: {'; '.join(said)}.",
+    )
+    return drawn.data.removeprefix('<figure class="picture">').removesuffix("</figure>")
