@@ -13,7 +13,7 @@ import pytest
 from .test_derivation import PRINTED
 from .test_hands import built, data_of, move
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import drawings
 
@@ -57,7 +57,7 @@ def whole():
         "shares": drawings.shares(),
         "block": drawings.block(drawings.small_model("all-linear")),
         "way": drawings.way_of_dy(),
-        "memory": drawings.HTML(memory_ways()[0]),
+        "memory": drawings.Drawn(memory_ways()[0]),
         "dora": drawings.two_arrows(),
     }
 
@@ -103,8 +103,8 @@ def test_the_loss_reads_y_and_t():
 
 
 def test_every_equation_of_the_graph_stands_on_the_page():
-    page = (DOCS / "derivation.md").read_text(encoding="utf-8")
-    assert all(f"```{{equation}} {number} " in page for number in drawings.STEPS)
+    page = (DOCS / "learn" / "derivation.md").read_text(encoding="utf-8")
+    assert all(f"<!-- equation {number} " in page for number in drawings.STEPS)
     assert drawings.STEPS.keys() == {*BY_HAND, "15"}
 
 
@@ -288,7 +288,7 @@ def test_a_drawing_has_a_text_a_caption_and_legible_letters(name):
 DRAWN = {
     "index.html": 1,
     "network.html": 3,
-    "choosing.html": 1,
+    "cost.html": 1,
     "decoder.html": 2,
     "variants.html": 1,
     "derivation.html": 1,
@@ -374,7 +374,7 @@ def test_moving_what_trains_shows_where_dy_ends(visit, width):
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 def test_moving_rank_or_bits_shows_what_it_takes(visit, width):
-    browser = visit("choosing.html", width)
+    browser = visit("cost.html", width)
     data = data_of(memory_ways()[0])
     places = {"rank": 2, "bits": 0}
     for name, step in (("bits", 2), ("rank", 2), ("bits", -1), ("rank", -4)):

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import costs
 import hands
@@ -92,9 +92,9 @@ PICTURES = {
     "index.html": "rank",
     "directions.html": "circle",
     "network.html": "shares",
-    "choosing.html": "memory",
+    "cost.html": "ledger",
+    "merging.html": "levels",
     "decoder.html": "way",
-    "why-not-faster.html": "ledger",
 }
 built = [
     pytest.mark.site,
@@ -178,13 +178,13 @@ def test_moving_the_rank_shows_what_it_learns(visit, width):
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 def test_moving_the_ledgers_sliders_counts_that_step(visit, width):
-    browser = visit("why-not-faster.html", width)
+    browser = visit("cost.html", width)
     for name, step in (("width", -3), ("batch", -1), ("r", 4), ("width", 1)):
         said = move(browser, name, step)
         w, N, r, *shares = map(float, re.findall(r"[\d.]*\d", said.replace(",", "")))
         full, lora = (hands.tally(way, w=int(w), N=int(N), r=int(r)) for way in hands.spelled().values())
         assert shares == pytest.approx([100 * lora[key] / full[key] for key in full], rel=6e-3)
-        shown = [x.text for x in browser.find_elements("css selector", ".drawing svg text.tick")]
+        shown = [x.text for x in browser.find_elements("css selector", "#ledger .drawing svg text.tick")]
         numbers = [float(text.replace(",", "")) for text in shown if text[0].isdigit()]
         expected = [way[key] / 1e6 for key in full for way in (full, lora)]
         assert numbers == pytest.approx(expected, rel=6e-3)
