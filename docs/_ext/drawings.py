@@ -100,49 +100,6 @@ def attributes(look: dict[str, object]) -> str:
     return "".join(f' {name}="{html.escape(str(value))}"' for name, value in named.items())
 
 
-# --- a layer and its adapter, to scale --------------------------------------------------------------------------------
-
-
-def beside(layer: LoRALinear, unit: float = 0.9) -> Drawn:
-    """Return the drawing of a layer and its adapter: a matrix is as high as its input is wide."""
-    (out, wide), r = layer.base.shape, layer.adapter.rank
-    frozen, trained = layer.base.weight.size, sum(p.size for p in layer.trainable().values())
-    w, o, thin = wide * unit, out * unit, r * unit
-    left, right, drawing = 80, 246, Drawing(318)
-    bar = {"stroke": "none", "fill": "currentColor", "rx": 0}
-    drawing.box((left + right) / 2, 22, w, 5, **bar)
-    drawing.text((left + right) / 2, 9, f"x, {wide} wide")
-    drawing.arrow(((left + right) / 2, 26), (left, 44))
-    drawing.arrow(((left + right) / 2, 26), (right, 44), colour=LORA)
-    top, middle = 46, 46 + w / 2
-    drawing.box(left, middle, o, w, fill=BASE, stroke=BASE, fill_opacity=0.25, rx=0)
-    drawing.text(left, middle - 8, f"W, frozen: {frozen:,}")
-    drawing.text(left, middle + 8, "numbers")
-    drawing.box(right, middle, thin, w, fill=LORA, stroke="none", rx=0)
-    drawing.text(right + thin / 2 + 8, middle, f"A: {wide} to {r}", anchor="start")
-    foot = top + w
-    drawing.arrow((right, foot + 1), (right, foot + 16), colour=LORA)
-    drawing.box(right, foot + 20, thin, 5, **bar)
-    drawing.text(right + thin / 2 + 8, foot + 20, f"h, {r} wide", anchor="start")
-    drawing.arrow((right, foot + 24), (right, foot + 39), colour=LORA)
-    drawing.box(right, foot + 40 + thin / 2, o, thin, fill=LORA, stroke="none", rx=0)
-    drawing.text(right, foot + 40 + thin + 11, f"B: {r} to {out}")
-    last = foot + 40 + thin + 22
-    drawing.arrow((left, foot + 1), (left, last + 6), ((left + right) / 2 - 12, last + 21))
-    drawing.arrow((right, last), (right, last + 6), ((left + right) / 2 + 12, last + 21), colour=LORA)
-    drawing.text((left + right) / 2, last + 20, "+")
-    drawing.arrow(((left + right) / 2, last + 27), ((left + right) / 2, last + 40))
-    drawing.box((left + right) / 2, last + 44, o, 5, **bar)
-    drawing.text((left + right) / 2, last + 57, f"y, {out} wide")
-    drawing.height = last + 68
-    return drawing.show(
-        f"x goes down two ways. On the left through W, a square of {wide} by {out}. On the right through A, a strip "
-        f"{r} wide, to h, and through B, a strip {r} high. The two outputs are added to y.",
-        f"To scale: x comes from above, so a matrix is as high as its input is wide, and as wide as its output. W has "
-        f"{frozen:,} numbers and stays. A and B have {trained:,} and learn.",
-    )
-
-
 # --- the worked numbers of the derivation, as a graph -----------------------------------------------------------------
 
 WORKED = {

@@ -1,21 +1,18 @@
-"""What the recordings advise, in numbers and in lines: for the front page and "Which rank, which rate"."""
+"""What the recordings advise, in numbers: for "Which rank, which rate"."""
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import median
 
-from pages import Drawn
 from recordings import RULES, SEEDS, Recordings
 
 from minilora import LlamaConfig
-from minilora.language.memory import LLAMA_2_7B, MATRICES, training_memory
+from minilora.language.memory import MATRICES
 from minilora.layers.rotary import frequencies
 
 DOCS = Path(__file__).parent.parent
@@ -25,19 +22,6 @@ GLASSLLM = LlamaConfig(
     num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-6, frequencies=frequencies(32, 10000.0),
     tie_word_embeddings=True,
 )  # fmt: skip
-
-
-def texts(page: str) -> list[str]:
-    """Return the blocks of a page that show what a program printed. A test runs the programs again."""
-    return re.findall(r"^```text\n(.*?)^```$", next(DOCS.glob(f"l*/{page}")).read_text(encoding="utf-8"), re.S | re.M)
-
-
-def beside(parts: dict[str, str]) -> Drawn:
-    """Return texts side by side, each under its title."""
-    shown = (
-        f"<div><strong>{html.escape(title)}</strong><p>{html.escape(text)}</p></div>" for title, text in parts.items()
-    )
-    return Drawn(f'<div class="written">{"".join(shown)}</div>')
 
 
 @cache
@@ -205,33 +189,17 @@ def percent(shares: list[float]) -> str:
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
-def gigabytes(**options: object) -> float:
-    """Return what a step of Llama-2-7B on 4,096 tokens keeps."""
-    return sum(training_memory(LLAMA_2_7B, tokens=4096, **options).values()) / 1e9  # type: ignore[arg-type]
-
-
 def advice() -> str:
-    """Return five lines of advice, their numbers computed."""
-    many, few = enough()
-    ratios, moves = rate_ratios(), [recipe.moves for recipe in RECIPES if recipe.moves is not None]
-    ways = {}, {"rank": 16}, {"rank": 16, "bits": 4}
-    keeps = [gigabytes(**way, recompute=again) for way in ways for again in (False, True)]
-    full = laboratory().full
+    """Return four lines of advice, their numbers computed."""
+    many, _ = enough()
     lines = (
-        "**Where.** Beside every linear layer, those of the MLP too. In Llama-2-7B the MLP's adapters helped more "
-        "than those of attention ([sources](choosing.md#which-matrices)).",
+        "**Where.** Beside every linear layer, those of the MLP too ([sources](choosing.md#which-matrices)).",
         f"**Rank.** Let the adapter train as many numbers as your text has tokens. In our small model such adapters "
-        f"had {percent(many)} of what {full} gains, and smaller ones {percent(few)}, with $\\alpha = 2r$, each at its "
-        f"own best rate ([measured](choosing.md#which-rank)).",
-        "**Alpha.** With $\\alpha = 2r$ the scaling $s$ is 2 at every rank: the division by the rank is cancelled. "
-        "Keep one rule, and always say $s$ beside a rate ([three rules](choosing.md#alpha-and-s-times-the-rate)).",
+        f"had {percent(many)} of what {laboratory().full} gains, with $\\alpha = 2r$, each at its own best rate "
+        f"([measured](choosing.md#which-rank)).",
+        "**Alpha.** Keep one rule, and always say $s$ beside a rate "
+        "([three rules](choosing.md#alpha-and-s-times-the-rate)).",
         f"**Rate.** It decides most. For 1 to 70 billion weights begin at {start():.4f} with $s = {SCALING:g}$. Then "
-        f"double it while the loss on held-out text falls, or halve it. Recipes differ by a factor of "
-        f"{max(moves) / min(moves):.0f} in $s$ times the rate ([sources](choosing.md#which-rate)). In our small model "
-        f"the best rate at $s = 2$ was {ratios[0]:g} to {ratios[-1]:g} times that of {full}.",
-        f"**Memory.** For Llama-2-7B and 4,096 tokens a step, full training keeps {keeps[0]:.0f} GB, LoRA of rank 16 "
-        f"keeps {keeps[2]:.0f}, and over a base in four bits {keeps[4]:.0f}. With activations computed again in "
-        f"backward these are {keeps[1]:.0f}, {keeps[3]:.0f} and {keeps[5]:.1f} "
-        f"([counted](cost.md#what-a-7b-model-keeps)).",
+        f"double it while the loss on held-out text falls, or halve it ([sources](choosing.md#which-rate)).",
     )
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))

@@ -8,6 +8,8 @@ from pages import picture, shown
 from recordings import RULES, SEEDS
 from words import RANKS
 
+from minilora.language.memory import LLAMA_2_7B
+
 recorded = words.laboratory()
 WINDOWS = recorded.windows
 WHOLE = max(WINDOWS)
@@ -95,9 +97,9 @@ shown(
     f"Read the table along its diagonal. With about one number a token an adapter has {words.percent(alike['1'])} of the gain, "
     f"with 0.3 it has {words.percent(alike['0.3'])}, with 0.08 {words.percent(alike['0.08'])}, whatever the text's length.",
 )
-assert round(words.per_rank(words.LLAMA_2_7B) / 1e6, 1) == 2.5
-assert round(8 * words.per_rank(words.LLAMA_2_7B), -6) == 20_000_000
-assert round(20e9 / words.per_rank(words.LLAMA_2_7B), -3) == 8000
+assert round(words.per_rank(LLAMA_2_7B) / 1e6, 1) == 2.5
+assert round(8 * words.per_rank(LLAMA_2_7B), -6) == 20_000_000
+assert round(20e9 / words.per_rank(LLAMA_2_7B), -3) == 8000
 
 rows = []
 for windows in WINDOWS:

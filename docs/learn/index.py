@@ -1,58 +1,103 @@
 """What index.md asserts and shows; the names are the page's own."""
 
-# %% What it is for
-import json
-import re
-from math import exp
-
-import drawings
-import hands
+import front
 import numpy as np
-import pages
-import words
-from pages import DOCS, RECORDINGS, Drawn, live, picture
+from pages import picture
+from ranks import word
 
-from minilora import Linear, LoRALinear
+from minilora import Adam, LoRA
+from minilora.language.memory import LLAMA_2_7B, training_memory
 
-shown = words.texts("language-model.md")
-model = json.loads((RECORDINGS / "language-model.json").read_text())["glassllm"]
-losses = [float(loss) for loss in re.findall(r"^ +(?:0|300) +(?:2\.897 +)?(\d\.\d{3})", shown[0], re.M)]
-assert "852,608 parameters" in shown[0] and "28 layers: 73,696 parameters" in shown[0] and losses == [5.2, 2.989]
-assert round(exp(losses[0])) == 181 and round(exp(losses[1])) == 20
-assert model["parameters"] == 852_608 and round(73_696 / 852_608, 2) == 0.09
-
-live("index-1", words.beside({"Before": shown[1], "After LoRA": shown[2]}))
-
-# %% Two thin matrices
-
-rng = np.random.default_rng(0)
-picture(
-    "index-2",
-    drawings.beside(LoRALinear.from_linear(Linear.init(128, 128, rng=rng, bias=False), rank=8, alpha=8, rng=rng)),
+DRAWN = front.stills(
+    layer=["hero", 1],
+    rank=["rank", 1, {"products": 4}],
+    step=["step", 0.87],
+    run=["run", 1],
+    alpha=["alpha", 1],
+    merge=["merge", 1],
+    bits=["bits", 1],
+    memory=["memory", 1],
 )
+WORD = word()
+strength = np.linalg.svd(WORD, compute_uv=False) ** 2
+share = np.cumsum(strength) / strength.sum()  # of the word, in squares, by rank
 
+# %% 1. LoRA
+picture("front", front.alive(DRAWN["layer"]))
+
+
+def needed(**options):
+    """Return the gigabytes of a step on 4,096 tokens, by what they are for."""
+    return {part: size / 1e9 for part, size in training_memory(LLAMA_2_7B, tokens=4096, **options).items()}
+
+
+full, lora, four, least = (
+    needed(**options)
+    for options in ({}, {"rank": 16}, {"rank": 16, "bits": 4}, {"rank": 16, "bits": 4, "recompute": True})
+)
+assert [f"{sum(parts.values()):.3g}" for parts in (full, lora, four)] == ["126", "31.9", "22.3"]
+assert round(sum(least.values()), 1) == 6.6
+assert round(2 * lora["Adam"] / 8 * 1000) == 80  # MB of an adapter in 16 bits; Adam's two means take eight bytes
+
+# %% A column times a row
+picture("front-rank", front.still(DRAWN["rank"]))
+assert WORD.shape == (9, 28) and np.linalg.matrix_rank(WORD) == 7
+assert sum(row.any() for row in WORD) == 7 and [round(100 * share[r - 1]) for r in (1, 4)] == [59, 93]
+assert 7 * (9 + 28) == 259 and WORD.size == 252
 assert 4096 * 4096 == 16_777_216 and 8 * (4096 + 4096) == 65_536 and round(65_536 / 16_777_216, 3) == 0.004
+letter = WORD[:, :7]
+assert len({tuple(row) for row in letter if row.any()}) == 2  # the letter L
 
-# %% What a rank can learn
+# %% One step, from B = 0
+picture("front-step", front.still(DRAWN["step"]))
+rng = np.random.default_rng(0)
+x, dy = rng.standard_normal((6, 28)), rng.standard_normal((6, 9))
+for B in (np.zeros((9, 2)), rng.standard_normal((9, 2))):
+    adapter = LoRA(rng.standard_normal((2, 28)), B, alpha=4)
+    grads = adapter.backward(dy, adapter.forward(x)[1])[1]
+    assert np.allclose(grads["lora_B"], adapter.scaling * (dy.T @ x) @ adapter.lora_A.T)
+    assert np.allclose(grads["lora_A"], adapter.scaling * adapter.lora_B.T @ (dy.T @ x))
+    assert grads["lora_A"].any() == B.any() and grads["lora_B"].any()
 
-picture("index-3", hands.rank_by_outer_products())
+# %% Many steps
+picture("front-run", front.still(DRAWN["run"]))
+assert round((1 - share[1]) * (WORD**2).sum() / 9, 2) == 1.37 and round(100 * share[1]) == 78
 
-# %% Two gradients by pencil
+# %% Alpha and the rate
+picture("front-alpha", front.still(DRAWN["alpha"]))
 
-from minilora import LoRA
 
-adapter = LoRA(np.array([[1.0, 1]]), np.array([[1.0], [-1]]), alpha=2)
-y, cache = adapter.forward(np.array([[2.0, 1]]))
-grads = adapter.backward(np.array([[1.0, -2]]), cache)[1]
-assert y.tolist() == [[6, -6]] and grads["lora_B"].tolist() == [[6], [-12]] and grads["lora_A"].tolist() == [[12, 6]]
+def first_step(alpha, descent=False):
+    """Return how far the first step moves the weight."""
+    rng = np.random.default_rng(1)
+    adapter = LoRA.init(28, 9, rank=2, alpha=alpha, rng=rng, dtype="float64")
+    grads = adapter.backward(dy, adapter.forward(x)[1])[1]
+    if descent:
+        adapter.lora_B[:] -= 0.05 * grads["lora_B"]
+    else:
+        Adam(adapter.trainable(), lr=0.05).step(grads)
+    return np.linalg.norm(adapter.delta())
 
-# %% A layer that trains
 
-live("live-layer", Drawn((DOCS / "_static" / "live" / "live-layer.html").read_text(encoding="utf-8")))
+assert np.isclose(first_step(8) / first_step(4), 2) and np.isclose(first_step(8, True) / first_step(4, True), 4)
 
+# %% Merging
+picture("front-merge", front.still(DRAWN["merge"]))
+assert 4 * (9 + 28) == 148
+
+# %% Four bits
+picture("front-bits", front.still(DRAWN["bits"]))
+others = front.stills(five=["bits", 1, {"size": 0.05}], ten=["bits", 1, {"size": 0.1}])
+assert "3 % of W into four bits, 0 % of it is kept" in DRAWN["bits"]
+assert "37 % of it is kept, with a noise of 74 %" in others["five"]
+assert "111 % of it is kept, with a noise of 48 %" in others["ten"]
+
+# %% The memory of your model
+picture("front-memory", front.still(DRAWN["memory"]))
+assert round(four["activations"]) == 17
+for told in ("126 GB", "LoRA, rank 16: 32 GB", "W in four bits: 22 GB", "recomputed: 6.6 GB", "file: 80 MB"):
+    assert told in DRAWN["memory"]
+
+# %% In Python
 assert evaluate(merged, X, Y) < 1e-3
 assert sum(p.size for p in layer.trainable().values()) == 180 and base.weight.size == 8000
-
-# %% Five lines of advice
-
-pages.shown("advice", words.advice())
