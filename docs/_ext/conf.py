@@ -153,7 +153,7 @@ def add_live(app, pagename, template, context, doctree):
     """Load the scripts of a page where something trains in the browser."""
     for live in re.findall(r'data-live="(\w+)"', context.get("body", "")):
         app.add_js_file(f"live/{live}.js", type="module")
-        app.add_css_file("live/live.css")
+        app.add_css_file(f"live/{'front' if live == 'front' else 'live'}.css")
 
 
 def no_signature(app, what, name, obj, options, signature, returns):

@@ -48,7 +48,7 @@ assert 4096 * 4096 == 16_777_216 and 8 * (4096 + 4096) == 65_536 and round(65_53
 letter = WORD[:, :7]
 assert len({tuple(row) for row in letter if row.any()}) == 2  # the letter L
 
-# %% One step, from B = 0
+# %% The first step
 picture("front-step", front.still(DRAWN["step"]))
 rng = np.random.default_rng(0)
 x, dy = rng.standard_normal((6, 28)), rng.standard_normal((6, 9))

@@ -282,7 +282,7 @@ function memory(t, settings) {
 export const SCENES = [
   { name: "hero", heading: null, draw: hero, seconds: 9, controls: [] },
   { name: "rank", heading: "a-column-times-a-row", draw: rank, seconds: 5, controls: ["products"] },
-  { name: "step", heading: "one-step-from-b-0", draw: step, seconds: 16, controls: [] },
+  { name: "step", heading: "the-first-step", draw: step, seconds: 16, controls: [] },
   { name: "run", heading: "many-steps", draw: run, seconds: 3, controls: ["rank"] },
   { name: "alpha", heading: "alpha-and-the-rate", draw: alpha, seconds: 2, controls: ["rank", "alpha", "rate"] },
   { name: "merge", heading: "merging", draw: merge, seconds: 3, controls: ["apart"] },
