@@ -1,4 +1,4 @@
-"""What the recordings advise, in numbers: for "Which rank, which rate"."""
+"""What the recordings advise, in numbers and in lines: for the front page and "Which rank, which rate"."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 import front
 import numpy as np
-from pages import picture
+import words
+from pages import picture, shown
 from ranks import word
 
 from minilora import Adam, LoRA
@@ -97,6 +98,9 @@ picture("front-memory", front.still(DRAWN["memory"]))
 assert round(four["activations"]) == 17
 for told in ("126 GB", "LoRA, rank 16: 32 GB", "W in four bits: 22 GB", "recomputed: 6.6 GB", "file: 80 MB"):
     assert told in DRAWN["memory"]
+
+# %% What to set first
+shown("advice", words.advice())
 
 # %% In Python
 assert evaluate(merged, X, Y) < 1e-3
