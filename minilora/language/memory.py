@@ -12,6 +12,7 @@ What a step keeps until its backward has used it, in numbers for each token and 
 
     x of both norms          2 d                   the norms need it
     q, k, v, attention's y   2 HD + 2 KD           attention needs it; its T x T matrix is computed again, never kept
+    q and k before a norm    HD + KD               only the norms of q and k need them, where there are some
     y of the first norm      d                     only dW, or dA, of q, k or v needs it
     y of the second norm     d                     only dW, or dA, of gate or up needs it
     gate, up                 2 m                   the activation and the product need them
@@ -47,7 +48,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -114,7 +115,7 @@ def training_memory(
     check_choice("bits", bits, CONSTANTS)  # type: ignore[arg-type]
     for target in targets:
         check_choice("targets", target, known)
-    matrices, elsewhere = count_numbers(config)
+    shapes, (matrices, elsewhere) = _matrices(config), count_numbers(config)
     layers, d = config.num_hidden_layers, config.hidden_size
     if rank is None:
         if bits != 16:
@@ -122,9 +123,9 @@ def training_memory(
         trained, gradient, targets = matrices + elsewhere, 2, known
     else:
         rank, gradient = check_integer("rank", rank, at_least=1), 4  # adapters train in float32
-        adapted = [shape for path, shape in _matrices(config).items() if _is_named(path, targets)]
+        adapted = [shape for path, shape in shapes.items() if _is_named(path, targets)]
         trained = sum(rank * math.prod(shape[:-2]) * sum(shape[-2:]) for shape in adapted)
-    layer_sizes = [_layer_size(config, layer, targets, rank or 0) for layer in range(layers)]
+    layer_sizes = [_layer_size(config, shapes, layer, targets, rank or 0) for layer in range(layers)]
     activations = (layers - 1) * d + max(layer_sizes) if recompute else sum(layer_sizes)
     return {
         "weights": round(matrices * (bits + CONSTANTS[bits]) / 8 + 2 * elsewhere),
@@ -163,12 +164,12 @@ def _is_named(path: str, targets: Sequence[str]) -> bool:
     return any(path.endswith(f".{name}" if name in EXPERTS else f".{name}.weight") for name in targets)
 
 
-def _layer_size(config: LlamaConfig, layer: int, targets: Sequence[str], rank: int) -> int:
+def _layer_size(config: LlamaConfig, matrices: Iterable[str], layer: int, targets: Sequence[str], rank: int) -> int:
     """Return how many numbers one layer keeps for each token, of which an adapter keeps its rank."""
     d, D = config.hidden_size, config.head_dim
-    attention = 2 * D * (config.num_attention_heads + config.num_key_value_heads)
+    attention = (2 + config.qk_norm) * D * (config.num_attention_heads + config.num_key_value_heads)
     first = d if {"q_proj", "k_proj", "v_proj"} & set(targets) else 0
-    own = {path for path in _matrices(config) if path.startswith(f"model.layers.{layer}.")}
+    own = {path for path in matrices if path.startswith(f"model.layers.{layer}.")}
     mixture = config.mixture
     if mixture is None or not mixture.stands_in(layer):
         second = d if {"gate_proj", "up_proj"} & set(targets) else 0

@@ -41,7 +41,7 @@ from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
 
-from ..support.language import LETTERS, TEXT, tiny_llama, tiny_mixture
+from ..support.language import LETTERS, TEXT, drawn, tiny_llama, tiny_mixture
 from ..support.memory import traced
 
 sizes = st.integers(1, 6)
@@ -121,6 +121,17 @@ def test_a_layer_keeps_the_sum_of_the_pages_table():
     for target, more in read.items():
         found = training_memory(model, tokens=3, rank=2, targets=[target])["activations"]
         assert found == 2 * 3 * (everything - 200 - 1000 + more + 2), target
+
+
+def test_norms_of_queries_and_keys_keep_what_they_norm():
+    plain, normed = (drawn(0, "float64", vocab_size=7, intermediate_size=20, num_hidden_layers=3, model_type=kind)
+                     for kind in ("llama", "qwen3"))  # fmt: skip
+    ids, numbers = np.arange(5)[None], 5 * 3 * 4 * (4 + 2)  # tokens, layers, head_dim, heads
+    formula = [training_memory(model.config, tokens=5, rank=1)["activations"] for model in (plain, normed)]
+    assert formula[1] - formula[0] == 2 * numbers
+    options = {"rank": 2, "alpha": 4, "rng": np.random.default_rng(0)}
+    kept = [cache_bytes(adapt(model, "all-linear", **options).forward(ids)[1]) for model in (plain, normed)]
+    assert 8 * numbers <= kept[1] - kept[0] < 2 * 8 * numbers
 
 
 def test_fewer_bits_shrink_the_frozen_matrices_alone():
