@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 
 from recordings import RULES, SEEDS, Recordings
+from settings import SCALING, Evidence, tinker_rate
 
 from minilora import LlamaConfig
 from minilora.language.memory import MATRICES
@@ -88,11 +89,6 @@ class Recipe:
         return None if self.scaling is None else self.scaling * self.rate
 
 
-def tinker(width: int, power: float) -> float:
-    """Return the rate of the formula of Schulman et al. 2025, the same at each rank."""
-    return 5e-5 * 10 * (2000 / width) ** power
-
-
 TINKER = "Tinker's formula", "https://tinker-docs.thinkingmachines.ai/cookbook/api-reference/hyperparam_utils"
 TUNE = "torchtune", "https://github.com/pytorch/torchtune/tree/main/recipes/configs"
 QLORA = "QLoRA's scripts", "https://github.com/artidoro/qlora/tree/main/scripts"
@@ -100,10 +96,10 @@ UNSLOTH = "Unsloth", "https://unsloth.ai/docs/get-started/fine-tuning-llms-guide
 PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperparameter-best-practices"
 
 RECIPES = [
-    Recipe(*TINKER, "Llama 3.2 1B", tinker(2048, 0.781), 1.0, "32, at rank 32"),
-    Recipe(*TINKER, "Llama 3.1 8B", tinker(4096, 0.781), 1.0, "32, at rank 32"),
-    Recipe(*TINKER, "Llama 3.1 70B", tinker(8192, 0.781), 1.0, "32, at rank 32"),
-    Recipe(*TINKER, "Qwen 3 8B", tinker(4096, 0.0775), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Llama 3.2 1B", tinker_rate("Llama", 2048), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Llama 3.1 8B", tinker_rate("Llama", 4096), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Llama 3.1 70B", tinker_rate("Llama", 8192), 1.0, "32, at rank 32"),
+    Recipe(*TINKER, "Qwen 3 8B", tinker_rate("Qwen", 4096), 1.0, "32, at rank 32"),
     Recipe(*TUNE, "Llama 3, 1B to 70B", 3e-4, 2.0, "2r, at rank 8 to 64"),
     Recipe(*QLORA, "LLaMA 7B, 13B", 2e-4, 16 / 64, "16, at rank 64"),
     Recipe(*QLORA, "LLaMA 33B, 65B", 1e-4, 16 / 64, "16, at rank 64"),
@@ -111,7 +107,6 @@ RECIPES = [
     Recipe(*UNSLOTH, "any", 2e-4, 2.0, "2r, the common one"),
     Recipe(*PREDIBASE, "any", 2e-4, None, ""),
 ]
-SCALING = 2.0
 
 
 def start() -> float:
@@ -138,6 +133,12 @@ def lost() -> dict[float, tuple[float, float]]:
             for times, shares in found.items():
                 shares += [parts[times]] * (times in parts)
     return {times: (min(shares), max(shares)) for times, shares in found.items()}
+
+
+def evidence() -> Evidence:
+    """Return what the recordings say of a rate that is half, twice and four times the best, and of another seed."""
+    found = lost()
+    return Evidence(max(found[1 / 2][1], found[2][1]), found[4][1], laboratory().spread)
 
 
 def best_steps(way: str, rank: int | None, *, windows: int) -> list[int]:

@@ -3,7 +3,8 @@
 const CONSTANTS = { 16: 0, 8: 32 / 4096, 4: 8 / 64 + 32 / (64 * 256) }; // bits a weight for the constants of its block
 
 // A model's sizes: V words, d wide, m inside the MLP, L layers, H heads of queries and K of keys, each D wide; whether
-// the head is the embedding (tied), and whether q, k and v have biases. Each from its config.json.
+// the head is the embedding (tied), whether q, k and v have biases, and whether q and k are normed. Each from its
+// config.json.
 export const MODELS = {
   "SmolLM2-135M": { V: 49152, d: 576, m: 1536, L: 30, H: 9, K: 3, D: 64, tied: true },
   "Qwen2.5-0.5B": { V: 151936, d: 896, m: 4864, L: 24, H: 14, K: 2, D: 64, tied: true, biases: true },
@@ -28,8 +29,8 @@ const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
 
 // How many numbers the matrices of all layers have, and how many all else has.
 export function countNumbers(model) {
-  const { V, d, L, H, K, D, tied, biases } = model;
-  const around = L * (2 * d + (biases ? (H + 2 * K) * D : 0)) + d + V * d * (tied ? 1 : 2);
+  const { V, d, L, H, K, D, tied, biases, normed } = model;
+  const around = L * (2 * d + (biases ? (H + 2 * K) * D : 0) + (normed ? 2 * D : 0)) + d + V * d * (tied ? 1 : 2);
   return [L * sum(matrices(model).map(([out, n_in]) => out * n_in)), around];
 }
 
@@ -38,14 +39,21 @@ export function adapterNumbers(model, rank) {
   return model.L * rank * sum(matrices(model).map(([out, n_in]) => out + n_in));
 }
 
+// As Python rounds.
+function halfToEven(x) {
+  const low = Math.floor(x);
+  return x - low < 0.5 || (x - low === 0.5 && low % 2 === 0) ? low : low + 1;
+}
+
 // The bytes that a step keeps. Without `rank` all weights train; `recompute` keeps each layer's input alone.
 export function trainingMemory(model, { tokens, rank = null, bits = 16, recompute = false }) {
-  const { V, d, m, L, H, K, D } = model, [inside, elsewhere] = countNumbers(model);
+  const { V, d, m, L, H, K, D, normed } = model, [inside, elsewhere] = countNumbers(model);
   const trained = rank === null ? inside + elsewhere : adapterNumbers(model, rank);
-  const layer = 4 * d + 2 * D * (H + K) + 3 * m + 7 * (rank ?? 0); // two norms in and out, q k v y, gate up product
+  const attention = (normed ? 3 : 2) * D * (H + K); // q k v y, and q and k before their norms
+  const layer = 4 * d + attention + 3 * m + 7 * (rank ?? 0); // two norms in and out, attention, gate up product
   const activations = recompute ? (L - 1) * d + layer : L * layer;
   return {
-    weights: Math.round((inside * (bits + CONSTANTS[bits])) / 8 + 2 * elsewhere),
+    weights: halfToEven((inside * (bits + CONSTANTS[bits])) / 8 + 2 * elsewhere),
     trained: 4 * trained,
     gradients: (rank === null ? 2 : 4) * trained,
     Adam: 8 * trained,

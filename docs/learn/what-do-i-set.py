@@ -1,0 +1,50 @@
+"""What what-do-i-set.md asserts and shows; the names are the page's own."""
+
+import pictures
+import settings
+import words
+from pages import DOCS, Drawn, live, picture, shown
+
+live("settings", Drawn(settings.control(words.evidence())))
+for _, address in settings.SOURCES.values():  # each page that a line leads to is there
+    if not address.startswith("https://"):
+        assert (DOCS / "learn" / address.replace(".html", ".md")).is_file(), address
+
+
+def linked(source):
+    name, address = settings.SOURCES[source]
+    return f"[{name}]({address.replace('.html', '.md')})"
+
+
+inputs, _ = settings.read_inputs(settings.DEFAULTS)
+answer = settings.advise(inputs)
+
+# %% What fits
+
+rows = []
+for name, model in settings.MODELS.items():
+    ways = settings.what_fits(model, 0, inputs["tokens"], 8)
+    cells = [f"{kept['total']}, {recomputed['total']}" for kept, recomputed in zip(ways[::2], ways[1::2], strict=True)]
+    rows.append((name, *cells))
+head = ("kept, recomputed", *("full" if not bits else f"{bits} bits" for _, bits in settings.WAYS))
+shown("fits", pictures.table(head, rows))
+assert inputs["tokens"] == 4096
+
+# %% What others set
+
+picture("settings", Drawn(answer["axis"]))
+rows = [
+    (
+        f"{of['name']}, {linked(of['source'])}: {of['for']}",
+        *(of[part] for part in ("rank", "alpha", "s", "rate", "product")),
+    )
+    for of in answer["recipes"]
+]
+shown("recipes", pictures.table(("recipe", "r", "alpha", "s", "rate", "s × rate"), rows))
+
+# %% What the losses say
+
+rows = [(settings.WHEN[what], f"{linked(source)}; {size}") for what, (source, size) in settings.SEEN.items()]
+shown("rules", pictures.table(("what is said, and when", "seen by, at"), rows))
+assert settings.FAR == 2.5 and settings.LOST == 0.5
+assert settings.START == words.start() == 0.0001
