@@ -14,7 +14,7 @@ Begin at a Python prompt:
     >>> exercises.check_loss_gradient(loss_gradient)
     Not yet. dy: ...
 
-docs/exercises.md has each step in full, with its solution folded; on the site the page grades the questions.
+docs/learn/exercises.md has each step in full, with its solution folded; on the site the page grades all of them.
 These are the questions, for exercises.check_prediction(name, your_answer):
 """
 
