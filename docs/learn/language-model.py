@@ -5,7 +5,7 @@ import json
 import pictures
 from pages import DOCS, RECORDINGS, Drawn, live, picture, shown
 
-quoted = lambda text: text.strip().replace("\n", "<br>").replace("|", r"\|")
+quoted = lambda text: " / ".join(line for line in text.splitlines() if line)
 
 # %% Here, on your text
 
@@ -15,7 +15,7 @@ best, cut = here["best"]["step"], here["windows"]
 held = {10 * place: loss for place, loss in enumerate(here["held"])}
 rows = [("before", f"{held[0]:.2f}", quoted(here["texts"]["before"]))]
 rows += [(f"after {best} steps", f"{held[best]:.2f}", quoted(here["texts"]["after"]))]
-shown("run", pictures.table(["the text that stands there", "held-out loss", "what the model writes"], rows))
+shown("run", pictures.table(["", "held-out loss", "what the model writes"], rows))
 assert min(held, key=held.get) == best == max(held) - 20 == 40
 assert cut == {"train": 15, "held": 6, "length": 64}
 assert 20 < here["seconds"] < 45
