@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from minilora import article
@@ -16,6 +17,14 @@ from minilora.cli.console import BLAS_THREADS, limit_blas, say_goes_on
 from ..support.command_line import run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The formats that figures were written in, in no time."""
+    formats = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, file, format: formats.append(format) or file.write(b"drawn"))
+    return formats
 
 
 @pytest.mark.parametrize("command", ["finetune", "generate", "merge"])
@@ -59,7 +68,9 @@ def test_a_plot_in_an_unwritable_folder_is_refused_first(command, adapter, tmp_p
         (["merge", "base.safetensors", "adapter", "-o", "mine.svg"], "-o 'mine.svg'"),
     ],
 )
-def test_no_file_is_replaced_without_a_word(command, name, adapter, small_article, tmp_path, capsys, monkeypatch):
+def test_no_file_is_replaced_without_a_word(
+    command, name, adapter, small_article, drawn, tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.svg").write_text("dear diary")
     assert main(command) == 2
@@ -69,7 +80,7 @@ def test_no_file_is_replaced_without_a_word(command, name, adapter, small_articl
     assert (tmp_path / "mine.svg").read_bytes() != b"dear diary"
 
 
-def test_a_figure_is_of_a_kind_that_programs_open(adapter, tmp_path, shell):
+def test_a_figure_is_of_a_kind_that_programs_open(adapter, drawn, tmp_path, shell):
     """One of LaTeX's needs a program of its own to be written."""
     for name in ("x.pgf", "x.raw", "x"):
         said = f"plot file '{tmp_path / name}' ends in {name[2:]!r}, expected one of png, svg, pdf, jpg, webp"
@@ -77,6 +88,7 @@ def test_a_figure_is_of_a_kind_that_programs_open(adapter, tmp_path, shell):
         assert shell.out == ""
     for known in ("p.PNG", "p.svg", "p.pdf", "p.jpg", "p.webp"):
         shell(f"inspect {adapter} --plot {tmp_path / known}")
+    assert drawn == ["png", "svg", "pdf", "jpg", "webp"]
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
@@ -98,7 +110,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
         assert len(text) < 1500
 
 
-def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, tmp_path, capsys, monkeypatch):
+def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, drawn, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minilora.conformance.vectors.write", lambda *given: 3)
     evil = "\x1b[2J\u202e"

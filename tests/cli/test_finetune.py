@@ -109,7 +109,7 @@ def test_finetuning_is_adapt_and_train(shell, asked, adapting, training, config)
 
 
 def test_a_training_lowers_the_loss_and_measures_without_dropout(shell):
-    shown, others = losses(shell(FINETUNE)), losses(shell(FINETUNE, "--dropout", "0.5"))
+    shown, others = (losses(shell(f"{FINETUNE} --steps 30 {more}")) for more in ("", "--dropout 0.5"))
     assert shown[30] < 0.8 * shown[0]
     assert shown[0] == others[0]
     assert shown[30] != others[30]
@@ -186,12 +186,12 @@ def test_any_number_of_workers_writes_the_same_adapter():
 @pytest.mark.long
 def test_a_base_in_four_bits_is_finetuned_and_speaks(shell):
     base = quantize(Llama.load("model"))
-    out = shell(FINETUNE, "--quantize", "nf4")
+    out = shell(f"{FINETUNE} --steps 21 --quantize nf4")
     size, kept = parameter_count(Llama.load("model")), parameter_bytes(base)
     assert f"model    model: {size:,} parameters in float32" in out
     assert f"weights  {kept / 1e6:.1f} MB with quantised linear layers, {4 * size / 1e6:.1f} MB without" in out
     adapted = attach(base, load_adapter("a"))
-    for step, model in ((0, base), (30, adapted)):
+    for step, model in ((0, base), (21, adapted)):
         assert losses(out)[step] == pytest.approx(evaluate(model, *HELD_OUT, cross_entropy), abs=6e-4)
     said = shell("generate 'the cat' --model model --adapter a --quantize nf4 --temperature 0 --tokens 9")
     assert said == f"the cat{greedily('the cat', adapted)}\n"
@@ -255,7 +255,7 @@ GO_ON = "finetune text --save b --model model --adapter a --steps 4 --batch-size
 
 
 def test_a_training_goes_on_from_an_adapter(shell):
-    end = losses(shell(FINETUNE, "--use-rslora", "--target-modules", "q_proj,down_proj"))[30]
+    end = losses(shell(f"{FINETUNE} --use-rslora --target-modules q_proj,down_proj"))[6]
     before = weights()
     out = shell(GO_ON)
     assert losses(out)[0] == pytest.approx(end, abs=2e-3)
@@ -378,10 +378,10 @@ def test_the_figure_has_every_step_also_of_a_training_that_went_on(monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
     monkeypatch.setattr("minilora.cli.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
-    for asked in ("--plot p.svg", "--checkpoint c --steps 7", "--checkpoint c --plot p.svg"):
-        assert finetune(asked) == 0
+    for asked in ("--plot p.svg", "--checkpoint c --steps 7", "--checkpoint c --plot p.svg --steps 23"):
+        assert finetune(f"--steps 23 {asked}") == 0
     (table, each), again = drawn
-    assert [step for step, _ in each] == [*range(1, 31)]
+    assert [step for step, _ in each] == [*range(1, 24)]
     assert again[1] == each
     assert np.mean([loss for _, loss in each[:20]]) == pytest.approx(table[1][1], rel=1e-12)
     assert np.mean([loss for _, loss in each[20:]]) == pytest.approx(table[2][1], rel=1e-12)
@@ -391,7 +391,7 @@ def test_the_figure_has_every_step_also_of_a_training_that_went_on(monkeypatch):
 @pytest.mark.long
 def test_the_log_has_each_step_and_each_measurement(shell):
     def logged(*asked):
-        out = shell(FINETUNE, "--log", *asked)
+        out = shell(f"{FINETUNE} --steps 30 --log", *asked)
         return rows(out), [json.loads(line) for line in Path(asked[0]).read_text().splitlines()]
 
     shown, lines = logged("l.jsonl", "--steps", "23", "--checkpoint", "c")

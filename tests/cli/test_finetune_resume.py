@@ -69,15 +69,15 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, shell, monkeypatch):
     os.rename("text", "my text")
     typed = f"finetune 'my text' --save \"it's\" --model model {FEW}"
     with monkeypatch.context() as patched:
-        interrupted(patched, 24)
+        interrupted(patched, 5)
         first = rows(shell(typed, "--checkpoint", "c", code=130))
-    said = "\nminilora: interrupted\nminilora: step 23 of 30 is kept in c, and this command goes on from there:"
+    said = "\nminilora: interrupted\nminilora: step 4 of 6 is kept in c, and this command goes on from there:"
     assert shell.err.startswith(said)
     program, *again = shlex.split(shell.err.splitlines()[-1])
     assert (program, again) == ("minilora", [*shlex.split(typed), "--checkpoint", "c"])
     assert not Path("it's").exists()
     resumed = shell(*again)
-    assert "goes on from step 23 of 30 (c)\n" in resumed
+    assert "goes on from step 4 of 6 (c)\n" in resumed
     assert rows(resumed) == rows(shell(typed, "--overwrite"))
     assert rows(resumed)[: len(first)] == first
 
@@ -86,10 +86,10 @@ def test_without_a_checkpoint_it_is_kept_beside_the_adapter(often, shell, monkey
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora", *shlex.split(TYPED)])
     shell(TYPED, "--save", "whole")
     with monkeypatch.context() as patched:
-        interrupted(patched, 8)
+        interrupted(patched, 5)
         shell(TYPED, code=130)
-    assert "step 7 of 30 is kept in a.checkpoint, and this command goes on from there:" in shell.err
-    assert "resume   goes on from step 7 of 30 (a.checkpoint)\n" in shell(TYPED)
+    assert "step 4 of 6 is kept in a.checkpoint, and this command goes on from there:" in shell.err
+    assert "resume   goes on from step 4 of 6 (a.checkpoint)\n" in shell(TYPED)
     assert weights("a") == weights("whole")
     assert sorted(os.listdir()) == ["a", "model", "text", "whole"]
 
@@ -233,7 +233,7 @@ def test_a_save_that_fails_says_what_is_kept_and_what_goes_on(often, shell, monk
         patched.setattr("minilora.language.finetune.save_adapter", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
-    assert second == "minilora: step 30 of 30 is kept in a.checkpoint, and this command goes on from there:"
+    assert second == "minilora: step 6 of 6 is kept in a.checkpoint, and this command goes on from there:"
     shell(*shlex.split(command)[1:])
 
 
@@ -251,7 +251,7 @@ def test_a_training_that_cannot_be_kept_goes_on_unless_that_was_asked(often, she
         "minilora: the training is not kept after step 2, and goes on: [Errno 28] No space left on device: "
         "'a.checkpoint'\n"
     )
-    assert "minilora: step 1 of 30 is kept in c, and this command" in shell.refused(FINETUNE, "--checkpoint", "c")
+    assert "minilora: step 1 of 6 is kept in c, and this command" in shell.refused(FINETUNE, "--checkpoint", "c")
 
 
 # --- it goes on to the same bits ---

@@ -67,7 +67,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
     monkeypatch.setattr(Adam, "step", step)
     monkeypatch.setattr(sys, "stdout", file)
-    assert finetune() == 0
+    assert finetune("--steps 30") == 0
     assert [len(rows(seen)) for seen in steps] == [1] * LOG_EVERY + [2] * 10
     assert "going by step 1, the other 29 take about" in steps[1]
 
@@ -182,7 +182,7 @@ def test_a_duration_is_said_in_words(seconds, said):
 def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     drawn, right = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or right(self, *a, **k))
-    assert finetune("--plot", "curves.png") == 0
+    assert finetune("--steps 30 --plot curves.png") == 0
     out = capsys.readouterr().out
     assert "figure written to curves.png" in out
     _, training, held_out = drawn[0].axes[0].get_lines()

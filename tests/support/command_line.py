@@ -9,7 +9,7 @@ import pytest
 
 from minilora import cli
 
-FEW = "--steps 30 --batch-size 4 --length 8 --rank 2 --lr 0.02 "
+FEW = "--steps 6 --batch-size 4 --length 8 --rank 2 --lr 0.02 "
 FINETUNE = f"finetune text --save a --overwrite --model model {FEW}"
 """A fine-tuning of a second, of the model of the fixture `folder` on its text."""
 
