@@ -8,6 +8,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from recordings import RULES, SEEDS, Recordings
 from settings import SCALING, Evidence, tinker_rate
@@ -17,7 +18,7 @@ from minilora.language.memory import MATRICES
 from minilora.layers.rotary import frequencies
 
 DOCS = Path(__file__).parent.parent
-RANKS = (1, 4, 16)
+RANKS, WINDOWS = (1, 4, 16), (60, 239, 956)
 GLASSLLM = LlamaConfig(
     vocab_size=1024, hidden_size=128, intermediate_size=341, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, head_dim=32, rms_norm_eps=1e-6, frequencies=frequencies(32, 10000.0),
@@ -25,10 +26,35 @@ GLASSLLM = LlamaConfig(
 )  # fmt: skip
 
 
+def recording(name: str) -> dict[str, Any]:
+    """Return what a file of docs/recordings holds."""
+    return json.loads((DOCS / "recordings" / name).read_text(encoding="utf-8"))
+
+
+@cache
+def anew() -> Recordings:
+    """Return the trainings of the small language model, of which more are made."""
+    return Recordings(recording("laboratory-anew.json"))
+
+
+@cache
+def earlier() -> Recordings:
+    """Return the trainings before those, over wide ranges of rates."""
+    return Recordings(recording("laboratory-anew.json").get("earlier") or recording("laboratory.json"))
+
+
 @cache
 def laboratory() -> Recordings:
-    """Return the recorded trainings of the small language model."""
-    return Recordings(json.loads((DOCS / "recordings" / "laboratory.json").read_text(encoding="utf-8")))
+    """Return the new trainings as soon as all that is compared at s = 2 has a best rate there, or the earlier."""
+    ways = [("full", None), *(("LoRA", rank) for rank in RANKS)]
+    known = (anew().tried(*way, windows=windows) for way, windows in product(ways, WINDOWS))
+    return anew() if all(known) else earlier()
+
+
+@cache
+def of_rules() -> Recordings:
+    """Return the new trainings as soon as each rule of scaling has its best rates on the whole text, or the earlier."""
+    return anew() if set(anew().rules(max(WINDOWS), RANKS)) == set(RULES) else earlier()
 
 
 # --- the rank ---------------------------------------------------------------------------------------------------------
@@ -124,15 +150,10 @@ def rate_ratios() -> list[float]:
     )
 
 
-def lost() -> dict[float, tuple[float, float]]:
-    """Return the least and the largest part of the gain lost at a half, 2 and 4 times the best rate, at s = 2."""
-    recorded, found = laboratory(), {1 / 2: [], 2.0: [], 4.0: []}
-    for windows in recorded.windows:
-        for rank in RANKS:
-            parts = recorded.lost("LoRA", rank, windows=windows)
-            for times, shares in found.items():
-                shares += [parts[times]] * (times in parts)
-    return {times: (min(shares), max(shares)) for times, shares in found.items()}
+def most_lost(recorded: Recordings, *multiples: float) -> float:
+    """Return the largest part of the gain lost at a rate so many times the best, at s = 2, at any rank and length."""
+    parts = [recorded.lost("LoRA", rank, windows=windows) for rank, windows in product(RANKS, recorded.windows)]
+    return max(of[times] for of in parts for times in multiples if times in of)
 
 
 def evidence() -> Evidence:
@@ -161,7 +182,7 @@ class Scaled:
 
 def scaled() -> list[Scaled]:
     """Return the best rate under each rule of scaling, at each rank and length of the text where all is recorded."""
-    recorded, among, found = laboratory(), shared_seeds(), []
+    recorded, among, found = of_rules(), shared_seeds(), []
     for windows in recorded.windows:
         for rule, rank in product(recorded.rules(windows, RANKS), RANKS):
             of = {"windows": windows, "scaling": RULES[rule](rank), "among": among}
@@ -173,7 +194,7 @@ def scaled() -> list[Scaled]:
 @cache
 def shared_seeds() -> tuple[int, ...]:
     """Return the seeds that every rule of scaling has at its best rates: only these are compared."""
-    recorded, counts = laboratory(), []
+    recorded, counts = of_rules(), []
     for windows in recorded.windows:
         for rule, rank in product(recorded.rules(windows, RANKS), RANKS):
             tried = recorded.seeds("LoRA", rank, windows=windows, scaling=RULES[rule](rank))

@@ -28,7 +28,7 @@ assert abs((rows @ start.lora_A.T).var() - 1 / 3) < 0.01
 # %% What each rule does to the best rate
 
 NAMES = {"alpha/r": "alpha fixed", "alpha = 2r": "alpha = 2r", "alpha/sqrt(r)": "over the root"}  # of recordings, here
-scaled, whole = words.scaled(), max(words.laboratory().windows)
+scaled, whole = words.scaled(), max(words.of_rules().windows)
 assert all(np.isclose(of.scaling, RULES[NAMES[of.rule]](of.rank)) for of in scaled)
 best = {}
 for of in scaled:
@@ -81,7 +81,7 @@ for windows, of in sorted(best.items(), reverse=True):
 assert whole in best and best[whole]["alpha fixed"][-1].rate >= best[whole]["alpha fixed"][0].rate
 assert max(times) <= 2 and max(apart) < 0.05
 seeds = ("one seed", "two seeds", "three seeds")[len(words.shared_seeds()) - 1]
-chosen = "" if words.laboratory().split else "; each rate was chosen by the text that gives its loss"
+chosen = "" if words.of_rules().split else "; each rate was chosen by the text that gives its loss"
 told.append(
     "So *a higher rank wants a smaller rate* is no law of LoRA: it is what alpha = 2r does. What falls by every rule is $s$ "
     f"times the rate, and at one rank the rules agree on it within a factor of {max(times):g}, the step of the search. At "

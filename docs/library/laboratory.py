@@ -1,19 +1,18 @@
 """What laboratory.md shows of the recorded trainings, and says of them, however many there are so far."""
 
-import json
 import math
 from itertools import product
 
 import numpy as np
 import pictures
 import valley
-from pages import RECORDINGS, picture, shown
-from recordings import RULES, Recordings
+import words
+from pages import picture, shown
+from recordings import RULES
+from words import RANKS, WINDOWS
 
-RECORDING = json.loads((RECORDINGS / "laboratory-anew.json").read_text())
-recorded = Recordings(RECORDING)
-earlier = Recordings(RECORDING.get("earlier") or json.loads((RECORDINGS / "laboratory.json").read_text()))
-WINDOWS, RANKS = (60, 239, 956), (1, 4, 16)
+RECORDING = words.recording("laboratory-anew.json")
+recorded, earlier, source = words.anew(), words.earlier(), words.laboratory()
 SAID = {"alpha = 2r": r"$\alpha = 2r$", "alpha/sqrt(r)": r"$\alpha = 4$, over $\sqrt r$", "alpha/r": r"$\alpha = 8$"}
 NUMBERS = dict(enumerate(["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
 
@@ -49,9 +48,7 @@ def seeds(counts):
 
 
 AT_TWO = [(rank, windows) for windows, rank in product(WINDOWS, (None, *RANKS))]
-ready = all(done(*cell) for cell in AT_TWO)
-source = recorded if ready else earlier
-"""Of what is compared at s = 2: the new trainings as soon as each of these cells has a best rate."""
+ready = source is recorded
 FULL = source.full
 NOTE = f"{seeds([source.tried('LoRA' if rank else 'full', rank, windows=of) for rank, of in AT_TWO])} each" + (
     "" if ready else ", of the [earlier trainings](#earlier-trainings)"
