@@ -99,3 +99,31 @@ def test_a_search_is_done_when_the_best_rate_has_neighbours():
     assert recorded(*of(2, 4, 8)).tried("LoRA", 4) == 1
     assert recorded(*of(2, 4, 8, 16), *of(2, 4, 8, seed=1)).tried("LoRA", 4) == 2
     assert recorded(*of(2, 4, 8)).tried("LoRA", 4, windows=60) == 0
+
+
+def cells(*missing):
+    """Return three rates of each cell at s = 2, the middle one the best."""
+    ways = [
+        (way, share)
+        for way in (("full", None), ("LoRA", 1), ("LoRA", 4), ("LoRA", 16))
+        for share in (1 / 16, 1 / 4, 1.0)
+    ]
+    found = [
+        training(*way, lr, loss, choice=loss)
+        for way, share in ways
+        if (way, share) not in missing
+        for lr, loss in ((1, 4.0), (2, 3.0), (4, 3.5))
+    ]
+    shares = [share for way, share in ways if (way, share) not in missing for _ in range(3)]
+    for each, share in zip(found, shares, strict=True):
+        each["run"]["share"] = share
+    return recorded(*found, before=BEFORE | {"choice": 5.0})
+
+
+@pytest.mark.parametrize("missing", [(), (("LoRA", 4), 1 / 4), (("full", None), 1 / 16)])
+def test_new_trainings_count_once_each_cell_has_a_best_rate(monkeypatch, missing):
+    found = cells(missing)
+    monkeypatch.setattr(words, "anew", lambda: found)
+    words.laboratory.cache_clear()
+    assert (words.laboratory() is found) == (not missing)
+    words.laboratory.cache_clear()
