@@ -153,7 +153,13 @@ def add_live(app, pagename, template, context, doctree):
     """Load the scripts of a page where something trains in the browser."""
     for live in re.findall(r'data-live="(\w+)"', context.get("body", "")):
         app.add_js_file(f"live/{live}.js", type="module")
-        app.add_css_file(f"live/{'front' if live == 'front' else 'live'}.css")
+        app.add_css_file("live/live.css")
+
+
+def add_front(app, pagename, template, context, doctree):
+    """Load the style of the front page's object; the page itself has its script."""
+    if '<figure class="front">' in context.get("body", ""):
+        app.add_css_file("live/front.css")
 
 
 def no_signature(app, what, name, obj, options, signature, returns):
@@ -184,6 +190,8 @@ def setup(app):
     app.connect("html-page-context", add_hands)
     app.connect("html-page-context", add_questions)
     app.connect("html-page-context", add_live)
+    app.connect("html-page-context", add_front)
     app.connect("doctree-read", adjust)
-    app.connect("autodoc-process-signature", no_signature, priority=100)
-    app.connect("autodoc-process-docstring", plain_mathematics, priority=100)
+    if site == "library":
+        app.connect("autodoc-process-signature", no_signature, priority=100)
+        app.connect("autodoc-process-docstring", plain_mathematics, priority=100)

@@ -15,6 +15,11 @@ from minilora.language.memory import MATRICES, count_numbers, training_memory
 from minilora.layers.nf4 import QuantizedLinear
 from minilora.layers.rotary import frequencies
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
+
+import front
+from ranks import word
+
 from .javascript import LIVE, by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -75,10 +80,21 @@ def test_strongest_columns_and_rows_are_the_best_of_the_rank(rank):
 
 
 @by_node
-def test_the_word_to_learn_is_that_of_the_readme():
-    sys.path.insert(0, str(DOCS / "_ext"))
-    from ranks import word
+def test_the_page_has_its_script_in_one_piece(tmp_path):
+    """It asks for no file, so that a page runs that was opened as one; and each part gives what its module gives."""
+    parts = front.bundled("scenes")
+    assert not re.findall(r"^(import|export)\b.*", parts, re.M)
+    assert not re.findall(r"^(import|export)\b.*", front.bundled("front"), re.M)
+    names = re.findall(r"^const in_(\w+) =", parts, re.M)
+    given = f"export default {{ {', '.join(f'{name}: in_{name}' for name in names)} }};\n"
+    (tmp_path / "one.mjs").write_text(parts + given, encoding="utf-8")
+    assert {"matrix", "lora", "experiment", "board"} < {*names}
+    for name, (one, own) in node("bundle.mjs", LIVE, tmp_path / "one.mjs", names=names).items():
+        assert one == own != [], name
 
+
+@by_node
+def test_the_word_to_learn_is_that_of_the_readme():
     ((truth, _, _, _),) = ask("word", [])
     assert np.array_equal(truth, word())
 

@@ -6,7 +6,7 @@
 //
 // Orange is above zero, blue below. An entry of W is the darker, the larger it is.
 
-export const CELL = 12, THIN = 7, MOST = 7; // a cell of W, the thickness of a row of A, and how many of them fit
+const CELL = 12, THIN = 7, MOST = 7; // a cell of W, the thickness of a row of A, and how many of them fit
 const GAP = 6;
 const [BEHIND, LEFT, TOP] = [2 * CELL, 4 + MOST * THIN + GAP, 22 + MOST * THIN + GAP];
 export const [WIDTH, HEIGHT] = [LEFT + 28 * CELL + BEHIND + 2, TOP + 9 * CELL + BEHIND + 92];
@@ -19,7 +19,7 @@ const between = (a, b, t) => a + (b - a) * t;
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 const short = (value) => `${Number(value.toFixed(1))}`;
 
-export const shape = (tag, attributes, text = "") => ({ tag, attributes, text });
+const shape = (tag, attributes, text = "") => ({ tag, attributes, text });
 
 function words(x, y, text, { anchor = "start", size = 13, weight, opacity } = {}) {
   return shape("text", { x, y, "text-anchor": anchor, "font-size": size, "font-weight": weight, opacity }, text);

@@ -1,4 +1,5 @@
 // The front page: its object is pinned, and the text drives it. What happens is in scenes.js, the picture in board.js.
+// The build writes this file and all that it imports into the page (docs/_ext/front.py), so that it asks for no file.
 
 import { HEIGHT, WIDTH, markup, picture } from "./board.js";
 import { CHOICES, PLAIN, SCENES, after, answerTo, begun, sceneAt, stateOf } from "./scenes.js";
@@ -13,7 +14,7 @@ const SAID = {
 };
 const SLOW = 0.1; // seconds: after a longer gap, as behind another window, time has not passed
 
-const figure = document.querySelector('[data-live="front"]');
+const figure = document.querySelector("figure.front");
 const svg = figure.querySelector("svg");
 let tale = begun({ still: matchMedia("(prefers-reduced-motion: reduce)").matches });
 let [last, told] = [null, ""];
