@@ -1,10 +1,15 @@
 """The questions that the page grades: its script and the command judge alike, by hand, by keyboard and on a phone."""
 
 import ast
+import functools
 import html
+import http.server
 import json
 import re
+import shutil
 import sys
+import textwrap
+import threading
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +28,7 @@ from minilora.exercises import QUESTIONS, check_prediction, grading, rank_curve,
 from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
 from minilora.exercises.questions import sheet, verdict
 
+from .conftest import Quiet, resize
 from .javascript import by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -338,3 +344,203 @@ def test_the_drawn_curve_has_its_numbers_in_words():
         told = re.search(r'aria-label="(.*?)"', page.two_losses(curve, what, "rows").data)[1]
         for value, (seen, new) in curve.items():
             assert f"{what} {value:g}: {seen:.2f} and {new:.2f}" in told
+
+
+# --- in a browser: the forms on a page of their own, as docs/learn/exercises.md has them ------------------------------
+
+LEARN = DOCS / "learn" / "exercises.md"
+SOLVED = re.compile(r"^<details><summary>Solution</summary>\n\n```python\n(def (\w+)(?:.|\n)*?)\n\n\n", re.M)
+SOLUTIONS = {name: code for code, name in SOLVED.findall(LEARN.read_text(encoding="utf-8"))}
+widths = pytest.mark.parametrize("width", [390, 1280])
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """Serve a page with all forms, and return its address."""
+    folder = tmp_path_factory.mktemp("forms")
+    for name in ("numpy.js", "questions.js", "exercises.js", "questions.css"):
+        shutil.copy(DOCS / "_static" / name, folder)
+    drawn = [page.kept(), page.starts(), *map(page.write, EXERCISES), *(page.ask(name, True) for name in QUESTIONS)]
+    head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += '<link rel="stylesheet" href="questions.css">'
+    scripts = (f'<script src="{name}" defer></script>' for name in ("numpy.js", "questions.js", "exercises.js"))
+    folder.joinpath("index.html").write_text("\n".join([head, *(form.data for form in drawn), *scripts]))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def open_forms(browser, forms):
+    """Return a function that opens the page of forms at a width, nothing answered yet."""
+
+    def go(width, script=True):
+        resize(browser, width)
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
+        browser.get(forms)
+        if script:
+            browser.execute_script("localStorage.clear()")
+            browser.refresh()
+        return browser
+
+    yield go
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
+def form_of(browser, name):
+    own = f"write-{name}" if name in EXERCISES or name == "first_to_move" else None
+    return browser.find_element("id", own or f"question-{name.replace(' ', '-').replace(',', '')}")
+
+
+def submit(browser, name, guess):
+    """Answer by keyboard alone, and return what the page says."""
+    from selenium.webdriver.common.keys import Keys
+
+    form = form_of(browser, name)
+    if name in EXERCISES:
+        area = form.find_element("css selector", "textarea")
+        area.clear()
+        area.send_keys(guess)  # a key for each letter; Enter begins a line where there are several
+        form.find_element("css selector", "button").send_keys(Keys.ENTER)
+    elif QUESTIONS[name].choices:
+        radios = form.find_elements("css selector", "input[type=radio]")
+        radios[0].send_keys(Keys.SPACE)
+        place = QUESTIONS[name].choices.index(guess)
+        for radio in radios[:place]:
+            radio.send_keys(Keys.ARROW_RIGHT)
+        radios[place].send_keys(Keys.ENTER)
+    else:
+        field = form.find_element("css selector", "input[type=text]")
+        field.clear()
+        field.send_keys(str(guess), Keys.ENTER)
+    return form.find_element("css selector", "[aria-live=polite]").text
+
+
+def body(name):
+    """Return a solution of the page without its def, and its lines without their indentation."""
+    return textwrap.dedent("\n".join(SOLUTIONS[name].split("\n")[1:]))
+
+
+@pytest.mark.site
+@widths
+def test_every_exercise_can_be_written_by_keyboard(open_forms, width):
+    browser = open_forms(width)
+    assert {*SOLUTIONS} == {*EXERCISES, "first_to_move"}
+    for name in EXERCISES:
+        assert submit(browser, name, body(name)) == EXERCISES[name].praise
+        assert form_of(browser, name).get_attribute("data-verdict") == "right"
+    assert not [
+        entry
+        for entry in browser.get_log("browser")
+        if entry["level"] == "SEVERE" and "favicon" not in entry["message"]
+    ]
+
+
+@pytest.mark.site
+@widths
+def test_every_question_can_be_answered_by_keyboard(open_forms, width):
+    browser = open_forms(width)
+    for name in QUESTIONS:
+        found = sheet(name)
+        wrong, hint = found["known"][0]
+        assert submit(browser, name, wrong) == f"Not yet. {hint}"
+        answer = found["answer"] if found["choices"] else float(f"{found['answer']:.6f}")
+        assert submit(browser, name, answer) == found["right"]
+        assert form_of(browser, name).get_attribute("data-verdict") == "right"
+
+
+@pytest.mark.site
+def test_a_second_wrong_answer_gets_another_hint(open_forms):
+    browser = open_forms(1280)
+    hints = [f"Not yet. {hint}" for hint in QUESTIONS["first step"].hints]
+    assert [submit(browser, "first step", guess) for guess in (345, "ten", 3456)] == [
+        hints[0],
+        "Write a number, such as 0.25, 1/4 or 3e-4.",
+        hints[1],
+    ]
+
+
+@pytest.mark.site
+def test_enter_checks_one_line_and_begins_another_where_there_are_several(open_forms):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = open_forms(1280)
+
+    def said(name):
+        return form_of(browser, name).find_element("css selector", "[aria-live=polite]").text
+
+    area = form_of(browser, "grad_B").find_element("css selector", "textarea")
+    area.send_keys("s * dy.T @ h", Keys.ENTER)
+    assert said("grad_B") == EXERCISES["grad_B"].praise
+    area.clear()
+    area.send_keys("t = dy.T", Keys.SHIFT, Keys.ENTER, Keys.SHIFT, "dB = t @ h", Keys.ENTER)
+    assert area.get_attribute("value") == "t = dy.T\ndB = t @ h\n"
+    area.send_keys(Keys.CONTROL, Keys.ENTER)
+    assert said("grad_B").startswith("Not yet. dB: alpha/r is missing")
+
+
+@pytest.mark.site
+def test_answers_outlive_a_reload_until_they_are_forgotten(open_forms):
+    browser = open_forms(1280)
+    boxes = form_of(browser, "first_to_move").find_elements("css selector", "input[type=checkbox]")
+    for place in (0, 1, 3, 4):  # both factors move from two random ones, else the one that starts at zero
+        boxes[place].click()
+    forms = form_of(browser, "first_to_move")
+    forms.find_element("css selector", "button").click()
+    submit(browser, "backward", body("backward"))
+    submit(browser, "grad_B", "dy.T @ h")
+    submit(browser, "first step", "0,01")
+    submit(browser, "first move, one row", "16")
+    form_of(browser, "count").find_element("css selector", "textarea").send_keys("rank *")  # not checked yet
+
+    def shown():
+        asked = [*EXERCISES, "first_to_move", *QUESTIONS]
+        said = {name: form_of(browser, name).find_element("css selector", "[aria-live=polite]").text for name in asked}
+        inputs = browser.find_elements("css selector", "textarea, input")
+        return said, [(field.get_attribute("value"), field.is_selected()) for field in inputs]
+
+    def counted():
+        return browser.find_element("css selector", ".kept-answers span").text
+
+    before = shown()
+    assert counted() == f"3 of {len(EXERCISES) + len(QUESTIONS) + 1} right. Your answers stay in this browser."
+    assert sum(map(bool, before[0].values())) == 5
+    assert ("rank *", False) in before[1]
+    browser.refresh()
+    assert shown() == before
+    assert counted().startswith("3 of ")
+    browser.find_element("css selector", ".kept-answers button").click()
+    browser.switch_to.alert.dismiss()
+    assert shown() == before
+    browser.find_element("css selector", ".kept-answers button").click()
+    browser.switch_to.alert.accept()
+    for _ in range(2):
+        assert not any(shown()[0].values())
+        assert not any(selected for _, selected in shown()[1])
+        assert counted().startswith("0 of ")
+        browser.refresh()
+
+
+@pytest.mark.site
+@widths
+def test_a_form_fits_the_screen_and_a_thumb(open_forms, width):
+    browser = open_forms(width)
+    sizes = browser.execute_script(
+        """const own = "input[type=text], textarea, button, .choice";
+           return [...document.querySelectorAll(`:is(form.question, .kept-answers) :is(${own})`)].map(e => {
+               const box = e.getBoundingClientRect();
+               return [box.left >= 0 && box.right <= arguments[0], box.height >= 44]})""",
+        width,
+    )
+    assert sizes
+    assert all(all(fits) for fits in sizes)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.site
+def test_without_javascript_no_form_is_in_the_way(open_forms):
+    browser = open_forms(390, script=False)
+    assert not [form for form in browser.find_elements("css selector", "form, .kept-answers") if form.is_displayed()]
