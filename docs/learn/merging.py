@@ -34,6 +34,18 @@ assert (packed[:4] == 16 * codes[0::2] + codes[1::2]).all()
 assert np.allclose(dequantize_nf4(packed, absmax, (32,), block_size=32)[:8], a * NF4[codes], rtol=1e-6)
 assert round(4 + 8 / 64 + 32 / (64 * 256), 3) == 4.127
 
+# %% What trains beside it
+
+recorded = json.loads((RECORDINGS / "four-bits.json").read_text())["smollm2"]
+ends = {name: list(run["held out"].values())[-1] for name, run in list(recorded["runs"].items())[:2]}
+rows = [
+    (name, f"{recorded['MB'][form]:.0f}", f"{recorded['before'][form]:.3f}", f"{end:.3f}")
+    for (name, end), form in zip(ends.items(), ("float32", "NF4"), strict=True)
+]
+shown("trained", pictures.table(["", "weights, MB", "before", "after 80 steps"], rows))
+behind = recorded["before"]["NF4"] - recorded["before"]["float32"], ends["QLoRA, over NF4"] - ends["LoRA over float32"]
+assert 0 < behind[1] < behind[0] / 2
+
 # %% What merging loses
 
 import gguf
@@ -64,7 +76,6 @@ picture(
 )
 assert kept["bfloat16"][at] > 0.998 and kept["Q8_0"][at] > 0.97 and kept["NF4"][at] < 0.03
 assert 0.14 < noise["bfloat16"][at] < 0.19 and 0.45 < noise["Q8_0"][at] < 0.6
-recorded = json.loads((RECORDINGS / "four-bits.json").read_text())["smollm2"]
 merging = recorded["merging"]
 for name, row in merging.items():
     assert (abs(row["merged"] - row["apart"]) < 0.002) == (name != "NF4")
