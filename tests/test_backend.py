@@ -41,19 +41,13 @@ def broken_cupy(**changes):
 NO_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
 UNUSABLE = {
     "not installed": (None, r"CuPy is not installed \(.*pip install 'cupy-cuda12x\[ctk\]' or 'cupy-cuda13x\[ctk\]'"),
-    "no driver": (
-        broken_cupy(arange=failing(NO_DRIVER)),
-        f"cannot compute here .*{NO_DRIVER}.*nvidia-smi",
-    ),
+    "no driver": (broken_cupy(arange=failing(NO_DRIVER)), f"cannot compute here .*{NO_DRIVER}.*nvidia-smi"),
     "no compiler": (
         broken_cupy(arange=failing("libnvrtc.so.12: cannot open", ImportError)),
         r"cannot compute here \(ImportError: libnvrtc.so.12: cannot open\): .*\[ctk\]",
     ),
-    "wrong numbers": (
-        broken_cupy(arange=lambda *_, **__: np.ones(4)),
-        "computed .* = 8: ",
-    ),
-}
+    "wrong numbers": (broken_cupy(arange=lambda *_, **__: np.ones(4)), "computed .* = 8: "),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("why", UNUSABLE)

@@ -306,12 +306,6 @@ def test_a_tied_array_takes_one_step_of_the_summed_gradient():
     assert list(optimizer.params) == list(optimizer.m) == ["a", "c"]
 
 
-def test_two_arrays_on_one_memory_are_refused_by_adam():
-    x = np.ones(4)
-    with pytest.raises(ValueError, match=r"params\['a'\] and params\['b'\] share memory and are two arrays"):
-        Adam({"a": x, "b": x[1:]})
-
-
 def test_what_was_tied_stays_tied():
     model = rebuild(tied_model(), array=lambda a: a.astype("float32"))
     assert model.embed.table is model.head.weight

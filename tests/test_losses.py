@@ -180,16 +180,12 @@ def test_a_row_of_minus_infinity_does_not_count_when_ignored():
         (np.ones((2, 3)), np.array([0.0, 1.0]), TypeError, "targets has dtype float64, expected integers"),
         (np.ones((2, 3)), [0, 1], TypeError, "targets must be an array of integers, got list"),
         (np.ones((2, 3)), np.array([[0, 1]]), ValueError, r"targets has shape \(1, 2\), expected \(2,\)"),
-        (
-            np.ones((2, 0)),
-            np.array([0, 1]),
-            ValueError,
-            r"logits has shape \(2, 0\), expected \(..., V\) with no empty",
-        ),
+        (np.ones((2, 0)), np.array([0, 1]), ValueError,
+         r"logits has shape \(2, 0\), expected \(..., V\) with no empty"),
         (np.float64(1), np.array(0), ValueError, r"logits has shape \(\), expected \(..., V\)"),
         (np.ones((2, 3), int), np.array([0, 1]), TypeError, "logits has dtype int64, expected a floating-point dtype"),
     ],
-)
+)  # fmt: skip
 def test_cross_entropy_refuses(logits, targets, error, message):
     with pytest.raises(error, match=message):
         cross_entropy(logits, targets)

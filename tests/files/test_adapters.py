@@ -232,12 +232,8 @@ BY_WEIGHT = "target_parameters names '.*', expected the weight of a linear layer
         ({"fc": LoRA(np.ones((1, 1)), np.full((1, 1), np.nan), 1)}, {}, ValueError, r"layers\['fc'\] holds NaN or inf"),
         ({"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1e40)}, {}, ValueError, r"alpha of layers\['fc'\]"),
         ({"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1e-40)}, {}, ValueError, r"alpha of layers\['fc'\]"),
-        (
-            {"fc": LoRA(np.ones((1, 1), complex), np.ones((1, 1), complex), 1)},
-            {},
-            TypeError,
-            r"layers\['fc'\] has dtype complex128, expected one of \('float16', 'float32', 'float64'\)",
-        ),
+        ({"fc": LoRA(np.ones((1, 1), complex), np.ones((1, 1), complex), 1)}, {}, TypeError,
+         r"layers\['fc'\] has dtype complex128, expected one of \('float16', 'float32', 'float64'\)"),
         (ONE, {"fan_in_fan_out": "false"}, TypeError, "fan_in_fan_out must be True or False, got 'false'"),
         (ONE, {"fan_in_fan_out": 1}, TypeError, "fan_in_fan_out must be True or False, got 1"),
         (ONE, {"base_model": 3}, TypeError, "base_model must be a str, got int"),
@@ -248,7 +244,7 @@ BY_WEIGHT = "target_parameters names '.*', expected the weight of a linear layer
         (ONE, {"target_parameters": ["fc.weight"], "lora_dropout": 0.1}, ValueError, BY_WEIGHT),
         ({"a.fc": OF_EXPERTS}, {"target_parameters": ["a.fc.weight"]}, ValueError, BY_WEIGHT),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path, layers, options, error, message):
     with pytest.raises(error, match=f"^{message}"):
         save_adapter(tmp_path / "a", layers, **options)

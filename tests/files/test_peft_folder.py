@@ -51,23 +51,17 @@ WRONG_KEY = "none of base_model.model.<module>.lora_A.weight and the like"
                 *("base_model.model.modules_to_save.head", "head.lora_A.weight", "x"),
             )
         ),
-        (
-            {DOTS + "A.weight": np.ones((2, 2)), DOTS + "B.weight": np.ones((2, 2))},
-            "'a..b' is not a module's path: names with dots between them",
-        ),
-        (
-            {PREFIX + "lora_embedding_A": np.ones((3, 6), "f4")},
-            "the module 'head' has factors of an embedding and of another layer",
-        ),
+        ({DOTS + "A.weight": np.ones((2, 2)), DOTS + "B.weight": np.ones((2, 2))},
+         "'a..b' is not a module's path: names with dots between them"),
+        ({PREFIX + "lora_embedding_A": np.ones((3, 6), "f4")},
+         "the module 'head' has factors of an embedding and of another layer"),
         (dict.fromkeys((A, B, *(QUERY + f"lora_{f}.weight" for f in "AB"))), "there are no tensors in it"),
         ({B: None}, "the module 'head' has no lora_B.weight"),
         ({A: None}, "the module 'head' has no lora_A.weight"),
         ({A: np.ones(3, "f4")}, f"'{A}' has shape [3], expected a matrix, or 3 or 4 axes of a convolution"),
         ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected [6, 3] by the rank 3"),
-        (
-            {A: np.ones((3, 4, 1, 1, 1))},
-            f"'{A}' has shape [3, 4, 1, 1, 1], expected a matrix, or 3 or 4 axes of a convolution",
-        ),
+        ({A: np.ones((3, 4, 1, 1, 1))},
+         f"'{A}' has shape [3, 4, 1, 1, 1], expected a matrix, or 3 or 4 axes of a convolution"),
         ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, 4] by the rank 3"),
         ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [6, 3] by the rank 3"),
         ({A: np.ones((3, 0), "f4")}, f"'{A}' has shape [3, 0], which is empty"),
@@ -76,7 +70,7 @@ WRONG_KEY = "none of base_model.model.<module>.lora_A.weight and the like"
         ({B: np.full((6, 3), np.nan, "f4")}, f"'{B}' holds NaN or infinity"),
         ({A: np.full((3, 4), -np.inf, "f4")}, f"'{A}' holds NaN or infinity"),
     ],
-)
+)  # fmt: skip
 def test_a_refusal_of_tensors_is_said_in_full(saved, tmp_path, change, message):
     folder = variant(saved, tmp_path, tensors=lambda t: {k: v for k, v in (t | change).items() if v is not None})
     for read in (load_adapter, inspect_adapter):

@@ -289,29 +289,19 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (
-            {"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
-            "use_dora is True for all modules, and 'a' has no lora_magnitude_vector$",
-        ),
+        ({"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
+         "use_dora is True for all modules, and 'a' has no lora_magnitude_vector$"),
         ({"a": Adapter(A12, B31, 1, kind="conv2d")}, r"layers\['a'\] has in = 12 and a kernel of \(\)"),
-        (
-            {"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))},
-            r"kernel of \(3,\), which do not fit .* 'conv2d'",
-        ),
-        (
-            {"a": Adapter(A12, B31, 1, kind="conv1d", kernel=(5,))},
-            r"kernel of \(5,\), which do not fit .* 'conv1d'",
-        ),
+        ({"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))}, r"kernel of \(3,\), which do not fit .* 'conv2d'"),
+        ({"a": Adapter(A12, B31, 1, kind="conv1d", kernel=(5,))}, r"kernel of \(5,\), which do not fit .* 'conv1d'"),
         ({"a": Adapter(A12, B31, 1, kernel=(3,))}, "do not fit its kind, 'linear'"),
         ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))}, "do not fit its kind, 'embedding'"),
         ({"a": DoRAAdapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "holds NaN or infinity"),
         ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 5e-31, use_rslora=True)}, r"alpha of layers\['a'\]"),
-        (
-            {"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e29, use_rslora=True), "b": Adapter(A12, B31, 1)},
-            r"alpha of layers\['a'\] must be above 1e-30 and below 1e\+30",
-        ),
+        ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e29, use_rslora=True), "b": Adapter(A12, B31, 1)},
+         r"alpha of layers\['a'\] must be above 1e-30 and below 1e\+30"),
     ],
-)
+)  # fmt: skip
 def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):
     with pytest.raises(ValueError, match=message):
         save_adapter(tmp_path / "a", layers)
@@ -333,33 +323,23 @@ def without(tensors, name):
         (lambda t: {**t, EMB + "lora_magnitude_vector": np.ones(4)}, r"shape \[4\], expected \[3\]"),
         (lambda t: {**t, EMB + "lora_magnitude_vector": np.ones(3, "f4")}, "has dtype F32"),
         (lambda t: {**t, EMB + "lora_magnitude_vector": np.full(3, np.inf)}, "lora_magnitude_vector' holds NaN"),
-        (
-            lambda t: {**t, EMB + "lora_magnitude_vector.weight": np.ones(3)},
-            "is none of base_model.model.<module>",
-        ),
+        (lambda t: {**t, EMB + "lora_magnitude_vector.weight": np.ones(3)}, "is none of base_model.model.<module>"),
         (lambda t: {**t, PREFIX + "other.base_layer.weight": np.ones(2)}, "'other' has no lora_A.weight"),
         (lambda t: {**t, EMB + "base_layer.bias": np.ones(3)}, "is none of base_model.model.<module>"),
         (lambda t: {**t, EMB + "lora_embedding_A": np.ones((3, 7, 1))}, r"expected \[3, 7\] by the rank 3"),
-        (
-            lambda t: {**t, EMB + "lora_embedding_A": np.ones((7, 3))},
-            r"has shape \[7, 3\], expected \[3, 3\] by the rank 3",
-        ),
+        (lambda t: {**t, EMB + "lora_embedding_A": np.ones((7, 3))},
+         r"has shape \[7, 3\], expected \[3, 3\] by the rank 3"),
         (lambda t: {**t, IMG + "lora_A.weight": np.ones((3, 2, 3, 4))}, r"expected \[2, 2, 3, 4\] by the rank 2"),
-        (
-            lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 3, 4, 1))},
-            "expected a matrix, or 3 or 4 axes of a convolution",
-        ),
+        (lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 3, 4, 1))},
+         "expected a matrix, or 3 or 4 axes of a convolution"),
         (lambda t: {**t, IMG + "lora_A.weight": np.ones(2)}, "expected a matrix"),
         (lambda t: {**t, IMG + "lora_A.weight": np.ones((2, 2, 0, 4))}, "empty"),
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1))}, r"expected \[5, 2, 1, 1\] by the rank 2"),
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 3, 4))}, r"expected \[5, 2, 1, 1\] by the rank 2$"),
-        (
-            lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 1, 1, 1))},
-            r"\[5, 2, 1, 1\] by the rank 2$",
-        ),
+        (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 1, 1, 1))}, r"\[5, 2, 1, 1\] by the rank 2$"),
         (lambda t: {**t, IMG + "lora_B.weight": np.ones((5, 2, 1, 3))}, r"expected \[5, 2, 1, 1\] by the rank 2$"),
     ],
-)
+)  # fmt: skip
 def test_arrays_that_make_no_adapter_of_a_kind_are_refused(saved_dora, change, message):
     save_file(change(tensors_of(saved_dora)), saved_dora / WEIGHTS)
     for read in (load_adapter, inspect_adapter):

@@ -160,14 +160,10 @@ TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "argument
         (TURNS, {}, [{"name": "sun"}], "tool 1 of its tools leaves no trace"),
         (TURNS, {"tool_calls": [], "name": None, "refusal": ""}, None, None),
         (CALLS, {"tool_calls": TOOLED}, None, None),
-        (
-            CALLS,
-            {"tool_calls": TOOLED, "tool_call_id": "c1"},
-            None,
-            "the key 'tool_call_id' of message 2 leaves no tra",
-        ),
+        (CALLS, {"tool_calls": TOOLED, "tool_call_id": "c1"}, None,
+         "the key 'tool_call_id' of message 2 leaves no tra"),
     ],
-)
+)  # fmt: skip
 def test_what_leaves_no_trace_is_refused_by_its_key(template, more, tools, message):
     messages = chat("hi", "hello")
     messages[1] |= more

@@ -192,32 +192,25 @@ HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "con
     [
         ('{"prompt": "a"', "line 3: Input data was truncated"),
         ("[1]", r"line 3: it is \[1\], expected one of"),
-        (
-            {"prompt": "a"},
-            r'line 3: its keys are \[.prompt.\], expected one of {"messages": \[...\]}, {"prompt": ...',
-        ),
+        ({"prompt": "a"}, r'line 3: its keys are \[.prompt.\], expected one of {"messages": \[...\]}, {"prompt": ...'),
         ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected one of"),
         ({"prompt": "a", "completion": ""}, "line 3: its completion is empty: ''"),
         ({"prompt": "a", "completion": " \n"}, r"line 3: its completion is empty: ' \\n'"),
         ({"prompt": "a", "completion": 4}, r"line 3: Expected `str`, got `int` - at `\$.completion`"),
         ({"prompt": None, "completion": "a"}, r"line 3: Expected `str`, got `null` - at `\$.prompt`"),
         ({"text": ""}, "line 3: its text is empty: ''"),
-        (
-            {"messages": [{"role": "user", "content": "a"}]},
-            r"line 3: no message is the assistant's: there is nothing to learn. The roles are \['user'\]",
-        ),
+        ({"messages": [{"role": "user", "content": "a"}]},
+         r"line 3: no message is the assistant's: there is nothing to learn. The roles are \['user'\]"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_con"),
         ({**GOOD, "tools": [{"name": "f"}]}, "line 3: its tools would be lost: a template gets"),
         ({"messages": [], "documents": ["a"]}, "line 3: its documents would be lost: a template gets"),
         ('{"prompt": "an emoji, cut: \\ud83d", "completion": "a"}', "line 3: JSON is malformed: .*utf-16"),
         ('{"prompt": "a", "completion": "b", "id": NaN}', "line 3: JSON is malformed: invalid character"),
-        (
-            {"messages": [{"role": "assistant", "content": "a"}], "tools": "f"},
-            "line 3: Expected `array | null`, got `str`",
-        ),
+        ({"messages": [{"role": "assistant", "content": "a"}], "tools": "f"},
+         "line 3: Expected `array | null`, got `str`"),
         ('{"text": ' + "[" * 10**5, "line 3: "),
     ],
-)
+)  # fmt: skip
 def test_an_example_is_refused_by_its_line(tmp_path, model, record, message):
     with pytest.raises(FileRefused, match=message):
         load_data(write(tmp_path / "e.jsonl", [GOOD, "", record, GOOD]), model, 8)

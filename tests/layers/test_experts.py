@@ -161,37 +161,25 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
         (lambda: Router(StackedLinear(np.ones((E, D))), 1, 1), TypeError, "norm_topk_prob must be True or False"),
         (lambda: R(np.ones((2, D + 1))), ValueError, "expected in_features = 6"),
         (lambda: Experts(S, S), ValueError, "down_proj is 5 -> 6 wide, expected m -> in with in = 5"),
-        (
-            lambda: Experts(StackedLinear(np.ones((2, 2 * M, D))), S),
-            ValueError,
-            "gate_up_proj is of 2 experts, 10 wide, expected 4 and 10, to go with down_proj",
-        ),
-        (
-            lambda: Experts(StackedLinear(np.ones((E, 2 * M + 1, D))), S),
-            ValueError,
-            "gate_up_proj is of 4 experts, 11 wide, expected 4 and 10",
-        ),
+        (lambda: Experts(StackedLinear(np.ones((2, 2 * M, D))), S), ValueError,
+         "gate_up_proj is of 2 experts, 10 wide, expected 4 and 10, to go with down_proj"),
+        (lambda: Experts(StackedLinear(np.ones((E, 2 * M + 1, D))), S), ValueError,
+         "gate_up_proj is of 4 experts, 11 wide, expected 4 and 10"),
         (
             lambda: MixtureOfExperts(R, TWO, GatedMLP(*[Linear(np.ones((D, D)))] * 3), Linear(np.ones((D, D)))),
             ValueError,
             "shared_expert_gate has 6 outputs, expected 1",
         ),
-        (
-            lambda: MixtureOfExperts(Router(StackedLinear(np.ones((3, D))), 2), TWO),
-            ValueError,
-            "gate scores 3 experts, and there are 4",
-        ),
+        (lambda: MixtureOfExperts(Router(StackedLinear(np.ones((3, D))), 2), TWO), ValueError,
+         "gate scores 3 experts, and there are 4"),
         (lambda: MixtureOfExperts(R, TWO, None, Linear(np.ones((1, D)))), ValueError, "go together: give both or none"),
         (lambda: StackedLoRA(np.ones((4, 5)), np.ones((3, 4)), 1, experts=3), ValueError, "lora_A has 4 rows"),
-        (
-            lambda: StackedLoRALinear(S, StackedLoRA(np.ones((2, M)), np.ones((D, 2)), 1, experts=2)),
-            ValueError,
-            "adapter is of 2 experts, and base has 4",
-        ),
+        (lambda: StackedLoRALinear(S, StackedLoRA(np.ones((2, M)), np.ones((D, 2)), 1, experts=2)), ValueError,
+         "adapter is of 2 experts, and base has 4"),
         (lambda: balance(np.ones((2, 3), int), 1), TypeError, "scores has dtype int64, expected a float"),
         (lambda: balance(np.ones((2, 3)), 4), ValueError, "top_k must be at most 3, got 4"),
     ],
-)
+)  # fmt: skip
 def test_what_makes_no_mixture_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -347,19 +335,13 @@ def test_an_adapted_array_takes_no_second_adapter():
     ("path", "adapter", "message"),
     [
         ("experts.down_proj", LoRA(np.ones((8, M)), np.ones((D, 8)), 1), "adapter must be a StackedLoRA, got LoRA"),
-        (
-            "experts.down_proj",
-            StackedLoRA(np.ones((6, M)), np.ones((D, 6)), 1, experts=3),
-            "adapter is of 3 experts, and base has 4",
-        ),
-        (
-            "shared_expert.up_proj",
-            StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
-            "adapter is of kind 'parameter', expected 'linear' beside Linear",
-        ),
+        ("experts.down_proj", StackedLoRA(np.ones((6, M)), np.ones((D, 6)), 1, experts=3),
+         "adapter is of 3 experts, and base has 4"),
+        ("shared_expert.up_proj", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
+         "adapter is of kind 'parameter', expected 'linear' beside Linear"),
         ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1), "no layers without an adapter"),
     ],
-)
+)  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused(path, adapter, message):
     with pytest.raises((TypeError, ValueError), match=message):
         attach(with_shared(), {path: adapter})

@@ -101,24 +101,18 @@ def tied():
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
-        (
-            lambda: adapt(model_of(), ["last"], rank=1, alpha=1, rng=np.random.default_rng(0)),
-            {},
-            "adapter beside 'last'",
-        ),
+        (lambda: adapt(model_of(), ["last"], rank=1, alpha=1, rng=np.random.default_rng(0)), {},
+         "adapter beside 'last'"),
         (lambda: quantize(model_of(), ["last"]), {}, "'last' is quantised already, a QuantizedLinear$"),
         (model_of, {"target_modules": ["q_proj"]}, "names no layer"),
         (model_of, {"block_size": 48}, "block_size must be a power of two, got 48"),
         (model_of, {"block_size": 16}, "block_size must be at least 32, got 16"),
         (with_nan, {}, r"the layer 'last': weight holds NaN or infinity"),
         (tied, {}, "'first' is another layer's too"),
-        (
-            lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))),
-            {"target_modules": ["conv"]},
-            "the layer .conv.: (linear must be a Linear, got Conv2d|weight has shape .2, 2, 1, 1., expected)",
-        ),
+        (lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))), {"target_modules": ["conv"]},
+         "the layer .conv.: (linear must be a Linear, got Conv2d|weight has shape .2, 2, 1, 1., expected)"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("function", [quantize, lambda model, **given: loftq(model, rank=1, alpha=1, **given)])
 def test_what_cannot_be_quantised_is_refused_by_name(function, model, arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):

@@ -448,13 +448,8 @@ REFUSED = [  # f, params, grads, settings, what is said
     (itself, ONE, ONE, {"cotangent": X * np.nan}, "cotangent holds NaN or infinity: entry (0, 0) is nan"),
     (itself, ONE, ONE, {"cotangent": X[0]}, GIVE.format((4, 3))),
     (itself, ONE, ONE, {"cotangent": SINGLE}, f"cotangent has {LESS}"),
-    (
-        of(lambda x: x.astype("f4").sum()),
-        ONE,
-        ONE,
-        {},
-        "f returns float32, expected float64: it loses the digits to be checked",
-    ),
+    (of(lambda x: x.astype("f4").sum()), ONE, ONE, {},
+     "f returns float32, expected float64: it loses the digits to be checked"),
     (of(lambda x: np.log(-1.0 + 0 * x.sum())), ONE, ONE, {}, "f is not finite at params: its value there is nan"),
     (root, {"x": np.array([1.0, 1e-9])}, {"x": np.ones(2)}, CENTRAL, CLOSE),
     (root, {"x": np.array([1e-9, 1.0])}, {"x": np.ones(2)}, CENTRAL, CLOSE),
@@ -466,17 +461,12 @@ REFUSED = [  # f, params, grads, settings, what is said
     (cube, ONE, ONE, {"method": "forward"}, "method must be 'auto', 'complex' or 'central', got 'forward'"),
     (cube, ONE, ONE, {"step": 0.0}, "step must be above 0 and finite, got 0.0"),
     (cube, ONE, ONE, {"step": np.inf}, "step must be above 0 and finite, got inf"),
-    (
-        cube,
-        ONE,
-        ONE,
-        {"step": 1.0, "method": "complex"},
-        "a step is for central differences, and method is 'complex', got step=1.0",
-    ),
+    (cube, ONE, ONE, {"step": 1.0, "method": "complex"},
+     "a step is for central differences, and method is 'complex', got step=1.0"),
     (cube, ONE, ONE, {"directions": 0}, "directions must be at least 1, got 0"),
     (cube, ONE, ONE, {"tolerance": -1e-9}, "tolerance must be at least 0 and finite, got -1e-09"),
     (cube, ONE, ONE, {"tolerance": np.inf}, "tolerance must be at least 0 and finite, got inf"),
-]
+]  # fmt: skip
 OF_ANOTHER_TYPE = [
     (cube, [X], ONE, {}, "params must be a dict, got list"),
     (cube, ONE, [X], {}, "grads must be a dict, got list"),
