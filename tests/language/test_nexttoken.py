@@ -10,7 +10,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Llama, LoRALinear, adapters, cross_entropy, evaluate
-from minilora.fast import accumulate
 from minilora.fast.parts import Accumulated, by_width
 from minilora.language.data import load_data
 from minilora.language.llama import Decoder
@@ -44,22 +43,43 @@ def some_count(share, seed=0):
     return ids[:, :-1], np.where(rng.random((3, 8)) < share, ids[:, 1:], IGNORED)
 
 
-@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 1])
-@pytest.mark.parametrize("parts", [None, 1, 2])
-def test_gradients_where_it_counts_are_those_of_all_logits(share, parts):
-    model, (x, y), losses = adapted(), some_count(share), []
+TRAINED = (["q_proj"], ["down_proj"], ["lm_head"], ["layers.1.self_attn.q_proj"], ["q_proj", "gate_proj", "lm_head"])
+ALL = ["q_proj", "gate_proj", "down_proj", "lm_head"]
+
+
+@given(
+    make=st.sampled_from([tiny_llama, lambda: tiny_mixture("qwen2_moe")]),
+    trained=st.sampled_from([*TRAINED, ALL]),
+    lengths=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    share=st.sampled_from([0.3, 0.7, 1]),
+    dropout=st.sampled_from([0, 0.5]),
+    part=st.sampled_from([None, (1, 1), (2, 1), (2, 2), (5, 1)]),
+    cut=st.sampled_from([(), (by_width,)]),
+)
+@example(tiny_llama, ALL, [8, 8, 8], 1, 0, None, ())
+@example(tiny_llama, ALL, [0, 0], 1, 0.5, (1, 1), (by_width,))
+@example(tiny_llama, ALL, [3, 9, 0, 4, 1], 1, 0.5, (2, 2), (by_width,))
+@example(lambda: tiny_mixture("qwen2_moe"), ALL, [7, 9], 0.7, 0.5, (1, 2), ())
+@settings(max_examples=40)
+def test_gradients_where_it_counts_are_those_of_all_logits(make, trained, lengths, share, dropout, part, cut):
+    """Whatever trains; in parts of rows, on workers; masks are those of the batch, whichever part a text is in."""
+    model, (X, Y), losses = adapted(trained, make()), of_lengths(lengths), []
+    Y[np.random.default_rng(len(lengths)).random(Y.shape) >= share] = IGNORED
+    model = with_dropout(model, dropout, range(5, 5 + len(lengths))) if dropout else model
+    few = max(1, (Y != IGNORED).sum())
 
     def noting(logits, targets):
         value, dz = next_token_loss(logits, targets)
-        losses.append(float(value) * (targets != IGNORED).sum() / max(1, (y != IGNORED).sum()))
+        losses.append(float(value) * (targets != IGNORED).sum() / few)
         return value, dz
 
-    gradients = where_it_counts if parts is None else accumulate(parts, 2, where_it_counts)
-    found, expected = gradients(model, x, y, noting), backpropagate(model, x, y, next_token_loss)
-    assert found.keys() == expected.keys()
+    gradients = where_it_counts if part is None else Accumulated(*part, where_it_counts, *cut)
+    found, expected = gradients(model, X, Y, noting), backpropagate(model, X, Y, next_token_loss)
+    assert found.keys() == expected.keys() == model.trainable().keys()
     for name, g in found.items():
         assert np.abs(g - expected[name]).max() <= 1e-12
-    assert sum(losses) == pytest.approx(float(cross_entropy(model(x), y)[0]), abs=1e-12)
+    plain, _ = model.forward(X)
+    assert sum(losses) == pytest.approx(float(cross_entropy(plain, Y)[0]), abs=1e-12)
 
 
 def test_where_every_target_counts_the_bits_are_the_same():
@@ -143,30 +163,6 @@ def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(fol
     assert float(loss) == pytest.approx(evaluate(Llama.load("model"), data.X, data.Y, cross_entropy), abs=6e-5)
 
 
-@pytest.mark.parametrize("start", [tiny_llama(), tiny_mixture("qwen2_moe")], ids=["MLP", "shared expert"])
-@pytest.mark.parametrize("parts", [None, 1])
-def test_masks_where_targets_count_are_those_of_the_whole(start, parts):
-    rng, model = np.random.default_rng(3), adapted(["q_proj", "gate_proj", "down_proj", "lm_head"], start)
-    masked, (x, y) = with_dropout(model, 0.5, [5, 6]), rng.integers(0, len(LETTERS), (2, 2, 7))
-    y[:, :4] = y[1, 5] = IGNORED
-    counting = where_it_counts if parts is None else accumulate(parts, 2, where_it_counts)
-    found, expected = (way(masked, x, y, next_token_loss) for way in (counting, backpropagate))
-    assert found.keys() == expected.keys()
-    for name, g in found.items():
-        assert np.abs(g - expected[name]).max() <= 1e-12
-    without = where_it_counts(model, x, y, next_token_loss)
-    assert any(np.abs(g - without[name]).max() > 1e-3 for name, g in found.items())
-
-
-@pytest.mark.parametrize("trained", [["q_proj"], ["down_proj"], ["lm_head"], ["layers.1.self_attn.q_proj"]])
-def test_gradients_where_it_counts_are_right_whatever_trains(trained):
-    model, (x, y) = adapted(trained), some_count(0.4)
-    found, expected = (way(model, x, y, next_token_loss) for way in (where_it_counts, backpropagate))
-    assert found.keys() == expected.keys() == model.trainable().keys()
-    for name, g in found.items():
-        assert np.abs(g - expected[name]).max() <= 1e-12
-
-
 def test_only_rows_that_count_reach_the_last_mlp_and_the_head(monkeypatch):
     model = adapted(["q_proj", "down_proj", "gate_proj", "lm_head"])
     (x, y), rows, right = some_count(0.4), {}, LoRALinear.forward
@@ -206,20 +202,6 @@ def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
 
 
 TARGETS = ["q_proj", "gate_proj", "lm_head"]
-
-
-@pytest.mark.parametrize("dropout", [0, 0.5])
-@pytest.mark.parametrize("lengths", [(2, 4), (3, 9, 0, 4, 1), (5,), (0, 3), (0, 0)])
-@pytest.mark.parametrize(("rows", "workers"), [(None, 1), (1, 1), (2, 1), (2, 2), (5, 1)])
-def test_gradients_of_texts_of_many_lengths_are_those_of_all_logits(lengths, rows, workers, dropout):
-    """Their masks are those of the batch, whichever part a text is in, and however far that reaches."""
-    model, (X, Y) = adapted(TARGETS), of_lengths(lengths)
-    model = with_dropout(model, dropout, range(5, 5 + len(lengths))) if dropout else model
-    gradients = where_it_counts if rows is None else Accumulated(rows, workers, where_it_counts, by_width)
-    found, expected = (way(model, X, Y, next_token_loss) for way in (gradients, backpropagate))
-    assert found.keys() == expected.keys()
-    for name, g in found.items():
-        assert np.abs(g - expected[name]).max() <= 1e-12
 
 
 def test_each_part_of_a_batch_is_computed_as_far_as_its_widest_row(monkeypatch):

@@ -33,24 +33,6 @@ from ..support.language import LETTERS, TEXT, tiny_llama
 IDS = [LETTERS.index(c) for c in TEXT]
 
 
-@given(rows=st.integers(1, 9), count=st.integers(1, 8), seed=st.integers(0, 99))
-@settings(max_examples=25)
-def test_gradients_in_parts_are_those_of_the_batch(rows, count, seed):
-    """Also where the parts differ in size and in how many targets count, and where none counts in the whole batch."""
-    rng = np.random.default_rng(seed)
-    x, y = rng.integers(len(LETTERS), size=(2, count, 5))
-    y[rng.random(y.shape) < 0.3] = -100
-    y[: rng.integers(count + 1)] = -100
-    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=3, rng=rng)
-    for adapter in model.trainable().values():
-        adapter[...] = rng.standard_normal(adapter.shape)
-    expected = backpropagate(model, x, y, cross_entropy)
-    found = accumulate(rows)(model, x, y, next_token_loss)
-    assert found.keys() == expected.keys()
-    for name, grad in found.items():
-        assert_close(grad, expected[name], 1e-13)
-
-
 def test_gradients_in_parts_ask_for_no_dx():
     asked = []
 
