@@ -244,6 +244,12 @@ MISTAKES = [
      "ValueError: rank must be at most 2, got 3"),
     (lambda rng: adapt(Sequential(a=linear(), b=Embedding(np.ones((3, 3)))), "all-linear", rank=0, alpha=1, rng=rng),
      "ValueError: rank must be at least 1, got 0"),
+    (lambda rng: LoRA.init(4, 3, rank=1, alpha="1", rng=rng), "TypeError: alpha must be a number, got '1'"),
+    (lambda rng: LoRA.init(4, 3, rank=1, alpha=0, rng=rng), "ValueError: alpha must be above 0 and finite, got 0"),
+    (lambda rng: LoRA.init(4, 3, rank=1, alpha=1, rng=rng, dtype="bfloat16"),
+     "TypeError: dtype must be one of float16, float32, float64, got 'bfloat16'"),
+    (lambda rng: LoRA.init(2.5, 3, rank=1, alpha=1, rng=rng), "TypeError: in_features must be an integer, got 2.5"),
+    (lambda rng: Linear.init(3, 2, bias="false", rng=rng), "TypeError: bias must be True or False, got 'false'"),
     # what cannot be trained or adapted, and what to do
     (lambda rng: train(freeze(linear()), X, Y, rng=rng),
      "ValueError: model has nothing to train: all of it is frozen; put adapters beside its layers with "

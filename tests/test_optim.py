@@ -289,6 +289,7 @@ SETTINGS = [
     (V, {"eps": 0.0}, "eps must be above 0 and finite, got 0.0"),
     (V, {"weight_decay": -0.1}, "weight_decay must be at least 0 and finite, got -0.1"),
     (V, {"max_grad_norm": 0.0}, "max_grad_norm must be above 0 and finite, got 0.0"),
+    (T, {"schedule": "linear"}, "schedule must be a function, schedule(t), got 'linear'"),
     (V, {"params": {}}, "params is empty: there is nothing to train"),
     (T, {"params": {"p": np.zeros(2, int)}},
      "params['p'] has dtype int64, expected a floating-point dtype such as float32"),
