@@ -342,4 +342,5 @@ def test_sizes_that_do_not_fit_together_are_refused(error, kind, change, said):
     config = sound.get(kind, lambda: tiny_mixture(kind))().config
     with pytest.raises(error) as refused:
         dataclasses.replace(config, **change)
-    assert str(refused.value).replace(repr(change.get("mixture")), "~") == said
+    mixture = str(change.get("mixture") or "~")
+    assert str(refused.value).replace(mixture, "~") == said
