@@ -77,8 +77,8 @@ POWERS = (1, 2, 4, 8, 16, 32, 64, 128)
 SCALINGS = {"alpha = 2r": lambda r: 2.0, "alpha/sqrt(r)": lambda r: 4 / math.sqrt(r), "alpha/r": lambda r: 8 / r}
 # Where a cell's search begins, at s = 2: the rate, by the part of the text and by the rank, None for full.
 GUESSES = {
-    1 / 16: {None: 1.25e-4, 16: 2.5e-4, 4: 5e-4, 1: 1e-3},
-    1 / 4: {None: 2.5e-4, 16: 5e-4, 4: 2e-3, 1: 8e-3},
+    1 / 16: {None: 2.5e-4, 16: 5e-4, 4: 1e-3, 1: 2e-3},
+    1 / 4: {None: 5e-4, 16: 1e-3, 4: 2e-3, 1: 8e-3},
     1.0: {None: 2e-3, 16: 4e-3, 4: 4e-3, 1: 8e-3},
 }
 
