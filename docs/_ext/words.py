@@ -34,13 +34,13 @@ def recording(name: str) -> dict[str, Any]:
 @cache
 def anew() -> Recordings:
     """Return the trainings of the small language model, of which more are made."""
-    return Recordings(recording("laboratory-anew.json"))
+    return Recordings(recording("laboratory.json"))
 
 
 @cache
 def earlier() -> Recordings:
     """Return the trainings before those, over wide ranges of rates."""
-    return Recordings(recording("laboratory-anew.json").get("earlier") or recording("laboratory.json"))
+    return Recordings(recording("laboratory.json")["earlier"])
 
 
 @cache

@@ -85,7 +85,7 @@ assert (round(adam["new"], 3), round(descent["new"], 3)) == (2.804, 2.867) and s
     "1.0",
 }
 
-points = json.loads((RECORDINGS / "laboratory.json").read_text())["trainings"]
+points = json.loads((RECORDINGS / "laboratory.json").read_text())["earlier"]["trainings"]
 
 
 def curve(way, rank=None, **settings):

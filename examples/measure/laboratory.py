@@ -6,7 +6,7 @@
     python examples/measure/laboratory.py directions FILE      how many directions gradients, steps and changes have
     python examples/measure/laboratory.py steps FILE           the time of a step, in full and by LoRA, at two sizes
 
-docs/recordings/laboratory-anew.json is such a FILE. A training takes up to a minute of one core, all of them some three
+docs/recordings/laboratory.json is such a FILE. A training takes up to a minute of one core, all of them some three
 hours. Stop it at any moment: FILE is written whole after each training, and the next call goes on from it. A process
 has use for one core: set OPENBLAS_NUM_THREADS=1, and ask for two with --workers 2.
 

@@ -125,6 +125,6 @@ def test_the_first_drawing_says_its_numbers(data):
 
 
 def test_the_chart_is_drawn_of_what_is_recorded_so_far():
-    recorded = Recordings(json.loads((RECORDINGS / "laboratory-anew.json").read_text(encoding="utf-8")))
+    recorded = Recordings(json.loads((RECORDINGS / "laboratory.json").read_text(encoding="utf-8")))
     assert len(valley.numbers(recorded)["cells"]) <= 24
     assert f"full: {recorded.least('full'):.2f}" in valley.chart(recorded).data
