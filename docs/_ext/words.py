@@ -158,8 +158,10 @@ def most_lost(recorded: Recordings, *multiples: float) -> float:
 
 def evidence() -> Evidence:
     """Return what the recordings say of a rate that is half, twice and four times the best, and of another seed."""
-    found = lost()
-    return Evidence(max(found[1 / 2][1], found[2][1]), found[4][1], laboratory().spread)
+    spread = laboratory().spread  # NaN while there is one seed
+    return Evidence(
+        most_lost(laboratory(), 1 / 2, 2), most_lost(earlier(), 4), spread if spread > 0 else earlier().spread
+    )
 
 
 def best_steps(way: str, rank: int | None, *, windows: int) -> list[int]:
