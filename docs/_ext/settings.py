@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
@@ -97,8 +97,8 @@ SOURCES = {
     "primer": ("Tinker's primer", "https://tinker-docs.thinkingmachines.ai/tinker/lora-primer/index.md"),
     "schulman": ("Schulman et al. 2025", "https://thinkingmachines.ai/blog/lora/"),
     "biderman": ("Biderman et al. 2024", "https://arxiv.org/abs/2405.09673"),
-    "laboratory": ("our recordings", "../library/laboratory.html"),
-    "audit": ("minilora audit", "../library/is-my-adapter-applied.html"),
+    "laboratory": ("our recordings", "../library/laboratory.md"),
+    "audit": ("minilora audit", "../library/is-my-adapter-applied.md"),
 }
 """What a line or a recipe is from, and where that is read."""
 
@@ -179,9 +179,9 @@ def fill(words: str, **values: object) -> str:
 
 WORDS = {
     # of what fits
-    "fits": "Take the first that fits: {way}, {total} GB of your {memory}.",
-    "fewer tokens": "Nothing fits with {tokens} tokens a step. {way} fits with {most}: sum gradients over parts.",
-    "too large": "Nothing fits, not even one token a step: {way} takes {total} GB with one.",
+    "fits": "Take the first that fits: LoRA over {way}, {total} GB of your {memory}.",
+    "fewer tokens": "Nothing fits with {tokens} tokens a step. LoRA over {way} fits with {most}: sum over parts.",
+    "too large": "Nothing fits, not even one token a step: LoRA over {way} takes {total} GB with one.",
     # of the data
     "data": "{rows} rows of {length} tokens are {all} tokens: {steps} steps of {tokens} for one pass.",
     "holds": "Rank {rank} trains {numbers} numbers, at least one for each token. Rank {need} would be enough for that.",
@@ -375,7 +375,8 @@ CONFIG = {  # each size's name there, and the most that it may be
 
 # --- what fits --------------------------------------------------------------------------------------------------------
 
-WAYS = [(f"LoRA, {bits} bits", bits) for bits in (16, 8, 4)] + [("full fine-tuning", 0)]
+WAYS = [(f"{bits} bits", bits) for bits in (16, 8, 4)] + [("all weights", 0)]
+"""LoRA over a base of so many bits; and without LoRA."""
 
 
 def what_fits(model: Model, memory: float, tokens: int, rank: int) -> list[dict[str, Any]]:
@@ -405,7 +406,7 @@ def what_fits(model: Model, memory: float, tokens: int, rank: int) -> list[dict[
 
 def choose_way(ways: Sequence[Mapping[str, Any]], memory: str, tokens: int) -> str:
     """Return in words the first way of LoRA that fits: the most bits, then without a second forward."""
-    adapters = [way for way in ways if way["way"].startswith("LoRA")]
+    adapters = [way for way in ways if "bits" in way["way"]]
     for way in adapters:
         if way["fits"]:
             return fill(WORDS["fits"], way=way["way"], total=way["total"], memory=memory)
@@ -704,15 +705,16 @@ def data(seen: Evidence) -> dict[str, Any]:
     """Return all that is no rule, for the script of the page."""
     return {
         "models": {key: model.sizes() for key, model in MODELS.items()},
-        "kinds": KINDS, "sources": SOURCES, "torchtune": TORCHTUNE, "litgpt": LITGPT, "qlora": QLORA, "tinker": TINKER,
+        "kinds": KINDS, "torchtune": TORCHTUNE, "litgpt": LITGPT, "qlora": QLORA, "tinker": TINKER,
         "recipes": RECIPES, "conventions": CONVENTIONS, "words": WORDS, "seen": SEEN, "refused": REFUSED,
         "limits": LIMITS, "defaults": DEFAULTS, "config": CONFIG, "ways": WAYS, "evidence": asdict(seen),
         "far": FAR, "lost": LOST, "start": START * SCALING,
     }  # fmt: skip
 
 
-def control(seen: Evidence) -> str:
-    """Return what a reader sets and reads, as HTML: docs/_static/live/settings.html with the data in it."""
+def control(seen: Evidence, address: Callable[[str], str]) -> str:
+    """Return what a reader sets and reads, as HTML; `address` is where the site has the page that a source names."""
     page = Path(__file__).parents[1] / "_static" / "live" / "settings.html"
-    text = json.dumps(data(seen), separators=(",", ":")).replace("</", "<\\/")
+    sources = {key: (name, address(target)) for key, (name, target) in SOURCES.items()}
+    text = json.dumps(data(seen) | {"sources": sources}, separators=(",", ":")).replace("</", "<\\/")
     return page.read_text(encoding="utf-8").replace("DATA", text)

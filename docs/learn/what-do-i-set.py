@@ -1,19 +1,17 @@
 """What what-do-i-set.md asserts and shows; the names are the page's own."""
 
+import markup
 import pictures
 import settings
 import words
-from pages import DOCS, Drawn, live, picture, shown
+from pages import Drawn, live, picture, shown
 
-live("settings", Drawn(settings.control(words.evidence())))
-for _, address in settings.SOURCES.values():  # each page that a line leads to is there
-    if not address.startswith("https://"):
-        assert (DOCS / "learn" / address.replace(".html", ".md")).is_file(), address
+live("settings", Drawn(settings.control(words.evidence(), lambda target: markup.address("learn", target) or target)))
 
 
 def linked(source):
     name, address = settings.SOURCES[source]
-    return f"[{name}]({address.replace('.html', '.md')})"
+    return f"[{name}]({address})"
 
 
 inputs, _ = settings.read_inputs(settings.DEFAULTS)

@@ -115,7 +115,7 @@ CASES = [
 @pytest.mark.parametrize("model", settings.MODELS)
 def test_one_token_more_than_the_most_does_not_fit(model):
     for way in settings.advise(inputs(model=model, memory="24"))["ways"]:
-        most, bits = int(way["most"].replace(",", "")), int(way["way"].split()[1]) if "bits" in way["way"] else 0
+        most, bits = int(way["most"].replace(",", "")), int(way["way"].split()[0]) if "bits" in way["way"] else 0
         options = {"rank": 8, "bits": bits} if bits else {}
         takes = [
             sum(training_memory(settings.MODELS[model].config(), tokens=tokens, **options,
@@ -133,8 +133,8 @@ def answers():
 
 def test_the_way_that_is_chosen_is_the_first_that_fits():
     for found in answers():
-        fit = [way["way"] for way in found["ways"] if way["fits"] and way["way"].startswith("LoRA")]
-        words = "Take the first that fits: " + fit[0] if fit else "Nothing fits"
+        fit = [way["way"] for way in found["ways"] if way["fits"] and "bits" in way["way"]]
+        words = "Take the first that fits: LoRA over " + fit[0] if fit else "Nothing fits"
         assert found["fits"].startswith(words)
 
 
@@ -317,6 +317,15 @@ def curves(seed):
 
 
 @by_node
+def test_the_front_pages_models_are_the_same():
+    (models,) = node("front.mjs", LIVE, models=[[]])["models"]
+    besides = {"tied": False, "biases": False, "normed": False}
+    assert models.keys() <= settings.MODELS.keys()
+    for name, model in models.items():
+        assert (besides | model).items() <= settings.MODELS[name].sizes().items(), name
+
+
+@by_node
 def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
     """Fourteen models, six conventions, a grid of the rest; sizes of no list; curves; and all the nonsense above."""
     nonsense = [settings.DEFAULTS | {name: text} for name, texts in NONSENSE.items() for text in texts]
@@ -342,3 +351,77 @@ def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
             assert here == there
     said = {line["what"] for lines in ours["judged"] if isinstance(lines, list) for line in lines}
     assert said == settings.SEEN.keys()  # each rule was asked
+
+
+# --- the page, in a browser ---
+
+SITE = DOCS / "_build" / "html"
+PAGE = "what-do-i-set.html"
+built = [
+    pytest.mark.site,
+    pytest.mark.skipif(not (SITE / PAGE).is_file(), reason="the site is not built: python docs/build.py"),
+]
+widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
+
+
+def part(browser, selector):
+    return browser.find_element("css selector", f"[data-live=settings] {selector}")
+
+
+def write(browser, name, text):
+    """Replace what a field has by keyboard alone."""
+    from selenium.webdriver.common.keys import Keys
+
+    element = part(browser, f"[name={name}]")
+    browser.execute_script("arguments[0].focus()", element)
+    browser.switch_to.active_element.send_keys(Keys.CONTROL, "a")
+    browser.switch_to.active_element.send_keys(text)
+
+
+@widths
+def test_a_reader_is_answered_by_keyboard_and_the_address_keeps_it(visit, width):
+    browser = visit(PAGE, width)
+    write(browser, "memory", "12")
+    write(browser, "rank", "32")
+    write(browser, "model", "Mistral-7B")
+    expected = settings.advise(inputs(model="Mistral-7B", memory="12", rank="32"))
+    for again in (False, True):
+        if again:
+            browser.refresh()
+        for name in ("fits", "data", "capacity", "why"):
+            assert part(browser, f"[data-says={name}]").text == expected[name]
+        numbers = [cell.text for cell in browser.find_elements("css selector", "[data-table=runs] td")]
+        assert numbers[1:6] == [expected["runs"][0][of] for of in ("rank", "alpha", "s", "rate", "product")]
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    text = LOSSES[0][0]
+    write(browser, "losses", text)
+    told = [line.text for line in browser.find_elements("css selector", "[data-lines] li")]
+    assert [line.rpartition(" (")[0] for line in told] == [line["says"] for line in judged(text)]
+    assert all(link.get_attribute("href") for link in browser.find_elements("css selector", "[data-lines] a"))
+
+
+@widths
+def test_a_reader_is_told_what_is_no_number_and_no_model(visit, width):
+    browser = visit(PAGE, width)
+    write(browser, "memory", "a lot")
+    assert part(browser, ".wrong").text == settings.REFUSED["memory"]
+    assert not part(browser, ".answer").is_displayed()
+    write(browser, "memory", "24")
+    write(browser, "model", "another")
+    assert part(browser, ".wrong").text == settings.REFUSED["json"]
+    write(browser, "config", CONFIGS[1])
+    model, _ = settings.read_config(CONFIGS[1])
+    assert part(browser, "[data-says=fits]").text == answer(settings.DEFAULTS, model)["fits"]
+    browser.refresh()
+    assert part(browser, "[data-says=fits]").text == answer(settings.DEFAULTS, model)["fits"]
+    write(browser, "losses", "8 .001")
+    assert part(browser, "[data-wrong=losses]").text.startswith("Line 1 has 2 parts")
+
+
+@pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
+def test_without_javascript_the_tables_stand(visit, width):
+    browser = visit(PAGE, width, script=False)
+    assert not part(browser, ".works").is_displayed()
+    assert part(browser, ".still").is_displayed()
+    cells = {cell.text for cell in browser.find_elements("css selector", "article table td")}
+    assert settings.MODELS.keys() <= cells

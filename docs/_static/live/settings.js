@@ -48,8 +48,9 @@ export function readInputs(data, fields, model = null) {
   }
   for (const [name, [low, high]] of Object.entries(data.limits)) {
     const value = number(fields[name]);
-    if (value === null || value < low || value > high || (name !== "memory" && value % 1)) wrong[name] = data.refused[name];
-    else found[name] = value;
+    const whole = name === "memory" || (value ?? 0) % 1 === 0;
+    if (value !== null && value >= low && value <= high && whole) found[name] = value;
+    else wrong[name] = data.refused[name];
   }
   if (!Object.hasOwn(data.conventions, fields.convention)) wrong.convention = data.refused.convention;
   found.convention = fields.convention;
@@ -110,7 +111,8 @@ function whatFits(data, model, memory, tokens, rank) {
       ways.push({
         way: recompute ? `${name}, recomputed` : name,
         weights: gigabytes(parts.weights), trained: gigabytes(parts.trained + parts.gradients + parts.Adam),
-        activations: gigabytes(parts.activations), logits: gigabytes(parts.logits), total: gigabytes(total), bytes: total, fits: most >= tokens,
+        activations: gigabytes(parts.activations), logits: gigabytes(parts.logits),
+        total: gigabytes(total), bytes: total, fits: most >= tokens,
         most: grouped(most), one: gigabytes(total - grows + grows / tokens),
       });
     }
@@ -119,7 +121,7 @@ function whatFits(data, model, memory, tokens, rank) {
 }
 
 function chooseWay(data, ways, memory, tokens) {
-  const adapters = ways.filter(({ way }) => way.startsWith("LoRA")), first = adapters.find(({ fits }) => fits);
+  const adapters = ways.filter(({ way }) => way.includes("bits")), first = adapters.find(({ fits }) => fits);
   if (first) return fill(data.words.fits, { way: first.way, total: first.total, memory });
   const least = adapters.at(-1);
   if (least.most === "0") return fill(data.words["too large"], { way: least.way, total: least.one });
@@ -261,7 +263,8 @@ export function readLosses(data, text) {
     if (!/^[1-9]\d{0,5}$/.test(words[0])) return no("line rank", { line, word: words[0] });
     const rate = real(words[1]), loss = real(words[2]);
     if (rate === null || !(rate > 0 && rate <= 1)) return no("line rate", { line, word: words[1] });
-    if (loss === null && !["nan", "inf", "diverged"].includes(words[2])) return no("line loss", { line, word: words[2] });
+    const diverged = ["nan", "inf", "diverged"].includes(words[2]);
+    if (loss === null && !diverged) return no("line loss", { line, word: words[2] });
     runs.push([Number(words[0]), rate, loss]);
   }
   return runs.length ? { runs, base, says: "" } : no("none");
@@ -356,11 +359,13 @@ export function judge(data, runs, base) {
 
 const OTHER = "other", LONGEST = 4000; // letters of losses that an address takes
 
-const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" })[c]);
+const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
+const escaped = (text) => String(text).replace(/[&<>"]/g, (c) => ENTITIES[c]);
 
 function tableOf(head, rows) {
   const line = (cells, tag) => `<tr>${cells.map((cell) => `<${tag}>${cell}</${tag}>`).join("")}</tr>`;
-  return `<div class="table-wrapper"><table class="data">${line(head, "th")}${rows.map((row) => line(row, "td")).join("")}</table></div>`;
+  const lines = [line(head, "th"), ...rows.map((row) => line(row, "td"))];
+  return `<div class="table-wrapper"><table class="data">${lines.join("")}</table></div>`;
 }
 
 // Sizes as the config.json that says them: short enough for an address.
@@ -412,10 +417,12 @@ function start(root) {
     const answer = advise(data, found);
     for (const name of ["fits", "data", "capacity", "why"]) find(`[data-says=${name}]`).textContent = answer[name];
     field("rank").placeholder = answer.runs[0].rank;
-    const fit = ({ total, fits }) => (fits ? `<b>${total}</b> fits` : total);
+    const named = ({ way, fits }) => (fits ? `${way}: <b>fits</b>` : way);
     find("[data-table=ways]").innerHTML = tableOf(
-      ["GB", "weights", "trained, Adam", "activations", "logits", "in all", "tokens at most"],
-      answer.ways.map((way) => [way.way, way.weights, way.trained, way.activations, way.logits, fit(way), way.most]),
+      ["GB", "weights", "trained, Adam", "activa&shy;tions", "logits", "in all", "most tokens"],
+      answer.ways.map((way) => [
+        named(way), way.weights, way.trained, way.activations, way.logits, way.total, way.most,
+      ]),
     );
     find("[data-table=recipes]").innerHTML = tableOf(
       ["recipe", "r", "alpha", "s", "rate", "s &times; rate"],
@@ -428,7 +435,8 @@ function start(root) {
       answer.runs.map((run, i) => [i + 1, run.rank, run.alpha, run.s, run.rate, run.product]),
     );
     find("[data-axis]").innerHTML = answer.axis;
-    losses.placeholder = ["base 3.21", ...answer.runs.map((run, i) => `${run.rank} ${run.rate} ${["2.43", "2.38", "2.41", "2.37"][i]}`)].join("\n");
+    const such = ["2.43", "2.38", "2.41", "2.37"].map((loss, i) => [answer.runs[i].rank, answer.runs[i].rate, loss]);
+    losses.placeholder = ["base 3.21", ...such.map((run) => run.join(" "))].join("\n");
   }
 
   function showLines() {
@@ -439,7 +447,8 @@ function start(root) {
   }
 
   function show() {
-    const other = field("model").value === OTHER, { model, says } = other ? readConfig(data, field("config").value) : { model: null };
+    const other = field("model").value === OTHER;
+    const { model, says } = other ? readConfig(data, field("config").value) : { model: null };
     find("[data-if=other]").hidden = !other;
     if (other && !model) {
       find(".wrong").textContent = says;
