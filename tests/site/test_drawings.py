@@ -282,6 +282,7 @@ DRAWN = {
     "cost.html": 1,
     "decoder.html": 2,
     "variants.html": 1,
+    "rank.html": 1,
     "derivation.html": 1,
 }
 DRAWN = [pytest.param(page, count, marks=built) for page, count in DRAWN.items()]

@@ -90,7 +90,7 @@ def test_the_matrix_of_the_circle_has_its_singular_values():
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PICTURES = {
     "index.html": "rank",
-    "directions.html": "circle",
+    "rank.html": "circle",
     "network.html": "shares",
     "cost.html": "ledger",
     "merging.html": "levels",

@@ -219,11 +219,11 @@ def test_formulas_and_pictures_are_where_they_should_be():
     for page, count in {
         "derivation.html": 60,
         "network.html": 20,
-        "the-idea.html": 5,
+        "rank.html": 20,
         "exercises.html": 8,
     }.items():
         assert (SITE / page).read_text(encoding="utf-8").count('class="katex"') >= count
-    for page in ("the-idea.html", "article-run.html", "is-a-gradient-right.html"):
+    for page in ("rank.html", "article-run.html", "is-a-gradient-right.html"):
         assert 'role="img"' in (SITE / page).read_text(encoding="utf-8")
 
 
