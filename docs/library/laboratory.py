@@ -28,7 +28,7 @@ def span(values, form="{:g}"):
 
 
 def listed(words):
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def percent(shares):
@@ -81,7 +81,7 @@ state = (
     f"All {len(counts)} cells have three seeds at the best rate and its neighbours."
     if whole == len(counts)
     else f"**The recording is not complete.** Of {len(counts)} cells {begun or 'none'} {'has' if begun == 1 else 'have'} the best rate "
-    f"between two worse ones, and {whole or 'none'} of these three seeds each. `laboratory.py train` goes on where it stopped."
+    f"between two worse ones, and {whole or 'none'} of these three seeds each. `python examples/measure/laboratory.py train docs/recordings/laboratory.json` goes on where it stopped."
 )
 if not ready:
     state += " Until all twelve at $s = 2$ have a best rate, the sections below show what the [earlier trainings](#earlier-trainings) gave."
@@ -183,6 +183,16 @@ shown(
     + ("; then the steps until the loss was least.\n\n" if ready else ".\n\n")
     + pictures.table(["windows", FULL, "r = 16", "r = 4", "r = 1"], rows),
 )
+still = [
+    windows
+    for windows in WINDOWS
+    if ready
+    and all(
+        min(source.seeds(way, rank, windows=windows, what="step")[source.best(way, rank, windows=windows)])
+        == recorded.moments[-1]
+        for way, rank in (("full", None), *(("LoRA", rank) for rank in RANKS))
+    )
+]
 gains = {rank: [source.gain(rank, windows=windows) for windows in WINDOWS] for rank in RANKS}
 longer = "The longer the text, the more a rank is worth: t" if [*apart.values()] == sorted(apart.values()) else "T"
 shown(
@@ -191,7 +201,9 @@ shown(
     + ", ".join(f"rank {rank} has {percent(shares)}" for rank, shares in gains.items())
     + f". {longer}he four ways end within "
     + ", ".join(f"{nats:.2f} nats with {windows} windows" for windows, nats in apart.items())
-    + ".",
+    + "."
+    + f" With {listed([str(windows) for windows in still])} windows all of them still learn at the last step."
+    * bool(still),
 )
 
 # %% Forgetting
