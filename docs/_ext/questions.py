@@ -49,11 +49,14 @@ def ask(name: str, stated: bool = False) -> Drawn:
 
 
 def asked(name: str) -> str:
-    """Return a question as a page's text, with its answer folded."""
-    found = sheet(name)
-    choices = f" {', '.join(found['choices'][:-1])} or {found['choices'][-1]}?" if found["choices"] else ""
-    folded = f"<details><summary>Answer</summary>\n\n{found['solution']}\n\n</details>"
-    return f"{QUESTIONS[name].text}{choices}\n\n{folded}"
+    """Return a question as a page's text."""
+    *others, last = QUESTIONS[name].choices or ("", "")
+    return QUESTIONS[name].text + (f" {', '.join(others)} or {last}?" if last else "")
+
+
+def answered(name: str) -> str:
+    """Return its answer as a page's text, folded."""
+    return f"<details><summary>Answer</summary>\n\n{sheet(name)['solution']}\n\n</details>"
 
 
 def write(name: str) -> Drawn:
@@ -63,7 +66,7 @@ def write(name: str) -> Drawn:
     legend = f'<legend class="unseen">{name}({", ".join(exercise.arguments)})</legend>'
     answer = f'<label for="{own}-text"><code>{results} =</code></label><textarea id="{own}-text" rows="{rows}" '
     answer += f'data-rows="{rows}" placeholder="of {", ".join(exercise.arguments)}" autocomplete="off" '
-    answer += 'autocapitalize="none" autocorrect="off" spellcheck="false" wrap="off"></textarea>'
+    answer += 'autocapitalize="none" autocorrect="off" spellcheck="false"></textarea>'
     return form(own, " written", legend, answer, exercise_sheet(name))
 
 

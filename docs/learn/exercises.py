@@ -1,16 +1,17 @@
 """What exercises.md asserts and shows; the names are the page's own."""
 
 from pages import live, picture, shown
-from questions import ask, asked, kept, starts, two_losses, write
+from questions import answered, ask, asked, kept, starts, two_losses, write
 
 from minilora.exercises import rank_curve, rate_curve
 
 
 def question(name):
-    """Show a question at its place, and its form below it."""
+    """Show a question at its place, below it its form, and its answer."""
     place = name.replace(" ", "-").replace(",", "").lower()
     shown(place, asked(name))
     live(f"answer-{place}", ask(name, stated=True))
+    shown(f"{place}-answer", answered(name))
 
 
 def function(name):
