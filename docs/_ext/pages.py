@@ -205,6 +205,8 @@ def steps(page: Path) -> Iterator[tuple[str, int, str]]:
 
 def run(page: Path) -> Given:
     """Run a page in this process, in an empty folder with `examples` and `docs`, and return what it gave."""
+    global given
+    given = Given()
     module = types.ModuleType("page")  # what a class of the page calls its own
     sys.modules["page"] = module
     vars(module)["console"] = console

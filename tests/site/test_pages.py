@@ -1,0 +1,186 @@
+"""A page shows what it computes: its runner, on pages of a few lines."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs" / "_ext"))
+
+pages = importlib.import_module("pages")
+markup = importlib.import_module("markup")
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """Return a function that writes a page, and its module where it has one, and returns its file."""
+    monkeypatch.setattr(pages, "DOCS", tmp_path)
+    monkeypatch.setattr(markup, "DOCS", tmp_path)
+    monkeypatch.setattr(pages, "KEPT", tmp_path / "kept")
+
+    def write(text, module="", name="page"):
+        (tmp_path / "learn").mkdir(exist_ok=True)
+        file = tmp_path / "learn" / f"{name}.md"
+        file.write_text(text, encoding="utf-8")
+        if module:
+            file.with_suffix(".py").write_text(module, encoding="utf-8")
+        return file
+
+    return write
+
+
+SVG = '<svg role="img" aria-label="{}"><path d="M0 0"/></svg>'
+DRAWS = (
+    f"from pages import Drawn, picture\n# %% B\npicture('p', Drawn('<figure>{SVG}</figure>'.replace('{{}}', word)))\n"
+)
+
+
+def test_a_page_shows_what_its_blocks_print(page):
+    file = page("# A\n\n```python\nx = 6\nprint(x * 7)\n```\n\nMore.\n\n```python\nx += 1\n```\n")
+    assert "+42" in pages.check(file)
+    assert pages.check(file, write=True) == ""
+    assert "print(x * 7)\n```\n\n```text\n42\n```\n\nMore." in file.read_text()
+    assert pages.check(file) == ""
+    file.write_text(file.read_text().replace("42\n", "43\n"))
+    assert re.search(r"(?m)^-43\n\+42$", pages.check(file))
+
+
+def test_a_console_shows_its_commands_and_their_output(page):
+    session = "```console\n$ minilora article --epochs 0\n```\n"
+    file = page(f"# A\n\n{session}", "# %% A\nassert status == 2\n")
+    assert pages.check(file, write=True) == ""
+    assert "$ minilora article --epochs 0\nminilora: " in file.read_text()
+    assert "write 'rm -r x' into a block ```sh" in pages.check(page("# A\n\n```console\n$ rm -r x\n```\n", name="b"))
+
+
+def test_a_block_that_raises_is_named_by_page_and_line(page):
+    said = pages.check(page("# A\n\n```python\nx = 1\nx / 0\n```\n"))
+    assert said.startswith("learn/page.md does not run:")
+    assert re.search(r'page\.md", line 5, in <module>\n    x / 0\n[\s^]*ZeroDivisionError', said)
+
+
+def test_code_that_is_not_to_run_does_not_run(page):
+    assert pages.check(page("# A\n\n```py\n1 / 0\n```\n\n```sh\nexit 1\n```\n")) == ""
+
+
+def test_a_modules_part_runs_after_its_headings_blocks(page):
+    text = "# A\n\n```python\nx = 1\n```\n\n## B\n\n```python\nx = 2\n```\n"
+    assert pages.check(page(text, '"""Of A."""\n# %% A\nassert x == 1\nown = 3\n# %% B\nassert x + own == 5\n')) == ""
+    assert "AssertionError" in pages.check(page(text, "# %% A\nassert x == 2\n", name="b"))
+
+
+def test_a_page_sees_none_of_its_modules_names(page):
+    said = pages.check(page("# A\n\n## B\n\n```python\nprint(own)\n```\n", "# %% A\nown = 1\n"))
+    assert "NameError: name 'own' is not defined" in said
+
+
+def test_a_part_of_a_lost_heading_is_found(page):
+    assert "no heading 'Gone'" in pages.check(page("# A\n", "# %% Gone\nassert True\n"))
+
+
+def test_a_picture_is_drawn_and_its_description_shown(page):
+    text = "# A\n\n## B\n\n```python\nword = 'two < three'\n```\n\n![](pictures/p.svg)\n"
+    module = DRAWS.replace("word)", "word.replace('<', '&lt;'))")
+    file = page(text, module)
+    assert pages.check(file, write=True) == ""
+    assert "![two < three](pictures/p.svg)" in file.read_text()
+    drawn = (file.parent / "pictures" / "p.svg").read_text()
+    assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg" role="img"')
+    assert pages.check(file) == ""
+    (file.parent / "pictures" / "p.svg").write_text(drawn.replace("two", "four"))
+    assert "p.svg is another picture" in pages.check(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "said"),
+    [
+        ("![](pictures/p.svg)", "", "picture p: the page's module does not make it"),
+        ("", "from pages import shown\n# %% A\nshown('t', '1')\n", "text t: the page has no place for it"),
+        ("<!-- live form -->\n", "", "live part form: the page's module does not make it"),
+    ],
+)
+def test_what_is_shown_and_what_is_made_are_the_same(page, text, module, said):
+    assert said in pages.check(page(f"# A\n\n{text}\n", module))
+
+
+def test_a_generated_table_stands_in_the_page(page):
+    file = page("# A\n\n<!-- t -->\n<!-- end -->\n\nMore.\n", "from pages import shown\n# %% A\nshown('t', '| 1 |')\n")
+    assert pages.check(file, write=True) == ""
+    assert "<!-- t -->\n| 1 |\n<!-- end -->\n\nMore." in file.read_text()
+
+
+def test_quoted_lines_are_those_of_the_file(page):
+    file = page("# A\n\n<!-- lines minilora/lora.py LoRA.forward -->\n```py\nold\n```\n")
+    assert pages.check(file, write=True) == ""
+    source = (ROOT / "minilora" / "lora.py").read_text()
+    quoted = re.search(r"```py\n(.*?)```", file.read_text(), re.S)[1]
+    assert quoted.startswith("def forward(") and quoted.splitlines()[-1].strip() in source
+
+
+def test_what_a_page_gave_is_kept_until_its_inputs_change(page, monkeypatch):
+    runs, run = [], pages.run
+    monkeypatch.setattr(pages, "run", lambda file: runs.append(file) or run(file))
+    file = page("# A\n\n```python\nx = 1\n```\n")
+    assert [pages.check(file), pages.check(file)] == ["", ""]
+    file.write_text("# A, in other words\n\n```python\nx = 1\n```\n")
+    assert pages.check(file) == ""
+    assert len(runs) == 1
+    file.write_text("# A\n\n```python\nx = 2\n```\n")
+    assert pages.check(file) == ""
+    monkeypatch.setattr(pages, "surroundings", lambda: b"another package")
+    assert pages.check(file) == ""
+    assert len(runs) == 3
+
+
+# --- links, and what Sphinx is handed ---------------------------------------------------------------------------------
+
+
+def test_a_link_to_nowhere_is_found(page):
+    page('# B\n\n## One two\n\n<a id="here"></a>\n', name="b")
+    targets = ["b.md#one-two", "b.md#here", "page.md", "#a", "b.md#lost", "lost.md", "#lost", "../lost/b.md"]
+    file = page("# A\n\n" + "".join(f"[x]({target}) " for target in targets) + "\n\n```text\n[x](lost.md)\n```\n")
+    assert markup.broken_links(file) == [f"learn/page.md: {target} leads nowhere" for target in targets[4:]]
+
+
+def test_a_link_to_the_other_site_is_an_address_on_it():
+    assert markup.address("learn", "../library/finetune.md#memory") == "library/finetune.html#memory"
+    assert markup.address("library", "../learn/rank.md") == "../rank.html"
+    assert markup.address("learn", "../../minilora/lora.py") == "library/reference/minilora.lora.html"
+    assert markup.address("library", "../../minilora/files/__init__.py") == "reference/minilora.files.html"
+    assert markup.address("learn", "alpha.md") == ""
+
+
+def test_the_front_pages_lists_are_the_contents():
+    text = "# A\n\n[x](x.md)\n\n## Lessons\n\n1. This page\n2. [Rank](rank.md): words\n3. [Alpha](alpha.md)\n\n## More\n\n- [Glossary](glossary.md)\n"
+    trees = re.findall(r":caption: (\w+)\n\n(.*?)```", markup.contents(text), re.S)
+    assert trees == [("Lessons", "rank\nalpha\n"), ("More", "glossary\n")]
+
+
+def test_every_page_is_in_the_contents_of_its_site():
+    for site in pages.SITES:
+        folder = ROOT / "docs" / site
+        listed = markup.LISTED.findall((folder / "index.md").read_text(encoding="utf-8"))
+        assert sorted([*listed, "index"]) == sorted(page.stem for page in folder.glob("*.md"))
+
+
+@pytest.mark.parametrize("page", pages.every(), ids=lambda page: page.stem)
+def test_nothing_in_a_page_is_hidden(page):
+    """No directive, role or cell: a source host shows all of it."""
+    text = markup.outside_fences(page.read_text(encoding="utf-8"))
+    infos = {fence["info"] for fence in pages.FENCE.finditer(page.read_text(encoding="utf-8"))}
+    assert not [info for info in infos if info.startswith("{")]
+    assert not re.findall(r"\{[\w:-]+\}`|^%.*|^:::.*|^---$", text, re.M)
+    assert markup.broken_links(page) == []
+
+
+@pytest.mark.parametrize("page", pages.every(), ids=lambda page: page.stem)
+def test_a_readers_code_needs_nothing_of_the_sites(page):
+    """A block runs where minilora is installed; three pages use what examples/ has."""
+    own = {file.stem for file in (ROOT / "docs" / "_ext").glob("*.py")}
+    code = "\n".join(block["body"] for block in pages.blocks(page.read_text(encoding="utf-8")))
+    assert not own & set(re.findall(r"^ *(?:import|from) (\w+)", code, re.M))
+    assert [line for line in code.splitlines() if len(line) > 88] == []
