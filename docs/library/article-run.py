@@ -29,6 +29,14 @@ def beside(history, theirs):
 assert 0.95 < result.base_history.losses[4] / ARTICLE_BASE_LOSSES[4] < 1.05
 shown("article-run-2", beside(result.base_history, ARTICLE_BASE_LOSSES))
 
+# %% 4. The base does not fit it
+
+with printed("shifted"):
+    print("expected 1001")
+    print(f"article  {article.ARTICLE_SHIFTED_LOSS}")
+    print(f"minilora {result.shifted_loss:.3f}")
+assert abs(result.shifted_loss / 1001 - 1) < 0.05
+
 # %% 5. Learn the change
 
 assert 1 / 3 < result.lora_history.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
