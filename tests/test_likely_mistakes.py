@@ -47,6 +47,7 @@ from minilora.files.inspection import inspect_adapter
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 from minilora.layer import freeze
+from minilora.layers.convolution import Conv2d
 
 RNG = np.random.default_rng(0)
 X, Y = RNG.standard_normal((6, 4)), RNG.standard_normal((6, 3))
@@ -128,6 +129,23 @@ MISTAKES = [
      "TypeError: up_proj must be a Layer with in_features and out_features, got ReLU"),
     (lambda rng: Sequential(linear(), Tanh()),
      "TypeError: Sequential takes its layers by name, as in Sequential(fc1=Linear(...), act=ReLU())"),
+    (lambda rng: Sequential(fc=W), "TypeError: fc must be a Layer, got ndarray"),
+    (lambda rng: Sequential(),
+     "ValueError: Sequential() has no layers: give at least one, by name, such as fc=Linear(...)"),
+    (lambda rng: Sequential(forward=ReLU()),
+     "ValueError: a layer cannot be named 'forward': every layer has an attribute of that name"),
+    (lambda rng: Sequential(trainable=ReLU()),
+     "ValueError: a layer cannot be named 'trainable': every layer has an attribute of that name"),
+    (lambda rng: Sequential(children=ReLU()),
+     "ValueError: a layer cannot be named 'children': every layer has an attribute of that name"),
+    (lambda rng: Sequential(frozen=ReLU()),
+     "ValueError: a layer cannot be named 'frozen': every layer has an attribute of that name"),
+    (lambda rng: adapters({}),
+     "TypeError: model must be a Layer, got dict; minilora.attach(model, adapters) puts adapters into a model"),
+    (lambda rng: adapt({}, [], rank=1, alpha=1, rng=rng),
+     "TypeError: model must be a Layer, got dict; minilora.attach(model, adapters) puts adapters into a model"),
+    (lambda rng: attach(Sequential(conv=Conv2d(np.ones((4, 2, 2, 3)))), {"conv": lora()}),
+     "ValueError: adapters['conv']: adapter is 4 -> 3 wide, expected in -> out with in = 12 as in base"),
     # what a call returns, handed on whole or in another order
     (lambda rng: L.backward(mse(Y, Y), L.forward(X)[1]),
      "TypeError: dy must be an array, got tuple: take the one that is meant, of (loss, gradient), (y, cache) or (dx, "
@@ -250,6 +268,21 @@ MISTAKES = [
      "TypeError: dtype must be one of float16, float32, float64, got 'bfloat16'"),
     (lambda rng: LoRA.init(2.5, 3, rank=1, alpha=1, rng=rng), "TypeError: in_features must be an integer, got 2.5"),
     (lambda rng: Linear.init(3, 2, bias="false", rng=rng), "TypeError: bias must be True or False, got 'false'"),
+    (lambda rng: adapt(model(), "fc(1", rank=2, alpha=4, rng=rng),
+     "ValueError: target_modules='fc(1' is not a regular expression: missing ), unterminated subpattern at position "
+     "2"),
+    (lambda rng: adapt(model(), 1, rank=2, alpha=4, rng=rng),
+     "TypeError: target_modules must be a list of names or a regular expression, got 1"),
+    (lambda rng: adapt(model(), [1], rank=2, alpha=4, rng=rng),
+     "TypeError: target_modules must be a list of names or a regular expression, got [1]"),
+    (lambda rng: adapt(Sequential(fc=linear()), ["fc"], rank=2, alpha=4, rng=rng, use_rslora="no"),
+     "TypeError: use_rslora must be True or False, got 'no'"),
+    (lambda rng: adapt(model(), ["fc"], rank=2, alpha=4, rng=rng, use_dora=0),
+     "TypeError: use_dora must be True or False, got 0"),
+    (lambda rng: adapt(model(), ["fc"], rank=2, alpha=4, rng=rng, dora_norm="none"),
+     "ValueError: dora_norm must be 'constant' or 'full', got 'none'"),
+    (lambda rng: adapt(model(), ["fc"], rank=2, alpha=4, rng=rng, init="zero"),
+     "ValueError: init must be 'lora' or 'pissa', got 'zero'"),
     # what cannot be trained or adapted, and what to do
     (lambda rng: train(freeze(linear()), X, Y, rng=rng),
      "ValueError: model has nothing to train: all of it is frozen; put adapters beside its layers with "

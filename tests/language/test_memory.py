@@ -211,14 +211,6 @@ def test_one_hot_rows_keep_their_ids_alone():
     assert cache_bytes(own) == ids.nbytes
 
 
-def test_parameters_are_counted_once():
-    weight = np.zeros((4, 3))
-    tied = Sequential(emb=Embedding(weight), head=Linear(weight))
-    assert parameter_count(tied) == parameter_count(tied, trained=True) == 12
-    adapted = adapt(tied, ["head"], rank=2, alpha=1, rng=np.random.default_rng(0))
-    assert (parameter_count(adapted), parameter_count(adapted, trained=True)) == (12 + 14, 14)
-
-
 def test_an_array_that_has_no_base_counts_as_its_own():
     class Bare:
         dtype, shape, nbytes = np.dtype("float64"), (3,), 24
