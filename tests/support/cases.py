@@ -73,11 +73,11 @@ def linear_case(cls: type = Linear) -> Case:
     )
 
 
-def lora_case(cls: type = LoRA) -> Case:
+def lora_case() -> Case:
     return Case(
         "LoRA",
         lambda c: c.factors,
-        lambda c, p: cls(p["lora_A"], p["lora_B"], c.alpha),
+        lambda c, p: LoRA(p["lora_A"], p["lora_B"], c.alpha),
         lambda c, p, x: lora_by_loops(p, x, c.alpha),
         claims=LAYER_CLAIMS,
     )
@@ -119,7 +119,7 @@ def weight_by_loops(layer: QuantizedLinear) -> np.ndarray:
     return W.reshape(layer.shape)
 
 
-def quantized_case(*, adapted: bool, double_quant: bool, cls: type = QuantizedLinear) -> Case:
+def quantized_case(*, adapted: bool, double_quant: bool) -> Case:
     """A frozen layer in NF4, alone or with LoRA: it is the layer of the weight that its bytes stand for."""
 
     def base(problem: Problem, dtype: np.dtype) -> QuantizedLinear:
@@ -127,7 +127,7 @@ def quantized_case(*, adapted: bool, double_quant: bool, cls: type = QuantizedLi
         layer = QuantizedLinear.from_linear(Linear(full["weight"]), block_size=32, double_quant=double_quant)
         names = ("packed", "absmax", "shape", "block_size", "nested_absmax", "mean")
         parts = {name: vars(layer)[name] for name in names}
-        return cls(**parts, bias=full["bias"].astype(dtype) if problem.bias else None, dtype=dtype)
+        return QuantizedLinear(**parts, bias=full["bias"].astype(dtype) if problem.bias else None, dtype=dtype)
 
     def build(problem: Problem, p: Arrays) -> Layer:
         layer = base(problem, p["x"].real.dtype)
@@ -295,12 +295,12 @@ class Kind:
             return p.randn("x", p.n, p.in_features, *Geometry.of(p.seed, self.axes).sizes)
         return p.randn("x", p.n, p.out_features) if self.name == "embedding" else p.x
 
-    def build(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None, cls: type | None = None) -> Layer:
+    def build(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None) -> Layer:
         if self.name == "linear":
-            return (cls or Linear)(matrix, bias)
+            return Linear(matrix, bias)
         if self.name == "embedding":
-            return (cls or Embedding)(matrix.T)
-        cls = cls or {1: Conv1d, 2: Conv2d}[self.axes]
+            return Embedding(matrix.T)
+        cls = {1: Conv1d, 2: Conv2d}[self.axes]
         return cls(matrix.reshape(self.shape(p)), bias, **Geometry.of(p.seed, self.axes).steps)
 
     def by_loops(self, p: Problem, matrix: np.ndarray, bias: np.ndarray | None, x: np.ndarray) -> np.ndarray:
@@ -322,7 +322,7 @@ SLOPE = (backward_is_the_slope_of_forward,)
 ALL_BUT_SLOPE = tuple(claim for claim in CLAIMS if claim not in SLOPE)
 
 
-def plain_case(kind: Kind, cls: type | None = None) -> Case:
+def plain_case(kind: Kind) -> Case:
     """A layer whose weight trains."""
 
     def arrays(problem: Problem) -> Arrays:
@@ -336,7 +336,7 @@ def plain_case(kind: Kind, cls: type | None = None) -> Case:
 
     def build(problem: Problem, arrays: Arrays) -> Layer:
         p = kind.small(problem)
-        return kind.on_ids(p, kind.build(p, matrix(p, arrays), arrays.get("bias"), cls))
+        return kind.on_ids(p, kind.build(p, matrix(p, arrays), arrays.get("bias")))
 
     def loops(problem: Problem, arrays: Arrays, x: np.ndarray) -> np.ndarray:
         p = kind.small(problem)
@@ -346,7 +346,7 @@ def plain_case(kind: Kind, cls: type | None = None) -> Case:
     return Case(kind.name, arrays, build, loops, kind.input, claims)
 
 
-def adapted_case(kind: Kind, norm: str | None = None, *, held: bool = False, dora: type[DoRA] = DoRA) -> Case:
+def adapted_case(kind: Kind, norm: str | None = None, *, held: bool = False) -> Case:
     """A frozen layer with LoRA or, where there is a norm, DoRA. Held, DoRA's norm is the constant that it is taken for.
 
     The factors are small beside the weight, so that no row of V = W + s B A is short. Nor does a row have one entry
@@ -387,10 +387,10 @@ def adapted_case(kind: Kind, norm: str | None = None, *, held: bool = False, dor
         mine = {name: array for name, array in found.items() if name != "x"}
         of_dora = {} if norm is None else {"dora_norm": norm}
         adapter = (DoRAAdapter if of_dora else Adapter)(**mine, alpha=p.alpha, kind=kind.name, **of_dora)
-        on_rows = dora
+        on_rows = DoRA
         if held:
             n = np.linalg.norm(direction(p, arrays(problem)), axis=1).astype(dtype)
-            on_rows = type("Held", (dora,), {"norm": lambda self: n})
+            on_rows = type("Held", (DoRA,), {"norm": lambda self: n})
         if kind.name == "linear":
             return LoRALinear(layer, adapter) if norm is None else on_rows(layer, adapter)
         if norm is not None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
-from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, Rotary
+from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, QuantizedLinear, Rotary
 from minilora.layer import inner
 from minilora.layers import attention, embedding, experts, gated, norm, rotary, stacked
 from minilora.layers.rotary import rotate
@@ -50,17 +51,27 @@ def instead(function: Any) -> Wrong:
     return lambda right: function
 
 
-def factors_become(change: Callable[[Any, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Wrong:
-    """A backward whose dA and dB are changed, by a function of the layer and both."""
+def backward_becomes(change: Callable[..., tuple[Any, dict[str, np.ndarray]]]) -> Wrong:
+    """A backward whose dx and gradients are changed, by a function of the layer, both, dy and the cache.
+
+    A frozen layer's are not: that it has no gradients would be seen at once.
+    """
 
     def wrong(right):
         def backward(self, dy, cache, *, need_dx=True):
             dx, grads = right(self, dy, cache, need_dx=need_dx)
-            return dx, dict(zip(grads, change(self, *grads.values()), strict=True)) if grads else grads
+            return change(self, dx, grads, dy, cache) if grads else (dx, grads)
 
         return backward
 
     return wrong
+
+
+def factors_become(change: Callable[[Any, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]) -> Wrong:
+    """A backward whose dA and dB are changed, by a function of the layer and both."""
+    return backward_becomes(
+        lambda self, dx, grads, *_: (dx, dict(zip(grads, change(self, *grads.values()), strict=True)))
+    )
 
 
 def of_another_dy(other: Callable[[np.ndarray], np.ndarray]) -> Wrong:
@@ -84,7 +95,44 @@ def first(array: np.ndarray, axis: int) -> np.ndarray:
     return found
 
 
+def number(array: np.ndarray, n: int) -> np.ndarray:
+    """True at the entry of that number, counted row by row."""
+    return np.arange(array.size).reshape(array.shape) == n % array.size
+
+
+def added_up(self, dx, grads, *_):
+    self.total = {name: getattr(self, "total", {}).get(name, 0) + grad for name, grad in grads.items()}
+    return dx, self.total
+
+
+def into_dy(self, dx, grads, dy, cache):
+    dy *= self.scaling
+    return dx, grads
+
+
+def over_the_last_axis(self, dx, grads, dy, cache):
+    dB = np.swapaxes(np.atleast_2d(dy), -1, -2) @ np.atleast_2d(cache[-1]) * self.scaling
+    return dx, grads | {"lora_B": dB}
+
+
+def twice_dh(self, dx, grads, *_):
+    return None if dx is None else 2 * dx, grads | {"lora_A": 2 * grads["lora_A"]}
+
+
 BACKWARDS: dict[str, Wrong] = {
+    "dA of the first row only": of_another_dy(lambda dy: first(dy, 0)),
+    "one entry of dA off by a millionth": factors_become(
+        lambda self, dA, dB: (np.where(number(dA, -1), dA + dA.dtype.type(1e-6), dA), dB)
+    ),
+    "an entry of dA missing, as behind a mask": factors_become(
+        lambda self, dA, dB: (np.where(number(dA, 0), 0, dA), dB)
+    ),
+    "gradients added up over calls": backward_becomes(added_up),
+    "gradient written into the caller's dy": backward_becomes(into_dy),
+    "dA rounded to float32": factors_become(lambda self, dA, dB: (dA.astype(np.float32).astype(dA.dtype), dB)),
+    "float64 returned for float32": factors_become(lambda self, dA, dB: (dA, dB * np.float64(1))),
+    "only the last of the leading axes summed": backward_becomes(over_the_last_axis),
+    "dh doubled, and with it dA and dx": backward_becomes(twice_dh),
     "dA transposed and put back into its shape": factors_become(lambda lora, dA, dB: (dA.T.reshape(dA.shape), dB)),
     "the cached h taken again through A": factors_become(lambda self, dA, dB: (dA, dB @ self.lora_A @ self.lora_A.T)),
     "dA from the factor B of one output only": of_another_dy(lambda dy: first(dy, -1)),
@@ -112,17 +160,53 @@ def with_its_bases_bias(right):
     return lambda self: Linear(right(self).weight, self.base.bias)
 
 
-DORA = "linear with DoRA, norm full"
+def in_other_bytes(**change: Callable[[Any], Any]) -> Wrong:
+    """The weight of a layer in NF4 that reads one of its own attributes otherwise."""
+
+    def wrong(right):
+        def weight(self):
+            other = copy(self)
+            vars(other).update({name: read(getattr(self, name)) for name, read in change.items()})
+            return right.fget(other)
+
+        return property(weight)
+
+    return wrong
+
+
+def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arrays: {key: array for key, array in arrays.items() if key != name}
+
+
+DORA, IN_FOUR_BITS = "linear with DoRA, norm full", "QuantizedLinear, scales of 8 bits, LoRA"
 LINEAR = [
+    bug("bias gradient forgotten", "Linear", Linear,
+        backward=backward_becomes(lambda self, dx, grads, *_: (dx, without("bias")(grads)))),
+    bug("the input handed back as its own gradient", "Linear", Linear,
+        backward=backward_becomes(lambda self, dx, grads, dy, cache: (None if dx is None else cache[2], grads))),
+    bug("NF4: the halves of a byte are exchanged", IN_FOUR_BITS, QuantizedLinear,
+        weight=in_other_bytes(packed=lambda packed: packed // 16 + packed % 16 * 16)),
+    bug("NF4: the mean of the scales is not added", IN_FOUR_BITS, QuantizedLinear,
+        weight=in_other_bytes(mean=lambda mean: 0.0)),
+    bug("DoRA: magnitude left out of what trains", DORA, DoRA,
+        trainable=lambda right: lambda self: without("magnitude")(right(self))),
     *(bug(name, "LoRA", LoRA, backward=wrong) for name, wrong in BACKWARDS.items()),
     bug("a merged layer shares its base's bias", "LoRALinear", LoRALinear, merge=with_its_bases_bias),
     bug("DoRA: the magnitude scales the adapter alone", DORA, DoRA, forward=adapter_alone_scaled),
     bug("DoRA: dV along W in the place of V", DORA, DoRA, backward=along_the_base),
-]
+]  # fmt: skip
 
 
 def scatter(add: Callable[[np.ndarray, Any, np.ndarray], None]) -> dict[str, Wrong]:
     return {"add_at": instead(add)}
+
+
+def overwriting(out, ids, values):
+    out[ids] = values
+
+
+def adding_repeats_once(out, ids, values):
+    out[ids] += values
 
 
 def mean_of_repeats(out, ids, values):
@@ -143,11 +227,59 @@ def without_the_last_offset(right):
     return rewrite_adjoint
 
 
+def overwriting_adjoint(self, dz, shape):
+    n, c, *sizes = shape
+    dz = dz.T.reshape(c, *self.kernel, n, *self.positions(shape))
+    dx = np.zeros((c, n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True))), dz.dtype)
+    for offset, window in self.windows(self.positions(shape)):
+        dx[(..., *window)] = dz[(slice(None), *offset)]
+    inner = (slice(p, p + s) for s, p in zip(sizes, self.padding, strict=True))
+    return dx[(..., *inner)].swapaxes(0, 1)
+
+
+def exchanged(right):
+    def __init__(self, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+        right(self, weight, bias, stride=dilation, padding=padding, dilation=stride, groups=groups)
+
+    return __init__
+
+
+def channel_last(z, channels):
+    return z.reshape(len(z), channels, -1).swapaxes(1, 2).reshape(z.shape)
+
+
+def channel_first(z, channels):
+    return z.reshape(len(z), -1, channels).swapaxes(1, 2).reshape(z.shape)
+
+
+def with_a_border(right):
+    def rewrite(self, x):
+        pads = ((0, 0), (0, 0), *((p, p) for p in self.padding))
+        inner = Conv2d(self.weight, stride=self.stride, dilation=self.dilation)
+        return right(inner, np.pad(x.real, pads, mode="edge"))
+
+    return rewrite
+
+
+def not_moved(self, y, shape):
+    return y.reshape(shape[0], y.shape[-1], *self.positions(shape))
+
+
+CHANNEL_LAST: dict[str, Wrong] = {
+    "rewrite": lambda right: lambda self, x: channel_last(right(self, x), x.shape[1]),
+    "rewrite_adjoint": lambda right: lambda self, dz, shape: right(self, channel_first(dz, shape[1]), shape),
+}
 SHIFTED = {"rewrite": lambda right: lambda self, x: right(self, (x + 1) % len(self.weight))}
 REWRITING = [
     *(Bug(f"embedding: scatter, {add.__name__}", "embedding", embedding, scatter(add)) for add in
-      (mean_of_repeats, first_is_padding)),
+      (overwriting, adding_repeats_once, mean_of_repeats, first_is_padding)),
     Bug("embedding: columns of A for rows of another id", "embedding with LoRA", Embedding, SHIFTED),
+    bug("convolution: overlapping patches overwrite each other in dx", "conv2d", Conv2d,
+        rewrite_adjoint=instead(overwriting_adjoint)),
+    bug("convolution: stride and dilation swapped", "conv2d", Conv2d, __init__=exchanged),
+    Bug("convolution: patches with the channel last, the weight with it first", "conv2d", Conv2d, CHANNEL_LAST),
+    bug("convolution: padded with the border in place of zeros", "conv2d", Conv2d, rewrite=with_a_border),
+    bug("convolution: rows reshaped into images without moving the axis", "conv2d", Conv2d, arrange=instead(not_moved)),
     bug("convolution: dx of the last offset missing", "conv2d", Conv2d, rewrite_adjoint=without_the_last_offset),
     bug("convolution: dx still shifted by the padding", "conv2d", Conv2d,
         rewrite_adjoint=lambda right: lambda self, dz, shape: np.roll(right(self, dz, shape), self.padding, (2, 3))),
