@@ -97,6 +97,8 @@ SOURCES = {
     "primer": ("Tinker's primer", "https://tinker-docs.thinkingmachines.ai/tinker/lora-primer/index.md"),
     "schulman": ("Schulman et al. 2025", "https://thinkingmachines.ai/blog/lora/"),
     "biderman": ("Biderman et al. 2024", "https://arxiv.org/abs/2405.09673"),
+    "memory": ("memory.py", "../../minilora/language/memory.py"),
+    "choosing": ("lesson 10", "choosing.md"),
     "laboratory": ("our recordings", "../library/laboratory.md"),
     "audit": ("minilora audit", "../library/is-my-adapter-applied.md"),
 }
@@ -248,6 +250,11 @@ SEEN = {  # the source of a line about losses, and the size at which it was seen
     "no limit": ("schulman", "Llama 3 and Qwen 3"),
     "worse": ("laboratory", "not seen at 0.85 million weights, so doubt it"),
     "noise": ("laboratory", "0.85 million weights"),
+}
+ADVISED = {  # the same of what is said before any run
+    "fits": ("memory", "a count, the least: a library needs more"),
+    "capacity": ("primer", "large models, roughly; ours of 0.85 million weights, too"),
+    "why": ("choosing", "recipes for 1 to 70 billion weights"),
 }
 WHEN = {  # what each line says, and when it is said: the rules in words
     "nothing moved": "**Nothing moved**: runs of different settings end at one loss, to the last digit pasted.",
@@ -706,7 +713,8 @@ def data(seen: Evidence) -> dict[str, Any]:
     return {
         "models": {key: model.sizes() for key, model in MODELS.items()},
         "kinds": KINDS, "torchtune": TORCHTUNE, "litgpt": LITGPT, "qlora": QLORA, "tinker": TINKER,
-        "recipes": RECIPES, "conventions": CONVENTIONS, "words": WORDS, "seen": SEEN, "refused": REFUSED,
+        "recipes": RECIPES, "conventions": CONVENTIONS, "words": WORDS, "seen": SEEN,
+        "advised": ADVISED, "refused": REFUSED,
         "limits": LIMITS, "defaults": DEFAULTS, "config": CONFIG, "ways": WAYS, "evidence": asdict(seen),
         "far": FAR, "lost": LOST, "start": START * SCALING,
     }  # fmt: skip

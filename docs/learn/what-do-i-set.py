@@ -6,7 +6,12 @@ import settings
 import words
 from pages import Drawn, live, picture, shown
 
-live("settings", Drawn(settings.control(words.evidence(), lambda target: markup.address("learn", target) or target)))
+
+def on_site(target):
+    return markup.address("learn", target) or (target if "//" in target else target.replace(".md", ".html"))
+
+
+live("settings", Drawn(settings.control(words.evidence(), on_site)))
 
 
 def linked(source):

@@ -382,6 +382,7 @@ function start(root) {
     const [name, address] = data.sources[source];
     return `<a href="${address}">${escaped(name)}</a>`;
   };
+  const small = (of) => (of ? ` <small>(${linked(of[0])}; ${escaped(of[1])})</small>` : "");
   const options = (select, pairs) => pairs.forEach(([value, words]) => select.add(new Option(words, value)));
   options(field("model"), Object.keys(data.models).map((name) => [name, name]));
   options(field("model"), [[OTHER, "another: paste its config.json"]]);
@@ -415,7 +416,9 @@ function start(root) {
     find(".answer").hidden = Object.keys(wrong).length > 0;
     if (Object.keys(wrong).length) return;
     const answer = advise(data, found);
-    for (const name of ["fits", "data", "capacity", "why"]) find(`[data-says=${name}]`).textContent = answer[name];
+    for (const name of ["fits", "data", "capacity", "why"]) {
+      find(`[data-says=${name}]`).innerHTML = escaped(answer[name]) + small(data.advised[name]);
+    }
     field("rank").placeholder = answer.runs[0].rank;
     const named = ({ way, fits }) => (fits ? `${way}: <b>fits</b>` : way);
     find("[data-table=ways]").innerHTML = tableOf(
@@ -443,7 +446,7 @@ function start(root) {
     const { runs, base, says } = readLosses(data, losses.value), empty = !losses.value.trim();
     find("[data-wrong=losses]").textContent = empty ? "" : says;
     find("[data-lines]").innerHTML = (says ? [] : judge(data, runs, base)).map((line) =>
-      `<li>${escaped(line.says)} <small>(${linked(line.source)}; ${escaped(line.seen)})</small></li>`).join("");
+      `<li>${escaped(line.says)}${small([line.source, line.seen])}</li>`).join("");
   }
 
   function show() {
