@@ -156,6 +156,13 @@ def add_live(app, pagename, template, context, doctree):
         app.add_css_file("live/live.css")
 
 
+def add_lesson(app, pagename, template, context, doctree):
+    """Load the script of a lesson that asks for predictions; the front page has its own."""
+    body = context.get("body", "")
+    if "<strong>Predict.</strong>" in body and '<figure class="front">' not in body:
+        app.add_js_file("live/lesson.js", type="module")
+
+
 def add_front(app, pagename, template, context, doctree):
     """Load the style of the front page's object; the page itself has its script."""
     if '<figure class="front">' in context.get("body", ""):
@@ -191,6 +198,7 @@ def setup(app):
     app.connect("html-page-context", add_questions)
     app.connect("html-page-context", add_live)
     app.connect("html-page-context", add_front)
+    app.connect("html-page-context", add_lesson)
     app.connect("doctree-read", adjust)
     if site == "library":
         app.connect("autodoc-process-signature", no_signature, priority=100)

@@ -2,7 +2,8 @@
 // The build writes this file and all that it imports into the page (docs/_ext/front.py), so that it asks for no file.
 
 import { HEIGHT, WIDTH, markup, picture } from "./board.js";
-import { CHOICES, PLAIN, SCENES, after, answerTo, begun, sceneAt, stateOf } from "./scenes.js";
+import { ask } from "./predict.js";
+import { CHOICES, PLAIN, SCENES, after, begun, sceneAt, stateOf } from "./scenes.js";
 
 const LABELS = {
   products: "rank r", rank: "rank r", alpha: "alpha", rate: "rate", apart: "apart", size: "change", model: "model",
@@ -95,43 +96,14 @@ const row = make("div", { className: "row" }, play, moment);
 figure.querySelector(".controls").append(row, ...Object.values(controls), says);
 figure.querySelector(".controls").hidden = false;
 
-// --- the text: its sections, and its questions. A question is a list of choices above a folded answer.
+// --- the text: its sections, and its questions
 
 const sections = SCENES.map(({ heading }) => heading && document.getElementById(heading).closest("section"));
 const questions = {};
 
 SCENES.forEach(({ name }, k) => {
-  const answer = sections[k]?.querySelector("details"), list = answer?.previousElementSibling;
-  if (list?.tagName !== "UL") return;
-  const text = (element) => element.textContent.trim();
-  const remarks = [...answer.querySelectorAll("li")].map((item) => {
-    const choice = text(item.querySelector("em"));
-    return [choice, text(item).slice(choice.length).replace(/^[:,]\s*/, "")];
-  });
-  const question = { right: text(answer.querySelector("strong")), remarks: Object.fromEntries(remarks) };
-  const verdict = make("p", { className: "verdict" });
-  verdict.setAttribute("role", "status");
-  const buttons = [...list.children].map((item) => {
-    const button = make("button", { type: "button", textContent: text(item) });
-    button.addEventListener("click", () => {
-      for (const other of buttons) {
-        delete other.dataset.verdict;
-        other.setAttribute("aria-pressed", other === button);
-      }
-      const { right, says: words } = answerTo(question, text(item));
-      button.dataset.verdict = right ? "right" : "wrong";
-      verdict.textContent = words;
-      answer.open = true;
-      happens("answered", { scene: name });
-    });
-    return button;
-  });
-  const group = make("div", { className: "choices" }, ...buttons);
-  group.setAttribute("role", "group");
-  group.setAttribute("aria-label", "your prediction");
-  list.replaceWith(group, verdict);
-  answer.addEventListener("toggle", () => answer.open && happens("answered", { scene: name }));
-  questions[name] = answer;
+  const answer = sections[k]?.querySelector("details");
+  if (answer && ask(answer, () => happens("answered", { scene: name }))) questions[name] = answer;
 });
 
 // --- pinned: the object stands beside the text, or above it where the window is narrow

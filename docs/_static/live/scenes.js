@@ -352,9 +352,3 @@ export function stateOf({ scene, times, open, settings }) {
 export function sceneAt(tops, line) {
   return SCENES[tops.reduce((found, top, k) => (top <= line ? k : found), 0)].name;
 }
-
-// A question has its right choice, and remarks on others. What to say to a choice.
-export function answerTo({ right, remarks }, choice) {
-  if (choice === right) return { right: true, says: "Yes." };
-  return { right: false, says: `You said ${choice}. ${remarks[choice] ?? ""}`.trim() };
-}

@@ -8,6 +8,7 @@ const { Matrix } = await from("matrix.js");
 const memory = await from("memory.js");
 const { inFourBits } = await from("nf4.js");
 const { HEIGHT, WIDTH, markup, picture } = await from("board.js");
+const { answerTo } = await from("predict.js");
 const scenes = await from("scenes.js");
 const { strongest } = await from("svd.js");
 
@@ -30,7 +31,7 @@ const FUNCTIONS = {
     return [tale, ...events.map((event) => (tale = scenes.after(tale, event)))].map((now) => [now, drawn(now)]);
   },
   place: (tops, line) => scenes.sceneAt(tops.map((top) => top ?? -Infinity), line),
-  answer: (question, choice) => scenes.answerTo(question, choice),
+  answer: (question, choice) => answerTo(question, choice),
   // A training's steps: its arrays and what comes back.
   trained: (settings, steps) => {
     const run = scenes.training(settings), { X, Y, W } = run.experiment;
