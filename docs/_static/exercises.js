@@ -7,7 +7,11 @@ const judgeWritten = (() => {
   const shapeOf = ({ shape }) => said(shape);
   const size = ({ shape }) => shape.reduce((all, one) => all * one, 1);
   const near = (v, w, tolerance = 1e-9) => Math.abs(v - w) <= 1e-12 + tolerance * Math.abs(w);
-  const times = (a, number) => view(a.shape, entries(a).map((v) => number * v));
+  const times = (a, number) =>
+    view(
+      a.shape,
+      entries(a).map((v) => number * v),
+    );
   const norm = (a, b) => Math.hypot(...entries(a).map((v, i) => v - entries(b)[i]));
   class Unusable extends Error {}
 
@@ -32,7 +36,8 @@ const judgeWritten = (() => {
     return value?.items ? `${value.items.length} values` : value?.text !== undefined ? "a str" : "a function";
   }
 
-  const dataOf = (sheet, at) => Object.fromEntries(Object.entries(sheet.data[at]).map(([name, v]) => [name, fromLists(v)]));
+  const dataOf = (sheet, at) =>
+    Object.fromEntries(Object.entries(sheet.data[at]).map(([name, v]) => [name, fromLists(v)]));
   const compute = (line, names) => {
     try {
       return runNumpy(line, names);
@@ -40,12 +45,20 @@ const judgeWritten = (() => {
       return null;
     }
   };
-  const wanted = (words, data) => (words[0] === "(" ? words.slice(1, -1).split(", ").map((word) => entries(data[word])[0]) : []);
+  const wanted = (words, data) =>
+    words[0] === "("
+      ? words
+          .slice(1, -1)
+          .split(", ")
+          .map((word) => entries(data[word])[0])
+      : [];
 
   // What an answer gives by its names, and what is wrong with the shapes.
   function called(sheet, text, at) {
-    const data = dataOf(sheet, at), names = Object.keys(sheet.returns);
-    const known = [...sheet.arguments, ...sheet.also], own = dataOf(sheet, at);
+    const data = dataOf(sheet, at),
+      names = Object.keys(sheet.returns);
+    const known = [...sheet.arguments, ...sheet.also],
+      own = dataOf(sheet, at);
     own.rng = generator(at + 1);
     let got;
     try {
@@ -54,7 +67,8 @@ const judgeWritten = (() => {
       return [null, error instanceof RangeError ? "this is nested too deeply for a page" : `${error.message}.`];
     }
     for (const name of known) {
-      if (data[name] && !alike(own[name], data[name], 0)) throw new Unusable(`your code changed its argument ${name} in place; make a new array`);
+      if (data[name] && !alike(own[name], data[name], 0))
+        throw new Unusable(`your code changed its argument ${name} in place; make a new array`);
     }
     if (got === null) throw new Unusable("your function returned None; is the return missing?");
     if (names.length === 1) got = { items: [got] };
@@ -64,45 +78,60 @@ const judgeWritten = (() => {
       }
       got = { items: [runNumpy(sheet.forms[names[0]][0][0], data), ...got.items] };
     }
-    const values = Object.fromEntries(names.map((name, i) => {
-      try {
-        return [name, stacked(got.items[i])];
-      } catch {
-        throw new Unusable(`${name} must be numbers, you returned ${kindOf(got.items[i])}`);
-      }
-    }));
+    const values = Object.fromEntries(
+      names.map((name, i) => {
+        try {
+          return [name, stacked(got.items[i])];
+        } catch {
+          throw new Unusable(`${name} must be numbers, you returned ${kindOf(got.items[i])}`);
+        }
+      }),
+    );
     const shapes = names.map((name) => said(wanted(sheet.returns[name], data)));
     const seen = names.map((name) => shapeOf(values[name]));
     const wrong = names.find((_, i) => seen[i] !== shapes[i]);
     if (wrong === undefined) return [values, ""];
-    const orders = (left) => (left.length ? left.flatMap((i) => orders(left.filter((j) => j !== i)).map((rest) => [i, ...rest])) : [[]]);
-    const order = orders(names.map((_, i) => i)).find((places) => places.every((place, i) => shapes[place] === seen[i]));
+    const orders = (left) =>
+      left.length ? left.flatMap((i) => orders(left.filter((j) => j !== i)).map((rest) => [i, ...rest])) : [[]];
+    const order = orders(names.map((_, i) => i)).find((places) =>
+      places.every((place, i) => shapes[place] === seen[i]),
+    );
     if (order) {
       const theirs = order.map((place) => names[place]).join(", ");
       throw new Unusable(`swapped? (${names.join(", ")}) is asked; you returned the shapes of (${theirs})`);
     }
-    const must = sheet.returns[wrong] + (sheet.returns[wrong][0] === "(" ? `, here ${shapes[names.indexOf(wrong)]}` : "");
+    const must =
+      sheet.returns[wrong] + (sheet.returns[wrong][0] === "(" ? `, here ${shapes[names.indexOf(wrong)]}` : "");
     return [values, `wrong shape: ${wrong} must be ${must}; you returned ${kindOf(got.items[names.indexOf(wrong)])}`];
   }
 
   function knownFactors(ratio, scales, data) {
     if (ratio === 1) return "";
     const factors = scales.map(([line, hint]) => [entries(runNumpy(line, data))[0], hint]);
-    const choose = (count, left) => { // all ways to take so many of those that are left
+    const choose = (count, left) => {
+      // all ways to take so many of those that are left
       if (!count) return [[]];
       return left.flatMap((factor, i) => choose(count - 1, left.slice(i + 1)).map((rest) => [factor, ...rest]));
     };
     for (const count of [1, 2, 3]) {
       for (const chosen of choose(count, factors)) {
-        if (near(ratio, chosen.reduce((all, [factor]) => all * factor, 1))) return chosen.map(([, hint]) => hint).join("; and ");
+        if (
+          near(
+            ratio,
+            chosen.reduce((all, [factor]) => all * factor, 1),
+          )
+        )
+          return chosen.map(([, hint]) => hint).join("; and ");
       }
     }
     return `a wrong factor in front: yours is ${Number(ratio.toPrecision(7))} times what it should be`;
   }
 
   function explained(sheet, name, value, data) {
-    let { scales } = sheet, forms = sheet.forms[name];
-    if (alike(data.out, data.N, 0)) { // a division by one size could be by any
+    let { scales } = sheet,
+      forms = sheet.forms[name];
+    if (alike(data.out, data.N, 0)) {
+      // a division by one size could be by any
       scales = scales.filter(([, , division]) => !division);
       if (value && !value.shape.length) forms = [];
     }
@@ -116,26 +145,42 @@ const judgeWritten = (() => {
   function judge(sheet, text) {
     const places = sheet.data.map((_, at) => at);
     const replies = places.map((at) => called(sheet, text, at));
-    const tries = places.filter((at) => replies[at][0]).map((at) => {
-      const data = dataOf(sheet, at), names = { ...data, ...replies[at][0] };
-      return [Object.fromEntries(Object.keys(sheet.forms).map((name) => [name, compute(sheet.judged[name] ?? name, names)])), data];
-    });
-    const right = (name) => tries.length > 0 && alike(tries[0][0][name], compute(sheet.forms[name][0][0], tries[0][1]), sheet.tolerance);
-    const [values, problem] = replies[0], wrong = Object.keys(sheet.forms).filter((name) => !right(name));
+    const tries = places
+      .filter((at) => replies[at][0])
+      .map((at) => {
+        const data = dataOf(sheet, at),
+          names = { ...data, ...replies[at][0] };
+        return [
+          Object.fromEntries(
+            Object.keys(sheet.forms).map((name) => [name, compute(sheet.judged[name] ?? name, names)]),
+          ),
+          data,
+        ];
+      });
+    const right = (name) =>
+      tries.length > 0 && alike(tries[0][0][name], compute(sheet.forms[name][0][0], tries[0][1]), sheet.tolerance);
+    const [values, problem] = replies[0],
+      wrong = Object.keys(sheet.forms).filter((name) => !right(name));
     if (!problem && !wrong.length) return { right: true, says: sheet.praise };
-    const lines = [], unknown = [];
+    const lines = [],
+      unknown = [];
     for (const name of wrong) {
       const hint = tries.map(([found, data]) => explained(sheet, name, found[name], data)).find(Boolean);
       if (hint) lines.push(`${name}: ${hint}`);
       else if (sheet.unknown[name] && !problem && tries[0][0][name]) {
-        const [found, data] = tries[0], far = (a) => String(Number(norm(a, runNumpy(sheet.aim, data)).toPrecision(3)));
+        const [found, data] = tries[0],
+          far = (a) => String(Number(norm(a, runNumpy(sheet.aim, data)).toPrecision(3)));
         let says = sheet.unknown[name];
-        if (sheet.aim) says = says.replace("{off}", far(found[name])).replace("{least}", far(compute(sheet.forms[name][0][0], data)));
+        if (sheet.aim)
+          says = says
+            .replace("{off}", far(found[name]))
+            .replace("{least}", far(compute(sheet.forms[name][0][0], data)));
         lines.push(`${name}: ${says}`);
       } else unknown.push(name);
     }
     if (problem && (values || !lines.length)) lines.push(lines.length ? `(${problem})` : problem);
-    else if (unknown.length && !problem) lines.push(`${unknown.join(" and ")}: the right shape, the wrong values; write out an entry`);
+    else if (unknown.length && !problem)
+      lines.push(`${unknown.join(" and ")}: the right shape, the wrong values; write out an entry`);
     return { right: false, says: `Not yet. ${lines.join("\n")}` };
   }
 
@@ -163,7 +208,8 @@ function startWritten(form) {
     if (area.scrollHeight > area.clientHeight) area.style.height = `${area.scrollHeight + 2}px`;
   };
   area.addEventListener("input", fit);
-  area.addEventListener("keydown", (event) => { // Enter checks one line, and begins another where there are several
+  area.addEventListener("keydown", (event) => {
+    // Enter checks one line, and begins another where there are several
     if (event.key !== "Enter" || event.isComposing) return;
     const several = area.dataset.rows > 1 || area.value.includes("\n") || /:\s*$/.test(area.value);
     if (event.ctrlKey || event.metaKey || (!several && !event.shiftKey)) {
@@ -190,7 +236,10 @@ function startStarts(form) {
   const boxes = [...form.querySelectorAll("input[type=checkbox]")]; // A and B of each start
   startAnswer(form, {
     read: () => boxes.map(({ checked }) => Number(checked)).join(""),
-    write: (text) => boxes.forEach((box, i) => { box.checked = text[i] === "1"; }),
+    write: (text) =>
+      boxes.forEach((box, i) => {
+        box.checked = text[i] === "1";
+      }),
     judge: (text) => {
       const answers = text.match(/../g).map((pair) => (pair[0] === "1" ? "A" : "") + (pair[1] === "1" ? "B" : ""));
       const { right, says } = judgeStarts(sheet, answers);

@@ -1,4 +1,4 @@
-// A few lines of Python with NumPy, read and computed in the page: what an answer to an exercise needs, and nothing else.
+// A few lines of Python with NumPy, read and computed in the page: what an answer to an exercise needs, nothing else.
 // `runNumpy(text, names)` returns what the text gives: the value of its `return`, or of its last line. It reads
 // assignments, def, return, for over a range, numbers, arrays with slices, tuples, and the functions of NumPy in the
 // table below. No text is ever run as code. tests/site/test_numpy.py holds it against NumPy.
@@ -15,7 +15,9 @@ const { runNumpy, numpyArrays } = (() => {
   const scalar = (v) => view([], [v]);
   const isArray = (value) => Boolean(value?.strides);
   const said = (shape) => (shape.length === 1 ? `(${shape[0]},)` : `(${shape.join(", ")})`);
-  const fail = (text) => { throw new Error(text.length > 160 ? `${text.slice(0, 157)}...` : text); };
+  const fail = (text) => {
+    throw new Error(text.length > 160 ? `${text.slice(0, 157)}...` : text);
+  };
 
   let steps = 0;
   function spend(count) {
@@ -44,9 +46,12 @@ const { runNumpy, numpyArrays } = (() => {
     return view(shape, value.flat(Infinity));
   }
 
-  function stretched(a, shape) { // by broadcasting
+  function stretched(a, shape) {
+    // by broadcasting
     const more = shape.length - a.shape.length;
-    const strides = shape.map((size, i) => (i < more || (a.shape[i - more] === 1 && size !== 1) ? 0 : a.strides[i - more]));
+    const strides = shape.map((size, i) =>
+      i < more || (a.shape[i - more] === 1 && size !== 1) ? 0 : a.strides[i - more],
+    );
     return view(shape, a.data, strides, a.offset);
   }
 
@@ -58,7 +63,10 @@ const { runNumpy, numpyArrays } = (() => {
     }
     const shape = p.map((size, i) => (size === 1 ? q[i] : size));
     const [x, y] = [a, b].map((each) => entries(stretched(each, shape)));
-    return view(shape, x.map((v, i) => f(v, y[i])));
+    return view(
+      shape,
+      x.map((v, i) => f(v, y[i])),
+    );
   }
 
   function matmul(a, b) {
@@ -66,7 +74,8 @@ const { runNumpy, numpyArrays } = (() => {
     if (a.shape.length > 2 || b.shape.length > 2) fail("@ of more than two axes is not read here");
     const left = a.shape.length === 1 ? [1, ...a.shape] : a.shape; // a row
     const right = b.shape.length === 1 ? [...b.shape, 1] : b.shape; // a column
-    const [n, k] = left, [k2, m] = right;
+    const [n, k] = left,
+      [k2, m] = right;
     if (k !== k2) fail(`the shapes ${said(a.shape)} and ${said(b.shape)} do not fit for @: ${k} is not ${k2}`);
     const [x, y] = [entries(a), entries(b)];
     spend(n * m * k);
@@ -86,23 +95,30 @@ const { runNumpy, numpyArrays } = (() => {
     }
     const sizes = {};
     names.forEach((name, i) => {
-      if (name.length !== arrays[i].shape.length) fail(`einsum: "${name}" does not fit the shape ${said(arrays[i].shape)}`);
+      if (name.length !== arrays[i].shape.length)
+        fail(`einsum: "${name}" does not fit the shape ${said(arrays[i].shape)}`);
       [...name].forEach((letter, j) => {
         const size = arrays[i].shape[j];
         if ((sizes[letter] ?? 1) === 1) sizes[letter] = size;
         else if (size !== 1 && size !== sizes[letter]) fail(`einsum: ${letter} is ${sizes[letter]} and ${size}`);
       });
     });
-    const out = [...read[2]], inner = Object.keys(sizes).filter((letter) => !out.includes(letter));
+    const out = [...read[2]],
+      inner = Object.keys(sizes).filter((letter) => !out.includes(letter));
     if (out.some((letter) => !(letter in sizes))) fail("einsum: a letter behind the arrow stands in no group");
     if (new Set(out).size < out.length) fail("einsum: a letter stands twice behind the arrow");
-    const all = [...out, ...inner], whole = all.map((letter) => sizes[letter]);
+    const all = [...out, ...inner],
+      whole = all.map((letter) => sizes[letter]);
     spend(product(whole) * arrays.length);
-    const parts = arrays.map((a, i) => { // each as if it had every letter, in one order
-      const strides = all.map((letter) => [...names[i]].reduce((sum, own, j) => sum + (own === letter && a.shape[j] > 1 ? a.strides[j] : 0), 0));
+    const parts = arrays.map((a, i) => {
+      // each as if it had every letter, in one order
+      const strides = all.map((letter) =>
+        [...names[i]].reduce((sum, own, j) => sum + (own === letter && a.shape[j] > 1 ? a.strides[j] : 0), 0),
+      );
       return entries(view(whole, a.data, strides, a.offset));
     });
-    const shape = out.map((letter) => sizes[letter]), count = product(inner.map((letter) => sizes[letter]));
+    const shape = out.map((letter) => sizes[letter]),
+      count = product(inner.map((letter) => sizes[letter]));
     const data = Array(product(shape)).fill(0);
     for (let i = 0; i < data.length * count; i += 1) {
       data[Math.floor(i / count)] += parts.reduce((all, part) => all * part[i], 1);
@@ -115,7 +131,8 @@ const { runNumpy, numpyArrays } = (() => {
     return Number.isInteger(number) ? number : fail(`${what} must be a whole number`);
   };
   const axisOf = (a, value) => {
-    const axis = whole(value, "an axis"), dims = a.shape.length;
+    const axis = whole(value, "an axis"),
+      dims = a.shape.length;
     return axis >= -dims && axis < dims ? (axis + dims) % dims : fail(`${said(a.shape)} has no axis ${axis}`);
   };
 
@@ -125,18 +142,32 @@ const { runNumpy, numpyArrays } = (() => {
       if (axis !== null && !a.shape.length) fail("an axis of a number is not read here");
       const axes = axis === null ? a.shape.map((_, i) => i) : (axis.items ?? [axis]).map((each) => axisOf(a, each));
       const kept = a.shape.map((_, i) => i).filter((i) => !axes.includes(i));
-      const order = [...kept, ...axes], sizes = order.map((i) => a.shape[i]);
-      const all = entries(view(sizes, a.data, order.map((i) => a.strides[i]), a.offset));
+      const order = [...kept, ...axes],
+        sizes = order.map((i) => a.shape[i]);
+      const all = entries(
+        view(
+          sizes,
+          a.data,
+          order.map((i) => a.strides[i]),
+          a.offset,
+        ),
+      );
       const count = product(axes.map((i) => a.shape[i]));
-      const data = Array.from({ length: product(kept.map((i) => a.shape[i])) }, (_, i) => f(all.slice(i * count, (i + 1) * count)));
-      return view(keepdims === true ? a.shape.map((size, i) => (axes.includes(i) ? 1 : size)) : kept.map((i) => a.shape[i]), data);
+      const data = Array.from({ length: product(kept.map((i) => a.shape[i])) }, (_, i) =>
+        f(all.slice(i * count, (i + 1) * count)),
+      );
+      return view(
+        keepdims === true ? a.shape.map((size, i) => (axes.includes(i) ? 1 : size)) : kept.map((i) => a.shape[i]),
+        data,
+      );
     };
   }
 
-  const shapeOf = (value) => (value?.items ?? [value]).map((size) => {
-    const count = whole(size, "a size");
-    return count >= 0 ? count : fail("a size must not be negative");
-  });
+  const shapeOf = (value) =>
+    (value?.items ?? [value]).map((size) => {
+      const count = whole(size, "a size");
+      return count >= 0 ? count : fail("a size must not be negative");
+    });
   const filled = (v) => (shape) => {
     const sizes = shapeOf(shape);
     spend(product(sizes));
@@ -145,16 +176,22 @@ const { runNumpy, numpyArrays } = (() => {
 
   function reshaped(a, ...sizes) {
     const shape = (sizes.length === 1 && sizes[0].items ? sizes[0].items : sizes).map((size) => whole(size, "a size"));
-    const open = shape.indexOf(-1), rest = product(shape.filter((size) => size !== -1));
+    const open = shape.indexOf(-1),
+      rest = product(shape.filter((size) => size !== -1));
     if (open >= 0) shape[open] = product(a.shape) / rest;
-    if (product(shape) !== product(a.shape) || shape.some((size) => !Number.isInteger(size))) fail(`${said(a.shape)} cannot be reshaped to ${said(shape)}`);
+    if (product(shape) !== product(a.shape) || shape.some((size) => !Number.isInteger(size)))
+      fail(`${said(a.shape)} cannot be reshaped to ${said(shape)}`);
     const plain = `${a.strides}` === `${rowMajor(a.shape)}`;
     return plain ? view(shape, a.data, rowMajor(shape), a.offset) : view(shape, entries(a));
   }
 
   function diagonal(a) {
     const n = a.shape[0];
-    if (a.shape.length === 1) return view([n, n], entries(a).flatMap((v, i) => Array.from({ length: n }, (_, j) => (i === j ? v : 0))));
+    if (a.shape.length === 1)
+      return view(
+        [n, n],
+        entries(a).flatMap((v, i) => Array.from({ length: n }, (_, j) => (i === j ? v : 0))),
+      );
     if (a.shape.length !== 2) fail("diag takes a row of numbers or a matrix");
     return copied(view([Math.min(...a.shape)], a.data, [a.strides[0] + a.strides[1]], a.offset));
   }
@@ -162,11 +199,15 @@ const { runNumpy, numpyArrays } = (() => {
   function eye(rows, columns) {
     const [n, m] = shapeOf({ items: [rows, columns ?? rows] });
     spend(n * m);
-    return view([n, m], Array.from({ length: n * m }, (_, i) => Number(Math.floor(i / m) === i % m)));
+    return view(
+      [n, m],
+      Array.from({ length: n * m }, (_, i) => Number(Math.floor(i / m) === i % m)),
+    );
   }
 
   function norm(a, ord = null, axis = null, keepdims = false) {
-    if (ord !== null && !(ord.strides && entries(ord)[0] === 2 && (axis !== null || a.shape.length === 1))) fail("norm reads axis and keepdims here");
+    if (ord !== null && !(ord.strides && entries(ord)[0] === 2 && (axis !== null || a.shape.length === 1)))
+      fail("norm reads axis and keepdims here");
     return folded((all) => Math.sqrt(all.reduce((sum, v) => sum + v * v, 0)))(a, axis, keepdims);
   }
 
@@ -176,11 +217,14 @@ const { runNumpy, numpyArrays } = (() => {
     if (a.shape.length !== 2) fail("svd takes a matrix");
     const [n, m] = a.shape;
     if (n > m) {
-      const { items: [U, S, Vt] } = svd(turned(a), full);
+      const {
+        items: [U, S, Vt],
+      } = svd(turned(a), full);
       return { items: [turned(Vt), S, turned(U)] };
     }
     const dot = (p, q) => p.reduce((sum, v, i) => sum + v * q[i], 0);
-    const flat = entries(a), rows = Array.from({ length: n }, (_, i) => flat.slice(i * m, (i + 1) * m));
+    const flat = entries(a),
+      rows = Array.from({ length: n }, (_, i) => flat.slice(i * m, (i + 1) * m));
     const turns = Array.from({ length: n }, (_, i) => Array.from({ length: n }, (_, j) => Number(i === j)));
     for (let sweep = 0, turning = true; turning && sweep < 60; sweep += 1) {
       turning = false;
@@ -190,9 +234,14 @@ const { runNumpy, numpyArrays } = (() => {
           const [pp, qq, pq] = [dot(rows[p], rows[p]), dot(rows[q], rows[q]), dot(rows[p], rows[q])];
           if (!(Math.abs(pq) > 1e-15 * Math.sqrt(pp * qq))) continue;
           turning = true;
-          const angle = Math.atan2(2 * pq, pp - qq) / 2, c = Math.cos(angle), s = Math.sin(angle);
+          const angle = Math.atan2(2 * pq, pp - qq) / 2,
+            c = Math.cos(angle),
+            s = Math.sin(angle);
           for (const each of [rows, turns]) {
-            [each[p], each[q]] = [each[p].map((v, i) => c * v + s * each[q][i]), each[q].map((v, i) => c * v - s * each[p][i])];
+            [each[p], each[q]] = [
+              each[p].map((v, i) => c * v + s * each[q][i]),
+              each[q].map((v, i) => c * v - s * each[p][i]),
+            ];
           }
         }
       }
@@ -200,7 +249,8 @@ const { runNumpy, numpyArrays } = (() => {
     const lengths = rows.map((row) => Math.sqrt(dot(row, row)));
     const order = lengths.map((_, i) => i).sort((i, j) => lengths[j] - lengths[i]);
     const directions = order.filter((i) => lengths[i] > 0).map((i) => rows[i].map((v) => v / lengths[i]));
-    for (let i = 0; directions.length < (full ? m : n); i += 1) { // more directions, orthogonal to those before
+    for (let i = 0; directions.length < (full ? m : n); i += 1) {
+      // more directions, orthogonal to those before
       let next = Array.from({ length: m }, (_, j) => Number(i === j));
       for (let again = 0; again < 2; again += 1) {
         for (const row of directions) {
@@ -211,8 +261,22 @@ const { runNumpy, numpyArrays } = (() => {
       const length = Math.sqrt(dot(next, next));
       if (length > 1e-6) directions.push(next.map((v) => v / length));
     }
-    const U = turned(view([n, n], order.flatMap((i) => turns[i])));
-    return { items: [U, view([n], order.map((i) => lengths[i])), view([directions.length, m], directions.flat())] };
+    const U = turned(
+      view(
+        [n, n],
+        order.flatMap((i) => turns[i]),
+      ),
+    );
+    return {
+      items: [
+        U,
+        view(
+          [n],
+          order.map((i) => lengths[i]),
+        ),
+        view([directions.length, m], directions.flat()),
+      ],
+    };
   }
 
   // --- random numbers, from a seed: the generator mulberry32
@@ -231,14 +295,25 @@ const { runNumpy, numpyArrays } = (() => {
       spend(product(shape));
       return view(shape, Array.from({ length: product(shape) }, f));
     };
-    const moved = (f) => (a, b, size) => entrywise((v, w) => v + w, a, entrywise((v, w) => v * w, b, many(f)(size), "*"), "+");
+    const moved = (f) => (a, b, size) =>
+      entrywise(
+        (v, w) => v + w,
+        a,
+        entrywise((v, w) => v * w, b, many(f)(size), "*"),
+        "+",
+      );
     return {
       methods: {
         random: [many(draw), { size: null }],
         standard_normal: [many(gauss), { size: null }],
         normal: [moved(gauss), { loc: scalar(0), scale: scalar(1), size: null }],
         uniform: [
-          (low, high, size) => moved(draw)(low, entrywise((v, w) => v - w, high, low, "-"), size),
+          (low, high, size) =>
+            moved(draw)(
+              low,
+              entrywise((v, w) => v - w, high, low, "-"),
+              size,
+            ),
           { low: scalar(0), high: scalar(1), size: null },
         ],
       },
@@ -267,7 +342,10 @@ const { runNumpy, numpyArrays } = (() => {
     prod: fold((all) => all.reduce((whole, v) => whole * v, 1)),
     max: fold((all) => (all.some(Number.isNaN) ? NaN : Math.max(...all))),
     min: fold((all) => (all.some(Number.isNaN) ? NaN : Math.min(...all))),
-    dot: [(a, b) => (a.shape.length && b.shape.length ? matmul(a, b) : entrywise(ARITHMETIC["*"], a, b, "*")), { a: needed, b: needed }],
+    dot: [
+      (a, b) => (a.shape.length && b.shape.length ? matmul(a, b) : entrywise(ARITHMETIC["*"], a, b, "*")),
+      { a: needed, b: needed },
+    ],
     transpose: [turned, { a: needed }],
     reshape: [reshaped, null],
     copy: [copied, { a: needed }],
@@ -293,11 +371,32 @@ const { runNumpy, numpyArrays } = (() => {
     maximum: both((v, w) => (Number.isNaN(v + w) ? NaN : Math.max(v, w)), "maximum"),
     minimum: both((v, w) => (Number.isNaN(v + w) ? NaN : Math.min(v, w)), "minimum"),
     matmul: [matmul, { a: needed, b: needed }],
-    outer: [(a, b) => einsum("i,j->ij", [a, b].map((part) => reshaped(part, scalar(-1)))), { a: needed, b: needed }],
+    outer: [
+      (a, b) =>
+        einsum(
+          "i,j->ij",
+          [a, b].map((part) => reshaped(part, scalar(-1))),
+        ),
+      { a: needed, b: needed },
+    ],
     zeros: [filled(0), { shape: needed }],
     ones: [filled(1), { shape: needed }],
-    zeros_like: [(a) => view(a.shape, entries(a).map(() => 0)), { a: needed }],
-    ones_like: [(a) => view(a.shape, entries(a).map(() => 1)), { a: needed }],
+    zeros_like: [
+      (a) =>
+        view(
+          a.shape,
+          entries(a).map(() => 0),
+        ),
+      { a: needed },
+    ],
+    ones_like: [
+      (a) =>
+        view(
+          a.shape,
+          entries(a).map(() => 1),
+        ),
+      { a: needed },
+    ],
     eye: [eye, { N: needed, M: null }],
     diag: [diagonal, { a: needed }],
     einsum: [(pattern, ...arrays) => einsum(pattern?.text, arrays), null],
@@ -314,21 +413,26 @@ const { runNumpy, numpyArrays } = (() => {
     const known = Object.keys(parameters);
     if (plain.length > known.length) fail(`${name} takes fewer values`);
     const values = { ...parameters };
-    plain.forEach((value, i) => { values[known[i]] = value; });
+    plain.forEach((value, i) => {
+      values[known[i]] = value;
+    });
     for (const [option, value] of options) {
       if (!known.includes(option)) fail(`${name} has no option ${option} here`);
       values[option] = value;
     }
-    return f(...known.map((parameter) => {
-      const value = values[parameter];
-      if (value === needed) fail(`${name} takes more values`);
-      return ["a", "b"].includes(parameter) ? stacked(value) : value;
-    }));
+    return f(
+      ...known.map((parameter) => {
+        const value = values[parameter];
+        if (value === needed) fail(`${name} takes more values`);
+        return ["a", "b"].includes(parameter) ? stacked(value) : value;
+      }),
+    );
   }
 
-  const OWN = { // Python's
+  const OWN = {
+    // Python's
     len: (a) => {
-      const sizes = a?.items ? [a.items.length] : a?.shape ?? [];
+      const sizes = a?.items ? [a.items.length] : (a?.shape ?? []);
       return sizes.length ? scalar(sizes[0]) : fail("a number has no length");
     },
     abs: (a) => NUMPY.abs[0](stacked(a)),
@@ -343,7 +447,8 @@ const { runNumpy, numpyArrays } = (() => {
     },
   };
 
-  function stacked(value) { // an array, also of a list of lists
+  function stacked(value) {
+    // an array, also of a list of lists
     if (isArray(value)) return value;
     const parts = (value?.items ?? fail("a number or an array is missing")).map(stacked);
     const inner = parts[0]?.shape ?? [];
@@ -364,7 +469,8 @@ const { runNumpy, numpyArrays } = (() => {
     if (way === 0) fail("a slice needs a step that is not zero");
     const [low, high] = way > 0 ? [0, size] : [-1, size - 1];
     const end = (v, open) => (v === null ? open : Math.min(Math.max(v < 0 ? v + size : v, low), high));
-    const first = end(a, way > 0 ? low : high), last = end(b, way > 0 ? high : low);
+    const first = end(a, way > 0 ? low : high),
+      last = end(b, way > 0 ? high : low);
     return [first, Math.max(0, Math.ceil((last - first) / way)), way];
   }
 
@@ -385,17 +491,21 @@ const { runNumpy, numpyArrays } = (() => {
     const used = index.filter((part) => part !== null && part !== "...").length;
     if (used > value.shape.length) fail(`${used} indices are too many for the shape ${said(value.shape)}`);
     if (index.filter((part) => part === "...").length > 1) fail("an index has ... once at most");
-    const dots = index.indexOf("..."), rest = Array(value.shape.length - used).fill({ slice: [null, null, null] });
+    const dots = index.indexOf("..."),
+      rest = Array(value.shape.length - used).fill({ slice: [null, null, null] });
     const all = dots < 0 ? [...index, ...rest] : [...index.slice(0, dots), ...rest, ...index.slice(dots + 1)];
-    const shape = [], strides = [];
-    let { offset } = value, axis = 0;
+    const shape = [],
+      strides = [];
+    let { offset } = value,
+      axis = 0;
     for (const part of all) {
       if (part === null) {
         shape.push(1);
         strides.push(0);
         continue;
       }
-      const size = value.shape[axis], stride = value.strides[axis];
+      const size = value.shape[axis],
+        stride = value.strides[axis];
       axis += 1;
       if (part.slice) {
         const [first, count, way] = sliced(size, part.slice);
@@ -408,12 +518,15 @@ const { runNumpy, numpyArrays } = (() => {
     return view(shape, value.data, strides, offset);
   }
 
-  function write(a, value) { // in place; axes of length 1 that the place lacks fall away
+  function write(a, value) {
+    // in place; axes of length 1 that the place lacks fall away
     let fits = value;
     while (fits.shape.length > a.shape.length && fits.shape[0] === 1) fits = indexed(fits, [scalar(0)]);
     fits = entrywise((_, v) => v, a, fits, "=");
     if (`${fits.shape}` !== `${a.shape}`) fail(`${said(value.shape)} does not fit into ${said(a.shape)}`);
-    places(a).forEach((at, i) => { a.data[at] = fits.data[i]; });
+    places(a).forEach((at, i) => {
+      a.data[at] = fits.data[i];
+    });
   }
 
   // --- reading: a token is a number, a name, a string or a sign; a line has its depth
@@ -426,12 +539,20 @@ const { runNumpy, numpyArrays } = (() => {
   ].map(({ source }) => source);
 
   function tokens(text) {
-    const plain = text.replace(/\u2212/g, "-").replace(/[\u00b7\u00d7\u22c5]/g, "*").replace(/\u1d40/g, ".T").replace(/\r\n?/g, "\n");
+    const plain = text
+      .replace(/\u2212/g, "-")
+      .replace(/[\u00b7\u00d7\u22c5]/g, "*")
+      .replace(/\u1d40/g, ".T")
+      .replace(/\r\n?/g, "\n");
     const pattern = new RegExp(`[^\\S\\n]*(?:${KINDS.join("|")}|(\\n|#[^\\n]*))`, "y");
     const lines = [];
-    let line = [], depth = 0;
-    const finish = () => { if (line.length) lines.push(line); line = []; };
-    for (let at = 0; plain.slice(at).trim();) {
+    let line = [],
+      depth = 0;
+    const finish = () => {
+      if (line.length) lines.push(line);
+      line = [];
+    };
+    for (let at = 0; plain.slice(at).trim(); ) {
       pattern.lastIndex = at;
       const match = pattern.exec(plain);
       if (!match) fail(`"${plain.slice(at).trim()[0]}" has no meaning here`);
@@ -448,7 +569,15 @@ const { runNumpy, numpyArrays } = (() => {
         if ("([".includes(sign ?? " ")) depth += 1;
         if (")]".includes(sign ?? " ")) depth -= 1;
         if (!line.length && line.next !== undefined) line.indent = line.next;
-        line.push(number ? { number: Number(number), text: number } : name ? { name, text: name } : string ? { string: string.replace(/^("""|["'])|("""|["'])$/g, ""), text: string } : { sign, text: sign });
+        line.push(
+          number
+            ? { number: Number(number), text: number }
+            : name
+              ? { name, text: name }
+              : string
+                ? { string: string.replace(/^("""|["'])|("""|["'])$/g, ""), text: string }
+                : { sign, text: sign },
+        );
       }
     }
     finish();
@@ -457,12 +586,15 @@ const { runNumpy, numpyArrays } = (() => {
 
   // Returns statements, each a function of the names that are known. One that returns something ends its block.
   function read(lines) {
-    let row = 0, line = [], at = 0;
+    let row = 0,
+      line = [],
+      at = 0;
 
     const is = (sign) => line[at]?.sign === sign;
     const named = (name) => line[at]?.name === name;
     function take(sign) {
-      if (!is(sign)) fail(at < line.length ? `expected "${sign}" before "${line[at].text}"` : `"${sign}" is missing at the end`);
+      if (!is(sign))
+        fail(at < line.length ? `expected "${sign}" before "${line[at].text}"` : `"${sign}" is missing at the end`);
       at += 1;
     }
     function word(what) {
@@ -479,7 +611,8 @@ const { runNumpy, numpyArrays } = (() => {
       return sign === "@" ? matmul(stacked(a), stacked(b)) : entrywise(ARITHMETIC[sign], stacked(a), stacked(b), sign);
     };
 
-    function listed(closing) { // expressions between commas, and whether there is a comma
+    function listed(closing) {
+      // expressions between commas, and whether there is a comma
       const parts = [];
       let comma = false;
       while (at < line.length && !closing.some(is)) {
@@ -491,7 +624,8 @@ const { runNumpy, numpyArrays } = (() => {
       return [parts, comma];
     }
 
-    function several(closing) { // one expression, or a tuple; null where there is none
+    function several(closing) {
+      // one expression, or a tuple; null where there is none
       const [parts, comma] = listed(closing);
       if (!parts.length) return null;
       return comma ? (names) => ({ items: parts.map((part) => part(names)) }) : parts[0];
@@ -545,7 +679,8 @@ const { runNumpy, numpyArrays } = (() => {
       return calculated("**", value, signed());
     }
 
-    function index() { // behind a "["
+    function index() {
+      // behind a "["
       const found = [];
       while (!is("]")) {
         const ends = [];
@@ -571,8 +706,10 @@ const { runNumpy, numpyArrays } = (() => {
       return (names) => found.map((part) => part(names));
     }
 
-    function given() { // behind a "(": what a function is called with
-      const plain = [], options = [];
+    function given() {
+      // behind a "(": what a function is called with
+      const plain = [],
+        options = [];
       while (!is(")")) {
         if (line[at]?.name && line[at + 1]?.sign === "=") {
           const name = word("an option");
@@ -610,7 +747,9 @@ const { runNumpy, numpyArrays } = (() => {
         return (names) => {
           const value = whole(names);
           if (value?.methods) {
-            const method = Object.hasOwn(value.methods, name) ? value.methods[name] : fail(`rng.${name} is not read here; uniform and standard_normal are`);
+            const method = Object.hasOwn(value.methods, name)
+              ? value.methods[name]
+              : fail(`rng.${name} is not read here; uniform and standard_normal are`);
             return call(name, method, ...values(names));
           }
           if (!isArray(value)) fail(`this has no ${name}`);
@@ -664,7 +803,8 @@ const { runNumpy, numpyArrays } = (() => {
       return fail(`"${token.text}" stands where a name or a number is expected`);
     }
 
-    function library() { // behind "np"
+    function library() {
+      // behind "np"
       at += 1;
       let name = word('a name behind "np."');
       if (name === "linalg" && is(".")) {
@@ -682,8 +822,10 @@ const { runNumpy, numpyArrays } = (() => {
 
     // --- statements
 
-    function target(end) { // what is assigned to, up to a sign: a name, an entry, or several of them
-      const sets = [], open = is("(");
+    function target(end) {
+      // what is assigned to, up to a sign: a name, an entry, or several of them
+      const sets = [],
+        open = is("(");
       let comma = false;
       if (open) at += 1;
       while (!is(end) && !is(")")) {
@@ -701,7 +843,9 @@ const { runNumpy, numpyArrays } = (() => {
       take(end);
       if (!comma) return sets[0];
       return (names, value) => {
-        const rows = value?.shape?.length ? Array.from({ length: value.shape[0] }, (_, i) => indexed(value, [scalar(i)])) : null;
+        const rows = value?.shape?.length
+          ? Array.from({ length: value.shape[0] }, (_, i) => indexed(value, [scalar(i)]))
+          : null;
         const items = value?.items ?? rows ?? fail("one value cannot be taken apart");
         if (items.length !== sets.length) fail(`${items.length} values do not fit ${sets.length} names`);
         sets.forEach((set, i) => set(names, items[i]));
@@ -716,9 +860,11 @@ const { runNumpy, numpyArrays } = (() => {
       return found;
     };
 
-    function block(indent) { // the lines that stand deeper than this one, or what stands behind the colon
+    function block(indent) {
+      // the lines that stand deeper than this one, or what stands behind the colon
       if (at < line.length) return [statement()];
-      const found = [], depth = lines[row + 1]?.indent ?? 0;
+      const found = [],
+        depth = lines[row + 1]?.indent ?? 0;
       if (!(depth > indent)) fail("a line that stands deeper is missing behind the colon");
       while (row + 1 < lines.length && lines[row + 1].indent > indent) {
         if (lines[row + 1].indent !== depth) fail("the lines of a block must begin in one column");
@@ -734,6 +880,9 @@ const { runNumpy, numpyArrays } = (() => {
       at = 0;
     }
 
+    // The last line's value: of an expression, or what was assigned.
+    const keep = (names, value) => Object.assign(names, { last: undefined, assigned: value });
+
     const sequence = (all) => (names) => {
       for (const each of all) {
         const done = each(names);
@@ -743,10 +892,17 @@ const { runNumpy, numpyArrays } = (() => {
     };
 
     function statement() {
+      const found = begun();
+      if (at < line.length) fail(`"${line[at].text}" stands where a sign such as @ or * is expected`);
+      return found;
+    }
+
+    function begun() {
       const { indent } = line;
       if (named("def")) {
         at += 1;
-        const name = word("the function's name"), parameters = [];
+        const name = word("the function's name"),
+          parameters = [];
         take("(");
         while (!is(")")) {
           parameters.push(word("an argument"));
@@ -756,8 +912,9 @@ const { runNumpy, numpyArrays } = (() => {
         take(":");
         const body = sequence(block(indent));
         return (names) => {
-          names.last = { parameters, run: body, names };
-          names.known.set(name, names.last);
+          const made = { parameters, run: body, names };
+          names.known.set(name, made);
+          keep(names, made);
         };
       }
       if (named("for")) {
@@ -765,7 +922,8 @@ const { runNumpy, numpyArrays } = (() => {
         const end = line.findIndex((token, i) => i >= at && token.name === "in");
         if (end < 0) fail('"in" is missing');
         line[end] = { sign: "in", text: "in" };
-        const set = target("in"), over = several([":"]) ?? fail("a range is missing");
+        const set = target("in"),
+          over = several([":"]) ?? fail("a range is missing");
         take(":");
         const body = sequence(block(indent));
         return (names) => {
@@ -796,7 +954,9 @@ const { runNumpy, numpyArrays } = (() => {
       const assigned = line.findIndex(({ sign }, i) => i >= at && sign?.endsWith("=") && depthAt(i) === 0);
       if (assigned < 0) {
         const value = several([]);
-        return (names) => { names.last = value(names); };
+        return (names) => {
+          names.last = value(names);
+        };
       }
       const { sign } = line[assigned];
       if (sign === "=") {
@@ -805,57 +965,73 @@ const { runNumpy, numpyArrays } = (() => {
         const value = several([]) ?? fail("a value is missing behind =");
         return (names) => {
           const found = value(names);
-          names.last = found;
           sets.forEach((set) => set(names, found));
+          keep(names, found);
         };
       }
-      const name = word("a name"), old = lookup(name), places = is("[") ? (at += 1, index()) : null;
+      const name = word("a name"),
+        old = lookup(name),
+        places = is("[") ? ((at += 1), index()) : null;
       take(sign);
       const value = several([]) ?? fail(`a value is missing behind ${sign}`);
-      return (names) => { // in place where it is an array
-        const whole = old(names), a = places ? indexed(whole, places(names)) : whole;
+      return (names) => {
+        // in place where it is an array
+        const whole = old(names),
+          a = places ? indexed(whole, places(names)) : whole;
         const result = calculated(sign.slice(0, -1), () => a, value)(names);
-        if (places || isArray(a) && a.shape.length) {
-          if (a.shape.length && `${result.shape}` !== `${a.shape}`) fail(`${said(result.shape)} does not fit into ${said(a.shape)}`);
+        if (places || (isArray(a) && a.shape.length)) {
+          if (a.shape.length && `${result.shape}` !== `${a.shape}`)
+            fail(`${said(result.shape)} does not fit into ${said(a.shape)}`);
           write(a, result);
-        }
-        else names.known.set(name, result);
-        names.last = places ? whole : isArray(a) && a.shape.length ? a : result;
+        } else names.known.set(name, result);
+        keep(names, places || (isArray(a) && a.shape.length) ? whole : result);
       };
     }
-    const depthAt = (i) => line.slice(0, i).reduce((depth, { sign }) => depth + ("([".includes(sign ?? " ") ? 1 : ")]".includes(sign ?? " ") ? -1 : 0), 0);
+    const depthAt = (i) =>
+      line
+        .slice(0, i)
+        .reduce((depth, { sign }) => depth + ("([".includes(sign ?? " ") ? 1 : ")]".includes(sign ?? " ") ? -1 : 0), 0);
 
-    function run(f, plain, options) { // a function of the answer's own
+    function run(f, plain, options) {
+      // a function of the answer's own
       if (!f?.parameters) fail("this is no function");
-      if (options.length || plain.length !== f.parameters.length) fail(`the function takes ${f.parameters.length} values, by place`);
+      if (options.length || plain.length !== f.parameters.length)
+        fail(`the function takes ${f.parameters.length} values, by place`);
       const own = { known: new Map(f.parameters.map((name, i) => [name, plain[i]])), outer: f.names };
       spend(1);
       return f.run(own)?.value ?? null;
     }
 
     const all = [];
-    for (row = -1; row + 1 < lines.length;) {
+    for (row = -1; row + 1 < lines.length; ) {
       next();
       if (line.indent > (lines[0]?.indent ?? 0)) fail("a line begins too far to the right");
       all.push(statement());
-      if (at < line.length) fail(`"${line[at].text}" stands where a sign such as @ or * is expected`);
     }
     return { run: sequence(all), call: run };
   }
 
-  // Returns the value of a text, given names and their arrays. Where the text is a def, its last function is called with
-  // `order`, names of some of them. `results` are names to look for where no value is returned.
+  // Returns the value of a text, given names and their arrays. Where it ends with a function, that is called with those
+  // that `order` names. `results` are names to look for where no value is returned.
   function runNumpy(text, names, order = [], results = []) {
     steps = 0;
+    if (text.length > 10_000) fail("this is too long for a page");
     const lines = tokens(text);
     if (!lines.length) fail("write an expression");
     const program = read(lines);
-    const known = new Map(Object.entries(names)), own = { known, outer: null };
+    const known = new Map(Object.entries(names)),
+      own = { known, outer: null };
     const done = program.run(own);
     if (done) return done.value;
-    if (own.last?.parameters) return program.call(own.last, order.map((name) => names[name]), []);
+    const value = own.last === undefined ? own.assigned : own.last;
+    if (value?.parameters)
+      return program.call(
+        value,
+        order.map((name) => names[name]),
+        [],
+      );
     const found = results.filter((name) => known.has(name) && !(name in names));
-    if (own.last?.items || !found.length) return own.last ?? null;
+    if (own.last !== undefined || !found.length) return value ?? null;
     return results.length === 1 ? known.get(found[0]) : { items: found.map((name) => known.get(name)) };
   }
 

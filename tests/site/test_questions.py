@@ -140,6 +140,9 @@ BY_HAND = {
         *("alpha / r * dy.T @ (x @ A.T)", "dy.T @ x @ A.T * alpha", "dy.T @ x", "lambda dy, h, s: s * dy.T @ h"),
         "dB = np.zeros(B.shape)\nfor o in range(dy.shape[1]):\n    for k in range(h.shape[1]):\n"
         "        for n in range(len(dy)):\n            dB[o, k] += s * dy[n, o] * h[n, k]",
+        "dB = dy.T @ h\ns * dB",
+        "dB = s * dy.T @ h\ndB / s",
+        "for n in range(2):\n    t = dy.T h\ns * dy.T @ h",
         "dB = 0\nfor n in range(len(dy)):\n    dB = dB + np.outer(dy[n], h[n])\nreturn s * dB",
         "s * np.sum(dy[:, :, None] * h[:, None, :], axis=0)",
     ],
@@ -218,26 +221,32 @@ BY_HAND = {
         "n = np.linalg.norm(V, axis=1)\nm / n * dW",
     ],
 }
-RIGHT_BY_HAND = {"loss_gradient": 5, "grad_B": 11, "grad_h": 2, "grad_A": 5, "backward": 3, "lora_backward": 2}
+RIGHT_BY_HAND = {"loss_gradient": 5, "grad_B": 12, "grad_h": 2, "grad_A": 5, "backward": 3, "lora_backward": 2}
 RIGHT_BY_HAND |= {"merged": 2, "count": 2, "factors": 3, "grad_scores": 4, "grad_V": 2}
+
+
+def returning(text, results):
+    """Return lines with a return: of the last expression, else of the results, else of what was assigned last."""
+    try:
+        tree = ast.parse(text)
+    except SyntaxError:
+        return text
+    last = tree.body[-1]
+    stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    if isinstance(last, ast.Expr):
+        tree.body[-1] = ast.Return(last.value)
+    elif made := [name for name in results if name in stored]:
+        tree.body += ast.parse(f"return {', '.join(made)}").body
+    elif isinstance(last, ast.Assign):
+        tree.body += ast.parse(f"return {ast.unparse(last.targets[0])}").body
+    return ast.unparse(tree)
 
 
 def as_function(name, text):
     """Return a text as a Python function of the exercise's arguments; what the page gives beside them is there, too."""
     exercise = EXERCISES[name]
     known = [grading.data(**sizes) for sizes in exercise.sizes]
-    text = re.sub(r"^(from minilora|exercises).*\n?", "", text, flags=re.M).strip()
-    lines = text.split("\n")
-    if not text.startswith("def") and not lines[-1].lstrip().startswith("return"):
-        nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)]
-        assigned = {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
-        made = [result for result in exercise.returns if result in assigned]
-        last = re.fullmatch(r"(\w+) = (.*)", lines[-1])
-        if made:
-            lines.append(f"return {', '.join(made)}")
-        else:
-            lines[-1] = f"return {last[2] if last else lines[-1]}"
-        text = "\n".join(lines)
+    text = returning(re.sub(r"^(from minilora|exercises).*\n?", "", text, flags=re.M).strip(), exercise.returns)
 
     def answer(*given):
         own = dict(zip(exercise.arguments, given, strict=True))

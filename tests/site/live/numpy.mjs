@@ -5,7 +5,10 @@ import { runInThisContext } from "node:vm";
 runInThisContext(readFileSync(process.argv[2], "utf8"));  // a plain script, as in the page: its functions are global
 const { names, texts } = JSON.parse(readFileSync(0, "utf8"));
 const { fromLists, entries, isArray } = numpyArrays;
-const shown = (value) => (value?.items ? value.items.map(shown) : isArray(value) ? { shape: value.shape, data: entries(value).map(String) } : value);
+const shown = (value) => {
+  if (value?.items) return value.items.map(shown);
+  return isArray(value) ? { shape: value.shape, data: entries(value).map(String) } : value;
+};
 console.log(JSON.stringify(texts.map((text) => {
   const own = Object.fromEntries(Object.entries(names).map(([name, value]) => [name, fromLists(value)]));
   try {
