@@ -19,6 +19,7 @@ import words  # noqa: E402
 from minilora.language.memory import training_memory  # noqa: E402
 
 from .javascript import LIVE, by_node, node  # noqa: E402
+from .test_live_layer import wait  # noqa: E402
 
 SCRIPT = LIVE / "settings.js"
 LABORATORY, SEEN = words.laboratory(), words.evidence()
@@ -387,6 +388,7 @@ def test_a_reader_is_answered_by_keyboard_and_the_address_keeps_it(visit, width)
     expected = settings.advise(inputs(model="Mistral-7B", memory="12", rank="32"))
     for again in (False, True):
         if again:
+            wait(lambda: "rank=32" in browser.current_url)
             browser.refresh()
         for name in ("fits", "data", "capacity", "why"):
             assert part(browser, f"[data-says={name}]").text.startswith(expected[name])
@@ -412,6 +414,7 @@ def test_a_reader_is_told_what_is_no_number_and_no_model(visit, width):
     write(browser, "config", CONFIGS[1])
     model, _ = settings.read_config(CONFIGS[1])
     assert part(browser, "[data-says=fits]").text.startswith(answer(settings.DEFAULTS, model)["fits"])
+    wait(lambda: "config=" in browser.current_url)
     browser.refresh()
     assert part(browser, "[data-says=fits]").text.startswith(answer(settings.DEFAULTS, model)["fits"])
     write(browser, "losses", "8 .001")

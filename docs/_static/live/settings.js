@@ -391,6 +391,8 @@ function start(root) {
   const fields = () => Object.fromEntries(["model", ...Object.keys(data.limits), "convention", "rank"]
     .map((name) => [name, field(name).value]));
 
+  let saving;
+
   function save(model) {
     const now = fields(), found = Object.entries(now).filter(([name, value]) => value !== data.defaults[name]);
     if (now.model === OTHER && model) found.push(["config", configOf(data, model)]);
@@ -458,7 +460,8 @@ function start(root) {
       find(".answer").hidden = true;
     } else showAnswer(model);
     showLines();
-    save(model);
+    clearTimeout(saving); // a browser ignores addresses that change with every letter
+    saving = setTimeout(save, 300, model);
   }
 
   form.addEventListener("submit", (event) => event.preventDefault());
