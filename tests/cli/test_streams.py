@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from minilora import LoRA, cli, save_adapter
+from minilora import cli
 
 from ..support.command_line import run
 
@@ -37,7 +36,7 @@ def test_what_a_full_disk_did_not_take_is_let_go(adapter, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdout", full := Full())
     discarded = []
     monkeypatch.setattr(cli.console, "discard", discarded.append)
-    assert run("inspect", adapter) == 2
+    assert run("inspect", str(adapter)) == 2
     assert capsys.readouterr().err == "minilora: [Errno 28] No space left on device\n"
     assert discarded == [full]
 
@@ -52,21 +51,13 @@ def in_shell(command, **options):
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell, nor SIGPIPE's exit code")
 
 
-@pytest.fixture(scope="module")
-def adapter(tmp_path_factory):
-    """A saved adapter, for a command that computes and prints in no time: ``minilora inspect``."""
-    folder = tmp_path_factory.mktemp("adapter")
-    save_adapter(folder, {"fc": LoRA.init(3, 2, rank=1, alpha=1, rng=np.random.default_rng(0))})
-    return str(folder)
-
-
 @posix
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [["inspect"], ["--help"]])
 def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered, adapter):
     """As in ``minilora inspect | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
     pipe, env = subprocess.PIPE, {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    command = [sys.executable, "-m", "minilora", *command, *[adapter] * (command == ["inspect"])]
+    command = [sys.executable, "-m", "minilora", *command, *[str(adapter)] * (command == ["inspect"])]
     process = subprocess.Popen(command, stdout=pipe, stderr=pipe, env=env)
     process.stdout.close()
     assert process.communicate()[1] == b""
@@ -91,5 +82,5 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(command, unbuffered, adap
     ],
 )
 def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered, adapter):
-    command = command.replace("ADAPTER", shlex.quote(adapter))
+    command = command.replace("ADAPTER", shlex.quote(str(adapter)))
     assert in_shell(command, env={**os.environ, "PYTHONUNBUFFERED": unbuffered}) == (code, "", err)

@@ -39,7 +39,7 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
+def model_dir(model, tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("llama") / "model", model)
 
 
@@ -89,11 +89,11 @@ def read_back(path, model):
 
 @given(seed=st.integers(0, 2**31), targets=st.sets(st.sampled_from([*LINEARS, "embed_tokens", "lm_head"]), min_size=1))
 @settings(max_examples=15)
-def test_a_gguf_adapter_is_the_same_change_of_weights(tmp_path_factory, model, folder, seed, targets):
+def test_a_gguf_adapter_is_the_same_change_of_weights(tmp_path_factory, model, model_dir, seed, targets):
     place = tmp_path_factory.mktemp("adapter")
     found = drawn(model, seed, sorted(targets))
     save_adapter(place / "adapter", found)
-    names = export_adapter(place / "adapter", folder, place / "a.gguf")
+    names = export_adapter(place / "adapter", model_dir, place / "a.gguf")
     deltas = read_back(place / "a.gguf", model)
     assert len(names) == 2 * len(deltas) == 2 * len(found)
     # The model's own .gguf file has the rows in llama.cpp's order: the change must be that of its weights.
@@ -115,13 +115,13 @@ def test_a_gguf_adapter_is_the_same_change_of_weights(tmp_path_factory, model, f
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-def test_factors_of_one_scaling_stay_as_they_are(model, folder, tmp_path, use_rslora):
+def test_factors_of_one_scaling_stay_as_they_are(model, model_dir, tmp_path, use_rslora):
     rng = np.random.default_rng(0)
     found = adapters(adapt(model, ["v_proj", "down_proj"], rank=3, alpha=5, rng=rng, use_rslora=use_rslora))
     for adapter in found.values():
         adapter.lora_B[...] = rng.standard_normal(adapter.lora_B.shape)
     save_adapter(tmp_path / "a", found)
-    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    export_adapter(tmp_path / "a", model_dir, tmp_path / "a.gguf")
     tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     for i in range(2):
         for name, path in (("attn_v", "self_attn.v_proj"), ("ffn_down", "mlp.down_proj")):
@@ -130,11 +130,11 @@ def test_factors_of_one_scaling_stay_as_they_are(model, folder, tmp_path, use_rs
             np.testing.assert_array_equal(tensors[f"blk.{i}.{name}.weight.lora_b"], adapter.lora_B)
 
 
-def test_the_command_writes_it_over_any_file_of_the_model(model, folder, tmp_path, capsys):
+def test_the_command_writes_it_over_any_file_of_the_model(model, model_dir, tmp_path, capsys):
     save_adapter(tmp_path / "a", drawn(model, 0, LINEARS))
     base = write(tmp_path / "base.gguf", model)
     found = []
-    for source in (folder, base):
+    for source in (model_dir, base):
         out = tmp_path / f"{source.stem}-adapter.gguf"
         assert cli.main(["export", str(tmp_path / "a"), "--model", str(source), "-o", str(out)]) == 0
         assert f"14 modules written to {out}" in capsys.readouterr().out
@@ -163,11 +163,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("reason", REFUSED)
-def test_what_such_a_file_cannot_hold_is_refused_by_name(folder, tmp_path, reason, capsys):
+def test_what_such_a_file_cannot_hold_is_refused_by_name(model_dir, tmp_path, reason, capsys):
     save_adapter(tmp_path / "a", REFUSED[reason])
     out = tmp_path / "a.gguf"
     out.write_bytes(b"as it was")
-    command = ["export", str(tmp_path / "a"), "--model", str(folder), "-o", str(out)]
+    command = ["export", str(tmp_path / "a"), "--model", str(model_dir), "-o", str(out)]
     assert cli.main(command) == 2
     assert f"-o {str(out)!r} is there already: name another, or say --overwrite" in capsys.readouterr().err
     assert cli.main([*command, "--overwrite"]) == 2
@@ -186,25 +186,25 @@ def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
     assert not (tmp_path / "a.gguf").exists()
 
 
-def test_an_output_that_could_not_be_written_is_refused_first(model, folder, tmp_path):
+def test_an_output_that_could_not_be_written_is_refused_first(model, model_dir, tmp_path):
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
     for out in (tmp_path, tmp_path / "none" / "a.gguf"):
         with pytest.raises(ValueError, match=r"expected a regular file|there is no folder"):
-            export_adapter(tmp_path / "a", folder, out)
+            export_adapter(tmp_path / "a", model_dir, out)
     with pytest.raises(FileRefused):
         export_adapter(tmp_path / "a", tmp_path / "nothing", tmp_path / "a.gguf")
 
 
-def test_a_read_adapter_speaks_as_the_exported_one(model, folder, tmp_path):
+def test_a_read_adapter_speaks_as_the_exported_one(model, model_dir, tmp_path):
     """The adapter beside the model, and its exported change added to the weights of the model's own .gguf file."""
     save_adapter(tmp_path / "a", drawn(model, 3, LINEARS))
-    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    export_adapter(tmp_path / "a", model_dir, tmp_path / "a.gguf")
     deltas = read_back(tmp_path / "a.gguf", model)
     base = write(tmp_path / "base.gguf", model)
     tensors = {t.name: np.array(t.data) + deltas.get(t.name, 0) for t in gguf.GGUFReader(base).tensors}
     changes = {name: array.astype("f4") for name, array in tensors.items()}
     found = Llama.load(write(tmp_path / "merged.gguf", model, arrays=changes), dtype="float64")
-    adapted = attach(Llama.load(folder, dtype="float64"), load_adapter(tmp_path / "a", dtype="float64"))
+    adapted = attach(Llama.load(model_dir, dtype="float64"), load_adapter(tmp_path / "a", dtype="float64"))
     z = adapted(IDS)
     np.testing.assert_allclose(found(IDS), z, rtol=0, atol=1e-4 * np.abs(z).max())
 
@@ -223,19 +223,19 @@ def test_an_export_replaces_nothing_that_it_reads(model, tmp_path, output):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_an_export_replaces_an_earlier_one(model, folder, tmp_path):
+def test_an_export_replaces_an_earlier_one(model, model_dir, tmp_path):
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
     for _ in range(2):
-        assert export_adapter(tmp_path / "a", folder, tmp_path / "a" / "a.gguf")
+        assert export_adapter(tmp_path / "a", model_dir, tmp_path / "a" / "a.gguf")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")
-def test_an_export_onto_a_full_disk_leaves_the_old_file(model, folder, tmp_path):
+def test_an_export_onto_a_full_disk_leaves_the_old_file(model, model_dir, tmp_path):
     """At every size that is too small, tensors of less than a page among them."""
     import resource
 
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
-    export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+    export_adapter(tmp_path / "a", model_dir, tmp_path / "a.gguf")
     whole = (tmp_path / "a.gguf").read_bytes()
     assert len(gguf.GGUFReader(tmp_path / "a.gguf").tensors) == 4
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -243,7 +243,7 @@ def test_an_export_onto_a_full_disk_leaves_the_old_file(model, folder, tmp_path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
         try:
             with pytest.raises(OSError, match="File too large"):
-                export_adapter(tmp_path / "a", folder, tmp_path / "a.gguf")
+                export_adapter(tmp_path / "a", model_dir, tmp_path / "a.gguf")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert (tmp_path / "a.gguf").read_bytes() == whole
@@ -252,7 +252,7 @@ def test_an_export_onto_a_full_disk_leaves_the_old_file(model, folder, tmp_path)
 
 @pytest.mark.parametrize("dtype", ["f4", "f2"])
 @pytest.mark.parametrize("other", [False, True])
-def test_a_weight_beside_the_factors_must_be_the_models(model, folder, tmp_path, capsys, dtype, other):
+def test_a_weight_beside_the_factors_must_be_the_models(model, model_dir, tmp_path, capsys, dtype, other):
     """PEFT computes with the file's; a half type's rounding is no other weight."""
     adapter = tmp_path / "\N{ESCAPE}[31mred"
     save_adapter(adapter, of("lm_head"))
@@ -263,9 +263,9 @@ def test_a_weight_beside_the_factors_must_be_the_models(model, folder, tmp_path,
     out, text = str(tmp_path / "a.gguf"), tmp_path / "text"
     text.write_text("the cat sat on the mat")
     for line in (
-        ["export", str(adapter), "--model", str(folder), "-o", out],
-        ["generate", "the cat", "--model", str(folder), "--adapter", str(adapter), "--tokens", "1"],
-        ["evaluate", str(text), "--model", str(folder), "--adapter", str(adapter), "--length", "4"],
+        ["export", str(adapter), "--model", str(model_dir), "-o", out],
+        ["generate", "the cat", "--model", str(model_dir), "--adapter", str(adapter), "--tokens", "1"],
+        ["evaluate", str(text), "--model", str(model_dir), "--adapter", str(adapter), "--length", "4"],
     ):
         assert cli.main(line) == (2 if other else 0)
         err = capsys.readouterr().err.splitlines()

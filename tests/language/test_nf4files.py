@@ -179,16 +179,18 @@ WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 
 @pytest.fixture
-def folder(tmp_path):
+def model_dir(tmp_path):
     save_llama(quantize(decoder()), tmp_path / "m")
     return tmp_path / "m"
 
 
-def edited(folder, edit):
-    tensors = load_file(folder / "model.safetensors")
+def edited(model_dir, edit):
+    tensors = load_file(model_dir / "model.safetensors")
     edit(tensors)
-    save_file({n: np.ascontiguousarray(a) for n, a in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    save_file(
+        {n: np.ascontiguousarray(a) for n, a in tensors.items()}, model_dir / "model.safetensors", {"format": "pt"}
+    )
+    return model_dir
 
 
 def state(**changes):
@@ -238,22 +240,22 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_weight_is_refused_by_name(folder, damage):
+def test_a_damaged_weight_is_refused_by_name(model_dir, damage):
     edit, message = DAMAGES[damage]
     with pytest.raises(FileRefused, match=message) as caught:
-        Llama.load(edited(folder, edit))
+        Llama.load(edited(model_dir, edit))
     assert len(str(caught.value)) < 700
 
 
-def said(folder, **changes):
-    path = folder / "config.json"
+def said(model_dir, **changes):
+    path = model_dir / "config.json"
     config = json.loads(path.read_text())
     if changes.get("quantization_config", 0) is None:
         config["quantization_config"] = None
     else:
         config["quantization_config"] |= changes
     path.write_text(json.dumps(config))
-    return folder
+    return model_dir
 
 
 SAID = {
@@ -276,49 +278,49 @@ SAID = {
 
 
 @pytest.mark.parametrize("what", SAID)
-def test_settings_that_say_otherwise_are_refused(folder, what):
+def test_settings_that_say_otherwise_are_refused(model_dir, what):
     changes, message = SAID[what]
     with pytest.raises(FileRefused, match=message):
-        Llama.load(said(folder, **changes))
+        Llama.load(said(model_dir, **changes))
 
 
-def test_settings_of_other_methods_do_nothing(folder):
-    expected = Llama.load(folder)(IDS)
-    said(folder, llm_int8_threshold=3.0, bnb_4bit_compute_dtype="bfloat16", _load_in_4bit=True, load_in_8bit=None)
-    np.testing.assert_array_equal(Llama.load(folder)(IDS), expected)
+def test_settings_of_other_methods_do_nothing(model_dir):
+    expected = Llama.load(model_dir)(IDS)
+    said(model_dir, llm_int8_threshold=3.0, bnb_4bit_compute_dtype="bfloat16", _load_in_4bit=True, load_in_8bit=None)
+    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), expected)
 
 
-def test_a_stored_type_does_not_round_the_weights(folder):
+def test_a_stored_type_does_not_round_the_weights(model_dir):
     """transformers would round to bfloat16 what was float32 when it was quantised."""
-    expected = Llama.load(folder)(IDS)
-    np.testing.assert_array_equal(Llama.load(edited(folder, state(dtype="bfloat16")))(IDS), expected)
+    expected = Llama.load(model_dir)(IDS)
+    np.testing.assert_array_equal(Llama.load(edited(model_dir, state(dtype="bfloat16")))(IDS), expected)
 
 
-def test_shards_may_hold_the_parts_of_a_weight(folder):
-    expected = Llama.load(folder)(IDS)
-    tensors = load_file(folder / "model.safetensors")
-    os.remove(folder / "model.safetensors")
+def test_shards_may_hold_the_parts_of_a_weight(model_dir):
+    expected = Llama.load(model_dir)(IDS)
+    tensors = load_file(model_dir / "model.safetensors")
+    os.remove(model_dir / "model.safetensors")
     names = sorted(tensors)
     for i in range(2):
-        save_file({name: tensors[name] for name in names[i::2]}, folder / f"{i}.safetensors")
+        save_file({name: tensors[name] for name in names[i::2]}, model_dir / f"{i}.safetensors")
     index = {"weight_map": {name: f"{i % 2}.safetensors" for i, name in enumerate(names)}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    np.testing.assert_array_equal(Llama.load(folder)(IDS), expected)
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), expected)
 
 
-def test_the_books_in_a_file_are_those_that_decode(folder):
-    tensors = load_file(folder / "model.safetensors")
+def test_the_books_in_a_file_are_those_that_decode(model_dir):
+    tensors = load_file(model_dir / "model.safetensors")
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.quant_map"], NF4)
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.nested_quant_map"], scale_book())
 
 
-def test_an_adapter_merges_into_four_bits_in_memory_only(folder, tmp_path):
-    model = adapt(Llama.load(folder), ["up_proj"], rank=2, alpha=3, rng=np.random.default_rng(0))
+def test_an_adapter_merges_into_four_bits_in_memory_only(model_dir, tmp_path):
+    model = adapt(Llama.load(model_dir), ["up_proj"], rank=2, alpha=3, rng=np.random.default_rng(0))
     for p in model.trainable().values():
         p += 0.1
     save_adapter(tmp_path / "a", adapters(model))
     with pytest.raises(FileRefused, match="a Llama in NF4 is merged by minilora"):
-        merge_adapter(folder, tmp_path / "a", tmp_path / "out.safetensors")
+        merge_adapter(model_dir, tmp_path / "a", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
     save_llama(merge(model), tmp_path / "merged")
     merged = Llama.load(tmp_path / "merged")

@@ -25,12 +25,12 @@ def model():
 
 
 @pytest.fixture
-def folder(tmp_path, model):
+def model_dir(tmp_path, model):
     return write_folder(tmp_path / "model", model)
 
 
-def weights(folder):
-    return load_file(folder / "model.safetensors")
+def weights(model_dir):
+    return load_file(model_dir / "model.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])

@@ -21,7 +21,7 @@ def model():
 
 
 @pytest.fixture
-def folder(tmp_path, model):
+def model_dir(tmp_path, model):
     return write_folder(tmp_path / "model", model)
 
 
@@ -35,146 +35,149 @@ def nothing_is_read(monkeypatch):
     monkeypatch.setattr(TensorFile, "read", read)
 
 
-def changed(folder, **settings):
-    path = folder / "config.json"
+def changed(model_dir, **settings):
+    path = model_dir / "config.json"
     config = json.loads(path.read_text()) | settings
     path.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
-    return folder
+    return model_dir
 
 
-def weights(folder):
-    return load_file(folder / "model.safetensors")
+def weights(model_dir):
+    return load_file(model_dir / "model.safetensors")
 
 
-def with_weights(folder, arrays):
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "model.safetensors")
-    return folder
+def with_weights(model_dir, arrays):
+    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, model_dir / "model.safetensors")
+    return model_dir
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype("float32")])
-def test_a_folder_is_the_model_it_came_from(folder, model, dtype):
-    found = Llama.load(folder, dtype=dtype)
+def test_a_folder_is_the_model_it_came_from(model_dir, model, dtype):
+    found = Llama.load(model_dir, dtype=dtype)
     for name, array in model.trainable().items():
         assert found.trainable()[name].dtype == np.dtype(dtype)
         np.testing.assert_array_equal(found.trainable()[name], array)
     np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
 
 
-def test_shards_are_one_checkpoint(folder, model):
-    arrays = weights(folder)
-    (folder / "model.safetensors").unlink()
+def test_shards_are_one_checkpoint(model_dir, model):
+    arrays = weights(model_dir)
+    (model_dir / "model.safetensors").unlink()
     names = sorted(arrays)
     shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
     for shard, inside in shards.items():
-        save_file({name: arrays[name] for name in inside}, folder / shard)
+        save_file({name: arrays[name] for name in inside}, model_dir / shard)
     index = {name: shard for shard, inside in shards.items() for name in inside}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
-def test_a_tied_head_needs_no_array_or_equal_bits(folder):
-    arrays = weights(folder)
+def test_a_tied_head_needs_no_array_or_equal_bits(model_dir):
+    arrays = weights(model_dir)
     del arrays["lm_head.weight"]
-    changed(folder, tie_word_embeddings=True)
-    tied = Llama.load(with_weights(folder, arrays))
+    changed(model_dir, tie_word_embeddings=True)
+    tied = Llama.load(with_weights(model_dir, arrays))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     same = {"lm_head.weight": arrays["model.embed_tokens.weight"]}
-    np.testing.assert_array_equal(Llama.load(with_weights(folder, arrays | same))(IDS), tied(IDS))
+    np.testing.assert_array_equal(Llama.load(with_weights(model_dir, arrays | same))(IDS), tied(IDS))
 
 
-def test_a_tied_head_of_other_bits_is_refused(folder, nothing_is_read):
-    changed(folder, tie_word_embeddings=True)
-    arrays = weights(folder)
+def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
+    changed(model_dir, tie_word_embeddings=True)
+    arrays = weights(model_dir)
     one_bit = arrays["model.embed_tokens.weight"].copy()
     one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
     for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
-        with_weights(folder, arrays | {"lm_head.weight": head})
+        with_weights(model_dir, arrays | {"lm_head.weight": head})
         with pytest.raises(
             ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
         ):
-            Llama.load(folder)
+            Llama.load(model_dir)
 
 
-def sharded(folder, shards, index):
+def sharded(model_dir, shards, index):
     """Write shards, each with some arrays, and an index."""
     for shard, inside in shards.items():
-        save_file(inside, folder / shard)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        save_file(inside, model_dir / shard)
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
-def test_an_index_beside_a_single_file_is_refused(folder, nothing_is_read):
+def test_an_index_beside_a_single_file_is_refused(model_dir, nothing_is_read):
     """transformers takes the single file, vLLM the shards."""
-    others = {name: 2 * a for name, a in weights(folder).items()}
-    sharded(folder, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
+    others = {name: 2 * a for name, a in weights(model_dir).items()}
+    sharded(model_dir, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
     with pytest.raises(ValueError, match=r"model.safetensors': beside model.safetensors.index.json, which names other"):
-        Llama.load(folder)
+        Llama.load(model_dir)
 
 
-def test_an_index_of_the_single_file_is_read(folder, model):
-    sharded(folder, {}, dict.fromkeys(weights(folder), "model.safetensors"))
-    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+def test_an_index_of_the_single_file_is_read(model_dir, model):
+    sharded(model_dir, {}, dict.fromkeys(weights(model_dir), "model.safetensors"))
+    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
-def test_an_array_in_two_shards_is_refused(folder, nothing_is_read):
+def test_an_array_in_two_shards_is_refused(model_dir, nothing_is_read):
     """The index names one of them, and transformers takes the last that it reads."""
-    arrays = weights(folder)
-    (folder / "model.safetensors").unlink()
+    arrays = weights(model_dir)
+    (model_dir / "model.safetensors").unlink()
     norm = {"model.norm.weight": 2 * arrays["model.norm.weight"]}
     index = dict.fromkeys(arrays, "a.safetensors") | {"other": "b.safetensors"}
-    sharded(folder, {"a.safetensors": arrays, "b.safetensors": norm | {"other": np.ones(2, "f4")}}, index)
+    sharded(model_dir, {"a.safetensors": arrays, "b.safetensors": norm | {"other": np.ones(2, "f4")}}, index)
     with pytest.raises(ValueError, match=r"b.safetensors': 'model.norm.weight' stands here and in a.safetensors"):
-        Llama.load(folder)
+        Llama.load(model_dir)
 
 
-def test_an_array_that_the_index_leaves_out_counts(folder, model):
-    arrays = weights(folder)
-    (folder / "model.safetensors").unlink()
+def test_an_array_that_the_index_leaves_out_counts(model_dir, model):
+    arrays = weights(model_dir)
+    (model_dir / "model.safetensors").unlink()
     index = {name: "a.safetensors" for name in arrays if name != "model.norm.weight"}
-    sharded(folder, {"a.safetensors": arrays}, index)
-    np.testing.assert_array_equal(Llama.load(folder)(IDS), model(IDS))
+    sharded(model_dir, {"a.safetensors": arrays}, index)
+    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
-def test_an_adapter_among_a_models_files_is_refused(folder, nothing_is_read):
-    (folder / "adapter_config.json").write_text("{}")
+def test_an_adapter_among_a_models_files_is_refused(model_dir, nothing_is_read):
+    (model_dir / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"adapter_config.json': an adapter in the folder of a model"):
-        Llama.load(folder)
+        Llama.load(model_dir)
 
 
-def test_old_files_frequencies_are_passed_over(folder, model):
-    arrays = weights(folder) | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")}
-    np.testing.assert_array_equal(Llama.load(with_weights(folder, arrays))(IDS), model(IDS))
+def test_old_files_frequencies_are_passed_over(model_dir, model):
+    arrays = weights(model_dir) | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")}
+    np.testing.assert_array_equal(Llama.load(with_weights(model_dir, arrays))(IDS), model(IDS))
 
 
 def spoiled(name, array):
-    return lambda folder: with_weights(folder, weights(folder) | {name: array})
+    return lambda model_dir: with_weights(model_dir, weights(model_dir) | {name: array})
 
 
 def without(name):
-    return lambda folder: with_weights(folder, {k: a for k, a in weights(folder).items() if k != name})
+    return lambda model_dir: with_weights(model_dir, {k: a for k, a in weights(model_dir).items() if k != name})
 
 
 def cut(length):
-    def cut_file(folder):
-        path = folder / "model.safetensors"
+    def cut_file(model_dir):
+        path = model_dir / "model.safetensors"
         path.write_bytes(path.read_bytes()[:length])
-        return folder
+        return model_dir
 
     return cut_file
 
 
-def no_config(folder):
-    (folder / "config.json").unlink()
-    return folder
+def no_config(model_dir):
+    (model_dir / "config.json").unlink()
+    return model_dir
 
 
 DAMAGE = {
-    "more layers than arrays": (lambda folder: changed(folder, num_hidden_layers=10**8), "100000000 layers"),
+    "more layers than arrays": (
+        lambda model_dir: changed(model_dir, num_hidden_layers=10**8),
+        "100000000 layers",
+    ),
     "biases that are not there": (
-        lambda folder: changed(folder, mlp_bias=True),
+        lambda model_dir: changed(model_dir, mlp_bias=True),
         "there is no 'model.layers.0.mlp.gate_proj.bias'",
     ),
     "a vocabulary of another size": (
-        lambda folder: changed(folder, vocab_size=30),
+        lambda model_dir: changed(model_dir, vocab_size=30),
         r"embed_tokens.weight' has shape \[29, 12\], expected \[30, 12\]",
     ),
     "an array missing": (
@@ -201,56 +204,56 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_folder_is_one_clear_error(folder, nothing_is_read, case):
+def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read, case):
     damage, message = DAMAGE[case]
     with pytest.raises(ValueError, match=message):
-        Llama.load(damage(folder))
+        Llama.load(damage(model_dir))
 
 
-def test_arrays_live_where_they_are_asked_to(folder, standin):
-    model = Llama.load(folder, backend=standin)
+def test_arrays_live_where_they_are_asked_to(model_dir, standin):
+    model = Llama.load(model_dir, backend=standin)
     assert all(isinstance(a, standin.xp.ndarray) for a in model.trainable().values())
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F16"])
-def test_half_types_are_widened_exactly(folder, kind):
-    arrays = weights(folder)
+def test_half_types_are_widened_exactly(model_dir, kind):
+    arrays = weights(model_dir)
     halves = {name: a.astype(FLOATS[kind]) for name, a in arrays.items()}
-    with open(folder / "model.safetensors", "wb") as file:
+    with open(model_dir / "model.safetensors", "wb") as file:
         write_tensors(file, halves, {})
-    found = Llama.load(folder).trainable()
+    found = Llama.load(model_dir).trainable()
     for name, half in halves.items():
         np.testing.assert_array_equal(found[name], half.astype("float32"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_are_refused(folder, value):
-    broken = weights(folder)["model.norm.weight"]
+def test_weights_that_are_no_numbers_are_refused(model_dir, value):
+    broken = weights(model_dir)["model.norm.weight"]
     broken[3] = value
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
-        Llama.load(spoiled("model.norm.weight", broken)(folder))
+        Llama.load(spoiled("model.norm.weight", broken)(model_dir))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_weights_beyond_the_type_are_refused(folder, sign):
+def test_weights_beyond_the_type_are_refused(model_dir, sign):
     """Finite in the file, and infinite in the type that was asked for; as large as it holds is not."""
-    large = weights(folder)["model.norm.weight"].astype("f8")
+    large = weights(model_dir)["model.norm.weight"].astype("f8")
     large[3] = sign * 1e300
-    with_weights(folder, weights(folder) | {"model.norm.weight": large})
+    with_weights(model_dir, weights(model_dir) | {"model.norm.weight": large})
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' reaches 1e\+300, which float32 cannot hold"):
-        Llama.load(folder)
-    assert Llama.load(folder, dtype="float64").model.norm.weight[3] == sign * 1e300
+        Llama.load(model_dir)
+    assert Llama.load(model_dir, dtype="float64").model.norm.weight[3] == sign * 1e300
     large[3] = sign * float(np.finfo("f4").max)
-    with_weights(folder, weights(folder) | {"model.norm.weight": large})
-    assert Llama.load(folder).model.norm.weight[3] == large[3]
+    with_weights(model_dir, weights(model_dir) | {"model.norm.weight": large})
+    assert Llama.load(model_dir).model.norm.weight[3] == large[3]
 
 
-def test_other_arguments_are_refused_by_name(folder, tmp_path):
+def test_other_arguments_are_refused_by_name(model_dir, tmp_path):
     for dtype in ("float16", "int8", 3, None):
         with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', got"):
-            Llama.load(folder, dtype=dtype)
+            Llama.load(model_dir, dtype=dtype)
     with pytest.raises(TypeError, match="backend must be a Backend"):
-        Llama.load(folder, backend="numpy")
+        Llama.load(model_dir, backend="numpy")
     for nowhere in ("model.bin", "model.gguf", "model.npz", "folder"):
         with pytest.raises(ValueError, match=rf"{nowhere}': No such file or directory"):
             Llama.load(tmp_path / nowhere)
@@ -268,13 +271,13 @@ def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         Llama.load(tmp_path / "model.gguf")
 
 
-def test_a_quantised_array_is_refused_by_name(folder):
+def test_a_quantised_array_is_refused_by_name(model_dir):
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' has dtype I8, expected one of"):
-        Llama.load(spoiled("model.norm.weight", np.ones(12, "i1"))(folder))
+        Llama.load(spoiled("model.norm.weight", np.ones(12, "i1"))(model_dir))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"x": NaN}', "\xff"])
-def test_a_damaged_configuration_is_one_clear_error(folder, text):
-    (folder / "config.json").write_text(text, encoding="latin-1")
+def test_a_damaged_configuration_is_one_clear_error(model_dir, text):
+    (model_dir / "config.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"config\.json"):
-        Llama.load(folder)
+        Llama.load(model_dir)
