@@ -121,66 +121,32 @@ def test_other_ranks_and_alphas_are_exceptions_by_path(tmp_path):
     np.testing.assert_array_equal(again["experts.down_proj"].delta(), found["experts.down_proj"].delta())
 
 
-@pytest.mark.parametrize(
-    ("change", "version"), [(turned, "0.18.1"), (turned, "0.19.0"), (None, "0.19.0"), (turned, "absent")]
-)
-def test_exchanged_factors_of_old_versions_are_refused(tmp_path, change, version):
-    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[:2])))
+EXCHANGED = r"factors of 'experts.down_proj' are exchanged, .* PEFT that wrote it, or train it again$"
+ADD = r'peft_version.* reads the input: .* Add "peft_version": "0.19.1" where lora_A'
+UNDECIDED = [({"d": 10, "m": 5}, NAMES[:1]), ({"d": 6, "m": 6}, NAMES[1:2]), ({"d": 6, "m": 5}, NAMES[:1])]
+VERSIONS = [  # the mixture's sizes, the adapted arrays, what is done to the factors, peft_version; what is said
+    *(({}, NAMES, None, version, None) for version in ("0.19.1", "0.20.0", "0.21.2", "1.0.0")),
+    *((sizes, NAMES[:2], None, "absent", None) for sizes in ({"d": 6, "m": 5}, {"d": 6, "m": 6})),  # the shapes decide
+    *(({}, NAMES[:2], turned, version, EXCHANGED) for version in ("0.18.1", "0.19.0", "absent")),
+    ({}, NAMES[:2], None, "0.19.0", EXCHANGED),
+    ({}, NAMES[:2], turned, "0.21.2", "and the shapes of gate_up_proj's and down_proj's factors are those of"),
+    ({}, NAMES[2:], None, "0.19.0", "peft_version is '0.19.0': the factors of 'gate.weight' are exchanged, as PEFT"),
+    ({}, NAMES[2:], None, "absent", "there is no peft_version, and nothing else tells which factor of 'gate.weight' r"),
+    *((*one, None, version, ADD) for one in UNDECIDED for version in ("absent", "0.19.1.dev0", "nightly")),
+]
+
+
+@pytest.mark.parametrize(("sizes", "names", "change", "version", "said"), VERSIONS)
+def test_which_factor_reads_the_input_follows_from_the_version(tmp_path, sizes, names, change, version, said):
+    """Or from the shapes of both arrays; older ones wrote the two exchanged."""
+    model = trained(mixture(**sizes), names)
+    save_adapter(tmp_path, adapters(model))
     rewritten(tmp_path, change, peft_version=version)
-    with pytest.raises(
-        FileRefused, match=r"factors of 'experts.down_proj' are exchanged, .* PEFT that wrote it, or train it again$"
-    ):
-        load_adapter(tmp_path)
-
-
-@pytest.mark.parametrize("version", ["0.19.1", "0.20.0", "0.21.2", "1.0.0"])
-def test_later_versions_are_read_as_they_are(tmp_path, version):
-    model = trained(mixture())
-    save_adapter(tmp_path, adapters(model))
-    rewritten(tmp_path, peft_version=version)
-    same(tmp_path, model)
-
-
-@pytest.mark.parametrize("sizes", [{"d": 6, "m": 5}, {"d": 6, "m": 6}])
-def test_without_a_version_the_shapes_of_both_arrays_decide(tmp_path, sizes):
-    model = trained(mixture(**sizes), NAMES[:2])
-    save_adapter(tmp_path, adapters(model))
-    rewritten(tmp_path, peft_version="absent")
-    same(tmp_path, model)
-
-
-@pytest.mark.parametrize(
-    ("sizes", "names"), [({"d": 10, "m": 5}, NAMES[:1]), ({"d": 6, "m": 6}, NAMES[1:2]), ({"d": 6, "m": 5}, NAMES[:1])]
-)
-@pytest.mark.parametrize("version", ["absent", "0.19.1.dev0", "nightly"])
-def test_what_nothing_decides_is_refused_with_what_to_add(tmp_path, sizes, names, version):
-    save_adapter(tmp_path, adapters(trained(mixture(**sizes), names)))
-    rewritten(tmp_path, peft_version=version)
-    with pytest.raises(
-        FileRefused, match=r'peft_version.* reads the input: .* Add "peft_version": "0.19.1" where lora_A'
-    ):
-        load_adapter(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [
-        ("0.19.0", "peft_version is '0.19.0': the factors of 'gate.weight' are exchanged, as PEFT"),
-        ("absent", "there is no peft_version, and nothing else tells which factor of 'gate.weight' reads the input"),
-    ],
-)
-def test_a_routers_adapter_of_old_versions_is_refused(tmp_path, version, message):
-    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[2:])))
-    rewritten(tmp_path, peft_version=version)
-    with pytest.raises(FileRefused, match=message):
-        load_adapter(tmp_path)
-
-
-def test_a_version_that_contradicts_the_shapes_is_refused(tmp_path):
-    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[:2])))
-    rewritten(tmp_path, turned, peft_version="0.21.2")
-    with pytest.raises(FileRefused, match="and the shapes of gate_up_proj's and down_proj's factors are those of"):
-        load_adapter(tmp_path)
+    if said is None:
+        same(tmp_path, model)
+    else:
+        with pytest.raises(FileRefused, match=said):
+            load_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["grouped_by_expert", "by_moonlight"])
