@@ -2,6 +2,7 @@
 
 import re
 import sys
+import time
 import xml.etree.ElementTree as ET
 from functools import cache
 from itertools import pairwise
@@ -226,12 +227,11 @@ def test_every_setting_shows_something():
 
 
 @by_node
-def test_who_wants_less_motion_sees_each_end_at_once_and_nothing_moves():
+def test_who_wants_less_motion_sees_each_picture_at_once_and_nothing_moves():
     still = tell_all([[to(name), answered(name)] for name in names()], still=True)
-    moved = tell_all([[to(name), answered(name), seconds(99)] for name in names()])
-    for name, one, other in zip(names(), still, moved, strict=True):
-        assert not any(tale["running"] for tale, _ in one)
-        assert one[-1][1] == other[-1][1], name
+    for name, told in zip(names(), still, strict=True):
+        assert not any(tale["running"] for tale, _ in told)
+        assert told[-1][1] != told[-2][1], name
     play = tell({"type": "pressed"}, seconds(0.1), still=True)
     assert [tale["running"] for tale, _ in play] == [False, True, True]  # but what one starts oneself does
 
@@ -344,3 +344,111 @@ def test_the_reading_line_says_which_scene_it_is():
     found = ask("place", *([[None, *tops], line] for tops, line in cases))
     assert found == [order[sum(top <= line for top in tops)] for tops, line in cases]
     assert {*found} == {*order}
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+SITE = DOCS / "_build" / "html"
+built = [
+    pytest.mark.site,
+    pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),
+]
+widths = pytest.mark.parametrize("width", [pytest.param(width, marks=built) for width in (390, 1280)])
+narrow = pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
+DRAWN = "return document.querySelector('figure.front svg').innerHTML"
+
+
+def wait(true, seconds=30):
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def show(browser, element):
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+
+
+@widths
+def test_the_picture_moves_above_the_fold(visit, width):
+    browser = visit("index.html", width)
+    box = browser.execute_script("return document.querySelector('figure.front svg').getBoundingClientRect().toJSON()")
+    assert 0 < box["top"] < box["bottom"] <= 900
+    before = browser.execute_script(DRAWN)
+    wait(lambda: browser.execute_script(DRAWN) != before)
+
+
+@widths
+def test_each_guess_by_keyboard_is_answered_with_the_picture_in_sight(visit, width):
+    browser = visit("index.html", width)
+    for scene in scenes()[1:]:
+        section = browser.find_element("id", scene["heading"])
+        choices, right, remarks = question(SECTIONS[[*SECTIONS][scenes().index(scene) - 1]])
+        buttons = section.find_elements("css selector", ".choices button")
+        assert [button.text for button in buttons] == choices
+        wrong = next(choice for choice in choices if choice != right)
+        for choice, says in ((wrong, f"You said {wrong}. {remarks[wrong]}"), (right, "Yes.")):
+            button = buttons[choices.index(choice)]
+            show(browser, button)
+            browser.execute_script("arguments[0].focus({preventScroll: true})", button)
+            before = browser.execute_script(DRAWN)
+            browser.switch_to.active_element.send_keys(" ")
+            assert section.find_element("css selector", ".verdict").text == says
+            assert section.find_element("css selector", "details").get_attribute("open")
+            if choice == wrong:
+                wait(lambda before=before: browser.execute_script(DRAWN) != before)
+        top, bottom, covered = browser.execute_script(
+            """const box = document.querySelector("figure.front svg").getBoundingClientRect();
+               const own = arguments[0].getBoundingClientRect();
+               const there = document.elementFromPoint(own.x + own.width / 2, own.y + own.height / 2);
+               return [box.top, box.bottom, there !== arguments[0]]""",
+            button,
+        )
+        assert 0 <= top < bottom <= 900, scene["name"]
+        assert not covered, scene["name"]
+
+
+@widths
+def test_its_sliders_work_by_keys(visit, width):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = visit("index.html", width)
+    section = browser.find_element("id", "alpha-and-the-rate")
+    show(browser, section.find_element("css selector", ".choices"))
+    section.find_elements("css selector", ".choices button")[1].send_keys(" ")
+    for name in ("rank", "alpha", "rate"):
+        slider, before = browser.find_element("id", f"front-{name}"), browser.execute_script(DRAWN)
+        assert slider.is_displayed()
+        slider.send_keys(Keys.ARROW_LEFT)
+        assert browser.execute_script(DRAWN) != before
+    assert not browser.find_element("id", "front-model").is_displayed()
+
+
+@narrow
+def test_less_motion_stands_still(visit, browser, width):
+    feature = {"name": "prefers-reduced-motion", "value": "reduce"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    try:
+        visit("index.html", width)
+        before = browser.execute_script(DRAWN)
+        time.sleep(0.5)
+        assert browser.execute_script(DRAWN) == before
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@widths
+def test_without_javascript_text_and_picture_stand(visit, width):
+    browser = visit("index.html", width, script=False)
+    assert browser.find_element("css selector", "figure.front svg").is_displayed()
+    assert not browser.find_element("css selector", "figure.front .controls").is_displayed()
+    folded = browser.find_elements("css selector", "article details")
+    assert len(folded) == len(names())
+    assert all(answer.is_displayed() and answer.find_elements("css selector", "svg") for answer in folded)
+
+
+@narrow
+def test_the_page_runs_from_a_file(visit, browser, width):
+    visit("index.html", width)
+    browser.get((SITE / "index.html").as_uri())
+    wait(lambda: browser.find_element("css selector", "figure.front button").is_displayed())

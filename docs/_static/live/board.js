@@ -9,8 +9,8 @@
 const CELL = 12, THIN = 7, MOST = 7; // a cell of W, the thickness of a row of A, and how many of them fit
 const GAP = 6;
 const [BEHIND, LEFT, TOP] = [2 * CELL, 4 + MOST * THIN + GAP, 22 + MOST * THIN + GAP];
-export const [WIDTH, HEIGHT] = [LEFT + 28 * CELL + BEHIND + 2, TOP + 9 * CELL + BEHIND + 92];
-const STRIP = HEIGHT - 62; // where the line of bars or curves begins
+export const [WIDTH, HEIGHT] = [LEFT + 28 * CELL + BEHIND + 2, TOP + 9 * CELL + BEHIND + 96];
+const STRIP = HEIGHT - 66; // where the line of bars or curves begins
 
 const ABOVE = "#e8743b", BELOW = "#4269d0", GREY = "#888", THIRD = "#2a9d6f";
 const SHADES = 16;
@@ -88,12 +88,18 @@ function factorA(A, name, { most = largest(A), faint = 1, away = 0 }) {
   ];
 }
 
+const moving = (x, y, width, height) => { // the edge of what moves, even where all of it is zero
+  return frame(short(x), short(y), short(width), short(height), { stroke: "currentColor", "stroke-dasharray": "3 3" });
+};
+
 // dy^T x folds to the left: its columns, each times its entry of A, move to one column of dB and add up there.
 function foldLeft({ G, A, s }, amount, away) {
   const most = largest(G.times(A.T)) * s, target = LEFT - GAP - (1 + away) * THIN, wide = between(CELL, THIN, amount);
   const weighed = G.map((value, n) => s * value * A.data[n % G.columns]);
   const place = (i, j) => [between(LEFT + j * CELL, target, amount), TOP + i * CELL];
-  return cells(weighed, place, signed(most), wide, CELL, between(1, 0.6, amount));
+  const [x, width] = [between(LEFT, target, amount), between(G.columns * CELL, THIN, amount)];
+  const all = cells(weighed, place, signed(most), wide, CELL, between(1, 0.6, amount));
+  return [...all, moving(x, TOP, width, G.rows * CELL)];
 }
 
 // And upwards: its rows, each times its entry of B, move to one row of dA.
@@ -102,7 +108,9 @@ function foldUp({ G, B, s }, amount, away) {
   const high = between(CELL, THIN, amount);
   const weighed = G.map((value, n) => s * value * B.data[Math.floor(n / G.columns)]);
   const place = (i, j) => [LEFT + j * CELL, between(TOP + i * CELL, target, amount)];
-  return cells(weighed, place, signed(most), CELL, high, between(1, 0.6, amount));
+  const [y, height] = [between(TOP, target, amount), between(G.rows * CELL, THIN, amount)];
+  const all = cells(weighed, place, signed(most), CELL, high, between(1, 0.6, amount));
+  return [...all, moving(LEFT, y, G.columns * CELL, height)];
 }
 
 // --- the line below: what to learn and how many numbers, or bars, or curves

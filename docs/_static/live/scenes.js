@@ -278,11 +278,12 @@ function memory(t, settings) {
   };
 }
 
-// In the order of the page. `heading` is the section's address, `seconds` how long the scene moves.
+// In the order of the page. `heading` is the section's address, `seconds` how long the scene moves, and `still` when it
+// shows most: there it stands for a reader who wants less motion.
 export const SCENES = [
   { name: "hero", heading: null, draw: hero, seconds: 9, controls: [] },
   { name: "rank", heading: "a-column-times-a-row", draw: rank, seconds: 5, controls: ["products"] },
-  { name: "step", heading: "the-first-step", draw: step, seconds: 16, controls: [] },
+  { name: "step", heading: "the-first-step", draw: step, seconds: 16, still: 0.87, controls: [] },
   { name: "run", heading: "many-steps", draw: run, seconds: 3, controls: ["rank"] },
   { name: "alpha", heading: "alpha-and-the-rate", draw: alpha, seconds: 2, controls: ["rank", "alpha", "rate"] },
   { name: "merge", heading: "merging", draw: merge, seconds: 3, controls: ["apart"] },
@@ -300,6 +301,7 @@ export function begun({ still = false } = {}) {
   return still ? { ...tale, times: { ...times, hero: 1 } } : tale;
 }
 
+const sceneOf = (tale) => SCENES.find(({ name }) => name === tale.scene);
 const at = (tale, time) => ({ ...tale, times: { ...tale.times, [tale.scene]: time } });
 const known = (list, name) => (list.includes(name) ? list : [...list, name]);
 
@@ -310,11 +312,11 @@ export const EVENTS = {
     const time = tale.times[scene];
     return { ...tale, scene, running: !tale.still && tale.open.includes(scene) && time < 1 };
   },
-  // A question was answered, or its answer opened. With less motion the end is there at once.
+  // A question was answered, or its answer opened. With less motion it stands still at once.
   answered: (tale, { scene }) => {
     const told = { ...tale, scene, open: known(tale.open, scene) };
     if (tale.open.includes(scene)) return told;
-    return tale.still ? at(told, 1) : { ...at(told, 0), running: true };
+    return tale.still ? at(told, sceneOf(told).still ?? 1) : { ...at(told, 0), running: true };
   },
   // Play or pause; from the end, again.
   pressed: (tale) => {
@@ -325,8 +327,7 @@ export const EVENTS = {
   // Time went by, in seconds.
   passed: (tale, { seconds }) => {
     if (!tale.running) return tale;
-    const { seconds: whole } = SCENES.find(({ name }) => name === tale.scene);
-    const time = Math.min(tale.times[tale.scene] + seconds / whole, 1);
+    const time = Math.min(tale.times[tale.scene] + seconds / sceneOf(tale).seconds, 1);
     return { ...at(tale, time), running: time < 1 };
   },
   // The reader holds time in the hand.
@@ -342,8 +343,9 @@ export function after(tale, { type, ...event }) {
 }
 
 // What is drawn: before its question is answered a scene's beginning, whatever the time.
-export function stateOf({ scene, times, open, settings }) {
-  return SCENES.find(({ name }) => name === scene).draw(open.includes(scene) ? times[scene] : 0, settings);
+export function stateOf(tale) {
+  const { scene, times, open, settings } = tale;
+  return sceneOf(tale).draw(open.includes(scene) ? times[scene] : 0, settings);
 }
 
 // --- where the reader is, and what the reader said
