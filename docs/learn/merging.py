@@ -84,7 +84,7 @@ assert merging["NF4"]["apart"] < merging["NF4"]["merged"] - 0.1 and round(record
 shown(
     "merged",
     pictures.table(
-        ["weights in", "noise and what is not kept", "the base", "the adapter beside it", "merged"],
+        ["weights in", "noise and what is not kept", "loss: the base", "the adapter beside it", "merged"],
         [
             (name, f"{row['lost']:.0%}", f"{row['before']:.3f}", f"{row['apart']:.3f}", f"{row['merged']:.3f}")
             for name, row in merging.items()
