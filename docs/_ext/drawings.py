@@ -18,7 +18,7 @@ from pages import Drawn
 
 from minilora import Attention, DoRAAdapter, Linear, Llama, LlamaConfig, LoRA, LoRALinear, adapt, adapters, mse
 from minilora.cli.figures import BASE, LORA
-from minilora.language.memory import cache_bytes, training_memory
+from minilora.language.memory import cache_bytes
 from minilora.layer import Layer, rebuild
 from minilora.layers.attention import softmax
 from minilora.layers.rotary import Rotary, frequencies
@@ -657,12 +657,11 @@ def way_of_dy() -> Drawn:
 
 # --- the memory of a training step, by what it is for ----------------------------------------------------------------
 
-MEMORY_RANKS, MEMORY_BITS = (1, 4, 16, 64, 256), (16, 8, 4)
 KINDS = {"weights": BASE, "trained, gradients, Adam": LORA, "activations, logits": "#888"}
 
 
-def memory_bars(ways: dict[str, dict[str, int]]) -> Drawn:
-    """Return the drawing of what each way keeps, in bytes by part: a bar of three kinds, and the sizes of two cards."""
+def memory(ways: dict[str, dict[str, int]], tokens: int) -> Drawn:
+    """Return the picture of what each way keeps, in bytes by part: a bar of three kinds, and the sizes of two cards."""
     drawing, unit, left = Drawing(54 + 46 * len(ways)), 2.5e-9, 6
     cards = {f"{card} GB": left + card * 1e9 * unit for card in (24, 80)}
     for words, x in cards.items():
@@ -676,48 +675,20 @@ def memory_bars(ways: dict[str, dict[str, int]]) -> Drawn:
             x += width
         for x in cards.values():
             drawing.box(x, y, 1.5, 26, fill="currentColor", stroke="none", rx=0)
-    for (kind, colour), x in zip(KINDS.items(), (2, 64, 208), strict=True):
+    for (kind, colour), x in zip(KINDS.items(), (2, 64, 214), strict=True):
         drawing.box(x + 5, drawing.height - 12, 10, 10, fill=colour, stroke="none", rx=0)
         drawing.text(x + 14, drawing.height - 12, kind, anchor="start", font_size=10.5)
-    return drawing
+    says = "; ".join(f"{name} {gigabytes(parts)}" for name, parts in ways.items())
+    return drawing.show(
+        f"Bars in three parts: {says}.",
+        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The marks: what two usual "
+        "graphics cards hold.",
+    )
 
 
 def gigabytes(parts: dict[str, int]) -> str:
     """Return the sum of all parts in words."""
     return f"{sum(parts.values()) / 1e9:.3g} GB"
-
-
-def memory(config: LlamaConfig, tokens: int, ways: dict[str, dict[str, int]], start: tuple[int, int] = (2, 0)) -> Drawn:
-    """Return the picture of what training a model takes, by rank and bits; `ways` is the table behind it."""
-    pictures_of, says, in_full = [], [], training_memory(config, tokens=tokens)
-    for rank, bits in product(MEMORY_RANKS, MEMORY_BITS):
-        options = {"tokens": tokens, "rank": rank, "bits": bits}
-        found = {
-            "full fine-tuning": in_full,
-            f"LoRA, rank {rank}, {bits} bits": training_memory(config, **options),
-            "the same, with the activations recomputed": training_memory(config, **options, recompute=True),
-        }
-        full, lora, recomputed = map(gigabytes, found.values())
-        says.append(
-            f"Rank {rank}, {bits} bits: LoRA takes {lora}, and {recomputed} with the activations recomputed. Full "
-            f"fine-tuning takes {full}."
-        )
-        pictures_of.append(memory_bars(found).svg(f"Three bars, each in three parts. {says[-1]}"))
-    first = start[0] * len(MEMORY_BITS) + start[1]
-    sliders = [
-        hands.Slider("rank", "rank", [str(rank) for rank in MEMORY_RANKS], start[0]),
-        hands.Slider("bits", "bits of the base", [str(bits) for bits in MEMORY_BITS], start[1]),
-    ]
-    lines = {part: [parts[part] for parts in ways.values()] for part in next(iter(ways.values()))}
-    lines["in all"] = [sum(parts.values()) for parts in ways.values()]
-    rows = [(line, *(f"{value / 1e9:.3g}" for value in values)) for line, values in lines.items()]
-    caption = (
-        f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. "
-        "The marks: what two usual graphics cards hold."
-    )
-    data = {"pictures": pictures_of, "says": says}
-    table = pictures.html_table(["GB", *ways], rows)
-    return hands.figure("memory", sliders, says[first], Drawn(pictures_of[first]), table, data, caption)
 
 
 # --- DoRA -------------------------------------------------------------------------------------------------------------

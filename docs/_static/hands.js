@@ -179,8 +179,6 @@
 
     way: (parent, data, { adapters }) => drawn(parent, data, adapters),
 
-    memory: (parent, data, { rank, bits }) => drawn(parent, data, rank * data.values.bits.length + bits),
-
     shares(parent, data, { on_q, on_v }) {
       const place = on_q * data.values.on_v.length + on_v;
       parent.innerHTML = data.still;

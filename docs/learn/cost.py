@@ -82,7 +82,7 @@ ways = {
     "LoRA, 4 bits": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4),
     "4 bits, recomputed": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4, recompute=True),
 }
-picture("memory", drawings.memory(LLAMA_2_7B, tokens, ways))
+picture("memory", drawings.memory(ways, tokens))
 total = {name: sum(parts.values()) / 1e9 for name, parts in ways.items()}
 assert (round(total["LoRA, 4 bits"]), round(total["4 bits, recomputed"], 1)) == (22, 6.6)
 assert (round(total["LoRA, 16 bits"]), round(total["16 bits, recomputed"])) == (32, 16)

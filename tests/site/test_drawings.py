@@ -4,7 +4,6 @@ import re
 import sys
 from functools import cache
 from html import unescape
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ def whole():
         "shares": drawings.shares(),
         "block": drawings.block(drawings.small_model("all-linear")),
         "way": drawings.way_of_dy(),
-        "memory": drawings.Drawn(memory_ways()[0]),
+        "memory": drawings.memory(memory_ways(), 4096),
         "dora": drawings.two_arrows(),
     }
 
@@ -227,30 +226,22 @@ def test_what_dy_does_not_reach_is_grey():
 
 
 def memory_ways():
-    """Return the picture of Llama-2-7B's memory, and one way as its table."""
-    ways = {"4 bits": training_memory(LLAMA_2_7B, tokens=4096, rank=16, bits=4)}
-    return drawings.memory(LLAMA_2_7B, 4096, ways).data, ways["4 bits"]
+    """Return what Llama-2-7B keeps in three ways."""
+    ways = {"full": {}, "LoRA": {"rank": 16}, "4 bits": {"rank": 16, "bits": 4, "recompute": True}}
+    return {name: training_memory(LLAMA_2_7B, tokens=4096, **way) for name, way in ways.items()}
 
 
 def test_a_bar_is_as_long_as_what_it_counts():
-    picture, in_table = memory_ways()
-    data = data_of(picture)
-    places = list(product(data["values"]["rank"], data["values"]["bits"]))
-    for (rank, bits), svg, says in [*zip(places, data["pictures"], data["says"], strict=True)][::4]:
-        sizes = {"tokens": 4096, "rank": int(rank), "bits": int(bits)}
-        counted = [
-            training_memory(LLAMA_2_7B, tokens=4096),
-            training_memory(LLAMA_2_7B, **sizes),
-            training_memory(LLAMA_2_7B, **sizes, recompute=True),
-        ]
-        kinds = [("weights",), ("trained", "gradients", "Adam"), ("activations", "logits")]
-        long = [float(width) for width in re.findall(r'width="([\d.e-]+)" height="20"', svg)]
-        assert long == pytest.approx([2.5e-9 * sum(w[part] for part in kind) for w in counted for kind in kinds], 1e-4)
-        full, lora, recomputed = (f"{sum(parts.values()) / 1e9:.3g} GB" for parts in counted)
-        assert says.startswith(f"Rank {rank}, {bits} bits: LoRA takes {lora}, and {recomputed} with")
-        assert all(f": {size}" in text for size, text in zip((full, lora, recomputed), texts(svg)[2:5], strict=True))
-    assert len(places) == 15
-    assert f"<td>in all</td><td>{sum(in_table.values()) / 1e9:.3g}</td>" in picture
+    ways = memory_ways()
+    svg = drawings.memory(ways, 4096).data
+    kinds = [("weights",), ("trained", "gradients", "Adam"), ("activations", "logits")]
+    long = [float(width) for width in re.findall(r'width="([\d.e-]+)" height="20"', svg)]
+    assert long == pytest.approx(
+        [2.5e-9 * sum(w[part] for part in kind) for w in ways.values() for kind in kinds], 1e-4
+    )
+    for (name, parts), text in zip(ways.items(), texts(svg)[2:5], strict=True):
+        assert text == f"{name}: {sum(parts.values()) / 1e9:.3g} GB"
+        assert text.replace(":", "") in re.search(r'aria-label="([^"]*)"', svg)[1]
 
 
 def test_doras_new_row_lies_along_v_and_is_m_long():
@@ -362,18 +353,6 @@ def test_moving_what_trains_shows_where_dy_ends(visit, width):
         assert move(browser, "adapters", step) == data["says"][place]
         alt = browser.find_element("css selector", "#way svg").get_attribute("aria-label")
         assert alt == unescape(re.search(r'aria-label="([^"]*)"', data["pictures"][place])[1])
-
-
-@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_moving_rank_or_bits_shows_what_it_takes(visit, width):
-    browser = visit("cost.html", width)
-    data = data_of(memory_ways()[0])
-    places = {"rank": 2, "bits": 0}
-    for name, step in (("bits", 2), ("rank", 2), ("bits", -1), ("rank", -4)):
-        places[name] += step
-        assert move(browser, name, step) == data["says"][3 * places["rank"] + places["bits"]]
-        words = [text.text for text in browser.find_elements("css selector", "#memory svg text")]
-        assert words == texts(data["pictures"][3 * places["rank"] + places["bits"]])
 
 
 @pytest.mark.parametrize("page", [pytest.param("derivation.html", marks=built)])
