@@ -17,7 +17,7 @@ import costs
 import numpy as np
 import pictures
 from pages import Drawn
-from ranks import SIDE, change, word
+from ranks import change
 
 from minilora import NF4, LoRA, train
 from minilora.layers.nf4 import code_book
@@ -62,12 +62,7 @@ def figure(
     )
 
 
-# --- rank as a sum of outer products ----------------------------------------------------------------------------------
-
-
-def cells(matrix: np.ndarray) -> np.ndarray:  # (90, 280) -> (9, 28)
-    """Return the mean of each block of a change of weight: what a cell of the picture stands for."""
-    return matrix.reshape(len(matrix) // SIDE, SIDE, -1, SIDE).mean(axis=(1, 3))
+# --- adapters of each rank that learn a word --------------------------------------------------------------------------
 
 
 def learn_word(highest: int) -> list[LoRA]:
@@ -81,50 +76,6 @@ def learn_word(highest: int) -> list[LoRA]:
             train(adapter, X, X @ truth.T, epochs=60, batch_size=100, lr=lr, rng=rng)
         adapters.append(adapter)
     return adapters
-
-
-def outer_products(delta: np.ndarray, rank: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return a change of weight as `rank` columns and rows whose products add up to it, the strongest first."""
-    U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    return [(np.sqrt(S[k]) * U[:, k], np.sqrt(S[k]) * Vt[k]) for k in range(rank)]
-
-
-def rank_by_outer_products(start: int = 2) -> Drawn:
-    """Return the picture of what an adapter of each rank learns of a change: a sum of outer products."""
-    truth = change()
-    true_rank = int(np.linalg.matrix_rank(truth))
-    learned = [np.zeros_like(truth), *(adapter.delta() for adapter in learn_word(true_rank))]
-    shares = [1 - ((truth - delta) ** 2).sum() / (truth**2).sum() for delta in learned]
-    assert all(fewer < more for fewer, more in pairwise(shares))
-    assert shares[-1] > 0.99
-    counts = [rank * sum(truth.shape) for rank in range(len(learned))]
-    says = [
-        f"Rank {rank}: {count:,} numbers trained in place of {truth.size:,}. Learned {share:.0%} of the change."
-        for rank, (count, share) in enumerate(zip(counts, shares, strict=True))
-    ]
-    rows = [(r, f"{counts[r]:,}", f"{counts[r] / truth.size:.1%}", f"{shares[r]:.1%}") for r in range(len(learned))]
-    table = pictures.html_table(["rank", "numbers trained", f"of {truth.size:,}", "learned"], rows)
-    parts = [outer_products(delta, rank) for rank, delta in enumerate(learned)]
-    data = {
-        "truth": word().astype(int).tolist(),
-        "learned": [np.round(cells(delta), 2).tolist() for delta in learned],
-        "columns": [[np.round(u.reshape(-1, SIDE).mean(1), 2).tolist() for u, _ in part] for part in parts],
-        "rows": [[np.round(v.reshape(-1, SIDE).mean(1), 2).tolist() for _, v in part] for part in parts],
-        "says": says,
-    }
-    still = pictures.show(
-        pictures.stacked({"the change to learn": word(), "learned": cells(learned[start])}),
-        "Two grids: the change of weight, which spells LoRA; and what an adapter learned of it at the slider's "
-        "start, a "
-        "blurred word.",
-    )
-    slider = Slider("rank", "rank of the adapter", [str(r) for r in range(len(learned))], start)
-    caption = (
-        f"The change of weight that is to be learned has {truth.shape[0]} x {truth.shape[1]} entries and spells a "
-        f"word; a cell shows {SIDE} x {SIDE} of them. The change has rank {true_rank}. Column 1 "
-        "times row 1 is one outer product, and so on; what is learned is their sum. Orange is positive, blue negative."
-    )
-    return figure("rank", [slider], says[start], still, table, data, caption)
 
 
 # --- what a matrix does to a circle -----------------------------------------------------------------------------------

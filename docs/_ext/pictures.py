@@ -85,20 +85,6 @@ def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:
         spine.set_visible(True)
 
 
-def factors(A: np.ndarray, B: np.ndarray) -> Figure:
-    """Draw the column B, the row A and their product, a matrix of rank 1, in a layout like the multiplication's."""
-    figure = new_figure(5.2, 3.7)
-    grid = figure.subplots(2, 2, width_ratios=[1, A.shape[1]], height_ratios=[1, B.shape[0]])
-    grid[0, 0].axis("off")
-    limit = max(np.abs(A).max(), np.abs(B).max())
-    heat_map(grid[0, 1], A, limit, f"A, {A.shape[0]} x {A.shape[1]}")
-    heat_map(grid[1, 0], B, limit)
-    grid[1, 0].set_ylabel(f"B, {B.shape[0]} x {B.shape[1]}")
-    heat_map(grid[1, 1], B @ A, np.abs(B @ A).max())
-    grid[1, 1].set_xlabel(f"B A, {B.shape[0]} x {A.shape[1]}")
-    return figure
-
-
 def spectra(true: np.ndarray, learned: np.ndarray, full: np.ndarray, count: int = 8) -> Figure:
     """Draw the leading singular values of three changes of weight beside each other."""
     figure = new_figure(5.2, 3.2)
@@ -111,15 +97,6 @@ def spectra(true: np.ndarray, learned: np.ndarray, full: np.ndarray, count: int 
         axes.bar(number + 0.27 * (shift - 1), values, 0.25, color=colour, label=label)
     axes.set(xlabel="number", ylabel="singular value", xticks=number)
     axes.legend()
-    return figure
-
-
-def stacked(matrices: dict[str, np.ndarray]) -> Figure:
-    """Draw named matrices one below the other, all to one scale of colours."""
-    figure = new_figure(4.2, 1.75 * len(matrices))
-    limit = max(np.abs(matrix).max() for matrix in matrices.values())
-    for axes, (title, matrix) in zip(figure.subplots(len(matrices), 1), matrices.items(), strict=True):
-        heat_map(axes, matrix, limit, title)
     return figure
 
 

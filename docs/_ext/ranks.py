@@ -95,7 +95,7 @@ def preview() -> None:
     from matplotlib.figure import Figure
 
     figure = Figure((12, 6.3), dpi=100, facecolor="white")
-    figure.text(0.05, 0.85, "LoRA in ten minutes", fontsize=44, weight="bold", color="#1c2333")
+    figure.text(0.05, 0.85, "LoRA", fontsize=44, weight="bold", color="#1c2333")
     figure.text(
         0.05, 0.76, "A large matrix stays as it is. Two thin ones learn its change.", fontsize=23, color="#444c5e"
     )

@@ -19,38 +19,6 @@
     return svg;
   }
 
-  // --- a matrix as a grid of cells: orange above zero, blue below, nothing at zero
-
-  function grid(parent, matrix, title) {
-    const [rows, columns, size] = [matrix.length, matrix[0].length, 12];
-    const svg = drawing(parent, columns * size + 2, rows * size + 20, `${title}: a matrix of ${rows} by ${columns}`);
-    add(svg, "text", { x: 1, y: 13 }, title);
-    add(svg, "rect", { x: 1, y: 19, width: columns * size, height: rows * size, class: "frame" });
-    matrix.forEach((row, i) => row.forEach((value, j) => {
-      if (!value) return;
-      const place = { x: 1 + j * size, y: 19 + i * size, width: size, height: size };
-      add(svg, "rect", { ...place, class: value > 0 ? "lora" : "base", "fill-opacity": Math.min(Math.abs(value), 1) });
-    }));
-  }
-
-  // --- a column times a row: the column at the left, the row above, and their product
-
-  function product(parent, column, row, title) {
-    const size = 12, aside = 16, most = Math.max(...column.map(Math.abs)), top = Math.max(...row.map(Math.abs));
-    const [wide, high] = [row.length * size, column.length * size];
-    const svg = drawing(parent, wide + aside + 2, high + aside + 20, title);
-    add(svg, "text", { x: 1, y: 13 }, title);
-    const cell = (value, x, y) => {
-      if (value) add(svg, "rect", { x, y, width: size, height: size, class: value > 0 ? "lora" : "base", "fill-opacity": Math.min(Math.abs(value), 1) });
-    };
-    column.forEach((value, i) => cell(value / most, 1, 19 + aside + i * size));
-    row.forEach((value, j) => cell(value / top, 1 + aside + j * size, 19));
-    column.forEach((u, i) => row.forEach((v, j) => cell(u * v, 1 + aside + j * size, 19 + aside + i * size)));
-    add(svg, "rect", { x: 1 + aside, y: 19 + aside, width: wide, height: high, class: "frame" });
-    add(svg, "rect", { x: 1, y: 19 + aside, width: size, height: high, class: "frame" });
-    add(svg, "rect", { x: 1 + aside, y: 19, width: wide, height: size, class: "frame" });
-  }
-
   // --- a plane, the origin in its middle
 
   function plane(parent, alt, title) {
@@ -97,13 +65,6 @@
   // --- the pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
   const DRAW = {
-    rank(parent, data, { rank }) {
-      grid(parent, data.truth, "the change to learn");
-      grid(parent, data.learned[rank], `learned: the sum of ${rank} outer product${rank === 1 ? "" : "s"}`);
-      data.columns[rank].forEach((column, k) => product(parent, column, data.rows[rank][k], `column ${k + 1} times row ${k + 1}`));
-      return data.says[rank];
-    },
-
     circle(parent, data, { angle }) {
       const [x, y] = data.arrows[angle];
       const long = data.arrows.map(([, end]) => Math.hypot(...end));

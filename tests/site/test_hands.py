@@ -20,11 +20,6 @@ import hands
 from minilora import NF4, dequantize_nf4, quantize_nf4
 
 
-@pytest.fixture(scope="module")
-def rank():
-    return hands.rank_by_outer_products().data
-
-
 def data_of(picture):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', picture, re.S)[1])
 
@@ -53,26 +48,6 @@ def test_the_levels_are_nf4_and_lose_what_is_said():
     assert float(re.search(r"error is ([\d.]+)%", data["says"][2])[1]) == pytest.approx(100 * error, abs=0.2)
 
 
-def test_the_sentences_and_the_table_say_one_thing(rank):
-    data, truth = data_of(rank), hands.word()
-    assert np.array_equal(truth, data["truth"])
-    for r, (learned, said) in enumerate(zip(data["learned"], data["says"], strict=True)):
-        left = ((truth - np.array(learned)) ** 2).sum() / (truth**2).sum()
-        assert float(re.search(r"Learned (\d+)%", said)[1]) == pytest.approx(100 * (1 - left), abs=1)
-        assert f"Rank {r}: {r * 370:,} numbers trained in place of 25,200." in said
-        assert f"<td>{r}</td><td>{r * 370:,}</td>" in rank
-        # The least that any matrix of the rank can leave, by Eckart and Young.
-        least = (np.linalg.svd(truth, compute_uv=False)[r:] ** 2).sum() / (truth**2).sum()
-        assert left > least - 0.002
-
-
-def test_the_outer_products_add_up_to_what_is_learned(rank):
-    data = data_of(rank)
-    for learned, columns, rows in zip(data["learned"], data["columns"], data["rows"], strict=True):
-        whole = sum((np.outer(u, v) for u, v in zip(columns, rows, strict=True)), np.zeros((9, 28)))
-        assert np.allclose(whole, learned, atol=0.06)  # each has two decimals
-
-
 def test_the_matrix_of_the_circle_has_its_singular_values():
     data = data_of(hands.circle().data)
     lengths = [float(np.hypot(*end)) for _, end in data["arrows"]]
@@ -89,7 +64,6 @@ def test_the_matrix_of_the_circle_has_its_singular_values():
 
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PICTURES = {
-    "index.html": "rank",
     "rank.html": "circle",
     "network.html": "shares",
     "cost.html": "ledger",
@@ -159,21 +133,6 @@ def move(browser, name, places):
     slider = browser.find_element("css selector", f"figure.hands [name={name}]")
     slider.send_keys((Keys.ARROW_RIGHT if places > 0 else Keys.ARROW_LEFT) * abs(places))
     return slider.find_element("xpath", "ancestor::figure").find_element("css selector", ".says").text
-
-
-@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_moving_the_rank_shows_what_it_learns(visit, width):
-    browser = visit("index.html", width)
-    data = data_of((SITE / "index.html").read_text(encoding="utf-8"))
-    assert browser.find_element("css selector", "#rank .says").text == data["says"][2]
-    for step, rank in ((1, 3), (4, 7), (-7, 0)):
-        assert move(browser, "rank", step) == data["says"][rank]
-        cells, products = browser.execute_script(
-            """const drawn = document.querySelectorAll("#rank .drawing > svg");
-               return [drawn[1].querySelectorAll('.lora, .base').length, drawn.length - 2]"""
-        )
-        assert (cells, products) == (np.count_nonzero(data["learned"][rank]), rank)
-        assert browser.find_element("css selector", "#rank [name=rank]").get_attribute("aria-valuetext") == str(rank)
 
 
 @pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
