@@ -373,6 +373,7 @@ def test_start_again_in_a_run_begins_the_curves_again(visit, width):
     wait(lambda: steps(browser) == 1, 120)
     first = find(browser, "[data-loss]").text
     wait(lambda: steps(browser) > 3, 120)
+    assert re.match(r"step (20|30), in \d+ s", find(browser, "[data-last]").text)
     assert points(browser, "above")[0] == 44
     click(browser, "restart")
     wait(lambda: steps(browser) == 0)
