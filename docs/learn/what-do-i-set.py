@@ -22,7 +22,7 @@ def linked(source):
 inputs, _ = settings.read_inputs(settings.DEFAULTS)
 answer = settings.advise(inputs)
 
-# %% What fits
+# %% How memory is counted
 
 rows = []
 for name, model in settings.MODELS.items():
@@ -33,19 +33,20 @@ head = ("kept, recomputed", *("full" if not bits else f"{bits} bits" for _, bits
 shown("fits", pictures.table(head, rows))
 assert inputs["tokens"] == 4096
 
-# %% What others set
+# %% How rates compare
 
 picture("settings", Drawn(answer["axis"]))
 rows = [
     (
         f"{of['name']}, {linked(of['source'])}: {of['for']}",
-        *(of[part] for part in ("rank", "alpha", "s", "rate", "product")),
+        f"{of['rank']}, {of['alpha']}",
+        *(of[part] for part in ("s", "rate", "product")),
     )
     for of in answer["recipes"]
 ]
-shown("recipes", pictures.table(("recipe", "r", "alpha", "s", "rate", "s × rate"), rows))
+shown("recipes", pictures.table(("recipe", "r, alpha", "s", "rate", "s × rate"), rows))
 
-# %% What the losses say
+# %% All the rules
 
 rows = [(settings.WHEN[what], f"{linked(source)}; {size}") for what, (source, size) in settings.SEEN.items()]
 shown("rules", pictures.table(("what is said, and when", "seen by, at"), rows))
