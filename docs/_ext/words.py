@@ -118,6 +118,7 @@ class Recipe:
 TINKER = "Tinker's formula", "https://tinker-docs.thinkingmachines.ai/cookbook/api-reference/hyperparam_utils"
 TUNE = "torchtune", "https://github.com/pytorch/torchtune/tree/main/recipes/configs"
 QLORA = "QLoRA's scripts", "https://github.com/artidoro/qlora/tree/main/scripts"
+LITGPT = "LitGPT", "https://github.com/Lightning-AI/litgpt/tree/main/config_hub/finetune"
 UNSLOTH = "Unsloth", "https://unsloth.ai/docs/get-started/fine-tuning-llms-guide/lora-hyperparameters-guide"
 PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperparameter-best-practices"
 
@@ -129,6 +130,7 @@ RECIPES = [
     Recipe(*TUNE, "Llama 3, 1B to 70B", 3e-4, 2.0, "2r, at rank 8 to 64"),
     Recipe(*QLORA, "LLaMA 7B, 13B", 2e-4, 16 / 64, "16, at rank 64"),
     Recipe(*QLORA, "LLaMA 33B, 65B", 1e-4, 16 / 64, "16, at rank 64"),
+    Recipe(*LITGPT, "Llama 2 and 3, 1B to 8B", 2e-4, 16 / 32, "16, at rank 32"),
     Recipe(*UNSLOTH, "any", 2e-4, 1.0, "r, the standard"),
     Recipe(*UNSLOTH, "any", 2e-4, 2.0, "2r, the common one"),
     Recipe(*PREDIBASE, "any", 2e-4, None, ""),
