@@ -11,10 +11,10 @@ from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from minilora import article
-from minilora.cli import _parser, main
+from minilora.cli import _parser
 from minilora.cli.console import BLAS_THREADS, limit_blas, say_goes_on
 
-from ..support.command_line import run
+from ..support.command_line import finetune, run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
@@ -36,47 +36,35 @@ def test_the_help_has_an_example_that_the_parser_takes(command, capsys):
     assert _parser().parse_args(words).command
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
-@pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
-def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, tmp_path, capsys, monkeypatch):
-    place = tmp_path / "p.png"
-    {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to("x")}[kind]()
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "unwritable"])
+@pytest.mark.parametrize("command", ["article", "inspect adapter"])
+def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, tmp_path, shell, monkeypatch):
+    place, said = tmp_path / "p.png", "expected a regular file or a new name"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
-    assert main([*command, "--plot", str(place)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert "expected a regular file or a new name" in err
-
-
-@pytest.mark.parametrize("command", [["article"], ["inspect", "adapter"]])
-def test_a_plot_in_an_unwritable_folder_is_refused_first(command, adapter, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
-    assert main([*command, "--plot", "p.png"]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.endswith(f"the folder '{tmp_path}' cannot be written\n")
+    if kind == "unwritable":
+        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+        said = f"the folder '{tmp_path}' cannot be written"
+    else:
+        {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to("x")}[kind]()
+    assert shell.refused(command, "--plot", "p.png").endswith(said)
+    assert shell.out == ""
 
 
 @pytest.mark.parametrize(
     ("command", "name"),
     [
-        (["article", "--epochs", "1", "--plot", "mine.svg"], "plot file 'mine.svg'"),
-        (["inspect", "adapter", "--plot", "mine.svg"], "plot file 'mine.svg'"),
-        (["merge", "base.safetensors", "adapter", "-o", "mine.svg"], "-o 'mine.svg'"),
+        ("article --epochs 1 --plot mine.svg", "plot file 'mine.svg'"),
+        ("inspect adapter --plot mine.svg", "plot file 'mine.svg'"),
+        ("merge base.safetensors adapter -o mine.svg", "-o 'mine.svg'"),
     ],
 )
-def test_no_file_is_replaced_without_a_word(
-    command, name, adapter, small_article, drawn, tmp_path, capsys, monkeypatch
-):
+def test_no_file_is_replaced_without_a_word(command, name, adapter, small_article, drawn, tmp_path, shell, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.svg").write_text("dear diary")
-    assert main(command) == 2
-    assert capsys.readouterr() == ("", f"minilora: {name} is there already: name another, or say --overwrite\n")
-    assert (tmp_path / "mine.svg").read_text() == "dear diary"
-    assert main([*command, "--overwrite"]) == 0
+    assert shell.refused(command) == f"{name} is there already: name another, or say --overwrite"
+    assert (shell.out, (tmp_path / "mine.svg").read_text()) == ("", "dear diary")
+    shell(command, "--overwrite")
     assert (tmp_path / "mine.svg").read_bytes() != b"dear diary"
 
 
@@ -91,58 +79,42 @@ def test_a_figure_is_of_a_kind_that_programs_open(adapter, drawn, tmp_path, shel
     assert drawn == ["png", "svg", "pdf", "jpg", "webp"]
 
 
-def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, capsys):
-    evil = "\x1b[2J\x07\n\u202e\r" + "x" * 2_000_000
+def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, shell):
+    evil, sound = "\x1b[2J\x07\n\u202e\r" + "x" * 2_000_000, {"peft_type": "LORA", "target_modules": "all-linear"}
     save_file({evil: np.ones(2)}, tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "target_modules": "all-linear"}))
-    texts = []
-    assert main(["inspect", str(tmp_path)]) == 2
-    texts.append(capsys.readouterr().err)
-    for config in ({"peft_type": evil}, {evil: 1}, {"alpha_pattern": {evil: 1}}, {"target_modules": [evil, evil]}):
-        text = json.dumps({"peft_type": "LORA", "target_modules": "all-linear"} | config)
-        (tmp_path / "adapter_config.json").write_text(text)
-        assert main(["inspect", str(tmp_path)]) == 2
-        texts.append(capsys.readouterr().err)
-    for text in texts:
-        assert text.startswith("minilora: ")
-        assert text.endswith("\n")
-        assert text[:-1].isprintable()
-        assert len(text) < 1500
+    for config in (
+        {}, {"peft_type": evil}, {evil: 1}, {"alpha_pattern": {evil: 1}}, {"target_modules": [evil, evil]}
+    ):  # fmt: skip
+        (tmp_path / "adapter_config.json").write_text(json.dumps(sound | config))
+        said = shell.refused(f"inspect {tmp_path}")
+        assert said.isprintable()
+        assert len(said) < 1500
 
 
-def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, drawn, tmp_path, capsys, monkeypatch):
+def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, drawn, tmp_path, shell, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minilora.conformance.vectors.write", lambda *given: 3)
     evil = "\x1b[2J\u202e"
     save_file({"fc.weight": np.ones((10, 20), "f4")}, f"{evil}.safetensors")
     for command in (
-        ["article", "--epochs", "1", "--save", f"{evil}a", "--plot", f"{evil}.png"],
-        ["inspect", f"{evil}a", "--plot", f"{evil}2.png"],
-        ["merge", f"{evil}.safetensors", f"{evil}a", "-o", f"{evil}o"],
-        ["vectors", f"{evil}v"],
+        f"article --epochs 1 --save {evil}a --plot {evil}.png",
+        f"inspect {evil}a --plot {evil}2.png",
+        f"merge {evil}.safetensors {evil}a -o {evil}o",
+        f"vectors {evil}v",
     ):
-        assert main(command) == 0
-        out = capsys.readouterr().out
+        out = shell(command)
         assert "\\x1b[2J" in out
         assert out.replace("\n", "").isprintable()
 
 
-def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, capsys):
+def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, shell):
     def refused(**options):
         raise ValueError("\x1b[2Jred\nand more\u202e")
 
     monkeypatch.setattr(article, "run", refused)
-    assert main(["article"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("minilora: \\x1b[2Jred")
-    assert err[:-1].isprintable()
-
-
-SMALL = ["--batch-size", "2", "--length", "8", "--rank", "2", "--lr", "0.02"]
-
-
-def finetune(model, steps):
-    return run("finetune", "text", "--save", "a", "--overwrite", "--model", model, "--steps", str(steps), *SMALL)
+    said = shell.refused("article")
+    assert said.startswith("\\x1b[2Jred")
+    assert said.isprintable()
 
 
 def of_context(folder, length):
@@ -154,8 +126,8 @@ def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
     said = "tokens, and the model's context is 7: what it says beyond may be nonsense"
     for length in (8, 7):
         of_context(folder, length)
-        assert finetune("model", 1) == 0
-        assert run("generate", "cat", "--model", "model", "--tokens", "5", "--temperature", "0") == 0
+        assert finetune("--steps 1 --batch-size 2") == 0
+        assert run("generate cat --model model --tokens 5 --temperature 0") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]
     assert lines == [f"minilora: a window has 8 {said}", f"minilora: prompt and text may have 8 {said}"]
 

@@ -1,4 +1,4 @@
-"""``minilora evaluate``."""
+"""``minilora evaluate``: the loss of a base and with an adapter, of a text, of examples, of what finetune holds out."""
 
 import json
 import math
@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, attach, cross_entropy, load_adapter
 
-from ..support.command_line import finetune, run
-from ..support.language import LETTERS, TEXT
+from ..support.command_line import FINETUNE, finetune, losses
+from ..support.language import TEXT, ids_of
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+pytestmark = pytest.mark.usefixtures("folder")
 
 
 def shown(out):
@@ -22,62 +23,53 @@ def shown(out):
     return [(float(loss), float(perplexity), name) for loss, perplexity, name in lines]
 
 
-def test_the_loss_of_base_and_adapter_is_that_of_all_of_the_text(folder, capsys):
+def test_the_loss_of_base_and_adapter_is_that_of_all_of_the_text(shell):
     assert finetune() == 0
-    capsys.readouterr()
-    assert run("evaluate", "text", "--model", "model", "--adapter", "a", "--length", "8") == 0
-    out = capsys.readouterr().out
+    out = shell("evaluate text --model model --adapter a --length 8")
     assert f"text     text: {len(TEXT):,} tokens, 254 windows of 8" in out
-    ids = np.array([LETTERS.index(c) for c in TEXT])
+    ids, base = np.array(ids_of(TEXT)), Llama.load("model")
     X, Y = ids[: 254 * 8].reshape(-1, 8), ids[1 : 254 * 8 + 1].reshape(-1, 8)
-    base = Llama.load("model")
-    losses = [cross_entropy(model(X), Y)[0] for model in (base, attach(base, load_adapter("a")))]
-    assert [row[2] for row in shown(out)] == ["model", "with a"]
-    np.testing.assert_allclose([row[0] for row in shown(out)], losses, atol=6e-5)
-    np.testing.assert_allclose([row[1] for row in shown(out)], [math.exp(loss) for loss in losses], rtol=1e-3)
+    expected = [cross_entropy(model(X), Y)[0] for model in (base, attach(base, load_adapter("a")))]
+    found, perplexities, names = zip(*shown(out), strict=True)
+    assert names == ("model", "with a")
+    np.testing.assert_allclose(found, expected, atol=6e-5)
+    np.testing.assert_allclose(perplexities, np.exp(expected), rtol=1e-3)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate"])
 @pytest.mark.filterwarnings("ignore:.*base's own weight:UserWarning")
-def test_an_adapter_of_another_base_is_refused(folder, capsys, command):
-    assert finetune("--target-modules", "embed_tokens") == 0
+def test_an_adapter_of_another_base_is_refused(shell, command):
+    assert finetune("--target-modules embed_tokens") == 0
     file, key = Path("a", "adapter_model.safetensors"), "base_model.model.model.embed_tokens.base_layer.weight"
     weight = load_file("model/model.safetensors")["model.embed_tokens.weight"]
     for kept, code in ((weight, 0), (weight + 1, 2)):
         save_file(load_file(file) | {key: kept}, file)
-        assert run(command, "text", "--model", "model", "--adapter", "a") == code
-    assert "the adapter is of another base" in capsys.readouterr().err
+        shell(f"{command} text --model model --adapter a", code=code)
+    assert "the adapter is of another base" in shell.err
 
 
-def test_examples_are_measured_where_they_count(folder, capsys):
+def test_examples_are_measured_where_they_count(shell):
     Path("e.jsonl").write_text(json.dumps({"prompt": "the ", "completion": "cat"}) + "\n")
-    assert run("evaluate", "e.jsonl", "--model", "model") == 0
-    ids = np.array([LETTERS.index(c) for c in "the cat."])
+    ((loss, _, name),) = shown(shell("evaluate e.jsonl --model model"))
+    ids = np.array(ids_of("the cat."))
     logits = Llama.load("model")(ids[None, :-1])[:, 3:]
-    ((loss, _, name),) = shown(capsys.readouterr().out)
-    assert name == "model"
-    assert loss == pytest.approx(float(cross_entropy(logits, ids[None, 4:])[0]), abs=6e-5)
+    assert (loss, name) == (pytest.approx(float(cross_entropy(logits, ids[None, 4:])[0]), abs=6e-5), "model")
 
 
-def test_the_loss_is_measured_on_another_file_or_share(folder, capsys):
+def test_the_loss_is_measured_on_another_file_or_share(shell):
     """What finetune measures before its first step is what evaluate prints."""
     Path("other").write_text("a log and a mat.\n" * 9)
-    assert finetune("--steps", "1", "--valid", "other", "--checkpoint", "c") == 0
-    out = capsys.readouterr().out
+    out = shell(f"{FINETUNE} --steps 1 --valid other --checkpoint c")
     assert "254 windows of 8; held out other: 153 tokens, 19 windows of 8" in out
-    (before,) = re.findall(r"^   0 +(\S+)$", out, re.M)
-    assert run("evaluate", "other", "--model", "model", "--length", "8") == 0
-    assert shown(capsys.readouterr().out)[0][0] == pytest.approx(float(before), abs=6e-4)
-    assert finetune("--steps", "2", "--checkpoint", "c") == 2
-    assert "what is held out is another" in capsys.readouterr().err
-    assert finetune("--steps", "1", "--valid", "0.5") == 0
-    assert "127 windows of 8" in capsys.readouterr().out
-    for bad in ("0", "0.7", "nan", "nowhere"):
-        assert finetune("--steps", "1", "--valid", bad) == 2
+    before = shown(shell("evaluate other --model model --length 8"))[0][0]
+    assert losses(out)[0] == pytest.approx(before, abs=6e-4)
+    assert "what is held out is another" in shell.refused(f"{FINETUNE} --steps 2 --checkpoint c")
+    assert "127 windows of 8" in shell(f"{FINETUNE} --steps 1 --valid 0.5")
+    for bad in ("nan", "nowhere"):
+        shell.refused(f"{FINETUNE} --steps 1 --valid {bad}")
 
 
-def test_a_loss_beyond_every_exponential_has_an_infinite_perplexity(folder, capsys, monkeypatch):
+def test_a_loss_beyond_every_exponential_has_an_infinite_perplexity(shell, monkeypatch):
     """An adapter that diverged gives such losses, and they are what one wants to see."""
     monkeypatch.setattr("minilora.language.text.evaluate_where_it_counts", lambda *a, **k: 12345.0)
-    assert run("evaluate", "text", "--model", "model", "--length", "8") == 0
-    assert shown(capsys.readouterr().out) == [(12345.0, math.inf, "model")]
+    assert shown(shell("evaluate text --model model --length 8")) == [(12345.0, math.inf, "model")]
