@@ -21,6 +21,7 @@ from .support.cases import PRODUCTS as CASES
 from .support.compare import assert_close
 from .support.memory import traced
 from .support.problems import Problem
+from .support.streams import Terminal
 
 DATA = Problem(n=50, in_features=5, out_features=4, rank=3)
 LINEAR, LORA, LORA_LINEAR = CASES[:3]
@@ -217,11 +218,6 @@ def test_the_loss_of_a_model_with_a_nan_is_nan():
 
 
 # --- progress -------------------------------------------------------------------------------------
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize(

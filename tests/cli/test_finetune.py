@@ -3,7 +3,6 @@
 transcripts/refused.txt has what it refuses.
 """
 
-import io
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from minilora.variants.dropout import with_dropout
 from ..support.command_line import FEW, FINETUNE, finetune, losses, overfitting, rows, run, weights
 from ..support.disk import contents
 from ..support.language import TEXT, greedily, ids_of, tiny_llama
+from ..support.streams import File
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytestmark = pytest.mark.usefixtures("folder")
@@ -354,15 +354,13 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
 
 
 def test_what_is_loaded_is_said_and_the_first_loss_seen_before_it_trains(monkeypatch):
-    seen, out, load = [], io.StringIO(), Llama.load
-    out.flush = lambda: seen.append(out.getvalue())
-    monkeypatch.setattr(Llama, "load", lambda *a, **k: asked.append(seen[-1]) or load(*a, **k))
-    monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: asked.append(seen[-1]) or History())
-    monkeypatch.setattr(sys, "stdout", out)
-    asked = []
+    seen, load = [], Llama.load
+    monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(sys.stdout.seen) or load(*a, **k))
+    monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
+    monkeypatch.setattr(sys, "stdout", File())
     assert finetune() == 0
-    assert asked[0] == "model    model"
-    assert re.fullmatch(r"   0 +\d\.\d{3}", asked[1].splitlines()[-1])
+    assert seen[0] == "model    model"
+    assert re.fullmatch(r"   0 +\d\.\d{3}", seen[1].splitlines()[-1])
 
 
 def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):

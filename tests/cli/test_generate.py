@@ -14,6 +14,7 @@ from minilora.language import generation
 
 from ..support.command_line import finetune, losses, run
 from ..support.language import LETTERS, greedily, ids_of, template, tiny_llama, write_folder
+from ..support.streams import File, Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
@@ -32,8 +33,7 @@ def larger(folder):
 
 
 def typed(monkeypatch, text, terminal=False):
-    monkeypatch.setattr(sys, "stdin", stdin := io.StringIO(text))
-    stdin.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", (Terminal if terminal else io.StringIO)(text))
 
 
 def interrupted(monkeypatch, at):
@@ -135,10 +135,9 @@ def test_the_prompt_begins_with_the_begin_token_once(larger, shell, monkeypatch,
 
 
 def test_each_token_is_seen_before_the_next_is_chosen(monkeypatch):
-    left, seen, flushed = [1, 2, 3], [], []
-    monkeypatch.setattr(generation, "choose", lambda *scores: seen.append(flushed[-1]) or left.pop(0))
-    monkeypatch.setattr(sys, "stdout", out := io.StringIO())
-    out.flush = lambda: flushed.append(out.getvalue())
+    left, seen = [1, 2, 3], []
+    monkeypatch.setattr(generation, "choose", lambda *scores: seen.append(sys.stdout.seen) or left.pop(0))
+    monkeypatch.setattr(sys, "stdout", File())
     assert run("generate 'a cat' --model model --tokens 3") == 0
     assert seen == ["a cat", "a catb", "a catbc"]
 
@@ -278,8 +277,7 @@ def test_both_commands_compute_where_they_are_told(shell, standin):
 
 @pytest.mark.parametrize("command", ["generate 'the cat'", "evaluate text"])
 def test_a_terminal_says_that_the_model_is_loaded_until_it_is(monkeypatch, command):
-    seen, right, shown = [], Llama.load, io.StringIO()
-    shown.isatty = lambda: True
+    seen, right, shown = [], Llama.load, Terminal()
     monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(shown.getvalue()) or right(*a, **k))
     monkeypatch.setattr(sys, "stderr", shown)
     assert run(command, "--model", "model") == 0

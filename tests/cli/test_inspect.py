@@ -11,9 +11,6 @@ from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, load_adapter, save_adapter
-from minilora.cli import main
-
-from ..support.command_line import run
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,10 +22,9 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, capsys, monkeypatch):
+def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeypatch):
     figures = drawn(monkeypatch)
-    assert main(["inspect", str(adapter), "--plot", str(tmp_path / "p.png")]) == 0
-    head, enc, top, total, _, written = capsys.readouterr().out.splitlines()
+    head, enc, top, total, _, written = shell(f"inspect {adapter} --plot {tmp_path}/p.png").splitlines()
     loras = load_adapter(adapter)
     norms = {name: np.linalg.norm(lora.delta().astype(float)) for name, lora in loras.items()}
     assert head.split()[:4] == ["module", "out", "x", "in"]
@@ -50,29 +46,26 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
     assert b"\\xe9.fc" in done.stdout
 
 
-def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, capsys):
+def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, shell):
     """PEFT saves it beside an adapted embedding or head: it is no part of the adapter."""
     save_adapter(tmp_path / "a", {"lm_head": LoRA(np.ones((1, 2)), np.ones((3, 1)), 2.0)})
     path = tmp_path / "a" / "adapter_model.safetensors"
     save_file(load_file(path) | {"base_model.model.lm_head.base_layer.weight": np.ones((3, 2))}, path)
-    assert main(["inspect", str(tmp_path / "a")]) == 0
-    out, err = capsys.readouterr()
-    assert "lm_head" in out
-    assert "also holds the base's own weight of 'lm_head', which is not loaded" in err
-    assert err.count("\n") == 1
+    assert "lm_head" in shell("inspect", tmp_path / "a")
+    assert "also holds the base's own weight of 'lm_head', which is not loaded" in shell.err
+    assert shell.err.count("\n") == 1
 
 
-def test_layers_named_by_their_weights_are_summed_by_their_own_names(tmp_path, capsys):
+def test_layers_named_by_their_weights_are_summed_by_their_own_names(tmp_path, shell):
     """Those of a Qwen3-MoE: two kinds of one size are two rows."""
     lora = LoRA(np.ones((1, 3), "f4"), np.ones((2, 1), "f4"), 1.0)
     layers = {f"model.layers.{i}.mlp.{name}": lora for i in range(13) for name in ("gate_proj", "up_proj")}
     save_adapter(tmp_path / "a", layers, target_parameters=[f"{path}.weight" for path in layers])
-    assert run("inspect", str(tmp_path / "a")) == 0
-    rows = capsys.readouterr().out.splitlines()[1:-1]
+    rows = shell(f"inspect {tmp_path}/a").splitlines()[1:-1]
     assert [row.split()[:3] for row in rows] == [["gate_proj", "x", "13"], ["up_proj", "x", "13"]]
 
 
-def test_a_long_table_is_summed_by_kind(tmp_path, capsys):
+def test_a_long_table_is_summed_by_kind(tmp_path, shell):
     rng = np.random.default_rng(0)
     layers = {
         f"h.{i}.{name}": LoRA(rng.standard_normal((2, width)), rng.standard_normal((4, 2)), 6.0)
@@ -82,8 +75,8 @@ def test_a_long_table_is_summed_by_kind(tmp_path, capsys):
     save_adapter(tmp_path / "a", layers)
     base = {f"{path}.weight": rng.standard_normal(lora.shape) for path, lora in layers.items()}
     save_file(base, tmp_path / "b.safetensors")
-    assert run("inspect", str(tmp_path / "a")) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
+    inspect, merge = f"inspect {tmp_path}/a", f"merge {tmp_path}/b.safetensors {tmp_path}/a -o {tmp_path}/c --dry-run"
+    head, *rows = shell(inspect).splitlines()
     assert head.endswith("mean share of each singular value")
     norms = {
         name: [float(np.linalg.norm(a.delta())) for path, a in layers.items() if path.endswith(name)] for name in "qk"
@@ -94,24 +87,17 @@ def test_a_long_table_is_summed_by_kind(tmp_path, capsys):
             f"{min(norms[name]):.4g} to {max(norms[name]):.4g}",
         ]  # fmt: skip
     assert len(rows) == 3
-    merge = ["merge", str(tmp_path / "b.safetensors"), str(tmp_path / "a"), "-o", str(tmp_path / "c"), "--dry-run"]
-    assert run(*merge) == 0
-    assert [line[:6] for line in capsys.readouterr().out.splitlines()[1:3]] == ["k x 13", "q x 13"]
-    inspect = ["inspect", str(tmp_path / "a")]
+    assert [line[:6] for line in shell(merge).splitlines()[1:3]] == ["k x 13", "q x 13"]
     for command in (inspect, merge):
-        assert run(*command, "--all") == 0
-        assert len(capsys.readouterr().out.splitlines()) == 28
+        assert len(shell(command, "--all").splitlines()) == 28
     save_adapter(tmp_path / "a", dict([*layers.items()][:24]), overwrite=True)  # as many as are shown one by one
     for command in (inspect, merge):
-        assert run(*command) == 0
-        assert len(capsys.readouterr().out.splitlines()) == 26
+        assert len(shell(command).splitlines()) == 26
 
 
-def test_a_system_message_that_is_kept_is_shown(tmp_path, capsys):
+def test_a_system_message_that_is_kept_is_shown(tmp_path, shell):
     layers = {"fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1.0)}
     save_adapter(tmp_path, layers)
-    assert run("inspect", str(tmp_path)) == 0
-    table = capsys.readouterr().out
+    table = shell(f"inspect {tmp_path}")
     save_adapter(tmp_path, layers, system="Be brief.\nBe kind.", overwrite=True)
-    assert run("inspect", str(tmp_path)) == 0
-    assert capsys.readouterr().out == table + "\nsystem message: Be brief.\\nBe kind.\n"
+    assert shell(f"inspect {tmp_path}") == table + "\nsystem message: Be brief.\\nBe kind.\n"

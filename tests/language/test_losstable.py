@@ -22,12 +22,11 @@ from minilora.language.text import windows
 from minilora.training import backpropagate
 
 from ..support.command_line import finetune, rows
-from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.language import TEXT, ids_of, tiny_llama
+from ..support.streams import File, Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
-
-
-IDS = [LETTERS.index(c) for c in TEXT]
+IDS = ids_of(TEXT)
 
 
 def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
@@ -47,15 +46,6 @@ def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
     assert [step for step, *_ in shown] == [0, 20, 40, 45]
     assert shown[0][1] is None
     np.testing.assert_allclose([training for _, training, _ in shown[1:]], means, atol=6e-4)
-
-
-class File(io.StringIO):
-    """A stdout that is a file: what has been flushed can be read."""
-
-    seen = ""
-
-    def flush(self):
-        self.seen = self.getvalue()
 
 
 def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
@@ -130,11 +120,6 @@ def test_a_step_beyond_float32_can_be_kept(number):
     table.note(0.0, [(number, 3)], np.float64(number))
     again = json.loads(json.dumps(table.losses, allow_nan=False))
     assert again["1"] == pytest.approx([min(3 * number, sys.float_info.max), 3, min(number, sys.float_info.max)])
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 @pytest.mark.parametrize(("stream", "lines"), [(io.StringIO, 2), (Terminal, 0)])

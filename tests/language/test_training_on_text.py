@@ -1,6 +1,5 @@
 """A training on windows of a text: its gradients in parts, its steps, its held-out loss, and its checkpoint."""
 
-import io
 import re
 import sys
 
@@ -28,9 +27,10 @@ from minilora.language.text import windows
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
-from ..support.language import LETTERS, TEXT, tiny_llama
+from ..support.language import LETTERS, TEXT, ids_of, tiny_llama
+from ..support.streams import Terminal
 
-IDS = [LETTERS.index(c) for c in TEXT]
+IDS = ids_of(TEXT)
 
 
 def test_gradients_in_parts_ask_for_no_dx():
@@ -219,10 +219,6 @@ def test_held_out_data_that_is_not_finite_is_named():
 
 
 def test_progress_counts_tokens(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
     monkeypatch.setattr("sys.stderr", Terminal())
     fit(4, progress=True, log_every=1)
     assert "192/192" in sys.stderr.getvalue()  # 4 steps of 6 windows of 8
