@@ -91,7 +91,7 @@ def spectra(true: np.ndarray, learned: np.ndarray, full: np.ndarray, count: int 
     axes = figure.subplots()
     number = np.arange(1, count + 1)
     for shift, (change, colour, label) in enumerate(
-        ((true, INK, "the truth"), (learned, LORA, "LoRA"), (full, BASE, "full fine-tuning"))
+        ((true, INK, "the truth"), (learned, LORA, "LoRA"), (full, BASE, "every entry"))
     ):
         values = np.linalg.svd(change.astype(np.float64), compute_uv=False)[:count]
         axes.bar(number + 0.27 * (shift - 1), values, 0.25, color=colour, label=label)
