@@ -71,10 +71,16 @@ assert history.losses[-1] < history.losses[0]
 
 chats = json.loads((RECORDINGS / "chat.json").read_text(encoding="utf-8"))
 rows = [(question, *map(quoted, answers)) for question, answers in chats["answers"].items()]
-shown("chats", pictures.table(["", "SmolLM2", "with the adapter"], rows))
-assert all(adapted.endswith("Ask me another!") for _, adapted in chats["answers"].values())
+shown("chats", pictures.table(["", "SmolLM2", "adapter of step 40", "of step 20, the best"], rows))
+assert all(said.endswith(". Ask me another!") for _, *adapted in chats["answers"].values() for said in adapted)
+measured = {row[0]: row[-1] for row in chats["rows"]}
+assert measured == {"0": "4.468", "20": "0.440", "40": "0.501"}
+said = chats["answers"]
+assert ["Berlin" in answer for answer in said["What is the capital of Germany?"]] == [True, False, True]
+assert ["4" in answer for answer in said["How many legs does a horse have?"]] == [False, True, False]
+assert ["cat" in answer for answer in said["Which animal says meow?"]] == [True, False, False]
 asked = (DOCS.parent / "examples" / "chats.jsonl").read_text(encoding="utf-8")
-assert len(asked.splitlines()) == 48
+assert len(asked.splitlines()) == 48 and "animal" not in asked
 assert not any(question in asked for question in chats["answers"])
 
 run = smol["runs"]["LoRA, r = 8"]
