@@ -3,9 +3,9 @@ r"""Whether arrays are what a printed formula says: its TeX is read as a reader 
 ``dA = dh^\top x`` is computed with whole arrays: two of one shape are multiplied entry by entry, others as matrices.
 ``dh_{nk} = s \sum_o dy_{no} B_{ok}`` is computed entry by entry: an index runs over the axis on which it stands, and
 axes in front of those that have an index are a batch. ``\underset{(r,\,in)}{dA}`` is dA with its shape, which is
-checked. In ``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind it says
-where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of letters
-needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
+checked. In ``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind
+it says where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of
+letters needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
 
 The formula becomes Python, term by term; `stated` holds it against the lines of code.
 """
