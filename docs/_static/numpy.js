@@ -593,8 +593,12 @@ const { runNumpy, numpyArrays } = (() => {
     const is = (sign) => line[at]?.sign === sign;
     const named = (name) => line[at]?.name === name;
     function take(sign) {
-      if (!is(sign))
-        fail(at < line.length ? `expected "${sign}" before "${line[at].text}"` : `"${sign}" is missing at the end`);
+      const found = line[at];
+      if (!found) fail(`"${sign}" is missing at the end`);
+      if (found.sign !== sign) {
+        const lacks = found.sign ? `expected "${sign}"` : "a sign such as @ or * is missing";
+        fail(`${lacks} before "${found.text}"`);
+      }
       at += 1;
     }
     function word(what) {
@@ -740,6 +744,12 @@ const { runNumpy, numpyArrays } = (() => {
       }
     }
 
+    function only(value, name) {
+      // arrays have methods here; Python's numbers have none
+      if (!isArray(value)) fail(`this has no ${name}`);
+      if (!value.shape.length) fail(`the ${name} of a number is not read here`);
+    }
+
     function attribute(whole, name) {
       if (is("(")) {
         at += 1;
@@ -752,7 +762,7 @@ const { runNumpy, numpyArrays } = (() => {
               : fail(`rng.${name} is not read here; uniform and standard_normal are`);
             return call(name, method, ...values(names));
           }
-          if (!isArray(value)) fail(`this has no ${name}`);
+          only(value, name);
           if (!Object.hasOwn(METHODS, name)) unread(name);
           const [plain, options] = values(names);
           return call(name, METHODS[name], [value, ...plain], options);
@@ -760,7 +770,7 @@ const { runNumpy, numpyArrays } = (() => {
       }
       return (names) => {
         const value = whole(names);
-        if (!isArray(value)) fail(`this has no ${name}`);
+        only(value, name);
         if (name === "T") return turned(value);
         if (name === "shape") return { items: value.shape.map(scalar) };
         if (name === "size") return scalar(product(value.shape));
@@ -893,7 +903,7 @@ const { runNumpy, numpyArrays } = (() => {
 
     function statement() {
       const found = begun();
-      if (at < line.length) fail(`"${line[at].text}" stands where a sign such as @ or * is expected`);
+      if (at < line.length) fail(`a sign such as @ or * is missing before "${line[at].text}"`);
       return found;
     }
 
@@ -905,7 +915,9 @@ const { runNumpy, numpyArrays } = (() => {
           parameters = [];
         take("(");
         while (!is(")")) {
-          parameters.push(word("an argument"));
+          const parameter = word("an argument");
+          if (parameters.includes(parameter)) fail(`the argument ${parameter} stands there twice`);
+          parameters.push(parameter);
           if (!is(")")) take(",");
         }
         take(")");
@@ -1032,7 +1044,7 @@ const { runNumpy, numpyArrays } = (() => {
       );
     const found = results.filter((name) => known.has(name) && !(name in names));
     if (own.last !== undefined || !found.length) return value ?? null;
-    return results.length === 1 ? known.get(found[0]) : { items: found.map((name) => known.get(name)) };
+    return found.length === 1 ? known.get(found[0]) : { items: found.map((name) => known.get(name)) };
   }
 
   return {

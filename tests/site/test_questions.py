@@ -267,10 +267,8 @@ def in_the_page(cases, sheets):
     return node("exercises.mjs", NUMPY, WRITTEN, sheets=json.loads(json.dumps(sheets)), cases=cases)
 
 
-@by_node
-@pytest.mark.parametrize("name", [*BY_HAND])
-def test_lines_are_judged_as_a_function_is(name, capsys):
-    texts = [*BY_HAND[name], *(generated(name) if name != "factors" else ())]
+def alike(name, texts, capsys):
+    """Hand answers to the page and to the grader, hold their words against each other, and return the verdicts."""
     found = in_the_page([(name, text) for text in texts], {name: exercise_sheet(name)})
     for text, (right, says) in zip(texts, found, strict=True):
         assert getattr(exercises, f"check_{name}")(as_function(name, text)) == right, (text, says)
@@ -279,7 +277,52 @@ def test_lines_are_judged_as_a_function_is(name, capsys):
             assert says.startswith("Not yet. "), text
         else:
             assert says == re.sub(r"you returned a (float|int)\w*", "you returned a number", told), text
-    assert [right for right, _ in found][: len(BY_HAND[name])].count(True) == RIGHT_BY_HAND[name]
+    return [right for right, _ in found]
+
+
+@by_node
+@pytest.mark.parametrize("name", [*BY_HAND])
+def test_lines_are_judged_as_a_function_is(name, capsys):
+    texts = [*BY_HAND[name], *(generated(name) if name != "factors" else ())]
+    assert alike(name, texts, capsys)[: len(BY_HAND[name])].count(True) == RIGHT_BY_HAND[name]
+
+
+SLIPS = {
+    r"\.T": "",
+    r"(\b[a-zA-Z]\w*)(?!\.T)\b(?!\()": r"\1.T",
+    r"(\w+) @ (\w+)": r"\2 @ \1",
+    "@": "*",
+    r"\bs \* ": "",
+    "axis=1": "axis=0",
+    ", keepdims=True": "",
+    r"alpha / len\(A\)": "alpha",
+    r"\bA\b": "B",
+    r"\bx\b": "h",
+    " - ": " + ",
+    " / ": " * ",
+    r"\*\*2": "",
+    r"\[:, None\]": "",
+    r"\bdy\b": "dy / len(dy)",
+    r"2 \* ": "",
+    r"np\.outer": "np.dot",
+    r"\.size": ".shape[0]",
+}
+"""What a learner writes in the place of what."""
+
+
+@by_node
+@pytest.mark.parametrize("name", [name for name in BY_HAND if name != "factors"])  # directions have a sign of their own
+def test_slips_are_judged_as_a_function_with_them_is(name, capsys):
+    rng, texts = np.random.default_rng(3), []
+    while len(texts) < 15:
+        text = str(rng.choice(BY_HAND[name]))
+        for slip in rng.choice([*SLIPS], rng.integers(1, 3)):
+            if places := [*re.finditer(slip, text)]:
+                place = places[rng.integers(len(places))]
+                text = text[: place.start()] + place.expand(SLIPS[slip]) + text[place.end() :]
+        if text not in BY_HAND[name]:
+            texts.append(text)
+    alike(name, texts, capsys)
 
 
 STARTED = {
