@@ -14,7 +14,7 @@ from typing import Any
 import pictures
 from hands import Slider
 from pages import Drawn
-from recordings import RULES, Recordings
+from recordings import RULES, SEEDS, Recordings
 
 RANKS = (1, 4, 16)
 RULE = "alpha = 2r"
@@ -32,6 +32,8 @@ def numbers(recorded: Recordings) -> dict[str, Any]:
                     cells[f"{rank or 'full'}|{scaling:g}|{windows}"] = found
     return {
         "before": recorded.before,
+        "full": recorded.full,
+        "short": short(recorded),
         "moments": recorded.moments,
         "ranks": list(RANKS),
         "rates": sorted({of["lr"] for found in cells.values() for of in found}),
@@ -45,16 +47,28 @@ def way(rank: int | None) -> str:
     return "LoRA" if rank else "full"
 
 
+def short(recorded: Recordings) -> str:
+    """Return what the way "full" is called in a drawing."""
+    return "full" if recorded.split else "matrices"
+
+
 def rate(recorded: Recordings, lr: float, rank: int | None, **of: Any) -> dict[str, Any]:
     """Return what a rate came to: means over its seeds, and the losses on the way as far as all of them go."""
-    results = [result for _, result in recorded.trainings(way(rank), rank, lr=lr, **of)]
-    steps = [result["step"] for result in results]
+    results = [
+        result
+        for run, result in recorded.trainings(way(rank), rank, lr=lr, **of)
+        if run["seed"] in SEEDS and result["new"] is not None
+    ]
+    steps = [result["step"] for result in results if "step" in result]
     return {
         "lr": lr,
         "seeds": len(results),
-        **{what: round(fmean(result[what] for result in results), 4) for what in ("choice", "new")},
-        "steps": [min(steps), max(steps)],
-        "path": [round(fmean(losses), 3) for losses in zip(*(result["losses"] for result in results), strict=False)],
+        "choice": round(fmean(result[recorded.chooses] for result in results), 4),
+        "new": round(fmean(result["new"] for result in results), 4),
+        "steps": [min(steps), max(steps)] if steps else None,
+        "path": [
+            round(fmean(losses), 3) for losses in zip(*(result.get("losses", []) for result in results), strict=False)
+        ],
     }
 
 
@@ -81,6 +95,8 @@ def chart(recorded: Recordings) -> Drawn:
     caption = (
         "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
         "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
+        if recorded.split
+        else f"The loss on held-out text against the rate, with a dot at each best one. Blue is {recorded.full}."
     )
     return Drawn(
         f'<figure class="picture recorded" id="valley" data-live="valley"><div class="controls" hidden>{sliders}</div>'
@@ -95,7 +111,7 @@ def still(recorded: Recordings, windows: int) -> str:
     figure = pictures.new_figure(5.6, 3.6)
     axes, said = figure.subplots(), []
     for name, rank, colour in (
-        ("full", None, pictures.BASE),
+        (short(recorded), None, pictures.BASE),
         *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
     ):
         losses = recorded.losses(way(rank), rank, windows=windows)

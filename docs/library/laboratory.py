@@ -55,7 +55,7 @@ NOTE = f"{seeds([source.tried('LoRA' if rank else 'full', rank, windows=of) for 
 )
 PAIRS = [(rank, windows) for windows, rank in product(WINDOWS, RANKS)]
 
-picture("valley", valley.chart(recorded))
+picture("valley", valley.chart(source))
 
 # %% How it was made
 
