@@ -3,6 +3,7 @@
 import math
 
 import pictures
+import valley
 import words
 from pages import picture, shown
 from recordings import RULES
@@ -184,6 +185,8 @@ shown(
     f"$\\alpha = 2r$ alone{THEN}: rank 4 loses more than half of its gain at {say(breaks['alpha = 2r', 4])}, rank 16 already at "
     f"{say(breaks['alpha = 2r', 16])}. Under the others both do at {say(breaks['alpha/r', 16])}.",
 )
+
+picture("valley", valley.chart(recorded))
 
 # %% Which rate
 
