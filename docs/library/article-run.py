@@ -16,7 +16,7 @@ with printed("article-run-1"):
 
 import pictures
 
-from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
+from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ARTICLE_SHIFTED_LOSS
 
 
 def beside(history, theirs):
@@ -33,7 +33,7 @@ shown("article-run-2", beside(result.base_history, ARTICLE_BASE_LOSSES))
 
 with printed("shifted"):
     print("expected 1001")
-    print(f"article  {article.ARTICLE_SHIFTED_LOSS}")
+    print(f"article  {ARTICLE_SHIFTED_LOSS}")
     print(f"minilora {result.shifted_loss:.3f}")
 assert abs(result.shifted_loss / 1001 - 1) < 0.05
 
@@ -55,6 +55,14 @@ picture(
         "The loss of the base and of the adapter by epoch. Lines: this run. Points: the article's ten numbers of each.",
     ),
 )
+
+# %% Step 6. Look at what was learned: a matrix of ones.
+
+with printed("learned"):
+    print(result.corner)
+    low, high = result.between
+    print(f"all 1,001,000 entries lie between {low:.4f} and {high:.4f}")
+assert 0.95 < low < high < 1.05
 
 # %% Watch it learn
 

@@ -16,8 +16,11 @@ from .conftest import resize
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")) if SITE.is_dir() else []
 WIDTHS = (390, 1280)  # a phone and a desk
-DOCUMENTS = {path.name for path in (SITE.parents[1]).glob("*.md")}
-PYTHON = {path.stem for path in SITE.parents[1].glob("*.md") if "```{code-cell}" in path.read_text(encoding="utf-8")}
+SOURCES = {
+    ("library/" if path.parent.name == "library" else "") + f"{path.stem}.html": path
+    for path in sorted(SITE.parents[1].glob("l*/*.md"))
+}
+RUNS = re.compile(r"^```(python|console)$", re.M)
 
 REFERENCE = re.compile(r"(?<![\w'\u2019])\((?:[a-z]+\.)?\d{1,3}\)")
 
@@ -56,8 +59,8 @@ class Page(HTMLParser):
             self.prose.append(data)
 
 
-TOLD = [page for page in PAGES if "/" not in page and page.removesuffix(".html") + ".md" in DOCUMENTS]
-REFERENCE_PAGES = [page for page in PAGES if page.startswith("reference/")]
+TOLD = [page for page in PAGES if page in SOURCES]
+REFERENCE_PAGES = [page for page in PAGES if page.startswith("library/reference/")]
 parse = cache(lambda name: Page(SITE / name))
 
 
@@ -90,16 +93,16 @@ def test_every_reference_to_an_equation_is_a_link():
 
 def test_every_numbered_line_links_to_its_equation_and_back():
     there = {
-        (link.rpartition("/_modules/")[2].removeprefix("_modules/"), page)
+        (link.rpartition("_modules/")[2], page)
         for page in PAGES
-        if not page.startswith("_modules/")
+        if not page.startswith("library/_modules/")
         for link in parse(page).links
         if "_modules/" in link and "#eq-" in link
     }
     code = Path(__file__).parents[2] / "minilora"
     assert len(there) == sum(len(re.findall(r"# eq\. \(", path.read_text())) for path in code.rglob("*.py")) > 35
     for link, page in there:
-        source = f"_modules/{urlsplit(link).path}"
+        source = f"library/_modules/{urlsplit(link).path}"
         # eq-5 and eq-5-2 both lead to equation 5, eq-act-1 to (act.1).
         equation = re.match(r"eq-(?:[a-z]+-)?\d+", urlsplit(link).fragment)[0]
         back = [posixpath.normpath(posixpath.join(posixpath.dirname(source), x)) for x in parse(source).links]
@@ -136,7 +139,7 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page):
                        e.querySelector(".katex-html") !== null && !e.querySelector(".katex-error")
                        && e.querySelector(".katex-html").getBoundingClientRect().height > 5),
                    document.fonts.check("16px KaTeX_Main"),
-                   [...document.querySelectorAll("div.cell img, figure.picture svg")].map(e =>
+                   [...document.querySelectorAll("figure.picture svg")].map(e =>
                        (e.getAttribute("alt") || e.getAttribute("aria-label") || "").length > 20
                        && e.getBoundingClientRect().width > 100)]""",
             width,
@@ -170,8 +173,8 @@ def test_code_and_outputs_scroll_and_keep_their_lines(unfolded, width):
     """Where the theme would wrap them, the columns of an output and the indents of Python would be lost."""
     resize(unfolded, width)
     blocks = unfolded.execute_script(
-        """const all = [...document.querySelectorAll("div.highlight pre, div.cell_output pre")];
-           return all.filter(e => e.checkVisibility() && !e.closest(".tag_prose .cell_output")).map(e => {
+        """const all = [...document.querySelectorAll("div.highlight pre")];
+           return all.filter(e => e.checkVisibility() && !e.closest(".prose")).map(e => {
                const style = getComputedStyle(e), lines = e.textContent.replace(/\\n+$/, "").split("\\n").length;
                const height = e.clientHeight - parseFloat(style.paddingTop) - parseFloat(style.paddingBottom);
                return [e.textContent.slice(0, 60), style.whiteSpace, style.overflowX, parseFloat(style.fontSize),
@@ -187,7 +190,7 @@ def test_code_and_outputs_scroll_and_keep_their_lines(unfolded, width):
 @pytest.mark.parametrize("page", ["is-a-gradient-right.html", "experts.html"])
 def test_a_desk_shows_the_reports_of_gradcheck_whole(visit, page):
     cut = visit(page, WIDTHS[1]).execute_script(
-        """return [...document.querySelectorAll("div.cell_output pre")]
+        """return [...document.querySelectorAll("div.printed pre")]
                .filter(e => e.textContent.includes("gradcheck by")).map(e => e.scrollWidth > e.clientWidth)"""
     )
     assert cut
@@ -210,9 +213,9 @@ def test_a_desk_shows_the_pages_outline(visit, width):
 
 @pytest.mark.parametrize("page", TOLD)
 def test_every_page_with_python_downloads_as_a_notebook(page):
-    file = f"notebooks/{page.removesuffix('.html')}.ipynb"
-    assert (file in parse(page).links) == (page.removesuffix(".html") in PYTHON)
-    assert json.loads((SITE / file).read_text(encoding="utf-8"))["nbformat"] == 4
+    file = f"notebooks/{SOURCES[page].stem}.ipynb"
+    assert (file in parse(page).links) == bool(RUNS.search(SOURCES[page].read_text(encoding="utf-8")))
+    assert json.loads((SITE / page).with_name("notebooks").joinpath(f"{SOURCES[page].stem}.ipynb").read_text("utf-8"))
 
 
 def test_formulas_and_pictures_are_where_they_should_be():
@@ -228,10 +231,11 @@ def test_formulas_and_pictures_are_where_they_should_be():
 
 
 def test_install_source_and_licence_are_one_click_away():
-    for page in {*TOLD, *REFERENCE_PAGES} - {"install.html"}:
+    ways = {"library/index.html", "library/_modules/index.html", "library/install.html#the-licence"}
+    for page in {*TOLD, *REFERENCE_PAGES} - {"library/install.html", "library/index.html"}:
         links = [posixpath.normpath(posixpath.join(posixpath.dirname(page), link)) for link in parse(page).links]
-        assert {"install.html", "_modules/index.html", "install.html#the-licence"} <= set(links), page
-    with zipfile.ZipFile(SITE / "minilora.zip") as archive:
+        assert ways <= set(links), page
+    with zipfile.ZipFile(SITE / "library" / "minilora.zip") as archive:
         names = archive.namelist()
         assert archive.testzip() is None
     assert {"minilora/pyproject.toml", "minilora/LICENSE", "minilora/minilora/lora.py"} <= set(names)
