@@ -56,7 +56,7 @@ picture(
     ),
 )
 
-# %% Step 6. Look at what was learned: a matrix of ones.
+# %% 6. Look at what was learned
 
 with printed("learned"):
     print(result.corner)
