@@ -16,7 +16,13 @@ with printed("article-run-1"):
 
 import pictures
 
-from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ARTICLE_SHIFTED_LOSS
+from minilora.article import (
+    ARTICLE_BASE_LOSSES,
+    ARTICLE_EPOCHS,
+    ARTICLE_LORA_LOSSES,
+    ARTICLE_MERGED_LOSS,
+    ARTICLE_SHIFTED_LOSS,
+)
 
 
 def beside(history, theirs):
@@ -63,6 +69,14 @@ with printed("learned"):
     low, high = result.between
     print(f"all 1,001,000 entries lie between {low:.4f} and {high:.4f}")
 assert 0.95 < low < high < 1.05
+
+# %% 7. Merge
+
+with printed("merged"):
+    print(f"article  {ARTICLE_MERGED_LOSS}")
+    print(f"minilora {result.merged_loss:.6f}")
+    print(f"minilora, before merging {result.lora_history.losses[-1]:.6f}")
+assert abs(result.merged_loss / result.lora_history.losses[-1] - 1) < 0.01
 
 # %% Watch it learn
 
