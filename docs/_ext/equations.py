@@ -14,7 +14,7 @@ line itself, read from the file, and links to it on the source page that viewcod
 Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation with several lines the first
 one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a
 link to its equation; in code and in headings it stays text. The build stops where equations and lines do not fit
-(`stated`), and at a number in the prose that names no equation; where it is meant to, write it as code.
+(`stated`), and at a number in the prose that names no equation (`check`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numbered
 from docutils import nodes
 from docutils.parsers.rst import directives
 from markup import home, site_of
-from numbered import REFERENCE, anchor
+from numbered import REFERENCE, anchor, named_in
 from pages import ROOT, every
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
@@ -102,8 +102,14 @@ def way(app: Sphinx, page: str, label: str) -> str:
 
 def check() -> list[str]:
     """Say what does not fit between the equations of all pages and the lines of the code."""
-    found = [stated for page in every() for stated in read_page(page.read_text(encoding="utf-8"))]
-    return problems(found, find_lines(ROOT / "minilora"))
+    texts = {page: page.read_text(encoding="utf-8") for page in every()}
+    found = problems([stated for text in texts.values() for stated in read_page(text)], find_lines(ROOT / "minilora"))
+    return found + [
+        f"{page.name}: ({label}) names no equation"
+        for page, text in texts.items()
+        for label in named_in(text)
+        if label not in stated_on()
+    ]
 
 
 PLAIN = (
@@ -120,15 +126,13 @@ PLAIN = (
 
 
 def link_references(app: Sphinx, doctree: nodes.document, page: str) -> None:
-    """Turn the numbers of equations in a page's prose into links; stop the build at one that names no equation."""
+    """Turn the numbers of equations in a page's prose into links."""
     for text in [text for text in _prose(doctree) if REFERENCE.search(text)]:
         parts: list[nodes.Node] = []
         for i, part in enumerate(REFERENCE.split(text)):  # every second one is a label
             if i % 2 == 0:
                 parts += [nodes.Text(part)] * bool(part)
                 continue
-            if part not in stated_on():
-                raise DanglingEquation(f"{page}: ({part}) in `{text.strip()}` names no equation")
             uri = way(app, page, part)
             parts.append(nodes.reference("", f"({part})", refuri=uri, internal=True, classes=["eqref"]))
         text.parent.replace(text, parts)

@@ -100,7 +100,8 @@ def raw(html: str) -> str:
 
 def as_myst(page: Path) -> str:
     """Return a page as MyST reads it, with what it gave when it ran."""
-    site, text, given = site_of(page), page.read_text(encoding="utf-8"), pages.ran(page)
+    site, given = site_of(page), pages.ran(page)
+    text, put_back = pages.unquoted(page.read_text(encoding="utf-8"))
     index = contents(text) if page.stem == "index" else ""
     ran = {block.start() for block in pages.blocks(text)}
     done, place, printed = "", 0, False
@@ -131,7 +132,7 @@ def as_myst(page: Path) -> str:
         ),
         text,
     )
-    return f"{text}\n{index}"
+    return put_back(f"{text}\n{index}")
 
 
 def prose(site: str, text: str) -> str:

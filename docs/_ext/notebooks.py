@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pages import DOCS, FENCE, LINES, LIVE, PICTURE, PRINTED, SHOWN, blocks, every
+from pages import DOCS, FENCE, LINES, LIVE, PICTURE, PRINTED, SHOWN, blocks, every, unquoted
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -47,11 +47,12 @@ def code_cell(source: str, printed: str) -> dict[str, Any]:
 
 def text_cells(page: Path, text: str) -> list[dict[str, Any]]:
     """Return cells of Markdown, one for each heading, with the pictures that they show."""
+    text, put_back = unquoted(text)
     text = LIVE.sub(
         LIVE_HERE, SHOWN.sub(lambda m: m["text"], LINES.sub(lambda m: f"{m['head']}\n{m['body']}```\n", text))
     )
     fences: list[str] = []
-    text = FENCE.sub(lambda m: fences.append(m[0]) or f"\0{len(fences) - 1}\0\n", text)
+    text = FENCE.sub(lambda m: fences.append(m[0]) or f"\1{len(fences) - 1}\1\n", text)
     text = re.sub(r"\]\((?!https?:|#|pictures/)([\w./-]+)\.md\b", r"](\1.ipynb", COMMENT.sub("", text))
     cells = []
     for part in re.split(r"(?m)^(?=#+ )", text):
@@ -59,7 +60,7 @@ def text_cells(page: Path, text: str) -> list[dict[str, Any]]:
             continue
         shown = {m["name"]: page.with_name("pictures") / f"{m['name']}.svg" for m in PICTURE.finditer(part)}
         part = PICTURE.sub(lambda m: f"![{m['alt']}](attachment:{m['name']}.svg)", part)
-        source = re.sub(r"\0(\d+)\0\n", lambda m: fences[int(m[1])], part)
+        source = put_back(re.sub(r"\x01(\d+)\x01\n", lambda m: fences[int(m[1])], part))
         cell = {"cell_type": "markdown", "metadata": {}, "source": re.sub(r"\n{3,}", "\n\n", source).strip()}
         if shown:
             encoded = {name: base64.b64encode(file.read_bytes()).decode() for name, file in shown.items()}

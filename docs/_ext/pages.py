@@ -41,7 +41,7 @@ import textwrap
 import traceback
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -285,8 +285,20 @@ def lines_of(what: str) -> str:
     return textwrap.dedent("\n".join(lines[first:last])).strip("\n") + "\n"
 
 
+QUOTED = re.compile(r"^(`{4,})[^`\n]*\n.*?^\1\n", re.S | re.M)
+"""A block that shows how a page is written."""
+
+
+def unquoted(text: str) -> tuple[str, Callable[[str], str]]:
+    """Return a text with a mark in the place of each block that shows Markdown, and a function that puts them back."""
+    kept: list[str] = []
+    marked = QUOTED.sub(lambda m: kept.append(m[0]) or f"\0{len(kept) - 1}\0\n", text)
+    return marked, lambda done: re.sub(r"\0(\d+)\0\n", lambda m: kept[int(m[1])], done)
+
+
 def filled(text: str, result: Given, page: str = "page") -> str:
     """Return a page's text with what it gave in the places for it."""
+    text, put_back = unquoted(text)
     for kind, places, had in (
         ("picture", [found["name"] for found in PICTURE.finditer(text)], result.pictures),
         ("text", [found["name"] for found in SHOWN.finditer(text)], result.shown),
@@ -311,7 +323,8 @@ def filled(text: str, result: Given, page: str = "page") -> str:
     text = done + text[place:]
     text = PICTURE.sub(lambda m: f"![{described(result.pictures[m['name']])}](pictures/{m['name']}.svg)", text)
     text = SHOWN.sub(lambda m: f"<!-- {m['name']} -->\n{result.shown[m['name']]}<!-- end -->\n", text)
-    return LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
+    text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
+    return put_back(text)
 
 
 def check(page: Path, write: bool = False) -> str:

@@ -1,7 +1,7 @@
 """What can be said about the pages without building them."""
 
 import ast
-import importlib.util
+import importlib
 import pkgutil
 import re
 import shutil
@@ -14,7 +14,7 @@ import pytest
 from ..packaging import test_structure
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("l*/*.md"))
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted((ROOT / "minilora").rglob("*.py"))
@@ -22,20 +22,15 @@ MODULES = [
 ]
 
 
-def code_cells(page):
-    return re.findall(r"^```\{code-cell\} ipython3\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M)
+sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "_ext")]
 
 
 def docs_module(name):
     """Import a file of the site's."""
-    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / "docs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
-api, cards, heads, numbered = (docs_module(name) for name in ("api", "cards", "heads", "numbered"))
+api, heads, numbered = (docs_module(name) for name in ("api", "heads", "numbered"))
 PACKAGES = [path.parent for path in sorted((ROOT / "minilora").rglob("__init__.py"))]
 
 
@@ -47,7 +42,7 @@ def test_a_package_names_what_it_has():
 
 
 def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
-    source = [(ROOT / "docs" / "api.md").read_text(encoding="utf-8")]
+    source = [(ROOT / "docs" / "library" / "api.md").read_text(encoding="utf-8")]
     api.fill(None, "api", source)
     monkeypatch.setattr(api, "REFERENCE", tmp_path / "reference")
     (tmp_path / "reference").mkdir()
@@ -64,13 +59,12 @@ def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
     assert by_kind["no-members"] == sorted(packages)
     everything = "\n".join([*source, *pages])
     for name in [*MODULES, *packages]:
-        assert source[0].count(f"[`{name}`](reference/{name}.md)") == 1
+        file = name.replace(".", "/") + ("/__init__.py" if name in packages else ".py")
+        assert source[0].count(f"[`{name}`](../../{file})") == 1
         assert len(re.findall(rf"^(?:reference/)?{re.escape(name)}$", everything, re.M)) == 1  # below one page
 
 
-STATED = {
-    label: page for page in PAGES for label in re.findall(r"^```\{equation\} (\S+)", page.read_text("utf-8"), re.M)
-}
+STATED = {label: page for page in PAGES for label in re.findall(r"^<!-- equation (\S+)", page.read_text("utf-8"), re.M)}
 LINES = numbered.find_lines(ROOT / "minilora")
 BOOK = [
     path
@@ -114,7 +108,7 @@ def derived(path):
 
 
 def test_every_backward_is_derived_on_a_page():
-    """Whether page and line say the same is for the build: `docs/equations.py` evaluates both."""
+    """Whether page and line say the same is for the build: `docs/_ext/equations.py` evaluates both."""
     for cls, labels in chain.from_iterable(map(derived, BOOK)):
         assert labels, f"{cls}: its backward has no line with an equation's number, # eq. (...)"
         assert labels <= STATED.keys(), f"{cls}: no page states {labels - STATED.keys()}"
@@ -128,7 +122,7 @@ def test_a_backward_without_a_number_is_not_derived(tmp_path):
     assert list(derived(new)) == [("New", set())]
 
 
-CONTRIBUTING = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "docs" / "library" / "contributing.md").read_text(encoding="utf-8")
 
 
 def test_every_file_and_folder_is_on_the_map():
@@ -148,7 +142,7 @@ def test_the_floors_are_those_that_are_tested():
 def test_what_contributing_names_is_there():
     """Files, folders and tests, but for what its examples would add and what the build writes."""
     new = {
-        "docs/_build/executed",
+        "docs/_build/pages",
         "minilora/layers/scale.py",
         "minilora/cli/count.py",
         "minilora/variants/x.py",
@@ -162,98 +156,59 @@ def test_what_contributing_names_is_there():
 
 
 def test_other_pages_are_left_as_they_are():
-    source = [api.HERE]
+    source = ["words"]
     api.fill(None, "index", source)
-    assert source == [api.HERE]
-
-
-def python(cell):
-    """Parse a cell, without the options above its code, as Python 3.11."""
-    code = re.sub(r"\A(---\n.*?\n---\n|(:[^\n]*\n)+)", "", cell, flags=re.S)
-    return ast.parse(code, feature_version=(3, 11))
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_cell_is_python_and_every_picture_has_a_text(page):
-    """The text stands in a picture's place where it cannot be seen."""
-    for cell in code_cells(page):
-        for call in ast.walk(python(cell)):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("show"):
-                assert len(ast.unparse(call.args[1])) > 100 or "alt" in ast.unparse(call.args[1])
-
-
-def test_visible_code_fits_the_page():
-    """The column is 90 characters wide on a desk; what is longer has to be scrolled to be read."""
-    cells = [(page.name, cell) for page in PAGES for cell in code_cells(page) if "remove-" not in cell]
-    assert [(page, line) for page, cell in cells for line in cell.splitlines() if len(line) > 88] == []
-
-
-def test_the_path_of_a_newcomer_is_that_of_next():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    path = re.search(r":caption: The path\n\n(.*?)```", index, re.S)[1].split()
-    told = re.findall(r"^(\d+)\. \[(.+)\]\(([a-z-]+)\.md\) (.+) \*(\d+) min\*$", cards.filled(index), re.M)
-    assert [(int(number), page) for number, _, page, _, _ in told] == list(enumerate(path, 1))
-    assert len({words for _, _, _, words, _ in told}) == len(path)
-    for _, title, page, words, minutes in told:
-        text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-        assert f"\n# {title}\n% card: {words}\n" in f"\n{text}"
-        assert 3 <= len(words.split()) <= 5
-        assert 1 <= int(minutes) <= len(text.split()) / cards.WORDS_A_MINUTE + 1
-    assert f"In about {cards.time()} of reading you can" in cards.filled(index)
-
-
-def test_the_cards_follow_a_changed_path(tmp_path, monkeypatch):
-    monkeypatch.setattr(cards, "DOCS", tmp_path)
-    (tmp_path / "index.md").write_text("```{toctree}\n:caption: The path\n\nlong\nshort\n```\n")
-    (tmp_path / "short.md").write_text("# Short\n% card: few words\n\n" + "word " * 100)
-    hidden = (
-        "```{code-cell} ipython3\n:tags: [remove-cell]\n" + "word " * 9999 + "\n```\n% about: " + "word " * 999 + "\n"
-    )
-    (tmp_path / "long.md").write_text("---\nx: y\n---\n# Long\n% card: many\n\n" + hidden + "word " * 120 * 59)
-    assert cards.cards() == "1. [Long](long.md) many *59 min*\n2. [Short](short.md) few words *1 min*"
-    assert cards.time() == "an hour"
-    (tmp_path / "short.md").write_text("# Short\n\nwords")
-    with pytest.raises(ValueError, match=r"short\.md has no line"):
-        cards.cards()
-
-
-def test_the_path_has_what_one_needs_in_order():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    trees = {caption: rows.split() for caption, rows in re.findall(r":caption: (.*?)\n\n(.*?)```", index, re.S)}
-    path = trees["The path"]
-    read = ["the-idea", "directions", "derivation", "is-a-gradient-right", "strength", "attention", "decoder"]
-    read += ["language-model", "merging"]
-    assert [page for page in path if page in read] == read
-    assert path[-2:] == ["exercises", "glossary"]
-    assert {"article-run", "residual-form", "benchmarks", "experts", "rotations"} <= set(trees["Further"])
-    assert {"changelog", "contributing", "other-implementations"} <= set(trees["The project"])
-    every = [page for rows in trees.values() for page in rows]
-    assert sorted(every) == sorted({page.stem for page in PAGES} - {"index"})
+    assert source == ["words"]
 
 
 @pytest.mark.parametrize("address", ["", "https://example.org/minilora"])
 def test_every_page_says_what_it_is_about(monkeypatch, tmp_path, address):
-    monkeypatch.setattr(api, "REFERENCE", tmp_path / "reference")
-    api.write(None)
-    pages = [path.stem for path in PAGES]
-    for path in PAGES:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(heads, "DOCS", tmp_path)
-    pages += [f"reference/{module}" for module in api.modules()]
-    pages += [f"_modules/{module.replace('.', '/')}" for module in api.modules()]
-    said = {page: heads.tags(page, "A <em>title</em>", address) for page in pages}
-    for page, tags in said.items():
+    monkeypatch.setattr(api, "REFERENCE", tmp_path / "library" / "reference")
+    (tmp_path / "library").mkdir()
+    api.write(None)
+    for page in PAGES:
+        (tmp_path / page.parent.name).mkdir(exist_ok=True)
+        (tmp_path / page.parent.name / page.name).write_bytes(page.read_bytes())
+    pages = [(page.parent.name, page.stem) for page in PAGES]
+    pages += [("library", f"reference/{module}") for module in api.modules()]
+    pages += [("library", f"_modules/{module.replace('.', '/')}") for module in api.modules()]
+    said = {(site, page): heads.tags(page, "A <em>title</em>", address, site) for site, page in pages}
+    for (site, page), tags in said.items():
         assert '<meta property="og:title" content="A title">' in tags
         assert 25 < len(re.search(r'name="description" content="(.*)"', tags)[1]) < 250, page
         assert ('property="og:url"' in tags) == bool(address)
-        image = f"{address}/_static/preview.png" if address else "_static/preview.png"
+        image = (f"{address}/{'library/' * (site == 'library')}" if address else "") + "_static/preview.png"
         assert (f'<meta property="og:image" content="{image}">' in tags) == (page == "index")
+        assert (f'content="{address}/library/{page}.html"' in tags) == (bool(address) and site == "library")
     assert len({re.search(r'description" content="(.*)"', tags)[1] for tags in said.values()}) == len(said)
     assert (ROOT / "docs" / heads.PREVIEW).read_bytes().startswith(b"\x89PNG")
     assert heads.tags("_modules/index", "", address) == ""
 
 
-CHANGELOG = (ROOT / "docs" / "changelog.md").read_text(encoding="utf-8")
+def test_every_old_address_leads_to_a_page(tmp_path):
+    pytest.importorskip("matplotlib")
+    build = docs_module("build")
+    build.lead_on(tmp_path)
+    for file in tmp_path.iterdir():
+        there = re.search(r"url=([\w/-]+)\.html", file.read_text(encoding="utf-8"))[1]
+        site, name = there.split("/") if "/" in there else ("learn", there)
+        assert (ROOT / "docs" / site / f"{name}.md").is_file(), file.name
+        assert not (ROOT / "docs" / "learn" / f"{file.stem}.md").exists()
+    assert len(build.MOVED) > 30
+
+
+def test_a_lesson_is_numbered_and_leads_to_the_next():
+    index = (ROOT / "docs" / "learn" / "index.md").read_text(encoding="utf-8")
+    lessons = re.findall(r"^(\d+)\. \[(.*?)\]\((\S+)\.md\)", index, re.M)
+    assert [int(number) for number, _, _ in lessons] == list(range(13 - len(lessons), 13))
+    for (number, title, name), (_, _, after) in zip(lessons, [*lessons[1:], (0, "", "exercises")], strict=True):
+        text = (ROOT / "docs" / "learn" / f"{name}.md").read_text(encoding="utf-8")
+        assert name == "index" or text.startswith(f"# {number}. {title}\n")
+        assert name == "index" or re.search(rf"^Next: \[.*\]\({after}\.md\)", text, re.M), name
+
+
+CHANGELOG = (ROOT / "docs" / "library" / "changelog.md").read_text(encoding="utf-8")
 MOVED = re.findall(r"^\| (`minilora\..*`) \| `(minilora\..*)` \|$", CHANGELOG, re.M)
 
 
