@@ -1,7 +1,9 @@
 """Decoders with mixtures of experts: their folders, what is refused of them, and what their commands do."""
 
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +18,8 @@ from minilora.language.memory import active_numbers, count_numbers, training_mem
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
 
-from ..support.command_line import run
-from ..support.language import TEXT, tiny_llama, tiny_mixture, write_folder
+from ..support.command_line import FINETUNE
+from ..support.language import tiny_llama, tiny_mixture
 
 IDS = np.random.default_rng(0).integers(0, 29, (2, 7))
 KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
@@ -145,33 +147,29 @@ def test_adapters_of_a_mixture_are_not_written_for_llama_cpp(tmp_path):
     assert not (tmp_path / "a.gguf").exists()
 
 
+def in_place_of_the_model(mixture):
+    """Put a mixture in the place of the model in the working folder, whose tokenizer stays."""
+    tokenizer = Path("model/tokenizer.json").read_bytes()
+    shutil.rmtree("model")
+    save_llama(mixture, "model")
+    Path("model/tokenizer.json").write_bytes(tokenizer)
+
+
 @pytest.mark.parametrize(
     ("modules", "reached"),
     [
-        ([], ["experts.gate_up_proj", "experts.down_proj"]),
-        (["--target-modules", "q_proj"], ["q_proj", "experts.gate_up_proj", "experts.down_proj"]),
+        ("", ["experts.gate_up_proj", "experts.down_proj"]),
+        ("q_proj", ["q_proj", "experts.gate_up_proj", "experts.down_proj"]),
     ],
 )
-def test_experts_are_finetuned_by_the_names_of_their_arrays(tmp_path, monkeypatch, capsys, modules, reached):
+def test_experts_are_finetuned_by_the_names_of_their_arrays(folder, shell, modules, reached):
     pytest.importorskip("tokenizers")
-    from minilora.cli import main
-
-    from ..support.language import write_folder
-
-    write_folder(tmp_path / "plain", tiny_llama())
-    save_llama(tiny_mixture("qwen2_moe"), tmp_path / "model")
-    (tmp_path / "model" / "tokenizer.json").write_bytes((tmp_path / "plain" / "tokenizer.json").read_bytes())
-    (tmp_path / "text").write_text(TEXT)
-    monkeypatch.chdir(tmp_path)
-    names = ["--target-parameters", "mlp.experts.gate_up_proj,mlp.experts.down_proj"]
-    modules = modules or ["--target-modules", ""]
-    fit = ["--rank", "2", "--steps", "30", "--batch-size", "4", "--length", "8", "--lr", "0.02"]
-    assert main(["finetune", "text", "--model", "model", "--save", "a", *modules, *names, *fit]) == 0
-    out = capsys.readouterr().out
-    assert f"adapter  rank 2 beside {2 * len(reached)} layers" in out
+    in_place_of_the_model(tiny_mixture("qwen2_moe"))
+    names = "--target-parameters mlp.experts.gate_up_proj,mlp.experts.down_proj --steps 30 --target-modules"
+    assert f"adapter  rank 2 beside {2 * len(reached)} layers" in shell(FINETUNE + names, modules)
     found = load_adapter("a")
     assert {path.partition(".self_attn.")[2] or path.partition(".mlp.")[2] for path in found} == set(reached)
-    assert main(["generate", "the cat", "--model", "model", "--adapter", "a", "--tokens", "3"]) == 0
+    shell("generate 'the cat' --model model --adapter a --tokens 3")
     base = Llama.load("model")
     model = attach(base, found)
     assert np.abs(model(IDS) - base(IDS)).max() > 0.01
@@ -235,28 +233,18 @@ def test_a_weight_that_peft_would_not_find_is_refused(tmp_path, names, more):
 
 
 @pytest.mark.parametrize("option", [["--use-dora"], ["--dropout", "0.1"]])
-def test_finetune_writes_dense_layers_as_peft_reads_them(tmp_path, capsys, monkeypatch, option):
-    write_folder(tmp_path / "letters", tiny_llama())
-    save_llama(dense_qwen3_moe(), tmp_path / "m")
-    (tmp_path / "m" / "tokenizer.json").write_bytes((tmp_path / "letters" / "tokenizer.json").read_bytes())
-    (tmp_path / "text").write_text(TEXT)
-    monkeypatch.chdir(tmp_path)
-    some = ["finetune", "text", "--model", "m", "--save", "a", "--steps", "2", "--batch-size", "2", "--length", "8"]
-    assert run(*some, *option) == 2
-    assert (
-        "do not go with the dense layers of a Qwen3-MoE, such as model.layers.0.mlp.gate_proj"
-        in capsys.readouterr().err
-    )
-    assert run(*some) == 0
-    out = capsys.readouterr().out
+def test_finetune_writes_dense_layers_as_peft_reads_them(folder, shell, option):
+    in_place_of_the_model(dense_qwen3_moe())
+    said = "do not go with the dense layers of a Qwen3-MoE, such as model.layers.0.mlp.gate_proj"
+    assert said in shell.refused(FINETUNE, *option)
+    out = shell(FINETUNE)
     numbers, active = parameter_count(dense_qwen3_moe()), active_numbers(dense_qwen3_moe().config)
     assert f"{numbers:,} parameters ({active:,} of them for one token)" in out
     share = 4 * 3 * 12 * 10 / numbers
     experts = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
     assert f"the experts, {share:.0%} of the weights, have none: --target-parameters {experts} adapts them" in out
-    assert run(*some, "--overwrite", "--target-parameters", experts) == 0
-    assert "have none" not in capsys.readouterr().out
-    assert run(*some, "--overwrite") == 0
-    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert "have none" not in shell(FINETUNE, "--target-parameters", experts)
+    shell(FINETUNE)
+    config = json.loads((folder / "a" / "adapter_config.json").read_text())
     assert config["target_parameters"] == [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
-    assert run("generate", "the ", "--model", "m", "--adapter", "a", "--tokens", "2") == 0
+    shell("generate 'the ' --model model --adapter a --tokens 2")

@@ -13,7 +13,6 @@ from minilora.checks import FileRefused
 from minilora.language import load_tokenizer, save_llama
 from minilora.language.chattemplate import load_template
 
-from ..support.command_line import run
 from ..support.language import LETTERS, tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
@@ -133,28 +132,25 @@ def test_a_folder_brings_its_further_files(tmp_path):
     assert "eos_token_id" in json.loads((tmp_path / "to" / "config.json").read_text())
 
 
-def test_a_gguf_model_is_merged_into_a_folder(tmp_path, capsys):
+def test_a_gguf_model_is_merged_into_a_folder(tmp_path, shell):
     file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
     base = Llama.load(file)
     adapted = adapt(base, "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
     for p in adapted.trainable().values():
         p[...] = np.random.default_rng(1).standard_normal(p.shape)
     save_adapter(tmp_path / "a", adapters(adapted))
-    command = ["merge", str(file), str(tmp_path / "a"), "-o", str(tmp_path / "merged")]
-    assert run(*command, "--dry-run") == 2
-    assert "--layout and --dry-run are for weights in safetensors" in capsys.readouterr().err
-    assert run(*command) == 0
-    assert capsys.readouterr().out == f"14 layers merged into {tmp_path}/merged, in float32 and with the tokenizer\n"
+    command = f"merge {file} {tmp_path}/a -o {tmp_path}/merged"
+    assert "--layout and --dry-run are for weights in safetensors" in shell.refused(command, "--dry-run")
+    assert shell(command) == f"14 layers merged into {tmp_path}/merged, in float32 and with the tokenizer\n"
     ids = np.arange(8).reshape(2, 4)
     np.testing.assert_allclose(Llama.load(tmp_path / "merged")(ids), adapted(ids), rtol=1e-4, atol=1e-5)
     assert load_tokenizer(tmp_path / "merged").encode("a") == load_tokenizer(file).encode("a")
-    assert run(*command) == 2
-    assert "exists, expected a folder that is empty or new" in capsys.readouterr().err
+    assert "exists, expected a folder that is empty or new" in shell.refused(command)
 
 
-def test_the_folder_that_one_works_in_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+def test_the_folder_that_one_works_in_is_refused_before_the_model_is_loaded(tmp_path, shell, monkeypatch):
     file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert run("merge", str(file), str(tmp_path / "a"), "-o", ".") == 2
-    assert "'.' is the working folder or a mount point, which nothing can replace" in capsys.readouterr().err
+    said = "'.' is the working folder or a mount point, which nothing can replace"
+    assert said in shell.refused(f"merge {file} {tmp_path}/a -o .")
