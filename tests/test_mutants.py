@@ -194,7 +194,10 @@ def test_every_mistake_of_algebra_is_caught(module, every):
     assert survived == SAME.keys() & set(map(str, made))
 
 
-@pytest.mark.parametrize("subject", one_in(4, SUBJECTS, map(str, range(len(SUBJECTS)))))
+OF_CLAIMS, OF_CASES = SUBJECTS[: -len(CASES)], SUBJECTS[-len(CASES) :]  # test_gradients has the cases' claims too
+
+
+@pytest.mark.parametrize("subject", [*OF_CLAIMS, *one_in(9, OF_CASES, [case.name for case in CASES])])
 def test_without_a_mistake_every_claim_is_kept(subject):
     """Otherwise whatever fails then would pass for a mistake that is caught."""
     for problem in examples():
