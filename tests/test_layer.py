@@ -13,6 +13,7 @@ import pytest
 from minilora import (
     MLP,
     Adam,
+    Embedding,
     Linear,
     LoRA,
     ReLU,
@@ -25,7 +26,6 @@ from minilora import (
     train,
 )
 from minilora import layer as layer_page
-from minilora.checks import check_ids
 from minilora.layer import (
     Layer,
     check_cache,
@@ -71,24 +71,6 @@ class Blocks(Layer):
             dy, found = layer.backward(dy, inner)
             grads |= nest(f"layers.{i}", found)
         return dy, grads if self.frozen else {"shift": dy.reshape(-1, dy.shape[-1]).sum(0), **grads}
-
-
-class Lookup(Layer):
-    """Token ids in, one row of the table for each: (...) -> (..., dim)."""
-
-    def __init__(self, table):
-        self.table = table
-
-    def forward(self, ids):
-        check_ids("ids", ids, len(self.table))
-        y = self.table[ids]
-        return y, (self, y.shape, ids)
-
-    def backward(self, dy, cache, *, need_dx=True):
-        (ids,) = check_cache(self, dy, cache)
-        grad = np.zeros_like(self.table)
-        np.add.at(grad, ids, dy)
-        return None, {} if self.frozen else {"table": grad}
 
 
 class Mean(Layer):
@@ -256,7 +238,7 @@ def test_a_layer_that_says_what_trains_is_asked(learns):
 def tied_model():
     """An embedding and a head that are one array: logits = mean of rows, against every row."""
     table = RNG.standard_normal((6, 3))
-    return Sequential(embed=Lookup(table), mean=Mean(), act=Tanh(), head=Linear(table))
+    return Sequential(embed=Embedding(table), mean=Mean(), act=Tanh(), head=Linear(table))
 
 
 def test_token_ids_have_no_dx_and_their_model_has_gradients():
@@ -265,14 +247,14 @@ def test_token_ids_have_no_dx_and_their_model_has_gradients():
     assert y.shape == (5, 6)
     dx, grads = model.backward(RNG.standard_normal(y.shape), cache)
     assert dx is None
-    assert list(grads) == list(model.trainable()) == ["embed.table", "head.weight"]
+    assert list(grads) == list(model.trainable()) == ["embed.weight", "head.weight"]
 
 
 def test_a_tied_array_is_checked_as_one_parameter():
     model, ids = tied_model(), RNG.integers(0, 6, (5, 4))
     f, params, grads, dy = layer_claim(model, ids, RNG.standard_normal((5, 6)))
     report = gradcheck(f, params, grads, cotangent=dy, method="complex", tolerance=1e-12)
-    assert [block.name for block in report.blocks] == ["embed.table"]
+    assert [block.name for block in report.blocks] == ["embed.weight"]
 
 
 def test_a_tied_array_takes_one_step_of_the_summed_gradient():
@@ -290,19 +272,19 @@ def test_a_tied_array_takes_one_step_of_the_summed_gradient():
 
 def test_what_was_tied_stays_tied():
     model = rebuild(tied_model(), array=lambda a: a.astype("float32"))
-    assert model.embed.table is model.head.weight
-    assert model.embed.table.dtype == np.float32
+    assert model.embed.weight is model.head.weight
+    assert model.embed.weight.dtype == np.float32
 
 
 def test_a_model_of_ids_trains_by_cross_entropy():
     rng = np.random.default_rng(3)
-    model = Sequential(embed=Lookup(rng.standard_normal((6, 3))), mean=Mean(), fc=linear(3, 6))
+    model = Sequential(embed=Embedding(rng.standard_normal((6, 3))), mean=Mean(), fc=linear(3, 6))
     X, Y = rng.integers(0, 6, (40, 2)), np.full(40, -100)
     Y[:30] = X[:30, 0]
     history = train(model, X, Y, epochs=60, batch_size=20, lr=0.05, rng=rng, log_every=60, loss=cross_entropy)
     start = np.log(6)
     assert history.losses[-1] < start / 2
-    assert model.trainable().keys() == {"embed.table", "fc.weight", "fc.bias"}
+    assert model.trainable().keys() == {"embed.weight", "fc.weight", "fc.bias"}
 
 
 # --- what fits ------------------------------------------------------------------------------------
