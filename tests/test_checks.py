@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import FileRefused, Linear, LoRA, LoRALinear, checks
+from minilora import FileRefused, Linear, checks
 from minilora.checks import (
     check_flag,
     check_integer,
@@ -24,7 +24,6 @@ from minilora.checks import (
     unmoved,
 )
 from minilora.cli.check import all_instances
-from minilora.fast import residual_form
 from minilora.layer import first_array
 
 from .support.loops import drawn
@@ -108,41 +107,6 @@ def test_half_precision_is_a_precision_of_its_own():
     assert layer(np.ones((3, 5), np.float16)).dtype == np.float16
     with pytest.raises(TypeError, match="expected float16"):
         layer(np.ones((3, 5), np.float32))
-
-
-# --- the residual form ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("model", [LoRA(A, B, 1), LoRALinear(Linear(W), LoRA(A, B, 1))], ids=["LoRA", "LoRALinear"])
-@pytest.mark.parametrize(
-    ("x", "target", "message"),
-    [
-        (np.ones((3, 4)), np.ones((3, 4)), r"x has 4 entries on .*, expected in_features = 5"),
-        (np.ones((3, 5), single), np.ones((3, 4)), "x has dtype float32, expected float64"),
-        (np.ones((3, 5)), np.ones((3, 5)), r"y has shape \(3, 5\), expected \(3, 4\)"),
-        (np.ones((3, 5)), np.ones((2, 4)), r"y has shape \(2, 4\), expected \(3, 4\)"),
-        (np.ones((3, 5)), np.ones((3, 4), single), "y has dtype float32"),
-        ([[1.0] * 5], np.ones((1, 4)), "x must be an array, got list"),
-    ],
-)
-def test_residual_form_refuses(model, x, target, message):
-    with pytest.raises((ValueError, TypeError), match=message):
-        residual_form(model, x, target)
-
-
-def test_residual_form_refuses_a_subclass_as_base():
-    class Shifted(Linear):
-        def forward(self, x):
-            y, cache = super().forward(x)
-            return y + 1, cache
-
-    for model, got in (
-        (LoRALinear(Shifted(W), LoRA(A, B, 1)), "LoRALinear over a Shifted"),
-        (Linear(W), "Linear"),
-    ):
-        with pytest.raises(TypeError) as error:
-            residual_form(model, np.ones((3, 5)), np.ones((3, 4)))
-        assert str(error.value) == f"residual_form takes a LoRA, or a LoRALinear over a Linear, got {got}"
 
 
 # --- numbers, and how values and files' contents are shown ---------------------------------------

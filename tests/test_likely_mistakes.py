@@ -43,6 +43,7 @@ from minilora import (
     train,
     weighted_sum,
 )
+from minilora.fast import residual_form
 from minilora.files.inspection import inspect_adapter
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
@@ -79,6 +80,14 @@ def spoilt(array):
     array = array.copy()
     array[3, 2] = np.nan
     return array
+
+
+class Beside(LoRALinear):
+    """A layer of one's own, which may compute something else than its parent."""
+
+
+class Wide(Linear):
+    """And one of a linear layer."""
 
 
 class Half(Layer):
@@ -146,6 +155,12 @@ MISTAKES = [
      "TypeError: model must be a Layer, got dict; minilora.attach(model, adapters) puts adapters into a model"),
     (lambda rng: attach(Sequential(conv=Conv2d(np.ones((4, 2, 2, 3)))), {"conv": lora()}),
      "ValueError: adapters['conv']: adapter is 4 -> 3 wide, expected in -> out with in = 12 as in base"),
+    (lambda rng: residual_form(L, X, Y),
+     "TypeError: residual_form takes a LoRA, or a LoRALinear over a Linear, got Linear"),
+    (lambda rng: residual_form(Beside(L, lora()), X, Y),
+     "TypeError: residual_form takes a LoRA, or a LoRALinear over a Linear, got Beside"),
+    (lambda rng: residual_form(LoRALinear(Wide(W), lora()), X, Y),
+     "TypeError: residual_form takes a LoRA, or a LoRALinear over a Linear, got LoRALinear over a Wide"),
     # what a call returns, handed on whole or in another order
     (lambda rng: L.backward(mse(Y, Y), L.forward(X)[1]),
      "TypeError: dy must be an array, got tuple: take the one that is meant, of (loss, gradient), (y, cache) or (dx, "
@@ -223,6 +238,18 @@ MISTAKES = [
     (lambda rng: windows([0.9] * 9, 4), "TypeError: ids has dtype float64, expected integers"),
     (lambda rng: windows("123456789", 4), "TypeError: ids has dtype <U9, expected integers"),
     (lambda rng: windows([1] * 8 + [-2], 4), "ValueError: ids holds -2 at (8,), expected 0 to 9223372036854775806"),
+    (lambda rng: residual_form(lora(), X[:, :2], Y),
+     "ValueError: x has 2 entries on its last axis (shape (6, 2)), expected in_features = 4"),
+    (lambda rng: residual_form(lora(), X.astype("f4"), Y),
+     "TypeError: x has dtype float32, expected float64 as in the layer"),
+    (lambda rng: residual_form(lora(), X, X), "ValueError: y has shape (6, 4), expected (6, 3)"),
+    (lambda rng: residual_form(lora(), X, Y[:2]), "ValueError: y has shape (2, 3), expected (6, 3)"),
+    (lambda rng: residual_form(lora(), X, Y.astype("f4")),
+     "TypeError: y has dtype float32, expected float64 as in the layer"),
+    (lambda rng: residual_form(BOTH, X, Y.astype("f4")),
+     "TypeError: y has dtype float32, expected float64 as in the layer"),
+    (lambda rng: residual_form(lora(), [[1.0] * 4], Y[:1]),
+     "TypeError: x must be an array, got list; convert it with numpy.asarray(x)"),
     # a number out of range
     (lambda rng: Linear.init(0, 4, rng=rng), "ValueError: in_features must be at least 1, got 0"),
     (lambda rng: Linear.init(4, 3.0, rng=rng), "TypeError: out_features must be an integer, got 3.0"),
