@@ -109,7 +109,7 @@ def chart(recorded: Recordings) -> Drawn:
 def still(recorded: Recordings, windows: int) -> str:
     """Return the drawing of the first position: the loss against the rate of full fine-tuning and of each rank."""
     figure = pictures.new_figure(5.6, 3.6)
-    axes, said = figure.subplots(), []
+    axes, said, rates = figure.subplots(), [], set()
     for name, rank, colour in (
         (short(recorded), None, pictures.BASE),
         *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
@@ -120,10 +120,15 @@ def still(recorded: Recordings, windows: int) -> str:
         best = recorded.best(way(rank), rank, windows=windows)
         axes.plot(list(losses), list(losses.values()), color=colour, marker="o", markersize=3)
         axes.plot(best, losses[best], "o", color=pictures.INK, markersize=8, fillstyle="none")
-        axes.annotate(name, (max(losses), losses[max(losses)]), (5, -4), textcoords="offset points", color=colour)
+        first = min(losses)
+        axes.annotate(name, (first, losses[first]), (-6, -4), textcoords="offset points", ha="right", color=colour)
+        rates |= {*losses}
         said.append(f"{name}: {losses[best]:.2f} at {best:g}")
     axes.set(xscale="log", xlabel="rate", ylabel="held-out loss")
-    axes.margins(x=0.12)
+    axes.set_xlim(min(rates) / 4, 1.3 * max(rates))  # names stand at the left
+    ticks = sorted(rates)[1::2]
+    axes.set_xticks(ticks, [f"{lr:g}" for lr in ticks])
+    axes.minorticks_off()
     axes.grid(alpha=0.3)
     drawn = pictures.show(
         figure,

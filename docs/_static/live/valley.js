@@ -57,6 +57,7 @@ export function state(data, position) {
       return { rank: each, chosen: each === rank, points: found.map((rate) => [rate.lr, rate.new]), best: best(found)?.lr };
     }),
     paths: [{ name: "full", path: full?.path ?? [] }, { name: "chosen", path: here?.path ?? [] }],
+    rates: [...new Set([...all.map((rate) => rate.lr), lr])].sort((a, b) => a - b),
     low: Math.min(...all.map((rate) => rate.new), data.before.new) - 0.1,
     high: data.before.new + 0.3,
     says: sentence(data, position, rates, here),
@@ -65,7 +66,7 @@ export function state(data, position) {
 
 // --- drawn ------------------------------------------------------------------------------------------------------------
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [340, 250, 40, 34, 24, 36];
+const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [340, 250, 40, 14, 24, 36];
 
 function frame(parent, { alt, from, to, ticks, low, high, label }) {
   const svg = add(parent, "svg", { role: "img" });
@@ -86,10 +87,10 @@ function frame(parent, { alt, from, to, ticks, low, high, label }) {
 const colour = (chosen, full) => (chosen ? "above" : full ? "below" : "ghost");
 
 function draw(board, data, position) {
-  const { valleys, paths, low, high, says } = state(data, position);
+  const { valleys, paths, rates, low, high, says } = state(data, position);
   board.replaceChildren();
-  const powers = data.rates.map(Math.log2), ends = { from: Math.min(...powers) - 0.3, to: Math.max(...powers) + 0.3 };
-  const ticks = data.rates.filter((_, i) => i % 3 === 0).map((lr) => [Math.log2(lr), say(lr)]);
+  const ends = { from: Math.log2(rates[0]) - 2.2, to: Math.log2(rates.at(-1)) + 0.3 };
+  const ticks = rates.filter((lr) => Math.round(Math.log2(1000 * lr)) % 2 === 0).map((lr) => [Math.log2(lr), say(lr)]);
   const left = frame(board, { alt: `The loss against the rate. ${says}`, ...ends, ticks, low, high, label: "rate" });
   const untouched = left.py(data.before.new);
   add(left.svg, "line", { x1: LEFT, x2: WIDTH - RIGHT, y1: untouched, y2: untouched, class: "level" });
@@ -99,8 +100,8 @@ function draw(board, data, position) {
     left.line(points.map(([x, y]) => [Math.log2(x), y]), name);
     const [x, y] = points.find(([rate]) => rate === lr);
     add(left.svg, "circle", { cx: left.px(Math.log2(x)), cy: left.py(y), r: 3.5, class: name === "ghost" ? "frame" : name });
-    const [end, height] = points.at(-1);
-    add(left.svg, "text", { x: left.px(Math.log2(end)) + 4, y: left.py(height) + 4, class: `key ${name}` }, rank === "full" ? data.short : `r ${rank}`);
+    const [first, height] = points[0];
+    add(left.svg, "text", { x: left.px(Math.log2(first)) - 5, y: left.py(height) + 4, "text-anchor": "end", class: `key ${name}` }, rank === "full" ? data.short : `r = ${rank}`);
   }
   const now = left.px(Math.log2(position.lr));
   add(left.svg, "line", { x1: now, x2: now, y1: TOP, y2: HEIGHT - BOTTOM, class: "rule" });
