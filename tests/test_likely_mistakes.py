@@ -220,10 +220,6 @@ MISTAKES = [
     (lambda rng: train(linear(3, 4), X, Y, rng=rng),
      "ValueError: x has 4 entries on its last axis (shape (1, 4)), expected in_features = 3; out_features is 4: is "
      "the weight transposed? It lies as (out, in)"),
-    (lambda rng: train(linear(), X + 0j, Y, rng=rng),
-     "TypeError: X has dtype complex128, expected float32 or float64: others cannot be trained"),
-    (lambda rng: train(linear(), X, Y + 0j, rng=rng),
-     "TypeError: Y has dtype complex128, expected float32 or float64: others cannot be trained"),
     (lambda rng: evaluate(linear(), spoilt(X), Y), "ValueError: X holds NaN or infinity: entry (3, 2) is nan"),
     (lambda rng: evaluate(linear(), X, spoilt(Y)), "ValueError: Y holds NaN or infinity: entry (3, 2) is nan"),
     (lambda rng: best_adapter(X, 1j * Y, rank=1),
@@ -277,11 +273,6 @@ MISTAKES = [
      "ValueError: activation must be 'relu', 'tanh' or 'silu', got [[1]]"),
     (lambda rng: Adapter(A, B, 1, kernel="x"),
      "TypeError: kernel must be a tuple of sizes, one for each axis, got 'x'"),
-    (lambda rng: train(linear(), X, Y, rng=rng, lr="1e-3"), "TypeError: lr must be a number, got '1e-3'"),
-    (lambda rng: train(linear(), X, Y, rng=rng, batch_size=128),
-     "ValueError: batch_size must be at most the 6 rows of X, got 128"),
-    (lambda rng: train(linear(), X, Y, rng=rng, gradients=5),
-     "TypeError: gradients must be a function, gradients(model, x, y, loss), got 5"),
     (lambda rng: train(linear(), X, Y, rng=rng, batch_size=2, steps=10**60),
      "ValueError: steps must be at most 1073741823, got "
      "1000000000000000000000000000000000000000000000000000000000000"),
