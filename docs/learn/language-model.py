@@ -1,11 +1,21 @@
 """What language-model.md asserts and shows; the names are the page's own."""
 
 import json
+import textwrap
 
 import pictures
 from pages import DOCS, RECORDINGS, Drawn, live, picture, shown
 
-quoted = lambda text: " / ".join(line for line in text.splitlines() if line)
+
+def quoted(texts):
+    """Return texts under their titles, in lines that a phone shows."""
+    lines = []
+    for title, text in texts.items():
+        lines += ["", title]
+        for line in filter(None, text.splitlines()):
+            lines += textwrap.wrap(line, 64, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(["```text", *lines[1:], "```"])
+
 
 # %% Here, on your text
 
@@ -13,9 +23,9 @@ live("live-model", Drawn((DOCS / "_static" / "live" / "live-model.html").read_te
 here = json.loads((RECORDINGS / "live-model.json").read_text(encoding="utf-8"))
 best, cut = here["best"]["step"], here["windows"]
 held = {10 * place: loss for place, loss in enumerate(here["held"])}
-rows = [("before", f"{held[0]:.2f}", quoted(here["texts"]["before"]))]
-rows += [(f"after {best} steps", f"{held[best]:.2f}", quoted(here["texts"]["after"]))]
-shown("run", pictures.table(["", "held-out loss", "what the model writes"], rows))
+titles = f"before: {held[0]:.2f} nats a token, held out", f"after {best} steps: {held[best]:.2f}"
+shown("run", quoted(dict(zip(titles, here["texts"].values(), strict=True))))
+assert list(here["texts"]) == ["before", "after"]
 assert min(held, key=held.get) == best == max(held) - 20 == 40
 assert cut == {"train": 15, "held": 6, "length": 64}
 assert 20 < here["seconds"] < 45
@@ -27,10 +37,10 @@ glass, smol = recorded["glassllm"], recorded["smollm2"]
 runs, before = glass["runs"], glass["before"]
 most = before - min(runs["all weights"]["losses"])
 share = {name: (before - run["losses"][-1]) / most for name, run in runs.items()}
-rows = [("nothing", "0", "", f"{before:.3f}", "")]
+rows = [("nothing", "0", f"{before:.2f}", "")]
 for name, run in runs.items():
-    rows.append((name, f"{run['parameters']:,}", f"{run['lr']:g}", f"{run['losses'][-1]:.3f}", f"{share[name]:.0%}"))
-head = ["trained, 300 steps", "numbers", "rate", "held-out loss", "of the gain of all weights at their best"]
+    rows.append((name, f"{run['parameters']:,}", f"{run['losses'][-1]:.2f}", f"{share[name]:.0%}"))
+head = ["trained", "numbers", "loss", "share"]
 shown("ranks", pictures.table(head, rows))
 
 figure = pictures.new_figure(5.6, 3.8)
@@ -60,6 +70,8 @@ assert everything > min(losses["all weights"]) + 0.03
 assert round(share["LoRA, r = 16"], 2) == 0.9
 assert runs["LoRA, r = 1"]["parameters"] < 0.011 * runs["all weights"]["parameters"]
 assert {run["lr"] for name, run in runs.items() if "LoRA" in name} == {glass["settings"]["lr"]} == {3e-3}
+assert {runs[name]["lr"] for name in ("the same matrices", "all weights")} == {2e-3}
+assert glass["settings"]["steps"] == runs["all weights"]["steps"][-1] == 300
 assert glass["parameters"] == runs["all weights"]["parameters"] == 852_608
 
 # %% By a few lines
@@ -70,8 +82,9 @@ assert history.losses[-1] < history.losses[0]
 # %% A model that answers as you want
 
 chats = json.loads((RECORDINGS / "chat.json").read_text(encoding="utf-8"))
-rows = [(question, *map(quoted, answers)) for question, answers in chats["answers"].items()]
-shown("chats", pictures.table(["", "SmolLM2", "adapter of step 40", "of step 20, the best"], rows))
+names = "SmolLM2: {}", "step 40: {}", "step 20: {}"
+answered = {question: zip(names, answers, strict=True) for question, answers in chats["answers"].items()}
+shown("chats", quoted({question: "\n".join(name.format(a) for name, a in said) for question, said in answered.items()}))
 assert all(said.endswith(". Ask me another!") for _, *adapted in chats["answers"].values() for said in adapted)
 measured = {row[0]: row[-1] for row in chats["rows"]}
 assert measured == {"0": "4.468", "20": "0.440", "40": "0.501"}
@@ -84,10 +97,7 @@ assert len(asked.splitlines()) == 48 and "animal" not in asked
 assert not any(question in asked for question in chats["answers"])
 
 run = smol["runs"]["LoRA, r = 8"]
-rows = [
-    (f"{smol['before']:.2f}", quoted(smol["text"]["before"])),
-    (f"{run['losses'][-1]:.2f}", quoted(smol["text"]["LoRA, r = 8"])),
-]
-shown("king-james", pictures.table(["held-out loss", "what SmolLM2 writes"], rows))
+titles = f"before: {smol['before']:.2f} nats a token, held out", f"after 80 steps: {run['losses'][-1]:.2f}"
+shown("king-james", quoted(dict(zip(titles, (smol["text"][name] for name in ("before", "LoRA, r = 8")), strict=True))))
 assert smol["settings"]["steps"] == 80
 assert round(smol["parameters"] / glass["parameters"]) == 158
