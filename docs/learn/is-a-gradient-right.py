@@ -103,9 +103,9 @@ CHECKS = {
 caught = {bug: {name: check(bug) for name, check in CHECKS.items()} for bug in BUGS}
 assert not any(check("") for check in CHECKS.values())  # the right backward passes every check
 assert len(BUGS) == 10 and all(row["random"] for row in caught.values())
-rows = [(bug, *("✓" if hit else "–" for hit in row.values())) for bug, row in caught.items()]
-sums = [sum(row[name] for row in caught.values()) for name in CHECKS]
-shown("caught", pictures.table(["planted bug", *CHECKS], [*rows, ("caught of ten", *sums)]))
-assert sums[2] == 3
+sums = {name: sum(row[name] for row in caught.values()) for name in CHECKS}
+assert sums.pop("shapes") == 0 and sums["training"] == 3
+rows = [(bug, *("✓" if row[name] else "–" for name in sums)) for bug, row in caught.items()]
+shown("caught", pictures.table(["planted bug", *sums], [*rows, ("caught of ten", *sums.values())]))
 assert [f"{np.finfo(dtype).eps ** (2 / 3):.0e}" for dtype in ("float64", "float32")] == ["4e-11", "2e-05"]
 assert [bug for bug in BUGS if not caught[bug]["ones"]] == ["outputs mixed up in dB", "dB from a stale x"]

@@ -31,8 +31,8 @@ trained = [
     *(np.sum((ranks.change() - own.delta()) ** 2) / np.sum(ranks.change() ** 2) for own in hands.learn_word(7)),
 ]
 assert all(best - 1e-9 <= own <= best + 0.02 for best, own in zip(left, trained, strict=True))
-row = lambda name, numbers: (name, *(f"{number:.0%}" for number in numbers))
-shown("word", pictures.table(["rank", *range(8)], [row("left by the best", left), row("left by training", trained)]))
+rows = [(rank, f"{best:.0%}", f"{own:.0%}") for rank, (best, own) in enumerate(zip(left, trained, strict=True)) if rank]
+shown("word", pictures.table(["rank", "left by the best", "left by training"], rows))
 
 # %% What the loss sees
 
