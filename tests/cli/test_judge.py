@@ -64,11 +64,10 @@ def test_a_check_in_a_process_of_its_own_is_reported_as_any_other(inside, tmp_pa
         ("diagnose-right", "adapter/adapter_config.json", "a file that is read"),
     ],
 )
-def test_a_report_never_takes_the_place_of_what_is_read(inside, capsys, situation, file, what):
+def test_a_report_never_takes_the_place_of_what_is_read(inside, shell, situation, file, what):
     before = (inside / file).read_bytes()
     argv = SITUATIONS.get(situation, ["conformance", situation])
-    assert cli.main([*argv, "--json", f"./{file}"]) == 2
-    assert f"is {what}, expected another file" in capsys.readouterr().err
+    assert shell.refused(*argv, "--json", f"./{file}").endswith(f"is {what}, expected another file")
     assert (inside / file).read_bytes() == before
 
 
@@ -79,21 +78,20 @@ def test_a_report_may_lie_beside_the_results_and_take_its_own_place(inside, monk
 
 
 @pytest.mark.parametrize("text", ["dear diary", '{"diary": 1}', '["format", "verdict"]'])
-def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, capsys, text):
-    argv = [*SITUATIONS["audit-no-model"], "--json", str(tmp_path / "found")]
+def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, shell, text):
     (tmp_path / "found").write_text(text)
-    assert cli.main(argv) == 2
-    assert f"--json {str(tmp_path / 'found')!r} is there already and has no report" in capsys.readouterr().err
+    said = f"--json {str(tmp_path / 'found')!r} is there already and has no report"
+    assert said in shell.refused(*SITUATIONS["audit-no-model"], "--json", tmp_path / "found")
     assert (tmp_path / "found").read_text() == text
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes in a folder are POSIX's")
 @pytest.mark.parametrize("kind", ["pipe", "link"])
-def test_a_report_goes_into_a_regular_file_alone(inside, tmp_path, capsys, kind):
+def test_a_report_goes_into_a_regular_file_alone(inside, tmp_path, shell, kind):
     (tmp_path / "other").write_text("x")
     os.mkfifo(tmp_path / "found") if kind == "pipe" else os.symlink("other", tmp_path / "found")
-    assert cli.main([*SITUATIONS["audit-no-model"], "--json", str(tmp_path / "found")]) == 2
-    assert "expected a regular file or a new name" in capsys.readouterr().err
+    said = shell.refused(*SITUATIONS["audit-no-model"], "--json", tmp_path / "found")
+    assert said.endswith("expected a regular file or a new name")
     assert (tmp_path / "other").read_text() == "x"
 
 
@@ -110,42 +108,27 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
         assert door.main(["mine"]) == code
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["conformance", "my_lora", "--json", ""], "argument --json: the name is empty"),
-        (["golden", "folder", "--compare", "mine", "--xfails", ""], "argument --xfails: the name is empty"),
-        (["diagnose", "logits", "--model", "model"], "the following arguments are required: --adapter"),
-        (["diagnose", "logits", "--adapter", "adapter"], "the following arguments are required: --model"),
-        *[(["conformance", "my_lora", f"--timeout={text}"],
-           f"expected a number of seconds above 0 and at most 1e+09, got {text!r}")
-          for text in ("0", "-1", "nan", "inf", "soon", "1e20")],
-    ],
-)  # fmt: skip
-def test_an_option_that_cannot_be_is_refused_by_the_parser(capsys, argv, said):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(argv)
-    assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+REFUSED = {
+    "conformance my_lora --json ''": "argument --json: the name is empty",
+    "golden folder --compare mine --xfails ''": "argument --xfails: the name is empty",
+    "diagnose logits --model model": "the following arguments are required: --adapter",
+    "diagnose logits --adapter adapter": "the following arguments are required: --model",
+    "conformance my_lora.py --require forward,froward":
+        "--require: there is no claim 'froward'; there are forward, scaling, slope",
+    "vectors new --xfails known.txt": "--xfails needs --compare: it is about the verdicts",
+    **{f"conformance my_lora --timeout={text}":
+       f"argument --timeout: expected a number of seconds above 0 and at most 1e+09, got {text!r}"
+       for text in ("0", "-1", "nan", "inf", "soon", "1e20")},
+    **{f"conformance --start numpy --{option}":
+       f"--start begins a new file and judges nothing, expected it without --{option.split()[0]}"
+       for option in ("json found.json", "xfails known.txt", "require forward")},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("argv", "said"),
-    [
-        (["conformance", "my_lora.py", "--require", "forward,froward"],
-         "--require: there is no claim 'froward'; there are forward, scaling, slope"),
-        (["vectors", "new", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
-        (["vectors", "new", "--xfails", "known.txt"], "--xfails needs --compare: it is about the verdicts"),
-        *[(["conformance", "--start", "numpy", f"--{option}", value],
-           f"--start begins a new file and judges nothing, expected it without --{option}")
-          for option, value in {"json": "found.json", "xfails": "known.txt", "require": "forward"}.items()],
-        (["golden", "new", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
-    ],
-)  # fmt: skip
-def test_what_makes_no_sense_is_refused_before_the_work(inside, capsys, monkeypatch, argv, said):
+@pytest.mark.parametrize("command", REFUSED)
+def test_what_makes_no_sense_is_refused_before_the_work(inside, shell, monkeypatch, command):
     monkeypatch.setattr(child, "check_apart", lambda *given, **more: pytest.fail("the check began"))
-    assert cli.main(argv) == 2
-    assert said in capsys.readouterr().err
+    assert shell.refused(command).startswith(REFUSED[command])
     assert not (inside / "new").exists()
     assert not (inside / "found.json").exists()
 
