@@ -10,17 +10,14 @@ import pytest
 
 from minilora import TrainingDiverged, __version__, article, cli
 
-from .support.command_line import run
+from ..support.command_line import run
 
-ROOT = Path(__file__).parents[1]
-
-
+ROOT = Path(__file__).parents[2]
 PARSERS = cli._parser()._subparsers._group_actions[0].choices
 
 
-def test_help_teaches(capsys):
-    assert run("--help") == 0
-    text = capsys.readouterr().out
+def test_help_teaches(shell):
+    text = shell("--help")
     for said in ("y = x W^T", "delta = (alpha / rank) B A", "minilora article", "minilora check", "minilora/lora.py"):
         assert said in text
 
@@ -30,51 +27,47 @@ def test_every_option_has_help(command, parser):
     assert all(action.help for action in parser._actions)
 
 
-def test_help_names_the_defaults_that_exist(capsys):
-    assert run("article", "--help") == 0
-    text = " ".join(capsys.readouterr().out.split())
+def test_help_names_the_defaults_that_exist(shell):
+    text = " ".join(shell("article --help").split())
     assert "passes over the data, for the base and for the adapter (default: 100)" in text
     assert "None" not in text
-    assert run("generate", "--help") == 0
-    text = capsys.readouterr().out
+    text = shell("generate --help")
     assert "(default: 0)" in text
     assert "False" not in text
 
 
-def test_version(capsys):
-    assert run("--version") == 0
-    assert capsys.readouterr().out == f"minilora {__version__}\n"
+def test_version(shell):
+    assert shell("--version") == f"minilora {__version__}\n"
 
 
 @pytest.mark.parametrize(
     "error", [ValueError("why"), TypeError("why"), TrainingDiverged("why"), MemoryError(), OSError()]
 )
-def test_what_a_command_cannot_do_is_one_line(monkeypatch, capsys, error):
+def test_what_a_command_cannot_do_is_one_line(monkeypatch, shell, error):
     def fails(**k):
         raise error
 
     monkeypatch.setattr(article, "run", fails)
-    assert run("article") == 2
-    assert capsys.readouterr() == ("", f"minilora: {str(error) or type(error).__name__}\n")
+    assert (shell.refused("article"), shell.out) == (str(error) or type(error).__name__, "")
 
 
 def test_a_command_runs_in_a_thread_too(capsys):
     """There Python refuses to set what Ctrl-C does."""
     codes = []
-    thread = threading.Thread(target=lambda: codes.append(run("check", "--seed", "-1")))
+    thread = threading.Thread(target=lambda: codes.append(run("check --seed -1")))
     thread.start()
     thread.join()
     assert codes == [2]
     assert capsys.readouterr().err == "minilora: seed must be at least 0, got -1\n"
 
 
-def test_ctrl_c_ends_cleanly(monkeypatch, capsys):
+def test_ctrl_c_ends_cleanly(monkeypatch, shell):
     def interrupted(**k):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(article, "run", interrupted)
-    assert run("article") == 130
-    assert capsys.readouterr().err == "\nminilora: interrupted\n"
+    shell("article", code=130)
+    assert shell.err == "\nminilora: interrupted\n"
 
 
 def test_the_command_line_imports_numpy_when_it_runs():
@@ -88,7 +81,7 @@ def test_the_command_line_imports_numpy_when_it_runs():
 def test_ctrl_c_is_as_before_after_the_command(handler):
     before = signal.signal(signal.SIGINT, handler)
     try:
-        assert run("check", "--seed", "-1") == 2
+        assert run("check --seed -1") == 2
         assert signal.getsignal(signal.SIGINT) is handler
     finally:
         signal.signal(signal.SIGINT, before)
