@@ -169,10 +169,24 @@ def test_the_memory_of_a_cache_is_counted(n):
     assert cache_bytes(cache) == 8 * n * (5 + 7 + 7 + 7)  # the inputs of the three layers, each once, and SiLU's q
 
 
-def test_an_array_over_memory_that_is_no_array_is_counted():
-    x = np.frombuffer(bytearray(8 * 10)).reshape(2, 5)
-    _, cache = Linear.init(5, 3, rng=np.random.default_rng(0), dtype="float64").forward(x)
-    assert cache_bytes(cache) == 8 * 10
+class Bare:
+    """An array that has no base."""
+
+    dtype, shape, nbytes = np.dtype("float64"), (3,), 24
+
+
+def test_a_cache_takes_the_memory_of_whole_arrays_that_are_not_the_models():
+    layer, x, y, ids = Linear(np.zeros((8, 3))[:4]), np.zeros((6, 5)), np.zeros(7), np.array([[3, 1, 3]])
+    embedding, no_array = Embedding(np.zeros((50, 4))), np.frombuffer(bytearray(8 * 12)).reshape(4, 3)
+    for cache, size in [
+        ((layer, (6, 4), x[:2], [x[3:].T, x[:2][0]], y), x.nbytes + y.nbytes),  # a view keeps all that it looks at
+        ((layer, (6, 4), layer.weight.T, layer.weight.base[2:], y), y.nbytes),  # but for views of the model's own
+        ((embedding, (1, 3, 4), OneHot(ids[0], 50, embedding.weight), ids), ids.nbytes),  # one-hot rows have their ids
+        (embedding.forward(ids)[1], ids.nbytes),
+        (layer.forward(no_array)[1], no_array.nbytes),
+        ((layer, (2,), Bare()), 24),
+    ]:
+        assert cache_bytes(cache) == size
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["v_proj"], r".*\.1\.mlp\.down_proj"])
@@ -190,32 +204,6 @@ def test_a_frozen_model_keeps_nothing_of_its_own():
     every = adapt(model, "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0))
     sizes = [cache_bytes(m.forward(ids)[1]) for m in (top, every)]
     assert 0 < sizes[0] < 0.5 * sizes[1]
-
-
-def test_a_view_keeps_the_whole_array_that_it_looks_at():
-    layer, x, y = Linear(np.zeros((4, 3))), np.zeros((6, 5)), np.zeros(7)
-    cache = (layer, (6, 4), x[:2], [x[3:].T, x[:2][0]], y)
-    assert cache_bytes(cache) == x.nbytes + y.nbytes
-
-
-def test_views_of_the_models_own_arrays_are_not_counted():
-    whole, x = np.zeros((8, 3)), np.zeros(5)
-    layer = Linear(whole[:4])  # itself a view
-    assert cache_bytes((layer, (6, 4), layer.weight.T, whole[2:], x)) == x.nbytes
-
-
-def test_one_hot_rows_keep_their_ids_alone():
-    embedding, ids = Embedding(np.zeros((50, 4))), np.array([[3, 1, 3]])
-    assert cache_bytes(embedding.forward(ids)[1]) == ids.nbytes
-    own = (embedding, (1, 3, 4), OneHot(ids[0], 50, embedding.weight), ids)
-    assert cache_bytes(own) == ids.nbytes
-
-
-def test_an_array_that_has_no_base_counts_as_its_own():
-    class Bare:
-        dtype, shape, nbytes = np.dtype("float64"), (3,), 24
-
-    assert cache_bytes((Linear(np.ones((2, 3))), (2,), Bare())) == 24
 
 
 # --- blocks that are computed again ---
