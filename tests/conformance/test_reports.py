@@ -18,7 +18,7 @@ from minilora.conformance.report import LONGEST_LINE
 
 from .situations import FOR_PROGRAMS, SITUATIONS, build
 
-DOCS = Path(__file__).parents[2] / "docs" / "hold-yours-against-it.md"
+DOCS = Path(__file__).parents[2] / "docs" / "library" / "hold-yours-against-it.md"
 APPROVED = Path(__file__).parent / "reports"
 OF_THE_MACHINE = ("minilora", "versions", "kernel")
 """Keys of the JSON that differ between versions and machines."""

@@ -377,6 +377,6 @@ def test_the_stand_in_catches_a_leak_that_numpy_passes(standin, monkeypatch, lea
 
 
 def test_the_page_about_gpus_counts_the_leaks_right():
-    page = (Path(__file__).parents[2] / "docs" / "on-a-gpu.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "library" / "on-a-gpu.md").read_text()
     assert f"- {len(LEAKS)} leaks planted in the library" in page
     assert f"CuPy {API['version'].rpartition('.')[0]} does not have" in page

@@ -123,7 +123,7 @@ def test_the_schema_takes_what_peft_can_do_and_we_cannot():
 
 
 def test_the_page_about_the_format_says_what_each_key_changes():
-    page = (Path(__file__).parents[2] / "docs" / "adapter-format.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "library" / "adapter-format.md").read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == CHANGES_NUMBERS
 

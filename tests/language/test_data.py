@@ -84,7 +84,7 @@ def test_a_long_text_goes_on_in_rows_of_its_own(length):
     assert all(len(x) == len(y) <= length for x, y in rows)
 
 
-def test_what_fills_a_row_changes_neither_loss_nor_gradient():
+def test_what_fills_a_row_changes_neither_loss_nor_gradient(load):
     """Each example alone, without what fills it, weighs as many targets as it has."""
     rng = np.random.default_rng(0)
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=rng)
@@ -112,6 +112,16 @@ def write(path, records):
     lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def load(tmp_path, model):
+    """A function that writes lines into a file, and loads them."""
+
+    def load(records, *length, **options):
+        return load_data(write(tmp_path / "e.jsonl", records), model, *length, **options)
+
+    return load
 
 
 def texts(array):
@@ -145,9 +155,9 @@ def test_a_text_that_is_held_out_is_measured_whole_or_as_asked(measured, rows, t
     assert set("".join(texts(data.X_held))) == set("dog")
 
 
-def test_one_example_is_shown_with_what_counts_marked(tmp_path, model):
+def test_one_example_is_shown_with_what_counts_marked(load):
     records = [{"prompt": "the\ncat ", "completion": f"sat\non{i}"} for i in "abcdefghij"]
-    data = load_data(write(tmp_path / "e.jsonl", records), model, 13)
+    data = load(records, 13)
     assert data.example.split("\n") == [
         "example  line 1, 14 tokens; the 6 behind a | count:",
         "    the\\n",
@@ -211,14 +221,14 @@ HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "con
         ('{"text": ' + "[" * 10**5, "line 3: "),
     ],
 )  # fmt: skip
-def test_an_example_is_refused_by_its_line(tmp_path, model, record, message):
+def test_an_example_is_refused_by_its_line(load, record, message):
     with pytest.raises(FileRefused, match=message):
-        load_data(write(tmp_path / "e.jsonl", [GOOD, "", record, GOOD]), model, 8)
+        load([GOOD, "", record, GOOD], 8)
 
 
-def test_one_example_is_too_few(tmp_path, model, monkeypatch):
+def test_one_example_is_too_few(load, tmp_path, model, monkeypatch):
     with pytest.raises(FileRefused, match="expected at least 2 examples, one to hold out, got 1"):
-        load_data(write(tmp_path / "e.jsonl", [GOOD]), model, 8)
+        load([GOOD], 8)
     file = write(tmp_path / "e.jsonl", [GOOD])
     monkeypatch.setattr("minilora.language.data.read_examples", lambda *a: [])  # each was found to be a bad line
     with pytest.raises(FileRefused, match="expected an example, got 0"):
@@ -257,8 +267,8 @@ def test_prose_is_taken_for_prose(tmp_path, model, text):
     assert load_data(tmp_path / "t", model, 8).unit == "windows"
 
 
-def test_ids_that_the_model_lacks_are_refused(tmp_path, model):
-    data = load_data(write(tmp_path / "e.jsonl", [GOOD] * 4), model, 8)
+def test_ids_that_the_model_lacks_are_refused(load, model):
+    data = load([GOOD] * 4, 8)
     data.check_vocabulary(29)
     with pytest.raises(ValueError, match="the tokenizer gives ids up to 27, and the model has 27 tokens: another"):
         data.check_vocabulary(27)
@@ -268,14 +278,14 @@ def prompts(*pairs):
     return [{"prompt": "a" * before, "completion": "b" * after} for before, after in pairs]
 
 
-def test_without_a_length_nothing_that_counts_is_lost(tmp_path, model):
+def test_without_a_length_nothing_that_counts_is_lost(load, tmp_path, model):
     file = write(tmp_path / "e.jsonl", [*prompts((3, 2), (40, 9), (2, 7), (1, 4)), {"text": "cat " * 900}])
     data = load_data(file, model)
     assert data.length == LONGEST_ROW  # of a text: what is longer goes on in the next row
     assert data.summary.endswith("held out, 3,626 of 3,673 tokens count")  # of the text the first is no target
     counted = sum((y != IGNORED).sum() for y in (data.Y, data.Y_held))
     assert counted == 3626
-    assert load_data(write(tmp_path / "f.jsonl", prompts((3, 2), (40, 9), (2, 7), (1, 4))), model).length == 49
+    assert load(prompts((3, 2), (40, 9), (2, 7), (1, 4))).length == 49
 
 
 def test_the_summary_says_what_a_length_loses(tmp_path, model):
@@ -347,21 +357,21 @@ def test_all_bad_lines_are_told_at_once(tmp_path, model):
         ({**GOOD, "weight": 2}, GOOD),
     ],
 )
-def test_what_would_be_lost_is_converted_by_the_command_that_is_told(tmp_path, model, record, converted):
+def test_what_would_be_lost_is_converted_by_the_command_that_is_told(load, record, converted):
     with pytest.raises(FileRefused) as error:
-        load_data(write(tmp_path / "e.jsonl", [record]), model)
+        load([record])
     program = re.search("jq -c '(.*)'", str(error.value).replace("\\\\", "\\"))[1]
     done = subprocess.run(["jq", "-c", program], input=json.dumps(record), capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == converted
 
 
-def test_bad_lines_are_left_out_and_kept(tmp_path, model):
+def test_bad_lines_are_left_out_and_kept(load, tmp_path, model):
     file, skipped = write(tmp_path / "e.jsonl", SLIPS), []
     data = load_data(file, model, 8, skipped=skipped)
     assert len(data.X) + len(data.X_held) == 3
     assert skipped == [file.read_text().splitlines()[n - 1] for n in (*range(2, 5), *range(6, 14))]
     with pytest.raises(FileRefused, match="line 1: its text is empty"):
-        load_data(write(tmp_path / "f.jsonl", [{"text": ""}]), model, 8, skipped=skipped)
+        load([{"text": ""}], 8, skipped=skipped)
 
 
 def test_lines_that_are_left_out_keep_their_order(tmp_path, model, monkeypatch):
@@ -378,17 +388,17 @@ def test_lines_that_are_left_out_keep_their_order(tmp_path, model, monkeypatch):
     assert skipped == file.read_text().splitlines()[1:3]
 
 
-def test_copies_are_counted_also_among_those_held_out(tmp_path, model):
+def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model):
     three = [{"prompt": p, "completion": " s"} for p in "abc"]
-    data = load_data(write(tmp_path / "e.jsonl", [*three, three[0], three[2], *three]), model, held_out=0.25)
+    data = load([*three, three[0], three[2], *three], held_out=0.25)
     assert data.notes == ("copies of other examples: 5", "held out and trained on too: 2 of 2 examples")
     held = write(tmp_path / "f.jsonl", [three[0], {"prompt": "a", "completion": " t"}])
     data = load_data(tmp_path / "e.jsonl", model, held_out=held)
     assert data.notes == ("copies of other examples: 5", "held out and trained on too: 1 of 2 examples")
-    assert load_data(write(tmp_path / "g.jsonl", three), model).notes == ()
+    assert load(three).notes == ()
 
 
-def test_a_completion_glued_to_its_prompt_is_told(tmp_path, model):
+def test_a_completion_glued_to_its_prompt_is_told(load, model):
     joints = [
         ("it is", " a"),
         ("it is", "a"),
@@ -398,7 +408,7 @@ def test_a_completion_glued_to_its_prompt_is_told(tmp_path, model):
         ("", "a"),
         ("e", "e"),
     ]
-    data = load_data(write(tmp_path / "e.jsonl", [{"prompt": p, "completion": c} for p, c in joints]), model)
+    data = load([{"prompt": p, "completion": c} for p, c in joints])
     assert data.notes == (
         "completions without a space behind a prompt without one: 2, the first in line 2; a model would write one word "
         "of both",
@@ -494,7 +504,7 @@ OTHERS = {
     "other-roles.jsonl": {"messages": [{"role": "human", "content": "hi"}, {"role": "bot", "content": "hello"}]},
     "lists-of-messages.jsonl": {"prompt": HI["messages"][:1], "completion": HI["messages"][1:]},
 }
-PAGE = Path(__file__).parents[2] / "docs" / "finetune.md"
+PAGE = Path(__file__).parents[2] / "docs" / "library" / "finetune.md"
 COMMANDS = re.findall(r"^jq (?:.|\n)*? > new\.jsonl", PAGE.read_text(encoding="utf-8"), re.M)
 
 

@@ -18,7 +18,7 @@ peft = pytest.importorskip("peft")
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "examples" / "golden"
-PAGE = (ROOT / "docs" / "golden-results.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "library" / "golden-results.md").read_text(encoding="utf-8")
 WRONG_IN_PEFT = {
     "experts-lora-b-layout": ("experts-lora-b-layout-is-not-read",),
     "experts-peft-0-19-0": ("experts-in-and-out-are-exchanged",),

@@ -167,7 +167,7 @@ def test_the_page_has_what_the_example_of_broken_merges_prints():
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         runpy.run_path(str(ROOT / "examples" / "broken_merges.py"))["run"]()
-    page = (ROOT / "docs" / "is-my-adapter-applied.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "library" / "is-my-adapter-applied.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```text\n(# merge_and_unload.*?)^```$", page, re.MULTILINE | re.DOTALL)
     of_kernel = r"at most [\d.]+ ulp"  # the last bits of sums
     assert re.sub(of_kernel, "", printed.getvalue().strip()) == re.sub(of_kernel, "", block.strip())

@@ -14,7 +14,7 @@ from minilora import load_adapter
 
 pytestmark = pytest.mark.peers
 gguf = pytest.importorskip("gguf")
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "library" / "recipes.md").read_text(encoding="utf-8")
 
 
 def test_the_commands_for_llama_cpp_write_what_is_shown(tmp_path):
