@@ -175,6 +175,7 @@ results["versions"] = {"Python": platform.python_version()} | {
 }
 if options.json:
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
+    known |= {"script": "examples/05_language_model.py", "when": results["when"]}
     lines = json.dumps(known | {options.model: results}, indent=1)
     lists_on_one = re.sub(r"\n +(?=[-\d\]])", " ", lines)
     options.json.write_text(lists_on_one + "\n", encoding="utf-8")

@@ -53,7 +53,7 @@ ROOT = DOCS.parent
 RECORDINGS = DOCS / "recordings"
 SITES = ("learn", "library")
 # Pages show this checkout, whatever minilora is installed, in this process and in those that a page starts.
-FOLDERS = [str(ROOT), str(DOCS / "_ext"), str(ROOT / "examples")]
+FOLDERS = [str(ROOT), str(DOCS / "_ext"), str(ROOT / "examples"), str(ROOT / "examples" / "measure")]
 sys.path[:0] = [folder for folder in FOLDERS if folder not in sys.path]
 os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)
 KEPT = DOCS / "_build" / "pages"

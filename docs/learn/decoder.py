@@ -1,11 +1,9 @@
 """What decoder.md asserts and shows; the names are the page's own."""
 
-import json
-
 import costs
 import drawings
 import rungs
-from pages import RECORDINGS, picture, shown
+from pages import picture, shown
 
 from minilora.language.llama import recomputed
 from minilora.language.memory import step_bytes
@@ -58,7 +56,7 @@ assert all(np.array_equal(g, gradients[1][name]) for name, g in gradients[0].ite
 # %% One task, four networks
 
 shown("rungs", rungs.table("decoder"))
-rows = list(json.loads((RECORDINGS / "rungs.json").read_text()).values())
+rows = list(rungs.RECORDED.values())
 after, people = ([row[key] for row in rows] for key in ("dinosaurs after", "people"))
 assert after == sorted(after, reverse=True) and after[0] - after[-1] > 0.4
 assert people[0] > max(people[1:]) + 0.15 and max(people[1:]) - min(people[1:]) < 0.03

@@ -2,7 +2,7 @@
 
 import math
 
-import micro
+import microlora_runs as micro
 from pages import printed, shown
 
 # %% 7. LoRA in 200 lines of plain Python

@@ -1,10 +1,8 @@
 """What network.md asserts and shows; the names are the page's own."""
 
-import json
-
 import drawings
 import rungs
-from pages import RECORDINGS, picture, shown
+from pages import picture, shown
 
 from minilora import LoRA, LoRALinear, gradcheck
 
@@ -71,7 +69,7 @@ picture("shares", drawings.shares())
 # %% One task, three networks
 
 shown("rungs", rungs.table("attention"))
-losses = [row["dinosaurs after"] for row in json.loads((RECORDINGS / "rungs.json").read_text()).values()]
+losses = [row["dinosaurs after"] for row in rungs.RECORDED.values()]
 assert losses == sorted(losses, reverse=True)
 
 # %% Do you remember?

@@ -7,8 +7,8 @@ from pages import RECORDINGS, printed, shown
 with printed("benchmarks-1"):
     import json
 
-    import benchmark_report as report
     import pictures
+    import timing as report
 
     benchmark = json.loads((RECORDINGS / "benchmark.json").read_text())
     rows = {row["name"]: row for row in benchmark["steps"]}
@@ -74,7 +74,7 @@ with printed("benchmarks-7"):
     measured = json.loads((RECORDINGS / "benchmark-model.json").read_text())
     where = measured["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    print(f"{where['cpu']}, cores: {where['cores']}; {versions}; {measured['date']}; {measured['laps']} laps")
+    print(f"{where['cpu']}, cores: {where['cores']}; {versions}; {measured['when']}; {measured['laps']} laps")
 
 OURS, PEER, FLOOR = "minilora", "torch + PEFT", "the products alone"
 rows = []
@@ -135,7 +135,7 @@ with printed("benchmarks-11"):
     where = dtypes["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     print(
-        f"{where['cpu']}, which has {' and '.join(where['units']) or 'no units for bfloat16'}; {versions}; {dtypes['date']}"
+        f"{where['cpu']}, which has {' and '.join(where['units']) or 'no units for bfloat16'}; {versions}; {dtypes['when']}"
     )
     loads, laps = ([step[key] for step in dtypes["steps"]] for key in ("others", "laps"))
     print(

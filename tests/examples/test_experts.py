@@ -15,15 +15,15 @@ from minilora import Llama
 from minilora.layer import parameter_count
 
 ROOT = Path(__file__).parents[2]
-RECORDED = json.loads((ROOT / "docs" / "experts.json").read_text(encoding="utf-8"))
+RECORDED = json.loads((ROOT / "docs" / "recordings" / "experts.json").read_text(encoding="utf-8"))
 APART = 0.03  # nats: machines round differently, and the same steps end a little apart
 
 
 @pytest.fixture(scope="module")
 def example():
     with pytest.MonkeyPatch.context() as patched:
-        patched.syspath_prepend(ROOT / "examples")
-        yield import_module("09_experts")
+        patched.syspath_prepend(ROOT / "examples" / "measure")
+        yield import_module("experts")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_what_is_measured_of_a_router_is_counted_from_its_choices(example):
 @pytest.mark.usefixtures("king_james")
 def test_a_recorded_training_made_again_ends_where_it_did(tmp_path, example):
     (place,) = [i for i, run in enumerate(example.TRAININGS["router"]()) if run["seed"] == 1]
-    command = [sys.executable, ROOT / "examples" / "09_experts.py", "router", "--only", str(place)]
+    command = [sys.executable, ROOT / "examples" / "measure" / "experts.py", "router", "--only", str(place)]
     subprocess.run([*command, "--json", tmp_path / "fresh.json"], check=True)
     fresh = json.loads((tmp_path / "fresh.json").read_text(encoding="utf-8"))
     for name in ("dense", "mixture"):

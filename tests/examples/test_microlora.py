@@ -251,8 +251,8 @@ def test_what_it_trains_is_the_least_of_it():
 
 # --- what the page shows ---
 
-sys.path.insert(0, str(ROOT / "docs" / "_ext"))
-import micro  # noqa: E402
+sys.path.insert(0, str(ROOT / "examples" / "measure"))
+import microlora_runs as micro  # noqa: E402
 
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
 

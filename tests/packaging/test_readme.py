@@ -94,10 +94,10 @@ def test_the_fine_tuning_prints_what_stands_under_it(tmp_path):
 
 @pytest.mark.long
 def test_the_picture_is_that_of_a_run(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs")
-    import ranks
+    monkeypatch.syspath_prepend(ROOT / "examples" / "measure")
+    import readme_picture
 
-    shown, run = ranks.FILE.read_text(encoding="utf-8"), ranks.picture()
+    shown, run = readme_picture.FILE.read_text(encoding="utf-8"), readme_picture.picture()
     assert re.findall(r"<text.*?</text>", shown) == re.findall(r"<text.*?</text>", run)
     for ours, theirs in zip(shown.splitlines(), run.splitlines(), strict=True):  # a panel a line
         a, b = shades(ours), shades(theirs)

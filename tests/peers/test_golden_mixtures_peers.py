@@ -57,7 +57,7 @@ def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, p
 @RECORDED
 def test_adapters_with_names_of_before_are_merged_rightly_and_the_page_has_what_peft_makes_of_them():
     """Its table is this script's output; what is rounding may round otherwise."""
-    rows = [line for line in run("old_names.py").splitlines() if line.startswith("| ")][1:]
+    rows = [line for line in run("../upstream/peft_old_names.py").splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 5
     for row in rows:
         name, effect, ours, theirs = row.strip("| ").split(" | ")
@@ -83,4 +83,4 @@ UPSTREAM = {
 @RECORDED
 @pytest.mark.parametrize("script", UPSTREAM)
 def test_a_script_for_upstream_shows_its_bug(script):
-    assert re.search(UPSTREAM[script], run(f"upstream/{script}"))
+    assert re.search(UPSTREAM[script], run(f"../upstream/{script}"))

