@@ -28,59 +28,14 @@ from .findings import NOTE, SUSPICIOUS, Finding, found
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing
 from .numbers import Measured
-from .roads import Update
+from .roads import Replay, Road, Update
 from .units import Matrix, head_dim, unit_of
 
-BLOCK = 1 << 22
-"""Numbers of a weight that are changed and rounded at a time."""
 WIDTH = 32
 """Numbers in a block of Q8_0."""
 
 
 # --- the change ---
-
-
-@dataclass(frozen=True)
-class Change:
-    """What an adapter does to one matrix of the model, all of it lying as the model stores the weight."""
-
-    W: np.ndarray  # before
-    A: np.ndarray
-    B: np.ndarray  # with the scaling in it: W becomes W + B A
-    magnitude: np.ndarray | None = None  # DoRA's: one number for each output
-    across: bool = False  # whether the weight is stored (in, out), so that an output is a column
-
-    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield some rows of the weight and their change, from the first row to the last."""
-        gain = None
-        if self.magnitude is not None:
-            gain = (self.magnitude / self._lengths()).astype(self.W.dtype)
-            gain = gain[None] if self.across else gain[:, None]
-        rows = max(64, BLOCK // self.W.shape[1] // 64 * 64)  # so that a block of NF4 does not end in the next one
-        for top in range(0, len(self.W), rows):
-            part = self.W[top : top + rows]
-            delta = self.B[top : top + rows] @ self.A
-            if gain is not None:
-                delta = (gain if self.across else gain[top : top + rows]) * (part + delta) - part
-            yield part, delta
-
-    def _lengths(self) -> np.ndarray:
-        """Return DoRA's lengths of W + B A: of each output's row or column."""
-        changed = np.square(self.W + self.B @ self.A, dtype=np.float64)
-        lengths = np.sqrt(changed.sum(axis=0 if self.across else 1))
-        return np.where(lengths > 0, lengths, 1.0)
-
-    def off_axis(self) -> float:
-        """Return how much nearer the magnitude is to the lengths of W's inputs than to its outputs'; above 1 it is.
-
-        It starts as the outputs' lengths, and moves little.
-        """
-        squares = np.square(self.W.T if self.across else self.W, dtype=np.float64)
-        outputs, inputs = np.sqrt(squares.sum(axis=1)), np.sqrt(squares.sum(axis=0))
-        if self.magnitude is None or not self.magnitude.shape == outputs.shape == inputs.shape:
-            return 0.0
-        off = [float(np.linalg.norm(self.magnitude - lengths)) for lengths in (outputs, inputs)]
-        return off[0] / max(off[1], 1e-30)
 
 
 def unit_in(landing: Landing, module: Module) -> tuple[str, int | None, str]:
@@ -148,19 +103,23 @@ def weights_of(landing: Landing, module: Module) -> dict[tuple[int, int], Matrix
         return {}
 
 
-def changes(landing: Landing, module: Module, dtype: Any = np.float32) -> Iterator[Change]:
-    """Yield what becomes of each matrix of a module's weight; of a mixture's array there is one for each expert.
-
-    There is none where `weights_of` says that it is not known, nor of a convolution with groups.
-    """
+def changes(landing: Landing, module: Module) -> Iterator[tuple[Matrix, Update]]:
+    """Yield each matrix that a module changes, and how; none where that is not known."""
     weights = weights_of(landing, module)
     try:
         found = updates(landing, module, weights)
     except FileRefused:
         return
-    for place, of in found.items():
-        W = weights[place].read(0, weights[place].shape[0]).astype(dtype)
-        yield Change(W, of.right.astype(dtype), dtype(of.scaling) * of.left.astype(dtype), of.magnitude, of.across)
+    yield from ((weights[place], update) for place, update in found.items())
+
+
+def blocks(matrix: Matrix, update: Update) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield some rows of a weight and their change in float64, from the first row to the last."""
+    replay = Replay(Road(), update, np.float64)
+    replay.prepare(matrix)
+    for start, stop in matrix.blocks(64):  # so that a block of NF4 does not end in the next one
+        W = matrix.read(start, stop).astype(np.float64)
+        yield W, replay.change(W, np.arange(start, stop))
 
 
 PIECES, PIECE = 64, 1 << 14
@@ -258,7 +217,7 @@ class Loss:
 
     relative: float = 0.0  # |delta W| / |W|
     formats: dict[str, Sums] = field(default_factory=dict)
-    off_axis: float = 0.0  # of a magnitude, see `Change.off_axis`
+    off_axis: float = 0.0  # of a magnitude: above 1 it is nearer to the lengths of W's inputs
 
 
 def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measured]) -> dict[str, Loss | None]:
@@ -270,11 +229,12 @@ def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measure
 def _loss(landing: Landing, module: Module) -> Loss | None:
     """Return the loss of one module; of a mixture's array that of all experts together."""
     loss, whole, meant = None, 0.0, 0.0
-    for change in changes(landing, module):
+    for matrix, update in changes(landing, module):
         loss = loss or Loss()
-        loss.off_axis = change.off_axis()
-        whole += _dot(change.W, change.W)
-        for W, delta in change.blocks():
+        loss.off_axis = _off_axis(matrix, update)
+        for block in blocks(matrix, update):
+            W, delta = (x.astype(np.float32) for x in block)
+            whole += _dot(W, W)
             meant += _dot(delta, delta)
             for name, rounded in FORMATS.items():
                 if name != "Q8_0" or W.shape[1] % WIDTH == 0:
@@ -282,6 +242,16 @@ def _loss(landing: Landing, module: Module) -> Loss | None:
     if loss is not None:
         loss.relative = (meant / whole) ** 0.5 if whole else 0.0
     return loss
+
+
+def _off_axis(matrix: Matrix, update: Update) -> float:
+    """Return how much nearer a magnitude is to the lengths of W's inputs than to its outputs', where it starts."""
+    rows, m = matrix.shape[0], update.magnitude
+    if m is None or not len(m) == rows == matrix.columns:
+        return 0.0
+    squares = np.square(matrix.read(0, rows).astype(np.float64))
+    outputs, inputs = (float(np.linalg.norm(m - np.sqrt(squares.sum(axis=axis)))) for axis in (1, 0))
+    return inputs / max(outputs, 1e-30) if update.across else outputs / max(inputs, 1e-30)
 
 
 def off_axis(merged: Mapping[str, Loss | None]) -> Iterator[Finding]:

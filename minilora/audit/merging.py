@@ -27,29 +27,15 @@ from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing, Spellings
 from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, rounded_to_dtype, stored_as
-from .suspects import Sample, Sketches, known_strengths, named
+from .suspects import RIGHT, UNREAD, UNTOLD, WRONG, Sample, Sketches, Verdict, known_strengths, named
 from .units import Matrix, Source, in_memory
 
-RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
 STARTS = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
 """Beginnings of names in which a merged folder may differ from its base."""
 FACTORS = (".lora_", "_magnitude_vector", ".base_layer.")
 PASSED = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
 """Ends of the names of buffers, which a save may leave out."""
 ORDER = (UNTOLD, RIGHT, UNREAD, WRONG)
-
-
-@dataclass
-class Verdict:
-    """What became of one module's change, of one matrix of it, or of a tensor without one."""
-
-    state: str = RIGHT
-    flag: str = ""
-    text: str = ""  # what is said of it, see `Suspect`
-    factor: float | None = None
-    rest: float | None = None  # how much else was changed, as a part of the weight
-    steps: float = 0.0  # how far a number is from the exact sum at most
-    dtype: str = ""
 
 
 @dataclass
@@ -271,8 +257,8 @@ class Comparer:
         if verdict.state != WRONG or verdict.flag:
             return verdict
         known = known_strengths(self.adapter.modules[path], self.adapter)
-        suspect = named(Sample(base, found, update, roads, known), name, self.sketches)
-        return Verdict(WRONG, *suspect, dtype=verdict.dtype)
+        wrong = named(Sample(base, found, update, roads, known), name, self.sketches)
+        return replace(wrong, dtype=verdict.dtype)
 
     def between(self, path: str) -> Any:
         """Return the type that a module's base went through: in few bits, or saved beside the adapter."""

@@ -147,6 +147,10 @@ class Replay:
         """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
         return rounded_to_dtype(self._sums(W, rows), self.out)
 
+    def change(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return what the most direct road adds to some rows."""
+        return self._start(W, rows)[1] if self.update.magnitude is None else self._sums(W, rows) - W
+
     def _gains(self, sums: np.ndarray, rows: np.ndarray, slack: float) -> np.ndarray:
         """Return DoRA's gain for each output, were its length longer by a part `slack`."""
         m, across = self.update.magnitude, self.update.across

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from .landing import BODY
 from .roads import HALVES, Replay, Road, Update, bits, digits, steps, stored_as
 from .units import Matrix
 
+RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
 ENOUGH = 0.995
 """The part of the numbers that tell something which a suspect must explain."""
 ROWS, COLUMNS, NUMBERS = 64, 8, 1 << 16
@@ -36,13 +36,17 @@ ALIKE = 0.5
 """The least cosine of two sketches of the same change: noise of rounding is beside it."""
 
 
-class Suspect(NamedTuple):
-    """What a weight is: a flag, a text in which {k} and {rest} are the numbers beside it."""
+@dataclass
+class Verdict:
+    """What became of one module's change, of one matrix of it, or of a tensor without one."""
 
-    flag: str
-    text: str
+    state: str = RIGHT
+    flag: str = ""
+    text: str = ""  # what is said of it; {k} and {rest} in it are the numbers beside it
     factor: float | None = None  # how often the change is there
-    rest: float | None = None  # what is beside it, as a part of the weight
+    rest: float | None = None  # how much else was changed, as a part of the weight
+    steps: float = 0.0  # how far a number is from the exact sum at most
+    dtype: str = ""
 
 
 class Sample:
@@ -125,29 +129,29 @@ def known_strengths(module: Module, adapter: AdapterFile) -> list[tuple[float, s
     return [(k, name) for k, name in known if not math.isclose(k, 1.0)]
 
 
-def of_strength(low: float, high: float, known: list[tuple[float, str]]) -> Suspect:
+def of_strength(low: float, high: float, known: list[tuple[float, str]]) -> Verdict:
     """Return what is said of a strength."""
     k = (low + high) / 2
     slack = max(2e-3 * abs(k), (high - low) / 2)
     fits = [(value, name) for value, name in known if abs(value - k) <= slack]
     names = list(dict.fromkeys(name for _, name in fits))[:2]
     named = f" ({', or '.join(names)})" if names else ""
-    return Suspect("factor", f"merged by the factor {{k}}{named}", fits[0][0] if fits else k)
+    return Verdict(WRONG, "factor", f"merged by the factor {{k}}{named}", fits[0][0] if fits else k)
 
 
 # --- whose change ---
 
 
-def of_another(path: str, name: str, k: float) -> Suspect:
+def of_another(path: str, name: str, k: float) -> Verdict:
     """Return what is said of a module that has the change which has a name: "PATH", "PATH, transposed"."""
     other, _, how = name.partition(", ")
     times = "" if abs(k - 1) < 0.02 else ", {k} times"
     if other == path and how == "transposed":
-        return Suspect("transposed", f"the change is transposed{times}", k)
+        return Verdict(WRONG, "transposed", f"the change is transposed{times}", k)
     if other == path and how.startswith("packed"):
-        return Suspect("packing", f"B's ranks and experts are exchanged{times}", k)
+        return Verdict(WRONG, "packing", f"B's ranks and experts are exchanged{times}", k)
     if other == path:
-        return Suspect("another-change", f"that of other experts{times}", k)
+        return Verdict(WRONG, "another-change", f"that of other experts{times}", k)
     ours, theirs = (BODY.search(p) for p in (path, other))
     kind, transposed = other.rpartition(".")[2], f", {how}" if how else ""
     whose = short(other)
@@ -156,7 +160,7 @@ def of_another(path: str, name: str, k: float) -> Suspect:
     elif ours and theirs and kind == path.rpartition(".")[2]:
         by = int(theirs[1]) - int(ours[1])
         whose = f"{'the layer' if abs(by) == 1 else f'{abs(by)} layers'} {'below' if by < 0 else 'above'}"
-    return Suspect("another-change", f"that of {whose}{transposed}{times}", k)
+    return Verdict(WRONG, "another-change", f"that of {whose}{transposed}{times}", k)
 
 
 class Sketches:
@@ -208,7 +212,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 # --- all together ---
 
 
-def named(sample: Sample, own: str, sketches: Sketches) -> Suspect:
+def named(sample: Sample, own: str, sketches: Sketches) -> Verdict:
     """Return what some rows of a merged weight are, which are neither right nor the base's."""
     for rule in (_rounded_further, _strengths, _twice, _of_dora):
         if (suspect := rule(sample)) is not None:
@@ -216,7 +220,7 @@ def named(sample: Sample, own: str, sketches: Sketches) -> Suspect:
     return _another(sample, own, sketches) or _in_part(sample) or _measured(sample)
 
 
-def _another(sample: Sample, own: str, sketches: Sketches) -> Suspect | None:
+def _another(sample: Sample, own: str, sketches: Sketches) -> Verdict | None:
     """Find another module's change, or the module's own turned round."""
     if not np.isfinite(sample.moved).all():
         return None
@@ -229,7 +233,7 @@ def _another(sample: Sample, own: str, sketches: Sketches) -> Suspect | None:
     return None
 
 
-def _rounded_further(sample: Sample) -> Suspect | None:
+def _rounded_further(sample: Sample) -> Verdict | None:
     """Find numbers of a type of fewer bits than the file's, next to those of a right merge."""
     out, W = sample.out, sample.W.astype(np.float64)
     m = W + sample.moved
@@ -239,18 +243,18 @@ def _rounded_further(sample: Sample) -> Suspect | None:
     for t in HALVES:
         near = np.abs(m - right) <= 1.5 * steps(np.maximum(np.abs(W), np.abs(m)), t)
         if digits(t) < digits(out) and np.array_equal(stored_as(m, t), m) and near.mean() >= ENOUGH:
-            return Suspect("rounded-further", f"rounded to {t.name}, further than {out.name} explains", 1.0)
+            return Verdict(WRONG, "rounded-further", f"rounded to {t.name}, further than {out.name} explains", 1.0)
     if sample.W.shape[1] % 64 == 0:
         rest, base = m - right, sample.W.astype(np.float32)
         for x, text in ((base, "merged over the base in NF4, not over its own weights"),
                         (right.astype(np.float32), f"rounded to NF4, further than {out.name} explains")):  # fmt: skip
             lost = dequantize_nf4(*quantize_nf4(x), x.shape) - x
             if np.linalg.norm(rest - lost) < 0.3 * np.linalg.norm(rest):
-                return Suspect("over-four-bits" if x is base else "rounded-further", text, 1.0)
+                return Verdict(WRONG, "over-four-bits" if x is base else "rounded-further", text, 1.0)
     return None
 
 
-def _strengths(sample: Sample) -> Suspect | None:
+def _strengths(sample: Sample) -> Verdict | None:
     """Find the change at another strength."""
     if sample.update.magnitude is None:
         low, high, share = sample.strength(sample.change)
@@ -263,32 +267,32 @@ def _strengths(sample: Sample) -> Suspect | None:
     return None
 
 
-def _twice(sample: Sample) -> Suspect | None:
+def _twice(sample: Sample) -> Verdict | None:
     """Find a merge into what was merged."""
     for road in sample.roads:
         first, second = sample.replay(road), Replay(replace(road, base=None), sample.update, sample.out)
         once, second.norms = first.values(sample.W, sample.rows), first.norms
         misses = second.misses(once, sample.rows, sample.m, second.values(once, sample.rows))
         if misses.size <= (1 - ENOUGH) * float(np.count_nonzero(~sample.is_base)):
-            return Suspect("twice", "merged twice, the second time into what was merged", 2.0)
+            return Verdict(WRONG, "twice", "merged twice, the second time into what was merged", 2.0)
     return None
 
 
-def _of_dora(sample: Sample) -> Suspect | None:
+def _of_dora(sample: Sample) -> Verdict | None:
     """Find what is made of a magnitude: nothing, the base's lengths for those of the sum, or the other axis."""
     update = sample.update
     if update.magnitude is None:
         return None
     if sample.explained(replace(update, magnitude=None)):
-        return Suspect("without-magnitude", "merged as LoRA, without DoRA's magnitude")
+        return Verdict(WRONG, "without-magnitude", "merged as LoRA, without DoRA's magnitude")
     if sample.explained(replace(update, lengths_of_base=True)):
-        return Suspect("lengths-of-base", "DoRA's gain is by the lengths of the base, not of the sum")
+        return Verdict(WRONG, "lengths-of-base", "DoRA's gain is by the lengths of the base, not of the sum")
     if sample.explained(replace(update, scaling=0.0)):
-        return Suspect("magnitude-alone", "DoRA's magnitude is there without the change")
+        return Verdict(WRONG, "magnitude-alone", "DoRA's magnitude is there without the change")
     return None
 
 
-def _in_part(sample: Sample) -> Suspect | None:
+def _in_part(sample: Sample) -> Verdict | None:
     """Find weights of which some numbers are changed, all by one strength, and all others the base's."""
     if sample.update.magnitude is not None or not sample.is_base.any():
         return None
@@ -301,18 +305,22 @@ def _in_part(sample: Sample) -> Suspect | None:
     places = "in some rows" if all(row.all() or not row.any() for row in rows) else "in part"
     times = "" if low <= 1 <= high else ", and there by the factor {k}"
     text = f"merged {places} alone{times}, {part:.0%} of what should change is the base's"
-    return Suspect("in-part", text, (low + high) / 2)
+    return Verdict(WRONG, "in-part", text, (low + high) / 2)
 
 
-def _measured(sample: Sample) -> Suspect:
+def _measured(sample: Sample) -> Verdict:
     """Measure by least squares how much of the change is there, and what is beside it."""
     with np.errstate(over="ignore", invalid="ignore"):
         E, D, W = sample.moved, sample.change, sample.W.astype(np.float64)
         k = float((E * D).sum()) / max(float((D * D).sum()), 1e-300)
         rest = float(np.linalg.norm(E - k * D)) / max(float(np.linalg.norm(W)), 1e-300)
     if abs(k) < 0.1:
-        return Suspect(
-            "other-weights", "changed by something else: by {rest} of the weight, the change is not in it", k, rest
+        return Verdict(
+            WRONG,
+            "other-weights",
+            "changed by something else: by {rest} of the weight, the change is not in it",
+            k,
+            rest,
         )
     text = "changed by more than the adapter: the change is there {k} times, beside it {rest} of the weight"
-    return Suspect("other-weights", text, k, rest)
+    return Verdict(WRONG, "other-weights", text, k, rest)

@@ -88,9 +88,9 @@ class Matrix:
         ((name, first),) = self.parts
         return replace(self, parts=((name, first + top * self.columns),), rows=bottom - top)
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """Yield the ends of blocks of rows."""
-        count, height = self.shape[0], max(1, BLOCK // max(1, self.columns))
+    def blocks(self, step: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the ends of blocks of rows, each but the last a multiple of `step`."""
+        count, height = self.shape[0], max(1, BLOCK // max(1, self.columns) // step) * step
         for start in range(0, count, height):
             yield start, min(start + height, count)
 

@@ -14,7 +14,8 @@ from ..conformance.report import Diagnosis
 from .contents import kind_of
 from .findings import counted, some
 from .landing import BODY, Landing
-from .merging import RIGHT, UNREAD, UNTOLD, WRONG, Merger, Verdict
+from .merging import Merger
+from .suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict
 
 UNLOADED = ("base_model.", "module.", "_orig_mod.")
 """Beginnings of names that transformers passes over, without a word."""
@@ -111,7 +112,8 @@ def _of_whole(comparison: Merger) -> Iterator[Diagnosis]:
     """Yield what is wrong with the folder as a whole: it is not merged, or of another base."""
     beside = [name for name, verdict in comparison.others.items() if verdict.flag == "factors-beside"]
     if beside:
-        text = f"not merged: {counted(len(beside), 'tensor')} of a model beside its adapter stand there"
+        stand = "stands" if len(beside) == 1 else "stand"
+        text = f"not merged: {counted(len(beside), 'tensor')} of a model beside its adapter {stand} there"
         yield Diagnosis(text, "factors-beside", cases=tuple(beside))
     changed = _changed(comparison)
     if _is_other_base(comparison):

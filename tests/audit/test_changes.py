@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
-from minilora.audit.changes import FORMATS, changes
+from minilora.audit.changes import FORMATS, blocks, changes
 from minilora.files.tensors import FLOATS
 
 from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft, written
@@ -65,9 +65,8 @@ def test_a_change_in_float64_is_the_product(tmp_path):
     folder, tensors = model(tmp_path / "m"), factors(paths("q_proj"))
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
     for path, module in report.adapter.modules.items():
-        (change,) = changes(report.landing, module, np.float64)
         A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
-        ((W, delta),) = change.blocks()
+        ((W, delta),) = (block for change in changes(report.landing, module) for block in blocks(*change))
         assert (W.dtype, delta.dtype) == ("float64", "float64")
         np.testing.assert_allclose(delta, 2 * B @ A, rtol=1e-12)
 
@@ -76,7 +75,7 @@ def test_a_llamas_rows_in_gguf_are_put_in_order(tmp_path):
     adapter, expected = of_gguf(tmp_path)
     report = audit(adapter, model(tmp_path / "m", head_dim=4))
     for path, module in report.adapter.modules.items():
-        ((_, delta),) = next(changes(report.landing, module, np.float64)).blocks()
+        ((_, delta),) = blocks(*next(changes(report.landing, module)))
         np.testing.assert_allclose(delta, expected[path], rtol=1e-6)
 
 
@@ -92,7 +91,7 @@ def test_blocks_of_rows_make_no_difference(tmp_path, monkeypatch, across):
     adapter = peft(tmp_path / "a", tensors, config(path, use_dora=True, fan_in_fan_out=across))
     base, losses = written(tmp_path / "m", {"fc.weight": W}), []
     for block in (4000, 10**9):  # a hundred rows, whose last block of NF4 would be cut
-        monkeypatch.setattr("minilora.audit.changes.BLOCK", block)
+        monkeypatch.setattr("minilora.audit.units.BLOCK", block)
         losses.append(audit(adapter, base, merge=True).merged[path].formats)
     for name, sums in losses[0].items():
         assert (sums.part, sums.noise) == pytest.approx((losses[1][name].part, losses[1][name].noise), rel=1e-6), name

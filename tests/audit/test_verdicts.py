@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.audit.merging import RIGHT, UNREAD, UNTOLD, WRONG, Merger, Verdict
-from minilora.audit.suspects import of_another
+from minilora.audit.merging import Merger
+from minilora.audit.suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict, of_another
 from minilora.audit.verdicts import for_programs, tell, where
 from minilora.files.tensors import FLOATS
 
@@ -84,7 +84,7 @@ OWN = "model.layers.3.q_proj"
     ],
 )
 def test_another_change_is_told_by_where_its_module_is(whose, k, flag, text):
-    assert of_another(OWN, whose, k) == (flag, text, k, None)
+    assert of_another(OWN, whose, k) == Verdict(WRONG, flag, text, k)
 
 
 Q = {path: Verdict(steps=0.25, dtype="bfloat16") for path in EVERY[:2]}
@@ -129,6 +129,10 @@ OTHER = {f"{name}.weight": Verdict(WRONG, "changed", "changed by {rest}", rest=0
         (
             {"others": dict.fromkeys(("a.lora_A", "a.lora_B"), Verdict(WRONG, "factors-beside"))}, "WRONG",
             "not merged: 2 tensors of a model beside its adapter stand there",
+        ),
+        (
+            {"others": {"a.lora_A": Verdict(WRONG, "factors-beside")}}, "WRONG",
+            "not merged: 1 tensor of a model beside its adapter stands there",
         ),
     ],
 )  # fmt: skip
