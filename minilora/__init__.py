@@ -6,7 +6,7 @@ Read these files in this order. Each adds one idea:
 2. `minilora.linear`: the layer that is adapted
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
 4. `minilora.optim`: Adam, and how its step length changes
-5. `minilora.training`: the loop; `minilora.batches`: which rows a step takes
+5. `minilora.training`: the loop, and which rows a step takes
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", made of these five
 
 They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumPy or CuPy) and `minilora.checks` (errors

@@ -1,11 +1,21 @@
 """The loop: draw a batch, forward, backward, step; now and then, report.
 
-    rows = batches(t)                                   draw      of a pass through all rows, or afresh (batches.py)
+    rows = batches(t)                                   draw      afresh from all rows, or the next of a pass
     prediction, cache = model.forward(X[rows])          forward
     L, dy = loss(prediction, Y[rows])
     dx, grads = model.backward(dy, cache)               backward
     adam.step(grads)                                    step
     evaluate(model, X, Y, loss)                         report    every so many epochs
+
+A pass goes through all n rows, b at a time, each row once; the last step of a pass takes the rows that are left:
+
+    S = ceil(n / b)                        steps of a pass
+    p, k = divmod(t - 1, S)                step t, counted from 1, is the k-th of pass p
+    order_p = permutation of 0 ... n - 1   drawn from the seed and p alone
+    rows_t  = order_p[k b : (k + 1) b]
+
+So a training that goes on needs only the seed and a step's number. The article draws each batch from all rows, without
+replacement in the batch: of many rows, 1/e do not come up in n / b steps, or 37 %.
 
 It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 
@@ -29,7 +39,6 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from .backend import Backend, all_finite, backend_of, check_finite
-from .batches import draw_batches
 from .checks import Array, check_integer, check_kind, check_library, check_rng, check_shape, check_trainable, named
 from .layer import Layer, check_model, walk
 from .layers.embedding import Embedding
@@ -39,6 +48,7 @@ from .optim import Adam, Rate
 __all__ = [
     "History",
     "LossGrew",
+    "Passes",
     "TrainingDiverged",
     "TrainingState",
     "backpropagate",
@@ -63,21 +73,6 @@ def take_rows(data: Array, rows: Array, out: Array) -> Array:
         # 1001 takes half as long again. Without mode="clip" NumPy copies once more; no number here is out of range.
         return np.take(data, rows, axis=0, out=out, mode="clip")
     return data[rows]  # a GPU's library keeps a pool of memory
-
-
-def rows_of_steps(
-    batches: Callable[[int], np.ndarray], steps: Iterable[int], n: int, x: Array, backend: Backend
-) -> Iterator[Array]:
-    """Yield the row numbers of each of some steps. What is out of range, `take_rows` would take for another row."""
-    for t in steps:
-        rows = np.asarray(batches(t))
-        if rows.ndim != 1 or rows.dtype.kind not in "iu" or not 1 <= len(rows) <= len(x):
-            raise ValueError(
-                f"batches({t}) has {rows.dtype} {rows.shape}, expected row numbers, from 1 to {len(x)} of them"
-            )
-        if not 0 <= rows.min() <= rows.max() < n:
-            raise ValueError(f"batches({t}) holds {rows.min()} to {rows.max()}, expected rows from 0 to {n - 1}")
-        yield backend.asarray(rows)
 
 
 def backpropagate(model: Layer, x: Array, y: Array, loss: Loss = mse) -> dict[str, Array]:
@@ -145,7 +140,7 @@ def train(
         A checkpoint knows it by its name, or its `repr`.
     batches : callable, optional
         ``batches(t)``, the row numbers of step t of all epochs, counted from 1, at most `batch_size` of them: a
-        `minilora.batches.Passes`, which brings its own `batch_size`. A checkpoint knows it as a schedule.
+        `minilora.training.Passes`, which brings its own `batch_size`. A checkpoint knows it as a schedule.
     weight_decay : float
         How much smaller each number becomes in a step, as a share of lr, as in `Adam`.
     max_grad_norm : float, optional
@@ -179,7 +174,9 @@ def train(
     params, measured = trainable(model), (X, Y)
     try_out(model, X, Y, loss, params)
     if held_out is not None:
-        measured = try_held_out(model, held_out, loss, params)
+        measured = pair_of(held_out)
+        with named("held_out"):
+            try_out(model, *measured, loss, params)
     batch_size, steps = check_batches(batch_size, steps, len(X), batches)
     if not params:
         raise ValueError(
@@ -274,6 +271,69 @@ def sum_of(share: Callable[[Any], Any], parts: Iterable[Any], workers: int | Non
         for value in shares:
             total = total + value
     return float(total)
+
+
+# --- which rows a step takes ---
+
+
+class Passes:
+    """The row numbers of each step, for ``train(..., batches=Passes(len(X), batch_size, seed))``.
+
+    Parameters
+    ----------
+    n : int
+        The rows that there are.
+    batch_size : int
+        The rows of a step, from 1 to n; the last of a pass may have fewer.
+    seed : int
+        Of the orders, at least 0.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int) -> None:
+        self.n = check_integer("n", n, at_least=1)
+        self.batch_size = check_integer("batch_size", batch_size, at_least=1, at_most=n)
+        self.seed = check_integer("seed", seed, at_least=0)
+        self.steps = math.ceil(self.n / self.batch_size)  # of a pass
+        self._latest, self._order = -1, np.empty(0, np.int64)
+
+    def __repr__(self) -> str:
+        return f"Passes(n={self.n}, batch_size={self.batch_size}, seed={self.seed})"
+
+    def __call__(self, t: int) -> np.ndarray:
+        """Return the row numbers of step t, counted from 1, (at most batch_size,) int64."""
+        number, k = divmod(t - 1, self.steps)
+        if number != self._latest:
+            self._latest, self._order = number, self.order(number)
+        return self._order[k * self.batch_size : (k + 1) * self.batch_size]
+
+    def order(self, number: int) -> np.ndarray:
+        """Return the order of all rows in a pass, (n,) int64. The passes are counted from 0."""
+        # A spawned sequence: that of [seed, 0] would be the seed's own, from which the adapters start.
+        seeds = np.random.SeedSequence(self.seed, spawn_key=(number,))
+        return np.random.default_rng(seeds).permutation(self.n)
+
+
+def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:
+    """Return the row numbers of an epoch's batches, (steps, batch_size), each batch drawn afresh, as in the article."""
+    batches = np.empty((n // batch_size if steps is None else steps, batch_size), np.int64)
+    for batch in batches:
+        batch[...] = rng.choice(n, batch_size, replace=False, shuffle=False)
+    return batches
+
+
+def rows_of_steps(
+    batches: Callable[[int], np.ndarray], steps: Iterable[int], n: int, x: Array, backend: Backend
+) -> Iterator[Array]:
+    """Yield the row numbers of each of some steps. What is out of range, `take_rows` would take for another row."""
+    for t in steps:
+        rows = np.asarray(batches(t))
+        if rows.ndim != 1 or rows.dtype.kind not in "iu" or not 1 <= len(rows) <= len(x):
+            raise ValueError(
+                f"batches({t}) has {rows.dtype} {rows.shape}, expected row numbers, from 1 to {len(x)} of them"
+            )
+        if not 0 <= rows.min() <= rows.max() < n:
+            raise ValueError(f"batches({t}) holds {rows.min()} to {rows.max()}, expected rows from 0 to {n - 1}")
+        yield backend.asarray(rows)
 
 
 # --- a training between two epochs ---
@@ -433,12 +493,10 @@ def try_out(model: Layer, X: Array, Y: Array, loss: Loss, params: Mapping[str, A
             loss(model(X[row : row + 1]), Y[row : row + 1])
 
 
-def try_held_out(model: Layer, held_out: Any, loss: Loss, params: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Return inputs and targets to measure the loss on, which must fit as X and Y do."""
+def pair_of(held_out: Any) -> tuple[Array, Array]:
+    """Return inputs and targets to measure the loss on."""
     if not isinstance(held_out, tuple) or len(held_out) != 2:
         raise TypeError(f"held_out must be two arrays, inputs and targets, got {type(held_out).__name__}")
-    with named("held_out"):
-        try_out(model, *held_out, loss, params)
     return held_out
 
 
@@ -467,14 +525,15 @@ def check_data(
     with np.errstate(all="ignore"):
         first = model(X[:1])  # which refuses inputs that it cannot take
     if not isinstance(Y, np.ndarray):
-        check_on_device(model, X, Y, classes or first.shape[-1])
+        tokens = max((layer.weight.shape[0] for _, layer in walk(model) if isinstance(layer, Embedding)), default=None)
+        check_on_device(X, Y, {"X": tokens, "Y": classes or first.shape[-1]})
     width = getattr(model, "out_features", None)
     if X.dtype.kind == Y.dtype.kind == "f" and width is not None:  # a loss might broadcast them
         check_shape("Y", Y, (*X.shape[:-1], width))
 
 
-def check_on_device(model: Layer, X: Array, Y: Array, classes: int) -> None:
-    """Require ids and targets in range, and a target that counts: a GPU takes any number for another one. One wait."""
+def check_on_device(X: Array, Y: Array, sizes: Mapping[str, int | None]) -> None:
+    """Require ids and targets below a size, and a target that counts: a GPU takes any number for another. One wait."""
     backend, ends = backend_of(Y), {name: a for name, a in {"X": X, "Y": Y}.items() if a.dtype.kind in "iu"}
     if not ends:
         return
@@ -482,8 +541,6 @@ def check_on_device(model: Layer, X: Array, Y: Array, classes: int) -> None:
         ends["Y"] = backend.xp.where(Y != IGNORED, Y, Y.max())
     found = [end.astype("int64") for a in ends.values() for end in (a.min(), a.max())]
     extremes = iter(backend.to_numpy(backend.xp.stack(found)).tolist())
-    tokens = max((layer.weight.shape[0] for _, layer in walk(model) if isinstance(layer, Embedding)), default=None)
-    sizes = {"X": tokens, "Y": classes}
     for name, least, most in zip(ends, extremes, extremes, strict=True):
         if name == "Y" and least == most == IGNORED:
             raise ValueError(f"Y has no target that counts: all of them are {IGNORED}")

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRALinear, train
-from minilora.batches import Passes, draw_batches
 from minilora.fast import accumulate
 from minilora.files.checkpoint import CheckpointError
+from minilora.training import Passes, draw_batches
 
 SIZES = st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 SEEDS = st.integers(0, 2**64)

@@ -19,7 +19,6 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..batches import Passes
 from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
@@ -31,7 +30,7 @@ from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
 from ..optim import Schedule, gradient_norm
-from ..training import TrainingDiverged, train
+from ..training import Passes, TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize

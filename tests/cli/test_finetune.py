@@ -18,7 +18,6 @@ import pytest
 
 from minilora import Llama, adapt, adapters, attach, evaluate, load_adapter, quantize, save_adapter, train
 from minilora.backend import get_backend
-from minilora.batches import Passes
 from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read_checkpoint
@@ -31,7 +30,7 @@ from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
 from minilora.optim import Adam, Schedule
-from minilora.training import History
+from minilora.training import History, Passes
 from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import FEW, FINETUNE, finetune, losses, overfitting, rows, run, weights

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
-from minilora.batches import Passes
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.losstable import LOG_EVERY, LossTable, duration, shown_parts
 from minilora.language.text import windows
-from minilora.training import backpropagate
+from minilora.training import Passes, backpropagate
 
 from ..support.command_line import finetune, rows
 from ..support.language import TEXT, ids_of, tiny_llama

@@ -21,7 +21,7 @@ FLOORS = [
     {"linear"},
     {"lora", "layers"},
     {"variants", "adaptation"},
-    {"batches", "optim", "fast", "files", "training"},
+    {"optim", "fast", "files", "training"},
     {"verify", "article"},
     {"language"},
     {"conformance", "audit", "exercises"},

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from minilora import Linear, Llama, LoRA, attach, load_adapter, merge, save_adapter
-from minilora.batches import Passes
 from minilora.cli import main
 from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 from minilora.optim import Schedule
+from minilora.training import Passes
 from minilora.variants.dropout import DroppingLoRALinear
 
 from ..support.language import LETTERS, TEXT, arrays_of
