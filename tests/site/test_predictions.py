@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_front import question
+from .test_front import question, show
 from .test_hands import built
 
 LEARN = Path(__file__).parents[2] / "docs" / "learn"
@@ -42,7 +42,8 @@ def test_a_choice_is_a_button_that_answers(visit, page):
         buttons = group.find_elements("css selector", "button")
         assert [button.text for button in buttons] == choices
         for button in buttons:
-            button.click()
+            show(browser, button)
+            button.send_keys(" ")
             verdict = browser.execute_script("return arguments[0].nextElementSibling.textContent", group)
             verdict = verdict.replace("\u2019", "'")  # the page has a printer's apostrophe
             said = "Yes." if button.text == right else f"You said {button.text}. {remarks[button.text]}"
