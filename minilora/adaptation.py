@@ -236,11 +236,7 @@ def adapters(model: Layer) -> dict[str, Any]:
 
 
 def ends_of(model: Layer) -> list[str]:
-    """Return the shortest names that say which layers of a model have adapters, for PEFT's ``target_modules``.
-
-    The last part of a path, such as "q_proj", where every layer of that name has an adapter; else the whole path, and
-    in a mixture, whose experts are modules of their own elsewhere. An array of a mixture is none of them.
-    """
+    """Return the shortest names of the layers that have adapters, for PEFT's ``target_modules``: ends, or paths."""
     stacks = {path for path, layer in walk(model) if isinstance(layer, (StackedLinear, StackedLoRALinear))}
     adapted = {path: is_adapted(layer) for path, layer in walk(model)}
 

@@ -159,10 +159,7 @@ def check_count(name: str, value: Array) -> int:
 def check_ids(
     name: str, value: Array, count: int, *, like: Array = None, like_name: str = "the layer", ignored: int | None = None
 ) -> None:
-    """Require an array of integers from 0 to count - 1, or `ignored`. A GPU's are not looked at: that waits.
-
-    NumPy would take negative numbers from the end, and CuPy any number at all.
-    """
+    """Require an array of ids from 0 to count - 1, or `ignored`. A GPU's are not looked at: that waits."""
     if type(value) is not np.ndarray:
         check_kind(name, value, "an array of integers")
     if value.dtype.kind not in "iu":

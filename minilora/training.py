@@ -455,10 +455,7 @@ def _last_loss(state: TrainingState) -> str:
 
 
 def progress_bar(done: int, epochs: int, tokens: int | None, *, shown: bool) -> Any:
-    """Return tqdm's bar over the epochs, of which some are done. It counts tokens, where an epoch has so many.
-
-    In a notebook it shows itself there; elsewhere on stderr, if that is a terminal.
-    """
+    """Return tqdm's bar over epochs, or their tokens: in a notebook there, else on stderr if that is a terminal."""
     from tqdm import tqdm
 
     ipython = sys.modules.get("IPython")
@@ -503,10 +500,7 @@ def pair_of(held_out: Any) -> tuple[Array, Array]:
 def check_data(
     model: Any, X: Array, Y: Array, loss: Any, params: Mapping[str, Array], classes: int | None = None
 ) -> None:
-    """Require as many rows of X as of Y, in the model's dtype and library, and numbers Y as wide as its output.
-
-    Targets are below `classes`, by default the width of the output.
-    """
+    """Require rows, type, library and width that fit; targets are below `classes`, by default the output's width."""
     if not callable(loss):
         raise TypeError(f"loss must be a function such as minilora.mse, got {loss!r}")
     like = next(iter(params.values()), None)

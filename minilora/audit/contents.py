@@ -52,10 +52,7 @@ def kind_of(path: str) -> str:
 
 
 def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
-    """Return for each kind of module how many the adapter has, of how many: those that it has none of stand last.
-
-    An expert's weights count once for each layer, whether a tensor has one expert or all.
-    """
+    """Return for each kind of module how many the adapter has, of how many; experts count once for each layer."""
     adapted: dict[str, set[str]] = {}
     if landing is None:
         for path in adapter.modules:
@@ -167,10 +164,7 @@ def biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
 
 
 def _is_of(tensor: str, name: str) -> bool:
-    """Return whether a tensor is of a module that modules_to_save names: itself, or something inside it.
-
-    A name is the end of a path, so "norm" names post_attention_layernorm as well: PEFT asks ``path.endswith(name)``.
-    """
+    """Return whether modules_to_save names a tensor's module: any end of its path, as PEFT has it."""
     return f"{name}." in tensor
 
 

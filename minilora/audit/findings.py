@@ -34,10 +34,7 @@ Fault = tuple[str, str, str]
 def found(
     level: str, code: str, text: str, names: Iterable[str], what: str = "module", **values: Any
 ) -> Iterator[Finding]:
-    """Yield a finding where there are names that it is about: `{names}` in the text lists them, `{count}` counts them.
-
-    `what` says what the names are of.
-    """
+    """Yield a finding about some names, each a `what`: `{names}` in the text lists them, `{count}` counts them."""
     if names := tuple(names):
         text = text.format(names=some(names, what), count=counted(len(names), what), **values)
         yield Finding(level, code, text, names)

@@ -379,10 +379,7 @@ def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
 
 
 def _arrays(config: Mapping[str, Any], parts: Mapping[str, Any], findings: list[Finding]) -> dict[str, str]:
-    """Return the array whose adapter stands at a place, for the arrays that target_parameters names.
-
-    Of two arrays of a module the first one's adapter lies one layer deeper: see `minilora.files.experts`.
-    """
+    """Return the array whose adapter stands at a place, of those that target_parameters names: see `files.experts`."""
     targets = config.get("target_parameters") or []
     arrays: dict[str, str] = {}
     unclear = []

@@ -63,10 +63,7 @@ class Road:
 
 
 def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Road]:
-    """Return the right roads, the most direct first; the types are those of the files' tensors.
-
-    `between` is a type that the base went through, such as that in which one of few bits is dequantised.
-    """
+    """Return the right roads, the most direct first, of the files' types; a base in few bits went through `between`."""
     holds = out == base or digits(out) > 20  # each number of the base's type
     bases = [None, *([] if holds and base != np.float64 else [out]), *([between] if between is not None else [])]
     halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if dtype in HALVES))

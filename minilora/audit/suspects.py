@@ -50,10 +50,7 @@ class Verdict:
 
 
 class Sample:
-    """Some rows of a base's matrix and of the merged one's, and the change that should lie between them.
-
-    `roads` are the right ones, and `known` has the strengths of known mistakes.
-    """
+    """Some rows of two matrices and the change between them, the right roads, and the strengths of known mistakes."""
 
     def __init__(
         self, base: Matrix, found: Matrix, update: Update, roads: list[Road], known: list[tuple[float, str]]

@@ -108,11 +108,7 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
 
 
 def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[tuple[int, float]] = ()) -> Figure:
-    """Draw how a training went: the loss on what it trained on, and the loss on what is held out.
-
-    A row is a step, the mean training loss since the row before, and the held-out loss; either may be NaN. Each mean is
-    drawn as a line over its steps, and the training loss of each step's batch alone pale behind them.
-    """
+    """Draw the losses of rows: step, training loss since the last row, held-out loss; and each batch's own, pale."""
     figure = new_figure(6.5, 4)
     axes: Any = figure.subplots()
     means = [
@@ -134,10 +130,7 @@ def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[
 
 
 def plot_adapter(summaries: list[LayerSummary]) -> Figure:
-    """Draw an adapter: how large each layer's change is, and how it is spread over its singular values.
-
-    The summaries are those of `minilora.files.inspection.inspect_adapter`.
-    """
+    """Draw how large each layer's change is, and its singular values, from the summaries of `inspect_adapter`."""
     count, width = len(summaries), max(len(s.shares) for s in summaries)
     figure = new_figure(12, min(30.0, max(3.0, 1.5 + 0.25 * count)))
     norms, picture = figure.subplots(1, 2, sharey=True)

@@ -51,10 +51,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(summaries: list[LayerSummary], every: bool = True) -> str:
-    """Return the summaries as a table, for a terminal; unless `every`, those of one kind and size as one row.
-
-    Plain linear layers alone need no column of kinds.
-    """
+    """Return the summaries as a table; unless `every`, those of one kind and size as one row."""
     kinds: dict[Any, list[LayerSummary]] = {}
     for s in summaries:
         name = s.module if every else last_name(s.module)

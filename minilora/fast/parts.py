@@ -94,10 +94,7 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
 
 
 def of_rows(y: Array, rows: int) -> list[slice]:
-    """Return parts of so many rows, those with a target; where none has, the first.
-
-    A GPU would be waited for, so there all count.
-    """
+    """Return parts of so many rows, those with a target, or the first. A GPU would be waited for: there all count."""
     parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
     if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
         return parts

@@ -146,18 +146,12 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
 
 
 def system_message(path: str | Path) -> str | None:
-    """Return the system message that an adapter was trained with, as `save_adapter` keeps it; None where there is none.
-
-    What is no adapter is a FileRefused.
-    """
+    """Return the system message that `save_adapter` kept with an adapter; None where there is none."""
     return AdapterFolder.open(check_path("path", path)).file.metadata.get(SYSTEM_KEY)
 
 
 def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
-    """Require that a base's own weight in an adapter's folder is the model's: PEFT would compute with that weight.
-
-    `weight` returns the model's at a module's path, on the host; None where there is none to compare.
-    """
+    """Require that a base's weight in an adapter's folder is the model's, which `weight` returns by path."""
     folder = AdapterFolder.open(check_path("path", path))
     for module in sorted(folder.with_base):
         key, base = f"{PREFIX}{module}.{BASE}", weight(module)

@@ -194,12 +194,7 @@ def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
 
 
 def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what must be the same for a training to go on, in words that name a difference.
-
-    The number of epochs is not among them: a training that is done can be made longer. Nor are the parameters, which
-    the checkpoint brings, nor the way to the gradients: another one, such as another micro-batch, gives the same
-    numbers but for rounding. All rows of the data are read once for this, those in a file too.
-    """
+    """Return what must be the same for a training to go on, in words: not its length, nor the way to the gradients."""
     params, held_out = state.optimizer.params, data["held_out"]
     return {
         "backend": backend_of(data["X"]).name,

@@ -79,10 +79,7 @@ def parse_json(path: Path, text: bytes | str, kind: Any = dict[str, Any], what: 
 
 
 def member(folder: Path, name: str) -> Path:
-    """Return the path of the file of that plain name in a folder.
-
-    It may be a symbolic link, as in a cache of the Hugging Face hub, whose files are links to ``../../blobs``.
-    """
+    """Return the path of the file of that plain name in a folder; it may be a link, as in the hub's cache."""
     if name != os.path.basename(name) or name in ("", ".", "..") or "\\" in name or "\0" in name:
         raise FileRefused(folder, f"{short(name)} is not the plain name of a file in this folder")
     return folder / name
@@ -139,10 +136,7 @@ def written_at_once(folder: Path) -> Iterator[Path]:
 
 
 def _take_along(folder: Path, part: Path) -> bool:
-    """Link a folder's other files into the one that is to take its place; return whether all of them can be there.
-
-    Folders cannot be linked. Moved after the exchange, they would lie in the unfinished folder that a kill leaves.
-    """
+    """Link a folder's other files into the one that takes its place; return whether all could be: a folder cannot."""
     if os.path.samefile(folder, os.curdir):
         return False
     try:
@@ -255,10 +249,7 @@ def check_new_folder(name: str, path: Path, why: str = "a folder is written") ->
 
 
 def replaceable(path: Path) -> None:
-    """Require that a path is a regular file, or new.
-
-    A file must not replace a device or a pipe, nor a symbolic link: what it leads to would stay as it was.
-    """
+    """Require a regular file or a new one: no device or pipe, and no link, whose target would stay as it was."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:

@@ -44,10 +44,7 @@ ORDER = tuple(PARTS)
 
 
 def are_exchanged(gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool | None:
-    """Return whether two shapes (out, in) are those of gate_up_proj, d -> 2 m, and down_proj, m -> d, transposed.
-
-    It is None where they are neither these nor the others: one of the two alone shows nothing, least of all a square.
-    """
+    """Return whether shapes (out, in) of gate_up_proj and down_proj are transposed; None where they do not show it."""
     (out, width), (d, m) = gate_up, down
     if (out, width) == (2 * m, d):
         return False
@@ -86,10 +83,7 @@ def nested_paths(module: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str, str]:
-    """Return the place of each array's adapter among the adapted paths, by the array's path; each must be there once.
-
-    `targets` is ``target_parameters``.
-    """
+    """Return each array's place among the adapted paths, by its path; each that `targets` name must be there once."""
     found: dict[str, str] = {}
     for module, names, depths in modules_with_arrays(adapted, targets):
         if sorted(depths) != list(range(len(names))):
@@ -106,12 +100,7 @@ def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str
 
 
 def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Iterator[tuple[str, list[str], list[int]]]:
-    """Yield each module with adapters of arrays: its path, the arrays in order, the adapters' depths.
-
-    The arrays are those that `targets`, the list ``target_parameters``, names of it. A name without its module's,
-    "gate_up_proj", as PEFT writes for all-linear, is of modules that have arrays alone. An adapter of depth n lies n
-    layers below the module.
-    """
+    """Yield each module with adapters of arrays: its path, the arrays that `targets` name, and their depths."""
     by_module: dict[str, list[int]] = {}
     for place in adapted:
         stop = len(place)
@@ -126,7 +115,7 @@ def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Ite
 
 
 def _array_named(target: str, module: str, *, of_arrays: bool) -> str:
-    """Return the array of a module that a name in `target_parameters` means, or nothing."""
+    """Return the array of a module that a target means, or nothing; a name alone is any module's with arrays."""
     owner, _, name = target.rpartition(".")
     if not owner:
         return name if of_arrays else ""

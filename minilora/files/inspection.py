@@ -39,10 +39,7 @@ class LayerSummary:
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
-    """Return a summary of each layer of an adapter in PEFT's layout; one that cannot be read is a FileRefused.
-
-    A UserWarning says so if the file also holds a base's own weight, which is no part of the adapter.
-    """
+    """Return a summary of each layer of an adapter; a UserWarning says if a base's own weight is there too."""
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
     return [_summary(folder, path) for path in folder.modules]

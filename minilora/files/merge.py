@@ -233,10 +233,7 @@ def _squares(V: np.ndarray) -> np.ndarray:
 
 
 def _row_factors(file: TensorFile, change: MergedTensor, m: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return what DoRA multiplies an output's weights of length n by.
-
-    A row of zeros has no direction to lengthen, and stays zero, as it is beside its base. PEFT divides by its length.
-    """
+    """Return what DoRA multiplies an output's weights of length n by; a row of zeros stays zero, as beside its base."""
     if (wrong := n[~np.isfinite(n)]).size:
         what = f"the weights of an output have the length {wrong[0]}, DoRA divides by it"
         raise FileRefused(file.path, f"{short(change.name)}: {what}")

@@ -95,10 +95,7 @@ def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
 
 
 def _check_within(folder: Path, path: Path) -> None:
-    """Require that a link stays in the model's folder, or in the hub's cache: what it leads to elsewhere is private.
-
-    In the cache files are links: ``models--NAME/snapshots/REVISION/FILE`` leads to ``models--NAME/blobs/HASH``.
-    """
+    """Require that a link stays in the model's folder, or in the hub's cache: what it leads to elsewhere is private."""
     place, home = path.resolve(), folder.resolve()
     cache = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
     if not {home, cache} & set(place.parents):

@@ -21,11 +21,7 @@ SECONDS = 3.0
 
 @contextmanager
 def within_time() -> Iterator[None]:
-    """Raise a ValueError where the body computes for more than `SECONDS`.
-
-    A timer's signal interrupts `re`. Only the main thread gets signals, and Windows has no such timer: there the body
-    is not stopped.
-    """
+    """Raise a ValueError where the body takes more than `SECONDS`, in the main thread of a system with such timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -60,13 +60,7 @@ class TensorSpec:
 
 
 class TensorFile:
-    """A safetensors file, its header judged and its tensors still on the disk.
-
-    Raises
-    ------
-    FileRefused
-        If the file is missing, no regular file, cut, or not of this format.
-    """
+    """A safetensors file, its header judged and its tensors still on the disk; what is none is a FileRefused."""
 
     path: Path
     header: bytes  # all that comes before the tensors' bytes
@@ -161,10 +155,7 @@ def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndar
 
 
 def write_tensors(file: BinaryIO, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a whole safetensors file: the header, and the tensors in their order.
-
-    The library's own `save` puts metadata in an order that changes from run to run.
-    """
+    """Write a safetensors file, the tensors in order; the library's own `save` orders metadata anew in each run."""
     entries: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, tensor in tensors.items():
@@ -216,11 +207,7 @@ class Weights:
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a model's weights: a safetensors file, an index of shards, or a folder with the one or the other.
-
-    In a folder with both an index and a single file, transformers takes the file, and other programs the shards: such a
-    folder is refused, unless the index names that file alone. Whoever merges can name the one or the other.
-    """
+    """Open a safetensors file, an index of shards, or a folder with one of them: programs differ in which they take."""
     if not os.path.isdir(path):
         return _open_shards(path) if path.suffix == ".json" else _open_single(path)
     if not os.path.exists(path / INDEX_NAME):

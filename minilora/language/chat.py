@@ -51,11 +51,7 @@ ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s
 def encode_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return the token ids of a chat, and which of them the loss counts, (n,) bool.
-
-    The ids are those of transformers: there is a begin token if the template writes one, and no second. What counts are
-    the assistant's turns with their end tokens.
-    """
+    """Return the token ids of a chat, those of transformers, and which are of the assistant's turns, (n,) bool."""
     text, turns, tagged = _written(checked_messages(messages), template, tools)
     ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
@@ -72,12 +68,7 @@ def encode_chat(
 def write_chat(
     messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None = None
 ) -> tuple[str, list[Span]]:
-    """Return a chat as a text, and where each of the assistant's turns begins in it and is over.
-
-    The text is that of transformers' ``apply_chat_template(..., tokenize=False)``. A ValueError says that there are no
-    messages or turns, that one is empty, or that the template refuses the chat, writes a turn otherwise once another
-    follows, or leaves something out.
-    """
+    """Return a chat as transformers writes it, and where each of the assistant's turns begins in it and is over."""
     return _written(checked_messages(messages), template, tools)[:2]
 
 

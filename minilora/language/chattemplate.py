@@ -42,11 +42,7 @@ BEGINS, ENDS = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
 
 
 class ChatTemplate:
-    """A chat template: what jinja2 reads by name, "default" and maybe "tool_use" for chats with tools.
-
-    `path` is the file it comes from, for messages. `tokens` are special tokens that a template may write, such as
-    ``{"bos_token": "<s>"}``. What is no template is a FileRefused.
-    """
+    """What jinja2 reads, "default" and maybe "tool_use", from a file, and special tokens that it may write."""
 
     def __init__(self, path: str | Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
@@ -62,21 +58,13 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         tools: Sequence[Any] | None = None,
     ) -> str:
-        """Return messages as one text, as transformers' ``apply_chat_template(..., tokenize=False)`` does.
-
-        With `add_generation_prompt` the text goes on with what begins an answer of the model's. A chat that the
-        template refuses, or on which it fails, is a FileRefused.
-        """
+        """Return messages as one text, as transformers' ``apply_chat_template(..., tokenize=False)`` does."""
         return self._write(self._plain[self._name(tools)], messages, tools, add_generation_prompt)
 
     def render_with_turns(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return what `render` does, and where a template says that the model speaks.
-
-        It says so with ``{% generation %}`` ... ``{% endgeneration %}`` around it. Of one without these, the list is
-        empty.
-        """
+        """Return what `render` does, and where ``{% generation %}`` says that the model speaks."""
         name, text = self._name(tools), self.render(messages, tools=tools)
         if "endgeneration" not in self.templates[name]:
             return text, []

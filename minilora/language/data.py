@@ -322,11 +322,7 @@ def is_glued(prompt: str, completion: str) -> bool:
 def encode_example(
     record: Line | dict[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return the token ids of an example of one of the three kinds, and which of them count, (n,) bool.
-
-    What is no chat begins with the tokenizer's begin token, as a prompt of `minilora generate` does, and ends with its
-    end token, so that the model learns where to stop; either only if it does not stand there already.
-    """
+    """Return an example's ids, from begin to end token where it is no chat, and which of them count, (n,) bool."""
     line = checked(record) if isinstance(record, dict) else record
     if isinstance(line, Chat):
         if template is None:

@@ -31,11 +31,7 @@ from .weights import open_llama
 
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:
-    """Write an adapter in PEFT's layout as a LoRA of llama.cpp's, in float32, and return its tensors' names.
-
-    `out` appears when it is whole. Of the model's weights those are read that the adapter brings with it, to compare
-    them.
-    """
+    """Write an adapter in PEFT's layout as a LoRA of llama.cpp's, in float32, and return its tensors' names."""
     gguf = needed("gguf", "a .gguf file")
     adapter, model, out = check_path("adapter", adapter), check_path("model", model), check_path("out", out)
     config, read = open_llama(model)

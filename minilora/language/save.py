@@ -71,10 +71,7 @@ def save_llama(model: Llama, folder: str | Path) -> None:
 
 
 def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Mapping[str, LoRA]:
-    """Write a .gguf model with an adapter folded in as a folder that transformers loads; return the adapters by path.
-
-    The weights are those of the file, without the rounding of its blocks, in float32. It needs the memory of the model.
-    """
+    """Write a .gguf model with an adapter folded in as a folder in float32; return the adapters by path."""
     check_new_folder("folder", check_path("folder", folder))
     changes = load_adapter(adapter, dtype="float32")
     save_llama(merge(attach(Llama.load(base), changes)), folder)

@@ -95,10 +95,7 @@ def windows(
 
 
 def is_held_out(n: int, share: float = 1 / HELD_OUT) -> np.ndarray:
-    """Return which of n parts are held out, (n,) bool: every tenth from the end, so that there is always one.
-
-    With another share, every (1 / share)-th, rounded down; with 0 none.
-    """
+    """Return which of n parts are held out, (n,) bool: every (1 / share)-th from the end, so that one is."""
     held = np.zeros(n, bool)
     if share:
         held[::-1][(np.arange(math.ceil(n * share - 1e-9)) / share + 1e-9).astype(int)] = True
@@ -159,11 +156,7 @@ def evaluate_where_it_counts(
     model: Llama, X: Array, Y: Array, loss: Loss, workers: int | None = None,
     shown: Callable[[Sequence[np.ndarray]], Iterable[np.ndarray]] = iter,
 ) -> float:  # fmt: skip
-    """Return the loss over all of X and Y, as `minilora.evaluate` does, and compute the less the fewer targets count.
-
-    Logits are computed where a target counts, all else up to the last column of a part that has one. ``shown(parts)``
-    yields the parts, the numbers of some rows each, as they are taken: to show how far it is.
-    """
+    """Return the loss as `minilora.evaluate` does, in less work the fewer targets count; ``shown`` yields parts."""
     check_shape("targets", Y, tuple(X.shape[:2]))
     check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORED)
 

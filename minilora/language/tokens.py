@@ -52,10 +52,7 @@ def load_tokenizer(model: str | Path) -> Tokenizer:
 
 
 def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Yield the text that ids add to those before them, piece by piece.
-
-    The bytes of a letter may come in several tokens: they are held back until the letter is whole.
-    """
+    """Yield the text that ids add to those before them, piece by piece: a letter once all of its bytes are there."""
     all_ids = list(before)
     done = len(decode(all_ids))
     for token in ids:
