@@ -214,6 +214,16 @@ def test_no_picture_gives_an_answer_away():
 
 
 @by_node
+@pytest.mark.parametrize(
+    ("scene", "hint"), [("rank", r">7<"), ("run", r"dasharray|1\.37|gets below"), ("memory", r"6\.6")]
+)
+def test_what_stands_before_a_guess_does_not_have_the_answer(scene, hint):
+    before, after = (picture for _, picture in tell(to(scene), answered(scene), seconds(99))[1::2])
+    assert re.search(hint, str(after))
+    assert not re.search(hint, str(before))
+
+
+@by_node
 def test_every_setting_shows_something():
     plain, choices = ask("settings", [])[0]
     cases = [(scene["name"], control) for scene in scenes() for control in scene["controls"]]

@@ -132,12 +132,12 @@ function numbersStrip({ truth, frozen, trained }) {
 
 function sharesStrip({ shares, shown, rank }) {
   const wide = (WIDTH - 8) / shares.length, high = 34;
-  return shares.flatMap((share, k) => {
-    const x = 4 + k * wide, tall = high * share, y = STRIP + 14 + high - tall, seen = k < shown;
+  return shares.slice(0, shown).flatMap((share, k) => { // how many there are is not said before
+    const x = 4 + k * wide, tall = high * share, y = STRIP + 14 + high - tall;
     const bar = { x: x + 6, y: short(y), width: short(wide - 12), height: short(tall) };
     const look = { fill: ABOVE, "fill-opacity": k + 1 === rank ? 1 : 0.45 };
     return [
-      ...(seen ? [shape("rect", { ...bar, ...look }), words(x + wide / 2, y - 3, percent(share), middle(12))] : []),
+      shape("rect", { ...bar, ...look }), words(x + wide / 2, y - 3, percent(share), middle(12)),
       words(x + wide / 2, STRIP + 61, k ? `${k + 1}` : "rank 1", middle(12)),
     ];
   });
@@ -163,10 +163,10 @@ function curveStrip({ losses, before = [], level, last }) {
   const tick = (loss) => words(left - 5, py(loss) + 4, `${loss}`, { anchor: "end", size: 11 });
   return [
     ...[0, 4, 8].flatMap((loss) => [across(loss, { stroke: GREY, "stroke-opacity": 0.3 }), tick(loss)]),
-    across(level, { stroke: "currentColor", "stroke-dasharray": "4 4" }),
+    ...(level === null ? [] : [across(level, { stroke: "currentColor", "stroke-dasharray": "4 4" })]),
     ...(before.length ? [line(before, { stroke: GREY })] : []),
     line(losses, { stroke: ABOVE }),
-    words(left, STRIP + 61, `loss by step; dashed: the least of this rank`, { size: 11 }),
+    words(left, STRIP + 61, `loss by step${level === null ? "" : "; dashed: the least of this rank"}`, { size: 11 }),
     words(right, STRIP + 61, `${last}`, { anchor: "end", size: 11 }),
   ];
 }

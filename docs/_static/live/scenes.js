@@ -177,15 +177,15 @@ function step(t) {
   };
 }
 
-// A training at the rank of the slider, and the least loss of that rank.
+// A training at the rank of the slider; once it runs, with the least loss of that rank.
 function run(t, { rank: r }) {
   const at = Math.round(LAST * t), found = training({ rank: r }), { A, B, change } = found.at(at);
   const losses = found.losses(at), share = percent(learned(change)), loss = losses.at(-1).toPrecision(3);
   return {
-    front: change, A, B, W, strip: { kind: "curve", losses, level: found.least, last: LAST },
+    front: change, A, B, W, strip: { kind: "curve", losses, level: t > 0 ? found.least : null, last: LAST },
     names: { title: `step ${at}, loss ${loss}`, note: `rank ${r}: ${share} learned` },
-    alt: `After ${at} steps at rank ${r} the loss is ${loss}, and ${share} of the word is learned. ` +
-      `No adapter of this rank gets below ${found.least < 1e-9 ? 0 : found.least.toPrecision(3)}.`,
+    alt: `After ${at} steps at rank ${r} the loss is ${loss}, and ${share} of the word is learned.` +
+      (t > 0 ? ` No adapter of this rank gets below ${found.least < 1e-9 ? 0 : found.least.toPrecision(3)}.` : ""),
   };
 }
 
@@ -197,7 +197,7 @@ function alpha(t, settings) {
   const found = t > 0 ? training({ rank: r, alpha: own, rate }) : usual, at = Math.ceil(AFTER * t);
   const { A, B, s, change } = found.at(at), far = (run) => run.at(1).change.norm();
   const told = `s = ${Number(s.toPrecision(3))}`, times = Number((far(found) / far(usual)).toPrecision(3));
-  const curve = { losses: found.losses(t > 0 ? LAST : 0), before: usual.losses(LAST), level: found.least, last: LAST };
+  const curve = { losses: found.losses(t > 0 ? LAST : 0), before: usual.losses(LAST), level: t > 0 ? found.least : null, last: LAST };
   return {
     front: change, A, B, W, strip: { kind: "curve", ...curve },
     names: { title: `${told}, step ${at}`, note: t > 0 ? `first step: ${times} times as far` : "alpha 4, rank 2" },
