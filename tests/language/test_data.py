@@ -65,15 +65,16 @@ def shown(x, y):
 
 @pytest.mark.parametrize(
     ("length", "expected"),
-    [(9, [("abcde", "--def")]), (5, [("abcde", "--def")]), (4, [("abcd", "--de")]), (3, [("abc", "--d")])],
+    [
+        (9, [("abcde", "--def")]),
+        (5, [("abcde", "--def")]),
+        (4, [("abcd", "--de")]),
+        (3, [("abc", "--d")]),
+        (2, []),  # the prompt fills the row
+    ],
 )
 def test_an_example_is_cut_after_its_row(length, expected):
     assert [shown(*row) for row in rows_of(example("abcdef", 3), length)] == expected
-
-
-def test_a_prompt_that_fills_the_row_leaves_none():
-    assert rows_of(example("abcdef", 3), 2) == []
-    assert len(rows_of(example("abcdef", 3), 3)) == 1
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 6, 99])
@@ -84,7 +85,7 @@ def test_a_long_text_goes_on_in_rows_of_its_own(length):
     assert all(len(x) == len(y) <= length for x, y in rows)
 
 
-def test_what_fills_a_row_changes_neither_loss_nor_gradient(load):
+def test_what_fills_a_row_changes_neither_loss_nor_gradient():
     """Each example alone, without what fills it, weighs as many targets as it has."""
     rng = np.random.default_rng(0)
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=rng)
@@ -108,9 +109,12 @@ def model(tmp_path):
     return write_folder(tmp_path / "model", tiny_llama())
 
 
+def lined(records):
+    return "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records)
+
+
 def write(path, records):
-    lines = (record if isinstance(record, str) else json.dumps(record) for record in records)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text(lined(records), encoding="utf-8")
     return path
 
 
@@ -129,10 +133,9 @@ def texts(array):
 
 
 @pytest.mark.parametrize("count", [2, 9, 10, 11, 20, 21, 35])
-def test_one_example_in_ten_is_held_out(tmp_path, model, count):
+def test_one_example_in_ten_is_held_out(load, count):
     names = [f"{'abcdefghij'[i // 10]}{'abcdefghij'[i % 10]}" for i in range(count)]
-    file = write(tmp_path / "e.jsonl", [{"prompt": "the ", "completion": name} for name in names])
-    data = load_data(file, model, 8)
+    data = load([{"prompt": "the ", "completion": name} for name in names], 8)
     held, trained = texts(data.Y_held), texts(data.Y)
     assert sorted(held + trained) == sorted(f"{name}." for name in names)
     assert len(held) == -(-count // HELD_OUT)
@@ -146,9 +149,8 @@ def test_one_example_in_ten_is_held_out(tmp_path, model, count):
 
 
 @pytest.mark.parametrize(("measured", "rows"), [(None, 75), (32, 32), (75, 75), (99, 75)])
-def test_a_text_that_is_held_out_is_measured_whole_or_as_asked(measured, rows, tmp_path, model):
-    file = write(tmp_path / "e.jsonl", ["", {"text": "cat"}, "", {"text": "dog" * 200}])
-    data = load_data(file, model, 8, measured=measured)
+def test_a_text_that_is_held_out_is_measured_whole_or_as_asked(measured, rows, load):
+    data = load(["", {"text": "cat"}, "", {"text": "dog" * 200}], 8, measured=measured)
     assert texts(data.Y) == ["at."]
     assert data.row_tokens == 3
     assert (len(data.X_held), data.held) == (rows, 75)
@@ -178,10 +180,9 @@ def test_a_text_s_first_token_is_no_target():
 
 
 @pytest.mark.parametrize(("measured", "rows"), [(None, 99), (4, 4)])
-def test_another_file_is_measured_on_whole_or_as_asked(measured, rows, tmp_path, model):
-    trained = write(tmp_path / "e.jsonl", [{"prompt": "cat", "completion": "s"}] * 3)
+def test_another_file_is_measured_on_whole_or_as_asked(measured, rows, tmp_path, load):
     held = write(tmp_path / "f.jsonl", [{"prompt": "dog", "completion": "s" * 9}] * 99)
-    data = load_data(trained, model, held_out=held, measured=measured)
+    data = load([{"prompt": "cat", "completion": "s"}] * 3, held_out=held, measured=measured)
     for each, width in ((data, 12), (data.with_length(8), 8)):
         assert (len(each.X), each.X_held.shape, each.held) == (3, (rows, width), 99)
 
@@ -195,60 +196,62 @@ def test_a_long_example_is_shown_in_part():
 
 GOOD = {"prompt": "a", "completion": "b"}
 HI = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+FORMS = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
+EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {FORMS}"
+LINES = [  # a line, and why it cannot be used
+    ('{"prompt": "a"', "Input data was truncated"),
+    ("[1]", f"it is [1], expected one of {FORMS}"),
+    ({"prompt": "a"}, f"its keys are ['prompt'], expected one of {FORMS}"),
+    ({**GOOD, "text": "c"}, f"its keys are ['completion', 'prompt', 'text'], expected one of {FORMS}"),
+    ({"prompt": "a", "completion": ""}, "its completion is empty: ''"),
+    ({"prompt": "a", "completion": " \n"}, r"its completion is empty: ' \n'"),
+    ({"prompt": "a", "completion": 4}, "Expected `str`, got `int` - at `$.completion`"),
+    ({"prompt": None, "completion": "a"}, "Expected `str`, got `null` - at `$.prompt`"),
+    ({"text": ""}, "its text is empty: ''"),
+    ({"messages": HI["messages"][:1]},
+     "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
+    (HI, "'model': there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
+    ({**GOOD, "tools": [{"name": "f"}]}, "its tools would be lost: a template gets messages and tools alone"),
+    ({"messages": [], "documents": ["a"]}, "its documents would be lost: a template gets messages and tools alone"),
+    ('{"prompt": "cut: \\ud83d", "completion": "a"}',
+     "JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 23)"),
+    ('{"prompt": "a", "completion": "b", "id": NaN}', "JSON is malformed: invalid character (byte 41)"),
+    ({**HI, "tools": "f"}, "Expected `array | null`, got `str` - at `$.tools`"),
+    ('{"text": ' + "[" * 10**5, "maximum recursion depth exceeded while deserializing an object"),
+]  # fmt: skip
+FILES = [
+    ("e.json", "[]", f"by its name it holds JSON or a table: {EXPECTED}"),
+    ("e.CSV", "a,b", f"by its name it holds JSON or a table: {EXPECTED}"),
+    ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it holds JSON: {EXPECTED}"),
+    ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it holds JSON: {EXPECTED}"),
+    ("e.jsonl", json.dumps([GOOD] * 3, indent=2), f"it holds a list of JSON: {EXPECTED}"),
+    ("e.jsonl", json.dumps(GOOD), "expected at least 2 examples, one to hold out, got 1"),
+    *[("e.jsonl", lined([GOOD, "", line, GOOD]), f"line 3: {why}") for line, why in LINES],
+]
+
+
+@pytest.mark.parametrize(("name", "text", "message"), FILES)
+def test_a_file_is_refused_by_what_it_holds(tmp_path, model, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text(text)
+    with pytest.raises(FileRefused) as error:
+        load_data(name, model.name, 8)
+    assert str(error.value) == f"{name!r}: {message}"
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("examples", "held_out", "message"),
     [
-        ('{"prompt": "a"', "line 3: Input data was truncated"),
-        ("[1]", r"line 3: it is \[1\], expected one of"),
-        ({"prompt": "a"}, r'line 3: its keys are \[.prompt.\], expected one of {"messages": \[...\]}, {"prompt": ...'),
-        ({**GOOD, "text": "c"}, r"line 3: its keys are \['completion', 'prompt', 'text'\], expected one of"),
-        ({"prompt": "a", "completion": ""}, "line 3: its completion is empty: ''"),
-        ({"prompt": "a", "completion": " \n"}, r"line 3: its completion is empty: ' \\n'"),
-        ({"prompt": "a", "completion": 4}, r"line 3: Expected `str`, got `int` - at `\$.completion`"),
-        ({"prompt": None, "completion": "a"}, r"line 3: Expected `str`, got `null` - at `\$.prompt`"),
-        ({"text": ""}, "line 3: its text is empty: ''"),
-        ({"messages": [{"role": "user", "content": "a"}]},
-         r"line 3: no message is the assistant's: there is nothing to learn. The roles are \['user'\]"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "line 3: .*there is no chat template in tokenizer_con"),
-        ({**GOOD, "tools": [{"name": "f"}]}, "line 3: its tools would be lost: a template gets"),
-        ({"messages": [], "documents": ["a"]}, "line 3: its documents would be lost: a template gets"),
-        ('{"prompt": "an emoji, cut: \\ud83d", "completion": "a"}', "line 3: JSON is malformed: .*utf-16"),
-        ('{"prompt": "a", "completion": "b", "id": NaN}', "line 3: JSON is malformed: invalid character"),
-        ({"messages": [{"role": "assistant", "content": "a"}], "tools": "f"},
-         "line 3: Expected `array | null`, got `str`"),
-        ('{"text": ' + "[" * 10**5, "line 3: "),
-    ],
-)  # fmt: skip
-def test_an_example_is_refused_by_its_line(load, record, message):
-    with pytest.raises(FileRefused, match=message):
-        load([GOOD, "", record, GOOD], 8)
-
-
-def test_one_example_is_too_few(load, tmp_path, model, monkeypatch):
-    with pytest.raises(FileRefused, match="expected at least 2 examples, one to hold out, got 1"):
-        load([GOOD], 8)
-    file = write(tmp_path / "e.jsonl", [GOOD])
-    monkeypatch.setattr("minilora.language.data.read_examples", lambda *a: [])  # each was found to be a bad line
-    with pytest.raises(FileRefused, match="expected an example, got 0"):
-        load_data(file, model, held_out=0, skipped=[])
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("e.json", "[]", "by its name it holds JSON or a table: expected a plain text, or a .jsonl file whose lines"),
-        ("e.CSV", "a,b", "by its name it holds JSON or a table"),
-        ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", "it holds JSON: expected a plain text"),
-        ("e.txt", json.dumps([GOOD] * 3, indent=2), "it holds JSON: expected a plain text"),
-        ("e.jsonl", json.dumps([GOOD] * 3, indent=2), "it holds a list of JSON: expected a plain text"),
+        (0, 0, "expected an example, got 0"),
+        (1, 0, "0 of its 1 examples has a token to learn in a row of 3, expected at least 1: --length 8 keeps all"),
+        (2, 0.1, "0 of its 2 examples has a token to learn in a row of 3, expected at least 2: --length 8 keeps all"),
     ],
 )
-def test_data_that_are_no_prose_are_refused(tmp_path, model, name, text, message):
-    (tmp_path / name).write_text(text)
-    with pytest.raises(FileRefused, match=re.escape(message)):
-        load_data(tmp_path / name, model, 4)
+def test_too_few_examples_name_the_length_that_keeps_all(examples, held_out, message):
+    long = Example(1, np.arange(9), np.arange(9) == 8, whole=False)
+    with pytest.raises(FileRefused) as error:
+        of_examples(Path("e"), [long] * examples, 3, None, held_out)
+    assert str(error.value) == f"'e': {message}"
 
 
 @pytest.mark.parametrize(
@@ -270,7 +273,7 @@ def test_prose_is_taken_for_prose(tmp_path, model, text):
 def test_ids_that_the_model_lacks_are_refused(load, model):
     data = load([GOOD] * 4, 8)
     data.check_vocabulary(29)
-    with pytest.raises(ValueError, match="the tokenizer gives ids up to 27, and the model has 27 tokens: another"):
+    with pytest.raises(ValueError, match=r"gives ids up to 27, and the model has 27 tokens: another model's$"):
         data.check_vocabulary(27)
 
 
@@ -278,38 +281,30 @@ def prompts(*pairs):
     return [{"prompt": "a" * before, "completion": "b" * after} for before, after in pairs]
 
 
-def test_without_a_length_nothing_that_counts_is_lost(load, tmp_path, model):
-    file = write(tmp_path / "e.jsonl", [*prompts((3, 2), (40, 9), (2, 7), (1, 4)), {"text": "cat " * 900}])
-    data = load_data(file, model)
+def test_without_a_length_nothing_that_counts_is_lost(load):
+    some = prompts((3, 2), (40, 9), (2, 7), (1, 4))
+    data = load([*some, {"text": "cat " * 900}])
     assert data.length == LONGEST_ROW  # of a text: what is longer goes on in the next row
     assert data.summary.endswith("held out, 3,626 of 3,673 tokens count")  # of the text the first is no target
-    counted = sum((y != IGNORED).sum() for y in (data.Y, data.Y_held))
-    assert counted == 3626
-    assert load(prompts((3, 2), (40, 9), (2, 7), (1, 4))).length == 49
+    assert sum((y != IGNORED).sum() for y in (data.Y, data.Y_held)) == 3626
+    assert load(some).length == 49
 
 
-def test_the_summary_says_what_a_length_loses(tmp_path, model):
+def test_the_summary_says_what_a_length_loses(load):
     """And a loss by hand: of each example what stands behind its row's last target."""
     pairs = [(3, 2), (40, 9), (2, 7), (1, 4), (9, 9), (5, 1)]
-    file = write(tmp_path / "e.jsonl", prompts(*pairs))
-    data = load_data(file, model, 8)
+    data, whole, less = (load(prompts(*pairs), length) for length in (8, None, 48))
     lost = sum(min(after + 1, max(0, before + after + 1 - 9)) for before, after in pairs)
     assert data.summary.endswith(
         f", 3 are cut after 8 tokens: {lost} more that count are lost, and --length 49 keeps all"
         "; 2 with nothing to learn in a row of 8 are left out (lines 2, 5)"
     )
     assert len(data.X) + len(data.X_held) == 4
-    assert "are cut" not in load_data(file, model, 49).summary
-    assert "1 are cut after 48 tokens: 1 more that count" in load_data(file, model, 48).summary
+    assert "1 are cut after 48 tokens: 1 more that count" in less.summary
     again = data.with_length(49)
-    assert again.summary == load_data(file, model).summary
-    np.testing.assert_array_equal(again.X, load_data(file, model).X)
-
-
-def test_too_few_examples_left_name_the_length_that_keeps_all(tmp_path, model):
-    file = write(tmp_path / "e.jsonl", prompts((3, 2), (40, 9), (30, 7)))
-    with pytest.raises(FileRefused, match=r"1 of its 3 examples has a token .* --length 49 keeps all"):
-        load_data(file, model, 4)
+    assert "are cut" not in again.summary
+    assert again.summary == whole.summary
+    np.testing.assert_array_equal(again.X, whole.X)
 
 
 SLIPS = [
@@ -325,11 +320,10 @@ SLIPS = [
 ]
 
 
-def test_all_bad_lines_are_told_at_once(tmp_path, model):
-    file = write(tmp_path / "e.jsonl", SLIPS)
+def test_all_bad_lines_are_told_at_once(load, tmp_path):
     with pytest.raises(FileRefused) as error:
-        load_data(file, model, 8)
-    assert str(error.value) == f"'{file}': 11 lines cannot be used:"
+        load(SLIPS)
+    assert str(error.value) == f"'{tmp_path / 'e.jsonl'}': 11 lines cannot be used:"
     assert error.value.more == [
         "line 2: Input data was truncated",
         "line 3: its text is empty: ''",
@@ -365,18 +359,17 @@ def test_what_would_be_lost_is_converted_by_the_command_that_is_told(load, recor
     assert json.loads(done.stdout) == converted
 
 
-def test_bad_lines_are_left_out_and_kept(load, tmp_path, model):
-    file, skipped = write(tmp_path / "e.jsonl", SLIPS), []
-    data = load_data(file, model, 8, skipped=skipped)
+def test_bad_lines_are_left_out_and_kept(load):
+    skipped, lines = [], lined(SLIPS).splitlines()
+    data = load(SLIPS, 8, skipped=skipped)
     assert len(data.X) + len(data.X_held) == 3
-    assert skipped == [file.read_text().splitlines()[n - 1] for n in (*range(2, 5), *range(6, 14))]
+    assert skipped == [*lines[1:4], *lines[5:13]]
     with pytest.raises(FileRefused, match="line 1: its text is empty"):
         load([{"text": ""}], 8, skipped=skipped)
 
 
-def test_lines_that_are_left_out_keep_their_order(tmp_path, model, monkeypatch):
-    good = {"prompt": "a", "completion": " b"}
-    file, skipped = write(tmp_path / "e.jsonl", [good, {"text": "no"}, {"text": ""}, good]), []
+def test_lines_that_are_left_out_keep_their_order(load, monkeypatch):
+    skipped, bad = [], [{"text": "no"}, {"text": ""}]
 
     def encode(line, *more):
         if getattr(line, "text", "") == "no":
@@ -384,8 +377,8 @@ def test_lines_that_are_left_out_keep_their_order(tmp_path, model, monkeypatch):
         return encode_example(line, *more)
 
     monkeypatch.setattr("minilora.language.data.encode_example", encode)
-    load_data(file, model, 8, skipped=skipped)
-    assert skipped == file.read_text().splitlines()[1:3]
+    load([GOOD, *bad, GOOD], 8, skipped=skipped)
+    assert skipped == lined(bad).splitlines()
 
 
 def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model):
@@ -398,50 +391,26 @@ def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model):
     assert load(three).notes == ()
 
 
-def test_a_completion_glued_to_its_prompt_is_told(load, model):
-    joints = [
-        ("it is", " a"),
-        ("it is", "a"),
-        ("it is ", "b"),
-        ("it is", "\nc"),
-        ("it is:", "d"),
-        ("", "a"),
-        ("e", "e"),
-    ]
-    data = load([{"prompt": p, "completion": c} for p, c in joints])
+def test_a_completion_glued_to_its_prompt_is_told(load):
+    prompted = ["it is", "it is", "it is ", "it is", "it is:", "", "e"]
+    completed = [" a", "a", "b", "\nc", "d", "a", "e"]
+    data = load([{"prompt": p, "completion": c} for p, c in zip(prompted, completed, strict=True)])
     assert data.notes == (
         "completions without a space behind a prompt without one: 2, the first in line 2; a model would write one word "
         "of both",
     )
 
 
-def test_where_nothing_is_held_out_one_example_is_enough():
-    """What `minilora evaluate` and another file to measure on ask for."""
-    example = Example(1, np.arange(9), np.arange(9) == 8, whole=False)
-    with pytest.raises(FileRefused, match=r"0 of its 1 examples has a token .* in a row of 3, expected at least 1: "):
-        of_examples(Path("e.jsonl"), [example], 3, None, 0)
+def test_where_none_is_held_out_none_is_counted(load):
+    assert load([GOOD], held_out=0).summary == "1 examples, 2 of 3 tokens count"
 
 
-@pytest.fixture
-def in_words(monkeypatch):
-    """A tokenizer for every model."""
-    monkeypatch.setattr("minilora.language.data.load_tokenizer", lambda model: words())
-
-
-def test_where_none_is_held_out_none_is_counted(tmp_path, in_words):
-    path = tmp_path / "e.jsonl"
-    path.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    assert load_data(path, "model", held_out=0).summary == "1 examples, 2 of 3 tokens count"
-
-
-def test_a_completion_without_tokens_is_refused_by_its_line(tmp_path, monkeypatch):
+def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
-    path = tmp_path / "e.jsonl"
-    path.write_text(json.dumps({"prompt": "a", "completion": "\u200b"}) + "\n")
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     monkeypatch.setattr("minilora.language.data.load_tokenizer", lambda model: deaf)
-    with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it"):
-        load_data(path, "model", held_out=0)
+    with pytest.raises(FileRefused, match="line 1: the tokenizer has no token for what counts of it: there is nothing"):
+        load([{"prompt": "a", "completion": "\u200b"}], held_out=0)
 
 
 def test_a_text_that_ends_gets_no_second_end():
@@ -453,10 +422,8 @@ def test_a_text_that_ends_gets_no_second_end():
 
 
 @pytest.mark.parametrize(("length", "cut"), [(7, 0), (6, 0), (5, 4)])
-def test_an_example_that_fits_a_row_is_not_cut(tmp_path, in_words, length, cut):
-    path = tmp_path / "e.jsonl"
-    path.write_text((json.dumps({"prompt": "abc", "completion": "def"}) + "\n") * 4)  # with the end, 7 tokens
-    summary = load_data(path, tmp_path, length).summary
+def test_an_example_that_fits_a_row_is_not_cut(load, length, cut):
+    summary = load([{"prompt": "abc", "completion": "def"}] * 4, length).summary  # with the end, 7 tokens
     assert (f", {cut} are cut after {length} tokens" in summary) == bool(cut)
 
 
