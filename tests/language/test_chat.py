@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 
@@ -11,31 +10,62 @@ from minilora.language.chattemplate import ChatTemplate
 
 from ..support.letters import TOKENS, parts, spell, words
 
+# --- templates ---
+
 
 class Template:
-    """A chat template, as a function."""
+    """A chat template, as a function of the messages; behind the last turn `end`, or what lets the model answer."""
 
-    tokens: ClassVar = {}
-
-    def __init__(self, write, prompt="a:"):
-        self.write, self.prompt = write, prompt
+    def __init__(self, write, prompt="a:", end=""):
+        self.write, self.prompt, self.end, self.tokens = write, prompt, end, {"eos_token": "<end>"}
 
     def render(self, messages, *, add_generation_prompt=False, tools=None):
-        return self.write(messages) + self.prompt * add_generation_prompt
+        return self.write(messages) + (self.prompt if add_generation_prompt else self.end)
 
     def render_with_turns(self, messages, *, tools=None):
         return self.render(messages, tools=tools), []
 
 
-TURNS = Template(lambda messages: "<s>" + "".join(f"{m['role'][0]}:{m['content']}<end>\n" for m in messages))
+def each(turn, prompt="a:", begin="", end=""):
+    """A template that writes turn by turn: `turn` gets a message, the first letter of its role, and its content."""
+    return Template(
+        lambda messages: begin + "".join(turn(m, m["role"][0], m["content"]) for m in messages), prompt, end
+    )
 
-LINES = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}\n" for m in messages))
+
+def calls(message, *keys):
+    """What a template that knows tool calls writes of one."""
+    return " ".join(str(call["function"][key]) for call in message.get("tool_calls") or [] for key in keys)
 
 
-def chat(*contents, system=None):
+LINES = each(lambda m, role, said: f"{role}:{said}\n")
+TURNS = each(lambda m, role, said: f"{role}:{said}<end>\n", begin="<s>")
+PROMPTS = Template(TURNS.write, "a: think")
+FORGETS = Template(
+    lambda messages: "".join(f"{m['content']}<end>" if m is messages[-1] else m["content"] for m in messages)
+)
+SILENT = each(lambda m, role, said: f"{said}<end>" * (role != "a"), "")
+USERS = each(lambda m, role, said: f"{role}:{said}<end>" * (role != "s"))
+CALLS = each(lambda m, role, said: f"{role}:{said}{calls(m, 'name', 'arguments')}<end>\n")
+NAMELESS = each(lambda m, role, said: f"{said}{'call' * ('tool_calls' in m)}<end>", "")
+WORDLESS = each(lambda m, role, said: f"{said}{calls(m, 'name')}<end>", "")
+REPEATED = each(lambda m, role, said: f"<{m['role']}>{said}<end>", "<assistant>")  # to which a role is a word
+
+
+def rewritten(change):
+    """A template that writes something else for a content."""
+    return Template(lambda messages: TURNS.write([{**m, "content": change(m["content"])} for m in messages]))
+
+
+def chat(*contents, system=None, **more):
+    """Messages by turns, the last of them with more keys."""
     roles = ["user", "assistant"] * len(contents)
     found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+    found[-1] |= more
     return [{"role": "system", "content": system}] * (system is not None) + found
+
+
+# --- what counts ---
 
 
 @pytest.mark.parametrize(
@@ -64,204 +94,35 @@ def test_the_assistants_turns_count_with_their_end_tokens(messages, expected):
 
 
 def test_a_turn_without_an_end_token_counts_to_its_end():
-    plain = Template(lambda messages: "".join(f"{m['role'][0]}: {m['content']}\n" for m in messages), "a:")
+    plain = each(lambda m, role, said: f"{role}: {said}\n")
     assert parts(*encode_chat(chat("hi", "hello", "why", "so"), plain, words())) == [" hello\n", " so\n"]
 
 
 def test_a_token_across_a_turns_beginning_counts():
-    lines = Template(lambda messages: "".join(f"{m['role'][0]}\n{m['content']}<end>" for m in messages), "a\n")
+    lines = each(lambda m, role, said: f"{role}\n{said}<end>", "a\n")
     ids, counted = encode_chat(chat("hi", "\nhello"), lines, words())
     assert TOKENS.index("\n\n") in ids
     assert parts(ids, counted) == ["\n\nhello<end>"]
 
 
-FORGETS = Template(
-    lambda messages: "".join(f"{m['content']}<end>" if m is messages[-1] else m["content"] for m in messages)
-)
-
-
-PROMPTS = Template(TURNS.write, "a: think")
-
-
-LOWER, UPPER = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SILENT = Template(lambda messages: "".join(f"{m['content']}<end>" for m in messages if m["role"] != "assistant"), "")
-
-
 @pytest.mark.parametrize(
-    ("messages", "template", "message"),
+    ("turn", "end", "counted"),
     [
-        (
-            chat(LOWER, 3 * UPPER, "why", "so"),
-            FORGETS,
-            f"writes what stands before the end of message 2 in two ways: '{LOWER[6:]}<end>a:' and, once more follows, "
-            f"'{LOWER[6:]}{(3 * UPPER)[:40]}'. So it cannot be said which tokens are the assistant's",
-        ),
-        (chat("hi", "hello"), PROMPTS, "of message 2 in two ways: .*a: think' and, once more follows, .*a:hello<end>"),
-        (chat("hi", "hello"), SILENT, "writes nothing of message 2, the assistant's"),
-        (chat("hi"), TURNS, "no message is the assistant's: there is nothing to learn"),
-        (chat("hi", " \n"), TURNS, r"message 2 is an empty answer of the assistant's: ' \\n'"),
-        (chat("hi", None), TURNS, "the content of message 2 is None, expected a text"),
-        (chat(["hi"], "a"), TURNS, r"the content of message 1 is \['hi'\], expected a text"),
-        (chat([{"type": "text", "text": "hi"}, {"type": "image"}], "a"), TURNS, "the content of message 1 is .*image"),
-        (chat([{"type": "image", "text": "hi"}], "a"), TURNS, "the content of message 1 is .*image"),
-        (
-            chat([{"type": "text", "text": "hi", "cache": 1}], "a"),
-            TURNS,
-            "the content of message 1 is .*expected a text",
-        ),
-        ([{"content": "hi"}], TURNS, "message 1 is {'content': 'hi'}, expected an object with role and content"),
-        ([], TURNS, r"no message is the assistant's: there is nothing to learn. The roles are \[\]"),
-        ("hi", TURNS, "message 1 is 'h', expected an object with role and content"),
+        ("<end>", "", "<end>"),
+        ("<t>", "<end>", "<t>"),  # as Phi-3's: behind the last turn stands an end of the chat, which is no turn's own
     ],
 )
-def test_a_chat_whose_turns_cannot_be_told_is_refused(messages, template, message):
-    with pytest.raises(ValueError, match=message):
-        write_chat(messages, template)
-
-
-def test_parts_that_are_texts_are_joined_with_nothing_between():
-    parted = chat([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], [{"type": "text", "text": "hello"}])
-    assert write_chat(parted, TURNS) == write_chat(chat("hi", "hello"), TURNS)
-
-
-def of_call(message):
-    """What a template that knows tool calls writes of one."""
-    return "".join(
-        f"call {c['function']['name']} {c['function']['arguments']}" for c in message.get("tool_calls") or []
-    )
-
-
-CALLS = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}{of_call(m)}<end>\n" for m in messages))
-NAMELESS = Template(
-    lambda messages: "".join(f"{m['content']}{'call' * ('tool_calls' in m)}<end>" for m in messages), ""
-)
-WORDLESS = Template(
-    lambda messages: "".join(
-        m["content"] + "".join(c["function"]["name"] for c in m.get("tool_calls", ())) + "<end>" for m in messages
-    ),
-    "",
-)
-USERS = Template(
-    lambda messages: "".join(f"{m['role'][0]}:{m['content']}<end>" for m in messages if m["role"] != "system")
-)
-TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "arguments": {"at": "oslo"}}}]
-
-
-@pytest.mark.parametrize(
-    ("template", "more", "tools", "message"),
-    [
-        (TURNS, {"tool_calls": TOOLED}, None, "the key 'tool_calls' of message 2 leaves no trace"),
-        (TURNS, {"name": "ann"}, None, "the key 'name' of message 2 leaves no trace"),
-        (TURNS, {"weight": 0}, None, "the key 'weight' of message 2 leaves no trace"),
-        (TURNS, {"train": False}, None, "the key 'train' of message 2 leaves no trace"),
-        (NAMELESS, {"tool_calls": TOOLED}, None, "name of tool call 1 of message 2 leaves no trace"),
-        (NAMELESS, {"tool_calls": TOOLED * 2}, None, "name of tool call 1 of message 2 leaves no trace"),
-        (WORDLESS, {"tool_calls": TOOLED}, None, "arguments of tool call 1 of message 2 leaves no trace"),
-        (TURNS, {}, [{"name": "sun"}], "tool 1 of its tools leaves no trace"),
-        (TURNS, {"tool_calls": [], "name": None, "refusal": ""}, None, None),
-        (CALLS, {"tool_calls": TOOLED}, None, None),
-        (CALLS, {"tool_calls": TOOLED, "tool_call_id": "c1"}, None,
-         "the key 'tool_call_id' of message 2 leaves no tra"),
-    ],
-)  # fmt: skip
-def test_what_leaves_no_trace_is_refused_by_its_key(template, more, tools, message):
-    messages = chat("hi", "hello")
-    messages[1] |= more
-    if message is None:
-        assert write_chat(messages, template, tools)[0] == template.render(messages)
-    else:
-        with pytest.raises(ValueError, match=f"^{message}"):
-            write_chat(messages, template, tools)
-
-
-def test_a_message_that_a_template_passes_over_is_refused():
-    with pytest.raises(ValueError, match=r"^content of message 1 leaves no trace in what the chat template writes"):
-        write_chat(chat("hi", "hello", system="be kind"), USERS)
-    assert write_chat(chat("hi", "hello", system=""), USERS)
-
-
-@pytest.mark.parametrize(
-    "cut", [lambda c: c.split("</think>")[-1], lambda c: c[:10], lambda c: c.splitlines()[0], lambda c: c[3:]]
-)
-def test_a_template_that_cuts_a_part_of_a_message_is_refused(cut):
-    template = Template(lambda messages: TURNS.write([{**m, "content": cut(m["content"])} for m in messages]))
-    with pytest.raises(
-        ValueError, match=r"^the chat template writes a part of message [12] only, so the model cannot learn"
-    ):
-        write_chat(chat("hi hi", "<think>two\nwords</think>\nI am Lima\n."), template)
-
-
-@pytest.mark.parametrize("changed", [str.strip, str.upper, lambda c: json.dumps(c)[1:-1], lambda c: f"{c.rstrip()} "])
-def test_a_template_may_write_contents_otherwise(changed):
-    template = Template(lambda messages: TURNS.write([{**m, "content": changed(m["content"])} for m in messages]))
-    assert write_chat(chat("hi", " two\nlines "), template)
-
-
-def repeated(messages):
-    """As a template to which a role is a word."""
-    return "".join(f"<{m['role']}>{m['content']}<end>" for m in messages)
-
-
-def named(messages):
-    """As a template that has its own name for a role."""
-    return repeated([{**m, "role": {"human": "user"}.get(m["role"], m["role"])} for m in messages])
-
-
-def test_a_role_that_is_merely_repeated_is_refused():
-    messages = [{"role": "human", "content": "human?"}, {"role": "assistant", "content": "yes"}]
-    with pytest.raises(
-        ValueError, match=r"^the role of message 1 is 'human', which the chat template merely repeats, exp"
-    ):
-        write_chat(messages, Template(repeated, "<assistant>"))
-    assert write_chat(messages, Template(named, "<assistant>"))
-    for role in ("system", "developer", "tool"):
-        assert write_chat(
-            [{"role": role, "content": "be kind"}, *chat("hi", "hello")], Template(repeated, "<assistant>")
-        )
-
-
-def test_a_system_message_may_be_the_template_s_own():
-    def write(messages):
-        first, *others = messages if messages[0]["role"] == "system" else [{"content": ""}, *messages]
-        return f"{first['content'] or 'be kind'}<end>" + TURNS.write(others)
-
-    text, _ = write_chat(chat("hi", "hello", system="be kind"), Template(write))
-    assert text == write(chat("hi", "hello"))
-
-
-def test_traces_of_contents_cost_one_more_chat():
-    rendered = []
-    template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
-    write_chat(chat(*["hi", "hello"] * 20), template)
-    assert len(rendered) == 1 + 2 * 20 + 1
-
-
-def ending(messages, add_generation_prompt, end="<end>"):
-    """As Phi-3's: an end token of the chat stands behind that of its last turn, where no answer follows."""
-    text = "".join(f"{m['role'][0]}:{m['content']}<t>" for m in messages)
-    return text + ("a:" if add_generation_prompt else end)
-
-
 @pytest.mark.parametrize("turns", [1, 3])
-def test_an_end_behind_the_last_turn_belongs_to_none(turns):
-    template = Template(None)
-    template.tokens = {"eos_token": "<end>"}
-    template.render = lambda messages, add_generation_prompt=False, tools=None: ending(messages, add_generation_prompt)
+def test_an_end_counts_that_is_a_turns_own(turns, turn, end, counted):
+    template = each(lambda m, role, said: f"{role}:{said}{turn}", end=end)
     text, spans = write_chat(chat(*["hi", "hello"] * turns), template)
-    assert [text[start:stop] for start, stop in spans] == ["hello<t>"] * turns
-    assert text.endswith("hello<t><end>")
-
-
-def test_an_end_that_is_a_turn_s_own_counts():
-    template = Template(lambda messages: "".join(f"{m['role'][0]}:{m['content']}<end>" for m in messages))
-    template.tokens = {"eos_token": "<end>"}
-    text, spans = write_chat(chat("hi", "hello", "why", "so"), template)
-    assert [text[start:stop] for start, stop in spans] == ["hello<end>", "so<end>"]
+    assert [text[start:stop] for start, stop in spans] == [f"hello{counted}"] * turns
+    assert text.endswith(f"hello{counted}{end}")
 
 
 def test_what_a_template_marks_counts():
     """Also where it takes back what the model thought before: transformers counts it so."""
-    template, rendered = Template(lambda messages: "".join(m["content"] for m in messages)), []
+    template, rendered = each(lambda m, role, said: said), []
 
     def marked(messages, tools=None):
         rendered.append(messages)
@@ -274,6 +135,114 @@ def test_what_a_template_marks_counts():
     ids, counted = encode_chat(chat(*["hi", "hello<end>\n\n"] * 20), template, words())
     assert parts(ids, counted) == ["ello<end>\n\n"]  # all that stands between the tags
     assert len(rendered) == 2
+
+
+# --- what is refused ---
+
+
+LOWER, UPPER = "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+THINKS = chat("hi hi", "<think>two\nwords</think>\nI am Lima\n.")
+PICTURE = [{"type": "text", "text": "hi"}, {"type": "image"}]
+NO_TEXT = [{"type": "image", "text": "hi"}]
+MORE = [{"type": "text", "text": "hi", "cache": 1}]
+TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "arguments": {"at": "oslo"}}}]
+TWO_WAYS = (
+    "the chat template writes what stands before the end of message 2 in two ways: {} and, once more follows, {}. So "
+    "it cannot be said which tokens are the assistant's"
+)
+PART = "the chat template writes a part of message {} only, so the model cannot learn the rest: {!r}"
+NO_TRACE = (
+    "{} leaves no trace in what the chat template writes, so the model cannot learn it: take it out, or say it in the "
+    "content"
+)
+REFUSED = [
+    (FORGETS, chat(LOWER, 3 * UPPER, "why", "so"),
+     TWO_WAYS.format(f"'{LOWER[6:]}<end>a:'", f"'{LOWER[6:]}{(3 * UPPER)[:40]}'")),
+    (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
+    (SILENT, chat("hi", "hello"), "the chat template writes nothing of message 2, the assistant's"),
+    (TURNS, chat("hi"), "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
+    (TURNS, [], "no message is the assistant's: there is nothing to learn. The roles are []"),
+    (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant's: ' \n'"),
+    (TURNS, chat("hi", None), "the content of message 2 is None, expected a text"),
+    *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected a text")
+      for content in (["hi"], PICTURE, NO_TEXT, MORE)],
+    (TURNS, [{"content": "hi"}], "message 1 is {'content': 'hi'}, expected an object with role and content"),
+    (TURNS, "hi", "message 1 is 'h', expected an object with role and content"),
+    (USERS, chat("hi", "hello", system="be kind"), NO_TRACE.format("content of message 1")),
+    *[(TURNS, chat("hi", "hello", **{key: value}), NO_TRACE.format(f"the key {key!r} of message 2"))
+      for key, value in {"tool_calls": TOOLED, "name": "ann", "weight": 0, "train": False}.items()],
+    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("name of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED * 2), NO_TRACE.format("name of tool call 1 of message 2")),
+    (WORDLESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("arguments of tool call 1 of message 2")),
+    (CALLS, chat("hi", "hello", tool_calls=TOOLED, tool_call_id="c1"),
+     NO_TRACE.format("the key 'tool_call_id' of message 2")),
+    (rewritten(lambda said: said.split("</think>")[-1]), THINKS, PART.format(2, THINKS[1]["content"])),
+    (rewritten(lambda said: said[:10]), THINKS, PART.format(2, THINKS[1]["content"])),
+    (rewritten(lambda said: said.splitlines()[0]), THINKS, PART.format(2, THINKS[1]["content"])),
+    (rewritten(lambda said: said[3:]), THINKS, PART.format(1, "hi hi")),
+    (REPEATED, [{"role": "human", "content": "human?"}, *chat("hi", "yes")[1:]],
+     "the role of message 1 is 'human', which the chat template merely repeats, expected one of system, user, "
+     """assistant, tool, developer: jq -c '.messages[].role |= ({"human": "user"}[.] // .)' renames roles"""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("template", "messages", "message"), REFUSED)
+def test_a_chat_that_cannot_be_learned_whole_is_refused(template, messages, message):
+    with pytest.raises(ValueError) as error:
+        write_chat(messages, template)
+    assert str(error.value) == message
+
+
+def test_tools_that_leave_no_trace_are_refused():
+    with pytest.raises(ValueError, match=f"^{NO_TRACE.format('tool 1 of its tools')}$"):
+        write_chat(chat("hi", "hello"), TURNS, [{"name": "sun"}])
+
+
+# --- what is not ---
+
+
+def named(message, role, said):
+    """As a template that has its own name for a role."""
+    return f"<{ {'human': 'user'}.get(message['role'], message['role']) }>{said}<end>"
+
+
+def first_system(messages):
+    """As a template whose system message is its own where the chat has none."""
+    first, *others = messages if messages[0]["role"] == "system" else [{"content": ""}, *messages]
+    return f"{first['content'] or 'be kind'}<end>" + TURNS.write(others)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        (TURNS, chat("hi", "hello", tool_calls=[], name=None, refusal="")),
+        (CALLS, chat("hi", "hello", tool_calls=TOOLED)),
+        (USERS, chat("hi", "hello", system="")),
+        *[(rewritten(change), chat("hi", " two\nlines "))
+          for change in (str.strip, str.upper, lambda c: json.dumps(c)[1:-1], lambda c: f"{c.rstrip()} ")],
+        (each(named, "<assistant>"), [{"role": "human", "content": "human?"}, *chat("hi", "yes")[1:]]),
+        *[(REPEATED, [{"role": role, "content": "be kind"}, *chat("hi", "hello")])
+          for role in ("system", "developer", "tool")],
+        (Template(first_system), chat("hi", "hello", system="be kind")),
+    ],
+)  # fmt: skip
+def test_a_template_may_write_a_chat_in_its_own_way(template, messages):
+    assert write_chat(messages, template)[0] == template.render(messages)
+
+
+def test_parts_that_are_texts_are_joined_with_nothing_between():
+    parted = chat([{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], [{"type": "text", "text": "hello"}])
+    assert write_chat(parted, TURNS) == write_chat(chat("hi", "hello"), TURNS)
+
+
+# --- what it costs, and a question ---
+
+
+def test_traces_of_contents_cost_one_more_chat():
+    rendered = []
+    template = Template(lambda messages: rendered.append(messages) or TURNS.write(messages))
+    write_chat(chat(*["hi", "hello"] * 20), template)
+    assert len(rendered) == 1 + 2 * 20 + 1
 
 
 def test_a_chat_is_encoded_once():
