@@ -107,97 +107,80 @@ def test_settings_that_change_nothing_are_passed_over(harmless):
     assert parsed(**harmless) == parsed()
 
 
+MISTRAL = {"model_type": "mistral", "architectures": None}
+WINDOW = {"sliding_window": 8, "max_position_embeddings": 9}
+READ = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
+NO_WINDOW = "supported: no window, or one that reaches over as many tokens"
+ONE_OF_TWO = "expected one of the two, since versions of transformers differ in which they take"
 SETTINGS = {
-    "another model": ({"model_type": "gemma"}, "model_type is 'gemma', supported: 'llama', 'mistral', 'qwen2'"),
-    "another model's class": (
-        {"architectures": ["MistralForCausalLM"]},
-        r"architectures is \['MistralForCausalLM'\] and model_type 'llama': expected \['LlamaForCausalLM'\]",
-    ),
-    "no model type": ({"model_type": "absent"}, "model_type is None"),
-    "another head": ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is .*Classification"),
-    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu'"),
-    "a scaling it does not know": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
-    "an old file's scaling": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type is 'dynamic'"),
+    "another model": ({"model_type": "gemma"}, f"model_type is 'gemma', supported: {READ}"),
+    "another model's class": ({"architectures": ["MistralForCausalLM"]},
+     "architectures is ['MistralForCausalLM'] and model_type 'llama': expected ['LlamaForCausalLM']"),
+    "no model type": ({"model_type": "absent"}, f"model_type is None, supported: {READ}"),
+    "another head": ({"architectures": ["LlamaForSequenceClassification"]},
+     "architectures is ['LlamaForSequenceClassification'] and model_type 'llama': expected ['LlamaForCausalLM']"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu', 'swish'"),
+    "a scaling it does not know": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+     "rope_type is 'yarn', supported: 'default', 'linear', 'llama3'"),
+    "an old file's scaling": ({"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+     "rope_type is 'dynamic', supported: 'default', 'linear', 'llama3'"),
     "a scaling without its factor": ({"rope_scaling": {"rope_type": "linear"}}, "there is no 'factor'"),
-    "equal ends of a scaling": (
-        {
-            "rope_scaling": {
-                **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 2.0},
-                "original_max_position_embeddings": 100,
-            }
-        },
-        "high_freq_factor must be above low_freq_factor = 2.0, got 2.0",
-    ),
+    "equal ends of a scaling": ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}},
+     "high_freq_factor must be above low_freq_factor = 4.0, got 4.0"),
     "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected an object"),
-    "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+    "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}},
+     "partial_rotary_factor is 0.5, supported: 1"),
     "a sliding window": ({"sliding_window": 4096}, "sliding_window is 4096, supported: None"),
-    "a window of Mistral's": (
-        {"model_type": "mistral", "architectures": None, "sliding_window": 8, "max_position_embeddings": 9},
-        "sliding_window is 8 and max_position_embeddings 9, supported: no window, or one that reaches over as many",
-    ),
-    "a window that Mistral has by default": (
-        {"model_type": "mistral", "architectures": None, "max_position_embeddings": 4097},
-        "sliding_window is 4096 and max_position_embeddings 4097",
-    ),
-    "a window over an unknown context": (
-        {"model_type": "mistral", "architectures": None},
-        "sliding_window is 4096 and max_position_embeddings None",
-    ),
-    "a window that Qwen2 uses": (
-        {
-            **{"model_type": "qwen2", "architectures": None, "use_sliding_window": True},
-            **{"sliding_window": 8, "max_position_embeddings": 9},
-        },
-        "sliding_window is 8 and max_position_embeddings 9",
-    ),
-    "a context that is a text": ({"max_position_embeddings": "9"}, "max_position_embeddings must be an integer"),
-    "quantisation": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "a window of Mistral's": (MISTRAL | WINDOW, f"sliding_window is 8 and max_position_embeddings 9, {NO_WINDOW}"),
+    "a window that Mistral has by default": (MISTRAL | {"max_position_embeddings": 4097},
+     f"sliding_window is 4096 and max_position_embeddings 4097, {NO_WINDOW}"),
+    "a window over an unknown context": (MISTRAL,
+     f"sliding_window is 4096 and max_position_embeddings None, {NO_WINDOW}"),
+    "a window that Qwen2 uses": (WINDOW | {"model_type": "qwen2", "architectures": None, "use_sliding_window": True},
+     f"sliding_window is 8 and max_position_embeddings 9, {NO_WINDOW}"),
+    "a context that is a text": ({"max_position_embeddings": "9"},
+     "max_position_embeddings must be an integer, got '9'"),
+    "quantisation": ({"quantization_config": {"bits": 4}},
+     "quantization_config: quant_method is None, supported: 'bitsandbytes'"),
     "another scaling beside": (
         {"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {"type": "linear", "factor": 4.0}},
-        "rope_scaling is {'type': 'linear', 'factor': 4.0} and rope_parameters is .*: expected one of the two",
-    ),
+        "rope_scaling is {'type': 'linear', 'factor': 4.0} and rope_parameters is {'rope_type': 'linear', "
+        f"'factor': 2.0}}: {ONE_OF_TWO}"),
     "an unknown scaling beside": (
         {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_scaling is {'rope_type': 'yarn', 'factor': 4.0} and rope_parameters is",
-    ),
-    "another base beside": (
-        {"rope_theta": 10.0, "rope_parameters": {"rope_theta": 400.0}},
-        "rope_theta is 400.0 in the rotary settings and 10.0 beside them",
-    ),
-    "another length trained on beside": (
-        {"rope_parameters": LLAMA3, "original_max_position_embeddings": 50},
-        "original_max_position_embeddings is 100 in the rotary settings and 50 beside them",
-    ),
-    "two names of a scaling": (
-        {"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
-        "rope_type is 'linear' in the rotary settings and 'default' beside them",
-    ),
-    "a scaling for each kind of layer": (
-        {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 4.0}}},
-        "the rotary settings hold 'full_attention', one kind of layers",
-    ),
-    "layers of another kind": (
-        {"layer_types": ["full_attention", "sliding_attention"]},
-        r"layer_types is \['full_attention', 'sliding_attention'\], supported: 'full_attention'",
-    ),
+        "rope_scaling is {'rope_type': 'yarn', 'factor': 4.0} and rope_parameters is {'rope_type': 'default'}: "
+        f"{ONE_OF_TWO}"),
+    "another base beside": ({"rope_theta": 10.0, "rope_parameters": {"rope_theta": 400.0}},
+     "rope_theta is 400.0 in the rotary settings and 10.0 beside them"),
+    "another length trained on beside": ({"rope_parameters": LLAMA3, "original_max_position_embeddings": 50},
+     "original_max_position_embeddings is 100 in the rotary settings and 50 beside them"),
+    "two names of a scaling": ({"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
+     "rope_type is 'linear' in the rotary settings and 'default' beside them"),
+    "a scaling for each kind of layer": ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
+     "the rotary settings hold 'full_attention', one kind of layers: expected one for all layers"),
+    "layers of another kind": ({"layer_types": ["full_attention", "sliding_attention"]},
+     "layer_types is ['full_attention', 'sliding_attention'], supported: 'full_attention'"),
     "a missing size": ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
     "a size of another type": ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
     "a size of zero": ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
-    "heads without end": ({"head_dim": 10**9}, "head_dim 1000000000"),
-    "an odd head": ({"head_dim": 3}, "even head_dim"),
-    "keys that do not divide the queries": ({"num_key_value_heads": 3}, "3 key-value heads"),
-    "an eps of zero": ({"rms_norm_eps": 0}, "rms_norm_eps must be above 0"),
-    "an eps that is a text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number"),
-    "a base of one": ({"rope_theta": 1}, "rope_theta must be above 1"),
+    "heads without end": ({"head_dim": 10**9}, "head_dim 1000000000: expected at most 65536"),
+    "an odd head": ({"head_dim": 3},
+     "4 attention heads, 2 key-value heads, head_dim 3: expected groups of one size and an even head_dim"),
+    "keys that do not divide the queries": ({"num_key_value_heads": 3},
+     "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size and an even head_dim"),
+    "an eps of zero": ({"rms_norm_eps": 0}, "rms_norm_eps must be above 0 and finite, got 0"),
+    "an eps that is a text": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number, got '1e-5'"),
+    "a base of one": ({"rope_theta": 1}, "rope_theta must be above 1 and finite, got 1"),
     "a flag that is a text": ({"attention_bias": "no"}, "attention_bias must be True or False, got 'no'"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", SETTINGS)
 def test_a_setting_is_refused_by_name(case):
     settings, message = SETTINGS[case]
-    with pytest.raises(FileRefused, match=f"'config.json': .*{message}"):
+    with pytest.raises(FileRefused) as error:
         parsed(**settings)
+    assert str(error.value) == f"'config.json': {message}"
 
 
 NOT_IMPLEMENTED = {
@@ -243,11 +226,8 @@ def test_each_kind_of_model_and_its_class_is_one():
 
 def test_other_kinds_are_refused_with_those_that_are_read():
     for kind in ("gemma", "gemma2", "phi3", "gpt2", "mistral3", "llama4", "deepseek_v3", "gpt_oss", "olmoe", None, []):
-        read = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
-        with pytest.raises(FileRefused, match=re.escape(f"model_type is {kind!r}, supported: {read}")):
+        with pytest.raises(FileRefused, match=re.escape(f"model_type is {kind!r}, supported: {READ}")):
             parsed(model_type=kind)
-    with pytest.raises(FileRefused, match="model_type is None, supported: 'llama'"):
-        parsed(model_type="absent")
 
 
 # --- mixtures ---

@@ -170,51 +170,53 @@ def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model, fields, divided
 
 
 REFUSED = {
-    "architecture": (
-        {"general.architecture": "gemma"},
-        {},
-        "general.architecture is 'gemma', supported: 'llama', 'qwen2'",
-    ),
+    "architecture": ({"general.architecture": "gemma"}, {},
+     "general.architecture is 'gemma', supported: 'llama', 'qwen2'"),
     "experts": ({"llama.expert_count": 8}, {}, "llama.expert_count is 8, supported: 0"),
-    "window": ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64"),
-    "scaling": ({"llama.rope.scaling.type": "yarn"}, {}, "rope.scaling.type is 'yarn', supported: 'linear'"),
-    "two factors": (
-        {"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0},
-        {},
-        "rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected one",
-    ),
+    "window": ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64, supported: 0"),
+    "scaling": ({"llama.rope.scaling.type": "yarn"}, {},
+     "llama.rope.scaling.type is 'yarn', supported: 'linear', 'none'"),
+    "two factors": ({"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0}, {},
+     "llama.rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected one"),
     "negative factor": ({"llama.rope.scaling.factor": -4.0}, {}, "factor must be above 0 and finite, got -4.0"),
-    "strength": ({"llama.rope.scaling.attn_factor": 1.5}, {}, "rope.scaling.attn_factor is 1.5, supported: 1"),
+    "strength": ({"llama.rope.scaling.attn_factor": 1.5}, {}, "llama.rope.scaling.attn_factor is 1.5, supported: 1"),
     "no epsilon": ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "rms_norm_eps must be a number, got None"),
-    "half turned": ({"llama.rope.dimension_count": 2}, {}, "rope.dimension_count is 2, supported: 4, the width"),
-    "narrow values": ({"llama.attention.value_length": 3}, {}, "attention.value_length is 3, supported: 4, the width"),
-    "both ways": ({"llama.attention.causal": False}, {}, "attention.causal is False, supported: True"),
-    "part": ({"split.count": 2}, {}, "split.count is 2, supported: 0"),
-    "adapter": ({"adapter.type": "lora"}, {}, "adapter.type is 'lora'"),
+    "half turned": ({"llama.rope.dimension_count": 2}, {},
+     "llama.rope.dimension_count is 2, supported: 4, the width of a head's keys"),
+    "narrow values": ({"llama.attention.value_length": 3}, {},
+     "llama.attention.value_length is 3, supported: 4, the width of a head's keys"),
+    "both ways": ({"llama.attention.causal": False}, {}, "llama.attention.causal is False, supported: True"),
+    "part": ({"split.count": 2}, {}, "split.count is 2, supported: 0, 1"),
+    "adapter": ({"adapter.type": "lora"}, {}, "adapter.type is 'lora', supported: ''"),
     "adapter's kind": ({"general.type": "adapter"}, {}, "general.type is 'adapter', supported: 'model'"),
     "expert used": ({"llama.expert_used_count": 2}, {}, "llama.expert_used_count is 2, supported: 0"),
     "no size": ({"llama.block_count": None}, {}, "num_hidden_layers must be an integer, got None"),
-    "size of zero": ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be"),
-    "size of text": ({"llama.embedding_length": "12"}, {}, "hidden_size must be"),
-    "missing": ({}, {"blk.1.ffn_up.weight": None}, "there is no 'model.layers.1.mlp.up_proj.weight'"),
-    "flat": ({"llama.vocab_size": None}, {"token_embd.weight": np.ones(9, "f4")}, r"has shape \[9\], expected"),
-    "turned": ({}, {"blk.0.ffn_up.weight": np.ones((12, 20), "f4")}, r"has shape \[12, 20\], expected \[20, 12\]"),
-    "extra": ({}, {"blk.9.attn_q.weight": np.ones((2, 2), "f4")}, "there is 'model.layers.9.self_attn.q_proj.weight'"),
-    "steering": ({}, {"a\x1b[2J": np.ones(2, "f4")}, r"there is 'a\\x1b\[2J', which"),
+    "size of zero": ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be at least 1, got 0"),
+    "size of text": ({"llama.embedding_length": "12"}, {}, "hidden_size must be an integer, got '12'"),
+    "missing": ({}, {"blk.1.ffn_up.weight": None},
+     "there is no 'model.layers.1.mlp.up_proj.weight'; 1 arrays are missing in all"),
+    "flat": ({"llama.vocab_size": None}, {"token_embd.weight": np.ones(9, "f4")},
+     "'model.embed_tokens.weight' has shape [9], expected [9, 12]"),
+    "turned": ({}, {"blk.0.ffn_up.weight": np.ones((12, 20), "f4")},
+     "'model.layers.0.mlp.up_proj.weight' has shape [12, 20], expected [20, 12]"),
+    "extra": ({}, {"blk.9.attn_q.weight": np.ones((2, 2), "f4")},
+     "there is 'model.layers.9.self_attn.q_proj.weight', which a Llama decoder of these settings has not"),
+    "steering": ({}, {"a\x1b[2J": np.ones(2, "f4")},
+     r"there is 'a\x1b[2J', which a Llama decoder of these settings has not"),
     "integers": ({}, {"output_norm.weight": np.ones(12, "i4")}, "Dequantization for I32 is not yet implemented"),
     "NaN": ({}, {"output_norm.weight": np.full(12, np.nan, "f4")}, "'model.norm.weight' holds NaN or infinity"),
     "factor of zero": ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
     "factors": ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
-    "twice": ({}, {"model.norm.weight": np.ones(12, "f4")}, "two of its arrays have the same name"),
-}
+    "twice": ({}, {"model.norm.weight": np.ones(12, "f4")}, "two of its arrays have the same name in a Llama decoder"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_llama_decoder_is_refused_by_name(tmp_path, model, case):
     changes, arrays, message = REFUSED[case]
-    with pytest.raises(FileRefused, match=message) as error:
+    with pytest.raises(FileRefused) as error:
         Llama.load(write(tmp_path / "m.gguf", model, changes=changes, arrays=arrays))
-    assert str(error.value).isprintable()
+    assert str(error.value) == f"'{tmp_path / 'm.gguf'}': {message}"
 
 
 def test_a_cut_gguf_is_one_clear_error(tmp_path, model):

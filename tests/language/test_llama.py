@@ -213,67 +213,55 @@ def of(width, out):
 
 
 REFUSED = {
-    "a norm's weight of two axes": (lambda: RMSNorm(np.ones((2, 3))), r"weight has shape \(2, 3\), expected \(in,\)"),
-    "an eps of zero": (lambda: RMSNorm(np.ones(3), 0), "eps must be above 0"),
-    "a norm's input of another width": (
-        lambda: RMSNorm(np.ones(3))(np.ones((2, 4))),
-        "x has 4 entries .* expected in_features = 3",
-    ),
-    "no frequencies": (lambda: Rotary(()), "frequencies must be a tuple of one number or more"),
-    "a frequency below zero": (lambda: Rotary((1.0, -1.0)), r"frequencies\[1\] must be at least 0"),
-    "an odd width": (lambda: Rotary((1.0,))(np.ones((2, 3))), "expected in_features = 2"),
-    "no axis of positions": (lambda: attention()(np.ones(6)), r"x has shape \(6,\), expected \(\.\.\., T, 6\)"),
-    "no position": (lambda: attention()(np.ones((2, 0, 6))), "at least one position"),
-    "no position to go on from": (lambda: attention().extend(np.ones((2, 0, 6)), None), "at least one position"),
-    "queries of no whole heads": (
-        lambda: Attention(of(6, 9), of(6, 4), of(6, 4), of(9, 6), Rotary((1.0, 0.1))),
-        r"q_proj has 9 outputs, k_proj 4: expected H \* 4 and K \* 4, where K divides H",
-    ),
+    "a norm's weight of two axes": (lambda: RMSNorm(np.ones((2, 3))),
+     "weight has shape (2, 3), expected (in,) with no empty axis"),
+    "an eps of zero": (lambda: RMSNorm(np.ones(3), 0), "eps must be above 0 and finite, got 0"),
+    "a norm's input of another width": (lambda: RMSNorm(np.ones(3))(np.ones((2, 4))),
+     "x has 4 entries on its last axis (shape (2, 4)), expected in_features = 3"),
+    "no frequencies": (lambda: Rotary(()), "frequencies must be a tuple of one number or more, got ()"),
+    "a frequency below zero": (lambda: Rotary((1.0, -1.0)), "frequencies[1] must be at least 0 and finite, got -1.0"),
+    "an odd width": (lambda: Rotary((1.0,))(np.ones((2, 3))),
+     "x has 3 entries on its last axis (shape (2, 3)), expected in_features = 2"),
+    "no axis of positions": (lambda: attention()(np.ones(6)),
+     "x has shape (6,), expected (..., T, 6) with at least one position"),
+    "no position": (lambda: attention()(np.ones((2, 0, 6))),
+     "x has shape (2, 0, 6), expected (..., T, 6) with at least one position"),
+    "no position to go on from": (lambda: attention().extend(np.ones((2, 0, 6)), None),
+     "x has shape (2, 0, 6), expected (..., T, 6) with at least one position"),
+    "queries of no whole heads": (lambda: Attention(of(6, 9), of(6, 4), of(6, 4), of(9, 6), Rotary((1.0, 0.1))),
+     "q_proj has 9 outputs, k_proj 4: expected H * 4 and K * 4, where K divides H"),
     "keys that do not divide the queries": (
         lambda: Attention(of(6, 12), of(6, 8), of(6, 8), of(12, 6), Rotary((1.0, 0.1))),
-        "expected H . 4 and K . 4, where K divides H",
-    ),
-    "values of another width": (
-        lambda: Attention(of(6, 8), of(6, 4), of(6, 8), of(8, 6), Rotary((1.0, 0.1))),
-        "v_proj is 6 -> 8 wide, expected in -> KD with KD = 4 as in k_proj",
-    ),
-    "a gate of another width": (
-        lambda: GatedMLP(of(3, 5), of(3, 4), of(5, 3)),
-        "up_proj is 3 -> 4 wide, expected in -> m with m = 5 as in gate_proj",
-    ),
-    "ids out of range": (lambda: llama()(IDS + 10), "x holds .* expected 0 to 10"),
+     "q_proj has 12 outputs, k_proj 8: expected H * 4 and K * 4, where K divides H"),
+    "values of another width": (lambda: Attention(of(6, 8), of(6, 4), of(6, 8), of(8, 6), Rotary((1.0, 0.1))),
+     "v_proj is 6 -> 8 wide, expected in -> KD with KD = 4 as in k_proj"),
+    "a gate of another width": (lambda: GatedMLP(of(3, 5), of(3, 4), of(5, 3)),
+     "up_proj is 3 -> 4 wide, expected in -> m with m = 5 as in gate_proj"),
+    "ids out of range": (lambda: llama()(IDS + 10), "x holds 15 at (0, 0), expected 0 to 10"),
     "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),
-    "a single id": (lambda: llama()(IDS[0, 0]), "expected"),
+    "a single id": (lambda: llama()(IDS[0, 0]), "x has shape (6,), expected (..., T, 6) with at least one position"),
     "an array of another precision": (
         lambda: Llama.build(
             config(), {n: np.ones(s, "f4" if "norm" in n else "f8") for n, s in config().shapes().items()}
         )(IDS),
-        "x has dtype float64, expected float32",
-    ),
-    "a past of a model with fewer blocks": (
-        lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
-        "zip.. argument 2 is shorter than argument 1",
-    ),
-    "a past of a model with more blocks": (
-        lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),
-        "zip.. argument 2 is longer than argument 1",
-    ),
-    "another model's cache": (
-        lambda: llama().backward(np.ones((2, 5, 11)), llama().forward(IDS)[1]),
-        "cache does not come from this layer's forward",
-    ),
-    "a gradient of another shape": (
-        lambda: (model := llama()).backward(np.ones((2, 5, 12)), model.forward(IDS)[1]),
-        r"dy has shape \(2, 5, 12\), expected \(2, 5, 11\)",
-    ),
-}
+     "x has dtype float64, expected float32 as in the layer"),
+    "a past of a model with fewer blocks": (lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
+     "zip() argument 2 is shorter than argument 1"),
+    "a past of a model with more blocks": (lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),
+     "zip() argument 2 is longer than argument 1"),
+    "another model's cache": (lambda: llama().backward(np.ones((2, 5, 11)), llama().forward(IDS)[1]),
+     "cache does not come from this layer's forward"),
+    "a gradient of another shape": (lambda: (model := llama()).backward(np.ones((2, 5, 12)), model.forward(IDS)[1]),
+     "dy has shape (2, 5, 12), expected (2, 5, 11)"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("misuse", REFUSED)
 def test_bad_input_is_refused_by_name(misuse):
     call, message = REFUSED[misuse]
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises((ValueError, TypeError)) as error:
         call()
+    assert str(error.value).split(": Llama(")[0] == message
 
 
 # --- blocks that are computed again ---

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,9 +180,10 @@ WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 
 @pytest.fixture
-def model_dir(tmp_path):
-    save_llama(quantize(decoder()), tmp_path / "m")
-    return tmp_path / "m"
+def model_dir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_llama(quantize(decoder()), "m")
+    return Path("m")
 
 
 def edited(model_dir, edit):
@@ -213,38 +215,51 @@ def replaced(part, change):
     return edit
 
 
+STATE = f"'model.safetensors': {WEIGHT}.{NF4_STATE}: "
 DAMAGES = {
-    "another code book": (state(quant_type="fp4"), r"Invalid enum value 'fp4' - at `\$.quant_type`"),
-    "no block size": (state(blocksize="absent"), "missing required field `blocksize`"),
-    "an odd block size": (state(blocksize=65), "block_size must be a power of two"),
-    "a shape of three": (state(shape=[5, 5, 18]), "Expected `array` of length 2 - at `\\$.shape`"),
-    "a shape of texts": (state(shape=["25", 18]), "Expected `int`, got `str` - at `\\$.shape"),
-    "a transposed shape": (state(shape=[18, 26]), r"up_proj.weight' is U8 \[225, 1\], expected U8 \[234, 1\]"),
-    "other nested blocks": (state(nested_blocksize=128), r"Invalid enum value 128 - at `\$.nested_blocksize`"),
-    "a nested half": (state(nested_dtype="float16"), r"Invalid enum value 'float16' - at `\$.nested_dtype`"),
-    "a mean of infinity": (state(nested_offset=1e400), "JSON is malformed"),
-    "no mean": (state(nested_offset="absent"), r"absmax' is U8 \[8\], expected F32 \[8\]"),
-    "no JSON": (replaced(NF4_STATE, lambda a: a[:-1]), "Input data was truncated"),
-    "codes cut": (replaced("", lambda a: a[:-1]), r"is U8 \[224, 1\], expected U8 \[225, 1\]"),
-    "codes of another type": (replaced("", lambda a: a.astype("f4")), "is F32"),
-    "no scales": (replaced("absmax", None), "there is no .*absmax"),
-    "scales cut": (replaced("absmax", lambda a: a[1:]), r"is U8 \[7\], expected U8 \[8\]"),
-    "no nested scales": (replaced("nested_absmax", None), "there is no .*nested_absmax"),
-    "scales of scales cut": (replaced("nested_absmax", lambda a: np.ones(2, "f4")), r"expected F32 \[1\]"),
-    "infinite scales": (replaced("nested_absmax", lambda a: a + np.inf), "holds NaN or infinity"),
-    "no book": (replaced("quant_map", None), "there is no .*quant_map"),
-    "a book turned round": (replaced("quant_map", lambda a: a[::-1]), "holds other numbers"),
-    "a book of NaN": (replaced("nested_quant_map", lambda a: a + np.nan), "holds other numbers"),
-    "no state": (replaced(NF4_STATE, None), "there is .*up_proj.weight.absmax|by its quantization_config"),
-}
+    "another code book": (state(quant_type="fp4"), STATE + "Invalid enum value 'fp4' - at `$.quant_type`"),
+    "no block size": (state(blocksize="absent"), STATE + "Object missing required field `blocksize`"),
+    "an odd block size": (state(blocksize=65), STATE + "block_size must be a power of two, got 65"),
+    "a shape of three": (state(shape=[5, 5, 18]), STATE + "Expected `array` of length 2 - at `$.shape`"),
+    "a shape of texts": (state(shape=["25", 18]), STATE + "Expected `int`, got `str` - at `$.shape[0]`"),
+    "a transposed shape": (state(shape=[18, 26]),
+     f"'model.safetensors': '{WEIGHT}' is U8 [225, 1], expected U8 [234, 1]"),
+    "other nested blocks": (state(nested_blocksize=128), STATE + "Invalid enum value 128 - at `$.nested_blocksize`"),
+    "a nested half": (state(nested_dtype="float16"), STATE + "Invalid enum value 'float16' - at `$.nested_dtype`"),
+    "a mean of infinity": (state(nested_offset=1e400), STATE + "JSON is malformed: invalid character (byte 147)"),
+    "no mean": (state(nested_offset="absent"), f"'model.safetensors': '{WEIGHT}.absmax' is U8 [8], expected F32 [8]"),
+    "no JSON": (replaced(NF4_STATE, lambda a: a[:-1]), STATE + "Input data was truncated"),
+    "codes cut": (replaced("", lambda a: a[:-1]),
+     f"'model.safetensors': '{WEIGHT}' is U8 [224, 1], expected U8 [225, 1]"),
+    "codes of another type": (replaced("", lambda a: a.astype("f4")),
+     f"'model.safetensors': '{WEIGHT}' is F32 [225, 1], expected U8 [225, 1]"),
+    "no scales": (replaced("absmax", None),
+     f"'model.safetensors': there is no '{WEIGHT}.absmax', which an NF4 weight needs"),
+    "scales cut": (replaced("absmax", lambda a: a[1:]),
+     f"'model.safetensors': '{WEIGHT}.absmax' is U8 [7], expected U8 [8]"),
+    "no nested scales": (replaced("nested_absmax", None),
+     f"'model.safetensors': there is no '{WEIGHT}.nested_absmax', which an NF4 weight needs"),
+    "scales of scales cut": (replaced("nested_absmax", lambda a: np.ones(2, "f4")),
+     f"'model.safetensors': '{WEIGHT}.nested_absmax' is F32 [2], expected F32 [1]"),
+    "infinite scales": (replaced("nested_absmax", lambda a: a + np.inf), f"'m': '{WEIGHT}' holds NaN or infinity"),
+    "no book": (replaced("quant_map", None),
+     f"'model.safetensors': there is no '{WEIGHT}.quant_map', which an NF4 weight needs"),
+    "a book turned round": (replaced("quant_map", lambda a: a[::-1]),
+     f"'model.safetensors': '{WEIGHT}.quant_map' holds other numbers than bitsandbytes writes"),
+    "a book of NaN": (replaced("nested_quant_map", lambda a: a + np.nan),
+     f"'model.safetensors': '{WEIGHT}.nested_quant_map' holds other numbers than bitsandbytes writes"),
+    "no state": (replaced(NF4_STATE, None),
+     "'config.json': by its quantization_config 'model.layers.1.mlp.up_proj' is quantised, and in the file its "
+     "weight is not"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_weight_is_refused_by_name(model_dir, damage):
     edit, message = DAMAGES[damage]
-    with pytest.raises(FileRefused, match=message) as caught:
+    with pytest.raises(FileRefused) as error:
         Llama.load(edited(model_dir, edit))
-    assert len(str(caught.value)) < 700
+    assert str(error.value).replace("m/", "") == message
 
 
 def said(model_dir, **changes):
@@ -259,29 +274,37 @@ def said(model_dir, **changes):
 
 
 SAID = {
-    "nothing": ({"quantization_config": None}, "there is no quantization_config, and .* is quantised"),
-    "another library": ({"quant_method": "gptq"}, "quant_method is 'gptq', supported: 'bitsandbytes'"),
-    "not four bits": ({"load_in_4bit": False}, "load_in_4bit is False, supported: True"),
-    "eight bits": ({"load_in_8bit": True}, "load_in_8bit is True, supported: False"),
-    "another type": ({"bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type is 'fp4', supported: 'nf4'"),
-    "bytes as bfloat16": ({"bnb_4bit_quant_storage": "bfloat16"}, "bnb_4bit_quant_storage is 'bfloat16'"),
-    "a layer is kept": ({"llm_int8_skip_modules": ["lm_head", "up_proj"]}, "up_proj' is not quantised, and in .* is$"),
-    "a block is kept": (
-        {"llm_int8_skip_modules": ["lm_head", "model.layers.1"]},
-        r"layers\.1.* is not quantised, and in",
-    ),
-    "the head is not": ({"llm_int8_skip_modules": ["nothing"]}, "lm_head' is quantised, and in the file .* is not$"),
-    "a pattern": ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]}, "a list of modules' names"),
-    "half a name": ({"llm_int8_skip_modules": ["lm_head", "up.*"]}, "a list of modules' names"),
-    "one name": ({"llm_int8_skip_modules": "lm_head"}, "a list of modules' names"),
-}
+    "nothing": ({"quantization_config": None},
+     "there is no quantization_config, and 'model.layers.0.self_attn.q_proj.weight' is quantised"),
+    "another library": ({"quant_method": "gptq"},
+     "quantization_config: quant_method is 'gptq', supported: 'bitsandbytes'"),
+    "not four bits": ({"load_in_4bit": False}, "quantization_config: load_in_4bit is False, supported: True"),
+    "eight bits": ({"load_in_8bit": True}, "quantization_config: load_in_8bit is True, supported: False"),
+    "another type": ({"bnb_4bit_quant_type": "fp4"},
+     "quantization_config: bnb_4bit_quant_type is 'fp4', supported: 'nf4'"),
+    "bytes as bfloat16": ({"bnb_4bit_quant_storage": "bfloat16"},
+     "quantization_config: bnb_4bit_quant_storage is 'bfloat16', supported: 'uint8'"),
+    "a layer is kept": ({"llm_int8_skip_modules": ["lm_head", "up_proj"]},
+     "by its quantization_config 'model.layers.0.mlp.up_proj' is not quantised, and in the file its weight is"),
+    "a block is kept": ({"llm_int8_skip_modules": ["lm_head", "model.layers.1"]},
+     "by its quantization_config 'model.layers.1.self_attn.q_proj' is not quantised, and in the file its weight is"),
+    "the head is not": ({"llm_int8_skip_modules": ["nothing"]},
+     "by its quantization_config 'lm_head' is quantised, and in the file its weight is not"),
+    "a pattern": ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]},
+     "quantization_config: llm_int8_skip_modules is ['lm_head', '(a+)+$'], supported: a list of modules' names"),
+    "half a name": ({"llm_int8_skip_modules": ["lm_head", "up.*"]},
+     "quantization_config: llm_int8_skip_modules is ['lm_head', 'up.*'], supported: a list of modules' names"),
+    "one name": ({"llm_int8_skip_modules": "lm_head"},
+     "quantization_config: llm_int8_skip_modules is 'lm_head', supported: a list of modules' names"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", SAID)
 def test_settings_that_say_otherwise_are_refused(model_dir, what):
     changes, message = SAID[what]
-    with pytest.raises(FileRefused, match=message):
+    with pytest.raises(FileRefused) as error:
         Llama.load(said(model_dir, **changes))
+    assert str(error.value) == f"'m/config.json': {message}"
 
 
 def test_settings_of_other_methods_do_nothing(model_dir):
