@@ -207,5 +207,5 @@ def test_parameter_counts_at_the_articles_sizes():
 )
 def test_bad_settings_are_refused_before_a_step_is_taken(monkeypatch, settings, error, message):
     monkeypatch.setattr(sys.modules["minilora.training"], "draw_batches", lambda *a: pytest.fail("training began"))
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         article.run(**{**SMALL, **settings})

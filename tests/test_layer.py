@@ -2,6 +2,7 @@
 
 import inspect
 import pickle
+import re
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from textwrap import dedent
@@ -322,17 +323,19 @@ def test_a_layer_that_says_what_fits_is_mathematics_alone():
     ("make", "message"),
     [
         (lambda: Scale(None), "gain must be an array, got NoneType"),
-        (lambda: Scale(np.ones((2, 2))), r"gain has shape \(2, 2\), expected \(in,\) with no empty axis"),
+        (lambda: Scale(np.ones((2, 2))), "gain has shape (2, 2), expected (in,) with no empty axis"),
         (lambda: Scale(np.ones(2), linear(3, 2)), "inside is 3 -> 2 wide, expected in -> in with in = 2 as in gain"),
         (lambda: Scale(np.ones(2), linear(2, 3)), "inside is 2 -> 3 wide, expected in -> in with in = 2 as in gain"),
         (lambda: Scale(np.ones(2, "f"), linear(2, 2)), "inside has dtype float64, expected float32 as in gain"),
         (lambda: Scale(np.ones(2), ReLU()), "inside must be a Layer with in_features and out_features, got ReLU"),
-        (lambda: Scale(np.ones(2), Linear), "inside must be a Layer with .*, got the class Linear, and no object"),
-        (lambda: Scale(np.ones(2))(np.ones((4, 1))), "x has 1 entries on its last axis .*, expected in_features = 2"),
+        (lambda: Scale(np.ones(2), Linear),
+         "inside must be a Layer with in_features and out_features, got the class Linear, and no object of it"),
+        (lambda: Scale(np.ones(2))(np.ones((4, 1))),
+         "x has 1 entries on its last axis (shape (4, 1)), expected in_features = 2"),
     ],
-)
+)  # fmt: skip
 def test_parts_that_do_not_fit_are_refused_by_name(make, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{message}"):
+    with pytest.raises((ValueError, TypeError), match=f"^{re.escape(message)}$"):
         make()
 
 

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -175,19 +176,21 @@ def test_a_row_of_minus_infinity_does_not_count_when_ignored():
 @pytest.mark.parametrize(
     ("logits", "targets", "error", "message"),
     [
-        (np.ones((2, 3)), np.array([0, 3]), ValueError, r"targets holds 3 at \(1,\), expected 0 to 2"),
-        (np.ones((2, 3)), np.array([-1, 0]), ValueError, r"targets holds -1 at \(0,\), expected 0 to 2"),
+        (np.ones((2, 3)), np.array([0, 3]), ValueError, "targets holds 3 at (1,), expected 0 to 2"),
+        (np.ones((2, 3)), np.array([-1, 0]), ValueError, "targets holds -1 at (0,), expected 0 to 2"),
         (np.ones((2, 3)), np.array([0.0, 1.0]), TypeError, "targets has dtype float64, expected integers"),
-        (np.ones((2, 3)), [0, 1], TypeError, "targets must be an array of integers, got list"),
-        (np.ones((2, 3)), np.array([[0, 1]]), ValueError, r"targets has shape \(1, 2\), expected \(2,\)"),
+        (np.ones((2, 3)), [0, 1], TypeError,
+         "targets must be an array of integers, got list; convert it with numpy.asarray(targets)"),
+        (np.ones((2, 3)), np.array([[0, 1]]), ValueError, "targets has shape (1, 2), expected (2,)"),
         (np.ones((2, 0)), np.array([0, 1]), ValueError,
-         r"logits has shape \(2, 0\), expected \(..., V\) with no empty"),
-        (np.float64(1), np.array(0), ValueError, r"logits has shape \(\), expected \(..., V\)"),
-        (np.ones((2, 3), int), np.array([0, 1]), TypeError, "logits has dtype int64, expected a floating-point dtype"),
+         "logits has shape (2, 0), expected (..., V) with no empty axis"),
+        (np.float64(1), np.array(0), ValueError, "logits has shape (), expected (..., V) with no empty axis"),
+        (np.ones((2, 3), int), np.array([0, 1]), TypeError,
+         "logits has dtype int64, expected a floating-point dtype such as float32"),
     ],
 )  # fmt: skip
 def test_cross_entropy_refuses(logits, targets, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         cross_entropy(logits, targets)
 
 

@@ -1,5 +1,6 @@
 """Which rows a step takes: each pass is through all of them, and follows from the seed and its number."""
 
+import re
 import sys
 
 import numpy as np
@@ -130,18 +131,18 @@ def test_without_passes_each_batch_is_drawn_from_the_generator(monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([0, 23], r"batches\(1\) holds 0 to 23, expected rows from 0 to 22"),
-        ([-1, 3], r"batches\(1\) holds -1 to 3, expected rows from 0 to 22"),
-        ([[0, 1]], r"batches\(1\) has int64 \(1, 2\), expected row numbers, from 1 to 6 of them"),
-        ([0.5], r"batches\(1\) has float64 \(1,\), expected row numbers"),
-        (range(7), r"batches\(1\) has int64 \(7,\), expected row numbers, from 1 to 6 of them"),
-        ([], r"batches\(1\) has float64 \(0,\), expected row numbers"),
+        ([0, 23], "batches(1) holds 0 to 23, expected rows from 0 to 22"),
+        ([-1, 3], "batches(1) holds -1 to 3, expected rows from 0 to 22"),
+        ([[0, 1]], "batches(1) has int64 (1, 2), expected row numbers, from 1 to 6 of them"),
+        ([0.5], "batches(1) has float64 (1,), expected row numbers, from 1 to 6 of them"),
+        (range(7), "batches(1) has int64 (7,), expected row numbers, from 1 to 6 of them"),
+        ([], "batches(1) has float64 (0,), expected row numbers, from 1 to 6 of them"),
     ],
 )
 def test_rows_that_are_none_are_refused_before_a_step(rows, message):
     model = layer()
     before = [p.copy() for p in model.trainable().values()]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(model, X, Y, rng=np.random.default_rng(0), batch_size=6, epochs=1, batches=lambda t: rows)
     for p, old in zip(model.trainable().values(), before, strict=True):
         np.testing.assert_array_equal(p, old)

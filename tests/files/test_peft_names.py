@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -290,20 +291,26 @@ A12, B31 = np.ones((1, 12)), np.ones((3, 1))
     ("layers", "message"),
     [
         ({"a": Adapter(A12, B31, 1), "b": DoRAAdapter(A12, B31, 1, magnitude=np.ones(3))},
-         "use_dora is True for all modules, and 'a' has no lora_magnitude_vector$"),
-        ({"a": Adapter(A12, B31, 1, kind="conv2d")}, r"layers\['a'\] has in = 12 and a kernel of \(\)"),
-        ({"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))}, r"kernel of \(3,\), which do not fit .* 'conv2d'"),
-        ({"a": Adapter(A12, B31, 1, kind="conv1d", kernel=(5,))}, r"kernel of \(5,\), which do not fit .* 'conv1d'"),
-        ({"a": Adapter(A12, B31, 1, kernel=(3,))}, "do not fit its kind, 'linear'"),
-        ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))}, "do not fit its kind, 'embedding'"),
-        ({"a": DoRAAdapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "holds NaN or infinity"),
-        ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 5e-31, use_rslora=True)}, r"alpha of layers\['a'\]"),
+         "use_dora is True for all modules, and 'a' has no lora_magnitude_vector"),
+        ({"a": Adapter(A12, B31, 1, kind="conv2d")},
+         "layers['a'] has in = 12 and a kernel of (), which do not fit its kind, 'conv2d'"),
+        ({"a": Adapter(A12, B31, 1, kind="conv2d", kernel=(3,))},
+         "layers['a'] has in = 12 and a kernel of (3,), which do not fit its kind, 'conv2d'"),
+        ({"a": Adapter(A12, B31, 1, kind="conv1d", kernel=(5,))},
+         "layers['a'] has in = 12 and a kernel of (5,), which do not fit its kind, 'conv1d'"),
+        ({"a": Adapter(A12, B31, 1, kernel=(3,))},
+         "layers['a'] has in = 12 and a kernel of (3,), which do not fit its kind, 'linear'"),
+        ({"a": Adapter(A12, B31, 1, kind="embedding", kernel=(3,))},
+         "layers['a'] has in = 12 and a kernel of (3,), which do not fit its kind, 'embedding'"),
+        ({"a": DoRAAdapter(A12, B31, 1, magnitude=np.array([1, np.nan, 1]))}, "layers['a'] holds NaN or infinity"),
+        ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 5e-31, use_rslora=True)},
+         "alpha of layers['a'] must be above 1e-30 and below 1e+30, got 5e-31"),
         ({"a": Adapter(np.ones((64, 2)), np.ones((2, 64)), 7e29, use_rslora=True), "b": Adapter(A12, B31, 1)},
-         r"alpha of layers\['a'\] must be above 1e-30 and below 1e\+30"),
+         "alpha of layers['a'] must be above 1e-30 and below 1e+30, got 5.6e+30"),
     ],
 )  # fmt: skip
 def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         save_adapter(tmp_path / "a", layers)
     assert not (tmp_path / "a").exists()
 

@@ -1,5 +1,7 @@
 """An adapter lands where its names and shapes say; a square weight is merged the right way round, or not at all."""
 
+import re
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -225,13 +227,13 @@ def test_the_longest_name_that_is_said_decides(tmp_path):
     ("layouts", "error", "message"),
     [
         ({"q": "out-in"}, ValueError, "layouts has 'q', which is no module of the adapter; it has 'x'"),
-        ({"x": "transposed"}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got 'transposed'"),
-        ({"x": True}, ValueError, r"layouts\['x'\] must be 'out-in' or 'in-out', got True"),
-        ("in-out", TypeError, "string indices must be integers"),
+        ({"x": "transposed"}, ValueError, "layouts['x'] must be 'out-in' or 'in-out', got 'transposed'"),
+        ({"x": True}, ValueError, "layouts['x'] must be 'out-in' or 'in-out', got True"),
+        ("in-out", TypeError, "string indices must be integers, not 'str'"),
     ],
 )
 def test_layouts_that_say_nothing_are_refused(tmp_path, layouts, error, message):
     write(tmp_path, {"x": linear(4, 4)}, {"x": (4, 4)}, False)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         merge(tmp_path, layouts=layouts)
     assert not (tmp_path / "out").exists()

@@ -1,6 +1,7 @@
 """The memory of a training: by formula, measured on short rows, and what a machine, a container or a GPU has."""
 
 import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -145,16 +146,18 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [
-        ({"bits": 4}, ValueError, "bits=4 with rank=None: .* needs bits=16"),
+        ({"bits": 4}, ValueError, "bits=4 with rank=None: all weights train, and a trained weight needs bits=16"),
         ({"bits": 5, "rank": 1}, ValueError, "bits must be 16, 8 or 4, got 5"),
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
         ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
-        ({"rank": 1, "targets": ["lm_head"]}, ValueError, "targets must be .* got 'lm_head'"),
+        ({"rank": 1, "targets": ["lm_head"]}, ValueError,
+         "targets must be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' or 'down_proj', got "
+         "'lm_head'"),
         ({"recompute": 1}, TypeError, "recompute must be True or False, got 1"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_refused(change, error, said):
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=f"^{re.escape(said)}$"):
         training_memory(LLAMA_2_7B, **{"tokens": 1, **change})
 
 

@@ -75,11 +75,11 @@ def test_a_text_is_read_as_it_is(tmp_path):
         ([0.9] * 9, TypeError, "ids has dtype float64, expected integers"),
         (["1"] * 9, TypeError, "ids has dtype <U1, expected integers"),
         ([True] * 9, TypeError, "ids has dtype bool, expected integers"),
-        ([1] * 8 + [-1], ValueError, r"ids holds -1 at \(8,\), expected 0 to"),
+        ([1] * 8 + [-1], ValueError, "ids holds -1 at (8,), expected 0 to 9223372036854775806"),
     ],
 )
 def test_ids_that_are_no_ids_are_refused(ids, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         windows(ids, 4)
 
 
