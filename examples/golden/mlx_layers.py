@@ -11,18 +11,15 @@ puts its layers beside the base's and gives each its factors and its scale: what
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import mlx.core as mx
+from asked import ask_cases, options
 from mlx.utils import tree_unflatten
 from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear
 from mlx_lm.utils import load_model
 
-golden, results = Path(sys.argv[1]), Path(sys.argv[2])
-index = json.loads((golden / "index.json").read_text())
-results.mkdir(parents=True, exist_ok=True)
+said, index = options(__doc__)
 
 
 def setting(config, key, patterns, path):
@@ -49,16 +46,19 @@ def add(model, folder):
         model.update_modules(tree_unflatten([(path, layer)]))
 
 
-for case in index["cases"]:
-    try:
-        model, _ = load_model(golden / case.get("base", index["base"]))
-        if isinstance(case["adapter"], str):
-            add(model, golden / case["adapter"])
-        elif case["adapter"]:
-            raise ValueError("mlx-lm has no sum of adapters")
-        logits = model(mx.array(case["prompts"]))
-        mx.eval(logits)
-    except Exception as error:
-        print(f"{case['id']}: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
-        continue
-    mx.save_safetensors(str(results / f"{case['id']}.safetensors"), {"logits": logits.astype(mx.float32)})
+def answered(case):
+    model, _ = load_model(said.golden / case["base"])
+    if isinstance(case["adapter"], str):
+        add(model, said.golden / case["adapter"])
+    elif case["adapter"]:
+        raise ValueError("mlx-lm has no sum of adapters")
+    logits = model(mx.array(case["prompts"]))
+    mx.eval(logits)
+    return {"logits": logits.astype(mx.float32)}
+
+
+def save(tensors, file, notes):
+    mx.save_safetensors(str(file), tensors)
+
+
+ask_cases(said, index, answered, save=save)

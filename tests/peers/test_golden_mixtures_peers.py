@@ -45,7 +45,7 @@ def run(script, *arguments):
 @RECORDED
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
 def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, precision):
-    run("transformers_peft.py", golden, tmp_path / "results", precision, "experts-")
+    run("transformers_peft.py", golden, tmp_path / "results", precision, "--cases", "experts-")
     verdicts = {
         case.id: case for case in compare_golden(golden, tmp_path / "results").cases if case.id.startswith("experts-")
     }

@@ -89,9 +89,11 @@ def test_a_file_as_it_is_found_is_what_peft_reads(golden, double, id):  # noqa: 
 
 
 def test_the_script_finds_the_hot_swap_that_drops_patterns_and_nothing_else(golden, tmp_path):
-    """Where this fails since PEFT swaps rightly, its line in docs/golden-results.md can go."""
-    results, script = tmp_path / "results", SCRIPTS / "sessions_peft.py"
-    done = subprocess.run([sys.executable, str(script), str(golden), str(results)], capture_output=True, text=True)
+    """Where this fails since PEFT swaps rightly, its line in docs/library/golden-results.md can go."""
+    results, script = tmp_path / "results", SCRIPTS / "transformers_peft.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(golden), str(results), "--sessions"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     cli.main(["golden", str(golden), "--compare", str(results), "--json", str(tmp_path / "v.json")])
     verdict = json.loads((tmp_path / "v.json").read_text())
