@@ -1,5 +1,7 @@
 """Generation: what a model says one token at a time is what its whole forward says."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -137,22 +139,23 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
         ({"prompt": []}, ValueError, "prompt is empty: give at least one token"),
         ({"prompt": "the"}, TypeError, "prompt has dtype <U3, expected integers"),
         ({"prompt": [1, 2.5]}, TypeError, "prompt has dtype float64, expected integers"),
-        ({"prompt": [-1]}, ValueError, rf"prompt holds -1 at \(0,\), expected 0 to {V - 1}"),
-        ({"prompt": [1, V]}, ValueError, rf"prompt holds {V} at \(1,\), expected 0 to {V - 1}"),
+        ({"prompt": [-1]}, ValueError, f"prompt holds -1 at (0,), expected 0 to {V - 1}"),
+        ({"prompt": [1, V]}, ValueError, f"prompt holds {V} at (1,), expected 0 to {V - 1}"),
         ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
         ({"temperature": -1}, ValueError, "temperature must be at least 0 and finite, got -1"),
         ({"temperature": float("nan")}, ValueError, "temperature must be at least 0 and finite, got nan"),
-        ({"temperature": 1}, TypeError, "rng must be a numpy.random.Generator"),
+        ({"temperature": 1}, TypeError,
+         "rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got None"),
         ({"top_p": 0}, ValueError, "top_p must be above 0 and finite, got 0"),
         ({"top_p": 1.01}, ValueError, "top_p must be above 0 and at most 1, got 1.01"),
         ({"top_p": float("nan")}, ValueError, "top_p must be above 0 and finite, got nan"),
-        ({"prompt": [[1]]}, ValueError, r"prompt has shape \(1, 1\), expected \(T,\)"),
-        ({"end": 3}, TypeError, "not iterable"),
-        ({"end": ["a"]}, TypeError, "^an id of end must be an integer, got 'a'$"),
+        ({"prompt": [[1]]}, ValueError, "prompt has shape (1, 1), expected (T,)"),
+        ({"end": 3}, TypeError, "'int' object is not iterable"),
+        ({"end": ["a"]}, TypeError, "an id of end must be an integer, got 'a'"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_refused_before_anything_is_computed(change, error, message, monkeypatch):
     model = tiny_llama()
     monkeypatch.setattr(type(model), "extend", lambda *a: pytest.fail("the model ran"))
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
         generate(**{"model": model, "prompt": [1], "tokens": 3, **change})

@@ -1,6 +1,7 @@
 """Tokenizers of three formats. The oracles are byte counts and glassllm's and transformers' own (tests/peers)."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -219,10 +220,8 @@ KNOWN += "take the model's Hugging Face folder"
     ("fields", "message"),
     [
         ({"begins": True}, "bos_token_id: Expected `int`, got `null` - at `$[0]`"),
-        (
-            {"tokens": [*LETTERS_OF_BYTES, "th", "a"], "token_type": [1] * 258},
-            "its tokenizer is damaged: a token stands twice",
-        ),
+        ({"tokens": [*LETTERS_OF_BYTES, "th", "a"], "token_type": [1] * 258},
+         "its tokenizer is damaged: a token stands twice"),
         ({"model": "llama"}, f"its tokenizer is ('llama', 'smollm'), {KNOWN}"),
         ({"pre": "llama-bpe"}, f"its tokenizer is ('gpt2', 'llama-bpe'), {KNOWN}"),
         ({"merges": None}, "its tokenizer has no merges"),
@@ -230,7 +229,7 @@ KNOWN += "take the model's Hugging Face folder"
         ({"merges": [3, 3]}, "'int' object has no attribute 'split'"),
         ({"token_type": [3, 3]}, "zip() argument 2 is shorter than argument 1"),
     ],
-)
+)  # fmt: skip
 def test_a_gguf_tokenizer_that_is_none_of_ours_is_refused(gguf, tmp_path, fields, message):
     with pytest.raises(FileRefused) as refused:
         gguf(**fields)
@@ -433,16 +432,18 @@ def test_a_glassllm_token_says_where_its_letters_are():
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("m.gguf", b"GGUF\x03\0\0\0", "m.gguf': not a sound GGUF file"),
-        ("m.gguf", b"", "m.gguf': not a sound GGUF file"),
+        ("m.gguf", b"GGUF\x03\0\0\0",
+         "m.gguf': not a sound GGUF file: ValueError: what it holds would end at byte 24, and the file has 8"),
+        ("m.gguf", b"", "m.gguf': not a sound GGUF file: ValueError: "),
         ("nowhere.gguf", None, "nowhere.gguf': No such file or directory"),
         ("m/tokenizer.json", b"{", "tokenizer.json': Cannot instantiate Tokenizer from buffer: EOF"),
-        ("m/tokenizer.json", b'{"version": 1, "alphabet": [], "merges": []}', "json': Cannot instantiate Tokenizer"),
-        ("m/tokenizer.json", 1 << 35, "tokenizer.json': larger than"),
+        ("m/tokenizer.json", b'{"version": 1, "alphabet": [], "merges": []}',
+         "tokenizer.json': Cannot instantiate Tokenizer"),
+        ("m/tokenizer.json", 1 << 35, "tokenizer.json': larger than the 268435456 bytes that such a file can need"),
         ("m/config.json", b"{}", "tokenizer.json': No such file or directory"),
         ("m.npz", b"", "m.tokenizer.json': No such file or directory"),
     ],
-)
+)  # fmt: skip
 def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, data, message):
     pytest.importorskip("gguf")
     pytest.importorskip("glassllm")
@@ -450,7 +451,7 @@ def test_a_damaged_tokenizer_is_one_clear_error(tmp_path, name, data, message):
     if data is not None:
         with open(tmp_path / name, "wb") as file:
             file.truncate(data) if isinstance(data, int) else file.write(data)
-    with pytest.raises(FileRefused, match=message):
+    with pytest.raises(FileRefused, match=re.escape(message)):
         load_tokenizer(tmp_path / name.split("/")[0])
 
 
@@ -537,7 +538,7 @@ def trained(kind, corpus):
 @pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram", "pieces"])
 def test_a_long_text_has_the_same_ids_in_pieces(model, monkeypatch, kind):
     monkeypatch.setattr("minilora.language.text.PIECE", 2000)
-    corpus = Path(__file__).read_text(encoding="utf-8")
+    corpus = re.sub("-+", "-", Path(__file__).read_text(encoding="utf-8"))  # of a long run two ways are as likely
     trained(kind, corpus).save(str(model / "tokenizer.json"))
     encode = load_tokenizer(model).encode
     noise = "".join(np.random.default_rng(0).choice([*" \n\t,.abcé日"], 10_000))

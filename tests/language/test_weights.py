@@ -1,6 +1,7 @@
 """A model is loaded from whichever file it comes in; what is no model, and no number, is refused."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -170,35 +171,35 @@ def no_config(model_dir):
 DAMAGE = {
     "more layers than arrays": (
         lambda model_dir: changed(model_dir, num_hidden_layers=10**8),
-        "100000000 layers",
+        "100000000 layers, and 21 arrays in all",
     ),
     "biases that are not there": (
         lambda model_dir: changed(model_dir, mlp_bias=True),
-        "there is no 'model.layers.0.mlp.gate_proj.bias'",
+        "there is no 'model.layers.0.mlp.gate_proj.bias'; 6 arrays are missing in all",
     ),
     "a vocabulary of another size": (
         lambda model_dir: changed(model_dir, vocab_size=30),
-        r"embed_tokens.weight' has shape \[29, 12\], expected \[30, 12\]",
+        "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]",
     ),
     "an array missing": (
         without("model.layers.1.mlp.up_proj.weight"),
-        "there is no 'model.layers.1.mlp.up_proj.weight'",
+        "there is no 'model.layers.1.mlp.up_proj.weight'; 1 arrays are missing in all",
     ),
-    "the head missing": (without("lm_head.weight"), "there is no 'lm_head.weight'"),
+    "the head missing": (without("lm_head.weight"), "there is no 'lm_head.weight'; 1 arrays are missing in all"),
     "an array too many": (
         spoiled("model.layers.0.self_attn.q_proj.bias", np.ones(16, "f4")),
-        "there is 'model.layers.0.self_attn.q_proj.bias', which",
+        "there is 'model.layers.0.self_attn.q_proj.bias', which a Llama decoder of these settings has not",
     ),
     "a layer too many": (
         spoiled("model.layers.2.input_layernorm.weight", np.ones(12, "f4")),
-        "there is 'model.layers.2",
+        "there is 'model.layers.2.input_layernorm.weight', which a Llama decoder of these settings has not",
     ),
     "an array of another shape": (
         spoiled("model.norm.weight", np.ones(13, "f4")),
-        r"has shape \[13\], expected \[12\]",
+        "'model.norm.weight' has shape [13], expected [12]",
     ),
-    "a file cut short": (cut(1000), "safetensors"),
-    "an empty file": (cut(0), "safetensors"),
+    "a file cut short": (cut(1000), "Error while deserializing header: "),
+    "an empty file": (cut(0), "Error while deserializing header: "),
     "no configuration": (no_config, "No such file or directory"),
 }
 
@@ -206,7 +207,7 @@ DAMAGE = {
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read, case):
     damage, message = DAMAGE[case]
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f": {re.escape(message)}"):
         Llama.load(damage(model_dir))
 
 
