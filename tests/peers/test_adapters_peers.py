@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
 from minilora.files.peft import KEYS, UNSET
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+from ..support.peers import PEERS, peft, torch
+
+pytestmark = [*PEERS, pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")]
 
 drawn = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 

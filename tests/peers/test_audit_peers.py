@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from minilora.audit.auditing import audit
 from minilora.audit.contents import are_targets
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+from ..support.peers import peft, torch, transformers
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 

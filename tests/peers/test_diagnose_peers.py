@@ -4,13 +4,11 @@ import pytest
 
 from minilora.conformance.golden.diagnosing import diagnose
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
-
-from safetensors.torch import save_file  # noqa: E402
+from ..support.peers import peft, torch, transformers
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+
+from safetensors.torch import save_file  # noqa: E402
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -7,30 +7,13 @@ from minilora import GatedMLP, Linear, adapt, adapters, merge
 from minilora.layers.experts import Experts, MixtureOfExperts, Router, balance
 from minilora.layers.stacked import StackedLinear
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+from ..support.peers import PEERS, mixtral, peft, torch, transformers
+from ..support.peers import qwen2_moe as qwen2
+from ..support.peers import qwen3_moe as qwen3
 
-from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
-from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2  # noqa: E402
-from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3  # noqa: E402
-
-from .test_llama_kinds_peers import InDouble  # noqa: E402
-
+pytestmark = [*PEERS, pytest.mark.usefixtures("double")]
 D, M = 10, 6
 PROJECTIONS = ("gate_up_proj", "down_proj")
-
-
-@pytest.fixture(autouse=True)
-def double(monkeypatch):
-    """Their routers stay in float64; as they are, they compute in float32."""
-    for module in (mixtral, qwen2, qwen3):
-        monkeypatch.setattr(module, "torch", InDouble("torch"))
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
 def block_of(family, experts, kept, seed, *, renormalised=True):

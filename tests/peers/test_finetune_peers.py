@@ -17,17 +17,10 @@ from minilora.training import Passes
 from minilora.variants.dropout import DroppingLoRALinear
 
 from ..support.language import LETTERS, TEXT, arrays_of
+from ..support.peers import PEERS, peft, torch, transformers
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+pytestmark = PEERS
 
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 SMALL = ["--steps", "20", "--batch-size", "4", "--length", "8", "--rank", "2", "--lr", "0.02"]
 
 

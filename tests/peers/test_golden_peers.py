@@ -14,17 +14,12 @@ from minilora import cli
 from minilora.conformance.golden.cases import CASES as ALL
 
 from ..conformance.golden.conftest import FOUND, MIXTURES, index_of, written
+from ..support.peers import PEERS, peft, torch, transformers
+from ..support.peers import llama as hf
 from .test_golden_mixtures_peers import WRONG_IN_PEFT
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+pytestmark = PEERS
 
-from .test_llama_peers import double, hf  # noqa: E402, F401
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "golden" / "transformers_peft.py"
 CASES = [case for case in ALL if case not in (*FOUND, *MIXTURES)]
@@ -60,7 +55,7 @@ def adapted(golden, index, case, dtype):
 
 @pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match")
 @pytest.mark.parametrize("id", ANSWERED)
-def test_answers_are_those_of_peft_in_float64(golden, index, double, id):  # noqa: F811
+def test_answers_are_those_of_peft_in_float64(golden, index, double, id):
     case = next(case for case in index["cases"] if case["id"] == id)
     model, answers = adapted(golden, index, case, torch.float64), load_file(golden / case["answers"])
     with torch.no_grad():

@@ -8,17 +8,11 @@ import pytest
 from minilora import Llama, merge_adapter
 from minilora.cli import main
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+from ..support.peers import PEERS, peft, torch, transformers
+
+pytestmark = PEERS
 tokenizers = pytest.importorskip("tokenizers")
 
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
 
 SIZES = {
     **{"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3},

@@ -7,13 +7,9 @@ from hypothesis import strategies as st
 
 from minilora import merge_adapter
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-pytest.importorskip("transformers")
+from ..support.peers import PEERS, peft, torch
+
+pytestmark = PEERS
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers.pytorch_utils import Conv1D  # noqa: E402

@@ -15,11 +15,11 @@ import pytest
 
 from minilora.audit.auditing import audit
 
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+from ..support.peers import peft, torch, transformers
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+
+
 ROOT = Path(__file__).parents[2]
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -124,7 +124,7 @@ def test_a_merge_of_pefts_is_right(tmp_path, kind, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_0"])
 def test_a_merge_into_what_a_gguf_file_holds_is_right(tmp_path, kind, dtype):
-    from .test_llama_peers import write_gguf
+    from ..support.peers import write_gguf
 
     torch.manual_seed(0)
     model = llama()

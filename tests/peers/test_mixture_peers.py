@@ -9,23 +9,21 @@ from safetensors.numpy import load_file
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
 from minilora.language import found_by_weight, save_llama
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
-
-from .test_llama_kinds_peers import (  # noqa: E402
+from ..support.peers import (
     MIXED,
+    PEERS,
     backward_of,
-    double,  # noqa: F401  (a fixture)
+    close,
+    ids_of,
     in_double,
     logits_of,
+    peft,
+    torch,
+    transformers,
     written,
 )
-from .test_llama_peers import close, ids_of  # noqa: E402
+
+pytestmark = [*PEERS, pytest.mark.usefixtures("double")]
 
 
 @pytest.mark.parametrize("kind", MIXED)

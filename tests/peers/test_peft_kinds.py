@@ -21,13 +21,9 @@ from minilora import (
     save_adapter,
 )
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-    pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
+from ..support.peers import PEERS, peft, torch
+
+pytestmark = [*PEERS, pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")]
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 

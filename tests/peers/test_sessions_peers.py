@@ -14,16 +14,11 @@ from minilora.conformance.golden.asking import request_of
 from minilora.conformance.golden.folder import read_index
 
 from ..conformance.golden.conftest import FOUND, index_of, written
+from ..support.peers import PEERS, peft, torch, transformers
+from ..support.peers import llama as hf
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
+pytestmark = PEERS
 
-from .test_llama_peers import double, hf  # noqa: E402, F401
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "golden"
 READ = [case.id for case in FOUND if case.answered and case.id != "language-model-prefix"]
@@ -51,7 +46,7 @@ def ends(model, prompts):
         return model(input_ids=torch.tensor(prompts)).logits[:, -1].numpy()
 
 
-def test_a_session_is_peft_beside_each_adapter_alone(golden, double):  # noqa: F811
+def test_a_session_is_peft_beside_each_adapter_alone(golden, double):
     """What a living engine must answer is what a new one answers."""
     for session in read_index(golden).sessions:
         for entry in (one for one in session.requests if not one.each and not one.generate):
@@ -61,7 +56,7 @@ def test_a_session_is_peft_beside_each_adapter_alone(golden, double):  # noqa: F
                 np.testing.assert_allclose(ends(model, prompt[None])[0], expected, rtol=0, atol=1e-8)
 
 
-def test_each_position_of_a_request_is_pefts(golden, double):  # noqa: F811
+def test_each_position_of_a_request_is_pefts(golden, double):
     """Of the prompt from one pass, of tokens that follow from `generate`, with its cache."""
     for session in read_index(golden).sessions:
         for entry in (one for one in session.requests if one.each or one.generate):
@@ -80,7 +75,7 @@ def test_each_position_of_a_request_is_pefts(golden, double):  # noqa: F811
 
 
 @pytest.mark.parametrize("id", READ)
-def test_a_file_as_it_is_found_is_what_peft_reads(golden, double, id):  # noqa: F811
+def test_a_file_as_it_is_found_is_what_peft_reads(golden, double, id):
     index = index_of(golden)
     case = next(case for case in index["cases"] if case["id"] == id)
     model = adapted(golden / case.get("base", index["base"]), golden / case["adapter"])
