@@ -9,15 +9,15 @@ version 0.19.0 PEFT took the one way of storing for the other, and exchanged the
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 
-from ..files.experts import EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, ORDER, PARTS, are_exchanged, version_of
+from ..files.experts import EXCHANGED_UNTIL, MIXTRAL_MLP, ORDER, PARTS, are_exchanged, version_of
 from ..files.modelfolder import EMBEDDING, HEAD
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, alike, found
-from .headers import AdapterFile, ModelHeaders, Module, Shape
+from .headers import AdapterFile, Module, Shape
 from .landing import Landing, Spellings
+from .units import unit_of
 
 
 def fit(adapter: AdapterFile, landing: Landing) -> None:
@@ -26,14 +26,14 @@ def fit(adapter: AdapterFile, landing: Landing) -> None:
     for path, place in landing.places.items():
         module = adapter.modules[path]
         weight = model.modules.get(place) or _of_one_expert(module, place, model.arrays.get(place))
-        experts = _expert_shape(model, place) if module.kind == "experts" else None
+        experts = _expert_shape(landing, place) if module.kind == "experts" else None
         if module.widths is None:
             continue
         if (experts if module.kind == "experts" else weight) is None:
             landing.packed.add(path)
             continue
         if experts is not None:
-            fault = _expert_fault(adapter, module, experts, _stored_in_out(model, place))
+            fault = _expert_fault(adapter, module, experts, _stored_in_out(landing, place))
         else:
             fault = _fault(module, place, weight or ())
             if module.kind == "linear" and weight == module.widths[::-1]:
@@ -91,36 +91,16 @@ def _fault(module: Module, place: str, shape: Shape) -> Fault | None:
 # --- a mixture's array ---
 
 
-def expert_weights(model: ModelHeaders, place: str) -> list[str]:
-    """Return where the weights of a mixture's array are: one tensor, or for each expert one or two, in their order."""
-    for spelled in (place, place.replace(".mlp.", f".{MIXTRAL_MLP}.")):
-        if spelled in model.arrays or spelled in model.modules:
-            return [spelled]
-        module, _, name = spelled.rpartition(".")
-        parts = PARTS.get(name, (name,))
-        for names in (parts, tuple(MIXTRAL.get(part, part) for part in parts)):
-            weights: list[str] = []
-            for e in itertools.count():
-                of_it = [f"{module}.{e}.{part}" for part in names]
-                if not all(weight in model.modules for weight in of_it):
-                    break
-                weights += of_it
-            if weights:
-                return weights
-    return []
-
-
-def _expert_shape(model: ModelHeaders, place: str) -> tuple[int, int, int] | None:
+def _expert_shape(landing: Landing, place: str) -> tuple[int, int, int] | None:
     """Return E, and the two sides of each expert's weight as stored; None where its files do not show them."""
-    weights = expert_weights(model, place)
-    shapes = [model.arrays.get(name) or model.modules.get(name) for name in weights]
-    first = shapes[0] if shapes else None
-    if first is None:
-        return None
-    if len(first) == 3:
-        return first[0], first[1], first[2]
-    parts = len(PARTS.get(place.rpartition(".")[2], ("",))) if len(weights) > 1 else 1
-    return len(weights) // parts, first[0] * parts, first[1]
+    model = landing.model
+    for spelled in (place, place.replace(".mlp.", f".{MIXTRAL_MLP}.")):
+        if spelled in model.arrays or spelled in model.modules:  # one tensor for all of them
+            shape = model.arrays.get(spelled) or model.modules.get(spelled)
+            return None if shape is None else (*(1,) * (3 - len(shape)), *shape)  # type: ignore[return-value]
+    array, parts = unit_of(place)[0], len(PARTS.get(place.rpartition(".")[2], ("",)))
+    shapes = landing.experts.get(array, [None])
+    return None if shapes[0] is None else (len(shapes) // parts, shapes[0][0] * parts, shapes[0][1])
 
 
 def _of_one_expert(module: Module, place: str, shape: Shape | None) -> Shape | None:
@@ -131,10 +111,10 @@ def _of_one_expert(module: Module, place: str, shape: Shape | None) -> Shape | N
     return shape[1] // len(parts), shape[2]
 
 
-def _stored_in_out(model: ModelHeaders, place: str) -> bool | None:
+def _stored_in_out(landing: Landing, place: str) -> bool | None:
     """Return whether the experts' weights are stored (E, in, out); gate_up_proj beside down_proj shows it."""
     module = place.rpartition(".")[0]
-    gate_up, down = (_expert_shape(model, f"{module}.{name}") for name in ORDER)
+    gate_up, down = (_expert_shape(landing, f"{module}.{name}") for name in ORDER)
     return are_exchanged(gate_up[1:], down[1:]) if gate_up and down else None
 
 

@@ -27,7 +27,7 @@ from ..files.peft import PREFIX
 from ..files.placement import SEEN, SIGHT
 from ..language.gguf import ARCHITECTURES
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
-from .headers import AdapterFile, ModelHeaders, Module
+from .headers import AdapterFile, ModelHeaders, Module, Shape
 from .units import Source, unit_of
 
 ARCHITECTURE = "general.architecture"
@@ -69,6 +69,16 @@ class Landing:
     def source(self) -> Source:
         """The model's tensors."""
         return Source(self.model)
+
+    @cached_property
+    def experts(self) -> dict[str, list[Shape | None]]:
+        """The shapes of the layers of single experts, by the array of which they are parts."""
+        shapes: dict[str, list[Shape | None]] = {}
+        for path, shape in self.model.modules.items():
+            array, expert, _ = unit_of(path)
+            if expert is not None:
+                shapes.setdefault(array, []).append(shape)
+        return shapes
 
     @property
     def found(self) -> int:
