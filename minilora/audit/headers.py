@@ -69,11 +69,6 @@ def _of_safetensors(path: Path) -> Tensors:
     weights = open_weights(path)
     specs = {name: weights.spec(name) for name in weights.holder}
 
-    def part(name: str, start: int, stop: int) -> np.ndarray:
-        dtype, first = type_named(specs[name].dtype), specs[name].start
-        raw = weights.holder[name].read_bytes(first + start * dtype.itemsize, (stop - start) * dtype.itemsize)
-        return raw.view(dtype)
-
     return Tensors(
         weights.path,
         {name: spec.shape for name, spec in specs.items()},
@@ -81,15 +76,9 @@ def _of_safetensors(path: Path) -> Tensors:
         {name: spec.end - spec.start for name, spec in specs.items()},
         {key: text for file in weights.files for key, text in file.metadata.items()},
         weights.read,
-        part,
+        lambda name, start, stop: weights.holder[name].numbers(name, start, stop),
         weights,
     )
-
-
-def type_named(name: str) -> np.dtype[Any]:
-    """Return the type in NumPy of one of safetensors' types; of those that we do not compute with, one as wide."""
-    digits = "".join(filter(str.isdigit, name.partition("_")[0]))
-    return FLOATS.get(name) or np.dtype(f"<u{max(1, int(digits or 8) // 8)}")
 
 
 def _of_gguf(path: Path) -> Tensors:

@@ -22,11 +22,11 @@ import numpy as np
 
 from ..checks import FileRefused
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
-from ..files.tensors import FLOATS, NF4_STATE
+from ..files.tensors import FLOATS, NF4_STATE, type_named
 from ..language.gguf import is_turned
 from ..language.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
-from .headers import GGUF_FLOATS, ModelHeaders, type_named
+from .headers import GGUF_FLOATS, ModelHeaders
 
 BLOCK = 1 << 17
 """Numbers of a matrix that are compared at a time."""

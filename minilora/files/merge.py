@@ -18,6 +18,7 @@ tensor, or each in one or two of its own: W_e + s B_e A_e, see `minilora.files.e
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -175,21 +176,20 @@ def _write_file(
 
 def _merged(file: TensorFile, change: MergedTensor, arrays: list[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield the new bytes of a tensor: of its one matrix, or of each of its experts'."""
-    start, end = file.tensors[change.name].start, file.tensors[change.name].end
     if change.of_experts is None:
-        yield from _merged_matrix(file, change, arrays, start)
+        yield from _merged_matrix(file, change, arrays, 0)
         return
     (A, B), r, E = arrays, change.rank, change.form.experts
-    size = (end - start) // len(change.of_experts.experts)
+    size = math.prod(change.of_experts.shape) // len(change.of_experts.experts)
     for i, e in enumerate(change.of_experts.experts):
         of_expert = [A[e * r : (e + 1) * r], B[change.of_experts.rows, e::E]]  # (moe.16), (moe.17)
-        yield from _merged_matrix(file, change, of_expert, start + i * size)
+        yield from _merged_matrix(file, change, of_expert, i * size)
 
 
 def _merged_matrix(
     file: TensorFile, change: MergedTensor, arrays: list[np.ndarray], start: int
 ) -> Iterator[np.ndarray]:
-    """Yield the new bytes of the matrix that begins at a byte of the file, some rows at a time."""
+    """Yield the new bytes of the matrix that begins at a number of the tensor, some rows at a time."""
     wide = np.result_type(FLOATS[change.dtype], np.float32)
     A, B, *magnitude = (array.astype(wide, copy=False) for array in arrays)
     outputs = 1 if change.layout == "in-out" else 0  # the axis of the outputs, as the weight is stored
@@ -215,12 +215,11 @@ def _sums(
     file: TensorFile, change: MergedTensor, left: np.ndarray, right: np.ndarray, start: int
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield some rows of a weight as it is stored at a time: which, W, and V = W + s B A in the wide type."""
-    dtype = FLOATS[change.dtype]
-    row = right.shape[1] * dtype.itemsize
-    height = max(1, BLOCK_BYTES // row)
+    columns = right.shape[1]
+    height = max(1, BLOCK_BYTES // (columns * FLOATS[change.dtype].itemsize))
     for top in range(0, len(left), height):
         rows = slice(top, min(top + height, len(left)))
-        W = file.read_bytes(start + top * row, (rows.stop - top) * row).view(dtype).reshape(-1, right.shape[1])
+        W = file.numbers(change.name, start + top * columns, start + rows.stop * columns).reshape(-1, columns)
         with np.errstate(over="ignore", invalid="ignore"):
             V = W.astype(left.dtype) + (left[rows] @ right) * change.scaling
         yield rows, W, V

@@ -39,6 +39,13 @@ FLOATS: dict[str, np.dtype[Any]] = {
 NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
 """The format's names for NumPy's types that are written."""
 
+
+def type_named(name: str) -> np.dtype[Any]:
+    """Return NumPy's type for one of the format's; for those that we do not compute with, an unsigned one as wide."""
+    digits = "".join(filter(str.isdigit, name.partition("_")[0]))
+    return FLOATS.get(name) or np.dtype(f"<u{max(1, int(digits or 8) // 8)}")
+
+
 OTHER_FORMATS = {
     b"version ": "it is a pointer of Git LFS, in the place of the file ('git lfs pull' gets it)",
     b"<": "it is a page of HTML, in the place of the file",
@@ -78,32 +85,39 @@ class TensorFile:
                 other = (what for start, what in OTHER_FORMATS.items() if first.startswith(start))
                 raise FileRefused(path, next(other, str(error))) from error
             self.header = first + file.read(int.from_bytes(first, "little"))
-            entries = msgspec.json.decode(self.header[8:], type=dict[str, msgspec.Raw])
-            entries.pop("__metadata__", None)
-            specs = {name: _spec(entry, len(self.header)) for name, entry in entries.items()}
+        entries, data = json.loads(self.header[8:]), len(self.header)  # which the library has judged
+        entries.pop("__metadata__", None)
+        specs = {
+            name: TensorSpec(entry["dtype"], (*entry["shape"],), *(data + at for at in entry["data_offsets"]))
+            for name, entry in entries.items()
+        }
         self.tensors = dict(sorted(specs.items(), key=lambda item: (item[1].start, item[1].end)))
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor of floats; bfloat16 comes as float32, which holds it exactly."""
         spec = self.tensors[name]
         if spec.dtype not in FLOATS:
-            expected = ", ".join(FLOATS)
-            raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {expected}")
-        dtype = FLOATS[spec.dtype]
-        numbers = self.read_bytes(spec.start, spec.end - spec.start).view(dtype).reshape(spec.shape)
-        return numbers.astype("float32" if dtype == bfloat16 else dtype.newbyteorder("="), copy=False)
+            raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
+        numbers = self.numbers(name).reshape(spec.shape)
+        return numbers.astype("float32" if numbers.dtype == bfloat16 else numbers.dtype.newbyteorder("="), copy=False)
+
+    def numbers(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Return a tensor's numbers from one place to another, in a row, in the type that `type_named` has for them."""
+        spec, dtype = self.tensors[name], type_named(self.tensors[name].dtype)
+        end = spec.end if stop is None else spec.start + stop * dtype.itemsize
+        return self._bytes(spec.start + start * dtype.itemsize, end).view(dtype)
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """Yield the bytes of one tensor, `BLOCK_BYTES` at a time."""
         spec = self.tensors[name]
         for start in range(spec.start, spec.end, BLOCK_BYTES):
-            yield self.read_bytes(start, min(BLOCK_BYTES, spec.end - start))
+            yield self._bytes(start, min(start + BLOCK_BYTES, spec.end))
 
-    def read_bytes(self, start: int, count: int) -> np.ndarray:
-        """Return `count` bytes of the file from its byte `start` on."""
+    def _bytes(self, start: int, end: int) -> np.ndarray:
+        """Return the bytes of the file from one place to another."""
         with reading(self.path):
-            raw = np.fromfile(self.path, np.uint8, count, offset=start)
-        if raw.size != count:
+            raw = np.fromfile(self.path, np.uint8, end - start, offset=start)
+        if raw.size != end - start:
             raise FileRefused(self.path, "the file was cut while it was read")
         return raw
 
@@ -116,21 +130,6 @@ class TensorFile:
         file = copy(self)
         file.tensors, file.header = self.tensors | {second: spec}, _header(entries)
         return file
-
-
-class Entry(msgspec.Struct):
-    """A tensor's entry in the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
-
-
-def _spec(text: msgspec.Raw, data_start: int) -> TensorSpec:
-    """Return what an entry of the header says, with its offsets counted from the file's first byte."""
-    entry = msgspec.json.decode(text, type=Entry)
-    start, end = entry.data_offsets
-    return TensorSpec(entry.dtype, entry.shape, data_start + start, data_start + end)
 
 
 def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str) -> bool:

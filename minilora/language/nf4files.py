@@ -26,7 +26,7 @@ import numpy as np
 from ..backend import backend_of
 from ..checks import named, reading, short
 from ..files.modelfolder import HEAD
-from ..files.tensors import FLOATS, NF4_STATE, Weights
+from ..files.tensors import NF4_STATE, Weights
 from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
 
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
@@ -59,46 +59,35 @@ class NF4Weights:
     def read(self, name: str) -> QuantizedLinear:
         """Return one weight as a layer without a bias."""
         state, nested = self.states[name], dict[str, Any]()
-        if state.nested_offset is not None:
-            nested = {"nested_absmax": self._tensor(f"{name}.nested_absmax"), "mean": state.nested_offset}
-        codes, absmax = self._tensor(name).reshape(-1), self._tensor(f"{name}.absmax")
-        with reading(self.base.holder[name].path), named(name):
-            return QuantizedLinear(codes, absmax, state.shape, block_size=state.blocksize, **nested)
+        with reading(self.base.holder[name].path):
+            if state.nested_offset is not None:
+                nested = {"nested_absmax": self._tensor(f"{name}.nested_absmax"), "mean": state.nested_offset}
+            codes, absmax = self._tensor(name), self._tensor(f"{name}.absmax")
+            with named(name):
+                return QuantizedLinear(codes, absmax, state.shape, block_size=state.blocksize, **nested)
 
     def _state(self, name: str) -> State:
-        """Return what the JSON beside a weight says, and require the tensors that it speaks of."""
+        """Return what the JSON beside a weight says, and require the code books that we decode with."""
         with reading(self.base.holder[name].path):
             with named(f"{name}.{NF4_STATE}"):
                 state = msgspec.json.decode(self._tensor(f"{name}.{NF4_STATE}").tobytes(), type=State)
                 check_block_size(state.blocksize)
-            out, width = state.shape
-            blocks, nested = -(-out * width // state.blocksize), state.nested_offset is not None
-            self._check(name, "U8", ((out * width + 1) // 2, 1))
-            self._check(f"{name}.absmax", "U8" if nested else "F32", (blocks,))
             self._check_book(f"{name}.quant_map", NF4)
-            if nested:
-                self._check(f"{name}.nested_absmax", "F32", (-(-blocks // SCALES_IN_A_BLOCK),))
+            if state.nested_offset is not None:
                 self._check_book(f"{name}.nested_quant_map", scale_book())
         return state
 
-    def _check(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
-        """Require a tensor of this type and shape: one scale, for all blocks, would be a broadcast."""
-        if name not in self.base.holder:
-            raise ValueError(f"there is no {short(name)}, which an NF4 weight needs")
-        spec = self.base.spec(name)
-        if (spec.dtype, spec.shape) != (dtype, shape):
-            raise ValueError(f"{short(name)} is {spec.dtype} {list(spec.shape)}, expected {dtype} {list(shape)}")
-
     def _check_book(self, name: str, book: np.ndarray) -> None:
         """Require the code book that we decode with; libraries differ in its last bit."""
-        self._check(name, "F32", book.shape)
-        if not np.abs(self._tensor(name) - book).max() < 1e-6:
+        numbers = self._tensor(name)
+        if numbers.shape != book.shape or not np.abs(numbers - book).max() < 1e-6:
             raise ValueError(f"{short(name)} holds other numbers than bitsandbytes writes")
 
     def _tensor(self, name: str) -> np.ndarray:
-        """Return numbers, or bytes as they are."""
-        file, spec = self.base.holder[name], self.base.spec(name)
-        return file.read(name) if spec.dtype in FLOATS else file.read_bytes(spec.start, spec.end - spec.start)
+        """Return numbers, or bytes as they are, in a row."""
+        if name not in self.base.holder:
+            raise ValueError(f"there is no {short(name)}, which an NF4 weight needs")
+        return self.base.holder[name].numbers(name)
 
 
 def _check_quantised_layers(base: Weights, settings: Any, quantised: list[str]) -> None:

@@ -49,8 +49,7 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
     for name in file.tensors if names is None else names:
         spec = file.tensors[name]
         if spec.dtype in INTEGERS:
-            raw = file.read_bytes(spec.start, spec.end - spec.start)
-            arrays[name] = raw.view(INTEGERS[spec.dtype]).reshape(spec.shape)
+            arrays[name] = file.numbers(name).view(INTEGERS[spec.dtype]).reshape(spec.shape)
         else:
             arrays[name] = file.read(name).astype(np.float64)
     return arrays
