@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from minilora import Conv1d, Linear, LoRA, adapters, attach, merge
+from minilora import Adapter, Conv1d, Linear, adapters, attach, merge
 from minilora.conformance.problems.problem import Problem
 from minilora.layer import freeze
-from minilora.variants.sums import discarded
+from minilora.variants.sums import discarded, singular_values
 from minilora.verify.gradcheck import gradcheck
 
 Arrays = dict[str, np.ndarray]
@@ -337,27 +337,48 @@ def merging_changes_no_output(case: Case, problem: Problem) -> None:
             require_close("W + delta", layer.base.weight + layer.delta(), layer.merge().weight, 1e-12)
 
 
+def terms_of(problem: Problem, *, more: int) -> list[Adapter]:
+    """Three adapters, every other one with rsLoRA's scaling, each of `more` ranks more than the last."""
+    return [
+        Adapter(
+            problem.randn(f"A{i}", problem.rank + more * i, problem.in_features),
+            problem.randn(f"B{i}", problem.out_features, problem.rank + more * i),
+            problem.alpha + i,
+            use_rslora=i % 2 == 1,
+        )
+        for i in range(3)
+    ]
+
+
 def sums_are_exact(weighted_sum: Callable[..., Any], problem: Problem) -> None:
-    """With weights below zero, and ranks and alphas that differ; of one rank also by factors that are added."""
-    A, B = problem.factors.values()
-    terms = [LoRA(A, B, problem.alpha), LoRA(2 * A[:1], B[:, :1] + 1, 2 * problem.alpha), LoRA(A + 1, B, 1.0)]
-    for weights in ((1, 1, 1), (1, -1, 0.5), (-0.5, -2, 3)):
+    """With weights below zero and of zero; of one rank also by factors that are added, with their cross terms."""
+    for weights in ((1, 1, 1), (1, -1, 0.5), (-2, 0, 3), problem.randn("weights", 3)):
+        terms, alike = terms_of(problem, more=1), terms_of(problem, more=0)
+        total, added = weighted_sum(terms, weights), weighted_sum(alike, weights, "linear")
         expected = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
-        require_close("the sum", weighted_sum(terms, weights).delta(), expected, 1e-12)
-    both = [LoRA(A, B, problem.alpha), LoRA(A, 2 * B, 3.0)]  # of one A, no cross term is foreign
-    c, d = both[0].scaling, -2 * both[1].scaling
-    expected = (c**0.5 * B + abs(d) ** 0.5 * 2 * B) @ (c**0.5 * A - abs(d) ** 0.5 * A)
-    require_close("the factors added", weighted_sum(both, (1, -2), "linear").delta(), expected, 1e-12)
+        require_close("the sum", total.delta(), expected, 1e-12)
+        require_close("the output of the sum", total(problem.x), problem.x @ expected.T, 1e-12)
+        require(total.rank == sum(term.rank for term in terms), f"the sum has rank {total.rank}")
+        require((added.rank, added.scaling) == (problem.rank, 1), f"added: {added.rank}, {added.scaling}")
+        expected = np.zeros(added.shape)
+        for w, term in zip(weights, alike, strict=True):
+            for v, other in zip(weights, alike, strict=True):
+                c, d = w * term.scaling, v * other.scaling
+                expected += (c if term is other else np.sign(d) * abs(c * d) ** 0.5) * term.lora_B @ other.lora_A
+        require_close("the factors added", added.delta(), expected, 1e-12)
 
 
 def the_best_rank_leaves_the_discarded_values(best: Callable[..., Any], problem: Problem) -> None:
     """No matrix of that rank is nearer than the singular values that are left out."""
-    lora = LoRA(**problem.factors, alpha=problem.alpha)
+    lora = terms_of(problem, more=1)[1]
     values = np.linalg.svd(lora.delta(), compute_uv=False)
-    r = max(1, min(lora.rank, *lora.shape) - 1)
-    error = np.linalg.norm(values[r:])
-    require_close("the error", np.linalg.norm(lora.delta() - best(lora, r).delta()), error, 1e-11)
-    require_close("the error that is told", discarded(lora, r), error, 1e-11)
+    most = min(lora.rank, *lora.shape)
+    require_close("the singular values", singular_values(lora), values[:most], 1e-11)
+    for r in range(1, most + 1):
+        error, found = np.linalg.norm(values[r:]), best(lora, r)
+        require(found.rank == r, f"the best of rank {r} has rank {found.rank}")
+        require_close("the error", np.linalg.norm(lora.delta() - found.delta()), error, 1e-11)
+        require_close("the error that is told", discarded(lora, r), error, 1e-11)
 
 
 def rslora_divides_by_the_root(scaling: Callable[..., float], problem: Problem) -> None:

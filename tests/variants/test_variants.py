@@ -32,8 +32,9 @@ from minilora.layer import freeze
 from minilora.training import backpropagate
 from minilora.variants.adapter import Rewritten
 from minilora.variants.pissa import over_original, pissa
-from minilora.variants.sums import discarded, singular_values
+from minilora.variants.sums import singular_values
 
+from ..support.claims import sums_are_exact, terms_of, the_best_rank_leaves_the_discarded_values
 from ..support.compare import assert_close
 from ..support.memory import traced
 from ..support.problems import RANK_ABOVE_WIDTHS, SQUARE, problems
@@ -74,48 +75,32 @@ def moved(model, seed=1):
 
 @every_layer
 @every_configuration
-def test_nothing_changes_at_the_start(kind, options):
+def test_an_adapted_layer_is_what_every_variant_promises(kind, options):
+    """It starts as its base and leaves that alone, says what it is, is attached again, and is merged."""
     base, x, model = adapted(kind, **options)
+    before = {name: array.copy() for name, array in base.trainable().items()}
+    dora, pissa_start = options.get("use_dora", False), options.get("init") == "pissa"
     assert_close(model(x), base(x), 1e-13)
-
-
-@every_layer
-@every_configuration
-def test_merging_changes_no_output(kind, options):
-    base, x, model = adapted(kind, **options)
-    merged = merge(moved(model))
+    (adapter,) = adapters(model).values()
+    assert (adapter.kind, adapter.kernel) == (kind, (3, 2) if kind == "conv2d" else ())
+    assert (adapter.alpha, adapter.rank, adapter.use_rslora) == (3, 2, options.get("use_rslora", False))
+    assert adapter.scaling == model.scaling == (3 / 2**0.5 if options.get("use_rslora") else 1.5)
+    assert list(model.trainable()) == ["lora_A", "lora_B"] + ["magnitude"] * dora
+    assert (adapter.start is not None) == pissa_start
+    assert not pissa_start or (model.base.frozen and adapter.start.frozen)
+    again = attach(base, adapters(moved(model)))
+    assert_close(again(x), model(x), 1e-12)
+    assert pissa_start or again.adapter is model.adapter
+    merged = merge(model)
     assert type(merged) is type(base)
     assert_close(merged(x), model(x), 1e-12)
     assert np.abs(merged(x) - base(x)).max() > 1e-3
-    for name, array in merged.trainable().items():
-        assert not np.shares_memory(array, base.trainable()[name])
-
-
-@every_layer
-@every_configuration
-def test_what_adapters_returns_attaches_again(kind, options):
-    base, x, model = adapted(kind, **options)
-    again = attach(base, adapters(moved(model)))
-    assert_close(again(x), model(x), 1e-12)
-    if "init" not in options:
-        assert again.adapter is model.adapter
-
-
-@every_layer
-@every_configuration
-def test_an_adapter_knows_its_layer(kind, options):
-    base, _, model = adapted(kind, **options)
-    (adapter,) = adapters(model).values()
-    assert adapter.kind == kind
-    assert adapter.kernel == ((3, 2) if kind == "conv2d" else ())
-    assert (adapter.alpha, adapter.rank) == (3, 2)
-    assert adapter.use_rslora == options.get("use_rslora", False)
-    assert adapter.scaling == model.scaling == (3 / 2**0.5 if options.get("use_rslora") else 1.5)
-    assert (adapter.start is not None) == (options.get("init") == "pissa")
-    matrix = base if kind == "linear" else base.as_linear()
+    assert not any(np.shares_memory(array, base.trainable()[name]) for name, array in merged.trainable().items())
+    matrix = merged if kind == "linear" else merged.as_linear()
     assert adapter.delta().shape == matrix.weight.shape
-    trained = ["lora_A", "lora_B"] + ["magnitude"] * options.get("use_dora", False)
-    assert list(model.trainable()) == trained
+    if dora:  # a row has the length of its magnitude
+        assert_close(np.linalg.norm(matrix.weight, axis=1), np.abs(model.adapter.magnitude), 1e-13)
+    assert all(np.array_equal(array, before[name]) for name, array in base.trainable().items())
 
 
 @every_layer
@@ -132,13 +117,6 @@ def test_adapters_start_as_peft_starts_them(kind):
 
 
 # --- rsLoRA and LoRA+ -----------------------------------------------------------------------------
-
-
-@given(alpha=st.floats(0.1, 100), rank=st.integers(1, 512))
-def test_rslora_scales_by_the_root_of_the_rank(alpha, rank):
-    factors = np.ones((rank, 1)), np.ones((1, rank))
-    assert Adapter(*factors, alpha, use_rslora=True).scaling == alpha / rank**0.5
-    assert Adapter(*factors, alpha).scaling == LoRA(*factors, alpha).scaling == alpha / rank
 
 
 def first_step(rank, use_rslora):
@@ -215,28 +193,12 @@ def test_pissa_as_a_file_is_of_twice_the_rank(use_rslora):
     assert over_original(file) is file
 
 
-def test_pissa_keeps_the_given_model_as_it_was():
-    rng = RNG(0)
-    base, _ = LAYERS["linear"](rng)
-    before = base.weight.copy()
-    moved(adapt(base, "", rank=2, alpha=3, rng=rng, init="pissa"))
-    assert np.array_equal(base.weight, before)
-
-
 def test_pissa_refuses_more_vectors_than_there_are():
     with pytest.raises(ValueError, match="rank must be at most 5"):
         adapt(LAYERS["linear"](RNG(0))[0], "", rank=6, alpha=3, rng=RNG(0), init="pissa")
 
 
 # --- DoRA -----------------------------------------------------------------------------------------
-
-
-@every_layer
-def test_doras_rows_have_the_length_of_their_magnitude(kind):
-    _, _, model = adapted(kind, use_dora=True)
-    merged = merge(moved(model))
-    matrix = (merged if kind == "linear" else merged.as_linear()).weight
-    assert_close(np.linalg.norm(matrix, axis=1), np.abs(model.adapter.magnitude), 1e-13)
 
 
 @every_layer
@@ -324,54 +286,20 @@ def test_what_makes_no_variant_is_refused(make, error, message):
 # --- sums -----------------------------------------------------------------------------------------
 
 
-def several(problem, count, more=1):
-    """Return adapters, every other one with rsLoRA's scaling, each of `more` ranks more than the last."""
-    return [
-        Adapter(
-            problem.randn(f"A{i}", problem.rank + more * i, problem.in_features),
-            problem.randn(f"B{i}", problem.out_features, problem.rank + more * i),
-            problem.alpha + i,
-            use_rslora=i % 2 == 1,
-        )
-        for i in range(count)
-    ]
-
-
-@given(problem=problems(), weights=st.lists(st.floats(-3, 3), min_size=1, max_size=4))
-@example(problem=RANK_ABOVE_WIDTHS, weights=[1.0, -1.0])
-@example(problem=SQUARE, weights=[-2.0, 0.0, 0.5])
-@settings(max_examples=30)
-def test_a_weighted_sum_of_adapters_is_one_adapter(problem, weights):
-    terms = several(problem, len(weights))
-    total = weighted_sum(terms, weights)
-    assert total.rank == sum(term.rank for term in terms)
-    expected = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
-    assert_close(total.delta(), expected, 1e-13)
-    assert_close(total(problem.x), sum(w * t(problem.x) for w, t in zip(weights, terms, strict=True)), 1e-12)
-
-
-@given(problem=problems(), weights=st.lists(st.floats(-3, 3), min_size=1, max_size=4))
-@example(problem=RANK_ABOVE_WIDTHS, weights=[1.0, -1.0])
-@example(problem=SQUARE, weights=[-2.0, 0.0, 0.5])
-@settings(max_examples=30)
-def test_factors_added_give_the_sum_and_the_cross_terms(problem, weights):
-    terms = several(problem, len(weights), more=0)
-    total = weighted_sum(terms, weights, "linear")
-    assert (total.rank, total.scaling) == (problem.rank, 1)
-    changes = [w * term.scaling for w, term in zip(weights, terms, strict=True)]
-    expected = np.zeros(total.shape)
-    for c, one in zip(changes, terms, strict=True):
-        for other_c, other in zip(changes, terms, strict=True):
-            factor = c if one is other else np.sign(other_c) * np.sqrt(abs(c * other_c))
-            expected += factor * one.lora_B @ other.lora_A
-    assert_close(total.delta(), expected, 1e-12)
+@given(problem=problems())
+@example(problem=RANK_ABOVE_WIDTHS)
+@example(problem=SQUARE)
+@settings(max_examples=10)
+def test_sums_and_the_best_of_a_rank_are_exact(problem):
+    sums_are_exact(weighted_sum, problem)
+    the_best_rank_leaves_the_discarded_values(best_of_rank, problem)
 
 
 @given(problem=problems(), data=st.data())
 @example(problem=RANK_ABOVE_WIDTHS, data=None)
 @settings(max_examples=30)
 def test_a_sum_of_a_rank_is_the_nearest_to_the_sum(problem, data):
-    terms, weights = several(problem, 3), [1.5, -0.5, 0.25]
+    terms, weights = terms_of(problem, more=1), [1.5, -0.5, 0.25]
     wanted = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
     largest = min(problem.rank + 2, *wanted.shape)
     U, S, Vt = np.linalg.svd(wanted)
@@ -398,20 +326,6 @@ def test_a_sum_of_half_precision_is_of_half_precision():
     assert_close(singular_values(terms[0]), singular_values(wide[0]), 1e-3)
 
 
-@given(problem=problems(), data=st.data())
-@settings(max_examples=30)
-def test_the_error_of_the_best_rank_is_the_discarded_values(problem, data):
-    total = weighted_sum(several(problem, 2), [1, -0.5])
-    r = data.draw(st.integers(1, min(total.rank, *total.shape)))
-    best = best_of_rank(total, r)
-    values = np.linalg.svd(total.delta(), compute_uv=False)
-    assert best.rank == r
-    assert_close(singular_values(total), values[: min(total.rank, *total.shape)], 1e-12)
-    error = np.linalg.norm(total.delta() - best.delta())
-    assert error == pytest.approx(np.linalg.norm(values[r:]), rel=1e-10, abs=1e-11)
-    assert error == pytest.approx(discarded(total, r), rel=1e-10, abs=1e-11)
-
-
 def test_a_sum_is_for_the_same_kind_of_layer():
     terms = [adapters(moved(adapted("conv2d", seed)[2]))[""] for seed in (0, 1)]
     base, x = LAYERS["conv2d"](RNG(0))
@@ -426,11 +340,6 @@ def test_a_frozen_adapter_is_listed_frozen():
     model = LoRALinear(Linear(np.ones((5, 6))), LoRA(np.ones((2, 6)), np.ones((5, 2)), 1))
     assert adapters(freeze(model))[""].frozen
     assert not adapters(model)[""].frozen
-
-
-def test_the_weights_of_a_sum_may_be_an_array():
-    terms = [LoRA(np.ones((1, 3)), np.ones((2, 1)), 1), LoRA(np.ones((2, 3)), np.ones((2, 2)), 1)]
-    np.testing.assert_array_equal(weighted_sum(terms, np.array([2, -1])).delta(), weighted_sum(terms, [2, -1]).delta())
 
 
 def test_sums_never_form_the_change():
@@ -546,10 +455,3 @@ def test_a_frozen_dora_keeps_no_output():
     *_, dropped = freeze(model).forward(x)[1]
     assert kept.shape == (4, 5)
     assert dropped is None
-
-
-def test_what_pissa_leaves_is_frozen():
-    for kind in LAYERS:
-        _, _, model = adapted(kind, init="pissa")
-        assert model.base.frozen
-        assert model.adapter.start.frozen
