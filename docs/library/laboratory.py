@@ -84,6 +84,11 @@ state = (
     f"between two worse ones, and {whole or 'none'} of these three seeds each. `python examples/measure/laboratory.py train docs/recordings/laboratory.json` goes on where it stopped."
 )
 if not ready:
+    known = [of for of in PAIRS if done(*of) and done(None, of[1])]
+    shares = listed(
+        [f"{100 * recorded.gain(rank, windows=of):.0f} % at rank {rank} with {of} windows" for rank, of in known]
+    )
+    state += f" At $s = 2$ LoRA has, of what full fine-tuning gains, {shares}." * bool(known)
     state += " Until all twelve at $s = 2$ have a best rate, the sections below show what the [earlier trainings](#earlier-trainings) gave."
 shown(
     "made",
