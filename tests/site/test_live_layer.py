@@ -340,7 +340,7 @@ def test_a_finger_scrolls_past_the_truth_and_paints_across_it(page, width):
     assert loss(browser) == pytest.approx(0.1)  # one entry of 1: |D|^2 / out
     touch((2, 5), (2, 6), (2, 7), (2, 9), (5, 9))
     assert loss(browser) == pytest.approx(0.1 * (1 + 5 + 3))  # sideways first, and then any way
-    assert scrolled() == there
+    assert scrolled() == pytest.approx(there, abs=1)  # a pixel is the browser's rounding
     touch((8, 3), (6, 3), (4, 3), (2, 3))
     wait(lambda: scrolled() > there + cell)
     assert loss(browser) == pytest.approx(0.9)

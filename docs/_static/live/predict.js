@@ -1,4 +1,4 @@
-// A prediction is a list of choices above a folded answer. The choices become buttons, and each is answered in the words
+// A prediction is a list of choices above a folded answer. The choices become buttons. Each is answered in the words
 // of the answer itself: in bold it has the right choice, and in a list others, each with what is to be said of it.
 
 const text = (element) => element.textContent.trim();

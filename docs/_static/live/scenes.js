@@ -197,7 +197,8 @@ function alpha(t, settings) {
   const found = t > 0 ? training({ rank: r, alpha: own, rate }) : usual, at = Math.ceil(AFTER * t);
   const { A, B, s, change } = found.at(at), far = (run) => run.at(1).change.norm();
   const told = `s = ${Number(s.toPrecision(3))}`, times = Number((far(found) / far(usual)).toPrecision(3));
-  const curve = { losses: found.losses(t > 0 ? LAST : 0), before: usual.losses(LAST), level: t > 0 ? found.least : null, last: LAST };
+  const [losses, level] = t > 0 ? [found.losses(LAST), found.least] : [found.losses(0), null];
+  const curve = { losses, before: usual.losses(LAST), level, last: LAST };
   return {
     front: change, A, B, W, strip: { kind: "curve", ...curve },
     names: { title: `${told}, step ${at}`, note: t > 0 ? `first step: ${times} times as far` : "alpha 4, rank 2" },

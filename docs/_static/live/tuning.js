@@ -5,7 +5,7 @@ import { crossEntropy } from "./losses.js";
 import { Adam } from "./optim.js";
 
 export const [LENGTH, BATCH, LEAST, MEASURED] = [64, 4, 17, 8];
-const [PATIENCE, MOST_UNKNOWN, END] = [20, 0.25, 3]; // steps without a lower held-out loss; a share of the tokens; an id
+const [PATIENCE, MOST_UNKNOWN, END] = [20, 0.25, 3]; // steps without a lower held-out loss; a share of tokens; an id
 
 // Say why nothing can be learned from a text, or "".
 export function refusal(ids, unknown) {

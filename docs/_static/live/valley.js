@@ -5,8 +5,8 @@ import { add, canvas } from "./draw.js";
 
 const least = (values) => values.indexOf(Math.min(...values));
 
-// The rates of a cell, each { lr, seeds, choice, new, steps, path }: [] where nothing is recorded. Trainings that were not
-// measured on their way have no steps and no path.
+// The rates of a cell, each { lr, seeds, choice, new, steps, path }: [] where nothing is recorded. Trainings that were
+// not measured on their way have no steps and no path.
 export function tried(data, { windows, rule, rank }) {
   const s = rank === "full" ? 1 : data.scalings[rule][rank];
   return data.cells[`${rank}|${s}|${windows}`] ?? [];
@@ -35,7 +35,8 @@ function sentence(data, { windows, rule, rank, lr }, rates, here) {
   if (!here) return `${what}No training at this rate is recorded. ${where}`;
   const [first, last] = here.steps ?? [];
   if (last === 0) return `${what}No step was better than the untouched model: the rate is too large. ${where}`;
-  if (here.new > data.before.new) return `${what}The loss on held-out text ends at ${here.new.toFixed(2)}, above the untouched model's: the rate is too large. ${where}`;
+  const end = `The loss on held-out text ends at ${here.new.toFixed(2)}`;
+  if (here.new > data.before.new) return `${what}${end}, above the untouched model's: the rate is too large. ${where}`;
   const when = last === undefined ? "is" : `is least after ${first === last ? first : `${first} to ${last}`} steps:`;
   const share = gain(data, windows, here.new);
   const part = rank !== "full" && share !== undefined ? `, ${Math.round(100 * share)}% of what ${data.full} gains` : "";
@@ -54,7 +55,8 @@ export function state(data, position) {
   return {
     valleys: ["full", ...data.ranks].map((each) => {
       const found = tried(data, { windows, rule, rank: each });
-      return { rank: each, chosen: each === rank, points: found.map((rate) => [rate.lr, rate.new]), best: best(found)?.lr };
+      const points = found.map((rate) => [rate.lr, rate.new]);
+      return { rank: each, chosen: each === rank, points, best: best(found)?.lr };
     }),
     paths: [{ name: "full", path: full?.path ?? [] }, { name: "chosen", path: here?.path ?? [] }],
     rates: [...new Set([...all.map((rate) => rate.lr), lr])].sort((a, b) => a - b),
@@ -64,7 +66,7 @@ export function state(data, position) {
   };
 }
 
-// --- drawn ------------------------------------------------------------------------------------------------------------
+// --- drawn -----------------------------------------------------------------------------------------------------------
 
 const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [340, 250, 40, 14, 24, 36];
 
@@ -77,10 +79,12 @@ function frame(parent, { alt, from, to, ticks, low, high, label }) {
     add(svg, "line", { x1: LEFT, x2: WIDTH - RIGHT, y1: py(y), y2: py(y), class: "rule" });
     add(svg, "text", { x: LEFT - 5, y: py(y) + 4, "text-anchor": "end", class: "tick" }, y.toFixed(1));
   }
-  for (const [x, text] of ticks) add(svg, "text", { x: px(x), y: HEIGHT - BOTTOM + 15, "text-anchor": "middle", class: "tick" }, text);
+  const below = { y: HEIGHT - BOTTOM + 15, "text-anchor": "middle", class: "tick" };
+  for (const [x, text] of ticks) add(svg, "text", { x: px(x), ...below }, text);
   add(svg, "text", { x: 2, y: 13 }, "held-out loss");
   add(svg, "text", { x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 4, "text-anchor": "middle" }, label);
-  const line = (points, name) => add(svg, "polyline", { points: points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" "), class: `line ${name}` });
+  const placed = (points) => points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ");
+  const line = (points, name) => add(svg, "polyline", { points: placed(points), class: `line ${name}` });
   return { svg, px, py, line };
 }
 
@@ -99,9 +103,11 @@ function draw(board, data, position) {
     const name = colour(chosen, rank === "full");
     left.line(points.map(([x, y]) => [Math.log2(x), y]), name);
     const [x, y] = points.find(([rate]) => rate === lr);
-    add(left.svg, "circle", { cx: left.px(Math.log2(x)), cy: left.py(y), r: 3.5, class: name === "ghost" ? "frame" : name });
+    const dot = { cx: left.px(Math.log2(x)), cy: left.py(y), r: 3.5 };
+    add(left.svg, "circle", { ...dot, class: name === "ghost" ? "frame" : name });
     const [first, height] = points[0];
-    add(left.svg, "text", { x: left.px(Math.log2(first)) - 5, y: left.py(height) + 4, "text-anchor": "end", class: `key ${name}` }, rank === "full" ? data.short : `r = ${rank}`);
+    const beside = { x: left.px(Math.log2(first)) - 5, y: left.py(height) + 4, "text-anchor": "end" };
+    add(left.svg, "text", { ...beside, class: `key ${name}` }, rank === "full" ? data.short : `r = ${rank}`);
   }
   const now = left.px(Math.log2(position.lr));
   add(left.svg, "line", { x1: now, x2: now, y1: TOP, y2: HEIGHT - BOTTOM, class: "rule" });

@@ -60,7 +60,8 @@ async function train({ text, steps, rank, alpha, rate, prompt }) {
   writeFileSync(join(folder, "adapter.zip"), new Uint8Array(await written.arrayBuffer()));
   const windows = { train: tuning.train.length, held: tuning.held.length, length: tuning.length };
   const texts = { before, after: tuning.withBest(told) };
-  return { losses, held, lasts, best, ids, said: write(20, 1e-6), windows, texts, seconds: process.cpuUsage().user / 1e6 };
+  const seconds = process.cpuUsage().user / 1e6;
+  return { losses, held, lasts, best, ids, said: write(20, 1e-6), windows, texts, seconds };
 }
 
 function thereAndBack(text) {
