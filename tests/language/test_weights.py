@@ -52,6 +52,14 @@ def with_weights(model_dir, arrays):
     return model_dir
 
 
+def sharded(model_dir, shards, index):
+    """Write shards, each with some arrays, and an index."""
+    for shard, inside in shards.items():
+        save_file(inside, model_dir / shard)
+    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return model_dir
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", np.float64, np.dtype("float32")])
 def test_a_folder_is_the_model_it_came_from(model_dir, model, dtype):
     found = Llama.load(model_dir, dtype=dtype)
@@ -65,11 +73,8 @@ def test_shards_are_one_checkpoint(model_dir, model):
     arrays = weights(model_dir)
     (model_dir / "model.safetensors").unlink()
     names = sorted(arrays)
-    shards = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
-    for shard, inside in shards.items():
-        save_file({name: arrays[name] for name in inside}, model_dir / shard)
-    index = {name: shard for shard, inside in shards.items() for name in inside}
-    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    shards = {f"model-{i}.safetensors": {name: arrays[name] for name in names[i::2]} for i in range(2)}
+    sharded(model_dir, shards, {name: shard for shard, inside in shards.items() for name in inside})
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
@@ -96,35 +101,9 @@ def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
             Llama.load(model_dir)
 
 
-def sharded(model_dir, shards, index):
-    """Write shards, each with some arrays, and an index."""
-    for shard, inside in shards.items():
-        save_file(inside, model_dir / shard)
-    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-
-
-def test_an_index_beside_a_single_file_is_refused(model_dir, nothing_is_read):
-    """transformers takes the single file, vLLM the shards."""
-    others = {name: 2 * a for name, a in weights(model_dir).items()}
-    sharded(model_dir, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
-    with pytest.raises(ValueError, match=r"model.safetensors': beside model.safetensors.index.json, which names other"):
-        Llama.load(model_dir)
-
-
 def test_an_index_of_the_single_file_is_read(model_dir, model):
     sharded(model_dir, {}, dict.fromkeys(weights(model_dir), "model.safetensors"))
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
-
-
-def test_an_array_in_two_shards_is_refused(model_dir, nothing_is_read):
-    """The index names one of them, and transformers takes the last that it reads."""
-    arrays = weights(model_dir)
-    (model_dir / "model.safetensors").unlink()
-    norm = {"model.norm.weight": 2 * arrays["model.norm.weight"]}
-    index = dict.fromkeys(arrays, "a.safetensors") | {"other": "b.safetensors"}
-    sharded(model_dir, {"a.safetensors": arrays, "b.safetensors": norm | {"other": np.ones(2, "f4")}}, index)
-    with pytest.raises(ValueError, match=r"b.safetensors': 'model.norm.weight' stands here and in a.safetensors"):
-        Llama.load(model_dir)
 
 
 def test_an_array_that_the_index_leaves_out_counts(model_dir, model):
@@ -133,12 +112,6 @@ def test_an_array_that_the_index_leaves_out_counts(model_dir, model):
     index = {name: "a.safetensors" for name in arrays if name != "model.norm.weight"}
     sharded(model_dir, {"a.safetensors": arrays}, index)
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
-
-
-def test_an_adapter_among_a_models_files_is_refused(model_dir, nothing_is_read):
-    (model_dir / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"adapter_config.json': an adapter in the folder of a model"):
-        Llama.load(model_dir)
 
 
 def test_old_files_frequencies_are_passed_over(model_dir, model):
@@ -168,46 +141,59 @@ def no_config(model_dir):
     return model_dir
 
 
+def an_index_beside(model_dir):
+    """transformers takes the single file, vLLM the shards."""
+    others = {name: 2 * a for name, a in weights(model_dir).items()}
+    return sharded(model_dir, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
+
+
+def an_array_twice(model_dir):
+    """The index names one of them, and transformers takes the last that it reads."""
+    arrays = weights(model_dir)
+    (model_dir / "model.safetensors").unlink()
+    norm = {"model.norm.weight": 2 * arrays["model.norm.weight"], "other": np.ones(2, "f4")}
+    index = dict.fromkeys(arrays, "a.safetensors") | {"other": "b.safetensors"}
+    return sharded(model_dir, {"a.safetensors": arrays, "b.safetensors": norm}, index)
+
+
+def an_adapter(model_dir):
+    (model_dir / "adapter_config.json").write_text("{}")
+    return model_dir
+
+
 DAMAGE = {
-    "more layers than arrays": (
-        lambda model_dir: changed(model_dir, num_hidden_layers=10**8),
-        "100000000 layers, and 21 arrays in all",
-    ),
-    "biases that are not there": (
-        lambda model_dir: changed(model_dir, mlp_bias=True),
-        "there is no 'model.layers.0.mlp.gate_proj.bias'; 6 arrays are missing in all",
-    ),
-    "a vocabulary of another size": (
-        lambda model_dir: changed(model_dir, vocab_size=30),
-        "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]",
-    ),
-    "an array missing": (
-        without("model.layers.1.mlp.up_proj.weight"),
-        "there is no 'model.layers.1.mlp.up_proj.weight'; 1 arrays are missing in all",
-    ),
+    "an index beside a single file": (an_index_beside,
+     "model.safetensors': beside model.safetensors.index.json, which names other files: programs differ in which they "
+     "take. Remove one of them"),
+    "an array in two shards": (an_array_twice,
+     "b.safetensors': 'model.norm.weight' stands here and in a.safetensors: expected once"),
+    "an adapter": (an_adapter,
+     "adapter_config.json': an adapter in the folder of a model: move it to a folder of its own"),
+    "more layers than arrays": (lambda model_dir: changed(model_dir, num_hidden_layers=10**8),
+     "100000000 layers, and 21 arrays in all"),
+    "biases that are not there": (lambda model_dir: changed(model_dir, mlp_bias=True),
+     "there is no 'model.layers.0.mlp.gate_proj.bias'; 6 arrays are missing in all"),
+    "a vocabulary of another size": (lambda model_dir: changed(model_dir, vocab_size=30),
+     "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]"),
+    "an array missing": (without("model.layers.1.mlp.up_proj.weight"),
+     "there is no 'model.layers.1.mlp.up_proj.weight'; 1 arrays are missing in all"),
     "the head missing": (without("lm_head.weight"), "there is no 'lm_head.weight'; 1 arrays are missing in all"),
-    "an array too many": (
-        spoiled("model.layers.0.self_attn.q_proj.bias", np.ones(16, "f4")),
-        "there is 'model.layers.0.self_attn.q_proj.bias', which a Llama decoder of these settings has not",
-    ),
-    "a layer too many": (
-        spoiled("model.layers.2.input_layernorm.weight", np.ones(12, "f4")),
-        "there is 'model.layers.2.input_layernorm.weight', which a Llama decoder of these settings has not",
-    ),
-    "an array of another shape": (
-        spoiled("model.norm.weight", np.ones(13, "f4")),
-        "'model.norm.weight' has shape [13], expected [12]",
-    ),
-    "a file cut short": (cut(1000), "Error while deserializing header: "),
-    "an empty file": (cut(0), "Error while deserializing header: "),
-    "no configuration": (no_config, "No such file or directory"),
-}
+    "an array too many": (spoiled("model.layers.0.self_attn.q_proj.bias", np.ones(16, "f4")),
+     "there is 'model.layers.0.self_attn.q_proj.bias', which a Llama decoder of these settings has not"),
+    "a layer too many": (spoiled("model.layers.2.input_layernorm.weight", np.ones(12, "f4")),
+     "there is 'model.layers.2.input_layernorm.weight', which a Llama decoder of these settings has not"),
+    "an array of another shape": (spoiled("model.norm.weight", np.ones(13, "f4")),
+     "'model.norm.weight' has shape [13], expected [12]"),
+    "a file cut short": (cut(1000), "model.safetensors': Error while deserializing header: "),
+    "an empty file": (cut(0), "model.safetensors': Error while deserializing header: "),
+    "no configuration": (no_config, "config.json': No such file or directory"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", DAMAGE)
 def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read, case):
     damage, message = DAMAGE[case]
-    with pytest.raises(ValueError, match=f": {re.escape(message)}"):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Llama.load(damage(model_dir))
 
 
