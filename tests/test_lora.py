@@ -13,7 +13,7 @@ from .support.compare import assert_close, gradients_are_the_slope_of_mse
 from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
 
 
-def adapted(problem: Problem, dtype: str = "float64") -> LoRALinear:
+def layer_of(problem: Problem, dtype: str = "float64") -> LoRALinear:
     full = {name: p.astype(dtype) for name, p in problem.full.items()}
     factors = {name: p.astype(dtype) for name, p in problem.factors.items()}
     return LoRALinear(Linear(**full), LoRA(**factors, alpha=problem.alpha))
@@ -24,7 +24,7 @@ def adapted(problem: Problem, dtype: str = "float64") -> LoRALinear:
 @example(problem=RANK_ABOVE_WIDTHS)
 def test_delta_is_the_matrix_of_forward(problem):
     delta_is_the_matrix_of_forward(LoRA, problem)
-    layer = adapted(problem)
+    layer = layer_of(problem)
     np.testing.assert_array_equal(layer.delta(), layer.adapter.delta())
 
 
@@ -49,7 +49,7 @@ def test_delta_of_many_entries_is_the_matrix_of_forward():
 @given(problem=problems())
 def test_residual_form_leaves_its_arguments_alone(problem):
     x, target = problem.x, problem.target
-    for layer in (adapted(problem), adapted(problem).adapter):
+    for layer in (layer_of(problem), layer_of(problem).adapter):
         residual_form(layer, x, target)
         np.testing.assert_array_equal(x, problem.x)
         np.testing.assert_array_equal(target, problem.target)
@@ -57,7 +57,7 @@ def test_residual_form_leaves_its_arguments_alone(problem):
 
 @given(problem=problems())
 def test_delta_and_merge_follow_the_factors(problem):
-    layer = adapted(problem)
+    layer = layer_of(problem)
     layer.delta(), layer.merge()
     for p in (*layer.trainable().values(), *layer.base.trainable().values()):
         p += 1
@@ -75,7 +75,7 @@ def test_residual_form_takes_leading_axes_as_rows(problem):
     flat = residual_form(lora, x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
     for name, grad in residual_form(lora, x, residual).items():
         np.testing.assert_array_equal(grad, flat[name])
-    layer = adapted(problem)
+    layer = layer_of(problem)
     flat = residual_form(layer, x.reshape(-1, problem.in_features), residual.reshape(-1, problem.out_features))
     for name, grad in residual_form(layer, x, residual).items():
         assert_close(grad, flat[name], 1e-13)
@@ -92,7 +92,7 @@ def test_residual_form_broadcasts_no_target(rank):
 
 @given(problem=problems())
 def test_training_beside_a_base_is_training_on_the_residual(problem):
-    layer = adapted(problem)
+    layer = layer_of(problem)
     d_prediction = mse(layer(problem.x), problem.target)[1]
     _, by_backward = layer.backward(d_prediction, layer.forward(problem.x)[1])
     on_residual = residual_form(layer.adapter, problem.x, problem.target - layer.base(problem.x))
@@ -161,7 +161,7 @@ def test_rank_of_delta_is_at_most_the_adapters_rank(problem):
 @given(problem=problems(), dtype=st.sampled_from(["float32", "float64"]))
 @example(problem=RANK_ABOVE_WIDTHS, dtype="float32")
 def test_merged_layer_gives_the_same_output(problem, dtype):
-    layer, x = adapted(problem, dtype), problem.x.astype(dtype)
+    layer, x = layer_of(problem, dtype), problem.x.astype(dtype)
     # Rounding adds up over the sums of in_features and rank terms, on numbers of this size.
     size = abs(x) @ (abs(layer.base.weight) + layer.scaling * abs(layer.adapter.lora_B) @ abs(layer.adapter.lora_A)).T
     bound = 4 * (problem.in_features + problem.rank) * np.finfo(dtype).eps * (size.max() + 1)
@@ -173,7 +173,7 @@ def test_merged_layer_gives_the_same_output(problem, dtype):
 
 def test_frozen_weights_are_the_same_bits_after_training():
     problem = Problem(n=20, in_features=5, out_features=4, rank=3)
-    layer = adapted(problem)
+    layer = layer_of(problem)
     before = {name: p.copy() for name, p in layer.base.trainable().items()}
     adapter_before = {name: p.copy() for name, p in layer.trainable().items()}
     train(layer, problem.x, problem.target, epochs=5, batch_size=6, rng=np.random.default_rng(0))

@@ -7,22 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minilora import adapt
 from minilora.language.generation import choose, generate, nucleus
 
 from ..support.compare import assert_close
-from ..support.language import tiny_llama
+from ..support.language import adapted, tiny_llama
 
 V = tiny_llama().config.vocab_size
-
-
-def adapted(seed=0):
-    """A model with adapters that change what it says."""
-    rng = np.random.default_rng(seed)
-    model = adapt(tiny_llama(seed), "all-linear", rank=2, alpha=4, rng=rng)
-    for p in model.trainable().values():
-        p[...] = 0.3 * rng.standard_normal(p.shape)
-    return model
 
 
 def whole(model, ids):
@@ -34,7 +24,7 @@ def whole(model, ids):
 @settings(max_examples=20)
 def test_kept_keys_and_values_give_the_uncached_scores(seed, first, parts):
     """However a text is cut: into a prompt, and what is added to it."""
-    for model in (tiny_llama(seed), adapted(seed)):
+    for model in (tiny_llama(seed), adapted(model=tiny_llama(seed))):
         ids = np.random.default_rng(seed).integers(V, size=first + sum(parts)).tolist()
         done, past = 0, None
         for part in (first, *parts):
@@ -46,7 +36,7 @@ def test_kept_keys_and_values_give_the_uncached_scores(seed, first, parts):
 @given(seed=st.integers(0, 99), count=st.integers(1, 12))
 @settings(max_examples=15)
 def test_greedy_is_the_likeliest_token_every_time(seed, count):
-    model, ids = adapted(seed), [seed % V, 3]
+    model, ids = adapted(model=tiny_llama(seed)), [seed % V, 3]
     found = list(generate(model, ids, count))
     assert len(found) == count
     for token in found:
@@ -114,7 +104,7 @@ def test_scores_of_any_size_can_be_drawn_from(z, temperature):
 
 
 def test_the_text_ends_where_the_model_ends_it():
-    model = adapted(4)
+    model = adapted(model=tiny_llama(4))
     free = list(generate(model, [1], 20))
     end = free[6]
     assert list(generate(model, [1], 20, end={end})) == free[: free.index(end)]

@@ -137,7 +137,7 @@ def test_a_kind_that_has_a_window_without_a_word_of_it_gets_one(tmp_path, kind, 
     assert {key: value for key, value in config.items() if "sliding" in key} == said
 
 
-def adapted():
+def with_adapter():
     return adapt(decoder(), ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
 
 
@@ -150,7 +150,7 @@ def with_nan():
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        (adapted, ValueError,
+        (with_adapter, ValueError,
          "model has an adapter beside 'model.layers.0.self_attn.q_proj', which has no place in the folder: "
          "save it with save_adapter and the model without it here, or merge(model) first"),
         (with_nan, ValueError, "the model's model.norm.weight holds NaN or infinity"),
