@@ -105,7 +105,7 @@ def test_sliders_are_native_and_named_in_the_page(page, picture):
 @pytest.mark.parametrize(("page", "picture"), site)
 def test_a_page_with_sliders_stays_under_400_kilobytes(page, picture):
     files = [SITE / page, SITE / "_static" / "hands.js"]
-    assert sum(file.stat().st_size for file in files) < 400_000  # most of it formulas, which pack to a sixth
+    assert sum(file.stat().st_size for file in files) < 400_000  # most of it formulas, which pack to a tenth
     assert "hands.js" in files[0].read_text(encoding="utf-8")
 
 
