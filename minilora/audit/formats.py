@@ -230,7 +230,7 @@ OTHER_KINDS = {
 
 
 def _refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
-    """Refuse what is an adapter and no LoRA, by its name."""
+    """Require that no tensor has the name of another kind of adapter than a LoRA of two factors."""
     for name in names:
         last = name.rpartition(".")[2] if not name.endswith(".weight") else ".".join(name.split(".")[-2:])
         kind = next((kind for start, kind in OTHER_KINDS.items() if last.startswith(start)), None)

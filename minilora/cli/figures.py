@@ -48,7 +48,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def check_figure_path(path: str | Path) -> None:
-    """Refuse a file that a figure could not be saved to: better before the work than after it."""
+    """Require a file that a figure can be saved to: better before the work than after it."""
     new_figure(1, 1)  # matplotlib is there
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in FORMATS:

@@ -67,10 +67,7 @@ def _summary(folder: AdapterFolder, path: str) -> LayerSummary:
 
 
 def singular_values(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)
-    """Return the singular values of B A in float64, the largest first.
-
-    Both factors are divided by their largest number, so that no product on the way leaves the range of float64.
-    """
+    """Return the singular values of B A in float64, the largest first, also where a product leaves its range."""
     size_A, size_B = (max(float(np.abs(factor).max()), 1e-300) for factor in (A, B))
     scaled = LoRA(np.asarray(A, np.float64) / size_A, np.asarray(B, np.float64) / size_B, len(A))
     with np.errstate(over="ignore"):  # of float64 factors near its end

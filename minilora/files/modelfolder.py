@@ -30,11 +30,7 @@ HEAD_WEIGHT = f"{HEAD}.weight"
 
 
 def ties_head(weights: Weights) -> bool:
-    """Return whether the config.json beside the weights says that the head is the embedding.
-
-    One that cannot be read says nothing. Some kinds of model are tied where it says nothing: then the class has a head,
-    and the files have none.
-    """
+    """Return whether config.json says that the head is the embedding, or its class has a head and the files none."""
     try:
         config = read_json(weights.path.parent / MODEL_CONFIG)
     except FileRefused:
@@ -79,11 +75,7 @@ COPIED = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 
 
 def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
-    """Return what a merged folder gets besides the weights, by name: a file to copy, or a text.
-
-    An untied model's config.json says that it is. An index is of weights that are written apart, and an adapter's
-    configuration of an adapter that is merged.
-    """
+    """Return what a merged folder gets besides weights and index, by name: a file to copy, or a text."""
     config, files = read_json(folder / MODEL_CONFIG), {}
     for path in [*sorted(folder.iterdir()), *sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))]:
         passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
