@@ -13,7 +13,7 @@ import operator
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -339,6 +339,13 @@ def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def align(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
+    """Return rows of text with their columns aligned: those in `left` flush left, the others flush right."""
+    sides = (str.ljust if i in left else str.rjust for i in range(len(rows[0])))
+    columns = [(side, max(map(len, column))) for side, column in zip(sides, zip(*rows, strict=True), strict=True)]
+    return ["  ".join(side(cell, n) for cell, (side, n) in zip(row, columns, strict=True)).rstrip() for row in rows]
 
 
 def short(value: Any, at_most: int = LONGEST_NAME) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..checks import align
 from ..conformance.report import Diagnosis, Report
 from . import changes, contents, fitting, formats, keys, landing, merging, numbers, verdicts
 from .changes import FORMATS, Loss, Sums
@@ -202,13 +203,7 @@ class AuditReport(Report):
             row += [_range((self.shares[path] for path in paths), "{:.2g}") or "-"] if self.landing is not None else []
             row += [] if self.merged is None else [str(self._sums(name, paths)) for name in FORMATS]
             rows.append(row)
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            words = [cell.ljust(width) for cell, width in zip(row[:2], widths, strict=False)]
-            figures = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-            lines.append("  ".join([*words, *figures]).rstrip())
-        return lines
+        return align(rows, left={0, 1})
 
     def _details(self) -> dict[str, Any]:
         adapter, landed = self.adapter, self.landing is not None

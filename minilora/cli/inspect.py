@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import MOST_ROWS, add_all, align, check_plot, last_name, path, printable, write_figure
+from .console import MOST_ROWS, add_all, check_plot, last_name, path, printable, write_figure
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -52,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
 
 def table(summaries: list[LayerSummary], every: bool = True) -> str:
     """Return the summaries as a table; unless `every`, those of one kind and size as one row."""
+    from ..checks import align
+
     kinds: dict[Any, list[LayerSummary]] = {}
     for s in summaries:
         name = s.module if every else last_name(s.module)
@@ -70,5 +72,5 @@ def table(summaries: list[LayerSummary], every: bool = True) -> str:
         )
     lines.append(("total", "", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
     if all(str(s.form) == "linear" for s in summaries):
-        return align([(module, *rest) for module, _, *rest in lines], left={0, 7})
-    return align(lines, left={0, 1, 8})
+        return "\n".join(align([(module, *rest) for module, _, *rest in lines], left={0, 7}))
+    return "\n".join(align(lines, left={0, 1, 8}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import MOST_ROWS, add_all, align, by_kind, path, printable
+from .console import MOST_ROWS, add_all, by_kind, path, printable
 
 
 def add(commands: Any) -> None:
@@ -62,6 +62,7 @@ def _layout(text: str) -> tuple[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write the merged weights, and print a line for each tensor that changed."""
+    from ..checks import align
     from ..files.disk import check_new_file
     from ..files.merge import merge_adapter
 
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         layout = str(c.form).replace("linear", c.layout)
         lines.append((c.name, printable(c.file), c.dtype, shape, layout, f"{c.rank}", f"{c.scaling:.4g}"))
     lines = lines if options.all or len(lines) <= MOST_ROWS else by_kind(lines)
-    print(align([head, *lines], left={0, 1, 2, 4}))
+    print(*align([head, *lines], left={0, 1, 2, 4}), sep="\n")
     tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
     if options.dry_run:
         print(f"{tensors} would change; nothing was written")

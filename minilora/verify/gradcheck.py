@@ -29,6 +29,7 @@ import numpy as np
 from ..backend import backend_of, check_apart, check_finite
 from ..checks import (
     Array,
+    align,
     check_choice,
     check_dict,
     check_integer,
@@ -128,8 +129,7 @@ class GradReport:
             lines.append(f"(not by complex step: {self.note})")
         head = ("gradient", "shape", "checked", "error", "allowed", "worst at", "analytic", "numeric", "ratio", "")
         table = [head, *(_row(block) for block in self.blocks)]
-        widths = [max(len(row[column]) for row in table) for column in range(len(head))]
-        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+        lines += align(table, left=range(len(head)))
         lines += [f"{block.name}: {sentence}" for block in self.blocks for sentence in block.diagnosis]
         return "\n".join(lines)
 
