@@ -19,7 +19,7 @@ A Mistral, a Mixtral and all Qwen have no sliding window here.
 ``rope_theta`` and ``rope_scaling`` stand alone in one, and together in ``rope_parameters`` in the other. Both are read,
 and two that contradict each other are refused. A setting that would change what is computed, and is not implemented, is
 refused by its name: a decoder that passes over one is silently wrong. `MUST` has the values that are; what each setting
-does stands in docs/model-files.md.
+does stands in docs/library/model-files.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The part of the foreign reader that reads mixtures of experts: NumPy, and docs/golden-adapters.md.
+"""The part of the foreign reader that reads mixtures of experts: NumPy, and docs/library/golden-adapters.md.
 
 Each of `BUGS` is a mistake that it can be told to make.
 """

@@ -1,4 +1,4 @@
-"""A reader of golden adapters that shares no line with ours: NumPy, and docs/golden-adapters.md.
+"""A reader of golden adapters that shares no line with ours: NumPy, and docs/library/golden-adapters.md.
 
 `answer` takes the name of a bug to make; the tests plant each.
 """
