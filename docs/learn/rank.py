@@ -126,9 +126,9 @@ axes.set_xticks([1, 4, 16, 64], [1, 4, 16, 64], minor=False)
 axes.set_xticks([], minor=True)
 axes.grid(alpha=0.3)
 axes.legend(loc="lower right")
-alt = "The share of the square in the strongest directions. LoRA's curves reach one at rank 4 and at 16. That of the full change "
+alt = "The share of the square in the strongest directions. LoRA's curves reach one at rank 4 and at 16. That of the free change "
 alt += f"rises slowly: {held.mean(0)[15]:.0%} at 16 directions, {held.mean(0)[63]:.0%} at 64."
-caption = "Lines are means over the 28 matrices; the band has all 28 of the full change."
+caption = "Lines are means over the 28 matrices; the band has all 28 of the free change."
 picture("spectrum", pictures.show(figure, alt, caption))
 assert {v.size for v in values[full].values()} == {64, 128} and 0.45 < held.mean(0)[15] < 0.6
 
@@ -137,7 +137,7 @@ rows = [
     (f"{rank}", f"{kept[rank]:.0%}", f"{gain[name]:.0%}" if (name := f"LoRA, r = {rank}") in gain else "–")
     for rank in (1, 4, 16, 64)
 ]
-shown("enough", pictures.table(["rank", "the full change, cut: of its gain", "LoRA, trained: of that gain"], rows))
+shown("enough", pictures.table(["rank", "the free change, cut: of its gain", "LoRA, trained: of that gain"], rows))
 one, four, sixteen = (gain[f"LoRA, r = {rank}"] for rank in (1, 4, 16))
 assert one > kept[16] > 0.5 and 0.6 < one < 2 / 3 and 0.9 < sixteen < 0.95
 assert f"{loss['all weights']:.2f} {loss[full]:.2f} {loss['LoRA, r = 16']:.2f}" == "2.72 2.80 2.94"
