@@ -1,8 +1,7 @@
 """What derivation.md asserts and shows; the names are the page's own."""
 
 import drawings
-import rungs
-from pages import picture, shown
+from pages import picture
 
 # %% By pencil, with numbers
 
@@ -25,10 +24,6 @@ assert clipped[200:220].mean() < clipped[100:200].mean() < 1.5 * clipped[300:].m
 # %% Weight decay
 
 assert np.abs(full.weight).max() < 1e-3 and np.abs(lora.merge().weight - W).max() < 1e-3
-
-# %% A task for all rungs
-
-shown("rung", rungs.table("linear"))
 
 # %% Do you remember?
 

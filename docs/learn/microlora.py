@@ -16,13 +16,7 @@ assert abs(other - math.log(27)) < 0.1 and other - people > 0.7
 assert other - dinosaurs > 1 and forgot > people + 0.5
 assert float(micro.lines("as it is")[-1].split()[-1]) < 1e-13
 
-# %% Three challenges
-
-before, after = micro.losses("A at zero")
-with printed("zero"):
-    print("loss on unseen people and dinosaurs, before LoRA:", *before)
-    print("                                   and after it:", *after)
-assert before == after == (people, other)
+# %% Two challenges
 
 with printed("other-ranks"):
     for name in ("rank 1", "as it is", "rank 8"):

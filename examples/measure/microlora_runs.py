@@ -28,7 +28,6 @@ ASIDE = """head = model.layers.pop("head")
     model.layers["head"] = head"""
 CHALLENGES: dict[str, list[tuple[str, str]]] = {
     "as it is": [],
-    "A at zero": [("self.A = at_random(r, len(self.W[0]))", "self.A = [[0.0] * len(self.W[0]) for _ in range(r)]")],
     "rank 1": [(RANK, "RANK, ALPHA = 1, 2")],
     "rank 8": [(RANK, "RANK, ALPHA = 8, 16")],
     "the head trains whole": [(ADAPT, ASIDE.format(ADAPT)), (MERGE, ASIDE.format(MERGE))],
