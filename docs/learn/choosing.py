@@ -302,4 +302,5 @@ assert worse > cases / 2
 
 # %% Do you remember?
 
+assert round(50e6 / words.per_rank(LLAMA_2_7B)) == 20
 assert (16 / 64 * 2e-4, 2 * 3e-4) == (5e-5, 6e-4) and round(6e-4 / 5e-5) == 12

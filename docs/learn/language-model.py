@@ -74,7 +74,7 @@ assert {runs[name]["lr"] for name in ("the same matrices", "all weights")} == {2
 assert glass["settings"]["steps"] == runs["all weights"]["steps"][-1] == 300
 assert glass["parameters"] == runs["all weights"]["parameters"] == 852_608
 
-# %% By a few lines
+# %% In a few lines of Python
 
 assert (Y[:, :-1] == X[:, 1:]).all()
 assert history.losses[-1] < history.losses[0]

@@ -2,6 +2,6 @@
 
 from pages import DOCS, Drawn, live
 
-# %% Train a layer by hand
+# %% Train a layer in your browser
 
 live("live-layer", Drawn((DOCS / "_static" / "live" / "live-layer.html").read_text(encoding="utf-8")))
