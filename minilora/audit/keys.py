@@ -1,7 +1,7 @@
 """The keys of adapter_config.json that change what an adapter computes, and which programs read them.
 
-`READERS` is what the golden adapters showed: the page docs/library/golden-adapters.md has the versions and the scripts. "no
-place" means that the program's files or layers cannot hold it.
+`READERS` is what the golden adapters showed: the page docs/library/golden-adapters.md has the versions and the scripts.
+"no place" means that the program's files or layers cannot hold it.
 """
 
 from __future__ import annotations
