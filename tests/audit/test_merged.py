@@ -37,6 +37,12 @@ def dtype(request):
     return FLOATS[request.param]
 
 
+of_each_type = pytest.mark.parametrize(
+    "dtype", ["BF16", *(pytest.param(name, marks=pytest.mark.long) for name in ("F32", "F16"))], indirect=True
+)
+"""Where the type has no part in what is found; that a merge is right in each is another test's."""
+
+
 class World:
     """A base, an adapter, the changes that it makes in float64, and a judge of merged models."""
 
@@ -169,6 +175,15 @@ def another_base(w):
     return w.merged(base=arrays)
 
 
+def over_four_bits(w):
+    """A merge over what the base's layers are in NF4."""
+    arrays = {
+        name: dequantize_nf4(*quantize_nf4(W.astype("f4")), W.shape).astype(W.dtype) if "layers" in name else W
+        for name, W in w.arrays.items()
+    }
+    return w.merged(base=arrays)
+
+
 def twice(w):
     return w.merged(base=w.merged())
 
@@ -215,6 +230,7 @@ BROKEN = {
         "not its own change: layers 0 to 2 with that of the layer above, layer 3 with that of 3 layers below",
     ),
     "another base": (another_base, "merged over another base: 3 of 3 tensors without an adapter differ"),
+    "the base in four bits": (over_four_bits, "merged over the base in NF4"),
     "another adapter": (
         lambda w: w.merged(lambda path, d: noise(len(path), d)), "changed by something else: by"
     ),
@@ -252,6 +268,7 @@ BROKEN = {
 }  # fmt: skip
 
 
+@of_each_type
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_merge_is_named_in_the_first_line(world, name):
     make, said = BROKEN[name]
@@ -272,14 +289,6 @@ def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
     arrays = {name: array.astype(FLOATS[half]).astype("f4") for name, array in world.merged().items()}
     said = f"rounded to {FLOATS[half].name}, further than float32 explains: all 16 modules"
     assert said in world.judged(arrays).first_line
-
-
-def test_a_merge_over_four_bits_is_named(world):
-    arrays = {
-        name: dequantize_nf4(*quantize_nf4(W.astype("f4")), W.shape).astype(W.dtype) if "layers" in name else W
-        for name, W in world.arrays.items()
-    }
-    assert "merged over the base in NF4" in world.judged(world.merged(base=arrays)).first_line
 
 
 def last_row_alone(w):
@@ -532,6 +541,7 @@ DORA = {
 }  # fmt: skip
 
 
+@of_each_type
 @pytest.mark.parametrize("name", DORA)
 def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
     make, said = DORA[name]
@@ -587,13 +597,15 @@ def test_a_change_that_shows_in_few_numbers_is_told_all_the_same(tmp_path):
     assert "merged by the factor 2 (twice)" in world.judged(world.merged(lambda _, d: 2 * d)).first_line
 
 
-def test_the_json_has_what_became_of_each_module(world):
+def test_the_json_has_what_became_of_each_module(tmp_path):
+    world = World(tmp_path, FLOATS["BF16"])
     found = json.loads(json.dumps(world.judged(world.merged(lambda _, d: 2 * d)).json()))["merged"]
     assert {(verdict["state"], verdict["factor"]) for verdict in found["modules"]} == {("wrong", 2.0)}
     assert [found[name] for name in ("same", "tensors", "extra", "grown", "renamed")] == [3, [], [], {}, ""]
 
 
-def test_a_name_with_braces_is_a_name(world):
+def test_a_name_with_braces_is_a_name(tmp_path):
+    world = World(tmp_path, FLOATS["F16"])
     report = world.judged(world.merged() | {"{x}.weight": np.ones(3, world.dtype)})
     assert "{x}.weight" in str(report)
     arrays = {name.replace("norm", "{k}norm"): array for name, array in world.merged().items()}
