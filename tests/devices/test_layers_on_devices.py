@@ -131,23 +131,42 @@ def test_sums_of_adapters_are_numpys(place):
     place.assert_same(best_of_rank(here, 2).delta(), best_of_rank(there, 2).delta())
 
 
-@pytest.mark.parametrize("variant", OPTIONS)
-def test_steps_neither_wait_nor_copy(standin, variant):
+def with_convolution(put, **options):
+    """A net with a convolution and an embedding, both adapted, and their inputs."""
     (conv, images), (embedding, ids) = (instance(row, "float32") for row in ("Conv2d", "Embedding"))
     fc = Linear(np.ones((3, Flatten()(conv(images)).shape[1]), "float32"))
-    options = {"rank": 2, "alpha": 3, "rng": np.random.default_rng(0), **OPTIONS[variant]}
-    model = rebuild(Sequential(conv=conv, flat=Flatten(), fc=fc), array=standin.asarray)
-    model, table = (
-        adapt(model, ["conv", "fc"], **options),
-        adapt(rebuild(embedding, array=standin.asarray), "", **options),
-    )
-    x, ids = standin.asarray(images), standin.asarray(ids)
-    traffic.reset()
-    for layer, given in ((model, x), (table, ids)):
-        y, cache = layer.forward(given)
-        layer.backward(y, cache)
-        merge(layer)
-        attach(merge(layer), adapters(layer))
+    net = rebuild(Sequential(conv=conv, flat=Flatten(), fc=fc), array=put)
+    options |= {"rank": 2, "alpha": 3, "rng": np.random.default_rng(0)}
+    return [(adapt(net, ["conv", "fc"], **options), put(images)),
+            (adapt(rebuild(embedding, array=put), "", **options), put(ids))]  # fmt: skip
+
+
+def adapted_there(model, targets, put, x):
+    rng = np.random.default_rng(0)
+    return [(adapt(rebuild(model, array=put), targets, rank=2, alpha=3, rng=rng), put(x))]
+
+
+STEPS = {
+    **{variant: lambda put, options=options: with_convolution(put, **options) for variant, options in OPTIONS.items()},
+    "a language model": lambda put: adapted_there(
+        llama(), ["q_proj", "v_proj"], put, np.random.default_rng(2).integers(0, 9, (2, 4))),
+    "four bits": lambda put: adapted_there(
+        quantize(Sequential(fc=Linear(np.random.default_rng(6).standard_normal((7, 40)).astype("float32")))),
+        "all-linear", put, np.ones((3, 40), "float32")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STEPS)
+def test_steps_neither_wait_nor_copy(standin, what):
+    """Once the angles of positions and the code books are there, which go to the device at the first step."""
+    layers = STEPS[what](standin.asarray)
+    for _ in range(2):
+        traffic.reset()
+        for layer, given in layers:
+            y, cache = layer.forward(given)
+            layer.backward(cross_entropy(y, given, out=y)[1] if what == "a language model" else y, cache)
+            if what in OPTIONS:
+                attach(merge(layer), adapters(layer))
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
 
 
@@ -166,19 +185,6 @@ def test_text_goes_on_everywhere_as_on_numpy(place):
     (z, past), (expected, other) = here.extend(place.put(ids)), there.extend(ids)
     place.assert_same(z, expected)
     place.assert_same(here.extend(place.put(ids[:, :1]), past)[0], there.extend(ids[:, :1], other)[0])
-
-
-def test_a_language_models_step_neither_waits_nor_copies(standin):
-    """Once the angles of the positions are there, which go to the device at the first step."""
-    model = rebuild(llama(), array=standin.asarray)
-    model = adapt(model, ["q_proj", "v_proj"], rank=2, alpha=3, rng=np.random.default_rng(0))
-    ids = standin.asarray(np.random.default_rng(2).integers(0, 9, (2, 4)))
-    for _ in range(2):
-        traffic.reset()
-        z, cache = model.forward(ids)
-        _, dz = cross_entropy(z, ids, out=z)
-        model.backward(dz, cache)
-    assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
 
 
 def test_attention_copies_its_shares_once_and_by_blocks_a_block(standin):
@@ -213,15 +219,3 @@ def test_a_weight_is_quantised_everywhere_as_on_numpy(place, shape):
         for name in names:
             place.assert_same(getattr(here, name), getattr(there, name))
     assert here.mean == pytest.approx(there.mean)  # a sum in another order: a scale may have the neighbour's code
-
-
-def test_a_step_over_four_bits_neither_waits_nor_copies(standin):
-    """Once the code books are there, which go to the device at the first step."""
-    there = quantize(Sequential(fc=Linear(np.random.default_rng(6).standard_normal((7, 40)).astype("float32"))))
-    model = adapt(rebuild(there, array=standin.asarray), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0))
-    x = standin.asarray(np.ones((3, 40), "float32"))
-    for _ in range(2):
-        traffic.reset()
-        y, cache = model.forward(x)
-        model.backward(y, cache)
-    assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
