@@ -813,7 +813,7 @@ def test_factors_of_one_number_are_read(tmp_path):
     assert report.details["modules"][0]["rms"] == 4
 
 
-def test_what_merging_loses_of_a_part_of_an_array_is_measured(tmp_path):
+def test_what_merging_loses_of_an_arrays_part_is_measured(tmp_path):
     adapter, base = of_one_expert("mixtral")(tmp_path)
     factors, arrays = (load_file(next(folder.glob("*.safetensors"))) for folder in (adapter, base))
     parts = {"w1": ("gate_up_proj", slice(6)), "w3": ("gate_up_proj", slice(6, 12)), "w2": ("down_proj", slice(D))}
@@ -858,7 +858,7 @@ def test_layers_that_stand_several_times_are_those_of_their_ranges(tmp_path):
 
 
 @pytest.mark.parametrize("ranges", [[[-1, 3]], [[0, -1]], [[1, 3.0]], [[1, True]], [[1, 2, 3]], [3], 3])
-def test_a_replication_that_is_no_list_of_ranges_moves_no_layer(tmp_path, ranges):
+def test_a_replication_without_ranges_moves_no_layer(tmp_path, ranges):
     landing = report_of(plain({"layer_replication": ranges}), tmp_path).landing
     assert [*landing.places] == [*landing.places.values()] == paths(*QV)
 
@@ -911,7 +911,7 @@ def test_a_module_of_many_is_shown_with_all(tmp_path):
         (BROKEN["integers"][0], "linear 12 x 8 2 2 - - -"), (plain(kinds=ALL[:4]), "linear 12 x 8 2 2 "),
     ],
 )  # fmt: skip
-def test_a_module_of_twelve_has_its_row_with_a_dash_for_what_is_not_known(tmp_path, make, row):
+def test_a_row_has_a_dash_for_what_is_not_known(tmp_path, make, row):
     path = paths("q_proj")[1]
     (line,) = (line for line in report_of(make, tmp_path).shown().splitlines() if line.startswith(path))
     found = " ".join(line.split())

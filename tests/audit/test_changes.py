@@ -48,7 +48,7 @@ def test_a_linear_layer_and_an_embedding(tmp_path):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_square_weight_under_fan_in_fan_out_is_changed_across(tmp_path, beside):
+def test_a_square_weight_stored_in_out_is_changed_across(tmp_path, beside):
     """GPT-2's c_proj: its shape does not show that it is stored (in, out), and c_attn's beside it does."""
     rng, arrays, tensors = np.random.default_rng(0), {}, {}
     for name, out in (("c_proj", D), *([("c_attn", 3 * D)] if beside else [])):
@@ -161,7 +161,7 @@ def test_q8_0_is_llama_cpps():
 @pytest.mark.parametrize(
     ("other", "word"), [(0.0, "SOUND"), (0.55, "SOUND"), (0.65, "SUSPICIOUS"), (1.0, "SUSPICIOUS")]
 )
-def test_a_magnitude_on_the_other_axis_of_a_square_weight_is_named(tmp_path, other, word):
+def test_a_magnitude_of_a_square_weights_columns_is_named(tmp_path, other, word):
     rng, path = np.random.default_rng(0), "fc"
     W = (rng.standard_normal((16, 16)) * rng.uniform(0.5, 2, (16, 1))).astype("f4")
     save_file({"fc.weight": W}, tmp_path / "m.safetensors")

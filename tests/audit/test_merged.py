@@ -127,7 +127,7 @@ def test_a_merge_in_half_precision_is_right_wherever_it_rounds(tmp_path, road, s
     assert world.judged(arrays).word == "RIGHT"
 
 
-def test_how_far_a_merge_is_from_the_exact_sum_is_measured(tmp_path):
+def test_a_merges_distance_from_the_exact_sum_is_measured(tmp_path):
     world = World(tmp_path, FLOATS["F32"])
     arrays, farthest = dict(world.arrays), 0.0
     for path, delta in world.changes.items():
@@ -278,7 +278,7 @@ def test_a_broken_merge_is_named_in_the_first_line(world, name):
 
 
 @pytest.mark.parametrize("half", ["BF16", "F16"])
-def test_a_merge_into_what_was_merged_is_named_though_it_rounds_between(tmp_path, half):
+def test_a_second_merge_is_named_though_it_rounds_between(tmp_path, half):
     world = World(tmp_path, FLOATS[half], size=0.02)
     assert "merged twice, the second time into what was merged" in world.judged(twice(world)).first_line
 
@@ -415,7 +415,7 @@ def test_a_tied_head_may_stay_the_embedding(tmp_path):
     assert "WRONG: not merged, equal to the base: 'lm_head'" in audit(adapter, base, merged=base).first_line
 
 
-def test_a_vocabulary_that_grew_with_the_adapter_is_merged_over_its_copy(tmp_path):
+def test_a_vocabulary_that_grew_is_merged_over_its_copy(tmp_path):
     base, factors = adapters.model(tmp_path / "base", shards=3), adapters.factors(["model.embed_tokens"])
     arrays = {name: a for file in base.glob("*.safetensors") for name, a in load_file(file).items()}
     place, rng = f"{PREFIX}model.embed_tokens.", np.random.default_rng(3)
@@ -474,7 +474,7 @@ def test_experts_are_compared_however_they_are_stored(tmp_path, of_base, of_merg
 
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj"])
-def test_the_half_of_an_array_that_no_module_changes_is_the_bases(tmp_path, part):
+def test_an_arrays_half_without_a_module_is_the_bases(tmp_path, part):
     rng, tensors = np.random.default_rng(0), {}
     right = apart(load_file(adapters.model(tmp_path / "m", experts=4) / "model.safetensors"))
     save_file(right, tmp_path / "base.safetensors")
@@ -522,7 +522,7 @@ def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path):
     assert "is for 4 experts, and there are 3" in report.text
 
 
-def test_few_bits_that_nothing_says_how_to_read_are_looked_at(tmp_path):
+def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
     save_llama(quantize(tiny_llama(dtype="float32")), tmp_path / "base")
     (tmp_path / "base" / "config.json").unlink()
     head = load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"]
@@ -589,7 +589,7 @@ def test_a_change_below_half_a_step_is_not_called_right(tmp_path, size):
     assert "in all 16 modules the change is below half a step of bfloat16, or zero" in report.first_line
 
 
-def test_a_change_that_shows_in_few_numbers_is_told_all_the_same(tmp_path):
+def test_a_change_that_shows_in_few_numbers_is_told(tmp_path):
     """In bfloat16 a step is larger than the change nearly everywhere: k is known from where it is not."""
     world = World(tmp_path, FLOATS["BF16"], size=0.003)
     assert world.judged(world.merged()).word == "RIGHT"
@@ -645,7 +645,7 @@ def sparse(folder):
 
 @pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the memory of a process is read by resource")
-def test_a_model_of_7_billion_weights_takes_less_than_a_gigabyte(tmp_path):
+def test_seven_billion_weights_take_less_than_a_gigabyte(tmp_path):
     sparse(tmp_path / "base")
     file, starts = sparse(tmp_path / "merged")
     rng, tensors = np.random.default_rng(0), {}

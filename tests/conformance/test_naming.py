@@ -59,7 +59,7 @@ def test_a_row_is_named_with_where_it_shows(keys, also, where):
     assert said(world(A, B, words={}), wrong) == ["a is wrong"]
 
 
-def test_a_name_has_its_flag_where_it_was_made_and_the_cases():
+def test_a_name_has_its_flag_its_source_and_the_cases():
     (named,) = name(world(A, B), given(B.parts))[1]
     assert (named.flag, named.source, named.cases) == ("b", "somebody/something #1", (0, 1, 2))
 
@@ -110,7 +110,7 @@ def test_of_rows_that_fit_one_is_named_wherever_it_stands(which):
         assert name(world(*order), given(A.parts, keys="gh" if "others" in which else "ygh"))[1][0].flag == flag
 
 
-def test_a_row_that_fits_not_everywhere_where_it_is_wrong_is_not_named():
+def test_a_row_that_does_not_fit_everywhere_is_not_named():
     wrong = given(A.parts)
     wrong[2] = {**wrong[2], "y": wrong[2]["y"] + 1}
     assert [named.explains for named in name(world(A, B), wrong)[1]] == [{"g"}]
@@ -120,7 +120,7 @@ def when(some, every):
     return "above one" if len(every) == 3 and min(some) > 1 else f"of {len(every)}"
 
 
-def test_a_row_that_is_made_on_some_cases_is_named_with_what_they_share():
+def test_a_row_of_some_cases_is_named_with_theirs():
     wrong = [given({})[0], *given(A.parts)[1:]]
     says = "on 2 of 3 problems, those above one: a is wrong"
     assert said(world(A, B, when=when), wrong) == [says]
@@ -132,7 +132,7 @@ def test_a_row_that_is_made_on_some_cases_is_named_with_what_they_share():
     )
 
 
-def test_two_rows_that_are_made_on_other_cases_are_named_for_each_answer():
+def test_two_rows_on_other_cases_are_named_for_each_answer():
     wrong = given({}, keys="gh")
     for i, (key, parts) in ((0, ("h", B.parts)), (1, ("h", B.parts)), (1, ("g", A.parts)), (2, ("g", A.parts))):
         wrong[i] = {**wrong[i], key: answers(float(i + 1), parts)[key]}
@@ -140,7 +140,7 @@ def test_two_rows_that_are_made_on_other_cases_are_named_for_each_answer():
     assert [(named.flag, named.cases) for named in found] == [("a", (1, 2)), ("b", (0, 1))]
 
 
-def test_cases_on_which_a_row_would_not_show_say_nothing_of_where_it_is_made():
+def test_cases_where_a_row_cannot_show_say_nothing_of_it():
     some = row("some", lambda case: {"a": NUMBERS + 1} if case > 1 else {})
     wrong = [*given({})[:2], answers(3.0, {"a": NUMBERS + 1})]
     assert "of 2: some is wrong" in said(world(some, when=when), wrong)[0]
@@ -166,7 +166,7 @@ def test_a_measured_row_is_of_these_answers_alone():
     assert [named.flag for named in name(world(A, measured=measured), given(A.parts))[1]] == ["a"]
 
 
-def test_an_answer_that_is_owed_and_not_given_is_explained_by_a_row_that_leaves_it_out():
+def test_a_missing_answer_is_explained_by_a_row_without_it():
     none = row("none", {"none": True})
     wrong = given({}, also=lambda case: {"h": None} if case else {})
     wrong = [{**found, "h": None} for found in wrong]
@@ -178,7 +178,7 @@ def test_an_answer_that_is_owed_and_not_given_is_explained_by_a_row_that_leaves_
 @pytest.mark.parametrize(
     ("entries", "times", "is_named"), [(1, 99, True), (2, 99, False), (1, 101, False), (0, 0, True)]
 )
-def test_a_tie_may_go_either_way_in_one_entry_of_fifty(entries, times, is_named):
+def test_one_entry_of_fifty_may_be_a_tie(entries, times, is_named):
     moved = np.where(np.arange(60) < entries, times * 1e-9, 0.0)
     wrong = [{"g": answers(case, A.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]
     assert [named.flag for named in name(world(replace(A, ties=100.0)), wrong)[1]] == ["a"] * is_named

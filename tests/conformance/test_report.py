@@ -44,7 +44,7 @@ def test_known_failures_are_strict_both_ways(known, verdict, first, rest):
     assert [line for line in lines[1:] if "known failures" in line or "known to fail" in line] == rest
 
 
-def test_a_file_of_known_failures_has_an_id_and_a_reason_a_line(tmp_path):
+def test_known_failures_have_an_id_and_a_reason_a_line(tmp_path):
     file = tmp_path / "known.txt"
     file.write_text(
         "\ufeff# ours\n\nlinear-6-forward  rank 1: issue 12 # stays\n\tconv2d-2-slope\tdilation\r\n", encoding="utf-8"
@@ -60,7 +60,7 @@ def test_a_file_of_known_failures_has_an_id_and_a_reason_a_line(tmp_path):
         (b"\xff\xfe", "it is no text in UTF-8"),
     ],
 )
-def test_a_file_of_known_failures_that_is_not_sound_is_refused(tmp_path, content, said):
+def test_an_unsound_file_of_known_failures_is_refused(tmp_path, content, said):
     file = tmp_path / "known.txt"
     file.write_bytes(content)
     with pytest.raises(FileRefused) as refused:

@@ -111,7 +111,7 @@ def test_a_right_lora_that_is_filled_in_passes(folder, kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in FILLED_IN if k != "peft" and getattr(k, "values", None) != ("peft",)])
-def test_a_file_that_is_not_filled_in_says_what_to_fill_in(folder, kind):
+def test_a_file_says_what_is_still_to_fill_in(folder, kind):
     if kind not in ("numpy", "class"):
         pytest.importorskip("mlx.core" if kind == "mlx" else kind)
     assert cli.main(["conformance", "--start", kind, "-o", "my_lora.py"]) == 0
@@ -124,7 +124,7 @@ def test_a_file_that_is_not_filled_in_says_what_to_fill_in(folder, kind):
     assert str(refused.value).endswith(f", in my_lora.py, line {line}")
 
 
-def test_what_is_left_of_the_other_functions_is_to_be_deleted(folder):
+def test_what_is_left_over_is_to_be_deleted(folder):
     text = FOLDER.joinpath("numpy.txt").read_text(encoding="utf-8")
     first, rest = text.split("def backward")
     (folder / "my_lora.py").write_text(f"{filled_in(first)}def backward{rest}", encoding="utf-8")
@@ -136,7 +136,7 @@ def test_what_is_left_of_the_other_functions_is_to_be_deleted(folder):
         )
 
 
-def test_each_kind_has_its_file_which_is_printed_or_written_anew(folder, capsys):
+def test_each_kind_has_its_file_printed_or_written(folder, capsys):
     assert {f"{kind}.txt" for kind in STARTS} == {file.name for file in FOLDER.iterdir()}
     for kind in STARTS:
         text = FOLDER.joinpath(f"{kind}.txt").read_text(encoding="utf-8")

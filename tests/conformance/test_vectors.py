@@ -362,9 +362,7 @@ def of_another_version(folder, file, numbers, **changed):
         (3, 1e-14, "alpha is not divided by the rank"),
     ],
 )
-def test_a_folder_of_another_version_is_judged_by_its_own_numbers(
-    folder, compared, tmp_path, times, tolerance, diagnosis
-):
+def test_another_versions_folder_is_judged_by_its_own_numbers(folder, compared, tmp_path, times, tolerance, diagnosis):
     """Other arrays, answers and tolerances than this version's: a mistake in them has its name all the same."""
     rng, name = np.random.default_rng(0), "linear-0-float64.safetensors"
     p = load_file(folder / name) | {"x": rng.standard_normal((7, 5)), "lora_A": rng.standard_normal((2, 5))}

@@ -230,7 +230,7 @@ def test_training_waits_once_an_epoch_and_once_a_logged_loss(standin, kind, epoc
     assert traffic.to_host == 0
 
 
-def test_classes_and_ids_out_of_range_are_refused_beside_numbers_too(standin):
+def test_classes_out_of_range_are_refused_beside_numbers_too(standin):
     """Where a GPU would take another: numbers in and classes out, ids in and numbers out."""
     rng = np.random.default_rng(12)
     layer = layers(standin.asarray, rng, "float32")["LoRALinear"]

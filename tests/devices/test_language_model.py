@@ -58,7 +58,7 @@ def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, st
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("X", -1), ("X", 29), ("Y", -1), ("Y", 29), ("Y", -99)])
-def test_an_id_out_of_range_is_refused_where_a_gpu_would_take_another(standin, name, wrong):
+def test_an_id_that_a_gpu_would_replace_is_refused(standin, name, wrong):
     model = rebuild(tiny_llama(dtype="float32"), array=standin.asarray)
     adapted = adapt(model, TARGETS, rank=2, alpha=4, rng=np.random.default_rng(1))
     X, Y, *held = windows([LETTERS.index(c) for c in TEXT], 8)

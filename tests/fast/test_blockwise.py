@@ -100,7 +100,7 @@ def layer(cls, seed=0, d=6, K=2, g=2, D=4, **more):
     return cls(*linears, Rotary(frequencies(D, 100.0)), **more)
 
 
-def test_a_short_text_goes_by_the_page_to_the_last_bit():
+def test_a_short_text_has_the_pages_bits():
     page, here = layer(Attention), layer(BlockwiseAttention)
     for T, by_blocks in ((CPU.page_up_to, False), (CPU.page_up_to + 1, True)):
         x, dy = np.random.default_rng(T).standard_normal((2, 2, T, 6))

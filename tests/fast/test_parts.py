@@ -371,7 +371,7 @@ def test_a_row_reaches_to_its_last_target_that_counts(lengths):
 
 @given(lengths=LENGTHS, rows=st.integers(1, 7))
 @settings(max_examples=60)
-def test_no_cut_into_as_many_parts_has_a_smaller_largest_area(lengths, rows):
+def test_no_other_cut_has_a_smaller_largest_area(lengths, rows):
     parts, wide = by_width(of_lengths(lengths)[1], rows), sorted((n for n in lengths if n), reverse=True)
     if not wide:
         np.testing.assert_array_equal(parts, [np.arange(min(rows, len(lengths)))])
@@ -385,7 +385,7 @@ def test_no_cut_into_as_many_parts_has_a_smaller_largest_area(lengths, rows):
 
 
 @given(lengths=LENGTHS, area=st.integers(1, 40))
-def test_no_part_is_larger_than_an_area_nor_fits_into_the_one_before(lengths, area):
+def test_no_part_exceeds_the_area_or_fits_into_the_last(lengths, area):
     parts = of_area(of_lengths(lengths)[1], area)
     assert [lengths[row] for part in parts for row in part] == sorted((n for n in lengths if n), reverse=True)
     for i, part in enumerate(parts):

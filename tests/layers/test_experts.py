@@ -190,7 +190,7 @@ def test_what_makes_no_mixture_is_refused(make, error, message):
 
 @pytest.mark.parametrize("counts", [[0, 3, 2], [ROWS, 5, 2 * ROWS + 1], [1, 0, ROWS - 1]], ids=str)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_gate_by_rows_gives_the_numbers_of_all_rows_at_once(counts, dtype):
+def test_the_gate_by_rows_is_the_gate_at_once(counts, dtype):
     rng = np.random.default_rng(0)
     stacks = [StackedLinear(rng.standard_normal(shape).astype(dtype)) for shape in ((3, 14, 5), (3, 5, 7))]
     x, dy = rng.standard_normal((2, sum(counts), 5)).astype(dtype)

@@ -162,7 +162,7 @@ def test_other_methods_of_peft_are_refused_by_peft_type(tmp_path, kind):
         load_adapter(tmp_path)
 
 
-def test_every_key_of_peft_s_configuration_is_known_with_its_default():
+def test_every_key_of_pefts_configuration_has_its_default():
     defaults = {field.name: getattr(peft.LoraConfig(), field.name) for field in dataclasses.fields(peft.LoraConfig)}
     assert defaults.keys() <= KEYS.keys() | {"peft_type"}
     for key, value in defaults.items():

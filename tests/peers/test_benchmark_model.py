@@ -97,7 +97,7 @@ def test_whole_steps_of_each_dtype_start_from_one_checkpoint(task, side):
     ("side", "base", "adapters"),
     [(PEER, "float32", "float32"), (DEFAULT, "bfloat16", "float32"), (ALL_HALF, "bfloat16", "bfloat16")],
 )
-def test_transformers_loads_the_checkpoints_dtype_and_peft_keeps_adapters_in_float32(side, base, adapters):
+def test_a_checkpoints_dtype_is_loaded_and_adapters_stay_in_float32(side, base, adapters):
     """By default; where one of them does otherwise, docs/library/benchmarks.md is out of date."""
     task = benchmark_model.Task(benchmark_model.of_bfloat16(tiny_llama(dtype="float32")), SETTINGS[1])
     for name, p in benchmark_model.with_peft(task, side).named_parameters():

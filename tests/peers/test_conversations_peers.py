@@ -152,7 +152,7 @@ TOOL = re.compile(r"^(tool) (\d+) of its tools leaves no trace")
 
 @pytest.mark.parametrize("tagged", [False, True])
 @pytest.mark.parametrize("style", STYLES)
-def test_what_leaves_no_trace_is_refused_and_all_else_is_as_in_transformers(style, tagged):
+def test_what_leaves_no_trace_is_refused(style, tagged):
     source = STYLES[style]
     source = source.replace("OPEN", "{% generation %}" * tagged).replace("CLOSE", "{% endgeneration %}" * tagged)
     taken = refused = 0

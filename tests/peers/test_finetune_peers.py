@@ -55,7 +55,7 @@ def test_a_finetuned_adapter_gives_the_same_logits_in_peft(folder, targets):
 
 
 @pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear", r".*\.1\.mlp\..*"])
-def test_peft_s_auto_class_loads_a_finetuned_adapter_and_its_base(folder, targets):
+def test_pefts_auto_class_loads_an_adapter_and_its_base(folder, targets):
     base = str(folder / "model")
     assert main(["finetune", "text", "--save", "a", "--model", base, *SMALL, "--target-modules", targets]) == 0
     theirs = peft.AutoPeftModelForCausalLM.from_pretrained("a", dtype=torch.float32).eval()

@@ -44,7 +44,7 @@ def run(script, *arguments):
 
 @RECORDED
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
-def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, precision):
+def test_peft_is_right_but_in_four_named_cases(golden, tmp_path, precision):
     run("transformers_peft.py", golden, tmp_path / "results", precision, "--cases", "experts-")
     verdicts = {
         case.id: case for case in compare_golden(golden, tmp_path / "results").cases if case.id.startswith("experts-")
@@ -55,7 +55,7 @@ def test_peft_is_right_but_in_four_cases_and_these_are_named(golden, tmp_path, p
 
 
 @RECORDED
-def test_adapters_with_names_of_before_are_merged_rightly_and_the_page_has_what_peft_makes_of_them():
+def test_adapters_with_old_names_are_merged_rightly_as_recorded():
     """Its table is this script's output; what is rounding may round otherwise."""
     rows = [line for line in run("../upstream/peft_old_names.py").splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 5

@@ -36,7 +36,7 @@ def drawn(share=0.3, rows=5):
     )
 
 
-def test_the_share_that_is_dropped_is_p_and_the_mean_stays():
+def test_the_share_dropped_is_p_and_the_mean_stays():
     layer, _ = drawn(share=0.25, rows=400)
     mask = layer.mask(np.zeros((400, layer.in_features)))
     assert abs(mask.mean() - 0.75) < 0.02
@@ -69,7 +69,7 @@ def test_a_probability_of_nothing_changes_nothing():
     np.testing.assert_array_equal(with_dropout(model, 0.0, [1, 2, 3, 4])(IDS), model(IDS))
 
 
-def test_a_model_with_masks_shares_what_trains_and_leaves_the_model_alone():
+def test_a_model_with_masks_shares_what_trains():
     model = adapted_llama()
     masked = with_dropout(model, 0.3, [1, 2, 3, 4])
     assert dropping(masked).keys() == adapters(model).keys()
@@ -79,7 +79,7 @@ def test_a_model_with_masks_shares_what_trains_and_leaves_the_model_alone():
 
 
 @pytest.mark.parametrize(("rows", "workers"), [(1, 1), (1, 3), (2, 2), (3, 2), (4, 1)])
-def test_parts_of_a_batch_have_the_masks_that_they_have_in_the_whole(rows, workers):
+def test_parts_of_a_batch_have_the_masks_of_the_whole(rows, workers):
     model, targets = adapted_llama(), (IDS + 1) % 29
     masked = with_dropout(model, 0.3, [11, 12, 13, 14])
     whole = backpropagate(masked, IDS, targets, next_token_loss)

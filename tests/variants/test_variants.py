@@ -298,7 +298,7 @@ def test_sums_and_the_best_of_a_rank_are_exact(problem):
 @given(problem=problems(), data=st.data())
 @example(problem=RANK_ABOVE_WIDTHS, data=None)
 @settings(max_examples=30)
-def test_a_sum_of_a_rank_is_the_nearest_to_the_sum(problem, data):
+def test_a_sum_of_a_rank_is_the_nearest(problem, data):
     terms, weights = terms_of(problem, more=1), [1.5, -0.5, 0.25]
     wanted = sum(w * term.delta() for w, term in zip(weights, terms, strict=True))
     largest = min(problem.rank + 2, *wanted.shape)

@@ -88,7 +88,7 @@ def test_of_an_unknown_function_each_array_is_checked(method):
 
 
 @METHODS
-def test_a_slope_of_rounding_is_zero_and_a_claim_of_more_is_wrong(method):
+def test_a_slope_of_rounding_is_zero(method):
     params, grads, c = attention_problem()
     with pytest.raises(CheckRefused, match="bias: the slope is zero everywhere"):
         gradcheck(attention, params, grads, cotangent=c, method=method)
@@ -131,7 +131,7 @@ def test_any_error_above_the_tolerance_fails_and_any_below_passes(seed, size):
     passed(cube, 3 * x**2 + off, {"x": x}, tolerance=1.01 * size)
 
 
-def test_errors_that_cancel_in_a_sum_are_found_and_the_worst_is_named():
+def test_errors_that_cancel_in_a_sum_are_found():
     w, bad = randn(60, 50), 2 * randn(60, 50)
     bad[50, 3] += 0.01
     bad[50, 4] -= 0.01
@@ -191,7 +191,7 @@ AS_IT_IS = [  # a function of x, where, its gradient there, and why it is not me
 
 
 @pytest.mark.parametrize(("f", "x", "gradient", "note"), AS_IT_IS)
-def test_a_function_is_measured_by_complex_step_where_it_is_analytic(f, x, gradient, note):
+def test_an_analytic_function_is_measured_by_complex_step(f, x, gradient, note):
     report = passed(of(f), gradient, {"x": x}, method="complex" if note is None else "auto")
     assert report.method == ("central" if note else "complex")
     assert (note or "") in report.note
@@ -225,7 +225,7 @@ def test_the_error_allowed_is_in_proportion(method, slope, away, scale):
 
 
 @pytest.mark.parametrize(("method", "slope"), [("complex", 1.1e-11), ("central", 1.1e-8)])
-def test_a_slope_is_checked_where_it_is_well_above_what_is_allowed(method, slope):
+def test_a_slope_is_checked_where_it_is_well_above_tolerance(method, slope):
     def f(p):
         return p["a"].sum() + slope * p["b"].sum()
 
@@ -240,7 +240,7 @@ def test_a_slope_is_checked_where_it_is_well_above_what_is_allowed(method, slope
 
 
 @pytest.mark.parametrize("rows", [20, 2000])
-def test_a_penalty_that_a_complex_step_does_not_see_is_missed(rows):
+def test_a_penalty_unseen_by_a_complex_step_is_missed(rows):
     """A lasso: next to a loss that is a sum over the rows, the slope of its penalty is small."""
     rng = np.random.default_rng(0)
     A, x = rng.standard_normal((rows, 5)), rng.standard_normal(5)
@@ -262,7 +262,7 @@ def test_central_differences_are_good_to_nine_digits(seed, size):
     passed(of(lambda x: np.sin(x).sum()), np.cos(x), {"x": x}, method="central", tolerance=3e-10)
 
 
-def test_a_step_is_felt_by_the_largest_number_and_a_given_one_is_taken():
+def test_a_step_is_felt_by_the_largest_number():
     for size, step in ((0.0, 1), (1e5, 1), (1e9, 1e3)):
         loss = Slopes(lambda p: p["x"].sum(), {"x": np.full(2, size)}, None)
         assert loss.step("x") == pytest.approx(step * np.finfo(float).eps ** 0.2)
@@ -357,7 +357,7 @@ def test_a_kink_is_told_from_a_bend(f, slopes):
 
 
 @pytest.mark.parametrize(("away", "below"), [(1e-5, 0), *((away, 1000) for away in (1e-5, 2e-4, 4e-4, 6e-4, -6e-4))])
-def test_a_kink_within_a_step_is_found_where_it_is_and_fails_no_right_gradient(away, below):
+def test_a_kink_within_a_step_fails_no_right_gradient(away, below):
     """A step of the central difference, 7e-4, reaches over it; a complex step does not."""
     x, slopes = np.array([[0.5, away], [-2.0, 1.5]]), np.array([[2.0, 3], [5, 7]])
     f, right = of(lambda x: (np.where(x.real > 0, x, 0) * slopes).sum()), np.where(x > 0, slopes, 0)
@@ -492,7 +492,7 @@ def orders(f=cube, params=None, grads=None, **options):
     return taylor_orders(f, params or {"x": X}, grads or {"x": G}, **options)
 
 
-def test_a_right_gradient_leaves_a_remainder_of_second_order_and_a_wrong_one_of_first():
+def test_a_right_gradient_leaves_a_remainder_of_second_order():
     right = orders(halvings=8)
     np.testing.assert_allclose(right.zeroth_orders, 1, atol=0.15)
     np.testing.assert_allclose(right.first_orders, 2, atol=0.15)
@@ -504,7 +504,7 @@ def test_a_right_gradient_leaves_a_remainder_of_second_order_and_a_wrong_one_of_
     assert (nothing.first[-1], np.isnan(nothing.first_orders[-1])) == (0, True)
 
 
-def test_its_steps_halve_along_a_direction_of_length_one_from_the_seed():
+def test_its_steps_halve_along_a_direction_of_the_seed():
     found = orders(lambda p: 3 * p["x"].sum(), {"x": np.array([1.0])}, {"x": np.array([3.0])})
     assert len(found.steps) == len(found.zeroth) == len(found.first) == 13
     np.testing.assert_array_equal(found.steps, 0.25 * 0.5 ** np.arange(13))

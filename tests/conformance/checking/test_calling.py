@@ -96,7 +96,7 @@ def test_functions_that_share_what_raises_are_told_once():
     assert report.claims["slope"].startswith("backward, where there is no bias, raises RuntimeError: no GPU")
 
 
-def test_one_buffer_and_what_is_kept_and_left_alone_are_right():
+def test_one_buffer_for_all_outputs_is_right():
     buffers, kept = {}, []
 
     def forward(*arrays):
@@ -123,7 +123,7 @@ LISTS = {
 
 
 @pytest.mark.parametrize("said", LISTS)
-def test_a_gradient_that_is_no_list_of_the_slots_is_told(said):
+def test_a_gradient_that_is_no_list_is_told(said):
     def backward(*arrays):
         grads = FUSED["backward"](*arrays)
         lists = LISTS[said](grads["lora_A"], grads["lora_B"])

@@ -393,7 +393,7 @@ FAILS = {
 
 
 @pytest.mark.parametrize("what", FAILS)
-def test_what_fails_fails_where_it_does_and_is_told_with_it(what):
+def test_what_fails_is_told_where_it_does(what):
     functions, where, says = FAILS[what]
     report = check(implementation(**functions))
     failing = [case.id for case in report.cases if case.failed]

@@ -108,7 +108,7 @@ def test_a_start_that_takes_no_generator_is_described_only():
     assert "start" not in check(implementation(init=init)).habits
 
 
-def test_an_embedding_may_start_either_factor_at_zero_and_in_any_spread():
+def test_an_embedding_may_start_either_factor_at_zero():
     """A is not multiplied with x there, so no spread is asked of it."""
     for start in (lambda i, o, r, rng: (rng.standard_normal((r, i)), np.zeros((o, r))), OURS["embedding"].init):
         report = report_of("embedding", SimpleNamespace(**vars(OURS["embedding"]) | {"init": start}))

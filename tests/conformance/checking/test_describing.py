@@ -214,7 +214,7 @@ def test_in_half_precision_only_a_factor_is_seen():
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize("key", ["lora_A", "lora_B"])
-def test_beside_a_base_in_half_precision_a_factors_gradient_may_not_be_rounded(key, name):
+def test_beside_a_half_base_a_factors_gradient_is_not_rounded(key, name):
     trial = drawn(KINDS["mixed"].problems[0], "float32", KINDS["mixed"].formulas)
     assert f"; it is rounded to {name} (" in describe_wrong(key, [(trial, half(trial.right[key], name))])
 

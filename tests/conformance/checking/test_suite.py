@@ -99,7 +99,7 @@ def test_two_bugs_in_one_number_are_named_together(parts, shows, flag):
 
 
 @pytest.mark.parametrize("flag", ["slots-of-one-width-are-exchanged", "the-last-slots-update-is-left-out"])
-def test_a_bug_under_a_condition_is_named_where_it_is_made(flag):
+def test_a_bug_under_a_condition_is_named_there(flag):
     bug = known(flag)
     wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
     (one,) = report_of("fused", wrong).found
@@ -109,7 +109,7 @@ def test_a_bug_under_a_condition_is_named_where_it_is_made(flag):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_flag_is_of_one_row_also_of_those_tried_last(kind):
+def test_a_flag_is_of_one_row_of_all(kind):
     trials = trials_of(kind, "float32")
     world = suite_of(kind, trials)
     flags = [row.flag for row in (*world.table, *world.last)]
@@ -117,7 +117,7 @@ def test_a_flag_is_of_one_row_also_of_those_tried_last(kind):
     assert all(re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", flag) for flag in flags)
 
 
-def test_what_is_allowed_is_that_of_the_problem_and_of_the_parts():
+def test_what_is_allowed_is_of_the_problem_and_parts():
     first, second = trials_of("linear", "float64")[:2]
     world = suite_of("linear", (first, second))
     large, none = {"scaling": lambda alpha, r: 1e6}, {}
@@ -186,7 +186,7 @@ def test_of_one_problem_no_rule_is_told():
     assert one.says.startswith("the update has another scaling: 1.875 at in=5 out=3 r=2 alpha=3, expected 1.5, in")
 
 
-def test_scalings_that_are_nearly_right_are_shown_in_digits_that_differ():
+def test_nearly_right_scalings_are_shown_in_digits_that_differ():
     (text,) = check(scaled(lambda alpha, r: float(np.float32(alpha / r)))).diagnoses
     pairs = re.findall(r"([\d.e-]+) at in=.*?, expected ([\d.e-]+)", text)
     assert pairs

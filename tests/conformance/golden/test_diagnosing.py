@@ -330,7 +330,7 @@ def test_an_engine_is_named_by_its_mistake(files, engine, tmp_path, flag):
 @pytest.mark.parametrize(
     ("share", "flags"), [pytest.param(2.0, [], marks=pytest.mark.long), (1.2, ["merged-in-bfloat16"])]
 )
-def test_a_rounding_is_named_where_it_is_clearly_nearer_than_what_is_right(files, engine, tmp_path, share, flags):
+def test_a_rounding_is_named_where_it_is_clearly_nearer(files, engine, tmp_path, share, flags):
     right, rounded = engine.logits(engine.weights(engine.updates)), OTHERWISE["merged-in-bfloat16"](engine)
     z = (right + share * (rounded - right)).astype("f4")
     report = diagnosed(files, z, tmp_path, computed_in="float16")
@@ -398,7 +398,7 @@ def test_no_temperature_is_negative(small, tmp_path):
 
 
 @pytest.mark.parametrize(("off", "status"), [(9e-4, 0), (2e-3, 1)])
-def test_a_large_model_s_answers_may_be_off_by_what_ours_are(small, tmp_path, monkeypatch, off, status):
+def test_a_large_models_answers_may_be_off_as_ours_are(small, tmp_path, monkeypatch, off, status):
     """It is computed in float32, also where the engine says float64."""
     monkeypatch.setattr("minilora.conformance.golden.subject.LARGE", 0)
     z = applied(small)
@@ -455,7 +455,7 @@ def test_adapters_of_every_program_are_taken_as_it_means_them(small, tmp_path, n
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_an_adapter_of_llama_cpps_is_that_which_it_was_made_of(tmp_path, kind):
+def test_an_exported_adapter_is_that_which_it_was_made_of(tmp_path, kind):
     """Rows of queries and keys stand in another order in a Llama's file, and in their own in a Qwen2's."""
     pytest.importorskip("gguf")
     model = decoder(

@@ -103,7 +103,7 @@ def test_answers_are_those_of_the_decoder_beside_its_adapter(golden, index, tmp_
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [case for case in MIXTURES if case.answered], ids=lambda case: case.id)
-def test_answers_of_mixtures_are_those_of_the_decoder_with_the_files_merged(golden, index, tmp_path, case):
+def test_answers_of_mixtures_are_those_of_the_files_merged(golden, index, tmp_path, case):
     entry = entry_of(index, case)
     answers = load_file(golden / entry["answers"])
     base = tmp_path / "base"  # in float32: a merged weight is rounded as the base's are
@@ -179,7 +179,7 @@ def test_every_known_bug_shows_somewhere_and_is_in_the_index(index):
     assert set(index["flags"]) == {*readers, *engines, ROUNDED.flag}
 
 
-def test_the_place_of_a_row_in_its_table_makes_no_difference(index, monkeypatch):
+def test_a_rows_place_in_its_table_makes_no_difference(index, monkeypatch):
     """But for the order of the flags in the index."""
     for name in ("MISREADINGS", "MIXTURE_MISREADINGS", "LEFTOVERS"):
         monkeypatch.setattr(signatures, name, getattr(signatures, name)[::-1])
@@ -192,7 +192,7 @@ def test_the_place_of_a_row_in_its_table_makes_no_difference(index, monkeypatch)
         assert sorted(found.signatures) == sorted(request["flags"])
 
 
-def test_a_flag_and_a_sentence_stand_once_and_those_of_the_suite_are_its_own():
+def test_a_flag_and_a_sentence_stand_once():
     of_suite = {bug.flag: bug for bug in table.BUGS}
     sentences = {bug.says: bug.flag for bug in (*table.BUGS, *MISREADINGS)}
     for rows in (MISREADINGS, MIXTURE_MISREADINGS, LEFTOVERS):
@@ -237,7 +237,7 @@ def test_target_modules_name_what_has_tensors_and_no_other():
 @pytest.mark.parametrize(
     "id", ["all-linear", "file-in-bfloat16", "file-in-float16", "dora-square", "alpha-float", "alpha-missing", "b-zero"]
 )
-def test_what_we_read_of_a_file_is_what_its_answer_is_of(golden, id):
+def test_what_we_read_is_what_the_answer_is_of(golden, id):
     case = BY_ID[id]
     loaded, ((given, _),) = load_adapter(golden / "adapters" / id, dtype="float64"), case.given
     assert loaded.keys() == given.modules.keys()
@@ -278,7 +278,7 @@ def test_what_we_do_not_read_is_refused_by_its_name(golden, id, said):
         attach(Llama.load(golden / "bases" / BY_ID[id].base.name), load_adapter(golden / "adapters" / id))
 
 
-def test_a_file_has_the_scaling_that_its_case_is_drawn_with():
+def test_a_file_has_the_scaling_of_its_case():
     """PiSSA's factors are twice as wide once they are converted, and so is alpha."""
     for case in (case for case in CASES if not case.damage):
         for adapter, (config, _) in zip(case.adapters, case.files(), strict=True):
@@ -359,7 +359,7 @@ def test_the_index_says_how_many_rows_a_weight_has(golden, index):
                 assert len(array) == signature
 
 
-def test_a_case_that_is_answered_after_another_names_it_and_has_its_prompts(index):
+def test_a_case_after_another_names_it_and_has_its_prompts(index):
     (second,) = [entry for entry in index["cases"] if "after" in entry]
     first = entry_of(index, BY_ID[second["after"]])
     assert first["prompts"] == second["prompts"]

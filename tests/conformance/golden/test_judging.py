@@ -101,7 +101,7 @@ def test_merged_weights_are_judged_and_named(judged, ours, merged, ending):
     assert (found.state, "rslora-root-is-ignored" in found.flags) == ("wrong", True)
 
 
-def test_a_bug_explains_all_that_is_wrong_and_need_not_show_in_what_is_right(golden, judged, ours, merged, results):
+def test_a_bug_explains_all_that_is_wrong(golden, judged, ours, merged, results):
     flag, other = "rslora-root-is-ignored", "the-update-is-subtracted"
     bad = {"logits": with_signature(ours)}
     for rows, flags in ((f"signature.{flag}.merged", (flag,)), (f"signature.{other}.merged", ()), (merged, (flag,))):
@@ -112,7 +112,7 @@ def test_a_bug_explains_all_that_is_wrong_and_need_not_show_in_what_is_right(gol
     assert judged({**bad, merged: hardly_wrong}).flags == ()
 
 
-def test_what_is_wrong_before_the_last_token_alone_is_no_bugs(golden, edited, ours):
+def test_what_is_wrong_before_the_last_token_is_unexplained(golden, edited, ours):
     """Signatures are of the last token: where that is right, none is on top of the first bug either."""
     other = load_file(golden / "answers" / "dora-rslora.safetensors")
     assert {"signature.rslora-root-is-ignored", "signature.the-update-is-added-twice"} <= other.keys()
@@ -199,20 +199,20 @@ def test_each_quantity_has_a_tolerance_in_each_precision(judged, index, ours, me
 
 
 @pytest.mark.parametrize(("largest", "times"), [(0.01, 1), (1.0, 1), (50.0, 50)])
-def test_a_merged_weight_may_be_off_by_a_part_of_its_largest_entry(largest, times):
+def test_a_merged_weights_tolerance_is_of_its_largest_entry(largest, times):
     W = {"merged.w.weight": np.array([[0.001, -largest]])}
     pair = held_against("merged.w.weight", W, {"logits": np.zeros((1, 2)), **W}, [], "float32", {"float32": 1e-4})
     assert pair.allowed == pytest.approx(times * MERGED["float32"])
 
 
-def test_half_types_are_judged_by_their_own_tolerance_and_so_is_what_stands_beside(judged, ours, merged):
+def test_half_types_are_judged_by_their_own_tolerance(judged, ours, merged):
     half = (ours["logits"] + 0.03).astype(np.float16)
     for tensors in ({"logits": half}, {"logits": half, merged: ours[merged]}):
         found = judged(tensors)
         assert (found.state, found.precision) == ("right", "float16")
 
 
-def test_a_text_says_where_it_is_off_most_and_where_that_begins(judged, ours):
+def test_a_text_says_where_it_is_off_most(judged, ours):
     for first, end in ((3, "; right up to position 2"), (1, "; right up to position 0"), (0, "")):
         z = ours["logits"].copy()
         z[:, first:] += 5
@@ -223,7 +223,7 @@ def test_a_text_says_where_it_is_off_most_and_where_that_begins(judged, ours):
 
 
 @pytest.mark.parametrize("quantity", ["logits", "merged"])
-def test_an_undeclared_cast_is_said_and_passes_where_it_is_declared(judged, ours, merged, quantity):
+def test_a_cast_is_said_and_passes_where_declared(judged, ours, merged, quantity):
     name = merged if quantity == "merged" else "logits"
     cast = (np.asarray(ours[name], np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     found = judged({name: cast})
@@ -236,7 +236,7 @@ def test_an_undeclared_cast_is_said_and_passes_where_it_is_declared(judged, ours
     assert "as if rounded" not in judged({name: cast + 2}).text
 
 
-def test_what_must_be_refused_may_not_be_answered_but_where_it_has_answers(golden, index, judged):
+def test_what_must_be_refused_may_not_be_answered(golden, index, judged):
     either = set()
     for case in index["cases"]:
         if case["refused"]:
@@ -253,7 +253,7 @@ def test_what_must_be_refused_may_not_be_answered_but_where_it_has_answers(golde
 # --- what is said -----------------------------------------------------------------------------------
 
 
-def test_a_report_names_what_explains_most_first_and_what_nothing_explains(golden, edited, ours):
+def test_a_report_names_what_explains_most_first(golden, edited, ours):
     all_linear = load_file(golden / "answers" / "all-linear.safetensors")
     folder = edited(
         rslora=with_signature(ours),
@@ -409,7 +409,7 @@ def test_answers_that_are_none_are_one_clear_error(judged, arrays, message):
     assert message in str(refused.value)
 
 
-def test_a_file_that_is_damaged_or_says_too_little_is_an_error(golden, right, judged, ours, tmp_path):
+def test_a_file_that_says_too_little_is_an_error(golden, right, judged, ours, tmp_path):
     with pytest.raises(FileRefused, match="computed_in is 'half', expected one of float64, float32"):
         judged({"logits": ours["logits"]}, computed_in="half")
     (tmp_path / "results" / "rslora.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")

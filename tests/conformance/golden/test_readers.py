@@ -162,7 +162,7 @@ def test_what_an_engine_keeps_is_named_first(golden, tmp_path, bug, flag):
     assert report.first_line.endswith(f"[{flag}]")
 
 
-def test_a_session_without_an_answer_is_not_judged_and_one_that_began_is(golden, tmp_path):
+def test_a_session_is_judged_from_its_first_answer_on(golden, tmp_path):
     def start(base):
         engine = Engine(base)
 

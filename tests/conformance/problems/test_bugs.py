@@ -21,7 +21,7 @@ OTHERS = [bug for bug in BUGS if bug.breaks not in (*OF_NUMBERS, "row of zeros")
 
 
 @pytest.mark.parametrize("bug", OTHERS, ids=lambda bug: bug.flag)
-def test_a_bug_of_a_claim_that_compares_no_numbers_is_named(bug):
+def test_a_bug_of_a_claim_without_numbers_is_named(bug):
     """Those of numbers are planted in `test_suite`, and by hand in `test_slips`."""
     report = report_of(*planted(bug))
     assert not report.passed
