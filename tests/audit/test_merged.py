@@ -162,8 +162,17 @@ def elsewhere(change):
     return lambda w: w.merged(lambda path, _: w.changes[change(path)])
 
 
+def swapped(path, one, other):
+    return path.replace(one, "#").replace(other, one).replace("#", other)
+
+
 def exchanged(one, other):
-    return elsewhere(lambda path: path.replace(one, "#").replace(other, one).replace("#", other))
+    return elsewhere(lambda path: swapped(path, one, other))
+
+
+def q_and_k_subtracted(w):
+    """The change of the other one of the two, subtracted."""
+    return w.merged(lambda path, d: d if "mlp" in path else -w.changes[swapped(path, "q_proj", "k_proj")])
 
 
 def noise(seed, array, size=1.0):
@@ -224,6 +233,7 @@ BROKEN = {
         "the change is transposed: k_proj and q_proj (8 of 16 modules)",
     ),
     "q and k": (exchanged("q_proj", "k_proj"), "not its own change: k_proj with that of q_proj, q_proj with that of k"),
+    "q and k, subtracted": (q_and_k_subtracted, "not its own change: k_proj with that of q_proj, -1 times"),
     "gate and up": (exchanged("gate_proj", "up_proj"), "not its own change: gate_proj with that of up_proj, up_proj w"),
     "the next layer": (
         elsewhere(lambda path: path.replace(f".{path[13]}.", f".{(int(path[13]) + 1) % LAYERS}.")),

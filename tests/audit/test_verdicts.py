@@ -46,6 +46,7 @@ PATTERNS = {"r": 2, "rank_pattern": dict.fromkeys(LAST, R)}
     [
         ({}, SCALING, SCALING / 2, "0.5 (by half)"),
         ({}, SCALING, R * SCALING / ROOT, "2.83 (alpha / sqrt(r) in the place of alpha / r)"),
+        ({}, SCALING, 2.003 * SCALING, "2 (twice)"),
         ({}, SCALING, SCALING**2, "3 (with the scaling taken twice)"),
         ({"use_rslora": True}, ROOT * SCALING, R * SCALING, "2.83 (alpha in the place of alpha / sqrt(r))"),
         ({"use_rslora": True}, ROOT * SCALING, SCALING, "0.354 (alpha / r in the place of alpha / sqrt(r))"),
