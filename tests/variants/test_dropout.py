@@ -111,31 +111,37 @@ def test_each_step_draws_new_masks_and_evaluation_none(monkeypatch):
     assert len(set(seen)) == 3
 
 
-@pytest.mark.parametrize(
-    ("share", "keys", "message"),
-    [
-        (1.0, (1,), "dropout must be at least 0 and below 1, got 1.0"),
-        (-0.1, (1,), "dropout must be at least 0 and below 1, got -0.1"),
-    ],
-)
-def test_what_is_no_dropout_is_refused(share, keys, message):
+def of_a_router():
+    """A mixture whose router has an adapter."""
+    rng = np.random.default_rng(0)
+    return adapt(tiny_mixture(), [], rank=2, alpha=4, rng=rng, target_parameters=["mlp.gate.weight"])
+
+
+def dropped_by(share):
     layer, _ = drawn()
-    with pytest.raises(ValueError, match=message):
-        DroppingLoRALinear(layer.base, layer.adapter, share, keys)
+    return DroppingLoRALinear(layer.base, layer.adapter, share, (1,))
 
 
-def test_rows_that_no_key_is_for_are_refused():
-    layer, x = drawn(rows=3)
-    with pytest.raises(ValueError, match="cannot reshape array"):
-        layer.forward(np.concatenate([x, x[:1]]))
+BEFORE = "dropout is not before the adapter 'model.layers.0."
+REFUSED = {
+    "dropout must be at least 0 and below 1, got 1.0": lambda: dropped_by(1.0),
+    "dropout must be at least 0 and below 1, got -0.1": lambda: dropped_by(-0.1),
+    "cannot reshape array of size 36 into shape (4,12)": lambda: drawn(rows=3)[0].forward(np.ones((4, 12))),
+    f"{BEFORE}self_attn.q_proj', which is a DoRA's: expected 0": lambda: check_dropped(
+        adapters(adapted_llama(use_dora=True))
+    ),
+    f"{BEFORE}mlp.gate.weight', which is of a mixture's array: expected 0": lambda: check_dropped(
+        adapters(of_a_router())
+    ),
+}
 
 
-def test_adapters_that_have_no_dropout_are_refused():
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_has_no_dropout_is_refused(message):
+    with pytest.raises(ValueError) as refused:
+        REFUSED[message]()
+    assert str(refused.value) == message
+
+
+def test_plain_adapters_may_have_dropout():
     check_dropped(adapters(adapted_llama()))
-    with pytest.raises(ValueError, match="which is a DoRA's"):
-        check_dropped(adapters(adapted_llama(use_dora=True)))
-    mixture = adapt(
-        tiny_mixture(), [], rank=2, alpha=4, rng=np.random.default_rng(0), target_parameters=["mlp.gate.weight"]
-    )
-    with pytest.raises(ValueError, match="which is of a mixture's array"):
-        check_dropped(adapters(mixture))
