@@ -207,7 +207,7 @@ own, moves = [of.rate for of in words.RECIPES], [of.moves for of in words.RECIPE
 assert (words.start(), words.SCALING) == (0.0001, 2)  # as the page's first table says
 shown(
     "spans",
-    f"The rates differ by a factor of {max(own) / min(own):.0f}, $s$ times the rate by {max(moves) / min(moves):.0f}: so none "
+    f"These rates differ by a factor of {max(own) / min(own):.0f}, $s$ times the rate by {max(moves) / min(moves):.0f}: so none "
     f"of them is yours. Begin in the middle of the last column: at $s = 2$ that is {words.start():.4f}. "
     f"Then double the rate while the held-out loss falls, or halve it. In the small model, at "
     f"$s = 2$, half or twice the best rate loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of the gain, at each "

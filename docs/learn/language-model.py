@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from importlib.resources import files
 
 import pictures
 from pages import DOCS, RECORDINGS, Drawn, live, picture, shown
@@ -29,6 +30,14 @@ assert list(here["texts"]) == ["before", "after"]
 assert min(held, key=held.get) == best == max(held) - 20 == 40
 assert cut == {"train": 15, "held": 6, "length": 64}
 assert 20 < here["seconds"] < 45
+weights = files("glassllm") / "weights"
+about, letters = (
+    json.loads((weights / f"en.{name}.json").read_text(encoding="utf-8")) for name in ("meta", "tokenizer")
+)
+assert about["train_tokens"] == 229_390 and len(letters["alphabet"]) == 88
+assert "[PATIENCE, MOST_UNKNOWN, END] = [20, 0.25, 3]" in (DOCS / "_static" / "live" / "tuning.js").read_text(
+    encoding="utf-8"
+)
 
 # %% How close does LoRA come?
 
