@@ -32,7 +32,7 @@ if site == "library":
 exclude_patterns = ["pictures"]
 default_role = "py:obj"
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 # Docstrings.
@@ -101,11 +101,7 @@ html_theme_options = {
 
 
 def adjust(app, doctree):
-    """Align formulas of several lines, keep a formula and the full stop behind it together, trim included code."""
-    for node in doctree.findall(nodes.literal_block):
-        if node.get("source"):
-            node.rawsource = node.astext().rstrip()  # what is highlighted
-            node.children = [nodes.Text(node.rawsource)]
+    """Align formulas of several lines, keep a formula and the full stop behind it together."""
     for node in doctree.findall(nodes.math_block):
         tex = node.astext()
         if r"\\" in tex and r"\begin" not in tex:  # Sphinx does this for MathJax alone
@@ -131,42 +127,27 @@ def fold_sidebar(app, pagename, template, context, doctree):
     context["toctree"] = lambda **options: whole(**{**options, "collapse": True})
 
 
-def add_hands(app, pagename, template, context, doctree):
-    """Load the script of the pictures with sliders, and of the derivation's graph, on the pages that have one."""
-    if re.search(r'class="(hands|picture graph)"', context.get("body", "")):
-        app.add_js_file("hands.js", loading_method="defer")
+NEEDS = [
+    (r'class="(?:hands|picture graph)"', "hands.js"),
+    (r'class="question written', "numpy.js"),
+    (r'class="question', "questions.js questions.css"),
+    (r'class="question written', "exercises.js"),
+    (r'data-live="(\w+)"', r"live/\1.js live/live.css"),
+    (r'<figure class="front">', "live/front.css"),
+    (r'^(?!.*<figure class="front">).*<strong>Predict\.</strong>', "live/lesson.js"),  # the front page has its own
+]
+"""What stands on a page, and the scripts and styles that it needs."""
 
 
-def add_questions(app, pagename, template, context, doctree):
-    """Load the script of the questions, on a page that has some."""
-    body = context.get("body", "")
-    if 'class="question' in body:
-        scripts = (
-            ["numpy.js", "questions.js", "exercises.js"] if 'class="question written' in body else ["questions.js"]
-        )
-        for script in scripts:
-            app.add_js_file(script, loading_method="defer")
-        app.add_css_file("questions.css")
-
-
-def add_live(app, pagename, template, context, doctree):
-    """Load the scripts of a page where something trains in the browser."""
-    for live in re.findall(r'data-live="(\w+)"', context.get("body", "")):
-        app.add_js_file(f"live/{live}.js", type="module")
-        app.add_css_file("live/live.css")
-
-
-def add_lesson(app, pagename, template, context, doctree):
-    """Load the script of a lesson that asks for predictions; the front page has its own."""
-    body = context.get("body", "")
-    if "<strong>Predict.</strong>" in body and '<figure class="front">' not in body:
-        app.add_js_file("live/lesson.js", type="module")
-
-
-def add_front(app, pagename, template, context, doctree):
-    """Load the style of the front page's object; the page itself has its script."""
-    if '<figure class="front">' in context.get("body", ""):
-        app.add_css_file("live/front.css")
+def add_files(app, pagename, template, context, doctree):
+    """Load what the page needs; the scripts in `live` are modules."""
+    for stands, needed in NEEDS:
+        for found in re.finditer(stands, context.get("body", ""), re.S):
+            for file in found.expand(needed).split():
+                if file.endswith(".css"):
+                    app.add_css_file(file)
+                else:
+                    app.add_js_file(file, **({"type": "module"} if "/" in file else {"loading_method": "defer"}))
 
 
 def no_signature(app, what, name, obj, options, signature, returns):
@@ -194,11 +175,7 @@ def setup(app):
     """Register the above with Sphinx."""
     app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme takes it
-    app.connect("html-page-context", add_hands)
-    app.connect("html-page-context", add_questions)
-    app.connect("html-page-context", add_live)
-    app.connect("html-page-context", add_front)
-    app.connect("html-page-context", add_lesson)
+    app.connect("html-page-context", add_files)
     app.connect("doctree-read", adjust)
     if site == "library":
         app.connect("autodoc-process-signature", no_signature, priority=100)

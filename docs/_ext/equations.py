@@ -66,7 +66,7 @@ class EquationDirective(SphinxDirective):
         set_source_info(self, formula)
         label = nodes.inline("", f"({stated.label})", classes=["number"])
         node += nodes.container("", formula, nodes.paragraph("", "", label), classes=["formula"])
-        lines = [line for line in find_lines(self.config.equations_package) if line.label == stated.label]
+        lines = [line for line in find_lines(ROOT / "minilora") if line.label == stated.label]
         lines.sort(key=lambda line: line.module.count("."))  # the core pages first
         source = home(self.config.site, "library")
         links = [
@@ -148,7 +148,7 @@ def _prose(node: nodes.Node) -> Iterator[nodes.Text]:
 
 def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Turn the comments of a source page into links to the equations."""
-    for line in find_lines(app.config.equations_package):
+    for line in find_lines(ROOT / "minilora"):
         if line.page == pagename:
             there = way(app, pagename, line.label)
             link = f'<a class="eq" id="{line.anchor}" href="{there}">&#35; eq. ({line.label})</a>'
@@ -159,7 +159,7 @@ def check_anchors(app: Sphinx, exception: Exception | None) -> None:
     """Stop the build where a numbered line did not reach a source page: its module is missing from the API page."""
     if exception or app.builder.format != "html" or app.config.site != "library":
         return
-    for line in find_lines(app.config.equations_package):
+    for line in find_lines(ROOT / "minilora"):
         path = Path(app.outdir, line.page + ".html")
         if not path.exists() or f' id="{line.anchor}" ' not in path.read_text(encoding="utf-8"):
             raise DanglingEquation(f"{line}: its link is not on the site: is {line.module} on the API page?")
@@ -167,7 +167,6 @@ def check_anchors(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
-    app.add_config_value("equations_package", None, "env")
     app.add_node(equation, html=(lambda self, n: self.visit_container(n), lambda self, n: self.depart_container(n)))
     app.add_directive("equation", EquationDirective)
     app.connect("doctree-resolved", link_references)
