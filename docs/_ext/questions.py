@@ -21,19 +21,19 @@ LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scor
 """Of the functions that take more than one line."""
 
 
-def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any], below: str = "") -> Drawn:
+def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any]) -> Drawn:
     """Return a form that is graded in the page; `asked` says what it asks, to whom does not see where it stands."""
     data = json.dumps(judged_by, separators=(",", ":")).replace("</", "<\\/")
     return Drawn(
-        f'<form class="question{kind}" id="{name}" novalidate{"" if below else " hidden"}><fieldset>{asked}'
+        f'<form class="question{kind}" id="{name}" novalidate hidden><fieldset><legend class="unseen">{asked}</legend>'
         f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
-        f'<p class="verdict" role="status" aria-live="polite"></p>{below}'
+        f'<p class="verdict" role="status" aria-live="polite"></p>'
         f'<script type="application/json">{data}</script></form>'
     )
 
 
-def ask(name: str, stated: bool = False) -> Drawn:
-    """Return a question as a form, with its answer folded; both may be `stated` in the page's text already."""
+def ask(name: str) -> Drawn:
+    """Return the form of a question that the page's text states."""
     found, own = sheet(name), f"question-{name.replace(' ', '-').replace(',', '')}"
     if found["choices"]:
         radio = '<label class="choice"><input type="radio" name="guess" value="{0}" autocomplete="off"> {0}</label>'
@@ -41,11 +41,7 @@ def ask(name: str, stated: bool = False) -> Drawn:
     else:
         answer = f'<label for="{own}-guess">Your number</label><input type="text" id="{own}-guess" name="guess" '
         answer += 'inputmode="text" autocomplete="off" autocapitalize="none" spellcheck="false">'
-    if stated:
-        return form(own, "", f'<legend class="unseen">{html.escape(QUESTIONS[name].text)}</legend>', answer, found)
-    legend = f"<legend>{html.escape(QUESTIONS[name].text)}</legend>"
-    solution = f"<details><summary>Solution</summary><p>{html.escape(found['solution'])}</p></details>"
-    return form(own, "", legend, answer, found, solution)
+    return form(own, "", html.escape(QUESTIONS[name].text), answer, found)
 
 
 def asked(name: str) -> str:
@@ -63,11 +59,10 @@ def write(name: str) -> Drawn:
     """Return a form for a function's lines."""
     exercise, own, rows = EXERCISES[name], f"write-{name}", LINES.get(name, 1)
     results = ", ".join(exercise.returns)
-    legend = f'<legend class="unseen">{name}({", ".join(exercise.arguments)})</legend>'
     answer = f'<label for="{own}-text"><code>{results} =</code></label><textarea id="{own}-text" rows="{rows}" '
     answer += f'data-rows="{rows}" placeholder="of {", ".join(exercise.arguments)}" autocomplete="off" '
     answer += 'autocapitalize="none" autocorrect="off" spellcheck="false"></textarea>'
-    return form(own, " written", legend, answer, exercise_sheet(name))
+    return form(own, " written", f"{name}({', '.join(exercise.arguments)})", answer, exercise_sheet(name))
 
 
 def starts() -> Drawn:
@@ -77,8 +72,7 @@ def starts() -> Drawn:
         '<label class="choice"><input type="checkbox" aria-label="{0}: {1} moves" autocomplete="off"> {1} moves</label>'
     )
     rows = (f"<span>{name}</span>{box.format(name, 'A')}{box.format(name, 'B')}" for name in names)
-    legend = '<legend class="unseen">Which factors move?</legend>'
-    return form("write-first_to_move", " written starts", legend, "".join(rows), starts_sheet())
+    return form("write-first_to_move", " written starts", "Which factors move?", "".join(rows), starts_sheet())
 
 
 def kept() -> Drawn:

@@ -10,7 +10,7 @@ def question(name):
     """Show a question at its place, below it its form, and its answer."""
     place = name.replace(" ", "-").replace(",", "").lower()
     shown(place, asked(name))
-    live(f"answer-{place}", ask(name, stated=True))
+    live(f"answer-{place}", ask(name))
     shown(f"{place}-answer", answered(name))
 
 
