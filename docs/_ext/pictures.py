@@ -129,15 +129,6 @@ def lines(
     return figure
 
 
-def beside(pictures: Sequence[Drawn], caption: str) -> Drawn:
-    """Return pictures side by side where the page is wide enough, one below the other where it is not."""
-    row = "".join(picture.data for picture in pictures)
-    caption = html.escape(caption)
-    return Drawn(
-        f'<figure class="picture"><div class="pictures">{row}</div><figcaption>{caption}</figcaption></figure>'
-    )
-
-
 def bars(values: dict[str, float], *, colours: Sequence[str] = (), **labels: object) -> Figure:
     """Draw named numbers as horizontal bars, each with its number, the first at the top."""
     figure = new_figure(5.6, 0.55 + 0.42 * len(values))

@@ -146,17 +146,6 @@ class Recordings:
         new, old = (self.losses("full", windows=windows, what=what) for what in ("new", "old"))
         return _reached([(new[lr], old[lr] - self.before["old"]) for lr in new if lr <= best], loss)
 
-    def near(self, way: str, rank: int | None = None, **settings: Any) -> list[float]:
-        """Return the rates that the seeds cannot tell from the best: within two standard errors of a difference."""
-        losses = self.losses(way, rank, **settings, what=self.chooses)
-        counts = {lr: len(of) for lr, of in self.seeds(way, rank, **settings).items()}
-        best = self.best(way, rank, **settings)
-        return [
-            lr
-            for lr, loss in losses.items()
-            if loss - losses[best] <= 2 * self.spread * math.sqrt(1 / counts[lr] + 1 / counts[best])
-        ]
-
     @property
     def spread(self) -> float:
         """How far one training's loss lies from the mean over seeds: the standard deviation, pooled over settings.
