@@ -7,7 +7,6 @@ computed from the others, so that a line can be compared with its whole equation
 
 from __future__ import annotations
 
-import math
 from statistics import NormalDist
 from typing import Any
 
@@ -32,7 +31,6 @@ from minilora.layers.nf4 import scale_book
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.adapter import Rewritten
 from minilora.variants.dropout import DroppingLoRALinear
-from minilora.variants.sums import _added
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
 RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.lora.widen`
@@ -62,7 +60,7 @@ def layer(randn: Any, rng: np.random.Generator, r: int) -> Names:
     return {
         **{"x": x, "dy": dy, "W": W, "b": b, "A": A, "B": B, "s": s, "h": h, "dh": dh, "p": p, "t": t},
         **{"X": x, "dH": dh, "bias": b, "update": s * h @ B.T, "dx_adapter": dh @ A, "adapter": adapter},
-        **{"layers": {"Linear": base, "LoRA": adapter, "LoRALinear": LoRALinear(base, adapter)}, "Linear": Linear},
+        **{"layers": {"Linear": base, "LoRA": adapter, "LoRALinear": LoRALinear(base, adapter)}},
         **{"error": p - t, "count": N * OUT},
         "printed": {"N": N, "out": OUT, "alpha": ALPHA, "r": r, "DeltaW": s * B @ A},
     }
@@ -107,7 +105,7 @@ def best(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (25) to (27)."""
     T, Z, D = randn((N, IN)), randn((N, OUT)), randn((OUT, IN))
     V = np.linalg.svd(T @ D.T, full_matrices=False)[2][:r].T
-    return {"T": T, "Z": Z, "D": D, "V": V, "printed": {"V_r": V}}
+    return {"T": T, "Z": Z, "V": V, "printed": {"V_r": V}}
 
 
 def activation(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -122,7 +120,7 @@ def cross_entropy(randn: Any, rng: np.random.Generator, r: int) -> Names:
     e, M = np.exp(z), counts.sum()
     q = e / e.sum(axis=1, keepdims=True)
     return {
-        **{"z": z, "q": q, "t": t, "M": M, "counts": counts, "hot": np.eye(OUT)[t]},  # hot: [v = t_n]
+        **{"z": z, "q": q, "t": t, "M": M},
         **{"e": e, "total": e.sum(axis=1, keepdims=True), "ids": t[:, None], "share": counts[:, None] / M},
         "log_q_t": np.where(counts, np.log(q[np.arange(N), t]), 0)[:, None],
         "printed": {"C": np.flatnonzero(counts)},
@@ -149,7 +147,7 @@ def embedding(randn: Any, rng: np.random.Generator, r: int) -> Names:
     W, ids, dy = randn((6, OUT)), rng.integers(0, 6, N), randn((N, OUT))
     table = Embedding(W)
     return {
-        **{"W": W, "dy": dy, "hot": np.eye(6)[ids], "X": table.rewrite(ids), "dW": np.zeros((6, OUT))},
+        **{"W": W, "dy": dy, "X": table.rewrite(ids), "dW": np.zeros((6, OUT))},
         "layers": {"Embedding": table},
         "printed": {"X": np.eye(6)[ids]},
     }
@@ -188,7 +186,6 @@ def rewritten(randn: Any, rng: np.random.Generator, r: int) -> Names:
             "A": A,
             "B": B,
             "s": s,
-            "T": T,
             "shape": shape,
         },
         **{"u": randn((2 * P, OUT)), "P": P, "du": randn((2 * P, OUT))},
@@ -222,7 +219,7 @@ def pissa(randn: Any, rng: np.random.Generator, r: int) -> Names:
     names = {"W": W, "b": b, "A": A, "B": B, "s": s, "U": U, "S": S, "Vt": Vt, "r": r, "root": np.sqrt(S[:r] / s)}
     names |= {"A0": randn((r, IN)), "B0": randn((OUT, r)), "alpha": ALPHA, "join": np.concatenate, "times": 2}
     names["printed"] = {"u": U[:, :r], "v": Vt[:r].T, "A_0": names["A0"], "B_0": names["B0"]}
-    return names | {"linear": Linear(W, b), "adapter": LoRA(A, B, ALPHA), "Linear": Linear}
+    return names | {"linear": Linear(W, b), "adapter": LoRA(A, B, ALPHA)}
 
 
 def weighted(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -238,7 +235,7 @@ def added(randn: Any, rng: np.random.Generator, r: int) -> Names:
     A1, A2, B1, B2, c1, c2 = randn((r, IN)), randn((r, IN)), randn((OUT, r)), randn((OUT, r)), 0.7, -1.3
     names = {"A1": A1, "A2": A2, "B1": B1, "B2": B2, "c1": c1, "c2": c2, "As": [A1, A2], "Bs": [B1, B2]}
     names["printed"] = {"c": np.array([c1, c2]), "A": np.stack([A1, A2], axis=-1), "B": np.stack([B1, B2], axis=-1)}
-    return names | {"roots": [0.7**0.5, 1.3**0.5], "signed": [0.7**0.5, -(1.3**0.5)], "_added": _added}
+    return names | {"roots": [0.7**0.5, 1.3**0.5], "signed": [0.7**0.5, -(1.3**0.5)]}
 
 
 def small(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -265,7 +262,7 @@ def dropout(randn: Any, rng: np.random.Generator, r: int) -> Names:
 def rates(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (rate.1) to (rate.4): a step in the warmup, or one behind it."""
     printed = {"u_t": 0.3, "f_t": None, "d": lambda u: {0.3: 0.7}[u]}
-    return {"t": 2 if r == 1 else 9, "w": 4, "T": 20, "u": 0.3, "d": 0.7, "math": math, "printed": printed}
+    return {"t": 2 if r == 1 else 9, "w": 4, "T": 20, "u": 0.3, "d": 0.7, "printed": printed}
 
 
 def scaling(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -278,7 +275,7 @@ def norm(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (norm.1) to (norm.4). Here r is the root mean square of each row."""
     x, dy, g, eps = randn((N, IN)), randn((N, IN)), randn(IN), 0.3
     root = np.sqrt((x**2).mean(axis=1, keepdims=True) + eps)
-    names = {"x": x, "dy": dy, "g": g, "eps": eps, "r": root, "d": IN, "layers": {"RMSNorm": RMSNorm(g, eps)}}
+    names = {"x": x, "dy": dy, "g": g, "r": root, "d": IN, "layers": {"RMSNorm": RMSNorm(g, eps)}}
     names["printed"] = {"xhat": x / root, "dxhat": dy * g, "varepsilon": eps}
     return names | {"mean": (dy * g * x / root).mean(axis=1, keepdims=True)}
 
@@ -303,7 +300,7 @@ def gate(randn: Any, rng: np.random.Generator, r: int) -> Names:
     W_a, W_b, W_c = randn((OUT, IN)), randn((OUT, IN)), randn((IN, OUT))
     a, b = x @ W_a.T, x @ W_b.T
     q = 1 / (1 + np.exp(-a))
-    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b, "q": q}
+    names = {"a": a, "b": b, "dz": dz, "da": da, "db": db, "W_a": W_a, "W_b": W_b}
     slope = {"f": lambda a: a / (1 + np.exp(-a)), "f'": lambda a: q * (1 + a * (1 - q))}
     names["printed"] = slope | {"x": x, "W_c": W_c, "y": a * q * b @ W_c.T, "z": a * q * b}
     return names | {"u": a * q, "p": b * (q + a * q * (1 - q)), "dx_a": da @ W_a, "dx_b": db @ W_b}
@@ -331,7 +328,7 @@ def rotary(randn: Any, rng: np.random.Generator, r: int) -> Names:
     for j in range(half):
         R[:, j, j] = R[:, j + half, j + half] = cos[:, j]
         R[:, j, j + half], R[:, j + half, j] = -sin[:, j], sin[:, j]
-    names = {"x": x, "dy": dy, "a": a, "cos": cos, "sin": sin, "R": R, "half": half, "base": 50.0, "width": D}
+    names = {"x": x, "dy": dy, "a": a, "cos": cos, "sin": sin, "R": R, "base": 50.0, "width": D}
     return names | {"x1": x[:, :half], "x2": x[:, half:], "printed": {"D": D}}
 
 
@@ -345,7 +342,7 @@ def attention(randn: Any, rng: np.random.Generator, r: int) -> Names:
     names = {"q": q, "q_rows": q.reshape(B, K, g * T, D), "k_rows": k, "v_rows": v, "do_rows": do, "c": D**-0.5}
     printed = {"q": names["q_rows"], "k": k, "v": v, "do": do, "D": D}
     names["printed"] = printed | {"at": {"t": np.tile(np.arange(U - T, U), g), "u": range(U), "w": range(U)}}
-    names |= {"later": later, "S": S, "P": P, "dP": randn(P.shape), "dS": randn(P.shape)}
+    names |= {"S": S, "P": P, "dP": randn(P.shape), "dS": randn(P.shape)}
     for name, width in (("q", 6), ("k", 4), ("v", 3)):
         d, W = randn((N, width)), randn((width, IN))
         names |= {f"d{name}": d, f"W_{name}": W, f"dx_{name}": d @ W}
@@ -387,13 +384,13 @@ def stack(randn: Any, rng: np.random.Generator, r: int) -> Names:
 def mixed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.8) to (moe.13): each row keeps three experts."""
     g, o, dy, s, q = rng.random((N, 3)), randn((N, 3, IN)), randn((N, IN)), randn((N, IN)), rng.random((N, 1))
-    return {"g": g, "o": o, "dy": dy, "d_rows": dy, "routed": randn((N, IN)), "s": s, "q": q, "t": np.log(q / (1 - q))}
+    return {"g": g, "o": o, "dy": dy, "d_rows": dy, "routed": randn((N, IN)), "s": s, "q": q}
 
 
 def packed(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (moe.16) and (moe.17): the factors of four experts."""
     E = 4
-    return {"A": randn((E * r, IN)), "B": randn((OUT, r * E)), "r": r, "E": E, "experts": E, "out": OUT}
+    return {"A": randn((E * r, IN)), "B": randn((OUT, r * E)), "r": r, "E": E, "experts": E}
 
 
 def blockwise(randn: Any, rng: np.random.Generator, r: int) -> Names:
@@ -426,8 +423,8 @@ def divided(randn: Any, rng: np.random.Generator, r: int) -> Names:
 
 def four_bits(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (nf.1) to (nf.6): three blocks of 8."""
-    names = {"n": 16, "i": 3, "m": 8, "p_1": 0.96, "quantile": NormalDist().inv_cdf, "blocks": randn((3, 8))}
-    names |= {"c": randn((3, 8)), "absmax": 1 + rng.random(3), "codes": rng.integers(0, 16, 24), "NF4": NF4}
+    names = {"n": 16, "m": 8, "p_1": 0.96, "quantile": NormalDist().inv_cdf, "blocks": randn((3, 8))}
+    names |= {"c": randn((3, 8)), "absmax": 1 + rng.random(3), "codes": rng.integers(0, 16, 24)}
     names["printed"] = {
         **{"w": names["blocks"], "a": names["absmax"], "Phi^-1": names["quantile"]},
         **{"q_0": names["codes"][0::2], "q_1": names["codes"][1::2], "c": NF4},
@@ -446,7 +443,7 @@ def scales(randn: Any, rng: np.random.Generator, r: int) -> Names:
     """Of (nf.7) and (nf.8): three blocks of 8 scales, less their mean."""
     blocks = randn((3, 8))
     n = 1 + rng.random(3)
-    printed = {"a": blocks + 0.375, "m": 0.375, "d": scale_book(), "n": n}
+    printed = {"a": blocks + 0.375, "m": 0.375, "d": scale_book()}
     return {"blocks": blocks, "n": n, "printed": printed}
 
 
