@@ -109,8 +109,8 @@ shown(
     "diagonal",
     f"Read along the diagonal. With about one number a token an adapter has {words.percent(alike['1'])} of the gain, "
     f"with 0.3 it has {words.percent(alike['0.3'])}, with 0.08 {words.percent(alike['0.08'])}. At equal numbers a token the "
-    f"shares differ by at most {apart[0]:.0f} points, at equal rank by up to {apart[1]:.0f}. So what counts is the numbers "
-    f"*a token*.",
+    f"shares differ by at most {apart[0]:.0f} points, at equal rank by up to {apart[1]:.0f}. So what counts is how many "
+    f"numbers train *for each token*.",
 )
 assert round(words.per_rank(LLAMA_2_7B) / 1e6, 1) == 2.5
 assert round(8 * words.per_rank(LLAMA_2_7B), -6) == 20_000_000
@@ -158,13 +158,7 @@ for windows in compared:
         apart.append(max(losses) - min(losses))
 
 
-def with_rank(rates):
-    """Return in a word what the best rate does from the lowest rank to the highest."""
-    return {1: "rises", 0: "stays", -1: "falls"}[(rates[-1] > rates[0]) - (rates[-1] < rates[0])]
-
-
 known = words.of_rules()
-follows = {rule: with_rank([of.rate for of in scaled if (of.windows, of.rule) == (WHOLE, rule)]) for rule in RULES}
 falls = [known.best("LoRA", 1, windows=of) / known.best("LoRA", 16, windows=of) for of in known.windows]
 texts = "the whole text" if compared == [WHOLE] else f"{len(compared)} lengths of text"
 breaks = {
@@ -178,10 +172,9 @@ assert breaks["alpha = 2r", 16] < breaks["alpha = 2r", 4]
 shown(
     "traded",
     f"All three rules ran on {texts}, with {seeds([len(words.shared_seeds())])}. At one rank their best $s$ times the rate lie "
-    f"within a factor of {max(times):g} and their least losses within {max(apart):.2f} nats. So here a larger $s$ acts like a "
-    f"larger rate, and the best *rate* follows the rule. From rank 1 to 16 it falls under $\\alpha = 2r$, by a factor of "
-    f"{min(falls):g} to {max(falls):g} over the lengths; on the whole text it {follows['alpha/r']} under a fixed alpha, and "
-    f"{follows['alpha/sqrt(r)']} under $\\alpha / \\sqrt r$. *A higher rank breaks at a smaller rate* holds under "
+    f"within a factor of {max(times):g} and their least losses within {max(apart):.2f} nats: here a larger $s$ acts like a larger "
+    f"rate ([drawn](alpha.md#what-each-rule-does-to-the-best-rate)). Under $\\alpha = 2r$ the best rate falls from rank 1 to 16 "
+    f"by a factor of {min(falls):g} to {max(falls):g} over the lengths. *A higher rank breaks at a smaller rate* holds under "
     f"$\\alpha = 2r$ alone{THEN}: rank 4 loses more than half of its gain at {say(breaks['alpha = 2r', 4])}, rank 16 already at "
     f"{say(breaks['alpha = 2r', 16])}. Under the others both do at {say(breaks['alpha/r', 16])}.",
 )
