@@ -257,38 +257,24 @@ BITS = (2, 3, 4, 5, 6)
 BLOCK = 64
 
 
-def book_of(bits: int) -> np.ndarray:
-    """Return the code book of 2^bits numbers, made as NF4's is: half of them above 0, and one fewer below."""
-    return np.array(code_book(2**bits))
-
-
-def quantisation_error(book: np.ndarray, weights: np.ndarray) -> float:
-    """Return the error of weights in blocks, each scaled by its largest, as a share of the weights."""
-    blocks = weights.reshape(-1, BLOCK)
-    scale = np.abs(blocks).max(axis=1, keepdims=True)
-    nearest = np.abs(blocks[..., None] / scale[..., None] - book).argmin(axis=-1)
-    return float(np.linalg.norm(book[nearest] * scale - blocks) / np.linalg.norm(blocks))
-
-
-def even(bits: int) -> np.ndarray:
-    """Return as many numbers at even steps, from -1 to 1."""
-    return np.linspace(-1, 1, 2**bits)
-
-
 def levels_under_the_bell(start: int = 2) -> Drawn:
     """Return the picture of the code books of 2 to 64 levels, and what they lose of normally distributed weights."""
-    weights = np.random.default_rng(0).standard_normal(BLOCK * 512)
-    books = [book_of(bits) for bits in BITS]
+    blocks = np.random.default_rng(0).standard_normal((512, BLOCK))
+    largest = np.abs(blocks).max(axis=1, keepdims=True)
+    books = [np.array(code_book(2**bits)) for bits in BITS]  # as NF4's: half of them above 0, and one fewer below
     assert np.abs(books[BITS.index(4)] - NF4).max() < 2e-7
     pairs = list(zip(BITS, books, strict=True))
-    errors = [(quantisation_error(book, weights), quantisation_error(even(b), weights)) for b, book in pairs]
+
+    def nearest(book: np.ndarray) -> np.ndarray:
+        return np.abs((blocks / largest)[..., None] - book).argmin(axis=-1)
+
+    def error(book: np.ndarray) -> float:
+        return float(np.linalg.norm(book[nearest(book)] * largest - blocks) / np.linalg.norm(blocks))
+
+    errors = [(error(book), error(np.linspace(-1, 1, len(book)))) for book in books]
     assert all(few[0] > more[0] for few, more in pairwise(errors))
-    end = float(np.abs(weights.reshape(-1, BLOCK)).max(axis=1).mean())  # where a block's largest weight usually is
-    blocks = weights.reshape(-1, BLOCK)
-    scaled = (blocks / np.abs(blocks).max(axis=1, keepdims=True)).ravel()
-    counts = [
-        np.bincount(np.abs(scaled[:, None] - book).argmin(axis=1), minlength=len(book)) / scaled.size for book in books
-    ]
+    end = float(largest.mean())  # where a block's largest weight usually is
+    counts = [np.bincount(nearest(book).ravel(), minlength=len(book)) / blocks.size for book in books]
     says = [
         f"{bits} bits, {len(book)} levels: the error is {quantile:.1%} of the weights, and {steps:.1%} with levels at "
         "even steps."
@@ -322,6 +308,6 @@ def levels_under_the_bell(start: int = 2) -> Drawn:
     caption = (
         f"Left: each line is a level, under the distribution of the weights. Right: how many weights become that "
         f"level. "
-        f"Both are of {weights.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
+        f"Both are of {blocks.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
     return figure("levels", [slider], says[start], still, table, data, caption)
