@@ -10,7 +10,7 @@ import numpy as np
 
 from minilora import Linear, Llama
 from minilora.language.tokens import load_tokenizer
-from minilora.layer import walk
+from minilora.layer import Layer, rebuild
 
 DOCS = Path(__file__).parent.parent
 LENGTH = 128
@@ -21,23 +21,21 @@ def inputs() -> dict[str, np.ndarray]:
     weights = Path(str(files("glassllm") / "weights" / "en.npz"))
     page = (DOCS / "_static" / "live" / "live-model.html").read_text(encoding="utf-8")
     ids = load_tokenizer(weights).encode(re.search(r"<textarea.*?>(.*?)</textarea>", page, re.S)[1])
-    model = Llama.load(weights)
-    paths = {id(layer): path for path, layer in walk(model) if type(layer) is Linear}
     seen: dict[str, np.ndarray] = {}
-    call, forward = Linear.__call__, Linear.forward
 
-    def watched(compute):
-        def watch(self, x):
-            seen[paths[id(self)]] = np.asarray(x).reshape(-1, x.shape[-1])
-            return compute(self, x)
+    def watch(path: str, layer: Layer) -> Layer:
+        plain = layer.forward
 
-        return watch
+        def forward(x):
+            seen[path] = np.asarray(x).reshape(-1, x.shape[-1])
+            return plain(x)
 
-    Linear.__call__, Linear.forward = watched(call), watched(forward)
-    try:
-        model(np.array(ids[: len(ids) // LENGTH * LENGTH]).reshape(-1, LENGTH))
-    finally:
-        Linear.__call__, Linear.forward = call, forward
+        if type(layer) is Linear:
+            layer.forward = forward
+        return layer
+
+    windows = np.array(ids[: len(ids) // LENGTH * LENGTH]).reshape(-1, LENGTH)
+    rebuild(Llama.load(weights), layer=watch).forward(windows)
     return seen
 
 
