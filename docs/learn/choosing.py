@@ -58,7 +58,8 @@ counts = [recorded.tried(*way, windows=windows) for way in ways for windows in W
 shown(
     "seeds",
     f"Best rates and their neighbours have {seeds(counts)}."
-    + f" Another seed moves a loss by about {recorded.spread:.3f} nats." * (recorded.spread > 0),
+    + f" Another seed, that is, another random start and order of windows, moves a loss by about {recorded.spread:.3f} nats."
+    * (recorded.spread > 0),
 )
 assert sum(math.prod(shape) for shape in words.GLASSLLM.shapes().values()) == 852_608
 
