@@ -219,13 +219,13 @@ def advice() -> str:
     """Return four lines of advice, their numbers computed."""
     many, _ = enough()
     lines = (
-        "**Where.** Beside every linear layer, those of the MLP too ([sources](choosing.md#which-matrices)).",
-        f"**Rank.** Let the adapter train as many numbers as your text has tokens. In our small model such adapters "
-        f"had {percent(many)} of what {laboratory().full} gains, with $\\alpha = 2r$, each at its own best rate "
+        "**Where.** Beside every linear layer, not those of attention alone ([sources](choosing.md#which-matrices)).",
+        f"**Rank.** Let the adapter train at least as many numbers as your text has tokens. In our small model such "
+        f"adapters had {percent(many)} of what {laboratory().full} gains, with $\\alpha = 2r$, each at its own best rate "
         f"([measured](choosing.md#which-rank)).",
         "**Alpha.** Keep one rule, and always say $s$ beside a rate "
         "([three rules](choosing.md#alpha-and-s-times-the-rate)).",
         f"**Rate.** It decides most. For 1 to 70 billion weights begin at {start():.4f} with $s = {SCALING:g}$. Then "
-        f"double it while the loss on held-out text falls, or halve it ([sources](choosing.md#which-rate)).",
+        f"double it while the loss on text that was held out falls, or halve it ([sources](choosing.md#which-rate)).",
     )
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))

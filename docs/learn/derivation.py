@@ -15,18 +15,9 @@ assert after.round(4) == 7.0151
 
 assert np.allclose(path(1), path(100), atol=1e-8)
 
-# %% Clipping
-
-plain, clipped = moves(), moves(max_grad_norm=1.0)
-assert plain[200:220].mean() > 1.5 * plain[100:200].mean() > 30 * plain[300:].mean()
-assert clipped[200:220].mean() < clipped[100:200].mean() < 1.5 * clipped[300:].mean()
-
-# %% Weight decay
-
-assert np.abs(full.weight).max() < 1e-3 and np.abs(lora.merge().weight - W).max() < 1e-3
-
 # %% Do you remember?
 
+rng = np.random.default_rng(0)
 start = LoRA.init(4, 3, rank=2, alpha=2, rng=rng, dtype="float64")
 x, dy = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 5, 3))  # batch, positions, width
 dx, grads = start.backward(dy, start.forward(x)[1])

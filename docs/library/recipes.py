@@ -64,3 +64,13 @@ for path in both:
 import shutil
 
 shutil.rmtree(folder)
+
+# %% Clipping
+
+plain, clipped = moves(), moves(max_grad_norm=1.0)
+assert plain[200:220].mean() > 1.5 * plain[100:200].mean() > 30 * plain[300:].mean()
+assert clipped[200:220].mean() < clipped[100:200].mean() < 1.5 * clipped[300:].mean()
+
+# %% Weight decay
+
+assert np.abs(full.weight).max() < 1e-3 and np.abs(lora.merge().weight - W).max() < 1e-3
