@@ -221,8 +221,8 @@ def advice() -> str:
     lines = (
         "**Where.** Beside every linear layer, not those of attention alone ([sources](choosing.md#which-matrices)).",
         f"**Rank.** Let the adapter train at least as many numbers as your text has tokens. In our small model such "
-        f"adapters had {percent(many)} of what {laboratory().full} gains, with $\\alpha = 2r$, each at its own best rate "
-        f"([measured](choosing.md#which-rank)).",
+        f"adapters had {percent(many)} of what {laboratory().full} gains, with $\\alpha = 2r$, each at its own best "
+        f"rate ([measured](choosing.md#which-rank)).",
         "**Alpha.** Keep one rule, and always say $s$ beside a rate "
         "([three rules](choosing.md#alpha-and-s-times-the-rate)).",
         f"**Rate.** It decides most. For 1 to 70 billion weights begin at {start():.4f} with $s = {SCALING:g}$. Then "
