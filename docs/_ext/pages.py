@@ -93,6 +93,11 @@ class Drawn:
     data: str
 
 
+def recording(name: str) -> Any:
+    """Return what ``docs/recordings/NAME.json`` holds."""
+    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def picture(name: str, drawing: Drawn) -> None:
     """Show a drawing at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
     given.pictures[name] = drawing.data

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pictures
-from pages import RECORDINGS
+from pages import recording
 
 TITLES = {
     "linear": "a linear layer: the last letter",
@@ -13,7 +11,7 @@ TITLES = {
     "attention": "an attention layer: all letters so far",
     "decoder": "a decoder of two blocks: all letters so far",
 }
-RECORDED = json.loads((RECORDINGS / "rungs.json").read_text(encoding="utf-8"))["rungs"]
+RECORDED = recording("rungs")["rungs"]
 
 
 def table(last: str) -> str:

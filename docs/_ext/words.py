@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 from statistics import median
-from typing import Any
 
+from pages import recording
 from recordings import RULES, SEEDS, Recordings
 from settings import SCALING, Evidence, tinker_rate
 
@@ -17,7 +15,6 @@ from minilora import LlamaConfig
 from minilora.language.memory import MATRICES
 from minilora.layers.rotary import frequencies
 
-DOCS = Path(__file__).parent.parent
 RANKS, WINDOWS = (1, 4, 16), (60, 239, 956)
 GLASSLLM = LlamaConfig(
     vocab_size=1024, hidden_size=128, intermediate_size=341, num_hidden_layers=4, num_attention_heads=4,
@@ -26,21 +23,16 @@ GLASSLLM = LlamaConfig(
 )  # fmt: skip
 
 
-def recording(name: str) -> dict[str, Any]:
-    """Return what a file of docs/recordings holds."""
-    return json.loads((DOCS / "recordings" / name).read_text(encoding="utf-8"))
-
-
 @cache
 def anew() -> Recordings:
     """Return the trainings of the small language model, of which more are made."""
-    return Recordings(recording("laboratory.json"))
+    return Recordings(recording("laboratory"))
 
 
 @cache
 def earlier() -> Recordings:
     """Return the trainings before those, over wide ranges of rates."""
-    return Recordings(recording("laboratory.json")["earlier"])
+    return Recordings(recording("laboratory")["earlier"])
 
 
 @cache

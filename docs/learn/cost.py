@@ -1,12 +1,10 @@
 """What "What LoRA costs" asserts and shows; the names are the page's own."""
 
-import json
-
 import costs
 import drawings
 import hands
 import pictures
-from pages import RECORDINGS, picture, shown
+from pages import picture, recording, shown
 
 # %% Three large products, or two
 
@@ -34,7 +32,7 @@ for width in [w for w in hands.WIDTHS if w >= 256]:
 # %% A step of a language model
 
 ADAM = "Adam's share of a full step"
-timed = json.loads((RECORDINGS / "laboratory.json").read_text())["steps"]
+timed = recording("laboratory")["steps"]
 shown(
     "steps",
     pictures.table(

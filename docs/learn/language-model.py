@@ -5,7 +5,7 @@ import textwrap
 from importlib.resources import files
 
 import pictures
-from pages import DOCS, RECORDINGS, Drawn, live, picture, shown
+from pages import DOCS, Drawn, live, picture, recording, shown
 
 
 def quoted(texts):
@@ -21,7 +21,7 @@ def quoted(texts):
 # %% Here, on your text
 
 live("live-model", Drawn((DOCS / "_static" / "live" / "live-model.html").read_text(encoding="utf-8")))
-here = json.loads((RECORDINGS / "live-model.json").read_text(encoding="utf-8"))
+here = recording("live-model")
 best, cut = here["best"]["step"], here["windows"]
 held = {10 * place: loss for place, loss in enumerate(here["held"])}
 titles = f"before: {held[0]:.2f} nats a token, held out", f"after {best} steps: {held[best]:.2f}"
@@ -41,7 +41,7 @@ assert "[PATIENCE, MOST_UNKNOWN, END] = [20, 0.25, 3]" in (DOCS / "_static" / "l
 
 # %% How close does LoRA come?
 
-recorded = json.loads((RECORDINGS / "language-model.json").read_text(encoding="utf-8"))
+recorded = recording("language-model")
 glass, smol = recorded["glassllm"], recorded["smollm2"]
 runs, before = glass["runs"], glass["before"]
 most = before - min(runs["all weights"]["losses"])
@@ -90,7 +90,7 @@ assert history.losses[-1] < history.losses[0]
 
 # %% A model that answers as you want
 
-chats = json.loads((RECORDINGS / "chat.json").read_text(encoding="utf-8"))
+chats = recording("chat")
 names = "SmolLM2: {}", "step 40: {}", "step 20: {}"
 answered = {question: zip(names, answers, strict=True) for question, answers in chats["answers"].items()}
 shown("chats", quoted({question: "\n".join(name.format(a) for name, a in said) for question, said in answered.items()}))

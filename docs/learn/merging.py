@@ -1,9 +1,7 @@
 """What "Merging, and four bits" asserts and shows; the names are the page's own."""
 
-import json
-
 import pictures
-from pages import RECORDINGS, picture, shown
+from pages import picture, recording, shown
 
 # %% One weight again
 
@@ -36,7 +34,7 @@ assert round(4 + 8 / 64 + 32 / (64 * 256), 3) == 4.127
 
 # %% What trains beside it
 
-recorded = json.loads((RECORDINGS / "four-bits.json").read_text())["smollm2"]
+recorded = recording("four-bits")["smollm2"]
 ends = {name: list(run["held out"].values())[-1] for name, run in list(recorded["runs"].items())[:2]}
 rows = [
     (name, f"{recorded['MB'][form]:.0f}", f"{recorded['before'][form]:.3f}", f"{end:.3f}")

@@ -1,13 +1,11 @@
 """What rank.md asserts and shows; the names are the page's own."""
 
-import json
-
 import drawings
 import hands
 import leading
 import pictures
 import ranks
-from pages import RECORDINGS, Drawn, picture, shown
+from pages import Drawn, picture, recording, shown
 
 assert 4096 * 4096 == 16_777_216 and 8 * (4096 + 4096) == 65_536
 
@@ -105,7 +103,7 @@ assert all(2.9 * even < low < high < 5.6 * even for _, low, high, even in found.
 
 # %% A real change
 
-model = json.loads((RECORDINGS / "language-model.json").read_text())["glassllm"]
+model = recording("language-model")["glassllm"]
 before, full = model["before"], "the same matrices"
 loss = {name: run["losses"][-1] for name, run in model["runs"].items()}
 gain = {name: (before - value) / (before - loss[full]) for name, value in loss.items()}

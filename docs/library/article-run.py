@@ -1,16 +1,15 @@
 """What article-run.md asserts and shows; the names are the page's own."""
 
-from pages import RECORDINGS, picture, printed, shown
+from pages import picture, printed, recording, shown
 
 # %% The article, run
 
 with printed("article-run-1"):
-    import json
     from types import SimpleNamespace
 
     import numpy as np
 
-    found = json.loads((RECORDINGS / "article-run.json").read_text(encoding="utf-8"))
+    found = recording("article-run")
     histories = {
         f"{name}_history": SimpleNamespace(epochs=found["epochs"], losses=losses)
         for name, losses in found["losses"].items()

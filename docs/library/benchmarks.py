@@ -1,6 +1,6 @@
 """What benchmarks.md asserts and shows; the names are the page's own."""
 
-from pages import RECORDINGS, printed, shown
+from pages import printed, recording, shown
 
 # %% One layer alone
 
@@ -10,7 +10,7 @@ with printed("benchmarks-1"):
     import pictures
     import timing as report
 
-    benchmark = json.loads((RECORDINGS / "benchmark.json").read_text())
+    benchmark = recording("benchmark")
     rows = {row["name"]: row for row in benchmark["steps"]}
     ms = {name: row["ms"] for name, row in rows.items()}
     for line in report.machine_line(benchmark).replace("\n", "; ").split("; "):
@@ -48,7 +48,7 @@ shown("benchmarks-3", steps_table("lora"))
 
 shown("benchmarks-4", steps_table("residual"))
 
-other = json.loads((RECORDINGS / "benchmark-intel.json").read_text())
+other = recording("benchmark-intel")
 both = {
     json.dumps(run["machine"]["cpu"]): {bar["what"]: bar["ratio"] for bar in run["bars"]} for run in (benchmark, other)
 }
@@ -71,7 +71,7 @@ with printed("benchmarks-6"):
 # %% A language model
 
 with printed("benchmarks-7"):
-    measured = json.loads((RECORDINGS / "benchmark-model.json").read_text())
+    measured = recording("benchmark-model")
     where = measured["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     print(f"{where['cpu']}, cores: {where['cores']}; {versions}; {measured['when']}; {measured['laps']} laps")
@@ -108,7 +108,7 @@ assert busy["of one thread"] < 1
 larger = [step["of floor"] for step in measured["steps"] if step["what"].startswith("SmolLM2")]
 assert max(larger) < min(step["of floor"] for step in measured["steps"] if "glassllm" in step["what"])
 
-second = json.loads((RECORDINGS / "benchmark-model-intel.json").read_text())
+second = recording("benchmark-model-intel")
 assert [step["what"] for step in second["steps"]] == [step["what"] for step in measured["steps"]]
 assert all(step["of peer"] > 1 for step in second["steps"] if "all seven" in step["what"])
 shown(
@@ -131,7 +131,7 @@ shown(
 # %% In bfloat16
 
 with printed("benchmarks-11"):
-    dtypes = json.loads((RECORDINGS / "benchmark-dtypes.json").read_text())
+    dtypes = recording("benchmark-dtypes")
     where = dtypes["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
     print(
@@ -190,7 +190,7 @@ assert min(of_float32(False, model="glassllm")) > 0.95
 assert min(of_float32(True)) > 2 and max(of_float32(True)) > 10 and min(of_products(True)) > 1
 assert all(step["of float32"][OURS] < 1 for step in dtypes["steps"])
 
-losses = json.loads((RECORDINGS / "benchmark-losses.json").read_text())
+losses = recording("benchmark-losses")
 runs = {}
 for run in losses["trainings"]:
     runs.setdefault((run["what"], run["lr"], run["seed"]), {})[run["side"]] = run["losses"]
@@ -225,7 +225,7 @@ assert all(abs(ends[run][ALL_HALF] - ends[run][OURS]) < 0.005 for run in ends if
 # %% How a step grows
 
 with printed("benchmarks-16"):
-    grown = json.loads((RECORDINGS / "benchmark-growth.json").read_text())
+    grown = recording("benchmark-growth")
     print(
         f"A small decoder with LoRA on all linears, {', '.join(f'{name} {size}' for name, size in grown['usual'].items())}, of which one grows at a time."
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pictures
-from pages import RECORDINGS, picture, shown
+from pages import picture, recording, shown
 
 from minilora import Llama, cross_entropy
 from minilora.language import save_llama
@@ -14,7 +14,7 @@ from minilora.layer import parameter_count
 from minilora.training import backpropagate
 
 files = ["examples/measure/experts.py", "examples/measure/laboratory.py"]
-recorded = json.loads((RECORDINGS / "experts.json").read_text())
+recorded = recording("experts")
 ids = np.arange(64).reshape(2, 32)
 assert np.abs(copies(ids) - dense(ids)).max() < 1e-12 and recorded["apart"] < 3e-5
 assert abs(recorded["mixture"]["new"] - recorded["dense"]["new"]) < 1e-3

@@ -1,6 +1,6 @@
 """What four-bits.md asserts and shows; the names are the page's own."""
 
-from pages import RECORDINGS, picture, shown
+from pages import picture, recording, shown
 
 # %% Which sixteen numbers
 
@@ -23,11 +23,10 @@ assert (expected == y).all() and (whole.backward(dy, cache)[0] == dx).all()
 
 # %% A model, and its memory
 
-import json
 
 import pictures
 
-recorded = json.loads((RECORDINGS / "four-bits.json").read_text())["smollm2"]
+recorded = recording("four-bits")["smollm2"]
 runs = recorded["runs"]
 colours = dict(zip(list(runs)[:2], (pictures.BASE, pictures.LORA)))
 curves = {}

@@ -7,11 +7,11 @@ import numpy as np
 import pictures
 import valley
 import words
-from pages import picture, shown
+from pages import picture, recording, shown
 from recordings import RULES
 from words import RANKS, WINDOWS
 
-RECORDING = words.recording("laboratory.json")
+RECORDING = recording("laboratory")
 recorded, earlier, source = words.anew(), words.earlier(), words.laboratory()
 SAID = {"alpha = 2r": r"$\alpha = 2r$", "alpha/sqrt(r)": r"$\alpha = 4$, over $\sqrt r$", "alpha/r": r"$\alpha = 8$"}
 NUMBERS = dict(enumerate(["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))

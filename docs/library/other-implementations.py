@@ -1,12 +1,11 @@
 """What other-implementations.md asserts and shows; the names are the page's own."""
 
 # %% Other implementations
-import json
 
 import pictures
-from pages import RECORDINGS, printed, shown
+from pages import printed, recording, shown
 
-FOUND = json.loads((RECORDINGS / "other-implementations.json").read_text(encoding="utf-8"))["implementations"]
+FOUND = recording("other-implementations")["implementations"]
 assert len(FOUND) == 9
 assert all("forward" in one["kinds"]["linear"]["offers"] for one in FOUND)
 

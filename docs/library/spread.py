@@ -1,13 +1,12 @@
 """What spread.md asserts and shows; the names are the page's own."""
 
 # %% Where the directions come from
-import json
 
 import numpy as np
 import pictures
-from pages import RECORDINGS, picture, shown
+from pages import picture, recording, shown
 
-model = json.loads((RECORDINGS / "language-model.json").read_text())["glassllm"]
+model = recording("language-model")["glassllm"]
 before, full = model["before"], "the same matrices"
 loss = {name: run["losses"][-1] for name, run in model["runs"].items()}
 gain = {name: (before - value) / (before - loss[full]) for name, value in loss.items()}
@@ -15,7 +14,7 @@ values = {name: {path: np.array(v) for path, v in of.items()} for name, of in mo
 kinds = list(dict.fromkeys(path.rpartition(".")[2] for path in values[full]))
 assert len(values[full]) == 28 and len(kinds) == 7 and 8e5 < model["parameters"] < 9e5
 
-found = json.loads((RECORDINGS / "laboratory.json").read_text())["directions"]
+found = recording("laboratory")["directions"]
 adam, descent = found["Adam"], found["momentum"]
 last = max(adam["steps"], key=int)
 
@@ -85,7 +84,7 @@ assert (round(adam["new"], 3), round(descent["new"], 3)) == (2.804, 2.867) and s
     "1.0",
 }
 
-points = json.loads((RECORDINGS / "laboratory.json").read_text())["earlier"]["trainings"]
+points = recording("laboratory")["earlier"]["trainings"]
 
 
 def curve(way, rank=None, **settings):
