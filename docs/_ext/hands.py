@@ -7,7 +7,6 @@ them. Without JavaScript a reader has the drawing of the first position, and the
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from typing import Any
 
 import costs
 import numpy as np
+import pages
 import pictures
 from pages import Drawn
 from ranks import change
@@ -50,7 +50,6 @@ def figure(
 ) -> Drawn:
     """Return a picture with its sliders, its sentence, its still drawing, its table and its data."""
     data = {**data, "values": {slider.name: list(slider.values) for slider in sliders}}
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     return Drawn(
         f'<figure class="hands" id="{kind}" data-kind="{kind}">'
         f'<div class="controls" hidden>{"".join(slider.html(kind) for slider in sliders)}</div>'
@@ -58,7 +57,7 @@ def figure(
         f'<div class="drawing">{still.data}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"
         f"<details><summary>The numbers as a table</summary>{table.data}</details>"
-        f'<script type="application/json">{text}</script></figure>'
+        f"{pages.data(data)}</figure>"
     )
 
 

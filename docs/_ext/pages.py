@@ -98,6 +98,12 @@ def recording(name: str) -> Any:
     return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def data(content: Any) -> str:
+    """Return what a script of the site reads, as an element of the page."""
+    text = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
+    return f'<script type="application/json">{text}</script>'
+
+
 def picture(name: str, drawing: Drawn) -> None:
     """Show a drawing at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
     given.pictures[name] = drawing.data

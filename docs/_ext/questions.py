@@ -7,11 +7,10 @@ does. Unbuilt, and without JavaScript, a page has the question and its folded so
 from __future__ import annotations
 
 import html
-import json
 from typing import Any
 
 import pictures
-from pages import Drawn
+from pages import Drawn, data
 
 from minilora.exercises import QUESTIONS
 from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
@@ -23,12 +22,10 @@ LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scor
 
 def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any]) -> Drawn:
     """Return a form that is graded in the page; `asked` says what it asks, to whom does not see where it stands."""
-    data = json.dumps(judged_by, separators=(",", ":")).replace("</", "<\\/")
     return Drawn(
         f'<form class="question{kind}" id="{name}" novalidate hidden><fieldset><legend class="unseen">{asked}</legend>'
         f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
-        f'<p class="verdict" role="status" aria-live="polite"></p>'
-        f'<script type="application/json">{data}</script></form>'
+        f'<p class="verdict" role="status" aria-live="polite"></p>{data(judged_by)}</form>'
     )
 
 

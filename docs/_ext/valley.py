@@ -7,10 +7,10 @@ a reader has the drawing of the first position.
 from __future__ import annotations
 
 import html
-import json
 from statistics import fmean
 from typing import Any
 
+import pages
 import pictures
 from hands import Slider
 from pages import Drawn
@@ -91,7 +91,6 @@ def chart(recorded: Recordings) -> Drawn:
         )
         for name, (label, values, first) in controls.items()
     )
-    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
     caption = (
         "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
         "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
@@ -102,7 +101,7 @@ def chart(recorded: Recordings) -> Drawn:
         f'<figure class="picture recorded" id="valley" data-live="valley"><div class="controls" hidden>{sliders}</div>'
         f'<p class="says" aria-live="polite"></p><div class="drawing">{still(recorded, windows)}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"
-        f'<script type="application/json">{text}</script></figure>'
+        f"{pages.data(data)}</figure>"
     )
 
 
