@@ -35,12 +35,12 @@ def still(svg: str) -> Drawn:
     return Drawn(f'<figure class="picture">{svg}</figure>')
 
 
-def bundled(name: str, live: Path = LIVE) -> str:
+def bundled(name: str) -> str:
     """Return a script and all that it imports as one, so that it runs in a page that was opened as a file, too."""
     done: dict[str, str] = {}
 
     def add(name: str) -> None:
-        source = (live / f"{name}.js").read_text(encoding="utf-8")
+        source = (LIVE / f"{name}.js").read_text(encoding="utf-8")
         for _, other in IMPORT.findall(source):
             if other not in done:
                 add(other)
