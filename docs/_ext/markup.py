@@ -79,6 +79,8 @@ def address(site: str, target: str) -> str:
 
 def link_on_site(site: str, link: re.Match[str]) -> str:
     """Return a link as the site has it."""
+    if link["target"].endswith(".md") and not (DOCS / site / link["target"]).resolve().is_relative_to(DOCS):
+        return link["text"]  # a file of the repository that the site has not
     there = address(site, link["target"])
     return f'<a class="reference" href="{there}">{link["text"]}</a>' if there else link[0]
 

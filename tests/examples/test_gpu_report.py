@@ -8,7 +8,7 @@ import pytest
 
 from minilora import get_backend
 
-PATH = Path(__file__).parents[2] / "examples" / "measure" / "gpu_report.py"
+PATH = Path(__file__).parents[2] / "examples" / "gpu_report.py"
 
 
 @pytest.fixture(scope="module")

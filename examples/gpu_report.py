@@ -1,6 +1,6 @@
 """Measure minilora on this machine's GPU beside its CPU, and PyTorch where it is installed, and write the report.
 
-    python examples/measure/gpu_report.py docs/gpu-report.md
+    python examples/gpu_report.py docs/recordings/gpu-report.md
 
 It takes a few minutes, and nothing is written where CuPy cannot compute.
 """
