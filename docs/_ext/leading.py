@@ -19,7 +19,7 @@ LENGTH = 128
 def inputs() -> dict[str, np.ndarray]:
     """Return the inputs of each linear layer, by its path, on the text that stands in the page of the live model."""
     weights = Path(str(files("glassllm") / "weights" / "en.npz"))
-    page = (DOCS / "_static" / "live" / "live-model.html").read_text(encoding="utf-8")
+    page = (DOCS / "_ext" / "live-model.html").read_text(encoding="utf-8")
     ids = load_tokenizer(weights).encode(re.search(r"<textarea.*?>(.*?)</textarea>", page, re.S)[1])
     seen: dict[str, np.ndarray] = {}
 

@@ -722,7 +722,7 @@ def data(seen: Evidence) -> dict[str, Any]:
 
 def control(seen: Evidence, address: Callable[[str], str]) -> str:
     """Return what a reader sets and reads, as HTML; `address` is where the site has the page that a source names."""
-    page = Path(__file__).parents[1] / "_static" / "live" / "settings.html"
+    page = Path(__file__).with_name("settings.html")
     sources = {key: (name, address(target)) for key, (name, target) in SOURCES.items()}
     text = json.dumps(data(seen) | {"sources": sources}, separators=(",", ":")).replace("</", "<\\/")
     return page.read_text(encoding="utf-8").replace("DATA", text)

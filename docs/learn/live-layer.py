@@ -4,4 +4,4 @@ from pages import DOCS, Drawn, live
 
 # %% Train a layer in your browser
 
-live("live-layer", Drawn((DOCS / "_static" / "live" / "live-layer.html").read_text(encoding="utf-8")))
+live("live-layer", Drawn((DOCS / "_ext" / "live-layer.html").read_text(encoding="utf-8")))

@@ -27,7 +27,7 @@ SETTINGS = {"rank": 8, "alpha": 16, "rate": 0.003, "prompt": "And God said"}
 
 def text() -> str:
     """Return the text that stands in the page."""
-    page = (LIVE / "live-model.html").read_text(encoding="utf-8")
+    page = (LIVE.parents[1] / "_ext" / "live-model.html").read_text(encoding="utf-8")
     return re.search(r"<textarea.*?>(.*?)</textarea>", page, re.S)[1]  # type: ignore[index]
 
 

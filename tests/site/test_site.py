@@ -81,8 +81,6 @@ def test_every_reference_to_an_equation_is_a_link():
     linked = {page: [link for link in parse(page).links if "#eq-" in link] for page in TOLD}
     assert sum(map(len, linked.values())) > 200
     assert {urlsplit(link).fragment for link in linked["network.html"]} >= {
-        "eq-7",
-        "eq-8",
         "eq-10",
         "eq-att-4",
         "eq-att-9",
@@ -139,7 +137,7 @@ def test_a_browser_shows_the_page_without_complaint(browser, address, page):
                        e.querySelector(".katex-html") !== null && !e.querySelector(".katex-error")
                        && e.querySelector(".katex-html").getBoundingClientRect().height > 5),
                    document.fonts.check("16px KaTeX_Main"),
-                   [...document.querySelectorAll("figure.picture svg")].map(e =>
+                   [...document.querySelectorAll("figure.picture svg")].filter(e => e.checkVisibility()).map(e =>
                        (e.getAttribute("alt") || e.getAttribute("aria-label") || "").length > 20
                        && e.getBoundingClientRect().width > 100)]""",
             width,
@@ -159,13 +157,16 @@ def unfolded(browser, address, request):
     return browser
 
 
-def test_a_phone_cuts_no_formula_or_table(unfolded):
+def test_a_phone_cuts_no_formula_and_no_table_of_a_lesson(unfolded):
+    """A table of the library may be wider than a phone, and scrolls."""
     resize(unfolded, WIDTHS[0])
     cut = unfolded.execute_script(
         """return [...document.querySelectorAll("div.math, .katex-html, .table-wrapper")]
-               .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent.slice(0, 60))"""
+               .filter(e => e.scrollWidth > e.clientWidth + 1)
+               .map(e => [e.className.includes("table"), getComputedStyle(e).overflowX, e.textContent.slice(0, 60)])"""
     )
-    assert cut == []
+    in_library = "/library/" in unfolded.current_url
+    assert [text for table, overflow, text in cut if not (table and overflow == "auto" and in_library)] == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -187,7 +188,7 @@ def test_code_and_outputs_scroll_and_keep_their_lines(unfolded, width):
         assert rows == pytest.approx(1, abs=0.3), text
 
 
-@pytest.mark.parametrize("page", ["is-a-gradient-right.html", "experts.html"])
+@pytest.mark.parametrize("page", ["is-a-gradient-right.html", "library/experts.html"])
 def test_a_desk_shows_the_reports_of_gradcheck_whole(visit, page):
     cut = visit(page, WIDTHS[1]).execute_script(
         """return [...document.querySelectorAll("div.printed pre")]
@@ -226,7 +227,7 @@ def test_formulas_and_pictures_are_where_they_should_be():
         "exercises.html": 8,
     }.items():
         assert (SITE / page).read_text(encoding="utf-8").count('class="katex"') >= count
-    for page in ("rank.html", "article-run.html", "is-a-gradient-right.html"):
+    for page in ("rank.html", "library/article-run.html", "is-a-gradient-right.html"):
         assert 'role="img"' in (SITE / page).read_text(encoding="utf-8")
 
 
