@@ -91,7 +91,11 @@ def contents(text: str) -> str:
     known = [*headings(text), (len(text), "")]
     for (start, caption), (end, _) in pairwise(known):
         if listed := LISTED.findall(text[start:end]):
-            trees.append(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(listed) + "\n```\n")
+            trees.append(
+                f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n"
+                + "\n".join("self" if page == "index" else page for page in listed)
+                + "\n```\n"
+            )
     return "\n".join(trees)
 
 

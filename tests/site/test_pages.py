@@ -156,17 +156,18 @@ def test_a_link_to_the_other_site_is_an_address_on_it():
 
 
 def test_the_front_pages_lists_are_the_contents():
-    lessons = "## Lessons\n\n1. This page\n2. [Rank](rank.md): words\n3. [Alpha](alpha.md)\n"
+    lessons = "## Lessons\n\n1. [A](index.md), this page\n2. [Rank](rank.md): words\n3. [Alpha](alpha.md)\n"
     text = f"# A\n\n[x](x.md)\n\n{lessons}\n## More\n\n- [Glossary](glossary.md)\n"
     trees = re.findall(r":caption: (\w+)\n\n(.*?)```", markup.contents(text), re.S)
-    assert trees == [("Lessons", "rank\nalpha\n"), ("More", "glossary\n")]
+    assert trees == [("Lessons", "self\nrank\nalpha\n"), ("More", "glossary\n")]
 
 
 def test_every_page_is_in_the_contents_of_its_site():
     for site in pages.SITES:
         folder = ROOT / "docs" / site
         listed = markup.LISTED.findall((folder / "index.md").read_text(encoding="utf-8"))
-        assert sorted([*listed, "index"]) == sorted(page.stem for page in folder.glob("*.md"))
+        assert sorted({*listed, "index"}) == sorted(page.stem for page in folder.glob("*.md"))
+        assert len(set(listed)) == len(listed)
 
 
 @pytest.mark.parametrize("page", pages.every(), ids=lambda page: page.stem)
