@@ -150,6 +150,17 @@ def add_files(app, pagename, template, context, doctree):
                     app.add_js_file(file, **({"type": "module"} if "/" in file else {"loading_method": "defer"}))
 
 
+def tidy_search(app, pagename, template, context, doctree):
+    """Load what tidies excerpts where one searches, and elsewhere nothing that marks the words of an old search."""
+    if pagename == "search":
+        app.add_js_file("search.js", loading_method="defer")
+    else:
+        marks = "_static/sphinx_highlight.js"
+        context["script_files"][:] = [
+            file for file in context["script_files"] if getattr(file, "filename", file) != marks
+        ]
+
+
 def no_signature(app, what, name, obj, options, signature, returns):
     """Keep numpydoc from ``Cache = tuple[Any, ...]``: it takes that for a function, on which autodoc stops."""
     return () if isinstance(obj, types.GenericAlias) else None
@@ -176,6 +187,7 @@ def setup(app):
     app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme takes it
     app.connect("html-page-context", add_files)
+    app.connect("html-page-context", tidy_search)
     app.connect("doctree-read", adjust)
     if site == "library":
         app.connect("autodoc-process-signature", no_signature, priority=100)

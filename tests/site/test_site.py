@@ -3,6 +3,7 @@
 import json
 import posixpath
 import re
+import time
 import zipfile
 from functools import cache
 from html.parser import HTMLParser
@@ -248,3 +249,23 @@ def test_the_page_to_send_is_ten_minutes_and_small():
     assert len(text) < 300_000
     assert '<meta property="og:image" content="_static/preview.png">' in text
     assert "og:url" not in text
+
+
+@pytest.mark.parametrize(("site", "words", "first"), [("", "alpha", "alpha.html"), ("library/", "merge", "")])
+def test_the_search_shows_formulas_once_and_no_toolbar(visit, site, words, first):
+    browser = visit(f"{site}search.html?q={words}", WIDTHS[1])
+    ready = "return document.querySelectorAll('#search-results li p.context').length"
+    for _ in range(100):
+        if browser.execute_script(ready) > 2:
+            break
+        time.sleep(0.1)
+    excerpts = [one.text for one in browser.find_elements("css selector", "#search-results li p.context")]
+    assert len(excerpts) > 2
+    assert not [text for text in excerpts if "MIT licence" in text or "Download as" in text or "\\alpha" in text]
+    links = [link.get_attribute("href") for link in browser.find_elements("css selector", "#search-results li > a")]
+    assert any(first in link for link in links[:4])
+
+
+def test_no_page_marks_the_words_of_an_old_search():
+    marking = [page for page in PAGES if "sphinx_highlight" in (SITE / page).read_text(encoding="utf-8")]
+    assert {posixpath.basename(page) for page in marking} <= {"search.html"}
