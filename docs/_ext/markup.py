@@ -120,7 +120,7 @@ def as_myst(page: Path) -> str:
             done += (
                 f"{fence['ticks']}{{code-block}} {fence['info']}\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"
             )
-        elif printed and fence["info"] == "text" and not between.strip():
+        elif printed and fence["info"].startswith("text") and not between.strip():
             wide = max(map(len, fence["body"].splitlines()), default=0) > 100
             kind = "printed prose" if wide else "printed"
             done += f"{fence['ticks']}{{code-block}} text\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"

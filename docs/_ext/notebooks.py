@@ -80,7 +80,7 @@ def notebook(page: Path) -> dict[str, Any]:
         if block["info"] == "console":
             body = re.sub(r"^\$ ", "!", "\n".join(re.findall(r"^\$ .*$", body, re.M)), flags=re.M)
         elif found := PRINTED.match(text, place):
-            printed, place = re.search(r"```text\n(.*?)```", found[0], re.S)[1], found.end()  # type: ignore[index]
+            printed, place = found["text"], found.end()
         cells.append(code_cell(body, printed))
     cells += text_cells(page, text[place:])
     if runs(page):

@@ -3,7 +3,7 @@
 A page is plain Markdown, which reads on a source host as it stands. Nothing in it is hidden; what it shows is computed:
 
     ```python          a block that runs, in order with the others; ```py is one that does not
-    ```text            right below such a block: what it prints
+    ```text            right below such a block: what it prints, but for the last decimal, which processors round
     ```console         `$ minilora ...`, each with what it prints; the last one's exit code is the page's `status`
     ![...](pictures/rank.svg)            a picture, with its description
     <!-- rates --> ... <!-- end -->      a table or a text
@@ -60,7 +60,7 @@ KEPT = DOCS / "_build" / "pages"
 """What pages gave, under a digest of all that they read."""
 
 FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=ticks)[ \t]*\n", re.S | re.M)
-PRINTED = re.compile(r"\n*^```text\n.*?^```\n", re.S | re.M)
+PRINTED = re.compile(r"\n*^```text(?P<rounding> rounding)?\n(?P<text>.*?)^```\n", re.S | re.M)
 PICTURE = re.compile(r"!\[(?P<alt>[^\]]*)\]\(pictures/(?P<name>[\w-]+)\.svg\)")
 SHOWN = re.compile(r"^<!-- (?P<name>[\w-]+) -->\n(?P<text>.*?)^<!-- end -->\n", re.S | re.M)
 LIVE = re.compile(r"^<!-- live (?P<name>[\w-]+) -->\n", re.M)
@@ -296,6 +296,31 @@ def lines_of(what: str) -> str:
     return textwrap.dedent("\n".join(lines[first:last])).strip("\n") + "\n"
 
 
+NUMBER = re.compile(r"(?<![\w.])[-\u2212]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+def alike(old: str, new: str, rounding: bool = False) -> bool:
+    """Whether two texts differ by no more than two processors do: a unit of a last decimal, or rounding below 1e-4.
+
+    Of a report that says where an error is largest, ```` ```text rounding ````, the words alone are compared.
+    """
+    if rounding:
+        return re.sub(r"[-+\d.,e()\s]+", " ", old) == re.sub(r"[-+\d.,e()\s]+", " ", new)
+    words = [re.sub(r"[ -]+", " ", NUMBER.sub("#", text)) for text in (old, new)]
+    return words[0] == words[1] and all(map(near, NUMBER.findall(old), NUMBER.findall(new)))
+
+
+def near(old: str, new: str) -> bool:
+    """Whether two printed numbers are one number, as two processors round it."""
+    if old == new:
+        return True
+    values = [float(text.replace(",", "").replace("\u2212", "-")) for text in (old, new)]
+    if all("e" in text for text in (old, new)):
+        return max(map(abs, values)) < 1e-4
+    decimals = min(len(text.partition(".")[2]) for text in (old, new))
+    return decimals > 0 and abs(values[0] - values[1]) < 1.5 * 10**-decimals
+
+
 QUOTED = re.compile(r"^(`{4,})[^`\n]*\n.*?^\1\n", re.S | re.M)
 """A block that shows how a page is written."""
 
@@ -324,16 +349,24 @@ def filled(text: str, result: Given, page: str = "page") -> str:
         done += text[place : block.start()]
         place = block.end()
         if block["info"] == "console":
-            done += f"```console\n{printed}```\n"
+            done += f"```console\n{block['body'] if alike(block['body'], printed) else printed}```\n"
             continue
         done += block[0]
         if printed:
+            kind = ""
             if old := PRINTED.match(text, place):
-                place = old.end()
-            done += f"\n```text\n{printed}```\n"
+                place, kind = old.end(), old["rounding"] or ""
+                printed = old["text"] if alike(old["text"], printed, bool(kind)) else printed
+            done += f"\n```text{kind}\n{printed}```\n"
     text = done + text[place:]
-    text = PICTURE.sub(lambda m: f"![{described(result.pictures[m['name']])}](pictures/{m['name']}.svg)", text)
-    text = SHOWN.sub(lambda m: f"<!-- {m['name']} -->\n{result.shown[m['name']]}<!-- end -->\n", text)
+
+    def kept(old: str, new: str) -> str:
+        return old if alike(old, new) else new
+
+    text = PICTURE.sub(
+        lambda m: f"![{kept(m['alt'], described(result.pictures[m['name']]))}](pictures/{m['name']}.svg)", text
+    )
+    text = SHOWN.sub(lambda m: f"<!-- {m['name']} -->\n{kept(m['text'], result.shown[m['name']])}<!-- end -->\n", text)
     text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
     return put_back(text)
 
@@ -353,7 +386,7 @@ def check(page: Path, write: bool = False) -> str:
             return f"{page.relative_to(DOCS)} shows something else than what it computes:\n" + "\n".join(told)
         for name, drawing in result.pictures.items():
             file = page.with_name("pictures") / f"{name}.svg"
-            if not file.is_file() or described(file.read_text(encoding="utf-8")) != described(drawing):
+            if not file.is_file() or not alike(described(file.read_text(encoding="utf-8")), described(drawing)):
                 return f"{page.relative_to(DOCS)}: {file.name} is another picture: python docs/_ext/pages.py --write"
     except BadPage as error:
         return str(error)

@@ -113,6 +113,29 @@ def test_a_generated_table_stands_in_the_page(page):
     assert "<!-- t -->\n| 1 |\n<!-- end -->\n\nMore." in file.read_text()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("loss 0.79 after", "loss 0.78 after", True),
+        ("loss 0.79 after", "loss 0.77 after", False),
+        ("loss 0.79 after", "gain 0.79 after", False),
+        ("largest difference 3e-15", "largest difference 2e-14", True),
+        ("largest difference 3e-15", "largest difference 2e-3", False),
+        ("76 of 90", "77 of 90", False),
+        ("1,234.5", "1,234.6", True),
+        ("-0.79", "0.79", False),
+    ],
+)
+def test_processors_may_differ_by_a_last_decimal(old, new, same):
+    assert pages.alike(old, new) == same
+
+
+def test_where_an_error_is_largest_may_differ():
+    told = "x (9, 6) 8.9e-16 worst at (3, 2) 1.704 ok"
+    assert pages.alike(told, told.replace("(3, 2) 1.704", "(3, 7, 5) -4.564"), rounding=True)
+    assert not pages.alike(told, told.replace("ok", "WRONG"), rounding=True)
+
+
 def test_quoted_lines_are_those_of_the_file(page):
     file = page("# A\n\n<!-- lines minilora/lora.py LoRA.forward -->\n```py\nold\n```\n")
     assert pages.check(file, write=True) == ""
