@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files import disk
 from minilora.files.disk import (
+    check_new_file,
     is_new_or_empty,
     member,
     open_regular,
@@ -461,3 +462,32 @@ def test_a_folder_may_be_written_at_a_new_name_or_an_empty_folder_itself(tmp_pat
     (tmp_path / "link").symlink_to("empty")
     (tmp_path / "dangling").symlink_to("nowhere")
     assert is_new_or_empty(tmp_path / place) is free
+
+
+def test_a_file_that_is_there_is_replaced_only_where_asked(tmp_path):
+    there = tmp_path / "log"
+    there.write_text("")
+    check_new_file("the log", there, True)
+    check_new_file("the log", tmp_path / "new", False)
+    check_new_file("the log", None, False)
+    with pytest.raises(ValueError, match="is there already: name another, or say --overwrite"):
+        check_new_file("the log", there, False)
+
+
+def test_a_link_beside_an_adapter_stays_a_link_when_it_is_replaced(tmp_path):
+    folder, adapter = tmp_path / "a", {"q": LoRA(np.ones((1, 3)), np.ones((2, 1)), alpha=1)}
+    save_adapter(folder, adapter)
+    (tmp_path / "notes").write_text("mine")
+    (folder / "notes").symlink_to(tmp_path / "notes")
+    save_adapter(folder, adapter, overwrite=True)
+    assert (folder / "notes").is_symlink()
+    assert (folder / "notes").read_text() == "mine"
+
+
+def test_the_folder_in_which_one_stands_is_kept_and_its_files_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_adapter(".", {"q": LoRA(np.ones((1, 3)), np.ones((2, 1)), alpha=1)}, overwrite=True)
+    before = os.stat(tmp_path).st_ino
+    save_adapter(".", {"q": LoRA(2 * np.ones((1, 3)), np.ones((2, 1)), alpha=1)}, overwrite=True)
+    assert os.stat(tmp_path).st_ino == before
+    assert load_adapter(".")["q"].lora_A.max() == 2

@@ -18,6 +18,7 @@ from minilora.files.tensors import (
     in_dtype,
     open_weights,
     same_bytes,
+    type_named,
     write_tensors,
 )
 
@@ -69,6 +70,13 @@ def test_a_tensor_is_read_in_its_type_but_bfloat16(tmp_path):
         assert file.tensors[name].dtype == name
     assert file.read("none").shape == ()
     assert file.read("empty").shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("F8_E4M3", 1), ("F8_E8M0", 1), ("I32", 4), ("U16", 2), ("BOOL", 1), ("F64", 8)]
+)
+def test_a_type_of_the_format_is_as_wide_as_its_name_says(name, size):
+    assert type_named(name).itemsize == size
 
 
 def test_bytes_come_in_blocks(file, monkeypatch):

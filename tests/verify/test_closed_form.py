@@ -237,6 +237,7 @@ def test_bad_rows_are_refused(arguments, error, message):
         (X, R, ValueError, r"XtX has shape \(3, 5\), expected \(3, 3\)"),
         (np.eye(3), R[:2], ValueError, r"XtR has shape \(2, 4\), expected \(3, 4\)"),
         (np.eye(3), R[:, 0], ValueError, r"XtR has shape \(3,\), expected \(3, 3\)"),
+        (np.eye(3, dtype=int), R, TypeError, "XtX has dtype int64"),
         (np.eye(3), R.astype("f4"), TypeError, "XtR has dtype float32, expected float64 as in XtX"),
         (SKEW, R, ValueError, "XtX is not symmetric"),
         (1e6 * np.eye(3) + SMALL, R, ValueError, "XtX is not symmetric"),
