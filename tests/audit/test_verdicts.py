@@ -104,6 +104,10 @@ OTHER = {f"{name}.weight": Verdict(WRONG, "changed", "changed by {rest}", rest=0
             "merged rightly (2 of 4 modules, bfloat16, at most 0.25 ulp beside the exact sum, 1 tensor trained in full)"
             "; of 2 nothing can be told: the change is lost in rounding",
         ),
+        (
+            {"modules": Q | {EVERY[2]: Verdict(steps=0.5, dtype="float16")}}, "RIGHT",
+            "merged rightly (3 of 3 modules, bfloat16/float16, at most 0.5 ulp beside the exact sum)",
+        ),
         ({"others": {"a": Verdict(RIGHT)}}, "RIGHT", "merged rightly (1 tensor trained in full)"),
         ({"modules": Q | UNKNOWN}, "UNDECIDED", "1 of 3 modules cannot be compared: they are in few bits"),
         (

@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora.conformance.golden.adapters import adapter_files, damaged, drawn_adapter
+from minilora.conformance.golden.adapters import _without_last_expert, adapter_files, damaged, drawn_adapter, leading
+from minilora.conformance.golden.bases import EXPERTS
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.sessions import LIVING_ADAPTERS, session_adapters
+from minilora.conformance.golden.signatures import CaseAnswers
 
 LAYERS = {
     *("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B"),
@@ -42,3 +44,27 @@ def test_a_damaged_file_has_both_factors_turned():
 
 def test_each_adapter_of_a_session_has_its_folder():
     assert [folder for folder, _ in session_adapters()] == [Path("adapters", name) for name in LIVING_ADAPTERS]
+
+
+def test_pissas_factors_are_the_leading_part_of_a_weight():
+    W = np.random.default_rng(0).standard_normal((5, 6)) @ np.diag([9.0, 5, 1, 0.5, 0.2, 0.1])
+    A, B = leading(W, 2, 3.0)
+    u, S, vt = np.linalg.svd(W)
+    np.testing.assert_allclose(3 * B @ A, u[:, :2] * S[:2] @ vt[:2], atol=1e-9)
+    np.testing.assert_allclose(A @ A.T, B.T @ B, atol=1e-9)  # both have the same half
+
+
+def test_an_expert_less_is_one_less_in_both_factors():
+    rank = 2
+    A, B = np.arange(EXPERTS * rank * 3.0).reshape(-1, 3), np.arange(5.0 * EXPERTS * rank).reshape(5, -1)
+    assert _without_last_expert("x.lora_A.weight", A).tolist() == A[: (EXPERTS - 1) * rank].tolist()
+    kept = [row for row in range(EXPERTS * rank) if row % EXPERTS < EXPERTS - 1]
+    assert _without_last_expert("x.lora_B.weight", B).tolist() == B[:, kept].tolist()
+
+
+def test_signatures_of_all_positions_stand_in_half_the_width():
+    logits = np.random.default_rng(0).standard_normal((2, 3, 4))
+    tensors = CaseAnswers(logits, {"bug": logits + 1}, each=True).tensors()
+    assert tensors["each.signature.bug"].dtype == np.float32
+    assert tensors["each.logits"].dtype == np.float64
+    assert (tensors["logits"] == logits[:, -1]).all()
