@@ -103,6 +103,7 @@ class Source:
         weights = model.tensors.weights
         if weights is not None and any(name.endswith(NF4_STATE) for name in weights.holder):
             self.nf4 = NF4Weights(model.path, weights, model.config.get("quantization_config"))
+        self.coded = {} if self.nf4 is None else self.nf4.shapes
 
     @property
     def quantised_in(self) -> Any:
@@ -114,7 +115,7 @@ class Source:
 
     def dtype(self, name: str) -> Any:
         """Return the type of a tensor's numbers: float32 of those in few bits, an unsigned one of what is no float."""
-        if self.nf4 is not None and name in self.nf4.shapes:
+        if name in self.coded:
             return np.dtype(np.float32)
         kind = self.model.tensors.dtypes[self.model.names[name]]
         if self.model.is_gguf:
@@ -129,15 +130,12 @@ class Source:
 
     def in_few_bits(self, name: str) -> bool:
         """Return whether a tensor is quantised."""
-        if self.nf4 is not None and name in self.nf4.shapes:
-            return True
-        return self.model.is_gguf and self.model.tensors.dtypes[self.model.names[name]] not in GGUF_FLOATS
+        dtypes, names = self.model.tensors.dtypes, self.model.names
+        return name in self.coded or (self.model.is_gguf and dtypes[names[name]] not in GGUF_FLOATS)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, of one in NF4 that of the weight."""
-        if self.nf4 is not None and name in self.nf4.shapes:
-            return self.nf4.shapes[name]
-        return self.model.tensors.shapes[self.model.names[name]]
+        return self.coded[name] if name in self.coded else self.model.tensors.shapes[self.model.names[name]]
 
     def _is_turned(self, name: str) -> bool:
         """Return whether a tensor's rows lie as llama.cpp has those of a Llama's W_q and W_k."""
@@ -146,12 +144,10 @@ class Source:
 
     def part(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return some of a tensor's numbers."""
-        turned = self._is_turned(name)
-        coded = self.nf4 is not None and name in self.nf4.shapes
-        if not turned and not coded:
+        if not self._is_turned(name) and name not in self.coded:
             return self.model.tensors.part(self.model.names[name], start, stop)
         if self.whole[0] != name:
-            if self.nf4 is not None and coded:
+            if self.nf4 is not None and name in self.coded:
                 self.whole = name, np.asarray(self.nf4.read(name).weight)
             else:
                 array = self.model.tensors.read(self.model.names[name])
@@ -161,7 +157,7 @@ class Source:
     @cached_property
     def units(self) -> dict[str, list[Matrix]]:
         """The matrices of each unit, in the order of the files."""
-        packed = self.nf4.tensors - {*self.nf4.shapes} if self.nf4 is not None else set()
+        packed = set() if self.nf4 is None else self.nf4.tensors - {*self.coded}
         found: dict[str, list[Matrix]] = {}
         apart: dict[str, dict[int, dict[str, str]]] = {}
         for name in self.model.names:
