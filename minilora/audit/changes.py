@@ -115,8 +115,7 @@ def changes(landing: Landing, module: Module) -> Iterator[tuple[Matrix, Update]]
 
 def blocks(matrix: Matrix, update: Update) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield some rows of a weight and their change in float64, from the first row to the last."""
-    replay = Replay(Road(), update, np.float64)
-    replay.prepare(matrix)
+    replay = Replay(Road(), update, np.float64, matrix)
     for start, stop in matrix.blocks(64):  # so that a block of NF4 does not end in the next one
         W = matrix.read(start, stop).astype(np.float64)
         yield W, replay.change(W, np.arange(start, stop))

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -68,37 +69,33 @@ class Comparer:
         self.adapter, self.landing, self.merged = adapter, landing, merged
         self.merged_source = Source(merged)
         self.base, self.found = {**landing.source.units}, self.merged_source.units
-        self.result = Merger(merged)
-        self.names = self._names()
-        self.still_tied = self._heads()
+        self.result, self.names, self.table = Merger(merged), self._names(), self._table()
+        if self.table in self.names and HEAD_WEIGHT in self.found:  # a tied base gets the head that the merged one has
+            self.base.setdefault(HEAD_WEIGHT, self.base[self.table])
+            self.names[HEAD_WEIGHT] = HEAD_WEIGHT
         self.by_unit, self.whole = self._by_unit(), self._whole()
         self.sketches = Sketches(self._changes, [*landing.places])
 
     def _names(self) -> dict[str, str]:
         """Return the merged folder's name of each of the base's units that it has."""
-        if unmerged := [name for name in self.found if any(part in name for part in FACTORS)]:
-            self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in unmerged}
         bare = {STARTS.sub("", name): name for name in self.found if name not in self.base}
         names = dict[str, str]()
         for name in self.base:
             other = name if name in self.found else bare.get(STARTS.sub("", name))
             if other is not None:
                 names[name] = other
-        for name, other in names.items():
-            if name != other:
-                more = other.removesuffix(name if other.endswith(name) else STARTS.sub("", other))
-                self.result.renamed = more or f"no {name.removesuffix(other)}"
         return names
 
-    def _heads(self) -> bool:
-        """Give a tied base a head, where the merged folder has one; return whether the two are still one there."""
+    def _table(self) -> str:
+        """Return the unit of a tied base's embedding; "" where the base is not tied."""
         ends = (f"{EMBEDDING}.weight", "wte.weight")
-        tables = [name for name in self.base if name.endswith(ends) and is_tied(self.landing.model)]
-        self.table = tables[0] if tables else ""
+        return next((name for name in self.base if name.endswith(ends) and is_tied(self.landing.model)), "")
+
+    @cached_property
+    def still_tied(self) -> bool:
+        """Whether the merged folder has a head, and it is the embedding: both are read in full."""
         if self.table not in self.names or HEAD_WEIGHT not in self.found:
             return False
-        self.base.setdefault(HEAD_WEIGHT, self.base[self.table])
-        self.names[HEAD_WEIGHT] = HEAD_WEIGHT
         one, other = self.found[HEAD_WEIGHT][0], self.found[self.names[self.table]][0]
         return one.shape == other.shape and one.dtype == other.dtype and unchanged(one, other) is None
 
@@ -146,6 +143,8 @@ class Comparer:
 
     def run(self, bar: Any) -> Merger:
         """Compare all units."""
+        beside = [name for name in self.found if any(part in name for part in FACTORS)]
+        self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in beside}
         for unit, matrices in self.base.items():
             paths, name = self.by_unit.get(unit, []), self.names.get(unit)
             try:
@@ -156,8 +155,12 @@ class Comparer:
             except FileRefused as error:
                 self._note(paths or [unit], Verdict(UNREAD, "not-compared", str(error)))
             bar.update(sum(matrix.entries for matrix in matrices))
-        had = {*self.names.values()}
-        self.result.extra = [name for name in self.found if name not in had and not any(p in name for p in FACTORS)]
+        known = {*self.names.values(), *beside}
+        self.result.extra = [name for name in self.found if name not in known]
+        for name, other in self.names.items():
+            if name != other:
+                more = other.removesuffix(name if other.endswith(name) else STARTS.sub("", other))
+                self.result.renamed = more or f"no {name.removesuffix(other)}"
         return self.result
 
     def _note(self, paths: Iterable[str], verdict: Verdict) -> None:
@@ -306,9 +309,7 @@ def together(verdicts: list[Verdict]) -> Verdict:
 
 def replayed(base: Matrix, found: Matrix, update: Update, roads: list[Road]) -> Verdict:
     """Compare a matrix with what all roads lead to; where none is left it is wrong."""
-    exact, *_ = alive = [Replay(road, update, found.dtype) for road in roads]  # the first is the most direct
-    for replay in alive:
-        replay.prepare(base)
+    exact, *_ = alive = [Replay(road, update, found.dtype, base) for road in roads]  # the first is the most direct
     is_base, verdict = True, Verdict(dtype=np.dtype(found.dtype).name)
     for start, stop in found.blocks():
         W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start, stop)

@@ -101,24 +101,24 @@ class Update:
 class Replay:
     """One road over one matrix: block by block what it leads to, and whether given numbers lie on it."""
 
-    def __init__(self, road: Road, update: Update, out: Any) -> None:
-        self.road, self.update, self.out = road, update, np.dtype(out)
+    def __init__(self, road: Road, update: Update, out: Any, base: Matrix) -> None:
+        self.road, self.update, self.out, self.base = road, update, np.dtype(out), base
         self.wide = np.dtype(np.float32 if self.out in HALVES else np.float64)
         self.left, self.right = (stored_as(x.astype(self.wide), road.factors) for x in (update.left, update.right))
         self.scaling = self.wide.type(update.scaling)
         if road.early or (road.product is None and road.change is None):  # then s may be anywhere
             self.left, self.scaling = stored_as(self.left * self.scaling, road.early), self.wide.type(1)
-        self.norms: np.ndarray | None = None  # DoRA's, of columns
 
-    def prepare(self, base: Matrix) -> None:
-        """Take DoRA's lengths of columns, which all rows are needed for."""
-        if self.update.magnitude is None or not self.update.across or self.norms is not None:
-            return
-        squares = np.zeros(base.columns)
-        for start, stop in base.blocks():
-            W, product = self._start(base.read(start, stop), slice(start, stop))
+    @cached_property
+    def norms(self) -> np.ndarray | None:
+        """DoRA's lengths of columns, which all rows of the base are needed for; None where it has none."""
+        if self.update.magnitude is None or not self.update.across:
+            return None
+        squares = np.zeros(self.base.columns)
+        for start, stop in self.base.blocks():
+            W, product = self._start(self.base.read(start, stop), slice(start, stop))
             squares += np.square(self._lengthened(W, product), dtype=np.float64).sum(axis=0)
-        self.norms = np.sqrt(squares)
+        return np.sqrt(squares)
 
     def _start(self, W: np.ndarray, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         return stored_as(W.astype(self.wide, copy=False), self.road.base), self.left[rows] @ self.right
@@ -152,8 +152,7 @@ class Replay:
         """Return DoRA's gain for each output, were its length longer by a part `slack`."""
         m, across = self.update.magnitude, self.update.across
         assert m is not None
-        norms = self.norms if across else np.sqrt(np.square(sums, dtype=np.float64).sum(axis=1))
-        assert norms is not None
+        norms = np.sqrt(np.square(sums, dtype=np.float64).sum(axis=1)) if self.norms is None else self.norms
         norms = np.where(norms > 0, norms, 1.0).astype(self.wide) * self.wide.type(1 + slack)
         m = stored_as((m if across else m[rows]).astype(self.wide), self.road.factors)
         gains = stored_as(m / stored_as(norms, self.road.change), self.road.change)

@@ -67,9 +67,7 @@ class Sample:
 
     def replay(self, road: Road, update: Update | None = None) -> Replay:
         """Return a road over these rows, of the update or of another one."""
-        replay = Replay(road, update or self.update, self.out)
-        replay.prepare(self.base)
-        return replay
+        return Replay(road, update or self.update, self.out, self.base)
 
     def explained(self, update: Update) -> bool:
         """Return whether an update explains the numbers that tell something, on one of the roads."""
@@ -267,7 +265,7 @@ def _strengths(sample: Sample) -> Verdict | None:
 def _twice(sample: Sample) -> Verdict | None:
     """Find a merge into what was merged."""
     for road in sample.roads:
-        first, second = sample.replay(road), Replay(replace(road, base=None), sample.update, sample.out)
+        first, second = sample.replay(road), sample.replay(replace(road, base=None))
         once, second.norms = first.values(sample.W, sample.rows), first.norms
         misses = second.misses(once, sample.rows, sample.m, second.values(once, sample.rows))
         if misses.size <= (1 - ENOUGH) * float(np.count_nonzero(~sample.is_base)):
