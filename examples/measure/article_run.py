@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-from written import RECORDINGS, written
+from written import RECORDINGS, keep
 
 from minilora import article
 
@@ -35,5 +34,4 @@ def record(result: article.ArticleResult) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    found = written(__file__) | record(article.run(progress=True))
-    RESULT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    keep(RESULT, __file__, record(article.run(progress=True)))

@@ -27,7 +27,6 @@ from timing import (
     bars_table,
     exponent,
     growth_table,
-    keep,
     laps,
     machine,
     machine_line,
@@ -35,7 +34,7 @@ from timing import (
     ratio,
     too_busy,
 )
-from written import written
+from written import keep, written
 
 from minilora import Adam, Linear, LoRA, LoRALinear
 from minilora.fast import residual_form

@@ -59,6 +59,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # this checkout's minilora, installed or not
 
 import timing
+from written import keep
 
 from minilora import Adam, Llama, LlamaConfig, adapt, cross_entropy, evaluate
 from minilora.cli.console import BLAS_THREADS
@@ -539,7 +540,7 @@ def measure_dtypes(count, path=None, numbers=(3, 2, 1, 0)):
         })  # fmt: skip
         print(found["steps"][-1], flush=True)
         if path:
-            timing.keep(path, __file__, found)
+            keep(path, __file__, found)
     return found
 
 
@@ -585,7 +586,7 @@ def measure_losses(path=None):
             found["trainings"].append(json.loads(answer(process)))
         print(found["trainings"][-1], flush=True)
         if path:
-            timing.keep(path, __file__, found)
+            keep(path, __file__, found)
     return found
 
 
@@ -728,7 +729,7 @@ def main():
         result = measure(options.laps)
         print("\n" + timing.bars_table(result["bars"], timing.too_busy(result["machine"])))
     if options.json:
-        timing.keep(options.json, __file__, result)
+        keep(options.json, __file__, result)
 
 
 if __name__ == "__main__":

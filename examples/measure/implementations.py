@@ -14,7 +14,7 @@ import subprocess
 import sys
 from datetime import date
 
-from written import RECORDINGS, ROOT, written
+from written import RECORDINGS, ROOT, keep
 
 HERE = ROOT / "examples" / "conformance"
 FILE = RECORDINGS / "other-implementations.json"
@@ -107,8 +107,7 @@ def main(pythons):
         else:
             print(distribution, "is not installed")
     known = [rows[name] for name in WRAPPERS.values() if name in rows]
-    found = written(__file__) | {"implementations": known}
-    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    keep(FILE, __file__, {"implementations": known})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-from written import RECORDINGS, ROOT, written
+from written import RECORDINGS, ROOT, keep
 
 DOCS = ROOT / "docs"
 sys.path[:0] = [str(DOCS), str(ROOT)]
@@ -43,5 +43,4 @@ def run(steps: int) -> dict:
 if __name__ == "__main__":
     found = run(60)
     assert found["best"]["step"] + 20 == 60, "it stops at another step"
-    kept = written(__file__) | {name: found[name] for name in ("held", "best", "windows", "texts", "seconds")}
-    RESULT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    keep(RESULT, __file__, {name: found[name] for name in ("held", "best", "windows", "texts", "seconds")})

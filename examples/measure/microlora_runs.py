@@ -15,7 +15,7 @@ import tokenize
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from written import RECORDINGS, ROOT, written
+from written import RECORDINGS, ROOT, keep
 
 FILE = ROOT / "examples" / "microlora.py"
 RESULT = RECORDINGS / "microlora.json"
@@ -87,5 +87,4 @@ RECORDED = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() els
 if __name__ == "__main__":
     with ThreadPoolExecutor() as pool:
         runs = dict(zip(CHALLENGES, pool.map(run, CHALLENGES), strict=True))
-    record = written(__file__) | {"file": digest(), "runs": runs}
-    RESULT.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    keep(RESULT, __file__, {"file": digest(), "runs": runs})

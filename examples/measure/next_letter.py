@@ -7,11 +7,10 @@ docs/recordings/rungs.json; the pages show its rows.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-from written import RECORDINGS, ROOT, written
+from written import RECORDINGS, ROOT, keep
 
 from minilora import (
     MLP,
@@ -127,5 +126,5 @@ def climb() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    RESULT.write_text(json.dumps(written(__file__) | {"rungs": climb()}, indent=1) + "\n", encoding="utf-8")
+    keep(RESULT, __file__, {"rungs": climb()})
     print(RESULT.read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ is a rest, since OpenBLAS and OpenMP keep their threads spinning for some 30 ms 
 one wants; then some steps that are not timed.
 """
 
-import json
 import os
 import platform
 import resource
@@ -17,7 +16,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-from written import written
 
 REST, WARM_UP, TURN = 0.06, 3, 0.12  # seconds, steps, seconds
 OTHERS = 0.25
@@ -135,11 +133,6 @@ def machine():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpu = models[0] if models else platform.processor()
     return {"cpu": cpu, "kernel": kernel(), "units": units, "cores": cores, "versions": versions}
-
-
-def keep(path, by, result):
-    """Write a result, and which script wrote it when."""
-    path.write_text(json.dumps(written(by) | result, indent=1) + "\n", encoding="utf-8")
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
