@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-DOCS = Path(__file__).parent
+DOCS = Path(__file__).resolve().parent
 
 
 def fetch_katex() -> Path:
@@ -109,7 +109,7 @@ def lead_on(html: Path) -> None:
 
 def main() -> int:
     """Check all pages, then build both sites; warnings are errors."""
-    sys.path[:0] = [str(DOCS / "_ext")]
+    sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]  # this checkout's minilora, whatever is installed
     import equations
     import markup
     import pages

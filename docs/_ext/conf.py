@@ -5,18 +5,16 @@ import sys
 import types
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent)]
+DOCS = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext"), str(DOCS)]  # this checkout's minilora, whatever is installed
 
 import sphinxcontrib.katex  # noqa: E402
+from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
-from pages import DOCS, ROOT  # noqa: E402
 from pygments.filter import simplefilter  # noqa: E402
 from pygments.lexers import get_lexer_by_name  # noqa: E402
 from pygments.token import Token  # noqa: E402
 from sphinx.highlighting import lexers  # noqa: E402
-
-sys.path[:0] = [str(DOCS)]
-from build import fetch_katex, write_model  # noqa: E402
 
 import minilora  # noqa: E402
 
@@ -79,9 +77,6 @@ def without_names(self, lexer, stream, options):
 for name in ("python", "py"):
     lexers[name] = get_lexer_by_name(name)
     lexers[name].add_filter(without_names())
-
-# Equation and line.
-equations_package = ROOT / "minilora"
 
 html_theme = "furo"
 html_title = "LoRA" if site == "learn" else "minilora"

@@ -52,10 +52,6 @@ DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
 RECORDINGS = DOCS / "recordings"
 SITES = ("learn", "library")
-# Pages show this checkout, whatever minilora is installed, in this process and in those that a page starts.
-FOLDERS = [str(ROOT), str(DOCS / "_ext"), str(ROOT / "examples"), str(ROOT / "examples" / "measure")]
-sys.path[:0] = [folder for folder in FOLDERS if folder not in sys.path]
-os.environ["PYTHONPATH"] = os.pathsep.join(FOLDERS)
 KEPT = DOCS / "_build" / "pages"
 """What pages gave, under a digest of all that they read."""
 
@@ -214,40 +210,54 @@ def steps(page: Path) -> Iterator[tuple[str, int, str]]:
             yield page.with_suffix(".py").name, *own.pop(name)
 
 
+@contextlib.contextmanager
+def place() -> Iterator[None]:
+    """Stand in an empty folder with `examples` and `docs`, where imports and programs find this checkout's modules."""
+    here, path, inherited = os.getcwd(), sys.path[:], os.environ.get("PYTHONPATH")
+    folders = [str(folder) for folder in (ROOT, DOCS / "_ext", ROOT / "examples", ROOT / "examples" / "measure")]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            os.chdir(folder)
+            for name in ("examples", "docs"):
+                Path(name).symlink_to(ROOT / name)
+            sys.path[:0], os.environ["PYTHONPATH"] = folders, os.pathsep.join(folders)
+            yield
+        finally:
+            os.chdir(here)
+            sys.path[:] = path
+            if inherited is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = inherited
+
+
 def run(page: Path) -> Given:
-    """Run a page in this process, in an empty folder with `examples` and `docs`, and return what it gave."""
+    """Run a page in this process, and return what it gave."""
     global given
     given = Given()
     module = types.ModuleType("page")  # what a class of the page calls its own
     sys.modules["page"] = module
     vars(module)["console"] = console
     spaces: dict[str, dict[str, Any]] = {page.name: vars(module), page.with_suffix(".py").name: {}}
-    here = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with place(), warnings.catch_warnings():
         warnings.simplefilter("error")
         # Beside other work, a kernel of OpenBLAS was seen to set this flag while all its numbers were right.
         warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
-        os.chdir(folder)
-        for name in ("examples", "docs"):
-            Path(name).symlink_to(ROOT / name)
-        try:
-            for file, line, code in steps(page):
-                own = spaces[file]
-                if file != page.name:
-                    own.update(spaces[page.name])
-                out = io.StringIO()
-                try:
-                    with contextlib.redirect_stdout(out):
-                        exec(compile("\n" * line + code, str(page.with_name(file)), "exec"), own)
-                except BaseException as error:
-                    told = "".join(traceback.format_exception(error)[2:])
-                    raise BadPage(f"{page.relative_to(DOCS)} does not run:\n{told}") from None
-                if file == page.name:
-                    given.printed.append(out.getvalue().rstrip("\n") + "\n" * bool(out.getvalue().strip()))
-                elif out.getvalue():
-                    raise BadPage(f"{page.with_name(file).relative_to(DOCS)} prints, and a page shows what it prints")
-        finally:
-            os.chdir(here)
+        for file, line, code in steps(page):
+            own = spaces[file]
+            if file != page.name:
+                own.update(spaces[page.name])
+            try:
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    exec(compile("\n" * line + code, str(page.with_name(file)), "exec"), own)
+            except BaseException as error:
+                told = "".join(traceback.format_exception(error)[2:])
+                raise BadPage(f"{page.relative_to(DOCS)} does not run:\n{told}") from None
+            text = out.getvalue().rstrip("\n")
+            if file == page.name:
+                given.printed.append(text and f"{text}\n")
+            elif text:
+                raise BadPage(f"{page.with_name(file).relative_to(DOCS)} prints, and a page shows what it prints")
     return given
 
 
@@ -308,7 +318,7 @@ def alike(old: str, new: str, rounding: bool = False) -> bool:
     """
     if rounding:
         return re.sub(r"[-+\d.,e()\s]+", " ", old) == re.sub(r"[-+\d.,e()\s]+", " ", new)
-    words = [re.sub(r"[ -]+", " ", NUMBER.sub("#", text)) for text in (old, new)]
+    words = [re.sub(r" +|-{3,}", " ", NUMBER.sub("#", text)) for text in (old, new)]
     return words[0] == words[1] and all(map(near, NUMBER.findall(old), NUMBER.findall(new)))
 
 
@@ -402,8 +412,9 @@ def every() -> list[Path]:
 
 def check_all(pages: list[Path], write: bool = False) -> list[str]:
     """Check pages side by side, each in a process of its own, and say what is wrong."""
-    count = min(len(pages), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    from minilora.fast.parts import core_count
+
+    with ProcessPoolExecutor(core_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         return [said for said in pool.map(check, pages, [write] * len(pages)) if said]
 
 

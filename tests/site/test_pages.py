@@ -1,7 +1,9 @@
 """A page shows what it computes: its runner, on pages of a few lines."""
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -61,6 +63,22 @@ def test_a_block_that_raises_is_named_by_page_and_line(page):
     said = pages.check(page("# A\n\n```python\nx = 1\nx / 0\n```\n"))
     assert said.startswith("learn/page.md does not run:")
     assert re.search(r'page\.md", line 5, in <module>\n    x / 0\n[\s^~]*ZeroDivisionError', said)
+
+
+def test_a_page_leaves_where_one_stands_and_looks_as_it_was(page, monkeypatch):
+    """So a program that a test starts finds what its user's program would find."""
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    before = os.getcwd(), sys.path[:]
+    told = "```python\nimport os\nprint(sorted(os.listdir()), 'examples' in os.environ['PYTHONPATH'])\n```\n"
+    assert "+['docs', 'examples'] True" in pages.check(page(f"# A\n\n{told}"))
+    assert "ZeroDivisionError" in pages.check(page("# A\n\n```python\n1 / 0\n```\n", name="b"))
+    assert (os.getcwd(), sys.path[:], os.environ["PYTHONPATH"]) == (*before, "mine")
+
+
+def test_reading_the_sites_modules_changes_no_environment():
+    code = "import os, pages, markup; assert 'PYTHONPATH' not in os.environ"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "docs" / "_ext", env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 0
 
 
 def test_code_that_is_not_to_run_does_not_run(page):
