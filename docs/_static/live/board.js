@@ -6,6 +6,9 @@
 //
 // Orange is above zero, blue below. An entry of W is the darker, the larger it is.
 
+import { largest } from "./matrix.js";
+import { total } from "./memory.js";
+
 const CELL = 12, THIN = 7, MOST = 7; // a cell of W, the thickness of a row of A, and how many of them fit
 const GAP = 6;
 const [BEHIND, LEFT, TOP] = [2 * CELL, 4 + MOST * THIN + GAP, 22 + MOST * THIN + GAP];
@@ -51,8 +54,6 @@ const signed = (most) => (value) => {
 };
 
 const grey = (value) => ({ fill: "currentColor", strength: clamp(0.28 + 0.55 * value, 0.07, 0.94) });
-
-export const largest = ({ data }) => data.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
 
 const grid = (x, y, wide = CELL, high = CELL) => (i, j) => [x + j * wide, y + i * high];
 
@@ -189,7 +190,7 @@ export function gigabytes(bytes) {
 }
 
 function memory({ ways, shown, file }) {
-  const sums = ways.map(({ parts }) => Object.values(parts).reduce((total, value) => total + value, 0));
+  const sums = ways.map(({ parts }) => total(parts));
   const unit = (WIDTH - 12) / Math.max(...sums), place = (size) => 4 + size * 1e9 * unit;
   const seen = CARDS.filter((size) => place(size) > 44 && place(size) < WIDTH - 40).slice(-2);
   const rows = ways.flatMap(({ name, parts }, k) => {
@@ -197,7 +198,7 @@ function memory({ ways, shown, file }) {
     if (k >= shown) return [words(4, y, `${name}: ?`, { opacity: 0.6 })];
     let x = 4;
     const bars = KINDS.map((kind) => {
-      const width = unit * kind.parts.reduce((total, part) => total + parts[part], 0);
+      const width = unit * kind.parts.reduce((sum, part) => sum + parts[part], 0);
       x += width;
       const box = { x: short(x - width), y: y + 7, width: short(Math.max(width, 0.1)), height: 18 };
       return shape("rect", { ...box, fill: kind.fill, "fill-opacity": kind.opacity });

@@ -30,8 +30,6 @@ export function heat(svg, { rows, columns, data }, { x = 1, y = 1, most = 1 } = 
   });
 }
 
-export const largest = (...matrices) => Math.max(1e-12, ...matrices.flatMap(({ data }) => [...data].map(Math.abs)));
-
 function short(v) {
   const plain = v === 0 || (Math.abs(v) >= 0.01 && Math.abs(v) < 1e4);
   return plain ? `${Number(v.toPrecision(3))}` : v.toExponential(0).replace("e+", "e");

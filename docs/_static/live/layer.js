@@ -1,8 +1,9 @@
 // The page where one layer trains: its controls, its pictures, its words. What is computed is in experiment.js.
 
 import { checkLayer } from "./check.js";
-import { CELL, add, bars, canvas, curves, heat, largest } from "./draw.js";
+import { CELL, add, bars, canvas, curves, heat } from "./draw.js";
 import { Experiment, N_IN, N_OUT, TRUTHS, drawnFrom, spelled } from "./experiment.js";
+import { largest } from "./matrix.js";
 import { MISTAKES, STARTS, layerWith } from "./mistakes.js";
 import { randomFrom } from "./random.js";
 import { singularValues } from "./svd.js";

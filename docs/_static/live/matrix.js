@@ -69,6 +69,9 @@ export class Matrix {
   norm() { return Math.sqrt(this.data.reduce((sum, a) => sum + a * a, 0)); }
 }
 
+// The size of a matrix's largest entry; never 0, so that one can divide by it.
+export const largest = ({ data }) => data.reduce((most, value) => Math.max(most, Math.abs(value)), 1e-12);
+
 // c_ij = sum_t a_it b_jt: rows of a (n, k) with rows of b (m, k). Eight sums at a time, so that each number that is
 // read from memory is used in two or four of them: this is four times as fast as one sum at a time.
 function dots(a, b, c, n, m, k) {

@@ -62,4 +62,5 @@ export function trainingMemory(model, { tokens, rank = null, bits = 16, recomput
   };
 }
 
+// The bytes of all parts together.
 export const total = (parts) => sum(Object.values(parts));

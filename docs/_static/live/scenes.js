@@ -1,10 +1,10 @@
 // The front page's scenes. Each is a function of (time from 0 to 1, settings) -> the state that board.js draws, and a
 // sentence for whoever does not see it. A scene with a question rests at 0 until the reader has answered.
 
-import { gigabytes, largest, percent } from "./board.js";
+import { gigabytes, percent } from "./board.js";
 import { Experiment } from "./experiment.js";
-import { Matrix } from "./matrix.js";
-import { MODELS, adapterNumbers, trainingMemory } from "./memory.js";
+import { Matrix, largest } from "./matrix.js";
+import { MODELS, adapterNumbers, total, trainingMemory } from "./memory.js";
 import { inFourBits } from "./nf4.js";
 import { gaussian, randomFrom } from "./random.js";
 import { strongest } from "./svd.js";
@@ -270,12 +270,11 @@ export function waysToTrain({ model, tokens }) {
 // The memory of a step, one way after another.
 function memory(t, settings) {
   const ways = waysToTrain(settings), shown = 1 + Math.floor(3 * t);
-  const sum = ({ parts }) => gigabytes(Object.values(parts).reduce((total, part) => total + part, 0));
   const file = `The adapter's file: ${gigabytes(2 * adapterNumbers(MODELS[settings.model], RANK_OF_MEMORY))}.`;
   return {
     ways, shown, file,
     alt: `A step of ${settings.model} on ${settings.tokens.toLocaleString("en-US")} tokens: ` +
-      `${ways.slice(0, shown).map((way) => `${way.name} ${sum(way)}`).join("; ")}. ${file}`,
+      `${ways.slice(0, shown).map((way) => `${way.name} ${gigabytes(total(way.parts))}`).join("; ")}. ${file}`,
   };
 }
 

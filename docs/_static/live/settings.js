@@ -1,7 +1,7 @@
 // The rules of docs/_ext/settings.py for a reader's own numbers: what fits, which runs to make, what their losses say.
 // Sizes, recipes and sentences come from there as JSON; a test holds the rules here to those there, to the last digit.
 
-import { adapterNumbers, countNumbers, trainingMemory } from "./memory.js";
+import { adapterNumbers, countNumbers, total, trainingMemory } from "./memory.js";
 
 const BILLION = 1e9;
 
@@ -105,15 +105,15 @@ function whatFits(data, model, memory, tokens, rank) {
   for (const [name, bits] of data.ways) {
     for (const recompute of [false, true]) {
       const parts = trainingMemory(model, { tokens, recompute, ...(bits ? { rank, bits } : {}) });
-      const grows = parts.activations + parts.logits, total = sum(Object.values(parts));
-      const free = Math.floor(memory * BILLION + 0.5) - (total - grows);
+      const grows = parts.activations + parts.logits, all = total(parts);
+      const free = Math.floor(memory * BILLION + 0.5) - (all - grows);
       const most = Math.max(0, down(free, grows / tokens));
       ways.push({
         way: recompute ? `${name}, recomputed` : name,
         weights: gigabytes(parts.weights), trained: gigabytes(parts.trained + parts.gradients + parts.Adam),
         activations: gigabytes(parts.activations), logits: gigabytes(parts.logits),
-        total: gigabytes(total), bytes: total, fits: most >= tokens,
-        most: grouped(most), one: gigabytes(total - grows + grows / tokens),
+        total: gigabytes(all), bytes: all, fits: most >= tokens,
+        most: grouped(most), one: gigabytes(all - grows + grows / tokens),
       });
     }
   }
