@@ -7,6 +7,7 @@ from functools import cache
 from itertools import product
 from statistics import median
 
+import settings
 from pages import recording
 from recordings import RULES, SEEDS, Recordings
 from settings import SCALING, Evidence, tinker_rate
@@ -108,21 +109,28 @@ class Recipe:
 
 
 TINKER = "Tinker's formula", "https://tinker-docs.thinkingmachines.ai/cookbook/api-reference/hyperparam_utils"
-TUNE = "torchtune", "https://github.com/pytorch/torchtune/tree/main/recipes/configs"
-QLORA = "QLoRA's scripts", "https://github.com/artidoro/qlora/tree/main/scripts"
-LITGPT = "LitGPT", "https://github.com/Lightning-AI/litgpt/tree/main/config_hub/finetune"
+TUNE = "torchtune", settings.SOURCES["torchtune"][1]
+QLORA = "QLoRA's scripts", settings.SOURCES["qlora"][1]
+LITGPT = "LitGPT", settings.SOURCES["litgpt"][1]
 UNSLOTH = "Unsloth", "https://unsloth.ai/docs/get-started/fine-tuning-llms-guide/lora-hyperparameters-guide"
 PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperparameter-best-practices"
 
+
+def fixed(rank: int, alpha: int, rate: float) -> tuple[float, float, str]:
+    """Return the rate, the scaling and the words of a recipe with one rank and one alpha."""
+    return rate, alpha / rank, f"{alpha}, at rank {rank}"
+
+
+TINKER_SETS, QLORA_SETS = ((of["rank"], of["alpha"]) for of in (settings.TINKER, settings.QLORA))
 RECIPES = [
-    Recipe(*TINKER, "Llama 3.2 1B", tinker_rate("Llama", 2048), 1.0, "32, at rank 32"),
-    Recipe(*TINKER, "Llama 3.1 8B", tinker_rate("Llama", 4096), 1.0, "32, at rank 32"),
-    Recipe(*TINKER, "Llama 3.1 70B", tinker_rate("Llama", 8192), 1.0, "32, at rank 32"),
-    Recipe(*TINKER, "Qwen 3 8B", tinker_rate("Qwen", 4096), 1.0, "32, at rank 32"),
-    Recipe(*TUNE, "Llama 3, 1B to 70B", 3e-4, 2.0, "2r, at rank 8 to 64"),
-    Recipe(*QLORA, "LLaMA 7B, 13B", 2e-4, 16 / 64, "16, at rank 64"),
-    Recipe(*QLORA, "LLaMA 33B, 65B", 1e-4, 16 / 64, "16, at rank 64"),
-    Recipe(*LITGPT, "Llama 2 and 3, 1B to 8B", 2e-4, 16 / 32, "16, at rank 32"),
+    Recipe(*TINKER, "Llama 3.2 1B", *fixed(*TINKER_SETS, tinker_rate("Llama", 2048))),
+    Recipe(*TINKER, "Llama 3.1 8B", *fixed(*TINKER_SETS, tinker_rate("Llama", 4096))),
+    Recipe(*TINKER, "Llama 3.1 70B", *fixed(*TINKER_SETS, tinker_rate("Llama", 8192))),
+    Recipe(*TINKER, "Qwen 3 8B", *fixed(*TINKER_SETS, tinker_rate("Qwen", 4096))),
+    Recipe(*TUNE, "Llama 3, 1B to 70B", *fixed(*settings.TORCHTUNE["Llama-3.1-8B"])[:2], "2r, at rank 8 to 64"),
+    Recipe(*QLORA, "LLaMA 7B, 13B", *fixed(*QLORA_SETS, settings.QLORA["rate"])),
+    Recipe(*QLORA, "LLaMA 33B, 65B", *fixed(*QLORA_SETS, settings.QLORA["above"])),
+    Recipe(*LITGPT, "Llama 2 and 3, 1B to 8B", *fixed(*settings.LITGPT["Llama-3.1-8B"])),
     Recipe(*UNSLOTH, "any", 2e-4, 1.0, "r, the standard"),
     Recipe(*UNSLOTH, "any", 2e-4, 2.0, "2r, the common one"),
     Recipe(*PREDIBASE, "any", 2e-4, None, ""),
