@@ -18,6 +18,8 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
+import pages
+
 from minilora.language.config import LlamaConfig
 from minilora.language.memory import count_numbers, training_memory
 from minilora.layers.rotary import frequencies
@@ -724,5 +726,4 @@ def control(seen: Evidence, address: Callable[[str], str]) -> str:
     """Return what a reader sets and reads, as HTML; `address` is where the site has the page that a source names."""
     page = Path(__file__).with_name("settings.html")
     sources = {key: (name, address(target)) for key, (name, target) in SOURCES.items()}
-    text = json.dumps(data(seen) | {"sources": sources}, separators=(",", ":")).replace("</", "<\\/")
-    return page.read_text(encoding="utf-8").replace("DATA", text)
+    return page.read_text(encoding="utf-8").replace("DATA", pages.data(data(seen) | {"sources": sources}))
