@@ -25,7 +25,7 @@ from minilora.layers.rotary import Rotary, frequencies
 from minilora.variants.dora import DoRA
 
 WIDTH = 330
-BACK = "var(--color-back, #c8591c)"  # of what the backward computes; docs/conf.py has one for light and one for dark
+BACK = "var(--color-back, #c8591c)"  # of what the backward computes; conf.py has one for light and one for dark
 
 
 class Drawing:
@@ -131,11 +131,12 @@ def worked() -> dict[str, np.ndarray]:
     """Return every number of the graph, from the layers' own forward and backward."""
     x, W, A, B, t = WORKED.values()
     layer = LoRALinear(Linear(W), LoRA(A, B, alpha=2))
-    update, (_, _, _, h) = layer.adapter.forward(x)
+    update, beside = layer.adapter.forward(x)
+    h = beside[-1]
     y, cache = layer.forward(x)
     L, dy = mse(y, t)
     dx, grads = layer.backward(dy, cache)
-    dx_adapter, _ = layer.adapter.backward(dy, layer.adapter.forward(x)[1])
+    dx_adapter, _ = layer.adapter.backward(dy, beside)
     # dh is what an adapter that ends at h passes on: B and s alone, as a layer.
     dh = Linear(layer.adapter.scaling * B).input_gradient(dy)
     sides = {
@@ -440,7 +441,7 @@ GRIDS = {
 """The title of each grid of numbers, and the place of its first cell."""
 
 
-def grids(arrays: dict[str, np.ndarray]) -> Drawn:
+def grids(arrays: dict[str, np.ndarray]) -> Drawing:
     """Return the drawing of the shares and the output, and of the way of dy down to the adapters: a cell a number."""
     drawing, wide = Drawing(424), 38
     for name, (title, left, top) in GRIDS.items():

@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markup import home
+from pages import DOCS, ROOT
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
     from sphinx.application import Sphinx
 
-DOCS = Path(__file__).parent.parent
-ROOT = DOCS.parent
 PREVIEW = "_static/preview.png"
-"""The picture of a preview, 1200 x 630: `docs/ranks.py` draws it."""
+"""The picture of a preview, 1200 x 630: `examples/measure/readme_picture.py` draws it."""
 PACKED = ("minilora", "examples", "README.md", "LICENSE", "pyproject.toml")
 
 
