@@ -243,6 +243,7 @@ def ends_of(model: Layer) -> list[str]:
     def name(path: str) -> str:
         end = path.rpartition(".")[2]
         every = all(there for other, there in adapted.items() if f".{other}".endswith(f".{end}"))
+        # Elsewhere a mixture's experts are modules of their own, and an end would name their layers too.
         return end if every and not stacks else path
 
     return [*dict.fromkeys(name(path) for path, there in adapted.items() if there and path not in stacks)]

@@ -166,7 +166,7 @@ def check_ids(
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers")
     if like is not None:
         check_library(name, value, like, like_name)
-    if isinstance(value, np.ndarray) and value.size:
+    if isinstance(value, np.ndarray) and value.size:  # NumPy would take negative numbers from the end
         wrong = (value < 0) | (value >= count)
         if ignored is not None:
             wrong &= value != ignored

@@ -196,6 +196,7 @@ def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
 def describe(state: TrainingState, settings: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must be the same for a training to go on, in words: not its length, nor the way to the gradients."""
     params, held_out = state.optimizer.params, data["held_out"]
+    # A training that is done can be made longer, and another micro-batch gives the same gradients but for rounding.
     return {
         "backend": backend_of(data["X"]).name,
         **settings,

@@ -143,7 +143,7 @@ def _take_along(folder: Path, part: Path) -> bool:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    return False
+                    return False  # moved after the exchange, it would lie in the unfinished folder that a kill leaves
                 if not os.path.lexists(part / entry.name):
                     os.link(entry, part / entry.name, follow_symlinks=False)
         shutil.copystat(folder, part)

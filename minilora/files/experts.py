@@ -106,7 +106,7 @@ def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Ite
         stop = len(place)
         while place.endswith(WRAPPED, 0, stop):
             stop -= len(WRAPPED)
-        by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))
+        by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))  # layers below the module
     for module, depths in by_module.items():
         of_arrays = module.rpartition(".")[2] == EXPERTS or depths != [0]
         names = {_array_named(target, module, of_arrays=of_arrays) for target in targets} - {""}

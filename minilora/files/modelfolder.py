@@ -36,6 +36,7 @@ def ties_head(weights: Weights) -> bool:
     except FileRefused:
         return False
     tied, classes = config.get("tie_word_embeddings"), str(config.get("architectures"))
+    # Some kinds of model are tied where config.json says nothing.
     headless = not any(name.endswith(HEAD_WEIGHT) for name in weights.holder)
     return tied is True or (tied is None and headless and ("ForCausalLM" in classes or "LMHead" in classes))
 
@@ -78,6 +79,7 @@ def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
     """Return what a merged folder gets besides weights and index, by name: a file to copy, or a text."""
     config, files = read_json(folder / MODEL_CONFIG), {}
     for path in [*sorted(folder.iterdir()), *sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))]:
+        # An index is of weights that are written apart, and an adapter's configuration of what is merged now.
         passed = path.name.startswith(".") or path.name.endswith(".index.json") or path.name == CONFIG_NAME
         if path.suffix in COPIED and not passed and not path.is_dir():
             open_regular(path).close()
@@ -89,6 +91,7 @@ def companions(folder: Path, *, untied: bool) -> dict[str, Path | bytes]:
 def _check_within(folder: Path, path: Path) -> None:
     """Require that a link stays in the model's folder, or in the hub's cache: what it leads to elsewhere is private."""
     place, home = path.resolve(), folder.resolve()
+    # There, models--NAME/snapshots/REVISION/FILE is a link to models--NAME/blobs/HASH.
     cache = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
     if not {home, cache} & set(place.parents):
         raise FileRefused(path, "a link out of the model's folder, whose file would be copied: expected one in it")

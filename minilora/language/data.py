@@ -337,6 +337,7 @@ def encode_example(
         ids = token_ids(completion, tokenizer.encode)
         counted = np.ones(len(ids), bool)
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
+    # The end token counts, so that the model learns where to stop.
     behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
     return [*before, *ids, *behind], counted
