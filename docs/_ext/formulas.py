@@ -33,14 +33,14 @@ WRITTEN_OTHERWISE = [
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
     (r"\\tfrac", r"\\frac"),
 ]
-"""What means the same, or nothing."""
+"""TeX that the reader does not know, and what it reads instead."""
 TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+|[A-Za-z]+'*|\S")
 RELATIONS = {"=": "==", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\in": "in"}
 FUNCTIONS = {rf"\{name}": f"np.{name}" for name in ("cos", "sin", "tanh", "log", "sign")}
 OVER = {r"\sum": "sum", r"\max": "max", r"\min": "min", r"\argmin": "argmin", r"\text{mean}": "mean"}
-"""What is taken over an index that stands below it."""
+"""Operators with an index below them, over which they go."""
 ENDS = {*("", "+", "-", ")", "]", "}", ",", r"\\", r"\quad", r"\qquad", r"\rvert", r"\pluseq"), *RELATIONS}
-"""What a product of factors ends at."""
+"""Tokens at which a product of factors ends."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The front page's object, drawn by the scripts that draw it in a browser: as stills, and as what they move."""
+"""The front page's object: its stills, drawn by the scripts of the browser, and the element that these scripts move."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scor
 
 
 def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any]) -> Drawn:
-    """Return a form that is graded in the page; `asked` says what it asks, to whom does not see where it stands."""
+    """Return a form that is graded in the page; `asked` is the question for a screen reader."""
     return Drawn(
         f'<form class="question{kind}" id="{name}" novalidate hidden><fieldset><legend class="unseen">{asked}</legend>'
         f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
@@ -78,7 +78,7 @@ def kept() -> Drawn:
 
 
 def two_losses(curve: dict, what: str, seen: str) -> Drawn:
-    """Return two losses by rank or rate, drawn, with their numbers for whom the drawing is nothing."""
+    """Return two losses by rank or rate, drawn, with their numbers for a screen reader."""
     fitted, new = (list(losses) for losses in zip(*curve.values(), strict=True))
     drawn = pictures.lines(
         {

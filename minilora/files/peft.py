@@ -398,7 +398,7 @@ def _full_norms(file: TensorFile, forms: Mapping[str, Form]) -> frozenset[str]:
 
 
 def _check_of_one_save(text: bytes, file: TensorFile) -> None:
-    """Require two files of one save, where both are ours: nothing else shows that an alpha is not these factors'."""
+    """Require that two files of ours are of one save: nothing else shows that alpha belongs to other factors."""
     noted = file.metadata.get(DIGEST_KEY)
     if noted is not None and noted != digest(text) and config_text(json.loads(text)) == text:
         raise ValueError(

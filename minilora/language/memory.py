@@ -270,9 +270,9 @@ class StepMemory:
 
 def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, int, tuple[int, int]], StepMemory]:
     """Return what a fine-tuning needs, as a function of the rows' length, the workers and the held-out rows' shape."""
-    # Measured on one row of X and on two, and on short ones: a forward of long ones would take the memory that it is to
-    # tell. Each row keeps the same bytes; of the length T they grow as a + b T behind the page up to which attention
-    # keeps its T x T matrix (`minilora.fast.blockwise`).
+    # This runs one row of X and two, and cuts long ones: a forward of these would take the memory that it is to tell.
+    # Each row keeps the same bytes. Up to the length `page` attention keeps its T x T matrix; beyond it the bytes grow
+    # with T as a + b T (`minilora.fast.blockwise`).
     page = (CPU if backend.name == "numpy" else GPU).page_up_to
     low, high = page + 1, page + page // 2  # two points of that line
 

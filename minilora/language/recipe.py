@@ -21,13 +21,13 @@ SMALL = 10_000_000
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
 """What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
 EVAL_EVERY, EVAL_SHARE = 20, 0.2
-"""The held-out loss is measured each so many steps, or so many times that as it takes no larger share of their time."""
+"""The held-out loss is measured each so many steps, or each multiple of that: it takes at most this share of the time."""
 LOG_EVERY = 20
 """Steps from one row to the next."""
 FORWARD = 0.4
-"""What a forward takes of a step's forward and backward."""
+"""The share of a forward in the time of a step."""
 ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
-"""What a new adapter is, where nothing else is said; one that goes on brings its own."""
+"""The defaults of a new adapter; one that goes on has its own."""
 
 
 def fitting(numbers: int) -> dict[str, Any]:
@@ -260,12 +260,12 @@ class Settled(Recipe):
         return replace(self, steps=steps)
 
     def measured_each(self, rows: int) -> int:
-        """Return each how many steps the held-out loss is measured, if that is the loss of so many rows."""
+        """Return the number of steps between two measurements of the held-out loss, of so many rows."""
         usual = EVAL_EVERY * math.ceil(self.steps_of_measuring(rows) / EVAL_SHARE / EVAL_EVERY)
         return self.eval_every or usual
 
     def steps_of_measuring(self, rows: int) -> float:
-        """Return in how many steps' time so many rows are measured: a forward each, where a step has a backward too."""
+        """Return how many steps take as long as measuring so many rows, which takes a forward of each."""
         return rows * FORWARD / self.batch_size
 
     @property
