@@ -21,7 +21,7 @@ SMALL = 10_000_000
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
 """What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
 EVAL_EVERY, EVAL_SHARE = 20, 0.2
-"""The held-out loss is measured each so many steps, or each multiple of that: it takes at most this share of the time."""
+"""The held-out loss is measured each so many steps, or a multiple of them: it takes at most this share of the time."""
 LOG_EVERY = 20
 """Steps from one row to the next."""
 FORWARD = 0.4
