@@ -18,6 +18,7 @@ import words  # noqa: E402
 
 from minilora.language.memory import training_memory  # noqa: E402
 
+from . import pasted  # noqa: E402
 from .javascript import LIVE, by_node, node  # noqa: E402
 from .test_live_layer import wait  # noqa: E402
 
@@ -39,8 +40,8 @@ def answer(fields, model=None):
 
 
 def judged(text):
-    runs, base, says = settings.read_losses(text)
-    return {"says": says} if says else settings.judge(runs, base, SEEN)
+    runs, base, says = pasted.read_losses(text)
+    return {"says": says} if says else pasted.judge(runs, base, SEEN)
 
 
 def by_what(text):
@@ -96,7 +97,7 @@ def test_a_config_json_is_counted_as_transformers_counts_it(kind):
     )  # fmt: skip
     with torch.device("meta"):
         theirs = sum(p.numel() for p in architecture(config).parameters())
-    model, says = settings.read_config(config.to_json_string())
+    model, says = pasted.read_config(config.to_json_string())
     assert says == ""
     assert model.weights == theirs
 
@@ -290,7 +291,7 @@ def test_nonsense_is_refused_in_words(name):
 
 def test_a_file_that_is_no_model_and_lines_that_are_no_runs_are_refused_in_words():
     for text in NO_CONFIGS:
-        model, says = settings.read_config(text)
+        model, says = pasted.read_config(text)
         assert model is None, text
         assert re.fullmatch(r"[^{}]*\.|.*from { to }\.", says), text
     for text in NO_LOSSES:
@@ -338,7 +339,7 @@ def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
     )
 
     def config(text, fields):
-        model, says = settings.read_config(text)
+        model, says = pasted.read_config(text)
         return answer(fields, model) if model else {"says": says}
 
     ours = {
@@ -411,7 +412,7 @@ def test_a_reader_is_told_what_is_no_number_and_no_model(visit, width):
     write(browser, "model", "another")
     assert part(browser, ".wrong").text == settings.REFUSED["json"]
     write(browser, "config", CONFIGS[1])
-    model, _ = settings.read_config(CONFIGS[1])
+    model, _ = pasted.read_config(CONFIGS[1])
     assert part(browser, "[data-says=fits]").text.startswith(answer(settings.DEFAULTS, model)["fits"])
     wait(lambda: "config=" in browser.current_url)
     browser.refresh()

@@ -1,5 +1,5 @@
-// The rules of docs/_ext/settings.py for a reader's own numbers: what fits, which runs to make, what their losses say.
-// Sizes, recipes and sentences come from there as JSON; a test holds the rules here to those there, to the last digit.
+// What fits, which runs to make, and what their losses say, for a reader's own numbers. Sizes, recipes and sentences come
+// from docs/_ext/settings.py as JSON. tests/site/test_settings.py holds these rules to Python's, to the last digit.
 
 import { adapterNumbers, countNumbers, total, trainingMemory } from "./memory.js";
 
