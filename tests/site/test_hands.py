@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
@@ -18,6 +17,8 @@ import costs
 import hands
 
 from minilora import NF4, dequantize_nf4, quantize_nf4
+
+from .conftest import SITE, built
 
 
 def data_of(picture):
@@ -62,7 +63,6 @@ def test_the_matrix_of_the_circle_has_its_singular_values():
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
 PICTURES = {
     "rank.html": "circle",
     "network.html": "shares",
@@ -70,10 +70,6 @@ PICTURES = {
     "merging.html": "levels",
     "decoder.html": "way",
 }
-built = [
-    pytest.mark.site,
-    pytest.mark.skipif(not SITE.is_dir(), reason="the site is not built: python docs/build.py"),
-]
 site = [pytest.param(*item, marks=built) for item in PICTURES.items()]
 
 

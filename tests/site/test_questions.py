@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("IPython", reason="the site's tools are not installed: pip install -e '.[docs]'")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
