@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 
 SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
+built = [
+    pytest.mark.site,
+    pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),
+]
+"""The marks of a test that reads the built site."""
 
 
 @pytest.fixture(scope="session")

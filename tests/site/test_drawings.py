@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from .conftest import built
 from .test_derivation import PRINTED
-from .test_hands import built, data_of, move
+from .test_hands import data_of, move
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 

@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 import front
 from ranks import word
 
+from .conftest import SITE, built
 from .javascript import LIVE, by_node, node
+from .test_live_layer import wait
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "learn" / "index.md").read_text(encoding="utf-8")
@@ -358,21 +360,9 @@ def test_the_reading_line_says_which_scene_it_is():
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-SITE = DOCS / "_build" / "html"
-built = [
-    pytest.mark.site,
-    pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),
-]
 widths = pytest.mark.parametrize("width", [pytest.param(width, marks=built) for width in (390, 1280)])
 narrow = pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
 DRAWN = "return document.querySelector('figure.front svg').innerHTML"
-
-
-def wait(true, seconds=30):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def show(browser, element):

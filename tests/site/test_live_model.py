@@ -21,6 +21,7 @@ from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
+from .conftest import SITE, built
 from .javascript import LIVE, NO_NODE, by_node, node
 from .test_live_layer import numbers, wait
 
@@ -255,10 +256,8 @@ def test_what_the_page_says_of_the_model_is_so():
 
 # --- the page, in a browser -------------------------------------------------------------------------------------------
 
-SITE = ROOT / "docs" / "_build" / "html"
 NAME = "language-model.html"
 PAGE = SITE / NAME
-built = [pytest.mark.site, pytest.mark.skipif(not PAGE.is_file(), reason="the site is not built: python docs/build.py")]
 widths = [pytest.param(width, marks=built) for width in (390, 1280)]
 
 

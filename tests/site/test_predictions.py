@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import built
 from .test_front import question, show
-from .test_hands import built
 
 LEARN = Path(__file__).parents[2] / "docs" / "learn"
 ASKED = {

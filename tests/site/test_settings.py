@@ -19,6 +19,7 @@ import words  # noqa: E402
 from minilora.language.memory import training_memory  # noqa: E402
 
 from . import pasted  # noqa: E402
+from .conftest import built  # noqa: E402
 from .javascript import LIVE, by_node, node  # noqa: E402
 from .test_live_layer import wait  # noqa: E402
 
@@ -356,12 +357,7 @@ def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
 
 # --- the page, in a browser ---
 
-SITE = DOCS / "_build" / "html"
 PAGE = "what-do-i-set.html"
-built = [
-    pytest.mark.site,
-    pytest.mark.skipif(not (SITE / PAGE).is_file(), reason="the site is not built: python docs/build.py"),
-]
 widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 
 
