@@ -415,7 +415,7 @@ def forms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("forms")
     for name in ("numpy.js", "questions.js", "exercises.js", "questions.css"):
         shutil.copy(DOCS / "_static" / name, folder)
-    drawn = [page.kept(), page.starts(), *map(page.write, EXERCISES), *(page.ask(name, True) for name in QUESTIONS)]
+    drawn = [page.kept(), page.starts(), *map(page.write, EXERCISES), *map(page.ask, QUESTIONS)]
     head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += '<link rel="stylesheet" href="questions.css">'
     scripts = (f'<script src="{name}" defer></script>' for name in ("numpy.js", "questions.js", "exercises.js"))
