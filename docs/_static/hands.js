@@ -205,7 +205,5 @@
     }
   }
 
-  const startAll = () => document.querySelectorAll("figure.hands:not(.live)").forEach(start);
-  startAll();
-  new MutationObserver(startAll).observe(document.body, { childList: true, subtree: true });  // a notebook adds its figures later
+  document.querySelectorAll("figure.hands:not(.live)").forEach(start);
 })();
