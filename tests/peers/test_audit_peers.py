@@ -12,19 +12,9 @@ from minilora.audit.auditing import audit
 from minilora.audit.contents import are_targets
 
 from ..support.peers import peft, torch, transformers
+from ..support.tiny_peers import EXPERTS, QV, SIZES, classifier, gpt2, gpt_oss, llama, mixtral, qwen3_moe
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
-
-SIZES = {
-    "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 32,
-}  # fmt: skip
-QV = ["q_proj", "v_proj"]
-EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-
-
-def llama(**more):
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, **more))
 
 
 def qwen_moe():
@@ -34,16 +24,6 @@ def qwen_moe():
     return transformers.Qwen2MoeForCausalLM(config)
 
 
-def mixtral():
-    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**SIZES, num_local_experts=4))
-
-
-def gpt2():
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=4, n_positions=32)
-    )
-
-
 def bert():
     config = transformers.BertConfig(
         vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24
@@ -51,23 +31,8 @@ def bert():
     return transformers.BertForSequenceClassification(config)
 
 
-def classifier():
-    return transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SIZES, num_labels=3, pad_token_id=0))
-
-
 def headless():
     return transformers.LlamaModel(transformers.LlamaConfig(**SIZES))
-
-
-def qwen3_moe():
-    config = transformers.Qwen3MoeConfig(
-        **SIZES, head_dim=4, num_experts=4, moe_intermediate_size=12, mlp_only_layers=[0]
-    )
-    return transformers.Qwen3MoeForCausalLM(config)
-
-
-def gpt_oss():
-    return transformers.GptOssForCausalLM(transformers.GptOssConfig(**SIZES, head_dim=4, num_local_experts=4))
 
 
 VISION = {
@@ -83,8 +48,8 @@ def llava():
 
 
 def qwen2_vl():
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 0]}
-    vision = {"depth": 2, "embed_dim": 16, "num_heads": 4, "hidden_size": 16, "patch_size": 4}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+    vision = {"depth": 2, "embed_dim": 16, "num_heads": 4, "hidden_size": SIZES["hidden_size"], "patch_size": 4}
     text = SIZES | {"rope_parameters": rope}
     config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision)
     return transformers.Qwen2VLForConditionalGeneration(config)
@@ -142,7 +107,7 @@ LORA = {
     "a classifier": (classifier, {"target_modules": QV, "task_type": "SEQ_CLS"}),
     "a model without a head": (headless, {"target_modules": QV, "task_type": None}),
     "features": (headless, {"target_modules": QV, "task_type": "FEATURE_EXTRACTION"}),
-    "all-linear beside experts": (qwen3_moe, {"target_modules": "all-linear"}),
+    "all-linear beside experts": (lambda: qwen3_moe(mlp_only_layers=[0]), {"target_modules": "all-linear"}),
     "experts under old names": (mixtral, {"target_modules": ["w1", "w2", "w3"]}),
     "experts stored the other way round": (gpt_oss, {"target_parameters": EXPERTS}),
     "a model that sees": (llava, {"target_modules": QV, "task_type": None}),
