@@ -182,7 +182,6 @@ def test_any_number_of_workers_writes_the_same_adapter():
     assert len(found) == 1
 
 
-@pytest.mark.long
 def test_a_base_in_four_bits_is_finetuned_and_speaks(shell):
     base = quantize(Llama.load("model"))
     out = shell(f"{FINETUNE} --steps 21 --quantize nf4")

@@ -335,7 +335,6 @@ def measured(out):
     return rows(out), re.findall(r"^ *(\d+) +(\d\.\d{3}) +(\d\.\d{3})?.*(of steps? .*)$", out, re.M)
 
 
-@pytest.mark.long
 def test_it_goes_on_from_a_checkpoint_and_only_from_that_adapter(folder, shell, monkeypatch):
     go_on = "finetune text --save b --model model --adapter a --batch-size 4 --length 8 --lr 0.02 --steps"
     shell(FINETUNE)

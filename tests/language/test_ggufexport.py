@@ -24,6 +24,7 @@ from minilora import (
 from minilora.language import save_llama
 from minilora.language.ggufexport import export_adapter
 
+from ..support.disk import contents
 from ..support.language import tiny_llama, write_folder
 from .test_gguf import of_kind, write
 
@@ -217,10 +218,10 @@ def test_an_export_replaces_nothing_that_it_reads(model, tmp_path, output):
     base = write(tmp_path / "base.gguf", model)
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
     os.link(base, tmp_path / "link.gguf")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(ValueError, match=r"is a file of the (model|adapter), expected another file"):
         export_adapter(tmp_path / "a", base if output.endswith("gguf") else tmp_path / "model", tmp_path / output)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_an_export_replaces_an_earlier_one(model, model_dir, tmp_path):

@@ -18,6 +18,7 @@ from minilora.language import next_token_loss
 from minilora.language.finetune import Step
 from minilora.language.losstable import LOG_EVERY, LossTable, duration, shown_parts
 from minilora.language.text import windows
+from minilora.optim import gradient_norm
 from minilora.training import Passes, backpropagate
 
 from ..support.command_line import finetune, rows
@@ -111,6 +112,21 @@ def test_each_row_names_the_steps_of_its_mean(folder, capsys):
         losses = [own[s]["training_loss"] for s in range(first, last + 1)]
         assert float(mean) == pytest.approx(np.mean(losses), abs=6e-4)  # each step has as many targets
         assert held_out == ("" if (loss := own[last].get("held_out_loss")) is None else f"{loss:.3f}")
+
+
+def test_the_log_has_the_length_of_each_steps_gradient(folder, monkeypatch):
+    lengths = []
+
+    def length(grads):
+        lengths.append(sum(float(np.square(g, dtype=float).sum()) for g in grads.values()) ** 0.5)
+        return gradient_norm(grads)
+
+    monkeypatch.setattr("minilora.language.finetune.gradient_norm", length)
+    assert finetune("--log log") == 0
+    first, *steps = map(json.loads, Path("log").read_text().splitlines())
+    assert "grad_norm" not in first
+    assert [line["grad_norm"] for line in steps] == pytest.approx(lengths, rel=1e-5)
+    assert len(lengths) == 6
 
 
 @pytest.mark.parametrize("number", [1e30, np.inf])

@@ -27,6 +27,7 @@ from minilora.language.text import windows
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
+from ..support.disk import Killed
 from ..support.language import LETTERS, TEXT, ids_of, tiny_llama
 from ..support.streams import Terminal
 
@@ -135,9 +136,6 @@ def test_a_bigram_model_learns_the_pairs_of_a_text():
 @given(done=st.integers(1, 7), steps=st.integers(1, 2))
 @settings(max_examples=5)
 def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, steps):
-    class Killed(BaseException):
-        pass
-
     calls = 0
 
     def gradients(model, x, y, loss):
