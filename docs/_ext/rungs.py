@@ -1,4 +1,4 @@
-"""One task through the rungs: what `examples/measure/next_letter.py` recorded, as a table."""
+"""One task by several networks: what `examples/measure/next_letter.py` recorded, as a table."""
 
 from __future__ import annotations
 
