@@ -3,7 +3,7 @@
 "use strict";
 
 const judgeWritten = (() => {
-  const { entries, fromLists, generator, isArray, said, scalar, stacked, view } = numpyArrays;
+  const { entries, fromLists, generator, isArray, said, stacked, view } = numpyArrays;
   const shapeOf = ({ shape }) => said(shape);
   const size = ({ shape }) => shape.reduce((all, one) => all * one, 1);
   const near = (v, w, tolerance = 1e-9) => Math.abs(v - w) <= 1e-12 + tolerance * Math.abs(w);

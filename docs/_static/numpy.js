@@ -381,22 +381,8 @@ const { runNumpy, numpyArrays } = (() => {
     ],
     zeros: [filled(0), { shape: needed }],
     ones: [filled(1), { shape: needed }],
-    zeros_like: [
-      (a) =>
-        view(
-          a.shape,
-          entries(a).map(() => 0),
-        ),
-      { a: needed },
-    ],
-    ones_like: [
-      (a) =>
-        view(
-          a.shape,
-          entries(a).map(() => 1),
-        ),
-      { a: needed },
-    ],
+    zeros_like: each(() => 0),
+    ones_like: each(() => 1),
     eye: [eye, { N: needed, M: null }],
     diag: [diagonal, { a: needed }],
     einsum: [(pattern, ...arrays) => einsum(pattern?.text, arrays), null],
@@ -650,25 +636,18 @@ const { runNumpy, numpyArrays } = (() => {
       return sum();
     }
 
-    function sum() {
-      let value = products();
-      while (is("+") || is("-")) {
+    // Parts with signs of one strength between them, from left to right.
+    const chained = (signs, part) => () => {
+      let value = part();
+      while (signs.some(is)) {
         const { sign } = line[at];
         at += 1;
-        value = calculated(sign, value, products());
+        value = calculated(sign, value, part());
       }
       return value;
-    }
-
-    function products() {
-      let value = signed();
-      while (["*", "/", "@", "//", "%"].some(is)) {
-        const { sign } = line[at];
-        at += 1;
-        value = calculated(sign, value, signed());
-      }
-      return value;
-    }
+    };
+    const products = chained(["*", "/", "@", "//", "%"], signed);
+    const sum = chained(["+", "-"], products);
 
     function signed() {
       if (is("-") || is("+")) {
@@ -1049,7 +1028,7 @@ const { runNumpy, numpyArrays } = (() => {
 
   return {
     runNumpy,
-    numpyArrays: { fromLists, entries, entrywise, generator, isArray, said, scalar, stacked, view, ARITHMETIC },
+    numpyArrays: { fromLists, entries, generator, isArray, said, stacked, view },
   };
 })();
 

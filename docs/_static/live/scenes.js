@@ -255,9 +255,9 @@ function bits(t, { size }) {
   };
 }
 
-export const RANK_OF_MEMORY = 16;
+const RANK_OF_MEMORY = 16;
 
-export function waysToTrain({ model, tokens }) {
+function waysToTrain({ model, tokens }) {
   const memory = (options) => trainingMemory(MODELS[model], { tokens, ...options }), lora = { rank: RANK_OF_MEMORY };
   return [
     { name: "all weights", parts: memory({}) },
@@ -305,7 +305,7 @@ const sceneOf = (tale) => SCENES.find(({ name }) => name === tale.scene);
 const at = (tale, time) => ({ ...tale, times: { ...tale.times, [tale.scene]: time } });
 const known = (list, name) => (list.includes(name) ? list : [...list, name]);
 
-export const EVENTS = {
+const EVENTS = {
   // The reader scrolled. What was seen to its end stays so.
   scrolled: (tale, { scene }) => {
     if (scene === tale.scene) return tale;
