@@ -5,10 +5,10 @@
 The core is the mathematics; the rim is what reads and writes files; the judge is what judges the numbers and files of
 others; layers are what networks and variants are made of; doors are a language model and the command line; changed is
 what a change touches: what differs from MINILORA_BASE, by default the commit before. MODULE stands for the modules that
-`PARTS` mutates together with it. A score below the bar fails the run; of a draw, one so far below it that chance would
-make it once in a hundred. A mutant that survives and is not on the list is a hole in the tests, and is shown; so is one
-on the list that is no longer made. No test is run on those on the list, on which all tests together would run, unless
-`--known` says so: then one that was killed is shown too.
+`PARTS` mutates together with it. A score below the bar fails the run. A
+mutant that survives and is not on the list is a hole in the tests, and is shown; so is one on the list that is no
+longer made. No test is run on those on the list, on which all tests together would run, unless `--known` says so: then
+one that was killed is shown too.
 
 Of the judge, the layers and the doors a few files are drawn, and of those COUNT mutants, `SAMPLE` by default; of the
 other parts all are tried, or COUNT. Each commit draws others; MINILORA_MUTANTS=TEXT draws by a text, so that a run can
@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from math import comb
 from pathlib import Path
 from random import Random
 
@@ -279,11 +278,7 @@ def judged(part: str, *, run_known: bool, count: int | None) -> bool:
         print(f"on the list of survivors, but killed or no longer made:\n    {mutant}")
     bar = BARS.get(part) or BARS["core" if set(groups) <= set(PARTS["core"]) else "rim"]
     print(f"{part}: bar {bar:.0%}; {len(survivors)} survivors, {len(known)} on the list with a reason", flush=True)
-    if not sampled:
-        return killed / total >= bar
-    # Of a draw, chance may take more than its share: it fails where at the bar one draw in a hundred has so few.
-    chance = sum(comb(total, k) * bar**k * (1 - bar) ** (total - k) for k in range(killed + 1))
-    return chance >= 0.01
+    return killed / total >= bar
 
 
 def main() -> int:

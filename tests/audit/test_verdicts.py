@@ -146,6 +146,12 @@ def test_one_verdict_is_told_of_all(of, word, text):
     assert (told.word, told.text or told.found[0].says) == (word, text)
 
 
+def test_over_another_base_the_tensors_that_differ_are_told_once():
+    told = tell(Merger(None, FACTOR, OTHER, 3, 1), SimpleNamespace(lost=[]))
+    assert [found.flag for found in told.found].count("changed") == 0
+    assert len(told.found) > 1  # the base, and the factor
+
+
 def test_what_is_beside_the_verdict_is_told_line_by_line():
     others = OTHER | {f"u{i}": Verdict(UNREAD, "not-compared", "it is of integers") for i in range(4)}
     merger = Merger(None, Q | LOST | UNKNOWN, others, 7, 0, set(), ["x", "y"], {"lm_head": 1}, "model.")

@@ -82,7 +82,7 @@ def answers(case: Case) -> CaseAnswers:
         old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
         numbers[flag] = _with_old_cache(base, case.prompts, length, old, changed[""])
     kept = distinct(numbers, table, case.apart)
-    right = _logits(base, case.prompts, [changed[""]], decodings[""])[0]
+    right = _logits(base, case.prompts, [changed[""]])[0]
     signatures = {flag: numbers[flag] for flag in kept}
     if not case.shown:
         return CaseAnswers(right, signatures)
