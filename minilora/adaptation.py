@@ -138,8 +138,8 @@ def attach(model: Layer, adapters: Mapping[str, LoRA]) -> Any:
     model : Layer
         A model, or a single layer with the path ``""``. It stays as it is.
     adapters : mapping of str to LoRA
-        By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied; but one that
-        started by PiSSA becomes one over the original base, which the model must have, of rank 2r with new arrays.
+        By module path, as `load_adapter` and `minilora.adapters` return them. They are shared, not copied. But one that
+        started by PiSSA becomes one of rank 2r, with new arrays, beside the original base, which the model must have.
 
     Returns
     -------

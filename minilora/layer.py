@@ -25,9 +25,9 @@ A NEW LAYER says what fits, and writes a forward and a backward. This is all of 
 WHAT FITS. `fits` gives the axes of the input x and of the layer's arrays, and the widths of the layers inside it, as in
 ``{"gate_proj": "in -> m", "down_proj": "m -> in"}``. Each name is one number throughout; "..." is any axes. A new layer
 checks its parts: one size for each name, one library, one precision. A guard stands around its forward and backward: it
-checks x and dy. To callers the cache is the tuple that forward returns, with the layer and the shape of y in front;
-backward gets the tuple alone, after the guard has refused the cache of another layer. A class without `fits` makes the
-whole cache itself, and takes it apart with `check_cache`.
+checks x and dy. It also puts the layer and the shape of y in front of the cache that forward returns. For backward it
+takes them off again, and refuses the cache of another layer. A class without `fits` puts both there itself, and takes
+the cache apart with `check_cache`.
 
 A MODEL is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
 weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:

@@ -23,7 +23,8 @@ the chain rule sums over its rows; h_nk acts through row n, and the chain rule s
     dA_ki = sum_n dh_nk x_ni          dA = dh^T x      (5)    (r, in)
     dx_ni = sum_k dh_nk A_ki          dx = dh A        (6)    (N, in)
 
-BESIDE ITS BASE, outputs add, and so do the gradients at the input that both share. Merging makes one weight of the two:
+BESIDE ITS BASE, outputs add, and so do the gradients at the input that both share. Merging makes one weight of the two.
+The base's own equations, (7) to (10), stand in linear.py:
 
     y = x W^T + b + s x A^T B^T       (11)             delta = s B A     (13)    (out, in)
     dx = dy W + dh A                  (12)             W' = W + delta    (14)    (out, in)
@@ -59,7 +60,7 @@ class LoRA(Layer):
     lora_B: Array  # (out, r), writes the output; of the same float dtype
     alpha: float  # above 0
 
-    fits = {"x": "... in", "lora_A": "r in", "lora_B": "out r"}
+    fits = {"x": "... in", "lora_A": "r in", "lora_B": "out r"}  # axes; `Layer` refuses arrays with others
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Require an alpha above 0, whenever it is set."""
@@ -111,7 +112,7 @@ class LoRA(Layer):
 
 @dataclass(eq=False, repr=False)
 class LoRALinear(Layer):
-    """A frozen layer and its adapter side by side. Only the adapter trains: W's large gradient dy^T x never forms."""
+    """A frozen layer and its adapter side by side. Only the adapter trains: W's large gradient dy^T x is not formed."""
 
     base: Linear
     adapter: LoRA  # of the same widths and dtype
@@ -147,7 +148,7 @@ class LoRALinear(Layer):
         return self.adapter.delta()
 
     def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays: the base is frozen by its absence."""
+        """Return the adapter's arrays. The base's are not among them, so they do not train."""
         return self.adapter.trainable()
 
     @classmethod

@@ -11,7 +11,7 @@
     L = -(1/M) sum_n log q_n,t_n                      (ce.2)
     dz_nv = (q_nv - [v = t_n]) / M                    (ce.3)  (N, V)
 
-For (ce.3): log q_n,t = z_n,t - log sum_u exp(z_nu), and the derivative of the second term by z_nv is q_nv.
+For (ce.3): log q_n,t = z_n,t - log sum_u exp(z_nu), and the derivative of that logarithm of a sum by z_nv is q_nv.
 """
 
 from __future__ import annotations

@@ -11,15 +11,15 @@ With g the gradient at step t, and all operations entry by entry:
 m and v start at zero, which pulls them towards zero in the first steps; (22) and (23) undo that. The first step is
 -lr g / (|g| + eps): its length is lr whatever the scale of the loss.
 
-Clipping makes a gradient shorter that is longer than C, over all arrays together, before (20) reads it. Weight decay
-makes theta smaller before (24), and not by way of g, which (24) would divide by sqrt(v_hat):
+Before (20), clipping shortens gradients that are longer than C, all arrays taken together. Before (24), weight decay
+shrinks theta itself: added to g instead, it would be divided by sqrt(v_hat):
 
     n = sqrt(sum of g^2)                                  (clip.1)
     g' = g C / max(n, C)                                  (clip.2)
     theta' = (1 - lr lambda) theta_{t-1}                  (decay.1)
 
-A `Schedule` multiplies lr by f_t. With T steps in all, a warmup of w, and u_t the part of the other steps that is over
-before step t,
+A `Schedule` multiplies lr by f_t. There are T steps in all, w of them the warmup, and u_t is the share of the others
+that is done before step t:
 
     u_t = max(0, t - 1 - w) / (T - w)                    (rate.1)
     f_t = min(1, t / w) d(u_t)                           (rate.2)    without a warmup, d(u_t)
@@ -28,15 +28,15 @@ before step t,
     d(u) = 1 - u                 linear                  (rate.3)
     d(u) = (1 + cos(pi u)) / 2   cosine                  (rate.4)
 
-Why a warmup: Adam's first steps are as long as any other, and taken by a running mean of few gradients. Why a decay:
-near a minimum, a step of the same length leaves it on the other side.
+Why a warmup: Adam's first steps are as long as later ones, and follow the mean of a few gradients. Why a decay: near a
+minimum, a step of the same length ends beyond it.
 
 The functions of the same names in transformers have (t - 1) / w in the place of t / w, so that their first step has the
 rate 0 and changes nothing; behind the warmup they are these.
 
 Sources: Kingma and Ba, "Adam: A Method for Stochastic Optimization", arXiv 1412.6980, Algorithm 1; Pascanu, Mikolov and
 Bengio, arXiv 1211.5063, Algorithm 1, for clipping; Loshchilov and Hutter, "Decoupled Weight Decay Regularization",
-arXiv 1711.05101, Algorithm 2, where lr is not a factor of the decay. In PyTorch it is, and here.
+arXiv 1711.05101, Algorithm 2. There the decay has no factor lr; in PyTorch and here it has.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ DECAYS = ("constant", "linear", "cosine")
 def adam_update(
     theta: Array, g: Array, m: Array, v: Array, t: int, *, lr: float, betas: tuple[float, float], eps: float
 ) -> None:
-    """Take step t, counted from 1, for one array: theta, m and v, of the shape and dtype of g, change in place."""
+    """Take step t, counted from 1, for one array: theta, m and v, of the shape and dtype of g, change in place.
+
+    ``iadd(a, b)`` is ``a += b``, and likewise the others: so each equation is one line.
+    """
     beta1, beta2 = betas
     m = iadd(imul(m, beta1), (1 - beta1) * g)  # eq. (20)
     v = iadd(imul(v, beta2), imul(g**2, 1 - beta2))  # eq. (21)

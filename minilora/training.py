@@ -14,13 +14,13 @@ A pass goes through all n rows, b at a time, each row once; the last step of a p
     order_p = permutation of 0 ... n - 1   drawn from the seed and p alone
     rows_t  = order_p[k b : (k + 1) b]
 
-So a training that goes on needs only the seed and a step's number. The article draws each batch from all rows, without
-replacement in the batch: of many rows, 1/e do not come up in n / b steps, or 37 %.
+So a training that goes on after a stop needs only the seed and a step's number. The article draws each batch from all
+rows, without replacement in the batch: of many rows, 1/e or 37 % do not come up in n / b steps.
 
-It knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
+The loop knows the protocol `Layer`, not the layers: whatever has ``forward``, ``backward`` and ``trainable`` trains.
 
 The report is the loss over a data set, which may be larger than memory. A loss is a mean over targets. Cut the rows
-into parts; let M be the number of targets, M_p a part's, L_p its loss:
+into parts; let M be the number of all targets, M_p a part's, L_p its loss:
 
     L = sum_p (M_p / M) L_p
 """
@@ -324,7 +324,7 @@ def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int |
 def rows_of_steps(
     batches: Callable[[int], np.ndarray], steps: Iterable[int], n: int, x: Array, backend: Backend
 ) -> Iterator[Array]:
-    """Yield the row numbers of each of some steps. What is out of range, `take_rows` would take for another row."""
+    """Yield the row numbers of each of some steps, checked: `take_rows` takes another row for a number out of range."""
     for t in steps:
         rows = np.asarray(batches(t))
         if rows.ndim != 1 or rows.dtype.kind not in "iu" or not 1 <= len(rows) <= len(x):

@@ -118,7 +118,7 @@ class Rewritten(Layer):
         return self.on_rows().delta()
 
     def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays: the base is frozen by its absence."""
+        """Return the adapter's arrays. The base's are not among them, so they do not train."""
         return self.adapter.trainable()
 
     rank = property(lambda self: self.adapter.rank, doc="The adapter's.")

@@ -118,7 +118,7 @@ class DoRA(Layer):
         return self.merge().weight - self.base.weight
 
     def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays: the base is frozen by its absence."""
+        """Return the adapter's arrays. The base's are not among them, so they do not train."""
         return self.adapter.trainable()
 
     shape = property(lambda self: self.base.shape, doc="(out, in).")

@@ -125,7 +125,7 @@ class StackedLoRALinear(Layer):
         return self.adapter.delta()
 
     def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays: the base is frozen by its absence."""
+        """Return the adapter's arrays. The base's are not among them, so they do not train."""
         return self.adapter.trainable()
 
     experts = property(lambda self: self.base.experts, doc="How many weights there are, E.")
