@@ -10,6 +10,7 @@ from minilora.fast import residual_form
 
 from .support.claims import delta_is_the_matrix_of_forward
 from .support.compare import assert_close, gradients_are_the_slope_of_mse
+from .support.memory import traced
 from .support.problems import ALL_ONES, LARGE, ONE_ROW, RANK_ABOVE_WIDTHS, Problem, problems
 
 
@@ -65,6 +66,15 @@ def test_delta_and_merge_follow_the_factors(problem):
     np.testing.assert_array_equal(layer.delta(), new.delta())
     for name, p in layer.merge().trainable().items():
         np.testing.assert_array_equal(p, new.merge().trainable()[name])
+
+
+def test_residual_form_of_many_rows_forms_no_error():
+    rng = np.random.default_rng(0)
+    X, Y, W = (rng.standard_normal(shape) for shape in ((400, 30), (400, 300), (300, 30)))
+    layer = LoRALinear.from_linear(Linear(W), rank=1, alpha=1, rng=rng)
+    with traced() as memory:
+        residual_form(layer, X, Y)
+    assert memory.peak < Y.nbytes / 4
 
 
 @given(problem=problems())

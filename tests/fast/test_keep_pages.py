@@ -53,7 +53,9 @@ def test_the_next_step_asks_for_no_new_pages(threads):
 
 @pytest.mark.parametrize("refused", [None, -1, -4, -8])
 def test_pages_are_kept_where_each_setting_is_taken(monkeypatch, refused):
-    library = SimpleNamespace(mallopt=lambda name, value: int(name != refused))
+    """By mallopt(3): -1 trims nothing, -4 at 0 maps nothing by itself, -8 at 1 has one arena for all threads."""
+    taken = {-1: -1, -4: 0, -8: 1}
+    library = SimpleNamespace(mallopt=lambda name, value: int(name != refused and taken[name] == value))
     monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: library)
     assert keep_pages() is (refused is None)
 

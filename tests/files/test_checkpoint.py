@@ -350,6 +350,7 @@ def assert_refused(file, match, **other):
     ("other", "named"),
     [
         ({"lr": 0.02}, "lr is 0.01 there and 0.02 here"),
+        ({"lr": {"": 0.01}}, "lr is 0.01 there and {'': 0.01} here"),
         ({"batch_size": 9}, "batch_size is 8 there and 9 here"),
         ({"log_every": 3}, "log_every"),
         ({"epochs": 6}, "epochs is 6 here, and 7 are done there"),

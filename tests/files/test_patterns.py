@@ -142,6 +142,7 @@ def test_targets_name_modules_as_in_peft(tmp_path, targets, stranger):
 def test_targets_are_taken_letter_for_letter(tmp_path):
     folder = write(tmp_path, ["enc.a+b", "x"], target_modules=["a+b", "x"], exclude_modules=["enc.a.b", "a"])
     assert load_adapter(folder).keys() == {"enc.a+b", "x"}
+    assert load_adapter(write(tmp_path, ["my_lm_head"], target_modules="all-linear")).keys() == {"my_lm_head"}
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,11 @@ FITTING = {
     "alone": ({"x": conv1d(4, 4)}, {"x": (4, 4)}, True),
     "two of one name": ({"a.c": conv1d(4, 4), "b.c": conv1d(4, 4)}, {"a.c": (4, 4), "b.c": (4, 4)}, True),
     "alone, beside a Linear": ({"x": conv1d(4, 4), "head": linear(4, 3)}, {"x": (4, 4)}, True),
+    "its like speaks, and not another": (
+        {"h.proj": linear(4, 8), "g.proj": linear(4, 4), "x.c": conv1d(4, 3)},
+        {"g.proj": (4, 4)},
+        False,
+    ),
     "no biases": ({"x": linear(4, 4, False), "y": linear(4, 3, False)}, {"x": (4, 4)}, False),
 }
 

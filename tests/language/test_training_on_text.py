@@ -95,7 +95,10 @@ def test_training_by_steps_is_the_loop_written_out():
 
 @pytest.mark.parametrize(
     ("wrong", "which", "held_out"),
-    [(-1, "inputs", False), (len(LETTERS), "inputs", True), (-101, "targets", False), (len(LETTERS), "targets", True)],
+    [
+        *((-1, "inputs", False), (len(LETTERS), "inputs", True)),
+        *((-1, "targets", False), (-101, "targets", False), (len(LETTERS), "targets", True)),
+    ],
 )
 def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
     model, X, Y, held = start()

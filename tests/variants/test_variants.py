@@ -221,7 +221,7 @@ def test_our_dora_is_finite_at_a_row_of_zeros(norm):
     """And it does not train there: the magnitude is zero."""
     rng = np.random.default_rng(0)
     weight, x, dy = rng.standard_normal((4, 3)), rng.standard_normal((5, 3)), rng.standard_normal((5, 4))
-    weight[1] = 0
+    weight[1], weight[2] = 0, 1e-9 * weight[2]  # a short row is none of zeros
     base = Linear(weight, rng.standard_normal(4))
     A, B = rng.standard_normal((2, 3)), np.zeros((4, 2))
     layer = DoRA(base, DoRAAdapter(A, B, 3.0, magnitude=np.linalg.norm(weight, axis=1), dora_norm=norm))
