@@ -2,8 +2,8 @@
 
 The front page of the API lists the modules in the order in which a package's docstring names them, and then from A to
 Z. Each has a page of its own, which the build writes into docs/library/reference. So a new module of the library takes
-one word in its package's docstring, and `tests/site/test_docs.py` fails where that is missing. In the judge a file is
-found by its name.
+one word in its package's docstring, and ``pages.py --write docs/library/api.md``; `tests/site/test_docs.py` fails where
+either is missing. In the judge a file is found by its name.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ def samples(label: str, rank: int) -> Names:
         group = next(
             name for name, last in (("layer", 16), ("residual", 19), ("adam", 24), ("best", 27)) if int(number) <= last
         )
+    if group not in GROUPS:
+        raise LookupError(f"({label}) has no arrays: docs/_ext/samples.py needs a function, and its name in GROUPS")
     rng = np.random.default_rng(0)
     return {"np": np, "xp": np, "einsum": np.einsum, "need_dx": True, **GROUPS[group](rng.standard_normal, rng, rank)}
 

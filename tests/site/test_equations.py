@@ -44,7 +44,8 @@ def replace(path, old, new):
 
 
 def test_pages_and_code_fit():
-    assert stated.problems(STATED, LINES) == []
+    problems = stated.problems(STATED, LINES)
+    assert not problems, "\n".join(problems)
 
 
 def test_every_equation_but_one_is_evaluated():
