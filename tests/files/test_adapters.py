@@ -228,19 +228,6 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path, la
     assert not (tmp_path / "a").exists()
 
 
-def test_a_place_that_takes_no_adapter_is_said_in_full(tmp_path, monkeypatch):
-    (tmp_path / "file").write_bytes(b"precious")
-    for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
-        with pytest.raises(ValueError, match="is a file") as error:
-            save_adapter(path, ONE)
-        assert str(error.value) == f"'{path}': '{tmp_path / 'file'}' is a file, expected a folder or a new name"
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    with pytest.raises(ValueError, match="cannot be written") as error:
-        save_adapter(tmp_path / "new" / "a", ONE)
-    assert str(error.value) == f"'{tmp_path / 'new' / 'a'}': the folder '{tmp_path}' cannot be written"
-    assert os.listdir(tmp_path) == ["file"]
-
-
 @pytest.mark.parametrize(
     ("path", "error"), [("", ValueError), ("a\0b", ValueError), (b"a", TypeError), (None, TypeError), (3, TypeError)]
 )
