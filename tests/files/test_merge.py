@@ -6,13 +6,13 @@ import os
 import shutil
 import warnings
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from minilora import FileRefused, LoRA, merge_adapter, save_adapter
 from minilora.cli import main
@@ -20,6 +20,7 @@ from minilora.files import merge
 from minilora.files.tensors import FLOATS, TensorFile
 from minilora.variants.adapter import Adapter
 
+from ..support.adapter_folder import change_json, merged
 from ..support.disk import contents
 from ..support.memory import traced
 
@@ -105,8 +106,7 @@ class Place:
 
     def save(self, layers, use_rslora=False, **options):
         save_adapter(self.adapter, layers, overwrite=True, **options)
-        config = self.adapter / "adapter_config.json"
-        config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": use_rslora}))
+        change_json(self.adapter / "adapter_config.json", use_rslora=use_rslora)
 
     def merge(self, **options):
         return merge_adapter(self.base, self.adapter, self.out, **options)
@@ -179,11 +179,9 @@ def test_each_number_is_rounded_as_in_peft(tmp_path, dtype):
     """Bit for bit: factors, products, scaling and sum in float32, and then once to the base's type."""
     rng = np.random.default_rng(0)
     weight, A, B = draw(rng, 300, 200, dtype=dtype), draw(rng, 3, 200, dtype="float16"), draw(rng, 300, 3) / 3
-    save_file({"a.weight": weight}, tmp_path / "base")
-    save_adapter(tmp_path / "adapter", {"a": LoRA(A.astype("f4"), B, 0.7)})
-    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
+    after = merged(tmp_path, {"a.weight": weight}, {"a": LoRA(A.astype("f4"), B, 0.7)})
     wide = weight.astype("f4") + (B @ A.astype("f4")) * np.float32(0.7 / 3)
-    np.testing.assert_array_equal(load_file(tmp_path / "out")["a.weight"], wide.astype(dtype))
+    np.testing.assert_array_equal(after["a.weight"], wide.astype(dtype))
 
 
 def test_factors_in_float16_are_widened_before_their_product(place):
@@ -195,11 +193,9 @@ def test_factors_in_float16_are_widened_before_their_product(place):
 @pytest.mark.parametrize("flipped", [False, True])
 def test_a_flag_says_that_weights_lie_the_other_way_round(tmp_path, flipped):
     W, lora = ones(4, 3), LoRA(np.arange(3.0, dtype="f4")[None], np.arange(4.0, dtype="f4")[:, None], 1.0)
-    save_file({"a.weight": np.ascontiguousarray(W.T) if flipped else W}, tmp_path / "base")
-    save_adapter(tmp_path / "adapter", {"a": lora}, fan_in_fan_out=flipped)
-    merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
-    merged = load_file(tmp_path / "out")["a.weight"]
-    np.testing.assert_array_equal(merged.T if flipped else merged, 1 + np.outer(range(4), range(3)))
+    base = {"a.weight": np.ascontiguousarray(W.T) if flipped else W}
+    after = merged(tmp_path, base, {"a": lora}, fan_in_fan_out=flipped)["a.weight"]
+    np.testing.assert_array_equal(after.T if flipped else after, 1 + np.outer(range(4), range(3)))
 
 
 def test_nan_in_the_base_is_the_bases_own_affair(place):
@@ -416,23 +412,10 @@ def test_a_base_named_like_an_unfinished_file_stays(place):
 
 @pytest.mark.parametrize(("options", "disable"), [({}, True), ({"progress": False}, True), ({"progress": True}, None)])
 def test_the_bar_counts_the_bytes_of_all_tensors(either, monkeypatch, options, disable):
-    shown = []
-
-    class Bar:
-        def __init__(self, **asked):
-            shown.append(asked)
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def update(self, count):
-            shown.append(count)
-
-    monkeypatch.setattr(merge, "tqdm", Bar)
+    bar = MagicMock()
+    monkeypatch.setattr(merge, "tqdm", bar)
     either.merge(**options)
     total = sum(spec.end - spec.start for part in parts(either.base) for spec in TensorFile(part).tensors.values())
-    assert shown[0] == {"total": total, "unit": "B", "unit_scale": True, "disable": disable}
-    assert sum(shown[1:]) == total
+    bar.assert_called_once_with(total=total, unit="B", unit_scale=True, disable=disable)
+    updates = bar.return_value.__enter__.return_value.update.call_args_list
+    assert sum(update.args[0] for update in updates) == total

@@ -24,6 +24,7 @@ from minilora import (
 from minilora.files.inspection import inspect_adapter
 from minilora.variants.dora import DoRAAdapter
 
+from ..support.adapter_folder import merged
 from ..support.kinds_of_layers import (
     EMB,
     PATHS,
@@ -67,7 +68,7 @@ def test_merging_on_disk_and_in_memory_agree(tmp_path_factory, seed, dtype, dora
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", block)
         changes = merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out.safetensors")
-    after, merged = load_file(folder / "out.safetensors"), merge(attach(model, found))
+    after, in_memory = load_file(folder / "out.safetensors"), merge(attach(model, found))
     assert after.keys() == before.keys()
     assert {change.module: str(change.form).split()[0] for change in changes} == {v: k for k, v in PATHS.items()}
     assert {c.module for c in changes if c.layout == "in-out"} == {PATHS["embedding"]}
@@ -76,20 +77,16 @@ def test_merging_on_disk_and_in_memory_agree(tmp_path_factory, seed, dtype, dora
     for name, array in after.items():
         assert (array.dtype, array.shape) == (before[name].dtype, before[name].shape)
         if name.endswith("weight"):
-            expected = layer_of(merged, name.removesuffix(".weight")).weight
+            expected = layer_of(in_memory, name.removesuffix(".weight")).weight
             np.testing.assert_allclose(array, expected, rtol=tolerance, atol=tolerance)
         else:
             np.testing.assert_array_equal(array, before[name])
 
 
 def test_an_embedding_that_is_square_is_merged_transposed(tmp_path):
-    weight = np.zeros((2, 2))
-    save_file({"emb.weight": weight, "fc.weight": weight}, tmp_path / "base.safetensors")
-    A, B = np.array([[1.0, 2.0]]), np.array([[1.0], [0.0]])
-    one = Adapter(A, B, 1)
-    save_adapter(tmp_path / "a", {"emb": replace(one, kind="embedding"), "fc": one}, fan_in_fan_out=False)
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    after = load_file(tmp_path / "out.safetensors")
+    base = dict.fromkeys(("emb.weight", "fc.weight"), np.zeros((2, 2)))
+    one = Adapter(np.array([[1.0, 2.0]]), np.array([[1.0], [0.0]]), 1)
+    after = merged(tmp_path, base, {"emb": replace(one, kind="embedding"), "fc": one}, fan_in_fan_out=False)
     np.testing.assert_array_equal(after["fc.weight"], [[1, 2], [0, 0]])
     np.testing.assert_array_equal(after["emb.weight"], [[1, 0], [2, 0]])
 
@@ -99,15 +96,16 @@ def test_dora_of_a_transposed_linear_layer_is_merged(tmp_path):
     rng = np.random.default_rng(6)
     linear = Linear(rng.standard_normal((4, 3)))
     model = trained(adapt(linear, "", rank=2, alpha=3, rng=rng, use_dora=True), rng)
-    save_file({"fc.weight": np.ascontiguousarray(linear.weight.T)}, tmp_path / "base.safetensors")
-    save_adapter(tmp_path / "a", {"fc": model}, fan_in_fan_out=True)
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    after = load_file(tmp_path / "out.safetensors")["fc.weight"]
-    np.testing.assert_allclose(after, merge(model).weight.T, rtol=1e-13)
+    base = {"fc.weight": np.ascontiguousarray(linear.weight.T)}
+    after = merged(tmp_path, base, {"fc": model}, fan_in_fan_out=True)
+    np.testing.assert_allclose(after["fc.weight"], merge(model).weight.T, rtol=1e-13)
+
+
+BASE = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
 
 
 def assert_merge_refused(folder, tensors, match, error=FileRefused, **options):
-    save_file(tensors, folder / "base.safetensors")
+    save_file(BASE | tensors, folder / "base.safetensors")
     with pytest.raises(error, match=match) as refusal:
         merge_adapter(folder / "base.safetensors", folder / "saved_dora", folder / "out.safetensors", **options)
     if error is FileRefused:
@@ -115,21 +113,23 @@ def assert_merge_refused(folder, tensors, match, error=FileRefused, **options):
     assert not (folder / "out.safetensors").exists()
 
 
-def test_a_base_of_another_kind_or_kernel_is_refused(saved_dora, tmp_path):
-    base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
-    for change, match in (
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
         ({"emb.weight": np.ones((3, 7))}, r"shape \[3, 7\], the adapter is for \[7, 3\] \(of an embedding DoRA\)"),
         ({"img.weight": np.ones((5, 2, 4, 3))}, r"the adapter is for \[5, 2, 3, 4\] \(of a conv2d 3x4 DoRA\)"),
         ({"img.weight": np.ones((5, 24))}, r"the adapter is for \[5, 2, 3, 4\]"),
         ({"img.weight": np.ones((5, 2, 3, 4), "i1")}, "I8"),
-    ):
-        assert_merge_refused(tmp_path, base | change, match)
+        ({"emb.weight": np.full((7, 3), 1e200)}, r"'emb.weight': .* have the length inf"),
+    ],
+)
+def test_a_base_that_the_adapter_does_not_fit_is_refused(saved_dora, tmp_path, change, match):
+    assert_merge_refused(tmp_path, change, match)
 
 
 def test_layouts_are_for_linear_layers_alone(saved_dora, tmp_path):
-    base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
     match = "layouts has 'emb', .*; it has no linear layer, and only their weights lie in two ways$"
-    assert_merge_refused(tmp_path, base, match, ValueError, layouts={"emb": "out-in"})
+    assert_merge_refused(tmp_path, {}, match, ValueError, layouts={"emb": "out-in"})
 
 
 def test_a_base_weight_in_the_adapter_must_be_the_bases(saved_dora, tmp_path):
@@ -161,20 +161,11 @@ def test_dora_on_disk_is_rounded_as_in_peft(tmp_path):
     """Bit for bit: the direction in float32, its length's squares in float64, their quotient in float32 again."""
     rng = np.random.default_rng(11)
     W, A, B, m = (rng.standard_normal(n).astype("f4") / 50 for n in ((70, 60), (2, 60), (70, 2), 70))
-    save_file({"fc.weight": W}, tmp_path / "base.safetensors")
-    save_adapter(tmp_path / "a", {"fc": DoRAAdapter(A, B, 5, magnitude=m)})
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+    after = merged(tmp_path, {"fc.weight": W}, {"fc": DoRAAdapter(A, B, 5, magnitude=m)})
     V = W + (B @ A) * np.float32(2.5)
     lengths = np.sqrt((V.astype("f8") ** 2).sum(axis=1))
     assert lengths.max() < 1
-    expected = V * (m / lengths).astype("f4")[:, None]
-    np.testing.assert_array_equal(load_file(tmp_path / "out.safetensors")["fc.weight"], expected)
-
-
-def test_an_output_of_infinite_length_is_refused_by_dora(saved_dora, tmp_path):
-    base = {"emb.weight": np.ones((7, 3)), "img.weight": np.ones((5, 2, 3, 4))}
-    base["emb.weight"][1, 1] = 1e200
-    assert_merge_refused(tmp_path, base, r"'emb.weight': .* have the length inf")
+    np.testing.assert_array_equal(after["fc.weight"], V * (m / lengths).astype("f4")[:, None])
 
 
 def test_rows_of_zeros_are_merged_by_dora_as_they_compute(tmp_path):
@@ -183,13 +174,10 @@ def test_rows_of_zeros_are_merged_by_dora_as_they_compute(tmp_path):
     W, A, B, m = (rng.standard_normal(n) for n in ((5, 4), (2, 4), (5, 2), 5))
     W[2] = B[2] = W[4] = 0  # the adapter leaves one of the two zero
     adapter = DoRAAdapter(A, B, 3, magnitude=m)
-    save_file({"fc.weight": W}, tmp_path / "base.safetensors")
-    save_adapter(tmp_path / "a", {"fc": adapter})
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    merged = load_file(tmp_path / "out.safetensors")["fc.weight"]
-    assert not merged[2].any()
-    assert merged[4].all()
-    np.testing.assert_allclose(merged, DoRA(Linear(W), adapter).merge().weight, rtol=1e-12)
+    after = merged(tmp_path, {"fc.weight": W}, {"fc": adapter})["fc.weight"]
+    assert not after[2].any()
+    assert after[4].all()
+    np.testing.assert_allclose(after, DoRA(Linear(W), adapter).merge().weight, rtol=1e-12)
 
 
 def test_a_large_embedding_with_dora_is_merged_in_little_memory(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, LoRA, merge_adapter, save_adapter
 
+from ..support.adapter_folder import merged
 from ..support.disk import contents
 
 RNG = np.random.default_rng(0)
@@ -58,12 +59,9 @@ def test_a_model_that_sees_is_merged_whichever_way_its_files_begin(tmp_path, eye
     rng = np.random.default_rng(0)
     base = {f"{name}.weight": rng.standard_normal((4, 3)) for name in (eyes, tongue)}
     layers = {name: LoRA(rng.standard_normal((2, 3)), rng.standard_normal((4, 2)), 2.0) for name in (EYES, TONGUE)}
-    save_file(base, tmp_path / "base.safetensors")
-    save_adapter(tmp_path / "a", layers)
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "merged.safetensors")
-    merged = load_file(tmp_path / "merged.safetensors")
+    after = merged(tmp_path, base, layers)
     for name, path in {eyes: EYES, tongue: TONGUE}.items():
-        np.testing.assert_allclose(merged[f"{name}.weight"], base[f"{name}.weight"] + layers[path].delta(), rtol=1e-12)
+        np.testing.assert_allclose(after[f"{name}.weight"], base[f"{name}.weight"] + layers[path].delta(), rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -71,13 +69,11 @@ def test_a_model_that_sees_is_merged_whichever_way_its_files_begin(tmp_path, eye
 )
 def test_a_part_of_a_model_that_sees_alone_is_no_reason_to_merge(tmp_path, blind):
     """Of the two modules one is in the base by another name, and the other by none."""
-    save_file({"model.layers.0.self_attn.q_proj.weight": np.ones((4, 3))} | blind, tmp_path / "base.safetensors")
+    base = {"model.layers.0.self_attn.q_proj.weight": np.ones((4, 3))} | blind
     layers = {name: LoRA(np.ones((2, 3)), np.ones((4, 2)), 2.0) for name in ([TONGUE, EYES] if blind else [TONGUE])}
-    save_adapter(tmp_path / "a", layers)
-    with pytest.raises(
-        FileRefused, match=r"there is no 'model\.(language_model|visual)\..*', which the adapter changes"
-    ):
-        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "merged.safetensors")
+    said = r"there is no 'model\.(language_model|visual)\..*', which the adapter changes"
+    with pytest.raises(FileRefused, match=said):
+        merged(tmp_path, base, layers)
 
 
 def test_changes_stand_in_the_order_of_the_bytes(tmp_path):
@@ -125,11 +121,11 @@ FITTING = {
 @pytest.mark.parametrize(("modules", "adapted", "flag"), FITTING.values(), ids=FITTING)
 def test_a_square_weight_that_nothing_speaks_against_is_merged(tmp_path, modules, adapted, flag):
     tensors, layers = write(tmp_path, modules, adapted, flag)
-    merged, changes = merge(tmp_path)
+    after, changes = merge(tmp_path)
     assert {change.layout for change in changes} == {"in-out" if flag else "out-in"}
     for module, lora in layers.items():
         delta = lora.delta().T if flag else lora.delta()
-        np.testing.assert_allclose(merged[f"{module}.weight"], tensors[f"{module}.weight"] + delta, rtol=1e-12)
+        np.testing.assert_allclose(after[f"{module}.weight"], tensors[f"{module}.weight"] + delta, rtol=1e-12)
 
 
 DOUBTFUL = {
@@ -210,13 +206,13 @@ def test_a_caller_says_how_each_weight_lies(tmp_path):
         merge(tmp_path)
     with pytest.raises(FileRefused, match=r"'t.weight' has shape \[3, 4\].*other way round it would fit"):
         merge(tmp_path, layouts={"s": "out-in"})
-    merged, changes = merge(tmp_path, layouts={"s": "out-in", "t": "out-in"})
+    after, changes = merge(tmp_path, layouts={"s": "out-in", "t": "out-in"})
     said = {"s": "out-in", "t": "out-in"}
     for change in changes:
         assert change.layout == said.get(change.module, "in-out")
         delta = layers[change.module].delta()
         expected = tensors[change.name] + (delta if change.module in said else delta.T)
-        np.testing.assert_allclose(merged[change.name], expected, rtol=1e-12)
+        np.testing.assert_allclose(after[change.name], expected, rtol=1e-12)
     assert sorted(change.module for change in changes) == sorted(adapted)
 
 
