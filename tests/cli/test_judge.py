@@ -113,7 +113,7 @@ REFUSED = {
     "golden folder --compare mine --xfails ''": "argument --xfails: the name is empty",
     "diagnose logits --model model": "the following arguments are required: --adapter",
     "diagnose logits --adapter adapter": "the following arguments are required: --model",
-    "conformance my_lora.py --require forward,froward":
+    "conformance my_lora.py --require 'forward, froward'":
         "--require: there is no claim 'froward'; there are forward, scaling, slope",
     "vectors new --xfails known.txt": "--xfails needs --compare: it is about the verdicts",
     **{f"conformance my_lora --timeout={text}":
