@@ -104,7 +104,7 @@ def test_an_expression_that_runs_for_ever_is_stopped(tmp_path):
     assert time.process_time() - before < 30
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_very_many_tensors_are_no_trouble(tmp_path):
     tensors = {
         f"base_model.model.m.{i}.q_proj.lora_{p}.weight": np.ones((1, 1), "f4") for i in range(9000) for p in "AB"

@@ -20,6 +20,7 @@ from minilora.layers.nf4 import dequantize_nf4, quantize_nf4
 from minilora.layers.rotary import halves_from_interleaved
 
 from ..support.language import tiny_llama
+from ..support.sample import one_in
 from . import adapters
 from .adapters import PREFIX, config, peft, written
 
@@ -279,7 +280,7 @@ BROKEN = {
 
 
 @of_each_type
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", one_in(2, [*BROKEN], BROKEN))
 def test_a_broken_merge_is_named_in_the_first_line(world, name):
     make, said = BROKEN[name]
     report = world.judged(make(world))
@@ -552,7 +553,7 @@ DORA = {
 
 
 @of_each_type
-@pytest.mark.parametrize("name", DORA)
+@pytest.mark.parametrize("name", one_in(2, [*DORA], DORA))
 def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
     make, said = DORA[name]
     rng, arrays, magnitudes = np.random.default_rng(2), dict(world.arrays), {}
@@ -653,7 +654,7 @@ def sparse(folder):
     return file, {name: 8 + len(header) + entry["data_offsets"][0] for name, entry in entries.items()}
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the memory of a process is read by resource")
 def test_seven_billion_weights_take_less_than_a_gigabyte(tmp_path):
     sparse(tmp_path / "base")

@@ -84,6 +84,10 @@ CLASS = {
 
 LOOPS = ("loop.py", "prints.py", "endless.py")
 LONG = (
+    "right.py",
+    "leaves.py",
+    "syntax.py",
+    "endless.py",
     "half.py",
     "asks.py",
     "sign.py",

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,10 +24,11 @@ def made(run, choice):
     return {"run": run, "result": {"choice": choice}}
 
 
-def played(loss, most=2000, order=laboratory.ORDER):
+@cache
+def played(loss, most=2000):
     """Return the trainings that the laboratory would make if this were the loss of each, in their order."""
     trainings = []
-    while len(trainings) < most and (run := next(laboratory.missing(trainings, order), None)):
+    while len(trainings) < most and (run := next(laboratory.missing(trainings), None)):
         trainings.append(made(run, loss(run)))
     return trainings
 
@@ -44,9 +46,17 @@ def cells():
 # --- which trainings --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [1e-5, 3e-3, 0.2])
-def test_every_best_rate_and_its_neighbours_get_three_seeds(at):
-    trainings = played(lambda run: valley(run, at))
+@pytest.mark.parametrize(
+    "loss",
+    [
+        valley,
+        pytest.param(partial(valley, at=1e-5), marks=pytest.mark.long),
+        pytest.param(partial(valley, at=0.2), marks=pytest.mark.long),
+    ],
+    ids=["at a usual rate", "at a low rate", "at a high rate"],
+)
+def test_every_best_rate_and_its_neighbours_get_three_seeds(loss):
+    trainings = played(loss)
     assert not list(laboratory.missing(trainings))
     for of, _ in cells():
         losses = {lr: list(seeds.values()) for lr, seeds in laboratory.choices(of, trainings).items()}
@@ -107,12 +117,14 @@ def texts(king_james):
     return laboratory.model_and_texts()
 
 
+@pytest.mark.long
 def test_full_trains_every_weight(texts):
     base, _ = texts
     model = laboratory.trainable(base, {"way": "full"})
     assert parameter_count(model, trained=True) == parameter_count(base) == RECORDED["numbers"] == 852_608
 
 
+@pytest.mark.long
 def test_no_window_both_chooses_and_reports(texts):
     _, data = texts
     parts = {name: {row.tobytes() for row in data[name][0]} for name in ("train", "choice", "report")}
@@ -138,6 +150,7 @@ def watched(texts, losses):
     return watch, step, weight
 
 
+@pytest.mark.long
 def test_the_weights_of_the_least_loss_are_kept(texts):
     watch, last, weight = watched(texts, lambda step: 4 + abs(step - 80) / 100)
     assert (watch.step, watch.least, last) == (
@@ -148,6 +161,7 @@ def test_the_weights_of_the_least_loss_are_kept(texts):
     assert (weight == 80).all()
 
 
+@pytest.mark.long
 def test_a_training_that_only_gets_worse_keeps_the_untouched_model(texts):
     base, _ = texts
     watch, last, weight = watched(texts, lambda step: 6.0)
@@ -155,6 +169,7 @@ def test_a_training_that_only_gets_worse_keeps_the_untouched_model(texts):
     assert (weight == next(iter(base.trainable().values()))).all()
 
 
+@pytest.mark.long
 def test_a_training_that_still_learns_goes_on_to_the_end(texts):
     watch, last, _ = watched(texts, lambda step: 4 - step / 1000)
     assert last == watch.step == laboratory.STEPS
@@ -216,6 +231,7 @@ def test_recorded_first_directions_are_those_of_the_model(texts):
                 assert new[what][kind]["share"] == pytest.approx(spread["share"], abs=0.01)
 
 
+@pytest.mark.long
 def test_the_untouched_models_losses_are_recorded(texts):
     base, data = texts
     for name, part in (("choice", "choice"), ("new", "report"), ("old", "old")):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.full
 EXAMPLE = Path(__file__).parents[2] / "examples" / "06_many_machines.py"
 
 

@@ -4,7 +4,6 @@ import json
 import random
 import re
 import sys
-from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import words  # noqa: E402
 
 from minilora.language.memory import training_memory  # noqa: E402
 
+from ..support.sample import one_in  # noqa: E402
 from . import pasted  # noqa: E402
 from .conftest import built  # noqa: E402
 from .javascript import LIVE, by_node, node  # noqa: E402
@@ -106,15 +106,16 @@ def test_a_config_json_is_counted_as_transformers_counts_it(kind):
 # --- the rules ---
 
 MEMORIES, TOKENS = ("0.5", "8", "24", "79.5", "141"), ("1", "512", "4,096", "1000000")
+EACH = [*product(settings.MODELS, settings.CONVENTIONS)]
 CASES = [  # every model under every convention, each with one of the other settings
     settings.DEFAULTS | dict(zip(("model", "convention", "memory", "tokens", "rank"), values, strict=True))
-    for model, convention in product(settings.MODELS, settings.CONVENTIONS)
+    for model, convention in EACH
     for draw in [random.Random(f"{model} {convention}")]
     for values in [(model, convention, *map(draw.choice, (MEMORIES, TOKENS, ("", "1", "16", "256"))))]
 ]
 
 
-@pytest.mark.parametrize("model", settings.MODELS)
+@pytest.mark.parametrize("model", one_in(7, [*settings.MODELS], settings.MODELS))
 def test_one_token_more_than_the_most_does_not_fit(model):
     for way in settings.advise(inputs(model=model, memory="24"))["ways"]:
         most, bits = int(way["most"].replace(",", "")), int(way["way"].split()[0]) if "bits" in way["way"] else 0
@@ -128,20 +129,15 @@ def test_one_token_more_than_the_most_does_not_fit(model):
         assert takes[0] <= 24e9 or not most, way["way"]
 
 
-@cache
-def answers():
-    return [answer(fields) for fields in CASES]
-
-
-def test_the_way_that_is_chosen_is_the_first_that_fits():
-    for found in answers():
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.long)])
+def test_the_way_that_is_chosen_is_the_first_that_fits(every):
+    for found in map(answer, CASES[::every]):
         fit = [way["way"] for way in found["ways"] if way["fits"] and "bits" in way["way"]]
         words = "Take the first that fits: LoRA over " + fit[0] if fit else "Nothing fits"
         assert found["fits"].startswith(words)
 
 
-@pytest.mark.parametrize("convention", settings.CONVENTIONS)
-@pytest.mark.parametrize("model", settings.MODELS)
+@pytest.mark.parametrize(("model", "convention"), one_in(7, EACH, map(" ".join, EACH)))
 def test_four_runs_are_half_once_and_twice_a_rate_and_twice_the_rank(model, convention):
     found = settings.advise(inputs(model=model, convention=convention))
     first, second, third, fourth = (
@@ -328,6 +324,7 @@ def test_the_front_pages_models_are_the_same():
 
 
 @by_node
+@pytest.mark.long
 def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
     """Fourteen models, six conventions, a grid of the rest; sizes of no list; curves; and all the nonsense above."""
     nonsense = [settings.DEFAULTS | {name: text} for name, texts in NONSENSE.items() for text in texts]
@@ -344,7 +341,7 @@ def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
         return answer(fields, model) if model else {"says": says}
 
     ours = {
-        "answers": answers() + [answer(of) for of in nonsense],
+        "answers": list(map(answer, CASES + nonsense)),
         "configs": [config(*of) for of in configs],
         "judged": [judged(text) for text in texts],
     }

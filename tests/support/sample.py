@@ -1,4 +1,4 @@
-"""A family of cases of which the default run takes some, and `-m "long or not long"` all."""
+"""A family of cases of which the default run takes some, `-m "long or not long"` more, and the night all."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import pytest
 
 
-def one_in(every: int, rows: Sequence[Any], ids: Iterable[Any]) -> list:
-    """Return the rows as parameters of a test; all are `long` but the first of every so many."""
-    marks = [() if place % every == 0 else pytest.mark.long for place in range(len(rows))]
+def one_in(every: int, rows: Sequence[Any], ids: Iterable[Any], long: int = 1) -> list:
+    """Return the rows as parameters: one of so many is of the default run, one of so many `long`, the others `full`."""
     values = [row if isinstance(row, tuple) else (row,) for row in rows]
+    marks = [
+        () if place % every == 0 else pytest.mark.long if place % long == 0 else pytest.mark.full
+        for place in range(len(values))
+    ]
     return [pytest.param(*value, id=id, marks=mark) for value, id, mark in zip(values, ids, marks, strict=True)]

@@ -319,7 +319,7 @@ def test_a_row_makes_the_weights_of_its_engine(engine, subject, flag):
 FLAGS = [*UPDATES, *OTHERWISE]
 
 
-@pytest.mark.parametrize("flag", one_in(22, FLAGS, FLAGS))  # the test above has all rows of updates
+@pytest.mark.parametrize("flag", one_in(45, FLAGS, FLAGS, long=5))  # the test above has all rows of updates
 def test_an_engine_is_named_by_its_mistake(files, engine, tmp_path, flag):
     z = OTHERWISE[flag](engine) if flag in OTHERWISE else engine.logits(engine.weights(UPDATES[flag](engine)))
     report = diagnosed(files, z.astype("f4"), tmp_path)
@@ -371,6 +371,9 @@ def log_softmax(z):
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
 
+FORMS = ["all", "last", "probabilities", "both", "some", "some of the last"]
+
+
 def as_given(form, z):
     """The same answers in each form in which they may be given."""
     p, ids = log_softmax(z), np.argsort(-z, axis=-1)[..., :6]
@@ -382,7 +385,7 @@ def as_given(form, z):
     }[form]  # fmt: skip
 
 
-@pytest.mark.parametrize("form", ["all", "last", "probabilities", "both", "some", "some of the last"])
+@pytest.mark.parametrize("form", one_in(5, FORMS, FORMS))
 def test_answers_are_judged_in_every_form(small, tmp_path, form):
     given = {"right": applied(small), "there-is-no-scaling": applied(small, 1)}
     given |= {"there-is-a-temperature": applied(small) / 0.7} if form.startswith("some") else {}
@@ -444,7 +447,7 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", one_in(3, [*FORMATS], FORMATS))
 def test_adapters_of_every_program_are_taken_as_it_means_them(small, tmp_path, name):
     write, s = FORMATS[name]
     adapter = write(tmp_path)

@@ -132,7 +132,7 @@ def test_what_is_wrong_before_the_last_token_is_unexplained(golden, edited, ours
     assert next(case for case in report.cases if case.id == "dora-rslora").flags == ()
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.full)])
 def test_every_signature_is_named_and_no_other(golden, results, every):
     """Off by nearly the whole tolerance of bfloat16, none is taken for another."""
     rng, index = np.random.default_rng(0), read_index(golden)
