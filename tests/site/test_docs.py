@@ -61,7 +61,7 @@ def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
     everything = "\n".join([*source, *pages])
     for name in [*MODULES, *packages]:
         file = name.replace(".", "/") + ("/__init__.py" if name in packages else ".py")
-        assert source[0].count(f"[`{name}`](../../{file})") == 1, "docs/_ext/pages.py --write docs/library/api.md adds it"
+        assert source[0].count(f"[`{name}`](../../{file})") == 1, "pages.py --write docs/library/api.md adds the line"
         assert len(re.findall(rf"^(?:reference/)?{re.escape(name)}$", everything, re.M)) == 1  # below one page
 
 
