@@ -213,7 +213,7 @@ def test_an_adapter_of_a_layer_is_none_of_an_array():
         attach(weights, {"": Adapter(np.ones((2, 12)), np.ones((4, 2)), 1)})
 
 
-def test_arrays_of_a_mixture_among_the_modules_are_told_where_they_are_named():
+def test_a_mixtures_arrays_among_the_modules_are_told_their_place():
     model = Sequential(down_proj=StackedLinear(RNG.standard_normal((2, 4, 12))))
     for names in (["down_proj"], "all-linear"):
         with pytest.raises(ValueError, match=r"there are \[\]\. Arrays of a mixture, such as 'down_proj', are "):

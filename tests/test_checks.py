@@ -84,7 +84,7 @@ def test_what_is_no_cache_is_refused(cache):
 
 
 @pytest.mark.parametrize("kind", ["Linear", "LoRALinear", "RMSNorm", "SiLU", "Conv1d", "Attention", "GatedMLP"])
-def test_an_input_with_imaginary_parts_is_refused_before_anything_is_computed(kind):
+def test_an_input_with_imaginary_parts_is_refused_before_computing(kind):
     layer, x = drawn(kind, SQUARE)
     before = x.copy()
     with pytest.raises(TypeError, match=r"x holds complex numbers, .*: take x\.real, or its real and imaginary parts"):

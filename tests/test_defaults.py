@@ -75,7 +75,7 @@ def test_a_default_in_python_is_as_published():
     assert {call: {name: parameters[call][name].default for name in names} for call, names in PYTHON.items()} == PYTHON
 
 
-def test_the_defaults_of_a_new_adapter_are_as_published_and_stand_in_the_help():
+def test_a_new_adapters_defaults_are_published_and_in_the_help():
     """The parser has none: an adapter that goes on from another takes what that one is."""
     assert ADAPTER == {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
     (subparsers,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))

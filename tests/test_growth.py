@@ -22,7 +22,7 @@ def fit(x=X, y=Y, model=None, **options):
     return ["in the first epoch" in message for message in said], said
 
 
-def test_a_loss_that_grew_a_thousandfold_is_told_at_the_end():
+def test_a_loss_grown_a_thousandfold_is_told_at_the_end():
     when, (first, last) = fit(lr=1000.0, epochs=10)
     assert when == [True, False]
     assert "in the first epoch: lr = 1000.0 is too large; start again with a smaller one" in first
@@ -46,7 +46,7 @@ def test_growth_in_the_first_epoch_is_told_when_it_ends():
 
 
 @pytest.mark.parametrize(("times", "told"), [(9.9, []), (10.1, [True]), (999, [True]), (1001, [True, False])])
-def test_a_loss_has_grown_tenfold_at_first_and_a_thousandfold_at_last(times, told):
+def test_growth_is_tenfold_at_first_and_a_thousandfold_at_last(times, told):
     """The loss is the square of the weight, and Adam's first step has the length lr."""
     x, upwards = np.ones((1, 1)), lambda model, x, y, loss: {"weight": -np.ones((1, 1))}
     assert fit(x, 0 * x, Linear(np.ones((1, 1))), epochs=1, lr=times**0.5 - 1, gradients=upwards)[0] == told
@@ -58,7 +58,7 @@ def test_growth_is_that_of_the_loss_that_is_measured():
     assert fit(*far, epochs=30, lr=1e3, held_out=(X, Y))[0]
 
 
-def test_a_loss_that_grew_before_a_training_went_on_is_told_as_well(tmp_path):
+def test_a_loss_that_grew_before_a_stop_is_told(tmp_path):
     """It is held against where the training began, and not against where it goes on."""
     options = {"lr": 1000.0, "checkpoint": tmp_path / "c", "batch_size": 8}
     (_, told), (_, again) = fit(epochs=10, **options), fit(epochs=11, **options)

@@ -228,7 +228,7 @@ def test_this_bug_is_caught_within_ten_examples(mutant):
 
 @pytest.mark.parametrize("bug", one_in(3, BUGS, [bug.name for bug in BUGS]))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_wrong_function_in_place_of_the_right_one_is_caught(bug):
+def test_a_wrong_function_in_the_right_ones_place_is_caught(bug):
     (case,) = [case for case in CASES if case.name == bug.subject]
     for problem in ten_problems():
         case.params(problem)  # an instance is drawn by right code, and kept

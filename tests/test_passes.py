@@ -93,7 +93,7 @@ class Stopped(Exception):
 
 
 @pytest.mark.parametrize("stop", range(1, 12))
-def test_a_training_stopped_at_any_step_goes_on_to_the_same_bits(stop, tmp_path):
+def test_training_stopped_anywhere_goes_on_to_the_same_bits(stop, tmp_path):
     one_step = {"epochs": 12, "steps": 1, "checkpoint": tmp_path / "c"}
 
     def report(state):

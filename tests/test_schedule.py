@@ -23,7 +23,7 @@ def test_a_warmup_grows_and_a_decay_falls_by_its_rule(schedule, factors):
 
 @pytest.mark.parametrize("decay", DECAYS)
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (7, 0), (7, 1), (7, 6)])
-def test_no_step_is_without_a_rate_and_one_has_it_whole(decay, steps, warmup):
+def test_every_step_has_a_rate_and_one_the_whole(decay, steps, warmup):
     factors = [Schedule(decay, steps, warmup)(t) for t in range(1, steps + 1)]
     assert max(factors) == 1
     assert all(0 < factor <= 1 for factor in factors)
@@ -31,7 +31,7 @@ def test_no_step_is_without_a_rate_and_one_has_it_whole(decay, steps, warmup):
 
 
 @pytest.mark.parametrize("decay", DECAYS)
-def test_a_step_behind_the_last_has_the_factor_of_the_last(decay):
+def test_a_step_behind_the_last_has_its_factor(decay):
     assert Schedule(decay, 6, 2)(60) == Schedule(decay, 6, 2)(6) > 0
 
 
@@ -86,7 +86,7 @@ def test_a_training_takes_its_steps_with_their_factors():
     np.testing.assert_array_equal(*ends)
 
 
-def test_a_training_goes_on_with_its_schedule_to_the_same_bits(tmp_path):
+def test_training_goes_on_with_its_schedule_to_the_same_bits(tmp_path):
     schedule = Schedule("cosine", 12, 3)
     whole = fitted(tmp_path / "one", 6, schedule)
     fitted(tmp_path / "two", 2, schedule)

@@ -89,7 +89,7 @@ def test_each_batch_is_drawn_without_replacement():
 
 
 @pytest.mark.parametrize(("rows", "size"), [(100, 100), (128, 128), (300, 128), (1, 1)])
-def test_a_batch_has_128_rows_or_all_where_there_are_fewer(rows, size):
+def test_a_batch_has_128_rows_or_all_of_fewer(rows, size):
     problem = Problem(n=rows, in_features=5, out_features=3, rank=2)
     one, other = make(LINEAR, problem), make(LINEAR, problem)
     fit(one, problem.x, problem.target, epochs=3, batch_size=None)
@@ -474,7 +474,7 @@ def test_what_is_no_layer_is_refused():
 @pytest.mark.parametrize(
     ("name", "id_", "said"), [("X", 11, "x"), ("X", -1, "x"), ("Y", 11, "targets"), ("Y", -1, "targets")]
 )
-def test_an_id_out_of_range_in_any_row_is_refused_first(name, id_, said):
+def test_an_id_out_of_range_anywhere_is_refused_first(name, id_, said):
     model, rng = Embedding(np.random.default_rng(0).standard_normal((11, 11))), np.random.default_rng(0)
     data = {key: np.random.default_rng(1).integers(0, 11, (600, 2)) for key in "XY"}
     data[name][599, 1] = id_

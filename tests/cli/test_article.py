@@ -80,7 +80,7 @@ def test_article_replaces_no_adapter_without_a_word(adapter, small_article, shel
     assert contents(adapter) != before
 
 
-def test_a_place_that_takes_no_adapter_is_refused_before_it_trains(no_work, tmp_path, shell, monkeypatch):
+def test_a_place_that_takes_no_adapter_is_refused_before_training(no_work, tmp_path, shell, monkeypatch):
     (tmp_path / "a").write_text("")
     for place in ("a", "a/b"):
         said = f"{str(tmp_path / 'a')!r} is a file, expected a folder"

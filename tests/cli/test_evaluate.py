@@ -23,7 +23,7 @@ def shown(out):
     return [(float(loss), float(perplexity), name) for loss, perplexity, name in lines]
 
 
-def test_the_loss_of_base_and_adapter_is_that_of_all_of_the_text(shell):
+def test_base_and_adapter_are_measured_on_the_whole_text(shell):
     assert finetune() == 0
     save_adapter("a", load_adapter("a"), dtype="float16", overwrite=True)
     out = shell("evaluate text --model model --adapter a --length 8")

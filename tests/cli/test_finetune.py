@@ -140,7 +140,7 @@ def test_each_pass_has_every_example_once(monkeypatch, parts, long, counts):
     ("asked", "measured", "said"),
     [("", slice(None), "all {}"), ("--eval-rows 5", np.linspace(0, 101, 5).round().astype(int), "5 of {}")],
 )
-def test_all_held_out_rows_are_measured_or_as_many_as_asked(shell, asked, measured, said):
+def test_held_out_rows_are_measured_all_or_as_asked(shell, asked, measured, said):
     held_out = windows(ids_of(TEXT), 8, 0.4, None)[2:]
     assert len(held_out[0]) == 102
     out = shell(f"{FINETUNE} --steps 1 --valid 0.4 {asked}")
@@ -153,7 +153,7 @@ def test_all_held_out_rows_are_measured_or_as_many_as_asked(shell, asked, measur
     ("rows", "batch_size", "every"),
     [(1, 1, 20), (10, 1, 20), (11, 1, 40), (200, 4, 100), (10_000, 4, 5000), (32, 4, 20)],
 )
-def test_a_measurement_takes_at_most_a_fifth_of_the_time_of_steps(rows, batch_size, every):
+def test_measuring_takes_at_most_a_fifth_of_the_steps_time(rows, batch_size, every):
     recipe = replace(ASKED, epochs=None, batch_size=batch_size).settled(1)
     assert recipe.measured_each(rows) == every
     assert recipe.steps_of_measuring(rows) <= 0.2 * every
@@ -223,7 +223,7 @@ def test_an_expression_that_would_run_for_years_is_refused(shell, expression, mo
     assert not Path("a").exists()
 
 
-def test_what_is_left_open_follows_the_models_size_and_the_data():
+def test_defaults_follow_the_models_size_and_the_data():
     assert fitting(852_608) == fitting(SMALL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
     assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
     recipe = replace(ASKED, epochs=None, lr=0.5).settled(SMALL)
@@ -265,7 +265,7 @@ def test_a_training_goes_on_from_an_adapter(shell):
     assert weights() == before
 
 
-def test_ranks_stay_as_they_are_in_the_dtype_of_the_training():
+def test_ranks_stay_as_they_are_in_the_trainings_dtype():
     model, rng = Llama.load("model"), np.random.default_rng(0)
     wide = adapters(adapt(model, ["q_proj"], rank=3, alpha=5, rng=rng))
     save_adapter("a", wide | adapters(adapt(model, ["v_proj"], rank=1, alpha=2, rng=rng)))
@@ -351,7 +351,7 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
 # --- what is printed, and when ---
 
 
-def test_what_is_loaded_is_said_and_the_first_loss_seen_before_it_trains(monkeypatch):
+def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
     seen, load = [], Llama.load
     monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(sys.stdout.seen) or load(*a, **k))
     monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
@@ -370,7 +370,7 @@ def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):
     assert out.replace("\n", "").isprintable()
 
 
-def test_the_figure_has_every_step_also_of_a_training_that_went_on(monkeypatch):
+def test_the_figure_has_every_step_also_after_a_stop(monkeypatch):
     pytest.importorskip("matplotlib")
     drawn = []
     monkeypatch.setattr("minilora.cli.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))

@@ -165,7 +165,7 @@ def test_another_name_of_a_log_keeps_what_it_had(folder):
     assert len(Path("l.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_run_that_fails_before_its_first_step_empties_no_log(folder, shell, monkeypatch):
+def test_a_run_that_fails_before_step_1_empties_no_log(folder, shell, monkeypatch):
     Path("l.jsonl").write_text("the last run's")
     monkeypatch.setattr(Step, "__call__", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
     shell.refused(FINETUNE, "--log", "l.jsonl")
@@ -202,7 +202,7 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
 
 @pytest.mark.parametrize("checkpoint", ["", "--checkpoint c"], ids=["unasked", "checkpoint"])
 @pytest.mark.parametrize("moment", ["before", "behind"])
-def test_a_kill_beside_the_save_leaves_a_training_that_goes_on(often, shell, monkeypatch, moment, checkpoint):
+def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch, moment, checkpoint):
     """Which knows the adapter that it was about to write, and the one that it wrote before."""
     typed = f"{TYPED} {checkpoint} --steps"
     shell(typed, 5, "--save", "whole", "--overwrite")
@@ -226,7 +226,7 @@ def test_a_kill_beside_the_save_leaves_a_training_that_goes_on(often, shell, mon
     shell.refused(typed, 5)
 
 
-def test_a_save_that_fails_says_what_is_kept_and_what_goes_on(often, shell, monkeypatch):
+def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     full = OSError(28, "No space left on device", "a")
     with monkeypatch.context() as patched:
@@ -237,7 +237,7 @@ def test_a_save_that_fails_says_what_is_kept_and_what_goes_on(often, shell, monk
     shell(*shlex.split(command)[1:])
 
 
-def test_a_training_that_cannot_be_kept_goes_on_unless_that_was_asked(often, shell, monkeypatch):
+def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypatch):
     right = Checkpoint.keep
 
     def full(self, state):
@@ -338,7 +338,7 @@ def measured(out):
     return rows(out), re.findall(r"^ *(\d+) +(\d\.\d{3}) +(\d\.\d{3})?.*(of steps? .*)$", out, re.M)
 
 
-def test_it_goes_on_from_a_checkpoint_and_only_from_that_adapter(folder, shell, monkeypatch):
+def test_it_goes_on_from_a_checkpoint_of_that_adapter_alone(folder, shell, monkeypatch):
     go_on = "finetune text --save b --model model --adapter a --batch-size 4 --length 8 --lr 0.02 --steps"
     shell(FINETUNE)
     shell(go_on, 9)
@@ -423,7 +423,7 @@ def test_a_checkpoint_of_another_program_is_refused(folder, change, shell):
     assert Path("c").read_bytes() == before
 
 
-def test_a_models_file_is_known_by_its_size_and_its_ends(tmp_path):
+def test_a_models_file_is_known_by_size_and_ends(tmp_path):
     found = []
     for number, content in enumerate(
         (b"abcdefgh", b"abcd-efgh", b"abcd+efgh", b"Abcdefgh", b"abcdefgH", b"ab", b"abab")
@@ -493,7 +493,7 @@ def test_the_step_of_the_least_loss_comes_back(losses, step, tmp_path):
     np.testing.assert_array_equal(model.weight, weights[step - 1])
 
 
-def test_a_training_that_goes_on_brings_back_a_step_from_before(tmp_path):
+def test_after_a_stop_an_earlier_best_step_is_brought_back(tmp_path):
     _, weights, *_ = trained(tmp_path / "c", 2, [1.0, 5.0])
     model, _, best, history = trained(tmp_path / "c", 4, [4.0, 3.0])
     assert best.bring_back(model, history) == 1

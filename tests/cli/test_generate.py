@@ -55,7 +55,7 @@ def interrupted(monkeypatch, at):
 # --- a text is continued --------------------------------------------------------------------------
 
 
-def test_it_says_what_the_model_says_with_an_adapter_and_without(shell):
+def test_it_says_what_the_model_says_with_and_without_adapter(shell):
     assert shell(GREEDY, "the cat") == f"the cat{greedily('the cat')}\n"
     for dtype in ("float32", "float64"):
         assert finetune("--dtype", dtype) == 0
@@ -276,7 +276,7 @@ def test_both_commands_compute_where_they_are_told(shell, standin):
 
 
 @pytest.mark.parametrize("command", ["generate 'the cat'", "evaluate text"])
-def test_a_terminal_says_that_the_model_is_loaded_until_it_is(monkeypatch, command):
+def test_a_terminal_says_loading_until_the_model_is_loaded(monkeypatch, command):
     seen, right, shown = [], Llama.load, Terminal()
     monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(shown.getvalue()) or right(*a, **k))
     monkeypatch.setattr(sys, "stderr", shown)

@@ -56,7 +56,7 @@ def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, shell):
     assert shell.err.count("\n") == 1
 
 
-def test_layers_named_by_their_weights_are_summed_by_their_own_names(tmp_path, shell):
+def test_layers_named_by_weights_are_summed_by_their_own_names(tmp_path, shell):
     """Those of a Qwen3-MoE: two kinds of one size are two rows."""
     lora = LoRA(np.ones((1, 3), "f4"), np.ones((2, 1), "f4"), 1.0)
     layers = {f"model.layers.{i}.mlp.{name}": lora for i in range(13) for name in ("gate_proj", "up_proj")}

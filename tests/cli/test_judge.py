@@ -35,7 +35,7 @@ def inside(world, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "status"), [("forward_alone", 0), ("not_divided", 1)])
-def test_a_check_in_a_process_of_its_own_is_reported_as_any_other(inside, tmp_path, capfd, name, status):
+def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd, name, status):
     assert cli.main(["conformance", f"my_lora.py:{name}", "--json", str(tmp_path / "found.json")]) == status
     out, err = capfd.readouterr()
     assert not err
@@ -71,7 +71,7 @@ def test_a_report_never_takes_the_place_of_what_is_read(inside, shell, situation
     assert (inside / file).read_bytes() == before
 
 
-def test_a_report_may_lie_beside_the_results_and_take_its_own_place(inside, monkeypatch):
+def test_a_report_may_lie_beside_results_and_replace_itself(inside, monkeypatch):
     monkeypatch.setattr("minilora.conformance.vectors.compare", lambda *folders: Report("right"))
     for _ in range(2):
         assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0

@@ -96,7 +96,7 @@ SETS = [
 
 
 @pytest.mark.parametrize("options", SETS)
-def test_killed_at_twenty_moments_it_goes_on_to_the_same_bits(folder, options):
+def test_killed_at_twenty_moments_it_ends_with_the_same_bits(folder, options):
     assert finetune("--save", "first", "--steps", "2", "--rank", "1") == 0
     Path("other").write_text(TEXT[7:300])
 

@@ -41,7 +41,7 @@ def kept(*more):
     return system_message(Path("b"))
 
 
-def test_the_message_of_all_chats_is_kept_or_the_one_asked_for(capsys):
+def test_a_message_of_all_chats_or_asked_for_is_kept(capsys):
     assert kept() is None
     for systems, message in ((["sat"] * 4, "sat"), (["sat", "on"] * 2, None), (["sat", None] * 2, None)):
         write("e.jsonl", *systems)
@@ -57,7 +57,7 @@ def test_the_message_of_all_chats_is_kept_or_the_one_asked_for(capsys):
     ) in capsys.readouterr().out
 
 
-def test_chats_that_are_told_a_message_train_as_those_that_have_it():
+def test_chats_given_a_message_train_as_those_that_have_it():
     found = []
     for systems, more in ((["sat"] * 4, []), ([None] * 4, ["--system", "sat"]), ([None] * 4, [])):
         write("e.jsonl", *systems)

@@ -60,7 +60,7 @@ def test_a_mixture_of_copies_begins_as_the_dense_model(example, dense):
         assert parameter_count(model, trained=True) == pytest.approx(81_856, rel=0.013)
 
 
-def test_what_is_measured_of_a_router_is_counted_from_its_choices(example):
+def test_a_routers_measures_are_counted_from_its_choices(example):
     X = np.array([[1, 1, 2, 2], [1, 3, 2, 3]])
     best = np.array([[0, 0, 1, 2], [3, 2, 1, 2]])  # token 1: 0 twice of three; 2: 1 twice of three; 3: 2 twice
     assert example.share_told_by_the_token(X, best) == pytest.approx(6 / 8)

@@ -69,7 +69,7 @@ def test_no_training_is_made_twice():
     assert len(keys) == len(set(keys))
 
 
-def test_every_cell_of_the_grid_is_searched_before_a_second_seed():
+def test_every_cell_is_searched_before_a_second_seed():
     trainings = played(valley)
     second = next(i for i, training in enumerate(trainings) if training["run"]["seed"])
     for of, _ in laboratory.grid():

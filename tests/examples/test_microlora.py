@@ -263,7 +263,7 @@ def without_names(lines):
     return NUMBER.sub("#", text), [float(number) for number in NUMBER.findall(text)]
 
 
-def test_the_page_shows_a_run_of_this_file_and_of_its_challenges():
+def test_the_recorded_runs_are_of_this_file_and_its_challenges():
     assert micro.RECORDED["file"] == micro.digest()
     assert micro.RECORDED["runs"].keys() == micro.CHALLENGES.keys()
     for changes in micro.CHALLENGES.values():

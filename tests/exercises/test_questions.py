@@ -153,7 +153,7 @@ def test_the_page_solves_each_exercise_and_asks_each_question():
     assert [line for line in folded.splitlines() if re.match(r"    (return|d[hABx]\b)", line) and line in shown] == []
 
 
-def test_an_answer_is_taken_up_to_its_tolerance_and_no_further():
+def test_an_answer_is_taken_up_to_its_tolerance_only():
     data = {
         "answer": 10.0,
         "tolerance": 0.1,

@@ -148,7 +148,7 @@ def test_a_file_in_half_precision_has_the_nearest_numbers(tmp_path, dtype):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
-def test_a_number_beyond_a_files_type_is_refused_and_nothing_written(tmp_path):
+def test_a_number_beyond_a_files_type_is_refused_before_writing(tmp_path):
     lora = LoRA(np.full((2, 3), 1e5), np.ones((4, 2)), 1.0)
     with pytest.raises(ValueError, match=r"layers\['head'\] reaches 100000, which float16 cannot hold"):
         save_adapter(tmp_path / "a", {"head": lora}, dtype="float16")

@@ -78,7 +78,7 @@ class Point(msgspec.Struct):
     "[1]", '{"x": NaN}', '{"x": -Infinity}', '{"x": 1e999}', '{"x": 1', "", "\ufeff{}", '{"x": ' + "[" * 9999,
     '{"x": "\\ud800"}',
 ])  # fmt: skip
-def test_what_is_no_sound_object_of_json_is_refused_in_one_line(tmp_path, text):
+def test_unsound_json_is_refused_in_one_line(tmp_path, text):
     for kind in (dict, Point):
         with pytest.raises(FileRefused, match=r"^'a\.json': [^\n]+$"):
             parse_json("a.json", text, kind)
@@ -151,7 +151,7 @@ def test_every_name_that_the_system_allows_is_written(tmp_path, name):
     assert contents(tmp_path) == {name: b"new"}
 
 
-def test_an_output_is_no_input_that_is_still_to_be_made(tmp_path):
+def test_an_input_still_to_be_made_is_refused_as_output(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     inputs = [(tmp_path / "folder" / "c", "the checkpoint")]
@@ -289,7 +289,7 @@ def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path, write):
 
 
 @pytest.mark.parametrize("alpha", [3.0, 4.0], ids=["same configuration", "another configuration"])
-def test_a_full_disk_loses_nothing_and_the_error_names_the_adapter(tmp_path, alpha, monkeypatch):
+def test_a_full_disk_loses_nothing_and_names_the_adapter(tmp_path, alpha, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -397,7 +397,7 @@ def test_a_name_no_file_can_have_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(("place", "free"), [
     ("new", True), ("empty", True), ("full", False), ("file", False), ("link", False), ("dangling", False),
 ])  # fmt: skip
-def test_a_folder_may_be_written_at_a_new_name_or_an_empty_folder_itself(tmp_path, place, free):
+def test_a_new_name_or_an_empty_folder_is_free(tmp_path, place, free):
     (tmp_path / "empty").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / ".hidden").touch()

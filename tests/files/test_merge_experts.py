@@ -90,7 +90,7 @@ def same(tmp_path, model):
 
 @pytest.mark.parametrize("layout", ["each", "fused"])
 @pytest.mark.parametrize("modules", [(), ("q_proj",)])
-def test_a_checkpoint_of_the_model_without_its_head_is_merged_too(tmp_path, layout, modules):
+def test_a_checkpoint_without_the_models_head_is_merged_too(tmp_path, layout, modules):
     model = written(tmp_path, "qwen3_moe", layout, modules=modules)
     whole = load_file(tmp_path / "m" / "model.safetensors")
     headless = {name.removeprefix("model."): array for name, array in whole.items() if not name.startswith("lm_head")}

@@ -128,7 +128,7 @@ def test_the_page_about_the_format_says_what_each_key_changes():
     assert set(re.findall(r"`(\w+)`", " ".join(rows))) == CHANGES_NUMBERS
 
 
-def test_what_the_audit_says_of_readers_is_of_keys_that_change_numbers():
+def test_the_audits_reader_keys_are_keys_that_change_numbers():
     assert {key.name for key in READERS} <= CHANGES_NUMBERS
 
 

@@ -54,7 +54,7 @@ TONGUE = "model.language_model.layers.0.self_attn.q_proj"
         ("visual.blocks.0.attn.qkv", "language_model.model.layers.0.self_attn.q_proj"),
     ],
 )
-def test_a_model_that_sees_is_merged_whichever_way_its_files_begin(tmp_path, eyes, tongue):
+def test_a_model_that_sees_is_merged_however_its_files_begin(tmp_path, eyes, tongue):
     """As the files of a Qwen2-VL do, and the names that transformers gives its layers."""
     rng = np.random.default_rng(0)
     base = {f"{name}.weight": rng.standard_normal((4, 3)) for name in (eyes, tongue)}
@@ -67,7 +67,7 @@ def test_a_model_that_sees_is_merged_whichever_way_its_files_begin(tmp_path, eye
 @pytest.mark.parametrize(
     "blind", [{}, {"model.visual.w.weight": np.ones(2)}], ids=["a model of texts", "one that sees"]
 )
-def test_a_part_of_a_model_that_sees_alone_is_no_reason_to_merge(tmp_path, blind):
+def test_half_a_match_with_a_model_that_sees_is_refused(tmp_path, blind):
     """Of the two modules one is in the base by another name, and the other by none."""
     base = {"model.layers.0.self_attn.q_proj.weight": np.ones((4, 3))} | blind
     layers = {name: LoRA(np.ones((2, 3)), np.ones((4, 2)), 2.0) for name in ([TONGUE, EYES] if blind else [TONGUE])}

@@ -75,7 +75,7 @@ def test_a_tensor_is_read_in_its_type_but_bfloat16(tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"), [("F8_E4M3", 1), ("F8_E8M0", 1), ("I32", 4), ("U16", 2), ("BOOL", 1), ("F64", 8)]
 )
-def test_a_type_of_the_format_is_as_wide_as_its_name_says(name, size):
+def test_a_formats_type_is_as_wide_as_its_name(name, size):
     assert type_named(name).itemsize == size
 
 
@@ -138,7 +138,7 @@ def test_a_header_that_is_not_sound_is_refused(tmp_path, data, reason):
 
 
 @pytest.mark.parametrize("start", [b"PK", b"<"])
-def test_a_header_as_long_as_another_formats_first_letters_is_read(tmp_path, start):
+def test_a_header_whose_length_spells_another_format_is_read(tmp_path, start):
     length = int.from_bytes(start + b"\1" * (3 - len(start)), "little")
     text = json.dumps({"a": ENTRY}).encode().ljust(length)
     (tmp_path / "f").write_bytes(length.to_bytes(8, "little") + text + np.float32(7).tobytes())
@@ -146,7 +146,7 @@ def test_a_header_as_long_as_another_formats_first_letters_is_read(tmp_path, sta
     assert TensorFile(tmp_path / "f").read("a").tolist() == [7]
 
 
-def test_of_a_name_that_stands_twice_the_last_counts_as_in_the_library(tmp_path):
+def test_of_a_name_twice_the_last_counts_as_in_safetensors(tmp_path):
     text = json.dumps({"a": ENTRY, "b": ENTRY}).replace('"b"', '"a"').replace("[1]", "[4]", 1).encode()
     (tmp_path / "f").write_bytes(len(text).to_bytes(8, "little") + text + np.float32(7).tobytes())
     np.testing.assert_array_equal(TensorFile(tmp_path / "f").read("a"), load_file(tmp_path / "f")["a"], strict=True)

@@ -149,7 +149,7 @@ def test_one_example_in_ten_is_held_out(load, count):
 
 
 @pytest.mark.parametrize(("measured", "rows"), [(None, 75), (32, 32), (75, 75), (99, 75)])
-def test_a_text_that_is_held_out_is_measured_whole_or_as_asked(measured, rows, load):
+def test_a_held_out_text_is_measured_whole_or_as_asked(measured, rows, load):
     data = load(["", {"text": "cat"}, "", {"text": "dog" * 200}], 8, measured=measured)
     assert texts(data.Y) == ["at."]
     assert data.row_tokens == 3
@@ -355,7 +355,7 @@ def test_all_bad_lines_are_told_at_once(load, tmp_path):
         ({**GOOD, "weight": 2}, GOOD),
     ],
 )
-def test_what_would_be_lost_is_converted_by_the_command_that_is_told(load, record, converted):
+def test_the_command_that_is_told_converts_what_would_be_lost(load, record, converted):
     with pytest.raises(FileRefused) as error:
         load([record])
     program = re.search("jq -c '(.*)'", str(error.value).replace("\\\\", "\\"))[1]

@@ -295,7 +295,7 @@ def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, options, wh
             np.testing.assert_array_equal(found[name], g)
 
 
-def test_a_recomputed_model_shares_its_arrays_and_leaves_the_other_alone():
+def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
     model = moved(adapt(llama(), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0)))
     again = recomputed(model)
     assert all(p is model.trainable()[name] for name, p in again.trainable().items())
@@ -304,7 +304,7 @@ def test_a_recomputed_model_shares_its_arrays_and_leaves_the_other_alone():
     np.testing.assert_array_equal(again(IDS), model(IDS))
 
 
-def test_a_recomputed_block_is_computed_twice_and_its_mask_drawn_twice(monkeypatch):
+def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
     model = with_dropout(adapt(llama(), ["down_proj"], rank=2, alpha=3, rng=np.random.default_rng(0)), 0.3, [5, 6])
     seen, right = [], DroppingLoRALinear.mask
     monkeypatch.setattr(DroppingLoRALinear, "mask", lambda self, x: seen.append(self.number) or right(self, x))

@@ -91,7 +91,7 @@ def test_the_order_of_the_parts_changes_no_bit(parts, order):
     assert mean(parts) == pytest.approx(sum(v * n for v, n in parts) / sum(n for _, n in parts))
 
 
-def test_a_step_without_a_target_has_no_loss_and_one_can_be_0():
+def test_a_loss_of_0_counts_without_targets_there_is_none():
     table = LossTable(2, 0, 8)
     for targets in (5, 0):
         table.note(0.0, [(0.0, targets)], 1.0)
@@ -151,7 +151,7 @@ def test_measuring_says_a_line_a_minute_or_draws_a_bar(stream, lines, monkeypatc
     assert shown.getvalue().endswith("\r" * (not lines))  # the bar is gone
 
 
-def test_on_a_terminal_the_bar_alone_says_how_far_it_is(folder, monkeypatch):
+def test_on_a_terminal_the_bar_alone_shows_progress(folder, monkeypatch):
     monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Terminal())

@@ -178,7 +178,7 @@ class Bare:
     dtype, shape, nbytes = np.dtype("float64"), (3,), 24
 
 
-def test_a_cache_takes_the_memory_of_whole_arrays_that_are_not_the_models():
+def test_a_cache_takes_the_memory_of_arrays_besides_the_models():
     layer, x, y, ids = Linear(np.zeros((8, 3))[:4]), np.zeros((6, 5)), np.zeros(7), np.array([[3, 1, 3]])
     embedding, no_array = Embedding(np.zeros((50, 4))), np.frombuffer(bytearray(8 * 12)).reshape(4, 3)
     for cache, size in [
@@ -314,7 +314,7 @@ def test_the_memory_of_a_mixture_is_told_from_short_windows(kind):
     assert measured(model, X, 400).activations(3) == pytest.approx(cache_bytes(model.forward(X[:3])[1]), rel=0.02)
 
 
-def test_rows_to_measure_may_be_longer_than_those_to_train_on(adapted):
+def test_measured_rows_may_be_longer_than_trained_ones(adapted):
     X, *_ = windows(IDS * 4, 20)
     short, long = measured(adapted, X, 20, held_out=6), measured(adapted, X, 20, held_out=6, width=300)
     logits = adapted.forward(np.tile(X[:1], (1, 15)))[0].nbytes  # of a row of 300

@@ -199,7 +199,7 @@ def dense_qwen3_moe():
     return Llama.build(config, {name: rng.standard_normal(shape) / 4 for name, shape in config.shapes().items()})
 
 
-def test_dense_layers_of_a_qwen3_moe_are_named_by_their_weights(tmp_path):
+def test_a_qwen3_moes_dense_layers_are_named_by_their_weights(tmp_path):
     base = dense_qwen3_moe()
     adapted = adapt(base, ["gate_proj", "down_proj", "q_proj"], rank=2, alpha=4, rng=np.random.default_rng(0))
     for p in adapted.trainable().values():

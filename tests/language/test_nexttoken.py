@@ -105,7 +105,7 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=9), most=st.sampled_from([1, 20, 40, 512]))
 @example(lengths=[0, 3], most=40)  # the first row, which is tried, has no target
 @settings(max_examples=25)
-def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
+def test_the_loss_of_any_lengths_is_that_of_all_logits(lengths, most):
     model, (X, Y) = adapted(), of_lengths(lengths, 12)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minilora.language.text.EVALUATION_ROWS", most)
@@ -118,7 +118,7 @@ def test_a_loss_over_texts_of_any_lengths_is_that_of_all_logits(lengths, most):
 
 
 @pytest.mark.parametrize("workers", [None, 2])
-def test_a_loss_is_measured_on_threads_of_its_own_where_there_are_workers(workers, monkeypatch):
+def test_with_workers_a_loss_is_measured_on_its_own_threads(workers, monkeypatch):
     model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 4], 12), [], Decoder.__call__
     monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 1)
     monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(threading.current_thread()) or right(self, x))
@@ -155,7 +155,7 @@ def test_a_target_out_of_range_is_named_where_it_stands():
         evaluate_where_it_counts(adapted(), X, Y, next_token_loss)
 
 
-def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(folder, capsys):
+def test_evaluates_loss_is_that_of_all_logits(folder, capsys):
     (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 8 + '{"text": "on"}\n' * 8)
     assert run("evaluate", "e.jsonl", "--model", "model") == 0
     (loss,) = re.findall(r"loss +(\S+) nats", capsys.readouterr().out)
@@ -163,7 +163,7 @@ def test_the_loss_before_a_fine_tuning_and_of_evaluate_is_that_of_all_logits(fol
     assert float(loss) == pytest.approx(evaluate(Llama.load("model"), data.X, data.Y, cross_entropy), abs=6e-5)
 
 
-def test_only_rows_that_count_reach_the_last_mlp_and_the_head(monkeypatch):
+def test_only_rows_that_count_reach_last_mlp_and_head(monkeypatch):
     model = adapted(["q_proj", "down_proj", "gate_proj", "lm_head"])
     (x, y), rows, right = some_count(0.4), {}, LoRALinear.forward
     paths = {id(layer): path for path, layer in walk(model)}
@@ -204,7 +204,7 @@ def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
 TARGETS = ["q_proj", "gate_proj", "lm_head"]
 
 
-def test_each_part_of_a_batch_is_computed_as_far_as_its_widest_row(monkeypatch):
+def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
     model, (X, Y), seen, right = adapted(TARGETS), of_lengths([2, 6, 1, 3, 2]), [], Llama.forward
     monkeypatch.setattr(Llama, "forward", lambda self, x, at=None: seen.append(x) or right(self, x, at))
     Accumulated(3, 1, where_it_counts, by_width)(model, X, Y, cross_entropy)

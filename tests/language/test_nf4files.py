@@ -131,7 +131,7 @@ def test_a_base_is_found_from_its_frequencies(tmp_path, base, pairs):
     ("kind", "said"),
     [("llama", {}), ("mistral", {"sliding_window": None}), ("qwen2", {"use_sliding_window": False})],
 )
-def test_a_kind_that_has_a_window_without_a_word_of_it_gets_one(tmp_path, kind, said):
+def test_a_kind_with_a_window_by_default_has_it_said(tmp_path, kind, said):
     save_llama(decoder(model_type=kind, attention_bias=kind == "qwen2"), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert {key: value for key, value in config.items() if "sliding" in key} == said

@@ -49,7 +49,7 @@ def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_config_json_names_the_dtype_and_no_begin_and_no_end_token(tmp_path, dtype):
+def test_config_json_names_the_dtype_and_no_special_token(tmp_path, dtype):
     """Without a word of them, transformers takes the ids 1 and 2 for those."""
     save_llama(tiny_llama(dtype=dtype), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
@@ -109,7 +109,7 @@ def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
         assert load_template(tmp_path / "m").render(chat, tools=tools) == load_template(file).render(chat, tools=tools)
 
 
-def test_a_gguf_tokenizer_that_has_no_form_here_is_refused_before_anything_is_written(tmp_path):
+def test_a_gguf_tokenizer_without_a_form_is_refused_before_writing(tmp_path):
     file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), {"ggml.model": "llama"})
     model = Llama.load(file)
     with pytest.raises(FileRefused, match=r"its tokenizer is \('llama', None\), expected a byte-level BPE"):
@@ -148,7 +148,7 @@ def test_a_gguf_model_is_merged_into_a_folder(tmp_path, shell):
     assert "exists, expected a folder that is empty or new" in shell.refused(command)
 
 
-def test_the_folder_that_one_works_in_is_refused_before_the_model_is_loaded(tmp_path, shell, monkeypatch):
+def test_the_working_folder_is_refused_before_the_model_loads(tmp_path, shell, monkeypatch):
     file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

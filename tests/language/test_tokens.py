@@ -255,7 +255,7 @@ def test_a_folder_has_its_tokenizer_and_its_end(model):
     assert load_tokenizer(model).end == frozenset()
 
 
-def test_a_text_to_train_on_ends_as_the_second_file_says(model):
+def test_a_training_text_ends_as_the_second_file_says(model):
     for eos in ("z", {"content": "z"}):
         change(model / "tokenizer_config.json", eos_token=eos)
         found = load_tokenizer(model)
@@ -352,7 +352,7 @@ def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model):
     assert load_tokenizer(model).last == (y,)
 
 
-def test_a_llama_class_of_bytes_has_no_tokens_of_its_own(model):
+def test_a_llama_class_of_bytes_has_no_own_tokens(model):
     """transformers passes the class over then: <unk> in a text is letters."""
     byte_level(model)
     change(model / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")

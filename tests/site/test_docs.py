@@ -42,7 +42,7 @@ def test_a_package_names_what_it_has():
             assert unnamed == [], f"the docstring of {package / '__init__.py'} names no {', '.join(unnamed)}"
 
 
-def test_every_module_has_a_page_and_a_line_in_the_list(tmp_path, monkeypatch):
+def test_every_module_has_a_page_and_stands_in_the_list(tmp_path, monkeypatch):
     source = [(ROOT / "docs" / "library" / "api.md").read_text(encoding="utf-8")]
     api.fill(None, "api", source)
     monkeypatch.setattr(api, "REFERENCE", tmp_path / "reference")

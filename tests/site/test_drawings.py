@@ -186,7 +186,7 @@ def test_shares_are_a_softmax_and_dy_goes_back_through_it(on_q, on_v):
         assert numbers(whole()["shares"].data.split("</svg>")[0]) == shown
 
 
-def test_dy_is_seen_to_flow_where_a_slider_moves_an_adapter():
+def test_dy_flows_where_a_slider_moves_an_adapter():
     flowing = re.compile(r'<polyline [^>]*stroke-dasharray="4 3" class="flows"')
     assert len(flowing.findall(whole()["shares"].data)) == 6
     for picture, name in zip(data_of(drawings.way_of_dy().data)["pictures"], drawings.WHERE, strict=True):

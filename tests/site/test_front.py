@@ -45,7 +45,7 @@ def sizes(model):
 
 
 @by_node
-def test_memory_in_the_page_is_training_memory_for_every_model_and_setting():
+def test_the_pages_memory_is_training_memory_for_every_setting():
     (models,) = ask("models", [])
     adapted = [{"rank": 16, "bits": bits, "recompute": again} for bits in (16, 8, 4) for again in (False, True)]
     ways = [{"tokens": 4096, **way} for way in ({}, {"rank": 1}, *adapted)]
@@ -239,7 +239,7 @@ def test_every_setting_shows_something():
 
 
 @by_node
-def test_who_wants_less_motion_sees_each_picture_at_once_and_nothing_moves():
+def test_with_less_motion_pictures_stand_at_once_and_nothing_moves():
     still = tell_all([[to(name), answered(name)] for name in names()], still=True)
     for name, told in zip(names(), still, strict=True):
         assert not any(tale["running"] for tale, _ in told)
@@ -289,7 +289,7 @@ def test_every_picture_is_well_formed_and_inside_its_frame():
 
 
 @by_node
-def test_b_stands_tall_at_the_left_and_a_lies_flat_above():
+def test_b_stands_tall_at_left_a_lies_flat_above():
     calls = [[to(name), answered(name), {"type": "moved", "time": t}] for name in names() for t in (0.3, 0.85)]
     for told in tell_all(calls):
         picture, name = told[-1][1], told[-1][0]["scene"]
@@ -379,7 +379,7 @@ def test_the_picture_moves_above_the_fold(visit, width):
 
 
 @widths
-def test_each_guess_by_keyboard_is_answered_with_the_picture_in_sight(visit, width):
+def test_each_keyboard_guess_is_answered_with_the_picture_in_sight(visit, width):
     browser = visit("index.html", width)
     for scene in scenes()[1:]:
         section = browser.find_element("id", scene["heading"])

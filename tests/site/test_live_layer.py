@@ -267,7 +267,7 @@ def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
 
 
 @pytest.mark.parametrize("width", widths)
-def test_a_mistakes_sentence_and_the_curve_are_in_sight_at_its_switch(page, width):
+def test_a_mistakes_sentence_and_curve_are_in_sight(page, width):
     browser = page(width)
     for name in SHOWN_AT:
         box = find(browser, f"[data-mistake={name}]")

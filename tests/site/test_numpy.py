@@ -158,7 +158,7 @@ STATEMENTS = [
 
 
 @by_node
-def test_generated_lines_give_what_numpy_gives_and_change_what_it_changes():
+def test_generated_lines_give_and_change_what_numpy_does():
     rng = np.random.default_rng(9)
     names = arrays()
     parts = [text for text in expressions(11, 300) if len(text) < 40 and 0 < dimensions(text, names) < 3]

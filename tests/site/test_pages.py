@@ -65,7 +65,7 @@ def test_a_block_that_raises_is_named_by_page_and_line(page):
     assert re.search(r'page\.md", line 5, in <module>\n    x / 0\n[\s^~]*ZeroDivisionError', said)
 
 
-def test_a_page_leaves_where_one_stands_and_looks_as_it_was(page, monkeypatch):
+def test_a_page_leaves_folder_and_path_as_they_were(page, monkeypatch):
     """So a program that a test starts finds what its user's program would find."""
     monkeypatch.setenv("PYTHONPATH", "mine")
     before = os.getcwd(), sys.path[:]
@@ -188,7 +188,7 @@ def test_a_link_to_nowhere_is_found(page):
     assert markup.broken_links(file) == [f"learn/page.md: {target} leads nowhere" for target in targets[4:]]
 
 
-def test_a_link_to_the_other_site_is_an_address_on_it():
+def test_a_link_to_the_other_site_is_its_address():
     assert markup.address("learn", "../library/finetune.md#memory") == "library/finetune.html#memory"
     assert markup.address("library", "../learn/rank.md") == "../rank.html"
     assert markup.address("learn", "../../minilora/lora.py") == "library/reference/minilora.lora.html"

@@ -344,7 +344,7 @@ STARTED = {
 
 
 @by_node
-def test_a_start_is_judged_in_the_page_as_by_the_grader(capsys):
+def test_a_start_is_judged_as_by_the_grader(capsys):
     found = in_the_page([("start", text) for text in STARTED], {"start": exercise_sheet("start")})
     for (text, says), (right, told) in zip(STARTED.items(), found, strict=True):
         assert told.startswith(says), text
@@ -519,7 +519,7 @@ def test_a_second_wrong_answer_gets_another_hint(open_forms):
 
 
 @pytest.mark.site
-def test_enter_checks_one_line_and_begins_another_where_there_are_several(open_forms):
+def test_enter_checks_one_line_or_begins_another_of_several(open_forms):
     from selenium.webdriver.common.keys import Keys
 
     browser = open_forms(1280)

@@ -67,7 +67,7 @@ def test_seeds_count_only_where_they_are_asked_for():
     assert found.losses("full", among=(0,)) == {1: 4.0}
 
 
-def test_one_rank_trains_a_row_and_a_column_of_each_matrix():
+def test_one_rank_trains_a_row_and_column_of_each_matrix():
     widths = {"q": (128, 128), "k": (128, 64), "v": (128, 64), "o": (128, 128), "mlp": (3 * 128, 3 * 341)}
     assert words.per_rank(words.GLASSLLM) == 4 * sum(map(sum, widths.values()))
 

@@ -138,7 +138,7 @@ def test_the_way_that_is_chosen_is_the_first_that_fits(every):
 
 
 @pytest.mark.parametrize(("model", "convention"), one_in(7, EACH, map(" ".join, EACH)))
-def test_four_runs_are_half_once_and_twice_a_rate_and_twice_the_rank(model, convention):
+def test_the_four_runs_are_three_rates_and_twice_the_rank(model, convention):
     found = settings.advise(inputs(model=model, convention=convention))
     first, second, third, fourth = (
         {name: float(run[name]) for name in ("rank", "alpha", "s", "rate")} for run in found["runs"]
@@ -157,7 +157,7 @@ def test_four_runs_are_half_once_and_twice_a_rate_and_twice_the_rank(model, conv
         assert (second["rank"], second["alpha"]) == (int(recipe["rank"]), float(recipe["alpha"]))
 
 
-def test_the_rank_that_is_named_has_a_number_for_each_token():
+def test_the_named_rank_has_a_number_for_each_token():
     per_rank = TINKER_PER_RANK["Llama-3.1-8B"]
     for rows, need in ((1, 1), (2 * per_rank, 2), (2 * per_rank + 1, 3), (100 * per_rank, 100)):
         found = settings.advise(inputs(rows=str(rows), length="1", rank="16"))
@@ -165,7 +165,7 @@ def test_the_rank_that_is_named_has_a_number_for_each_token():
         assert ("at least one for each token" in found["capacity"]) == (need <= 16)
 
 
-def test_a_half_is_rounded_up_and_no_number_has_an_exponent():
+def test_halves_are_rounded_up_and_no_number_has_exponents():
     numbers = {0.125: "0.13", 0.375: "0.38", 2.5: "2.5", 1234.0: "1200", 5e-7: "0.0000005", 0.0996: "0.1", 0.0: "0"}
     assert {x: settings.plain(x, 2) for x in numbers} == numbers
     bytes_ = {0: "0.00", 4_999_999: "0.00", 5_000_000: "0.01", 9_994_999_999: "9.99", 9_995_000_000: "10.0"}
@@ -191,7 +191,7 @@ def test_of_each_recorded_curve_the_best_rate_is_found(rank, windows):
 
 @pytest.mark.parametrize("windows", KNOWN)
 @pytest.mark.parametrize(("low", "high"), [(1, 4), (4, 16)])
-def test_where_a_higher_rank_ended_lower_the_rank_was_the_limit(low, high, windows):
+def test_rank_was_the_limit_where_a_higher_one_ended_lower(low, high, windows):
     found = by_what(f"base {BASE}\n{recorded(high, windows)}\n{recorded(low, windows)}")
     of = [LABORATORY.losses("LoRA", rank, windows=windows, what=LABORATORY.chooses) for rank in (low, high)]
     noticed = min(of[0].values()) - min(of[1].values()) > 2 * SEEN.spread * 2**0.5
@@ -235,7 +235,7 @@ def test_an_adapter_that_does_nothing_is_sent_to_the_doctor():
         assert settings.SOURCES[line["source"]][0] == "minilora audit"
 
 
-def test_every_line_has_its_source_and_the_size_it_was_seen_at():
+def test_every_line_has_its_source_and_size():
     assert {source for source, _ in (settings.SEEN | settings.ADVISED).values()} <= settings.SOURCES.keys()
     assert settings.SEEN.keys() == settings.WHEN.keys() <= settings.WORDS.keys()
     assert all(size for _, size in settings.SEEN.values())
@@ -286,7 +286,7 @@ def test_nonsense_is_refused_in_words(name):
         assert wrong[name].endswith("."), text
 
 
-def test_a_file_that_is_no_model_and_lines_that_are_no_runs_are_refused_in_words():
+def test_what_is_no_model_or_run_is_refused_in_words():
     for text in NO_CONFIGS:
         model, says = pasted.read_config(text)
         assert model is None, text
@@ -325,7 +325,7 @@ def test_the_front_pages_models_are_the_same():
 
 @by_node
 @pytest.mark.long
-def test_the_page_and_the_rules_answer_alike_to_the_last_digit():
+def test_page_and_rules_answer_alike_to_the_last_digit():
     """Fourteen models, six conventions, a grid of the rest; sizes of no list; curves; and all the nonsense above."""
     nonsense = [settings.DEFAULTS | {name: text} for name, texts in NONSENSE.items() for text in texts]
     configs = [(text, settings.DEFAULTS | {"rank": rank}) for text in CONFIGS + NO_CONFIGS for rank in ("", "5")]
@@ -373,7 +373,7 @@ def write(browser, name, text):
 
 
 @widths
-def test_a_reader_is_answered_by_keyboard_and_the_address_keeps_it(visit, width):
+def test_a_keyboards_answers_are_kept_in_the_address(visit, width):
     browser = visit(PAGE, width)
     write(browser, "memory", "12")
     write(browser, "rank", "32")
@@ -396,7 +396,7 @@ def test_a_reader_is_answered_by_keyboard_and_the_address_keeps_it(visit, width)
 
 
 @widths
-def test_a_reader_is_told_what_is_no_number_and_no_model(visit, width):
+def test_a_reader_is_told_what_is_no_number_or_model(visit, width):
     browser = visit(PAGE, width)
     write(browser, "memory", "a lot")
     assert part(browser, ".wrong").text == settings.REFUSED["memory"]

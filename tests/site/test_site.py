@@ -159,7 +159,7 @@ def unfolded(browser, address, request):
     return browser
 
 
-def test_a_phone_cuts_no_formula_and_no_table_of_a_lesson(unfolded):
+def test_a_phone_cuts_no_formula_or_table_of_lessons(unfolded):
     """A table of the library may be wider than a phone, and scrolls."""
     resize(unfolded, WIDTHS[0])
     cut = unfolded.execute_script(
