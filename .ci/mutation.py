@@ -4,11 +4,11 @@
 
 The core is the mathematics; the rim is what reads and writes files; the judge is what judges the numbers and files of
 others; layers are what networks and variants are made of; doors are a language model and the command line; changed is
-what a change touches: what differs from MINILORA_BASE, by default the commit before. MODULE stands for the modules that
-`PARTS` mutates together with it. A score below the bar fails the run. A
-mutant that survives and is not on the list is a hole in the tests, and is shown; so is one on the list that is no
-longer made. No test is run on those on the list, on which all tests together would run, unless `--known` says so: then
-one that was killed is shown too.
+what a change touches: what differs from MINILORA_BASE, by default the commit before. MODULE is any module, such as
+layers/norm; those that `PARTS` mutates together with it come along. A score below the bar fails the run. A mutant that
+survives and is not on the list is a hole in the tests, and is shown; so is one on the list that is no longer made. No
+test is run on those on the list, on which all tests together would run, unless `--known` says so: then one that was
+killed is shown too.
 
 Of the judge, the layers and the doors a few files are drawn, and of those COUNT mutants, `SAMPLE` by default; of the
 other parts all are tried, or COUNT. Each commit draws others; MINILORA_MUTANTS=TEXT draws by a text, so that a run can
@@ -174,23 +174,26 @@ def drawn_modules(folders: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(Random(seed()).sample(sorted(modules - {*IN_PROCESSES["minilora"]}), FILES)))
 
 
-def changed_groups() -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Return the modules of the package that the change touches, by folder, with the tests that are about them."""
+def changed_modules() -> set[str]:
+    """Return the modules of the package that the change touches."""
     base = os.environ.get("MINILORA_BASE") or "HEAD~1"
     command = ["git", "diff", "--name-only", "--diff-filter=d", base, "--", "minilora/*.py"]
     found_paths = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)  # a clone may lack the base
     paths = found_paths.stdout.split() if found_paths.returncode == 0 else []
-    modules = {path.removeprefix("minilora/").removesuffix(".py") for path in paths if "/_" not in path}
-    modules -= {*IN_PROCESSES["minilora"]}
+    return {path.removeprefix("minilora/").removesuffix(".py") for path in paths if "/_" not in path}
+
+
+def with_tests(modules: set[str]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return modules with the tests that are about them: those of `PARTS`, or of their folder."""
     found: dict[tuple[str, ...], list[str]] = {}
     listed = {module: tests for part in ("core", "rim") for names, tests in PARTS[part] for module in names}
-    for module in sorted(modules):
+    for module in sorted(modules - {*IN_PROCESSES["minilora"]}):
         folder, _, name = module.partition("/")
-        own = f"tests/{folder}" if name else f"tests/test_{folder}.py"
-        tests = listed.get(module) or (
-            (own.removeprefix("tests/").removesuffix(".py"),) if (ROOT / own).exists() else ()
-        )
-        if tests:
+        own = folder if name else f"test_{folder}"
+        tests = (own,) if (ROOT / file_or_folder(f"tests/{own}")).exists() else ()
+        if folder in PARTS["layers"][0][0]:
+            tests = ("test_gradients", *tests)  # where a layer has its claims
+        if tests := listed.get(module) or tests:
             found.setdefault(tests, []).append(module)
     return [(tuple(names), tests) for tests, names in found.items()]
 
@@ -244,11 +247,13 @@ def run_mutmut(folder: Path, *options: str) -> dict[str, str]:
 def judged(part: str, *, run_known: bool, count: int | None) -> bool:
     """Run a part, say what became of its mutants, and return whether that is as it must be."""
     groups = PARTS.get(part) or [group for groups in PARTS.values() for group in groups if part in group[0]]
-    if part == "changed" and not (groups := changed_groups()):
+    if part == "changed" and not (groups := with_tests(changed_modules())):
         print("changed: no module is", flush=True)
         return True
+    if not groups and (ROOT / "minilora" / f"{part}.py").is_file():
+        groups = with_tests({part})
     if not groups:
-        raise SystemExit(f"{part} is no part: expected {', '.join(BARS)}, or a module such as files/merge")
+        raise SystemExit(f"{part} is no part: expected {', '.join(BARS)}, or a module such as layers/norm")
     prefixes = tuple(f"minilora.{module.replace('/', '.')}." for group in groups for module in group[0])
     known = {mutant for mutant in known_survivors() if mutant.startswith(prefixes)}
     options = ["--known"] * run_known
@@ -287,7 +292,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--known", action="store_true", help="try those on the list of survivors too")
     parser.add_argument("--sample", type=int, metavar="COUNT", help="of each part, try as many as this")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(BARS)}, or a module such as files/merge")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(BARS)}, or a module such as layers/norm")
     options = parser.parse_args()
     held = [judged(part, run_known=options.known, count=options.sample) for part in options.parts or BARS]
     return 0 if all(held) else 1
