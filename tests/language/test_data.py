@@ -104,7 +104,7 @@ def test_what_fills_a_row_changes_neither_loss_nor_gradient():
 
 
 @pytest.fixture
-def model(tmp_path):
+def model_dir(tmp_path):
     pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
     return write_folder(tmp_path / "model", tiny_llama())
 
@@ -119,11 +119,11 @@ def write(path, records):
 
 
 @pytest.fixture
-def load(tmp_path, model):
+def load(tmp_path, model_dir):
     """A function that writes lines into a file, and loads them."""
 
     def load(records, *length, **options):
-        return load_data(write(tmp_path / "e.jsonl", records), model, *length, **options)
+        return load_data(write(tmp_path / "e.jsonl", records), model_dir, *length, **options)
 
     return load
 
@@ -230,11 +230,11 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), FILES)
-def test_a_file_is_refused_by_what_it_holds(tmp_path, model, monkeypatch, name, text, message):
+def test_a_file_is_refused_by_what_it_holds(tmp_path, model_dir, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(text)
     with pytest.raises(FileRefused) as error:
-        load_data(name, model.name, 8)
+        load_data(name, model_dir.name, 8)
     assert str(error.value) == f"{name!r}: {message}"
 
 
@@ -269,12 +269,12 @@ def test_too_few_examples_name_the_length_that_keeps_all(examples, held_out, mes
         "".join(f"the cat{',' * (i % 3)} sat\n" for i in range(60)),
     ],
 )
-def test_prose_is_taken_for_prose(tmp_path, model, text):
+def test_prose_is_taken_for_prose(tmp_path, model_dir, text):
     (tmp_path / "t").write_text(text)
-    assert load_data(tmp_path / "t", model, 8).unit == "windows"
+    assert load_data(tmp_path / "t", model_dir, 8).unit == "windows"
 
 
-def test_ids_that_the_model_lacks_are_refused(load, model):
+def test_ids_that_the_model_lacks_are_refused(load):
     data = load([GOOD] * 4, 8)
     data.check_vocabulary(29)
     with pytest.raises(ValueError, match=r"gives ids up to 27, and the model has 27 tokens: another model's$"):
@@ -385,12 +385,12 @@ def test_lines_that_are_left_out_keep_their_order(load, monkeypatch):
     assert skipped == lined(bad).splitlines()
 
 
-def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model):
+def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir):
     three = [{"prompt": p, "completion": " s"} for p in "abc"]
     data = load([*three, three[0], three[2], *three], held_out=0.25)
     assert data.notes == ("copies of other examples: 5", "held out and trained on too: 2 of 2 examples")
     held = write(tmp_path / "f.jsonl", [three[0], {"prompt": "a", "completion": " t"}])
-    data = load_data(tmp_path / "e.jsonl", model, held_out=held)
+    data = load_data(tmp_path / "e.jsonl", model_dir, held_out=held)
     assert data.notes == ("copies of other examples: 5", "held out and trained on too: 1 of 2 examples")
     assert load(three).notes == ()
 

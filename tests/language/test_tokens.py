@@ -73,7 +73,7 @@ def of_words(gguf):
 
 
 @pytest.fixture
-def model(tmp_path):
+def model_dir(tmp_path):
     """A Hugging Face folder whose tokenizer knows letters."""
     return write_folder(tmp_path / "m", tiny_llama())
 
@@ -239,30 +239,30 @@ def test_a_gguf_tokenizer_that_is_none_of_ours_is_refused(gguf, tmp_path, fields
 # --- a Hugging Face folder ------------------------------------------------------------------------
 
 
-def test_a_folder_has_its_tokenizer_and_its_end(model):
-    found = load_tokenizer(model)
+def test_a_folder_has_its_tokenizer_and_its_end(model_dir):
+    found = load_tokenizer(model_dir)
     assert found.encode("the cat.") == ids_of("the cat.")
     assert found.decode(np.array(found.encode("the\ncat."))) == "the\ncat."
     assert (found.begin, found.end, found.last) == ((), {END}, (END,))
-    change(model / "config.json", eos_token_id=None)
-    assert load_tokenizer(model).end == frozenset()
-    change(model / "generation_config.json", eos_token_id=[3, 5])
-    assert load_tokenizer(model).end == {3, 5}
-    change(model / "generation_config.json", eos_token_id=None)
-    change(model / "config.json", eos_token_id=END)
-    assert load_tokenizer(model).end == frozenset()  # transformers does not look further then
-    (model / "generation_config.json").write_text("{}")
-    assert load_tokenizer(model).end == frozenset()
+    change(model_dir / "config.json", eos_token_id=None)
+    assert load_tokenizer(model_dir).end == frozenset()
+    change(model_dir / "generation_config.json", eos_token_id=[3, 5])
+    assert load_tokenizer(model_dir).end == {3, 5}
+    change(model_dir / "generation_config.json", eos_token_id=None)
+    change(model_dir / "config.json", eos_token_id=END)
+    assert load_tokenizer(model_dir).end == frozenset()  # transformers does not look further then
+    (model_dir / "generation_config.json").write_text("{}")
+    assert load_tokenizer(model_dir).end == frozenset()
 
 
-def test_a_training_text_ends_as_the_second_file_says(model):
+def test_a_training_text_ends_as_the_second_file_says(model_dir):
     for eos in ("z", {"content": "z"}):
-        change(model / "tokenizer_config.json", eos_token=eos)
-        found = load_tokenizer(model)
+        change(model_dir / "tokenizer_config.json", eos_token=eos)
+        found = load_tokenizer(model_dir)
         assert (found.last, found.end) == ((LETTERS.index("z"),), {END})
     for name in ("config.json", "tokenizer_config.json"):
-        (model / name).write_text("{}")
-    assert load_tokenizer(model).last == ()
+        (model_dir / name).write_text("{}")
+    assert load_tokenizer(model_dir).last == ()
 
 
 def add_template(folder, *around):
@@ -289,30 +289,30 @@ def add_template(folder, *around):
         (("</s>", "<s>", "A"), (30, 29)),
     ],
 )
-def test_what_a_text_begins_with_comes_before_it(model, around, begin):
+def test_what_a_text_begins_with_comes_before_it(model_dir, around, begin):
     """Version 5 of transformers passes over add_bos_token where tokenizer.json has a template."""
-    add_template(model, *around)
+    add_template(model_dir, *around)
     beside = {"add_bos_token": False, "added_tokens_decoder": {"29": {"content": "<s>"}}, "model_max_length": 3}
-    change(model / "tokenizer_config.json", **beside)
-    found = load_tokenizer(model)
+    change(model_dir / "tokenizer_config.json", **beside)
+    found = load_tokenizer(model_dir)
     assert (found.begin, found.encode("ab")) == (begin, [0, 1])
 
 
-def test_a_begin_is_found_without_a_token_for_a(model):
-    add_template(model, "<s>", "A", "</s>")
+def test_a_begin_is_found_without_a_token_for_a(model_dir):
+    add_template(model_dir, "<s>", "A", "</s>")
     words = {"type": "WordLevel", "vocab": {"q": 0, "z": 1}, "unk_token": "no such token"}
-    change(model / "tokenizer.json", model=words)
-    assert load_tokenizer(model).begin == (29,)
+    change(model_dir / "tokenizer.json", model=words)
+    assert load_tokenizer(model_dir).begin == (29,)
 
 
-def test_a_text_is_neither_cut_nor_padded(model):
+def test_a_text_is_neither_cut_nor_padded(model_dir):
     """transformers resets both of the file's settings with each call."""
-    add_template(model, "<s>", "A")
+    add_template(model_dir, "<s>", "A")
     cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     fill = {"strategy": {"Fixed": 20}, "direction": "Left", "pad_to_multiple_of": None}
     fill |= {"pad_id": 28, "pad_type_id": 0, "pad_token": "x"}
-    change(model / "tokenizer.json", truncation=cut, padding=fill)
-    found = load_tokenizer(model)
+    change(model_dir / "tokenizer.json", truncation=cut, padding=fill)
+    found = load_tokenizer(model_dir)
     assert (found.begin, found.encode("abcdefg")) == ((29,), [0, 1, 2, 3, 4, 5, 6])
 
 
@@ -335,28 +335,28 @@ def byte_level(folder, **model):
         {"extra_special_tokens": {"image_token": "[P]"}},
     ],
 )
-def test_tokens_that_the_second_file_names_are_special(model, beside):
-    byte_level(model)
-    change(model / "tokenizer_config.json", **beside)
-    found = load_tokenizer(model)
+def test_tokens_that_the_second_file_names_are_special(model_dir, beside):
+    byte_level(model_dir)
+    change(model_dir / "tokenizer_config.json", **beside)
+    found = load_tokenizer(model_dir)
     assert found.encode("a[P]b") == [LETTERS_OF_BYTES.index("a"), 256, LETTERS_OF_BYTES.index("b")]
     assert found.decode(found.encode("a[P]b")) == "ab"
 
 
-def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model):
-    byte_level(model)
-    change(model / "tokenizer_config.json", eos_token="z")
-    found, z, y = load_tokenizer(model), *map(LETTERS_OF_BYTES.index, "zy")
+def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
+    byte_level(model_dir)
+    change(model_dir / "tokenizer_config.json", eos_token="z")
+    found, z, y = load_tokenizer(model_dir), *map(LETTERS_OF_BYTES.index, "zy")
     assert (found.encode("z"), found.last, found.decode([z])) == ([z], (z,), "")
-    change(model / "special_tokens_map.json", eos_token={"content": "y"})  # of older files
-    assert load_tokenizer(model).last == (y,)
+    change(model_dir / "special_tokens_map.json", eos_token={"content": "y"})  # of older files
+    assert load_tokenizer(model_dir).last == (y,)
 
 
-def test_a_llama_class_of_bytes_has_no_own_tokens(model):
+def test_a_llama_class_of_bytes_has_no_own_tokens(model_dir):
     """transformers passes the class over then: <unk> in a text is letters."""
-    byte_level(model)
-    change(model / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
-    assert len(load_tokenizer(model).encode("<unk>")) == 5
+    byte_level(model_dir)
+    change(model_dir / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")
+    assert len(load_tokenizer(model_dir).encode("<unk>")) == 5
 
 
 @pytest.mark.parametrize(
@@ -381,19 +381,19 @@ def test_a_llama_class_of_bytes_has_no_own_tokens(model):
           ]),
     ],
 )  # fmt: skip
-def test_a_file_that_contradicts_the_tokenizer_is_refused(model, file, settings, message):
+def test_a_file_that_contradicts_the_tokenizer_is_refused(model_dir, file, settings, message):
     """A 2.0 or true would be taken for the token 2 or 1, and a text would end no generation."""
-    add_template(model, "<s>", "A")
-    change(model / f"{file}.json", **settings)
+    add_template(model_dir, "<s>", "A")
+    change(model_dir / f"{file}.json", **settings)
     with pytest.raises(FileRefused) as refused:
-        load_tokenizer(model)
-    assert str(refused.value) == f"'{model}/{file}.json': {message}"
+        load_tokenizer(model_dir)
+    assert str(refused.value) == f"'{model_dir}/{file}.json': {message}"
 
 
-def test_a_dropout_of_merges_is_refused(model):
-    byte_level(model, dropout=0.5)
+def test_a_dropout_of_merges_is_refused(model_dir):
+    byte_level(model_dir, dropout=0.5)
     with pytest.raises(FileRefused, match=r"tokenizer.json': dropout is 0.5"):
-        load_tokenizer(model)
+        load_tokenizer(model_dir)
 
 
 # --- glassllm's -----------------------------------------------------------------------------------
@@ -473,10 +473,10 @@ def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
         load_tokenizer(tmp_path / name)
 
 
-def test_a_text_without_tokens_is_one_clear_error(model):
-    words = json.loads((model / "tokenizer.json").read_text())["model"]
-    change(model / "tokenizer.json", model=words | {"unk_token": "no such token"})
-    found = load_tokenizer(model)
+def test_a_text_without_tokens_is_one_clear_error(model_dir):
+    words = json.loads((model_dir / "tokenizer.json").read_text())["model"]
+    change(model_dir / "tokenizer.json", model=words | {"unk_token": "no such token"})
+    found = load_tokenizer(model_dir)
     assert found.encode("the") == ids_of("the")
     with pytest.raises(FileRefused, match=r"tokenizer.json': WordLevel error: Missing") as error:
         found.encode("th\x1b\u00e9" * 1000)
@@ -536,11 +536,11 @@ def trained(kind, corpus):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram", "pieces"])
-def test_a_long_text_has_the_same_ids_in_pieces(model, monkeypatch, kind):
+def test_a_long_text_has_the_same_ids_in_pieces(model_dir, monkeypatch, kind):
     monkeypatch.setattr("minilora.language.text.PIECE", 2000)
     corpus = re.sub("-+", "-", Path(__file__).read_text(encoding="utf-8"))  # of a long run two ways are as likely
-    trained(kind, corpus).save(str(model / "tokenizer.json"))
-    encode = load_tokenizer(model).encode
+    trained(kind, corpus).save(str(model_dir / "tokenizer.json"))
+    encode = load_tokenizer(model_dir).encode
     noise = "".join(np.random.default_rng(0).choice([*" \n\t,.abcé日"], 10_000))
     for text in (corpus, noise, "a" * 5000, " \n" * 2500, "日本" * 2500, "abc" * 2000):
         asked = []
