@@ -9,6 +9,7 @@ from minilora.audit.suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict, of_an
 from minilora.audit.verdicts import for_programs, tell, where
 from minilora.files.tensors import FLOATS
 
+from ..support.sample import one_in
 from .test_merged import LAST, SCALING, R, World
 
 EVERY = [f"model.layers.{i}.{name}" for i in range(6) for name in ("q_proj", "k_proj", "up_proj")]
@@ -41,21 +42,21 @@ ROOT = R**0.5
 PATTERNS = {"r": 2, "rank_pattern": dict.fromkeys(LAST, R)}
 
 
-@pytest.mark.parametrize(
-    ("settings", "right", "used", "said"),
-    [
-        ({}, SCALING, SCALING / 2, "0.5 (by half)"),
-        ({}, SCALING, R * SCALING / ROOT, "2.83 (alpha / sqrt(r) in the place of alpha / r)"),
-        ({}, SCALING, 2.003 * SCALING, "2 (twice)"),
-        ({}, SCALING, SCALING**2, "3 (with the scaling taken twice)"),
-        ({"use_rslora": True}, ROOT * SCALING, R * SCALING, "2.83 (alpha in the place of alpha / sqrt(r))"),
-        ({"use_rslora": True}, ROOT * SCALING, SCALING, "0.354 (alpha / r in the place of alpha / sqrt(r))"),
-        ({"use_rslora": True}, ROOT * SCALING, ROOT, "0.333 (with alpha 8, which is PEFT's own default)"),
-        (PATTERNS, SCALING, 4 * SCALING, "4 (with r and lora_alpha, without rank_pattern and alpha_pattern)"),
-        (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pat"),
-        ({}, SCALING, 5.1, "1.7: all 16 modules"),
-    ],
-)
+STRENGTHS = [
+    ({}, SCALING, SCALING / 2, "0.5 (by half)"),
+    ({}, SCALING, R * SCALING / ROOT, "2.83 (alpha / sqrt(r) in the place of alpha / r)"),
+    ({}, SCALING, 2.003 * SCALING, "2 (twice)"),
+    ({}, SCALING, SCALING**2, "3 (with the scaling taken twice)"),
+    ({"use_rslora": True}, ROOT * SCALING, R * SCALING, "2.83 (alpha in the place of alpha / sqrt(r))"),
+    ({"use_rslora": True}, ROOT * SCALING, SCALING, "0.354 (alpha / r in the place of alpha / sqrt(r))"),
+    ({"use_rslora": True}, ROOT * SCALING, ROOT, "0.333 (with alpha 8, which is PEFT's own default)"),
+    (PATTERNS, SCALING, 4 * SCALING, "4 (with r and lora_alpha, without rank_pattern and alpha_pattern)"),
+    (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pat"),
+    ({}, SCALING, 5.1, "1.7: all 16 modules"),
+]
+
+
+@pytest.mark.parametrize(("settings", "right", "used", "said"), one_in(3, STRENGTHS, [row[-1] for row in STRENGTHS]))
 def test_a_strength_has_the_name_of_its_mistake(tmp_path, settings, right, used, said):
     world = World(tmp_path, FLOATS["F32"], **settings)
     report = world.judged(world.merged(lambda _, delta: delta / SCALING * used))

@@ -33,10 +33,11 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     "more",
     [
-        "",
         "--micro-batch 30 --workers 3",
-        "--dropout 0.3 --target-modules q_proj,down_proj",
-        pytest.param("--use-dora --quantize nf4", marks=pytest.mark.long),
+        *(
+            pytest.param(more, marks=pytest.mark.long)
+            for more in ("", "--dropout 0.3 --target-modules q_proj,down_proj", "--use-dora --quantize nf4")
+        ),
     ],
 )
 def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch, more):

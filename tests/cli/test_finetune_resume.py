@@ -31,6 +31,7 @@ from ..audit.adapters import model
 from ..support.command_line import FEW, FINETUNE, finetune, rows, run, weights
 from ..support.disk import contents
 from ..support.language import TEXT, ids_of
+from ..support.sample import one_in
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
@@ -200,7 +201,7 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
         shell(mine, "--steps", steps)
 
 
-@pytest.mark.parametrize("checkpoint", ["", "--checkpoint c"], ids=["unasked", "checkpoint"])
+@pytest.mark.parametrize("checkpoint", one_in(2, ["", "--checkpoint c"], ["unasked", "a checkpoint"]))
 @pytest.mark.parametrize("moment", ["before", "behind"])
 def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch, moment, checkpoint):
     """Which knows the adapter that it was about to write, and the one that it wrote before."""

@@ -241,6 +241,7 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
 # --- what a program answered ----------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_wrong_answer_is_named_in_its_precision_alone(folder, results, compared):
     answers = {file.stem: load_file(file) for file in results.glob("*dora-*-float*.safetensors")}
     wrong = {name: p | {"dm": 0 * p["dm"]} for name, p in answers.items() if name[:5] == "dora-" and "64" in name}

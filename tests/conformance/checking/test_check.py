@@ -24,7 +24,9 @@ LINEAR = vars(OURS["linear"])
 LEFT_OVER = (("in", 128), ("out", 64), ("rank", 16))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", *(pytest.param(other, marks=pytest.mark.long) for other in ("float64", "bfloat16"))]
+)
 def test_our_own_layers_pass_in_every_precision(dtype):
     report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
     assert report.passed, str(report)

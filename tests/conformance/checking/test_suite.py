@@ -37,7 +37,7 @@ def same(trials, row, other):
                for trial in trials for key, array in answers_by(row, trial).items())  # fmt: skip
 
 
-FEW = ("linear", "conv1d", "nf4", "combine")
+FEW = ("linear", "conv1d", "combine")
 """The kinds of the default run; the others take longer."""
 LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in KINDS if kind not in FEW]
 
