@@ -51,11 +51,11 @@ def model_format(path: Path) -> str:
     return path.suffix
 
 
-def read_whole(path: Path, at_most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a regular file of no more than `at_most`."""
+def read_whole(path: Path) -> bytes:
+    """Return the bytes of a regular file of no more than `MOST_BYTES`."""
     with open_regular(path) as file, reading(path):
-        if os.fstat(file.fileno()).st_size > at_most:
-            raise FileRefused(path, f"larger than the {at_most} bytes that such a file can need")
+        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+            raise FileRefused(path, f"larger than the {MOST_BYTES} bytes that such a file can need")
         return file.read()
 
 
@@ -65,17 +65,15 @@ def read_start(path: Path, count: int) -> bytes:
         return file.read(count)
 
 
-def read_json(path: Path, kind: Any = dict[str, Any], at_most: int = MOST_BYTES) -> Any:
+def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
     """Return what a file of JSON holds, as a value of the type `kind`: a `msgspec.Struct`, or an object by default."""
-    return parse_json(path, read_whole(path, at_most), kind)
+    return parse_json(path, read_whole(path), kind)
 
 
-def parse_json(path: Path, text: bytes | str, kind: Any = dict[str, Any], what: str = "") -> Any:
-    """Return what a text of JSON from a file holds; `what` says which text of the file it is."""
-    try:
+def parse_json(path: Path, text: bytes, kind: Any = dict[str, Any]) -> Any:
+    """Return what a text of JSON from a file holds."""
+    with reading(path):
         return msgspec.json.decode(text, type=kind)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise FileRefused(path, f"{what}: {error}" if what else str(error)) from error
 
 
 def member(folder: Path, name: str) -> Path:

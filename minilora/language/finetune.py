@@ -23,7 +23,7 @@ from ..checks import Array, check_integer, check_number, named, needed, printabl
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
-from ..files.disk import check_new_file, refuse_inputs, replaceable, takes_files, written_whole
+from ..files.disk import check_file, check_new_file, refuse_inputs, replaceable, takes_files, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
@@ -143,8 +143,8 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError("--steps and --epochs both say how long to train, expected one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
         raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
-    if isinstance(recipe.valid, Path) and real(recipe.valid) == real(recipe.text):
-        raise ValueError(f"valid {str(recipe.valid)!r} is the text to train on, expected another file, or a share")
+    if isinstance(recipe.valid, Path):
+        refuse_inputs("valid", recipe.valid, [(recipe.text, "the text to train on")])
     check_integer("seed", recipe.seed, at_least=0)
     if recipe.alpha is not None:
         check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
@@ -186,22 +186,18 @@ def check_together(recipe: Recipe) -> None:
 def check_places(recipe: Recipe) -> None:
     """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
     check_adapter_target(recipe.save)
+    if recipe.model is not None:
+        refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
     save = real(recipe.save)
-    if recipe.model is not None and save == real(recipe.model):
-        raise ValueError(f"save {str(recipe.save)!r} is the model's folder, expected one of the adapter's own")
-    own_places = {save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME}
-    if (file := real(recipe.kept_in)) in own_places:
-        raise ValueError(f"the checkpoint {str(file)!r} would lie where the adapter goes: name another file")
+    adapter = [
+        (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
+    ]
+    refuse_inputs("the checkpoint", recipe.kept_in, adapter)
     takes_files(recipe.kept_in.parent)
     replaceable(recipe.kept_in)
-    taken = inputs(recipe)
+    taken = [*inputs(recipe), *adapter]
     for path, what in written_beside(recipe):
-        refuse_inputs(what, path, taken)
-        if real(path) in own_places:
-            raise ValueError(f"{what} {str(path)!r} would lie where the adapter goes: name another file")
-        replaceable(path)
-        if not os.access(real(path).parent, os.W_OK):
-            raise ValueError(f"{what} {str(path)!r} cannot be written there")
+        check_file(what, path, taken)
         taken.append((path, what))
 
 
@@ -247,7 +243,6 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
             raise ValueError(f"--system is a message of chats, and {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
-        check_batch_size(recipe, data)
         model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
         data.check_vocabulary(model.lm_head.out_features)
     except BaseException:

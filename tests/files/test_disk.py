@@ -62,12 +62,14 @@ def test_nothing_but_a_regular_file_is_opened(tmp_path, name, reason, read):
     assert str(error.value) == f"'{tmp_path / name}': {reason}"
 
 
-def test_a_file_is_read_up_to_a_size(tmp_path):
+def test_a_file_is_read_up_to_a_size(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"12345")
-    assert read_whole(tmp_path / "a") == read_whole(tmp_path / "a", 5) == b"12345"
+    monkeypatch.setattr("minilora.files.disk.MOST_BYTES", 5)
+    assert read_whole(tmp_path / "a") == b"12345"
     assert read_start(tmp_path / "a", 2) == b"12"
+    monkeypatch.setattr("minilora.files.disk.MOST_BYTES", 4)
     with pytest.raises(FileRefused, match=r"larger than the 4 bytes that such a file can need$"):
-        read_whole(tmp_path / "a", 4)
+        read_whole(tmp_path / "a")
 
 
 class Point(msgspec.Struct):
@@ -93,8 +95,6 @@ def test_json_has_the_type_that_is_asked_for(tmp_path):
     with pytest.raises(FileRefused) as error:
         read_json(path, Point)
     assert str(error.value) == f"'{path}': Expected `int`, got `str` - at `$.x`"
-    with pytest.raises(FileRefused, match=r"^'a': line 7: JSON is malformed: .*"):
-        parse_json("a", "{x", what="line 7")
 
 
 # --- writing ---

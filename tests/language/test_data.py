@@ -223,7 +223,6 @@ FILES = [
     ("e.CSV", "a,b", f"by its name it holds JSON or a table: {EXPECTED}"),
     ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it holds JSON: {EXPECTED}"),
     ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it holds JSON: {EXPECTED}"),
-    ("e.jsonl", json.dumps([GOOD] * 3, indent=2), f"it holds a list of JSON: {EXPECTED}"),
     ("e.jsonl", json.dumps(GOOD), "expected at least 2 examples, one to hold out, got 1"),
     *[("e.jsonl", lined([GOOD, "", line, GOOD]), f"line 3: {why}") for line, why in LINES],
 ]
