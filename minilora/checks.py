@@ -367,6 +367,8 @@ def reading(path: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise FileRefused(path, (error.strerror or str(error)) + hub_hint(Path(path))) from error
+    except KeyError as error:
+        raise FileRefused(path, f"there is no {error}") from error
     except Exception as error:  # of safetensors, msgspec, json, gguf: each has classes of its own
         raise FileRefused(path, str(error) or type(error).__name__) from error
 

@@ -183,9 +183,8 @@ def _by_name(path: Path, said: Any) -> dict[str, str]:
 def _from_gguf(path: Path) -> ChatTemplate:
     fields = gguf_tokenizer(path)
     key, words = "tokenizer.chat_template", fields.get("tokenizer.ggml.tokens") or []
-    if not isinstance(fields.get(key), str):
-        raise FileRefused(path, f"there is no chat template under {key}")
     numbers = {f"{name}_token": fields.get(f"tokenizer.ggml.{word}_token_id") for word, name in SPECIAL.items()}
     tokens = {name: words[i] for name, i in numbers.items() if type(i) is int and 0 <= i < len(words)}
     named = {name.removeprefix(f"{key}."): value for name, value in fields.items() if name.startswith(f"{key}.")}
-    return ChatTemplate(path, {**named, "default": fields[key]}, tokens)
+    with reading(path):
+        return ChatTemplate(path, {**named, "default": fields[key]}, tokens)

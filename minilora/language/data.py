@@ -33,7 +33,7 @@ import numpy as np
 from ..checks import FileRefused, check_integer, check_path, printable, short
 from ..losses import IGNORED
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
-from .chattemplate import ChatTemplate, load_template
+from .chattemplate import load_template
 from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
 from .tokens import Tokenizer, load_tokenizer
 
@@ -300,10 +300,7 @@ def read_examples(
     examples, template = [], None
     for number, text, line in lines:
         if template is None and isinstance(line, Chat):
-            try:
-                template = load_template(model)
-            except FileRefused as error:
-                raise FileRefused(path, f"line {number}: {error}") from error
+            template = load_template(model)
         with at_line(number, text, bad):
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
@@ -322,13 +319,14 @@ def is_glued(prompt: str, completion: str) -> bool:
 
 
 def encode_example(
-    record: Line | dict[str, Any], tokenizer: Tokenizer, template: ChatTemplate | None = None
+    record: Line | dict[str, Any], tokenizer: Tokenizer, template: Any = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return an example's ids, from begin to end token where it is no chat, and which of them count, (n,) bool."""
+    """Return an example's ids, from begin to end token where it is no chat, and which of them count, (n,) bool.
+
+    A chat needs the model's `ChatTemplate`.
+    """
     line = checked(record) if isinstance(record, dict) else record
     if isinstance(line, Chat):
-        if template is None:
-            raise ValueError("messages need the model's chat template")
         return encode_chat(line.messages, template, tokenizer, line.tools or None)
     prompt, completion = ("", line.text) if isinstance(line, Text) else (line.prompt, line.completion)
     if prompt:
@@ -374,19 +372,17 @@ def of_examples(
     most_measured: int | None = None,
 ) -> Data:  # fmt: skip
     """Return examples as arrays, as wide as the longest of them needs; one in which no token counts is left out."""
-    least = 2 if share else 1
-    if len(examples) < least:
-        few = "at least 2 examples, one to hold out" if share else "an example"
-        raise FileRefused(path, f"expected {few}, got {len(examples)}")
-    longest = max(length_of(example) for example in examples)
+    least, one = (2, ", one of them to hold out") if share else (1, "")
+    longest = max(map(length_of, examples), default=0)
     length = longest if length is None else length
     rows = [rows_of(example, length) for example in examples]
     learnable = [example for example, own in zip(examples, rows, strict=True) if own]
     if len(learnable) < least:
+        keeps = f": --length {longest} keeps all" if length < longest else ""
         raise FileRefused(
             path,
             f"{len(learnable)} of its {len(examples)} examples has a token to learn in a row of {length}, expected at "
-            f"least {least}: --length {longest} keeps all",
+            f"least {least}{one}{keeps}",
         )
     trained: list[tuple[np.ndarray, np.ndarray]] = []
     held: list[tuple[np.ndarray, np.ndarray]] = []

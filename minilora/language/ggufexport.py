@@ -26,7 +26,7 @@ from ..layers.nf4 import CodedLinear
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRAAdapter
 from .config import LlamaConfig
-from .gguf import ARCHITECTURES, gguf_tensor, to_gguf
+from .gguf import ARCHITECTURES, gguf_tensor
 from .weights import open_llama
 
 
@@ -83,8 +83,6 @@ def _check_fits(module: str, adapter: Adapter, shape: tuple[int, ...], *, tied: 
             f"{short(module)} is adapted, and the model's head is its embedding: a LoRA GGUF cannot hold a change of "
             "one of the two"
         )
-    if len(shape) != 2 or to_gguf(module) is None:
-        raise ValueError(f"{short(module)} is no layer of the model that llama.cpp adapts")
     kind, expected = ("embedding", shape[::-1]) if module == "model.embed_tokens" else ("linear", shape)
     if (adapter.kind, adapter.shape) != (kind, expected):
         raise ValueError(

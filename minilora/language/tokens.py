@@ -272,10 +272,8 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
             f"its tokenizer is {short(kind)}, expected a byte-level BPE ('gpt2') that splits text as 'smollm', "
             "'gpt-2' or 'qwen2' do: take the model's Hugging Face folder",
         )
-    if missing := [name for name in ("tokens", "merges", "token_type") if name not in known]:
-        raise FileRefused(path, f"its tokenizer has no {' and no '.join(missing)}")
-    words: list[str] = known["tokens"]
     with _errors_of(path):
+        words: list[str] = known["tokens"]
         ids = {word: number for number, word in enumerate(words)}
         merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first of two counts
         types = dict(zip(words, known["token_type"], strict=True))

@@ -25,7 +25,7 @@ import numpy as np
 from msgspec import field
 
 from ..backend import Backend, backend_or_numpy
-from ..checks import Array, FileRefused, check_flag, check_path, named, reading, short
+from ..checks import Array, FileRefused, check_choice, check_flag, check_path, named, reading, short
 from ..files.disk import model_format, read_json
 from ..files.experts import MIXTRAL_MLP, ExpertTensor, expert_tensors
 from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
@@ -49,8 +49,7 @@ def load(
 ) -> tuple[LlamaConfig, dict[str, Array | CodedLinear]]:
     """Return what decoder a file holds, and its arrays under transformers' names; a quantised one is a layer."""
     backend, keep_blocks = backend_or_numpy(backend), check_flag("keep_blocks", keep_blocks)
-    if str(dtype) not in DTYPES and getattr(dtype, "__name__", "") not in DTYPES:
-        raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+    check_choice("dtype", getattr(dtype, "__name__", str(dtype)), DTYPES)
     config, read = open_llama(path, keep_blocks=keep_blocks)
     path = Path(path)
     arrays: dict[str, Array | CodedLinear] = {}
@@ -190,8 +189,6 @@ def _open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Read
         raise ValueError(f"its {size} bytes unpack to {unpacked}, expected at most {MOST_SHRUNK} times as many")
     with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    if SIZES_MEMBER not in arrays:
-        raise ValueError(f"there is no {SIZES_MEMBER}: only glassllm's .npz files are supported")
     with named(SIZES_MEMBER):
         sizes = msgspec.structs.asdict(msgspec.json.decode(str(arrays.pop(SIZES_MEMBER)), type=GlassllmSizes))
     ours = {renamed(name, GLASSLLM) or name: array for name, array in arrays.items()}

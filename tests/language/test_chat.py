@@ -159,7 +159,6 @@ REFUSED = [
     (FORGETS, chat(LOWER, 3 * UPPER, "why", "so"),
      TWO_WAYS.format(f"'{LOWER[6:]}<end>a:'", f"'{LOWER[6:]}{(3 * UPPER)[:40]}'")),
     (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
-    (SILENT, chat("hi", "hello"), "the chat template writes nothing of message 2, the assistant's"),
     (TURNS, chat("hi"), "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
     (TURNS, [], "no message is the assistant's: there is nothing to learn. The roles are []"),
     (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant's: ' \n'"),

@@ -67,7 +67,7 @@ def test_a_gguf_files_template_is_under_its_key(tmp_path):
     found = load_template(tmp_path / "with.gguf")
     assert found.templates == templates
     assert found.tokens == {"bos_token": "<s>", "eos_token": "</s>"}
-    with pytest.raises(FileRefused, match=r"there is no chat template under tokenizer\.chat_template"):
+    with pytest.raises(FileRefused, match=r"there is no 'tokenizer\.chat_template'"):
         load_template(tmp_path / "without.gguf")
 
 
@@ -77,7 +77,7 @@ def test_a_gguf_files_template_is_under_its_key(tmp_path):
         (None, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
         ({}, "there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
         ({"chat_template": 3}, "chat_template is 3, expected a text, or a list with one named 'default'"),
-        ({"chat_template": [{"name": "default"}]}, "tokenizer_config.json': 'template'"),
+        ({"chat_template": [{"name": "default"}]}, "tokenizer_config.json': there is no 'template'"),
         ({"chat_template": NAMED[:1]}, "expected a text, or a list with one named 'default'"),
         ({"chat_template": "{% if %}"}, "tokenizer_config.json': Expected an expression"),
     ],

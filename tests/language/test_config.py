@@ -124,7 +124,6 @@ SETTINGS = {
     "a scaling without its factor": ({"rope_scaling": {"rope_type": "linear"}}, "there is no 'factor'"),
     "equal ends of a scaling": ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}},
      "high_freq_factor must be above low_freq_factor = 4.0, got 4.0"),
-    "a scaling that is no object": ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected an object"),
     "the same in version 5": ({"rope_parameters": {"partial_rotary_factor": 0.5}},
      "partial_rotary_factor is 0.5, supported: 1"),
     "a sliding window": ({"sliding_window": 4096}, "sliding_window is 4096, supported: None"),

@@ -210,7 +210,6 @@ LINES = [  # a line, and why it cannot be used
     ({"text": ""}, "its text is empty: ''"),
     ({"messages": HI["messages"][:1]},
      "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
-    (HI, "'model': there is no chat template in tokenizer_config.json, nor a file chat_template.jinja"),
     ({**GOOD, "tools": [{"name": "f"}]}, "its tools would be lost: a template gets messages and tools alone"),
     ({"messages": [], "documents": ["a"]}, "its documents would be lost: a template gets messages and tools alone"),
     ('{"prompt": "cut: \\ud83d", "completion": "a"}',
@@ -223,7 +222,11 @@ FILES = [
     ("e.CSV", "a,b", f"by its name it holds JSON or a table: {EXPECTED}"),
     ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it holds JSON: {EXPECTED}"),
     ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it holds JSON: {EXPECTED}"),
-    ("e.jsonl", json.dumps(GOOD), "expected at least 2 examples, one to hold out, got 1"),
+    (
+        "e.jsonl",
+        json.dumps(GOOD),
+        "1 of its 1 examples has a token to learn in a row of 8, expected at least 2, one of them to hold out",
+    ),
     *[("e.jsonl", lined([GOOD, "", line, GOOD]), f"line 3: {why}") for line, why in LINES],
 ]
 
@@ -245,9 +248,13 @@ def test_a_line_nested_too_deep_is_refused(load):
 @pytest.mark.parametrize(
     ("examples", "held_out", "message"),
     [
-        (0, 0, "expected an example, got 0"),
+        (0, 0, "0 of its 0 examples has a token to learn in a row of 3, expected at least 1"),
         (1, 0, "0 of its 1 examples has a token to learn in a row of 3, expected at least 1: --length 8 keeps all"),
-        (2, 0.1, "0 of its 2 examples has a token to learn in a row of 3, expected at least 2: --length 8 keeps all"),
+        (
+            *(2, 0.1),
+            "0 of its 2 examples has a token to learn in a row of 3, expected at least 2, one of them to hold out: "
+            "--length 8 keeps all",
+        ),
     ],
 )
 def test_too_few_examples_name_the_length_that_keeps_all(examples, held_out, message):

@@ -153,9 +153,12 @@ def of(path, **more):
 Q = "model.layers.0.self_attn.q_proj"
 REFUSED = {
     "DoRA's magnitude": of(Q, magnitude=np.ones(16)),
-    "no layer of the model": of("model.layers.2.self_attn.q_proj"),
-    "'score' is no layer": of("score"),
-    "'model.layers.0.input_layernorm' is no layer": of("model.layers.0.input_layernorm"),
+    "of 'model.layers.2.self_attn.q_proj' is of kind linear and shape [16, 12], expected linear and []": of(
+        "model.layers.2.self_attn.q_proj"
+    ),
+    "of 'model.layers.0.input_layernorm' is of kind linear and shape [16, 12], expected linear and [12]": of(
+        "model.layers.0.input_layernorm"
+    ),
     "expected linear and [8, 12]": of("model.layers.0.self_attn.k_proj"),
     "of kind embedding and shape [16, 12], expected linear": of(Q, kind="embedding"),
     "expected embedding and [12, 29]": {"model.embed_tokens": LoRA(np.ones((2, 29)), np.ones((12, 2)), 1.0)},

@@ -57,7 +57,7 @@ def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
 
 
 NPZ_DAMAGE = {
-    "no configuration": ({"__config__": None}, "there is no __config__: only glassllm's .npz files are supported"),
+    "no configuration": ({"__config__": None}, "there is no '__config__'"),
     "a configuration that is no JSON": ({"__config__": np.array("{")}, "__config__: Input data was truncated"),
     "a configuration without sizes": ({"__config__": np.array("{}")},
      "__config__: Object missing required field `vocab_size`"),
