@@ -352,10 +352,7 @@ def short(value: Any, at_most: int = LONGEST_NAME) -> str:
     """Return a value as Python writes it, its middle left out where it is too long."""
     if isinstance(value, str) and len(value) > at_most:
         value = value[:at_most] + value[-at_most:]  # repr of the whole would be cut to no more than this
-    try:
-        return printable(repr(value), at_most)
-    except ValueError:  # an integer with more digits than Python writes
-        return f"an integer of {value.bit_length()} bits"
+    return printable(repr(value), at_most)
 
 
 @contextmanager

@@ -145,7 +145,6 @@ def test_a_long_text_keeps_its_beginning_and_its_end():
     assert shown == "'" + "a" * 96 + " ... " + "b" * 96 + "'"
     assert len(short(["a"] * 10**4)) <= 200
     assert short(7) == "7"
-    assert short(10**5000) == "an integer of 16610 bits"
     assert short("\n") == r"'\n'"
 
 

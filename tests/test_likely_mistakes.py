@@ -259,8 +259,6 @@ MISTAKES = [
     (lambda rng: LoRA.init(0, 3, rank=1, alpha=1, rng=rng), "ValueError: in_features must be at least 1, got 0"),
     (lambda rng: LoRA.init(4, 0, rank=1, alpha=1, rng=rng), "ValueError: out_features must be at least 1, got 0"),
     (lambda rng: LoRA.init(4, 3, rank=0, alpha=1, rng=rng), "ValueError: rank must be at least 1, got 0"),
-    (lambda rng: LoRA.init(4, 3, rank=10**5000, alpha=1, rng=rng),
-     "ValueError: rank must be at most 2147483647, got an integer of 16610 bits"),
     (lambda rng: best_adapter(X, Y, rank=2**31), "ValueError: rank must be at most 2147483647, got 2147483648"),
     (lambda rng: LoRA(A, B, 0), "ValueError: alpha must be above 0 and finite, got 0"),
     (lambda rng: LoRA(A, B, float("nan")), "ValueError: alpha must be above 0 and finite, got nan"),
