@@ -52,3 +52,9 @@ def report_of(kind, wrong, dtype="float64"):
         return check(wrong, dtype=dtype)
     declared = kind.removesuffix("-full")
     return check(SimpleNamespace(forward=LINEAR["forward"], kinds={declared: wrong}), dtype=dtype).kinds[declared]
+
+
+def report_of_functions(kind, dtype=None, **functions):
+    """Return what is said of a kind whose functions and declarations are these."""
+    both = {kind: SimpleNamespace(**functions)}
+    return check(SimpleNamespace(forward=LINEAR["forward"], kinds=both), dtype=dtype).kinds[kind]

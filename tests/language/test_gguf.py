@@ -1,6 +1,5 @@
 """Llama decoders in llama.cpp's format: what is read, and one clear error for what is damaged or not supported."""
 
-import dataclasses
 import struct
 import time
 
@@ -12,59 +11,12 @@ from minilora.checks import FileRefused
 from minilora.language.gguf import FILE_MUST, MUST
 from minilora.language.tokens import load_tokenizer
 
+from ..support.gguf_file import llama_of_kind, theirs, write
 from ..support.language import tiny_llama
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
-THEIRS = {
-    **{"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"},
-    **{"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"},
-    **{"self_attn.o_proj": "attn_output", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
-    **{"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"},
-}
-
-
-def theirs(name, array, kind="llama"):
-    """Return llama.cpp's name for an array, and its rows in llama.cpp's order."""
-    stem, _, last = name.rpartition(".")
-    if kind == "llama" and stem.endswith(("q_proj", "k_proj")):  # a head's pairs are neighbours there, halves here
-        array = array.reshape(-1, 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
-    if stem.startswith("model.layers."):
-        _, _, number, inside = stem.split(".", 3)
-        return f"blk.{number}.{THEIRS[inside]}.{last}", np.ascontiguousarray(array)
-    return f"{THEIRS[stem]}.{last}", np.ascontiguousarray(array)
-
-
-def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None):
-    """Write a model; of `changes`, a field instead of its own or beside them, None for none."""
-    c, kind = model.config, {"qwen2": "qwen2"}.get(model.config.model_type, "llama")
-    fields = {
-        "llama.embedding_length": c.hidden_size, "llama.feed_forward_length": c.intermediate_size,
-        "llama.block_count": c.num_hidden_layers, "llama.attention.head_count": c.num_attention_heads,
-        "llama.attention.head_count_kv": c.num_key_value_heads, "llama.attention.key_length": c.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": c.rms_norm_eps, "llama.rope.freq_base": (1 / 0.3) ** 2,
-        "llama.vocab_size": c.vocab_size, **(changes or {}),
-    }  # fmt: skip
-    writer = gguf.GGUFWriter(path, kind)
-    kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float64, bool: writer.add_bool}
-    for name, value in fields.items():
-        if value is not None:
-            kinds[type(value)](name.replace("llama.", f"{kind}."), value)
-    for name, value in (tokenizer or {}).items():
-        own_kinds = {**kinds, list: writer.add_array}
-        own_kinds[type(value)](f"tokenizer.{name}", value)
-    own = dict(
-        theirs(name, a, kind) for name, a in model.trainable().items() if not (tied and name == "lm_head.weight")
-    )
-    for name, array in {**own, **(arrays or {})}.items():
-        if array is not None:
-            writer.add_tensor(name, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 @pytest.fixture
@@ -84,15 +36,8 @@ def test_a_gguf_file_is_the_model_it_came_from(tmp_path, model, tied, vocab):
         np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
 
 
-def of_kind(kind):
-    """A tiny model of another kind, no bias of it zero."""
-    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
-    rng = np.random.default_rng(3)
-    return Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})
-
-
 def test_a_qwen2_keeps_its_rows_and_has_three_biases(tmp_path):
-    model = of_kind("qwen2")
+    model = llama_of_kind("qwen2")
     found = Llama.load(write(tmp_path / "m.gguf", model, changes={"llama.context_length": 70}))
     assert (found.config.model_type, found.config.max_position_embeddings) == ("qwen2", 70)
     assert found.trainable().keys() == model.trainable().keys()
@@ -101,7 +46,7 @@ def test_a_qwen2_keeps_its_rows_and_has_three_biases(tmp_path):
 
 
 def test_a_mistral_is_a_llama_here(tmp_path):
-    model = of_kind("mistral")
+    model = llama_of_kind("mistral")
     found = Llama.load(write(tmp_path / "m.gguf", model))
     assert found.config.model_type == "llama"
     np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-4)
@@ -117,13 +62,13 @@ def test_a_mistral_is_a_llama_here(tmp_path):
 )
 def test_a_qwen2_has_no_other_arrays(tmp_path, arrays, message):
     with pytest.raises(FileRefused, match=message):
-        Llama.load(write(tmp_path / "m.gguf", of_kind("qwen2"), arrays=arrays))
+        Llama.load(write(tmp_path / "m.gguf", llama_of_kind("qwen2"), arrays=arrays))
 
 
 def test_a_qwen2_s_settings_are_refused_by_their_own_names(tmp_path):
     for name, value in (("rope.scaling.type", "yarn"), ("expert_count", 8), ("rope.dimension_count", 2)):
         with pytest.raises(FileRefused, match=f"qwen2.{name} is {value!r}, supported: "):
-            Llama.load(write(tmp_path / "m.gguf", of_kind("qwen2"), changes={f"llama.{name}": value}))
+            Llama.load(write(tmp_path / "m.gguf", llama_of_kind("qwen2"), changes={f"llama.{name}": value}))
 
 
 def test_biases_of_attention_and_mlp_are_read(tmp_path, model):
@@ -260,7 +205,7 @@ NOT_IMPLEMENTED = [
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("name", NOT_IMPLEMENTED)
 def test_a_field_has_its_values_and_no_other(tmp_path, kind, name):
-    model, only = tiny_llama(dtype="float32") if kind == "llama" else of_kind(kind), {**FILE_MUST, **MUST}[name]
+    model, only = tiny_llama(dtype="float32") if kind == "llama" else llama_of_kind(kind), {**FILE_MUST, **MUST}[name]
     field = name if name in FILE_MUST else f"llama.{name}"
     for value in only if name != "general.architecture" else [kind]:
         assert Llama.load(write(tmp_path / "m.gguf", model, changes={field: value})).config.model_type == kind

@@ -14,7 +14,7 @@ from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.nf4 import CodedLinear
 from minilora.layers.rotary import frequencies
 
-from .test_gguf import theirs
+from ..support.gguf_file import theirs
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

@@ -25,8 +25,8 @@ from minilora.language import save_llama
 from minilora.language.ggufexport import export_adapter
 
 from ..support.disk import contents
+from ..support.gguf_file import llama_of_kind, write
 from ..support.language import tiny_llama, write_folder
-from .test_gguf import of_kind, write
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 
@@ -55,7 +55,7 @@ def drawn(model, seed, targets):
 
 
 def test_rows_of_a_qwen2_are_not_reordered(tmp_path):
-    model = of_kind("qwen2")
+    model = llama_of_kind("qwen2")
     save_llama(model, tmp_path / "m")
     found = drawn(model, 0, ["q_proj", "k_proj", "v_proj"])
     save_adapter(tmp_path / "a", found)

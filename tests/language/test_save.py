@@ -90,7 +90,7 @@ GGUF_TOKENIZER = {
 
 def write_gguf(path, model, tokenizer):
     pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    from .test_gguf import write
+    from ..support.gguf_file import write
 
     return write(path, model, tokenizer=tokenizer)
 

@@ -4,6 +4,7 @@ import functools
 import http.server
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def resize(browser, width):
     """Make the window as wide as that, of a phone or of a desk."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def wait(true, seconds=30):
+    """Wait until a function returns something true."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.fixture

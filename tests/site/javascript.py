@@ -1,6 +1,7 @@
 """The JavaScript of the pages that train in the browser, run by Node."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,3 +26,8 @@ def node(script, *arguments, **given):
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout or "null")
+
+
+def numbers(path, comment):
+    """Return the numbers of the equations that the lines of a file bear, in either language."""
+    return re.findall(rf"{comment} eq\. \(([\w.]+)\)", path.read_text(encoding="utf-8"))

@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 import front
 from ranks import word
 
-from .conftest import SITE, built
+from .conftest import SITE, built, wait
 from .javascript import LIVE, by_node, node
-from .test_live_layer import wait
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "learn" / "index.md").read_text(encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 
 from minilora import LoRA, best_adapter, cli, evaluate, train
 
-from .javascript import LIVE, by_node, node
+from .conftest import wait
+from .javascript import LIVE, by_node, node, numbers
 
 PYTHON = Path(__file__).parents[2] / "minilora"
 SHOWN_AT = {
@@ -141,10 +141,6 @@ def test_what_the_page_says_of_settings_happens(computed):
     assert going == pytest.approx([least] * 4, rel=1e-3)
 
 
-def numbers(path, comment):
-    return re.findall(rf"{comment} eq\. \(([\w.]+)\)", path.read_text(encoding="utf-8"))
-
-
 @pytest.mark.parametrize(
     ("javascript", "python", "left_out"),
     [
@@ -205,13 +201,6 @@ def loss(browser):
 def verdicts(browser):
     rows = browser.find_elements("css selector", '[data-live="layer"] [data-check]')
     return {row.get_attribute("data-check"): row.get_attribute("data-verdict") for row in rows}
-
-
-def wait(true, seconds=30):
-    until = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("width", widths)

@@ -21,9 +21,8 @@ from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
-from .conftest import SITE, built
-from .javascript import LIVE, NO_NODE, by_node, node
-from .test_live_layer import numbers, wait
+from .conftest import SITE, built, wait
+from .javascript import LIVE, NO_NODE, by_node, node, numbers
 
 pytest.importorskip("glassllm", reason="glassllm is not installed: pip install -e '.[models]'")
 

@@ -19,9 +19,8 @@ from minilora.language.memory import training_memory  # noqa: E402
 
 from ..support.sample import one_in  # noqa: E402
 from . import pasted  # noqa: E402
-from .conftest import built  # noqa: E402
+from .conftest import built, wait  # noqa: E402
 from .javascript import LIVE, by_node, node  # noqa: E402
-from .test_live_layer import wait  # noqa: E402
 
 SCRIPT = LIVE / "settings.js"
 LABORATORY, SEEN = words.laboratory(), words.evidence()

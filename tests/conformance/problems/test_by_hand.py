@@ -4,22 +4,15 @@ Nothing here is computed by the suite's formulas: slots are added one after anot
 sums of adapters are formed whole.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from minilora.conformance import CannotRun, check
+from minilora.conformance import CannotRun
 from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.tolerance import round_to
 
 from ..implementations import OURS
-
-
-def report_of(kind, dtype=None, **functions):
-    both = {kind: SimpleNamespace(**functions)}
-    return check(SimpleNamespace(forward=OURS["linear"].forward, kinds=both), dtype=dtype).kinds[kind]
-
+from ..planting import report_of_functions
 
 # --- slots ----------------------------------------------------------------------------------------
 
@@ -155,7 +148,7 @@ def test_a_reading_of_the_packing_is_named_with_its_gradients():
         grads = ours.backward(dy, x, W, A, reordered(B, len(W), True), *more)
         return grads | {"lora_B": reordered(grads["lora_B"], len(W), False)}
 
-    (text,) = report_of(
+    (text,) = report_of_functions(
         "experts",
         forward=lambda x, W, A, B, *more: ours.forward(x, W, A, reordered(B, len(W), True), *more),
         backward=backward,
@@ -247,7 +240,7 @@ COMBINE = {
 
 
 def test_two_wrong_sums_at_once_are_both_named():
-    root, twice = report_of("combine", cat=with_root(cat), svd=with_root(scaled_twice)).diagnoses
+    root, twice = report_of_functions("combine", cat=with_root(cat), svd=with_root(scaled_twice)).diagnoses
     row = known("combine-the-new-adapter-keeps-rsloras-root")
     assert root == f"{row.says} (made in {row.source})", "it is in svd too, beside the other one"
     assert twice.startswith(known("combine-svd-scales-twice").says)
@@ -259,13 +252,13 @@ def test_a_sum_that_is_not_offered_or_raises_fails_alone():
             raise ValueError("two at most")
         return cat(As, *more)
 
-    report = report_of("combine", cat=two_at_most, svd=svd)
+    report = report_of_functions("combine", cat=two_at_most, svd=svd)
     assert report.claims["cat"].startswith("cat, of three adapters, raises ValueError: two at most (in=6 out=6")
     assert (report.claims["svd"], report.claims["linear"]) == ("ok", "not offered")
     with pytest.raises(CannotRun, match="cat raises ZeroDivisionError"):
-        report_of("combine", cat=lambda *lists: 1 // 0)
+        report_of_functions("combine", cat=lambda *lists: 1 // 0)
     with pytest.raises(CannotRun, match="has none of the functions cat, linear, svd"):
-        report_of("combine", forward=cat)
+        report_of_functions("combine", forward=cat)
 
 
 # --- float32 beside bfloat16 ----------------------------------------------------------------------
@@ -322,7 +315,7 @@ MIXED = {
 
 
 def test_a_declared_output_in_float32_is_held_to_it():
-    wrong = report_of("mixed", forward=OURS["mixed"].forward, output="float 32")
+    wrong = report_of_functions("mixed", forward=OURS["mixed"].forward, output="float 32")
     assert wrong.claims["output dtype"] == "the output is rounded to bfloat16, and output declares float32"
 
 
@@ -333,7 +326,7 @@ WRONG = {"fused": FUSED, "experts": EXPERTS, "combine": COMBINE, "mixed": MIXED}
 
 @pytest.mark.parametrize(("kind", "flag"), [(kind, flag) for kind, flags in WRONG.items() for flag in flags])
 def test_what_is_wrong_by_hand_is_named(kind, flag):
-    report, bug = report_of(kind, **WRONG[kind][flag]), known(flag)
+    report, bug = report_of_functions(kind, **WRONG[kind][flag]), known(flag)
     assert not report.passed
     (text,) = report.diagnoses
     assert text.startswith(bug.says)
@@ -357,6 +350,6 @@ RIGHT = {
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_what_is_right_in_another_way_passes(name, dtype):
     kind, functions = RIGHT[name]
-    report = report_of(kind, dtype, **functions)
+    report = report_of_functions(kind, dtype, **functions)
     assert report.passed, str(report)
     assert report.dtype == ("float32" if kind == "mixed" else dtype)
