@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minilora import (
+    Adam,
     Flatten,
     Linear,
     Llama,
@@ -16,6 +17,7 @@ from minilora import (
     best_of_rank,
     cross_entropy,
     merge,
+    mse,
     quantize,
     weighted_sum,
 )
@@ -61,6 +63,7 @@ def computes_what_numpy_does(place, there, x, dtype):
     here = rebuild(there, array=place.put)
     (y, cache), (expected_y, expected_cache) = here.forward(place.put(x)), there.forward(x)
     place.assert_same(y, expected_y)
+    place.assert_same(here(place.put(x)), there(x))
     dy = np.random.default_rng(3).standard_normal(expected_y.shape).astype(dtype)
     (dx, grads), (expected_dx, expected) = here.backward(place.put(dy), cache), there.backward(dy, expected_cache)
     assert grads.keys() == expected.keys()
@@ -147,6 +150,7 @@ def adapted_there(model, targets, put, x):
 
 
 STEPS = {
+    "a layer": lambda put: [(rebuild(Linear(np.ones((5, 7), "float32")), array=put), put(np.ones((3, 7), "float32")))],
     **{variant: lambda put, options=options: with_convolution(put, **options) for variant, options in OPTIONS.items()},
     "a language model": lambda put: adapted_there(
         llama(), ["q_proj", "v_proj"], put, np.random.default_rng(2).integers(0, 9, (2, 4))),
@@ -164,7 +168,10 @@ def test_steps_neither_wait_nor_copy(standin, what):
         traffic.reset()
         for layer, given in layers:
             y, cache = layer.forward(given)
-            layer.backward(cross_entropy(y, given, out=y)[1] if what == "a language model" else y, cache)
+            _, dy = cross_entropy(y, given, out=y) if what == "a language model" else mse(y, y)
+            _, grads = layer.backward(dy, cache)
+            Adam(layer.trainable()).step(grads)
+            repr(layer)
             if what in OPTIONS:
                 attach(merge(layer), adapters(layer))
     assert (traffic.waits, traffic.to_device, traffic.to_host) == (0, 0, 0)
