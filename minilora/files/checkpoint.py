@@ -153,12 +153,10 @@ def read_checkpoint(path: Path) -> Saved | None:
     try:
         file = TensorFile(path)
         tensors = {key: file.read(key) for key in file.tensors}
-        text = file.metadata.get(TEXT_KEY)
-        if text is None:
-            raise FileRefused(path, "no checkpoint of a training: it has no such text beside its tensors")
-        if file.metadata.get(CHECKSUM_KEY) != checksum(tensors, text):
-            raise FileRefused(path, "damaged: its checksum is not that of its contents")
         with reading(path):
+            text = file.metadata[TEXT_KEY]
+            if file.metadata.get(CHECKSUM_KEY) != checksum(tensors, text):
+                raise ValueError("damaged: its checksum is not that of its contents")
             saved = msgspec.json.decode(text, type=Saved)
     except FileRefused as error:
         raise CheckpointError(f"the checkpoint cannot be read: {error}") from error

@@ -337,22 +337,18 @@ def _forms(file: TensorFile) -> dict[str, Form]:
 
 def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     """Return the form of a module that has exactly one A and one B, of one kind."""
-    if not is_module_path(module):
-        raise ValueError(f"{short(module)} is not a module's path: names with dots between them")
     embedding = bool(parts & {*EMBEDDING_FACTORS})
     if embedding and parts & {*FACTORS}:
         raise ValueError(f"the module {short(module)} has factors of an embedding and of another layer")
-    for name in EMBEDDING_FACTORS if embedding else FACTORS:
-        if name not in parts:
-            raise ValueError(f"the module {short(module)} has no {name}")
+    form = Form("embedding" if embedding else "linear", dora=MAGNITUDE in parts)
+    shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # both are there
     if embedding:
-        return Form("embedding", dora=MAGNITUDE in parts)
-    key = f"{PREFIX}{module}.{FACTORS[0]}"
-    shape = file.tensors[key].shape
+        return form
     kinds = [kind for kind, axes in KERNEL_AXES.items() if len(shape) == 2 + axes]
     if not kinds:
-        raise ValueError(f"{short(key)} has shape {list(shape)}, expected a matrix, or 3 or 4 axes of a convolution")
-    return Form(kinds[0], shape[2:], MAGNITUDE in parts)
+        key = short(form.keys(module)[0])
+        raise ValueError(f"{key} has shape {list(shape)}, expected a matrix, or 3 or 4 axes of a convolution")
+    return replace(form, kind=kinds[0], kernel=shape[2:])
 
 
 def _checked(file: TensorFile, module: str, form: Form, rank: int) -> Form:

@@ -162,25 +162,10 @@ def check_recipe(recipe: Recipe) -> None:
     check_number("weight_decay", recipe.weight_decay, above=0, or_equal=True)
     if recipe.max_grad_norm is not None:
         check_number("max_grad_norm", recipe.max_grad_norm, above=0)
-    check_together(recipe)
+    of_lines = [str(file).lower().endswith(EXAMPLES) for file in (recipe.text, recipe.valid)]
+    if recipe.skip_bad and not any(of_lines):
+        raise ValueError("--skip-bad leaves out lines of a .jsonl file, and none is read")
     check_places(recipe)
-
-
-def check_together(recipe: Recipe) -> None:
-    """Require options that go together, before a model is read, which may take minutes."""
-    parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
-    of_lines = [
-        file for file in (recipe.text, recipe.valid) if isinstance(file, Path) and file.suffix.lower() == EXAMPLES
-    ]
-    for wrong, message in (
-        (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
-        (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
-        (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
-        (recipe.skip_bad and not of_lines, "--skip-bad leaves out lines of a .jsonl file, and none is read"),
-        (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
-    ):
-        if wrong:
-            raise ValueError(message)
 
 
 def check_places(recipe: Recipe) -> None:

@@ -487,7 +487,7 @@ def test_a_changed_name_or_number_of_any_tensor_is_damage(kept, part, name):
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        (None, "no checkpoint of a training"),
+        (None, "there is no 'minilora_checkpoint'"),
         ({"minilora_checkpoint": "{}"}, DAMAGED),
         ({"minilora_checkpoint": "{", "crc32": None}, "Input data was truncated"),
         ({"minilora_checkpoint": '{"version": 3}', "crc32": None}, "Invalid enum value 3"),

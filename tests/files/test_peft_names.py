@@ -317,7 +317,7 @@ def test_what_peft_has_no_place_for_is_not_written(tmp_path, layers, message):
 
 REFUSED = [  # tensors that take the place of others or, where they are None, leave; ~ is what all keys begin with
     ({IMG + "lora_magnitude_vector": None}, "use_dora is True for all modules, and 'img' has no lora_magnitude_vector"),
-    ({EMB + "lora_embedding_B": None}, "the module 'emb' has no lora_embedding_B"),
+    ({EMB + "lora_embedding_B": None}, "there is no '~emb.lora_embedding_B'"),
     ({EMB + "lora_A.weight": np.ones((3, 7))}, "the module 'emb' has factors of an embedding and of another layer"),
     ({IMG + "lora_magnitude_vector": np.ones(5)},
      "'~img.lora_magnitude_vector' has shape [5], expected [1, 5, 1, 1] by the rank 2"),
@@ -330,7 +330,7 @@ REFUSED = [  # tensors that take the place of others or, where they are None, le
     ({EMB + "lora_magnitude_vector": np.full(3, np.inf)}, "'~emb.lora_magnitude_vector' holds NaN or infinity"),
     ({EMB + "lora_magnitude_vector.weight": np.ones(3)},
      "the key '~emb.lora_magnitude_vector.weight' is none of ~<module>.lora_A.weight and the like"),
-    ({PREFIX + "other.base_layer.weight": np.ones(2)}, "the module 'other' has no lora_A.weight"),
+    ({PREFIX + "other.base_layer.weight": np.ones(2)}, "there is no '~other.lora_A.weight'"),
     ({EMB + "base_layer.bias": np.ones(3)},
      "the key '~emb.base_layer.bias' is none of ~<module>.lora_A.weight and the like"),
     ({EMB + "lora_embedding_A": np.ones((3, 7, 1))},
