@@ -101,8 +101,6 @@ def run(options: argparse.Namespace) -> int:
     check_settings(options.tokens, options.temperature, options.top_p)
     if options.prompt is None and not options.chat:
         raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
-    if options.prompt == "":
-        raise ValueError("the prompt is empty: give at least one word")
     if options.system is not None and not options.chat and options.output is None:
         raise ValueError("--system is a message of a chat: it goes with --chat")
     if options.output is not None:

@@ -7,7 +7,6 @@ wrong, and with 2 where nothing could be judged.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +153,7 @@ def add_conformance(commands: Any) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=float,
         default=TIMEOUT,
         metavar="SECONDS",
         help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
@@ -162,22 +161,11 @@ def add_conformance(commands: Any) -> None:
     add_report(parser, judge_conformance, implementation_files, xfails=True)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= LONGEST:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0 and at most {LONGEST:g}, got {text!r}")
-    return seconds
-
-
 def write_start(options: argparse.Namespace) -> None:
     """Print the file of ``--start``, or write it to a new one."""
-    if options.implementation is not None:
-        raise ValueError(f"--start begins a new file, expected it without {options.implementation!r}")
-    if given := [name for name in ("json", "xfails", "require", "dtype") if getattr(options, name) is not None]:
-        raise ValueError(f"--start begins a new file and judges nothing, expected it without --{given[0]}")
+    others = ("implementation", "json", "xfails", "require", "dtype")
+    if given := [name for name in others if getattr(options, name) is not None]:
+        raise ValueError(f"--start begins a new file and judges nothing, expected it without {given[0]}")
     text = Path(__file__).parents[1].joinpath("conformance", "start", f"{options.start}.txt").read_text("utf-8")
     if options.output is None:
         print(text, end="")
@@ -205,8 +193,11 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
         return None
     if options.implementation is None or options.output is not None:
         raise ValueError("expected MODULE[:OBJECT], or --start KIND with or without -o FILE")
+    from ..checks import check_number
     from ..conformance.checking.child import check_apart
     from ..conformance.report import CannotRun
+
+    check_number("timeout", options.timeout, above=0, below=LONGEST)
 
     name = options.implementation
     required = _required(options.require)

@@ -153,7 +153,10 @@ def test_each_kind_has_its_file_printed_or_written(folder, capsys):
     ("given", "said"),
     [
         (["--start", "jax", "-o", "mine.py"], "'mine.py' is there already, expected the name of a new file"),
-        (["mine.py", "--start", "jax"], "--start begins a new file, expected it without 'mine.py'"),
+        (
+            ["mine.py", "--start", "jax"],
+            "--start begins a new file and judges nothing, expected it without implementation",
+        ),
         ([], "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"),
         (["mine", "-o", "new.py"], "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"),
     ],
