@@ -18,6 +18,10 @@ an adapter in an engine         ``minilora diagnose LOGITS --model MODEL --adapt
 The answers are compared with the formulas, up to rounding. Where they differ, a known bug that gives just these numbers
 is named, and in whose code it was made; where no bug does, the report says what it sees. The exit code is 0, 1 where
 something is wrong, or 2 where nothing could be judged.
+
+`problems` has what is asked, the right answers and the known bugs. `checking` holds an implementation against them,
+`naming` finds the bug, and `report` tells it. `vectors` and `golden` do the same by files, `plugin` and
+`test_implementation` in pytest.
 """
 
 from .. import lazily

@@ -14,8 +14,6 @@ from minilora.language.tokens import load_tokenizer
 from ..support.gguf_file import llama_of_kind, theirs, write
 from ..support.language import tiny_llama
 
-gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
 
