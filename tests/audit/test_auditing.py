@@ -640,6 +640,8 @@ BROKEN = {
         of(at("q_proj.lora_A.weight", lambda a: a[:, : D // 4])), "shape-is-a-part",
         f"{Q0}: the factors are for a weight of 12 x 2, and the model's is 12 x 8: the columns of one of 4 parts, as "
         f"of one device; so in 3 modules: {THREE}"),
+    "rows that are no whole part": (of(at("q_proj.lora_B.weight", lambda a: a[: Q // 3 + 1])), "shape-differs"),
+    "columns that are no whole part": (of(at("q_proj.lora_A.weight", lambda a: a[:, : D - 1])), "shape-differs"),
     "a wider model's": (of(at("lora_A.weight", lambda a: np.outer([1, 2], np.arange(1, D + 4)).astype("f4"))),
     "shape-differs"),
     "a wider model's, under fan_in_fan_out": (

@@ -25,6 +25,7 @@ def test_merge_writes_the_checkpoint_and_a_dry_run_does_not(adapter, tmp_path, s
     assert planned[3:] == ["2 tensors would change; nothing was written"]
     assert not out.exists()
     assert shell(command).splitlines() == [*planned[:3], f"2 tensors merged into {out}"]
+    assert shell(command, "--dry-run").splitlines() == planned  # also where it is there already
     before, after = load_file(base), load_file(out)
     for name, lora in load_adapter(adapter).items():
         np.testing.assert_allclose(after[f"{name}.weight"], before[f"{name}.weight"] + lora.delta(), rtol=1e-5)
@@ -52,9 +53,10 @@ def test_one_changed_tensor_is_not_plural(tmp_path, shell):
     assert f"\n1 tensor merged into {tmp_path}/o\n" in out
 
 
-def test_what_a_merge_warns_of_is_said_in_a_line(monkeypatch, shell):
+def test_what_a_merge_warns_of_twice_is_said_in_a_line(monkeypatch, shell):
     monkeypatch.setattr(
-        "minilora.files.merge.merge_adapter", lambda *a, **k: warnings.warn("mind this", stacklevel=1) or []
+        "minilora.files.merge.merge_adapter",
+        lambda *a, **k: [warnings.warn("mind this", stacklevel=1) for _ in range(2)][:0],
     )
     shell("merge b a -o o")
     assert shell.err == "minilora: mind this\n"
