@@ -15,6 +15,8 @@ from minilora.layers.experts import Experts, MixtureOfExperts, Router
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.stackedlora import StackedLoRA
 
+from ..support.adapter_folder import CONFIG, WEIGHTS, change_json
+
 E, R = 4, 3
 NAMES = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
 
@@ -35,11 +37,9 @@ def trained(base, names=NAMES, **options):
 
 def rewritten(folder, change=None, **config):
     """Write the folder's files again as another program might have: tensors changed, and keys of the configuration."""
-    path = folder / "adapter_config.json"
-    said = json.loads(path.read_text()) | config
-    path.write_text(json.dumps({key: value for key, value in said.items() if value != "absent"}))
-    tensors = load_file(folder / "adapter_model.safetensors")
-    save_file((change or (lambda t: t))(tensors), folder / "adapter_model.safetensors")
+    change_json(folder / CONFIG, **config)
+    tensors = load_file(folder / WEIGHTS)
+    save_file(change(tensors) if change else tensors, folder / WEIGHTS)
 
 
 def same(folder, model):

@@ -1,6 +1,5 @@
 """Adapters of a mixture's experts folded into files: as in memory, in each layout of tensors and of factors."""
 
-import json
 import re
 
 import numpy as np
@@ -10,11 +9,12 @@ from safetensors.numpy import load_file, save_file
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, merge_adapter, save_adapter
 from minilora.checks import FileRefused
 from minilora.language import save_llama
+from minilora.variants.stackedlora import StackedLoRA
 
+from ..support.adapter_folder import merged
 from ..support.language import tiny_mixture
 from .test_expert_adapters import rewritten
 
-KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
 GATE_UP, DOWN, ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"
 R, E = 3, 4  # E is that of `tiny_mixture`
 
@@ -50,26 +50,26 @@ def written(tmp_path, kind, layout, names=(GATE_UP, DOWN, ROUTER), modules=("q_p
     return model
 
 
-@pytest.mark.parametrize("layout", ["each", "fused"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("names", [(GATE_UP, DOWN, ROUTER), (GATE_UP,), (DOWN,), (ROUTER,)])
-def test_files_are_merged_as_in_memory(tmp_path, kind, layout, names):
-    same(tmp_path, written(tmp_path, kind, layout, names))
+MERGED = [  # the kind, the arrays and modules adapted, how, and what another program writes into the configuration
+    *(
+        (kind, names, ("q_proj",), {}, {})
+        for kind in ("mixtral", "qwen2_moe", "qwen3_moe")
+        for names in ((GATE_UP, DOWN, ROUTER), (GATE_UP,), (DOWN,), (ROUTER,))
+    ),
+    *(("mixtral", (GATE_UP, DOWN), modules, {"use_rslora": True}, {}) for modules in ((), ("q_proj", "k_proj"))),
+    *(
+        ("qwen3_moe", (GATE_UP, DOWN), (), {}, said)
+        for said in ({"peft_version": "0.21.2"}, {"peft_version": "absent"}, {"lora_B_layout": "rank_major"})
+    ),
+]
 
 
 @pytest.mark.parametrize("layout", ["each", "fused"])
-@pytest.mark.parametrize("modules", [(), ("q_proj", "k_proj")])
-def test_scaling_of_each_array_is_its_own(tmp_path, layout, modules):
-    same(tmp_path, written(tmp_path, "mixtral", layout, (GATE_UP, DOWN), modules, use_rslora=True))
-
-
-@pytest.mark.parametrize("layout", ["each", "fused"])
-@pytest.mark.parametrize(
-    "said", [{"peft_version": "0.21.2"}, {"peft_version": "absent"}, {"lora_B_layout": "rank_major"}]
-)
-def test_packings_that_say_the_same_are_merged_the_same(tmp_path, layout, said):
-    model = written(tmp_path, "qwen3_moe", layout, (GATE_UP, DOWN), modules=())
-    rewritten(tmp_path / "a", **said)
+@pytest.mark.parametrize(("kind", "names", "modules", "options", "said"), MERGED)
+def test_files_are_merged_as_in_memory(tmp_path, layout, kind, names, modules, options, said):
+    model = written(tmp_path, kind, layout, names, modules, **options)
+    if said:
+        rewritten(tmp_path / "a", **said)
     same(tmp_path, model)
 
 
@@ -112,36 +112,12 @@ def test_blocks_of_a_few_rows_merge_to_the_same_bits(tmp_path, monkeypatch):
         np.testing.assert_allclose(rows[name], array, rtol=1e-6, atol=1e-6)
 
 
-def replaced(folder, change):
-    path = folder / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, path)
+def turned(array):
+    return np.ascontiguousarray(array.swapaxes(1, 2))
 
 
-def turn(*names):
-    def change(tensors):
-        for name in tensors:
-            if name.endswith(names):
-                tensors[name] = tensors[name].swapaxes(1, 2)
-
-    return change
-
-
-def drop(name):
-    return lambda tensors: tensors.pop(name)
-
-
-def add(name, like):
-    return lambda tensors: tensors.update({name: tensors[like].copy()})
-
-
-def cut(name):
-    return lambda tensors: tensors.update({name: tensors[name][:-1]})
-
-
-def one_of(name):
-    return lambda tensors: tensors.update({name: tensors[name][0]})
+def turned_in_all_layers(*names):
+    return {f"model.layers.{i}.mlp.experts.{name}": turned for i in range(2) for name in names}
 
 
 LAYER = "model.layers.1.mlp.experts"
@@ -150,56 +126,51 @@ LAYER = "model.layers.1.mlp.experts"
 @pytest.mark.parametrize(
     ("layout", "change", "message"),
     [
-        ("fused", turn("gate_up_proj", "down_proj"),
+        ("fused", turned_in_all_layers("gate_up_proj", "down_proj"),
          "'model.layers.0.mlp.experts.down_proj' is stored (E, in, out), as the shapes of the two arrays show "
          "together: (E, out, in) alone is supported"),
-        ("fused", turn("down_proj"),
+        ("fused", turned_in_all_layers("down_proj"),
          "'model.layers.0.mlp.experts.down_proj' has shape [4, 10, 12], expected [4, 12, 10] (of 4 experts, 12 x "
          "10 each)"),
-        ("fused", drop(f"{LAYER}.down_proj"),
+        ("fused", {f"{LAYER}.down_proj": None},
          f"there is no '{LAYER}.down_proj', and no tensor for each expert, such as '{LAYER}.0.down_proj.weight'"),
-        ("fused", cut(f"{LAYER}.down_proj"),
+        ("fused", {f"{LAYER}.down_proj": lambda array: array[:-1]},
          f"'{LAYER}.down_proj' has shape [3, 12, 10], expected [4, 12, 10] (of 4 experts, 12 x 10 each)"),
-        ("fused", one_of(f"{LAYER}.down_proj"),
+        ("fused", {f"{LAYER}.down_proj": lambda array: array[0]},
          f"'{LAYER}.down_proj' has shape [12, 10], expected [4, 12, 10] (of 4 experts, 12 x 10 each)"),
-        ("each", drop(f"{LAYER}.2.up_proj.weight"), f"there is no '{LAYER}.2.up_proj.weight', of one of 4 experts"),
-        ("each", cut(f"{LAYER}.2.up_proj.weight"),
+        ("each", {f"{LAYER}.2.up_proj.weight": None}, f"there is no '{LAYER}.2.up_proj.weight', of one of 4 experts"),
+        ("each", {f"{LAYER}.2.up_proj.weight": lambda array: array[:-1]},
          f"'{LAYER}.2.up_proj.weight' has shape [9, 12], expected [10, 12] (of 4 experts, 20 x 12 each)"),
-        ("each", add(f"{LAYER}.4.down_proj.weight", f"{LAYER}.3.down_proj.weight"),
+        ("each", {f"{LAYER}.4.down_proj.weight": lambda _: np.ones((12, 10), "f4")},
          f"there is '{LAYER}.4.down_proj.weight', expected 4 experts"),
-        ("each", drop("model.layers.0.mlp.gate.weight"), "there is no 'model.layers.0.mlp.gate.weight'"),
+        ("each", {"model.layers.0.mlp.gate.weight": None}, "there is no 'model.layers.0.mlp.gate.weight'"),
     ],
 )  # fmt: skip
 def test_a_base_that_does_not_fit_is_refused(tmp_path, layout, change, message):
     written(tmp_path, "qwen3_moe", layout)
-    replaced(tmp_path / "m", change)
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    for name, how in change.items():
+        array = tensors.pop(name, None)
+        tensors |= {name: how(array)} if how else {}
+    save_file(tensors, tmp_path / "m" / "model.safetensors")
     with pytest.raises(FileRefused, match=f": {re.escape(message)}$"):
         merge_adapter(tmp_path / "m", tmp_path / "a", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "m"]
 
 
 def test_a_square_array_alone_is_refused(tmp_path):
-    rng = np.random.default_rng(0)
-    base = {"mlp.experts.down_proj": rng.standard_normal((2, 6, 6)).astype("float32")}
-    save_file(base, tmp_path / "base.safetensors")
-    factors = {f"base_model.model.mlp.experts.lora_{side}.weight": np.ones((6, 6), "float32") for side in "AB"}
-    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 3, "target_modules": [], "peft_version": "0.19.1"}
-    (tmp_path / "a").mkdir()
-    save_file(factors, tmp_path / "a" / "adapter_model.safetensors")
-    said = json.dumps(config | {"target_parameters": ["mlp.experts.down_proj"]})
-    (tmp_path / "a" / "adapter_config.json").write_text(said)
+    def array(*shape):
+        return np.random.default_rng(0).standard_normal(shape).astype("f4")
+
+    base, ones = {"mlp.experts.down_proj": array(2, 6, 6)}, np.ones((6, 6), "f4")
+    layers = {"mlp.experts.down_proj": StackedLoRA(ones, ones, 3, experts=2)}
     with pytest.raises(FileRefused, match="is square, and nothing shows whether it is stored"):
-        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+        merged(tmp_path, base, layers)
     assert not (tmp_path / "out.safetensors").exists()
-    base["mlp.experts.gate_up_proj"] = rng.standard_normal((2, 12, 6)).astype("float32")
-    save_file(base, tmp_path / "base.safetensors")
-    merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    merged = load_file(tmp_path / "out.safetensors")
-    np.testing.assert_allclose(merged["mlp.experts.down_proj"], base["mlp.experts.down_proj"] + 3)
-    base["mlp.experts.gate_up_proj"] = rng.standard_normal((2, 6, 12)).astype("float32")
-    save_file(base, tmp_path / "base.safetensors")
+    after = merged(tmp_path, base | {"mlp.experts.gate_up_proj": array(2, 12, 6)}, layers, overwrite=True)
+    np.testing.assert_allclose(after["mlp.experts.down_proj"], base["mlp.experts.down_proj"] + 3)
     with pytest.raises(FileRefused, match=r"is stored \(E, in, out\)"):
-        merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
+        merged(tmp_path, base | {"mlp.experts.gate_up_proj": array(2, 6, 12)}, layers, overwrite=True)
 
 
 def test_what_loads_with_the_adapter_is_what_is_merged(tmp_path):
