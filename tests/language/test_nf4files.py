@@ -1,7 +1,6 @@
 """Weights in NF4 as bitsandbytes writes them, and a decoder saved as a folder: both ways, and what is refused."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -28,7 +27,9 @@ from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
 
-from ..support.language import arrays_of
+from ..support.adapter_folder import change_json
+from ..support.language import adapted, arrays_of
+from ..support.model_folder import shard
 
 IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -105,10 +106,7 @@ def test_one_model_gives_the_same_bytes_twice(tmp_path):
 )
 def test_rotary_settings_of_a_folder_are_saved(tmp_path, rope):
     save_llama(decoder(), tmp_path / "m")
-    path = tmp_path / "m" / "config.json"
-    config = json.loads(path.read_text())
-    del config["rope_theta"], config["rope_scaling"]
-    path.write_text(json.dumps(config | rope))
+    change_json(tmp_path / "m" / "config.json", **{"rope_theta": "absent", "rope_scaling": "absent"} | rope)
     model = Llama.load(tmp_path / "m")
     save_llama(model, tmp_path / "again")
     assert Llama.load(tmp_path / "again").config == model.config
@@ -190,70 +188,59 @@ def model_dir(tmp_path, monkeypatch):
     return Path("m")
 
 
-def edited(model_dir, edit):
-    tensors = load_file(model_dir / "model.safetensors")
-    edit(tensors)
-    save_file(
-        {n: np.ascontiguousarray(a) for n, a in tensors.items()}, model_dir / "model.safetensors", {"format": "pt"}
-    )
-    return model_dir
-
-
-def state(**changes):
-    def edit(tensors):
-        said = json.loads(tensors[f"{WEIGHT}.{NF4_STATE}"].tobytes()) | changes
+def edited(model_dir, part, change):
+    """Change a part of a weight: by a function of its array; of its state some keys; or, by None, take it away."""
+    name, path = f"{WEIGHT}.{part}" if part else WEIGHT, model_dir / "model.safetensors"
+    tensors = load_file(path)
+    array = tensors.pop(name)
+    if isinstance(change, dict):
+        said = json.loads(array.tobytes()) | change
         text = json.dumps({key: value for key, value in said.items() if value != "absent"})
-        tensors[f"{WEIGHT}.{NF4_STATE}"] = np.frombuffer(text.encode(), np.uint8)
-
-    return edit
-
-
-def replaced(part, change):
-    def edit(tensors):
-        name = f"{WEIGHT}.{part}" if part else WEIGHT
-        if change is None:
-            del tensors[name]
-        else:
-            tensors[name] = change(tensors[name])
-
-    return edit
+        tensors[name] = np.frombuffer(text.encode(), np.uint8)
+    elif change:
+        tensors[name] = np.ascontiguousarray(change(array))
+    save_file(tensors, path, {"format": "pt"})
+    return model_dir
 
 
 STATE = f"'model.safetensors': {WEIGHT}.{NF4_STATE}: "
 DAMAGES = {
-    "another code book": (state(quant_type="fp4"), STATE + "Invalid enum value 'fp4' - at `$.quant_type`"),
-    "no block size": (state(blocksize="absent"), STATE + "Object missing required field `blocksize`"),
-    "an odd block size": (state(blocksize=65), STATE + "block_size must be a power of two, got 65"),
-    "a shape of three": (state(shape=[5, 5, 18]), STATE + "Expected `array` of length 2 - at `$.shape`"),
-    "a shape of texts": (state(shape=["25", 18]), STATE + "Expected `int`, got `str` - at `$.shape[0]`"),
-    "a transposed shape": (state(shape=[18, 26]),
+    "another code book": (NF4_STATE, {"quant_type": "fp4"}, STATE + "Invalid enum value 'fp4' - at `$.quant_type`"),
+    "no block size": (NF4_STATE, {"blocksize": "absent"}, STATE + "Object missing required field `blocksize`"),
+    "an odd block size": (NF4_STATE, {"blocksize": 65}, STATE + "block_size must be a power of two, got 65"),
+    "a shape of three": (NF4_STATE, {"shape": [5, 5, 18]}, STATE + "Expected `array` of length 2 - at `$.shape`"),
+    "a shape of texts": (NF4_STATE, {"shape": ["25", 18]}, STATE + "Expected `int`, got `str` - at `$.shape[0]`"),
+    "a transposed shape": (NF4_STATE, {"shape": [18, 26]},
      f"'m': '{WEIGHT}' has shape [18, 26], expected [25, 18]"),
-    "other nested blocks": (state(nested_blocksize=128), STATE + "Invalid enum value 128 - at `$.nested_blocksize`"),
-    "a nested half": (state(nested_dtype="float16"), STATE + "Invalid enum value 'float16' - at `$.nested_dtype`"),
-    "a mean of infinity": (state(nested_offset=1e400), STATE + "JSON is malformed: invalid character (byte 147)"),
-    "no mean": (state(nested_offset="absent"),
+    "other nested blocks": (NF4_STATE, {"nested_blocksize": 128},
+     STATE + "Invalid enum value 128 - at `$.nested_blocksize`"),
+    "a nested half": (NF4_STATE, {"nested_dtype": "float16"},
+     STATE + "Invalid enum value 'float16' - at `$.nested_dtype`"),
+    "a mean of infinity": (NF4_STATE, {"nested_offset": 1e400},
+     STATE + "JSON is malformed: invalid character (byte 147)"),
+    "no mean": (NF4_STATE, {"nested_offset": "absent"},
      f"'model.safetensors': {WEIGHT}: absmax has dtype uint8, expected float32"),
-    "no JSON": (replaced(NF4_STATE, lambda a: a[:-1]), STATE + "Input data was truncated"),
-    "codes cut": (replaced("", lambda a: a[:-1]),
+    "no JSON": (NF4_STATE, lambda a: a[:-1], STATE + "Input data was truncated"),
+    "codes cut": ("", lambda a: a[:-1],
      f"'model.safetensors': {WEIGHT}: packed has shape (224,), expected (225,)"),
-    "codes of another type": (replaced("", lambda a: a.astype("f4")),
+    "codes of another type": ("", lambda a: a.astype("f4"),
      f"'model.safetensors': {WEIGHT}: packed has dtype float32, expected uint8"),
-    "no scales": (replaced("absmax", None),
+    "no scales": ("absmax", None,
      f"'model.safetensors': there is no '{WEIGHT}.absmax'"),
-    "scales cut": (replaced("absmax", lambda a: a[1:]),
+    "scales cut": ("absmax", lambda a: a[1:],
      f"'model.safetensors': {WEIGHT}: absmax has shape (7,), expected (8,)"),
-    "no nested scales": (replaced("nested_absmax", None),
+    "no nested scales": ("nested_absmax", None,
      f"'model.safetensors': there is no '{WEIGHT}.nested_absmax'"),
-    "scales of scales cut": (replaced("nested_absmax", lambda a: np.ones(2, "f4")),
+    "scales of scales cut": ("nested_absmax", lambda a: np.ones(2, "f4"),
      f"'model.safetensors': {WEIGHT}: nested_absmax has shape (2,), expected (1,)"),
-    "infinite scales": (replaced("nested_absmax", lambda a: a + np.inf), f"'m': '{WEIGHT}' holds NaN or infinity"),
-    "no book": (replaced("quant_map", None),
+    "infinite scales": ("nested_absmax", lambda a: a + np.inf, f"'m': '{WEIGHT}' holds NaN or infinity"),
+    "no book": ("quant_map", None,
      f"'model.safetensors': there is no '{WEIGHT}.quant_map'"),
-    "a book turned round": (replaced("quant_map", lambda a: a[::-1]),
+    "a book turned round": ("quant_map", lambda a: a[::-1],
      f"'model.safetensors': '{WEIGHT}.quant_map' holds other numbers than bitsandbytes writes"),
-    "a book of NaN": (replaced("nested_quant_map", lambda a: a + np.nan),
+    "a book of NaN": ("nested_quant_map", lambda a: a + np.nan,
      f"'model.safetensors': '{WEIGHT}.nested_quant_map' holds other numbers than bitsandbytes writes"),
-    "no state": (replaced(NF4_STATE, None),
+    "no state": (NF4_STATE, None,
      "'config.json': by its quantization_config 'model.layers.1.mlp.up_proj' is quantised, and in the file its "
      "weight is not"),
 }  # fmt: skip
@@ -261,26 +248,20 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_weight_is_refused_by_name(model_dir, damage):
-    edit, message = DAMAGES[damage]
+    part, change, message = DAMAGES[damage]
     with pytest.raises(FileRefused) as error:
-        Llama.load(edited(model_dir, edit))
+        Llama.load(edited(model_dir, part, change))
     assert str(error.value).replace("m/", "") == message
 
 
 def said(model_dir, **changes):
-    path = model_dir / "config.json"
-    config = json.loads(path.read_text())
-    if changes.get("quantization_config", 0) is None:
-        config["quantization_config"] = None
-    else:
-        config["quantization_config"] |= changes
-    path.write_text(json.dumps(config))
+    """Change what config.json says of the quantisation."""
+    before = json.loads((model_dir / "config.json").read_text())["quantization_config"]
+    change_json(model_dir / "config.json", quantization_config=before | changes)
     return model_dir
 
 
 SAID = {
-    "nothing": ({"quantization_config": None},
-     "there is no quantization_config, and 'model.layers.0.self_attn.q_proj.weight' is quantised"),
     "another library": ({"quant_method": "gptq"},
      "quantization_config: quant_method is 'gptq', supported: 'bitsandbytes'"),
     "not four bits": ({"load_in_4bit": False}, "quantization_config: load_in_4bit is False, supported: True"),
@@ -312,6 +293,14 @@ def test_settings_that_say_otherwise_are_refused(model_dir, what):
     assert str(error.value) == f"'m/config.json': {message}"
 
 
+def test_a_quantised_weight_of_which_nothing_is_said_is_refused(model_dir):
+    change_json(model_dir / "config.json", quantization_config=None)
+    with pytest.raises(FileRefused) as error:
+        Llama.load(model_dir)
+    weight = "'model.layers.0.self_attn.q_proj.weight'"
+    assert str(error.value) == f"'m/config.json': there is no quantization_config, and {weight} is quantised"
+
+
 def test_settings_of_other_methods_do_nothing(model_dir):
     expected = Llama.load(model_dir)(IDS)
     said(model_dir, llm_int8_threshold=3.0, bnb_4bit_compute_dtype="bfloat16", _load_in_4bit=True, load_in_8bit=None)
@@ -321,18 +310,12 @@ def test_settings_of_other_methods_do_nothing(model_dir):
 def test_a_stored_type_does_not_round_the_weights(model_dir):
     """transformers would round to bfloat16 what was float32 when it was quantised."""
     expected = Llama.load(model_dir)(IDS)
-    np.testing.assert_array_equal(Llama.load(edited(model_dir, state(dtype="bfloat16")))(IDS), expected)
+    np.testing.assert_array_equal(Llama.load(edited(model_dir, NF4_STATE, {"dtype": "bfloat16"}))(IDS), expected)
 
 
 def test_shards_may_hold_the_parts_of_a_weight(model_dir):
     expected = Llama.load(model_dir)(IDS)
-    tensors = load_file(model_dir / "model.safetensors")
-    os.remove(model_dir / "model.safetensors")
-    names = sorted(tensors)
-    for i in range(2):
-        save_file({name: tensors[name] for name in names[i::2]}, model_dir / f"{i}.safetensors")
-    index = {"weight_map": {name: f"{i % 2}.safetensors" for i, name in enumerate(names)}}
-    (model_dir / "model.safetensors.index.json").write_text(json.dumps(index))
+    shard(model_dir, 2)
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), expected)
 
 
@@ -343,9 +326,7 @@ def test_the_books_in_a_file_are_those_that_decode(model_dir):
 
 
 def test_an_adapter_merges_into_four_bits_in_memory_only(model_dir, tmp_path):
-    model = adapt(Llama.load(model_dir), ["up_proj"], rank=2, alpha=3, rng=np.random.default_rng(0))
-    for p in model.trainable().values():
-        p += 0.1
+    model = adapted(["up_proj"], Llama.load(model_dir))
     save_adapter(tmp_path / "a", adapters(model))
     with pytest.raises(FileRefused, match="a Llama in NF4 is merged by minilora"):
         merge_adapter(model_dir, tmp_path / "a", tmp_path / "out.safetensors")

@@ -1,6 +1,5 @@
 """A model is loaded from whichever file it comes in; what is no model, and no number, is refused."""
 
-import json
 import re
 import sys
 
@@ -11,7 +10,9 @@ from safetensors.numpy import load_file, save_file
 from minilora import Llama
 from minilora.files.tensors import FLOATS, TensorFile, write_tensors
 
+from ..support.adapter_folder import change_json
 from ..support.language import tiny_llama, write_folder
+from ..support.model_folder import shard
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
@@ -37,9 +38,7 @@ def nothing_is_read(monkeypatch):
 
 
 def changed(model_dir, **settings):
-    path = model_dir / "config.json"
-    config = json.loads(path.read_text()) | settings
-    path.write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
+    change_json(model_dir / "config.json", **settings)
     return model_dir
 
 
@@ -49,14 +48,6 @@ def weights(model_dir):
 
 def with_weights(model_dir, arrays):
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, model_dir / "model.safetensors")
-    return model_dir
-
-
-def sharded(model_dir, shards, index):
-    """Write shards, each with some arrays, and an index."""
-    for shard, inside in shards.items():
-        save_file(inside, model_dir / shard)
-    (model_dir / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return model_dir
 
 
@@ -70,11 +61,7 @@ def test_a_folder_is_the_model_it_came_from(model_dir, model, dtype):
 
 
 def test_shards_are_one_checkpoint(model_dir, model):
-    arrays = weights(model_dir)
-    (model_dir / "model.safetensors").unlink()
-    names = sorted(arrays)
-    shards = {f"model-{i}.safetensors": {name: arrays[name] for name in names[i::2]} for i in range(2)}
-    sharded(model_dir, shards, {name: shard for shard, inside in shards.items() for name in inside})
+    shard(model_dir, 2)
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
@@ -99,19 +86,6 @@ def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
             ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
         ):
             Llama.load(model_dir)
-
-
-def test_an_index_of_the_single_file_is_read(model_dir, model):
-    sharded(model_dir, {}, dict.fromkeys(weights(model_dir), "model.safetensors"))
-    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
-
-
-def test_an_array_that_the_index_leaves_out_counts(model_dir, model):
-    arrays = weights(model_dir)
-    (model_dir / "model.safetensors").unlink()
-    index = {name: "a.safetensors" for name in arrays if name != "model.norm.weight"}
-    sharded(model_dir, {"a.safetensors": arrays}, index)
-    np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
 def test_old_files_frequencies_are_passed_over(model_dir, model):
@@ -141,32 +115,12 @@ def no_config(model_dir):
     return model_dir
 
 
-def an_index_beside(model_dir):
-    """transformers takes the single file, vLLM the shards."""
-    others = {name: 2 * a for name, a in weights(model_dir).items()}
-    return sharded(model_dir, {"other.safetensors": others}, dict.fromkeys(others, "other.safetensors"))
-
-
-def an_array_twice(model_dir):
-    """The index names one of them, and transformers takes the last that it reads."""
-    arrays = weights(model_dir)
-    (model_dir / "model.safetensors").unlink()
-    norm = {"model.norm.weight": 2 * arrays["model.norm.weight"], "other": np.ones(2, "f4")}
-    index = dict.fromkeys(arrays, "a.safetensors") | {"other": "b.safetensors"}
-    return sharded(model_dir, {"a.safetensors": arrays, "b.safetensors": norm}, index)
-
-
 def an_adapter(model_dir):
     (model_dir / "adapter_config.json").write_text("{}")
     return model_dir
 
 
 DAMAGE = {
-    "an index beside a single file": (an_index_beside,
-     "model.safetensors': beside model.safetensors.index.json, which names other files: programs differ in which they "
-     "take. Remove one of them"),
-    "an array in two shards": (an_array_twice,
-     "b.safetensors': 'model.norm.weight' stands here and in a.safetensors: expected once"),
     "an adapter": (an_adapter,
      "adapter_config.json': an adapter in the folder of a model: move it to a folder of its own"),
     "more layers than arrays": (lambda model_dir: changed(model_dir, num_hidden_layers=10**8),

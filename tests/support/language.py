@@ -23,9 +23,9 @@ def tiny_llama(seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS),
     return drawn(seed, dtype, vocab_size=vocab, intermediate_size=20, num_hidden_layers=blocks)
 
 
-def adapted(targets="all-linear", model: Llama | None = None) -> Llama:
+def adapted(targets="all-linear", model: Llama | None = None, **options) -> Llama:
     """Return a model, by default `tiny_llama`'s, with adapters of which no factor is zero."""
-    model = adapt(model or tiny_llama(), targets, rank=2, alpha=4, rng=np.random.default_rng(0))
+    model = adapt(model or tiny_llama(), targets, rank=2, alpha=4, rng=np.random.default_rng(0), **options)
     for i, p in enumerate(model.trainable().values()):
         p += np.random.default_rng(i).standard_normal(p.shape) / 4
     return model

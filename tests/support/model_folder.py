@@ -46,7 +46,18 @@ def of_kind(tied=False):
     return Llama.build(type(config)(**{**vars(config), "tie_word_embeddings": tied}), arrays)
 
 
-def write(folder, *, tied=False, shards=1, total=True):
+def shard(folder, count):
+    """Write a folder's weights again, in shards with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weight_map = {name: f"model-{1 + i % count}-of-{count}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for file in {*weight_map.values()}:
+        save_file({name: a for name, a in tensors.items() if weight_map[name] == file}, folder / file, {"format": "pt"})
+    metadata = {"total_size": sum(a.nbytes for a in tensors.values()), "total_parameters": 1}
+    (folder / INDEX).write_text(json.dumps({"metadata": metadata, "weight_map": weight_map}))
+
+
+def write(folder, *, tied=False, shards=1):
     """A model's folder with every kind of file beside the weights."""
     write_folder(folder, of_kind(False))
     arrays = load_file(folder / "model.safetensors")
@@ -54,17 +65,9 @@ def write(folder, *, tied=False, shards=1, total=True):
     (folder / "config.json").write_text(json.dumps(config))
     if tied:
         del arrays["lm_head.weight"]
-    (folder / "model.safetensors").unlink()
-    if shards == 1:
-        save_file(arrays, folder / "model.safetensors", {"format": "pt"})
-    else:
-        names, weight_map = sorted(arrays), {}
-        for i in range(shards):
-            file = f"model-{i + 1}-of-{shards}.safetensors"
-            weight_map |= dict.fromkeys(names[i::shards], file)
-            save_file({name: arrays[name] for name in names[i::shards]}, folder / file, {"format": "pt"})
-        metadata = {"total_size": sum(a.nbytes for a in arrays.values()), "total_parameters": 1}
-        (folder / INDEX).write_text(json.dumps({"metadata": metadata if total else {}, "weight_map": weight_map}))
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    if shards > 1:
+        shard(folder, shards)
     for name, text in (BESIDE | LEFT).items():
         (folder / name).write_text(text)
     (folder / "original").mkdir()
