@@ -108,21 +108,7 @@ PARTS = {
     "doors": ((("language", "cli"), ("language", "cli")),),
 }
 """Modules that are mutated together, and the tests that are about them: all tests would take hours."""
-SLOW = (
-    "killed_at_random",
-    "killed_while",
-    "killed_in_each",
-    "two_writers",
-    "little_memory",
-    "to_fill_the_memory",
-    "thousands_of",
-    "many_dots",
-    "more_names",
-    "time_is_for",
-    "endless",
-    "three_blocks_of_memory",
-    *("live_page", "index_of_fields"),
-)
+SLOW = ("killed_while", "little_memory", "endless", "three_blocks_of_memory", "live_page", "index_of_fields")
 """What tests are about that no mutant waits for, by words of their names: slow ones of files, one that counts bytes, of
 which each call of a function with mutants takes some, and those that read the site."""
 
