@@ -25,6 +25,7 @@ from minilora import (
 )
 from minilora.adaptation import ends_of
 from minilora.layer import Layer, walk
+from minilora.variants.stackedlora import StackedLoRA
 
 from .support.compare import assert_close
 from .support.language import arrays_of, tiny_llama, tiny_mixture
@@ -144,11 +145,12 @@ def test_attached_adapters_give_the_same_output():
 
 def test_attach_refuses_paths_that_are_no_linear_layer():
     adapter = LoRA(np.ones((2, 3)), np.ones((5, 2)), 1)
-    for path in ("fc3", "act", "", "fc1.weight"):
+    of_two = StackedLoRA(np.ones((4, 3)), np.ones((5, 4)), 1, experts=2)
+    for path, given in (*((path, adapter) for path in ("fc3", "act", "", "fc1.weight")), ("fc1.weight", of_two)):
         with pytest.raises(
             ValueError, match=re.escape(f"adapters names ['{path}'], which are no layers without an adapter")
         ):
-            attach(mlp(), {path: adapter})
+            attach(mlp(), {path: given})
     with pytest.raises(ValueError, match="adapter is 3 -> 5 wide, expected in -> out with in = 5 as in base"):
         attach(mlp(), {"fc2": adapter})
 

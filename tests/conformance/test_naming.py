@@ -74,6 +74,9 @@ def test_a_row_on_top_of_the_first_shows_with_it():
     first, second = name(world(A, B), wrong)[1]
     assert (first.says, first.on_top) == ("a is wrong", False)
     assert (second.flag, second.on_top, second.explains) == ("b", True, {"y", "h"})
+    of_y = given({**A.parts, **B.parts}, also=lambda case: {"h": answers(case, {})["h"]})
+    alone = row("alone", {"a": NUMBERS - 1, "b": 7.0})  # which would change g besides h
+    assert [named.flag for named in name(world(A, alone, B), of_y)[1]] == ["a", "b"]
 
 
 def test_rows_of_two_slots_are_wrong_at_once():

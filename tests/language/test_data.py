@@ -298,6 +298,7 @@ def test_without_a_length_nothing_that_counts_is_lost(load):
     assert data.summary.endswith("held out, 3,626 of 3,673 tokens count")  # of the text the first is no target
     assert sum((y != IGNORED).sum() for y in (data.Y, data.Y_held)) == 3626
     assert load(some).length == 49
+    assert load([*some, *prompts((3, 1100))]).length == 1103
 
 
 def test_the_summary_says_what_a_length_loses(load):
