@@ -92,7 +92,7 @@ def shard(tensors, folder):
     return folder
 
 
-class Place:
+class Job:
     """A base, an adapter whose two layers differ in shape, rank and alpha, and where the merged base is to stand."""
 
     def __init__(self, folder, sharded=False, seed=0, q="F32", head="F64", **settings):
@@ -122,13 +122,13 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path):
-    return Place(tmp_path)
+def job(tmp_path):
+    return Job(tmp_path)
 
 
 @pytest.fixture(params=[False, True], ids=["one file", "shards"])
 def either(tmp_path, request):
-    return Place(tmp_path, sharded=request.param)
+    return Job(tmp_path, sharded=request.param)
 
 
 # --- what is merged -------------------------------------------------------------------------------
@@ -143,35 +143,35 @@ def test_a_merged_weight_is_rounded_once_and_all_else_copied(
     tmp_path_factory, seed, q, head, sharded, use_rslora, block
 ):
     """In blocks of a number, a part of a row, a row or some rows. The oracle is float64."""
-    place = Place(tmp_path_factory.mktemp("m"), sharded, seed, q, head, use_rslora=use_rslora)
+    job = Job(tmp_path_factory.mktemp("m"), sharded, seed, q, head, use_rslora=use_rslora)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(merge, "BLOCK_BYTES", block)
-        planned, changes = place.merge(dry_run=True), place.merge()
+        planned, changes = job.merge(dry_run=True), job.merge()
     assert planned == changes
-    before, after = read(place.base), read(place.out)
+    before, after = read(job.base), read(job.out)
     assert {name: kind for name, (kind, _) in before.items()} == {name: kind for name, (kind, _) in after.items()}
     sizes = {"enc.q_proj": (3.0, 2, (5, 3)), "head": (0.5, 4, (4, 5))}
     assert {(c.name, c.module, c.dtype, c.shape, c.layout, c.rank, c.scaling) for c in changes} == {
         (f"{m}.weight", m, before[f"{m}.weight"][0], shape, "out-in", r, alpha / (r**0.5 if use_rslora else r))
         for m, (alpha, r, shape) in sizes.items()
     }
-    order = {name: spec.start for part in parts(place.base) for name, spec in TensorFile(part).tensors.items()}
+    order = {name: spec.start for part in parts(job.base) for name, spec in TensorFile(part).tensors.items()}
     assert changes == sorted(changes, key=lambda c: (c.file, order[c.name]))
     for c in changes:
         kind, W = before[c.name]
-        A, B = (array.astype(float) for array in (place.layers[c.module].lora_A, place.layers[c.module].lora_B))
+        A, B = (array.astype(float) for array in (job.layers[c.module].lora_A, job.layers[c.module].lora_B))
         exact, size = W + c.scaling * B @ A, np.abs(W) + c.scaling * np.abs(B) @ np.abs(A)
         unit = 2.0 ** (np.floor(np.log2(np.abs(exact))) - BITS[kind])
         slack = (c.rank + 2) * np.finfo("f8" if kind == "F64" else "f4").eps * size  # of the type it is added up in
         assert (np.abs(after.pop(c.name)[1] - exact) <= 0.5 * unit + 1.001 * slack + 2.0**-25).all()
     for name, (_, value) in after.items():
         np.testing.assert_array_equal(value, before[name][1])
-    for old, new in zip(parts(place.base), parts(place.out), strict=True):  # the header too
+    for old, new in zip(parts(job.base), parts(job.out), strict=True):  # the header too
         assert old.read_bytes()[: len(TensorFile(old).header)] == new.read_bytes()[: len(TensorFile(old).header)]
     if sharded:
-        assert sorted(os.listdir(place.base)) == sorted(os.listdir(place.out))
-        assert (place.base / INDEX).read_bytes() == (place.out / INDEX).read_bytes()
-    assert not list(place.folder.glob("*.part"))
+        assert sorted(os.listdir(job.base)) == sorted(os.listdir(job.out))
+        assert (job.base / INDEX).read_bytes() == (job.out / INDEX).read_bytes()
+    assert not list(job.folder.glob("*.part"))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -184,10 +184,10 @@ def test_each_number_is_rounded_as_in_peft(tmp_path, dtype):
     np.testing.assert_array_equal(after["a.weight"], wide.astype(dtype))
 
 
-def test_factors_in_float16_are_widened_before_their_product(place):
-    place.save({"enc.q_proj": LoRA(np.full((2, 3), 300, "f2"), np.full((5, 2), 300, "f2"), 1.0)})
-    place.merge()
-    np.testing.assert_allclose(read(place.out)[Q][1], read(place.base)[Q][1] + 90_000)
+def test_factors_in_float16_are_widened_before_their_product(job):
+    job.save({"enc.q_proj": LoRA(np.full((2, 3), 300, "f2"), np.full((5, 2), 300, "f2"), 1.0)})
+    job.merge()
+    np.testing.assert_allclose(read(job.out)[Q][1], read(job.base)[Q][1] + 90_000)
 
 
 @pytest.mark.parametrize("flipped", [False, True])
@@ -198,12 +198,12 @@ def test_a_flag_says_that_weights_lie_the_other_way_round(tmp_path, flipped):
     np.testing.assert_array_equal(after.T if flipped else after, 1 + np.outer(range(4), range(3)))
 
 
-def test_nan_in_the_base_is_the_bases_own_affair(place):
+def test_nan_in_the_base_is_the_bases_own_affair(job):
     tensors = base_tensors(np.random.default_rng(0))
     tensors[Q][1, 1] = np.nan
-    write(place.base, tensors)
-    place.merge()
-    assert np.isnan(read(place.out)[Q][1]).sum() == 1
+    write(job.base, tensors)
+    job.merge()
+    assert np.isnan(read(job.out)[Q][1]).sum() == 1
 
 
 @pytest.mark.long
@@ -219,33 +219,33 @@ def test_a_merge_needs_less_memory_than_a_tensor(tmp_path):
 
 
 def test_a_base_is_a_folder_an_index_or_a_file(tmp_path):
-    place = Place(tmp_path, sharded=True)
-    place.merge()
-    merge_adapter(place.base / INDEX, place.adapter, tmp_path / "by index")
-    assert contents(tmp_path / "by index") == contents(place.out)
+    job = Job(tmp_path, sharded=True)
+    job.merge()
+    merge_adapter(job.base / INDEX, job.adapter, tmp_path / "by index")
+    assert contents(tmp_path / "by index") == contents(job.out)
     (tmp_path / "single").mkdir()
     write(tmp_path / "single" / "model.safetensors", base_tensors(np.random.default_rng(0)))
     for base, out in (("single", "one"), ("single/model.safetensors", "two")):
-        merge_adapter(tmp_path / base, place.adapter, tmp_path / out)
+        merge_adapter(tmp_path / base, job.adapter, tmp_path / out)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-    shutil.copy(tmp_path / "single" / "model.safetensors", place.base)
-    place.refused(f"base/model.safetensors': beside {INDEX}, which names", out=tmp_path / "out2")
-    merge_adapter(place.base / INDEX, place.adapter, tmp_path / "again")
-    merge_adapter(place.base / "model.safetensors", place.adapter, tmp_path / "alone")
+    shutil.copy(tmp_path / "single" / "model.safetensors", job.base)
+    job.refused(f"base/model.safetensors': beside {INDEX}, which names", out=tmp_path / "out2")
+    merge_adapter(job.base / INDEX, job.adapter, tmp_path / "again")
+    merge_adapter(job.base / "model.safetensors", job.adapter, tmp_path / "alone")
     assert (tmp_path / "alone").read_bytes() == (tmp_path / "one").read_bytes()
 
 
-def test_names_that_all_lack_their_first_part_are_found(place):
+def test_names_that_all_lack_their_first_part_are_found(job):
     lora = LoRA(ones(2, 3), ones(5, 2), 1.0)
-    place.save({"transformer.enc.q_proj": lora, "transformer.enc.k_proj": lora})
-    assert {(c.module, c.name) for c in place.merge()} == {
+    job.save({"transformer.enc.q_proj": lora, "transformer.enc.k_proj": lora})
+    assert {(c.module, c.name) for c in job.merge()} == {
         (f"transformer.enc.{x}_proj", f"enc.{x}_proj.weight") for x in "qk"
     }
-    place.save({"enc.enc.q_proj": lora})  # the first part alone
-    assert [c.name for c in place.merge()] == [Q]
+    job.save({"enc.enc.q_proj": lora})  # the first part alone
+    assert [c.name for c in job.merge()] == [Q]
     for other, lost in (("head", "transformer.enc.q_proj"), ("b.r", "b.r")):  # half an adapter is not merged
-        place.save({"transformer.enc.q_proj": lora, other: lora})
-        place.refused(f"there is no '{lost}.weight', which the adapter changes: there is 'enc.q_proj.weight'")
+        job.save({"transformer.enc.q_proj": lora, other: lora})
+        job.refused(f"there is no '{lost}.weight', which the adapter changes: there is 'enc.q_proj.weight'")
 
 
 TIED = "config.json says tie_word_embeddings, and the adapter changes 'model.embed_tokens' alone"
@@ -299,18 +299,18 @@ BASES = [  # of an adapter of enc.q_proj, 5 x 3
 
 
 @pytest.mark.parametrize(("tensors", "said"), BASES)
-def test_a_base_that_the_adapter_does_not_fit_is_refused(place, tensors, said):
-    place.save({"enc.q_proj": LoRA(np.full((2, 3), 1e18, "f4"), np.full((5, 2), 1e18, "f4"), 3.0)})
-    write(place.base, tensors)
-    place.refused(f"'~/base.safetensors': {said}" if said[0] in "'t" else said)
+def test_a_base_that_the_adapter_does_not_fit_is_refused(job, tensors, said):
+    job.save({"enc.q_proj": LoRA(np.full((2, 3), 1e18, "f4"), np.full((5, 2), 1e18, "f4"), 3.0)})
+    write(job.base, tensors)
+    job.refused(f"'~/base.safetensors': {said}" if said[0] in "'t" else said)
 
 
 @pytest.mark.parametrize("A", [[[1e30, 1.0]], [[1e30, 1.0], [-1e30, 1.0]]])  # infinity; infinity less infinity
 def test_a_product_that_is_no_number_is_refused(tmp_path, A):
-    place = Place(tmp_path)
-    place.save({"a": LoRA(np.array(A), np.full((1, len(A)), 1e30), float(len(A)))})
-    write(place.base, {"a.weight": ones(1, 2)})
-    place.refused("'a.weight': the merged weight is beyond the range of F32 from row 0 on")
+    job = Job(tmp_path)
+    job.save({"a": LoRA(np.array(A), np.full((1, len(A)), 1e30), float(len(A)))})
+    write(job.base, {"a.weight": ones(1, 2)})
+    job.refused("'a.weight': the merged weight is beyond the range of F32 from row 0 on")
 
 
 @pytest.mark.parametrize(
@@ -322,11 +322,11 @@ def test_a_product_that_is_no_number_is_refused(tmp_path, A):
         ({Q: 3}, "Expected `str`, got `int`"),
     ],
 )
-def test_an_index_that_lies_is_refused(place, weight_map, said):
-    (place.folder / "sharded").mkdir()
-    (place.folder / "sharded" / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    (place.folder / "sharded" / "model.bin").write_bytes(b"PK\3\4" + bytes(100))
-    place.refused(said, base=place.folder / "sharded")
+def test_an_index_that_lies_is_refused(job, weight_map, said):
+    (job.folder / "sharded").mkdir()
+    (job.folder / "sharded" / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (job.folder / "sharded" / "model.bin").write_bytes(b"PK\3\4" + bytes(100))
+    job.refused(said, base=job.folder / "sharded")
 
 
 OUTS = {  # what stands there, by name; what is said of an out of that name
@@ -343,33 +343,33 @@ OUTS = {  # what stands there, by name; what is said of an out of that name
 
 
 @pytest.mark.parametrize("out", OUTS)
-def test_a_merge_destroys_nothing(place, out):
-    os.link(place.base, place.folder / "same")
-    os.mkfifo(place.folder / "pipe")
-    (place.folder / "note").write_bytes(b"precious")
-    (place.folder / "link").symlink_to("note")
-    (place.folder / "dangling").symlink_to("gone")
-    place.refused(OUTS[out], ValueError, out=place.folder / out)
+def test_a_merge_destroys_nothing(job, out):
+    os.link(job.base, job.folder / "same")
+    os.mkfifo(job.folder / "pipe")
+    (job.folder / "note").write_bytes(b"precious")
+    (job.folder / "link").symlink_to("note")
+    (job.folder / "dangling").symlink_to("gone")
+    job.refused(OUTS[out], ValueError, out=job.folder / out)
 
 
 def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
-    place, full = Place(tmp_path, sharded=True), "exists, expected a folder that is empty or new: the base has shards"
+    job, full = Job(tmp_path, sharded=True), "exists, expected a folder that is empty or new: the base has shards"
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
     (tmp_path / "link").symlink_to("empty")
-    for out in (place.adapter, place.base, tmp_path / "file", tmp_path / "link"):
-        place.refused(f"out '~/{out.name}' {full}", ValueError, out=out)
+    for out in (job.adapter, job.base, tmp_path / "file", tmp_path / "link"):
+        job.refused(f"out '~/{out.name}' {full}", ValueError, out=out)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
-    place.refused("is the working folder or a mount point", ValueError, out=tmp_path / "empty")
+    job.refused("is the working folder or a mount point", ValueError, out=tmp_path / "empty")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "empty")
     for out in (Path("."), tmp_path / "empty"):
-        place.refused("is the working folder or a mount point", ValueError, out=out)
+        job.refused("is the working folder or a mount point", ValueError, out=out)
     monkeypatch.undo()
-    merge_adapter(place.base, place.adapter, tmp_path / "empty")
-    assert sorted(os.listdir(tmp_path / "empty")) == sorted(os.listdir(place.base))
+    merge_adapter(job.base, job.adapter, tmp_path / "empty")
+    assert sorted(os.listdir(tmp_path / "empty")) == sorted(os.listdir(job.base))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    place.refused("'~': the folder '~' cannot be written", ValueError)
+    job.refused("'~': the folder '~' cannot be written", ValueError)
 
 
 @pytest.mark.parametrize(
@@ -382,8 +382,8 @@ def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
         ({"out": ""}, ValueError, "out must be the path"),
     ],
 )
-def test_arguments_out_of_range_are_refused_by_name(place, options, error, said):
-    place.refused(said, error, **options)
+def test_arguments_out_of_range_are_refused_by_name(job, options, error, said):
+    job.refused(said, error, **options)
 
 
 # --- whole or not at all --------------------------------------------------------------------------
@@ -402,12 +402,12 @@ def test_a_merge_that_fails_halfway_leaves_what_was_there(either, monkeypatch):
         either.refused(said, OSError)
 
 
-def test_a_base_named_like_an_unfinished_file_stays(place):
-    place.base = place.base.rename(place.folder / "out.safetensors.part")
-    before = place.base.read_bytes()
-    place.merge()
-    assert place.base.read_bytes() == before
-    assert read(place.out).keys() == read(place.base).keys()
+def test_a_base_named_like_an_unfinished_file_stays(job):
+    job.base = job.base.rename(job.folder / "out.safetensors.part")
+    before = job.base.read_bytes()
+    job.merge()
+    assert job.base.read_bytes() == before
+    assert read(job.out).keys() == read(job.base).keys()
 
 
 @pytest.mark.parametrize(("options", "disable"), [({}, True), ({"progress": False}, True), ({"progress": True}, None)])
