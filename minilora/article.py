@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_choice, check_integer, check_number, check_path, check_sizes
+from .checks import Array, check_integer, check_number, check_path, check_sizes
 from .files.checkpoint import Checkpoint
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, TrainingState, check_batches, evaluate, train
+from .training import History, TrainingState, evaluate, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -117,14 +117,10 @@ def run(
         "rank": rank, "alpha": alpha, "epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed,
         "dtype": dtype, "n": n, "in_features": in_features, "out_features": out_features,
     }  # fmt: skip
-    # What is refused is refused before anything is told.
-    check_sizes(rank=rank, n=n, in_features=in_features, out_features=out_features)
-    check_integer("seed", seed, at_least=0)
-    check_integer("epochs", epochs, at_least=1)
-    check_number("lr", lr, above=0)
-    check_batches(batch_size, None, n, None)
+    # What the second training alone would refuse, after the first; all else the first refuses, before anything is told.
+    check_sizes(rank=rank)
     alpha = check_number("alpha", alpha, above=0)
-    check_choice("dtype", dtype, ("float32", "float64"))
+    check_integer("seed", seed, at_least=0)
     backend = backend_or_numpy(backend)
     checkpoints: dict[str, Checkpoint] = {}
     if checkpoint is not None:

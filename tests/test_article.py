@@ -201,8 +201,8 @@ def test_parameter_counts_at_the_articles_sizes():
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
         ({"lr": 0.0}, ValueError, "lr must be above 0 and finite, got 0.0"),
         ({"seed": -1}, ValueError, "seed must be at least 0, got -1"),
-        ({"dtype": "int32"}, ValueError, "dtype must be 'float32' or 'float64', got 'int32'"),
-        ({"n": 0}, ValueError, "n must be at least 1, got 0"),
+        ({"dtype": "int32"}, TypeError, "dtype must be one of float16, float32, float64, got 'int32'"),
+        ({"n": 0}, ValueError, "X has shape (0, 21), expected (n, ..., in) with at least one row"),
     ],
 )
 def test_bad_settings_are_refused_before_a_step_is_taken(monkeypatch, settings, error, message):

@@ -278,10 +278,8 @@ def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any)
     """Return the configuration of a file's sizes. Without a number of its own, there are as many keys as queries."""
     d, H = check_sizes(hidden_size=sizes["hidden_size"], num_attention_heads=sizes["num_attention_heads"])
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
-    heads = {name: sizes[name] for name in HEADS if sizes[name] is not None}
-    K, D = check_sizes(**usual | heads)
-    known = {**sizes, "num_key_value_heads": K, "head_dim": D}
-    return LlamaConfig(**known, frequencies=rope_frequencies(D, rope), rope=rope, **others)
+    known = {**sizes, **usual, **{name: sizes[name] for name in HEADS if sizes[name] is not None}}
+    return LlamaConfig(**known, frequencies=rope_frequencies(known["head_dim"], rope), rope=rope, **others)
 
 
 def from_json(path: Path, settings: Mapping[str, Any]) -> LlamaConfig:
