@@ -55,6 +55,7 @@ def test_peft_is_right_but_in_four_named_cases(golden, tmp_path, precision):
 
 
 @RECORDED
+@pytest.mark.full
 def test_adapters_with_old_names_are_merged_rightly_as_recorded():
     """Its table is this script's output; what is rounding may round otherwise."""
     rows = [line for line in run("../upstream/peft_old_names.py").splitlines() if line.startswith("| ")][1:]
@@ -81,6 +82,7 @@ UPSTREAM = {
 
 
 @RECORDED
+@pytest.mark.full
 @pytest.mark.parametrize("script", UPSTREAM)
 def test_a_script_for_upstream_shows_its_bug(script):
     assert re.search(UPSTREAM[script], run(f"../upstream/{script}"))

@@ -83,6 +83,7 @@ def test_a_file_as_it_is_found_is_what_peft_reads(golden, double, id):
     np.testing.assert_allclose(ends(model, case["prompts"]), expected, rtol=0, atol=1e-8)
 
 
+@pytest.mark.full
 def test_the_script_finds_the_hot_swap_that_drops_patterns(golden, tmp_path):
     """Where this fails since PEFT swaps rightly, its line in docs/library/golden-results.md can go."""
     results, script = tmp_path / "results", SCRIPTS / "transformers_peft.py"
