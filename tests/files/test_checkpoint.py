@@ -5,10 +5,6 @@ import functools
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +36,6 @@ from minilora.training import TrainingState, backpropagate
 from ..support.disk import Killed, contents, cut_at
 from ..support.memory import traced
 
-ROOT = Path(__file__).parents[2]
 FIT = {"epochs": 7, "batch_size": 8, "lr": 0.01, "log_every": 2}
 SMALL = {"epochs": 3, "n": 200, "in_features": 12, "out_features": 9, "batch_size": 32}
 """The article on a small problem."""
@@ -195,43 +190,6 @@ def test_a_training_killed_while_writing_ends_with_the_same_bits(tmp_path):
         calls = len(seen)
         assert_same_bits(fit(file, epochs=3), never_killed)
     assert at == 13  # the start and three epochs, and one more without a kill
-
-
-TRAIN = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import numpy as np
-from minilora import Linear, LoRALinear, save_adapter, train
-
-data = np.random.default_rng(5)
-X, Y = data.standard_normal((400, 60)), data.standard_normal((400, 40))
-model = LoRALinear.from_linear(Linear.init(60, 40, rng=data, dtype="float64"), rank=8, alpha=2, rng=data)
-history = train(model, X, Y, epochs=25, batch_size=8, log_every=3, rng=data, checkpoint=sys.argv[1] or None)
-print(history, model.adapter.lora_A.tobytes().hex(), model.adapter.lora_B.tobytes().hex(), data.random())
-"""
-
-
-@pytest.mark.long
-def test_a_training_killed_at_random_ends_with_the_same_bits(tmp_path):
-    def start(file):
-        return subprocess.Popen([sys.executable, "-c", TRAIN, str(file)], stdout=subprocess.PIPE, text=True)
-
-    def written():
-        return file.stat().st_mtime_ns if file.exists() else 0
-
-    file, rng, kills = tmp_path / "c", np.random.default_rng(0), 0
-    while kills < 2:
-        before, process = written(), start(file)
-        while written() == before and process.poll() is None:
-            time.sleep(0.0005)  # the imports are over once it writes
-        time.sleep(float(rng.uniform(0, 0.05)))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.communicate()
-        if process.returncode == 0:
-            file.unlink()
-    assert start(file).communicate() == start("").communicate()
 
 
 # --- what is kept ---------------------------------------------------------------------------------
