@@ -15,8 +15,9 @@ from minilora.files.modelfolder import companions, ties_head
 from minilora.files.tensors import open_weights
 from minilora.language import save_llama
 
+from ..support.adapter_folder import change_json
+from ..support.disk import contents
 from ..support.model_folder import BESIDE, IDS, INDEX, drawn, of_kind, write
-from .test_merge import contents
 
 
 def refused(base, adapter, out, message, error=ValueError):
@@ -148,21 +149,13 @@ def test_a_merge_that_fails_on_its_way_leaves_nothing(tmp_path, adapter, monkeyp
 
 @pytest.mark.parametrize(
     ("file", "base"),
-    [
-        *((name, name) for name in ("g.gguf", "g.safetensors", "g")),
-        ("m/model.safetensors", "m"),
-    ],
+    [("g.gguf", "g.gguf"), ("g.safetensors", "g.safetensors"), ("g", "g"), ("m/model.safetensors", "m")],
 )
 def test_a_gguf_file_is_known_whatever_its_name(tmp_path, adapter, file, base):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_bytes(b"GGUF" + bytes(100))
-    refused(
-        tmp_path / base,
-        adapter,
-        tmp_path / "out",
-        f"{file}': it is a .gguf file. For llama.cpp, `minilora export`",
-        FileRefused,
-    )
+    said = f"{file}': it is a .gguf file. For llama.cpp, `minilora export`"
+    refused(tmp_path / base, adapter, tmp_path / "out", said, FileRefused)
 
 
 def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
@@ -183,17 +176,34 @@ def test_the_command_writes_a_folder_and_says_where(tmp_path, adapter, capsys):
 
 # --- the head ---
 
-TARGETS = [["embed_tokens"], ["lm_head", "q_proj"], ["embed_tokens", "lm_head"]]
+
+def head_in_the_file(base):
+    arrays = load_file(base / "model.safetensors")
+    save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"].copy()}, base / "model.safetensors")
+
+
+def silent_config(base):
+    """Of some kinds config.json need not say that it is tied: the class has a head, and the file does not."""
+    change_json(base / "config.json", tie_word_embeddings="absent")
 
 
 @pytest.mark.parametrize(
-    ("targets", "shards", "options"), [*zip(TARGETS, [1, 3, 3], [{}, {"use_dora": True}, {}], strict=True)]
+    ("targets", "shards", "options", "change"),
+    [
+        (["embed_tokens"], 1, {}, None),
+        (["lm_head", "q_proj"], 3, {"use_dora": True}, None),
+        (["embed_tokens", "lm_head"], 3, {}, None),
+        (["lm_head"], 1, {}, head_in_the_file),
+        (["embed_tokens"], 1, {}, silent_config),
+    ],
 )
-def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, shards, targets, options):
-    base = write(tmp_path / "base", tied=True, shards=shards)
-    found = drawn(Llama.load(base), targets, **options)
+def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, targets, shards, options, change):
+    base, model = write(tmp_path / "base", tied=True, shards=shards), of_kind(tied=True)
+    if change:
+        change(base)
+    found = drawn(model, targets, **options)
     save_adapter(tmp_path / "adapter", found)
-    how = " and 'model.embed_tokens' apart" if len(targets) == 2 and "lm_head" in targets[1] else " alone"
+    how = " and 'model.embed_tokens' apart" if targets == ["embed_tokens", "lm_head"] else " alone"
     with pytest.warns(
         UserWarning, match=rf"{how}\. So the merged model has a head of its own, and its config.json says"
     ):
@@ -201,7 +211,7 @@ def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, shards, targets
     assert {change.module for change in changes} == found.keys()
     merged = Llama.load(tmp_path / "out")
     assert not merged.config.tie_word_embeddings
-    np.testing.assert_allclose(merged(IDS), attach(Llama.load(base), found)(IDS), atol=1e-4)
+    np.testing.assert_allclose(merged(IDS), attach(model, found)(IDS), atol=1e-4)
     before = json.loads((base / "config.json").read_text())
     assert json.loads((tmp_path / "out" / "config.json").read_text()) == before | {"tie_word_embeddings": False}
     if shards > 1:
@@ -220,36 +230,11 @@ def test_a_tied_head_that_no_adapter_changes_stays_tied(tmp_path, adapter):
     assert Llama.load(tmp_path / "out").config.tie_word_embeddings
 
 
-def test_a_head_that_stands_in_the_file_is_kept(tmp_path):
-    base = write(tmp_path / "base", tied=True)
-    arrays = load_file(base / "model.safetensors")
-    save_file(arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"].copy()}, base / "model.safetensors")
-    found = drawn(Llama.load(base), ["lm_head"])
-    save_adapter(tmp_path / "adapter", found)
-    with pytest.warns(UserWarning, match="has a head of its own"):
-        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
-    np.testing.assert_allclose(Llama.load(tmp_path / "out")(IDS), attach(Llama.load(base), found)(IDS), atol=1e-4)
-
-
-def test_a_model_that_is_tied_by_its_kind_is_untied(tmp_path):
-    """Of some kinds config.json need not say it: the class has a head, and the file does not."""
-    base = write(tmp_path / "base", tied=True)
-    config = json.loads((base / "config.json").read_text())
-    del config["tie_word_embeddings"]
-    (base / "config.json").write_text(json.dumps(config))
-    save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["embed_tokens"]))
-    with pytest.warns(UserWarning, match="has a head of its own"):
-        merge_adapter(base, tmp_path / "adapter", tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
-    assert "lm_head.weight" in load_file(tmp_path / "out" / "model.safetensors")
-
-
 def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
     base = write(tmp_path / "base", tied=True)
     save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
-    refused(
-        base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", "head is the embedding there. Merge the mo"
-    )
+    said = "head is the embedding there. Merge the mo"
+    refused(base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", said)
 
 
 HEADLESS, WITH_HEAD = ("model.embed_tokens.weight",), ("model.embed_tokens.weight", "lm_head.weight")
