@@ -75,22 +75,24 @@ def paths(*kinds, layers=range(LAYERS), first="model."):
 def shape_of(path):
     """The shape (out, in) of a module's weight."""
     last = path.rpartition(".")[2]
-    return (V, D) if last == "lm_head" else next(s for name, s in SIZES.items() if name.endswith(last))
+    of_vocabulary = {"lm_head": (V, D), "embed_tokens": (D, V)}
+    return of_vocabulary.get(last) or next(s for name, s in SIZES.items() if name.endswith(last))
 
 
-def factors(modules, r=2, seed=0, dtype="f4", ranks=None):
-    """PEFT's tensors for some modules."""
+def pairs(shapes, r=2, seed=0, ranks=None, dtype="f4"):
+    """PEFT's tensors of modules whose weights have these shapes (out, in); some may have a rank of their own."""
     rng, tensors = np.random.default_rng(seed), {}
-    for path in modules:
+    for path, (out, width) in shapes.items():
         rank = (ranks or {}).get(path, r)
-        if path.endswith("embed_tokens"):
-            tensors[f"{PREFIX}{path}.lora_embedding_A"] = rng.standard_normal((rank, V)).astype(dtype)
-            tensors[f"{PREFIX}{path}.lora_embedding_B"] = rng.standard_normal((D, rank)).astype(dtype)
-            continue
-        out, width = shape_of(path)
-        tensors[f"{PREFIX}{path}.lora_A.weight"] = rng.standard_normal((rank, width)).astype(dtype)
-        tensors[f"{PREFIX}{path}.lora_B.weight"] = rng.standard_normal((out, rank)).astype(dtype)
+        a, b = ("embedding_A", "embedding_B") if path.endswith("embed_tokens") else ("A.weight", "B.weight")
+        tensors[f"{PREFIX}{path}.lora_{a}"] = rng.standard_normal((rank, width)).astype(dtype)
+        tensors[f"{PREFIX}{path}.lora_{b}"] = rng.standard_normal((out, rank)).astype(dtype)
     return tensors
+
+
+def factors(modules, **options):
+    """PEFT's tensors for some modules of a decoder."""
+    return pairs({path: shape_of(path) for path in modules}, **options)
 
 
 def config(*targets, **more):
@@ -167,6 +169,11 @@ def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", arch
         writer.add_float32("adapter.lora.alpha", alpha)
     for name, array in change(tensors).items():
         writer.add_tensor(name, array)
+    return closed(writer, file)
+
+
+def closed(writer, file):
+    """The file, written."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -184,11 +191,7 @@ def gguf_model(file, sizes, architecture="llama", more=()):
             writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(shape, "f4"))
     for name in more:
         writer.add_tensor(f"{name}.weight", np.ones((V, D), "f4"))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return file
+    return closed(writer, file)
 
 
 def expert_factors(E=4, r=2, m=6, layers=range(LAYERS), exchanged=False):
@@ -214,6 +217,11 @@ def renamed(tensors, old, new):
 def changed(tensors, end, change):
     """The same tensors, those whose name ends so changed."""
     return {name: change(array) if name.endswith(end) else array for name, array in tensors.items()}
+
+
+def ones(shapes):
+    """Arrays of ones of these shapes."""
+    return {name: np.ones(shape, "f4") for name, shape in shapes.items()}
 
 
 def without(tensors, *ends):

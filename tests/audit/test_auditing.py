@@ -25,6 +25,8 @@ from .adapters import (
     kohya,
     mlx,
     model,
+    ones,
+    pairs,
     paths,
     peft,
     renamed,
@@ -64,7 +66,7 @@ def name(old, new):
 
 def of_each(end, shape):
     """A tensor of ones for each q_proj."""
-    return {f"{PREFIX}{path}.{end}": np.ones(shape, "f4") for path in paths("q_proj")}
+    return ones({f"{PREFIX}{path}.{end}": shape for path in paths("q_proj")})
 
 
 def magnitudes(tensors, shape=lambda out, width: (out,), of=""):
@@ -115,26 +117,23 @@ def beside(make, **base):
 
 def biased(t, bias="none", more=None):
     """An adapter beside a model whose q_proj has a bias."""
-    arrays = {f"{p}.{end}": np.ones(s, "f4") for p in paths("q_proj") for end, s in (("weight", (Q, D)), ("bias", Q))}
+    arrays = ones({f"{p}.{end}": shape for p in paths("q_proj") for end, shape in (("weight", (Q, D)), ("bias", Q))})
     return plain({"bias": bias}, kinds=("q_proj",), more=more)(t), written(t / "b", arrays)
 
 
 def gpt2(flag, head=False, square=False, change=lambda x: x):
     """An adapter of weights that are stored (in, out), which their bias shows, perhaps with a straight head."""
+    widths = {"c_attn": 3 * D} | ({"c_proj": D} if square else {})
+    shapes = {f"h.{i}.attn.{last}": (out, D) for i in range(2) for last, out in widths.items()}
 
     def make(t):
-        rng, arrays, tensors = np.random.default_rng(0), {}, {}
-        for i in range(2):
-            for last, out in (("c_attn", 3 * D), *([("c_proj", D)] if square else [])):
-                path = f"h.{i}.attn.{last}"
-                arrays |= {f"{path}.weight": np.ones((D, out), "f4"), f"{path}.bias": np.ones(out, "f4")}
-                tensors[f"{PREFIX}transformer.{path}.lora_A.weight"] = rng.standard_normal((2, D))
-                tensors[f"{PREFIX}transformer.{path}.lora_B.weight"] = rng.standard_normal((out, 2))
-        if head:
-            arrays["lm_head.weight"] = np.ones((V, D), "f4")
-            tensors |= factors(["lm_head"])
-        said = config("c_attn", *["lm_head"] * head, *["c_proj"] * square, fan_in_fan_out=flag)
-        return peft(t / "a", change(tensors), said), written(t / "b", arrays)
+        arrays = {f"{path}.weight": shape[::-1] for path, shape in shapes.items()}
+        arrays |= {f"{path}.bias": out for path, (out, _) in shapes.items()}
+        arrays |= {"lm_head.weight": (V, D)} if head else {}
+        tensors = pairs({f"transformer.{path}": shape for path, shape in shapes.items()}, dtype="f8")
+        tensors |= factors(["lm_head"]) if head else {}
+        said = config(*widths, *["lm_head"] * head, fan_in_fan_out=flag)
+        return peft(t / "a", change(tensors), said), written(t / "b", ones(arrays))
 
     return make
 
@@ -187,39 +186,28 @@ def image(*parts):
 
 
 def shared_expert(t):
-    rng, tensors = np.random.default_rng(0), {}
-    for i in range(LAYERS):
-        key = f"{PREFIX}model.layers.{i}.mlp.shared_expert.up_proj"
-        tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, D))
-        tensors[f"{key}.lora_B.weight"] = rng.standard_normal((7, 2))
-    return peft(t / "a", tensors, config("up_proj")), model(t / "b", experts=4, shared=True)
+    shapes = {f"model.layers.{i}.mlp.shared_expert.up_proj": (7, D) for i in range(LAYERS)}
+    return peft(t / "a", pairs(shapes, dtype="f8"), config("up_proj")), model(t / "b", experts=4, shared=True)
 
 
 def each_expert(t):
-    rng, tensors = np.random.default_rng(0), {}
-    for i in range(LAYERS):
-        for e in range(4):
-            key = f"{PREFIX}model.layers.{i}.mlp.experts.{e}.down_proj"
-            tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, 6))
-            tensors[f"{key}.lora_B.weight"] = rng.standard_normal((D, 2))
-    return peft(t / "a", tensors, config("down_proj")), model(t / "b", experts=4, apart=True)
+    shapes = {f"model.layers.{i}.mlp.experts.{e}.down_proj": (D, 6) for i in range(LAYERS) for e in range(4)}
+    return peft(t / "a", pairs(shapes, dtype="f8"), config("down_proj")), model(t / "b", experts=4, apart=True)
 
 
 def of_one_expert(kind, number=3, width=6):
     """Adapters of experts one by one, in the names of transformers 4, beside a mixture whose experts are one array."""
-
-    def make(t):
-        rng, tensors = np.random.default_rng(0), {}
-        old, names = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", ALL[4:])
-        for i in range(LAYERS):
-            for e in (0, 1, 2, number):
-                for last, (out, inside) in zip(names, ((width, D), (width, D), (D, width)), strict=True):
-                    key = f"{PREFIX}model.layers.{i}.{old}.experts.{e}.{last}"
-                    tensors[f"{key}.lora_A.weight"] = rng.standard_normal((2, inside))
-                    tensors[f"{key}.lora_B.weight"] = rng.standard_normal((out, 2))
-        return peft(t / "a", tensors, config(*names)), model(t / "b", experts=4, model_type=kind)
-
-    return make
+    old, names = ("block_sparse_moe", ("w1", "w3", "w2")) if kind == "mixtral" else ("mlp", ALL[4:])
+    shapes = {
+        f"model.layers.{i}.{old}.experts.{e}.{last}": shape
+        for i in range(LAYERS)
+        for e in (0, 1, 2, number)
+        for last, shape in zip(names, ((width, D), (width, D), (D, width)), strict=True)
+    }
+    return lambda t: (
+        peft(t / "a", pairs(shapes, dtype="f8"), config(*names)),
+        model(t / "b", experts=4, model_type=kind),
+    )
 
 
 def dense(kind, targets=ALL, by_weight=False):
@@ -230,14 +218,10 @@ def dense(kind, targets=ALL, by_weight=False):
 
 
 def one_array(t):
-    rng, tensors, arrays = np.random.default_rng(0), {}, {}
-    for i in range(LAYERS):
-        path = f"model.layers.{i}.mlp"
-        arrays[f"{path}.gate_up_proj.weight"] = np.ones((20, D), "f4")
-        tensors[f"{PREFIX}{path}.gate_up_proj.lora_A.weight"] = rng.standard_normal((2, D))
-        tensors[f"{PREFIX}{path}.gate_up_proj.lora_B.weight"] = rng.standard_normal((20, 2))
+    shapes = {f"model.layers.{i}.mlp.gate_up_proj": (20, D) for i in range(LAYERS)}
     settings = config(target_modules=[], target_parameters=["gate_up_proj.weight"])
-    return peft(t / "a", tensors, settings), written(t / "b", arrays)
+    base = written(t / "b", ones({f"{path}.weight": shape for path, shape in shapes.items()}))
+    return peft(t / "a", pairs(shapes, dtype="f8"), settings), base
 
 
 def renamed_weights(t):
@@ -263,7 +247,7 @@ def mlx_layers(*layers):
     """An MLX folder of some layers, beside a model of four."""
 
     def make(t):
-        base = written(t / "b", {f"{path}.weight": np.ones((Q, D), "f4") for path in paths("q_proj", layers=range(4))})
+        base = written(t / "b", ones({f"{path}.weight": (Q, D) for path in paths("q_proj", layers=range(4))}))
         return mlx(t / "a", paths("q_proj", layers=layers), num_layers=len(layers)), base
 
     return make
@@ -535,8 +519,8 @@ def embedding(zero):
 
 
 def one_matrix(t):
-    arrays = {f"model.layers.{i}.self_attn.qkv_proj.weight": np.ones((20, D), "f4") for i in range(LAYERS)}
-    return plain()(t), written(t / "b", arrays)
+    shapes = {f"model.layers.{i}.self_attn.qkv_proj.weight": (20, D) for i in range(LAYERS)}
+    return plain()(t), written(t / "b", ones(shapes))
 
 
 BROKEN = {

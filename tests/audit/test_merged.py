@@ -53,11 +53,7 @@ class World:
         self.folder, self.dtype, self.size = folder, dtype, size
         self.arrays = {name: (0.05 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
         self.base = written(folder / "base", self.arrays)
-        self.factors = {
-            f"{PREFIX}{path}.lora_{part}.weight": (size * rng.standard_normal(sides)).astype("f4")
-            for path, (out, width) in PATHS.items()
-            for part, sides in (("A", (R, width)), ("B", (out, R)))
-        }
+        self.factors = {name: np.float32(size) * array for name, array in adapters.pairs(PATHS, R).items()}
         self.adapter = peft(folder / "adapter", self.factors, config(*LAST, r=R, lora_alpha=R * SCALING) | settings)
         self.changes = {path: SCALING * self.product(path) for path in PATHS}
 
@@ -486,15 +482,13 @@ def test_experts_are_compared_however_they_are_stored(tmp_path, of_base, of_merg
 
 @pytest.mark.parametrize("part", ["gate_proj", "up_proj"])
 def test_an_arrays_half_without_a_module_is_the_bases(tmp_path, part):
-    rng, tensors = np.random.default_rng(0), {}
     right = apart(load_file(adapters.model(tmp_path / "m", experts=4) / "model.safetensors"))
     save_file(right, tmp_path / "base.safetensors")
-    for i in range(adapters.LAYERS):
-        for e in range(3):  # of four
-            path = f"model.layers.{i}.mlp.experts.{e}.{part}"
-            A, B = rng.standard_normal((2, adapters.D)), rng.standard_normal((6, 2))
-            tensors |= {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
-            right[f"{path}.weight"] = (right[f"{path}.weight"] + 2 * B @ A).astype("f4")
+    names = [f"model.layers.{i}.mlp.experts.{e}.{part}" for i in range(adapters.LAYERS) for e in range(3)]  # of four
+    tensors = adapters.pairs(dict.fromkeys(names, (6, adapters.D)), dtype="f8")
+    for path in names:
+        A, B = (tensors[f"{PREFIX}{path}.lora_{factor}.weight"] for factor in "AB")
+        right[f"{path}.weight"] = (right[f"{path}.weight"] + 2 * B @ A).astype("f4")
     adapter = peft(tmp_path / "a", tensors, config(part))
 
     def judged(arrays):
@@ -537,8 +531,7 @@ def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
     save_llama(quantize(tiny_llama(dtype="float32")), tmp_path / "base")
     (tmp_path / "base" / "config.json").unlink()
     head = load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"]
-    factors = {"A": np.ones((2, head.shape[1]), "f4"), "B": np.ones((len(head), 2), "f4")}
-    tensors = {f"{PREFIX}lm_head.lora_{part}.weight": array for part, array in factors.items()}
+    tensors = adapters.pairs({"lm_head": head.shape})
     assert audit(peft(tmp_path / "a", tensors, config("lm_head")), tmp_path / "base").landing.found == 1
 
 
