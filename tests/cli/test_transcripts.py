@@ -1,6 +1,6 @@
 """What commands print and refuse, whole: each file is a session, and is replayed in a folder with small inputs.
 
-``python -m tests.cli.test_transcripts`` writes the sessions again, from the commands that stand in them.
+``python -m pytest -m '' tests/cli/test_transcripts.py --approve`` writes them anew from their commands.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +111,7 @@ def replayed(session: str) -> str:
 
 
 @pytest.mark.parametrize("session", one_in(2, SESSIONS, [path.stem for path in SESSIONS]))
-def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch):
+def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch, request):
     for package in ("tokenizers", "jinja2"):
         pytest.importorskip(package, reason="pip install -e '.[models]'")
     monkeypatch.chdir(tmp_path)
@@ -120,19 +119,10 @@ def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch):
     inputs()
     if session.stem == "refused":
         odd_inputs()
-    expected = session.read_text(encoding="utf-8")
     before = contents()
-    assert replayed(expected) == expected
+    printed = replayed(session.read_text(encoding="utf-8"))
+    if request.config.getoption("approve"):
+        session.write_text(printed, encoding="utf-8")
+    assert printed == session.read_text(encoding="utf-8")
     if session.stem == "refused":  # before anything has changed
         assert contents() == before
-
-
-if __name__ == "__main__":
-    sys.argv = ["minilora"]
-    for path in SESSIONS:
-        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-            inputs()
-            if path.stem == "refused":
-                odd_inputs()
-            text = replayed(path.read_text(encoding="utf-8"))
-        path.write_text(text, encoding="utf-8")
