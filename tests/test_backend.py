@@ -186,7 +186,7 @@ def test_a_wrong_backend_in_the_environment_is_one_clear_line(monkeypatch, capsy
     assert main(command) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "minilora: MINILORA_BACKEND must be one of numpy, cupy, auto, got 'cuda'\n"
+    assert err == "minilora: backend must be 'numpy', 'cupy' or 'auto', got 'cuda'\n"
     assert main([*command, "--backend", "numpy"]) == 0, "what is typed wins"
 
 

@@ -10,7 +10,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,24 +132,18 @@ def usual_workers(backend: Backend) -> int:
 
 def check_recipe(recipe: Recipe) -> None:
     """Require numbers in range and places that can be written, before anything is read."""
-    for name in (
-        *("rank", "steps", "batch_size", "micro_batch", "workers", "length", "eval_rows", "eval_every", "log_every"),
-    ):
-        if getattr(recipe, name) is not None:
-            check_integer(name, getattr(recipe, name), at_least=1)
-    if recipe.epochs is not None:
-        check_number("epochs", recipe.epochs, above=0, below=1e9)
-        if recipe.steps is not None:
-            raise ValueError("--steps and --epochs both say how long to train, expected one of them")
+    for option in fields(recipe):
+        value, span = getattr(recipe, option.name), option.metadata["span"]
+        if span and value is not None:
+            (check_integer if "at_least" in span else check_number)(option.name, value, **span)
+    if recipe.alpha is not None:
+        check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
+    if recipe.steps is not None and recipe.epochs is not None:
+        raise ValueError("--steps and --epochs both say how long to train, expected one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
         raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
     if isinstance(recipe.valid, Path):
         refuse_inputs("valid", recipe.valid, [(recipe.text, "the text to train on")])
-    check_integer("seed", recipe.seed, at_least=0)
-    if recipe.alpha is not None:
-        check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
-    if recipe.lr is not None:
-        check_number("lr", recipe.lr, above=0)
     if recipe.adapter is not None:
         brought = ("rank", "alpha", "target_modules", "target_parameters", "use_rslora", "use_dora")
         names = [option_name(name) for name in brought if getattr(recipe, name) not in (None, False)]
@@ -158,10 +152,6 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
     if recipe.steps is not None:
         rates(recipe, recipe.steps)
-    check_number("dropout", recipe.dropout, above=0, below=1, or_equal=True)
-    check_number("weight_decay", recipe.weight_decay, above=0, or_equal=True)
-    if recipe.max_grad_norm is not None:
-        check_number("max_grad_norm", recipe.max_grad_norm, above=0)
     of_lines = [str(file).lower().endswith(EXAMPLES) for file in (recipe.text, recipe.valid)]
     if recipe.skip_bad and not any(of_lines):
         raise ValueError("--skip-bad leaves out lines of a .jsonl file, and none is read")

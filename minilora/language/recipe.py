@@ -71,12 +71,14 @@ def steps_or_share(text: str) -> int | float:
 
 def option(
     help: str = "", metavar: str | None = None, *, default: Any = None, type: Any = None,
-    choices: list[str] | None = None, same: bool = False,
+    choices: list[str] | None = None, same: bool = False, **span: Any,
 ) -> Any:  # fmt: skip
-    """Return a field with what the parser needs. A training that goes on must have its value where it says `same`."""
-    return field(
-        default=default, metadata={"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same}
-    )
+    """Return a field with what the parser needs, and with the span of its numbers, as `minilora.checks` has it.
+
+    A training that goes on must have its value where it says `same`.
+    """
+    said = {"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same, "span": span}
+    return field(default=default, metadata=said)
 
 
 GROUPS = {
@@ -121,7 +123,9 @@ class Recipe:
         'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
         "NAMES", type=names,
     )  # fmt: skip
-    rank: int | None = option(f"rank of each adapter (default: {ADAPTER['rank']})", "R", type=int, same=True)
+    rank: int | None = option(
+        f"rank of each adapter (default: {ADAPTER['rank']})", "R", type=int, same=True, at_least=1
+    )
     alpha: float | None = option(
         f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER['alpha']})", type=float, same=True
     )
@@ -137,12 +141,12 @@ class Recipe:
     )  # fmt: skip
     dropout: float = option(
         "in a step, drop each entry of an adapter's input with the probability P",
-        "P", default=0.0, type=float, same=True,
+        "P", default=0.0, type=float, same=True, above=0, below=1, or_equal=True,
     )  # fmt: skip
     epochs: float | None = option(
         "pass through all windows or examples E times, in place of --steps: each time in a new order, every one once; "
         "where the batch size does not divide their number, the last batch of a pass is smaller",
-        "E", type=float,
+        "E", type=float, above=0, below=1e9,
     )  # fmt: skip
     valid: float | Path | None = option(
         "measure the loss on another file, or hold out another share than a tenth, such as 0.2",
@@ -153,7 +157,7 @@ class Recipe:
     )
     eval_rows: int | None = option(
         "measure the loss on N of the windows or examples that are held out, evenly spread (default: on all)",
-        "N", type=int, same=True,
+        "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     system: str | None = option(
         "put this system message before each chat that has none. It is kept with the adapter, for generate and "
@@ -161,15 +165,16 @@ class Recipe:
         "TEXT", same=True,
     )  # fmt: skip
     steps: int | None = option(
-        f"steps of Adam, through the same passes as those of --epochs ({_by_size('steps')})", "N", type=int
+        f"steps of Adam, through the same passes as those of --epochs ({_by_size('steps')})", "N", type=int, at_least=1
     )
     batch_size: int | None = option(
-        f"windows of the text, or examples, of each step ({_by_size('batch_size')})", "N", type=int, same=True
-    )
+        f"windows of the text, or examples, of each step ({_by_size('batch_size')})",
+        "N", type=int, same=True, at_least=1,
+    )  # fmt: skip
     micro_batch: int | None = option(
         "windows, or examples as long as the longest, computed at a time; their gradients add up to the batch's: the "
         "same step with less memory (default: half of the batch)",
-        "N", type=int,
+        "N", type=int, at_least=1,
     )  # fmt: skip
     recompute: bool = option(
         "keep only the input of each of the model's layers, and compute the layer once more when its gradients are due "
@@ -179,13 +184,13 @@ class Recipe:
     workers: int | None = option(
         "parts of a batch (see --micro-batch) that are computed at once, each on a core: 2 by default where there are "
         "two cores, 1 on a GPU. The result is the same to the last bit",
-        "N", type=int,
+        "N", type=int, at_least=1,
     )  # fmt: skip
     length: int | None = option(
         "tokens in a window (default: 128); longer examples are cut (default: the longest, as far as memory has room)",
-        "N", type=int, same=True,
+        "N", type=int, same=True, at_least=1,
     )  # fmt: skip
-    lr: float | None = option(f"Adam's step length ({_by_size('lr')})", type=float, same=True)
+    lr: float | None = option(f"Adam's step length ({_by_size('lr')})", type=float, same=True, above=0)
     schedule: str = option(
         "how the step length falls to the end of the training: not, along a line, or along a half cosine",
         default="constant", choices=["constant", "linear", "cosine"], same=True,
@@ -196,13 +201,13 @@ class Recipe:
     )  # fmt: skip
     max_grad_norm: float | None = option(
         "shorten a step's gradient to the length C, over all adapters together, where it is longer (default: do not)",
-        "C", type=float, same=True,
+        "C", type=float, same=True, above=0,
     )  # fmt: skip
     weight_decay: float = option(
         "in each step, make each number of the adapters smaller by the share LR times W of it, as AdamW does",
-        "W", default=0.0, type=float, same=True,
+        "W", default=0.0, type=float, same=True, above=0, or_equal=True,
     )  # fmt: skip
-    seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True)
+    seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True, at_least=0)
     dtype: str = option("type of all arrays", default="float32", choices=["float32", "float64"], same=True)
     quantize: str | None = option(same=True)
     backend: str = option(default="numpy")
@@ -214,11 +219,12 @@ class Recipe:
     eval_every: int | None = option(
         f"measure the held-out loss each N steps, besides before the first and after the last (default: {EVAL_EVERY}, "
         "or so many times that as measuring takes no more than about a fifth of the time of the steps)",
-        "N", type=int, same=True,
+        "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     log_every: int = option(
-        "print a row each N steps, also where the held-out loss is not measured", "N", default=LOG_EVERY, type=int
-    )
+        "print a row each N steps, also where the held-out loss is not measured",
+        "N", default=LOG_EVERY, type=int, at_least=1,
+    )  # fmt: skip
     keep_best: bool = option(
         "save the adapter of the step with the least held-out loss of those measured, in the place of the last step's",
         default=False, same=True,
