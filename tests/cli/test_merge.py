@@ -53,7 +53,7 @@ def test_one_changed_tensor_is_not_plural(tmp_path, shell):
     assert f"\n1 tensor merged into {tmp_path}/o\n" in out
 
 
-def test_what_a_merge_warns_of_twice_is_said_in_a_line(monkeypatch, shell):
+def test_what_a_merge_warns_of_twice_is_one_line(monkeypatch, shell):
     monkeypatch.setattr(
         "minilora.files.merge.merge_adapter",
         lambda *a, **k: [warnings.warn("mind this", stacklevel=1) for _ in range(2)][:0],
