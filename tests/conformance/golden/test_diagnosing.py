@@ -15,11 +15,12 @@ from minilora.checks import FileRefused
 from minilora.cli import main
 from minilora.conformance.golden.bases import write_base, write_json, write_safetensors
 from minilora.conformance.golden.cases import CASES
-from minilora.conformance.golden.diagnosing import diagnose
+from minilora.conformance.golden.diagnosing import Candidate, diagnose, possible
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
 from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.subject import read_subject
+from minilora.conformance.naming import Wrong
 from minilora.language import save_llama
 from minilora.language.config import LlamaConfig
 from tests.support.language import write_folder
@@ -335,6 +336,22 @@ def test_a_rounding_is_named_where_it_is_clearly_nearer(files, engine, tmp_path,
     z = (right + share * (rounded - right)).astype("f4")
     report = diagnosed(files, z, tmp_path, computed_in="float16")
     assert (report.json()["flags"], report.status) == (flags, 1), str(report)
+
+
+@pytest.mark.parametrize(
+    ("right", "rounded", "is_possible"),
+    [
+        ((2.0, 1.0), (5.0, 0.3), True),
+        ((2.0, 1.0), (5.0, 0.5), False),  # nearer, and not clearly
+        ((2.0, 1.0), (11.0, 0.3), False),
+        ((0.9, 0.3), (0.5, 0.01), False),  # what is right is near enough
+    ],
+)
+def test_a_rounding_is_possible_where_it_is_clearly_nearer(right, rounded, is_possible):
+    """By the answer that is off most, and the typical one, in tolerances."""
+    row = Wrong("r", "r", {"rounded": ("merged", "bfloat16")})
+    found = possible([Candidate([], *right), Candidate([row], *rounded)])
+    assert ([row] in [one.rows for one in found]) is is_possible
 
 
 def test_every_row_about_any_model_has_an_engine(subject):
