@@ -21,15 +21,8 @@ def write_npz(path, **changes):
     """A decoder in glassllm's layout; returned as the arrays of ours."""
     rng = np.random.default_rng(0)
     d, kv, m, V = 8, 4, 5, 20  # two heads of 4 over one key
-    sizes = {
-        "vocab_size": V,
-        "d_model": d,
-        "n_layers": 2,
-        "n_heads": 2,
-        "n_kv_heads": 1,
-        "rope_base": 100.0,
-        "eps": 1e-5,
-    }
+    sizes = {"vocab_size": V, "d_model": d, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1}
+    sizes |= {"rope_base": 100.0, "eps": 1e-5}
     ours = {"model.embed_tokens.weight": rng.standard_normal((V, d)), "model.norm.weight": rng.standard_normal(d)}
     theirs = {"E": ours["model.embed_tokens.weight"], "norm_f.gamma": ours["model.norm.weight"]}
     names = {

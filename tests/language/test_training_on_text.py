@@ -5,8 +5,6 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from minilora import (
     Adam,
@@ -27,7 +25,6 @@ from minilora.language.text import windows
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
-from ..support.disk import Killed
 from ..support.language import LETTERS, TEXT, ids_of, tiny_llama
 from ..support.streams import Terminal
 
@@ -133,31 +130,6 @@ def test_a_bigram_model_learns_the_pairs_of_a_text():
     given_one = pairs / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
     entropy = -(pairs * np.log(np.where(given_one > 0, given_one, 1))).sum() / pairs.sum()
     assert entropy < history.losses[-1] < entropy + 0.03
-
-
-@pytest.mark.long
-@given(done=st.integers(1, 7), steps=st.integers(1, 2))
-@settings(max_examples=5)
-def test_a_killed_training_on_text_resumes_bit_for_bit(tmp_path_factory, done, steps):
-    calls = 0
-
-    def gradients(model, x, y, loss):
-        nonlocal calls
-        calls += 1
-        if calls > done * steps:
-            raise Killed
-        return accumulate(4)(model, x, y, loss)
-
-    file = tmp_path_factory.mktemp("c") / "c.safetensors"
-    with pytest.raises(Killed):
-        fit(8, checkpoint=file, steps=steps, gradients=gradients)
-    calls = -1000
-    resumed, history = fit(8, checkpoint=file, steps=steps, gradients=gradients)
-    whole, expected = fit(8, steps=steps, gradients=gradients)
-    assert calls == -1000 + (8 - done) * steps + 8 * steps  # what was done is not done again
-    assert history == expected
-    for name, p in resumed.trainable().items():
-        assert p.tobytes() == whole.trainable()[name].tobytes()
 
 
 @pytest.mark.parametrize(
