@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from ml_dtypes import bfloat16
+from safetensors.numpy import load_file
 
 from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
 from minilora.files.adapters import system_message
@@ -90,10 +91,8 @@ def test_a_dtype_that_holds_no_factors_is_refused(saved, dtype):
 def test_factors_beyond_the_dtype_asked_for_are_refused(tmp_path, factor):
     A, B = (np.full((2, 2), 1e5 if f == factor else 1.0) for f in "AB")
     save_adapter(tmp_path / "a", {"enc.fc": LoRA(A, B, 1.0)})
-    with pytest.raises(
-        FileRefused,
-        match=rf"^'{tmp_path / 'a' / WEIGHTS}': the factors of 'enc.fc' reach 100000, which float16 cannot hold$",
-    ):
+    said = f"'{tmp_path / 'a' / WEIGHTS}': the factors of 'enc.fc' reach 100000, which float16 cannot hold"
+    with pytest.raises(FileRefused, match=f"^{said}$"):
         load_adapter(tmp_path / "a", dtype="float16")
 
 
@@ -110,16 +109,13 @@ def test_an_adapter_replaces_the_one_before_it(saved, tmp_path):
 
 
 def test_bfloat16_is_read_exactly(saved, tmp_path):
-    folder, rng = variant(saved, tmp_path), np.random.default_rng(2)
-    tensors = load_file(folder / WEIGHTS)
-    bits = {name: rng.integers(0x3000, 0x4100, t.shape, dtype=np.uint16) for name, t in tensors.items()}
-    save_file(bits, folder / WEIGHTS)
-    raw = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(raw.replace(b'"U16"', b'"BF16"').replace(b'" }', b'"}'))
-    raw = (folder / WEIGHTS).read_bytes()  # the header grew by a byte for each tensor
-    length = int.from_bytes(raw[:8], "little") + raw.count(b'"BF16"')
-    (folder / WEIGHTS).write_bytes(length.to_bytes(8, "little") + raw[8:])
-    got = load_adapter(folder)["head"].lora_A
+    rng = np.random.default_rng(2)
+    bits = {
+        name: rng.integers(0x3000, 0x4100, tensor.shape, dtype=np.uint16)
+        for name, tensor in load_file(saved / WEIGHTS).items()
+    }
+    written = {name: b.view(bfloat16) for name, b in bits.items()}
+    got = load_adapter(variant(saved, tmp_path, tensors=lambda _: written))["head"].lora_A
     assert got.dtype == np.float32
     b = bits["base_model.model.head.lora_A.weight"].astype(np.uint32)
     # The value by its definition: 8 bits of exponent, 7 of fraction.
@@ -286,35 +282,28 @@ def expected(folder):
         yield module, A, B, alpha / (len(A) ** 0.5 if config.get("use_rslora") else len(A))
 
 
-def check_mutants(saved, folder, count, seed):
-    rng = np.random.default_rng(seed)
+def test_mutated_files_load_to_right_values_or_are_refused(saved, tmp_path):
+    rng = np.random.default_rng(0)
     sound = {name: (saved / name).read_bytes() for name in (CONFIG, WEIGHTS)}
     accepted = 0
-    for number in range(count):
-        for name, raw in sound.items():
-            (folder / name).write_bytes(raw)
+    for number in range(150):
         name = (CONFIG, WEIGHTS)[number % 2]
         how = mutate_json if name == CONFIG and rng.random() < 0.5 else mutate
-        (folder / name).write_bytes(how(sound[name], rng))
+        for file, raw in (sound | {name: how(sound[name], rng)}).items():
+            (tmp_path / file).write_bytes(raw)
         try:
-            loaded = load_adapter(folder)
+            loaded = load_adapter(tmp_path)
         except FileRefused:
-            loaded = None
-        if loaded is None:
             continue
         accepted += 1
         if loaded.keys() == {"enc.q_proj", "head"}:
-            for module, A, B, scaling in expected(folder):
+            for module, A, B, scaling in expected(tmp_path):
                 np.testing.assert_array_equal(loaded[module].lora_A, A)
                 np.testing.assert_array_equal(loaded[module].lora_B, B)
                 assert math.isclose(loaded[module].scaling, scaling, rel_tol=1e-14)
         else:  # a name was changed, in both files' terms
             assert len(loaded) == 2
-    return accepted
-
-
-def test_mutated_files_load_to_right_values_or_are_refused(saved, tmp_path):
-    assert 0 < check_mutants(saved, tmp_path, 150, seed=0) < 150
+    assert 0 < accepted < 150
 
 
 def test_each_tensor_begins_at_a_multiple_of_its_size(tmp_path):

@@ -14,7 +14,7 @@ from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.audit.keys import READERS
 from minilora.files.peft import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
 
-from ..support.adapter_folder import CONFIG, assert_same_adapters, variant
+from ..support.adapter_folder import CONFIG, assert_same_adapters, change_json, variant
 
 
 def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):
@@ -225,9 +225,8 @@ def test_an_unsupported_configuration_is_refused_by_its_key(saved, tmp_path, con
 def test_zero_is_no_default(tmp_path, key):
     """Null is: PEFT's 8."""
     save_adapter(tmp_path, {"fc": LoRA(np.ones((8, 3)), np.ones((5, 8)), 8.0)})
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: None}))
+    change_json(tmp_path / CONFIG, **{key: None})
     assert load_adapter(tmp_path)["fc"].alpha == 8
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {key: 0}))
+    change_json(tmp_path / CONFIG, **{key: 0})
     with pytest.raises(FileRefused, match=rf"Expected .* - at `\$.{key}`"):
         load_adapter(tmp_path)

@@ -1,8 +1,8 @@
 """An adapter's folder: two files that belong together, each a regular one and sound."""
 
-import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from minilora import FileRefused, LoRA, load_adapter, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 
-from ..support.adapter_folder import CONFIG, WEIGHTS, assert_same_adapters, variant
+from ..support.adapter_folder import CONFIG, WEIGHTS, assert_same_adapters, change_json, variant
 
 
 def test_a_configuration_of_another_save_is_refused(tmp_path):
@@ -24,17 +24,12 @@ def test_a_configuration_of_another_save_is_refused(tmp_path):
         match=r"config.json': not the configuration .* different saves, or one was edited. Save the adapter again$",
     ):
         load_adapter(tmp_path / "2.0")
-    config = json.loads((tmp_path / "2.0" / CONFIG).read_text())
-    (tmp_path / "2.0" / CONFIG).write_text(json.dumps(config, sort_keys=True))  # as another program writes it
+    change_json(tmp_path / "2.0" / CONFIG)  # as another program writes it
     assert load_adapter(tmp_path / "2.0")["fc"].alpha == 1.0
 
 
 PREFIX, QUERY = "base_model.model.head.", "base_model.model.enc.q_proj."
-
-
 A, B = PREFIX + "lora_A.weight", PREFIX + "lora_B.weight"
-
-
 WRONG_KEY = "none of base_model.model.<module>.lora_A.weight and the like"
 
 
@@ -82,27 +77,13 @@ def test_a_refusal_of_tensors_is_said_in_full(saved, tmp_path, change, message):
         (CONFIG, b"\xff", "JSON is malformed"),
         (CONFIG, b'{"peft_type": "LORA", "r": ' + b"9" * 5000 + b"}", "out of range"),
         (WEIGHTS, b"", "header too small"),
-        (WEIGHTS, b"\xff" * 8, "header too large"),
         (WEIGHTS, (2).to_bytes(8, "little") + b"{}", "no tensors"),
-        (WEIGHTS, (2).to_bytes(8, "little") + b"[]", "deserializing header"),
-        (WEIGHTS, b"\x80\x04K\x01.", "header too small"),
     ],
 )
 def test_damaged_files_are_refused_with_the_reason(saved, tmp_path, file, text, named):
     folder = variant(saved, tmp_path)
     (folder / file).write_bytes(text)
     with pytest.raises(FileRefused, match=named):
-        load_adapter(folder)
-
-
-@pytest.mark.parametrize(
-    "odd", ['{"dtype":1,"shape":[],"data_offsets":[1,2]}', '{"dtype":"F32","shape":[],"data_offsets":["a"]}']
-)
-def test_a_field_that_the_library_skips_is_refused(saved, tmp_path, odd):
-    folder = variant(saved, tmp_path)
-    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":%s}}' % odd.encode()
-    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(FileRefused):
         load_adapter(folder)
 
 
@@ -117,26 +98,23 @@ def test_a_cache_of_the_hugging_face_hub_is_read(saved, tmp_path):
     assert_same_adapters(load_adapter(snapshot), load_adapter(saved))
 
 
-@pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
-@pytest.mark.parametrize("target", ["itself", "nowhere", "device", "folder"])
-def test_a_link_to_anything_but_a_file_is_refused(saved, tmp_path, file, target):
-    folder = variant(saved, tmp_path)
-    (folder / file).unlink()
-    (folder / file).symlink_to({"itself": file, "nowhere": "gone", "device": "/dev/zero", "folder": tmp_path}[target])
-    with pytest.raises(FileRefused, match=file):
-        load_adapter(folder)
+NO_FILES = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nothing": lambda path: path.symlink_to("gone"),
+    "a link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "a link to a folder": lambda path: path.symlink_to(path.parent),
+}
 
 
 @pytest.mark.parametrize("file", [CONFIG, WEIGHTS])
-def test_a_pipe_or_folder_for_a_file_is_refused(saved, tmp_path, file):
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_regular_file_is_refused(saved, tmp_path, file, what):
     folder = variant(saved, tmp_path)
     (folder / file).unlink()
-    os.mkfifo(folder / file)
-    with pytest.raises(FileRefused, match="not a regular file"):
-        load_adapter(folder)
-    (folder / file).unlink()
-    (folder / file).mkdir()
-    with pytest.raises(FileRefused, match="not a regular file"):
+    NO_FILES[what](folder / file)
+    with pytest.raises(FileRefused, match=f"{file}': (not a regular file|No such file|Too many levels)"):
         load_adapter(folder)
 
 

@@ -37,6 +37,7 @@ from minilora.files.peft import NORM_KEY
 from minilora.files.tensors import TensorFile
 from minilora.variants.adapter import Rewritten
 
+from ..support.adapter_folder import change_json
 from ..support.kinds_of_layers import (
     CONFIG,
     EMB,
@@ -100,37 +101,27 @@ def test_every_kind_comes_back_bit_for_bit(tmp_path_factory, seed, dtype, dora, 
             np.testing.assert_array_equal(array, adapter.trainable()[name])
 
 
-def test_names_and_shapes_are_pefts(tmp_path):
-    rng = np.random.default_rng(0)
-    layers = {
-        "enc.fc": Linear(np.ones((4, 5))),
-        "emb": Embedding(np.ones((7, 3))),
-        "seq": Conv1d(np.ones((3, 2, 4))),
-        "img": Conv2d(np.ones((5, 2, 3, 4))),
-    }
-    for dora in (False, True):
-        found = {m: adapt(one, "", rank=6, alpha=3, rng=rng, use_dora=dora) for m, one in layers.items()}
-        save_adapter(tmp_path, found, overwrite=True)
-        shapes = {key.removeprefix(PREFIX): array.shape for key, array in tensors_of(tmp_path).items()}
-        expected = {
-            "enc.fc.lora_A.weight": (6, 5),
-            "enc.fc.lora_B.weight": (4, 6),
-            "emb.lora_embedding_A": (6, 7),
-            "emb.lora_embedding_B": (3, 6),
-            "seq.lora_A.weight": (6, 2, 4),
-            "seq.lora_B.weight": (3, 6, 1),
-            "img.lora_A.weight": (6, 2, 3, 4),
-            "img.lora_B.weight": (5, 6, 1, 1),
-        }
-        if dora:
-            expected |= {
-                "enc.fc.lora_magnitude_vector": (4,),
-                "emb.lora_magnitude_vector": (3,),
-                "seq.lora_magnitude_vector": (1, 3, 1),
-                "img.lora_magnitude_vector": (1, 5, 1, 1),
-            }
-        assert shapes == expected
-        assert config_of(tmp_path)["use_dora"] is dora
+NAMED = {  # of each module its layer, and by PEFT's names the shapes of A, of B, and of a magnitude, at rank 6
+    "enc.fc": (Linear(np.ones((4, 5))), {"lora_A.weight": (6, 5), "lora_B.weight": (4, 6)}, (4,)),
+    "emb": (Embedding(np.ones((7, 3))), {"lora_embedding_A": (6, 7), "lora_embedding_B": (3, 6)}, (3,)),
+    "seq": (Conv1d(np.ones((3, 2, 4))), {"lora_A.weight": (6, 2, 4), "lora_B.weight": (3, 6, 1)}, (1, 3, 1)),
+    "img": (
+        Conv2d(np.ones((5, 2, 3, 4))),
+        {"lora_A.weight": (6, 2, 3, 4), "lora_B.weight": (5, 6, 1, 1)},
+        (1, 5, 1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("module", NAMED)
+def test_names_and_shapes_are_pefts(tmp_path, module, dora):
+    layer, shapes, magnitude = NAMED[module]
+    save_adapter(tmp_path, {module: adapt(layer, "", rank=6, alpha=3, rng=np.random.default_rng(0), use_dora=dora)})
+    expected = shapes | ({"lora_magnitude_vector": magnitude} if dora else {})
+    found = {key: array.shape for key, array in tensors_of(tmp_path).items()}
+    assert found == {f"{PREFIX}{module}.{name}": shape for name, shape in expected.items()}
+    assert config_of(tmp_path)["use_dora"] is dora
 
 
 def test_a_convolutions_columns_are_channel_first(tmp_path):
@@ -161,18 +152,6 @@ def test_a_plain_adapter_beside_a_convolution_is_saved_as_one(tmp_path):
     assert load_adapter(tmp_path)["seq"].kernel == (4,)
 
 
-def test_two_modules_that_differ_in_everything_share_a_folder(tmp_path):
-    rng = np.random.default_rng(2)
-    one = Adapter(rng.standard_normal((3, 7)), rng.standard_normal((2, 3)), 1.5, kind="embedding")
-    A, B = rng.standard_normal((1, 24)).astype("float32"), rng.standard_normal((5, 1)).astype("float32")
-    other = Adapter(A, B, 16, kind="conv2d", kernel=(3, 4), use_rslora=True)
-    save_adapter(tmp_path, {"enc.emb": one, "img": other})
-    found = load_adapter(tmp_path)
-    assert (found["enc.emb"].rank, found["enc.emb"].alpha, found["enc.emb"].lora_A.dtype) == (3, 1.5, np.float64)
-    assert (found["img"].rank, found["img"].alpha, found["img"].lora_A.dtype) == (1, 16, np.float32)
-    assert [found[name].kind for name in found] == ["embedding", "conv2d"]
-
-
 def test_an_adapter_prints_what_is_not_as_usual(saved_dora, tmp_path):
     assert repr(load_adapter(saved_dora)["img"]) == (
         "DoRAAdapter(lora_A=(2, 24), lora_B=(5, 2), alpha=3.0, kind='conv2d', kernel=(3, 4), magnitude=(5,))"
@@ -182,9 +161,7 @@ def test_an_adapter_prints_what_is_not_as_usual(saved_dora, tmp_path):
 
 
 def test_a_dtype_asked_for_is_the_magnitudes_too(tmp_path):
-    save_adapter(
-        tmp_path, {"fc": DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))}, overwrite=True
-    )
+    save_adapter(tmp_path, {"fc": DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3))})
     adapter = load_adapter(tmp_path, dtype="float32")["fc"]
     assert {adapter.lora_A.dtype, adapter.lora_B.dtype, adapter.magnitude.dtype} == {np.dtype("float32")}
 
@@ -245,12 +222,13 @@ def test_every_alpha_and_rank_come_back_from_a_file(tmp_path, use_rslora, stride
 
 
 def test_rslora_beside_plain_lora_keeps_both_scalings(tmp_path):
+    """And each module its type of numbers."""
     plain = Adapter(np.ones((4, 3)), np.ones((2, 4)), 6)
-    stabilised = replace(plain, alpha=5.0, use_rslora=True)
-    save_adapter(tmp_path, {"a": plain, "b": stabilised}, overwrite=True)
+    stabilised = Adapter(np.ones((4, 3), "f4"), np.ones((2, 4), "f4"), 5, use_rslora=True)
+    save_adapter(tmp_path, {"a": plain, "b": stabilised})
     config, found = config_of(tmp_path), load_adapter(tmp_path)
     assert (config["use_rslora"], config["lora_alpha"], config["alpha_pattern"]) == (False, 6, {"^b": 10})
-    assert (found["a"].scaling, found["b"].scaling) == (1.5, 2.5)
+    assert [(a.scaling, a.lora_A.dtype) for a in found.values()] == [(1.5, np.float64), (2.5, np.float32)]
 
 
 def test_the_full_norm_is_noted_by_module(tmp_path):
@@ -367,11 +345,10 @@ def test_arrays_that_make_no_adapter_of_a_kind_are_refused(saved_dora, change, s
 
 
 def test_magnitudes_and_the_configuration_must_agree(saved_dora):
-    config = config_of(saved_dora)
-    (saved_dora / CONFIG).write_text(json.dumps({**config, "use_dora": False}))
+    change_json(saved_dora / CONFIG, use_dora=False)
     with pytest.raises(FileRefused, match=r"use_dora is False for all modules, and 'emb' has a lora_magnitude_vector"):
         load_adapter(saved_dora)
-    (saved_dora / CONFIG).write_text(json.dumps({**config, "use_dora": 1}))
+    change_json(saved_dora / CONFIG, use_dora=1)
     with pytest.raises(FileRefused, match=r"Expected `bool`, got `int` - at `\$.use_dora`"):
         load_adapter(saved_dora)
 
@@ -429,9 +406,8 @@ def test_all_linear_names_no_other_layers(tmp_path, shapes, what):
     """PEFT passes over their tensors without a word; named otherwise they are read."""
     tensors = {f"base_model.model.{name}": np.ones(shape, "f4") for name, shape in shapes.items()}
     save_file(tensors, tmp_path / WEIGHTS)
-    config = {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": 2, "target_modules": "all-linear"}))
     with pytest.raises(FileRefused, match=rf"json': target_modules does not name {what}, for which"):
         load_adapter(tmp_path)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["a", "lm_head"]}))
+    change_json(tmp_path / CONFIG, target_modules=["a", "lm_head"])
     assert len(load_adapter(tmp_path)) == 1

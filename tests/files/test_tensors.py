@@ -128,6 +128,7 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (header({"a": ENTRY, "b": ENTRY}), "Error while deserializing header: "),
         (header({"a": ENTRY, "__metadata__": {"note": 1}}), "Error while deserializing header: "),
         (header({"a": ENTRY})[:-1], "Error while deserializing header: "),
+        (header([]), "Error while deserializing header: "),
     ],
 )
 def test_a_header_that_is_not_sound_is_refused(tmp_path, data, reason):
