@@ -70,13 +70,11 @@ def test_a_qwen2_s_settings_are_refused_by_their_own_names(tmp_path):
 
 
 def test_biases_of_attention_and_mlp_are_read(tmp_path, model):
-    rng, biases = np.random.default_rng(1), {}
-    for i in range(2):
-        for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):
-            biases[f"model.layers.{i}.{name}.bias"] = model.trainable()[f"model.layers.{i}.{name}.weight"][:, 0]
-        for name in ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
-            biases[f"model.layers.{i}.{name}.bias"] = model.trainable()[f"model.layers.{i}.{name}.weight"][:, 0]
-    biases = {name: rng.standard_normal(bias.shape).astype("f4") for name, bias in biases.items()}
+    rng = np.random.default_rng(1)
+    matrices = {name: array for name, array in model.trainable().items() if name.endswith("_proj.weight")}
+    biases = {
+        name.replace("weight", "bias"): rng.standard_normal(len(array)).astype("f4") for name, array in matrices.items()
+    }
     path = write(tmp_path / "m.gguf", model, arrays=dict(theirs(name, bias) for name, bias in biases.items()))
     found = Llama.load(path).trainable()
     for name, bias in biases.items():

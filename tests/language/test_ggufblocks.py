@@ -14,7 +14,7 @@ from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.nf4 import CodedLinear
 from minilora.layers.rotary import frequencies
 
-from ..support.gguf_file import theirs
+from ..support.gguf_file import write
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 
@@ -83,40 +83,20 @@ IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
 
 def written(path, *, spoiled=False):
     """A model whose matrices have four quantised types, one of which we do not keep, and floats."""
-    rng, c = np.random.default_rng(0), CONFIG
-    writer = gguf.GGUFWriter(path, "llama")
-    for name, value in {
-        "embedding_length": c.hidden_size, "feed_forward_length": c.intermediate_size, "vocab_size": c.vocab_size,
-        "block_count": c.num_hidden_layers, "attention.head_count": c.num_attention_heads,
-        "attention.head_count_kv": c.num_key_value_heads, "attention.key_length": c.head_dim,
-    }.items():  # fmt: skip
-        writer.add_uint32(f"llama.{name}", value)
-    writer.add_float64("llama.attention.layer_norm_rms_epsilon", c.rms_norm_eps)
-    for name, shape in c.shapes().items():
-        there, array = theirs_of(name, rng.standard_normal(shape).astype("float32") / 8)
-        kind = next((kind for part, kind in OF_LAYERS.items() if f".{part}." in there), None)
+
+    def coded(name, array):
+        kind = next((kind for part, kind in OF_LAYERS.items() if f".{part}." in name), None)
         if kind is None:
-            writer.add_tensor(there, array)
-        else:
-            data = gguf.quants.quantize(array, gguf.GGMLQuantizationType[kind])
-            if spoiled and there == "blk.1.attn_v.weight":
-                data[3, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
-            writer.add_tensor(there, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+            return array, None
+        code = gguf.GGMLQuantizationType[kind]
+        data = gguf.quants.quantize(array, code)
+        if spoiled and name == "blk.1.attn_v.weight":
+            data[3, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
+        return data, code
 
-
-def theirs_of(name, array):
-    """Heads are 8 wide here, and 4 in the other file: rows of q and k are exchanged by hand."""
-    if name.endswith(("q_proj.weight", "k_proj.weight")):
-        array = array.reshape(-1, 2, 4, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        return theirs(name.replace("q_proj", "o_proj").replace("k_proj", "v_proj"), array)[0].replace(
-            "attn_output", "attn_q"
-        ).replace("attn_v", "attn_k"), np.ascontiguousarray(array)
-    return theirs(name, array)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape).astype("float32") / 8 for name, shape in CONFIG.shapes().items()}
+    return write(path, Llama.build(CONFIG, arrays), changes={"llama.rope.freq_base": 1e4}, coded=coded)
 
 
 def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):

@@ -19,19 +19,22 @@ THEIRS = {
 }
 
 
-def theirs(name, array, kind="llama"):
+def theirs(name, array, kind="llama", pairs=2):
     """Return llama.cpp's name for an array, and its rows in llama.cpp's order."""
     stem, _, last = name.rpartition(".")
     if kind == "llama" and stem.endswith(("q_proj", "k_proj")):  # a head's pairs are neighbours there, halves here
-        array = array.reshape(-1, 2, 2, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+        array = array.reshape(-1, 2, pairs, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
     if stem.startswith("model.layers."):
         _, _, number, inside = stem.split(".", 3)
         return f"blk.{number}.{THEIRS[inside]}.{last}", np.ascontiguousarray(array)
     return f"{THEIRS[stem]}.{last}", np.ascontiguousarray(array)
 
 
-def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None):
-    """Write a model; of `changes`, a field instead of its own or beside them, None for none."""
+def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None, coded=None):
+    """Write a model; of `changes`, a field instead of its own or beside them, None for none.
+
+    `coded` is a function of an array and its name that gives what the file has of it, and llama.cpp's type of that.
+    """
     c, kind = model.config, {"qwen2": "qwen2"}.get(model.config.model_type, "llama")
     fields = {
         "llama.embedding_length": c.hidden_size, "llama.feed_forward_length": c.intermediate_size,
@@ -49,11 +52,14 @@ def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None)
         own_kinds = {**kinds, list: writer.add_array}
         own_kinds[type(value)](f"tokenizer.{name}", value)
     own = dict(
-        theirs(name, a, kind) for name, a in model.trainable().items() if not (tied and name == "lm_head.weight")
+        theirs(name, a, kind, c.head_dim // 2)
+        for name, a in model.trainable().items()
+        if not (tied and name == "lm_head.weight")
     )
     for name, array in {**own, **(arrays or {})}.items():
         if array is not None:
-            writer.add_tensor(name, array)
+            data, of_type = coded(name, array) if coded else (array, None)
+            writer.add_tensor(name, data, raw_dtype=of_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
