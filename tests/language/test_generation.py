@@ -1,6 +1,8 @@
 """Generation: what a model says one token at a time is what its whole forward says."""
 
+import copy
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from minilora.language.generation import choose, generate, nucleus
 
 from ..support.compare import assert_close
-from ..support.language import adapted, tiny_llama
+from ..support.language import adapted, tiny_llama, tiny_mixture
 
 V = tiny_llama().config.vocab_size
 
@@ -20,17 +22,29 @@ def whole(model, ids):
     return model(np.array([ids]))[0, -1]
 
 
+MODELS = {
+    "frozen": tiny_llama,
+    "adapted": lambda seed: adapted(model=tiny_llama(seed)),
+    "adapted at both ends": lambda seed: adapted(["q_proj", "embed_tokens", "lm_head"], tiny_llama(seed)),
+    **{kind: partial(tiny_mixture, kind) for kind in ("mixtral", "qwen2_moe", "qwen3_moe")},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
 @given(seed=st.integers(0, 99), first=st.integers(1, 9), parts=st.lists(st.integers(1, 4), max_size=5))
 @settings(max_examples=20)
-def test_kept_keys_and_values_give_the_uncached_scores(seed, first, parts):
-    """However a text is cut: into a prompt, and what is added to it."""
-    for model in (tiny_llama(seed), adapted(model=tiny_llama(seed))):
-        ids = np.random.default_rng(seed).integers(V, size=first + sum(parts)).tolist()
-        done, past = 0, None
-        for part in (first, *parts):
-            logits, past = model.extend(np.array([ids[done : done + part]]), past)
-            done += part
-            assert_close(logits[0], whole(model, ids[:done]), 1e-12)
+def test_kept_keys_and_values_give_the_uncached_scores(model, seed, first, parts):
+    """However a text is cut: into a prompt, and what is added to it. A past can be gone on from twice."""
+    model, ids = MODELS[model](seed), np.random.default_rng(seed).integers(V, size=first + sum(parts)).tolist()
+    done, past = 0, None
+    for part in (first, *parts):
+        before = copy.deepcopy(past)
+        logits, further = model.extend(np.array([ids[done : done + part]]), past)
+        done += part
+        assert_close(logits[0], whole(model, ids[:done]), 1e-12)
+        for entry, kept in zip(past or [], before or [], strict=True):
+            np.testing.assert_array_equal(entry, kept)
+        past = further
 
 
 @given(seed=st.integers(0, 99), count=st.integers(1, 12))

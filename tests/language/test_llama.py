@@ -9,10 +9,8 @@ from minilora import (
     GatedMLP,
     Linear,
     Llama,
-    LlamaConfig,
     RMSNorm,
     Rotary,
-    adapt,
     adapters,
     attach,
     cross_entropy,
@@ -27,7 +25,7 @@ from minilora.losses import IGNORED
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, with_dropout
 
-from ..support.language import tiny_mixture
+from ..support.language import adapted, drawn, tiny_mixture
 
 
 def randn(seed, *shape):
@@ -40,28 +38,13 @@ def attention(seed=0, kv=2, group=2, D=4, d=6, out=6, scale=1.0):
     return Attention(*map(Linear, weights), Linear(randn([seed, 3], out, q)), Rotary(frequencies(D, 100.0)))
 
 
-def config(**changes):
-    sizes = {
-        **{"vocab_size": 11, "hidden_size": 6, "intermediate_size": 7, "num_hidden_layers": 3},
-        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4},
-        **{"rms_norm_eps": 1e-3, "frequencies": frequencies(4, 100.0)},
-    }
-    return LlamaConfig(**sizes | changes)
-
-
-def llama(seed=0, dtype="float64", **changes):
-    c = config(**changes)
-    return Llama.build(c, {name: randn([seed, *name.encode()], *s).astype(dtype) / 2 for name, s in c.shapes().items()})
-
-
-def moved(model, seed=5):
-    """Adapters that have trained: at the start they add nothing."""
-    for i, p in enumerate(model.trainable().values()):
-        p += randn([seed, i], *p.shape).astype(p.dtype) / 4
-    return model
+def llama(**changes):
+    return drawn(0, "float64", **{"vocab_size": 11, "intermediate_size": 7, "num_hidden_layers": 3} | changes)
 
 
 IDS = np.random.default_rng(1).integers(0, 11, (2, 5))
+AT = np.array([[False, True, True, False, True], [False, False, False, True, False]])
+"""Positions at which logits are asked for."""
 
 
 # --- the decoder ----------------------------------------------------------------------------------
@@ -76,41 +59,19 @@ def test_logits_do_not_depend_on_what_follows():
     np.testing.assert_allclose(model(IDS[1]), z[1], atol=1e-13)  # one sequence (T,)
 
 
-@pytest.mark.parametrize("parts", [(5,), (1, 1, 1, 1, 1), (3, 1, 1), (2, 3)])
-@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj", "embed_tokens", "lm_head"]])
-def test_extending_a_past_gives_what_the_whole_text_does(parts, targets):
-    model = llama()
-    if targets:
-        model = moved(adapt(model, targets, rank=2, alpha=3, rng=np.random.default_rng(0)))
-    z, past, at = model(IDS), None, 0
-    for count in parts:
-        before = None if past is None else [tuple(a.copy() for a in entry) for entry in past]
-        kept = past
-        logits, past = model.extend(IDS[:, at : at + count], past)
-        at += count
-        np.testing.assert_allclose(logits, z[:, at - 1], atol=1e-12)
-        if before is not None:  # a past can be gone on from twice
-            for entry, copy in zip(kept, before, strict=True):
-                np.testing.assert_array_equal(entry[0], copy[0])
-                np.testing.assert_array_equal(entry[1], copy[1])
-
-
-def test_the_head_scores_the_last_position_alone(monkeypatch):
-    model, seen = llama(), []
-    forward = Linear.forward
-    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))
-    model.extend(IDS)
-    assert [shape for layer, shape in seen if layer is model.lm_head] == [(2, 6)]
-
-
-def test_the_head_is_one_product_for_all_texts(monkeypatch):
-    """NumPy makes one for each text where they stand apart: of short ones, a tenth of a step more."""
-    model, seen, forward = llama(), [], Linear.forward
-    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or forward(self, x))
-    z, _ = model.forward(IDS)
-    np.testing.assert_array_equal(model(IDS), z)
-    assert z.shape == (*IDS.shape, model.lm_head.out_features)
-    assert [shape for layer, shape in seen if layer is model.lm_head] == [(IDS.size, 6)] * 2
+def test_the_head_meets_the_rows_that_are_asked_for_alone(monkeypatch):
+    """In one product for all texts: NumPy makes one for each where they stand apart, a tenth of a step more."""
+    model, seen, right = llama(), [], Linear.forward
+    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or right(self, x))
+    for call, rows in (
+        (lambda: model.extend(IDS), len(IDS)),
+        (lambda: model(IDS), IDS.size),
+        (lambda: model.forward(IDS), IDS.size),
+        (lambda: model.forward(IDS, AT), AT.sum()),
+    ):
+        seen.clear()
+        call()
+        assert [shape for layer, shape in seen if layer is model.lm_head] == [(rows, 12)]
 
 
 def arrays_in(cache):
@@ -121,7 +82,7 @@ def arrays_in(cache):
 
 
 def test_below_the_lowest_adapter_nothing_is_kept_or_computed():
-    model = adapt(llama(), "model.layers.1.self_attn.v_proj", rank=2, alpha=3, rng=np.random.default_rng(0))
+    model = adapted("model.layers.1.self_attn.v_proj", llama())
     z, cache = model.forward(IDS)
     _, _, _, caches = cache[2]
     assert caches[:2] == [None, None]  # the embedding and the first block
@@ -135,7 +96,7 @@ def test_below_the_lowest_adapter_nothing_is_kept_or_computed():
 
 def test_what_nobody_asks_for_is_not_computed(monkeypatch):
     """With an adapter on the lowest layer's down_proj, that block's attention has no backward."""
-    model = adapt(llama(), "model.layers.0.mlp.down_proj", rank=2, alpha=3, rng=np.random.default_rng(0))
+    model = adapted("model.layers.0.mlp.down_proj", llama())
     z, cache = model.forward(IDS)
     called = []
     backward = Attention.backward
@@ -145,7 +106,7 @@ def test_what_nobody_asks_for_is_not_computed(monkeypatch):
 
 
 def test_below_a_head_that_trains_alone_nothing_is_computed(monkeypatch):
-    model = adapt(llama(), ["lm_head"], rank=2, alpha=3, rng=np.random.default_rng(0))
+    model = adapted(["lm_head"], llama())
     z, cache = model.forward(IDS)
     monkeypatch.setattr(type(model.model), "backward", lambda *a, **k: pytest.fail("the decoder's backward ran"))
     assert model.backward(z, cache)[1].keys() == model.trainable().keys()
@@ -172,12 +133,11 @@ def test_a_tied_head_is_one_parameter_with_one_step():
 
 
 def test_adapters_go_over_to_another_model_of_the_same_weights():
-    options = {"rank": 2, "alpha": 3, "rng": np.random.default_rng(0)}
-    adapted = moved(adapt(llama(), "all-linear", **options))
-    assert len(adapters(adapted)) == 3 * 7  # lm_head is left out, as in PEFT
-    z = adapted(IDS)
-    np.testing.assert_allclose(attach(llama(), adapters(adapted))(IDS), z, atol=1e-13)
-    np.testing.assert_allclose(merge(adapted)(IDS), z, atol=1e-12)
+    model = adapted("all-linear", llama())
+    assert len(adapters(model)) == 3 * 7  # lm_head is left out, as in PEFT
+    z = model(IDS)
+    np.testing.assert_allclose(attach(llama(), adapters(model))(IDS), z, atol=1e-13)
+    np.testing.assert_allclose(merge(model)(IDS), z, atol=1e-12)
     assert not np.allclose(llama()(IDS), z)
 
 
@@ -185,24 +145,13 @@ def test_adapters_go_over_to_another_model_of_the_same_weights():
 @pytest.mark.parametrize(("attention", "mlp"), [(True, False), (False, True)])
 def test_a_decoder_has_the_biases_of_its_configuration(tied, attention, mlp):
     """Also where there are others among the arrays: nobody has checked those."""
-    c = config(attention_bias=attention, mlp_bias=mlp, tie_word_embeddings=tied)
-    more = config(attention_bias=True, mlp_bias=True).shapes() | {"lm_head.bias": (11,)}
+    c = llama(attention_bias=attention, mlp_bias=mlp, tie_word_embeddings=tied).config
+    more = llama(attention_bias=True, mlp_bias=True).config.shapes() | {"lm_head.bias": (11,)}
     model = Llama.build(c, {name: randn([0, *name.encode()], *shape) for name, shape in more.items()})
     names = {path.removesuffix(".bias") for path in model.trainable() if path.endswith(".bias")}
     linears = {path: layer for path, layer in walk(model) if isinstance(layer, Linear)}
     assert names == {path for path in linears if (".self_attn." in path and attention) or (".mlp." in path and mlp)}
     assert all(linears[path].bias.shape == linears[path].weight.shape[:1] for path in names)
-
-
-def test_training_steps_lower_the_loss():
-    model = adapt(llama(), "all-linear", rank=4, alpha=8, rng=np.random.default_rng(0))
-    optimizer, losses = Adam(model.trainable(), lr=0.05), []
-    for _ in range(40):
-        z, cache = model.forward(IDS[:, :-1])
-        loss, dz = cross_entropy(z, IDS[:, 1:], out=z)
-        optimizer.step(model.backward(dz, cache)[1])
-        losses.append(loss)
-    assert losses[-1] < 0.8 * losses[0]
 
 
 # --- bad input: one error that says what was expected ----------------------------------------------
@@ -239,10 +188,10 @@ REFUSED = {
      "up_proj is 3 -> 4 wide, expected in -> m with m = 5 as in gate_proj"),
     "ids out of range": (lambda: llama()(IDS + 10), "x holds 15 at (0, 0), expected 0 to 10"),
     "ids that are no integers": (lambda: llama()(IDS * 1.0), "x has dtype float64, expected integers"),
-    "a single id": (lambda: llama()(IDS[0, 0]), "x has shape (6,), expected (..., T, 6) with at least one position"),
+    "a single id": (lambda: llama()(IDS[0, 0]), "x has shape (12,), expected (..., T, 12) with at least one position"),
     "an array of another precision": (
         lambda: Llama.build(
-            config(), {n: np.ones(s, "f4" if "norm" in n else "f8") for n, s in config().shapes().items()}
+            llama().config, {n: p.astype("f4" if "norm" in n else "f8") for n, p in llama().trainable().items()}
         )(IDS),
      "x has dtype float64, expected float32 as in the layer"),
     "a past of a model with fewer blocks": (lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
@@ -269,25 +218,24 @@ def test_bad_input_is_refused_by_name(misuse):
 
 @pytest.mark.parametrize("where", ["backpropagate", "where_it_counts"])
 @pytest.mark.parametrize(
-    ("model", "options"),
+    ("model", "targets", "options"),
     [
-        (llama(), {"target_modules": "all-linear"}),
-        (llama(), {"target_modules": ["layers.1.self_attn.q_proj", "lm_head"]}),
-        (llama(), {"target_modules": ["embed_tokens"]}),
-        (llama(), {"target_modules": ["up_proj"], "use_dora": True, "dora_norm": "full"}),
-        (tiny_mixture("mixtral"), {"target_modules": "all-linear", "target_parameters": ["mlp.experts.down_proj"]}),
-        (tiny_mixture("qwen2_moe"), {"target_modules": ["q_proj", "shared_expert.up_proj"]}),
+        (llama(), "all-linear", {}),
+        (llama(), ["layers.1.self_attn.q_proj", "lm_head"], {}),
+        (llama(), ["embed_tokens"], {}),
+        (llama(), ["up_proj"], {"use_dora": True, "dora_norm": "full"}),
+        (tiny_mixture("mixtral"), "all-linear", {"target_parameters": ["mlp.experts.down_proj"]}),
+        (tiny_mixture("qwen2_moe"), ["q_proj", "shared_expert.up_proj"], {}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:rank .* is above the smaller width")
-def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, options, where):
-    adapted = moved(adapt(model, **options, rank=2, alpha=3, rng=np.random.default_rng(0)))
-    masked = with_dropout(adapted, 0.3, [5, 6])
+def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, targets, options, where):
+    model = adapted(targets, model, **options)
     gradients = {"backpropagate": backpropagate, "where_it_counts": where_it_counts}[where]
-    targets = np.where(AT, np.roll(IDS, -1, axis=1), IGNORED)
-    for plain in (adapted, masked):
-        expected, again = gradients(plain, IDS, targets, cross_entropy), recomputed(plain)
-        found = gradients(again, IDS, targets, cross_entropy)
+    Y = np.where(AT, np.roll(IDS, -1, axis=1), IGNORED)
+    for plain in (model, with_dropout(model, 0.3, [5, 6])):
+        expected, again = gradients(plain, IDS, Y, cross_entropy), recomputed(plain)
+        found = gradients(again, IDS, Y, cross_entropy)
         assert again.trainable().keys() == plain.trainable().keys() == found.keys()
         assert list(found) == list(expected)
         assert any(g.any() for g in expected.values())
@@ -296,7 +244,7 @@ def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, options, wh
 
 
 def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
-    model = moved(adapt(llama(), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0)))
+    model = adapted("all-linear", llama())
     again = recomputed(model)
     assert all(p is model.trainable()[name] for name, p in again.trainable().items())
     kinds = [[type(block) for block in m.model.layers] for m in (model, again)]
@@ -305,7 +253,7 @@ def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
 
 
 def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
-    model = with_dropout(adapt(llama(), ["down_proj"], rank=2, alpha=3, rng=np.random.default_rng(0)), 0.3, [5, 6])
+    model = with_dropout(adapted(["down_proj"], llama()), 0.3, [5, 6])
     seen, right = [], DroppingLoRALinear.mask
     monkeypatch.setattr(DroppingLoRALinear, "mask", lambda self, x: seen.append(self.number) or right(self, x))
     backpropagate(recomputed(model), IDS, IDS, cross_entropy)
@@ -315,13 +263,11 @@ def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
 
 # --- logits at some positions ---
 
-AT = np.array([[False, True, True, False, True], [False, False, False, True, False]])
-
 
 @pytest.mark.parametrize("targets", ["all-linear", ["layers.1.mlp.down_proj", "lm_head"], ["lm_head"]])
 def test_logits_at_some_positions_are_those_of_all(targets):
     """And the gradients are those of all where the others' dy is zero."""
-    model = moved(adapt(llama(), targets, rank=2, alpha=3, rng=np.random.default_rng(0)))
+    model = adapted(targets, llama())
     (z, cache), (whole, whole_cache) = model.forward(IDS, AT), model.forward(IDS)
     assert z.shape == (4, 11)
     np.testing.assert_allclose(z, whole[AT], rtol=0, atol=1e-12)
@@ -333,13 +279,6 @@ def test_logits_at_some_positions_are_those_of_all(targets):
     for name, g in grads.items():
         assert np.abs(expected[name]).max() > 0
         np.testing.assert_allclose(g, expected[name], rtol=0, atol=1e-12)
-
-
-def test_only_the_rows_of_those_positions_meet_the_head(monkeypatch):
-    model, seen, right = llama(), [], Linear.forward
-    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or right(self, x))
-    model.forward(IDS, AT)
-    assert [shape for layer, shape in seen if layer is model.lm_head] == [(4, 6)]
 
 
 @pytest.mark.parametrize(
