@@ -1,10 +1,11 @@
-import json
-
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from minilora import LoRA, save_adapter
+from minilora.language.memory import Memory
+
+from ..support.adapter_folder import change_json
 
 
 @pytest.fixture
@@ -16,8 +17,7 @@ def adapter(tmp_path):
         "head": LoRA(rng.standard_normal((4, 3)).astype("f4"), rng.standard_normal((7, 4)).astype("f4"), 6.0),
     }
     save_adapter(tmp_path / "adapter", layers)
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
+    change_json(tmp_path / "adapter" / "adapter_config.json", use_rslora=True)
     base = {
         "enc.fc.weight": rng.standard_normal((3, 5)),
         "enc.fc.bias": np.ones(3),
@@ -25,3 +25,10 @@ def adapter(tmp_path):
     }
     save_file(base, tmp_path / "base.safetensors")
     return tmp_path / "adapter"
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that lets the machine have so many bytes, and so many that are free."""
+    name = "minilora.language.finetune.machine_memory"
+    return lambda whole, free: monkeypatch.setattr(name, lambda backend: Memory(whole, free))

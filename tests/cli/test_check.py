@@ -11,12 +11,6 @@ from minilora.verify import instances
 from ..support.command_line import run
 
 
-def test_what_cannot_be_done_in_the_end_claims_no_checkpoint(tmp_path, capsys):
-    for options in (["--rank", str(10**23)], ["--alpha", "1e300"], ["--plot", str(tmp_path)]):
-        assert run("article", "--checkpoint", str(tmp_path / "c"), *options) == 2
-        assert not (tmp_path / "c").exists()
-
-
 @pytest.mark.parametrize("cls", [LoRA, pytest.param(Linear, marks=pytest.mark.long)])
 def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, small_check, cls):
     right = cls.backward
@@ -80,17 +74,10 @@ def test_check_prints_what_it_measured(small_check, capsys, monkeypatch):
     assert run("check") == 0
     out, err = capsys.readouterr()
     assert err == ""  # nor does it warn of its own layers
-    for name in (
-        "Linear x",
-        "LoRA lora_A",
-        "LoRALinear lora_B",
-        "MLP fc1.weight",
-        "mse",
-        "cross_entropy",
-        "residual_form of LoRA",
-        "residual_form of LoRALinear",
-    ):
+    for name in ("Linear x", "LoRA lora_A", "LoRALinear lora_B", "MLP fc1.weight", "mse", "cross_entropy"):
         assert name in out
+    assert "residual_form of LoRA " in out
+    assert "residual_form of LoRALinear" in out
     rows = [line for line in out.splitlines() if line.endswith("ok")]
     assert f"{len(rows)} of {len(rows)} gradients agree" in out
     assert "WRONG" not in out

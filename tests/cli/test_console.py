@@ -14,6 +14,7 @@ from minilora import article
 from minilora.cli import _parser
 from minilora.cli.console import BLAS_THREADS, limit_blas, say_goes_on
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import finetune, run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
@@ -117,15 +118,10 @@ def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, shell):
     assert said.isprintable()
 
 
-def of_context(folder, length):
-    path = folder / "model" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": length}))
-
-
 def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
     said = "tokens, and the model's context is 7: what it says beyond may be nonsense"
     for length in (8, 7):
-        of_context(folder, length)
+        change_json(folder / "model" / "config.json", max_position_embeddings=length)
         assert finetune("--steps 1 --batch-size 2") == 0
         assert run("generate cat --model model --tokens 5 --temperature 0") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]

@@ -14,6 +14,7 @@ from minilora.fast.parts import core_count
 from minilora.language.llama import RecomputedBlock
 from minilora.language.memory import Memory
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE, rows, weights
 from ..support.language import tiny_llama, write_folder
 
@@ -21,13 +22,6 @@ pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytestmark = pytest.mark.usefixtures("folder")
 
 ROOT = Path(__file__).parents[2]
-READ = "minilora.language.finetune.machine_memory"
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A function that lets the machine have so many bytes, and so many that are free."""
-    return lambda whole, free: monkeypatch.setattr(READ, lambda backend: Memory(whole, free))
 
 
 @pytest.mark.parametrize(
@@ -58,8 +52,7 @@ def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch
 
 
 def test_a_longer_file_to_measure_on_is_said_and_counted(shell):
-    config = json.loads(Path("model/config.json").read_text())
-    Path("model/config.json").write_text(json.dumps(config | {"max_position_embeddings": 20}))
+    change_json(Path("model/config.json"), max_position_embeddings=20)
     Path("e.jsonl").write_text('{"text": "the cat"}\n' * 8)
     Path("held.jsonl").write_text('{"text": "the cat sat on the mat and the dog"}\n' * 3)
     few = "finetune e.jsonl --model model --steps 1 --batch-size 2 --rank 1"
@@ -108,7 +101,8 @@ def test_what_a_busy_machine_cannot_hold_is_refused_unless_anyway(shell, machine
 
 def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):
     order, load, forward = [], Llama.load, Llama.forward
-    monkeypatch.setattr(READ, lambda backend: order.append("memory") or Memory(10**10, 10**10))
+    memory = Memory(10**10, 10**10)
+    monkeypatch.setattr("minilora.language.finetune.machine_memory", lambda backend: order.append("memory") or memory)
     monkeypatch.setattr(Llama, "load", lambda *a, **k: order.append("load") or load(*a, **k))
     monkeypatch.setattr(Llama, "forward", lambda self, *a: order.append("forward") or forward(self, *a))
     shell(FINETUNE, "--steps", "1")

@@ -1,5 +1,6 @@
 """A fine-tuning that was stopped: what is said, what goes on to the same bits, and which other is refused."""
 
+import contextlib
 import functools
 import json
 import os
@@ -21,13 +22,13 @@ from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
-from minilora.language.memory import Memory
 from minilora.language.recipe import Recipe
 from minilora.language.resume import BestStep, asked, digest, digest_of_adapter
 from minilora.language.text import windows
 from minilora.training import TrainingState
 
 from ..audit.adapters import model
+from ..support.adapter_folder import change_json
 from ..support.command_line import FEW, FINETUNE, finetune, rows, run, weights
 from ..support.disk import contents
 from ..support.language import TEXT, ids_of
@@ -40,7 +41,8 @@ TYPED = f"finetune text --save a --model model {FEW}"
 """Without --overwrite."""
 
 
-def interrupted(monkeypatch, step):
+@contextlib.contextmanager
+def interrupted(step):
     """Let Ctrl-C come in a step."""
     right = Adam.step
 
@@ -49,7 +51,9 @@ def interrupted(monkeypatch, step):
             raise KeyboardInterrupt
         right(self, grads)
 
-    monkeypatch.setattr(Adam, "step", pressed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Adam, "step", pressed)
+        yield
 
 
 def stop(*given, **options):
@@ -69,8 +73,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     os.rename("text", "my text")
     typed = f"finetune 'my text' --save \"it's\" --model model {FEW}"
-    with monkeypatch.context() as patched:
-        interrupted(patched, 5)
+    with interrupted(5):
         first = rows(shell(typed, "--checkpoint", "c", code=130))
     said = "\nminilora: interrupted\nminilora: step 4 of 6 is kept in c, and this command goes on from there:"
     assert shell.err.startswith(said)
@@ -86,8 +89,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, shell, monkeypatch):
 def test_without_a_checkpoint_it_is_kept_beside_the_adapter(often, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora", *shlex.split(TYPED)])
     shell(TYPED, "--save", "whole")
-    with monkeypatch.context() as patched:
-        interrupted(patched, 5)
+    with interrupted(5):
         shell(TYPED, code=130)
     assert "step 4 of 6 is kept in a.checkpoint, and this command goes on from there:" in shell.err
     assert "resume   goes on from step 4 of 6 (a.checkpoint)\n" in shell(TYPED)
@@ -96,8 +98,7 @@ def test_without_a_checkpoint_it_is_kept_beside_the_adapter(often, shell, monkey
 
 
 def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
-    with monkeypatch.context() as patched:
-        interrupted(patched, 2)
+    with interrupted(2):
         shell(TYPED, code=130)
     said = "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or begin anew with --overwrite"
     assert said in shell.refused(TYPED, "--seed", "5")
@@ -115,8 +116,8 @@ def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
 def test_it_is_kept_beside_the_folder_whatever_its_name(folder, shell, monkeypatch, name):
     Path("a").mkdir()
     monkeypatch.chdir("a")
-    interrupted(monkeypatch, 2)
-    shell(f"finetune ../text --save {name} --model ../model {FEW}", code=130)
+    with interrupted(2):
+        shell(f"finetune ../text --save {name} --model ../model {FEW}", code=130)
     assert Path(f"{os.path.abspath(name)}.checkpoint").exists()
 
 
@@ -283,11 +284,6 @@ def examples(name, words):
     Path(name).write_text("\n".join(map(json.dumps, lines)))
 
 
-def has_memory(monkeypatch, whole, free):
-    """Let the machine have so many bytes."""
-    monkeypatch.setattr("minilora.language.finetune.machine_memory", lambda backend: Memory(whole, free))
-
-
 MEASURED = "--batch-size 5 --valid 0.2 --eval-rows 3 --eval-every 3 --log-every 2"
 GOING_ON = "--schedule cosine --warmup 0.1 --dropout 0.2 --keep-best --lr 0.3 --seed 1"
 GOING_ON += " --max-grad-norm 0.5 --weight-decay 0.2"
@@ -315,19 +311,18 @@ LONG = [pytest.param(*row, marks=pytest.mark.long) for row in STOPPED_ELSEWHERE]
 
 
 @pytest.mark.parametrize(("options", "step", "free"), STOPPED + LONG)
-def test_the_same_command_goes_on_to_the_same_bits(folder, monkeypatch, shell, options, step, free):
+def test_the_same_command_goes_on_to_the_same_bits(folder, machine, shell, options, step, free):
     examples("e.jsonl", [1, 2, 3, 4, 5, 1, 2, 3, 4, 9, 2, 1] * 2 + [6, 2, 1])
     examples("long.jsonl", [12, 1, 3])
     examples("short.jsonl", [1, 1])
-    has_memory(monkeypatch, 10**10, free)
+    machine(10**10, free)
     command = f"finetune e.jsonl --model model --save a --rank 2 --lr 0.02 --batch-size 4 {options}"
     shown = measured(shell(command, "--anyway"))
     whole = weights()
-    with monkeypatch.context() as patched:
-        interrupted(patched, step)
+    with interrupted(step):
         shell(command, "--anyway", "--overwrite", "--checkpoint", "c", code=130)
     assert read_checkpoint(Path("c")).epoch == step - 1
-    has_memory(monkeypatch, 10**10, 10**9)  # another program has ended
+    machine(10**10, 10**9)  # another program has ended
     out = shell(command, "--overwrite", "--checkpoint", "c", "--recompute")  # which is no other training
     assert f"goes on from step {step - 1}" in out or step == 1
     assert measured(out) == shown
@@ -396,8 +391,7 @@ def test_another_training_is_refused_by_the_option_that_differs(folder, shell, m
     }.items():
         more = f"{GOING_ON} --steps 2 --warmup 1 --checkpoint c {other}"
         assert said in shell.refused(FINETUNE + more)
-    config = json.loads(Path("model/config.json").read_text())
-    Path("model/config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    change_json(Path("model/config.json"), rms_norm_eps=1e-3)
     more = f"{GOING_ON} --steps 3 --warmup 1 --checkpoint c"
     assert "the model is another" in shell.refused(FINETUNE + more)
 
