@@ -7,7 +7,7 @@ from minilora import GatedMLP, Linear, adapt, adapters, merge
 from minilora.layers.experts import Experts, MixtureOfExperts, Router, balance
 from minilora.layers.stacked import StackedLinear
 
-from ..support.peers import PEERS, mixtral, peft, torch, transformers
+from ..support.peers import PEERS, factors_of, mixtral, peft, torch, transformers, with_peft
 from ..support.peers import qwen2_moe as qwen2
 from ..support.peers import qwen3_moe as qwen3
 
@@ -76,8 +76,11 @@ def computed(layer, x, dy):
 
 
 KINDS = [("mixtral", True), ("qwen3", True), ("qwen3", False), ("qwen2", True), ("qwen2", False)]
-SIZES = {"several": (5, 2, 9), "one kept": (4, 1, 9), "all kept": (4, 4, 9), "one token": (4, 2, 1), "idle": (9, 2, 2)}
-"""Experts, kept ones, tokens. Of nine experts, two tokens reach four at most."""
+SIZES = {
+    "several": (5, 2, (2, 9)), "one kept": (4, 1, (1, 9)), "all kept": (4, 4, (1, 9)), "one token": (4, 2, (1, 1)),
+    "idle": (9, 2, (1, 2)),
+}  # fmt: skip
+"""Experts, kept ones, sequences and tokens. Of nine experts, two tokens reach four at most."""
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -85,7 +88,7 @@ SIZES = {"several": (5, 2, 9), "one kept": (4, 1, 9), "all kept": (4, 4, 9), "on
 def test_outputs_and_all_gradients_are_those_of_transformers(family, renormalised, size):
     experts, kept, tokens = SIZES[size]
     model = block_of(family, experts, kept, seed=1, renormalised=renormalised)
-    x, dy = np.random.default_rng(2).standard_normal((2, 1, tokens, D))
+    x, dy = np.random.default_rng(2).standard_normal((2, *tokens, D))
     layer = ours(model.mlp)
     expected = both(model, x, dy, dict(model.mlp.named_parameters()))
     found = computed(layer, x, dy)
@@ -105,35 +108,30 @@ TARGETS = {
 }
 
 
-def with_peft(model, targets, seed, **options):
-    """The model with PEFT's adapters, moved from their start, and the factors by our names."""
-    options = {"r": 3, "lora_alpha": 5.0, "target_modules": [], "target_parameters": targets} | options
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))
-    factors, rng = {}, np.random.default_rng(seed)
-    for path, module in adapted.base_model.model.mlp.named_modules():
-        if hasattr(module, "parameter_name"):
-            where = f"{path.replace('.base_layer', '')}.{module.parameter_name}"
-            for name in ("lora_A", "lora_B"):
-                p = getattr(module, name)["default"].weight
-                with torch.no_grad():
-                    p.copy_(torch.tensor(rng.standard_normal(p.shape) * 0.4))
-                factors[f"{where}.{name}"] = p
-    return adapted, factors
+def factors_by_peft(model, targets, **options):
+    """The factors of PEFT's adapters of a mixture, moved from their start, by our names."""
+    found = factors_of(with_peft(model, target_parameters=targets, **options))
+    return {name.removeprefix("mlp."): p for name, p in found.items()}
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("targets", TARGETS)
-@pytest.mark.parametrize(("family", "renormalised"), KINDS)
-def test_adapters_of_experts_are_pefts(family, renormalised, targets, rslora):
-    model = block_of(family, 5, 2, seed=3, renormalised=renormalised)
+ADAPTED = [
+    *((*kind, targets, "several", rslora) for kind in KINDS for targets in TARGETS for rslora in (False, True)),
+    *(("mixtral", True, "both", size, False) for size in SIZES),
+]
+
+
+@pytest.mark.parametrize(("family", "renormalised", "targets", "size", "rslora"), ADAPTED)
+def test_adapters_of_experts_are_pefts(family, renormalised, targets, size, rslora):
+    experts, kept, tokens = SIZES[size]
+    model = block_of(family, experts, kept, seed=3, renormalised=renormalised)
     base, names = ours(model.mlp), [target.removeprefix("mlp.") for target in TARGETS[targets]]
     rng = np.random.default_rng(4)
     layer = adapt(base, [], rank=3, alpha=5.0, rng=rng, target_parameters=names, use_rslora=rslora)
-    _, factors = with_peft(model, TARGETS[targets], seed=5, use_rslora=rslora)
+    factors = factors_by_peft(model, TARGETS[targets], use_rslora=rslora)
     assert layer.trainable().keys() == factors.keys()
     for name, p in layer.trainable().items():
         p[...] = numpy_of(factors[name])
-    x, dy = rng.standard_normal((2, 2, 7, D))
+    x, dy = rng.standard_normal((2, *tokens, D))
     expected = both(model, x, dy, factors)
     close(computed(layer, x, dy), expected)
     close({"y": merge(layer)(x)}, {"y": expected["y"]})
@@ -141,24 +139,10 @@ def test_adapters_of_experts_are_pefts(family, renormalised, targets, rslora):
     assert adapters(layer).keys() == set(names)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_adapters_of_idle_and_of_all_experts_are_pefts(size):
-    experts, kept, tokens = SIZES[size]
-    model = block_of("mixtral", experts, kept, seed=6)
-    names = ["experts.gate_up_proj", "experts.down_proj"]
-    rng = np.random.default_rng(7)
-    layer = adapt(ours(model.mlp), [], rank=2, alpha=5.0, rng=rng, target_parameters=names)
-    _, factors = with_peft(model, TARGETS["both"], seed=8, r=2)
-    for name, p in layer.trainable().items():
-        p[...] = numpy_of(factors[name])
-    x, dy = rng.standard_normal((2, 1, tokens, D))
-    close(computed(layer, x, dy), both(model, x, dy, factors))
-
-
 @pytest.mark.parametrize("options", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_what_we_lack_beside_experts_peft_refuses_too(options):
     with pytest.raises((ValueError, NotImplementedError)):
-        with_peft(block_of("mixtral", 4, 2, seed=0), TARGETS["both"], 0, **options)
+        factors_by_peft(block_of("mixtral", 4, 2, seed=0), TARGETS["both"], **options)
 
 
 def test_pefts_start_adds_nothing_and_has_our_bound():

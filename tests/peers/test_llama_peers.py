@@ -9,24 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import Linear, Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter, train
-from minilora.language import next_token_loss, save_llama
+from minilora import Linear, Llama, adapt, adapters, attach, cross_entropy, load_adapter, merge, save_adapter
+from minilora.language import save_llama
 from minilora.language.tokens import load_tokenizer
 from minilora.layer import walk
 
 from ..support.peers import (
     DENSE,
     LINEARS,
+    MIXED,
     MODELS,
     PEERS,
     SCALINGS,
     backward_of,
+    beside_again,
     close,
     drawn,
+    factors_of,
     ids_of,
     in_double,
     logits_of,
-    peft,
     targets_of,
     torch,
     torch_loss,
@@ -123,6 +125,7 @@ def test_modules_are_named_as_in_transformers(tmp_path):
 
 # --- adapters -------------------------------------------------------------------------------------
 
+GATE_UP, DOWN, ROUTER = "mlp.experts.gate_up_proj", "mlp.experts.down_proj", "mlp.gate.weight"
 ADAPTERS = {
     "q and v": {"target_modules": ["q_proj", "v_proj"]},
     "every linear": {"target_modules": LINEARS},
@@ -132,42 +135,58 @@ ADAPTERS = {
     "DoRA": {"target_modules": ["o_proj", "up_proj"], "use_dora": True},
     "the embedding": {"target_modules": ["embed_tokens", "q_proj"]},
 }
+OF_EXPERTS = {
+    "one array": {"target_parameters": [DOWN]},
+    "gate and up": {"target_parameters": [GATE_UP]},
+    "both": {"target_parameters": [DOWN, GATE_UP]},
+    "both, rsLoRA": {"target_parameters": [DOWN, GATE_UP], "use_rslora": True},
+    "the router": {"target_parameters": [ROUTER]},
+    "all, and attention": {"target_parameters": [ROUTER, GATE_UP, DOWN], "target_modules": ["q_proj", "v_proj"]},
+    "all, and attention, rsLoRA": {
+        "target_parameters": [ROUTER, GATE_UP, DOWN], "target_modules": ["q_proj"], "use_rslora": True},
+    "ranks and alphas": {
+        "target_parameters": [GATE_UP, DOWN], "rank_pattern": {DOWN: 5}, "alpha_pattern": {GATE_UP: 9.0}},
+}  # fmt: skip
+OF_KIND = [
+    *(("llama", name) for name in ADAPTERS),
+    *((kind, name) for kind in DENSE if kind != "llama" for name in ("every linear", "DoRA")),
+    *((kind, name) for kind in MIXED for name in OF_EXPERTS),
+]
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.parametrize("seed", [6, 7])
-def test_gradients_of_adapters_are_those_of_peft(tmp_path, double, name, seed):
-    theirs = written(tmp_path / "base", "llama", seed)
-    model = with_peft(theirs, **ADAPTERS[name])
-    model.save_pretrained(tmp_path / "adapter")
-    base = Llama.load(tmp_path / "base", dtype="float64")
-    ours = attach(base, load_adapter(tmp_path / "adapter", dtype="float64"))
-    grads = backward_of(model, ours, ids_of(theirs, seed))
-    found = {}
-    for path, p in model.named_parameters():
-        if p.grad is not None:
-            path = path.removeprefix("base_model.model.").replace(".default", "").replace(".weight", "")
-            path = path.replace("lora_embedding_", "lora_").replace("lora_magnitude_vector", "magnitude")
-            found[path] = p.grad.numpy()
-    assert grads.keys() == found.keys()
-    for path, g in grads.items():
-        close(g, found[path], 1e-9)
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
-def test_peft_loads_our_adapters_and_gives_our_logits(tmp_path, double, name):
-    theirs = written(tmp_path / "base", "llama", 8)
-    ours = adapt(
-        Llama.load(tmp_path / "base", dtype="float64"),
-        rank=3, alpha=5, rng=np.random.default_rng(0), **ADAPTERS[name],
-    )  # fmt: skip
-    for i, p in enumerate(ours.trainable().values()):
-        p += np.random.default_rng(i).standard_normal(p.shape) / 4
-    save_adapter(tmp_path / "adapter", adapters(ours))
-    model = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter", autocast_adapter_dtype=False).double().eval()
-    ids = ids_of(theirs, 8)
-    with torch.no_grad():
-        close(ours(ids), model(torch.tensor(ids)).logits.numpy(), 1e-9)
+@pytest.mark.filterwarnings("ignore:The following .* keys did not match:RuntimeWarning")  # PEFT's, which did match
+@pytest.mark.parametrize(("kind", "adapter"), OF_KIND)
+def test_an_adapter_is_the_same_in_peft_and_here(tmp_path, double, kind, adapter):
+    """PEFT's file read by us, ours by PEFT; gradients, the merged model, and one position after another."""
+    options = (ADAPTERS | OF_EXPERTS)[adapter]
+    layers = {"mlp_only_layers": [0], "decoder_sparse_step": 1} if kind in MIXED[1:] else {}
+    theirs = written(tmp_path / "m", kind, 21, num_hidden_layers=3, **layers)
+    tuned, ids = with_peft(theirs, **options), ids_of(theirs, 21)
+    tuned.save_pretrained(tmp_path / "theirs")
+    base = Llama.load(tmp_path / "m", dtype="float64")
+    read = attach(base, load_adapter(tmp_path / "theirs", dtype="float64"))
+    grads, factors = backward_of(tuned, read, ids), factors_of(tuned)
+    assert grads.keys() == factors.keys()
+    for name, p in factors.items():
+        close(grads[name], p.grad.numpy(), 1e-9)
+    expected = logits_of(tuned, ids)
+    assert np.abs(base(ids) - expected).max() > 1e-3
+    if not options.keys() & {"rank_pattern", "alpha_pattern"}:
+        own = {"target_modules": []} | options
+        made = adapt(base, own.pop("target_modules"), rank=3, alpha=5, rng=np.random.default_rng(0), **own)
+        assert made.trainable().keys() == factors.keys()
+        for name, p in made.trainable().items():
+            p[...] = read.trainable()[name]
+        read = made
+    save_adapter(tmp_path / "ours", adapters(read))
+    close(logits_of(beside_again(tmp_path / "m", kind, tmp_path / "ours"), ids), expected, 1e-9)
+    save_llama(merge(read), tmp_path / "merged")
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float64)
+    close(logits_of(in_double(kind, merged), ids), expected, 1e-9)
+    z, past = read.extend(ids[:, :9])
+    for t in range(9, 17):
+        z, past = read.extend(ids[:, t : t + 1], past)
+    close(z, expected[:, -1], 1e-9)
 
 
 def test_in_float32_gradients_differ_by_rounding_alone(tmp_path):
@@ -186,27 +205,6 @@ def test_in_float32_gradients_differ_by_rounding_alone(tmp_path):
             path = name.removeprefix("base_model.model.").replace(".default.weight", "")
             assert grads[path].dtype == np.float32
             close(grads[path], p.grad.numpy(), 1e-4)
-
-
-@pytest.mark.parametrize("kind", DENSE)
-@pytest.mark.parametrize("options", [{"target_modules": LINEARS}, {"target_modules": ["q_proj"], "use_dora": True}])
-def test_adapters_of_peft_are_read_and_trained_on(tmp_path, double, kind, options):
-    theirs = written(tmp_path / "m", kind, 5)
-    tuned = with_peft(theirs, **options)
-    tuned.save_pretrained(tmp_path / "adapter")
-    base = Llama.load(tmp_path / "m", dtype="float64")
-    ours = attach(base, load_adapter(tmp_path / "adapter", dtype="float64"))
-    ids = ids_of(theirs, 5)
-    close(ours(ids), logits_of(tuned, ids), 1e-9)
-    rng = np.random.default_rng(0)
-    model = adapt(base, rank=2, alpha=4, rng=rng, **options)
-    fit = {"epochs": 8, "steps": 1, "batch_size": 2, "lr": 1e-2, "rng": rng, "loss": next_token_loss}
-    losses = train(model, ids, targets_of(ids), **fit, log_every=1).losses
-    assert losses[-1] < losses[0]
-    save_adapter(tmp_path / "ours", adapters(model))
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "m", dtype=torch.float64)
-    loaded = peft.PeftModel.from_pretrained(in_double(kind, again), tmp_path / "ours", autocast_adapter_dtype=False)
-    close(logits_of(loaded.double().eval(), ids), model(ids), 1e-9)
 
 
 # --- edited folders -------------------------------------------------------------------------------

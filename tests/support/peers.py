@@ -155,11 +155,33 @@ def backward_of(theirs, ours, ids):
 
 def with_peft(theirs, rank=3, alpha=5, **options):
     torch.manual_seed(0)
-    model = peft.get_peft_model(theirs, peft.LoraConfig(r=rank, lora_alpha=alpha, **options)).double()
+    options = {"r": rank, "lora_alpha": alpha, "target_modules": []} | options
+    model = peft.get_peft_model(theirs, peft.LoraConfig(**options)).double()
     for name, p in model.named_parameters():
         if "lora_" in name and "magnitude" not in name:
             torch.nn.init.normal_(p, std=0.3)
     return model.eval()
+
+
+def factors_of(tuned):
+    """PEFT's arrays that train, by our names."""
+    found = {}
+    for path, module in tuned.base_model.model.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer):
+            where = path.replace(".base_layer", "")
+            where += f".{module.parameter_name}" if hasattr(module, "parameter_name") else ""
+            for ours, theirs in (("lora_A", module.lora_A), ("lora_B", module.lora_B)):
+                found |= {f"{where}.{ours}": factor.weight for factor in theirs.values()}
+            for ours, theirs in (("lora_A", module.lora_embedding_A), ("lora_B", module.lora_embedding_B)):
+                found |= {f"{where}.{ours}": factor for factor in theirs.values()}
+            found |= {f"{where}.magnitude": one.weight for one in module.lora_magnitude_vector.values()}
+    return found
+
+
+def beside_again(folder, kind, adapter):
+    """PEFT's model of a saved base and a saved adapter, in float64."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    return peft.PeftModel.from_pretrained(in_double(kind, base), adapter, autocast_adapter_dtype=False).double().eval()
 
 
 def llama_cpp_rows(weight, heads):
