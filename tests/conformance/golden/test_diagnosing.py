@@ -354,6 +354,12 @@ def test_a_rounding_is_possible_where_it_is_clearly_nearer(right, rounded, is_po
     assert ([row] in [one.rows for one in found]) is is_possible
 
 
+@pytest.mark.parametrize(("typical", "count"), [(0.29, 2), (0.31, 1)])
+def test_what_is_clearly_nearer_rules_others_out(typical, count):
+    near, far = (Candidate([Wrong(flag, flag, {})], 0.9, t) for flag, t in (("a", 0.1), ("b", typical)))
+    assert possible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
+
+
 def test_every_row_about_any_model_has_an_engine(subject):
     golden = {row.flag for row in MISREADINGS} - {"rows-of-q-and-k-are-permuted", "rows-of-q-and-k-are-not-permuted"}
     own = {row.flag for row in (*mistakes_of(subject), *further_mistakes_of(subject))} - golden
