@@ -1,131 +1,328 @@
-"""The real PEFT reads what we write, and we read what it writes."""
+"""The real PEFT reads what we write, of every kind of layer and adapter, we read what it writes, and merges agree."""
 
 import dataclasses
-import math
 import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
+from minilora import (
+    Conv1d,
+    Conv2d,
+    Embedding,
+    FileRefused,
+    Linear,
+    adapt,
+    adapters,
+    attach,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+)
 from minilora.files.peft import KEYS, UNSET
 
 from ..support.peers import PEERS, peft, torch
 
 pytestmark = [*PEERS, pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")]
 
-drawn = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+drawn = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+MODULES = ["enc.fc", "enc.emb", "enc.seq", "img", "one", "fc"]
 
 
 class Encoder(torch.nn.Module):
-    def __init__(self, widths):
+    def __init__(self, fc, emb, seq):
         super().__init__()
-        self.q_proj, self.k_proj = torch.nn.Linear(*widths[:2]), torch.nn.Linear(*widths[:2], bias=False)
-        self.layers = torch.nn.ModuleList([torch.nn.Linear(*widths[1:3]), torch.nn.Linear(*widths[1:3])])
+        self.fc, self.emb, self.seq = fc, emb, seq
 
 
 class Model(torch.nn.Module):
-    """A base with names that are ends of one another; its forward returns each layer's output."""
+    """A layer of each kind, a convolution of one entry, and a name that is the end of another; each layer's output."""
 
-    def __init__(self, widths):
+    def __init__(self, rng):
         super().__init__()
-        self.enc, self.q_proj = Encoder(widths), torch.nn.Linear(*widths[2:])
+        size = [int(n) for n in rng.integers(1, 7, 12)]
+        steps = {
+            axes: {
+                name: tuple(int(n) for n in rng.integers(low, high, axes))
+                for name, low, high in (("stride", 1, 3), ("padding", 0, 3))  # PEFT's adapters know no dilation
+            }
+            for axes in (1, 2)
+        }
+        kernel = [int(n) for n in rng.integers(1, 4, 3)]
+        torch.manual_seed(int(rng.integers(2**31)))
+        nn = torch.nn
+        seq = nn.Conv1d(size[4], size[5], kernel[0], **steps[1])
+        self.enc = Encoder(nn.Linear(size[0], size[1]), nn.Embedding(size[2], size[3]), seq)
+        self.img = nn.Conv2d(size[6], size[7], kernel[1:], bias=bool(rng.integers(2)), **steps[2])
+        self.one = nn.Conv2d(size[8], size[9], 1)
+        self.fc = nn.Linear(size[10], size[11])
+        self.inputs = [
+            torch.tensor(rng.standard_normal((5, size[0]))),
+            torch.tensor(rng.integers(0, size[2], (3, 4))),
+            torch.tensor(rng.standard_normal((2, size[4], 9))),
+            torch.tensor(rng.standard_normal((2, size[6], 8, 7))),
+            torch.tensor(rng.standard_normal((2, size[8], 3, 2))),
+            torch.tensor(rng.standard_normal((5, size[10]))),
+        ]
+        self.double()
 
-    def forward(self, x, h, z):
-        enc = self.enc
-        return [enc.q_proj(x), enc.k_proj(x), enc.layers[0](h), enc.layers[1](h), self.q_proj(z)]
+    def forward(self, inputs):
+        return [self.get_submodule(name)(x) for name, x in zip(MODULES, inputs, strict=True)]
 
 
-MODULES = ["enc.q_proj", "enc.k_proj", "enc.layers.0", "enc.layers.1", "q_proj"]
+def our_layer(layer, dtype=None):
+    """A torch layer as ours, with its own weights, or those in another type."""
+    weight, bias = (None if p is None else p.detach().numpy() for p in (layer.weight, getattr(layer, "bias", None)))
+    weight, bias = (None if p is None else p.astype(dtype or p.dtype) for p in (weight, bias))
+    if isinstance(layer, torch.nn.Embedding):
+        return Embedding(weight)
+    if isinstance(layer, torch.nn.Linear):
+        return Linear(weight, bias)
+    cls = Conv1d if isinstance(layer, torch.nn.Conv1d) else Conv2d
+    return cls(weight, bias, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
 
 
-def draw_model(rng):
-    widths = [int(n) for n in rng.integers(1, 9, 4)]
-    torch.manual_seed(int(rng.integers(2**31)))
-    model = Model(widths).double()
-    inputs = [torch.tensor(rng.standard_normal((5, w))) for w in widths[:3]]
-    return model, inputs
-
-
-def our_outputs(model, adapters, inputs):
-    """Put the adapters on the torch base's own weights, and run them through NumPy."""
+def our_outputs(model, found):
     outputs = []
-    for module, x in zip(MODULES, [inputs[0], inputs[0], inputs[1], inputs[1], inputs[2]], strict=True):
-        layer = model.get_submodule(module)
-        bias = None if layer.bias is None else layer.bias.detach().numpy()
-        base = Linear(layer.weight.detach().numpy(), bias)
-        full = LoRALinear(base, adapters[module]) if module in adapters else base
-        outputs.append(full(x.numpy()))
+    for module, x in zip(MODULES, model.inputs, strict=True):
+        layer = our_layer(model.get_submodule(module))
+        outputs.append((attach(layer, {"": found[module]}) if module in found else layer)(x.numpy()))
     return outputs
 
 
-def assert_same(theirs, ours):
+def assert_same(theirs, ours, tolerance=1e-12):
     for a, b in zip(theirs, ours, strict=True):
-        np.testing.assert_allclose(b, a.detach().numpy(), rtol=1e-6, atol=1e-6)
+        a = a.detach().numpy()
+        assert a.shape == b.shape
+        assert np.abs(a - b).max() <= tolerance * max(1, np.abs(a).max())
 
 
-@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
-@drawn
-def test_peft_loads_ours(tmp_path_factory, seed, dtype):
-    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("ours")
-    model, inputs = draw_model(rng)
-    layers = {}
-    for module in rng.permutation(MODULES)[: int(rng.integers(1, 6))]:
-        layer = model.get_submodule(module)
-        r = int(rng.integers(1, 5))
-        A, B = rng.standard_normal((r, layer.in_features)), rng.standard_normal((layer.out_features, r))
-        layers[str(module)] = LoRA(A.astype(dtype), B.astype(dtype), float(rng.choice([1, 2.5, 16])))
-    save_adapter(folder, layers)
-    ours = our_outputs(model, load_adapter(folder, dtype="float64"), inputs)
+def move(adapter, rng):
+    """Move every array, as if the adapter had been trained."""
+    for array in adapter.trainable().values():
+        array += (0.5 * rng.standard_normal(array.shape)).astype(array.dtype)
+    return adapter
+
+
+def loaded_by_peft(model, folder, found):
+    """PEFT's model; to it the name "fc" means "enc.fc" too, which gets an adapter of zeros, and it says so."""
     with warnings.catch_warnings():
-        # "q_proj" alone also names "enc.q_proj" for PEFT, which gives it an adapter of zeros and says so.
-        warnings.filterwarnings("ignore", message=".*missing adapter keys.*")
-        theirs = peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
-    assert_same(theirs(*inputs), ours)
-    for module, layer in layers.items():
-        assert theirs.base_model.model.get_submodule(module).scaling["default"] == layer.scaling
+        more = "fc" in found and "enc.fc" not in found
+        warnings.filterwarnings("ignore" if more else "error", message=".*(missing adapter keys|unexpected).*")
+        return peft.PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False).eval()
 
 
-@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "bfloat16", "float32", "float64"]))
+def some_of(rng, names):
+    return [str(name) for name in rng.permutation(names)[: int(rng.integers(1, len(names) + 1))]]
+
+
+SEEDS = st.integers(0, 2**32 - 1)
+TYPES = ["float64", "float32", "float16", "bfloat16"]
+
+
+@given(SEEDS, st.booleans(), st.booleans(), st.booleans(), st.sampled_from(TYPES[:3]))
+@example(0, True, True, True, "float64")
+@example(1, False, True, True, "float64")
 @drawn
-def test_we_load_peft_s(tmp_path_factory, seed, dtype):
-    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("theirs")
-    model, inputs = draw_model(rng)
-    targets = [
-        ["q_proj"],
-        ["enc.q_proj", "k_proj"],
-        ["0", "1", "k_proj"],
-        r"enc\.layers\.\d",
-        r".*(q|k)_proj",
-        "all-linear",
-    ][int(rng.integers(6))]
-    config = peft.LoraConfig(
+def test_peft_loads_every_kind_of_ours(tmp_path_factory, seed, dora, rslora, pissa, dtype):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("ours")
+    model, dtype = Model(rng), "float64" if pissa else dtype
+    found, expected = {}, {}
+    for module in some_of(rng, MODULES):
+        layer = our_layer(model.get_submodule(module), dtype)
+        matrix = layer if isinstance(layer, Linear) else layer.as_linear()
+        rank = int(rng.integers(1, 1 + (min(matrix.shape) if pissa else 4)))
+        options = {"use_dora": dora, "use_rslora": rslora, "init": "pissa" if pissa else "lora"}
+        one = adapt(layer, "", rank=rank, alpha=float(rng.choice([1, 2.5, 16])), rng=rng, **options)
+        found[module] = move(adapters(one)[""], rng)
+        if dtype == "float64":
+            expected[module] = one(model.inputs[MODULES.index(module)].numpy())
+    save_adapter(folder, found)
+    read = load_adapter(folder, dtype="float64")
+    expected = expected or dict(zip(MODULES, our_outputs(model, read), strict=True))
+    theirs = loaded_by_peft(model, folder, found)
+    outputs = dict(zip(MODULES, theirs(model.inputs), strict=True))
+    pairs = [(outputs[module], expected[module]) for module in found]
+    assert_same(*zip(*pairs, strict=True), 1e-10 if pissa else 1e-12)
+    config = theirs.peft_config["default"]
+    assert (config.use_dora, config.use_rslora) == (dora, rslora)
+    for module, adapter in read.items():
+        assert theirs.base_model.model.get_submodule(module).scaling["default"] == adapter.scaling
+
+
+TARGETS = [
+    ["fc", "emb", "seq", "img", "one"], r"enc\..*|img", ["enc.emb", "img"], ["enc.fc", "one"], ["fc"], r".*(fc|seq)",
+    "all-linear",
+]  # fmt: skip
+RANKS = [{}, {"emb": 3}, {"^img": 2, r"enc\.seq": 5}, {r".*e.*": 4}, {"^fc": 2}]
+ALPHAS = [{}, {"emb": 3}, {"enc.seq": 7, "img": 2}, {r".*[cg]": 0.5}, {"enc.fc": 7}]
+
+
+def drawn_config(rng, dora, rslora):
+    def one_of(values):
+        return values[int(rng.integers(len(values)))]
+
+    return peft.LoraConfig(
         r=int(rng.integers(1, 5)),
         lora_alpha=float(rng.choice([1, 2.5, 16])),
-        use_rslora=bool(rng.integers(2)),
-        target_modules=targets,
-        rank_pattern=[{}, {"q_proj": 3}, {"^q_proj": 2, r"layers\.0": 5}, {r".*proj": 4}][int(rng.integers(4))],
-        alpha_pattern=[{}, {"q_proj": 3}, {"enc.q_proj": 7}, {r"layers\.[01]": 0.5}][int(rng.integers(4))],
-        init_lora_weights=[False, "gaussian", True, "orthogonal"][int(rng.integers(3))],
+        use_rslora=rslora,
+        use_dora=dora,
+        target_modules=one_of(TARGETS),
+        rank_pattern=one_of(RANKS),
+        alpha_pattern=one_of(ALPHAS),
         lora_dropout=float(rng.choice([0, 0.1])),
     )
-    theirs = peft.get_peft_model(model, config).eval()
+
+
+def moved_peft(model, config, rng, dtype=torch.float64):
+    """PEFT's model with its adapters as if trained, each number one of the given type."""
+    theirs = peft.get_peft_model(model, config, autocast_adapter_dtype=False).eval()
     for name, p in theirs.named_parameters():
         if "lora_" in name:
-            rounded = torch.tensor(rng.standard_normal(tuple(p.shape))).to(getattr(torch, dtype))
-            p.data = rounded.to(p.dtype)
-    state = {k: v.to(getattr(torch, dtype)) for k, v in peft.get_peft_model_state_dict(theirs).items()}
+            moved = p.data.double() + torch.tensor(0.5 * rng.standard_normal(tuple(p.shape)))
+            p.data = moved.to(dtype).to(p.dtype)
+    return theirs
+
+
+@given(SEEDS, st.booleans(), st.booleans(), st.sampled_from(TYPES))
+@example(0, True, True, "float64")
+@drawn
+def test_we_load_every_kind_of_pefts(tmp_path_factory, seed, dora, rslora, dtype):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("theirs")
+    model, stored = Model(rng), getattr(torch, dtype)
+    theirs = moved_peft(model, drawn_config(rng, dora, rslora), rng, stored)
+    starts = [False, "gaussian", True, "orthogonal"]
+    theirs.peft_config["default"].init_lora_weights = starts[int(rng.integers(4))]
+    state = {name: array.to(stored) for name, array in peft.get_peft_model_state_dict(theirs).items()}
     theirs.save_pretrained(folder, state_dict=state)
-    adapters = load_adapter(folder, dtype="float64")
+    expected = theirs(model.inputs)
+    found = load_adapter(folder, dtype="float64")
+    assert all((hasattr(a, "magnitude"), a.use_rslora) == (dora, rslora) for a in found.values())
+    for module, adapter in found.items():
+        layer = theirs.base_model.model.get_submodule(module)
+        assert adapter.scaling == pytest.approx(layer.scaling["default"], rel=1e-15)
+    if dtype == "float64":
+        assert {adapter.lora_A.dtype for adapter in load_adapter(folder).values()} == {np.dtype("float64")}
+    assert_same(expected, our_outputs(theirs.unload(), found))
+
+
+@given(seed=SEEDS, dora=st.booleans(), rslora=st.booleans())
+@drawn
+def test_peft_reads_its_own_file_as_saved_again(tmp_path_factory, seed, dora, rslora):
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("again")
+    model = Model(rng)
+    theirs = moved_peft(model, drawn_config(rng, dora, rslora), rng)
+    theirs.save_pretrained(folder / "theirs")
+    save_adapter(folder / "ours", load_adapter(folder / "theirs"))
+    one, two = (load_file(folder / name / "adapter_model.safetensors") for name in ("theirs", "ours"))
+    assert one.keys() == two.keys()
+    assert all(one[key].dtype == two[key].dtype and torch.equal(one[key], two[key]) for key in one)
+    expected = theirs(model.inputs)
+    again = loaded_by_peft(theirs.unload(), folder / "ours", MODULES)
+    assert_same(expected, [y.detach().numpy() for y in again(model.inputs)])
+
+
+EPS = {"float64": 2**-52, "float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
+
+
+@given(
+    seed=SEEDS,
+    dtype=st.sampled_from(list(EPS)),
+    dora=st.booleans(),
+    rslora=st.booleans(),
+)
+@example(0, "float64", True, True)
+@example(0, "bfloat16", True, False)
+@drawn
+def test_merges_equal_pefts_merge_and_unload(tmp_path_factory, seed, dtype, dora, rslora):
+    """PEFT merges in the wide type too where the adapter has it, as from_pretrained gives it: float32 for halves."""
+    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("merge")
+    model = Model(rng).to(getattr(torch, dtype))
+    save_file(model.state_dict(), folder / "base.safetensors", {"format": "pt"})
+    before = load_file(folder / "base.safetensors")
+    theirs = moved_peft(model, drawn_config(rng, dora, rslora), rng)
+    theirs.save_pretrained(folder / "adapter")
     base = theirs.unload()
-    expected = our_outputs(base, adapters, inputs)
-    again = peft.PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False)
-    assert_same(again(*inputs), expected)
-    for module, lora in adapters.items():
-        scaling = again.base_model.model.get_submodule(module).scaling["default"]
-        assert math.isclose(lora.scaling, scaling, rel_tol=1e-15)
+    again = peft.PeftModel.from_pretrained(base, folder / "adapter")  # casts half factors to float32
+    changes = merge_adapter(folder / "base.safetensors", folder / "adapter", folder / "out.safetensors")
+    ours, merged = load_file(folder / "out.safetensors"), again.merge_and_unload().state_dict()
+    assert ours.keys() == merged.keys() == before.keys()
+    changed = {change.name for change in changes}
+    for name, array in ours.items():
+        assert (array.dtype, array.shape) == (before[name].dtype, before[name].shape)
+        if name not in changed:
+            assert torch.equal(array, before[name])
+            continue
+        got, want = array.double(), merged[name].double()
+        largest = max(1.0, float(want.abs().max()), float(before[name].double().abs().max()))
+        assert (got - want).abs().max() <= 40 * EPS[dtype if dtype == "float64" else "float32"] * largest + (
+            EPS[dtype] * largest
+        )
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_transformers_embedding_is_merged_as_peft_does(tmp_path, kind, dora):
+    """GPT-2's Conv1D is stored (in, out); of Llama's embedding PEFT saves the base's weight beside the factors."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50, n_positions=16)
+        model, options = transformers.GPT2LMHeadModel(config), {"target_modules": ["c_attn", "wte"]}
+        options["fan_in_fan_out"] = True
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 1}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=50, **sizes))
+        options = {"target_modules": ["embed_tokens", "q_proj", "lm_head"]}
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, init_lora_weights=False, use_dora=dora, **options)
+    theirs = moved_peft(model, config, np.random.default_rng(0), torch.float32)
+    theirs.save_pretrained(tmp_path / "adapter")
+    changes = merge_adapter(tmp_path / "base", tmp_path / "adapter", tmp_path / "out.safetensors")
+    assert len(changes) == {"gpt2": 2, "llama": 3}[kind]
+    merged = theirs.merge_and_unload().state_dict()
+    for name, array in load_file(tmp_path / "out.safetensors").items():
+        assert torch.allclose(array, merged[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_pefts_file_with_the_embeddings_own_weight_is_read(tmp_path):
+    """PEFT saves the base's weight beside an adapted ``embed_tokens`` unless it is told not to."""
+
+    class Holder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed_tokens, self.q_proj = torch.nn.Embedding(7, 3), torch.nn.Linear(3, 5)
+
+        def get_input_embeddings(self):  # PEFT asks a transformer so
+            return self.embed_tokens
+
+        def get_output_embeddings(self):
+            return None
+
+    torch.manual_seed(3)
+    holder = Holder()
+    ours = {name: our_layer(layer) for name, layer in holder.named_children()}
+    config = peft.LoraConfig(target_modules=["embed_tokens", "q_proj"], r=2, lora_alpha=3, init_lora_weights=False)
+    model = peft.get_peft_model(holder, config)
+    model.save_pretrained(tmp_path)
+    assert any(name.endswith("base_layer.weight") for name in load_file(tmp_path / "adapter_model.safetensors"))
+    with pytest.warns(UserWarning, match="base's own weight of 'embed_tokens'"):
+        found = load_adapter(tmp_path)
+    ids, x = np.array([[6, 0], [0, 3]]), np.ones((4, 3), "float32")
+    for name, inputs in (("embed_tokens", ids), ("q_proj", x)):
+        theirs = getattr(model.base_model.model, name)(torch.tensor(inputs))
+        assert_same([theirs], [attach(ours[name], {"": found[name]})(inputs)], tolerance=1e-6)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+def small():
+    return torch.nn.ModuleDict({"fc": torch.nn.Linear(6, 6), "head": torch.nn.Linear(6, 6)})
 
 
 @pytest.mark.parametrize(
@@ -134,30 +331,37 @@ def test_we_load_peft_s(tmp_path_factory, seed, dtype):
         ({"lora_bias": True}, "lora_bias"),
         ({"bias": "all"}, "bias"),
         ({"bias": "lora_only"}, "bias"),
-        ({"modules_to_save": ["q_proj"]}, "modules_to_save"),
+        ({"modules_to_save": ["head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"init_lora_weights": "olora"}, "init_lora_weights"),
     ],
 )
 def test_what_peft_can_and_we_cannot_is_refused_by_name(tmp_path, options, named):
-    model = Model([6, 6, 6, 6])
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["k_proj"], **options)).save_pretrained(tmp_path)
+    model = small()
+    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["fc"], **options)).save_pretrained(tmp_path)
     with pytest.raises(FileRefused, match=named):
         load_adapter(tmp_path)
 
 
-def test_peft_s_convolutions_over_three_axes_are_refused_by_name(tmp_path):
-    model = torch.nn.Sequential(torch.nn.Conv3d(2, 3, 3))
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0"])).save_pretrained(tmp_path)
-    with pytest.raises(FileRefused, match="expected a matrix, or 3 or 4 axes of a convolution"):
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (torch.nn.Conv2d(4, 6, 3, groups=2), r"has shape \[6, 1, 1, 1\], expected \[6, 2, 1, 1\]"),
+        (torch.nn.Conv3d(2, 3, 3), "expected a matrix, or 3 or 4 axes of a convolution"),
+    ],
+)
+def test_other_convolutions_of_pefts_are_refused_by_name(tmp_path, layer, said):
+    config = peft.LoraConfig(r=2, target_modules=["0"])
+    peft.get_peft_model(torch.nn.Sequential(layer), config).save_pretrained(tmp_path)
+    with pytest.raises(FileRefused, match=said):
         load_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "AdaLoraConfig", "VeraConfig"])
 def test_other_methods_of_peft_are_refused_by_peft_type(tmp_path, kind):
     options = {"IA3Config": {"feedforward_modules": []}, "AdaLoraConfig": {"total_step": 10}}.get(kind, {})
-    config = getattr(peft, kind)(target_modules=["k_proj"], **options)
-    peft.get_peft_model(Model([6, 6, 6, 6]), config).save_pretrained(tmp_path)
+    config = getattr(peft, kind)(target_modules=["fc"], **options)
+    peft.get_peft_model(small(), config).save_pretrained(tmp_path)
     with pytest.raises(FileRefused, match="peft_type"):
         load_adapter(tmp_path)
 
