@@ -9,8 +9,6 @@ from minilora.conformance.problems.formulas import AdamFormulas, StartFormulas
 
 from .implementations import OURS, from_formulas, implementation, init
 
-LINEAR = vars(OURS["linear"])
-
 
 def start_of(**parts):
     """An init by the formulas of a start, with some parts replaced."""
@@ -36,25 +34,21 @@ def step_of(**parts):
 
 
 def planted(bug):
-    """The first kind that a bug is of, and an implementation of that kind that has it."""
+    """The first kind that a bug is of, and the functions of an implementation of that kind that has it."""
     kind = bug.kinds[0]
     if bug.breaks == "adam":
-        return "linear", implementation(step=step_of(**bug.parts))
+        return "linear", vars(implementation(step=step_of(**bug.parts)))
     if bug.breaks == "start":
-        return kind, SimpleNamespace(**vars(OURS[kind]) | {"init": start_of(**bug.parts)})
+        return kind, vars(OURS[kind]) | {"init": start_of(**bug.parts)}
     if bug.breaks == "output dtype":
-        return kind, SimpleNamespace(**vars(OURS[kind]) | {"forward": OURS["linear"].forward})
-    return kind, from_formulas(kind, bug.parts, shows=bug.shows or None)
+        return kind, vars(OURS[kind]) | {"forward": OURS["linear"].forward}
+    return kind, vars(from_formulas(kind, bug.parts, shows=bug.shows or None))
 
 
-def report_of(kind, wrong, dtype="float64"):
+def report_of(kind, dtype=None, **functions):
+    """The report of functions of a kind: of another than the linear one, beside our linear layer's forward."""
+    wrong = SimpleNamespace(**functions)
     if kind == "linear":
         return check(wrong, dtype=dtype)
     declared = kind.removesuffix("-full")
-    return check(SimpleNamespace(forward=LINEAR["forward"], kinds={declared: wrong}), dtype=dtype).kinds[declared]
-
-
-def report_of_functions(kind, dtype=None, **functions):
-    """Return what is said of a kind whose functions and declarations are these."""
-    both = {kind: SimpleNamespace(**functions)}
-    return check(SimpleNamespace(forward=LINEAR["forward"], kinds=both), dtype=dtype).kinds[kind]
+    return check(SimpleNamespace(forward=OURS["linear"].forward, kinds={declared: wrong}), dtype=dtype).kinds[declared]

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.conformance import check
+from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.kind import LAYER_FUNCTIONS
 from tests.support.sample import one_in
 
@@ -52,8 +53,9 @@ def implementation(kind, edits=()):
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in FOREIGN.glob("[!_]*.py")))
-def test_what_others_wrote_passes(kind):
-    report = check(implementation(kind))
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_what_others_wrote_passes(kind, dtype):
+    report = check(implementation(kind), dtype=dtype)
     assert report.passed, str(report)
 
 
@@ -63,7 +65,24 @@ def chosen():
     return [param for every, part in ((6, known), (3, others)) for param in one_in(every, part, [s[1] for s in part])]
 
 
+def diagnoses_of(kind, edits):
+    report = check(implementation(kind, edits))
+    return [part.diagnoses for part in (report, *report.kinds.values()) if part.diagnoses]
+
+
 @pytest.mark.parametrize(("kind", "flag", "edits"), chosen())
 def test_a_slip_is_named(kind, flag, edits):
-    report = check(implementation(kind, edits))
-    assert flag in {diagnosis.flag for part in (report, *report.kinds.values()) for diagnosis in part.found}
+    bug, found = known(flag), diagnoses_of(kind, edits)
+    assert found
+    for diagnoses in found:
+        assert any(text.startswith(bug.says) and bug.source in text for text in diagnoses), diagnoses
+
+
+def test_two_slips_at_once_are_both_named():
+    """The first is in svd too, beside the second."""
+    flags = "combine-the-new-adapter-keeps-rsloras-root", "combine-svd-scales-twice"
+    both = [edit for flag in flags for _, name, edits in slips() if name == flag for edit in edits]
+    ((root, twice),) = diagnoses_of("combine", both)
+    row = known(flags[0])
+    assert root.startswith(f"{row.says} (made in {row.source})")
+    assert twice.startswith(known(flags[1]).says)

@@ -9,7 +9,7 @@ import pytest
 from minilora.conformance import CannotRun, check
 
 from ..implementations import OURS, implementation
-from ..planting import report_of_functions
+from ..planting import report_of
 
 LINEAR = vars(OURS["linear"])
 
@@ -96,6 +96,23 @@ def test_functions_that_share_what_raises_are_told_once():
     assert report.claims["slope"].startswith("backward, where there is no bias, raises RuntimeError: no GPU")
 
 
+def test_a_sum_that_is_not_offered_or_raises_fails_alone():
+    ours = OURS["combine"]
+
+    def two_at_most(As, *more):
+        if len(As) > 2:
+            raise ValueError("two at most")
+        return ours.cat(As, *more)
+
+    report = report_of("combine", cat=two_at_most, svd=ours.svd)
+    assert report.claims["cat"].startswith("cat, of three adapters, raises ValueError: two at most (in=6 out=6")
+    assert (report.claims["svd"], report.claims["linear"]) == ("ok", "not offered")
+    with pytest.raises(CannotRun, match="cat raises ZeroDivisionError"):
+        report_of("combine", cat=lambda *lists: 1 // 0)
+    with pytest.raises(CannotRun, match="has none of the functions cat, linear, svd"):
+        report_of("combine", forward=ours.cat)
+
+
 def test_one_buffer_for_all_outputs_is_right():
     buffers, kept = {}, []
 
@@ -129,7 +146,7 @@ def test_a_gradient_that_is_no_list_is_told(said):
         lists = LISTS[said](grads["lora_A"], grads["lora_B"])
         return grads | dict(zip(("lora_A", "lora_B"), lists, strict=True))
 
-    (text,) = report_of_functions("fused", forward=FUSED["forward"], backward=backward).diagnoses
+    (text,) = report_of("fused", forward=FUSED["forward"], backward=backward).diagnoses
     assert text.startswith("backward")
     assert f"returns gradients with {said}" in text
 
@@ -140,7 +157,7 @@ def test_a_factor_of_a_slot_that_is_changed_is_told():
         A[-1][0, 0] += 1
         return y
 
-    report = report_of_functions("fused", forward=forward)
+    report = report_of("fused", forward=forward)
     assert report.claims["nothing is changed"] == "forward changes lora_A[2], which belongs to the caller"
 
 
@@ -159,7 +176,7 @@ def test_a_wrong_entry_is_said_with_its_slot_or_expert():
         merged[-1, 0, 0] += 1
         return merged
 
-    of_y, of_A = report_of_functions("fused", forward=forward, backward=backward).diagnoses
+    of_y, of_A = report_of("fused", forward=forward, backward=backward).diagnoses
     assert ", 8], in slot 1: " in of_y
     assert ", in slot 2: " in of_A
 
@@ -168,9 +185,9 @@ def test_a_wrong_entry_is_said_with_its_slot_or_expert():
         y[:, 0] += layer[-1].reshape(-1) == 1
         return y
 
-    (text,) = report_of_functions("experts", **vars(OURS["experts"]) | {"merge": merge}).diagnoses
+    (text,) = report_of("experts", **vars(OURS["experts"]) | {"merge": merge}).diagnoses
     assert "at [2, 0, 0], of expert 2: " in text
-    (text,) = report_of_functions("experts", forward=routed).diagnoses
+    (text,) = report_of("experts", forward=routed).diagnoses
     assert ", 0], of expert 1: " in text
 
 

@@ -70,7 +70,7 @@ def test_other_starts_in_use_are_right_and_described(kind, name):
     def other(in_features, out_features, rank, rng, *kernel):
         return change(*init(in_features, out_features, rank, rng, *kernel), rng)
 
-    report = report_of(kind, SimpleNamespace(**vars(OURS[kind]) | {"init": other}))
+    report = report_of(kind, **vars(OURS[kind]) | {"init": other})
     assert report.claims["start"] == "ok"
     said = report.habits.get("spread of A", "")
     assert bool(said) == bool(habit)
@@ -94,7 +94,7 @@ def test_a_magnitudes_start_is_the_length_of_each_row(change, said):
         A, B, m = OURS["dora"].init(in_features, out_features, rank, rng, weight)
         return A, B, change(m, weight)
 
-    report = report_of("dora", SimpleNamespace(**vars(OURS["dora"]) | {"init": start}))
+    report = report_of("dora", **vars(OURS["dora"]) | {"init": start})
     assert report.claims["start"].startswith(said)
 
 
@@ -111,7 +111,7 @@ def test_a_start_that_takes_no_generator_is_described_only():
 def test_an_embedding_may_start_either_factor_at_zero():
     """A is not multiplied with x there, so no spread is asked of it."""
     for start in (lambda i, o, r, rng: (rng.standard_normal((r, i)), np.zeros((o, r))), OURS["embedding"].init):
-        report = report_of("embedding", SimpleNamespace(**vars(OURS["embedding"]) | {"init": start}))
+        report = report_of("embedding", **vars(OURS["embedding"]) | {"init": start})
         assert report.claims["start"] == "ok"
         assert "spread of A" not in report.habits
 
@@ -331,7 +331,7 @@ def test_a_layer_of_every_kind_that_merges_exactly_is_judged(kind):
         steps = {"stride": stride, "padding": padding, "dilation": dilation} if kind == "conv2d" else {}
         return Layer(*arrays, **steps)
 
-    report = report_of(kind, SimpleNamespace(**vars(functions), merging=made))
+    report = report_of(kind, **vars(functions), merging=made)
     said = "not offered" if kind in ("dropout", "mixed") else "after merge the output "
     assert report.claims["merged and back"].startswith(said)
 

@@ -102,7 +102,7 @@ def test_two_bugs_in_one_number_are_named_together(parts, shows, flag):
 def test_a_bug_under_a_condition_is_named_there(flag):
     bug = known(flag)
     wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
-    (one,) = report_of("fused", wrong).found
+    (one,) = report_of("fused", **vars(wrong)).found
     made = [i for i, problem in enumerate(KINDS["fused"].problems) if len(problem.widths) == 3]
     assert one.says.endswith(f" problems, those of three slots: {bug.says}, in all that is computed")
     assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
@@ -150,7 +150,8 @@ def test_a_scaling_may_be_declared():
 
 
 def test_another_scaling_is_told_beside_the_declared_one():
-    report = report_of("rslora", from_formulas("rslora", {"scaling": lambda alpha, r: alpha / (r + 0.5)}))
+    wrong = from_formulas("rslora", {"scaling": lambda alpha, r: alpha / (r + 0.5)})
+    report = report_of("rslora", **vars(wrong))
     assert report.claims["scaling"].startswith("the update is multiplied by 1.2, expected 2.12132 (")
 
 

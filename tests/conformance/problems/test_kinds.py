@@ -16,8 +16,8 @@ from minilora.conformance.problems.problem import Problem
 from minilora.conformance.problems.tolerance import drawn
 
 from ..implementations import OURS
-from ..planting import report_of_functions
-from .test_by_hand import cat, half, update
+from ..planting import report_of
+from .test_lowprecision import half, update
 
 FIRST = {"linear": 15, "rslora": 14, "dora": 14, "embedding": 6, "conv1d": 5, "conv2d": 7, "dropout": 14, "nf4": 5,
          "mixed": 9, "fused": 9, "experts": 10, "combine": 13, "dora-full": 14}  # fmt: skip
@@ -100,7 +100,7 @@ def test_a_nearest_matrix_does_not_depend_on_rounding():
     assert {min(p.weights) < 0 for p in problems} == {True, False}
     assert {len(p.ranks) for p in problems} == {1, 2, 3}
     for p in problems:
-        S = np.linalg.svd(cat(*p.hand_over("cat", p.factors).values()), compute_uv=False)
+        S = np.linalg.svd(OURS["combine"].cat(*p.hand_over("cat", p.factors).values()), compute_uv=False)
         after = S[p.rank] if p.rank < len(S) else 0.0
         assert p.rank <= min(p.in_features, p.out_features, sum(p.ranks))
         assert S[p.rank - 1] - after > S[0] / 25
@@ -135,7 +135,7 @@ def seen(**declared):
         asked.append((widths, [None if a is None else len(a) for a in A], alpha))
         return OURS["fused"].forward(x, weight, bias, A, B, alpha, widths)
 
-    assert report_of_functions("fused", forward=forward, **declared).passed
+    assert report_of("fused", forward=forward, **declared).passed
     return asked
 
 
@@ -163,7 +163,7 @@ def test_all_forms_of_slots_are_asked_for_unless_declared():
 )
 def test_what_a_kind_declares_must_be_known(kind, what, value, known):
     with pytest.raises(CannotRun) as refused:
-        report_of_functions(kind, **vars(OURS[kind]) | {what: value})
+        report_of(kind, **vars(OURS[kind]) | {what: value})
     assert str(refused.value) == f"{what} of SimpleNamespace, {kind} must be {known}, got {value!r}"
 
 
@@ -172,7 +172,7 @@ PRECISIONS = [("nf4", None, "float32"), ("nf4", "float16", "float16"), ("mixed",
 
 @pytest.mark.parametrize(("kind", "dtype", "checked"), [*PRECISIONS, ("dora", None, "float64")])
 def test_a_kind_is_checked_in_a_precision_of_its_own(kind, dtype, checked):
-    assert report_of_functions(kind, dtype, **vars(OURS[kind])).dtype == checked
+    assert report_of(kind, dtype, **vars(OURS[kind])).dtype == checked
 
 
 def test_a_function_is_handed_the_options_that_it_names():
@@ -180,7 +180,7 @@ def test_a_function_is_handed_the_options_that_it_names():
         assert not more
         return OURS["conv2d"].forward(x, weight, bias, A, B, alpha, stride=stride, padding=padding)
 
-    assert report_of_functions("conv2d", forward=forward).passed
+    assert report_of("conv2d", forward=forward).passed
 
 
 class Compiled:
@@ -195,7 +195,7 @@ class Compiled:
 
 
 def test_a_function_without_a_signature_is_handed_no_options():
-    assert report_of_functions("conv2d", forward=Compiled()).passed
+    assert report_of("conv2d", forward=Compiled()).passed
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_factors_and_weights_may_lie_in_out(kind):
         return {name: g if name == "x" else turned(g) for name, g in grads.items()}
 
     mine = SimpleNamespace(forward=forward, backward=backward, orientation="in, out")
-    report = check(mine) if kind == "linear" else report_of_functions(kind, **vars(mine))
+    report = check(mine) if kind == "linear" else report_of(kind, **vars(mine))
     assert report.passed, str(report)
 
 
@@ -247,7 +247,7 @@ def test_stacked_weights_may_lie_in_out(fan):
     def merge(W, A, B, alpha):
         return turned(ours.merge(turned(W, 3), *((A, B) if fan else (A.T, B.T)), alpha), 3)
 
-    assert report_of_functions("experts", forward=forward, merge=merge, **declared).passed
+    assert report_of("experts", forward=forward, merge=merge, **declared).passed
 
 
 # --- a kind is one record -------------------------------------------------------------------------
@@ -265,9 +265,9 @@ def test_a_kind_is_added_by_a_record_and_its_problems(monkeypatch):
     monkeypatch.setitem(KINDS, "plain", plain)
     monkeypatch.setattr("minilora.conformance.checking.contract.DECLARED", ("plain",))
     right = {"forward": lambda x, W, A, B, alpha: x @ (W + B @ A).T, "merge": lambda W, A, B, alpha: W + B @ A}
-    report = report_of_functions("plain", **right)
+    report = report_of("plain", **right)
     assert report.passed, str(report)
     assert {report.claims[claim] for claim in ("forward", "merge", "memory order", "more axes")} == {"ok"}
     assert report.functions == {"forward": True, "merge": True}
-    report = report_of_functions("plain", **right | {"forward": lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T})
+    report = report_of("plain", **right | {"forward": lambda x, W, A, B, alpha: x @ (W + alpha * B @ A).T})
     assert not report.passed

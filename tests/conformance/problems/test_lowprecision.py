@@ -1,0 +1,92 @@
+"""Factors in float32 beside a base in bfloat16: a wrong rounding by hand is named, another right one passes."""
+
+import numpy as np
+import pytest
+
+from minilora.conformance.problems.bugs import known
+from minilora.conformance.problems.tolerance import round_to
+
+from ..implementations import OURS
+from ..planting import report_of
+
+
+def half(array):
+    return round_to(np.asarray(array, np.float32), "bfloat16")
+
+
+def update(x, A, B, s):
+    return s * (x @ A.T @ B.T)
+
+
+def beside(update, rounded=half):
+    """A forward whose base is rounded after each step, and whose update is given."""
+
+    def forward(x, weight, bias, A, B, alpha):
+        y = half(x @ weight.T)
+        y = y if bias is None else half(y + bias)
+        return rounded(y + update(x, A, B, np.float32(alpha / len(A))))
+
+    return {"forward": forward}
+
+
+def bias_last(x, weight, bias, A, B, alpha):
+    y = half(x @ weight.T) + update(x, A, B, np.float32(alpha / len(A)))
+    return half(y if bias is None else y + bias)
+
+
+def rounded_merge(weight, A, B, alpha):
+    return half(weight + half(np.float32(alpha / len(A)) * (B @ A)))
+
+
+def rounded_gradients(*arrays):
+    return {name: half(grad) for name, grad in OURS["mixed"].backward(*arrays).items()}
+
+
+def autocast(x, A, B, s):
+    return half(s * half(half(x @ half(A).T) @ half(B).T))
+
+
+KEPT = beside(update, rounded=np.asarray)
+WRONG = {
+    "mixed-the-update-is-rounded-before-the-sum": beside(lambda *arrays: half(update(*arrays))),
+    "mixed-the-factors-are-rounded": beside(lambda x, A, B, s: update(x, half(A), half(B), s)),
+    "mixed-lora-a-is-rounded": beside(lambda x, A, B, s: update(x, half(A), B, s)),
+    "mixed-lora-b-is-rounded": beside(lambda x, A, B, s: update(x, A, half(B), s)),
+    "mixed-the-adapter-computes-in-bfloat16": beside(autocast),
+    "mixed-the-gradients-are-rounded": {"forward": OURS["mixed"].forward, "backward": rounded_gradients},
+    "mixed-the-output-is-float32": KEPT,
+    "the-output-lacks-the-update": beside(lambda *arrays: 0 * update(*arrays)),
+    "alpha-is-not-divided-by-the-rank": beside(lambda x, A, B, s: update(x, A, B, s * len(A))),
+}
+
+
+@pytest.mark.parametrize("flag", WRONG)
+def test_a_wrong_rounding_is_named(flag):
+    report, bug = report_of("mixed", **WRONG[flag]), known(flag)
+    assert not report.passed
+    (text,) = report.diagnoses
+    assert text.startswith(bug.says)
+    assert bug.source in text
+
+
+RIGHT = {
+    "the base rounded each time": beside(update),
+    "the bias added last": {"forward": bias_last},
+    "the output alone rounded": {"forward": lambda *arrays: half(OURS["linear"].forward(*arrays))},
+    "the change rounded, and the sum": {"forward": OURS["mixed"].forward, "merge": rounded_merge},
+    "dx and the merged weight kept": vars(OURS["linear"]) | {"forward": OURS["mixed"].forward},
+    "an output in float32, declared": KEPT | {"output": "float32"},
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_another_right_rounding_passes(name, dtype):
+    report = report_of("mixed", dtype, **RIGHT[name])
+    assert report.passed, str(report)
+    assert report.dtype == "float32"
+
+
+def test_a_declared_output_in_float32_is_held_to_it():
+    wrong = report_of("mixed", forward=OURS["mixed"].forward, output="float 32")
+    assert wrong.claims["output dtype"] == "the output is rounded to bfloat16, and output declares float32"
