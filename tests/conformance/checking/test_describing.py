@@ -1,6 +1,5 @@
 """What no known bug explains: rows that are tried last, and what is seen in an array on every problem."""
 
-
 import numpy as np
 import pytest
 
