@@ -1,6 +1,5 @@
 """What `inspect` says of an adapter is what the whole change of weight, formed at last, would say."""
 
-import json
 import math
 import re
 
@@ -15,40 +14,45 @@ from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter, singular_values
 from minilora.variants.adapter import Adapter
 
+from ..support.adapter_folder import CONFIG, change_json
 from ..support.memory import traced
 
 
-@given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    dtypes=st.lists(st.sampled_from(["float16", "float32", "float64"]), min_size=1, max_size=3),
+    use_rslora=st.booleans(),
+)
 @settings(max_examples=25, deadline=None)
-def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtype):
-    rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("a")
-    n_in, n_out, r = (int(n) for n in rng.integers(1, 9, 3))
-    A, B = rng.standard_normal((r, n_in)).astype(dtype), rng.standard_normal((n_out, r)).astype(dtype)
-    save_adapter(folder, {"enc.fc": LoRA(A, B, 3.0)})
-    (summary,) = inspect_adapter(folder)
-    delta = 3.0 / r * B.astype(float) @ A.astype(float)
-    values = np.linalg.svd(delta, compute_uv=False)[:r]
-    np.testing.assert_allclose(summary.singular_values, values, rtol=1e-10, atol=1e-12 * values[0])
-    assert math.isclose(summary.norm, np.linalg.norm(delta), rel_tol=1e-12)
-    np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), atol=1e-10)
-    assert (summary.rank, summary.alpha, summary.parameters) == (r, 3.0, A.size + B.size)
-    assert (summary.out_features, summary.in_features) == delta.shape
+def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtypes, use_rslora):
+    """Of layers that differ in shape, rank, alpha and type."""
+    rng, folder, layers = np.random.default_rng(seed), tmp_path_factory.mktemp("a"), {}
+    for i, dtype in enumerate(dtypes):
+        n_in, n_out, r = (int(n) for n in rng.integers(1, 9, 3))
+        A, B = rng.standard_normal((r, n_in)), rng.standard_normal((n_out, r))
+        layers[f"l{i}.fc"] = LoRA(A.astype(dtype), B.astype(dtype), 0.5 + i)
+    save_adapter(folder, layers)
+    change_json(folder / CONFIG, use_rslora=use_rslora)
+    for summary, (name, lora) in zip(inspect_adapter(folder), layers.items(), strict=True):
+        A, B, r = lora.lora_A.astype(float), lora.lora_B.astype(float), lora.rank
+        scaling = lora.alpha / (math.sqrt(r) if use_rslora else r)
+        delta = scaling * B @ A
+        values = np.linalg.svd(delta, compute_uv=False)[:r]
+        np.testing.assert_allclose(summary.singular_values, values, rtol=1e-10, atol=1e-12 * values[0])
+        assert math.isclose(summary.norm, np.linalg.norm(delta), rel_tol=1e-12)
+        np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), atol=1e-10)
+        assert (summary.module, summary.rank, summary.alpha) == (name, r, lora.alpha)
+        assert math.isclose(summary.scaling, scaling, rel_tol=1e-15)
+        assert summary.parameters == A.size + B.size
+        assert (summary.out_features, summary.in_features) == delta.shape
 
 
 def test_layers_are_listed_in_their_order(tmp_path):
     """By their numbers, wherever these stand and however long they are; the figure too."""
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(0)
-    ordered = [
-        "h2.fc",
-        "h10.fc",
-        "head",
-        f"m.{'9' * 6000}.q",
-        "model.0.mlp",
-        "model.0.q",
-        "model.2.mlp",
-        "model.10.mlp",
-    ]
+    ordered = ["h2.fc", "h10.fc", "head", f"m.{'9' * 6000}.q"]
+    ordered += [f"model.{name}" for name in ("0.mlp", "0.q", "2.mlp", "10.mlp")]
     lora = LoRA(rng.standard_normal((1, 3)), rng.standard_normal((2, 1)), 1.0)
     save_adapter(tmp_path, dict.fromkeys(sorted(ordered), lora))
     summaries = inspect_adapter(tmp_path)
@@ -56,31 +60,6 @@ def test_layers_are_listed_in_their_order(tmp_path):
     assert [line.split()[0] for line in table(summaries).splitlines()[1:-1]] == ordered
     labels = plot_adapter(summaries).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ordered
-
-
-def test_each_layer_has_a_summary_of_its_own(tmp_path):
-    """Two layers that differ in shape, rank, alpha and type; rank-stabilised, with patterns."""
-    rng = np.random.default_rng(0)
-    shapes = {"enc.q": (3, 7, 5, "float32", 6.0), "head": (1, 4, 9, "float16", 0.5)}
-    factors = {
-        name: (rng.standard_normal((r, n_in)).astype(dtype), rng.standard_normal((n_out, r)).astype(dtype))
-        for name, (r, n_in, n_out, dtype, _) in shapes.items()
-    }
-    save_adapter(tmp_path, {name: LoRA(*factors[name], shapes[name][4]) for name in shapes})
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert config["rank_pattern"]
-    assert config["alpha_pattern"]
-    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": True}))
-    for summary, (name, (r, n_in, n_out, _, alpha)) in zip(inspect_adapter(tmp_path), shapes.items(), strict=True):
-        A, B = (factor.astype(float) for factor in factors[name])
-        scaling = alpha / math.sqrt(r)
-        assert (summary.module, summary.rank, summary.alpha) == (name, r, alpha)
-        assert (summary.in_features, summary.out_features, summary.parameters) == (n_in, n_out, r * (n_in + n_out))
-        assert summary.scaling == pytest.approx(scaling, rel=1e-15)
-        values = np.linalg.svd(scaling * B @ A, compute_uv=False)[:r]
-        np.testing.assert_allclose(summary.singular_values, values, rtol=1e-9)
-        assert summary.norm == pytest.approx(np.linalg.norm(scaling * B @ A), rel=1e-9)
-        np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), rtol=1e-9)
 
 
 @pytest.mark.parametrize("r", [1, 3, 40, 200])
