@@ -42,7 +42,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_addoption(parser):
     """Add the option that takes what is printed for approved."""
-    parser.addoption("--approve", action="store_true", help="write tests/conformance/reports anew")
+    parser.addoption("--approve", action="store_true", help="write reports and sessions of the command line anew")
 
 
 def pytest_ignore_collect(collection_path, config):
