@@ -158,13 +158,14 @@ def test_q8_0_is_llama_cpps():
     assert np.abs(ours - theirs).max() < 1.01 * steps
 
 
+@pytest.mark.parametrize("in_out", [False, True])
 @pytest.mark.parametrize(
     ("other", "word"), [(0.0, "SOUND"), (0.55, "SOUND"), (0.65, "SUSPICIOUS"), (1.0, "SUSPICIOUS")]
 )
-def test_a_magnitude_of_a_square_weights_columns_is_named(tmp_path, other, word):
+def test_a_magnitude_of_a_square_weights_inputs_is_named(tmp_path, other, word, in_out):
     rng, path = np.random.default_rng(0), "fc"
     W = (rng.standard_normal((16, 16)) * rng.uniform(0.5, 2, (16, 1))).astype("f4")
-    save_file({"fc.weight": W}, tmp_path / "m.safetensors")
+    save_file({"fc.weight": W.T.copy() if in_out else W}, tmp_path / "m.safetensors")
     A, B = rng.standard_normal((2, 16)).astype("f4"), 0.01 * rng.standard_normal((16, 2)).astype("f4")
     m = ((1 - other) * np.linalg.norm(W, axis=1) + other * np.linalg.norm(W, axis=0)).astype("f4")
     tensors = {
@@ -172,7 +173,8 @@ def test_a_magnitude_of_a_square_weights_columns_is_named(tmp_path, other, word)
         f"{PREFIX}{path}.lora_B.weight": B,
         f"{PREFIX}{path}.lora_magnitude_vector": m,
     }
-    report = audit(peft(tmp_path / "a", tensors, config(path, use_dora=True)), tmp_path / "m.safetensors", merge=True)
+    adapter = peft(tmp_path / "a", tensors, config(path, use_dora=True, fan_in_fan_out=in_out))
+    report = audit(adapter, tmp_path / "m.safetensors", merge=True)
     assert report.word == word, str(report)
 
 
