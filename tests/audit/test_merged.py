@@ -582,6 +582,20 @@ def test_a_magnitude_beside_weights_that_lie_in_out(tmp_path, monkeypatch, block
         assert said in audit(adapter, folder, merged=tmp_path / "m.safetensors").first_line
 
 
+@pytest.mark.parametrize("left", [None, "fc.weight", "fc.bias"])
+def test_a_module_is_right_where_weight_and_bias_are(tmp_path, left):
+    rng = np.random.default_rng(0)
+    W, b, A, B, c = (rng.standard_normal(shape).astype("f4") for shape in ((6, 5), 6, (2, 5), (6, 2), 6))
+    base, right = {"fc.weight": W, "fc.bias": b}, {"fc.weight": W + 2 * B @ A, "fc.bias": b + 2 * c}
+    tensors = {
+        f"{PREFIX}fc.{part}": x for part, x in {"lora_A.weight": A, "lora_B.weight": B, "lora_B.bias": c}.items()
+    }
+    adapter = peft(tmp_path / "a", tensors, config("fc", r=2, lora_alpha=4, lora_bias=True))
+    save_file({name: base[name] if name == left else x for name, x in right.items()}, tmp_path / "m.safetensors")
+    report = audit(adapter, written(tmp_path / "base", base), merged=tmp_path / "m.safetensors")
+    assert report.word == ("RIGHT" if left is None else "WRONG"), str(report)
+
+
 # --- what cannot be told ---
 
 
