@@ -152,10 +152,23 @@ def check_recipe(recipe: Recipe) -> None:
             raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
     if recipe.steps is not None:
         rates(recipe, recipe.steps)
-    of_lines = [str(file).lower().endswith(EXAMPLES) for file in (recipe.text, recipe.valid)]
-    if recipe.skip_bad and not any(of_lines):
-        raise ValueError("--skip-bad leaves out lines of a .jsonl file, and none is read")
+    check_together(recipe)
     check_places(recipe)
+
+
+def check_together(recipe: Recipe) -> None:
+    """Require options that go together, before a model is read, which may take minutes."""
+    parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
+    of_lines = any(str(file).lower().endswith(EXAMPLES) for file in (recipe.text, recipe.valid))
+    for wrong, message in (
+        (parameters and dora, "--target-parameters takes no --use-dora, as in PEFT"),
+        (parameters and recipe.init != "lora", "--target-parameters takes no --init pissa, as in PEFT"),
+        (dropout and dora, "--dropout takes no --use-dora: there is none before such an adapter here"),
+        (dropout and parameters, "--dropout takes no --target-parameters, as in PEFT"),
+        (recipe.skip_bad and not of_lines, "--skip-bad leaves out lines of a .jsonl file, and none is read"),
+    ):
+        if wrong:
+            raise ValueError(message)
 
 
 def check_places(recipe: Recipe) -> None:
@@ -218,6 +231,7 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
             raise ValueError(f"--system is a message of chats, and {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
+        check_batch_size(recipe, data)
         model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
         data.check_vocabulary(model.lm_head.out_features)
     except BaseException:

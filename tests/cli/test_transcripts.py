@@ -21,7 +21,7 @@ from ..support.disk import contents
 from ..support.language import TEXT, tiny_llama, write_folder
 from ..support.sample import one_in
 
-SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
+SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"), key=lambda path: path.stem != "refused")
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}a {% endif %}"
@@ -110,7 +110,7 @@ def replayed(session: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("session", one_in(2, SESSIONS, [path.stem for path in SESSIONS]))
+@pytest.mark.parametrize("session", one_in(3, SESSIONS, [path.stem for path in SESSIONS]))
 def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch, request):
     for package in ("tokenizers", "jinja2"):
         pytest.importorskip(package, reason="pip install -e '.[models]'")
