@@ -278,8 +278,10 @@ def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any)
     """Return the configuration of a file's sizes. Without a number of its own, there are as many keys as queries."""
     d, H = check_sizes(hidden_size=sizes["hidden_size"], num_attention_heads=sizes["num_attention_heads"])
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
-    known = {**sizes, **usual, **{name: sizes[name] for name in HEADS if sizes[name] is not None}}
-    return LlamaConfig(**known, frequencies=rope_frequencies(known["head_dim"], rope), rope=rope, **others)
+    heads = {name: sizes[name] for name in HEADS if sizes[name] is not None}
+    K, D = check_sizes(**usual | heads)
+    known = {**sizes, "num_key_value_heads": K, "head_dim": D}
+    return LlamaConfig(**known, frequencies=rope_frequencies(D, rope), rope=rope, **others)
 
 
 def from_json(path: Path, settings: Mapping[str, Any]) -> LlamaConfig:
@@ -372,6 +374,9 @@ MAX_HEAD = 1 << 16
 def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
     """Return what a config.json says of the rotary positions, under version 5's names, the base among it."""
     new, old = settings.get("rope_parameters") or {}, settings.get("rope_scaling") or {}
+    for name, value in {"rope_parameters": new, "rope_scaling": old}.items():
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} is {short(value)}, expected an object")
     if new and old and new != old:
         raise ValueError(
             f"rope_scaling is {short(old)} and rope_parameters is {short(new)}: expected one of the two, since "
