@@ -65,31 +65,30 @@ def way(name, of):
     return f"{'rises' if last > first else 'falls'} from {first:g} to {last:g} with {name}"
 
 
-told, times, apart = [], [], []
+told, times, apart, falling = [], [], [], []
 for windows, of in sorted(best.items(), reverse=True):
     said = [way({"over the root": "alpha over the root"}.get(name, name), of[name]) for name in RULES]
-    text = f"On {windows} windows of it it"
+    text = f"With {windows} of its windows it"
     if windows == whole:
         text = f"On the whole text the best rate between rank {ranks[0]} and rank {ranks[-1]}"
     told.append(f"{text} {said[0]}, {said[1]}, and {said[2]}.")
     for at_rank in zip(*of.values(), strict=True):
         times.append(max(one.scaling * one.rate for one in at_rank) / min(one.scaling * one.rate for one in at_rank))
         apart.append(max(one.loss for one in at_rank) - min(one.loss for one in at_rank))
-    for own in of.values():
-        assert own[0].scaling * own[0].rate > own[-1].scaling * own[-1].rate  # s times the rate falls by every rule
-    assert of["alpha = 2r"][-1].rate < of["alpha = 2r"][0].rate
+    if all(own[0].scaling * own[0].rate > own[-1].scaling * own[-1].rate for own in of.values()):
+        falling.append("the whole text" if windows == whole else f"{windows} windows")
 # Where a new recording breaks these, the prediction above the picture has another answer.
 rates_at = {name: (own[0].rate, own[-1].rate) for name, own in best[whole].items()}
-assert (
-    rates_at["alpha fixed"][0] < rates_at["alpha fixed"][1]
-    and rates_at["over the root"][0] == rates_at["over the root"][1]
-)
-assert max(times) <= 2 and max(apart) < 0.05
+assert rates_at["alpha = 2r"][0] > rates_at["alpha = 2r"][1]
+assert all(rates_at[name][0] == rates_at[name][1] for name in ("alpha fixed", "over the root"))
+assert falling[0] == "the whole text" and max(times) <= 4 and max(apart) < 0.05
+where = f" on {' and '.join(falling)}" * (len(falling) < len(best))
+step = {2: ", the step of the search", 4: ", two steps of the search"}[round(max(times))]
 seeds = ("one seed", "two seeds", "three seeds")[len(words.shared_seeds()) - 1]
 chosen = "" if words.of_rules().split else "; each rate was chosen by the text that gives its loss"
 told.append(
-    "So *a higher rank wants a smaller rate* is no law of LoRA: it is what alpha = 2r does. What falls by every rule is $s$ "
-    f"times the rate, and at one rank the rules agree on it within a factor of {max(times):g}, the step of the search. At "
+    f"So *a higher rank wants a smaller rate* is no law of LoRA: on the whole text it is what alpha = 2r does, and no other "
+    f"rule. What falls by every rule{where} is $s$ times the rate, and at one rank the rules agree on it within a factor of {max(times):g}{step}. At "
     f"their best rates their losses differ by at most {np.ceil(100 * max(apart)) / 100:.2f} nats. (One small model, {seeds}{chosen}.)"
 )
 shown("follows", " ".join(told))

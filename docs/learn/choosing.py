@@ -160,22 +160,26 @@ for windows in compared:
 
 
 known = words.of_rules()
-falls = [known.best("LoRA", 1, windows=of) / known.best("LoRA", 16, windows=of) for of in known.windows]
+falls = {of: known.best("LoRA", 1, windows=of) / known.best("LoRA", 16, windows=of) for of in known.windows}
 texts = "the whole text" if compared == [WHOLE] else f"{len(compared)} lengths of text"
 breaks = {
     (rule, rank): wide.breaks("LoRA", rank, windows=WHOLE, scaling=RULES[rule](rank))
     for rule in RULES
     for rank in (4, 16)
 }
-assert WHOLE in compared and max(times) <= 4 and max(apart) < 0.1 and min(falls) > 1
+assert WHOLE in compared and max(times) <= 4 and max(apart) < 0.1 and falls[WHOLE] > 1
+steepest = [by for by in falls.values() if by > 1]
+elsewhere = [f"{windows} windows" for windows, by in falls.items() if by == 1]
+assert len(steepest) + len(elsewhere) == len(falls)
 assert breaks["alpha/r", 4] == breaks["alpha/r", 16] == breaks["alpha/sqrt(r)", 16] == breaks["alpha = 2r", 4]
 assert breaks["alpha = 2r", 16] < breaks["alpha = 2r", 4]
+stays = f", and stays on {elsewhere[0]}" * bool(elsewhere)
 shown(
     "traded",
     f"All three rules ran on {texts}, with {seeds([len(words.shared_seeds())])}. At one rank their best $s$ times the rate lie "
     f"within a factor of {max(times):g} and their least losses within {max(apart):.2f} nats: here a larger $s$ acts like a larger "
     f"rate ([drawn](alpha.md#what-each-rule-does-to-the-best-rate)). Under $\\alpha = 2r$ the best rate falls from rank 1 to 16 "
-    f"by a factor of {min(falls):g} to {max(falls):g} over the lengths. *A higher rank breaks at a smaller rate* holds under "
+    f"by a factor of {min(steepest):g} to {max(steepest):g} over the lengths{stays}. *A higher rank breaks at a smaller rate* holds under "
     f"$\\alpha = 2r$ alone{THEN}: rank 4 loses more than half of its gain at {say(breaks['alpha = 2r', 4])}, rank 16 already at "
     f"{say(breaks['alpha = 2r', 16])}. Under the others both do at {say(breaks['alpha/r', 16])}.",
 )
