@@ -34,7 +34,7 @@ from ..checks import FileRefused, check_integer, check_path, printable, short
 from ..losses import IGNORED
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
 from .chattemplate import load_template
-from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
+from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
 from .tokens import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
@@ -80,11 +80,7 @@ class Data:
 
     def check_vocabulary(self, size: int) -> None:
         """Require ids that a model of `size` tokens has."""
-        largest = max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held))
-        if largest >= size:
-            raise ValueError(
-                f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's"
-            )
+        check_vocabulary(max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
 
 
 def load_data(

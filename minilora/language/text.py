@@ -185,12 +185,13 @@ def without_filling(x: Array, y: Array) -> tuple[Array, Array]:
 # --- the ids of a long text -------------------------------------------------------------------------------------------
 
 
-def token_ids(text: str, encode: Callable[[str], list[int]]) -> list[int]:
+def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
     """Return a text's token ids, which are those of ``encode(text)``.
 
     A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
     `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
-    A text without such a place in `UNCUT` characters is a ValueError.
+    A text without such a place in `UNCUT` characters is a ValueError; so is an id that is not below `size`, the tokens
+    that the model has.
     """
     ids: list[int] = []
     start = 0
@@ -204,7 +205,15 @@ def token_ids(text: str, encode: Callable[[str], list[int]]) -> list[int]:
             )
         ids += piece
         start = stop
+    if size is not None:
+        check_vocabulary(max(ids, default=0), size)
     return ids
+
+
+def check_vocabulary(largest: int, size: int) -> None:
+    """Require ids that a model of `size` tokens has."""
+    if largest >= size:
+        raise ValueError(f"the tokenizer gives ids up to {largest}, and the model has {size} tokens: another model's")
 
 
 def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | None:

@@ -139,6 +139,12 @@ def test_the_ids_of_pieces_are_those_of_the_whole(short_pieces, words, times, en
     assert max(asked) <= 240 + 24
 
 
+def test_a_tokenizer_of_another_model_is_refused():
+    assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
+    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
+        token_ids("ab", lambda text: [0, 5], 5)
+
+
 def test_most_texts_are_encoded_in_short_pieces(short_pieces):
     asked = []
 
