@@ -161,7 +161,7 @@ for windows in compared:
 
 known = words.of_rules()
 falls = {of: known.best("LoRA", 1, windows=of) / known.best("LoRA", 16, windows=of) for of in known.windows}
-texts = "the whole text" if compared == [WHOLE] else f"{len(compared)} lengths of text"
+texts = "the whole text" if compared == [WHOLE] else f"{('two', 'three')[len(compared) - 2]} lengths of text"
 breaks = {
     (rule, rank): wide.breaks("LoRA", rank, windows=WHOLE, scaling=RULES[rule](rank))
     for rule in RULES
