@@ -36,7 +36,7 @@ for of in scaled:
 best = {windows: of for windows, of in best.items() if of.keys() == RULES.keys()}  # where all three are recorded
 ranks = [of.rank for of in best[whole]["alpha fixed"]]
 drawn = [x for of in best[whole].values() for one in of for x in (one.rate, one.scaling * one.rate)]
-assert 0.004 <= min(drawn) and max(drawn) <= 0.064  # the charts end there
+assert min(drawn) >= 0.004 and max(drawn) <= 0.064  # the charts end there
 
 figure = pictures.new_figure(5.6, 3.1)
 left, right = figure.subplots(1, 2)
