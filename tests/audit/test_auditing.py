@@ -588,6 +588,10 @@ BROKEN = {
     "model. missing": (
         of(name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing", "'model.' is missing before the names, so the "
         f"modules are not found: {SIX.replace('model.', '')}"),
+    "model. missing beside the name of a class with a head": (
+        plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaForCausalLM"}},
+              name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing", "'model.' is missing before the names, so the "
+        f"modules are not found: {SIX.replace('model.', '')}"),
     "a part too many": (of(name(PREFIX, f"{PREFIX}net.")), "prefix-unknown"),
     "language_model. before": (of(name(PREFIX, f"{PREFIX}language_model.")), "prefix-language-model"),
     "language_model. in the midst": (of(name("model.layers", "model.language_model.layers")), "prefix-language-model"),

@@ -159,7 +159,7 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
     """Every key and value, and in patterns only what differs from the first layer."""
     layers = {
         "a": LoRA(np.ones((2, 3)), np.ones((4, 2)), 3.0),
-        "b.c": LoRA(np.ones((1, 3)), np.ones((4, 1)), 1.5),
+        "b.c": LoRA(np.ones((1, 3)), np.ones((4, 1)), 1.0005),
         "d": LoRA(np.ones((2, 3)), np.ones((4, 2)), 3.0),
     }
     save_adapter(tmp_path, layers, fan_in_fan_out=True, base_model="a/base")
@@ -172,7 +172,7 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
         "r": 2,
         "lora_alpha": 3,
         "rank_pattern": {r"^b\.c": 1},
-        "alpha_pattern": {r"^b\.c": 1.5},
+        "alpha_pattern": {r"^b\.c": 1.0005},
         "use_rslora": False,
         "use_dora": False,
         "fan_in_fan_out": True,
