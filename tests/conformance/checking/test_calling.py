@@ -45,6 +45,16 @@ def test_a_class_instead_of_an_object_is_said():
     assert check(Mine(1)).passed
 
 
+def test_a_class_may_hold_functions_that_take_nothing():
+    class Mine:
+        @staticmethod
+        def forward():
+            return None
+
+    with pytest.raises(CannotRun, match="^Mine: forward raises TypeError: "):
+        check(Mine)
+
+
 def test_the_innermost_line_of_the_user_s_file_is_told():
     def inner():
         return np.linalg.inv(np.zeros((2, 2)))  # raises in a file of NumPy

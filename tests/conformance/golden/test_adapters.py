@@ -1,5 +1,10 @@
-"""What the files of a golden adapter hold: PEFT's names, and its version where the layout hangs on that."""
+"""What the files of a golden adapter hold, to the byte: PEFT's names, and its version where the layout hangs on it."""
 
+import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,30 @@ LAYERS = {
     "trainable_tokens_delta",
 }
 SOUND = [case for case in CASES if not case.damage]
+BYTES = "25fe0568d9f643e238458e866d1b009ac775d508a4d08b882a54e80e25761171"
+"""The sha256 of the folder's files, but for the version in the index."""
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_folder_has_the_bytes_that_it_had(golden, index):
+    """A new case, row or session changes them; nothing else may."""
+    files = digest(golden)
+    files["index.json"] = json.dumps({**index, "minilora": ""})
+    assert hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() == BYTES
+
+
+@pytest.mark.full  # `.ci/run` writes the folder with older kernels, and the test above holds its bytes
+def test_every_processor_writes_the_same_bits(golden, tmp_path):
+    for kernel in ("Nehalem", "Haswell", ""):
+        env = {**os.environ, "NPY_DISABLE_CPU_FEATURES": "" if not kernel else "X86_V4 AVX512_ICL"}
+        env |= {"OPENBLAS_CORETYPE": kernel} if kernel else {}
+        command = [sys.executable, "-m", "minilora", "golden", str(tmp_path / f"golden{kernel}")]
+        subprocess.run(command, env=env, check=True, capture_output=True)
+        assert digest(tmp_path / f"golden{kernel}") == digest(golden)
 
 
 def test_tensors_have_the_names_that_peft_writes():
