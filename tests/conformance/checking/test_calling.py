@@ -51,7 +51,7 @@ def test_a_class_may_hold_functions_that_take_nothing():
         def forward():
             return None
 
-    with pytest.raises(CannotRun, match="^Mine: forward raises TypeError: "):
+    with pytest.raises(CannotRun, match=r"^Mine: forward raises TypeError: "):
         check(Mine)
 
 
