@@ -460,8 +460,8 @@ RIGHT = {
     "kohya's magnitudes": (of_kohya(lambda x: lycoris(x, 0)), ""),
     "kohya's magnitudes of each input": (
         of_kohya(lambda x: lycoris(x, 1)), "magnitude-of-inputs", "'lora_te_model_layers_0_self_attn_q_proj': "
-        "dora_scale has one number for each input, as LyCORIS allows; PEFT's magnitude has one for each output; so in 6 "
-        "modules: 'lora_te_model_layers_0_self_attn_q_proj', 'lora_te_model_layers_0_self_attn_v_proj', "
+        "dora_scale has one number for each input, as LyCORIS allows; PEFT's magnitude has one for each output; so in "
+        "6 modules: 'lora_te_model_layers_0_self_attn_q_proj', 'lora_te_model_layers_0_self_attn_v_proj', "
         "'lora_te_model_layers_1_self_attn_q_proj' and 3 more modules"),
     "diffusers' names": (diffusers, ""),
     "a GGUF adapter": (lambda t: gguf(t / "a.gguf", paths(*QV)), ""),
