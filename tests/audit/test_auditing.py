@@ -417,6 +417,8 @@ RIGHT = {
     # mixtures
     "experts": (experts(), "target-parameters"),
     "experts apart": (experts(base={"apart": True}), "target-parameters"),
+    "experts of which the first alone leaves a rank out": (  # B has a column for rank 0 of each expert, then for rank 1
+        experts(tensors=at("B.weight", lambda a: a * (np.arange(a.shape[1]) != 4))), "rank-unused target-parameters"),
     "experts of large numbers": (experts(tensors=at("B.weight", lambda a: 250 * a)), "target-parameters"),
     "experts of an old version": (experts({"peft_version": "0.18.1"}, exchanged=True),
                                   "packing-of-old-peft target-parameters"),
