@@ -311,8 +311,8 @@ def test_an_equation_lights_its_result_and_its_factors(visit, width):
     assert lit() == set()
     for number in drawings.STEPS:
         button = browser.find_element("css selector", f'figure.graph button[data-eq="{number}"]')
-        lights = "arguments[0].dispatchEvent(new FocusEvent('focusin', {bubbles: true}))"  # also of a window in the back
-        browser.execute_script(lights, button)
+        focused = "arguments[0].dispatchEvent(new FocusEvent('focusin', {bubbles: true}))"  # a window in the back has none
+        browser.execute_script(focused, button)
         assert lit()
         assert all(number in names.split() for names in lit())
     link = browser.find_element("css selector", "#eq-3 a.to-graph")

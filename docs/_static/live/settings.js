@@ -1,4 +1,4 @@
-// What fits, which runs to make, and what their losses say, for a reader's own numbers. Sizes, recipes and sentences are
+// What fits, which runs to make, and what their losses say, for a reader's own numbers. Sizes, recipes and words are
 // from docs/_ext/settings.py, as JSON. tests/site/test_settings.py holds these rules to Python's, to the last digit.
 
 import { adapterNumbers, countNumbers, total, trainingMemory } from "./memory.js";
