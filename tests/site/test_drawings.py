@@ -311,7 +311,8 @@ def test_an_equation_lights_its_result_and_its_factors(visit, width):
     assert lit() == set()
     for number in drawings.STEPS:
         button = browser.find_element("css selector", f'figure.graph button[data-eq="{number}"]')
-        focused = "arguments[0].dispatchEvent(new FocusEvent('focusin', {bubbles: true}))"  # a window in the back has none
+        # By hand: a window in the back gets no event of its own.
+        focused = "arguments[0].dispatchEvent(new FocusEvent('focusin', {bubbles: true}))"
         browser.execute_script(focused, button)
         assert lit()
         assert all(number in names.split() for names in lit())
