@@ -341,7 +341,7 @@ def _form(file: TensorFile, module: str, parts: set[str]) -> Form:
     if embedding and parts & {*FACTORS}:
         raise ValueError(f"the module {short(module)} has factors of an embedding and of another layer")
     form = Form("embedding" if embedding else "linear", dora=MAGNITUDE in parts)
-    shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # both are there
+    shape, *_ = (file.tensors[key].shape for key in form.keys(module))  # a factor that is missing is a KeyError
     if embedding:
         return form
     kinds = [kind for kind, axes in KERNEL_AXES.items() if len(shape) == 2 + axes]
