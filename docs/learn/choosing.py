@@ -173,7 +173,7 @@ elsewhere = [f"{windows} windows" for windows, by in falls.items() if by == 1]
 assert len(steepest) + len(elsewhere) == len(falls)
 assert breaks["alpha/r", 4] == breaks["alpha/r", 16] == breaks["alpha/sqrt(r)", 16] == breaks["alpha = 2r", 4]
 assert breaks["alpha = 2r", 16] < breaks["alpha = 2r", 4]
-stays = f", and stays on {elsewhere[0]}" * bool(elsewhere)
+stays = f", and stays on {' and '.join(elsewhere)}" * bool(elsewhere)
 shown(
     "traded",
     f"All three rules ran on {texts}, with {seeds([len(words.shared_seeds())])}. At one rank their best $s$ times the rate lie "
