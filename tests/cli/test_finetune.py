@@ -114,10 +114,10 @@ def test_a_training_lowers_the_loss_and_measures_without_dropout(shell):
     assert shown[30] != others[30]
 
 
-@pytest.mark.parametrize(
-    "parts",
-    ["--micro-batch 1 --workers 1", *(pytest.param(more, marks=pytest.mark.long) for more in ("", "--workers 3"))],
-)
+PARTS = ("--micro-batch 1 --workers 1", "", "--workers 3")
+
+
+@pytest.mark.parametrize("parts", one_in(3, PARTS, PARTS))
 @pytest.mark.parametrize(("long", "counts"), [("--epochs 3", {3}), ("--steps 16", {2, 3})])
 def test_each_pass_has_every_example_once(monkeypatch, parts, long, counts):
     """Of 27 examples to train on: 6 steps of 4 and one of 3 are a pass, and 16 steps are two and a part of a third."""

@@ -17,6 +17,7 @@ from minilora.language.memory import Memory
 from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE, rows, weights
 from ..support.language import tiny_llama, write_folder
+from ..support.sample import one_in
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytestmark = pytest.mark.usefixtures("folder")
@@ -24,16 +25,13 @@ pytestmark = pytest.mark.usefixtures("folder")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        "--micro-batch 30 --workers 3",
-        *(
-            pytest.param(more, marks=pytest.mark.long)
-            for more in ("", "--dropout 0.3 --target-modules q_proj,down_proj", "--use-dora --quantize nf4")
-        ),
-    ],
+RECOMPUTED = (
+    *("--micro-batch 30 --workers 3", "", "--dropout 0.3 --target-modules q_proj,down_proj"),
+    "--use-dora --quantize nf4",
 )
+
+
+@pytest.mark.parametrize("more", one_in(4, RECOMPUTED, RECOMPUTED))
 def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch, more):
     Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 60)
     write_folder(Path("deep"), tiny_llama(blocks=6))

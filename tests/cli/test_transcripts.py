@@ -21,7 +21,8 @@ from ..support.disk import contents
 from ..support.language import TEXT, tiny_llama, write_folder
 from ..support.sample import one_in
 
-SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"), key=lambda path: path.stem != "refused")
+SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
+SESSIONS.sort(key=lambda path: path.stem != "refused")  # first, as the one of the default run
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}a {% endif %}"

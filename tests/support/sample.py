@@ -7,7 +7,10 @@ import pytest
 
 
 def one_in(every: int, rows: Sequence[Any], ids: Iterable[Any], long: int = 1) -> list:
-    """Return the rows as parameters: one of so many is of the default run, one of so many `long`, the others `full`."""
+    """Return the rows as parameters of a test, by their places from 0.
+
+    What `every` divides is of the default run; of the others what `long` divides is `long`, and the rest is `full`.
+    """
     values = [row if isinstance(row, tuple) else (row,) for row in rows]
     marks = [
         () if place % every == 0 else pytest.mark.long if place % long == 0 else pytest.mark.full

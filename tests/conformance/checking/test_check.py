@@ -17,6 +17,7 @@ from minilora.conformance.problems.kinds import DECLARED, KINDS
 from minilora.conformance.problems.plain import DoRAProblem
 from minilora.conformance.problems.tolerance import Trial, round_to
 
+from ...support.sample import one_in
 from ..implementations import OURS, full_norm, functions_of, implementation, with_kinds
 from ..planting import report_of
 
@@ -24,9 +25,10 @@ LINEAR = vars(OURS["linear"])
 LEFT_OVER = (("in", 128), ("out", 64), ("rank", 16))
 
 
-@pytest.mark.parametrize(
-    "dtype", ["float32", *(pytest.param(other, marks=pytest.mark.long) for other in ("float64", "bfloat16"))]
-)
+PRECISIONS = ("float32", "float64", "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", one_in(3, PRECISIONS, PRECISIONS))
 def test_our_own_layers_pass_in_every_precision(dtype):
     report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
     assert report.passed, str(report)
