@@ -1,19 +1,35 @@
 """What the page about models' files says of a setting is so: what is read is looked at, and nothing is nothing."""
 
 import json
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
 from minilora.checks import FileRefused
-from minilora.language.config import from_json
+from minilora.language import config as configs
+from minilora.language import gguf
+from minilora.language.tokens import GGUF_SPLITS
 
 from ..support.language import tiny_llama, write_folder
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
-
-import modelsettings
+PAGE = Path(__file__).parents[2] / "docs" / "library" / "model-files.md"
+TABLES = {
+    file: {name: (values, does) for name, values, does in re.findall(r"^\| (\S+) \| (.*) \| (.*) \|$", rows, re.M)}
+    for file, rows in re.findall(r"^\| in (.*) \| supported \| .*\n\| ---.*\n((?:\|.*\n)+)", PAGE.read_text(), re.M)
+}
+"""By file and setting: the values that are supported, and what it does."""
+OF_A_KIND = (*(kind.architecture for kind in configs.KINDS.values()), None, [])
+MUST = {  # what the package supports of the settings of which it supports only some values
+    "config.json": configs.MUST | {"architectures": OF_A_KIND},
+    "config.json, of a mixture": {"quantization_config": (None,)},
+    "rope_parameters": configs.ROPE_MUST,
+    "quantization_config": configs.QUANTIZATION_MUST,
+    "tokenizer.json": {"dropout": (None, 0), "split_special_tokens": (False,)},
+    ".gguf": gguf.FILE_MUST
+    | {f"llama.{name}": only for name, only in gguf.MUST.items()}
+    | {"tokenizer.ggml.model": ("gpt2",), "tokenizer.ggml.pre": GGUF_SPLITS},
+}
 
 OTHER = {"something": "else"}
 KINDS_OF_MIXTURE = {"mixtral": "num_local_experts", "qwen2_moe": "num_experts", "qwen3_moe": "num_experts"}
@@ -29,14 +45,21 @@ def of_mixture(config, kind, **changes):
     return config | {"model_type": kind, "architectures": None, KINDS_OF_MIXTURE[kind]: 4} | SIZES | changes
 
 
-def that(table, says):
-    does, must = modelsettings.TABLES[table]
-    return pytest.mark.parametrize("name", [name for name, text in does.items() if says(text) and name not in must])
+def that(file, says):
+    rows = TABLES[file].items()
+    return pytest.mark.parametrize("name", [name for name, (_, does) in rows if says(does) and name not in MUST[file]])
+
+
+@pytest.mark.parametrize("file", MUST)
+def test_the_page_has_the_values_that_are_supported(file):
+    supported = {name: " or ".join(map(json.dumps, values)) for name, values in MUST[file].items()}
+    told = {name: values for name, (values, _) in TABLES[file].items()}
+    assert told == dict.fromkeys(told, "any") | supported
 
 
 @that("config.json", lambda text: text.startswith("nothing"))
 def test_a_setting_that_does_nothing_may_be_anything(tmp_path, config, name):
-    assert from_json(tmp_path, config | {name: OTHER}) == from_json(tmp_path, config)
+    assert configs.from_json(tmp_path, config | {name: OTHER}) == configs.from_json(tmp_path, config)
 
 
 @that("config.json", lambda text: "read" in text and not text.startswith("the tokens"))
@@ -47,14 +70,14 @@ def test_a_setting_that_is_read_is_looked_at(tmp_path, config, name):
     if name == "use_sliding_window":
         config |= {"model_type": "qwen2", "architectures": None, "sliding_window": 4}
     with pytest.raises(FileRefused, match=f"{name} "):
-        from_json(tmp_path, config | {name: ["something"]})
+        configs.from_json(tmp_path, config | {name: ["something"]})
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MIXTURE)
 @that("config.json, of a mixture", lambda text: text.startswith("nothing"))
 def test_a_mixtures_setting_that_does_nothing_may_be_anything(tmp_path, config, kind, name):
     sound = of_mixture(config, kind)
-    assert from_json(tmp_path, sound | {name: OTHER}) == from_json(tmp_path, sound)
+    assert configs.from_json(tmp_path, sound | {name: OTHER}) == configs.from_json(tmp_path, sound)
 
 
 @that("config.json, of a mixture", lambda text: "read" in text)
@@ -62,11 +85,4 @@ def test_a_mixtures_setting_that_is_read_is_looked_at(tmp_path, config, name):
     kind = "qwen3_moe" if name == "num_local_experts" else "qwen2_moe"
     said = {"qkv_bias": "attention_bias", "mlp_only_layers": r"mlp_only_layers\[0\]"}.get(name, name)
     with pytest.raises(FileRefused, match=f"{said} "):
-        from_json(tmp_path, of_mixture(config, kind, **{name: OTHER}))
-
-
-@pytest.mark.parametrize("file", modelsettings.TABLES)
-def test_each_setting_that_is_bound_has_its_words(file):
-    does, must = modelsettings.TABLES[file]
-    assert must.keys() <= does.keys()
-    assert all(name and values and text for name, values, text in modelsettings.rows(file))
+        configs.from_json(tmp_path, of_mixture(config, kind, **{name: OTHER}))
