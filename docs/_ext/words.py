@@ -7,10 +7,9 @@ from functools import cache
 from itertools import product
 from statistics import median
 
-import settings
 from pages import recording
 from recordings import RULES, SEEDS, Recordings
-from settings import SCALING, Evidence, tinker_rate
+from settings import FACTS
 
 from minilora import LlamaConfig
 from minilora.language.memory import MATRICES
@@ -109,9 +108,9 @@ class Recipe:
 
 
 TINKER = "Tinker's formula", "https://tinker-docs.thinkingmachines.ai/cookbook/api-reference/hyperparam_utils"
-TUNE = "torchtune", settings.SOURCES["torchtune"][1]
-QLORA = "QLoRA's scripts", settings.SOURCES["qlora"][1]
-LITGPT = "LitGPT", settings.SOURCES["litgpt"][1]
+TUNE = "torchtune", FACTS["sources"]["torchtune"][1]
+QLORA = "QLoRA's scripts", FACTS["sources"]["qlora"][1]
+LITGPT = "LitGPT", FACTS["sources"]["litgpt"][1]
 UNSLOTH = "Unsloth", "https://unsloth.ai/docs/get-started/fine-tuning-llms-guide/lora-hyperparameters-guide"
 PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperparameter-best-practices"
 
@@ -121,16 +120,23 @@ def fixed(rank: int, alpha: int, rate: float) -> tuple[float, float, str]:
     return rate, alpha / rank, f"{alpha}, at rank {rank}"
 
 
-TINKER_SETS, QLORA_SETS = ((of["rank"], of["alpha"]) for of in (settings.TINKER, settings.QLORA))
+def tinker_rate(family: str, width: int) -> float:
+    """Return the rate of Tinker's formula: 0.0005 (2000 / width)^power, at each rank."""
+    of = FACTS["tinker"]
+    return of["rate"] * (of["width"] / width) ** of["power"][family]
+
+
+SCALING = 2.0  # with which the advice says a rate
+TINKER_SETS, QLORA_SETS = ((of["rank"], of["alpha"]) for of in (FACTS["tinker"], FACTS["qlora"]))
 RECIPES = [
     Recipe(*TINKER, "Llama 3.2 1B", *fixed(*TINKER_SETS, tinker_rate("Llama", 2048))),
     Recipe(*TINKER, "Llama 3.1 8B", *fixed(*TINKER_SETS, tinker_rate("Llama", 4096))),
     Recipe(*TINKER, "Llama 3.1 70B", *fixed(*TINKER_SETS, tinker_rate("Llama", 8192))),
     Recipe(*TINKER, "Qwen 3 8B", *fixed(*TINKER_SETS, tinker_rate("Qwen", 4096))),
-    Recipe(*TUNE, "Llama 3, 1B to 70B", *fixed(*settings.TORCHTUNE["Llama-3.1-8B"])[:2], "2r, at rank 8 to 64"),
-    Recipe(*QLORA, "LLaMA 7B, 13B", *fixed(*QLORA_SETS, settings.QLORA["rate"])),
-    Recipe(*QLORA, "LLaMA 33B, 65B", *fixed(*QLORA_SETS, settings.QLORA["above"])),
-    Recipe(*LITGPT, "Llama 2 and 3, 1B to 8B", *fixed(*settings.LITGPT["Llama-3.1-8B"])),
+    Recipe(*TUNE, "Llama 3, 1B to 70B", *fixed(*FACTS["torchtune"]["Llama-3.1-8B"])[:2], "2r, at rank 8 to 64"),
+    Recipe(*QLORA, "LLaMA 7B, 13B", *fixed(*QLORA_SETS, FACTS["qlora"]["rate"])),
+    Recipe(*QLORA, "LLaMA 33B, 65B", *fixed(*QLORA_SETS, FACTS["qlora"]["above"])),
+    Recipe(*LITGPT, "Llama 2 and 3, 1B to 8B", *fixed(*FACTS["litgpt"]["Llama-3.1-8B"])),
     Recipe(*UNSLOTH, "any", 2e-4, 1.0, "r, the standard"),
     Recipe(*UNSLOTH, "any", 2e-4, 2.0, "2r, the common one"),
     Recipe(*PREDIBASE, "any", 2e-4, None, ""),
@@ -158,12 +164,14 @@ def most_lost(recorded: Recordings, *multiples: float) -> float:
     return max(of[times] for of in parts for times in multiples if times in of)
 
 
-def evidence() -> Evidence:
-    """Return what the recordings say of a rate that is half, twice and four times the best, and of another seed."""
-    spread = laboratory().spread  # NaN while there is one seed
-    return Evidence(
-        most_lost(laboratory(), 1 / 2, 2), most_lost(earlier(), 4), spread if spread > 0 else earlier().spread
-    )
+def evidence() -> dict[str, float]:
+    """Return what half or twice the best rate loses of the gain, at most, and four times; and what a seed moves."""
+    recorded = laboratory()
+    return {
+        "half": most_lost(recorded, 1 / 2, 2),
+        "four": most_lost(earlier(), 4),
+        "spread": recorded.spread,
+    }
 
 
 def best_steps(way: str, rank: int | None, *, windows: int) -> list[int]:

@@ -5,6 +5,9 @@ import pictures
 import settings
 import words
 from pages import Drawn, live, picture, shown
+from settings import FACTS
+
+from minilora.language.memory import training_memory
 
 
 def on_site(target):
@@ -15,26 +18,29 @@ live("settings", Drawn(settings.control(words.evidence(), on_site)))
 
 
 def linked(source):
-    name, address = settings.SOURCES[source]
+    name, address = FACTS["sources"][source]
     return f"[{name}]({address})"
 
 
-inputs, _ = settings.read_inputs(settings.DEFAULTS)
-answer = settings.advise(inputs)
-
 # %% How memory is counted
 
-rows = []
-for name, model in settings.MODELS.items():
-    ways = settings.what_fits(model, 0, inputs["tokens"], 8)
-    cells = [f"{kept['total']}, {recomputed['total']}" for kept, recomputed in zip(ways[::2], ways[1::2], strict=True)]
-    rows.append((name, *cells))
-head = ("kept, recomputed", *("full" if not bits else f"{bits} bits" for _, bits in settings.WAYS))
-shown("fits", pictures.table(head, rows))
-assert inputs["tokens"] == 4096
+
+def gigabytes(model, **way):
+    total = sum(training_memory(settings.config(model), tokens=4096, **way).values()) / 1e9
+    return f"{total:.2f}" if total < 9.995 else f"{total:,.1f}"
+
+
+WAYS = [{"rank": 8, "bits": bits} for bits in (16, 8, 4)] + [{}]
+rows = [
+    (name, *(f"{gigabytes(model, **way)}, {gigabytes(model, **way, recompute=True)}" for way in WAYS))
+    for name, model in FACTS["models"].items()
+]
+shown("fits", pictures.table(("kept, recomputed", "16 bits", "8 bits", "4 bits", "full"), rows))
+assert FACTS["defaults"]["tokens"] == "4096"
 
 # %% How rates compare
 
+(answer,) = settings.ask(FACTS | {"evidence": words.evidence()}, inputs=[{}])["answers"]
 picture("settings", Drawn(answer["axis"]))
 rows = [
     (
@@ -48,7 +54,7 @@ shown("recipes", pictures.table(("recipe", "r, alpha", "s", "rate", "s × rate")
 
 # %% All the rules
 
-rows = [(settings.WHEN[what], f"{linked(source)}; {size}") for what, (source, size) in settings.SEEN.items()]
+rows = [(FACTS["when"][what], f"{linked(source)}; {size}") for what, (source, size) in FACTS["seen"].items()]
 shown("rules", pictures.table(("what is said, and when", "seen by, at"), rows))
-assert settings.FAR == 2.5 and settings.LOST == 0.5
-assert settings.START == words.start() == 0.0001
+assert FACTS["far"] == 2.5 and FACTS["lost"] == 0.5
+assert FACTS["start"] == words.SCALING * words.start() == 0.0002

@@ -1,5 +1,5 @@
 // What fits, which runs to make, and what their losses say, for a reader's own numbers. Sizes, recipes and words are
-// from docs/_ext/settings.py, as JSON. tests/site/test_settings.py holds these rules to Python's, to the last digit.
+// from docs/_ext/settings.json. The page's own tables come from here, too.
 
 import { adapterNumbers, countNumbers, total, trainingMemory } from "./memory.js";
 
@@ -8,7 +8,7 @@ const BILLION = 1e9;
 // --- printed numbers ---
 
 // A number with so many significant digits, without an exponent; a half is rounded up.
-function plain(x, digits = 3) {
+export function plain(x, digits = 3) {
   if (!x) return "0";
   const [mantissa, power] = x.toExponential(digits - 1).split("e");
   const figures = mantissa.replace(".", ""), e = Number(power);
@@ -22,7 +22,7 @@ const down = (x, y) => (x - (((x % y) + y) % y)) / y;  // divided and rounded, e
 const up = (x, y) => -down(-x, y);
 
 // Bytes in units of 10^9: two decimals below 10, then one.
-function gigabytes(count) {
+export function gigabytes(count) {
   const unit = count < 9995e6 ? 1e7 : 1e8, steps = down(count + unit / 2, unit), each = BILLION / unit;
   return `${grouped(down(steps, each))}.${String(steps % each).padStart(unit === 1e7 ? 2 : 1, "0")}`;
 }
