@@ -5,7 +5,7 @@ A page is plain Markdown, which reads on a source host as it stands. Nothing in 
     ```python          a block that runs, in order with the others; ```py is one that does not
     ```text            right below such a block: what it prints, but for the last decimal, which processors round
     ```console         `$ minilora ...`, each with what it prints; the last one's exit code is the page's `status`
-    ![...](pictures/rank.svg)            a picture, with its description
+    ![...](pictures/rank.svg)            a picture, with its description; one that no module draws is a file of our own
     <!-- rates --> ... <!-- end -->      a table or a text
     <!-- live rates -->                  where the site has something to touch
     <!-- lines minilora/lora.py LoRA.forward -->    above a block: lines of a file
@@ -148,6 +148,12 @@ def alone(drawing: str) -> str:
     return f"{head}{bracket}{STYLE}{rest}\n"
 
 
+def own_picture(page: Path, name: str) -> str:
+    """Return a picture that stands in its file alone, as the site shows it."""
+    svg = page.with_name("pictures").joinpath(f"{name}.svg").read_text(encoding="utf-8")
+    return svg.replace(STYLE, "").strip()
+
+
 # --- a page runs ------------------------------------------------------------------------------------------------------
 
 
@@ -258,13 +264,22 @@ def run(page: Path) -> Given:
                 given.printed.append(text and f"{text}\n")
             elif text:
                 raise BadPage(f"{page.with_name(file).relative_to(DOCS)} prints, and a page shows what it prints")
+    for name in named_pictures(page) - given.pictures.keys():
+        given.pictures[name] = f'<figure class="picture">{own_picture(page, name)}</figure>'
     return given
+
+
+def named_pictures(page: Path) -> set[str]:
+    """Return the pictures of a page that have a file."""
+    names = {found["name"] for found in PICTURE.finditer(unquoted(page.read_text(encoding="utf-8"))[0])}
+    return {name for name in names if page.with_name("pictures").joinpath(f"{name}.svg").is_file()}
 
 
 def ran(page: Path) -> Given:
     """Return what a page gives: kept from the last time, where all that it can read is as it was."""
     kept = KEPT / f"{page.parent.name}-{page.stem}.json"
-    digest = hashlib.sha256(surroundings() + "\0".join(code for _, _, code in steps(page)).encode()).hexdigest()
+    read = [code for _, _, code in steps(page)] + [own_picture(page, name) for name in sorted(named_pictures(page))]
+    digest = hashlib.sha256(surroundings() + "\0".join(read).encode()).hexdigest()
     if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["digest"] == digest:
         return Given(**found["given"])
     result = run(page)

@@ -10,10 +10,6 @@ from minilora.language.memory import step_bytes
 from minilora.layer import rebuild
 from minilora.training import backpropagate
 
-# %% 8. A decoder by hand
-
-picture("block", drawings.block(drawings.small_model("all-linear")))
-
 # %% The whole model
 
 assert gradcheck(loss, some, found).passed

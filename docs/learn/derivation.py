@@ -1,15 +1,41 @@
 """What derivation.md asserts and shows; the names are the page's own."""
 
-import drawings
-from pages import picture
+import html
+import re
+
+from pages import DOCS, Drawn, own_picture, picture
 
 # %% By pencil, with numbers
 
-picture("graph", drawings.graph())
 assert L == 12 and dx.tolist() == [[5, -2], [-9, 8], [7, -5]]
 assert dA.tolist() == [[-10, 14]] and dB.tolist() == [[-12], [22]] and dA @ [[2], [-1]] == [[1, -1]] @ dB == -34
 assert np.allclose(A, [[2.1, -1.1]], atol=1e-8) and np.allclose(B, [[1.1], [-1.1]], atol=1e-8)
 assert after.round(4) == 7.0151
+
+layer = LoRALinear(layer.base, LoRA(np.array([[2.0, -1]]), np.array([[1.0], [-1]]), alpha=2))  # before Adam's step
+first = {"x": x, "t": t, "W": layer.base.weight, "A": layer.adapter.lora_A, "B": layer.adapter.lora_B}
+update, beside = layer.adapter.forward(x)
+y, cache = layer.forward(x)
+loss, dy = mse(y, t)
+first |= {"h": beside[-1], "base": layer.base(x), "update": update, "y": y, "dy": dy}
+dx, grads = layer.backward(dy, cache)
+first |= {"dA": grads["lora_A"], "dB": grads["lora_B"], "dx": dx, "dy W": layer.base.input_gradient(dy)}
+first |= {"dh": layer.adapter.scaling * dy @ first["B"], "dh A": layer.adapter.backward(dy, beside)[0]}
+
+graph = own_picture(DOCS / "learn" / "derivation.md", "graph")
+for group in re.findall(r"<g [^>]*>.*?</g>", graph, re.S):  # a name, and its numbers: each column from above
+    if name := re.search(r'italic"[^>]*>(.*?)<', group):
+        numbers = re.findall(r">(\u2212?\d+)</text>", group)
+        assert [float(n.replace("\u2212", "-")) for n in numbers] == first.pop(name[1]).T.ravel().tolist(), name[1]
+assert not first and f">L = {loss:g}<" in graph
+STEPS = "1 h = x Aᵀ, 2 s h Bᵀ, 7 x Wᵀ, 11 y: the sum, 15 L, 16 dy, 3 dB, 4 dh, 5 dA, 10 dy W, 6 dh A, 12 dx: the sum"
+buttons = "".join(
+    f'<button type="button" data-eq="{number}">({number}) {html.escape(words)}</button>'
+    for number, _, words in (step.partition(" ") for step in STEPS.split(", "))
+)
+caption = "Solid: forward. Dashed: backward. An equation, or its button, makes bold what it computes, and leaves what it reads."
+figure = f'<figure class="picture graph" id="graph">{graph}<div class="steps" hidden>{buttons}</div>'
+picture("graph", Drawn(f"{figure}<figcaption>{caption}</figcaption></figure>"))
 
 # %% Adam
 

@@ -1,8 +1,10 @@
 """What network.md asserts and shows; the names are the page's own."""
 
+import re
+
 import drawings
 import rungs
-from pages import picture, shown
+from pages import DOCS, own_picture, picture, shown
 
 from minilora import LoRA, LoRALinear, gradcheck
 
@@ -48,11 +50,6 @@ assert sixteen[0] > one[0] + 0.04 and max(one[1], four[1], sixteen[1]) - min(one
 exact = MLP(fc1=LoRALinear(teacher.fc1, LoRA(a, b, alpha=1)), act=teacher.act, fc2=teacher.fc2)
 assert found(exact, new) == [1, 1]
 
-# %% Attention
-
-head, _ = drawings.small_head()
-picture("attention", drawings.attention(adapt(head, "all-linear", rank=1, alpha=1, rng=rng)))
-
 # %% A small example
 
 params = {name: rows.reshape(3, 2) for name, rows in zip("qkv", (q, k, v))}
@@ -60,7 +57,15 @@ grads = {name: g.reshape(3, 2) for name, g in zip("qkv", attend_backward(do, q, 
 attended = lambda p: attend(*(p[name].reshape(q.shape) for name in "qkv"))[0]
 assert gradcheck(attended, params, grads, cotangent=do).passed
 assert (grads["q"][0] == 0).all()
-picture("by-hand", drawings.by_hand(2, *params.values(), do.reshape(3, 2)))
+by_hand, found = (
+    own_picture(DOCS / "learn" / "network.md", "by-hand"),
+    drawings.of_position(2, *params.values(), do.reshape(3, 2)),
+)
+for number, name in enumerate(("S", "P", "o", "", "dP", "dS", "dq"), start=1):
+    if name:  # its box ends with its numbers
+        box = re.search(rf'eq-att-{number}">.*?(?=<rect|</svg>)', by_hand, re.S)[0].replace("\u2212", "-")
+        said = [float(n) for of in re.findall(r"= ([^=]*)</text>", box) for n in re.findall(r"-?[\d.]+", of)]
+        assert np.allclose(said[-found[name].size :], found[name], atol=0.005), name
 
 # %% Where LoRA goes
 

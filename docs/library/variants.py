@@ -3,7 +3,7 @@
 # %% rsLoRA: another scaling
 import numpy as np
 import pictures
-from pages import picture, shown
+from pages import DOCS, own_picture, shown
 
 from minilora import Adam, Adapter, LoRA
 
@@ -93,9 +93,15 @@ shown("variants-2", pictures.table(["best rate", *(f"r = {r}" for r in RANKS), "
 
 # %% DoRA: another layer
 
-import drawings
+from minilora import DoRA, DoRAAdapter, Linear
 
-picture("variants-3", drawings.two_arrows())
+layer = DoRA(
+    Linear(np.array([[2.4, 0.5]])),
+    DoRAAdapter(np.array([[-0.1, 1.4]]), np.array([[1.0]]), 1.0, magnitude=np.array([2.2])),
+)
+drawn = own_picture(DOCS / "library" / "variants.md", "variants-3")
+assert f"a row of W, {np.linalg.norm(layer.base.weight):.2f} long" in drawn and f", n = {layer.norm()[0]:.2f}<" in drawn
+assert np.isclose(np.linalg.norm(layer.merge().weight), 2.2) and ">m = 2.2<" in drawn
 
 # %% Adapters put together
 

@@ -113,6 +113,17 @@ def test_a_picture_is_drawn_and_its_description_shown(page):
     assert "p.svg is another picture" in pages.check(file)
 
 
+def test_a_picture_that_no_module_draws_is_its_file(page):
+    file = page("# A\n\n![Two.](pictures/own.svg)\n")
+    svg = SVG.format("Three.")
+    (file.parent / "pictures").mkdir(exist_ok=True)
+    (file.parent / "pictures" / "own.svg").write_text(svg)
+    assert "+![Three.](pictures/own.svg)" in pages.check(file)
+    (file.parent / "pictures" / "own.svg").write_text(svg.replace("Three", "Two"))
+    assert pages.check(file) == ""
+    assert pages.ran(file).pictures == {"own": f'<figure class="picture">{svg.replace("Three", "Two")}</figure>'}
+
+
 @pytest.mark.parametrize(
     ("text", "module", "said"),
     [
