@@ -17,6 +17,7 @@ sees none of the module's. What stands above the first such line runs before the
     from pages import picture, shown
     picture("rank", drawing)       # what stands at pictures/rank.svg
     shown("rates", table)          # what stands between the comments
+    says(f"by {factor:.1f} at most")  # what a sentence of the page says
 
 A page that shows something else stops the build; ``--write`` writes into the page what was computed.
 """
@@ -75,6 +76,7 @@ class Given:
     printed: list[str] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
+    says: list[str] = field(default_factory=list)
     live: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,6 +110,11 @@ def picture(name: str, drawing: Drawn) -> None:
 def shown(name: str, text: str) -> None:
     """Show Markdown between ``<!-- NAME -->`` and ``<!-- end -->``."""
     given.shown[name] = text.strip("\n") + "\n"
+
+
+def says(*words: str) -> None:
+    """Require that the page says these words, with the numbers in them."""
+    given.says += words
 
 
 @contextlib.contextmanager
@@ -395,6 +402,8 @@ def filled(text: str, result: Given, page: str = "page") -> str:
     )
     text = SHOWN.sub(lambda m: f"<!-- {m['name']} -->\n{kept(m['text'], result.shown[m['name']])}<!-- end -->\n", text)
     text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
+    if lacking := [words for words in result.says if words not in text]:
+        raise BadPage(f"{page} does not say: {' | '.join(lacking)}")
     return put_back(text)
 
 

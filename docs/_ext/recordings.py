@@ -34,11 +34,8 @@ class Recordings:
         self.before, self.points = laboratory["before"], laboratory["trainings"]
         self.moments = laboratory.get("moments", [])
         """The steps at which a training of 16 windows a batch was measured, on the windows that choose."""
-        self.split = "choice" in self.before
-        """Whether some held-out windows choose the rate, and others report the loss."""
-        self.chooses = "choice" if self.split else "new"
-        self.full = "full fine-tuning" if self.split else "training the same matrices"
-        """What the way "full" is: the first recordings left embedding and norms as they are."""
+        self.chooses = "choice" if "choice" in self.before else "new"
+        """The loss that chooses a rate: on windows that report none, where the recording has these."""
         shares = sorted({point["run"]["share"] for point in self.points})
         self.share_of = {round(share * laboratory["windows"]): share for share in shares}
         self.windows = list(self.share_of)
@@ -93,16 +90,6 @@ class Recordings:
         best = self.best(way, rank, **settings) if counts else math.nan
         return min(counts.get(lr, 0) for lr in (best / 2, best, best * 2))
 
-    def rules(self, windows: int, ranks: tuple[int, ...] = (1, 4, 16)) -> list[str]:
-        """Return the rules of scaling whose best rate is known at each rank, with a smaller and a larger rate."""
-
-        def known(rank: int, scaling: float) -> bool:
-            of = {"windows": windows, "scaling": scaling}
-            losses = self.losses("LoRA", rank, **of)
-            return bool(losses) and min(losses) < self.best("LoRA", rank, **of) < max(losses)
-
-        return [name for name, rule in RULES.items() if all(known(rank, rule(rank)) for rank in ranks)]
-
     def gain(self, rank: int, *, windows: int = 956, **settings: Any) -> float:
         """Return LoRA's gain as a part of full fine-tuning's: how far the loss falls, each at its own best rate."""
         ends = self.least("LoRA", rank, windows=windows, **settings), self.least("full", windows=windows)
@@ -126,25 +113,15 @@ class Recordings:
         return old[self.best(way, rank, windows=windows)] - self.before["old"]
 
     def forgotten_in_full(self, loss: float, *, windows: int = 956) -> Forgotten:
-        """Return what full fine-tuning has forgotten where it reaches a held-out loss.
+        """Return what full fine-tuning at its best rate has forgotten when the loss that chooses falls so far.
 
-        Of trainings that were measured on their way: at its best rate, when the loss that chooses has fallen so far,
-        the mean over the seeds. Of others: where they end, at a rate up to the best; where the smallest rate ends
-        lower, it is that rate's. Between two moments or rates it lies on the line through them.
+        It was measured on its way, and lies on the line through two moments; the mean over the seeds.
         """
-        best = self.best("full", windows=windows)
-        found = [
-            _reached(
-                zip([before, *of["losses"]], [0.0, *(old - self.before["old"] for old in of["olds"])], strict=True),
-                loss,
-            )
-            for _, of in self.trainings("full", windows=windows, lr=best)
-            if (before := self.before.get("choice")) is not None
-        ]
-        if found:
-            return Forgotten(fmean(each.nats for each in found), loss)
-        new, old = (self.losses("full", windows=windows, what=what) for what in ("new", "old"))
-        return _reached([(new[lr], old[lr] - self.before["old"]) for lr in new if lr <= best], loss)
+        found = []
+        for _, of in self.trainings("full", windows=windows, lr=self.best("full", windows=windows)):
+            forgotten = [0.0, *(old - self.before["old"] for old in of["olds"])]
+            found.append(_reached(zip([self.before["choice"], *of["losses"]], forgotten, strict=True), loss))
+        return Forgotten(fmean(each.nats for each in found), loss)
 
     @property
     def spread(self) -> float:

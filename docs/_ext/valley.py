@@ -32,8 +32,6 @@ def numbers(recorded: Recordings) -> dict[str, Any]:
                     cells[f"{rank or 'full'}|{scaling:g}|{windows}"] = found
     return {
         "before": recorded.before,
-        "full": recorded.full,
-        "short": short(recorded),
         "moments": recorded.moments,
         "ranks": list(RANKS),
         "rates": sorted({of["lr"] for found in cells.values() for of in found}),
@@ -47,11 +45,6 @@ def way(rank: int | None) -> str:
     return "LoRA" if rank else "full"
 
 
-def short(recorded: Recordings) -> str:
-    """Return what the way "full" is called in a drawing."""
-    return "full" if recorded.split else "matrices"
-
-
 def rate(recorded: Recordings, lr: float, rank: int | None, **of: Any) -> dict[str, Any]:
     """Return what a rate came to: means over its seeds, and the losses on the way as far as all of them go."""
     results = [
@@ -59,16 +52,14 @@ def rate(recorded: Recordings, lr: float, rank: int | None, **of: Any) -> dict[s
         for run, result in recorded.trainings(way(rank), rank, lr=lr, **of)
         if run["seed"] in SEEDS and result["new"] is not None
     ]
-    steps = [result["step"] for result in results if "step" in result]
+    steps = [result["step"] for result in results]
     return {
         "lr": lr,
         "seeds": len(results),
         "choice": round(fmean(result[recorded.chooses] for result in results), 4),
         "new": round(fmean(result["new"] for result in results), 4),
-        "steps": [min(steps), max(steps)] if steps else None,
-        "path": [
-            round(fmean(losses), 3) for losses in zip(*(result.get("losses", []) for result in results), strict=False)
-        ],
+        "steps": [min(steps), max(steps)],
+        "path": [round(fmean(losses), 3) for losses in zip(*(result["losses"] for result in results), strict=False)],
     }
 
 
@@ -76,12 +67,12 @@ def chart(recorded: Recordings) -> Drawn:
     """Return the chart: its sliders, its first drawing and its numbers."""
     data = numbers(recorded)
     windows = max(recorded.windows)
-    rank = next((rank for rank in (4, 16, 1) if recorded.losses("LoRA", rank, windows=windows)), None)
-    start = recorded.best(way(rank), rank, windows=windows)
+    rank = 4
+    start = recorded.best("LoRA", rank, windows=windows)
     controls = {  # what each says, its values, and the one to begin with
         "windows": ("windows of text", recorded.windows, windows),
         "rule": ("rule of scaling", list(RULES), RULE),
-        "rank": ("rank", ["full", *RANKS], rank or "full"),
+        "rank": ("rank", ["full", *RANKS], rank),
         "lr": ("rate", data["rates"], start),
     }
     data["values"] = {name: values for name, (_, values, _) in controls.items()}
@@ -94,8 +85,6 @@ def chart(recorded: Recordings) -> Drawn:
     caption = (
         "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
         "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
-        if recorded.split
-        else f"The loss on held-out text against the rate, with a dot at each best one. Blue is {recorded.full}."
     )
     return Drawn(
         f'<figure class="picture recorded" id="valley" data-live="valley"><div class="controls" hidden>{sliders}</div>'
@@ -110,12 +99,10 @@ def still(recorded: Recordings, windows: int) -> str:
     figure = pictures.new_figure(5.6, 3.6)
     axes, said, rates = figure.subplots(), [], set()
     for name, rank, colour in (
-        (short(recorded), None, pictures.BASE),
+        ("full", None, pictures.BASE),
         *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
     ):
         losses = recorded.losses(way(rank), rank, windows=windows)
-        if not losses:
-            continue
         best = recorded.best(way(rank), rank, windows=windows)
         axes.plot(list(losses), list(losses.values()), color=colour, marker="o", markersize=3)
         axes.plot(best, losses[best], "o", color=pictures.INK, markersize=8, fillstyle="none")

@@ -8,7 +8,7 @@ from itertools import product
 from statistics import median
 
 from pages import recording
-from recordings import RULES, SEEDS, Recordings
+from recordings import RULES, Recordings
 from settings import FACTS
 
 from minilora import LlamaConfig
@@ -24,29 +24,15 @@ GLASSLLM = LlamaConfig(
 
 
 @cache
-def anew() -> Recordings:
-    """Return the trainings of the small language model, of which more are made."""
+def laboratory() -> Recordings:
+    """Return the trainings of the small language model."""
     return Recordings(recording("laboratory"))
 
 
 @cache
 def earlier() -> Recordings:
-    """Return the trainings before those, over wide ranges of rates."""
+    """Return the trainings before those, over wide ranges of rates; in place of full, the same matrices train."""
     return Recordings(recording("laboratory")["earlier"])
-
-
-@cache
-def laboratory() -> Recordings:
-    """Return the new trainings as soon as all that is compared at s = 2 has a best rate there, or the earlier."""
-    ways = [("full", None), *(("LoRA", rank) for rank in RANKS)]
-    known = (anew().tried(*way, windows=windows) for way, windows in product(ways, WINDOWS))
-    return anew() if all(known) else earlier()
-
-
-@cache
-def of_rules() -> Recordings:
-    """Return the new trainings as soon as each rule of scaling has its best rates on the whole text, or the earlier."""
-    return anew() if set(anew().rules(max(WINDOWS), RANKS)) == set(RULES) else earlier()
 
 
 # --- the rank ---------------------------------------------------------------------------------------------------------
@@ -64,7 +50,7 @@ def a_token(rank: int, windows: int) -> float:
 
 
 def gains() -> dict[int, list[float]]:
-    """Return LoRA's gain as a share of that of training the same matrices, by rank, from the shortest text on."""
+    """Return LoRA's gain as a share of that of full fine-tuning, by rank, from the shortest text on."""
     recorded = laboratory()
     return {rank: [recorded.gain(rank, windows=windows) for windows in recorded.windows] for rank in RANKS}
 
@@ -149,7 +135,7 @@ def start() -> float:
 
 
 def rate_ratios() -> list[float]:
-    """Return LoRA's best rate, at s = 2, in multiples of that of training the same matrices: all texts and ranks."""
+    """Return LoRA's best rate, at s = 2, in multiples of full fine-tuning's: all texts and ranks."""
     recorded = laboratory()
     return sorted(
         recorded.best("LoRA", rank, windows=windows) / recorded.best("full", windows=windows)
@@ -193,25 +179,13 @@ class Scaled:
 
 
 def scaled() -> list[Scaled]:
-    """Return the best rate under each rule of scaling, at each rank and length of the text where all is recorded."""
-    recorded, among, found = of_rules(), shared_seeds(), []
-    for windows in recorded.windows:
-        for rule, rank in product(recorded.rules(windows, RANKS), RANKS):
-            of = {"windows": windows, "scaling": RULES[rule](rank), "among": among}
-            best, least = recorded.best("LoRA", rank, **of), recorded.least("LoRA", rank, **of)
-            found.append(Scaled(rule, windows, rank, of["scaling"], best, least, recorded.breaks("LoRA", rank, **of)))
+    """Return the best rate under each rule of scaling, at each rank and length of the text."""
+    recorded, found = laboratory(), []
+    for windows, (rule, scaling), rank in product(WINDOWS, RULES.items(), RANKS):
+        of = {"windows": windows, "scaling": scaling(rank)}
+        best, least = recorded.best("LoRA", rank, **of), recorded.least("LoRA", rank, **of)
+        found.append(Scaled(rule, windows, rank, of["scaling"], best, least, recorded.breaks("LoRA", rank, **of)))
     return found
-
-
-@cache
-def shared_seeds() -> tuple[int, ...]:
-    """Return the seeds that every rule of scaling has at its best rates: only these are compared."""
-    recorded, counts = of_rules(), []
-    for windows in recorded.windows:
-        for rule, rank in product(recorded.rules(windows, RANKS), RANKS):
-            tried = recorded.seeds("LoRA", rank, windows=windows, scaling=RULES[rule](rank))
-            counts.append(len(tried[recorded.best("LoRA", rank, windows=windows, scaling=RULES[rule](rank))]))
-    return SEEDS[: min(counts)]
 
 
 # --- in lines ---------------------------------------------------------------------------------------------------------
@@ -229,7 +203,7 @@ def advice() -> str:
     lines = (
         "**Where.** Beside every linear layer, not those of attention alone ([sources](choosing.md#which-matrices)).",
         f"**Rank.** Let the adapter train at least as many numbers as your text has tokens. In our small model such "
-        f"adapters had {percent(many)} of what {laboratory().full} gains, with $\\alpha = 2r$, each at its own best "
+        f"adapters had {percent(many)} of what full fine-tuning gains, with $\\alpha = 2r$, each at its own best "
         f"rate ([measured](choosing.md#which-rank)).",
         "**Alpha.** Keep one rule, and always say $s$ beside a rate "
         "([three rules](choosing.md#alpha-and-s-times-the-rate)).",

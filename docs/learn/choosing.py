@@ -5,7 +5,7 @@ import math
 import pictures
 import valley
 import words
-from pages import picture, shown
+from pages import picture, says, shown
 from recordings import RULES
 from words import RANKS, WINDOWS
 
@@ -15,53 +15,15 @@ recorded, wide = words.laboratory(), words.earlier()
 WHOLE = max(WINDOWS)
 SAID = {"alpha = 2r": "alpha = 2r", "alpha/sqrt(r)": "alpha = 4, over the root", "alpha/r": "alpha fixed, 8"}
 """The rules of scaling in the table's words."""
-THEN = "" if recorded is wide else " ([earlier trainings](../library/laboratory.md#earlier-trainings))"
-"""Beside what only the earlier trainings have, which ran over wide ranges of rates."""
-
-
-def seeds(counts):
-    """Return in words how many seeds some settings have."""
-    words = ("no seed", "one seed", "two seeds", "three seeds")
-    low, high = words[min(counts)], words[max(counts)]
-    return low if low == high else f"{low.partition(' ')[0]} to {high}"
-
 
 # %% What we measured
 
-if recorded.split:
-    made = "in at most 200 steps of 16 windows of 128 tokens"
-    compared = (
-        "We compare with full fine-tuning, which trains all 852,608 numbers. The *share of the gain* is how far LoRA's loss on "
-        "held-out text falls, as a part of how far full fine-tuning's falls, each at its own best rate."
-    )
-    chosen = "Half of the held-out windows choose the rate and the step to stop at. The other half report the loss."
-else:
-    made = "in 300 steps of 16 windows of 128 tokens"
-    compared = (
-        "We compare with training the same 28 matrices themselves; embedding and norms stay frozen in both. So this is not "
-        "yet all that full fine-tuning can do. The *share of the gain* is how far LoRA's loss on held-out text falls, as a "
-        "part of how far theirs falls, each at its own best rate."
-    )
-    chosen = (
-        "One weakness: the windows that choose the best rate are those whose loss we report. So each least loss is a little "
-        "too low, and 0.02 nats mean nothing here."
-    )
-shown(
-    "made",
-    f"The small model is glassllm's: 852,608 numbers, 128 wide. It learns Genesis and Exodus {made}, with Adam at a constant "
-    f"rate and adapters beside all 28 linear layers. The text is whole, 956 windows, or a part of it, 239 or 60.",
-)
-shown("compared", compared)
-shown("chosen", chosen + " [The results](../library/laboratory.md) have every training.")
-ways = [("full", None), *(("LoRA", rank) for rank in RANKS)]
-counts = [recorded.tried(*way, windows=windows) for way in ways for windows in WINDOWS]
-shown(
-    "seeds",
-    f"Best rates and their neighbours have {seeds(counts)}."
-    + f" Another seed, that is, another random start and order of windows, moves a loss by about {recorded.spread:.3f} nats."
-    * (recorded.spread > 0),
-)
 assert sum(math.prod(shape) for shape in words.GLASSLLM.shapes().values()) == 852_608
+ways = [("full", None), *(("LoRA", rank) for rank in RANKS)]
+assert {recorded.tried(*way, windows=windows) for way in ways for windows in WINDOWS} == {3}
+says(
+    f"have three seeds. Another seed, that is, another random start and order of windows, moves a loss by about {recorded.spread:.3f} nats"
+)
 
 # %% Which rank
 
@@ -106,12 +68,9 @@ for numbers, share, *_ in found:
     alike.setdefault(f"{numbers:.1g}", []).append(share)
 apart = [max(100 * (max(of) - min(of)) for of in groups) for groups in (alike.values(), words.gains().values())]
 assert list(alike) == ["0.08", "0.3", "1", "5", "2e+01"] and apart[0] < apart[1]
-shown(
-    "diagonal",
-    f"Read along the diagonal. With about one number a token an adapter has {words.percent(alike['1'])} of the gain, "
-    f"with 0.3 it has {words.percent(alike['0.3'])}, with 0.08 {words.percent(alike['0.08'])}. At equal numbers a token the "
-    f"shares differ by at most {apart[0]:.0f} points, at equal rank by up to {apart[1]:.0f}. So what counts is how many "
-    f"numbers train *for each token*.",
+says(
+    f"an adapter has {words.percent(alike['1'])} of the gain, with 0.3 it has {words.percent(alike['0.3'])}, with 0.08 {words.percent(alike['0.08'])}.",
+    f"the shares differ by at most {apart[0]:.0f} points, at equal rank by up to {apart[1]:.0f}.",
 )
 assert round(words.per_rank(LLAMA_2_7B) / 1e6, 1) == 2.5
 assert round(8 * words.per_rank(LLAMA_2_7B), -6) == 20_000_000
@@ -149,39 +108,33 @@ shown(
         [(windows, SAID[rule], ", ".join(scalings), *bests) for (windows, rule), (scalings, bests) in rows.items()],
     ),
 )
-compared = [windows for windows in WINDOWS if len({of.rule for of in scaled if of.windows == windows}) > 1]
 times, apart = [], []
-for windows in compared:
+for windows in WINDOWS:
     for rank in RANKS:
         of_rank = [of for of in scaled if (of.windows, of.rank) == (windows, rank)]
         moves, losses = [of.scaling * of.rate for of in of_rank], [of.loss for of in of_rank]
         times.append(max(moves) / min(moves))
         apart.append(max(losses) - min(losses))
-
-
-known = words.of_rules()
-falls = {of: known.best("LoRA", 1, windows=of) / known.best("LoRA", 16, windows=of) for of in known.windows}
-texts = "the whole text" if compared == [WHOLE] else f"{('two', 'three')[len(compared) - 2]} lengths of text"
+for name, rule in RULES.items():
+    assert {recorded.tried("LoRA", r, windows=of, scaling=rule(r)) for r in RANKS for of in WINDOWS} == {3}, name
+says(
+    f"their best $s$ times the rate lie within a factor of {max(times):g} and their least losses within {max(apart):.2f} nats"
+)
+falls = [recorded.best("LoRA", 1, windows=of) / recorded.best("LoRA", 16, windows=of) for of in WINDOWS]
+assert falls[0] == 1
+says(
+    f"falls from rank 1 to 16 by a factor of {min(falls[1:]):g} to {max(falls[1:]):g} over the lengths, and stays on {WINDOWS[0]} windows."
+)
 breaks = {
     (rule, rank): wide.breaks("LoRA", rank, windows=WHOLE, scaling=RULES[rule](rank))
     for rule in RULES
     for rank in (4, 16)
 }
-assert WHOLE in compared and max(times) <= 4 and max(apart) < 0.1 and falls[WHOLE] > 1
-steepest = [by for by in falls.values() if by > 1]
-elsewhere = [f"{windows} windows" for windows, by in falls.items() if by == 1]
-assert len(steepest) + len(elsewhere) == len(falls)
 assert breaks["alpha/r", 4] == breaks["alpha/r", 16] == breaks["alpha/sqrt(r)", 16] == breaks["alpha = 2r", 4]
 assert breaks["alpha = 2r", 16] < breaks["alpha = 2r", 4]
-stays = f", and stays on {' and '.join(elsewhere)}" * bool(elsewhere)
-shown(
-    "traded",
-    f"All three rules ran on {texts}, with {seeds([len(words.shared_seeds())])}. At one rank their best $s$ times the rate lie "
-    f"within a factor of {max(times):g} and their least losses within {max(apart):.2f} nats: here a larger $s$ acts like a larger "
-    f"rate ([drawn](alpha.md#what-each-rule-does-to-the-best-rate)). Under $\\alpha = 2r$ the best rate falls from rank 1 to 16 "
-    f"by a factor of {min(steepest):g} to {max(steepest):g} over the lengths{stays}. *A higher rank breaks at a smaller rate* holds under "
-    f"$\\alpha = 2r$ alone{THEN}: rank 4 loses more than half of its gain at {say(breaks['alpha = 2r', 4])}, rank 16 already at "
-    f"{say(breaks['alpha = 2r', 16])}. Under the others both do at {say(breaks['alpha/r', 16])}.",
+says(
+    f"rank 4 loses more than half of its gain at {say(breaks['alpha = 2r', 4])}, rank 16 already at {say(breaks['alpha = 2r', 16])}. "
+    f"Under the others both do at {say(breaks['alpha/r', 16])}."
 )
 
 picture("valley", valley.chart(recorded))
@@ -203,63 +156,29 @@ shown(
 )  # fmt: skip
 own, moves = [of.rate for of in words.RECIPES], [of.moves for of in words.RECIPES if of.moves is not None]
 assert (words.start(), words.SCALING) == (0.0001, 2)  # as the page's first table says
-shown(
-    "spans",
-    f"These rates differ by a factor of {max(own) / min(own):.0f}, $s$ times the rate by {max(moves) / min(moves):.0f}: so none "
-    f"of them is yours. Begin in the middle of the last column: at $s = 2$ that is {words.start():.4f}. "
-    f"Then double the rate while the held-out loss falls, or halve it. In the small model, at "
-    f"$s = 2$, half or twice the best rate loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of the gain, at each "
-    f"rank and length. Four times loses up to {100 * words.most_lost(wide, 4):.0f} %{THEN}. So come from below.",
+says(
+    f"These rates differ by a factor of {max(own) / min(own):.0f}, $s$ times the rate by {max(moves) / min(moves):.0f}:",
+    f"at $s = 2$ that is {words.start():.4f}.",
+    f"half or twice the best rate loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of the gain",
+    f"Four times loses up to {100 * words.most_lost(wide, 4):.0f} %",
 )
-assert words.most_lost(wide, 4) > 1 / 2
 ratios = words.rate_ratios()
-by_rank = [
-    [recorded.best("LoRA", rank, windows=windows) / recorded.best("full", windows=windows) for rank in RANKS]
-    for windows in WINDOWS
-]
-shown(
-    "multiples",
-    f"In the small model, at $s = 2$, LoRA's best rate is {ratios[0]:g} to {ratios[-1]:g} times that of {recorded.full}"
-    + ", and higher at a lower rank" * all(of == sorted(of, reverse=True) for of in by_rank)
-    + ".",
-)
+says(f"at $s = 2$, LoRA's best rate is {ratios[0]:g} to {ratios[-1]:g} times that of full fine-tuning.")
 
 # %% Batch, epochs, and when to stop
 
-tried = [
-    recorded.tried(way, rank, batch=batch) for way, rank in (("full", None), ("LoRA", 16)) for batch in (4, 16, 64)
-]
-batched, common = (recorded, min(tried)) if all(tried) else (wide, 1)
-gaps = [
-    batched.least("LoRA", 16, batch=batch, among=range(common))
-    - batched.least("full", batch=batch, among=range(common))
+gaps = [  # with one seed
+    recorded.least("LoRA", 16, batch=batch, among=(0,)) - recorded.least("full", batch=batch, among=(0,))
     for batch in (4, 16, 64)
 ]
-assert gaps[0] < gaps[-1]
-shown(
-    "batch",
-    f"LoRA loses more from a large batch. On the whole text, at $s = 2$ and {seeds([common])}, rank 16 ends {gaps[0]:.2f} nats "
-    f"above {batched.full} with batches of 4 windows, {gaps[1]:.2f} with 16 and {gaps[2]:.2f} with 64, for the same number of "
-    f"windows. Schulman et al. found the same in some settings on large models, at all ranks.",
+assert gaps == sorted(gaps)
+says(
+    f"rank 16 ends {gaps[0]:.2f} nats above full fine-tuning with batches of 4 windows, {gaps[1]:.2f} with 16 and {gaps[2]:.2f} with 64"
 )
-if recorded.split:
-    stops = {
-        windows: max(words.best_steps("LoRA", 16, windows=windows)) * 16 / windows for windows in (min(WINDOWS), WHOLE)
-    }
-    epochs = (
-        f"How often may a text be read? At the best rate, $s = 2$ and rank 16, the loss is least after at most "
-        f"{stops[WHOLE]:.0f} passes over the whole text, and after {stops[min(WINDOWS)]:.0f} over its sixteenth."
-    )
-else:
-    for way, rank in (("full", None), ("LoRA", 16)):
-        short, whole = (recorded.losses(way, rank, windows=windows) for windows in (min(WINDOWS), WHOLE))
-        assert short[min(whole, key=whole.get)] > recorded.before["new"] > min(short.values()) + 0.9
-    epochs = (
-        "How often may a text be read? The same 4,800 windows are 5 passes over the whole text and 80 over its sixteenth. At "
-        "the rate that is best for the whole, rank 16 ends above the untouched model on the sixteenth, and so does training "
-        "the matrices. At a smaller rate both gain."
-    )
-shown("epochs", epochs)
+stops = [max(words.best_steps("LoRA", 16, windows=windows)) * 16 / windows for windows in (WHOLE, WINDOWS[0])]
+says(
+    f"the loss is least after at most {stops[0]:.0f} passes over the whole text, and after {stops[1]:.0f} over its sixteenth."
+)
 assert best < loss and epoch == best_epoch + patience < 200 and evaluate(adapted, *held_out) == best
 
 # %% When to train all weights
@@ -275,28 +194,11 @@ for windows in WINDOWS:
         forgot[windows].append(own)
         cells.append(f"{own:.2f} ({then.nats:.2f}{'' if then.loss == loss else '*'})")
     rows.append((windows, *cells))
-shown("forgotten", pictures.table(["windows", recorded.full, *(f"r = {rank}" for rank in reversed(RANKS))], rows))
-TEXTS = {60: "the sixteenth", 239: "the quarter", 956: "the whole text"}
-less = [TEXTS[windows] for windows in WINDOWS if forgot[windows][0] > max(forgot[windows][1:])]
-more = [TEXTS[windows] for windows in WINDOWS if forgot[windows][0] < min(forgot[windows][1:])]
-mixed = [text for text in TEXTS.values() if text not in less + more]
-found = [
-    f"{said} on {' and '.join(of)}"
-    for said, of in (("less", less), ("more", more), ("less or more, by the rank,", mixed))
-    if of
-]
-cases = len(WINDOWS) * len(RANKS)
-way, star = "on its way, at its best rate", "where it begins or ends"
-if not recorded.split:
-    way, star = "at a smaller rate", "at its smallest rate, already better"
-shown(
-    "forgetting",
-    f"Each number says how much less likely the model finds text of its own, written before, in nats a token, each way at its "
-    f"best rate. In brackets: {recorded.full} {way}, where it is *as good on the new text* as that adapter (with a star: "
-    f"{star}). LoRA forgets {', '.join(found)}. It also learns less. At equal loss on the new text it forgets more in "
-    f"{'all' if worse == cases else worse} of {cases} cases.".replace(f"all of {cases} cases", "all cases"),
-)
-assert worse > cases / 2
+shown("forgotten", pictures.table(["windows", "full fine-tuning", *(f"r = {rank}" for rank in reversed(RANKS))], rows))
+short, quarter, whole = (forgot[windows] for windows in WINDOWS)
+assert whole[0] > max(whole[1:]) and short[0] < min(short[1:]) and min(quarter[1:]) < quarter[0] < max(quarter[1:])
+says(f"forgets more in {worse} of {len(WINDOWS) * len(RANKS)} cases.")
+assert worse > len(WINDOWS) * len(RANKS) / 2
 
 # %% Do you remember?
 

@@ -136,6 +136,13 @@ def test_what_is_shown_and_what_is_made_are_the_same(page, text, module, said):
     assert said in pages.check(page(f"# A\n\n{text}\n", module))
 
 
+def test_a_page_says_what_its_module_computes(page):
+    said = "# A\n\nIt falls by 0.25 at most.\n"
+    module = "from pages import says\n# %% A\nsays(f'by {1 / 4:.2f} at most')\n"
+    assert pages.check(page(said, module)) == ""
+    assert "b.md does not say: by 0.25 at most" in pages.check(page(said.replace("25", "26"), module, name="b"))
+
+
 def test_a_generated_table_stands_in_the_page(page):
     file = page("# A\n\n<!-- t -->\n<!-- end -->\n\nMore.\n", "from pages import shown\n# %% A\nshown('t', '| 1 |')\n")
     assert pages.check(file, write=True) == ""

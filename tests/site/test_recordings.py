@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import words
-from recordings import RULES, Recordings
+from recordings import Recordings
 
 BEFORE = {"new": 5.0, "old": 3.0}
 
@@ -35,22 +35,6 @@ def test_a_rate_breaks_where_half_of_the_gain_is_lost():
     assert found.breaks("LoRA", 4) == 16
     assert found.breaks("full") is None
     assert found.lost("LoRA", 4) == pytest.approx({0.5: 0.4 / 1.5, 1: 0, 2: 0.1 / 1.5, 4: 1.4 / 1.5})
-
-
-def test_forgetting_says_at_which_loss():
-    found = recorded(*FULL)
-    assert found.forgotten_in_full(3.5) == pytest.approx((0.7, 3.5))  # between two rates
-    assert found.forgotten_in_full(4.5) == pytest.approx((0.4, 4.0))  # its smallest rate is better already
-
-
-def test_a_rule_counts_when_its_best_rates_have_neighbours():
-    one = [training("LoRA", 1, lr, new) for lr, new in ((2, 4.5), (4, 4.4), (8, 4.6))]
-    wide = [training("LoRA", 1, lr, new, scaling=8.0) for lr, new in ((2, 4.4), (4, 4.5))]
-    found = recorded(*LORA, *one, *wide)
-    assert found.rules(956, (1, 4)) == ["alpha = 2r"]
-    wider = training("LoRA", 1, 1, 4.6, scaling=8.0)
-    assert found.rules(956, (4,)) == list(RULES)
-    assert set(recorded(*LORA, *one, *wide, wider).rules(956, (1, 4))) == {"alpha = 2r", "alpha/r"}
 
 
 def test_other_windows_choose_than_report():
@@ -99,31 +83,3 @@ def test_a_search_is_done_when_the_best_rate_has_neighbours():
     assert recorded(*of(2, 4, 8)).tried("LoRA", 4) == 1
     assert recorded(*of(2, 4, 8, 16), *of(2, 4, 8, seed=1)).tried("LoRA", 4) == 2
     assert recorded(*of(2, 4, 8)).tried("LoRA", 4, windows=60) == 0
-
-
-def cells(*missing):
-    """Return three rates of each cell at s = 2, the middle one the best."""
-    ways = [
-        (way, share)
-        for way in (("full", None), ("LoRA", 1), ("LoRA", 4), ("LoRA", 16))
-        for share in (1 / 16, 1 / 4, 1.0)
-    ]
-    found = [
-        training(*way, lr, loss, choice=loss)
-        for way, share in ways
-        if (way, share) not in missing
-        for lr, loss in ((1, 4.0), (2, 3.0), (4, 3.5))
-    ]
-    shares = [share for way, share in ways if (way, share) not in missing for _ in range(3)]
-    for each, share in zip(found, shares, strict=True):
-        each["run"]["share"] = share
-    return recorded(*found, before=BEFORE | {"choice": 5.0})
-
-
-@pytest.mark.parametrize("missing", [(), (("LoRA", 4), 1 / 4), (("full", None), 1 / 16)])
-def test_new_trainings_count_once_each_cell_has_a_best_rate(monkeypatch, missing):
-    found = cells(missing)
-    monkeypatch.setattr(words, "anew", lambda: found)
-    words.laboratory.cache_clear()
-    assert (words.laboratory() is found) == (not missing)
-    words.laboratory.cache_clear()

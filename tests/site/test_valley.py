@@ -15,7 +15,6 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import valley
-from pages import RECORDINGS
 from recordings import RULES, Recordings
 
 from .javascript import LIVE, by_node, node
@@ -122,33 +121,3 @@ def test_the_first_drawing_says_its_numbers(data):
     said = html.unescape(re.search(r'aria-label="([^"]*)"', drawing)[1])
     best = RECORDED.best("full")
     assert f"full: {RECORDED.least('full'):.2f} at {best:g}" in said
-
-
-def recording():
-    return json.loads((RECORDINGS / "laboratory.json").read_text(encoding="utf-8"))
-
-
-def test_the_chart_is_drawn_of_what_is_recorded_so_far():
-    recorded = Recordings(recording())
-    assert len(valley.numbers(recorded)["cells"]) <= 24
-    assert f"full: {recorded.least('full'):.2f}" in valley.chart(recorded).data
-
-
-@by_node
-def test_trainings_without_steps_have_valleys_and_no_paths():
-    recorded = Recordings(recording()["earlier"])
-    data = valley.numbers(recorded)
-    at = {"windows": 956, "rule": "alpha = 2r", "lr": 0.004}
-    good, broken, full = node(
-        "valley.mjs",
-        LIVE,
-        data=data,
-        positions=[at | {"rank": 16}, at | {"rank": 4, "lr": 0.032}, at | {"rank": "full", "lr": 0.002}],
-    )
-    assert [each["path"] for state in (good, broken, full) for each in state["paths"]] == [[]] * 6
-    share = f"{recorded.least('LoRA', 16):.2f}, {100 * recorded.gain(16):.0f}% of what training the same matrices gains"
-    assert f"The loss on held-out text is {share} (3 seeds). This is the best recorded rate." in good["says"]
-    assert "above the untouched model's: the rate is too large. The best recorded rate is 0.004." in broken["says"]
-    assert full["says"].startswith(
-        "Training the same matrices at rate 0.002. The loss on held-out text is 2.82 (3 seeds)."
-    )

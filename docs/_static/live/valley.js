@@ -5,8 +5,7 @@ import { add, canvas } from "./draw.js";
 
 const least = (values) => values.indexOf(Math.min(...values));
 
-// The rates of a cell, each { lr, seeds, choice, new, steps, path }: [] where nothing is recorded. Trainings that were
-// not measured on their way have no steps and no path.
+// The rates of a cell, each { lr, seeds, choice, new, steps, path }: [] where nothing is recorded.
 export function tried(data, { windows, rule, rank }) {
   const s = rank === "full" ? 1 : data.scalings[rule][rank];
   return data.cells[`${rank}|${s}|${windows}`] ?? [];
@@ -17,7 +16,7 @@ export function best(rates) {
   return rates[least(rates.map(({ choice }) => choice))];
 }
 
-// Which part of full fine-tuning's gain (or what stands for it, data.full) a loss is, each at its own best rate.
+// Which part of full fine-tuning's gain a loss is, each at its own best rate.
 export function gain(data, windows, loss) {
   const full = best(tried(data, { windows, rank: "full" }));
   return full && (data.before.new - loss) / (data.before.new - full.new);
@@ -27,19 +26,19 @@ export const say = (number) => `${Number(number.toPrecision(3))}`;
 
 function sentence(data, { windows, rule, rank, lr }, rates, here) {
   const s = rank === "full" ? 1 : data.scalings[rule][rank];
-  const what = rank === "full" ? `${data.full[0].toUpperCase()}${data.full.slice(1)} at rate ${say(lr)}. `
+  const what = rank === "full" ? `Full fine-tuning at rate ${say(lr)}. `
     : `Rank ${rank}, ${rule}: s is ${say(s)}, and s times the rate is ${say(s * lr)}. `;
   if (!rates.length) return `${what}No training with these settings is recorded yet.`;
   const top = best(rates);
   const where = `The best recorded rate is ${say(top.lr)}.`;
   if (!here) return `${what}No training at this rate is recorded. ${where}`;
-  const [first, last] = here.steps ?? [];
+  const [first, last] = here.steps;
   if (last === 0) return `${what}No step was better than the untouched model: the rate is too large. ${where}`;
   const end = `The loss on held-out text ends at ${here.new.toFixed(2)}`;
   if (here.new > data.before.new) return `${what}${end}, above the untouched model's: the rate is too large. ${where}`;
-  const when = last === undefined ? "is" : `is least after ${first === last ? first : `${first} to ${last}`} steps:`;
+  const when = `is least after ${first === last ? first : `${first} to ${last}`} steps:`;
   const share = gain(data, windows, here.new);
-  const part = rank !== "full" && share !== undefined ? `, ${Math.round(100 * share)}% of what ${data.full} gains` : "";
+  const part = rank !== "full" && share !== undefined ? `, ${Math.round(100 * share)}% of what full fine-tuning gains` : "";
   const seeds = here.seeds === 1 ? "one seed" : `${here.seeds} seeds`;
   return `${what}The loss on held-out text ${when} ${here.new.toFixed(2)}${part} (${seeds}). `
     + (here === top ? "This is the best recorded rate." : where);
@@ -107,7 +106,7 @@ function draw(board, data, position) {
     add(left.svg, "circle", { ...dot, class: name === "ghost" ? "frame" : name });
     const [first, height] = points[0];
     const beside = { x: left.px(Math.log2(first)) - 5, y: left.py(height) + 4, "text-anchor": "end" };
-    add(left.svg, "text", { ...beside, class: `key ${name}` }, rank === "full" ? data.short : `r = ${rank}`);
+    add(left.svg, "text", { ...beside, class: `key ${name}` }, rank === "full" ? "full" : `r = ${rank}`);
   }
   const now = left.px(Math.log2(position.lr));
   add(left.svg, "line", { x1: now, x2: now, y1: TOP, y2: HEIGHT - BOTTOM, class: "rule" });
