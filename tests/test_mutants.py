@@ -183,7 +183,7 @@ def is_caught(mistake: Mistake) -> bool:
 MODULES = sorted({function.__module__ for function in subjects_of()})
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [24, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.filterwarnings("ignore")
 def test_every_mistake_of_algebra_is_caught(module, every):
