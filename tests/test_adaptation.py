@@ -186,6 +186,15 @@ def test_merging_frees_and_copies_layers_without_an_adapter_too():
         assert not np.shares_memory(p, model.trainable()[name])
 
 
+def test_an_adapter_shows_what_is_not_as_usual():
+    usual, other = ({}, {"use_dora": True, "dora_norm": "full", "use_rslora": True})
+    shown = [repr(adapt(linear(6, 5), "", rank=2, alpha=3, rng=RNG, **options).adapter) for options in (usual, other)]
+    assert shown == [
+        "Adapter(lora_A=(2, 6), lora_B=(5, 2), alpha=3.0)",
+        "DoRAAdapter(lora_A=(2, 6), lora_B=(5, 2), alpha=3.0, use_rslora=True, magnitude=(5,), dora_norm='full')",
+    ]
+
+
 def test_a_plain_adapter_learns_where_it_stands():
     model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))), flat=Flatten(), fc=linear(16, 3))
     plain = {"conv": LoRA(np.ones((2, 12)), np.ones((4, 2)), 1), "fc": LoRA(np.ones((2, 16)), np.ones((3, 2)), 3)}
