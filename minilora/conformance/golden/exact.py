@@ -49,11 +49,11 @@ def turns(angle: np.ndarray, halvings: int = 6) -> tuple[np.ndarray, np.ndarray]
 
 def product(x: np.ndarray, W: np.ndarray) -> np.ndarray:  # (..., N, in), (..., out, in) -> (..., N, out)
     """Return x W^T, the terms added first to last."""
-    left, right = np.moveaxis(x, -1, 0)[..., None], np.ascontiguousarray(np.moveaxis(W, -1, 0))[..., None, :]
-    total = left[0] * right[0]
+    left, right = x[..., None], np.ascontiguousarray(np.swapaxes(W, -1, -2))[..., None, :, :]
+    total = left[..., 0, :] * right[..., 0, :]
     term = np.empty_like(total)
-    for k in range(1, len(left)):
-        total += np.multiply(left[k], right[k], out=term)
+    for k in range(1, x.shape[-1]):
+        total += np.multiply(left[..., k, :], right[..., k, :], out=term)
     return np.asarray(total)
 
 

@@ -53,7 +53,7 @@ class AdapterModule:
     trained_bias: np.ndarray | None = None  # (out,), the base's own bias as it was trained, of bias="lora_only"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # an adapter is itself alone: what it makes of a base can be kept
 class Given:
     """An adapter's two files: adapter_config.json, and the arrays by module path."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -19,7 +20,7 @@ from .cases import TOLERANCE, Case
 from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import Arrays, Reading
+from .reading import Arrays, Given, Reading
 from .sessions import Request, Session, Use
 
 APART = 10 * TOLERANCE["bfloat16"]
@@ -142,11 +143,14 @@ def _ends_of(
 ) -> dict[str, np.ndarray]:
     """Return the logits (prompts, V) after the last token, by each bug's flag; equal decoders are computed once."""
     ends: dict[str, np.ndarray] = {}
+    keys: dict[int, Any] = {}
+    for one in changed.values():
+        keys[id(one)] = keys.get(id(one)) or _key(base, one)
     for decoding in dict.fromkeys(decodings.values()):
         first: dict[Any, str] = {}
         twin: dict[str, str] = {}
         for flag in (flag for flag in changed if decodings[flag] == decoding):
-            twin[flag] = first.setdefault(_key(base, changed[flag]), flag)
+            twin[flag] = first.setdefault(keys[id(changed[flag])], flag)
         z = _logits(base, ids, [changed[flag] for flag in first.values()], decoding, last=1)[:, :, 0]
         of_first = dict(zip(first.values(), z, strict=True))
         ends |= {flag: of_first[other] for flag, other in twin.items()}
@@ -237,7 +241,8 @@ def _generated(ids: np.ndarray, count: int, old: Arrays, new: Arrays) -> np.ndar
     """Return logits of tokens that follow, the likeliest each time, beside keys and values that a prompt has left."""
     rows, cached = [], ids.shape[1]
     for i in range(count):
-        rows.append(_logits(LIVING, ids, [old, new], last=1, cached=cached)[min(i, 1), 0, 0])
+        decoders = [old] if old is new else [old, new]
+        rows.append(_logits(LIVING, ids, decoders, last=1, cached=cached)[0 if i == 0 else -1, 0, 0])
         ids = np.append(ids, [[rows[-1].argmax()]], axis=1)
     return np.stack(rows)
 
@@ -251,4 +256,9 @@ def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
 
 
 def _changed(sum: Sum | None, m: Moment) -> Arrays:
-    return Reading().changed(LIVING.arrays, added(m.now) if sum is None else sum)
+    return _living(tuple(added(m.now) if sum is None else sum))
+
+
+@lru_cache(maxsize=64)  # most bugs answer most prompts as they should
+def _living(sum: tuple[tuple[Given, float], ...]) -> Arrays:
+    return Reading().changed(LIVING.arrays, sum)

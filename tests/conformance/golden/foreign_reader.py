@@ -5,6 +5,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,12 @@ def dequantised(W, name, bug):
 
 
 def base_of(folder, bug):
+    config, W = read_base(folder, bug if bug in ("offset", "nibbles") else None)
+    return config, dict(W)
+
+
+@cache
+def read_base(folder, bug):
     config, raw = json.loads((folder / "config.json").read_text()), tensors_of(folder / "model.safetensors")
     W = {}
     for name, array in raw.items():
@@ -74,10 +81,8 @@ def number(config, key, pattern, path, bug):
 
 
 def add_adapter(W, folder, weight, bug):
-    config, found = (
-        json.loads((folder / "adapter_config.json").read_text()),
-        tensors_of(folder / "adapter_model.safetensors", bug),
-    )
+    config = json.loads((folder / "adapter_config.json").read_text())
+    found = tensors_of(folder / "adapter_model.safetensors", bug)
     config.setdefault("lora_alpha", 8)
     if not found:
         raise Refused("no tensors")
@@ -94,10 +99,8 @@ def add_adapter(W, folder, weight, bug):
                 W[name] = array.astype(np.float64)
             continue
         if name.endswith("token_adapter.trainable_tokens_delta"):
-            which, name = (
-                config["trainable_token_indices"],
-                name.replace("token_adapter.trainable_tokens_delta", "weight"),
-            )
+            which = config["trainable_token_indices"]
+            name = name.replace("token_adapter.trainable_tokens_delta", "weight")
             if bug != "no trained tokens":
                 W[name] = W[name].copy()
                 W[name][which] = array + (W[name][which] if bug == "trained tokens added" else 0)
@@ -183,9 +186,9 @@ def logits(config, W, ids, bug=None, cache=None, mixture=None):
             old = cache.setdefault(i, (k[:-1], v[:-1]))
             k, v = (np.concatenate([before, now[len(before) :]]) for before, now in zip(old, (k, v), strict=True))
         root = (config["hidden_size"] / H if bug == "hidden size" else D) ** 0.5
-        S = np.einsum("thd,uhd->htu", q, k) / root + np.triu(np.full((T, T), -np.inf), 1)
+        S = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) / root + np.triu(np.full((T, T), -np.inf), 1)
         P = np.exp(S - S.max(-1, keepdims=True))
-        o = np.einsum("htu,uhd->thd", P / P.sum(-1, keepdims=True), v)
+        o = (P / P.sum(-1, keepdims=True) @ v.swapaxes(0, 1)).swapaxes(0, 1)
         x = x + linear(f"{at}.o_proj", o.reshape(T, H * D))
         h = norm(f"model.layers.{i}.post_attention_layernorm", x)
         if mixture:

@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 from minilora import Llama
 from minilora.checks import FileRefused
 from minilora.cli import main
-from minilora.conformance.golden.bases import write_base, write_json, write_safetensors
+from minilora.conformance.golden.bases import write_base
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.diagnosing import Candidate, diagnose, possible
+from minilora.conformance.golden.folder import write_adapter
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
 from minilora.conformance.golden.reading import Reading
@@ -71,60 +72,37 @@ def drawn(paths):
 PATHS = [*(f"model.layers.{i}.{name}" for i in range(LAYERS) for name in SHAPES), "lm_head"]
 
 
+def saved(arrays, path, metadata=None, dtype=None):
+    save_file({name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}, path, metadata)
+    return path
+
+
 def peft(folder, config, pairs, **more):
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps(config))
     tensors = {f"base_model.model.{p}.lora_A.weight": A for p, (A, _) in pairs.items()}
     tensors |= {f"base_model.model.{p}.lora_B.weight": B for p, (_, B) in pairs.items()} | more
-    save_file({n: np.ascontiguousarray(a, "f4") for n, a in tensors.items()}, folder / "adapter_model.safetensors")
+    saved(tensors, folder / "adapter_model.safetensors", dtype="f4")
     return folder
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A model of twelve layers, and an adapter of all its linear layers, rank-stabilised and with patterns."""
-    folder = tmp_path_factory.mktemp("files")
-    write_folder(folder / "model", decoder())
-    peft(folder / "adapter", CONFIG, drawn(PATHS))
-    return folder
-
-
-def answered(folder, z, computed_in=None, **tensors):
-    file = folder / "answers.safetensors"
-    arrays = {"prompts": IDS} | ({} if z is None else {"logits": z}) | tensors
-    metadata = {"computed_in": computed_in} if computed_in else None
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, file, metadata)
-    return file
-
-
-def diagnosed(files, z, folder, **more):
-    return diagnose(files / "model", files / "adapter", answered(folder, z, **more))
 
 
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
 class Engine:
-    """A decoder and the updates of an adapter, written out: alpha over the root of the rank, with two patterns."""
+    """A decoder and the updates of an adapter, written out, beside the files of both."""
 
-    def __init__(self, folder):
-        self.config, self.base = foreign_reader.base_of(folder / "model", None)
-        self.pairs = drawn(PATHS)
-
-    def alpha(self, path):
-        return 20 if path == "model.layers.1.mlp.up_proj" else 7
-
-    def s(self, path):
-        return self.alpha(path) / (2 if path.endswith("o_proj") else 3) ** 0.5
-
-    def of(self, path, pair):
-        """The update of a module with these factors."""
-        A, B = pair
-        return self.s(path) * B @ A
+    def __init__(self, folder, model, config, paths, scale, write=write_folder):
+        """`scale` is of a path and its rank."""
+        self.model, self.pairs = folder / "model", drawn(paths)
+        write(self.model, model)
+        self.adapter = peft(folder / "adapter", config, self.pairs)
+        self.config, self.base = foreign_reader.base_of(self.model, None)
+        self.s = {path: scale(path, len(A)) for path, (A, _) in self.pairs.items()}
 
     @property
     def updates(self):
-        return {path: self.of(path, pair) for path, pair in self.pairs.items()}
+        return self.with_factors(lambda path, A, B: (A, B))
 
     def each(self, change):
         """All updates, each changed."""
@@ -134,7 +112,8 @@ class Engine:
         return {path: scale(path, len(A)) * B @ A for path, (A, B) in self.pairs.items()}
 
     def with_factors(self, change):
-        return {path: self.of(path, change(path, *pair)) for path, pair in self.pairs.items()}
+        changed = {path: change(path, *pair) for path, pair in self.pairs.items()}
+        return {path: self.s[path] * B @ A for path, (A, B) in changed.items()}
 
     def only(self, test):
         return {path: update for path, update in self.updates.items() if test(path)}
@@ -153,6 +132,10 @@ class Engine:
     def logits(self, W, **how):
         return np.stack([foreign_reader.logits(self.config, W, ids, **how) for ids in IDS])
 
+    def at(self, s, base=None, **how):
+        """The logits with one scaling for all updates; `base` has arrays in the place of the model's."""
+        return self.logits(self.weights(self.with_scale(lambda path, r: s)) | (base or {}), **how)
+
     def last_after(self, first, last):
         """The logits after the last token, where all others' keys and values are those of other weights."""
         rows = []
@@ -162,10 +145,22 @@ class Engine:
             rows.append(foreign_reader.logits(self.config, last, ids, cache=cache)[-1])
         return np.stack(rows)
 
+    def diagnosed(self, folder, z, *, adapter=None, computed_in=None, **tensors):
+        """The report of these logits, or of other tensors that are answered."""
+        arrays = {"prompts": IDS} | ({} if z is None else {"logits": z}) | tensors
+        metadata = {"computed_in": computed_in} if computed_in else None
+        saved({name: a for name, a in arrays.items() if a is not None}, folder / "answers.safetensors", metadata)
+        return diagnose(self.model, adapter or self.adapter, folder / "answers.safetensors")
+
+
+def alpha(path):
+    return 20 if path == "model.layers.1.mlp.up_proj" else 7
+
 
 @pytest.fixture(scope="module")
-def engine(files):
-    return Engine(files)
+def large(tmp_path_factory):
+    """A model of twelve layers, and an adapter of all its linear layers, rank-stabilised and with patterns."""
+    return Engine(tmp_path_factory.mktemp("large"), decoder(), CONFIG, PATHS, lambda path, r: alpha(path) / r**0.5)
 
 
 def layer(path):
@@ -253,14 +248,14 @@ UPDATES = {
     "half-of-the-ranks-alone": lambda e: e.with_factors(lambda p, A, B: (A[:1], B[:, :1])),
     "a-square-update-is-transposed": lambda e: e.each(lambda p, u: u.T if kind(p) in ("k_proj", "v_proj") else u),
     "the-update-is-halved": lambda e: e.each(lambda p, u: u / 2),
-    "alpha-is-divided-by-the-largest-rank": lambda e: e.with_scale(lambda p, r: e.alpha(p) / 3),
+    "alpha-is-divided-by-the-largest-rank": lambda e: e.with_scale(lambda p, r: alpha(p) / 3),
     **{f"alpha-{a}-is-taken": lambda e, a=a: e.with_scale(lambda p, r: a / r) for a in (8, 16, 32)},
     **{f"alpha-{a}-is-taken-over-the-root": lambda e, a=a: e.with_scale(lambda p, r: a / r**0.5) for a in (8, 16, 32)},
     # rows of golden's table, a few of which its own foreign readers do not make
     "the-adapter-is-not-applied": lambda e: {},
     "the-update-is-added-twice": lambda e: e.each(lambda p, u: 2 * u),
     "the-update-is-subtracted": lambda e: e.each(lambda p, u: -u),
-    "rslora-root-is-ignored": lambda e: e.with_scale(lambda p, r: e.alpha(p) / r),
+    "rslora-root-is-ignored": lambda e: e.with_scale(lambda p, r: alpha(p) / r),
     "alpha-pattern-is-dropped": lambda e: e.with_scale(lambda p, r: 7 / r**0.5),
     "there-is-no-scaling": lambda e: e.with_scale(lambda p, r: 1),
     "lm-head-is-left-out": without("lm_head"),
@@ -302,40 +297,49 @@ OTHERWISE = {
 """The same, where it is no other update: the logits, (P, T, V) or (P, V)."""
 
 
-@pytest.fixture(scope="module")
-def subject(files):
-    return read_subject(files / "model", files / "adapter")
+def test_every_row_makes_the_weights_of_its_engine(large):
+    subject = read_subject(large.model, large.adapter)
+    rows = {row.flag: row for row in (*mistakes_of(subject), *further_mistakes_of(subject))}
+    for flag, updates in UPDATES.items():
+        parts = dict(rows[flag].of(subject))
+        given = parts.pop("given", lambda given: given)(subject.given)
+        changed = subject.arrays | Reading(**parts, product=lambda x, W: x @ W.T).changed(
+            subject.arrays, [(given, 1.0)]
+        )
+        for name, expected in large.weights(updates(large)).items():
+            assert np.abs(changed[name] - expected).max() < 1e-12, (flag, name)
+    golden = {row.flag for row in MISREADINGS} - {"rows-of-q-and-k-are-permuted", "rows-of-q-and-k-are-not-permuted"}
+    assert {*rows} - golden - {*UPDATES, *OTHERWISE} == set()
 
 
-@pytest.mark.parametrize("flag", UPDATES)
-def test_a_row_makes_the_weights_of_its_engine(engine, subject, flag):
-    every = (*mistakes_of(subject), *further_mistakes_of(subject))
-    parts = dict(next(row for row in every if row.flag == flag).of(subject))
-    given = parts.pop("given", lambda given: given)(subject.given)
-    changed = Reading(**parts, product=lambda x, W: x @ W.T).changed(subject.arrays, [(given, 1.0)])
-    for name, expected in engine.weights(UPDATES[flag](engine)).items():
-        np.testing.assert_allclose(changed.get(name, subject.arrays[name]), expected, atol=1e-12)
+MARKS = (pytest.mark.long, *4 * [pytest.mark.full])  # by default the weights alone, and the small model's logits
+FLAGS = [pytest.param(flag, marks=MARKS[i % 5]) for i, flag in enumerate([*UPDATES, *OTHERWISE])]
 
 
-FLAGS = [*UPDATES, *OTHERWISE]
-
-
-@pytest.mark.parametrize("flag", one_in(45, FLAGS, FLAGS, long=5))  # the test above has all rows of updates
-def test_an_engine_is_named_by_its_mistake(files, engine, tmp_path, flag):
-    z = OTHERWISE[flag](engine) if flag in OTHERWISE else engine.logits(engine.weights(UPDATES[flag](engine)))
-    report = diagnosed(files, z.astype("f4"), tmp_path)
+@pytest.mark.parametrize("flag", FLAGS)
+def test_an_engine_is_named_by_its_mistake(large, tmp_path, flag):
+    z = OTHERWISE[flag](large) if flag in OTHERWISE else large.logits(large.weights(UPDATES[flag](large)))
+    report = large.diagnosed(tmp_path, z.astype("f4"))
     assert (report.json()["flags"], report.status) == ([flag], 1), str(report)
     assert f"[{flag}]" in report.first_line
 
 
-@pytest.mark.parametrize(
-    ("share", "flags"), [pytest.param(2.0, [], marks=pytest.mark.long), (1.2, ["merged-in-bfloat16"])]
-)
-def test_a_rounding_is_named_where_it_is_clearly_nearer(files, engine, tmp_path, share, flags):
-    right, rounded = engine.logits(engine.weights(engine.updates)), OTHERWISE["merged-in-bfloat16"](engine)
-    z = (right + share * (rounded - right)).astype("f4")
-    report = diagnosed(files, z, tmp_path, computed_in="float16")
-    assert (report.json()["flags"], report.status) == (flags, 1), str(report)
+# --- a small model: what is given, and how ----------------------------------------------------------------------------
+
+QV = [f"model.layers.0.self_attn.{name}" for name in ("q_proj", "v_proj")]
+PLAIN = {"peft_type": "LORA", "r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A model of one layer, and a plain adapter."""
+    return Engine(tmp_path_factory.mktemp("small"), decoder(1), PLAIN, QV, lambda path, r: 7 / 3)
+
+
+@pytest.mark.parametrize("flag", one_in(3, [*OTHERWISE], OTHERWISE))
+def test_what_is_no_other_update_is_named(small, tmp_path, flag):
+    report = small.diagnosed(tmp_path, OTHERWISE[flag](small).astype("f4"))
+    assert (report.json()["flags"], report.status) == ([flag], 1), str(report)
 
 
 @pytest.mark.parametrize(
@@ -360,36 +364,6 @@ def test_what_is_clearly_nearer_rules_others_out(typical, count):
     assert possible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
 
 
-def test_every_row_about_any_model_has_an_engine(subject):
-    golden = {row.flag for row in MISREADINGS} - {"rows-of-q-and-k-are-permuted", "rows-of-q-and-k-are-not-permuted"}
-    own = {row.flag for row in (*mistakes_of(subject), *further_mistakes_of(subject))} - golden
-    assert own - {*UPDATES, *OTHERWISE} == set()
-
-
-# --- a small model: what is given, and how ----------------------------------------------------------------------------
-
-QV = [f"model.layers.{i}.self_attn.{name}" for i in range(2) for name in ("q_proj", "v_proj")]
-PLAIN = {"peft_type": "LORA", "r": 3, "lora_alpha": 7, "target_modules": ["q_proj", "v_proj"]}
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A model of two layers, its plain adapter, and the engine that applies it with a scaling."""
-    folder = tmp_path_factory.mktemp("small")
-    write_folder(folder / "model", decoder(2))
-    peft(folder / "adapter", PLAIN, drawn(QV))
-    return folder
-
-
-def applied(small, s=7 / 3, base=None, **how):
-    """The logits of the small model with its adapter; `base` changes the model's arrays."""
-    config, W = foreign_reader.base_of(small / "model", None)
-    W = W if base is None else base(W)
-    for path, (A, B) in drawn(QV).items():
-        W[f"{path}.weight"] = W[f"{path}.weight"] + s * B @ A
-    return np.stack([foreign_reader.logits(config, W, ids, **how) for ids in IDS])
-
-
 def log_softmax(z):
     return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
 
@@ -410,16 +384,30 @@ def as_given(form, z):
 
 @pytest.mark.parametrize("form", one_in(5, FORMS, FORMS))
 def test_answers_are_judged_in_every_form(small, tmp_path, form):
-    given = {"right": applied(small), "there-is-no-scaling": applied(small, 1)}
-    given |= {"there-is-a-temperature": applied(small) / 0.7} if form.startswith("some") else {}
+    given = {"right": small.at(7 / 3), "there-is-no-scaling": small.at(1)}
+    given |= {"there-is-a-temperature": small.at(7 / 3) / 0.7} if form.startswith("some") else {}
     for flag, z in given.items():
-        report = diagnosed(small, None, tmp_path, **as_given(form, z))
+        report = small.diagnosed(tmp_path, None, **as_given(form, z))
         assert report.json()["flags"] == [flag] * (flag != "right"), str(report)
         assert report.status == (flag != "right")
 
 
-def test_no_temperature_is_negative(small, tmp_path):
-    report = diagnosed(small, -applied(small), tmp_path)
+def off_at_one_logit(engine):
+    z = engine.at(7 / 3).astype("f4")  # of which a logit may be off by 1e-4
+    z[1, 2, 3] += 5e-4
+    return {"logits": z}
+
+
+UNNAMED = {
+    "one logit is off": off_at_one_logit,
+    "a temperature is not negative": lambda e: {"logits": -e.at(7 / 3)},
+    "probabilities contradict": lambda e: {"logits": e.at(7 / 3), "log_probabilities": log_softmax(e.at(1))},
+}
+
+
+@pytest.mark.parametrize("name", UNNAMED)
+def test_what_no_mistake_explains_is_wrong(small, tmp_path, name):
+    report = small.diagnosed(tmp_path, None, **UNNAMED[name](small))
     assert (report.verdict, report.json()["flags"]) == ("WRONG", []), str(report)
 
 
@@ -427,15 +415,9 @@ def test_no_temperature_is_negative(small, tmp_path):
 def test_a_large_models_answers_may_be_off_as_ours_are(small, tmp_path, monkeypatch, off, status):
     """It is computed in float32, also where the engine says float64."""
     monkeypatch.setattr("minilora.conformance.golden.subject.LARGE", 0)
-    z = applied(small)
+    z = small.at(7 / 3)
     z[0, 0, 0] += off
-    assert diagnosed(small, z, tmp_path, computed_in="float64").status == status
-
-
-def test_probabilities_that_contradict_the_logits_are_not_right(small, tmp_path):
-    z, p = applied(small), log_softmax(applied(small, 1))
-    report = diagnosed(small, None, tmp_path, logits=z, log_probabilities=p)
-    assert (report.verdict, report.json()["flags"]) == ("WRONG", []), str(report)
+    assert small.diagnosed(tmp_path, z, computed_in="float64").status == status
 
 
 def kohya(folder, alpha):
@@ -444,8 +426,7 @@ def kohya(folder, alpha):
         name = f"lora_te_{path.replace('.', '_')}"
         tensors |= {f"{name}.lora_down.weight": A, f"{name}.lora_up.weight": B}
         tensors |= {} if alpha is None else {f"{name}.alpha": np.array(float(alpha))}
-    save_file({n: np.ascontiguousarray(a, "f4") for n, a in tensors.items()}, folder / "a.safetensors")
-    return folder / "a.safetensors"
+    return saved(tensors, folder / "a.safetensors", dtype="f4")
 
 
 def mlx(folder, **parameters):
@@ -453,7 +434,7 @@ def mlx(folder, **parameters):
     tensors = {}
     for path, (A, B) in drawn(QV).items():
         tensors |= {f"{path}.lora_a": A.T, f"{path}.lora_b": B.T}
-    save_file({n: np.ascontiguousarray(a, "f4") for n, a in tensors.items()}, folder / "a" / "adapters.safetensors")
+    saved(tensors, folder / "a" / "adapters.safetensors", dtype="f4")
     settings = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 3, "dropout": 0.0, **parameters}}
     (folder / "a" / "adapter_config.json").write_text(json.dumps(settings))
     return folder / "a"
@@ -470,71 +451,53 @@ FORMATS = {
 }
 
 
-@pytest.mark.parametrize("name", one_in(3, [*FORMATS], FORMATS))
+@pytest.mark.parametrize("name", one_in(2, [*FORMATS], FORMATS))
 def test_adapters_of_every_program_are_taken_as_it_means_them(small, tmp_path, name):
     write, s = FORMATS[name]
-    adapter = write(tmp_path)
-    report = diagnose(small / "model", adapter, answered(tmp_path, applied(small, s)))
+    report = small.diagnosed(tmp_path, small.at(s), adapter=write(tmp_path))
     assert report.verdict == "RIGHT", str(report)
-    report = diagnose(small / "model", adapter, answered(tmp_path, applied(small, 2 * s + 9)))
-    assert report.verdict == "WRONG", str(report)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_an_exported_adapter_is_that_which_it_was_made_of(tmp_path, kind):
     """Rows of queries and keys stand in another order in a Llama's file, and in their own in a Qwen2's."""
     pytest.importorskip("gguf")
-    model = decoder(
-        2, model_type=kind, attention_bias=kind == "qwen2", rope={"rope_type": "default", "rope_theta": 1e2 / 9}
-    )
-    save_llama(model, tmp_path / "model")
-    pairs = drawn([path.replace("v_proj", "k_proj") for path in QV])
-    peft(tmp_path / "a", PLAIN | {"target_modules": ["q_proj", "k_proj"]}, pairs)
-    assert (
-        main(["export", str(tmp_path / "a"), "--model", str(tmp_path / "model"), "-o", str(tmp_path / "a.gguf")]) == 0
-    )
-    config, W = foreign_reader.base_of(tmp_path / "model", None)
-    for path, (A, B) in pairs.items():
-        W[f"{path}.weight"] += 7 / 3 * B @ A
-    z = np.stack([foreign_reader.logits(config, W, ids) for ids in IDS])
-    report = diagnose(tmp_path / "model", tmp_path / "a.gguf", answered(tmp_path, z))
+    rope = {"rope_type": "default", "rope_theta": 1e2 / 9}
+    model = decoder(1, model_type=kind, attention_bias=kind == "qwen2", rope=rope)
+    config, paths = PLAIN | {"target_modules": ["q_proj", "k_proj"]}, [path.replace("v_", "k_") for path in QV]
+    engine = Engine(tmp_path, model, config, paths, lambda path, r: 7 / 3, lambda path, model: save_llama(model, path))
+    command = ["export", str(engine.adapter), "--model", str(engine.model), "-o", str(tmp_path / "a.gguf")]
+    assert main(command) == 0
+    report = engine.diagnosed(tmp_path, engine.at(7 / 3), adapter=tmp_path / "a.gguf")
     assert report.verdict == "RIGHT", str(report)
 
 
 def test_modules_in_full_of_which_nothing_is_applied_are_named(small, tmp_path):
-    head = np.random.default_rng(5).standard_normal((V, WIDTH))
-    adapter = peft(
-        tmp_path / "a", PLAIN | {"modules_to_save": ["lm_head"]}, drawn(QV), **{"base_model.model.lm_head.weight": head}
-    )
-    report = diagnose(small / "model", adapter, answered(tmp_path, applied(small, 0)))
+    head = {"base_model.model.lm_head.weight": np.random.default_rng(5).standard_normal((V, WIDTH))}
+    adapter = peft(tmp_path / "a", PLAIN | {"modules_to_save": ["lm_head"]}, drawn(QV), **head)
+    report = small.diagnosed(tmp_path, small.at(0), adapter=adapter)
     assert report.json()["flags"] == ["nothing-in-the-file-is-applied"], str(report)
 
 
 def test_prompts_of_one_token_are_judged(small, tmp_path):
-    tensors = {"prompts": IDS[:, :1].copy(), "logits": applied(small)[:, :1].copy()}
-    save_file(tensors, tmp_path / "answers.safetensors")
-    assert diagnose(small / "model", small / "adapter", tmp_path / "answers.safetensors").verdict == "RIGHT"
+    assert small.diagnosed(tmp_path, small.at(7 / 3)[:, :1], prompts=IDS[:, :1]).verdict == "RIGHT"
 
 
 # --- the base's own logits --------------------------------------------------------------------------------------------
 
-
-def other_base(W):
-    return W | {"model.norm.weight": W["model.norm.weight"] + 1}
-
-
+OTHER_BASE = {"model.norm.weight": np.full(WIDTH, 2.0)}
 BESIDE = {
-    "right": (lambda m: applied(m), lambda m: applied(m, 0), [], "right"),
-    "the adapter is wrong": (lambda m: applied(m, 1), lambda m: applied(m, 0), ["there-is-no-scaling"], "right"),
-    "a temperature": (lambda m: applied(m) / 0.7, lambda m: applied(m, 0) / 0.7, ["there-is-a-temperature"], "wrong"),
+    "right": (lambda m: m.at(7 / 3), lambda m: m.at(0), [], "right"),
+    "the adapter is wrong": (lambda m: m.at(1), lambda m: m.at(0), ["there-is-no-scaling"], "right"),
+    "a temperature": (lambda m: m.at(7 / 3) / 0.7, lambda m: m.at(0) / 0.7, ["there-is-a-temperature"], "wrong"),
     "a temperature, and no adapter": (
-        lambda m: applied(m, 0) / 0.7, lambda m: applied(m, 0) / 0.7,
-        ["there-is-a-temperature", "the-adapter-is-not-applied"], "wrong"),
-    "neighbours": (
-        lambda m: applied(m, bug="neighbours"), lambda m: applied(m, 0, bug="neighbours"), ["rope-turns-neighbours"],
+        lambda m: m.at(0) / 0.7, lambda m: m.at(0) / 0.7, ["there-is-a-temperature", "the-adapter-is-not-applied"],
         "wrong"),
-    "another base": (lambda m: applied(m, base=other_base), lambda m: applied(m, 0, base=other_base), [], "wrong"),
-    "a temperature with the adapter alone": (lambda m: applied(m) / 0.7, lambda m: applied(m, 0), [], "right"),
+    "neighbours": (
+        lambda m: m.at(7 / 3, bug="neighbours"), lambda m: m.at(0, bug="neighbours"), ["rope-turns-neighbours"],
+        "wrong"),
+    "another base": (lambda m: m.at(7 / 3, OTHER_BASE), lambda m: m.at(0, OTHER_BASE), [], "wrong"),
+    "a temperature with the adapter alone": (lambda m: m.at(7 / 3) / 0.7, lambda m: m.at(0), [], "right"),
 }  # fmt: skip
 """An engine's logits, the base's own, the flags to be named, and what the base is."""
 
@@ -543,7 +506,7 @@ BESIDE = {
 def test_a_wrong_base_is_told_from_a_wrong_adapter(small, tmp_path, name):
     z, base, flags, of_base = BESIDE[name]
     for rows in ((slice(None),), (slice(None), -1)) if name == "the adapter is wrong" else [(slice(None),)]:
-        report = diagnosed(small, None, tmp_path, logits=z(small)[rows], base_logits=base(small)[rows])
+        report = small.diagnosed(tmp_path, z(small)[rows], base_logits=base(small)[rows])
         assert (report.json()["flags"], report.json()["base"]) == (flags, of_base), str(report)
         assert report.status == (name != "right")
         assert report.text.startswith("the base's own logits are wrong") == (of_base == "wrong")
@@ -552,31 +515,22 @@ def test_a_wrong_base_is_told_from_a_wrong_adapter(small, tmp_path, name):
 # --- how far off is right ---------------------------------------------------------------------------------------------
 
 
-def test_one_logit_that_is_off_is_not_right(small, tmp_path):
-    z = applied(small).astype("f4")  # of which a logit may be off by 1e-4
-    z[1, 2, 3] += 5e-4
-    report = diagnosed(small, z, tmp_path)
-    assert (report.status, report.json()["flags"]) == (1, []), str(report)
-
-
 def test_a_precision_that_nobody_declared_is_told(small, tmp_path):
-    z = applied(small) + np.random.default_rng(0).uniform(-0.02, 0.02, (2, 5, V))
-    report = diagnosed(small, z.astype("f4"), tmp_path)
+    z = small.at(7 / 3) + np.random.default_rng(0).uniform(-0.02, 0.02, (2, 5, V))
+    report = small.diagnosed(tmp_path, z.astype("f4"))
     assert report.text.startswith("as if computed in float16: declare computed_in, if that is meant; none of the ")
-    assert diagnosed(small, z, tmp_path, computed_in="float16").status == 0
+    assert small.diagnosed(tmp_path, z, computed_in="float16").status == 0
 
 
-@pytest.mark.long  # each precision's rounding is told from what is right by the test of a rounding's share
-def test_rounded_weights_are_right_within_the_precision_that_is_declared(engine, files, tmp_path):
-    z = OTHERWISE["all-weights-in-bfloat16"](engine)
-    assert diagnosed(files, z, tmp_path, computed_in="bfloat16").verdict == "RIGHT"
+def test_rounded_weights_are_right_within_the_precision_that_is_declared(small, tmp_path):
+    z = OTHERWISE["all-weights-in-bfloat16"](small)
+    assert small.diagnosed(tmp_path, z, computed_in="bfloat16").verdict == "RIGHT"
 
 
 def test_logits_that_an_adapter_hardly_moves_decide_nothing(small, tmp_path):
-    noise = np.random.default_rng(0).uniform(-0.2, 0.2, (2, 5, V))
-    report = diagnosed(small, applied(small, 0.01) + noise, tmp_path, computed_in="bfloat16")
+    z = small.at(0.01) + np.random.default_rng(0).uniform(-0.2, 0.2, (2, 5, V))
     adapter = peft(tmp_path / "weak", PLAIN | {"lora_alpha": 0.03}, drawn(QV))
-    report = diagnose(small / "model", adapter, tmp_path / "answers.safetensors")
+    report = small.diagnosed(tmp_path, z, adapter=adapter, computed_in="bfloat16")
     assert (report.verdict, report.status) == ("UNDECIDED", 2), str(report)
     assert "the-adapter-is-not-applied" in report.json()["flags"]
     assert report.found == []
@@ -584,7 +538,7 @@ def test_logits_that_an_adapter_hardly_moves_decide_nothing(small, tmp_path):
 
 def test_the_nearest_is_named_only_where_it_is_near(small, tmp_path):
     noise = np.random.default_rng(0).standard_normal((2, 5, V))
-    far, near = (diagnosed(small, applied(small, s) + e, tmp_path) for s, e in ((7 / 3, noise), (0, 1e-3 * noise)))
+    far, near = (small.diagnosed(tmp_path, small.at(s) + e) for s, e in ((7 / 3, noise), (0, 1e-3 * noise)))
     assert re.fullmatch(r"none of the \d+ known mistakes fits", far.text)
     assert re.fullmatch(r"none of the \d+ known mistakes fits; the nearest: the adapter is not applied: .*", near.text)
     assert far.text.split(";")[0] == near.text.split(";")[0]
@@ -612,16 +566,15 @@ UNKNOWN = "prompts holds ids that the model's vocabulary of 29 has not"
     ],
 )  # fmt: skip
 def test_answers_that_do_not_fit_are_refused(small, tmp_path, tensors, message):
-    save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, tmp_path / "answers.safetensors")
     with pytest.raises(FileRefused) as refused:
-        diagnose(small / "model", small / "adapter", tmp_path / "answers.safetensors")
+        small.diagnosed(tmp_path, None, **{"prompts": None} | tensors)
     assert str(refused.value) == f"{str(tmp_path / 'answers.safetensors')!r}: {message}"
 
 
 def test_an_adapter_of_another_model_is_refused(small, tmp_path):
-    adapter = peft(tmp_path / "a", PLAIN, {p.replace("layers.1", "layers.9"): pair for p, pair in drawn(QV).items()})
+    adapter = peft(tmp_path / "a", PLAIN, {p.replace("layers.0", "layers.9"): pair for p, pair in drawn(QV).items()})
     with pytest.raises(FileRefused) as refused:
-        diagnose(small / "model", adapter, answered(tmp_path, ONES))
+        small.diagnosed(tmp_path, ONES, adapter=adapter)
     said = "'model.layers.9.self_attn.q_proj' is not whole, or not of this model: see `minilora audit`"
     assert str(refused.value) == f"{str(adapter)!r}: {said}"
 
@@ -629,9 +582,9 @@ def test_an_adapter_of_another_model_is_refused(small, tmp_path):
 # --- golden adapters --------------------------------------------------------------------------------------------------
 
 MADE = {
+    "lora-bias": ["no bias"],
     "rslora-with-patterns": ["no root", "no rank_pattern", "no alpha_pattern", "last pattern"],
     "dora-rslora": ["no magnitude", "norm of W", "no root"],
-    "lora-bias": ["no bias"],
     "tied-embedding": ["no embedding", "embedding reshaped", "tied head"],
     "modules-to-save": ["no modules to save"],
     "bias-lora-only": ["no trained bias"],
@@ -645,17 +598,16 @@ MADE = {
 """By golden case, mistakes that the foreign readers make of its adapter."""
 
 
-@pytest.mark.parametrize("case", one_in(8, [case for case in CASES if case.id in MADE], MADE))
-def test_foreign_readers_mistakes_with_golden_adapters_are_named(case, tmp_path):
+@pytest.mark.parametrize("id", one_in(8, [*MADE], MADE))
+def test_foreign_readers_mistakes_with_golden_adapters_are_named(id, tmp_path):
+    case = next(case for case in CASES if case.id == id)
     ((config, tensors),) = case.files()
     write_base(tmp_path / "base", case.base)
-    (tmp_path / "adapter").mkdir()
-    write_json(tmp_path / "adapter" / "adapter_config.json", config)
-    write_safetensors(tmp_path / "adapter" / "adapter_model.safetensors", tensors, case.stored)
-    entry = {"id": case.id, "base": "base", "adapter": "adapter", "prompts": case.prompts.tolist()}
+    write_adapter(tmp_path / "adapter", config, tensors, case.stored)
+    entry = {"id": id, "base": "base", "adapter": "adapter", "prompts": case.prompts.tolist()}
     index = {"base": "base", "bases": {"base": {"experts": case.base.mixture is not None}}, "cases": [entry]}
-    for bug in (None, *MADE[case.id]):
+    for bug in (None, *MADE[id]):
         z = foreign_reader.answer(tmp_path, index, entry, bug)
-        save_file({"prompts": case.prompts, "logits": z.astype("f4")}, tmp_path / "answers.safetensors")
-        flags = diagnose(tmp_path / "base", tmp_path / "adapter", tmp_path / "answers.safetensors").json()["flags"]
+        answers = saved({"prompts": case.prompts, "logits": z.astype("f4")}, tmp_path / "answers.safetensors")
+        flags = diagnose(tmp_path / "base", tmp_path / "adapter", answers).json()["flags"]
         assert (READERS | foreign_mixtures.BUGS)[bug] in flags if bug else flags == [], bug
