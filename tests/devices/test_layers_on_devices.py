@@ -29,6 +29,7 @@ from minilora.layers.rotary import frequencies
 from minilora.verify.instances import Drawing
 
 from ..support.cupy_standin import traffic
+from ..support.places import elsewhere
 
 OPTIONS = {
     "LoRA": {},
@@ -66,26 +67,13 @@ def computes_what_numpy_does(place, there, x, dtype):
     place.assert_same(here(place.put(x)), there(x))
     dy = np.random.default_rng(3).standard_normal(expected_y.shape).astype(dtype)
     (dx, grads), (expected_dx, expected) = here.backward(place.put(dy), cache), there.backward(dy, expected_cache)
-    assert grads.keys() == expected.keys()
-    for name, grad in grads.items():
-        place.assert_same(grad, expected[name])
+    place.assert_all_same(grads, expected)
     assert (dx is None) == (expected_dx is None)
     if dx is not None:
         place.assert_same(dx, expected_dx)
     return here
 
 
-ELSEWHERE = pytest.mark.parametrize(
-    ("place", "dtype"),
-    [
-        ("read-only numpy", "float64"),
-        ("stand-in", "float32"),
-        pytest.param("gpu", "float32", marks=pytest.mark.gpu),
-        pytest.param("gpu", "float64", marks=pytest.mark.gpu),
-    ],
-    indirect=["place"],
-)
-"""One precision a place: what computes in the wrong one shows on each."""
 PAIRS = pytest.mark.parametrize(
     ("variant", "kind"),
     [*((variant, "linear") for variant in OPTIONS if variant != "DoRA"), *(("DoRA", kind) for kind in ROWS)],
@@ -93,26 +81,21 @@ PAIRS = pytest.mark.parametrize(
 """Every variant beside one kind of layer, and one variant, of three arrays, beside every kind."""
 
 
-@ELSEWHERE
+@elsewhere()
 @pytest.mark.parametrize("row", all_instances())
 def test_every_layer_computes_what_numpy_does(place, row, dtype):
     computes_what_numpy_does(place, *instance(row, dtype), dtype)
 
 
-@ELSEWHERE
+@elsewhere()
 @PAIRS
 def test_every_adapter_computes_what_numpy_does(place, kind, variant, dtype):
+    """And one seed gives one adapter."""
     layer, x = instance(ROWS[kind], dtype)
     there = adapted(layer, OPTIONS[variant])
     here = computes_what_numpy_does(place, there, x, dtype)
     place.assert_same(merge(here).weight, merge(there).weight)
     place.assert_same(here.delta(), there.delta())
-
-
-@ELSEWHERE
-@PAIRS
-def test_one_seed_gives_one_adapter_everywhere(place, kind, variant, dtype):
-    layer, _ = instance(ROWS[kind], dtype)
     here, there = (
         adapt(put, "", rank=2, alpha=3, rng=np.random.default_rng(4), **OPTIONS[variant])
         for put in (rebuild(layer, array=place.put), layer)
@@ -120,8 +103,7 @@ def test_one_seed_gives_one_adapter_everywhere(place, kind, variant, dtype):
     if variant == "PiSSA":  # another library's singular vectors may have the other sign
         place.assert_same(here.delta(), there.delta())
     else:
-        for name, p in there.trainable().items():
-            place.assert_same(here.trainable()[name], p)
+        place.assert_all_same(here.trainable(), there.trainable())
 
 
 def test_sums_of_adapters_are_numpys(place):
@@ -215,9 +197,10 @@ def test_attention_copies_its_shares_once_and_by_blocks_a_block(standin):
 # --- four bits ------------------------------------------------------------------------------------
 
 
+@elsewhere()
 @pytest.mark.parametrize("shape", [(7, 40), (3, 5)])
-def test_a_weight_is_quantised_everywhere_as_on_numpy(place, shape):
-    linear = Linear(np.random.default_rng(6).standard_normal(shape).astype("float32"))
+def test_a_weight_is_quantised_everywhere_as_on_numpy(place, dtype, shape):
+    linear = Linear(np.random.default_rng(6).standard_normal(shape).astype(dtype))
     for double_quant, names in ((False, ("packed", "absmax", "weight")), (True, ("packed", "nested_absmax"))):
         here, there = (
             QuantizedLinear.from_linear(layer, block_size=32, double_quant=double_quant)

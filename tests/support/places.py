@@ -50,6 +50,12 @@ class Place:
             bound = tolerance * max(1.0, float(np.abs(expected).max()))
             np.testing.assert_allclose(host, expected, rtol=0, atol=bound)
 
+    def assert_all_same(self, found: dict[str, Any], expected: dict[str, Any], *, adam: bool = False) -> None:
+        """Compare arrays of this place with NumPy's, by their names."""
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            self.assert_same(found[name], array, adam=adam)
+
 
 def real_cupy() -> Backend:
     """Return CuPy on a GPU, or skip the test; with MINILORA_REQUIRE_GPU=1, fail it.
@@ -70,3 +76,10 @@ PLACES = {
     "numpy": Place(get_backend("numpy")),
     "read-only numpy": Place(get_backend("numpy"), read_only=True),
 }
+
+
+def elsewhere(*more: tuple[str, str]) -> pytest.MarkDecorator:
+    """Run a test at some places, in one precision each: what computes in the wrong one shows on each."""
+    here = [("read-only numpy", "float64"), ("stand-in", "float32"), *more]
+    there = [pytest.param("gpu", dtype, marks=pytest.mark.gpu) for dtype in ("float32", "float64")]
+    return pytest.mark.parametrize(("place", "dtype"), [*here, *there], indirect=["place"])
