@@ -50,25 +50,21 @@ def test_a_template_is_given_the_special_tokens(tmp_path):
 
 
 def test_a_gguf_files_template_is_under_its_key(tmp_path):
-    gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    templates = {"default": "{{ bos_token }}", "tool_use": "{{ tools }}"}
-    named = [{"name": name, "template": text} for name, text in templates.items()]
-    for name, source in (("with.gguf", named), ("without.gguf", None)):
-        writer = gguf.GGUFWriter(tmp_path / name, "llama")
-        writer.add_array("tokenizer.ggml.tokens", ["<s>", "</s>"])
-        writer.add_bos_token_id(0)
-        writer.add_eos_token_id(1)
-        writer.add_pad_token_id(7)
-        if source is not None:
-            writer.add_chat_template(source)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-    found = load_template(tmp_path / "with.gguf")
-    assert found.templates == templates
+    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
+    from ..support.gguf_file import write
+
+    fields = {
+        "ggml.tokens": ["<s>", "</s>"],
+        "ggml.bos_token_id": 0,
+        "ggml.eos_token_id": 1,
+        "ggml.padding_token_id": 7,
+    }
+    templates = {"chat_template": "{{ bos_token }}", "chat_template.tool_use": "{{ tools }}"}
+    found = load_template(write(tmp_path / "with.gguf", tokenizer=fields | templates))
+    assert found.templates == {"default": "{{ bos_token }}", "tool_use": "{{ tools }}"}
     assert found.tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     with pytest.raises(FileRefused, match=r"there is no 'tokenizer\.chat_template'"):
-        load_template(tmp_path / "without.gguf")
+        load_template(write(tmp_path / "without.gguf", tokenizer=fields))
 
 
 @pytest.mark.parametrize(
@@ -138,17 +134,16 @@ def test_a_template_finds_what_transformers_gives_it():
     assert said("mark") == "abc\n"  # and goes on
 
 
-@pytest.mark.parametrize(
-    ("source", "text"),
-    [
-        ("{{ {'b': 1, 'a': 'é'} | tojson(true, 1, (',', ':'), true) }}", '{\n "a":"\\u00e9",\n "b":1\n}'),
-        ("a\n  {% if true %}\nb\n  {% endif %}\nc", "a\nb\nc"),  # no line of a block's own, and nothing before it
-        ("{% set n = namespace({'a': 1}, b=2) %}{% set n.a = 3 %}{{ n.a }}{{ n.b }}", "32"),
-        ("{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "012"),
-    ],
-)
-def test_a_template_is_run_as_transformers_runs_it(source, text):
-    assert template(source).render(HI) == text
+RUN = {
+    "{{ {'b': 1, 'a': 'é'} | tojson(true, 1, (',', ':'), true) }}": '{\n "a":"\\u00e9",\n "b":1\n}',
+    "a\n  {% if true %}\nb\n  {% endif %}\nc": "a\nb\nc",  # no line of a block's own, and nothing before it
+    "{% set n = namespace({'a': 1}, b=2) %}{% set n.a = 3 %}{{ n.a }}{{ n.b }}": "32",
+    "{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}": "012",
+}
+
+
+def test_a_template_is_run_as_transformers_runs_it():
+    assert {source: template(source).render(HI) for source in RUN} == RUN
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -1,17 +1,16 @@
 """Generation: what a model says one token at a time is what its whole forward says."""
 
 import copy
-import re
 from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora.language.generation import choose, generate, nucleus
 
-from ..support.compare import assert_close
+from ..support.compare import assert_close, refused
 from ..support.language import adapted, tiny_llama, tiny_mixture
 
 V = tiny_llama().config.vocab_size
@@ -31,8 +30,8 @@ MODELS = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-@given(seed=st.integers(0, 99), first=st.integers(1, 9), parts=st.lists(st.integers(1, 4), max_size=5))
-@settings(max_examples=20)
+@given(seed=st.integers(0, 99), first=st.integers(1, 9), parts=st.lists(st.integers(1, 4), max_size=4))
+@example(seed=1, first=3, parts=[1, 4, 1])
 def test_kept_keys_and_values_give_the_uncached_scores(model, seed, first, parts):
     """However a text is cut: into a prompt, and what is added to it. A past can be gone on from twice."""
     model, ids = MODELS[model](seed), np.random.default_rng(seed).integers(V, size=first + sum(parts)).tolist()
@@ -48,7 +47,6 @@ def test_kept_keys_and_values_give_the_uncached_scores(model, seed, first, parts
 
 
 @given(seed=st.integers(0, 99), count=st.integers(1, 12))
-@settings(max_examples=15)
 def test_greedy_is_the_likeliest_token_every_time(seed, count):
     model, ids = adapted(model=tiny_llama(seed)), [seed % V, 3]
     found = list(generate(model, ids, count))
@@ -60,18 +58,20 @@ def test_greedy_is_the_likeliest_token_every_time(seed, count):
 
 
 def test_one_seed_says_one_text():
-    def said(seed, temperature=1.0):
-        return list(generate(adapted(), [1, 2], 30, temperature=temperature, rng=np.random.default_rng(seed)))
+    def said(seed, temperature=1.0, **more):
+        rng = np.random.default_rng(seed)
+        return list(generate(adapted(), [1, 2], 15, temperature=temperature, rng=rng, **more))
 
     assert said(5) == said(5) != said(6)
-    greedy = list(generate(adapted(), [1, 2], 30))
-    assert said(5, 1e-9) == said(6, 1e-9) == greedy
+    greedy = list(generate(adapted(), [1, 2], 15))
+    assert said(5, 1e-9) == said(6, 1e-9) == said(5, 1.5, top_p=1e-9) == greedy
     assert said(5, 1e9) != said(5)
+    assert said(3, 1.5) == said(3, 1.5, top_p=1) != said(3, 1.5, top_p=0.5)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
 def test_tokens_are_drawn_with_their_probabilities(temperature):
-    z, rng, n = np.array([1.0, -2.0, 0.5, -np.inf, 2.5], np.float32), np.random.default_rng(0), 5_000
+    z, rng, n = np.array([1.0, -2.0, 0.5, -np.inf, 2.5], np.float32), np.random.default_rng(0), 2_000
     p = np.exp(z.astype(float) / temperature)
     p /= p.sum()
     counts = np.bincount([choose(z, temperature, rng) for _ in range(n)], minlength=5)
@@ -80,6 +80,7 @@ def test_tokens_are_drawn_with_their_probabilities(temperature):
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(any), st.floats(0.01, 1))
+@settings(max_examples=30)
 def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens(weights, P):
     q = np.array(weights) / sum(weights)
     p = nucleus(q, P)
@@ -91,23 +92,12 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens(weights, P):
     assert not (~kept).any() or q[~kept].max() <= q[kept].min()
 
 
-def test_of_equally_likely_tokens_the_first_are_kept():
-    np.testing.assert_array_equal(nucleus(np.array([0.25, 0.25, 0.25, 0.25]), 0.5), [0.5, 0.5, 0, 0])
-
-
 def test_top_p_draws_from_the_nucleus_alone():
+    np.testing.assert_array_equal(nucleus(np.array([0.25, 0.25, 0.25, 0.25]), 0.5), [0.5, 0.5, 0, 0])  # the first
     z, rng = np.log([0.5, 0.05, 0.3, 0.15]), np.random.default_rng(0)
     for top_p, found in ((0.01, {0}), (0.5, {0}), (0.6, {0, 2}), (0.81, {0, 2, 3}), (1.0, {0, 1, 2, 3})):
         assert {choose(z, 1.0, rng, top_p) for _ in range(200)} == found
     assert {choose(z, 100.0, rng, 0.6) for _ in range(200)} > {0, 2}  # of the probabilities at its temperature
-
-
-def test_top_p_of_one_changes_no_bit():
-    def said(**more):
-        return list(generate(adapted(), [1, 2], 30, temperature=1.5, rng=np.random.default_rng(3), **more))
-
-    assert said() == said(top_p=1) != said(top_p=0.5)
-    assert said(top_p=1e-9) == list(generate(adapted(), [1, 2], 30))
 
 
 @pytest.mark.parametrize("temperature", [0.1, 5e-324])
@@ -152,7 +142,6 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
          "rng must be a numpy.random.Generator such as numpy.random.default_rng(0), got None"),
         ({"top_p": 0}, ValueError, "top_p must be above 0 and finite, got 0"),
         ({"top_p": 1.01}, ValueError, "top_p must be above 0 and at most 1, got 1.01"),
-        ({"top_p": float("nan")}, ValueError, "top_p must be above 0 and finite, got nan"),
         ({"prompt": [[1]]}, ValueError, "prompt has shape (1, 1), expected (T,)"),
         ({"end": 3}, TypeError, "'int' object is not iterable"),
         ({"end": ["a"]}, TypeError, "an id of end must be an integer, got 'a'"),
@@ -161,5 +150,5 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
 def test_bad_input_is_refused_before_anything_is_computed(change, error, message, monkeypatch):
     model = tiny_llama()
     monkeypatch.setattr(type(model), "extend", lambda *a: pytest.fail("the model ran"))
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with refused(message, error):
         generate(**{"model": model, "prompt": [1], "tokens": 3, **change})

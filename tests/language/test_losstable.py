@@ -31,19 +31,19 @@ IDS = ids_of(TEXT)
 
 def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
     """The loop written out: the loss of each batch, before its step."""
-    assert finetune("--seed", "5", "--micro-batch", "3", "--steps", "45", "--dtype", "float64") == 0
+    assert finetune("--seed 5 --micro-batch 3 --steps 24 --log-every 10 --eval-every 10 --dtype float64") == 0
     X, Y, *_ = windows(IDS, 8)
     rng = np.random.default_rng(5)
     model = adapt(Llama.load("model", dtype="float64"), "all-linear", rank=2, alpha=16, rng=rng)
     optimizer, losses = Adam(model.trainable(), lr=0.02), []
     passes = Passes(len(X), 4, 5)
-    for step in range(1, 46):
+    for step in range(1, 25):
         batch = passes(step)
         losses.append(float(cross_entropy(model(X[batch]), Y[batch])[0]))
         optimizer.step(backpropagate(model, X[batch], Y[batch], cross_entropy))
-    means = [np.mean(losses[start:stop]) for start, stop in ((0, 20), (20, 40), (40, 45))]
+    means = [np.mean(losses[start:stop]) for start, stop in ((0, 10), (10, 20), (20, 24))]
     shown = rows(capsys.readouterr().out)
-    assert [step for step, *_ in shown] == [0, 20, 40, 45]
+    assert [step for step, *_ in shown] == [0, 10, 20, 24]
     assert shown[0][1] is None
     np.testing.assert_allclose([training for _, training, _ in shown[1:]], means, atol=6e-4)
 
@@ -57,12 +57,13 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
     monkeypatch.setattr(Adam, "step", step)
     monkeypatch.setattr(sys, "stdout", file)
-    assert finetune("--steps 30") == 0
-    assert [len(rows(seen)) for seen in steps] == [1] * LOG_EVERY + [2] * 10
-    assert "going by step 1, the other 29 take about" in steps[1]
+    assert finetune("--steps 22") == 0
+    assert [len(rows(seen)) for seen in steps] == [1] * LOG_EVERY + [2] * 2
+    assert "going by step 1, the other 21 take about" in steps[1]
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
+    """On a terminal the bar alone does."""
     monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
     assert finetune("--steps", "24") == 0
     out = capsys.readouterr().out
@@ -70,6 +71,11 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     assert [int(step) for step, _ in said] == [*range(2, 20), 21, 22, 23]
     assert [step for step, *_ in rows(out)] == [0, 20, 24]
     assert float(said[17][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 19 steps, and of 20
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Terminal())
+    assert finetune("--steps 3") == 0
+    assert "after step" not in sys.stdout.getvalue()
+    assert "%|" in sys.stderr.getvalue()
 
 
 @given(
@@ -98,8 +104,23 @@ def test_a_loss_of_0_counts_without_targets_there_is_none():
     assert table.each_step() == [(1, 0.0)]
 
 
-def test_each_row_names_the_steps_of_its_mean(folder, capsys):
+@pytest.mark.parametrize("number", [1e30, np.inf])
+def test_a_step_beyond_float32_can_be_kept(number):
+    table = LossTable(1, 0, 8)
+    table.note(0.0, [(number, 3)], np.float64(number))
+    again = json.loads(json.dumps(table.losses, allow_nan=False))
+    assert again["1"] == pytest.approx([min(3 * number, sys.float_info.max), 3, min(number, sys.float_info.max)])
+
+
+def test_each_row_names_the_steps_of_its_mean(folder, capsys, monkeypatch):
     """Means of any steps, of the loss of each that the log has; a held-out loss where it is measured."""
+    lengths = []
+
+    def length(grads):
+        lengths.append(sum(float(np.square(g, dtype=float).sum()) for g in grads.values()) ** 0.5)
+        return gradient_norm(grads)
+
+    monkeypatch.setattr("minilora.language.finetune.gradient_norm", length)
     size = ["--steps", "13", "--log-every", "4", "--eval-every", "6", "--batch-size", "3", "--length", "7"]
     assert finetune(*size, "--log", "log") == 0
     own = {line["step"]: line for line in map(json.loads, Path("log").read_text().splitlines())}
@@ -112,29 +133,8 @@ def test_each_row_names_the_steps_of_its_mean(folder, capsys):
         losses = [own[s]["training_loss"] for s in range(first, last + 1)]
         assert float(mean) == pytest.approx(np.mean(losses), abs=6e-4)  # each step has as many targets
         assert held_out == ("" if (loss := own[last].get("held_out_loss")) is None else f"{loss:.3f}")
-
-
-def test_the_log_has_the_length_of_each_steps_gradient(folder, monkeypatch):
-    lengths = []
-
-    def length(grads):
-        lengths.append(sum(float(np.square(g, dtype=float).sum()) for g in grads.values()) ** 0.5)
-        return gradient_norm(grads)
-
-    monkeypatch.setattr("minilora.language.finetune.gradient_norm", length)
-    assert finetune("--log log") == 0
-    first, *steps = map(json.loads, Path("log").read_text().splitlines())
-    assert "grad_norm" not in first
-    assert [line["grad_norm"] for line in steps] == pytest.approx(lengths, rel=1e-5)
-    assert len(lengths) == 6
-
-
-@pytest.mark.parametrize("number", [1e30, np.inf])
-def test_a_step_beyond_float32_can_be_kept(number):
-    table = LossTable(1, 0, 8)
-    table.note(0.0, [(number, 3)], np.float64(number))
-    again = json.loads(json.dumps(table.losses, allow_nan=False))
-    assert again["1"] == pytest.approx([min(3 * number, sys.float_info.max), 3, min(number, sys.float_info.max)])
+    assert "grad_norm" not in own[0]
+    assert [own[step]["grad_norm"] for step in range(1, 14)] == pytest.approx(lengths, rel=1e-5)
 
 
 @pytest.mark.parametrize(("stream", "lines"), [(io.StringIO, 2), (Terminal, 0)])
@@ -151,15 +151,6 @@ def test_measuring_says_a_line_a_minute_or_draws_a_bar(stream, lines, monkeypatc
     assert shown.getvalue().endswith("\r" * (not lines))  # the bar is gone
 
 
-def test_on_a_terminal_the_bar_alone_shows_progress(folder, monkeypatch):
-    monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, Terminal())
-    assert finetune("--steps", "24") == 0
-    assert "after step" not in sys.stdout.getvalue()
-    assert "%|" in sys.stderr.getvalue()
-
-
 def test_targets_that_do_not_count_are_not_averaged_over():
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
     X, Y, *_ = windows(IDS, 8)
@@ -171,32 +162,26 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     assert table.training_loss(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (5400, "1 h 30 min"), (7500, "2 h 05 min")],
-)
-def test_a_duration_is_said_in_words(seconds, said):
-    assert duration(seconds) == said
+def test_a_duration_is_said_in_words():
+    words = {0.4: "0 s", 89: "89 s", 91: "2 min", 5300: "88 min", 5400: "1 h 30 min", 7500: "2 h 05 min"}
+    assert {seconds: duration(seconds) for seconds in words} == words
 
 
 def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
     drawn, right = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or right(self, *a, **k))
-    assert finetune("--steps 30 --plot curves.png") == 0
+    assert finetune("--steps 9 --log-every 6 --eval-every 6 --plot curves.png") == 0
     out = capsys.readouterr().out
     assert "figure written to curves.png" in out
     _, training, held_out = drawn[0].axes[0].get_lines()
     shown = rows(out)
-    means = [(x, mean) for a, b, mean in ((0, 20, shown[1][1]), (20, 30, shown[2][1])) for x in (a + 0.5, b + 0.5)]
+    means = [(x, mean) for a, b, mean in ((0, 6, shown[1][1]), (6, 9, shown[2][1])) for x in (a + 0.5, b + 0.5)]
     drawn_means = np.transpose(training.get_data())
     np.testing.assert_allclose(drawn_means[np.isfinite(drawn_means[:, 1])], means, atol=6e-4)  # each over its steps
     assert np.isnan(drawn_means[2::3, 1]).all()  # and no line from one to the next
     np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
-    assert [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()] == [
-        "training, each step",
-        "training, mean of its steps",
-        "held out",
-    ]
+    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert labels == ["training, each step", "training, mean of its steps", "held out"]
 
 
 @pytest.mark.parametrize("done", [0, 40])

@@ -1,7 +1,6 @@
 """The memory of a training: by formula, measured on short rows, and what a machine, a container or a GPU has."""
 
 import os
-import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,17 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import (
-    MLP,
-    Adam,
-    Embedding,
-    Linear,
-    Llama,
-    LlamaConfig,
-    Sequential,
-    adapt,
-    get_backend,
-)
+from minilora import MLP, Adam, Embedding, Linear, Llama, LlamaConfig, Sequential, adapt, get_backend
 from minilora.fast.blockwise import CPU
 from minilora.language import memory as machine
 from minilora.language.data import Data
@@ -42,6 +31,7 @@ from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
 
+from ..support.compare import refused
 from ..support.language import LETTERS, TEXT, drawn, tiny_llama, tiny_mixture
 from ..support.memory import traced
 
@@ -91,10 +81,6 @@ def test_full_training_takes_sixteen_bytes_a_number(model):
     assert sum(count_numbers(model.config)) == numbers
 
 
-def test_llama_2_7b_has_the_parameters_that_are_published():
-    assert sum(count_numbers(LLAMA_2_7B)) == 6_738_415_616
-
-
 @given(configs(), st.integers(1, 50), st.sets(st.sampled_from(MATRICES)))
 def test_activations_grow_with_tokens_and_with_targets(config, tokens, targets):
     def activations(tokens, targets, **more):
@@ -141,6 +127,7 @@ def test_norms_of_queries_and_keys_keep_what_they_norm():
 def test_fewer_bits_shrink_the_frozen_matrices_alone():
     found = {bits: training_memory(LLAMA_2_7B, tokens=1, rank=8, bits=bits) for bits in (16, 8, 4)}
     matrices, elsewhere = count_numbers(LLAMA_2_7B)
+    assert matrices + elsewhere == 6_738_415_616  # as published
     a_weight = {bits: 8 * (parts["weights"] - 2 * elsewhere) / matrices for bits, parts in found.items()}
     assert a_weight == pytest.approx({16: 16, 8: 8.0078125, 4: 4.127}, abs=1e-4)
     assert len({tuple(v for k, v in parts.items() if k != "weights") for parts in found.values()}) == 1
@@ -160,7 +147,7 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(change, error, said):
-    with pytest.raises(error, match=f"^{re.escape(said)}$"):
+    with refused(said, error):
         training_memory(LLAMA_2_7B, **{"tokens": 1, **change})
 
 
@@ -204,14 +191,6 @@ def test_the_counted_memory_is_what_python_allocates(targets):
     assert cache_bytes(cache) == pytest.approx(memory.kept, rel=0.02)
 
 
-def test_a_frozen_model_keeps_nothing_of_its_own():
-    model, ids = tiny_llama(), np.array(IDS[:20])[None]
-    top = adapt(model, r"model\.layers\.1\.mlp\.down_proj", rank=1, alpha=1, rng=np.random.default_rng(0))
-    every = adapt(model, "all-linear", rank=1, alpha=1, rng=np.random.default_rng(0))
-    sizes = [cache_bytes(m.forward(ids)[1]) for m in (top, every)]
-    assert 0 < sizes[0] < 0.5 * sizes[1]
-
-
 # --- blocks that are computed again ---
 
 
@@ -222,13 +201,13 @@ def deep(model, targets, times):
 
 
 @pytest.mark.parametrize("make", [tiny_llama, tiny_mixture])
-@pytest.mark.parametrize("length", [50, 200])  # the page's attention, and that by blocks
+@pytest.mark.parametrize("length", [20, 140])  # the page's attention, and that by blocks
 def test_a_further_recomputed_layer_keeps_its_input_alone(make, length):
     ids = np.array(IDS[: 3 * length]).reshape(3, length)
-    caches = [recomputed(deep(make(), ["q_proj", "o_proj"], times)).forward(ids)[1] for times in (1, 2, 5)]
+    caches = [recomputed(deep(make(), ["q_proj", "o_proj"], times)).forward(ids)[1] for times in (1, 2, 4)]
     inputs = 2 * ids.size * 12 * 8  # of two blocks
     for count in (cache_bytes, step_bytes):
-        assert np.diff([count(cache) for cache in caches]).tolist() == pytest.approx([inputs, 3 * inputs], rel=0.02)
+        assert np.diff([count(cache) for cache in caches]).tolist() == pytest.approx([inputs, 2 * inputs], rel=0.02)
     plain = deep(make(), ["q_proj", "o_proj"], 1)
     x, kept = plain.model.embed_tokens(ids), []
     for block in plain.model.layers:
@@ -247,22 +226,21 @@ def test_below_the_lowest_adapter_no_input_is_kept():
     assert sizes[0] == sizes[1]
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_a_step_takes_less_by_what_was_counted(rows):
+def test_a_step_takes_less_by_what_was_counted():
     """What a backward computes for the moment comes on top, the same with and without."""
-    model, X = deep(tiny_llama(), "all-linear", 6), np.array(IDS)[: 300 * rows].reshape(rows, 300)
+    model, X = deep(tiny_llama(), "all-linear", 4), np.array(IDS)[:300].reshape(2, 150)
     peaks, counted = [], []
     for m in (model, recomputed(model)):
         cache = m.forward(X)[1]
         counted.append(step_bytes(cache))
         of_block = counted[-1] - cache_bytes(cache)  # once more, for what its backward computes for the moment
-        assert measured(m, X, 300).activations(rows) == counted[-1] + of_block
+        assert measured(m, X, 150).activations(2) == counted[-1] + of_block
         del cache
         with traced() as memory:
             backpropagate(m, X, X, next_token_loss)
         peaks.append(memory.peak)
     assert peaks[0] - peaks[1] == pytest.approx(counted[0] - counted[1], rel=0.05)
-    assert counted[1] < counted[0] / 5
+    assert counted[1] < counted[0] / 4
 
 
 # --- what a step needs, measured on short rows ---
@@ -277,10 +255,9 @@ def measured(model, X, length, workers=1, held_out=70, width=None):
     return measured_memory(model, X, get_backend("numpy"))(length, workers, (held_out, width or length))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("length", [1, 2, 8, 131, 192, 193, 300])
+@pytest.mark.parametrize(("length", "workers"), [(1, 2), (2, 1), (8, 2), (192, 1), (193, 2), (300, 1)])
 def test_the_memory_is_that_of_the_whole_batch(adapted, length, workers):
-    X, *_ = windows(IDS * max(3, length // 80), length)
+    X, *_ = windows(IDS * max(1, length // 80), length)
     found = measured(adapted, X, length, workers)
     logits, cache = adapted.forward(X[:7])
     assert found.activations(7) == cache_bytes(cache)
@@ -290,6 +267,7 @@ def test_the_memory_is_that_of_the_whole_batch(adapted, length, workers):
     assert found.together(700) == fixed + 100 * logits.nbytes + found.activations(700)
     at_once = min(70, workers * max(1, 512 // length))  # so many windows at a time, when the loss is measured
     assert found.together(1) == fixed + at_once * logits.nbytes // 7 + found.activations(1)
+    assert measured(adapted, X[:1], length, workers).together(1) == found.together(1)
 
 
 def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypatch):
@@ -302,11 +280,6 @@ def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypat
         of(length, 1, (1, length))
     assert max(length for _, length in seen) == 1.5 * CPU.page_up_to
     assert len(seen) == 4  # once each
-
-
-def test_the_memory_of_a_single_window_is_known(adapted):
-    X, *_ = windows(IDS, 300)
-    assert measured(adapted, X[:1], 300).together(1) == measured(adapted, X, 300).together(1)
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
@@ -383,7 +356,6 @@ def test_the_machines_memory_is_less_than_it_has():
     assert 0 < found.free <= found.whole <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize(("used", "free"), [(2_000_000, 1_500_000), (3_400_000, 100_000), (3_600_000, 0)])
 @pytest.mark.parametrize(
     ("version", "line", "place"),
     [
@@ -392,19 +364,20 @@ def test_the_machines_memory_is_less_than_it_has():
         ("memory", "4:cpu,memory:/x/y\n", ""),  # in a container the root has it, and the line is the host's
     ],
 )
-def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, version, line, place, used, free):
+def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, version, line, place):
     """Of both versions of control groups: the process is in a/b, a group of a, which is a group of the root."""
     limit, use, stat = machine.FILES[version]
-    for group in ("", "a", "a/b"):
-        folder = tmp_path / version / group
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / limit).write_text("3000000\n" if group == place else "max\n")
-        (folder / use).write_text(f"{used}\n")
-        (folder / "memory.stat").write_text(f"anon 7\n{stat} 500000\n")
     monkeypatch.setattr(machine, "GROUPS", tmp_path)
     monkeypatch.setattr(machine, "OWN", tmp_path / "own")
     (tmp_path / "own").write_text(line)
-    assert machine.machine_memory(get_backend("numpy")) == machine.Memory(3_000_000, free)
+    for used, free in ((2_000_000, 1_500_000), (3_400_000, 100_000), (3_600_000, 0)):
+        for group in ("", "a", "a/b"):
+            folder = tmp_path / version / group
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / limit).write_text("3000000\n" if group == place else "max\n")
+            (folder / use).write_text(f"{used}\n")
+            (folder / "memory.stat").write_text(f"anon 7\n{stat} 500000\n")
+        assert machine.machine_memory(get_backend("numpy")) == machine.Memory(3_000_000, free)
     for other in ("5:pids:/\n", "0::/a/b\n" if version else "4:cpu,memory:/x/y\n"):  # none of these groups
         (tmp_path / "own").write_text(other)
         assert machine.machine_memory(get_backend("numpy")).whole > 3_000_000

@@ -18,10 +18,12 @@ from minilora.language.memory import active_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE
 from ..support.language import adapted as adapted_model
 from ..support.language import tiny_llama, tiny_mixture
 
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 IDS = np.random.default_rng(0).integers(0, 29, (2, 7))
 KINDS = ["mixtral", "qwen2_moe", "qwen3_moe"]
 WEIGHTS = "model.safetensors"
@@ -29,40 +31,33 @@ WEIGHTS = "model.safetensors"
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_is_loaded(tmp_path, kind):
+    """And a tensor that is missing, or one too many, is refused by its name."""
     model = tiny_mixture(kind)
     save_llama(model, tmp_path / "m")
     again = Llama.load(tmp_path / "m", dtype="float64")
     assert again.config == replace(model.config, max_position_embeddings=again.config.max_position_embeddings)
     assert (again(IDS) == model(IDS)).all()
-    names = load_file(tmp_path / "m" / WEIGHTS)
-    each = "block_sparse_moe.experts.3.w2" if kind == "mixtral" else "mlp.experts.3.down_proj"
-    assert f"model.layers.1.{each}.weight" in names
-    assert not any("gate_up_proj" in name for name in names)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_expert_is_refused_by_its_tensor(tmp_path, kind):
-    save_llama(tiny_mixture(kind), tmp_path / "m")
     tensors = load_file(tmp_path / "m" / WEIGHTS)
+    each = "block_sparse_moe.experts.3.w2" if kind == "mixtral" else "mlp.experts.3.down_proj"
+    assert f"model.layers.1.{each}.weight" in tensors
+    assert not any("gate_up_proj" in name for name in tensors)
     name = next(name for name in tensors if "experts.2" in name)
-    save_file({key: value for key, value in tensors.items() if key != name}, tmp_path / "m" / WEIGHTS)
-    with pytest.raises(FileRefused, match=rf"there is no '{name}', of one of 4 experts"):
-        Llama.load(tmp_path / "m")
-    save_file(tensors | {name: tensors[name][:-1].copy()}, tmp_path / "m" / WEIGHTS)
-    with pytest.raises(FileRefused, match=rf"'{name}' has shape .* expected"):
-        Llama.load(tmp_path / "m")
-    save_file(tensors | {name.replace("experts.2", "experts.4"): tensors[name]}, tmp_path / "m" / WEIGHTS)
-    with pytest.raises(FileRefused, match=r"there is '.*experts.4.*', expected 4 experts"):
-        Llama.load(tmp_path / "m")
+    for changed, message in (
+        ({key: value for key, value in tensors.items() if key != name}, f"there is no '{name}', of one of 4 experts"),
+        (tensors | {name: tensors[name][:-1].copy()}, f"'{name}' has shape .* expected"),
+        (tensors | {name.replace("experts.2", "experts.4"): tensors[name]}, r"there is '.*experts.4.*', expected 4"),
+    ):
+        save_file(changed, tmp_path / "m" / WEIGHTS)
+        with pytest.raises(FileRefused, match=message):
+            Llama.load(tmp_path / "m")
 
 
-@pytest.mark.parametrize("count", [2**31 - 1, 100_000, 3, 5])
-def test_another_number_of_experts_is_refused_at_once(tmp_path, count):
+def test_another_number_of_experts_is_refused_at_once(tmp_path):
     save_llama(tiny_mixture(), tmp_path / "m")
-    path = tmp_path / "m" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_local_experts": count}))
-    with pytest.raises(FileRefused, match=r"there is|has shape"):
-        Llama.load(tmp_path / "m")
+    for count in (2**31 - 1, 3, 5):
+        change_json(tmp_path / "m" / "config.json", num_local_experts=count)
+        with pytest.raises(FileRefused, match=r"there is|has shape"):
+            Llama.load(tmp_path / "m")
 
 
 def test_a_position_goes_through_its_own_experts_numbers():
@@ -72,25 +67,24 @@ def test_a_position_goes_through_its_own_experts_numbers():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    "targets",
-    [
-        *(["q_proj", "o_proj"], ["gate_proj", "down_proj"], ["experts.gate_up_proj"], ["experts.down_proj"]),
-        ["v_proj", "experts.gate_up_proj", "experts.down_proj"],
-    ],
-)
-def test_memory_of_training_is_that_of_real_adapters(kind, targets):
+def test_memory_of_training_is_that_of_real_adapters(kind):
     model = tiny_mixture(kind)
-    if targets == ["gate_proj", "down_proj"] and kind != "qwen2_moe":  # no shared expert, and no MLP
-        assert training_memory(model.config, tokens=4, rank=2, targets=targets)["trained"] == 0
-        return
-    modules = [name for name in targets if "experts" not in name]
-    arrays = [f"mlp.{name}" for name in targets if "experts" in name]
-    adapted = adapt(model, modules, rank=2, alpha=2, rng=np.random.default_rng(0), target_parameters=arrays or None)
-    numbers = sum(p.size for p in adapted.trainable().values())
-    found = training_memory(model.config, tokens=4, rank=2, targets=targets)
-    assert (found["trained"], found["gradients"], found["Adam"]) == (4 * numbers, 4 * numbers, 8 * numbers)
-    assert found["weights"] == 2 * parameter_count(model)
+    for modules, arrays in (
+        (["q_proj", "o_proj"], []),
+        *([(["gate_proj", "down_proj"], [])] if kind == "qwen2_moe" else []),  # of the shared expert
+        ([], ["experts.gate_up_proj"]),
+        ([], ["experts.down_proj"]),
+        (["v_proj"], ["experts.gate_up_proj", "experts.down_proj"]),
+    ):
+        parameters = [f"mlp.{name}" for name in arrays] or None
+        rng = np.random.default_rng(0)
+        adapted = adapt(model, modules, rank=2, alpha=2, rng=rng, target_parameters=parameters)
+        numbers = sum(p.size for p in adapted.trainable().values())
+        found = training_memory(model.config, tokens=4, rank=2, targets=modules + arrays)
+        assert (found["trained"], found["gradients"], found["Adam"]) == (4 * numbers, 4 * numbers, 8 * numbers)
+        assert found["weights"] == 2 * parameter_count(model)
+    if kind != "qwen2_moe":  # no shared expert, and no MLP
+        assert training_memory(model.config, tokens=4, rank=2, targets=["gate_proj", "down_proj"])["trained"] == 0
 
 
 def test_a_mixture_keeps_the_sum_of_the_table():
@@ -131,25 +125,19 @@ def in_place_of_the_model(mixture):
     Path("model/tokenizer.json").write_bytes(tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("modules", "reached"),
-    [
-        ("", ["experts.gate_up_proj", "experts.down_proj"]),
-        ("q_proj", ["q_proj", "experts.gate_up_proj", "experts.down_proj"]),
-    ],
-)
-def test_experts_are_finetuned_by_the_names_of_their_arrays(folder, shell, modules, reached):
-    pytest.importorskip("tokenizers")
+def test_experts_are_finetuned_by_the_names_of_their_arrays(folder, shell):
     in_place_of_the_model(tiny_mixture("qwen2_moe"))
-    names = "--target-parameters mlp.experts.gate_up_proj,mlp.experts.down_proj --steps 30 --target-modules"
-    assert f"adapter  rank 2 beside {2 * len(reached)} layers" in shell(FINETUNE + names, modules)
-    found = load_adapter("a")
-    assert {path.partition(".self_attn.")[2] or path.partition(".mlp.")[2] for path in found} == set(reached)
+    names = "--target-parameters mlp.experts.gate_up_proj,mlp.experts.down_proj --target-modules"
+    for modules, more in (("q_proj", {"q_proj"}), ("", set())):
+        reached = {"experts.gate_up_proj", "experts.down_proj"} | more
+        assert f"adapter  rank 2 beside {2 * len(reached)} layers" in shell(FINETUNE + names, modules)
+        found = load_adapter("a")
+        assert {path.partition(".self_attn.")[2] or path.partition(".mlp.")[2] for path in found} == reached
     shell("generate 'the cat' --model model --adapter a --tokens 3")
     base = Llama.load("model")
     model = attach(base, found)
-    assert np.abs(model(IDS) - base(IDS)).max() > 0.01
-    np.testing.assert_allclose(merge(model)(IDS), model(IDS), atol=1e-4)
+    assert np.abs(model(IDS) - base(IDS)).max() > 1e-3
+    np.testing.assert_allclose(merge(model)(IDS), model(IDS), atol=1e-5)
 
 
 def test_qwen3_norms_queries_and_keys(tmp_path):
@@ -188,19 +176,18 @@ def test_a_qwen3_moes_dense_layers_are_named_by_their_weights(tmp_path):
     assert (attach(base, load_adapter(tmp_path / "a"))(IDS) == adapted(IDS)).all()
 
 
-@pytest.mark.parametrize("option", [["--use-dora"], ["--dropout", "0.1"]])
-def test_finetune_writes_dense_layers_as_peft_reads_them(folder, shell, option):
+def test_finetune_writes_dense_layers_as_peft_reads_them(folder, shell):
     in_place_of_the_model(dense_qwen3_moe())
     said = "do not go with the dense layers of a Qwen3-MoE, such as model.layers.0.mlp.gate_proj"
-    assert said in shell.refused(FINETUNE, *option)
+    for option in ("--use-dora", "--dropout=0.1"):
+        assert said in shell.refused(FINETUNE, option)
+    experts = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
+    assert "have none" not in shell(FINETUNE, "--target-parameters", experts)
     out = shell(FINETUNE)
     numbers, active = parameter_count(dense_qwen3_moe()), active_numbers(dense_qwen3_moe().config)
     assert f"{numbers:,} parameters ({active:,} of them for one token)" in out
     share = 4 * 3 * 12 * 10 / numbers
-    experts = "mlp.experts.gate_up_proj,mlp.experts.down_proj"
     assert f"the experts, {share:.0%} of the weights, have none: --target-parameters {experts} adapts them" in out
-    assert "have none" not in shell(FINETUNE, "--target-parameters", experts)
-    shell(FINETUNE)
     config = json.loads((folder / "a" / "adapter_config.json").read_text())
     assert config["target_parameters"] == [f"model.layers.0.mlp.{n}_proj.weight" for n in ("gate", "up", "down")]
     shell("generate 'the ' --model model --adapter a --tokens 2")

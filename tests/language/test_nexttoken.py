@@ -60,7 +60,7 @@ ALL = ["q_proj", "gate_proj", "down_proj", "lm_head"]
 @example(tiny_llama, ALL, [0, 0], 1, 0.5, (1, 1), (by_width,))
 @example(tiny_llama, ALL, [3, 9, 0, 4, 1], 1, 0.5, (2, 2), (by_width,))
 @example(lambda: tiny_mixture("qwen2_moe"), ALL, [7, 9], 0.7, 0.5, (1, 2), ())
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_gradients_where_it_counts_are_those_of_all_logits(make, trained, lengths, share, dropout, part, cut):
     """Whatever trains; in parts of rows, on workers; masks are those of the batch, whichever part a text is in."""
     model, (X, Y), losses = adapted(trained, make()), of_lengths(lengths), []
@@ -89,8 +89,7 @@ def test_where_every_target_counts_the_bits_are_the_same():
         np.testing.assert_array_equal(g, expected[name])
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 1])
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize(("share", "workers"), [(0.1, None), (0.5, 2), (1, None)])
 def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers, monkeypatch):
     model, (x, y) = adapted(), some_count(share)
     seen, right = [], type(model.lm_head).__call__
@@ -104,7 +103,7 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
 
 @given(lengths=st.lists(st.integers(0, 12), min_size=1, max_size=9), most=st.sampled_from([1, 20, 40, 512]))
 @example(lengths=[0, 3], most=40)  # the first row, which is tried, has no target
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_the_loss_of_any_lengths_is_that_of_all_logits(lengths, most):
     model, (X, Y) = adapted(), of_lengths(lengths, 12)
     with pytest.MonkeyPatch.context() as patch:
@@ -140,16 +139,12 @@ def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
 
 
 @pytest.mark.parametrize("way", [where_it_counts, evaluate_where_it_counts])
-def test_targets_of_another_shape_than_the_ids_are_refused(way):
+def test_targets_that_do_not_fit_the_ids_are_refused(way):
     X, Y = of_lengths([3, 6, 2], 6)
     with pytest.raises(ValueError, match=re.escape("targets has shape (3, 5), expected (3, 6)")):
         way(adapted(), X, Y[:, 1:], next_token_loss)
     with pytest.raises(ValueError, match=re.escape("targets has shape (3, 6, 1), expected (3, 6)")):
         way(adapted(), X[..., None], Y[..., None], next_token_loss)
-
-
-def test_a_target_out_of_range_is_named_where_it_stands():
-    X, Y = of_lengths([3, 6, 2], 6)
     Y[0, 2] = 99
     with pytest.raises(ValueError, match=re.escape("Y holds 99 at (0, 2), expected 0 to 28")):
         evaluate_where_it_counts(adapted(), X, Y, next_token_loss)

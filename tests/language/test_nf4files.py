@@ -1,7 +1,7 @@
 """Weights in NF4 as bitsandbytes writes them, and a decoder saved as a folder: both ways, and what is refused."""
 
 import json
-import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
 
 from ..support.adapter_folder import change_json
+from ..support.compare import refused
+from ..support.disk import contents
 from ..support.language import adapted, arrays_of
 from ..support.model_folder import shard
 
@@ -70,28 +72,23 @@ def test_a_saved_model_is_read_back_bit_for_bit(tmp_path, name):
     for path, array in expected.items():
         assert found[path].dtype == array.dtype
         np.testing.assert_array_equal(found[path], array)
-    for (_, here), (_, there) in zip(walk(again), walk(model), strict=True):
-        assert type(here) is type(there)
-        assert (getattr(here, "mean", 0), getattr(here, "block_size", 0)) == (
-            getattr(there, "mean", 0), getattr(there, "block_size", 0)
-        )  # fmt: skip
+    kinds = [
+        [(type(layer), getattr(layer, "mean", 0), getattr(layer, "block_size", 0)) for _, layer in walk(m)]
+        for m in (again, model)
+    ]
+    assert kinds[0] == kinds[1]
     np.testing.assert_array_equal(again(IDS), model(IDS))
 
 
 def test_a_model_is_saved_from_a_device(tmp_path, standin):
+    """With the same bytes, twice."""
     model = quantize(decoder())
-    save_llama(rebuild(model, array=standin.asarray), tmp_path / "m")
-    np.testing.assert_array_equal(Llama.load(tmp_path / "m")(IDS), model(IDS))
-    there = Llama.load(tmp_path / "m", backend=standin)
+    for name, one in (("a", model), ("b", rebuild(model, array=standin.asarray))):
+        save_llama(one, tmp_path / name)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a").keys() == {"config.json", "model.safetensors"}
+    there = Llama.load(tmp_path / "b", backend=standin)
     assert isinstance(there.model.layers[1].mlp.down_proj.packed, standin.xp.ndarray)
-
-
-def test_one_model_gives_the_same_bytes_twice(tmp_path):
-    for name in ("a", "b"):
-        save_llama(quantize(decoder()), tmp_path / name)
-    for file in ("config.json", "model.safetensors"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.json", "model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -114,15 +111,12 @@ def test_rotary_settings_of_a_folder_are_saved(tmp_path, rope):
     assert "rope_parameters" not in said, "transformers 4 would pass over it"
 
 
-@pytest.mark.parametrize("pairs", [1, 3])
-@pytest.mark.parametrize("base", [500.0, 12345.678, 1e6])
-def test_a_base_is_found_from_its_frequencies(tmp_path, base, pairs):
-    model = decoder(frequencies=frequencies(2 * pairs, base), head_dim=2 * pairs)
-    save_llama(model, tmp_path / "m")
-    np.testing.assert_allclose(Llama.load(tmp_path / "m").config.frequencies, model.config.frequencies, rtol=1e-12)
-
-
-# --- what is not saved ----------------------------------------------------------------------------
+def test_a_base_is_found_from_its_frequencies(tmp_path):
+    for base, pairs in ((500.0, 3), (12345.678, 3), (1e6, 1)):
+        model = decoder(frequencies=frequencies(2 * pairs, base), head_dim=2 * pairs)
+        save_llama(model, tmp_path / str(base))
+        found = Llama.load(tmp_path / str(base)).config.frequencies
+        np.testing.assert_allclose(found, model.config.frequencies, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +127,9 @@ def test_a_kind_with_a_window_by_default_has_it_said(tmp_path, kind, said):
     save_llama(decoder(model_type=kind, attention_bias=kind == "qwen2"), tmp_path / "m")
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert {key: value for key, value in config.items() if "sliding" in key} == said
+
+
+# --- what is not saved ----------------------------------------------------------------------------
 
 
 def with_adapter():
@@ -158,22 +155,23 @@ def with_nan():
     ],
 )  # fmt: skip
 def test_what_a_folder_cannot_hold_is_refused(tmp_path, model, error, message):
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with refused(message, error):
         save_llama(model(), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
-    (tmp_path / "m").mkdir()
+    for folder in ("m", "empty"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "m" / "mine").write_text("x")
     (tmp_path / "file").write_text("y")
+    before = contents(tmp_path)
     for place, message in (("m", "empty or new"), ("file", "empty or new"), ("no/m", "there is no folder")):
         with pytest.raises(ValueError, match=message):
             save_llama(decoder(), tmp_path / place)
-    assert (tmp_path / "m" / "mine").read_text() + (tmp_path / "file").read_text() == "xy"
-    (tmp_path / "empty").mkdir()
+    assert contents(tmp_path) == before
     save_llama(decoder(), tmp_path / "empty")
-    assert len(list((tmp_path / "empty").iterdir())) == 2
+    assert len(contents(tmp_path / "empty")) == 2
 
 
 # --- what is refused in a folder ------------------------------------------------------------------
@@ -181,10 +179,17 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 WEIGHT = "model.layers.1.mlp.up_proj.weight"
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nf4") / "m"
+    save_llama(quantize(decoder()), folder)
+    return folder
+
+
 @pytest.fixture
-def model_dir(tmp_path, monkeypatch):
+def model_dir(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_llama(quantize(decoder()), "m")
+    shutil.copytree(saved, "m")
     return Path("m")
 
 
@@ -204,51 +209,40 @@ def edited(model_dir, part, change):
 
 
 STATE = f"'model.safetensors': {WEIGHT}.{NF4_STATE}: "
-DAMAGES = {
-    "another code book": (NF4_STATE, {"quant_type": "fp4"}, STATE + "Invalid enum value 'fp4' - at `$.quant_type`"),
-    "no block size": (NF4_STATE, {"blocksize": "absent"}, STATE + "Object missing required field `blocksize`"),
-    "an odd block size": (NF4_STATE, {"blocksize": 65}, STATE + "block_size must be a power of two, got 65"),
-    "a shape of three": (NF4_STATE, {"shape": [5, 5, 18]}, STATE + "Expected `array` of length 2 - at `$.shape`"),
-    "a shape of texts": (NF4_STATE, {"shape": ["25", 18]}, STATE + "Expected `int`, got `str` - at `$.shape[0]`"),
-    "a transposed shape": (NF4_STATE, {"shape": [18, 26]},
-     f"'m': '{WEIGHT}' has shape [18, 26], expected [25, 18]"),
-    "other nested blocks": (NF4_STATE, {"nested_blocksize": 128},
-     STATE + "Invalid enum value 128 - at `$.nested_blocksize`"),
-    "a nested half": (NF4_STATE, {"nested_dtype": "float16"},
-     STATE + "Invalid enum value 'float16' - at `$.nested_dtype`"),
-    "a mean of infinity": (NF4_STATE, {"nested_offset": 1e400},
-     STATE + "JSON is malformed: invalid character (byte 147)"),
-    "no mean": (NF4_STATE, {"nested_offset": "absent"},
+DAMAGES = [
+    (NF4_STATE, {"quant_type": "fp4"}, STATE + "Invalid enum value 'fp4' - at `$.quant_type`"),
+    (NF4_STATE, {"blocksize": "absent"}, STATE + "Object missing required field `blocksize`"),
+    (NF4_STATE, {"blocksize": 65}, STATE + "block_size must be a power of two, got 65"),
+    (NF4_STATE, {"shape": [5, 5, 18]}, STATE + "Expected `array` of length 2 - at `$.shape`"),
+    (NF4_STATE, {"shape": ["25", 18]}, STATE + "Expected `int`, got `str` - at `$.shape[0]`"),
+    (NF4_STATE, {"shape": [18, 26]}, f"'m': '{WEIGHT}' has shape [18, 26], expected [25, 18]"),
+    (NF4_STATE, {"nested_blocksize": 128}, STATE + "Invalid enum value 128 - at `$.nested_blocksize`"),
+    (NF4_STATE, {"nested_dtype": "float16"}, STATE + "Invalid enum value 'float16' - at `$.nested_dtype`"),
+    (NF4_STATE, {"nested_offset": 1e400}, STATE + "JSON is malformed: invalid character (byte 147)"),
+    (NF4_STATE, {"nested_offset": "absent"},
      f"'model.safetensors': {WEIGHT}: absmax has dtype uint8, expected float32"),
-    "no JSON": (NF4_STATE, lambda a: a[:-1], STATE + "Input data was truncated"),
-    "codes cut": ("", lambda a: a[:-1],
-     f"'model.safetensors': {WEIGHT}: packed has shape (224,), expected (225,)"),
-    "codes of another type": ("", lambda a: a.astype("f4"),
-     f"'model.safetensors': {WEIGHT}: packed has dtype float32, expected uint8"),
-    "no scales": ("absmax", None,
-     f"'model.safetensors': there is no '{WEIGHT}.absmax'"),
-    "scales cut": ("absmax", lambda a: a[1:],
-     f"'model.safetensors': {WEIGHT}: absmax has shape (7,), expected (8,)"),
-    "no nested scales": ("nested_absmax", None,
-     f"'model.safetensors': there is no '{WEIGHT}.nested_absmax'"),
-    "scales of scales cut": ("nested_absmax", lambda a: np.ones(2, "f4"),
+    (NF4_STATE, lambda a: a[:-1], STATE + "Input data was truncated"),
+    ("", lambda a: a[:-1], f"'model.safetensors': {WEIGHT}: packed has shape (224,), expected (225,)"),
+    ("", lambda a: a.astype("f4"), f"'model.safetensors': {WEIGHT}: packed has dtype float32, expected uint8"),
+    ("absmax", None, f"'model.safetensors': there is no '{WEIGHT}.absmax'"),
+    ("absmax", lambda a: a[1:], f"'model.safetensors': {WEIGHT}: absmax has shape (7,), expected (8,)"),
+    ("nested_absmax", None, f"'model.safetensors': there is no '{WEIGHT}.nested_absmax'"),
+    ("nested_absmax", lambda a: np.ones(2, "f4"),
      f"'model.safetensors': {WEIGHT}: nested_absmax has shape (2,), expected (1,)"),
-    "infinite scales": ("nested_absmax", lambda a: a + np.inf, f"'m': '{WEIGHT}' holds NaN or infinity"),
-    "no book": ("quant_map", None,
-     f"'model.safetensors': there is no '{WEIGHT}.quant_map'"),
-    "a book turned round": ("quant_map", lambda a: a[::-1],
+    ("nested_absmax", lambda a: a + np.inf, f"'m': '{WEIGHT}' holds NaN or infinity"),
+    ("quant_map", None, f"'model.safetensors': there is no '{WEIGHT}.quant_map'"),
+    ("quant_map", lambda a: a[::-1],
      f"'model.safetensors': '{WEIGHT}.quant_map' holds other numbers than bitsandbytes writes"),
-    "a book of NaN": ("nested_quant_map", lambda a: a + np.nan,
+    ("nested_quant_map", lambda a: a + np.nan,
      f"'model.safetensors': '{WEIGHT}.nested_quant_map' holds other numbers than bitsandbytes writes"),
-    "no state": (NF4_STATE, None,
+    (NF4_STATE, None,
      "'config.json': by its quantization_config 'model.layers.1.mlp.up_proj' is quantised, and in the file its "
      "weight is not"),
-}  # fmt: skip
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_weight_is_refused_by_name(model_dir, damage):
-    part, change, message = DAMAGES[damage]
+@pytest.mark.parametrize(("part", "change", "message"), DAMAGES)
+def test_a_damaged_weight_is_refused_by_name(model_dir, part, change, message):
     with pytest.raises(FileRefused) as error:
         Llama.load(edited(model_dir, part, change))
     assert str(error.value).replace("m/", "") == message
@@ -261,66 +255,53 @@ def said(model_dir, **changes):
     return model_dir
 
 
-SAID = {
-    "another library": ({"quant_method": "gptq"},
-     "quantization_config: quant_method is 'gptq', supported: 'bitsandbytes'"),
-    "not four bits": ({"load_in_4bit": False}, "quantization_config: load_in_4bit is False, supported: True"),
-    "eight bits": ({"load_in_8bit": True}, "quantization_config: load_in_8bit is True, supported: False"),
-    "another type": ({"bnb_4bit_quant_type": "fp4"},
-     "quantization_config: bnb_4bit_quant_type is 'fp4', supported: 'nf4'"),
-    "bytes as bfloat16": ({"bnb_4bit_quant_storage": "bfloat16"},
+SAID = [
+    ({"quant_method": "gptq"}, "quantization_config: quant_method is 'gptq', supported: 'bitsandbytes'"),
+    ({"load_in_4bit": False}, "quantization_config: load_in_4bit is False, supported: True"),
+    ({"load_in_8bit": True}, "quantization_config: load_in_8bit is True, supported: False"),
+    ({"bnb_4bit_quant_type": "fp4"}, "quantization_config: bnb_4bit_quant_type is 'fp4', supported: 'nf4'"),
+    ({"bnb_4bit_quant_storage": "bfloat16"},
      "quantization_config: bnb_4bit_quant_storage is 'bfloat16', supported: 'uint8'"),
-    "a layer is kept": ({"llm_int8_skip_modules": ["lm_head", "up_proj"]},
+    ({"llm_int8_skip_modules": ["lm_head", "up_proj"]},
      "by its quantization_config 'model.layers.0.mlp.up_proj' is not quantised, and in the file its weight is"),
-    "a block is kept": ({"llm_int8_skip_modules": ["lm_head", "model.layers.1"]},
+    ({"llm_int8_skip_modules": ["lm_head", "model.layers.1"]},
      "by its quantization_config 'model.layers.1.self_attn.q_proj' is not quantised, and in the file its weight is"),
-    "the head is not": ({"llm_int8_skip_modules": ["nothing"]},
+    ({"llm_int8_skip_modules": ["nothing"]},
      "by its quantization_config 'lm_head' is quantised, and in the file its weight is not"),
-    "a pattern": ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]},
+    ({"llm_int8_skip_modules": ["lm_head", "(a+)+$"]},
      "quantization_config: llm_int8_skip_modules is ['lm_head', '(a+)+$'], supported: a list of modules' names"),
-    "half a name": ({"llm_int8_skip_modules": ["lm_head", "up.*"]},
+    ({"llm_int8_skip_modules": ["lm_head", "up.*"]},
      "quantization_config: llm_int8_skip_modules is ['lm_head', 'up.*'], supported: a list of modules' names"),
-    "one name": ({"llm_int8_skip_modules": "lm_head"},
+    ({"llm_int8_skip_modules": "lm_head"},
      "quantization_config: llm_int8_skip_modules is 'lm_head', supported: a list of modules' names"),
-}  # fmt: skip
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("what", SAID)
-def test_settings_that_say_otherwise_are_refused(model_dir, what):
-    changes, message = SAID[what]
-    with pytest.raises(FileRefused) as error:
+@pytest.mark.parametrize(("changes", "message"), SAID)
+def test_settings_that_say_otherwise_are_refused(model_dir, changes, message):
+    with refused(f"'m/config.json': {message}"):
         Llama.load(said(model_dir, **changes))
-    assert str(error.value) == f"'m/config.json': {message}"
 
 
 def test_a_quantised_weight_of_which_nothing_is_said_is_refused(model_dir):
     change_json(model_dir / "config.json", quantization_config=None)
-    with pytest.raises(FileRefused) as error:
-        Llama.load(model_dir)
     weight = "'model.layers.0.self_attn.q_proj.weight'"
-    assert str(error.value) == f"'m/config.json': there is no quantization_config, and {weight} is quantised"
+    with refused(f"'m/config.json': there is no quantization_config, and {weight} is quantised"):
+        Llama.load(model_dir)
 
 
-def test_settings_of_other_methods_do_nothing(model_dir):
+def test_what_changes_no_number_does_nothing(model_dir):
+    """Settings of other methods; a stored type, to which transformers would round what was float32; and shards."""
     expected = Llama.load(model_dir)(IDS)
     said(model_dir, llm_int8_threshold=3.0, bnb_4bit_compute_dtype="bfloat16", _load_in_4bit=True, load_in_8bit=None)
+    edited(model_dir, NF4_STATE, {"dtype": "bfloat16"})
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), expected)
-
-
-def test_a_stored_type_does_not_round_the_weights(model_dir):
-    """transformers would round to bfloat16 what was float32 when it was quantised."""
-    expected = Llama.load(model_dir)(IDS)
-    np.testing.assert_array_equal(Llama.load(edited(model_dir, NF4_STATE, {"dtype": "bfloat16"}))(IDS), expected)
-
-
-def test_shards_may_hold_the_parts_of_a_weight(model_dir):
-    expected = Llama.load(model_dir)(IDS)
     shard(model_dir, 2)
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), expected)
 
 
-def test_the_books_in_a_file_are_those_that_decode(model_dir):
-    tensors = load_file(model_dir / "model.safetensors")
+def test_the_books_in_a_file_are_those_that_decode(saved):
+    tensors = load_file(saved / "model.safetensors")
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.quant_map"], NF4)
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.nested_quant_map"], scale_book())
 

@@ -13,38 +13,23 @@ from minilora.checks import FileRefused
 from minilora.language import load_tokenizer, save_llama
 from minilora.language.chattemplate import load_template
 
-from ..support.language import LETTERS, tiny_llama, write_folder
+from ..support.gguf_file import llama_of_kind, write
+from ..support.language import LETTERS, adapted, tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
-
-
-@pytest.fixture
-def model():
-    return tiny_llama(dtype="float32")
-
-
-@pytest.fixture
-def model_dir(tmp_path, model):
-    return write_folder(tmp_path / "model", model)
 
 
 def weights(model_dir):
     return load_file(model_dir / "model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
-def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind):
-    """With Mistral's none, and Qwen2's biases of q, k and v alone."""
-    config = dataclasses.replace(
-        tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2", max_position_embeddings=9
-    )
-    rng = np.random.default_rng(1)
-    model = Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})
+@pytest.mark.parametrize(("kind", "biases"), [("mistral", set()), ("qwen2", {"q_proj", "k_proj", "v_proj"})])
+def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind, biases):
+    model = llama_of_kind(kind)
     save_llama(model, tmp_path / "m")
     again = Llama.load(tmp_path / "m")
-    assert again.config == config
-    biases = {name.split(".")[-2] for name in weights(tmp_path / "m") if name.endswith("bias")}
-    assert biases == ({"q_proj", "k_proj", "v_proj"} if kind == "qwen2" else set())
+    assert again.config == model.config
+    assert {name.split(".")[-2] for name in weights(tmp_path / "m") if name.endswith("bias")} == biases
     np.testing.assert_array_equal(again(IDS), model(IDS))
 
 
@@ -58,12 +43,10 @@ def test_config_json_names_the_dtype_and_no_special_token(tmp_path, dtype):
     assert {str(array.dtype) for array in weights(tmp_path / "m").values()} == {dtype}
 
 
-def test_files_are_on_the_disk_before_their_names_are(tmp_path, model, monkeypatch):
-    synced = []
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}")))
-    )
-    save_llama(model, tmp_path / "m")
+def test_files_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
+    synced, folder = [], "/proc/self/fd"
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.path.basename(os.readlink(f"{folder}/{handle}"))))
+    save_llama(tiny_llama(), tmp_path / "m")
     assert {"config.json", "model.safetensors"} <= set(synced)
 
 
@@ -88,17 +71,16 @@ GGUF_TOKENIZER = {
 }  # fmt: skip
 
 
-def write_gguf(path, model, tokenizer):
-    pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    from ..support.gguf_file import write
-
-    return write(path, model, tokenizer=tokenizer)
+@pytest.fixture
+def file(tmp_path):
+    """A model with a tokenizer and templates, in one file."""
+    return write(tmp_path / "m.gguf", tiny_llama(dtype="float32"), tokenizer=GGUF_TOKENIZER)
 
 
 @pytest.mark.parametrize("begins", [False, True])
 def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
     fields = GGUF_TOKENIZER | {"ggml.add_bos_token": begins}
-    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), fields)
+    file = write(tmp_path / "m.gguf", tiny_llama(dtype="float32"), tokenizer=fields)
     save_llama(Llama.load(file), tmp_path / "m")
     theirs, ours = load_tokenizer(file), load_tokenizer(tmp_path / "m")
     text = "cab<turn>ba<end>"
@@ -110,8 +92,7 @@ def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
 
 
 def test_a_gguf_tokenizer_without_a_form_is_refused_before_writing(tmp_path):
-    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), {"ggml.model": "llama"})
-    model = Llama.load(file)
+    model = Llama.load(write(tmp_path / "m.gguf", tiny_llama(dtype="float32"), tokenizer={"ggml.model": "llama"}))
     with pytest.raises(FileRefused, match=r"its tokenizer is \('llama', None\), expected a byte-level BPE"):
         save_llama(model, tmp_path / "m")
     assert not (tmp_path / "m").exists()
@@ -132,25 +113,16 @@ def test_a_folder_brings_its_further_files(tmp_path):
     assert "eos_token_id" in json.loads((tmp_path / "to" / "config.json").read_text())
 
 
-def test_a_gguf_model_is_merged_into_a_folder(tmp_path, shell):
-    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
-    base = Llama.load(file)
-    adapted = adapt(base, "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0))
-    for p in adapted.trainable().values():
-        p[...] = np.random.default_rng(1).standard_normal(p.shape)
-    save_adapter(tmp_path / "a", adapters(adapted))
+def test_a_gguf_model_is_merged_into_a_folder(tmp_path, file, shell, monkeypatch):
+    model = adapted(model=Llama.load(file))
+    save_adapter(tmp_path / "a", adapters(model))
     command = f"merge {file} {tmp_path}/a -o {tmp_path}/merged"
     assert "--layout and --dry-run are for weights in safetensors" in shell.refused(command, "--dry-run")
     assert shell(command) == f"14 layers merged into {tmp_path}/merged, in float32 and with the tokenizer\n"
-    ids = np.arange(8).reshape(2, 4)
-    np.testing.assert_allclose(Llama.load(tmp_path / "merged")(ids), adapted(ids), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(Llama.load(tmp_path / "merged")(IDS), model(IDS), rtol=1e-4, atol=1e-5)
     assert load_tokenizer(tmp_path / "merged").encode("a") == load_tokenizer(file).encode("a")
     assert "exists, expected a folder that is empty or new" in shell.refused(command)
-
-
-def test_the_working_folder_is_refused_before_the_model_loads(tmp_path, shell, monkeypatch):
-    file = write_gguf(tmp_path / "m.gguf", tiny_llama(dtype="float32"), GGUF_TOKENIZER)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     said = "'.' is the working folder or a mount point, which nothing can replace"
-    assert said in shell.refused(f"merge {file} {tmp_path}/a -o .")
+    assert said in shell.refused(f"merge {file} {tmp_path}/no-adapter -o .")

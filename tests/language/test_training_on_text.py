@@ -24,7 +24,7 @@ from minilora.language import next_token_loss
 from minilora.language.text import windows
 from minilora.training import backpropagate
 
-from ..support.compare import assert_close
+from ..support.compare import assert_close, refused
 from ..support.language import LETTERS, TEXT, ids_of, tiny_llama
 from ..support.streams import Terminal
 
@@ -44,15 +44,15 @@ def test_gradients_in_parts_ask_for_no_dx():
     assert asked == [(3, False), (3, False), (2, False)]
 
 
-@pytest.mark.parametrize(("rows", "error"), [(0, ValueError), (1.5, TypeError)])
-def test_parts_of_no_rows_are_refused(rows, error):
-    with pytest.raises(error, match="rows must be"):
-        accumulate(rows)
+def test_parts_of_no_rows_are_refused():
+    for rows, error in ((0, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="rows must be"):
+            accumulate(rows)
 
 
-@pytest.mark.parametrize("height", [1, 13, 10**9])
+@pytest.mark.parametrize("height", [13, 10**9])
 def test_evaluation_in_blocks_is_the_loss_of_all_targets(monkeypatch, height):
-    X, Y, _, _ = windows(IDS, 11)
+    X, Y, _, _ = windows(IDS[:500], 11)
     Y = Y.copy()
     Y[:7] = Y[9, 3] = -100  # blocks without a target, and with fewer
     monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", height)
@@ -86,8 +86,10 @@ def test_training_by_steps_is_the_loop_written_out():
             losses.append(cross_entropy(plain(held_out[0]), held_out[1])[0])
     assert history.epochs == [3, 6, 7]
     assert_close(np.array(history.losses), np.array(losses), 1e-13)
-    for name, p in model.trainable().items():
-        np.testing.assert_array_equal(p, plain.trainable()[name])
+    one, other = fit(6)[0], fit(2, steps=3, log_every=1)[0]
+    for found, expected in ((model, plain), (one, other)):  # an epoch of more steps draws the same batches
+        for name, p in found.trainable().items():
+            np.testing.assert_array_equal(p, expected.trainable()[name])
 
 
 @pytest.mark.parametrize(
@@ -112,12 +114,6 @@ def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
         np.testing.assert_array_equal(p, before[name])
 
 
-def test_an_epoch_of_more_steps_draws_the_same_batches():
-    one, other = fit(6)[0], fit(2, steps=3, log_every=1)[0]
-    for name, p in one.trainable().items():
-        np.testing.assert_array_equal(p, other.trainable()[name])
-
-
 def test_a_bigram_model_learns_the_pairs_of_a_text():
     """One matrix from id to id can do no better than the entropy of a letter after the one before it."""
     X, Y, _, _ = windows(IDS, 8)
@@ -132,21 +128,16 @@ def test_a_bigram_model_learns_the_pairs_of_a_text():
     assert entropy < history.losses[-1] < entropy + 0.03
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
+def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path):
+    fit(1, checkpoint=tmp_path / "c")
+    before, (X, Y) = (tmp_path / "c").read_bytes(), start()[3]
+    for change, named in (
         ({"steps": 2}, "steps is 1 there and 2 here"),
         ({"held_out": None}, "held_out is .* there and None here"),
-        ({"held_out": tuple(a[:1] for a in start()[3])}, "held_out"),
-        ({"held_out": (start()[3][0], start()[3][0])}, "held_out"),
-        ({"held_out": (start()[3][1], start()[3][1])}, "held_out"),
-    ],
-)
-def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path, change, named):
-    fit(2, checkpoint=tmp_path / "c")
-    before = (tmp_path / "c").read_bytes()
-    with pytest.raises(CheckpointError, match=named):
-        fit(2, checkpoint=tmp_path / "c", **change)
+        *(({"held_out": other}, "held_out") for other in ((X[:1], Y[:1]), (X, X), (Y, Y))),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            fit(1, checkpoint=tmp_path / "c", **change)
     assert (tmp_path / "c").read_bytes() == before
 
 
@@ -171,7 +162,7 @@ X_HELD, Y_HELD = start()[3]
 def test_bad_steps_and_held_out_data_are_refused_first(change, error, message):
     model, X, Y, _ = start()
     rng, before = np.random.default_rng(0), {name: p.copy() for name, p in model.trainable().items()}
-    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+    with refused(message, error):
         train(model, X, Y, epochs=1, batch_size=4, rng=rng, **{"loss": cross_entropy, **change})
     assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
     for name, p in model.trainable().items():

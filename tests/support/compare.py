@@ -1,8 +1,12 @@
 """Comparisons that several test files make."""
 
+from contextlib import contextmanager
+
 import numpy as np
+import pytest
 
 from minilora import LoRA, LoRALinear, gradcheck, mse
+from minilora.checks import FileRefused
 from minilora.conformance.problems import Problem
 from minilora.linear import Linear
 
@@ -12,6 +16,14 @@ from .claims import require_close
 def assert_close(found, expected, tolerance: float) -> None:
     """Compare as gradcheck does: absolutely below 1, relative to the largest entry above."""
     require_close("what was found", found, expected, tolerance)
+
+
+@contextmanager
+def refused(message, error=FileRefused):
+    """Require an error, by its message in full."""
+    with pytest.raises(error) as found:
+        yield
+    assert str(found.value) == message
 
 
 def gradients_are_the_slope_of_mse(gradients, problem: Problem) -> None:

@@ -30,30 +30,23 @@ def theirs(name, array, kind="llama", pairs=2):
     return f"{THEIRS[stem]}.{last}", np.ascontiguousarray(array)
 
 
-def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None, coded=None):
-    """Write a model; of `changes`, a field instead of its own or beside them, None for none.
+def write(path, model=None, *, tied=False, changes=None, arrays=None, tokenizer=None, coded=None):
+    """Write a model; of `changes`, a field instead of its own or beside them, None for none. Without one, a tokenizer.
 
     `coded` is a function of an array and its name that gives what the file has of it, and llama.cpp's type of that.
     """
-    c, kind = model.config, {"qwen2": "qwen2"}.get(model.config.model_type, "llama")
-    fields = {
-        "llama.embedding_length": c.hidden_size, "llama.feed_forward_length": c.intermediate_size,
-        "llama.block_count": c.num_hidden_layers, "llama.attention.head_count": c.num_attention_heads,
-        "llama.attention.head_count_kv": c.num_key_value_heads, "llama.attention.key_length": c.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": c.rms_norm_eps, "llama.rope.freq_base": (1 / 0.3) ** 2,
-        "llama.vocab_size": c.vocab_size, **(changes or {}),
-    }  # fmt: skip
+    kind = "qwen2" if model and model.config.model_type == "qwen2" else "llama"
+    fields = {**(fields_of(model.config) if model else {}), **(changes or {})}
+    fields |= {f"tokenizer.{name}": value for name, value in (tokenizer or {}).items()}
     writer = gguf.GGUFWriter(path, kind)
     kinds = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float64, bool: writer.add_bool}
+    kinds[list] = writer.add_array
     for name, value in fields.items():
         if value is not None:
             kinds[type(value)](name.replace("llama.", f"{kind}."), value)
-    for name, value in (tokenizer or {}).items():
-        own_kinds = {**kinds, list: writer.add_array}
-        own_kinds[type(value)](f"tokenizer.{name}", value)
     own = dict(
-        theirs(name, a, kind, c.head_dim // 2)
-        for name, a in model.trainable().items()
+        theirs(name, a, kind, model.config.head_dim // 2)
+        for name, a in (model.trainable().items() if model else ())
         if not (tied and name == "lm_head.weight")
     )
     for name, array in {**own, **(arrays or {})}.items():
@@ -62,9 +55,21 @@ def write(path, model, *, tied=False, changes=None, arrays=None, tokenizer=None,
             writer.add_tensor(name, data, raw_dtype=of_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    if model:
+        writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def fields_of(c):
+    """Return what a file says of a decoder."""
+    return {
+        "llama.embedding_length": c.hidden_size, "llama.feed_forward_length": c.intermediate_size,
+        "llama.block_count": c.num_hidden_layers, "llama.attention.head_count": c.num_attention_heads,
+        "llama.attention.head_count_kv": c.num_key_value_heads, "llama.attention.key_length": c.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": c.rms_norm_eps, "llama.rope.freq_base": (1 / 0.3) ** 2,
+        "llama.vocab_size": c.vocab_size,
+    }  # fmt: skip
 
 
 def llama_of_kind(kind):
