@@ -60,7 +60,8 @@ class Sample:
         count = len(update.left)
         strongest = np.argsort(-update.lengths[0], kind="stable")[:ROWS]
         self.rows = np.unique(np.concatenate([np.linspace(0, count - 1, min(ROWS, count)).astype(int), strongest]))
-        self.W, self.m = (np.concatenate([of.read(i, i + 1) for i in self.rows]) for of in (base, found))
+        runs = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)  # each is read at once
+        self.W, self.m = (np.concatenate([of.read(run[0], run[-1] + 1) for run in runs]) for of in (base, found))
         self.is_base = bits(self.m) == bits(self.W.astype(self.out))
         self.moved = self.m.astype(np.float64) - self.W.astype(np.float64)
         self.change = update.scaling * (update.left[self.rows].astype(np.float64) @ update.right.astype(np.float64))

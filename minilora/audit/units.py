@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,11 +89,10 @@ class Matrix:
         ((name, first),) = self.parts
         return replace(self, parts=((name, first + top * self.columns),), rows=bottom - top)
 
-    def blocks(self, step: int = 1) -> Iterator[tuple[int, int]]:
-        """Yield the ends of blocks of rows, each but the last a multiple of `step`."""
+    def blocks(self, step: int = 1, first: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield the ends of blocks of rows, each but the last a multiple of `step`; the first may have fewer rows."""
         count, height = self.shape[0], max(1, BLOCK // max(1, self.columns) // step) * step
-        for start in range(0, count, height):
-            yield start, min(start + height, count)
+        return pairwise(dict.fromkeys([0, *range(min(first or height, height), count, height), count]))
 
 
 class Source:

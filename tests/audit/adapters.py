@@ -1,6 +1,7 @@
 """Tiny models and adapters of every format, right ones and broken ones: a broken one is a right one with one change."""
 
 import json
+import math
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -55,6 +56,25 @@ def written(folder, arrays, settings=None):
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(settings or {}))
     return folder
+
+
+def sparse(folder, shapes, shards=1):
+    """Write a model of zeros in bfloat16 without filling the disk; return where in its file each tensor begins."""
+    folder.mkdir()
+    weight_map, starts = {}, {}
+    for k in range(shards):
+        file, header, end = f"model-{k + 1:05}-of-{shards:05}.safetensors", {}, 0
+        for name in [*shapes][k::shards]:
+            begin, end = end, end + 2 * math.prod(shapes[name])
+            header[name] = {"dtype": "BF16", "shape": shapes[name], "data_offsets": [begin, end]}
+            weight_map[name] = file
+        text = json.dumps(header).encode()
+        starts |= {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
+        with (folder / file).open("wb") as target:
+            target.write(len(text).to_bytes(8, "little") + text)
+            target.truncate(8 + len(text) + end)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return starts
 
 
 def _write_weights(folder, arrays, shards):

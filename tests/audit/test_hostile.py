@@ -13,7 +13,20 @@ from minilora.audit.headers import open_model
 from minilora.checks import FileRefused
 from minilora.files.peft import KEYS
 
-from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, gguf_model, mlx, model, paths, peft, written
+from .adapters import (
+    EXPERTS,
+    PREFIX,
+    config,
+    expert_factors,
+    factors,
+    gguf_model,
+    mlx,
+    model,
+    paths,
+    peft,
+    sparse,
+    written,
+)
 
 JUNK = [
     None, True, 0, -1, 3.5, 1e300, 10**30, "", "q_proj", "(", "*", [], [1], ["q_proj", 1], [None], {}, {"a": 1},
@@ -115,25 +128,13 @@ def test_very_many_tensors_are_no_trouble(tmp_path):
 
 @pytest.mark.long
 def test_the_headers_of_a_model_of_70b_are_enough(tmp_path):
-    d, kv, m, depth, shards = 8192, 1024, 28672, 80, 30
+    d, kv, m, depth = 8192, 1024, 28672, 80
     sizes = {
         "self_attn.q_proj": (d, d), "self_attn.k_proj": (kv, d), "self_attn.v_proj": (kv, d),
         "self_attn.o_proj": (d, d), "mlp.gate_proj": (m, d), "mlp.up_proj": (m, d), "mlp.down_proj": (d, m),
     }  # fmt: skip
     shapes = {f"model.layers.{i}.{name}.weight": shape for i in range(depth) for name, shape in sizes.items()}
-    weight_map = {}
-    (tmp_path / "m").mkdir()
-    for k in range(shards):
-        file, header, end = f"model-{k + 1:05}-of-{shards:05}.safetensors", {}, 0
-        for name in list(shapes)[k::shards]:
-            size = 2 * shapes[name][0] * shapes[name][1]
-            header[name] = {"dtype": "BF16", "shape": list(shapes[name]), "data_offsets": [end, end + size]}
-            weight_map[name], end = file, end + size
-        text = json.dumps(header).encode()
-        with open(tmp_path / "m" / file, "wb") as sparse:
-            sparse.write(len(text).to_bytes(8, "little") + text)
-            sparse.truncate(8 + len(text) + end)
-    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    sparse(tmp_path / "m", shapes, shards=30)
     rng, tensors = np.random.default_rng(0), {}
     for i in range(depth):
         name, (out, width) = f"{PREFIX}model.layers.{i}.self_attn.k_proj", (kv, d)

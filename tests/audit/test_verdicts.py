@@ -52,7 +52,7 @@ STRENGTHS = [
     ({"use_rslora": True}, ROOT * SCALING, ROOT, "0.333 (with alpha 8, which is PEFT's own default)"),
     (PATTERNS, SCALING, 4 * SCALING, "4 (with r and lora_alpha, without rank_pattern and alpha_pattern)"),
     (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pat"),
-    ({}, SCALING, 5.1, "1.7: all 16 modules"),
+    ({}, SCALING, 5.1, "1.7: all 8 modules"),
 ]
 
 
