@@ -4,6 +4,7 @@ import json
 import random
 import time
 import tracemalloc
+from itertools import product
 
 import numpy as np
 import pytest
@@ -101,11 +102,12 @@ def test_a_folder_of_another_number_of_models_is_refused(tmp_path, names):
         open_model(tmp_path)
 
 
-@pytest.mark.parametrize("value", JUNK)
-def test_junk_in_mlx_settings_is_reported(tmp_path, value):
-    base = model(tmp_path / "m")
-    for i, more in enumerate(({"lora_parameters": value}, {"num_layers": value}, {"fine_tune_type": value})):
-        looked_at(mlx(tmp_path / f"a{i}", paths("q_proj"), **more), base)
+def test_junk_in_mlx_settings_is_reported(tmp_path):
+    base, adapter = model(tmp_path / "m"), mlx(tmp_path / "a", paths("q_proj"))
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    for key, value in product(("lora_parameters", "num_layers", "fine_tune_type"), JUNK):
+        (adapter / "adapter_config.json").write_text(json.dumps(settings | {key: value}))
+        looked_at(adapter, base)
 
 
 @pytest.mark.long

@@ -33,7 +33,7 @@ NAMES += [".".join(["a"] * 3000), "a" * 1200 + ".fc", "[" + "," * 900 + '"' * 90
 
 
 @given(seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from(["float16", "float32", "float64"]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_an_adapter_comes_back_as_it_was_saved(tmp_path_factory, seed, dtype):
     """Names are chosen so that each is the end of another: their patterns must not catch one another. Some are long."""
     rng = np.random.default_rng(seed)
@@ -45,8 +45,8 @@ def test_an_adapter_comes_back_as_it_was_saved(tmp_path_factory, seed, dtype):
     assert contents(folder / "new/folder") == contents(folder / "again")
 
 
-@given(system=st.text(st.characters(codec="utf-8"), min_size=1))
-@settings(max_examples=20, deadline=None)
+@given(system=st.text("a{}\"\\ \n\r\0\u2028é\U0001f600", min_size=1))
+@settings(deadline=None)
 def test_a_system_message_comes_back_with_the_adapter(tmp_path_factory, system):
     folder, layers = tmp_path_factory.mktemp("a"), {"fc": draw_lora(np.random.default_rng(0))}
     save_adapter(folder, layers, system=system)

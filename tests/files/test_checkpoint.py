@@ -98,7 +98,7 @@ def kept(sound, tmp_path):
     epochs=st.integers(1, 9), done=st.integers(0, 9), log_every=st.integers(1, 4),
     kind=st.sampled_from(["adapter", "linear", "layers"]), generator=st.sampled_from(GENERATORS),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_training_in_two_parts_equals_one(tmp_path_factory, epochs, done, log_every, kind, generator):
     """The first of no epoch, where it is stopped before the end of the first; in a folder that is new."""
     file, given = tmp_path_factory.mktemp("c") / "new" / "c", {"log_every": log_every, "kind": kind}

@@ -23,7 +23,7 @@ from ..support.memory import traced
     dtypes=st.lists(st.sampled_from(["float16", "float32", "float64"]), min_size=1, max_size=3),
     use_rslora=st.booleans(),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtypes, use_rslora):
     """Of layers that differ in shape, rank, alpha and type."""
     rng, folder, layers = np.random.default_rng(seed), tmp_path_factory.mktemp("a"), {}
@@ -70,13 +70,13 @@ def test_a_rank_above_the_widths_gives_the_widths_values(r):
     np.testing.assert_allclose(singular_values(A, B), values, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(4, 500_000), (2_000_000, 1)])
+@pytest.mark.parametrize("shape", [(4, 100_000), (400_000, 1)])
 def test_memory_is_linear_in_the_factors(shape):
-    """A factor has 16 MB in float64; its decomposition needs some copies, and the product would have 2 GB."""
+    """A factor has 3 MB in float64; its decomposition needs some copies, and the product would have 400 MB."""
     A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
     with traced() as memory:
         values = singular_values(A, B)
-    assert memory.peak < 90e6
+    assert memory.peak < 18e6
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
 

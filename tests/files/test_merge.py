@@ -138,7 +138,7 @@ def either(tmp_path, request):
     seed=st.integers(0, 2**32 - 1), q=st.sampled_from([*BITS]), head=st.sampled_from([*BITS]), sharded=st.booleans(),
     use_rslora=st.booleans(), block=st.sampled_from([1, 8, 12, 24, 30, 40, 41, 80, 1 << 24]),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_merged_weight_is_rounded_once_and_all_else_copied(
     tmp_path_factory, seed, q, head, sharded, use_rslora, block
 ):

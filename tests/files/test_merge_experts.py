@@ -51,11 +51,8 @@ def written(tmp_path, kind, layout, names=(GATE_UP, DOWN, ROUTER), modules=("q_p
 
 
 MERGED = [  # the kind, the arrays and modules adapted, how, and what another program writes into the configuration
-    *(
-        (kind, names, ("q_proj",), {}, {})
-        for kind in ("mixtral", "qwen2_moe", "qwen3_moe")
-        for names in ((GATE_UP, DOWN, ROUTER), (GATE_UP,), (DOWN,), (ROUTER,))
-    ),
+    *((kind, (GATE_UP, DOWN, ROUTER), ("q_proj",), {}, {}) for kind in ("mixtral", "qwen2_moe")),
+    *(("qwen3_moe", names, ("q_proj",), {}, {}) for names in ((GATE_UP, DOWN, ROUTER), (GATE_UP,), (DOWN,), (ROUTER,))),
     *(("mixtral", (GATE_UP, DOWN), modules, {"use_rslora": True}, {}) for modules in ((), ("q_proj", "k_proj"))),
     *(
         ("qwen3_moe", (GATE_UP, DOWN), (), {}, said)

@@ -58,7 +58,7 @@ def base_file(model, path, **more):
     block=st.sampled_from([1, 50, 4 << 20]),
 )
 @example(0, "float64", True, False, 1)
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_merging_on_disk_and_in_memory_agree(tmp_path_factory, seed, dtype, dora, rslora, block):
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("m")
     model = model_of(rng, dtype)
@@ -181,15 +181,15 @@ def test_rows_of_zeros_are_merged_by_dora_as_they_compute(tmp_path):
 
 
 def test_a_large_embedding_with_dora_is_merged_in_little_memory(tmp_path, monkeypatch):
-    """A base of 12 MB, in blocks of 0.5; the factors and their widened copies take 1 MB."""
-    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 19)
+    """A base of 4 MB, in blocks of 0.2; the factors and their widened copies take 0.3 MB."""
+    monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 17)
     rng = np.random.default_rng(7)
-    save_file({"emb.weight": rng.standard_normal((30_000, 100)).astype("f4")}, tmp_path / "base.safetensors")
-    A, B = rng.standard_normal((1, 30_000)).astype("f4"), rng.standard_normal((100, 1)).astype("f4")
+    save_file({"emb.weight": rng.standard_normal((10_000, 100)).astype("f4")}, tmp_path / "base.safetensors")
+    A, B = rng.standard_normal((1, 10_000)).astype("f4"), rng.standard_normal((100, 1)).astype("f4")
     adapter = DoRAAdapter(A, B, 1, kind="embedding", magnitude=np.ones(100, "f4"))
     save_adapter(tmp_path / "a", {"emb": adapter})
     with traced() as memory:
         merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    assert memory.peak < 8e6
+    assert memory.peak < 2.6e6
     lengths = np.linalg.norm(load_file(tmp_path / "out.safetensors")["emb.weight"].astype(float), axis=0)
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)

@@ -190,15 +190,15 @@ HOSTILE = [r"(\w+\s?)+X", r"((a|a)*)*[bc]", r"(?:a|(?:aa)+)+[bc]", r"([a-z]+)*\1
 
 @pytest.mark.parametrize("key", ["alpha_pattern", "rank_pattern", "target_modules", "exclude_modules"])
 def test_an_endless_regular_expression_is_stopped(tmp_path, monkeypatch, key):
-    monkeypatch.setattr(patterns, "SECONDS", 0.05)
+    monkeypatch.setattr(patterns, "SECONDS", 0.01)
     folder = write(tmp_path, ["a" * 64 + "!"], **{key: HOSTILE[0] if "modules" in key else {HOSTILE[0]: 2}})
-    with refused(folder, r"matching takes more than 0\.05 s\. Name the modules by their whole paths", f"{key}: "):
+    with refused(folder, r"matching takes more than 0\.01 s\. Name the modules by their whole paths", f"{key}: "):
         load_adapter(folder)
 
 
 @pytest.mark.parametrize("pattern", HOSTILE)
 def test_every_kind_of_endless_expression_is_stopped(monkeypatch, pattern):
-    monkeypatch.setattr(patterns, "SECONDS", 0.05)
+    monkeypatch.setattr(patterns, "SECONDS", 0.01)
     with pytest.raises(ValueError, match="matching takes more than"), within_time():
         are_named(pattern, ["a" * 64 + "!"])
 
@@ -257,10 +257,10 @@ def test_short_names_and_dots_at_odd_places_are_found():
 
 
 def test_patterns_as_they_are_saved_are_looked_up(tmp_path, monkeypatch):
-    """Each of 3,000 expressions on each of 3,000 paths would take seconds."""
-    layers = {f"model.layers.{i}.q_proj": LoRA(np.ones((1, 2)), np.ones((2, 1)), float(i + 1)) for i in range(3000)}
+    """Each of thousands of expressions on each of thousands of paths would take seconds."""
+    layers = {f"model.layers.{i}.q_proj": LoRA(np.ones((1, 2)), np.ones((2, 1)), float(i + 1)) for i in range(600)}
     save_adapter(tmp_path, layers)
     monkeypatch.setattr(patterns, "compiled", None)
     assert first_matches(json.loads((tmp_path / "adapter_config.json").read_text())["alpha_pattern"], [*layers]) == [
-        *(None, *range(2999))
+        *(None, *range(599))
     ]

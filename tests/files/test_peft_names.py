@@ -82,7 +82,7 @@ def assert_same_outputs(one, other, rng):
     norm=st.sampled_from(["constant", "full"]),
 )
 @example(0, "float32", True, True, "full")
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_every_kind_comes_back_bit_for_bit(tmp_path_factory, seed, dtype, dora, rslora, norm):
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("a")
     model = model_of(rng, dtype)
@@ -208,13 +208,13 @@ def test_rslora_is_written_as_the_user_said_it(tmp_path):
 
 
 @pytest.mark.parametrize("use_rslora", [False, True])
-@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.long), 8])
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.long), 32])
 def test_every_alpha_and_rank_come_back_from_a_file(tmp_path, use_rslora, stride):
     pairs = [(alpha, rank) for rank in range(1, 65) for alpha in range(1 + rank % stride, 200, stride)]
     ones = {rank: (np.ones((rank, 1), "float16"), np.ones((1, rank), "float16")) for _, rank in pairs}
     save_adapter(tmp_path, {f"m{a}.r{r}": Adapter(*ones[r], a, use_rslora=use_rslora) for a, r in pairs})
     found = load_adapter(tmp_path)
-    assert len(pairs) == len(found) == (12_736 if stride == 1 else 1_592)
+    assert len(pairs) == len(found) == (12_736 if stride == 1 else 398)
     for alpha, rank in pairs:
         one = found[f"m{alpha}.r{rank}"]
         assert (one.alpha, one.rank, one.use_rslora) == (alpha, rank, use_rslora)

@@ -66,7 +66,7 @@ def is_found(rows):
 
 @pytest.mark.parametrize("sizes", [1, pytest.param(len(instances.SIZES), marks=pytest.mark.long)])
 def test_every_layer_passes_at_every_size(monkeypatch, sizes):
-    monkeypatch.setattr(instances, "SIZES", instances.SIZES[-sizes:])
+    monkeypatch.setattr(instances, "SIZES", instances.SIZES[:sizes])
     verdicts = {title: report.passed for title, report in instances.prove(instances=all_instances())}
     assert all(verdicts.values())
     names = {title.partition("  ")[0] for title in verdicts}
