@@ -1,6 +1,8 @@
 """Right adapters, none of which may be called wrong, and broken ones, each of which gets its name, and no other."""
 
+import json
 import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
+from minilora.audit.contents import are_targets
+from minilora.files.patterns import within_time
 
 from .adapters import (
     EXPERTS,
@@ -479,11 +483,21 @@ RIGHT = {
 }  # fmt: skip
 
 
-def looked_at(make, t):
-    """The report of an adapter beside its base."""
-    made = make(t)
-    adapter, base = made if isinstance(made, tuple) else (made, model(t / "m"))
-    return audit(adapter, base), adapter
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The model of all adapters that have none of their own."""
+    return model(tmp_path_factory.mktemp("base") / "m")
+
+
+@pytest.fixture
+def look(tmp_path, base):
+    """Return the report of an adapter beside its base."""
+
+    def look(make):
+        made = make(tmp_path)
+        return audit(*made) if isinstance(made, tuple) else audit(made, base)
+
+    return look
 
 
 def codes(report, *levels):
@@ -491,21 +505,20 @@ def codes(report, *levels):
 
 
 @pytest.mark.parametrize("what", RIGHT)
-def test_a_right_adapter_is_sound(what, tmp_path):
+def test_a_right_adapter_is_sound(what, look):
     make, notes, *text = RIGHT[what]
-    report, adapter = looked_at(make, tmp_path)
+    report = look(make)
     assert {*text} <= {finding.text for finding in report.findings}
     assert (report.word, report.status, codes(report, "note")) == ("SOUND", 0, notes), str(report)
-    assert report.first_line.startswith(f"{adapter.name}: SOUND: ")
+    assert report.first_line.startswith(f"{report.adapter.path.name}: SOUND: ")
     assert set(report.landing.places) | set(report.landing.elsewhere) | set(report.landing.lost) == set(report.numbers)
-    alone = audit(adapter)
+    alone = audit(report.adapter.path)
     assert alone.status == 0, str(alone)
     assert {kind["total"] for kind in alone.details["kinds"]} <= {None}
 
 
-def test_the_shapes_of_weights_in_8_bit_floats_are_compared(tmp_path):
-    report, _ = looked_at(RIGHT["weights in 8-bit floats"][0], tmp_path)
-    assert report.landing.fitting == {*paths(*QV)}
+def test_the_shapes_of_weights_in_8_bit_floats_are_compared(look):
+    assert look(RIGHT["weights in 8-bit floats"][0]).landing.fitting == {*paths(*QV)}
 
 
 def of_gguf(change=lambda x: x, **options):
@@ -782,9 +795,9 @@ BROKEN = {
 
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value", "ignore:overflow")
 @pytest.mark.parametrize("what", BROKEN)
-def test_a_broken_adapter_is_named(what, tmp_path):
+def test_a_broken_adapter_is_named(what, look):
     make, serious, *text = BROKEN[what]
-    report, _ = looked_at(make, tmp_path)
+    report = look(make)
     assert {*text} <= {finding.text for finding in report.findings}, str(report)
     assert codes(report, "wrong", "suspicious") == serious, str(report)
     assert "mixed-types" not in codes(report, "note")  # of a type that is none nothing more is said
@@ -821,10 +834,6 @@ def test_what_merging_loses_of_an_arrays_part_is_measured(tmp_path):
         assert loss.relative == pytest.approx(share, rel=1e-5)
 
 
-def report_of(make, t):
-    return looked_at(make, t)[0]
-
-
 COUNTED = {
     "a mixture": (
         experts({"target_modules": ["q_proj"]}, {"shared": True}, lambda x: x | factors(paths("q_proj", layers=[0]))),
@@ -841,21 +850,21 @@ COUNTED = {
 
 
 @pytest.mark.parametrize("what", COUNTED)
-def test_modules_are_counted_by_kind(what, tmp_path):
+def test_modules_are_counted_by_kind(what, look):
     make, counts = COUNTED[what]
-    found = {kind.name: (kind.adapted, kind.total) for kind in report_of(make, tmp_path).kinds}
+    found = {kind.name: (kind.adapted, kind.total) for kind in look(make).kinds}
     assert {kind: count for kind, count in found.items() if count[0] or kind in counts} == counts
 
 
-def test_layers_that_stand_several_times_are_those_of_their_ranges(tmp_path):
+def test_layers_that_stand_several_times_are_those_of_their_ranges(look):
     make = plain({"layer_replication": [[1, 3], [0, 3]]}, kinds=("q_proj",), modules=paths("q_proj", layers=range(5)))
-    places = report_of(make, tmp_path).landing.places
+    places = look(make).landing.places
     assert [place.split(".")[2] for place in places.values()] == ["1", "2", "0", "1", "2"]
 
 
 @pytest.mark.parametrize("ranges", [[[-1, 3]], [[0, -1]], [[1, 3.0]], [[1, True]], [[1, 2, 3]], [3], 3])
-def test_a_replication_without_ranges_moves_no_layer(tmp_path, ranges):
-    landing = report_of(plain({"layer_replication": ranges}), tmp_path).landing
+def test_a_replication_without_ranges_moves_no_layer(look, ranges):
+    landing = look(plain({"layer_replication": ranges})).landing
     assert [*landing.places] == [*landing.places.values()] == paths(*QV)
 
 
@@ -892,8 +901,8 @@ def test_a_change_is_the_formats_scaling_times_the_product(what, tmp_path):
         assert report.numbers[path].norm == pytest.approx(scaling * np.linalg.norm(product))
 
 
-def test_a_module_of_many_is_shown_with_all(tmp_path):
-    report = report_of(plain(kinds=ALL), tmp_path)
+def test_a_module_of_many_is_shown_with_all(look):
+    report = look(plain(kinds=ALL))
     lines = [line.split() for line in report.shown().splitlines()]
     assert ["q_proj", "in", "3", "linear", "12", "x", "8", "2", "2"] in [line[:9] for line in lines]
     assert "model.layers.0.self_attn.q_proj" not in report.shown()
@@ -907,8 +916,28 @@ def test_a_module_of_many_is_shown_with_all(tmp_path):
         (BROKEN["integers"][0], "linear 12 x 8 2 2 - - -"), (plain(kinds=ALL[:4]), "linear 12 x 8 2 2 "),
     ],
 )  # fmt: skip
-def test_a_row_has_a_dash_for_what_is_not_known(tmp_path, make, row):
+def test_a_row_has_a_dash_for_what_is_not_known(look, make, row):
     path = paths("q_proj")[1]
-    (line,) = (line for line in report_of(make, tmp_path).shown().splitlines() if line.startswith(path))
+    (line,) = (line for line in look(make).shown().splitlines() if line.startswith(path))
     found = " ".join(line.split())
     assert found == f"{path} {row}" or (row.endswith(" ") and found.startswith(f"{path} {row}"))
+
+
+# --- targets, as PEFT 0.21.2 answered: `tests/peers/test_audit_peers.py` asks the PEFT that is there ---
+
+ASKED = json.loads((Path(__file__).parent / "peft_targets.json").read_text())
+
+
+@pytest.mark.parametrize("row", ASKED["answers"], ids=lambda row: json.dumps(row["config"])[:80])
+def test_the_targets_are_those_of_peft(row):
+    with within_time():
+        found = are_targets(row["config"], ASKED["paths"])
+    assert [path for path, is_target in zip(ASKED["paths"], found, strict=True) if is_target] == row["targets"]
+
+
+@pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern", "modules_to_save"])
+def test_an_expression_that_is_none_is_refused_by_its_key(key):
+    config = {"target_modules": ["q_proj"], "layers_to_transform": [0]}
+    config |= {key: "(" if key in ("target_modules", "exclude_modules") else ["("]}
+    with pytest.raises(ValueError, match=rf"{key}: .*is not a regular expression"):
+        are_targets(config, ASKED["paths"])

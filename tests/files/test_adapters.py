@@ -45,7 +45,7 @@ def test_an_adapter_comes_back_as_it_was_saved(tmp_path_factory, seed, dtype):
     assert contents(folder / "new/folder") == contents(folder / "again")
 
 
-@given(system=st.text("a{}\"\\ \n\r\0\u2028é\U0001f600", min_size=1))
+@given(system=st.text('a{}"\\ \n\r\0\u2028é\U0001f600', min_size=1))
 @settings(deadline=None)
 def test_a_system_message_comes_back_with_the_adapter(tmp_path_factory, system):
     folder, layers = tmp_path_factory.mktemp("a"), {"fc": draw_lora(np.random.default_rng(0))}

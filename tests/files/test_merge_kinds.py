@@ -9,32 +9,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import (
-    Adapter,
-    DoRA,
-    FileRefused,
-    Linear,
-    adapt,
-    attach,
-    load_adapter,
-    merge,
-    merge_adapter,
-    save_adapter,
-)
+from minilora import Adapter, DoRA, FileRefused, Linear, adapt, attach, load_adapter, merge, merge_adapter, save_adapter
 from minilora.files.inspection import inspect_adapter
 from minilora.variants.dora import DoRAAdapter
 
 from ..support.adapter_folder import merged
-from ..support.kinds_of_layers import (
-    EMB,
-    PATHS,
-    WEIGHTS,
-    adapted_by_module,
-    layer_of,
-    model_of,
-    tensors_of,
-    trained,
-)
+from ..support.kinds_of_layers import EMB, PATHS, WEIGHTS, adapted_by_module, layer_of, model_of, tensors_of, trained
 from ..support.memory import traced
 
 

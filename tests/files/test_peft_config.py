@@ -1,7 +1,6 @@
 """adapter_config.json is understood whole or refused by its key."""
 
 import json
-import math
 import re
 from itertools import product
 from pathlib import Path
@@ -15,12 +14,6 @@ from minilora.audit.keys import READERS
 from minilora.files.peft import CHANGES_NUMBERS, KEYS, SCHEMA, read_config, refusals
 
 from ..support.adapter_folder import CONFIG, assert_same_adapters, change_json, variant
-
-
-def test_rank_stabilised_scaling_is_alpha_over_the_root_of_r(saved, tmp_path):
-    loaded = load_adapter(variant(saved, tmp_path, {"use_rslora": True}))
-    assert math.isclose(loaded["head"].scaling, 1.5 / math.sqrt(3), rel_tol=1e-15)
-    assert math.isclose(loaded["enc.q_proj"].scaling, 4 / math.sqrt(2), rel_tol=1e-15)
 
 
 @pytest.mark.parametrize("start", [True, False, None, "gaussian", "orthogonal", "eva"])
@@ -153,35 +146,16 @@ def test_the_least_configuration_implies_rank_and_alpha_8(saved, tmp_path):
     assert load_adapter(folder)["enc.q_proj"].scaling == 1
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "head"], "all-linear", r".*(q_proj|head)", r"enc\.[a-z_]+|head"])
-def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, targets):
-    assert load_adapter(variant(saved, tmp_path, {"target_modules": targets})).keys() == {"enc.q_proj", "head"}
-
-
 @pytest.mark.parametrize(
     ("config", "named"),
     [
         ({"use_dora": True}, "use_dora"),
-        ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "bias is 'all': trained biases are not supported"),
-        ({"bias": "lora_only"}, "bias"),
-        ({"modules_to_save": ["head"]}, "modules_to_save"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices"),
-        ({"use_qalora": True}, "use_qalora"),
-        ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA', expected 'LORA', the only kind supported"),
         ({"peft_type": None}, "peft_type is None, expected 'LORA', the only kind supported"),
-        (
-            {"lora_B_layout": "grouped_by_expert"},
-            "lora_B_layout is 'grouped_by_expert': experts' factors are supported",
-        ),
         ({"peft_version": 3}, "Expected `str | null`, got `int` - at `$.peft_version`"),
+        ({"bias": "all"}, "bias is 'all': trained biases are not supported"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights"),
         ({"init_lora_weights": 1}, "init_lora_weights"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights"),
-        ({"init_lora_weights": "loftq"}, "init_lora_weights"),
-        ({"init_lora_weights": "corda"}, "init_lora_weights"),
         ({"a_key_of_next_year": True}, "'a_key_of_next_year' is True: this key is not known"),
         ({"a_key_of_next_year": "x"}, "'a_key_of_next_year' is 'x': this key is not known"),
         ({"a_key_of_next_year": 0.5}, "a_key_of_next_year"),
@@ -203,12 +177,9 @@ def test_target_modules_may_be_ends_of_paths_or_one_expression(saved, tmp_path, 
         ({"rank_pattern": {}}, "shape"),
         ({"rank_pattern": [1]}, "rank_pattern"),
         ({"rank_pattern": {"head": "3"}}, "Expected `int`, got `str` - at `$.rank_pattern[...]`"),
-        ({"alpha_pattern": {"(": 3}}, "alpha_pattern"),
-        ({"target_modules": ["head"]}, "'enc.q_proj'"),
         ({"exclude_modules": ["head"]}, "exclude_modules names 'head'"),
         ({"exclude_modules": ".*q_proj"}, "exclude_modules names 'enc.q_proj'"),
         ({"exclude_modules": 1}, "exclude_modules"),
-        ({"target_modules": "head"}, "'enc.q_proj'"),
         ({"target_modules": None}, "target_modules is '', expected names or a regular expression"),
         ({"target_modules": [1]}, "target_modules"),
     ],
