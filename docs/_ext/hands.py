@@ -1,7 +1,7 @@
 """Pictures in the reader's hands: native sliders, a drawing, and a sentence that says its numbers.
 
 Everything is computed by minilora when the site is built, on a grid. `_static/hands.js` looks the numbers up and draws
-them. Without JavaScript a reader has the drawing of the first position, and the table of all of them.
+them. Without JavaScript a reader has the drawing of the first position, and its sentence.
 """
 
 from __future__ import annotations
@@ -45,10 +45,8 @@ class Slider:
         )
 
 
-def figure(
-    kind: str, sliders: Sequence[Slider], says: str, still: Drawn, table: Drawn, data: dict[str, Any], caption: str
-) -> Drawn:
-    """Return a picture with its sliders, its sentence, its still drawing, its table and its data."""
+def figure(kind: str, sliders: Sequence[Slider], says: str, still: Drawn, data: dict[str, Any], caption: str) -> Drawn:
+    """Return a picture with its sliders, its sentence, its still drawing and its data."""
     data = {**data, "values": {slider.name: list(slider.values) for slider in sliders}}
     return Drawn(
         f'<figure class="hands" id="{kind}" data-kind="{kind}">'
@@ -56,7 +54,6 @@ def figure(
         f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
         f'<div class="drawing">{still.data}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"
-        f"<details><summary>The numbers as a table</summary>{table.data}</details>"
         f"{pages.data(data)}</figure>"
     )
 
@@ -115,7 +112,6 @@ def circle(start: int = 1) -> Drawn:
         "ellipse": np.round([M @ x for x in around], 3).tolist(),
         "says": says,
     }
-    rows = [(f"{angle}\N{DEGREE SIGN}", f"{length:.2f}") for angle, length in zip(angles, lengths, strict=True)]
     drawn = pictures.new_figure(5.2, 2.6)
     for axes, points, title in zip(drawn.subplots(1, 2), (around, [M @ x for x in around]), ("x", "M x"), strict=True):
         axes.plot(*np.transpose(points), color=pictures.INK)
@@ -131,7 +127,6 @@ def circle(start: int = 1) -> Drawn:
         [slider],
         says[start],
         still,
-        pictures.html_table(["x points to", "length of M x"], rows),
         data,
         caption,
     )
@@ -158,7 +153,6 @@ def nearest_on_a_line(start: int = 1) -> Drawn:
         "errors": np.round(errors, 3).tolist(),
         "says": says,
     }
-    rows = [(f"{angle}\N{DEGREE SIGN}", f"{error:.2f}") for angle, error in zip(angles, errors, strict=True)]
     still = pictures.show(
         pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
         "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
@@ -168,9 +162,7 @@ def nearest_on_a_line(start: int = 1) -> Drawn:
     )
     caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
     slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
-    return figure(
-        "line", [slider], says[start], still, pictures.html_table(["line at", "squared error"], rows), data, caption
-    )
+    return figure("line", [slider], says[start], still, data, caption)
 
 
 # --- the cost ledger against width, batch and rank --------------------------------------------------------------------
@@ -213,15 +205,6 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> Drawn:
     ways = spelled()
     sizes = {"w": WIDTHS[start[0]], "N": BATCHES[start[1]], "r": LEDGER_RANKS[start[2]]}
 
-    def millions(number: float) -> str:
-        return f"{number / 1e6:,.0f}" if number >= 1e9 else f"{number / 1e6:.3g}"
-
-    def row(width: int) -> tuple[str, ...]:
-        full, lora = (tally(way, **{**sizes, "w": width}) for way in ways.values())
-        return (f"width {width}", *(cell for key in full for cell in (millions(full[key]), millions(lora[key]))))
-
-    head = ["millions", "multiply-adds, full", "LoRA", "bytes moved, full", "LoRA", "bytes of Adam, full", "LoRA"]
-    table = pictures.html_table(head, [row(width) for width in WIDTHS])
     full, lora = (tally(way, **sizes) for way in ways.values())
     says = (
         f"Width {sizes['w']}, {sizes['N']} rows, rank {sizes['r']}: LoRA takes "
@@ -243,11 +226,8 @@ def ledger(start: tuple[int, int, int] = (4, 3, 3)) -> Drawn:
         Slider("batch", "rows in a batch", [str(b) for b in BATCHES], start[1]),
         Slider("r", "rank", [str(r) for r in LEDGER_RANKS], start[2]),
     ]
-    caption = (
-        "One training step of a layer inside a network, as many inputs as outputs, float32. The table is for "
-        f"{sizes['N']} rows and rank {sizes['r']}."
-    )
-    return figure("ledger", sliders, says, still, table, ways, caption)
+    caption = "One training step of a layer inside a network, as many inputs as outputs, float32."
+    return figure("ledger", sliders, says, still, ways, caption)
 
 
 # --- the code book under the bell curve -------------------------------------------------------------------------------
@@ -279,11 +259,6 @@ def levels_under_the_bell(start: int = 2) -> Drawn:
         "even steps."
         for (bits, book), (quantile, steps) in zip(pairs, errors, strict=True)
     ]
-    rows = [
-        (b, len(book), f"{e[0]:.1%}", f"{e[1]:.1%}", ", ".join(f"{c:.2f}" for c in book) if b < 5 else "...")
-        for (b, book), e in zip(pairs, errors, strict=True)
-    ]
-    table = pictures.html_table(["bits", "levels", "error, quantiles", "error, even steps", "levels"], rows)
     grid = np.linspace(-1.4, 1.4, 113)
     bell = np.exp(-((grid * end) ** 2) / 2)
     data = {
@@ -309,4 +284,4 @@ def levels_under_the_bell(start: int = 2) -> Drawn:
         f"level. "
         f"Both are of {blocks.size:,} normally distributed weights in blocks of {BLOCK}. With 4 bits this is NF4."
     )
-    return figure("levels", [slider], says[start], still, table, data, caption)
+    return figure("levels", [slider], says[start], still, data, caption)

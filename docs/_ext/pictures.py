@@ -65,18 +65,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (cells[0], kinds, *cells[1:]))
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Drawn:
-    """Return rows as a table below a picture with sliders. A column with sentences breaks its lines."""
-    cells = [[html.escape(str(cell)) for cell in row] for row in (head, *rows)]
-    kinds = [' class="text"' if max(map(len, column)) > 30 else "" for column in zip(*cells, strict=True)]
-    lines = [
-        "".join(f"<{tag}{kind}>{cell}</{tag}>" for cell, kind in zip(row, kinds, strict=True))
-        for tag, row in zip(("th", *["td"] * len(rows)), cells, strict=True)
-    ]
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return Drawn(f'<div class="table-wrapper"><table class="data">{body}</table></div>')
-
-
 def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:
     """Draw a matrix, zero as nothing, plus and minus `limit` as full colours."""
     axes.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")

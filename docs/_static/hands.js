@@ -55,13 +55,6 @@
     add(svg, "polyline", { points: xs.map((x, i) => `${px(x).toFixed(1)},${py(ys[i]).toFixed(1)}`).join(" "), class: `line ${name}` });
   }
 
-  // --- pictures that were drawn when the site was built, one for each place of the sliders
-
-  function drawn(parent, data, place) {
-    parent.innerHTML = data.pictures[place];
-    return data.says[place];
-  }
-
   // --- the pictures: each takes its data and the places of its sliders, draws, and returns its sentence
 
   const DRAW = {
@@ -135,30 +128,12 @@
       const share = (key) => `${(100 * lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} % of the ${key}`;
       return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
-
-    sees: (parent, data, { stretch }) => drawn(parent, data, stretch),
-
-    way: (parent, data, { adapters }) => drawn(parent, data, adapters),
-
-    shares(parent, data, { on_q, on_v }) {
-      const place = on_q * data.values.on_v.length + on_v;
-      parent.innerHTML = data.still;
-      parent.querySelectorAll("[data-cell]").forEach((cell, i) => {
-        const [number, opacity] = data.cells[place][i];
-        cell.querySelector("text").textContent = number;
-        const rect = cell.querySelector("rect");
-        rect.setAttribute("class", number[0] === "\u2212" ? "base" : "lora");
-        rect.setAttribute("fill-opacity", opacity);
-      });
-      return data.says[place];
-    },
   };
 
   function start(figure) {
     const data = JSON.parse(figure.querySelector("script[type='application/json']").textContent);
     const inputs = [...figure.querySelectorAll("input[type=range]")];
     const [board, says] = [figure.querySelector(".drawing"), figure.querySelector(".says")];
-    data.still = board.innerHTML;
     const show = () => {
       const places = Object.fromEntries(inputs.map((input) => [input.name, Number(input.value)]));
       for (const input of inputs) {

@@ -1,8 +1,8 @@
 """What "What LoRA costs" asserts and shows; the names are the page's own."""
 
 import costs
-import drawings
 import hands
+import numpy as np
 import pictures
 from pages import picture, recording, shown
 
@@ -80,7 +80,28 @@ ways = {
     "LoRA, 4 bits": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4),
     "4 bits, recomputed": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4, recompute=True),
 }
-picture("memory", drawings.memory(ways, tokens))
+KINDS = {
+    "weights": (["weights"], pictures.BASE),
+    "trained, gradients, Adam": (["trained", "gradients", "Adam"], pictures.LORA),
+    "activations, logits": (["activations", "logits"], "#9a9a9a"),
+}
+figure = pictures.new_figure(5.2, 3.6)
+axes, left = figure.subplots(), np.zeros(len(ways))
+for kind, (parts, colour) in KINDS.items():
+    wide = np.array([sum(way[part] for part in parts) / 1e9 for way in ways.values()])
+    axes.barh(list(ways), wide, left=left, color=colour, height=0.62, label=kind)
+    left += wide
+for row, sum_ in enumerate(left):
+    axes.annotate(f"{sum_:.3g} GB", (sum_, row), (4, 0), textcoords="offset points", va="center")
+for card in (24, 80):
+    axes.axvline(card, color=pictures.INK, linewidth=1)
+axes.set(xticks=(0, 24, 80), xlabel="GB")
+axes.invert_yaxis()
+axes.margins(x=0.2)
+figure.legend(loc="outside upper center", ncols=3, fontsize=9.5, handlelength=1, columnspacing=1)
+says = "; ".join(f"{name} {sum_:.3g} GB" for name, sum_ in zip(ways, left, strict=True))
+caption = f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The lines: what two usual graphics cards hold."
+picture("memory", pictures.show(figure, f"Bars in three parts: {says}.", caption))
 total = {name: sum(parts.values()) / 1e9 for name, parts in ways.items()}
 assert (round(total["LoRA, 4 bits"]), round(total["4 bits, recomputed"], 1)) == (22, 6.6)
 assert (round(total["LoRA, 16 bits"]), round(total["16 bits, recomputed"])) == (32, 16)

@@ -1,13 +1,16 @@
 """What decoder.md asserts and shows; the names are the page's own."""
 
-import costs
-import drawings
-import rungs
-from pages import picture, shown
+import re
 
+import costs
+import rungs
+from pages import DOCS, own_picture, shown
+
+from minilora import Llama, LlamaConfig
 from minilora.language.llama import recomputed
-from minilora.language.memory import step_bytes
+from minilora.language.memory import cache_bytes, step_bytes
 from minilora.layer import rebuild
+from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
 
 # %% The whole model
@@ -16,20 +19,50 @@ assert gradcheck(loss, some, found).passed
 
 # %% How far the gradient goes
 
-picture("way", drawings.way_of_dy())
-rows = np.arange(24).reshape(2, 12)
-full, all_seven = (
-    sum(drawings.kept(drawings.small_model(drawings.WHERE[way]), rows).values())
-    for way in ("all weights", "all seven, all blocks")
-)
-assert 1 < all_seven / full < 1.1
+
+def small_model(targets, blocks=3):
+    """Return a model of the page's sizes, by default of as many blocks, with adapters of rank 4 or with none."""
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=blocks, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, frequencies=frequencies(8, base=10_000.0),
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape) / np.sqrt(shape[-1]) for name, shape in config.shapes().items()}
+    model = Llama.build(config, arrays)
+    return model if targets is None else adapt(model, targets, rank=4, alpha=8, rng=rng)
+
+
+WHERE = {
+    "all weights": (None, "the embedding"),
+    "all seven, all blocks": ("all-linear", "block 0, attention"),
+    "q and v of block 2": (r".*layers\.2\.self_attn\.[qv]_proj", "block 2, attention"),
+    "down of block 1": (r".*layers\.1\.mlp\.down_proj", "block 1, MLP"),
+    "q and v of block 1": (r".*layers\.1\.self_attn\.[qv]_proj", "block 1, attention"),
+    "q and v of block 0": (r".*layers\.0\.self_attn\.[qv]_proj", "block 0, attention"),
+}
+keeps, lines = {}, []
+for what, (targets, lowest) in WHERE.items():
+    decoder = small_model(targets).model
+    _, (*_, caches) = decoder.forward(ids[:, :-1])
+    of = {name: 0 if c is None else cache_bytes(c) for (name, _), c in zip(decoder.steps(), caches, strict=True)}
+    place = {"the embedding": "embed_tokens"}.get(lowest, lowest.partition(",")[0].replace("block ", "layers."))
+    assert next(name for name, size in of.items() if size) == place  # below it nothing is kept, for nothing comes down
+    keeps[what] = sum(of.values())
+    lines.append(f"| {what} | {lowest} | {keeps[what] / 1000:.1f} kB |\n")
+    if what == "all seven, all blocks":
+        drawn = own_picture(DOCS / "learn" / "decoder.md", "way")
+        said = {f"{float(kB):.1f}" for kB in re.findall(r"keeps ([\d.]+) kB", drawn)}
+        assert said == {f"{size / 1000:.1f}" for size in of.values()}
+shown("way", "| what trains | dy goes down to | kept for backward |\n|---|---|--:|\n" + "".join(lines))
+assert 1 < keeps["all seven, all blocks"] / keeps["all weights"] < 1.1
 
 # %% What need not be kept
 
 lines = []
 for what, targets in {"LoRA": "all-linear", "all weights": None}.items():
     for blocks in (3, 24):
-        deep = drawings.small_model(targets, blocks)
+        deep = small_model(targets, blocks)
         deep.model.embed_tokens.frozen = True  # it has no product
         seen = rebuild(deep, array=lambda a: a.view(costs.Watched))
         forward, _ = costs.watch(lambda: seen(ids))
@@ -43,7 +76,7 @@ shown(
     "forwards", "| | kept | a step costs | recomputed, kept | a step costs |\n|---|--:|--:|--:|--:|\n" + "".join(lines)
 )
 
-deep = drawings.small_model("all-linear", 24)
+deep = small_model("all-linear", 24)
 plain, lean = (m.forward(ids)[1] for m in (deep, recomputed(deep)))
 assert step_bytes(lean) < step_bytes(plain) / 8
 gradients = [backpropagate(m, ids, ids, cross_entropy) for m in (deep, recomputed(deep))]

@@ -2,9 +2,9 @@
 
 import re
 
-import drawings
+import numpy as np
 import rungs
-from pages import DOCS, own_picture, picture, shown
+from pages import DOCS, own_picture, shown
 
 from minilora import LoRA, LoRALinear, gradcheck
 
@@ -57,10 +57,21 @@ grads = {name: g.reshape(3, 2) for name, g in zip("qkv", attend_backward(do, q, 
 attended = lambda p: attend(*(p[name].reshape(q.shape) for name in "qkv"))[0]
 assert gradcheck(attended, params, grads, cotangent=do).passed
 assert (grads["q"][0] == 0).all()
-by_hand, found = (
-    own_picture(DOCS / "learn" / "network.md", "by-hand"),
-    drawings.of_position(2, *params.values(), do.reshape(3, 2)),
-)
+
+
+def head(q, k, v):
+    """Return what the head computes of rows (3, 2), and what comes back of do, under the page's names."""
+    back = do.reshape(3, 2)
+    o, P = attend(*(rows.reshape(do.shape) for rows in (q, k, v)))
+    dq, _, dv = (g.reshape(3, 2) for g in attend_backward(do, *(rows.reshape(do.shape) for rows in (q, k, v)), P))
+    P, dP = P[0, 0], back @ v.T
+    dS = P * (dP - (P * dP).sum(axis=1, keepdims=True))
+    S = q @ k.T / np.sqrt(2)
+    return {"S": S, "P": P, "o": o.reshape(3, 2), "dP": dP, "dS": dS, "dy": back, "dq": dq, "dv": dv}
+
+
+by_hand = own_picture(DOCS / "learn" / "network.md", "by-hand")
+found = {name: of[1, :2] for name, of in head(**params).items()}  # position 2 reads from two
 for number, name in enumerate(("S", "P", "o", "", "dP", "dS", "dq"), start=1):
     if name:  # its box ends with its numbers
         box = re.search(rf'eq-att-{number}">.*?(?=<rect|</svg>)', by_hand, re.S)[0].replace("\u2212", "-")
@@ -69,7 +80,28 @@ for number, name in enumerate(("S", "P", "o", "", "dP", "dS", "dq"), start=1):
 
 # %% Where LoRA goes
 
-picture("shares", drawings.shares())
+
+q_adapter, v_adapter = (
+    lambda times: LoRA(np.array([[0.0, 0, 1]]), times * np.array([[-1.0], [-2]]), alpha=1),
+    lambda times: LoRA(np.array([[0.0, 1, 0]]), times * np.array([[1.0], [1]]), alpha=1),
+)
+x, lines = np.eye(3), []  # whose rows are the columns of the weights
+before = head(**params)
+for on_q, on_v in ((1, 0), (2, 0), (0, 1), (0, 2)):
+    on = {"q": q_adapter(on_q), "v": v_adapter(on_v)}
+    now = head(params["q"] + on["q"](x), params["k"], params["v"] + on["v"](x))
+    moved = np.abs(now["P"] - before["P"]).max(), np.abs(now["o"] - before["o"]).mean()
+    lines.append(f"| {on_q} | {on_v} | {moved[0]:.2f} | {moved[1]:.2f} |\n")
+    if on_q == 1:
+        for name, adapter in on.items():
+            _, grads = adapter.backward(now[f"d{name}"], adapter.forward(x)[1], need_dx=False)
+            now |= {f"{name}_proj.{factor}": np.atleast_2d(np.linalg.norm(g)) for factor, g in grads.items()}
+        drawn = own_picture(DOCS / "learn" / "network.md", "shares").replace("\u2212", "-")
+        cells = re.findall(r'data-cell="(\S+) (\d)(\d)">.*?>([-\d.]+)</text>', drawn, re.S)
+        assert len(cells) == 46 and all(
+            abs(now[name][int(i), int(j)] - float(said)) < 0.006 for name, i, j, said in cells
+        )
+shown("shares", "| q times | v times | a share changes by | an output moves by |\n|--:|--:|--:|--:|\n" + "".join(lines))
 
 # %% One task, three networks
 

@@ -1,11 +1,10 @@
 """What rank.md asserts and shows; the names are the page's own."""
 
-import drawings
 import hands
 import leading
 import pictures
 import ranks
-from pages import Drawn, picture, recording, shown
+from pages import picture, recording, shown
 
 assert 4096 * 4096 == 16_777_216 and 8 * (4096 + 4096) == 65_536
 
@@ -34,66 +33,46 @@ shown("word", pictures.table(["rank", "left by the best", "left by training"], r
 
 # %% What the loss sees
 
-STRETCHES = (1, 2, 4, 8)
-CUT, BEST = pictures.BASE, pictures.LORA
+STRONG, WEAK = hands.toward(60), hands.toward(150)
+CUT = 1.5 * np.outer(hands.toward(20), STRONG)
+D = CUT + np.outer(hands.toward(110), WEAK)
 
 
 def sees(stretch):
-    """Return what rank 1 keeps of a change D when inputs go along D's weak direction: a drawing, and two shares."""
-    strong, weak = hands.toward(60), hands.toward(150)
-    D = 1.5 * np.outer(hands.toward(20), strong) + np.outer(hands.toward(110), weak)
+    """Return inputs that go along D's weak direction, the best change of rank 1, and what D cut and that one keep."""
     around = np.linspace(0, 2 * np.pi, 16, endpoint=False)
     ring = np.array([size * np.array([np.cos(a), np.sin(a)]) for size in (1 / 3, 2 / 3, 1) for a in around])
-    X = ring * [1, stretch] @ [strong, weak]
+    X = ring * [1, stretch] @ [STRONG, WEAK]
     X /= np.abs(X).max()
     R = X @ D.T
-    cut = 1.5 * np.outer(hands.toward(20), strong)
-    best = best_adapter(X, R, rank=1).delta() if stretch > 1 else cut  # of a round cloud no direction is better
-    shares = [1 - np.sum((R - X @ change.T) ** 2) / np.sum(R**2) for change in (cut, best)]
-    drawing, unit = drawings.Drawing(218), 50
-    for middle, points, title in ((80, X, "inputs x"), (250, R, "outputs D x")):
-        at = lambda v, middle=middle: (middle + unit * v[0], 100 - unit * v[1])
-        drawing.text(middle, 12, title)
-        for change, colour in ((cut, CUT), (best, BEST)):
-            u, _, v = np.linalg.svd(change)
-            way = 1.5 * (v[0] if points is X else u[:, 0])
-            (x1, y1), (x2, y2) = at(-way), at(way)
-            line = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"'
-            width = 5 if colour == CUT else 1.8  # where the two are one line, both are seen
-            drawing.parts.append(f'<line {line} stroke-width="{width}" stroke-opacity="{0.45 if width == 5 else 1}"/>')
-            if points is R:
-                for x in X:
-                    (a, b), (c, d) = at(D @ x), at(change @ x)
-                    if colour == BEST:
-                        look = f'stroke="{BEST}" stroke-width="0.8"'
-                        drawing.parts.append(f'<line x1="{a:.1f}" y1="{b:.1f}" x2="{c:.1f}" y2="{d:.1f}" {look}/>')
-        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="1.8"/>' for x, y in map(at, points))
-        drawing.parts.append(f'<g fill="currentColor">{dots}</g>')
-    for y, colour, words in ((190, CUT, "D, cut to rank 1,"), (208, BEST, "the best of rank 1")):
-        drawing.box(96, y, 22, 5 if colour == CUT else 2, fill=colour, stroke="none", rx=0)
-        drawing.text(114, y, f"{words} keeps {shares[colour == BEST]:.0%}", anchor="start")
-    told = f"The inputs go {stretch} times as far along D's weak direction as along its strong one."
-    if stretch == 1:
-        told = "The inputs go all ways alike."
-    told += f" D, cut to its strongest direction, keeps {shares[0]:.0%} of the outputs; the best rank 1 keeps {shares[1]:.0%}."
-    return drawing, told, shares
+    best = best_adapter(X, R, rank=1).delta() if stretch > 1 else CUT  # of a round cloud no direction is better
+    return X, best, [1 - np.sum((R - X @ change.T) ** 2) / np.sum(R**2) for change in (CUT, best)]
 
 
-drawn = [sees(stretch) for stretch in STRETCHES]
+X, best, shares = sees(4)
+figure = pictures.new_figure(5.2, 3.2)
+for axes, points, title in zip(figure.subplots(1, 2), (X, X @ D.T), ("inputs x", "outputs D x"), strict=True):
+    for change, colour, width, share, words in (
+        (CUT, pictures.BASE, 5, shares[0], "D, cut,"),
+        (best, pictures.LORA, 1.8, shares[1], "the best"),
+    ):
+        u, _, v = np.linalg.svd(change)
+        way = 1.5 * np.array([-1, 1])[:, None] * (v[0] if points is X else u[:, 0])
+        axes.plot(*way.T, color=colour, linewidth=width, alpha=0.8, label=f"{words} keeps {share:.0%}")
+    axes.plot(*points.T, ".", color=pictures.INK, markersize=4)
+    axes.set(title=title, aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xticks=[], yticks=[])
+figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2)
+axes.plot(*np.stack([X @ D.T, X @ best.T], axis=0).transpose(2, 0, 1), color=pictures.LORA, linewidth=0.8)
 alt = "Left a cloud of inputs, right what D makes of them, with two lines through each: wide and blue the one question that D "
-alt += "keeps when it is cut to rank 1, thin and orange that of the best rank 1. "
-svgs = [drawing.svg(alt + told) for drawing, told, _ in drawn]
-slider = hands.Slider("stretch", "inputs: length over width", [str(stretch) for stretch in STRETCHES], 2)
-rows = [
-    (stretch, *(f"{share:.0%}" for share in shares)) for stretch, (_, _, shares) in zip(STRETCHES, drawn, strict=True)
-]
-table = pictures.html_table(["length over width", "D cut to rank 1 keeps", "the best rank 1 keeps"], rows)
-caption = "Blue: the direction in which D is strongest, and where D, cut to it, puts all outputs. Orange: the same for the best "
-caption += "change of rank 1. Thin lines: what that one loses."
-data = {"pictures": svgs, "says": [told for _, told, _ in drawn]}
-picture("sees", hands.figure("sees", [slider], drawn[2][1], Drawn(svgs[2]), table, data, caption))
+alt += "keeps when it is cut to rank 1, thin and orange that of the best rank 1. The inputs go 4 times as far along D's weak "
+alt += f"direction as along its strong one. D, cut to its strongest direction, keeps {shares[0]:.0%} of the outputs; the best "
+alt += f"rank 1 keeps {shares[1]:.0%}."
+picture("sees", pictures.show(figure, alt, "Thin lines: what the best change of rank 1 loses."))
 assert np.allclose(*sees(1.5)[2])
-assert [f"{cut:.0%} {best:.0%}" for _, _, (cut, best) in drawn] == ["69% 69%", "36% 64%", "12% 88%", "3% 97%"]
+rows = [(stretch, *(f"{share:.0%}" for share in sees(stretch)[2])) for stretch in (1, 2, 4, 8)]
+shown(
+    "sees", pictures.table(["inputs, length over width", "D, cut to rank 1, keeps", "the best of rank 1 keeps"], rows)
+)
 
 found = leading.shares(16)
 rows = [(kind, width, f"{low:.0%} to {high:.0%}", f"{even:.0%}") for kind, (width, low, high, even) in found.items()]

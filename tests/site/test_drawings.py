@@ -2,7 +2,6 @@
 
 import re
 import sys
-from functools import cache
 from html import unescape
 from pathlib import Path
 
@@ -10,14 +9,9 @@ import numpy as np
 import pytest
 
 from .conftest import built
-from .test_hands import data_of, move
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
-import drawings
-
-from minilora.language.memory import LLAMA_2_7B, cache_bytes, training_memory
-from minilora.layers.attention import attend, attend_backward
 
 DOCS = Path(__file__).parents[2] / "docs"
 RNG = np.random.default_rng(0)
@@ -44,8 +38,6 @@ def edges(number, role="eq"):
 
 
 GRAPH = (DOCS / "learn" / "pictures" / "graph.svg").read_text(encoding="utf-8")
-shares, way_of_dy = cache(drawings.shares), cache(drawings.way_of_dy)
-
 
 # Each equation again, on whole numbers. An argument's name is what stands beside it on the graph; s is 2.
 BY_HAND = {
@@ -82,134 +74,12 @@ def test_the_graph_has_the_loss_and_every_equation_of_it_stands_on_the_page():
     assert all(f"<!-- equation {number} " in page for number in drawn)
 
 
-def example():
-    """Return q, k, v and do as the page has them."""
-    page = (DOCS / "learn" / "network.md").read_text(encoding="utf-8")
-    arrays = re.findall(r"^(q|k|v|do) = np\.array\((\[\[.*\]\])\)\.reshape", page, re.M)
-    return {name: np.array(eval(rows)) for name, rows in arrays}
-
-
-def softmax(S):
-    return np.exp(S) / np.exp(S).sum(axis=-1, keepdims=True)
-
-
-def slopes(f, at):
-    """Return the slope of a function of an array by each of its entries, by central differences."""
-    steps = 1e-5 * np.eye(at.size).reshape(-1, *at.shape)
-    return np.reshape([(f(at + step) - f(at - step)) / 2e-5 for step in steps], at.shape)
-
-
-@pytest.mark.parametrize("t", [1, 2, 4])
-def test_a_position_by_hand_is_what_the_layer_computes(t):
-    q, k, v, do = RNG.standard_normal((4, 4, 3))
-    n = drawings.of_position(t, q, k, v, do)
-    heads = [array.reshape(1, 1, 1, 4, 3) for array in (q, k, v, do)]
-    o, P = attend(*heads[:3])
-    dq, _, _ = attend_backward(heads[3], *heads[:3], P)
-    row = t - 1
-    assert np.allclose(n["S"], k[:t] @ q[row] / np.sqrt(3))
-    assert np.allclose(n["P"], P[0, 0, row, :t])
-    assert np.allclose(n["o"], o[0, 0, 0, row])
-    assert np.allclose(n["dq"], dq[0, 0, 0, row])
-    assert np.allclose(n["dP"], slopes(lambda P: do[row] @ (P @ v[:t]), n["P"]))
-    assert np.allclose(n["dS"], slopes(lambda S: do[row] @ (softmax(S) @ v[:t]), n["S"]))
-
-
-@pytest.mark.parametrize("on_q", drawings.STRENGTHS)
-@pytest.mark.parametrize("on_v", drawings.STRENGTHS)
-def test_shares_are_a_softmax_and_dy_goes_back_through_it(on_q, on_v):
-    q, k, v, do = example().values()
-    q[2] -= on_q * np.array([1, 2])
-    v[1] += on_v
-    S = np.where(np.tri(3), q @ k.T / np.sqrt(2), -1e9)
-    P = softmax(S)
-    loss = lambda q, v: (do * (softmax(np.where(np.tri(3), q @ k.T / np.sqrt(2), -1e9)) @ v)).sum()  # noqa: E731
-    dq, dv = slopes(lambda q: loss(q, v), q), slopes(lambda v: loss(q, v), v)
-    expected = {
-        "P": P,
-        "o": P @ v,
-        "dS": slopes(lambda S: (do * (softmax(S) @ v)).sum(), S),
-        "dy": do,
-        "dq": dq,
-        "dv": dv,
-    }
-    # By (3) to (5): the adapter on q reads x_3 = 1 into h, the one on v x_2, so one row of dq and of dv gives dB.
-    lengths = {
-        "q_proj.lora_A": dq @ [-on_q, -2 * on_q],
-        "q_proj.lora_B": dq[2],
-        "v_proj.lora_A": dv @ [on_v, on_v],
-        "v_proj.lora_B": dv[1],
-    }
-    found = drawings.adapted_head(on_q, on_v)
-    assert found.keys() == drawings.GRIDS.keys() == expected.keys() | lengths.keys()
-    expected |= {name: [[np.linalg.norm(gradient)]] for name, gradient in lengths.items()}
-    assert all(np.allclose(found[name], expected[name], atol=1e-5) for name in expected)
-    place = drawings.STRENGTHS.index(on_q) * len(drawings.STRENGTHS) + drawings.STRENGTHS.index(on_v)
-    shown = [float(number.replace("\u2212", "-")) for number, _ in data_of(shares().data)["cells"][place]]
-    assert shown == pytest.approx(np.concatenate([np.ravel(expected[name]) for name in drawings.GRIDS]), abs=0.006)
-    if (on_q, on_v) == (1, 0):  # where the sliders start
-        assert numbers(shares().data.split("</svg>")[0]) == shown
-
-
-def test_dy_flows_where_a_slider_moves_an_adapter():
-    flowing = re.compile(r'<polyline [^>]*stroke-dasharray="4 3" class="flows"')
-    assert len(flowing.findall(shares().data)) == 6
-    for picture, name in zip(data_of(way_of_dy().data)["pictures"], drawings.WHERE, strict=True):
-        assert len(flowing.findall(picture)) == picture.count("<g>"), name
-
-
-def test_dy_ends_where_the_lowest_adapter_is():
-    said = data_of(way_of_dy().data)["says"]
-    ends = [
-        "embedding",
-        "block 0: attention",
-        "block 2: attention",
-        "block 1: MLP",
-        "block 1: attention",
-        "block 0: attention",
-    ]
-    ids = np.random.default_rng(0).integers(0, 50, (2, 13))
-    for (name, targets), sentence, end in zip(drawings.WHERE.items(), said, ends, strict=True):
-        kept = cache_bytes(drawings.small_model(targets).forward(ids[:, :-1])[1][2])
-        assert sentence.startswith(f"{name}: dy goes down to {end}. ")
-        assert float(re.search(r"keeps ([\d.]+) kB", sentence)[1]) == pytest.approx(kept / 1000, abs=0.5)
-
-
-def test_what_dy_does_not_reach_is_grey():
-    for picture, name in zip(data_of(way_of_dy().data)["pictures"], drawings.WHERE, strict=True):
-        grey = "".join(re.findall(r'<g opacity="0\.6">(.*?)</g>', picture, re.S))
-        below = int(name[-1]) if name[-1].isdigit() else 0
-        assert {f"block {i}: MLP" in grey for i in range(below)} <= {True}
-        assert f"block {below}: MLP" not in grey
-
-
-def memory_ways():
-    """Return what Llama-2-7B keeps in three ways."""
-    ways = {"full": {}, "LoRA": {"rank": 16}, "4 bits": {"rank": 16, "bits": 4, "recompute": True}}
-    return {name: training_memory(LLAMA_2_7B, tokens=4096, **way) for name, way in ways.items()}
-
-
-def test_a_bar_is_as_long_as_what_it_counts():
-    ways = memory_ways()
-    svg = drawings.memory(ways, 4096).data
-    kinds = [("weights",), ("trained", "gradients", "Adam"), ("activations", "logits")]
-    long = [float(width) for width in re.findall(r'width="([\d.e-]+)" height="20"', svg)]
-    assert long == pytest.approx(
-        [2.5e-9 * sum(w[part] for part in kind) for w in ways.values() for kind in kinds], 1e-4
-    )
-    for (name, parts), text in zip(ways.items(), texts(svg)[2:5], strict=True):
-        assert text == f"{name}: {sum(parts.values()) / 1e9:.3g} GB"
-        assert text.replace(":", "") in re.search(r'aria-label="([^"]*)"', svg)[1]
-
-
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 DRAWN = {
     "network.html": 3,
-    "cost.html": 1,
     "decoder.html": 2,
-    "variants.html": 1,
-    "rank.html": 1,
+    "library/variants.html": 1,
     "derivation.html": 1,
 }
 DRAWN = [pytest.param(page, count, marks=built) for page, count in DRAWN.items()]
@@ -263,34 +133,6 @@ def test_an_equation_lights_its_result_and_its_factors(visit, width):
     )
     assert set(pale) == {"0.25"}
     assert not browser.find_elements("css selector", "#eq-25 a.to-graph")
-
-
-@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_moving_an_adapter_shows_its_shares_and_outputs(visit, width):
-    browser = visit("network.html", width)
-    places = {"on_q": 1, "on_v": 0}
-    for name, step in (("on_q", 1), ("on_v", 2), ("on_q", -2)):
-        places[name] += step
-        move(browser, name, step)
-        found = drawings.adapted_head(*(drawings.STRENGTHS[p] for p in places.values()))
-        shown = np.concatenate([found[name].ravel() for name in drawings.GRIDS])
-        cells = browser.execute_script(
-            """return [...document.querySelectorAll("#shares [data-cell]")].map(e => [
-                   e.querySelector("text").textContent, e.querySelector("rect").getAttribute("class")])"""
-        )
-        assert [float(text.replace("\u2212", "-")) for text, _ in cells] == pytest.approx(shown, abs=0.006)
-        blue = [look == "base" for _, look in cells]
-        assert blue == [number < -0.005 for number in shown]
-
-
-@pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
-def test_moving_what_trains_shows_where_dy_ends(visit, width):
-    browser = visit("decoder.html", width)
-    data = data_of(way_of_dy().data)
-    for step, place in ((1, 2), (3, 5), (-5, 0)):
-        assert move(browser, "adapters", step) == data["says"][place]
-        alt = browser.find_element("css selector", "#way svg").get_attribute("aria-label")
-        assert alt == unescape(re.search(r'aria-label="([^"]*)"', data["pictures"][place])[1])
 
 
 @pytest.mark.parametrize("page", [pytest.param("derivation.html", marks=built)])
