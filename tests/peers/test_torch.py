@@ -1,16 +1,22 @@
-"""Against torch: its autograd, its Adam, and training as a whole, in float64 on the same arrays and batches."""
+"""Against HIPS/autograd and torch: their gradients, torch's Adam and a training as a whole, on the same arrays.
 
+Each derives by another program, of forwards that are written a second time here.
+"""
+
+import autograd.numpy as anp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from autograd import grad
+from hypothesis import example, given, settings
 
 from minilora import Adam, Linear, LoRA, LoRALinear, mse, train
+from minilora.fast import residual_form
 from minilora.optim import gradient_norm
 from minilora.training import draw_batches
 
 from ..support.cases import PRODUCTS
 from ..support.compare import assert_close
-from ..support.problems import Problem, problems
+from ..support.problems import ALL_ONES, RANK_ABOVE_WIDTHS, Problem, problems
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch")
@@ -20,34 +26,57 @@ def tensors(arrays):
     return {name: torch.tensor(array, requires_grad=True) for name, array in arrays.items()}
 
 
-def forward(case, problem, p):
-    if case.name == "Linear":
-        return torch.nn.functional.linear(p["x"], p["weight"], p.get("bias"))
-    update = (p["x"] @ p["lora_A"].T @ p["lora_B"].T) * (problem.alpha / problem.rank)
-    if case.name == "LoRA":
-        return update
-    full = {name: torch.tensor(array) for name, array in problem.full.items()}
-    return torch.nn.functional.linear(p["x"], full["weight"], full.get("bias")) + update
+def frozen(case, problem):
+    """What a layer computes with, and does not train."""
+    return problem.full if case.name == "LoRALinear" else {}
+
+
+def forward(einsum, problem, p):
+    """y of what p has: a weight, factors, or both."""
+    y = 0.0
+    if "weight" in p:
+        y = einsum("ni,oi->no", p["x"], p["weight"]) + p.get("bias", 0.0)
+    if "lora_A" in p:
+        y = y + problem.alpha / problem.rank * einsum("ni,ki,ok->no", p["x"], p["lora_A"], p["lora_B"])
+    return y
 
 
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 @given(problem=problems())
-def test_backward_agrees_with_torch(case, problem):
+@example(problem=ALL_ONES)
+@example(problem=RANK_ABOVE_WIDTHS)
+def test_backward_agrees_with_autograd_and_torch(case, problem):
     params, dy = case.params(problem), problem.dy
-    theirs = tensors(params)
-    forward(case, problem, theirs).backward(torch.tensor(dy))
-    for name, actual in case.gradients(problem, params, dy).items():
-        assert_close(actual, theirs[name].grad.numpy(), 1e-12)
+    actual = case.gradients(problem, params, dy)
+    full, theirs = frozen(case, problem), tensors(params)
+    by_autograd = grad(lambda p: anp.sum(dy * forward(anp.einsum, problem, {**full, **p})))(params)
+    forward(torch.einsum, problem, {**tensors(full), **theirs}).backward(torch.tensor(dy))
+    assert actual.keys() == by_autograd.keys()
+    for name in actual:
+        assert_close(actual[name], by_autograd[name], 1e-13)
+        assert_close(actual[name], theirs[name].grad.numpy(), 1e-12)
 
 
 @given(problem=problems())
-def test_mse_agrees_with_torch(problem):
+def test_mse_agrees_with_autograd_and_torch(problem):
     prediction = torch.tensor(problem.dy, requires_grad=True)
     loss = torch.nn.functional.mse_loss(prediction, torch.tensor(problem.target))
     loss.backward()
     ours, gradient = mse(problem.dy, problem.target)
     assert_close(ours, loss.detach().numpy(), 1e-13)
     assert_close(gradient, prediction.grad.numpy(), 1e-13)
+    assert_close(gradient, grad(lambda p: anp.mean((p - problem.target) ** 2))(problem.dy), 1e-13)
+
+
+@given(problem=problems())
+@example(problem=RANK_ABOVE_WIDTHS)
+def test_the_residual_form_agrees_with_autograd(problem):
+    def loss(p):
+        return anp.mean((forward(anp.einsum, problem, {"x": problem.x, **p}) - problem.target) ** 2)
+
+    expected = grad(loss)(problem.factors)
+    for name, actual in residual_form(LoRA(**problem.factors, alpha=problem.alpha), problem.x, problem.target).items():
+        assert_close(actual, expected[name], 1e-13)
 
 
 @given(problem=problems())
@@ -104,16 +133,19 @@ def test_two_hundred_training_steps_agree_with_torch(what):
     # 50 epochs of 4 steps: the batches come from the same generator.
     history = train(model, problem.x, target, epochs=50, batch_size=100, rng=np.random.default_rng(7), log_every=1)
 
-    theirs, rng, losses = tensors(params), np.random.default_rng(7), []
+    full, theirs, rng, losses = tensors(frozen(case, problem)), tensors(params), np.random.default_rng(7), []
     optimizer = torch.optim.Adam(theirs.values())
     x, y = torch.tensor(problem.x), torch.tensor(target)
+
+    def loss(x, y):
+        return torch.nn.functional.mse_loss(forward(torch.einsum, problem, {"x": x, **full, **theirs}), y)
+
     for _ in range(50):
         for rows in draw_batches(rng, 400, 100):
             optimizer.zero_grad()
-            torch.nn.functional.mse_loss(forward(case, problem, {"x": x[rows], **theirs}), y[rows]).backward()
+            loss(x[rows], y[rows]).backward()
             optimizer.step()
-        with torch.no_grad():
-            losses.append(torch.nn.functional.mse_loss(forward(case, problem, {"x": x, **theirs}), y).item())
+        losses.append(loss(x, y).item())
     assert_close(np.array(history.losses), np.array(losses), 1e-9)
     for name, p in model.trainable().items():
         assert_close(p, theirs[name].detach().numpy(), 1e-9)

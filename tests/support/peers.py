@@ -28,6 +28,7 @@ PEERS = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
 ]
 drawn = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+often = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SCALINGS = [
     {"rope_type": "default", "rope_theta": 10000.0},
