@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Adam, Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy
+from minilora import Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy
 from minilora.fast import blockwise
 from minilora.fast.blockwise import CPU, GPU, Blocks, BlockwiseAttention
 from minilora.language import next_token_loss
@@ -47,7 +47,7 @@ sizes = st.fixed_dictionaries(
 blocks = st.integers(1, 12).flatmap(lambda n: st.builds(Blocks, st.just(n), st.integers(n, 40), st.just(0)))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sizes, blocks, st.integers(0, 1000))
 @example({"T": 5}, Blocks(64, 256, 0), 0)  # shorter than a block
 @example({"T": 12}, Blocks(4, 4, 0), 0)  # whole blocks
@@ -167,20 +167,6 @@ def test_a_decoders_long_step_has_the_pages_gradients():
     assert grads.keys() == expected.keys()
     for name, g in grads.items():
         assert np.abs(g - expected[name]).max() <= 1e-12 * max(1, np.abs(expected[name]).max()), name
-
-
-@pytest.mark.parametrize("T", [9, 150])  # by the page's attention, and by blocks
-def test_losses_of_twenty_steps_are_the_pages(T):
-    ids, found = np.random.default_rng(2).integers(0, 50, (2, T + 1)), []
-    for model in (llama("float64"), by_the_page(llama("float64"))):
-        adam, losses = Adam(model.trainable(), lr=0.01), []
-        for _ in range(20):
-            loss, grads = step(model, ids[:, :-1], ids[:, 1:])
-            adam.step(grads)
-            losses.append(loss)
-        found.append(losses)
-    assert found[0][-1] < found[0][0] - 0.05  # it learns
-    np.testing.assert_allclose(*found, rtol=0, atol=1e-9)
 
 
 def test_what_a_step_keeps_grows_with_the_text_alone():

@@ -37,6 +37,7 @@ def test_the_articles_run_goes_through_the_page(monkeypatch):
     assert len(backwards) == len(full) == 3 * 8
 
 
+@pytest.mark.long
 def test_a_training_does_not_even_import_the_other_ways():
     script = """if True:
         import sys
@@ -86,7 +87,7 @@ def test_gradients_in_parts_are_those_of_the_reported_loss(loss, rows):
     target = RNG.integers(0, 4, 40) if loss == "cross-entropy" else Y
     histories = []
     for ways in ({}, {"gradients": accumulate(rows)}):
-        options = {"epochs": 20, "batch_size": 20, "lr": 0.02, "log_every": 5, "loss": LOSSES[loss], **ways}
+        options = {"epochs": 4, "batch_size": 20, "lr": 0.02, "log_every": 2, "loss": LOSSES[loss], **ways}
         histories.append(train(adapter(), X, target, rng=np.random.default_rng(0), **options))
     assert_close(np.array(histories[1].losses), np.array(histories[0].losses), 1e-12)
     assert histories[0].losses[-1] < histories[0].losses[0]

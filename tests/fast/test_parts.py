@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
 from minilora import (
-    MLP,
     Conv1d,
     Embedding,
     Linear,
@@ -26,7 +25,6 @@ from minilora import (
     evaluate,
     mse,
     quantize,
-    train,
 )
 from minilora.fast import accumulate
 from minilora.fast.parts import by_width, of_area, widths
@@ -138,16 +136,6 @@ def test_a_loss_has_the_same_bits_with_any_workers(height, monkeypatch):
     found = {evaluate(model, x, y, next_token_loss, workers) for workers in (1, 2, 3, 9)}
     assert len(found) == 1
     assert found.pop() == pytest.approx(evaluate(model, x, y, next_token_loss), rel=1e-14)
-
-
-def test_training_has_the_same_bits_with_any_workers():
-    ends = []
-    for workers in (1, 2, 3):
-        model, x, y = problem("LoRA")
-        ways = {"loss": next_token_loss, "gradients": accumulate(2, workers), "log_every": 1, "lr": 0.01}
-        history = train(model, x, y, epochs=3, batch_size=5, rng=np.random.default_rng(0), **ways)
-        ends.append((history.losses, bits(model.trainable())))
-    assert ends[0] == ends[1] == ends[2]
 
 
 class Watched(Linear):
@@ -339,17 +327,6 @@ def test_workers_that_are_no_number_are_refused(workers, error):
     model, x, y = problem("LoRA")
     with pytest.raises(error, match="workers must be"):
         evaluate(model, x, y, next_token_loss, workers)
-
-
-def test_a_net_of_layers_trains_on_threads():
-    """What is no language model gains nothing, and loses nothing."""
-    rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((40, 6)), rng.standard_normal((40, 3))
-    ends = []
-    for ways in ({}, {"gradients": accumulate(3, workers=2)}):
-        model = MLP.init(6, 8, 3, rng=np.random.default_rng(1), dtype="float64")
-        ends.append(train(model, X, Y, epochs=3, batch_size=10, rng=np.random.default_rng(2), log_every=1, **ways))
-    assert_close(np.array(ends[1].losses), np.array(ends[0].losses), 1e-12)
 
 
 # --- rows of like widths ---

@@ -1,16 +1,11 @@
-"""Rotary positions, attention and the norm, beside the claims: properties and corners."""
+"""Rotary positions, attention and the norm: what their claims and their loops cannot say."""
 
 import math
 
 import numpy as np
 import pytest
 
-from minilora import (
-    Attention,
-    Linear,
-    RMSNorm,
-    Rotary,
-)
+from minilora import Attention, Linear, RMSNorm, Rotary
 from minilora.layer import rebuild
 from minilora.layers import attention as attention_module
 from minilora.layers.rotary import frequencies, halves_from_interleaved
@@ -37,13 +32,6 @@ def test_a_turned_product_depends_on_the_distance_alone(D):
     for distance in (0, 3, 40):
         assert np.isclose(product(distance, 0), product(1000 + distance, 1000), rtol=1e-9)
     assert not np.isclose(product(3, 0), product(4, 0))
-
-
-def test_a_rotation_keeps_lengths_and_its_adjoint_undoes_it():
-    rotary, x = Rotary(frequencies(8, 1e4)), randn(0, 2, 3, 5, 8)
-    y, cache = rotary.forward(x, 7)
-    np.testing.assert_allclose((y**2).sum(axis=-1), (x**2).sum(axis=-1), rtol=1e-13)
-    np.testing.assert_allclose(rotary.backward(y, cache)[0], x, atol=1e-14)
 
 
 def test_angles_in_single_precision_are_rounded_once():
@@ -75,28 +63,6 @@ def test_a_position_does_not_see_later_ones():
             assert not np.allclose(layer(other)[:, t + 1], y[:, t + 1])
 
 
-def test_one_position_reads_its_own_value():
-    layer, x = attention(), randn(0, 3, 1, 6)
-    v = np.repeat(layer.v_proj(x).reshape(3, 1, 2, 4), 2, axis=2).reshape(3, 1, 16)
-    np.testing.assert_allclose(layer(x), layer.o_proj(v), atol=1e-13)
-
-
-def test_grouped_heads_are_heads_with_one_key():
-    """Written out with a key for each head, the same layer has the same output and dx, and groups' gradients summed."""
-    grouped, x = attention(kv=2, group=3), randn(0, 2, 5, 6)
-    shared = (layer.weight.reshape(2, 4, 6) for layer in (grouped.k_proj, grouped.v_proj))
-    k, v = (Linear(np.repeat(W, 3, axis=0).reshape(24, 6)) for W in shared)
-    single = Attention(grouped.q_proj, k, v, grouped.o_proj, grouped.rotary)
-    (y, cache), (expected, other) = grouped.forward(x), single.forward(x)
-    np.testing.assert_allclose(y, expected, atol=1e-12)
-    dy = randn(1, *y.shape)
-    (dx, grads), (expected_dx, of_single) = grouped.backward(dy, cache), single.backward(dy, other)
-    np.testing.assert_allclose(dx, expected_dx, atol=1e-12)
-    for name in ("k_proj.weight", "v_proj.weight"):
-        summed = of_single[name].reshape(2, 3, 4, 6).sum(axis=1).reshape(8, 6)
-        np.testing.assert_allclose(grads[name], summed, atol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("scale", [1e3, 1e8])
 def test_large_scores_do_not_overflow(dtype, scale):
@@ -123,13 +89,6 @@ def test_a_norms_eps_is_one_in_a_million():
     assert RMSNorm(np.ones(3)).eps == 1e-6
     x = np.array([[1e-3, 0.0, 0.0]])
     np.testing.assert_allclose(RMSNorm(np.ones(3))(x), x / (1e-6 / 3 + 1e-6) ** 0.5, rtol=1e-14)
-
-
-def test_a_norm_knows_no_scale_of_its_rows():
-    layer, x = RMSNorm(randn(0, 5), 1e-30), randn(1, 3, 5)
-    np.testing.assert_allclose(layer(1000 * x), layer(x), rtol=1e-12)
-    dx = layer.backward(randn(2, 3, 5), layer.forward(x)[1])[0]
-    np.testing.assert_allclose((dx * x).sum(axis=1), 0, atol=1e-14)
 
 
 def test_above_o_proj_alone_no_scores_are_sent_back(monkeypatch):

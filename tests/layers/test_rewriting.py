@@ -1,7 +1,5 @@
 """Embeddings and convolutions as linear layers on rewritten inputs: each rewriting and its adjoint, exactly."""
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,30 +30,6 @@ def test_sums_over_patches_are_adjoint_to_patches_exactly(axes, problem):
     z = layer.rewrite(x)
     other = integers.randn("z", *z.shape)
     assert (z * other).sum() == (x * layer.rewrite_adjoint(other, x.shape)).sum()
-
-
-@AXES
-@given(problem=problems())
-@settings(max_examples=10)
-def test_a_patch_holds_what_the_kernel_meets(axes, problem):
-    problem = KINDS[f"conv{axes}d"].small(problem)
-    layer, x = convolution(problem, axes)
-    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in layer.padding)))
-    positions = layer.positions(x.shape)
-    z = layer.rewrite(x).reshape(len(x), *positions, x.shape[1], *layer.kernel)
-    for p, k in itertools.product(np.ndindex(*positions), np.ndindex(*layer.kernel)):
-        at = tuple(s * a + d * b for s, a, d, b in zip(layer.stride, p, layer.dilation, k, strict=True))
-        assert np.array_equal(z[(slice(None), *p, slice(None), *k)], padded[(..., *at)])
-
-
-@AXES
-@given(problem=problems())
-@settings(max_examples=10)
-def test_arranging_rows_is_undone_by_its_adjoint(axes, problem):
-    problem = KINDS[f"conv{axes}d"].small(problem)
-    layer, x = convolution(problem, axes)
-    rows = problem.randn("rows", len(layer.rewrite(x)), problem.out_features)
-    assert np.array_equal(layer.arrange_adjoint(layer.arrange(rows, x.shape)), rows)
 
 
 @given(problem=problems(), leading=st.sampled_from([(), (1,), (2, 1)]))

@@ -1,5 +1,6 @@
 """The real PEFT reads what we write, of every kind of layer and adapter, we read what it writes, and merges agree."""
 
+import copy
 import dataclasses
 import warnings
 
@@ -295,48 +296,35 @@ def test_pefts_file_with_the_embeddings_own_weight_is_read(tmp_path):
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def small():
-    return torch.nn.ModuleDict({"fc": torch.nn.Linear(6, 6), "head": torch.nn.Linear(6, 6)})
+def lora(**options):
+    return peft.LoraConfig(r=2, target_modules=["fc"], **options)
+
+
+def other(kind, **options):
+    return getattr(peft, kind)(target_modules=["fc"], **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("layer", "config", "said"),
     [
-        ({"lora_bias": True}, "lora_bias"),
-        ({"bias": "all"}, "bias"),
-        ({"bias": "lora_only"}, "bias"),
-        ({"modules_to_save": ["head"]}, "modules_to_save"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights"),
+        (torch.nn.Linear(6, 6), lora(lora_bias=True), "lora_bias"),
+        (torch.nn.Linear(6, 6), lora(bias="all"), "bias"),
+        (torch.nn.Linear(6, 6), lora(bias="lora_only"), "bias"),
+        (torch.nn.Linear(6, 6), lora(modules_to_save=["head"]), "modules_to_save"),
+        (torch.nn.Linear(6, 6), lora(init_lora_weights="pissa"), "init_lora_weights"),
+        (torch.nn.Linear(6, 6), lora(init_lora_weights="olora"), "init_lora_weights"),
+        (torch.nn.Conv2d(4, 6, 3, groups=2), lora(), r"has shape \[6, 1, 1, 1\], expected \[6, 2, 1, 1\]"),
+        (torch.nn.Conv3d(2, 3, 3), lora(), "expected a matrix, or 3 or 4 axes of a convolution"),
+        (torch.nn.Linear(6, 6), other("LoHaConfig"), "peft_type"),
+        (torch.nn.Linear(6, 6), other("IA3Config", feedforward_modules=[]), "peft_type"),
+        (torch.nn.Linear(6, 6), other("AdaLoraConfig", total_step=10), "peft_type"),
+        (torch.nn.Linear(6, 6), other("VeraConfig"), "peft_type"),
     ],
 )
-def test_what_peft_can_and_we_cannot_is_refused_by_name(tmp_path, options, named):
-    model = small()
-    peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["fc"], **options)).save_pretrained(tmp_path)
-    with pytest.raises(FileRefused, match=named):
-        load_adapter(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("layer", "said"),
-    [
-        (torch.nn.Conv2d(4, 6, 3, groups=2), r"has shape \[6, 1, 1, 1\], expected \[6, 2, 1, 1\]"),
-        (torch.nn.Conv3d(2, 3, 3), "expected a matrix, or 3 or 4 axes of a convolution"),
-    ],
-)
-def test_other_convolutions_of_pefts_are_refused_by_name(tmp_path, layer, said):
-    config = peft.LoraConfig(r=2, target_modules=["0"])
-    peft.get_peft_model(torch.nn.Sequential(layer), config).save_pretrained(tmp_path)
+def test_what_peft_can_and_we_cannot_is_refused_by_name(tmp_path, layer, config, said):
+    model = torch.nn.ModuleDict({"fc": copy.deepcopy(layer), "head": torch.nn.Linear(6, 6)})
+    peft.get_peft_model(model, config).save_pretrained(tmp_path)
     with pytest.raises(FileRefused, match=said):
-        load_adapter(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["LoHaConfig", "IA3Config", "AdaLoraConfig", "VeraConfig"])
-def test_other_methods_of_peft_are_refused_by_peft_type(tmp_path, kind):
-    options = {"IA3Config": {"feedforward_modules": []}, "AdaLoraConfig": {"total_step": 10}}.get(kind, {})
-    config = getattr(peft, kind)(target_modules=["fc"], **options)
-    peft.get_peft_model(small(), config).save_pretrained(tmp_path)
-    with pytest.raises(FileRefused, match="peft_type"):
         load_adapter(tmp_path)
 
 

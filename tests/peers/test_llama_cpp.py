@@ -8,7 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from minilora.language.generation import generate
 from minilora.layers.rotary import frequencies
 
 from ..conformance.golden.conftest import MIXTURES, index_of, written
+from ..support.peers import write_gguf
 
 pytestmark = pytest.mark.peers
 NODE = os.environ.get("MINILORA_NODE", "")
@@ -69,35 +72,12 @@ def test_llama_cpp_reads_every_adapter_that_it_can_hold(golden, index, tmp_path)
 
 
 def write_kind(path, model):
-    """A decoder as llama.cpp's converter writes its kind: a Mistral as a llama, of which rows are reordered."""
-    gguf, c = pytest.importorskip("gguf"), model.config
-    kind = {"mistral": "llama", "qwen2": "qwen2"}[c.model_type]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], c.num_hidden_layers)
-    writer = gguf.GGUFWriter(path, kind)
-    writer.add_block_count(c.num_hidden_layers)
-    writer.add_context_length(64)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_feed_forward_length(c.intermediate_size)
-    writer.add_head_count(c.num_attention_heads)
-    writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
-    writer.add_rope_freq_base(500.0)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(list(TOKENS))
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))
-    writer.add_token_merges(list(MERGES))
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    for name, array in model.trainable().items():
-        if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            array = array.reshape(-1, 2, c.head_dim // 2, array.shape[1]).swapaxes(1, 2).reshape(array.shape)
-        writer.add_tensor(names.get_name(name, (".weight", ".bias")), np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    """A decoder as llama.cpp's converter writes its kind, with the tokens of golden bases."""
+    more = {"rope_parameters": {"rope_theta": 500.0}, "max_position_embeddings": 64}
+    config = SimpleNamespace(**{field.name: getattr(model.config, field.name) for field in fields(model.config)} | more)
+    tokens = {"pre": "qwen2", "tokens": list(TOKENS), "types": [3, 3] + [1] * (len(TOKENS) - 2), "merges": list(MERGES)}
+    ends = [("tokenizer.ggml.bos_token_id", 0), ("tokenizer.ggml.eos_token_id", 1)]
+    write_gguf(path, config, model.trainable(), metadata=ends, **tokens)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])

@@ -191,9 +191,11 @@ def llama_cpp_rows(weight, heads):
     return rows.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path, config, arrays, quantized="F32", metadata=()):
-    """As llama.cpp's converter writes a Llama, whose rows of W_q and W_k it reorders, and a Qwen2."""
-    gguf, kind = pytest.importorskip("gguf"), config.model_type
+def write_gguf(
+    path, config, arrays, quantized="F32", metadata=(), *, pre=None, tokens=None, types=None, merges=("t 0",)
+):
+    """As llama.cpp's converter writes a Qwen2, and a Llama or a Mistral, whose rows of W_q and W_k it reorders."""
+    gguf, kind = pytest.importorskip("gguf"), {"mistral": "llama"}.get(config.model_type, config.model_type)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config.num_hidden_layers)
     writer = gguf.GGUFWriter(path, kind)
     writer.add_block_count(config.num_hidden_layers)
@@ -207,9 +209,11 @@ def write_gguf(path, config, arrays, quantized="F32", metadata=()):
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
-    writer.add_token_merges(["t 0"])
-    writer.add_token_types([1] * config.vocab_size)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens or [f"t{i}" for i in range(config.vocab_size)])
+    writer.add_token_merges(merges)
+    writer.add_token_types(types or [1] * config.vocab_size)
     for name, value in metadata:
         (writer.add_string if isinstance(value, str) else writer.add_uint32)(name, value)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads} if kind == "llama" else {}
