@@ -49,13 +49,8 @@ def inputs(kind, p):
     return x, torch.tensor(x, requires_grad=kind.name != "embedding")
 
 
-@pytest.mark.parametrize("kind", list(KINDS.values())[1:], ids=list(KINDS)[1:])
-@given(problem=problems())
-@example(problem=ALL_ONES)
-@settings(max_examples=50)
-def test_the_layer_and_its_gradients_are_torchs(kind, problem):
-    p = kind.small(problem)
-    layer, theirs, (x, their_x) = ours(kind, p), module(kind, p), inputs(kind, p)
+def assert_same_pass(layer, theirs, x, their_x, p, parameters):
+    """Compare output, dx, and the gradients of the parameters that torch has by our names."""
     y, cache = layer.forward(x)
     their_y = theirs(their_x)
     assert_close(y, their_y.detach().numpy(), 1e-12)
@@ -64,9 +59,20 @@ def test_the_layer_and_its_gradients_are_torchs(kind, problem):
     dx, grads = layer.backward(dy, cache)
     if dx is not None:
         assert_close(dx, their_x.grad.numpy(), 1e-12)
-    assert grads.keys() == plain_case(kind).arrays(p).keys()
+    assert grads.keys() == parameters.keys()
     for name, grad in grads.items():
-        assert_close(grad, getattr(theirs, name).grad.numpy(), 1e-12)
+        assert_close(grad, parameters[name].grad.numpy().reshape(grad.shape), 1e-12)
+
+
+@pytest.mark.parametrize("kind", list(KINDS.values())[1:], ids=list(KINDS)[1:])
+@given(problem=problems())
+@example(problem=ALL_ONES)
+@settings(max_examples=50)
+def test_the_layer_and_its_gradients_are_torchs(kind, problem):
+    p = kind.small(problem)
+    theirs = module(kind, p)
+    parameters = {name: getattr(theirs, name) for name in plain_case(kind).arrays(p)}
+    assert_same_pass(ours(kind, p), theirs, *inputs(kind, p), p, parameters)
 
 
 class Holder(torch.nn.Module):
@@ -112,7 +118,6 @@ def arrays(kind, p, dora):
 @settings(max_examples=20)
 def test_the_adapted_layer_and_its_gradients_are_pefts(kind, options, problem):
     p = kind.small(problem)
-    x, their_x = inputs(kind, p)
     theirs, parameters = with_peft(kind, p, **options)
     model = adapt(ours(kind, p), "", rank=p.rank, alpha=p.alpha, rng=np.random.default_rng(0), **options)
     if options.get("use_dora"):  # PEFT starts with the magnitude of the base too
@@ -120,24 +125,14 @@ def test_the_adapted_layer_and_its_gradients_are_pefts(kind, options, problem):
     for name, array in arrays(kind, p, "use_dora" in options).items():
         getattr(model.adapter, name)[...] = array
         parameters[name].data = torch.tensor(array).reshape(parameters[name].shape)
-    y, cache = model.forward(x)
-    their_y = theirs(their_x)
-    assert_close(y, their_y.detach().numpy(), 1e-12)
-    dy = p.randn("dy", *y.shape)
-    their_y.backward(torch.tensor(dy))
-    dx, grads = model.backward(dy, cache)
-    if dx is not None:
-        assert_close(dx, their_x.grad.numpy(), 1e-12)
-    assert grads.keys() == parameters.keys()
-    for name, grad in grads.items():
-        assert_close(grad, parameters[name].grad.numpy().reshape(grad.shape), 1e-12)
+    assert_same_pass(model, theirs, *inputs(kind, p), p, parameters)
     merged, their_merged = merge(model), theirs.merge_and_unload().layer
     assert_close(merged.weight, their_merged.weight.detach().numpy(), 1e-12)
 
 
 @KIND
-def test_adapters_start_in_the_range_of_pefts(kind):
-    """The start's spread, over many draws of PEFT's and ours."""
+def test_adapters_have_pefts_shapes_and_start(kind):
+    """The start's spread, over many draws of PEFT's and ours; and its shapes, as `kind` and `kernel` say them."""
     p = RANK_ABOVE_WIDTHS
     found = {}
     for seed in range(30):
@@ -148,6 +143,11 @@ def test_adapters_start_in_the_range_of_pefts(kind):
             mine, theirs = found.setdefault(name, ([], []))
             mine.append(getattr(model.adapter, name).ravel())
             theirs.append(parameters[name].detach().numpy().ravel())
+    (adapter,) = adapters(model).values()
+    ones = (1,) * len(adapter.kernel)
+    assert adapter.lora_A.reshape(p.rank, -1, *adapter.kernel).shape == tuple(parameters["lora_A"].shape)
+    assert (*adapter.lora_B.shape, *ones) == tuple(parameters["lora_B"].shape)
+    assert attach(ours(kind, p), {"": adapter}).trainable().keys() == {"lora_A", "lora_B"}
     for mine, theirs in found.values():
         mine, theirs = np.concatenate(mine), np.concatenate(theirs)
         assert mine.std() == pytest.approx(theirs.std(), rel=0.15)
@@ -196,16 +196,3 @@ def test_sums_of_adapters_are_pefts(problem):
     r = min(p.rank, *total.shape)
     theirs.add_weighted_adapter(["default", "other"], weights, "svd", combination_type="svd", svd_rank=r)
     assert_close(weighted_sum(terms, weights, "svd", r).delta(), layer.get_delta_weight("svd").detach().numpy(), 1e-10)
-
-
-@KIND
-def test_what_adapters_returns_has_pefts_shapes(kind):
-    """lora_A (r, in, *kernel) and lora_B (out, r, 1...), as `kind` and `kernel` say."""
-    p = RANK_ABOVE_WIDTHS
-    _, parameters = with_peft(kind, p)
-    model = adapt(ours(kind, p), "", rank=p.rank, alpha=1, rng=np.random.default_rng(0))
-    (adapter,) = adapters(model).values()
-    ones = (1,) * len(adapter.kernel)
-    assert adapter.lora_A.reshape(p.rank, -1, *adapter.kernel).shape == tuple(parameters["lora_A"].shape)
-    assert (*adapter.lora_B.shape, *ones) == tuple(parameters["lora_B"].shape)
-    assert attach(ours(kind, p), {"": adapter}).trainable().keys() == {"lora_A", "lora_B"}

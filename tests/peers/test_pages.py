@@ -56,8 +56,9 @@ def test_the_commands_for_llama_cpp_write_what_is_shown(smollm2, tmp_path):
     """llama.cpp itself reads exported adapters in `test_llama_cpp`."""
     gguf = pytest.importorskip("gguf")
     page = (ROOT / "docs" / "library" / "recipes.md").read_text(encoding="utf-8")
-    (commands,) = re.findall(r"^```sh\n(.*?)^```", page, re.S | re.M)
-    (output,) = re.findall(r"^```text\n(.*?)^```", page, re.S | re.M)
+    section = page.partition("\n## From SmolLM2 to llama.cpp\n")[2].partition("\n## ")[0]
+    (commands,) = re.findall(r"^```sh\n(.*?)^```", section, re.S | re.M)
+    (output,) = re.findall(r"^```text\n(.*?)^```", section, re.S | re.M)
     install, model, rest = re.split(r"^(?=model=|minilora finetune)", commands, flags=re.M)
     finetune, export, llama = re.split(r"^(?=minilora export|llama-completion)", rest, flags=re.M)
     assert install.count("pip install") == 2

@@ -53,45 +53,40 @@ def gaussian(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
+def in_their_bytes(w, block_size=64):
+    """The bytes and scales of a weight, which are bitsandbytes'."""
+    packed, absmax = quantize_nf4(torch.as_tensor(w).float().numpy(), block_size=block_size)
+    expected, state = theirs(w, block_size)
+    np.testing.assert_array_equal(packed, expected)
+    np.testing.assert_array_equal(absmax, state.absmax.numpy())
+    return packed, absmax
+
+
 @pytest.mark.parametrize("block_size", [64, 128, 256, 4096])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_bytes_are_those_of_bitsandbytes(shape, block_size):
     for seed, scale in ((0, 1.0), (1, 0.02)):
         w = gaussian(*shape, seed=seed) * np.float32(scale)
-        packed, absmax = quantize_nf4(w, block_size=block_size)
-        expected, state = theirs(w, block_size)
-        np.testing.assert_array_equal(packed, expected)
-        np.testing.assert_array_equal(absmax, state.absmax.numpy())
+        packed, absmax = in_their_bytes(w, block_size)
         _, flat = theirs(w.ravel(), block_size)
-        found = bnb.functional.dequantize_4bit(torch.as_tensor(expected)[:, None], flat).numpy().ravel()
-        np.testing.assert_allclose(
-            dequantize_nf4(packed, absmax, shape, block_size=block_size).ravel(), found, atol=1e-6
-        )
+        found = bnb.functional.dequantize_4bit(torch.as_tensor(packed)[:, None], flat).numpy().ravel()
+        ours = dequantize_nf4(packed, absmax, shape, block_size=block_size)
+        np.testing.assert_allclose(ours.ravel(), found, atol=1e-6)
+
+
+def test_half_weights_zero_blocks_and_single_weights_are_theirs():
+    for dtype in (torch.float16, torch.bfloat16):
+        in_their_bytes(torch.as_tensor(gaussian(48, 128)).to(dtype))
+    w = gaussian(6, 64)
+    w[1], w[3], w[4] = 0, 1e-30, -5
+    w[5, 1:] = 0
+    in_their_bytes(w)
 
 
 def test_the_books_are_those_of_bitsandbytes():
     _, state = theirs(gaussian(64, 64), nested=True)
     np.testing.assert_array_equal(NF4, state.code.numpy())
     np.testing.assert_array_equal(scale_book(), bnb.functional.create_dynamic_map().numpy())
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_weights_have_the_same_bytes(dtype):
-    w = torch.as_tensor(gaussian(48, 128)).to(getattr(torch, dtype))
-    expected, state = theirs(w)
-    packed, absmax = quantize_nf4(w.float().numpy())
-    np.testing.assert_array_equal(packed, expected)
-    np.testing.assert_array_equal(absmax, state.absmax.numpy())
-
-
-def test_zero_blocks_and_single_weights_are_theirs():
-    w = gaussian(6, 64)
-    w[1], w[3], w[4] = 0, 1e-30, -5
-    w[5, 1:] = 0
-    packed, absmax = quantize_nf4(w)
-    expected, state = theirs(w)
-    np.testing.assert_array_equal(packed, expected)
-    np.testing.assert_array_equal(absmax, state.absmax.numpy())
 
 
 @pytest.mark.parametrize("shape", [(1536, 576), (64, 64), (5, 7)])
@@ -159,31 +154,34 @@ def logits(model):
         return model(torch.from_numpy(IDS)).logits.float().numpy()
 
 
-@pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("double_quant", [False, True])
-def test_transformers_reads_the_four_bits_we_write(tmp_path, tie, double_quant):
-    model = quantize(ours(tie_word_embeddings=tie), double_quant=double_quant)
+def in_four_bits(model):
+    """The paths of the layers that are quantised, in a model of either library."""
+    if isinstance(model, Llama):
+        return {path for path, layer in walk(model) if isinstance(layer, QuantizedLinear)}
+    return {path for path, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
+
+
+SOME = ["q_proj", "layers.1.mlp.down_proj"]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(
+            quantize(ours(tie_word_embeddings=tie), double_quant=double)
+            for tie in (False, True)
+            for double in (False, True)
+        ),
+        quantize(ours(attention_bias=True), SOME),
+        ours(mlp_bias=True),
+    ],
+    ids=["single", "double", "tied, single", "tied, double", "some layers", "floats"],
+)
+def test_transformers_reads_what_we_write(tmp_path, model):
     save_llama(model, tmp_path / "m")
     other = loaded(tmp_path / "m")
-    assert isinstance(other.model.layers[1].mlp.down_proj, bnb.nn.Linear4bit)
-    assert not isinstance(other.lm_head, bnb.nn.Linear4bit)
+    assert in_four_bits(other) == in_four_bits(model)
     np.testing.assert_allclose(model(IDS), logits(other), atol=1e-4)
-
-
-def test_transformers_reads_some_layers_in_four_bits(tmp_path):
-    model = quantize(ours(attention_bias=True), ["q_proj", "layers.1.mlp.down_proj"])
-    save_llama(model, tmp_path / "m")
-    other = loaded(tmp_path / "m")
-    kinds = {path for path, module in other.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
-    assert kinds == {path for path, layer in walk(model) if isinstance(layer, QuantizedLinear)}
-    np.testing.assert_allclose(model(IDS), logits(other), atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_transformers_reads_the_floats_we_write(tmp_path, dtype):
-    model = ours(mlp_bias=True)
-    save_llama(model, tmp_path / "m")
-    np.testing.assert_allclose(model(IDS), logits(loaded(tmp_path / "m")), atol=1e-4)
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -203,9 +201,9 @@ def test_we_read_the_four_bits_that_transformers_writes(tmp_path, tie, nested, d
     )
     other.save_pretrained(tmp_path / "four")
     model = Llama.load(tmp_path / "four")
-    kinds = {path for path, layer in walk(model) if isinstance(layer, QuantizedLinear)}
-    assert kinds == {path for path, module in other.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
-    for path in kinds:
+    assert in_four_bits(model) == in_four_bits(other)
+    assert in_four_bits(model)
+    for path in in_four_bits(model):
         module = other.get_submodule(path)
         np.testing.assert_array_equal(dict(walk(model))[path].packed, module.weight.data.numpy().ravel())
     if dtype == "float32":  # transformers rounds what it dequantises to the stored type

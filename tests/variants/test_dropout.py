@@ -10,17 +10,9 @@ from minilora.layer import walk
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout, with_rows_at
 
-from ..support.language import tiny_llama, tiny_mixture
+from ..support.language import adapted, tiny_mixture
 
 IDS = np.arange(24).reshape(4, 6) % 29
-
-
-def adapted_llama(**options):
-    model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=np.random.default_rng(0), **options)
-    rng = np.random.default_rng(1)
-    for p in model.trainable().values():
-        p[...] = rng.standard_normal(p.shape) / 4
-    return model
 
 
 def dropping(model):
@@ -29,7 +21,7 @@ def dropping(model):
 
 def drawn(share=0.3, rows=5):
     rng = np.random.default_rng(3)
-    layer = LoRALinear.from_linear(adapted_llama().lm_head, rank=2, alpha=3, rng=rng)
+    layer = LoRALinear.from_linear(adapted().lm_head, rank=2, alpha=3, rng=rng)
     layer.adapter.lora_B[...] = rng.standard_normal(layer.adapter.lora_B.shape)
     return DroppingLoRALinear(layer.base, layer.adapter, share, tuple(range(rows))), rng.standard_normal(
         (rows, layer.in_features)
@@ -47,7 +39,7 @@ def test_the_share_dropped_is_p_and_the_mean_stays():
 
 def test_no_two_layers_and_no_two_rows_have_one_mask():
     masks = {}
-    for path, layer in dropping(with_dropout(adapted_llama(), 0.5, [5, 6])).items():
+    for path, layer in dropping(with_dropout(adapted(), 0.5, [5, 6])).items():
         mask = layer.mask(np.zeros((2, 3, layer.in_features)))
         masks[path, 0], masks[path, 1] = mask
     bits = [mask.tobytes() for mask in masks.values()]
@@ -65,12 +57,12 @@ def test_the_rows_of_some_positions_are_of_named_layers_alone():
 
 
 def test_a_probability_of_nothing_changes_nothing():
-    model = adapted_llama()
+    model = adapted()
     np.testing.assert_array_equal(with_dropout(model, 0.0, [1, 2, 3, 4])(IDS), model(IDS))
 
 
 def test_a_model_with_masks_shares_what_trains():
-    model = adapted_llama()
+    model = adapted()
     masked = with_dropout(model, 0.3, [1, 2, 3, 4])
     assert dropping(masked).keys() == adapters(model).keys()
     assert not dropping(model)
@@ -80,7 +72,7 @@ def test_a_model_with_masks_shares_what_trains():
 
 @pytest.mark.parametrize(("rows", "workers"), [(1, 1), (1, 3), (2, 2), (3, 2), (4, 1)])
 def test_parts_of_a_batch_have_the_masks_of_the_whole(rows, workers):
-    model, targets = adapted_llama(), (IDS + 1) % 29
+    model, targets = adapted(), (IDS + 1) % 29
     masked = with_dropout(model, 0.3, [11, 12, 13, 14])
     whole = backpropagate(masked, IDS, targets, next_token_loss)
     parts = accumulate(rows, workers)(masked, IDS, targets, next_token_loss)
@@ -91,12 +83,12 @@ def test_parts_of_a_batch_have_the_masks_of_the_whole(rows, workers):
 
 
 def test_a_part_has_the_keys_of_its_rows():
-    masked = with_dropout(adapted_llama(), 0.3, [11, 12, 13, 14])
+    masked = with_dropout(adapted(), 0.3, [11, 12, 13, 14])
     assert {layer.keys for layer in dropping(of_sequences(masked, slice(1, 3))).values()} == {(12, 13)}
 
 
 def test_each_step_draws_new_masks_and_evaluation_none(monkeypatch):
-    model, targets, seen = adapted_llama(), (IDS + 1) % 29, []
+    model, targets, seen = adapted(), (IDS + 1) % 29, []
     right = DroppingLoRALinear.forward
     monkeypatch.setattr(DroppingLoRALinear, "forward", lambda self, x: seen.append(self.keys) or right(self, x))
     rng = np.random.default_rng(0)
@@ -128,7 +120,7 @@ REFUSED = {
     "dropout must be at least 0 and below 1, got -0.1": lambda: dropped_by(-0.1),
     "cannot reshape array of size 36 into shape (4,12)": lambda: drawn(rows=3)[0].forward(np.ones((4, 12))),
     f"{BEFORE}self_attn.q_proj', which is a DoRA's: expected 0": lambda: check_dropped(
-        adapters(adapted_llama(use_dora=True))
+        adapters(adapted(use_dora=True))
     ),
     f"{BEFORE}mlp.gate.weight', which is of a mixture's array: expected 0": lambda: check_dropped(
         adapters(of_a_router())
@@ -144,4 +136,4 @@ def test_what_has_no_dropout_is_refused(message):
 
 
 def test_plain_adapters_may_have_dropout():
-    check_dropped(adapters(adapted_llama()))
+    check_dropped(adapters(adapted()))

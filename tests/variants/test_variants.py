@@ -23,7 +23,6 @@ from minilora import (
     best_of_rank,
     loraplus,
     merge,
-    mse,
     train,
     weighted_sum,
 )
@@ -116,25 +115,7 @@ def test_adapters_start_as_peft_starts_them(kind):
         assert np.abs(A).max() > 0.5 / A.shape[1] ** 0.5
 
 
-# --- rsLoRA and LoRA+ -----------------------------------------------------------------------------
-
-
-def first_step(rank, use_rslora):
-    """How far one step of gradient descent moves the output, on average over starts."""
-    moves = []
-    for seed in range(50):
-        rng, width = RNG(seed), 64
-        model = adapt(Linear(np.zeros((4, width))), "", rank=rank, alpha=8, rng=rng, use_rslora=use_rslora)
-        y, cache = model.forward(x := rng.standard_normal((1, width)))
-        _, grads = model.backward(np.ones_like(y), cache)
-        model.adapter.lora_B[...] -= grads["lora_B"]
-        moves.append(np.abs(model(x)).mean())
-    return np.mean(moves)
-
-
-def test_the_first_step_keeps_its_size_under_rslora_alone():
-    assert first_step(256, True) / first_step(16, True) == pytest.approx(1, abs=0.2)
-    assert first_step(256, False) / first_step(16, False) == pytest.approx(1 / 16, abs=0.02)
+# --- LoRA+ -----------------------------------------------------------------------------
 
 
 def test_each_array_has_the_rate_of_its_longest_ending():
@@ -144,16 +125,6 @@ def test_each_array_has_the_rate_of_its_longest_ending():
     for name, rate in (("fc1.lora_A", 0.1), ("fc1.lora_B", 0.3), ("fc2.lora_B", 0.7)):
         assert_close(params[name], np.full(2, -rate), 1e-7)
     assert "lora_B" in repr(optimizer)
-
-
-def test_loraplus_trains_b_at_a_multiple():
-    rng = RNG(0)
-    model = adapt(Linear(rng.standard_normal((3, 4))), "", rank=2, alpha=1, rng=rng)
-    A = model.adapter.lora_A.copy()
-    X, Y = rng.standard_normal((8, 4)), rng.standard_normal((8, 3))
-    train(model, X, Y, epochs=1, batch_size=8, lr=loraplus(1e-3, ratio=16), rng=rng)
-    assert_close(np.abs(model.adapter.lora_B), np.full((3, 2), 16e-3), 1e-6)
-    assert np.abs(model.adapter.lora_A - A).max() <= 1e-3
     assert loraplus(1e-3) == loraplus(1e-3, ratio=16) == {"": 1e-3, "lora_B": 16e-3}
 
 
@@ -175,13 +146,6 @@ def test_pissa_takes_the_leading_singular_values_away(problem, data):
     assert_close(adapter.lora_A @ adapter.lora_A.T, adapter.lora_B.T @ adapter.lora_B, 1e-12)
 
 
-def test_pissa_moves_both_factors_from_the_first_step():
-    _, x, model = adapted("linear", init="pissa")
-    y, cache = model.forward(x)
-    _, grads = model.backward(mse(y, y + 1)[1], cache)
-    assert all(np.abs(grad).max() > 1e-3 for grad in grads.values())
-
-
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_pissa_as_a_file_is_of_twice_the_rank(use_rslora):
     base, x, model = adapted("linear", init="pissa", use_rslora=use_rslora)
@@ -191,11 +155,6 @@ def test_pissa_as_a_file_is_of_twice_the_rank(use_rslora):
     assert file.alpha == (3 * 2**0.5 if use_rslora else 6)
     assert_close(LoRALinear(base, file)(x), model(x), 1e-13)
     assert over_original(file) is file
-
-
-def test_pissa_refuses_more_vectors_than_there_are():
-    with pytest.raises(ValueError, match="rank must be at most 5"):
-        adapt(LAYERS["linear"](RNG(0))[0], "", rank=6, alpha=3, rng=RNG(0), init="pissa")
 
 
 # --- DoRA -----------------------------------------------------------------------------------------
@@ -235,17 +194,6 @@ def test_our_dora_is_finite_at_a_row_of_zeros(norm):
     assert not grads["magnitude"][1]
 
 
-@pytest.mark.parametrize(("norm", "still"), [("full", True), ("constant", False)])
-def test_lengthening_a_row_has_no_slope_under_the_full_norm(norm, still):
-    """Over a base of zero, V = s B A: a longer row of B makes a longer row of V, which DoRA divides by its length."""
-    _, x, model = adapted("linear", use_dora=True, dora_norm=norm)
-    moved(model).base.weight[...] = 0
-    y, cache = model.forward(x)
-    _, grads = model.backward(RNG(2).standard_normal(y.shape), cache)
-    along = (grads["lora_B"] * model.adapter.lora_B).sum(axis=1)
-    assert (np.abs(along).max() < 1e-13) == still
-
-
 def lora(n_in=6, n_out=5, r=2, cls=LoRA, dtype="float64", **more):
     return cls(np.ones((r, n_in), dtype), np.ones((n_out, r), dtype), 1, **more)
 
@@ -274,6 +222,7 @@ BASE = Linear(np.ones((5, 6)))
         (lambda: lora(cls=Adapter, start=lora(6, 4)), ValueError, r"start\.lora_B has shape \(4, 2\), expected"),
         (lambda: Rewritten(BASE, lora()), AttributeError, "'Linear' object has no attribute 'as_linear'"),
         (lambda: pissa(BASE, rank=2, alpha=0), ValueError, "alpha must be above 0"),
+        (lambda: adapt(BASE, "", rank=6, alpha=3, rng=RNG(0), init="pissa"), ValueError, "rank must be at most 5, got 6"),
         (lambda: loraplus(0), ValueError, "lr must be above 0"),
         (lambda: loraplus(1e-3, ratio=-1), ValueError, "ratio must be above 0"),
     ],
