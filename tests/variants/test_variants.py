@@ -222,7 +222,7 @@ BASE = Linear(np.ones((5, 6)))
         (lambda: lora(cls=Adapter, start=lora(6, 4)), ValueError, r"start\.lora_B has shape \(4, 2\), expected"),
         (lambda: Rewritten(BASE, lora()), AttributeError, "'Linear' object has no attribute 'as_linear'"),
         (lambda: pissa(BASE, rank=2, alpha=0), ValueError, "alpha must be above 0"),
-        (lambda: adapt(BASE, "", rank=6, alpha=3, rng=RNG(0), init="pissa"), ValueError, "rank must be at most 5, got 6"),
+        (lambda: adapt(BASE, "", rank=6, alpha=3, rng=RNG(0), init="pissa"), ValueError, "rank must be at most 5, got"),
         (lambda: loraplus(0), ValueError, "lr must be above 0"),
         (lambda: loraplus(1e-3, ratio=-1), ValueError, "ratio must be above 0"),
     ],
