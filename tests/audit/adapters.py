@@ -110,6 +110,12 @@ def pairs(shapes, r=2, seed=0, ranks=None, dtype="f4"):
     return tensors
 
 
+def change(tensors, path):
+    """What a module adds to its weight (out, in) at the scaling of `config`, in float64."""
+    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
+    return 2 * B @ A
+
+
 def factors(modules, **options):
     """PEFT's tensors for some modules of a decoder."""
     return pairs({path: shape_of(path) for path in modules}, **options)

@@ -8,7 +8,7 @@ from minilora.audit.auditing import audit
 from minilora.audit.changes import FORMATS, blocks, changes
 from minilora.files.tensors import FLOATS
 
-from .adapters import EXPERTS, PREFIX, D, V, config, expert_factors, factors, model, paths, peft, written
+from .adapters import EXPERTS, PREFIX, D, V, change, config, expert_factors, factors, model, paths, peft, written
 from .test_merged import of_gguf
 
 
@@ -41,8 +41,7 @@ def test_a_linear_layer_and_an_embedding(tmp_path):
     tensors = factors(["model.embed_tokens", *paths("q_proj")])
     report, arrays = merged(tmp_path, tensors, config("embed_tokens", "q_proj"))
     path = "model.layers.1.self_attn.q_proj"
-    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
-    check(report.merged[path], [(arrays[f"{path}.weight"].astype("f8"), 2 * B @ A)])
+    check(report.merged[path], [(arrays[f"{path}.weight"].astype("f8"), change(tensors, path))])
     A, B = (tensors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
     check(report.merged["model.embed_tokens"], [(arrays["model.embed_tokens.weight"].astype("f8"), 2 * (B @ A).T)])
 
@@ -57,18 +56,17 @@ def test_a_square_weight_stored_in_out_is_changed_across(tmp_path, beside):
         tensors[f"{PREFIX}h.0.{name}.lora_B.weight"] = rng.standard_normal((out, 2)).astype("f4")
     adapter = peft(tmp_path / "a", tensors, config("c_proj", "c_attn", fan_in_fan_out=True))
     report = audit(adapter, written(tmp_path / "m", arrays), merge=True)
-    A, B = (tensors[f"{PREFIX}h.0.c_proj.lora_{part}.weight"].astype("f8") for part in "AB")
-    check(report.merged["h.0.c_proj"], [(arrays["h.0.c_proj.weight"].astype("f8"), 2 * (B @ A).T)])
+    W, delta = arrays["h.0.c_proj.weight"].astype("f8"), change(tensors, "h.0.c_proj").T
+    check(report.merged["h.0.c_proj"], [(W, delta)])
 
 
 def test_a_change_in_float64_is_the_product(tmp_path):
     folder, tensors = model(tmp_path / "m"), factors(paths("q_proj"))
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
     for path, module in report.adapter.modules.items():
-        A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
-        ((W, delta),) = (block for change in changes(report.landing, module) for block in blocks(*change))
+        ((W, delta),) = (block for one in changes(report.landing, module) for block in blocks(*one))
         assert (W.dtype, delta.dtype) == ("float64", "float64")
-        np.testing.assert_allclose(delta, 2 * B @ A, rtol=1e-12)
+        np.testing.assert_allclose(delta, change(tensors, path), rtol=1e-12)
 
 
 def test_a_llamas_rows_in_gguf_are_put_in_order(tmp_path):
@@ -109,9 +107,8 @@ def test_dora(tmp_path):
     for module in paths("q_proj"):
         tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = rng.uniform(2, 4, 12).astype("f4")
     report, arrays = merged(tmp_path, tensors, config("q_proj", use_dora=True))
-    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
     W, m = arrays[f"{path}.weight"].astype("f8"), tensors[f"{PREFIX}{path}.lora_magnitude_vector"]
-    changed = W + 2 * B @ A
+    changed = W + change(tensors, path)
     check(report.merged[path], [(W, m[:, None] * changed / np.linalg.norm(changed, axis=1, keepdims=True) - W)])
 
 
@@ -168,11 +165,8 @@ def test_a_magnitude_of_a_square_weights_inputs_is_named(tmp_path, other, word, 
     save_file({"fc.weight": W.T.copy() if in_out else W}, tmp_path / "m.safetensors")
     A, B = rng.standard_normal((2, 16)).astype("f4"), 0.01 * rng.standard_normal((16, 2)).astype("f4")
     m = ((1 - other) * np.linalg.norm(W, axis=1) + other * np.linalg.norm(W, axis=0)).astype("f4")
-    tensors = {
-        f"{PREFIX}{path}.lora_A.weight": A,
-        f"{PREFIX}{path}.lora_B.weight": B,
-        f"{PREFIX}{path}.lora_magnitude_vector": m,
-    }
+    parts = {"lora_A.weight": A, "lora_B.weight": B, "lora_magnitude_vector": m}
+    tensors = {f"{PREFIX}{path}.{part}": array for part, array in parts.items()}
     adapter = peft(tmp_path / "a", tensors, config(path, use_dora=True, fan_in_fan_out=in_out))
     report = audit(adapter, tmp_path / "m.safetensors", merge=True)
     assert report.word == word, str(report)
@@ -185,9 +179,8 @@ def test_a_merge_needs_a_model(tmp_path):
 
 def test_what_is_in_few_bits_is_not_looked_at(tmp_path):
     save_file({f"{p}.qweight": np.ones((3, V), "u1") for p in paths("q_proj")}, tmp_path / "m.safetensors")
-    report = audit(
-        peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), tmp_path / "m.safetensors", merge=True
-    )
+    adapter = peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj"))
+    report = audit(adapter, tmp_path / "m.safetensors", merge=True)
     assert set(report.merged.values()) == {None}
     assert "not looked at" in str(report)
 
@@ -199,9 +192,8 @@ def test_a_change_has_its_root_mean_square_and_its_share(tmp_path, monkeypatch, 
     monkeypatch.setattr("minilora.audit.changes.PIECES", 96 // piece // 3 or 1)
     folder, tensors, path = model(tmp_path / "m"), factors(paths("q_proj")), "model.layers.1.self_attn.q_proj"
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
-    A, B = (tensors[f"{PREFIX}{path}.lora_{part}.weight"].astype("f8") for part in "AB")
-    W = load_file(folder / "model.safetensors")[f"{path}.weight"].astype("f8")
-    rms, share = np.sqrt(np.square(2 * B @ A).mean()), np.linalg.norm(2 * B @ A) / np.linalg.norm(W)
+    W, delta = load_file(folder / "model.safetensors")[f"{path}.weight"].astype("f8"), change(tensors, path)
+    rms, share = np.sqrt(np.square(delta).mean()), np.linalg.norm(delta) / np.linalg.norm(W)
     (found,) = (entry for entry in report.json()["modules"] if entry["module"] == path)
     assert np.isclose(found["rms"], rms, rtol=1e-6)
     assert np.isclose(found["share"], share, rtol=1e-6 if piece > 96 else 0.5)

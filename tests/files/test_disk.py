@@ -188,8 +188,11 @@ EXCHANGED = sys.platform in ("linux", "darwin")
 OLD, NEW, LATER = (1.0, 3.0), (2.0, 4.0), (5.0, 7.0)
 
 
-@pytest.mark.parametrize("once", [False, True], ids=["killed", "interrupted"])
-@pytest.mark.parametrize("new", [(2.0, 3.0), NEW], ids=["same configuration", "another configuration"])
+@pytest.mark.parametrize(
+    ("new", "once"),
+    [((2.0, 3.0), False), (NEW, False), (NEW, True)],
+    ids=["same configuration, killed", "killed", "interrupted"],
+)
 @pytest.mark.parametrize("old", ["ours", "of another program", "with a folder of others", "where none is exchanged"])
 def test_a_save_cut_short_leaves_old_or_new(tmp_path, monkeypatch, once, new, old):
     """For every reader, cut at each call that changes the disk, in turn; a save after it is whole again.

@@ -165,8 +165,7 @@ def test_its_arguments_are_left_alone():
         np.testing.assert_array_equal(array, before)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
-@pytest.mark.parametrize("r", [1, 2])
+@pytest.mark.parametrize(("k", "r"), [(1, 1), (2, 1), (1, 2)])
 def test_training_by_adam_ends_within_one_percent_of_it(k, r):
     """Targets of known rank k, and noise that no adapter can learn."""
     problem = Problem(n=200, in_features=8, out_features=6, rank=k, alpha=float(k))

@@ -100,17 +100,17 @@ def test_a_slope_of_rounding_is_zero(method):
 
 @METHODS
 @given(
-    rows=st.integers(1, 60),
+    rows=st.integers(1, 20),
     place=st.floats(0, 1),
     sign=st.sampled_from([1, -1]),
     singly=st.booleans(),
-    n=st.integers(0, 5),
+    n=st.integers(0, 2),
 )
 def test_the_wrong_entry_is_found_wherever_it_stands(method, rows, place, sign, singly, n):
     """In any array of several and at any entry, checked singly or along directions, in any order of memory."""
-    params = {name: randn(rows, 5, seed=i) for i, name in enumerate("abcdef")}
+    params = {name: randn(rows, 5, seed=i) for i, name in enumerate("abc")}
     grads = {name: np.asfortranarray(2 * p) for name, p in params.items()}
-    flat, name = round(place * (5 * rows - 1)), "abcdef"[n]
+    flat, name = round(place * (5 * rows - 1)), "abc"[n]
     options = {"method": method, "every_entry_below": 1000 if singly else 0, "directions": 2}
 
     def squares(p):
