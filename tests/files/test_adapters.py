@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 from safetensors.numpy import load_file
 
-from minilora import FileRefused, Linear, LoRA, LoRALinear, load_adapter, save_adapter
+from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files.adapters import system_message
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensors import TensorFile
@@ -61,16 +61,6 @@ def test_factors_in_any_memory_order_are_saved_as_they_read(tmp_path):
     save_adapter(tmp_path / "a", {"fc": LoRA(A, B, 1.0)})
     np.testing.assert_array_equal(load_adapter(tmp_path / "a")["fc"].lora_A, A)
     np.testing.assert_array_equal(load_adapter(tmp_path / "a")["fc"].lora_B, B)
-
-
-def test_a_saved_layer_is_put_on_its_base_again(tmp_path):
-    rng = np.random.default_rng(1)
-    layer = LoRALinear(Linear.init(5, 4, rng=rng), LoRA.init(5, 4, rank=2, alpha=3, rng=rng))
-    layer.adapter.lora_B[...] = rng.standard_normal((4, 2))
-    save_adapter(tmp_path, {"fc": layer})
-    again = LoRALinear(layer.base, load_adapter(tmp_path)["fc"])
-    x = rng.standard_normal((7, 5)).astype("float32")
-    np.testing.assert_array_equal(again(x), layer(x))
 
 
 @pytest.mark.parametrize("dtype", ["float16", np.float64, np.dtype("float32")])
@@ -182,6 +172,7 @@ def test_the_configuration_is_what_peft_expects(tmp_path):
         "init_lora_weights": True,
     }
     assert '"lora_alpha": 3,' in text  # PEFT writes whole numbers so
+    assert text == json.dumps(json.loads(text), indent=2) + "\n"
 
 
 ONE = {"fc": LoRA(np.ones((1, 1)), np.ones((1, 1)), 1)}
@@ -314,9 +305,3 @@ def test_each_tensor_begins_at_a_multiple_of_its_size(tmp_path):
     assert {(spec.dtype, spec.start % {"F16": 2, "F32": 4, "F64": 8}[spec.dtype]) for spec in tensors} == {
         ("F16", 0), ("F32", 0), ("F64", 0)
     }  # fmt: skip
-
-
-def test_a_configuration_is_written_for_people(tmp_path):
-    save_adapter(tmp_path, {"fc": LoRA(np.ones((1, 3)), np.ones((5, 1)), 8.0)})
-    path = tmp_path / "adapter_config.json"
-    assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=2) + "\n"
