@@ -239,11 +239,8 @@ def test_a_version_is_three_numbers():
 
 def test_dora_of_an_array_is_refused(tmp_path):
     """PEFT has no such thing, and the magnitude would be lost."""
-    prefix = "base_model.model.mlp.experts."
-    tensors = {f"{prefix}lora_{side}.weight": np.ones((6, 6), "f4") for side in "AB"}
-    save_file(tensors | {f"{prefix}lora_magnitude_vector": np.ones(6, "f4")}, tmp_path / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "r": 3, "use_dora": True, "peft_version": "0.19.1"}
-    text = json.dumps(config | {"target_parameters": ["mlp.experts.down_proj"]})
-    (tmp_path / "adapter_config.json").write_text(text)
+    save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
+    magnitude = {"base_model.model.experts.lora_magnitude_vector": np.ones(6)}
+    rewritten(tmp_path, lambda tensors: tensors | magnitude, use_dora=True)
     with pytest.raises(FileRefused, match="use_dora is True, and target_parameters has adapters"):
         load_adapter(tmp_path)

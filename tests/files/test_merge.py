@@ -190,14 +190,6 @@ def test_factors_in_float16_are_widened_before_their_product(job):
     np.testing.assert_allclose(read(job.out)[Q][1], read(job.base)[Q][1] + 90_000)
 
 
-@pytest.mark.parametrize("flipped", [False, True])
-def test_a_flag_says_that_weights_lie_the_other_way_round(tmp_path, flipped):
-    W, lora = ones(4, 3), LoRA(np.arange(3.0, dtype="f4")[None], np.arange(4.0, dtype="f4")[:, None], 1.0)
-    base = {"a.weight": np.ascontiguousarray(W.T) if flipped else W}
-    after = merged(tmp_path, base, {"a": lora}, fan_in_fan_out=flipped)["a.weight"]
-    np.testing.assert_array_equal(after.T if flipped else after, 1 + np.outer(range(4), range(3)))
-
-
 def test_nan_in_the_base_is_the_bases_own_affair(job):
     tensors = base_tensors(np.random.default_rng(0))
     tensors[Q][1, 1] = np.nan

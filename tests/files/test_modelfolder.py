@@ -30,13 +30,16 @@ def refused(base, adapter, out, message, error=ValueError):
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_merged_folder_is_the_adapted_model(tmp_path, adapter, shards):
-    base = write(tmp_path / "base", shards=shards)
+    base, templates = write(tmp_path / "base", shards=shards), "additional_chat_templates"
+    (base / templates).mkdir()
+    (base / templates / "tool_use.jinja").write_text("TOOLS")
     merge_adapter(base, adapter, tmp_path / "out")
     adapted = attach(Llama.load(base), load_adapter(adapter))
     np.testing.assert_allclose(Llama.load(tmp_path / "out")(IDS), adapted(IDS), atol=1e-4)
     weights = {path.name for path in base.glob("model*")}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {*BESIDE, "config.json", "tokenizer.json", *weights}
-    for name in (*BESIDE, "config.json", "tokenizer.json", *([INDEX] if shards > 1 else [])):
+    files = {*BESIDE, "config.json", "tokenizer.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == files | weights | {templates}
+    for name in (*files, f"{templates}/tool_use.jinja", *([INDEX] if shards > 1 else [])):
         assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
 
 
@@ -84,14 +87,6 @@ def test_links_are_followed_and_files_written(tmp_path, adapter):
     (model / "private.txt").write_text("beside the blobs")
     (cache / "LICENSE.txt").symlink_to("../../private.txt")
     refused(cache, adapter, tmp_path / "out2", "LICENSE.txt': a link out of the model's folder", FileRefused)
-
-
-def test_further_chat_templates_are_merged_with_the_model(tmp_path, adapter):
-    base = write(tmp_path / "base")
-    (base / "additional_chat_templates").mkdir()
-    (base / "additional_chat_templates" / "tool_use.jinja").write_text("TOOLS")
-    merge_adapter(base, adapter, tmp_path / "out")
-    assert (tmp_path / "out" / "additional_chat_templates" / "tool_use.jinja").read_text() == "TOOLS"
 
 
 def test_what_says_how_a_model_is_built_is_copied(tmp_path):

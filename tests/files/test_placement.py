@@ -76,13 +76,6 @@ def test_half_a_match_with_a_model_that_sees_is_refused(tmp_path, blind):
         merged(tmp_path, base, layers)
 
 
-def test_changes_stand_in_the_order_of_the_bytes(tmp_path):
-    modules = {"a": linear(4, 2, False), "b": linear(4, 2, False)}
-    modules["a"]["weight"] = modules["a"]["weight"].astype("f4")  # the widest types come first
-    write(tmp_path, modules, {"a": (4, 2), "b": (4, 2)}, False)
-    assert [change.name for change in merge(tmp_path)[1]] == ["b.weight", "a.weight"]
-
-
 GPT2 = {
     "h.0.attn.c_attn": conv1d(4, 12),
     "h.0.attn.c_proj": conv1d(4, 4),
