@@ -1,7 +1,8 @@
 """The pages as notebooks: what stands in them."""
 
-import importlib
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,65 +11,37 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
-pages, notebooks = importlib.import_module("pages"), importlib.import_module("notebooks")
+import notebooks  # noqa: E402
+import pages  # noqa: E402
 
-PAGES = pages.every()
-
-
-@pytest.fixture(scope="module")
-def made():
-    return {page: notebooks.notebook(page) for page in PAGES}
-
-
-def sources(book, kind):
-    return [cell["source"] for cell in book["cells"] if cell["cell_type"] == kind]
-
-
-def text_alone(book):
-    """Return a notebook's Markdown without its blocks of code."""
-    return re.sub(r"^(`{3,})[^`]*?\n.*?^\1$", "", "\n\n".join(sources(book, "markdown")), flags=re.S | re.M)
+PAGES = [page for page in pages.every() if notebooks.runs(page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_page_is_a_valid_notebook(made, page):
+def test_a_notebook_is_valid_and_has_its_pages_code_and_output(page):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
-    nbformat.validate(nbformat.from_dict(made[page]))
-    assert made[page]["cells"][0]["source"].startswith("# ")
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_notebooks_code_is_its_pages(made, page):
-    blocks = [block for block in pages.blocks(page.read_text(encoding="utf-8")) if block["info"] == "python"]
-    code = [source for source in sources(made[page], "code") if not source.startswith("!")]
-    assert code == [block["body"].rstrip() for block in blocks]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_nothing_is_left_that_jupyter_cannot_show(made, page):
-    text = text_alone(made[page])
-    assert not re.findall(r"<!--|```|\]\(pictures/|\]\((?!https?:)[^)]*\.md", text)
-    shown = {name for cell in made[page]["cells"] for name in cell.get("attachments", ())}
-    assert shown == set(re.findall(r"\]\(attachment:([^)]*)\)", text))
-
-
-def test_a_cell_has_what_its_block_prints(made):
-    cells = {cell["source"]: cell for book in made.values() for cell in book["cells"] if cell["cell_type"] == "code"}
-    said = [output["text"] for cell in cells.values() for output in cell["outputs"]]
-    assert len(said) > 60
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    book = notebooks.notebook(page)
+    nbformat.validate(nbformat.from_dict(book))
+    text = page.read_text(encoding="utf-8")
+    code = [cell for cell in book["cells"] if cell["cell_type"] == "code" and not cell["source"].startswith("!")]
+    blocks = [block["body"].rstrip() for block in pages.blocks(text) if block["info"] == "python"]
+    assert [cell["source"] for cell in code] == blocks
+    said = [output["text"] for cell in code for output in cell["outputs"]]
     assert all(f"```text\n{one}```" in text or f"```text rounding\n{one}```" in text for one in said)
+    told = "\n".join(cell["source"] for cell in book["cells"] if cell["cell_type"] == "markdown")
+    assert told.startswith("# ")
+    outside = re.sub(r"^(`{3,}).*?^\1$", "", told, flags=re.S | re.M)
+    assert not re.findall(r"<!--|\]\(pictures/|\]\((?!https?:)[^)]*\.md", outside)
+    assert told.count("data:image/svg+xml;base64,") == len(pages.PICTURE.findall(pages.unquoted(text)[0]))
 
 
-def test_a_console_becomes_commands_of_the_shell(made):
-    (book,) = [book for page, book in made.items() if page.stem == "is-my-adapter-applied"]
-    assert "!minilora audit adapter" in sources(book, "code")
+def test_the_command_writes_them_and_overwrites_none(tmp_path):
+    def command():
+        told = [sys.executable, ROOT / "docs" / "_ext" / "notebooks.py", tmp_path / "new"]
+        return subprocess.run(told, capture_output=True, text=True)
 
-
-def test_the_command_writes_all_pages_without_sphinx(tmp_path, monkeypatch, capsys):
-    for module in ("sphinx", "docutils", "myst_parser"):
-        monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(sys, "argv", ["notebooks.py", str(tmp_path / "new")])
-    assert notebooks.main() == 0
-    assert sorted(path.stem for path in (tmp_path / "new").rglob("*.ipynb")) == sorted(page.stem for page in PAGES)
-    assert notebooks.main() == 2  # somebody may have edited them
-    assert "name a new folder" in capsys.readouterr().err
+    assert command().returncode == 0
+    assert sorted(path.stem for path in tmp_path.rglob("*.ipynb")) == sorted(page.stem for page in PAGES)
+    book = json.loads((tmp_path / "new" / "library" / "is-my-adapter-applied.ipynb").read_text(encoding="utf-8"))
+    assert "!minilora audit adapter" in [cell["source"] for cell in book["cells"]]
+    assert "FileExistsError" in command().stderr
