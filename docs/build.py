@@ -77,13 +77,7 @@ def write_model() -> Path:
     return folder
 
 
-LIBRARY = """
-adapter-files adapter-format api article-run attention-by-blocks benchmarks best-answer changelog contributing
-embeddings-and-convolutions experts finetune four-bits golden-adapters golden-results hold-yours-against-it install
-is-my-adapter-applied laboratory model-files on-a-gpu other-implementations recipes residual-form rotations spread
-variants
-"""
-MOVED = {page: f"library/{page}" for page in LIBRARY.split()} | {
+MOVED = {page.stem: f"library/{page.stem}" for page in (DOCS / "library").glob("*.md") if page.stem != "index"} | {
     "attention": "network",
     "directions": "rank",
     "from-layer-to-model": "network",
@@ -129,7 +123,7 @@ def main() -> int:
         if status := subprocess.run([*command, str(DOCS / site), str(folder)]).returncode:
             return status
     lead_on(html)
-    print(f"open {html / 'index.html'}")
+    print(f"python -m http.server -d {html}")
     return 0
 
 

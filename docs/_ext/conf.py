@@ -11,10 +11,6 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext"), str(DOCS)]  # this checkou
 import sphinxcontrib.katex  # noqa: E402
 from build import fetch_katex, write_model  # noqa: E402
 from docutils import nodes  # noqa: E402
-from pygments.filter import simplefilter  # noqa: E402
-from pygments.lexers import get_lexer_by_name  # noqa: E402
-from pygments.token import Token  # noqa: E402
-from sphinx.highlighting import lexers  # noqa: E402
 
 import minilora  # noqa: E402
 
@@ -66,18 +62,6 @@ sphinxcontrib.katex.KaTeXServer.start_server_process = start_again
 sphinxcontrib.katex.STARTUP_TIMEOUT = 30
 
 
-# Names and punctuation have the colour of the text around them, so they need no element: half of a code cell's bytes.
-@simplefilter
-def without_names(self, lexer, stream, options):
-    """Take what has no colour of its own as plain text."""
-    for kind, text in stream:
-        yield (Token.Text if kind in (Token.Name, Token.Punctuation, Token.Text.Whitespace) else kind), text
-
-
-for name in ("python", "py"):
-    lexers[name] = get_lexer_by_name(name)
-    lexers[name].add_filter(without_names())
-
 html_theme = "furo"
 html_title = "LoRA" if site == "learn" else "minilora"
 html_favicon = str(DOCS / "_static" / "favicon.svg")
@@ -109,13 +93,6 @@ def adjust(app, doctree):
             node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
 
 
-def close_gaps(app, pagename, template, context, doctree):
-    """Take out the empty lines that viewcode leaves around the definitions on a source page."""
-    if pagename.startswith("_modules/"):
-        body = re.sub(r'(<div class="viewcode-block"[^>]*>)\n(<a .*</a>)\n', r"\1\2", context["body"])
-        context["body"] = re.sub(r"((</div>)+)\n\n", r"\1", body)
-
-
 def fold_sidebar(app, pagename, template, context, doctree):
     """Show in the sidebar the modules of the package where a reader is: all of them on every page are 200 links."""
     whole = context["toctree"]
@@ -128,7 +105,7 @@ NEEDS = [
     (r'class="question', "questions.js questions.css"),
     (r'class="question written', "exercises.js"),
     (r'data-live="(\w+)"', r"live/\1.js live/live.css"),
-    (r'<figure class="front">', "live/front.css"),
+    (r'<figure class="front">', "live/front.css live/front.js"),
     (r'^(?!.*<figure class="front">).*<strong>Predict\.</strong>', "live/lesson.js"),  # the front page has its own
 ]
 """What stands on a page, and the scripts and styles that it needs."""
@@ -179,7 +156,6 @@ def plain_mathematics(app, what, name, obj, options, lines):
 
 def setup(app):
     """Register the above with Sphinx."""
-    app.connect("html-page-context", close_gaps)
     app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme takes it
     app.connect("html-page-context", add_files)
     app.connect("html-page-context", tidy_search)

@@ -1,8 +1,7 @@
 """Sphinx extension: what a page tells a program that previews a link to it, and the links below its title.
 
-A page says what it is about in one sentence, ``<!-- about: ... -->``, below its title; for a page of highlighted
-source, the page about the module says it. Two settings say where the site and the repository stand, each by an
-environment variable or by ``-D``. Both are empty at first:
+A page says what it is about in one sentence, ``<!-- about: ... -->``, which MyST puts into its head. Two settings say
+where the site and the repository stand, each by an environment variable or by ``-D``. Both are empty at first:
 
     site_address        MINILORA_SITE         then previews name the address of the page; without, none
     repository_address  MINILORA_REPOSITORY   then *Source* leads there; without, to the highlighted source on the site
@@ -13,6 +12,7 @@ The build also packs the source, so that a reader of the site can install it: ``
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import zipfile
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markup import home
-from pages import DOCS, ROOT
+from pages import ROOT
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
     from sphinx.application import Sphinx
@@ -30,37 +30,28 @@ PREVIEW = "_static/preview.png"
 PACKED = ("minilora", "examples", "README.md", "LICENSE", "pyproject.toml")
 
 
-def about(page: str, site: str) -> str:
-    """Return the sentence that a page says of itself in plain words, or nothing."""
-    if page.startswith("_modules/minilora"):
-        module = page.removeprefix("_modules/").replace("/", ".")
-        return f"The source of {module}. {about(f'reference/{module}', site)}".rstrip()
-    path = DOCS / site / f"{page}.md"
-    sentence = re.search(r"^<!-- about: (.*) -->$", path.read_text(encoding="utf-8"), re.M) if path.is_file() else None
-    return sentence[1].replace("`", "") if sentence else ""
-
-
-def tags(page: str, title: str, address: str, site: str = "learn") -> str:
-    """Return the elements of a page's head: description, title, and on the front page a picture."""
-    sentence = about(page, site)
-    if not sentence:
+def front_matter(page: str, text: str, address: str, site: str) -> str:
+    """Return what MyST puts into a page's head: its sentence, its title, and on the front page a picture."""
+    title, sentence = re.search(r"^# (.*)$", text, re.M), re.search(r"^<!-- about: (.*) -->$", text, re.M)
+    if not title or not sentence:
         return ""
     there = f"{address.rstrip('/')}/{home('learn', site)}" if address else ""
-    named = {"og:title": re.sub("<[^>]*>", "", title), "og:description": sentence, "og:type": "article"}
+    told = {"title": title[1], "description": sentence[1], "type": "article"}
     if page == "index":
-        named["og:image"] = there + PREVIEW
+        told["image"] = there + PREVIEW
     if address:
-        named["og:url"] = f"{there}{page}.html"
-    lines = [f'<meta name="description" content="{html.escape(sentence)}">']
-    lines += [f'<meta property="{name}" content="{html.escape(text)}">' for name, text in named.items()]
-    return "\n".join(["", *lines, ""])
-
-
-def add_tags(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
-    """Put them into the page."""
-    context["metatags"] = context.get("metatags", "") + tags(
-        pagename, context.get("title", ""), app.config.site_address, app.config.site
+        told["url"] = f"{there}{page}.html"
+    meta = {"description": sentence[1]} | {f"property=og:{name}": words for name, words in told.items()}
+    lines = (
+        f"    {json.dumps(name)}: {json.dumps(words.replace('`', ''), ensure_ascii=False)}"
+        for name, words in meta.items()
     )
+    return "\n".join(["---", "myst:", "  html_meta:", *lines, "---", ""])
+
+
+def add_front_matter(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put it above the page."""
+    source[0] = front_matter(docname, source[0], app.config.site_address, app.config.site) + source[0]
 
 
 def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
@@ -97,7 +88,7 @@ def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
     app.add_config_value("site_address", os.environ.get("MINILORA_SITE", ""), "html")
     app.add_config_value("repository_address", os.environ.get("MINILORA_REPOSITORY", ""), "html")
-    app.connect("html-page-context", add_tags)
+    app.connect("source-read", add_front_matter, priority=900)  # of what the others made of the page
     app.connect("html-page-context", add_links)
     app.connect("build-finished", pack)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -18,10 +18,9 @@ from minilora.layers.rotary import frequencies
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
-import front
 from ranks import word
 
-from .conftest import SITE, built, wait
+from .conftest import built, wait
 from .javascript import LIVE, by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -79,20 +78,6 @@ def test_strongest_columns_and_rows_are_the_best_of_the_rank(rank):
 
 
 # --- the training that one sees ---------------------------------------------------------------------------------------
-
-
-@by_node
-def test_the_page_has_its_script_in_one_piece(tmp_path):
-    """It asks for no file, so that a page runs that was opened as one; and each part gives what its module gives."""
-    parts = front.bundled("scenes")
-    assert not re.findall(r"^(import|export)\b.*", parts, re.M)
-    assert not re.findall(r"^(import|export)\b.*", front.bundled("front"), re.M)
-    names = re.findall(r"^const in_(\w+) =", parts, re.M)
-    given = f"export default {{ {', '.join(f'{name}: in_{name}' for name in names)} }};\n"
-    (tmp_path / "one.mjs").write_text(parts + given, encoding="utf-8")
-    assert {"matrix", "lora", "experiment", "board"} < {*names}
-    for name, (one, own) in node("bundle.mjs", LIVE, tmp_path / "one.mjs", names=names).items():
-        assert one == own != [], name
 
 
 @by_node
@@ -444,10 +429,3 @@ def test_without_javascript_text_and_picture_stand(visit, width):
     folded = browser.find_elements("css selector", "article details")
     assert len(folded) == len(names())
     assert all(answer.is_displayed() and answer.find_elements("css selector", "svg") for answer in folded)
-
-
-@narrow
-def test_the_page_runs_from_a_file(visit, browser, width):
-    visit("index.html", width)
-    browser.get((SITE / "index.html").as_uri())
-    wait(lambda: browser.find_element("css selector", "figure.front button").is_displayed())

@@ -249,7 +249,7 @@ def test_install_source_and_licence_are_one_click_away():
 def test_the_page_to_send_is_ten_minutes_and_small():
     text = (SITE / "index.html").read_text(encoding="utf-8")
     assert len(text) < 300_000
-    assert '<meta property="og:image" content="_static/preview.png">' in text
+    assert '<meta content="_static/preview.png" property="og:image"' in text
     assert "og:url" not in text
 
 
