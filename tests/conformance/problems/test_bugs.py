@@ -3,19 +3,16 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from minilora.conformance import check
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.problems import bugs as table
 from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.problems.kinds import KINDS
 
 from ...support.sample import one_in
-from ..implementations import OURS, from_formulas, implementation, with_kinds
-from ..planting import planted, report_of, start_of, step_of
+from ..planting import planted, report_of
 
 OTHERS = [bug for bug in BUGS if bug.breaks not in (*OF_NUMBERS, "row of zeros")]
 
@@ -32,22 +29,10 @@ def test_a_bug_of_a_claim_without_numbers_is_named(bug):
     assert report.claims[bug.breaks] != "ok"
 
 
-@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.breaks in OF_NUMBERS][::36], ids=lambda bug: bug.flag)
+@pytest.mark.parametrize("bug", [bug for bug in BUGS if bug.breaks in OF_NUMBERS][::60], ids=lambda bug: bug.flag)
 def test_a_known_bug_is_named_in_single_precision(bug):
     kind, functions = planted(bug)
     assert report_of(kind, "float32", **functions).diagnoses[0].startswith(bug.says)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_formulas_without_a_bug_pass(kind):
-    report = report_of(kind, **vars(from_formulas(kind)))
-    assert report.passed, str(report)
-
-
-def test_a_start_and_an_adam_without_a_bug_pass():
-    report = check(with_kinds(linear=implementation(init=start_of(), step=step_of()), conv2d=SimpleNamespace(
-        **vars(OURS["conv2d"]) | {"init": start_of()})))  # fmt: skip
-    assert report.passed, str(report)
 
 
 FLAGS = Path(__file__).with_name("flags.txt").read_text(encoding="utf-8").split()
@@ -81,7 +66,7 @@ def test_a_bug_is_of_known_kinds_and_claims():
         assert bug.breaks in KINDS["linear" if bug.breaks == "adam" else bug.kinds[0]].claims
 
 
-@pytest.mark.parametrize("bug", one_in(48, BUGS, [bug.flag for bug in BUGS]))
+@pytest.mark.parametrize("bug", one_in(96, BUGS, [bug.flag for bug in BUGS], long=2))
 def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, bug):
     """Of every two rows, the other is first."""
     kind, functions = planted(bug)
@@ -99,10 +84,9 @@ def test_a_bugs_place_in_the_table_changes_no_verdict(monkeypatch, bug):
 def test_of_rows_with_the_same_numbers_the_alphabet_decides(monkeypatch, flag, order):
     """Wherever they stand. Without a bias, a scaling of the base is that of the base and the bias too."""
     row = table.known(flag)
-    kinds = ("embedding",) if row.breaks == "forward" else row.kinds
-    found = [replace(row, flag=letter, says=f"twin {letter}", kinds=kinds) for letter in "ba"]
-    for rows, said in ((BUGS, row.says), ((*found, *BUGS), "twin a")):
-        monkeypatch.setattr(table, "BUGS", rows[::order])
-        kind, functions = planted(replace(row, kinds=kinds))
-        (text,) = report_of(kind, **functions).diagnoses
-        assert text.startswith(said)
+    row = replace(row, kinds=("embedding",) if row.breaks == "forward" else row.kinds)
+    twins = [replace(row, flag=letter, says=f"twin {letter}") for letter in "ba"]
+    monkeypatch.setattr(table, "BUGS", (*twins, *BUGS)[::order])
+    kind, functions = planted(row)
+    (text,) = report_of(kind, **functions).diagnoses
+    assert text.startswith("twin a")

@@ -10,6 +10,7 @@ from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import Trial
 
+from ...support.sample import one_in
 from ..implementations import OURS, implementation
 
 LINEAR = vars(OURS["linear"])
@@ -21,9 +22,9 @@ def positive_first(terms):
 
 
 ORDERS = {
+    "positive first": positive_first,
     "first to last": lambda terms: terms,
     "last to first": lambda terms: terms[..., ::-1],
-    "positive first": positive_first,
     "from the largest": lambda terms: np.sort(terms, axis=-1)[..., ::-1],
     "large ones first": lambda terms: np.take_along_axis(terms, np.argsort(-np.abs(terms), axis=-1), axis=-1),
     "small ones first": lambda terms: np.take_along_axis(terms, np.argsort(np.abs(terms), axis=-1), axis=-1),
@@ -71,7 +72,10 @@ def merged_first(factor):
     return SimpleNamespace(forward=forward)
 
 
-@pytest.mark.parametrize(("order", "dtype"), [(o, "float64") for o in ORDERS] + [("positive first", "float32")])
+IN_ORDER = [*((order, "float64") for order in ORDERS), ("positive first", "float32")]
+
+
+@pytest.mark.parametrize(("order", "dtype"), one_in(6, IN_ORDER, map(" in ".join, IN_ORDER)))
 def test_a_right_layer_passes_in_every_order_of_summation(order, dtype):
     report = check(lora(product(ORDERS[order])), dtype=dtype)
     assert report.passed, str(report)
@@ -90,12 +94,9 @@ def test_sums_of_positive_terms_first_move_dora_no_further(kind):
 
 
 def test_the_tolerance_of_long_sums_still_sees_small_errors():
-    def forward(x, *arrays):
-        return LINEAR["forward"](x, *arrays) * (1 + 1e-11 * (x.shape[1] > 1000))
-
-    report = check(SimpleNamespace(forward=forward))
-    assert report.claims["forward"].startswith("the output is off by ")
-    assert [case.id for case in report.cases if case.failed] == ["linear-10-forward"]
+    (long,) = (problem for problem in KINDS["linear"].problems if problem.in_features > 1000)
+    trial = Trial.draw(long, "float64", KINDS["linear"].formulas)
+    assert not trial.agrees("y", trial.right["y"] * (1 + 1e-11))
 
 
 LARGE = {
@@ -108,11 +109,9 @@ LARGE = {
 }
 
 
-IN_ORDER = zip(LARGE, 3 * [("positive first", "float64"), ("last to first", "float32")], strict=True)
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(("said", "order", "dtype"), [(said, *how) for said, how in IN_ORDER])
+@pytest.mark.parametrize(("order", "dtype"), [("positive first", "float64"), ("last to first", "float32")])
+@pytest.mark.parametrize("said", LARGE)
 def test_a_scaling_is_named_in_every_order_of_summation(said, order, dtype):
     report = check(lora(product(ORDERS[order]), LARGE[said]), dtype=dtype)
     assert report.diagnoses[0].startswith(said)
@@ -161,7 +160,7 @@ def shuffled(factor, seed=0):
     return SimpleNamespace(forward=forward)
 
 
-@pytest.mark.parametrize("factor", [1, 100, 1e4, 1e8])
+@pytest.mark.parametrize("factor", [1, 100, 1e8])
 def test_another_order_at_each_call_is_no_dropout(factor):
     report = check(shuffled(factor))
     assert report.passed is (factor == 1)
@@ -192,8 +191,9 @@ def test_a_small_error_is_not_called_single_precision(off):
     assert "single precision" not in str(report)
 
 
+@pytest.mark.long  # the words are `test_describing`'s
 def test_a_factor_of_every_entry_is_told_in_another_order():
-    right = lora(product(ORDERS["positive first"]))
+    right = lora(product(ORDERS["last to first"]))
 
     def forward(x, *arrays):
         return np.float32(1.25 if x.shape[1] > 1000 else 1) * right.forward(x, *arrays)
