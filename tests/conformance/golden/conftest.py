@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
@@ -25,6 +26,31 @@ def written(folder, cases=CASES, sessions=SESSIONS):
 
 def index_of(folder):
     return json.loads((folder / "index.json").read_text())
+
+
+def saved(arrays, path, metadata=None, dtype=None):
+    save_file({name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}, path, metadata)
+    return path
+
+
+def log_softmax(z):
+    z = z - z.max(axis=-1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+
+
+FORMS = ("all", "last", "probabilities", "last probabilities", "both", "some", "some of the last")
+
+
+def as_given(form, z):
+    """Logits (P, T, V) in each form in which a program may answer."""
+    p, ids = log_softmax(z), np.argsort(-z, axis=-1)[..., :7]
+    some = np.take_along_axis(p, ids, axis=-1)
+    return {
+        "all": {"logits": z}, "last": {"logits": z[:, -1]},
+        "probabilities": {"log_probabilities": p}, "last probabilities": {"log_probabilities": p[:, -1]},
+        "both": {"logits": z, "log_probabilities": p}, "some": {"log_probabilities": some, "ids": ids},
+        "some of the last": {"log_probabilities": some[:, -1], "ids": ids[:, -1].astype(np.int32)},
+    }[form]  # fmt: skip
 
 
 def answer_all(golden, results, bug=None):

@@ -8,7 +8,6 @@ import re
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from minilora import Llama
 from minilora.checks import FileRefused
@@ -28,6 +27,8 @@ from tests.support.language import write_folder
 from tests.support.sample import one_in
 
 from . import foreign_mixtures, foreign_reader
+from .conftest import FORMS, as_given, log_softmax, saved
+from .living_engine import to_bfloat16
 from .test_readers import READERS
 
 V, LAYERS, WIDTH, D = 29, 12, 16, 8
@@ -70,11 +71,6 @@ def drawn(paths):
 
 
 PATHS = [*(f"model.layers.{i}.{name}" for i in range(LAYERS) for name in SHAPES), "lm_head"]
-
-
-def saved(arrays, path, metadata=None, dtype=None):
-    save_file({name: np.ascontiguousarray(array, dtype) for name, array in arrays.items()}, path, metadata)
-    return path
 
 
 def peft(folder, config, pairs, **more):
@@ -195,11 +191,6 @@ def of_another(name, other):
     return lambda e: e.with_factors(lambda p, A, B: e.pairs[p.replace(name, other)])
 
 
-def bfloat16(x):
-    bits = x.astype("f4").view("u4")
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).view("f4").astype("f8")
-
-
 def float16(x):
     return x.astype("f4").astype("f2").astype("f8")
 
@@ -281,11 +272,11 @@ def rounded(change, *, base=False, all=False):
 
 
 OTHERWISE = {
-    "merged-in-bfloat16": rounded(bfloat16),
+    "merged-in-bfloat16": rounded(to_bfloat16),
     "merged-in-float16": rounded(float16),
-    "all-weights-in-bfloat16": rounded(bfloat16, all=True),
+    "all-weights-in-bfloat16": rounded(to_bfloat16, all=True),
     "all-weights-in-float16": rounded(float16, all=True),
-    "the-base-in-bfloat16": rounded(bfloat16, base=True),
+    "the-base-in-bfloat16": rounded(to_bfloat16, base=True),
     "the-base-in-float16": rounded(float16, base=True),
     "keys-and-values-are-the-bases": lambda e: e.last_after(e.base, e.weights(e.updates)),
     "the-last-token-is-the-bases": lambda e: e.last_after(e.weights(e.updates), e.base),
@@ -364,25 +355,7 @@ def test_what_is_clearly_nearer_rules_others_out(typical, count):
     assert possible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
 
 
-def log_softmax(z):
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-
-
-FORMS = ["all", "last", "probabilities", "both", "some", "some of the last"]
-
-
-def as_given(form, z):
-    """The same answers in each form in which they may be given."""
-    p, ids = log_softmax(z), np.argsort(-z, axis=-1)[..., :6]
-    return {
-        "all": {"logits": z}, "last": {"logits": z[:, -1]}, "probabilities": {"log_probabilities": p},
-        "both": {"logits": z, "log_probabilities": p},
-        "some": {"log_probabilities": np.take_along_axis(p, ids, axis=-1), "ids": ids},
-        "some of the last": {"log_probabilities": np.take_along_axis(p, ids, axis=-1)[:, -1], "ids": ids[:, -1]},
-    }[form]  # fmt: skip
-
-
-@pytest.mark.parametrize("form", one_in(5, FORMS, FORMS))
+@pytest.mark.parametrize("form", one_in(6, FORMS, FORMS))
 def test_answers_are_judged_in_every_form(small, tmp_path, form):
     given = {"right": small.at(7 / 3), "there-is-no-scaling": small.at(1)}
     given |= {"there-is-a-temperature": small.at(7 / 3) / 0.7} if form.startswith("some") else {}

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge, merge_adapter
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.adapters import adapter_files, drawn_adapter, leading
+from minilora.conformance.golden.adapters import leading
 from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, MERGES, TOKENS, write_safetensors
 from minilora.conformance.golden.cases import CASES
-from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED, Moment
+from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from minilora.conformance.golden.reading import Reading
-from minilora.conformance.golden.sessions import SESSIONS, USES
+from minilora.conformance.golden.sessions import SESSIONS
 from minilora.conformance.problems import bugs as table
 from minilora.files.tensors import TensorFile
 from minilora.language.tokens import load_tokenizer
@@ -81,13 +81,6 @@ def test_tensors_have_the_names_that_peft_writes():
     known = {end for end in LAYERS if any(name.endswith(f".{end}") for name in names)}
     assert known >= {"lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "base_layer.bias"}
     assert [name for name in names if not any(name.endswith(f".{end}") for end in LAYERS)] == []
-
-
-def test_the_version_stands_beside_parameters():
-    for base, adapter in ((case.base, adapter) for case in SOUND for adapter in case.adapters):
-        given = drawn_adapter(np.random.default_rng(0), adapter, base)  # a case keeps its own
-        config, _ = adapter_files(adapter, given, base)
-        assert ("peft_version" in given.config) == ("peft_version" in config) == ("target_parameters" in config)
 
 
 def test_pissas_factors_are_the_leading_part_of_a_weight():
@@ -260,14 +253,6 @@ def test_a_flag_and_a_sentence_stand_once():
     assert all((row.parts, row.source) == (of_suite[row.flag].parts, of_suite[row.flag].source) for row in packed)
 
 
-def test_an_earlier_adapter_is_neither_this_nor_the_one_before():
-    one, two, again = USES["one"], USES["two"], USES["one-again"]
-    assert Moment(None, [one, two], [None]).earlier == one
-    assert Moment(one, [two, one, None], [one]).earlier == two
-    assert Moment(one, [again, one, two], [one]).earlier == again
-    assert Moment(one, [one, one], [one]).earlier is None
-
-
 def test_no_two_experts_have_equal_scores_near_the_kept_ones():
     """So a program that rounds keeps the same experts."""
     for case in (case for case in MIXTURES if case.answered):
@@ -334,14 +319,6 @@ def test_what_we_do_not_read_is_refused_by_its_name(golden, id, said):
         attach(Llama.load(golden / "bases" / BY_ID[id].base.name), load_adapter(golden / "adapters" / id))
 
 
-def test_a_file_has_the_scaling_of_its_case():
-    """PiSSA's factors are twice as wide once they are converted, and so is alpha."""
-    for case in (case for case in CASES if not case.damage):
-        for adapter, (config, _) in zip(case.adapters, case.files(), strict=True):
-            drawn = adapter.config["lora_alpha"] / adapter.config["r"]
-            assert config["lora_alpha"] / config["r"] == drawn, case.id
-
-
 @pytest.mark.parametrize("base", [base for base in BASES if base.gguf], ids=lambda base: base.name)
 def test_the_gguf_copy_is_the_base_and_its_tokenizer(golden, base):
     folder, file = golden / "bases" / base.name, golden / "bases" / f"{base.name}.gguf"
@@ -401,25 +378,6 @@ def test_the_index_is_as_its_schema_says(golden, index):
         changes.append({"sessions": [{**session, "requests": [session["requests"][0] | broken]}]})
     assert validator.is_valid(short)
     assert [change for change in changes if validator.is_valid(short | change)] == []
-
-
-def test_the_index_says_how_many_rows_a_weight_has(golden, index):
-    merged, signature = (index["rows"][name] for name in ("merged", "signature"))
-    assert signature < merged
-    for case in index["cases"]:
-        for name, array in load_file(golden / case["answers"]).items() if "answers" in case else ():
-            if name.startswith("merged."):
-                assert len(array) == merged
-            elif name.endswith(".merged"):
-                assert len(array) == signature
-
-
-def test_a_case_after_another_names_it_and_has_its_prompts(index):
-    (second,) = [entry for entry in index["cases"] if "after" in entry]
-    first = entry_of(index, BY_ID[second["after"]])
-    assert first["prompts"] == second["prompts"]
-    assert first["adapter"] != second["adapter"]
-    assert index["cases"].index(second) == index["cases"].index(first) + 1
 
 
 def test_the_folder_holds_what_the_index_names_and_is_small(golden, index):

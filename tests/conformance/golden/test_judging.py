@@ -12,6 +12,8 @@ from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
 from minilora.conformance.golden.judging import MERGED, compare_golden, held_against, judged_case
 
+from .conftest import FORMS, as_given, log_softmax, saved
+
 
 @pytest.fixture
 def results(tmp_path):
@@ -29,8 +31,7 @@ def judged(golden, entries, results):
     """Return what becomes of a case whose answer is some tensors."""
 
     def outcome(tensors, id="rslora", **metadata):
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        save_file(contiguous, results / f"{id}.safetensors", metadata=metadata)
+        saved(tensors, results / f"{id}.safetensors", metadata)
         case = next(case for case in entries.cases if case.id == id)
         return judged_case(golden, results, case, entries.tolerance).outcome
 
@@ -68,32 +69,14 @@ def with_signature(ours, flag="rslora-root-is-ignored"):
     return z
 
 
-def log_softmax(z):
-    z = z - z.max(axis=-1, keepdims=True)
-    return z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-
-
 # --- forms ------------------------------------------------------------------------------------------
 
 
-def in_every_form(z):
-    """Yield the ways in which a program may answer with these logits."""
-    ids = np.argsort(-z, axis=-1)[..., :7].astype(np.int64)
-    p = log_softmax(z)
-    yield {"logits": z}
-    yield {"logits": z[:, -1]}
-    yield {"log_probabilities": p}
-    yield {"log_probabilities": p[:, -1]}
-    yield {"log_probabilities": np.take_along_axis(p, ids, -1), "ids": ids}
-    yield {"log_probabilities": np.take_along_axis(p, ids, -1)[:, -1], "ids": ids[:, -1].astype(np.int32)}
-
-
-def test_answers_may_have_several_forms(judged, ours):
-    for tensors in in_every_form(ours["logits"]):
-        assert judged(tensors).state == "right"
-    for tensors in in_every_form(with_signature(ours)):
-        found = judged(tensors)
-        assert (found.state, found.flags) == ("wrong", ("rslora-root-is-ignored",))
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_may_have_several_forms(judged, ours, form):
+    assert judged(as_given(form, ours["logits"])).state == "right"
+    found = judged(as_given(form, with_signature(ours)))
+    assert (found.state, found.flags) == ("wrong", ("rslora-root-is-ignored",))
 
 
 @pytest.mark.parametrize("ending", ["", ".weight"])

@@ -14,7 +14,7 @@ from minilora.conformance.problems import bugs as table
 
 from ...support.sample import one_in
 from . import foreign_mixtures
-from .conftest import answer_all
+from .conftest import answer_all, as_given, log_softmax, saved
 from .living_engine import Engine
 
 READERS = {
@@ -191,10 +191,7 @@ def test_answers_after_each_token_are_judged_by_the_last(golden, index, tmp_path
         ours = load_file(golden / request["answers"])
         before = rng.standard_normal((len(request["prompts"]), 5, ours["logits"].shape[-1]))
         z = np.concatenate([before, ours["signature.the-previous-adapter-answers" if n == 1 else "logits"][:, None]], 1)
-        ids = np.argsort(-z, axis=-1)[..., :7].copy()
-        p = z - np.log(np.exp(z).sum(-1, keepdims=True))
-        tensors = {"logits": z} if n < 2 else {"log_probabilities": np.take_along_axis(p, ids, -1), "ids": ids}
-        save_file(tensors, tmp_path / f"{session['id']}.{n}.safetensors")
+        saved(as_given("all" if n < 2 else "some", z), tmp_path / f"{session['id']}.{n}.safetensors")
     answered = [case for case in compare_golden(golden, tmp_path).cases if "." in case.id]
     assert [case.state for case in answered] == ["right", "wrong", "right", "right"]
     assert "the-previous-adapter-answers" in answered[1].flags
@@ -208,14 +205,13 @@ def test_answers_at_each_position_are_judged_at_all(golden, index, tmp_path):
     path = tmp_path / f"{session['id']}.1.safetensors"
 
     def outcome(tensors):
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+        saved(tensors, path)
         return next(case for case in compare_golden(golden, tmp_path).cases if case.id == path.stem)
 
     for name, state, flags in (("each.logits", "right", ()), (f"each.signature.{flag}", "wrong", (flag,))):
         z = ours[name].astype(np.float64)
-        p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
-        chosen = {"log_probabilities": np.take_along_axis(p, own, -1), "ids": own}
-        for tensors in ({"logits": z}, {"log_probabilities": p}, chosen):
+        chosen = {"log_probabilities": np.take_along_axis(log_softmax(z), own, -1), "ids": own}
+        for tensors in (as_given("all", z), as_given("probabilities", z), chosen):
             found = outcome(tensors)
             assert (found.state, found.flags) == (state, flags), found
     z = ours["each.logits"].copy()
