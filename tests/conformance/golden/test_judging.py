@@ -39,18 +39,25 @@ def judged(golden, entries, results):
 
 
 @pytest.fixture
-def edited(right, results):
-    """Return a folder of right answers, some of which are others; None is none."""
+def reported(golden, right, results):
+    """Return the report of right answers, some of which are others: none, an array, or those of a bug."""
 
-    def folder(**answers):
-        for path in right.iterdir():
-            (results / path.name).write_bytes(path.read_bytes())
+    def report(answers):
+        shutil.copytree(right, results, dirs_exist_ok=True)
         for id, z in answers.items():
-            path = results / f"{id.replace('_', '-')}.safetensors"
-            path.unlink() if z is None else save_file({"logits": z}, path)
-        return results
+            path = results / f"{id}.safetensors"
+            if z is None:
+                path.unlink()
+            else:
+                z = with_signature(load_file(golden / "answers" / path.name), z) if isinstance(z, str) else z
+                save_file({"logits": z}, path)
+        return compare_golden(golden, results)
 
-    return folder
+    return report
+
+
+def found_in(report):
+    return [(one.flag, one.cases) for one in report.found]
 
 
 @pytest.fixture
@@ -63,7 +70,10 @@ def merged(ours):
     return next(name for name in ours if name.startswith("merged."))
 
 
-def with_signature(ours, flag="rslora-root-is-ignored"):
+ROOT, TWICE = "rslora-root-is-ignored", "the-update-is-added-twice"
+
+
+def with_signature(ours, flag=ROOT):
     z = ours["logits"].copy()
     z[:, -1] = ours[f"signature.{flag}"]
     return z
@@ -76,7 +86,7 @@ def with_signature(ours, flag="rslora-root-is-ignored"):
 def test_answers_may_have_several_forms(judged, ours, form):
     assert judged(as_given(form, ours["logits"])).state == "right"
     found = judged(as_given(form, with_signature(ours)))
-    assert (found.state, found.flags) == ("wrong", ("rslora-root-is-ignored",))
+    assert (found.state, found.flags) == ("wrong", (ROOT,))
 
 
 @pytest.mark.parametrize("ending", ["", ".weight"])
@@ -84,14 +94,14 @@ def test_merged_weights_are_judged_and_named(judged, ours, merged, ending):
     name = merged.removesuffix(".weight") + ending
     whole = np.concatenate([ours[merged], np.ones((5, ours[merged].shape[1]), np.float32)])
     assert judged({name: whole}).state == "right"
-    rows = ours["signature.rslora-root-is-ignored.merged"]
+    rows = ours[f"signature.{ROOT}.merged"]
     whole[: len(rows)] = rows
     found = judged({name: whole})
-    assert (found.state, "rslora-root-is-ignored" in found.flags) == ("wrong", True)
+    assert (found.state, ROOT in found.flags) == ("wrong", True)
 
 
 def test_a_bug_explains_all_that_is_wrong(golden, judged, ours, merged, results):
-    flag, other = "rslora-root-is-ignored", "the-update-is-subtracted"
+    flag, other = ROOT, TWICE
     bad = {"logits": with_signature(ours)}
     for rows, flags in ((f"signature.{flag}.merged", (flag,)), (f"signature.{other}.merged", ()), (merged, (flag,))):
         found = judged({**bad, merged: np.concatenate([ours[rows], ours[merged][len(ours[rows]) :]])})
@@ -101,23 +111,14 @@ def test_a_bug_explains_all_that_is_wrong(golden, judged, ours, merged, results)
     assert judged({**bad, merged: hardly_wrong}).flags == ()
 
 
-def test_what_is_wrong_before_the_last_token_is_unexplained(golden, edited, ours):
+def test_what_is_wrong_before_the_last_token_is_unexplained(golden, reported):
     """Signatures are of the last token: where that is right, none is on top of the first bug either."""
     other = load_file(golden / "answers" / "dora-rslora.safetensors")
-    assert {"signature.rslora-root-is-ignored", "signature.the-update-is-added-twice"} <= other.keys()
+    assert {f"signature.{ROOT}", f"signature.{TWICE}"} <= other.keys()
     z = other["logits"].copy()
     z[:, 2] += 1
-    twice = {
-        id.replace("-", "_"): with_signature(
-            load_file(golden / "answers" / f"{id}.safetensors"), "the-update-is-added-twice"
-        )
-        for id in ("all-linear", "head")
-    }
-    report = compare_golden(golden, edited(rslora=with_signature(ours), dora_rslora=z, **twice))
-    assert [(one.flag, one.cases) for one in report.found] == [
-        ("the-update-is-added-twice", ("all-linear", "head")),
-        ("rslora-root-is-ignored", ("rslora",)),
-    ]
+    report = reported({"rslora": ROOT, "dora-rslora": z, "all-linear": TWICE, "head": TWICE})
+    assert found_in(report) == [(TWICE, ("all-linear", "head")), (ROOT, ("rslora",))]
     assert next(case for case in report.cases if case.id == "dora-rslora").flags == ()
 
 
@@ -240,29 +241,17 @@ def test_what_must_be_refused_may_not_be_answered(golden, index, judged):
 # --- what is said -----------------------------------------------------------------------------------
 
 
-def test_a_report_names_what_explains_most_first(golden, edited, ours):
-    all_linear = load_file(golden / "answers" / "all-linear.safetensors")
-    folder = edited(
-        rslora=with_signature(ours),
-        rslora_with_patterns=with_signature(load_file(golden / "answers" / "rslora-with-patterns.safetensors")),
-        all_linear=with_signature(all_linear, "the-update-is-subtracted"),
-        dora=np.zeros((2, 6)),
-        head=None,
-    )
-    report = compare_golden(golden, folder)
-    assert [(one.flag, one.cases) for one in report.found] == [
-        ("rslora-root-is-ignored", ("rslora", "rslora-with-patterns")),
-        ("the-update-is-subtracted", ("all-linear",)),
-    ]
+def test_a_report_names_what_explains_most_first(reported, results):
+    other = "the-update-is-subtracted"
+    wrong = {"all-linear": other, "rslora": ROOT, "rslora-with-patterns": ROOT, "dora": np.zeros((2, 6))}
+    report = reported({**wrong, "head": None})
+    assert found_in(report) == [(ROOT, ("rslora", "rslora-with-patterns")), (other, ("all-linear",))]
     assert report.lines == ["no signature of one bug fits dora: mend what is named first, then look again"]
-    assert (report.status, report.details) == (1, {"results": str(folder), "unanswered sessions": report.not_offered})
+    assert (report.status, report.details) == (1, {"results": str(results), "unanswered sessions": report.not_offered})
     assert len(report.not_offered) == 12
     outcomes = {case.id: case for case in report.cases if case.state != "right"}
     assert {id: (case.state, case.flags, case.precision) for id, case in outcomes.items()} == {
-        "all-linear": ("wrong", ("the-update-is-subtracted",), "float64"),
-        "rslora": ("wrong", ("rslora-root-is-ignored",), "float64"),
-        "rslora-with-patterns": ("wrong", ("rslora-root-is-ignored",), "float64"),
-        "dora": ("wrong", (), "float64"),
+        **{id: ("wrong", (flag,) if isinstance(flag, str) else (), "float64") for id, flag in wrong.items()},
         "head": ("missing", (), None),
     }
     assert outcomes["rslora"].off > 1e5
@@ -274,30 +263,24 @@ def test_what_lacks_all_answers_says_how_many(golden, results):
     assert not report.lines
 
 
-def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, edited, ours):
-    base = load_file(golden / "answers" / "base-alone.safetensors")
-    cases = {"rslora": with_signature(ours)}
-    report = compare_golden(golden, edited(base_alone=base["logits"] + 1, **cases))
-    assert report.found[0].says.startswith(
-        "base-alone: the base is wrong without an adapter, so other cases do not count: logits is off by 1 at ["
-    )
-    assert [(one.flag, one.cases) for one in report.found] == [
-        ("", ("base-alone",)),
-        ("rslora-root-is-ignored", ("rslora",)),
-    ]
-    report = compare_golden(golden, edited(base_alone=with_signature(base, "rope-turns-neighbours"), **cases))
-    assert [(one.flag, one.cases) for one in report.found] == [
-        ("rope-turns-neighbours", ("base-alone",)),
-        ("rslora-root-is-ignored", ("rslora",)),
-    ]
-    assert "so other cases do not count: the rotary embedding turns neighbours" in report.found[0].says
+def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, reported):
+    begins = "base-alone: the base is wrong without an adapter, so other cases do not count: "
+    off_by_1 = load_file(golden / "answers" / "base-alone.safetensors")["logits"] + 1
+    for base, flag, says in (
+        (off_by_1, "", "logits is off by 1 at ["),
+        ("rope-turns-neighbours", "rope-turns-neighbours", "the rotary embedding turns neighbours"),
+    ):
+        report = reported({"base-alone": base, "rslora": ROOT})
+        assert found_in(report) == [(flag, ("base-alone",)), (ROOT, ("rslora",))]
+        assert report.found[0].says.startswith(begins + says)
 
 
-def test_the_command_exits_by_the_verdict(golden, right, edited, ours, tmp_path, capsys):
+def test_the_command_exits_by_the_verdict(golden, right, reported, results, tmp_path, capsys):
     file, known = tmp_path / "verdicts.json", tmp_path / "known"
     assert cli.main(["golden", str(golden), "--compare", str(right), "--json", str(file)]) == 0
     assert json.loads(file.read_text())["passed"]
-    wrong = ["golden", str(golden), "--compare", str(edited(rslora=with_signature(ours), dora=None))]
+    assert reported({"rslora": ROOT, "dora": None}).status == 1
+    wrong = ["golden", str(golden), "--compare", str(results)]
     assert cli.main(wrong) == 1
     known.write_text("dora  not yet\nrslora  #17\n")
     assert cli.main([*wrong, "--xfails", str(known)]) == 0
@@ -403,7 +386,7 @@ def test_a_file_that_says_too_little_is_an_error(golden, right, judged, ours, tm
     with pytest.raises(FileRefused, match=r"rslora\.safetensors"):
         compare_golden(golden, tmp_path / "results")
     shutil.copytree(golden, tmp_path / "golden")
-    del ours["signature.rslora-root-is-ignored"]
+    del ours[f"signature.{ROOT}"]
     save_file(ours, tmp_path / "golden" / "answers" / "rslora.safetensors")
     with pytest.raises(FileRefused, match=r"there is no 'signature\.rslora-root-is-ignored'"):
         compare_golden(tmp_path / "golden", right)
