@@ -279,6 +279,24 @@ BROKEN = {
 }  # fmt: skip
 
 
+FLAGS = {
+    "not-merged": ("the base", "half of the layers", "attention alone"),
+    "factor": ("twice at once", "alpha", "without the scaling", "subtracted", "another strength"),
+    "transposed": ("transposed",),
+    "another-change": ("q and k", "q and k, subtracted", "gate and up", "the next layer"),
+    "other-base": ("another base",),
+    "over-four-bits": ("the base in four bits",),
+    "other-weights": ("another adapter", "more than the adapter"),
+    "in-part": ("half of the rows", "half of the columns", "a quarter"),
+    "changed": ("a head is another",),
+    "missing": ("a norm is missing", "a module is missing"),
+    "not-finite": ("not a number",),
+    "other-shape": ("another shape",),
+    "prefix-not-loaded": ("names of a wrapped model",),
+    "factors-beside": ("the factors beside",),
+}
+"""What programs are told of each."""
+
 ALIKE = ("half of the layers", "without the scaling", "another strength", "q and k", "gate and up", "half of the rows")
 """What is found as others are."""
 
@@ -287,9 +305,10 @@ ALIKE = ("half of the layers", "without the scaling", "another strength", "q and
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in ALIKE)) for n in BROKEN])
 def test_a_broken_merge_is_named_in_the_first_line(world, name):
     make, said = BROKEN[name]
-    report = world.judged(make(world))
+    report, flag = world.judged(make(world)), next(flag for flag, names in FLAGS.items() if name in names)
     assert report.status == 1
     assert said in report.first_line
+    assert report.first_line.endswith(f"[{flag}]")
 
 
 @pytest.mark.parametrize("half", ["BF16", "F16"])
@@ -303,8 +322,10 @@ def test_a_second_merge_is_named_though_it_rounds_between(tmp_path, half):
 def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
     world = World(tmp_path, FLOATS["F32"])
     arrays = {name: array.astype(FLOATS[half]).astype("f4") for name, array in world.merged().items()}
-    said = f"rounded to {FLOATS[half].name}, further than float32 explains: all 8 modules"
-    assert said in world.judged(arrays).first_line
+    report, said = world.judged(arrays), f"rounded to {FLOATS[half].name}, further than float32 explains"
+    assert report.first_line == f"merged: WRONG: {said}: all 8 modules [rounded-further]"
+    tensors = report.json()["merged"]["tensors"]
+    assert {(one["flag"], one["text"], one["rest"]) for one in tensors} == {("rounded-further", said, 0.0)}
 
 
 def last_row_alone(w):
@@ -436,6 +457,11 @@ def test_a_tied_head_may_stay_the_embedding(tmp_path):
     merged = written(tmp_path / "of both", arrays, {"tie_word_embeddings": True})
     report = audit(peft(tmp_path / "both", factors, said), base, merged=merged)
     assert "RIGHT: merged rightly (2 of 2 modules" in report.first_line
+    for place, size in (("lm_head", adapters.V), ("model.embed_tokens", adapters.D)):
+        factors[f"{PREFIX}{place}.lora_magnitude_vector"] = np.ones(size, "f4")
+    report = audit(peft(tmp_path / "dora", factors, said | {"use_dora": True}), base, merged=merged)
+    told = {verdict["text"].partition("': ")[2] for verdict in report.json()["merged"]["modules"]}
+    assert told == {"two modules with DoRA change 'model.embed_tokens.weight': it is not compared"}
 
 
 def test_a_vocabulary_that_grew_is_merged_over_its_copy(tmp_path):
@@ -540,19 +566,25 @@ def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
 
 
 DORA = {
-    "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (4 of 4 modules"),
-    "as LoRA": (lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 4 modules"),
-    "the base's lengths": (
-        lambda W, V, m: m / np.linalg.norm(W, axis=1) * V.T, "WRONG: DoRA's gain is by the lengths of the base, not of"
+    "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (4 of 4 modules", ""),
+    "as LoRA": (
+        lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 4 modules", "without-magnitude"
     ),
-    "no change": (lambda W, V, m: m / np.linalg.norm(W, axis=1) * W.T, "WRONG: DoRA's magnitude is there without the"),
+    "the base's lengths": (
+        lambda W, V, m: m / np.linalg.norm(W, axis=1) * V.T,
+        "WRONG: DoRA's gain is by the lengths of the base, not of the sum: all 4 modules", "lengths-of-base"
+    ),
+    "no change": (
+        lambda W, V, m: m / np.linalg.norm(W, axis=1) * W.T,
+        "WRONG: DoRA's magnitude is there without the change: all 4 modules", "magnitude-alone"
+    ),
 }  # fmt: skip
 
 
 @of_each_type
 @pytest.mark.parametrize("name", DORA)
 def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
-    make, said = DORA[name]
+    make, said, flag = DORA[name]
     rng, arrays, magnitudes = np.random.default_rng(2), dict(world.arrays), {}
     first = {key: array for key, array in world.factors.items() if ".0." in key}
     for path, delta in world.changes.items():
@@ -566,7 +598,9 @@ def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
             arrays[f"{path}.weight"][0, 0] = 1  # one number of thousands hides no mistake
     settings = config(*LAST, r=R, lora_alpha=R * SCALING, use_dora=True)
     world.adapter = peft(tmp_path / "dora", first | magnitudes, settings)
-    assert said in world.judged(arrays).first_line
+    line = world.judged(arrays).first_line
+    assert said in line
+    assert name == "right" or line.endswith(f"[{flag}]")
 
 
 @pytest.mark.parametrize("block", [1 << 17, 5 * N])
