@@ -7,8 +7,6 @@ from minilora import (
     Adam,
     Flatten,
     Linear,
-    Llama,
-    LlamaConfig,
     QuantizedLinear,
     Sequential,
     adapt,
@@ -25,10 +23,10 @@ from minilora.cli.check import all_instances
 from minilora.fast.blockwise import Blocks, BlockwiseAttention
 from minilora.layer import rebuild
 from minilora.layers.attention import Attention
-from minilora.layers.rotary import frequencies
 from minilora.verify.instances import Drawing
 
 from ..support.cupy_standin import traffic
+from ..support.language import drawn
 from ..support.places import elsewhere
 
 OPTIONS = {
@@ -40,6 +38,7 @@ OPTIONS = {
 }
 
 
+LLAMA = drawn(1, "float32", vocab_size=9, intermediate_size=7, tie_word_embeddings=True)
 ROWS = {"embedding": "Embedding", "conv1d": "Conv1d", "conv2d": "Conv2d", "linear": "Linear"}
 """The rows of `minilora.verify.instances` that an adapter can stand beside, by the name of their kind."""
 
@@ -135,7 +134,7 @@ STEPS = {
     "a layer": lambda put: [(rebuild(Linear(np.ones((5, 7), "float32")), array=put), put(np.ones((3, 7), "float32")))],
     **{variant: lambda put, options=options: with_convolution(put, **options) for variant, options in OPTIONS.items()},
     "a language model": lambda put: adapted_there(
-        llama(), ["q_proj", "v_proj"], put, np.random.default_rng(2).integers(0, 9, (2, 4))),
+        LLAMA, ["q_proj", "v_proj"], put, np.random.default_rng(2).integers(0, 9, (2, 4))),
     "four bits": lambda put: adapted_there(
         quantize(Sequential(fc=Linear(np.random.default_rng(6).standard_normal((7, 40)).astype("float32")))),
         "all-linear", put, np.ones((3, 40), "float32")),
@@ -162,14 +161,8 @@ def test_steps_neither_wait_nor_copy(standin, what):
 # --- a language model -----------------------------------------------------------------------------
 
 
-def llama(dtype="float32"):
-    c = LlamaConfig(9, 6, 7, 2, 4, 2, 4, rms_norm_eps=0.1, frequencies=frequencies(4, 100.0), tie_word_embeddings=True)
-    rng = np.random.default_rng(1)
-    return Llama.build(c, {name: rng.standard_normal(shape).astype(dtype) / 2 for name, shape in c.shapes().items()})
-
-
 def test_text_goes_on_everywhere_as_on_numpy(place):
-    there, ids = llama(), np.random.default_rng(2).integers(0, 9, (2, 4))
+    there, ids = LLAMA, np.random.default_rng(2).integers(0, 9, (2, 4))
     here = rebuild(there, array=place.put)
     (z, past), (expected, other) = here.extend(place.put(ids)), there.extend(ids)
     place.assert_same(z, expected)
@@ -178,9 +171,9 @@ def test_text_goes_on_everywhere_as_on_numpy(place):
 
 def test_attention_copies_its_shares_once_and_by_blocks_a_block(standin):
     """The memory of a product on a GPU: P^T in (att.4) and dS^T in (att.8) are stacks that CuPy copies."""
-    page = llama().model.layers[0].self_attn
+    page = LLAMA.model.layers[0].self_attn
     parts = {name: getattr(page, name) for name in ("q_proj", "k_proj", "v_proj", "o_proj", "rotary")}
-    x, heads, T = np.ones((3, 12, 6), "float32"), page.q_proj.out_features // page.rotary.in_features, 12
+    x, heads, T = np.ones((3, 12, 12), "float32"), page.q_proj.out_features // page.rotary.in_features, 12
     for attention, largest in (
         (Attention(**parts), 3 * heads * T * T),
         (BlockwiseAttention(**parts, blocks=Blocks(4, 4, page_up_to=0)), 3 * heads * 4 * 4),
