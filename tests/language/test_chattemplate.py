@@ -39,14 +39,12 @@ NAMED = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"},
     ],
 )
 def test_a_folders_template_is_where_transformers_looks(tmp_path, config, jinja, file, expected):
-    folder = write(tmp_path / "m", config, jinja)
+    """It is given the special tokens."""
+    tokens = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None, "add_bos_token": True}
+    folder = write(tmp_path / "m", config and config | tokens, jinja)
     found = load_template(folder)
     assert (found.templates, found.path) == (expected, folder / file)
-
-
-def test_a_template_is_given_the_special_tokens(tmp_path):
-    config = {"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": None, "add_bos_token": True}
-    assert load_template(write(tmp_path / "m", config, "")).tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert found.tokens == ({"bos_token": "<s>", "eos_token": "</s>"} if config else {})
 
 
 def test_a_gguf_files_template_is_under_its_key(tmp_path):
@@ -86,64 +84,38 @@ def test_a_model_without_a_template_is_refused(tmp_path, config, message):
         load_template(tmp_path / "m.npz")
 
 
-ALL = """{% if messages[0].content == 'json' %}
-    {{ {'<é>': [1, 2]} | tojson }} {{ [{}] | tojson(indent=1) }}
-{% elif messages[0].content == 'now' %}
-{{ strftime_now('%Y') }}
-{% elif messages[0].content == 'loop' %}
-{% for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% if m > 2 %}{% break %}{% endif %}{% endfor %}
-{% elif messages[0].content == 'tokens' %}
-{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ tools is none }}{{ documents is none }}
-{% elif messages[0].content == 'mark' %}
-a{% generation %}b{% endgeneration %}c
-{% elif messages[0].content == 'names' %}
-{% set n = namespace(x=1) %}{% set n.x = n.x + dict(a=3).a %}{{ n.x }}
-{% elif messages[0].content == 'no' %}
-{{ raise_exception('only\\x1b json') }}
-{% elif messages[0].content == 'escape' %}
-{{ ''.__class__.__mro__ }}
-{% elif messages[0].content == 'change' %}
-{{ messages.append(1) }}
-{% elif messages[0].content == 'zero' %}
-{{ 1 / 0 }}
-{% endif %}"""
-
-
-def test_a_template_finds_what_transformers_gives_it():
-    found = template(ALL, {"bos_token": "<s>"}, tool_use="tools!")
-
-    def said(content, **more):
-        return found.render([{"role": "user", "content": content}], **more)
-
-    assert said("json") == '    {"<é>": [1, 2]} [\n {}\n]\n'
-    assert said("now") == f"{time.strftime('%Y')}\n"
-    assert said("loop") == "13"
-    assert said("tokens") == "<s>FalseTrueTrue\n"
-    assert said("tokens", add_generation_prompt=True) == "<s>TrueTrueTrue\n"
-    assert said("mark") == "abc\n"
-    assert said("names") == "4\n"
-    assert said("json", tools=[{}]) == "tools!"
-    for content, message in {
-        "no": r"its chat template cannot write this: TemplateError: only\\x1b json",
-        "escape": "access to attribute '__class__' of 'str' object is unsafe",
-        "change": "access to attribute 'append' of 'list' object is unsafe",
-        "zero": "ZeroDivisionError: division by zero",
-    }.items():
-        with pytest.raises(FileRefused, match=message):
-            said(content)
-    assert said("mark") == "abc\n"  # and goes on
-
-
 RUN = {
+    "    {{ {'<é>': [1, 2]} | tojson }} {{ [{}] | tojson(indent=1) }}": '    {"<é>": [1, 2]} [\n {}\n]',
     "{{ {'b': 1, 'a': 'é'} | tojson(true, 1, (',', ':'), true) }}": '{\n "a":"\\u00e9",\n "b":1\n}',
+    "{{ strftime_now('%Y') }}": time.strftime("%Y"),
     "a\n  {% if true %}\nb\n  {% endif %}\nc": "a\nb\nc",  # no line of a block's own, and nothing before it
-    "{% set n = namespace({'a': 1}, b=2) %}{% set n.a = 3 %}{{ n.a }}{{ n.b }}": "32",
+    "{% for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% endfor %}": "13",
     "{% for i in range(9) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}": "012",
+    "{{ bos_token }}{{ eos_token }}{{ tools is none }}{{ documents is none }}": "<s>TrueTrue",
+    "a{% generation %}b{% endgeneration %}c": "abc",
+    "{% set n = namespace({'a': 1}, b=2) %}{% set n.a = 3 %}{{ n.a }}{{ n.b }}": "32",
+    "{% set n = namespace(x=1) %}{% set n.x = n.x + dict(a=3).a %}{{ n.x }}": "4",
+}
+WRONG = {
+    "{{ raise_exception('only\\x1b json') }}": r"its chat template cannot write this: TemplateError: only\\x1b json",
+    "{{ ''.__class__.__mro__ }}": "access to attribute '__class__' of 'str' object is unsafe",
+    "{{ messages.append(1) }}": "access to attribute 'append' of 'list' object is unsafe",
+    "{{ 1 / 0 }}": "ZeroDivisionError: division by zero",
 }
 
 
 def test_a_template_is_run_as_transformers_runs_it():
-    assert {source: template(source).render(HI) for source in RUN} == RUN
+    assert {source: template(source, {"bos_token": "<s>"}).render(HI) for source in RUN} == RUN
+    for source, message in WRONG.items():
+        with pytest.raises(FileRefused, match=message):
+            template(source).render(HI)
+
+
+def test_a_template_may_let_the_model_answer_or_have_tools():
+    found = template("{{ messages[0].content }}{{ add_generation_prompt }}", tool_use="tools!")
+    assert found.render(HI) == "hiFalse"
+    assert found.render(HI, add_generation_prompt=True) == "hiTrue"
+    assert found.render(HI, tools=[{}]) == "tools!"
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -161,54 +133,46 @@ def test_templates_of_other_occasions_stand_in_a_folder(tmp_path):
     assert found.render(HI) == "DEFAULT"
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
+def test_a_class_has_special_tokens_of_its_own(tmp_path):
+    for config, expected in (
         ({"tokenizer_class": "LlamaTokenizer"}, "<s></s>"),
         ({"tokenizer_class": "GPT2TokenizerFast", "bos_token": "<b>"}, "<b><|endoftext|>"),
         ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, "</s>"),
         ({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "E"}, "E"),
-    ],
-)
-def test_a_class_has_special_tokens_of_its_own(tmp_path, config, expected):
-    folder = write(tmp_path / "m", config, "{{ bos_token }}{{ eos_token }}")
-    assert load_template(folder).render(HI) == expected
+    ):
+        folder = write(tmp_path / str(config), config, "{{ bos_token }}{{ eos_token }}")
+        assert load_template(folder).render(HI) == expected
 
 
-@pytest.mark.parametrize(
-    ("source", "spans"),
-    [
+def test_a_template_may_say_where_the_model_speaks():
+    messages = [*HI, {"role": "assistant", "content": "yes"}]
+    for source, spans in (
         ("{% for m in messages %}[{% generation %}{{ m.content }}{% endgeneration %}]{% endfor %}", ["hi", "yes"]),
         ("{% for m in messages %}{% generation %}{% endgeneration %}{{ m.content }}{% endfor %}", []),
         ("{% set x %}{% generation %}a{% endgeneration %}b{% endset %}{{ x }}{{ x }}", ["a", "a"]),
         ("{% set x = 1 %}{% generation %}{% set x = 2 %}{% endgeneration %}{{ x }}", []),
-    ],
-)
-def test_a_template_may_say_where_the_model_speaks(source, spans):
-    messages = [*HI, {"role": "assistant", "content": "yes"}]
-    found, plain = template(source), template(source.replace("{% generation %}", "").replace(END, ""))
-    text, turns = found.render_with_turns(messages)
-    assert [text[start:stop] for start, stop in turns] == spans
-    assert found.render(messages) == text
-    if "set x = 2" not in source:  # what is set between the tags stays there, as in transformers
-        assert text == plain.render(messages)
-    else:
-        assert text == "1"
+    ):
+        found, plain = template(source), template(source.replace("{% generation %}", "").replace(END, ""))
+        text, turns = found.render_with_turns(messages)
+        assert [text[start:stop] for start, stop in turns] == spans
+        assert found.render(messages) == text
+        # What is set between the tags stays there, as in transformers.
+        assert text == ("1" if "set x = 2" in source else plain.render(messages))
 
 
-@pytest.mark.parametrize("filters", ["replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags"])
-def test_marks_go_through_filters_of_letters(filters):
-    source = f"{{% set x %}}{{% generation %}}cat{END}!{{% endset %}}{{{{ x | {filters} }}}}"
-    text, (turn,) = template(source).render_with_turns(HI)
-    assert text == template(f"{{{{ 'cat!' | {filters} }}}}").render(HI)
-    assert text[slice(*turn)].lower() in ("cat", "cbt")
+def test_marks_go_through_filters_of_letters():
+    def filtered(by):
+        return template(f"{{% set x %}}{{% generation %}}cat{END}!{{% endset %}}{{{{ x | {by} }}}}").render_with_turns(
+            HI
+        )
 
-
-@pytest.mark.parametrize("filters", ["truncate(20)", "urlencode", "reverse", "title", "length"])
-def test_marks_that_a_template_changes_are_refused(filters):
-    source = f"{{% set x %}}{{% generation %}}cat{END}{{% endset %}}{{{{ x | {filters} }}}}"
-    with pytest.raises(FileRefused, match="changes what stands between its tags"):
-        template(source).render_with_turns(HI)
+    for by in ("replace('a', 'b')", "upper", "escape", "tojson", "trim", "striptags"):
+        text, (turn,) = filtered(by)
+        assert text == template(f"{{{{ 'cat!' | {by} }}}}").render(HI)
+        assert text[slice(*turn)].lower() in ("cat", "cbt")
+    for by in ("truncate(20)", "urlencode", "reverse", "title", "length"):
+        with pytest.raises(FileRefused, match="changes what stands between its tags"):
+            filtered(by)
 
 
 def test_a_chats_own_letters_are_no_marks():

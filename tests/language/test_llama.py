@@ -15,6 +15,7 @@ from minilora.losses import IGNORED
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, with_dropout
 
+from ..support.compare import calls_of
 from ..support.language import adapted, drawn, tiny_mixture
 
 
@@ -51,8 +52,7 @@ def test_logits_do_not_depend_on_what_follows():
 
 def test_the_head_meets_the_rows_that_are_asked_for_alone(monkeypatch):
     """In one product for all texts: NumPy makes one for each where they stand apart, a tenth of a step more."""
-    model, seen, right = llama(), [], Linear.forward
-    monkeypatch.setattr(Linear, "forward", lambda self, x: seen.append((self, x.shape)) or right(self, x))
+    model, seen = llama(), calls_of(monkeypatch, Linear, "forward")
     for call, rows in (
         (lambda: model.extend(IDS), len(IDS)),
         (lambda: model(IDS), IDS.size),
@@ -61,7 +61,7 @@ def test_the_head_meets_the_rows_that_are_asked_for_alone(monkeypatch):
     ):
         seen.clear()
         call()
-        assert [shape for layer, shape in seen if layer is model.lm_head] == [(rows, 12)]
+        assert [x.shape for layer, x in seen if layer is model.lm_head] == [(rows, 12)]
 
 
 def arrays_in(cache):
@@ -90,14 +90,13 @@ def test_what_nobody_asks_for_is_not_computed(monkeypatch, target, called):
     model = adapted([target], llama()) if target else freeze(llama())
     z, cache = model.forward(IDS)
     assert bool(arrays_in(cache)) is bool(target)
-    seen, backward = [], Attention.backward
-    monkeypatch.setattr(Attention, "backward", lambda self, *a, **k: seen.append(self) or backward(self, *a, **k))
+    seen = calls_of(monkeypatch, Attention, "backward")
     if not called:
         monkeypatch.setattr(type(model.model), "backward", lambda *a, **k: pytest.fail("the decoder's backward ran"))
     dx, grads = model.backward(z, cache)
     assert dx is None
     assert grads.keys() == model.trainable().keys()
-    assert seen == [model.model.layers[i].self_attn for i in called]
+    assert [layer for layer, *_ in seen] == [model.model.layers[i].self_attn for i in called]
 
 
 def test_a_tied_head_is_one_parameter_with_one_step():
@@ -224,11 +223,10 @@ def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
 
 def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
     model = with_dropout(adapted(["down_proj"], llama()), 0.3, [5, 6])
-    seen, right = [], DroppingLoRALinear.mask
-    monkeypatch.setattr(DroppingLoRALinear, "mask", lambda self, x: seen.append(self.number) or right(self, x))
+    seen = calls_of(monkeypatch, DroppingLoRALinear, "mask")
     backpropagate(recomputed(model), IDS, IDS, cross_entropy)
     numbers = [layer.number for _, layer in walk(model) if isinstance(layer, DroppingLoRALinear)]
-    assert seen == numbers + numbers[::-1]
+    assert [layer.number for layer, _ in seen] == numbers + numbers[::-1]
 
 
 # --- logits at some positions ---

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import MLP, Adam, Embedding, Linear, Llama, LlamaConfig, Sequential, adapt, get_backend
+from minilora import Adam, Embedding, Linear, Llama, LlamaConfig, adapt, get_backend
 from minilora.fast.blockwise import CPU
 from minilora.language import memory as machine
 from minilora.language.data import Data
@@ -31,7 +31,7 @@ from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
 
-from ..support.compare import refused
+from ..support.compare import calls_of, refused
 from ..support.language import LETTERS, TEXT, drawn, tiny_llama, tiny_mixture
 from ..support.memory import traced
 
@@ -48,30 +48,18 @@ def configs(draw):
     return LlamaConfig(*widths, heads, key_value_heads, head_dim, 1e-5, frequencies(head_dim, 100.0), tied, *biases)
 
 
-def layers_of(config):
-    """Return the model's matrices as layers, for counting only."""
-    first = {
-        path.split(".")[-2]: shape
-        for path, shape in config.shapes().items()
-        if path.startswith("model.layers.0.") and path.endswith("_proj.weight")
-    }
-    one = {name: Linear(np.zeros(first[name], np.float32)) for name in MATRICES}
-    return Sequential(**{f"layer{i}": Sequential(**one) for i in range(config.num_hidden_layers)})
+def of_zeros(config):
+    return Llama.build(config, {name: np.zeros(shape, np.float32) for name, shape in config.shapes().items()})
 
 
-@pytest.mark.filterwarnings("ignore:rank .* is above the smaller width")
 @given(configs(), st.sets(st.sampled_from(MATRICES), min_size=1), st.integers(1, 4))
 def test_trained_gradients_and_adam_are_those_of_real_adapters(config, targets, rank):
     found = training_memory(config, tokens=1, rank=rank, targets=sorted(targets))
-    adapted = adapt(layers_of(config), sorted(targets), rank=rank, alpha=1, rng=np.random.default_rng(0))
+    adapted = adapt(of_zeros(config), sorted(targets), rank=rank, alpha=1, rng=np.random.default_rng(0))
     params = adapted.trainable()
     adam = Adam(params)
     assert found["trained"] == found["gradients"] == sum(p.nbytes for p in params.values())
     assert found["Adam"] == sum(a.nbytes for moment in (adam.m, adam.v) for a in moment.values())
-
-
-def of_zeros(config):
-    return Llama.build(config, {name: np.zeros(shape, np.float32) for name, shape in config.shapes().items()})
 
 
 @given(configs().map(of_zeros) | st.sampled_from(["mixtral", "qwen2_moe", "qwen3_moe"]).map(tiny_mixture))
@@ -152,14 +140,6 @@ def test_bad_input_is_refused(change, error, said):
 
 
 IDS = [LETTERS.index(c) for c in TEXT]
-
-
-@pytest.mark.parametrize("n", [1, 6])
-def test_the_memory_of_a_cache_is_counted(n):
-    rng = np.random.default_rng(0)
-    mlp = MLP.init(5, 7, 3, activation="silu", rng=rng, dtype="float64")
-    _, cache = mlp.forward(rng.standard_normal((n, 5)))
-    assert cache_bytes(cache) == 8 * n * (5 + 7 + 7 + 7)  # the inputs of the three layers, each once, and SiLU's q
 
 
 class Bare:
@@ -272,13 +252,12 @@ def test_the_memory_is_that_of_the_whole_batch(adapted, length, workers):
 
 def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypatch):
     """A forward of long ones would take the memory that it is to tell, and the process would keep it."""
-    seen, right = [], Llama.forward
-    monkeypatch.setattr(Llama, "forward", lambda self, x: seen.append(x.shape) or right(self, x))
+    seen = calls_of(monkeypatch, Llama, "forward")
     X, *_ = windows(IDS * 4, 900)
     of = measured_memory(adapted, X, get_backend("numpy"))
     for length in (300, 500, 900):
         of(length, 1, (1, length))
-    assert max(length for _, length in seen) == 1.5 * CPU.page_up_to
+    assert max(x.shape[1] for _, x in seen) == 1.5 * CPU.page_up_to
     assert len(seen) == 4  # once each
 
 

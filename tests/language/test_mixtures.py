@@ -140,21 +140,6 @@ def test_experts_are_finetuned_by_the_names_of_their_arrays(folder, shell):
     np.testing.assert_allclose(merge(model)(IDS), model(IDS), atol=1e-5)
 
 
-def test_qwen3_norms_queries_and_keys(tmp_path):
-    plain = tiny_llama().config
-    config = replace(plain, model_type="qwen3", attention_bias=True)
-    assert isinstance(config, LlamaConfig)
-    rng = np.random.default_rng(0)
-    arrays = {name: rng.standard_normal(shape) / 3 for name, shape in config.shapes().items()}
-    model = Llama.build(config, arrays)
-    assert model.model.layers[1].self_attn.q_norm.weight is arrays["model.layers.1.self_attn.q_norm.weight"]
-    assert "model.layers.0.self_attn.o_proj.bias" in arrays
-    save_llama(model, tmp_path / "m")
-    assert (Llama.load(tmp_path / "m", dtype="float64")(IDS) == model(IDS)).all()
-    arrays["model.layers.0.self_attn.k_norm.weight"] = 2 * arrays["model.layers.0.self_attn.k_norm.weight"]
-    assert not np.allclose(Llama.build(config, arrays)(IDS), model(IDS))
-
-
 def dense_qwen3_moe():
     """Of two blocks the first has an MLP."""
     config = tiny_mixture("qwen3_moe").config

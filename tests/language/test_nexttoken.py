@@ -19,7 +19,7 @@ from minilora.losses import IGNORED
 from minilora.training import backpropagate
 from minilora.variants.dropout import with_dropout
 
-from ..support.command_line import run
+from ..support.compare import calls_of
 from ..support.language import LETTERS, adapted, of_lengths, tiny_llama, tiny_mixture
 
 
@@ -92,10 +92,9 @@ def test_where_every_target_counts_the_bits_are_the_same():
 @pytest.mark.parametrize(("share", "workers"), [(0.1, None), (0.5, 2), (1, None)])
 def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers, monkeypatch):
     model, (x, y) = adapted(), some_count(share)
-    seen, right = [], type(model.lm_head).__call__
-    monkeypatch.setattr(type(model.lm_head), "__call__", lambda self, h: seen.append((self, h.shape)) or right(self, h))
+    seen = calls_of(monkeypatch, type(model.lm_head), "__call__")
     loss = evaluate_where_it_counts(model, x, y, next_token_loss, workers)
-    rows = [np.prod(shape[:-1]) for layer, shape in seen if layer is model.lm_head]
+    rows = [np.prod(h.shape[:-1]) for layer, h in seen if layer is model.lm_head]
     assert sum(rows) <= 2 * int((y != IGNORED).sum()) + y.shape[1]  # the first rows are tried before
     monkeypatch.undo()
     assert loss == pytest.approx(evaluate(model, x, y, next_token_loss, workers), abs=1e-12)
@@ -128,11 +127,11 @@ def test_with_workers_a_loss_is_measured_on_its_own_threads(workers, monkeypatch
 
 
 def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
-    model, (X, Y), seen, right = adapted(), of_lengths([3, 12, 0, 4, 11, 3], 12), [], Decoder.__call__
+    X, Y = of_lengths([3, 12, 0, 4, 11, 3], 12)
     monkeypatch.setattr("minilora.language.text.EVALUATION_ROWS", 24)
-    monkeypatch.setattr(Decoder, "__call__", lambda self, x: seen.append(x) or right(self, x))
-    evaluate_where_it_counts(model, X, Y, next_token_loss)
-    tried, *parts = seen
+    seen = calls_of(monkeypatch, Decoder, "__call__")
+    evaluate_where_it_counts(adapted(), X, Y, next_token_loss)
+    tried, *parts = (x for _, x in seen)
     assert tried.shape == (1, 12)
     for part, rows, width in zip(parts, ([1, 4], [3, 0, 5]), (12, 4), strict=True):  # the widest first
         np.testing.assert_array_equal(part, X[rows, :width])
@@ -150,60 +149,45 @@ def test_targets_that_do_not_fit_the_ids_are_refused(way):
         evaluate_where_it_counts(adapted(), X, Y, next_token_loss)
 
 
-def test_evaluates_loss_is_that_of_all_logits(folder, capsys):
+def test_evaluates_loss_is_that_of_all_logits(folder, shell):
     (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 8 + '{"text": "on"}\n' * 8)
-    assert run("evaluate", "e.jsonl", "--model", "model") == 0
-    (loss,) = re.findall(r"loss +(\S+) nats", capsys.readouterr().out)
+    (loss,) = re.findall(r"loss +(\S+) nats", shell("evaluate e.jsonl --model model"))
     data = load_data(folder / "e.jsonl", folder / "model", held_out=0)
     assert float(loss) == pytest.approx(evaluate(Llama.load("model"), data.X, data.Y, cross_entropy), abs=6e-5)
 
 
 def test_only_rows_that_count_reach_last_mlp_and_head(monkeypatch):
     model = adapted(["q_proj", "down_proj", "gate_proj", "lm_head"])
-    (x, y), rows, right = some_count(0.4), {}, LoRALinear.forward
+    (x, y), seen = some_count(0.4), calls_of(monkeypatch, LoRALinear, "forward")
     paths = {id(layer): path for path, layer in walk(model)}
-
-    def watched(self, h):
-        rows[paths[id(self)]] = math.prod(h.shape[:-1])
-        return right(self, h)
-
-    monkeypatch.setattr(LoRALinear, "forward", watched)
     where_it_counts(model, x, y, next_token_loss)
+    rows = {paths[id(layer)]: math.prod(h.shape[:-1]) for layer, h in seen}
     late = {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.down_proj", "lm_head"}
     few = int((y != IGNORED).sum())
     assert few < y.size
     assert rows == {path: few if path in late else y.size for path in adapters(model)}
 
 
-def test_a_fine_tuning_computes_logits_where_they_count(folder, monkeypatch):
+def test_a_fine_tuning_computes_logits_where_they_count(folder, shell, monkeypatch):
     """Of each example of 12 tokens the loss counts the completion and the end behind it."""
-    seen, right = [], Llama.forward
-
-    def watched(self, x, at=None):
-        if at is not None:
-            seen.append((x.shape, int(at.sum())))
-        return right(self, x, at)
-
-    monkeypatch.setattr(Llama, "forward", watched)
-    (folder / "e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n' * 40)
-    assert run("finetune", "e.jsonl", "--save", "a", "--model", "model", "--steps", "2", "--batch-size", "4") == 0
-    assert seen == [((2, 11), 8)] * 4  # two steps of two halves
-    seen.clear()
+    calls = calls_of(monkeypatch, Llama, "forward")
     long, short = '{"prompt": "the cat ", "completion": "sat"}\n', '{"prompt": "cat", "completion": "s"}\n'
-    (folder / "e.jsonl").write_text((long + 3 * short) * 10)
-    asked = ["--steps", "1", "--batch-size", "36", "--workers", "1"]  # two would begin in either order
-    assert run("finetune", "e.jsonl", "--save", "b", "--model", "model", *asked) == 0
-    assert [shape[1] for shape, _ in seen] == [11, 4]  # the long in one part, the short in another
+    (folder / "e.jsonl").write_text(long * 40)
+    (folder / "f.jsonl").write_text((long + 3 * short) * 10)
+    shell("finetune e.jsonl --save a --model model --steps 2 --batch-size 4")
+    assert [(x.shape, at[0].sum()) for _, x, *at in calls if at] == [((2, 11), 8)] * 4  # two steps of two halves
+    calls.clear()  # of two workers two would begin in either order
+    shell("finetune f.jsonl --save b --model model --steps 1 --batch-size 36 --workers 1")
+    assert [x.shape[1] for _, x, *at in calls if at] == [11, 4]  # the long in one part, the short in another
 
 
 TARGETS = ["q_proj", "gate_proj", "lm_head"]
 
 
 def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
-    model, (X, Y), seen, right = adapted(TARGETS), of_lengths([2, 6, 1, 3, 2]), [], Llama.forward
-    monkeypatch.setattr(Llama, "forward", lambda self, x, at=None: seen.append(x) or right(self, x, at))
-    Accumulated(3, 1, where_it_counts, by_width)(model, X, Y, cross_entropy)
-    for part, rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
+    (X, Y), seen = of_lengths([2, 6, 1, 3, 2]), calls_of(monkeypatch, Llama, "forward")
+    Accumulated(3, 1, where_it_counts, by_width)(adapted(TARGETS), X, Y, cross_entropy)
+    for (_, part, *_), rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
         np.testing.assert_array_equal(part, X[rows, :width])
 
 

@@ -8,39 +8,44 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import Llama, adapt, adapters, merge, save_adapter
+from minilora import Llama, RMSNorm, adapt, adapters, merge, save_adapter
 from minilora.checks import FileRefused
 from minilora.language import load_tokenizer, save_llama
 from minilora.language.chattemplate import load_template
+from minilora.layer import rebuild, walk
 
+from ..support.compare import refused
 from ..support.gguf_file import llama_of_kind, write
 from ..support.language import LETTERS, adapted, tiny_llama, write_folder
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
 
-def weights(model_dir):
-    return load_file(model_dir / "model.safetensors")
-
-
-@pytest.mark.parametrize(("kind", "biases"), [("mistral", set()), ("qwen2", {"q_proj", "k_proj", "v_proj"})])
-def test_a_mistral_and_a_qwen2_are_written_as_they_were(tmp_path, kind, biases):
-    model = llama_of_kind(kind)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "biases", "window"),
+    [
+        ("llama", "float64", set(), {}),
+        ("mistral", "float32", set(), {"sliding_window": None}),
+        ("qwen2", "float32", {"q_proj", "k_proj", "v_proj"}, {"use_sliding_window": False}),
+        ("qwen3", "float32", {"q_proj", "k_proj", "v_proj", "o_proj"}, {"use_sliding_window": False}),
+    ],
+)
+def test_a_decoder_is_written_as_what_it_is(tmp_path, kind, dtype, biases, window):
+    """Without a word of special tokens, transformers takes the ids 1 and 2 for those."""
+    model = rebuild(llama_of_kind(kind), array=lambda a: a.astype(dtype))
     save_llama(model, tmp_path / "m")
-    again = Llama.load(tmp_path / "m")
+    again = Llama.load(tmp_path / "m", dtype=dtype)
     assert again.config == model.config
-    assert {name.split(".")[-2] for name in weights(tmp_path / "m") if name.endswith("bias")} == biases
+    arrays = load_file(tmp_path / "m" / "model.safetensors")
+    assert {name.split(".")[-2] for name in arrays if name.endswith("bias")} == biases
+    assert {str(array.dtype) for array in arrays.values()} == {dtype}
     np.testing.assert_array_equal(again(IDS), model(IDS))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_config_json_names_the_dtype_and_no_special_token(tmp_path, dtype):
-    """Without a word of them, transformers takes the ids 1 and 2 for those."""
-    save_llama(tiny_llama(dtype=dtype), tmp_path / "m")
+    for path, layer in walk(again):
+        if isinstance(layer, RMSNorm):  # of a Qwen3 of queries and of keys too
+            np.testing.assert_array_equal(layer.weight, arrays[f"{path.lstrip('.')}.weight"])
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    said = {"bos_token_id": None, "eos_token_id": None, "torch_dtype": dtype}
-    assert {name: config[name] for name in said} == said
-    assert {str(array.dtype) for array in weights(tmp_path / "m").values()} == {dtype}
+    assert {key: value for key, value in config.items() if "sliding" in key} == window
+    assert (config["bos_token_id"], config["eos_token_id"], config["torch_dtype"]) == (None, None, dtype)
 
 
 def test_files_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
@@ -50,14 +55,15 @@ def test_files_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
     assert {"config.json", "model.safetensors"} <= set(synced)
 
 
-@pytest.mark.parametrize("by", [1e-9, 1e-3])
-def test_frequencies_that_no_setting_says_are_refused(tmp_path, by):
-    model = tiny_llama()
-    first, *rest = model.config.frequencies
-    model.config = dataclasses.replace(model.config, frequencies=(first * (1 + by), *rest), rope=None)
-    with pytest.raises(ValueError, match=r"^the model's rotary frequencies are none that config\.json can say"):
-        save_llama(model, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_frequencies_that_no_setting_says_are_refused(tmp_path):
+    for by in (1e-9, 1e-3):
+        model = tiny_llama()
+        first, *rest = model.config.frequencies
+        model.config = dataclasses.replace(model.config, frequencies=(first * (1 + by), *rest), rope=None)
+        message = "the model's rotary frequencies are none that config.json can say: it has a base and a factor"
+        with refused(message, ValueError):
+            save_llama(model, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 # --- what stands beside the weights ---

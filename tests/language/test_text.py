@@ -135,12 +135,6 @@ def test_the_ids_of_pieces_are_those_of_the_whole(short_pieces, words, times, en
     assert max(asked) <= 240 + 24
 
 
-def test_a_tokenizer_of_another_model_is_refused():
-    assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
-    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
-        token_ids("ab", lambda text: [0, 5], 5)
-
-
 def test_most_texts_are_encoded_in_short_pieces(short_pieces):
     asked = []
 
@@ -152,6 +146,12 @@ def test_most_texts_are_encoded_in_short_pieces(short_pieces):
     assert token_ids(text, told) == in_words(text)
     assert max(asked) <= 60 + 24
     assert sum(asked) < 8 * len(text)
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    assert token_ids("ab", lambda text: [0, 4], 5) == [0, 4]
+    with pytest.raises(ValueError, match="ids up to 5, and the model has 5 tokens"):
+        token_ids("ab", lambda text: [0, 5], 5)
 
 
 def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):

@@ -5,25 +5,18 @@ from functools import cache
 import numpy as np
 import pytest
 
-from minilora import Llama, LlamaConfig, RMSNorm, adapt, cross_entropy
+from minilora import RMSNorm, adapt, cross_entropy
 from minilora.checks import is_array
 from minilora.layer import freeze, nest, parts, walk
-from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
 
-from ..support.language import tiny_mixture
+from ..support.language import drawn, tiny_mixture
 
-CONFIG = LlamaConfig(
-    vocab_size=11, hidden_size=6, intermediate_size=5, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=2, rms_norm_eps=1e-5, frequencies=frequencies(2, 50.0), attention_bias=True,
-    mlp_bias=True,
-)  # fmt: skip
 SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def decoder():
-    rng = np.random.default_rng(0)
-    return Llama.build(CONFIG, {name: rng.standard_normal(shape) for name, shape in CONFIG.shapes().items()})
+    return drawn(0, "float64", vocab_size=11, intermediate_size=5, attention_bias=True, mlp_bias=True)
 
 
 def text():

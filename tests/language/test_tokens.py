@@ -13,7 +13,7 @@ from minilora.language import gguf as ggufreader
 from minilora.language.text import CONTEXT, token_ids
 from minilora.language.tokens import added_text, load_tokenizer
 
-from ..support.compare import refused
+from ..support.compare import calls_of, refused
 from ..support.gguf_file import write
 from ..support.language import LETTERS, ids_of, tiny_llama, write_folder
 
@@ -136,8 +136,7 @@ def test_tokens_that_users_defined_are_whole_and_are_text(of_words):
 
 
 def test_a_gguf_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch):
-    path, read, right = tmp_path / "m.gguf", [], ggufreader.read_gguf
-    monkeypatch.setattr(ggufreader, "read_gguf", lambda *a, **k: read.append(a) or right(*a, **k))
+    path, read = tmp_path / "m.gguf", calls_of(monkeypatch, ggufreader, "read_gguf")
     write_gguf(path)
     assert load_tokenizer(path).last == load_tokenizer(path).last == (0,)
     assert len(read) == 1

@@ -9,9 +9,7 @@ import pytest
 from minilora import (
     Adam,
     CheckpointError,
-    Embedding,
     Linear,
-    Sequential,
     TrainingDiverged,
     adapt,
     cross_entropy,
@@ -92,40 +90,22 @@ def test_training_by_steps_is_the_loop_written_out():
             np.testing.assert_array_equal(p, expected.trainable()[name])
 
 
-@pytest.mark.parametrize(
-    ("wrong", "which", "held_out"),
-    [
-        *((-1, "inputs", False), (len(LETTERS), "inputs", True)),
-        *((-1, "targets", False), (-101, "targets", False), (len(LETTERS), "targets", True)),
-    ],
-)
-def test_an_id_out_of_range_is_refused_before_training(wrong, which, held_out):
-    model, X, Y, held = start()
-    before = {name: p.copy() for name, p in model.trainable().items()}
-    data = [d.copy() for d in (held if held_out else (X, Y))]
-    data[1][0, 0] = -100  # a target that does not count is no id
-    data[which == "targets"][-1, 3] = wrong
-    row, name = len(data[0]) - 1, "x" if which == "inputs" else "targets"
-    place = f"{'held_out: ' if held_out else ''}row {row} of X and Y: {name} holds {wrong} at (0, 3), expected 0 to"
-    X, Y, held = (X, Y, tuple(data)) if held_out else (*data, held)
-    with pytest.raises(ValueError, match=f"^{re.escape(place)}"):
-        train(model, X, Y, rng=np.random.default_rng(1), batch_size=6, loss=cross_entropy, held_out=held)
-    for name, p in model.trainable().items():
-        np.testing.assert_array_equal(p, before[name])
-
-
-def test_a_bigram_model_learns_the_pairs_of_a_text():
-    """One matrix from id to id can do no better than the entropy of a letter after the one before it."""
-    X, Y, _, _ = windows(IDS, 8)
-    V, rng = len(LETTERS), np.random.default_rng(0)
-    model = Sequential(emb=Embedding(np.eye(V)), fc=Linear.init(V, V, bias=False, rng=rng, dtype="float64"))
-    model.emb.frozen = True
-    history = train(model, X, Y, epochs=60, batch_size=64, lr=0.3, rng=rng, loss=next_token_loss, log_every=60)
-    pairs = np.zeros((V, V))
-    np.add.at(pairs, (X, Y), 1)
-    given_one = pairs / np.maximum(pairs.sum(axis=1, keepdims=True), 1)
-    entropy = -(pairs * np.log(np.where(given_one > 0, given_one, 1))).sum() / pairs.sum()
-    assert entropy < history.losses[-1] < entropy + 0.03
+def test_an_id_out_of_range_is_refused_before_training():
+    V, rng = len(LETTERS), np.random.default_rng(1)
+    for wrong, name, held_out in (
+        *((-1, "x", False), (V, "x", True), (-1, "targets", False), (-101, "targets", False), (V, "targets", True)),
+    ):
+        model, *data, held = start()
+        before = {name: p.copy() for name, p in model.trainable().items()}
+        pair = [d.copy() for d in (held if held_out else data)]
+        pair[1][0, 0] = -100  # a target that does not count is no id
+        pair[name == "targets"][-1, 3] = wrong
+        place = f"{'held_out: ' if held_out else ''}row {len(pair[0]) - 1} of X and Y: {name} holds {wrong} at (0, 3)"
+        X, Y, held = (*data, tuple(pair)) if held_out else (*pair, held)
+        with pytest.raises(ValueError, match=f"^{re.escape(place)}, expected 0 to"):
+            train(model, X, Y, rng=rng, batch_size=6, loss=cross_entropy, held_out=held)
+        for path, p in model.trainable().items():
+            np.testing.assert_array_equal(p, before[path])
 
 
 def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path):
@@ -149,7 +129,6 @@ X_HELD, Y_HELD = start()[3]
     [
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"steps": 1.0}, TypeError, "steps must be an integer, got 1.0"),
-        ({"held_out": X_HELD}, TypeError, "held_out must be two arrays, inputs and targets, got ndarray"),
         ({"held_out": (X_HELD,)}, TypeError, "held_out must be two arrays, inputs and targets, got tuple"),
         ({"held_out": (X_HELD, Y_HELD[:1])}, ValueError, "held_out: Y has shape (1, 8), expected 26 rows as X has"),
         ({"held_out": (X_HELD + 99, Y_HELD)}, ValueError, "held_out: x holds 112 at (0, 0), expected 0 to 28"),
@@ -174,8 +153,6 @@ def test_held_out_data_that_is_not_finite_is_named():
     model, x, y = Linear.init(3, 2, rng=rng, dtype="float64"), rng.random((9, 3)), rng.random((9, 2))
     with pytest.raises(ValueError, match=r"^held_out: Y holds NaN or infinity: entry \(1, 0\) is nan"):
         train(model, x, y, batch_size=3, rng=rng, held_out=(x[:2], np.array([[0.0, 1.0], [np.nan, 1.0]])))
-    with pytest.raises(ValueError, match=r"^held_out: X holds NaN or infinity: entry \(0, 2\) is inf"):
-        train(model, x, y, batch_size=3, rng=rng, held_out=(np.array([[0, 1, np.inf]]), y[:1]))
     with pytest.raises(TrainingDiverged, match="the loss over all of held_out is inf after epoch 1"):
         train(model, x, y, epochs=1, log_every=1, batch_size=3, rng=rng, held_out=(x[:2], np.full((2, 2), 1e300)))
 

@@ -8,9 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
+from minilora.checks import FileRefused
 from minilora.files.tensors import FLOATS, TensorFile, write_tensors
 
 from ..support.adapter_folder import change_json
+from ..support.compare import refused
 from ..support.language import tiny_llama, write_folder
 from ..support.model_folder import shard
 
@@ -30,24 +32,19 @@ def model_dir(tmp_path, model):
 @pytest.fixture
 def nothing_is_read(monkeypatch):
     """A weight that is read fails the test."""
-
-    def read(self, name):
-        raise AssertionError(f"{name} was read")
-
-    monkeypatch.setattr(TensorFile, "read", read)
-
-
-def changed(model_dir, **settings):
-    change_json(model_dir / "config.json", **settings)
-    return model_dir
+    monkeypatch.setattr(TensorFile, "read", lambda self, name: pytest.fail(f"{name} was read"))
 
 
 def weights(model_dir):
     return load_file(model_dir / "model.safetensors")
 
 
-def with_weights(model_dir, arrays):
-    save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, model_dir / "model.safetensors")
+def changed(model_dir, settings=None, arrays=None):
+    """Set keys of config.json; and arrays in place of those there or beside them, None for none."""
+    change_json(model_dir / "config.json", **settings or {})
+    found = {**weights(model_dir), **(arrays or {})}
+    kept = {name: np.ascontiguousarray(array) for name, array in found.items() if array is not None}
+    save_file(kept, model_dir / "model.safetensors")
     return model_dir
 
 
@@ -58,90 +55,70 @@ def test_a_folder_is_the_model_it_came_from(model_dir, model):
             assert found.trainable()[name].dtype == np.dtype(dtype)
             np.testing.assert_array_equal(found.trainable()[name], array)
         np.testing.assert_allclose(found(IDS), model(IDS), atol=1e-5)
+    changed(model_dir, arrays={"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")})  # of old files
     shard(model_dir, 2)
     np.testing.assert_array_equal(Llama.load(model_dir)(IDS), model(IDS))
 
 
+TIED = {"tie_word_embeddings": True}
+
+
 def test_a_tied_head_needs_no_array_or_equal_bits(model_dir):
-    arrays = weights(model_dir)
-    del arrays["lm_head.weight"]
-    changed(model_dir, tie_word_embeddings=True)
-    tied = Llama.load(with_weights(model_dir, arrays))
+    tied = Llama.load(changed(model_dir, TIED, {"lm_head.weight": None}))
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
-    same = {"lm_head.weight": arrays["model.embed_tokens.weight"]}
-    np.testing.assert_array_equal(Llama.load(with_weights(model_dir, arrays | same))(IDS), tied(IDS))
+    same = {"lm_head.weight": weights(model_dir)["model.embed_tokens.weight"]}
+    np.testing.assert_array_equal(Llama.load(changed(model_dir, TIED, same))(IDS), tied(IDS))
 
 
 def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
-    changed(model_dir, tie_word_embeddings=True)
     arrays = weights(model_dir)
     one_bit = arrays["model.embed_tokens.weight"].copy()
     one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
+    message = r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
     for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
-        with_weights(model_dir, arrays | {"lm_head.weight": head})
-        with pytest.raises(
-            ValueError, match=r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings"
-        ):
-            Llama.load(model_dir)
+        with pytest.raises(ValueError, match=message):
+            Llama.load(changed(model_dir, TIED, {"lm_head.weight": head}))
 
 
-def test_old_files_frequencies_are_passed_over(model_dir, model):
-    arrays = weights(model_dir) | {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(2, "f4")}
-    np.testing.assert_array_equal(Llama.load(with_weights(model_dir, arrays))(IDS), model(IDS))
-
-
-def spoiled(name, array):
-    return lambda model_dir: with_weights(model_dir, weights(model_dir) | {name: array})
-
-
-def without(name):
-    return lambda model_dir: with_weights(model_dir, {k: a for k, a in weights(model_dir).items() if k != name})
-
-
-def cut(length):
-    def cut_file(model_dir):
-        path = model_dir / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:length])
-        return model_dir
-
-    return cut_file
-
-
-def no_config(model_dir):
-    (model_dir / "config.json").unlink()
-    return model_dir
-
-
-def an_adapter(model_dir):
-    (model_dir / "adapter_config.json").write_text("{}")
-    return model_dir
-
-
+HAS_NOT = "which a Llama decoder of these settings has not"
 DAMAGE = [
-    (an_adapter, "adapter_config.json': an adapter in the folder of a model: move it to a folder of its own"),
-    (lambda model_dir: changed(model_dir, num_hidden_layers=10**8), "100000000 layers, and 21 arrays in all"),
-    (lambda model_dir: changed(model_dir, mlp_bias=True),
-     "there is no 'model.layers.0.mlp.gate_proj.bias'; 6 arrays are missing in all"),
-    (lambda model_dir: changed(model_dir, vocab_size=30),
-     "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]"),
-    (without("model.layers.1.mlp.up_proj.weight"),
+    ({"num_hidden_layers": 10**8}, {}, "100000000 layers, and 21 arrays in all"),
+    ({"mlp_bias": True}, {}, "there is no 'model.layers.0.mlp.gate_proj.bias'; 6 arrays are missing in all"),
+    ({"vocab_size": 30}, {}, "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]"),
+    ({}, {"model.layers.1.mlp.up_proj.weight": None},
      "there is no 'model.layers.1.mlp.up_proj.weight'; 1 arrays are missing in all"),
-    (without("lm_head.weight"), "there is no 'lm_head.weight'; 1 arrays are missing in all"),
-    (spoiled("model.layers.0.self_attn.q_proj.bias", np.ones(16, "f4")),
-     "there is 'model.layers.0.self_attn.q_proj.bias', which a Llama decoder of these settings has not"),
-    (spoiled("model.layers.2.input_layernorm.weight", np.ones(12, "f4")),
-     "there is 'model.layers.2.input_layernorm.weight', which a Llama decoder of these settings has not"),
-    (spoiled("model.norm.weight", np.ones(13, "f4")), "'model.norm.weight' has shape [13], expected [12]"),
-    (cut(1000), "model.safetensors': Error while deserializing header: "),
-    (cut(0), "model.safetensors': Error while deserializing header: "),
-    (no_config, "config.json': No such file or directory"),
+    ({}, {"lm_head.weight": None}, "there is no 'lm_head.weight'; 1 arrays are missing in all"),
+    ({}, {"model.layers.0.self_attn.q_proj.bias": np.ones(16, "f4")},
+     f"there is 'model.layers.0.self_attn.q_proj.bias', {HAS_NOT}"),
+    ({}, {"model.layers.2.input_layernorm.weight": np.ones(12, "f4")},
+     f"there is 'model.layers.2.input_layernorm.weight', {HAS_NOT}"),
+    ({}, {"model.norm.weight": np.ones(13, "f4")}, "'model.norm.weight' has shape [13], expected [12]"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("damage", "message"), DAMAGE)
-def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read, damage, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Llama.load(damage(model_dir))
+@pytest.mark.parametrize(("settings", "arrays", "message"), DAMAGE)
+def test_arrays_and_settings_must_fit_together(model_dir, nothing_is_read, settings, arrays, message):
+    with pytest.raises(ValueError, match=f"{re.escape(message)}$"):
+        Llama.load(changed(model_dir, settings, arrays))
+
+
+def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read):
+    config, file, adapter = (model_dir / n for n in ("config.json", "model.safetensors", "adapter_config.json"))
+    adapter.write_text("{}")
+    with refused(f"'{adapter}': an adapter in the folder of a model: move it to a folder of its own"):
+        Llama.load(model_dir)
+    adapter.unlink()
+    for length in (1000, 0):
+        file.write_bytes(file.read_bytes()[:length])
+        with pytest.raises(FileRefused, match=r"model\.safetensors': Error while deserializing header: "):
+            Llama.load(model_dir)
+    for text in ("", "[]", "{", '{"x": NaN}', "\xff"):
+        config.write_text(text, encoding="latin-1")
+        with pytest.raises(FileRefused, match=r"config\.json"):
+            Llama.load(model_dir)
+    config.unlink()
+    with refused(f"'{config}': No such file or directory"):
+        Llama.load(model_dir)
 
 
 def test_arrays_live_where_they_are_asked_to(model_dir, standin):
@@ -165,9 +142,9 @@ def test_weights_that_are_no_numbers_are_refused(model_dir, value):
     broken = weights(model_dir)["model.norm.weight"]
     broken[3] = value
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
-        Llama.load(spoiled("model.norm.weight", broken)(model_dir))
+        Llama.load(changed(model_dir, arrays={"model.norm.weight": broken}))
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' has dtype I8, expected one of"):
-        Llama.load(spoiled("model.norm.weight", np.ones(12, "i1"))(model_dir))
+        Llama.load(changed(model_dir, arrays={"model.norm.weight": np.ones(12, "i1")}))
 
 
 def test_weights_beyond_the_type_are_refused(model_dir):
@@ -175,12 +152,12 @@ def test_weights_beyond_the_type_are_refused(model_dir):
     large = weights(model_dir)["model.norm.weight"].astype("f8")
     for sign in (1, -1):
         large[3] = sign * 1e300
-        spoiled("model.norm.weight", large)(model_dir)
+        changed(model_dir, arrays={"model.norm.weight": large})
         with pytest.raises(ValueError, match=r"'model\.norm\.weight' reaches 1e\+300, which float32 cannot hold"):
             Llama.load(model_dir)
         assert Llama.load(model_dir, dtype="float64").model.norm.weight[3] == large[3]
         large[3] = sign * float(np.finfo("f4").max)
-        spoiled("model.norm.weight", large)(model_dir)
+        changed(model_dir, arrays={"model.norm.weight": large})
         assert Llama.load(model_dir).model.norm.weight[3] == large[3]
 
 
@@ -205,10 +182,3 @@ def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"needs gguf .*: pip install gguf tokenizers$"):
         Llama.load(tmp_path / "model.gguf")
-
-
-def test_a_damaged_configuration_is_one_clear_error(model_dir):
-    for text in ("", "[]", "{", '{"x": NaN}', "\xff"):
-        (model_dir / "config.json").write_text(text, encoding="latin-1")
-        with pytest.raises(ValueError, match=r"config\.json"):
-            Llama.load(model_dir)

@@ -26,6 +26,13 @@ def refused(message, error=FileRefused):
     assert str(found.value) == message
 
 
+def calls_of(monkeypatch, owner, name):
+    """Return a list that gets the arguments of each call of a function."""
+    calls, right = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **options: calls.append(args) or right(*args, **options))
+    return calls
+
+
 def gradients_are_the_slope_of_mse(gradients, problem: Problem) -> None:
     """Of a function (model, x, y) such as `minilora.fast.residual_form`, for an adapter alone and beside a base."""
     x, target = problem.x, problem.target

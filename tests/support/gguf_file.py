@@ -74,6 +74,6 @@ def fields_of(c):
 
 def llama_of_kind(kind):
     """A tiny model of another kind, no bias of it zero."""
-    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind == "qwen2")
+    config = dataclasses.replace(tiny_llama().config, model_type=kind, attention_bias=kind in ("qwen2", "qwen3"))
     rng = np.random.default_rng(3)
     return Llama.build(config, {name: rng.standard_normal(s).astype("f4") for name, s in config.shapes().items()})

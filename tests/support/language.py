@@ -44,15 +44,14 @@ def of_lengths(lengths, width: int = 9) -> tuple[np.ndarray, np.ndarray]:
 def tiny_mixture(kind: str = "mixtral", seed: int = 0, dtype: str = "float64", vocab: int = len(LETTERS)) -> Llama:
     """Two blocks with four experts each, of which a position keeps two."""
     mixture = MixtureConfig(4, 2, 10, shared_expert_intermediate_size=5 if kind == "qwen2_moe" else None)
-    sizes = {"vocab_size": vocab, "intermediate_size": 10, "num_hidden_layers": 2}
-    return drawn(seed, dtype, **sizes, model_type=kind, mixture=mixture)
+    return drawn(seed, dtype, vocab_size=vocab, intermediate_size=10, model_type=kind, mixture=mixture)
 
 
 def drawn(seed: int, dtype: str, **sizes) -> Llama:
-    config = LlamaConfig(
-        hidden_size=12, num_attention_heads=4, num_key_value_heads=2, head_dim=4,
-        rms_norm_eps=1e-5, frequencies=(1.0, 0.3), **sizes,
-    )  # fmt: skip
+    """Return a decoder with random arrays, of some sizes in place of the usual ones."""
+    usual = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    usual |= {"head_dim": 4, "rms_norm_eps": 1e-5, "frequencies": (1.0, 0.3)}
+    config = LlamaConfig(**usual | sizes)
     rng = np.random.default_rng(seed)
     arrays = {
         name: (rng.standard_normal(shape) * shape[-1] ** -0.5 + (len(shape) == 1)).astype(dtype)
