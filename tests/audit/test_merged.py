@@ -26,10 +26,9 @@ from .adapters import PREFIX, config, peft, written
 
 R, SCALING, N, M = 8, 3.0, 64, 96
 KINDS = {"self_attn.q_proj": (N, N), "self_attn.k_proj": (N, N), "mlp.gate_proj": (M, N), "mlp.up_proj": (M, N)}
-PATHS = {f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in KINDS.items()}
 LAST = [name.rpartition(".")[2] for name in KINDS]
 OTHERS = {"model.embed_tokens.weight": (32, N), "model.norm.weight": (N,), "lm_head.weight": (32, N)}
-Q1, UP1 = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
+Q0, UP0 = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.up_proj"
 
 
 TYPES = ("F32", "BF16", "F16")
@@ -50,15 +49,16 @@ of_each_type = pytest.mark.parametrize(
 class World:
     """A base, an adapter, the changes that it makes in float64, and a judge of merged models."""
 
-    def __init__(self, folder, dtype, size=0.1, **settings):
+    def __init__(self, folder, dtype, size=0.1, layers=1, **settings):
         rng = np.random.default_rng(0)
-        shapes = {f"{path}.weight": shape for path, shape in PATHS.items()} | OTHERS
+        paths = {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in KINDS.items()}
+        shapes = {f"{path}.weight": shape for path, shape in paths.items()} | OTHERS
         self.folder, self.dtype, self.size = folder, dtype, size
         self.arrays = {name: (0.05 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
         self.base = written(folder / "base", self.arrays)
-        self.factors = {name: np.float32(size) * array for name, array in adapters.pairs(PATHS, R).items()}
+        self.factors = {name: np.float32(size) * array for name, array in adapters.pairs(paths, R).items()}
         self.adapter = peft(folder / "adapter", self.factors, config(*LAST, r=R, lora_alpha=R * SCALING) | settings)
-        self.changes = {path: SCALING * self.product(path) for path in PATHS}
+        self.changes = {path: SCALING * self.product(path) for path in paths}
 
     def pair(self, path):
         """A and B of a module."""
@@ -99,7 +99,7 @@ def world(tmp_path, dtype):
 
 def test_a_right_merge_is_called_right(world, tmp_path):
     report = world.judged(world.merged())
-    said = f"merged: RIGHT: merged rightly (8 of 8 modules, {np.dtype(world.dtype).name}, at most 0.5 ulp"
+    said = f"merged: RIGHT: merged rightly (4 of 4 modules, {np.dtype(world.dtype).name}, at most 0.5 ulp"
     assert report.first_line.startswith(said)
     assert report.status == 0
     merge_adapter(world.base, world.adapter, tmp_path / "ours")
@@ -125,7 +125,7 @@ ROADS = ("product and change", "B before the product", "change", "factors alone"
 def test_a_merge_in_half_precision_is_right_wherever_it_rounds(tmp_path, road, scaling):
     world, s = World(tmp_path, FLOATS["BF16"], lora_alpha=R * scaling), np.float32(scaling)
     arrays = dict(world.arrays)
-    for path in PATHS:
+    for path in world.changes:
         A, B = (_in_half(factor) for factor in world.pair(path))
         deltas = {
             "product and change": _in_half(_in_half(B @ A) * s), "B before the product": _in_half(_in_half(s * B) @ A),
@@ -146,7 +146,7 @@ def test_a_merges_distance_from_the_exact_sum_is_measured(tmp_path):
         largest = np.maximum(np.maximum(np.abs(W), np.abs(m)), lengths).astype("f4")
         farthest = max(farthest, (np.abs(m - (W.astype("f8") + delta)) / np.spacing(largest)).max())
     assert farthest > 0.6
-    assert f"8 of 8 modules, float32, at most {farthest:.2g} ulp" in world.judged(arrays).first_line
+    assert f"4 of 4 modules, float32, at most {farthest:.2g} ulp" in world.judged(arrays).first_line
 
 
 def _in_half(x):
@@ -225,7 +225,8 @@ BROKEN = {
     "twice at once": (lambda w: w.merged(lambda _, d: 2 * d), "merged by the factor 2 (twice): all 8 modules"),
     "alpha": (lambda w: w.merged(lambda _, d: R * d), "merged by the factor 8 (alpha in the place of alpha / r)"),
     "without the scaling": (
-        lambda w: w.merged(lambda _, d: d / SCALING), "merged by the factor 0.333 (without the scaling, or with alpha 8"
+        lambda w: w.merged(lambda _, d: d / SCALING),
+        "merged by the factor 0.333 (without the scaling, or with alpha 8, which is PEFT's own default): all 8 modules",
     ),
     "subtracted": (lambda w: w.merged(lambda _, d: -d), "merged by the factor -1 (subtracted in the place of added)"),
     "another strength": (lambda w: w.merged(lambda _, d: 0.7 * d), "merged by the factor 0."),
@@ -266,11 +267,11 @@ BROKEN = {
         "missing in the merged model: 'model.norm.weight' [missing]",
     ),
     "a module is missing": (
-        lambda w: {name: x for name, x in w.merged().items() if name != f"{UP1}.weight"},
-        f"missing in the merged model: '{UP1}' (1 of 8 modules)",
+        lambda w: {name: x for name, x in w.merged().items() if name != f"{UP0}.weight"},
+        f"missing in the merged model: '{UP0}' (1 of 8 modules)",
     ),
-    "not a number": (at(f"{Q1}.weight", lambda x: x * np.nan), f"NaN or infinity: '{Q1}' (1 of 8 modules)"),
-    "another shape": (at(f"{Q1}.weight", lambda x: x[:, :-1]), "another shape, 1 of 64 x 64 and 1 of 64 x 63: "),
+    "not a number": (at(f"{Q0}.weight", lambda x: x * np.nan), f"NaN or infinity: '{Q0}' (1 of 8 modules)"),
+    "another shape": (at(f"{Q0}.weight", lambda x: x[:, :-1]), "another shape, 1 of 64 x 64 and 1 of 64 x 63: "),
     "names of a wrapped model": (
         lambda w: {f"{PREFIX}{name}": array for name, array in w.merged().items()},
         "the names in the merged model begin with 'base_model.model.', and transformers passes over such",
@@ -297,17 +298,17 @@ FLAGS = {
 }
 """What programs are told of each."""
 
-ALIKE = ("half of the layers", "without the scaling", "another strength", "q and k", "gate and up", "half of the rows")
+ALIKE = ("half of the layers", "another strength", "q and k", "gate and up", "half of the rows")
 """What is found as others are."""
 
 
 @of_each_type
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in ALIKE)) for n in BROKEN])
-def test_a_broken_merge_is_named_in_the_first_line(world, name):
-    make, said = BROKEN[name]
+def test_a_broken_merge_is_named_in_the_first_line(tmp_path, dtype, name):
+    world, (make, said) = World(tmp_path, dtype, layers=2), BROKEN[name]
     report, flag = world.judged(make(world)), next(flag for flag, names in FLAGS.items() if name in names)
     assert report.status == 1
-    assert said in report.first_line
+    assert report.first_line.startswith(f"merged: WRONG: {said}")
     assert report.first_line.endswith(f"[{flag}]")
 
 
@@ -315,7 +316,8 @@ def test_a_broken_merge_is_named_in_the_first_line(world, name):
 def test_a_second_merge_is_named_though_it_rounds_between(tmp_path, half):
     world = World(tmp_path, FLOATS[half], size=0.02)
     twice = world.merged(base=world.merged())
-    assert "merged twice, the second time into what was merged" in world.judged(twice).first_line
+    said = "merged twice, the second time into what was merged: all 4 modules [twice]"
+    assert world.judged(twice).first_line == f"merged: WRONG: {said}"
 
 
 @pytest.mark.parametrize("half", ["BF16", "F16"])
@@ -323,7 +325,7 @@ def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
     world = World(tmp_path, FLOATS["F32"])
     arrays = {name: array.astype(FLOATS[half]).astype("f4") for name, array in world.merged().items()}
     report, said = world.judged(arrays), f"rounded to {FLOATS[half].name}, further than float32 explains"
-    assert report.first_line == f"merged: WRONG: {said}: all 8 modules [rounded-further]"
+    assert report.first_line == f"merged: WRONG: {said}: all 4 modules [rounded-further]"
     tensors = report.json()["merged"]["tensors"]
     assert {(one["flag"], one["text"], one["rest"]) for one in tensors} == {("rounded-further", said, 0.0)}
 
@@ -336,9 +338,9 @@ def last_row_alone(w):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (World.merged, "RIGHT: merged rightly (8 of 8 modules, float32"),
+        (World.merged, "RIGHT: merged rightly (4 of 4 modules, float32"),
         (last_row_alone, "WRONG: merged in some rows alone, "),
-        (at(f"{Q1}.weight", lambda x: np.where(np.arange(N)[:, None] == N - 1, np.nan, x)), "WRONG: NaN or infinity"),
+        (at(f"{Q0}.weight", lambda x: np.where(np.arange(N)[:, None] == N - 1, np.nan, x)), "WRONG: NaN or infinity"),
         (at("lm_head.weight", lambda x: x * (1 + (np.arange(32)[:, None] > 29))), "WRONG: changed, though no adapter"),
     ],
 )
@@ -351,7 +353,7 @@ def test_each_block_of_rows_is_looked_at(tmp_path, monkeypatch, make, said):
 # --- trained in full ---
 
 IN_FULL = {
-    "in its place": (lambda base, trained: trained, "RIGHT: merged rightly (8 of 8 modules, float32, "),
+    "in its place": (lambda base, trained: trained, "RIGHT: merged rightly (4 of 4 modules, float32, "),
     "the base's": (lambda base, trained: base, "WRONG: equal to the base, not to what was trained in full: "),
     "another": (lambda base, trained: 2 * trained, "WRONG: neither the base's nor what was trained in full: "),
     "of another shape": (lambda base, trained: trained[:-1], "WRONG: another shape than what was trained in full: "),
@@ -586,10 +588,7 @@ DORA = {
 def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
     make, said, flag = DORA[name]
     rng, arrays, magnitudes = np.random.default_rng(2), dict(world.arrays), {}
-    first = {key: array for key, array in world.factors.items() if ".0." in key}
     for path, delta in world.changes.items():
-        if ".0." not in path:
-            continue
         W = world.arrays[f"{path}.weight"].astype("f8")
         m = (np.linalg.norm(W, axis=1) * rng.uniform(0.9, 1.1, len(W))).astype("f4")
         magnitudes[f"{PREFIX}{path}.lora_magnitude_vector"] = m
@@ -597,7 +596,7 @@ def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
         if name != "right":
             arrays[f"{path}.weight"][0, 0] = 1  # one number of thousands hides no mistake
     settings = config(*LAST, r=R, lora_alpha=R * SCALING, use_dora=True)
-    world.adapter = peft(tmp_path / "dora", first | magnitudes, settings)
+    world.adapter = peft(tmp_path / "dora", world.factors | magnitudes, settings)
     line = world.judged(arrays).first_line
     assert said in line
     assert name == "right" or line.endswith(f"[{flag}]")
@@ -649,11 +648,13 @@ def test_a_change_below_half_a_step_is_not_called_right(tmp_path, size):
     world = World(tmp_path, FLOATS["BF16"], size=size)
     report = audit(world.adapter, world.base, merged=world.base)
     assert (report.word, report.status) == ("UNDECIDED", 2)
-    assert "in all 8 modules the change is below half a step of bfloat16, or zero" in report.first_line
+    assert "in all 4 modules the change is below half a step of bfloat16, or zero" in report.first_line
 
 
-def test_a_change_that_shows_in_few_numbers_is_told(tmp_path):
+def test_a_change_that_shows_in_few_numbers_is_told(tmp_path, monkeypatch):
     """In bfloat16 a step is larger than the change nearly everywhere: k is known from where it is not."""
+    monkeypatch.setattr("minilora.audit.suspects.ROWS", 24)
+    monkeypatch.setattr("minilora.audit.suspects.NUMBERS", 200)
     world = World(tmp_path, FLOATS["BF16"], size=0.003)
     assert world.judged(world.merged()).word == "RIGHT"
     assert "not merged" in world.judged(world.arrays).first_line
