@@ -34,6 +34,12 @@ def test_a_turned_product_depends_on_the_distance_alone(D):
     assert not np.isclose(product(3, 0), product(4, 0))
 
 
+def test_a_rotations_adjoint_undoes_it_at_any_start():
+    rotary, x = Rotary(frequencies(8, 1e4)), randn(0, 2, 3, 5, 8)
+    y, cache = rotary.forward(x, 7)
+    np.testing.assert_allclose(rotary.backward(y, cache)[0], x, atol=1e-14)
+
+
 def test_angles_in_single_precision_are_rounded_once():
     f, t = frequencies(64, 1e4), 100_000
     y, _ = Rotary(f).forward(np.ones((1, 64), "float32"), start=t)

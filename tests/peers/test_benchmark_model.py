@@ -11,13 +11,9 @@ import pytest
 from minilora.layer import walk
 
 from ..support.language import tiny_llama
+from ..support.peers import PEERS
 
-pytestmark = [
-    pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
-]
-pytest.importorskip("torch")
-pytest.importorskip("peft")
+pytestmark = PEERS
 psutil = pytest.importorskip("psutil")
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "measure"))
@@ -47,8 +43,9 @@ def test_sides_that_differ_are_not_timed(task):
         benchmark_model.same_work(task, other)
 
 
-def test_the_floor_has_every_weight_twice(task):
+def test_the_floor_has_every_weight_twice_and_watches_the_step(task):
     """Below the lowest adapters no dx is asked for, so their weights, and those beside them, are read once."""
+    loss, grads = benchmark_model.whole_step(task)
     pairs = benchmark_model.products(task)
     layers = {path: layer for path, layer in walk(task.model) if path.endswith(("_proj", "_proj.base", "lm_head"))}
     for path, layer in layers.items():
@@ -57,11 +54,6 @@ def test_the_floor_has_every_weight_twice(task):
         lowest = path.removesuffix(".base").removeprefix("model.layers.0.self_attn.") in ("q_proj", "k_proj", "v_proj")
         assert uses == (1 if lowest else 2), path
     benchmark_model.multiply(pairs)
-
-
-def test_a_watched_step_is_the_step(task):
-    loss, grads = benchmark_model.whole_step(task)
-    benchmark_model.products(task)
     again, same = benchmark_model.whole_step(task)
     assert loss == again
     for name, g in grads.items():
@@ -93,22 +85,16 @@ def test_whole_steps_of_each_dtype_start_from_one_checkpoint(task, side):
     np.testing.assert_allclose(losses[side], losses[OURS], rtol=1e-5 if side in (OURS, PEER) else 2e-2)
 
 
-@pytest.mark.parametrize(
-    ("side", "base", "adapters"),
-    [(PEER, "float32", "float32"), (DEFAULT, "bfloat16", "float32"), (ALL_HALF, "bfloat16", "bfloat16")],
-)
-def test_a_checkpoints_dtype_is_loaded_and_adapters_stay_in_float32(side, base, adapters):
+def test_a_checkpoint_loses_nothing_and_adapters_stay_in_float32():
     """By default; where one of them does otherwise, docs/library/benchmarks.md is out of date."""
-    task = benchmark_model.Task(benchmark_model.of_bfloat16(tiny_llama(dtype="float32")), SETTINGS[1])
-    for name, p in benchmark_model.with_peft(task, side).named_parameters():
-        assert str(p.dtype) == f"torch.{adapters if p.requires_grad else base}", name
-
-
-def test_a_checkpoint_in_bfloat16_loses_nothing_when_it_is_loaded():
-    task = benchmark_model.Task(benchmark_model.of_bfloat16(tiny_llama(dtype="float32")), SETTINGS[1])
-    whole, half = (dict(benchmark_model.with_peft(task, side).named_parameters()) for side in (PEER, DEFAULT))
-    for name, p in whole.items():
-        assert (p == half[name].float()).all(), name
+    task, found = benchmark_model.Task(benchmark_model.of_bfloat16(tiny_llama(dtype="float32")), SETTINGS[1]), {}
+    types = {PEER: ("float32", "float32"), DEFAULT: ("bfloat16", "float32"), ALL_HALF: ("bfloat16", "bfloat16")}
+    for side, (base, adapters) in types.items():
+        found[side] = dict(benchmark_model.with_peft(task, side).named_parameters())
+        for name, p in found[side].items():
+            assert str(p.dtype) == f"torch.{adapters if p.requires_grad else base}", name
+    for name, p in found[PEER].items():
+        assert (p == found[DEFAULT][name].float()).all(), name
 
 
 @needs_models
@@ -136,14 +122,6 @@ def test_a_training_says_its_losses_and_a_file_keeps_each(monkeypatch, tmp_path)
 
 
 @needs_models
-def test_three_sides_take_turns_in_processes_of_their_own():
-    found = benchmark_model.row("small", benchmark_model.measure_step(0, (OURS, PEER, FLOOR), 2))
-    assert list(found["ms"]) == [OURS, PEER, FLOOR]
-    assert found["of peer"] > 0
-    assert found["of floor"] > 1
-
-
-@needs_models
 @pytest.mark.parametrize(("number", "threads"), [(0, None), (1, 1)])
 def test_our_side_runs_as_the_command_does(number, threads, monkeypatch):
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
@@ -154,11 +132,15 @@ def test_our_side_runs_as_the_command_does(number, threads, monkeypatch):
 
 
 @needs_models
-def test_neighbours_are_gone_afterwards():
+def test_sides_take_turns_in_processes_beside_neighbours():
     with benchmark_model.neighbours():
-        found = benchmark_model.measure_step(0, (OURS, benchmark_model.ONE_THREAD), 1)
-    assert {len(times) for times in found.values()} == {1}
+        times = benchmark_model.measure_step(0, (OURS, PEER, FLOOR), 2)
     assert not [child for child in psutil.Process().children() if "while True" in " ".join(child.cmdline())]
+    assert {len(of_side) for of_side in times.values()} == {2}
+    found = benchmark_model.row("small", times)
+    assert list(found["ms"]) == [OURS, PEER, FLOOR]
+    assert found["of peer"] > 0
+    assert found["of floor"] > 1
 
 
 def test_both_sides_write_the_same_text(monkeypatch):
