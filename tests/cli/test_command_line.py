@@ -70,13 +70,6 @@ def test_ctrl_c_ends_cleanly(monkeypatch, shell):
     assert shell.err == "\nminilora: interrupted\n"
 
 
-def test_the_command_line_imports_numpy_when_it_runs():
-    packages = "{'numpy', 'tqdm', 'safetensors'}"
-    script = f"import sys, minilora.cli as c; c._parser(); print(*{packages} & sys.modules.keys())"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout == "\n"
-
-
 @pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN])
 def test_ctrl_c_is_as_before_after_the_command(handler):
     before = signal.signal(signal.SIGINT, handler)

@@ -1,4 +1,4 @@
-"""What is built can be installed elsewhere and run, and asks for no more than it says."""
+"""What is built can be installed elsewhere and run, and tells a type checker what it has."""
 
 import re
 import subprocess
@@ -8,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import minilora
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,19 +52,7 @@ def test_the_wheel_holds_the_package_alone(wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
-def test_importing_the_package_imports_no_extra():
-    """NumPy, safetensors and tqdm are asked for; matplotlib, CuPy and torch wait until they are needed."""
-    modules = "minilora, minilora.cli, minilora.article, minilora.files.merge"
-    script = f"import sys, {modules}; print(*{{name.partition('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    loaded = set(done.stdout.split())
-    assert {"numpy", "safetensors", "tqdm"} <= loaded
-    assert not {"psutil", "matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & loaded
-
-
 def test_the_version_is_the_packages():
-    import minilora
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["tool"]["hatch"]["version"]["path"] == "minilora/__init__.py"
     assert f'__version__ = "{minilora.__version__}"' in (ROOT / "minilora" / "__init__.py").read_text()
@@ -75,3 +65,39 @@ def test_every_kind_of_test_has_a_step():
     commands = "".join((ROOT / ".ci" / name).read_text() for name in ("run", "nightly"))
     steps = re.findall(r"python\"? -m pytest -m (.+)", commands)
     assert markers <= set(re.findall(r"\w+", " ".join(steps)))
+
+
+USE = """
+from typing import assert_type
+
+import numpy as np
+
+from minilora import MLP, Linear, adapt, attach, merge, quantize, weighted_sum
+
+rng = np.random.default_rng(0)
+mlp = MLP.init(3, 4, 5, rng=rng)
+adapted: MLP = adapt(mlp, ["fc1"], rank=2, alpha=2, rng=rng)
+again: MLP = attach(mlp, {})
+merged: MLP = merge(adapted)
+assert_type(quantize(mlp), MLP)
+print(adapted(np.ones((2, 3))))
+
+layer = adapt(Linear(np.eye(3)), "", rank=1, alpha=1, rng=rng)
+print(layer.adapter.rank, layer.base, layer.delta(), layer.scaling, merge(layer).weight)
+total = weighted_sum([layer.adapter], [1.0])
+"""
+
+
+@pytest.mark.long
+def test_misspelt_methods_of_models_are_found(tmp_path):
+    """``mypy --strict`` complains of each misspelling, and of nothing else."""
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    wrong = [f"{model}.no_such_method()" for model in ("mlp", "adapted", "again", "merged", "quantize(mlp)", "total")]
+    path = tmp_path / "use.py"
+    path.write_text(USE + "\n".join(wrong))
+    out, err, _ = api.run(["--strict", "--no-error-summary", f"--cache-dir={tmp_path}", str(path)])
+    assert err == ""
+    first = len(USE.splitlines()) + 1
+    places = {int(line.removeprefix(f"{path}:").partition(":")[0]) for line in out.splitlines()}
+    assert places == set(range(first, first + len(wrong)))
+    assert all('has no attribute "no_such_method"' in line for line in out.splitlines())

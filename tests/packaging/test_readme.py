@@ -1,10 +1,11 @@
-"""The README is run: its Python, its commands, and what is printed under them."""
+"""The README is run, its Python, its commands, and what is printed under them; what tests' README says is true."""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import distributions
 from itertools import pairwise
@@ -14,6 +15,9 @@ from pathlib import Path
 import pytest
 
 from minilora.cli import _parser, main
+
+from ..support.mutants import MUTANTS
+from ..support.replaced import BUGS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -70,6 +74,7 @@ def test_the_exercise_prints_the_hint(capsys, monkeypatch):
     assert capsys.readouterr().out == under(command)
 
 
+@pytest.mark.long
 def test_the_suite_names_the_mistake(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (code,) = [code for language, code in BLOCKS if language == "py"]
@@ -128,11 +133,9 @@ def test_every_file_that_is_run_is_there():
 
 
 def anchors(text: str) -> set[str]:
-    """Return what a link can name in a page: its headings, as GitHub writes them, and its labels."""
+    """Return what a link can name in a page: its headings, as GitHub writes them."""
     heads = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads} | set(
-        re.findall(r"^\((.*)\)=$", text, re.MULTILINE)
-    )
+    return {re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-") for head in heads}
 
 
 def test_every_link_leads_somewhere():
@@ -143,12 +146,44 @@ def test_every_link_leads_somewhere():
             assert not anchor or anchor in anchors((ROOT / (path or "README.md")).read_text(encoding="utf-8")), link
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "python -m pip install -e . && python -m minilora article",
-        'python -m pip install -e ".[test]" && python -m pytest',
-    ],
-)
-def test_the_two_commands_stand_there(command):
-    assert COMMANDS.count(command) == 1
+def test_the_two_commands_stand_there():
+    assert COMMANDS.count("python -m pip install -e . && python -m minilora article") == 1
+    assert COMMANDS.count('python -m pip install -e ".[test]" && python -m pytest') == 1
+
+
+# --- tests/README.md ---
+
+OF_TESTS = (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_path_that_is_named_exists():
+    named = re.findall(r"\]\(([\w/.]+)\)|`((?:\w+/)*\w+\.(?:py|toml)|(?:\w+/)+|tests/[\w/]+)`", OF_TESTS)
+    paths = {one or other for one, other in named}
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / path).exists() and not (ROOT / "tests" / path).exists()] == []
+
+
+def test_the_tree_mirrors_the_package_but_for_named_folders():
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    others = {name for name in folders if not (ROOT / "minilora" / name).is_dir()}
+    assert others == set(re.findall(r"`(\w+)/`", OF_TESTS))
+    assert not [*(ROOT / "tests" / "support").rglob("test_*.py")]
+
+
+def test_each_mark_is_named():
+    marks = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
+    assert all(f"`{mark.partition(':')[0]}`" in OF_TESTS for mark in marks["markers"])
+
+
+def test_the_bugs_by_hand_have_names_of_their_own():
+    assert len({bug.name for bug in (*BUGS, *MUTANTS)}) == len(BUGS) + len(MUTANTS)
+
+
+def test_a_tests_name_has_at_most_ten_words():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
+    names = re.findall(r"^ *def test_(\w+)\(", "\n".join(texts), re.M)
+    assert [name for name in names if name.count("_") >= 10] == []
+
+
+def test_it_is_one_screen():
+    assert len(OF_TESTS.splitlines()) <= 45

@@ -1,6 +1,7 @@
 """How the package is put together: which file may import which, and what an import costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from minilora.conformance.problems.kinds import KINDS
 
 PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
+PUBLIC = pytest.mark.parametrize("package", ["", "fast", "files", "language"])
 FLOORS = [
     {"checks", "backend"},
     {"layer", "losses"},
@@ -32,6 +34,8 @@ FLOORS = [
 
 `train` makes a checkpoint of a path, `evaluate` takes workers from `fast`, and both read the types of `training`.
 """
+IMPORT = re.compile(r"^( *)from (\.+)([\w.]*) import (\([^)]*\)|.*)", re.M)
+"""One of this package's own modules, by dots."""
 
 
 def floor(module):
@@ -41,27 +45,25 @@ def floor(module):
 
 
 @cache
-def parsed(module):
-    return ast.parse(PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8"))
+def text_of(module):
+    return PACKAGE.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
 
 
 def imports(module, *, inside=False):
     """Yield the modules of this package that a file imports when it is imported; or its functions' too."""
     package = module.split(".")[:-1]
-    for node in ast.walk(parsed(module)) if inside else parsed(module).body:
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1] + (node.module or "").split(".")
-            base = [part for part in base if part]
-            from_folder = [base] if node.module else []  # `from . import x` is of x alone
-            for named in [*from_folder, *([*base, alias.name] for alias in node.names)]:
-                for other in (".".join(named), ".".join([*named, "__init__"])):  # a module, or a folder's
-                    if other in MODULES:
-                        yield other
+    for indent, dots, base, names in IMPORT.findall(text_of(module)):
+        if inside or not indent:
+            folder = [*package[: len(package) - len(dots) + 1], *filter(None, base.split("."))]
+            named = [[*folder, name] for name in re.findall(r"\w+", names)]
+            for path in ([folder] if base else []) + named:  # `from . import x` is of x alone
+                yield from {".".join(path), ".".join([*path, "__init__"])} & {*MODULES}  # a module, or a folder's
 
 
 def test_imports_run_one_way():
     modules = set(MODULES) - {"__init__"}
     pairs = {(module, other) for module in modules for other in imports(module, inside=True)}
+    assert len(pairs) > 2 * len(modules)
     assert [f"{module} imports {other}" for module, other in pairs if floor(other) > floor(module)] == []
 
 
@@ -87,13 +89,13 @@ JUDGE = [module for module in MODULES if module.startswith(HOUSES) and "__" not 
 
 
 def defined(module):
-    """Return a file's own classes and functions, by their names."""
-    return {node.name: node for node in parsed(module).body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    """Return the names of a file's own classes and functions."""
+    return re.findall(r"^(?:class|def) (\w+)", text_of(module), re.M)
 
 
 def test_a_name_stands_for_one_thing_in_the_whole_judge():
     files = Counter(module.rpartition(".")[2] for module in JUDGE)
-    names = Counter(name for module in JUDGE for name in defined(module) if not name.startswith("_"))
+    names = Counter(name for module in JUDGE for name in {*defined(module)} if not name.startswith("_"))
     assert [name for named in (files, names) for name, count in named.items() if count > 1] == []
 
 
@@ -105,7 +107,7 @@ def test_a_kinds_own_file_alone_asks_for_the_kind():
     for module in JUDGE:
         if not module.startswith("conformance.") or module in own or module.startswith("conformance.golden."):
             continue  # a file's modules have kinds of their own
-        for node in ast.walk(parsed(module)):
+        for node in ast.walk(ast.parse(text_of(module))):
             if isinstance(node, ast.Compare) and "kind" in ast.unparse(node.left):
                 texts = {constant.value for constant in ast.walk(node) if isinstance(constant, ast.Constant)}
                 found += [ast.unparse(node)] * bool(texts & set(KINDS))
@@ -133,67 +135,58 @@ def test_public_names_are_listed_once_and_found():
         minilora.nothing  # noqa: B018
 
 
-@pytest.mark.parametrize("package", ["minilora", "minilora.fast", "minilora.files", "minilora.language"])
+@PUBLIC
 def test_dir_lists_public_names_and_modules_alone(package):
     """What the Tab key shows."""
-    module = import_module(package)
+    module = import_module(f"minilora.{package}".strip("."))
     files = [path for path in Path(module.__file__).parent.iterdir() if path.suffix == ".py" or path.is_dir()]
     modules = {path.stem for path in files if not path.stem.startswith("_")}
     assert {name for name in dir(module) if not name.startswith("__")} == {*module.__all__, *modules}
     assert all(hasattr(module, name) for name in modules)
 
 
-@pytest.mark.parametrize("package", ["", "fast", "files", "language"])
+@PUBLIC
 def test_type_checkers_see_every_public_name(package):
     """The stub is the only list. ``import name as name`` is how a stub says that a name is public."""
     folder, names = PACKAGE / package, import_module(f"minilora.{package}".strip(".")).__all__
     tree = ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8"))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    assert all(alias.name == alias.asname for node in imports for alias in node.names)
-    assert sorted(alias.name for node in imports for alias in node.names) == names
-    for node in imports:
+    stubs = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
+    assert all(alias.name == alias.asname for node in stubs for alias in node.names)
+    assert sorted(alias.name for node in stubs for alias in node.names) == names
+    for node in stubs:
         start = folder if node.level == 1 else folder.parent
         assert (start / Path(*node.module.split(".")).with_suffix(".py")).exists()
 
 
-def python(script):
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=PACKAGE.parent)
+def printed(script):
+    """Return what a process prints that has imported nothing yet."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, check=True).stdout
 
 
-BLOCKED = """
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked}:
-            raise ImportError(f"{{name}} is blocked")
-sys.meta_path.insert(0, Block())
-"""
+def test_the_mathematics_needs_numpy_alone():
+    printed("""if True:
+        import sys
+        class Block:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {"safetensors", "tqdm", "matplotlib", "cupy", "torch", "psutil"}:
+                    raise ImportError(f"{name} is blocked")
+        sys.meta_path.insert(0, Block())
+        import minilora.lora, minilora.linear, minilora.losses, minilora.optim
+        from minilora import LoRA, LoRALinear, MLP, Adam, adapt, merge, gradcheck, best_adapter, cross_entropy
+        import minilora.fast; minilora.fast.residual_form
+        from types import SimpleNamespace
+        import minilora.conformance as suite
+        suite.check(SimpleNamespace(forward=lambda *_: 0))""")
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        "import minilora.lora, minilora.linear, minilora.losses, minilora.optim",
-        "from minilora import LoRA, LoRALinear, MLP, Adam, adapt, merge, gradcheck, best_adapter, cross_entropy",
-        "import minilora.fast; minilora.fast.residual_form",
-        "from types import SimpleNamespace; import minilora.conformance as suite;"
-        " suite.check(SimpleNamespace(forward=lambda *_: 0))",
-    ],
-)
-def test_the_mathematics_needs_numpy_alone(use):
-    done = python(BLOCKED.format(blocked={"safetensors", "tqdm", "matplotlib", "cupy", "torch", "psutil"}) + use)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(("module", "needed"), [("minilora", set()), ("minilora.lora", {"numpy"})])
-def test_an_import_needs_no_other_package(module, needed):
-    names = python(f"import sys; before = set(sys.modules); import {module}; print(*set(sys.modules) - before)").stdout
-    tops = {name.partition(".")[0] for name in names.split()}
-    assert tops - set(sys.stdlib_module_names) == {"minilora", *needed}
-
-
-def test_the_tab_key_shows_public_names_and_modules_alone():
-    names = dir(minilora)
-    assert {"adapt", "files", "conformance", "exercises", "language", "layers"} <= set(names)
-    assert not {"Any", "cache", "import_module", "lazy_attributes"} & set(names)
-    assert all(hasattr(minilora, name) for name in ("files", "conformance", "exercises"))
+def test_each_import_needs_no_more_than_it_says():
+    """matplotlib, CuPy and torch wait until they are needed; the command line's parser waits for nothing."""
+    script = "import sys; before = {*sys.modules}"
+    for more in ("", ".cli as c; c._parser()", ".lora", ".article, minilora.files.merge"):
+        script += f"\nimport minilora{more}\nprint(*{{name.partition('.')[0] for name in sys.modules.keys() - before}})"
+    loaded = [set(line.split()) - set(sys.stdlib_module_names) for line in printed(script).splitlines()]
+    *small, all_of_it = loaded
+    assert small == [{"minilora"}, {"minilora"}, {"minilora", "numpy"}]
+    assert {"numpy", "safetensors", "tqdm"} <= all_of_it
+    assert not {"psutil", "matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & all_of_it
