@@ -1,7 +1,10 @@
+"""The examples run, small, and show what they say; what they import is there."""
+
 import ast
 import json
 import runpy
 import sys
+from collections import Counter
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -9,6 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minilora import Linear, best_adapter, mse
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -37,12 +44,10 @@ def test_the_article_line_by_line_runs_and_prints_one_table(tmp_path, capsys):
     assert lines[-1].startswith("delta lies between")
 
 
+@pytest.mark.long
 def test_the_loss_stops_falling_at_the_rank_of_the_change(tmp_path, capsys):
-    run(
-        "02_rank.py",
-        tmp_path,
-        **{"(1, 2, 4, 8)": "(1, 2, 4)", "N, WIDTH, RANKS = 2_000, 32": "N, WIDTH, RANKS = 300, 8"},
-    )
+    changes = {"(1, 2, 4, 8)": "(1, 2, 4)", "N, WIDTH, RANKS = 2_000, 32": "N, WIDTH, RANKS = 300, 8"}
+    run("02_rank.py", tmp_path, **changes)
     rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("k = ")]
     ranks = (1, 2, 4)
     for k, row in zip(ranks, rows, strict=True):
@@ -103,3 +108,49 @@ def test_what_an_example_imports_from_minilora_is_there():
         for module, name in minilora_names(path):
             there = hasattr(import_module(module), name) or find_spec(f"{module}.{name}")
             assert there, f"{path.name}: {module} has no {name}"
+
+
+def rows_without_end():
+    """Return dask's arrays and the example's names: one pass over blocks finds what all rows at once would give."""
+    da = pytest.importorskip("dask.array")
+    return da, runpy.run_path(str(EXAMPLES / "03_rows_without_end.py"))
+
+
+@pytest.mark.long
+@settings(max_examples=15)
+@given(
+    st.integers(30, 90), st.integers(1, 40), st.integers(1, 6), st.integers(1, 5), st.integers(1, 6), st.integers(0, 99)
+)
+def test_one_pass_over_blocks_gives_the_best_adapter(rows, block, in_features, out_features, rank, seed):
+    da, example = rows_without_end()
+    rng = np.random.default_rng(seed)
+    base = Linear.init(in_features, out_features, rng=rng, dtype="float64")
+    X, Y = rng.standard_normal((rows, in_features)), rng.standard_normal((rows, out_features))
+    read = Counter()
+
+    def block_of(data):
+        def make(block_info):
+            start, stop = block_info[None]["array-location"][0]
+            read[id(data), start] += 1
+            return data[start:stop]
+
+        chunks = da.core.normalize_chunks((block, data.shape[1]), data.shape)
+        return da.map_blocks(lambda block_info=None: make(block_info), chunks=chunks, dtype=float, meta=data[:0])
+
+    best = example["best_in_one_pass"](base, block_of(X), block_of(Y), rank=rank)
+
+    assert set(read.values()) == {1}
+    expected = best_adapter(X, Y - base(X), rank=rank)
+    np.testing.assert_allclose(best.adapter.delta(), expected.delta(), rtol=0, atol=1e-9)
+    assert best.loss_before == pytest.approx(mse(base(X), Y)[0])
+    assert best.loss == pytest.approx(mse(base(X) + expected(X), Y)[0])
+
+
+@pytest.mark.long
+def test_the_simulated_task_asks_for_the_change_that_it_names():
+    _, example = rows_without_end()
+    base, change, X, Y = example["simulate"](20_000, 1_000, 7, 5, 2)
+    best = example["best_in_one_pass"](base, X, Y, rank=2)
+    np.testing.assert_allclose(best.adapter.delta(), change, atol=0.05)
+    assert best.loss == pytest.approx(1, abs=0.02)  # the noise
+    assert Y.shape == (20_000, 5)

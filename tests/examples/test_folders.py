@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES, RECORDINGS = ROOT / "examples", ROOT / "docs" / "recordings"
-recordings = pytest.mark.parametrize("file", sorted(RECORDINGS.glob("*.json")), ids=lambda file: file.stem)
 
 
 def found_in(value, key):
@@ -20,18 +19,14 @@ def found_in(value, key):
         yield from found_in(each, key)
 
 
-@recordings
-def test_each_recording_names_a_script_that_exists(file):
-    """And its name stands in the script, or is an option's value there."""
-    script = json.loads(file.read_text(encoding="utf-8"))["script"]
-    assert script.startswith("examples/")
-    text = (ROOT / script).read_text(encoding="utf-8")
+@pytest.mark.parametrize("file", sorted(RECORDINGS.glob("*.json")), ids=lambda file: file.stem)
+def test_each_recording_names_its_script_and_its_days(file):
+    """And its own name stands in the script, or is an option's value there."""
+    recorded = json.loads(file.read_text(encoding="utf-8"))
+    assert recorded["script"].startswith("examples/")
+    text = (ROOT / recorded["script"]).read_text(encoding="utf-8")
     assert file.name in text or "--json" in text
-
-
-@recordings
-def test_each_recording_says_when_it_was_made(file):
-    days = list(found_in(json.loads(file.read_text(encoding="utf-8")), "when"))
+    days = list(found_in(recorded, "when"))
     assert days
     for when in days:
         for day in re.findall(r"\d{4}-\d\d-\d\d", when) or [when]:

@@ -38,6 +38,7 @@ predictions = {"first step": 0.01}
 if __name__ == "__main__":
     raise RuntimeError("a graded module is imported")
 """
+BREAKS = "from multiprocessing import connection\nconnection.Connection.send_bytes = lambda *_: 1 / 0\n"
 LOSS = "def loss_gradient(prediction, target):\n    return 2 * (prediction - target) / prediction.size\n"
 
 
@@ -47,68 +48,39 @@ def inside(line):
 
 
 CLASS = {
-    "right.py": (RIGHT, {}),
-    "sign.py": (RIGHT.replace("s * dy.T", "-s * dy.T"), {"grad_B": "Not yet. dB: the sign is wrong"}),
-    "guess.py": (RIGHT.replace("0.01", "1"), {"first step": "Not yet. This is the step in units of lr."}),
-    "word.py": (
-        RIGHT.replace("0.01", "'one'"),
-        {"first step": "Not yet. Your code stopped with TypeError: guess must"},
-    ),
-    "list.py": (
-        RIGHT.replace("predictions = {", "predictions = 3 # {"),
+    "right": (RIGHT, {}),
+    "sign": (RIGHT.replace("s * dy.T", "-s * dy.T"), {"grad_B": "Not yet. dB: the sign is wrong"}),
+    "guess": (RIGHT.replace("0.01", "1"), {"first step": "Not yet. This is the step in units of lr."}),
+    "word": (RIGHT.replace("0.01", "'one'"), {"first step": "Not yet. Your code stopped with TypeError: guess must"}),
+    "list": (
+        RIGHT.replace("= {", "= 3 # {"),
         {"first step": "Not yet. Your code stopped with"},
     ),
-    "loop.py": (inside("while True: pass"), {"grad_B": "It took longer than 4 s."}),
-    "prints.py": (inside("while True: print('x' * 99)"), {"grad_B": "It took longer than 4 s."}),
-    "exits.py": (inside("raise SystemExit(0)"), {"grad_B": "Not yet. Your code stopped with SystemExit: 0"}),
-    "interrupts.py": (inside("raise KeyboardInterrupt"), {"grad_B": "Not yet. Your code stopped with Keyboard"}),
-    "leaves.py": (inside("import os; os._exit(0)"), {"grad_B": "It ended the process."}),
-    "crashes.py": (inside("import ctypes; ctypes.string_at(0)"), {"grad_B": "It ended the process."}),
-    "asks.py": (inside("input()"), {"grad_B": "Not yet. your code stopped with EOFError"}),
-    "half.py": (LOSS, dict.fromkeys(("grad_B", "grad_h", "first step"), "Not yet. There is no ")),
-    "number.py": (
-        RIGHT + "grad_h = 5\n",
-        {"grad_h": "Not yet. your code stopped with TypeError: 'int' object is not c"},
-    ),
-    "empty.py": ("", dict.fromkeys(POINTS, "Not yet. There is no ")),
-    "syntax.py": ("def (", dict.fromkeys(POINTS, "The module stopped with SyntaxError: ")),
-    "ends.py": (RIGHT + "raise SystemExit", dict.fromkeys(POINTS, "The module stopped with SystemExit")),
-    "endless.py": (RIGHT + "while True: pass", dict.fromkeys(POINTS, "It took longer than 4 s.")),
-    "breaks.py": (
-        RIGHT + "from multiprocessing import connection\nconnection.Connection.send_bytes = lambda *_: 1 / 0\n",
-        dict.fromkeys(POINTS, "It ended the process."),
-    ),
+    "loop": (inside("while True: pass"), {"grad_B": "It took longer than 4 s."}),
+    "prints": (inside("while True: print('x' * 99)"), {"grad_B": "It took longer than 4 s."}),
+    "exits": (inside("raise SystemExit(0)"), {"grad_B": "Not yet. Your code stopped with SystemExit: 0"}),
+    "interrupts": (inside("raise KeyboardInterrupt"), {"grad_B": "Not yet. Your code stopped with Keyboard"}),
+    "leaves": (inside("import os; os._exit(0)"), {"grad_B": "It ended the process."}),
+    "crashes": (inside("import ctypes; ctypes.string_at(0)"), {"grad_B": "It ended the process."}),
+    "asks": (inside("input()"), {"grad_B": "Not yet. your code stopped with EOFError"}),
+    "half": (LOSS, dict.fromkeys(("grad_B", "grad_h", "first step"), "Not yet. There is no ")),
+    "number": (RIGHT + "grad_h = 5\n", {"grad_h": "Not yet. your code stopped with TypeError: 'int' object is not c"}),
+    "empty": ("", dict.fromkeys(POINTS, "Not yet. There is no ")),
+    "syntax": ("def (", dict.fromkeys(POINTS, "The module stopped with SyntaxError: ")),
+    "ends": (RIGHT + "raise SystemExit", dict.fromkeys(POINTS, "The module stopped with SystemExit")),
+    "endless": (RIGHT + "while True: pass", dict.fromkeys(POINTS, "It took longer than 4 s.")),
+    "breaks": (RIGHT + BREAKS, dict.fromkeys(POINTS, "It ended the process.")),
 }
 """Each module, and what its author loses, with what is said; everything else is right."""
 
 
-LOOPS = ("loop.py", "prints.py", "endless.py")
-LONG = (
-    "right.py",
-    "leaves.py",
-    "syntax.py",
-    "endless.py",
-    "half.py",
-    "asks.py",
-    "sign.py",
-    "breaks.py",
-    "guess.py",
-    "word.py",
-    "list.py",
-    "prints.py",
-    "interrupts.py",
-    "crashes.py",
-    "number.py",
-    "empty.py",
-    "ends.py",
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in LONG)) for name in CLASS])
+@pytest.mark.long
+@pytest.mark.parametrize("name", CLASS)
 def test_what_a_module_does_costs_its_author_alone(name, tmp_path):
     text, lost = CLASS[name]
-    (tmp_path / name).write_text(text)
-    marks = grade_class.grade_module(tmp_path / name, POINTS, seconds=4 if name in LOOPS else 100)
+    module = tmp_path / f"{name}.py"
+    module.write_text(text)
+    marks = grade_class.grade_module(module, POINTS, seconds=4 if "4 s" in str(lost) else 100)
     assert [(mark["name"], mark["max_score"]) for mark in marks] == [*POINTS.items()]
     assert {mark["name"] for mark in marks if mark["score"] != mark["max_score"]} == {*lost}
     for mark in marks:
@@ -117,27 +89,25 @@ def test_what_a_module_does_costs_its_author_alone(name, tmp_path):
             assert mark["output"].startswith(lost[mark["name"]])
         else:
             assert "right" in mark["output"].lower()
-    assert [*tmp_path.iterdir()] == [tmp_path / name]  # and nothing else: it ran elsewhere
+    assert [*tmp_path.iterdir()] == [module]  # and nothing else: it ran elsewhere
 
 
+@pytest.mark.long
 def test_a_class_is_reported_with_its_points_and_as_json(tmp_path):
-    for name in ("right.py", "sign.py", "syntax.py"):
-        (tmp_path / name).write_text(CLASS[name][0])
+    names = [f"{name}.py" for name in ("right", "sign", "syntax")]
+    for name in names:
+        (tmp_path / name).write_text(CLASS[name[:-3]][0])
     points = [f"{name}={count:g}" for name, count in POINTS.items()]
-    command = [sys.executable, str(EXAMPLES / "grade_class.py"), "right.py", "sign.py", "syntax.py"]
-    command += ["--points", *points, "--json", "points.json"]
+    command = [sys.executable, str(EXAMPLES / "grade_class.py"), *names, "--points", *points, "--json", "points.json"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
-    assert lines[:2] == [f"right.py   {ALL:g} of {ALL:g}", f"sign.py    {ALL - 2:g} of {ALL:g}"]
-    assert lines[2].startswith("    grad_B: Not yet. dB: the sign")
-    assert lines[3] == f"syntax.py  0 of {ALL:g}"
+    right, sign, hint, syntax, *_ = done.stdout.splitlines()
+    assert (right, sign) == (f"right.py   {ALL:g} of {ALL:g}", f"sign.py    {ALL - 2:g} of {ALL:g}")
+    assert hint.startswith("    grad_B: Not yet. dB: the sign")
+    assert syntax == f"syntax.py  0 of {ALL:g}"
     kept = json.loads((tmp_path / "points.json").read_text())
-    assert {name: sum(test["score"] for test in own["tests"]) for name, own in kept.items()} == {
-        "right.py": ALL,
-        "sign.py": ALL - 2,
-        "syntax.py": 0,
-    }
+    found = {name: sum(test["score"] for test in own["tests"]) for name, own in kept.items()}
+    assert found == dict(zip(names, (ALL, ALL - 2, 0), strict=True))
     assert {key for own in kept.values() for test in own["tests"] for key in test} == {
         *("name", "score", "max_score", "output")
     }

@@ -46,29 +46,20 @@ def cells():
 # --- which trainings --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        valley,
-        pytest.param(partial(valley, at=1e-5), marks=pytest.mark.long),
-        pytest.param(partial(valley, at=0.2), marks=pytest.mark.long),
-    ],
-    ids=["at a usual rate", "at a low rate", "at a high rate"],
-)
-def test_every_best_rate_and_its_neighbours_get_three_seeds(loss):
-    trainings = played(loss)
+@pytest.mark.long
+@pytest.mark.parametrize("at", [3e-3, 1e-5, 0.2], ids=["a usual rate", "a low rate", "a high rate"])
+def test_every_best_rate_and_its_neighbours_get_three_seeds(at):
+    trainings = played(partial(valley, at=at))
     assert not list(laboratory.missing(trainings))
     for of, _ in cells():
         losses = {lr: list(seeds.values()) for lr, seeds in laboratory.choices(of, trainings).items()}
         best = min(losses, key=lambda lr: np.mean(losses[lr]))
         assert all(len(losses[lr]) == 3 for lr in (best / 2, best, best * 2))
+    keys = [laboratory.key(training["run"]) for training in trainings]
+    assert len(keys) == len(set(keys))  # no training is made twice
 
 
-def test_no_training_is_made_twice():
-    keys = [laboratory.key(training["run"]) for training in played(valley)]
-    assert len(keys) == len(set(keys))
-
-
+@pytest.mark.long
 def test_every_cell_is_searched_before_a_second_seed():
     trainings = played(valley)
     second = next(i for i, training in enumerate(trainings) if training["run"]["seed"])
@@ -90,6 +81,7 @@ def test_the_grid_has_every_rank_scaling_and_length():
     assert len(list(laboratory.grid())) == 24
 
 
+@pytest.mark.long
 def test_what_is_stopped_goes_on_from_what_it_wrote(tmp_path):
     file = tmp_path / "laboratory.json"
     whole = played(valley, most=40)
@@ -133,8 +125,17 @@ def test_no_window_both_chooses_and_reports(texts):
     assert not parts["train"] & (parts["choice"] | parts["report"])
 
 
-def watched(texts, losses):
-    """Return what is watched over a training whose weights pass through the numbers of steps, with these losses."""
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("losses", "last", "best", "least"),
+    [
+        (lambda step: 4 + abs(step - 80) / 100, 120, 80, 4),  # the first moment a third of whose steps brought none
+        (lambda step: 6.0, 60, 0, None),  # it only gets worse
+        (lambda step: 4 - step / 1000, laboratory.STEPS, laboratory.STEPS, 4 - laboratory.STEPS / 1000),
+    ],
+)
+def test_the_weights_of_the_least_loss_are_kept(texts, losses, last, best, least):
+    """Of a training whose weights pass through the numbers of steps; it ends where it learns no more."""
     base, data = texts
     watch = laboratory.Watch(laboratory.trainable(base, {"way": "full"}), data, laboratory.MOMENTS)
     (_name, weight), *_ = watch.params.items()
@@ -147,33 +148,12 @@ def watched(texts, losses):
             except laboratory.Stopped:
                 break
     watch.restore()
-    return watch, step, weight
-
-
-@pytest.mark.long
-def test_the_weights_of_the_least_loss_are_kept(texts):
-    watch, last, weight = watched(texts, lambda step: 4 + abs(step - 80) / 100)
-    assert (watch.step, watch.least, last) == (
-        80,
-        4,
-        120,
-    )  # 120 is the first moment a third of whose steps brought none
-    assert (weight == 80).all()
-
-
-@pytest.mark.long
-def test_a_training_that_only_gets_worse_keeps_the_untouched_model(texts):
-    base, _ = texts
-    watch, last, weight = watched(texts, lambda step: 6.0)
-    assert (watch.step, last) == (0, 60)
-    assert (weight == next(iter(base.trainable().values()))).all()
-
-
-@pytest.mark.long
-def test_a_training_that_still_learns_goes_on_to_the_end(texts):
-    watch, last, _ = watched(texts, lambda step: 4 - step / 1000)
-    assert last == watch.step == laboratory.STEPS
-    assert len(watch.losses) == len(laboratory.MOMENTS)
+    assert (step, watch.step) == (last, best)
+    assert (weight == (best or next(iter(base.trainable().values())))).all()
+    if best:
+        assert watch.least == least
+    if best == laboratory.STEPS:
+        assert len(watch.losses) == len(laboratory.MOMENTS)
 
 
 # --- the recording ----------------------------------------------------------------------------------------------------
@@ -203,10 +183,8 @@ def test_recorded_losses_hold_together():
         assert len(result["olds"]) == len(result["losses"])
         place = losses.index(min(losses))
         assert result["step"] == (int(laboratory.MOMENTS[place - 1] / per_step) if place else 0)
-        if place:
-            assert result["old"] == pytest.approx(
-                result["olds"][place - 1], abs=0.001
-            )  # adapters are merged at the end
+        if place:  # adapters are merged at the end
+            assert result["old"] == pytest.approx(result["olds"][place - 1], abs=0.001)
 
 
 @pytest.mark.full

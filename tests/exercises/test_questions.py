@@ -38,14 +38,6 @@ def nobody_has_guessed(monkeypatch):
     monkeypatch.setattr(questions, "_wrong", Counter())
 
 
-@pytest.mark.parametrize("question", PREDICTIONS)
-def test_a_right_prediction_is_told_why(question, capsys):
-    right, said = say(question, PREDICTIONS[question], capsys)
-    assert right
-    assert said.startswith("Right: ")
-    assert said.endswith(f" {exercises.QUESTIONS[question].why}")
-
-
 OFF = {
     "first step": [0, 1, 0.001, -0.01],
     "larger gradients": [100, 0.01, 10],
@@ -65,21 +57,22 @@ OFF = {
 
 
 @pytest.mark.parametrize("question", PREDICTIONS)
-def test_a_likely_wrong_prediction_gets_its_own_hint(question, capsys):
-    hints = [hint for _, hint in exercises.QUESTIONS[question].known]
+def test_a_prediction_gets_its_reason_or_its_own_hint(question, capsys):
+    asked, right = exercises.QUESTIONS[question], PREDICTIONS[question]
+    good, why = say(question, right, capsys)
+    assert good
+    assert why.startswith("Right: ")
+    assert why.endswith(f" {asked.why}")
+    hints = [hint for _, hint in asked.known]
     assert [say(question, guess, capsys) for guess in OFF[question]] == [(False, f"Not yet. {hint}") for hint in hints]
-    assert not {*hints} & {*exercises.QUESTIONS[question].hints}
-
-
-@pytest.mark.parametrize("question", PREDICTIONS)
-def test_a_second_wrong_prediction_gets_another_hint(question, capsys):
-    asked = exercises.QUESTIONS[question]
+    assert not {*hints} & {*asked.hints}
     if asked.choices:  # each wrong one has its own
-        assert {*dict(asked.known), PREDICTIONS[question]} == {*asked.choices}
+        assert {*dict(asked.known), right} == {*asked.choices}
         return
-    said = [say(question, guess, capsys) for guess in (345, 3456, 34567)]
+    questions._wrong.clear()
+    said = [say(question, guess, capsys) for guess in (345, 3456, 34567)]  # a second gets another hint
     assert said == [(False, f"Not yet. {hint}") for hint in (*asked.hints, asked.hints[1])]
-    assert say(question, PREDICTIONS[question], capsys)[0]
+    assert say(question, right, capsys)[0]
     assert say(question, 345, capsys) == said[0]
 
 
@@ -108,10 +101,7 @@ def test_a_prediction_of_another_kind_is_refused(capsys):
         exercises.check_prediction("rank from a curve", 32)
     assert not questions._wrong
     assert not capsys.readouterr().out
-
-
-def test_a_choice_may_be_given_as_a_number(capsys):
-    assert exercises.check_prediction("rank from a curve", 4)
+    assert exercises.check_prediction("rank from a curve", 4)  # a choice may be given as a number
     assert not exercises.check_prediction("first move, many rows", 16)
 
 
@@ -154,14 +144,8 @@ def test_the_page_solves_each_exercise_and_asks_each_question():
 
 
 def test_an_answer_is_taken_up_to_its_tolerance_only():
-    data = {
-        "answer": 10.0,
-        "tolerance": 0.1,
-        "zero": 0.0,
-        "known": [(20.0, "Twice.")],
-        "right": "Yes.",
-        "hints": ["A.", "B."],
-    }
+    data = {"answer": 10.0, "tolerance": 0.1, "zero": 0.0, "known": [(20.0, "Twice.")], "right": "Yes."}
+    data["hints"] = ["A.", "B."]
     said = [questions.verdict(data, guess, earlier=0) for guess in (11.0, 11.25, 22.0, 22.5)]
     assert said == [(True, "Yes."), (False, "Not yet. A."), (False, "Not yet. Twice."), (False, "Not yet. A.")]
     assert questions.verdict(data, 0.0, earlier=5) == (False, "Not yet. B.")
