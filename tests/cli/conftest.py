@@ -28,6 +28,15 @@ def adapter(tmp_path):
 
 
 @pytest.fixture
+def pictures(monkeypatch):
+    """The formats that figures were written in, in no time."""
+    figure, formats = pytest.importorskip("matplotlib.figure"), []
+    written = lambda self, file, format: formats.append(format) or file.write(b"drawn")  # noqa: E731
+    monkeypatch.setattr(figure.Figure, "savefig", written)
+    return formats
+
+
+@pytest.fixture
 def machine(monkeypatch):
     """A function that lets the machine have so many bytes, and so many that are free."""
     name = "minilora.language.finetune.machine_memory"

@@ -7,25 +7,16 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser
-from minilora.cli.console import BLAS_THREADS, limit_blas, say_goes_on
+from minilora.cli.console import BLAS_THREADS, say_goes_on
 
 from ..support.adapter_folder import change_json
-from ..support.command_line import finetune, run
+from ..support.command_line import QUICK, run
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The formats that figures were written in, in no time."""
-    formats = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, file, format: formats.append(format) or file.write(b"drawn"))
-    return formats
 
 
 @pytest.mark.parametrize("command", ["finetune", "generate", "merge"])
@@ -60,7 +51,9 @@ def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, 
         ("merge base.safetensors adapter -o mine.svg", "-o 'mine.svg'"),
     ],
 )
-def test_no_file_is_replaced_without_a_word(command, name, adapter, small_article, drawn, tmp_path, shell, monkeypatch):
+def test_no_file_is_replaced_without_a_word(
+    command, name, adapter, small_article, pictures, tmp_path, shell, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.svg").write_text("dear diary")
     assert shell.refused(command) == f"{name} is there already: name another, or say --overwrite"
@@ -69,7 +62,7 @@ def test_no_file_is_replaced_without_a_word(command, name, adapter, small_articl
     assert (tmp_path / "mine.svg").read_bytes() != b"dear diary"
 
 
-def test_a_figure_is_of_a_kind_that_programs_open(adapter, drawn, tmp_path, shell):
+def test_a_figure_is_of_a_kind_that_programs_open(adapter, pictures, tmp_path, shell):
     """One of LaTeX's needs a program of its own to be written."""
     for name in ("x.pgf", "x.raw", "x"):
         said = f"plot file '{tmp_path / name}' ends in {name[2:]!r}, expected one of png, svg, pdf, jpg, webp"
@@ -77,7 +70,7 @@ def test_a_figure_is_of_a_kind_that_programs_open(adapter, drawn, tmp_path, shel
         assert shell.out == ""
     for known in ("p.PNG", "p.svg", "p.pdf", "p.jpg", "p.webp"):
         shell(f"inspect {adapter} --plot {tmp_path / known}")
-    assert drawn == ["png", "svg", "pdf", "jpg", "webp"]
+    assert pictures == ["png", "svg", "pdf", "jpg", "webp"]
 
 
 def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, shell):
@@ -92,7 +85,7 @@ def test_names_from_a_file_cannot_steer_the_terminal(tmp_path, shell):
         assert len(said) < 1500
 
 
-def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, drawn, tmp_path, shell, monkeypatch):
+def test_names_that_the_user_gives_cannot_steer_the_terminal(small_article, pictures, tmp_path, shell, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("minilora.conformance.vectors.write", lambda *given: 3)
     evil = "\x1b[2J\u202e"
@@ -122,7 +115,7 @@ def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
     said = "tokens, and the model's context is 7: what it says beyond may be nonsense"
     for length in (8, 7):
         change_json(folder / "model" / "config.json", max_position_embeddings=length)
-        assert finetune("--steps 1 --batch-size 2") == 0
+        assert run(QUICK, "--steps", "1") == 0
         assert run("generate cat --model model --tokens 5 --temperature 0") == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]
     assert lines == [f"minilora: a window has 8 {said}", f"minilora: prompt and text may have 8 {said}"]
@@ -136,11 +129,15 @@ def test_a_command_to_go_on_with_is_told_whole(capsys):
     assert shlex.split(command)[-4:] == typed
 
 
-@pytest.mark.parametrize("loaded", [False, True])
-def test_the_environment_has_the_threads_where_numpy_will_read_them(loaded, monkeypatch):
+@pytest.mark.parametrize(
+    ("command", "loaded", "threads"),
+    [("finetune text --save a", False, "1"), ("finetune text --save a", True, "3"), ("generate the", False, "3")],
+)
+def test_finetune_has_one_thread_where_numpy_will_read_it(command, loaded, threads, monkeypatch):
     for name in BLAS_THREADS:
         monkeypatch.setenv(name, "3")
+    monkeypatch.setattr(f"minilora.cli.{command.split()[0]}.run", lambda options: 0)
     if not loaded:
         monkeypatch.delitem(sys.modules, "numpy")
-    limit_blas()
-    assert {os.environ[name] for name in BLAS_THREADS} == {"3" if loaded else "1"}
+    assert run(command) == 0
+    assert {os.environ[name] for name in BLAS_THREADS} == {threads}

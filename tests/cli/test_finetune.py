@@ -33,7 +33,7 @@ from minilora.optim import Adam, Schedule
 from minilora.training import History, Passes
 from minilora.variants.dropout import with_dropout
 
-from ..support.command_line import FEW, FINETUNE, finetune, losses, overfitting, rows, run, weights
+from ..support.command_line import FINETUNE, QUICK, losses, overfitting, rows, run, weights
 from ..support.disk import contents
 from ..support.language import TEXT, greedily, ids_of, tiny_llama
 from ..support.sample import one_in
@@ -75,20 +75,28 @@ def trained(adapting, training, seed=0, dropout=0.0):
 
 
 SAME = [  # options; what adapt and train are given in their place; what the adapter's file says
-    ("--use-dora", {"use_dora": True}, {}, {"use_dora": True}),
-    ("--init pissa", {"init": "pissa"}, {}, {"r": 4, "use_dora": False, "use_rslora": False}),
-    ("--dropout 0.25", {}, {"dropout": 0.25}, {"lora_dropout": 0.25}),
-    ("--schedule cosine --warmup 0.25", {}, {"schedule": Schedule("cosine", 21, 6)}, {}),
-    ("--seed 5", {}, {"seed": 5}, {"r": 2, "lora_alpha": 16, "base_model_name_or_path": "model"}),
-    ("--max-grad-norm 0.5 --weight-decay 0.3", {}, {"max_grad_norm": 0.5, "weight_decay": 0.3}, {}),
-    ("--use-rslora", {"use_rslora": True}, {}, {"use_rslora": True, "task_type": "CAUSAL_LM"}),
-    ("--warmup 3", {}, {"schedule": Schedule("constant", 21, 3)}, {}),
-    ("--schedule linear", {}, {"schedule": Schedule("linear", 21)}, {}),
-    ("--target-modules q_proj,lm_head", {"target_modules": ["q_proj", "lm_head"]}, {}, {"lora_dropout": 0.0}),
+    (
+        "--use-dora --schedule cosine --warmup 0.25 --max-grad-norm 0.5 --weight-decay 0.3",
+        {"use_dora": True},
+        {"schedule": Schedule("cosine", 21, 6), "max_grad_norm": 0.5, "weight_decay": 0.3},
+        {"use_dora": True, "r": 2, "lora_alpha": 16, "base_model_name_or_path": "model", "lora_dropout": 0.0},
+    ),
+    (
+        "--dropout 0.25 --use-rslora --seed 5 --schedule linear --target-modules q_proj,lm_head",
+        {"use_rslora": True, "target_modules": ["q_proj", "lm_head"]},
+        {"dropout": 0.25, "seed": 5, "schedule": Schedule("linear", 21)},
+        {"lora_dropout": 0.25, "use_rslora": True, "task_type": "CAUSAL_LM"},
+    ),
+    (
+        "--init pissa --warmup 3",
+        {"init": "pissa"},
+        {"schedule": Schedule("constant", 21, 3)},
+        {"r": 4, "use_dora": False, "use_rslora": False},
+    ),
 ]
 
 
-@pytest.mark.parametrize(("asked", "adapting", "training", "config"), one_in(2, SAME, [row[0] for row in SAME]))
+@pytest.mark.parametrize(("asked", "adapting", "training", "config"), SAME)
 def test_finetuning_is_adapt_and_train(shell, asked, adapting, training, config):
     given = {name: training[name] for name in ("seed", "dropout") if name in training}
     expected, measured = trained(adapting, {k: v for k, v in training.items() if k not in given}, **given)
@@ -96,22 +104,16 @@ def test_finetuning_is_adapt_and_train(shell, asked, adapting, training, config)
     assert shell.err == ""  # no progress bar where there is no terminal
     assert list(shown) == list(measured) == [0, 20, 21]
     np.testing.assert_allclose(list(shown.values()), list(measured.values()), atol=6e-4)
+    assert shown[21] < 0.95 * shown[0]
     said = json.loads(Path("a/adapter_config.json").read_text())
     assert {name: said[name] for name in config} == config
     saved = attach(Llama.load("model"), load_adapter("a"))
-    if asked == "--init pissa":  # what is saved is the difference to the base
+    if "pissa" in asked:  # what is saved is the difference to the base
         assert evaluate(saved, *HELD_OUT, cross_entropy) == pytest.approx(measured[21], rel=1e-4)
     else:
         assert saved.trainable().keys() == expected.trainable().keys()
         for name, array in expected.trainable().items():
             np.testing.assert_array_equal(saved.trainable()[name], array)
-
-
-def test_a_training_lowers_the_loss_and_measures_without_dropout(shell):
-    shown, others = (losses(shell(f"{FINETUNE} --steps 30 {more}")) for more in ("", "--dropout 0.5"))
-    assert shown[30] < 0.8 * shown[0]
-    assert shown[0] == others[0]
-    assert shown[30] != others[30]
 
 
 PARTS = ("--micro-batch 1 --workers 1", "", "--workers 3")
@@ -129,7 +131,8 @@ def test_each_pass_has_every_example_once(monkeypatch, parts, long, counts):
         return right(self, model, x, y, loss)
 
     monkeypatch.setattr(Step, "__call__", step)
-    assert run(f"finetune e.jsonl --save a --model model --batch-size 4 --rank 1 {long} {parts}") == 0
+    few = "finetune e.jsonl --save a --model model --batch-size 4 --rank 1 --target-modules q_proj"
+    assert run(f"{few} {long} {parts}") == 0
     assert [len(rows) for rows in seen] == ([4] * 6 + [3]) * (len(seen) // 7) + [4] * (len(seen) % 7)
     found = Counter(row for rows in seen for row in rows)
     assert (len(found), {*found.values()}) == (27, counts)
@@ -146,27 +149,26 @@ def test_each_pass_has_every_example_once(monkeypatch, parts, long, counts):
 def test_held_out_rows_are_measured_all_or_as_asked(shell, asked, measured, said):
     held_out = windows(ids_of(TEXT), 8, 0.4, None)[2:]
     assert len(held_out[0]) == 102
-    out = shell(f"{FINETUNE} --steps 1 --valid 0.4 {asked}")
+    out = shell(f"{QUICK} --steps 1 --valid 0.4 {asked}")
     assert f"measure  {said.format(102)} held-out windows: before the first step and after the last, " in out
     base = evaluate(Llama.load("model"), *(array[measured] for array in held_out), cross_entropy)
     assert losses(out)[0] == pytest.approx(base, abs=6e-4)
 
 
-@pytest.mark.parametrize(
-    ("rows", "batch_size", "every"),
-    [(1, 1, 20), (10, 1, 20), (11, 1, 40), (200, 4, 100), (10_000, 4, 5000), (32, 4, 20)],
-)
-def test_measuring_takes_at_most_a_fifth_of_the_steps_time(rows, batch_size, every):
-    recipe = replace(ASKED, epochs=None, batch_size=batch_size).settled(1)
-    assert recipe.measured_each(rows) == every
-    assert recipe.steps_of_measuring(rows) <= 0.2 * every
-    assert replace(recipe, eval_every=7).measured_each(rows) == 7
+def test_measuring_takes_at_most_a_fifth_of_the_steps_time():
+    sizes = ((1, 1, 20), (10, 1, 20), (11, 1, 40), (200, 4, 100), (10_000, 4, 5000), (32, 4, 20))
+    for count, batch_size, every in sizes:
+        recipe = replace(ASKED, epochs=None, batch_size=batch_size).settled(1)
+        assert recipe.measured_each(count) == every
+        assert recipe.steps_of_measuring(count) <= 0.2 * every
+        assert replace(recipe, eval_every=7).measured_each(count) == 7
 
 
 def test_an_epochs_rates_fall_over_all_of_its_steps(monkeypatch):
     seen, right = [], Adam.step
     monkeypatch.setattr(Adam, "step", lambda self, grads: seen.append(self.schedule) or right(self, grads))
-    assert run("finetune text --save a --model model --batch-size 4 --length 8 --epochs 0.1 --schedule linear") == 0
+    few = "finetune text --save a --model model --batch-size 4 --length 8 --target-modules q_proj"
+    assert run(f"{few} --epochs 0.1 --schedule linear") == 0
     assert seen == [Schedule("linear", 6)] * 6
 
 
@@ -179,20 +181,20 @@ def test_an_adapted_head_has_masks_for_every_position():
 
 def test_any_number_of_workers_writes_the_same_adapter():
     found = set()
-    for workers in "125":
-        assert finetune(f"--workers {workers} --batch-size 5 --micro-batch 1 --steps 3 --dropout 0.3") == 0
+    for workers in "15":
+        assert run(f"{QUICK} --workers {workers} --batch-size 5 --micro-batch 1 --dropout 0.3") == 0
         found.add(weights())
     assert len(found) == 1
 
 
 def test_a_base_in_four_bits_is_finetuned_and_speaks(shell):
     base = quantize(Llama.load("model"))
-    out = shell(f"{FINETUNE} --steps 21 --quantize nf4")
+    out = shell(f"{FINETUNE} --quantize nf4")
     size, kept = parameter_count(Llama.load("model")), parameter_bytes(base)
     assert f"model    model: {size:,} parameters in float32" in out
     assert f"weights  {kept / 1e6:.1f} MB with quantised linear layers, {4 * size / 1e6:.1f} MB without" in out
     adapted = attach(base, load_adapter("a"))
-    for step, model in ((0, base), (21, adapted)):
+    for step, model in ((0, base), (6, adapted)):
         assert losses(out)[step] == pytest.approx(evaluate(model, *HELD_OUT, cross_entropy), abs=6e-4)
     said = shell("generate 'the cat' --model model --adapter a --quantize nf4 --temperature 0 --tokens 9")
     assert said == f"the cat{greedily('the cat', adapted)}\n"
@@ -211,7 +213,7 @@ EACH = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pr
     ],
 )
 def test_target_modules_are_names_or_a_regular_expression(asked, targets, kept):
-    assert finetune("--steps 1 --target-modules", asked) == 0
+    assert run(QUICK, "--steps", "1", "--target-modules", asked) == 0
     expected = adapt(tiny_llama(), targets, rank=1, alpha=1, rng=np.random.default_rng(0))
     assert load_adapter("a").keys() == adapters(expected).keys()
     assert kept in (None, json.loads(Path("a/adapter_config.json").read_text())["target_modules"])
@@ -221,8 +223,8 @@ def test_target_modules_are_names_or_a_regular_expression(asked, targets, kept):
     "expression", ["(.*)*(.*)*(.*)*(.*)*(.*)*x", pytest.param("((a|.)*)*\\1z", marks=pytest.mark.long)]
 )
 def test_an_expression_that_would_run_for_years_is_refused(shell, expression, monkeypatch):
-    monkeypatch.setattr("minilora.files.patterns.SECONDS", 0.3)
-    assert "target_modules: matching takes more than 0.3 s" in shell.refused(FINETUNE, "--target-modules", expression)
+    monkeypatch.setattr("minilora.files.patterns.SECONDS", 0.1)
+    assert "target_modules: matching takes more than 0.1 s" in shell.refused(FINETUNE, "--target-modules", expression)
     assert not Path("a").exists()
 
 
@@ -256,7 +258,7 @@ GO_ON = "finetune text --save b --model model --adapter a --steps 4 --batch-size
 
 
 def test_a_training_goes_on_from_an_adapter(shell):
-    end = losses(shell(f"{FINETUNE} --use-rslora --target-modules q_proj,down_proj"))[6]
+    end = losses(shell(f"{QUICK} --use-rslora --target-modules q_proj,down_proj"))[3]
     before = weights()
     out = shell(GO_ON)
     assert losses(out)[0] == pytest.approx(end, abs=2e-3)
@@ -278,7 +280,7 @@ def test_ranks_stay_as_they_are_in_the_trainings_dtype():
 
 
 def test_an_adapter_is_not_replaced_unless_it_may_be(shell, monkeypatch):
-    some = "finetune text --save a --model model --steps 2 --batch-size 4 --length 8 --rank 2"
+    some = f"{QUICK} --steps 2".replace("--overwrite", "")
     shell(some, "--checkpoint", "c")
     before = contents("a")
     with monkeypatch.context() as patched:
@@ -312,32 +314,32 @@ def test_the_step_before_the_first_is_never_the_best(shell, monkeypatch):
     measured = iter([1.0, 2.0, 3.0])
     monkeypatch.setattr(Step, "evaluate", lambda *a: next(measured))
     said = (
-        "the adapter is that of step 20, the one with the least held-out loss: 2.000; before the training it was 1.000"
+        "the adapter is that of step 1, the one with the least held-out loss: 2.000; before the training it was 1.000"
     )
-    assert said in shell(FINETUNE, "--steps", "21", "--keep-best")
+    assert said in shell(f"{QUICK} --steps 2 --eval-every 1 --keep-best")
 
 
-@pytest.mark.parametrize(
-    ("losses", "asked", "said"),
-    [
-        ([5.0, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
-        ([5.0, 6.0, 5.5], {}, "lowest at step 0: 5.000, before the training"),
-        ([5.0, 4.0, 3.0], {}, ""),
-        ([5.0, 4.0004, 4.0], {}, ""),
-        ([5.0, 4.0, 4.0004], {}, ""),  # as printed, they are the same
-        ([5.0, 4.0004, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
-        ([5.0, 4.0, 4.5], {"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
-        ([5.0, 4.0, 4.5], {"overwrite": False}, "with --steps 20 and --overwrite ends there"),
-        ([5.0, 4.0, 4.5], {"checkpoint": "c"}, "with --steps 20 and another --checkpoint ends there"),
-    ],
-)
-def test_the_best_step_is_named_unless_it_is_last(losses, asked, said):
+BEST = [
+    ([5.0, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
+    ([5.0, 6.0, 5.5], {}, "lowest at step 0: 5.000, before the training"),
+    ([5.0, 4.0, 3.0], {}, ""),
+    ([5.0, 4.0004, 4.0], {}, ""),
+    ([5.0, 4.0, 4.0004], {}, ""),  # as printed, they are the same
+    ([5.0, 4.0004, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
+    ([5.0, 4.0, 4.5], {"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
+    ([5.0, 4.0, 4.5], {"overwrite": False}, "with --steps 20 and --overwrite ends there"),
+    ([5.0, 4.0, 4.5], {"checkpoint": "c"}, "with --steps 20 and another --checkpoint ends there"),
+]
+
+
+def test_the_best_step_is_named_unless_it_is_last():
     """By a command that runs: the folder holds an adapter then, and steps beside epochs are refused."""
-    table = LossTable(40, 0, 8)
-    table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(losses)]
-    found = best_step(SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked), table)
-    assert found.endswith(said)
-    assert bool(found) == bool(said)
+    for measured, asked, said in BEST:
+        table = LossTable(40, 0, 8)
+        table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(measured)]
+        found = best_step(SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked), table)
+        assert found.endswith(said)
+        assert bool(found) == bool(said)
 
 
 def test_a_training_that_breaks_down_names_step_and_rate(shell):
@@ -359,7 +361,7 @@ def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
     monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(sys.stdout.seen) or load(*a, **k))
     monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
     monkeypatch.setattr(sys, "stdout", File())
-    assert finetune() == 0
+    assert run(QUICK) == 0
     assert seen[0] == "model    model"
     assert re.fullmatch(r"   0 +\d\.\d{3}", seen[1].splitlines()[-1])
 
@@ -368,22 +370,22 @@ def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):
     evil = "\x1b[2J\u202e"
     Path("model").rename(f"{evil}m")
     Path("text").rename(f"{evil}t")
-    out = shell(f"finetune {evil}t --save {evil}a --model {evil}m {FEW} --steps 1")
+    out = shell(f"finetune {evil}t --save {evil}a --model {evil}m --steps 1 --batch-size 4 --length 8")
     assert out.count("\\x1b[2J") == 3
     assert out.replace("\n", "").isprintable()
 
 
-def test_the_figure_has_every_step_also_after_a_stop(monkeypatch):
-    pytest.importorskip("matplotlib")
+def test_the_figure_has_every_step_also_after_a_stop(monkeypatch, pictures):
     drawn = []
     monkeypatch.setattr("minilora.cli.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
-    for asked in ("--plot p.svg", "--checkpoint c --steps 7", "--checkpoint c --plot p.svg --steps 23"):
-        assert finetune(f"--steps 23 {asked}") == 0
+    for asked in ("--plot p.svg", "--checkpoint c --steps 2", "--checkpoint c --plot p.svg"):
+        assert run(f"{QUICK} --steps 8 --log-every 5 --eval-every 5 {asked}") == 0
     (table, each), again = drawn
-    assert [step for step, _ in each] == [*range(1, 24)]
+    assert pictures == ["svg", "svg"]
+    assert [step for step, _ in each] == [*range(1, 9)]
     assert again[1] == each
-    assert np.mean([loss for _, loss in each[:20]]) == pytest.approx(table[1][1], rel=1e-12)
-    assert np.mean([loss for _, loss in each[20:]]) == pytest.approx(table[2][1], rel=1e-12)
+    assert np.mean([loss for _, loss in each[:5]]) == pytest.approx(table[1][1], rel=1e-12)
+    assert np.mean([loss for _, loss in each[5:]]) == pytest.approx(table[2][1], rel=1e-12)
     np.testing.assert_array_equal(plot_learning(table, each).axes[0].lines[0].get_xydata(), each)
 
 
@@ -412,7 +414,7 @@ def test_the_log_has_each_step_and_each_measurement(shell):
 
 def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
     write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}')
-    few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --skip-bad bad.jsonl"
+    few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --skip-bad bad.jsonl --target-modules q_proj"
     out = shell(few, "--save", "a")
     assert "skipped  2 lines that cannot be used, now in bad.jsonl\n" in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
@@ -420,11 +422,11 @@ def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
     assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n'
     assert "now in bad.jsonl\n" in shell(few, "--save", "c")  # the same lines: as after a stop
     write_lines("held.jsonl", {"text": "the cat sat"}, "{")
-    shell(f"{FINETUNE} --steps 1 --skip-bad bad --valid held.jsonl")
+    shell(f"{QUICK} --skip-bad bad --valid held.jsonl")
     assert Path("bad").read_text() == "{\n"
 
 
 def test_a_command_in_a_running_program_leaves_the_environment():
     before = dict(os.environ)
-    assert finetune("--steps 1") == 0
+    assert run(QUICK, "--steps", "1") == 0
     assert dict(os.environ) == before

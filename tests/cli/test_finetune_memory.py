@@ -15,7 +15,7 @@ from minilora.language.llama import RecomputedBlock
 from minilora.language.memory import Memory
 
 from ..support.adapter_folder import change_json
-from ..support.command_line import FINETUNE, rows, weights
+from ..support.command_line import FINETUNE, QUICK, rows, weights
 from ..support.language import tiny_llama, write_folder
 from ..support.sample import one_in
 
@@ -35,7 +35,7 @@ RECOMPUTED = (
 def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch, more):
     Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 60)
     write_folder(Path("deep"), tiny_llama(blocks=6))
-    few = f"finetune e.jsonl --model deep --steps 3 --batch-size 100 --rank 2 {more}"
+    few = f"finetune e.jsonl --model deep --steps 2 --batch-size 100 --rank 2 {more}"
     again, right = [], RecomputedBlock.backward
     monkeypatch.setattr(RecomputedBlock, "backward", lambda *a, **k: again.append(a) or right(*a, **k))
     found, needed = [], []
@@ -78,7 +78,7 @@ def test_a_batch_beyond_the_machine_is_refused_with_what_fits(shell, machine):
 def test_what_recomputing_saves_is_said_where_memory_is_short(shell, machine, whole, hint):
     machine(whole, whole)
     write_folder(Path("deep"), tiny_llama(blocks=8))
-    large = FINETUNE + "--model deep --batch-size 30 --length 40 --steps 1 "
+    large = QUICK + "--model deep --batch-size 30 --length 40 --steps 1 --eval-rows 1 "
     (said,) = re.findall(r": ([^:]*) fits, and takes the same steps", shell.refused(large))
     assert re.fullmatch(hint, said)
     shell(large + said[said.index("--recompute") :])
@@ -88,13 +88,13 @@ def test_what_recomputing_saves_is_said_where_memory_is_short(shell, machine, wh
 def test_what_a_busy_machine_cannot_hold_is_refused_unless_anyway(shell, machine):
     machine(10**12, 1000)
     fits = "MB that are free: not even {}--micro-batch 1 fits"
-    said = shell.refused(FINETUNE, "--steps", "1")
+    said = shell.refused(QUICK, "--steps", "1")
     assert re.search(f"{fits.format('--recompute ')}; .* needs less; --anyway begins all the same", said)
     assert rows(shell.out) == []
     assert sorted(os.listdir()) == ["model", "text"]
-    shell(FINETUNE, "--steps", "1", "--anyway")
+    shell(QUICK, "--steps", "1", "--anyway")
     assert fits.format("--recompute ") in shell.err
-    assert fits.format("") in shell.refused(FINETUNE, "--steps", "1", "--recompute")
+    assert fits.format("") in shell.refused(QUICK, "--steps", "1", "--recompute")
 
 
 def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):
@@ -103,7 +103,7 @@ def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):
     monkeypatch.setattr("minilora.language.finetune.machine_memory", lambda backend: order.append("memory") or memory)
     monkeypatch.setattr(Llama, "load", lambda *a, **k: order.append("load") or load(*a, **k))
     monkeypatch.setattr(Llama, "forward", lambda self, *a: order.append("forward") or forward(self, *a))
-    shell(FINETUNE, "--steps", "1")
+    shell(QUICK, "--steps", "1")
     assert order[:3] == ["memory", "load", "forward"]
     assert order.count("memory") == 1
 
@@ -153,6 +153,7 @@ def test_the_process_grows_by_the_memory_that_is_said(more):
     assert 0.75 * said < grown < 1.35 * said + 60e6  # the tokenizer and libraries besides
 
 
+@pytest.mark.long
 def test_a_command_has_one_blas_thread_from_its_start():
     """Set before NumPy is loaded, in this process alone, whatever the environment says."""
     script = """if True:

@@ -19,26 +19,22 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, History, Linear, Llama, adapt, load_adapter, save_adapter, train
 from minilora.backend import get_backend
-from minilora.files.checkpoint import Checkpoint, read_checkpoint
-from minilora.language import next_token_loss
+from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language.finetune import Step
 from minilora.language.recipe import Recipe
 from minilora.language.resume import BestStep, asked, digest, digest_of_adapter
-from minilora.language.text import windows
 from minilora.training import TrainingState
 
 from ..audit.adapters import model
 from ..support.adapter_folder import change_json
-from ..support.command_line import FEW, FINETUNE, finetune, rows, run, weights
+from ..support.command_line import FINETUNE, QUICK, rows, run, weights
 from ..support.disk import contents
-from ..support.language import TEXT, ids_of
 from ..support.sample import one_in
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
 ROOT = Path(__file__).parents[2]
-TYPED = f"finetune text --save a --model model {FEW}"
-"""Without --overwrite."""
+TYPED = QUICK.replace("--overwrite", "")
 
 
 @contextlib.contextmanager
@@ -72,16 +68,16 @@ def often(folder, monkeypatch):
 def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     os.rename("text", "my text")
-    typed = f"finetune 'my text' --save \"it's\" --model model {FEW}"
-    with interrupted(5):
+    typed = TYPED.replace("text --save a", "'my text' --save \"it's\"")
+    with interrupted(3):
         first = rows(shell(typed, "--checkpoint", "c", code=130))
-    said = "\nminilora: interrupted\nminilora: step 4 of 6 is kept in c, and this command goes on from there:"
+    said = "\nminilora: interrupted\nminilora: step 2 of 3 is kept in c, and this command goes on from there:"
     assert shell.err.startswith(said)
     program, *again = shlex.split(shell.err.splitlines()[-1])
     assert (program, again) == ("minilora", [*shlex.split(typed), "--checkpoint", "c"])
     assert not Path("it's").exists()
     resumed = shell(*again)
-    assert "goes on from step 4 of 6 (c)\n" in resumed
+    assert "goes on from step 2 of 3 (c)\n" in resumed
     assert rows(resumed) == rows(shell(typed, "--overwrite"))
     assert rows(resumed)[: len(first)] == first
 
@@ -89,12 +85,15 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, shell, monkeypatch):
 def test_without_a_checkpoint_it_is_kept_beside_the_adapter(often, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora", *shlex.split(TYPED)])
     shell(TYPED, "--save", "whole")
-    with interrupted(5):
+    with interrupted(3):
         shell(TYPED, code=130)
-    assert "step 4 of 6 is kept in a.checkpoint, and this command goes on from there:" in shell.err
-    assert "resume   goes on from step 4 of 6 (a.checkpoint)\n" in shell(TYPED)
+    assert "step 2 of 3 is kept in a.checkpoint, and this command goes on from there:" in shell.err
+    assert "resume   goes on from step 2 of 3 (a.checkpoint)\n" in shell(TYPED)
     assert weights("a") == weights("whole")
     assert sorted(os.listdir()) == ["a", "model", "text", "whole"]
+    for name in (".", "../a/", "../model/.."):  # whatever the folder's name
+        beside = Recipe(text=Path("text"), save=Path(name)).kept_in
+        assert os.path.abspath(beside) == f"{os.path.abspath(name)}.checkpoint"
 
 
 def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
@@ -112,65 +111,55 @@ def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
     assert not Path("a.checkpoint").exists()
 
 
-@pytest.mark.parametrize("name", [".", "../a/", "../model/.."])
-def test_it_is_kept_beside_the_folder_whatever_its_name(folder, shell, monkeypatch, name):
-    Path("a").mkdir()
-    monkeypatch.chdir("a")
-    with interrupted(2):
-        shell(f"finetune ../text --save {name} --model ../model {FEW}", code=130)
-    assert Path(f"{os.path.abspath(name)}.checkpoint").exists()
-
-
-@pytest.mark.parametrize(
-    ("other", "held"), [(["--checkpoint", "c", "--save", "b"], "c"), (["--checkpoint", "d"], "a"), ([], "a")]
-)
-def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch, other, held):
+def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch):
+    others = {"--checkpoint c --save b": "c", "--checkpoint d": "a", "": "a"}
     said, right = [], Adam.step
 
     def step(self, grads):
-        if not said:
-            said.append(finetune("--steps 3", *other))
-            said.append(capsys.readouterr().err)
+        for other in others if not said else ():
+            said.append((run(f"{QUICK} {other}"), capsys.readouterr().err))
         right(self, grads)
 
     monkeypatch.setattr(Adam, "step", step)
-    assert finetune("--steps 3 --checkpoint c") == 0
-    assert said == [2, f"minilora: another training writes {held!r}: wait for its end, or name another\n"]
-    assert finetune("--steps 3 --checkpoint c") == 0
+    assert run(f"{QUICK} --checkpoint c") == 0
+    end = "wait for its end, or name another\n"
+    assert said == [(2, f"minilora: another training writes {held!r}: {end}") for held in others.values()]
+    assert run(f"{QUICK} --checkpoint c") == 0
 
 
 # --- the files beside ---
 
 
-@pytest.mark.parametrize(("option", "name"), [("--log", "diary.jsonl"), ("--plot", "mine.svg")])
-def test_a_training_replaces_its_own_files_alone(folder, shell, option, name):
-    pytest.importorskip("matplotlib")
-    typed = f"{TYPED} --steps 2"
-    shell(typed, "--checkpoint", "c", option, f"its-{name}")
-    Path(name).write_text("dear diary")
-    for more in ("--checkpoint c", "--save b"):  # one that goes on, and one that begins
-        said = f"{name!r} is there already: name another, or say --overwrite"
-        assert said in shell.refused(f"{typed} {more} {option} {name}")
-        assert Path(name).read_text() == "dear diary"
-    shell(f"{typed} --save b --overwrite {option} {name}")
-    assert Path(name).read_text() != "dear diary"
-    Path(name).unlink()
+def test_a_training_replaces_its_own_files_alone(folder, shell, pictures):
+    typed, diaries = f"{TYPED} --steps 2", {"--log": "diary.jsonl", "--plot": "mine.svg"}
+    both = " ".join(f"{option} {name}" for option, name in diaries.items())
+    shell(f"{typed} --checkpoint c --log its.jsonl --plot its.svg")
+    for option, name in diaries.items():
+        Path(name).write_text("dear diary")
+        for more in ("--checkpoint c", "--save b"):  # one that goes on, and one that begins
+            said = f"{name!r} is there already: name another, or say --overwrite"
+            assert said in shell.refused(f"{typed} {more} {option} {name}")
+            assert Path(name).read_text() == "dear diary"
+    shell(f"{typed} --save b --overwrite {both}")
+    for name in diaries.values():
+        assert Path(name).read_text() != "dear diary"
+        Path(name).unlink()
     for steps in "345":
-        shell(f"{typed} --checkpoint c --steps {steps}", *([option, name] if steps != "4" else []))
+        shell(f"{typed} --checkpoint c --steps {steps} {both if steps != '4' else ''}")
 
 
 def test_another_name_of_a_log_keeps_what_it_had(folder):
     Path("own").write_text("mine")
     Path("l.jsonl").hardlink_to("own")
-    assert finetune("--steps 2 --log l.jsonl") == 0
+    assert run(f"{QUICK} --log l.jsonl") == 0
     assert Path("own").read_text() == "mine"
-    assert len(Path("l.jsonl").read_text().splitlines()) == 3
+    assert len(Path("l.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_run_that_fails_before_step_1_empties_no_log(folder, shell, monkeypatch):
     Path("l.jsonl").write_text("the last run's")
     monkeypatch.setattr(Step, "__call__", lambda *a: (_ for _ in ()).throw(ValueError("broken")))
-    shell.refused(FINETUNE, "--log", "l.jsonl")
+    shell.refused(QUICK, "--log", "l.jsonl")
     assert Path("l.jsonl").read_text() == "the last run's"
 
 
@@ -180,13 +169,13 @@ def test_a_training_outlives_its_log(folder, shell, monkeypatch):
 
     def step(self, grads):
         right(self, grads)
-        if self.t == 3:
+        if self.t == 2:
             Path("logs/l.jsonl").unlink()
             Path("logs/l.jsonl").mkdir()  # it can be written no more
 
     monkeypatch.setattr(Adam, "step", step)
-    shell(FINETUNE, "--steps", "8", "--log", "logs/l.jsonl")
-    assert shell.err.count("the log ends before step 3, and the training goes on: ") == 1
+    shell(QUICK, "--steps", "4", "--log", "logs/l.jsonl")
+    assert shell.err.count("the log ends before step 2, and the training goes on: ") == 1
     assert Path("a").exists()
 
 
@@ -207,10 +196,10 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
 def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch, moment, checkpoint):
     """Which knows the adapter that it was about to write, and the one that it wrote before."""
     typed = f"{TYPED} {checkpoint} --steps"
-    shell(typed, 5, "--save", "whole", "--overwrite")
+    shell(typed, 3, "--save", "whole", "--overwrite")
     if checkpoint:
         Path("c").unlink()
-        shell(typed, 4)
+        shell(typed, 2)
     with monkeypatch.context() as patched:
 
         def cut_short(path, **given):
@@ -220,12 +209,12 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
                 raise KeyboardInterrupt
 
         patched.setattr("minilora.language.finetune.save_adapter", cut_short)
-        shell(typed, 5, code=130)
+        shell(typed, 3, code=130)
     assert Path("a").exists() == bool(checkpoint or moment == "behind")
-    shell(typed, 5)
+    shell(typed, 3)
     assert weights() == weights("whole")
     save_adapter("a", load_adapter("whole"), overwrite=True)  # somebody else's
-    shell.refused(typed, 5)
+    shell.refused(typed, 3)
 
 
 def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
@@ -235,7 +224,7 @@ def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
         patched.setattr("minilora.language.finetune.save_adapter", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
-    assert second == "minilora: step 6 of 6 is kept in a.checkpoint, and this command goes on from there:"
+    assert second == "minilora: step 3 of 3 is kept in a.checkpoint, and this command goes on from there:"
     shell(*shlex.split(command)[1:])
 
 
@@ -248,12 +237,10 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
         right(self, state)
 
     monkeypatch.setattr(Checkpoint, "keep", full)
-    shell(FINETUNE)
-    assert shell.err == (
-        "minilora: the training is not kept after step 2, and goes on: [Errno 28] No space left on device: "
-        "'a.checkpoint'\n"
-    )
-    assert "minilora: step 1 of 6 is kept in c, and this command" in shell.refused(FINETUNE, "--checkpoint", "c")
+    shell(QUICK)
+    said = "the training is not kept after step 2, and goes on: [Errno 28] No space left on device: 'a.checkpoint'"
+    assert shell.err == f"minilora: {said}\n"
+    assert "minilora: step 1 of 3 is kept in c, and this command" in shell.refused(QUICK, "--checkpoint", "c")
 
 
 # --- it goes on to the same bits ---
@@ -290,11 +277,12 @@ GOING_ON += " --max-grad-norm 0.5 --weight-decay 0.2"
 LITTLE, MUCH = 400_000, 10**10
 STOPPED = [  # of 24 examples to train on; the step that is stopped, and the bytes that are free
     (f"--epochs 2 {MEASURED}", 4, MUCH),
-    (f"--steps 24 {GOING_ON}", 23, MUCH),
+    (f"--steps 10 --eval-every 3 {GOING_ON}", 9, MUCH),
     ("--steps 3 --valid 0.3", 3, LITTLE),
 ]
 STOPPED_ELSEWHERE = [
     *((f"--epochs 2 {MEASURED}", step, MUCH) for step in (1, 2, 3, 5, 6, 7, 8, 9, 10)),
+    (f"--steps 24 {GOING_ON} --target-modules all-linear", 23, MUCH),
     (f"--steps 11 {MEASURED} --dropout 0.2 --keep-best", 7, MUCH),
     ("--steps 3", 3, LITTLE),
     ("--steps 3 --valid text", 3, LITTLE),  # a text beside examples
@@ -316,7 +304,8 @@ def test_the_same_command_goes_on_to_the_same_bits(folder, machine, shell, optio
     examples("long.jsonl", [12, 1, 3])
     examples("short.jsonl", [1, 1])
     machine(10**10, free)
-    command = f"finetune e.jsonl --model model --save a --rank 2 --lr 0.02 --batch-size 4 {options}"
+    few = "finetune e.jsonl --model model --save a --rank 2 --lr 0.02 --batch-size 4 --target-modules q_proj,v_proj"
+    command = f"{few} {options}"
     shown = measured(shell(command, "--anyway"))
     whole = weights()
     with interrupted(step):
@@ -336,44 +325,39 @@ def measured(out):
 
 def test_it_goes_on_from_a_checkpoint_of_that_adapter_alone(folder, shell, monkeypatch):
     go_on = "finetune text --save b --model model --adapter a --batch-size 4 --length 8 --lr 0.02 --steps"
-    shell(FINETUNE)
-    shell(go_on, 9)
+    shell(QUICK)
+    shell(go_on, 3)
     whole = weights("b")
-    shell(go_on, 4, "--overwrite", "--checkpoint", "c")
-    shell(go_on, 9, "--checkpoint", "c")
+    shell(go_on, 2, "--overwrite", "--checkpoint", "c")
+    shell(go_on, 3, "--checkpoint", "c")
     assert weights("b") == whole
-    shell(FINETUNE, "--seed", "3")
+    shell(QUICK, "--seed", "3")
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
-    assert "the adapter to go on from is another" in shell.refused(go_on, 9, "--checkpoint", "c")
+    assert "the adapter to go on from is another" in shell.refused(go_on, 3, "--checkpoint", "c")
 
 
 def test_the_loss_before_the_training_is_not_measured_again(folder, shell, monkeypatch):
-    before = rows(shell(FINETUNE, "--steps", "20", "--checkpoint", "c"))
+    typed = f"{QUICK} --eval-every 2 --log-every 2 --checkpoint model/kept.safetensors --steps"
+    before = rows(shell(typed, 2))
     measured, right = [], Step.evaluate
     monkeypatch.setattr(Step, "evaluate", lambda *a: measured.append(a) or right(*a))
-    after = rows(shell(FINETUNE, "--steps", "40", "--checkpoint", "c"))
+    after = rows(shell(typed, 4))  # what is kept is no weight of the model, even by its place and name
     assert len(measured) == 1
     assert after[:2] == before
-    assert rows(shell(FINETUNE, "--steps", "40", "--checkpoint", "c")) == after  # one that is done
+    assert rows(shell(typed, 4)) == after  # one that is done
     assert len(measured) == 1
-
-
-def test_a_checkpoint_may_lie_in_the_models_folder(folder):
-    """It is no weight of the model, even by its name."""
-    for steps in "23":
-        assert finetune(f"--steps {steps} --checkpoint model/kept.safetensors") == 0
 
 
 @pytest.mark.long
 def test_what_need_not_be_the_same_may_change(folder):
     wide = "--dtype float64"  # other parts of a batch: the sums are rounded otherwise
-    assert finetune(f"--steps 40 {wide}") == 0
+    assert run(f"{FINETUNE} --steps 40 {wide}") == 0
     whole = load_adapter("a")
-    assert finetune(f"--steps 6 --checkpoint c --target-modules all-linear {wide}") == 0
+    assert run(f"{FINETUNE} --checkpoint c --target-modules all-linear {wide}") == 0
     os.rename("model", "moved")
     os.rename("text", "renamed")
-    more = f"--steps 40 --checkpoint c --micro-batch 4 --plot p.svg {wide}"
-    assert run(f"finetune renamed --save a --model moved {FEW} {more}") == 0
+    again = FINETUNE.replace("text", "renamed").replace("--model model", "--model moved")
+    assert run(f"{again} --steps 40 --checkpoint c --micro-batch 4 --plot p.svg {wide}") == 0
     for path, adapter in load_adapter("a").items():
         np.testing.assert_allclose(adapter.delta(), whole[path].delta(), atol=1e-6)
 
@@ -382,18 +366,17 @@ def test_what_need_not_be_the_same_may_change(folder):
 
 
 def test_another_training_is_refused_by_the_option_that_differs(folder, shell, monkeypatch):
-    shell(FINETUNE, *GOING_ON.split(), "--steps", "2", "--warmup", "1", "--checkpoint", "c")
+    typed = f"{QUICK} {GOING_ON} --steps 2 --warmup 1 --checkpoint c"
+    shell(typed)
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
     for other, said in {
         "--max-grad-norm 1": "--max-grad-norm is 0.5 there and 1 here",
         "--weight-decay 0": "--weight-decay is 0.2 there and 0 here",
         "--length 9": "--length is 8 there and 9 here",
     }.items():
-        more = f"{GOING_ON} --steps 2 --warmup 1 --checkpoint c {other}"
-        assert said in shell.refused(FINETUNE + more)
+        assert said in shell.refused(f"{typed} {other}")
     change_json(Path("model/config.json"), rms_norm_eps=1e-3)
-    more = f"{GOING_ON} --steps 3 --warmup 1 --checkpoint c"
-    assert "the model is another" in shell.refused(FINETUNE + more)
+    assert "the model is another" in shell.refused(typed, "--steps", 3)
 
 
 def test_a_length_that_was_not_asked_for_is_another_training(folder, shell):
@@ -403,26 +386,21 @@ def test_a_length_that_was_not_asked_for_is_another_training(folder, shell):
     assert "--length is not given there and 9 here" in shell.refused(few, "--length", "9")
 
 
-NOTES = {"asked": {}, "numbers": 1, "length": 8, "before": 1.0, "saved": [], "wrote": [], "losses": {}}
-
-
-@pytest.mark.parametrize("change", [{"asked": 1}, {"before": None}, {"losses": {"1": [0.5]}}])
-def test_a_checkpoint_of_another_program_is_refused(folder, change, shell):
-    X, rng = windows(ids_of(TEXT), 8), np.random.default_rng(0)
-    model = adapt(Llama.load("model"), "all-linear", rank=2, alpha=16, rng=rng)
-    given = {"loss": next_token_loss, "rng": np.random.default_rng(0), "batch_size": 4, "steps": 1}
-    train(model, X[0], X[1], epochs=1, checkpoint=Checkpoint("c", notes=NOTES | change), **given)
-    before = Path("c").read_bytes()
-    said = "'c' is a checkpoint of something else than minilora finetune"
-    assert said in shell.refused(FINETUNE, "--checkpoint", "c")
-    assert Path("c").read_bytes() == before
+def test_a_checkpoint_of_another_program_is_refused(folder, shell):
+    shell(QUICK, "--steps", 1, "--checkpoint", "c")
+    notes = read_checkpoint(Path("c")).notes
+    for change in ({"asked": 1}, {"before": None}, {"losses": {"1": [0.5]}}):
+        change_notes(Path("c"), notes | change)
+        before = Path("c").read_bytes()
+        said = "'c' is a checkpoint of something else than minilora finetune"
+        assert said in shell.refused(QUICK, "--checkpoint", "c")
+        assert Path("c").read_bytes() == before
 
 
 def test_a_models_file_is_known_by_size_and_ends(tmp_path):
     found = []
-    for number, content in enumerate(
-        (b"abcdefgh", b"abcd-efgh", b"abcd+efgh", b"Abcdefgh", b"abcdefgH", b"ab", b"abab")
-    ):
+    files = (b"abcdefgh", b"abcd-efgh", b"abcd+efgh", b"Abcdefgh", b"abcdefgH", b"ab", b"abab")
+    for number, content in enumerate(files):
         (tmp_path / str(number)).write_bytes(content)
         found.append(digest(tmp_path / str(number), ends=4))
     assert found.index(found[2]) == 1  # alone the middle of a large file is not read
@@ -479,13 +457,11 @@ def trained(path, epochs, losses, keeper=BestStep):
     return model, weights, best, history
 
 
-@pytest.mark.parametrize(
-    ("losses", "step"), [([3.0, 1.0, 2.0], 2), ([3.0, 2.0, 1.0], 3), ([1.0, 1.0, 1.0], 1), ([1.0, 2.0, 3.0], 1)]
-)
-def test_the_step_of_the_least_loss_comes_back(losses, step, tmp_path):
-    model, weights, best, history = trained(tmp_path / "c", 3, losses)
-    assert best.bring_back(model, history) == step
-    np.testing.assert_array_equal(model.weight, weights[step - 1])
+def test_the_step_of_the_least_loss_comes_back(tmp_path):
+    for best_at, losses in ((2, [3.0, 1.0, 2.0]), (3, [3.0, 2.0, 1.0]), (1, [1.0, 1.0, 1.0]), (1, [1.0, 2.0, 3.0])):
+        model, weights, best, history = trained(tmp_path / str(losses), 3, losses)
+        assert best.bring_back(model, history) == best_at
+        np.testing.assert_array_equal(model.weight, weights[best_at - 1])
 
 
 def test_after_a_stop_an_earlier_best_step_is_brought_back(tmp_path):
