@@ -63,7 +63,7 @@ def test_every_kind_of_test_has_a_step():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     markers = {marker.partition(":")[0] for marker in settings["markers"]} - {"gpu"}
     commands = "".join((ROOT / ".ci" / name).read_text() for name in ("run", "nightly"))
-    steps = re.findall(r"python\"? -m pytest -m (.+)", commands)
+    steps = re.findall(r"python\"? -m pytest (?:-n \d )?-m (.+)", commands)
     assert markers <= set(re.findall(r"\w+", " ".join(steps)))
 
 
