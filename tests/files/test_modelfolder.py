@@ -230,6 +230,10 @@ def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
     save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
     said = "head is the embedding there. Merge the mo"
     refused(base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", said)
+    arrays = load_file(base / "model.safetensors")
+    save_file(arrays | {"b.embed_tokens.weight": np.ones((2, 3), "f4")}, base / "model.safetensors")
+    said = f"^'{base}/model.safetensors': it has 2 tensors named embed_tokens.weight, expected one to untie$"
+    refused(base, tmp_path / "adapter", tmp_path / "out", said, FileRefused)
 
 
 HEADLESS, WITH_HEAD = ("model.embed_tokens.weight",), ("model.embed_tokens.weight", "lm_head.weight")
