@@ -136,7 +136,7 @@ def test_a_file_in_half_precision_has_the_nearest_numbers(tmp_path, dtype):
 
 def test_a_number_beyond_a_files_type_is_refused_before_writing(tmp_path):
     lora = LoRA(np.full((2, 3), 1e5), np.ones((4, 2)), 1.0)
-    with pytest.raises(ValueError, match=rf"^'{tmp_path}/a.*': layers\['head'\] reaches 100000, which float16 cannot hold$"):
+    with pytest.raises(ValueError, match=rf"^'{tmp_path}/a.*': layers\['head'\] reaches 100000, which float16 cannot"):
         save_adapter(tmp_path / "a", {"head": lora}, dtype="float16")
     with pytest.raises(ValueError, match="dtype must be 'float16', 'bfloat16', 'float32' or 'float64', got 'int8'"):
         save_adapter(tmp_path / "a", {"head": lora}, dtype="int8")
