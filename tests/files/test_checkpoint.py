@@ -413,7 +413,7 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
     file, rng = tmp_path / "c", np.random.default_rng(0)
     first = fit(file, epochs=3)
     sound, refused = file.read_bytes(), 0
-    for number in range(150):
+    for number in range(90):
         raw = bytearray(sound)
         if number % 3 == 0:
             del raw[int(rng.integers(len(raw))) :]
@@ -424,7 +424,7 @@ def test_mutated_checkpoints_resume_to_the_same_bits_or_are_refused(tmp_path):
             assert_same_bits(fit(file, epochs=3), first)
         except CheckpointError:
             refused += 1
-    assert refused > 140
+    assert refused > 84
 
 
 DAMAGED = "damaged: its checksum is not that of its contents"

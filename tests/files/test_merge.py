@@ -243,8 +243,16 @@ def test_names_that_all_lack_their_first_part_are_found(job):
 TIED = "config.json says tie_word_embeddings, and the adapter changes 'model.embed_tokens' alone"
 
 
-@pytest.mark.parametrize("config", ['{"tie_word_embeddings": true}', '{"tie_word_embeddings": false}', "{}", "{", None])
-@pytest.mark.parametrize("base", ["model", "model/model.safetensors"])
+SAYS_TIED = '{"tie_word_embeddings": true}'
+
+
+@pytest.mark.parametrize(
+    ("base", "config"),
+    [
+        ("model/model.safetensors", SAYS_TIED),
+        *(("model", said) for said in (SAYS_TIED, '{"tie_word_embeddings": false}', "{}", "{", None)),
+    ],
+)
 def test_a_merge_into_a_tied_embedding_is_warned_of(tmp_path, capsys, config, base):
     (tmp_path / "model").mkdir()
     weights = {"model.embed_tokens.weight": ones(7, 3), "model.q_proj.weight": ones(4, 3)}
