@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 SEEDS = (0, 1, 2)
 RULES: dict[str, Callable[[int], float]] = {
@@ -15,13 +15,6 @@ RULES: dict[str, Callable[[int], float]] = {
     "alpha = 2r": lambda rank: 2.0,
 }
 """Three rules for the scaling s by the rank: alpha = 8, alpha = 4, alpha = 2r. At rank 4 each gives 2."""
-
-
-class Forgotten(NamedTuple):
-    """What was forgotten, in nats a token, at which held-out loss of the new text."""
-
-    nats: float
-    loss: float
 
 
 class Recordings:
@@ -112,7 +105,7 @@ class Recordings:
         old = self.losses(way, rank, windows=windows, what="old")
         return old[self.best(way, rank, windows=windows)] - self.before["old"]
 
-    def forgotten_in_full(self, loss: float, *, windows: int = 956) -> Forgotten:
+    def forgotten_in_full(self, loss: float, *, windows: int = 956) -> float:
         """Return what full fine-tuning at its best rate has forgotten when the loss that chooses falls so far.
 
         It was measured on its way, and lies on the line through two moments; the mean over the seeds.
@@ -121,7 +114,7 @@ class Recordings:
         for _, of in self.trainings("full", windows=windows, lr=self.best("full", windows=windows)):
             forgotten = [0.0, *(old - self.before["old"] for old in of["olds"])]
             found.append(_reached(zip([self.before["choice"], *of["losses"]], forgotten, strict=True), loss))
-        return Forgotten(fmean(each.nats for each in found), loss)
+        return fmean(found)
 
     @property
     def spread(self) -> float:
@@ -140,11 +133,9 @@ class Recordings:
         return math.sqrt(sum(squares) / free) if free else math.nan
 
 
-def _reached(path: Iterable[tuple[float, float]], loss: float) -> Forgotten:
-    """Return what is forgotten where the loss of a path falls so far; at the path's nearer end where it never does."""
-    path = list(path)
+def _reached(path: Iterable[tuple[float, float]], loss: float) -> float:
+    """Return what is forgotten where the loss of a path falls so far."""
     for (high, less), (low, more) in pairwise(path):
         if low <= loss <= high:
-            return Forgotten(less + (high - loss) / (high - low) * (more - less), loss)
-    nearest, nats = path[0] if loss > path[0][0] else min(path)
-    return Forgotten(nats, nearest)
+            return less + (high - loss) / (high - low) * (more - less)
+    raise ValueError(f"the loss never falls to {loss}")

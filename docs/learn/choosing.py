@@ -188,11 +188,12 @@ for windows in WINDOWS:
     forgot[windows] = [recorded.forgotten("full", windows=windows)]
     cells = [f"{forgot[windows][0]:.2f}"]
     for rank in reversed(RANKS):
-        own, loss = recorded.forgotten("LoRA", rank, windows=windows), recorded.least("LoRA", rank, windows=windows)
+        of = {"way": "LoRA", "rank": rank, "windows": windows}
+        own, loss = recorded.forgotten(**of), recorded.losses(**of, what="choice")[recorded.best(**of)]
         then = recorded.forgotten_in_full(loss, windows=windows)
-        worse += own > then.nats
+        worse += own > then
         forgot[windows].append(own)
-        cells.append(f"{own:.2f} ({then.nats:.2f}{'' if then.loss == loss else '*'})")
+        cells.append(f"{own:.2f} ({then:.2f})")
     rows.append((windows, *cells))
 shown("forgotten", pictures.table(["windows", "full fine-tuning", *(f"r = {rank}" for rank in reversed(RANKS))], rows))
 short, quarter, whole = (forgot[windows] for windows in WINDOWS)

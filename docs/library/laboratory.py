@@ -111,66 +111,6 @@ says(", ".join(f"rank {rank} has {span(shares, '{:.0f}')} %" for rank, shares in
 says(", ".join(f"{nats:.2f} nats with {windows} windows" for nats, windows in zip(apart, WINDOWS)) + ".")
 assert apart == sorted(apart)
 
-# %% Forgetting
-
-rows, more, less = [], [], []
-for windows in WINDOWS:
-    full = recorded.forgotten("full", windows=windows)
-    line = [f"{full:.2f}"]
-    for rank in (16, 4, 1):
-        of = {"way": "LoRA", "rank": rank, "windows": windows}
-        own, at = recorded.forgotten(**of), recorded.losses(**of, what=recorded.chooses)[recorded.best(**of)]
-        then = recorded.forgotten_in_full(at, windows=windows)
-        assert then.loss == at
-        more.append(own > then.nats)
-        less.append(own < full)
-        line.append(f"{own:.2f} ({then.nats:.2f})")
-    rows.append((windows, *line))
-shown("forgotten", pictures.table(["windows: forgotten", *HEAD], rows))
-says(
-    f"LoRA forgets less than full fine-tuning in {sum(less)} of {len(less)} cells.",
-    f"LoRA forgets more in {sum(more)} of {len(more)}.",
-)
-
-# %% The batch
-
-SIZES = (4, 16, 64)
-ONE = {"among": (0,), "windows": 956}
-batched = {
-    "the same matrices": [
-        (earlier.best("full", batch=size, **ONE), earlier.least("full", batch=size, **ONE)) for size in SIZES
-    ],
-    "LoRA, r = 16": [
-        (earlier.best("LoRA", 16, batch=size, **ONE), earlier.least("LoRA", 16, batch=size, **ONE)) for size in SIZES
-    ],
-}
-figure = pictures.new_figure(5.6, 3.4)
-axes = figure.subplots()
-for (name, ends), colour in zip(batched.items(), (pictures.BASE, pictures.LORA), strict=True):
-    axes.plot(SIZES, [loss for _, loss in ends], color=colour, marker="o", markersize=4, label=name)
-    for size, (lr, loss) in zip(SIZES, ends, strict=True):
-        axes.annotate(f"{lr:g}", (size, loss), (0, 6), textcoords="offset points", ha="center")
-axes.set(xscale="log", xlabel="windows in a batch", ylabel="held-out loss at the best rate")
-axes.set_xticks(SIZES, SIZES)
-axes.minorticks_off()
-axes.grid(alpha=0.3)
-axes.legend()
-gaps = [ours - theirs for (_, theirs), (_, ours) in zip(*batched.values(), strict=True)]
-assert gaps == sorted(gaps)
-told = "; ".join(f"{size} windows {gap:.2f}" for size, gap in zip(SIZES, gaps, strict=True))
-picture(
-    "batch",
-    pictures.show(
-        figure,
-        f"Two curves over batches of 4, 16 and 64 windows. LoRA's lies above, by {told} nats.",
-        "The loss after 4,800 windows, at the best of five rates. The rate stands at each point.",
-    ),
-)
-says(
-    f"rank 16 ends {gaps[0]:.2f} nats above training the same matrices with batches of 4, {gaps[1]:.2f} with 16 and {gaps[2]:.2f} with 64:",
-    f"a seed moves a loss by about {earlier.spread:.2f}.",
-)
-
 # %% The variants
 
 KINDS = ("LoRA", "LoRA+", "PiSSA", "DoRA", "DoRA, full gradient")

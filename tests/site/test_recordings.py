@@ -71,8 +71,8 @@ def test_forgetting_is_read_on_the_way_where_it_was_measured():
     paths = {"losses": [4.0, 3.0], "olds": [3.2, 3.8]}, {"losses": [3.8, 3.2], "olds": [3.4, 3.6]}
     of = [training("full", None, 1, 3.0, seed=i, choice=3.0, **path) for i, path in enumerate(paths)]
     found = recorded(*of, before=BEFORE | {"choice": 5.0})
-    assert found.forgotten_in_full(3.5) == pytest.approx(((0.5 + 0.5) / 2, 3.5))
-    assert found.forgotten_in_full(4.5) == pytest.approx(((0.1 + 0.4 * 0.5 / 1.2) / 2, 4.5))
+    assert found.forgotten_in_full(3.5) == pytest.approx((0.5 + 0.5) / 2)
+    assert found.forgotten_in_full(4.5) == pytest.approx((0.1 + 0.4 * 0.5 / 1.2) / 2)
 
 
 def test_a_search_is_done_when_the_best_rate_has_neighbours():
