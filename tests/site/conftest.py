@@ -15,6 +15,13 @@ built = [
     pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),
 ]
 """The marks of a test that reads the built site."""
+TOOLS = ("docs", "equations", "hands", "notebooks", "pages", "questions")
+
+
+def pytest_itemcollected(item):
+    """Leave what is about the site's own tools out of the default run, for it is not about the package."""
+    if item.path.stem.removeprefix("test_") in TOOLS and not item.get_closest_marker("site"):
+        item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")

@@ -96,13 +96,6 @@ def test_sliders_are_native_and_named_in_the_page(page, picture):
     assert found.live >= 1
 
 
-@pytest.mark.parametrize(("page", "picture"), site)
-def test_a_page_with_sliders_stays_under_400_kilobytes(page, picture):
-    files = [SITE / page, SITE / "_static" / "hands.js"]
-    assert sum(file.stat().st_size for file in files) < 400_000  # most of it formulas, which pack to a tenth
-    assert "hands.js" in files[0].read_text(encoding="utf-8")
-
-
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize(("page", "picture"), site)
 def test_a_sliders_value_stays_on_one_line(visit, page, picture, width):

@@ -459,20 +459,6 @@ def test_a_loss_that_rises_is_told(visit, width):
 
 
 @pytest.mark.parametrize("width", widths[:1])
-def test_too_short_a_text_is_refused_with_its_count(visit, width):
-    browser = visit(NAME, width)
-    text = find(browser, "[name=text]")
-    text.clear()
-    text.send_keys("Too short.")
-    click(browser, "run")  # which fetches the model where it is not there yet
-    wait(lambda: "Paste at least 17" in find(browser, ".says").text)
-    assert find(browser, "[data-do=run]").text == "Fine-tune on this text"
-    assert not find(browser, "[data-do=save]").is_enabled()
-    time.sleep(0.5)
-    assert find(browser, "[data-step]").text == "0"
-
-
-@pytest.mark.parametrize("width", widths[:1])
 def test_a_model_that_does_not_come_is_told(browser, own, width):
     open_page(browser, own, width)
     time.sleep(0.5)  # until what was asked for has come
@@ -488,15 +474,13 @@ def test_the_models_page_is_light_until_a_click(visit, width):
     wait(lambda: find(browser, ".works").is_displayed())
     asked = "return performance.getEntriesByType('resource').map(e => e.name)"
     assert not [name for name in browser.execute_script(asked) if "glassllm" in name]
-    files = [PAGE, *(SITE / "_static" / "live").glob("*.js")]
-    assert sum(file.stat().st_size for file in files) < 300_000
     assert 1_600_000 < (SITE / "_static" / "glassllm" / "model.safetensors").stat().st_size < 1_800_000
     assert "MIT License" in (SITE / "_static" / "glassllm" / "LICENSE.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("width", widths[:1])
-def test_as_a_file_the_models_page_says_so(browser, width):
-    browser.get(PAGE.as_uri())
-    assert "http.server" in find(browser, ".still").text
-    assert not find(browser, ".works").is_displayed()
+@pytest.mark.parametrize("page", [pytest.param(page, marks=built) for page in (NAME, "live-layer.html")])
+def test_as_a_file_a_live_page_says_so(browser, page):
+    browser.get((SITE / page).as_uri())
+    assert "http.server" in browser.find_element("css selector", ".live .still").text
+    assert not browser.find_element("css selector", ".live .works").is_displayed()
     browser.get_log("browser")  # its complaints are expected
