@@ -1,4 +1,4 @@
-"""What the recordings advise, in numbers and in lines: for the front page and "Which rank, which rate"."""
+"""What the recordings advise, in numbers: for the front page and "Which rank, which rate"."""
 
 from __future__ import annotations
 
@@ -188,26 +188,7 @@ def scaled() -> list[Scaled]:
     return found
 
 
-# --- in lines ---------------------------------------------------------------------------------------------------------
-
-
 def percent(shares: list[float]) -> str:
     """Return a range of shares in words."""
     low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
     return f"{low} %" if low == high else f"{low} to {high} %"
-
-
-def advice() -> str:
-    """Return four lines of advice, their numbers computed."""
-    many, _ = enough()
-    lines = (
-        "**Where.** Beside every linear layer, not those of attention alone ([sources](choosing.md#which-matrices)).",
-        f"**Rank.** Let the adapter train at least as many numbers as your text has tokens. In our small model such "
-        f"adapters had {percent(many)} of what full fine-tuning gains, with $\\alpha = 2r$, each at its own best "
-        f"rate ([measured](choosing.md#which-rank)).",
-        "**Alpha.** Keep one rule, and always say $s$ beside a rate "
-        "([three rules](choosing.md#alpha-and-s-times-the-rate)).",
-        f"**Rate.** It decides most. For 1 to 70 billion weights begin at {start():.4f} with $s = {SCALING:g}$. Then "
-        f"double it while the loss on text that was held out falls, or halve it ([sources](choosing.md#which-rate)).",
-    )
-    return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, start=1))

@@ -3,7 +3,7 @@
 import front
 import numpy as np
 import words
-from pages import picture, shown
+from pages import picture, says
 from ranks import word
 
 from minilora import Adam, LoRA
@@ -100,7 +100,10 @@ for told in ("126 GB", "LoRA, rank 16: 32 GB", "W in four bits: 22 GB", "recompu
     assert told in DRAWN["memory"]
 
 # %% What to set first
-shown("advice", words.advice())
+says(
+    f"In our small model such adapters had {words.percent(words.enough()[0])} of what full fine-tuning gains",
+    f"begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
+)
 
 # %% In Python
 assert evaluate(merged, X, Y) < 1e-3
