@@ -1,5 +1,8 @@
-"""The command line: help, errors of one line, exit codes, streams that are closed, Ctrl-C."""
+"""The command line: help, errors of one line, exit codes, Ctrl-C, and streams that are closed, full or not read."""
 
+import io
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +16,6 @@ from minilora import TrainingDiverged, __version__, article, cli
 from ..support.command_line import run
 
 ROOT = Path(__file__).parents[2]
-PARSERS = cli._parser()._subparsers._group_actions[0].choices
 
 
 def test_help_teaches(shell):
@@ -22,9 +24,11 @@ def test_help_teaches(shell):
         assert said in text
 
 
-@pytest.mark.parametrize(("command", "parser"), PARSERS.items())
-def test_every_option_has_help(command, parser):
-    assert all(action.help for action in parser._actions)
+def test_every_option_has_help():
+    parsers = cli._parser()._subparsers._group_actions[0].choices
+    assert len(parsers) == 13
+    for command, parser in parsers.items():
+        assert all(action.help for action in parser._actions), command
 
 
 def test_help_names_the_defaults_that_exist(shell):
@@ -80,6 +84,69 @@ def test_ctrl_c_is_as_before_after_the_command(handler):
         signal.signal(signal.SIGINT, before)
 
 
-def test_the_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "minilora", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"minilora {__version__}\n")
+# --- streams ---
+
+
+class Full(io.StringIO):
+    """A stream that takes nothing, as one to a full disk."""
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        self.write("")
+
+
+def test_an_error_that_cannot_be_written_is_an_error_still(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert run("article", "--rank", "0") == run("artcle") == 2
+
+
+def test_what_a_full_disk_did_not_take_is_let_go(adapter, monkeypatch, capsys):
+    """Otherwise Python would try again when it ends, and fail with a traceback."""
+    monkeypatch.setattr(sys, "stdout", full := Full())
+    discarded = []
+    monkeypatch.setattr(cli.console, "discard", discarded.append)
+    assert run("inspect", str(adapter)) == 2
+    assert capsys.readouterr().err == "minilora: [Errno 28] No space left on device\n"
+    assert discarded == [full]
+
+
+def test_the_module_is_a_command_that_a_reader_ends_quietly():
+    """As in ``minilora --help | head``: no traceback, no message, and the exit code that shells give to SIGPIPE."""
+    command = [sys.executable, "-m", "minilora", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 141
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such shell, nor SIGPIPE's exit code")
+@pytest.mark.parametrize(
+    ("command", "code", "err", "unbuffered"),
+    [
+        ("minilora --version", 0, "", ""),
+        *((f"minilora {words} | true; exit ${{PIPESTATUS[0]}}", 141, "", unbuffered)
+          for words in ("inspect ADAPTER", "--help") for unbuffered in ("", "1")),
+        ("minilora inspect ADAPTER >&-", 0, "", ""),
+        ("minilora inspect ADAPTER >&- 2>&- <&-", 0, "", "1"),
+        ("minilora check --seed -1 2>&-", 2, "", ""),
+        ("minilora --help >&-", 0, "", ""),
+        ("minilora artcle 2>&-", 2, "", "1"),
+        ("minilora check --seed -1 2>/dev/full", 2, "", ""),
+        ("minilora artcle 2>/dev/full", 2, "", ""),
+        ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
+        ("minilora --help >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", "1"),
+        ("minilora inspect ADAPTER >/dev/full", 2, "minilora: [Errno 28] No space left on device\n", ""),
+    ],
+)  # fmt: skip
+def test_closed_and_full_streams_end_in_no_traceback(command, code, err, unbuffered, adapter):
+    """``minilora`` stands for this one."""
+    text = f'minilora() {{ {shlex.quote(sys.executable)} -m minilora "$@"; }}; {command}'
+    done = subprocess.run(
+        ["bash", "-c", text.replace("ADAPTER", shlex.quote(str(adapter)))],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, err)
+    assert done.stdout == (f"minilora {__version__}\n" if command.endswith("version") else "")
