@@ -113,7 +113,7 @@ def _distances(found: Any, expected: Any, allowed: Any) -> np.ndarray:
         return np.array(np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         distances = np.abs(np.asarray(found, np.float64) - expected) / allowed
-    return np.where(np.isnan(distances), np.inf, distances)
+    return np.asarray(np.fmin(distances, np.inf))  # infinite where it is not a number
 
 
 class Factor(NamedTuple):
@@ -192,9 +192,8 @@ class _Search:
         if key not in allowed:
             allowed[key] = self.world.allowed(self.world.cases[i], key, parts)
         distances = _distances(found, answers[key], allowed[key])
-        ties, beyond = max((row.ties for row in wrongs), default=0.0), distances > 1
-        few = beyond.sum() <= max(1, distances.size // 50)
-        return not beyond.any() or bool(ties and few and (distances <= ties).all())
+        beyond, ties = int((distances > 1).sum()), max((row.ties for row in wrongs), default=0.0)
+        return not beyond or (ties > 0 and beyond <= max(1, distances.size // 50) and bool((distances <= ties).all()))
 
     def explained(
         self, wrongs: tuple[Wrong, ...], below: tuple[Wrong, ...], rest: set[str], at: Iterable[int]
@@ -224,9 +223,9 @@ class _Search:
             tried: Iterable[Any] = (((row,), below) for row in rows for below in {(), before})
             fits = [fit for wrongs, below in tried if (fit := self.explained(wrongs, below, rest, at))]
             if not fits:
-                pairs = (sorted(two, key=lambda row: row.slot, reverse=True) for two in combinations(rows, 2))
-                two_slots = (tuple(pair) for pair in pairs if pair[0].slot != pair[1].slot)
-                fits = [fit for pair in two_slots if (fit := self.explained(pair, (), rest, at))]
+                by_slot = sorted(rows, key=lambda row: row.slot, reverse=True)
+                pairs = (two for two in combinations(by_slot, 2) if two[0].slot != two[1].slot)
+                fits = [fit for pair in pairs if (fit := self.explained(pair, (), rest, at))]
             if not fits:
                 break
             best = min(fits, key=lambda fit: fit.order)

@@ -59,7 +59,7 @@ class Watch:
 
     def options(self, function: str, problem: Problem) -> dict[str, Any]:
         """Return a problem's options, such as how a kernel moves, as far as a function takes them."""
-        taken = self.takes(function).intersection(problem.keywords)
+        taken = self.takes(function) if problem.keywords else ()
         return {name: value for name, value in problem.options.items() if name in taken}
 
     def turn(self, name: str, array: Any) -> Any:
@@ -161,10 +161,7 @@ def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
 
 def _changed(lent: Arrays, copies: Arrays) -> str:
     """Return the name of an array that is not what it was."""
-    for name, copy in copies.items():
-        if lent[name].shape != copy.shape or not np.array_equal(lent[name], copy):
-            return name
-    return ""
+    return next((name for name, copy in copies.items() if not np.array_equal(lent[name], copy)), "")
 
 
 def _is_of_torch(value: Any) -> bool:

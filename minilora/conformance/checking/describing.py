@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
+from itertools import product, takewhile
 from typing import Any
 
 import numpy as np
@@ -145,9 +145,10 @@ def _order(key: str, failed: Pairs) -> Seen | None:
     """See the right rows or columns in another order: of the answer, or of the update that it adds."""
     wholes = ("its", "its update's") if key in ("y", "merged") else ("its",)
     for whose, (axis, word) in product(wholes, enumerate(failed[0][0].problem.axes[key])):
-        orders: list[Any] = [_moved(key, whose, axis, trial, array) for trial, array in failed]
-        number = next((i for i, order in enumerate(orders) if order is not None and len(order) > 2), None)
-        if number is not None and not any(order is None for order in orders):
+        moved = (_moved(key, whose, axis, trial, array) for trial, array in failed)
+        orders: list[Any] = [*takewhile(lambda order: order is not None, moved)]  # where one has none, none is told
+        number = next((i for i, order in enumerate(orders) if len(order) > 2), None)
+        if number is not None and len(orders) == len(failed):
             places = ", ".join(map(str, orders[number][:8])) + (", ..." if len(orders[number]) > 8 else "")
             return number, f"{whose} {word}s are the right ones in another order: {places}"
     return None

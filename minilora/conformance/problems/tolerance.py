@@ -19,8 +19,8 @@ stop growing (1 + 256 = 256 in bfloat16), which no root of K covers: there, sums
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,14 @@ class Trial:
         right, growth = problem.answer(formulas, rows), _growth(problem, rows, formulas)
         return cls(problem, arrays, right, _sizes(problem, rows, formulas, growth), UNIT[dtype], formulas, growth)
 
+    @cached_property
+    def rows(self) -> Arrays:
+        """The arrays on rows, in float64."""
+        return _rows(self.problem, self.arrays)
+
     def answer(self, **parts: Any) -> Arrays:
         """Return the answers with some parts of the formulas replaced: what a known bug would give."""
-        formulas = self.formulas.with_parts(**parts)
-        return self.problem.answer(formulas, _rows(self.problem, self.arrays))
+        return self.problem.answer(self.formulas.with_parts(**parts), self.rows)
 
     def size(self, **parts: Any) -> Arrays:
         """Return the sizes with some parts of the formulas replaced, and nowhere less than those of the right answers.
@@ -79,8 +83,7 @@ class Trial:
         """
         if not parts:
             return self.sizes
-        formulas = self.formulas.with_parts(**parts)
-        sizes = _sizes(self.problem, _rows(self.problem, self.arrays), formulas, self.growth)
+        sizes = _sizes(self.problem, self.rows, self.formulas.with_parts(**parts), self.growth)
         return {name: np.maximum(size, sizes.get(name, 0.0)) for name, size in self.sizes.items()}
 
     def allowed(self, size: np.ndarray) -> np.ndarray:
@@ -133,16 +136,12 @@ def _growth(problem: Problem, rows: Arrays, formulas: Formulas) -> Arrays:
 
 def _absolute(formulas: Any) -> Any:
     """Return formulas with the absolute value of each part: then no term is subtracted from another."""
-    return replace(
-        formulas, **{field.name: _absolute_part(getattr(formulas, field.name)) for field in fields(formulas)}
-    )
+    return type(formulas)(**{name: _absolute_part(part) for name, part in vars(formulas).items()})
 
 
 def _absolute_part(part: Any) -> Any:
-    if is_dataclass(part):
-        return _absolute(part)
     if not callable(part):
-        return part if part is None else abs(part)
+        return _absolute(part) if is_dataclass(part) else part if part is None else abs(part)
 
     def absolute(*arguments: Any) -> Any:
         value = part(*arguments)
