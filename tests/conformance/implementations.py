@@ -21,6 +21,8 @@ from minilora import (
     QuantizedLinear,
     weighted_sum,
 )
+from minilora.conformance import check
+from minilora.conformance.problems.formulas import AdamFormulas, StartFormulas
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import UNIT, drawn, round_to
 from minilora.layers.stacked import StackedLinear
@@ -286,6 +288,63 @@ def implementation(**functions):
     return SimpleNamespace(**{**vars(OURS["linear"]), **functions})
 
 
+# --- plain NumPy ----------------------------------------------------------------------------------
+
+
+def positive_first(terms):
+    """All positive terms, then all negative ones: no order has larger partial sums."""
+    return np.take_along_axis(terms, np.argsort(terms < 0, axis=-1, kind="stable"), axis=-1)
+
+
+ORDERS = {
+    "positive first": positive_first,
+    "first to last": lambda terms: terms,
+    "last to first": lambda terms: terms[..., ::-1],
+    "from the largest": lambda terms: np.sort(terms, axis=-1)[..., ::-1],
+    "large ones first": lambda terms: np.take_along_axis(terms, np.argsort(-np.abs(terms), axis=-1), axis=-1),
+    "small ones first": lambda terms: np.take_along_axis(terms, np.argsort(np.abs(terms), axis=-1), axis=-1),
+}
+
+
+def product(order):
+    """A product of matrices that adds one term after another, in an order."""
+
+    def of(left, right):
+        terms = order(left[:, None, :] * right.T[None])
+        return np.cumsum(terms, axis=-1, dtype=left.dtype)[..., -1]
+
+    return of
+
+
+def lora(mm, factor=lambda alpha, r: alpha / r):
+    """A LoRA by a product of matrices, with a scaling."""
+
+    def scaling(weight, A, alpha):
+        return weight.dtype.type(factor(alpha, len(A)))
+
+    def forward(x, weight, bias, A, B, alpha):
+        y = mm(x, weight.T) + scaling(weight, A, alpha) * mm(mm(x, A.T), B.T)
+        return y if bias is None else y + bias
+
+    def backward(dy, x, weight, bias, A, B, alpha):
+        dh = scaling(weight, A, alpha) * mm(dy, B)
+        s = scaling(weight, A, alpha)
+        return {"x": mm(dy, weight) + mm(dh, A), "lora_A": mm(dh.T, x), "lora_B": s * mm(dy.T, mm(x, A.T))}
+
+    def merge(weight, A, B, alpha):
+        return weight + scaling(weight, A, alpha) * mm(B, A)
+
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+
+
+PLAIN = lora(np.matmul)
+
+
+def beside_forward(**functions):
+    """Functions beside a plain forward: to check all of `implementation` takes three times as long."""
+    return SimpleNamespace(**{"forward": PLAIN.forward, **functions})
+
+
 # --- a mistake, planted in the suite's own trials ---------------------------------------------------
 
 
@@ -339,3 +398,50 @@ def from_formulas(kind="linear", wrong=None, *, shows=None):
     layer = {"forward": function("y"), "backward": backward, "merge": function("merged")}
     sums = {name: function(name) for name in ("cat", "linear", "svd")}
     return SimpleNamespace(**sums if kind == "combine" else layer, detached_norm=kind != "dora-full")
+
+
+# --- a known bug, in an implementation of the first kind that it is of -----------------------------
+
+
+def start_of(**parts):
+    """An init by the formulas of a start, with some parts replaced."""
+
+    def start(in_features, out_features, rank, rng, kernel=()):
+        A, B = init(in_features, out_features, rank, rng, kernel)
+        sizes = (rank, in_features, out_features, int(np.prod(kernel)))
+        return A * StartFormulas(**parts).spread(*sizes) / StartFormulas().spread(*sizes), B
+
+    return start
+
+
+def step_of(**parts):
+    """A step by Adam's formulas, with some parts replaced."""
+
+    def step(params, grads, state):
+        m, v, t = state or ({k: 0 * p for k, p in params.items()}, {k: 0 * p for k, p in params.items()}, 0)
+        new = {k: AdamFormulas(**parts).after(p, m[k], v[k], grads[k], t + 1) for k, p in params.items()}
+        params, m, v = ({k: found[i] for k, found in new.items()} for i in range(3))
+        return params, (m, v, t + 1)
+
+    return step
+
+
+def planted(bug):
+    """The first kind that a bug is of, and the functions of an implementation of that kind that has it."""
+    kind = bug.kinds[0]
+    if bug.breaks == "adam":
+        return "linear", vars(implementation(step=step_of(**bug.parts)))
+    if bug.breaks == "start":
+        return kind, vars(OURS[kind]) | {"init": start_of(**bug.parts)}
+    if bug.breaks == "output dtype":
+        return kind, vars(OURS[kind]) | {"forward": OURS["linear"].forward}
+    return kind, vars(from_formulas(kind, bug.parts, shows=bug.shows or None))
+
+
+def report_of(kind, dtype=None, **functions):
+    """The report of functions of a kind: of another than the linear one, beside our linear layer's forward."""
+    wrong = SimpleNamespace(**functions)
+    if kind == "linear":
+        return check(wrong, dtype=dtype)
+    declared = kind.removesuffix("-full")
+    return check(SimpleNamespace(forward=OURS["linear"].forward, kinds={declared: wrong}), dtype=dtype).kinds[declared]

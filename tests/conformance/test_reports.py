@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,14 +33,19 @@ def world(tmp_path_factory):
     return folder
 
 
+@cache
+def checked(target, dtype):
+    """The report of an implementation, in this process: once for all situations that it is in."""
+    return check.check(child.imported(target), dtype=dtype, name=target)
+
+
 @pytest.fixture
 def run(world, monkeypatch, capsys):
-    """Run a command line in the world; foreign code runs in this process."""
+    """Run a command line in the world."""
     monkeypatch.chdir(world)
     monkeypatch.setitem(sys.modules, "my_lora", None)  # as it is imported anew, and out of there at the end
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(child, "check_apart", lambda target, *, dtype, timeout: check.check(
-        child.imported(target), dtype=dtype, name=target))  # fmt: skip
+    monkeypatch.setattr(child, "check_apart", lambda target, *, dtype, timeout: deepcopy(checked(target, dtype)))
 
     def run(argv):
         code = cli.main(argv)

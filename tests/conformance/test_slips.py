@@ -53,7 +53,7 @@ def implementation(kind, edits=()):
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in FOREIGN.glob("[!_]*.py")))
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
 def test_what_others_wrote_passes(kind, dtype):
     report = check(implementation(kind), dtype=dtype)
     assert report.passed, str(report)

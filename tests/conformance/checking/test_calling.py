@@ -1,35 +1,65 @@
 """An implementation's functions are called: what they raise, return, keep, and how their arguments lie in memory."""
 
-import re
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minilora.conformance import CannotRun, check
+from minilora.conformance.checking.kindreport import STATES
 
-from ..implementations import OURS, implementation
-from ..planting import report_of
-
-LINEAR = vars(OURS["linear"])
+from ..implementations import OURS, PLAIN, beside_forward, report_of
 
 
-@pytest.mark.parametrize("function", ["forward", "backward", "merge"])
-def test_an_array_of_an_earlier_call_is_the_caller_s(function):
+@pytest.mark.parametrize(("function", "name"), [("forward", "x"), ("backward", "dy"), ("merge", "weight")])
+def test_an_array_of_an_earlier_call_is_the_caller_s(function, name):
     kept = []
 
     def spoils(first, *arrays):
         if kept:
             kept.pop()[...] = 0
         kept.append(first)
-        return LINEAR[function](first, *arrays)
+        return vars(PLAIN)[function](first, *arrays)
 
-    name = {"forward": "x", "backward": "dy", "merge": "weight"}[function]
-    report = check(implementation(**{function: spoils}))
+    report = check(beside_forward(**{function: spoils}))
     said = f"a later call changes {name} of an earlier {function}, which belongs to the caller"
     assert report.claims["nothing is changed"] == said
     assert report.diagnoses == [said]
     assert not report.passed
+
+
+def raising(error, *of):
+    def function(*arguments):
+        raise error(*of)
+
+    return function
+
+
+def returning(value):
+    return lambda *arguments: value
+
+
+ENDS = {"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}
+
+
+@pytest.mark.parametrize(
+    ("function", "claim", "does", "said"),
+    [
+        *((function, claim, raising(SystemExit, 0), "raises SystemExit: 0") for function, claim in ENDS.items()),
+        ("backward", "slope", raising(RuntimeError, "one\n  two"), "raises RuntimeError: one two (N=7 "),
+        ("merge", "merge", raising(NotImplementedError), "raises NotImplementedError (N=7 "),
+        ("merge", "merge", returning("y"), "returns a str, expected one array (N=7 "),
+        ("merge", "merge", returning((1, 2)), "returns a tuple of 2, expected one array (N=7 "),
+        ("merge", "merge", returning(None), "returns None, expected one array (N=7 "),
+    ],
+)
+def test_what_is_no_answer_is_said_of_its_claim(function, claim, does, said):
+    report = check(beside_forward(**{function: does}))
+    (text,) = report.diagnoses
+    assert text.startswith(f"{function} {said}")
+    assert {of for of, verdict in report.claims.items() if verdict not in STATES} == {claim}
+    assert report.claims[claim].startswith(f"{function} {said}")
+    assert report.habits["memory order"] == "ok"  # it is raised in every order
 
 
 def test_a_class_instead_of_an_object_is_said():
@@ -38,7 +68,7 @@ def test_a_class_instead_of_an_object_is_said():
             self.scale = scale
 
         def forward(self, *arrays):
-            return LINEAR["forward"](*arrays)
+            return PLAIN.forward(*arrays)
 
     with pytest.raises(CannotRun, match=r"^Mine is a class, hand over an object: Mine\(\.\.\.\)$"):
         check(Mine)
@@ -62,7 +92,7 @@ def test_the_innermost_line_of_the_user_s_file_is_told():
     def backward(*arrays):
         return inner()
 
-    (text,) = check(implementation(backward=backward)).diagnoses
+    (text,) = check(beside_forward(backward=backward)).diagnoses
     line = inner.__code__.co_firstlineno + 1
     assert text.startswith("backward raises LinAlgError: Singular matrix (N=7 ")
     assert text.endswith(f", a bias), in test_calling.py, line {line}")
@@ -96,10 +126,10 @@ def test_functions_that_share_what_raises_are_told_once():
         raise RuntimeError("no GPU")
 
     def forward(x, weight, bias, *arrays):
-        return shared() if bias is None else LINEAR["forward"](x, weight, bias, *arrays)
+        return shared() if bias is None else PLAIN.forward(x, weight, bias, *arrays)
 
     def backward(dy, x, weight, bias, *arrays):
-        return shared() if bias is None else LINEAR["backward"](dy, x, weight, bias, *arrays)
+        return shared() if bias is None else PLAIN.backward(dy, x, weight, bias, *arrays)
 
     report = check(SimpleNamespace(forward=forward, backward=backward))
     assert len(report.diagnoses) == 1
@@ -127,19 +157,19 @@ def test_one_buffer_for_all_outputs_is_right():
     buffers, kept = {}, []
 
     def forward(*arrays):
-        y = LINEAR["forward"](*arrays)
+        y = PLAIN.forward(*arrays)
         buffer = buffers.setdefault(y.shape, np.empty_like(y))
         buffer[...] = y
         kept.append(arrays)
         return buffer
 
-    report = check(implementation(forward=forward))
+    report = check(beside_forward(forward=forward))
     assert report.passed, str(report)
 
 
 # --- the lists of slots ---------------------------------------------------------------------------
 
-FUSED = vars(OURS["fused"])
+FUSED = OURS["fused"]
 LISTS = {
     "a ndarray for lora_B, expected a list, one for each slot": lambda A, B: (A, B[-1]),
     "2 arrays for lora_B, expected 3, one for each slot": lambda A, B: (A, B[:-1]),
@@ -152,53 +182,23 @@ LISTS = {
 @pytest.mark.parametrize("said", LISTS)
 def test_a_gradient_that_is_no_list_is_told(said):
     def backward(*arrays):
-        grads = FUSED["backward"](*arrays)
+        grads = FUSED.backward(*arrays)
         lists = LISTS[said](grads["lora_A"], grads["lora_B"])
         return grads | dict(zip(("lora_A", "lora_B"), lists, strict=True))
 
-    (text,) = report_of("fused", forward=FUSED["forward"], backward=backward).diagnoses
+    (text,) = report_of("fused", forward=FUSED.forward, backward=backward).diagnoses
     assert text.startswith("backward")
     assert f"returns gradients with {said}" in text
 
 
 def test_a_factor_of_a_slot_that_is_changed_is_told():
     def forward(x, weight, bias, A, *slots):
-        y = FUSED["forward"](x, weight, bias, A, *slots)
+        y = FUSED.forward(x, weight, bias, A, *slots)
         A[-1][0, 0] += 1
         return y
 
     report = report_of("fused", forward=forward)
     assert report.claims["nothing is changed"] == "forward changes lora_A[2], which belongs to the caller"
-
-
-def test_a_wrong_entry_is_said_with_its_slot_or_expert():
-    def backward(*arrays):
-        grads = FUSED["backward"](*arrays)
-        return grads | {"lora_A": [*grads["lora_A"][:-1], 1.1 * grads["lora_A"][-1] + 0.01]}
-
-    def forward(x, weight, bias, A, B, alpha, widths):
-        y = FUSED["forward"](x, weight, bias, A, B, alpha, widths)
-        y[..., widths[0]] += 1
-        return y
-
-    def merge(weight, *factors):
-        merged = OURS["experts"].merge(weight, *factors)
-        merged[-1, 0, 0] += 1
-        return merged
-
-    of_y, of_A = report_of("fused", forward=forward, backward=backward).diagnoses
-    assert ", 8], in slot 1: " in of_y
-    assert ", in slot 2: " in of_A
-
-    def routed(x, *layer):
-        y = OURS["experts"].forward(x, *layer)
-        y[:, 0] += layer[-1].reshape(-1) == 1
-        return y
-
-    (text,) = report_of("experts", **vars(OURS["experts"]) | {"merge": merge}).diagnoses
-    assert "at [2, 0, 0], of expert 2: " in text
-    (text,) = report_of("experts", forward=routed).diagnoses
-    assert ", 0], of expert 1: " in text
 
 
 # --- declarations ---------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_a_wrong_entry_is_said_with_its_slot_or_expert():
     ],
 )
 def test_a_declaration_may_be_spelled_in_other_ways(name, value):
-    report = check(implementation(**{name: value}))
+    report = check(beside_forward(**{name: value}))
     assert report.passed, str(report)
     assert report.dtype == "float64"
 
@@ -238,7 +238,7 @@ def test_a_forward_that_raises_is_tried_in_other_ways(declared):
         if x.dtype != declared.get("dtype", "float64"):
             raise RuntimeError("mat1 and mat2 must have the same dtype, but got Double and Float")
         turned = [a.T if "orientation" in declared else a for a in (weight, A, B)]
-        return LINEAR["forward"](x, turned[0], bias, *turned[1:], alpha)
+        return PLAIN.forward(x, turned[0], bias, *turned[1:], alpha)
 
     if declared:
         with pytest.raises(CannotRun) as refused:
@@ -264,23 +264,18 @@ LAYOUTS = {"C": lambda a: a.flags.c_contiguous, "F": lambda a: a.flags.f_contigu
 
 @pytest.mark.parametrize("orientation", ["out, in", "in, out"])
 def test_every_function_meets_every_memory_order(orientation):
-    met = {}
+    met = set()
 
-    def seen(function):
-        def with_orders(*arrays):
-            turn = [a.T if orientation == "in, out" and i in (1, 3, 4) else a for i, a in enumerate(arrays)]
-            met.setdefault(function, set()).update(
-                name for name, lies in LAYOUTS.items() if all(lies(a) for a in arrays if np.ndim(a) == 2 and a.size > 9)
-            )
-            return LINEAR[function](*turn)
+    def forward(*arrays):
+        turn = [a.T if orientation == "in, out" and i in (1, 3, 4) else a for i, a in enumerate(arrays)]
+        matrices = [a for a in arrays if np.ndim(a) == 2 and a.size > 9]
+        met.update(name for name, lies in LAYOUTS.items() if all(map(lies, matrices)))
+        return PLAIN.forward(*turn)
 
-        return with_orders
-
-    mine = SimpleNamespace(forward=seen("forward"), orientation=orientation)
-    report = check(mine)
+    report = check(SimpleNamespace(forward=forward, orientation=orientation))
     assert report.passed, str(report)
     assert report.habits["memory order"] == "ok"
-    assert met == {"forward": set(LAYOUTS)}
+    assert met == set(LAYOUTS)
 
 
 def as_c(array):
@@ -291,27 +286,12 @@ def as_c(array):
 @pytest.mark.parametrize(
     ("reads", "said"),
     [
-        (
-            lambda x: x.T.reshape(x.shape) if x.flags.f_contiguous and not x.flags.c_contiguous else x,
-            "in Fortran order",
-        ),
-        (lambda x: as_c(x) if not (x.flags.f_contiguous or x.flags.c_contiguous) else x, "at every second place"),
+        (lambda x: x.T.reshape(x.shape) if LAYOUTS["F"](x) and not LAYOUTS["C"](x) else x, "in Fortran order"),
+        (lambda x: as_c(x) if LAYOUTS["strided"](x) else x, "at every second place"),
     ],
 )
 def test_memory_that_is_read_as_c_order_fails(reads, said):
-    def forward(x, *arrays):
-        return LINEAR["forward"](reads(x), *arrays)
-
-    report = check(implementation(forward=forward))
+    report = check(SimpleNamespace(forward=lambda x, *layer: PLAIN.forward(reads(x), *layer)))
     assert not report.passed
     assert report.claims["memory order"].startswith(f"where arrays lie {said}, the output is off by ")
     assert report.diagnoses == [report.claims["memory order"]]
-
-
-def test_a_function_that_raises_in_every_order_has_no_habit():
-    def merge(*arrays):
-        raise NotImplementedError
-
-    report = check(implementation(merge=merge))
-    assert re.match("merge raises NotImplementedError", report.claims["merge"])
-    assert report.habits["memory order"] == "ok"

@@ -18,19 +18,16 @@ from minilora.conformance.problems.plain import DoRAProblem
 from minilora.conformance.problems.tolerance import Trial, round_to
 
 from ...support.sample import one_in
-from ..implementations import OURS, full_norm, functions_of, implementation, with_kinds
-from ..planting import report_of
+from ..implementations import OURS, PLAIN, beside_forward, full_norm, functions_of, report_of, with_kinds
 
-LINEAR = vars(OURS["linear"])
 LEFT_OVER = (("in", 128), ("out", 64), ("rank", 16))
-
-
 PRECISIONS = ("float32", "float64", "bfloat16")
 
 
 @pytest.mark.parametrize("dtype", one_in(3, PRECISIONS, PRECISIONS))
 def test_our_own_layers_pass_in_every_precision(dtype):
-    report = check(with_kinds(**OURS), dtype=dtype, name="minilora")
+    ours = with_kinds(**OURS)
+    report = check(ours, dtype=dtype, name="minilora")
     assert report.passed, str(report)
     assert not report.diagnoses
     others = {claim: verdict for claim, verdict in report.claims.items() if verdict != "ok"}
@@ -45,18 +42,22 @@ def test_our_own_layers_pass_in_every_precision(dtype):
         edges |= {"row of zeros": "not offered"} if name != "dora" else {}
         assert {claim: kind.claims[claim] for claim in EDGES if claim in kind.claims}.items() <= edges.items()
     assert str(report).startswith(f"minilora: passed: in {dtype}; 5 of 5 functions offered\n")
+    found = ids(ours)  # which are known before the check
+    assert [case.id for case in report.every_case()] == found
+    assert len(set(found)) == len(found)
+    assert found[:5] == ["linear-0-forward", "linear-0-scaling", "linear-0-slope", "linear-0-merge", "linear-1-forward"]
+    assert {"conv2d-6-merge", "conv2d-merged-and-back", "dora-row-of-zeros", "combine-12-svd"} <= set(found)
 
 
 def test_doras_norm_may_pass_the_gradient_if_declared():
-    assert check(with_kinds(dora=functions_of(full_norm, detached_norm=False))).passed
-    report = check(with_kinds(dora=functions_of(full_norm)))
+    assert report_of("dora", **vars(functions_of(full_norm)), detached_norm=False).passed
+    report = check(beside_forward(kinds={"dora": functions_of(full_norm)}))
     (text,) = report.kinds["dora"].diagnoses
-    assert text.startswith(
-        "the gradient passes through DoRA's norm, which is taken for a constant where nothing is declared"
-    )
+    says = "the gradient passes through DoRA's norm, which is taken for a constant where nothing is declared"
+    assert text.startswith(says)
     assert f"dora: {text}" in str(report)
-    report = check(with_kinds(dora=SimpleNamespace(**vars(OURS["dora"]), detached_norm=False)))
-    assert report.kinds["dora"].diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
+    report = report_of("dora", **vars(OURS["dora"]), detached_norm=False)
+    assert report.diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
 
 
 @pytest.mark.parametrize("problem", [DoRAProblem(3, 4, 1, 2), DoRAProblem(3, 1, 4, 2)], ids=["one output", "one input"])
@@ -77,7 +78,7 @@ def test_what_is_left_over_after_a_block_is_missed(axis, block):
     n, i, o, r = (block if name == axis else None for name in ("rows", "in", "out", "rank"))
 
     def forward(x, weight, bias, A, B, alpha):
-        y = LINEAR["forward"](x[:, :i], weight[:, :i], bias, A[:r, :i], B[:, :r], alpha * len(A[:r]) / len(A))
+        y = PLAIN.forward(x[:, :i], weight[:, :i], bias, A[:r, :i], B[:, :r], alpha * len(A[:r]) / len(A))
         y[n or len(y) :], y[:, o or y.shape[1] :] = 0, 0
         return y
 
@@ -142,22 +143,16 @@ def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_f
 def test_gradients_of_single_precision_alone_are_seen():
     """Keras keeps its factors in float32 beside a base in float64."""
 
-    def single(function):
-        def rounded(*arrays):
-            return LINEAR[function](*(a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in arrays))
+    def backward(*arrays):
+        return PLAIN.backward(*(a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in arrays))
 
-        return rounded
-
-    def forward(*arrays):
-        return single("forward")(*arrays).astype(np.float64)
-
-    report = check(SimpleNamespace(forward=forward, backward=single("backward")))
+    report = check(SimpleNamespace(forward=single, backward=backward))
     assert report.passed, str(report)
     assert report.dtype == "float32"
 
 
 def test_what_is_not_finite_is_null_in_json():
-    report = check(implementation(merge=lambda weight, *arrays: weight + np.nan))
+    report = check(beside_forward(merge=lambda weight, *arrays: weight + np.nan))
     assert report.errors["merged"] == float("inf")
     assert report.claims["merge"] == "the merged weight is not finite (N=7 in=5 out=3 r=2 alpha=3)"
     assert report.habits["same bits twice"] == "ok"
@@ -168,19 +163,17 @@ def test_what_is_not_finite_is_null_in_json():
 
 def test_what_is_changed_is_told_first_and_other_claims_last():
     def backward(dy, x, *arrays):
-        grads = LINEAR["backward"](dy, x, *arrays)
+        grads = PLAIN.backward(dy, x, *arrays)
         dy *= 2
         return {**grads, "lora_A": grads["lora_A"] + 1, "lora_B": 1.37 * grads["lora_B"]}
 
-    report = check(implementation(backward=backward, init=lambda *sizes: None))
+    report = check(beside_forward(backward=backward, init=lambda *sizes: None))
     found = report.diagnoses
     begins = [
         "backward changes dy",
-        "lora_B's gradient is off by ",
-        "lora_A's gradient is off by ",
+        *(f"{of}'s gradient is off by " for of in ("lora_B", "lora_A")),
         "init returns None",
     ]
-    assert len(found) == len(begins)
     assert all(text.startswith(said) for text, said in zip(found, begins, strict=True))
     assert report.found[0].cases == ("linear-nothing-is-changed",)
     assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
@@ -188,7 +181,7 @@ def test_what_is_changed_is_told_first_and_other_claims_last():
 
 def test_without_a_forward_nothing_can_be_checked():
     with pytest.raises(CannotRun, match=r"thing has no function forward\(x, weight, bias, lora_A, lora_B, alpha\)"):
-        check(SimpleNamespace(backward=LINEAR["backward"]), name="thing")
+        check(SimpleNamespace(backward=PLAIN.backward), name="thing")
 
 
 @pytest.mark.parametrize(
@@ -204,50 +197,20 @@ def test_without_a_forward_nothing_can_be_checked():
 )
 def test_what_is_declared_must_be_known(name, value, said):
     with pytest.raises(CannotRun, match=said):
-        check(implementation(**{name: value}), name="thing")
+        check(beside_forward(**{name: value}), name="thing")
 
 
 def test_an_error_is_the_largest_beside_the_largest_entry():
     """It grows with the rows, and the problem that has most is not the last."""
 
     def forward(x, *layer):
-        y = LINEAR["forward"](x, *layer)
+        y = PLAIN.forward(x, *layer)
         y[np.unravel_index(abs(y).argmax(), y.shape)] *= 1 + 0.01 * len(x)
         return y
 
-    errors = check(implementation(forward=forward)).errors
+    errors = check(beside_forward(forward=forward, merge=PLAIN.merge)).errors
     assert errors["y"] == pytest.approx(0.01 * max(problem.n for problem in KINDS["linear"].problems), rel=1e-9)
     assert errors["merged"] < 1e-14
-
-
-@pytest.mark.parametrize("function", ["backward", "merge", "init", "step"])
-def test_a_function_that_ends_the_process_raises(function):
-    def ends(*arguments):
-        raise SystemExit(0)
-
-    report = check(implementation(**{function: ends}))
-    (text,) = report.diagnoses
-    assert text.startswith(f"{function} raises SystemExit: 0")
-    wrong = {claim for claim, verdict in report.claims.items() if verdict not in STATES}
-    assert wrong == {{"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}[function]}
-
-
-def test_a_message_of_several_lines_is_told_on_one():
-    def backward(*arrays):
-        raise RuntimeError("one\n  two")
-
-    def merge(*arrays):
-        raise NotImplementedError
-
-    report = check(implementation(backward=backward, merge=merge))
-    assert report.claims["slope"].startswith("backward raises RuntimeError: one two (N=7")
-    assert report.claims["merge"].startswith("merge raises NotImplementedError (N=7")
-
-
-@pytest.mark.parametrize(("value", "said"), [("y", "a str"), ((1, 2), "a tuple of 2"), (None, "None")])
-def test_what_is_no_array_is_no_answer(value, said):
-    report = check(implementation(merge=lambda *arrays: value))
-    assert report.claims["merge"].startswith(f"merge returns {said}, expected one array (N=7 ")
 
 
 def test_rounding_to_bfloat16_is_to_the_nearest_even():
@@ -292,16 +255,16 @@ def at_rank_1(problem):
 
 def backward(change):
     """A backward whose gradients are changed, by the gradients and all arguments."""
-    return {"backward": lambda *arrays: change(LINEAR["backward"](*arrays), *arrays)}
+    return {"backward": lambda *arrays: change(PLAIN.backward(*arrays), *arrays)}
 
 
 def forward(change):
-    return {"forward": lambda x, *layer: change(LINEAR["forward"](x, *layer), x, *layer)}
+    return {"forward": lambda x, *layer: change(PLAIN.forward(x, *layer), x, *layer)}
 
 
 def single(x, *layer):
     layer = [a.astype(np.float32) if isinstance(a, np.ndarray) else a for a in layer]
-    return LINEAR["forward"](x.astype(np.float32), *layer).astype(np.float64)
+    return PLAIN.forward(x.astype(np.float32), *layer).astype(np.float64)
 
 
 def kept():
@@ -309,9 +272,9 @@ def kept():
 
     def forward(x, *layer):
         left.append(x)
-        return LINEAR["forward"](x, *layer)
+        return PLAIN.forward(x, *layer)
 
-    return {"forward": forward, "backward": lambda dy, x, *layer: LINEAR["backward"](dy, left[-1], *layer)}
+    return {"forward": forward, "backward": lambda dy, x, *layer: PLAIN.backward(dy, left[-1], *layer)}
 
 
 def raises_at_other_values(dy, x, *layer):
@@ -319,7 +282,7 @@ def raises_at_other_values(dy, x, *layer):
     first = KINDS["linear"].problems[0]
     if np.array_equal(x, replace(first, seed=1 + first.seed).x):
         raise RuntimeError("another batch")
-    return LINEAR["backward"](dy, x, *layer)
+    return PLAIN.backward(dy, x, *layer)
 
 
 def without(*names):
@@ -333,7 +296,8 @@ def noisy():
 
 FAILS = {
     "another scaling at rank 1": (
-        {"forward": lambda x, W, b, A, B, alpha: LINEAR["forward"](x, W, b, A, B, alpha * (1 + (len(A) == 1)))},
+        {"forward": lambda x, W, b, A, B, alpha: PLAIN.forward(x, W, b, A, B, alpha * (1 + (len(A) == 1))),
+         "backward": PLAIN.backward},
         {"forward": at_rank_1, "scaling": at_rank_1},
         ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output"],
     ),
@@ -354,7 +318,7 @@ FAILS = {
         ["lora_A's gradient, where there is a bias, is off by "],
     ),
     "a transposed weight": (
-        {"merge": lambda *arrays: LINEAR["merge"](*arrays).T},
+        {"merge": lambda *arrays: PLAIN.merge(*arrays).T},
         {"merge": every},
         ["the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"],
     ),
@@ -374,7 +338,7 @@ FAILS = {
         ["backward returns no gradient of lora_A, where there is no bias, (N=4 in=3 out=6 r=4 alpha=10)"],
     ),
     "a forward that raises without a bias": (
-        {"forward": lambda x, W, b, *more: LINEAR["forward"](x, W, b + 0, *more)},
+        {"forward": lambda x, W, b, *more: PLAIN.forward(x, W, b + 0, *more)},
         {"forward": without_bias},
         ["forward, where there is no bias, raises TypeError: "],
     ),
@@ -399,7 +363,7 @@ FAILS = {
 @pytest.mark.parametrize("what", FAILS)
 def test_what_fails_is_told_where_it_does(what):
     functions, where, says = FAILS[what]
-    report = check(implementation(**functions))
+    report = check(beside_forward(**functions))
     failing = [case.id for case in report.cases if case.failed]
     assert failing == sorted(
         (f"{id}-{claim}" for claim, has in where.items() for id in numbers(has)),
@@ -412,17 +376,8 @@ def test_what_fails_is_told_where_it_does(what):
 
 
 def test_an_error_of_a_trillionth_fails_in_float64():
-    assert not check(implementation(**backward(lambda grads, *_: {**grads, "lora_A": grads["lora_A"] + 1e-12}))).passed
+    assert not check(beside_forward(**backward(lambda grads, *_: {**grads, "lora_A": grads["lora_A"] + 1e-12}))).passed
 
 
 def test_a_missing_dx_is_no_failure():
-    assert check(implementation(**backward(without("x")))).passed
-
-
-def test_the_ids_are_known_before_the_check():
-    ours = with_kinds(**OURS)
-    found = ids(ours)
-    assert [case.id for case in check(ours).every_case()] == found
-    assert len(set(found)) == len(found)
-    assert found[:5] == ["linear-0-forward", "linear-0-scaling", "linear-0-slope", "linear-0-merge", "linear-1-forward"]
-    assert {"conv2d-6-merge", "conv2d-merged-and-back", "dora-row-of-zeros", "combine-12-svd"} <= set(found)
+    assert check(beside_forward(**backward(without("x")))).passed

@@ -4,15 +4,12 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
-from minilora.conformance.checking.describing import describe_wrong
+from minilora.conformance.checking.describing import describe_wrong, wrong_array
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn, round_to
 
 from ...support.sample import one_in
-from ..implementations import OURS, from_formulas, implementation
-from ..planting import report_of
-
-LINEAR = vars(OURS["linear"])
+from ..implementations import OURS, PLAIN, beside_forward, from_formulas, report_of
 
 
 def half(array, name="float16"):
@@ -24,52 +21,47 @@ def changed(change):
 
     def forward(x, weight, bias, A, B, alpha):
         x, weight, A, B = change(x, weight, A, B)
-        return LINEAR["forward"](x, weight, bias, A, B, alpha)
+        return PLAIN.forward(x, weight, bias, A, B, alpha)
 
     return {"forward": forward}
 
 
 def added(update):
     """A forward with another update, by x, A, B and the scaling."""
-
-    def forward(x, weight, bias, A, B, alpha):
-        y = x @ weight.T + update(x, A, B, alpha / len(A))
-        return y if bias is None else y + bias
-
-    return {"forward": forward}
+    return {"forward": lambda x, W, b, A, B, alpha: PLAIN.forward(x, W, b, A, B, 0) + update(x, A, B, alpha / len(A))}
 
 
 def biased(taken):
     """A forward with another bias, by the bias and the number of rows."""
 
     def forward(x, weight, bias, *more):
-        y = LINEAR["forward"](x, weight, None, *more)
+        y = PLAIN.forward(x, weight, None, *more)
         return y if bias is None else y + taken(bias, len(x))
 
     return {"forward": forward}
 
 
 def afterwards(change):
-    return {"forward": lambda x, *layer: change(LINEAR["forward"](x, *layer), x, *layer)}
+    return {"forward": lambda x, *layer: change(PLAIN.forward(x, *layer), x, *layer)}
 
 
 def gradients(change):
     """A backward whose gradients are changed, by the gradients and all arguments."""
 
     def backward(*arrays):
-        grads = LINEAR["backward"](*arrays)
+        grads = PLAIN.backward(*arrays)
         return {**grads, **change(grads, *arrays)}
 
     return {"backward": backward}
 
 
 def merged(change):
-    return {"merge": lambda *arrays: change(LINEAR["merge"](*arrays), *arrays)}
+    return {"merge": lambda *arrays: change(PLAIN.merge(*arrays), *arrays)}
 
 
 def some_rows(name, rows):
     """A gradient that is a sum over some of the rows."""
-    return gradients(lambda grads, dy, x, *layer: {name: LINEAR["backward"](dy[rows], x[rows], *layer)[name]})
+    return gradients(lambda grads, dy, x, *layer: {name: PLAIN.backward(dy[rows], x[rows], *layer)[name]})
 
 
 def cut(kept):
@@ -90,6 +82,10 @@ def places(n):
     return np.arange(n)
 
 
+def even_first(n):
+    return np.argsort(places(n) % 2, kind="stable")
+
+
 NAMED = {
     "the factors are rounded to float16": changed(lambda x, W, A, B: (x, W, half(A), half(B))),
     "lora_A is rounded to float16": changed(lambda x, W, A, B: (x, W, half(A), B)),
@@ -105,7 +101,7 @@ NAMED = {
         lambda x, W, A, B: (x, W, A, np.roll(B, 1, axis=1))
     ),
     "the ranks of lora_B stand in another order than those of lora_A: the even places first": changed(
-        lambda x, W, A, B: (x, W, A, B[:, np.argsort(places(len(A)) % 2, kind="stable")])
+        lambda x, W, A, B: (x, W, A, B[:, even_first(len(A))])
     ),
     "the bias is taken at a wrong index: one place back": biased(lambda b, n: np.roll(b, -1)),
     "the bias is taken at a wrong index: from last to first": biased(lambda b, n: b[::-1]),
@@ -134,34 +130,34 @@ NAMED = {
 
 @pytest.mark.parametrize("says", one_in(3, [*NAMED], NAMED))
 def test_what_nobody_is_known_to_have_made_is_named_last(says):
-    first = check(implementation(**NAMED[says])).found[0]
-    assert first.says.removesuffix(", in the output alone") == says
+    first = check(beside_forward(**NAMED[says])).found[0]
+    assert first.says.removesuffix(", in the output alone").removesuffix(", in all that is computed") == says
     assert first.flag
 
 
 SEEN = {
-    "is right up to row 63, and zero from row 64 on (N=67 ": afterwards(
+    "it is right up to row 63, and zero from row 64 on (N=67 ": afterwards(
         lambda y, x, *layer: y * (places(len(x)) < 64)[:, None]
     ),
-    "is right up to output 63, and without the update from output 64 on (N=67 ": changed(
+    "it is right up to output 63, and without the update from output 64 on (N=67 ": changed(
         lambda x, W, A, B: (x, W, A, B * (places(len(B)) < 64)[:, None])
     ),
-    "is right up to output 7, and wrong from output 8 on (N=3 ": afterwards(
+    "it is right up to output 7, and wrong from output 8 on (N=3 ": afterwards(
         lambda y, *layer: y + (places(y.shape[1]) > 7)
     ),
-    "is right up to row 32, and zero from row 33 on (N=67 ": gradients(
+    "it is right up to row 32, and zero from row 33 on (N=67 ": gradients(
         lambda grads, dy, x, *layer: {"x": grads["x"] * (places(len(x)) < len(x) // 2)[:, None]}
     ),
-    "update's outputs are the right ones in another order: 2, 0, 1 (": changed(
+    "its update's outputs are the right ones in another order: 2, 0, 1 (": changed(
         lambda x, W, A, B: (x, W, A, np.roll(B, 1, axis=0))
     ),
-    "outputs are the right ones in another order: 2, 1, 0 (": gradients(
+    "its outputs are the right ones in another order: 2, 1, 0 (": gradients(
         lambda grads, *arrays: {"lora_B": grads["lora_B"][::-1]}
     ),
-    "update's outputs are the right ones in another order: 1, 2, 0 (": merged(
+    "its update's outputs are the right ones in another order: 1, 2, 0 (": merged(
         lambda change, W, A, B, alpha: W + np.roll(change - W, -1, axis=0)
     ),
-    "is rounded to bfloat16 (": merged(lambda change, *arrays: half(change, "bfloat16")),
+    "it is rounded to bfloat16 (": merged(lambda change, *arrays: half(change, "bfloat16")),
     "every entry is off by the factor 1.25 (": afterwards(lambda y, *layer: 1.25 * y),
     "every entry is off by the factor 0.142857 (": gradients(lambda grads, dy, x, *layer: {"x": grads["x"] / len(x)}),
     "every entry is off by the factor 1.5 (": gradients(
@@ -172,8 +168,8 @@ SEEN = {
 
 @pytest.mark.parametrize("words", SEEN)
 def test_what_is_seen_in_an_array_is_told(words):
-    (text,) = check(implementation(**SEEN[words])).diagnoses
-    assert f"; {'' if words.startswith('every') else 'its ' if words[0] in 'uo' else 'it '}{words}" in text
+    (text,) = check(beside_forward(**SEEN[words])).diagnoses
+    assert f"; {words}" in text
 
 
 UNSEEN = {
@@ -188,16 +184,28 @@ UNSEEN = {
 
 @pytest.mark.parametrize("what", UNSEEN)
 def test_what_does_not_hold_on_every_problem_is_not_told(what):
-    (text,) = check(implementation(**UNSEEN[what])).diagnoses
+    (text,) = check(beside_forward(**UNSEEN[what])).diagnoses
     assert text.startswith("the output")
     assert ";" not in text
+
+
+def of_first(kind, dtype="float64", number=0):
+    """One of a kind's problems in a precision."""
+    return drawn(KINDS[kind].problems[number], dtype, KINDS[kind].formulas)
+
+
+def test_a_wrong_entry_is_told_with_its_place_in_a_sum():
+    trial = of_first("fused")
+    wrong = trial.right["y"].copy()
+    wrong[3, 8] += 1
+    assert "is off by 1 at [3, 8], in slot 1: " in wrong_array("y", wrong, trial)
 
 
 @pytest.mark.parametrize("kind", ["embedding", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS)])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_in_noise_nothing_is_seen(kind, dtype):
     rng = np.random.default_rng(0)
-    trials = [drawn(problem, dtype, KINDS[kind].formulas) for problem in KINDS[kind].problems]
+    trials = [of_first(kind, dtype, number) for number in range(len(KINDS[kind].problems))]
     for name in trials[0].right:
         for size in (1, 1e-3):
             rights = [(trial, trial.right[name]) for trial in trials if name in trial.right]
@@ -206,7 +214,7 @@ def test_in_noise_nothing_is_seen(kind, dtype):
 
 
 def test_in_half_precision_only_a_factor_is_seen():
-    trial = drawn(KINDS["linear"].problems[9], "bfloat16", KINDS["linear"].formulas)
+    trial = of_first("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])
     assert "; every entry is off by the factor 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
 
@@ -214,7 +222,7 @@ def test_in_half_precision_only_a_factor_is_seen():
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize("key", ["lora_A", "lora_B"])
 def test_beside_a_half_base_a_factors_gradient_is_not_rounded(key, name):
-    trial = drawn(KINDS["mixed"].problems[0], "float32", KINDS["mixed"].formulas)
+    trial = of_first("mixed", "float32")
     assert f"; it is rounded to {name} (" in describe_wrong(key, [(trial, half(trial.right[key], name))])
 
 

@@ -14,10 +14,7 @@ from minilora.conformance.problems.formulas import SCALINGS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn
 
-from ..implementations import OURS, from_formulas
-from ..planting import report_of
-
-LINEAR = vars(OURS["linear"])
+from ..implementations import PLAIN, from_formulas, report_of
 
 
 def trials_of(kind, dtype):
@@ -157,7 +154,7 @@ def test_another_scaling_is_told_beside_the_declared_one():
 
 def test_another_scaling_is_told_where_it_is_another():
     def forward(x, weight, bias, *arrays):
-        return x @ weight.T if bias is None else LINEAR["forward"](x, weight, bias, *arrays)
+        return x @ weight.T if bias is None else PLAIN.forward(x, weight, bias, *arrays)
 
     (text,) = check(SimpleNamespace(forward=forward)).diagnoses
     says = "the update has another scaling, where there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "

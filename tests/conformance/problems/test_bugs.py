@@ -12,7 +12,7 @@ from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.problems.kinds import KINDS
 
 from ...support.sample import one_in
-from ..planting import planted, report_of
+from ..implementations import planted, report_of
 
 OTHERS = [bug for bug in BUGS if bug.breaks not in (*OF_NUMBERS, "row of zeros")]
 

@@ -15,8 +15,7 @@ from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.problem import Problem
 from minilora.conformance.problems.tolerance import drawn
 
-from ..implementations import OURS
-from ..planting import report_of
+from ..implementations import OURS, report_of
 from .test_lowprecision import half, update
 
 FIRST = {"linear": 15, "rslora": 14, "dora": 14, "embedding": 6, "conv1d": 5, "conv2d": 7, "dropout": 14, "nf4": 5,

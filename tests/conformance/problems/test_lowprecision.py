@@ -6,8 +6,7 @@ import pytest
 from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.tolerance import round_to
 
-from ..implementations import OURS
-from ..planting import report_of
+from ..implementations import OURS, report_of
 
 
 def half(array):

@@ -11,55 +11,9 @@ from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import Trial
 
 from ...support.sample import one_in
-from ..implementations import OURS, implementation
+from ..implementations import ORDERS, OURS, implementation, lora, product
 
 LINEAR = vars(OURS["linear"])
-
-
-def positive_first(terms):
-    """All positive terms, then all negative ones: no order has larger partial sums."""
-    return np.take_along_axis(terms, np.argsort(terms < 0, axis=-1, kind="stable"), axis=-1)
-
-
-ORDERS = {
-    "positive first": positive_first,
-    "first to last": lambda terms: terms,
-    "last to first": lambda terms: terms[..., ::-1],
-    "from the largest": lambda terms: np.sort(terms, axis=-1)[..., ::-1],
-    "large ones first": lambda terms: np.take_along_axis(terms, np.argsort(-np.abs(terms), axis=-1), axis=-1),
-    "small ones first": lambda terms: np.take_along_axis(terms, np.argsort(np.abs(terms), axis=-1), axis=-1),
-}
-
-
-def product(order):
-    """A product of matrices that adds one term after another, in an order."""
-
-    def of(left, right):
-        terms = order(left[:, None, :] * right.T[None])
-        return np.cumsum(terms, axis=-1, dtype=left.dtype)[..., -1]
-
-    return of
-
-
-def lora(mm, factor=lambda alpha, r: alpha / r):
-    """A LoRA by a product of matrices, with a scaling."""
-
-    def scaling(weight, A, alpha):
-        return weight.dtype.type(factor(alpha, len(A)))
-
-    def forward(x, weight, bias, A, B, alpha):
-        y = mm(x, weight.T) + scaling(weight, A, alpha) * mm(mm(x, A.T), B.T)
-        return y if bias is None else y + bias
-
-    def backward(dy, x, weight, bias, A, B, alpha):
-        dh = scaling(weight, A, alpha) * mm(dy, B)
-        s = scaling(weight, A, alpha)
-        return {"x": mm(dy, weight) + mm(dh, A), "lora_A": mm(dh.T, x), "lora_B": s * mm(dy.T, mm(x, A.T))}
-
-    def merge(weight, A, B, alpha):
-        return weight + scaling(weight, A, alpha) * mm(B, A)
-
-    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
 
 
 def merged_first(factor):
@@ -90,7 +44,7 @@ def test_sums_of_positive_terms_first_move_dora_no_further(kind):
         V = p["weight"] + s * p["lora_B"] @ p["lora_A"]
         n = np.sqrt((V * V).sum(axis=1))
         terms = np.einsum("no,ni,oi->oni", p["dy"], p["x"], V).reshape(len(V), -1) / n[:, None]
-        assert trial.agrees("magnitude", np.cumsum(positive_first(terms), axis=-1)[:, -1])
+        assert trial.agrees("magnitude", np.cumsum(ORDERS["positive first"](terms), axis=-1)[:, -1])
 
 
 def test_the_tolerance_of_long_sums_still_sees_small_errors():
