@@ -26,6 +26,11 @@ def result():
     return found
 
 
+@pytest.fixture(scope="module")
+def figure(result):
+    return plot_article(result)
+
+
 def axes():
     return new_figure(4, 4).subplots()
 
@@ -46,33 +51,28 @@ def test_each_loss_curve_has_its_own_points_of_the_article(result):
 
 
 def test_the_bars_are_the_singular_values_of_the_change(result):
-    drawn = axes()
-    draw_spectrum(drawn, result)
+    draw_spectrum(drawn := axes(), result)
     heights = [bar.get_height() for bar in drawn.patches]
     np.testing.assert_allclose(heights[:2], np.linalg.svd(result.delta, compute_uv=False)[:2], rtol=1e-5)
     assert max(heights[2:]) < 1e-14 * heights[0]  # computed in float64, whatever the factors are
     mark, rounding = drawn.get_lines()
     np.testing.assert_allclose(mark.get_ydata(), [30**0.5], rtol=1e-15)
     np.testing.assert_allclose(rounding.get_ydata(), 30**0.5 * 2**-52, rtol=1e-12)
+    louder = LoRA(result.adapter.lora_A, result.adapter.lora_B, 12)  # twice the scaling
+    draw_spectrum(drawn := axes(), replace(result, adapter=louder))
+    assert drawn.patches[0].get_height() == pytest.approx(2 * heights[0], rel=1e-12)
 
 
-def test_a_spectrum_grows_with_the_scaling(result):
-    louder = replace(result, adapter=LoRA(result.adapter.lora_A, result.adapter.lora_B, 12))
-    heights = []
-    for one in (result, louder):
-        draw_spectrum(drawn := axes(), one)
-        heights.append(drawn.patches[0].get_height())
-    assert heights[1] == pytest.approx(2 * heights[0], rel=1e-12)
-
-
-def test_the_change_is_drawn_around_the_truth(result):
+def test_the_change_is_drawn_around_the_truth(figure, result):
     """Its colours end as far above 1 as below it, where the entry is that is furthest from 1."""
-    image = plot_article(result).axes[1].get_images()[0]
+    image = figure.axes[1].get_images()[0]
     np.testing.assert_array_equal(image.get_array(), result.delta)
     assert image.origin == "upper"  # as a matrix is written
     low, high = image.get_clim()
     assert low + high == pytest.approx(2, abs=1e-12)
     assert high - 1 == pytest.approx(np.abs(result.delta - 1).max(), rel=1e-12)
+    for drawn in (figure.axes[0], figure.axes[2]):  # losses and singular values span orders of magnitude
+        assert (drawn.get_xscale(), drawn.get_yscale()) == ("linear", "log")
 
 
 def test_a_picture_needs_a_folder(tmp_path):
@@ -84,21 +84,14 @@ def test_a_picture_needs_a_folder(tmp_path):
 
 
 @pytest.mark.long
-def test_a_figure_is_a_picture_where_ipython_shows_it(result, tmp_path):
+def test_a_figure_is_a_picture_where_ipython_shows_it(figure, tmp_path):
     formatters = pytest.importorskip("IPython.core.formatters", reason="IPython is not installed")
-    figure = plot_article(result)
     data, _ = formatters.DisplayFormatter().format(figure)
     figure.savefig(tmp_path / "saved.png")
     for png in (data["image/png"], (tmp_path / "saved.png").read_bytes()):
         assert png.startswith(b"\x89PNG")
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
         assert (width, height) == tuple(figure.get_size_inches() * figure.dpi)
-
-
-def test_losses_and_singular_values_are_on_log_scales(result):
-    """They span orders of magnitude; epochs and numbers do not."""
-    for drawn in (plot_article(result).axes[0], plot_article(result).axes[2]):
-        assert (drawn.get_xscale(), drawn.get_yscale()) == ("linear", "log")
 
 
 def test_a_bar_is_never_below_what_is_shown(result):
@@ -117,7 +110,7 @@ def summary(module, shares, norm):
     )  # fmt: skip
 
 
-def test_the_cells_are_shares_in_per_cent():
+def test_each_cell_is_a_share_over_its_number_and_beside_its_name():
     summaries = [summary("a.fc", [0.7, 0.2, 0.1], 2.5), summary("b.fc", [0.9, 0.1], 4.0)]
     norms, picture = plot_adapter(summaries).axes[:2]
     (image,) = picture.get_images()
@@ -125,15 +118,8 @@ def test_the_cells_are_shares_in_per_cent():
     assert image.get_clim() == (0, 100)
     assert [bar.get_width() for bar in norms.patches] == [2.5, 4.0]
     assert [label.get_text() for label in norms.get_yticklabels()] == ["a.fc", "b.fc"]
-
-
-def test_each_cell_stands_over_its_number_and_beside_its_name():
-    """The third singular value of the second layer: in the column 3, in the row of that layer's bar."""
-    summaries = [summary("a.fc", [0.5, 0.5, 0], 1.0), summary("b.fc", [0, 0, 1.0], 2.0)]
-    norms, picture = plot_adapter(summaries).axes[:2]
-    (image,) = picture.get_images()
     left, right, bottom, top = image.get_extent()
-    assert (left, right) == (0.5, 3.5)
+    assert (left, right) == (0.5, 3.5)  # the third singular value stands over 3
     assert (top, bottom) == (-0.5, 1.5)
     assert picture.get_ylim() == norms.get_ylim() == (bottom, top)  # the first layer is above
     assert [bar.get_y() + bar.get_height() / 2 for bar in norms.patches] == [0, 1]

@@ -57,10 +57,9 @@ def interrupted(monkeypatch, at):
 
 def test_it_says_what_the_model_says_with_and_without_adapter(shell):
     assert shell(GREEDY, "the cat") == f"the cat{greedily('the cat')}\n"
-    for dtype in ("float32", "float64"):
-        assert finetune("--dtype", dtype) == 0
-        adapted = attach(Llama.load("model"), load_adapter("a", dtype="float32"))
-        assert shell(GREEDY, "the cat", "--adapter", "a") == f"the cat{greedily('the cat', adapted)}\n"
+    assert finetune("--dtype float64") == 0
+    adapted = attach(Llama.load("model"), load_adapter("a", dtype="float32"))
+    assert shell(GREEDY, "the cat", "--adapter", "a") == f"the cat{greedily('the cat', adapted)}\n"
     assert greedily("the cat", adapted) != greedily("the cat")
 
 
@@ -252,7 +251,7 @@ def test_prompts_are_read_before_the_model_is(shell, monkeypatch):
 
 def test_without_a_model_glassllms_is_taken(shell, monkeypatch):
     pytest.importorskip("glassllm")
-    out = shell("finetune text --save a --steps 2 --batch-size 2 --length 16")
+    out = shell("finetune text --save a --steps 2 --batch-size 2 --length 16 --target-modules q_proj --eval-rows 2")
     assert "glassllm's English model: 852,608 parameters in float32" in out
     assert losses(out)[2] < losses(out)[0]
     assert json.loads(Path("a/adapter_config.json").read_text())["base_model_name_or_path"] is None
@@ -266,7 +265,7 @@ def test_both_commands_compute_where_they_are_told(shell, standin):
     """What lies on another device than the rest is refused, so everything is there."""
     found = {}
     for backend in ("numpy", "cupy"):
-        some = "finetune text --model model --batch-size 4 --length 8 --rank 2 --steps 2"
+        some = "finetune text --model model --batch-size 4 --length 8 --rank 2 --steps 2 --eval-rows 4"
         assert (f", {standin.device}\n" in shell(some, "--save", backend, "--backend", backend)) == (backend == "cupy")
         said = shell(GREEDY, "a cat", "--adapter", backend, "--backend", backend)
         found[backend] = said, load_adapter(backend)

@@ -1,10 +1,8 @@
 """``minilora inspect``."""
 
-import os
+import io
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,18 +10,12 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, load_adapter, save_adapter
 
-ROOT = Path(__file__).parents[2]
-
-
-def drawn(monkeypatch):
-    """Let figures be remembered when they are saved."""
-    figures, real = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or real(self, *a, **k))
-    return figures
+from ..support.command_line import run
 
 
 def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeypatch):
-    figures = drawn(monkeypatch)
+    figures, real = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or real(self, *a, **k))
     head, enc, top, total, _, written = shell(f"inspect {adapter} --plot {tmp_path}/p.png").splitlines()
     loras = load_adapter(adapter)
     norms = {name: np.linalg.norm(lora.delta().astype(float)) for name, lora in loras.items()}
@@ -38,12 +30,11 @@ def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeyp
     assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == ["enc.fc", "head"]
 
 
-def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path):
+def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     save_adapter(tmp_path / "a", {"é.fc": LoRA(np.ones((1, 2)), np.ones((3, 1)), 2.0)})
-    command = [sys.executable, "-m", "minilora", "inspect", str(tmp_path / "a")]
-    done = subprocess.run(command, capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"})
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert b"\\xe9.fc" in done.stdout
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown := io.BytesIO(), encoding="ascii"))
+    assert run(f"inspect {tmp_path}/a") == 0
+    assert b"\\xe9.fc" in shown.getvalue()
 
 
 def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, shell):

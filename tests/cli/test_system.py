@@ -37,7 +37,7 @@ def write(name, *systems):
 def kept(*more):
     """Train on the chats in e.jsonl, and return the system message that is kept with the adapter."""
     some = "finetune e.jsonl --save b --model model --steps 1 --batch-size 2 --rank 2 --lr 0.1 --overwrite"
-    assert run(some, *more) == 0
+    assert run(f"{some} --target-modules q_proj,down_proj", *more) == 0
     return system_message(Path("b"))
 
 
@@ -61,13 +61,14 @@ def test_chats_given_a_message_train_as_those_that_have_it():
     found = []
     for systems, more in ((["sat"] * 4, []), ([None] * 4, ["--system", "sat"]), ([None] * 4, [])):
         write("e.jsonl", *systems)
-        kept("--steps", "3", *more)
+        kept("--steps", "2", *more)
         found.append(load_adapter("b")["model.layers.0.self_attn.q_proj"].lora_B.tobytes())
     assert found[0] == found[1] != found[2]
 
 
 def test_generate_takes_the_kept_message_and_says_so(shell):
     kept("--system", "sat")
+    write("e.jsonl", None, None)
     Path("p.jsonl").write_text('{"prompt": "the cat"}')
     asked = "generate --model model --adapter b --temperature 0 --tokens 9"
     model = attach(Llama.load("model"), load_adapter("b"))
@@ -80,7 +81,7 @@ def test_generate_takes_the_kept_message_and_says_so(shell):
         shell(asked, "e.jsonl", "-o", "out.jsonl", *more)
         assert shell.err == said
         answers = [json.loads(line)["generated"] for line in Path("out.jsonl").read_text().splitlines()]
-        assert answers == [greedily(f"{system}u the {x}.a ", model) for x in "abcd"]
+        assert answers == [greedily(f"{system}u the {x}.a ", model) for x in "ab"]
     for prompt in (["the cat"], ["p.jsonl", "-o", "answer.jsonl"]):  # no chat
         shell(asked, *prompt)
         assert shell.err == ""
