@@ -4,38 +4,34 @@ import re
 
 import pytest
 
-from minilora import Linear, LoRA
+from minilora import LoRA
 from minilora.cli import check
 from minilora.verify import instances
 
-from ..support.command_line import run
 
-
-@pytest.mark.parametrize("cls", [LoRA, pytest.param(Linear, marks=pytest.mark.long)])
-def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, capsys, small_check, cls):
-    right = cls.backward
-
-    def wrong(self, *a, **k):
-        dx, grads = right(self, *a, **k)
-        for grad in grads.values():
-            grad[..., 0] += 1e-9
-        return dx, grads
-
-    monkeypatch.setattr(cls, "backward", wrong)
-    assert run("check") == 1
-    assert "WRONG" in capsys.readouterr().out
-
-
-def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, capsys, small_check):
+def changed_backward(monkeypatch, change):
+    """Let a change of its gradients be in LoRA's backward."""
     right = LoRA.backward
 
-    def unscaled(self, *a, **k):
-        dx, grads = right(self, *a, **k)
-        return dx, grads | {"lora_B": grads["lora_B"] * 0.75}
+    def wrong(self, *given, **options):
+        dx, grads = right(self, *given, **options)
+        return dx, {name: change(name, grad) for name, grad in grads.items()}
 
-    monkeypatch.setattr(LoRA, "backward", unscaled)
-    assert run("check") == 1
-    table, end = capsys.readouterr().out.split("\nThe wrong ones again:\n")
+    monkeypatch.setattr(LoRA, "backward", wrong)
+
+
+def test_check_fails_on_a_gradient_off_by_a_billionth(monkeypatch, shell, small_check):
+    def off(name, grad):
+        grad[..., 0] += 1e-9
+        return grad
+
+    changed_backward(monkeypatch, off)
+    assert "WRONG" in shell("check", code=1)
+
+
+def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, shell, small_check):
+    changed_backward(monkeypatch, lambda name, grad: grad * 0.75 if name == "lora_B" else grad)
+    table, end = shell("check", code=1).split("\nThe wrong ones again:\n")
     wrong = [line for line in table.splitlines() if line.endswith("WRONG")]
     head, *repeated, _, summary = end.splitlines()
     assert head == table.splitlines()[0]
@@ -52,28 +48,11 @@ def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, capsys, small_chec
     assert summary.startswith(f"{len(rows) - len(wrong)} of {len(rows)} gradients agree")
 
 
-@pytest.mark.long
-def test_the_columns_of_check_do_not_touch(small_check, capsys):
-    assert run("check") == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.endswith("ok")]
-    names = [
-        f"{title.split('  ')[0]} {block.name}"
-        for title, found in instances.prove(instances=check.all_instances())
-        for block in found.blocks
-    ]
-    ends = {len(row) for row in rows}
-    assert len(ends) == 1
-    for row, name in zip(rows, names, strict=True):
-        assert row.startswith(f"{name}  ")
-        assert row[max(map(len, names)) + 2 :].startswith("N=")
-
-
-def test_check_prints_what_it_measured(small_check, capsys, monkeypatch):
-    proof = list(instances.prove(instances=check.all_instances()))
-    monkeypatch.setattr(instances, "prove", lambda *arguments: proof)
-    assert run("check") == 0
-    out, err = capsys.readouterr()
-    assert err == ""  # nor does it warn of its own layers
+def test_check_prints_what_it_measured_and_where(small_check, standin, shell, monkeypatch):
+    proof, asked = list(instances.prove(instances=check.all_instances())), []
+    monkeypatch.setattr(instances, "prove", lambda *given: asked.append(given) or proof)
+    out = shell("check")
+    assert shell.err == ""  # nor does it warn of its own layers
     for name in ("Linear x", "LoRA lora_A", "LoRALinear lora_B", "MLP fc1.weight", "mse", "cross_entropy"):
         assert name in out
     assert "residual_form of LoRA " in out
@@ -81,23 +60,13 @@ def test_check_prints_what_it_measured(small_check, capsys, monkeypatch):
     rows = [line for line in out.splitlines() if line.endswith("ok")]
     assert f"{len(rows)} of {len(rows)} gradients agree" in out
     assert "WRONG" not in out
-    blocks = [block for _, report in proof for block in report.blocks]
-    assert len({block.allowed for block in blocks}) > 1
-    for row, block in zip(rows, blocks, strict=True):
+    blocks = [(f"{title.split('  ')[0]} {block.name}", block) for title, report in proof for block in report.blocks]
+    assert len({block.allowed for _, block in blocks}) > 1
+    assert len({*map(len, rows)}) == 1
+    for row, (name, block) in zip(rows, blocks, strict=True):
+        assert row.startswith(f"{name}  ")  # the columns do not touch
+        assert row[max(len(name) for name, _ in blocks) + 2 :].startswith("N=")
         assert row.endswith(f"{block.checked}{block.error:10.1e}{block.allowed:10.1e}  ok")
-
-
-@pytest.mark.long
-def test_check_says_where_it_computed(small_check, standin, capsys):
-    assert run("check", "--backend", "cupy") == 0
-    assert capsys.readouterr().out.endswith(f"(complex step, float64, {standin.device})\n")
+    assert shell("check --backend cupy --seed 3").endswith(f"(complex step, float64, {standin.device})\n")
     assert standin.device != "CPU"
-
-
-@pytest.mark.long
-def test_check_takes_a_seed(small_check, capsys):
-    outputs = []
-    for seed in ("0", "1"):
-        assert run("check", "--seed", seed) == 0
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] != outputs[1]
+    assert [(backend.name, seed) for backend, seed, _ in asked] == [("numpy", 0), ("cupy", 3)]

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 
 from minilora import cli
@@ -15,6 +16,7 @@ from minilora.conformance.checking import child
 from minilora.conformance.problems.tolerance import UNIT
 from minilora.conformance.report import Report
 
+from ..audit.adapters import config, factors, gguf, mlx, paths, peft
 from ..conformance.implementations import OURS, implementation
 from ..conformance.situations import SITUATIONS, build
 
@@ -34,7 +36,9 @@ def inside(world, monkeypatch):
     return world
 
 
-@pytest.mark.parametrize(("name", "status"), [("forward_alone", 0), ("not_divided", 1)])
+@pytest.mark.parametrize(
+    ("name", "status"), [pytest.param("forward_alone", 0, marks=pytest.mark.long), ("not_divided", 1)]
+)
 def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd, name, status):
     assert cli.main(["conformance", f"my_lora.py:{name}", "--json", str(tmp_path / "found.json")]) == status
     out, err = capfd.readouterr()
@@ -77,22 +81,21 @@ def test_a_report_may_lie_beside_results_and_replace_itself(inside, monkeypatch)
         assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0
 
 
-@pytest.mark.parametrize("text", ["dear diary", '{"diary": 1}', '["format", "verdict"]'])
-def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, shell, text):
-    (tmp_path / "found").write_text(text)
-    said = f"--json {str(tmp_path / 'found')!r} is there already and has no report"
-    assert said in shell.refused(*SITUATIONS["audit-no-model"], "--json", tmp_path / "found")
-    assert (tmp_path / "found").read_text() == text
-
-
-@pytest.mark.skipif(os.name != "posix", reason="pipes in a folder are POSIX's")
-@pytest.mark.parametrize("kind", ["pipe", "link"])
-def test_a_report_goes_into_a_regular_file_alone(inside, tmp_path, shell, kind):
-    (tmp_path / "other").write_text("x")
-    os.mkfifo(tmp_path / "found") if kind == "pipe" else os.symlink("other", tmp_path / "found")
-    said = shell.refused(*SITUATIONS["audit-no-model"], "--json", tmp_path / "found")
-    assert said.endswith("expected a regular file or a new name")
-    assert (tmp_path / "other").read_text() == "x"
+@pytest.mark.parametrize("there", ["dear diary", '{"diary": 1}', '["format", "verdict"]', "a pipe", "a link"])
+def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, shell, there):
+    found, other = tmp_path / "found", tmp_path / "other"
+    other.write_text("x")
+    if there == "a pipe" and os.name != "posix":
+        pytest.skip("pipes in a folder are POSIX's")
+    makers = {"a pipe": os.mkfifo, "a link": lambda path: path.symlink_to("other")}
+    makers.get(there, lambda path: path.write_text(there))(found)
+    said = shell.refused(*SITUATIONS["audit-no-model"], "--json", found)
+    if there in makers:
+        assert said.endswith("expected a regular file or a new name")
+        assert other.read_text() == "x"
+    else:
+        assert said.startswith(f"--json {str(found)!r} is there already and has no report")
+        assert found.read_text() == there
 
 
 def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
@@ -136,3 +139,53 @@ def test_what_makes_no_sense_is_refused_before_the_work(inside, shell, monkeypat
 def test_the_commands_know_every_precision_and_the_child_s_limit():
     assert set(judge.DTYPES) == set(UNIT)
     assert judge.TIMEOUT == child.TIMEOUT == 20
+
+
+# --- an audit of what cannot be looked at ---
+
+OTHERS = {
+    "hada_w1_a": "LoHa", "lokr_w1": "LoKr", "oft_blocks": "OFT", "oft_diag": "OFT", "boft_R": "BOFT",
+    "lora_mid.weight": "LoCon in three factors", "a1.weight": "GLoRA", "glora_a1": "GLoRA", "on_input": "IA3",
+}  # fmt: skip
+
+
+def full(tensors):
+    """A full fine-tuning's weights in place of the factors."""
+    return {name.replace("lora_a", "weight"): array for name, array in tensors.items() if "lora_a" in name}
+
+
+def pickled(place):
+    """A folder in which a pickle lies, which is not opened."""
+    folder = peft(place / "a", factors(paths("q_proj")), config("q_proj"))
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda t: t / "nothing", "No such file or directory"),
+        (lambda t: (t / "a.bin", (t / "a.bin").write_bytes(b"x"))[0], "a pickle, which can run code"),
+        (lambda t: (t / "a.safetensors", (t / "a.safetensors").write_bytes(b"x" * 20))[0], "header too large"),
+        (lambda t: (t / "e", (t / "e").mkdir())[0], "expected adapter_model.safetensors, adapters.safetensors, or one"),
+        (lambda t: peft(t / "i", factors(paths("q_proj")), config("q_proj", peft_type="IA3")), "peft_type is 'IA3'"),
+        *((lambda t, n=n: peft(t / "l", {f"lora_unet_x.{n}": np.ones((2, 8))}, None), f".{n}' is of {kind}, which is")
+          for n, kind in OTHERS.items()),
+        (lambda t: mlx(t / "m", paths("q_proj"), fine_tune_type="full"), "fine_tune_type is 'full', which is no LoRA"),
+        (lambda t: mlx(t / "m", paths("q_proj"), change=full, fine_tune_type="full"), "fine_tune_type is 'full'"),
+        (lambda t: gguf(t / "m.gguf", paths("q_proj"), kind="model"), "general.type is 'model', expected 'adapter'"),
+        (lambda t: peft(t / "p", factors(paths("q_proj")), config(target_parameters=["a"] * 2000)), "2,000 entries"),
+        (lambda t: peft(t / "y", factors(paths("q_proj")), config(layers_to_transform=[1] * 2000)), "2,000 entries"),
+        (lambda t: mlx(t / "m", paths("q_proj"), lora_parameters={"keys": ["a"] * 2000}), "keys has 2,000 entries"),
+        (lambda t: peft(t / "n", {f"{'x' * 2000}.lora_A.weight": np.ones((2, 8))}, None), "letters"),
+        (pickled, "a pickle"),
+        (lambda t: peft(t / "k", factors(paths("q_proj")), config(modules_to_save=["a"] * 2000)), "2,000 entries"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_looked_at_ends_with_2(tmp_path, shell, make, message):
+    assert message in shell.refused("audit", make(tmp_path))
+
+
+def test_names_that_steer_a_terminal_are_escaped(tmp_path, shell):
+    tensors = {name.replace("q_proj", "q\x1b[2Jproj"): array for name, array in factors(paths("q_proj")).items()}
+    assert "\x1b" not in shell("audit", peft(tmp_path / "a", tensors, config("q_proj")), code=1)
