@@ -33,7 +33,7 @@ from minilora.optim import Adam, Schedule
 from minilora.training import History, Passes
 from minilora.variants.dropout import with_dropout
 
-from ..support.command_line import FINETUNE, QUICK, losses, overfitting, rows, run, weights
+from ..support.command_line import FINETUNE, QUICK, losses, rows, run, weights
 from ..support.disk import contents
 from ..support.language import TEXT, greedily, ids_of, tiny_llama
 from ..support.sample import one_in
@@ -295,28 +295,19 @@ def test_an_adapter_is_not_replaced_unless_it_may_be(shell, monkeypatch):
     assert weights() in before.values()
 
 
-@pytest.mark.long
-def test_the_step_of_the_least_held_out_loss_is_saved(shell):
-    some = overfitting()
-    out = shell(FINETUNE, *some, "--keep-best")
-    shown = losses(out)
-    best = min(shown, key=shown.get)
-    assert 0 < best < 61
-    assert f"the adapter is that of step {best}, the one with the least held-out loss: {shown[best]:.3f}" in out
-    kept = weights()
-    shell(FINETUNE, *some, "--steps", best)
-    assert weights() == kept
-    shell(FINETUNE, *some)
-    assert weights() != kept
-
-
-def test_the_step_before_the_first_is_never_the_best(shell, monkeypatch):
+def test_the_step_of_the_least_held_out_loss_is_saved(shell, monkeypatch):
+    """The step before the first is never the best."""
     measured = iter([1.0, 2.0, 3.0])
-    monkeypatch.setattr(Step, "evaluate", lambda *a: next(measured))
     said = (
         "the adapter is that of step 1, the one with the least held-out loss: 2.000; before the training it was 1.000"
     )
-    assert said in shell(f"{QUICK} --steps 2 --eval-every 1 --keep-best")
+    with monkeypatch.context() as patched:
+        patched.setattr(Step, "evaluate", lambda *a: next(measured))
+        assert said in shell(f"{QUICK} --steps 2 --eval-every 1 --keep-best")
+    kept = weights()
+    for steps in (1, 2):
+        shell(QUICK, "--steps", steps)
+        assert (weights() == kept) == (steps == 1)
 
 
 BEST = [
@@ -375,11 +366,13 @@ def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):
     assert out.replace("\n", "").isprintable()
 
 
-def test_the_figure_has_every_step_also_after_a_stop(monkeypatch, pictures):
+def test_figure_and_log_have_every_step_also_after_a_stop(shell, monkeypatch, pictures):
     drawn = []
     monkeypatch.setattr("minilora.cli.figures.plot_learning", lambda *a: drawn.append(a) or plot_learning(*a))
-    for asked in ("--plot p.svg", "--checkpoint c --steps 2", "--checkpoint c --plot p.svg"):
-        assert run(f"{QUICK} --steps 8 --log-every 5 --eval-every 5 {asked}") == 0
+    typed = f"{QUICK} --steps 8 --log-every 5 --eval-every 5"
+    shown = rows(shell(f"{typed} --plot p.svg --log whole"))
+    for asked in ("--steps 2", "--plot p.svg"):
+        shell(f"{typed} --checkpoint c --log log {asked}")
     (table, each), again = drawn
     assert pictures == ["svg", "svg"]
     assert [step for step, _ in each] == [*range(1, 9)]
@@ -387,25 +380,12 @@ def test_the_figure_has_every_step_also_after_a_stop(monkeypatch, pictures):
     assert np.mean([loss for _, loss in each[:5]]) == pytest.approx(table[1][1], rel=1e-12)
     assert np.mean([loss for _, loss in each[5:]]) == pytest.approx(table[2][1], rel=1e-12)
     np.testing.assert_array_equal(plot_learning(table, each).axes[0].lines[0].get_xydata(), each)
-
-
-@pytest.mark.long
-def test_the_log_has_each_step_and_each_measurement(shell):
-    def logged(*asked):
-        out = shell(f"{FINETUNE} --steps 30 --log", *asked)
-        return rows(out), [json.loads(line) for line in Path(asked[0]).read_text().splitlines()]
-
-    shown, lines = logged("l.jsonl", "--steps", "23", "--checkpoint", "c")
-    assert [line["step"] for line in lines] == [*range(24)]
-    for name in ("training_loss", "grad_norm"):
-        assert [name in line for line in lines] == [False, *[True] * 23]
-    assert {line["step"]: line["held_out_loss"] for line in lines if "held_out_loss" in line} == pytest.approx(
-        {step: held_out for step, _, held_out in shown}, abs=6e-4
-    )
-    (_, resumed), (_, whole) = logged("l.jsonl", "--checkpoint", "c"), logged("whole.jsonl")
-    assert [line["step"] for line in resumed] == [*range(31)]
-    assert resumed[:23] == lines[:23]
-    for name in ("training_loss", "grad_norm"):
+    whole, resumed = ([json.loads(line) for line in Path(name).read_text().splitlines()] for name in ("whole", "log"))
+    assert [line["step"] for line in whole] == [*range(9)]
+    measured = {line["step"]: line["held_out_loss"] for line in whole if "held_out_loss" in line}
+    assert measured == pytest.approx({step: held_out for step, _, held_out in shown}, abs=6e-4)
+    for name in ("step", "training_loss", "grad_norm"):
+        assert [name in line for line in whole[1:]] == [True] * 8
         assert [line.get(name) for line in resumed] == [line.get(name) for line in whole]
 
 

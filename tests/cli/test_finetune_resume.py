@@ -11,19 +11,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import Adam, History, Linear, Llama, adapt, load_adapter, save_adapter, train
+from minilora import Adam, Linear, Llama, adapt, load_adapter, save_adapter, train
 from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language.finetune import Step
 from minilora.language.recipe import Recipe
 from minilora.language.resume import BestStep, asked, digest, digest_of_adapter
-from minilora.training import TrainingState
 
 from ..audit.adapters import model
 from ..support.adapter_folder import change_json
@@ -476,14 +474,3 @@ def test_nothing_is_kept_beside_where_nobody_asks(tmp_path):
     trained(tmp_path / "c", 2, [1.0, 5.0], keeper=lambda checkpoint: checkpoint)
     assert not read_checkpoint(tmp_path / "c").arrays["best"]
     assert not any(name.startswith("best.") for name in load_file(tmp_path / "c"))
-
-
-def test_what_is_noted_is_a_copy():
-    model = Linear.init(3, 2, rng=np.random.default_rng(0), dtype="float64")
-    optimizer = Adam(model.trainable())
-    best = BestStep(SimpleNamespace(best={}, keep=lambda state: None))
-    state = TrainingState(model, optimizer, np.random.default_rng(0), History([1], [1.0]), 1)
-    best.keep(state)
-    before = model.weight.copy()
-    model.weight += 1
-    np.testing.assert_array_equal(best.params["weight"], before)

@@ -4,7 +4,6 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from minilora import cli
@@ -55,13 +54,6 @@ def finetune(line="", *more):
 def weights(name="a"):
     """Return the bytes of the numbers of an adapter."""
     return Path(name, "adapter_model.safetensors").read_bytes()
-
-
-def overfitting():
-    """Return options under which the held-out loss falls, then rises: the letters of the text, in no order."""
-    letters = list(Path("text").read_text(encoding="utf-8")[:400])
-    Path("shuffled").write_text("".join(np.random.default_rng(0).permutation(letters)), encoding="utf-8")
-    return ["--valid", "shuffled", "--steps", "61", "--eval-every", "20"]
 
 
 def losses(out):
