@@ -48,12 +48,9 @@ def test_our_timed_step_is_the_step_of_train(kind):
         np.testing.assert_array_equal(timed.trainable()[name], p)
 
 
-def test_ratios_are_taken_within_a_lap_and_against_the_best():
+def test_ratios_are_within_a_lap_of_those_that_take_turns():
     times = {"a": [1.0, 10.0, 1.0], "b": [2.0, 20.0, 2.0], "slow": [9.0, 9.0, 9.0]}
     assert timing.ratio(times, "a", ["b", "slow", "absent"]) == 0.5
-
-
-def test_everyone_gets_the_same_number_of_laps():
     seen = []
     times = timing.laps({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 2)
     assert {name: len(laps) for name, laps in times.items()} == {"a": 2, "b": 2}
@@ -97,24 +94,19 @@ def test_growth_finds_a_known_exponent(monkeypatch):
     assert "1.50" in benchmark_layer.sizes_table({"batch": {"full: minilora": found}})
 
 
-BARS = [{"what": "a step", "ratio": 0.9, "bound": 1.0}, {"what": "another", "ratio": 1.2, "bound": 1.0}]
-
-
-@pytest.mark.parametrize(("others", "judged"), [(None, True), (0.0, True), (0.25, True), (0.26, False), (3.0, False)])
-def test_ratios_beside_busy_neighbours_are_not_judged(others, judged):
-    busy = timing.too_busy({"cpu": "x", "cores": 2, "others": others})
-    table = timing.bars_table(BARS, busy)
-    assert ("not met" in table) is judged
-    assert ("not judged: other processes computed on" in table) is not judged
-    assert f"{1.2:9.3f}" in table
-
-
-def test_the_load_is_what_others_computed_a_second(monkeypatch):
-    """Of three seconds in which all other processes together computed for four and a half."""
+def test_ratios_beside_busy_neighbours_are_not_judged(monkeypatch):
+    """Of three seconds in which all other processes together computed for four and a half, 1.5 cores were others'."""
     clock, spent = iter([10.0, 13.0]), iter([100.0, 104.5])
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(timing.Load, "_others", staticmethod(lambda: next(spent)))
-    assert timing.Load().others() == pytest.approx(1.5)
+    with monkeypatch.context() as patched:
+        patched.setattr(timing.time, "perf_counter", lambda: next(clock))
+        patched.setattr(timing.Load, "_others", staticmethod(lambda: next(spent)))
+        assert timing.Load().others() == pytest.approx(1.5)
+    bars = [{"what": "a step", "ratio": 0.9, "bound": 1.0}, {"what": "another", "ratio": 1.2, "bound": 1.0}]
+    for others, judged in ((None, True), (0.0, True), (0.25, True), (0.26, False), (3.0, False)):
+        table = timing.bars_table(bars, timing.too_busy({"cpu": "x", "cores": 2, "others": others}))
+        assert ("not met" in table) is judged
+        assert ("not judged: other processes computed on" in table) is not judged
+        assert f"{1.2:9.3f}" in table
 
 
 def test_each_kind_of_step_has_a_floor():
