@@ -114,7 +114,7 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
         return None if name is None else file.tensors.read(name).astype(dtype)
 
     llamas = "GGUF" in file.format and file.tensors.notes.get(ARCHITECTURE) == "llama"
-    modules = {}
+    modules, own = {}, {}  # by its path in the file, a module's path in the model
     for path, module in file.modules.items():
         A, B = (np.asarray(read(module.parts[part])) for part in "AB")
         if module.kind != "experts":  # whose formulas take the factors as they are packed
@@ -123,9 +123,9 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
             B = halves_from_interleaved(B, head_dim)
         magnitude, bias = read(module.parts.get("magnitude")), read(module.parts.get("bias"))
         known = path in arrays or f"{path}.weight" in arrays or OF_ONE_EXPERT.search(path) is not None
-        own = path if known else places[path]
+        own[path] = path if known else places[path]
         trained = read(file.saved.get(f"{path}.bias"))
-        modules[own] = AdapterModule(A, B, bias, None if magnitude is None else magnitude.ravel(), trained)
+        modules[own[path]] = AdapterModule(A, B, bias, None if magnitude is None else magnitude.ravel(), trained)
         for part in (A, B):
             if not np.isfinite(part).all():
                 raise FileRefused(file.path, f"{short(path)} holds NaN or infinity: see `minilora audit`")
@@ -138,21 +138,16 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
         if array.shape != arrays[f"{path}.weight"].shape:
             raise FileRefused(file.path, f"{short(path)} has another shape than the model's: see `minilora audit`")
     types = {file.tensors.dtypes[module.parts["A"]] for module in file.modules.values()}
-    return Given(_config(file), modules, {}, saved, stored=types.pop() if len(types) == 1 else "")
+    return Given(_config(file, own), modules, {}, saved, stored=types.pop() if len(types) == 1 else "")
 
 
-def _config(file: AdapterFile) -> dict[str, Any]:
+def _config(file: AdapterFile, own: dict[str, str]) -> dict[str, Any]:
     """Return PEFT's configuration of the adapter; of another format one that gives the same scalings."""
     if file.config is not None and file.is_peft:
-        usual = {
-            "r": 8,
-            "lora_alpha": 8,
-            "rank_pattern": {},
-            "alpha_pattern": {},
-        }  # where a key is null; an alpha can be 0
+        usual = {"r": 8, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}}  # of a null; an alpha can be 0
         return {**file.config, **{key: file.get(key, value) for key, value in usual.items()}}
-    ranks = {path: module.rank_in_file or 1 for path, module in file.modules.items()}
-    alphas = {path: (module.scaling or 0.0) * ranks[path] for path, module in file.modules.items()}
+    ranks = {own[path]: module.rank_in_file or 1 for path, module in file.modules.items()}
+    alphas = {own[path]: (module.scaling or 0.0) * ranks[own[path]] for path, module in file.modules.items()}
     rank, alpha = next(iter(ranks.values()), 1), next(iter(alphas.values()), 1.0)
     return {
         "r": rank, "lora_alpha": alpha, "use_rslora": False,
