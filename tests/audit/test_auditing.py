@@ -1,6 +1,6 @@
 """Right adapters, none of which may be called wrong, and broken ones, each of which gets its name, and no other.
 
-What is said of each stands in `findings.json`. ``python -m pytest tests/audit/test_auditing.py --approve`` writes it
+What is said of each stands in `auditing.json`. ``python -m pytest tests/audit/test_auditing.py --approve`` writes it
 anew: look at the difference then.
 """
 
@@ -469,22 +469,15 @@ def base(tmp_path_factory):
     return model(tmp_path_factory.mktemp("base") / "m")
 
 
-FINDINGS = Path(__file__).parent / "findings.json"
-
-
-@pytest.fixture(scope="module")
-def approved(request):
-    """Return what is approved of an adapter that this is said of."""
-    anew = request.config.getoption("approve")
-    found = {} if anew else json.loads(FINDINGS.read_text(encoding="utf-8"))
-    yield found.setdefault if anew else lambda what, said: found.get(what)
-    if anew:
-        FINDINGS.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-
-
 def said_of(report):
-    """What the file is, and all findings."""
+    """What the file is, all findings, which modules there are, and how many of each kind."""
     said = [report.text or report.lines[0], *(f"{f.level}: {f.text} [{f.code}]" for f in report.findings)]
+    known = [
+        " ".join(str(m[key]) for key in ("kind", "shape", "rank", "alpha", "scaling"))
+        for m in report.details["modules"]
+    ]
+    kinds = [f"{kind.name} {kind.adapted} of {kind.total}" for kind in report.kinds if kind.adapted]
+    said += [", ".join(dict.fromkeys(known)), ", ".join(kinds)]
     return [text.replace(str(report.adapter.path.parent), "~") for text in said]
 
 
@@ -763,7 +756,8 @@ def test_a_broken_adapter_is_named(what, look, approved):
 
 
 def test_every_approved_finding_is_of_an_adapter():
-    assert json.loads(FINDINGS.read_text(encoding="utf-8")).keys() == RIGHT.keys() ^ BROKEN.keys()
+    found = json.loads((Path(__file__).parent / "auditing.json").read_text(encoding="utf-8"))
+    assert found.keys() == RIGHT.keys() ^ BROKEN.keys()
 
 
 @pytest.mark.parametrize("what", ["a compiled model's names", "names of FSDP"])

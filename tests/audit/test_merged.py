@@ -1,4 +1,8 @@
-"""`audit --merged`: right merges by each road, and broken ones, each of which gets its name in the first line."""
+"""`audit --merged`: right merges by each road, and broken ones, each of which gets its name in the first line.
+
+What is said of the broken ones stands in `merged.json`. ``python -m pytest -m 'not full' tests/audit --approve`` writes
+it anew: look at the difference then.
+"""
 
 import json
 import os
@@ -213,103 +217,52 @@ def first_rows(path, delta):
 
 
 BROKEN = {
-    "the base": (lambda w: w.arrays, "not merged, equal to the base: all 8 modules [not-merged]"),
-    "half of the layers": (
-        lambda w: w.merged(lambda path, d: d * (".0." in path)),
-        "not merged, equal to the base: layer 1 (4 of 8 modules); merged rightly: layer 0",
-    ),
-    "attention alone": (
-        lambda w: w.merged(lambda path, d: d * ("self_attn" in path)),
-        "not merged, equal to the base: gate_proj and up_proj (4 of 8 modules); merged rightly: k_proj and q_proj",
-    ),
-    "twice at once": (lambda w: w.merged(lambda _, d: 2 * d), "merged by the factor 2 (twice): all 8 modules"),
-    "alpha": (lambda w: w.merged(lambda _, d: R * d), "merged by the factor 8 (alpha in the place of alpha / r)"),
-    "without the scaling": (
-        lambda w: w.merged(lambda _, d: d / SCALING),
-        "merged by the factor 0.333 (without the scaling, or with alpha 8, which is PEFT's own default): all 8 modules",
-    ),
-    "subtracted": (lambda w: w.merged(lambda _, d: -d), "merged by the factor -1 (subtracted in the place of added)"),
-    "another strength": (lambda w: w.merged(lambda _, d: 0.7 * d), "merged by the factor 0."),
-    "transposed": (
-        lambda w: w.merged(lambda _, d: d.T if len(d) == d.shape[1] else d),
-        "the change is transposed: k_proj and q_proj (4 of 8 modules)",
-    ),
-    "q and k": (exchanged("q_proj", "k_proj"), "not its own change: k_proj with that of q_proj, q_proj with that of k"),
-    "q and k, subtracted": (q_and_k_subtracted, "not its own change: k_proj with that of q_proj, -1 times"),
-    "gate and up": (exchanged("gate_proj", "up_proj"), "not its own change: gate_proj with that of up_proj, up_proj w"),
-    "the next layer": (
-        exchanged(".0.", ".1."),
-        "not its own change: layer 0 with that of the layer above, layer 1 with that of the layer below",
-    ),
-    "another base": (another_base, "merged over another base: 3 of 3 tensors without an adapter differ"),
-    "the base in four bits": (over_four_bits, "merged over the base in NF4"),
-    "another adapter": (
-        lambda w: w.merged(lambda path, d: noise(len(path), d)), "changed by something else: by"
-    ),
-    "more than the adapter": (
-        lambda w: w.merged(lambda path, d: d + noise(len(path), d, 0.3)),
-        "changed by more than the adapter: the change is",
-    ),
-    "half of the rows": (lambda w: w.merged(first_rows), "merged in some rows alone, 50% of what should change is"),
-    "half of the columns": (
-        lambda w: w.merged(lambda path, d: first_rows(path, d.T).T), "merged in part alone, 50% of what should change"
-    ),
-    "a quarter": (
-        lambda w: w.merged(lambda path, d: first_rows(path, first_rows(path, d).T).T),
-        "merged in part alone, 75% of what should change is",
-    ),
-    "a head is another": (
-        at("lm_head.weight", lambda x: 2 * x),
-        "changed, though no adapter stands there, by 100.0% of their size: 'lm_head.weight' [changed]",
-    ),
-    "a norm is missing": (
-        lambda w: {name: x for name, x in w.merged().items() if name != "model.norm.weight"},
-        "missing in the merged model: 'model.norm.weight' [missing]",
-    ),
-    "a module is missing": (
-        lambda w: {name: x for name, x in w.merged().items() if name != f"{UP0}.weight"},
-        f"missing in the merged model: '{UP0}' (1 of 8 modules)",
-    ),
-    "not a number": (at(f"{Q0}.weight", lambda x: x * np.nan), f"NaN or infinity: '{Q0}' (1 of 8 modules)"),
-    "another shape": (at(f"{Q0}.weight", lambda x: x[:, :-1]), "another shape, 1 of 64 x 64 and 1 of 64 x 63: "),
-    "names of a wrapped model": (
-        lambda w: {f"{PREFIX}{name}": array for name, array in w.merged().items()},
-        "the names in the merged model begin with 'base_model.model.', and transformers passes over such",
-    ),
-    "the factors beside": (beside, "not merged: "),
-}  # fmt: skip
-
-
-FLAGS = {
-    "not-merged": ("the base", "half of the layers", "attention alone"),
-    "factor": ("twice at once", "alpha", "without the scaling", "subtracted", "another strength"),
-    "transposed": ("transposed",),
-    "another-change": ("q and k", "q and k, subtracted", "gate and up", "the next layer"),
-    "other-base": ("another base",),
-    "over-four-bits": ("the base in four bits",),
-    "other-weights": ("another adapter", "more than the adapter"),
-    "in-part": ("half of the rows", "half of the columns", "a quarter"),
-    "changed": ("a head is another",),
-    "missing": ("a norm is missing", "a module is missing"),
-    "not-finite": ("not a number",),
-    "other-shape": ("another shape",),
-    "prefix-not-loaded": ("names of a wrapped model",),
-    "factors-beside": ("the factors beside",),
+    "the base": (lambda w: w.arrays, "not-merged"),
+    "half of the layers": (lambda w: w.merged(lambda path, d: d * (".0." in path)), "not-merged"),
+    "attention alone": (lambda w: w.merged(lambda path, d: d * ("self_attn" in path)), "not-merged"),
+    "twice at once": (lambda w: w.merged(lambda _, d: 2 * d), "factor"),
+    "alpha": (lambda w: w.merged(lambda _, d: R * d), "factor"),
+    "without the scaling": (lambda w: w.merged(lambda _, d: d / SCALING), "factor"),
+    "subtracted": (lambda w: w.merged(lambda _, d: -d), "factor"),
+    "another strength": (lambda w: w.merged(lambda _, d: 0.7 * d), "factor"),
+    "transposed": (lambda w: w.merged(lambda _, d: d.T if len(d) == d.shape[1] else d), "transposed"),
+    "q and k": (exchanged("q_proj", "k_proj"), "another-change"),
+    "q and k, subtracted": (q_and_k_subtracted, "another-change"),
+    "gate and up": (exchanged("gate_proj", "up_proj"), "another-change"),
+    "the next layer": (exchanged(".0.", ".1."), "another-change"),
+    "another base": (another_base, "other-base"),
+    "the base in four bits": (over_four_bits, "over-four-bits"),
+    "another adapter": (lambda w: w.merged(lambda path, d: noise(len(path), d)), "other-weights"),
+    "more than the adapter": (lambda w: w.merged(lambda path, d: d + noise(len(path), d, 0.3)), "other-weights"),
+    "half of the rows": (lambda w: w.merged(first_rows), "in-part"),
+    "half of the columns": (lambda w: w.merged(lambda path, d: first_rows(path, d.T).T), "in-part"),
+    "a quarter": (lambda w: w.merged(lambda path, d: first_rows(path, first_rows(path, d).T).T), "in-part"),
+    "a head is another": (at("lm_head.weight", lambda x: 2 * x), "changed"),
+    "a norm is missing": (lambda w: adapters.without(w.merged(), "model.norm.weight"), "missing"),
+    "a module is missing": (lambda w: adapters.without(w.merged(), f"{UP0}.weight"), "missing"),
+    "not a number": (at(f"{Q0}.weight", lambda x: x * np.nan), "not-finite"),
+    "another shape": (at(f"{Q0}.weight", lambda x: x[:, :-1]), "other-shape"),
+    "names of a wrapped model": (lambda w: {PREFIX + name: x for name, x in w.merged().items()}, "prefix-not-loaded"),
+    "the factors beside": (beside, "factors-beside"),
 }
-"""What programs are told of each."""
-
 ALIKE = ("half of the layers", "another strength", "q and k", "gate and up", "half of the rows")
 """What is found as others are."""
 
 
+def said_of(report):
+    """What is wrong in full, or the first line, and what became of modules and other tensors."""
+    return [*([f"{one.says} [{one.flag}]" for one in report.found] or [report.first_line]), *report.lines[:2]]
+
+
 @of_each_type
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in ALIKE)) for n in BROKEN])
-def test_a_broken_merge_is_named_in_the_first_line(tmp_path, dtype, name):
-    world, (make, said) = World(tmp_path, dtype, layers=2), BROKEN[name]
-    report, flag = world.judged(make(world)), next(flag for flag, names in FLAGS.items() if name in names)
+def test_a_broken_merge_is_named_in_the_first_line(tmp_path, dtype, name, approved):
+    world, (make, flag) = World(tmp_path, dtype, layers=2), BROKEN[name]
+    report = world.judged(make(world))
     assert report.status == 1
-    assert report.first_line.startswith(f"merged: WRONG: {said}")
+    assert report.first_line.startswith("merged: WRONG: ")
     assert report.first_line.endswith(f"[{flag}]")
+    assert approved(f"{name}, {np.dtype(dtype).name}", said_of(report)) == said_of(report)
 
 
 @pytest.mark.parametrize("half", ["BF16", "F16"])
@@ -568,25 +521,17 @@ def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
 
 
 DORA = {
-    "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, "RIGHT: merged rightly (4 of 4 modules", ""),
-    "as LoRA": (
-        lambda W, V, m: V.T, "WRONG: merged as LoRA, without DoRA's magnitude: all 4 modules", "without-magnitude"
-    ),
-    "the base's lengths": (
-        lambda W, V, m: m / np.linalg.norm(W, axis=1) * V.T,
-        "WRONG: DoRA's gain is by the lengths of the base, not of the sum: all 4 modules", "lengths-of-base"
-    ),
-    "no change": (
-        lambda W, V, m: m / np.linalg.norm(W, axis=1) * W.T,
-        "WRONG: DoRA's magnitude is there without the change: all 4 modules", "magnitude-alone"
-    ),
-}  # fmt: skip
+    "right": (lambda W, V, m: m / np.linalg.norm(V, axis=1) * V.T, ""),
+    "as LoRA": (lambda W, V, m: V.T, "without-magnitude"),
+    "the base's lengths": (lambda W, V, m: m / np.linalg.norm(W, axis=1) * V.T, "lengths-of-base"),
+    "no change": (lambda W, V, m: m / np.linalg.norm(W, axis=1) * W.T, "magnitude-alone"),
+}
 
 
 @of_each_type
 @pytest.mark.parametrize("name", DORA)
-def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
-    make, said, flag = DORA[name]
+def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name, approved):
+    make, flag = DORA[name]
     rng, arrays, magnitudes = np.random.default_rng(2), dict(world.arrays), {}
     for path, delta in world.changes.items():
         W = world.arrays[f"{path}.weight"].astype("f8")
@@ -597,9 +542,9 @@ def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name):
             arrays[f"{path}.weight"][0, 0] = 1  # one number of thousands hides no mistake
     settings = config(*LAST, r=R, lora_alpha=R * SCALING, use_dora=True)
     world.adapter = peft(tmp_path / "dora", world.factors | magnitudes, settings)
-    line = world.judged(arrays).first_line
-    assert said in line
-    assert name == "right" or line.endswith(f"[{flag}]")
+    report = world.judged(arrays)
+    assert [one.flag for one in report.found] == ([flag] if flag else [])
+    assert approved(f"{name}, {np.dtype(world.dtype).name}", said_of(report)) == said_of(report)
 
 
 @pytest.mark.parametrize("block", [1 << 17, 5 * N])

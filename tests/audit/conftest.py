@@ -1,0 +1,16 @@
+"""What is said of an adapter, as it was approved: in a file beside the tests that ask."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def approved(request):
+    """Return what is approved, by a name and what is said now, which --approve takes for approved."""
+    file = request.path.with_name(f"{request.path.stem.removeprefix('test_')}.json")
+    anew = request.config.getoption("approve")
+    texts = {} if anew else json.loads(file.read_text(encoding="utf-8"))
+    yield texts.setdefault if anew else lambda name, said: texts.get(name)
+    if anew:
+        file.write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
