@@ -1,35 +1,10 @@
 """What article-run.md asserts and shows; the names are the page's own."""
 
-from pages import picture, printed, recording, shown
+from types import SimpleNamespace
 
-# %% The article, run
-
-with printed("article-run-1"):
-    from types import SimpleNamespace
-
-    import numpy as np
-
-    found = recording("article-run")
-    histories = {
-        f"{name}_history": SimpleNamespace(epochs=found["epochs"], losses=losses)
-        for name, losses in found["losses"].items()
-    }
-    result = SimpleNamespace(  # its parts are named as in `article.ArticleResult`
-        settings=found["settings"],
-        parameters=found["parameters"],
-        shifted_loss=found["shifted"],
-        merged_loss=found["merged"],
-        adapter=SimpleNamespace(rank=1),
-        corner=np.array(found["corner"]),
-        between=found["between"],
-        **histories,
-    )
-    print(result.settings)
-    assert result.parameters == {"base": 1_001_000, "adapter": 2001}
-
-# %% 2. Train a full layer on it
-
+import numpy as np
 import pictures
+from pages import picture, recording, says, shown
 
 from minilora.article import (
     ARTICLE_BASE_LOSSES,
@@ -38,6 +13,17 @@ from minilora.article import (
     ARTICLE_MERGED_LOSS,
     ARTICLE_SHIFTED_LOSS,
 )
+from minilora.cli import figures
+
+found = recording("article-run")
+base, lora = (SimpleNamespace(epochs=found["epochs"], losses=found["losses"][name]) for name in ("base", "lora"))
+
+# %% The article, run
+
+says(found["settings"])
+assert found["parameters"] == {"base": 1_001_000, "adapter": 2001}
+
+# %% 2. Train a full layer on it
 
 
 def beside(history, theirs):
@@ -47,25 +33,21 @@ def beside(history, theirs):
 
 
 # Another random generator draws other numbers: the two runs agree as two seeds do.
-assert 0.95 < result.base_history.losses[4] / ARTICLE_BASE_LOSSES[4] < 1.05
-shown("article-run-2", beside(result.base_history, ARTICLE_BASE_LOSSES))
+assert 0.95 < base.losses[4] / ARTICLE_BASE_LOSSES[4] < 1.05
+shown("base-losses", beside(base, ARTICLE_BASE_LOSSES))
 
 # %% 4. The base does not fit it
 
-with printed("shifted"):
-    print("expected 1001")
-    print(f"article  {ARTICLE_SHIFTED_LOSS}")
-    print(f"minilora {result.shifted_loss:.3f}")
-assert abs(result.shifted_loss / 1001 - 1) < 0.05
+says(f"expected 1001\narticle  {ARTICLE_SHIFTED_LOSS}\nminilora {found['shifted']:.3f}\n")
+assert abs(found["shifted"] / 1001 - 1) < 0.05
 
 # %% 5. Learn the change
 
-assert 1 / 3 < result.lora_history.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
-shown("lora-losses", beside(result.lora_history, ARTICLE_LORA_LOSSES))
-
-from minilora.cli import figures
+assert 1 / 3 < lora.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
+shown("lora-losses", beside(lora, ARTICLE_LORA_LOSSES))
 
 figure = figures.new_figure(5.2, 3.6)
+result = SimpleNamespace(base_history=base, lora_history=lora, adapter=SimpleNamespace(rank=1))
 figures.draw_losses(figure.subplots(), result)
 picture(
     "article-run-3",
@@ -79,19 +61,15 @@ picture(
 
 # %% 6. Look at what was learned
 
-with printed("learned"):
-    print(result.corner)
-    low, high = result.between
-    print(f"all 1,001,000 entries lie between {low:.4f} and {high:.4f}")
+low, high = found["between"]
+says(f"{np.array(found['corner'])}\nall 1,001,000 entries lie between {low:.4f} and {high:.4f}\n")
 assert 0.95 < low < high < 1.05
 
 # %% 7. Merge
 
-with printed("merged"):
-    print(f"article  {ARTICLE_MERGED_LOSS}")
-    print(f"minilora {result.merged_loss:.6f}")
-    print(f"minilora, before merging {result.lora_history.losses[-1]:.6f}")
-assert abs(result.merged_loss / result.lora_history.losses[-1] - 1) < 0.01
+merged, before = found["merged"], lora.losses[-1]
+says(f"article  {ARTICLE_MERGED_LOSS}\nminilora {merged:.6f}\nminilora, before merging {before:.6f}\n")
+assert abs(merged / before - 1) < 0.01
 
 # %% Watch it learn
 
