@@ -101,7 +101,7 @@ for on_q, on_v in ((1, 0), (2, 0), (0, 1), (0, 2)):
         assert len(cells) == 46 and all(
             abs(now[name][int(i), int(j)] - float(said)) < 0.006 for name, i, j, said in cells
         )
-shown("shares", "| q times | v times | a share changes by | an output moves by |\n|--:|--:|--:|--:|\n" + "".join(lines))
+shown("shares", "| on q | on v | a share changes by | an output moves by |\n|--:|--:|--:|--:|\n" + "".join(lines))
 
 # %% One task, three networks
 
