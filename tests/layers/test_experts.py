@@ -98,18 +98,18 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
     ("make", "error", "message"),
     [
         (lambda: StackedLinear(np.ones(3)), ValueError, r"weight has shape \(3,\), expected \(E, out, in\) or"),
-        (lambda: StackedLinear(np.ones((2, 0, 3))), ValueError, "with no empty axis"),
+        (lambda: StackedLinear(np.ones((2, 0, 3))), ValueError, ".*, with no empty axis$"),
         (lambda: StackedLinear([[1.0]]), TypeError, "weight must be an array, got list"),
         (lambda: S(np.ones((3, M))), ValueError, "counts must be 4 numbers of rows, 3 in all, got None"),
-        (lambda: S.forward(np.ones((3, M)), [1, 1, 0, 0]), ValueError, "3 in all, got"),
+        (lambda: S.forward(np.ones((3, M)), [1, 1, 0, 0]), ValueError, r".*, 3 in all, got \[1, 1, 0, 0\]$"),
         (lambda: S.forward(np.ones((3, M)), [1, 2, 0]), ValueError, "counts must be 4 numbers of rows, 3 in all, got"),
         (lambda: S.forward(np.ones((3, M)), [1, 2, 0, 0, 0]), ValueError, "counts must be 4 numbers of rows"),
-        (lambda: S.forward(np.ones((1, 3, M)), [1, 1, 1, 0]), ValueError, r"expected rows \(R, in\)"),
+        (lambda: S.forward(np.ones((1, 3, M)), [1, 1, 1, 0]), ValueError, r"x has shape \(1, 3, 5\), expected rows"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 5), ValueError, "top_k must be at most 4, got 5"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 0), ValueError, "top_k must be at least 1, got 0"),
         (lambda: Router(np.ones((E, D)), 1), TypeError, "weight must be a Layer with in_features"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 1, 1), TypeError, "norm_topk_prob must be True or False"),
-        (lambda: R(np.ones((2, D + 1))), ValueError, "expected in_features = 6"),
+        (lambda: R(np.ones((2, D + 1))), ValueError, "x has 7 entries .*, expected in_features = 6"),
         (lambda: Experts(S, S), ValueError, "down_proj is 5 -> 6 wide, expected m -> in with in = 5"),
         (lambda: Experts(StackedLinear(np.ones((2, 2 * M, D))), S), ValueError,
          "gate_up_proj is of 2 experts, 10 wide, expected 4 and 10, to go with down_proj"),
@@ -122,7 +122,8 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
         ),
         (lambda: MixtureOfExperts(Router(StackedLinear(np.ones((3, D))), 2), TWO), ValueError,
          "gate scores 3 experts, and there are 4"),
-        (lambda: MixtureOfExperts(R, TWO, None, Linear(np.ones((1, D)))), ValueError, "go together: give both or none"),
+        (lambda: MixtureOfExperts(R, TWO, None, Linear(np.ones((1, D)))), ValueError,
+         "shared_expert and shared_expert_gate go together: give both or none$"),
         (lambda: StackedLoRA(np.ones((4, 5)), np.ones((3, 4)), 1, experts=3), ValueError, "lora_A has 4 rows"),
         (lambda: StackedLoRALinear(S, StackedLoRA(np.ones((2, M)), np.ones((D, 2)), 1, experts=2)), ValueError,
          "adapter is of 2 experts, and base has 4"),
@@ -131,7 +132,7 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
     ],
 )  # fmt: skip
 def test_what_makes_no_mixture_is_refused(make, error, message):
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{message}"):
         make()
 
 
@@ -270,8 +271,9 @@ def test_a_name_reaches_what_peft_lets_it_reach(modules, parameters, reached):
     ("change", "error", "message"),
     [
         ({"names": ["experts.up"]}, ValueError, "target_parameters names 'experts.up', which is no array of a mixture"),
-        ({"names": [*NAMES, "up_proj"]}, ValueError, "names 'up_proj', .* shared expert, .* in target_modules"),
-        ({"names": "gate.weight"}, TypeError, "must be a list of names, and no expression, got 'gate.weight'"),
+        ({"names": [*NAMES, "up_proj"]}, ValueError,
+         "target_parameters names 'up_proj', .* shared expert, and all others, are named in target_modules$"),
+        ({"names": "gate.weight"}, TypeError, "target_parameters must be a list of names, and no expression, got 'gat"),
         ({"use_dora": True}, ValueError, "target_parameters takes no use_dora, as in PEFT"),
         ({"init": "pissa"}, ValueError, "target_parameters takes no init='pissa', as in PEFT"),
         ({"target_modules": None}, TypeError, "target_modules must be a list of names or a regular expression"),
@@ -281,13 +283,13 @@ def test_a_name_reaches_what_peft_lets_it_reach(modules, parameters, reached):
         ({"rank": 2.0}, TypeError, "rank must be an integer, got 2.0"),
         ({"alpha": 0}, ValueError, "alpha must be above 0"),
         ({"layer": adapted(mixture(), NAMES[:1])}, ValueError,
-         r"without an adapter; there are .'gate.weight', 'experts.down_proj'"),
+         r".* without an adapter; there are .'gate.weight', 'experts.down_proj'"),
     ],
 )  # fmt: skip
 def test_what_adapt_refuses_draws_no_number(change, error, message):
     rng = np.random.default_rng(5)
     before = rng.bit_generator.state
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=f"^{message}"):
         adapted(**{"layer": mixture(), "names": NAMES[:1], "rng": rng} | change)
     assert rng.bit_generator.state == before
 
@@ -295,16 +297,18 @@ def test_what_adapt_refuses_draws_no_number(change, error, message):
 @pytest.mark.parametrize(
     ("path", "adapter", "message"),
     [
-        ("experts.down_proj", LoRA(np.ones((8, M)), np.ones((D, 8)), 1), "adapter must be a StackedLoRA, got LoRA"),
+        ("experts.down_proj", LoRA(np.ones((8, M)), np.ones((D, 8)), 1),
+         r"adapters\['experts.down_proj'\]: adapter must be a StackedLoRA, got LoRA$"),
         ("experts.down_proj", StackedLoRA(np.ones((6, M)), np.ones((D, 6)), 1, experts=3),
-         "adapter is of 3 experts, and base has 4"),
+         "adapters.*: adapter is of 3 experts, and base has 4"),
         ("shared_expert.up_proj", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
-         "adapter is of kind 'parameter', expected 'linear' beside Linear"),
-        ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1), "no layers without an adapter"),
+         "adapters.*: adapter is of kind 'parameter', expected 'linear' beside Linear"),
+        ("experts", StackedLoRA(np.ones((2, D)), np.ones((M, 2)), 1),
+         "adapters names .*, which are no layers without an adapter; there are"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused(path, adapter, message):
-    with pytest.raises((TypeError, ValueError), match=message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
         attach(with_shared(), {path: adapter})
 
 

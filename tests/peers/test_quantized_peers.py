@@ -161,23 +161,20 @@ def in_four_bits(model):
     return {path for path, module in model.named_modules() if isinstance(module, bnb.nn.Linear4bit)}
 
 
-SOME = ["q_proj", "layers.1.mlp.down_proj"]
+WRITTEN = {
+    "single": ({}, {"double_quant": False}),
+    "double": ({}, {"double_quant": True}),
+    "tied, single": ({"tie_word_embeddings": True}, {"double_quant": False}),
+    "tied, double": ({"tie_word_embeddings": True}, {"double_quant": True}),
+    "some layers": ({"attention_bias": True}, {"target_modules": ["q_proj", "layers.1.mlp.down_proj"]}),
+    "floats": ({"mlp_bias": True}, None),
+}
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        *(
-            quantize(ours(tie_word_embeddings=tie), double_quant=double)
-            for tie in (False, True)
-            for double in (False, True)
-        ),
-        quantize(ours(attention_bias=True), SOME),
-        ours(mlp_bias=True),
-    ],
-    ids=["single", "double", "tied, single", "tied, double", "some layers", "floats"],
-)
-def test_transformers_reads_what_we_write(tmp_path, model):
+@pytest.mark.parametrize("what", WRITTEN)
+def test_transformers_reads_what_we_write(tmp_path, what):
+    settings, four_bits = WRITTEN[what]
+    model = ours(**settings) if four_bits is None else quantize(ours(**settings), **four_bits)
     save_llama(model, tmp_path / "m")
     other = loaded(tmp_path / "m")
     assert in_four_bits(other) == in_four_bits(model)

@@ -10,7 +10,7 @@ from minilora.layer import walk
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, check_dropped, of_sequences, with_dropout, with_rows_at
 
-from ..support.language import adapted, tiny_mixture
+from ..support.language import adapted, tiny_llama, tiny_mixture
 
 IDS = np.arange(24).reshape(4, 6) % 29
 
@@ -20,12 +20,12 @@ def dropping(model):
 
 
 def drawn(share=0.3, rows=5):
+    """A layer with masks for so many rows, and an input for it."""
     rng = np.random.default_rng(3)
-    layer = LoRALinear.from_linear(adapted().lm_head, rank=2, alpha=3, rng=rng)
+    layer = LoRALinear.from_linear(tiny_llama().lm_head, rank=2, alpha=3, rng=rng)
     layer.adapter.lora_B[...] = rng.standard_normal(layer.adapter.lora_B.shape)
-    return DroppingLoRALinear(layer.base, layer.adapter, share, tuple(range(rows))), rng.standard_normal(
-        (rows, layer.in_features)
-    )
+    x = rng.standard_normal((rows, layer.in_features))
+    return DroppingLoRALinear(layer.base, layer.adapter, share, tuple(range(rows))), x
 
 
 def test_the_share_dropped_is_p_and_the_mean_stays():
@@ -56,13 +56,10 @@ def test_the_rows_of_some_positions_are_of_named_layers_alone():
     assert places == {"fc1": ((True, False), (True, True)), "fc10": None, "fc2": None}
 
 
-def test_a_probability_of_nothing_changes_nothing():
+def test_a_model_with_masks_shares_all_with_the_model():
     model = adapted()
+    check_dropped(adapters(model))
     np.testing.assert_array_equal(with_dropout(model, 0.0, [1, 2, 3, 4])(IDS), model(IDS))
-
-
-def test_a_model_with_masks_shares_what_trains():
-    model = adapted()
     masked = with_dropout(model, 0.3, [1, 2, 3, 4])
     assert dropping(masked).keys() == adapters(model).keys()
     assert not dropping(model)
@@ -74,17 +71,13 @@ def test_a_model_with_masks_shares_what_trains():
 def test_parts_of_a_batch_have_the_masks_of_the_whole(rows, workers):
     model, targets = adapted(), (IDS + 1) % 29
     masked = with_dropout(model, 0.3, [11, 12, 13, 14])
+    assert {layer.keys for layer in dropping(of_sequences(masked, slice(1, 3))).values()} == {(12, 13)}
     whole = backpropagate(masked, IDS, targets, next_token_loss)
     parts = accumulate(rows, workers)(masked, IDS, targets, next_token_loss)
     for name, grad in whole.items():
         np.testing.assert_allclose(parts[name], grad, rtol=1e-10, atol=1e-12)
     without = backpropagate(model, IDS, targets, next_token_loss)
     assert not np.allclose(without[name], grad)
-
-
-def test_a_part_has_the_keys_of_its_rows():
-    masked = with_dropout(adapted(), 0.3, [11, 12, 13, 14])
-    assert {layer.keys for layer in dropping(of_sequences(masked, slice(1, 3))).values()} == {(12, 13)}
 
 
 def test_each_step_draws_new_masks_and_evaluation_none(monkeypatch):
@@ -109,15 +102,10 @@ def of_a_router():
     return adapt(tiny_mixture(), [], rank=2, alpha=4, rng=rng, target_parameters=["mlp.gate.weight"])
 
 
-def dropped_by(share):
-    layer, _ = drawn()
-    return DroppingLoRALinear(layer.base, layer.adapter, share, (1,))
-
-
 BEFORE = "dropout is not before the adapter 'model.layers.0."
 REFUSED = {
-    "dropout must be at least 0 and below 1, got 1.0": lambda: dropped_by(1.0),
-    "dropout must be at least 0 and below 1, got -0.1": lambda: dropped_by(-0.1),
+    "dropout must be at least 0 and below 1, got 1.0": lambda: drawn(1.0),
+    "dropout must be at least 0 and below 1, got -0.1": lambda: drawn(-0.1),
     "cannot reshape array of size 36 into shape (4,12)": lambda: drawn(rows=3)[0].forward(np.ones((4, 12))),
     f"{BEFORE}self_attn.q_proj', which is a DoRA's: expected 0": lambda: check_dropped(
         adapters(adapted(use_dora=True))
@@ -133,7 +121,3 @@ def test_what_has_no_dropout_is_refused(message):
     with pytest.raises(ValueError) as refused:
         REFUSED[message]()
     assert str(refused.value) == message
-
-
-def test_plain_adapters_may_have_dropout():
-    check_dropped(adapters(adapted()))
