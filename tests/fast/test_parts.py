@@ -1,10 +1,12 @@
 """Parts of a batch: the same bits on any number of threads, nothing left behind, and rows of like widths together."""
 
 import signal
+import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from minilora import (
     mse,
     quantize,
 )
-from minilora.fast import accumulate
+from minilora.fast import accumulate, keep_pages
 from minilora.fast.parts import by_width, of_area, widths
 from minilora.language import next_token_loss
 from minilora.language.config import LlamaConfig
@@ -364,3 +366,65 @@ def test_no_part_exceeds_the_area_or_fits_into_the_last(lengths, area):
     for i, part in enumerate(parts):
         assert len(part) == 1 or len(part) * lengths[part[0]] <= area
         assert i == 0 or (len(parts[i - 1]) + 1) * lengths[parts[i - 1][0]] > area
+
+
+# --- memory that is kept from one step to the next ------------------------------------------------
+
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
+COUNT = """
+import resource, sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from minilora.fast import keep_pages
+
+def step():
+    return [np.ones(size) for size in (400_000, 300_000, 8_000_000)]  # 3.2, 2.4 and 64 MB
+
+def turn():
+    with ThreadPoolExecutor(threads) as pool:  # new threads each time, as `accumulate` has them
+        for _ in pool.map(lambda _: step(), range(threads)):
+            pass
+
+if sys.argv[1] == "keep" and not keep_pages():
+    sys.exit("no glibc")
+threads = int(sys.argv[2])
+for _ in range(3):
+    turn()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    turn()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def new_pages(how, threads):
+    found = subprocess.run([sys.executable, "-c", COUNT, how, str(threads)], capture_output=True, text=True)
+    if "no glibc" in found.stderr:
+        pytest.skip("not glibc")
+    assert found.returncode == 0, found.stderr
+    return int(found.stdout)
+
+
+@LINUX
+@pytest.mark.long
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_next_step_asks_for_no_new_pages(threads):
+    assert new_pages("give back", threads) > 300
+    assert new_pages("keep", threads) < 100
+
+
+@LINUX
+@pytest.mark.parametrize("refused", [None, -1, -4, -8])
+def test_pages_are_kept_where_each_setting_is_taken(monkeypatch, refused):
+    """By mallopt(3): -1 trims nothing, -4 at 0 maps nothing by itself, -8 at 1 has one arena for all threads."""
+    taken = {-1: -1, -4: 0, -8: 1}
+    library = SimpleNamespace(mallopt=lambda name, value: int(name != refused and taken[name] == value))
+    monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: library)
+    assert keep_pages() is (refused is None)
+
+
+@LINUX
+def test_another_system_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr("minilora.fast.parts.sys.platform", "darwin")
+    monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: pytest.fail("asked a library"))
+    assert keep_pages() is False

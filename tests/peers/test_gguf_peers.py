@@ -15,9 +15,8 @@ from ..support.peers import (
     SCALINGS,
     close,
     ids_of,
-    in_double,
     logits_of,
-    torch,
+    read_again,
     transformers,
     with_peft,
     write_gguf,
@@ -57,10 +56,10 @@ def test_quantised_weights_are_those_of_the_gguf_package(tmp_path, kind):
         np.testing.assert_array_equal(found[name], array)
 
 
-def in_transformers(path):
-    """The model that transformers reads from a .gguf file, in float64."""
-    how = {"dtype": torch.float64, "quantization_config": transformers.GgufConfig(dequantize=True)}
-    return transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **how)
+def in_transformers(kind, path):
+    """The model that transformers reads from a .gguf file."""
+    how = {"gguf_file": path.name, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    return read_again(kind, path.parent, **how)
 
 
 @pytest.fixture
@@ -77,7 +76,7 @@ def test_a_qwen2_gguf_is_what_transformers_reads_from_it(qwen2):
     ids = ids_of(theirs, 1)
     ours = Llama.load(path, dtype="float64")
     assert (ours.config.model_type, ours.config.max_position_embeddings) == ("qwen2", 64)
-    close(ours(ids), logits_of(in_double("qwen2", in_transformers(path)), ids), 1e-6)  # its base and eps are float32's
+    close(ours(ids), logits_of(in_transformers("qwen2", path), ids), 1e-6)  # its base and eps are float32's
     close(ours(ids), Llama.load(folder, dtype="float64")(ids), 1e-6)
 
 
@@ -132,8 +131,7 @@ def test_a_qwen2_gguf_splits_a_text_as_transformers_does(qwen2_tokenizers, text)
 
 def test_smollm2_is_what_transformers_reads_from_its_file(smollm2, double):
     ids = np.random.default_rng(0).integers(0, 49152, (1, 40))
-    theirs = in_double("llama", in_transformers(smollm2))
-    close(Llama.load(smollm2, dtype="float64")(ids), logits_of(theirs, ids), 1e-9)
+    close(Llama.load(smollm2, dtype="float64")(ids), logits_of(in_transformers("llama", smollm2), ids), 1e-9)
 
 
 def test_smollm2s_tokens_are_those_of_transformers(smollm2):

@@ -179,10 +179,15 @@ def factors_of(tuned):
     return found
 
 
+def read_again(kind, folder, **options):
+    """transformers' model of a folder, in float64."""
+    return in_double(kind, transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **options))
+
+
 def beside_again(folder, kind, adapter):
     """PEFT's model of a saved base and a saved adapter, in float64."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-    return peft.PeftModel.from_pretrained(in_double(kind, base), adapter, autocast_adapter_dtype=False).double().eval()
+    base = read_again(kind, folder)
+    return peft.PeftModel.from_pretrained(base, adapter, autocast_adapter_dtype=False).double().eval()
 
 
 def llama_cpp_rows(weight, heads):
