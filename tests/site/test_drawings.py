@@ -66,7 +66,7 @@ def test_what_an_equation_reads_gives_its_result(number):
     assert edges(number) == {name: formula(**read).T.ravel().tolist()}
 
 
-def test_the_graph_has_the_loss_and_every_equation_of_it_stands_on_the_page():
+def test_the_graph_has_the_loss_and_the_pages_equations():
     assert edges("15", "reads").keys() == {"y", "t"}
     page = (DOCS / "learn" / "derivation.md").read_text(encoding="utf-8")
     drawn = {number for of in re.findall(r'data-eq="([^"]*)"', GRAPH) for number in of.split()}

@@ -18,7 +18,7 @@ PAGES = [page for page in pages.every() if notebooks.runs(page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_notebook_is_valid_and_has_its_pages_code_and_output(page):
+def test_a_notebook_is_valid_with_its_pages_code_and_output(page):
     nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
     book = notebooks.notebook(page)
     nbformat.validate(nbformat.from_dict(book))

@@ -114,7 +114,7 @@ def answers():
 
 
 @by_node
-def test_bytes_are_the_packages_and_one_token_more_does_not_fit(answers):
+def test_bytes_are_the_packages_and_another_token_does_not_fit(answers):
     for case, answer in answers[::6]:  # one of each model
         tokens, config = int(case["tokens"].replace(",", "")), MODELS[case["model"]]
         for way in answer["ways"]:

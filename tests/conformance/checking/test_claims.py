@@ -173,7 +173,7 @@ def test_a_wrong_adam_is_named_or_described(step, said):
     ("step", "dtype"),
     [(adam(), None), (adam(spoil=True), None), (adam(dtype=np.float32), None), (adam(kept=np.float32), "float32")],
 )
-def test_an_adam_is_right_in_the_precision_that_is_declared_or_seen(step, dtype):
+def test_an_adam_is_right_in_the_precision_declared_or_seen(step, dtype):
     assert check(beside_forward(step=step), dtype=dtype).claims["adam"] == "ok"
 
 

@@ -194,7 +194,7 @@ def of_first(kind, dtype="float64", number=0):
     return drawn(KINDS[kind].problems[number], dtype, KINDS[kind].formulas)
 
 
-def test_a_wrong_entry_is_told_with_its_place_in_a_sum():
+def test_of_a_sum_the_wrong_entrys_place_is_told():
     trial = of_first("fused")
     wrong = trial.right["y"].copy()
     wrong[3, 8] += 1
