@@ -110,7 +110,7 @@ def summary(module, shares, norm):
     )  # fmt: skip
 
 
-def test_each_cell_is_a_share_over_its_number_beside_its_name():
+def test_each_cell_is_a_share_over_its_number():
     summaries = [summary("a.fc", [0.7, 0.2, 0.1], 2.5), summary("b.fc", [0.9, 0.1], 4.0)]
     norms, picture = plot_adapter(summaries).axes[:2]
     (image,) = picture.get_images()
