@@ -15,7 +15,7 @@ built = [
     pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),
 ]
 """The marks of a test that reads the built site."""
-TOOLS = ("docs", "equations", "hands", "notebooks", "pages", "questions")
+TOOLS = ("docs", "equations", "notebooks", "pages", "pictures", "questions")
 
 
 def pytest_itemcollected(item):

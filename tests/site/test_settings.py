@@ -17,7 +17,7 @@ import words
 from minilora.language.memory import count_numbers, training_memory
 
 from .conftest import built, wait
-from .javascript import LIVE, SCRIPTS, by_node, node
+from .javascript import LIVE, NO_NODE, SCRIPTS, by_node, node
 
 FACTS, LABORATORY = settings.FACTS, words.laboratory()
 MODELS = {name: settings.config(model) for name, model in FACTS["models"].items()}
@@ -64,6 +64,7 @@ def test_models_and_adapters_have_the_numbers_that_are_published():
 
 @pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma"])
 @pytest.mark.peers
+@NO_NODE
 def test_a_config_json_is_counted_as_transformers_counts_it(kind):
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
