@@ -50,22 +50,12 @@ says(f"There are {len(recorded.points)} trainings. Each of {len(cells) * len(WIN
 
 # %% The rate
 
-rows, times, parts = [], [], {1 / 2: [], 2.0: []}
-for windows in WINDOWS:
-    full, line = recorded.best("full", windows=windows), []
-    for rank in (16, 4, 1):
-        best = recorded.best("LoRA", rank, windows=windows)
-        times.append(best / full)
-        line.append(f"{rate(best)}, × {best / full:g}")
-        lost = recorded.lost("LoRA", rank, windows=windows)
-        assert 4 not in lost
-        for factor in parts:
-            parts[factor].append(lost[factor])
-    rows.append((windows, rate(full), *line))
-shown("rates", pictures.table(["windows, at s = 2: best rate", *HEAD], rows))
+rates = {rank: [recorded.best(**way(rank), windows=windows) for windows in WINDOWS] for rank in (None, *RANKS)}
+times = [best / full for rank in RANKS for best, full in zip(rates[rank], rates[None])]
+lost = [recorded.lost("LoRA", rank, windows=windows) for rank, windows in product(RANKS, WINDOWS)]
 says(
     f"LoRA's best rate is {span(times)} times that of full fine-tuning (three seeds each).",
-    f"Half of the best rate, or twice, loses at most {100 * max(map(max, parts.values())):.0f} % of what training gains",
+    f"Half of the best rate, or twice, loses at most {100 * max(of[x] for of in lost for x in (1 / 2, 2)):.0f} % of what training gains",
     f"Another seed moves a loss by about {recorded.spread:.3f} nats.",
 )
 
