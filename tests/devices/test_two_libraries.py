@@ -83,6 +83,9 @@ MIXTURES = {  # each hands `odd` arrays to what otherwise holds `own` ones: the 
     "LoRALinear.forward": (lambda own, odd: beside(own).forward(odd(N, IN)), "x", LAYER),
     "LoRALinear.backward": (lambda own, odd: back(beside(own), own, odd), "dy", LAYER),
     "residual_form of LoRALinear": (lambda own, odd: residual_form(beside(own), own(N, IN), odd(N, OUT)), "y", LAYER),
+    "Embedding.forward": (lambda own, odd: Embedding(own(7, 2))(odd(3).astype(int)), "x", LAYER),
+    "cross_entropy's targets": (
+        lambda own, odd: cross_entropy(own(N, OUT), odd(N).astype(int)), "targets", "logits"),
     "mse": (lambda own, odd: mse(own(N, OUT), odd(N, OUT)), "target", "prediction"),
     "Adam": (lambda own, odd: Adam({"a": own(OUT), "b": odd(OUT)}), "params['b']", "params['a']"),
     "Adam.step": (lambda own, odd: Adam({"a": own(OUT)}).step({"a": odd(OUT)}), "grads['a']", "params"),
