@@ -69,9 +69,12 @@ def chat(*contents, system=None, **more):
 # --- what counts ---
 
 
-@pytest.mark.parametrize(
-    ("messages", "expected"),
-    [
+def answer(said):
+    return {"role": "assistant", "content": said}
+
+
+def test_the_assistants_turns_count_with_their_end_tokens():
+    for messages, expected in (
         (chat("hi", "hello"), ["hello<end>"]),
         (chat("hi", "hello", "why", "so it is"), ["hello<end>", "so it is<end>"]),
         (chat("hi", "hello", "why"), ["hello<end>"]),
@@ -79,19 +82,14 @@ def chat(*contents, system=None, **more):
         (chat("hi", " hello \n", system="be kind"), [" hello \n<end>"]),
         (chat("a:b<end>\n", "c<end>\na:d"), ["c<end>\na:d<end>"]),  # as transformers: what is written is what is read
         (chat("hi", "é"), ["é<end>"]),
-        ([*chat("hi", "one"), {"role": "assistant", "content": "two"}], ["one<end>", "two<end>"]),
-        (
-            [*chat("hi"), {"role": "tool", "content": "7"}, {"role": "assistant", "content": "it is 7"}],
-            ["it is 7<end>"],
-        ),
-        ([{"role": "assistant", "content": "hello"}, *chat("hi")], ["hello<end>"]),
-    ],
-)
-def test_the_assistants_turns_count_with_their_end_tokens(messages, expected):
-    ids, counted = encode_chat(messages, TURNS, words())
-    assert parts(ids, counted) == expected
-    assert spell(ids) == TURNS.render(messages)
-    assert ids.count(0) == 1  # the template's begin token, and no second
+        ([*chat("hi", "one"), answer("two")], ["one<end>", "two<end>"]),
+        ([*chat("hi"), {"role": "tool", "content": "7"}, answer("it is 7")], ["it is 7<end>"]),
+        ([answer("hello"), *chat("hi")], ["hello<end>"]),
+    ):
+        ids, counted = encode_chat(messages, TURNS, words())
+        assert parts(ids, counted) == expected
+        assert spell(ids) == TURNS.render(messages)
+        assert ids.count(0) == 1  # the template's begin token, and no second
 
 
 def test_a_turn_without_an_end_token_counts_to_its_end():

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from minilora import adapt, cross_entropy
 from minilora.checks import FileRefused
+from minilora.language.chattemplate import ChatTemplate
 from minilora.language.data import (
     LONGEST_ROW,
     Chat,
@@ -37,9 +37,8 @@ from ..support.language import LETTERS, tiny_llama, write_folder
 from ..support.letters import TOKENS, parts, spell, words
 
 
-@pytest.mark.parametrize(
-    ("record", "begin", "last", "expected", "counts"),
-    [
+def test_the_completion_counts_with_the_end_token():
+    for record, begin, last, expected, counts in (
         ({"prompt": "2:", "completion": " 4"}, (), (1,), "2: 4<end>", [" 4<end>"]),
         ({"prompt": "2:", "completion": "4", "id": 7}, (0,), (1,), "<s>2:4<end>", ["4<end>"]),
         ({"prompt": "<s>2:", "completion": "4<end>"}, (0,), (1,), "<s>2:4<end>", ["4<end>"]),
@@ -47,11 +46,9 @@ from ..support.letters import TOKENS, parts, spell, words
         ({"prompt": "2\n", "completion": "\n4"}, (), (), "2\n\n4", ["\n\n4"]),
         ({"text": "a b"}, (0,), (1,), "<s>a b<end>", ["a b<end>"]),
         ({"text": "<s>a"}, (0,), (), "<s>a", ["<s>a"]),
-    ],
-)
-def test_the_completion_counts_with_the_end_token(record, begin, last, expected, counts):
-    ids, counted = encode_example(record, words(begin, last))
-    assert (spell(ids), parts(ids, counted)) == (expected, counts)
+    ):
+        ids, counted = encode_example(record, words(begin, last))
+        assert (spell(ids), parts(ids, counted)) == (expected, counts)
 
 
 def example(text, first, *, whole=False):
@@ -63,18 +60,16 @@ def shown(x, y):
     return spell(x), "".join("-" if i == IGNORED else TOKENS[i] for i in y)
 
 
-def test_an_example_is_cut_after_its_row():
+def test_an_example_is_cut_and_a_text_goes_on():
+    """In rows of its own."""
     cut = {5: [("abcde", "--def")], 4: [("abcd", "--de")], 3: [("abc", "--d")], 2: []}  # the prompt fills the last
     for length, expected in cut.items():
         assert [shown(*row) for row in rows_of(example("abcdef", 3), length)] == expected
-
-
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 6])
-def test_a_long_text_goes_on_in_rows_of_its_own(length):
-    rows = [shown(*row) for row in rows_of(example("abcdef", 0, whole=True), length)]
-    assert "".join(y for _, y in rows) == "bcdef"
-    assert "".join(x for x, _ in rows) == "abcde"
-    assert all(len(x) == len(y) <= length for x, y in rows)
+    for length in (1, 2, 3, 5, 6):
+        rows = [shown(*row) for row in rows_of(example("abcdef", 0, whole=True), length)]
+        assert "".join(y for _, y in rows) == "bcdef"
+        assert "".join(x for x, _ in rows) == "abcde"
+        assert all(len(x) == len(y) <= length for x, y in rows)
 
 
 def test_what_fills_a_row_changes_neither_loss_nor_gradient():
@@ -311,22 +306,19 @@ def test_all_bad_lines_are_told_at_once(load, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
-@pytest.mark.parametrize(
-    ("more", "converted"),
-    [
+def test_the_command_that_is_told_converts_what_would_be_lost(load):
+    for more, converted in (
         ({"system": "be kind", **HI}, {"messages": [{"role": "system", "content": "be kind"}, *HI["messages"]]}),
         ({**GOOD, "input": "3"}, {**GOOD, "prompt": "a\n\n3"}),
         ({**GOOD, "chosen": "c"}, {**GOOD, "completion": "c"}),
         ({**GOOD, "rejected": "c"}, GOOD),
         ({**GOOD, "weight": 2}, GOOD),
-    ],
-)
-def test_the_command_that_is_told_converts_what_would_be_lost(load, more, converted):
-    with pytest.raises(FileRefused) as error:
-        load([more])
-    program = re.search("jq -c '(.*)'", str(error.value).replace("\\\\", "\\"))[1]
-    done = subprocess.run(["jq", "-c", program], input=json.dumps(more), capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout) == converted
+    ):
+        with pytest.raises(FileRefused) as error:
+            load([more])
+        program = re.search("jq -c '(.*)'", str(error.value).replace("\\\\", "\\"))[1]
+        done = subprocess.run(["jq", "-c", program], input=json.dumps(more), capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == converted
 
 
 def test_bad_lines_are_left_out_and_kept(load, monkeypatch):
@@ -385,22 +377,12 @@ def test_a_text_that_ends_gets_no_second_end():
 
 
 def test_a_chats_tools_are_handed_to_the_template():
-    class Noting:
-        tokens: ClassVar = {}
-
-        def render_with_turns(self, messages, *, tools=None):
-            return self.render(messages, tools=tools), []
-
-        def render(self, messages, *, add_generation_prompt=False, tools=None):
-            noted.append(tools)
-            turns = "".join(f"{message['content']}<end>" for message in messages)
-            return json.dumps(tools or []).translate({ord(mark): None for mark in '[]{}" '}) + turns
-
-    noted, tools = [], [{"name": "f"}]
-    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
-    ids, _ = encode_example({"messages": messages, "tools": tools}, words(), Noting())
-    assert spell(ids) == "name:fhi<end>hello<end>"
-    assert tools in noted
+    pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
+    source = (
+        "{% for tool in tools %}{{ tool.name }}:{% endfor %}{% for m in messages %}{{ m.content }}<end>{% endfor %}"
+    )
+    ids, _ = encode_example({**HI, "tools": [{"name": "f"}]}, words(), ChatTemplate("m", {"default": source}, {}))
+    assert spell(ids) == "f:hi<end>hello<end>"
 
 
 def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
@@ -412,7 +394,7 @@ def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
 
 
 def test_a_chat_may_have_no_tools():
-    messages = [{"role": "assistant", "content": "a"}]
+    messages = HI["messages"][1:]
     assert checked({"messages": messages, "tools": []}) == Chat(messages, [])
     assert checked({"messages": messages, "prompt": "of another program's"}) == Chat(messages)
 

@@ -21,7 +21,7 @@ from minilora.layers.rotary import frequencies
 from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE
 from ..support.language import adapted as adapted_model
-from ..support.language import tiny_llama, tiny_mixture
+from ..support.language import drawn, tiny_llama, tiny_mixture
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 IDS = np.random.default_rng(0).integers(0, 29, (2, 7))
@@ -142,10 +142,8 @@ def test_experts_are_finetuned_by_the_names_of_their_arrays(folder, shell):
 
 def dense_qwen3_moe():
     """Of two blocks the first has an MLP."""
-    config = tiny_mixture("qwen3_moe").config
-    config = replace(config, mixture=replace(config.mixture, mlp_only_layers=(0,)))
-    rng = np.random.default_rng(0)
-    return Llama.build(config, {name: rng.standard_normal(shape) / 4 for name, shape in config.shapes().items()})
+    mixture = MixtureConfig(4, 2, 10, mlp_only_layers=(0,))
+    return drawn(0, "float64", vocab_size=29, intermediate_size=10, model_type="qwen3_moe", mixture=mixture)
 
 
 def test_a_qwen3_moes_dense_layers_are_named_by_their_weights(tmp_path):

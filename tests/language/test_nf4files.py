@@ -12,7 +12,6 @@ from minilora import (
     NF4,
     Llama,
     QuantizedLinear,
-    adapt,
     adapters,
     merge,
     merge_adapter,
@@ -113,23 +112,14 @@ def test_a_base_is_found_from_its_frequencies(tmp_path):
 # --- what is not saved ----------------------------------------------------------------------------
 
 
-def with_adapter():
-    return adapt(decoder(), ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
-
-
-def with_nan():
-    model = decoder()
-    model.model.norm.weight[3] = np.nan
-    return model
-
-
 @pytest.mark.parametrize(
     ("model", "error", "message"),
     [
-        (with_adapter, ValueError,
+        (lambda: adapted(["q_proj"], decoder()), ValueError,
          "model has an adapter beside 'model.layers.0.self_attn.q_proj', which has no place in the folder: "
          "save it with save_adapter and the model without it here, or merge(model) first"),
-        (with_nan, ValueError, "the model's model.norm.weight holds NaN or infinity"),
+        (lambda: rebuild(decoder(), array=lambda a: a * np.nan), ValueError,
+         "the model's model.embed_tokens.weight holds NaN or infinity"),
         (lambda: decoder().model, TypeError, "model must be a Llama, got Decoder"),
     ],
 )  # fmt: skip
