@@ -13,7 +13,7 @@ from minilora import Llama, attach, load_adapter
 from minilora.language import generation
 
 from ..support.command_line import finetune, losses, run
-from ..support.language import LETTERS, greedily, ids_of, template, tiny_llama, write_folder
+from ..support.language import CHAT, LETTERS, greedily, ids_of, template, tiny_llama, write_folder
 from ..support.streams import File, Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
@@ -22,7 +22,6 @@ pytestmark = pytest.mark.usefixtures("folder")
 
 END = LETTERS.index(".")
 GREEDY = "generate --model model --tokens 9 --temperature 0"
-CHAT = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"
 
 
 @pytest.fixture

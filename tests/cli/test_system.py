@@ -10,12 +10,10 @@ from minilora import Llama, attach, load_adapter
 from minilora.files.adapters import system_message
 
 from ..support.command_line import run
-from ..support.language import greedily, template
+from ..support.language import CHAT, greedily, template
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
-
-CHAT = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"
 
 
 @pytest.fixture(autouse=True)

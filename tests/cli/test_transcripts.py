@@ -19,14 +19,12 @@ from minilora import LoRA, adapt, adapters, article, save_adapter
 
 from ..support.command_line import run
 from ..support.disk import contents
-from ..support.language import TEXT, tiny_llama, write_folder
+from ..support.language import CHAT, TEXT, tiny_llama, write_folder
 from ..support.sample import one_in
 
 SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
 SESSIONS.sort(key=lambda path: path.stem != "refused")  # first, as the one of the default run
-TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}"
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
-TEMPLATE += "{% if add_generation_prompt %}a {% endif %}"
 EXAMPLES = [
     *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
     *({"messages": [{"role": "user", "content": x}, {"role": "assistant", "content": "mat"}]} for x in "klmnopqrst"),
@@ -48,7 +46,7 @@ def inputs():
     write_folder(Path("model"), tiny_llama())
     write_folder(Path("stranger"), tiny_llama(seed=1))
     write_folder(Path("chatty"), tiny_llama())
-    Path("chatty/tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    Path("chatty/tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
     Path("text").write_text(TEXT)
     Path("other").write_text("a log and a mat.\n" * 9)
     Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))

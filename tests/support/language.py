@@ -15,6 +15,7 @@ from minilora.layer import parts, walk
 from minilora.losses import IGNORED
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
+CHAT = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"
 TEXT = "the cat sat on the mat and the dog sat on the log.\n" * 40
 
 
