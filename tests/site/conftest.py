@@ -1,5 +1,6 @@
 """A browser for the built site, and a server of its files."""
 
+import contextlib
 import functools
 import http.server
 import shutil
@@ -24,9 +25,15 @@ def pytest_itemcollected(item):
         item.add_marker(pytest.mark.long)
 
 
-@pytest.fixture(scope="session")
-def address():
-    handler = functools.partial(Quiet, directory=str(SITE))
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder):
+    """Serve the files of a folder, and give the address."""
+    handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -35,9 +42,10 @@ def address():
         thread.join()
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
+@pytest.fixture(scope="session")
+def address():
+    with served(SITE) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

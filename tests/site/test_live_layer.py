@@ -8,7 +8,7 @@ import pytest
 
 from minilora import LoRA, best_adapter, cli, evaluate, train
 
-from .conftest import wait
+from .conftest import built, wait
 from .javascript import LIVE, by_node, node, numbers
 
 PYTHON = Path(__file__).parents[2] / "minilora"
@@ -149,9 +149,6 @@ def test_javascript_keeps_to_120_columns_and_a_loop_a_line():
 
 # --- the page, in a browser -------------------------------------------------------------------------------------------
 
-SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
-PAGE = SITE / "live-layer.html"
-built = [pytest.mark.site, pytest.mark.skipif(not PAGE.is_file(), reason="the site is not built: python docs/build.py")]
 widths = [pytest.param(width, marks=built) for width in (390, 1280)]
 
 

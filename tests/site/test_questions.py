@@ -1,15 +1,12 @@
 """The questions that the page grades: its script and the command judge alike, by hand, by keyboard and on a phone."""
 
 import ast
-import functools
 import html
-import http.server
 import json
 import re
 import shutil
 import sys
 import textwrap
-import threading
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from minilora.exercises import QUESTIONS, check_prediction, grading, rank_curve,
 from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
 from minilora.exercises.questions import sheet, verdict
 
-from .conftest import Quiet, resize
+from .conftest import resize, served
 from .javascript import by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -420,12 +417,8 @@ def forms(tmp_path_factory):
     head += '<link rel="stylesheet" href="questions.css">'
     scripts = (f'<script src="{name}" defer></script>' for name in ("numpy.js", "questions.js", "exercises.js"))
     folder.joinpath("index.html").write_text("\n".join([head, *(form.data for form in drawn), *scripts]))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture
