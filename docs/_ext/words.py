@@ -12,7 +12,7 @@ from recordings import RULES, Recordings
 from settings import FACTS
 
 from minilora import LlamaConfig
-from minilora.language.memory import MATRICES
+from minilora.language.memory import training_memory
 from minilora.layers.rotary import frequencies
 
 RANKS, WINDOWS = (1, 4, 16), (60, 239, 956)
@@ -40,8 +40,7 @@ def earlier() -> Recordings:
 
 def per_rank(config: LlamaConfig) -> int:
     """Return how many numbers one rank trains beside all linear layers of a decoder but the head."""
-    kinds = tuple(f".{name}.weight" for name in MATRICES)
-    return sum(sum(shape) for path, shape in config.shapes().items() if path.endswith(kinds))
+    return training_memory(config, tokens=1, rank=1)["trained"] // 4
 
 
 def a_token(rank: int, windows: int) -> float:
@@ -65,12 +64,9 @@ def gains_a_token() -> list[tuple[float, float, int, int]]:
     )
 
 
-def enough() -> tuple[list[float], list[float]]:
-    """Return the shares of the gain of adapters that train a number a token or more, and of those that train fewer."""
-    many, few = [], []
-    for numbers, share, *_ in gains_a_token():
-        (many if numbers >= 1 else few).append(share)
-    return many, few
+def enough() -> list[float]:
+    """Return the shares of the gain of adapters that train a number a token or more."""
+    return [share for numbers, share, *_ in gains_a_token() if numbers >= 1]
 
 
 # --- alpha and the rate -----------------------------------------------------------------------------------------------

@@ -101,7 +101,7 @@ for told in ("126 GB", "LoRA, rank 16: 32 GB", "W in four bits: 22 GB", "recompu
 
 # %% What to set first
 says(
-    f"In our small model such adapters had {words.percent(words.enough()[0])} of what full fine-tuning gains",
+    f"In our small model such adapters had {words.percent(words.enough())} of what full fine-tuning gains",
     f"begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
 )
 
