@@ -1,6 +1,7 @@
 """What four-bits.md asserts and shows; the names are the page's own."""
 
-from pages import picture, recording, shown
+import pictures
+from pages import recording, shown
 
 # %% Which sixteen numbers
 
@@ -23,55 +24,23 @@ assert (expected == y).all() and (whole.backward(dy, cache)[0] == dx).all()
 
 # %% A model, and its memory
 
-
-import pictures
-
 recorded = recording("four-bits")["smollm2"]
-runs = recorded["runs"]
-colours = dict(zip(list(runs)[:2], (pictures.BASE, pictures.LORA)))
-curves = {}
-for name, colour in colours.items():
-    losses = runs[name]["held out"]
-    before = recorded["before"]["NF4" if "NF4" in name else "float32"]
-    curves[name] = ([0, *map(int, losses)], [before, *losses.values()], colour)
-picture(
-    "four-bits-2",
-    pictures.show(
-        pictures.lines(curves, points=True, xlabel="step", ylabel="held-out loss, nats a token"),
-        "Two falling curves of the held-out loss by step. QLoRA begins above LoRA, and the two come nearer while they train.",
-        "The loss on held-out text: LoRA beside the weights in float32, and beside the same weights in NF4.",
-    ),
-)
-
-step, ends = recorded["step"], []
-for run in runs.values():
-    found = run["held out"]
-    ends.append(list(found.values())[-1] if isinstance(found, dict) else found)
-lora, qlora, peer = ends
-plain, four = step.values()
-shown(
-    "four-bits-3",
-    pictures.table(
-        ["", "weights, MB", "held out before", "after 80 steps", "a step"],
-        [
-            (
-                "LoRA over float32",
-                f"{recorded['MB']['float32']:.0f}",
-                f"{recorded['before']['float32']:.3f}",
-                f"{lora:.3f}",
-                "1",
-            ),
-            (
-                "QLoRA over NF4",
-                f"{recorded['MB']['NF4']:.0f}",
-                f"{recorded['before']['NF4']:.3f}",
-                f"{qlora:.3f}",
-                f"{four / plain:.2f}",
-            ),
-            ("QLoRA by transformers, bitsandbytes and PEFT", "", "", f"{peer:.3f}", ""),
-        ],
-    ),
-)
-
+*ours, peer = (run["held out"] for run in recorded["runs"].values())
+lora, qlora = (list(losses.values())[-1] for losses in ours)
+step = recorded["step"]
+rows = [
+    (
+        name,
+        f"{recorded['MB'][form]:.0f}",
+        f"{recorded['before'][form]:.3f}",
+        f"{end:.3f}",
+        f"{took / step['LoRA over float32']:.3g}",
+    )
+    for (name, form), end, took in zip(
+        {"LoRA over float32": "float32", "QLoRA over NF4": "NF4"}.items(), (lora, qlora), step.values(), strict=True
+    )
+]
+rows.append(("QLoRA by transformers, bitsandbytes and PEFT", "", "", f"{peer:.3f}", ""))
+shown("runs", pictures.table(["", "weights, MB", "held out before", "after 80 steps", "a step"], rows))
 assert abs(qlora - peer) < 0.02 and lora < qlora < lora + 0.2
 assert recorded["linear layers"] < 0.16
