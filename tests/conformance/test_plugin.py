@@ -61,28 +61,31 @@ def became(done):
     return {m[2]: m[1] for line in done.outlines if (m := re.match(r"([A-Z]+) .*\[(\S+)\]", line))}
 
 
+SAID = [
+    ("--lora my_lora:of_two_kinds", 1, "my_lora:of_two_kinds: WRONG: rslora: rsLoRA's root is ignored"),
+    ("--lora my_lora --lora-xfails known.txt", 0, "1 xfailed"),
+    ("--lora my_lora --lora-xfails stale.txt", 1, "3 failed"),
+    ("--lora my_lora --lora-xfails odd.txt", 4, "line 1: expected an id and a reason"),
+    ("--lora my_lora:nothing", 4, "--lora my_lora:nothing: "),
+    ("--lora my_lora:raises", 1, "it could not be checked: my_lora:raises: forward raises RuntimeError: boom"),
+    ("--lora-xfails known.txt", 4, "--lora-xfails: expected --lora MODULE[:OBJECT] with it"),
+    ("", 2, "expected --lora MODULE[:OBJECT], the LoRA to be checked"),
+]
+MORE = [
+    ("--lora my_lora:right", 0, "my_lora:right: passed: "),
+    ("--lora my_lora --lora-xfails known.txt --runxfail", 1, "1 failed"),
+    ("--lora my_lora --lora-xfails nobody.txt", 4, "'linear-99-forward' is known to fail, and is the id of no test"),
+    ("--lora my_lora --lora-xfails none.txt", 4, "none.txt"),
+    ("--lora no_such_module", 4, "--lora no_such_module: No module named 'no_such_module'"),
+]
+"""Those that go the ways of others."""
+
+
 @pytest.mark.parametrize(
-    ("argv", "code", "said"),
-    [
-        (["--lora", "my_lora"], 1, "my_lora: WRONG: the output, where r is 1, is off by 1 "),
-        (["--lora", "my_lora:right"], 0, "my_lora:right: passed: "),
-        (["--lora", "my_lora:of_two_kinds"], 1, "my_lora:of_two_kinds: WRONG: rslora: rsLoRA's root is ignored"),
-        (["--lora", "my_lora", "--lora-xfails", "known.txt"], 0, "1 xfailed"),
-        (["--lora", "my_lora", "--lora-xfails", "known.txt", "--runxfail"], 1, "1 failed"),
-        (["--lora", "my_lora", "--lora-xfails", "stale.txt"], 1, "3 failed"),
-        (["--lora", "my_lora", "--lora-xfails", "odd.txt"], 4, "line 1: expected an id and a reason"),
-        (["--lora", "my_lora", "--lora-xfails", "nobody.txt"], 4,
-         "'linear-99-forward' is known to fail, and is the id of no test"),
-        (["--lora", "my_lora", "--lora-xfails", "none.txt"], 4, "none.txt"),
-        (["--lora", "my_lora:nothing"], 4, "--lora my_lora:nothing: "),
-        (["--lora", "no_such_module"], 4, "--lora no_such_module: No module named 'no_such_module'"),
-        (["--lora", "my_lora:raises"], 1, "it could not be checked: my_lora:raises: forward raises RuntimeError: boom"),
-        (["--lora-xfails", "known.txt"], 4, "--lora-xfails: expected --lora MODULE[:OBJECT] with it"),
-        ([], 2, "expected --lora MODULE[:OBJECT], the LoRA to be checked"),
-    ],
-)  # fmt: skip
-def test_pytest_says_what_the_command_says(run, argv, code, said):
-    done = run(*PLUGIN, *argv)
+    ("line", "code", "said"), [*SAID, *(pytest.param(*row, marks=pytest.mark.long) for row in MORE)]
+)
+def test_pytest_says_what_the_command_says(run, line, code, said):
+    done = run(*PLUGIN, *line.split())
     text = "\n".join(done.outlines + done.errlines)
     assert done.ret == code, text
     assert said in text
@@ -96,6 +99,8 @@ def test_each_claim_and_problem_is_a_test_by_its_id(run, monkeypatch):
     assert [id for id, word in found.items() if word == "FAILED"] == [ID]
     assert found["linear-0-forward"] == "PASSED"
     assert outcomes_of(done) == {"failed": 1, "passed": 29, "skipped": 40}
+    assert done.ret == 1
+    assert "my_lora: WRONG: the output, where r is 1, is off by 1 " in "\n".join(done.outlines)
     (line,) = [line for line in done.outlines if line.startswith("::error")]
     assert line.startswith("::error title=minilora conformance::my_lora: the output, where r is 1, is off by 1 ")
 
@@ -103,7 +108,8 @@ def test_each_claim_and_problem_is_a_test_by_its_id(run, monkeypatch):
 @pytest.mark.parametrize(
     ("xfails", "outcomes", "said"),
     [
-        ("", {"failed": 1, "passed": 29, "skipped": 40}, "the output, where r is 1, is off by 1 "),
+        pytest.param("", {"failed": 1, "passed": 29, "skipped": 40}, "the output, where r is 1, is off by 1 ",
+                     marks=pytest.mark.long),
         (", xfails='known.txt'", {"xfailed": 1, "passed": 29, "skipped": 40},
          "rank 1: our issue 12: the output is off"),
         (f", xfails={{'{ID}': 'a', 'linear-0-merge': 'b'}}", {"failed": 1, "xfailed": 1, "passed": 29, "skipped": 39},

@@ -135,41 +135,41 @@ def test_what_nobody_is_known_to_have_made_is_named_last(says):
     assert first.flag
 
 
+def a_trial(kind, dtype="float64", number=0):
+    """One of a kind's problems in a precision."""
+    return drawn(KINDS[kind].problems[number], dtype, KINDS[kind].formulas)
+
+
+def every_trial(kind, dtype="float64"):
+    return [a_trial(kind, dtype, number) for number in range(len(KINDS[kind].problems))]
+
+
 SEEN = {
-    "it is right up to row 63, and zero from row 64 on (N=67 ": afterwards(
-        lambda y, x, *layer: y * (places(len(x)) < 64)[:, None]
-    ),
-    "it is right up to output 63, and without the update from output 64 on (N=67 ": changed(
-        lambda x, W, A, B: (x, W, A, B * (places(len(B)) < 64)[:, None])
-    ),
-    "it is right up to output 7, and wrong from output 8 on (N=3 ": afterwards(
-        lambda y, *layer: y + (places(y.shape[1]) > 7)
-    ),
-    "it is right up to row 32, and zero from row 33 on (N=67 ": gradients(
-        lambda grads, dy, x, *layer: {"x": grads["x"] * (places(len(x)) < len(x) // 2)[:, None]}
-    ),
-    "its update's outputs are the right ones in another order: 2, 0, 1 (": changed(
-        lambda x, W, A, B: (x, W, A, np.roll(B, 1, axis=0))
-    ),
-    "its outputs are the right ones in another order: 2, 1, 0 (": gradients(
-        lambda grads, *arrays: {"lora_B": grads["lora_B"][::-1]}
-    ),
-    "its update's outputs are the right ones in another order: 1, 2, 0 (": merged(
-        lambda change, W, A, B, alpha: W + np.roll(change - W, -1, axis=0)
-    ),
-    "it is rounded to bfloat16 (": merged(lambda change, *arrays: half(change, "bfloat16")),
-    "every entry is off by the factor 1.25 (": afterwards(lambda y, *layer: 1.25 * y),
-    "every entry is off by the factor 0.142857 (": gradients(lambda grads, dy, x, *layer: {"x": grads["x"] / len(x)}),
-    "every entry is off by the factor 1.5 (": gradients(
-        lambda grads, *arrays: {"lora_A": 1.5 * grads["lora_A"].astype(np.float32)}
-    ),
-}
+    "it is right up to row 63, and zero from row 64 on (N=67 ": (
+        "y", lambda y, trial: y * (places(len(y)) < 64)[:, None]),
+    "it is right up to output 63, and without the update from output 64 on (N=67 ": (
+        "y", lambda y, trial: trial.answer(hidden=lambda B: B * (places(len(B)) < 64)[:, None])["y"]),
+    "it is right up to output 7, and wrong from output 8 on (N=3 ": (
+        "y", lambda y, trial: y + (places(y.shape[1]) > 7)),
+    "it is right up to row 32, and zero from row 33 on (N=67 ": (
+        "x", lambda dx, trial: dx * (places(len(dx)) < len(dx) // 2)[:, None]),
+    "its update's outputs are the right ones in another order: 2, 0, 1 (": (
+        "y", lambda y, trial: trial.answer(hidden=lambda B: np.roll(B, 1, axis=0))["y"]),
+    "its outputs are the right ones in another order: 2, 1, 0 (": ("lora_B", lambda dB, trial: dB[::-1]),
+    "its update's outputs are the right ones in another order: 1, 2, 0 (": (
+        "merged", lambda V, trial: trial.answer(hidden=lambda B: np.roll(B, -1, axis=0))["merged"]),
+    "it is rounded to bfloat16 (": ("merged", lambda V, trial: half(V, "bfloat16")),
+    "every entry is off by the factor 1.25 (": ("y", lambda y, trial: 1.25 * y),
+    "every entry is off by the factor 0.142857 (": ("x", lambda dx, trial: dx / len(dx)),
+    "every entry is off by the factor 1.5 (": ("lora_A", lambda dA, trial: 1.5 * dA.astype(np.float32)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("words", SEEN)
 def test_what_is_seen_in_an_array_is_told(words):
-    (text,) = check(beside_forward(**SEEN[words])).diagnoses
-    assert f"; {words}" in text
+    key, change = SEEN[words]
+    pairs = [(trial, change(trial.right[key], trial)) for trial in every_trial("linear")]
+    assert f"; {words}" in describe_wrong(key, pairs)
 
 
 UNSEEN = {
@@ -189,13 +189,8 @@ def test_what_does_not_hold_on_every_problem_is_not_told(what):
     assert ";" not in text
 
 
-def of_first(kind, dtype="float64", number=0):
-    """One of a kind's problems in a precision."""
-    return drawn(KINDS[kind].problems[number], dtype, KINDS[kind].formulas)
-
-
 def test_of_a_sum_the_wrong_entrys_place_is_told():
-    trial = of_first("fused")
+    trial = a_trial("fused")
     wrong = trial.right["y"].copy()
     wrong[3, 8] += 1
     assert "is off by 1 at [3, 8], in slot 1: " in wrong_array("y", wrong, trial)
@@ -205,7 +200,7 @@ def test_of_a_sum_the_wrong_entrys_place_is_told():
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_in_noise_nothing_is_seen(kind, dtype):
     rng = np.random.default_rng(0)
-    trials = [of_first(kind, dtype, number) for number in range(len(KINDS[kind].problems))]
+    trials = every_trial(kind, dtype)
     for name in trials[0].right:
         for size in (1, 1e-3):
             rights = [(trial, trial.right[name]) for trial in trials if name in trial.right]
@@ -214,7 +209,7 @@ def test_in_noise_nothing_is_seen(kind, dtype):
 
 
 def test_in_half_precision_only_a_factor_is_seen():
-    trial = of_first("linear", "bfloat16", 9)
+    trial = a_trial("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])
     assert "; every entry is off by the factor 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
 
@@ -222,7 +217,7 @@ def test_in_half_precision_only_a_factor_is_seen():
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 @pytest.mark.parametrize("key", ["lora_A", "lora_B"])
 def test_beside_a_half_base_a_factors_gradient_is_not_rounded(key, name):
-    trial = of_first("mixed", "float32")
+    trial = a_trial("mixed", "float32")
     assert f"; it is rounded to {name} (" in describe_wrong(key, [(trial, half(trial.right[key], name))])
 
 
@@ -253,9 +248,14 @@ STEPS = {
 
 @pytest.mark.parametrize("words", STEPS)
 def test_steps_that_give_an_outputs_shape_are_told(words):
-    def forward(*arrays, stride, padding, dilation):
-        steps = zip(("stride", "padding", "dilation"), STEPS[words](stride, padding, dilation), strict=True)
-        return OURS["conv2d"].forward(*arrays, **dict(steps))
-
-    (text,) = report_of("conv2d", forward=forward).diagnoses
-    assert f", as it would be {words} (N=" in text
+    said = []
+    for trial in every_trial("conv2d"):
+        p, problem = trial.arrays, trial.problem
+        steps = STEPS[words](problem.stride, problem.padding, problem.dilation)
+        layer = [p["weight"], p.get("bias"), p["lora_A"], p["lora_B"], problem.alpha]
+        if problem.groups == 1:
+            y = OURS["conv2d"].forward(
+                p["x"], *layer, **dict(zip(("stride", "padding", "dilation"), steps, strict=True))
+            )
+            said += [wrong_array("y", y, trial)] if y.shape != trial.right["y"].shape else []
+    assert said[0].endswith(f", as it would be {words}")

@@ -14,6 +14,7 @@ from minilora.conformance.problems.formulas import SCALINGS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn
 
+from ...support.sample import one_in
 from ..implementations import PLAIN, from_formulas, report_of
 
 
@@ -95,7 +96,10 @@ def test_two_bugs_in_one_number_are_named_together(parts, shows, flag):
     )  # there two of many fit by chance
 
 
-@pytest.mark.parametrize("flag", ["slots-of-one-width-are-exchanged", "the-last-slots-update-is-left-out"])
+SLOTS = ("the-last-slots-update-is-left-out", "slots-of-one-width-are-exchanged")
+
+
+@pytest.mark.parametrize("flag", one_in(2, SLOTS, SLOTS))
 def test_a_bug_under_a_condition_is_named_there(flag):
     bug = known(flag)
     wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
