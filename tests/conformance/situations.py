@@ -35,78 +35,52 @@ class right:
         return weight + alpha / len(lora_A) * lora_B @ lora_A
 
 
-class forward_alone:
-    forward = staticmethod(right.forward)
+def but(**functions):
+    return type("LoRA", (right,), {name: staticmethod(function) for name, function in functions.items()})
 
 
-class not_divided(right):
-    @staticmethod
-    def forward(x, weight, bias, lora_A, lora_B, alpha):
-        return right.forward(x, weight, bias, lora_A, lora_B, alpha * len(lora_A))
+def alone(forward):
+    return type("LoRA", (), {"forward": staticmethod(forward)})
 
 
-class two_bugs(right):
-    @staticmethod
-    def backward(dy, x, *layer):
-        grads = right.backward(dy, x, *layer)
-        s = layer[-1] / len(layer[2])
-        return {"x": grads["x"] - dy @ layer[0], "lora_A": grads["lora_A"], "lora_B": grads["lora_B"] / s}
+def two_wrong_gradients(dy, x, *layer):
+    grads, s = right.backward(dy, x, *layer), layer[-1] / len(layer[2])
+    return {"x": grads["x"] - dy @ layer[0], "lora_A": grads["lora_A"], "lora_B": grads["lora_B"] / s}
 
 
-class rectified(right):
-    @staticmethod
-    def forward(x, weight, bias, lora_A, lora_B, alpha):
-        y = x @ weight.T + alpha / len(lora_A) * np.maximum(x @ lora_A.T, 0) @ lora_B.T
-        return y if bias is None else y + bias
+def with_relu(x, weight, bias, lora_A, lora_B, alpha):
+    h = np.maximum(x @ lora_A.T, 0)
+    return right.forward(x, weight, bias, lora_A, lora_B, 0) + alpha / len(lora_A) * h @ lora_B.T
 
 
-class another_scaling(forward_alone):
-    @staticmethod
-    def forward(x, weight, bias, lora_A, lora_B, alpha):
-        return right.forward(x, weight, bias, lora_A, lora_B, alpha * len(lora_A) / (1 + len(lora_A)))
+def for_two_rows(dy, x, *layer):
+    if len(x) == 1:
+        raise RuntimeError("one row is too few")
+    return right.backward(dy, x, *layer)
 
 
-class at_rank_1(forward_alone):
-    @staticmethod
-    def forward(x, weight, bias, lora_A, lora_B, alpha):
-        return right.forward(x, weight, bias, lora_A, lora_B, alpha) + (len(lora_A) == 1)
+def boom(*arrays):
+    raise RuntimeError("boom\\x1b[31m")
 
 
-class no_gradient_of_b(right):
-    @staticmethod
-    def backward(*arrays):
-        return {name: grad for name, grad in right.backward(*arrays).items() if name != "lora_B"}
+def in_place(weight, lora_A, lora_B, alpha):
+    weight += alpha / len(lora_A) * lora_B @ lora_A
+    return weight
 
 
-class backward_raises(right):
-    @staticmethod
-    def backward(dy, x, weight, *more):
-        if len(x) == 1:
-            raise RuntimeError("one row is too few")
-        return right.backward(dy, x, weight, *more)
-
-
-class raises:
-    @staticmethod
-    def forward(*arrays):
-        raise RuntimeError("boom\\x1b[31m")
-
-
-class writes_into_x(right):
-    @staticmethod
-    def merge(weight, lora_A, lora_B, alpha):
-        weight += alpha / len(lora_A) * lora_B @ lora_A
-        return weight
-
-
-class of_two_kinds(right):
-    kinds = {"rslora": forward_alone}  # alpha / r in place of its root
-
-
-class in_single(forward_alone):
-    @staticmethod
-    def forward(*arrays):
-        return right.forward(*(a.astype("f4") if isinstance(a, np.ndarray) else a for a in arrays))
+forward_alone = alone(right.forward)
+not_divided = but(forward=lambda x, W, b, A, B, alpha: right.forward(x, W, b, A, B, alpha * len(A)))
+two_bugs = but(backward=two_wrong_gradients)
+rectified = but(forward=with_relu)
+another_scaling = alone(lambda x, W, b, A, B, alpha: right.forward(x, W, b, A, B, alpha * len(A) / (1 + len(A))))
+at_rank_1 = alone(lambda x, W, b, A, B, alpha: right.forward(x, W, b, A, B, alpha) + (len(A) == 1))
+no_gradient_of_b = but(backward=lambda *a: {k: g for k, g in right.backward(*a).items() if k != "lora_B"})
+backward_raises = but(backward=for_two_rows)
+raises = alone(boom)
+writes_into_x = but(merge=in_place)
+of_two_kinds = but()
+of_two_kinds.kinds = {"rslora": forward_alone}  # alpha / r in place of its root
+in_single = alone(lambda *arrays: right.forward(*(a.astype("f4") if isinstance(a, np.ndarray) else a for a in arrays)))
 """
 AT_RANK_1 = "linear-6-forward"
 KNOWN = {

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import __version__, cli
 from minilora.conformance import CannotRun, vectors
-from minilora.conformance.problems.bugs import BUGS
+from minilora.conformance.problems.bugs import BUGS, bugs_of
 from minilora.conformance.problems.tolerance import round_to
 from minilora.conformance.report import links
 from minilora.files.tensors import FLOATS
@@ -77,34 +77,20 @@ def answer(folder, name):
         return of_adam(p)
     if kind == "fused":
         return of_slots(p)
-    if kind == "experts":
-        return of_experts(p)
     base = [p["packed"], p["absmax"]] if kind == "nf4" else [p["weight"]]
+    bias = [] if kind == "experts" else [p.get("bias")]
     adapter = [p["lora_A"], p["lora_B"], float(p["alpha"][0])]
-    more = [p[name] for name in ("magnitude", "mask") if name in p]
+    of_rows = [p[name] for name in ("mask", "expert_ids") if name in p]
+    more = [p["magnitude"]] if "magnitude" in p else []
     steps = {name: tuple(map(int, p[name])) for name in ("stride", "padding", "dilation") if name in p}
     nested = {"nested_absmax": p["nested_absmax"], "mean": float(p["mean"][0])} if "mean" in p else {}
-    functions, layer = FULL[kind], [*base, p.get("bias"), *adapter, *more]
+    functions, layer = FULL[kind], [*base, *bias, *adapter, *more, *of_rows]
     grads = functions.backward(p["dy"], p["x"], *layer, **steps, **nested)
     found = {
         "y": functions.forward(p["x"], *layer, **steps, **nested),
-        "merged": functions.merge(*base, *adapter, *(more if kind != "dropout" else []), **nested),
+        "merged": functions.merge(*base, *adapter, *more, **nested),
     }
     found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
-    return {name: np.ascontiguousarray(array) for name, array in found.items()}
-
-
-def of_experts(p):
-    """The same of experts, one column of lora_B after the other."""
-    layer = [p["weight"], p["lora_A"], p["lora_B"], float(p["alpha"][0])]
-    E, ids, y, merged = len(p["weight"]), p["expert_ids"], [], p["weight"].astype(float)
-    r = len(p["lora_A"]) // E
-    for e, k in np.ndindex(E, r):
-        merged[e] += layer[3] / r * np.outer(p["lora_B"][:, k * E + e], p["lora_A"][e * r + k])
-    y = np.stack([merged[e] @ row for e, row in zip(ids, p["x"], strict=True)])
-    grads = OURS["experts"].backward(p["dy"], p["x"], *layer, ids)
-    dx = np.stack([row @ merged[e] for e, row in zip(ids, p["dy"], strict=True)])
-    found = {"y": y, "merged": merged, "dx": dx, "dA": grads["lora_A"], "dB": grads["lora_B"]}
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 
@@ -204,6 +190,7 @@ def test_every_bug_of_numbers_is_the_flag_of_a_case(tmp_path):
 def test_a_flag_is_a_bug_that_the_case_catches(folder):
     flags = {case["file"]: case["flags"] for case in index_of(folder)["cases"]}
     square, other = flags["linear-3-float64.safetensors"], flags["linear-0-float64.safetensors"]
+    assert {*square, *other} <= {bug.flag for bug in bugs_of("linear")}
     assert "merge-adds-the-change-transposed" in square
     assert "merge-adds-the-change-transposed" not in other
     assert "the-output-lacks-the-bias" in other
@@ -429,7 +416,4 @@ def test_a_program_in_c_goes_the_whole_round(folder, tmp_path, capsys, bug, code
     assert out.count("15 of 15") == 2
     said = "WRONG: alpha" if bug else "passed: "  # a long path leaves little of the first line
     assert out.startswith(f"{tmp_path / 'results'}: {said}")
-
-
-def test_the_program_in_c_is_short():
     assert len(C.read_text(encoding="utf-8").splitlines()) < 200

@@ -318,10 +318,10 @@ def test_a_layer_of_every_kind_that_merges_exactly_is_judged(kind):
         def merge(self):
             self.arrays[2][...] *= np.sqrt(2)  # a change that shows
 
-    def made(*arrays, stride=1, padding=0, dilation=1):
-        steps = {"stride": stride, "padding": padding, "dilation": dilation} if kind == "conv2d" else {}
-        return Layer(*arrays, **steps)
+    def of_steps(*arrays, stride, padding, dilation):
+        return Layer(*arrays, stride=stride, padding=padding, dilation=dilation)
 
+    made = of_steps if kind == "conv2d" else Layer
     report = report_of(kind, forward=OURS[kind].forward, merging=made)
     said = "not offered" if kind in ("dropout", "mixed") else "after merge the output "
     assert report.claims["merged and back"].startswith(said)
