@@ -5,7 +5,6 @@ transcripts/refused.txt has what it refuses.
 
 import json
 import math
-import os
 import re
 import sys
 from collections import Counter
@@ -236,10 +235,7 @@ def test_defaults_follow_the_models_size_and_the_data():
     assert [replace(recipe, epochs=e).for_rows(228).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
     parts = [replace(recipe, micro_batch=n).part_rows for n in (None, 1, 3, 199)]
     assert parts == [2, 1, 3, 4]  # half of a batch, and never more than it has
-
-
-def test_steps_parts_and_a_warmup_are_rounded_up():
-    settled = ASKED.settled(1)
+    settled = ASKED.settled(1)  # steps, parts and a warmup are rounded up
     assert [settled.for_rows(rows).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
     assert [replace(settled, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
     assert rates(replace(settled, warmup=0.01, schedule="linear"), 30).warmup == 1
@@ -404,9 +400,3 @@ def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
     write_lines("held.jsonl", {"text": "the cat sat"}, "{")
     shell(f"{QUICK} --skip-bad bad --valid held.jsonl")
     assert Path("bad").read_text() == "{\n"
-
-
-def test_a_command_in_a_running_program_leaves_the_environment():
-    before = dict(os.environ)
-    assert run(QUICK, "--steps", "1") == 0
-    assert dict(os.environ) == before

@@ -63,33 +63,29 @@ def often(folder, monkeypatch):
 # --- what is said, and where it is kept ---
 
 
-def test_ctrl_c_says_what_is_kept_and_what_goes_on(folder, shell, monkeypatch):
+@pytest.mark.parametrize(("asked", "kept"), [("--checkpoint c", "c"), ("", "it's.checkpoint")])
+def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, monkeypatch, asked, kept):
+    """Without a checkpoint it is kept beside the adapter, until that is written."""
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     os.rename("text", "my text")
-    typed = TYPED.replace("text --save a", "'my text' --save \"it's\"")
+    typed = TYPED.replace("text --save a", "'my text' --save \"it's\"") + asked
     with interrupted(3):
-        first = rows(shell(typed, "--checkpoint", "c", code=130))
-    said = "\nminilora: interrupted\nminilora: step 2 of 3 is kept in c, and this command goes on from there:"
+        first = rows(shell(typed, code=130))
+    said = f"\nminilora: interrupted\nminilora: step 2 of 3 is kept in {kept}, and this command goes on from there:"
     assert shell.err.startswith(said)
     program, *again = shlex.split(shell.err.splitlines()[-1])
-    assert (program, again) == ("minilora", [*shlex.split(typed), "--checkpoint", "c"])
+    assert (program, again) == ("minilora", shlex.split(typed))
     assert not Path("it's").exists()
     resumed = shell(*again)
-    assert "goes on from step 2 of 3 (c)\n" in resumed
-    assert rows(resumed) == rows(shell(typed, "--overwrite"))
+    assert f"resume   goes on from step 2 of 3 ({kept})\n" in resumed
+    assert sorted(os.listdir()) == ["c"] * bool(asked) + ["it's", "model", "my text"]
+    assert rows(resumed) == rows(shell(typed, "--save", "whole", "--checkpoint", "new"))
     assert rows(resumed)[: len(first)] == first
+    assert weights("it's") == weights("whole")
 
 
-def test_without_a_checkpoint_it_is_kept_beside_the_adapter(often, shell, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora", *shlex.split(TYPED)])
-    shell(TYPED, "--save", "whole")
-    with interrupted(3):
-        shell(TYPED, code=130)
-    assert "step 2 of 3 is kept in a.checkpoint, and this command goes on from there:" in shell.err
-    assert "resume   goes on from step 2 of 3 (a.checkpoint)\n" in shell(TYPED)
-    assert weights("a") == weights("whole")
-    assert sorted(os.listdir()) == ["a", "model", "text", "whole"]
-    for name in (".", "../a/", "../model/.."):  # whatever the folder's name
+def test_it_is_kept_beside_the_folder_whatever_its_name():
+    for name in (".", "../a/", "../model/.."):
         beside = Recipe(text=Path("text"), save=Path(name)).kept_in
         assert os.path.abspath(beside) == f"{os.path.abspath(name)}.checkpoint"
 

@@ -18,10 +18,15 @@ from ..support.streams import File, Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
-pytestmark = pytest.mark.usefixtures("folder")
 
 END = LETTERS.index(".")
 GREEDY = "generate --model model --tokens 9 --temperature 0"
+
+
+@pytest.fixture(autouse=True)
+def chats(folder):
+    """The model has a chat template."""
+    template(CHAT)
 
 
 @pytest.fixture
@@ -156,13 +161,11 @@ def test_a_models_words_cannot_steer_the_terminal(shell):
 
 
 def test_a_message_is_answered_and_the_answer_printed_alone(shell):
-    template(CHAT)
     assert shell(GREEDY, "the cat", "--chat") == f"{greedily('u the cat.a ')}\n"
 
 
 @pytest.mark.parametrize("system", ["", "on"])
 def test_each_line_is_answered_by_all_that_was_said(shell, monkeypatch, system):
-    template(CHAT)
     typed(monkeypatch, "the cat\n\n  \n the dog \nsat")
     out = shell(GREEDY, "--chat", *["--system", system] * bool(system))
     before, answers = f"s {system}." if system else "", []
@@ -176,7 +179,6 @@ def test_each_line_is_answered_by_all_that_was_said(shell, monkeypatch, system):
 
 
 def test_ctrl_c_ends_an_answer_and_not_the_talk(shell, monkeypatch):
-    template(CHAT)
     typed(monkeypatch, "the cat\nthe dog\n")
     with monkeypatch.context() as patched:
         asked = interrupted(patched, 4)
@@ -189,7 +191,6 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(shell, monkeypatch):
 
 
 def test_a_terminal_shows_where_to_type(shell, monkeypatch):
-    template(CHAT)
     typed(monkeypatch, "", terminal=True)
     signs, lines = [], ["the cat"]
 
@@ -285,7 +286,6 @@ def test_a_terminal_says_loading_until_the_model_is_loaded(monkeypatch, command)
 
 @pytest.mark.parametrize("arguments", [["the \udcff"], ["the \udcff", "--chat"], ["--chat"]])
 def test_a_prompt_that_is_no_text_is_refused(shell, monkeypatch, arguments):
-    template(CHAT)
     typed(monkeypatch, "the \udcff")
     said = "'utf-8' codec can't encode character '\\udcff' in position 4: surrogates not allowed"
     assert shell.refused(GREEDY, *arguments) == said
