@@ -38,6 +38,11 @@ MARGIN = 0.25
 """How far the scores of a kept expert and of the next one are apart at least, so that rounding keeps the same ones."""
 
 
+@pytest.fixture(scope="module")
+def requests(index):
+    return [request for session in index["sessions"] for request in session["requests"]]
+
+
 def entry_of(index, case):
     return next(entry for entry in index["cases"] if entry["id"] == case.id)
 
@@ -168,9 +173,8 @@ def test_answers_of_mixtures_are_those_of_the_files_merged(golden, index, tmp_pa
         np.testing.assert_allclose(merged[name.removeprefix("merged.")][: len(rows)], rows, rtol=1e-5, atol=1e-6)
 
 
-def test_bugs_lie_ten_tolerances_apart_and_so_do_tokens(golden, index):
+def test_bugs_lie_ten_tolerances_apart_and_so_do_tokens(golden, index, requests):
     """Of mixtures two and a half; in a session some bugs give the same numbers."""
-    requests = [request for session in index["sessions"] for request in session["requests"]]
     bfloat16 = index["tolerance"]["bfloat16"]
     assert index["apart"] >= 10 * bfloat16
     for entry in (*index["cases"], *requests):
@@ -191,9 +195,8 @@ def test_bugs_lie_ten_tolerances_apart_and_so_do_tokens(golden, index):
         np.testing.assert_array_equal(ours["next_tokens"], (ends[:, -1] if each else ends).argmax(axis=-1))
 
 
-def test_what_is_asked_at_each_position_has_its_last_apart(golden, index):
+def test_what_is_asked_at_each_position_has_its_last_apart(golden, requests):
     """So a reader that knows of no positions judges the last one."""
-    requests = [request for session in index["sessions"] for request in session["requests"]]
     for request in requests:
         ours, T = load_file(golden / request["answers"]), len(request["prompts"][0])
         positions = request.get("generate", T - 1 if request.get("each") else 0)
@@ -219,8 +222,7 @@ def test_the_prompt_whose_log_probabilities_are_asked_for_was_generated(golden, 
         np.testing.assert_allclose(within[:, -first["generate"] :], generated, rtol=0, atol=1e-12)
 
 
-def test_every_known_bug_shows_somewhere_and_is_in_the_index(index):
-    requests = [request for session in index["sessions"] for request in session["requests"]]
+def test_every_known_bug_shows_somewhere_and_is_in_the_index(index, requests):
     readers = {bug.flag for bug in (*MISREADINGS, *MIXTURE_MISREADINGS)}
     assert {flag for case in index["cases"] for flag in case.get("flags", ())} == readers
     engines = {bug.flag for bug in LEFTOVERS}
@@ -380,14 +382,13 @@ def test_the_index_is_as_its_schema_says(golden, index):
     assert [change for change in changes if validator.is_valid(short | change)] == []
 
 
-def test_the_folder_holds_what_the_index_names_and_is_small(golden, index):
+def test_the_folder_holds_what_the_index_names_and_is_small(golden, index, requests):
     named = {"index.json", index["$schema"], *(base["gguf"] for base in index["bases"].values() if "gguf" in base)}
     folders = set(index["bases"])
     for case in index["cases"]:
         named |= {case["answers"]} if "answers" in case else set()
         folders |= {case["adapter"]} if isinstance(case["adapter"], str) else {folder for folder, _ in case["adapter"]}
         assert len({len(prompt) for prompt in case["prompts"]}) == 1
-    requests = [request for session in index["sessions"] for request in session["requests"]]
     named |= {request["answers"] for request in requests}
     uses = [use for request in requests for use in (*request["adapters"], *request.get("load", ())) if use]
     folders |= {use["folder"] for use in uses}
