@@ -80,8 +80,10 @@ def our_losses(task: Task, model, seed: int) -> list[float]:
     return train(model, task.X, task.Y, epochs=EPOCHS, batch_size=BATCH, lr=0.01, rng=rng).losses
 
 
+@pytest.mark.long
 @settings(max_examples=2, deadline=None)
 @given(kinds, widths, widths, ranks, seeds)
+@example("lora", 5, 4, 2, 0)
 def test_training_gives_the_losses_of_the_textbook_loop(kind, in_features, out_features, rank, seed):
     task = Task.draw(in_features, out_features, rank, seed)
     ours, textbook = our_losses(task, task.model(kind), seed), textbook_losses(task, kind, seed)

@@ -115,6 +115,7 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
          "gate_up_proj is of 2 experts, 10 wide, expected 4 and 10, to go with down_proj"),
         (lambda: Experts(StackedLinear(np.ones((E, 2 * M + 1, D))), S), ValueError,
          "gate_up_proj is of 4 experts, 11 wide, expected 4 and 10"),
+        (lambda: Experts(TWO.gate_up_proj, S, np.tanh), TypeError, "act_fn must be a Layer, got ufunc"),
         (
             lambda: MixtureOfExperts(R, TWO, GatedMLP(*[Linear(np.ones((D, D)))] * 3), Linear(np.ones((D, D)))),
             ValueError,
