@@ -221,9 +221,9 @@ def test_a_rank_that_gains_nothing_for_an_expert_is_said():
 
 def test_adapters_are_attached_again_and_merged_as_they_are():
     layer, x = mixture(), randn(1, 9, D)
-    model = moved(adapted(layer, use_rslora=True))
+    model = moved(adapted(layer, ["gate.weight", *NAMES], use_rslora=True))
     found = adapters(model)
-    assert list(found) == NAMES
+    assert list(found) == ["gate.weight", *NAMES]
     for path, adapter in found.items():
         assert (adapter.rank, adapter.alpha) == (2, 3)
         assert np.isclose(adapter.scaling, 3 / 2**0.5)

@@ -223,6 +223,10 @@ BASE = Linear(np.ones((5, 6)))
         (lambda: Rewritten(BASE, lora()), AttributeError, "'Linear' object has no attribute 'as_linear'"),
         (lambda: pissa(BASE, rank=2, alpha=0), ValueError, "alpha must be above 0"),
         (lambda: adapt(BASE, "", rank=6, alpha=3, rng=RNG(0), init="pissa"), ValueError, "rank must be at most 5, got"),
+        (lambda: attach(LAYERS["conv2d"](RNG(0))[0], {"": lora(18, 4, cls=Adapter, kind="conv2d", kernel=(3, 2))}),
+         ValueError, ".*adapter is 18 -> 4 wide, expected in -> out with in = 12"),
+        (lambda: attach(LAYERS["embedding"](RNG(0))[0], {"": lora(18, 4, cls=Adapter, kind="embedding")}),
+         ValueError, ".*adapter is 18 -> 4 wide, expected in -> out with in = 7"),
         (lambda: loraplus(0), ValueError, "lr must be above 0"),
         (lambda: loraplus(1e-3, ratio=-1), ValueError, "ratio must be above 0"),
     ],
@@ -334,6 +338,7 @@ def net(rng):
     return Sequential(
         table=Embedding(rng.standard_normal((7, 4))),
         fc=Linear(rng.standard_normal((4, 4))),
+        body=Sequential(**{name: Linear(np.ones((4, 4))) for name in ("no_lm_head", "lm_head")}),
         lm_head=Linear(rng.standard_normal((7, 4))),
     )
 
@@ -341,8 +346,8 @@ def net(rng):
 @pytest.mark.parametrize(
     ("targets", "found"),
     [
-        ("all-linear", {"fc"}),
-        (["table", "lm_head"], {"table", "lm_head"}),
+        ("all-linear", {"fc", "body.no_lm_head"}),
+        (["table", "lm_head"], {"table", "body.lm_head", "lm_head"}),
         ("t.*|f.*", {"table", "fc"}),
     ],
 )
@@ -350,20 +355,6 @@ def test_target_modules_name_layers_of_every_kind(targets, found):
     model = adapt(net(RNG(0)), targets, rank=2, alpha=1, rng=RNG(1))
     assert adapters(model).keys() == found
     assert {name.rpartition(".")[0] for name in model.trainable()} == found
-
-
-def test_all_linear_leaves_out_a_head_at_any_depth():
-    inner = {name: Linear(np.ones((4, 4))) for name in ("fc", "no_lm_head", "lm_head")}
-    found = adapters(adapt(Sequential(model=Sequential(**inner)), "all-linear", rank=2, alpha=1, rng=RNG(1)))
-    assert list(found) == ["model.fc", "model.no_lm_head"]
-
-
-@pytest.mark.parametrize("kind", ["conv2d", "embedding"])
-def test_an_adapter_of_other_widths_is_refused_when_attached(kind):
-    kernel = (3, 2) if kind == "conv2d" else ()
-    wrong = Adapter(np.ones((1, 18)), np.ones((4, 1)), 1, kind=kind, kernel=kernel)
-    with pytest.raises(ValueError, match="adapter is 18 -> 4 wide, expected in -> out with in = "):
-        attach(LAYERS[kind](RNG(0))[0], {"": wrong})
 
 
 def test_a_plain_lora_goes_beside_a_convolution_too():
