@@ -255,35 +255,6 @@ def test_merges_equal_pefts_merge_and_unload(tmp_path_factory, seed, dtype, dora
         )
 
 
-def test_pefts_file_with_the_embeddings_own_weight_is_read(tmp_path):
-    """PEFT saves the base's weight beside an adapted ``embed_tokens`` unless it is told not to."""
-
-    class Holder(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed_tokens, self.q_proj = torch.nn.Embedding(7, 3), torch.nn.Linear(3, 5)
-
-        def get_input_embeddings(self):  # PEFT asks a transformer so
-            return self.embed_tokens
-
-        def get_output_embeddings(self):
-            return None
-
-    torch.manual_seed(3)
-    holder = Holder()
-    ours = {name: our_layer(layer) for name, layer in holder.named_children()}
-    config = peft.LoraConfig(target_modules=["embed_tokens", "q_proj"], r=2, lora_alpha=3, init_lora_weights=False)
-    model = peft.get_peft_model(holder, config)
-    model.save_pretrained(tmp_path)
-    assert any(name.endswith("base_layer.weight") for name in load_file(tmp_path / "adapter_model.safetensors"))
-    with pytest.warns(UserWarning, match="base's own weight of 'embed_tokens'"):
-        found = load_adapter(tmp_path)
-    ids, x = np.array([[6, 0], [0, 3]]), np.ones((4, 3), "float32")
-    for name, inputs in (("embed_tokens", ids), ("q_proj", x)):
-        theirs = getattr(model.base_model.model, name)(torch.tensor(inputs))
-        assert_same([theirs], [attach(ours[name], {"": found[name]})(inputs)], tolerance=1e-6)
-
-
 # --- what is refused ------------------------------------------------------------------------------
 
 

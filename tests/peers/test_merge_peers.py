@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers.pytorch_utils import Conv1D
 
-from minilora import Llama, merge_adapter
+from minilora import Llama, load_adapter, merge_adapter
 from minilora.cli import main
 
 from ..support.peers import PEERS, often, peft, torch, transformers
@@ -231,6 +231,9 @@ def test_an_embedding_is_merged_as_by_peft(tmp_path, kind, options, dora):
     """GPT-2's Conv1D is stored (in, out); of Llama's embedding PEFT saves the base's weight beside the factors."""
     base = saved(tmp_path / "base", base_of(kind))
     theirs = with_adapter(kind, base, tmp_path / "adapter", use_dora=dora, **options)
+    if kind == "llama":
+        with pytest.warns(UserWarning, match="base's own weight of 'lm_head'"):
+            load_adapter(tmp_path / "adapter")
     changes = merge_adapter(base, tmp_path / "adapter", tmp_path / "out.safetensors")
     assert len(changes) == {"gpt2": 1 + OF_GPT2["n_layer"], "llama": 2 + SIZES["num_hidden_layers"]}[kind]
     merged = theirs.merge_and_unload().state_dict()
