@@ -432,6 +432,8 @@ RIGHT = {
     "experts under old names": (each_expert, "old-expert-names"),
     "a Mixtral's old names for one array": (of_one_expert("mixtral"), "old-expert-names"),
     "a Qwen3-MoE's old names for one array": (of_one_expert("qwen3_moe"), "old-expert-names"),
+    "a Mixtral's old names for tensors apart": (
+        lambda t: (of_one_expert("mixtral")(t)[0], model(t / "apart", experts=4, apart=True)), "old-expert-names"),
     "dense blocks of a Qwen3-MoE by weight": (dense("qwen3_moe", by_weight=True), "target-parameters"),
     "dense blocks of a Qwen2-MoE": (dense("qwen2_moe"), ""),
     "attention of a Qwen3-MoE": (beside(plain(), model_type="qwen3_moe"), ""),
@@ -600,6 +602,14 @@ BROKEN = {
     # the model
     "a deeper model's": (of(name("layers.2", "layers.7")), "module-unknown target-missing"),
     "another model's": (of(name("self_attn", "attention")), "module-unknown"),
+    "a deeper one's, in llama.cpp's format both": (
+        on_gguf(lambda t: gguf(t / "a.gguf", paths("q_proj"), change=name("blk.1.", "blk.9."))),
+        "module-unknown target-missing"),
+    "a layer is missing of a model that sees": (
+        seeing("language_model.model.", LLAVA, plain(
+            {"target_modules": r"model\.language_model\..*\.(q_proj|v_proj)"},
+            name(f"{PREFIX}model.", f"{PREFIX}model.language_model."), modules=paths(*QV, layers=[0, 2]))),
+        "target-missing"),
     "another model's, beside a mixture": (
         beside(of(name("self_attn", "attention")), model_type="qwen3_moe"), "module-unknown"),
     "matrices that the model has in one": (one_matrix, "module-unknown"),

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -202,15 +203,15 @@ def test_a_save_cut_short_leaves_old_or_new(tmp_path, monkeypatch, once, new, ol
     """
     if old == "where none is exchanged":
         monkeypatch.setattr(disk, "exchange_folders", lambda one, other: False)
+    others = {"README.md"} | ({"runs"} if old == "with a folder of others" else set())
+    save_adapter(tmp_path / "before", layers(*OLD))
+    for name in others:
+        (tmp_path / "before" / name).mkdir() if name == "runs" else (tmp_path / "before" / name).write_text("mine")
+    if old == "of another program":
+        as_another_program(tmp_path / "before")
     seen, done = [], False
     while not done:
-        folder = tmp_path / str(len(seen)) / "a"
-        save_adapter(folder, layers(*OLD))
-        others = {"README.md"} | ({"runs"} if old == "with a folder of others" else set())
-        for name in others:
-            (folder / name).mkdir() if name == "runs" else (folder / name).write_text("mine")
-        if old == "of another program":
-            as_another_program(folder)
+        folder = shutil.copytree(tmp_path / "before", tmp_path / str(len(seen)) / "a")
         with cut_at(len(seen) + 1, once=once), contextlib.suppress(Killed):
             save_adapter(folder, layers(*new), overwrite=True)
             done = True
