@@ -249,7 +249,7 @@ def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_arti
 
 # --- a language model ---
 
-WINDOWS = windows(ids_of(TEXT), 8)
+WINDOWS = windows(ids_of(TEXT)[:800], 8)
 
 
 def language_model(put):
