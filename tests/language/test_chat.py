@@ -202,9 +202,8 @@ def first_system(messages):
     return f"{first['content'] or 'be kind'}<end>" + TURNS.write(others)
 
 
-@pytest.mark.parametrize(
-    ("template", "messages"),
-    [
+def test_a_template_may_write_a_chat_in_its_own_way():
+    for template, messages in (
         (TURNS, chat("hi", "hello", tool_calls=[], name=None, refusal="")),
         (CALLS, chat("hi", "hello", tool_calls=TOOLED)),
         (USERS, chat("hi", "hello", system="")),
@@ -214,10 +213,8 @@ def first_system(messages):
         *[(REPEATED, [{"role": role, "content": "be kind"}, *chat("hi", "hello")])
           for role in ("system", "developer", "tool")],
         (Template(first_system), chat("hi", "hello", system="be kind")),
-    ],
-)  # fmt: skip
-def test_a_template_may_write_a_chat_in_its_own_way(template, messages):
-    assert write_chat(messages, template)[0] == template.render(messages)
+    ):  # fmt: skip
+        assert write_chat(messages, template)[0] == template.render(messages)
 
 
 def test_parts_that_are_texts_are_joined_with_nothing_between():

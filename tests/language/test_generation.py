@@ -126,9 +126,8 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
     assert [ids.shape[1] for _, ids, *_ in calls] == [3, 1, 1, 1]  # and none after the last token
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
+def test_bad_input_is_refused_before_anything_is_computed(monkeypatch):
+    for change, error, message in (
         ({"prompt": []}, ValueError, "prompt is empty: give at least one token"),
         ({"prompt": "the"}, TypeError, "prompt has dtype <U3, expected integers"),
         ({"prompt": [1, 2.5]}, TypeError, "prompt has dtype float64, expected integers"),
@@ -144,10 +143,8 @@ def test_tokens_come_as_they_are_chosen(monkeypatch):
         ({"prompt": [[1]]}, ValueError, "prompt has shape (1, 1), expected (T,)"),
         ({"end": 3}, TypeError, "'int' object is not iterable"),
         ({"end": ["a"]}, TypeError, "an id of end must be an integer, got 'a'"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_refused_before_anything_is_computed(change, error, message, monkeypatch):
-    model = tiny_llama()
-    monkeypatch.setattr(type(model), "extend", lambda *a: pytest.fail("the model ran"))
-    with refused(message, error):
-        generate(**{"model": model, "prompt": [1], "tokens": 3, **change})
+    ):  # fmt: skip
+        model = tiny_llama()
+        monkeypatch.setattr(type(model), "extend", lambda *a: pytest.fail("the model ran"))
+        with refused(message, error):
+            generate(**{"model": model, "prompt": [1], "tokens": 3, **change})

@@ -75,9 +75,8 @@ def test_biases_of_attention_and_mlp_are_read(tmp_path, model):
         np.testing.assert_array_equal(found[name], bias)
 
 
-@pytest.mark.parametrize(
-    ("fields", "factors", "divided"),
-    [
+def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model):
+    for fields, factors, divided in (
         ({}, [1, 8], (1, 8)),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, None, 4),
         ({"rope.scaling.factor": 4.0}, None, 4),  # of a file without a type llama.cpp takes "linear"
@@ -87,13 +86,11 @@ def test_biases_of_attention_and_mlp_are_read(tmp_path, model):
         ({"rope.scaling.type": "linear"}, None, 1),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 0.0}, None, 1),
         ({"attention.value_length": 4, "rope.dimension_count": 4, "context_length": 7}, None, 1),
-    ],
-)
-def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model, fields, factors, divided):
-    arrays = {"rope_freqs.weight": factors and np.array(factors, "f4")}
-    changes = {f"llama.{name}": value for name, value in fields.items()}
-    found = Llama.load(write(tmp_path / "f.gguf", model, changes=changes, arrays=arrays)).config.frequencies
-    np.testing.assert_allclose(found, np.array(model.config.frequencies) / divided, rtol=1e-12)
+    ):
+        arrays = {"rope_freqs.weight": factors and np.array(factors, "f4")}
+        changes = {f"llama.{name}": value for name, value in fields.items()}
+        found = Llama.load(write(tmp_path / "f.gguf", model, changes=changes, arrays=arrays)).config.frequencies
+        np.testing.assert_allclose(found, np.array(model.config.frequencies) / divided, rtol=1e-12)
 
 
 REFUSED = [

@@ -10,7 +10,6 @@ from minilora.checks import is_array
 from minilora.language.llama import Block, RecomputedBlock, recomputed
 from minilora.language.text import where_it_counts
 from minilora.layer import freeze, homes, sum_tied, walk
-from minilora.layers.rotary import frequencies
 from minilora.losses import IGNORED
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, with_dropout
@@ -23,14 +22,12 @@ def randn(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-def attention(seed=0, kv=2, group=2, D=4, d=6, out=6, scale=1.0):
-    q, k = kv * group * D, kv * D
-    weights = [scale * randn([seed, i], *s) for i, s in enumerate(((q, d), (k, d), (k, d)))]
-    return Attention(*map(Linear, weights), Linear(randn([seed, 3], out, q)), Rotary(frequencies(D, 100.0)))
-
-
 def llama(**changes):
     return drawn(0, "float64", **{"vocab_size": 11, "intermediate_size": 7, "num_hidden_layers": 3} | changes)
+
+
+def attention():
+    return llama().model.layers[0].self_attn
 
 
 IDS = np.random.default_rng(1).integers(0, 11, (2, 5))
@@ -149,10 +146,11 @@ REFUSED = [
     (lambda: Rotary((1.0, -1.0)), "frequencies[1] must be at least 0 and finite, got -1.0"),
     (lambda: Rotary((1.0,))(np.ones((2, 3))),
      "x has 3 entries on its last axis (shape (2, 3)), expected in_features = 2"),
-    (lambda: attention()(np.ones(6)), "x has shape (6,), expected (..., T, 6) with at least one position"),
-    (lambda: attention()(np.ones((2, 0, 6))), "x has shape (2, 0, 6), expected (..., T, 6) with at least one position"),
-    (lambda: attention().extend(np.ones((2, 0, 6)), None),
-     "x has shape (2, 0, 6), expected (..., T, 6) with at least one position"),
+    (lambda: attention()(np.ones(12)), "x has shape (12,), expected (..., T, 12) with at least one position"),
+    (lambda: attention()(np.ones((2, 0, 12))),
+     "x has shape (2, 0, 12), expected (..., T, 12) with at least one position"),
+    (lambda: attention().extend(np.ones((2, 0, 12)), None),
+     "x has shape (2, 0, 12), expected (..., T, 12) with at least one position"),
     (lambda: Attention(of(6, 9), of(6, 4), of(6, 4), of(9, 6), Rotary((1.0, 0.1))),
      "q_proj has 9 outputs, k_proj 4: expected H * 4 and K * 4, where K divides H"),
     (lambda: Attention(of(6, 12), of(6, 8), of(6, 8), of(12, 6), Rotary((1.0, 0.1))),

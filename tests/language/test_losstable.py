@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from minilora import Adam, Llama, adapt, cross_entropy
 from minilora.language import next_token_loss
 from minilora.language.finetune import Step
-from minilora.language.losstable import LOG_EVERY, LossTable, duration, shown_parts
+from minilora.language.losstable import LossTable, duration, shown_parts
 from minilora.language.text import windows
 from minilora.optim import gradient_norm
 from minilora.training import Passes, backpropagate
@@ -31,19 +31,19 @@ IDS = ids_of(TEXT)
 
 def test_the_training_loss_is_the_mean_since_the_last_row(folder, capsys):
     """The loop written out: the loss of each batch, before its step."""
-    assert finetune("--seed 5 --micro-batch 3 --steps 24 --log-every 10 --eval-every 10 --dtype float64") == 0
+    assert finetune("--seed 5 --micro-batch 3 --steps 14 --log-every 6 --eval-every 6 --dtype float64") == 0
     X, Y, *_ = windows(IDS, 8)
     rng = np.random.default_rng(5)
     model = adapt(Llama.load("model", dtype="float64"), "all-linear", rank=2, alpha=16, rng=rng)
     optimizer, losses = Adam(model.trainable(), lr=0.02), []
     passes = Passes(len(X), 4, 5)
-    for step in range(1, 25):
+    for step in range(1, 15):
         batch = passes(step)
         losses.append(float(cross_entropy(model(X[batch]), Y[batch])[0]))
         optimizer.step(backpropagate(model, X[batch], Y[batch], cross_entropy))
-    means = [np.mean(losses[start:stop]) for start, stop in ((0, 10), (10, 20), (20, 24))]
+    means = [np.mean(losses[start:stop]) for start, stop in ((0, 6), (6, 12), (12, 14))]
     shown = rows(capsys.readouterr().out)
-    assert [step for step, *_ in shown] == [0, 10, 20, 24]
+    assert [step for step, *_ in shown] == [0, 6, 12, 14]
     assert shown[0][1] is None
     np.testing.assert_allclose([training for _, training, _ in shown[1:]], means, atol=6e-4)
 
@@ -57,20 +57,20 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
     monkeypatch.setattr(Adam, "step", step)
     monkeypatch.setattr(sys, "stdout", file)
-    assert finetune("--steps 22") == 0
-    assert [len(rows(seen)) for seen in steps] == [1] * LOG_EVERY + [2] * 2
-    assert "going by step 1, the other 21 take about" in steps[1]
+    assert finetune("--steps 7 --log-every 5 --eval-every 5") == 0
+    assert [len(rows(seen)) for seen in steps] == [1] * 5 + [2] * 2
+    assert "going by step 1, the other 6 take about" in steps[1]
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     """On a terminal the bar alone does."""
     monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
-    assert finetune("--steps", "24") == 0
+    assert finetune("--steps 9 --log-every 6 --eval-every 6") == 0
     out = capsys.readouterr().out
     said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
-    assert [int(step) for step, _ in said] == [*range(2, 20), 21, 22, 23]
-    assert [step for step, *_ in rows(out)] == [0, 20, 24]
-    assert float(said[17][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 19 steps, and of 20
+    assert [int(step) for step, _ in said] == [2, 3, 4, 5, 7, 8]
+    assert [step for step, *_ in rows(out)] == [0, 6, 9]
+    assert float(said[3][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 5 steps, and of 6
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Terminal())
     assert finetune("--steps 3") == 0

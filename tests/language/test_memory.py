@@ -121,9 +121,8 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
     assert len({tuple(v for k, v in parts.items() if k != "weights") for parts in found.values()}) == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "said"),
-    [
+def test_bad_input_is_refused():
+    for change, error, said in (
         ({"bits": 4}, ValueError, "bits=4 with rank=None: all weights train, and a trained weight needs bits=16"),
         ({"bits": 5, "rank": 1}, ValueError, "bits must be 16, 8 or 4, got 5"),
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
@@ -132,11 +131,9 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
            "targets must be 'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj' or 'down_proj', got "
            f"{name!r}") for name in ("lm_head", "experts.down_proj")),
         ({"recompute": 1}, TypeError, "recompute must be True or False, got 1"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_refused(change, error, said):
-    with refused(said, error):
-        training_memory(LLAMA_2_7B, **{"tokens": 1, **change})
+    ):  # fmt: skip
+        with refused(said, error):
+            training_memory(LLAMA_2_7B, **{"tokens": 1, **change})
 
 
 IDS = [LETTERS.index(c) for c in TEXT]

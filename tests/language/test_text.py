@@ -62,9 +62,8 @@ def test_a_text_is_read_as_it_is(tmp_path):
             read_text(path)
 
 
-@pytest.mark.parametrize(
-    ("ids", "options", "error", "message"),
-    [
+def test_ids_that_are_no_ids_are_refused():
+    for ids, options, error, message in (
         ([0.9] * 9, (4,), TypeError, "ids has dtype float64, expected integers"),
         (["1"] * 9, (4,), TypeError, "ids has dtype <U1, expected integers"),
         ([True] * 9, (4,), TypeError, "ids has dtype bool, expected integers"),
@@ -72,11 +71,9 @@ def test_a_text_is_read_as_it_is(tmp_path):
         (range(8), (4,), ValueError, "the text has 8 tokens, expected at least 9: two windows of 4"),
         (range(4), (4, 0), ValueError, "the text has 4 tokens, expected at least 5: a window of 4"),
         (range(8), (0,), ValueError, "length must be at least 1, got 0"),
-    ],
-)
-def test_ids_that_are_no_ids_are_refused(ids, options, error, message):
-    with refused(message, error):
-        windows(ids, *options)
+    ):
+        with refused(message, error):
+            windows(ids, *options)
 
 
 def in_words(text):

@@ -120,9 +120,8 @@ def test_a_checkpoint_with_other_steps_or_data_is_refused(tmp_path):
 X_HELD, Y_HELD = start()[3]
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
+def test_bad_steps_and_held_out_data_are_refused_first():
+    for change, error, message in (
         ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
         ({"steps": 1.0}, TypeError, "steps must be an integer, got 1.0"),
         ({"held_out": (X_HELD,)}, TypeError, "held_out must be two arrays, inputs and targets, got tuple"),
@@ -132,16 +131,14 @@ X_HELD, Y_HELD = start()[3]
          "held_out: Y has no target that counts: all of them are -100"),
         ({"held_out": (X_HELD, Y_HELD.astype(float))}, TypeError,
          "held_out: row 0 of X and Y: targets has dtype float64, expected integers"),
-    ],
-)  # fmt: skip
-def test_bad_steps_and_held_out_data_are_refused_first(change, error, message):
-    model, X, Y, _ = start()
-    rng, before = np.random.default_rng(0), {name: p.copy() for name, p in model.trainable().items()}
-    with refused(message, error):
-        train(model, X, Y, epochs=1, batch_size=4, rng=rng, **{"loss": cross_entropy, **change})
-    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
-    for name, p in model.trainable().items():
-        np.testing.assert_array_equal(p, before[name])
+    ):  # fmt: skip
+        model, X, Y, _ = start()
+        rng, before = np.random.default_rng(0), {name: p.copy() for name, p in model.trainable().items()}
+        with refused(message, error):
+            train(model, X, Y, epochs=1, batch_size=4, rng=rng, **{"loss": cross_entropy, **change})
+        assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+        for name, p in model.trainable().items():
+            np.testing.assert_array_equal(p, before[name])
 
 
 def test_held_out_data_that_is_not_finite_is_named():
