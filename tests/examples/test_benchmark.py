@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,20 @@ ROOT = Path(__file__).parents[2]
 MEASURE = ROOT / "examples" / "measure"
 sys.path.insert(0, str(MEASURE))
 
-import benchmark_layer  # noqa: E402
 import benchmark_model  # noqa: E402
 import timing  # noqa: E402
+
+
+def loaded(**instead):
+    """Import benchmark_layer, with what is to stand there in the place of modules."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delitem(sys.modules, "benchmark_layer", raising=False)
+        for name, module in instead.items():
+            patched.setitem(sys.modules, name, module)
+        return import_module("benchmark_layer")
+
+
+benchmark_layer = loaded(torch=None)  # to import torch takes longer than all tests here; one asks for it
 
 SIZES = {"n": 64, "in_features": 6, "out_features": 5, "batch": 16, "rank": 2}
 KINDS = ["full", "lora", "residual"]
@@ -143,14 +155,15 @@ def test_the_frozen_floor_has_each_weight_forward_and_back():
 def test_the_peers_take_the_same_steps(kind):
     torch = pytest.importorskip("torch")
     pytest.importorskip("peft")
+    with_torch = loaded()
     task = benchmark_layer.Task(**SIZES)
     ours = our_model(task, kind)
     start = {name: torch.from_numpy(p.copy()) for name, p in ours.trainable().items()}
     run_steps(task, benchmark_layer.our_step(task, ours))
     makers = {
-        "full": [(benchmark_layer.their_full, {}), (benchmark_layer.their_full, {"fused": True})],
-        "lora": [(benchmark_layer.ArticleModule, {}), (benchmark_layer.peft_model, {})],
-        "residual": [(benchmark_layer.TheirAdapter, {}), (benchmark_layer.TheirAdapter, {"fused": True})],
+        "full": [(with_torch.their_full, {}), (with_torch.their_full, {"fused": True})],
+        "lora": [(with_torch.ArticleModule, {}), (with_torch.peft_model, {})],
+        "residual": [(with_torch.TheirAdapter, {}), (with_torch.TheirAdapter, {"fused": True})],
     }
     for make, options in makers[kind]:
         model = make(task)
@@ -158,12 +171,12 @@ def test_the_peers_take_the_same_steps(kind):
         assert len(trained) == len(start)
         with torch.no_grad():
             for p, value in zip(trained.values(), start.values(), strict=True):
-                p.copy_(value.T if make is benchmark_layer.ArticleModule else value)
-        run_steps(task, benchmark_layer.their_step(task, model, residual=kind == "residual", **options))
+                p.copy_(value.T if make is with_torch.ArticleModule else value)
+        run_steps(task, with_torch.their_step(task, model, residual=kind == "residual", **options))
         for p, value in zip(trained.values(), ours.trainable().values(), strict=True):
             theirs = p.detach().numpy()
             np.testing.assert_allclose(
-                theirs.T if make is benchmark_layer.ArticleModule else theirs, value, rtol=0, atol=2e-6
+                theirs.T if make is with_torch.ArticleModule else theirs, value, rtol=0, atol=2e-6
             )
 
 
