@@ -156,7 +156,7 @@ def biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     if said == "none":
         strange = [path for path in having if not any(_is_of(path, name) for name in wanted)]
         text = 'bias is "none", so PEFT passes over the trained biases of the file: {names}'
-        yield from found(WRONG, "trained-bias-ignored", text, strange, "bias")
+        yield from found(WRONG, "trained-bias-ignored", text, strange, "tensor")
     if said in ("all", "lora_only") and landing is not None and not having:
         lost = [path for path in landing.places.values() if landing.model.bias(path) is not None]
         text = "bias is {said!r}, and what was trained is lost: the file has none of {names}"

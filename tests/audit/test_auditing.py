@@ -351,6 +351,9 @@ RIGHT = {
     "a target that modules_to_save names": (
         plain({"target_modules": [*QV, "lm_head"], "modules_to_save": ["lm_head"]},
               more={HEAD: np.ones((V, D), "f4")}), "modules-to-save"),
+    "modules_to_save with a bias": (
+        plain({"modules_to_save": ["lm_head"]}, more=ones({HEAD: (V, D), f"{PREFIX}lm_head.bias": V})),
+        "modules-to-save"),
     "a new head": (plain({"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"},
                          more={f"{PREFIX}score.weight": np.ones((2, D), "f4")}), "modules-to-save"),
     "rows of an embedding": (
@@ -392,6 +395,10 @@ RIGHT = {
         plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaModel"}},
               name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
     "a model without its head": (beside(plain(), first="", tied=True), ""),
+    "a layer that is not built": (
+        lambda t: (plain(modules=paths(*QV, layers=[0, 1]))(t),
+                   written(t / "b", load_file(model(t / "m") / "model.safetensors"),
+                           {"text_config": {"num_hidden_layers": 2}})), ""),
     "weights (in, out)": (gpt2(True), ""),
     "weights (in, out) that a bias shows": (gpt2(False), ""),
     "weights both ways": (gpt2(True, head=True, square=True), ""),
@@ -691,10 +698,11 @@ BROKEN = {
         "saved-missing"),
     "a whole weight that is passed over": (
         plain(more={f"{PREFIX}model.norm.weight": np.ones(D, "f4")}), "saved-ignored"),
-    "a bias that is passed over": (
-        plain(more={f"{PREFIX}model.layers.0.self_attn.q_proj.base_layer.bias": np.ones(Q, "f4")}),
+    "biases that are passed over": (
+        plain(more=ones({f"{PREFIX}{p}.base_layer.bias": Q if "q_proj" in p else 4 for p in paths(*QV)})),
         "trained-bias-ignored"),
     "a lost bias": (lambda t: biased(t, "lora_only"), "trained-bias-missing"),
+    "a lost bias of all": (lambda t: biased(t, "all"), "trained-bias-missing"),
     "lost rows of an embedding": (plain({"trainable_token_indices": [1, 2]}), "token-rows-missing"),
     # mixtures
     "a part of a mixture and of its attention": (
