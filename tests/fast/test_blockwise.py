@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Attention, Linear, Llama, LlamaConfig, Rotary, adapt, cross_entropy
+from minilora import Attention, Linear, Rotary, cross_entropy
 from minilora.fast import blockwise
 from minilora.fast.blockwise import CPU, GPU, Blocks, BlockwiseAttention
 from minilora.language import next_token_loss
@@ -15,6 +15,7 @@ from minilora.layers import attention
 from minilora.layers.rotary import frequencies
 
 from ..support.cupy_standin import traffic
+from ..support.language import adapted, tiny_llama
 from ..support.memory import traced
 
 GRADIENTS = ("dq", "dk", "dv")
@@ -113,20 +114,9 @@ def test_a_text_goes_on_by_blocks_as_by_the_page():
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-11)
 
 
-CONFIG = LlamaConfig(
-    vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    num_key_value_heads=2, head_dim=8, rms_norm_eps=1e-5, frequencies=frequencies(8, 1e4), tie_word_embeddings=True,
-)  # fmt: skip
-
-
 def llama(dtype="float32"):
     """A small decoder with adapters that have moved beside all its linear layers."""
-    rng = np.random.default_rng(0)
-    arrays = {name: (rng.standard_normal(s) / s[-1] ** 0.5).astype(dtype) for name, s in CONFIG.shapes().items()}
-    model = adapt(Llama.build(CONFIG, arrays), "all-linear", rank=2, alpha=4, rng=rng)
-    for p in model.trainable().values():
-        p += rng.standard_normal(p.shape).astype(dtype) / 4
-    return model
+    return adapted(model=tiny_llama(dtype=dtype))
 
 
 def step(model, ids, targets):
@@ -148,7 +138,7 @@ def by_the_page(model):
 
 def test_a_decoders_long_step_has_the_pages_gradients():
     model = llama("float64")
-    ids = np.random.default_rng(1).integers(0, 50, (2, 201))
+    ids = np.random.default_rng(1).integers(0, 29, (2, 201))
     (loss, grads), (expected_loss, expected) = (step(m, ids[:, :-1], ids[:, 1:]) for m in (model, by_the_page(model)))
     assert abs(loss - expected_loss) < 1e-12
     assert grads.keys() == expected.keys()
@@ -158,14 +148,14 @@ def test_a_decoders_long_step_has_the_pages_gradients():
 
 def test_what_a_step_keeps_grows_with_the_text_alone():
     """Not with its square: from 256 positions to 512, and from 512 to 1024, by the same bytes a position."""
-    model, ids = llama(), np.random.default_rng(1).integers(0, 50, (1, 1024))
+    model, ids = llama(), np.random.default_rng(1).integers(0, 29, (1, 1024))
     kept = [cache_bytes(model.forward(ids[:, :T])[1]) for T in (256, 512, 1024)]
     assert kept[2] - kept[1] == 2 * (kept[1] - kept[0])
     assert cache_bytes(by_the_page(model).forward(ids)[1]) > 3 * kept[2]
 
 
 def test_the_most_memory_of_a_step_lies_on_a_line():
-    model, ids, peaks = llama(), np.random.default_rng(1).integers(0, 50, (1, 1025)), []
+    model, ids, peaks = llama(), np.random.default_rng(1).integers(0, 29, (1, 1025)), []
     lengths = np.array([256, 512, 1024])
     step(model, ids[:, :1024], ids[:, 1:])  # the angles of all positions
     for T in lengths:
@@ -208,7 +198,7 @@ def test_a_long_step_neither_waits_nor_copies(standin, monkeypatch):
     """Once the angles of the positions are there, which go to the device at the first step."""
     monkeypatch.setattr(blockwise, "GPU", Blocks(2, 3, 4))
     model = rebuild(llama(), array=standin.asarray)
-    ids = standin.asarray(np.random.default_rng(2).integers(0, 50, (2, 9)))
+    ids = standin.asarray(np.random.default_rng(2).integers(0, 29, (2, 9)))
     for _ in range(2):
         traffic.reset()
         z, cache = model.forward(ids)

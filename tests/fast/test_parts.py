@@ -18,7 +18,6 @@ from minilora import (
     Conv1d,
     Embedding,
     Linear,
-    Llama,
     LoRALinear,
     ReLU,
     Sequential,
@@ -31,12 +30,11 @@ from minilora import (
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.parts import by_width, of_area, widths
 from minilora.language import next_token_loss
-from minilora.language.config import LlamaConfig
 from minilora.layers.activation import Flatten
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
-from ..support.language import of_lengths, tiny_llama
+from ..support.language import adapted, drawn, of_lengths, tiny_llama
 
 BLAS = ThreadpoolController().select(user_api="blas")
 IDS = (7, 5)  # a batch's windows, and their length
@@ -55,20 +53,6 @@ def blas_threads():
     return [library["num_threads"] for library in BLAS.info()]
 
 
-def tied_llama():
-    """Every weight trains, and the head is the embedding's own array."""
-    config = LlamaConfig(
-        vocab_size=28, hidden_size=12, intermediate_size=20, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=4, rms_norm_eps=1e-5, frequencies=(1.0, 0.3), tie_word_embeddings=True,
-    )  # fmt: skip
-    rng = np.random.default_rng(0)
-    return Llama.build(config, {name: rng.standard_normal(shape) / 3 for name, shape in config.shapes().items()})
-
-
-def llama(base=None, **options):
-    return adapt(base or tiny_llama(), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0), **options)
-
-
 def sequence_net():
     rng = np.random.default_rng(1)
     layers = {"embed": Embedding(rng.standard_normal((28, 6))), "conv": Conv1d(rng.standard_normal((4, 5, 3)))}
@@ -76,13 +60,14 @@ def sequence_net():
     return adapt(net, ["embed", "conv", "fc"], rank=2, alpha=3, rng=rng)
 
 
+TIED = {"vocab_size": 28, "intermediate_size": 20, "num_hidden_layers": 1, "tie_word_embeddings": True}
 MODELS = {
-    "LoRA": llama,
-    "DoRA": lambda: llama(use_dora=True),
-    "DoRA, its norm not constant": lambda: llama(use_dora=True, dora_norm="full"),
-    "over four bits": lambda: llama(quantize(tiny_llama())),
-    "PiSSA": lambda: llama(init="pissa"),
-    "every weight, a tied head": tied_llama,
+    "LoRA": adapted,
+    "DoRA": lambda: adapted(use_dora=True),
+    "DoRA, its norm not constant": lambda: adapted(use_dora=True, dora_norm="full"),
+    "over four bits": lambda: adapted(model=quantize(tiny_llama())),
+    "PiSSA": lambda: adapted(init="pissa"),
+    "every weight, a tied head": lambda: drawn(0, "float64", **TIED),
     "embedding and convolution": sequence_net,
 }
 
