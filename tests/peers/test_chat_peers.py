@@ -29,6 +29,7 @@ from minilora.language.tokens import load_tokenizer
 from minilora.losses import IGNORED
 
 from ..support.peers import PEERS, torch, transformers
+from ..support.tiny_peers import llama
 
 pytestmark = PEERS
 rendering = pytest.importorskip("transformers.utils.chat_template_utils")
@@ -264,12 +265,8 @@ def test_prompts_and_completions_are_encoded_as_in_transformers(smollm2, theirs)
 
 def test_the_held_out_loss_is_that_of_transformers(smollm2, theirs, tmp_path):
     """Each chat alone, with -100 for what does not count, and no row filled; the mean over all that counts."""
-    config = transformers.LlamaConfig(
-        vocab_size=len(theirs), hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=4, max_position_embeddings=512,
-    )  # fmt: skip
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = llama(vocab_size=len(theirs), max_position_embeddings=512).eval()
     theirs.save_pretrained(tmp_path / "m")
     model.save_pretrained(tmp_path / "m")
     long = [chat for chat in chats() if len(chat) > 2]
