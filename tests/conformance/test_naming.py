@@ -36,6 +36,10 @@ def said(world, given):
     return [named.says for named in name(world, given)[1]]
 
 
+def flags(world, given):
+    return [named.flag for named in name(world, given)[1]]
+
+
 A, B = row("a", {"a": NUMBERS + 1}), row("b", {"b": 5.0}, source="somebody/something #1")
 
 
@@ -76,7 +80,7 @@ def test_a_row_on_top_of_the_first_shows_with_it():
     assert (second.flag, second.on_top, second.explains) == ("b", True, {"y", "h"})
     of_y = given({**A.parts, **B.parts}, also=lambda case: {"h": answers(case, {})["h"]})
     alone = row("alone", {"a": NUMBERS - 1, "b": 7.0})  # which would change g besides h
-    assert [named.flag for named in name(world(A, alone, B), of_y)[1]] == ["a", "b"]
+    assert flags(world(A, alone, B), of_y) == ["a", "b"]
 
 
 def test_rows_of_two_slots_are_wrong_at_once():
@@ -93,7 +97,7 @@ def test_rows_of_two_slots_are_wrong_at_once():
 def test_a_row_that_fits_alone_is_not_named_beside_another():
     both = row("both", {**A.parts, "c": 7.0}, count=2)
     rows = [replace(A, slot="scaling"), row("c", {"c": 7.0}), both]
-    assert [named.flag for named in name(world(*rows), given(both.parts, keys="y"))[1]] == ["both"]
+    assert flags(world(*rows), given(both.parts, keys="y")) == ["both"]
 
 
 TIES = {
@@ -151,10 +155,10 @@ def test_cases_where_a_row_cannot_show_say_nothing_of_it():
 
 def test_rows_that_are_tried_last_explain_what_is_left():
     last = row("last", {"b": 5.0}, count=MEASURED)
-    assert [named.flag for named in name(world(A, last=[last, B]), given(B.parts))[1]] == ["b"]
-    assert [named.flag for named in name(world(B, last=[last]), given(B.parts))[1]] == ["b"]
+    assert flags(world(A, last=[last, B]), given(B.parts)) == ["b"]
+    assert flags(world(B, last=[last]), given(B.parts)) == ["b"]
     only_one = [given({})[0], *given(B.parts)[1:]]
-    assert [named.flag for named in name(world(A, last=[last], when=when), only_one)[1]] == ["last"]
+    assert flags(world(A, last=[last], when=when), only_one) == ["last"]
     assert name(world(A, last=[last]), only_one)[1] == []
 
 
@@ -165,8 +169,8 @@ def test_a_measured_row_is_of_these_answers_alone():
 
     here = world(B, measured=measured)
     for shift in (3.0, 4.0):
-        assert [named.flag for named in name(here, given({"a": NUMBERS + shift}))[1]] == ["shifted"]
-    assert [named.flag for named in name(world(A, measured=measured), given(A.parts))[1]] == ["a"]
+        assert flags(here, given({"a": NUMBERS + shift})) == ["shifted"]
+    assert flags(world(A, measured=measured), given(A.parts)) == ["a"]
 
 
 def test_a_missing_answer_is_explained_by_a_row_without_it():
@@ -184,8 +188,8 @@ def test_a_missing_answer_is_explained_by_a_row_without_it():
 def test_one_entry_of_fifty_may_be_a_tie(entries, times, is_named):
     moved = np.where(np.arange(60) < entries, times * 1e-9, 0.0)
     wrong = [{"g": answers(case, A.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]
-    assert [named.flag for named in name(world(replace(A, ties=100.0)), wrong)[1]] == ["a"] * is_named
-    assert [named.flag for named in name(world(A), wrong)[1]] == ["a"] * (entries == 0)
+    assert flags(world(replace(A, ties=100.0)), wrong) == ["a"] * is_named
+    assert flags(world(A), wrong) == ["a"] * (entries == 0)
 
 
 def test_what_is_allowed_follows_the_parts_at_their_largest():
@@ -193,9 +197,9 @@ def test_what_is_allowed_follows_the_parts_at_their_largest():
         return 1e-9 * parts.get("b", 1.0)
 
     wrong = [{"h": found["h"] + 4e-9} for found in given(B.parts)]
-    for largest, flags in ((None, ["b"]), (lambda case: {"b": 3.0}, [])):
+    for largest, found in ((None, ["b"]), (lambda case: {"b": 3.0}, [])):
         here = World((1.0, 2.0, 3.0), answers, allowed, [replace(B, largest=largest)])
-        assert [named.flag for named in name(here, wrong)[1]] == flags
+        assert flags(here, wrong) == found
 
 
 def test_rows_of_other_answers_are_not_computed():
@@ -204,7 +208,7 @@ def test_rows_of_other_answers_are_not_computed():
         return answers(case, parts)
 
     here = World((1.0,), refused, lambda *_: 1e-9, [replace(A, shows=("g",)), B])
-    assert [named.flag for named in name(here, given(B.parts, cases=(1.0,)))[1]] == ["b"]
+    assert flags(here, given(B.parts, cases=(1.0,))) == ["b"]
 
 
 def test_what_rows_predict_is_kept_for_the_next_search():

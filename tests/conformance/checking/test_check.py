@@ -236,21 +236,19 @@ def test_every_problem_can_tell_a_scaling():
 # --- what fails, where, and what is said of it ----------------------------------------------------
 
 
-def numbers(has):
+WHERE = {
+    "everywhere": lambda problem: True,
+    "without a bias": lambda problem: not problem.bias,
+    "at rank 1": lambda problem: problem.rank == 1,
+    "where lora_B is not zero": lambda problem: not problem.start,
+    "with a bias, and lora_B is not zero": lambda problem: problem.bias and not problem.start,
+    "first": lambda problem: problem == KINDS["linear"].problems[0],
+}
+
+
+def numbers(where):
     """The ids of the linear layer's problems that have something."""
-    return [f"linear-{number}" for number, problem in enumerate(KINDS["linear"].problems) if has(problem)]
-
-
-def every(problem):
-    return True
-
-
-def without_bias(problem):
-    return not problem.bias
-
-
-def at_rank_1(problem):
-    return problem.rank == 1
+    return [f"linear-{number}" for number, problem in enumerate(KINDS["linear"].problems) if WHERE[where](problem)]
 
 
 def backward(change):
@@ -298,63 +296,64 @@ FAILS = {
     "another scaling at rank 1": (
         {"forward": lambda x, W, b, A, B, alpha: PLAIN.forward(x, W, b, A, B, alpha * (1 + (len(A) == 1))),
          "backward": PLAIN.backward},
-        {"forward": at_rank_1, "scaling": at_rank_1},
+        {"forward": "at rank 1", "scaling": "at rank 1"},
         ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output"],
     ),
     "an error of a billionth": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-9}),
-        {"slope": every},
+        {"slope": "everywhere"},
         ["lora_A's gradient is off by 1e-09 at "],
     ),
-    "single precision": ({"forward": single}, {"forward": every}, ["the output: right to float32 only: computed"]),
+    "single precision": (
+        {"forward": single}, {"forward": "everywhere"}, ["the output: right to float32 only: computed"]),
     "a gradient in single precision": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"].astype(np.float32)}),
-        {"slope": lambda problem: not problem.start},
+        {"slope": "where lora_B is not zero"},
         ["lora_A's gradient: right to float32 only"],
     ),
     "where a gradient must be zero it says nothing": (
         backward(lambda grads, dy, x, W, b, *more: grads if b is None else {**grads, "lora_A": 2 * grads["lora_A"]}),
-        {"slope": lambda problem: problem.bias and not problem.start},
+        {"slope": "with a bias, and lora_B is not zero"},
         ["lora_A's gradient, where there is a bias, is off by "],
     ),
     "a transposed weight": (
         {"merge": lambda *arrays: PLAIN.merge(*arrays).T},
-        {"merge": every},
+        {"merge": "everywhere"},
         ["the merged weight is transposed (N=7 in=5 out=3 r=2 alpha=3)"],
     ),
     "gradients in the place of each other": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}),
-        {"slope": every},
+        {"slope": "everywhere"},
         [f"lora_{one}'s gradient is where lora_{other}'s gradient belongs" for one, other in ("BA", "AB")],
     ),
     "no gradient of a factor": (
         backward(without("lora_A", "lora_B")),
-        {"slope": every},
+        {"slope": "everywhere"},
         ["backward returns no gradient of lora_A and lora_B; it returns those of x"],
     ),
     "a gradient that is not returned without a bias": (
         backward(lambda grads, dy, x, W, b, *more: grads if b is not None else without("lora_A")(grads)),
-        {"slope": without_bias},
+        {"slope": "without a bias"},
         ["backward returns no gradient of lora_A, where there is no bias, (N=4 in=3 out=6 r=4 alpha=10)"],
     ),
     "a forward that raises without a bias": (
         {"forward": lambda x, W, b, *more: PLAIN.forward(x, W, b + 0, *more)},
-        {"forward": without_bias},
+        {"forward": "without a bias"},
         ["forward, where there is no bias, raises TypeError: "],
     ),
     "a backward that raises at other values": (
         {"backward": raises_at_other_values},
-        {"slope": lambda problem: problem == KINDS["linear"].problems[0]},
+        {"slope": "first"},
         ["backward raises RuntimeError: another batch (N=7 in=5 out=3 r=2 alpha=3, a bias), in test_check.py, line "],
     ),
     "what is kept between calls": (
         kept(),
-        {"slope": lambda problem: problem == KINDS["linear"].problems[0]},
+        {"slope": "first"},
         ["lora_A's gradient is another one the second time it is asked for: something is kept between calls"],
     ),
     "dropout that is on": (
         noisy(),
-        {"forward": every},
+        {"forward": "everywhere"},
         ["the output is another one at each call with the same arguments: is dropout on?", "the output is off by "],
     ),
 }  # fmt: skip
@@ -366,7 +365,7 @@ def test_what_fails_is_told_where_it_does(what):
     report = check(beside_forward(**functions))
     failing = [case.id for case in report.cases if case.failed]
     assert failing == sorted(
-        (f"{id}-{claim}" for claim, has in where.items() for id in numbers(has)),
+        (f"{id}-{claim}" for claim, places in where.items() for id in numbers(places)),
         key=lambda id: (int(id.split("-")[1]), list(KINDS["linear"].claims).index(id.split("-")[2])),
     )
     assert len(report.diagnoses) == len(says)
