@@ -217,8 +217,8 @@ class Merging:
         self.merged = False
 
 
-def merging(base=Merging, **methods):
-    return type("Mine", (base,), methods)
+def merging(**methods):
+    return type("Mine", (Merging,), methods)
 
 
 def refusing(merged, step):
