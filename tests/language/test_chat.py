@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from minilora.language.chat import Dialogue, encode_chat, with_system, write_chat
-from minilora.language.chattemplate import ChatTemplate
 
 from ..support.compare import refused
 from ..support.letters import TOKENS, parts, spell, words
@@ -45,6 +44,7 @@ PROMPTS = Template(TURNS.write, "a: think")
 FORGETS = Template(
     lambda messages: "".join(f"{m['content']}<end>" if m is messages[-1] else m["content"] for m in messages)
 )
+CLOSES = each(lambda m, role, said: said, "", end=".")  # the chat, and no turn
 SILENT = each(lambda m, role, said: f"{said}<end>" * (role != "a"), "")
 USERS = each(lambda m, role, said: f"{role}:{said}<end>" * (role != "s"))
 CALLS = each(lambda m, role, said: f"{role}:{said}{calls(m, 'name', 'arguments')}<end>\n")
@@ -150,6 +150,7 @@ NO_TRACE = (
 REFUSED = [
     (FORGETS, chat(LOWER, 3 * UPPER, "why", "so"),
      TWO_WAYS.format(f"'{LOWER[6:]}<end>a:'", f"'{LOWER[6:]}{(3 * UPPER)[:40]}'")),
+    (CLOSES, chat("hi", "hello", "why", "so"), TWO_WAYS.format("'hihello.'", "'hihellowhyso.'")),
     (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
     (TURNS, chat("hi"), "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
     (TURNS, [], "no message is the assistant's: there is nothing to learn. The roles are []"),
@@ -242,31 +243,3 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert Dialogue(LINES, words(last=(5,))).ask("hi").end == {5}  # no letter ends a turn, such as the one before \n
     with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
         Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
-
-
-STYLES = {
-    "ChatML": """{% for m in messages %}<|im_start|>{{ m.role }}
-{% if m.role == 'assistant' %}OPEN{{ m.content }}<|im_end|>CLOSE{% else %}{{ m.content }}<|im_end|>{% endif %}
-{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}""",
-    "Phi-3": """{{ bos_token }}{% for m in messages %}<|{{ m.role }}|>
-{% if m.role == 'assistant' %}OPEN{{ m.content }}<|end|>CLOSE{% else %}{{ m.content }}<|end|>{% endif %}
-{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}""",
-    "Mistral": """{{ bos_token }}{% for m in messages %}
-{%- if m.role == 'assistant' %}OPEN{{ m.content }}{{ eos_token }}CLOSE
-{%- else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}""",
-}
-SAID = ["Hi", " two before", "two behind  ", "a line\n\nmore\n", "naïve 日本 😀", "<|im_end|>", "\ue000\ue001"]
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_tags_and_prefixes_find_the_same_turns(style):
-    pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
-    tokens, source = {"bos_token": "<s>", "eos_token": "</s>"}, STYLES[style]
-    marked = source.replace("OPEN", "{% generation %}").replace("CLOSE", "{% endgeneration %}")
-    tagged = ChatTemplate("here", {"default": marked}, tokens)
-    plain = ChatTemplate("here", {"default": source.replace("OPEN", "").replace("CLOSE", "")}, tokens)
-    for i, said in enumerate(SAID):
-        text, turns = write_chat(chat(*[said, SAID[i - 1]] * 3), tagged)
-        without, found = write_chat(chat(*[said, SAID[i - 1]] * 3), plain)
-        assert without == text
-        assert [text[start:stop] for start, stop in turns] == [text[start:stop].rstrip() for start, stop in found]

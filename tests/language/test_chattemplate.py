@@ -87,6 +87,7 @@ def test_a_model_without_a_template_is_refused(tmp_path, config, message):
 RUN = {
     "    {{ {'<é>': [1, 2]} | tojson }} {{ [{}] | tojson(indent=1) }}": '    {"<é>": [1, 2]} [\n {}\n]',
     "{{ {'b': 1, 'a': 'é'} | tojson(true, 1, (',', ':'), true) }}": '{\n "a":"\\u00e9",\n "b":1\n}',
+    "{{ {'b': 1, 'a': 2} | tojson }}": '{"b": 1, "a": 2}',
     "{{ strftime_now('%Y') }}": time.strftime("%Y"),
     "a\n  {% if true %}\nb\n  {% endif %}\nc": "a\nb\nc",  # no line of a block's own, and nothing before it
     "{% for m in [1, 2, 3] %}{% if m == 2 %}{% continue %}{% endif %}{{ m }}{% endfor %}": "13",
