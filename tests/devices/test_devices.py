@@ -257,7 +257,7 @@ def language_model(put):
     return adapt(model, ["q_proj", "down_proj"], rank=2, alpha=4, rng=np.random.default_rng(1))
 
 
-def fine_tune(put, *, rows=4, epochs=2, steps=3, model_of=lambda adapted: adapted):
+def fine_tune(put, *, rows=4, epochs=2, steps=2, model_of=lambda adapted: adapted):
     """Return the adapted model after some steps, and the losses: of the same start and batches everywhere."""
     adapted = language_model(put)
     X, Y, *held_out = map(put, WINDOWS)
