@@ -201,6 +201,9 @@ def test_a_part_without_targets_is_passed_over(workers):
     assert_close(found["weight"], backpropagate(model, counted_rows(), y, cross_entropy)["weight"], 1e-14)
     of_none = accumulate(2, workers)(model, counted_rows(), np.full(8, -100), cross_entropy)
     np.testing.assert_array_equal(of_none["weight"], np.zeros((28, 3)))
+    seen.clear()
+    accumulate(2, workers)(model, counted_rows(), np.full((8, 28), -100.0), mse)
+    assert sorted(seen) == [0.0, 2.0, 4.0, 6.0]  # of numbers that are no ids all count
 
 
 class Broken(ArithmeticError):
