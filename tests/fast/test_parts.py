@@ -306,13 +306,17 @@ def test_two_trainings_of_one_process_take_turns():
         assert blas_threads() == [2] * len(blas_threads())
 
 
-@pytest.mark.parametrize(("workers", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)])
-def test_workers_that_are_no_number_are_refused(workers, error):
-    with pytest.raises(error, match="workers must be"):
-        accumulate(2, workers)
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_counts_that_are_no_number_are_refused(count):
+    says = f"must be {'at least 1' if type(count) is int else 'an integer'}, got {count}$"
     model, x, y = problem("LoRA")
-    with pytest.raises(error, match="workers must be"):
-        evaluate(model, x, y, next_token_loss, workers)
+    for name, call in (
+        ("workers", lambda: accumulate(2, count)),
+        ("rows", lambda: accumulate(count)),
+        ("workers", lambda: evaluate(model, x, y, next_token_loss, count)),
+    ):
+        with pytest.raises((ValueError, TypeError), match=f"^{name} {says}"):
+            call()
 
 
 # --- rows of like widths ---
