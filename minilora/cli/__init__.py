@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from functools import cache
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -67,9 +66,7 @@ class _Parser(argparse.ArgumentParser):
         print(message, end="", file=file)
 
 
-@cache
 def _parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands; a process makes it once."""
     parser = _Parser(
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
