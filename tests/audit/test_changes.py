@@ -95,6 +95,13 @@ def test_blocks_of_rows_make_no_difference(tmp_path, monkeypatch, across):
         assert (sums.part, sums.noise) == pytest.approx((losses[1][name].part, losses[1][name].noise), rel=1e-6), name
 
 
+def test_a_magnitude_of_another_size_makes_no_change(tmp_path):
+    tensors = factors(paths("q_proj"))
+    tensors |= {f"{PREFIX}{path}.lora_magnitude_vector": np.ones(D, "f4") for path in paths("q_proj")}
+    adapter = peft(tmp_path / "a", tensors, config("q_proj", use_dora=True))
+    assert [*audit(adapter, model(tmp_path / "m"), merge=True).merged.values()] == [None] * 3
+
+
 def test_there_is_no_change_where_nothing_says_the_scaling(tmp_path):
     report = audit(peft(tmp_path / "a", factors(paths("q_proj")), None), model(tmp_path / "m"), merge=True)
     assert [*report.merged.values()] == [None] * 3

@@ -75,8 +75,8 @@ def base_tensors(rng, q="F32", head="F64"):
         return draw(rng, *shape, dtype="float64").astype(FLOATS[kind])
 
     return {
-        Q: weight(q, 5, 3), "enc.q_proj.bias": draw(rng, 5), "enc.k_proj.weight": draw(rng, 5, 3),
-        HEAD: weight(head, 4, 5), "steps": rng.integers(0, 99, (2, 3)), "mask": np.array([True, False]),
+        HEAD: weight(head, 4, 5), Q: weight(q, 5, 3), "enc.q_proj.bias": draw(rng, 5),
+        "enc.k_proj.weight": draw(rng, 5, 3), "steps": rng.integers(0, 99, (2, 3)), "mask": np.array([True, False]),
         "eighths": ("F8_E4M3", (2,), b"ab"), "nothing": np.zeros((0, 4), "f2"), "scalar": np.array(3.0),
     }  # fmt: skip
 
@@ -235,9 +235,9 @@ def test_names_that_all_lack_their_first_part_are_found(job):
     }
     job.save({"enc.enc.q_proj": lora})  # the first part alone
     assert [c.name for c in job.merge()] == [Q]
-    for other, lost in (("head", "transformer.enc.q_proj"), ("b.r", "b.r")):  # half an adapter is not merged
-        job.save({"transformer.enc.q_proj": lora, other: lora})
-        job.refused(f"there is no '{lost}.weight', which the adapter changes: there is 'enc.q_proj.weight'")
+    for other, lost, there in (("head", "transformer.enc.q_proj", "enc.q_proj"), ("b.r", "b.r", "head")):
+        job.save({"transformer.enc.q_proj": lora, other: lora})  # half an adapter is not merged
+        job.refused(f"there is no '{lost}.weight', which the adapter changes: there is '{there}.weight'")
 
 
 TIED = "config.json says tie_word_embeddings, and the adapter changes 'model.embed_tokens' alone"
