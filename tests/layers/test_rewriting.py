@@ -52,6 +52,14 @@ def test_a_frozen_convolution_keeps_no_patches():
     assert kept is None
 
 
+def test_a_convolutions_dx_is_computed_once(monkeypatch):
+    layer = Conv2d(np.ones((2, 3, 3, 3)))
+    y, cache = layer.forward(np.ones((1, 3, 4, 4)))
+    monkeypatch.setattr(Linear, "input_gradient", lambda *_: pytest.fail("the matrix's own dx, which nobody asks for"))
+    dx, _ = layer.backward(y, cache)
+    assert dx.shape == (1, 3, 4, 4)
+
+
 def test_an_adapted_embedding_forms_nothing_of_the_vocabularys_width():
     """But the gradient of A, which is as large as A."""
     vocabulary, dim, rank = 20_000, 16, 2
