@@ -144,16 +144,15 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=BACKENDS,
-        default=os.environ.get("MINILORA_BACKEND") or "numpy",
-        help="library to compute with; auto is cupy where it works ($MINILORA_BACKEND sets the default)",
+        help="library to compute with; auto is cupy where it works (default: $MINILORA_BACKEND, or numpy)",
     )
 
 
-def chosen_backend(name: str) -> Backend:
-    """Return the backend that was asked for."""
+def chosen_backend(name: str | None) -> Backend:
+    """Return the backend that was asked for, or that the environment names."""
     from ..backend import get_backend
 
-    return get_backend(name)
+    return get_backend(name or os.environ.get("MINILORA_BACKEND") or "numpy")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

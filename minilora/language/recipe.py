@@ -210,7 +210,7 @@ class Recipe:
     seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True, at_least=0)
     dtype: str = option("type of all arrays", default="float32", choices=["float32", "float64"], same=True)
     quantize: str | None = option(same=True)
-    backend: str = option(default="numpy")
+    backend: str | None = option()
     checkpoint: Path | None = option(
         "save the training's state there after every step; the same command goes on from it, also to more --steps "
         "(default: DIR.checkpoint beside the folder of --save, now and then, and removed at the end)",

@@ -24,13 +24,6 @@ def test_help_teaches(shell):
         assert said in text
 
 
-def test_every_option_has_help():
-    parsers = cli._parser()._subparsers._group_actions[0].choices
-    assert len(parsers) == 13
-    for command, parser in parsers.items():
-        assert all(action.help for action in parser._actions), command
-
-
 def test_help_names_the_defaults_that_exist(shell):
     text = " ".join(shell("article --help").split())
     assert "passes over the data, for the base and for the adapter (default: 100)" in text

@@ -136,7 +136,7 @@ def test_finetune_has_one_thread_where_numpy_will_read_it(loaded, monkeypatch):
     monkeypatch.setattr("minilora.cli.finetune.chosen_backend", lambda name: {}[name])
     if not loaded:
         monkeypatch.delitem(sys.modules, "numpy")
-    with pytest.raises(KeyError, match="numpy"):
+    with pytest.raises(KeyError):
         run("finetune text --save a")
     assert {os.environ[name] for name in BLAS_THREADS} == {"3" if loaded else "1"}
     assert "before_numpy" not in _parser().parse_args(["generate", "the"])

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, adapt, adapters, article, save_adapter
+from minilora.cli import _parser
 
 from ..support.command_line import run
 from ..support.disk import contents
@@ -128,3 +129,31 @@ def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch, reques
     assert printed == session.read_text(encoding="utf-8")
     if session.stem == "refused":  # before anything has changed
         assert contents() == before
+
+
+def described(name, parser):
+    """Yield what a command's parser has been told, a line for each option: what argparse writes differs by version."""
+    yield f"$ minilora {name}".rstrip()
+    defaults = {key: getattr(value, "__qualname__", value) for key, value in parser._defaults.items()}
+    yield f"{parser.formatter_class.__name__} {defaults}"
+    yield from filter(None, (parser.description, parser.epilog))
+    for group in parser._action_groups:
+        for action in group._group_actions:
+            read = getattr(action.type, "__name__", action.type)
+            given = [*action.option_strings, action.metavar, action.nargs, read, "required" * action.required]
+            words = " ".join(map(str, filter(None, given))) or action.dest
+            commands = {one.dest: one.help for one in getattr(action, "_choices_actions", ())}
+            choices = "" if action.choices is None else f" of {commands or [*action.choices]}"
+            yield f"  {group.title}: {words}{choices} = {action.default!r} ({action.dest}): {action.help}"
+
+
+def test_each_command_has_its_options(request):
+    """All that a parser says of itself, whole: `--approve` writes it anew."""
+    (subparsers,) = _parser()._subparsers._group_actions
+    parsers = {"": _parser(), **subparsers.choices}
+    found = "\n".join(line for name, parser in parsers.items() for line in [*described(name, parser), ""])
+    file = Path(__file__).with_name("options.txt")
+    if request.config.getoption("approve"):
+        file.write_text(found, encoding="utf-8")
+    assert found == file.read_text(encoding="utf-8")
+    assert all(action.help for parser in parsers.values() for action in parser._actions if action is not subparsers)
