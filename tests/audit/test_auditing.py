@@ -147,11 +147,16 @@ def gpt2(flag, head=False, square=False, change=lambda x: x):
     return make
 
 
-def convolution(t):
-    rng, key = np.random.default_rng(0), f"{PREFIX}enc.conv"
-    A, B = rng.standard_normal((2, 3, 5, 5)), rng.standard_normal((7, 2, 1, 1))
-    base = written(t / "b", {"enc.conv.weight": np.ones((7, 3, 5, 5), "f4")})
-    return peft(t / "a", {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}, config("conv")), base
+def convolution(*shape):
+    """An adapter of 7 x 3 x 5 x 5 beside a convolution of this shape."""
+
+    def make(t):
+        rng, key = np.random.default_rng(0), f"{PREFIX}enc.conv"
+        A, B = rng.standard_normal((2, 3, 5, 5)), rng.standard_normal((7, 2, 1, 1))
+        base = written(t / "b", {"enc.conv.weight": np.ones(shape, "f4")})
+        return peft(t / "a", {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}, config("conv")), base
+
+    return make
 
 
 def seeing(first, kind, adapter):
@@ -402,7 +407,8 @@ RIGHT = {
     "weights (in, out)": (gpt2(True), ""),
     "weights (in, out) that a bias shows": (gpt2(False), ""),
     "weights both ways": (gpt2(True, head=True, square=True), ""),
-    "a convolution": (convolution, ""),
+    "a convolution": (convolution(7, 3, 5, 5), ""),
+    "a convolution in groups": (convolution(7, 1, 5, 5), ""),
     "weights in few bits": (few_bits, ""),
     "weights in 8-bit floats": (beside(plain(), dtype=ml_dtypes.float8_e4m3fn), ""),
     "a model that sees": (seeing("language_model.model.", LLAVA, LANGUAGE), ""),
@@ -479,13 +485,14 @@ def base(tmp_path_factory):
 
 
 def said_of(report):
-    """What the file is, all findings, which modules there are, and how many of each kind."""
+    """What the file is, all findings, which modules there are, how many of each kind, and how many fit."""
     said = [report.text or report.lines[0], *(f"{f.level}: {f.text} [{f.code}]" for f in report.findings)]
     known = [
         " ".join(str(m[key]) for key in ("kind", "shape", "rank", "alpha", "scaling"))
         for m in report.details["modules"]
     ]
-    said += [", ".join(dict.fromkeys(known)), *(line for line in report.lines if line.startswith("modules: "))]
+    counts = (line for line in report.lines if line.startswith(("modules: ", "shapes: ")))
+    said += [", ".join(dict.fromkeys(known)), *counts]
     return [text.replace(str(report.adapter.path.parent), "~") for text in said]
 
 
@@ -627,6 +634,8 @@ BROKEN = {
     "a part of the columns": (of(at("q_proj.lora_A.weight", lambda a: a[:, : D // 4])), "shape-is-a-part"),
     "rows that are no whole part": (of(at("q_proj.lora_B.weight", lambda a: a[: Q // 3 + 1])), "shape-differs"),
     "columns that are no whole part": (of(at("q_proj.lora_A.weight", lambda a: a[:, : D - 1])), "shape-differs"),
+    "a convolution of more channels": (convolution(7, 4, 5, 5), "shape-differs"),
+    "a convolution of fewer outputs": (convolution(6, 3, 5, 5), "shape-differs"),
     "a wider model's": (of(at("lora_A.weight", lambda a: np.outer([1, 2], np.arange(1, D + 4)).astype("f4"))),
     "shape-differs"),
     "a wider model's, under fan_in_fan_out": (
