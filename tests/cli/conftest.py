@@ -2,16 +2,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from minilora import LoRA, cli, save_adapter
+from minilora import LoRA, save_adapter
 from minilora.language.memory import Memory
 
 from ..support.adapter_folder import change_json
-
-
-@pytest.fixture(autouse=True)
-def own_parser():
-    """A process makes the parser once. Each test here makes its own: so mutation sees what a test calls."""
-    cli._parser.cache_clear()
 
 
 @pytest.fixture
