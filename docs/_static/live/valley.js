@@ -38,7 +38,8 @@ function sentence(data, { windows, rule, rank, lr }, rates, here) {
   if (here.new > data.before.new) return `${what}${end}, above the untouched model's: the rate is too large. ${where}`;
   const when = `is least after ${first === last ? first : `${first} to ${last}`} steps:`;
   const share = gain(data, windows, here.new);
-  const part = rank !== "full" && share !== undefined ? `, ${Math.round(100 * share)}% of what full fine-tuning gains` : "";
+  const known = rank !== "full" && share !== undefined;
+  const part = known ? `, ${Math.round(100 * share)}% of what full fine-tuning gains` : "";
   const seeds = here.seeds === 1 ? "one seed" : `${here.seeds} seeds`;
   return `${what}The loss on held-out text ${when} ${here.new.toFixed(2)}${part} (${seeds}). `
     + (here === top ? "This is the best recorded rate." : where);
