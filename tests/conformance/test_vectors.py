@@ -166,6 +166,7 @@ def test_the_index_has_a_line_for_each_thing(folder):
         things += map(json.dumps, value if isinstance(value, list) else ())
     assert [line.strip().rstrip(",") for line in text.splitlines() if line.startswith("  ")] == things
     assert text.endswith("\n }\n}\n")
+    assert index_of(folder)["minilora"] == __version__
 
 
 @pytest.mark.long

@@ -451,8 +451,9 @@ def test_an_alpha_of_0_that_is_another_number_is_named(wrong, other, said):
             return function(*arrays)
         return summed[name](*arrays[:-1], other(len(arrays[-3])))
 
-    (text,) = check(every_function(change)).diagnoses
-    assert text.startswith(f"an alpha of 0 is taken for {said}")
+    (one,) = check(every_function(change)).found
+    assert one.says.startswith(f"an alpha of 0 is taken for {said}")
+    assert one.flag.startswith("an-alpha-of-0-")
 
 
 def test_without_an_alpha_an_alpha_of_0_changes_nothing():
