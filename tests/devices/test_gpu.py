@@ -24,18 +24,11 @@ def test_wide_layers_agree_with_the_cpu(gpu, kind, dtype):
     W, A, B = (rng.standard_normal(shape).astype(dtype) / 32 for shape in ((512, 1024), (8, 1024), (512, 8)))
     x, dy = (rng.standard_normal((256, width)).astype(dtype) for width in (1024, 512))
 
-    def layer(put):
-        made = {
-            Linear: lambda: Linear(put(W)),
-            LoRA: lambda: LoRA(put(A), put(B), 8.0),
-            LoRALinear: lambda: LoRALinear(Linear(put(W)), LoRA(put(A), put(B), 8.0)),
-        }
-        return made[kind]()
-
     def results(put):
-        made = layer(put)
-        y, cache = made.forward(put(x))
-        dx, grads = made.backward(put(dy), cache)
+        linear, lora = Linear(put(W)), LoRA(put(A), put(B), 8.0)
+        layer = {Linear: linear, LoRA: lora, LoRALinear: LoRALinear(linear, lora)}[kind]
+        y, cache = layer.forward(put(x))
+        dx, grads = layer.backward(put(dy), cache)
         return {"y": y, "dx": dx, **grads}
 
     there, here = results(gpu.asarray), results(np.asarray)
