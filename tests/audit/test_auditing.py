@@ -784,7 +784,9 @@ def test_a_broken_adapter_is_named(what, look, approved):
     assert approved(what, said_of(report)) == said_of(report)
 
 
-def test_every_approved_finding_is_of_an_adapter():
+def test_every_approved_finding_is_of_an_adapter(request):
+    if request.config.getoption("approve"):
+        pytest.skip("the file is written at the end")
     found = json.loads((Path(__file__).parent / "auditing.json").read_text(encoding="utf-8"))
     assert found.keys() == RIGHT.keys() ^ BROKEN.keys()
 
