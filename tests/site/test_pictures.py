@@ -19,7 +19,7 @@ import hands
 
 from minilora import NF4, dequantize_nf4, quantize_nf4
 
-from .conftest import SITE, built
+from .conftest import SITE, built, wait
 
 
 def data_of(picture):
@@ -221,13 +221,13 @@ DRAWN = [pytest.param(page, count, marks=built) for page, count in DRAWN.items()
 @pytest.mark.parametrize(("page", "count"), DRAWN)
 def test_no_letter_of_a_drawing_is_small_or_cut(visit, page, count, width):
     browser = visit(page, width)
+    wait(lambda: len(browser.find_elements("css selector", "svg.drawn")) == count)  # a busy machine is still reading
     found = browser.execute_script(
         """return [...document.querySelectorAll("svg.drawn")].map(svg => {
                const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
                const boxes = [...svg.querySelectorAll("text")].map(text => text.getBBox());
                return [12 * scale, boxes.some(b => b.x < 0 || b.x + b.width > svg.viewBox.baseVal.width)]; })"""
     )
-    assert len(found) == count
     assert all(size >= 11 and not cut for size, cut in found)
 
 
