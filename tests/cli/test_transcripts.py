@@ -149,8 +149,8 @@ def described(name, parser):
 
 def test_each_command_has_its_options(request):
     """All that a parser says of itself, whole: `--approve` writes it anew."""
-    (subparsers,) = _parser()._subparsers._group_actions
-    parsers = {"": _parser(), **subparsers.choices}
+    (subparsers,) = (parser := _parser())._subparsers._group_actions
+    parsers = {"": parser, **subparsers.choices}
     found = "\n".join(line for name, parser in parsers.items() for line in [*described(name, parser), ""])
     file = Path(__file__).with_name("options.txt")
     if request.config.getoption("approve"):
