@@ -575,6 +575,9 @@ BROKEN = {
     # shapes of factors
     "half a pair": (of(lambda x: without(x, "1.self_attn.q_proj.lora_B.weight")), "half-a-pair"),
     "another half": (of(lambda x: without(x, "1.self_attn.q_proj.lora_A.weight")), "half-a-pair"),
+    "a half of each": (
+        of(lambda x: without(x, "0.self_attn.q_proj.lora_A.weight", "1.self_attn.q_proj.lora_B.weight")),
+        "half-a-pair"),
     "half a pair of NaN": (
         of(lambda x: {k: a * np.nan for k, a in x.items() if "lora_A" in k}), "half-a-pair not-finite"),
     "a magnitude alone": (
