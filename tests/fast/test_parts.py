@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
@@ -199,8 +199,10 @@ def test_a_part_without_targets_is_passed_over(workers):
     found = accumulate(2, workers)(model, counted_rows(), y, cross_entropy)
     assert sorted(seen) == [2.0, 6.0]
     assert_close(found["weight"], backpropagate(model, counted_rows(), y, cross_entropy)["weight"], 1e-14)
+    seen.clear()
     of_none = accumulate(2, workers)(model, counted_rows(), np.full(8, -100), cross_entropy)
     np.testing.assert_array_equal(of_none["weight"], np.zeros((28, 3)))
+    assert seen == [0.0]  # one part, for the shapes
     seen.clear()
     accumulate(2, workers)(model, counted_rows(), np.full((8, 28), -100.0), mse)
     assert sorted(seen) == [0.0, 2.0, 4.0, 6.0]  # of numbers that are no ids all count
@@ -337,6 +339,7 @@ def test_a_row_reaches_to_its_last_target_that_counts(lengths):
 
 
 @given(lengths=LENGTHS, rows=st.integers(1, 7))
+@example(lengths=[4, 1, 1, 1], rows=2)
 @settings(max_examples=60)
 def test_no_other_cut_has_a_smaller_largest_area(lengths, rows):
     parts, wide = by_width(of_lengths(lengths)[1], rows), sorted((n for n in lengths if n), reverse=True)
