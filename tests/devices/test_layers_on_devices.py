@@ -29,6 +29,7 @@ from ..support.cupy_standin import traffic
 from ..support.language import drawn
 from ..support.places import elsewhere
 
+INSTANCES = all_instances()
 OPTIONS = {
     "LoRA": {},
     "rsLoRA": {"use_rslora": True},
@@ -47,7 +48,7 @@ def instance(row, dtype):
     """Return a layer on the host, and an input for it."""
     rng = np.random.default_rng(0)
     drawing = Drawing(3, 6, 5, 2, 3.0, lambda *shape: rng.standard_normal(shape).astype(dtype), rng)
-    return all_instances()[row](drawing)
+    return INSTANCES[row](drawing)
 
 
 def adapted(layer, options):
@@ -81,7 +82,7 @@ PAIRS = pytest.mark.parametrize(
 
 
 @elsewhere()
-@pytest.mark.parametrize("row", all_instances())
+@pytest.mark.parametrize("row", INSTANCES)
 def test_every_layer_computes_what_numpy_does(place, row, dtype):
     computes_what_numpy_does(place, *instance(row, dtype), dtype)
 
