@@ -57,6 +57,7 @@ def test_check_prints_what_it_measured_and_where(small_check, standin, shell, mo
         assert name in out
     assert "residual_form of LoRA " in out
     assert "residual_form of LoRALinear" in out
+    assert out.split("\n")[0].split() == ["gradient", "of", "at", "checked", "error", "allowed"]
     rows = [line for line in out.splitlines() if line.endswith("ok")]
     assert f"{len(rows)} of {len(rows)} gradients agree" in out
     assert "WRONG" not in out
@@ -70,3 +71,7 @@ def test_check_prints_what_it_measured_and_where(small_check, standin, shell, mo
     assert shell("check --backend cupy --seed 3").endswith(f"(complex step, float64, {standin.device})\n")
     assert standin.device != "CPU"
     assert [(backend.name, seed) for backend, seed, _ in asked] == [("numpy", 0), ("cupy", 3)]
+
+
+def test_the_decoder_is_checked_with_the_layers():
+    assert check.all_instances().keys() == instances.INSTANCES.keys() | {"Llama, LoRA"}

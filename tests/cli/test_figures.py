@@ -1,9 +1,11 @@
 """What a picture shows: the numbers behind its lines, bars and cells, at a scaling and a rank that are not 1."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from minilora import LoRA, article
 from minilora.cli.figures import (
@@ -145,3 +147,39 @@ def test_a_step_that_was_not_measured_has_no_point():
     means, held_out = plot_learning([(0, np.nan, 3.0), (5, 2.5, np.nan), (9, 2.0, 2.8)]).axes[0].get_lines()
     np.testing.assert_array_equal(held_out.get_xydata(), [[0, 3.0], [9, 2.8]])
     np.testing.assert_array_equal(means.get_ydata(), [2.5, 2.5, np.nan, 2.0, 2.0, np.nan])
+
+
+def described(figure):
+    """Yield all that a figure shows but for its numbers, axes after axes."""
+    yield f"{figure.get_size_inches().tolist()} inches, {figure.dpi} dots each, {figure.get_layout_engine()!r:.40}"
+    for drawn in figure.axes:
+        legend = [text.get_text() for text in drawn.get_legend().get_texts()] if drawn.get_legend() else []
+        limits = [f"{limit:.2g}" for limit in (*drawn.get_xlim(), *drawn.get_ylim())]
+        grid = [(line.get_visible(), line.get_alpha()) for line in drawn.get_xgridlines() + drawn.get_ygridlines()]
+        yield f"{drawn.get_title()!r}: {drawn.get_xlabel()!r}, {drawn.get_ylabel()!r}, {legend}"
+        yield f"  grid {sorted({*grid}, key=str)}"
+        yield f"  {drawn.get_xscale()} {drawn.get_yscale()} {limits} aspect {drawn.get_aspect()}"
+        for line in drawn.get_lines():
+            marker = line.get_marker(), line.get_markersize(), line.get_markeredgewidth(), line.get_fillstyle()
+            look = to_hex(line.get_color()), line.get_linestyle(), line.get_linewidth(), line.get_alpha()
+            yield f"  line {line.get_label()!r}: {look} {marker} {len(line.get_xdata())} points"
+        for container in drawn.containers:
+            yield f"  bars {container.get_label()!r}: { {to_hex(bar.get_facecolor()) for bar in container} }"
+        for image in drawn.get_images():
+            yield f"  image {image.cmap.name} {image.get_interpolation()} {image.origin}"
+
+
+def test_each_figure_looks_as_it_did(figure, request):
+    """`--approve` writes anew what they look like."""
+    summaries = [summary("a.fc", [0.7, 0.2, 0.1], 2.5), summary("b.fc", [0.9, 0.1], 4.0)]
+    rows = [(0, np.nan, 3.0), (5, 2.5, np.nan), (9, 2.0, 2.8)]
+    figures = {
+        "article": figure,
+        "adapter": plot_adapter(summaries),
+        "learning": plot_learning(rows, [(1, 3.0), (2, 2.0)]),
+    }
+    found = "".join(f"{line}\n" for name, one in figures.items() for line in [name, *described(one)])
+    file = Path(__file__).with_name("figures.txt")
+    if request.config.getoption("approve"):
+        file.write_text(found, encoding="utf-8")
+    assert found == file.read_text(encoding="utf-8")

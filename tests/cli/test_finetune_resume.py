@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from minilora import Adam, Linear, Llama, adapt, load_adapter, save_adapter, train
+from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language.finetune import Step
@@ -66,11 +66,13 @@ def often(folder, monkeypatch):
 @pytest.mark.parametrize(("asked", "kept"), [("--checkpoint c", "c"), ("", "it's.checkpoint")])
 def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, monkeypatch, asked, kept):
     """Without a checkpoint it is kept beside the adapter, until that is written."""
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     os.rename("text", "my text")
     typed = TYPED.replace("text --save a", "'my text' --save \"it's\"") + asked
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora", *shlex.split(typed)])
     with interrupted(3):
-        first = rows(shell(typed, code=130))
+        assert cli.main() == 130
+    out, shell.err = shell.capsys.readouterr()
+    first = rows(out)
     said = f"\nminilora: interrupted\nminilora: step 2 of 3 is kept in {kept}, and this command goes on from there:"
     assert shell.err.startswith(said)
     program, *again = shlex.split(shell.err.splitlines()[-1])

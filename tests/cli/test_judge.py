@@ -116,8 +116,8 @@ REFUSED = {
     "golden folder --compare mine --xfails ''": "argument --xfails: the name is empty",
     "diagnose logits --model model": "the following arguments are required: --adapter",
     "diagnose logits --adapter adapter": "the following arguments are required: --model",
-    "conformance my_lora.py --require 'forward, froward'":
-        "--require: there is no claim 'froward'; there are forward, scaling, slope",
+    "conformance my_lora.py --require 'forward, fro-ward'":
+        "--require: there is no claim 'fro ward'; there are forward, scaling, slope",
     "vectors new --xfails known.txt": "--xfails needs --compare: it is about the verdicts",
     "conformance my_lora --timeout=soon": "argument --timeout: invalid float value: 'soon'",
     **{f"conformance my_lora --timeout={text}": f"timeout must be above 0 and below 1e+09, got {float(text)}"
