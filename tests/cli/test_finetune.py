@@ -150,6 +150,7 @@ def test_held_out_rows_are_measured_all_or_as_asked(shell, asked, measured, said
     assert len(held_out[0]) == 102
     out = shell(f"{QUICK} --steps 1 --valid 0.4 {asked}")
     assert f"measure  {said.format(102)} held-out windows: before the first step and after the last, " in out
+    assert f"time     1 steps of 4 windows: {4 / 152:.3g} passes through all 152\n" in out
     base = evaluate(Llama.load("model"), *(array[measured] for array in held_out), cross_entropy)
     assert losses(out)[0] == pytest.approx(base, abs=6e-4)
 

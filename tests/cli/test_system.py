@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minilora import Llama, attach, load_adapter
+from minilora.checks import printable
 from minilora.files.adapters import system_message
 
 from ..support.command_line import run
@@ -48,11 +49,10 @@ def test_a_message_of_all_chats_or_asked_for_is_kept(capsys):
     write("e.jsonl", *["sat"] * 4)
     assert kept("--system", "") is None
     capsys.readouterr()
-    assert kept("--system", "on") == "on"
-    assert (
-        "system   on\n         is kept with the adapter, for generate and evaluate; chats that have one of their own "
-        "keep it\n"
-    ) in capsys.readouterr().out
+    long = "the cat sat on " * 9
+    assert kept("--system", long) == long
+    end = "is kept with the adapter, for generate and evaluate; chats that have one of their own keep it\n"
+    assert f"system   {printable(long, 80)}\n         {end}" in capsys.readouterr().out
 
 
 def test_chats_given_a_message_train_as_those_that_have_it():
