@@ -103,14 +103,18 @@ class Named:
 
 def off(found: Any, expected: Any, allowed: Any) -> float:
     """Return how far an answer is off, in units of what is allowed; None is an answer that is not given."""
+    if not _can_be_compared(found, expected):
+        return 0.0 if found is expected is None else np.inf
     return float(_distances(found, expected, allowed).max(initial=0.0))
 
 
+def _can_be_compared(found: Any, expected: Any) -> bool:
+    """Return whether both answers are given, of one shape, and the found one finite."""
+    there = found is not None and expected is not None
+    return there and np.shape(found) == np.shape(expected) and bool(np.isfinite(found).all())
+
+
 def _distances(found: Any, expected: Any, allowed: Any) -> np.ndarray:
-    if found is None or expected is None:
-        return np.array(0.0 if found is expected else np.inf)
-    if np.shape(found) != np.shape(expected) or not np.isfinite(found).all():
-        return np.array(np.inf)
     with np.errstate(over="ignore", invalid="ignore"):
         distances = np.abs(np.asarray(found, np.float64) - expected) / allowed
     return np.asarray(np.fmin(distances, np.inf))  # infinite where it is not a number
@@ -189,6 +193,8 @@ class _Search:
     def fits(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> bool:
         """Return whether an answer is what rows give, up to rounding."""
         answers, parts, allowed = self.predicted(i, wrongs)
+        if not _can_be_compared(found, answers[key]):  # then nobody asks what is allowed, which takes longest
+            return found is answers[key] is None
         if key not in allowed:
             allowed[key] = self.world.allowed(self.world.cases[i], key, parts)
         distances = _distances(found, answers[key], allowed[key])
