@@ -444,4 +444,4 @@ def report_of(kind, dtype=None, **functions):
     if kind == "linear":
         return check(wrong, dtype=dtype)
     declared = kind.removesuffix("-full")
-    return check(SimpleNamespace(forward=OURS["linear"].forward, kinds={declared: wrong}), dtype=dtype).kinds[declared]
+    return check(SimpleNamespace(forward=PLAIN.forward, kinds={declared: wrong}), dtype=dtype).kinds[declared]

@@ -53,6 +53,7 @@ NONE, SAME_WIDTH = "", ": the same at every width; PEFT's is 1 / sqrt(3 in)"
 SPREADS = {
     "uniform": (lambda A, B, rng: (A, B), NONE),
     "he_uniform": (lambda A, B, rng: (6**0.5 * A, B), NONE),
+    "uniform, of a mean of two fifths of its spread": (lambda A, B, rng: (A + 0.4 * A.std(), B), NONE),
     "ten times as wide": (lambda A, B, rng: (10 * A, B), NONE),
     "N(0, 1/in)": (lambda A, B, rng: (rng.standard_normal(A.shape) / A[0].size ** 0.5, B), NONE),
     "N(0, 1)": (lambda A, B, rng: (rng.standard_normal(A.shape), B), SAME_WIDTH),

@@ -125,6 +125,7 @@ def test_what_is_allowed_is_of_the_problem_and_parts():
     for trial, parts in ((first, none), (first, large), (second, large), (second, none)):
         allowed = world.allowed(trial.problem, "y", parts)
         assert np.array_equal(allowed, trial.allowed(trial.size(**parts)["y"]))
+    assert (trial.size(scaling=lambda alpha, r: 0.0)["y"] >= trial.sizes["y"]).all()  # never less than of the right one
 
 
 # --- a scaling that no row has --------------------------------------------------------------------
