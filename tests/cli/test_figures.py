@@ -45,9 +45,6 @@ def test_each_loss_curve_has_its_own_points_of_the_article(result):
     assert list(lora.get_ydata()) == result.lora_history.losses
     assert tuple(article_base.get_ydata()) == article.ARTICLE_BASE_LOSSES
     assert tuple(article_lora.get_ydata()) == article.ARTICLE_LORA_LOSSES
-    assert base.get_color() == article_base.get_color() != lora.get_color() == article_lora.get_color()
-    legend = [text.get_text() for text in drawn.get_legend().get_texts()]
-    assert legend == ["base, full rank", "LoRA, rank 2", "the article's run"]
     for line in (article_base, article_lora):
         assert tuple(line.get_xdata()) == article.ARTICLE_EPOCHS
 
@@ -69,12 +66,9 @@ def test_the_change_is_drawn_around_the_truth(figure, result):
     """Its colours end as far above 1 as below it, where the entry is that is furthest from 1."""
     image = figure.axes[1].get_images()[0]
     np.testing.assert_array_equal(image.get_array(), result.delta)
-    assert image.origin == "upper"  # as a matrix is written
     low, high = image.get_clim()
     assert low + high == pytest.approx(2, abs=1e-12)
     assert high - 1 == pytest.approx(np.abs(result.delta - 1).max(), rel=1e-12)
-    for drawn in (figure.axes[0], figure.axes[2]):  # losses and singular values span orders of magnitude
-        assert (drawn.get_xscale(), drawn.get_yscale()) == ("linear", "log")
 
 
 def test_a_picture_needs_a_folder(tmp_path):
@@ -170,7 +164,7 @@ def described(figure):
 
 
 def test_each_figure_looks_as_it_did(figure, request):
-    """`--approve` writes anew what they look like."""
+    """Losses and singular values on log scales, a matrix as it is written: `--approve` writes it anew."""
     summaries = [summary("a.fc", [0.7, 0.2, 0.1], 2.5), summary("b.fc", [0.9, 0.1], 4.0)]
     rows = [(0, np.nan, 3.0), (5, 2.5, np.nan), (9, 2.0, 2.8)]
     figures = {
