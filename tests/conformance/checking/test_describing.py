@@ -5,6 +5,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.describing import describe_wrong, wrong_array
+from minilora.conformance.checking.suite import KEPT, ORDERS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn, round_to
 
@@ -82,10 +83,6 @@ def places(n):
     return np.arange(n)
 
 
-def even_first(n):
-    return np.argsort(places(n) % 2, kind="stable")
-
-
 NAMED = {
     "the factors are rounded to float16": changed(lambda x, W, A, B: (x, W, half(A), half(B))),
     "lora_A is rounded to float16": changed(lambda x, W, A, B: (x, W, half(A), B)),
@@ -100,33 +97,25 @@ NAMED = {
     "the ranks of lora_B stand in another order than those of lora_A: one place on": changed(
         lambda x, W, A, B: (x, W, A, np.roll(B, 1, axis=1))
     ),
-    "the ranks of lora_B stand in another order than those of lora_A: the even places first": changed(
-        lambda x, W, A, B: (x, W, A, B[:, even_first(len(A))])
-    ),
     "the bias is taken at a wrong index: one place back": biased(lambda b, n: np.roll(b, -1)),
-    "the bias is taken at a wrong index: from last to first": biased(lambda b, n: b[::-1]),
-    "the bias is taken at a wrong index: the first one everywhere": biased(lambda b, n: b[0]),
     "the bias is taken by the row and not by the output": biased(lambda b, n: b[places(n) % len(b)][:, None]),
     "it sums all inputs but the last only": cut(lambda n: slice(None, -1)),
     "it sums the last half of the inputs, and the one in the middle, only": cut(lambda n: slice(n // 2, None)),
     "it sums the first half of the inputs only in the update": changed(
         lambda x, W, A, B: (x, W, A * (places(A.shape[1]) < A.shape[1] // 2), B)
     ),
-    "it sums all inputs but the first only in x W^T": changed(
-        lambda x, W, A, B: (x, W * (places(len(W[0])) > 0), A, B)
-    ),
+    "it sums all rows but the last only, in lora_A's gradient alone": some_rows("lora_A", slice(None, -1)),
+    "it sums whole blocks of 16 inputs only": cut(lambda n: slice(0, n - n % 16 if n > 16 else n)),
     "it sums all ranks but the first only, in the merged weight alone": merged(
         lambda change, W, A, B, alpha: W + alpha / len(A) * (B * (places(len(A)) > 0)) @ A
     ),
-    "it sums the first half of the ranks only": ranks(lambda r: places(r) < r // 2),
-    "it sums the last half of the ranks, and the one in the middle, only": ranks(lambda r: places(r) >= r // 2),
-    "it sums whole blocks of 16 inputs only": cut(lambda n: slice(0, n - n % 16 if n > 16 else n)),
-    "it sums whole blocks of 32 inputs only": cut(lambda n: slice(0, n - n % 32 if n > 32 else n)),
+    "it sums all rows but the first only, in lora_B's gradient alone": some_rows("lora_B", slice(1, None)),
     "on 13 of 15 problems, those where r is above 1: it sums the first half of the ranks only": ranks(
         lambda r: places(r) < max(1, r // 2)
     ),
-    "it sums all rows but the last only, in lora_A's gradient alone": some_rows("lora_A", slice(None, -1)),
-    "it sums all rows but the first only, in lora_B's gradient alone": some_rows("lora_B", slice(1, None)),
+    "it sums all inputs but the first only in x W^T": changed(
+        lambda x, W, A, B: (x, W * (places(len(W[0])) > 0), A, B)
+    ),
 }
 
 
@@ -135,6 +124,31 @@ def test_what_nobody_is_known_to_have_made_is_named_last(says):
     first = check(beside_forward(**NAMED[says])).found[0]
     assert first.says.removesuffix(", in the output alone").removesuffix(", in all that is computed") == says
     assert first.flag
+
+
+OF_FIVE = {
+    "one place on": [4, 0, 1, 2, 3],
+    "one place back": [1, 2, 3, 4, 0],
+    "half of the places back": [2, 3, 4, 0, 1],
+    "from last to first": [4, 3, 2, 1, 0],
+    "the even places first": [0, 2, 4, 1, 3],
+    "the first one everywhere": [0, 0, 0, 0, 0],
+    "all {} but the last": [0, 1, 2, 3],
+    "all {} but the first": [1, 2, 3, 4],
+    "the first half of the {}": [0, 1],
+    "the first half of the {}, and the one in the middle,": [0, 1, 2],
+    "the last half of the {}": [3, 4],
+    "the last half of the {}, and the one in the middle,": [2, 3, 4],
+}
+
+
+def test_orders_and_parts_of_sums_are_what_they_say():
+    kept = {words: of(5).nonzero()[0].tolist() for words, of in KEPT.items() if "blocks" not in words}
+    assert {words: order(5).tolist() for words, order in ORDERS.items()} | kept == OF_FIVE
+    for size in (16, 32, 64, 128):
+        whole = KEPT[f"whole blocks of {size} {{}}"]
+        assert [whole(n).sum() for n in (size - 1, size, 2 * size - 1, 2 * size)] == [size - 1, size, size, 2 * size]
+        assert whole(2 * size - 1)[:size].all()
 
 
 def a_trial(kind, dtype="float64", number=0):
