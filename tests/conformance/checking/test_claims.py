@@ -30,6 +30,7 @@ STARTS = {
     "A's start has the spread 2.89e-07; PEFT's is 1 / sqrt(3 in) = 0.0289": lambda A, B, r: (1e-5 * A, B),
     "A's start has the spread 0.00144, of 1 / in": lambda A, B, r: (A / A.shape[1] ** 0.5, B),
     "A's start has the mean 0.02": lambda A, B, r: ((A + 0.05) / 2, B),
+    "A's start has the mean -0.02": lambda A, B, r: ((A - 0.05) / 2, B),
     "lora_A starts with rank 8, expected 9": lambda A, B, r: (np.concatenate([A[:-1], A[:1]]) if r == 9 else A, B),
     "lora_A starts with rank 1, expected 9": lambda A, B, r: (0 * A + A[:1], B),
     "lora_A starts with shape (400, 9), expected (9, 400)": lambda A, B, r: (A.T, B),
