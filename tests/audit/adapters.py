@@ -178,7 +178,7 @@ def kohya(file, modules, r=2, start="lora_te_", change=lambda t: t):
 GGUF = {"q_proj": "attn_q", "v_proj": "attn_v", "up_proj": "ffn_up", "down_proj": "ffn_down"}
 
 
-def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", architecture="llama"):
+def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", how="lora", architecture="llama"):
     """A LoRA of llama.cpp's."""
     from gguf import GGUFWriter
 
@@ -190,7 +190,7 @@ def gguf(file, modules, r=2, alpha=4.0, change=lambda t: t, kind="adapter", arch
         tensors[f"{name}.lora_b"] = rng.standard_normal((out, r)).astype("f4")
     writer = GGUFWriter(file, architecture)
     writer.add_type(kind)
-    writer.add_string("adapter.type", "lora")
+    writer.add_string("adapter.type", how)
     if alpha is not None:
         writer.add_float32("adapter.lora.alpha", alpha)
     for name, array in change(tensors).items():

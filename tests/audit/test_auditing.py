@@ -291,6 +291,43 @@ def diffusers(t):
     return onefile(t, tensors), written(t / "b", {f"{path}.weight": np.ones(s, "f4") for path, s in unet.items()})
 
 
+def image_parts(*starts, down="lora_A", up="lora_B", write=onefile):
+    """An adapter of one layer for each part of an image model, in diffusers' names, and all parts in one model."""
+    shapes = {
+        f"{start}to_q.{part}.weight": (2, 6) if part == down else (6, 2) for start in starts for part in (down, up)
+    }
+    rng = np.random.default_rng(0)
+
+    def make(t):
+        base = written(t / "b", ones({f"{start}to_q.weight": (6, 6) for start in starts}))
+        return write(t, {name: rng.standard_normal(shape) for name, shape in shapes.items()}), base
+
+    return make
+
+
+def mlx_alone(t):
+    """MLX's tensors without their configuration."""
+    return (mlx(t / "a", paths(*QV)) / "adapters.safetensors").rename(t / "a.safetensors")
+
+
+def mlx_magnitudes(tensors):
+    return tensors | {k.replace("lora_b", "m"): a[0] for k, a in tensors.items() if "lora_b" in k}
+
+
+def gguf_more(shapes):
+    """A GGUF adapter of q_proj and of these, and a GGUF model that has them all."""
+    arrays = {f"{name}.weight.lora_{part}": np.random.default_rng(0).standard_normal(shape).astype("f4")
+              for name, pair in shapes.items() for part, shape in zip("ab", pair, strict=True)}  # fmt: skip
+    return lambda t: gguf(t / "a.gguf", paths("q_proj"), change=lambda x: x | arrays)
+
+
+def kohya_convolution(t):
+    shapes = {"lora_down.weight": (2, 3, 5, 5), "lora_up.weight": (7, 2, 1, 1)}
+    tensors = {f"lora_unet_enc_conv.{part}": np.random.default_rng(0).standard_normal(s) for part, s in shapes.items()}
+    base = written(t / "b", {"enc.conv.weight": np.ones((7, 3, 5, 5), "f4")})
+    return onefile(t, tensors | {"lora_unet_enc_conv.alpha": np.array([4.0])}), base
+
+
 def of_kohya(change):
     return lambda t: kohya(t / "a.safetensors", paths(*QV), change=change)
 
@@ -348,6 +385,10 @@ RIGHT = {
     "an old version's keys": (plain({"peft_version": None, "auto_mapping": None, "revision": None}), ""),
     # what was trained in full
     "modules_to_save": (plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V, D), "f4")}), "modules-to-save"),
+    "modules_to_save as in a model's state": (
+        plain({"modules_to_save": ["lm_head", "embed_tokens"]}, more=ones({
+            f"{PREFIX}lm_head.modules_to_save.default.weight": (V, D), f"{PREFIX}lm_head.modules_to_save.bias": V,
+            f"{PREFIX}model.embed_tokens.modules_to_save.weight": (V, D)})), "modules-to-save"),
     "modules_to_save that names ends": (
         plain({"modules_to_save": ["layernorm"]},
               more={f"{PREFIX}model.layers.0.input_layernorm.weight": np.ones(D, "f4")}), "modules-to-save"),
@@ -465,6 +506,17 @@ RIGHT = {
     "kohya's magnitudes": (of_kohya(lambda x: lycoris(x, 0)), ""),
     "kohya's magnitudes of each input": (of_kohya(lambda x: lycoris(x, 1)), "magnitude-of-inputs"),
     "diffusers' names": (diffusers, ""),
+    "diffusers' names of five parts": (
+        image_parts("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3."), ""),
+    "diffusers' first names": (image_parts("unet.", down="lora.down", up="lora.up"), "alpha-missing"),
+    "kohya's convolution": (kohya_convolution, ""),
+    "MLX's DoRA": (lambda t: mlx(t / "a", paths("q_proj"), change=mlx_magnitudes, fine_tune_type="dora"), ""),
+    "MLX's embedding": (
+        lambda t: mlx(t / "a", ["model.embed_tokens", *paths("q_proj")], lora_parameters={"rank": 2, "scale": 2}), ""),
+    "a GGUF adapter's embedding": (on_gguf(gguf_more({"token_embd": ((V, 2), (D, 2))}), "token_embd", "output"), ""),
+    "a GGUF adapter's experts": (
+        lambda t: (gguf_more({"blk.0.ffn_up_exps": ((4, 2, D), (4, 6, 2))})(t),
+                   gguf_model(t / "m.gguf", {"attn_q": (Q, D), "ffn_up_exps": (4, 6, D)})), ""),
     "a GGUF adapter": (lambda t: gguf(t / "a.gguf", paths(*QV)), ""),
     "a GGUF adapter beside a Mistral, a llama to llama.cpp": (
         beside(lambda t: gguf(t / "a.gguf", paths(*QV)), model_type="mistral"), ""),
@@ -602,6 +654,8 @@ BROKEN = {
     "a wrapped model's names": (
         plain({}, name(PREFIX, f"_orig_mod.{PREFIX}"), ("q_proj",), paths("q_proj", layers=[0])),
         "prefix-missing prefix-doubled target-missing"),
+    "a distributed model's names before": (
+        plain({}, name(PREFIX, f"module.{PREFIX}")), "prefix-missing prefix-doubled"),
     "model. missing": (of(name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
     "model. missing beside the name of a class with a head": (
         plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaForCausalLM"}},
@@ -656,6 +710,11 @@ BROKEN = {
     "a flag that no weight bears out": (plain({"fan_in_fan_out": True}), "fan-in-fan-out"),
     # the configuration
     "no configuration": (lambda t: peft(t / "a", factors(paths(*QV)), None), "config-missing"),
+    "no configuration, in one file": (
+        lambda t: onefile(t, factors(paths(*QV))), "config-missing"),
+    "no configuration of a decoder": (image_parts("transformer.h.0."), "config-missing"),
+    "no configuration of a part in a folder": (
+        image_parts("unet.", write=lambda t, tensors: peft(t / "a", tensors, None)), "config-missing"),
     "an empty file": (lambda t: peft(t / "a", {}, config(*QV)), "empty"),
     "a model": (lambda t: model(t / "a"), "empty"),
     "a model's tensors": (lambda t: peft(t / "a", {"lm_head.weight": np.ones((V, D), "f4")}, config(*QV)),
@@ -746,9 +805,12 @@ BROKEN = {
     "MLX's scale is 0": (of_mlx(lora_parameters={"rank": 2, "scale": 0.0}), "alpha-zero"),
     "an old MLX's alpha is 0": (of_mlx(lora_parameters={"rank": 2, "alpha": 0}), "alpha-zero"),
     "MLX's DoRA without magnitudes": (of_mlx(fine_tune_type="dora"), "magnitude-missing"),
-    "MLX's magnitudes without DoRA": (
-        of_mlx(lambda x: x | {k.replace("lora_b", "m"): a[0] for k, a in x.items() if "lora_b" in k}),
-        "magnitude-ignored"),
+    "MLX's magnitudes without DoRA": (of_mlx(mlx_magnitudes), "magnitude-ignored"),
+    "MLX's without a configuration": (mlx_alone, "alpha-missing"),
+    "MLX's scale is a flag": (of_mlx(lora_parameters={"rank": 2, "scale": True}), "alpha-zero"),
+    "MLX's scale is a text": (of_mlx(lora_parameters={"rank": 2, "scale": "20"}), "alpha-zero"),
+    "MLX's alpha without a rank": (of_mlx(lora_parameters={"alpha": 40}), "alpha-missing"),
+    "MLX's alpha of a rank of 0": (of_mlx(lora_parameters={"rank": 0, "alpha": 40}), "alpha-missing"),
     "MLX's in more layers than are named": (of_mlx(num_layers=1), "layers-ignored"),
     "MLX's in fewer layers than are named": (
         lambda t: mlx(t / "a", paths(*QV, layers=[2]), num_layers=2), "layers-missing"),
@@ -761,6 +823,7 @@ BROKEN = {
     "MLX's with a stranger": (of_mlx(lambda x: x | {"lora_a": np.ones(2, "f4")}), "unknown-tensors"),
     "kohya's without alpha": (of_kohya(lambda x: without(x, ".alpha")), "alpha-missing"),
     "kohya's alpha is 0": (of_kohya(lambda x: changed(x, ".alpha", np.zeros_like)), "alpha-zero"),
+    "kohya's alpha is two numbers": (of_kohya(lambda x: changed(x, ".alpha", lambda a: np.ones(2))), "alpha-missing"),
     "kohya's up is missing": (of_kohya(lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")), "half-a-pair"),
     "kohya's for another part": (lambda t: (image("lora_unet_", "lora_te_")(t)[0], model(t / "m")), "module-unknown"),
     "kohya's with a third factor": (of_kohya(lambda x: x | {"a_lora_mid": np.ones(2, "f4")}), "unknown-tensors"),

@@ -88,12 +88,6 @@ def test_names_with_braces_are_named_as_they_are(tmp_path):
     assert "['q_{x}']) does not name: 'model.layers.0.self_attn.{names}{0}'" in str(report)
 
 
-def test_the_folder_above_an_adapter_is_pointed_to_it(tmp_path):
-    peft(tmp_path / "mine", factors(paths("q_proj")), config("q_proj"))
-    with pytest.raises(FileRefused, match="its folder 'mine' holds one"):
-        audit(tmp_path)
-
-
 @pytest.mark.parametrize("names", [(), ("a.gguf", "b.gguf"), ("a.gguf", "b.safetensors")])
 def test_a_folder_of_another_number_of_models_is_refused(tmp_path, names):
     for name in names:

@@ -1,0 +1,138 @@
+"""What is no adapter, or none that can be looked at, is refused with its reason; a configuration may be anywhere."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from minilora.audit.auditing import audit
+from minilora.checks import FileRefused, short
+
+from .adapters import config, factors, gguf, mlx, paths, peft
+
+Q = paths("q_proj")
+NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
+NO_PLACE = "expected adapter_model.safetensors, adapters.safetensors, or one .safetensors or .gguf file: it has"
+OTHERS = {
+    "hada_w1_a": "LoHa", "lokr_w1": "LoKr", "oft_blocks": "OFT", "oft_diag": "OFT", "boft_R": "BOFT",
+    "lora_mid.weight": "LoCon in three factors", "a1.weight": "GLoRA", "glora_a1": "GLoRA", "on_input": "IA3",
+}  # fmt: skip
+
+
+def empty(t, *names):
+    """A folder of empty files, which are not opened."""
+    for name in names:
+        (t / name).parent.mkdir(exist_ok=True, parents=True)
+        (t / name).touch()
+    return t
+
+
+def listed(name, count):
+    """A folder whose configuration has so many entries."""
+    return lambda t: peft(t / "a", factors(Q), config(**{name: [1 if "layers" in name else "a"] * count}))
+
+
+def keyed(count):
+    return lambda t: mlx(t / "a", Q, lora_parameters={"rank": 2, "scale": 2.0, "keys": ["a"] * count})
+
+
+def lettered(count):
+    """A folder one of whose tensors has a name of so many letters."""
+    return lambda t: peft(t / "a", factors(Q) | {"x" * count: np.ones(1, "f4")}, config("q_proj"))
+
+
+def trained_in_full(tensors):
+    return {name.replace("lora_a", "weight"): array for name, array in tensors.items() if "lora_a" in name}
+
+
+REFUSED = [
+    *((lambda t, end=end: empty(t, f"a.{end}") / f"a.{end}", f"'~/a.{end}': {NO_PICKLE}")
+      for end in ("bin", "pt", "pth", "ckpt", "pkl")),
+    *((lambda t, name=name: empty(t, name), f"'~/{name}': {NO_PICKLE}")
+      for name in ("adapter_model.bin", "pytorch_lora_weights.bin")),
+    (empty, f"'~': {NO_PLACE} none of these"),
+    (lambda t: empty(t, *(f"{i}.safetensors" for i in range(6)), "0.gguf"),
+     f"'~': {NO_PLACE} '0.gguf', '0.safetensors', '1.safetensors', '2.safetensors', '3.safetensors'"),
+    (lambda t: empty(t, *(f"{i}/adapter_config.json" for i in range(6)), "a.txt"),
+     f"'~': {NO_PLACE} none of these, and its folder '0', '1', '2', '3', '4' holds one"),
+    (lambda t: peft(t / "a", factors(Q), config("q_proj", peft_type="IA3")),
+     "'~/a/adapter_config.json': peft_type is 'IA3', which is no LoRA: it is not looked at"),
+    *((lambda t, n=name: peft(t / "a", {f"lora_unet_x.{n}": np.ones((2, 8))}, None),
+       f"'~/a/adapter_model.safetensors': 'lora_unet_x.{name}' is of {kind}, which is no LoRA of two factors: it is "
+       "not looked at") for name, kind in OTHERS.items()),
+    *((lambda t, change=change: mlx(t / "a", Q, change=change, fine_tune_type="full"),
+       "'~/a/adapter_config.json': fine_tune_type is 'full', which is no LoRA: it is not looked at")
+      for change in (dict, trained_in_full)),
+    (lambda t: gguf(t / "a.gguf", Q, kind="model"),
+     "'~/a.gguf': general.type is 'model', expected 'adapter': it is a model, or no adapter"),
+    (lambda t: gguf(t / "a.gguf", Q, how="control"), "'~/a.gguf': adapter.type is 'control', expected 'lora'"),
+    *((listed(name, 1001), f"'~/a/adapter_config.json': {name} has 1,001 entries, expected at most 1,000")
+      for name in ("modules_to_save", "target_parameters", "layers_to_transform")),
+    (keyed(1001), "'~/a/adapter_config.json': lora_parameters.keys has 1,001 entries, expected at most 1,000"),
+    (lettered(1001),
+     f"'~/a/adapter_model.safetensors': the name {short('x' * 1001)} has 1,001 letters: no module has such a path"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_what_cannot_be_looked_at_is_refused(tmp_path, make, message):
+    with pytest.raises(FileRefused) as refused:
+        audit(make(tmp_path))
+    assert str(refused.value).replace(str(tmp_path), "~") == message
+
+
+@pytest.mark.parametrize("make", [listed("layers_to_transform", 1000), keyed(1000), lettered(1000)])
+def test_as_much_as_is_allowed_is_looked_at(tmp_path, make):
+    assert audit(make(tmp_path)).adapter.modules
+
+
+# --- the configuration ---
+
+
+STRANGE = {
+    "target_modules": (1, "a list or a text"), "exclude_modules": (2.5, "a list or a text"),
+    "layers_pattern": (True, "a list or a text"), "target_parameters": ("a", "a list"),
+    "modules_to_save": ({}, "a list"), "layers_to_transform": ("3", "a list or a number"),
+    "rank_pattern": ([1], "an object"), "alpha_pattern": ("b", "an object"), "lora_parameters": (4, "an object"),
+}  # fmt: skip
+
+
+def types_of(folder):
+    return [finding.text for finding in audit(folder).of("wrong") if finding.code == "config-type"]
+
+
+def test_what_is_of_another_type_is_told(tmp_path):
+    settings = config(**{name: value for name, (value, _) in STRANGE.items()})
+    told = [f"{name} is {value!r}, expected {kinds}" for name, (value, kinds) in STRANGE.items()]
+    assert types_of(peft(tmp_path / "a", factors(Q), settings)) == told
+
+
+def test_the_first_entry_of_another_type_is_told(tmp_path):
+    lists = {"target_modules": ["q_proj", 1, 2], "layers_to_transform": [0, "1"], "target_parameters": ["a"]}
+    told = ["target_modules has the entry 1", "layers_to_transform has the entry '1'"]
+    assert types_of(peft(tmp_path / "a", factors(Q), config(**lists))) == told
+
+
+def in_header(text, name="lora_adapter_metadata"):
+    """A file with a text in its header."""
+
+    def make(t):
+        save_file(factors(Q), t / "a.safetensors", {name: text})
+        return t / "a.safetensors"
+
+    return make
+
+
+def test_a_configuration_in_the_header_is_read(tmp_path):
+    report = audit(in_header(json.dumps(config("q_proj", lora_alpha=6, rank_pattern=3)))(tmp_path))
+    assert {module.scaling for module in report.adapter.modules.values()} == {3.0}
+    assert report.adapter.config_path == tmp_path / "a.safetensors"
+    assert [finding.text for finding in report.findings] == ["rank_pattern is 3, expected an object"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_header_without_a_configuration_has_none(tmp_path, text):
+    report = audit(in_header(text)(tmp_path))
+    assert report.adapter.config is None
+    assert [finding.code for finding in report.findings] == ["config-missing"]
