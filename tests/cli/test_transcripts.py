@@ -134,12 +134,11 @@ def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch, reques
 def described(name, parser):
     """Yield what a command's parser has been told, a line for each option: what argparse writes differs by version."""
     yield f"$ minilora {name}".rstrip()
-    defaults = {key: getattr(value, "__qualname__", value) for key, value in parser._defaults.items()}
-    yield f"{parser.formatter_class.__name__} {defaults}"
+    yield f"{parser.formatter_class.__name__} {sorted(parser._defaults)}"
     yield from filter(None, (parser.description, parser.epilog))
     for group in parser._action_groups:
         for action in group._group_actions:
-            read = getattr(action.type, "__name__", action.type)
+            read = action.type.__name__ if isinstance(action.type, type) else action.type and "by a function"
             given = [*action.option_strings, action.metavar, action.nargs, read, "required" * action.required]
             words = " ".join(map(str, filter(None, given))) or action.dest
             commands = {one.dest: one.help for one in getattr(action, "_choices_actions", ())}
