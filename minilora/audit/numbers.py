@@ -103,7 +103,7 @@ def half_pairs(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Iterato
     missing = {"A": "B is", "B": "A is"}[has[half[0]]] if len({has[path] for path in half}) == 1 else "A or B is"
     yield from found(WRONG, "half-a-pair", f"half a pair: {missing} missing in {{count}}: {{names}}", half)
     without = [path for path, parts in has.items() if not parts]
-    parts = ", ".join(adapter.modules[without[0]].parts) if without else ""
+    parts = ", ".join(adapter.modules[without[0]].parts if without else ()) or "alpha"  # kohya's, which is no part
     yield from found(WRONG, "half-a-pair", "{parts} and no factors in {names}", without, parts=parts)
 
 

@@ -198,4 +198,4 @@ def in_memory(array: np.ndarray, like: Matrix) -> Matrix:
     """Return an array as a matrix with the columns of another one."""
     numbers = array.reshape(-1)
     rows = array.size // like.columns
-    return Matrix(lambda _, start, stop: numbers[start:stop], array.dtype, like.parts[:1], rows, like.columns)
+    return Matrix(lambda _, start, stop: numbers[start:stop], array.dtype, ((like.name, 0),), rows, like.columns)

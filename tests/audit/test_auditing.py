@@ -404,7 +404,8 @@ RIGHT = {
                          more={f"{PREFIX}score.weight": np.ones((2, D), "f4")}), "modules-to-save"),
     "rows of an embedding": (
         plain({"trainable_token_indices": [1, 2]},
-              more={f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": np.ones((2, D), "f4")}),
+              more=ones({f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": (2, D),
+                         f"{PREFIX}model.embed_tokens.token_adapter.base_layer.weight": (V, D)})),
         "token-rows trainable-token-indices"),
     "a vocabulary that has grown": (plain(more={HEAD: np.ones((V + 2, D), "f4")}),
         "vocabulary-grown embeddings-beside"),
@@ -668,7 +669,7 @@ BROKEN = {
     "names without an end": (of(name(".weight", "")), "weight-missing"),
     "names of nothing": (plain(more={f"{PREFIX}a.b": np.ones(3, "f4")}), "unknown-tensors"),
     "a part that stands twice": (
-        plain(more=of_each("lora_A.a.weight", (2, D))),
+        plain(more=of_each("lora_A.a.weight", (2, D)) | of_each("lora_B.a.weight", (Q, 2))),
         "adapter-name-in-keys part-twice"),
     # the model
     "a deeper model's": (of(name("layers.2", "layers.7")), "module-unknown target-missing"),
@@ -824,6 +825,8 @@ BROKEN = {
     "kohya's without alpha": (of_kohya(lambda x: without(x, ".alpha")), "alpha-missing"),
     "kohya's alpha is 0": (of_kohya(lambda x: changed(x, ".alpha", np.zeros_like)), "alpha-zero"),
     "kohya's alpha is two numbers": (of_kohya(lambda x: changed(x, ".alpha", lambda a: np.ones(2))), "alpha-missing"),
+    "kohya's alpha alone": (
+        of_kohya(lambda x: {k: a for k, a in x.items() if "1_self_attn_q_proj.lora" not in k}), "half-a-pair"),
     "kohya's up is missing": (of_kohya(lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")), "half-a-pair"),
     "kohya's for another part": (lambda t: (image("lora_unet_", "lora_te_")(t)[0], model(t / "m")), "module-unknown"),
     "kohya's with a third factor": (of_kohya(lambda x: x | {"a_lora_mid": np.ones(2, "f4")}), "unknown-tensors"),
@@ -850,11 +853,56 @@ def test_a_broken_adapter_is_named(what, look, approved):
     assert approved(what, said_of(report)) == said_of(report)
 
 
+def few_digits(value):
+    """A report's numbers with four digits."""
+    if isinstance(value, dict):
+        return {key: few_digits(inner) for key, inner in value.items()}
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def wide_and_few_bits(t):
+    """A change of a weight whose rows fill blocks of Q8_0, and one of a weight in few bits."""
+    shapes = {"q_proj": (4, 64), "k_proj": (4, 64)}
+    base = written(t / "b", {"q_proj.weight": np.ones((4, 64), "f4"), "k_proj.qweight": np.ones((4, 8), "i4")})
+    return peft(t / "a", pairs(shapes), config(*shapes)), base
+
+
+def of_one_kind_twice(t):
+    """More modules than are shown, some of one kind that are not alike."""
+    shapes = {f"h.{i}.fc": (4 + i % 2, 6) for i in range(12)} | {"h.0.up": (3, 6)}
+    arrays = {f"{path}.weight": (10, 6) if path == "h.3.fc" else shape for path, shape in shapes.items()}
+    ranks = dict.fromkeys(["h.0.fc"], 3)
+    adapter = peft(t / "a", pairs(shapes, ranks=ranks), config("fc", "up", rank_pattern={"h.0.fc": 3}))
+    return adapter, written(t / "b", ones(arrays))
+
+
+WHOLE = {
+    "wide, and in few bits": (wide_and_few_bits, True),
+    "of one kind, not alike": (of_one_kind_twice, True),
+    "a mixture's": (experts(), False),
+    "DoRA's": (of(magnitudes, use_dora=True), False),
+    "without a configuration": (lambda t: peft(t / "a", factors(paths(*QV, layers=[0])), None), False),
+}
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_a_report_is_shown_and_handed_over_whole(what, look, tmp_path, approved):
+    make, merge = WHOLE[what]
+    made = make(tmp_path)
+    report = audit(*made, merge=merge) if isinstance(made, tuple) else audit(made)
+    found = report.json()
+    said = [*report.shown().splitlines(), *(report.shown(all=True).splitlines() if len(report.rms) > 12 else [])]
+    said += [json.dumps(few_digits(found[key])) for key in ("adapter", "model", "kinds", "merged")]
+    said += [json.dumps(few_digits(module)) for module in found["modules"][:3]]
+    said = [line.replace(str(tmp_path), "~") for line in dict.fromkeys(said)]
+    assert approved(f"all of it: {what}", said) == said
+
+
 def test_every_approved_finding_is_of_an_adapter(request):
     if request.config.getoption("approve"):
         pytest.skip("the file is written at the end")
     found = json.loads((Path(__file__).parent / "auditing.json").read_text(encoding="utf-8"))
-    assert found.keys() == RIGHT.keys() ^ BROKEN.keys()
+    assert found.keys() == RIGHT.keys() ^ BROKEN.keys() ^ {f"all of it: {what}" for what in WHOLE}
 
 
 @pytest.mark.parametrize("what", ["a compiled model's names", "names of FSDP"])

@@ -1,0 +1,158 @@
+"""The units of models, rows of matrices however they are stored; and the words of findings."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from minilora.audit.findings import NOTE, WRONG, Finding, alike, counted, found, some
+from minilora.audit.headers import open_model
+from minilora.audit.units import BLOCK, Matrix, Source, head_dim, in_memory, unit_of
+from minilora.checks import FileRefused
+
+from .adapters import D, gguf_model, written
+
+BEFORE = "model.layers.0.mlp.experts"
+
+
+@pytest.mark.parametrize(
+    ("path", "unit"),
+    [
+        ("model.norm", ("model.norm", None, "")),
+        (f"{BEFORE}.12.up_proj", (f"{BEFORE}.gate_up_proj", 12, "up_proj")),
+        (f"{BEFORE}.3.down_proj", (f"{BEFORE}.down_proj", 3, "down_proj")),
+        ("model.layers.0.block_sparse_moe.experts.3.w3", (f"{BEFORE}.gate_up_proj", 3, "up_proj")),
+        ("model.layers.0.block_sparse_moe.experts.3.w2", (f"{BEFORE}.down_proj", 3, "down_proj")),
+        ("model.layers.0.block_sparse_moe.gate", ("model.layers.0.mlp.gate", None, "")),
+        (f"{BEFORE}.3.other", (f"{BEFORE}.3.other", None, "")),
+    ],
+)
+def test_an_experts_layer_is_a_part_of_its_array(path, unit):
+    assert unit_of(path) == unit
+
+
+@pytest.fixture(params=[1, 2, 3])
+def stacked(request):
+    """A matrix of so many parts, each behind other numbers in its tensor, and the same in one array."""
+    rng, parts = np.random.default_rng(0), request.param
+    tensors = {f"t{i}": rng.standard_normal(7 + i + 4 * 3 + 2) for i in range(parts)}
+    matrix = Matrix(lambda name, a, b: tensors[name][a:b], "f8", tuple((f"t{i}", 7 + i) for i in range(parts)), 4, 3)
+    return matrix, np.concatenate([tensors[f"t{i}"][7 + i : 7 + i + 12].reshape(4, 3) for i in range(parts)])
+
+
+def test_any_rows_of_a_matrix_are_read(stacked):
+    matrix, whole = stacked
+    assert (matrix.shape, matrix.entries, matrix.name) == (whole.shape, whole.size, "t0")
+    for top in range(len(whole)):
+        for bottom in range(top + 1, len(whole) + 1):
+            np.testing.assert_array_equal(matrix.read(top, bottom), whole[top:bottom])
+
+
+def test_a_cut_matrix_has_those_rows(stacked):
+    matrix, whole = stacked
+    step = 1 if len(matrix.parts) == 1 else matrix.rows
+    for top in range(0, len(whole), step):
+        for bottom in range(top + step, len(whole) + 1, step):
+            cut = matrix.cut(top, bottom)
+            np.testing.assert_array_equal(cut.read(0, bottom - top), whole[top:bottom])
+            assert cut.shape == (bottom - top, 3)
+
+
+def test_an_array_in_memory_has_anothers_columns(stacked):
+    like, whole = stacked
+    matrix = in_memory(whole.reshape(2, -1), like)
+    np.testing.assert_array_equal(matrix.read(1, 4), whole[1:4])
+    assert (matrix.shape, matrix.name, matrix.dtype) == (whole.shape, "t0", "float64")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "options", "ends"),
+    [
+        (5, BLOCK // 2, {}, [(0, 2), (2, 4), (4, 5)]),
+        (3, 2 * BLOCK, {}, [(0, 1), (1, 2), (2, 3)]),  # a row at least
+        (7, BLOCK // 5, {"step": 2}, [(0, 4), (4, 7)]),
+        (7, BLOCK // 5, {"step": 6}, [(0, 6), (6, 7)]),
+        (9, BLOCK // 4, {"first": 1}, [(0, 1), (1, 5), (5, 9)]),
+        (3, 0, {}, [(0, 3)]),
+        (0, 3, {}, []),
+    ],
+)
+def test_blocks_of_rows_follow_each_other(rows, columns, options, ends):
+    assert [*Matrix(None, "f4", (("t", 0),), rows, columns).blocks(**options)] == ends
+
+
+def test_a_tensors_type_is_that_of_its_numbers(tmp_path):
+    arrays = {"a.weight": np.ones(2, "f2"), "b": np.ones(2, "i8"), "c": np.ones((2, 3, 4), "f4"), "d": np.array(1.0)}
+    source = Source(open_model(written(tmp_path / "m", arrays)))
+    assert [source.dtype(name).kind for name in arrays] == ["f", "u", "f", "f"]
+    assert [source.is_exact(name) for name in arrays] == [True, False, True, True]
+    assert not any(source.in_few_bits(name) for name in arrays)
+    shapes = {unit: [matrix.shape for matrix in matrices] for unit, matrices in source.units.items()}
+    assert shapes == {"a.weight": [(2, 1)], "b": [(2, 1)], "c": [(3, 4)] * 2, "d": [(1, 1)]}
+    np.testing.assert_array_equal(source.units["c"][1].read(0, 3), arrays["c"][1])
+
+
+def test_a_gguf_models_rows_are_those_of_transformers(tmp_path):
+    source = Source(open_model(gguf_model(tmp_path / "m.gguf", {"attn_q": (12, D)}, more=["output"])))
+    with pytest.raises(FileRefused, match=r"there is no llama\.attention\.key_length$"):
+        source.is_exact("model.layers.0.self_attn.q_proj.weight")
+    assert source.is_exact("lm_head.weight")
+
+
+@pytest.mark.parametrize(
+    ("config", "width"),
+    [
+        ({"head_dim": 16, "hidden_size": 64, "num_attention_heads": 2}, 16),
+        ({"hidden_size": 64, "num_attention_heads": 2}, 32),
+        ({"head_dim": 0, "hidden_size": 64, "num_attention_heads": 4}, 16),
+        ({"hidden_size": 64}, None), ({"num_attention_heads": 2}, None), ({}, None),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("is_gguf", [False, True])
+def test_a_heads_width_is_said_or_computed(config, width, is_gguf):
+    names = {"head_dim": "attention.key_length", "hidden_size": "embedding_length",
+             "num_attention_heads": "attention.head_count"}  # fmt: skip
+    said = {f"llama.{names[key]}": number for key, number in config.items()} | {"general.architecture": "llama"}
+    headers = SimpleNamespace(path="m", config=said if is_gguf else config, is_gguf=is_gguf)
+    if width is not None:
+        assert head_dim(headers) == width
+        return
+    missing = "llama.attention.key_length" if is_gguf else "head_dim"
+    with pytest.raises(
+        FileRefused, match=f"^'m': {re.escape(f'nothing says how wide a head is: there is no {missing}')}$"
+    ):
+        head_dim(headers)
+
+
+# --- findings ---
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("a", "'a'"), ("abc", "'a', 'b', 'c'"), ("abcd", "'a', 'b', 'c' and 1 more key"),
+        ("abcde", "'a', 'b', 'c' and 2 more keys"),
+    ],
+)  # fmt: skip
+def test_three_names_are_told_and_the_rest_counted(names, text):
+    assert some([*names], "key") == text
+    assert some([*names]) == text.replace("key", "module")
+
+
+def test_a_number_has_its_noun():
+    assert [counted(n, "row") for n in (0, 1, 2, 12345)] == ["0 rows", "1 row", "2 rows", "12,345 rows"]
+
+
+def test_a_finding_is_about_names_if_there_are_any():
+    assert [*found(WRONG, "code", "{names}", [])] == []
+    (one,) = found(NOTE, "code", "{count} of {x}: {names}", ["a", "b"], "tensor", x=3)
+    assert one == Finding(NOTE, "code", "2 tensors of 3: 'a', 'b'", ("a", "b"))
+
+
+def test_what_is_alike_is_told_once():
+    faults = [("a", (WRONG, "x", "first")), ("b", (NOTE, "x", "note")), ("c", (WRONG, "x", "second"))]
+    assert [*alike(faults)] == [
+        Finding(WRONG, "x", "'a': first; so in 2 modules: 'a', 'c'", ("a", "c")),
+        Finding(NOTE, "x", "'b': note", ("b",)),
+    ]
