@@ -143,11 +143,6 @@ def test_each_token_is_seen_before_the_next_is_chosen(monkeypatch):
     monkeypatch.setattr(sys, "stdout", File())
     assert run("generate 'a cat' --model model --tokens 3") == 0
     assert seen == ["a cat", "a catb", "a catbc"]
-    typed(monkeypatch, "the\ncat")
-    left, seen[:] = [1, 2], []
-    monkeypatch.setattr(sys, "stdout", File())
-    assert run("generate --chat --model model --tokens 1") == 0
-    assert seen == ["", "b\n"]
 
 
 def test_a_models_words_cannot_steer_the_terminal(shell):
