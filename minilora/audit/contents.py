@@ -274,8 +274,10 @@ def _can_have_adapter(path: str, adapter: AdapterFile, model: ModelHeaders) -> b
     """Return whether a module is one that PEFT would see: experts are arrays there, and some layers are not built."""
     if EXPERT.search(path) and not any(re.search(r"\.experts\.\d+\.", own) for own in adapter.modules):
         return False
-    if path.startswith("mtp.") or path.rpartition(".")[2] in ("gate", "router"):
-        return any(own.endswith(path.rpartition(".")[2]) for own in adapter.modules)
+    if path.startswith("mtp."):  # which transformers does not build
+        return False
+    if (last := path.rpartition(".")[2]) in ("gate", "router"):
+        return any(own.rpartition(".")[2] == last for own in adapter.modules)
     sizes = [model.config, model.config.get("text_config")]
     depths = [s["num_hidden_layers"] for s in sizes if isinstance(s, dict) and type(s.get("num_hidden_layers")) is int]
     number = BODY.search(path)

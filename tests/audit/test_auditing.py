@@ -45,6 +45,7 @@ from .adapters import (
 
 QV = ("q_proj", "v_proj")
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EXPERT_0 = "model.layers.0.mlp.experts.0"
 HEAD, EMBEDDING = f"{PREFIX}lm_head.weight", f"{PREFIX}model.embed_tokens.weight"
 
 
@@ -122,6 +123,25 @@ def experts(settings=None, base=None, tensors=lambda t: t, **options):
 def beside(make, **base):
     """An adapter beside a base of its own."""
     return lambda t: (make(t), model(t / "b", **base))
+
+
+def beside_more(make, *names):
+    """An adapter beside a decoder with more modules."""
+
+    def both(t):
+        arrays = load_file(model(t / "m") / "model.safetensors")
+        return make(t), written(t / "b", arrays | ones({f"{name}.weight": (Q, D) for name in names}))
+
+    return both
+
+
+def mixtrals_files(t):
+    """An adapter of a mixture's arrays beside one whose experts have a Mixtral's names."""
+    base = load_file(model(t / "m", experts=4, apart=True) / "model.safetensors")
+    for old, new in (("mlp", "block_sparse_moe"), ("gate_proj", "w1"), ("down_proj", "w2"), ("up_proj", "w3")):
+        base = {name.replace(old, new) if "expert" in name else name: array for name, array in base.items()}
+    (t / "x").mkdir()
+    return experts()(t / "x")[0], written(t / "b", base, {"model_type": "mixtral"})
 
 
 def biased(t, bias="none", more=None):
@@ -375,6 +395,11 @@ RIGHT = {
     "rank patterns": (plain({"rank_pattern": {"layers.1.self_attn.q_proj": 3}},
                             ranks={"model.layers.1.self_attn.q_proj": 3}), "rank-pattern"),
     "alpha patterns": (plain({"alpha_pattern": {".*v_proj": 9, "never": 1}}), "alpha-pattern-idle alpha-pattern"),
+    "lora_bias beside an embedding, which has none": (
+        plain({"lora_bias": True}, kinds=("embed_tokens", "q_proj"), modules=["model.embed_tokens", *paths("q_proj")],
+              more=of_each("lora_B.bias", Q)), "lora-bias"),
+    "a rank pattern with a key too many": (
+        plain({"rank_pattern": {"q_proj": 2, "never": 3}}), "rank-pattern-idle rank-pattern"),
     "lora_bias": (plain({"lora_bias": True}, kinds=("q_proj",),
                         more=of_each("lora_B.bias", Q)), "lora-bias"),
     "eva's start": (plain({"init_lora_weights": "eva", "eva_config": {"rho": 2}}), ""),
@@ -402,6 +427,9 @@ RIGHT = {
         "modules-to-save"),
     "a new head": (plain({"modules_to_save": ["classifier", "score"], "task_type": "SEQ_CLS"},
                          more={f"{PREFIX}score.weight": np.ones((2, D), "f4")}), "modules-to-save"),
+    "tables of any name": (
+        plain(more=ones({f"{PREFIX}transformer.wte.weight": (V, D), f"{PREFIX}score.weight": (2, D), HEAD: (V, D),
+                         EMBEDDING: (V, D)})), "embeddings-beside"),
     "rows of an embedding": (
         plain({"trainable_token_indices": [1, 2]},
               more=ones({f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": (2, D),
@@ -416,6 +444,8 @@ RIGHT = {
     # targets
     "all-linear": (plain({"target_modules": "all-linear"}, kinds=ALL), ""),
     "a regular expression": (plain({"target_modules": r".*\.(q|v)_proj"}), ""),
+    "all-linear where another layer may be one": (
+        beside_more(plain({"target_modules": "all-linear"}, kinds=ALL), "model.layers.0.short_conv"), ""),
     "an expression for one layer": (
         plain({"target_modules": r"model\.layers\.2\.self_attn\.[qv]_proj"}, modules=paths(*QV, layers=[2])), ""),
     "whole paths": (plain({"target_modules": paths(*QV)}), ""),
@@ -442,6 +472,11 @@ RIGHT = {
         plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaModel"}},
               name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
     "a model without its head": (beside(plain(), first="", tied=True), ""),
+    "routers and what predicts more tokens, which have no adapter": (
+        beside_more(plain({"target_modules": [*QV, "router", "gate"]}), "mtp.layers.0.q_proj",
+                    "model.layers.0.mlp.router", "model.layers.0.mlp.gate"), ""),
+    "a layer too many for the configuration": (
+        beside(plain(modules=paths(*QV, layers=[0, 1])), num_hidden_layers=2), ""),
     "a layer that is not built": (
         lambda t: (plain(modules=paths(*QV, layers=[0, 1]))(t),
                    written(t / "b", load_file(model(t / "m") / "model.safetensors"),
@@ -461,6 +496,13 @@ RIGHT = {
         "prefix-language-model-missing target-missing-in-vision"),
     # mixtures
     "experts": (experts(), "target-parameters"),
+    "experts of DoRA": (experts({"use_dora": True}), "use-dora target-parameters"),
+    "experts by whole paths": (
+        experts({"target_parameters": [f"model.layers.{i}.{name}" for i in range(LAYERS) for name in EXPERTS]}),
+        "target-parameters"),
+    "a mixture in a Mixtral's files": (mixtrals_files, "target-parameters"),
+    "targets that experts apart have too": (
+        beside(plain({"target_modules": [*QV, "down_proj"]}), experts=4, apart=True), "experts-untouched"),
     "experts apart": (experts(base={"apart": True}), "target-parameters"),
     "experts of which the first alone leaves a rank out": (  # B has a column for rank 0 of each expert, then for rank 1
         experts(tensors=at("B.weight", lambda a: a * (np.arange(a.shape[1]) != 4))), "rank-unused target-parameters"),
@@ -574,6 +616,9 @@ def test_a_right_adapter_is_sound(what, look, approved):
     alone = audit(report.adapter.path)
     assert alone.status == 0, str(alone)
     assert {kind["total"] for kind in alone.details["kinds"]} <= {None}
+    known, own = ({kind.name: kind.adapted for kind in of.kinds if kind.adapted} for of in (report, alone))
+    if report.landing.places == {path: path for path in alone.numbers} and known.keys() == own.keys():
+        assert own == known
     assert approved(what, said_of(report)) == said_of(report)
 
 
@@ -739,6 +784,7 @@ BROKEN = {
     "a start that nobody knows": (plain({"init_lora_weights": "zero"}), "start-unknown"),
     "an unknown packing": (plain({"lora_B_layout": "expert_major"}), "packing-undecided"),
     "a pattern that matches nothing": (plain({"alpha_pattern": {"up_proj": 3}}), "alpha-pattern-idle"),
+    "a rank pattern that matches nothing": (plain({"rank_pattern": {"up_proj": 3}}), "rank-pattern-idle"),
     "a pattern that is none": (plain({"alpha_pattern": {"(": 3}}), "pattern-not-read targets-not-read"),
     # what it names
     "no targets": (plain({"target_modules": None}), "targets-missing"),
@@ -746,6 +792,10 @@ BROKEN = {
     "a layer without tensors": (of(lambda x: {k: a for k, a in x.items() if "layers.1" not in k}), "target-missing"),
     "tensors of no target": (plain({"target_modules": ["q_proj"]}), "not-a-target"),
     "targets in one text": (plain({"target_modules": "q_proj,v_proj"}), "not-a-target"),
+    "tensors of no target of many": (plain({"target_modules": [f"never_{i}" for i in range(30)]}), "not-a-target"),
+    "a router of one layer": (
+        beside_more(plain({"target_modules": [*QV, "router"]}, more=pairs({"model.layers.0.router": (Q, D)}, seed=1)),
+                    *(f"model.layers.{i}.router" for i in range(3))), "target-missing"),
     "tensors of an excluded module": (plain({"exclude_modules": ["v_proj"]}), "not-a-target"),
     "tensors of another layer": (plain({"layers_to_transform": [0]}), "not-a-target"),
     "tensors of what is trained in full": (
@@ -773,6 +823,8 @@ BROKEN = {
     "biases that are passed over": (
         plain(more=ones({f"{PREFIX}{p}.base_layer.bias": Q if "q_proj" in p else 4 for p in paths(*QV)})),
         "trained-bias-ignored"),
+    "biases that are passed over where nothing is said": (
+        plain({"bias": None}, more=of_each("base_layer.bias", Q)), "trained-bias-ignored"),
     "a lost bias": (lambda t: biased(t, "lora_only"), "trained-bias-missing"),
     "a lost bias of all": (lambda t: biased(t, "all"), "trained-bias-missing"),
     "lost rows of an embedding": (plain({"trainable_token_indices": [1, 2]}), "token-rows-missing"),
@@ -798,6 +850,9 @@ BROKEN = {
     "a Qwen2-MoE's old names for one array": (of_one_expert("qwen2_moe"), "module-unknown"),
     "old names of an expert too many": (of_one_expert("mixtral", 4), "module-unknown"),
     "old names of another width": (of_one_expert("mixtral", width=12), "shape-differs"),
+    "one expert apart": (
+        beside(lambda t: peft(t / "a", pairs({f"{EXPERT_0}.down_proj": (D, 6)}), config("down_proj")),
+               experts=4, apart=True), "target-missing"),
     "arrays that are missing": (
         beside(plain({"target_parameters": EXPERTS}), experts=4), "target-parameters-missing"),
     # of other programs
