@@ -105,7 +105,7 @@ NEEDS = [
     (r'class="question', "questions.js questions.css"),
     (r'class="question written', "exercises.js"),
     (r'data-live="(\w+)"', r"live/\1.js live/live.css"),
-    (r'<figure class="front">', "live/front.css live/front.js"),
+    (r'<figure class="front">', "live/front.css"),
     (r'^(?!.*<figure class="front">).*<strong>Predict\.</strong>', "live/lesson.js"),  # the front page has its own
 ]
 """What stands on a page, and the scripts and styles that it needs."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from pages import Drawn
+from pages import DOCS, Drawn
 
 SCRIPT = Path(__file__).with_name("front.mjs")
+LIVE = DOCS / "_static" / "live"
+IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";\n', re.M)
+EXPORT = re.compile(r"^export (?=(?:const|class|function) (?:\[([^\]]*)\]|(\w+)))", re.M)
 
 
 def stills(**asked: list[Any]) -> dict[str, str]:
@@ -31,6 +35,24 @@ def still(svg: str) -> Drawn:
     return Drawn(f'<figure class="picture">{svg}</figure>')
 
 
+def bundled(name: str) -> str:
+    """Return a script and all that it imports as one, so that it runs in a page that was opened as a file, too."""
+    done: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        source = (LIVE / f"{name}.js").read_text(encoding="utf-8")
+        for _, other in IMPORT.findall(source):
+            if other not in done:
+                add(other)
+        names = [many or one for many, one in EXPORT.findall(source)]
+        body = EXPORT.sub("", IMPORT.sub(r"const \1 = in_\2;\n", source))
+        done[name] = f"const in_{name} = (() => {{\n{body}\nreturn {{ {', '.join(names)} }};\n}})();\n"
+
+    add(name)
+    return "".join(done.values())
+
+
 def alive(svg: str) -> Drawn:
     """Return the object: a still where there is no JavaScript."""
-    return Drawn(f'<figure class="front">{svg}<div class="controls" hidden></div></figure>')
+    script = f'<script type="module">\n{bundled("front")}</script>'
+    return Drawn(f'<figure class="front">{svg}<div class="controls" hidden></div>{script}</figure>')

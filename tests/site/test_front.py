@@ -18,9 +18,10 @@ from minilora.layers.rotary import frequencies
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
+import front
 from ranks import word
 
-from .conftest import built, wait
+from .conftest import SITE, built, wait
 from .javascript import LIVE, by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -78,6 +79,20 @@ def test_strongest_columns_and_rows_are_the_best_of_the_rank(rank):
 
 
 # --- the training that one sees ---------------------------------------------------------------------------------------
+
+
+@by_node
+def test_the_page_has_its_script_in_one_piece(tmp_path):
+    """It asks for no file, so that a page runs that was opened as one; and each part gives what its module gives."""
+    parts = front.bundled("scenes")
+    assert not re.findall(r"^(import|export)\b.*", parts, re.M)
+    assert not re.findall(r"^(import|export)\b.*", front.bundled("front"), re.M)
+    names = re.findall(r"^const in_(\w+) =", parts, re.M)
+    given = f"export default {{ {', '.join(f'{name}: in_{name}' for name in names)} }};\n"
+    (tmp_path / "one.mjs").write_text(parts + given, encoding="utf-8")
+    assert {"matrix", "lora", "experiment", "board"} < {*names}
+    for name, (one, own) in node("bundle.mjs", LIVE, tmp_path / "one.mjs", names=names).items():
+        assert one == own != [], name
 
 
 @by_node
@@ -474,3 +489,10 @@ def test_a_choice_is_a_button_that_answers(visit, page):
             said = "Yes." if button.text == right else f"You said {button.text}. {remarks[button.text]}"
             assert (verdict, button.get_attribute("aria-pressed")) == (said, "true")
         assert answer.get_attribute("open")
+
+
+@narrow
+def test_the_page_runs_from_a_file(visit, browser, width):
+    visit("index.html", width)
+    browser.get((SITE / "index.html").as_uri())
+    wait(lambda: browser.find_element("css selector", "figure.front button").is_displayed())
