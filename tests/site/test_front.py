@@ -446,6 +446,13 @@ def test_without_javascript_text_and_picture_stand(visit, width):
     assert all(answer.is_displayed() and answer.find_elements("css selector", "svg") for answer in folded)
 
 
+@narrow
+def test_the_page_runs_from_a_file(visit, browser, width):
+    visit("index.html", width)
+    browser.get((SITE / "index.html").as_uri())
+    wait(lambda: browser.find_element("css selector", "figure.front button").is_displayed())
+
+
 # --- the other lessons ask, too ---------------------------------------------------------------------------------------
 
 ASKED = {
@@ -489,10 +496,3 @@ def test_a_choice_is_a_button_that_answers(visit, page):
             said = "Yes." if button.text == right else f"You said {button.text}. {remarks[button.text]}"
             assert (verdict, button.get_attribute("aria-pressed")) == (said, "true")
         assert answer.get_attribute("open")
-
-
-@narrow
-def test_the_page_runs_from_a_file(visit, browser, width):
-    visit("index.html", width)
-    browser.get((SITE / "index.html").as_uri())
-    wait(lambda: browser.find_element("css selector", "figure.front button").is_displayed())
