@@ -168,7 +168,8 @@ class Replay:
         rows, m = rows[used], found.reshape(-1)[places].astype(self.wide)
         W, product = self._start(W[used], rows)
         left, right = self.update.lengths
-        error = (len(self.right) + 3) * 2 * UNIT / abs(self.scaling) * left[rows[i]] * right[j]  # others', and ours
+        error = (len(self.right) + 3) * 2 * UNIT * left[rows[i]] * right[j]  # others', and ours
+        error = error / abs(self.scaling or 1)  # of the product; of a change of no strength it is 0
         ends = [self._sum(W[i, j], (product[i, j] + off).astype(self.wide)) for off in (-error, error)]
         if self.update.magnitude is not None:
             slack = 2.0**-9 / W.shape[1] ** 0.5 if self.road.change is not None else 2.0**-20

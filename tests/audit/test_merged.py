@@ -53,9 +53,9 @@ of_each_type = pytest.mark.parametrize(
 class World:
     """A base, an adapter, the changes that it makes in float64, and a judge of merged models."""
 
-    def __init__(self, folder, dtype, size=0.1, layers=1, **settings):
+    def __init__(self, folder, dtype, size=0.1, layers=1, kinds=KINDS, **settings):
         rng = np.random.default_rng(0)
-        paths = {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in KINDS.items()}
+        paths = {f"model.layers.{i}.{name}": shape for i in range(layers) for name, shape in kinds.items()}
         shapes = {f"{path}.weight": shape for path, shape in paths.items()} | OTHERS
         self.folder, self.dtype, self.size = folder, dtype, size
         self.arrays = {name: (0.05 * rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
@@ -153,8 +153,38 @@ def test_a_merges_distance_from_the_exact_sum_is_measured(tmp_path):
     assert f"4 of 4 modules, float32, at most {farthest:.2g} ulp" in world.judged(arrays).first_line
 
 
-def _in_half(x):
-    return x.astype(FLOATS["BF16"]).astype("f4")
+def error_of_sums(world, path):
+    """How far s B A may be off, whatever the order in which its r products are added, up or down."""
+    A, B = (factor.astype("f8") for factor in world.pair(path))
+    error = (R + 3) * 2.0**-23 * SCALING * np.linalg.norm(B, axis=1)[:, None] * np.linalg.norm(A, axis=0)
+    return error * np.random.default_rng(1).choice([-1, 1], error.shape)
+
+
+@pytest.mark.parametrize(
+    ("times", "rows", "word"), [(0.95, slice(None), "RIGHT"), (1.05, slice(5, 6), "WRONG"), (1.05, slice(-1), "WRONG")]
+)
+def test_a_sum_may_be_off_by_its_rounding_error(tmp_path, times, rows, word):
+    world, name = World(tmp_path, FLOATS["F32"]), f"{Q0}.weight"
+    m, W, error = world.merged()[name], world.arrays[name].astype("f8"), error_of_sums(world, Q0)
+    rounding = 2.0**-23 * (np.abs(W) + np.abs(W + world.changes[Q0]) + np.abs(error))
+    m[rows] = (W + world.changes[Q0] + times * (error + np.sign(error) * rounding)).astype("f4")[rows]
+    assert world.judged(world.merged() | {name: m}).word == word
+
+
+@pytest.mark.parametrize("half", ["BF16", "F16"])
+@pytest.mark.parametrize(("times", "word"), [(0.9, "RIGHT"), (2, "WRONG")])
+def test_a_product_may_be_off_before_it_is_rounded(tmp_path, half, times, word):
+    world = World(tmp_path, FLOATS[half])
+    arrays = dict(world.arrays)
+    for path in world.changes:
+        product = (world.product(path) + times * error_of_sums(world, path) / SCALING).astype("f4")
+        change = _in_half(_in_half(product, half) * np.float32(SCALING), half)
+        arrays[f"{path}.weight"] = (arrays[f"{path}.weight"].astype("f4") + change).astype(world.dtype)
+    assert world.judged(arrays).word == word
+
+
+def _in_half(x, half="BF16"):
+    return x.astype(FLOATS[half]).astype("f4")
 
 
 def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(tmp_path):
@@ -207,6 +237,13 @@ def at(name, change):
     return lambda w: w.merged() | {name: change(w.merged()[name]).astype(w.dtype)}
 
 
+def one_number(arrays):
+    """The first weight with one number changed."""
+    weight = arrays[f"{Q0}.weight"].copy()
+    weight[3, 5] = 1
+    return {f"{Q0}.weight": weight}
+
+
 def beside(w):
     plain = {f"{PREFIX}{name.replace('.weight', '.base_layer.weight')}": array for name, array in w.arrays.items()}
     return plain | {name.replace(".weight", ".default.weight"): array for name, array in w.factors.items()}
@@ -241,6 +278,8 @@ BROKEN = {
     "a norm is missing": (lambda w: adapters.without(w.merged(), "model.norm.weight"), "missing"),
     "a module is missing": (lambda w: adapters.without(w.merged(), f"{UP0}.weight"), "missing"),
     "not a number": (at(f"{Q0}.weight", lambda x: x * np.nan), "not-finite"),
+    "the base but for one number": (lambda w: w.arrays | one_number(w.arrays), "not-merged"),
+    "one number is another": (lambda w: w.merged() | one_number(w.merged()), "other-weights"),
     "another shape": (at(f"{Q0}.weight", lambda x: x[:, :-1]), "other-shape"),
     "names of a wrapped model": (lambda w: {PREFIX + name: x for name, x in w.merged().items()}, "prefix-not-loaded"),
     "the factors beside": (beside, "factors-beside"),
@@ -283,6 +322,36 @@ def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
     assert report.first_line == f"merged: WRONG: {said}: all 4 modules [rounded-further]"
     tensors = report.json()["merged"]["tensors"]
     assert {(one["flag"], one["text"], one["rest"]) for one in tensors} == {("rounded-further", said, 0.0)}
+
+
+def test_rounding_further_hides_no_other_strength(tmp_path):
+    """Though nearly all numbers are at most three steps of bfloat16 from a right merge's."""
+    world = World(tmp_path, FLOATS["F32"], size=0.001)
+    twice = world.merged(lambda _, delta: 2 * delta)
+    report = world.judged({name: array.astype(FLOATS["BF16"]).astype("f4") for name, array in twice.items()})
+    said = "changed by more than the adapter: the change is there 1.95 to 2.32 times, beside it 0.2% of the weight"
+    assert report.found[0].says == f"{said}: all 4 modules"
+
+
+SUSPECTS = {
+    "factor": lambda w: w.merged(lambda _, delta: 0.7 * delta),
+    "another-change": exchanged("q_proj", "k_proj"),
+    "in-part": lambda w: w.merged(first_rows),
+    "rounded-further": lambda w: {name: array.astype("f2").astype("f4") for name, array in w.merged().items()},
+}
+"""What a merge is called where it explains nearly all numbers."""
+
+
+@pytest.mark.parametrize("flag", SUSPECTS)
+def test_a_suspect_explains_all_but_one_of_200_numbers(tmp_path, flag):
+    rows = 20 if flag == "in-part" else 10  # of which half alone are changed
+    world = World(tmp_path, FLOATS["F32"], kinds=dict.fromkeys([*KINDS][:2], (rows, 20)))
+    arrays = SUSPECTS[flag](world)
+    for odd in range(3):
+        report = world.judged(arrays)
+        of_q = next(one["flag"] for one in report.json()["merged"]["modules"] if one["module"] == Q0)
+        assert (of_q == flag) == (odd < 2), odd
+        arrays[f"{Q0}.weight"][odd, 7] = 1
 
 
 def last_row_alone(w):
@@ -547,6 +616,25 @@ def test_what_is_made_of_a_magnitude_is_named(world, tmp_path, name, approved):
     report = world.judged(arrays)
     assert [one.flag for one in report.found] == ([flag] if flag else [])
     assert approved(f"{name}, {np.dtype(world.dtype).name}", said_of(report)) == said_of(report)
+
+
+@pytest.mark.parametrize("times", [-0.9, 1.5])
+@pytest.mark.parametrize(("kind", "most"), [("F32", 2.0**-20), ("BF16", 2.0**-12), ("F16", 2.0**-12)])
+def test_the_length_that_divides_a_magnitude_may_be_off(tmp_path, kind, most, times):
+    """By a rounding of float32's sum of squares, or of half precision's, which is larger for fewer columns."""
+    rng = np.random.default_rng(0)
+    W, A, B = (0.1 * rng.standard_normal(shape) for shape in ((200, N), (R, N), (200, R)))
+    half = FLOATS[kind] if kind != "F32" else np.dtype("f8")
+    A, B, m = A.astype("f4"), B.astype("f4"), rng.uniform(0.5, 1.5, 200).astype("f4")
+    W = W.astype(FLOATS[kind])
+    sums = (W.astype(half) + (2 * (B.astype("f8") @ A)).astype(half)).astype("f8")
+    lengths = (np.linalg.norm(sums, axis=1) * (1 + times * most)).astype(half)
+    gains = (m / lengths.astype("f8")).astype(half).astype("f8")
+    parts = {"lora_A.weight": A, "lora_B.weight": B, "lora_magnitude_vector": m}
+    settings = config("fc", r=R, lora_alpha=2 * R, use_dora=True)
+    adapter = peft(tmp_path / "a", {f"{PREFIX}fc.{part}": array for part, array in parts.items()}, settings)
+    base, right = written(tmp_path / "base", {"fc.weight": W}), (gains[:, None] * sums).astype(FLOATS[kind])
+    assert (judged(adapter, base, {"fc.weight": right}).word == "RIGHT") == (abs(times) < 1)
 
 
 @pytest.mark.parametrize("block", [1 << 17, 5 * N])
