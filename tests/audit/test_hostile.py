@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from minilora.audit.auditing import audit
-from minilora.audit.headers import open_model
 from minilora.checks import FileRefused
 from minilora.files.peft import KEYS
 
@@ -20,7 +19,6 @@ from .adapters import (
     config,
     expert_factors,
     factors,
-    gguf_model,
     mlx,
     model,
     paths,
@@ -86,14 +84,6 @@ def test_names_with_braces_are_named_as_they_are(tmp_path):
     tensors = {name.replace("q_proj", "{names}{0}"): array for name, array in factors(paths("q_proj")).items()}
     report = looked_at(peft(tmp_path / "a", tensors, config("q_{x}")), model(tmp_path / "m"))
     assert "['q_{x}']) does not name: 'model.layers.0.self_attn.{names}{0}'" in str(report)
-
-
-@pytest.mark.parametrize("names", [(), ("a.gguf", "b.gguf"), ("a.gguf", "b.safetensors")])
-def test_a_folder_of_another_number_of_models_is_refused(tmp_path, names):
-    for name in names:
-        gguf_model(tmp_path / name, {"attn_q": (12, 8)})
-    with pytest.raises(FileRefused, match=rf"expected model.safetensors, .*, and there are {len(names)}$"):
-        open_model(tmp_path)
 
 
 def test_junk_in_mlx_settings_is_reported(tmp_path):
