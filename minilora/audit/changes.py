@@ -24,7 +24,7 @@ from ..files.tensors import FLOATS
 from ..language.gguf import is_turned
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..layers.rotary import halves_from_interleaved
-from .findings import NOTE, SUSPICIOUS, Finding, found
+from .findings import NOTE, SUSPICIOUS, Finding, counted, found
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing
 from .numbers import Measured
@@ -67,7 +67,8 @@ def updates(landing: Landing, module: Module, weights: Mapping[tuple[int, int], 
         raise FileRefused(file, f"nothing says what {short(module.path)} adds: a factor or the scaling is missing")
     pairs = factors(module, landing.model)
     if len(pairs) != len(weights):
-        raise FileRefused(file, f"{short(module.path)} is for {len(pairs)} experts, and there are {len(weights)}")
+        of = counted(len(pairs), "expert")
+        raise FileRefused(file, f"{short(module.path)} is for {of}, and there are {len(weights)}")
     m = module.tensors.read(module.parts["magnitude"]).ravel() if "magnitude" in module.parts else None
     dtype = np.result_type(*(FLOATS.get(module.tensors.dtypes[module.parts[part]], np.float32) for part in "AB"))
     for (place, W), (A, B) in zip(weights.items(), pairs, strict=True):

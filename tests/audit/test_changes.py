@@ -1,14 +1,18 @@
 """What merging loses, against the definition written out in float64."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
-from minilora.audit.changes import FORMATS, blocks, changes
+from minilora.audit.changes import FORMATS, Sums, blocks, changed_rows, changes, updates
+from minilora.audit.units import Matrix
+from minilora.checks import FileRefused
 from minilora.files.tensors import FLOATS
 
-from .adapters import EXPERTS, PREFIX, D, V, change, config, expert_factors, factors, model, paths, peft, written
+from .adapters import EXPERTS, PREFIX, D, V, change, config, expert_factors, factors, model, pairs, paths, peft, written
 from .test_merged import of_gguf
 
 
@@ -106,6 +110,78 @@ def test_there_is_no_change_where_nothing_says_the_scaling(tmp_path):
     report = audit(peft(tmp_path / "a", factors(paths("q_proj")), None), model(tmp_path / "m"), merge=True)
     assert [*report.merged.values()] == [None] * 3
     assert [[*changes(report.landing, module)] for module in report.adapter.modules.values()] == [[]] * 3
+
+
+HALF = "nothing says what {} adds: a factor or the scaling is missing"
+REFUSED = {
+    "no scaling": (lambda m: replace(m, scaling=None), (12, D), HALF),
+    "half a pair": (lambda m: replace(m, parts={"A": m.parts["A"]}), (12, D), HALF),
+    "other rows": (lambda m: m, (11, D), "{} is for a weight of 12 x 8, and it is 11 x 8"),
+    "other columns": (lambda m: m, (12, 9), "{} is for a weight of 12 x 8, and it is 12 x 9"),
+    "a magnitude of another size": (
+        lambda m: replace(m, parts=m.parts | {"magnitude": m.parts["A"]}), (12, D),
+        "{} is for a weight of 12 x 8, and it is 12 x 8"),
+    "two weights": (lambda m: m, None, "{} is for 1 expert, and there are 2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_change_that_does_not_fit_a_weight_is_refused(tmp_path, what):
+    change, shape, message = REFUSED[what]
+    report = audit(peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), model(tmp_path / "m"))
+    module = change(next(iter(report.adapter.modules.values())))
+    weight = Matrix(None, "f4", (("w", 0),), *(shape or (12, D)))
+    weights = {(0, 0): weight} if shape else {(0, 0): weight, (1, 0): weight}
+    with pytest.raises(FileRefused) as refused:
+        updates(report.landing, module, weights)
+    told = message.format(f"'{module.path}'")
+    assert str(refused.value) == f"'{tmp_path / 'a' / 'adapter_model.safetensors'}': {told}"
+
+
+def test_an_expert_that_is_not_there_is_refused(tmp_path):
+    path = "model.layers.0.mlp.experts.3.up_proj"
+    base, adapter = model(tmp_path / "m", experts=4, apart=True), pairs({path: (6, D)})
+    report = audit(peft(tmp_path / "a", adapter, config("up_proj")), base)
+    unit, landing = "model.layers.0.mlp.experts.gate_up_proj", report.landing
+    matrices = landing.source.units[unit]
+    with pytest.raises(FileRefused) as refused:
+        changed_rows(landing, report.adapter.modules[path], matrices[:3])
+    assert str(refused.value) == f"'{base}': '{unit}' has no expert 3"
+    ((place, rows),) = changed_rows(landing, report.adapter.modules[path], matrices).items()
+    assert (place, rows.shape) == ((3, 6), (6, D))
+    up = load_file(base / "model.safetensors")[f"{path}.weight"]
+    np.testing.assert_array_equal(rows.read(0, 6), up)
+
+
+def test_sums_of_blocks_are_those_of_the_whole():
+    E, delta = np.random.default_rng(0).standard_normal((2, 6, 4)).astype("f4")
+    kept = (E * delta).sum() / (delta * delta).sum()
+    noise = np.linalg.norm(E - kept * delta) / np.linalg.norm(delta)
+    sums = Sums()
+    assert (str(sums), sums.part, sums.noise) == ("-", 0.0, 0.0)
+    for rows in (slice(2), slice(2, 6)):
+        block = Sums()
+        block.add(E[rows], delta[rows])
+        sums += block
+    assert (sums.part, sums.noise) == (pytest.approx(kept), pytest.approx(noise))
+    assert str(sums) == f"{kept:.1%} + {noise:.2g}"
+    same = Sums()
+    same.add(delta, delta)
+    assert (same.part, same.noise) == (1.0, pytest.approx(0.0, abs=1e-7))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_half_cannot_hold_becomes_infinity():
+    assert FORMATS["float16"](np.array([1e6, 0.1], "f4")).tolist() == [np.inf, float(np.float16(0.1))]
+    assert FORMATS["bfloat16"](np.array([0.1], "f4")).tolist() == [0.10009765625]
+
+
+def test_a_change_of_a_weight_of_zeros_has_no_share(tmp_path):
+    base = written(tmp_path / "m", {"fc.weight": np.zeros((12, D), "f4")})
+    report = audit(peft(tmp_path / "a", pairs({"fc": (12, D)}), config("fc")), base, merge=True)
+    assert report.merged["fc"].relative == 0.0
+    report = audit(tmp_path / "a", base)
+    assert report.shares == {"fc": None}
 
 
 def test_dora(tmp_path):
