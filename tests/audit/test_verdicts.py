@@ -176,10 +176,55 @@ def test_modules_that_the_base_has_not_are_told(lost, verb):
 
 
 def test_programs_get_each_number_that_is_one():
-    merger = Merger(SimpleNamespace(path="m"), {"p": Verdict(WRONG, "f", "by {k}", 2.0, float("inf"))}, {}, 3)
-    found = for_programs(merger)
-    assert (found["path"], found["same"], found["tensors"]) == ("m", 3, [])
-    assert found["modules"] == [
-        {"module": "p", "state": "wrong", "flag": "f", "text": "by 2", "factor": 2.0, "rest": None, "steps": 0.0,
-         "dtype": ""}
-    ]  # fmt: skip
+    others = {"t": Verdict(UNREAD, "g", "{rest} of {k}", rest=0.25)}
+    module = Verdict(WRONG, "f", "by {k}", 2.0, float("inf"))
+    assert for_programs(Merger(SimpleNamespace(path="m"), {"p": module}, others, 3, 1, {"v"}, ["x"], {"g": 1}, "r")) == {
+        "path": "m", "same": 3, "extra": ["x"], "grown": {"g": 1}, "renamed": "r",
+        "modules": [{"module": "p", "state": "wrong", "flag": "f", "text": "by 2", "factor": 2.0, "rest": None,
+                     "steps": 0.0, "dtype": ""}],
+        "tensors": [{"tensor": "t", "state": "not compared", "flag": "g", "text": "25.0% of 0", "factor": None,
+                     "rest": 0.25, "steps": 0.0, "dtype": ""}],
+    }  # fmt: skip
+
+
+def another(text):
+    return Verdict(WRONG, "another-change", text, 0.5)
+
+
+def test_what_most_modules_have_is_told_first():
+    of = {EVERY[0]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 1.5, 0.25)}
+    of |= {EVERY[i]: another(text) for i, text in ((3, "a"), (4, "a, {k} times"), (6, "b"), (7, "c"), (9, "a"))}
+    of |= {EVERY[i]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 2.5, 0.5) for i in (1, 2)}
+    of |= {EVERY[15]: Verdict()}
+    told = tell(Merger(None, of), SimpleNamespace(lost=[]))
+    whose = "q_proj of layers 1, 3 with a, 'model.layers.1.k_proj' with a, 0.5 times, 'model.layers.2.q_proj' with b"
+    right = "merged rightly: 'model.layers.5.q_proj'"
+    assert [(found.says, found.flag, len(found.cases)) for found in told.found] == [
+        (f"not its own change: {whose} and so on (5 of 9 modules); {right}", "another-change", 5),
+        ("in part, 1.5 to 2.5 and 25.0% to 50.0%: layer 0 (3 of 9 modules)", "in-part", 3),
+    ]
+    assert told.lines[0] == "merged modules: 1 right, 8 wrong"
+
+
+def test_nothing_of_no_modules_is_counted():
+    told = tell(Merger(None, {}), SimpleNamespace(lost=[]))
+    assert (told.word, told.lines[0]) == ("UNDECIDED", "merged modules: none")
+
+
+def test_other_tensors_are_told_by_what_they_have():
+    rests = {"a": 0.5, "b": 0.5, "c": 0.1, "d": 0.5}
+    others = {name: Verdict(WRONG, "changed", "changed by {rest}", rest=rest) for name, rest in rests.items()}
+    others |= {"f": Verdict(WRONG, "missing", "is not there")}
+    told = tell(Merger(None, Q, others, 20), SimpleNamespace(lost=[]))
+    assert [(found.says, found.flag, found.cases) for found in told.found] == [
+        ("changed by 10.0% to 50.0%: 'a', 'b', 'c' and 1 more tensor", "changed", (*"abcd",)),
+        ("is not there: 'f'", "missing", ("f",)),
+    ]
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_up_to_five_kinds_are_named(count):
+    every = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in "abcdefg"]
+    chosen = [path for path in every if path[-1] in "abcdefg"[:count]]
+    some = "'model.layers.0.a', 'model.layers.0.b', 'model.layers.0.c' and 9 more modules"
+    assert where(chosen, every) == ("a, b, c, d and e" if count == 5 else some)
