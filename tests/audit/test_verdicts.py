@@ -178,7 +178,8 @@ def test_modules_that_the_base_has_not_are_told(lost, verb):
 def test_programs_get_each_number_that_is_one():
     others = {"t": Verdict(UNREAD, "g", "{rest} of {k}", rest=0.25)}
     module = Verdict(WRONG, "f", "by {k}", 2.0, float("inf"))
-    assert for_programs(Merger(SimpleNamespace(path="m"), {"p": module}, others, 3, 1, {"v"}, ["x"], {"g": 1}, "r")) == {
+    merger = Merger(SimpleNamespace(path="m"), {"p": module}, others, 3, 1, {"v"}, ["x"], {"g": 1}, "r")
+    assert for_programs(merger) == {
         "path": "m", "same": 3, "extra": ["x"], "grown": {"g": 1}, "renamed": "r",
         "modules": [{"module": "p", "state": "wrong", "flag": "f", "text": "by 2", "factor": 2.0, "rest": None,
                      "steps": 0.0, "dtype": ""}],
