@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,7 +97,7 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
     """Read the decoder, 4-bit weights as they are computed with."""
     config, read = open_llama(model)
     shapes = config.shapes()
-    dtype = np.float32 if sum(int(np.prod(shape)) for shape in shapes.values()) > LARGE else np.float64
+    dtype = computed_in(shapes.values())
     arrays: Arrays = {}
     for name in shapes:
         array = read(name)
@@ -104,6 +106,11 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
             raise FileRefused(model, f"{short(name)} holds NaN or infinity")
     arrays.setdefault(HEAD, arrays[EMBEDDING])
     return config, arrays
+
+
+def computed_in(shapes: Iterable[tuple[int, ...]]) -> type[np.floating[Any]]:
+    """Return what is computed in, beside a model of arrays with these shapes."""
+    return np.float32 if sum(map(math.prod, shapes)) > LARGE else np.float64
 
 
 def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: int) -> Given:

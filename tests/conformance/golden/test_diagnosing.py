@@ -18,7 +18,7 @@ from minilora.conformance.golden.folder import write_adapter
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
 from minilora.conformance.golden.reading import Reading
-from minilora.conformance.golden.subject import read_subject
+from minilora.conformance.golden.subject import computed_in, read_subject
 from minilora.conformance.naming import Wrong
 from minilora.language import save_llama
 from minilora.language.config import LlamaConfig
@@ -394,6 +394,12 @@ def test_a_large_models_answers_may_be_off_as_ours_are(small, tmp_path, monkeypa
     z = small.at(7 / 3)
     z[0, 0, 0] += off
     assert small.diagnosed(tmp_path, z, computed_in="float64").status == status
+
+
+def test_a_model_of_more_than_40_million_numbers_is_large():
+    head = (4_000, 10_000)
+    assert computed_in([head]) is np.float64
+    assert computed_in([head, (1,)]) is np.float32
 
 
 def kohya(folder, *alphas):

@@ -233,3 +233,14 @@ def test_rounding_is_far_off_and_within_the_lowest_precision(golden, index, tmp_
     assert [diagnosis.flag for diagnosis in report.found] == [*found.flags]
     (tmp_path / f"{session['id']}.0.safetensors").unlink()
     assert not compare_golden(golden, tmp_path).found
+
+
+def test_rounding_that_explains_most_is_named_first(golden, index, tmp_path):
+    session = index["sessions"][0]
+    for n, request in enumerate(session["requests"]):
+        ours = load_file(golden / request["answers"])
+        z = ours["signature.the-previous-adapter-answers" if n == 1 else "logits"] + (0.01 if n > 1 else 0)
+        save_file({"logits": z}, tmp_path / f"{session['id']}.{n}.safetensors")
+    found = compare_golden(golden, tmp_path).found
+    assert [len(diagnosis.cases) for diagnosis in found] == [2, 1]
+    assert found[0].flag == "earlier-requests-leave-rounding"
