@@ -866,6 +866,7 @@ BROKEN = {
     "MLX's scale is a flag": (of_mlx(lora_parameters={"rank": 2, "scale": True}), "alpha-zero"),
     "MLX's scale is a text": (of_mlx(lora_parameters={"rank": 2, "scale": "20"}), "alpha-zero"),
     "MLX's alpha without a rank": (of_mlx(lora_parameters={"alpha": 40}), "alpha-missing"),
+    "MLX's alpha is a text": (of_mlx(lora_parameters={"rank": 2, "alpha": "40"}), "alpha-missing"),
     "MLX's alpha of a rank of 0": (of_mlx(lora_parameters={"rank": 0, "alpha": 40}), "alpha-missing"),
     "MLX's in more layers than are named": (of_mlx(num_layers=1), "layers-ignored"),
     "MLX's in fewer layers than are named": (

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from minilora.audit.auditing import audit
 from minilora.checks import FileRefused, short
 
-from .adapters import config, factors, gguf, mlx, paths, peft
+from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, gguf, kohya, mlx, paths, peft
 
 Q = paths("q_proj")
 NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
@@ -136,3 +136,45 @@ def test_a_header_without_a_configuration_has_none(tmp_path, text):
     report = audit(in_header(text)(tmp_path))
     assert report.adapter.config is None
     assert [finding.code for finding in report.findings] == ["config-missing"]
+
+
+# --- the files ---
+
+
+@pytest.mark.parametrize("write", [kohya, gguf])
+def test_the_one_file_of_a_folder_is_read(tmp_path, write):
+    write(tmp_path / ("a.gguf" if write is gguf else "a.safetensors"), Q)
+    assert len(audit(tmp_path).adapter.modules) == len(Q)
+
+
+def test_an_adapter_in_shards_is_read_whole(tmp_path):
+    tensors = factors(Q)
+    folder = peft(tmp_path / "a", {}, config("q_proj"))
+    (folder / "adapter_model.safetensors").unlink()
+    files = {name: f"adapter_model-{i % 2}.safetensors" for i, name in enumerate(tensors)}
+    for file in {*files.values()}:
+        save_file({name: array for name, array in tensors.items() if files[name] == file}, folder / file)
+    (folder / "adapter_model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    report = audit(folder)
+    assert (report.word, len(report.adapter.modules)) == ("SOUND", len(Q))
+
+
+@pytest.mark.parametrize("write", [peft, mlx, kohya, gguf])
+def test_modules_stand_in_the_order_of_layers(tmp_path, write):
+    modules, file = paths("q_proj", layers=(10, 2)), tmp_path / ("a.safetensors" if write is kohya else "a")
+    made = peft(file, factors(modules), config("q_proj")) if write is peft else write(file, modules)
+    assert ["2" in path for path in audit(made).adapter.modules] == [True, False]
+
+
+@pytest.mark.parametrize(("layout", "grouped"), [("grouped_by_expert", True), ("rank_major", False), (None, False)])
+def test_the_packing_of_experts_is_said_by_a_key(tmp_path, layout, grouped):
+    tensors = expert_factors()
+    report = audit(peft(tmp_path / "a", tensors, config(target_parameters=EXPERTS, lora_B_layout=layout)))
+    for path, module in report.adapter.modules.items():
+        inside = "base_layer." if "gate_up" in path else ""
+        place = f"{PREFIX}{path.rpartition('.')[0]}.{inside}lora_"
+        A, B = (tensors[f"{place}{part}.weight"].astype("f8") for part in "AB")
+        of = [B[:, 2 * e : 2 * e + 2] if grouped else B[:, e::4] for e in range(4)]
+        size = np.sqrt(sum(np.square(2 * of[e] @ A[2 * e : 2 * e + 2]).sum() for e in range(4)))
+        assert (module.experts, module.grouped) == (4, grouped)
+        assert report.numbers[path].norm == pytest.approx(size)
