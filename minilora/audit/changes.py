@@ -42,7 +42,7 @@ def unit_in(landing: Landing, module: Module) -> tuple[str, int | None, str]:
     """Return the unit of a module's weight, and the expert and the part of its matrix that the module is."""
     place = landing.places[module.path]
     unit, expert, part = unit_of(place)
-    if expert is None and module.kind == "linear" and place in landing.model.arrays:
+    if place in landing.model.arrays:
         _, expert, part = unit_of(module.path)
     return unit if unit in landing.source.units else f"{unit}.weight", expert, part
 

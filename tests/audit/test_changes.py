@@ -94,7 +94,9 @@ def test_blocks_of_rows_make_no_difference(tmp_path, monkeypatch, across):
     base, losses = written(tmp_path / "m", {"fc.weight": W}), []
     for block in (4000, 10**9):  # a hundred rows, whose last block of NF4 would be cut
         monkeypatch.setattr("minilora.audit.units.BLOCK", block)
-        losses.append(audit(adapter, base, merge=True).merged[path].formats)
+        loss = audit(adapter, base, merge=True).merged[path]
+        assert loss.off_axis == 0.0  # which a square weight's can be
+        losses.append(loss.formats)
     for name, sums in losses[0].items():
         assert (sums.part, sums.noise) == pytest.approx((losses[1][name].part, losses[1][name].noise), rel=1e-6), name
 
@@ -165,9 +167,10 @@ def test_sums_of_blocks_are_those_of_the_whole():
         sums += block
     assert (sums.part, sums.noise) == (pytest.approx(kept), pytest.approx(noise))
     assert str(sums) == f"{kept:.1%} + {noise:.2g}"
-    same = Sums()
-    same.add(delta, delta)
-    assert (same.part, same.noise) == (1.0, pytest.approx(0.0, abs=1e-7))
+    same, far = Sums(), np.array([[4096, 0.5]], "f4")
+    same.add(far, far)
+    assert (same.part, same.noise) == (1.0, 0.0)
+    assert same.meant == 4096**2 + 0.25  # which a float32 does not hold
 
 
 @pytest.mark.filterwarnings("error")
@@ -253,6 +256,11 @@ def test_a_magnitude_of_a_square_weights_inputs_is_named(tmp_path, other, word, 
     adapter = peft(tmp_path / "a", tensors, config(path, use_dora=True, fan_in_fan_out=in_out))
     report = audit(adapter, tmp_path / "m.safetensors", merge=True)
     assert report.word == word, str(report)
+    text = (
+        "the magnitude of 'fc' is nearer to the lengths of the weight's columns than to those of its rows: it lies on "
+        "the other axis, which a square weight's shape does not show"
+    )
+    assert [finding.text for finding in report.of("suspicious")] == [text] * (word == "SUSPICIOUS")
 
 
 def test_a_merge_needs_a_model(tmp_path):
