@@ -5,13 +5,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from minilora import quantize as in_four_bits
 from minilora.audit.findings import NOTE, WRONG, Finding, alike, counted, found, some
 from minilora.audit.headers import open_model
 from minilora.audit.units import BLOCK, Matrix, Source, head_dim, in_memory, unit_of
 from minilora.checks import FileRefused
+from minilora.language import save_llama
+from minilora.layer import walk
+from minilora.layers.rotary import halves_from_interleaved
 
-from .adapters import D, gguf_model, written
+from ..support.language import tiny_llama
+from .adapters import D, closed, gguf_model, ones, written
 
 BEFORE = "model.layers.0.mlp.experts"
 
@@ -93,11 +99,61 @@ def test_a_tensors_type_is_that_of_its_numbers(tmp_path):
     np.testing.assert_array_equal(source.units["c"][1].read(0, 3), arrays["c"][1])
 
 
-def test_a_gguf_models_rows_are_those_of_transformers(tmp_path):
+def test_a_gguf_model_without_heads_has_no_known_rows(tmp_path):
     source = Source(open_model(gguf_model(tmp_path / "m.gguf", {"attn_q": (12, D)}, more=["output"])))
     with pytest.raises(FileRefused, match=r"there is no llama\.attention\.key_length$"):
         source.is_exact("model.layers.0.self_attn.q_proj.weight")
     assert source.is_exact("lm_head.weight")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_a_gguf_models_rows_are_those_of_transformers(tmp_path, kind):
+    from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
+
+    rng, Q8_0 = np.random.default_rng(0), GGMLQuantizationType.Q8_0
+    q, k, v = (rng.standard_normal((8, 32)).astype(dtype) for dtype in ("f4", "f2", "f4"))
+    writer = GGUFWriter(tmp_path / "m.gguf", kind)
+    writer.add_embedding_length(8)
+    writer.add_head_count(2)
+    writer.add_tensor("blk.0.attn_q.weight", q)
+    writer.add_tensor("blk.0.attn_k.weight", k)
+    writer.add_tensor("blk.0.attn_v.weight", quantize(v, Q8_0), raw_dtype=Q8_0)
+    source = Source(open_model(closed(writer, tmp_path / "m.gguf")))
+    names = [f"model.layers.0.self_attn.{last}_proj.weight" for last in "qkv"]
+    assert [source.dtype(name) for name in names] == ["float32", "float16", "float32"]
+    assert [source.in_few_bits(name) for name in names] == [False, False, True]
+    assert [source.is_exact(name) for name in names] == [True, True, False]
+    assert source.quantised_in is None
+    right = [halves_from_interleaved(array, 4) if kind == "llama" else array for array in (q, k)]
+    for name, array in zip([*names, names[0]], [*right, dequantize(quantize(v, Q8_0), Q8_0), right[0]], strict=True):
+        np.testing.assert_array_equal(source.part(name, 5, 77), array.ravel()[5:77])
+
+
+def test_a_folder_in_four_bits_has_weights(tmp_path):
+    network = in_four_bits(tiny_llama(dtype="float32"))
+    save_llama(network, tmp_path / "m")
+    source, names = Source(open_model(tmp_path / "m")), {*load_file(tmp_path / "m" / "model.safetensors")}
+    layers = {f"{path}.weight": layer.weight for path, layer in walk(network) if f"{path}.weight.absmax" in names}
+    assert len(layers) == len(source.coded) > 4
+    assert source.quantised_in == "float32"
+    for name, weight in layers.items():
+        assert (source.in_few_bits(name), source.is_exact(name), source.dtype(name)) == (True, False, "float32")
+        assert source.shape(name) == weight.shape
+        np.testing.assert_array_equal(source.part(name, 3, 40), weight.ravel()[3:40])
+    assert {*source.units} == {name for name in names if name.count(".weight.") == 0}
+
+
+def test_experts_apart_stand_in_their_order(tmp_path):
+    arrays = {f"b.experts.{e}.{last}.weight": np.full((3, 4), i * 100 + e, "f4")
+              for i, last in enumerate(("up_proj", "gate_proj", "down_proj")) for e in (10, 2)}  # fmt: skip
+    arrays |= ones({"c.block_sparse_moe.experts.0.w1.weight": (3, 4), "d.experts.0.up_proj.bias": 3})
+    units = Source(open_model(written(tmp_path / "m", arrays))).units
+    found = {unit: [matrix.read(0, matrix.shape[0])[:, 0].tolist() for matrix in of] for unit, of in units.items()}
+    assert found == {
+        "b.experts.gate_up_proj": [[102] * 3 + [2] * 3, [110] * 3 + [10] * 3],
+        "b.experts.down_proj": [[202] * 3, [210] * 3],
+        "c.mlp.experts.gate_up_proj": [[1] * 3], "d.experts.0.up_proj.bias": [[1] * 3],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
