@@ -126,7 +126,7 @@ def _part_of(path: str) -> str:
 
 
 def to_adapter(landing: Landing) -> Callable[[str], str]:
-    """Return a function from the model's paths to the adapter's, by the beginnings in which most of them differ."""
+    """Return a function from the model's paths to the adapter's, by how most of those that landed begin in each."""
     pairs: Counter[tuple[str, str]] = Counter()
     for ours, theirs in landing.places.items():
         a, b = ours.split("."), theirs.split(".")
@@ -134,7 +134,7 @@ def to_adapter(landing: Landing) -> Callable[[str], str]:
             a.pop()
             b.pop()
         pairs[".".join([*b, ""]) if b else "", ".".join([*a, ""]) if a else ""] += 1
-    (theirs, ours), _ = pairs.most_common(1)[0] if pairs else (("", ""), 0)
+    theirs, ours = pairs.most_common(1)[0][0]
     return lambda path: ours + path.removeprefix(theirs) if path.startswith(theirs) else path
 
 

@@ -642,9 +642,10 @@ def embedding(zero):
     )
 
 
-def one_matrix(t):
-    shapes = {f"model.layers.{i}.self_attn.qkv_proj.weight": (20, D) for i in range(LAYERS)}
-    return plain()(t), written(t / "b", ones(shapes))
+def one_matrix(whole, *kinds):
+    """An adapter of several matrices that the model has in one."""
+    shapes = {f"model.layers.{i}.{whole}.weight": (20, D) for i in range(LAYERS)}
+    return lambda t: (plain(kinds=kinds)(t), written(t / "b", ones(shapes)))
 
 
 BROKEN = {
@@ -729,7 +730,10 @@ BROKEN = {
         "target-missing"),
     "another model's, beside a mixture": (
         beside(of(name("self_attn", "attention")), model_type="qwen3_moe"), "module-unknown"),
-    "matrices that the model has in one": (one_matrix, "module-unknown"),
+    "matrices that the model has in one": (one_matrix("self_attn.qkv_proj", *QV), "module-unknown"),
+    "an MLP's that it has in one": (one_matrix("mlp.gate_up_proj", "gate_proj", "up_proj"), "module-unknown"),
+    "an MLP's that it has apart": (
+        plain({}, name("up_proj", "gate_up_proj"), ("gate_up_proj",), paths("up_proj")), "module-unknown"),
     "a matrix that the model has apart": (
         plain({}, name("q_proj", "qkv_proj"), ("qkv_proj",), paths("q_proj")), "module-unknown"),
     "the update turned": (of(lambda x: {k: x[other(k)].T for k in x}), "shape-turned"),
@@ -885,6 +889,8 @@ BROKEN = {
         of_kohya(lambda x: {k: a for k, a in x.items() if "1_self_attn_q_proj.lora" not in k}), "half-a-pair"),
     "kohya's up is missing": (of_kohya(lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")), "half-a-pair"),
     "kohya's for another part": (lambda t: (image("lora_unet_", "lora_te_")(t)[0], model(t / "m")), "module-unknown"),
+    "kohya's magnitudes of another length": (
+        of_kohya(lambda x: changed(lycoris(x, 0), "dora_scale", lambda a: a[1:])), "magnitude-shape"),
     "kohya's with a third factor": (of_kohya(lambda x: x | {"a_lora_mid": np.ones(2, "f4")}), "unknown-tensors"),
     "a GGUF adapter of another kind": (of_gguf(architecture="qwen2"), "architecture-differs"),
     "a GGUF adapter without alpha": (of_gguf(alpha=None), "alpha-missing"),
@@ -969,10 +975,51 @@ def test_the_names_of_a_wrapper_are_suspicious_without_a_model(what, tmp_path):
     assert report.word == "SUSPICIOUS"
 
 
+STARTS = ("lora_unet_", "lora_te_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "")
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_each_beginning_of_kohyas_names_is_known(start, look):
+    assert look(lambda t: kohya(t / "a.safetensors", paths("q_proj"), start=start)).landing.found == LAYERS
+
+
+@pytest.mark.parametrize("body", ["model", "transformer", "bert", "roberta", "deberta", "distilbert", "gpt_neox"])
+def test_a_checkpoint_may_lack_the_name_of_the_body(body, tmp_path):
+    report = audit(of(name(f"{PREFIX}model.", f"{PREFIX}{body}."))(tmp_path), model(tmp_path / "b", first=""))
+    assert [*report.landing.places.values()] == paths(*QV, first="")
+    assert report.landing.found == 2 * LAYERS
+
+
+KINDS = ("qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_experts_names_of_kinds_that_peft_converts_land(kind, look):
+    assert len(look(of_one_expert(kind)).landing.fitting) == 3 * 4 * LAYERS
+
+
+@pytest.mark.parametrize("part", ["_checkpoint_wrapped_module.", "_forward_module."])
+def test_each_wrapper_in_a_name_is_known(part, look):
+    assert codes(look(of(name("self_attn.", f"{part}self_attn."))), "wrong", "suspicious") == "prefix-wrapped"
+
+
+@pytest.mark.parametrize(
+    "first", ["model", "transformer", "language_model.model", "model.language_model", "bert", "roberta"]
+)
+def test_a_beginning_that_is_missing_is_named(first, tmp_path):
+    base = model(tmp_path / "b", first=f"{first}.")
+    report = audit(of(name(f"{PREFIX}model.", PREFIX))(tmp_path), base)
+    text = f"'{first}.' is missing before the names, so the modules are not found: 'layers.0.self_attn.q_proj', "
+    assert report.findings[0].text.startswith(text)
+    assert [*report.landing.places.values()] == paths(*QV, first=f"{first}.")
+
+
 def test_factors_of_one_number_are_read(tmp_path):
     path = "model.layers.0.mlp.gate"
     one = {f"{PREFIX}{path}.lora_{part}.weight": np.ones((1, 1), "f4") for part in "AB"}
-    report = audit(peft(tmp_path / "a", one, config("gate", r=1)))
+    one[f"{PREFIX}{path}.lora_magnitude_vector"] = np.ones(1, "f4")
+    report = audit(peft(tmp_path / "a", one, config("gate", r=1, use_dora=True)))
+    assert report.word == "SOUND"
     assert report.details["modules"][0]["rms"] == 4
 
 

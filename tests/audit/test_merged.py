@@ -194,7 +194,18 @@ def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(tmp_path):
         arrays[name] = np.concatenate([arrays[name], np.ones((4, N), world.dtype)])
     report = world.judged({name.removeprefix("model."): array for name, array in arrays.items()})
     assert report.word == "RIGHT"
-    assert "4 rows more in the merged model" in str(report)
+    assert [line for line in report.lines if line.startswith("note: ")] == [
+        f"note: {name!r} has 4 rows more in the merged model, of which nothing is said [vocabulary-grown]"
+        for name in ("lm_head.weight", "model.embed_tokens.weight")
+    ] + ["note: the names begin otherwise in the merged model: 'no model.' [renamed]"]
+
+
+@pytest.mark.parametrize("place", ["rotary.inv_freq", "attn.masked_bias", "h.0.attn.bias", "embeddings.position_ids"])
+def test_a_buffer_may_be_left_out(tmp_path, place):
+    world = World(tmp_path, FLOATS["F32"])
+    for name, word in ((place, "RIGHT"), (f"{place}.weight", "WRONG")):
+        world.base = written(tmp_path / word, world.arrays | {f"model.{name}": np.ones(3, "f4")})
+        assert world.judged(world.merged()).word == word
 
 
 # --- broken ---
