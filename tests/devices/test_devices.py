@@ -1,12 +1,13 @@
 """The whole library where the arrays live: what it computes is what NumPy computes, bit for bit on the stand-in."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from minilora import (
@@ -102,7 +103,10 @@ def test_the_loss_is_numpys_and_an_array_of_the_library(place, dtype, sizes, see
 @EVERYWHERE
 @several
 @given(seed=seeds, steps=st.integers(1, 5), more=st.sampled_from([{}, {"weight_decay": 0.2, "max_grad_norm": 3.0}]))
+@example(seed=30, steps=1, more={"weight_decay": 0.2, "max_grad_norm": 3.0})
 def test_adam_moves_as_on_numpy(place, dtype, seed, steps, more):
+    if more:  # a power of one half is the C library's where it is NumPy's own scalar, and not to the last bit the root
+        place = replace(place, exact=False)
     rng = np.random.default_rng(seed)
     start = {name: rng.standard_normal(shape).astype(dtype) for name, shape in {"a": (3, 4), "b": (5,)}.items()}
     here = Adam({name: place.put_parameter(p) for name, p in start.items()}, lr=0.1, betas=(0.8, 0.95), **more)
