@@ -23,9 +23,7 @@ def main() -> int:
     """Print it. Returns 0."""
     assert told is not None
     text = told.strip().rpartition("\n\n")[0]
-    text = re.sub(
-        r"^(\d.*?)``(.*?)``(.{2,}?)(?=  )", r"\1\2\3    ", text, flags=re.M
-    )  # the columns stay where they are
+    text = re.sub(r"^([\d ].*?)``(.*?)``(.{2,}?)(?=  )", r"\1\2\3    ", text, flags=re.M)  # the columns stay
     print(text.replace("`", ""))
     print(BEGIN)
     for name, question in QUESTIONS.items():

@@ -114,7 +114,7 @@ def _best_rate() -> str:
 FACTORS = {"1/16": 1 / 16, "1/4": 1 / 4, "1": 1, "4": 4, "16": 16}
 
 
-def growth(rows: int, use_rslora: bool = False) -> float:
+def growth(rows: int, use_rslora: bool) -> float:
     """Return by which factor Adam's first move of the output grows from rank 4 to rank 64, on the rows of its step."""
     rng = np.random.default_rng(8)
 
@@ -130,8 +130,8 @@ def growth(rows: int, use_rslora: bool = False) -> float:
     return float(many / few)
 
 
-def _nearest_factor(rows: int, use_rslora: bool = False) -> str:
-    measured = growth(rows, use_rslora)
+def _nearest_factor(rows: int) -> str:
+    measured = growth(rows, use_rslora=False)
     return min(FACTORS, key=lambda name: abs(np.log(FACTORS[name] / measured)))
 
 

@@ -402,6 +402,8 @@ def test_each_known_mistake_gets_its_own_words(name, capsys):
 @pytest.mark.parametrize("size", [DIFFERENT, EQUAL], ids=["different", "equal"])
 def test_the_data_of_the_steps_belong_together(size):
     d = grading.data(**size)
+    assert np.array_equal(d.x, np.random.default_rng(size["N"]).standard_normal((size["N"], size["n_in"])).round(4))
+    assert d.s == 1.3 / size["r"]
     assert np.allclose(d.h, d.x @ d.A.T)
     assert np.allclose(d.dh, LoRA(d.A, d.B, d.alpha).scaling * d.dy @ d.B)
     assert np.allclose(d.P.sum(axis=1), 1)

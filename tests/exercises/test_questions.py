@@ -111,6 +111,21 @@ def test_the_first_move_has_two_regimes():
     assert np.allclose(np.log2(found), [0, 2, -2, 0], atol=0.5)
 
 
+CURVES = {
+    "rank_curve": {1: (18.29, 19.75), 2: (10.82, 13.0), 4: (3.44, 4.92), 8: (2.73, 6.44), 16: (2.05, 7.67)},
+    "rate_curve": {
+        0.0005: (1.74, 2.66), 0.002: (0.82, 1.41), 0.008: (0.76, 1.63), 0.03: (0.80, 1.58), 0.12: (0.92, 1.71),
+    },
+}  # fmt: skip
+"""As the page's pictures have them."""
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_has_the_numbers_of_its_picture(name):
+    curve = getattr(exercises, name)()
+    assert {key: (round(seen, 2), round(new, 2)) for key, (seen, new) in curve.items()} == CURVES[name]
+
+
 def test_the_curve_that_is_fitted_always_falls():
     fitted, new = zip(*exercises.rank_curve().values(), strict=True)
     assert list(fitted) == sorted(fitted, reverse=True)
@@ -125,8 +140,10 @@ def test_the_module_says_how_to_begin(capsys):
     assert all(f"\n{step} " in said for step in range(1, 16))
     assert all(f"{name!r}: {question.text}" in said for name, question in exercises.QUESTIONS.items())
     assert "`" not in said
-    rows = [line for line in said.splitlines() if re.match(r"\d+ ", line)]
-    assert {line[56:58] for line in rows} == {"  "}  # the columns stand
+    *rows, _ = said.split("====\n")[2].splitlines()
+    assert len(rows) == 17
+    assert [row for row in rows if row[54:58].strip() or row[58] == " "] == []  # the columns stand
+    assert "6     five numbers, for check_prediction(name, n)         what a few lines would print" in rows
 
 
 def test_the_page_solves_each_exercise_and_asks_each_question():
