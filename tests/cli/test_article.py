@@ -105,6 +105,24 @@ def test_article_goes_on_from_its_checkpoint_and_refuses_another(small_article, 
     assert "rank is 1 there and 2 here" in shell.refused("article --epochs 3 --rank 2", *kept)
 
 
+def test_ctrl_c_says_which_training_is_kept(small_article, tmp_path, shell, monkeypatch):
+    right, typed = article.train, f"article --epochs 2 --checkpoint {tmp_path}/c"
+    monkeypatch.setattr(sys, "argv", ["minilora"])
+    for trained, said in ((0, ""), (1, f"epoch 2 of 2 of the base ({tmp_path}/c) is kept, and this command goes on")):
+        left = [right] * trained
+
+        def interrupted(*given, left=left, **options):
+            if not left:
+                raise KeyboardInterrupt
+            return left.pop()(*given, **options)
+
+        monkeypatch.setattr(article, "train", interrupted)
+        shell(typed, code=130)
+        first, second, *more = shell.err.splitlines()
+        assert (first, second) == ("", "minilora: interrupted")
+        assert more == ([f"minilora: {said} from there:", f"  minilora {typed}"] if said else [])
+
+
 def test_the_adapter_is_saved_also_where_nobody_reads(small_article, tmp_path, monkeypatch):
     class Closed(io.StringIO):
         def write(self, text):

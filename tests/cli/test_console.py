@@ -11,10 +11,11 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser
-from minilora.cli.console import BLAS_THREADS, say_goes_on
+from minilora.cli.console import BLAS_THREADS, discard, flush_or_discard, loading, say_goes_on
 
 from ..support.adapter_folder import change_json
 from ..support.command_line import QUICK, run
+from ..support.streams import Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
@@ -121,12 +122,34 @@ def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
     assert lines == [f"minilora: a window has 8 {said}", f"minilora: prompt and text may have 8 {said}"]
 
 
-def test_a_command_to_go_on_with_is_told_whole(capsys):
+def test_a_command_to_go_on_with_is_told_whole(capsys, monkeypatch):
     typed = ["finetune", "text", "--sample", "a b " * 1000]
-    say_goes_on("step 7 of 30 is kept", typed)
-    said, command = capsys.readouterr().err.splitlines()
-    assert said == "minilora: step 7 of 30 is kept, and this command goes on from there:"
-    assert shlex.split(command)[-4:] == typed
+    for started, program in (
+        ("/bin/minilora", ["minilora"]),
+        ("/x/minilora/__main__.py", ["python", "-m", "minilora"]),
+    ):
+        monkeypatch.setattr(sys, "argv", [started])
+        say_goes_on("step 7 of 30 is kept", typed)
+        said, command = capsys.readouterr().err.splitlines()
+        assert said == "minilora: step 7 of 30 is kept, and this command goes on from there:"
+        assert command.startswith("  " + program[0])
+        assert shlex.split(command) == [*program, *typed]
+
+
+def test_a_long_name_is_shortened_while_it_is_loaded(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", shown := Terminal())
+    with loading("m" * 99):
+        assert shown.getvalue() == f"loading {'m' * 27} ... {'m' * 27} ..."
+    assert shown.getvalue().endswith(" ...\r\x1b[K")
+
+
+def test_what_is_discarded_reaches_no_file(tmp_path):
+    with (tmp_path / "file").open("w") as file:
+        file.write("seen")
+        flush_or_discard(file)
+        file.write("not seen")
+        discard(file)
+    assert (tmp_path / "file").read_text() == "seen"
 
 
 @pytest.mark.parametrize("loaded", [False, True])

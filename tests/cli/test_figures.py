@@ -163,12 +163,12 @@ def described(figure):
             yield f"  image {image.cmap.name} {image.get_interpolation()} {image.origin}"
 
 
-def test_each_figure_looks_as_it_did(figure, request):
+def test_each_figure_looks_as_it_did(result, request):
     """Losses and singular values on log scales, a matrix as it is written: `--approve` writes it anew."""
     summaries = [summary("a.fc", [0.7, 0.2, 0.1], 2.5), summary("b.fc", [0.9, 0.1], 4.0)]
     rows = [(0, np.nan, 3.0), (5, 2.5, np.nan), (9, 2.0, 2.8)]
     figures = {
-        "article": figure,
+        "article": plot_article(result),
         "adapter": plot_adapter(summaries),
         "learning": plot_learning(rows, [(1, 3.0), (2, 2.0)]),
     }

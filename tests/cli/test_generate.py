@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -190,19 +191,21 @@ def test_ctrl_c_ends_an_answer_and_not_the_talk(shell, monkeypatch):
     shell(GREEDY, "the cat", "--chat", code=130)
 
 
-def test_a_terminal_shows_where_to_type(shell, monkeypatch):
+def test_a_terminal_shows_where_to_type(monkeypatch):
+    """Where an answer is read to its end before the next line is asked for."""
     typed(monkeypatch, "", terminal=True)
     signs, lines = [], ["the cat"]
 
     def read(sign=""):
-        signs.append(sign)
+        signs.append((sign, sys.stdout.seen))
         if not lines:
             raise EOFError
         return lines.pop()
 
     monkeypatch.setattr("builtins.input", read)
-    shell(GREEDY, "--chat")
-    assert signs == ["> ", "> "]
+    monkeypatch.setattr(sys, "stdout", File())
+    assert run(GREEDY, "--chat") == 0
+    assert signs == [("> ", ""), ("> ", f"{greedily('u the cat.a ')}\n")]
 
 
 # --- a file of prompts ----------------------------------------------------------------------------
@@ -212,15 +215,18 @@ def test_a_file_of_prompts_is_answered_by_one_loading(shell, monkeypatch):
     template("{% for t in tools or [] %}{{ t }}{% endfor %}" + CHAT)
     parts, ran = [{"type": "text", "text": "the "}, {"type": "text", "text": "dog"}], {"role": "assistant"}
     lines = {
-        "the cat ": {"prompt": "the cat ", "completion": "sat", "id": 7},
+        "the cat ": {"prompt": "the cat ", "completion": "sat", "id": "é"},
         "u the dog.a ": {"messages": [{"role": "user", "content": "the dog"}, ran | {"content": "ran"}]},
         "xu the dog.a ": {"messages": [{"role": "user", "content": parts}], "tools": ["x"]},
     }
     Path("p.jsonl").write_text("\n\n".join(map(json.dumps, lines.values())))
     loaded, right = [], Llama.load
     monkeypatch.setattr(Llama, "load", lambda *a, **k: loaded.append(a) or right(*a, **k))
+    monkeypatch.setattr(sys, "stderr", Terminal())
     assert shell(GREEDY, "p.jsonl", "-o", "out.jsonl") == "3 answers written to out.jsonl\n"
+    assert re.search(r" 3/3 \[.*prompt", sys.stderr.getvalue())
     assert len(loaded) == 1
+    assert '"id": "é"' in Path("out.jsonl").read_text("utf-8")
     written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert written == [{**line, "generated": greedily(text)} for text, line in lines.items()]
 

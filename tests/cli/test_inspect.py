@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
-from minilora import LoRA, load_adapter, save_adapter
+from minilora import Adapter, LoRA, load_adapter, save_adapter
 
 from ..support.command_line import run
 
@@ -28,6 +28,29 @@ def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeyp
     bars = figures[0].axes[0].patches
     np.testing.assert_allclose([bar.get_width() for bar in bars], list(norms.values()), rtol=1e-6)
     assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == ["enc.fc", "head"]
+
+
+TABLE = """\
+module  kind        out x in  rank  alpha  scaling  parameters  |delta|  share of each singular value
+conv    conv2d 2x3    4 x 12     1      1        1          16    6.928  100.0%
+fc      linear        9 x 11     9      3   0.3333         180    5.627  28.4% 22.5% 17.2% 12.6% 8.8% 5.6% 3.2% 1.4% ...
+total                                                      196
+"""
+LINEAR = """\
+module  out x in  rank  alpha  scaling  parameters  |delta|  share of each singular value
+fc        9 x 11     8      8        1         160    2.828  12.5% 12.5% 12.5% 12.5% 12.5% 12.5% 12.5% 12.5%
+up         4 x 3     1      1        1           7    3.464  100.0%
+total                                          167
+"""
+
+
+def test_kinds_have_a_column_and_eight_shares_are_shown(tmp_path, shell):
+    conv = Adapter(np.ones((1, 12)), np.ones((4, 1)), 1, kind="conv2d", kernel=(2, 3))
+    save_adapter(tmp_path, {"conv": conv, "fc": LoRA(np.eye(9, 11), np.diag(np.arange(9.0, 0, -1)), 3.0)})
+    assert shell(f"inspect {tmp_path}") == TABLE
+    layers = {"fc": LoRA(np.eye(8, 11), np.eye(9, 8), 8.0), "up": LoRA(np.ones((1, 3)), np.ones((4, 1)), 1.0)}
+    save_adapter(tmp_path, layers, overwrite=True)
+    assert shell(f"inspect {tmp_path}") == LINEAR
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):

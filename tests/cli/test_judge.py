@@ -14,6 +14,7 @@ from minilora.conformance import check
 from minilora.conformance.checking import child
 from minilora.conformance.problems.tolerance import UNIT
 from minilora.conformance.report import Report
+from minilora.conformance.vectors import STARTER, VECTORS
 
 from ..audit.adapters import config, factors, paths, peft
 from ..conformance.implementations import OURS, implementation
@@ -51,7 +52,7 @@ def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd
     ("situation", "file", "what"),
     [
         ("conformance-right", "my_lora.py", "the implementation"),
-        ("box:a", "box/__init__.py", "the implementation"),
+        ("conformance box:a", "box/__init__.py", "the implementation"),
         ("conformance-known", "known.txt", "the known failures"),
         ("vectors-right", "vectors/index.json", "a file of what is compared"),
         ("vectors-right", "right/linear-0-float64.safetensors", "a file of what is compared"),
@@ -62,6 +63,7 @@ def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd
         ("golden-known", "golden.txt", "the known failures"),
         ("audit-sound", "sound/adapter_config.json", "a file that is looked at"),
         ("audit-sound", "model/config.json", "a file that is looked at"),
+        ("audit sound --model model --merged llama", "llama/config.json", "a file that is looked at"),
         ("diagnose-right", "right.safetensors", "a file that is read"),
         ("diagnose-right", "llama/config.json", "a file that is read"),
         ("diagnose-right", "adapter/adapter_config.json", "a file that is read"),
@@ -69,7 +71,7 @@ def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd
 )
 def test_a_report_never_takes_the_place_of_what_is_read(inside, shell, situation, file, what):
     before = (inside / file).read_bytes()
-    argv = SITUATIONS.get(situation, ["conformance", situation])
+    argv = SITUATIONS.get(situation) or situation.split()
     assert shell.refused(*argv, "--json", f"./{file}").endswith(f"is {what}, expected another file")
     assert (inside / file).read_bytes() == before
 
@@ -78,6 +80,64 @@ def test_a_report_may_lie_beside_results_and_replace_itself(inside, monkeypatch)
     monkeypatch.setattr("minilora.conformance.vectors.compare", lambda *folders: Report("right"))
     for _ in range(2):
         assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0
+
+
+HANDED_ON = {  # a command; the function, and what it is given
+    "audit a --model m --merge": ("audit.auditing.audit", "a m merge=True merged=None progress=True"),
+    "audit a --model m --merged n": ("audit.auditing.audit", "a m merge=False merged=n progress=True"),
+    "diagnose l --model m --adapter a": ("conformance.golden.diagnosing.diagnose", "m a l"),
+    "conformance x --dtype float32 --timeout 3 --require forward,output-dtype": (
+        "conformance.checking.child.check_apart", "x dtype=float32 timeout=3.0 claims=['forward', 'output dtype']"
+    ),
+    "vectors v --compare r": ("conformance.vectors.compare", "v r"),
+    "golden g --compare r": ("conformance.golden.judging.compare_golden", "g r"),
+    "vectors v": ("conformance.vectors.write", f"v {len(VECTORS)}"),
+    "vectors v --starter": ("conformance.vectors.write", f"v {len(STARTER)}"),
+    "vectors v --kind rslora,dora --kind linear": (
+        "conformance.vectors.write", f"v {sum(vector.kind in ('rslora', 'dora', 'linear') for vector in VECTORS)}"
+    ),
+    "golden g": ("conformance.golden.folder.write_golden", "g"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", HANDED_ON)
+def test_what_is_asked_for_reaches_the_function(shell, monkeypatch, command):
+    function, expected = HANDED_ON[command]
+    writes, given = "write" in function, []
+
+    class Judged(Report):
+        def require(self, claims):
+            given.extend([f"claims={claims}"] if claims else [])
+
+    def answered(*places, **options):
+        given.extend(str(len(place) if isinstance(place, list | tuple) else place) for place in places)
+        given.extend(f"{name}={option}" for name, option in options.items())
+        return 3 if writes else Judged("right")
+
+    monkeypatch.setattr(f"minilora.{function}", answered)
+    said = shell(command)
+    assert " ".join(given) == expected
+    folder = command.split()[1]
+    assert not writes or said == f"3 cases written to {folder}; index.json says what is in them\n"
+
+
+def test_why_nothing_was_checked_is_one_line(shell, monkeypatch):
+    def check_apart(*given, **more):
+        raise OSError("two\n  lines")
+
+    monkeypatch.setattr(child, "check_apart", check_apart)
+    assert shell.refused("conformance x") == "x could not be checked: two lines"
+
+
+def test_a_start_is_printed_or_becomes_a_new_file(inside, tmp_path, shell):
+    file = tmp_path / "mine.py"
+    said = shell(f"conformance --start class -o {file}")
+    assert said == f"{file} is written; fill it in, then run: minilora conformance {file}\n"
+    assert shell("conformance --start class") == file.read_text("utf-8")
+    refused = shell.refused(f"conformance --start class -o {file}")
+    assert refused == f"{str(file)!r} is there already, expected the name of a new file"
+    for command in ("conformance", f"conformance my_lora -o {tmp_path / 'new'}"):
+        assert shell.refused(command) == "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"
 
 
 @pytest.mark.parametrize("there", ["dear diary", '{"diary": 1}', '["format", "verdict"]', "a pipe", "a link"])
@@ -99,8 +159,9 @@ def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, shell, the
 
 def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
     class Broken(io.StringIO):
-        def write(self, text):
-            if text:
+        def flush(self):
+            if self.getvalue():
+                self.truncate(0)
                 raise BrokenPipeError
 
     for right, code in ((OURS["linear"], 0), (implementation(merge=lambda weight, *arrays: weight + 1), 1)):
@@ -118,6 +179,11 @@ REFUSED = {
     "conformance my_lora.py --require 'forward, fro-ward'":
         "--require: there is no claim 'fro ward'; there are forward, scaling, slope",
     "vectors new --xfails known.txt": "--xfails needs --compare: it is about the verdicts",
+    "vectors new --kind linear,row": "--kind: there is no kind 'row'; there are linear, ",
+    "vectors new --compare mine --starter":
+        "--starter and --kind are about what is written, expected them without --compare",
+    "vectors new --compare mine --kind linear":
+        "--starter and --kind are about what is written, expected them without --compare",
     "conformance my_lora --timeout=soon": "argument --timeout: invalid float value: 'soon'",
     **{f"conformance my_lora --timeout={text}": f"timeout must be above 0 and below 1e+09, got {float(text)}"
        for text in ("0", "-1", "nan", "inf", "1e20")},

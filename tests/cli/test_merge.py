@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,12 +55,35 @@ def test_one_changed_tensor_is_not_plural(tmp_path, shell):
 
 
 def test_what_a_merge_warns_of_twice_is_one_line(monkeypatch, shell):
-    monkeypatch.setattr(
-        "minilora.files.merge.merge_adapter",
-        lambda *a, **k: [warnings.warn("mind this", stacklevel=1) for _ in range(2)][:0],
-    )
-    shell("merge b a -o o")
+    """And what a library warns its programmers of is none of the user's business."""
+
+    def merged(*given, **options):
+        for kind in (UserWarning, UserWarning, DeprecationWarning):
+            warnings.warn("mind this", kind, stacklevel=1)
+        return []
+
+    monkeypatch.setattr("minilora.files.merge.merge_adapter", merged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        shell("merge b a -o o")
     assert shell.err == "minilora: mind this\n"
+
+
+def test_a_gguf_model_is_merged_and_exported_for_as_asked(tmp_path, shell, monkeypatch):
+    given = []
+    monkeypatch.setattr("minilora.language.save.merge_gguf", lambda *places: given.append(places) or "abc")
+    monkeypatch.setattr("minilora.language.ggufexport.export_adapter", lambda *places: given.append(places) or "abcd")
+    monkeypatch.chdir(tmp_path)
+    assert shell("merge m.gguf a -o o") == "3 layers merged into o, in float32 and with the tokenizer\n"
+    assert shell("export a --model m.gguf -o o.gguf") == "2 modules written to o.gguf\n"
+    assert [" ".join(map(str, places)) for places in given] == ["m.gguf a o", "a m.gguf o.gguf"]
+    for more in ("--dry-run", "--layout c=in-out"):
+        said = "--layout and --dry-run are for weights in safetensors, and the model is a .gguf file"
+        assert shell.refused(f"merge m.gguf a -o o {more}") == said
+    Path("o.gguf").touch()
+    said = "-o 'o.gguf' is there already: name another, or say --overwrite"
+    assert shell.refused("export a --model m.gguf -o o.gguf") == said
+    shell("export a --model m.gguf -o o.gguf --overwrite")
 
 
 def test_a_merged_convolution_has_a_kind_and_no_layout(tmp_path, shell):

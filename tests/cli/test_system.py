@@ -16,6 +16,8 @@ from ..support.language import CHAT, greedily, template
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
 
+LONG = "the cat sat on " * 9
+
 
 @pytest.fixture(autouse=True)
 def chats(folder):
@@ -49,10 +51,9 @@ def test_a_message_of_all_chats_or_asked_for_is_kept(capsys):
     write("e.jsonl", *["sat"] * 4)
     assert kept("--system", "") is None
     capsys.readouterr()
-    long = "the cat sat on " * 9
-    assert kept("--system", long) == long
+    assert kept("--system", LONG) == LONG
     end = "is kept with the adapter, for generate and evaluate; chats that have one of their own keep it\n"
-    assert f"system   {printable(long, 80)}\n         {end}" in capsys.readouterr().out
+    assert f"system   {printable(LONG, 80)}\n         {end}" in capsys.readouterr().out
 
 
 def test_chats_given_a_message_train_as_those_that_have_it():
@@ -65,13 +66,16 @@ def test_chats_given_a_message_train_as_those_that_have_it():
 
 
 def test_generate_takes_the_kept_message_and_says_so(shell):
+    note = "minilora: the adapter's system message stands first (--system gives another): {}\n"
+    kept("--system", LONG)
+    shell("generate the --model model --adapter b --tokens 1 --chat")
+    assert shell.err == note.format(printable(LONG, 80))
     kept("--system", "sat")
     write("e.jsonl", None, None)
     Path("p.jsonl").write_text('{"prompt": "the cat"}')
     asked = "generate --model model --adapter b --temperature 0 --tokens 9"
     model = attach(Llama.load("model"), load_adapter("b"))
-    note = "minilora: the adapter's system message stands first (--system gives another): sat\n"
-    cases = {(): ("s sat.", note), ("--system", "sat"): ("s sat.", ""), ("--system", "on"): ("s on.", "")}
+    cases = {(): ("s sat.", note.format("sat")), ("--system", "sat"): ("s sat.", ""), ("--system", "on"): ("s on.", "")}
     for more, (system, said) in (cases | {("--system", ""): ("", "")}).items():
         answer = shell(asked, "the cat", "--chat", *more)
         assert (answer, shell.err) == (greedily(f"{system}u the cat.a ", model) + "\n", said)
@@ -98,4 +102,5 @@ def test_evaluate_takes_the_kept_message_and_says_so(shell):
     assert found("s.jsonl", "--system", "")[0] == losses
     assert found("e.jsonl", "--system", "sat") == (losses, ["sat"])
     assert found("e.jsonl", "--system", "")[0] != losses
+    assert found("e.jsonl", "--system", LONG)[1] == [printable(LONG, 80)]
     assert found("text") == found("text", "--system", "")  # a text has no chats

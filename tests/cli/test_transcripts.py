@@ -21,10 +21,8 @@ from minilora.cli import _parser
 from ..support.command_line import run
 from ..support.disk import contents
 from ..support.language import CHAT, TEXT, tiny_llama, write_folder
-from ..support.sample import one_in
 
 SESSIONS = sorted(Path(__file__).with_name("transcripts").glob("*.txt"))
-SESSIONS.sort(key=lambda path: path.stem != "refused")  # first, as the one of the default run
 SILENT = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}.{% endif %}{% endfor %}"
 EXAMPLES = [
     *({"prompt": f"the cat {x} ", "completion": "sat"} for x in "abcdefghij"),
@@ -111,7 +109,7 @@ def replayed(session: str) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("session", one_in(3, SESSIONS, [path.stem for path in SESSIONS]))
+@pytest.mark.parametrize("session", SESSIONS, ids=lambda path: path.stem)
 def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch, request):
     for package in ("tokenizers", "jinja2"):
         pytest.importorskip(package, reason="pip install -e '.[models]'")
