@@ -315,8 +315,8 @@ FAILS = {
     "where a gradient must be zero it says nothing": (
         backward(lambda grads, dy, x, W, b, *more: grads if b is None else {**grads, "lora_A": 2 * grads["lora_A"]}),
         {"slope": "with a bias, and lora_B is not zero"},
-        ["lora_A's gradient, where there is a bias, is off by 9.72 at [1, 4]: 19.43506, expected 9.71753; every entry is off"
-         " by the factor 2 (N=7 in=5 out=3 r=2 alpha=3)"],
+        ["lora_A's gradient, where there is a bias, is off by 9.72 at [1, 4]: 19.43506, expected 9.71753; every entry "
+         "is off by the factor 2 (N=7 in=5 out=3 r=2 alpha=3)"],
     ),
     "a transposed weight": (
         {"merge": lambda *arrays: PLAIN.merge(*arrays).T},
@@ -341,8 +341,8 @@ FAILS = {
     "a forward that raises without a bias": (
         {"forward": lambda x, W, b, *more: PLAIN.forward(x, W, b + 0, *more)},
         {"forward": "without a bias"},
-        ["forward, where there is no bias, raises TypeError: unsupported operand type(s) for +: 'NoneType' and 'int' (N=4 "
-         "in=3 out=6 r=4 alpha=10, no bias), in test_check.py, line "],
+        ["forward, where there is no bias, raises TypeError: unsupported operand type(s) for +: 'NoneType' and 'int' "
+         "(N=4 in=3 out=6 r=4 alpha=10, no bias), in test_check.py, line "],
     ),
     "a backward that raises at other values": (
         {"backward": raises_at_other_values},
