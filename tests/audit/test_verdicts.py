@@ -154,12 +154,12 @@ def test_over_another_base_the_tensors_that_differ_are_told_once():
 
 def test_what_is_beside_the_verdict_is_told_line_by_line():
     others = OTHER | {f"u{i}": Verdict(UNREAD, "not-compared", "it is of integers") for i in range(4)}
-    merger = Merger(None, Q | LOST | UNKNOWN, others, 7, 0, set(), ["x", "y"], {"lm_head": 1}, "model.")
+    merger = Merger(None, Q | LOST | UNKNOWN, others, 7, 0, set(), [*"vwxy"], {"lm_head": 1}, "model.")
     assert tell(merger, SimpleNamespace(lost=["p"])).lines == [
         "merged modules: 2 right, 2 cannot be told, 1 not compared",
         "other tensors: 7 are the base's, 2 are not",
         "note: 'lm_head' has 1 row more in the merged model, of which nothing is said [vocabulary-grown]",
-        "note: only in the merged model: 'x', 'y' [merged-alone]",
+        "note: only in the merged model: 'v', 'w', 'x' and 1 more tensor [merged-alone]",
         "note: the names begin otherwise in the merged model: 'model.' [renamed]",
         *[f"note: not compared: u{i}: it is of integers [not-compared]" for i in range(3)],
     ]
@@ -193,7 +193,7 @@ def another(text):
 
 
 def test_what_most_modules_have_is_told_first():
-    of = {EVERY[0]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 1.5, 0.25)}
+    of = {EVERY[0]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 1e-5, 0.25)}
     of |= {EVERY[i]: another(text) for i, text in ((3, "a"), (4, "a, {k} times"), (6, "b"), (7, "c"), (9, "a"))}
     of |= {EVERY[i]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 2.5, 0.5) for i in (1, 2)}
     of |= {EVERY[15]: Verdict()}
@@ -202,7 +202,7 @@ def test_what_most_modules_have_is_told_first():
     right = "merged rightly: 'model.layers.5.q_proj'"
     assert [(found.says, found.flag, len(found.cases)) for found in told.found] == [
         (f"not its own change: {whose} and so on (5 of 9 modules); {right}", "another-change", 5),
-        ("in part, 1.5 to 2.5 and 25.0% to 50.0%: layer 0 (3 of 9 modules)", "in-part", 3),
+        ("in part, 1e-05 to 2.5 and 25.0% to 50.0%: layer 0 (3 of 9 modules)", "in-part", 3),
     ]
     assert told.lines[0] == "merged modules: 1 right, 8 wrong"
 
