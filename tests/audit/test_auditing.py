@@ -277,11 +277,11 @@ def mlx_experts(t):
     return adapter, model(t / "b", experts=4, apart=True)
 
 
-def mlx_layers(*layers):
-    """An MLX folder of some layers, beside a model of four."""
+def mlx_layers(*layers, of=4):
+    """An MLX folder of some layers of a model's."""
 
     def make(t):
-        base = written(t / "b", ones({f"{path}.weight": (Q, D) for path in paths("q_proj", layers=range(4))}))
+        base = written(t / "b", ones({f"{path}.weight": (Q, D) for path in paths("q_proj", layers=range(of))}))
         return mlx(t / "a", paths("q_proj", layers=layers), num_layers=len(layers)), base
 
     return make
@@ -538,6 +538,7 @@ RIGHT = {
     "an MLX folder": (lambda t: mlx(t / "a", paths(*QV)), ""),
     "MLX's last layers": (lambda t: mlx(t / "a", paths(*QV, layers=[1, 2]), num_layers=2), ""),
     "MLX's two layers of four": (mlx_layers(0, 2), ""),
+    "MLX's first eleven layers of twelve": (mlx_layers(*range(11), of=12), ""),
     "MLX's 16 layers of 3": (lambda t: mlx(t / "a", paths(*QV), num_layers=16), ""),
     "MLX's -1 for all of its layers": (lambda t: mlx(t / "a", paths(*QV), num_layers=-1), ""),
     "MLX's 0 for all of its layers": (lambda t: mlx(t / "a", paths(*QV), num_layers=0), ""),
