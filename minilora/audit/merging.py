@@ -356,5 +356,5 @@ def unchanged(base: Matrix, found: Matrix) -> Verdict | None:
     if further:
         text = f"rounded to {further[0].name}, further than {np.dtype(out).name} explains"
         return Verdict(WRONG, "rounded-further", text, rest=0.0)
-    share = (squares / sizes) ** 0.5 if sizes else float("inf")
+    share = (squares / sizes) ** 0.5 if sizes else np.inf
     return Verdict(WRONG, "changed", "changed, though no adapter stands there, by {rest} of their size", rest=share)

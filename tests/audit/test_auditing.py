@@ -991,6 +991,22 @@ def test_a_checkpoint_may_lack_the_name_of_the_body(body, tmp_path):
     assert report.landing.found == 2 * LAYERS
 
 
+@pytest.mark.parametrize("first", ["language_model.model.", "model.language_model.", "language_model."])
+def test_names_of_a_language_part_may_be_the_adapters_without_it(first, tmp_path):
+    path = "layers.0.self_attn.q_proj"
+    start = "" if first == "language_model." else "model."
+    adapter = of(name(f"{PREFIX}model.", PREFIX + start), target_modules=r".*[qv]_proj")(tmp_path)
+    report = audit(adapter, model(tmp_path / "b", first=first))
+    assert (report.word, codes(report, "note")) == ("SOUND", "prefix-language-model-missing")
+    assert report.landing.places[f"{start}{path}"] == f"{first}{path}"
+
+
+def test_a_tied_head_lands_on_the_table_wherever_it_is(tmp_path):
+    base = model(tmp_path / "b", tied=True, first="model.decoder.")
+    report = audit(plain(kinds=("lm_head",), modules=["lm_head"])(tmp_path), base)
+    assert report.landing.places == {"lm_head": "model.decoder.embed_tokens"}
+
+
 KINDS = ("qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe")
 
 

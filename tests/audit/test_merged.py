@@ -183,6 +183,18 @@ def test_a_product_may_be_off_before_it_is_rounded(tmp_path, half, times, word):
     assert world.judged(arrays).word == word
 
 
+@pytest.mark.parametrize("half", ["BF16", "F16"])
+def test_a_change_may_be_rounded_to_the_adapters_type(tmp_path, half):
+    world = World(tmp_path, FLOATS["F32"])
+    world.factors = {name: array.astype(FLOATS[half]) for name, array in world.factors.items()}
+    world.adapter = peft(tmp_path / "half", world.factors, config(*LAST, r=R, lora_alpha=R * SCALING))
+    arrays = dict(world.arrays)
+    for path in world.changes:
+        product = _in_half(world.product(path), half)
+        arrays[f"{path}.weight"] = arrays[f"{path}.weight"] + _in_half(np.float32(SCALING) * product, half)
+    assert world.judged(arrays).word == "RIGHT"
+
+
 def _in_half(x, half="BF16"):
     return x.astype(FLOATS[half]).astype("f4")
 
@@ -198,6 +210,17 @@ def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(tmp_path):
         f"note: {name!r} has 4 rows more in the merged model, of which nothing is said [vocabulary-grown]"
         for name in ("lm_head.weight", "model.embed_tokens.weight")
     ] + ["note: the names begin otherwise in the merged model: 'no model.' [renamed]"]
+
+
+@pytest.mark.parametrize(("size", "said"), [(1e30, "100.0%"), (1e-30, "100.0%"), (0, "inf%")])
+def test_how_far_a_tensor_is_changed_is_measured_at_each_size(tmp_path, size, said):
+    world = World(tmp_path, FLOATS["F32"])
+    small, large = (np.full(3, x, "f4") for x in (size, 2 * size or 1))
+    world.base = written(tmp_path / "of a size", world.arrays | {"x": small})
+    report = world.judged(world.merged() | {"x": large})
+    assert report.first_line.startswith(
+        f"merged: WRONG: changed, though no adapter stands there, by {said} of their size: 'x'"
+    )
 
 
 @pytest.mark.parametrize("place", ["rotary.inv_freq", "attn.masked_bias", "h.0.attn.bias", "embeddings.position_ids"])
