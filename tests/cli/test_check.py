@@ -1,12 +1,14 @@
 """``minilora check``."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from minilora import LoRA
+from minilora import LoRA, get_backend
 from minilora.cli import check
 from minilora.verify import instances
+from minilora.verify.gradcheck import BlockReport
 
 
 def changed_backward(monkeypatch, change):
@@ -46,6 +48,28 @@ def test_a_failing_check_ends_with_what_is_wrong(monkeypatch, shell, small_check
         assert factor == "    every slope is off by the same factor, 0.75"
     rows = table.splitlines()[1:]
     assert summary.startswith(f"{len(rows) - len(wrong)} of {len(rows)} gradients agree")
+
+
+TOLD = """\
+gradient of  at         checked     error   allowed
+fc dW  N=3   8 directions   2.0e+00   1.0e-09  WRONG
+fc x   N=10     6 entries   0.0e+00   1.0e-12  ok
+
+The wrong ones again:
+gradient of  at         checked     error   allowed
+fc dW  N=3   8 directions   2.0e+00   1.0e-09  WRONG
+    along one direction it is 3, and the measured slope is 1
+
+1 of 2 gradients agree with the measured slope (complex step, float64, DEVICE)
+"""
+
+
+def test_a_wrong_slope_along_a_direction_is_told_whole(monkeypatch, shell):
+    wrong = BlockReport("dW", (2, 3), "8 directions", 2.0, 1e-9, None, 3.0, 1.0, passed=False)
+    right = BlockReport("x", (1, 6), "6 entries", 0.0, 1e-12, (0, 1), 1.0, 1.0)
+    proof = [(f"fc  N={rows}", SimpleNamespace(blocks=[block])) for rows, block in ((3, wrong), (10, right))]
+    monkeypatch.setattr(instances, "prove", lambda *given: proof)
+    assert shell("check", code=1) == TOLD.replace("DEVICE", get_backend("numpy").device)
 
 
 def test_check_prints_what_it_measured_and_where(small_check, standin, shell, monkeypatch):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import Llama, attach, cross_entropy, load_adapter, save_adapter
+from minilora import Llama, attach, cross_entropy, load_adapter, quantize, save_adapter
+from minilora.language.text import windows
 
 from ..support.command_line import FINETUNE, finetune, losses
 from ..support.language import TEXT, ids_of
@@ -35,6 +36,16 @@ def test_base_and_adapter_are_measured_on_the_whole_text(shell):
     assert names == ("model", "with a")
     np.testing.assert_allclose(found, expected, atol=6e-5)
     np.testing.assert_allclose(perplexities, np.exp(expected), rtol=1e-3)
+
+
+def test_a_base_in_four_bits_is_measured(shell):
+    assert finetune("--steps 1") == 0
+    base = quantize(Llama.load("model"))
+    X, Y = (windows(ids_of(TEXT), 8)[i][:1] for i in (0, 1))
+    expected = [cross_entropy(model(X), Y)[0] for model in (base, attach(base, load_adapter("a")))]
+    Path("short").write_text(TEXT[:9])
+    found = shown(shell("evaluate short --model model --adapter a --quantize nf4 --length 8"))
+    assert [loss for loss, *_ in found] == pytest.approx(expected, abs=6e-5)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "generate"])

@@ -63,8 +63,8 @@ def often(folder, monkeypatch):
 # --- what is said, and where it is kept ---
 
 
-@pytest.mark.parametrize(("asked", "kept"), [("--checkpoint c", "c"), ("", "it's.checkpoint")])
-def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, monkeypatch, asked, kept):
+@pytest.mark.parametrize(("asked", "kept"), [("--checkpoint c --backend cupy", "c"), ("", "it's.checkpoint")])
+def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkeypatch, asked, kept):
     """Without a checkpoint it is kept beside the adapter, until that is written."""
     os.rename("text", "my text")
     typed = TYPED.replace("text --save a", "'my text' --save \"it's\"") + asked

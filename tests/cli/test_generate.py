@@ -267,14 +267,15 @@ def test_without_a_model_glassllms_is_taken(shell, monkeypatch):
         assert "needs glassllm" in shell.refused(command)
 
 
-def test_both_commands_compute_where_they_are_told(shell, standin):
+def test_each_command_computes_where_it_is_told(shell, standin):
     """What lies on another device than the rest is refused, so everything is there."""
     found = {}
     for backend in ("numpy", "cupy"):
         some = "finetune text --model model --batch-size 4 --length 8 --rank 2 --steps 2 --eval-rows 4"
         assert (f", {standin.device}\n" in shell(some, "--save", backend, "--backend", backend)) == (backend == "cupy")
         said = shell(GREEDY, "a cat", "--adapter", backend, "--backend", backend)
-        found[backend] = said, load_adapter(backend)
+        loss = shell(f"evaluate text --model model --length 8 --adapter {backend} --backend {backend} --quantize nf4")
+        found[backend] = (said, loss.replace(backend, "a")), load_adapter(backend)
     assert found["numpy"][0] == found["cupy"][0]
     for path, adapter in found["numpy"][1].items():
         np.testing.assert_allclose(found["cupy"][1][path].lora_B, adapter.lora_B, atol=1e-5)
