@@ -43,7 +43,12 @@ def stacked(request):
     """A matrix of so many parts, each behind other numbers in its tensor, and the same in one array."""
     rng, parts = np.random.default_rng(0), request.param
     tensors = {f"t{i}": rng.standard_normal(7 + i + 4 * 3 + 2) for i in range(parts)}
-    matrix = Matrix(lambda name, a, b: tensors[name][a:b], "f8", tuple((f"t{i}", 7 + i) for i in range(parts)), 4, 3)
+
+    def numbers(name, start, stop):
+        assert start < stop  # no part of which no row is asked for is read
+        return tensors[name][start:stop]
+
+    matrix = Matrix(numbers, "f8", tuple((f"t{i}", 7 + i) for i in range(parts)), 4, 3)
     return matrix, np.concatenate([tensors[f"t{i}"][7 + i : 7 + i + 12].reshape(4, 3) for i in range(parts)])
 
 
