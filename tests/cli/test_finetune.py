@@ -239,7 +239,9 @@ def test_defaults_follow_the_models_size_and_the_data():
     settled = ASKED.settled(1)  # steps, parts and a warmup are rounded up
     assert [settled.for_rows(rows).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
     assert [replace(settled, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
-    assert rates(replace(settled, warmup=0.01, schedule="linear"), 30).warmup == 1
+    assert rates(replace(settled, warmup=0.01, schedule="linear"), 30) == Schedule("linear", 30, 1)
+    for warmup in (1.0, 2.0):  # of a constant rate no step is the last
+        assert rates(replace(settled, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
 
 
 def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
@@ -267,11 +269,11 @@ def test_a_training_goes_on_from_an_adapter(shell):
     assert weights() == before
 
 
-def test_ranks_stay_as_they_are_in_the_trainings_dtype():
+def test_ranks_stay_as_they_are_in_the_trainings_dtype(shell):
     model, rng = Llama.load("model"), np.random.default_rng(0)
     wide = adapters(adapt(model, ["q_proj"], rank=3, alpha=5, rng=rng))
     save_adapter("a", wide | adapters(adapt(model, ["v_proj"], rank=1, alpha=2, rng=rng)))
-    assert run(GO_ON, "--dtype", "float64") == 0
+    assert "adapter  rank 1-3 beside 4 layers: " in shell(GO_ON, "--dtype", "float64")
     found = {(path[-6:], a.rank, a.alpha, a.lora_A.dtype.name) for path, a in load_adapter("b").items()}
     assert found == {("q_proj", 3, 5.0, "float64"), ("v_proj", 1, 2.0, "float64")}
 
@@ -307,16 +309,22 @@ def test_the_step_of_the_least_held_out_loss_is_saved(shell, monkeypatch):
         assert (weights() == kept) == (steps == 1)
 
 
+LOWEST = "the held-out loss was lowest at step"
 BEST = [
-    ([5.0, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
-    ([5.0, 6.0, 5.5], {}, "lowest at step 0: 5.000, before the training"),
+    ([5.0, 4.0, 4.5], {}, f"{LOWEST} 20: 4.000; the same command with --steps 20 ends there"),
+    ([5.0, 6.0, 5.5], {}, f"{LOWEST} 0: 5.000, before the training"),
     ([5.0, 4.0, 3.0], {}, ""),
     ([5.0, 4.0004, 4.0], {}, ""),
     ([5.0, 4.0, 4.0004], {}, ""),  # as printed, they are the same
-    ([5.0, 4.0004, 4.0, 4.5], {}, "lowest at step 20: 4.000; the same command with --steps 20 ends there"),
-    ([5.0, 4.0, 4.5], {"epochs": 2.0}, "with --steps 20 in place of --epochs ends there"),
-    ([5.0, 4.0, 4.5], {"overwrite": False}, "with --steps 20 and --overwrite ends there"),
-    ([5.0, 4.0, 4.5], {"checkpoint": "c"}, "with --steps 20 and another --checkpoint ends there"),
+    ([5.0, 4.0004, 4.0, 4.5], {}, f"{LOWEST} 20: 4.000; the same command with --steps 20 ends there"),
+    *(
+        ([5.0, 4.0, 4.5], asked, f"{LOWEST} 20: 4.000; the same command with --steps 20 {more} ends there")
+        for asked, more in (
+            ({"epochs": 2.0}, "in place of --epochs"),
+            ({"overwrite": False}, "and --overwrite"),
+            ({"checkpoint": "c"}, "and another --checkpoint"),
+        )
+    ),
 ]
 
 
@@ -326,8 +334,11 @@ def test_the_best_step_is_named_unless_it_is_last():
         table = LossTable(40, 0, 8)
         table.rows = [(20 * i, math.nan, loss) for i, loss in enumerate(measured)]
         found = best_step(SimpleNamespace(**{"checkpoint": None, "epochs": None, "overwrite": True} | asked), table)
-        assert found.endswith(said)
-        assert bool(found) == bool(said)
+        assert found == said
+    for before, more in ((4.0, "; before the training it was 4.000"), (4.1, "")):
+        table.rows, table.best_step = [(0, math.nan, before), (9, math.nan, 4.0), (12, math.nan, 5.0)], 9
+        said = "the adapter is that of step 9, the one with the least held-out loss: 4.000"
+        assert best_step(SimpleNamespace(), table) == said + more
 
 
 def test_a_training_that_breaks_down_names_step_and_rate(shell):
@@ -347,11 +358,15 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
 def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
     seen, load = [], Llama.load
     monkeypatch.setattr(Llama, "load", lambda *a, **k: seen.append(sys.stdout.seen) or load(*a, **k))
+    monkeypatch.setattr(
+        "minilora.language.finetune.adapt", lambda *a, **k: seen.append(sys.stdout.seen) or adapt(*a, **k)
+    )
     monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
     monkeypatch.setattr(sys, "stdout", File())
     assert run(QUICK) == 0
-    assert seen[0] == "model    model"
-    assert re.fullmatch(r"   0 +\d\.\d{3}", seen[1].splitlines()[-1])
+    device = get_backend("numpy").device
+    assert seen[:2] == ["model    model", f"model    model: 3,348 parameters in float32, {device}\n"]
+    assert re.fullmatch(r"   0 +\d\.\d{3}", seen[2].splitlines()[-1])
 
 
 def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):

@@ -11,8 +11,9 @@ import pytest
 
 from minilora import Llama
 from minilora.fast.parts import core_count
+from minilora.language.finetune import what_fits
 from minilora.language.llama import RecomputedBlock
-from minilora.language.memory import Memory
+from minilora.language.memory import Memory, StepMemory
 
 from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE, QUICK, rows, weights
@@ -95,6 +96,27 @@ def test_what_a_busy_machine_cannot_hold_is_refused_unless_anyway(shell, machine
     shell(QUICK, "--steps", "1", "--anyway")
     assert fits.format("--recompute ") in shell.err
     assert fits.format("") in shell.refused(QUICK, "--steps", "1", "--recompute")
+
+
+def test_what_fits_is_told_to_the_row(monkeypatch):
+    """Of rows of 100 bytes, or of 50 where they are computed again; a tenth of what is free stays free."""
+    monkeypatch.setattr("minilora.language.finetune.megabytes", lambda count: f"{count:,.0f}")
+    plain, lean, as_large = (StepMemory(0, 0, size, size, 0, 0) for size in (100, 50, 100))
+    for free, parts, rows, again, fits in (
+        (1000, 2, 8, None, "--micro-batch 4 fits, and takes the same steps"),
+        (1000, 2, 8, as_large, "--micro-batch 4 fits, and takes the same steps"),
+        (1000, 2, 8, lean, "--micro-batch 4 or --recompute fits, and takes the same steps"),
+        (800, 2, 8, lean, "--micro-batch 3 or --recompute --micro-batch 7 fits, and takes the same steps"),
+        (1700, 1, 16, None, "--micro-batch 15 fits, and takes the same steps"),
+        (3000, 1, 16, None, "--micro-batch 15 fits, and takes the same steps"),  # fewer than there are now
+        (200, 2, 8, lean, "--recompute --micro-batch 1 fits, and takes the same steps"),
+        (100, 2, 8, lean, "not even --recompute --micro-batch 1 fits; --workers 1 needs less"),
+        (100, 1, 16, None, "not even --micro-batch 1 fits; a smaller --length needs less"),
+    ):
+        said = f"the training needs 1,600 MB of the {free:,} MB that are free: {fits}"
+        assert what_fits(plain, again, parts, rows, Memory(1600, free)) == said
+        with pytest.raises(ValueError, match=f"needs 1,600 MB and the machine has 1,599 MB: {fits}$"):
+            what_fits(plain, again, parts, rows, Memory(1599, free))
 
 
 def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):
