@@ -102,7 +102,7 @@ def test_what_fits_is_told_to_the_row(monkeypatch):
     """Of rows of 100 bytes, or of 50 where they are computed again; a tenth of what is free stays free."""
     monkeypatch.setattr("minilora.language.finetune.megabytes", lambda count: f"{count:,.0f}")
     plain, lean, as_large = (StepMemory(0, 0, size, size, 0, 0) for size in (100, 50, 100))
-    for free, parts, rows, again, fits in (
+    for free, parts, each, again, fits in (
         (1000, 2, 8, None, "--micro-batch 4 fits, and takes the same steps"),
         (1000, 2, 8, as_large, "--micro-batch 4 fits, and takes the same steps"),
         (1000, 2, 8, lean, "--micro-batch 4 or --recompute fits, and takes the same steps"),
@@ -114,9 +114,9 @@ def test_what_fits_is_told_to_the_row(monkeypatch):
         (100, 1, 16, None, "not even --micro-batch 1 fits; a smaller --length needs less"),
     ):
         said = f"the training needs 1,600 MB of the {free:,} MB that are free: {fits}"
-        assert what_fits(plain, again, parts, rows, Memory(1600, free)) == said
+        assert what_fits(plain, again, parts, each, Memory(1600, free)) == said
         with pytest.raises(ValueError, match=f"needs 1,600 MB and the machine has 1,599 MB: {fits}$"):
-            what_fits(plain, again, parts, rows, Memory(1599, free))
+            what_fits(plain, again, parts, each, Memory(1599, free))
 
 
 def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):
