@@ -1,5 +1,6 @@
 """What headers say of an adapter's factors, however they lie, and of a model's weights; and parts of their tensors."""
 
+import sys
 from dataclasses import replace
 
 import ml_dtypes
@@ -125,6 +126,13 @@ def test_a_gguf_tensor_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileRefused) as refused:
         open_tensors(path).read("blk.0.attn_q.weight")
     assert str(refused.value) == f"'{path}': 'blk.0.attn_q.weight' cannot be read: no such type"
+
+
+def test_a_gguf_file_needs_its_package(tmp_path, monkeypatch):
+    (tmp_path / "m").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r"^a \.gguf file needs gguf "):
+        open_tensors(tmp_path / "m")
 
 
 # --- a model ---
