@@ -101,13 +101,14 @@ def world(tmp_path, dtype):
 # --- right ---
 
 
-def test_a_right_merge_is_called_right(world, tmp_path):
+def test_a_right_merge_is_called_right(world, tmp_path, capsys):
     report = world.judged(world.merged())
     said = f"merged: RIGHT: merged rightly (4 of 4 modules, {np.dtype(world.dtype).name}, at most 0.5 ulp"
     assert report.first_line.startswith(said)
     assert report.status == 0
     merge_adapter(world.base, world.adapter, tmp_path / "ours")
     assert audit(world.adapter, world.base, merged=tmp_path / "ours").word == "RIGHT"
+    assert capsys.readouterr() == ("", "")  # no bar
 
 
 OF_TWO_TYPES = [(base, other) for base in TYPES for other in TYPES]

@@ -52,6 +52,7 @@ STRENGTHS = [
     (PATTERNS, SCALING, 4 * SCALING, "4 (with r and lora_alpha, without rank_pattern and alpha_pattern)"),
     (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pattern)"),
     ({}, SCALING, 5.1, "1.7: all 4 modules"),
+    ({}, SCALING, 2.03 * SCALING, "2.03: all 4 modules"),
 ]
 
 
