@@ -346,7 +346,9 @@ def test_a_second_merge_is_named_though_it_rounds_between(tmp_path, half):
     world = World(tmp_path, FLOATS[half], size=0.02)
     twice = world.merged(base=world.merged())
     said = "merged twice, the second time into what was merged: all 4 modules [twice]"
-    assert world.judged(twice).first_line == f"merged: WRONG: {said}"
+    report = world.judged(twice)
+    assert report.first_line == f"merged: WRONG: {said}"
+    assert {one["factor"] for one in report.json()["merged"]["modules"]} == {2.0}
 
 
 @pytest.mark.parametrize("half", ["BF16", "F16"])
