@@ -13,21 +13,22 @@ from .implementations import OURS, with_kinds
 
 
 def report(known=(), **more):
-    """Two of four cases fail, one without an answer; one mistake explains the other."""
-    states = {"a": "right", "b": "wrong", "c": "missing", "d": "not offered"}
+    """Two of five cases fail, one without an answer; one mistake explains the other."""
+    states = {"a": "right", "b": "wrong", "c": "missing", "d": "not offered", "e": "refused"}
     cases = [Outcome(id, state, "off by 1" if state == "wrong" else "") for id, state in states.items()]
     found = [Diagnosis("B is turned", "b-is-turned", "me/mine #3", ("b",))]
     return Report("mine", cases=cases, **{"found": found, "known": dict.fromkeys(known, "a reason")} | more)
 
 
-STALE = {"a": "passes", "d": "is not offered", "x": "is no case here"}
+STALE = {"a": "passes", "d": "is not offered", "e": "is refused", "x": "is no case here"}
 
 
 @pytest.mark.parametrize(
     ("known", "first", "rest"),
     [
         ([], "WRONG: B is turned (made in me/mine #3) [b-is-turned]", []),
-        (["b", "c"], "fails as is known: 1 right, 1 wrong, 1 missing", ["2 of 2 known failures fail as they should"]),
+        (["b", "c"], "fails as is known: 1 right, 1 wrong, 1 missing, 1 refused",
+         ["2 of 2 known failures fail as they should"]),
         (["b"], "WRONG: 1 of 3 cases have no answer", ["1 of 1 known failures fail as they should",
                                                        "not known to fail: c"]),
         *((["b", "c", id], f"WRONG: {id} is known to fail, and {what}: take its line out",

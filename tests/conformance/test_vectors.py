@@ -206,6 +206,8 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
         f"linear-{number}-{dtype}.safetensors" for number in range(7) for dtype in ("float64", "float32")
     ]
     assert {case["kind"] for case in second["cases"]} == {"conv1d", "nf4", "adam"}
+    of_adam = [bug.flag for bug in BUGS if bug.breaks == "adam"]
+    assert [case["flags"] for case in second["cases"] if case["kind"] == "adam"] == [of_adam, of_adam]
     for made, index in (("starter", first), ("two", second)):
         there = {file.name for file in (tmp_path / made).iterdir()}
         assert there == {"index.json", *(case["file"] for case in index["cases"])}
@@ -334,20 +336,23 @@ def of_another_version(folder, file, numbers, **changed):
 
 
 @pytest.mark.parametrize(
-    ("times", "tolerance", "diagnosis"),
+    ("times", "tolerance", "size", "diagnosis"),
     [
-        (1.5, 1e-14, None),
-        (1.5 + 1e-10, 1e-14, "the update has another scaling"),
-        (1.5 + 1e-10, 1e-9, None),
-        (3, 1e-14, "alpha is not divided by the rank"),
+        (1.5, 1e-14, 1, None),
+        (1.5 + 1e-10, 1e-14, 1, "the update has another scaling"),
+        (1.5 + 1e-10, 1e-9, 1, None),
+        (1.5 + 1e-10, 1e-14, 1e5, None),
+        (3, 1e-14, 1, "alpha is not divided by the rank"),
     ],
 )
-def test_another_versions_folder_is_judged_by_its_own_numbers(folder, compared, tmp_path, times, tolerance, diagnosis):
-    """Other arrays, answers and tolerances than this version's: a mistake in them has its name all the same."""
+def test_another_versions_folder_is_judged_by_its_numbers(
+    folder, compared, tmp_path, times, tolerance, size, diagnosis
+):
+    """Other arrays, answers, sizes and tolerances than this version's: a mistake in them has its name all the same."""
     rng, name = np.random.default_rng(0), "linear-0-float64.safetensors"
     p = load_file(folder / name) | {"x": rng.standard_normal((7, 5)), "lora_A": rng.standard_normal((2, 5))}
     base, update = p["x"] @ p["weight"].T + p["bias"], p["x"] @ p["lora_A"].T @ p["lora_B"].T
-    p["y"] = base + 1.5 * update
+    p["y"], p["size.y"] = base + 1.5 * update, size * p["size.y"]
     of_another_version(tmp_path / "old", name, p, index=index_of(folder), tolerance={"float64": tolerance})
     (report,) = compared({"linear-0-float64": {"y": base + times * update}}, tmp_path / "old")
     assert report.passed is (diagnosis is None)

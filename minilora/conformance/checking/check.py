@@ -82,7 +82,7 @@ def _check_kind(implementation: Any, name: str, dtype: str | None, kind: Kind) -
 
 def _takes_self(function: Any) -> bool:
     try:
-        return next(iter(signature(function).parameters), "") == "self"
+        return [*signature(function).parameters][:1] == ["self"]
     except (TypeError, ValueError):  # of a compiled function nothing is known
         return False
 

@@ -195,6 +195,10 @@ def test_what_is_declared_must_be_known(name, value, said):
     with pytest.raises(CannotRun) as refused:
         check(beside_forward(**{name: value}), name="thing")
     assert str(refused.value) == said
+    if name == "kinds":
+        with pytest.raises(CannotRun) as refused:
+            ids(beside_forward(kinds=value))
+        assert str(refused.value) == said.replace("thing", "it")
 
 
 def test_an_error_is_the_largest_beside_the_largest_entry():

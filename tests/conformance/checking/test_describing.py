@@ -1,11 +1,16 @@
 """What no known bug explains: rows that are tried last, and what is seen in an array on every problem."""
 
+import re
+
 import numpy as np
 import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.describing import describe_wrong, wrong_array
-from minilora.conformance.checking.suite import KEPT, ORDERS
+from minilora.conformance.checking.suite import HALVES, KEPT, ORDERS, last_rows
+from minilora.conformance.naming import MEASURED
+from minilora.conformance.problems import Problem
+from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn, round_to
 
@@ -149,6 +154,42 @@ def test_orders_and_parts_of_sums_are_what_they_say():
         whole = KEPT[f"whole blocks of {size} {{}}"]
         assert [whole(n).sum() for n in (size - 1, size, 2 * size - 1, 2 * size)] == [size - 1, size, size, 2 * size]
         assert whole(2 * size - 1)[:size].all()
+
+
+CHANGES = {
+    "the factors are rounded to {half}": "y x lora_A lora_B merged",
+    "lora_A is rounded to {half}": "y x lora_B merged",
+    "lora_B is rounded to {half}": "y x lora_A merged",
+    "the weight is rounded to {half}": "y x merged",
+    "the scaling is rounded to {half}": "y x lora_A lora_B merged",
+    "x A^T is rounded to {half}": "y",
+    "the update is rounded to {half}": "y",
+    "the update is rounded to {half} before it is scaled": "y",
+    "the ranks of lora_B stand in another order than those of lora_A: {order}": "y x merged",
+    "the bias is taken at a wrong index: {order}": "y",
+    "the bias is taken by the row and not by the output": "y",
+    "it sums {ranks} only": "y merged",
+    "it sums {inputs} only": "y",
+    "it sums {inputs} only in x W^T": "y",
+    "it sums {inputs} only in the update": "y",
+    "it sums {rows} only": "lora_A lora_B",
+}
+"""The answers in which each row that is tried last shows, and is looked for."""
+
+
+def test_rows_that_are_tried_last_change_their_answers_alone():
+    trial = drawn(Problem(131, 130, 5, 131, alpha=7.0), "float64", RIGHT)  # of more than a block of 128 each
+    filled = [{"half": half} for half in HALVES] + [{"order": order} for order in ORDERS]
+    filled += [{whose: kept.format(whose) for whose in ("ranks", "inputs", "rows")} for kept in KEPT]
+    expected = {says.format(**words): answers.split() for says, answers in CHANGES.items() for words in filled
+                if {*re.findall("{(.*)}", says)} <= words.keys()}  # fmt: skip
+    found = {}
+    for row in last_rows(RIGHT.scaling):
+        wrong = trial.answer(**row.of(trial.problem))
+        found[row.says] = [key for key in row.shows or trial.right if not trial.agrees(key, wrong[key])]
+        assert row.flag.replace("-", "") == re.sub("[^a-z0-9]", "", row.says.lower())
+        assert row.count == MEASURED
+    assert found == expected
 
 
 def a_trial(kind, dtype="float64", number=0):
