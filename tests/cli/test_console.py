@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,8 @@ def test_what_is_discarded_reaches_no_file(tmp_path):
         file.write("not seen")
         discard(file)
     assert (tmp_path / "file").read_text() == "seen"
+    for stream in (None, file, SimpleNamespace(fileno=lambda: -1)):  # none, closed, and of no file
+        discard(stream)
 
 
 @pytest.mark.parametrize("loaded", [False, True])

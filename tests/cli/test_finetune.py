@@ -21,7 +21,7 @@ from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, rates, usual_workers
+from minilora.language.finetune import Step, best_step, rates, usual_workers, warn_beyond_context
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
 from minilora.language.recipe import SMALL, Recipe, fitting
@@ -367,6 +367,15 @@ def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
     device = get_backend("numpy").device
     assert seen[:2] == ["model    model", f"model    model: 3,348 parameters in float32, {device}\n"]
     assert re.fullmatch(r"   0 +\d\.\d{3}", seen[2].splitlines()[-1])
+
+
+def test_what_is_beyond_the_context_is_warned_of_there():
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=1024))
+    said = "a text has 1,025 tokens, and the model's context is 1,024: what it says beyond may be nonsense"
+    warn_beyond_context(model, 1024, "a text has")
+    with pytest.warns(UserWarning, match=f"^{said}$") as told:
+        warn_beyond_context(model, 1025, "a text has")
+    assert [warning.filename for warning in told] == [__file__]
 
 
 def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):

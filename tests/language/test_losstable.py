@@ -160,6 +160,15 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     assert table.training_loss(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
 
 
+def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
+    table = LossTable(1, 0, 8, log=tmp_path / "no" / "log")
+    said = re.escape("the log ends before step 0, and the training goes on: ")
+    with pytest.warns(UserWarning, match=f"^{said}") as told:
+        table.write_log(0)
+    table.write_log(1)
+    assert [warning.filename for warning in told] == [__file__]
+
+
 def test_a_duration_is_said_in_words():
     words = {0.4: "0 s", 89: "89 s", 91: "2 min", 5300: "88 min", 5400: "1 h 30 min", 7500: "2 h 05 min"}
     assert {seconds: duration(seconds) for seconds in words} == words
