@@ -64,7 +64,7 @@ def without_first_id(X: np.ndarray) -> np.ndarray:
 def no_groups(problem: ConvolutionProblem) -> Parts:
     """Let B have no groups, where a group has one rank."""
     one_group = {"hidden": lambda B: B.sum(axis=1, keepdims=True) + 0 * B}
-    return one_group if problem.groups == problem.rank > 1 else {}
+    return one_group if problem.groups == problem.rank else {}
 
 
 def depthwise(problem: ConvolutionProblem) -> Parts:
@@ -159,8 +159,7 @@ def exchanged(fused: FusedProblem, i: int) -> np.ndarray:
 
 def to_the_next(fused: FusedProblem, i: int) -> np.ndarray:
     """Return the rows of the next slot, where it is as wide."""
-    following = min(i + 1, len(fused.widths) - 1)
-    return fused.rows_of(following if following in _alike(fused, i) else i)
+    return fused.rows_of(i + 1 if i + 1 in _alike(fused, i) else i)
 
 
 def _grouped(fused: FusedProblem, groups: Callable[[FusedProblem], int]) -> dict[int, np.ndarray]:

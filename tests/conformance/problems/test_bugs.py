@@ -4,10 +4,12 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.problems import bugs as table
+from minilora.conformance.problems.bugparts import upright
 from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.problems.kinds import KINDS
 
@@ -58,6 +60,12 @@ def test_the_live_pages_mistakes_have_the_tables_sentences():
     assert len(pairs) == 3
     for label, flag in pairs:
         assert table.known(flag).says.startswith(label)
+
+
+def test_kernels_with_two_unlike_sides_stay_as_they_lie():
+    kernels = np.arange(12.0).reshape(1, 2, 2, 3)
+    assert upright(kernels) is kernels
+    np.testing.assert_array_equal(upright(kernels[..., 1:]), kernels[..., 1:].swapaxes(2, 3))
 
 
 def test_a_bug_is_of_known_kinds_and_claims():

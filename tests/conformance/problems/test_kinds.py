@@ -65,6 +65,74 @@ def test_an_entry_is_told_by_its_slot_or_its_expert():
     assert [problem.locate("x", (i, 0)) for i in range(11)] == [f", of expert {e}" for e in problem.expert_ids]
 
 
+LAYER, NF4_LAYER = "x weight bias lora_A lora_B alpha", "x packed absmax bias lora_A lora_B alpha"
+HANDED = {
+    **{kind: {"forward": LAYER} for kind in ("linear", "rslora", "embedding", "conv1d", "conv2d", "mixed")},
+    **{kind: {"forward": f"{LAYER} magnitude"} for kind in ("dora", "dora-full")},
+    "dropout": {"forward": f"{LAYER} mask", "backward": f"dy {LAYER} mask", "merge": "weight lora_A lora_B alpha"},
+    "nf4": {"forward": NF4_LAYER, "backward": f"dy {NF4_LAYER}", "merge": "packed absmax lora_A lora_B alpha"},
+    "fused": {"forward": f"{LAYER} widths", "merge": "weight lora_A lora_B alpha widths"},
+    "experts": {"forward": "x weight lora_A lora_B alpha expert_ids", "merge": "weight lora_A lora_B alpha"},
+    "combine": {"cat": "lora_A lora_B alpha use_rslora weights", "svd": "lora_A lora_B alpha use_rslora weights rank"},
+}
+
+
+@pytest.mark.parametrize("kind", HANDED)
+def test_a_function_is_handed_these_arguments_in_order(kind):
+    problem = KINDS[kind].problems[0]
+    arrays = drawn(problem, "float64", KINDS[kind].formulas).arrays
+    found = {function: " ".join(problem.hand_over(function, arrays)) for function in HANDED[kind]}
+    assert found == HANDED[kind]
+
+
+A, OF_A = np.ones((3, 6)), "lora_A of slot"
+
+
+@pytest.mark.parametrize(
+    ("parts", "said"),
+    [
+        ([A, A], "2 arrays for lora_A, expected 3, one for each slot"),
+        ([None] * 3, f"nothing for {OF_A} 0, expected shape (3, 6)"),
+        ([A, A, A.T], f"shape (6, 3) for {OF_A} 2, expected shape (3, 6)"),
+        (A, "a ndarray for lora_A, expected a list, one for each slot"),
+    ],
+)
+def test_gradients_that_are_none_of_the_slots_are_refused(parts, said):
+    problem = KINDS["fused"].problems[2]
+    with refused(said, ValueError):
+        problem.take_back("lora_A", parts, lambda value, name: value)
+
+
+NUMBERS = {
+    "linear": (152.447908, 175.237923, 194.571916),
+    "rslora": (133.099453, 164.102449, 182.715526),
+    "dora": (133.386716, 134.272729, 162.679636),
+    "embedding": (49.735093, 53.34896, 56.646913),
+    "conv1d": (42.19422, 49.622217, 55.829173),
+    "conv2d": (73.100285, 86.316412, 96.886589),
+    "dropout": (136.42109, 154.438984, 172.196859),
+    "nf4": (74.86655, 67.604475, 72.944182),
+    "mixed": (86.813081, 99.509431, 180.358536),
+    "fused": (83.654429, 99.256924, 109.31919),
+    "experts": (91.437583, 104.481278, 113.071141),
+    "combine": (87.553072, 119.430382, 166.685832),
+    "dora-full": (133.386716, 133.676946, 194.548172),
+}
+"""Of each kind the sum over its problems of the logarithms of what is asked, of what is right, and of how far that may
+be off in units of rounding: each entry times its place."""
+
+
+def logarithm(arrays):
+    return np.log(sum((np.abs(a).ravel() * np.arange(1, a.size + 1)).sum() for a in arrays.values()))
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_problems_keep_their_numbers_answers_and_sizes(kind):
+    trials = [drawn(problem, "float64", KINDS[kind].formulas) for problem in KINDS[kind].problems]
+    found = [sum(logarithm(getattr(t, name)) for t in trials) for name in ("arrays", "right", "sizes")]
+    np.testing.assert_allclose(found, NUMBERS[kind], rtol=0, atol=2e-6)
+
+
 # --- what the problems show -----------------------------------------------------------------------
 
 
