@@ -12,6 +12,7 @@ from minilora.conformance.problems import bugs as table
 from minilora.conformance.problems.bugparts import upright
 from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS
 from minilora.conformance.problems.kinds import KINDS
+from minilora.conformance.problems.tolerance import drawn
 
 from ...support.sample import one_in
 from ..implementations import planted, report_of
@@ -50,6 +51,28 @@ def test_a_flag_and_a_sentence_stand_once_and_stay():
         assert [row.flag for row in rows if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", row.flag)] == []
     flags = {bug.says: bug.flag for bug in BUGS}
     assert [row.flag for row in MISREADINGS if flags.get(row.says, row.flag) != row.flag] == []
+
+
+NUMBERS = Path(__file__).with_name("numbers.txt").read_text(encoding="utf-8").splitlines()
+"""Each bug's flag and what `number_of` gives: where a bug is planted, the suite itself makes its answers."""
+
+
+def logarithm(arrays):
+    return np.log(1 + sum((np.abs(a).ravel() * np.arange(1, a.size + 1)).sum() for a in arrays.values()))
+
+
+def number_of(bug):
+    """The sum, over the problems in which a bug shows, of the logarithm of its answers, each times its place."""
+    kind = KINDS[bug.kinds[0]]
+    pairs = ((drawn(p, "float64", kind.formulas), parts) for p in kind.problems if (parts := bug.of(p)))
+    return sum(logarithm(trial.answer(**parts)) for trial, parts in pairs)
+
+
+def test_a_known_bug_keeps_its_numbers():
+    found = {bug.flag: number_of(bug) for bug in BUGS if bug.breaks in OF_NUMBERS}
+    expected = {flag: float(number) for flag, number in map(str.split, NUMBERS)}
+    assert found.keys() == expected.keys()
+    assert {flag: found[flag] for flag in found if abs(found[flag] - expected[flag]) > 1e-3} == {}
 
 
 LIVE = Path(__file__).parents[3] / "docs" / "_static" / "live" / "mistakes.js"

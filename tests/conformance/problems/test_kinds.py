@@ -37,6 +37,8 @@ TOLD = {
     ("experts", 0): "N=11 in=5 out=4 r=2 alpha=3 experts=3",
     ("experts", 3): "N=7 in=5 out=3 r=2 alpha=5 experts=4, none for expert 2",
     ("combine", 6): "in=8 out=7 r=3,3 rsLoRA alpha=5,10 weights=0.8,-0.6 rank=4",
+    ("nf4", 2): "N=4 in=15 out=9 r=3 alpha=2",
+    ("nf4", 3): "N=2 in=160 out=110 r=5 alpha=16 scales of 8 bits",
     ("fused", 2): "N=5 in=6 out=12 slots=4,4,4 r=3,3,3 alpha=2,4,6",
 }
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance.problems.bugs import known
+from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import round_to
 
 from ..implementations import OURS, report_of
@@ -66,6 +67,14 @@ def test_a_wrong_rounding_is_named(flag):
     (text,) = report.diagnoses
     assert text.startswith(bug.says)
     assert bug.source in text
+
+
+def test_low_bits_first_are_the_weight_of_exchanged_halves():
+    problem = KINDS["nf4"].problems[3]
+    packed = problem.full["packed"]
+    exchanged = problem.weight(packed=packed >> 4 | packed << 4)
+    np.testing.assert_array_equal(problem.weight(low_first=True), exchanged)
+    assert not np.array_equal(problem.weight(), exchanged)
 
 
 RIGHT = {
