@@ -70,6 +70,7 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     said = re.findall(r"^      after step (\d+) the training loss is (\d\.\d{3}); about \d+ s left$", out, re.M)
     assert [int(step) for step, _ in said] == [2, 3, 4, 5, 7, 8]
     assert [step for step, *_ in rows(out)] == [0, 6, 9]
+    assert out.count("\n      measured 26 of 26\n") == 3
     assert float(said[3][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 5 steps, and of 6
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Terminal())
@@ -158,6 +159,7 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     recipe = SimpleNamespace(dropout=0.0, recompute=False, part_rows=1, workers=1)
     Step(recipe, np.random.default_rng(0), table)(model, X[:4], y, next_token_loss)
     assert table.training_loss(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
+    assert table.row_tokens == 4 * 8  # all are computed
 
 
 def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
