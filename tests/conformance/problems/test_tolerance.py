@@ -53,6 +53,13 @@ def test_the_tolerance_of_long_sums_still_sees_small_errors():
     assert not trial.agrees("y", trial.right["y"] * (1 + 1e-11))
 
 
+def test_a_negative_part_is_rounded_as_the_positive_one():
+    trial = Trial.draw(KINDS["linear"].problems[0], "float64", KINDS["linear"].formulas)
+    positive, negative = (trial.size(bias=lambda b, G, t=times: t * b)["y"] for times in (3, -3))
+    np.testing.assert_array_equal(positive, negative)
+    assert (positive > trial.sizes["y"]).all()
+
+
 LARGE = {
     "alpha is divided by the root of the rank": lambda alpha, r: alpha / r**0.5,
     "the scaling is r / alpha": lambda alpha, r: r / alpha,
