@@ -60,6 +60,17 @@ def test_an_adapter_of_another_base_is_refused(shell, command):
     assert "the adapter is of another base" in shell.err
 
 
+@pytest.mark.filterwarnings("ignore:.*base's own weight:UserWarning")
+def test_a_quantised_weight_is_not_held_against_the_bases(shell):
+    assert finetune("--steps 1 --target-modules q_proj") == 0
+    file, name = Path("a", "adapter_model.safetensors"), "model.layers.0.self_attn.q_proj"
+    weight = load_file("model/model.safetensors")[f"{name}.weight"]
+    for kept, code in ((weight, 0), (weight + 1, 2)):
+        save_file(load_file(file) | {f"base_model.model.{name}.base_layer.weight": kept}, file)
+        shell("evaluate text --model model --adapter a", code=code)
+        shell("evaluate text --model model --adapter a --quantize nf4")
+
+
 def test_examples_are_measured_where_they_count(shell):
     Path("e.jsonl").write_text(json.dumps({"prompt": "the ", "completion": "cat"}) + "\n")
     ((loss, _, name),) = shown(shell("evaluate e.jsonl --model model"))
