@@ -232,7 +232,7 @@ def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int
         for vector in vectors:
             arrays = {name: np.ascontiguousarray(array) for name, array in vector.tensors().items()}
             safetensors.numpy.save_file(arrays, new / vector.file)
-        (new / INDEX).write_text(_json(_index(vectors)), encoding="utf-8")
+        (new / INDEX).write_bytes(_json(_index(vectors)).encode())
     return len(vectors)
 
 

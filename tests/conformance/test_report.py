@@ -7,7 +7,16 @@ import pytest
 
 from minilora.checks import FileRefused
 from minilora.conformance import check
-from minilora.conformance.report import Diagnosis, Outcome, Report, github_error, links, read_known, save_json
+from minilora.conformance.report import (
+    Diagnosis,
+    Outcome,
+    Report,
+    check_replaced,
+    github_error,
+    links,
+    read_known,
+    save_json,
+)
 
 from .implementations import OURS, with_kinds
 
@@ -89,6 +98,19 @@ def test_a_claim_that_is_required_must_be_offered(required, missing):
     assert (report.verdict, report.status) == (("WRONG", 1) if missing else ("passed", 0))
     said = [line for line in str(report).splitlines()[1:] if "required" in line]
     assert said == [f"{text} is required, and not offered" for text in missing]
+
+
+@pytest.mark.parametrize("content", ["mine", "[]", "{}", '{"format": 2}', '{"verdict": "passed"}'])
+def test_a_report_takes_the_place_of_nothing_else(tmp_path, content):
+    file = tmp_path / "found.json"
+    check_replaced(file)  # which is new
+    save_json(file, report())
+    check_replaced(file)
+    file.write_text(content)
+    with pytest.raises(ValueError) as refused:
+        check_replaced(file)
+    assert str(refused.value) == f"--json {str(file)!r} is there already and has no report, expected another file"
+    assert file.read_text() == content
 
 
 def test_annotations_tell_what_is_not_known():

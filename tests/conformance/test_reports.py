@@ -91,6 +91,7 @@ def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
     compare(APPROVED / f"{name}.txt", text, request)
     assert found.exists() is (not text.endswith("exit code 2\n") or "UNDECIDED" in text)
     if found.exists():
+        assert found.read_text() == json.dumps(json.loads(found.read_text()), indent=1) + "\n"
         assert len(text.splitlines()[1]) <= LONGEST_LINE
         content = {key: value for key, value in json.loads(found.read_text()).items() if key not in OF_THE_MACHINE}
         assert text.splitlines()[1] == content["first_line"]

@@ -165,6 +165,8 @@ def test_the_index_has_a_line_for_each_thing(folder):
         things += [f"{json.dumps(key)}: {json.dumps(of)}" for key, of in pairs]
         things += map(json.dumps, value if isinstance(value, list) else ())
     assert [line.strip().rstrip(",") for line in text.splitlines() if line.startswith("  ")] == things
+    rest = {line for line in text.splitlines() if not re.match('  | "', line)}
+    assert rest == {"{", " ],", " },", " }", "}"}
     assert text.endswith("\n }\n}\n")
     assert index_of(folder)["minilora"] == __version__
 
@@ -321,6 +323,9 @@ def test_an_answer_of_another_shape_is_said(compared):
         said = f"lora_A's gradient has shape {shape}, expected ("
         assert report.claims["slope"].startswith(said)
         assert any(text.startswith(said) for text in report.diagnoses)
+    assert [report.dtype for report in (double, *double.kinds.values())] == ["float64"] * 2
+    assert [report.dtype for report in (single, *single.kinds.values())] == ["float32"] * 2
+    assert [report.name for report in single.kinds.values()] == [f"{single.name}, rslora"]
 
 
 # --- a folder of another version ------------------------------------------------------------------
