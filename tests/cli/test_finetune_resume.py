@@ -86,6 +86,13 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
     assert weights("it's") == weights("whole")
 
 
+def test_of_epochs_the_steps_to_come_are_not_told(often, shell):
+    few = "finetune text --model model --save a --batch-size 4 --length 8 --epochs 0.05 --target-modules q_proj"
+    with interrupted(2):
+        shell(few, code=130)
+    assert "minilora: step 1 is kept in a.checkpoint, and this command goes on from there:\n" in shell.err
+
+
 def test_it_is_kept_beside_the_folder_whatever_its_name():
     for name in (".", "../a/", "../model/.."):
         beside = Recipe(text=Path("text"), save=Path(name)).kept_in
