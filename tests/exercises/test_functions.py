@@ -137,6 +137,7 @@ WRONG = {
         (lambda dy, h, s: s * s * dy.T @ h, "dB: the scaling is applied twice: s enters once"),
         (lambda dy, h, s: -s * dy.T @ h, "dB: the sign"),
         (lambda dy, h, s: 2 * s * dy.T @ h, "dB: a factor of 2 too many"),
+        (lambda dy, h, s: 2 * s * dy.T @ h * (1 + 8e-10), "dB: a factor of 2 too many"),  # off by rounding
         (lambda dy, h, s: s * dy.T @ h / h.shape[1], "dB: a division by r"),
         (lambda dy, h, s: s * dy.T @ h / dy.shape[1], "dB: a division by out"),
         (lambda dy, h, s: s * h.T @ dy, r"transposed: .*shape of B.*\n\(wrong shape.*\(5, 3\).*\(3, 5\)\)$"),
@@ -334,9 +335,9 @@ def test_two_or_three_wrong_factors_are_named(some, capsys):
 
 def test_how_far_two_factors_are_is_told(capsys):
     seen = []
-    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.zeros((3, 7)), np.zeros((5, 3))))
-    off = np.linalg.norm(seen[0])
-    least = (off**2 - (np.linalg.svd(seen[0], compute_uv=False)[:3] ** 2).sum()) ** 0.5
+    assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.ones((3, 7)), np.ones((5, 3))))
+    off = np.linalg.norm(3 - seen[0])
+    least = ((seen[0] ** 2).sum() - (np.linalg.svd(seen[0], compute_uv=False)[:3] ** 2).sum()) ** 0.5
     assert f"B A: it is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
 
 
