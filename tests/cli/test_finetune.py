@@ -21,7 +21,7 @@ from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, rates, usual_workers, warn_beyond_context
+from minilora.language.finetune import Step, best_step, finetune, rates, usual_workers, warn_beyond_context
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
 from minilora.language.recipe import SMALL, Recipe, fitting
@@ -29,7 +29,7 @@ from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
 from minilora.optim import Adam, Schedule
-from minilora.training import History, Passes
+from minilora.training import History, Passes, TrainingDiverged
 from minilora.variants.dropout import with_dropout
 
 from ..support.command_line import FINETUNE, QUICK, losses, rows, run, weights
@@ -350,6 +350,13 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
     )
     assert read_checkpoint(Path("c")).epoch == kept == bad - 1
     assert not Path("a").exists()
+    recipe = Recipe(
+        text=Path("text"), model=Path("model"), save=Path("a"), length=8, batch_size=4, steps=2, lr=1e39, rank=1,
+        alpha=1.0, target_modules=["q_proj"],
+    )  # fmt: skip
+    with pytest.raises(TrainingDiverged, match=r"^step 1 left numbers") as broken:
+        finetune(recipe, get_backend("numpy"))
+    assert broken.value.epoch == 1
 
 
 # --- what is printed, and when ---
