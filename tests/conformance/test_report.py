@@ -123,6 +123,10 @@ def test_annotations_tell_what_is_not_known():
     assert github_error("50 %\nof\r it", "minilora audit") == "::error title=minilora audit::50 %25%0Aof%0D it"
 
 
+def test_a_verdict_without_a_text_stands_alone():
+    assert str(Report("mine", word="SUSPICIOUS")) == "mine: SUSPICIOUS"
+
+
 def test_an_address_is_made_of_each_source():
     assert links("") == []
     assert links("me/mine #3, peft 0.17.0, https://x.org/y") == [

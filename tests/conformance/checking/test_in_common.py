@@ -3,6 +3,7 @@
 import pytest
 
 from minilora.conformance.checking.in_common import in_common
+from minilora.conformance.problems import Problem
 from minilora.conformance.problems.kinds import KINDS
 
 WHERE = {
@@ -58,6 +59,12 @@ WHERE = {
 def test_what_decides_is_told(kind, words):
     every = KINDS[kind].problems
     assert in_common([problem for problem in every if WHERE[kind][words](problem)], every) == words
+
+
+@pytest.mark.parametrize("words", ["where alpha is above 0.5", "where alpha is below 1"])
+def test_a_bound_lies_between_what_is_wrong_and_right(words):
+    every = [Problem(3, 4, 5, 3, alpha=alpha) for alpha in (0.25, 0.5, 1.0, 2.0)]
+    assert in_common([problem for problem in every if (problem.alpha >= 1) is ("above" in words)], every) == words
 
 
 @pytest.mark.parametrize("count", [0, 15])
