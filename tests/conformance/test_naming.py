@@ -266,6 +266,13 @@ def test_what_is_no_factor_of_all_entries_has_none(found):
     assert factor(NUMBERS, 0 * NUMBERS, allowed) is None
 
 
+@pytest.mark.parametrize(("times", "is_one"), [(0.9, True), (1.1, False)])
+def test_a_factor_is_one_up_to_what_is_allowed(times, is_one):
+    found = 2 * NUMBERS
+    found[0] += times * allowed(2.0)
+    assert (factor(found, NUMBERS, allowed) is not None) is is_one
+
+
 @pytest.mark.parametrize(("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
 def test_names_are_listed_as_a_sentence_has_them(names, text):
     assert not names or enumerated(names) == text
