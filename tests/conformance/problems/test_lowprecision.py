@@ -75,6 +75,9 @@ def test_low_bits_first_are_the_weight_of_exchanged_halves():
     exchanged = problem.weight(packed=packed >> 4 | packed << 4)
     np.testing.assert_array_equal(problem.weight(low_first=True), exchanged)
     assert not np.array_equal(problem.weight(), exchanged)
+    flat = problem.flatten({**problem.full, "packed": packed >> 4 | packed << 4})
+    np.testing.assert_array_equal(flat["weight"], exchanged)
+    assert flat.keys() == {"weight", "bias"}
 
 
 RIGHT = {
