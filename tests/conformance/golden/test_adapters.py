@@ -65,7 +65,7 @@ def digest(folder):
 
 
 def test_the_folder_has_the_bytes_that_it_had(golden, index):
-    """A new case, row or session changes them; nothing else may."""
+    """A new case, row or session changes them; nothing else may. This test comes first, and writes what others read."""
     files = digest(golden)
     files["index.json"] = json.dumps({**index, "minilora": ""})
     assert hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest() == BYTES
