@@ -1,5 +1,6 @@
 """The suite says the same whatever order a processor sums in: in its verdicts, and in what it names."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_a_negative_part_is_rounded_as_the_positive_one():
     positive, negative = (trial.size(bias=lambda b, G, t=times: t * b)["y"] for times in (3, -3))
     np.testing.assert_array_equal(positive, negative)
     assert (positive > trial.sizes["y"]).all()
+    np.testing.assert_array_equal(*(trial.size(dx_base=times)["x"] for times in (3.0, -3.0)))
+
+
+def test_an_answer_without_a_term_must_be_zero():
+    trial, zero = Trial.draw(KINDS["linear"].problems[0], "float64", KINDS["linear"].formulas), {"y": np.zeros(2)}
+    empty = replace(trial, right=zero, sizes=zero)
+    assert empty.agrees("y", zero["y"])
+    assert not empty.agrees("y", np.array([0.0, 1e-9]))
 
 
 LARGE = {
