@@ -337,6 +337,11 @@ FAILS = {
         {"slope": "everywhere"},
         ["backward returns no gradient of lora_A and lora_B; it returns those of x"],
     ),
+    "no gradient": (
+        backward(lambda grads, *arrays: {}),
+        {"slope": "everywhere"},
+        ["backward returns no gradient of lora_A and lora_B; it returns none"],
+    ),
     "a gradient that is not returned without a bias": (
         backward(lambda grads, dy, x, W, b, *more: grads if b is not None else without("lora_A")(grads)),
         {"slope": "without a bias"},
