@@ -992,7 +992,7 @@ def test_a_checkpoint_may_lack_the_name_of_the_body(body, tmp_path):
 
 
 @pytest.mark.parametrize("first", ["language_model.model.", "model.language_model.", "language_model."])
-def test_names_of_a_language_part_may_be_the_adapters_without_it(first, tmp_path):
+def test_names_of_a_language_part_may_lack_it(first, tmp_path):
     path = "layers.0.self_attn.q_proj"
     start = "" if first == "language_model." else "model."
     adapter = of(name(f"{PREFIX}model.", PREFIX + start), target_modules=r".*[qv]_proj")(tmp_path)

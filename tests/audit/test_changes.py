@@ -291,7 +291,7 @@ def test_a_change_has_its_root_mean_square_and_its_share(tmp_path, monkeypatch, 
     assert f"{rms:.2g}" in str(report)
 
 
-def test_a_change_that_is_no_number_loses_nothing_that_is_known(tmp_path):
+def test_a_change_that_is_no_number_loses_nothing_known(tmp_path):
     tensors = {name: array * np.nan for name, array in factors(paths("q_proj")).items()}
     adapter = peft(tmp_path / "a", tensors, config("q_proj"))
     assert [*audit(adapter, model(tmp_path / "m"), merge=True).merged.values()] == [None] * 3

@@ -214,7 +214,7 @@ def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "said"), [(1e30, "100.0%"), (1e-30, "100.0%"), (0, "inf%")])
-def test_how_far_a_tensor_is_changed_is_measured_at_each_size(tmp_path, size, said):
+def test_how_far_a_tensor_is_changed_is_measured(tmp_path, size, said):
     world = World(tmp_path, FLOATS["F32"])
     small, large = (np.full(3, x, "f4") for x in (size, 2 * size or 1))
     world.base = written(tmp_path / "of a size", world.arrays | {"x": small})

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from minilora import quantize as in_four_bits
 from minilora.audit.findings import NOTE, WRONG, Finding, alike, counted, found, some
 from minilora.audit.headers import open_model
+from minilora.audit.roads import roads_of
 from minilora.audit.units import BLOCK, Matrix, Source, head_dim, in_memory, unit_of
 from minilora.checks import FileRefused
 from minilora.language import save_llama
@@ -217,3 +218,8 @@ def test_what_is_alike_is_told_once():
         Finding(WRONG, "x", "'a': first; so in 2 modules: 'a', 'c'", ("a", "c")),
         Finding(NOTE, "x", "'b': note", ("b",)),
     ]
+
+
+@pytest.mark.parametrize("between", [None, np.float16])
+def test_a_base_in_few_bits_went_through_its_type(between):
+    assert {road.base for road in roads_of(np.float32, np.float32, np.float32, between)} == {None, between}

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -19,6 +20,14 @@ from minilora.cli.figures import (
 )
 from minilora.files.inspection import LayerSummary
 from minilora.files.peft import Form
+
+
+@pytest.fixture(autouse=True, scope="module")
+def style():
+    """That of matplotlib: the site's pictures, which other tests import, have their own."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def test_the_innermost_line_of_the_user_s_file_is_told():
     assert text.endswith(f", a bias), in test_calling.py, line {line}")
 
 
-def test_of_code_without_a_file_the_caller_s_line_is_told():
+def test_of_code_without_a_file_the_callers_line_is_told():
     def backward(*arrays):
         return eval("1 / 0")
 

@@ -276,6 +276,18 @@ def kept():
     return {"forward": forward, "backward": lambda dy, x, *layer: PLAIN.backward(dy, left[-1], *layer)}
 
 
+def forgetful():
+    """A backward that leaves a gradient out when it is asked again."""
+    asked = []
+
+    def change(grads, dy, *arrays):
+        asked.append(dy)
+        again = any(np.array_equal(dy, before) for before in asked[:-1])
+        return without("lora_A")(grads) if again else grads
+
+    return backward(change)
+
+
 def raises_at_other_values(dy, x, *layer):
     """Of the same shape: on the problem that is asked for between two calls with the same arguments."""
     first = KINDS["linear"].problems[0]
@@ -385,6 +397,11 @@ def test_what_fails_is_told_where_it_does(what):
     assert all(text.startswith(said) for text, said in zip(report.diagnoses, says, strict=True)), report.diagnoses
     assert {id for one in report.found for id in one.cases} == set(failing)
     assert {claim for claim, text in report.claims.items() if text not in STATES} == {*where}
+
+
+def test_a_gradient_that_is_left_out_again_ends_nothing():
+    """The numbers of the first call are judged."""
+    assert check(beside_forward(**forgetful())).passed
 
 
 def test_an_error_of_a_trillionth_fails_in_float64():
