@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from minilora.audit.auditing import audit
 from minilora.audit.contents import are_targets
 
-from ..support.peers import LINEARS, peft, torch, transformers, write_gguf
+from ..support.peers import LINEARS, peft, save_file, torch, transformers, write_gguf
 from ..support.tiny_peers import ADAPTERS, QV, SIZES, llama, tuned
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]

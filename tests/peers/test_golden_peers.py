@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from safetensors.torch import save_file
 
 from minilora import cli
 from minilora.conformance.golden.asking import request_of
@@ -23,7 +22,7 @@ from minilora.conformance.golden.folder import read_index
 from minilora.conformance.golden.judging import compare_golden
 
 from ..conformance.golden.conftest import MIXTURES, index_of, written
-from ..support.peers import PEERS, peft, torch, transformers
+from ..support.peers import PEERS, peft, save_file, torch, transformers
 from ..support.peers import llama as hf
 from ..support.tiny_peers import llama, tuned
 

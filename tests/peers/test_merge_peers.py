@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
-from transformers.pytorch_utils import Conv1D
 
 from minilora import Llama, load_adapter, merge_adapter
 from minilora.cli import main
 
-from ..support.peers import PEERS, often, peft, torch, transformers
+from ..support.peers import PEERS, load_file, often, peft, save_file, torch, transformers
 from ..support.tiny_peers import tuned
 
 pytestmark = PEERS
@@ -41,7 +39,7 @@ def within_one_unit(ours, theirs, before):
 
 def of_one_layer(n_in, n_out, conv1d, dtype):
     """A model with a layer to adapt, of which Conv1D has its weight as (in, out), and one beside."""
-    layer = Conv1D(n_out, n_in) if conv1d else torch.nn.Linear(n_in, n_out)
+    layer = transformers.pytorch_utils.Conv1D(n_out, n_in) if conv1d else torch.nn.Linear(n_in, n_out)
     model = torch.nn.ModuleDict({"fc": layer, "head": torch.nn.Linear(n_out, 3)})
     model.forward = lambda x: x
     return model.to(getattr(torch, dtype))

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
+from safetensors.torch import load_file, save_file  # noqa: E402, F401  (for those that import them from here)
 from transformers.models.llama import modeling_llama as llama  # noqa: E402
 from transformers.models.mistral import modeling_mistral as mistral  # noqa: E402
 from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
