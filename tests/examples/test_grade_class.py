@@ -89,7 +89,7 @@ def test_what_a_module_does_costs_its_author_alone(name, tmp_path):
             assert mark["output"].startswith(lost[mark["name"]])
         else:
             assert "right" in mark["output"].lower()
-    assert [*tmp_path.iterdir()] == [module]  # and nothing else: it ran elsewhere
+    assert {path.name for path in tmp_path.iterdir()} <= {module.name, "__pycache__"}  # it ran elsewhere
 
 
 @pytest.mark.long
