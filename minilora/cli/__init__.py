@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -66,6 +67,7 @@ class _Parser(argparse.ArgumentParser):
         print(message, end="", file=file)
 
 
+@cache
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter

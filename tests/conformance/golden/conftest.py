@@ -64,6 +64,11 @@ def answer_all(golden, results, bug=None):
     return results
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with these tests, so that one process has them all: the folder takes seconds to write."""
+    items.sort(key=lambda item: "golden" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def golden(tmp_path_factory):
     """A folder of golden adapters, as the command writes it; no test changes it."""
