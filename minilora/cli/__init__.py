@@ -126,10 +126,9 @@ def _run(argv: Sequence[str] | None) -> int:
 
     try:
         with warnings_in_lines():
-            status: int = options.command(options)
+            return int(options.command(options))
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)
         for line in getattr(error, "more", ()):
             print_error(f"  {line}")
-        status = 2
-    return status
+        return 2
