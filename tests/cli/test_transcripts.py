@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from minilora import LoRA, adapt, adapters, article, save_adapter
+from minilora import Adapter, LoRA, adapt, adapters, article, save_adapter
 from minilora.cli import _parser
 
 from ..support.command_line import run
@@ -53,6 +54,44 @@ def inputs():
     Path("chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
     system = {"role": "system", "content": "be a dog"}
     Path("systems.jsonl").write_text("\n".join(json.dumps({"messages": [system, *chat]}) for chat in chats))
+
+
+def adapters_and_bases():
+    """Write adapters of every kind, in number and in form, and a file of weights for each."""
+    square = LoRA(np.eye(1, 4), np.ones((4, 1)), 2.0)
+    row, pair = LoRA(np.ones((1, 3), "f4"), np.ones((2, 1), "f4"), 1.0), np.diag([3.0, 1.0])
+    each = {
+        "stabilised": {
+            "enc.fc": Adapter(np.eye(2, 5), np.eye(3, 2), 1.0, use_rslora=True),
+            "head": Adapter(np.eye(4, 3, dtype="f4"), np.ones((7, 4), "f4"), 6.0, use_rslora=True),
+        },
+        "kinds": {
+            "conv": Adapter(np.ones((1, 12)), np.ones((4, 1)), 1, kind="conv2d", kernel=(2, 3)),
+            "eight": LoRA(np.eye(8, 11), np.eye(9, 8), 8.0),
+            "emb": Adapter(np.eye(2, 30), np.eye(4, 2), 1.0, kind="embedding"),
+            "nine": LoRA(np.eye(9, 200), np.diag(np.arange(9.0, 0, -1)), 3.0),
+        },
+        "long": {
+            f"h.{i}.{name}": LoRA(pair @ np.eye(2, wide), np.eye(4, 2) * (i + 1), 6.0)
+            for i in range(13) for name, wide in (("q", 3), ("k", 5))
+        },
+        "as_many_as_are_shown": {f"h.{i}.q": row for i in range(24)},
+        "by_weights": {f"l.{i}.mlp.{name}": row for i in range(13) for name in ("gate_proj", "up_proj")},
+        "told": {"fc": row},
+        "square": {"c": square, "s": square},
+    }  # fmt: skip
+    options = {
+        "by_weights": {"target_parameters": [f"{path}.weight" for path in each["by_weights"]]},
+        "told": {"system": "Be brief.\nBe kind. " * 20},
+        "square": {"fan_in_fan_out": True},
+    }
+    for name, layers in each.items():
+        save_adapter(name, layers, **options.get(name, {}))
+        shapes = {path: (30, 4) if path == "emb" else lora.shape for path, lora in layers.items()} | (
+            {"conv": (4, 2, 2, 3)} if name == "kinds" else {}
+        )
+        dtypes = {path: lora.lora_A.dtype for path, lora in layers.items()}
+        save_file({f"{p}.weight": np.zeros(s, dtypes[p]) for p, s in shapes.items()}, f"{name}.safetensors")
 
 
 BAD = {
@@ -116,7 +155,7 @@ def test_a_session_prints_what_it_printed(session, tmp_path, monkeypatch, reques
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["minilora"])
     monkeypatch.setattr("minilora.language.finetune.megabytes", lambda count: f"{count:,.0f} x 1e-6")
-    inputs()
+    adapters_and_bases() if session.stem == "adapters" else inputs()
     if session.stem == "refused":
         odd_inputs()
         narrow = partial(article.run, in_features=2, out_features=2)  # some of it is refused with the data there

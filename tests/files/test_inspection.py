@@ -1,7 +1,6 @@
 """What `inspect` says of an adapter is what the whole change of weight, formed at last, would say."""
 
 import math
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from minilora import LoRA, save_adapter
 from minilora.cli.figures import plot_adapter
 from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter, singular_values
-from minilora.variants.adapter import Adapter
 
 from ..support.adapter_folder import CONFIG, change_json
 from ..support.memory import traced
@@ -98,44 +96,3 @@ def test_zero_tiny_and_huge_changes_are_summed_up(tmp_path, A, B, values, shares
     assert [*summary.singular_values] == pytest.approx(values, abs=1e-10 * min(values[0], 1e300))
     assert [*summary.shares] == pytest.approx(shares)
     assert table([summary])
-
-
-def test_the_table_has_an_aligned_line_for_each_layer(tmp_path):
-    wide = LoRA(np.eye(12), np.eye(12), 6.0)
-    thin = LoRA(np.array([[3.0, 0, 0], [0, 1.0, 0]]), np.eye(5)[:, :2], 0.25)
-    save_adapter(tmp_path, {"a.long.path": wide, "b": thin})
-    lines = table(inspect_adapter(tmp_path)).splitlines()
-    head = ["module", "out", "x", "in", "rank", "alpha", "scaling", "parameters", "|delta|"]
-    assert lines[0].split() == [*head, "share", "of", "each", "singular", "value"]
-    shares = ["8.3%"] * 8
-    assert lines[1].split() == ["a.long.path", "12", "x", "12", "12", "6", "0.5", "288", "1.732", *shares, "..."]
-    assert lines[2].split() == ["b", "5", "x", "3", "2", "0.25", "0.125", "16", "0.3953", "90.0%", "10.0%"]
-    assert lines[3].split() == ["total", "304"]
-    assert lines[2].startswith("b   ")
-    assert lines[0].index("out x in") + 8 == lines[1].index("12 x 12") + 7 == lines[2].index("5 x 3") + 5
-    assert lines[1].index("8.3%") == lines[2].index("90.0%") == lines[0].index("share")
-    ends = {re.search(rf"{number}(?= )", line).end() for number, line in (("288", lines[1]), ("16", lines[2]))}
-    assert ends == {lines[0].index("parameters") + len("parameters")}
-    assert not any(line.endswith(" ") for line in lines)
-
-
-def test_a_table_of_kinds_has_its_words_flush_left(tmp_path):
-    found = {
-        "a.b": Adapter(np.ones((1, 3)), np.ones((2, 1)), 1.0),
-        "embedding": Adapter(np.eye(2, 30), np.eye(4, 2), 1.0, kind="embedding"),
-    }
-    save_adapter(tmp_path, found)
-    assert table(inspect_adapter(tmp_path)).splitlines() == [
-        "module     kind       out x in  rank  alpha  scaling  parameters  |delta|  share of each singular value",
-        "a.b        linear        2 x 3     1      1        1           5    2.449  100.0%",
-        "embedding  embedding    4 x 30     2      1      0.5          68   0.7071  50.0% 50.0%",
-        "total                                                         73",
-    ]
-
-
-def test_eight_shares_are_shown_and_more_are_hinted_at(tmp_path):
-    save_adapter(tmp_path, {"eight": LoRA(np.eye(8), np.eye(8), 1.0), "nine": LoRA(np.eye(9, 200), np.eye(9), 1.0)})
-    eight, nine, total = table(inspect_adapter(tmp_path)).splitlines()[1:]
-    assert eight.split()[-9:] == ["0.3536", *["12.5%"] * 8]
-    assert nine.split()[-11:] == ["1,881", "0.3333", *["11.1%"] * 8, "..."]
-    assert total.split() == ["total", "2,009"]

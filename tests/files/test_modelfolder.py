@@ -9,7 +9,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Llama, attach, load_adapter, merge, merge_adapter, quantize, save_adapter
-from minilora.cli import main
 from minilora.files import modelfolder
 from minilora.files.modelfolder import companions, ties_head
 from minilora.files.tensors import open_weights
@@ -160,13 +159,6 @@ def test_a_base_in_four_bits_names_the_way_that_works(tmp_path, adapter):
     model = attach(Llama.load(base), load_adapter(adapter))
     save_llama(merge(model), out)  # as the message says
     np.testing.assert_allclose(Llama.load(out)(IDS), model(IDS), atol=1e-4)
-
-
-def test_the_command_writes_a_folder_and_says_where(tmp_path, adapter, capsys):
-    base = write(tmp_path / "base")
-    assert main(["merge", str(base), str(adapter), "-o", str(tmp_path / "out")]) == 0
-    assert capsys.readouterr().out.endswith(f"14 tensors merged into {tmp_path / 'out'}\n")
-    assert (tmp_path / "out" / "tokenizer.json").exists()
 
 
 # --- the head ---
