@@ -46,21 +46,24 @@ EYES = "model.visual.blocks.0.attn.qkv"
 TONGUE = "model.language_model.layers.0.self_attn.q_proj"
 
 
+@pytest.mark.parametrize("first", ["model.language_model.", "language_model.model."])
 @pytest.mark.parametrize(
-    ("eyes", "tongue"),
+    ("eyes", "tongue", "head"),
     [
-        (EYES, TONGUE),
-        ("visual.blocks.0.attn.qkv", "model.layers.0.self_attn.q_proj"),
-        ("visual.blocks.0.attn.qkv", "language_model.model.layers.0.self_attn.q_proj"),
+        ("model.visual.", "model.language_model.", "lm_head"),
+        ("visual.", "model.", "lm_head"),
+        ("visual.", "language_model.model.", "language_model.lm_head"),
     ],
 )
-def test_a_model_that_sees_is_merged_however_its_files_begin(tmp_path, eyes, tongue):
-    """As the files of a Qwen2-VL do, and the names that transformers gives its layers."""
+def test_a_model_that_sees_is_merged_however_its_files_begin(tmp_path, first, eyes, tongue, head):
+    """As the files of a Qwen2-VL do, and the names that transformers gives its layers, and gave them before."""
+    end = "layers.0.self_attn.q_proj"
+    places = {EYES: f"{eyes}blocks.0.attn.qkv", f"{first}{end}": f"{tongue}{end}", "lm_head": head}
     rng = np.random.default_rng(0)
-    base = {f"{name}.weight": rng.standard_normal((4, 3)) for name in (eyes, tongue)}
-    layers = {name: LoRA(rng.standard_normal((2, 3)), rng.standard_normal((4, 2)), 2.0) for name in (EYES, TONGUE)}
+    base = {f"{name}.weight": rng.standard_normal((4, 3)) for name in places.values()}
+    layers = {path: LoRA(rng.standard_normal((2, 3)), rng.standard_normal((4, 2)), 2.0) for path in places}
     after = merged(tmp_path, base, layers)
-    for name, path in {eyes: EYES, tongue: TONGUE}.items():
+    for path, name in places.items():
         np.testing.assert_allclose(after[f"{name}.weight"], base[f"{name}.weight"] + layers[path].delta(), rtol=1e-12)
 
 
