@@ -72,7 +72,7 @@ def adapters_and_bases():
             "nine": LoRA(np.eye(9, 200), np.diag(np.arange(9.0, 0, -1)), 3.0),
         },
         "long": {
-            f"h.{i}.{name}": LoRA(pair @ np.eye(2, wide), np.eye(4, 2) * (i + 1), 6.0)
+            f"h.{i}.{name}": LoRA(pair @ np.eye(2, wide), np.eye(4, 2) * (i + 1, 1), 6.0)
             for i in range(13) for name, wide in (("q", 3), ("k", 5))
         },
         "as_many_as_are_shown": {f"h.{i}.q": row for i in range(24)},
