@@ -192,14 +192,14 @@ def _merged_matrix(
     """Yield the new bytes of the matrix that begins at a number of the tensor, some rows at a time."""
     wide = np.result_type(FLOATS[change.dtype], np.float32)
     A, B, *magnitude = (array.astype(wide, copy=False) for array in arrays)
-    outputs = 1 if change.layout == "in-out" else 0  # the axis of the outputs, as the weight is stored
-    left, right = (A.T, B.T) if outputs else (B, A)
-    if magnitude and outputs:  # an output's weights lie in all rows
+    transposed = change.layout == "in-out"  # an output's weights lie in all rows
+    left, right = (A.T, B.T) if transposed else (B, A)
+    if magnitude and transposed:
         squares = (_squares(V).sum(axis=0) for _, _, V in _sums(file, change, left, right, start))
         n = np.sqrt(sum(squares))
     for rows, W, V in _sums(file, change, left, right, start):
         with np.errstate(over="ignore", invalid="ignore"):
-            if magnitude and outputs:
+            if magnitude and transposed:
                 V = V * _row_factors(file, change, magnitude[0], n)
             elif magnitude:
                 n = np.sqrt(_squares(V).sum(axis=1))  # (dora.1)

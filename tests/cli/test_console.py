@@ -30,46 +30,7 @@ def test_the_help_has_an_example_that_the_parser_takes(command, capsys):
     assert _parser().parse_args(words).command
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "unwritable"])
-@pytest.mark.parametrize("command", ["article", "inspect adapter"])
-def test_a_plot_that_cannot_be_written_is_refused_first(command, kind, adapter, tmp_path, shell, monkeypatch):
-    place, said = tmp_path / "p.png", "expected a regular file or a new name"
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(article, "run", lambda **k: pytest.fail("the work began"))
-    if kind == "unwritable":
-        monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-        said = f"the folder '{tmp_path}' cannot be written"
-    else:
-        {"folder": place.mkdir, "pipe": lambda: os.mkfifo(place), "link": lambda: place.symlink_to("x")}[kind]()
-    assert shell.refused(command, "--plot", "p.png").endswith(said)
-    assert shell.out == ""
-
-
-@pytest.mark.parametrize(
-    ("command", "name"),
-    [
-        ("article --epochs 1 --plot mine.svg", "plot file 'mine.svg'"),
-        ("inspect adapter --plot mine.svg", "plot file 'mine.svg'"),
-        ("merge base.safetensors adapter -o mine.svg", "-o 'mine.svg'"),
-    ],
-)
-def test_no_file_is_replaced_without_a_word(
-    command, name, adapter, small_article, pictures, tmp_path, shell, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.svg").write_text("dear diary")
-    assert shell.refused(command) == f"{name} is there already: name another, or say --overwrite"
-    assert (shell.out, (tmp_path / "mine.svg").read_text()) == ("", "dear diary")
-    shell(command, "--overwrite")
-    assert (tmp_path / "mine.svg").read_bytes() != b"dear diary"
-
-
 def test_a_figure_is_of_a_kind_that_programs_open(adapter, pictures, tmp_path, shell):
-    """One of LaTeX's needs a program of its own to be written."""
-    for name in ("x.pgf", "x.raw", "x"):
-        said = f"plot file '{tmp_path / name}' ends in {name[2:]!r}, expected one of png, svg, pdf, jpg, webp"
-        assert shell.refused(f"inspect {adapter} --plot {tmp_path / name}") == said
-        assert shell.out == ""
     for known in ("p.PNG", "p.svg", "p.pdf", "p.jpg", "p.webp"):
         shell(f"inspect {adapter} --plot {tmp_path / known}")
     assert pictures == ["png", "svg", "pdf", "jpg", "webp"]

@@ -15,7 +15,8 @@ from ..support.command_line import run
 def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeypatch):
     figures, real = [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or real(self, *a, **k))
-    shown = shell(f"inspect {adapter} --plot {tmp_path}/p.png")
+    (tmp_path / "p.png").write_text("dear diary")
+    shown = shell(f"inspect {adapter} --plot {tmp_path}/p.png --overwrite")
     norms = [np.linalg.norm(lora.delta().astype(float)) for lora in load_adapter(adapter).values()]
     assert [line.split()[8] for line in shown.splitlines()[1:3]] == [f"{norm:.4g}" for norm in norms]
     assert shown.endswith(f"\n\nfigure written to {tmp_path / 'p.png'}\n")

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import sys
 
 import pytest
@@ -140,23 +139,6 @@ def test_a_start_is_printed_or_becomes_a_new_file(inside, tmp_path, shell):
         assert shell.refused(command) == "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"
 
 
-@pytest.mark.parametrize("there", ["dear diary", '{"diary": 1}', '["format", "verdict"]', "a pipe", "a link"])
-def test_a_report_takes_the_place_of_a_report_alone(inside, tmp_path, shell, there):
-    found, other = tmp_path / "found", tmp_path / "other"
-    other.write_text("x")
-    if there == "a pipe" and os.name != "posix":
-        pytest.skip("pipes in a folder are POSIX's")
-    makers = {"a pipe": os.mkfifo, "a link": lambda path: path.symlink_to("other")}
-    makers.get(there, lambda path: path.write_text(there))(found)
-    said = shell.refused(*SITUATIONS["audit-no-model"], "--json", found)
-    if there in makers:
-        assert said.endswith("expected a regular file or a new name")
-        assert other.read_text() == "x"
-    else:
-        assert said.startswith(f"--json {str(found)!r} is there already and has no report")
-        assert found.read_text() == there
-
-
 def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
     class Broken(io.StringIO):
         def flush(self):
@@ -171,54 +153,9 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
         assert door.main(["mine"]) == code
 
 
-REFUSED = {
-    "conformance my_lora --json ''": "argument --json: the name is empty",
-    "golden folder --compare mine --xfails ''": "argument --xfails: the name is empty",
-    "diagnose logits --model model": "the following arguments are required: --adapter",
-    "diagnose logits --adapter adapter": "the following arguments are required: --model",
-    "conformance my_lora.py --require 'forward, fro-ward'":
-        "--require: there is no claim 'fro ward'; there are forward, scaling, slope",
-    "vectors new --xfails known.txt": "--xfails needs --compare: it is about the verdicts",
-    "vectors new --kind linear,row": "--kind: there is no kind 'row'; there are linear, ",
-    "vectors new --compare mine --starter":
-        "--starter and --kind are about what is written, expected them without --compare",
-    "vectors new --compare mine --kind linear":
-        "--starter and --kind are about what is written, expected them without --compare",
-    "conformance my_lora --timeout=soon": "argument --timeout: invalid float value: 'soon'",
-    **{f"conformance my_lora --timeout={text}": f"timeout must be above 0 and below 1e+09, got {float(text)}"
-       for text in ("0", "-1", "nan", "inf", "1e20")},
-    **{f"conformance --start numpy --{option}":
-       f"--start begins a new file and judges nothing, expected it without {option.split()[0]}"
-       for option in ("json found.json", "xfails known.txt", "require forward")},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("command", REFUSED)
-def test_what_makes_no_sense_is_refused_before_the_work(inside, shell, monkeypatch, command):
-    monkeypatch.setattr(child, "check_apart", lambda *given, **more: pytest.fail("the check began"))
-    assert shell.refused(command).startswith(REFUSED[command])
-    assert not (inside / "new").exists()
-    assert not (inside / "found.json").exists()
-
-
 def test_the_commands_know_every_precision_and_the_child_s_limit():
     assert set(judge.DTYPES) == set(UNIT)
     assert judge.TIMEOUT == child.TIMEOUT == 20
-
-
-# --- an audit of what cannot be looked at ---
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda t: t / "nothing", "No such file or directory"),
-        (lambda t: (t / "a.bin", (t / "a.bin").write_bytes(b"x"))[0], "a pickle, which can run code"),
-        (lambda t: (t / "a.safetensors", (t / "a.safetensors").write_bytes(b"x" * 20))[0], "header too large"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_looked_at_ends_with_2(tmp_path, shell, make, message):
-    assert message in shell.refused("audit", make(tmp_path))
 
 
 def test_names_that_steer_a_terminal_are_escaped(tmp_path, shell):

@@ -108,6 +108,11 @@ BAD = {
 {"messages": [3]}""",
     "bad_one.jsonl": '{"text": "the cat"}\n{"prompt": "the", "completion": ""}',
     "bad_two.jsonl": '{"text": "the cat"}\n{\n{"text": 3}\n{"text": "the cat"}',
+    "diary.json": '{"diary": 1}',
+    "list.json": '["format", "verdict"]',
+    "short.safetensors": 20 * "x",
+    "pickle.bin": "x",
+    "known.txt": "",
     "tools.jsonl": '{"messages": [{"role": "user", "content": "x"}], "tools": ["x"]}',
 }
 
@@ -119,6 +124,9 @@ def odd_inputs():
     Path("binary").write_bytes(b"\xff")
     Path("ring").symlink_to("gnir")
     Path("gnir").symlink_to("ring")
+    Path("folder.png").mkdir()
+    os.mkfifo("pipe.png")
+    Path("link.png").symlink_to("text")
     Path("link").symlink_to("text")
     Path("hard").hardlink_to("text")
     write_folder(Path("silent"), tiny_llama())
