@@ -403,7 +403,7 @@ def test_figure_and_log_have_every_step_also_after_a_stop(shell, monkeypatch, pi
         shell(f"{typed} --checkpoint c --log log {asked}")
     (table, each), again = drawn
     assert pictures == ["svg", "svg"]
-    assert [step for step, _ in each] == [*range(1, 9)]
+    assert ([row[0] for row in table], [step for step, _ in each]) == ([0, 5, 8], [*range(1, 9)])
     assert again[1] == each
     assert np.mean([loss for _, loss in each[:5]]) == pytest.approx(table[1][1], rel=1e-12)
     assert np.mean([loss for _, loss in each[5:]]) == pytest.approx(table[2][1], rel=1e-12)

@@ -28,7 +28,6 @@ from minilora import (
     taylor_orders,
     train,
 )
-from minilora.cli import main
 from minilora.fast import accumulate, residual_form
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
@@ -241,14 +240,6 @@ def test_the_residual_form_does_not_wait_and_evaluating_once(standin, monkeypatc
         traffic.reset()
         call(layer, X, Y)
         assert (traffic.waits, traffic.to_device, traffic.to_host) == (waits, 0, 0)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("command", [["check"], ["article", "--epochs", "1"]])
-def test_the_command_line_computes_on_the_backend_it_is_told(standin, small_article, small_check, capsys, command):
-    assert main([*command, "--backend", "cupy"]) == 0
-    assert "the device that is not there" in capsys.readouterr().out
-    assert traffic.waits > 0
 
 
 # --- a language model ---

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.figure import Figure
 
 from minilora import Adam, Llama, adapt, cross_entropy
 from minilora.language import next_token_loss
@@ -174,23 +173,6 @@ def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
 def test_a_duration_is_said_in_words():
     words = {0.4: "0 s", 89: "89 s", 91: "2 min", 5300: "88 min", 5400: "1 h 30 min", 7500: "2 h 05 min"}
     assert {seconds: duration(seconds) for seconds in words} == words
-
-
-def test_the_figure_draws_the_rows(folder, capsys, monkeypatch):
-    drawn, right = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: drawn.append(self) or right(self, *a, **k))
-    assert finetune("--steps 9 --log-every 6 --eval-every 6 --plot curves.png") == 0
-    out = capsys.readouterr().out
-    assert "figure written to curves.png" in out
-    _, training, held_out = drawn[0].axes[0].get_lines()
-    shown = rows(out)
-    means = [(x, mean) for a, b, mean in ((0, 6, shown[1][1]), (6, 9, shown[2][1])) for x in (a + 0.5, b + 0.5)]
-    drawn_means = np.transpose(training.get_data())
-    np.testing.assert_allclose(drawn_means[np.isfinite(drawn_means[:, 1])], means, atol=6e-4)  # each over its steps
-    assert np.isnan(drawn_means[2::3, 1]).all()  # and no line from one to the next
-    np.testing.assert_allclose(np.transpose(held_out.get_data()), [row[::2] for row in shown], atol=6e-4)
-    labels = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
-    assert labels == ["training, each step", "training, mean of its steps", "held out"]
 
 
 @pytest.mark.parametrize("done", [0, 40])
