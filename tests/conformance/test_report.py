@@ -123,6 +123,13 @@ def test_annotations_tell_what_is_not_known():
     assert github_error("50 %\nof\r it", "minilora audit") == "::error title=minilora audit::50 %25%0Aof%0D it"
 
 
+def test_what_is_known_is_told_last():
+    found = report(["b"], found=[Diagnosis("old", "old", cases=("b",)), Diagnosis("new", "new", cases=("c",))])
+    assert found.first_line == "mine: WRONG: new [new]"
+    assert str(found).splitlines()[1] == "  old [old] (known)"
+    assert [diagnosis["flag"] for diagnosis in found.json()["diagnoses"]] == ["new", "old"]
+
+
 def test_a_verdict_without_a_text_stands_alone():
     assert str(Report("mine", word="SUSPICIOUS")) == "mine: SUSPICIOUS"
 

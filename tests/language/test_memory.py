@@ -342,7 +342,10 @@ def test_the_machines_memory_is_less_than_it_has():
 )
 def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, version, line, place):
     """Of both versions of control groups: the process is in a/b, a group of a, which is a group of the root."""
-    limit, use, stat = machine.FILES[version]
+    limit, use, stat = {  # as the kernel's documentation has them
+        "": ("memory.max", "memory.current", "inactive_file"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }[version]
     monkeypatch.setattr(machine, "GROUPS", tmp_path)
     monkeypatch.setattr(machine, "OWN", tmp_path / "own")
     (tmp_path / "own").write_text(line)
@@ -352,7 +355,7 @@ def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, ve
             folder.mkdir(parents=True, exist_ok=True)
             (folder / limit).write_text("3000000\n" if group == place else "max\n")
             (folder / use).write_text(f"{used}\n")
-            (folder / "memory.stat").write_text(f"anon 7\n{stat} 500000\n")
+            (folder / "memory.stat").write_text(f"inactive_file 7\n{stat} 500000\n")
         assert machine.machine_memory(get_backend("numpy")) == machine.Memory(3_000_000, free)
     for other in ("5:pids:/\n", "0::/a/b\n" if version else "4:cpu,memory:/x/y\n"):  # none of these groups
         (tmp_path / "own").write_text(other)
