@@ -199,7 +199,9 @@ def test_a_plain_adapter_learns_where_it_stands():
     model = Sequential(conv=Conv2d(RNG.standard_normal((4, 2, 2, 3))), flat=Flatten(), fc=linear(16, 3))
     plain = {"conv": LoRA(np.ones((2, 12)), np.ones((4, 2)), 1), "fc": LoRA(np.ones((2, 16)), np.ones((3, 2)), 3)}
     plain["fc"].frozen = True
-    found = adapters(attach(model, plain))
+    attached, x = attach(model, plain), RNG.standard_normal((2, 2, 3, 4))
+    assert_close(merge(attached)(x), attached(x), 1e-12)
+    found = adapters(attached)
     assert {path: (a.kind, a.kernel, a.alpha, a.frozen) for path, a in found.items()} == {
         "conv": ("conv2d", (2, 3), 1.0, False),
         "fc": ("linear", (), 3.0, True),

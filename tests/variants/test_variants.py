@@ -357,15 +357,6 @@ def test_target_modules_name_layers_of_every_kind(targets, found):
     assert {name.rpartition(".")[0] for name in model.trainable()} == found
 
 
-def test_a_plain_lora_goes_beside_a_convolution_too():
-    rng = RNG(0)
-    base, x = LAYERS["conv2d"](rng)
-    plain = LoRA(rng.standard_normal((2, 12)), rng.standard_normal((5, 2)), 1)
-    model = attach(base, {"": plain})
-    assert_close(merge(model)(x), model(x), 1e-12)
-    assert adapters(model)[""].kind == "conv2d"
-
-
 def test_adapted_layers_take_the_residual_form_too():
     base, x, model = adapted("linear")
     found = residual_form(moved(model), x, base(x) + 1)
