@@ -282,7 +282,7 @@ def test_a_rank_that_gains_nothing_is_told_once_and_taken():
     said = r"^rank 4 is above the smaller width of 2 .* 'a': .* rank=3 says as much"
     with pytest.warns(UserWarning, match=said) as notes:
         adapted = adapt(model, ["a", "c"], rank=4, alpha=4, rng=RNG)
-    assert len(notes) == 1
+    assert [note.filename for note in notes] == [__file__]
     assert {adapter.rank for adapter in adapters(adapted).values()} == {4}
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -147,7 +147,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         """Return each path's rank and alpha."""
         ranks = by_pattern("rank_pattern", self.rank_pattern, paths, self.r)
         alphas = by_pattern("alpha_pattern", self.alpha_pattern, paths, self.lora_alpha)
-        return dict(zip(paths, zip(ranks, alphas, strict=True), strict=True))
+        return {path: (rank, alpha) for path, rank, alpha in zip(paths, ranks, alphas, strict=True)}
 
     def check_targets(self, forms: Mapping[str, Form]) -> None:
         """Require that it gives each of these modules an adapter: PEFT would pass over the tensors of another."""

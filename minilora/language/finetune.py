@@ -96,7 +96,7 @@ def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, 
     if kept is not None:
         recipe = recipe.settled(kept.notes["numbers"])
         place = kept.place(None if recipe.epochs else recipe.steps)
-        print(f"resume   goes on from {place} ({printable(str(kept.path))})", flush=True)
+        print(f"resume   goes on from {place} ({printable(str(kept.path))})")
     start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
     return recipe, kept, start_from
 
@@ -376,7 +376,7 @@ def fit_to_machine(
         hint = what_fits(memory, None if recipe.recompute else lean(*sizes), parts, recipe.part_rows, machine)
         if not recipe.anyway:
             raise ValueError(f"{hint}; --anyway begins all the same")
-        warnings.warn(hint, stacklevel=2)
+        warnings.warn(hint, stacklevel=3)
     return recipe, data
 
 

@@ -371,6 +371,11 @@ def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
     monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
     monkeypatch.setattr(sys, "stdout", File())
     assert run(QUICK) == 0
+    said = []
+    with monkeypatch.context() as patched:  # an error begins on a line of its own
+        patched.setattr("minilora.cli.console.print_error", lambda text: said.append(sys.stdout.seen))
+        assert run(QUICK, "--batch-size", "229") == 2
+    assert said[0].endswith("model    model\n")
     device = get_backend("numpy").device
     assert seen[:2] == ["model    model", f"model    model: 3,348 parameters in float32, {device}\n"]
     assert re.fullmatch(r"   0 +\d\.\d{3}", seen[2].splitlines()[-1])

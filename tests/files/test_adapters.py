@@ -200,6 +200,7 @@ BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA and l
          "layers['fc'] has dtype complex128, expected one of ('float16', 'float32', 'float64')"),
         (ONE, {"fan_in_fan_out": "false"}, TypeError, "fan_in_fan_out must be True or False, got 'false'"),
         (ONE, {"fan_in_fan_out": 1}, TypeError, "fan_in_fan_out must be True or False, got 1"),
+        (ONE, {"overwrite": 1}, TypeError, "overwrite must be True or False, got 1"),
         (ONE, {"base_model": 3}, TypeError, "base_model must be a str, got int"),
         (ONE, {"target_modules": ["f", "xfc"]}, ValueError,
          "target_modules does not name 'fc', for which there are tensors"),
@@ -220,7 +221,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path, la
 )
 def test_a_path_that_names_nothing_is_refused(tmp_path, monkeypatch, path, error):
     monkeypatch.chdir(tmp_path)
-    for call in (load_adapter, lambda p: save_adapter(p, ONE), inspect_adapter):
+    for call in (load_adapter, lambda p: save_adapter(p, ONE), inspect_adapter, system_message):
         with pytest.raises(error, match=r"^path must be"):
             call(path)
     assert not list(tmp_path.iterdir())

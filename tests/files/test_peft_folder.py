@@ -47,6 +47,7 @@ WRONG_KEY = "none of base_model.model.<module>.lora_A.weight and the like"
         ({B: None}, f"there is no '{B}'"),
         ({A: None}, f"there is no '{A}'"),
         ({B: np.ones((6, 3, 1), "f4")}, f"'{B}' has shape [6, 3, 1], expected [6, 3] by the rank 3"),
+        ({B: np.ones((), "f4")}, f"'{B}' has shape [], expected [0, 3] by the rank 3"),
         ({A: np.ones((2, 4), "f4")}, f"'{A}' has shape [2, 4], expected [3, 4] by the rank 3"),
         ({B: np.ones((6, 2), "f4")}, f"'{B}' has shape [6, 2], expected [6, 3] by the rank 3"),
         ({A: np.ones((3, 0), "f4")}, f"'{A}' has shape [3, 0], which is empty"),
