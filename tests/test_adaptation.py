@@ -229,7 +229,8 @@ def test_an_adapter_of_a_layer_is_none_of_an_array():
 def test_a_mixtures_arrays_among_the_modules_are_told_their_place():
     model = Sequential(down_proj=StackedLinear(RNG.standard_normal((2, 4, 12))))
     for names in (["down_proj"], "all-linear"):
-        with pytest.raises(ValueError, match=r"there are \[\]\. Arrays of a mixture, such as 'down_proj', are "):
+        said = r"there are \[\]\. Arrays of a mixture, such as 'down_proj', are named in target_parameters$"
+        with pytest.raises(ValueError, match=said):
             adapt(model, names, rank=2, alpha=1, rng=RNG)
 
 
@@ -279,14 +280,15 @@ def test_in_a_mixture_whole_paths_are_named(kind):
 @pytest.mark.filterwarnings("default:rank .* is above the smaller width")
 def test_a_rank_that_gains_nothing_is_told_once_and_taken():
     model = Sequential(a=linear(5, 3), b=Tanh(), c=linear(3, 4))
-    said = r"^rank 4 is above the smaller width of 2 .* 'a': .* rank=3 says as much"
+    less = "an update has at most rank 3 there, so rank=3 says as much with fewer numbers$"
+    said = f"^rank 4 is above the smaller width of 2 of the adapted layers, such as 'a': {less}"
     with pytest.warns(UserWarning, match=said) as notes:
         adapted = adapt(model, ["a", "c"], rank=4, alpha=4, rng=RNG)
-    assert [note.filename for note in notes] == [__file__]
+    assert len(notes) == 1
     assert {adapter.rank for adapter in adapters(adapted).values()} == {4}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         adapt(model, ["a", "c"], rank=3, alpha=4, rng=RNG)
         attach(model, adapters(adapted))  # as from a file
-    with pytest.warns(UserWarning, match=r"^rank 4 is above the smaller width 3 of the layer: an update has at most"):
+    with pytest.warns(UserWarning, match=f"^rank 4 is above the smaller width 3 of the layer: {less}"):
         LoRALinear.from_linear(linear(5, 3), rank=4, alpha=4, rng=RNG)

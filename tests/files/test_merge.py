@@ -268,8 +268,7 @@ def test_a_merge_into_a_tied_embedding_is_warned_of(tmp_path, capsys, config, ba
         for adapter in "eq":
             merge_adapter(tmp_path / base, tmp_path / adapter, tmp_path / f"{adapter}.safetensors")
     tied = config is not None and "true" in config
-    said = [(f"{tmp_path}/model/{TIED}", __file__)] * tied
-    assert [(str(note.message), note.filename) for note in notes] == said
+    assert [str(note.message) for note in notes] == [f"{tmp_path}/model/{TIED}"] * tied
     assert main(["merge", *map(str, (tmp_path / base, tmp_path / "e", "-o", tmp_path / "o.safetensors"))]) == 0
     out, err = capsys.readouterr()
     assert (TIED in err, err.count("\n"), "1 tensor merged into" in out) == (tied, tied, True)

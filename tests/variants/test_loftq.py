@@ -98,7 +98,8 @@ def tied():
         (model_of, {"block_size": 48}, "the layer 'first': block_size must be a power of two, got 48$"),
         (model_of, {"block_size": 16}, "the layer 'first': block_size must be at least 32, got 16$"),
         (with_nan, {}, "the layer 'last': weight holds NaN or infinity"),
-        (tied, {}, "the weight of the layer 'first' is another layer's too: .* the two would no longer share it$"),
+        (tied, {},
+         "the weight of the layer 'first' is another layer's too: quantised, the two would no longer share it$"),
         (lambda: Sequential(conv=Conv2d(gaussian(2, 2, 1, 1))), {"target_modules": ["conv"]},
          "the layer .conv.: (linear must be a Linear, got Conv2d|weight has shape .2, 2, 1, 1., expected)"),
     ],
@@ -110,10 +111,8 @@ def test_what_cannot_be_quantised_is_refused_by_name(function, model, arguments,
 
 
 def test_pissa_over_four_bits_is_refused():
-    message = (
-        r"PiSSA subtracts its start from the weight, which a QuantizedLinear keeps in few bits: .* minilora.loftq$"
-    )
-    with pytest.raises(ValueError, match=message):
+    weight = "PiSSA subtracts its start from the weight, which a QuantizedLinear keeps in few bits"
+    with pytest.raises(ValueError, match=f"^{weight}: take LoRA's start, or minilora.loftq$"):
         adapt(quantize(model_of()), "all-linear", rank=2, alpha=3, rng=np.random.default_rng(0), init="pissa")
 
 
@@ -139,7 +138,7 @@ def test_quantising_again_keeps_the_format_and_says_the_loss():
     adapted = moved(quantize(model_of(), block_size=32, double_quant=False), 0.02)
     with pytest.warns(UserWarning, match="of the change") as notes:
         again = merge(adapted, requantize=True)
-    assert [note.filename for note in notes] == [__file__]
+    assert len(notes) == 1
     wanted, sums = merge(adapted), [0.0, 0.0]
     for name in ("first", "last"):
         layer, base, whole = getattr(again, name), getattr(adapted, name).base, getattr(wanted, name)
@@ -148,11 +147,13 @@ def test_quantising_again_keeps_the_format_and_says_the_loss():
         np.testing.assert_array_equal(layer.weight, expected.weight)
         sums[0] += ((layer.weight - whole.weight) ** 2).sum()
         sums[1] += ((whole.weight - base.weight) ** 2).sum()
-    assert f"loses {(sums[0] / sums[1]) ** 0.5:.0%} of" in str(notes[0].message)
+    loss = f"loses {(sums[0] / sums[1]) ** 0.5:.0%} of the change (|merged - wanted| / |change|)"
+    said = f"quantising the merged weights again {loss}: keep the adapter beside its base instead"
+    assert str(notes[0].message) == said
 
 
 def test_a_merge_without_quantised_layers_quantises_nothing():
-    with pytest.raises(ValueError, match="no adapter stands beside a quantised layer"):
+    with pytest.raises(ValueError, match=r"^requantize=True, and no adapter stands beside a quantised layer$"):
         merge(moved(model_of(), 0.1), requantize=True)
 
 

@@ -1,5 +1,6 @@
 """`gradcheck` itself: right gradients pass, wrong ones fail and are explained, worthless checks are refused."""
 
+import re
 import warnings
 
 import numpy as np
@@ -182,7 +183,7 @@ AS_IT_IS = [  # a function of x, where, its gradient there, and why it is not me
     (lambda x: (x**2).sum().item(), X, 2 * X, ""),
     (lambda x: float((x**2).sum()), X, 2 * X, "f does not take complex numbers ("),
     (lambda x: np.abs(x).sum(), X, np.sign(X), REAL),
-    (lambda x: (x * x.conj() * x).sum(), X, 3 * X**2, "is f analytic"),
+    (lambda x: (x * x.conj() * x).sum(), X, 3 * X**2, "in x; is f analytic?"),
     (lambda x: (x**2).sum() + 1e-4 * (x * x.conj()).sum(), X, 2.0002 * X, "is f analytic"),
     (lambda x: (x.astype(np.float64) ** 2).sum(), X, 2 * X, "f does not take complex numbers (ComplexWarning"),
     (lambda x: np.floor(x).sum() + (x**2).sum(), X, 2 * X, "f does not take complex numbers (TypeError"),
@@ -203,7 +204,7 @@ def test_an_analytic_function_is_measured_by_complex_step(f, x, gradient, note):
 def test_one_array_that_is_not_analytic_is_enough():
     f = lambda p: (p["x"] ** 2).sum() + (p["y"] * p["y"].conj()).sum()  # noqa: E731
     report = passed(f, {"x": 2 * X, "y": 2 * OTHER}, {"x": X, "y": OTHER})
-    assert "in y; is f analytic" in report.note
+    assert re.fullmatch(r"it gives \S+ for the slope \S+ in y; is f analytic\?", report.note)
     assert passed(of(np.abs), np.sign(X) * OTHER, cotangent=OTHER).note == REAL
     assert not passed(of(lambda x: x**3), G * OTHER, cotangent=OTHER).note
     failed(of(lambda x: x**3), G, cotangent=OTHER)
@@ -233,7 +234,8 @@ def test_a_slope_is_checked_where_it_is_well_above_tolerance(method, slope):
     grads = {"a": np.ones(2), "b": np.full(2, slope)}
     assert gradcheck(f, params, grads, method=method).passed
     slope *= 0.8
-    with pytest.raises(CheckRefused, match=r"^b: no slope is larger than .*, so next to nothing was checked: give f"):
+    less = "so next to nothing was checked: give f times a number, or a smaller tolerance$"
+    with pytest.raises(CheckRefused, match=rf"^b: no slope is larger than \S+, and \S+ is allowed, {less}"):
         gradcheck(f, params, {"a": np.ones(2), "b": np.zeros(2)}, method=method)
     with pytest.raises(GradientError):
         gradcheck(f, params, {"a": np.ones(2), "b": np.zeros(2)}, method=method, tolerance=slope / 20)
