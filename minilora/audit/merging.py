@@ -10,6 +10,7 @@ What no adapter changes must be the base's numbers, rounded once where the merge
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -59,7 +60,7 @@ class Merger:
 def judge_merger(adapter: AdapterFile, landing: Landing, merged: ModelHeaders, *, progress: bool = False) -> Merger:
     """Compare a merged model with its base and the adapter."""
     comparer = Comparer(adapter, landing, merged)
-    total = sum(matrix.entries for matrices in comparer.base.values() for matrix in matrices)
+    total = sum(math.prod(matrix.shape) for matrices in comparer.base.values() for matrix in matrices)
     with tqdm(total=total, unit="number", unit_scale=True, disable=None if progress else True) as bar:
         return comparer.run(bar)
 
@@ -156,7 +157,7 @@ class Comparer:
                     self._note(paths or [unit], Verdict(WRONG, "missing", "missing in the merged model"))
             except FileRefused as error:
                 self._note(paths or [unit], Verdict(UNREAD, "not-compared", str(error)))
-            bar.update(sum(matrix.entries for matrix in matrices))
+            bar.update(sum(math.prod(matrix.shape) for matrix in matrices))
         known = {*self.names.values(), *beside}
         self.result.extra = [name for name in self.found if name not in known]
         for name, other in self.names.items():

@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,11 +62,6 @@ class Matrix:
         return self.rows * len(self.parts), self.columns
 
     @property
-    def entries(self) -> int:
-        """How many numbers it has."""
-        return self.rows * len(self.parts) * self.columns
-
-    @property
     def name(self) -> str:
         """What to call it: the name of its first tensor."""
         return self.parts[0][0]
@@ -92,7 +86,10 @@ class Matrix:
     def blocks(self, step: int = 1, first: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield the ends of blocks of rows, each but the last a multiple of `step`; the first may have fewer rows."""
         count, height = self.shape[0], max(1, BLOCK // max(1, self.columns) // step) * step
-        return pairwise(dict.fromkeys([0, *range(min(first or height, height), count, height), count]))
+        start, stop = 0, min(first or height, height)
+        while start < count:
+            yield start, min(stop, count)
+            start, stop = stop, stop + height
 
 
 class Source:

@@ -143,9 +143,8 @@ def _ends_of(
 ) -> dict[str, np.ndarray]:
     """Return the logits (prompts, V) after the last token, by each bug's flag; equal decoders are computed once."""
     ends: dict[str, np.ndarray] = {}
-    keys: dict[int, Any] = {}
-    for one in changed.values():
-        keys[id(one)] = keys.get(id(one)) or _key(base, one)
+    decoders = {id(one): one for one in changed.values()}
+    keys = {number: _key(base, one) for number, one in decoders.items()}
     for decoding in dict.fromkeys(decodings.values()):
         first: dict[Any, str] = {}
         twin: dict[str, str] = {}

@@ -140,16 +140,16 @@ def _absolute(formulas: Any) -> Any:
 
 
 def _absolute_part(part: Any) -> Any:
-    if not callable(part):
-        return _absolute(part) if is_dataclass(part) else part if part is None else abs(part)
-
-    def absolute(*arguments: Any) -> Any:
-        value = part(*arguments)
-        if isinstance(value, tuple):
-            return tuple(map(np.abs, value))
-        return value if value is None else np.abs(value)
-
-    return absolute
+    """Return the absolute value of a part, or of what it returns; of a record, of its parts."""
+    if part is None:
+        return None
+    if is_dataclass(part):
+        return _absolute(part)
+    if isinstance(part, tuple):
+        return tuple(map(np.abs, part))
+    if callable(part):
+        return lambda *arguments: _absolute_part(part(*arguments))
+    return np.abs(part)
 
 
 def _rows(problem: Problem, arrays: Arrays) -> Arrays:
