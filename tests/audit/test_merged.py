@@ -4,10 +4,10 @@ What is said of the broken ones stands in `merged.json`. ``python -m pytest -m '
 it anew: look at the difference then.
 """
 
-import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,7 +305,7 @@ BROKEN = {
     "another base": (another_base, "other-base"),
     "the base in four bits": (over_four_bits, "over-four-bits"),
     "another adapter": (lambda w: w.merged(lambda path, d: noise(len(path), d)), "other-weights"),
-    "more than the adapter": (lambda w: w.merged(lambda path, d: d + noise(len(path), d, 0.3)), "other-weights"),
+    "more than a part": (lambda w: w.merged(lambda path, d: 0.3 * d + noise(len(path), d, 0.3)), "other-weights"),
     "half of the rows": (lambda w: w.merged(first_rows), "in-part"),
     "half of the columns": (lambda w: w.merged(lambda path, d: first_rows(path, d.T).T), "in-part"),
     "a quarter": (lambda w: w.merged(lambda path, d: first_rows(path, first_rows(path, d).T).T), "in-part"),
@@ -633,6 +633,7 @@ DORA = {
     "as LoRA": (lambda W, V, m: V.T, "without-magnitude"),
     "the base's lengths": (lambda W, V, m: m / np.linalg.norm(W, axis=1) * V.T, "lengths-of-base"),
     "no change": (lambda W, V, m: m / np.linalg.norm(W, axis=1) * W.T, "magnitude-alone"),
+    "twice": (lambda W, V, m: m / np.linalg.norm(2 * V - W, axis=1) * (2 * V - W).T, "factor"),
 }
 
 
@@ -733,24 +734,11 @@ def test_a_change_that_shows_in_few_numbers_is_told(tmp_path, monkeypatch):
     assert "merged by the factor 2 (twice)" in world.judged(world.merged(lambda _, d: 2 * d)).first_line
 
 
-def test_the_json_has_what_became_of_each_module(tmp_path):
-    world = World(tmp_path, FLOATS["BF16"])
-    found = json.loads(json.dumps(world.judged(world.merged(lambda _, d: 2 * d)).json()))["merged"]
-    assert {(verdict["state"], verdict["factor"]) for verdict in found["modules"]} == {("wrong", 2.0)}
-    assert [found[name] for name in ("same", "tensors", "extra", "grown", "renamed")] == [3, [], [], {}, ""]
-
-
-def test_a_name_with_braces_is_a_name(tmp_path):
-    world = World(tmp_path, FLOATS["F16"])
-    report = world.judged(world.merged() | {"{x}.weight": np.ones(3, world.dtype)})
-    assert "{x}.weight" in str(report)
-    arrays = {name.replace("norm", "{k}norm"): array for name, array in world.merged().items()}
-    assert json.dumps(world.judged(arrays).json())
-
-
-def test_it_needs_the_base(tmp_path):
-    with pytest.raises(ValueError, match="--merged needs --model, the base"):
-        audit(tmp_path, merged=tmp_path)
+@pytest.mark.parametrize("options", [{"merge": True}, {"merged": Path("merged")}], ids=["loses", "merged"])
+def test_what_is_said_of_a_merge_needs_the_base(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^--{name} needs --model"):
+        audit(Path("adapter"), **options)
 
 
 # --- a model of 7 billion weights ---

@@ -1,6 +1,7 @@
 """The units of models, rows of matrices however they are stored; and the words of findings."""
 
 import re
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -39,10 +40,10 @@ def test_an_experts_layer_is_a_part_of_its_array(path, unit):
     assert unit_of(path) == unit
 
 
-@pytest.fixture(params=[1, 2, 3])
-def stacked(request):
-    """A matrix of so many parts, each behind other numbers in its tensor, and the same in one array."""
-    rng, parts = np.random.default_rng(0), request.param
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_any_rows_of_a_matrix_are_read(parts):
+    """Of so many tensors, each behind other numbers in its own; also of a matrix that is cut, and of one in memory."""
+    rng = np.random.default_rng(0)
     tensors = {f"t{i}": rng.standard_normal(7 + i + 4 * 3 + 2) for i in range(parts)}
 
     def numbers(name, start, stop):
@@ -50,32 +51,16 @@ def stacked(request):
         return tensors[name][start:stop]
 
     matrix = Matrix(numbers, "f8", tuple((f"t{i}", 7 + i) for i in range(parts)), 4, 3)
-    return matrix, np.concatenate([tensors[f"t{i}"][7 + i : 7 + i + 12].reshape(4, 3) for i in range(parts)])
-
-
-def test_any_rows_of_a_matrix_are_read(stacked):
-    matrix, whole = stacked
-    assert (matrix.shape, matrix.name) == (whole.shape, "t0")
-    for top in range(len(whole)):
-        for bottom in range(top + 1, len(whole) + 1):
-            np.testing.assert_array_equal(matrix.read(top, bottom), whole[top:bottom])
-
-
-def test_a_cut_matrix_has_those_rows(stacked):
-    matrix, whole = stacked
-    step = 1 if len(matrix.parts) == 1 else matrix.rows
-    for top in range(0, len(whole), step):
-        for bottom in range(top + step, len(whole) + 1, step):
+    whole = np.concatenate([tensors[f"t{i}"][7 + i : 7 + i + 12].reshape(4, 3) for i in range(parts)])
+    held = in_memory(whole.reshape(2, -1), matrix)
+    assert (matrix.shape, matrix.name, matrix.dtype) == (held.shape, held.name, held.dtype) == (whole.shape, "t0", "f8")
+    for top, bottom in combinations(range(len(whole) + 1), 2):
+        np.testing.assert_array_equal(matrix.read(top, bottom), whole[top:bottom])
+        np.testing.assert_array_equal(held.read(top, bottom), whole[top:bottom])
+        if parts == 1 or top % 4 == bottom % 4 == 0:
             cut = matrix.cut(top, bottom)
             np.testing.assert_array_equal(cut.read(0, bottom - top), whole[top:bottom])
             assert cut.shape == (bottom - top, 3)
-
-
-def test_an_array_in_memory_has_anothers_columns(stacked):
-    like, whole = stacked
-    matrix = in_memory(whole.reshape(2, -1), like)
-    np.testing.assert_array_equal(matrix.read(1, 4), whole[1:4])
-    assert (matrix.shape, matrix.name, matrix.dtype) == (whole.shape, "t0", "float64")
 
 
 @pytest.mark.parametrize(
@@ -190,29 +175,18 @@ def test_a_heads_width_is_said_or_computed(config, width, is_gguf):
 # --- findings ---
 
 
-@pytest.mark.parametrize(
-    ("names", "text"),
-    [
-        ("a", "'a'"), ("abc", "'a', 'b', 'c'"), ("abcd", "'a', 'b', 'c' and 1 more key"),
-        ("abcde", "'a', 'b', 'c' and 2 more keys"),
-    ],
-)  # fmt: skip
-def test_three_names_are_told_and_the_rest_counted(names, text):
-    assert some([*names], "key") == text
-    assert some([*names]) == text.replace("key", "module")
-
-
-def test_a_number_has_its_noun():
+def test_three_names_are_told_and_the_rest_counted():
+    three = "'a', 'b', 'c'"
+    told = {"a": "'a'", "abc": three, "abcd": f"{three} and 1 more key", "abcde": f"{three} and 2 more keys"}
+    assert {names: some([*names], "key") for names in told} == told
+    assert some([*"abcd"]) == f"{three} and 1 more module"
     assert [counted(n, "row") for n in (0, 1, 2, 12345)] == ["0 rows", "1 row", "2 rows", "12,345 rows"]
 
 
-def test_a_finding_is_about_names_if_there_are_any():
+def test_a_finding_is_about_names_and_what_is_alike():
     assert [*found(WRONG, "code", "{names}", [])] == []
     (one,) = found(NOTE, "code", "{count} of {x}: {names}", ["a", "b"], "tensor", x=3)
     assert one == Finding(NOTE, "code", "2 tensors of 3: 'a', 'b'", ("a", "b"))
-
-
-def test_what_is_alike_is_told_once():
     faults = [("a", (WRONG, "x", "first")), ("b", (NOTE, "x", "note")), ("c", (WRONG, "x", "second"))]
     assert [*alike(faults)] == [
         Finding(WRONG, "x", "'a': first; so in 2 modules: 'a', 'c'", ("a", "c")),

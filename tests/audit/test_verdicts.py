@@ -53,6 +53,7 @@ STRENGTHS = [
     (PATTERNS | {"alpha_pattern": dict.fromkeys(LAST, 40)}, 5, SCALING, "0.6 (with lora_alpha, without alpha_pattern)"),
     ({}, SCALING, 5.1, "1.7: all 4 modules"),
     ({}, SCALING, 2.03 * SCALING, "2.03: all 4 modules"),
+    ({}, SCALING, 1.0005 * SCALING, "1: all 4 modules"),
 ]
 
 
@@ -94,69 +95,56 @@ LOST = {EVERY[2]: Verdict(UNTOLD, dtype="float16"), EVERY[5]: Verdict(UNTOLD, dt
 UNKNOWN = {EVERY[3]: Verdict(UNREAD, "few-bits", "they are in few bits")}
 FACTOR = {EVERY[i]: Verdict(WRONG, "factor", "merged by the factor {k}", k) for i, k in ((6, 2.0), (7, 3.0), (8, 2.5))}
 OTHER = {f"{name}.weight": Verdict(WRONG, "changed", "changed by {rest}", rest=0.5) for name in ("a", "b")}
+BESIDE = {name: Verdict(WRONG, "factors-beside") for name in ("a.lora_A", "a.lora_B")}
+EXACT = "bfloat16, at most 0.25 ulp beside the exact sum"
+TOLD = {
+    f"RIGHT: merged rightly (2 of 2 modules, {EXACT})": {"modules": Q},
+    f"RIGHT: merged rightly (2 of 4 modules, {EXACT}, 1 tensor trained in full); of 2 nothing can be told: the change "
+    "is lost in rounding": {"modules": Q | LOST, "others": {"a": Verdict(RIGHT)}},
+    "RIGHT: merged rightly (3 of 3 modules, bfloat16/float16, at most 0.5 ulp beside the exact sum)": {
+        "modules": Q | {EVERY[2]: Verdict(steps=0.5, dtype="float16")}},
+    "RIGHT: merged rightly (1 tensor trained in full)": {"others": {"a": Verdict(RIGHT)}},
+    "UNDECIDED: 1 of 3 modules cannot be compared: they are in few bits": {"modules": Q | UNKNOWN},
+    "UNDECIDED: cannot be told: in all 2 modules the change is below half a step of bfloat16/float16, or zero": {
+        "modules": LOST},
+    "UNDECIDED: the adapter has nothing that could be merged": {"others": {"a": Verdict(UNREAD)}},
+    "WRONG: merged by the factor 2 to 3: layer 2 (3 of 5 modules); merged rightly: layer 0": {"modules": Q | FACTOR},
+    "WRONG: changed by 50.0%: 'a.weight', 'b.weight'": {"modules": Q, "others": OTHER, "same": 3},
+    "WRONG: merged over another base: 2 of 5 tensors without an adapter differ from this one by 50.0% of their size": {
+        "modules": FACTOR, "others": OTHER, "same": 3, "same_vectors": 1},
+    "WRONG: merged by the factor 2 to 3: all 3 modules": {"modules": FACTOR, "others": OTHER, "same": 3},
+    "WRONG: not merged: 2 tensors of a model beside its adapter stand there": {"others": BESIDE},
+    "WRONG: not merged: 1 tensor of a model beside its adapter stands there": {
+        "others": {"a.lora_A": BESIDE["a.lora_A"]}},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("of", "word", "text"),
-    [
-        ({"modules": Q}, "RIGHT", "merged rightly (2 of 2 modules, bfloat16, at most 0.25 ulp beside the exact sum)"),
-        (
-            {"modules": Q | LOST, "others": {"a": Verdict(RIGHT)}}, "RIGHT",
-            "merged rightly (2 of 4 modules, bfloat16, at most 0.25 ulp beside the exact sum, 1 tensor trained in full)"
-            "; of 2 nothing can be told: the change is lost in rounding",
-        ),
-        (
-            {"modules": Q | {EVERY[2]: Verdict(steps=0.5, dtype="float16")}}, "RIGHT",
-            "merged rightly (3 of 3 modules, bfloat16/float16, at most 0.5 ulp beside the exact sum)",
-        ),
-        ({"others": {"a": Verdict(RIGHT)}}, "RIGHT", "merged rightly (1 tensor trained in full)"),
-        ({"modules": Q | UNKNOWN}, "UNDECIDED", "1 of 3 modules cannot be compared: they are in few bits"),
-        (
-            {"modules": LOST}, "UNDECIDED",
-            "cannot be told: in all 2 modules the change is below half a step of bfloat16/float16, or zero",
-        ),
-        ({"others": {"a": Verdict(UNREAD)}}, "UNDECIDED", "the adapter has nothing that could be merged"),
-        (
-            {"modules": Q | FACTOR}, "WRONG",
-            "merged by the factor 2 to 3: layer 2 (3 of 5 modules); merged rightly: layer 0",
-        ),
-        ({"modules": Q, "others": OTHER, "same": 3}, "WRONG", "changed by 50.0%: 'a.weight', 'b.weight'"),
-        (
-            {"modules": FACTOR, "others": OTHER, "same": 3, "same_vectors": 1}, "WRONG",
-            "merged over another base: 2 of 5 tensors without an adapter differ from this one by 50.0% of their size",
-        ),
-        (
-            {"modules": FACTOR, "others": OTHER, "same": 3}, "WRONG", "merged by the factor 2 to 3: all 3 modules",
-        ),
-        (
-            {"modules": FACTOR, "others": OTHER, "vectors": {"a.weight", "b.weight"}}, "WRONG",
-            "merged by the factor 2 to 3: all 3 modules",
-        ),
-        (
-            {"others": dict.fromkeys(("a.lora_A", "a.lora_B"), Verdict(WRONG, "factors-beside"))}, "WRONG",
-            "not merged: 2 tensors of a model beside its adapter stand there",
-        ),
-        (
-            {"others": {"a.lora_A": Verdict(WRONG, "factors-beside")}}, "WRONG",
-            "not merged: 1 tensor of a model beside its adapter stands there",
-        ),
-    ],
-)  # fmt: skip
-def test_one_verdict_is_told_of_all(of, word, text):
-    told = tell(Merger(None, **of), SimpleNamespace(lost=[]))
-    assert (told.word, told.text or told.found[0].says) == (word, text)
+def told(*of, lost=(), **named):
+    """What is said of modules, other tensors, and what else a comparison has found."""
+    return tell(Merger(None, *of, **named), SimpleNamespace(lost=[*lost]))
+
+
+def text_of(verdict):
+    return f"{verdict.word}: {verdict.text or verdict.found[0].says}"
+
+
+@pytest.mark.parametrize("text", TOLD)
+def test_one_verdict_is_told_of_all(text):
+    assert text_of(told(**TOLD[text])) == text
+
+
+def test_what_differs_in_vectors_alone_is_no_other_base():
+    assert text_of(told(FACTOR, OTHER, vectors={*OTHER})) == "WRONG: merged by the factor 2 to 3: all 3 modules"
 
 
 def test_over_another_base_the_tensors_that_differ_are_told_once():
-    told = tell(Merger(None, FACTOR, OTHER, 3, 1), SimpleNamespace(lost=[]))
-    assert [found.flag for found in told.found].count("changed") == 0
-    assert len(told.found) > 1  # the base, and the factor
+    assert [found.flag for found in told(FACTOR, OTHER, 3, 1).found] == ["other-base", "factor"]
 
 
 def test_what_is_beside_the_verdict_is_told_line_by_line():
     others = OTHER | {f"u{i}": Verdict(UNREAD, "not-compared", "it is of integers") for i in range(4)}
-    merger = Merger(None, Q | LOST | UNKNOWN, others, 7, 0, set(), [*"vwxy"], {"lm_head": 1}, "model.")
-    assert tell(merger, SimpleNamespace(lost=["p"])).lines == [
+    of_names = [*"vwxy"], {"lm_head": 1}, "model."
+    assert told(Q | LOST | UNKNOWN, others, 7, 0, set(), *of_names, lost="p").lines == [
         "merged modules: 2 right, 2 cannot be told, 1 not compared",
         "other tensors: 7 are the base's, 2 are not",
         "note: 'lm_head' has 1 row more in the merged model, of which nothing is said [vocabulary-grown]",
@@ -170,7 +158,7 @@ def test_what_is_beside_the_verdict_is_told_line_by_line():
     ("lost", "verb"), [(["p"], "1 module of the adapter is"), (["p", "q"], "2 modules of the ada")]
 )
 def test_modules_that_the_base_has_not_are_told(lost, verb):
-    (found,) = tell(Merger(None, Q), SimpleNamespace(lost=lost)).found
+    (found,) = told(Q, lost=lost).found
     assert (found.flag, found.cases) == ("module-unknown", tuple(lost))
     assert found.says.startswith(verb)
     assert (" are not in the base" in found.says) == (len(lost) > 1)
@@ -198,28 +186,23 @@ def test_what_most_modules_have_is_told_first():
     of |= {EVERY[i]: another(text) for i, text in ((3, "a"), (4, "a, {k} times"), (6, "b"), (7, "c"), (9, "a"))}
     of |= {EVERY[i]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 2.5, 0.5) for i in (1, 2)}
     of |= {EVERY[15]: Verdict()}
-    told = tell(Merger(None, of), SimpleNamespace(lost=[]))
+    found = told(of)
     whose = "q_proj of layers 1, 3 with a, 'model.layers.1.k_proj' with a, 0.5 times, 'model.layers.2.q_proj' with b"
     right = "merged rightly: 'model.layers.5.q_proj'"
-    assert [(found.says, found.flag, len(found.cases)) for found in told.found] == [
+    assert [(one.says, one.flag, len(one.cases)) for one in found.found] == [
         (f"not its own change: {whose} and so on (5 of 9 modules); {right}", "another-change", 5),
         ("in part, 1e-05 to 2.5 and 25.0% to 50.0%: layer 0 (3 of 9 modules)", "in-part", 3),
     ]
-    assert told.lines[0] == "merged modules: 1 right, 8 wrong"
-
-
-def test_nothing_of_no_modules_is_counted():
-    told = tell(Merger(None, {}), SimpleNamespace(lost=[]))
-    assert (told.word, told.lines[0]) == ("UNDECIDED", "merged modules: none")
+    assert found.lines[0] == "merged modules: 1 right, 8 wrong"
+    assert told().lines[0] == "merged modules: none"
 
 
 def test_other_tensors_are_told_by_what_they_have():
-    rests = {"a": 0.5, "b": 0.5, "c": 0.1, "d": 0.5}
+    rests = {"a": 0.5, "{k}": 0.5, "c": 0.1, "d": 0.5}
     others = {name: Verdict(WRONG, "changed", "changed by {rest}", rest=rest) for name, rest in rests.items()}
     others |= {"f": Verdict(WRONG, "missing", "is not there")}
-    told = tell(Merger(None, Q, others, 20), SimpleNamespace(lost=[]))
-    assert [(found.says, found.flag, found.cases) for found in told.found] == [
-        ("changed by 10.0% to 50.0%: 'a', 'b', 'c' and 1 more tensor", "changed", (*"abcd",)),
+    assert [(found.says, found.flag, found.cases) for found in told(Q, others, 20).found] == [
+        ("changed by 10.0% to 50.0%: 'a', '{k}', 'c' and 1 more tensor", "changed", ("a", "{k}", "c", "d")),
         ("is not there: 'f'", "missing", ("f",)),
     ]
 
