@@ -82,8 +82,8 @@ class Sample:
 
     def strength(self, change: np.ndarray) -> tuple[float, float, float]:
         """Return between which strengths a change was added, and which part of the numbers allows these."""
-        step = steps(np.maximum(np.abs(self.m.astype(np.float64)), np.abs(self.W.astype(np.float64))), self.out)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):  # a number that is none has no neighbour
+            step = steps(np.maximum(np.abs(self.m.astype(np.float64)), np.abs(self.W.astype(np.float64))), self.out)
             told = np.where(np.isfinite(self.moved), np.abs(change) / step, 0.0).ravel()
         chosen = np.argpartition(-told, min(NUMBERS, told.size) - 1)[:NUMBERS]
         chosen = chosen[told[chosen] > 0]

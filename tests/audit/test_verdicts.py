@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from minilora.audit.merging import Merger
-from minilora.audit.suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict, of_another
+from minilora.audit.suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict, of_another, of_strength
 from minilora.audit.verdicts import for_programs, tell, where
 from minilora.files.tensors import FLOATS
 
@@ -63,6 +63,12 @@ def test_a_strength_has_the_name_of_its_mistake(tmp_path, settings, right, used,
     report = world.judged(world.merged(lambda _, delta: delta / SCALING * used))
     assert report.first_line.startswith(f"merged: WRONG: merged by the factor {said}")
     assert world.judged(world.merged(lambda _, delta: delta / SCALING * right)).word == "RIGHT"
+
+
+def test_a_strength_is_known_within_what_was_measured():
+    known = [(2.0, "twice"), (0.5, "by half")]
+    assert of_strength(1.5, 2.03125, known) == Verdict(WRONG, "factor", "merged by the factor {k} (twice)", 2.0)
+    assert of_strength(1.5, 1.875, known) == Verdict(WRONG, "factor", "merged by the factor {k}", 1.6875)
 
 
 OWN = "model.layers.3.q_proj"

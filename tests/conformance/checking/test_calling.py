@@ -51,8 +51,9 @@ ENDS = {"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}
         ("merge", "merge", returning("y"), "returns a str, expected one array (N=7 "),
         ("merge", "merge", returning((1, 2)), "returns a tuple of 2, expected one array (N=7 "),
         ("merge", "merge", returning(None), "returns None, expected one array (N=7 "),
+        ("merge", "merge", returning(np.ones(3, complex)), "returns numbers of type complex128, expected real ones (N"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_answer_is_said_of_its_claim(function, claim, does, said):
     report = check(beside_forward(**{function: does}))
     (text,) = report.diagnoses

@@ -321,8 +321,10 @@ FAILS = {
         {"slope": "everywhere"},
         ["lora_A's gradient is off by 1e-09 at "],
     ),
-    "single precision": (
-        {"forward": single}, {"forward": "everywhere"}, [f"the output: {SINGLE}"]),
+    "single precision beside a factor, which may come of it": (
+        {"forward": single, "merge": lambda *arrays: 2 * PLAIN.merge(*arrays)},
+        {"forward": "everywhere", "merge": "everywhere"},
+        [f"the output: {SINGLE}", "the merged weight is off by "]),
     "a gradient in single precision": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"].astype(np.float32)}),
         {"slope": "where lora_B is not zero"},

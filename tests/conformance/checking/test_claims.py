@@ -21,45 +21,30 @@ def failing(report):
 
 # --- a new adapter --------------------------------------------------------------------------------
 
+WIDE, NONE = "PEFT's is 1 / sqrt(3 in)", ""
+ALIKE, MEAN = "directions that start alike may stay alike", "and should have the mean 0"
 STARTS = {
     "both factors start at zero: both gradients are zero, and nothing ever moves": lambda A, B, r: (0 * A, B),
-    "neither factor starts at zero: the new adapter changes the output before the first step": lambda A, B, r: (
-        A,
-        B + 1,
-    ),
-    "A's start has the spread of fan r = 9, not fan in = 400: 0.192": lambda A, B, r: (A * (A.shape[1] / r) ** 0.5, B),
-    "A's start has the spread of fan out = 100, not fan in = 400: 0.141": lambda A, B, r: (
-        6**0.5 * A * (A.shape[1] / len(B)) ** 0.5,  # as he_uniform has it
-        B,
-    ),
-    "A's start has the spread 2.89; PEFT's is 1 / sqrt(3 in) = 0.0289": lambda A, B, r: (100 * A, B),
-    "A's start has the spread 2.89e-07; PEFT's is 1 / sqrt(3 in) = 0.0289": lambda A, B, r: (1e-5 * A, B),
-    "A's start has the spread 0.00144, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing": lambda A, B, r: (
-        A / A.shape[1] ** 0.5,
-        B,
-    ),
-    "A's start has the mean 0.0249 and the spread 0.0144, and should have the mean 0": lambda A, B, r: (
-        (A + 0.05) / 2,
-        B,
-    ),
-    "A's start has the mean -0.0251 and the spread 0.0144, and should have the mean 0": lambda A, B, r: (
-        (A - 0.05) / 2,
-        B,
-    ),
-    "lora_A starts with rank 8, expected 9: directions that start alike may stay alike": lambda A, B, r: (
-        np.concatenate([A[:-1], A[:1]]) if r == 9 else A,
-        B,
-    ),
-    "lora_A starts with rank 1, expected 9: directions that start alike may stay alike": lambda A, B, r: (
-        0 * A + A[:1],
-        B,
-    ),
+    "neither factor starts at zero: the new adapter changes the output before the first step": (
+        lambda A, B, r: (A, B + 1)),
+    "A's start has the spread of fan r = 9, not fan in = 400: 0.192": lambda A, B, r: (A * (len(A[0]) / r) ** 0.5, B),
+    "A's start has the spread of fan out = 100, not fan in = 400: 0.141": (  # as he_uniform has it
+        lambda A, B, r: (6**0.5 * A * (A.shape[1] / len(B)) ** 0.5, B)),
+    f"A's start has the spread 2.89; {WIDE} = 0.0289": lambda A, B, r: (100 * A, B),
+    f"A's start has the spread 2.89e-07; {WIDE} = 0.0289": lambda A, B, r: (1e-5 * A, B),
+    "A's start has the spread 0.00144, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing": (
+        lambda A, B, r: (A / A.shape[1] ** 0.5, B)),
+    f"A's start has the mean 0.0249 and the spread 0.0144, {MEAN}": lambda A, B, r: ((A + 0.05) / 2, B),
+    f"A's start has the mean -0.0251 and the spread 0.0144, {MEAN}": lambda A, B, r: ((A - 0.05) / 2, B),
+    f"lora_A starts with rank 8, expected 9: {ALIKE}": (
+        lambda A, B, r: (np.concatenate([A[:-1], A[:1]]) if r == 9 else A, B)),
+    f"lora_A starts with rank 1, expected 9: {ALIKE}": lambda A, B, r: (0 * A + A[:1], B),
     "lora_A starts with shape (400, 9), expected (9, 400)": lambda A, B, r: (A.T, B),
     "lora_A starts with shape (150, 30), expected (30, 150)": lambda A, B, r: (A if r == 9 else A.T, B),
     "lora_B starts with numbers that are not finite": lambda A, B, r: (A, B + np.nan),
     "init returns None, expected lora_A and lora_B": lambda A, B, r: None,
     "init returns a tuple of 1, expected lora_A and lora_B": lambda A, B, r: (A,),
-}
+}  # fmt: skip
 FANS = {
     "A's start has the spread of fan r = 9": ("a-starts-with-the-fan-of-the-rank", "lora-pytorch 0.2.0"),
     "A's start has the spread of fan out = 100": ("a-starts-with-the-fan-of-the-output", ""),
@@ -76,32 +61,23 @@ def test_a_wrong_start_is_named(said):
     assert check(beside_forward(init=wrong)).found == [Diagnosis(said, flag, source, ("linear-start",))]
 
 
-NONE = ""
 SPREADS = {
-    "uniform": (lambda A, B, rng: (A, B), NONE),
-    "he_uniform": (lambda A, B, rng: (6**0.5 * A, B), NONE),
-    "uniform, of a mean of two fifths of its spread": (lambda A, B, rng: (A + 0.4 * A.std(), B), NONE),
-    "ten times as wide": (lambda A, B, rng: (10 * A, B), NONE),
-    "N(0, 1/in)": (lambda A, B, rng: (rng.standard_normal(A.shape) / A[0].size ** 0.5, B), NONE),
-    "N(0, 1)": (lambda A, B, rng: (rng.standard_normal(A.shape), B), "0.997 at {}, 1 at {}: the same at every width"),
+    "uniform": (lambda A, rng: A, NONE),
+    "he_uniform": (lambda A, rng: 6**0.5 * A, NONE),
+    "uniform, of a mean of two fifths of its spread": (lambda A, rng: A + 0.4 * A.std(), NONE),
+    "ten times as wide": (lambda A, rng: 10 * A, NONE),
+    "N(0, 1/in)": (lambda A, rng: rng.standard_normal(A.shape) / A[0].size ** 0.5, NONE),
+    "N(0, 1)": (lambda A, rng: rng.standard_normal(A.shape), "0.997 at {}, 1 at {}: the same at every width"),
     "N(0, 1/r)": (
-        lambda A, B, rng: (rng.standard_normal(A.shape) / len(A) ** 0.5, B),
-        "0.332 at {}, 0.183 at {}: not by the input's width",
-    ),
+        lambda A, rng: rng.standard_normal(A.shape) / len(A) ** 0.5,
+        "0.332 at {}, 0.183 at {}: not by the input's width"),
     "uniform(-0.1, 0.1)": (
-        lambda A, B, rng: (rng.uniform(-0.1, 0.1, A.shape), B),
-        "0.058 at {}, 0.058 at {}: the same at every width",
-    ),
-    "0.0547": (
-        lambda A, B, rng: (0.0547 * rng.standard_normal(A.shape), B),
-        "0.0545 at {}, 0.0548 at {}: the same at every width",
-    ),
-    "0.47": (
-        lambda A, B, rng: (0.47 * rng.standard_normal(A.shape), B),
-        "0.468 at {}, 0.471 at {}: the same at every width",
-    ),
-    "A zero": (lambda A, B, rng: (0 * A, rng.standard_normal(B.shape)), NONE),
-}
+        lambda A, rng: rng.uniform(-0.1, 0.1, A.shape), "0.058 at {}, 0.058 at {}: the same at every width"),
+    "0.0547": (lambda A, rng: 0.0547 * rng.standard_normal(A.shape),
+               "0.0545 at {}, 0.0548 at {}: the same at every width"),
+    "0.47": (lambda A, rng: 0.47 * rng.standard_normal(A.shape), "0.468 at {}, 0.471 at {}: the same at every width"),
+    "A zero": (lambda A, rng: 0 * A, NONE),
+}  # fmt: skip
 OF_KERNELS = {"0.47 of a kernel": (SPREADS["0.47"][0], "0.466 at {}, 0.466 at {}: the same at every width")}
 
 
@@ -112,33 +88,26 @@ def test_other_starts_in_use_are_right_and_described(kind, name):
     change, habit = {**SPREADS, **OF_KERNELS}[name]
 
     def other(in_features, out_features, rank, rng, *kernel):
-        return change(*init(in_features, out_features, rank, rng, *kernel), rng)
+        A, B = init(in_features, out_features, rank, rng, *kernel)
+        A = change(A, rng)
+        return A, B if A.any() else rng.standard_normal(B.shape)
 
     report = report_of(kind, forward=OURS[kind].forward, init=other)
     assert report.claims["start"] == "ok"
     sizes = (f"in={n_in} out={n_out} r={rank}" for rank, n_in, n_out, _ in KINDS[kind].starts)
-    told = f"{habit.format(*sizes)}; PEFT's is 1 / sqrt(3 in)" if habit else None
+    told = f"{habit.format(*sizes)}; {WIDE}" if habit else None
     assert report.habits.get("spread of A") == told
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (
-            lambda m, W: np.linalg.norm(W, axis=0),
-            "DoRA's magnitude starts with 400 entries, one for each input, expected 100, one for each output",
-        ),
-        (
-            lambda m, W: 0 * m + 1,
-            "DoRA's magnitude does not start as the length of each row of the weight: the output changes",
-        ),
-        (
-            lambda m, W: m[:-1],
-            "DoRA's magnitude does not start as the length of each row of the weight: the output changes",
-        ),
-        (lambda m, W: m[:, None], "ok"),
-    ],
-)
+OTHERWISE = "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
+MAGNITUDES = [
+    (lambda m, W: np.linalg.norm(W, axis=0),
+     "DoRA's magnitude starts with 400 entries, one for each input, expected 100, one for each output"),
+    (lambda m, W: 0 * m + 1, OTHERWISE), (lambda m, W: m[:-1], OTHERWISE), (lambda m, W: m[:, None], "ok"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), MAGNITUDES)
 def test_a_magnitudes_start_is_the_length_of_each_row(change, said):
     def start(in_features, out_features, rank, rng, weight):
         A, B, m = OURS["dora"].init(in_features, out_features, rank, rng, weight)
@@ -193,38 +162,28 @@ def adam(eps_inside=False, correction=True, root=True, gradient=False, betas=(0.
 ELSEWHERE = "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: "
 
 
-@pytest.mark.parametrize(
-    ("step", "said"),
-    [
-        (adam(eps_inside=True), "Adam's eps stands inside the root"),
-        (adam(correction=False), "Adam has no bias correction"),
-        (adam(root=False), "Adam divides by v, not by its root"),
-        (adam(gradient=True), "the step is plain gradient descent"),
-        (adam(betas=(0.999, 0.9)), "Adam's betas are exchanged"),
-        (adam(decay=0.01), "a weight decay of 0.01 is added to Adam's step, as in AdamW"),
-        (adam(betas=(0.9, 0.99)), f"{ELSEWHERE}lora_B is -2.319252 at [1, 0], expected -2.319235"),
-        (adam(norm=1.0), f"{ELSEWHERE}lora_A is 0.9463391 at [1, 2], expected 0.9408755"),
-        (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
-        (
-            step_of(step=lambda d, theta, g: d / 4),
-            "Adam's steps are 0.25 times as long as they should be, with lr 1e-3",
-        ),
-        (lambda params, grads, state: (params, state), "the step moves nothing"),
-        (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
-        (
-            lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
-            "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)",
-        ),
-        (
-            lambda params, *_: ({k: p + np.nan for k, p in params.items()}, 0),
-            "lora_A is not finite after ten steps of Adam",
-        ),
-        (
-            adam(kept=np.float32),
-            f"{ELSEWHERE}lora_A is 1.305384 at [1, 1], expected 1.305384",
-        ),  # which is to be declared
-    ],
-)
+STEPS = [
+    (adam(eps_inside=True), "Adam's eps stands inside the root"),
+    (adam(correction=False), "Adam has no bias correction"),
+    (adam(root=False), "Adam divides by v, not by its root"),
+    (adam(gradient=True), "the step is plain gradient descent"),
+    (adam(betas=(0.999, 0.9)), "Adam's betas are exchanged"),
+    (adam(decay=0.01), "a weight decay of 0.01 is added to Adam's step, as in AdamW"),
+    (adam(betas=(0.9, 0.99)), f"{ELSEWHERE}lora_B is -2.319252 at [1, 0], expected -2.319235"),
+    (adam(norm=1.0), f"{ELSEWHERE}lora_A is 0.9463391 at [1, 2], expected 0.9408755"),
+    (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
+    (step_of(step=lambda d, theta, g: d / 4), "Adam's steps are 0.25 times as long as they should be, with lr 1e-3"),
+    (lambda params, grads, state: (params, state), "the step moves nothing"),
+    (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
+    (lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
+     "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)"),
+    (lambda params, *_: ({k: p + np.nan for k, p in params.items()}, 0),
+     "lora_A is not finite after ten steps of Adam"),
+    (adam(kept=np.float32), f"{ELSEWHERE}lora_A is 1.305384 at [1, 1], expected 1.305384"),  # which is to be declared
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "said"), STEPS, ids=[said for _, said in STEPS])
 def test_a_wrong_adam_is_named_or_described(step, said):
     flag = next((row.flag for row in bugs_of("adam", ("adam",)) if row.says == said), "")
     assert check(beside_forward(step=step)).found == [Diagnosis(said, flag, cases=("linear-adam",))]

@@ -139,6 +139,20 @@ def test_another_order_at_each_call_is_no_dropout(factor):
         assert report.diagnoses[0].startswith("the update has another scaling")
 
 
+@pytest.mark.parametrize(("units", "passed"), [(0.8 * 32, True), (1.2 * 32, False)])
+def test_two_answers_may_be_apart_by_the_rounding_of_both(units, passed):
+    trial = Trial.draw(KINDS["linear"].problems[0], "float64", KINDS["linear"].formulas)
+    calls = []
+
+    def forward(x, *layer):
+        calls.append(x)
+        again = sum(np.array_equal(x, before) for before in calls) == 2
+        return noisy(trial.right, trial, units)["y"] if again else LINEAR["forward"](x, *layer)
+
+    report = check(SimpleNamespace(forward=forward))
+    assert report.passed is passed, str(report)
+
+
 @pytest.mark.parametrize("kept", [0.5, 0.9])
 def test_dropout_is_called_so(kept):
     rng = np.random.default_rng(0)
