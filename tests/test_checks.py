@@ -161,7 +161,7 @@ def test_what_is_no_number_is_refused_by_name(value):
         check_integer("n", value, at_least=0)
 
 
-def test_numpy_s_flags_complex_numbers_and_arrays_are_no_numbers():
+def test_numpys_flags_complex_numbers_and_arrays_are_no_numbers():
     for value in (np.True_, np.complex64(1), np.array(True), np.ones(1), np.ones((1, 1)), np.str_("1")):
         with pytest.raises(TypeError, match=r"^lr must be a number, got"):
             check_number("lr", value, above=0)

@@ -104,7 +104,7 @@ def test_an_expression_that_runs_for_ever_is_stopped(tmp_path):
 
 
 @pytest.mark.full
-def test_very_many_tensors_are_no_trouble(tmp_path):
+def test_very_many_tensors_are_audited(tmp_path):
     tensors = {
         f"base_model.model.m.{i}.q_proj.lora_{p}.weight": np.ones((1, 1), "f4") for i in range(9000) for p in "AB"
     }

@@ -677,7 +677,7 @@ def test_the_length_that_divides_a_magnitude_may_be_off(tmp_path, kind, most, ti
 
 
 @pytest.mark.parametrize("block", [1 << 17, 5 * N])
-def test_a_magnitude_beside_weights_that_lie_in_out(tmp_path, monkeypatch, block):
+def test_a_magnitude_is_judged_where_weights_lie_in_out(tmp_path, monkeypatch, block):
     monkeypatch.setattr("minilora.audit.units.BLOCK", block)
     rng, base, right, tensors = np.random.default_rng(0), {}, {}, {}
     for out in (N, 2 * N):  # a square one too

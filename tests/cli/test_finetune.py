@@ -181,7 +181,7 @@ def test_an_adapted_head_has_masks_for_every_position():
 
 def test_any_number_of_workers_writes_the_same_adapter():
     found = set()
-    for workers in "15":
+    for workers in (1, 5):
         assert run(f"{QUICK} --workers {workers} --batch-size 5 --micro-batch 1 --dropout 0.3") == 0
         found.add(weights())
     assert len(found) == 1

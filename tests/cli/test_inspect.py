@@ -33,7 +33,7 @@ def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     assert b"\\xe9.fc" in shown.getvalue()
 
 
-def test_a_base_s_own_weight_in_the_file_is_said(tmp_path, shell):
+def test_a_bases_own_weight_in_the_file_is_said(tmp_path, shell):
     """PEFT saves it beside an adapted embedding or head: it is no part of the adapter."""
     save_adapter(tmp_path / "a", {"lm_head": LoRA(np.ones((1, 2)), np.ones((3, 1)), 2.0)})
     path = tmp_path / "a" / "adapter_model.safetensors"

@@ -153,7 +153,7 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
         assert door.main(["mine"]) == code
 
 
-def test_the_commands_know_every_precision_and_the_child_s_limit():
+def test_the_commands_know_every_precision_and_the_childs_limit():
     assert set(judge.DTYPES) == set(UNIT)
     assert judge.TIMEOUT == child.TIMEOUT == 20
 

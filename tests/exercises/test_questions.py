@@ -70,7 +70,8 @@ def test_a_prediction_gets_its_reason_or_its_own_hint(question, capsys):
         assert {*dict(asked.known), right} == {*asked.choices}
         return
     questions._wrong.clear()
-    said = [say(question, guess, capsys) for guess in (345, 3456, 34567)]  # a second gets another hint
+    # nobody's mistakes: the first gets a hint, and each later one the second
+    said = [say(question, guess, capsys) for guess in (345, 3456, 34567)]
     assert said == [(False, f"Not yet. {hint}") for hint in (*asked.hints, asked.hints[1])]
     assert say(question, right, capsys)[0]
     assert say(question, 345, capsys) == said[0]

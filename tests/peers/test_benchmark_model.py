@@ -43,7 +43,7 @@ def test_sides_that_differ_are_not_timed(task):
         benchmark_model.same_work(task, other)
 
 
-def test_the_floor_has_every_weight_twice_and_watches_the_step(task):
+def test_the_floor_is_two_products_of_each_weight(task):
     """Below the lowest adapters no dx is asked for, so their weights, and those beside them, are read once."""
     loss, grads = benchmark_model.whole_step(task)
     pairs = benchmark_model.products(task)
@@ -98,7 +98,7 @@ def test_a_checkpoint_loses_nothing_and_adapters_stay_in_float32():
 
 
 @needs_models
-def test_a_step_elsewhere_says_how_long_the_processor_took(monkeypatch):
+def test_dtypes_are_measured_with_and_without_newer_instructions(monkeypatch):
     monkeypatch.setattr(benchmark_model, "DTYPES", (OURS, PEER, DEFAULT))
     found = benchmark_model.measure_dtypes(2, numbers=[0])["steps"]
     assert [one["held to AVX2"] for one in found] == [False, True]
@@ -124,6 +124,7 @@ def test_a_training_says_its_losses_and_a_file_keeps_each(monkeypatch, tmp_path)
 @needs_models
 @pytest.mark.parametrize(("number", "threads"), [(0, None), (1, 1)])
 def test_our_side_runs_as_the_command_does(number, threads, monkeypatch):
+    """Where a batch has two rows or more, each half has a thread, and BLAS has none beside it."""
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     with benchmark_model.alone(number, OURS, "steps") as process:
         assert benchmark_model.answer(process).strip() == "ready"

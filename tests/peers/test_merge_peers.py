@@ -24,7 +24,7 @@ def unit_in_the_last_place(tensor):
     return torch.exp2(torch.floor(torch.log2(tensor.abs().double().clamp(min=least))) - mantissa)
 
 
-def test_the_unit_in_the_last_place_is_numpy_s_spacing():
+def test_the_unit_in_the_last_place_is_numpys_spacing():
     numbers = torch.randn(1000, dtype=torch.float64)
     for kind in (torch.float16, torch.float32, torch.float64):
         rounded = numbers.to(kind)
@@ -52,7 +52,7 @@ def of_one_layer(n_in, n_out, conv1d, dtype):
     conv1d=st.booleans(),
 )
 @often
-def test_a_merge_equals_peft_s_merge_and_unload(tmp_path_factory, seed, dtype, adapter_dtype, conv1d):
+def test_a_merge_equals_pefts_merge_and_unload(tmp_path_factory, seed, dtype, adapter_dtype, conv1d):
     rng, folder = np.random.default_rng(seed), tmp_path_factory.mktemp("merge")
     torch.manual_seed(seed % 2**31)
     n_in, n_out = (int(n) for n in rng.integers(1, 40, 2))

@@ -86,7 +86,7 @@ def test_a_class_may_hold_functions_that_take_nothing():
         check(Mine)
 
 
-def test_the_innermost_line_of_the_user_s_file_is_told():
+def test_the_innermost_line_of_the_users_file_is_told():
     def inner():
         return np.linalg.inv(np.zeros((2, 2)))  # raises in a file of NumPy
 
