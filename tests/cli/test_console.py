@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser
-from minilora.cli.console import BLAS_THREADS, discard, flush_or_discard, loading, say_goes_on
+from minilora.cli.console import discard, flush_or_discard, loading, say_goes_on
 
 from ..support.adapter_folder import change_json
 from ..support.command_line import QUICK, run
@@ -118,6 +118,9 @@ def test_what_is_discarded_reaches_no_file(tmp_path):
     assert (tmp_path / "file").read_text() == "seen"
     for stream in (None, file, SimpleNamespace(fileno=lambda: -1)):  # none, closed, and of no file
         discard(stream)
+
+
+BLAS_THREADS = [f"{blas}_NUM_THREADS" for blas in ("OPENBLAS", "OMP", "MKL", "BLIS")] + ["VECLIB_MAXIMUM_THREADS"]
 
 
 @pytest.mark.parametrize("loaded", [False, True])

@@ -39,6 +39,9 @@ def test_of_equal_scores_the_lower_number_is_kept():
     assert choice.tolist() == [[0, 1, 2]] * 2
     scored = Router(StackedLinear(np.array([[0.0], [1.0], [0.0], [1.0]])), 3)
     assert scored.route(np.ones((1, 1)))[1].tolist() == [[1, 3, 0]]
+    many = np.arange(40.0) % 3  # so many that a sort which may exchange equals does
+    every = Router(StackedLinear(many[:, None]), 40)
+    assert every.route(np.ones((1, 1)))[1].tolist() == [sorted(range(40), key=lambda e: -many[e])]
 
 
 def test_one_renormalised_expert_leaves_the_router_no_gradient():
