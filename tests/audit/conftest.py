@@ -7,10 +7,16 @@ import pytest
 
 @pytest.fixture(scope="module")
 def approved(request):
-    """Return what is approved, by a name and what is said now, which --approve takes for approved."""
+    """Return what is approved, by a name and what is said now, which --approve takes for approved; the rest stays."""
     file = request.path.with_name(f"{request.path.stem.removeprefix('test_')}.json")
     anew = request.config.getoption("approve")
-    texts = {} if anew else json.loads(file.read_text(encoding="utf-8"))
-    yield texts.setdefault if anew else lambda name, said: texts.get(name)
+    texts = json.loads(file.read_text(encoding="utf-8"))
+
+    def found(name, said):
+        if anew:
+            texts[name] = said
+        return texts.get(name)
+
+    yield found
     if anew:
         file.write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
