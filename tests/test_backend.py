@@ -39,14 +39,22 @@ def broken_cupy(**changes):
 
 
 NO_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
+INSTALL = r"pip install 'cupy-cuda12x\[ctk\]' or 'cupy-cuda13x\[ctk\]', whichever your driver runs$"
+DRIVER = (
+    "check the driver with nvidia-smi, that the wheel's CUDA version fits it, and that the wheel's "
+    r"\[ctk\] extra is installed$"
+)
 UNUSABLE = {
-    "not installed": (None, r"CuPy is not installed \(.*pip install 'cupy-cuda12x\[ctk\]' or 'cupy-cuda13x\[ctk\]'"),
-    "no driver": (broken_cupy(arange=failing(NO_DRIVER)), f"cannot compute here .*{NO_DRIVER}.*nvidia-smi"),
+    "not installed": (None, r"CuPy is not installed \(.*\): " + INSTALL),
+    "no driver": (broken_cupy(arange=failing(NO_DRIVER)), rf"CuPy cannot compute here \(.*{NO_DRIVER}\): {DRIVER}"),
     "no compiler": (
         broken_cupy(arange=failing("libnvrtc.so.12: cannot open", ImportError)),
-        r"cannot compute here \(ImportError: libnvrtc.so.12: cannot open\): .*\[ctk\]",
+        rf"CuPy cannot compute here \(ImportError: libnvrtc.so.12: cannot open\): {DRIVER}",
     ),
-    "wrong numbers": (broken_cupy(arange=lambda *_, **__: np.ones(4)), "computed .* = 8: "),
+    "wrong numbers": (
+        broken_cupy(arange=lambda *_, **__: np.ones(4)),
+        r"CuPy computed 2 \+ 3 \+ 6 \+ 11 = 8: the device or its driver is broken$",
+    ),
 }  # fmt: skip
 
 

@@ -153,10 +153,10 @@ WRONG = {
         (lambda dy, h, s: "dB", "must be numbers, you returned a str"),
         (lambda dy, h, s: [[1, 2], [3]], "must be numbers, you returned 2 values"),
         (lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
-        (lambda dy, h, s: dy.T @ h * 0, "dB: the right shape, the wrong values"),
+        (lambda dy, h, s: dy.T @ h * 0, "dB: the right shape, the wrong values; write out an entry$"),
         (lambda dy, h, s: dy.T @ h * 1j, "dB: the right shape, the wrong values"),
         (lambda dy, h, s: dy.T @ unknown, "NameError"),  # noqa: F821
-        (lambda dy, h, s: np.multiply(dy, s, out=dy).T @ h, "your code changed its argument dy in place"),
+        (lambda dy, h, s: np.multiply(dy, s, out=dy).T @ h, "changed its argument dy in place; make a new array$"),
     ],
     "check_grad_h": [
         (lambda dy, B, s: dy @ B, "alpha/r is missing"),
@@ -301,7 +301,7 @@ WRONG = {
 """By grader: answers that people give, and the end of what is said."""
 for grader in ("check_loss_gradient", "check_grad_B", "check_grad_h", "check_grad_A"):
     off = lambda *args, right=RIGHT[grader]: right(*args) * (1 + 1e-6)  # noqa: E731
-    WRONG[grader] += [(off, "1.000001 times")]
+    WRONG[grader] += [(off, "a wrong factor in front: yours is 1.000001 times what it should be$")]
 WRONG["check_lora_backward"] += [
     (as_asked(answer), hint) for answer, hint in WRONG["check_backward"] if "2 values" not in hint
 ]

@@ -61,7 +61,8 @@ def test_a_prediction_gets_its_reason_or_its_own_hint(question, capsys):
     asked, right = exercises.QUESTIONS[question], PREDICTIONS[question]
     good, why = say(question, right, capsys)
     assert good
-    assert why.startswith("Right: ")
+    assert why.startswith("Right: 0, but for rounding." if right == 0 else "Right: ")
+    assert questions.sheet(question)["solution"] == why.replace("Right:", "The answer is")
     assert why.endswith(f" {asked.why}")
     hints = [hint for _, hint in asked.known]
     assert [say(question, guess, capsys) for guess in OFF[question]] == [(False, f"Not yet. {hint}") for hint in hints]

@@ -16,6 +16,7 @@ from minilora.layers.stacked import StackedLinear
 from minilora.variants.stackedlora import StackedLoRA
 
 from ..support.adapter_folder import CONFIG, WEIGHTS, change_json
+from ..support.compare import refused
 
 E, R = 4, 3
 NAMES = ["experts.gate_up_proj", "experts.down_proj", "gate.weight"]
@@ -215,7 +216,8 @@ def test_of_the_number_of_experts_the_model_decides(tmp_path):
 
 def test_two_adapters_of_one_key_are_not_written(tmp_path):
     found = adapters(trained(mixture(), NAMES[2:])) | {"gate": LoRA(np.ones((1, 6)), np.ones((4, 1)), 1)}
-    with pytest.raises(ValueError, match=r"would both be 'base_model.model.gate.lora_A.weight' in the file"):
+    key = "base_model.model.gate.lora_A.weight"
+    with refused(f"layers['gate'] and another layer would both be {key!r} in the file", ValueError):
         save_adapter(tmp_path / "new", found)
     assert not (tmp_path / "new").exists()
 
@@ -237,5 +239,6 @@ def test_dora_of_an_array_is_refused(tmp_path):
     save_adapter(tmp_path, adapters(trained(mixture(), NAMES[1:2])))
     magnitude = {"base_model.model.experts.lora_magnitude_vector": np.ones(6)}
     rewritten(tmp_path, lambda tensors: tensors | magnitude, use_dora=True)
-    with pytest.raises(FileRefused, match="use_dora is True, and target_parameters has adapters"):
+    said = "use_dora is True, and target_parameters has adapters: PEFT has no DoRA of an array"
+    with refused(f"'{tmp_path / CONFIG}': {said}"):
         load_adapter(tmp_path)

@@ -362,11 +362,12 @@ def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
     for out in (job.adapter, job.base, tmp_path / "file", tmp_path / "link"):
         job.refused(f"out '~/{out.name}' {full}", ValueError, out=out)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "empty")
-    job.refused("is the working folder or a mount point", ValueError, out=tmp_path / "empty")
+    nothing = "is the working folder or a mount point, which nothing can replace: name a new folder"
+    job.refused(f"out '~/empty' {nothing}", ValueError, out=tmp_path / "empty")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path / "empty")
     for out in (Path("."), tmp_path / "empty"):
-        job.refused("is the working folder or a mount point", ValueError, out=out)
+        job.refused(nothing, ValueError, out=out)
     monkeypatch.undo()
     merge_adapter(job.base, job.adapter, tmp_path / "empty")
     assert sorted(os.listdir(tmp_path / "empty")) == sorted(os.listdir(job.base))
@@ -379,9 +380,9 @@ def test_a_folder_takes_shards_where_it_is_empty_or_new(tmp_path, monkeypatch):
     [
         ({"dry_run": "no"}, TypeError, "dry_run must be True or False, got 'no'"),
         ({"progress": 1}, TypeError, "progress must be True or False, got 1"),
-        ({"base": ""}, ValueError, "base must be the path"),
-        ({"adapter": None}, TypeError, "adapter must be a path"),
-        ({"out": ""}, ValueError, "out must be the path"),
+        ({"base": ""}, ValueError, "base must be the path of a file or folder, got ''"),
+        ({"adapter": None}, TypeError, "adapter must be a path, got None"),
+        ({"out": ""}, ValueError, "out must be the path of a file or folder, got ''"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(job, options, error, said):

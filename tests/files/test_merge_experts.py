@@ -154,7 +154,8 @@ def test_a_square_array_alone_is_refused(tmp_path):
 
     base, ones = {"mlp.experts.down_proj": array(2, 6, 6)}, np.ones((6, 6), "f4")
     layers = {"mlp.experts.down_proj": StackedLoRA(ones, ones, 3, experts=2)}
-    with pytest.raises(FileRefused, match="is square, and nothing shows whether it is stored"):
+    said = r"is square, and nothing shows whether it is stored \(E, out, in\): with the other array its shape would$"
+    with pytest.raises(FileRefused, match=said):
         merged(tmp_path, base, layers)
     assert not (tmp_path / "out.safetensors").exists()
     after = merged(tmp_path, base | {"mlp.experts.gate_up_proj": array(2, 12, 6)}, layers, overwrite=True)

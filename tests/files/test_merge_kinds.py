@@ -127,7 +127,8 @@ def test_a_base_weight_in_the_adapter_must_be_the_bases(saved_dora, tmp_path):
         save_file({**tensors, EMB + "base_layer.weight": wrong}, saved_dora / WEIGHTS)
         assert_merge_refused(tmp_path, base, "'base_model.model.emb.base_layer.weight' is not the base's 'emb.weight'")
     save_file({**tensors, EMB + "base_layer.weight": weight}, saved_dora / WEIGHTS)
-    with pytest.warns(UserWarning, match="own weight of 'emb', which is not loaded"):
+    said = "which is not loaded: the adapter belongs beside that weight. A merge compares it with the base's$"
+    with pytest.warns(UserWarning, match=f"also holds the base's own weight of 'emb', {said}"):
         loaded = load_adapter(saved_dora)
     for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
         np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])

@@ -172,7 +172,7 @@ def test_marks_go_through_filters_of_letters():
         assert text == template(f"{{{{ 'cat!' | {by} }}}}").render(HI)
         assert text[slice(*turn)].lower() in ("cat", "cbt")
     for by in ("truncate(20)", "urlencode", "reverse", "title", "length"):
-        with pytest.raises(FileRefused, match="changes what stands between its tags"):
+        with pytest.raises(FileRefused, match=r"its chat template changes what stands between its tags of generation$"):
             filtered(by)
 
 

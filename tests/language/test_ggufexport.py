@@ -13,6 +13,7 @@ from minilora.language import save_llama
 from minilora.language.ggufexport import export_adapter
 from minilora.layer import walk
 
+from ..support.compare import refused
 from ..support.disk import contents
 from ..support.gguf_file import llama_of_kind, theirs, write
 from ..support.language import tiny_llama, write_folder
@@ -132,19 +133,29 @@ def of(path, **more):
 
 
 Q = "model.layers.0.self_attn.q_proj"
+EMBEDDING, NORM = "model.embed_tokens", "model.layers.0.input_layernorm"
+
+
+def other(path, is_of, expected):
+    return f"the adapter of {path!r} is of kind {is_of}, expected {expected}, as the model's"
+
+
 REFUSED = {
-    "DoRA's magnitude": of(Q, magnitude=np.ones(16)),
-    "of 'model.layers.2.self_attn.q_proj' is of kind linear and shape [16, 12], expected linear and []": of(
-        "model.layers.2.self_attn.q_proj"
-    ),
-    "of 'model.layers.0.input_layernorm' is of kind linear and shape [16, 12], expected linear and [12]": of(
-        "model.layers.0.input_layernorm"
-    ),
-    "expected linear and [8, 12]": of("model.layers.0.self_attn.k_proj"),
-    "of kind embedding and shape [16, 12], expected linear": of(Q, kind="embedding"),
-    "expected embedding and [12, 29]": {"model.embed_tokens": LoRA(np.ones((2, 29)), np.ones((12, 2)), 1.0)},
-    "cannot hold": {Q: LoRA(np.ones((2, 12)), np.full((16, 2), 1e39), 1.0)},
-}
+    f"{Q!r} has DoRA's magnitude, which a LoRA GGUF cannot hold": of(Q, magnitude=np.ones(16)),
+    **{
+        other(path, "linear and shape [16, 12]", f"linear and {expected}"): of(path)
+        for path, expected in (
+            ("model.layers.2.self_attn.q_proj", []), (NORM, [12]), ("model.layers.0.self_attn.k_proj", [8, 12])
+        )
+    },
+    other(Q, "embedding and shape [16, 12]", "linear and [16, 12]"): of(Q, kind="embedding"),
+    other(EMBEDDING, "linear and shape [12, 29]", "embedding and [12, 29]"): {
+        EMBEDDING: LoRA(np.ones((2, 29)), np.ones((12, 2)), 1.0)
+    },
+    f"the factors of {Q!r} reach 1e+39, which float32 cannot hold": {
+        Q: LoRA(np.ones((2, 12)), np.full((16, 2), 1e39), 1.0)
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("reason", REFUSED)
@@ -153,8 +164,8 @@ def test_what_such_a_file_cannot_hold_is_refused_by_name(model_dir, tmp_path, re
     out = tmp_path / "a.gguf"
     out.write_bytes(b"as it was")
     command = ["export", tmp_path / "a", "--model", model_dir, "-o", out]
-    assert f"-o {str(out)!r} is there already: name another, or say --overwrite" in shell.refused(*command)
-    assert reason in shell.refused(*command, "--overwrite")
+    assert shell.refused(*command) == f"-o {str(out)!r} is there already: name another, or say --overwrite"
+    assert shell.refused(*command, "--overwrite") == f"'{tmp_path}/a': {reason}"
     assert out.read_bytes() == b"as it was"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.gguf"]
 
@@ -164,7 +175,8 @@ def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
     kind = "embedding" if path.startswith("model") else "linear"
     save_adapter(tmp_path / "a", of(path, kind=kind))
     base = write(tmp_path / "tied.gguf", model, tied=True)
-    with pytest.raises(FileRefused, match="its embedding"):
+    change = "a LoRA GGUF cannot hold a change of one of the two"
+    with refused(f"'{tmp_path}/a': {path!r} is adapted, and the model's head is its embedding: {change}"):
         export_adapter(tmp_path / "a", base, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
 

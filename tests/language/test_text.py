@@ -41,8 +41,8 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     for data, message in (
         (b"caf\xe9 au lait", "'utf-8' codec can't decode byte 0xe9 in position 3"),
-        (b"", "holds no text"),
-        (b" \n\t", "holds no text"),
+        (b"", "': it holds no text$"),
+        (b" \n\t", "': it holds no text$"),
         *(
             ("a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
             for code in ("utf-16", "utf-16-le", "utf-16-be")
@@ -163,10 +163,9 @@ def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
 
 def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     assert token_ids("a" * 240, of_runs) == of_runs("a" * 240)
+    place = "expected a place for a cut within 240 characters, which is what is encoded at once"
     for text, encode in (("a" * 500, of_runs), ("abc" * 100, in_pairs)):
-        with pytest.raises(
-            ValueError, match="from character 0 on depend on all of it: expected a place for a cut within 240"
-        ):
+        with refused(f"the tokens of the text from character 0 on depend on all of it: {place}", ValueError):
             token_ids(text, encode)
     with pytest.raises(ValueError, match="from character") as error:
         token_ids("ab" * 40 + "a" * 500, of_runs)  # the runs of one letter before it allow a cut anywhere

@@ -379,11 +379,14 @@ def test_a_damaged_tokenizer_is_one_clear_error(tmp_path):
             load_tokenizer(tmp_path / model)
 
 
-@pytest.mark.parametrize(("name", "package"), [("m.gguf", "gguf"), ("m", "tokenizers"), ("m.npz", "glassllm")])
-def test_a_missing_package_is_named(tmp_path, name, package, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "package", "why"),
+    [("m.gguf", "gguf", "a .gguf file"), ("m", "tokenizers", "tokenizer.json"), ("m.npz", "glassllm", "an .npz file")],
+)
+def test_a_missing_package_is_named(tmp_path, name, package, why, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     (tmp_path / name).mkdir() if name == "m" else (tmp_path / name).write_bytes(b"")
-    with pytest.raises(ValueError, match=rf"needs {package} .*: pip install {package}( tokenizers)?$"):
+    with pytest.raises(ValueError, match=rf"^{why} needs {package} .*: pip install {package}( tokenizers)?$"):
         load_tokenizer(tmp_path / name)
 
 
