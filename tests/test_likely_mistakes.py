@@ -109,6 +109,7 @@ MISTAKES = [
      "TypeError: act_fn must be a Layer, got the class SiLU, and no object of it"),
     (lambda rng: train({"fc": lora()}, X, Y, rng=rng),
      "TypeError: model must be a Layer, got dict; minilora.attach(model, adapters) puts adapters into a model"),
+    (lambda rng: merge(model(), requantize=1), "TypeError: requantize must be True or False, got 1"),
     (lambda rng: merge({"fc": lora()}),
      "TypeError: model must be a Layer, got dict; minilora.attach(model, adapters) puts adapters into a model"),
     (lambda rng: attach({"fc": lora()}, linear()),

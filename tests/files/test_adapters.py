@@ -200,6 +200,7 @@ BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA and l
          "layers['fc'] has dtype complex128, expected one of ('float16', 'float32', 'float64')"),
         (ONE, {"fan_in_fan_out": "false"}, TypeError, "fan_in_fan_out must be True or False, got 'false'"),
         (ONE, {"fan_in_fan_out": 1}, TypeError, "fan_in_fan_out must be True or False, got 1"),
+        (ONE, {"lora_dropout": 1}, ValueError, "lora_dropout must be at least 0 and below 1, got 1"),
         (ONE, {"overwrite": 1}, TypeError, "overwrite must be True or False, got 1"),
         (ONE, {"base_model": 3}, TypeError, "base_model must be a str, got int"),
         (ONE, {"target_modules": ["f", "xfc"]}, ValueError,

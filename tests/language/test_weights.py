@@ -169,6 +169,8 @@ def test_other_arguments_are_refused_by_name(model_dir, tmp_path):
     said = r"backend must be a Backend, as minilora\.get_backend\('cupy'\) returns it, got 'numpy'$"
     with pytest.raises(TypeError, match=said):
         Llama.load(model_dir, backend="numpy")
+    with pytest.raises(TypeError, match="keep_blocks must be True or False, got 'no'"):
+        Llama.load(model_dir, keep_blocks="no")
     for nowhere in ("model.bin", "model.gguf", "model.npz", "folder"):
         with pytest.raises(ValueError, match=rf"{nowhere}': No such file or directory"):
             Llama.load(tmp_path / nowhere)
