@@ -161,6 +161,15 @@ def test_names_that_llama_cpp_knows_end_a_text(of_words, names, kind):
         assert (found.encode(f"a{name}"), found.decode([i])) == ([*ids("a"), i], "")
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("<|fim_pad|>", "fim_pad_token_id"), ("<reponame>", "fim_rep_token_id"), ("<|file_sep|>", "fim_sep_token_id")],
+)
+def test_a_key_takes_the_place_of_the_names_between_files(of_words, name, key):
+    found, _ = of_words(name, "<own>", "th", kinds=[1, 3], eos=1, **{key: 1})
+    assert found.end == {1}
+
+
 def test_an_end_within_a_turn_ends_no_text(of_words):
     """As in llama.cpp, also where a key names it: it is a text then."""
     for *words, within in (
@@ -285,6 +294,39 @@ def test_tokens_that_the_second_file_names_are_special(model_dir):
         found = load_tokenizer(model_dir)
         assert found.encode("a[P]b") == [LETTERS_OF_BYTES.index("a"), 256, LETTERS_OF_BYTES.index("b")]
         assert found.decode(found.encode("a[P]b")) == "ab"
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "count"),
+    [("lstrip", "a [P]b", 3), ("rstrip", "a[P] b", 3), ("single_word", "a[P]b", 5), ("normalized", "a[p]b", 3)],
+)
+def test_a_special_token_keeps_each_of_its_flags(model_dir, flag, text, count):
+    """Beside a normalizer that makes letters small; without its flag the text has another number of tokens."""
+    byte_level(model_dir)
+    change(model_dir / "tokenizer.json", normalizer={"type": "Lowercase"})
+    for value in (False, True):
+        change(model_dir / "tokenizer_config.json", pad_token={"content": "[P]", flag: value})
+        assert (len(load_tokenizer(model_dir).encode(text)) == count) is value
+
+
+@pytest.mark.parametrize(
+    ("end", "kinds"),
+    [
+        (
+            "<|endoftext|>",
+            [("qwen2", "LlamaTokenizer"), ("qwen2_moe", ""), ("qwen3_moe", ""), ("gpt", "GPT2Tokenizer")],
+        ),
+        ("</s>", [("llama", "LlamaTokenizerFast"), ("qwen3", "LlamaTokenizer"), ("", "CodeLlamaTokenizer")]),
+        ("", [("mistral", "LlamaTokenizer"), ("mixtral", "LlamaTokenizerFast"), ("llama", ""), ("qwen", "")]),
+    ],
+)
+def test_special_tokens_that_nothing_names_are_those_of_the_class(model_dir, end, kinds):
+    """As transformers has it: the kind of a model can say more than the class that its files name."""
+    for kind, name in kinds:
+        (model_dir / "config.json").write_text(json.dumps({"model_type": kind}))
+        (model_dir / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+        found = load_tokenizer(model_dir)
+        assert found.spell(found.last) == end
 
 
 def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
