@@ -115,16 +115,3 @@ def lines(
     if len(curves) > 1:
         axes.legend()
     return figure
-
-
-def bars(values: dict[str, float], *, colours: Sequence[str] = (), **labels: object) -> Figure:
-    """Draw named numbers as horizontal bars, each with its number, the first at the top."""
-    figure = new_figure(5.6, 0.55 + 0.42 * len(values))
-    axes = figure.subplots()
-    axes.barh(list(values), list(values.values()), color=list(colours) or LORA, height=0.62)
-    for place, value in enumerate(values.values()):
-        axes.annotate(f"{value:,.4g}", (value, place), (4, 0), textcoords="offset points", va="center", color=INK)
-    axes.invert_yaxis()
-    axes.set(**labels)
-    axes.margins(x=0.25)
-    return figure

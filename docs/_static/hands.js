@@ -1,5 +1,5 @@
 // Pictures in the reader's hands. Each figure.hands has its sliders, its drawing, its sentence and its data in the page.
-// Moving a slider looks the numbers up, or adds up the products, and draws them again. Nothing is asked of a server.
+// Moving a slider looks the numbers up and draws them again. Nothing is asked of a server.
 "use strict";
 
 (() => {
@@ -34,7 +34,7 @@
     add(svg, "line", { x1: px(from[0]), y1: py(from[1]), x2: px(to[0]), y2: py(to[1]), class: `line ${name}` });
   }
 
-  // --- curves and bars in a frame with two axes
+  // --- curves in a frame with two axes
 
   function frame(parent, alt, x, y) {
     const [width, height, left, right, bottom, top] = [330, 230, 46, 14, 34, 22];
@@ -43,12 +43,12 @@
     const px = position(x, left, width - right), py = position(y, height - bottom, top);
     for (const [axis, p, at] of [[x, px, (v) => ({ x: v, y: height - bottom + 15, "text-anchor": "middle" })],
                                  [y, py, (v) => ({ x: left - 5, y: v + 4, "text-anchor": "end" })]]) {
-      for (const tick of axis.ticks) add(svg, "text", { ...at(p(tick)), class: "tick" }, axis.say ? axis.say(tick) : `${tick}`);
+      for (const tick of axis.ticks) add(svg, "text", { ...at(p(tick)), class: "tick" }, `${tick}`);
     }
     for (const tick of y.ticks) add(svg, "line", { x1: left, x2: width - right, y1: py(tick), y2: py(tick), class: "rule" });
     add(svg, "text", { x: (left + width) / 2, y: height - 3, "text-anchor": "middle" }, x.label);
     add(svg, "text", { x: 2, y: 13 }, y.label);
-    return { svg, px, py, base: height - bottom };
+    return { svg, px, py };
   }
 
   function line({ svg, px, py }, xs, ys, name) {
@@ -83,50 +83,6 @@
       line(e, data.angles, data.errors, "lora");
       add(e.svg, "circle", { cx: e.px(data.angles[place]), cy: e.py(data.errors[place]), r: 5, class: "lora" });
       return data.says[place];
-    },
-
-    levels(parent, data, { bits }) {
-      const book = data.books[bits], last = data.grid[data.grid.length - 1];
-      const f = frame(parent, `A bell curve and ${book.length} levels under it`,
-        { from: -last, to: last, ticks: [-1, 0, 1], label: "weight / the largest of its block" },
-        { from: 0, to: 1.05, ticks: [0], label: "how often", say: () => "" });
-      line(f, data.grid, data.bell, "ink");
-      const height = (c) => data.bell[Math.round((c + last) / (2 * last) * (data.grid.length - 1))];
-      for (const c of book) add(f.svg, "line", { x1: f.px(c), x2: f.px(c), y1: f.py(0), y2: f.py(height(c)), class: "line lora" });
-      const most = Math.ceil(20 * Math.max(...data.shares[bits])) / 20;
-      const bars = frame(parent, "The share of the weights that each level stands for",
-        { from: -last, to: last, ticks: [-1, 0, 1], label: "level" },
-        { from: 0, to: most, ticks: [0, most], say: (v) => `${Math.round(100 * v)} %`, label: "share of the weights at each level" });
-      data.shares[bits].forEach((share, k) => {
-        add(bars.svg, "line", { x1: bars.px(book[k]), x2: bars.px(book[k]), y1: bars.base, y2: bars.py(share), class: "line lora" });
-      });
-      return data.says[bits];
-    },
-
-    ledger(parent, data, { width, batch, r }) {
-      const sizes = { w: +data.values.width[width], N: +data.values.batch[batch], r: +data.values.r[r] };
-      const size = (letters) => [...letters].reduce((product, letter) => product * sizes[letter], 1);
-      const sum = (numbers) => numbers.reduce((total, number) => total + number, 0);
-      const tally = ({ products, shapes }) => {
-        const trained = sum(shapes.map(size));
-        const moved = sum(products.map(([m, k, n]) => size([m, k]) + size([k, n]) + size([m, n])));
-        return { "multiply-adds": sum(products.map(size)), "bytes moved": 4 * (moved + 7 * trained), "bytes of Adam": 8 * trained };
-      };
-      const [full, lora] = [tally(data.full), tally(data.lora)];
-      const millions = (v) => (v / 1e6).toLocaleString("en-US", { maximumSignificantDigits: 3 });
-      for (const key of Object.keys(full)) {
-        const svg = drawing(parent, 300, 66, `${key}: ${millions(full[key])} million in full, ${millions(lora[key])} with LoRA`);
-        const most = Math.max(full[key], lora[key]);
-        add(svg, "text", { x: 2, y: 14 }, `${key}, millions`);
-        [["base", "full", full[key]], ["lora", "LoRA", lora[key]]].forEach(([name, label, value], j) => {
-          const y = 20 + j * 22, long = Math.max(190 * (value / most), 1);
-          add(svg, "text", { x: 2, y: y + 14, class: "tick" }, label);
-          add(svg, "rect", { x: 40, y, width: long, height: 18, class: name });
-          add(svg, "text", { x: 46 + long, y: y + 14, class: "tick" }, millions(value));
-        });
-      }
-      const share = (key) => `${(100 * lora[key] / full[key]).toLocaleString("en-US", { maximumSignificantDigits: 3 })} % of the ${key}`;
-      return `Width ${sizes.w}, ${sizes.N} rows, rank ${sizes.r}: LoRA takes ${Object.keys(full).map(share).join(", ")}.`;
     },
   };
 

@@ -1,7 +1,6 @@
 """What "What LoRA costs" asserts and shows; the names are the page's own."""
 
 import costs
-import hands
 import numpy as np
 import pictures
 from pages import picture, recording, shown
@@ -23,11 +22,21 @@ shown(
         [(name.replace("the article's module", "A and B first"), *count) for name, count in large.items()],
     ),
 )
-picture("ledger", hands.ledger())
-ways = hands.spelled()
-for width in [w for w in hands.WIDTHS if w >= 256]:
-    full, lora = (hands.tally(way, w=width, N=128, r=8) for way in ways.values())
-    assert 0.665 < lora["multiply-adds"] / full["multiply-adds"] < 0.735
+
+
+def both(width):
+    ways = costs.ways(128, width, width, 8, need_dx=True)
+    return ways["full training"], ways["LoRA beside its base"]
+
+
+for width in (256, 512, 1024, 2048, 4096, 8192):
+    full, lora = both(width)
+    assert 0.665 < lora.multiply_adds / full.multiply_adds < 0.735
+full, lora = both(1024)
+WHAT = {"multiply_adds": "multiply-adds", "least_bytes": "bytes moved, at least", "optimizer_bytes": "bytes of Adam"}
+counts = {what: (getattr(full, name), getattr(lora, name)) for name, what in WHAT.items()}
+rows = [(what, *(f"{count / 1e6:,.3g}" for count in of), f"{of[1] / of[0]:.1%}") for what, of in counts.items()]
+shown("ledger", pictures.table(["millions a step", "full training", "LoRA", "of it"], rows))
 
 # %% A step of a language model
 

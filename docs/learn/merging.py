@@ -1,7 +1,7 @@
 """What "Merging, and four bits" asserts and shows; the names are the page's own."""
 
 import pictures
-from pages import picture, recording, shown
+from pages import picture, recording, says, shown
 
 # %% One weight again
 
@@ -14,14 +14,33 @@ for once, hundred, thousand in drifts.values():
 
 # %% Sixteen numbers
 
-import hands
-
 from minilora.language.memory import LLAMA_2_7B, training_memory
 from minilora.layers.nf4 import code_book
 
 assert np.abs(levels - NF4).max() < 2e-7 and np.abs(np.array(code_book()) - levels).max() < 1e-15
 assert round(training_memory(LLAMA_2_7B, tokens=1)["weights"] / 1e9, 1) == 13.5 and round(p_1, 7) == 0.9677083
-picture("levels", hands.levels_under_the_bell())
+
+blocks = np.random.default_rng(0).standard_normal((512, 64))
+largest = np.abs(blocks).max(axis=1, keepdims=True)
+
+
+def error(levels):
+    """Return which part of normally distributed weights is lost when each becomes its block's nearest level."""
+    nearest = levels[np.abs((blocks / largest)[..., None] - levels).argmin(axis=-1)]
+    return np.linalg.norm(nearest * largest - blocks) / np.linalg.norm(blocks)
+
+
+says(
+    f"in blocks of 64 they lose {error(levels):.1%}; 16 levels at even steps lose {error(np.linspace(-1, 1, 16)):.1%}."
+)
+grid, end = np.linspace(-1.4, 1.4, 113), largest.mean()  # where a block's largest weight usually is
+figure = pictures.new_figure(5.2, 2.9)
+axes = figure.subplots()
+axes.plot(grid, np.exp(-((grid * end) ** 2) / 2), color=pictures.INK)
+axes.vlines(levels, 0, np.exp(-((levels * end) ** 2) / 2), color=pictures.LORA)
+axes.set(xlabel="weight, divided by the largest of its block", yticks=[])
+alt = "A bell curve with 16 vertical lines under it, the levels of NF4: close together in the middle, where most weights are, "
+picture("levels", pictures.show(figure, alt + "and far apart at the ends."))
 
 # %% A block by hand
 
