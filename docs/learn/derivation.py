@@ -22,6 +22,19 @@ dx, grads = layer.backward(dy, cache)
 first |= {"dA": grads["lora_A"], "dB": grads["lora_B"], "dx": dx, "dy W": layer.base.input_gradient(dy)}
 first |= {"dh": layer.adapter.scaling * dy @ first["B"], "dh A": layer.adapter.backward(dy, beside)[0]}
 
+printed = first | {"y - t": y - t, "L": [loss, after.round(4)], r"A \leftarrow": A, r"B \leftarrow": B}
+section = (
+    (DOCS / "learn" / "derivation.md").read_text(encoding="utf-8").partition("## By pencil")[2].partition("\n## ")[0]
+)
+for formula in re.findall(r"^\$\$\n(.*?)^\$\$", section, re.S | re.M):
+    for part in re.split(r",\s*\\qquad", formula):  # what each is equal to at last
+        name = re.match(r"\s*(?:\\begin\{aligned\}\s*)?(\w - \w|\w \\leftarrow|\w+)", part)[1]
+        *_, rows = re.findall(r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", part, re.S) or [part.rpartition("=")[2]]
+        found = [[float(number) for number in row.split("&")] for row in rows.split(r"\\")]
+        right = np.atleast_2d(printed[name].pop(0) if name == "L" else printed.pop(name))
+        assert np.shape(found) == right.shape and np.allclose(found, right, rtol=0, atol=1e-8), name
+assert printed.keys() == {"L", "base", "update", "dy W", "dh A"} and not printed["L"]
+
 graph = own_picture(DOCS / "learn" / "derivation.md", "graph")
 for group in re.findall(r"<g [^>]*>.*?</g>", graph, re.S):  # a name, and its numbers: each column from above
     if name := re.search(r'italic"[^>]*>(.*?)<', group):

@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minilora import Adam, Linear, LoRA, LoRALinear
+from minilora import Linear, LoRA, LoRALinear
 from minilora.fast import residual_form
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
@@ -29,18 +28,6 @@ def test_multiply_adds_by_formula_are_those_that_run(N, n_in, n_out, r):
             assert bytes_moved >= way.least_bytes
 
 
-@given(sizes, sizes, st.integers(1, 8))
-def test_optimizer_bytes_by_formula_are_what_adam_keeps(n_in, n_out, r):
-    found = costs.ways(4, n_in, n_out, r)
-    layers = {
-        "full training": Linear(costs.watched(n_out, n_in)),
-        "LoRA on the residual": LoRA(costs.watched(r, n_in), costs.watched(n_out, r), 1),
-    }
-    for name, layer in layers.items():
-        adam = Adam(layer.trainable())
-        assert found[name].optimizer_bytes == sum(a.nbytes for moment in (adam.m, adam.v) for a in moment.values())
-
-
 def test_the_ledger_of_a_small_step_by_hand():
     ways = costs.ways(N=10, n_in=4, n_out=3, r=1)
     assert ways["full training"].multiply_adds == 10 * 4 * 3 * 2
@@ -49,27 +36,8 @@ def test_the_ledger_of_a_small_step_by_hand():
     assert ways["LoRA beside its base, residual form"].multiply_adds == 166 + 2 * 10 * 4 + 2 * 4 * 3
     assert ways["LoRA on the residual"].multiply_adds == 10 * (4 + 3) + 10 * (3 + 3 + 4)
     assert ways["LoRA on the residual, residual form"].multiply_adds == 10 * (4 + 3 + 3 + 4) + 2 * (10 + 3)
+    assert (ways["full training"].optimizer_bytes, ways["LoRA on the residual"].optimizer_bytes) == (8 * 12, 8 * 7)
     assert ways["full training"].least_bytes == 4 * ((40 + 12 + 30) + (30 + 40 + 12) + 7 * 12)
-
-
-@pytest.mark.parametrize(("n_in", "n_out"), [(1001, 1000), (4096, 4096)])
-@pytest.mark.parametrize("r", [1, 8])
-def test_only_the_thin_products_save_much(n_in, n_out, r):
-    ways = costs.ways(128, n_in, n_out, r)
-    work = {name: way.multiply_adds for name, way in ways.items()}
-    assert work["LoRA, the article's module"] > work["full training"] > work["LoRA beside its base"]
-    assert work["LoRA beside its base"] > work["full training"] / 2
-    assert work["LoRA beside its base, residual form"] < work["LoRA beside its base"] / 5
-    assert work["LoRA on the residual, residual form"] < work["full training"] / 50
-
-
-def test_inside_a_network_lora_saves_a_third():
-    sizes = 128, 1001, 1000
-    alone, inside = (
-        {k: costs.large_products(w, *sizes) for k, w in costs.ways(*sizes, 1, dx).items()} for dx in (0, 1)
-    )
-    assert (alone["full training"], alone["LoRA beside its base"]) == (2, 1)
-    assert inside == {"full training": 3, "LoRA, the article's module": 5, "LoRA beside its base": 2}
 
 
 @given(st.integers(1, 30), sizes, sizes, st.integers(1, 30))

@@ -97,10 +97,11 @@ LENGTHS = {
 
 
 def generated(name, seed=1):
-    """Return answers as text: each mistake, each factor in front of the right answer, and some of both."""
+    """Return answers as text: the right one, each mistake, each factor in front of the right one, and some of both."""
     exercise, rng = EXERCISES[name], np.random.default_rng(seed)
     right = {result: own[0][0] for result, own in exercise.forms.items()}
-    wrong = [(result, line, "1") for result, own in exercise.forms.items() for line, _ in own if "float16" not in line]
+    wrong = [(result, line, "1") for result, line in right.items()]
+    wrong += [(result, line, "1") for result, own in exercise.forms.items() for line, _ in own if "float16" not in line]
     wrong += [(result, right[result], factor) for result in right for factor, _ in exercise.scales]
     factors = [factor for factor, _ in exercise.scales] + ["0.37", "0"]
     for _ in range(25):
@@ -142,19 +143,6 @@ BY_HAND = {
         "dB = 0\nfor n in range(len(dy)):\n    dB = dB + np.outer(dy[n], h[n])\nreturn s * dB",
         "s * np.sum(dy[:, :, None] * h[:, None, :], axis=0)",
     ],
-    "grad_h": [
-        "s * dy @ B",
-        "dy @ (s * B)",
-        "dy @ B",
-        "s * dy @ B.T",
-        "s * B @ dy",
-        "dy.dot(B) * s ** 2",
-        "dy.sum(axis=1)",
-    ],
-    "grad_A": [
-        *("dh.T @ x", "np.matmul(np.transpose(dh), x)", "x.T @ dh", "dh @ x", "-dh.T @ x", "dh.T @ x / len(x)"),
-        *("(s * dy @ B).T @ x", "s * (dy @ B).T @ x", "(dy @ B).T @ x", "s * dh.T @ x", "alpha / r * B.T @ dy.T @ x"),
-    ],
     "backward": [
         "s = alpha / A.shape[0]\ndh = s * dy @ B\ndx, dA, dB = dh @ A, dh.T @ x, s * dy.T @ (x @ A.T)",
         "s = alpha / len(A)\ndB = s * dy.T @ (x @ A.T)\ndh = s * dy @ B\ndA = dh.T @ x\ndx = dh @ A",
@@ -165,30 +153,7 @@ BY_HAND = {
         "s = alpha / len(A)\ndh = s * dy @ B\nreturn (dh @ A).T, (dh.T @ x).T, (s * dy.T @ x @ A.T).T",
         *("return dy @ B @ A", "return dy, x", "dy @ A", "1, 2, 3"),
     ],
-    "lora_backward": [
-        "s = alpha / r\nreturn (s * dL_dy @ B).T @ x, s * dL_dy.T @ x @ A.T",
-        "s = alpha / r\ndA = (s * dL_dy @ B).T @ x\ndB = s * dL_dy.T @ x @ A.T",
-        "dA = (alpha * dL_dy @ B).T @ x\ndB = alpha * dL_dy.T @ x @ A.T",
-        "s = alpha / r\nreturn (s * dL_dy @ B).T @ x / len(x), s * dL_dy.T @ x @ A.T / len(x)",
-        "(dL_dy @ B).T @ x",
-    ],
-    "merged": [
-        *(
-            "W + alpha / A.shape[0] * B @ A",
-            "W + alpha / A.shape[0] * (A.T @ B.T).T",
-            "W + B @ A",
-            "alpha / len(A) * B @ A",
-        ),
-        *("W + (B.T @ A.T).T", "W + alpha / len(A) * A @ B", "W + alpha / len(A) * A.T @ B.T", "W"),
-    ],
-    "count": [
-        *(
-            "rank * (in_features + out_features)",
-            "rank * in_features + out_features * rank",
-            "in_features * out_features",
-        ),
-        *("rank * (in_features + out_features) + out_features", "7", "(rank, 2)", "rank * rank"),
-    ],
+    "merged": ["W + alpha / A.shape[0] * B @ A", "W + (B.T @ A.T).T", "W + alpha / len(A) * A.T @ B.T", "W"],
     "factors": [
         "U, S, Vt = np.linalg.svd(change, full_matrices=False)\nreturn S[:rank, None] * Vt[:rank], U[:, :rank]",
         "U, S, Vt = np.linalg.svd(change)\nA = Vt[:rank]\nB = U[:, :rank] * S[:rank]",
@@ -208,17 +173,8 @@ BY_HAND = {
         "    J = np.diag(P[t]) - np.outer(P[t], P[t])\n    dS[t] = J @ dP[t]",
         *("P * (dP - (P * dP).sum(axis=1))", "P * dP", "P * (1 - P) * dP", "P * (dP - dP.mean(axis=1, keepdims=True))"),
     ],
-    "grad_V": [
-        "n = np.linalg.norm(V, axis=1, keepdims=True)\nalong = (dW * V).sum(axis=1, keepdims=True) / n\n"
-        "return m[:, None] / n * (dW - along * V / n)",
-        "dV = np.zeros(V.shape)\nfor o in range(len(m)):\n    n = np.sqrt(V[o] @ V[o])\n    u = V[o] / n\n"
-        "    dV[o] = m[o] / n * (dW[o] - u * (u @ dW[o]))",
-        "n = np.sqrt((V**2).sum(axis=1, keepdims=True))\nm[:, None] / n * dW",
-        "n = np.linalg.norm(V, axis=1)\nm / n * dW",
-    ],
 }
-RIGHT_BY_HAND = {"loss_gradient": 5, "grad_B": 12, "grad_h": 2, "grad_A": 5, "backward": 3, "lora_backward": 2}
-RIGHT_BY_HAND |= {"merged": 2, "count": 2, "factors": 3, "grad_scores": 4, "grad_V": 2}
+"""Answers in forms of their own: with lines before, loops, a function, in place, of another shape, of no number."""
 
 
 def returning(text, results):
@@ -277,48 +233,11 @@ def alike(name, texts, capsys):
 
 
 @by_node
-@pytest.mark.parametrize("name", [*BY_HAND])
+@pytest.mark.parametrize("name", [name for name in EXERCISES if name != "start"])
 def test_lines_are_judged_as_a_function_is(name, capsys):
-    texts = [*BY_HAND[name], *(generated(name) if name != "factors" else ())]
-    assert alike(name, texts, capsys)[: len(BY_HAND[name])].count(True) == RIGHT_BY_HAND[name]
-
-
-SLIPS = {
-    r"\.T": "",
-    r"(\b[a-zA-Z]\w*)(?!\.T)\b(?!\()": r"\1.T",
-    r"(\w+) @ (\w+)": r"\2 @ \1",
-    "@": "*",
-    r"\bs \* ": "",
-    "axis=1": "axis=0",
-    ", keepdims=True": "",
-    r"alpha / len\(A\)": "alpha",
-    r"\bA\b": "B",
-    r"\bx\b": "h",
-    " - ": " + ",
-    " / ": " * ",
-    r"\*\*2": "",
-    r"\[:, None\]": "",
-    r"\bdy\b": "dy / len(dy)",
-    r"2 \* ": "",
-    r"np\.outer": "np.dot",
-    r"\.size": ".shape[0]",
-}
-"""What a learner writes in the place of what."""
-
-
-@by_node
-@pytest.mark.parametrize("name", [name for name in BY_HAND if name != "factors"])  # directions have a sign of their own
-def test_slips_are_judged_as_a_function_with_them_is(name, capsys):
-    rng, texts = np.random.default_rng(3), []
-    while len(texts) < 15:
-        text = str(rng.choice(BY_HAND[name]))
-        for slip in rng.choice([*SLIPS], rng.integers(1, 3)):
-            if places := [*re.finditer(slip, text)]:
-                place = places[rng.integers(len(places))]
-                text = text[: place.start()] + place.expand(SLIPS[slip]) + text[place.end() :]
-        if text not in BY_HAND[name]:
-            texts.append(text)
-    alike(name, texts, capsys)
+    """But for the factors, whose directions have a sign of their own, among them each known mistake."""
+    texts = [*BY_HAND.get(name, ()), *(generated(name) if name != "factors" else ())]
+    assert {*alike(name, texts, capsys)} == {True, False}
 
 
 STARTED = {

@@ -7,7 +7,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
-import words
 from recordings import Recordings
 
 BEFORE = {"new": 5.0, "old": 3.0}
@@ -49,22 +48,6 @@ def test_seeds_count_only_where_they_are_asked_for():
     found = recorded(training("full", None, 1, 4.0), training("full", None, 1, 3.0, seed=1))
     assert found.losses("full") == {1: 3.5}
     assert found.losses("full", among=(0,)) == {1: 4.0}
-
-
-def test_one_rank_trains_a_row_and_column_of_each_matrix():
-    widths = {"q": (128, 128), "k": (128, 64), "v": (128, 64), "o": (128, 128), "mlp": (3 * 128, 3 * 341)}
-    assert words.per_rank(words.GLASSLLM) == 4 * sum(map(sum, widths.values()))
-
-
-def test_the_rate_to_begin_with_is_the_recipes_middle():
-    moves = [of.moves for of in words.RECIPES if of.moves is not None]
-    begins = words.SCALING * words.start()
-    assert abs(sum(of > begins for of in moves) - sum(of < begins for of in moves)) <= 1
-
-
-def test_a_recipe_without_a_scaling_claims_no_product():
-    assert [of.moves for of in words.RECIPES if of.scaling is None] == [None]
-    assert all(of.moves == of.scaling * of.rate for of in words.RECIPES if of.scaling is not None)
 
 
 def test_forgetting_is_read_on_the_way_where_it_was_measured():
