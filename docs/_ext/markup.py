@@ -6,6 +6,7 @@ repository. On the site the last ones are addresses: of the other site, of a mod
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from itertools import pairwise
@@ -106,7 +107,7 @@ def raw(html: str) -> str:
 
 def as_myst(page: Path) -> str:
     """Return a page as MyST reads it, with what it gave when it ran."""
-    site, given = site_of(page), pages.ran(page)
+    site, given = site_of(page), pages.Given(**json.loads(pages.keeps(page).read_text(encoding="utf-8")))
     text, put_back = pages.unquoted(page.read_text(encoding="utf-8"))
     index = contents(text) if page.stem == "index" else ""
     ran = {block.start() for block in pages.blocks(text)}

@@ -27,9 +27,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import hashlib
 import html
-import importlib.metadata
 import io
 import json
 import multiprocessing
@@ -45,16 +43,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 DOCS = Path(__file__).resolve().parent.parent
 ROOT = DOCS.parent
 RECORDINGS = DOCS / "recordings"
 SITES = ("learn", "library")
-KEPT = DOCS / "_build" / "pages"
-"""What pages gave, under a digest of all that they read."""
 
 FENCE = re.compile(r"^(?P<ticks>`{3,})(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=ticks)[ \t]*\n", re.S | re.M)
 PRINTED = re.compile(r"\n*^```text(?P<rounding> rounding)?\n(?P<text>.*?)^```\n", re.S | re.M)
@@ -226,22 +222,16 @@ def steps(page: Path) -> Iterator[tuple[str, int, str]]:
 @contextlib.contextmanager
 def place() -> Iterator[None]:
     """Stand in an empty folder with `examples` and `docs`, where imports and programs find this checkout's modules."""
-    here, path, inherited = os.getcwd(), sys.path[:], os.environ.get("PYTHONPATH")
-    folders = [str(folder) for folder in (ROOT, DOCS / "_ext", ROOT / "examples", ROOT / "examples" / "measure")]
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            os.chdir(folder)
-            for name in ("examples", "docs"):
-                Path(name).symlink_to(ROOT / name)
-            sys.path[:0], os.environ["PYTHONPATH"] = folders, os.pathsep.join(folders)
-            yield
-        finally:
-            os.chdir(here)
-            sys.path[:] = path
-            if inherited is None:
-                del os.environ["PYTHONPATH"]
-            else:
-                os.environ["PYTHONPATH"] = inherited
+    found = [str(folder) for folder in (ROOT, DOCS / "_ext", ROOT / "examples", ROOT / "examples" / "measure")]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(found)),
+        mock.patch.object(sys, "path", [*found, *sys.path]),
+    ):
+        for name in ("examples", "docs"):
+            Path(name).symlink_to(ROOT / name)
+        yield
 
 
 def run(page: Path) -> Given:
@@ -282,30 +272,9 @@ def named_pictures(page: Path) -> set[str]:
     return {name for name in names if page.with_name("pictures").joinpath(f"{name}.svg").is_file()}
 
 
-def ran(page: Path) -> Given:
-    """Return what a page gives: kept from the last time, where all that it can read is as it was."""
-    kept = KEPT / f"{page.parent.name}-{page.stem}.json"
-    read = [code for _, _, code in steps(page)] + [own_picture(page, name) for name in sorted(named_pictures(page))]
-    digest = hashlib.sha256(surroundings() + "\0".join(read).encode()).hexdigest()
-    if kept.is_file() and (found := json.loads(kept.read_text(encoding="utf-8")))["digest"] == digest:
-        return Given(**found["given"])
-    result = run(page)
-    KEPT.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps({"digest": digest, "given": asdict(result)}), encoding="utf-8")
-    return result
-
-
-@cache
-def surroundings() -> bytes:
-    """Return a digest of what all pages can read: the package, examples, recordings, this folder, what is installed."""
-    digest = hashlib.sha256()
-    folders = ROOT / "minilora", ROOT / "examples", DOCS / "_ext", RECORDINGS, DOCS / "_static"
-    for path in sorted(path for folder in folders for path in folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(path.read_bytes())
-    versions = sorted(f"{found.name} {found.version}" for found in importlib.metadata.distributions())
-    digest.update("\n".join([sys.version, *versions]).encode())
-    return digest.digest()
+def keeps(page: Path) -> Path:
+    """Return the file that keeps what a page gave for the builder of the site."""
+    return DOCS / "_build" / "pages" / f"{page.parent.name}-{page.stem}.json"
 
 
 # --- and shows what it gave -------------------------------------------------------------------------------------------
@@ -410,7 +379,9 @@ def filled(text: str, result: Given, page: str = "page") -> str:
 def check(page: Path, write: bool = False) -> str:
     """Run a page; write what it gave into it, or say what it shows that was not computed."""
     try:
-        result, text = ran(page), page.read_text(encoding="utf-8")
+        result, text = run(page), page.read_text(encoding="utf-8")
+        keeps(page).parent.mkdir(parents=True, exist_ok=True)
+        keeps(page).write_text(json.dumps(asdict(result)), encoding="utf-8")
         computed = filled(text, result, page.name)
         if write:
             page.write_text(computed, encoding="utf-8")

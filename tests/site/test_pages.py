@@ -21,7 +21,6 @@ def page(tmp_path, monkeypatch):
     """Return a function that writes a page, and its module where it has one, and returns its file."""
     monkeypatch.setattr(pages, "DOCS", tmp_path)
     monkeypatch.setattr(markup, "DOCS", tmp_path)
-    monkeypatch.setattr(pages, "KEPT", tmp_path / "kept")
 
     def write(text, module="", name="page"):
         (tmp_path / "learn").mkdir(exist_ok=True)
@@ -114,7 +113,7 @@ def test_a_picture_that_no_module_draws_is_its_file(page):
     assert "+![Three.](pictures/own.svg)" in pages.check(file)
     (file.parent / "pictures" / "own.svg").write_text(svg.replace("Three", "Two"))
     assert pages.check(file) == ""
-    assert pages.ran(file).pictures == {"own": f'<figure class="picture">{svg.replace("Three", "Two")}</figure>'}
+    assert pages.run(file).pictures == {"own": f'<figure class="picture">{svg.replace("Three", "Two")}</figure>'}
 
 
 @pytest.mark.parametrize(
@@ -172,21 +171,6 @@ def test_quoted_lines_are_those_of_the_file(page):
     quoted = re.search(r"```py\n(.*?)```", file.read_text(), re.S)[1]
     assert quoted.startswith("def forward(")
     assert quoted.splitlines()[-1].strip() in source
-
-
-def test_what_a_page_gave_is_kept_until_its_inputs_change(page, monkeypatch):
-    runs, run = [], pages.run
-    monkeypatch.setattr(pages, "run", lambda file: runs.append(file) or run(file))
-    file = page("# A\n\n```python\nx = 1\n```\n")
-    assert [pages.check(file), pages.check(file)] == ["", ""]
-    file.write_text("# A, in other words\n\n```python\nx = 1\n```\n")
-    assert pages.check(file) == ""
-    assert len(runs) == 1
-    file.write_text("# A\n\n```python\nx = 2\n```\n")
-    assert pages.check(file) == ""
-    monkeypatch.setattr(pages, "surroundings", lambda: b"another package")
-    assert pages.check(file) == ""
-    assert len(runs) == 3
 
 
 # --- links, and what Sphinx is handed ---------------------------------------------------------------------------------
