@@ -1,7 +1,7 @@
 """Each page that runs Python as a Jupyter notebook that runs alone: ``python docs/_ext/notebooks.py NEW_FOLDER``.
 
-Its blocks become cells, with what they print, and its pictures stand in the text. As a Sphinx extension, this file puts
-the notebooks into the site, and a link below the title of each such page.
+Its blocks of Python become cells; what they print stays in the text, with the pictures, to be held against. As a Sphinx
+extension, this file puts the notebooks into the site, and a link below the title of each such page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pages import DOCS, PICTURE, PRINTED, blocks, every, unquoted
+from pages import DOCS, PICTURE, blocks, every, unquoted
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 NEEDS = "\n*This page as a notebook. It needs minilora, with the extra `models` where it reads a language model.*"
 
 
-def runs(page: Path) -> bool:
-    """Whether a page has something to run."""
-    return any(True for _ in blocks(page.read_text(encoding="utf-8")))
+def code(page: Path) -> list[re.Match[str]]:
+    """Return the blocks of Python of a page."""
+    return [block for block in blocks(page.read_text(encoding="utf-8")) if block["info"] == "python"]
 
 
 def cell(kind: str, source: str, **more: Any) -> dict[str, Any]:
@@ -45,14 +45,10 @@ def notebook(page: Path) -> dict[str, Any]:
     """Return a page as a notebook, in nbformat 4.5."""
     text, place = page.read_text(encoding="utf-8"), 0
     cells: list[dict[str, Any]] = []
-    for block in blocks(text):
+    for block in code(page):
         cells.append(cell("markdown", prose(page, text[place : block.start()])))
-        body, outputs, place = block["body"], [], block.end()
-        if block["info"] == "console":
-            body = "\n".join(f"!{command}" for command in re.findall(r"^\$ (.*)$", body, re.M))
-        elif found := PRINTED.match(text, place):
-            outputs, place = [{"output_type": "stream", "name": "stdout", "text": found["text"]}], found.end()
-        cells.append(cell("code", body, execution_count=None, outputs=outputs))
+        cells.append(cell("code", block["body"], execution_count=None, outputs=[]))
+        place = block.end()
     cells.append(cell("markdown", prose(page, text[place:])))
     cells[0]["source"] = re.sub("^(# .*)", rf"\1\n{NEEDS}", cells[0]["source"])
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -67,7 +63,7 @@ def notebook(page: Path) -> dict[str, Any]:
 def write(folder: Path, pages: list[Path]) -> None:
     """Write the pages that run something into a new folder."""
     folder.mkdir(parents=True)
-    for page in filter(runs, pages):
+    for page in filter(code, pages):
         text = json.dumps(notebook(page), indent=1, ensure_ascii=False)
         (folder / f"{page.stem}.ipynb").write_text(f"{text}\n", encoding="utf-8")
 
@@ -75,7 +71,7 @@ def write(folder: Path, pages: list[Path]) -> None:
 def add_link(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Put a link to its notebook below a page's title."""
     page = DOCS / app.config.site / f"{pagename}.md"
-    if page.is_file() and runs(page):
+    if page.is_file() and code(page):
         target = f'<p class="notebook"><a href="notebooks/{pagename}.ipynb" download>Download as a notebook</a></p>'
         context["body"] = context["body"].replace("</h1>", "</h1>" + target, 1)
 

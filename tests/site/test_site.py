@@ -22,7 +22,7 @@ SOURCES = {
     ("library/" if path.parent.name == "library" else "") + f"{path.stem}.html": path
     for path in sorted(SITE.parents[1].glob("l*/*.md"))
 }
-RUNS = re.compile(r"^```(python|console)$", re.M)
+RUNS = re.compile(r"^```python$", re.M)
 
 REFERENCE = re.compile(r"(?<![\w'\u2019])\((?:[a-z]+\.)?\d{1,3}\)")
 
