@@ -22,14 +22,24 @@ version = release = minilora.__version__
 
 extensions = ["myst_parser", "sphinxcontrib.katex", "markup", "equations", "heads", "notebooks"]
 if site == "library":
-    extensions += ["sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "api"]
-exclude_patterns = ["pictures"]
+    extensions += ["sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "api"]
+exclude_patterns = ["pictures", "reference/modules.rst"]
 default_role = "py:obj"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
 # Docstrings.
+apidoc_modules = [
+    {
+        "path": DOCS.parent / "minilora",
+        "destination": "reference",
+        "exclude_patterns": [str(DOCS.parent / "minilora" / name) for name in ("cli", "**/__main__.py")],
+        "automodule_options": {"members", "ignore-module-all"},
+        "separate_modules": True,
+        "module_first": True,
+    }
+]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"

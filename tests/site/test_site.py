@@ -1,8 +1,10 @@
 """The built site, as a reader's browser meets it. Build it first: ``python docs/build.py``; then ``pytest -m site``."""
 
+import importlib
 import json
 import posixpath
 import re
+import sys
 import time
 import zipfile
 from functools import cache
@@ -13,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from .conftest import SITE, resize
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")) if SITE.is_dir() else []
 SHOWN = [page for page in PAGES if 'http-equiv="refresh"' not in (SITE / page).read_text(encoding="utf-8")]
@@ -220,6 +224,11 @@ def test_every_page_with_python_downloads_as_a_notebook(page):
     assert (file in parse(page).links) == bool(RUNS.search(SOURCES[page].read_text(encoding="utf-8")))
     written = (SITE / page).with_name("notebooks").joinpath(f"{SOURCES[page].stem}.ipynb")
     assert written.is_file() == (file in parse(page).links)
+
+
+def test_every_module_has_a_page():
+    modules = importlib.import_module("api").modules()
+    assert [name for name in modules if f"library/reference/{name}.html" not in PAGES] == []
 
 
 def test_no_lesson_is_larger_than_500_kilobytes():
