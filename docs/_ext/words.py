@@ -165,23 +165,43 @@ def best_steps(way: str, rank: int | None, *, windows: int) -> list[int]:
 class Scaled:
     """What one rule of scaling had at one rank, on one length of the text."""
 
-    rule: str
-    windows: int
     rank: int
     scaling: float
     rate: float
     loss: float
-    breaks: float | None
+
+    @property
+    def moves(self) -> float:
+        """The scaling times the rate."""
+        return self.scaling * self.rate
 
 
-def scaled() -> list[Scaled]:
-    """Return the best rate under each rule of scaling, at each rank and length of the text."""
-    recorded, found = laboratory(), []
+@cache
+def scaled() -> dict[tuple[int, str], list[Scaled]]:
+    """Return the best rate at each rank, by the length of the text and the rule of scaling."""
+    recorded, found = laboratory(), dict[tuple[int, str], list[Scaled]]()
     for windows, (rule, scaling), rank in product(WINDOWS, RULES.items(), RANKS):
         of = {"windows": windows, "scaling": scaling(rank)}
-        best, least = recorded.best("LoRA", rank, **of), recorded.least("LoRA", rank, **of)
-        found.append(Scaled(rule, windows, rank, of["scaling"], best, least, recorded.breaks("LoRA", rank, **of)))
+        ends = recorded.best("LoRA", rank, **of), recorded.least("LoRA", rank, **of)
+        found.setdefault((windows, rule), []).append(Scaled(rank, of["scaling"], *ends))
     return found
+
+
+def apart() -> tuple[float, float]:
+    """Return how far rules lie apart at one rank and length, at most: by a factor of s times the rate; in the loss."""
+    cells = [of for windows in WINDOWS for of in zip(*(scaled()[windows, rule] for rule in RULES), strict=True)]
+    moves, losses = ([[getattr(one, name) for one in of] for of in cells] for name in ("moves", "loss"))
+    return max(max(of) / min(of) for of in moves), max(max(of) - min(of) for of in losses)
+
+
+def falls(rule: str) -> list[float]:
+    """Return by which factor the best rate falls from the lowest rank to the highest, on each length of the text."""
+    return [scaled()[windows, rule][0].rate / scaled()[windows, rule][-1].rate for windows in WINDOWS]
+
+
+def say(number: float) -> str:
+    """Return a small number without an exponent."""
+    return f"{number:.7f}".rstrip("0").rstrip(".")
 
 
 def percent(shares: list[float]) -> str:

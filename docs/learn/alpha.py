@@ -28,13 +28,13 @@ assert abs((rows @ start.lora_A.T).var() - 1 / 3) < 0.01
 # %% What each rule does to the best rate
 
 NAMES = {"alpha/r": "alpha fixed", "alpha = 2r": "alpha = 2r", "alpha/sqrt(r)": "over the root"}  # of recordings, here
-scaled, whole = words.scaled(), max(words.WINDOWS)
-assert all(np.isclose(of.scaling, RULES[NAMES[of.rule]](of.rank)) for of in scaled)
+whole = max(words.WINDOWS)
 best = {}
-for of in scaled:
-    best.setdefault(of.windows, {}).setdefault(NAMES[of.rule], []).append(of)
+for (windows, rule), of in words.scaled().items():
+    assert all(np.isclose(one.scaling, RULES[NAMES[rule]](one.rank)) for one in of)
+    best.setdefault(windows, {})[NAMES[rule]] = of
 ranks = [of.rank for of in best[whole]["alpha fixed"]]
-drawn = [x for of in best[whole].values() for one in of for x in (one.rate, one.scaling * one.rate)]
+drawn = [x for of in best[whole].values() for one in of for x in (one.rate, one.moves)]
 assert min(drawn) >= 0.004 and max(drawn) <= 0.064  # the charts end there
 
 figure = pictures.new_figure(5.6, 3.1)
@@ -42,7 +42,7 @@ left, right = figure.subplots(1, 2)
 looks = dict(zip(RULES, ((pictures.LORA, "o-"), (pictures.BASE, "s--"), (pictures.THIRD, "^:")), strict=True))
 for name, (colour, style) in looks.items():
     left.plot(ranks, [of.rate for of in best[whole][name]], style, color=colour, label=name, markersize=6)
-    right.plot(ranks, [of.scaling * of.rate for of in best[whole][name]], style, color=colour, markersize=6)
+    right.plot(ranks, [of.moves for of in best[whole][name]], style, color=colour, markersize=6)
 for axes, title in ((left, "best rate"), (right, "s times the best rate")):
     axes.set(xscale="log", yscale="log", xlabel="rank", title=title, ylim=(0.0028, 0.09))
     axes.set_xticks(ranks, ranks)
@@ -66,7 +66,7 @@ def way(name, of):
     return f"{'rises' if last > first else 'falls'} from {first:g} to {last:g} with {name}"
 
 
-times, apart, falling = [], [], []
+falling = []
 for windows, of in best.items():
     fixed, doubled, root = (way(f"alpha {name}" if name == "over the root" else name, of[name]) for name in RULES)
     says(
@@ -74,17 +74,15 @@ for windows, of in best.items():
         if windows != whole
         else f"rank 1 and rank 16 {fixed}, {doubled}, and {root}."
     )
-    for at_rank in zip(*of.values(), strict=True):
-        times.append(max(one.scaling * one.rate for one in at_rank) / min(one.scaling * one.rate for one in at_rank))
-        apart.append(max(one.loss for one in at_rank) - min(one.loss for one in at_rank))
-    if all(own[0].scaling * own[0].rate > own[-1].scaling * own[-1].rate for own in of.values()):
+    if all(own[0].moves > own[-1].moves for own in of.values()):
         falling.append(windows)
 # Where a new recording breaks these, the prediction above the picture has another answer.
 rates_at = {name: (own[0].rate, own[-1].rate) for name, own in best[whole].items()}
 assert rates_at["alpha = 2r"][0] > rates_at["alpha = 2r"][1]
 assert all(rates_at[name][0] == rates_at[name][1] for name in ("alpha fixed", "over the root"))
-assert falling == [239, whole] and max(times) == 4  # two steps of the search
-says(f"their losses differ by at most {np.ceil(100 * max(apart)) / 100:.2f} nats.")
+times, apart = words.apart()
+assert falling == [239, whole] and times == 4  # two steps of the search
+says(f"their losses differ by at most {np.ceil(100 * apart) / 100:.2f} nats.")
 
 # %% Do you remember?
 

@@ -7,7 +7,7 @@ import valley
 import words
 from pages import picture, says, shown
 from recordings import RULES
-from words import RANKS, WINDOWS
+from words import RANKS, WINDOWS, say
 
 from minilora.language.memory import LLAMA_2_7B
 
@@ -66,7 +66,7 @@ picture(
 alike = {}
 for numbers, share, *_ in found:
     alike.setdefault(f"{numbers:.1g}", []).append(share)
-apart = [max(100 * (max(of) - min(of)) for of in groups) for groups in (alike.values(), words.gains().values())]
+apart = [max(100 * (max(of) - min(of)) for of in groups) for groups in (alike.values(), gains.values())]
 assert list(alike) == ["0.08", "0.3", "1", "5", "2e+01"] and apart[0] < apart[1]
 says(
     f"an adapter has {words.percent(alike['1'])} of the gain, with 0.3 it has {words.percent(alike['0.3'])}, with 0.08 {words.percent(alike['0.08'])}.",
@@ -94,33 +94,26 @@ shown("ranks", pictures.table(["windows", "rate", *(f"loss, r = {rank}" for rank
 
 # %% Alpha, and s times the rate
 
-scaled = words.scaled()
-say = lambda number: f"{number:.7f}".rstrip("0").rstrip(".")
-rows = {}
-for of in scaled:
-    row = rows.setdefault((of.windows, of.rule), [[], []])
-    row[0].append(f"{of.scaling:g}")
-    row[1].append(f"{say(of.rate)} ({say(of.scaling * of.rate)})")
 shown(
     "rules",
     pictures.table(
         ["windows", "rule", "s at r = 1, 4, 16", *(f"r = {rank}" for rank in RANKS)],
-        [(windows, SAID[rule], ", ".join(scalings), *bests) for (windows, rule), (scalings, bests) in rows.items()],
+        [
+            (
+                windows,
+                SAID[rule],
+                ", ".join(f"{one.scaling:g}" for one in of),
+                *(f"{say(one.rate)} ({say(one.moves)})" for one in of),
+            )
+            for (windows, rule), of in words.scaled().items()
+        ],
     ),
 )
-times, apart = [], []
-for windows in WINDOWS:
-    for rank in RANKS:
-        of_rank = [of for of in scaled if (of.windows, of.rank) == (windows, rank)]
-        moves, losses = [of.scaling * of.rate for of in of_rank], [of.loss for of in of_rank]
-        times.append(max(moves) / min(moves))
-        apart.append(max(losses) - min(losses))
 for name, rule in RULES.items():
     assert {recorded.tried("LoRA", r, windows=of, scaling=rule(r)) for r in RANKS for of in WINDOWS} == {3}, name
-says(
-    f"their best $s$ times the rate lie within a factor of {max(times):g} and their least losses within {max(apart):.2f} nats"
-)
-falls = [recorded.best("LoRA", 1, windows=of) / recorded.best("LoRA", 16, windows=of) for of in WINDOWS]
+times, apart = words.apart()
+says(f"their best $s$ times the rate lie within a factor of {times:g} and their least losses within {apart:.2f} nats")
+falls = words.falls("alpha = 2r")
 assert falls[0] == 1
 says(
     f"falls from rank 1 to 16 by a factor of {min(falls[1:]):g} to {max(falls[1:]):g} over the lengths, and stays on {WINDOWS[0]} windows."

@@ -16,10 +16,6 @@ SAID = {"alpha = 2r": r"$\alpha = 2r$", "alpha/sqrt(r)": r"$\alpha = 4$, over $\
 HEAD = ["full fine-tuning", "r = 16", "r = 4", "r = 1"]
 
 
-def rate(lr):
-    return f"{lr:.7f}".rstrip("0")
-
-
 def span(values, form="{:g}"):
     """Return the range of some values, or the one that they are."""
     low, high = (form.format(value) for value in (min(values), max(values)))
@@ -43,44 +39,31 @@ assert {name: [rule(rank) for rank in RANKS] for name, rule in RULES.items()} ==
 cells = {"full": way(None)} | {f"{SAID['alpha = 2r']}, r = {rank}": way(rank) for rank in (16, 4, 1)}
 for name in ("alpha/sqrt(r)", "alpha/r"):
     cells |= {f"{SAID[name]}, r = {rank}": way(rank, RULES[name](rank)) for rank in (16, 1)}
-rows = [(name, *(rate(recorded.best(**of, windows=windows)) for windows in WINDOWS)) for name, of in cells.items()]
+rows = [(name, *(words.say(recorded.best(**of, windows=windows)) for windows in WINDOWS)) for name, of in cells.items()]
 shown("made", pictures.table(["best rate", *(f"{windows} windows" for windows in WINDOWS)], rows))
 assert {recorded.tried(**of, windows=windows) for of, windows in product(cells.values(), WINDOWS)} == {3}
 says(f"There are {len(recorded.points)} trainings. Each of {len(cells) * len(WINDOWS)} cells has three seeds")
 
 # %% The rate
 
-rates = {rank: [recorded.best(**way(rank), windows=windows) for windows in WINDOWS] for rank in (None, *RANKS)}
-times = [best / full for rank in RANKS for best, full in zip(rates[rank], rates[None])]
-lost = [recorded.lost("LoRA", rank, windows=windows) for rank, windows in product(RANKS, WINDOWS)]
 says(
-    f"LoRA's best rate is {span(times)} times that of full fine-tuning (three seeds each).",
-    f"Half of the best rate, or twice, loses at most {100 * max(of[x] for of in lost for x in (1 / 2, 2)):.0f} % of what training gains",
+    f"LoRA's best rate is {span(words.rate_ratios())} times that of full fine-tuning (three seeds each).",
+    f"Half of the best rate, or twice, loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of what training gains",
     f"Another seed moves a loss by about {recorded.spread:.3f} nats.",
 )
 
 # %% The rule of scaling
 
-rows, moves, apart, falls = [], [], [], {name: [] for name in RULES}
-for windows in WINDOWS:
-    found = {}
-    for name, rank in product(RULES, RANKS):
-        of = way(rank, RULES[name](rank)) | {"windows": windows}
-        found[name, rank] = of["scaling"], recorded.best(**of), recorded.least(**of)
-    for name in RULES:
-        cells = (found[name, rank] for rank in RANKS)
-        rows.append((windows, SAID[name], *(f"{rate(lr)} ({s * lr:g}): {loss:.2f}" for s, lr, loss in cells)))
-        falls[name].append(found[name, 1][1] / found[name, 16][1])
-    for rank in (1, 16):
-        of_rank = [found[name, rank] for name in RULES]
-        both, losses = [s * lr for s, lr, _ in of_rank], [loss for *_, loss in of_rank]
-        moves.append(max(both) / min(both))
-        apart.append(max(losses) - min(losses))
+rows = [
+    (windows, SAID[rule], *(f"{words.say(one.rate)} ({one.moves:g}): {one.loss:.2f}" for one in of))
+    for (windows, rule), of in words.scaled().items()
+]
 shown("rules", pictures.table(["windows", "rule", *(f"r = {rank}" for rank in RANKS)], rows))
+times, apart = words.apart()
 says(
-    f"the rules' best $s$ times the rate lie within a factor of {max(moves):g}, and their losses within {max(apart):.2f} nats.",
-    f"falls by a factor of {span(falls['alpha = 2r'])} under $\\alpha = 2r$, of {span(falls['alpha/sqrt(r)'])} over the root, "
-    f"and of {span(falls['alpha/r'])} under a fixed alpha;",
+    f"the rules' best $s$ times the rate lie within a factor of {times:g}, and their losses within {apart:.2f} nats.",
+    f"falls by a factor of {span(words.falls('alpha = 2r'))} under $\\alpha = 2r$, of {span(words.falls('alpha/sqrt(r)'))} over the root, "
+    f"and of {span(words.falls('alpha/r'))} under a fixed alpha;",
 )
 
 # %% The length of the text
@@ -96,8 +79,12 @@ for windows in WINDOWS:
     apart.append(max(ends) - min(ends))
     rows.append((windows, *line))
 shown("lengths", pictures.table(["windows", *HEAD], rows))
-gains = {rank: [100 * recorded.gain(rank, windows=windows) for windows in WINDOWS] for rank in RANKS}
-says(", ".join(f"rank {rank} has {span(shares, '{:.0f}')} %" for rank, shares in gains.items()) + ".")
+says(
+    ", ".join(
+        f"rank {rank} has {span([100 * of for of in shares], '{:.0f}')} %" for rank, shares in words.gains().items()
+    )
+    + "."
+)
 says(", ".join(f"{nats:.2f} nats with {windows} windows" for nats, windows in zip(apart, WINDOWS)) + ".")
 assert apart == sorted(apart)
 
