@@ -12,7 +12,6 @@ import re
 from collections.abc import Sequence
 
 import matplotlib
-import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from pages import Drawn
@@ -65,51 +64,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (cells[0], kinds, *cells[1:]))
 
 
-def heat_map(axes, matrix: np.ndarray, limit: float, title: str = "") -> None:
-    """Draw a matrix, zero as nothing, plus and minus `limit` as full colours."""
-    axes.imshow(matrix, cmap=SIGNED, vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
-    axes.set(xticks=[], yticks=[], title=title)
-    for spine in axes.spines.values():
-        spine.set_visible(True)
-
-
-def spectra(true: np.ndarray, learned: np.ndarray, full: np.ndarray, count: int = 8) -> Figure:
-    """Draw the leading singular values of three changes of weight beside each other."""
-    figure = new_figure(5.2, 3.2)
-    axes = figure.subplots()
-    number = np.arange(1, count + 1)
-    for shift, (change, colour, label) in enumerate(
-        ((true, INK, "the truth"), (learned, LORA, "LoRA"), (full, BASE, "every entry"))
-    ):
-        values = np.linalg.svd(change.astype(np.float64), compute_uv=False)[:count]
-        axes.bar(number + 0.27 * (shift - 1), values, 0.25, color=colour, label=label)
-    axes.set(xlabel="number", ylabel="singular value", xticks=number)
-    axes.legend()
-    return figure
-
-
-def growth(snapshots: dict[str, np.ndarray]) -> Figure:
-    """Draw a change of weight at several times, three in a row: more could not be seen on a phone."""
-    figure = new_figure(5.2, 1.9 * -(-len(snapshots) // 3))
-    limit = max(np.abs(delta).max() for delta in snapshots.values())
-    grid = figure.subplots(-(-len(snapshots) // 3), 3).flat
-    for axes, (title, delta) in zip(grid, snapshots.items(), strict=True):
-        heat_map(axes, delta, limit, title)
-    return figure
-
-
 def lines(
-    curves: dict[str, tuple[Sequence[float], Sequence[float], str]],
+    curves: dict[str, tuple],
     *,
     points: bool = False,
     size: tuple[float, float] = (5.2, 3.2),
     **labels: object,
 ) -> Figure:
-    """Draw named curves, each an x, a y and a colour; `labels` go to the axes."""
+    """Draw named curves, each an x, a y, a colour and perhaps a style; `labels` go to the axes."""
     figure = new_figure(*size)
     axes = figure.subplots()
-    for name, (x, y, colour) in curves.items():
-        axes.plot(x, y, color=colour, label=name, marker="o" if points else None, markersize=4)
+    for name, (x, y, colour, *style) in curves.items():
+        axes.plot(x, y, *style, color=colour, label=name, marker="o" if points else None, markersize=4)
     axes.grid(alpha=0.3)
     axes.set(**labels)
     if len(curves) > 1:

@@ -52,14 +52,12 @@ for name, run in runs.items():
 head = ["trained", "numbers", "loss", "share"]
 shown("ranks", pictures.table(head, rows))
 
-figure = pictures.new_figure(5.6, 3.8)
-axes = figure.subplots()
 colours = [pictures.LORA] * 3 + [pictures.BASE, pictures.INK]
-for (name, run), colour, style in zip(runs.items(), colours, (":", "--", "-", "-", "-"), strict=True):
-    axes.plot([0, *run["steps"]], [before, *run["losses"]], style, color=colour, label=name)
-axes.set(xlabel="steps", ylabel="nats a token, held out")
-axes.grid(alpha=0.3)
-axes.legend()
+curves = {
+    name: ([0, *run["steps"]], [before, *run["losses"]], colour, style)
+    for (name, run), colour, style in zip(runs.items(), colours, (":", "--", "-", "-", "-"), strict=True)
+}
+figure = pictures.lines(curves, size=(5.6, 3.8), xlabel="steps", ylabel="nats a token, held out")
 ends = "; ".join(f"{name} {run['losses'][-1]:.2f}" for name, run in runs.items())
 picture(
     "close",

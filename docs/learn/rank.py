@@ -124,10 +124,14 @@ assert f"{loss['all weights']:.2f} {loss[full]:.2f} {loss['LoRA, r = 16']:.2f}" 
 new = {name: evaluate(model, X_new, Y_new) for name, model in models.items()}
 assert sorted(new, key=new.get) == ["LoRA, rank 3", "LoRA, rank 12", "every entry of W", "LoRA, rank 1", "base"]
 full = models["every entry of W"].weight - base.weight
-alt = "Bars of the first eight singular values of three changes. The truth and LoRA have three, of nearly the same height, and "
-alt += "nothing after. Full training has these three and five more, slowly falling: the noise."
+alt = "The first eight singular values of three changes. The truth and LoRA have three, of nearly the same height, and nothing "
+alt += "after. Full training has these three and five more, slowly falling: the noise."
 caption = "Singular values of the true change, of the one that LoRA of rank 3 learned, and of full training's."
-spectra = pictures.spectra(truth, models["LoRA, rank 3"].delta(), full)
+CHANGES = {
+    "every entry": (full, pictures.BASE), "the truth": (truth, pictures.INK), "LoRA": (models["LoRA, rank 3"].delta(), pictures.LORA),
+}  # fmt: skip
+first = {name: (range(1, 9), np.linalg.svd(of, compute_uv=False)[:8], colour) for name, (of, colour) in CHANGES.items()}
+spectra = pictures.lines(first, points=True, xlabel="number", ylabel="singular value")
 picture("overfits", pictures.show(spectra, alt, caption))
 
 # %% Do you remember?

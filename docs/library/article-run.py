@@ -73,12 +73,17 @@ assert abs(merged / before - 1) < 0.01
 
 # %% Watch it learn
 
+snapshots = {f"epoch {epoch}": corner for epoch, corner in corners.items()} | {"the truth": np.ones((30, 30))}
+limit = max(np.abs(corner).max() for corner in snapshots.values())
+figure = figures.new_figure(5.2, 3.8)
+for axes, (title, corner) in zip(figure.subplots(2, 3).flat, snapshots.items(), strict=True):
+    axes.imshow(corner, cmap=pictures.SIGNED, vmin=-limit, vmax=limit)
+    axes.set(xticks=[], yticks=[], title=title)
+    axes.spines[:].set_visible(True)
 picture(
     "article-run-4",
     pictures.show(
-        pictures.growth(
-            {f"epoch {epoch}": corner for epoch, corner in corners.items()} | {"the truth": np.ones((30, 30))}
-        ),
+        figure,
         "Six square heat maps of a corner of the change of weight. At epoch 0 it is empty. "
         "At epoch 10 it shows faint vertical stripes of both signs, at epoch 30 strong ones: A's random start. Then "
         "they fade, and at epoch 100 all cells have one colour, that of the sixth map, the truth.",
