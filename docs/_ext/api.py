@@ -38,11 +38,12 @@ def table() -> str:
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the modules' pages below the API's; a module's title is its name alone."""
+    """Put the modules' pages below the API's. A module's title is its name; of a package the docstring is shown."""
     if docname == "api":
         source[0] += "\n```{toctree}\n:hidden:\n:titlesonly:\n\nreference/minilora\n```\n"
     elif docname.startswith("reference/"):
-        source[0] = re.sub(r"\A(.*) (?:module|package)\n", r"\1\n", source[0])
+        text = re.sub(r"\A(.*) module\n", r"\1\n", source[0])
+        source[0] = re.sub(r"\A(.*) package\n([^:]*automodule:: .*\n)(?:   :.*\n)*", r"\1\n\2", text)
 
 
 def setup(app: Sphinx) -> dict:

@@ -35,7 +35,7 @@ apidoc_modules = [
         "path": DOCS.parent / "minilora",
         "destination": "reference",
         "exclude_patterns": [str(DOCS.parent / "minilora" / name) for name in ("cli", "**/__main__.py")],
-        "automodule_options": {"members", "ignore-module-all"},
+        "automodule_options": {"members"},
         "separate_modules": True,
         "module_first": True,
     }
