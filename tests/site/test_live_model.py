@@ -22,7 +22,7 @@ from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
 from .conftest import SITE, built, wait
-from .javascript import LIVE, NO_NODE, by_node, node, numbers
+from .javascript import LIVE, NO_NODE, by_node, node
 
 pytest.importorskip("glassllm", reason="glassllm is not installed: pip install -e '.[models]'")
 
@@ -215,24 +215,6 @@ def test_peft_reads_the_adapter_and_gives_our_logits(trained, model):
     ours = attach(Llama.load(model), load_adapter(folder / "adapter"))(np.array([ids]))[0]
     assert np.abs(theirs - ours).max() < 1e-4 * np.abs(ours).max()
     assert theirs[len(run["ids"]) - 1 : -1].argmax(axis=-1).tolist() == run["said"]
-
-
-@pytest.mark.parametrize(
-    ("javascript", "python", "left_out"),
-    [
-        ("attention.js", ("layers/attention.py",), set()),
-        (
-            "layers.js",
-            ("layers/norm.py", "layers/rotary.py", "layers/gated.py"),
-            {"norm.3", "rope.1", "act.5", "act.6"},
-        ),
-        ("llama.js", ("language/llama.py",), {"rope.1"}),
-        pytest.param("tuning.js", ("language/generation.py",), {"gen.2", "gen.3"}, marks=pytest.mark.site),
-    ],
-)
-def test_the_models_javascript_has_pythons_equations(javascript, python, left_out):
-    right = {number for name in python for number in numbers(ROOT / "minilora" / name, "#")}
-    assert set(numbers(LIVE / javascript, "//")) - left_out == right - left_out != set()
 
 
 @by_node

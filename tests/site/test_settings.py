@@ -17,7 +17,7 @@ import words
 from minilora.language.memory import count_numbers, training_memory
 
 from .conftest import built, wait
-from .javascript import LIVE, NO_NODE, SCRIPTS, by_node, node
+from .javascript import NO_NODE, SCRIPTS, by_node
 
 FACTS, LABORATORY = settings.FACTS, words.laboratory()
 MODELS = {name: settings.config(model) for name, model in FACTS["models"].items()}
@@ -86,15 +86,6 @@ def test_the_lessons_rates_of_tinker_are_the_instruments():
     for answer, said in zip(ask(inputs=[{"model": name} for name in names])["answers"], names.values(), strict=True):
         (recipe,) = [recipe for recipe in answer["recipes"] if recipe["name"] == "Tinker"]
         assert float(recipe["rate"]) == pytest.approx(rates[said], rel=5e-3)
-
-
-@by_node
-def test_the_front_pages_models_are_the_same():
-    (models,) = node("front.mjs", LIVE, models=[[]])["models"]
-    besides = {"tied": False}
-    assert models.keys() <= FACTS["models"].keys()
-    for name, model in models.items():
-        assert (besides | model).items() <= FACTS["models"][name].items(), name
 
 
 # --- the rules ---
