@@ -42,12 +42,20 @@ class Slider:
         )
 
 
-def figure(kind: str, sliders: Sequence[Slider], says: str, still: Drawn, data: dict[str, Any], caption: str) -> Drawn:
+def figure(
+    name: str,
+    sliders: Sequence[Slider],
+    says: str,
+    still: Drawn,
+    data: dict[str, Any],
+    caption: str,
+    kind: str = "hands",
+) -> Drawn:
     """Return a picture with its sliders, its sentence, its still drawing and its data."""
-    data = {**data, "values": {slider.name: list(slider.values) for slider in sliders}}
+    data = {"values": {slider.name: list(slider.values) for slider in sliders}, **data}
     return Drawn(
-        f'<figure class="hands" id="{kind}" data-kind="{kind}">'
-        f'<div class="controls" hidden>{"".join(slider.html(kind) for slider in sliders)}</div>'
+        f'<figure class="{kind}" id="{name}" data-{"kind" if kind == "hands" else "live"}="{name}">'
+        f'<div class="controls" hidden>{"".join(slider.html(name) for slider in sliders)}</div>'
         f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
         f'<div class="drawing">{still.data}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"

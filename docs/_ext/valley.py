@@ -6,13 +6,11 @@ a reader has the drawing of the first position.
 
 from __future__ import annotations
 
-import html
 from statistics import fmean
 from typing import Any
 
-import pages
 import pictures
-from hands import Slider
+from hands import Slider, figure
 from pages import Drawn
 from recordings import RULES, SEEDS, Recordings
 
@@ -76,28 +74,21 @@ def chart(recorded: Recordings) -> Drawn:
         "lr": ("rate", data["rates"], start),
     }
     data["values"] = {name: values for name, (_, values, _) in controls.items()}
-    sliders = "".join(
-        Slider(name, label, [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values], values.index(first)).html(
-            "valley"
-        )
+    sliders = [
+        Slider(name, label, [f"{v:.3g}" if isinstance(v, float) else str(v) for v in values], values.index(first))
         for name, (label, values, first) in controls.items()
-    )
+    ]
     caption = (
         "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
         "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
     )
-    return Drawn(
-        f'<figure class="picture recorded" id="valley" data-live="valley"><div class="controls" hidden>{sliders}</div>'
-        f'<p class="says" aria-live="polite"></p><div class="drawing">{still(recorded, windows)}</div>'
-        f"<figcaption>{html.escape(caption)}</figcaption>"
-        f"{pages.data(data)}</figure>"
-    )
+    return figure("valley", sliders, "", still(recorded, windows), data, caption, "picture recorded")
 
 
-def still(recorded: Recordings, windows: int) -> str:
+def still(recorded: Recordings, windows: int) -> Drawn:
     """Return the drawing of the first position: the loss against the rate of full fine-tuning and of each rank."""
-    figure = pictures.new_figure(5.6, 3.6)
-    axes, said, rates = figure.subplots(), [], set()
+    drawn = pictures.new_figure(5.6, 3.6)
+    axes, said, rates = drawn.subplots(), [], set()
     for name, rank, colour in (
         ("full", None, pictures.BASE),
         *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
@@ -116,8 +107,7 @@ def still(recorded: Recordings, windows: int) -> str:
     axes.set_xticks(ticks, [f"{lr:g}" for lr in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    drawn = pictures.show(
-        figure,
+    return pictures.show(
+        drawn,
         f"The held-out loss against the rate on {windows} windows, alpha = 2r. The best of each: {'; '.join(said)}.",
     )
-    return drawn.data.removeprefix('<figure class="picture">').removesuffix("</figure>")
