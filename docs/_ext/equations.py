@@ -14,7 +14,7 @@ line itself, read from the file, and links to it on the source page that viewcod
 Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation with several lines the first
 one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a
 link to its equation; in code and in headings it stays text. The build stops where equations and lines do not fit
-(`stated`), and at a number in the prose that names no equation (`check`).
+(`stated`), and at a number in the prose that names no equation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numbered
 from docutils import nodes
 from docutils.parsers.rst import directives
 from markup import home, site_of
-from numbered import REFERENCE, anchor, named_in
+from numbered import REFERENCE, anchor
 from pages import ROOT, every
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
@@ -96,20 +96,16 @@ def stated_on() -> dict[str, Path]:
 
 def way(app: Sphinx, page: str, label: str) -> str:
     """Return the way from a page to an equation."""
+    if label not in stated_on():
+        raise DanglingEquation(f"{page}: ({label}) names no equation")
     there = stated_on()[label]
     return f"{'../' * page.count('/')}{home(app.config.site, site_of(there))}{there.stem}.html#{anchor(label)}"
 
 
 def check() -> list[str]:
     """Say what does not fit between the equations of all pages and the lines of the code."""
-    texts = {page: page.read_text(encoding="utf-8") for page in every()}
-    found = problems([stated for text in texts.values() for stated in read_page(text)], find_lines(ROOT / "minilora"))
-    return found + [
-        f"{page.name}: ({label}) names no equation"
-        for page, text in texts.items()
-        for label in named_in(text)
-        if label not in stated_on()
-    ]
+    stated = [equation for page in every() for equation in read_page(page.read_text(encoding="utf-8"))]
+    return problems(stated, find_lines(ROOT / "minilora"))
 
 
 PLAIN = (

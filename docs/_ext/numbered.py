@@ -23,18 +23,6 @@ TAG = re.compile(rf"\s*\\tag\{{({LABEL})\}}")
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 
-NO_PROSE = re.compile(
-    r"^(`{3,})[^\n]*\n.*?^\1$|^\$\$\n.*?^\$\$$|^#+ [^\n]*$|<!--.*?-->|`[^`]*`|\$[^$]*\$|\[[^\]]*\]\([^)]*\)",
-    re.S | re.M,
-)
-"""What of a page is code, a formula, a heading, or a link already."""
-
-
-def named_in(text: str) -> list[str]:
-    """Return the numbers of equations in a page's prose, each of which becomes a link."""
-    return REFERENCE.findall(NO_PROSE.sub(" ", text))
-
-
 @dataclass(frozen=True)
 class Line:
     """A line of code that bears an equation's number."""

@@ -154,13 +154,6 @@ def test_an_equation_is_read_with_its_number_names_and_options():
         stated.read_page(page.replace("tag{x.1}", "tag{x.2}"))
 
 
-def test_a_number_in_prose_must_name_an_equation():
-    prose = (
-        "By (1) and (7), not `(8)`, as [(9)](#a) says in {2021}: f(3), $x (4)$.\n\n## Equation (5)\n\n```py\n(6)\n```\n"
-    )
-    assert numbered.named_in(prose) == ["1", "7"]
-
-
 # --- a mistake anywhere in a numbered line ----------------------------------------------------------------------------
 
 CHECKED = [(x, line) for x in STATED if not x.unchecked for line in LINES if line.label == x.label]
