@@ -16,6 +16,9 @@ built = [
     pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),
 ]
 """The marks of a test that reads the built site."""
+narrow = pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
+widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
+"""A phone's, and a phone's and a desk's."""
 TOOLS = ("docs", "equations", "notebooks", "pages", "pictures", "questions")
 
 

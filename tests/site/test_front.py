@@ -22,7 +22,7 @@ import settings
 from ranks import word
 from settings import FACTS
 
-from .conftest import SITE, built, wait
+from .conftest import SITE, built, narrow, wait, widths
 from .javascript import LIVE, by_node, node
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -348,8 +348,6 @@ def test_the_reading_line_says_which_scene_it_is():
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
-widths = pytest.mark.parametrize("width", [pytest.param(width, marks=built) for width in (390, 1280)])
-narrow = pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
 DRAWN = "return document.querySelector('figure.front svg').innerHTML"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from minilora import LoRA, best_adapter, cli, evaluate, train
 
-from .conftest import built, wait
+from .conftest import narrow, wait, widths
 from .javascript import LIVE, by_node, node, numbers
 
 PYTHON = Path(__file__).parents[2] / "minilora"
@@ -157,8 +157,6 @@ def test_javascript_keeps_to_120_columns_and_a_loop_a_line():
 
 # --- the page, in a browser -------------------------------------------------------------------------------------------
 
-widths = [pytest.param(width, marks=built) for width in (390, 1280)]
-
 
 @pytest.fixture
 def page(visit):
@@ -190,7 +188,7 @@ def verdicts(browser):
     return {row.get_attribute("data-check"): row.get_attribute("data-verdict") for row in rows}
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_the_loss_falls_to_the_best_of_the_rank(page, width):
     browser = page(width)
     assert loss(browser) == 4
@@ -207,7 +205,7 @@ def test_the_loss_falls_to_the_best_of_the_rank(page, width):
     assert float(re.search(r"No adapter of this rank gets below ([\d.]+)\.", says)[1]) <= loss(browser)
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_each_mistake_by_keyboard_turns_one_check_red(page, width):
     browser = page(width)
     assert set(verdicts(browser).values()) == {"right"}
@@ -219,7 +217,7 @@ def test_each_mistake_by_keyboard_turns_one_check_red(page, width):
     assert set(verdicts(browser).values()) == {"right"}
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_one_mistaken_start_takes_the_place_of_the_other(page, width):
     browser = page(width)
     for name, other in [("A-zero", "B-not-zero"), ("B-not-zero", "A-zero"), ("A-zero", "B-not-zero")]:
@@ -229,7 +227,7 @@ def test_one_mistaken_start_takes_the_place_of_the_other(page, width):
         assert {a for a, verdict in verdicts(browser).items() if verdict == "wrong"} == {SHOWN_AT[name]}
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
     browser = page(width)
     browser.execute_script("arguments[0].scrollIntoView({block: 'end', behavior: 'instant'})", find(browser, ".checks"))
@@ -242,7 +240,7 @@ def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
         ), selector
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_a_mistakes_sentence_and_curve_are_in_sight(page, width):
     browser = page(width)
     for name in SHOWN_AT:
@@ -262,7 +260,7 @@ def test_a_mistakes_sentence_and_curve_are_in_sight(page, width):
         assert browser.execute_script("return arguments[0].parentElement.nextElementSibling.textContent", box) == ""
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_the_address_has_the_settings_and_a_reload_keeps_them(page, width):
     from selenium.webdriver.common.keys import Keys
 
@@ -294,7 +292,7 @@ def draw_nothing(browser):
     return svg
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_a_finger_scrolls_past_the_truth_and_paints_across_it(page, width):
     browser = page(width)
     svg = draw_nothing(browser)
@@ -322,7 +320,7 @@ def test_a_finger_scrolls_past_the_truth_and_paints_across_it(page, width):
     assert loss(browser) == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_the_truth_is_drawn_by_keys_and_by_pointer(page, width):
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.keys import Keys

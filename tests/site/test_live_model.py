@@ -21,7 +21,7 @@ from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
-from .conftest import SITE, built, wait
+from .conftest import SITE, built, narrow, wait, widths
 from .javascript import LIVE, NO_NODE, by_node, node
 
 pytest.importorskip("glassllm", reason="glassllm is not installed: pip install -e '.[models]'")
@@ -239,7 +239,6 @@ def test_what_the_page_says_of_the_model_is_so():
 
 NAME = "language-model.html"
 PAGE = SITE / NAME
-widths = [pytest.param(width, marks=built) for width in (390, 1280)]
 
 
 def find(browser, selector):
@@ -292,7 +291,7 @@ def open_page(browser, own, width):
     wait(lambda: scripts <= set(own.asked))
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_path):
     open_page(browser, own, width)
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
@@ -345,7 +344,7 @@ def to_the_end(browser, *sliders):
         find(browser, f"[name={name}]").send_keys(Keys.END)
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_start_again_in_a_run_begins_the_curves_again(visit, width):
     browser = visit(NAME, width)
     assert not find(browser, "[data-map=losses]").is_displayed()  # nothing to draw yet
@@ -366,7 +365,7 @@ def test_start_again_in_a_run_begins_the_curves_again(visit, width):
     assert find(browser, "[data-loss]").text == first
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_an_edit_keeps_the_adapter_of_the_run_before(visit, width, tmp_path):
     browser = visit(NAME, width)
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
@@ -393,7 +392,7 @@ def test_an_edit_keeps_the_adapter_of_the_run_before(visit, width, tmp_path):
     assert all(np.abs(adapter.delta()).max() > 0 for adapter in load_adapter(tmp_path / "adapter").values())
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_a_run_ends_and_names_its_best_step(visit, width, tmp_path):
     """A text that is soon learned by heart: the held-out loss turns, twenty steps later the run stops."""
     browser = visit(NAME, width)
@@ -413,7 +412,7 @@ def test_a_run_ends_and_names_its_best_step(visit, width, tmp_path):
     assert f"The adapter after {best} steps" in find(browser, ".says").text
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_a_reload_keeps_the_text_and_the_address_the_settings(visit, width):
     browser = visit(NAME, width)
     text = find(browser, "[name=text]")
@@ -429,7 +428,7 @@ def test_a_reload_keeps_the_text_and_the_address_the_settings(visit, width):
     browser.execute_script("sessionStorage.clear()")
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_a_loss_that_rises_is_told(visit, width):
     browser = visit(NAME, width)
     to_the_end(browser, "rank", "rate")
@@ -440,7 +439,7 @@ def test_a_loss_that_rises_is_told(visit, width):
     assert float(after) > float(before) + 0.3
 
 
-@pytest.mark.parametrize("width", widths[:1])
+@narrow
 def test_a_model_that_does_not_come_is_told(browser, own, width):
     open_page(browser, own, width)
     time.sleep(0.5)  # until what was asked for has come
@@ -450,7 +449,7 @@ def test_a_model_that_does_not_come_is_told(browser, own, width):
     assert find(browser, "[data-do=fetch]").is_enabled()
 
 
-@pytest.mark.parametrize("width", widths)
+@widths
 def test_the_models_page_is_light_until_a_click(visit, width):
     browser = visit(NAME, width)
     wait(lambda: find(browser, ".works").is_displayed())

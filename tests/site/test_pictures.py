@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import hands
 
-from .conftest import built, wait
+from .conftest import built, wait, widths
 
 
 def data_of(picture):
@@ -73,8 +73,6 @@ def test_the_graph_has_what_each_equation_gives_and_reads():
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------
-
-widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 
 
 @widths

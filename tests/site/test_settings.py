@@ -16,7 +16,7 @@ import words
 
 from minilora.language.memory import count_numbers, training_memory
 
-from .conftest import built, wait
+from .conftest import narrow, wait, widths
 from .javascript import NO_NODE, SCRIPTS, by_node
 
 FACTS, LABORATORY = settings.FACTS, words.laboratory()
@@ -259,7 +259,6 @@ def test_every_line_has_its_source_and_size():
 # --- the page, in a browser ---
 
 PAGE = "what-do-i-set.html"
-widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 
 
 def part(browser, selector):
@@ -320,7 +319,7 @@ def test_a_reader_is_told_what_is_no_number_or_model(visit, width):
     assert part(browser, "[data-wrong=losses]").text.startswith("Line 1 has 2 parts")
 
 
-@pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
+@narrow
 def test_without_javascript_the_tables_stand(visit, width):
     browser = visit(PAGE, width, script=False)
     assert not part(browser, ".works").is_displayed()
