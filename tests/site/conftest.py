@@ -4,13 +4,16 @@ import contextlib
 import functools
 import http.server
 import shutil
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-SITE = Path(__file__).parents[2] / "docs" / "_build" / "html"
+DOCS = Path(__file__).parents[2] / "docs"
+SITE = DOCS / "_build" / "html"
+sys.path[:0] = [str(DOCS), str(DOCS / "_ext")]  # the site's own modules
 built = [
     pytest.mark.site,
     pytest.mark.skipif(not (SITE / "index.html").is_file(), reason="the site is not built: python docs/build.py"),

@@ -1,17 +1,11 @@
 """The cost ledger of the documentation says what the code does."""
 
-import sys
-from pathlib import Path
-
+import costs
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear
 from minilora.fast import residual_form
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
-
-import costs
 
 sizes = st.integers(2, 30)
 many_rows = st.integers(17, 30)

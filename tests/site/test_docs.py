@@ -5,26 +5,18 @@ import importlib
 import pkgutil
 import re
 import shutil
-import sys
 from itertools import chain
 from pathlib import Path
 
+import api
+import heads
+import numbered
 import pytest
 
 from ..packaging import test_structure
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("l*/*.md"))
-
-sys.path[:0] = [str(ROOT / "docs"), str(ROOT / "docs" / "_ext")]
-
-
-def docs_module(name):
-    """Import a file of the site's."""
-    return importlib.import_module(name)
-
-
-api, heads, numbered = (docs_module(name) for name in ("api", "heads", "numbered"))
 
 
 def test_every_module_stands_in_the_list_of_the_api():
@@ -140,7 +132,7 @@ def test_every_page_says_what_it_is_about(address):
 
 def test_every_old_address_leads_to_a_page(tmp_path):
     pytest.importorskip("matplotlib")
-    build = docs_module("build")
+    build = importlib.import_module("build")
     build.lead_on(tmp_path)
     for file in tmp_path.iterdir():
         there = re.search(r"url=([\w/-]+)\.html", file.read_text(encoding="utf-8"))[1]
@@ -178,7 +170,7 @@ def test_the_changelog_has_its_table_of_moves():
 
 def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
     pytest.importorskip("sphinxcontrib.katex", reason="the site's tools are not installed: pip install -e '.[docs]'")
-    build = docs_module("build")
+    build = importlib.import_module("build")
     monkeypatch.setattr(shutil, "which", lambda program: None)
     monkeypatch.setattr(build, "DOCS", tmp_path)
     with pytest.raises(SystemExit, match=r"^the site needs Node.js .*: no node and no npm on the PATH$"):

@@ -3,22 +3,19 @@
 import ast
 import copy
 import dataclasses
-import importlib
 import re
 import shutil
-import sys
 from itertools import islice
 from pathlib import Path
 
+import numbered
 import pytest
+import stated
 
 from ..support.algebra import Put, wrong
 from ..support.sample import one_in
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs" / "_ext"))
-
-numbered, stated = importlib.import_module("numbered"), importlib.import_module("stated")
 
 STATED = [
     x for page in sorted((ROOT / "docs").glob("l*/*.md")) for x in stated.read_page(page.read_text(encoding="utf-8"))

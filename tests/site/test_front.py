@@ -1,26 +1,22 @@
 """The front page's one object: what it computes is minilora's, and each scroll position and answer has its picture."""
 
 import re
-import sys
 import time
 import xml.etree.ElementTree as ET
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import front
 import numpy as np
 import pytest
+import settings
+from ranks import word
+from settings import FACTS
 
 from minilora import Linear, LoRA, LoRALinear, best_adapter, evaluate, mse
 from minilora.language.memory import MATRICES, count_numbers, training_memory
 from minilora.layers.nf4 import QuantizedLinear
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
-
-import front
-import settings
-from ranks import word
-from settings import FACTS
 
 from .conftest import SITE, built, narrow, wait, widths
 from .javascript import LIVE, by_node, node

@@ -2,7 +2,7 @@
 
 import functools
 import http.server
-import importlib.util
+import importlib
 import json
 import random
 import re
@@ -54,10 +54,7 @@ TEXT = (
 @pytest.fixture(scope="module")
 def model():
     """Return the folder that the site serves: float16 weights, the tokenizer, the license."""
-    spec = importlib.util.spec_from_file_location("site_build", ROOT / "docs" / "build.py")
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    return build.write_model() / "glassllm"
+    return importlib.import_module("build").write_model() / "glassllm"
 
 
 def texts():

@@ -1,6 +1,5 @@
 """A page shows what it computes: its runner, on pages of a few lines."""
 
-import importlib
 import os
 import re
 import sys
@@ -9,11 +8,11 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("matplotlib")
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
-pages = importlib.import_module("pages")
-markup = importlib.import_module("markup")
+import markup
+import pages
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from html import unescape
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import hands
 

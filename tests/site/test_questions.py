@@ -5,7 +5,6 @@ import html
 import json
 import re
 import shutil
-import sys
 import textwrap
 from itertools import product
 from pathlib import Path
@@ -14,8 +13,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import questions as page
 

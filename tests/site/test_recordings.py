@@ -1,12 +1,6 @@
 """What the site computes from the recorded trainings, on a few trainings that were made up."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
-
 from recordings import Recordings
 
 BEFORE = {"new": 5.0, "old": 3.0}

@@ -3,14 +3,9 @@
 import json
 import random
 import re
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
-
 import settings
 import words
 

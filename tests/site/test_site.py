@@ -1,10 +1,8 @@
 """The built site, as a reader's browser meets it. Build it first: ``python docs/build.py``; then ``pytest -m site``."""
 
-import importlib
 import json
 import posixpath
 import re
-import sys
 import time
 import zipfile
 from functools import cache
@@ -12,11 +10,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import api
 import pytest
 
 from .conftest import SITE, resize
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 PAGES = sorted(path.relative_to(SITE).as_posix() for path in SITE.rglob("*.html")) if SITE.is_dir() else []
 SHOWN = [page for page in PAGES if 'http-equiv="refresh"' not in (SITE / page).read_text(encoding="utf-8")]
@@ -227,8 +224,7 @@ def test_every_page_with_python_downloads_as_a_notebook(page):
 
 
 def test_every_module_has_a_page():
-    modules = importlib.import_module("api").modules()
-    assert [name for name in modules if f"library/reference/{name}.html" not in PAGES] == []
+    assert [name for name in api.modules() if f"library/reference/{name}.html" not in PAGES] == []
 
 
 def test_no_lesson_is_larger_than_500_kilobytes():

@@ -3,15 +3,11 @@
 import html
 import json
 import re
-import sys
 from itertools import product
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("matplotlib")
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "docs" / "_ext"))
 
 import valley
 import words
