@@ -116,17 +116,14 @@ def as_myst(page: Path) -> str:
         between = text[place : fence.start()]
         done += prose(site, between)
         place = fence.end()
+        kind, info = "", fence["info"].partition(" ")[0]
         if fence.start() in ran:
-            kind = "ran" if fence["info"] == "python" else "console"
-            done += (
-                f"{fence['ticks']}{{code-block}} {fence['info']}\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"
-            )
-        elif printed and fence["info"].startswith("text") and not between.strip():
+            kind = "ran" if info == "python" else "console"
+        elif printed and info == "text" and not between.strip():
             wide = max(map(len, fence["body"].splitlines()), default=0) > 100
             kind = "printed prose" if wide else "printed"
-            done += f"{fence['ticks']}{{code-block}} text\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"
-        else:
-            done += fence[0]
+        block = f"{fence['ticks']}{{code-block}} {info}\n:class: {kind}\n\n{fence['body']}{fence['ticks']}\n"
+        done += block if kind else fence[0]
         printed = fence.start() in ran
     text = done + prose(site, text[place:])
     text = LINES.sub(lambda m: f"{m['head']}\n{m['body']}```\n", text)

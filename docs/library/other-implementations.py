@@ -3,7 +3,7 @@
 # %% Other implementations
 
 import pictures
-from pages import printed, recording, shown
+from pages import recording, says, shown
 
 FOUND = recording("other-implementations")["implementations"]
 assert len(FOUND) == 9
@@ -33,10 +33,9 @@ for one in FOUND:
             listed(kinds),
         )
     )
-shown("other-implementations-1", pictures.table(["", "digits", "layers", "what differs from the formulas"], rows))
+shown("differences", pictures.table(["", "digits", "layers", "what differs from the formulas"], rows))
 
-with printed("other-implementations-2"):
-    print("Measured on", ", ".join(sorted({one["date"] for one in FOUND})) + ".")
+says(f"Measured on {' and '.join(sorted({one['date'] for one in FOUND}))}")
 
 WORDS = {
     ("orientation", "in, out"): "A is (in, r), B is (r, out)",
@@ -56,11 +55,12 @@ for one in FOUND:
     }
     if said:
         rows.append((f"{one['implementation']} {one['version']}", "; ".join(said)))
-shown("other-implementations-3", pictures.table(["", "its convention"], rows))
+shown("conventions", pictures.table(["", "its convention"], rows))
 
-CLAIMS = ("forward", "slope", "merge", "start")
-rows = [
-    (one["implementation"], *("✓" if claim in one["kinds"]["linear"]["offers"] else "not offered" for claim in CLAIMS))
-    for one in FOUND
-]
-shown("other-implementations-4", pictures.table(["", *CLAIMS], rows))
+lacking = {
+    claim: [one["implementation"] for one in FOUND if claim not in one["kinds"]["linear"]["offers"]]
+    for claim in ("forward", "slope", "merge", "start")
+}
+*others, last = lacking.pop("merge")
+assert not any(lacking.values())
+says(f"{', '.join(others)} and {last} offer no `merge`:")
