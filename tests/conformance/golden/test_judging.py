@@ -12,11 +12,12 @@ from safetensors.numpy import load_file, save_file
 from minilora import cli
 from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
-from minilora.conformance.golden.judging import MERGED, compare_golden, held_against, judged_case
+from minilora.conformance.golden.judging import compare_golden, held_against, judged_case
 
 from ...support.compare import refused
 from .conftest import FORMS, as_given, log_softmax, saved
 
+MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # a verdict hangs on them
 
 @pytest.fixture
 def results(tmp_path):
