@@ -19,6 +19,7 @@ from .conftest import FORMS, as_given, log_softmax, saved
 
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # a verdict hangs on them
 
+
 @pytest.fixture
 def results(tmp_path):
     (tmp_path / "results").mkdir()
