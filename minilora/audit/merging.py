@@ -125,8 +125,6 @@ class Comparer:
             module, _, end = path.rpartition(".")
             if TOKENS in path:
                 module, end = path.partition(".token_adapter.")[0].removesuffix(f".{TOKENS}_delta"), "weight"
-            elif "token_adapter" in path:
-                continue
             place, _ = spellings.place(module, Module(module, self.adapter.tensors, {}))
             unit = f"{module if place is None else place}.{end}"
             unit = self.table if unit not in self.base and unit == HEAD_WEIGHT and self.table else unit

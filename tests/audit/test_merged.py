@@ -429,9 +429,10 @@ def test_what_was_trained_in_full_is_looked_for(tmp_path, name, what):
     base, tensors = world.arrays[name], {f"{PREFIX}{name}": world.arrays[name] + np.float32(0.01)}
     settings, trained = {"modules_to_save": [name.split(".")[-2]]}, tensors[f"{PREFIX}{name}"]
     if "embed" in name:  # two rows of it alone
-        settings = {"trainable_token_indices": {"embed_tokens": [3, 8]}}
-        tensors = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": trained[[3, 8]]}
-        trained = np.where(np.isin(np.arange(len(base)), [3, 8])[:, None], trained, base)
+        settings = {"trainable_token_indices": {"embed_tokens": [0, 8]}}
+        tensors = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": trained[[0, 8]]}
+        tensors |= {f"{PREFIX}model.embed_tokens.token_adapter.base_layer.weight": base}
+        trained = np.where(np.isin(np.arange(len(base)), [0, 8])[:, None], trained, base)
     settings |= {"r": R, "lora_alpha": R * SCALING}
     world.adapter = peft(tmp_path / "full", world.factors | tensors, config(*LAST, **settings))
     report = world.judged(world.merged() | {name: make(base, trained)})
@@ -506,26 +507,32 @@ def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
     assert audit(adapter, base, merged=tmp_path / "merged").word == "RIGHT"
 
 
-def test_a_tied_head_may_stay_the_embedding(tmp_path):
-    base, factors = adapters.model(tmp_path / "base", tied=True), adapters.factors(["lm_head"])
-    adapter, arrays = peft(tmp_path / "a", factors, config("lm_head")), load_file(base / "model.safetensors")
-    tied = arrays["model.embed_tokens.weight"] + adapters.change(factors, "lm_head")
-    arrays["model.embed_tokens.weight"] = tied.astype("f4")
-    merged = written(tmp_path / "merged", arrays, {"tie_word_embeddings": True})
+@pytest.mark.parametrize("heads", [(), ("lm_head.weight",)], ids=["once", "stored twice"])
+def test_a_tied_head_may_stay_the_embedding(tmp_path, heads):
+    settings, factors = {"tie_word_embeddings": True}, adapters.factors(["lm_head"])
+    arrays = load_file(adapters.model(tmp_path / "m", tied=True) / "model.safetensors")
+    table = arrays["model.embed_tokens.weight"]
+
+    def tied_to(name, table):
+        return written(tmp_path / name, arrays | dict.fromkeys(("model.embed_tokens.weight", *heads), table), settings)
+
+    base, adapter = tied_to("base", table), peft(tmp_path / "a", factors, config("lm_head"))
+    tied = table + adapters.change(factors, "lm_head")
+    merged = tied_to("merged", tied.astype("f4"))
     assert "RIGHT: merged rightly (1 of 1 module" in audit(adapter, base, merged=merged).first_line
     assert "WRONG: not merged, equal to the base: 'lm_head'" in audit(adapter, base, merged=base).first_line
     factors |= adapters.factors(["model.embed_tokens"], seed=1)  # and both may be merged into it
     said = config("embed_tokens", "lm_head", alpha_pattern={"embed_tokens": 2})  # the half of the head's
     A, B = (factors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
-    arrays["model.embed_tokens.weight"] = (tied + (B @ A).T).astype("f4")
-    merged = written(tmp_path / "of both", arrays, {"tie_word_embeddings": True})
+    merged = tied_to("of both", (tied + (B @ A).T).astype("f4"))
     report = audit(peft(tmp_path / "both", factors, said), base, merged=merged)
     assert "RIGHT: merged rightly (2 of 2 modules" in report.first_line
     for place, size in (("lm_head", adapters.V), ("model.embed_tokens", adapters.D)):
         factors[f"{PREFIX}{place}.lora_magnitude_vector"] = np.ones(size, "f4")
     report = audit(peft(tmp_path / "dora", factors, said | {"use_dora": True}), base, merged=merged)
-    told = {verdict["text"].partition("': ")[2] for verdict in report.json()["merged"]["modules"]}
-    assert told == {"two modules with DoRA change 'model.embed_tokens.weight': it is not compared"}
+    (text,) = {verdict["text"].partition("': ")[2] for verdict in report.json()["merged"]["modules"]}
+    unit = (*heads, "model.embed_tokens.weight")[0]
+    assert text == f"two modules with DoRA change '{unit}': it is not compared"
 
 
 def test_a_vocabulary_that_grew_is_merged_over_its_copy(tmp_path):
@@ -700,6 +707,7 @@ def test_a_magnitude_is_judged_where_weights_lie_in_out(tmp_path, monkeypatch, b
         ("fc.weight", "WRONG: not merged, equal to the base: 'fc' [not-merged]"),
         ("fc.bias", "WRONG: not merged, equal to the base: 'fc' [not-merged]"),
         ("steps", "WRONG: changed, though no adapter stands there: 'steps' [changed]"),
+        ("type", "WRONG: changed, though no adapter stands there: 'steps' [changed]"),
     ],
 )
 def test_a_module_is_right_where_weight_and_bias_are(tmp_path, left, said):
@@ -707,7 +715,8 @@ def test_a_module_is_right_where_weight_and_bias_are(tmp_path, left, said):
     rng = np.random.default_rng(0)
     W, b, A, B, c = (rng.standard_normal(shape).astype("f4") for shape in ((6, 5), 6, (2, 5), (6, 2), 6))
     base = {"fc.weight": W, "fc.bias": b, "steps": np.arange(3)}
-    right = {"fc.weight": W + 2 * B @ A, "fc.bias": b + 2 * c, "steps": np.arange(3) + (left == "steps")}
+    steps = {"steps": np.arange(1, 4), "type": np.arange(3, dtype="f4")}.get(left, base["steps"])
+    right = {"fc.weight": W + 2 * B @ A, "fc.bias": b + 2 * c, "steps": steps}
     tensors = {f"{PREFIX}fc.{part}": x for part, x in (("lora_A.weight", A), ("lora_B.weight", B), ("lora_B.bias", c))}
     adapter = peft(tmp_path / "a", tensors, config("fc", r=2, lora_alpha=4, lora_bias=True))
     right |= {left: base[left]} if left and "fc" in left else {}
