@@ -30,6 +30,8 @@ from minilora.variants.adapter import Rewritten
 from minilora.variants.dora import DoRA, DoRAAdapter, lengths
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
+from .foreign import dropout, fused
+
 
 def functions_of(layer, **more):
     """A layer of this library's protocol, by `layer(weight, bias, A, B, alpha, magnitude, **steps)`, as functions."""
@@ -119,23 +121,6 @@ def full_norm(*arrays, **more):
     return dora(*arrays, norm="full", **more)
 
 
-def dropped_out():
-    """Dropout with a given mask, of our base and our adapter."""
-
-    def forward(x, weight, bias, A, B, alpha, mask):
-        return Linear(weight, bias)(x) + LoRA(A, B, alpha)(x * mask)
-
-    def backward(dy, x, weight, bias, A, B, alpha, mask):
-        lora = LoRA(A, B, alpha)
-        dx, grads = lora.backward(dy, lora.forward(x * mask)[1])
-        return {"x": Linear(weight, bias).input_gradient(dy) + mask * dx, **grads}
-
-    def merge(weight, A, B, alpha):
-        return LoRALinear(Linear(weight), LoRA(A, B, alpha)).merge().weight
-
-    return SimpleNamespace(forward=forward, backward=backward, merge=merge, init=init)
-
-
 def four_bits(packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
     shape = (len(B), A.shape[1])
     nested = {} if nested_absmax is None else {"nested_absmax": nested_absmax, "mean": mean}
@@ -156,50 +141,7 @@ def nf4_functions(layer=four_bits, **more):
     def merge(packed, absmax, A, B, alpha, nested_absmax=None, mean=0.0):
         return layer(packed, absmax, None, A, B, alpha, nested_absmax, mean).merge().weight
 
-    own = {
-        "forward": forward,
-        "backward": backward,
-        "merge": merge,
-        "init": init,
-    }
-    return SimpleNamespace(**own | more)
-
-
-def slot_rows(widths):
-    """Where each slot's outputs stand."""
-    ends = np.cumsum(widths)
-    return [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
-
-
-def fused():
-    """Slots, of our base and an adapter of ours for each."""
-
-    def adapters(A, B, alpha, widths):
-        own = zip(A, B, alpha, slot_rows(widths), strict=True)
-        return [None if a is None else (LoRA(a, b, s), rows) for a, b, s, rows in own]
-
-    def forward(x, weight, bias, *slots):
-        y = Linear(weight, bias)(x)
-        for lora, rows in filter(None, adapters(*slots)):
-            y[..., rows] += lora(x)
-        return y
-
-    def backward(dy, x, weight, bias, *slots):
-        dx, grads = Linear(weight, bias).input_gradient(dy), {"lora_A": [], "lora_B": []}
-        for one in adapters(*slots):
-            own_dx, own = one[0].backward(dy[..., one[1]], one[0].forward(x)[1]) if one else (0, {})
-            dx = dx + own_dx
-            for name, listed in grads.items():
-                listed.append(own.get(name))
-        return {"x": dx, **grads}
-
-    def merge(weight, *slots):
-        merged = weight.copy()
-        for lora, rows in filter(None, adapters(*slots)):
-            merged[rows] += lora.delta()
-        return merged
-
-    return SimpleNamespace(forward=forward, backward=backward, merge=merge)
+    return SimpleNamespace(**{"forward": forward, "backward": backward, "merge": merge, "init": init} | more)
 
 
 def beside_bfloat16():
@@ -262,6 +204,11 @@ def summed(kind):
     return combined
 
 
+def of_others(layer, **more):
+    """What others wrote, of a kind that this library has no layer of."""
+    return SimpleNamespace(forward=layer.forward, backward=layer.backward, merge=layer.merge, **more)
+
+
 OURS = {
     "linear": functions_of(linear, init=init, step=step),
     "rslora": functions_of(rslora, init=init),
@@ -269,10 +216,10 @@ OURS = {
     "embedding": functions_of(embedding, init=lambda i, o, r, rng: (np.zeros((r, i)), rng.standard_normal((o, r)))),
     "conv1d": conv_functions(),
     "conv2d": conv_functions(),
-    "dropout": dropped_out(),
+    "dropout": of_others(dropout, init=init),
     "nf4": nf4_functions(),
     "mixed": beside_bfloat16(),
-    "fused": fused(),
+    "fused": of_others(fused),
     "experts": stacked(),
     "combine": SimpleNamespace(cat=summed("cat"), linear=summed("linear"), svd=summed("svd")),
 }

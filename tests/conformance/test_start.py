@@ -144,26 +144,8 @@ def test_each_kind_has_its_file_printed_or_written(folder, capsys):
         assert capsys.readouterr().out == text
         assert max(map(len, text.splitlines())) <= 120
         compile(text, kind, "exec")
-    assert cli.main(["conformance", "--start", "torch", "-o", "mine.py"]) == 0
-    assert capsys.readouterr().out == "mine.py is written; fill it in, then run: minilora conformance mine.py\n"
-    assert Path("mine.py").read_text(encoding="utf-8") == FOLDER.joinpath("torch.txt").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (["--start", "jax", "-o", "mine.py"], "'mine.py' is there already, expected the name of a new file"),
-        (
-            ["mine.py", "--start", "jax"],
-            "--start begins a new file and judges nothing, expected it without implementation",
-        ),
-        ([], "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"),
-        (["mine", "-o", "new.py"], "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"),
-    ],
-)
-def test_nothing_that_is_there_is_written_over(folder, capsys, given, said):
-    Path("mine.py").write_text("mine", encoding="utf-8")
-    assert cli.main(["conformance", *given]) == 2
-    assert capsys.readouterr().err == f"minilora: {said}\n"
-    assert [file.name for file in folder.iterdir()] == ["mine.py"]
-    assert Path("mine.py").read_text(encoding="utf-8") == "mine"
+def test_a_start_judges_nothing(folder, shell):
+    said = "--start begins a new file and judges nothing, expected it without implementation"
+    assert shell.refused("conformance mine.py --start jax") == said

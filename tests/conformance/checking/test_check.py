@@ -37,7 +37,7 @@ def test_our_own_layers_pass_in_every_precision(dtype):
         assert kind.dtype == ("float32" if name == "mixed" or (name, dtype) == ("nf4", "float64") else dtype)
         offered = {claim for claim, verdict in kind.claims.items() if verdict == "ok"}
         assert offered >= set(kind.claims) - {"adam", "alpha of 0", "more axes", "row of zeros", "merged and back"}
-        edges = dict.fromkeys(EDGES, "ok") | {"alpha of 0": REFUSED}
+        edges = dict.fromkeys(EDGES, "ok") | ({"alpha of 0": REFUSED} if name not in ("dropout", "fused") else {})
         edges |= {"more axes": "not offered"} if name.startswith("conv") else {}
         edges |= {"row of zeros": "not offered"} if name != "dora" else {}
         assert {claim: kind.claims[claim] for claim in EDGES if claim in kind.claims}.items() <= edges.items()
@@ -316,10 +316,10 @@ FAILS = {
         {"forward": "at rank 1", "scaling": "at rank 1"},
         ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output alone"],
     ),
-    "an error of a billionth": (
-        backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-9}),
+    "an error of a ten-billionth": (
+        backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-10}),
         {"slope": "everywhere"},
-        ["lora_A's gradient is off by 1e-09 at "],
+        ["lora_A's gradient is off by 1e-10 at "],
     ),
     "single precision beside a factor, which may come of it": (
         {"forward": single, "merge": lambda *arrays: 2 * PLAIN.merge(*arrays)},
@@ -401,14 +401,7 @@ def test_what_fails_is_told_where_it_does(what):
     assert {claim for claim, text in report.claims.items() if text not in STATES} == {*where}
 
 
-def test_a_gradient_that_is_left_out_again_ends_nothing():
-    """The numbers of the first call are judged."""
-    assert check(beside_forward(**forgetful())).passed
-
-
-def test_an_error_of_a_trillionth_fails_in_float64():
-    assert not check(beside_forward(**backward(lambda grads, *_: {**grads, "lora_A": grads["lora_A"] + 1e-12}))).passed
-
-
-def test_a_missing_dx_is_no_failure():
-    assert check(beside_forward(**backward(without("x")))).passed
+@pytest.mark.parametrize("functions", [forgetful(), backward(without("x"))], ids=["left out again", "no dx"])
+def test_a_gradient_that_may_be_missing_ends_nothing(functions):
+    """What was returned at first is judged, and a first layer needs no dx."""
+    assert check(beside_forward(**functions)).passed

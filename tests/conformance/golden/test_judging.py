@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import cli
 from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
 from minilora.conformance.golden.judging import compare_golden, held_against, judged_case
@@ -280,37 +279,16 @@ def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, reported):
         assert report.found[0].says.startswith(begins + says)
 
 
-def test_the_command_exits_by_the_verdict(golden, right, reported, results, tmp_path, capsys):
-    file, known = tmp_path / "verdicts.json", tmp_path / "known"
-    assert cli.main(["golden", str(golden), "--compare", str(right), "--json", str(file)]) == 0
-    assert json.loads(file.read_text())["passed"]
-    assert reported({"rslora": ROOT, "dora": None}).status == 1
-    wrong = ["golden", str(golden), "--compare", str(results)]
-    assert cli.main(wrong) == 1
-    known.write_text("dora  not yet\nrslora  #17\n")
-    assert cli.main([*wrong, "--xfails", str(known)]) == 0
-    capsys.readouterr()
-    for line in (
-        [str(golden), "--compare", str(tmp_path / "nothing")],
-        [str(golden), "--compare", str(golden / "answers")],
-        [str(golden), "--compare", str(golden)],
-        [str(golden), "--json", str(file)],
-        [str(golden)],  # it is there already
-    ):
-        assert cli.main(["golden", *line]) == 2
-        assert capsys.readouterr().err
+THEMSELVES = "the golden adapters themselves, expected a folder with what a program answered"
 
 
-def test_verdicts_never_take_the_place_of_what_is_compared(golden, right, tmp_path, capsys):
-    shutil.copytree(golden, tmp_path / "golden")
-    shutil.copytree(right, tmp_path / "right")
-    (tmp_path / "known").write_text("dora  not yet\n")
-    for name in ("golden/index.json", "golden/answers/dora.safetensors", "right/dora.safetensors", "known"):
-        output, before = tmp_path / name, (tmp_path / name).read_bytes()
-        line = ["--compare", str(tmp_path / "right"), "--xfails", str(tmp_path / "known"), "--json", str(output)]
-        assert cli.main(["golden", str(tmp_path / "golden"), *line]) == 2, name
-        assert "expected another file" in capsys.readouterr().err
-        assert output.read_bytes() == before
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [("", THEMSELVES), ("answers", THEMSELVES), ("nothing", "not a folder, expected that of a program's answers")],
+)
+def test_what_is_no_folder_of_answers_is_refused(golden, place, said):
+    with refused(f"{str(golden / place)!r}: {said}"):
+        compare_golden(golden, golden / place)
 
 
 # --- damaged files ----------------------------------------------------------------------------------
