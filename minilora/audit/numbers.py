@@ -62,7 +62,7 @@ def read_numbers(module: Module) -> Measured:
     further = {part: array for part, array in arrays.items() if part not in "AB"}
     # Where the sum is a number, and none is zero, so are all numbers that it is made of, and none needs a second look.
     bad = _not_finite(module, further if np.isfinite(total) else arrays)
-    zero = _zero(arrays) if idle == len(squares) else ()
+    zero = _zero(arrays)
     norm = None if module.scaling is None or bad else abs(module.scaling) * max(total, 0.0) ** 0.5
     mark = "" if zero or bad else f"{total!r} {arrays['A'].flat[0]!r} {arrays['B'].flat[0]!r}"
     constant = all((arrays[part] == arrays[part].flat[0]).all() for part in "AB")

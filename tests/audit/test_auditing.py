@@ -375,6 +375,7 @@ RIGHT = {
     "the file of a folder": (lambda t: plain()(t) / "adapter_model.safetensors", ""),
     "numbers of a test": (of(lambda x: {k: np.ones_like(a) for k, a in x.items()}), "same-factors rank-unused"),
     "half precision": (plain(dtype="f2"), ""),
+    "half precision in one factor": (of(at("q_proj.lora_B.weight", lambda b: b.astype("f2"))), "mixed-types"),
     "a rank as large as the smaller width": (plain({"r": 4}, kinds=("v_proj",), r=4), ""),
     "a rank above the smaller width": (plain({"r": 16}, kinds=("v_proj",), r=16), "rank-above-width"),
     "small numbers": (of(lambda x: {k: 2e-6 * a for k, a in x.items()}), ""),
@@ -661,7 +662,7 @@ BROKEN = {
     "A is zero": (of(at("A.weight", np.zeros_like)), "other-zero"),
     "an embedding that was never trained": (embedding(("embedding_A", "B.weight")), "all-zero"),
     "an embedding's other factor": (embedding("embedding_B"), "other-zero"),
-    "NaN": (of(at("2.self_attn.v_proj.lora_B.weight", lambda a: a * np.nan)), "not-finite"),
+    "NaN": (of(lambda x: {k: a * np.nan if "v_proj" in k else a for k, a in x.items()}), "not-finite"),
     "infinity": (of(at("0.self_attn.v_proj.lora_A.weight", lambda a: a * np.inf)), "not-finite"),
     "a magnitude of NaN": (
         of(lambda x: {k: a * np.nan if "magnitude" in k else a for k, a in magnitudes(x).items()}, use_dora=True),
@@ -691,6 +692,9 @@ BROKEN = {
     "another rank": (plain({"r": 4}), "rank-differs"),
     "a rank pattern that is not so": (plain({"rank_pattern": {"q_proj": 5}}), "rank-differs"),
     "factors transposed": (of(lambda x: {k: a.T for k, a in x.items()}), "factors-turned"),
+    "factors transposed, of a square weight": (
+        lambda t: (peft(t / "a", {k: a.T for k, a in pairs({"fc": (D, D)}).items()}, config("fc")),
+                   written(t / "b", ones({"fc.weight": (D, D)}))), "factors-turned shape-differs"),
     "factors exchanged": (of(lambda x: {other(k): a for k, a in x.items()}), "factors-turned"),
     "vectors": (of(lambda x: {k: a.ravel() for k, a in x.items()}), "shape-of-factors"),
     "factors without numbers": (of(lambda x: {k: a[:0] for k, a in x.items()}), "shape-of-factors"),
