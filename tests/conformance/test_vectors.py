@@ -315,6 +315,15 @@ def test_adam_is_judged_by_where_it_ends(folder, compared, ends, verdict):
     assert [(case.id, case.failed) for case in report.cases] == [("linear-adam", verdict != "ok")]
 
 
+@pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-9), ("float32", 2e-6)])
+def test_adam_may_end_as_far_off_as_its_precision(folder, compared, dtype, most):
+    for times, ok in ((0.8, True), (1.2, False)):
+        ends = {end: load_file(folder / f"adam-{dtype}.safetensors")[end] for end in ("end_A", "end_B")}
+        ends["end_A"][0, 0] += times * most
+        (report,) = compared({f"adam-{dtype}": ends})
+        assert (report.claims["adam"] == "ok") is ok
+
+
 def test_an_answer_of_another_shape_is_said(compared):
     """Also where it is the only one, and where the right one is zero."""
     shapes = {"linear-8-float64": (0,), "conv2d-4-float64": (), "rslora-8-float32": (3, 2, 1)}
