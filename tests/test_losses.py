@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora import Linear, cross_entropy, evaluate, gradcheck, mse
+from minilora import cross_entropy, gradcheck, mse
 from minilora.losses import count
 
 from .support.claims import MSE_CLAIMS
@@ -213,17 +213,3 @@ def test_a_mean_runs_over_entries_or_over_targets_that_count():
     assert count(np.array([7, 200], np.uint8)) == 2
     with pytest.raises(ValueError, match=r"^target has shape \(0, 4\): the mean of no entries does not exist"):
         count(np.ones((0, 4)))
-
-
-def test_evaluating_in_blocks_weighs_blocks_by_what_counts():
-    """Most of the ignored targets stand in the first block."""
-    rng = np.random.default_rng(0)
-    X, Y = rng.standard_normal((700, 3)), rng.integers(0, 4, 700)
-    Y[:500] = -100
-    model = Linear(rng.standard_normal((4, 3)))
-    assert evaluate(model, X, Y, cross_entropy) == pytest.approx(float(cross_entropy(model(X), Y)[0]), rel=1e-13)
-
-
-def test_data_without_any_target_that_counts_are_refused():
-    with pytest.raises(ValueError, match="Y has no target that counts: all of them are -100"):
-        evaluate(Linear(np.ones((4, 3))), np.ones((5, 3)), np.full(5, -100), cross_entropy)

@@ -189,7 +189,7 @@ class LossTable:
 
     def _print(self, line: str) -> None:
         """Print a line now, above the progress bar where there is one."""
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write(line)
         sys.stdout.flush()
         self.written = time.perf_counter()
 
