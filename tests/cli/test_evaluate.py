@@ -3,17 +3,19 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import Llama, attach, cross_entropy, load_adapter, quantize, save_adapter
+from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, quantize, save_adapter
 from minilora.language.text import windows
 
-from ..support.command_line import FINETUNE, finetune, losses
+from ..support.command_line import FINETUNE, finetune, losses, run
 from ..support.language import TEXT, ids_of
+from ..support.streams import File
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 pytestmark = pytest.mark.usefixtures("folder")
@@ -78,6 +80,20 @@ def test_the_loss_is_measured_on_another_file_or_share(shell):
     assert "127 windows of 8" in shell(f"{FINETUNE} --steps 1 --valid 0.5")
     for bad in ("nan", "nowhere"):
         shell.refused(f"{FINETUNE} --steps 1 --valid {bad}")
+
+
+def test_each_loss_is_seen_before_the_next_is_measured(monkeypatch):
+    """By a reader of a pipe, as `tee` is."""
+    save_adapter("a", adapters(adapt(Llama.load("model"), ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))))
+    file, seen = File(), []
+    monkeypatch.setattr(sys, "stdout", file)
+    monkeypatch.setattr("minilora.language.text.evaluate_where_it_counts", lambda *a, **k: seen.append(file.seen) or 1)
+    assert run("evaluate text --model model --adapter a --length 8") == 0
+    assert [text.rpartition(": ")[2] for text in (*seen, file.seen)] == [
+        "2,040 tokens, 254 windows of 8\n",
+        "model\n",
+        "with a\n",
+    ]
 
 
 def test_a_loss_beyond_every_exponential_has_an_infinite_perplexity(shell, monkeypatch):

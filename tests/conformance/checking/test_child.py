@@ -176,12 +176,15 @@ def test_what_cannot_be_imported_is_said(tmp_path, monkeypatch, target, content,
 
 
 def test_a_file_is_imported_whatever_has_its_name(tmp_path, monkeypatch):
-    """And the modules that lie beside it are found."""
-    (tmp_path / "string.py").write_text("from beside import box\n", encoding="utf-8")
+    """And the modules that lie beside it are found, and it itself by its name, as a dataclass looks for it."""
+    lines = "from __future__ import annotations", "import dataclasses", "from beside import box", ""
+    record = "@dataclasses.dataclass", "class Layer:", "    rank: int = 3"
     (tmp_path / "beside.py").write_text("class box:\n    forward = 'found'\n", encoding="utf-8")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "modules", {**sys.modules})
-    assert imported(f"{tmp_path}/string.py:box.forward") == "found"
+    for name in ("string", "mine"):
+        (tmp_path / f"{name}.py").write_text("\n".join([*lines, *record]), encoding="utf-8")
+        assert imported(f"{tmp_path}/{name}.py:box.forward") == "found"
 
 
 @pytest.mark.parametrize(
