@@ -14,8 +14,7 @@ from minilora import article
 from minilora.cli import _parser
 from minilora.cli.console import discard, flush_or_discard, loading, say_goes_on
 
-from ..support.adapter_folder import change_json
-from ..support.command_line import QUICK, run
+from ..support.command_line import run
 from ..support.streams import Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
@@ -72,20 +71,6 @@ def test_what_an_error_says_cannot_steer_the_terminal(monkeypatch, shell):
     said = shell.refused("article")
     assert said.startswith("\\x1b[2Jred")
     assert said.isprintable()
-
-
-def test_what_is_longer_than_the_context_is_warned_of_once(folder, capsys):
-    (folder / "e.jsonl").write_text('{"text": "the cat sat"}')
-    said = "tokens, and the model's context is 7: what it says beyond may be nonsense"
-    for length in (8, 7):
-        change_json(folder / "model" / "config.json", max_position_embeddings=length)
-        assert run(QUICK, "--steps", "1") == 0
-        assert run("generate cat --model model --tokens 5 --temperature 0") == 0
-        assert run("evaluate text --model model --length 8") == 0
-    assert run("evaluate e.jsonl --model model") == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if "context" in line]
-    counted = ("a window has 8", "prompt and text may have 8", "a window has 8", "an example has 11")
-    assert lines == [f"minilora: {words} {said}" for words in counted]
 
 
 def test_a_command_to_go_on_with_is_told_whole(capsys, monkeypatch):

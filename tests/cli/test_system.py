@@ -1,7 +1,6 @@
 """A system message: asked for, kept with the adapter, and used again."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -87,20 +86,3 @@ def test_generate_takes_the_kept_message_and_says_so(shell):
     for prompt in (["the cat"], ["p.jsonl", "-o", "answer.jsonl"]):  # no chat
         shell(asked, *prompt)
         assert shell.err == ""
-
-
-def test_evaluate_takes_the_kept_message_and_says_so(shell):
-    kept("--system", "sat")
-    write("s.jsonl", *["sat"] * 4)
-
-    def found(file, *more):
-        out = shell("evaluate", file, "--model", "model", "--adapter", "b", *more)
-        return re.findall(r"^loss +(\S+)", out, re.M), re.findall(r"^system +(.*)$", out, re.M)
-
-    losses, said = found("e.jsonl")
-    assert said == ["sat (the adapter's; --system gives another)"]
-    assert found("s.jsonl", "--system", "")[0] == losses
-    assert found("e.jsonl", "--system", "sat") == (losses, ["sat"])
-    assert found("e.jsonl", "--system", "")[0] != losses
-    assert found("e.jsonl", "--system", LONG)[1] == [printable(LONG, 80)]
-    assert found("text") == found("text", "--system", "")  # a text has no chats

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from minilora import Adapter, LoRA, adapt, adapters, article, save_adapter
 from minilora.cli import _parser
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import run
 from ..support.disk import contents
 from ..support.language import CHAT, TEXT, tiny_llama, write_folder
@@ -45,8 +46,10 @@ def inputs():
     """Write what the commands read."""
     write_folder(Path("model"), tiny_llama())
     write_folder(Path("stranger"), tiny_llama(seed=1))
+    change_json(write_folder(Path("short"), tiny_llama()) / "config.json", max_position_embeddings=7)
     write_folder(Path("chatty"), tiny_llama())
-    Path("chatty/tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
+    for name in ("chatty", "short"):
+        Path(name, "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
     Path("text").write_text(TEXT)
     Path("other").write_text("a log and a mat.\n" * 9)
     Path("e.jsonl").write_text("\n".join(map(json.dumps, EXAMPLES)))
