@@ -13,19 +13,7 @@ from minilora.audit.auditing import audit
 from minilora.checks import FileRefused
 from minilora.files.peft import KEYS
 
-from .adapters import (
-    EXPERTS,
-    PREFIX,
-    config,
-    expert_factors,
-    factors,
-    mlx,
-    model,
-    paths,
-    peft,
-    sparse,
-    written,
-)
+from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, mlx, model, paths, peft, sparse, written
 
 JUNK = [
     None, True, 0, -1, 3.5, 1e300, 10**30, "", "q_proj", "(", "*", [], [1], ["q_proj", 1], [None], {}, {"a": 1},

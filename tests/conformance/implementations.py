@@ -9,18 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from minilora import (
-    Adam,
-    Adapter,
-    Conv1d,
-    Conv2d,
-    Embedding,
-    Linear,
-    LoRA,
-    LoRALinear,
-    QuantizedLinear,
-    weighted_sum,
-)
+from minilora import Adam, Adapter, Conv1d, Conv2d, Embedding, Linear, LoRA, LoRALinear, QuantizedLinear, weighted_sum
 from minilora.conformance import check
 from minilora.conformance.problems.formulas import AdamFormulas, StartFormulas
 from minilora.conformance.problems.kinds import KINDS

@@ -67,12 +67,8 @@ def test_a_bound_lies_between_what_is_wrong_and_right(words):
     assert in_common([problem for problem in every if (problem.alpha >= 1) is ("above" in words)], every) == words
 
 
-@pytest.mark.parametrize("count", [0, 15])
-def test_where_all_are_wrong_or_none_nothing_decides(count):
-    every = KINDS["linear"].problems
-    assert in_common(every[:count], every) == ""
-
-
-def test_of_three_problems_nothing_is_told():
-    every = KINDS["linear"].problems[:3]
-    assert in_common(every[:1], every) == ""
+@pytest.mark.parametrize(("wrong", "every"), [(0, 15), (15, 15), (1, 3)])
+def test_where_nothing_decides_nothing_is_told(wrong, every):
+    """Where all are wrong, or none; and of three problems anything would decide."""
+    problems = KINDS["linear"].problems[:every]
+    assert in_common(problems[:wrong], problems) == ""

@@ -17,7 +17,7 @@ from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adap
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.adapters import leading
-from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, MERGES, TOKENS, write_safetensors
+from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
@@ -180,33 +180,6 @@ def test_bugs_lie_ten_tolerances_apart_and_so_do_tokens(golden, index, requests)
             last = np.sort(ends, axis=-1)
             assert (last[..., -1] - last[..., -2]).min() >= (2 * bfloat16 if of_session else apart)
         np.testing.assert_array_equal(ours["next_tokens"], (ends[:, -1] if each else ends).argmax(axis=-1))
-
-
-def test_what_is_asked_at_each_position_has_its_last_apart(golden, requests):
-    """So a reader that knows of no positions judges the last one."""
-    for request in requests:
-        ours, T = load_file(golden / request["answers"]), len(request["prompts"][0])
-        positions = request.get("generate", T - 1 if request.get("each") else 0)
-        every = {name for name in ours if name.startswith("each.")}
-        last = {*ours} - every - {"next_tokens"} if positions else set()
-        assert {name.removeprefix("each.") for name in every} == last
-        for name in every:
-            np.testing.assert_array_equal(ours[name][:, -1], ours[name.removeprefix("each.")])
-            assert ours[name].shape[1] == positions
-
-
-def test_the_prompt_whose_log_probabilities_are_asked_for_was_generated(golden, index):
-    """Then both ways are asked for the same numbers."""
-    sessions = [session for session in index["sessions"] if any("each" in one for one in session["requests"])]
-    assert len(sessions) == 2
-    for session in sessions:
-        first, again, *rest = session["requests"]
-        generated, within = (load_file(golden / one["answers"])["each.logits"] for one in (first, again))
-        tokens = np.concatenate([first["prompts"], generated.argmax(axis=-1)], axis=1)
-        assert first["adapters"] == again["adapters"]
-        for request in (again, *rest):
-            np.testing.assert_array_equal(request["prompts"], tokens)
-        np.testing.assert_allclose(within[:, -first["generate"] :], generated, rtol=0, atol=1e-12)
 
 
 def test_every_known_bug_shows_somewhere_and_is_in_the_index(index, requests):
@@ -410,12 +383,6 @@ def test_exact_functions_are_those_of_the_processor():
     cos, sin = exact.turns(np.abs(x) / 8)
     np.testing.assert_allclose(cos, np.cos(x / 8), rtol=0, atol=2e-14)
     np.testing.assert_allclose(sin, np.sin(np.abs(x) / 8), rtol=0, atol=2e-14)
-
-
-def test_the_tokens_are_those_that_the_merges_make():
-    assert len(TOKENS) == len(set(TOKENS)) == 128
-    for merge_ in MERGES:
-        assert all(part in TOKENS[: TOKENS.index(merge_.replace(" ", ""))] for part in merge_.split(" "))
 
 
 def test_only_a_new_or_an_empty_folder_is_written(tmp_path, monkeypatch):
