@@ -219,14 +219,10 @@ def image(*parts):
     return make
 
 
-def shared_expert(t):
-    shapes = {f"model.layers.{i}.mlp.shared_expert.up_proj": (7, D) for i in range(LAYERS)}
-    return peft(t / "a", pairs(shapes, dtype="f8"), config("up_proj")), model(t / "b", experts=4, shared=True)
-
-
-def each_expert(t):
-    shapes = {f"model.layers.{i}.mlp.experts.{e}.down_proj": (D, 6) for i in range(LAYERS) for e in range(4)}
-    return peft(t / "a", pairs(shapes, dtype="f8"), config("down_proj")), model(t / "b", experts=4, apart=True)
+def beside_experts(shapes, target, **base):
+    """An adapter of modules of these shapes, by their ends in each layer, beside a mixture."""
+    shapes = {f"model.layers.{i}.mlp.{end}": shape for i in range(LAYERS) for end, shape in shapes.items()}
+    return lambda t: (peft(t / "a", pairs(shapes, dtype="f8"), config(target)), model(t / "b", experts=4, **base))
 
 
 def of_one_expert(kind, number=3, width=6):
@@ -302,17 +298,11 @@ def on_gguf(make, *more):
     return lambda t: (make(t), gguf_model(t / "m.gguf", sizes, more=more))
 
 
-def diffusers(t):
-    """A file as diffusers writes it for an image model, where the scaling is 1 and nothing says it."""
-    unet = {"unet.mid.to_q": (6, 6)}
-    tensors = {
-        f"{path}.lora_{part}.weight": np.eye(6, 2).T if part == "A" else np.eye(6, 2) for path in unet for part in "AB"
-    }
-    return onefile(t, tensors), written(t / "b", {f"{path}.weight": np.ones(s, "f4") for path, s in unet.items()})
-
-
 def image_parts(*starts, down="lora_A", up="lora_B", write=onefile):
-    """An adapter of one layer for each part of an image model, in diffusers' names, and all parts in one model."""
+    """An adapter of one layer for each part of an image model, in diffusers' names, and all parts in one model.
+
+    Its scaling is 1, and nothing says it.
+    """
     shapes = {
         f"{start}to_q.{part}.weight": (2, 6) if part == down else (6, 2) for start in starts for part in (down, up)
     }
@@ -529,8 +519,11 @@ RIGHT = {
     "an expert that no token reached": (
         experts(tensors=at("B.weight", lambda a: a * (np.arange(8) % 4 != 1))), "idle-experts target-parameters"),
     "attention beside experts": (beside(plain(), experts=4), "experts-untouched"),
-    "a shared expert": (shared_expert, "experts-untouched"),
-    "experts under old names": (each_expert, "old-expert-names"),
+    "a shared expert": (
+        beside_experts({"shared_expert.up_proj": (7, D)}, "up_proj", shared=True), "experts-untouched"),
+    "experts under old names": (
+        beside_experts({f"experts.{e}.down_proj": (D, 6) for e in range(4)}, "down_proj", apart=True),
+        "old-expert-names"),
     **{f"{kind}'s old names for one array": (of_one_expert(kind), "old-expert-names") for kind in CONVERTED},
     "a Mixtral's old names for tensors apart": (
         lambda t: (of_one_expert("mixtral")(t)[0], model(t / "apart", experts=4, apart=True)), "old-expert-names"),
@@ -553,7 +546,7 @@ RIGHT = {
     "kohya's for two parts": (image("lora_unet_", "lora_te_"), "another-part"),
     "kohya's magnitudes": (of_kohya(lambda x: lycoris(x, 0)), ""),
     "kohya's magnitudes of each input": (of_kohya(lambda x: lycoris(x, 1)), "magnitude-of-inputs"),
-    "diffusers' names": (diffusers, ""),
+    "diffusers' names": (image_parts("unet.mid."), ""),
     "diffusers' names of five parts": (
         image_parts("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3."), ""),
     "diffusers' first names": (image_parts("unet.", down="lora.down", up="lora.up"), "alpha-missing"),

@@ -409,9 +409,6 @@ def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, content, said):
         save_file(content, file)
     assert cli.main(["vectors", str(folder), "--compare", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
-
-
-def test_the_vectors_are_no_answers_under_any_spelling(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     for name in (folder, tmp_path / ".." / tmp_path.name / "link"):
         with pytest.raises(CannotRun, match="has the vectors, expected a folder with what a program answered"):
