@@ -185,9 +185,8 @@ class _Search:
             case = self.world.cases[i]
             parts = {key: part for row in wrongs for key, part in row.of(case).items()}
             larger = {key: part for row in wrongs if row.largest for key, part in row.largest(case).items()}
-            at_most = parts | larger if larger else parts
             answers = {**self.right[i], **self.world.answers(case, parts)} if parts else self.right[i]
-            kept[i, wrongs] = answers, at_most, {}
+            kept[i, wrongs] = answers, parts | larger, {}
         return kept[i, wrongs]  # type: ignore[no-any-return]
 
     def fits(self, i: int, key: str, wrongs: tuple[Wrong, ...], found: Any) -> bool:

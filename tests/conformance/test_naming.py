@@ -43,10 +43,6 @@ def flags(world, given):
 A, B = row("a", {"a": NUMBERS + 1}), row("b", {"b": 5.0}, source="somebody/something #1")
 
 
-def test_what_is_right_is_not_named():
-    assert name(world(A, B), given({})) == (frozenset(), [])
-
-
 @pytest.mark.parametrize(
     ("keys", "also", "where"),
     [
@@ -64,6 +60,7 @@ def test_a_row_is_named_with_where_it_shows(keys, also, where):
 
 
 def test_a_name_has_its_flag_its_source_and_the_cases():
+    assert name(world(A, B), given({})) == (frozenset(), [])  # what is right is not named
     (named,) = name(world(A, B), given(B.parts))[1]
     assert (named.flag, named.source, named.cases) == ("b", "somebody/something #1", (0, 1, 2))
 
@@ -183,13 +180,15 @@ def test_a_missing_answer_is_explained_by_a_row_without_it():
 
 
 @pytest.mark.parametrize(
-    ("entries", "times", "is_named"), [(1, 99, True), (2, 99, False), (1, 101, False), (0, 0, True)]
+    ("size", "entries", "times", "is_named"),
+    [(60, 0, 0, True), (60, 1, 99, True), (60, 2, 99, False), (60, 1, 101, False), (100, 2, 99, True)],
 )
-def test_one_entry_of_fifty_may_be_a_tie(entries, times, is_named):
-    moved = np.where(np.arange(60) < entries, times * 1e-9, 0.0)
-    wrong = [{"g": answers(case, A.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]
-    assert flags(world(replace(A, ties=100.0)), wrong) == ["a"] * is_named
-    assert flags(world(A), wrong) == ["a"] * (entries == 0)
+def test_one_entry_of_fifty_may_be_a_tie(monkeypatch, size, entries, times, is_named):
+    monkeypatch.setitem(globals(), "NUMBERS", np.arange(1.0, 1.0 + size))
+    moved, tied = np.where(np.arange(size) < entries, times * 1e-9, 0.0), row("a", {"a": NUMBERS + 1}, ties=100.0)
+    wrong = [{"g": answers(case, tied.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]
+    assert flags(world(tied), wrong) == ["a"] * is_named
+    assert flags(world(replace(tied, ties=0.0)), wrong) == ["a"] * (entries == 0)
 
 
 def test_what_is_allowed_follows_the_parts_at_their_largest():
