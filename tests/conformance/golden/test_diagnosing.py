@@ -498,10 +498,25 @@ def test_prompts_of_one_or_two_tokens_are_judged(small, tmp_path):
 # --- the base's own logits --------------------------------------------------------------------------------------------
 
 OTHER_BASE = {"model.norm.weight": np.full(WIDTH, 2.0)}
+
+
+def in_bfloat16(times):
+    """Logits of weights in bfloat16 with updates of this scaling, all off by five tolerances."""
+
+    def z(engine):
+        W = engine.weights(engine.with_scale(lambda path, r: times))
+        exact = engine.logits({name: to_bfloat16(array) for name, array in W.items()})
+        return exact + 5e-5 * np.random.default_rng(0).choice([-1, 1], exact.shape)
+
+    return z
+
+
 BESIDE = {
     "right": (lambda m: m.at(7 / 3), lambda m: m.at(0), [], "right"),
     "the adapter is wrong": (lambda m: m.at(1), lambda m: m.at(0), ["there-is-no-scaling"], "right"),
     "a temperature": (lambda m: m.at(7 / 3) / 0.7, lambda m: m.at(0) / 0.7, ["there-is-a-temperature"], "wrong"),
+    "weights in bfloat16, and no scaling": (
+        in_bfloat16(1), in_bfloat16(0), ["all-weights-in-bfloat16", "there-is-no-scaling"], "wrong"),
     "a temperature, and no adapter": (
         lambda m: m.at(0) / 0.7, lambda m: m.at(0) / 0.7, ["there-is-a-temperature", "the-adapter-is-not-applied"],
         "wrong"),
