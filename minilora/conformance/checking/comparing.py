@@ -116,8 +116,8 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
 
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
         """Return the ids of the cases that fail by some answers on some of the problems."""
-        by = {**asked.kind.answers, "scaling": ("forward", ("y",))}
-        claims = [claim for claim in asked.kind.of_problems if {*by[claim][1]} & {*keys}]
+        by = {claim: names for claim, (_, names) in asked.kind.answers.items()} | {"scaling": ("y",)}
+        claims = [claim for claim in asked.kind.of_problems if {*by[claim]} & {*keys}]
         ids = (id_of(asked.names[i], claim) for i in numbers for claim in claims)
         return tuple(id for id in ids if id in failing)
 

@@ -305,6 +305,12 @@ def test_in_noise_nothing_is_seen(kind, dtype):
             assert all(trial.agrees(name, array) for trial, array in pairs) or ";" not in describe_wrong(name, pairs)
 
 
+def test_of_a_long_order_eight_places_are_told():
+    trial = a_trial("linear", number=9)
+    said = describe_wrong("y", [(trial, trial.right["y"][:, ::-1])])
+    assert "in another order: 68, 67, 66, 65, 64, 63, 62, 61, ... (N=67 " in said
+
+
 def test_in_half_precision_only_a_factor_is_seen():
     trial = a_trial("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])

@@ -17,7 +17,7 @@ from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adap
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
 from minilora.conformance.golden.adapters import leading
-from minilora.conformance.golden.bases import BASES, GATE_UP, KEPT, write_safetensors
+from minilora.conformance.golden.bases import BASES, KEPT, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
@@ -294,30 +294,6 @@ def test_the_gguf_copy_is_the_base_and_its_tokenizer(golden, base):
     assert one.decode(one.encode(text)) == text
     assert len(one.encode(text)) < len(text)
     assert one.end == other.end == {1}
-
-
-def test_sizes_are_such_that_a_mix_up_shows(golden):
-    experts = {base.name: base.stored[GATE_UP].shape[1:] for base in BASES if base.mixture}  # (2 m, d)
-    assert [name for name, (rows, d) in experts.items() if rows == d] == ["experts-double", "experts-fused"]
-    assert [name for name, (rows, d) in experts.items() if rows == 2 * d] == ["experts-square"]
-    for base in BASES:
-        c, folder = base.config, golden / "bases" / base.name
-        assert (folder / "model.safetensors").stat().st_size < 1 << 20
-        positions = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
-        assert positions == base.positions  # mistral.rs reads no base without
-        if base.square or base.mixture:
-            continue
-        assert c.num_attention_heads * c.head_dim != c.hidden_size
-        assert 1 < c.num_key_value_heads < c.num_attention_heads
-        for name, shape in c.shapes().items():
-            assert all(size % 64 == 0 for size in shape)
-            assert len(shape) == 1 or shape[0] != shape[1], name
-    for case in (case for case in CASES if not case.base.mixture and case.id != "b-zero"):
-        for given, _ in case.given:
-            for module in given.modules.values():
-                assert all(factor.all() for factor in vars(module).values() if factor is not None)  # no zero
-                square = any(factor.shape[0] == factor.shape[1] for factor in (module.lora_A, module.lora_B))
-                assert square == (case.id == "square-factor")
 
 
 # --- the index --------------------------------------------------------------------------------------
