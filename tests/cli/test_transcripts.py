@@ -198,6 +198,7 @@ def described(name, parser):
 
 def test_each_command_has_its_options(request):
     """All that a parser says of itself, whole: `--approve` writes it anew."""
+    _parser.cache_clear()  # it is built anew: another test may have built it
     (subparsers,) = (parser := _parser())._subparsers._group_actions
     parsers = {"": parser, **subparsers.choices}
     found = "\n".join(line for name, parser in parsers.items() for line in [*described(name, parser), ""])
