@@ -15,7 +15,6 @@ from minilora.language.finetune import what_fits
 from minilora.language.llama import RecomputedBlock
 from minilora.language.memory import Memory, StepMemory
 
-from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE, QUICK, rows, weights
 from ..support.language import tiny_llama, write_folder
 from ..support.sample import one_in
@@ -48,17 +47,6 @@ def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch
     assert found[0] == found[1]
     assert 0 < needed[1] < 0.8 * needed[0]
     assert before == 0 < len(again)
-
-
-def test_a_longer_file_to_measure_on_is_said_and_counted(shell):
-    change_json(Path("model/config.json"), max_position_embeddings=20)
-    Path("e.jsonl").write_text('{"text": "the cat"}\n' * 8)
-    Path("held.jsonl").write_text('{"text": "the cat sat on the mat and the dog"}\n' * 3)
-    few = "finetune e.jsonl --model model --steps 1 --batch-size 2 --rank 1"
-    shell(few, "--save", "a")
-    assert shell.err == ""
-    shell(few, "--save", "b", "--valid", "held.jsonl")
-    assert "an example has 34 tokens, and the model's context is 20" in shell.err
 
 
 def test_a_batch_beyond_the_machine_is_refused_with_what_fits(shell, machine):

@@ -46,7 +46,7 @@ def inputs():
     """Write what the commands read."""
     write_folder(Path("model"), tiny_llama())
     write_folder(Path("stranger"), tiny_llama(seed=1))
-    change_json(write_folder(Path("short"), tiny_llama()) / "config.json", max_position_embeddings=7)
+    change_json(write_folder(Path("short"), tiny_llama()) / "config.json", max_position_embeddings=12)
     write_folder(Path("chatty"), tiny_llama())
     for name in ("chatty", "short"):
         Path(name, "tokenizer_config.json").write_text(json.dumps({"chat_template": CHAT}))
