@@ -1100,6 +1100,12 @@ def test_the_targets_are_those_of_peft(row):
     assert [path for path, is_target in zip(ASKED["paths"], found, strict=True) if is_target] == row["targets"]
 
 
+def test_all_linear_names_no_embedding_and_no_head():
+    names = "embed_tokens", "wte", "wpe", "word_embeddings", "position_embeddings", "token_type_embeddings", "lm_head"
+    found = are_targets({"target_modules": "all-linear"}, [f"model.{name}" for name in (*names, "pooler.dense")])
+    assert found == [False] * 7 + [True]
+
+
 @pytest.mark.parametrize("key", ["target_modules", "exclude_modules", "layers_pattern", "modules_to_save"])
 def test_an_expression_that_is_none_is_refused_by_its_key(key):
     config = {"target_modules": ["q_proj"], "layers_to_transform": [0]}

@@ -363,6 +363,14 @@ def test_no_part_exceeds_the_area_or_fits_into_the_last(lengths, area):
         assert i == 0 or (len(parts[i - 1]) + 1) * lengths[parts[i - 1][0]] > area
 
 
+def test_rows_of_one_width_keep_their_order():
+    """Of so many rows, a sort that may exchange equals does, and each processor's in its own way."""
+    lengths = [1 + i % 3 for i in range(40)]
+    for cut, most in ((by_width, 7), (of_area, 20)):
+        rows = np.concatenate(cut(of_lengths(lengths)[1], most)).tolist()
+        assert rows == sorted(range(40), key=lambda row: -lengths[row])
+
+
 # --- memory that is kept from one step to the next ------------------------------------------------
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")

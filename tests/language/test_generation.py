@@ -96,6 +96,8 @@ def test_the_nucleus_is_the_smallest_set_of_likeliest_tokens(weights, P):
 
 def test_top_p_draws_from_the_nucleus_alone():
     np.testing.assert_array_equal(nucleus(np.array([0.25, 0.25, 0.25, 0.25]), 0.5), [0.5, 0.5, 0, 0])  # the first
+    for k in range(1, 14):  # of so many, a sort that may exchange equals does
+        assert np.flatnonzero(nucleus(np.arange(40) % 3 / 39, (2 * k - 1) / 39)).tolist() == [*range(2, 3 * k, 3)]
     z, rng = np.log([0.5, 0.05, 0.3, 0.15]), np.random.default_rng(0)
     for top_p, found in ((0.01, {0}), (0.5, {0}), (0.6, {0, 2}), (0.81, {0, 2, 3}), (1.0, {0, 1, 2, 3})):
         assert {choose(z, 1.0, rng, top_p) for _ in range(200)} == found

@@ -124,10 +124,11 @@ def test_a_gguf_file_says_how_texts_begin_and_end(gguf):
 
 def test_tokens_that_users_defined_are_whole_and_are_text(of_words):
     """Their letters stand for themselves; those of other tokens for bytes, of which é would be half a letter."""
-    kinds = {"the cat": 4, "é!": 4, "<unk>": 2, "<|channel|>": 3}  # a channel's name is always written
+    kinds = {"the cat": 4, "é!": 4, "<unk>": 2}
+    kinds |= dict.fromkeys(("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"), 3)  # which are always written
     found, ids = of_words(*kinds, "th", kinds=kinds.values())
-    text = "a the cat, the catthe cat é!é!é<|channel|>a"
-    assert [i for i in found.encode(text) if i < 4] == [0, 0, 0, 1, 1, 3]
+    text = "a the cat, the catthe cat é!é!é<|channel|>a<|constrain|><|start|><|message|>"
+    assert [i for i in found.encode(text) if i < 7] == [0, 0, 0, 1, 1, 3, 6, 5, 4]
     assert found.decode(found.encode(text)) == found.decode(np.array(found.encode(text))) == text
     assert found.encode("a<unk>b") == ids("a", "<unk>", "b")
     assert found.decode(found.encode("a<unk>b")) == "ab"
@@ -336,6 +337,8 @@ def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
     assert (found.encode("z"), found.last, found.decode([z])) == ([z], (z,), "")
     change(model_dir / "special_tokens_map.json", eos_token={"content": "y"})  # of older files
     assert load_tokenizer(model_dir).last == (y,)
+    change(model_dir / "tokenizer_config.json", added_tokens_decoder={})  # newer ones pass over that file
+    assert load_tokenizer(model_dir).last == (z,)
     change(model_dir / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")  # which is passed over: it has bytes
     assert len(load_tokenizer(model_dir).encode("<unk>")) == 5
 

@@ -12,6 +12,9 @@ WHERE = {
         "with lora_A's shape of an earlier problem (is something kept between calls?)": lambda p: (
             p.alpha == 4.5 or p.out_features == 133
         ),
+        "with lora_B's shape of an earlier problem (is something kept between calls?)": lambda p: (
+            p.alpha in (4, 4.5, 7)
+        ),
         "where there is a bias": lambda p: p.bias,
         "where there is no bias": lambda p: not p.bias,
         "where lora_B is zero": lambda p: p.start,
