@@ -231,16 +231,16 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
 
 
 def test_the_bar_of_a_training_that_goes_on_is_right(monkeypatch):
-    """After a stop: of 4 epochs of 48 tokens 3 are done, and the last takes two seconds."""
+    """After a stop: of 4 epochs of 48,000 tokens 3 are done, and the last takes two seconds."""
     monkeypatch.setattr("sys.stderr", Terminal())
-    bar = progress_bar(3, 4, 48, shown=True)
+    bar = progress_bar(3, 4, 48_000, shown=True)
     bar.start_t -= 2
-    bar.update(48)
+    bar.update(48_000)
     bar.close()
     first, last = sys.stderr.getvalue().split("\r")[1], sys.stderr.getvalue().split("\r")[-1]
-    assert "144/192" in first
-    assert "192/192" in last
-    rate = float(re.search(r"([\d.]+)token/s", last)[1])
+    assert "144k/192k" in first
+    assert "192k/192k" in last
+    rate = float(re.search(r"([\d.]+)ktoken/s", last)[1])
     assert 20 < rate <= 24.1
 
 
