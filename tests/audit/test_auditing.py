@@ -978,6 +978,13 @@ def test_the_names_of_a_wrapper_are_suspicious_without_a_model(what, tmp_path):
     assert report.word == "SUSPICIOUS"
 
 
+def test_each_start_that_changed_the_base_is_suspicious(tmp_path):
+    for value in ("pissa", "olora", "corda", "loftq", "lora_ga"):
+        (tmp_path / value).mkdir()
+        report = audit(plain({"init_lora_weights": value})(tmp_path / value))
+        assert codes(report, "wrong", "suspicious") == "start-changes-base"
+
+
 BODIES = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "gpt_neox")
 BEGIN = [
     *((f"{body}.", "") for body in BODIES), ("model.", "language_model.model."), ("model.", "model.language_model."),

@@ -18,6 +18,7 @@ from ..support.compare import refused
 from ..support.gguf_file import llama_of_kind, write
 from ..support.language import LETTERS, adapted, tiny_llama, write_folder
 
+tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 
 
@@ -92,6 +93,12 @@ def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
     text = "cab<turn>ba<end>"
     assert (ours.encode(text), ours.begin, ours.end, ours.last) == (theirs.encode(text), (1,) * begins, {0}, (0,))
     assert ours.spell(ours.encode(text)) == text
+    pair = tokenizers.Tokenizer.from_file(f"{tmp_path}/m/tokenizer.json").encode("a", "b").ids
+    assert pair == [*ours.begin, *ours.encode("a"), *ours.begin, *ours.encode("b")]
+    assert json.loads((tmp_path / "m" / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+        "bos_token": WORDS[1], "eos_token": WORDS[0],
+    }  # fmt: skip
     chat = [{"role": "user", "content": "a"}]
     for tools in (None, [{}]):
         assert load_template(tmp_path / "m").render(chat, tools=tools) == load_template(file).render(chat, tools=tools)
