@@ -52,6 +52,14 @@ def test_what_a_configuration_leaves_out_is_as_usual():
     assert parsed(max_position_embeddings=7).max_position_embeddings == 7
 
 
+def test_heads_that_a_file_leaves_out_are_its_kinds():
+    keys = {"llama": 32, "mistral": 8, "qwen2": 32, "qwen3": 32, "mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
+    bare = {"architectures": None, "num_key_value_heads": "absent", "head_dim": "absent", "sliding_window": None}
+    for kind, count in keys.items():
+        found = parsed(model_type=kind, hidden_size=64, num_attention_heads=32, **bare)
+        assert (found.num_key_value_heads, found.head_dim) == (count, 128 if kind == "qwen3" else 2)
+
+
 def test_rotary_settings_may_stand_in_two_places():
     for beside in ("absent", 400.0):
         found = parsed(rope_parameters={"rope_type": "default", "rope_theta": 400.0}, rope_theta=beside)

@@ -46,7 +46,16 @@ def test_glassllms_matrices_are_turned_and_reordered(tmp_path):
     for name, array in ours.items():
         np.testing.assert_array_equal(found.trainable()[name], array)
     assert found.lm_head.weight is found.model.embed_tokens.weight
-    assert found.config.frequencies == (1.0, 0.1)
+    assert (found.config.frequencies, found.config.rms_norm_eps) == ((1.0, 0.1), 1e-5)
+
+
+def test_sizes_that_an_npz_leaves_out_are_glassllms(tmp_path):
+    sizes = {"vocab_size": 20, "d_model": 8, "n_layers": 2, "n_heads": 2}
+    keys = {f"blocks.{i}.attn.W_{name}": np.ones((8, 8)) for i in range(2) for name in "KV"}
+    write_npz(tmp_path / "en.npz", __config__=np.array(json.dumps(sizes)), **keys)
+    config = Llama.load(tmp_path / "en.npz").config
+    assert (config.num_key_value_heads, config.rms_norm_eps, config.frequencies) == (2, 1e-6, (1.0, 0.01))
+    assert config.max_position_embeddings is None
 
 
 NPZ_DAMAGE = [
