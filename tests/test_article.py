@@ -148,7 +148,7 @@ def test_a_larger_rank_has_more_parameters_and_the_same_scale():
 
 REPORT = """\
 Understanding LoRA with a minimal example
-(rank 1, alpha 1, 100 epochs, batches of 128, lr 0.01, seed 0, float32, {device})
+(rank 1, alpha 1, 20 epochs, batches of 128, lr 0.01, seed 0, float32, {device})
 
 1. Simulate y = x theta, theta of 21 x 20.
 2. Train the base, 420 parameters:
@@ -172,11 +172,12 @@ Understanding LoRA with a minimal example
 """
 
 
-def test_the_report_has_the_articles_figures_beside_ours(result):
+def test_the_report_has_the_articles_figures_beside_ours():
     def rows(history, theirs):
-        losses = zip(history.epochs, history.losses, theirs, strict=True)
+        losses = zip((10, 20), history.losses, theirs[:2], strict=True)
         return "".join(f"   {epoch:5d} {ours:13.7g} {other:13.7g}\n" for epoch, ours, other in losses)
 
+    result = article.run(**SMALL, epochs=20)
     assert article.report(result) == REPORT.format(
         run=result, device=get_backend("numpy").device, low=result.delta.min(), high=result.delta.max(),
         base=rows(result.base_history, ARTICLE_BASE_LOSSES), lora=rows(result.lora_history, ARTICLE_LORA_LOSSES),

@@ -172,21 +172,6 @@ def test_an_array_of_neither_library_has_no_backend(standin):
 SMALL = ["article", "--epochs", "1"]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("command", [SMALL, ["check"]])
-def test_the_environment_sets_the_command_lines_default(
-    standin, small_article, small_check, monkeypatch, capsys, command
-):
-    monkeypatch.setenv("MINILORA_BACKEND", "cupy")
-    assert main(command) == 0
-    assert "the device that is not there" in capsys.readouterr().out
-    assert main([*command, "--backend", "numpy"]) == 0
-    assert "CPU" in capsys.readouterr().out
-    monkeypatch.setenv("MINILORA_BACKEND", "")
-    assert main(command) == 0
-    assert "CPU" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("command", [SMALL, ["check"]], ids=["article", "check"])
 def test_a_wrong_backend_in_the_environment_is_one_clear_line(monkeypatch, capsys, small_article, small_check, command):
     monkeypatch.setenv("MINILORA_BACKEND", "cuda")

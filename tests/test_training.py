@@ -110,32 +110,6 @@ def test_rows_may_be_sequences(axes):
     assert_close(np.array(history.losses), np.array([flat]), 1e-14)
 
 
-def test_whatever_has_the_protocol_can_be_trained():
-    class Scale:
-        """y = scale * x, with a weight of its own."""
-
-        in_features = out_features = 3
-
-        def __init__(self):
-            self.scale = np.ones(3)
-
-        def trainable(self):
-            return {"scale": self.scale}
-
-        def forward(self, x):
-            return x * self.scale, x
-
-        def backward(self, dy, cache, *, need_dx=True):
-            return (dy * self.scale if need_dx else None), {"scale": (dy * cache).sum(axis=0)}
-
-        def __call__(self, x):
-            return self.forward(x)[0]
-
-    model, x = Scale(), np.random.default_rng(0).standard_normal((40, 3))
-    fit(model, x, x * [2.0, -1.0, 0.5], epochs=300, batch_size=40, lr=0.02)
-    assert_close(model.scale, np.array([2.0, -1.0, 0.5]), 1e-3)
-
-
 @pytest.mark.parametrize(
     ("case", "unneeded"), [(LORA_LINEAR, ["backward", "input_gradient"]), (LINEAR, ["input_gradient"])]
 )
@@ -254,28 +228,6 @@ def test_a_notebook_shows_the_bar(monkeypatch, kernel):
         assert sys.stderr.getvalue() == ""
         fit(make(LINEAR), epochs=3, log_every=1, progress=progress)
     assert ("3/3" in sys.stderr.getvalue()) is kernel
-
-
-NOTEBOOK = """
-import numpy as np
-from minilora import Linear, train
-rng = np.random.default_rng(0)
-X, Y = rng.standard_normal((40, 3)), rng.standard_normal((40, 2))
-train(Linear.init(3, 2, rng=rng, dtype="float64"), X, Y, epochs=3, batch_size=8, rng=rng, progress=True)
-None
-"""
-
-
-@pytest.mark.long
-def test_a_real_kernel_shows_the_bar_and_no_warning():
-    """As text, or as ipywidgets' bar where that is installed."""
-    client, notebooks = pytest.importorskip("nbclient"), pytest.importorskip("nbformat.v4")
-    pytest.importorskip("ipykernel")
-    notebook = notebooks.new_notebook(cells=[notebooks.new_code_cell(NOTEBOOK)])
-    client.NotebookClient(notebook, kernel_name="python3").execute()
-    shown = str(notebook.cells[0].outputs)
-    assert "3/3" in shown
-    assert "Warning" not in shown
 
 
 def test_each_epoch_is_reported_when_it_is_kept(tmp_path):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from minilora import Llama
-from minilora.fast.parts import core_count
 from minilora.language.finetune import what_fits
 from minilora.language.llama import RecomputedBlock
 from minilora.language.memory import Memory, StepMemory
@@ -161,24 +160,3 @@ def test_the_process_grows_by_the_memory_that_is_said(more):
     said = float(re.search(r"([\d,.]+) MB together", done.stdout)[1].replace(",", "")) * 1e6
     grown = int(re.search(r"grown (\d+)", done.stdout)[1])
     assert 0.75 * said < grown < 1.35 * said + 60e6  # the tokenizer and libraries besides
-
-
-@pytest.mark.long
-def test_a_command_has_one_blas_thread_from_its_start():
-    """Set before NumPy is loaded, in this process alone, whatever the environment says."""
-    script = """if True:
-        import os, sys
-        from minilora import cli
-        from minilora.cli import finetune, generate
-        def tell(options):
-            assert "numpy" in sys.modules
-            from threadpoolctl import threadpool_info
-            print(*(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"))
-            return 0
-        finetune.run = generate.run = tell
-        cli.main(sys.argv[1:])"""
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
-    for command, expected in (("finetune text --save a", "1"), ("generate the", str(min(2, core_count())))):
-        program = [sys.executable, "-c", script, *command.split()]
-        done = subprocess.run(program, capture_output=True, text=True, env=environment)
-        assert set(done.stdout.split()) <= {expected}, done.stderr

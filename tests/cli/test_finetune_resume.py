@@ -1,15 +1,11 @@
 """A fine-tuning that was stopped: what is said, what goes on to the same bits, and which other is refused."""
 
 import contextlib
-import functools
 import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -250,25 +246,6 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
 
 
 # --- it goes on to the same bits ---
-
-
-@pytest.mark.long
-def test_a_process_that_was_interrupted_goes_on_bit_for_bit(folder):
-    some = f"{FINETUNE} --steps 50"
-    command = [sys.executable, "-m", "minilora", *some.split(), "--checkpoint", "c"]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this process ignores it
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, preexec_fn=heard) as first:
-        while not Path("c").exists() and first.poll() is None:
-            time.sleep(0.002)
-        time.sleep(0.03)  # some steps
-        first.send_signal(signal.SIGINT)
-        assert first.wait() == 130
-    assert not Path("a").exists()
-    assert run(some, "--checkpoint", "c") == 0
-    resumed = weights()
-    assert run(some) == 0
-    assert weights() == resumed
 
 
 def examples(name, words):

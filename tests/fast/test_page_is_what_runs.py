@@ -1,7 +1,5 @@
 """Training takes the way of `forward`, `backward` and `adam_update`; a shorter way is asked for by name."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +33,6 @@ def test_the_articles_run_goes_through_the_page(monkeypatch):
     full = counting(monkeypatch, Linear, "backward")
     article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=3)
     assert len(backwards) == len(full) == 3 * 8
-
-
-@pytest.mark.long
-def test_a_training_does_not_even_import_the_other_ways():
-    script = """if True:
-        import sys
-        from minilora import article
-        article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=1)
-        print(*sorted(name for name in sys.modules if name.startswith("minilora.fast.")))"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 def test_the_given_gradients_are_what_a_step_takes(monkeypatch):
