@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pages import DOCS, Drawn
+from pages import DOCS
 
 SCRIPT = Path(__file__).with_name("front.mjs")
 LIVE = DOCS / "_static" / "live"
@@ -30,9 +30,9 @@ def stills(**asked: list[Any]) -> dict[str, str]:
     }
 
 
-def still(svg: str) -> Drawn:
+def still(svg: str) -> str:
     """Return a still as a picture of the page."""
-    return Drawn(f'<figure class="picture">{svg}</figure>')
+    return f'<figure class="picture">{svg}</figure>'
 
 
 def bundled(name: str) -> str:
@@ -52,7 +52,7 @@ def bundled(name: str) -> str:
     return "".join(done.values())
 
 
-def alive(svg: str) -> Drawn:
+def alive(svg: str) -> str:
     """Return the object: a still where there is no JavaScript."""
     script = f'<script type="module">\n{bundled("front")}</script>'
-    return Drawn(f'<figure class="front">{svg}<div class="controls" hidden></div>{script}</figure>')
+    return f'<figure class="front">{svg}<div class="controls" hidden></div>{script}</figure>'

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pages
 import pictures
-from pages import Drawn
 from ranks import change
 
 from minilora import LoRA, train
@@ -46,18 +45,18 @@ def figure(
     name: str,
     sliders: Sequence[Slider],
     says: str,
-    still: Drawn,
+    still: str,
     data: dict[str, Any],
     caption: str,
     kind: str = "hands",
-) -> Drawn:
+) -> str:
     """Return a picture with its sliders, its sentence, its still drawing and its data."""
     data = {"values": {slider.name: list(slider.values) for slider in sliders}, **data}
-    return Drawn(
+    return (
         f'<figure class="{kind}" id="{name}" data-{"kind" if kind == "hands" else "live"}="{name}">'
         f'<div class="controls" hidden>{"".join(slider.html(name) for slider in sliders)}</div>'
         f'<p class="says" aria-live="polite">{html.escape(says)}</p>'
-        f'<div class="drawing">{still.data}</div>'
+        f'<div class="drawing">{still}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption>"
         f"{pages.data(data)}</figure>"
     )
@@ -98,7 +97,7 @@ def example_matrix() -> np.ndarray:
     )
 
 
-def circle(start: int = 1) -> Drawn:
+def circle(start: int = 1) -> str:
     """Return the picture of a circle and the ellipse that a matrix makes of it."""
     M, angles = example_matrix(), list(range(0, 180, 10))
     lengths = [float(np.linalg.norm(M @ toward(angle))) for angle in angles]
@@ -137,7 +136,7 @@ def circle(start: int = 1) -> Drawn:
     )
 
 
-def nearest_on_a_line(start: int = 1) -> Drawn:
+def nearest_on_a_line(start: int = 1) -> str:
     """Return the picture of the best matrix of rank 1 for each line that its outputs may lie on."""
     M, angles = example_matrix(), list(range(0, 180, 10))
     along = [np.outer(toward(angle), toward(angle)) @ M for angle in angles]

@@ -80,13 +80,6 @@ given = Given()
 """Of the page that runs in this process."""
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What a page shows, as HTML."""
-
-    data: str
-
-
 def recording(name: str) -> Any:
     """Return what ``docs/recordings/NAME.json`` holds."""
     return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
@@ -98,9 +91,9 @@ def data(content: Any) -> str:
     return f'<script type="application/json">{text}</script>'
 
 
-def picture(name: str, drawing: Drawn) -> None:
-    """Show a drawing at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
-    given.pictures[name] = drawing.data
+def picture(name: str, drawing: str) -> None:
+    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
+    given.pictures[name] = drawing
 
 
 def shown(name: str, text: str) -> None:
@@ -121,9 +114,9 @@ def printed(name: str) -> Iterator[None]:
     shown(name, f"```text\n{out.getvalue().rstrip()}\n```")
 
 
-def live(name: str, drawing: Drawn) -> None:
+def live(name: str, drawing: str) -> None:
     """Show HTML at ``<!-- live NAME -->``, on the site alone."""
-    given.live[name] = drawing.data
+    given.live[name] = drawing
 
 
 def described(drawing: str) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
-from pages import Drawn
 
 from minilora.cli.figures import BASE, INK, LORA, new_figure
 
@@ -40,7 +39,7 @@ matplotlib.rcParams.update(
 SIGNED = LinearSegmentedColormap.from_list("signed", [(*to_rgb(BASE), 1), (*to_rgb(INK), 0), (*to_rgb(LORA), 1)])
 
 
-def show(figure: Figure, alt: str, caption: str = "") -> Drawn:
+def show(figure: Figure, alt: str, caption: str = "") -> str:
     """Return a figure as part of the page, with the text that stands for it where it cannot be seen."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -51,7 +50,7 @@ def show(figure: Figure, alt: str, caption: str = "") -> Drawn:
     svg = svg.replace(INK, "currentColor")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
     caption = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return Drawn(f'<figure class="picture">{svg}{caption}</figure>')
+    return f'<figure class="picture">{svg}{caption}</figure>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -10,7 +10,7 @@ import html
 from typing import Any
 
 import pictures
-from pages import Drawn, data
+from pages import data
 
 from minilora.exercises import QUESTIONS
 from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
@@ -20,16 +20,16 @@ LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scor
 """Of the functions that take more than one line."""
 
 
-def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any]) -> Drawn:
+def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any]) -> str:
     """Return a form that is graded in the page; `asked` is the question for a screen reader."""
-    return Drawn(
+    return (
         f'<form class="question{kind}" id="{name}" novalidate hidden><fieldset><legend class="unseen">{asked}</legend>'
         f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
         f'<p class="verdict" role="status" aria-live="polite"></p>{data(judged_by)}</form>'
     )
 
 
-def ask(name: str) -> Drawn:
+def ask(name: str) -> str:
     """Return the form of a question that the page's text states."""
     found, own = sheet(name), f"question-{name.replace(' ', '-').replace(',', '')}"
     if found["choices"]:
@@ -52,7 +52,7 @@ def answered(name: str) -> str:
     return f"<details><summary>Answer</summary>\n\n{sheet(name)['solution']}\n\n</details>"
 
 
-def write(name: str) -> Drawn:
+def write(name: str) -> str:
     """Return a form for a function's lines."""
     exercise, own, rows = EXERCISES[name], f"write-{name}", LINES.get(name, 1)
     results = ", ".join(exercise.returns)
@@ -62,7 +62,7 @@ def write(name: str) -> Drawn:
     return form(own, " written", f"{name}({', '.join(exercise.arguments)})", answer, exercise_sheet(name))
 
 
-def starts() -> Drawn:
+def starts() -> str:
     """Return a form that asks of each start which factors move."""
     names = [f"{'zero' if zero_A else 'random'} A, {'zero' if zero_B else 'random'} B" for zero_A, zero_B in STARTS]
     box = (
@@ -72,12 +72,12 @@ def starts() -> Drawn:
     return form("write-first_to_move", " written starts", "Which factors move?", "".join(rows), starts_sheet())
 
 
-def kept() -> Drawn:
+def kept() -> str:
     """Return how many answers of the page are right, with a button that forgets them."""
-    return Drawn('<p class="kept-answers" hidden><span></span> <button type="button">Forget my answers</button></p>')
+    return '<p class="kept-answers" hidden><span></span> <button type="button">Forget my answers</button></p>'
 
 
-def two_losses(curve: dict, what: str, seen: str) -> Drawn:
+def two_losses(curve: dict, what: str, seen: str) -> str:
     """Return two losses by rank or rate, drawn, with their numbers for a screen reader."""
     fitted, new = (list(losses) for losses in zip(*curve.values(), strict=True))
     drawn = pictures.lines(

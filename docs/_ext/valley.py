@@ -11,7 +11,6 @@ from typing import Any
 
 import pictures
 from hands import Slider, figure
-from pages import Drawn
 from recordings import RULES, SEEDS, Recordings
 
 RANKS = (1, 4, 16)
@@ -61,7 +60,7 @@ def rate(recorded: Recordings, lr: float, rank: int | None, **of: Any) -> dict[s
     }
 
 
-def chart(recorded: Recordings) -> Drawn:
+def chart(recorded: Recordings) -> str:
     """Return the chart: its sliders, its first drawing and its numbers."""
     data = numbers(recorded)
     windows = max(recorded.windows)
@@ -85,7 +84,7 @@ def chart(recorded: Recordings) -> Drawn:
     return figure("valley", sliders, "", still(recorded, windows), data, caption, "picture recorded")
 
 
-def still(recorded: Recordings, windows: int) -> Drawn:
+def still(recorded: Recordings, windows: int) -> str:
     """Return the drawing of the first position: the loss against the rate of full fine-tuning and of each rank."""
     drawn = pictures.new_figure(5.6, 3.6)
     axes, said, rates = drawn.subplots(), [], set()

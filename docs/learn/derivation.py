@@ -3,7 +3,7 @@
 import html
 import re
 
-from pages import DOCS, Drawn, own_picture, picture
+from pages import DOCS, own_picture, picture
 
 # %% By pencil, with numbers
 
@@ -48,7 +48,7 @@ buttons = "".join(
 )
 caption = "Solid: forward. Dashed: backward. An equation, or its button, makes bold what it computes, and leaves what it reads."
 figure = f'<figure class="picture graph" id="graph">{graph}<div class="steps" hidden>{buttons}</div>'
-picture("graph", Drawn(f"{figure}<figcaption>{caption}</figcaption></figure>"))
+picture("graph", f"{figure}<figcaption>{caption}</figcaption></figure>")
 
 # %% Adam
 

@@ -5,7 +5,7 @@ import textwrap
 from importlib.resources import files
 
 import pictures
-from pages import DOCS, Drawn, live, picture, recording, shown
+from pages import DOCS, live, picture, recording, shown
 
 
 def quoted(texts):
@@ -20,7 +20,7 @@ def quoted(texts):
 
 # %% Here, on your text
 
-live("live-model", Drawn((DOCS / "_ext" / "live-model.html").read_text(encoding="utf-8")))
+live("live-model", (DOCS / "_ext" / "live-model.html").read_text(encoding="utf-8"))
 here = recording("live-model")
 best, cut = here["best"]["step"], here["windows"]
 held = {10 * place: loss for place, loss in enumerate(here["held"])}

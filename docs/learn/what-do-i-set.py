@@ -4,7 +4,7 @@ import markup
 import pictures
 import settings
 import words
-from pages import Drawn, live, picture, shown
+from pages import live, picture, shown
 from settings import FACTS
 
 from minilora.language.memory import training_memory
@@ -14,7 +14,7 @@ def on_site(target):
     return markup.address("learn", target) or (target if "//" in target else target.replace(".md", ".html"))
 
 
-live("settings", Drawn(settings.control(words.evidence(), on_site)))
+live("settings", settings.control(words.evidence(), on_site))
 
 
 def linked(source):
@@ -41,7 +41,7 @@ assert FACTS["defaults"]["tokens"] == "4096"
 # %% How rates compare
 
 (answer,) = settings.ask(FACTS | {"evidence": words.evidence()}, inputs=[{}])["answers"]
-picture("settings", Drawn(answer["axis"]))
+picture("settings", answer["axis"])
 rows = [
     (
         f"{of['name']}, {linked(of['source'])}: {of['for']}",

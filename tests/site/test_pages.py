@@ -33,9 +33,7 @@ def page(tmp_path, monkeypatch):
 
 
 SVG = '<svg role="img" aria-label="{}"><path d="M0 0"/></svg>'
-DRAWS = (
-    f"from pages import Drawn, picture\n# %% B\npicture('p', Drawn('<figure>{SVG}</figure>'.replace('{{}}', word)))\n"
-)
+DRAWS = f"from pages import picture\n# %% B\npicture('p', '<figure>{SVG}</figure>'.replace('{{}}', word))\n"
 
 
 def test_a_page_shows_what_its_blocks_print(page):

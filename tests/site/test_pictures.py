@@ -20,14 +20,14 @@ def data_of(picture):
 
 
 def test_the_matrix_of_the_circle_has_its_singular_values():
-    data = data_of(hands.circle().data)
+    data = data_of(hands.circle())
     lengths = [float(np.hypot(*end)) for _, end in data["arrows"]]
     assert max(lengths) == pytest.approx(hands.LENGTHS[0], abs=1e-3)
     assert min(lengths) == pytest.approx(hands.LENGTHS[1], abs=1e-3)
     assert [float(re.search(r"is ([\d.]+) long", said)[1]) for said in data["says"]] == pytest.approx(
         lengths, abs=0.006
     )
-    line = data_of(hands.nearest_on_a_line().data)
+    line = data_of(hands.nearest_on_a_line())
     assert min(line["errors"]) == pytest.approx(hands.LENGTHS[1] ** 2, abs=1e-3)
 
 

@@ -61,7 +61,7 @@ def test_what_is_typed_is_read_as_a_number():
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_a_form_holds_what_the_grader_judges_by(name, capsys):
-    form = page.ask(name).data
+    form = page.ask(name)
     found = json.loads(re.search(r'<script type="application/json">(.*?)</script>', form)[1])
     assert found == json.loads(json.dumps(sheet(name)))
     assert check_prediction(name, found["answer"])
@@ -309,7 +309,7 @@ def test_what_is_not_read_is_said_and_nothing_runs():
 
 def test_the_drawn_curve_has_its_numbers_in_words():
     for what, curve in (("rank", rank_curve()), ("rate", rate_curve())):
-        told = re.search(r'aria-label="(.*?)"', page.two_losses(curve, what, "rows").data)[1]
+        told = re.search(r'aria-label="(.*?)"', page.two_losses(curve, what, "rows"))[1]
         for value, (seen, new) in curve.items():
             assert f"{what} {value:g}: {seen:.2f} and {new:.2f}" in told
 
@@ -332,7 +332,7 @@ def forms(tmp_path_factory):
     head = '<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     head += '<link rel="stylesheet" href="questions.css">'
     scripts = (f'<script src="{name}" defer></script>' for name in ("numpy.js", "questions.js", "exercises.js"))
-    folder.joinpath("index.html").write_text("\n".join([head, *(form.data for form in drawn), *scripts]))
+    folder.joinpath("index.html").write_text("\n".join([head, *drawn, *scripts]))
     with served(folder) as address:
         yield address
 

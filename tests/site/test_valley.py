@@ -20,7 +20,7 @@ RECORDED = words.laboratory()
 
 @pytest.fixture(scope="module")
 def data():
-    text = re.search(r'<script type="application/json">(.*?)</script>', valley.chart(RECORDED).data, re.S)[1]
+    text = re.search(r'<script type="application/json">(.*?)</script>', valley.chart(RECORDED), re.S)[1]
     return json.loads(text)
 
 
@@ -84,7 +84,7 @@ def test_a_path_begins_where_full_and_the_rate_were_measured(data, shown):
 
 
 def test_the_first_drawing_says_its_numbers(data):
-    drawing = valley.still(RECORDED, 956).data
+    drawing = valley.still(RECORDED, 956)
     said = html.unescape(re.search(r'aria-label="([^"]*)"', drawing)[1])
     best = RECORDED.best("full")
     assert f"full: {RECORDED.least('full'):.2f} at {best:g}" in said
