@@ -5,7 +5,7 @@ import textwrap
 from importlib.resources import files
 
 import pictures
-from pages import DOCS, live, picture, recording, shown
+from pages import DOCS, live, picture, recording, says, shown
 
 
 def quoted(texts):
@@ -34,7 +34,7 @@ weights = files("glassllm") / "weights"
 about, letters = (
     json.loads((weights / f"en.{name}.json").read_text(encoding="utf-8")) for name in ("meta", "tokenizer")
 )
-assert about["train_tokens"] == 229_390 and len(letters["alphabet"]) == 88
+says(f"knows {len(letters['alphabet'])} letters and signs", f"trained on {about['train_tokens']:,} tokens")
 assert "[PATIENCE, MOST_UNKNOWN, END] = [20, 0.25, 3]" in (DOCS / "_static" / "live" / "tuning.js").read_text(
     encoding="utf-8"
 )

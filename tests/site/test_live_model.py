@@ -1,12 +1,11 @@
 """The language model that is fine-tuned in the browser: its tokens, gradients and files, and its page."""
 
-import functools
-import http.server
+import contextlib
 import importlib
 import json
 import random
 import re
-import threading
+import shutil
 import time
 import zipfile
 from importlib.metadata import distribution
@@ -21,7 +20,7 @@ from minilora.language.generation import generate
 from minilora.language.text import windows
 from minilora.language.tokens import load_tokenizer
 
-from .conftest import SITE, built, narrow, wait, widths
+from .conftest import SITE, built, narrow, resize, served, wait, widths
 from .javascript import LIVE, NO_NODE, by_node, node
 
 pytest.importorskip("glassllm", reason="glassllm is not installed: pip install -e '.[models]'")
@@ -224,18 +223,9 @@ def test_the_recorded_run_is_what_the_page_computes(monkeypatch):
     assert found["texts"]["before"] == recorded["texts"]["before"]
 
 
-def test_what_the_page_says_of_the_model_is_so():
-    text = MODEL_PAGE.read_text(encoding="utf-8")
-    known = json.loads(GLASSLLM.with_suffix(".tokenizer.json").read_text(encoding="utf-8"))
-    meta = json.loads(GLASSLLM.with_suffix(".meta.json").read_text(encoding="utf-8"))
-    assert f"knows {len(known['alphabet'])} letters and signs" in text
-    assert f"trained on {meta['train_tokens']:,} tokens" in text
-
-
 # --- the page, in a browser -------------------------------------------------------------------------------------------
 
 NAME = "language-model.html"
-PAGE = SITE / NAME
 
 
 def find(browser, selector):
@@ -247,55 +237,16 @@ def click(browser, name):
     browser.switch_to.active_element.send_keys(" ")
 
 
-class Own:
-    """A server of the site for one test: it knows what it was asked for, and can go away."""
-
-    def __init__(self):
-        self.asked = asked = []
-
-        class Handler(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *args):
-                asked.append(self.path.partition("?")[0].rpartition("/")[2])
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(SITE)))
-        self.address = f"http://127.0.0.1:{self.server.server_port}/"
-        self.thread = threading.Thread(target=self.server.serve_forever)
-        self.thread.start()
-
-    def cut(self):
-        """Go away: nothing that is asked for from now on comes."""
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-
-@pytest.fixture
-def own(browser):
-    server = Own()
-    yield server
-    browser.get("about:blank")  # so that nothing is left that waits
-    browser.get_log("browser")
-    if server.thread.is_alive():
-        server.cut()
-
-
-def open_page(browser, own, width):
-    """Open the page, and wait for its own files: the last ones are the worker's."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(own.address + NAME)
-    scripts = {"model.js", "worker.js", *re.findall(r'from "./([^"]+)"', (LIVE / "worker.js").read_text())}
-    wait(lambda: scripts <= set(own.asked))
-
-
 @widths
-def test_a_pasted_text_is_learned_with_the_network_cut(browser, own, width, tmp_path):
-    open_page(browser, own, width)
+def test_a_pasted_text_is_learned_with_the_network_cut(browser, width, tmp_path):
+    server = contextlib.ExitStack()
+    resize(browser, width)
+    browser.get(server.enter_context(served(SITE)) + NAME)
     downloads = {"behavior": "allow", "downloadPath": str(tmp_path)}
     browser.execute_cdp_cmd("Browser.setDownloadBehavior", downloads)
     click(browser, "fetch")
     wait(lambda: "The model is here" in find(browser, ".says").text, 60)
-    own.cut()
+    server.close()  # nothing that is asked for from now on comes
     text = find(browser, "[name=text]")
     text.clear()
     text.send_keys(TEXT)
@@ -437,13 +388,15 @@ def test_a_loss_that_rises_is_told(visit, width):
 
 
 @narrow
-def test_a_model_that_does_not_come_is_told(browser, own, width):
-    open_page(browser, own, width)
-    time.sleep(0.5)  # until what was asked for has come
-    own.cut()
-    click(browser, "fetch")
-    wait(lambda: "could not be fetched" in find(browser, ".says").text)
-    assert find(browser, "[data-do=fetch]").is_enabled()
+def test_a_model_that_does_not_come_is_told(browser, width, tmp_path):
+    site = shutil.copytree(SITE, tmp_path / "site", ignore=shutil.ignore_patterns("glassllm", "library"))
+    with served(site) as address:
+        resize(browser, width)
+        browser.get(address + NAME)
+        click(browser, "fetch")
+        wait(lambda: "could not be fetched" in find(browser, ".says").text)
+        assert find(browser, "[data-do=fetch]").is_enabled()
+        browser.get_log("browser")  # its complaint is expected
 
 
 @widths
