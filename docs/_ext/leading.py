@@ -8,30 +8,31 @@ from pathlib import Path
 
 import numpy as np
 
-from minilora import Linear, Llama
+from minilora import Llama
 from minilora.language.tokens import load_tokenizer
 from minilora.layer import Layer, rebuild
 
-DOCS = Path(__file__).parent.parent
 LENGTH = 128
+KINDS = {"q_proj": "q, k and v", "o_proj": "o", "gate_proj": "gate and up", "down_proj": "down"}
+"""Layers by the ends of their paths. What q gets, k and v get, too."""
 
 
-def inputs() -> dict[str, np.ndarray]:
-    """Return the inputs of each linear layer, by its path, on the text that stands in the page of the live model."""
+def inputs() -> dict[str, list[np.ndarray]]:
+    """Return the inputs of each kind of layer, a block each, on the text that stands in the page of the live model."""
     weights = Path(str(files("glassllm") / "weights" / "en.npz"))
-    page = (DOCS / "_ext" / "live-model.html").read_text(encoding="utf-8")
+    page = Path(__file__).with_name("live-model.html").read_text(encoding="utf-8")
     ids = load_tokenizer(weights).encode(re.search(r"<textarea.*?>(.*?)</textarea>", page, re.S)[1])
-    seen: dict[str, np.ndarray] = {}
+    seen: dict[str, list[np.ndarray]] = {name: [] for name in KINDS.values()}
 
     def watch(path: str, layer: Layer) -> Layer:
-        plain = layer.forward
+        if kind := KINDS.get(path.rpartition(".")[2]):
+            forward = layer.forward
 
-        def forward(x):
-            seen[path] = np.asarray(x).reshape(-1, x.shape[-1])
-            return plain(x)
+            def seeing(x):
+                seen[kind].append(x.reshape(-1, x.shape[-1]))
+                return forward(x)
 
-        if type(layer) is Linear:
-            layer.forward = forward
+            layer.forward = seeing
         return layer
 
     windows = np.array(ids[: len(ids) // LENGTH * LENGTH]).reshape(-1, LENGTH)
@@ -39,21 +40,15 @@ def inputs() -> dict[str, np.ndarray]:
     return seen
 
 
-def leading_share(x: np.ndarray, count: int) -> float:
-    """Return the share of the square of x (rows, width) in its strongest directions."""
-    squares = np.linalg.svd(x, compute_uv=False) ** 2
-    return float(squares[:count].sum() / squares.sum())
-
-
 def shares(count: int) -> dict[str, tuple[int, float, float, float]]:
     """Return for each kind of layer its width, the least and the largest share over the blocks, and that of noise."""
-    rng = np.random.default_rng(0)
-    found: dict[str, tuple[int, float, float, float]] = {}
-    kinds = {"q_proj": "q, k and v", "o_proj": "o", "gate_proj": "gate and up", "down_proj": "down"}
-    layers = {path: x for path, x in inputs().items() if path.rpartition(".")[2] in kinds}
-    for kind, name in kinds.items():
-        own = [x for path, x in layers.items() if path.endswith(kind)]
-        held = [leading_share(x, count) for x in own]
-        noise = leading_share(rng.standard_normal(own[0].shape), count)
-        found[name] = own[0].shape[1], min(held), max(held), noise
+
+    def share(x: np.ndarray) -> float:  # of the square of x (rows, width) in its strongest directions
+        squares = np.linalg.svd(x, compute_uv=False) ** 2
+        return float(squares[:count].sum() / squares.sum())
+
+    noise, found = np.random.default_rng(0).standard_normal, {}
+    for name, of in inputs().items():
+        held = [share(x) for x in of]
+        found[name] = of[0].shape[1], min(held), max(held), share(noise(of[0].shape))
     return found
