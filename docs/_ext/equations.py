@@ -23,69 +23,19 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import numbered
 from docutils import nodes
-from docutils.parsers.rst import directives
-from markup import home, site_of
+from markup import home, numbered_lines, site_of
 from numbered import REFERENCE, anchor
-from pages import ROOT, every
+from pages import every
 from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
-from sphinx.util.docutils import SphinxDirective
-from sphinx.util.nodes import set_source_info
-from stated import Equation, problems, read_page
-
-find_lines = cache(numbered.find_lines)  # the code stays as it is while the site is built
+from stated import problems, read_page
 
 
 class DanglingEquation(SphinxError):
     """An equation and its line of code do not belong together."""
 
     category = "equations and code do not fit"
-
-
-class equation(nodes.container):
-    """An equation with its number, its formula and its lines."""
-
-
-class EquationDirective(SphinxDirective):
-    """``{equation} NUMBER NAME...``, with the formula in TeX below."""
-
-    has_content = True
-    required_arguments = 1
-    optional_arguments = 100
-    option_spec = dict.fromkeys(("entries", "shown", "unchecked"), directives.unchanged_required)
-
-    def run(self) -> list[nodes.Node]:
-        """Return the equation as a node."""
-        tex = "\n".join(self.content)
-        told = {name: self.options.get(name, "") for name in ("entries", "unchecked")}
-        stated = Equation(self.arguments[0], self.arguments[1:], tex, **told)
-        node = equation(classes=["equation"], ids=[anchor(stated.label)])
-        formula = nodes.math_block(tex, tex, nowrap=True, number=None, label=None)
-        set_source_info(self, formula)
-        label = nodes.inline("", f"({stated.label})", classes=["number"])
-        node += nodes.container("", formula, nodes.paragraph("", "", label), classes=["formula"])
-        lines = [line for line in find_lines(ROOT / "minilora") if line.label == stated.label]
-        lines.sort(key=lambda line: line.module.count("."))  # the core pages first
-        source = home(self.config.site, "library")
-        links = [
-            nodes.reference("", str(line), refuri=f"{source}{line.page}.html#{line.anchor}", internal=True)
-            for line in lines
-        ]
-        if lines:
-            code = nodes.literal("", self.options.get("shown", lines[0].code), classes=["code"])
-            others = [part for link in links[1:] for part in (nodes.Text(", "), link)]
-            places = nodes.inline(
-                "", "", nodes.Text("in short: " if "shown" in self.options else ""), links[0], *others
-            )
-            node += nodes.paragraph("", "", code, nodes.Text(" "), places, classes=["line"])
-        if stated.entries:
-            node += nodes.paragraph("", "compared as ", nodes.literal("", stated.entries), classes=["line"])
-        self.env.domains.standard_domain.note_hyperlink_target(
-            anchor(stated.label), self.env.docname, anchor(stated.label), f"({stated.label})"
-        )
-        return [node]
 
 
 @cache
@@ -105,11 +55,10 @@ def way(app: Sphinx, page: str, label: str) -> str:
 def check() -> list[str]:
     """Say what does not fit between the equations of all pages and the lines of the code."""
     stated = [equation for page in every() for equation in read_page(page.read_text(encoding="utf-8"))]
-    return problems(stated, find_lines(ROOT / "minilora"))
+    return problems(stated, numbered_lines())
 
 
 PLAIN = (
-    equation,
     nodes.literal,
     nodes.literal_block,
     nodes.raw,
@@ -144,7 +93,7 @@ def _prose(node: nodes.Node) -> Iterator[nodes.Text]:
 
 def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
     """Turn the comments of a source page into links to the equations."""
-    for line in find_lines(ROOT / "minilora"):
+    for line in numbered_lines():
         if line.page == pagename:
             there = way(app, pagename, line.label)
             link = f'<a class="eq" id="{line.anchor}" href="{there}">&#35; eq. ({line.label})</a>'
@@ -155,7 +104,7 @@ def check_anchors(app: Sphinx, exception: Exception | None) -> None:
     """Stop the build where a numbered line did not reach a source page: its module is missing from the API page."""
     if exception or app.builder.format != "html" or app.config.site != "library":
         return
-    for line in find_lines(ROOT / "minilora"):
+    for line in numbered_lines():
         path = Path(app.outdir, line.page + ".html")
         if not path.exists() or f' id="{line.anchor}" ' not in path.read_text(encoding="utf-8"):
             raise DanglingEquation(f"{line}: its link is not on the site: is {line.module} on the API page?")
@@ -163,8 +112,6 @@ def check_anchors(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
-    app.add_node(equation, html=(lambda self, n: self.visit_container(n), lambda self, n: self.depart_container(n)))
-    app.add_directive("equation", EquationDirective)
     app.connect("doctree-resolved", link_references)
     app.connect("html-page-context", link_back)
     app.connect("build-finished", check_anchors)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pages
-from numbered import EQUATION, TAG, anchor
+from numbered import EQUATION, TAG, Line, anchor, find_lines
 from pages import DOCS, FENCE, LINES, LIVE, PICTURE, ROOT, SHOWN, SITES, headings
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
@@ -130,13 +131,32 @@ def as_myst(page: Path) -> str:
     text = SHOWN.sub(lambda m: m["text"], text)
     text = LIVE.sub(lambda m: raw(given.live[m["name"]]), text)
     text = PICTURE.sub(lambda m: "\n" + raw(given.pictures[m["name"]]), text)
-    text = EQUATION.sub(
-        lambda m: (
-            f"```{{equation}} {m['label']}{m['names']}{(m['options'] or '').rstrip()}\n{TAG.sub('', m['tex'])}\n```"
-        ),
-        text,
-    )
+    text = EQUATION.sub(lambda m: equation(site, m), text)
     return put_back(f"{text}\n{index}")
+
+
+def equation(site: str, found: re.Match[str]) -> str:
+    """Return an equation with its number and the lines that compute it; of several the first, with links to all."""
+    options = dict(re.findall(r"^:(\w+): (.*)$", found["options"] or "", re.M))
+    lines = [line for line in numbered_lines() if line.label == found["label"]]
+    lines.sort(key=lambda line: line.module.count("."))  # the core pages first
+    way = home(site, "library")
+    links = ", ".join(f'<a class="reference" href="{way}{line.page}.html#{line.anchor}">{line}</a>' for line in lines)
+    short = "in short: " if "shown" in options else ""
+    told = f"<code>{escape(options.get('shown', lines[0].code))}</code> <span>{short}{links}</span>" if lines else ""
+    compared = f"compared as <code>{escape(options['entries'])}</code>" if "entries" in options else ""
+    below = "".join(f'<p class="line">{words}</p>' for words in (told, compared) if words)
+    return (
+        raw(f'<div class="equation" id="{anchor(found["label"])}"><div class="formula">')
+        + f"```{{math}}\n{TAG.sub('', found['tex'])}\n```\n"
+        + raw(f'<p><span class="number">({found["label"]})</span></p></div>{below}</div>')
+    )
+
+
+@cache
+def numbered_lines() -> list[Line]:
+    """Return the numbered lines of the package, which stays as it is while the site is built."""
+    return find_lines(ROOT / "minilora")
 
 
 def prose(site: str, text: str) -> str:
