@@ -40,21 +40,17 @@ shown("ledger", pictures.table(["millions a step", "full training", "LoRA", "of 
 
 # %% A step of a language model
 
-ADAM = "Adam's share of a full step"
 timed = recording("laboratory")["steps"]
-shown(
-    "steps",
-    pictures.table(
-        ["a decoder of", "width", "weights", "tokens a step", "LoRA's step, of the other", "without Adam", "Adam, of the other"],
-        [
-            (
-                of["model"], width, f"{of['numbers']:,}", f"{of['tokens']:,}",
-                f"{of['step']:.2f}", f"{of['gradients']:.2f}", f"{of[ADAM]:.0%}",
-            )
-            for of, width in zip(timed, (128, 576), strict=True)
-        ],
-    ),
-)  # fmt: skip
+rows = [("width", 128, 576)]
+for what, name, form in (
+    ("weights", "numbers", "{:,}"),
+    ("tokens a step", "tokens", "{:,}"),
+    ("LoRA's step, of the other", "step", "{:.2f}"),
+    ("without Adam", "gradients", "{:.2f}"),
+    ("Adam, of the other", "Adam's share of a full step", "{:.0%}"),
+):
+    rows.append((what, *(form.format(of[name]) for of in timed)))
+shown("steps", pictures.table(["a decoder of", *(of["model"] for of in timed)], rows))
 narrow, wide = timed
 assert 0.85 < narrow["step"] < 1.1 and 0.75 < wide["step"] < 0.9 and wide["step"] < wide["gradients"] < 0.92
 assert narrow["numbers"] == 852_608 and wide["tokens"] == 1024
