@@ -42,27 +42,6 @@ shown(
     ),
 )
 found = words.gains_a_token()
-figure = pictures.new_figure(5.4, 3.2)
-axes = figure.subplots()
-for windows, mark in zip(WINDOWS, "o^s", strict=True):
-    numbers, shares = zip(*((x, 100 * y) for x, y, _, of in found if of == windows), strict=True)
-    axes.plot(numbers, shares, mark, color=pictures.LORA, markersize=6, label=f"{windows} windows")
-axes.set(
-    xscale="log", xlabel="numbers that train, for each token of the text", ylabel="share of the gain, %", ylim=(55, 103)
-)
-axes.axvline(1, color=pictures.INK, linewidth=0.8, alpha=0.6)
-axes.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
-axes.grid(alpha=0.3)
-axes.legend(loc="lower right")
-points = "; ".join(f"{numbers:.2g}: {share:.0%}" for numbers, share, *_ in found)
-picture(
-    "share",
-    pictures.show(
-        figure,
-        f"Nine points that rise, three for each length of the text. Numbers for each token and share of the gain: {points}.",
-        "The share of the gain against the numbers that train for each token, s = 2, each at its own best rate.",
-    ),
-)
 alike = {}
 for numbers, share, *_ in found:
     alike.setdefault(f"{numbers:.1g}", []).append(share)

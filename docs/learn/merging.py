@@ -71,26 +71,7 @@ from minilora.language.gguf import decode
 
 by_gguf = decode("Q8_0", gguf.quants.quantize(W, gguf.GGMLQuantizationType.Q8_0))  # it multiplies by 1 / scale
 assert (q8_0(W) == by_gguf).mean() > 0.9999 and np.abs(q8_0(W) - by_gguf).max() < 1.01 * np.abs(W).max() / 127
-colours = pictures.BASE, pictures.THIRD, pictures.INK, pictures.LORA
-figure = pictures.lines(
-    {name: (sizes, values, colour) for (name, values), colour in zip(kept.items(), colours, strict=True)},
-    points=True,
-    xscale="log",
-    xlabel="size of the change, |ΔW| / |W|",
-    ylabel="kept of it",
-)
 at = sizes.index(0.01)
-picture(
-    "kept",
-    pictures.show(
-        figure,
-        "What merging keeps of a change against its size. Each of four curves falls from one to zero as the change gets smaller: "
-        "NF4's first, then Q8_0's, bfloat16's, and float16's last. At a hundredth of the weight they keep "
-        + ", ".join(f"{name} {values[at]:.0%}" for name, values in kept.items())
-        + ".",
-        "What merging keeps of a change, along the change itself.",
-    ),
-)
 assert kept["bfloat16"][at] > 0.998 and kept["Q8_0"][at] > 0.97 and kept["NF4"][at] < 0.03
 assert 0.14 < noise["bfloat16"][at] < 0.19 and 0.45 < noise["Q8_0"][at] < 0.6
 merging = recorded["merging"]
