@@ -106,7 +106,9 @@ def main() -> int:
     """Check all pages, then build both sites; warnings are errors."""
     sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]  # this checkout's minilora, whatever is installed
     import equations
+    import heads
     import markup
+    import notebooks
     import pages
 
     every = pages.every()
@@ -123,6 +125,8 @@ def main() -> int:
         command += ["-c", str(DOCS / "_ext"), "-d", str(DOCS / "_build" / f"doctrees-{site}")]
         if status := subprocess.run([*command, str(DOCS / site), str(folder)]).returncode:
             return status
+        notebooks.write(folder / "notebooks", site)
+    heads.pack(html / "library" / "minilora.zip")
     lead_on(html)
     print(f"python -m http.server -d {html}")
     return 0

@@ -20,7 +20,7 @@ author = "the minilora authors"
 copyright = "the minilora authors, MIT licence"
 version = release = minilora.__version__
 
-extensions = ["myst_parser", "sphinxcontrib.katex", "markup", "equations", "heads", "notebooks"]
+extensions = ["myst_parser", "sphinxcontrib.katex", "markup", "equations", "heads"]
 if site == "library":
     extensions += ["sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "numpydoc", "api"]
 exclude_patterns = ["pictures", "reference/modules.rst"]

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from markup import home
-from pages import ROOT
+from notebooks import code
+from pages import DOCS, ROOT
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
     from sphinx.application import Sphinx
@@ -55,7 +56,7 @@ def add_front_matter(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
-    """Put the way to the installation, the source and the licence below a page's title."""
+    """Put the way to the installation, the source, the licence and the page as a notebook below its title."""
     if doctree is None:
         return
     up = "../" * pagename.count("/")
@@ -67,16 +68,20 @@ def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree:
     }
     if app.config.site == "library":
         links = {"LoRA": up + home("library", "learn") + "index.html"} | links
-    row = " · ".join(f'<a href="{html.escape(link)}">{name}</a>' for name, link in links.items())
+    page = DOCS / app.config.site / f"{pagename}.md"
+    if page.is_file() and code(page):
+        links["Download as a notebook"] = f"notebooks/{pagename}.ipynb"
+    row = " · ".join(
+        f'<a href="{html.escape(link)}"{" download" * link.endswith(".ipynb")}>{name}</a>'
+        for name, link in links.items()
+    )
     context["body"] = context["body"].replace("</h1>", f'</h1><p class="ways">{row}</p>', 1)
 
 
-def pack(app: Sphinx, exception: Exception | None) -> None:
+def pack(file: Path) -> None:
     """Write the source as a file that pip installs, with the same bytes whenever the files are the same."""
-    if exception is not None or app.builder.format != "html" or app.config.site != "library":
-        return
     files = [path for name in PACKED for path in [ROOT / name, *sorted((ROOT / name).rglob("*"))] if path.is_file()]
-    with zipfile.ZipFile(Path(app.outdir, "minilora.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files:
             if "__pycache__" not in path.parts:
                 info = zipfile.ZipInfo(f"minilora/{path.relative_to(ROOT).as_posix()}")
@@ -90,5 +95,4 @@ def setup(app: Sphinx) -> dict:
     app.add_config_value("repository_address", os.environ.get("MINILORA_REPOSITORY", ""), "html")
     app.connect("source-read", add_front_matter, priority=900)  # of what the others made of the page
     app.connect("html-page-context", add_links)
-    app.connect("build-finished", pack)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,7 +1,6 @@
 """Each page that runs Python as a Jupyter notebook that runs alone: ``python docs/_ext/notebooks.py NEW_FOLDER``.
 
-Its blocks of Python become cells; what they print stays in the text, with the pictures, to be held against. As a Sphinx
-extension, this file puts the notebooks into the site, and a link below the title of each such page.
+Its blocks of Python become cells; what they print stays in the text, with the pictures, to be held against.
 """
 
 from __future__ import annotations
@@ -11,12 +10,9 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pages import DOCS, PICTURE, blocks, every, unquoted
-
-if TYPE_CHECKING:
-    from sphinx.application import Sphinx
+from pages import DOCS, PICTURE, SITES, blocks, unquoted
 
 NEEDS = "\n*This page as a notebook. It needs minilora, with the extra `models` where it reads a language model.*"
 
@@ -60,35 +56,14 @@ def notebook(page: Path) -> dict[str, Any]:
     }
 
 
-def write(folder: Path, pages: list[Path]) -> None:
-    """Write the pages that run something into a new folder."""
+def write(folder: Path, site: str) -> None:
+    """Write the pages of a site that run something into a new folder."""
     folder.mkdir(parents=True)
-    for page in filter(code, pages):
+    for page in filter(code, sorted((DOCS / site).glob("*.md"))):
         text = json.dumps(notebook(page), indent=1, ensure_ascii=False)
         (folder / f"{page.stem}.ipynb").write_text(f"{text}\n", encoding="utf-8")
 
 
-def add_link(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
-    """Put a link to its notebook below a page's title."""
-    page = DOCS / app.config.site / f"{pagename}.md"
-    if page.is_file() and code(page):
-        target = f'<p class="notebook"><a href="notebooks/{pagename}.ipynb" download>Download as a notebook</a></p>'
-        context["body"] = context["body"].replace("</h1>", "</h1>" + target, 1)
-
-
-def add_files(app: Sphinx, exception: Exception | None) -> None:
-    """Write the notebooks into the built site."""
-    if exception is None and app.builder.format == "html":
-        write(Path(app.outdir, "notebooks"), sorted((DOCS / app.config.site).glob("*.md")))
-
-
-def setup(app: Sphinx) -> dict:
-    """Register with Sphinx."""
-    app.connect("html-page-context", add_link)
-    app.connect("build-finished", add_files)
-    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
-
-
 if __name__ == "__main__":
-    for site in dict.fromkeys(page.parent for page in every()):
-        write(Path(sys.argv[1], site.name), [page for page in every() if page.parent == site])
+    for site in SITES:
+        write(Path(sys.argv[1], site), site)

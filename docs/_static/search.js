@@ -2,6 +2,6 @@
 const plain = Search.htmlToText;
 Search.htmlToText = (html, anchor) => {
   const page = new DOMParser().parseFromString(html, "text/html");
-  page.querySelectorAll(".katex-html, annotation, .ways, .notebook").forEach((element) => element.remove());
+  page.querySelectorAll(".katex-html, annotation, .ways").forEach((element) => element.remove());
   return plain(page.documentElement.outerHTML, anchor);
 };
