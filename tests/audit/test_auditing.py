@@ -372,10 +372,8 @@ RIGHT = {
     "large numbers": (of(lambda x: {k: 15 * a for k, a in x.items()}), ""),
     "a change 500 times as large as the others": (of(far_larger(500)), ""),
     "all kinds": (plain(kinds=ALL), ""),
-    "a row of A that is another's": (q1("A", lambda a: a[[0, 0]]), "rank-unused"),
     "a column of B that is a multiple": (q1("B", lambda a: a[:, :1] * np.array([1, -3], "f4")), "rank-unused"),
     "a row of A that is nearly a multiple": (q1("A", lambda a: np.stack([a[0], a[0] + 1e-7 * a[1]])), "rank-unused"),
-    "a column of B that is zero": (q1("B", lambda a: a * np.array([1, 0], "f4")), "rank-unused"),
     "ranks that are not used": (
         plain({"r": 4}, lambda x: {k: a * (np.arange(4) < (1 if "layers.0" in k else 3))[:, None] if "A" in k else a
                                    for k, a in x.items()}, kinds=("q_proj",), r=4), "rank-unused"),
@@ -394,8 +392,6 @@ RIGHT = {
               more=of_each("lora_B.bias", Q)), "lora-bias"),
     "a rank pattern with a key too many": (
         plain({"rank_pattern": {"q_proj": 2, "never": 3}}), "rank-pattern-idle rank-pattern"),
-    "lora_bias": (plain({"lora_bias": True}, kinds=("q_proj",),
-                        more=of_each("lora_B.bias", Q)), "lora-bias"),
     "eva's start": (plain({"init_lora_weights": "eva", "eva_config": {"rho": 2}}), ""),
     "an unknown future key": (plain({"quantum_config": {"a": 1}}), "key-unknown"),
     "a variant that few programs read": (plain({"use_qalora": True}), "use-qalora"),
@@ -540,13 +536,11 @@ RIGHT = {
     "MLX's 0 for all of its layers": (lambda t: mlx(t / "a", paths(*QV), num_layers=0), ""),
     "MLX's alpha": (lambda t: mlx(t / "a", paths(*QV), lora_parameters={"rank": 2, "alpha": 40}), ""),
     "MLX's experts": (mlx_experts, ""),
-    "kohya's names": (lambda t: kohya(t / "a.safetensors", paths(*QV)), ""),
     **{f"kohya's names that begin with {start!r}": (
         lambda t, start=start: kohya(t / "a.safetensors", paths("q_proj"), start=start), "") for start in STARTS},
     "kohya's for two parts": (image("lora_unet_", "lora_te_"), "another-part"),
     "kohya's magnitudes": (of_kohya(lambda x: lycoris(x, 0)), ""),
     "kohya's magnitudes of each input": (of_kohya(lambda x: lycoris(x, 1)), "magnitude-of-inputs"),
-    "diffusers' names": (image_parts("unet.mid."), ""),
     "diffusers' names of five parts": (
         image_parts("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3."), ""),
     "diffusers' first names": (image_parts("unet.", down="lora.down", up="lora.up"), "alpha-missing"),
