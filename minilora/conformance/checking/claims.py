@@ -144,7 +144,7 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
     n_out, n_in = weight.shape
     if m.size == n_in:
         return f"DoRA's magnitude starts with {n_in} entries, one for each input, expected {n_out}, one for each output"
-    if m.size != n_out or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1), rtol=1e-5):
+    if m.size != n_out or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1)):
         return "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
     return "ok"
 

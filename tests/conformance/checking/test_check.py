@@ -118,7 +118,11 @@ def test_the_base_may_lie_otherwise_than_the_factors(kind, orientation, fan_in_f
         merged = ours.merge(weight, A, B, *more)
         return merged.T if fan else merged
 
-    mine = SimpleNamespace(forward=forward, backward=backward, merge=merge, orientation=orientation)
+    def init(in_features, out_features, rank, rng, *weight):
+        A, B, *m = ours.init(in_features, out_features, rank, rng, *(W.T if fan else W for W in weight))
+        return *((A.T, B.T) if orientation == "in, out" else (A, B)), *m
+
+    mine = SimpleNamespace(forward=forward, backward=backward, merge=merge, init=init, orientation=orientation)
     mine.fan_in_fan_out = fan_in_fan_out
     report = report_of(kind, **vars(mine))
     assert report.passed, str(report)
