@@ -32,7 +32,7 @@ from minilora.fast import accumulate, residual_form
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
 from minilora.language.llama import recomputed
-from minilora.language.text import windows
+from minilora.language.text import evaluate_where_it_counts, windows
 from minilora.layer import rebuild
 
 from ..support.cupy_standin import traffic
@@ -276,6 +276,16 @@ def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy, model_of):
     np.testing.assert_allclose(losses, expected_losses, rtol=0 if place.exact and place.exact_adam else 1e-4)
     assert losses[-1] < losses[0]
     place.assert_all_same(adapted.trainable(), expected.trainable(), adam=True)
+
+
+def test_the_loss_where_it_counts_is_numpys(place):
+    """The head's ids are more than its inputs are wide: of a hidden state no id is refused."""
+    Y = np.where(np.arange(8) < 5, -100, WINDOWS[1])
+    here, there = (
+        evaluate_where_it_counts(language_model(put_parameter), put(WINDOWS[0]), put(Y), next_token_loss)
+        for put, put_parameter in ((place.put, place.put_parameter), (np.copy, np.copy))
+    )
+    assert here == pytest.approx(there, rel=1e-6)
 
 
 @pytest.mark.long

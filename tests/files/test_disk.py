@@ -255,16 +255,29 @@ def test_replacing_an_adapter_leaves_all_else_where_it_is(tmp_path, monkeypatch,
     links = {adapter / "file": "README.md", adapter / "folder": "../aside", tmp_path / "link": "a"}
     for link, target in links.items():
         link.symlink_to(target)
+    adapter.chmod(0o750)
     own = adapter.stat()
     change(monkeypatch)
     save_adapter(name, layers(*NEW), overwrite=True)
     monkeypatch.undo()
     assert state_of(adapter) == NEW
     assert os.path.samestat(own, adapter.stat()) != exchanged
+    assert adapter.stat().st_mode == own.st_mode
     assert {link: str(link.readlink()) for link in links} == links
     assert (adapter / "README.md").read_text() == "mine"
     assert {*os.listdir(adapter)} == {"README.md", "file", "folder", WEIGHTS, CONFIG}
     assert {*os.listdir(tmp_path)} == {"a", "aside", "link"}
+
+
+def test_a_file_that_comes_during_a_save_stays(tmp_path, monkeypatch):
+    """After the folder's own files were taken along, and before the two are exchanged."""
+    adapter, exchange = tmp_path / "a", disk.exchange_folders
+    save_adapter(adapter, layers(*OLD))
+    monkeypatch.setattr(disk, "exchange_folders", lambda *two: (adapter / "late").write_text("mine") and exchange(*two))
+    save_adapter(adapter, layers(*NEW), overwrite=True)
+    assert state_of(adapter) == NEW
+    assert (adapter / "late").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_system_without_such_a_function_exchanges_nothing(tmp_path, monkeypatch):

@@ -102,11 +102,12 @@ def test_a_gguf_adapter_is_the_same_change_of_weights(tmp_path_factory, model, m
 @pytest.mark.parametrize("use_rslora", [False, True])
 def test_factors_of_one_scaling_stay_as_they_are(model, model_dir, tmp_path, use_rslora):
     rng = np.random.default_rng(0)
-    found = adapters(adapt(model, ["v_proj", "down_proj"], rank=3, alpha=5, rng=rng, use_rslora=use_rslora))
+    found = adapters(adapt(model, ["o_proj", "down_proj"], rank=3, alpha=5, rng=rng, use_rslora=use_rslora))
     for adapter in found.values():
         adapter.lora_B[...] = rng.standard_normal(adapter.lora_B.shape)
     save_adapter(tmp_path / "a", found)
     export_adapter(tmp_path / "a", model_dir, tmp_path / "a.gguf")
+    assert (tmp_path / "a.gguf").stat().st_size % 32 == 0  # llama.cpp reads up to the last array's padding
     tensors = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     for path, adapter in found.items():
         name, _ = theirs(f"{path}.weight", adapter.lora_B)
