@@ -50,6 +50,7 @@ def test_what_a_configuration_leaves_out_is_as_usual():
     assert not found.tie_word_embeddings
     assert found.max_position_embeddings is None
     assert parsed(max_position_embeddings=7).max_position_embeddings == 7
+    assert len(parsed(head_dim=1 << 16).frequencies) == 1 << 15
 
 
 def test_heads_that_a_file_leaves_out_are_its_kinds():
@@ -125,6 +126,7 @@ SETTINGS = [
     ({"rope_scaling": {"type": "dynamic", "factor": 4.0}},
      "rope_type is 'dynamic', supported: 'default', 'linear', 'llama3'"),
     ({"rope_scaling": {"rope_type": "linear"}}, "there is no 'factor'"),
+    ({"rope_scaling": [1]}, "rope_scaling is [1], expected an object"),
     ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}},
      "high_freq_factor must be above low_freq_factor = 4.0, got 4.0"),
     ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5, supported: 1"),

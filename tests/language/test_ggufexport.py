@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from minilora import Adapter, DoRAAdapter, FileRefused, LoRA, adapt, adapters, save_adapter
+from minilora import Adapter, DoRAAdapter, FileRefused, LoRA, adapt, adapters, quantize, save_adapter
 from minilora.language import save_llama
 from minilora.language.ggufexport import export_adapter
 from minilora.layer import walk
@@ -249,3 +249,5 @@ def test_a_weight_beside_the_factors_must_be_the_models(model, model_dir, tmp_pa
         assert len(said) == 1 + other
         assert ("is not the model's 'lm_head': the adapter is of another base" in said[-1]) is other
     assert (tmp_path / "a.gguf").exists() is not other
+    save_llama(quantize(model, "lm_head"), tmp_path / "nf4")  # no number of it is the file's
+    assert shell("export", adapter, "--model", tmp_path / "nf4", "-o", tmp_path / "nf4.gguf")

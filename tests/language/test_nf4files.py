@@ -265,6 +265,12 @@ def test_the_books_in_a_file_are_those_that_decode(saved):
     tensors = load_file(saved / "model.safetensors")
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.quant_map"], NF4)
     np.testing.assert_array_equal(tensors[f"{WEIGHT}.nested_quant_map"], scale_book())
+    state = json.loads(tensors[f"{WEIGHT}.{NF4_STATE}"].tobytes())
+    assert state.pop("nested_offset") == Llama.load(saved).model.layers[1].mlp.up_proj.mean
+    assert state == {
+        **{"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [25, 18]},
+        **{"nested_blocksize": 256, "nested_dtype": "float32"},
+    }
 
 
 def test_an_adapter_merges_into_four_bits_in_memory_only(model_dir, tmp_path):

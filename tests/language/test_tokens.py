@@ -1,6 +1,7 @@
 """Tokenizers of three formats. The oracles are byte counts and glassllm's and transformers' own (tests/peers)."""
 
 import json
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,9 +140,9 @@ def test_a_gguf_header_is_read_once_until_the_file_changes(tmp_path, monkeypatch
     write_gguf(path)
     assert load_tokenizer(path).last == load_tokenizer(path).last == (0,)
     assert len(read) == 1
-    path.unlink()
-    write_gguf(path, eos=1, eot=0)
-    assert load_tokenizer(path).last == (1,)
+    for changes, end in (({"eos": 1}, {1}), ({"eos": 1, "eot": 0}, {0, 1})):  # first of the same size, then time
+        os.utime(write_gguf(path, **changes), ns=(0, 1))
+        assert load_tokenizer(path).end == end
 
 
 NAMES = [  # as llama.cpp's src/llama-vocab.cpp has them

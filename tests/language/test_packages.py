@@ -1,0 +1,42 @@
+"""A package that only some files need is asked for by name, with what needs it and how it is installed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from minilora import Llama
+from minilora.language import load_tokenizer
+from minilora.language.chattemplate import load_template
+from minilora.language.ggufexport import export_adapter
+from minilora.language.resume import alone
+
+from ..support.compare import refused
+from ..support.gguf_file import write
+from ..support.language import tiny_llama, write_folder
+
+pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
+NEEDED = [
+    ("gguf", "a .gguf file", lambda: Llama.load("m.gguf")),
+    ("gguf", "a .gguf file", lambda: load_tokenizer(Path("m.gguf"))),
+    ("gguf", "a .gguf file", lambda: export_adapter("a", "m", "a.gguf")),
+    ("tokenizers", "its tokenizer", lambda: load_tokenizer(Path("m.gguf"))),
+    ("tokenizers", "tokenizer.json", lambda: load_tokenizer(Path("m"))),
+    ("glassllm", "an .npz file", lambda: load_tokenizer(Path("m.npz"))),
+    ("jinja2", "a chat template", lambda: load_template(Path("m")).render([])),
+    ("filelock", "a training that is kept", lambda: alone(Path("a")).__enter__()),
+]
+
+
+@pytest.mark.parametrize(("package", "why", "use"), NEEDED)
+def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package, why, use):
+    monkeypatch.chdir(tmp_path)
+    write(Path("m.gguf"), tiny_llama(dtype="float32"))
+    write_folder(Path("m"), tiny_llama())
+    Path("m", "chat_template.jinja").write_text("Hello")
+    Path("m.npz").touch()
+    monkeypatch.setitem(sys.modules, package, None)
+    reason = f"import of {package} halted; None in sys.modules"
+    install = "gguf tokenizers" if package == "gguf" else package
+    with refused(f"{why} needs {package} ({reason}): pip install {install}", ValueError):
+        use()
