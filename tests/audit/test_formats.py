@@ -98,20 +98,18 @@ STRANGE = {
 }  # fmt: skip
 
 
-def types_of(folder):
-    return [finding.text for finding in audit(folder).of("wrong") if finding.code == "config-type"]
+LISTS = {"target_modules": ["q_proj", 1, 2], "layers_to_transform": [0, "1"], "target_parameters": ["a"]}
+TYPES = [
+    ({name: value for name, (value, _) in STRANGE.items()},
+     [f"{name} is {value!r}, expected {kinds}" for name, (value, kinds) in STRANGE.items()]),
+    (LISTS, ["target_modules has the entry 1", "layers_to_transform has the entry '1'"]),  # the first of each
+]  # fmt: skip
 
 
-def test_what_is_of_another_type_is_told(tmp_path):
-    settings = config(**{name: value for name, (value, _) in STRANGE.items()})
-    told = [f"{name} is {value!r}, expected {kinds}" for name, (value, kinds) in STRANGE.items()]
-    assert types_of(peft(tmp_path / "a", factors(Q), settings)) == told
-
-
-def test_the_first_entry_of_another_type_is_told(tmp_path):
-    lists = {"target_modules": ["q_proj", 1, 2], "layers_to_transform": [0, "1"], "target_parameters": ["a"]}
-    told = ["target_modules has the entry 1", "layers_to_transform has the entry '1'"]
-    assert types_of(peft(tmp_path / "a", factors(Q), config(**lists))) == told
+@pytest.mark.parametrize(("settings", "told"), TYPES, ids=["values", "entries"])
+def test_what_is_of_another_type_is_told(tmp_path, settings, told):
+    report = audit(peft(tmp_path / "a", factors(Q), config(**settings)))
+    assert [finding.text for finding in report.of("wrong") if finding.code == "config-type"] == told
 
 
 def in_header(text, name="lora_adapter_metadata"):

@@ -32,7 +32,11 @@ def test_modules_are_named_by_what_they_share(chosen, said):
     assert where(paths, EVERY) == said
 
 
-def test_a_module_without_a_layer_is_named():
+@pytest.mark.parametrize(("count", "said"), [(5, "a, b, c, d and e"), (6, "'0.a', '0.b', '0.c' and 9 more modules")])
+def test_up_to_five_kinds_are_named_and_what_has_no_layer(count, said):
+    every = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in "abcdefg"]
+    chosen = [path for path in every if path[-1] in "abcdefg"[:count]]
+    assert where(chosen, every) == said.replace("'0.", "'model.layers.0.")
     assert where(["lm_head"], ["lm_head"]) == "'lm_head'"
     assert where(["lm_head", *EVERY[:1]], ["lm_head", *EVERY]) == f"'lm_head', '{EVERY[0]}'"
 
@@ -139,11 +143,8 @@ def test_one_verdict_is_told_of_all(text):
     assert text_of(told(**TOLD[text])) == text
 
 
-def test_what_differs_in_vectors_alone_is_no_other_base():
-    assert text_of(told(FACTOR, OTHER, vectors={*OTHER})) == "WRONG: merged by the factor 2 to 3: all 3 modules"
-
-
 def test_over_another_base_the_tensors_that_differ_are_told_once():
+    assert text_of(told(FACTOR, OTHER, vectors={*OTHER})) == "WRONG: merged by the factor 2 to 3: all 3 modules"
     assert [found.flag for found in told(FACTOR, OTHER, 3, 1).found] == ["other-base", "factor"]
 
 
@@ -211,11 +212,3 @@ def test_other_tensors_are_told_by_what_they_have():
         ("changed by 10.0% to 50.0%: 'a', '{k}', 'c' and 1 more tensor", "changed", ("a", "{k}", "c", "d")),
         ("is not there: 'f'", "missing", ("f",)),
     ]
-
-
-@pytest.mark.parametrize("count", [5, 6])
-def test_up_to_five_kinds_are_named(count):
-    every = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in "abcdefg"]
-    chosen = [path for path in every if path[-1] in "abcdefg"[:count]]
-    some = "'model.layers.0.a', 'model.layers.0.b', 'model.layers.0.c' and 9 more modules"
-    assert where(chosen, every) == ("a, b, c, d and e" if count == 5 else some)
