@@ -1,5 +1,6 @@
 """An implementation's functions are called: what they raise, return, keep, and how their arguments lie in memory."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -100,6 +101,19 @@ def test_the_innermost_line_of_the_users_file_is_told(raises, said):
     assert text.endswith(f", a bias), in test_calling.py, line {raises.__code__.co_firstlineno + 1}")
 
 
+class Compiled:
+    """A function of no file."""
+
+    def __call__(self, *arrays):
+        return None
+
+
+@pytest.mark.parametrize("merge", [np.matmul, Compiled()], ids=["raises", "returns nothing"])
+def test_of_what_has_no_line_none_is_told(merge):
+    (text,) = check(beside_forward(merge=merge)).diagnoses
+    assert text.endswith(" (N=7 in=5 out=3 r=2 alpha=3, a bias)")
+
+
 class Tensor:
     """As torch has them: it cannot become an array."""
 
@@ -107,15 +121,18 @@ class Tensor:
         raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
 
 
-@pytest.mark.parametrize(("module", "hint"), [("torch", "; of torch, return y.detach().float().numpy()"), ("jax", "")])
-def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint):
+@pytest.mark.parametrize(
+    ("module", "hint", "made"),
+    [("torch", "; of torch, return y.detach().float().numpy()", partial), ("jax", "", lambda function: function)],
+)
+def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint, made):
     monkeypatch.setattr(Tensor, "__module__", module)
 
     def forward(x, *arrays):
         return Tensor()
 
     with pytest.raises(CannotRun) as refused:
-        check(SimpleNamespace(forward=forward), name="mine")
+        check(SimpleNamespace(forward=made(forward)), name="mine")
     text = (
         "mine: forward returns a Tensor that is no array: RuntimeError: Can't call numpy() on Tensor that requires grad"
     )

@@ -4,6 +4,7 @@ import pytest
 
 from minilora.conformance.checking.in_common import in_common
 from minilora.conformance.problems import Problem
+from minilora.conformance.problems.images import ConvolutionProblem
 from minilora.conformance.problems.kinds import KINDS
 
 WHERE = {
@@ -64,10 +65,20 @@ def test_what_decides_is_told(kind, words):
     assert in_common([problem for problem in every if WHERE[kind][words](problem)], every) == words
 
 
-@pytest.mark.parametrize("words", ["where alpha is above 0.5", "where alpha is below 1"])
-def test_a_bound_lies_between_what_is_wrong_and_right(words):
-    every = [Problem(3, 4, 5, 3, alpha=alpha) for alpha in (0.25, 0.5, 1.0, 2.0)]
-    assert in_common([problem for problem in every if (problem.alpha >= 1) is ("above" in words)], every) == words
+@pytest.mark.parametrize(
+    ("words", "least"), [("above 0.5", 1.0), ("below 1", 1.0), ("above 1", 2.0), ("below 1", 2.0), ("below 3", 3.0)]
+)
+def test_a_bound_lies_between_what_is_wrong_and_right(words, least):
+    small = (0.25, 0.5) if least < 3 else (0.25, 2.5)
+    every = [Problem(3, 4, 5, 5, alpha=alpha) for alpha in (*small, least, 4.0)]
+    wrong = [problem for problem in every if (problem.alpha >= least) is ("above" in words)]
+    assert in_common(wrong, every) == f"where alpha is {words}"
+
+
+def test_what_is_one_and_the_same_where_it_is_right_is_told_first():
+    steps = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((3, 3), (2, 2)), ((4, 4), (3, 3))]
+    every = [ConvolutionProblem(2, 3, 4, 2, sizes=(17, 14), stride=s, dilation=d) for s, d in steps]
+    assert in_common(every[2:], every) == "where the largest of dilation is above 1"
 
 
 @pytest.mark.parametrize(("wrong", "every"), [(0, 15), (15, 15), (1, 3)])

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 
 from minilora.conformance import check
+from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD
 from minilora.conformance.checking.suite import suite_of
 from minilora.conformance.naming import name, off
 from minilora.conformance.problems.bugs import bugs_of, known
 from minilora.conformance.problems.formulas import SCALINGS
 from minilora.conformance.problems.kinds import KINDS
-from minilora.conformance.problems.tolerance import drawn
+from minilora.conformance.problems.tolerance import Trial
 
 from ...support.sample import one_in
 from ..implementations import PLAIN, from_formulas, report_of
 
 
 def trials_of(kind, dtype):
-    return tuple(drawn(problem, dtype, KINDS[kind].formulas) for problem in KINDS[kind].problems)
+    """A kind's problems, drawn anew: of those that are kept the world is kept too."""
+    return tuple(Trial.draw(problem, dtype, KINDS[kind].formulas) for problem in KINDS[kind].problems)
 
 
 def answers_by(row, trial):
@@ -154,11 +156,18 @@ def test_a_scaling_may_be_declared():
     assert (one.says, one.flag, one.source) == (f"{OTHER}, in all that is computed", "another-scaling", "")
 
 
-def test_another_scaling_is_told_beside_the_declared_one():
-    wrong = from_formulas("rslora", {"scaling": lambda alpha, r: alpha / (r + 0.5)})
-    report = report_of("rslora", **vars(wrong))
-    claim = "the update is multiplied by 1.2, expected 2.12132 (N=7 in=5 out=3 r=2 alpha=3)"
-    assert report.claims["scaling"] == claim
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("rslora", "the update is multiplied by 1.2, expected 2.12132 (N=7 in=5 out=3 r=2 alpha=3)"),
+        ("dora", CANNOT_BE_TOLD),  # whose length has it too
+    ],
+)
+def test_another_scaling_is_told_beside_the_declared_one(kind, said):
+    wrong = from_formulas(kind, {"scaling": lambda alpha, r: alpha / (r + 0.5)})
+    report = report_of(kind, **vars(wrong))
+    assert report.claims["scaling"] == said
+    assert ("another-scaling" in [one.flag for one in report.found]) == (kind == "rslora")
 
 
 def test_another_scaling_is_told_where_it_is_another():

@@ -12,7 +12,7 @@ from minilora.conformance.problems.images import ConvolutionProblem
 from minilora.conformance.problems.kind import Kind
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.problem import Problem
-from minilora.conformance.problems.tolerance import drawn
+from minilora.conformance.problems.tolerance import Trial, drawn
 
 from ...support.compare import refused
 from ..implementations import OURS, report_of
@@ -129,7 +129,7 @@ def logarithm(arrays):
 
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_problems_keep_their_numbers_answers_and_sizes(kind):
-    trials = [drawn(problem, "float64", KINDS[kind].formulas) for problem in KINDS[kind].problems]
+    trials = [Trial.draw(problem, "float64", KINDS[kind].formulas) for problem in KINDS[kind].problems]
     found = [sum(logarithm(getattr(t, name)) for t in trials) for name in ("arrays", "right", "sizes")]
     np.testing.assert_allclose(found, NUMBERS[kind], rtol=0, atol=2e-6)
 
