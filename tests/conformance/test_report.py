@@ -22,14 +22,14 @@ from .implementations import OURS, with_kinds
 
 
 def report(known=(), **more):
-    """Two of five cases fail, one without an answer; one mistake explains the other."""
-    states = {"a": "right", "b": "wrong", "c": "missing", "d": "not offered", "e": "refused"}
+    """Two of six cases fail, one without an answer; one mistake explains the other."""
+    states = {"a": "right", "b": "wrong", "c": "missing", "d": "not offered", "e": "refused", "f": "cannot be told"}
     cases = [Outcome(id, state, "off by 1" if state == "wrong" else "") for id, state in states.items()]
     found = [Diagnosis("B is turned", "b-is-turned", "me/mine #3", ("b",))]
     return Report("mine", cases=cases, **{"found": found, "known": dict.fromkeys(known, "a reason")} | more)
 
 
-STALE = {"a": "passes", "d": "is not offered", "e": "is refused", "x": "is no case here"}
+STALE = {"a": "passes", "d": "is not offered", "e": "is refused", "f": "cannot be told", "x": "is no case here"}
 
 
 @pytest.mark.parametrize(
@@ -124,10 +124,24 @@ def test_annotations_tell_what_is_not_known():
 
 
 def test_what_is_known_is_told_last():
-    found = report(["b"], found=[Diagnosis("old", "old", cases=("b",)), Diagnosis("new", "new", cases=("c",))])
+    found = report(["b"], found=[Diagnosis("old", "old", cases=("b",)), Diagnosis("new", "new", cases=("c", "g"))])
+    found.cases.append(Outcome("g", "wrong"))
     assert found.first_line == "mine: WRONG: new [new]"
-    assert str(found).splitlines()[1] == "  old [old] (known)"
+    assert str(found).splitlines()[1] == "  old [old] (explains 1 of 2 wrong cases, known)"
     assert [diagnosis["flag"] for diagnosis in found.json()["diagnoses"]] == ["new", "old"]
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_up_to_five_cases_without_an_answer_have_rows(count):
+    lines = Report("mine", cases=[Outcome(f"c{i}", "missing", "no file") for i in range(count)]).own_lines(all=False)
+    rows = [f"  c{i}  missing: no file" for i in range(5)]
+    assert lines == [f"{count} missing", *(rows if count == 5 else ["  missing: c0, c1, c2, c3, c4 and 1 more"])]
+
+
+def test_a_report_says_what_it_was_made_with():
+    found, of_libraries = report().json(), pytest.importorskip("threadpoolctl").threadpool_info()
+    assert found["kernel"] in [library["architecture"] for library in of_libraries if "architecture" in library]
+    assert set(found["versions"]) == {"minilora", "numpy", "python"}
 
 
 def test_a_verdict_without_a_text_stands_alone():

@@ -114,11 +114,14 @@ def test_of_what_has_no_line_none_is_told(merge):
     assert text.endswith(" (N=7 in=5 out=3 r=2 alpha=3, a bias)")
 
 
+NO_ARRAY = "Can't call numpy() on Tensor that requires grad"
+
+
 class Tensor:
     """As torch has them: it cannot become an array."""
 
     def __array__(self, *more, **options):
-        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+        raise RuntimeError(f"{NO_ARRAY}.")
 
 
 @pytest.mark.parametrize(
@@ -133,9 +136,7 @@ def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint, made):
 
     with pytest.raises(CannotRun) as refused:
         check(SimpleNamespace(forward=made(forward)), name="mine")
-    text = (
-        "mine: forward returns a Tensor that is no array: RuntimeError: Can't call numpy() on Tensor that requires grad"
-    )
+    text = f"mine: forward returns a Tensor that is no array: RuntimeError: {NO_ARRAY}"
     line = f", in test_calling.py, line {forward.__code__.co_firstlineno}"
     assert str(refused.value) == f"{text}{hint} (N=7 in=5 out=3 r=2 alpha=3, a bias){line}"
 

@@ -220,8 +220,9 @@ def test_how_another_scaling_comes_from_the_right_one_is_told(how):
 
 @pytest.mark.parametrize(("count", "rule"), [(1, ""), (2, "; it is 1.25 times the right one")])
 def test_of_one_problem_no_rule_is_told(count, rule):
-    trials = trials_of("linear", "float64")[:count]
-    given = [trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r) for trial in trials]
+    """A further one has no answer."""
+    trials = trials_of("linear", "float64")[: count + 1]
+    given = [*(trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r) for trial in trials[:-1]), {}]
     _, (one,) = name(suite_of("linear", trials), given)
     cases = ["1.875 at in=5 out=3 r=2 alpha=3, expected 1.5", "3.125 at in=3 out=6 r=4 alpha=10, expected 2.5"][:count]
     assert one.says == f"the update has another scaling: {'; '.join(cases)}{rule}, in all that is computed"
