@@ -1,4 +1,4 @@
-"""What a training step costs: by the shapes of its products, and by watching it run.
+"""What a training step costs, by watching it run: its products of matrices, and the bytes that it moves.
 
 Dimensions: ``N`` rows, ``in``, ``out``, ``r`` = rank. Everything is float32, four bytes a number.
 """
@@ -18,27 +18,18 @@ BYTES = 4
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to a training step.
-
-    Attributes
-    ----------
-    products : list of (int, int, int)
-        The matrix products of forward and backward, each (m, k) @ (k, n) as (m, k, n).
-    parameters : int
-        How many numbers are trained.
-    run : callable
-        Takes the step on watched arrays.
-    """
+class Work:
+    """What a run did: its products, each (m, k) @ (k, n) as (m, k, n), and the bytes that its operations moved."""
 
     products: list[tuple[int, int, int]]
-    parameters: int
-    run: Callable[[], object]
+    bytes_moved: int
+    parameters: int = 0
+    """How many numbers it trains."""
 
     @property
     def multiply_adds(self) -> int:
         """One multiplication and one addition for each m, k and n of each product."""
-        return sum(m * k * n for m, k, n in self.products)
+        return sum(map(math.prod, self.products))
 
     @property
     def least_bytes(self) -> int:
@@ -50,20 +41,16 @@ class Way:
         """Adam's two running means."""
         return BYTES * 2 * self.parameters
 
+    def large(self, *sizes: int) -> int:
+        """Return how many of the products have these sizes."""
+        return sum(sorted(product) == sorted(sizes) for product in self.products)
 
-def ways(N: int, n_in: int, n_out: int, r: int, need_dx: bool = False) -> dict[str, Way]:
-    """Return the ways to a training step of the same layer, for N > 2 r.
+
+def ways(N: int, n_in: int, n_out: int, r: int, need_dx: bool = False) -> dict[str, Work]:
+    """Return what each way to a training step of the same layer costs.
 
     With `need_dx` the layer is one of a network: its input has a gradient, too. The short ways do not exist then.
     """
-    forward, weight_gradient = (N, n_in, n_out), (n_out, N, n_in)
-    to_input = [(N, n_out, n_in)] if need_dx else []
-    down, up = (N, n_in, r), (N, r, n_out)  # equations (1) and (2)
-    back = [(n_out, N, r), (N, n_out, r), (r, N, n_in)]  # (3), (4) and (5)
-    adapter_to_input = [(N, r, n_in)] if need_dx else []  # (6)
-    short = [down, (r, N, r), (n_out, r, r), (n_out, N, r), (r, n_out, r), (N, r, r), (N, n_out, r), (r, N, n_in)]
-    few = r * (n_in + n_out)
-
     x, y = watched(N, n_in), watched(N, n_out)
     W, A, B = watched(n_out, n_in), watched(r, n_in), watched(n_out, r)
     base, adapter = Linear(W), LoRA(A, B, 1.0)
@@ -84,45 +71,37 @@ def ways(N: int, n_in: int, n_out: int, r: int, need_dx: bool = False) -> dict[s
     def by_residual_form(layer):
         Adam(layer.trainable()).step(residual_form(layer, x, y))
 
-    article = [forward, (n_in, r, n_out), forward, (n_in, N, n_out), (n_in, n_out, r), (r, n_in, n_out), *to_input * 2]
-    found = {
-        "full training": Way([forward, weight_gradient, *to_input], n_in * n_out, lambda: by_backward(base)),
-        "LoRA, the article's module": Way(article, few, by_the_article),
-        "LoRA beside its base": Way(
-            [forward, down, up, *back, *to_input, *adapter_to_input], few, lambda: by_backward(both)
-        ),
+    runs: dict[str, Callable[[], object]] = {
+        "full training": lambda: by_backward(base),
+        "LoRA, the article's module": by_the_article,
+        "LoRA beside its base": lambda: by_backward(both),
     }
-    if need_dx:
-        return found
-    thin_base = [(n_in, N, r), (n_out, n_in, r), (n_in, n_out, r), (N, n_in, r)]  # (19)
-    return found | {
-        "LoRA beside its base, residual form": Way([*short, *thin_base], few, lambda: by_residual_form(both)),
-        "LoRA on the residual": Way([down, up, *back], few, lambda: by_backward(adapter)),
-        "LoRA on the residual, residual form": Way(short, few, lambda: by_residual_form(adapter)),
-    }
-
-
-def large_products(way: Way, N: int, n_in: int, n_out: int) -> int:
-    """Return how many of a way's products have all three of the large sizes."""
-    return sum(sorted(product) == sorted((N, n_in, n_out)) for product in way.products)
+    if not need_dx:
+        runs |= {
+            "LoRA beside its base, residual form": lambda: by_residual_form(both),
+            "LoRA on the residual": lambda: by_backward(adapter),
+            "LoRA on the residual, residual form": lambda: by_residual_form(adapter),
+        }
+    few = A.size + B.size
+    return {name: watch(run, W.size if name == "full training" else few) for name, run in runs.items()}
 
 
 class Watched(np.ndarray):
     """An array that adds up what every operation on it costs; what is computed from it is watched, too."""
 
-    multiply_adds = 0
+    products: list[tuple[int, int, int]] = []  # noqa: RUF012
     bytes_moved = 0
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        """Compute as NumPy does; note the bytes of all arrays that go in and come out, and the products' work."""
+        """Compute as NumPy does; note the products, and the bytes of all arrays that go in and come out."""
         plain = [np.asarray(x) if isinstance(x, Watched) else x for x in inputs]
         if out is not None:
             kwargs["out"] = tuple(np.asarray(x) for x in out)
         result = getattr(ufunc, method)(*plain, **kwargs)
-        if ufunc is np.matmul:
-            Watched.multiply_adds += math.prod(result.shape) * plain[0].shape[-1]
-        elif ufunc is np.multiply and result.size > max(np.size(x) for x in plain):
-            Watched.multiply_adds += result.size  # an outer product, which is one of inner width 1
+        outer = ufunc is np.multiply and result.size > max(np.size(x) for x in plain)  # a product of inner width 1
+        if ufunc is np.matmul or outer:
+            *rows, n = result.shape
+            Watched.products.append((math.prod(rows), 1 if outer else plain[0].shape[-1], n))
         Watched.bytes_moved += result.nbytes + sum(x.nbytes for x in plain if isinstance(x, np.ndarray))
         if out is not None:
             return out[0]
@@ -134,8 +113,8 @@ def watched(*shape: int) -> Watched:
     return np.full(shape, 1e-3, np.float32).view(Watched)
 
 
-def watch(run: Callable[[], object]) -> tuple[int, int]:
-    """Run it; return the multiply-adds of its products, and the bytes that all its operations read and wrote."""
-    Watched.multiply_adds = Watched.bytes_moved = 0
+def watch(run: Callable[[], object], parameters: int = 0) -> Work:
+    """Run it, and return what it did."""
+    Watched.products, Watched.bytes_moved = [], 0
     run()
-    return Watched.multiply_adds, Watched.bytes_moved
+    return Work(Watched.products, Watched.bytes_moved, parameters)

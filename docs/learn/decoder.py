@@ -65,11 +65,11 @@ for what, targets in {"LoRA": "all-linear", "all weights": None}.items():
         deep = small_model(targets, blocks)
         deep.model.embed_tokens.frozen = True  # it has no product
         seen = rebuild(deep, array=lambda a: a.view(costs.Watched))
-        forward, _ = costs.watch(lambda: seen(ids))
+        forward = costs.watch(lambda: seen(ids)).multiply_adds
         cells = [f"{what}, {blocks} blocks"]
         for way in (seen, recomputed(seen)):
             kept = step_bytes(way.forward(ids)[1]) / 1e3
-            step, _ = costs.watch(lambda: backpropagate(way, ids, ids, cross_entropy))
+            step = costs.watch(lambda: backpropagate(way, ids, ids, cross_entropy)).multiply_adds
             cells += [f"{kept:,.0f} kB", f"{step / forward:.1f} forwards"]
         lines.append(f"| {' | '.join(cells)} |\n")
 shown(

@@ -1,25 +1,13 @@
-"""The cost ledger of the documentation says what the code does."""
+"""What the documentation counts of a step is what it does."""
 
 import costs
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import Linear, LoRA, LoRALinear
 from minilora.fast import residual_form
 
 sizes = st.integers(2, 30)
-many_rows = st.integers(17, 30)
-
-
-@settings(max_examples=25)
-@given(many_rows, sizes, sizes, st.integers(1, 8))
-@example(128, 101, 100, 1)
-def test_multiply_adds_by_formula_are_those_that_run(N, n_in, n_out, r):
-    for need_dx in (False, True):
-        for way in costs.ways(N, n_in, n_out, r, need_dx).values():
-            multiply_adds, bytes_moved = costs.watch(way.run)
-            assert multiply_adds == way.multiply_adds
-            assert bytes_moved >= way.least_bytes
 
 
 def test_the_ledger_of_a_small_step_by_hand():
@@ -38,7 +26,7 @@ def test_the_ledger_of_a_small_step_by_hand():
 def test_residual_form_runs_the_base_where_that_is_less(N, n_in, n_out, r):
     layer = LoRALinear(Linear(costs.watched(n_out, n_in)), LoRA(costs.watched(r, n_in), costs.watched(n_out, r), 1))
     x, y = costs.watched(N, n_in), costs.watched(N, n_out)
-    on_residual, _ = costs.watch(lambda: residual_form(layer.adapter, x, y))
-    multiply_adds, _ = costs.watch(lambda: residual_form(layer, x, y))
+    on_residual, beside = (costs.watch(lambda of=of: residual_form(of, x, y)) for of in (layer.adapter, layer))
     both = {"running it": N * n_in * n_out, "its thin side": 2 * r * n_in * (n_out + N)}
-    assert multiply_adds - on_residual == both["running it" if 2 * r > N else "its thin side"]
+    more = beside.multiply_adds - on_residual.multiply_adds
+    assert more == both["running it" if 2 * r > N else "its thin side"]
