@@ -99,26 +99,8 @@ for kind in KINDS:
     assert len(tuned[kind][1]) == 5
 half = {kind: T95 * losses.std(ddof=1) / np.sqrt(5) for kind, (_, losses) in tuned.items()}
 mean = {kind: losses.mean() for kind, (_, losses) in tuned.items()}
-figure = pictures.new_figure(5.6, 3.2)
-axes = figure.subplots()
-for place, (kind, (_, losses)) in enumerate(tuned.items()):
-    axes.errorbar(mean[kind], place, xerr=half[kind], color=pictures.LORA, capsize=4)
-    axes.plot(losses, [place] * 5, "o", color=pictures.INK, markersize=4)
-axes.set(
-    yticks=range(len(KINDS)), yticklabels=[f"{kind}, {tuned[kind][0]:g}" for kind in KINDS], xlabel="held-out loss"
-)
-axes.invert_yaxis()
-axes.grid(alpha=0.3)
-picture(
-    "variants",
-    pictures.show(
-        figure,
-        "Five rows of five dots, a row for a variant. The means: "
-        + "; ".join(f"{kind} {mean[kind]:.2f}" for kind in KINDS)
-        + ".",
-        "Rank 4, s = 2, the whole text, each at its own best rate of four, which stands beside its name. A dot is a seed, a bar the 95 % interval of the mean.",
-    ),
-)
+rows = [(kind, f"{lr:g}", f"{mean[kind]:.3f} ± {half[kind]:.3f}") for kind, (lr, _) in tuned.items()]
+shown("variants", pictures.table(["rank 4", "best rate of four", "held-out loss"], rows))
 assert max(abs(mean[kind] - mean["LoRA"]) for kind in ("LoRA+", "PiSSA")) < 0.005 < min(half.values())
 doras = [1 - mean[kind] / mean["LoRA"] for kind in ("DoRA", "DoRA, full gradient")]
 for kind in ("DoRA", "DoRA, full gradient"):
