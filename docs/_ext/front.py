@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import html
-import json
 import re
-import subprocess
-from pathlib import Path
 from typing import Any
 
-from pages import DOCS
+from pages import DOCS, node
 
-SCRIPT = Path(__file__).with_name("front.mjs")
 LIVE = DOCS / "_static" / "live"
 IMPORT = re.compile(r'^import (\{[^}]*\}) from "\./(\w+)\.js";\n', re.M)
 EXPORT = re.compile(r"^export (?=(?:const|class|function) (?:\[([^\]]*)\]|(\w+)))", re.M)
@@ -19,14 +15,11 @@ EXPORT = re.compile(r"^export (?=(?:const|class|function) (?:\[([^\]]*)\]|(\w+))
 
 def stills(**asked: list[Any]) -> dict[str, str]:
     """Return an SVG for each name: of [scene, time from 0 to 1, settings], by Node."""
-    done = subprocess.run(
-        ["node", SCRIPT], input=json.dumps(asked), capture_output=True, text=True, encoding="utf-8", check=True
-    )
     return {
         name: f'<svg viewBox="0 0 {found["width"]} {found["height"]}" width="{found["width"]}" role="img" '
         f'aria-label="{html.escape(found["alt"], quote=True)}" fill="currentColor" '
         f'style="max-width: 100%; height: auto">{found["inside"]}</svg>'
-        for name, found in json.loads(done.stdout).items()
+        for name, found in node("front.mjs", asked).items()
     }
 
 

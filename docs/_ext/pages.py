@@ -34,6 +34,7 @@ import multiprocessing
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tempfile
 import textwrap
@@ -89,6 +90,13 @@ def data(content: Any) -> str:
     """Return what a script of the site reads, as an element of the page."""
     text = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
     return f'<script type="application/json">{text}</script>'
+
+
+def node(script: str, given: Any) -> Any:
+    """Return what a script of this folder prints, as JSON, when it is given something, as JSON."""
+    command, told = ["node", Path(__file__).with_name(script)], json.dumps(given)
+    done = subprocess.run(command, input=told, capture_output=True, text=True, encoding="utf-8", check=True)
+    return json.loads(done.stdout)
 
 
 def picture(name: str, drawing: str) -> None:

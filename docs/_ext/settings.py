@@ -8,7 +8,6 @@ alone. What docs/learn/what-do-i-set.md shows of them, this file asks of that sc
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,7 @@ def config(model: dict[str, Any]) -> LlamaConfig:
 
 def ask(data: dict[str, Any], **asked: list[Any]) -> dict[str, list[Any]]:
     """Return what the page's script answers to `inputs`, fields by name; to `configs` and `texts` that are pasted."""
-    given = json.dumps({"data": data, **asked})
-    done = subprocess.run(
-        ["node", HERE / "settings.mjs"], input=given, capture_output=True, text=True, encoding="utf-8", check=True
-    )
-    return json.loads(done.stdout)
+    return pages.node("settings.mjs", {"data": data, **asked})
 
 
 def control(evidence: dict[str, float], address: Callable[[str], str]) -> str:

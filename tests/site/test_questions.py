@@ -113,7 +113,6 @@ def generated(name, seed=1):
 
 BY_HAND = {
     "loss_gradient": [
-        "2 * (prediction - target) / prediction.size",
         "N, out = prediction.shape\nerror = prediction - target\nreturn 2 * error / (N * out)",
         "def loss_gradient(p, t):\n    # the mean is over all\n    return 2 * (p - t) / p.size",
         "from minilora import exercises\n\ndef loss_gradient(p, t):\n    return p - t\n\n\n"
@@ -121,17 +120,11 @@ BY_HAND = {
         "import numpy as np\ndy = np.multiply(2 / prediction.size, prediction - target)",
         "prediction -= target\nreturn 2 * prediction / prediction.size",
         "dy = (prediction - target).copy()\ndy *= 2 / dy.size",
-        "np.mean((prediction - target)**2)",
-        "np.sum(2 * (prediction - target), axis=0) / prediction.size",
-        "(target - prediction) / len(prediction)",
-        *("2 * (prediction - target) / out", "None", "prediction.shape", "'dy'", "2 * (p - t) / p.size"),
+        *("np.mean((prediction - target)**2)", "2 * (prediction - target) / out", "None", "prediction.shape", "'dy'"),
     ],
     "grad_B": [
-        *("s * dy.T @ h", "s*(dy.T@h)", "dB = s * np.dot(dy.T, h)", "return dy.T @ (s * h)", "(h.T @ dy).T * s"),
-        *('np.einsum("no,nk->ok", dy, h) * s', "dy.T @ h", "s * s * dy.T @ h", "-s * dy.T @ h", "s * dy @ h"),
-        *("2 * s * dy.T @ h", "s * dy.T @ h / len(dy)", "s * dy.T @ h / dy.shape[1]", "s * h.T @ dy", "s * h @ dy"),
-        *("s * dy.T @ h + 1", "0 * dy.T @ h", "dy @ h.T", "s * dy.T @ h / h.shape[1]", "s * dy.T @ h * 7", "s"),
-        *("alpha / r * dy.T @ (x @ A.T)", "dy.T @ x @ A.T * alpha", "dy.T @ x", "lambda dy, h, s: s * dy.T @ h"),
+        *("s*(dy.T@h)", "dB = s * np.dot(dy.T, h)", "return dy.T @ (s * h)", "(h.T @ dy).T * s", "s"),
+        *('np.einsum("no,nk->ok", dy, h) * s', "alpha / r * dy.T @ (x @ A.T)", "lambda dy, h, s: s * dy.T @ h"),
         "dB = np.zeros(B.shape)\nfor o in range(dy.shape[1]):\n    for k in range(h.shape[1]):\n"
         "        for n in range(len(dy)):\n            dB[o, k] += s * dy[n, o] * h[n, k]",
         "dB = dy.T @ h\ns * dB",
@@ -143,12 +136,10 @@ BY_HAND = {
     "backward": [
         "s = alpha / A.shape[0]\ndh = s * dy @ B\ndx, dA, dB = dh @ A, dh.T @ x, s * dy.T @ (x @ A.T)",
         "s = alpha / len(A)\ndB = s * dy.T @ (x @ A.T)\ndh = s * dy @ B\ndA = dh.T @ x\ndx = dh @ A",
-        "r = A.shape[0]\nh = x @ A.T\ndh = dy @ B\nreturn dh @ A, dh.T @ x, dy.T @ h",
         "def backward(dy, x, A, B, alpha):\n    s = alpha / len(A)\n    dh = s * dy @ B\n"
         "    return dh @ A, dh.T @ x, s * dy.T @ x @ A.T",
         "s = alpha / len(A)\ndh = s * dy @ B\nreturn s * dy.T @ x @ A.T, dh.T @ x, dh @ A",
-        "s = alpha / len(A)\ndh = s * dy @ B\nreturn (dh @ A).T, (dh.T @ x).T, (s * dy.T @ x @ A.T).T",
-        *("return dy @ B @ A", "return dy, x", "dy @ A", "1, 2, 3"),
+        *("return dy @ B @ A", "return dy, x", "1, 2, 3"),
     ],
     "merged": ["W + alpha / A.shape[0] * B @ A", "W + (B.T @ A.T).T", "W + alpha / len(A) * A.T @ B.T", "W"],
     "factors": [
