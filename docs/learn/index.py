@@ -19,12 +19,14 @@ DRAWN = front.stills(
     bits=["bits", 1],
     memory=["memory", 1],
 )
+picture("front", front.alive(DRAWN.pop("layer")))
+for name, svg in DRAWN.items():
+    picture(f"front-{name}", front.still(svg))
 WORD = word()
 strength = np.linalg.svd(WORD, compute_uv=False) ** 2
 share = np.cumsum(strength) / strength.sum()  # of the word, in squares, by rank
 
 # %% 1. LoRA
-picture("front", front.alive(DRAWN["layer"]))
 
 
 def needed(**options):
@@ -41,7 +43,6 @@ assert round(sum(least.values()), 1) == 6.6
 assert round(2 * lora["Adam"] / 8 * 1000) == 80  # MB of an adapter in 16 bits; Adam's two means take eight bytes
 
 # %% A column times a row
-picture("front-rank", front.still(DRAWN["rank"]))
 assert WORD.shape == (9, 28) and np.linalg.matrix_rank(WORD) == 7
 assert sum(row.any() for row in WORD) == 7 and [round(100 * share[r - 1]) for r in (1, 4)] == [59, 93]
 assert 7 * (9 + 28) == 259 and WORD.size == 252
@@ -50,7 +51,6 @@ letter = WORD[:, :7]
 assert len({tuple(row) for row in letter if row.any()}) == 2  # the letter L
 
 # %% The first step
-picture("front-step", front.still(DRAWN["step"]))
 rng = np.random.default_rng(0)
 x, dy = rng.standard_normal((6, 28)), rng.standard_normal((6, 9))
 for B in (np.zeros((9, 2)), rng.standard_normal((9, 2))):
@@ -61,11 +61,9 @@ for B in (np.zeros((9, 2)), rng.standard_normal((9, 2))):
     assert grads["lora_A"].any() == B.any() and grads["lora_B"].any()
 
 # %% Many steps
-picture("front-run", front.still(DRAWN["run"]))
 assert round((1 - share[1]) * (WORD**2).sum() / 9, 2) == 1.37 and round(100 * share[1]) == 78
 
 # %% Alpha and the rate
-picture("front-alpha", front.still(DRAWN["alpha"]))
 
 
 def first_step(alpha, descent=False):
@@ -83,18 +81,15 @@ def first_step(alpha, descent=False):
 assert np.isclose(first_step(8) / first_step(4), 2) and np.isclose(first_step(8, True) / first_step(4, True), 4)
 
 # %% Merging
-picture("front-merge", front.still(DRAWN["merge"]))
 assert 4 * (9 + 28) == 148
 
 # %% Four bits
-picture("front-bits", front.still(DRAWN["bits"]))
 others = front.stills(five=["bits", 1, {"size": 0.05}], ten=["bits", 1, {"size": 0.1}])
 assert "3 % of W into four bits, 0 % of it is kept" in DRAWN["bits"]
 assert "37 % of it is kept, with a noise of 74 %" in others["five"]
 assert "111 % of it is kept, with a noise of 48 %" in others["ten"]
 
 # %% The memory of your model
-picture("front-memory", front.still(DRAWN["memory"]))
 assert round(four["activations"]) == 17
 for told in ("126 GB", "LoRA, rank 16: 32 GB", "W in four bits: 22 GB", "recomputed: 6.6 GB", "file: 80 MB"):
     assert told in DRAWN["memory"]
