@@ -114,12 +114,9 @@ def says(*words: str) -> None:
     given.says += words
 
 
-@contextlib.contextmanager
-def printed(name: str) -> Iterator[None]:
-    """Show what is printed inside between ``<!-- NAME -->`` and ``<!-- end -->``."""
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        yield
-    shown(name, f"```text\n{out.getvalue().rstrip()}\n```")
+def block(*lines: str) -> str:
+    """Return lines as a block of text."""
+    return "\n".join(["```text", *lines, "```"])
 
 
 def live(name: str, drawing: str) -> None:

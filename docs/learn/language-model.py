@@ -5,7 +5,7 @@ import textwrap
 from importlib.resources import files
 
 import pictures
-from pages import DOCS, live, picture, recording, says, shown
+from pages import DOCS, block, live, picture, recording, says, shown
 
 
 def quoted(texts):
@@ -15,7 +15,7 @@ def quoted(texts):
         lines += ["", title]
         for line in filter(None, text.splitlines()):
             lines += textwrap.wrap(line, 64, initial_indent="  ", subsequent_indent="  ")
-    return "\n".join(["```text", *lines[1:], "```"])
+    return block(*lines[1:])
 
 
 # %% Here, on your text

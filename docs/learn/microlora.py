@@ -3,11 +3,11 @@
 import math
 
 import microlora_runs as micro
-from pages import printed, shown
+from pages import block, shown
 
 # %% 7. LoRA in 200 lines of plain Python
 
-shown("output", "\n".join(["```text", *micro.lines("as it is"), "```"]))
+shown("output", block(*micro.lines("as it is")))
 (people, other), (forgot, dinosaurs) = micro.losses("as it is")
 whole, thin = micro.trained("as it is")
 assert (whole, thin) == (3984, 620)
@@ -18,17 +18,18 @@ assert float(micro.lines("as it is")[-1].split()[-1]) < 1e-13
 
 # %% Two challenges
 
-with printed("other-ranks"):
-    for name in ("rank 1", "as it is", "rank 8"):
-        print(f"{name:9} {micro.trained(name)[1]:5} numbers   loss {micro.losses(name)[1][1]}")
-assert [micro.trained(name)[1] for name in ("rank 1", "as it is", "rank 8")] == [310, 620, 2480]
-ranked = [micro.losses(name)[1][1] for name in ("rank 1", "as it is", "rank 8")]
+NAMES = "rank 1", "as it is", "rank 8"
+told = (f"{name:9} {micro.trained(name)[1]:5} numbers   loss {micro.losses(name)[1][1]}" for name in NAMES)
+shown("other-ranks", block(*told))
+assert [micro.trained(name)[1] for name in NAMES] == [310, 620, 2480]
+ranked = [micro.losses(name)[1][1] for name in NAMES]
 gains = ranked[0] - ranked[1], (ranked[1] - ranked[2]) / 6  # for one rank more
 assert gains[0] > 2 * gains[1] > 0
 
-with printed("head"):
-    for _, new in micro.CHALLENGES["the head trains whole"]:
-        print(new.replace("\n    ", "\n"), end="\n\n")
-    print(micro.trained("the head trains whole")[1], "numbers train")
-    print("loss on unseen dinosaurs:", micro.losses("the head trains whole")[1][1])
+code = [new.replace("\n    ", "\n") + "\n" for _, new in micro.CHALLENGES["the head trains whole"]]
+told = (
+    f"{micro.trained('the head trains whole')[1]} numbers train",
+    f"loss on unseen dinosaurs: {micro.losses('the head trains whole')[1][1]}",
+)
+shown("head", block(*code, *told))
 assert micro.trained("the head trains whole")[1] == 620 - 2 * (27 + 24) + 27 * 24 == 1166

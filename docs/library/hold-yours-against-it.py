@@ -1,6 +1,6 @@
 """What hold-yours-against-it.md asserts and shows; the names are the page's own."""
 
-from pages import printed
+from pages import block, shown
 
 # %% A file to fill in
 
@@ -19,11 +19,8 @@ assert unknown.diagnoses[0].startswith("the update has another scaling: 1 at")
 from minilora.conformance.problems.bugs import BUGS
 from minilora.conformance.problems.kinds import DECLARED, KINDS
 
-with printed("hold-yours-against-it-1"):
-    print(
-        f"{len(BUGS)} known bugs, {sum(bool(bug.source) for bug in BUGS)} of them with the place where they were made"
-    )
-    print({kind: f"{len(KINDS[kind].problems)} problems" for kind in DECLARED})
+bugs = f"{len(BUGS)} known bugs, {sum(bool(bug.source) for bug in BUGS)} of them with the place where they were made"
+shown("hold-yours-against-it-1", block(bugs, str({kind: f"{len(KINDS[kind].problems)} problems" for kind in DECLARED})))
 
 # %% Slots of one weight
 
