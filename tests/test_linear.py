@@ -12,14 +12,6 @@ from .support.problems import Problem, problems
 
 
 @pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
-def test_weights_of_zero_have_gradients_too(case):
-    problem = Problem(n=2, in_features=5, out_features=4, rank=3)
-    layer = case.build(problem, {name: np.zeros_like(p) for name, p in case.params(problem).items()})
-    _, grads = layer.backward(problem.dy, layer.forward(problem.x)[1])
-    assert grads.keys() == layer.trainable().keys()
-
-
-@pytest.mark.parametrize("case", PRODUCTS, ids=lambda case: case.name)
 def test_layer_knows_its_widths(case):
     problem = Problem(n=2, in_features=5, out_features=4, rank=3)
     layer = case.build(problem, case.params(problem))
@@ -71,12 +63,6 @@ def test_a_new_linear_layer_stays_within_its_bound(problem):
     assert layer.bias.shape == (problem.out_features,)
     assert layer.weight.dtype == layer.bias.dtype == np.float32
     assert max(abs(layer.weight).max(), abs(layer.bias).max()) <= np.float32(bound)
-
-
-def test_a_layer_may_be_as_narrow_as_one_by_one():
-    rng = np.random.default_rng(0)
-    assert Linear.init(1, 1, rng=rng).weight.shape == (1, 1)
-    assert LoRA.init(1, 1, rank=1, alpha=1, rng=rng).delta().shape == (1, 1)
 
 
 def test_a_new_start_fills_its_bounds_evenly():
