@@ -22,6 +22,7 @@ from minilora.language.data import (
     checked,
     encode_example,
     filled,
+    is_glued,
     load_data,
     of_examples,
     read_lines,
@@ -358,6 +359,7 @@ def test_a_completion_glued_to_its_prompt_is_told(load):
         "completions without a space behind a prompt without one: 2, the first in line 2; a model would write one word "
         "of both",
     )
+    assert not is_glued("\u4eca\u65e5", "\u306f")  # Japanese has no spaces
 
 
 def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
