@@ -126,6 +126,8 @@ TOLD = {
     "WRONG: not merged: 2 tensors of a model beside its adapter stand there": {"others": BESIDE},
     "WRONG: not merged: 1 tensor of a model beside its adapter stands there": {
         "others": {"a.lora_A": BESIDE["a.lora_A"]}},
+    **{f"WRONG: the names in the merged model begin with {start!r}, and transformers passes over such": {
+        "modules": Q, "renamed": start} for start in ("base_model.model.", "module.", "_orig_mod.")},
 }  # fmt: skip
 
 
