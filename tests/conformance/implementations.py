@@ -28,22 +28,16 @@ def functions_of(layer, **more):
     def forward(x, *arrays, **steps):
         return layer(*arrays, **steps)(x)
 
-    def backward(dy, x, *arrays, **steps):
-        built = layer(*arrays, **steps)
+    def backward(dy, x, weight, bias, A, B, *more, **steps):
+        built = layer(weight, bias, A, B, *more, **steps)
         dx, grads = built.backward(dy, built.forward(x)[1])
-        return {"x": dx, **{name: g.reshape(like.shape) for name, g, like in _with_shapes(grads, arrays)}}
+        shaped = {"lora_A": grads["lora_A"].reshape(A.shape), "lora_B": grads["lora_B"].reshape(B.shape)}
+        return {"x": dx, **grads, **shaped}
 
     def merge(weight, *arrays, **steps):
         return layer(weight, None, *arrays, **steps).merge().weight
 
     return SimpleNamespace(**{"forward": forward, "backward": backward, "merge": merge, **more})
-
-
-def _with_shapes(grads, arrays):
-    """Gradients of matrices in the shapes of the factors that were handed over."""
-    _, _, A, B, _, *magnitude = arrays
-    likes = {"lora_A": A, "lora_B": B, **({"magnitude": magnitude[0]} if magnitude else {})}
-    return [(name, grad, likes[name] if A.ndim > 2 else grad) for name, grad in grads.items()]
 
 
 def with_steps(function):
@@ -59,29 +53,26 @@ def adapter(A, B, alpha, **more):
     return Adapter(A.reshape(len(A), -1), B.reshape(len(B), -1), alpha, **more)
 
 
-def linear(weight, bias, A, B, alpha, *, cls=LoRALinear, lora=LoRA):
-    return cls(Linear(weight, bias), lora(A, B, alpha))
+def linear(weight, bias, A, B, alpha):
+    return LoRALinear(Linear(weight, bias), LoRA(A, B, alpha))
 
 
 def rslora(weight, bias, A, B, alpha):
     return LoRALinear(Linear(weight, bias), Adapter(A, B, alpha, use_rslora=True))
 
 
-def dora(weight, bias, A, B, alpha, magnitude=None, *, cls=DoRA, norm="constant"):
-    if magnitude is None:
-        return cls(Linear(weight, bias), Adapter(A, B, alpha))  # refused
-    return cls(Linear(weight, bias), DoRAAdapter(A, B, alpha, magnitude=magnitude, dora_norm=norm))
+def dora(weight, bias, A, B, alpha, magnitude, *, norm="constant"):
+    return DoRA(Linear(weight, bias), DoRAAdapter(A, B, alpha, magnitude=magnitude, dora_norm=norm))
 
 
-def embedding(weight, bias, A, B, alpha, *, cls=Rewritten, base=Embedding):
+def embedding(weight, bias, A, B, alpha):
     assert bias is None
-    return cls(base(weight), adapter(A, B, alpha, kind="embedding"))
+    return Rewritten(Embedding(weight), adapter(A, B, alpha, kind="embedding"))
 
 
-def convolution(weight, bias, A, B, alpha, *, cls=Rewritten, base=None, **steps):
-    base = base or {3: Conv1d, 4: Conv2d}[weight.ndim]
-    kind = f"conv{weight.ndim - 2}d"
-    return cls(base(weight, bias, **steps), adapter(A, B, alpha, kind=kind, kernel=weight.shape[2:]))
+def convolution(weight, bias, A, B, alpha, **steps):
+    base, kind = {3: (Conv1d, "conv1d"), 4: (Conv2d, "conv2d")}[weight.ndim]
+    return Rewritten(base(weight, bias, **steps), adapter(A, B, alpha, kind=kind, kernel=weight.shape[2:]))
 
 
 def init(in_features, out_features, rank, rng, kernel=()):
@@ -101,8 +92,8 @@ def step(params, grads, state):
     return state.params, state
 
 
-def conv_functions(layer=convolution):
-    functions = functions_of(layer, init=init)
+def conv_functions():
+    functions = functions_of(convolution, init=init)
     return SimpleNamespace(**vars(functions) | {f: with_steps(getattr(functions, f)) for f in ("forward", "backward")})
 
 
@@ -116,21 +107,21 @@ def four_bits(packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
     return LoRALinear(QuantizedLinear(packed, absmax, shape, bias, dtype=A.dtype, **nested), LoRA(A, B, alpha))
 
 
-def nf4_functions(layer=four_bits, **more):
+def nf4_functions():
     """The functions of a layer in four bits, whose base is two arrays."""
 
     def forward(x, *arrays, nested_absmax=None, mean=0.0):
-        return layer(*arrays, nested_absmax, mean)(x)
+        return four_bits(*arrays, nested_absmax, mean)(x)
 
     def backward(dy, x, *arrays, nested_absmax=None, mean=0.0):
-        built = layer(*arrays, nested_absmax, mean)
+        built = four_bits(*arrays, nested_absmax, mean)
         dx, grads = built.backward(dy, built.forward(x)[1])
         return {"x": dx, **grads}
 
     def merge(packed, absmax, A, B, alpha, nested_absmax=None, mean=0.0):
-        return layer(packed, absmax, None, A, B, alpha, nested_absmax, mean).merge().weight
+        return four_bits(packed, absmax, None, A, B, alpha, nested_absmax, mean).merge().weight
 
-    return SimpleNamespace(**{"forward": forward, "backward": backward, "merge": merge, "init": init} | more)
+    return SimpleNamespace(forward=forward, backward=backward, merge=merge, init=init)
 
 
 def beside_bfloat16():

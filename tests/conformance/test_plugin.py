@@ -71,19 +71,9 @@ SAID = [
     ("--lora-xfails known.txt", 4, "--lora-xfails: expected --lora MODULE[:OBJECT] with it"),
     ("", 2, "expected --lora MODULE[:OBJECT], the LoRA to be checked"),
 ]
-MORE = [
-    ("--lora my_lora:right", 0, "my_lora:right: passed: "),
-    ("--lora my_lora --lora-xfails known.txt --runxfail", 1, "1 failed"),
-    ("--lora my_lora --lora-xfails nobody.txt", 4, "'linear-99-forward' is known to fail, and is the id of no test"),
-    ("--lora my_lora --lora-xfails none.txt", 4, "none.txt"),
-    ("--lora no_such_module", 4, "--lora no_such_module: No module named 'no_such_module'"),
-]
-"""Those that go the ways of others."""
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "said"), [*SAID, *(pytest.param(*row, marks=pytest.mark.long) for row in MORE)]
-)
+@pytest.mark.parametrize(("line", "code", "said"), SAID)
 def test_pytest_says_what_the_command_says(run, line, code, said):
     done = run(*PLUGIN, *line.split())
     text = "\n".join(done.outlines + done.errlines)
@@ -108,8 +98,6 @@ def test_each_claim_and_problem_is_a_test_by_its_id(run, monkeypatch):
 @pytest.mark.parametrize(
     ("xfails", "outcomes", "said"),
     [
-        pytest.param("", {"failed": 1, "passed": 29, "skipped": 40}, "the output, where r is 1, is off by 1 ",
-                     marks=pytest.mark.long),
         (", xfails='known.txt'", {"xfailed": 1, "passed": 29, "skipped": 40},
          "rank 1: our issue 12: the output is off"),
         (f", xfails={{'{ID}': 'a', 'linear-0-merge': 'b'}}", {"failed": 1, "xfailed": 1, "passed": 29, "skipped": 39},
