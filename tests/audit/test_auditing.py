@@ -849,7 +849,7 @@ BROKEN = {
         beside(lambda t: peft(t / "a", pairs({f"{EXPERT_0}.down_proj": (D, 6)}), config("down_proj")),
                experts=4, apart=True), "target-missing"),
     "arrays that are missing": (
-        beside(plain({"target_parameters": EXPERTS}), experts=4), "target-parameters-missing"),
+        beside(plain({"target_parameters": [*EXPERTS, "mlp.a", "mlp.b"]}), experts=4), "target-parameters-missing"),
     # of other programs
     "MLX's as PEFT lies": (of_mlx(lambda x: {k: np.ascontiguousarray(a.T) for k, a in x.items()}), "factors-turned"),
     "MLX's without a scale": (of_mlx(lora_parameters={"rank": 2}), "alpha-missing"),

@@ -357,8 +357,9 @@ def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
     arrays = {name: array.astype(FLOATS[half]).astype("f4") for name, array in world.merged().items()}
     report, said = world.judged(arrays), f"rounded to {FLOATS[half].name}, further than float32 explains"
     assert report.first_line == f"merged: WRONG: {said}: all 4 modules [rounded-further]"
-    tensors = report.json()["merged"]["tensors"]
-    assert {(one["flag"], one["text"], one["rest"]) for one in tensors} == {("rounded-further", said, 0.0)}
+    found = report.json()["merged"]
+    assert {(one["flag"], one["text"], one["rest"]) for one in found["tensors"]} == {("rounded-further", said, 0.0)}
+    assert {(one["flag"], one["text"], one["factor"]) for one in found["modules"]} == {("rounded-further", said, 1.0)}
 
 
 def test_rounding_further_hides_no_other_strength(tmp_path):
@@ -495,6 +496,7 @@ def test_adapters_of_other_programs_are_looked_for_too(tmp_path, make):
         merged = {f"{path}.weight": arrays[f"{path}.weight"] + times * delta for path, delta in changes.items()}
         report = judged(adapter, base, arrays | {name: W.astype("f4") for name, W in merged.items()})
         assert report.first_line.startswith(f"merged: {said}")
+        assert {one["factor"] for one in report.json()["merged"]["modules"]} == {None if times == 1 else times}
 
 
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
@@ -534,15 +536,16 @@ def test_a_tied_head_may_stay_the_embedding(tmp_path, heads):
     assert text == f"two modules with DoRA change '{unit}': it is not compared"
 
 
-def test_a_vocabulary_that_grew_is_merged_over_its_copy(tmp_path):
+@pytest.mark.parametrize(("rows", "kind"), [(3, "F32"), (0, "BF16")], ids=["grown", "in half precision"])
+def test_an_embedding_may_be_merged_over_its_copy(tmp_path, rows, kind):
     base, factors = adapters.model(tmp_path / "base", shards=3), adapters.factors(["model.embed_tokens"])
     arrays = {name: a for file in base.glob("*.safetensors") for name, a in load_file(file).items()}
     place, rng = f"{PREFIX}model.embed_tokens.", np.random.default_rng(3)
-    grown = np.concatenate([arrays["model.embed_tokens.weight"], np.ones((3, adapters.D), "f4")])
-    factors[f"{place}lora_embedding_A"] = A = rng.standard_normal((2, len(grown))).astype("f4")
-    adapter = peft(tmp_path / "a", factors | {f"{place}base_layer.weight": grown}, config("embed_tokens"))
+    copy = np.concatenate([arrays["model.embed_tokens.weight"], np.ones((rows, adapters.D))]).astype(FLOATS[kind])
+    factors[f"{place}lora_embedding_A"] = A = rng.standard_normal((2, len(copy))).astype("f4")
+    adapter = peft(tmp_path / "a", factors | {f"{place}base_layer.weight": copy}, config("embed_tokens"))
     delta = 2 * factors[f"{place}lora_embedding_B"].astype("f8") @ A
-    arrays["model.embed_tokens.weight"] = (grown + delta.T).astype("f4")
+    arrays["model.embed_tokens.weight"] = (copy.astype("f8") + delta.T).astype("f4")
     assert judged(adapter, base, arrays).word == "RIGHT"
 
 
