@@ -11,8 +11,6 @@ from minilora.conformance.golden.sessions import SESSIONS
 from . import foreign_reader
 
 MIXTURES = [case for case in CASES if case.base.mixture]
-FOUND = CASES[next(i for i, case in enumerate(CASES) if case.stored) : -len(MIXTURES)]
-"""The cases of files as they are found: in half precision, with keys that are missing, under other names."""
 
 
 def written(folder, cases=CASES, sessions=SESSIONS):
