@@ -327,7 +327,7 @@ def _forms(saved: Mapping[str, Adapter | StackedLoRA]) -> dict[str, Form]:
     """Return how each module's adapter lies in the file."""
     arrays = layer_paths(module for module, adapter in saved.items() if isinstance(adapter, StackedLoRA))
     return {
-        module: Form("parameter", place=arrays[module], experts=adapter.experts)
+        module: Form(adapter.kind, place=arrays[module], experts=adapter.experts)
         if isinstance(adapter, StackedLoRA)
         else Form(adapter.kind, tuple(adapter.kernel), isinstance(adapter, DoRAAdapter))
         for module, adapter in saved.items()

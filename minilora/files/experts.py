@@ -208,9 +208,9 @@ def _for_all(path: str, experts: int, out: int, width: int, weights: Weights) ->
         if name not in weights.holder:
             continue
         if experts == 1 and len(weights.spec(name).shape) == 2:
-            return [ExpertTensor(name, (0,), slice(0, out), (out, width))]
+            return [ExpertTensor(name, (0,), slice(out), (out, width))]
         _check_way_round(name, weights)
-        return [ExpertTensor(name, tuple(range(experts)), slice(0, out), (experts, out, width))]
+        return [ExpertTensor(name, tuple(range(experts)), slice(out), (experts, out, width))]
     return []
 
 
