@@ -362,3 +362,4 @@ def test_steps_that_give_an_outputs_shape_are_told(words):
             )
             said += [wrong_array("y", y, trial)] if y.shape != trial.right["y"].shape else []
     assert said[0].endswith(f", as it would be {words}")
+    assert trial.problem.would_be((2, 4, 99, 99)) == ""
