@@ -76,13 +76,3 @@ def test_a_slip_is_named(kind, flag, edits):
     assert found
     for diagnoses in found:
         assert any(text.startswith(bug.says) and bug.source in text for text in diagnoses), diagnoses
-
-
-def test_two_slips_at_once_are_both_named():
-    """The first is in svd too, beside the second."""
-    flags = "combine-the-new-adapter-keeps-rsloras-root", "combine-svd-scales-twice"
-    both = [edit for flag in flags for _, name, edits in slips() if name == flag for edit in edits]
-    ((root, twice),) = diagnoses_of("combine", both)
-    row = known(flags[0])
-    assert root.startswith(f"{row.says} (made in {row.source})")
-    assert twice.startswith(known(flags[1]).says)

@@ -136,7 +136,7 @@ def test_what_is_left_over_is_to_be_deleted(folder):
         )
 
 
-def test_each_kind_has_its_file_printed_or_written(folder, capsys):
+def test_each_kind_has_its_file_printed(folder, capsys):
     assert {f"{kind}.txt" for kind in STARTS} == {file.name for file in FOLDER.iterdir()}
     for kind in STARTS:
         text = FOLDER.joinpath(f"{kind}.txt").read_text(encoding="utf-8")
