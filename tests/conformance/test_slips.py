@@ -65,14 +65,10 @@ def chosen():
     return [param for every, part in ((6, known), (3, others)) for param in one_in(every, part, [s[1] for s in part])]
 
 
-def diagnoses_of(kind, edits):
-    report = check(implementation(kind, edits))
-    return [part.diagnoses for part in (report, *report.kinds.values()) if part.diagnoses]
-
-
 @pytest.mark.parametrize(("kind", "flag", "edits"), chosen())
 def test_a_slip_is_named(kind, flag, edits):
-    bug, found = known(flag), diagnoses_of(kind, edits)
+    bug, report = known(flag), check(implementation(kind, edits))
+    found = [part.diagnoses for part in (report, *report.kinds.values()) if part.diagnoses]
     assert found
     for diagnoses in found:
         assert any(text.startswith(bug.says) and bug.source in text for text in diagnoses), diagnoses
