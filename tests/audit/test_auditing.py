@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from minilora import LoRA, save_adapter
 from minilora.audit.auditing import audit
 from minilora.audit.contents import are_targets
 from minilora.files.patterns import within_time
@@ -1057,6 +1058,27 @@ def test_the_targets_are_those_of_peft(row):
     with within_time():
         found = are_targets(row["config"], ASKED["paths"])
     assert [path for path, is_target in zip(ASKED["paths"], found, strict=True) if is_target] == row["targets"]
+
+
+# --- what a configuration says of how it came to be ---
+
+
+def test_each_start_that_changed_the_base_is_suspicious(tmp_path):
+    """A table of PEFT's own names, of which BROKEN has one."""
+    for value in ("pissa", "olora", "corda", "loftq", "lora_ga"):
+        (tmp_path / value).mkdir()
+        report = audit(plain({"init_lora_weights": value})(tmp_path / value))
+        assert codes(report, "wrong", "suspicious") == "start-changes-base"
+
+
+def test_files_of_two_saves_are_wrong(tmp_path):
+    """Unless another program wrote the configuration in its own way: what it changed was meant."""
+    save_adapter(tmp_path / "a", {"q_proj": LoRA(np.ones((2, D)), np.ones((Q, 2)), 4.0)})
+    file = tmp_path / "a" / "adapter_config.json"
+    ours = json.loads(file.read_text())
+    for changes, indent, said in (({}, 2, ""), ({"lora_alpha": 5}, 2, "two-saves"), ({"lora_alpha": 5}, None, "")):
+        file.write_text(json.dumps(ours | changes, indent=indent) + "\n")
+        assert codes(audit(tmp_path / "a"), "wrong") == said
 
 
 def test_all_linear_names_no_embedding_and_no_head():

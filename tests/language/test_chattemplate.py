@@ -52,15 +52,21 @@ def test_a_gguf_files_template_is_under_its_key(tmp_path):
     from ..support.gguf_file import write
 
     fields = {
-        "ggml.tokens": ["<s>", "</s>"],
+        "ggml.tokens": ["<s>", "</s>", "<unk>", "<pad>"],
+        "ggml.unknown_token_id": 2,
         "ggml.bos_token_id": 0,
         "ggml.eos_token_id": 1,
         "ggml.padding_token_id": 7,
     }
     templates = {"chat_template": "{{ bos_token }}", "chat_template.tool_use": "{{ tools }}"}
+    of_gguf = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     found = load_template(write(tmp_path / "with.gguf", tokenizer=fields | templates))
     assert found.templates == {"default": "{{ bos_token }}", "tool_use": "{{ tools }}"}
-    assert found.tokens == {"bos_token": "<s>", "eos_token": "</s>"}
+    assert found.tokens == of_gguf  # and of no id beyond them
+    fields["ggml.padding_token_id"] = 3
+    assert load_template(write(tmp_path / "p.gguf", tokenizer=fields | templates)).tokens == of_gguf | {
+        "pad_token": "<pad>"
+    }
     with pytest.raises(FileRefused, match=r"there is no 'tokenizer\.chat_template'"):
         load_template(write(tmp_path / "without.gguf", tokenizer=fields))
 

@@ -101,6 +101,7 @@ HARMLESS = [
     {"use_sliding_window": True, "max_window_layers": 1},
     {"attention_multiplier": 3.0, "logits_scaling": 2.0, "no_program_reads": {"this": 1}},
     {"layer_types": ["full_attention"] * 2, "per_layer_config": None, "is_causal": True},
+    {"per_layer_config": {}},
     {"rope_scaling": None, "rope_parameters": {}, "architectures": None},
     {"original_max_position_embeddings": 3},
 ]

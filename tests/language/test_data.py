@@ -205,7 +205,7 @@ LINES = [  # a line, and why it cannot be used
 BAD = [line for line, _ in LINES]
 FILES = [
     ("e.json", "[]", f"by its name it holds JSON or a table: {EXPECTED}"),
-    ("e.CSV", "a,b", f"by its name it holds JSON or a table: {EXPECTED}"),
+    *((f"e.{end}", "a,b", f"by its name it holds JSON or a table: {EXPECTED}") for end in ("CSV", "tsv", "ndjson")),
     ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it holds JSON: {EXPECTED}"),
     ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it holds JSON: {EXPECTED}"),
     ("e.jsonl", json.dumps(GOOD),
