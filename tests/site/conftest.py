@@ -22,7 +22,7 @@ built = [
 narrow = pytest.mark.parametrize("width", [pytest.param(390, marks=built)])
 widths = pytest.mark.parametrize("width", [pytest.param(390, marks=built), pytest.param(1280, marks=built)])
 """A phone's, and a phone's and a desk's."""
-TOOLS = ("docs", "equations", "notebooks", "pages", "pictures", "questions")
+TOOLS = ("docs", "equations", "pages", "pictures", "questions")
 
 
 def pytest_itemcollected(item):
