@@ -103,7 +103,6 @@ def test_the_floors_are_those_that_are_tested():
 def test_what_contributing_names_is_there():
     """Files, folders and tests, but for what its examples would add and what the build writes."""
     new = {
-        "docs/_build/pages",
         "minilora/layers/scale.py",
         "minilora/cli/count.py",
         "minilora/variants/x.py",

@@ -207,13 +207,26 @@ def test_the_loss_falls_to_the_best_of_the_rank(page, width):
 
 @widths
 def test_each_mistake_by_keyboard_turns_one_check_red(page, width):
+    """Its sentence and the curve are in sight."""
     browser = page(width)
     assert set(verdicts(browser).values()) == {"right"}
     for name, array in SHOWN_AT.items():
+        box = find(browser, f"[data-mistake={name}]")
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", box)
         press(browser, f"[data-mistake={name}]", " ")
         assert {a for a, verdict in verdicts(browser).items() if verdict == "wrong"} == {array}
         assert find(browser, f'[data-check="{array}"]').text.endswith("wrong")
+        above, below, curve = browser.execute_script(
+            """const why = arguments[0].parentElement.nextElementSibling, place = why.getBoundingClientRect();
+               const drawn = document.querySelector("[data-map=losses]").getBoundingClientRect();
+               const told = why.textContent.length > 30;
+               return [told && place.top, place.bottom, drawn.bottom > 60 && drawn.top < innerHeight]""",
+            box,
+        )
+        assert 0 < above < below < 900, name
+        assert curve, name
         press(browser, f"[data-mistake={name}]", " ")
+        assert browser.execute_script("return arguments[0].parentElement.nextElementSibling.textContent", box) == ""
     assert set(verdicts(browser).values()) == {"right"}
 
 
@@ -238,26 +251,6 @@ def test_run_and_the_loss_are_in_sight_beside_the_check(page, width):
                return arguments[0].contains(there)""",
             find(browser, selector),
         ), selector
-
-
-@widths
-def test_a_mistakes_sentence_and_curve_are_in_sight(page, width):
-    browser = page(width)
-    for name in SHOWN_AT:
-        box = find(browser, f"[data-mistake={name}]")
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", box)
-        press(browser, f"[data-mistake={name}]", " ")
-        above, below, curve = browser.execute_script(
-            """const why = arguments[0].parentElement.nextElementSibling, place = why.getBoundingClientRect();
-               const drawn = document.querySelector("[data-map=losses]").getBoundingClientRect();
-               const told = why.textContent.length > 30;
-               return [told && place.top, place.bottom, drawn.bottom > 60 && drawn.top < innerHeight]""",
-            box,
-        )
-        assert 0 < above < below < 900, name
-        assert curve, name
-        press(browser, f"[data-mistake={name}]", " ")
-        assert browser.execute_script("return arguments[0].parentElement.nextElementSibling.textContent", box) == ""
 
 
 @narrow
