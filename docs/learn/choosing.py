@@ -35,7 +35,7 @@ shown(
         [
             (
                 f"{windows}, {128 * windows:,}",
-                *(f"{gains[rank][at]:.0%} ({words.a_token(rank, windows):.2g})" for rank in RANKS),
+                *(f"{gains[rank][at]:.0%} ({words.a_token(rank, windows):.2f})" for rank in RANKS),
             )
             for at, windows in enumerate(WINDOWS)
         ],
@@ -73,21 +73,11 @@ shown("ranks", pictures.table(["windows", "rate", *(f"loss, r = {rank}" for rank
 
 # %% Alpha, and s times the rate
 
-shown(
-    "rules",
-    pictures.table(
-        ["windows", "rule", "s at r = 1, 4, 16", *(f"r = {rank}" for rank in RANKS)],
-        [
-            (
-                windows,
-                SAID[rule],
-                ", ".join(f"{one.scaling:g}" for one in of),
-                *(f"{say(one.rate)} ({say(one.moves)})" for one in of),
-            )
-            for (windows, rule), of in words.scaled().items()
-        ],
-    ),
-)
+rows = [
+    (windows, SAID[rule], *(f"{say(one.rate)} ({say(one.moves)})" for one in of))
+    for (windows, rule), of in words.scaled().items()
+]
+shown("rules", pictures.table(["windows", "rule", *(f"r = {rank}" for rank in RANKS)], rows))
 for name, rule in RULES.items():
     assert {recorded.tried("LoRA", r, windows=of, scaling=rule(r)) for r in RANKS for of in WINDOWS} == {3}, name
 times, apart = words.apart()
