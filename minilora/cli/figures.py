@@ -79,9 +79,7 @@ def draw_losses(axes: Any, result: ArticleResult) -> None:
     ):
         axes.plot(history.epochs, history.losses, color=colour, label=name, marker=".")
         axes.plot(ARTICLE_EPOCHS, article, color=colour, linestyle="none", marker="o", fillstyle="none", markersize=9)
-    axes.plot(
-        [], [], color=INK, linestyle="none", marker="o", fillstyle="none", markersize=9, label="the article's run"
-    )
+    axes.plot([], color=INK, linestyle="none", marker="o", fillstyle="none", markersize=9, label="the article's run")
     axes.set(title="Loss on all rows", xlabel="epoch", ylabel="mean squared error", yscale="log")
     axes.grid(alpha=0.3)
     axes.legend()

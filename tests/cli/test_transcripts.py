@@ -207,3 +207,4 @@ def test_each_command_has_its_options(request):
         file.write_text(found, encoding="utf-8")
     assert found == file.read_text(encoding="utf-8")
     assert all(action.help for parser in parsers.values() for action in parser._actions if action is not subparsers)
+    assert all(callable(parser.get_default("command")) for parser in subparsers.choices.values())
