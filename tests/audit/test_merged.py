@@ -22,6 +22,7 @@ from minilora.layer import walk
 from minilora.layers.nf4 import dequantize_nf4, quantize_nf4
 from minilora.layers.rotary import halves_from_interleaved
 
+from ..support.compare import refused
 from ..support.language import tiny_llama
 from ..support.sample import one_in
 from . import adapters
@@ -634,8 +635,11 @@ def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
     save_llama(quantize(tiny_llama(dtype="float32")), tmp_path / "base")
     (tmp_path / "base" / "config.json").unlink()
     head = load_file(tmp_path / "base" / "model.safetensors")["lm_head.weight"]
-    tensors = adapters.pairs({"lm_head": head.shape})
-    assert audit(peft(tmp_path / "a", tensors, config("lm_head")), tmp_path / "base").landing.found == 1
+    adapter = peft(tmp_path / "a", adapters.pairs({"lm_head": head.shape}), config("lm_head"))
+    assert audit(adapter, tmp_path / "base").landing.found == 1
+    first = "'model.layers.0.self_attn.q_proj.weight'"
+    with refused(f"{str(tmp_path / 'base')!r}: there is no quantization_config, and {first} is quantised"):
+        audit(adapter, tmp_path / "base", merged=tmp_path / "base")
 
 
 DORA = {
