@@ -243,3 +243,10 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert Dialogue(LINES, words(last=(5,))).ask("hi").end == {5}  # no letter ends a turn, such as the one before \n
     with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
         Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_chats_own_system_message_stays_alone(role):
+    own = [{"role": role, "content": "be brief"}, {"role": "user", "content": "hi"}]
+    assert with_system(own, "be kind") == own
+    assert with_system(own[1:], "be kind") == [{"role": "system", "content": "be kind"}, own[1]]

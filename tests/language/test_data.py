@@ -185,7 +185,8 @@ LINES = [  # a line, and why it cannot be used
     ({"text": ""}, "its text is empty: ''"),
     ({"messages": HI["messages"][:1]},
      "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
-    ({**GOOD, "tools": [{"name": "f"}]}, "its tools would be lost: a template gets messages and tools alone"),
+    *(({**GOOD, key: [{"name": "f"}]}, f"its {key} would be lost: a template gets messages and tools alone")
+      for key in ("tools", "functions", "function_call", "chat_template_kwargs")),
     ({"messages": [], "documents": ["a"]}, "its documents would be lost: a template gets messages and tools alone"),
     ('{"prompt": "cut: \\ud83d", "completion": "a"}',
      "JSON is malformed: unexpected end of escaped utf-16 surrogate pair (byte 23)"),

@@ -299,5 +299,9 @@ def test_unquantised_layers_are_named_but_a_head_alone():
         ({UP: True, DOWN: False, "lm_head": True}, [DOWN]),
         ({UP: True, "lm_head": True}, []),
     ):
-        assert quantization_config(layers)["llm_int8_skip_modules"] == skipped
+        assert quantization_config(layers) == {
+            "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8",
+            "llm_int8_skip_modules": skipped,
+        }  # fmt: skip
         assert quantization_config(dict.fromkeys(layers, False)) is None

@@ -44,8 +44,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         (b"", "': it holds no text$"),
         (b" \n\t", "': it holds no text$"),
         *(
-            ("a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
-            for code in ("utf-16", "utf-16-le", "utf-16-be")
+            (f"{mark}a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
+            for code in ("utf-16-le", "utf-16-be")
+            for mark in ("", "\ufeff")
         ),
     ):
         (tmp_path / "t").write_bytes(data)
