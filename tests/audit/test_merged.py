@@ -184,6 +184,14 @@ def test_a_product_may_be_off_before_it_is_rounded(tmp_path, half, times, word):
     assert world.judged(arrays).word == word
 
 
+def test_what_is_wrong_with_the_adapter_is_said_beside(tmp_path):
+    """A merge of what the files hold is right, whatever they should hold."""
+    world = World(tmp_path, FLOATS["F32"], init_lora_weights="pissa")
+    report = world.judged(world.merged())
+    (line,) = (line for line in report.lines if line.startswith("the adapter itself: "))
+    assert (report.word, line[20:31], line.split()[-1]) == ("RIGHT", "suspicious:", "[start-changes-base]")
+
+
 @pytest.mark.parametrize("half", ["BF16", "F16"])
 def test_a_change_may_be_rounded_to_the_adapters_type(tmp_path, half):
     world = World(tmp_path, FLOATS["F32"])
@@ -258,13 +266,12 @@ def another_base(w):
     return w.merged(base=arrays)
 
 
-def over_four_bits(w):
-    """A merge over what the base's layers are in NF4."""
-    arrays = {
+def in_four_bits(arrays):
+    """A model whose layers are what they are in NF4."""
+    return {
         name: dequantize_nf4(*quantize_nf4(W.astype("f4")), W.shape).astype(W.dtype) if "layers" in name else W
-        for name, W in w.arrays.items()
+        for name, W in arrays.items()
     }
-    return w.merged(base=arrays)
 
 
 def at(name, change):
@@ -304,7 +311,8 @@ BROKEN = {
     "gate and up": (exchanged("gate_proj", "up_proj"), "another-change"),
     "the next layer": (exchanged(".0.", ".1."), "another-change"),
     "another base": (another_base, "other-base"),
-    "the base in four bits": (over_four_bits, "over-four-bits"),
+    "the base in four bits": (lambda w: w.merged(base=in_four_bits(w.arrays)), "over-four-bits"),
+    "all in four bits": (lambda w: in_four_bits(w.merged()), "rounded-further"),
     "another adapter": (lambda w: w.merged(lambda path, d: noise(len(path), d)), "other-weights"),
     "more than a part": (lambda w: w.merged(lambda path, d: 0.3 * d + noise(len(path), d, 0.3)), "other-weights"),
     "half of the rows": (lambda w: w.merged(first_rows), "in-part"),
