@@ -205,6 +205,11 @@ class MergesWithout(Gain):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
+class ComputesWithout(Gain):
+    forward, backward = Adapter.forward, Adapter.backward
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
 class GainOnDoRA(DoRAAdapter):
     gain: np.ndarray
 
@@ -244,7 +249,7 @@ def doras():
     ("place", "message"),
     [
         *((lambda cls=cls, put=put: put(BASE, own(cls)), "a gain, which a LoRALinear leaves out")
-          for cls in (Forgets, ForgetsToo, MergesWithout)
+          for cls in (Forgets, ForgetsToo, MergesWithout, ComputesWithout)
           for put in (LoRALinear, lambda base, adapter: attach(base, {"": adapter}))),
         (lambda: LoRALinear(BASE, doras()), "a magnitude, which a LoRALinear leaves out"),
         (lambda: DoRA(BASE, GainOnDoRA(A, B, 3, magnitude=np.ones(3), gain=GAIN)), "a gain, which a DoRA leaves out"),
