@@ -83,7 +83,6 @@ MOVED = {page.stem: f"library/{page.stem}" for page in (DOCS / "library").glob("
     "from-layer-to-model": "network",
     "live-model": "language-model",
     "low-rank": "rank",
-    "spread": "library/laboratory",
     "strength": "alpha",
     "ten-confusions": "glossary",
     "the-idea": "index",

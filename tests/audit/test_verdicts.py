@@ -33,7 +33,7 @@ def test_modules_are_named_by_what_they_share(chosen, said):
 
 
 @pytest.mark.parametrize(("count", "said"), [(5, "a, b, c, d and e"), (6, "'0.a', '0.b', '0.c' and 9 more modules")])
-def test_up_to_five_kinds_are_named_and_what_has_no_layer(count, said):
+def test_up_to_five_kinds_are_named(count, said):
     every = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in "abcdefg"]
     chosen = [path for path in every if path[-1] in "abcdefg"[:count]]
     assert where(chosen, every) == said.replace("'0.", "'model.layers.0.")

@@ -106,7 +106,7 @@ def test_a_file_cut_after_it_was_opened_is_refused(file):
             read("a")
 
 
-def test_a_disk_that_cannot_be_read_is_said_of_the_file(file, monkeypatch):
+def test_a_disk_that_cannot_be_read_is_named(file, monkeypatch):
     def broken(*args, **more):
         raise OSError(errno.EIO, "Input/output error")
 

@@ -75,7 +75,7 @@ def test_a_bound_lies_between_what_is_wrong_and_right(words, least):
     assert in_common(wrong, every) == f"where alpha is {words}"
 
 
-def test_what_is_one_and_the_same_where_it_is_right_is_told_first():
+def test_what_is_the_same_where_right_is_told_first():
     steps = [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((3, 3), (2, 2)), ((4, 4), (3, 3))]
     every = [ConvolutionProblem(2, 3, 4, 2, sizes=(17, 14), stride=s, dilation=d) for s, d in steps]
     assert in_common(every[2:], every) == "where the largest of dilation is above 1"
