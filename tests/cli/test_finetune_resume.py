@@ -349,7 +349,7 @@ def test_what_need_not_be_the_same_may_change(folder):
 # --- which other is refused ---
 
 
-def test_another_training_is_refused_by_the_option_that_differs(folder, shell, monkeypatch):
+def test_another_training_is_refused_by_the_option_that_differs(folder, shell, standin, monkeypatch):
     typed = f"{QUICK} {GOING_ON} --steps 2 --warmup 1 --checkpoint c"
     shell(typed)
     monkeypatch.setattr(Llama, "load", lambda *a, **k: pytest.fail("the model is loaded"))
@@ -357,6 +357,8 @@ def test_another_training_is_refused_by_the_option_that_differs(folder, shell, m
         "--max-grad-norm 1": "--max-grad-norm is 0.5 there and 1 here",
         "--weight-decay 0": "--weight-decay is 0.2 there and 0 here",
         "--length 9": "--length is 8 there and 9 here",
+        "--backend cupy": "--backend is numpy there and cupy here",
+        f"--target-modules {'q' * 101}": f"--target-modules is q_proj there and {'q' * 47} ... {'q' * 47} here",
     }.items():
         assert said in shell.refused(f"{typed} {other}")
     change_json(Path("model/config.json"), rms_norm_eps=1e-3)

@@ -184,8 +184,12 @@ def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
 
 def test_an_output_that_could_not_be_written_is_refused_first(model, model_dir, tmp_path):
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
-    for out in (tmp_path, tmp_path / "none" / "a.gguf"):
-        with pytest.raises(ValueError, match=r"expected a regular file|there is no folder"):
+    for out, error, said in (
+        (tmp_path, ValueError, f"'{tmp_path}' is a folder, a device or a pipe, expected a regular file or a new name"),
+        (tmp_path / "no" / "a", ValueError, f"out '{tmp_path}/no/a': there is no folder '{tmp_path}/no'"),
+        (3, TypeError, "out must be a path, got 3"),
+    ):
+        with refused(said, error):
             export_adapter(tmp_path / "a", model_dir, out)
     with pytest.raises(FileRefused):
         export_adapter(tmp_path / "a", tmp_path / "nothing", tmp_path / "a.gguf")

@@ -100,6 +100,8 @@ def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
         "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
         "bos_token": WORDS[1], "eos_token": WORDS[0],
     }  # fmt: skip
+    said = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    assert said == {"eos_token_id": [0]} | ({"bos_token_id": 1} if begins else {})
     chat = [{"role": "user", "content": "a"}]
     for tools in (None, [{}]):
         assert load_template(tmp_path / "m").render(chat, tools=tools) == load_template(file).render(chat, tools=tools)
