@@ -116,6 +116,9 @@ def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     first = fit(tmp_path / "c")
     monkeypatch.setattr("minilora.training.draw_batches", None)
     assert_same_bits(fit(tmp_path / "c"), first)
+    monkeypatch.setattr("minilora.training.evaluate", lambda *a: float("inf"))
+    with pytest.raises(TrainingDiverged, match="the loss over all of X and Y is inf after epoch 7, "):
+        fit(tmp_path / "c")
 
 
 def test_another_micro_batch_goes_on_to_rounding(kept):
