@@ -879,6 +879,7 @@ BROKEN = {
     "kohya's alpha is two numbers": (of_kohya(lambda x: changed(x, ".alpha", lambda a: np.ones(2))), "alpha-missing"),
     "kohya's alpha alone": (
         of_kohya(lambda x: {k: a for k, a in x.items() if "1_self_attn_q_proj.lora" not in k}), "half-a-pair"),
+    "kohya's every down is missing": (of_kohya(lambda x: without(x, "lora_down.weight")), "half-a-pair"),
     "kohya's up is missing": (of_kohya(lambda x: without(x, "1_self_attn_q_proj.lora_up.weight")), "half-a-pair"),
     "kohya's for another part": (lambda t: (image("lora_unet_", "lora_te_")(t)[0], model(t / "m")), "module-unknown"),
     "kohya's magnitudes of another length": (

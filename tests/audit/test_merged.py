@@ -295,6 +295,7 @@ def first_rows(path, delta):
     return np.where(np.arange(len(delta))[:, None] < len(delta) // 2, delta, 0)
 
 
+OTHER_TYPE = {"bfloat16": np.float16, "float16": FLOATS["BF16"], "float32": np.int32}
 BROKEN = {
     "the base": (lambda w: w.arrays, "not-merged"),
     "half of the layers": (lambda w: w.merged(lambda path, d: d * (".0." in path)), "not-merged"),
@@ -319,6 +320,10 @@ BROKEN = {
     "half of the columns": (lambda w: w.merged(lambda path, d: first_rows(path, d.T).T), "in-part"),
     "a quarter, twice": (lambda w: w.merged(lambda path, d: 2 * first_rows(path, first_rows(path, d).T).T), "in-part"),
     "a head is another": (at("lm_head.weight", lambda x: 2 * x), "changed"),
+    "a head's bits are read as another type's": (
+        lambda w: w.merged() | {"lm_head.weight": w.arrays["lm_head.weight"].view(OTHER_TYPE[w.dtype.name])},
+        "changed",
+    ),
     "a norm is missing": (lambda w: adapters.without(w.merged(), "model.norm.weight"), "missing"),
     "a module is missing": (lambda w: adapters.without(w.merged(), f"{UP0}.weight"), "missing"),
     "not a number": (at(f"{Q0}.weight", lambda x: x * np.nan), "not-finite"),
