@@ -20,6 +20,7 @@ from minilora.checks import (
     named,
     needed,
     printable,
+    reading,
     short,
     unmoved,
 )
@@ -153,6 +154,8 @@ def test_a_long_text_keeps_its_beginning_and_its_end():
 def test_an_error_names_the_file_and_the_reason():
     assert str(FileRefused("a/b", "no\x07good")) == r"'a/b': no\x07good"
     assert len(str(FileRefused("a", "x" * 10**6))) <= 1200
+    with pytest.raises(FileRefused, match="^'a': RuntimeError$"), reading("a"):
+        raise RuntimeError  # without a word
 
 
 @pytest.mark.parametrize("value", [True, 1j, b"1", bytearray(b"1"), "1", None, [1.0], memoryview(b"1")])

@@ -104,6 +104,7 @@ MISTAKES = [
      "TypeError: model must be a Layer, got the class MLP, and no object of it"),
     (lambda rng: LoRALinear(Linear, lora()),
      "TypeError: base must be a Linear, got the class Linear, and no object of it"),
+    (lambda rng: linear()(np.ndarray), "TypeError: x must be an array, got the class ndarray, and no object of it"),
     (lambda rng: Sequential(act=ReLU), "TypeError: act must be a Layer, got the class ReLU, and no object of it"),
     (lambda rng: GatedMLP(linear(), linear(), linear(3, 4), SiLU),
      "TypeError: act_fn must be a Layer, got the class SiLU, and no object of it"),

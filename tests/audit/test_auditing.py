@@ -462,6 +462,8 @@ RIGHT = {
     "an adapter of the model without its head": (
         plain({"task_type": None, "auto_mapping": {"base_model_class": "LlamaModel"}},
               name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
+    "names of a model without its head, of which its task says so": (
+        plain({"task_type": "FEATURE_EXTRACTION"}, name(f"{PREFIX}model.", PREFIX)), "prefix-model-missing"),
     "a model without its head": (beside(plain(), first="", tied=True), ""),
     "routers and what predicts more tokens, which have no adapter": (
         beside_more(plain({"target_modules": [*QV, "router", "gate"]}), "mtp.layers.0.q_proj",
