@@ -154,7 +154,7 @@ def test_a_long_text_keeps_its_beginning_and_its_end():
 def test_an_error_names_the_file_and_the_reason():
     assert str(FileRefused("a/b", "no\x07good")) == r"'a/b': no\x07good"
     assert len(str(FileRefused("a", "x" * 10**6))) <= 1200
-    with pytest.raises(FileRefused, match="^'a': RuntimeError$"), reading("a"):
+    with pytest.raises(FileRefused, match=r"^'a': RuntimeError$"), reading("a"):
         raise RuntimeError  # without a word
 
 
