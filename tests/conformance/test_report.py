@@ -131,6 +131,23 @@ def test_what_is_known_is_told_last():
     assert [diagnosis["flag"] for diagnosis in found.json()["diagnoses"]] == ["new", "old"]
 
 
+def test_a_diagnosis_within_the_words_of_another_has_its_line():
+    found = [Diagnosis("B is turned twice", "turned-twice", cases=("c",)), Diagnosis("B is turned", "turned")]
+    assert str(report(found=found)).splitlines()[1] == "  B is turned [turned]"
+
+
+def test_a_stale_line_is_not_said_beside_its_case():
+    assert report(["a", "b"]).shown(all=True).splitlines()[3:5] == [
+        "  a  right",
+        "  b  wrong, as is known (a reason): off by 1",
+    ]
+
+
+def test_lines_stay_where_nothing_is_said_at_length():
+    shown = [report(lines=["in short"], rows=rows).shown(all=True) for rows in ([], ["at length"])]
+    assert [("in short" in text, "at length" in text) for text in shown] == [(True, False), (False, True)]
+
+
 @pytest.mark.parametrize("count", [5, 6])
 def test_up_to_five_cases_without_an_answer_have_rows(count):
     lines = Report("mine", cases=[Outcome(f"c{i}", "missing", "no file") for i in range(count)]).own_lines(all=False)

@@ -106,6 +106,7 @@ ACCEPTED = [
     ("check_start", started(lambda n_in, out, r: (3 * n_in) ** -0.5, draw="normal")),
     ("check_lora_backward", as_asked(lambda *given: backward(*given)[1:])),  # two gradients, or three
     ("check_grad_B", lambda dy, h, s: s * dy.T @ h * (1 + 1e-10)),  # off by rounding
+    ("check_first_to_move", lambda A_zero, B_zero: "A" * (not B_zero) + "B" * (not A_zero)),
 ]
 
 
@@ -155,6 +156,7 @@ WRONG = {
         (lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
         (lambda dy, h, s: dy.T @ h * 0, "dB: the right shape, the wrong values; write out an entry$"),
         (lambda dy, h, s: dy.T @ h * 1j, "dB: the right shape, the wrong values"),
+        (lambda dy, h, s: s * dy.T @ h + 1j, "dB: the right shape, the wrong values"),  # of which a part is right
         (lambda dy, h, s: dy.T @ unknown, "NameError"),  # noqa: F821
         (lambda dy, h, s: np.multiply(dy, s, out=dy).T @ h, "changed its argument dy in place; make a new array$"),
     ],
@@ -188,6 +190,8 @@ WRONG = {
         (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ B @ A.T), "dx: a transpose too many"),
         (lambda *a: (backward(*a)[0], a[4] / len(a[2]) * a[0] @ a[3] @ a[1], backward(*a)[2]),
          r"dA: a missing transpose, of dh[^\n]*$"),
+        (lambda *a: (backward(*a)[0] + 1, a[4] / len(a[2]) * a[0] @ a[3] @ a[1], backward(*a)[2]),
+         r"dA: a missing transpose, of dh[^\n]*$"),  # which stops it where the sizes differ: no more is told
         (lambda dy, x, A, B, alpha: dy, "return 3 arrays.*shape"),
         (lambda *args: backward(*args)[:2], "return 3 arrays.*2 values"),
         (lambda *args: backward(*args)[::-1], r"swapped\? \(dx, dA, dB\) .*\(dB, dA, dx\)$"),
@@ -229,6 +233,9 @@ WRONG = {
         (lambda n_in, n_out, r: 2 * r * (n_in + n_out), "write down the shapes"),
         (lambda n_in, n_out, r: r * (n_in + n_out) + r * r, "write down the shapes"),
         (lambda n_in, n_out, r: r * r, "write down the shapes"),
+        (lambda n_in, n_out, r: True, "count must be numbers, you returned a bool$"),
+        (lambda n_in, n_out, r: np.full(1, r * (n_in + n_out)),
+         r"wrong shape: count must be a number; you returned an array of shape \(1,\)$"),
     ],
     "check_factors": [
         (lambda change, r: factors(change, r)[::-1],
@@ -290,6 +297,10 @@ WRONG = {
          r"A: A's fan .*\(wrong shape: A must be \(rank, in\), here \(80, 640\); .*shape \(640, 80\)\)"),
         (started(lambda n_in, out, r: kaiming(n_in), B=1.0), "B: it starts at zero"),
         (started(lambda n_in, out, r: 0, B=0.02), "A: A is zero.*B: it starts at"),
+        (lambda *sizes: [kaiming(sizes[0]) + part for part in started(lambda *_: kaiming(sizes[0]))(*sizes)],
+         "A: the root of its mean square"),  # around another mean the spread is the same
+        (lambda n_in, out, r, rng: (RIGHT["check_start"](n_in, out, r, rng)[0], np.resize([0.02, -0.02], (out, r))),
+         "B: it starts at zero"),
         (lambda *given: started(lambda *sizes: 1)(*given)[::-1], "swapped"),
         (lambda n_in, out, r, rng: np.zeros((r, n_in)), "return 2 arrays"),
     ],  # starts of public code, torch's kaiming_uniform_ among them, each reckoned by its own formula
