@@ -215,10 +215,13 @@ def test_a_file_of_prompts_is_answered_by_one_loading(shell, monkeypatch):
     template("{% for t in tools or [] %}{{ t }}{% endfor %}" + CHAT)
     parts, ran = [{"type": "text", "text": "the "}, {"type": "text", "text": "dog"}], {"role": "assistant"}
     lines = {
-        "the cat ": {"prompt": "the cat ", "completion": "sat", "id": "é"},
-        "u the dog.a ": {"messages": [{"role": "user", "content": "the dog"}, ran | {"content": "ran"}]},
+        "the cat ": {"prompt": "the cat ", "completion": "sat", "id": "é", "generated": "old"},
+        "u a.a b.u the dog.a ": {"messages": [
+            {"role": "user", "content": "a"}, ran | {"content": "b"},
+            {"role": "user", "content": "the dog"}, ran | {"content": "ran"},
+        ]},
         "xu the dog.a ": {"messages": [{"role": "user", "content": parts}], "tools": ["x"]},
-    }
+    }  # fmt: skip
     Path("p.jsonl").write_text("\n\n".join(map(json.dumps, lines.values())))
     loaded, right = [], Llama.load
     monkeypatch.setattr(Llama, "load", lambda *a, **k: loaded.append(a) or right(*a, **k))

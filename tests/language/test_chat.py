@@ -87,7 +87,7 @@ def test_the_assistants_turns_count_with_their_end_tokens():
         ([answer("hello"), *chat("hi")], ["hello<end>"]),
     ):
         ids, counted = encode_chat(messages, TURNS, words())
-        assert parts(ids, counted) == expected
+        assert (parts(ids, counted), counted.dtype) == (expected, bool)
         assert spell(ids) == TURNS.render(messages)
         assert ids.count(0) == 1  # the template's begin token, and no second
 
@@ -138,6 +138,7 @@ PICTURE = [{"type": "text", "text": "hi"}, {"type": "image"}]
 NO_TEXT = [{"type": "image", "text": "hi"}]
 MORE = [{"type": "text", "text": "hi", "cache": 1}]
 TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "arguments": {"at": "oslo"}}}]
+FLAT = TOOLED[0]["function"]  # as some write a call
 TWO_WAYS = (
     "the chat template writes what stands before the end of message 2 in two ways: {} and, once more follows, {}. So "
     "it cannot be said which tokens are the assistant's"
@@ -166,6 +167,7 @@ REFUSED = [
     (NAMELESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("name of tool call 1 of message 2")),
     (NAMELESS, chat("hi", "hello", tool_calls=TOOLED * 2), NO_TRACE.format("name of tool call 1 of message 2")),
     (WORDLESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("arguments of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=[FLAT]), NO_TRACE.format("name of tool call 1 of message 2")),
     (CALLS, chat("hi", "hello", tool_calls=TOOLED, tool_call_id="c1"),
      NO_TRACE.format("the key 'tool_call_id' of message 2")),
     (rewritten(lambda said: said.split("</think>")[-1]), THINKS, PART.format(2, THINKS[1]["content"])),
@@ -207,9 +209,11 @@ def test_a_template_may_write_a_chat_in_its_own_way():
     for template, messages in (
         (TURNS, chat("hi", "hello", tool_calls=[], name=None, refusal="")),
         (CALLS, chat("hi", "hello", tool_calls=TOOLED)),
+        (CALLS, chat("hi", "", tool_calls=TOOLED)),
         (USERS, chat("hi", "hello", system="")),
-        *[(rewritten(change), chat("hi", " two\nlines "))
-          for change in (str.strip, str.upper, lambda c: json.dumps(c)[1:-1], lambda c: f"{c.rstrip()} ")],
+        *[(rewritten(change), chat("hi", " two\nlines, é "))
+          for change in (str.strip, str.upper, lambda c: json.dumps(c)[1:-1], lambda c: f"{c.rstrip()} ",
+                         lambda c: json.dumps(c, ensure_ascii=False)[1:-1])],
         (each(named, "<assistant>"), [{"role": "human", "content": "human?"}, *chat("hi", "yes")[1:]]),
         *[(REPEATED, [{"role": role, "content": "be kind"}, *chat("hi", "hello")])
           for role in ("system", "developer", "tool")],
@@ -249,4 +253,5 @@ def test_a_question_ends_with_what_lets_the_model_answer():
 def test_a_chats_own_system_message_stays_alone(role):
     own = [{"role": role, "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert with_system(own, "be kind") == own
-    assert with_system(own[1:], "be kind") == [{"role": "system", "content": "be kind"}, own[1]]
+    for others in (own[1:], own[::-1]):  # also where it comes later
+        assert with_system(others, "be kind") == [{"role": "system", "content": "be kind"}, *others]

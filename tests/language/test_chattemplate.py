@@ -193,4 +193,6 @@ def test_a_message_is_given_as_transformers_gives_it():
     source = "{% for m in messages %}{{ m.content }}{{ m.thinking }}|{{ m.reasoning_content }}{% endfor %}"
     for name in ("reasoning_content", "thinking", "reasoning"):
         assert template(source).render([{"role": "assistant", "content": None, name: "why"}]) == "why|why"
+    both = {"role": "assistant", "content": "", "thinking": "short", "reasoning_content": "long"}
+    assert template(source).render([both]) == "short|long"
     assert template("{{ messages[0].content is defined }}").render([{"role": "assistant", "content": None}]) == "False"

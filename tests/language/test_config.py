@@ -248,10 +248,12 @@ def test_both_spellings_of_the_number_of_experts_are_read():
 def test_what_a_mixture_leaves_out_is_as_in_transformers():
     bare = {"architectures": None, "rope_theta": "absent", "rms_norm_eps": "absent"}
     found = [parsed(model_type=kind, **bare) for kind in KINDS_OF_MIXTURE]
-    sizes = [(config.mixture.num_experts, config.mixture.num_experts_per_tok) for config in found]
-    assert sizes == [(8, 2), (60, 4), (128, 8)]
+    assert [config.mixture for config in found] == [
+        MixtureConfig(8, 2, CONFIG["intermediate_size"]),
+        MixtureConfig(60, 4, 1408, norm_topk_prob=False, shared_expert_intermediate_size=5632),
+        MixtureConfig(128, 8, 768, norm_topk_prob=False),
+    ]
     assert [config.rms_norm_eps for config in found] == [1e-5, 1e-6, 1e-6]
-    assert [config.mixture.norm_topk_prob for config in found] == [True, False, False]
     assert [config.rope["rope_theta"] for config in found] == [1e6, 1e4, 1e4]
     assert [config.attention_bias for config in found] == [False, True, False]
 

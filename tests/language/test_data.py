@@ -349,7 +349,7 @@ def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir)
     held = write(tmp_path / "f.jsonl", [three[0], {"prompt": "a", "completion": " t"}])
     data = load_data(tmp_path / "e.jsonl", model_dir, held_out=held)
     assert data.notes == ("copies of other examples: 5", "held out and trained on too: 1 of 2 examples")
-    assert load(three).notes == ()
+    assert load([*three, {"text": "a s"}]).notes == ()  # of which more counts
 
 
 def test_a_completion_glued_to_its_prompt_is_told(load):
@@ -391,9 +391,9 @@ def test_a_chats_tools_are_handed_to_the_template():
 
 def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
     path, bad = tmp_path / "a.jsonl", []
-    path.write_text('\n{"text": "a \\ud83d\\ude00"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n')
+    path.write_text('\n{"text": "a \\ud83d\\ude00\u2028"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n')
     read = [(number, line) for number, _, line in read_lines(path, bad)]
-    assert read == [(2, Text("a \N{GRINNING FACE}")), (4, Completion("", "b"))]
+    assert read == [(2, Text("a \N{GRINNING FACE}\u2028")), (4, Completion("", "b"))]
     assert not bad
 
 
