@@ -68,6 +68,13 @@ def test_adam_takes_each_step_with_its_factor():
     np.testing.assert_array_equal(moved(0.1, schedule=lambda t: 1.0), moved(0.1))
 
 
+def test_a_factor_of_numpys_leaves_single_precision_as_it_is():
+    ends = [np.zeros(100, "float32"), np.zeros(100, "float32")]
+    for p, number in zip(ends, (float, np.float64), strict=True):
+        Adam({"p": p}, schedule=number).step({"p": np.arange(1, 101, dtype="float32")})
+    np.testing.assert_array_equal(*ends)
+
+
 def fitted(path, epochs, schedule):
     rng = np.random.default_rng(0)
     layer, X = Linear.init(3, 2, rng=rng, dtype="float64"), np.random.default_rng(1).standard_normal((8, 3))

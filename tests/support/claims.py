@@ -140,6 +140,7 @@ def backward_is_pure(case: Case, problem: Problem) -> None:
     before = {name: array.copy() for name, array in held.items()}
     layer = case.build(problem, params)
     y, cache = layer.forward(params["x"])
+    require(not np.shares_memory(y, params["x"]), "the output shares memory with the input")
     first, second = ({"x": dx, **grads} for dx, grads in (layer.backward(dy, cache) for _ in range(2)))
     for name, array in held.items():
         require_same(f"{name} after the backward", array, before[name])
