@@ -155,6 +155,14 @@ def test_attach_refuses_paths_that_are_no_linear_layer():
         attach(mlp(), {"fc2": adapter})
 
 
+@pytest.mark.parametrize(("use_rslora", "scaling"), [(False, 1.5), (True, 3.0)])
+def test_an_adapter_of_a_layers_weight_keeps_its_scaling(use_rslora, scaling):
+    of_weight = StackedLoRA(np.ones((4, 3)), np.ones((5, 4)), 6, use_rslora=use_rslora)
+    adapted = attach(mlp(), {"fc1.weight": of_weight})
+    assert adapted.fc1.scaling == scaling
+    np.testing.assert_array_equal(adapted.fc1.delta(), of_weight.delta())
+
+
 def test_merging_gives_a_plain_model_with_the_same_output():
     adapted = trained(adapt(mlp(), ["fc1", "fc2"], rank=2, alpha=4, rng=RNG))
     x = RNG.standard_normal((6, 3))

@@ -97,6 +97,10 @@ def test_a_norms_eps_is_one_in_a_million():
     np.testing.assert_allclose(RMSNorm(np.ones(3))(x), x / (1e-6 / 3 + 1e-6) ** 0.5, rtol=1e-14)
 
 
+def test_an_eps_of_a_numpy_type_does_not_promote():
+    assert RMSNorm(np.ones(3, "float32"), np.float64(0.1))(np.ones((2, 3), "float32")).dtype == np.float32
+
+
 def test_above_o_proj_alone_no_scores_are_sent_back(monkeypatch):
     layer = attention()
     for projection in (layer.q_proj, layer.k_proj, layer.v_proj):

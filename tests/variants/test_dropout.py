@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRALinear, Sequential, adapt, adapters, train
+from minilora import Linear, LoRA, LoRALinear, Sequential, adapt, adapters, train
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
 from minilora.layer import walk
@@ -35,6 +35,12 @@ def test_the_share_dropped_is_p_and_the_mean_stays():
     assert abs(mask.mean(axis=0) - 0.75).max() < 0.1
     x = np.ones(mask.shape)
     assert abs((mask * x / 0.75).mean() - 1) < 0.03
+
+
+def test_a_share_of_a_numpy_type_does_not_promote():
+    base, adapter = Linear(np.ones((2, 3), "float32")), LoRA(np.ones((1, 3), "float32"), np.ones((2, 1), "float32"), 1)
+    layer = DroppingLoRALinear(base, adapter, np.float64(0.5), (7,))
+    assert layer(np.ones((4, 3), "float32")).dtype == np.float32
 
 
 def test_no_two_layers_and_no_two_rows_have_one_mask():
