@@ -118,7 +118,8 @@ def main() -> int:
         return 1
     fetch_katex()
     html = DOCS / "_build" / "html"
-    shutil.rmtree(html, ignore_errors=True)
+    for written in (html, DOCS / "library" / "reference"):  # by an earlier build, maybe of modules that have gone
+        shutil.rmtree(written, ignore_errors=True)
     for site, folder in (("learn", html), ("library", html / "library")):  # a fresh environment each time
         command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", "-t", site]
         command += ["-c", str(DOCS / "_ext"), "-d", str(DOCS / "_build" / f"doctrees-{site}")]
