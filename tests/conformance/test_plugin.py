@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import minilora.conformance.plugin  # noqa: F401  else each run inside would import all of it anew
+from minilora.conformance.plugin import lora_cases  # here, else each run inside would import all of it anew
+
+from .implementations import PLAIN, beside_forward
 
 pytest_plugins = ["pytester"]
 MODULE = """
@@ -121,6 +123,28 @@ def test_a_decorator_makes_tests_in_a_file_of_ones_own(run, pytester, xfails, ou
     done = run()
     assert outcomes_of(done) == outcomes
     assert said in "\n".join(done.outlines)
+
+
+def forward(*arrays):
+    if not arrays[-1]:
+        raise ValueError("alpha is 0")
+    return PLAIN.forward(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("id", "outcome", "said"),
+    [
+        ("linear-0-merge", pytest.fail, ["merge returns the weight as it was"]),
+        ("linear-start", pytest.skip, []),
+        ("linear-alpha-of-0", pytest.skip, []),
+    ],
+)
+def test_a_case_tells_its_own_mistakes_alone(id, outcome, said):
+    mine = beside_forward(forward=forward, backward=lambda *arrays: {}, merge=lambda weight, *factors: weight)
+    cases = {case.id: case.values[0] for case in lora_cases(mine).args[1]}
+    with pytest.raises(outcome.Exception) as told:
+        cases[id]()
+    assert str(told.value).splitlines()[1:] == said
 
 
 @pytest.mark.long

@@ -175,6 +175,8 @@ WRONG = {
         (lambda dh, x: x.T @ dh, "transposed: .*wrong shape"),
         (lambda dh, x: x @ dh, "swapped factors and a missing transpose"),
         (lambda dh, x: dh.T @ x / len(x), "wrong mean"),
+        (lambda dh, x: 1.3 / dh.shape[1] * dh.T @ x, "dA: the scaling is applied twice: dh carries it already$"),
+        (lambda dh, x: dh.shape[1] / 1.3 * dh.T @ x, "dA: alpha/r is missing: dA has it from dh = s dy B$"),
     ],
     "check_backward": [
         (with_part(2, lambda dB, s, **_: dB / s), "dB: alpha/r is missing"),

@@ -169,3 +169,4 @@ def test_an_answer_is_taken_up_to_its_tolerance_only():
     said = [questions.verdict(data, guess, earlier=0) for guess in (11.0, 11.25, 22.0, 22.5)]
     assert said == [(True, "Yes."), (False, "Not yet. A."), (False, "Not yet. Twice."), (False, "Not yet. A.")]
     assert questions.verdict(data, 0.0, earlier=5) == (False, "Not yet. B.")
+    assert [questions.verdict(data | {"zero": 2.0}, guess, 0)[0] for guess in (12.0, 12.25)] == [True, False]

@@ -104,6 +104,7 @@ MAGNITUDES = [
     (lambda m, W: np.linalg.norm(W, axis=0),
      "DoRA's magnitude starts with 400 entries, one for each input, expected 100, one for each output"),
     (lambda m, W: 0 * m + 1, OTHERWISE), (lambda m, W: m[:-1], OTHERWISE), (lambda m, W: m[:, None], "ok"),
+    (lambda m, W: 1.001 * m, OTHERWISE),
 ]  # fmt: skip
 
 
@@ -195,6 +196,19 @@ def test_a_wrong_adam_is_named_or_described(step, said):
 )
 def test_an_adam_is_right_in_the_precision_declared_or_seen(step, dtype):
     assert check(beside_forward(step=step), dtype=dtype).claims["adam"] == "ok"
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("float32", 2e-6), ("float64", 1e-9)])
+def test_ten_steps_of_adam_may_be_off_by_rounding(dtype, least):
+    def claimed(off):
+        def step(params, grads, state, right=adam()):
+            params, state = right(params, grads, state)
+            return {k: p + off / 10 for k, p in params.items()}, state
+
+        return check(beside_forward(step=step), dtype=dtype).claims["adam"]
+
+    assert claimed(0.9 * least) == "ok"
+    assert claimed(1.1 * least).startswith(ELSEWHERE)
 
 
 # --- the base, and a merge ------------------------------------------------------------------------
