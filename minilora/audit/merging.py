@@ -126,9 +126,7 @@ class Comparer:
             if TOKENS in path:
                 module, end = path.partition(".token_adapter.")[0].removesuffix(f".{TOKENS}_delta"), "weight"
             place, _ = spellings.place(module, Module(module, self.adapter.tensors, {}))
-            unit = f"{module if place is None else place}.{end}"
-            unit = self.table if unit not in self.base and unit == HEAD_WEIGHT and self.table else unit
-            whole[unit] = key
+            whole[f"{module if place is None else place}.{end}"] = key
         return whole
 
     def updates(self, path: str, unit: str, *, repacked: bool = False) -> dict[tuple[int, int], Update]:

@@ -168,26 +168,35 @@ def gpt2(flag, head=False, square=False, change=lambda x: x):
     return make
 
 
-def convolution(*shape):
-    """An adapter of 7 x 3 x 5 x 5 beside a convolution of this shape."""
+def convolution(*shape, **magnitude):
+    """An adapter of 7 x 3 x 5 x 5, maybe with a magnitude, beside a convolution of this shape."""
 
     def make(t):
         rng, key = np.random.default_rng(0), f"{PREFIX}enc.conv"
         A, B = rng.standard_normal((2, 3, 5, 5)), rng.standard_normal((7, 2, 1, 1))
         base = written(t / "b", {"enc.conv.weight": np.ones(shape, "f4")})
-        return peft(t / "a", {f"{key}.lora_A.weight": A, f"{key}.lora_B.weight": B}, config("conv")), base
+        tensors = {"lora_A.weight": A, "lora_B.weight": B} | magnitude
+        settings = config("conv", use_dora=bool(magnitude))
+        return peft(t / "a", {f"{key}.{part}": array for part, array in tensors.items()}, settings), base
 
     return make
 
 
-def seeing(first, kind, adapter):
+def tied_gpt2(targets, tensors):
+    """An adapter beside a GPT-2 whose weights are square, and whose head is its table."""
+    base = ones({"h.0.c_proj.weight": (D, D), "wte.weight": (V, D)})
+    said = config(*targets, fan_in_fan_out="wte" in targets)
+    return lambda t: (peft(t / "a", tensors, said), written(t / "b", base, {"tie_word_embeddings": True}))
+
+
+def seeing(first, kind, adapter, **more):
     """An adapter beside a model that sees: a decoder under another beginning, and a part that sees."""
 
     def make(t):
         base = load_file(model(t / "text") / "model.safetensors")
         arrays = {key.replace("model.", first): a for key, a in base.items()}
         arrays |= {f"vision_tower.layers.{i}.self_attn.q_proj.weight": np.ones((6, 6), "f4") for i in range(2)}
-        return adapter(t), written(t / "b", arrays, {"architectures": [kind]})
+        return adapter(t), written(t / "b", arrays, {"architectures": [kind]} | more)
 
     return make
 
@@ -261,17 +270,17 @@ def renamed_weights(t):
     return plain()(t), base
 
 
-def mlx_experts(t):
+def mlx_experts(t, array="up_proj", out=6, **base):
     def change(_):
         rng, tensors = np.random.default_rng(0), {}
         for i in range(LAYERS):
-            key = f"model.layers.{i}.mlp.switch_mlp.up_proj"
+            key = f"model.layers.{i}.mlp.switch_mlp.{array}"
             tensors[f"{key}.lora_a"] = rng.standard_normal((4, 2, D))
-            tensors[f"{key}.lora_b"] = rng.standard_normal((4, 6, 2))
+            tensors[f"{key}.lora_b"] = rng.standard_normal((4, out, 2))
         return tensors
 
     adapter = mlx(t / "a", paths("q_proj"), change=change, lora_parameters={"rank": 2, "scale": 20.0})
-    return adapter, model(t / "b", experts=4, apart=True)
+    return adapter, model(t / "b", experts=4, **(base or {"apart": True}))
 
 
 def mlx_layers(*layers, of=4):
@@ -358,6 +367,8 @@ def q1(part, change):
 
 STARTS = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "")
 CONVERTED = ("mixtral", "qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe")
+UNUSUAL = ("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "velora_config", "monteclora_config",
+           "ensure_weight_tying")  # fmt: skip
 WRAPPERS = ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 EMBEDDED = plain(kinds=("embed_tokens", "q_proj"), modules=["model.embed_tokens", *paths("q_proj")])
 RIGHT = {
@@ -455,6 +466,7 @@ RIGHT = {
     "a head": (plain(kinds=("lm_head", "q_proj"), modules=["lm_head", *paths("q_proj")]), ""),
     "a tied head": (beside(plain(kinds=("lm_head", "q_proj"), modules=["lm_head", *paths("q_proj")]), tied=True),
                     "tied-head"),
+    "a head that is GPT-2's table": (tied_gpt2(["lm_head"], factors(["lm_head"])), "tied-head"),
     "a tied embedding": (beside(EMBEDDED, tied=True), "tied-head"),
     # models of other kinds
     "shards": (beside(plain(), shards=5), ""),
@@ -476,9 +488,17 @@ RIGHT = {
                            {"text_config": {"num_hidden_layers": 2}})), ""),
     "weights (in, out)": (gpt2(True), ""),
     "weights (in, out) that a bias shows": (gpt2(False), ""),
+    "square weights (in, out) beside a table": (
+        tied_gpt2(["c_proj", "wte"], pairs({"transformer.h.0.c_proj": (D, D)}) | renamed(
+            factors(["model.embed_tokens"]), "model.embed_tokens", "transformer.wte")), "tied-head"),
     "weights both ways": (gpt2(True, head=True, square=True), ""),
+    "a convolution's DoRA": (
+        convolution(7, 3, 5, 5, lora_magnitude_vector=np.ones((1, 7, 1, 1))), "use-dora"),
     "a convolution": (convolution(7, 3, 5, 5), ""),
     "a convolution in groups": (convolution(7, 1, 5, 5), ""),
+    "a copy of a table that has grown": (
+        plain(kinds=("embed_tokens",), modules=["model.embed_tokens"],
+              more={f"{PREFIX}model.embed_tokens.base_layer.weight": np.ones((V + 2, D), "f4")}), "vocabulary-grown"),
     "weights in few bits": (few_bits, ""),
     "weights in 8-bit floats": (beside(plain(), dtype=ml_dtypes.float8_e4m3fn), ""),
     "a model that sees": (seeing("language_model.model.", LLAVA, LANGUAGE), ""),
@@ -526,6 +546,9 @@ RIGHT = {
     **{f"{kind}'s old names for one array": (of_one_expert(kind), "old-expert-names") for kind in CONVERTED},
     "a Mixtral's old names for tensors apart": (
         lambda t: (of_one_expert("mixtral")(t)[0], model(t / "apart", experts=4, apart=True)), "old-expert-names"),
+    "an action from some tokens on": (plain({"alora_invocation_tokens": [1]}), "alora-invocation-tokens"),
+    "variants that no other program reads": (
+        plain(dict.fromkeys(UNUSUAL, True)), " ".join(name.replace("_", "-") for name in UNUSUAL)),
     "dense blocks of a Qwen3-MoE by weight": (dense("qwen3_moe", by_weight=True), "target-parameters"),
     "dense blocks of a Qwen2-MoE": (dense("qwen2_moe"), ""),
     "attention of a Qwen3-MoE": (beside(plain(), model_type="qwen3_moe"), ""),
@@ -539,6 +562,7 @@ RIGHT = {
     "MLX's 0 for all of its layers": (lambda t: mlx(t / "a", paths(*QV), num_layers=0), ""),
     "MLX's alpha": (lambda t: mlx(t / "a", paths(*QV), lora_parameters={"rank": 2, "alpha": 40}), ""),
     "MLX's experts": (mlx_experts, ""),
+    "MLX's square experts": (lambda t: mlx_experts(t, "gate_up_proj", D, square=True), ""),
     **{f"kohya's names that begin with {start!r}": (
         lambda t, start=start: kohya(t / "a.safetensors", paths("q_proj"), start=start), "") for start in STARTS},
     "kohya's for two parts": (image("lora_unet_", "lora_te_"), "another-part"),
@@ -548,6 +572,8 @@ RIGHT = {
         image_parts("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3."), ""),
     "diffusers' first names": (image_parts("unet.", down="lora.down", up="lora.up"), "alpha-missing"),
     "kohya's convolution": (kohya_convolution, ""),
+    "kohya's magnitudes of one number": (
+        of_kohya(lambda x: changed(lycoris(x, 0), "dora_scale", lambda a: a[:1])), ""),
     "MLX's DoRA": (lambda t: mlx(t / "a", paths("q_proj"), change=mlx_magnitudes, fine_tune_type="dora"), ""),
     "MLX's embedding": (
         lambda t: mlx(t / "a", ["model.embed_tokens", *paths("q_proj")], lora_parameters={"rank": 2, "scale": 2}), ""),
@@ -564,6 +590,8 @@ RIGHT = {
     "an adapter of a GGUF model": (on_gguf(plain()), ""),
     "an embedding of a tied GGUF model": (on_gguf(EMBEDDED, "token_embd"), "tied-head"),
     "an embedding of a GGUF model with a head": (on_gguf(EMBEDDED, "token_embd", "output"), ""),
+    "a GGUF adapter's names that are not known": (
+        lambda t: gguf(t / "a.gguf", paths(*QV), change=name("attn_q", "attn_new")), "module-unknown"),
     "llama.cpp's names that are not known": (llama_cpps_names, "module-unknown"),
 }  # fmt: skip
 
@@ -658,6 +686,9 @@ BROKEN = {
     "numbers that vanish": (of(lambda x: {k: 2e-7 * a for k, a in x.items()}), "change-absurd"),
     "integers": (of(lambda x: {k: a.astype("i1" if "layers.0" in k else "i8") for k, a in x.items()}), "type not-read"),
     "integers in one factor": (of(at("0.self_attn.q_proj.lora_B.weight", lambda a: a.astype("i1"))), "type not-read"),
+    "B is zero wherever it can be read": (
+        of(lambda x: {k: a.astype("i1") if "0.self_attn.q" in k else a * ("A" in k) for k, a in x.items()}),
+        "type not-read all-zero"),
     "one module's factors twice": (
         of(lambda x: x | {k.replace("layers.0", "layers.1"): a for k, a in x.items() if "layers.0" in k}),
         "same-factors"),
@@ -676,6 +707,7 @@ BROKEN = {
         "half-a-pair"),
     "ranks that differ": (of(at("q_proj.lora_B.weight", lambda a: a[:, :1])), "ranks-differ"),
     "another rank": (plain({"r": 4}), "rank-differs"),
+    "another rank, of DoRA": (of(magnitudes, r=4, use_dora=True), "rank-differs"),
     "a rank pattern that is not so": (plain({"rank_pattern": {"q_proj": 5}}), "rank-differs"),
     "factors transposed": (of(lambda x: {k: a.T for k, a in x.items()}), "factors-turned"),
     "factors transposed, of a square weight": (
@@ -722,6 +754,10 @@ BROKEN = {
             {"target_modules": r"model\.language_model\..*\.(q_proj|v_proj)"},
             name(f"{PREFIX}model.", f"{PREFIX}model.language_model."), modules=paths(*QV, layers=[0, 2]))),
         "target-missing"),
+    "a layer is missing of the part that sees, which is deeper": (
+        seeing("language_model.model.", LLAVA, lambda t: peft(
+            t / "a", pairs({"vision_tower.layers.0.self_attn.q_proj": (6, 6)}),
+            config() | {"target_modules": ".*vision.*q_proj"}), num_hidden_layers=1), "target-missing"),
     "another model's, beside a mixture": (
         beside(of(name("self_attn", "attention")), model_type="qwen3_moe"), "module-unknown"),
     "matrices that the model has in one": (one_matrix("self_attn.qkv_proj", *QV), "module-unknown"),
@@ -749,6 +785,12 @@ BROKEN = {
         "vocabulary-differs"),
     "a head of another width": (
         plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V, D + 1), "f4")}), "saved-shape"),
+    "a head of another width and more words": (
+        plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V + 2, D + 1), "f4")}), "saved-shape"),
+    "a head's factors of another width": (
+        plain({}, at("A.weight", lambda a: a[:, :3]), ("lm_head",), ["lm_head"]), "shape-differs"),
+    "an embedding of another width": (
+        plain({}, at("embedding_B", lambda b: b[:3]), ("embed_tokens",), ["model.embed_tokens"]), "shape-differs"),
     "a head of a smaller vocabulary": (
         plain({"modules_to_save": ["lm_head"]}, more={HEAD: np.ones((V - 2, D), "f4")}), "saved-shape"),
     "a flag that no weight bears out": (plain({"fan_in_fan_out": True}), "fan-in-fan-out"),
@@ -759,6 +801,9 @@ BROKEN = {
     "no configuration of a decoder": (image_parts("transformer.h.0."), "config-missing"),
     "no configuration of a part in a folder": (
         image_parts("unet.", write=lambda t, tensors: peft(t / "a", tensors, None)), "config-missing"),
+    "no configuration, under PEFT's prefix": (
+        lambda t: (onefile(t, pairs({"unet.to_q": (6, 6)})), written(t / "b", ones({"unet.to_q.weight": (6, 6)}))),
+        "config-missing"),
     "an empty file": (lambda t: peft(t / "a", {}, config(*QV)), "empty"),
     "a model": (lambda t: model(t / "a"), "empty"),
     "a model's tensors": (lambda t: peft(t / "a", {"lm_head.weight": np.ones((V, D), "f4")}, config(*QV)),
@@ -771,6 +816,7 @@ BROKEN = {
     "alpha is a text": (plain({"lora_alpha": "16"}), "config-type"),
     "r is 0": (plain({"r": 0}), "config-type"),
     "a flag that is a number": (plain({"use_rslora": 1}), "config-type"),
+    "flags that are numbers": (plain({"use_dora": 1, "fan_in_fan_out": 1}), "config-type"),
     "a bias that is none": (plain({"bias": "lora"}), "config-type"),
     "a table that is a list": (plain({"rank_pattern": [1]}), "config-type"),
     "values of other types": (
@@ -778,8 +824,11 @@ BROKEN = {
                "alpha_pattern": {"q_proj": True, "v_proj": -1}}), "config-type"),
     "no type": (plain({"peft_type": None}), "config-type"),
     "a misspelt key": (plain({"use_rsLora": True}), "key-misspelt"),
+    "two letters exchanged in a key": (plain({"lora_dorpout": 0.1}), "key-misspelt"),
     "a start that changed the base": (plain({"init_lora_weights": "pissa_niter_16"}), "start-changes-base"),
     "a start that nobody knows": (plain({"init_lora_weights": "zero"}), "start-unknown"),
+    "a start that is a number": (plain({"init_lora_weights": 1}), "start-unknown"),
+    "a packing that is a list": (plain({"lora_B_layout": ["rank_major"]}), "packing-undecided"),
     "an unknown packing": (plain({"lora_B_layout": "expert_major"}), "packing-undecided"),
     "a pattern that matches nothing": (plain({"alpha_pattern": {"up_proj": 3}}), "alpha-pattern-idle"),
     "a rank pattern that matches nothing": (plain({"rank_pattern": {"up_proj": 3}}), "rank-pattern-idle"),
@@ -813,6 +862,7 @@ BROKEN = {
         plain({"lora_bias": True}, kinds=("q_proj",), more=of_each("lora_B.bias", 3)),
         "bias-shape"),
     "a lost head": (plain({"modules_to_save": ["lm_head"]}), "saved-missing"),
+    "a lost head that the base has not": (plain({"modules_to_save": ["score"]}), "saved-missing"),
     "one of two that is lost": (
         plain({"modules_to_save": ["embed_tokens", "lm_head"]}, more={EMBEDDING: np.ones((V, D), "f4")}),
         "saved-missing"),
@@ -888,6 +938,7 @@ BROKEN = {
         of_kohya(lambda x: changed(lycoris(x, 0), "dora_scale", lambda a: a[1:])), "magnitude-shape"),
     "kohya's with a third factor": (of_kohya(lambda x: x | {"a_lora_mid": np.ones(2, "f4")}), "unknown-tensors"),
     "a GGUF adapter of another kind": (of_gguf(architecture="qwen2"), "architecture-differs"),
+    "a GGUF adapter of another kind of GGUF model": (on_gguf(of_gguf(architecture="qwen2")), "architecture-differs"),
     "a GGUF adapter without alpha": (of_gguf(alpha=None), "alpha-missing"),
     "a GGUF adapter whose alpha is 0": (of_gguf(alpha=0.0), "alpha-zero"),
     "a GGUF adapter's pair": (of_gguf(lambda x: without(x, "blk.1.attn_q.weight.lora_b")), "half-a-pair"),

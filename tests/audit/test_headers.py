@@ -69,7 +69,7 @@ NONE = {
     "other ranks of no groups": (module(np.ones((3, 3, 1)), np.ones((OUT, 2, 1)), "conv"), None, None),
     "a rank that no experts share": (replace(STORED["experts"], experts=4), None, (OUT, IN)),
     "another count of experts": (replace(STORED["experts of three axes"], experts=2), None, (OUT, IN)),
-    "one factor of three axes": (module(A, B.reshape(OUT, -1), "experts", experts=E), None, (OUT, IN)),
+    "one factor of three axes": (module(A, np.ones((E, E * R)), "experts", experts=E), None, (E, IN)),
 }
 
 

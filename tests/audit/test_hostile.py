@@ -61,7 +61,7 @@ def test_junk_is_reported_or_refused(tmp_path, seed):
             looked_at(adapter, rng.choice(bases[1:]), merge=True)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 3), (4, 0, 3), (0, 8), (12, 0)])
+@pytest.mark.parametrize("shape", [(0, 3, 3), (12, 0, 3), (0, 8), (12, 0)])
 def test_a_model_with_an_axis_of_0_does_not_fit(tmp_path, shape):
     base = written(tmp_path / "m", {f"{path}.weight": np.ones(shape, "f4") for path in paths("q_proj")})
     report = looked_at(peft(tmp_path / "a", factors(paths("q_proj")), config("q_proj")), base, merge=True)

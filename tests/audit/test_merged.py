@@ -550,6 +550,20 @@ def test_a_tied_head_may_stay_the_embedding(tmp_path, heads):
     assert text == f"two modules with DoRA change '{unit}': it is not compared"
 
 
+def test_a_tied_head_may_be_trained_in_full(tmp_path):
+    base, trained = adapters.model(tmp_path / "base", tied=True), np.ones((adapters.V, adapters.D), "f4")
+    adapter = peft(tmp_path / "a", {f"{PREFIX}lm_head.weight": trained}, config(modules_to_save=["lm_head"]))
+    arrays = load_file(base / "model.safetensors") | {"model.embed_tokens.weight": trained}
+    assert "RIGHT: merged rightly (1 tensor trained in full)" in judged(adapter, base, arrays).first_line
+
+
+def test_a_head_without_the_embedding_that_it_was_lacks_it(tmp_path):
+    base = adapters.model(tmp_path / "base", tied=True)
+    adapter = peft(tmp_path / "a", adapters.factors(["lm_head"]), config("lm_head"))
+    arrays = adapters.renamed(load_file(base / "model.safetensors"), "model.embed_tokens", "lm_head")
+    assert "WRONG: missing in the merged model: 'lm_head'" in judged(adapter, base, arrays).first_line
+
+
 @pytest.mark.parametrize(("rows", "kind"), [(3, "F32"), (0, "BF16")], ids=["grown", "in half precision"])
 def test_an_embedding_may_be_merged_over_its_copy(tmp_path, rows, kind):
     base, factors = adapters.model(tmp_path / "base", shards=3), adapters.factors(["model.embed_tokens"])
