@@ -238,6 +238,8 @@ def test_defaults_follow_the_models_size_and_the_data():
     assert parts == [2, 1, 3, 4]  # half of a batch, and never more than it has
     settled = ASKED.settled(1)  # steps, parts and a warmup are rounded up
     assert [settled.for_rows(rows).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
+    assert replace(settled, epochs=2).for_rows(5).steps == 4  # each pass ends with a batch of its own
+    assert replace(settled, epochs=1.1).for_rows(40).steps == 11  # and not 12, for rounding
     assert [replace(settled, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
     assert rates(replace(settled, warmup=0.01, schedule="linear"), 30) == Schedule("linear", 30, 1)
     for warmup in (1.0, 2.0):  # of a constant rate no step is the last

@@ -142,12 +142,12 @@ def test_templates_of_other_occasions_stand_in_a_folder(tmp_path):
 
 def test_a_class_has_special_tokens_of_its_own(tmp_path):
     for config, expected in (
-        ({"tokenizer_class": "LlamaTokenizer"}, "<s></s>"),
-        ({"tokenizer_class": "GPT2TokenizerFast", "bos_token": "<b>"}, "<b><|endoftext|>"),
-        ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, "</s>"),
+        ({"tokenizer_class": "LlamaTokenizer"}, "<s></s><unk>"),
+        ({"tokenizer_class": "GPT2TokenizerFast", "bos_token": "<b>"}, "<b><|endoftext|><|endoftext|>"),
+        ({"tokenizer_class": "LlamaTokenizer", "bos_token": None}, "</s><unk>"),
         ({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "E"}, "E"),
     ):
-        folder = write(tmp_path / str(config), config, "{{ bos_token }}{{ eos_token }}")
+        folder = write(tmp_path / str(config), config, "{{ bos_token }}{{ eos_token }}{{ unk_token }}")
         assert load_template(folder).render(HI) == expected
 
 

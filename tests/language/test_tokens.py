@@ -118,6 +118,7 @@ def test_a_gguf_file_says_how_texts_begin_and_end(gguf):
         ({"bos": 1, "begins": True}, (1,), {0}, (0,)),
         ({"eos": 0, "eot": 1}, (), {0, 1}, (0,)),
         ({"eos": 1, "eot": 0}, (), {0, 1}, (1,)),
+        ({"eos": 0, "eom_token_id": 1}, (), {0, 1}, (0,)),
     ):
         found = gguf(**fields)
         assert (found.begin, found.end, found.last, found.encode("th")) == (begin, end, last, [258])
@@ -214,7 +215,7 @@ def test_a_folder_has_its_tokenizer_and_its_end(model_dir):
     assert found.encode("the cat.") == ids_of("the cat.")
     assert found.decode(np.array(found.encode("the\ncat."))) == "the\ncat."
     assert (found.begin, found.end, found.last) == ((), {END}, (END,))
-    for end, expected in (([3, 5], {3, 5}), (None, frozenset())):  # transformers does not look further then
+    for end, expected in ((0, {0}), ([3, 5], {3, 5}), (None, frozenset())):  # transformers does not look further then
         change(model_dir / "generation_config.json", eos_token_id=end)
         assert load_tokenizer(model_dir).end == expected
     (model_dir / "generation_config.json").write_text("{}")
@@ -222,10 +223,10 @@ def test_a_folder_has_its_tokenizer_and_its_end(model_dir):
 
 
 def test_a_training_text_ends_as_the_second_file_says(model_dir):
-    for eos in ("z", {"content": "z"}):
+    for eos, letter in (("z", "z"), ({"content": "z"}, "z"), (LETTERS[0], LETTERS[0])):
         change(model_dir / "tokenizer_config.json", eos_token=eos)
         found = load_tokenizer(model_dir)
-        assert (found.last, found.end) == ((LETTERS.index("z"),), {END})
+        assert (found.last, found.end) == ((LETTERS.index(letter),), {END})
     for name in ("config.json", "tokenizer_config.json"):
         (model_dir / name).write_text("{}")
     found = load_tokenizer(model_dir)
@@ -325,10 +326,13 @@ def test_a_special_token_keeps_each_of_its_flags(model_dir, flag, text, count):
 def test_special_tokens_that_nothing_names_are_those_of_the_class(model_dir, end, kinds):
     """As transformers has it: the kind of a model can say more than the class that its files name."""
     for kind, name in kinds:
-        (model_dir / "config.json").write_text(json.dumps({"model_type": kind}))
-        (model_dir / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
-        found = load_tokenizer(model_dir)
-        assert found.spell(found.last) == end
+        for place in ("config", "tokenizer_config"):
+            for file in ("config", "tokenizer_config"):
+                said = {"model_type": kind} if file == "config" else {}
+                said |= {"tokenizer_class": name} if file == place else {}
+                (model_dir / f"{file}.json").write_text(json.dumps(said))
+            found = load_tokenizer(model_dir)
+            assert found.spell(found.last) == end
 
 
 def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
@@ -338,7 +342,8 @@ def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
     assert (found.encode("z"), found.last, found.decode([z])) == ([z], (z,), "")
     change(model_dir / "special_tokens_map.json", eos_token={"content": "y"})  # of older files
     assert load_tokenizer(model_dir).last == (y,)
-    change(model_dir / "tokenizer_config.json", added_tokens_decoder={})  # newer ones pass over that file
+    change(model_dir / "tokenizer_config.json", added_tokens_decoder={})  # newer ones pass over that file,
+    change(model_dir / "added_tokens.json", **{"<x>": 256})  # and over this one
     assert load_tokenizer(model_dir).last == (z,)
     change(model_dir / "tokenizer_config.json", tokenizer_class="LlamaTokenizer")  # which is passed over: it has bytes
     assert len(load_tokenizer(model_dir).encode("<unk>")) == 5
@@ -393,6 +398,7 @@ def test_glassllms_tokenizer_is_its_own():
         assert ids == found.encode(text) == own.encode(text)
         assert {i for start, stop in places for i in range(start, stop)} == set(range(len(text)))
         for number, (start, stop) in zip(ids, places, strict=True):
+            assert start < stop
             assert number == 1 or found.decode([number]) == text[start:stop]
         assert "".join(text[a:b] for a, b in places) == text or text == apart
     assert found.spell([*ids[:2], *found.last]) == found.decode(ids[:2]) + "<eos>"
