@@ -198,6 +198,11 @@ def test_a_flag_is_a_bug_that_the_case_catches(folder):
     assert "merge-adds-the-change-transposed" not in other
     assert "the-output-lacks-the-bias" in other
     assert "the-output-lacks-the-bias" not in flags["linear-1-float64.safetensors"]
+    assert index_of(folder)["flags"]["dx-lacks-dy-w"] == {
+        "bug": "dx lacks dy W: the base passes no gradient, as under torch.no_grad()",
+        "breaks": "slope",
+        "made in": ["https://pypi.org/project/lora-pytorch/0.2.0/"],
+    }
 
 
 def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
@@ -241,6 +246,17 @@ def test_a_wrong_answer_is_named_in_its_precision_alone(folder, results, compare
     assert all(report.passed for report in others)
     assert [d.flag for d in double.every_diagnosis()] == ["dora-magnitude-is-not-trained"] * 2
     assert {case.claim for case in double.failing} == {"slope"}
+
+
+def test_what_is_wrong_in_some_precisions_says_in_which(folder, compared, tmp_path):
+    names = [f"{half}linear-0-{dtype}" for half, dtype in (("", "float64"), ("", "float32"), ("half-", "float16"))]
+    answers = {name: load_file(folder / f"{name}.safetensors") for name in names}
+    for count, where in ((3, ""), (2, "float64 and float32: "), (1, "float64: ")):
+        lacking = {name: p["y"] - p["bias"] * (name in names[:count]) for name, p in answers.items()}
+        compared({name: {"y": y} for name, y in lacking.items()})
+        (one,) = vectors.compare(folder, tmp_path / "mine").found
+        assert one.says == f"{where}the output lacks the bias"
+        assert len(one.cases) == count
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

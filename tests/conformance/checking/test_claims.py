@@ -489,6 +489,16 @@ def test_an_alpha_of_0_that_is_another_number_is_named(wrong, other, said):
     assert one.flag.startswith("an-alpha-of-0-")
 
 
+def test_beside_another_mistake_an_alpha_of_0_is_described():
+    def change(name, function, arrays):
+        if arrays[-1] or name == "merge":
+            return function(*arrays)
+        return function(*arrays[:-1], 1) if name == "forward" else {"x": 1 + function(*arrays)["x"]}
+
+    (one,) = check(every_function(change)).found
+    assert (one.flag, one.says[:39]) == ("", "for an alpha of 0 the output is off by ")
+
+
 def test_without_an_alpha_an_alpha_of_0_changes_nothing():
     def forward(x, weight, bias, A, B, alpha):
         return PLAIN.forward(x, weight, bias, A, B, len(A))
