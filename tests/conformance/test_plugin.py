@@ -97,6 +97,12 @@ def test_each_claim_and_problem_is_a_test_by_its_id(run, monkeypatch):
     assert line.startswith("::error title=minilora conformance::my_lora: the output, where r is 1, is off by 1 ")
 
 
+def test_a_module_of_the_folder_comes_before_others(run, pytester, monkeypatch):
+    pytester.mkdir("other").joinpath("my_lora.py").touch()
+    monkeypatch.syspath_prepend(pytester.path / "other")
+    assert run(*PLUGIN, "--lora", "my_lora:right").ret == 0
+
+
 @pytest.mark.parametrize(
     ("xfails", "outcomes", "said"),
     [
