@@ -91,6 +91,8 @@ def test_a_factor_is_read_as_llama_cpp_reads_it(tmp_path, model):
         changes = {f"llama.{name}": value for name, value in fields.items()}
         found = Llama.load(write(tmp_path / "f.gguf", model, changes=changes, arrays=arrays)).config.frequencies
         np.testing.assert_allclose(found, np.array(model.config.frequencies) / divided, rtol=1e-12)
+    bare = Llama.load(write(tmp_path / "f.gguf", model, changes={"llama.rope.freq_base": None}))
+    assert bare.config.frequencies == (1.0, 0.01)  # of the base 10,000
 
 
 REFUSED = [
@@ -126,6 +128,7 @@ REFUSED = [
     ({}, {"output_norm.weight": np.ones(12, "i4")}, "Dequantization for I32 is not yet implemented"),
     ({}, {"output_norm.weight": np.full(12, np.nan, "f4")}, "'model.norm.weight' holds NaN or infinity"),
     ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
+    ({}, {"rope_freqs.weight": np.full(2, np.inf, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
     ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
     ({}, {"model.norm.weight": np.ones(12, "f4")}, "two of its arrays have the same name in a Llama decoder"),
 ]  # fmt: skip
@@ -242,14 +245,17 @@ def test_blocks_are_read_and_never_written():
         quantize(adapted.base)
 
 
-OF_LAYERS = {"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "Q8_0", "attn_output": "Q4_0", "ffn_gate": "Q5_0"}
+OF_LAYERS = {
+    **{"attn_q": "Q4_0", "attn_k": "Q4_1", "attn_v": "Q8_0", "attn_output": "Q4_0", "ffn_gate": "Q5_0"},
+    "token_embd": "Q8_0",  # which is kept as numbers
+}
 
 
 def written(path, *, spoiled=False):
     """A model whose matrices have four quantised types, one of which we do not keep, and floats."""
 
     def coded(name, array):
-        kind = next((kind for part, kind in OF_LAYERS.items() if f".{part}." in name), None)
+        kind = next((kind for part, kind in OF_LAYERS.items() if f"{part}." in name), None)
         if kind is None:
             return array, None
         code = gguf.GGMLQuantizationType[kind]

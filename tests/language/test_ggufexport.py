@@ -196,7 +196,7 @@ def test_an_output_that_could_not_be_written_is_refused_first(model, model_dir, 
 
 
 def test_an_export_replaces_nothing_that_it_reads(model, tmp_path):
-    """But an earlier export, also in the adapter's folder."""
+    """But an earlier export, also in the adapter's folder or the model's."""
     write_folder(tmp_path / "model", model)
     base = write(tmp_path / "base.gguf", model)
     save_adapter(tmp_path / "a", drawn(model, 0, ["q_proj"]))
@@ -206,8 +206,8 @@ def test_an_export_replaces_nothing_that_it_reads(model, tmp_path):
         with pytest.raises(ValueError, match=r"is a file of the (model|adapter), expected another file"):
             export_adapter(tmp_path / "a", base if output.endswith("gguf") else tmp_path / "model", tmp_path / output)
     assert contents(tmp_path) == before
-    for _ in range(2):
-        assert export_adapter(tmp_path / "a", tmp_path / "model", tmp_path / "a" / "a.gguf")
+    for folder in ("a", "model") * 2:
+        assert export_adapter(tmp_path / "a", tmp_path / "model", tmp_path / folder / "a.gguf")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")

@@ -105,6 +105,8 @@ def test_a_mixture_keeps_the_sum_of_the_table():
     assert kept("experts.gate_up_proj") == dense + mixed + 3 * 2
     assert kept("down_proj") == dense + mixed + 5000 + 400 + 2 * 2
     assert kept("gate_proj", recompute=True) == 100 + max(dense + 100 + 2, mixed + 2)
+    inputs, products = 3 * 100, 5000 + 3 * 1000 + 400  # which dW of all matrices needs besides
+    assert training_memory(config, tokens=1)["activations"] // 2 == dense + mixed + inputs + products
 
 
 def test_adapters_of_a_mixture_are_not_written_for_llama_cpp(tmp_path):
