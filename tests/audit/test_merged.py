@@ -352,6 +352,7 @@ def test_a_broken_merge_is_named_in_the_first_line(tmp_path, dtype, name, approv
     assert report.status == 1
     assert report.first_line.startswith("merged: WRONG: ")
     assert report.first_line.endswith(f"[{flag}]")
+    assert report.json()["merged"]["extra"] == []
     assert approved(f"{name}, {np.dtype(dtype).name}", said_of(report)) == said_of(report)
 
 

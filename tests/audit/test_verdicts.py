@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.audit.merging import Merger
+from minilora.audit.merging import Merger, together
 from minilora.audit.suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict, of_another, of_strength
 from minilora.audit.verdicts import for_programs, tell, where
 from minilora.files.tensors import FLOATS
@@ -73,6 +73,12 @@ def test_a_strength_is_known_within_what_was_measured():
     known = [(2.0, "twice"), (0.5, "by half")]
     assert of_strength(1.5, 2.03125, known) == Verdict(WRONG, "factor", "merged by the factor {k} (twice)", 2.0)
     assert of_strength(1.5, 1.875, known) == Verdict(WRONG, "factor", "merged by the factor {k}", 1.6875)
+
+
+def test_experts_that_cannot_be_told_are_no_exception():
+    wrong = Verdict(WRONG, "factor", "merged twice")
+    assert together([wrong, wrong, Verdict(UNTOLD)]) == wrong
+    assert together([wrong, Verdict(), Verdict(UNTOLD)]).text == "merged twice, in 1 of 3 experts"
 
 
 OWN = "model.layers.3.q_proj"

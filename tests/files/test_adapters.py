@@ -15,6 +15,7 @@ from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files.adapters import system_message
 from minilora.files.inspection import inspect_adapter
 from minilora.files.tensors import TensorFile
+from minilora.variants.dora import DoRAAdapter
 from minilora.variants.stackedlora import StackedLoRA
 
 from ..support.adapter_folder import CONFIG, WEIGHTS, assert_same_adapters, variant
@@ -191,6 +192,8 @@ BY_WEIGHT = "expected the weight of a linear layer in layers, without DoRA and l
          "target_modules does not name 'fc', for which there are tensors"),
         *[(ONE, {"target_parameters": [name], **more}, ValueError, f"target_parameters names {name!r}, {BY_WEIGHT}")
           for name, more in (("fc", {}), ("fc.bias", {}), ("gc.weight", {}), ("fc.weight", {"lora_dropout": 0.1}))],
+        ({"fc": DoRAAdapter(np.ones((1, 1)), np.ones((1, 1)), 1, magnitude=np.ones(1))},
+         {"target_parameters": ["fc.weight"]}, ValueError, f"target_parameters names 'fc.weight', {BY_WEIGHT}"),
         ({"a.fc": OF_EXPERTS}, {"target_parameters": ["a.fc.weight"]}, ValueError,
          f"target_parameters names 'a.fc.weight', {BY_WEIGHT}"),
     ],

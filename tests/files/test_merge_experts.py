@@ -131,8 +131,8 @@ LAYER = "model.layers.1.mlp.experts"
         ("each", {f"{LAYER}.2.up_proj.weight": None}, f"there is no '{LAYER}.2.up_proj.weight', of one of 4 experts"),
         ("each", {f"{LAYER}.2.up_proj.weight": lambda array: array[:-1]},
          f"'{LAYER}.2.up_proj.weight' has shape [9, 12], expected [10, 12] (of 4 experts, 20 x 12 each)"),
-        ("each", {f"{LAYER}.4.down_proj.weight": lambda _: np.ones((12, 10), "f4")},
-         f"there is '{LAYER}.4.down_proj.weight', expected 4 experts"),
+        *(("each", {f"{LAYER}.4.{name}.weight": lambda _: np.ones((12, 10), "f4")},
+           f"there is '{LAYER}.4.{name}.weight', expected 4 experts") for name in ("down_proj", "up_proj")),
         ("each", {"model.layers.0.mlp.gate.weight": None}, "there is no 'model.layers.0.mlp.gate.weight'"),
     ],
 )  # fmt: skip

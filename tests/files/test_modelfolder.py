@@ -224,6 +224,9 @@ def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
     save_adapter(tmp_path / "adapter", drawn(of_kind(True), ["lm_head"]))
     said = "the head is the embedding there. Merge the model's folder into a folder, which gets a head of its own$"
     refused(base / "model.safetensors", tmp_path / "adapter", tmp_path / "out", said)
+    other = {path.replace("0", "7"): adapter for path, adapter in drawn(of_kind(True), ["q_proj"]).items()}
+    save_adapter(tmp_path / "other", other)  # of no head
+    refused(base / "model.safetensors", tmp_path / "other", tmp_path / "out", r"there is 'model\.layers\.0.*q_proj\.")
     arrays = load_file(base / "model.safetensors")
     save_file(arrays | {"b.embed_tokens.weight": np.ones((2, 3), "f4")}, base / "model.safetensors")
     said = f"^'{base}/model.safetensors': it has 2 tensors named embed_tokens.weight, expected one to untie$"

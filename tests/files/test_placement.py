@@ -79,6 +79,15 @@ def test_half_a_match_with_a_model_that_sees_is_refused(tmp_path, blind):
         merged(tmp_path, base, layers)
 
 
+def test_two_names_of_one_weight_are_refused(tmp_path):
+    end = "layers.0.self_attn.q_proj"
+    layers = {f"{first}.{end}": LoRA(np.ones((2, 3)), np.ones((4, 2)), 2.0)
+              for first in ("model.language_model", "language_model.model")}  # fmt: skip
+    base = {f"model.{end}.weight": np.ones((4, 3)), "model.visual.w.weight": np.ones(2)}
+    with pytest.raises(FileRefused, match=r"language_model.*, which the adapter changes"):
+        merged(tmp_path, base, layers)
+
+
 GPT2 = {
     "h.0.attn.c_attn": conv1d(4, 12),
     "h.0.attn.c_proj": conv1d(4, 4),
