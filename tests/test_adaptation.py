@@ -185,6 +185,13 @@ def test_a_single_layer_is_a_model_too():
     assert_close(merge(adapted)(x), adapted(x), 1e-13)
 
 
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_layer_merged_alone_shares_no_bias(use_dora):
+    layer = adapt(linear(3, 4), "", rank=2, alpha=4, rng=RNG, use_dora=use_dora)
+    np.testing.assert_array_equal(layer.merge().bias, layer.base.bias)
+    assert not np.shares_memory(layer.merge().bias, layer.base.bias)
+
+
 def test_merging_frees_and_copies_layers_without_an_adapter_too():
     model = mlp()
     merged = merge(trained(adapt(model, ["fc1"], rank=2, alpha=4, rng=RNG)))

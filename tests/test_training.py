@@ -429,6 +429,7 @@ def test_what_is_no_layer_is_refused():
 def test_an_id_out_of_range_anywhere_is_refused_first(name, id_, said):
     model, rng = Embedding(np.random.default_rng(0).standard_normal((11, 11))), np.random.default_rng(0)
     data = {key: np.random.default_rng(1).integers(0, 11, (600, 2)) for key in "XY"}
+    data["Y"][0, 0] = -100  # which does not count, and is none of the extremes
     data[name][599, 1] = id_
     with pytest.raises(ValueError, match=rf"row 599 of X and Y: {said} holds {id_} at \(0, 1\), expected 0 to 10"):
         fit(model, **data, rng=rng, loss=cross_entropy)

@@ -155,6 +155,8 @@ REFUSED = [
      "q_proj has 9 outputs, k_proj 4: expected H * 4 and K * 4, where K divides H"),
     (lambda: Attention(of(6, 12), of(6, 8), of(6, 8), of(12, 6), Rotary((1.0, 0.1))),
      "q_proj has 12 outputs, k_proj 8: expected H * 4 and K * 4, where K divides H"),
+    (lambda: Attention(of(6, 12), of(6, 6), of(6, 6), of(12, 6), Rotary((1.0, 0.1))),
+     "q_proj has 12 outputs, k_proj 6: expected H * 4 and K * 4, where K divides H"),
     (lambda: Attention(of(6, 8), of(6, 4), of(6, 8), of(8, 6), Rotary((1.0, 0.1))),
      "v_proj is 6 -> 8 wide, expected in -> KD with KD = 4 as in k_proj"),
     (lambda: GatedMLP(of(3, 5), of(3, 4), of(5, 3)),
