@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRALinear, article, evaluate, get_backend, training
+from minilora import CheckpointError, Linear, LoRALinear, article, evaluate, get_backend, training
 from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
+from minilora.backend import Backend
 
 SMALL = {"n": 1280, "in_features": 21, "out_features": 20, "lr": 0.01}
 
@@ -213,3 +214,10 @@ def test_parameter_counts_at_the_articles_sizes():
     assert "1,001,000 parameters" in text
     assert "2,001 parameters, 1/500 of the base's" in text
     assert "expectation 1001" in text
+
+
+def test_a_checkpoint_of_another_library_is_refused_before_a_number(tmp_path):
+    settings = {**SMALL, "epochs": 1, "checkpoint": tmp_path / "c"}
+    article.run(**settings)
+    with pytest.raises(CheckpointError, match="backend is 'numpy' there and 'cupy' here"):
+        article.run(**settings, backend=Backend("cupy", None))
