@@ -221,3 +221,17 @@ def test_a_checkpoint_of_another_library_is_refused_before_a_number(tmp_path):
     article.run(**settings)
     with pytest.raises(CheckpointError, match="backend is 'numpy' there and 'cupy' here"):
         article.run(**settings, backend=Backend("cupy", None))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"alpha": 0}, "alpha must be above 0 and finite, got 0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_a_training(wrong, said, monkeypatch):
+    monkeypatch.setattr(article, "train", None)
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        article.run(**SMALL, **wrong)
