@@ -73,6 +73,13 @@ def test_extreme_scores_are_exact_and_do_not_overflow(dtype, score, where):
         assert_is_the_pages(q, k, v, do, Blocks(3, 5, 0), few)
 
 
+def test_a_layer_takes_its_own_blocks():
+    q, k, v, _ = heads(3, T=9)
+    for own, by_blocks in ((Blocks(2, 3, page_up_to=8), True), (Blocks(2, 3, page_up_to=9), False), (None, False)):
+        kept = layer(BlockwiseAttention, blocks=own).attend(q, k, v)[1]
+        assert isinstance(kept, tuple) == by_blocks  # o, m and Z in the place of P
+
+
 def test_a_block_wider_than_high_is_refused_otherwise():
     for queries, keys in ((3, 2), (0, 5)):
         with pytest.raises(ValueError, match=f"{queries} queries and {keys} keys, expected at least as many keys"):
