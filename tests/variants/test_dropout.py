@@ -45,11 +45,10 @@ def test_a_share_of_a_numpy_type_does_not_promote():
 
 def test_no_two_layers_and_no_two_rows_have_one_mask():
     masks = {}
-    for path, layer in dropping(with_dropout(adapted(), 0.5, [5, 6])).items():
-        mask = layer.mask(np.zeros((2, 3, layer.in_features)))
-        masks[path, 0], masks[path, 1] = mask
+    for path, layer in dropping(with_dropout(adapted(), 0.5, [*range(9)])).items():  # as small as layers' numbers
+        masks |= {(path, key): mask for key, mask in enumerate(layer.mask(np.zeros((9, 3, layer.in_features))))}
     bits = [mask.tobytes() for mask in masks.values()]
-    assert len(masks) == 2 * 14
+    assert len(masks) == 9 * 14
     assert len(set(bits)) == len(bits)
 
 
