@@ -66,6 +66,7 @@ def became(done):
 SAID = [
     ("--lora my_lora:of_two_kinds", 1, "my_lora:of_two_kinds: WRONG: rslora: rsLoRA's root is ignored"),
     ("--lora my_lora --lora-xfails known.txt", 0, "1 xfailed"),
+    ("--lora my_lora --lora-xfails known.txt", 0, "my_lora: fails as is known: in float64; 1 of 5 functions offered"),
     ("--lora my_lora --lora-xfails stale.txt", 1, "3 failed"),
     ("--lora my_lora --lora-xfails odd.txt", 4, "line 1: expected an id and a reason"),
     ("--lora my_lora:nothing", 4, "--lora my_lora:nothing: "),

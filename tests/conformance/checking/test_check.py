@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import cycle
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,9 +13,10 @@ from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.contract import ids
 from minilora.conformance.checking.kindreport import REFUSED, STATES
 from minilora.conformance.problems import Problem
+from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.kinds import DECLARED, KINDS
 from minilora.conformance.problems.plain import DoRAProblem
-from minilora.conformance.problems.tolerance import Trial, round_to
+from minilora.conformance.problems.tolerance import Trial, drawn, round_to
 
 from ...support.sample import one_in
 from ..implementations import OURS, PLAIN, beside_forward, full_norm, functions_of, report_of, with_kinds
@@ -389,3 +391,17 @@ def test_what_fails_is_told_where_it_does(what):
 def test_a_gradient_that_may_be_missing_ends_nothing(functions):
     """What was returned at first is judged, and a first layer needs no dx."""
     assert check(beside_forward(**functions)).passed
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_two_orders_of_a_sum_are_no_change_of_mind(times):
+    """Each is off by rounding, and they are further apart than one may be off; so are those of a wrong one."""
+    trial, signs = drawn(KINDS["linear"].problems[0], "float64", RIGHT), cycle((0.9, -0.9))
+
+    def forward(x, *layer):
+        off = trial.allowed(trial.sizes["y"]) if layer[-1] and np.array_equal(x, trial.arrays["x"]) else 0
+        return times * (PLAIN.forward(x, *layer) + next(signs) * off)
+
+    report = check(beside_forward(forward=forward))
+    assert report.passed is (times == 1)
+    assert not [text for text in report.diagnoses if "another one" in text]

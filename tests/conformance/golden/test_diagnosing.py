@@ -486,6 +486,14 @@ def test_a_log_probability_may_be_off_twice_as_far(small, tmp_path):
     assert small.diagnosed(tmp_path, None, log_probabilities=p).verdict == "RIGHT"
 
 
+@pytest.mark.parametrize("times", [0.07, -0.3, 14.5])
+def test_another_strength_is_measured(small, tmp_path, times):
+    found = small.diagnosed(tmp_path, small.at(times * 7 / 3)).json()
+    assert found["flags"] == ["the-update-has-another-strength"]
+    assert found["text"] == f"the update acts with {times} times the strength that its files say"
+    assert found["strength"] == pytest.approx(times)
+
+
 def test_prompts_of_one_or_two_tokens_are_judged(small, tmp_path):
     one = small.diagnosed(tmp_path, small.at(7 / 3)[:, :1], prompts=IDS[:, :1].astype(np.int32))
     assert one.verdict == "RIGHT"
