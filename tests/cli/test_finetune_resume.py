@@ -16,7 +16,7 @@ from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter
 from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language.finetune import Step
-from minilora.language.recipe import Recipe
+from minilora.language.recipe import FITTING, Recipe
 from minilora.language.resume import BestStep, asked, digest, digest_of_adapter
 
 from ..audit.adapters import model
@@ -82,11 +82,13 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
     assert weights("it's") == weights("whole")
 
 
-def test_of_epochs_the_steps_to_come_are_not_told(often, shell):
+def test_of_epochs_the_steps_to_come_are_not_told(often, shell, monkeypatch):
     few = "finetune text --model model --save a --batch-size 4 --length 8 --epochs 0.05 --target-modules q_proj"
-    with interrupted(2):
+    with interrupted(3):
         shell(few, code=130)
-    assert "minilora: step 1 is kept in a.checkpoint, and this command goes on from there:\n" in shell.err
+    assert "minilora: step 2 is kept in a.checkpoint, and this command goes on from there:\n" in shell.err
+    monkeypatch.setitem(FITTING, "steps", (1, 1))  # which are those of no epoch: more may be done
+    assert "resume   goes on from step 2 (a.checkpoint)\n" in shell(few)
 
 
 def test_it_is_kept_beside_the_folder_whatever_its_name():

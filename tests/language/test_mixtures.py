@@ -41,6 +41,7 @@ def test_what_is_saved_is_loaded(tmp_path, kind):
     tensors = load_file(tmp_path / "m" / WEIGHTS)
     each = "block_sparse_moe.experts.3.w2" if kind == "mixtral" else "mlp.experts.3.down_proj"
     assert f"model.layers.1.{each}.weight" in tensors
+    assert f"model.layers.1.{each.partition('.')[0]}.gate.weight" in tensors
     assert not any("gate_up_proj" in name for name in tensors)
     name = next(name for name in tensors if "experts.2" in name)
     for changed, message in (
@@ -51,6 +52,18 @@ def test_what_is_saved_is_loaded(tmp_path, kind):
         save_file(changed, tmp_path / "m" / WEIGHTS)
         with pytest.raises(FileRefused, match=message):
             Llama.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", ["qwen2_moe", "qwen3_moe"])
+def test_biases_and_plain_layers_of_a_mixture_are_kept(tmp_path, kind):
+    shared = 5 if kind == "qwen2_moe" else None
+    mixture = MixtureConfig(4, 2, 10, False, shared, mlp_only_layers=(0,))
+    sizes = {"vocab_size": 29, "intermediate_size": 10, "attention_bias": True}
+    model = drawn(0, "float64", **sizes, model_type=kind, mixture=mixture)
+    save_llama(model, tmp_path / "m")
+    again = Llama.load(tmp_path / "m", dtype="float64")
+    assert again.config == model.config
+    assert (again(IDS) == model(IDS)).all()
 
 
 def test_another_number_of_experts_is_refused_at_once(tmp_path):

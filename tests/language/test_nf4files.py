@@ -195,6 +195,7 @@ DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name o
     ("nested_absmax", lambda a: np.ones(2, "f4"), "FILE: ~: nested_absmax has shape (2,), expected (1,)"),
     ("nested_absmax", lambda a: a + np.inf, "'m': '~' holds NaN or infinity"),
     ("quant_map", None, "FILE: there is no '~.quant_map'"),
+    ("quant_map", lambda a: a + np.float32(1e-3), f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("quant_map", lambda a: a[::-1], f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("nested_quant_map", lambda a: a + np.nan, f"FILE: '~.nested_quant_map' {OTHER_NUMBERS}"),
     (NF4_STATE, None, f"'m/config.json': by its quantization_config '{WEIGHT.removesuffix('.weight')}' is quantised, "

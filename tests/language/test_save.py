@@ -13,10 +13,11 @@ from minilora.checks import FileRefused
 from minilora.language import load_tokenizer, save_llama
 from minilora.language.chattemplate import load_template
 from minilora.layer import rebuild, walk
+from minilora.layers.rotary import frequencies
 
 from ..support.compare import refused
 from ..support.gguf_file import llama_of_kind, write
-from ..support.language import LETTERS, adapted, tiny_llama, write_folder
+from ..support.language import LETTERS, adapted, drawn, tiny_llama, write_folder
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
@@ -57,6 +58,13 @@ def test_files_are_on_the_disk_before_their_names_are(tmp_path, monkeypatch):
     assert {"config.json", "model.safetensors"} <= set(synced)
 
 
+def test_a_base_is_found_from_the_frequencies(tmp_path):
+    sizes = {"vocab_size": 29, "intermediate_size": 20, "head_dim": 8}
+    save_llama(drawn(0, "float64", **sizes, frequencies=frequencies(8, 1e4)), tmp_path / "m")
+    said = json.loads((tmp_path / "m" / "config.json").read_text())
+    assert said["rope_theta"] == 10_000  # and not a little less, as rounding has it
+
+
 def test_frequencies_that_no_setting_says_are_refused(tmp_path):
     for by in (1e-9, 1e-3):
         model = tiny_llama()
@@ -87,12 +95,12 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("begins", [False, True])
 def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
-    fields = GGUF_TOKENIZER | {"ggml.add_bos_token": begins}
+    fields = GGUF_TOKENIZER | {"ggml.add_bos_token": begins, "ggml.eot_token_id": 5}
     file = write(tmp_path / "m.gguf", tiny_llama(dtype="float32"), tokenizer=fields)
     save_llama(Llama.load(file), tmp_path / "m")
     theirs, ours = load_tokenizer(file), load_tokenizer(tmp_path / "m")
     text = "cab<turn>ba<end>"
-    assert (ours.encode(text), ours.begin, ours.end, ours.last) == (theirs.encode(text), (1,) * begins, {0}, (0,))
+    assert (ours.encode(text), ours.begin, ours.end, ours.last) == (theirs.encode(text), (1,) * begins, {0, 5}, (0,))
     assert ours.spell(ours.encode(text)) == text
     pair = tokenizers.Tokenizer.from_file(f"{tmp_path}/m/tokenizer.json").encode("a", "b").ids
     assert pair == [*ours.begin, *ours.encode("a"), *ours.begin, *ours.encode("b")]
@@ -101,7 +109,7 @@ def test_a_gguf_model_brings_its_tokenizer_and_templates(tmp_path, begins):
         "bos_token": WORDS[1], "eos_token": WORDS[0],
     }  # fmt: skip
     said = json.loads((tmp_path / "m" / "generation_config.json").read_text())
-    assert said == {"eos_token_id": [0]} | ({"bos_token_id": 1} if begins else {})
+    assert said == {"eos_token_id": [0, 5]} | ({"bos_token_id": 1} if begins else {})
     chat = [{"role": "user", "content": "a"}]
     for tools in (None, [{}]):
         assert load_template(tmp_path / "m").render(chat, tools=tools) == load_template(file).render(chat, tools=tools)
