@@ -32,6 +32,7 @@ from minilora.fast import accumulate
 from minilora.files import checkpoint
 from minilora.layer import rebuild
 from minilora.training import TrainingState, backpropagate
+from minilora.variants.dora import DoRAAdapter
 
 from ..support.disk import Killed, contents, cut_at
 from ..support.memory import traced
@@ -228,6 +229,8 @@ def test_what_is_frozen_is_named_by_its_path():
     assert alone == {f"frozen['{name}']": text for name, text in numbers.items()}
     assert inside.pop("frozen['c']") == "Conv2d"
     assert inside == {f"frozen['c.{name}']": text for name, text in numbers.items()}  # its weight trains
+    dora = DoRAAdapter(np.ones((1, 2)), np.ones((3, 1)), 1, magnitude=np.ones(3), dora_norm="full")
+    assert checkpoint.frozen_parts(dora, {})["frozen['dora_norm']"] == "'full'"
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (7, 3), (1000, 3, 2)])

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import FileRefused, Llama, attach, load_adapter, merge, merge_adapter, quantize, save_adapter
 from minilora.files import modelfolder
-from minilora.files.modelfolder import companions, ties_head
+from minilora.files.modelfolder import companions, ties_head, with_own_head
 from minilora.files.tensors import open_weights
 from minilora.language import save_llama
 
@@ -209,6 +209,12 @@ def test_a_tied_head_that_an_adapter_changes_is_untied(tmp_path, targets, shards
         assert index["weight_map"].keys() == {name for file in files for name in file}
         assert index["metadata"]["total_size"] == sum(a.nbytes for file in files for a in file.values())
         assert index["metadata"]["total_parameters"] == 1 + merged.lm_head.weight.size
+
+
+def test_a_total_of_an_index_that_is_no_number_stays(tmp_path):
+    base = write(tmp_path / "base", tied=True, shards=3)
+    change_json(base / INDEX, metadata={"total_size": "many"})
+    assert json.loads(with_own_head(open_weights(base)).index_text)["metadata"] == {"total_size": "many"}
 
 
 def test_a_tied_head_that_no_adapter_changes_stays_tied(tmp_path, adapter):
