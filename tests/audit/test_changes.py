@@ -50,6 +50,15 @@ def test_a_linear_layer_and_an_embedding(tmp_path):
     check(report.merged["model.embed_tokens"], [(arrays["model.embed_tokens.weight"].astype("f8"), 2 * (B @ A).T)])
 
 
+def test_a_square_table_is_changed_across(tmp_path):
+    rng = np.random.default_rng(0)
+    W, A, B = (rng.standard_normal(shape).astype("f4") for shape in ((D, D), (2, D), (D, 2)))
+    tensors = {f"{PREFIX}embed_tokens.lora_embedding_{part}": array for part, array in (("A", A), ("B", B))}
+    adapter = peft(tmp_path / "a", tensors, config("embed_tokens"))
+    report = audit(adapter, written(tmp_path / "m", {"embed_tokens.weight": W}), merge=True)
+    check(report.merged["embed_tokens"], [(W.astype("f8"), 2 * (B.astype("f8") @ A).T)])
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_square_weight_stored_in_out_is_changed_across(tmp_path, beside):
     """GPT-2's c_proj: its shape does not show that it is stored (in, out), and c_attn's beside it does."""

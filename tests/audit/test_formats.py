@@ -145,6 +145,12 @@ def test_the_one_file_of_a_folder_is_read(tmp_path, write):
     assert len(audit(tmp_path).adapter.modules) == len(Q)
 
 
+def test_pefts_names_in_a_file_named_as_mlxs_are_pefts(tmp_path):
+    folder = peft(tmp_path / "a", factors(Q), config("q_proj"))
+    (folder / "adapter_model.safetensors").rename(folder / "adapters.safetensors")
+    assert audit(folder).adapter.format == "a PEFT folder"
+
+
 def test_an_adapter_in_shards_is_read_whole(tmp_path):
     tensors = factors(Q)
     folder = peft(tmp_path / "a", {}, config("q_proj"))
