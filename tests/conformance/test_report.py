@@ -92,6 +92,9 @@ def test_an_unsound_file_of_known_failures_is_refused(tmp_path, content, said):
 def test_a_claim_that_is_required_must_be_offered(required, missing):
     report = check(with_kinds(rslora=SimpleNamespace(forward=OURS["rslora"].forward)))
     assert report.passed
+    absent = {text.partition(": ")[2] for text in report.json()["not offered"] if text.startswith("rslora: ")}
+    assert {"slope", "start"} <= absent
+    assert "adam" not in absent
     report.require(required)
     assert repr(report) == str(report)  # at a prompt
     assert report.missing == missing

@@ -29,6 +29,21 @@ def test_an_array_of_an_earlier_call_is_the_caller_s(function, name):
     assert not report.passed
 
 
+def test_what_is_changed_first_is_told():
+    def forward(x, *layer):
+        y = PLAIN.forward(x, *layer)
+        x += 1
+        return y
+
+    def backward(dy, *arrays):
+        grads = PLAIN.backward(dy, *arrays)
+        dy += 1
+        return grads
+
+    report = check(SimpleNamespace(forward=forward, backward=backward))
+    assert report.claims["nothing is changed"] == "forward changes x, which belongs to the caller"
+
+
 def raising(error, *of):
     def function(*arguments):
         raise error(*of)

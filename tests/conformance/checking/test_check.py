@@ -387,7 +387,11 @@ def test_what_fails_is_told_where_it_does(what):
     assert {claim for claim, text in report.claims.items() if text not in STATES} == {*where}
 
 
-@pytest.mark.parametrize("functions", [forgetful(), backward(without("x"))], ids=["left out again", "no dx"])
+@pytest.mark.parametrize(
+    "functions",
+    [forgetful(), backward(without("x")), backward(lambda grads, *arrays: {**grads, "x": None})],
+    ids=["left out again", "no dx", "dx is None"],
+)
 def test_a_gradient_that_may_be_missing_ends_nothing(functions):
     """What was returned at first is judged, and a first layer needs no dx."""
     assert check(beside_forward(**functions)).passed

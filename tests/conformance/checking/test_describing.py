@@ -311,6 +311,13 @@ def test_of_a_long_order_eight_places_are_told():
     assert "in another order: 68, 67, 66, 65, 64, 63, 62, 61, ... (N=67 " in said
 
 
+@pytest.mark.parametrize(("times", "seen"), [(1.0009, False), (1.0011, True), (0.9989, True)])
+def test_a_factor_is_seen_from_a_thousandth_on(times, seen):
+    trial = a_trial("linear")
+    said = wrong_array("y", times * trial.right["y"], trial)
+    assert said.endswith(f"; every entry is off by the factor {times}") is seen
+
+
 def test_in_half_precision_only_a_factor_is_seen():
     trial = a_trial("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])

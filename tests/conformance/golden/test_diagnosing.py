@@ -439,8 +439,8 @@ def mlx(folder, **parameters):
 
 
 FORMATS = {
-    "PEFT": (lambda f: peft(f / "a", PLAIN, drawn(QV)), 7 / 3),
     "PEFT, alpha 0": (lambda f: peft(f / "a", PLAIN | {"lora_alpha": 0}, drawn(QV)), 0),
+    "PEFT": (lambda f: peft(f / "a", PLAIN, drawn(QV)), 7 / 3),
     "PEFT, no alpha": (lambda f: peft(f / "a", PLAIN | {"lora_alpha": None}, drawn(QV)), 8 / 3),
     "kohya, no alpha": (lambda f: kohya(f, None, None), 1),
     "kohya": (lambda f: kohya(f, 6, 3), lambda path, r: {"q_proj": 2, "v_proj": 1}[kind(path)]),
@@ -545,6 +545,11 @@ def test_a_wrong_base_is_told_from_a_wrong_adapter(small, tmp_path, name):
         assert (report.json()["flags"], report.json()["base"]) == (flags, of_base), str(report)
         assert report.status == (name != "right")
         assert report.text.startswith("the base's own logits are wrong") == (of_base == "wrong")
+
+
+def test_a_temperature_divides_the_bases_logits_too(small, tmp_path):
+    report = small.diagnosed(tmp_path, small.at(7 / 3) / 0.7, base_logits=small.at(0) / 0.7)
+    assert report.text == "the base's own logits are wrong: all logits are divided by a temperature of 0.7"
 
 
 # --- how far off is right ---------------------------------------------------------------------------------------------
