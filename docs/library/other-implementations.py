@@ -2,6 +2,8 @@
 
 # %% Other implementations
 
+import re
+
 import pictures
 from pages import recording, says, shown
 
@@ -15,7 +17,8 @@ def listed(kinds):
     found = {}
     for kind, row in kinds.items():
         for text in row["deviations"]:
-            found.setdefault(text, []).append(kind)
+            said = re.sub(r"raises (.*)", r"raises `\1`", text)  # its (3) is no equation
+            found.setdefault(said, []).append(kind)
     return "; ".join(f"{', '.join(where)}: {text}" for text, where in found.items()) or "–"
 
 
