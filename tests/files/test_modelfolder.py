@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora import FileRefused, Llama, attach, load_adapter, merge, merge_adapter, quantize, save_adapter
+from minilora import Adapter, FileRefused, Llama, attach, load_adapter, merge, merge_adapter, quantize, save_adapter
 from minilora.files import modelfolder
 from minilora.files.modelfolder import companions, ties_head, with_own_head
 from minilora.files.tensors import open_weights
@@ -223,6 +223,15 @@ def test_a_tied_head_that_no_adapter_changes_stays_tied(tmp_path, adapter):
         warnings.simplefilter("error")
         merge_adapter(base, adapter, tmp_path / "out")
     assert Llama.load(tmp_path / "out").config.tie_word_embeddings
+
+
+def test_a_tied_table_is_known_wherever_it_is(tmp_path):
+    save_file({"decoder.embed_tokens.weight": np.ones((5, 3), "f4")}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
+    adapter = Adapter(np.ones((2, 5), "f4"), np.ones((3, 2), "f4"), 1.0, kind="embedding")
+    save_adapter(tmp_path / "a", {"decoder.embed_tokens": adapter})
+    with pytest.warns(UserWarning, match=r"the adapter changes 'decoder\.embed_tokens' alone\. A program that ties"):
+        merge_adapter(tmp_path / "model.safetensors", tmp_path / "a", tmp_path / "out", dry_run=True)
 
 
 def test_a_missing_tied_head_is_asked_of_the_folder(tmp_path):
