@@ -84,9 +84,11 @@ class Full(io.StringIO):
         self.write("")
 
 
-def test_an_error_that_cannot_be_written_is_an_error_still(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", Full())
-    assert run("article", "--rank", "0") == run("artcle") == 2
+def test_an_error_that_cannot_be_written_is_an_error_still(monkeypatch, capsys):
+    for stream in (Full(), None):  # as after 2>&- in a shell
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert run("article", "--rank", "0") == run("artcle") == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_what_a_full_disk_did_not_take_is_let_go(adapter, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,14 @@ from safetensors.numpy import save_file
 
 from minilora import article
 from minilora.cli import _parser
-from minilora.cli.console import discard, flush_or_discard, loading, say_goes_on
+from minilora.cli.console import (
+    chosen_backend,
+    discard,
+    flush_or_discard,
+    loading,
+    say_goes_on,
+    warnings_in_lines,
+)
 
 from ..support.command_line import run
 from ..support.streams import Terminal
@@ -92,6 +100,21 @@ def test_a_long_name_is_shortened_while_it_is_loaded(monkeypatch):
     with loading("m" * 99):
         assert shown.getvalue() == f"loading {'m' * 27} ... {'m' * 27} ..."
     assert shown.getvalue().endswith(" ...\r\x1b[K")
+
+
+def test_a_warning_is_one_line_and_comes_once(capsys):
+    with warnings_in_lines():
+        for _ in range(3):
+            warnings.warn("a\nb", stacklevel=1)
+    assert capsys.readouterr().err == "minilora: a\\nb\n"
+
+
+def test_the_backend_that_is_asked_for_is_taken(monkeypatch):
+    """Before that of the environment."""
+    monkeypatch.setenv("MINILORA_BACKEND", "nonsense")
+    assert chosen_backend("numpy").name == "numpy"
+    with pytest.raises(ValueError, match="nonsense"):
+        chosen_backend(None)
 
 
 def test_what_is_discarded_reaches_no_file(tmp_path):

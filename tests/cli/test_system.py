@@ -86,3 +86,12 @@ def test_generate_takes_the_kept_message_and_says_so(shell):
     for prompt in (["the cat"], ["p.jsonl", "-o", "answer.jsonl"]):  # no chat
         shell(asked, *prompt)
         assert shell.err == ""
+
+
+def test_evaluate_says_whose_message_it_takes(shell):
+    kept("--system", "sat")
+    write("e.jsonl", None, None)
+    asked = "evaluate e.jsonl --model model --adapter b"
+    assert "\nsystem   sat (the adapter's; --system gives another)\nloss " in shell(asked)
+    assert "\nsystem   on\nloss " in shell(asked, "--system", "on")
+    assert "system" not in shell(asked, "--system", "")
