@@ -322,7 +322,7 @@ CONV = {"cls": Adapter, "kind": "conv2d"}
         ([lora()], [1], {"combination_type": "ties"}, ValueError, "combination_type must be 'cat', 'linear' or 'svd'"),
         ([lora(), lora(r=3)], [1, 1], {"combination_type": "linear"}, ValueError,
          "combination_type 'linear' adds factors of one rank, got ranks .2, 3.$"),
-        ([lora()], [1], {"rank": 2}, ValueError, "rank is for combination_type 'svd' alone, got 2 for 'cat'"),
+        ([lora()], [1], {"rank": 0}, ValueError, "rank is for combination_type 'svd' alone, got 0 for 'cat'"),
         ([lora(r=4), lora(r=4)], [1, 1], {"combination_type": "svd", "rank": 6}, ValueError, "rank must be at most 5"),
         ([lora()], [1], {"combination_type": "svd", "rank": 3}, ValueError, "rank must be at most 2, got 3"),
         ([lora()], [1], {"combination_type": "svd", "rank": 0}, ValueError, "rank must be at least 1, got 0"),

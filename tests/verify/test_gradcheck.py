@@ -179,6 +179,7 @@ AS_IT_IS = [  # a function of x, where, its gradient there, and why it is not me
     (lambda x: (x**6).sum(), X / 100, 6 * (X / 100) ** 5, ""),
     (lambda x: 100 * np.sin(100 * x).sum(), 0 * X, np.full(X.shape, 1e4), ""),
     (lambda x: 1e11 + (x**2).sum(), X, 2 * X, ""),
+    (lambda x: 1e8 + (x**2).sum(), X, 2 * X, ""),  # of which a central difference has lost what two steps do not show
     (lambda x: np.sin(1e5 * x).sum(), X, 1e5 * np.cos(1e5 * X), None),  # too steep for a central difference
     (lambda x: (x**2).sum().item(), X, 2 * X, ""),
     (lambda x: float((x**2).sum()), X, 2 * X, "f does not take complex numbers ("),
