@@ -191,8 +191,9 @@ def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
         np.testing.assert_array_equal(part, X[rows, :width])
 
 
-def test_targets_of_fewer_rows_than_inputs_are_refused():
+@pytest.mark.parametrize(("of_x", "of_y"), [(3, 2), (2, 3)])
+def test_targets_of_other_rows_than_inputs_are_refused(of_x, of_y):
     model, (X, Y) = adapted(TARGETS), of_lengths([2, 6, 3])
     for cut in (Accumulated(2, 1, where_it_counts, by_width), Accumulated(2, 1)):
-        with pytest.raises(ValueError, match="y has 2 rows, expected 3 as x has"):
-            cut(model, X, Y[:2], next_token_loss)
+        with pytest.raises(ValueError, match=f"y has {of_y} rows, expected {of_x} as x has"):
+            cut(model, X[:of_x], Y[:of_y], next_token_loss)
