@@ -185,6 +185,12 @@ def test_a_single_layer_is_a_model_too():
     assert_close(merge(adapted)(x), adapted(x), 1e-13)
 
 
+@pytest.mark.parametrize("cls", [Adapter, StackedLoRA])
+def test_a_flag_of_a_numpy_type_becomes_a_bool(cls):
+    """A file's configuration takes no other."""
+    assert cls(np.ones((2, 3)), np.ones((5, 2)), 1, use_rslora=np.True_).use_rslora is True
+
+
 @pytest.mark.parametrize("use_dora", [False, True])
 def test_a_layer_merged_alone_shares_no_bias(use_dora):
     layer = adapt(linear(3, 4), "", rank=2, alpha=4, rng=RNG, use_dora=use_dora)

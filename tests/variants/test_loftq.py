@@ -187,6 +187,7 @@ def test_loftq_takes_turns_and_keeps_the_best_round():
     seen = set()
     for rounds in (1, 2, 3, 4, 5):
         base, start = loftq(model, rank=3, alpha=6, rounds=rounds, **options)
+        assert {(adapter.rank, adapter.alpha) for adapter in start.values()} == {(3, 6)}
         for name in ("first", "last"):
             linear, change, tried = getattr(model, name), 0, []
             for _ in range(rounds):
