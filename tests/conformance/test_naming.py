@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minilora.conformance.naming import MEASURED, World, Wrong, enumerated, factor, name, off
+from minilora.conformance.naming import MEASURED, Named, World, Wrong, enumerated, factor, name, off
 
 NUMBERS = np.arange(1.0, 61.0)
 
@@ -112,6 +112,12 @@ def test_of_rows_that_fit_one_is_named_wherever_it_stands(which):
     rows, flag = TIES[which]
     for order in permutations(rows):
         assert name(world(*order), given(A.parts, keys="gh" if "others" in which else "ygh"))[1][0].flag == flag
+
+
+def test_what_fits_by_itself_goes_before_what_is_on_top():
+    y = frozenset("y")
+    alone, on_top = Named((row("z", A.parts, count=9),), y, y), Named((row("a", A.parts),), y, y, on_top=True)
+    assert min(on_top, alone, key=lambda named: named.order) is alone
 
 
 def test_a_row_that_does_not_fit_everywhere_is_not_named():

@@ -8,7 +8,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.kindreport import CANNOT_BE_TOLD
-from minilora.conformance.checking.suite import suite_of
+from minilora.conformance.checking.suite import in_digits_that_differ, suite_of
 from minilora.conformance.naming import name, off
 from minilora.conformance.problems.bugs import bugs_of, known
 from minilora.conformance.problems.formulas import SCALINGS
@@ -238,3 +238,8 @@ def test_a_scaling_beside_another_bug_is_named_with_it():
     found = check(scaled(lambda alpha, r: alpha / (r + 0.5), dx_base=0.0)).found
     bug = known("dx-lacks-dy-w")
     assert [(one.says, one.flag) for one in found] == [(OTHER, "another-scaling"), (bug.says, bug.flag)]
+
+
+def test_two_scalings_have_the_digits_at_which_they_differ():
+    assert in_digits_that_differ(1.5, 1.25) == ("1.5", "1.25")
+    assert in_digits_that_differ(1.0, 1 + 1e-14) == ("1", "1.00000000000001")
