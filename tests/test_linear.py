@@ -147,3 +147,7 @@ def test_alpha_of_a_numpy_type_does_not_promote():
     lora = LoRA(**factors, alpha=np.float64(3))
     assert lora(problem.x.astype(np.float32)).dtype == np.float32
     assert lora.delta().dtype == np.float32
+
+
+def test_no_complex_rows_give_no_rows():
+    assert Linear(np.ones((2, 3)))(np.ones((0, 3), complex)).shape == (0, 2)

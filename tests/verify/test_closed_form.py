@@ -198,6 +198,7 @@ NEGATIVE = np.ones((3, 3)) - 0.9 * np.eye(3)[::-1]
             ValueError,
             r"X has shape \(0, 5\), residual \(0, 4\), expected \(rows, ..., width\), none empty$",
         ),
+        ((X, R[:, :0], 1), ValueError, r"X has shape .*, residual \(.*, 0\), expected .*, none empty$"),
         ((X, R.astype("f4"), 1), TypeError, "residual has dtype float32, expected float64 as in X"),
         (([[1.0]], R, 1), TypeError, "X must be an array, got list"),
         ((X.view(np.matrix), R, 1), TypeError, "X is a matrix; convert it with"),
