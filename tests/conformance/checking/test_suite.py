@@ -243,3 +243,9 @@ def test_a_scaling_beside_another_bug_is_named_with_it():
 def test_two_scalings_have_the_digits_at_which_they_differ():
     assert in_digits_that_differ(1.5, 1.25) == ("1.5", "1.25")
     assert in_digits_that_differ(1.0, 1 + 1e-14) == ("1", "1.00000000000001")
+
+
+def test_the_rule_of_an_output_is_told_beside_right_gradients():
+    """Where lora_B is zero the scaling is measured in its gradient, and is right there."""
+    wrong = from_formulas("linear", {"scaling": lambda alpha, r: 1.25 * alpha / r}, shows=("y",))
+    assert check(wrong).diagnoses[0].endswith("; it is 1.25 times the right one, in the output alone")
