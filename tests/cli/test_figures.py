@@ -149,7 +149,13 @@ def test_of_many_layers_every_second_has_its_name():
 def test_a_step_that_was_not_measured_has_no_point():
     means, held_out = plot_learning([(0, np.nan, 3.0), (5, 2.5, np.nan), (9, 2.0, 2.8)]).axes[0].get_lines()
     np.testing.assert_array_equal(held_out.get_xydata(), [[0, 3.0], [9, 2.8]])
+    np.testing.assert_array_equal(means.get_xdata(), [0.5, 5.5, 5.5, 5.5, 9.5, 9.5])
     np.testing.assert_array_equal(means.get_ydata(), [2.5, 2.5, np.nan, 2.0, 2.0, np.nan])
+
+
+def test_a_notebook_gets_a_picture_of_a_figure():
+    """Where the figure is a cell's last line: IPython asks for this."""
+    assert new_figure(1, 1)._repr_png_().startswith(b"\x89PNG")
 
 
 def described(figure):
