@@ -395,6 +395,9 @@ RIGHT = {
         plain({"use_rslora": True, "rank_pattern": {"v_proj": 8, "k_proj": 4}}, kinds=("q_proj", "k_proj", "v_proj"),
               ranks=dict.fromkeys(paths("v_proj"), 8) | dict.fromkeys(paths("k_proj"), 4)),
         "use-rslora rank-pattern rank-above-width"),
+    "rsLoRA of a rank of 4 and one of 128": (
+        plain({"use_rslora": True, "r": 4, "rank_pattern": {"v_proj": 128}}, r=4,
+              ranks=dict.fromkeys(paths("v_proj"), 128)), "use-rslora rank-pattern rank-above-width"),
     "DoRA": (of(magnitudes, use_dora=True), "use-dora"),
     "rank patterns": (plain({"rank_pattern": {"layers.1.self_attn.q_proj": 3}},
                             ranks={"model.layers.1.self_attn.q_proj": 3}), "rank-pattern"),
@@ -693,6 +696,9 @@ BROKEN = {
         of(lambda x: x | {k.replace("layers.0", "layers.1"): a for k, a in x.items() if "layers.0" in k}),
         "same-factors"),
     "the first layer's factors in all": (of(lambda x: {k: x[in_first(k)] for k in x}), "same-factors"),
+    "the same factors beside constant ones": (
+        of(lambda x: {k: np.ones_like(a) if "2.self_attn.v" in k else x[in_first(k)] for k, a in x.items()}),
+        "same-factors"),
     # shapes of factors
     "half a pair": (of(lambda x: without(x, "1.self_attn.q_proj.lora_B.weight")), "half-a-pair"),
     "another half": (of(lambda x: without(x, "1.self_attn.q_proj.lora_A.weight")), "half-a-pair"),

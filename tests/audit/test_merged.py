@@ -558,6 +558,15 @@ def test_a_tied_head_may_be_trained_in_full(tmp_path):
     assert "RIGHT: merged rightly (1 tensor trained in full)" in judged(adapter, base, arrays).first_line
 
 
+def test_a_tied_heads_second_copy_may_be_left_out(tmp_path):
+    tied, factors = {"tie_word_embeddings": True}, adapters.factors(QV)
+    arrays = load_file(adapters.model(tmp_path / "m", tied=True) / "model.safetensors")
+    base = written(tmp_path / "base", arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]}, tied)
+    arrays |= {f"{p}.weight": (arrays[f"{p}.weight"] + adapters.change(factors, p)).astype("f4") for p in QV}
+    adapter = peft(tmp_path / "a", factors, config("q_proj", "v_proj"))
+    assert audit(adapter, base, merged=written(tmp_path / "merged", arrays, tied)).word == "RIGHT"
+
+
 def test_a_head_without_the_embedding_that_it_was_lacks_it(tmp_path):
     base = adapters.model(tmp_path / "base", tied=True)
     adapter = peft(tmp_path / "a", adapters.factors(["lm_head"]), config("lm_head"))
