@@ -41,16 +41,18 @@ def fit(model, X=DATA.x, Y=DATA.target, seed=0, **options):
 # --- the loop -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("steps", [{"lr": 0.02}, {"lr": 0.02, "weight_decay": 0.5, "max_grad_norm": 0.1}])
+@pytest.mark.parametrize(
+    ("of_adam", "steps"), [({"lr": 0.02}, None), ({"lr": 0.02, "weight_decay": 0.5, "max_grad_norm": 0.1}, 9)]
+)
 @each_case
-def test_training_is_the_loop_written_out(case, steps):
+def test_training_is_the_loop_written_out(case, of_adam, steps):
     """The whole of `train`, with nothing clever in it."""
     model, plain = make(case), make(case)
-    history = fit(model, epochs=4, seed=1, log_every=2, **steps)
+    history = fit(model, epochs=4, seed=1, log_every=2, steps=steps, **of_adam)
 
-    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), **steps), []
+    rng, optimizer, losses = np.random.default_rng(1), Adam(plain.trainable(), **of_adam), []
     for epoch in range(1, 5):
-        for _ in range(50 // 8):
+        for _ in range(steps or 50 // 8):
             rows = rng.choice(50, 8, replace=False, shuffle=False)
             prediction, cache = plain.forward(DATA.x[rows])
             _, d_prediction = mse(prediction, DATA.target[rows])
