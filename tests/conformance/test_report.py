@@ -7,6 +7,7 @@ import pytest
 
 from minilora.checks import FileRefused
 from minilora.conformance import check
+from minilora.conformance.checking.kindreport import KindReport, outcome
 from minilora.conformance.report import (
     Diagnosis,
     Outcome,
@@ -156,6 +157,12 @@ def test_up_to_five_cases_without_an_answer_have_rows(count):
     lines = Report("mine", cases=[Outcome(f"c{i}", "missing", "no file") for i in range(count)]).own_lines(all=False)
     rows = [f"  c{i}  missing: no file" for i in range(5)]
     assert lines == [f"{count} missing", *(rows if count == 5 else ["  missing: c0, c1, c2, c3, c4 and 1 more"])]
+
+
+def test_a_kind_of_which_a_part_is_known_is_wrong():
+    found = KindReport("mine", cases=[outcome(id, "forward", "", "off by 1") for id in "ab"])
+    words = [found.block(known, all=False)[0].partition(",")[0] for known in ("", "a", "ab")]
+    assert words == ["linear: WRONG", "linear: WRONG", "linear: fails as is known"]
 
 
 def test_a_report_says_what_it_was_made_with():

@@ -318,6 +318,11 @@ def test_a_factor_is_seen_from_a_thousandth_on(times, seen):
     assert said.endswith(f"; every entry is off by the factor {times}") is seen
 
 
+def test_of_few_rows_no_tail_is_told():
+    trial = a_trial("linear")
+    assert ";" not in describe_wrong("y", [(trial, trial.right["y"] + (places(7) > 4)[:, None])])
+
+
 def test_in_half_precision_only_a_factor_is_seen():
     trial = a_trial("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])
