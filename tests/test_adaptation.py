@@ -10,6 +10,7 @@ from minilora import (
     MLP,
     Adapter,
     Conv2d,
+    Embedding,
     Flatten,
     Linear,
     LoRA,
@@ -183,6 +184,11 @@ def test_a_single_layer_is_a_model_too():
     assert type(adapted) is LoRALinear
     assert list(adapters(adapted)) == [""]
     assert_close(merge(adapted)(x), adapted(x), 1e-13)
+
+
+def test_an_embeddings_adapter_has_its_precision():
+    adapter = adapt(Embedding(np.ones((5, 3), "float32")), "", rank=2, alpha=1, rng=RNG).adapter
+    assert adapter.lora_A.dtype == adapter.lora_B.dtype == np.float32
 
 
 @pytest.mark.parametrize("cls", [Adapter, StackedLoRA])
