@@ -152,6 +152,11 @@ def test_quantising_again_keeps_the_format_and_says_the_loss():
     assert str(notes[0].message) == said
 
 
+def test_quantising_no_change_again_loses_infinitely_much_of_it():
+    with pytest.warns(UserWarning, match="loses inf% of the change"):
+        merge(adapt(quantize(model_of()), "all-linear", rank=2, alpha=1, rng=np.random.default_rng(0)), requantize=True)
+
+
 def test_a_merge_without_quantised_layers_quantises_nothing():
     with pytest.raises(ValueError, match=r"^requantize=True, and no adapter stands beside a quantised layer$"):
         merge(moved(model_of(), 0.1), requantize=True)
