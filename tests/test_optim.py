@@ -392,3 +392,9 @@ def test_another_library_takes_an_array_whole(monkeypatch, standin):
     monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
     Adam({"p": standin.zeros((13, 5), "float32")}).step({"p": standin.zeros((13, 5), "float32")})
     assert seen == [(13, 5)]
+
+
+def test_rows_in_reverse_overlap_nothing():
+    p = np.ones((3, 2))
+    Adam({"p": p[::-1]}, lr=0.5).step({"p": np.ones((3, 2))})
+    np.testing.assert_allclose(p, 0.5)
