@@ -186,6 +186,11 @@ def test_a_single_layer_is_a_model_too():
     assert_close(merge(adapted)(x), adapted(x), 1e-13)
 
 
+def test_an_unknown_norm_is_refused_without_dora_too():
+    with pytest.raises(ValueError, match="dora_norm must be 'constant' or 'full', got 'half'"):
+        adapt(linear(3, 4), "", rank=1, alpha=1, rng=RNG, dora_norm="half")
+
+
 def test_an_embeddings_adapter_has_its_precision():
     adapter = adapt(Embedding(np.ones((5, 3), "float32")), "", rank=2, alpha=1, rng=RNG).adapter
     assert adapter.lora_A.dtype == adapter.lora_B.dtype == np.float32
