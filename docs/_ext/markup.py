@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pages
-from numbered import EQUATION, TAG, Line, anchor, find_lines
+from numbered import EQUATION, OPTION, TAG, Line, anchor, find_lines
 from pages import DOCS, FENCE, LINES, LIVE, PICTURE, ROOT, SHOWN, SITES, headings
 
 if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
@@ -137,7 +137,7 @@ def as_myst(page: Path) -> str:
 
 def equation(site: str, found: re.Match[str]) -> str:
     """Return an equation with its number and the lines that compute it; of several the first, with links to all."""
-    options = dict(re.findall(r"^:(\w+): (.*)$", found["options"] or "", re.M))
+    options = dict(OPTION.findall(found["options"] or ""))
     lines = [line for line in numbered_lines() if line.label == found["label"]]
     lines.sort(key=lambda line: line.module.count("."))  # the core pages first
     way = home(site, "library")

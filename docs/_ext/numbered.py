@@ -20,6 +20,7 @@ EQUATION = re.compile(
 )
 """An equation on a page: a comment with its number, the variables that it is about and options, above its formula."""
 TAG = re.compile(rf"\s*\\tag\{{({LABEL})\}}")
+OPTION = re.compile(r"^:(\w+): (.*)$", re.M)
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from formulas import difference, unequal
-from numbered import EQUATION, TAG, Line
+from numbered import EQUATION, OPTION, TAG, Line
 from samples import RANKS, samples
 
 from minilora import Linear
@@ -39,6 +39,7 @@ class Equation:
     tex: str = ""  # what is printed
     entries: str = ""  # what it computes in Python, shown below it, where that cannot be read from the formula
     unchecked: str = ""  # why its value is not compared
+    shown: str = ""  # its line of code in short, where that has what a reader has not met
 
 
 def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
@@ -128,9 +129,6 @@ def _arrays(value: Any) -> list[np.ndarray]:
     if isinstance(value, dict):
         value = tuple(value.values())
     return [np.asarray(part) for part in (value if isinstance(value, tuple) else (value,))]
-
-
-OPTION = re.compile(r"^:(entries|unchecked): (.*)$", re.M)
 
 
 def read_page(text: str) -> list[Equation]:
