@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ..checks import FileRefused, short
+from ..files.dtypes import FLOATS, cast
 from ..files.experts import PARTS
-from ..files.tensors import FLOATS
 from ..language.gguf import is_turned
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..layers.rotary import halves_from_interleaved
@@ -144,7 +144,7 @@ def share_of(landing: Landing, module: Module, rms: float | None) -> float | Non
 
 
 def _bfloat16(W: np.ndarray) -> np.ndarray:
-    return W.astype(FLOATS["BF16"]).astype(np.float32)
+    return cast(W, FLOATS["BF16"]).astype(np.float32)
 
 
 def _float16(W: np.ndarray) -> np.ndarray:

@@ -22,13 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ..checks import FileRefused, short
+from ..files.dtypes import FLOATS
 from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
-from ..files.tensors import FLOATS
 from .changes import changed_rows, unit_in, updates
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing, Spellings
-from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, rounded_to_dtype, stored_as
+from .roads import HALVES, Replay, Road, Update, bits, digits, roads_of, roundings
 from .suspects import RIGHT, UNREAD, UNTOLD, WRONG, Sample, Sketches, Verdict, known_strengths, named
 from .units import Matrix, Source, in_memory
 
@@ -208,7 +208,8 @@ class Comparer:
         indices = next((rows for rows in lists if len(rows) == len(array)), None)
         if indices is None or not all(type(i) is int and 0 <= i < base[0].shape[0] for i in indices):
             raise FileRefused(self.adapter.path, f"trainable_token_indices does not name the rows of {short(key)}")
-        table = base[0].read(0, base[0].shape[0]).astype(np.float32)
+        table = base[0].read(0, base[0].shape[0])
+        table = table.astype(np.promote_types(table.dtype, np.float32))
         table[indices] = array
         return [in_memory(table, base[0])]
 
@@ -312,7 +313,7 @@ def replayed(base: Matrix, found: Matrix, update: Update, roads: list[Road]) -> 
     is_base, verdict = True, Verdict(dtype=np.dtype(found.dtype).name)
     for start, stop in found.blocks(first=FEW):
         W, m, rows = base.read(start, stop), found.read(start, stop), np.arange(start, stop)
-        is_base = is_base and np.array_equal(bits(m), bits(rounded_to_dtype(W, m.dtype)))
+        is_base = is_base and any(np.array_equal(bits(m), bits(of)) for of in roundings(W, m.dtype))
         values = [replay.values(W, rows) for replay in alive]
         alive = [r for r, of_it in zip(alive, values, strict=True) if not r.misses(W, rows, m, of_it).size]
         if not alive and not is_base:
@@ -328,6 +329,11 @@ def replayed(base: Matrix, found: Matrix, update: Update, roads: list[Road]) -> 
     return replace(verdict, state=UNTOLD if is_base else RIGHT)
 
 
+def rounds_to(W: np.ndarray, dtype: Any, m: np.ndarray) -> bool:
+    """Return whether W, rounded to a type, is m."""
+    return any(np.array_equal(rounded.astype(m.dtype), m, equal_nan=True) for rounded in roundings(W, dtype))
+
+
 def unchanged(base: Matrix, found: Matrix) -> Verdict | None:
     """Return what is wrong with a matrix that should be the base's; None where nothing is."""
     out, kind = found.dtype, base.dtype
@@ -341,10 +347,10 @@ def unchanged(base: Matrix, found: Matrix) -> Verdict | None:
         if kind not in FLOATS.values() or out not in FLOATS.values():
             return Verdict(WRONG, "changed", "changed, though no adapter stands there", rest=1.0)
         W, m = (x.astype(np.promote_types(x.dtype, np.float32)) for x in (W, m))
-        if np.array_equal(stored_as(W, out), m, equal_nan=True):
+        if rounds_to(W, out, m):
             continue
         same = False
-        further = [t for t in further if np.array_equal(stored_as(W, t), m, equal_nan=True)]
+        further = [t for t in further if rounds_to(W, t, m)]
         with np.errstate(over="ignore", invalid="ignore"):
             squares += float(np.square(m - W, dtype=np.float64).sum())
             sizes += float(np.square(W, dtype=np.float64).sum())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..checks import FileRefused, short
-from ..files.tensors import FLOATS
+from ..files.dtypes import FLOATS
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, alike, counted, found
 from .headers import AdapterFile, Module, Shape
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from ml_dtypes import bfloat16, finfo
 
+from ..files.dtypes import cast
 from .units import Matrix
 
 HALVES = (np.dtype(bfloat16), np.dtype(np.float16))
@@ -33,7 +34,24 @@ UNIT = 2.0**-24
 def rounded_to_dtype(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return numbers in a type; what is beyond its range is infinite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return x.astype(dtype, copy=False)
+        return cast(x, dtype)
+
+
+def roundings(x: np.ndarray, dtype: Any) -> list[np.ndarray]:
+    """Return numbers in a type as right programs round them: float64 to half precision over float32, or in one step."""
+    if x.dtype != np.float64 or dtype not in HALVES:
+        return [rounded_to_dtype(x, dtype)]
+    single = rounded_to_dtype(x, np.float32)
+    return [rounded_to_dtype(single, dtype), rounded_to_dtype(rounded_to_odd(x, single), dtype)]
+
+
+def rounded_to_odd(x: np.ndarray, single: np.ndarray) -> np.ndarray:
+    """Return, for each float64 number that is not a float32, its float32 neighbour whose last bit is 1.
+
+    Rounding that to half precision gives the same as rounding x in one step. `single` is x in float32.
+    """
+    toward = np.where(single < x, np.inf, -np.inf).astype(np.float32)
+    return np.where((single != x) & (bits(single) % 2 == 0), np.nextafter(single, toward), single)
 
 
 def stored_as(x: np.ndarray, dtype: Any) -> np.ndarray:
@@ -56,6 +74,7 @@ class Road:
     """Where a merge rounds on its way, and to which type; None is nowhere."""
 
     base: Any = None  # W, before anything is added
+    one_step: bool = False  # whether a base in float64 is rounded in one step, not over float32
     factors: Any = None  # A and B, and the magnitude
     product: Any = None  # B A
     early: Any = None  # s B, for a program that computes (s B) A
@@ -66,13 +85,15 @@ def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Roa
     """Return the right roads, the most direct first, of the files' types; a base in few bits went through `between`."""
     holds = out == base or digits(out) > 20  # each number of the base's type
     bases = [None, *([] if holds and base != np.float64 else [out]), *([between] if between is not None else [])]
+    steps = (False, True) if base == np.float64 and out in HALVES else (False,)
     halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if dtype in HALVES))
     roads = [Road()]
     for t in halves:
         roads += [Road(change=t), Road(product=t, change=t), Road(factors=t, early=t, change=t)]
         if t != adapter:
             roads += [Road(factors=t), Road(factors=t, change=t), Road(factors=t, product=t, change=t)]
-    return [replace(road, base=base) for road in roads for base in dict.fromkeys(bases)]
+    of_base = [(t, one_step) for t in dict.fromkeys(bases) for one_step in (steps if t in HALVES else (False,))]
+    return [replace(road, base=t, one_step=one_step) for road in roads for t, one_step in of_base]
 
 
 # --- a change ---
@@ -121,6 +142,8 @@ class Replay:
         return np.sqrt(squares)
 
     def _start(self, W: np.ndarray, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        if self.road.one_step:
+            W = roundings(W, self.road.base)[-1]
         return stored_as(W.astype(self.wide, copy=False), self.road.base), self.left[rows] @ self.right
 
     def _sum(self, W: np.ndarray, product: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..variants.scaling import scaling
 from .headers import AdapterFile, Module
 from .landing import BODY
-from .roads import HALVES, Replay, Road, Update, bits, digits, steps, stored_as
+from .roads import HALVES, Replay, Road, Update, bits, digits, roundings, steps, stored_as
 from .units import Matrix
 
 RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
@@ -62,7 +62,8 @@ class Sample:
         self.rows = np.unique(np.concatenate([np.linspace(0, count - 1, min(ROWS, count)).astype(int), strongest]))
         runs = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)  # each is read at once
         self.W, self.m = (np.concatenate([of.read(run[0], run[-1] + 1) for run in runs]) for of in (base, found))
-        self.is_base = bits(self.m) == bits(self.W.astype(self.out))
+        self.as_base = roundings(self.W, self.out)
+        self.is_base = np.any([bits(self.m) == bits(W) for W in self.as_base], axis=0)
         self.moved = self.m.astype(np.float64) - self.W.astype(np.float64)
         self.change = update.scaling * (update.left[self.rows].astype(np.float64) @ update.right.astype(np.float64))
 
@@ -75,7 +76,7 @@ class Sample:
         for road in self.roads:
             replay = self.replay(road, update)
             values = replay.values(self.W, self.rows)
-            telling = np.count_nonzero(~self.is_base | (bits(values) != bits(self.W.astype(self.out))))
+            telling = np.count_nonzero(~self.is_base | (bits(values) != bits(self.as_base[0])))
             if replay.misses(self.W, self.rows, self.m, values).size <= (1 - ENOUGH) * max(int(telling), 1):
                 return True
         return False
@@ -296,7 +297,7 @@ def _in_part(sample: Sample) -> Verdict | None:
     if share < ENOUGH:
         return None
     right = sample.replay(Road()).values(sample.W, sample.rows)
-    moves = bits(right) != bits(sample.W.astype(sample.out))
+    moves = bits(right) != bits(sample.as_base[0])
     part, rows = np.mean(sample.is_base[moves]), [sample.is_base[i][moves[i]] for i in range(len(moves))]
     if not 1 - ENOUGH < part < ENOUGH:  # a few numbers are neither a merge nor its lack
         return None

@@ -61,6 +61,7 @@ from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from .disk import replaceable, synced, takes_files, written_at_once, written_folder, written_whole
+from .dtypes import FLOATS, cast
 from .experts import WRITTEN_AS, layer_paths
 from .peft import (
     BASE,
@@ -80,7 +81,7 @@ from .peft import (
     digest,
     is_module_path,
 )
-from .tensors import FLOATS, in_dtype, write_tensors
+from .tensors import in_dtype, write_tensors
 
 __all__ = ["load_adapter", "save_adapter"]
 
@@ -158,7 +159,7 @@ def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
         if base is None:
             continue
         theirs, dtype = folder.file.read(key), FLOATS[folder.file.tensors[key].dtype]
-        if base.shape != theirs.shape or not np.array_equal(base.astype(dtype), theirs.astype(dtype)):
+        if base.shape != theirs.shape or not np.array_equal(cast(base, dtype), cast(theirs, dtype)):
             raise FileRefused(
                 folder.file.path, f"{short(key)} is not the model's {short(module)}: the adapter is of another base"
             )

@@ -32,10 +32,11 @@ from tqdm import tqdm
 from ..checks import FileRefused, check_flag, check_path, short
 from ..variants.dora import divisible
 from .disk import check_file, check_new_folder, synced, written_folder, written_whole
+from .dtypes import FLOATS, cast
 from .modelfolder import EMBEDDING, HEAD, companions, copy_companions, ties_head, with_own_head
 from .peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from .placement import MergedTensor, merged_tensors
-from .tensors import BLOCK_BYTES, FLOATS, MODEL_CONFIG, TensorFile, Weights, open_weights
+from .tensors import BLOCK_BYTES, MODEL_CONFIG, TensorFile, Weights, open_weights
 
 
 def merge_adapter(
@@ -204,7 +205,7 @@ def _merged_matrix(
             elif magnitude:
                 n = np.sqrt(_squares(V).sum(axis=1))  # (dora.1)
                 V = V * _row_factors(file, change, magnitude[0][rows], n)[:, None]
-            merged = V.astype(W.dtype)
+            merged = cast(V, W.dtype)
         if (np.isfinite(W) & ~np.isfinite(merged)).any():
             what = f"the merged weight is beyond the range of {change.dtype} from row {rows.start} on"
             raise FileRefused(file.path, f"{short(change.name)}: {what}")

@@ -39,9 +39,10 @@ import numpy as np
 from ..checks import FileRefused, hub_hint, named, reading, short
 from ..variants.scaling import scaling
 from .disk import parse_json, read_whole
+from .dtypes import FLOATS
 from .experts import adapted_arrays, check_packing
 from .patterns import are_named, first_matches, layer_numbers, within_time
-from .tensors import FLOATS, TensorFile
+from .tensors import TensorFile
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 DIGEST_KEY = "minilora_config_sha256"

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..checks import FileRefused, short
+from .dtypes import FLOATS
 from .experts import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head
 from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
-from .tensors import FLOATS, NF4_STATE, Weights, same_bytes
+from .tensors import NF4_STATE, Weights, same_bytes
 
 SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
 """A name in a model that sees or hears."""

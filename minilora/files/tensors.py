@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..checks import FileRefused, reading, short
 from .disk import member, open_regular, parse_json, read_whole
+from .dtypes import FLOATS, cast
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 MODEL_CONFIG = "config.json"
@@ -32,10 +33,6 @@ NF4_STATE = "quant_state.bitsandbytes__nf4"
 BLOCK_BYTES = 4 << 20
 """Bytes of a tensor that are compared, copied or merged at a time."""
 
-FLOATS: dict[str, np.dtype[Any]] = {
-    "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")
-}  # fmt: skip
-"""The format's types that we compute with, in NumPy."""
 NAMES = {dtype.name: name for name, dtype in FLOATS.items()} | {"uint8": "U8"}
 """The format's names for NumPy's types that are written."""
 
@@ -99,7 +96,7 @@ class TensorFile:
         if spec.dtype not in FLOATS:
             raise FileRefused(self.path, f"{short(name)} has dtype {spec.dtype}, expected one of {', '.join(FLOATS)}")
         numbers = self.numbers(name).reshape(spec.shape)
-        return numbers.astype("float32" if numbers.dtype == bfloat16 else numbers.dtype.newbyteorder("="), copy=False)
+        return cast(numbers, "float32" if numbers.dtype == bfloat16 else numbers.dtype.newbyteorder("="))
 
     def numbers(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Return a tensor's numbers from one place to another, in a row, in the type that `type_named` has for them."""
@@ -143,7 +140,7 @@ def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str)
 def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndarray:
     """Return finite numbers of a file in another type that can hold them; `reaches` says in an error whose they are."""
     with np.errstate(over="ignore"):
-        rounded = array.astype(np.dtype(dtype).name, copy=False)
+        rounded = cast(array, np.dtype(dtype).name)
     if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
         largest = float(np.abs(array).max())
         raise FileRefused(path, f"{reaches} {largest:g}, which {rounded.dtype} cannot hold")

@@ -10,7 +10,7 @@ from minilora.audit.auditing import audit
 from minilora.audit.changes import FORMATS, Sums, blocks, changed_rows, changes, updates
 from minilora.audit.units import Matrix
 from minilora.checks import FileRefused
-from minilora.files.tensors import FLOATS
+from minilora.files.dtypes import FLOATS
 
 from .adapters import EXPERTS, PREFIX, D, V, change, config, expert_factors, factors, model, pairs, paths, peft, written
 from .test_merged import of_gguf

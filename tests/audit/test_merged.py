@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from minilora import adapt, quantize, save_adapter
 from minilora import adapters as adapters_of
 from minilora.audit.auditing import audit
+from minilora.files.dtypes import FLOATS
 from minilora.files.merge import merge_adapter
-from minilora.files.tensors import FLOATS
 from minilora.language import save_llama
 from minilora.layer import walk
 from minilora.layers.nf4 import dequantize_nf4, quantize_nf4
@@ -121,6 +121,49 @@ def test_a_merge_that_is_stored_in_another_type_is_right(world, other):
     wide = {name: array.astype("f4") for name, array in world.arrays.items()}
     arrays = {name: array.astype(FLOATS[other]) for name, array in world.merged(base=wide).items()}
     assert world.judged(arrays).word == "RIGHT"
+
+
+def in_one_step(x, digits):
+    """float64 rounded to some binary digits, to the nearest, and to the even one of two; for normal numbers."""
+    m, e = np.frexp(x)
+    return np.ldexp(np.rint(np.ldexp(m, digits)), e - digits)
+
+
+def over_float32(x, digits):
+    """float64 rounded twice, as torch does."""
+    return in_one_step(in_one_step(x, 24), digits)
+
+
+def near_ties(x, digits):
+    """Normal numbers near x, each closer to the middle of two neighbours of these digits than float32 can tell."""
+    m, e = np.frexp(np.copysign(np.maximum(np.abs(x), 2.0**-10), x))
+    side = np.where(np.arange(x.size).reshape(x.shape) % 2, 1, -1)
+    return np.ldexp(np.floor(np.ldexp(m, digits)) + 0.5 + side * 2.0**-20, e - digits)
+
+
+@pytest.mark.parametrize("rounded", [over_float32, in_one_step])
+@pytest.mark.parametrize("what", ["the sum", "the base"])
+@pytest.mark.parametrize(("half", "digits"), [("BF16", 8), ("F16", 11)])
+def test_float64_reaches_a_half_over_float32_or_at_once(tmp_path, half, digits, what, rounded):
+    world = World(tmp_path, FLOATS["F64"])
+    for name, W in world.arrays.items():
+        change = world.changes.get(name.removesuffix(".weight"), 0.0) if what == "the sum" else 0.0
+        W[:] = near_ties(W + change, digits) - change
+    save_file(world.arrays, world.base / "model.safetensors")
+    ways = {way: {name: way(W, digits) for name, W in world.arrays.items()} for way in (over_float32, in_one_step)}
+    if what == "the sum":
+        ways = {way: {name: way(m, digits) for name, m in world.merged().items()} for way in ways}
+    else:
+        ways = {way: {n: over_float32(m, digits) for n, m in world.merged(base=ways[way]).items()} for way in ways}
+    for name, m in ways[over_float32].items():
+        assert np.mean(m != ways[in_one_step][name]) > 0.1  # the two roundings differ in each tensor
+    arrays = {name: m.astype("f4").astype(FLOATS[half]) for name, m in ways[rounded].items()}
+    assert world.judged(arrays).word == "RIGHT"
+    norm = arrays["model.norm.weight"].view("u2")
+    norm[0] += 2  # no rounding is off by two steps
+    report = world.judged(arrays)
+    assert report.word == "WRONG"
+    assert "model.norm" in str(report)
 
 
 ROADS = ("product and change", "B before the product", "change", "factors alone")

@@ -7,7 +7,7 @@ import pytest
 from minilora.audit.merging import Merger, together
 from minilora.audit.suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict, of_another, of_strength
 from minilora.audit.verdicts import for_programs, tell, where
-from minilora.files.tensors import FLOATS
+from minilora.files.dtypes import FLOATS
 
 from .test_merged import LAST, SCALING, R, World
 

@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from minilora import FileRefused, LoRA, merge_adapter, save_adapter
 from minilora.cli import main
 from minilora.files import merge
-from minilora.files.tensors import FLOATS, TensorFile
+from minilora.files.dtypes import FLOATS
+from minilora.files.tensors import TensorFile
 from minilora.variants.adapter import Adapter
 
 from ..support.adapter_folder import change_json, merged

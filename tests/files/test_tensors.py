@@ -10,8 +10,9 @@ import pytest
 from ml_dtypes import bfloat16
 from safetensors.numpy import load, load_file, save_file
 
-from minilora import FileRefused
+from minilora import FileRefused, LoRA, load_adapter, save_adapter
 from minilora.files import tensors
+from minilora.files.dtypes import cast
 from minilora.files.tensors import (
     INDEX_NAME,
     SINGLE_NAME,
@@ -52,6 +53,24 @@ def test_every_length_of_header_is_padded(length):
     assert len(header) % 8 == 0
     assert len(header) - len(header.rstrip(b" ")) < 8
     assert load(raw).keys() == {"a" * length}
+
+
+# Two numbers just above the middle of two neighbours in bfloat16, closer to it than float32 can tell; to even is down.
+ABOVE_TIES = np.array([1 + 2.0**-8 + 2.0**-30, -3 - 2.0**-7 - 2.0**-30])
+
+
+def test_bfloat16_is_rounded_from_float32_whatever_ml_dtypes_does():
+    assert cast(ABOVE_TIES, bfloat16).tolist() == [1.0, -3.0]
+    assert in_dtype(ABOVE_TIES, bfloat16, "f", "it reaches").tolist() == [1.0, -3.0]
+    assert cast(ABOVE_TIES.astype("f4") + np.float32(2**-20), bfloat16).tolist() == [1.0078125, -3.0]
+    assert cast(ABOVE_TIES, "f8") is ABOVE_TIES
+
+
+def test_a_saved_adapter_is_rounded_so_too(tmp_path):
+    A, B = ABOVE_TIES[None], ABOVE_TIES[:, None]
+    save_adapter(tmp_path, {"fc": LoRA(A, B, 1.0)}, dtype="bfloat16")
+    saved = load_adapter(tmp_path)["fc"]
+    assert (saved.lora_A.tolist(), saved.lora_B.tolist()) == ([[1.0, -3.0]], [[1.0], [-3.0]])
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
 from minilora.checks import FileRefused
-from minilora.files.tensors import FLOATS, TensorFile, write_tensors
+from minilora.files.dtypes import FLOATS
+from minilora.files.tensors import TensorFile, write_tensors
 
 from ..support.adapter_folder import change_json
 from ..support.compare import refused

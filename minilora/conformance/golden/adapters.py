@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ...files.dtypes import FLOATS, cast
 from ...files.experts import WRITTEN_AS, layer_paths
 from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
-from ...files.tensors import FLOATS
 from .bases import EXPERTS, LAYER, Base, to_bfloat16
 from .exact import product, sums
 from .reading import AdapterModule, Arrays, Given, is_turned, scale, setting, site
@@ -112,14 +112,14 @@ def in_type(given: Given, stored: str) -> Given:
         return given
 
     def held(x: np.ndarray) -> np.ndarray:
-        return x.astype(FLOATS[stored]).astype(np.float64)
+        return cast(x, FLOATS[stored]).astype(np.float64)
 
     modules = {path: replace(m, lora_A=held(m.lora_A), lora_B=held(m.lora_B)) for path, m in given.modules.items()}
     return replace(given, modules=modules, stored=stored)
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """Return the nearest numbers of bfloat16, in float64."""
+    """Return numbers rounded to bfloat16, in float64."""
     return to_bfloat16(x).astype(np.float64)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ...checks import FileRefused, short
-from ...files.tensors import FLOATS, TensorFile
+from ...files.dtypes import FLOATS
+from ...files.tensors import TensorFile
 from .reading import Arrays
 
 COMPUTED_IN = "computed_in"

@@ -32,7 +32,8 @@ import numpy as np
 from safetensors.numpy import save
 
 from ...checks import needed
-from ...files.tensors import FLOATS, MODEL_CONFIG, SINGLE_NAME, write_tensors
+from ...files.dtypes import FLOATS, cast
+from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...language.config import LlamaConfig, MixtureConfig
 from ...language.gguf import SIZES, gguf_tensor
 from ...language.llama import Llama
@@ -192,8 +193,8 @@ BASES = (
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Return the nearest numbers that bfloat16 holds, as float32."""
-    return array.astype(FLOATS["BF16"]).astype(np.float32)
+    """Return numbers rounded to bfloat16, as float32."""
+    return cast(array, FLOATS["BF16"]).astype(np.float32)
 
 
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -232,7 +233,7 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], stored: str 
         path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"format": "pt"}))
         return
     with open(path, "wb") as file:
-        write_tensors(file, {name: array.astype(FLOATS[stored]) for name, array in arrays.items()}, {"format": "pt"})
+        write_tensors(file, {name: cast(array, FLOATS[stored]) for name, array in arrays.items()}, {"format": "pt"})
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -262,7 +263,7 @@ def _in_bfloat16(arrays: Mapping[str, np.ndarray]) -> bytes:
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in arrays.items():
-        numbers = array.astype(FLOATS["BF16"]).tobytes()
+        numbers = cast(array, FLOATS["BF16"]).tobytes()
         offsets = [len(data), len(data) + len(numbers)]
         entries[name] = {"dtype": "BF16", "shape": list(array.shape), "data_offsets": offsets}
         data += numbers

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ...checks import FileRefused
-from ...files.tensors import FLOATS, TensorFile
+from ...files.dtypes import FLOATS, cast
+from ...files.tensors import TensorFile
 from ...language.llama import Llama
 from ...layer import walk
 from .. import naming
@@ -89,7 +90,7 @@ def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
 def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
     """Return weights as a type holds them."""
     with np.errstate(over="ignore"):
-        return {name: array.astype("f4").astype(FLOATS[dtype]).astype(array.dtype) for name, array in arrays.items()}
+        return {name: cast(array.astype("f4"), FLOATS[dtype]).astype(array.dtype) for name, array in arrays.items()}
 
 
 # --- the world --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...files.tensors import FLOATS
+from ...files.dtypes import FLOATS, cast
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Parts, Wrong
 from ..problems import bugs as table
@@ -60,7 +60,7 @@ def _alpha_cut(config: Config, path: str) -> float:
 
 
 def _as_float16(stored: str, x: np.ndarray) -> np.ndarray:
-    return x.astype(FLOATS["BF16"]).view("<f2").astype(np.float64) if stored == "BF16" else x
+    return cast(x, FLOATS["BF16"]).view("<f2").astype(np.float64) if stored == "BF16" else x
 
 
 def _square(W: np.ndarray) -> bool:

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from ...files.dtypes import FLOATS, cast
 from .formulas import Formulas
 from .problem import Arrays, Problem
 
@@ -36,14 +37,10 @@ TINY = 1e-300
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a precision. NumPy has no bfloat16: its numbers are float32 with the lower half of the bits zero."""
+    """Round to a precision. NumPy has no bfloat16: its numbers come as float32."""
     if array.dtype.kind in "iu":
         return array
-    if dtype != "bfloat16":
-        return array.astype(dtype)
-    bits = array.astype(np.float32).view(np.uint32)
-    bits = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # to the nearest, ties to even
-    return (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    return cast(array, FLOATS["BF16"]).astype(np.float32) if dtype == "bfloat16" else array.astype(dtype)
 
 
 @dataclass(frozen=True, eq=False)  # a trial is itself alone: what is computed for it can be kept
