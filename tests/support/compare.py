@@ -1,5 +1,6 @@
 """Comparisons that several test files make."""
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,6 +17,21 @@ from .claims import require_close
 def assert_close(found, expected, tolerance: float) -> None:
     """Compare as gradcheck does: absolutely below 1, relative to the largest entry above."""
     require_close("what was found", found, expected, tolerance)
+
+
+DECIMAL = re.compile(r"\d[\d,]*\.\d+")
+
+
+def same_but_rounding(text: str, other: str) -> bool:
+    """Whether two texts are equal but for the last decimal of their numbers, in which processors differ by a unit."""
+    if DECIMAL.sub("#", text) != DECIMAL.sub("#", other):
+        return False
+    for pair in zip(DECIMAL.findall(text), DECIMAL.findall(other), strict=True):
+        decimals = max(len(number.partition(".")[2]) for number in pair)
+        a, b = (float(number.replace(",", "")) for number in pair)
+        if abs(a - b) > 1.5 * 10.0**-decimals:
+            return False
+    return True
 
 
 @contextmanager
