@@ -163,10 +163,9 @@ for told in (
 says("such as 20 billion tokens of code")
 
 # %% What to set first
-sizes = [int(size) for recipe in words.RECIPES for size in re.findall(r"(\d+)B", recipe.models)]  # billions of weights
 says(
     f"In our small model such adapters had {words.percent(words.enough())} of what full fine-tuning gains",
-    f"For {min(sizes)} to {max(sizes)} billion weights begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
+    f"For {min(words.sizes())} to {max(words.sizes())} billion weights begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
 )
 
 # %% In Python
