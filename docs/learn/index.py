@@ -106,9 +106,11 @@ assert np.isclose(first_step(after, True) / first_step(before, True), 4)
 says(f"Alpha goes from {before} to {after}, and", "- twice as far\n- four times as far\n", "**twice as far**. Adam")
 
 # %% Merging
-thin, both = 4 * (rows + columns), 4 * (rows + columns) + WORD.size
+rank = 4
+thin = rank * (rows + columns)
+both = thin + WORD.size
 says(
-    f"W has {WORD.size} numbers; A and B, of rank {4}, have {thin}.",
+    f"W has {WORD.size} numbers; A and B, of rank {rank}, have {thin}.",
     f"\n- {thin}\n- {WORD.size}\n- {both}\n",
     f"**{WORD.size}**. The sum is",
     f"- *{thin}*: That is A and B alone",
