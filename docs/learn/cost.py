@@ -6,6 +6,7 @@ import costs
 import numpy as np
 import pictures
 import settings
+import words
 from laboratory import WIDE
 from pages import picture, recording, says, shown
 
@@ -50,7 +51,7 @@ shown("ledger", pictures.table(["millions a step", "full training", "LoRA", "of 
 
 timed = recording("laboratory")["steps"]
 d, m, vocabulary, layers = WIDE
-rows = [("width", 128, d)]
+rows = [("width", words.GLASSLLM.hidden_size, d)]
 for what, name, form in (
     ("weights", "numbers", "{:,}"),
     ("tokens a step", "tokens", "{:,}"),
