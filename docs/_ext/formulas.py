@@ -20,21 +20,30 @@ from typing import Any
 
 import numpy as np
 
-WRITTEN_OTHERWISE = [
+
+def stacked(rows: str) -> str:
+    r"""Return the rows of a printed matrix one below the other, ``\vstack([a,b],[c,d])``; a column has no brackets."""
+    cells = [row.replace("&", ",") for row in rows.split(r"\\")]
+    return rf"\vstack({','.join(f'[{row}]' if ',' in row else row for row in cells)})"
+
+
+WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\mathrel\{\+\}=", r"\\pluseq "),
     (r"\\frac\{\\partial L\}\{\\partial (\w+)(_\{\w+\})?\}", r"d\1\2"),
+    (r"\\frac\{\\partial (\w+)_\{(\w+)\}\}\{\\partial (\w+)_\{(\w+)\}\}", r"d\1d\3_{\2 \4}"),
     (r"\\operatorname\{([a-z]+)(?:\\,)?([a-z]*)\}", r"\\\1\2 "),
     (r"\\tfrac(\d)(\d)", r"\\frac{\1}{\2}"),
     (r"(d?)\\hat(?:\{(\w)\}| (\w))", r"\1\2\3hat"),
     (r"\\Delta\s*W", "DeltaW"),
     (r"\\\\\[[\d.]+em\]", r"\\\\"),
-    (r"\\begin\{bmatrix\}(.*?)\\\\(.*?)\\end\{bmatrix\}", r"\\vstack(\1,\2)"),
+    (r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", lambda matrix: stacked(matrix[1])),
+    (r"\\\\\s*&=|\\leftarrow", "="),
     (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
     (r"\\tfrac", r"\\frac"),
 ]
 """TeX that the reader does not know, and what it reads instead."""
-TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+|[A-Za-z]+'*|\S")
+TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+(?:\.\d+)?|[A-Za-z]+'*|\S")
 RELATIONS = {"=": "==", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\in": "in"}
 FUNCTIONS = {rf"\{name}": f"np.{name}" for name in ("cos", "sin", "tanh", "log", "sign")}
 OVER = {r"\sum": "sum", r"\max": "max", r"\min": "min", r"\argmin": "argmin", r"\text{mean}": "mean"}
@@ -285,7 +294,7 @@ class Reader:
             self.take()
             return f"np.vstack([{self.arguments()}])"
         token = joined([self.take()]) if self.next.startswith(r"\text") and self.next not in OVER else self.take()
-        if token.isdigit():
+        if token[0].isdigit():
             return token
         if token == r"\frac":
             return f"({self.argument()} / {self.argument()})"
