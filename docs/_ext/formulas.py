@@ -73,7 +73,7 @@ def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
     printed = list(reader.equations())
     if len(printed) < len(found):
         return f"there are {len(found)} arrays, and {len(printed)} equations"
-    scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "entry": entry}
+    scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "dot": dot, "entry": entry}
     scope |= {"shaped": shaped, "widths": {}}
     targets = [*found, *(np.asarray(names[equation.name]) for equation in printed[len(found) :])]
     for equation, target in zip(printed, targets, strict=True):
@@ -113,6 +113,11 @@ def unequal(found: np.ndarray, stated: np.ndarray) -> str:
 def times(a: Any, b: Any) -> Any:
     """Return a product: of numbers, of arrays of one shape entry by entry, of others as matrices."""
     return a * b if np.ndim(a) == 0 or np.ndim(b) == 0 or np.shape(a) == np.shape(b) else a @ b
+
+
+def dot(a: Any, b: Any) -> Any:
+    """Return a product with a dot: of two vectors it is a number."""
+    return a @ b if np.ndim(a) == np.ndim(b) == 1 else times(a, b)
 
 
 def shaped(array: Any, labels: list[str], widths: dict[str, int]) -> Any:
@@ -248,7 +253,8 @@ class Reader:
         while self.next not in ENDS and not self.next.startswith(r"\text{ "):
             sign = self.take() if self.next in ("/", r"\cdot") else ""
             factor = self.factor()
-            source = f"{source} / {factor}" if sign == "/" else f"times({source}, {factor})"
+            product = "dot" if sign == r"\cdot" else "times"
+            source = f"{source} / {factor}" if sign == "/" else f"{product}({source}, {factor})"
         return source
 
     def factor(self) -> str:
