@@ -37,6 +37,7 @@ says(f"There are ten thousand rows, {n_in} inputs and {n_out} outputs.")
 
 says(f"This layer of {n_out * n_in:,} numbers")
 
+
 def beside(history, theirs):
     assert tuple(history.epochs) == ARTICLE_EPOCHS
     rows = [(e, f"{t:.7g}", f"{o:.4g}") for e, t, o in zip(ARTICLE_EPOCHS, theirs, history.losses, strict=True)]

@@ -115,7 +115,9 @@ def of_products(held):
 
 
 units, held = (f"{min(of):.2f} to {max(of):.2f}" for of in map(of_products, (False, True)))
-says(f"{dtypes['rows']} rows by SmolLM2's weights, bfloat16 takes {units} of float32's time with the units, and {held} times as long held to AVX2.")
+says(
+    f"{dtypes['rows']} rows by SmolLM2's weights, bfloat16 takes {units} of float32's time with the units, and {held} times as long held to AVX2."
+)
 # What the text and README say.
 assert dtypes["machine"]["units"] and max(of_float32(False, "SmolLM2")) < 0.8 and max(of_products(False)) < 0.6
 for step in dtypes["steps"]:
