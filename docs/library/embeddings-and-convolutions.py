@@ -2,9 +2,9 @@
 
 from pages import holds
 
-# %% A convolution is a linear layer on patches
-
 from minilora import Conv1d
+
+# %% A convolution is a linear layer on patches
 
 W, b, s, d = rng.standard_normal((4, 3, 2)), rng.standard_normal(4), 3, 2
 signal = rng.standard_normal((5, 3, 11))
