@@ -30,8 +30,9 @@ says(f"{start} bytes with the length of a header")
 
 # %% Look into an adapter
 
-B = np.outer(rng.standard_normal(7), rng.standard_normal(4))
-squares = singular_values(rng.standard_normal((4, 5)), B) ** 2
+own = np.random.default_rng(1)
+B = np.outer(own.standard_normal(7), own.standard_normal(4))
+squares = singular_values(own.standard_normal((4, 5)), B) ** 2
 shares = squares / squares.sum()
 says(f"An adapter of rank {len(shares)} whose first share is {100 * shares[0]:.0f} % uses one direction of four.")
 
