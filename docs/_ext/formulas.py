@@ -41,6 +41,7 @@ WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", lambda matrix: stacked(matrix[1])),
     (r"\\\\\s*&=|\\leftarrow", "="),
     (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
+    (r"\\\|(.*?)\\\|", r"\\norm(\1)"),
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
     (r"\\tfrac", r"\\frac"),
 ]
@@ -48,6 +49,7 @@ WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+(?:\.\d+)?|[A-Za-z]+'*|\S")
 RELATIONS = {"=": "==", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\in": "in"}
 FUNCTIONS = {rf"\{name}": f"np.{name}" for name in ("cos", "sin", "tanh", "log", "sign")}
+FUNCTIONS[r"\norm"] = "np.linalg.norm"
 OVER = {r"\sum": "sum", r"\max": "max", r"\min": "min", r"\argmin": "argmin", r"\text{mean}": "mean"}
 """Operators with an index below them, over which they go."""
 ENDS = {*("", "+", "-", ")", "]", "}", ",", r"\\", r"\quad", r"\qquad", r"\rvert", r"\pluseq"), *RELATIONS}
