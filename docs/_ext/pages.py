@@ -419,7 +419,7 @@ NOT_PROSE = re.compile(
     re.S | re.M,
 )
 """Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
-PROSE_NUMBER = re.compile(r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d[\d,]*(?:\.\d+)?(?!\.?\w)")
+PROSE_NUMBER = re.compile(r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?!\.?\w)")
 """A number in the prose; 0, 1 and 2 count as words."""
 
 
@@ -437,9 +437,7 @@ def unsaid(text: str, says: list[str]) -> list[str]:
     prose = text
     for place in (*COMPUTED, NOT_PROSE):
         prose = place.sub(blank, prose)
-    said = [
-        range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)
-    ]
+    said = [range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)]
     return [
         " ".join(text[max(0, number.start() - 30) : number.end() + 20].split())
         for number in PROSE_NUMBER.finditer(prose)

@@ -26,7 +26,9 @@ assert np.abs(levels - NF4).max() < 2e-7 and np.abs(np.array(code_book()) - leve
 weights = training_memory(LLAMA_2_7B, tokens=1)["weights"]  # bytes, two a weight
 says(f"A model of {weights / 2 / 1e9:.0f} billion weights takes {weights / 1e9:.1f} GB in 16 bits")
 count, positive, negative = NF4.size, (NF4 > 0).sum(), (NF4 < 0).sum()
-says(f"tell {2**4} numbers apart. Which {count}?", f"one of the {count} numbers, since", f"not the best {count} numbers")
+says(
+    f"tell {2**4} numbers apart. Which {count}?", f"one of the {count} numbers, since", f"not the best {count} numbers"
+)
 says(f"That leaves {positive} above 0 and {negative} below")
 says(f"With {positive} on either side there would be {2 * positive} levels and none at 0")
 says(f"with {negative} on either side and 0 there are {2 * negative + 1}", f"= {p_1:.7f}$")
@@ -87,7 +89,10 @@ from minilora.language.gguf import decode
 
 by_gguf = decode("Q8_0", gguf.quants.quantize(W, gguf.GGMLQuantizationType.Q8_0))  # it multiplies by 1 / scale
 assert (q8_0(W) == by_gguf).mean() > 0.9999 and np.abs(q8_0(W) - by_gguf).max() < 1.01 * np.abs(W).max() / 127
-says(f"add a change of rank {np.linalg.matrix_rank(change)}, and round", "the noise of 16 bits or of Q8_0 does not change")
+says(
+    f"add a change of rank {np.linalg.matrix_rank(change)}, and round",
+    "the noise of 16 bits or of Q8_0 does not change",
+)
 says(f"of one model of {recorded['MB']['float32'] / 4:.0f} million weights")
 at = sizes.index(0.01)
 assert kept["bfloat16"][at] > 0.998 and kept["Q8_0"][at] > 0.97 and kept["NF4"][at] < 0.03

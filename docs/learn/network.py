@@ -36,7 +36,10 @@ holds(r"dx_{nj} = \frac", **names, d=5)
 
 assert gradcheck(lambda p: cross_entropy(p["z"], t)[0], {"z": z}, {"z": dz}).passed
 assert np.allclose(dz.sum(axis=1), 0) and (dz[2] == 0).all()
-says(f"(A target of {IGNORED} marks", f"at 3 nats, the right class got a probability of $e^{{-3}}$, 1 in {np.exp(3):.0f},")
+says(
+    f"(A target of {IGNORED} marks",
+    f"at 3 nats, the right class got a probability of $e^{{-3}}$, 1 in {np.exp(3):.0f},",
+)
 
 # %% How high a rank does the change take?
 
@@ -60,7 +63,11 @@ shown("ranks", "| | rows it learned from | unseen rows |\n|---|--:|--:|\n" + "".
 
 base, one, four, sixteen = shares.values()
 says(f"learns it from {len(X):,} rows", "what do ranks 4 and 16 add?", "What rank 16 adds")
-says(f"the model had {base[0]:.0%} of these rows right. On the new one, with rank 1, it has {one[0]:.0%}".replace("%", " %"))
+says(
+    f"the model had {base[0]:.0%} of these rows right. On the new one, with rank 1, it has {one[0]:.0%}".replace(
+        "%", " %"
+    )
+)
 says(f"had {base[0]:.0%} of its own rows and {base[1]:.0%} of unseen ones".replace("%", " %"))
 assert base[0] > one[0] + 0.05 and one[1] > base[1] - 0.02
 assert sixteen[0] > one[0] + 0.04 and max(one[1], four[1], sixteen[1]) - min(one[1], four[1], sixteen[1]) < 0.02
