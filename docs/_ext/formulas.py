@@ -6,6 +6,8 @@ axes in front of those that have an index are a batch. ``\underset{(r,\,in)}{dA}
 checked. In ``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind
 it says where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of
 letters needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
+A left side that is more than a name, ``M x``, is the name ``Mx``. ``u \cdot v`` of two vectors is a number, and the
+slope ``\frac{\partial y_{no}}{\partial B_{ok}}`` is an entry of the array ``dydB``. Matrices may be printed in numbers.
 
 The formula becomes Python, term by term; `stated` holds it against the lines of code.
 """
@@ -20,23 +22,34 @@ from typing import Any
 
 import numpy as np
 
-WRITTEN_OTHERWISE = [
+
+def stacked(rows: str) -> str:
+    r"""Return the rows of a printed matrix one below the other, ``\vstack([a,b],[c,d])``; a column has no brackets."""
+    cells = [row.replace("&", ",") for row in rows.split(r"\\")]
+    return rf"\vstack({','.join(f'[{row}]' if ',' in row else row for row in cells)})"
+
+
+WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\mathrel\{\+\}=", r"\\pluseq "),
     (r"\\frac\{\\partial L\}\{\\partial (\w+)(_\{\w+\})?\}", r"d\1\2"),
+    (r"\\frac\{\\partial (\w+)_\{(\w+)\}\}\{\\partial (\w+)_\{(\w+)\}\}", r"d\1d\3_{\2 \4}"),
     (r"\\operatorname\{([a-z]+)(?:\\,)?([a-z]*)\}", r"\\\1\2 "),
     (r"\\tfrac(\d)(\d)", r"\\frac{\1}{\2}"),
     (r"(d?)\\hat(?:\{(\w)\}| (\w))", r"\1\2\3hat"),
     (r"\\Delta\s*W", "DeltaW"),
     (r"\\\\\[[\d.]+em\]", r"\\\\"),
-    (r"\\begin\{bmatrix\}(.*?)\\\\(.*?)\\end\{bmatrix\}", r"\\vstack(\1,\2)"),
+    (r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", lambda matrix: stacked(matrix[1])),
+    (r"\\\\\s*&=|\\leftarrow", "="),
     (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
+    (r"\\\|(.*?)\\\|", r"\\norm(\1)"),
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
     (r"\\tfrac", r"\\frac"),
 ]
 """TeX that the reader does not know, and what it reads instead."""
-TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+|[A-Za-z]+'*|\S")
+TOKEN = re.compile(r"\\text\{[^}]*\}|\\\\|\\[A-Za-z]+'*|\d+(?:\.\d+)?|[A-Za-z]+'*|\S")
 RELATIONS = {"=": "==", "<": "<", ">": ">", r"\le": "<=", r"\ge": ">=", r"\in": "in"}
 FUNCTIONS = {rf"\{name}": f"np.{name}" for name in ("cos", "sin", "tanh", "log", "sign")}
+FUNCTIONS[r"\norm"] = "np.linalg.norm"
 OVER = {r"\sum": "sum", r"\max": "max", r"\min": "min", r"\argmin": "argmin", r"\text{mean}": "mean"}
 """Operators with an index below them, over which they go."""
 ENDS = {*("", "+", "-", ")", "]", "}", ",", r"\\", r"\quad", r"\qquad", r"\rvert", r"\pluseq"), *RELATIONS}
@@ -64,7 +77,7 @@ def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
     printed = list(reader.equations())
     if len(printed) < len(found):
         return f"there are {len(found)} arrays, and {len(printed)} equations"
-    scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "entry": entry}
+    scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "dot": dot, "entry": entry}
     scope |= {"shaped": shaped, "widths": {}}
     targets = [*found, *(np.asarray(names[equation.name]) for equation in printed[len(found) :])]
     for equation, target in zip(printed, targets, strict=True):
@@ -104,6 +117,11 @@ def unequal(found: np.ndarray, stated: np.ndarray) -> str:
 def times(a: Any, b: Any) -> Any:
     """Return a product: of numbers, of arrays of one shape entry by entry, of others as matrices."""
     return a * b if np.ndim(a) == 0 or np.ndim(b) == 0 or np.shape(a) == np.shape(b) else a @ b
+
+
+def dot(a: Any, b: Any) -> Any:
+    """Return a product with a dot: of two vectors it is a number."""
+    return a @ b if np.ndim(a) == np.ndim(b) == 1 else times(a, b)
 
 
 def shaped(array: Any, labels: list[str], widths: dict[str, int]) -> Any:
@@ -239,7 +257,8 @@ class Reader:
         while self.next not in ENDS and not self.next.startswith(r"\text{ "):
             sign = self.take() if self.next in ("/", r"\cdot") else ""
             factor = self.factor()
-            source = f"{source} / {factor}" if sign == "/" else f"times({source}, {factor})"
+            product = "dot" if sign == r"\cdot" else "times"
+            source = f"{source} / {factor}" if sign == "/" else f"{product}({source}, {factor})"
         return source
 
     def factor(self) -> str:
@@ -285,7 +304,7 @@ class Reader:
             self.take()
             return f"np.vstack([{self.arguments()}])"
         token = joined([self.take()]) if self.next.startswith(r"\text") and self.next not in OVER else self.take()
-        if token.isdigit():
+        if token[0].isdigit():
             return token
         if token == r"\frac":
             return f"({self.argument()} / {self.argument()})"

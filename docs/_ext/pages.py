@@ -18,6 +18,10 @@ sees none of the module's. What stands above the first such line runs before the
     picture("rank", drawing)       # what stands at pictures/rank.svg
     shown("rates", table)          # what stands between the comments
     says(f"by {factor:.1f} at most")  # what a sentence of the page says
+    holds("M x =", M=M, x=x, ...)  # an equation without a number is true of these arrays
+
+Each number in the prose must be part of words that the module says, and each equation without a number must hold, or
+the page does not build. Numbers in code, formulas, addresses of links, and in what is computed anyway do not count.
 
 A page that shows something else stops the build; ``--write`` writes into the page what was computed.
 """
@@ -74,6 +78,8 @@ class Given:
     pictures: dict[str, str] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
     says: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+    page: str = ""  # its text
     live: dict[str, str] = field(default_factory=dict)
 
 
@@ -112,6 +118,30 @@ def shown(name: str, text: str) -> None:
 def says(*words: str) -> None:
     """Require that the page says these words, with the numbers in them."""
     given.says += words
+
+
+def holds(start: str, **names: Any) -> None:
+    """Require that the equation without a number that begins with `start` is true of these arrays and numbers."""
+    from formulas import difference
+
+    tex = unnumbered(start)
+    if said := difference(tex, names, []):
+        raise BadPage(f"the equation {start!r} does not hold: {said}")
+    given.held.append(tex)
+
+
+def not_computed(start: str, why: str) -> None:
+    """Excuse an equation without a number that states nothing that code computes; `why` says what it is instead."""
+    assert why
+    given.held.append(unnumbered(start))
+
+
+def unnumbered(start: str) -> str:
+    """Return the page's equation without a number that begins with `start`."""
+    found = [tex for tex in equations(given.page) if tex.startswith(start)]
+    if len(found) != 1:
+        raise BadPage(f"{len(found)} equations without a number begin with {start!r}, expected one")
+    return found[0]
 
 
 def block(*lines: str) -> str:
@@ -236,6 +266,7 @@ def run(page: Path) -> Given:
     """Run a page in this process, and return what it gave."""
     global given
     given = Given()
+    given.page = page.read_text(encoding="utf-8")
     module = types.ModuleType("page")  # what a class of the page calls its own
     sys.modules["page"] = module
     vars(module)["console"] = console
@@ -371,7 +402,47 @@ def filled(text: str, result: Given, page: str = "page") -> str:
     text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
     if lacking := [words for words in result.says if words not in text]:
         raise BadPage(f"{page} does not say: {' | '.join(lacking)}")
+    if left := [tex for tex in equations(text) if tex not in result.held]:
+        raise BadPage(f"{page}: its module does not compute an equation without a number: {' | '.join(left)}")
+    if page not in HISTORY and (left := unsaid(text, result.says)):
+        raise BadPage(f"{page}: its module does not say the numbers of: {' | '.join(left)}")
     return put_back(text)
+
+
+HISTORY = ("changelog.md", "golden-results.md")
+"""Pages whose numbers were true on a day that they name."""
+DISPLAY = re.compile(r"^\$\$\n(?P<tex>.*?)\n\$\$$", re.S | re.M)
+COMPUTED = (FENCE, SHOWN, DISPLAY, PICTURE)
+NOT_PROSE = re.compile(
+    r"<!--.*?-->|\$[^$\n]+\$|`[^`\n]+`|\[[^\]]*\]\(https?:[^)\s]*\)|\]\([^)\s]*\)|^#+ \d+\.|^ *\d+\. "
+    r"|https?:\S+|\((?:[a-z]+\.)?\d{1,3}\)|[Ll]essons? \d+(?:(?:,| and| to) \d+)*|\[\d+\. ",
+    re.S | re.M,
+)
+"""Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
+PROSE_NUMBER = re.compile(r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?!\.?\w)")
+"""A number in the prose; 0, 1 and 2 count as words."""
+
+
+def equations(text: str) -> list[str]:
+    """Return the TeX of a page's equations without a number."""
+    return [shown["tex"].strip() for shown in DISPLAY.finditer(FENCE.sub("", text)) if r"\tag{" not in shown["tex"]]
+
+
+def unsaid(text: str, says: list[str]) -> list[str]:
+    """Return each number of a page's prose that is part of no words that the module says, with what is around it."""
+
+    def blank(found: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", found[0])
+
+    prose = text
+    for place in (*COMPUTED, NOT_PROSE):
+        prose = place.sub(blank, prose)
+    said = [range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)]
+    return [
+        " ".join(text[max(0, number.start() - 30) : number.end() + 20].split())
+        for number in PROSE_NUMBER.finditer(prose)
+        if not any(number.start() in part and number.end() - 1 in part for part in said)
+    ]
 
 
 def check(page: Path, write: bool = False) -> str:

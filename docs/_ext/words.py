@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -100,6 +101,11 @@ PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperpar
 def fixed(rank: int, alpha: int, rate: float) -> tuple[float, float, str]:
     """Return the rate, the scaling and the words of a recipe with one rank and one alpha."""
     return rate, alpha / rank, f"{alpha}, at rank {rank}"
+
+
+def sizes() -> list[int]:
+    """Return the sizes of the recipes' models, in billions of weights."""
+    return [int(size) for recipe in RECIPES for size in re.findall(r"(\d+)B", recipe.models)]
 
 
 def tinker_rate(family: str, width: int) -> float:

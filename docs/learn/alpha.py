@@ -4,6 +4,9 @@ import pictures
 import words
 from pages import picture, says
 
+low, high = 8, 16  # ranks
+says(f"when you go from rank {low} to rank {high}, does")
+
 # %% Where s enters
 
 assert np.isclose(moved(8, False) / moved(4, False), 4) and np.isclose(moved(8, True) / moved(4, True), 2, rtol=1e-3)
@@ -12,11 +15,24 @@ assert np.isclose(moved(8, False) / moved(4, False), 4) and np.isclose(moved(8, 
 
 assert np.isclose(Adapter(np.ones((16, 6)), np.ones((4, 16)), 4, use_rslora=True).scaling, 1)
 assert [LoRA(np.ones((r, 99)), np.ones((99, r)), 2 * r).scaling for r in (4, 16, 64)] == [2, 2, 2]
-assert round(1 / np.sqrt(2), 2) == 0.71
+says(f"So from rank {low} to {high}, $", f"$s$ falls to a half or to {np.sqrt(low / high):.2f}.")
+assert high == 2 * low
 
 # %% Why divide at all?
 
-assert [[float(s(r)) for r in (4, 16, 64)] for s in RULES.values()] == [[2, 0.5, 0.125], [2, 2, 2], [2, 1, 0.5]]
+ranks = 4, 16, 64
+fixed, doubled, root = (", ".join(f"{s(r):g}" for r in ranks) for s in RULES.values())
+alphas = [[f"{s(r) * of(r):g}" for r in ranks] for s, of in zip(RULES.values(), (float, float, np.sqrt), strict=True)]
+agree = [r for r in range(1, 65) if len({s(r) for s in RULES.values()}) == 1]
+assert len(agree) == 1 and {*alphas[0]} == {"8"} and {*alphas[2]} == {"4"}
+says(
+    f"Here they agree at rank {agree[0]}:",
+    f"at rank {', '.join(map(str, ranks))} |",
+    f"**alpha fixed**, at {alphas[0][0]} | $8 / r$ | {fixed} |",
+    f"**alpha = 2r**: {', '.join(alphas[1])} | $2r / r$ | {doubled} |",
+    f"**alpha over the root**, at {alphas[2][0]} | $4 / \\sqrt r$ | {root} |",
+    f"for {max(moves)[0]} unrelated rows",
+)
 last = {case: own[-1] for case, own in moves.items()}
 assert 0.7 < last[1, "alpha fixed"] < 1.4 and 0.7 < last[512, "over the root"] < 1.4  # what keeps its size
 assert 3.5 < last[1, "over the root"] < 5.6 and 0.2 < last[512, "alpha fixed"] < 0.33
@@ -70,9 +86,9 @@ falling = []
 for windows, of in best.items():
     fixed, doubled, root = (way(f"alpha {name}" if name == "over the root" else name, of[name]) for name in RULES)
     says(
-        f"it {fixed}, {doubled}, and {root}."
+        f"With {windows} of its windows it {fixed}, {doubled}, and {root}."
         if windows != whole
-        else f"rank 1 and rank 16 {fixed}, {doubled}, and {root}."
+        else f"between rank {ranks[0]} and rank {ranks[-1]} {fixed}, {doubled}, and {root}."
     )
     if all(own[0].moves > own[-1].moves for own in of.values()):
         falling.append(windows)
@@ -81,9 +97,21 @@ rates_at = {name: (own[0].rate, own[-1].rate) for name, own in best[whole].items
 assert rates_at["alpha = 2r"][0] > rates_at["alpha = 2r"][1]
 assert all(rates_at[name][0] == rates_at[name][1] for name in ("alpha fixed", "over the root"))
 times, apart = words.apart()
-assert falling == [239, whole] and times == 4  # two steps of the search
-says(f"their losses differ by at most {np.ceil(100 * apart) / 100:.2f} nats.")
+assert falling == [239, whole] and times == 2**2  # two steps of the search
+says(
+    f"on the whole text and {falling[0]} windows is $s$ times the rate",
+    f"within a factor of {times:g}, two steps of the search.",
+    f"their losses differ by at most {np.ceil(100 * apart) / 100:.2f} nats.",
+)
 
 # %% Do you remember?
 
-assert round(2 * np.sqrt(8), 1) == 5.7 and np.isclose(2 * np.sqrt(8) / np.sqrt(32), 1)
+r, alpha, to = 8, 16, 32
+root = alpha / r * np.sqrt(r)
+says(
+    f"Rank {r}, $\\alpha = {alpha}$. You go to rank {to}.",
+    f"if they agree at rank {r}?",
+    f"Alpha fixed: $\\alpha = {alpha}$, $s = {alpha / to}$. Alpha = 2r: $\\alpha = {2 * to}$, $s = {alpha / r:g}$.",
+    f"($2 \\sqrt {r} = {root:.1f}$), and $s = {root:.1f} / \\sqrt{{{to}}} = {root / np.sqrt(to):g}$.",
+)
+assert alpha == 2 * r

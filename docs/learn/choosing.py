@@ -5,24 +5,53 @@ import math
 import pictures
 import valley
 import words
+from laboratory import BATCH, LENGTH, STEPS
 from pages import picture, says, shown
 from recordings import RULES
+from settings import FACTS
 from words import RANKS, WINDOWS, say
 
-from minilora.language.memory import LLAMA_2_7B
+from minilora.language.memory import LLAMA_2_7B, MATRICES
 
 recorded, wide = words.laboratory(), words.earlier()
 WHOLE = max(WINDOWS)
 SAID = {"alpha = 2r": "alpha = 2r", "alpha/sqrt(r)": "alpha = 4, over the root", "alpha/r": "alpha fixed, 8"}
 """The rules of scaling in the table's words."""
 
+# %% 10. Which rank, which rate
+
+says(
+    f"else {FACTS['conventions']['peft'][1]}, a habit",  # PEFT's default
+    f"{words.start()} at $s = {words.SCALING:g}$, for {min(words.sizes())} to {max(words.sizes())} billion weights",
+    f"the small model, $s = 2$, rank {max(RANKS)}, its whole text",
+)
+
+# Facts from elsewhere: Biderman et al. 2024 and Schulman et al. 2025, linked below; https://arxiv.org/abs/2602.04998
+says("| Llama-2-7B, Llama 3, Qwen 3 |", "| Llama 3, Qwen 3; the small model", "end within 1 to 2 % of it")
+
 # %% What we measured
 
-assert sum(math.prod(shape) for shape in words.GLASSLLM.shapes().values()) == 852_608
+numbers = sum(math.prod(shape) for shape in words.GLASSLLM.shapes().values())
+layers = len(MATRICES) * words.GLASSLLM.num_hidden_layers
+says(
+    f"The small model is glassllm's: {numbers:,} numbers, {words.GLASSLLM.hidden_size} wide.",
+    f"in at most {STEPS} steps of {BATCH} windows of {LENGTH} tokens",
+    f"beside all {layers} linear layers",
+    f"The text is whole, {WHOLE} windows, or a part of it, {WINDOWS[1]} or {WINDOWS[0]}.",
+    f"which trains all {numbers:,} numbers.",
+)
 ways = [("full", None), *(("LoRA", rank) for rank in RANKS)]
 assert {recorded.tried(*way, windows=windows) for way in ways for windows in WINDOWS} == {3}
 says(
     f"have three seeds. Another seed, that is, another random start and order of windows, moves a loss by about {recorded.spread:.3f} nats"
+)
+
+# %% Which matrices
+
+# Facts from elsewhere: Hu et al. 2021, https://arxiv.org/abs/2106.09685; Biderman et al. 2024; Schulman et al. 2025
+says(
+    "rank 2 beside its four matrices did at least as well as rank 8 beside any one",
+    "in Llama-2-7B ([Biderman et al. 2024](https://arxiv.org/abs/2405.09673)), Llama 3 and Qwen 3 (",
 )
 
 # %% Which rank
@@ -51,9 +80,11 @@ says(
     f"an adapter has {words.percent(alike['1'])} of the gain, with 0.3 it has {words.percent(alike['0.3'])}, with 0.08 {words.percent(alike['0.08'])}.",
     f"the shares differ by at most {apart[0]:.0f} points, at equal rank by up to {apart[1]:.0f}.",
 )
-assert round(words.per_rank(LLAMA_2_7B) / 1e6, 1) == 2.5
-assert round(8 * words.per_rank(LLAMA_2_7B), -6) == 20_000_000
-assert round(20e9 / words.per_rank(LLAMA_2_7B), -3) == 8000
+per_rank = words.per_rank(LLAMA_2_7B) / 1e6  # millions
+says(
+    f"Beside all linear layers of Llama-2-7B rank 8 trains {8 * per_rank:.0f} million numbers",
+    f"the rule asks for rank {round(20_000 / per_rank, -3):,.0f}.",
+)
 
 rows = []
 for windows in WINDOWS:
@@ -70,6 +101,9 @@ for windows in WINDOWS:
     ends = [recorded.least("LoRA", rank, windows=windows) for rank in RANKS]
     assert ends == sorted(ends, reverse=True)  # at its own best rate the higher rank ends lower
 shown("ranks", pictures.table(["windows", "rate", *(f"loss, r = {rank}" for rank in RANKS)], rows))
+
+# Facts from elsewhere: Biderman et al. 2024, https://arxiv.org/abs/2405.09673
+says("On 20 billion tokens of code rank 256 did not reach full fine-tuning")
 
 # %% Alpha, and s times the rate
 
@@ -135,13 +169,16 @@ gaps = [  # with one seed
 ]
 assert gaps == sorted(gaps)
 says(
-    f"rank 16 ends {gaps[0]:.2f} nats above full fine-tuning with batches of 4 windows, {gaps[1]:.2f} with 16 and {gaps[2]:.2f} with 64"
+    f"rank 16 ends {gaps[0]:.2f} nats above full fine-tuning with batches of 4 windows, {gaps[1]:.2f} with 16 and {gaps[2]:.2f} with 64, for"
 )
 stops = [max(words.best_steps("LoRA", 16, windows=windows)) * 16 / windows for windows in (WHOLE, WINDOWS[0])]
 says(
-    f"the loss is least after at most {stops[0]:.0f} passes over the whole text, and after {stops[1]:.0f} over its sixteenth."
+    f"and rank 16, the loss is least after at most {stops[0]:.0f} passes over the whole text, and after {stops[1]:.0f} over its sixteenth."
 )
 assert best < loss and epoch == best_epoch + patience < 200 and evaluate(adapted, *held_out) == best
+
+# Facts from elsewhere: torchtune's recipes and QLoRA's scripts, `words.TUNE` and `words.QLORA`
+says("torchtune has no dropout and 100 steps of warm-up, QLoRA 0.05 to 0.1 and none.")
 
 # %% When to train all weights
 
@@ -163,7 +200,24 @@ assert whole[0] > max(whole[1:]) and short[0] < min(short[1:]) and min(quarter[1
 says(f"forgets more in {worse} of {len(WINDOWS) * len(RANKS)} cases.")
 assert worse > len(WINDOWS) * len(RANKS) / 2
 
+# %% Other kinds of training
+
+# Facts from elsewhere: Unsloth, `words.UNSLOTH`
+says("Unsloth begins at a rate of 0.000005.")
+
 # %% Do you remember?
 
-assert round(50e6 / words.per_rank(LLAMA_2_7B)) == 20
-assert (16 / 64 * 2e-4, 2 * 3e-4) == (5e-5, 6e-4) and round(6e-4 / 5e-5) == 12
+text = 50  # millions of tokens
+need = round(text / per_rank)
+says(
+    f"Your text has {text} million tokens.",
+    f"Rank {need}. Rank 8 trains {8 * per_rank:.0f} million, so each rank {per_rank:.1f} million.",
+    f"If you keep $\\alpha = 2r$, alpha becomes {2 * need}.",
+)
+rank, alpha, rate = (FACTS["qlora"][name] for name in ("rank", "alpha", "rate"))
+other = FACTS["torchtune"]["Llama-3.1-8B"][2]
+says(
+    f"One recipe has rate {say(rate)}, rank {rank} and $\\alpha = {alpha}$, another rate {say(other)} and $\\alpha = 2r$.",
+    f"{alpha / rank} · {say(rate)} = {say(alpha / rank * rate)} and 2 · {say(other)} = {say(2 * other)}. The second, twelve",
+)
+assert round(2 * other / (alpha / rank * rate)) == 12

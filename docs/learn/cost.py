@@ -1,9 +1,16 @@
 """What "What LoRA costs" asserts and shows; the names are the page's own."""
 
+from inspect import signature
+
 import costs
 import numpy as np
 import pictures
-from pages import picture, recording, shown
+import settings
+import words
+from laboratory import WIDE
+from pages import picture, recording, says, shown
+
+from minilora.language.memory import CONSTANTS, count_numbers
 
 # %% Three large products, or two
 
@@ -20,15 +27,21 @@ shown(
 )
 
 
+ROWS, RANK, WIDTH, WIDTHS = 128, 8, 1024, (256, 512, 1024, 2048, 4096)
+
+
 def both(width):
-    ways = costs.ways(128, width, width, 8, need_dx=True)
+    ways = costs.ways(ROWS, width, width, RANK, need_dx=True)
     return ways["full training"], ways["LoRA beside its base"]
 
 
-for width in (256, 512, 1024, 2048, 4096):
-    full, lora = both(width)
-    assert 0.665 < lora.multiply_adds / full.multiply_adds < 0.735
-full, lora = both(1024)
+parts = [lora.multiply_adds / full.multiply_adds for full, lora in map(both, WIDTHS)]
+assert parts == sorted(parts, reverse=True) and parts[-1] > 2 / 3
+says(
+    f"At width {WIDTH:,}, with {ROWS} rows and rank {RANK}:",
+    f"From width {WIDTHS[0]} on, with {ROWS} rows and rank {RANK}, LoRA takes {parts[-1]:.2f} to {parts[0]:.2f} of",
+)
+full, lora = both(WIDTH)
 WHAT = {"multiply_adds": "multiply-adds", "least_bytes": "bytes moved, at least", "optimizer_bytes": "bytes of Adam"}
 counts = {what: (getattr(full, name), getattr(lora, name)) for name, what in WHAT.items()}
 rows = [(what, *(f"{count / 1e6:,.3g}" for count in of), f"{of[1] / of[0]:.1%}") for what, of in counts.items()]
@@ -37,7 +50,8 @@ shown("ledger", pictures.table(["millions a step", "full training", "LoRA", "of 
 # %% A step of a language model
 
 timed = recording("laboratory")["steps"]
-rows = [("width", 128, 576)]
+d, m, vocabulary, layers = WIDE
+rows = [("width", words.GLASSLLM.hidden_size, d)]
 for what, name, form in (
     ("weights", "numbers", "{:,}"),
     ("tokens a step", "tokens", "{:,}"),
@@ -50,10 +64,18 @@ shown("steps", pictures.table(["a decoder of", *(of["model"] for of in timed)], 
 narrow, wide = timed
 assert 0.85 < narrow["step"] < 1.1 and 0.75 < wide["step"] < 0.9 and wide["step"] < wide["gradients"] < 0.92
 assert narrow["numbers"] == 852_608 and wide["tokens"] == 1024
-d, m, vocabulary, layers = 576, 1536, 8192, 6  # with 9 heads over 3, as the example has them
 assert wide["numbers"] == vocabulary * d + d + layers * (2 * d * d + 2 * 3 * 64 * d + 3 * d * m + 2 * d)
-
-assert round(100 * vocabulary * d / wide["numbers"]) == 18 and round(100 * 49_152 * d / 134_515_008) == 21
+smol = settings.config(settings.FACTS["models"]["SmolLM2-135M"])
+assert (smol.hidden_size, smol.intermediate_size) == (d, m) and abs(wide["step"] - 5 / 6) < 0.02
+heads = vocabulary * d / wide["numbers"], smol.vocab_size * d / sum(count_numbers(smol))
+says(
+    f"LoRA has rank {wide['rank']} beside all linear layers;",
+    f"At a width of {rows[0][1]} nothing is saved",
+    f"At {d} LoRA's step takes about five sixths.",
+    f"but six of its {smol.num_hidden_layers} layers and {vocabulary:,} tokens in place of {smol.vocab_size:,}.",
+    f"has {100 * heads[0]:.0f} % of the weights; SmolLM2's has {100 * heads[1]:.0f} %.",
+)
+assert layers == 6
 
 # %% On a GPU
 
@@ -69,6 +91,10 @@ for width in (4096, 8192, 16384):
         for again in (0, 1)
     }
     assert ratio[1, 0] > ratio[0.65, 0] and all(ratio[reached, 1] > ratio[reached, 0] for reached in (1, 0.65))
+says(
+    f"so we also try {100 * reached:.0f} % of it.",
+    f"for these {signature(steps).parameters['N'].default:,} tokens:",
+)
 
 # %% What a 7B model keeps
 
@@ -100,13 +126,31 @@ axes.set(xticks=(0, 24, 80), xlabel="GB")
 axes.invert_yaxis()
 axes.margins(x=0.2)
 figure.legend(loc="outside upper center", ncols=3, fontsize=9.5, handlelength=1, columnspacing=1)
-says = "; ".join(f"{name} {sum_:.3g} GB" for name, sum_ in zip(ways, left, strict=True))
+bars = "; ".join(f"{name} {sum_:.3g} GB" for name, sum_ in zip(ways, left, strict=True))
 caption = f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The lines: what two usual graphics cards hold."
-picture("memory", pictures.show(figure, f"Bars in three parts: {says}.", caption))
+picture("memory", pictures.show(figure, f"Bars in three parts: {bars}.", caption))
 total = {name: sum(parts.values()) / 1e9 for name, parts in ways.items()}
-assert (round(total["LoRA, 4 bits"]), round(total["4 bits, recomputed"], 1)) == (22, 6.6)
-assert (round(total["LoRA, 16 bits"]), round(total["16 bits, recomputed"])) == (32, 16)
+half, four, half_again, four_again = (
+    total[name] for name in ("LoRA, 16 bits", "LoRA, 4 bits", "16 bits, recomputed", "4 bits, recomputed")
+)
+numbers = {"full": sum(count_numbers(LLAMA_2_7B)), "LoRA, 16 bits": ways["LoRA, 16 bits"]["trained"] // 4}
+beside, of_adapter = (
+    sum(ways[name][part] for part in ("trained", "gradients", "Adam")) / count for name, count in numbers.items()
+)
+bits = 8 * ways["full"]["weights"] / numbers["full"]
+says(
+    f"Full fine-tuning keeps {beside:g} bytes for each weight beside the weight itself. LoRA keeps {of_adapter:g} for each",
+    f"in NF4 a weight takes {4 + CONSTANTS[4]:.3f} bits. Embedding, head and norms stay in {bits:g}.",
+    f"brings a 7B model from {four:.0f} GB to {four_again:.1f}.",
+)
 activations = [ways[name]["activations"] for name in ("LoRA, 16 bits", "16 bits, recomputed")]
-assert 0.08 < activations[1] / activations[0] < 0.1 and round(
-    (activations[0] + ways["LoRA, 16 bits"]["logits"]) / 1e9
-) in (17, 18)
+assert 0.08 < activations[1] / activations[0] < 0.1  # nine tenths are saved
+
+# %% Do you remember?
+
+card = 12  # GB
+assert four_again < card < min(half_again, four)  # one change is not enough
+says(
+    f"LoRA over {bits:g} bits takes {half:.0f} GB, of which {activations[0] / 1e9:.0f} are activations. You have {card} GB.",
+    f"which leaves {half_again:.0f} GB, and keep the base in four bits: {four_again:.1f} GB.",
+)

@@ -4,7 +4,7 @@ import re
 
 import costs
 import rungs
-from pages import DOCS, own_picture, shown
+from pages import DOCS, holds, own_picture, says, shown
 
 from minilora import Llama, LlamaConfig
 from minilora.language.llama import recomputed
@@ -16,6 +16,10 @@ from minilora.training import backpropagate
 # %% The whole model
 
 assert gradcheck(loss, some, found).passed
+
+# %% Where LoRA goes
+
+says(f"the {len(every)} places for adapters")
 
 # %% How far the gradient goes
 
@@ -77,8 +81,11 @@ shown(
 )
 
 deep = small_model("all-linear", 24)
-plain, lean = (m.forward(ids)[1] for m in (deep, recomputed(deep)))
-assert step_bytes(lean) < step_bytes(plain) / 8
+plain, lean = (step_bytes(m.forward(ids)[1]) for m in (deep, recomputed(deep)))
+assert lean < plain / 8
+c = plain - step_bytes(small_model("all-linear", 23).forward(ids)[1])  # of a block
+e = ids.size * config.hidden_size * arrays[names["q"]].itemsize
+holds(r"\text{kept}", kept=lean - (plain - 24 * c), L=24, e=e, c=c)  # but for what the embedding and the head keep
 gradients = [backpropagate(m, ids, ids, cross_entropy) for m in (deep, recomputed(deep))]
 assert all(np.array_equal(g, gradients[1][name]) for name, g in gradients[0].items())
 

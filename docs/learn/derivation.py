@@ -3,14 +3,37 @@
 import html
 import re
 
-from pages import DOCS, own_picture, picture
+import numpy as np
+from pages import DOCS, holds, own_picture, picture, says
+
+from minilora import LoRA
+
+# %% A check between the two
+
+rng = np.random.default_rng(0)
+adapter = LoRA(rng.standard_normal((3, 5)), rng.standard_normal((4, 3)), alpha=6.5)
+x, dy, E = rng.standard_normal((7, 5)), rng.standard_normal((7, 4)), rng.standard_normal((3, 3))
+A, B, s, cache = adapter.lora_A, adapter.lora_B, adapter.scaling, adapter.forward(x)[1]
+dx, grads = adapter.backward(dy, cache)
+dA, dB, dh = grads["lora_A"], grads["lora_B"], dx @ np.linalg.pinv(A)  # dx = dh A
+names = {"A": A, "B": B, "s": s, "x": x, "h": cache[-1], "dy": dy, "dA": dA, "dB": dB, "dh": dh, "dx": dx}
+unit = np.eye(B.size).reshape(*B.shape, *B.shape)  # [o, k] is 1 at the entry o, k of B
+dydB = np.array([[LoRA(A, one, alpha=6.5)(x) for one in row] for row in unit]).transpose(2, 3, 0, 1)
+holds("dB_{ok} =", **names, dydB=dydB)
+holds("dh_{nk} =", **names)
+holds("dA_{ki} =", **names)
+holds(r"dA\,A^\top =", **names, **{"dAA^top": dA @ A.T})
+moved = 0.1 * np.sum(dA * (E @ A)) - 0.1 * np.sum(dB * (B @ E))
+holds(r"\Delta L", **names, E=E, varepsilon=0.1, DeltaL=moved)
 
 # %% By pencil, with numbers
 
-assert L == 12 and dx.tolist() == [[5, -2], [-9, 8], [7, -5]]
-assert dA.tolist() == [[-10, 14]] and dB.tolist() == [[-12], [22]] and dA @ [[2], [-1]] == [[1, -1]] @ dB == -34
-assert np.allclose(A, [[2.1, -1.1]], atol=1e-8) and np.allclose(B, [[1.1], [-1.1]], atol=1e-8)
-assert after.round(4) == 7.0151
+says("three rows, two inputs, two outputs, rank 1 and $\\alpha = 2$, so $s = 2$")
+assert x.shape == (3, 2) and layer.base.weight.shape == (2, 2) and (layer.adapter.rank, layer.adapter.scaling) == (1, 2)
+says(f"whether the gradient is ${dA[0, 0]:g}$ or {dB[1, 0]:g}", f"The loss falls from {L:g} to\n")
+holds(r"A \leftarrow", A=A.round(6))
+holds(r"B \leftarrow", B=B.round(6))
+holds("L = 7", L=after.round(4))
 
 layer = LoRALinear(layer.base, LoRA(np.array([[2.0, -1]]), np.array([[1.0], [-1]]), alpha=2))  # before Adam's step
 first = {"x": x, "t": t, "W": layer.base.weight, "A": layer.adapter.lora_A, "B": layer.adapter.lora_B}
@@ -22,18 +45,15 @@ dx, grads = layer.backward(dy, cache)
 first |= {"dA": grads["lora_A"], "dB": grads["lora_B"], "dx": dx, "dy W": layer.base.input_gradient(dy)}
 first |= {"dh": layer.adapter.scaling * dy @ first["B"], "dh A": layer.adapter.backward(dy, beside)[0]}
 
-printed = first | {"y - t": y - t, "L": [loss, after.round(4)], r"A \leftarrow": A, r"B \leftarrow": B}
-section = (
-    (DOCS / "learn" / "derivation.md").read_text(encoding="utf-8").partition("## By pencil")[2].partition("\n## ")[0]
-)
-for formula in re.findall(r"^\$\$\n(.*?)^\$\$", section, re.S | re.M):
-    for part in re.split(r",\s*\\qquad", formula):  # what each is equal to at last
-        name = re.match(r"\s*(?:\\begin\{aligned\}\s*)?(\w - \w|\w \\leftarrow|\w+)", part)[1]
-        *_, rows = re.findall(r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", part, re.S) or [part.rpartition("=")[2]]
-        found = [[float(number) for number in row.split("&")] for row in rows.split(r"\\")]
-        right = np.atleast_2d(printed[name].pop(0) if name == "L" else printed.pop(name))
-        assert np.shape(found) == right.shape and np.allclose(found, right, rtol=0, atol=1e-8), name
-assert printed.keys() == {"L", "base", "update", "dy W", "dh A"} and not printed["L"]
+for start in (
+    r"x = \begin", r"A = \begin", r"h = x A", "\\begin{aligned}\ny", "y - t", r"L = \frac", r"dy = \begin", r"dB = 2",
+    r"dh = 2", "\\begin{aligned}\ndA", "\\begin{aligned}\ndx",
+):  # fmt: skip
+    holds(start, **first, **{"y-t": y - t, "L": loss})
+says(*(f"{a:g} \\cdot 2 - {b:g} \\cdot 1" for a, b in x), f"multiply each error by $2 / {y.size}$")
+says(*(f"2 \\cdot {a:g} - 6 \\cdot {b:g} + 4 \\cdot {c:g}" for a, b, c in x.T))
+sides = (grads["lora_A"] @ first["A"].T).item(), (first["B"].T @ grads["lora_B"]).item()
+says("= -10 \\cdot 2 - 14 \\cdot 1 = {:g}$, and $B^\\top dB = -12 - 22 = {:g}$".format(*sides))
 
 graph = own_picture(DOCS / "learn" / "derivation.md", "graph")
 for group in re.findall(r"<g [^>]*>.*?</g>", graph, re.S):  # a name, and its numbers: each column from above

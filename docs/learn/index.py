@@ -1,13 +1,17 @@
 """What index.md asserts and shows; the names are the page's own."""
 
+import re
+from inspect import signature
+
 import front
+import microlora_runs
 import numpy as np
 import words
-from pages import picture, says
+from pages import holds, picture, says
 from ranks import word
 
-from minilora import Adam, LoRA
-from minilora.language.memory import LLAMA_2_7B, training_memory
+from minilora import NF4, Adam, LoRA, quantize_nf4
+from minilora.language.memory import LLAMA_2_7B, count_numbers, training_memory
 
 DRAWN = front.stills(
     layer=["hero", 1],
@@ -25,28 +29,42 @@ for name, svg in DRAWN.items():
 WORD = word()
 strength = np.linalg.svd(WORD, compute_uv=False) ** 2
 share = np.cumsum(strength) / strength.sum()  # of the word, in squares, by rank
+rows, columns = WORD.shape
 
 # %% 1. LoRA
 
 
 def needed(**options):
-    """Return the gigabytes of a step on 4,096 tokens, by what they are for."""
-    return {part: size / 1e9 for part, size in training_memory(LLAMA_2_7B, tokens=4096, **options).items()}
+    """Return the gigabytes of a step, by what they are for."""
+    return {part: size / 1e9 for part, size in training_memory(LLAMA_2_7B, tokens=TOKENS, **options).items()}
 
 
+TOKENS, RANK = 4096, 16
 full, lora, four, least = (
     needed(**options)
-    for options in ({}, {"rank": 16}, {"rank": 16, "bits": 4}, {"rank": 16, "bits": 4, "recompute": True})
+    for options in ({}, {"rank": RANK}, {"rank": RANK, "bits": 4}, {"rank": RANK, "bits": 4, "recompute": True})
 )
-assert [f"{sum(parts.values()):.3g}" for parts in (full, lora, four)] == ["126", "31.9", "22.3"]
-assert round(sum(least.values()), 1) == 6.6
-assert round(2 * lora["Adam"] / 8 * 1000) == 80  # MB of an adapter in 16 bits; Adam's two means take eight bytes
+in_full, in_sixteen, in_four = (f"{sum(parts.values()):.0f}" for parts in (full, lora, four))  # GB
+at_least = f"{sum(least.values()):.1f}"
+file = f"{2 * lora['Adam'] / 8 * 1000:.0f} MB"  # of an adapter in 16 bits; Adam's two means take eight bytes
+says(
+    f"Training all of Llama-2-7B takes {in_full} GB",
+    f"LoRA beside the model in four bits takes **{at_least} GB**, and what you keep is a file of {file}",
+)
 
 # %% A column times a row
-assert WORD.shape == (9, 28) and np.linalg.matrix_rank(WORD) == 7
-assert sum(row.any() for row in WORD) == 7 and [round(100 * share[r - 1]) for r in (1, 4)] == [59, 93]
-assert 7 * (9 + 28) == 259 and WORD.size == 252
-assert 4096 * 4096 == 16_777_216 and 8 * (4096 + 4096) == 65_536 and round(65_536 / 16_777_216, 3) == 0.004
+full_rank, d = np.linalg.matrix_rank(WORD), LLAMA_2_7B.hidden_size
+assert sum(row.any() for row in WORD) == full_rank == rows - 2
+says(
+    f"One outer product can have {100 * share[0]:.0f} % of the word",
+    f"The word has {rows} rows and {columns} columns.",
+    f"\n- 1\n- {full_rank}\n- {rows}\n- {columns}\n",
+    f"**{full_rank}**. Seven rows have ink",
+    f"With four outer products, {100 * share[4 - 1]:.0f} %",
+    f"- *{rows}*: Two rows are empty.\n- *{columns}*: No matrix",
+    f"At rank {full_rank}, $A$ and $B$ have {full_rank * (rows + columns)} numbers, more than the {WORD.size} of $W$",
+    f"Beside {d} by {d} numbers, {d * d:,}, LoRA of rank 8 trains {8 * (d + d):,}, or {100 * 8 * (d + d) / d**2:.1f} %",
+)
 letter = WORD[:, :7]
 assert len({tuple(row) for row in letter if row.any()}) == 2  # the letter L
 
@@ -56,12 +74,15 @@ x, dy = rng.standard_normal((6, 28)), rng.standard_normal((6, 9))
 for B in (np.zeros((9, 2)), rng.standard_normal((9, 2))):
     adapter = LoRA(rng.standard_normal((2, 28)), B, alpha=4)
     grads = adapter.backward(dy, adapter.forward(x)[1])[1]
-    assert np.allclose(grads["lora_B"], adapter.scaling * (dy.T @ x) @ adapter.lora_A.T)
-    assert np.allclose(grads["lora_A"], adapter.scaling * adapter.lora_B.T @ (dy.T @ x))
-    assert grads["lora_A"].any() == B.any() and grads["lora_B"].any()
+    dB, dA, s = grads["lora_B"], grads["lora_A"], adapter.scaling
+    holds("dB = s", dB=dB, dA=dA, s=s, dy=dy, x=x, A=adapter.lora_A, B=B)
+    assert dA.any() == B.any() and dB.any()
 
 # %% Many steps
-assert round((1 - share[1]) * (WORD**2).sum() / 9, 2) == 1.37 and round(100 * share[1]) == 78
+run = re.search(r"After (\d+) steps at rank 2 the loss is ([\d.]+), and (\d+) %", DRAWN["run"])
+steps, loss, learned = run.groups()
+assert f"{(1 - share[1]) * (WORD**2).sum() / rows:.2f} {100 * share[1]:.0f}" == f"{loss} {learned}"
+says(f"at rank 2, for {steps} steps", f"It stops at {loss}, with {learned} % of the word")
 
 # %% Alpha and the rate
 
@@ -78,28 +99,80 @@ def first_step(alpha, descent=False):
     return np.linalg.norm(adapter.delta())
 
 
-assert np.isclose(first_step(8) / first_step(4), 2) and np.isclose(first_step(8, True) / first_step(4, True), 4)
+s, before = map(int, re.search(r"s = (\d+)\. .*? with alpha (\d+) at rank 2 ", DRAWN["alpha"]).groups())
+after = s * 2
+assert np.isclose(first_step(after) / first_step(before), 2)
+assert np.isclose(first_step(after, True) / first_step(before, True), 4)
+says(f"Alpha goes from {before} to {after}, and", "- twice as far\n- four times as far\n", "**twice as far**. Adam")
 
 # %% Merging
-assert 4 * (9 + 28) == 148
+rank = 4
+thin = rank * (rows + columns)
+both = thin + WORD.size
+says(
+    f"W has {WORD.size} numbers; A and B, of rank {rank}, have {thin}.",
+    f"\n- {thin}\n- {WORD.size}\n- {both}\n",
+    f"**{WORD.size}**. The sum is",
+    f"- *{thin}*: That is A and B alone",
+    f"- *{both}*: That is W beside A and B",
+)
 
 # %% Four bits
 others = front.stills(five=["bits", 1, {"size": 0.05}], ten=["bits", 1, {"size": 0.1}])
-assert "3 % of W into four bits, 0 % of it is kept" in DRAWN["bits"]
-assert "37 % of it is kept, with a noise of 74 %" in others["five"]
-assert "111 % of it is kept, with a noise of 48 %" in others["ten"]
+merges = r"a change of (\d+) % .*? (\d+) % of it is kept, with a noise of (\d+) %"
+three, five, ten = (
+    [int(percent) for percent in re.search(merges, svg).groups()] for svg in (DRAWN["bits"], *others.values())
+)
+block = signature(quantize_nf4).parameters["block_size"].default
+assert len(NF4) == 16 and three[1] == 0 and five[2] == 2 * five[1] and ten[1] > 100 and ten[2] > 40  # much noise
+says(
+    f"each number is one of sixteen, times the largest of its block of {block}.",
+    f"add a change {three[0]} % as large as W",
+    f"A change of {ten[0]} % comes through",
+    f"a change of {five[0]} % keeps {five[1]} %, with twice as much noise",
+)
 
 # %% The memory of your model
-assert round(four["activations"]) == 17
-for told in ("126 GB", "LoRA, rank 16: 32 GB", "W in four bits: 22 GB", "recomputed: 6.6 GB", "file: 80 MB"):
+numbers = sum(count_numbers(LLAMA_2_7B)) / 1e9
+kept, trained = (round(8 * full[part] / numbers) for part in ("weights", "trained"))  # bits
+assert (kept, 8 * full["gradients"] / numbers) == (16, 16) and full["Adam"] == 2 * full["trained"]
+most = full["trained"] + full["gradients"] + full["Adam"]
+assert most > sum(full.values()) / 2 and four["activations"] > sum(four.values()) / 2
+half = int(in_full) // 2
+says(
+    f"or merge into {kept}:",
+    f"In {kept} bits each number of a model takes two bytes.",
+    f"itself in {trained} bits, a gradient, and Adam's two means",
+    f"The picture counts Llama-2-7B, {TOKENS:,} [tokens](glossary.md#token) a step, with rank {RANK} beside",
+    f"Training everything takes {in_full} GB. What",
+    f"\n- {half} GB\n- {in_sixteen} GB\n- {in_four} GB\n- {at_least} GB\n",
+    f"**{at_least} GB**. With $W$ in {kept} bits LoRA takes {in_sixteen} GB, and in four bits {in_four}, "
+    f"of which {four['activations']:.0f} are activations.",
+    f"on the way back, and {at_least} GB are left.",
+    f"- *{half} GB*: More than half is for training W.",
+    f"- *{in_sixteen} GB*: That is with W in {kept} bits.\n- *{in_four} GB*: That is",
+)
+for told in (
+    f"{in_full} GB",
+    f"LoRA, rank {RANK}: {in_sixteen} GB",
+    f"W in four bits: {in_four} GB",
+    f"recomputed: {at_least} GB",
+    f"file: {file}",
+):
     assert told in DRAWN["memory"]
+
+# Facts from elsewhere: Biderman et al. 2024, https://arxiv.org/abs/2405.09673
+says("such as 20 billion tokens of code")
 
 # %% What to set first
 says(
     f"In our small model such adapters had {words.percent(words.enough())} of what full fine-tuning gains",
-    f"begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
+    f"For {min(words.sizes())} to {max(words.sizes())} billion weights begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
 )
 
 # %% In Python
 assert evaluate(merged, X, Y) < 1e-3
 assert sum(p.size for p in layer.trainable().values()) == 180 and base.weight.size == 8000
+
+# %% The lessons
+says(f"LoRA in {len(microlora_runs.FILE.read_text().splitlines())} lines of plain Python")

@@ -1,7 +1,10 @@
 """What "Merging, and four bits" asserts and shows; the names are the page's own."""
 
+import inspect
+import re
+
 import pictures
-from pages import picture, recording, says, shown
+from pages import ROOT, picture, recording, says, shown
 
 # %% One weight again
 
@@ -9,6 +12,8 @@ assert np.allclose(merged(x), layer(x), atol=1e-5)
 
 # %% Taken out again
 
+randn = np.random.default_rng(1).standard_normal
+assert 0.08 < np.linalg.norm(0.05 * randn((96, 4)) @ randn((4, 96)) / 96**0.5) / np.linalg.norm(start) < 0.12  # a tenth
 for once, hundred, thousand in drifts.values():
     assert 5 < hundred / once < 20 and 2 < thousand / hundred < 5
 
@@ -18,7 +23,15 @@ from minilora.language.memory import LLAMA_2_7B, training_memory
 from minilora.layers.nf4 import code_book
 
 assert np.abs(levels - NF4).max() < 2e-7 and np.abs(np.array(code_book()) - levels).max() < 1e-15
-assert round(training_memory(LLAMA_2_7B, tokens=1)["weights"] / 1e9, 1) == 13.5 and round(p_1, 7) == 0.9677083
+weights = training_memory(LLAMA_2_7B, tokens=1)["weights"]  # bytes, two a weight
+says(f"A model of {weights / 2 / 1e9:.0f} billion weights takes {weights / 1e9:.1f} GB in 16 bits")
+count, positive, negative = NF4.size, (NF4 > 0).sum(), (NF4 < 0).sum()
+says(
+    f"tell {2**4} numbers apart. Which {count}?", f"one of the {count} numbers, since", f"not the best {count} numbers"
+)
+says(f"That leaves {positive} above 0 and {negative} below")
+says(f"With {positive} on either side there would be {2 * positive} levels and none at 0")
+says(f"with {negative} on either side and 0 there are {2 * negative + 1}", f"= {p_1:.7f}$")
 
 blocks = np.random.default_rng(0).standard_normal((512, 64))
 largest = np.abs(blocks).max(axis=1, keepdims=True)
@@ -49,7 +62,9 @@ from minilora import dequantize_nf4, quantize_nf4
 packed, absmax = quantize_nf4(np.append(w, np.zeros(24)).astype("float32"), block_size=32)
 assert (packed[:4] == 16 * codes[0::2] + codes[1::2]).all()
 assert np.allclose(dequantize_nf4(packed, absmax, (32,), block_size=32)[:8], a * NF4[codes], rtol=1e-6)
-assert round(4 + 8 / 64 + 32 / (64 * 256), 3) == 4.127
+size = inspect.signature(quantize_nf4).parameters["block_size"].default
+says(f"from \u2212{-NF4.min():g} to {NF4.max():g}. So each block of {size} weights has a scale")
+says(f"A weight costs 4 bits and its part of the scale, in all {4 + 8 / size + 32 / (size * 256):.3f} bits")
 
 # %% What trains beside it
 
@@ -62,6 +77,9 @@ rows = [
 shown("trained", pictures.table(["", "weights, MB", "before", "after 80 steps"], rows))
 behind = recorded["before"]["NF4"] - recorded["before"]["float32"], ends["QLoRA, over NF4"] - ends["LoRA over float32"]
 assert 0 < behind[1] < behind[0] / 2
+(rank,) = {*re.findall(r"rank=(\d+)", (ROOT / "examples" / "measure" / "four_bits.py").read_text(encoding="utf-8"))}
+says(f"{recorded['settings']['epochs']} steps at rank {rank}, over its weights", f"A code is one of {count}, so")
+says("which stay in 16 or 32 bits")
 
 # %% What merging loses
 
@@ -71,6 +89,11 @@ from minilora.language.gguf import decode
 
 by_gguf = decode("Q8_0", gguf.quants.quantize(W, gguf.GGMLQuantizationType.Q8_0))  # it multiplies by 1 / scale
 assert (q8_0(W) == by_gguf).mean() > 0.9999 and np.abs(q8_0(W) - by_gguf).max() < 1.01 * np.abs(W).max() / 127
+says(
+    f"add a change of rank {np.linalg.matrix_rank(change)}, and round",
+    "the noise of 16 bits or of Q8_0 does not change",
+)
+says(f"of one model of {recorded['MB']['float32'] / 4:.0f} million weights")
 at = sizes.index(0.01)
 assert kept["bfloat16"][at] > 0.998 and kept["Q8_0"][at] > 0.97 and kept["NF4"][at] < 0.03
 assert 0.14 < noise["bfloat16"][at] < 0.19 and 0.45 < noise["Q8_0"][at] < 0.6
@@ -89,3 +112,8 @@ shown(
         ],
     ),
 )
+
+# %% Do you remember?
+
+says(f"outermost quantile lie at {p_1:.4f}?", "as if $n$ were 16, the other as if 15.")
+says(f"the mean of {1 - 1 / (2 * 16):.5f} and {1 - 1 / (2 * 15):.5f}.")

@@ -2,26 +2,44 @@
 
 import re
 
+import next_letter
 import numpy as np
 import rungs
-from pages import DOCS, own_picture, shown
+from pages import DOCS, ROOT, holds, own_picture, says, shown
 
-from minilora import LoRA, LoRALinear, gradcheck
+from minilora import Attention, LoRA, LoRALinear, gradcheck
+from minilora.layers.attention import attend, attend_backward
+from minilora.losses import IGNORED
 
 # %% Layers, one after another
 
 kept = {name: cache_bytes(m.forward(X)[1]) for name, m in {"all": model, "fc1": low, "fc2": high}.items()}
 assert kept["fc2"] < kept["all"] < kept["fc1"]
 
+draw = np.random.default_rng(1).standard_normal
+row, dy = X[:1], draw((1, 3))
+slopes = model.fc2.weight * (1 - np.tanh(model.fc1(row)) ** 2) @ model.fc1.weight
+holds(r"\frac{\partial L}", dx=model.backward(dy, model.forward(row)[1])[0][0], dy=dy[0], dydx=slopes)
+
 # %% A norm
 
 normed = lambda p: RMSNorm(p["weight"])(p["x"])
 assert gradcheck(normed, {"x": row, "weight": norm.weight}, {"x": dx, **grads}, cotangent=dy).passed
 
+x, back, g = draw((7, 5)), draw((7, 5)), draw(5)
+one = RMSNorm(g, eps=0.3)
+r = np.sqrt((x**2).mean(axis=1) + one.eps)
+names = {"dx": one.backward(back, one.forward(x)[1])[0], "dxhat": back * g, "x": x, "xhat": x / r[:, None], "r": r}
+holds(r"dx_{nj} = \frac", **names, d=5)
+
 # %% Cross-entropy
 
 assert gradcheck(lambda p: cross_entropy(p["z"], t)[0], {"z": z}, {"z": dz}).passed
 assert np.allclose(dz.sum(axis=1), 0) and (dz[2] == 0).all()
+says(
+    f"(A target of {IGNORED} marks",
+    f"at 3 nats, the right class got a probability of $e^{{-3}}$, 1 in {np.exp(3):.0f},",
+)
 
 # %% How high a rank does the change take?
 
@@ -44,11 +62,35 @@ lines = [f"| {name} | {own:.0%} | {other:.0%} |\n" for name, (own, other) in sha
 shown("ranks", "| | rows it learned from | unseen rows |\n|---|--:|--:|\n" + "".join(lines))
 
 base, one, four, sixteen = shares.values()
+says(f"learns it from {len(X):,} rows", "what do ranks 4 and 16 add?", "What rank 16 adds")
+says(
+    f"the model had {base[0]:.0%} of these rows right. On the new one, with rank 1, it has {one[0]:.0%}".replace(
+        "%", " %"
+    )
+)
+says(f"had {base[0]:.0%} of its own rows and {base[1]:.0%} of unseen ones".replace("%", " %"))
 assert base[0] > one[0] + 0.05 and one[1] > base[1] - 0.02
 assert sixteen[0] > one[0] + 0.04 and max(one[1], four[1], sixteen[1]) - min(one[1], four[1], sixteen[1]) < 0.02
 
 exact = MLP(fc1=LoRALinear(teacher.fc1, LoRA(a, b, alpha=1)), act=teacher.act, fc2=teacher.fc2)
 assert found(exact, new) == [1, 1]
+
+# %% Attention
+
+says(f"the {sum(name.endswith('_proj') for name in Attention.fits)} places for an adapter")
+
+# %% Its derivative
+
+S, c = draw((4, 5)), 5**-0.5
+share = lambda S: np.exp(S) / np.exp(S).sum(axis=-1, keepdims=True)
+moved = S + 1e-20j * np.eye(S.size).reshape(*S.shape, *S.shape)  # [t, w] has the entry t, w moved along i
+dPdS = share(moved).imag.transpose(2, 3, 0, 1) / 1e-20
+holds("\\begin{aligned}\n\\frac{\\partial P_{tu}}", dPdS=dPdS, P=share(S), S=S, Z=np.exp(S).sum(axis=-1))
+
+q, k, v, do = draw((4, 5)), np.eye(5), draw((5, 5)), draw((4, 5))  # k is the unit matrix, so dq is c dS
+heads = [of.reshape(1, 1, 1, *of.shape) for of in (q, k, v, do)]
+P = attend(*heads[:3])[1]
+holds("dS_{tw} =", dS=attend_backward(heads[3], *heads[:3], P)[0][0, 0, 0] / c, dP=do @ v.T, P=P[0, 0])
 
 # %% A small example
 
@@ -108,8 +150,14 @@ shown("shares", "| on q | on v | a share changes by | an output moves by |\n|--:
 shown("rungs", rungs.table("attention"))
 losses = [row["dinosaurs after"] for row in rungs.RECORDED.values()]
 assert losses == sorted(losses, reverse=True)
+(people, _), _ = next_letter.split("people")
+signs = len(next_letter.LETTERS)
+says(f"learns {len(people):,} first names of people", f"LoRA of rank {next_letter.RANK} learns")
+says(f"among {signs} signs costs $\\ln {signs} = {np.log(signs):.2f}$")
 
 # %% Do you remember?
 
 dz = cross_entropy(np.log([[0.7, 0.2, 0.1]]), np.array([1]))[1]
-assert np.allclose(dz, [[0.7, -0.8, 0.1]])
+says("the probabilities 0.7, 0.2 and 0.1. The second is right", "$({:.1f}, {:.1f}, {:.1f})$".format(*dz[0]))
+microlora = (ROOT / "examples" / "microlora.py").read_text(encoding="utf-8")
+says(f"LoRA in {len(microlora.splitlines())} lines of plain Python")

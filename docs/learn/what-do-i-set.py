@@ -1,13 +1,17 @@
 """What what-do-i-set.md asserts and shows; the names are the page's own."""
 
+from inspect import signature
+
 import markup
 import pictures
 import settings
 import words
-from pages import live, picture, shown
+from pages import live, picture, says, shown
 from settings import FACTS
 
-from minilora.language.memory import training_memory
+from minilora import quantize_nf4
+from minilora.language.memory import CONSTANTS, count_numbers, training_memory
+from minilora.layers.nf4 import SCALES_IN_A_BLOCK
 
 
 def on_site(target):
@@ -26,17 +30,47 @@ def linked(source):
 
 
 def gigabytes(model, **way):
-    total = sum(training_memory(settings.config(model), tokens=4096, **way).values()) / 1e9
+    total = sum(training_memory(settings.config(model), tokens=TOKENS, **way).values()) / 1e9
     return f"{total:.2f}" if total < 9.995 else f"{total:,.1f}"
 
 
-WAYS = [{"rank": 8, "bits": bits} for bits in (16, 8, 4)] + [{}]
+TOKENS, RANK = int(FACTS["defaults"]["tokens"]), 8
+WAYS = [{"rank": RANK, "bits": bits} for bits in (16, 8, 4)] + [{}]
 rows = [
     (name, *(f"{gigabytes(model, **way)}, {gigabytes(model, **way, recompute=True)}" for way in WAYS))
     for name, model in FACTS["models"].items()
 ]
 shown("fits", pictures.table(("kept, recomputed", "16 bits", "8 bits", "4 bits", "full"), rows))
-assert FACTS["defaults"]["tokens"] == "4096"
+beside, stored = {0: set(), RANK: set()}, set()  # bytes a number, in full and of an adapter; of a weight
+for of in FACTS["models"].values():  # the page's formulas
+    V, d, m, L, H, K, D = (of[size] for size in "VdmLHKD")
+    two, three = of["kind"] == "qwen2", of["kind"] == "qwen3"
+    M = L * (2 * d * H * D + 2 * d * K * D + 3 * d * m)
+    rest = (1 if of["tied"] else 2) * V * d + 2 * d * L + d + two * L * (H + 2 * K) * D + three * 2 * L * D
+    assert count_numbers(settings.config(of)) == (M, rest)
+    for r in (0, RANK):
+        P = r * L * (2 * (d + H * D) + 2 * (d + K * D) + 3 * (d + m)) if r else M + rest
+        counted = training_memory(settings.config(of), tokens=TOKENS, rank=r or None)
+        kept = L * (4 * d + 2 * D * (H + K) + 3 * m + 7 * r) + three * L * D * (H + K)
+        assert counted["activations"] == 2 * TOKENS * kept and counted["logits"] == 4 * V * TOKENS
+        state = sum(counted[part] for part in ("trained", "gradients", "Adam"))
+        beside[r].add(state / P)
+        stored.add(counted["weights"] / (M + rest))
+        least = training_memory(settings.config(of), tokens=TOKENS, rank=r or None, recompute=True)["activations"]
+        assert least == 2 * TOKENS * ((L - 1) * d + kept // L)
+(full,), (adapter,), (weight,) = *beside.values(), stored
+block = signature(quantize_nf4).parameters["block_size"].default
+assert CONSTANTS[4] == 8 / block + 32 / (block * SCALES_IN_A_BLOCK)
+says(
+    f"for {TOKENS:,} tokens a step, with adapters of rank {RANK} beside",
+    f"Block scales add {CONSTANTS[4]:.3f} bits at 4 (NF4: a byte for {block} weights, a float32 for {SCALES_IN_A_BLOCK} bytes), "
+    f"{CONSTANTS[8]:.4f} at 8 (a float32 for {32 / CONSTANTS[8]:,.0f} weights).",
+    f"**The rest** stays in {8 * weight:g} bits:",
+    "Qwen 3 $2LD$ for norms.",
+    f"numbers of {adapter:g} bytes: number, gradient, Adam's two means. "
+    f"Full fine-tuning adds {full:g} bytes to the {weight:g} of each weight.",
+    "Qwen 3 adds $LD(H + K)$.",
+)
 
 # %% How rates compare
 
@@ -51,6 +85,11 @@ rows = [
     for of in answer["recipes"]
 ]
 shown("recipes", pictures.table(("recipe", "r, alpha", "s", "rate", "s × rate"), rows))
+qlora = FACTS["qlora"]
+says(
+    f"QLoRA ({qlora['rate']} below {qlora['up to'] / 1e9:.0f} billion weights, {qlora['above']} above)",
+    f"Elsewhere it is {FACTS['start']} over your $s$",
+)
 
 # %% All the rules
 

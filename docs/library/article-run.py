@@ -1,5 +1,6 @@
 """What article-run.md asserts and shows; the names are the page's own."""
 
+from inspect import signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,10 @@ from minilora.article import (
     ARTICLE_LORA_LOSSES,
     ARTICLE_MERGED_LOSS,
     ARTICLE_SHIFTED_LOSS,
+    run,
 )
 from minilora.cli import figures
+from minilora.training import draw_batches
 
 found = recording("article-run")
 base, lora = (SimpleNamespace(epochs=found["epochs"], losses=found["losses"][name]) for name in ("base", "lora"))
@@ -21,9 +24,18 @@ base, lora = (SimpleNamespace(epochs=found["epochs"], losses=found["losses"][nam
 # %% The article, run
 
 says(found["settings"])
-assert found["parameters"] == {"base": 1_001_000, "adapter": 2001}
+usual = {name: parameter.default for name, parameter in signature(run).parameters.items()}
+n, n_in, n_out, rank = (usual[name] for name in ("n", "in_features", "out_features", "rank"))
+assert found["parameters"] == {"base": n_out * n_in, "adapter": rank * (n_in + n_out)}
+
+# %% 1. Simulate a linear model
+
+assert n == 10_000
+says(f"There are ten thousand rows, {n_in} inputs and {n_out} outputs.")
 
 # %% 2. Train a full layer on it
+
+says(f"This layer of {n_out * n_in:,} numbers")
 
 
 def beside(history, theirs):
@@ -38,11 +50,14 @@ shown("base-losses", beside(base, ARTICLE_BASE_LOSSES))
 
 # %% 4. The base does not fit it
 
-says(f"expected 1001\narticle  {ARTICLE_SHIFTED_LOSS}\nminilora {found['shifted']:.3f}\n")
-assert abs(found["shifted"] / 1001 - 1) < 0.05
+says(f"a sum of {n_in} normal numbers of variance 1,\nso the mean of its square is {n_in}.")
+says(f"expected {n_in}\narticle  {ARTICLE_SHIFTED_LOSS}\nminilora {found['shifted']:.3f}\n")
+assert abs(found["shifted"] / n_in - 1) < 0.05
 
 # %% 5. Learn the change
 
+batches = len(list(draw_batches(np.random.default_rng(0), n, usual["batch_size"])))
+says(f"The adapter has rank {rank}.", f"in each of the {usual['epochs'] * batches:,} steps")
 assert 1 / 3 < lora.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
 shown("lora-losses", beside(lora, ARTICLE_LORA_LOSSES))
 
@@ -62,7 +77,8 @@ picture(
 # %% 6. Look at what was learned
 
 low, high = found["between"]
-says(f"{np.array(found['corner'])}\nall 1,001,000 entries lie between {low:.4f} and {high:.4f}\n")
+says(f"{np.array(found['corner'])}\nall {n_out * n_in:,} entries lie between {low:.4f} and {high:.4f}\n")
+says(f"it takes {rank * (n_in + n_out):,} numbers")
 assert 0.95 < low < high < 1.05
 
 # %% 7. Merge
@@ -73,6 +89,7 @@ assert abs(merged / before - 1) < 0.01
 
 # %% Watch it learn
 
+assert X.shape == (n, n_in) and residual.shape == (n, n_out) and len(moved) == usual["epochs"] * batches
 snapshots = {f"epoch {epoch}": corner for epoch, corner in corners.items()} | {"the truth": np.ones((30, 30))}
 limit = max(np.abs(corner).max() for corner in snapshots.values())
 figure = figures.new_figure(5.2, 3.8)

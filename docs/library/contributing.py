@@ -1,5 +1,19 @@
 """What contributing.md asserts and shows; the names are the page's own."""
 
+from runpy import run_path
+
+from pages import ROOT, says
+
+# %% Tests
+
+mutation = run_path(str(ROOT / ".ci" / "mutation.py"))
+bars = mutation["BARS"]
+assert bars["layers"] == bars["core"] and len({bars[part] for part in bars.keys() - {"core", "layers"}}) == 1
+says(
+    f"At least {100 * bars['core']:.0f} % of those to the mathematics and to layers must fail a test, and {100 * bars['rim']:.0f} % elsewhere",
+    f"{mutation['SAMPLE']} changes to what judges others",
+)
+
 # %% Add a known bug
 
 assert check(theirs).diagnoses == [row[1]]

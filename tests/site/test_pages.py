@@ -134,6 +134,90 @@ def test_a_page_says_what_its_module_computes(page):
     assert "b.md does not say: by 0.25 at most" in pages.check(page(said.replace("25", "26"), module, name="b"))
 
 
+NOT_SAID = "Five by 64 and 3.5 % of 1,000,000 at -100 in 5 steps."
+NO_CLAIMS = """# 3. A
+
+0, 1 and 2 of `64` with $64$, on [a page](https://a.net/64) and [one](b.md#64), by (7), (att.12) and lessons 3 and 4.
+
+3. Float32, or [4. B](b.md).
+
+```py
+64
+```
+
+$$
+y = 64 \\tag{7}
+$$
+"""
+
+
+def test_a_number_that_nobody_says_is_refused_with_its_words(page):
+    said = pages.check(page(f"# A\n\n{NOT_SAID}\n"))
+    assert "its module does not say the numbers of: # A Five by 64 and 3.5 %" in said
+    assert len(pages.unsaid(NOT_SAID, [])) == 5
+    assert len(pages.unsaid(NOT_SAID, ["by 64 and 3.5 %", "at -100", "1,000,"])) == 2
+    assert pages.unsaid(NOT_SAID, [NOT_SAID]) == []
+
+
+@pytest.mark.parametrize("near", ["1.5", "2 %", "12", "10,000", "0.1"])
+def test_only_zero_one_and_two_are_words(near):
+    assert len(pages.unsaid(f"It falls by {near} at most.", [])) == 1
+
+
+def test_code_formulas_links_and_places_are_no_numbers(page):
+    page('# B\n\n<a id="64"></a>\n', name="b")
+    assert pages.check(page(NO_CLAIMS)) == ""
+
+
+def test_the_changelogs_numbers_are_of_their_day(page):
+    assert pages.check(page("# A\n\nIt has 64 tests.\n", name="changelog")) == ""
+
+
+EQUATION = "# A\n\n$$\n{}\n$$\n"
+HOLDS = """import numpy as np
+from pages import holds, not_computed
+# %% A
+rng = np.random.default_rng(0)
+x, A, u, v = (rng.standard_normal(shape) for shape in ((4, 5), (3, 5), 6, 6))
+"""
+
+
+def test_an_equation_that_no_module_computes_is_refused(page):
+    said = pages.check(page(EQUATION.format("h = x A^\\top")))
+    assert said.endswith("its module does not compute an equation without a number: h = x A^\\top")
+
+
+@pytest.mark.parametrize(
+    ("tex", "wrong", "names"),
+    [
+        ("h = x A^\\top - 2", ("- 2", "+ 2"), "h=x @ A.T - 2, x=x, A=A"),
+        ("h_{nk} = -\\sum_i x_{ni} A_{ki}", ("= -", "= "), "h=-x @ A.T, x=x, A=A"),
+        ("c = 3 (u \\cdot v)", ("3 (", "2 ("), "c=3 * u @ v, u=u, v=v"),
+        ("M = \\begin{bmatrix} 3 & -1 \\\\ 0.5 & 7 \\end{bmatrix}", ("-1", "1"), "M=[[3, -1], [0.5, 7]]"),
+        ("A \\leftarrow \\begin{bmatrix} 2 \\\\ 3 - 0.5 \\end{bmatrix}", ("- 0", "+ 0"), "A=[[2], [2.5]]"),
+        ("\\begin{aligned}\ny &= u - v \\\\\n  &= -v + u\n\\end{aligned}", ("-v +", "-v -"), "y=u - v, u=u, v=v"),
+        (
+            "dL_{j} = \\sum_{k} \\frac{\\partial L}{\\partial y_{k}} \\frac{\\partial y_{k}}{\\partial x_{j}}",
+            ("\\sum_{k} ", "-\\sum_{k} "),
+            "dL=u[:3] @ A, dy=u[:3], dydx=A",
+        ),
+    ],
+)
+def test_a_wrong_sign_in_an_equation_is_refused(page, tex, wrong, names):
+    module = f"{HOLDS}holds({tex[:3]!r}, {names})\n"
+    assert pages.check(page(EQUATION.format(tex), module)) == ""
+    old, new = wrong
+    assert tex.count(old) == 1
+    assert "does not hold: it gives" in pages.check(page(EQUATION.format(tex.replace(old, new)), module, name="b"))
+
+
+def test_an_equation_that_states_nothing_is_excused_by_a_reason(page):
+    text = EQUATION.format("\\text{any } x")
+    assert pages.check(page(text, f"{HOLDS}not_computed('\\\\text', 'a definition in words')\n")) == ""
+    assert "AssertionError" in pages.check(page(text, f"{HOLDS}not_computed('\\\\text', '')\n", name="b"))
+    assert "0 equations without a number begin with 'y'" in pages.check(page(text, f"{HOLDS}holds('y')\n", name="c"))
+
+
 def test_a_generated_table_stands_in_the_page(page):
     file = page("# A\n\n<!-- t -->\n<!-- end -->\n\nMore.\n", "from pages import shown\n# %% A\nshown('t', '| 1 |')\n")
     assert pages.check(file, write=True) == ""
