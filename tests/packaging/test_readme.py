@@ -1,5 +1,9 @@
-"""The README is run, its Python, its commands, and what is printed under them; what tests' README says is true."""
+"""The README is run, its Python, its commands, and what is printed under them; what tests' README says is true.
 
+A run's losses are a machine's. The README shows those of the recorded runs, to the digit; `-m full` repeats them.
+"""
+
+import json
 import os
 import re
 import shlex
@@ -12,14 +16,19 @@ from itertools import pairwise
 from operator import eq
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minilora import LoRA, article, exercises
 from minilora.cli import _parser, main
+from minilora.linear import Linear
+from minilora.training import History
 
 from ..support.mutants import MUTANTS
 from ..support.replaced import BUGS
 
 ROOT = Path(__file__).parents[2]
+RECORDINGS = ROOT / "docs" / "recordings"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")  # a machine rounds and hurries otherwise than another
@@ -117,6 +126,76 @@ def shades(panel: str) -> dict[str, float]:
         for cells, fill, opacity in paths
         for cell in re.findall(r"M(\d+ \d+)", cells)
     }
+
+
+def recorded(name: str) -> dict:
+    return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_articles_run_is_the_recorded_one():
+    run, told = recorded("article-run"), article.Report(None)
+    base, adapter = Linear(np.zeros((1000, 1001))), LoRA(np.zeros((1, 1001)), np.zeros((1000, 1)), 1.0)
+    delta = np.ones(base.weight.shape)
+    delta[:5, :5], delta[-1, -2:] = run["corner"], run["between"]
+    told.data(run["settings"], 1001, 1000)
+    told.training(f"2. Train the base, {base.weight.size:,} parameters", article.ARTICLE_BASE_LOSSES)
+    told.trained(History(run["epochs"], run["losses"]["base"]), 0.0)
+    told.shift(run["shifted"], 1001)
+    told.training(f"5. Train an adapter, {article.share_of(adapter, base)}", article.ARTICLE_LORA_LOSSES)
+    told.trained(History(run["epochs"], run["losses"]["lora"]), 0.0)
+    told.change(delta)
+    told.merged(run["merged"])
+    assert is_excerpt(under("python -m minilora article"), told.text)
+
+
+SMOL = json.loads((ROOT / "docs" / "_ext" / "settings.json").read_text(encoding="utf-8"))["models"]["SmolLM2-135M"]
+
+
+def test_the_fine_tunings_numbers_are_the_recorded_ones():
+    shown, run = under("minilora finetune examples/chats.jsonl"), recorded("chat")
+    rows = re.findall(r"(?m)^ +(\d+) +(?:(\d\.\d+) +)?(\d\.\d+)(?: |$)", shown)
+    assert [[*filter(None, row)] for row in rows] == [run["rows"][0], run["rows"][-1]]
+    assert f"of steps {int(run['rows'][-2][0]) + 1}-{run['rows'][-1][0]}\n" in shown
+    layers, d, m, kv = SMOL["L"], SMOL["d"], SMOL["m"], SMOL["K"] * SMOL["D"]
+    count = layers * 8 * (2 * (d + d) + 2 * (d + kv) + 3 * (d + m))  # q and o, k and v, the MLP
+    assert f"adapter  rank 8 beside {7 * layers} layers: {count:,} parameters\n" in shown
+    assert f"\n{7 * layers} layers merged into merged, " in shown
+    assert f"\n{7 * layers} modules written to adapter.gguf\n" in shown
+    base, tuned, _ = run["answers"]["What is the opposite of strong?"]
+    assert f"\n {tuned}\n" in shown
+    assert f'The base alone answers: "{base[:53]}' in " ".join(README.split())
+
+
+def test_each_number_of_the_prose_is_computed(monkeypatch):
+    """What it says of packages and of memory was measured, and is written down here as it is there."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    from pages import unsaid
+
+    lines = {path: len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in
+             ("examples/chats.jsonl", "examples/microlora.py")}  # fmt: skip
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    says = [
+        f"You need Python {project['requires-python'].removeprefix('>=')} or later",
+        f"in {lines['examples/microlora.py']} lines of plain Python",
+        f"SmolLM2, of {round(parameters(SMOL), -6) / 1e6:.0f} million parameters",
+        f"[{lines['examples/chats.jsonl']} short chats](examples/chats.jsonl)",
+        "An adapter of rank 1 learns a blur, rank 3 a shape, rank 7 the word.",  # which the picture's own test holds
+        "comes as a package of 93 MB",
+        "and 0.8 GB",
+    ]
+    assert [words for words in says if words not in README] == []
+    assert unsaid(README, says) == []
+    lessons = [page for page in (ROOT / "docs" / "learn").glob("*.md") if page.read_text(encoding="utf-8")[2].isdigit()]
+    numbered = re.findall(r"(?m)^    (\d+) +", exercises.__doc__)
+    assert (len(lessons), numbered[-1]) == (12, "15")
+    assert "[twelve lessons]" in README
+    assert "Fifteen exercises" in README
+
+
+def parameters(model: dict) -> int:
+    """Return the number of parameters of a Llama decoder whose head is its embedding."""
+    d, m, kv = model["d"], model["m"], model["K"] * model["D"]
+    return model["V"] * d + model["L"] * (2 * d * d + 2 * d * kv + 3 * d * m + 2 * d) + d
 
 
 def test_every_command_is_one_that_the_command_line_takes():
