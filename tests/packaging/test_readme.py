@@ -186,7 +186,7 @@ def test_each_number_of_the_prose_is_computed(monkeypatch):
     assert [words for words in says if words not in README] == []
     assert unsaid(README, says) == []
     lessons = [page for page in (ROOT / "docs" / "learn").glob("*.md") if page.read_text(encoding="utf-8")[2].isdigit()]
-    numbered = re.findall(r"(?m)^    (\d+) +", exercises.__doc__)
+    numbered = re.findall(r"(?m)^(\d+) +", exercises.__doc__)
     assert (len(lessons), numbered[-1]) == (12, "15")
     assert "[twelve lessons]" in README
     assert "Fifteen exercises" in README
