@@ -373,16 +373,16 @@ def test_no_entry_of_a_parameter_stands_twice_in_memory(axes):
 # --- memory, and other libraries ---
 
 
-@pytest.mark.parametrize(("shape", "rows"), [((300, 500), 4), ((8, 5000), 1), ((100_000,), 2000)])
+@pytest.mark.parametrize(("shape", "rows"), [((300, 5000), 4), ((8, 50_000), 1), ((1_000_000,), 20_000)])
 def test_a_large_arrays_step_needs_three_blocks_of_memory(monkeypatch, shape, rows):
     """Of the rows that fit in a block, and of one row at least."""
-    monkeypatch.setattr(optim, "BLOCK", 2000)
+    monkeypatch.setattr(optim, "BLOCK", 20_000)
     p = np.ones(shape)
     adam, g = Adam({"p": p}), np.ones(shape)
     with traced() as memory:
         adam.step({"p": g})
     blocks = 3 * p[:rows].nbytes
-    assert blocks <= memory.peak < blocks + 9000
+    assert blocks <= memory.peak < 1.1 * blocks
 
 
 def test_another_library_takes_an_array_whole(monkeypatch, standin):

@@ -70,11 +70,11 @@ def test_a_rank_above_the_widths_gives_the_widths_values(r):
 
 @pytest.mark.parametrize("shape", [(4, 100_000), (400_000, 1)])
 def test_memory_is_linear_in_the_factors(shape):
-    """A factor has 3 MB in float64; its decomposition needs some copies, and the product would have 400 MB."""
+    """A decomposition needs some copies of a factor in float64; the product would be 125 times as large or more."""
     A, B = np.ones(shape, "f2"), np.ones((500, shape[0]), "f2") if shape[0] < 9 else np.ones((1, shape[0]), "f2")
     with traced() as memory:
         values = singular_values(A, B)
-    assert memory.peak < 18e6
+    assert memory.peak < 6 * 8 * max(A.size, B.size)
     assert values[0] == pytest.approx(math.sqrt(A.shape[1] * B.shape[0]) * shape[0])
 
 

@@ -164,15 +164,16 @@ def test_rows_of_zeros_are_merged_by_dora_as_they_compute(tmp_path):
 
 
 def test_a_large_embedding_with_dora_is_merged_in_little_memory(tmp_path, monkeypatch):
-    """A base of 4 MB, in blocks of 0.2; the factors and their widened copies take 0.3 MB."""
+    """In blocks of a thirtieth of the base; the factors and their widened copies take a fifteenth of it."""
     monkeypatch.setattr(sys.modules["minilora.files.merge"], "BLOCK_BYTES", 1 << 17)
     rng = np.random.default_rng(7)
-    save_file({"emb.weight": rng.standard_normal((10_000, 100)).astype("f4")}, tmp_path / "base.safetensors")
+    base = rng.standard_normal((10_000, 100)).astype("f4")
+    save_file({"emb.weight": base}, tmp_path / "base.safetensors")
     A, B = rng.standard_normal((1, 10_000)).astype("f4"), rng.standard_normal((100, 1)).astype("f4")
     adapter = DoRAAdapter(A, B, 1, kind="embedding", magnitude=np.ones(100, "f4"))
     save_adapter(tmp_path / "a", {"emb": adapter})
     with traced() as memory:
         merge_adapter(tmp_path / "base.safetensors", tmp_path / "a", tmp_path / "out.safetensors")
-    assert memory.peak < 2.6e6
+    assert memory.peak < 0.65 * base.nbytes
     lengths = np.linalg.norm(load_file(tmp_path / "out.safetensors")["emb.weight"].astype(float), axis=0)
     np.testing.assert_allclose(lengths, 1, rtol=1e-6)
