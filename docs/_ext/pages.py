@@ -353,6 +353,16 @@ def near(old: str, new: str) -> bool:
     return decimals > 0 and abs(values[0] - values[1]) < 1.5 * 10**-decimals
 
 
+def kept(old: str, new: str, page: str, *, rounding: bool = False) -> str:
+    """Return what a page shows where that differs by rounding only from what was computed, and say so; else the new."""
+    if not alike(old, new, rounding):
+        return new
+    for shown, computed in zip(old.splitlines(), new.splitlines(), strict=False):
+        if shown.split() != computed.split() and not rounding:
+            print(f"{page} differs by rounding: {computed.strip()!r} for {shown.strip()!r}", file=sys.stderr)
+    return old
+
+
 QUOTED = re.compile(r"^(`{4,})[^`\n]*\n.*?^\1\n", re.S | re.M)
 """A block that shows how a page is written."""
 
@@ -381,24 +391,24 @@ def filled(text: str, result: Given, page: str = "page") -> str:
         done += text[place : block.start()]
         place = block.end()
         if block["info"] == "console":
-            done += f"```console\n{block['body'] if alike(block['body'], printed) else printed}```\n"
+            done += f"```console\n{kept(block['body'], printed, page)}```\n"
             continue
         done += block[0]
         if printed:
             kind = ""
             if old := PRINTED.match(text, place):
                 place, kind = old.end(), old["rounding"] or ""
-                printed = old["text"] if alike(old["text"], printed, bool(kind)) else printed
+                printed = kept(old["text"], printed, page, rounding=bool(kind))
             done += f"\n```text{kind}\n{printed}```\n"
     text = done + text[place:]
 
-    def kept(old: str, new: str) -> str:
-        return old if alike(old, new) else new
+    def picture(m: re.Match[str]) -> str:
+        return f"![{kept(m['alt'], described(result.pictures[m['name']]), page)}](pictures/{m['name']}.svg)"
 
-    text = PICTURE.sub(
-        lambda m: f"![{kept(m['alt'], described(result.pictures[m['name']]))}](pictures/{m['name']}.svg)", text
-    )
-    text = SHOWN.sub(lambda m: f"<!-- {m['name']} -->\n{kept(m['text'], result.shown[m['name']])}<!-- end -->\n", text)
+    def computed(m: re.Match[str]) -> str:
+        return f"<!-- {m['name']} -->\n{kept(m['text'], result.shown[m['name']], page)}<!-- end -->\n"
+
+    text = SHOWN.sub(computed, PICTURE.sub(picture, text))
     text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
     if lacking := [words for words in result.says if words not in text]:
         raise BadPage(f"{page} does not say: {' | '.join(lacking)}")
