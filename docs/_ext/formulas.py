@@ -28,6 +28,7 @@ WRITTEN_OTHERWISE = [
     (r"(d?)\\hat(?:\{(\w)\}| (\w))", r"\1\2\3hat"),
     (r"\\Delta\s*W", "DeltaW"),
     (r"\\\\\[[\d.]+em\]", r"\\\\"),
+    (r"\\begin\{cases\}([^&]*)&([^&]*)\\\\([^&]*)&([^&]*)\\end\{cases\}", r"(\1[\2] + \3[\4])"),
     (r"\\begin\{bmatrix\}(.*?)\\\\(.*?)\\end\{bmatrix\}", r"\\vstack(\1,\2)"),
     (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
