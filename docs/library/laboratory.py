@@ -1,11 +1,13 @@
 """What laboratory.md shows of the recorded trainings, and says of them."""
 
+import re
 from itertools import product
 
 import numpy as np
 import pictures
 import valley
 import words
+from laboratory import BATCH, LENGTH, STEPS
 from pages import picture, recording, says, shown
 from recordings import RULES
 from words import RANKS, WINDOWS
@@ -31,8 +33,21 @@ picture("valley", valley.chart(recorded))
 
 # %% How it was made
 
-assert RECORDING["held out"] == {"choice": 54, "report": 53} and RECORDING["numbers"] == 852_608
-assert recorded.moments[-1] == 200 and 60 in recorded.moments
+chosen, reported = RECORDING["held out"].values()
+least = re.search(r"or more, after (\d+) steps at the earliest, or after (\d+) steps", " ".join(RECORDING["about"]))
+says(
+    f"glassllm's: {RECORDING['numbers']:,} numbers, {words.GLASSLLM.hidden_size} wide.",
+    f"in windows of {LENGTH} tokens: all {WINDOWS[2]}, or the first {WINDOWS[1]} or {WINDOWS[0]} of them.",
+    f"A training draws {STEPS} batches of {BATCH} windows,",
+    f"stands beside all {7 * words.GLASSLLM.num_hidden_layers} linear layers.",
+    f"Of these, {chosen} choose the rate,",
+    f"The other {reported} report the loss,",
+    f"after {least[1]} steps at the earliest, the training ends. Otherwise after {least[2]}.",
+)
+assert round((chosen + reported) / (chosen + reported + WINDOWS[2]), 2) == 0.1  # one window in ten
+[equal] = (rank for rank in RANKS if {rule(rank) for rule in RULES.values()} == {2})
+says(f"At rank {equal} each gives $s = 2$.")
+assert recorded.moments[-1] == STEPS == int(least[2]) and int(least[1]) in recorded.moments
 assert {name: [rule(rank) for rank in RANKS] for name, rule in RULES.items()} == {
     name: list(of.values()) for name, of in RECORDING["scalings"].items()
 }
@@ -50,6 +65,7 @@ says(
     f"LoRA's best rate is {span(words.rate_ratios())} times that of full fine-tuning (three seeds each).",
     f"Half of the best rate, or twice, loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of what training gains",
     f"Another seed moves a loss by about {recorded.spread:.3f} nats.",
+    f"Here the model is {words.GLASSLLM.hidden_size} wide",
 )
 
 # %% The rule of scaling
@@ -60,9 +76,10 @@ rows = [
 ]
 shown("rules", pictures.table(["windows", "rule", *(f"r = {rank}" for rank in RANKS)], rows))
 times, apart = words.apart()
+low, *_, high = RANKS
 says(
     f"the rules' best $s$ times the rate lie within a factor of {times:g}, and their losses within {apart:.2f} nats.",
-    f"falls by a factor of {span(words.falls('alpha = 2r'))} under $\\alpha = 2r$, of {span(words.falls('alpha/sqrt(r)'))} over the root, "
+    f"From rank {low} to {high} the best *rate* falls by a factor of {span(words.falls('alpha = 2r'))} under $\\alpha = 2r$, of {span(words.falls('alpha/sqrt(r)'))} over the root, "
     f"and of {span(words.falls('alpha/r'))} under a fixed alpha;",
 )
 
@@ -86,12 +103,23 @@ says(
     + "."
 )
 says(", ".join(f"{nats:.2f} nats with {windows} windows" for nats, windows in zip(apart, WINDOWS)) + ".")
+says(f"{WINDOWS[-1]} windows have {WINDOWS[-1] * LENGTH:,} tokens.")
 assert apart == sorted(apart)
+
+# %% Earlier trainings
+
+[length] = {of["steps"] for of, _ in earlier.trainings("full")}
+measured = int(re.search(r"the loss on (\d+) held-out windows", RECORDING["earlier"]["about"][0])[1])
+says(f"{length} steps of {BATCH} windows without a stop, and {measured} held-out windows")
+says(f"and {np.sqrt(2) * earlier.spread:.2f} nats mean nothing.")  # what two seeds differ by
+says(f"the same {7 * words.GLASSLLM.num_hidden_layers} matrices train;")
 
 # %% The variants
 
 KINDS = ("LoRA", "LoRA+", "PiSSA", "DoRA", "DoRA, full gradient")
 T95 = 2.776  # Student's t for a mean of five
+angle = np.arctan(T95 / np.sqrt(4))
+says(f"its {100 * np.sin(angle) * (1 + np.cos(angle) ** 2 / 2):.0f} % interval.")
 tuned = {}
 for kind in KINDS:
     lr = earlier.best(kind, 4, among=(0,))
@@ -106,11 +134,14 @@ doras = [1 - mean[kind] / mean["LoRA"] for kind in ("DoRA", "DoRA, full gradient
 for kind in ("DoRA", "DoRA, full gradient"):
     assert mean[kind] + half[kind] < mean["LoRA"] - half["LoRA"]
 assert abs(mean["DoRA"] - mean["DoRA, full gradient"]) < min(half["DoRA"], half["DoRA, full gradient"])
-at_one = [earlier.seeds(kind, 4, among=(0,))[0.016][0] for kind in ("LoRA+", "DoRA")]
+plus = {run["lr"]: run["ratio"] for run, _ in earlier.trainings("LoRA+", 4)}
+at_one = [earlier.seeds(kind, 4, among=(0,))[max(plus)][0] for kind in ("LoRA+", "DoRA")]
 outputs, inputs = (128, 64, 64, 128, 341, 341, 128), (128, 128, 128, 128, 128, 128, 341)
 magnitudes = sum(outputs) / (4 * sum(outputs + inputs))
 says(
     f"DoRA ends {100 * min(doras):.1f} to {100 * max(doras):.1f} % lower",
     f"DoRA also trains {100 * magnitudes:.0f} % more numbers",
-    f"it is {at_one[0] - at_one[1]:.2f} nats behind DoRA.",
+    f"at {max(plus):g}, where LoRA+'s B has {max(plus) * plus[max(plus)]:g}, it is {at_one[0] - at_one[1]:.2f} nats behind DoRA.",
 )
+# Facts from elsewhere: Lee et al. 2026, which the page cites.
+says("within 1 to 2 % of LoRA")

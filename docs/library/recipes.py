@@ -2,10 +2,17 @@
 
 # %% A loop of your own
 
+from pages import holds, says
+
+t = np.arange(1, STEPS + 1)
+holds("lr_t =", lr_t=np.array([*map(rate, t)]), lr=PEAK, t=t, w=WARM, T=STEPS)
+
 assert rate(WARM) == PEAK and rate(STEPS) == 0 and 0 < rate(STEPS - 1) < rate(1)
 assert evaluate(adapted, X_held, Y_held) < 0.5 * evaluate(model, X_held, Y_held)
 
 # %% Masked prompts
+
+says(f"The targets of the prompt are \N{MINUS SIGN}{-IGNORED},", f"and in `y` with \N{MINUS SIGN}{-IGNORED}.")
 
 assert (targets != IGNORED).sum() == 2 * len(targets)  # an answer of one id, and the end
 counted = targets[:1] != IGNORED
@@ -67,9 +74,26 @@ shutil.rmtree(folder)
 
 # %% Clipping
 
+from unittest import mock
+
+betas = Adam({"theta": np.zeros(1)}).betas
+steps = [round(2 / (1 - beta)) for beta in betas]
+assert all(abs(beta**count - np.exp(-2)) < 0.02 for beta, count in zip(betas, steps))  # a seventh is left
+says(f"It stays in $m$ for some {steps[0]} steps, and in $v$ for some {steps[1]:,}.")
+drawn = []
+with mock.patch.object(Adam, "step", lambda self, grads: drawn.append(grads["theta"].item())):
+    moves()
+odd = max(drawn, key=abs)
+low, high = sorted({*drawn} - {odd})
+times = odd / (high if odd > 0 else low)
+says(f"Its gradients are {high:g} or {low:g} at random, but one of them is {times:,.0f} times as large.")
+
 plain, clipped = moves(), moves(max_grad_norm=1.0)
 assert plain[200:220].mean() > 1.5 * plain[100:200].mean() > 30 * plain[300:].mean()
 assert clipped[200:220].mean() < clipped[100:200].mean() < 1.5 * clipped[300:].mean()
+
+# Facts from elsewhere: QLoRA's paper, which the page cites.
+says("at 0.3. Here nothing is clipped")
 
 # %% Weight decay
 

@@ -1,12 +1,25 @@
 """What residual-form.md asserts and shows; the names are the page's own."""
 
+# %% The same gradients with less work
+
+from pages import holds, says, shown
+
+N, out = 7, 4
+X, R = rng.standard_normal((N, 5)), rng.standard_normal((N, out))
+adapter = LoRA(rng.standard_normal((3, 5)), rng.standard_normal((out, 3)), alpha=6.5)
+y, cache = adapter.forward(X)
+_, grads = adapter.backward(mse(y, R)[1], cache)
+s, B = adapter.scaling, adapter.lora_B
+holds(r"dB = c\,(s", dB=grads["lora_B"], c=2 * s / (N * out), s=s, H=X @ adapter.lora_A.T, B=B, R=R)
+
 # %% What a step costs then
+
 import costs
 import pictures
-from pages import shown
 
-rows, work = [], {}
-for name, way in costs.ways(128, 1001, 1000, 1).items():
+rows, work, N = [], {}, 128
+says(f"The arrays are float32, with {N} rows.")
+for name, way in costs.ways(N, 1001, 1000, 1).items():
     work[name] = way.multiply_adds
     assert way.bytes_moved >= way.least_bytes
     cells = [work[name] / 1e6, way.least_bytes / 1e6, way.bytes_moved / 1e6, way.optimizer_bytes / 1e6]

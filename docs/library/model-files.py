@@ -1,0 +1,48 @@
+"""What model-files.md says."""
+
+# %% Models as files
+
+from pathlib import Path
+
+from pages import says
+
+from minilora.language import gguf
+from minilora.language.config import KINDS, SIZES, from_json
+from minilora.language.text import UNCUT, token_ids
+from minilora.language.tokens import NO_TEXT, USERS
+
+
+def missing(name):
+    """Return what stands for a setting that is missing, with the kinds that take it."""
+    found = {}
+    for kind, of in KINDS.items():
+        if name in of.usual:
+            found.setdefault(of.usual[name], []).append(kind)
+    return ", ".join(f"{value:,} of {' and '.join(kinds)}" for value, kinds in found.items())
+
+
+K, D, experts, eps = map(missing, ("num_key_value_heads", "head_dim", "num_experts_per_tok", "rms_norm_eps"))
+sizes = dict.fromkeys(SIZES, 8) | {"hidden_size": 32}
+llama, mixtral = (from_json(Path(), sizes | {"model_type": kind}) for kind in ("llama", "mixtral"))
+others = {kind: of.rope_theta for kind, of in KINDS.items() if of.rope_theta != llama.rope["rope_theta"]}
+assert others == {"mixtral": mixtral.rope["rope_theta"]} and eps == f"{mixtral.rms_norm_eps} of mixtral"
+epsilons = [f"{of.rms_norm_eps:.0e}".replace("e-0", "e-") for of in (mixtral, llama)]
+says(
+    f"| K, read; where it is missing H of llama, {K} |",
+    f"| D, read; where it is missing {D}, else d / H |",
+    f"| read; where it is missing {epsilons[0]} of mixtral, else {epsilons[1]} |",
+    f"| K, read; where it is missing {experts} |",
+    f"where it is missing {mixtral.rope['rope_theta']:,.0f} of mixtral, else {llama.rope['rope_theta']:,.0f} |",
+    f"read: types {NO_TEXT[0]}, {NO_TEXT[1]} and {USERS} stand for themselves; {NO_TEXT[0]} and {NO_TEXT[1]} are no text",
+)
+fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.SIZES.items() if ours in sizes or ours == "rms_norm_eps"}
+fields |= {"general.architecture": "llama", "llama.embedding_length": sizes["hidden_size"]}
+base = gguf._config(fields, {}).rope["rope_theta"]
+says(f"| llama.rope.freq_base | any | the rotary base, read; {base:,.0f} where it is missing |")
+assert round(UNCUT / 1e6) == 2
+says("no cut within two million characters")
+
+# Facts from elsewhere: measured once on the machine that the page names, and the name of a model.
+says("some 260 bytes of memory for each byte of a text", "OLMoE's and Llama 4's mixtures")
+says("50 MB with a token for each byte\n  took 1.6 GB (Linux on x86-64, Python 3.11)")
+assert "some 260 bytes of memory for each byte of a text" in token_ids.__doc__
