@@ -41,7 +41,6 @@ WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\begin\{bmatrix\}(.*?)\\end\{bmatrix\}", lambda matrix: stacked(matrix[1])),
     (r"\\\\\s*&=|\\leftarrow", "="),
     (r"\\begin\{cases\}([^&]*)&([^&]*)\\\\([^&]*)&([^&]*)\\end\{cases\}", r"(\1[\2] + \3[\4])"),
-    (r"\\begin\{bmatrix\}(.*?)\\\\(.*?)\\end\{bmatrix\}", r"\\vstack(\1,\2)"),
     (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
     (r"\\\|(.*?)\\\|", r"\\norm(\1)"),
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
