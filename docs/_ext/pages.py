@@ -429,7 +429,9 @@ NOT_PROSE = re.compile(
     re.S | re.M,
 )
 """Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
-PROSE_NUMBER = re.compile(r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\w)")
+PROSE_NUMBER = re.compile(
+    r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\w)"
+)
 """A number in the prose; 0, 1 and 2 count as words."""
 
 

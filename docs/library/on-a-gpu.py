@@ -53,7 +53,10 @@ test = (tests / "test_devices.py").read_text(encoding="utf-8")
 examples = int(re.search(r"^N, IN, OUT, RANK = (\d+)", test, re.M)[1])
 epochs, size = map(int, re.search(r'"epochs": (\d+), "batch_size": (\d+), "lr": 0.01', test).groups())
 says(f"to 1e-9 in float64 after\n  {epochs * (examples // size)} training steps;")
-test = (tests / "test_gpu.py").read_text(encoding="utf-8").partition("def test_memory_stays_flat")[2]
+test = (tests / "test_gpu.py").read_text(encoding="utf-8")
+single, double = re.search(r'tolerance = \{"float32": (\S+), "float64": (\S+)\}', test).groups()
+says(f"to {double} in float64 and {single} in float32 for each layer")
+test = test.partition("def test_memory_stays_flat")[2]
 examples, size, epochs = map(
     int, re.search(r"\((\d+), width\).*?batch_size=(\d+).*?later = fit\((\d+)\)", test, re.S).groups()
 )
