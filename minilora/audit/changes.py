@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..checks import FileRefused, short
-from ..files.dtypes import FLOATS, cast
+from ..files.dtypes import FLOATS
 from ..files.experts import PARTS
 from ..language.gguf import is_turned
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
@@ -28,7 +29,7 @@ from .findings import NOTE, SUSPICIOUS, Finding, counted, found
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing
 from .numbers import Measured
-from .roads import Replay, Road, Update
+from .roads import HALVES, Replay, Road, Update, stored_as
 from .units import Matrix, head_dim, unit_of
 
 WIDTH = 32
@@ -143,15 +144,6 @@ def share_of(landing: Landing, module: Module, rms: float | None) -> float | Non
 # --- formats ---
 
 
-def _bfloat16(W: np.ndarray) -> np.ndarray:
-    return cast(W, FLOATS["BF16"]).astype(np.float32)
-
-
-def _float16(W: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return W.astype(np.float16).astype(np.float32)
-
-
 def _q8_0(W: np.ndarray) -> np.ndarray:  # (rows, in)
     """Return the numbers of llama.cpp's Q8_0: of 32 in a row the largest is 127 steps, and the step is a float16."""
     blocks = W.reshape(-1, WIDTH)
@@ -166,7 +158,7 @@ def _nf4(W: np.ndarray) -> np.ndarray:
 
 
 FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "bfloat16": _bfloat16, "float16": _float16, "Q8_0": _q8_0, "NF4": _nf4,
+    **{half.name: partial(stored_as, dtype=half) for half in HALVES}, "Q8_0": _q8_0, "NF4": _nf4,
 }  # fmt: skip
 
 

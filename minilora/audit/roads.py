@@ -31,18 +31,12 @@ UNIT = 2.0**-24
 """Half the distance from 1 to the next float32, in which programs multiply."""
 
 
-def rounded_to_dtype(x: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return numbers in a type; what is beyond its range is infinite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return cast(x, dtype)
-
-
 def roundings(x: np.ndarray, dtype: Any) -> list[np.ndarray]:
     """Return numbers in a type as right programs round them: float64 to half precision over float32, or in one step."""
     if x.dtype != np.float64 or dtype not in HALVES:
-        return [rounded_to_dtype(x, dtype)]
-    single = rounded_to_dtype(x, np.float32)
-    return [rounded_to_dtype(single, dtype), rounded_to_dtype(rounded_to_odd(x, single), dtype)]
+        return [cast(x, dtype)]
+    single = cast(x, np.float32)
+    return [cast(single, dtype), cast(rounded_to_odd(x, single), dtype)]
 
 
 def rounded_to_odd(x: np.ndarray, single: np.ndarray) -> np.ndarray:
@@ -56,7 +50,7 @@ def rounded_to_odd(x: np.ndarray, single: np.ndarray) -> np.ndarray:
 
 def stored_as(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return numbers rounded to a type, in the type that they have; None rounds nothing."""
-    return x if dtype is None else rounded_to_dtype(rounded_to_dtype(x, dtype), x.dtype)
+    return x if dtype is None else cast(cast(x, dtype), x.dtype)
 
 
 def digits(dtype: Any) -> int:
@@ -66,7 +60,7 @@ def digits(dtype: Any) -> int:
 
 def steps(x: np.ndarray, dtype: Any) -> np.ndarray:
     """Return the distance between neighbouring numbers of a type at each x."""
-    return np.asarray(np.spacing(rounded_to_dtype(np.abs(x), dtype)).astype(x.dtype))
+    return np.asarray(np.spacing(cast(np.abs(x), dtype)).astype(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,7 @@ class Replay:
 
     def values(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the numbers that some rows lead to, in the file's type; `rows` are their numbers."""
-        return rounded_to_dtype(self._sums(W, rows), self.out)
+        return cast(self._sums(W, rows), self.out)
 
     def change(self, W: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return what the most direct road adds to some rows."""

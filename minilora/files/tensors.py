@@ -139,8 +139,7 @@ def same_bytes(first: TensorFile, name: str, other: TensorFile, other_name: str)
 
 def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndarray:
     """Return finite numbers of a file in another type that can hold them; `reaches` says in an error whose they are."""
-    with np.errstate(over="ignore"):
-        rounded = cast(array, np.dtype(dtype).name)
+    rounded = cast(array, np.dtype(dtype).name)
     if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
         largest = float(np.abs(array).max())
         raise FileRefused(path, f"{reaches} {largest:g}, which {rounded.dtype} cannot hold")
