@@ -123,6 +123,18 @@ def test_a_merge_that_is_stored_in_another_type_is_right(world, other):
     assert world.judged(arrays).word == "RIGHT"
 
 
+def test_nan_of_the_base_itself_is_no_change(tmp_path):
+    """In the base's own type, and in a narrower one; a number beside it still counts."""
+    world = World(tmp_path, FLOATS["F32"])
+    world.arrays["lm_head.weight"][3, 5] = np.nan
+    save_file(world.arrays, world.base / "model.safetensors")
+    for kind in ("F32", "BF16"):
+        arrays = {name: array.astype(FLOATS[kind]) for name, array in world.merged().items()}
+        assert world.judged(arrays).word == "RIGHT"
+        arrays["lm_head.weight"][0, 0] = 7
+        assert "'lm_head.weight'" in world.judged(arrays).found[0].says
+
+
 ROADS = ("product and change", "B before the product", "change", "factors alone")
 
 
@@ -521,6 +533,20 @@ def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
     adapter = peft(tmp_path / "a", adapters.factors(modules), config("embed_tokens", "lm_head"))
     merge_adapter(base, adapter, tmp_path / "merged")
     assert audit(adapter, base, merged=tmp_path / "merged").word == "RIGHT"
+
+
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize(("kind", "word"), [("F32", "RIGHT"), ("BF16", "UNDECIDED")])
+def test_a_head_of_another_type_is_no_second_embedding(tmp_path, kind, word):
+    """Nobody asked to change it, though it rounds to the embedding, whose change is lost in bfloat16."""
+    base, factors = adapters.model(tmp_path / "base", tied=True), adapters.factors(["model.embed_tokens"])
+    factors = {name: np.float32(1e-3) * array for name, array in factors.items()}
+    A, B = (factors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
+    arrays, table = load_file(base / "model.safetensors"), "model.embed_tokens.weight"
+    arrays[table] = arrays[table].astype(FLOATS["BF16"]).astype("f4")
+    save_file(arrays, base / "model.safetensors")
+    merged = {"lm_head.weight": arrays[table], table: (arrays[table] + 2 * (B @ A).T).astype(FLOATS[kind])}
+    assert judged(peft(tmp_path / "a", factors, config("embed_tokens")), base, arrays | merged).word == word
 
 
 @pytest.mark.parametrize("heads", [(), ("lm_head.weight",)], ids=["once", "stored twice"])

@@ -21,7 +21,7 @@ from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, finetune, rates, usual_workers, warn_beyond_context
+from minilora.language.finetune import Step, best_step, finetune, plan, rates, usual_workers, warn_beyond_context
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
 from minilora.language.recipe import SMALL, Recipe, fitting
@@ -162,6 +162,41 @@ def test_measuring_takes_at_most_a_fifth_of_the_steps_time():
         assert recipe.measured_each(count) == every
         assert recipe.steps_of_measuring(count) <= 0.2 * every
         assert replace(recipe, eval_every=7).measured_each(count) == 7
+
+
+def planned(rows, steps, every, done=None, batch=4):
+    """What is said of a training before it begins: the time that measuring takes, of so many rows that are held out."""
+    data = SimpleNamespace(X=np.zeros((99, 8)), X_held=np.zeros((rows, 8)), held=rows, unit="windows", example="")
+    recipe = replace(ASKED, epochs=None, steps=steps, eval_every=every, batch_size=batch, lr=0.1)
+    _, line = plan(recipe.settled(1), data, done)
+    return line
+
+
+def share_of_measuring(rows, steps, every, done=None, batch=4):
+    """The same, step by step: a forward takes two fifths of a step's time, and a step has so many rows."""
+    times = [step for step in range(1, steps + 1) if step > (done or 0) and (step % every == 0 or step == steps)]
+    time = (len(times) + (done is None)) * rows * 0.4 / batch
+    return time / (time + steps - (done or 0))
+
+
+@pytest.mark.parametrize("done", [None, 1, 4, 5, 9, 10, 11])
+def test_the_time_of_measuring_is_counted_as_it_is_spent(done):
+    """Before the first step, unless that was done earlier, each so many steps, and after the last."""
+    for steps, every in ((12, 4), (12, 5), (13, 5), (13, 20)):
+        share = share_of_measuring(20, steps, every, done)
+        assert f", about {share:.0%} of the time" in planned(20, steps, every, done)
+    assert planned(20, 12, 4, 12).endswith("before the first step, each 4 steps and after the last")
+
+
+def test_where_measuring_takes_long_fewer_rows_are_named():
+    """Above two fifths of the time, and so many that they take a fifth at most."""
+    for held in (33, 34, 35, 1000):
+        share, line = share_of_measuring(held, 10, 20), planned(held, 10, 20)
+        assert (share > 0.4) == ("--eval-rows" in line) == (held > 33)
+        if share > 0.4:
+            fewer = int(re.search(r"; --eval-rows (\d+) takes 20%$", line)[1])
+            assert share_of_measuring(fewer, 10, 20) <= 0.2 < share_of_measuring(fewer + 1, 10, 20)
+    assert "--eval-rows" not in planned(5, 1, 20, batch=1)  # of which no row is few enough
 
 
 def test_an_epochs_rates_fall_over_all_of_its_steps(monkeypatch):
@@ -421,6 +456,12 @@ def test_figure_and_log_have_every_step_also_after_a_stop(shell, monkeypatch, pi
     for name in ("step", "training_loss", "grad_norm"):
         assert [name in line for line in whole[1:]] == [True] * 8
         assert [line.get(name) for line in resumed] == [line.get(name) for line in whole]
+
+
+@pytest.mark.parametrize(("option", "what"), [("--log", "the log"), ("--skip-bad", "the file of skipped lines")])
+def test_a_figure_takes_the_place_of_no_file_beside(shell, option, what):
+    said = shell.refused(f"{FINETUNE} --valid e.jsonl {option} one.svg --plot ./one.svg")
+    assert said == f"plot file 'one.svg' is {what}, expected another file"
 
 
 # --- lines that are left out ---

@@ -4,6 +4,7 @@ import io
 import sys
 
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
 from safetensors.numpy import load_file, save_file
 
@@ -24,6 +25,16 @@ def test_inspect_prints_the_table_and_draws_it(adapter, tmp_path, shell, monkeyp
     bars = figures[0].axes[0].patches
     np.testing.assert_allclose([bar.get_width() for bar in bars], norms, rtol=1e-6)
     assert [label.get_text() for label in figures[0].axes[0].get_yticklabels()] == ["enc.fc", "head"]
+
+
+@pytest.mark.parametrize("rank", [1, 7, 8, 9, 20])
+def test_the_shares_of_eight_singular_values_are_shown(tmp_path, shell, rank):
+    """Dots stand for more of them."""
+    values = np.arange(rank, 0.0, -1)
+    save_adapter(tmp_path, {"fc": LoRA(np.eye(rank, 25), np.eye(30, rank) * values, 3.0)})
+    shares = [f"{share:.1f}%" for share in 100 * values**2 / (values**2).sum()]
+    line = shell(f"inspect {tmp_path}").splitlines()[1]
+    assert line.split()[9:] == [*shares[:8], *(["..."] if rank > 8 else [])]
 
 
 def test_a_name_that_the_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):

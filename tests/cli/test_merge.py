@@ -21,6 +21,11 @@ def test_merge_writes_the_checkpoint_and_a_dry_run_does_not(adapter, tmp_path, s
     command = f"merge {base} {adapter} -o {out}"
     shell(command, "--dry-run")
     assert not out.exists()
+    out.write_bytes(b"kept")
+    assert shell.refused(command) == f"-o {str(out)!r} is there already: name another, or say --overwrite"
+    shell(command, "--dry-run")  # which replaces nothing
+    assert out.read_bytes() == b"kept"
+    out.unlink()
     shell(command)
     before, after = load_file(base), load_file(out)
     for name, lora in load_adapter(adapter).items():

@@ -352,6 +352,14 @@ def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir)
     assert load([*three, {"text": "a s"}]).notes == ()  # of which more counts
 
 
+def test_what_is_odd_about_a_held_out_file_is_told_too(load, tmp_path):
+    held = write(tmp_path / "f.jsonl", [{"prompt": p, "completion": "a"} for p in ("it ", "it is", "it ")])
+    copies, glued = "copies of other examples: 1", "completions without a space behind a prompt without one: 1"
+    notes = load([{"prompt": p, "completion": "b"} for p in ("it is ", "it is")], held_out=held).notes
+    assert [note.partition(", the first")[0] for note in notes] == [glued, copies, glued]
+    assert ["line 2;" in note for note in notes] == [True, False, True]
+
+
 def test_a_completion_glued_to_its_prompt_is_told(load):
     prompted = ["it is", "it is", "it is ", "it is", "it is:", "", "e"]
     completed = [" a", "a", "b", "\nc", "d", "a", "e"]

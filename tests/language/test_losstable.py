@@ -176,6 +176,27 @@ def test_a_duration_is_said_in_words():
     assert {seconds: duration(seconds) for seconds in words} == words
 
 
+def test_the_time_of_measuring_is_that_of_the_last_measurement(monkeypatch, capsys):
+    """Of 12 steps of 1 s, measured in 30 s before the first, 50 s at step 6; the rows between say nothing of it."""
+    now = 0.0
+    monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
+    table = LossTable(12, 0, 100, log_every=2, eval_every=6)
+    table.print_known_rows(1.0, 30.0, None)
+    history = SimpleNamespace(epochs=[], losses=[])
+    for step in range(1, 13):
+        began, now = now, now + 1.0
+        table.note(began, [(1.0, 100)], 1.0)
+        if step % 6 == 0:
+            history.epochs.append(step)
+            history.losses.append(1.0)
+            now += 50.0
+        table.on_step(SimpleNamespace(epoch=step, history=history))
+    left = re.findall(r"^ *(\d+) +1.000 .*? (\d+) s   of steps .*$", capsys.readouterr().out, re.M)
+    assert {int(step): int(seconds) for step, seconds in left} == {
+        2: 10 + 2 * 30, 4: 8 + 2 * 30, 6: 6 + 50, 8: 4 + 50, 10: 2 + 50, 12: 0,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("done", [0, 40])
 def test_each_row_has_the_speed_of_its_own_steps(monkeypatch, capsys, done):
     """20 steps of 1 s, then 24 of 2 s, 100 tokens each; neither the measuring counts, nor steps done before."""
