@@ -686,12 +686,16 @@ def test_a_base_in_four_bits_is_compared_by_its_numbers(tmp_path):
     assert "UNDECIDED: 4 of 4 modules cannot be compared: they are in few bits in the merged model" in still
 
 
-def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path):
+@pytest.mark.parametrize("folder", ["a", "my adapters/" + "a" * 99])
+def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path, folder):
+    """The first line has the reason, however long a path is; the text has the path too."""
     base = adapters.model(tmp_path / "m", experts=3)
-    adapter = peft(tmp_path / "a", adapters.expert_factors(), config(target_parameters=adapters.EXPERTS))
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    adapter = peft(tmp_path / folder, adapters.expert_factors(), config(target_parameters=adapters.EXPERTS))
     report = audit(adapter, base, merged=base)
     assert "UNDECIDED: 6 of 6 modules cannot be compared: " in report.first_line
-    assert "is for 4 experts, and there are 3" in report.text
+    assert "is for 4 experts, and there are 3" in report.first_line
+    assert str(adapter) in report.text
 
 
 def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):
