@@ -165,11 +165,10 @@ def test_measuring_takes_at_most_a_fifth_of_the_steps_time():
 
 
 def planned(rows, steps, every, done=None, batch=4):
-    """What is said of a training before it begins: the time that measuring takes, of so many rows that are held out."""
+    """What is said of a training before it begins: how long it is, and how long measuring so many rows takes."""
     data = SimpleNamespace(X=np.zeros((99, 8)), X_held=np.zeros((rows, 8)), held=rows, unit="windows", example="")
     recipe = replace(ASKED, epochs=None, steps=steps, eval_every=every, batch_size=batch, lr=0.1)
-    _, line = plan(recipe.settled(1), data, done)
-    return line
+    return plan(recipe.settled(1), data, done)
 
 
 def share_of_measuring(rows, steps, every, done=None, batch=4):
@@ -184,19 +183,29 @@ def test_the_time_of_measuring_is_counted_as_it_is_spent(done):
     """Before the first step, unless that was done earlier, each so many steps, and after the last."""
     for steps, every in ((12, 4), (12, 5), (13, 5), (13, 20)):
         share = share_of_measuring(20, steps, every, done)
-        assert f", about {share:.0%} of the time" in planned(20, steps, every, done)
-    assert planned(20, 12, 4, 12).endswith("before the first step, each 4 steps and after the last")
+        assert f", about {share:.0%} of the time" in planned(20, steps, every, done)[1]
+    assert planned(20, 12, 4, 12)[1].endswith("before the first step, each 4 steps and after the last")
 
 
 def test_where_measuring_takes_long_fewer_rows_are_named():
     """Above two fifths of the time, and so many that they take a fifth at most."""
     for held in (33, 34, 35, 1000):
-        share, line = share_of_measuring(held, 10, 20), planned(held, 10, 20)
+        share, line = share_of_measuring(held, 10, 20), planned(held, 10, 20)[1]
         assert (share > 0.4) == ("--eval-rows" in line) == (held > 33)
         if share > 0.4:
             fewer = int(re.search(r"; --eval-rows (\d+) takes 20%$", line)[1])
             assert share_of_measuring(fewer, 10, 20) <= 0.2 < share_of_measuring(fewer + 1, 10, 20)
-    assert "--eval-rows" not in planned(5, 1, 20, batch=1)  # of which no row is few enough
+    assert "--eval-rows" not in planned(5, 1, 20, batch=1)[1]  # of which no row is few enough
+
+
+def test_a_pass_ends_with_a_batch_of_its_own_rows():
+    """Of 99 rows 24 batches of 4 and one of 3; of a training that goes on all steps count."""
+    for steps, done, said in (
+        (25, None, "25 steps of 4 windows: 1 passes"),
+        (50, 20, "30 steps of 4 windows, 50 in all: 2 passes"),
+        (5, 0, "5 steps of 4 windows: 0.2 passes"),
+    ):
+        assert planned(9, steps, 20, done)[0] == f"time     {said} through all 99"
 
 
 def test_an_epochs_rates_fall_over_all_of_its_steps(monkeypatch):
@@ -462,6 +471,11 @@ def test_figure_and_log_have_every_step_also_after_a_stop(shell, monkeypatch, pi
 def test_a_figure_takes_the_place_of_no_file_beside(shell, option, what):
     said = shell.refused(f"{FINETUNE} --valid e.jsonl {option} one.svg --plot ./one.svg")
     assert said == f"plot file 'one.svg' is {what}, expected another file"
+
+
+def test_log_and_skipped_lines_are_two_files(shell):
+    said = shell.refused(f"{FINETUNE} --valid e.jsonl --log one --skip-bad ./one")
+    assert said == "the file of skipped lines 'one' is the log, expected another file"
 
 
 # --- lines that are left out ---
