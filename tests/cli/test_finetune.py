@@ -3,6 +3,7 @@
 transcripts/refused.txt has what it refuses.
 """
 
+import argparse
 import json
 import math
 import re
@@ -21,10 +22,19 @@ from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, finetune, plan, rates, usual_workers, warn_beyond_context
+from minilora.language.finetune import (
+    Step,
+    best_step,
+    check_recipe,
+    finetune,
+    plan,
+    rates,
+    usual_workers,
+    warn_beyond_context,
+)
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
-from minilora.language.recipe import SMALL, Recipe, fitting
+from minilora.language.recipe import SMALL, Recipe, fitting, steps_or_share
 from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
@@ -32,7 +42,9 @@ from minilora.optim import Adam, Schedule
 from minilora.training import History, Passes, TrainingDiverged
 from minilora.variants.dropout import with_dropout
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE, QUICK, losses, rows, run, weights
+from ..support.compare import refused
 from ..support.disk import contents
 from ..support.language import TEXT, greedily, ids_of, tiny_llama
 from ..support.sample import one_in
@@ -208,6 +220,12 @@ def test_a_pass_ends_with_a_batch_of_its_own_rows():
         assert planned(9, steps, 20, done)[0] == f"time     {said} through all 99"
 
 
+def test_steps_between_two_measurements_are_told_where_there_are_some():
+    before, after = "measure  all 9 held-out windows: before the first step", " and after the last, about "
+    for steps, each in ((21, ", each 20 steps"), (20, ""), (19, "")):
+        assert planned(9, steps, 20)[1].startswith(before + each + after)
+
+
 def test_an_epochs_rates_fall_over_all_of_its_steps(monkeypatch):
     seen, right = [], Adam.step
     monkeypatch.setattr(Adam, "step", lambda self, grads: seen.append(self.schedule) or right(self, grads))
@@ -231,12 +249,13 @@ def test_any_number_of_workers_writes_the_same_adapter():
     assert len(found) == 1
 
 
-def test_a_base_in_four_bits_is_finetuned_and_speaks(shell):
+def test_a_base_in_four_bits_is_finetuned_and_speaks(shell, monkeypatch):
+    monkeypatch.setattr("minilora.language.finetune.megabytes", lambda count: f"{count:,.0f} x 1e-6")
     base = quantize(Llama.load("model"))
     out = shell(f"{FINETUNE} --quantize nf4")
     size, kept = parameter_count(Llama.load("model")), parameter_bytes(base)
     assert f"model    model: {size:,} parameters in float32" in out
-    assert f"weights  {kept / 1e6:.1f} MB with quantised linear layers, {4 * size / 1e6:.1f} MB without" in out
+    assert f"weights  {kept:,} x 1e-6 MB with quantised linear layers, {4 * size:,} x 1e-6 MB without" in out
     adapted = attach(base, load_adapter("a"))
     for step, model in ((0, base), (6, adapted)):
         assert losses(out)[step] == pytest.approx(evaluate(model, *HELD_OUT, cross_entropy), abs=6e-4)
@@ -290,6 +309,21 @@ def test_defaults_follow_the_models_size_and_the_data():
         assert rates(replace(settled, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("7", 7), ("300", 300), ("0.1", 0.1), ("0.0", 0.0), (".5", 0.5), ("0.999", 0.999)]
+)
+def test_a_warmup_is_a_number_of_steps_or_a_share(text, value):
+    assert steps_or_share(text) == value
+    assert isinstance(steps_or_share(text), int) == ("." not in text)
+
+
+@pytest.mark.parametrize("text", ["-1", "-0.1", "1.0", "2.5", "1e-3", "1e3", "nan", "inf", "half", ""])
+def test_a_warmup_that_is_neither_is_refused(text):
+    said = f"{text!r} is neither a number of steps nor a share below 1, such as 0.1"
+    with refused(said, argparse.ArgumentTypeError):
+        steps_or_share(text)
+
+
 def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
     for available, expected in ((1, 1), (2, 2), (64, 2)):
         monkeypatch.setattr("minilora.language.finetune.core_count", lambda available=available: available)
@@ -313,6 +347,20 @@ def test_a_training_goes_on_from_an_adapter(shell):
     assert all(second[path].scaling == adapter.scaling for path, adapter in first.items())
     assert all((second[path].lora_A != adapter.lora_A).any() for path, adapter in first.items())
     assert weights() == before
+
+
+BROUGHT = {
+    "rank": 2, "alpha": 3.0, "target_modules": ["q_proj"], "target_parameters": ["x"], "use_rslora": True,
+    "use_dora": True, "init": "pissa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [*([name] for name in BROUGHT), ["alpha", "init"]])
+def test_an_adapter_to_go_on_from_brings_what_it_is(names):
+    recipe = replace(ASKED, adapter=Path("a"), **{name: BROUGHT[name] for name in names})
+    asked = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+    with refused(f"--adapter brings what it is with it, so leave {asked} out", ValueError):
+        check_recipe(recipe)
 
 
 def test_ranks_stay_as_they_are_in_the_trainings_dtype(shell):
@@ -435,6 +483,19 @@ def test_what_is_beyond_the_context_is_warned_of_there():
         warn_beyond_context(model, 1025, "a text has")
 
 
+@pytest.mark.parametrize("longer", ["e.jsonl", "held.jsonl"])
+def test_the_longest_example_is_warned_of_wherever_it_is(shell, longer):
+    """Of those to train on, and of those held out: a context has 16 tokens, and the longest row 17."""
+    change_json(Path("model/config.json"), max_position_embeddings=16)
+    for name in ("e.jsonl", "held.jsonl"):
+        last = "sat on the mat" if name == longer else "sat on the ma"
+        write_lines(name, *({"prompt": "cat", "completion": text} for text in (last, "a", "sat")))
+    few = "finetune e.jsonl --valid held.jsonl --model model --save a --steps 1 --batch-size 2 --target-modules q_proj"
+    shell(few)
+    said = "an example has 17 tokens, and the model's context is 16: what it says beyond may be nonsense"
+    assert shell.err == f"minilora: {said}\n"
+
+
 def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):
     evil = "\x1b[2J\u202e"
     Path("model").rename(f"{evil}m")
@@ -482,13 +543,13 @@ def test_log_and_skipped_lines_are_two_files(shell):
 
 
 def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
-    write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}')
+    write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}', "[]")
     few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --skip-bad bad.jsonl --target-modules q_proj"
     out = shell(few, "--save", "a")
-    assert "skipped  2 lines that cannot be used, now in bad.jsonl\n" in out
+    assert "skipped  3 lines that cannot be used, now in bad.jsonl\n" in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
     assert "\n         copies of other examples: 2\n         held out and trained on too: 1 of 1 examples" in out
-    assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n'
+    assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n[]\n'
     assert "now in bad.jsonl\n" in shell(few, "--save", "c")  # the same lines: as after a stop
     write_lines("held.jsonl", {"text": "the cat sat"}, "{")
     shell(f"{QUICK} --skip-bad bad --valid held.jsonl")

@@ -434,6 +434,15 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
         assert Path("c").read_bytes() == before
 
 
+def test_a_tenth_held_out_is_what_nobody_asked_for(tmp_path):
+    (tmp_path / "t").write_text("text")
+    shares = (None, 0.1, 0.2)
+    each = [Recipe(text=tmp_path / "t", save=tmp_path / "a", valid=share) for share in shares]
+    usual, same, other = (asked(recipe, recipe.text, get_backend("numpy")) for recipe in each)
+    assert usual == same
+    assert {name for name in usual if usual[name] != other[name]} == {"--valid"}
+
+
 def test_a_models_file_is_known_by_size_and_ends(tmp_path):
     found = []
     files = (b"abcdefgh", b"abcd-efgh", b"abcd+efgh", b"Abcdefgh", b"abcdefgH", b"ab", b"abab")

@@ -63,7 +63,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
-    """On a terminal the bar alone does."""
+    """On a terminal the bar alone does; where stdout is a file, its reader sees no bar."""
     monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
     assert finetune("--steps 9 --log-every 6 --eval-every 6") == 0
     out = capsys.readouterr().out
@@ -72,10 +72,11 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     assert [step for step, *_ in rows(out)] == [0, 6, 9]
     assert out.count("\n      measured 26 of 26\n") == 3
     assert float(said[3][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 5 steps, and of 6
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, Terminal())
-    assert finetune("--steps 3") == 0
-    assert "after step" not in sys.stdout.getvalue()
+    for streams in ((File, Terminal), (Terminal, File), (Terminal, Terminal)):
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, stream())
+        assert finetune("--steps 3") == 0
+        assert ("after step 2" in sys.stdout.getvalue()) == (File in streams)
     assert re.search(r"100%\|#+\| 96\.0/96\.0 \[.*token/s", sys.stderr.getvalue())
 
 
@@ -161,6 +162,16 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     Step(recipe, np.random.default_rng(0), table)(model, X[:4], y, next_token_loss)
     assert table.training_loss(1) == pytest.approx(float(cross_entropy(model(X[:4]), y)[0]), rel=1e-12)
     assert table.row_tokens == 4 * 8  # all are computed
+
+
+def test_a_step_without_slopes_has_its_length_in_the_log(tmp_path):
+    """Zero is a length; before the first step there is none."""
+    table = LossTable(2, 0, 8, log=tmp_path / "log")
+    for norm in (0.0, 2.0):
+        table.note(0.0, [(1.0, 3)], norm)
+    table.write_log(2)
+    lines = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert [line.get("grad_norm") for line in lines] == [None, 0.0, 2.0]
 
 
 def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
