@@ -1066,6 +1066,13 @@ def test_up_to_twelve_modules_have_a_row_each(tmp_path, layers, rows):
         assert table[0].startswith(f"q_proj in {layers} " if count == 1 else "model.layers.0.")
 
 
+def test_the_tensors_bytes_and_numbers_are_counted(tmp_path):
+    tensors = factors(paths(*QV))
+    report, file = audit(peft(tmp_path / "a", tensors, config(*QV))), tmp_path / "a" / "adapter_model.safetensors"
+    assert f"\n{sum(array.nbytes for array in tensors.values()):,} bytes in {file}\n" in report.shown()
+    assert f", {sum(array.size for array in tensors.values()):,} numbers in F32, " in report.first_line
+
+
 def test_a_change_beyond_float64_is_no_number_for_programs(tmp_path):
     """JSON has no infinity."""
     large = {name: 1e160 * array.astype("f8") for name, array in factors(paths("q_proj")).items()}

@@ -28,7 +28,7 @@ ADAPTERS = {
 }
 A, AGAIN, B = Use("x", Path("a"), 2.0), Use("x", Path("a"), 11.0), Use("x", Path("b"), 3.0)
 C, D = Use("y", Path("c"), 5.0), Use("z", Path("d"), 7.0)
-BEFORE, BATCH, LOADED = [A, C, None, AGAIN, D], (D, None, B, A), [C, D]
+BEFORE, BATCH, LOADED = [A, C, None, AGAIN, D], (D, None, B, A, C), [C, D]
 ANOTHER = Moment(B, BEFORE, BATCH, LOADED)  # of this name another adapter was asked for before, twice
 NOBODY = Moment(None, BEFORE, BATCH, LOADED)
 SAME = Moment(B, [None, B], (B, B))
@@ -41,11 +41,11 @@ SUMS = {
     "the-scales-of-requests-are-multiplied": ("66 b", RIGHT, "9 b"),
     "the-scale-acts-squared": ("9 b", RIGHT, "9 b"),
     "the-first-adapter-of-a-batch-is-taken-for-all": ("7 d", "7 d", RIGHT),
-    "the-last-adapter-of-a-batch-is-taken-for-all": ("2 a", "2 a", RIGHT),
+    "the-last-adapter-of-a-batch-is-taken-for-all": ("5 c", "5 c", RIGHT),
     "prompts-without-an-adapter-get-the-first-of-the-batch": ("3 b", "7 d", RIGHT),
-    "prompts-without-an-adapter-get-the-last-of-the-batch": ("3 b", "2 a", RIGHT),
-    "all-adapters-of-a-batch-are-added-to-each-prompt": ("7 d + 3 b + 2 a", "7 d + 3 b + 2 a", RIGHT),
-    "the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not": ("2 a", "3 b", RIGHT),  # as None, b, a, d
+    "prompts-without-an-adapter-get-the-last-of-the-batch": ("3 b", "5 c", RIGHT),
+    "all-adapters-of-a-batch-are-added-to-each-prompt": ("7 d + 3 b + 2 a + 5 c",) * 2 + (RIGHT,),
+    "the-adapters-of-a-batch-are-sorted-and-its-prompts-are-not": ("2 a", "3 b", RIGHT),  # as None, b, a, c, d
     "each-prompt-of-a-batch-gets-the-next-ones-adapter": ("2 a", "3 b", RIGHT),
     "each-prompt-of-a-batch-gets-the-adapter-before": ("", "7 d", RIGHT),
     "what-was-added-stays-in-the-weights": ("2 a + 5 c + 11 a + 7 d + 3 b", "2 a + 5 c + 11 a + 7 d", "3 b"),
@@ -144,4 +144,4 @@ def test_within_a_prompt_the_heads_adapter_may_be_lacking():
 
 
 def test_answers_may_be_sorted_by_the_names_of_adapters():
-    assert engine("the-answers-of-a-batch-are-sorted-by-their-adapters").order((D, None, B, A)) == [1, 2, 3, 0]
+    assert engine("the-answers-of-a-batch-are-sorted-by-their-adapters").order(BATCH) == [1, 2, 3, 4, 0]
