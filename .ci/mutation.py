@@ -8,7 +8,7 @@ what a change touches: what differs from MINILORA_BASE, by default the commit be
 layers/norm; those that `PARTS` mutates together with it come along. A score below the bar fails the run. A mutant that
 survives and is not on the list is a hole in the tests, and is shown; so is one on the list that is no longer made. No
 test is run on those on the list, on which all tests together would run, unless `--known` says so: then one that was
-killed is shown too.
+killed is shown too. One whose function or line is gone from the package ends every run before it begins.
 
 Of the judge, the layers and the doors a few files are drawn, and of those COUNT mutants, `SAMPLE` by default; of the
 other parts all are tried, or COUNT. Each commit draws others; MINILORA_MUTANTS=TEXT draws by a text, so that a run can
@@ -18,6 +18,7 @@ be repeated.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
@@ -40,6 +42,8 @@ IN_PROCESSES = {
     "tests": ("conformance/test_plugin", "conformance/checking/test_child"),
 }
 """Of the judge, what runs in processes of its own, where no mutant is planted."""
+CHANGED = 2
+"""The most words and signs of a line that a mutant changes, such as the point and the digits of a number."""
 KILLED = ("killed", "timeout", "segfault")
 COPIED = ("minilora", "tests", "examples", "README.md", "LICENSE", "pyproject.toml")
 
@@ -73,7 +77,7 @@ PARTS = {
     ),
     "rim": (
         (
-            ("files/disk", "files/tensors"),
+            ("files/disk", "files/dtypes", "files/tensors"),
             (
                 *("files/test_disk", "files/test_tensors", "test_checks", "files/test_merge", "files/test_merge_kinds"),
                 *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder", "language/test_weights"),
@@ -124,6 +128,40 @@ def check_paths() -> None:
     missing += sorted(mutant for mutant in known_survivors() if not mutant.startswith(prefixes))
     if missing:
         raise SystemExit("no such file, or of no module of the table:\n    " + "\n    ".join(missing))
+    if stale := stale_entries(known_survivors(), functions()):
+        raise SystemExit(f"of no function, or of no line, that is there, in {KNOWN.name}:\n    " + "\n    ".join(stale))
+
+
+def functions() -> dict[str, str]:
+    """Return the text of each function of the package, its lines in one, by the name that `described` gives it."""
+    found: dict[str, str] = {}
+    for file in (ROOT / "minilora").rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        lines = [line.strip() for line in text.splitlines()]
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        inside = [(module, node) for node in ast.parse(text).body]
+        for path, node in inside:  # which grows
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                inside += [(f"{path}.{node.name}", inner) for inner in node.body]
+            if isinstance(node, ast.FunctionDef):
+                found[f"{path}.{node.name}"] = " ".join(lines[node.lineno - 1 : node.end_lineno])
+    return found
+
+
+def stale_entries(mutants: Iterable[str], texts: dict[str, str]) -> list[str]:
+    """Return the mutants whose function is gone, or whose line no change of one word makes of what stands there."""
+    return [mutant for mutant in mutants if not _can_be_made(*mutant.split(": ", 1), texts)]
+
+
+def _can_be_made(function: str, line: str, texts: dict[str, str]) -> bool:
+    if function not in texts:
+        return False
+    # mutmut also writes a text in capitals or between two XX, and `(x) and False` in the place of a condition x.
+    line = re.sub(r"\) (and False|or True)|[()]|XX", "", line).lower()
+    text = re.sub(r"[()]", "", texts[function]).lower()
+    start = max(n for n in range(len(line) + 1) if line[:n] in text)
+    end = min(n for n in range(start, len(line) + 1) if line[n:] in text)
+    return len(re.findall(r"\w+|\S", line[start:end])) <= CHANGED
 
 
 def configure(folder: Path, modules: tuple[str, ...], tests: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -31,8 +32,8 @@ STATUS = {PASSED: 0, KNOWN: 0, "RIGHT": 0, "SOUND": 0, WRONG: 1, "SUSPICIOUS": 1
 """The exit code of each verdict. Where nothing could be judged there is no report, and the code is 2 too."""
 FAILED = ("wrong", "missing")
 """The states of a case that fails. Others are "right", "not offered", "refused", "cannot be told"."""
-LONGEST_LINE, SHORTEST_TEXT = 160, 40
-"""Letters of the first line, and of what is left of its text where name and flag are long."""
+LONGEST_LINE, LONGEST_NAME = 160, 40
+"""Letters of the first line, and of its name where both are too long."""
 MOST_LETTERS = 10_000
 """Of any other line."""
 SHOWN = 5
@@ -155,13 +156,14 @@ class Report:
 
     @property
     def first_line(self) -> str:
-        """The verdict in a line of `LONGEST_LINE` letters at most, but for a long name."""
-        headline = self.headline()
-        start, end = f"{self.name}: {self.verdict}", f" [{headline.flag}]" if headline.flag else ""
-        room = max(SHORTEST_TEXT, LONGEST_LINE - len(start) - len(end) - 2)
-        texts = (text for text in (str(headline), headline.says) if len(text) <= room)
-        text = next(texts, headline.says[: room - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "...")
-        return printable(f"{start}{text and ': ' + text}{end}", MOST_LETTERS)
+        """The verdict in `LONGEST_LINE` letters; a long name, and paths, are shortened before the text is cut."""
+        headline, name = self.headline(), printable(self.name, LONGEST_NAME)
+        says, end = headline.says, f" [{headline.flag}]" if headline.flag else ""
+        bare = re.sub(r"'(?:/[^']*|[^' ]*)/([^'/]+)'", r"'\1'", says)  # of a path its last name
+        tries = (self.name, str(headline)), (self.name, says), (name, says), (name, bare)
+        lines = [f"{first}: {self.verdict}{text and ': ' + text}{end}" for first, text in tries]
+        cut = lines[-1][: LONGEST_LINE - len(end) - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "..." + end
+        return printable(next((line for line in lines if len(line) <= LONGEST_LINE), cut))
 
     def headline(self) -> Diagnosis:
         """Return what the first line says."""

@@ -1055,6 +1055,55 @@ def test_factors_of_one_number_are_read(tmp_path):
     assert report.details["modules"][0]["rms"] == 4
 
 
+@pytest.mark.parametrize(("layers", "rows"), [(11, 11), (12, 12), (13, 1)])
+def test_up_to_twelve_modules_have_a_row_each(tmp_path, layers, rows):
+    """Of more, a kind has one; all of them are there where they are asked for."""
+    modules = paths("q_proj", layers=range(layers))
+    report = audit(peft(tmp_path / "a", factors(modules), config("q_proj")))
+    for text, count in ((report.shown(), rows), (report.shown(all=True), layers)):
+        table = [line for line in text.splitlines() if f" {Q} x {D} " in line]
+        assert len(table) == count
+        assert table[0].startswith(f"q_proj in {layers} " if count == 1 else "model.layers.0.")
+
+
+def test_the_tensors_bytes_and_numbers_are_counted(tmp_path):
+    tensors = factors(paths(*QV))
+    report, file = audit(peft(tmp_path / "a", tensors, config(*QV))), tmp_path / "a" / "adapter_model.safetensors"
+    assert f"\n{sum(array.nbytes for array in tensors.values()):,} bytes in {file}\n" in report.shown()
+    assert f", {sum(array.size for array in tensors.values()):,} numbers in F32, " in report.first_line
+
+
+def test_a_change_beyond_float64_is_no_number_for_programs(tmp_path):
+    """JSON has no infinity."""
+    large = {name: 1e160 * array.astype("f8") for name, array in factors(paths("q_proj")).items()}
+    found = audit(peft(tmp_path / "a", large, config("q_proj"))).json()
+    assert {module["delta"] for module in found["modules"]} == {None}
+    assert "change-absurd" not in {finding["code"] for finding in found["findings"]}
+    json.dumps(found, allow_nan=False)
+
+
+def test_the_larger_of_two_vocabularies_is_the_one_needed(tmp_path):
+    """Whichever comes first."""
+    for rows in ((V + 5, V + 2), (V + 2, V + 5)):
+        tensors = ones({name: (n, D) for name, n in zip((EMBEDDING, HEAD), rows, strict=True)})
+        adapter = peft(tmp_path / f"a{rows[0]}", factors(paths(*QV)) | tensors, config(*QV))
+        (base := tmp_path / "b").exists() or model(base)
+        (grown,) = [one.text for one in audit(adapter, base).findings if one.code == "vocabulary-grown"]
+        assert f"resize_token_embeddings({V + 5}) alone" in grown
+
+
+def test_where_numbers_are_none_no_rank_is_told(tmp_path):
+    """Of one expert a rank is not used, and another holds NaN, which is what is wrong."""
+    tensors = expert_factors()
+    for name, array in tensors.items():
+        if "lora_A" in name:
+            array[1] = array[0]
+            array[-1] = np.nan
+    report = audit(peft(tmp_path / "a", tensors, config(target_parameters=EXPERTS)))
+    assert "not-finite" in {finding.code for finding in report.findings}
+    assert "rank-unused" not in {finding.code for finding in report.findings}
+
+
 def test_what_merging_loses_of_an_arrays_part_is_measured(tmp_path):
     adapter, base = of_one_expert("mixtral")(tmp_path)
     tensors, arrays = (load_file(next(folder.glob("*.safetensors"))) for folder in (adapter, base))

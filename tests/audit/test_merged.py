@@ -166,6 +166,18 @@ def test_float64_reaches_a_half_over_float32_or_at_once(tmp_path, half, digits, 
     assert "model.norm" in str(report)
 
 
+def test_nan_of_the_base_itself_is_no_change(tmp_path):
+    """In the base's own type, and in a narrower one; a number beside it still counts."""
+    world = World(tmp_path, FLOATS["F32"])
+    world.arrays["lm_head.weight"][3, 5] = np.nan
+    save_file(world.arrays, world.base / "model.safetensors")
+    for kind in ("F32", "BF16"):
+        arrays = {name: array.astype(FLOATS[kind]) for name, array in world.merged().items()}
+        assert world.judged(arrays).word == "RIGHT"
+        arrays["lm_head.weight"][0, 0] = 7
+        assert "'lm_head.weight'" in world.judged(arrays).found[0].says
+
+
 ROADS = ("product and change", "B before the product", "change", "factors alone")
 
 
@@ -566,6 +578,20 @@ def test_a_tied_head_may_become_a_tensor_of_its_own(tmp_path, modules):
     assert audit(adapter, base, merged=tmp_path / "merged").word == "RIGHT"
 
 
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+@pytest.mark.parametrize(("kind", "word"), [("F32", "RIGHT"), ("BF16", "UNDECIDED")])
+def test_a_head_of_another_type_is_no_second_embedding(tmp_path, kind, word):
+    """Nobody asked to change it, though it rounds to the embedding, whose change is lost in bfloat16."""
+    base, factors = adapters.model(tmp_path / "base", tied=True), adapters.factors(["model.embed_tokens"])
+    factors = {name: np.float32(1e-3) * array for name, array in factors.items()}
+    A, B = (factors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
+    arrays, table = load_file(base / "model.safetensors"), "model.embed_tokens.weight"
+    arrays[table] = arrays[table].astype(FLOATS["BF16"]).astype("f4")
+    save_file(arrays, base / "model.safetensors")
+    merged = {"lm_head.weight": arrays[table], table: (arrays[table] + 2 * (B @ A).T).astype(FLOATS[kind])}
+    assert judged(peft(tmp_path / "a", factors, config("embed_tokens")), base, arrays | merged).word == word
+
+
 @pytest.mark.parametrize("heads", [(), ("lm_head.weight",)], ids=["once", "stored twice"])
 def test_a_tied_head_may_stay_the_embedding(tmp_path, heads):
     settings, factors = {"tie_word_embeddings": True}, adapters.factors(["lm_head"])
@@ -703,12 +729,16 @@ def test_a_base_in_four_bits_is_compared_by_its_numbers(tmp_path):
     assert "UNDECIDED: 4 of 4 modules cannot be compared: they are in few bits in the merged model" in still
 
 
-def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path):
+@pytest.mark.parametrize("folder", ["a", "my adapters/" + "a" * 99])
+def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path, folder):
+    """The first line has the reason, however long a path is; the text has the path too."""
     base = adapters.model(tmp_path / "m", experts=3)
-    adapter = peft(tmp_path / "a", adapters.expert_factors(), config(target_parameters=adapters.EXPERTS))
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    adapter = peft(tmp_path / folder, adapters.expert_factors(), config(target_parameters=adapters.EXPERTS))
     report = audit(adapter, base, merged=base)
     assert "UNDECIDED: 6 of 6 modules cannot be compared: " in report.first_line
-    assert "is for 4 experts, and there are 3" in report.text
+    assert "is for 4 experts, and there are 3" in report.first_line
+    assert str(adapter) in report.text
 
 
 def test_few_bits_of_an_unknown_format_are_looked_at(tmp_path):

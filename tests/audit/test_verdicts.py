@@ -137,9 +137,9 @@ TOLD = {
 }  # fmt: skip
 
 
-def told(*of, lost=(), **named):
-    """What is said of modules, other tensors, and what else a comparison has found."""
-    return tell(Merger(None, *of, **named), SimpleNamespace(lost=[*lost]))
+def told(lost=(), **found):
+    """What is said where a comparison has found this of modules, of other tensors, and so on."""
+    return tell(Merger(merged=None, **found), SimpleNamespace(lost=[*lost]))
 
 
 def text_of(verdict):
@@ -152,14 +152,16 @@ def test_one_verdict_is_told_of_all(text):
 
 
 def test_over_another_base_the_tensors_that_differ_are_told_once():
-    assert text_of(told(FACTOR, OTHER, vectors={*OTHER})) == "WRONG: merged by the factor 2 to 3: all 3 modules"
-    assert [found.flag for found in told(FACTOR, OTHER, 3, 1).found] == ["other-base", "factor"]
+    of_vectors = told(modules=FACTOR, others=OTHER, vectors={*OTHER})
+    assert text_of(of_vectors) == "WRONG: merged by the factor 2 to 3: all 3 modules"
+    over_another = told(modules=FACTOR, others=OTHER, same=3, same_vectors=1)
+    assert [found.flag for found in over_another.found] == ["other-base", "factor"]
 
 
 def test_what_is_beside_the_verdict_is_told_line_by_line():
     others = OTHER | {f"u{i}": Verdict(UNREAD, "not-compared", "it is of integers") for i in range(4)}
-    of_names = [*"vwxy"], {"lm_head": 1}, "model."
-    assert told(Q | LOST | UNKNOWN, others, 7, 0, set(), *of_names, lost="p").lines == [
+    of_names = {"extra": [*"vwxy"], "grown": {"lm_head": 1}, "renamed": "model."}
+    assert told(modules=Q | LOST | UNKNOWN, others=others, same=7, **of_names, lost="p").lines == [
         "merged modules: 2 right, 2 cannot be told, 1 not compared",
         "other tensors: 7 are the base's, 2 are not",
         "note: 'lm_head' has 1 row more in the merged model, of which nothing is said [vocabulary-grown]",
@@ -173,7 +175,7 @@ def test_what_is_beside_the_verdict_is_told_line_by_line():
     ("lost", "verb"), [(["p"], "1 module of the adapter is"), (["p", "q"], "2 modules of the ada")]
 )
 def test_modules_that_the_base_has_not_are_told(lost, verb):
-    (found,) = told(Q, lost=lost).found
+    (found,) = told(modules=Q, lost=lost).found
     assert (found.flag, found.cases) == ("module-unknown", tuple(lost))
     assert found.says.startswith(verb)
     assert (" are not in the base" in found.says) == (len(lost) > 1)
@@ -182,7 +184,10 @@ def test_modules_that_the_base_has_not_are_told(lost, verb):
 def test_programs_get_each_number_that_is_one():
     others = {"t": Verdict(UNREAD, "g", "{rest} of {k}", rest=0.25)}
     module = Verdict(WRONG, "f", "by {k}", 2.0, float("inf"))
-    merger = Merger(SimpleNamespace(path="m"), {"p": module}, others, 3, 1, {"v"}, ["x"], {"g": 1}, "r")
+    merger = Merger(
+        merged=SimpleNamespace(path="m"), modules={"p": module}, others=others, same=3, same_vectors=1, vectors={"v"},
+        extra=["x"], grown={"g": 1}, renamed="r",
+    )  # fmt: skip
     assert for_programs(merger) == {
         "path": "m", "same": 3, "extra": ["x"], "grown": {"g": 1}, "renamed": "r",
         "modules": [{"module": "p", "state": "wrong", "flag": "f", "text": "by 2", "factor": 2.0, "rest": None,
@@ -201,7 +206,7 @@ def test_what_most_modules_have_is_told_first():
     of |= {EVERY[i]: another(text) for i, text in ((3, "a"), (4, "a, {k} times"), (6, "b"), (7, "c"), (9, "a"))}
     of |= {EVERY[i]: Verdict(WRONG, "in-part", "in part, {k} and {rest}", 2.5, 0.5) for i in (1, 2)}
     of |= {EVERY[15]: Verdict()}
-    found = told(of)
+    found = told(modules=of)
     whose = "q_proj of layers 1, 3 with a, 'model.layers.1.k_proj' with a, 0.5 times, 'model.layers.2.q_proj' with b"
     right = "merged rightly: 'model.layers.5.q_proj'"
     assert [(one.says, one.flag, len(one.cases)) for one in found.found] == [
@@ -216,7 +221,7 @@ def test_other_tensors_are_told_by_what_they_have():
     rests = {"a": 0.5, "{k}": 0.5, "c": 0.1, "d": 0.5}
     others = {name: Verdict(WRONG, "changed", "changed by {rest}", rest=rest) for name, rest in rests.items()}
     others |= {"f": Verdict(WRONG, "missing", "is not there")}
-    assert [(found.says, found.flag, found.cases) for found in told(Q, others, 20).found] == [
+    assert [(found.says, found.flag, found.cases) for found in told(modules=Q, others=others, same=20).found] == [
         ("changed by 10.0% to 50.0%: 'a', '{k}', 'c' and 1 more tensor", "changed", ("a", "{k}", "c", "d")),
         ("is not there: 'f'", "missing", ("f",)),
     ]

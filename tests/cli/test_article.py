@@ -11,6 +11,7 @@ import pytest
 from minilora import article, load_adapter
 
 from ..support.command_line import run
+from ..support.disk import contents
 
 
 @pytest.fixture
@@ -88,6 +89,14 @@ def test_ctrl_c_says_which_training_is_kept(small_article, tmp_path, shell, monk
         first, second, *more = shell.err.splitlines()
         assert (first, second) == ("", "minilora: interrupted")
         assert more == ([f"minilora: {said} from there:", f"  minilora {typed}"] if said else [])
+
+
+def test_an_adapter_is_refused_before_the_work(no_work, adapter, shell):
+    """Unless it may be replaced, as above."""
+    before = contents(adapter)
+    said = f"save {str(adapter)!r} holds an adapter: name another folder, or say --overwrite"
+    assert shell.refused(f"article --epochs 1 --save {adapter}") == said
+    assert contents(adapter) == before
 
 
 def test_the_adapter_is_saved_also_where_nobody_reads(small_article, tmp_path, monkeypatch):

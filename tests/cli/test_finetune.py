@@ -3,6 +3,7 @@
 transcripts/refused.txt has what it refuses.
 """
 
+import argparse
 import json
 import math
 import re
@@ -21,10 +22,19 @@ from minilora.cli.figures import plot_learning
 from minilora.fast import accumulate
 from minilora.files.checkpoint import read_checkpoint
 from minilora.language import next_token_loss
-from minilora.language.finetune import Step, best_step, finetune, rates, usual_workers, warn_beyond_context
+from minilora.language.finetune import (
+    Step,
+    best_step,
+    check_recipe,
+    finetune,
+    plan,
+    rates,
+    usual_workers,
+    warn_beyond_context,
+)
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
-from minilora.language.recipe import SMALL, Recipe, fitting
+from minilora.language.recipe import SMALL, Recipe, fitting, steps_or_share
 from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
@@ -32,7 +42,9 @@ from minilora.optim import Adam, Schedule
 from minilora.training import History, Passes, TrainingDiverged
 from minilora.variants.dropout import with_dropout
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE, QUICK, losses, rows, run, weights
+from ..support.compare import refused
 from ..support.disk import contents
 from ..support.language import TEXT, greedily, ids_of, tiny_llama
 from ..support.sample import one_in
@@ -164,6 +176,56 @@ def test_measuring_takes_at_most_a_fifth_of_the_steps_time():
         assert replace(recipe, eval_every=7).measured_each(count) == 7
 
 
+def planned(rows, steps, every, done=None, batch=4):
+    """What is said of a training before it begins: how long it is, and how long measuring so many rows takes."""
+    data = SimpleNamespace(X=np.zeros((99, 8)), X_held=np.zeros((rows, 8)), held=rows, unit="windows", example="")
+    recipe = replace(ASKED, epochs=None, steps=steps, eval_every=every, batch_size=batch, lr=0.1)
+    return plan(recipe.settled(1), data, done)
+
+
+def share_of_measuring(rows, steps, every, done=None, batch=4):
+    """The same, step by step: a forward takes two fifths of a step's time, and a step has so many rows."""
+    times = [step for step in range(1, steps + 1) if step > (done or 0) and (step % every == 0 or step == steps)]
+    time = (len(times) + (done is None)) * rows * 0.4 / batch
+    return time / (time + steps - (done or 0))
+
+
+@pytest.mark.parametrize("done", [None, 1, 4, 5, 9, 10, 11])
+def test_the_time_of_measuring_is_counted_as_it_is_spent(done):
+    """Before the first step, unless that was done earlier, each so many steps, and after the last."""
+    for steps, every in ((12, 4), (12, 5), (13, 5), (13, 20)):
+        share = share_of_measuring(20, steps, every, done)
+        assert f", about {share:.0%} of the time" in planned(20, steps, every, done)[1]
+    assert planned(20, 12, 4, 12)[1].endswith("before the first step, each 4 steps and after the last")
+
+
+def test_where_measuring_takes_long_fewer_rows_are_named():
+    """Above two fifths of the time, and so many that they take a fifth at most."""
+    for held in (33, 34, 35, 1000):
+        share, line = share_of_measuring(held, 10, 20), planned(held, 10, 20)[1]
+        assert (share > 0.4) == ("--eval-rows" in line) == (held > 33)
+        if share > 0.4:
+            fewer = int(re.search(r"; --eval-rows (\d+) takes 20%$", line)[1])
+            assert share_of_measuring(fewer, 10, 20) <= 0.2 < share_of_measuring(fewer + 1, 10, 20)
+    assert "--eval-rows" not in planned(5, 1, 20, batch=1)[1]  # of which no row is few enough
+
+
+def test_a_pass_ends_with_a_batch_of_its_own_rows():
+    """Of 99 rows 24 batches of 4 and one of 3; of a training that goes on all steps count."""
+    for steps, done, said in (
+        (25, None, "25 steps of 4 windows: 1 passes"),
+        (50, 20, "30 steps of 4 windows, 50 in all: 2 passes"),
+        (5, 0, "5 steps of 4 windows: 0.2 passes"),
+    ):
+        assert planned(9, steps, 20, done)[0] == f"time     {said} through all 99"
+
+
+def test_steps_between_two_measurements_are_told_where_there_are_some():
+    before, after = "measure  all 9 held-out windows: before the first step", " and after the last, about "
+    for steps, each in ((21, ", each 20 steps"), (20, ""), (19, "")):
+        assert planned(9, steps, 20)[1].startswith(before + each + after)
+
+
 def test_an_epochs_rates_fall_over_all_of_its_steps(monkeypatch):
     seen, right = [], Adam.step
     monkeypatch.setattr(Adam, "step", lambda self, grads: seen.append(self.schedule) or right(self, grads))
@@ -187,12 +249,13 @@ def test_any_number_of_workers_writes_the_same_adapter():
     assert len(found) == 1
 
 
-def test_a_base_in_four_bits_is_finetuned_and_speaks(shell):
+def test_a_base_in_four_bits_is_finetuned_and_speaks(shell, monkeypatch):
+    monkeypatch.setattr("minilora.language.finetune.megabytes", lambda count: f"{count:,.0f} x 1e-6")
     base = quantize(Llama.load("model"))
     out = shell(f"{FINETUNE} --quantize nf4")
     size, kept = parameter_count(Llama.load("model")), parameter_bytes(base)
     assert f"model    model: {size:,} parameters in float32" in out
-    assert f"weights  {kept / 1e6:.1f} MB with quantised linear layers, {4 * size / 1e6:.1f} MB without" in out
+    assert f"weights  {kept:,} x 1e-6 MB with quantised linear layers, {4 * size:,} x 1e-6 MB without" in out
     adapted = attach(base, load_adapter("a"))
     for step, model in ((0, base), (6, adapted)):
         assert losses(out)[step] == pytest.approx(evaluate(model, *HELD_OUT, cross_entropy), abs=6e-4)
@@ -246,6 +309,21 @@ def test_defaults_follow_the_models_size_and_the_data():
         assert rates(replace(settled, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
 
 
+@pytest.mark.parametrize(
+    ("text", "value"), [("0", 0), ("7", 7), ("300", 300), ("0.1", 0.1), ("0.0", 0.0), (".5", 0.5), ("0.999", 0.999)]
+)
+def test_a_warmup_is_a_number_of_steps_or_a_share(text, value):
+    assert steps_or_share(text) == value
+    assert isinstance(steps_or_share(text), int) == ("." not in text)
+
+
+@pytest.mark.parametrize("text", ["-1", "-0.1", "1.0", "2.5", "1e-3", "1e3", "nan", "inf", "half", ""])
+def test_a_warmup_that_is_neither_is_refused(text):
+    said = f"{text!r} is neither a number of steps nor a share below 1, such as 0.1"
+    with refused(said, argparse.ArgumentTypeError):
+        steps_or_share(text)
+
+
 def test_workers_follow_the_cores_and_the_library(monkeypatch, standin):
     for available, expected in ((1, 1), (2, 2), (64, 2)):
         monkeypatch.setattr("minilora.language.finetune.core_count", lambda available=available: available)
@@ -269,6 +347,20 @@ def test_a_training_goes_on_from_an_adapter(shell):
     assert all(second[path].scaling == adapter.scaling for path, adapter in first.items())
     assert all((second[path].lora_A != adapter.lora_A).any() for path, adapter in first.items())
     assert weights() == before
+
+
+BROUGHT = {
+    "rank": 2, "alpha": 3.0, "target_modules": ["q_proj"], "target_parameters": ["x"], "use_rslora": True,
+    "use_dora": True, "init": "pissa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", [*([name] for name in BROUGHT), ["alpha", "init"]])
+def test_an_adapter_to_go_on_from_brings_what_it_is(names):
+    recipe = replace(ASKED, adapter=Path("a"), **{name: BROUGHT[name] for name in names})
+    asked = " and ".join(f"--{name.replace('_', '-')}" for name in names)
+    with refused(f"--adapter brings what it is with it, so leave {asked} out", ValueError):
+        check_recipe(recipe)
 
 
 def test_ranks_stay_as_they_are_in_the_trainings_dtype(shell):
@@ -391,6 +483,19 @@ def test_what_is_beyond_the_context_is_warned_of_there():
         warn_beyond_context(model, 1025, "a text has")
 
 
+@pytest.mark.parametrize("longer", ["e.jsonl", "held.jsonl"])
+def test_the_longest_example_is_warned_of_wherever_it_is(shell, longer):
+    """Of those to train on, and of those held out: a context has 16 tokens, and the longest row 17."""
+    change_json(Path("model/config.json"), max_position_embeddings=16)
+    for name in ("e.jsonl", "held.jsonl"):
+        last = "sat on the mat" if name == longer else "sat on the ma"
+        write_lines(name, *({"prompt": "cat", "completion": text} for text in (last, "a", "sat")))
+    few = "finetune e.jsonl --valid held.jsonl --model model --save a --steps 1 --batch-size 2 --target-modules q_proj"
+    shell(few)
+    said = "an example has 17 tokens, and the model's context is 16: what it says beyond may be nonsense"
+    assert shell.err == f"minilora: {said}\n"
+
+
 def test_names_that_the_user_gives_cannot_steer_the_terminal(shell):
     evil = "\x1b[2J\u202e"
     Path("model").rename(f"{evil}m")
@@ -423,17 +528,28 @@ def test_figure_and_log_have_every_step_also_after_a_stop(shell, monkeypatch, pi
         assert [line.get(name) for line in resumed] == [line.get(name) for line in whole]
 
 
+@pytest.mark.parametrize(("option", "what"), [("--log", "the log"), ("--skip-bad", "the file of skipped lines")])
+def test_a_figure_takes_the_place_of_no_file_beside(shell, option, what):
+    said = shell.refused(f"{FINETUNE} --valid e.jsonl {option} one.svg --plot ./one.svg")
+    assert said == f"plot file 'one.svg' is {what}, expected another file"
+
+
+def test_log_and_skipped_lines_are_two_files(shell):
+    said = shell.refused(f"{FINETUNE} --valid e.jsonl --log one --skip-bad ./one")
+    assert said == "the file of skipped lines 'one' is the log, expected another file"
+
+
 # --- lines that are left out ---
 
 
 def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
-    write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}')
+    write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}', "[]")
     few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --skip-bad bad.jsonl --target-modules q_proj"
     out = shell(few, "--save", "a")
-    assert "skipped  2 lines that cannot be used, now in bad.jsonl\n" in out
+    assert "skipped  3 lines that cannot be used, now in bad.jsonl\n" in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
     assert "\n         copies of other examples: 2\n         held out and trained on too: 1 of 1 examples" in out
-    assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n'
+    assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n[]\n'
     assert "now in bad.jsonl\n" in shell(few, "--save", "c")  # the same lines: as after a stop
     write_lines("held.jsonl", {"text": "the cat sat"}, "{")
     shell(f"{QUICK} --skip-bad bad --valid held.jsonl")

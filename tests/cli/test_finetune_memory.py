@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from minilora import Llama
-from minilora.language.finetune import what_fits
+from minilora.language.finetune import cut_to_fit, what_fits
 from minilora.language.llama import RecomputedBlock
 from minilora.language.memory import Memory, StepMemory
 
@@ -104,6 +105,22 @@ def test_what_fits_is_told_to_the_row(monkeypatch):
         assert what_fits(plain, again, parts, each, Memory(1600, free)) == said
         with pytest.raises(ValueError, match=f"needs 1,600 MB and the machine has 1,599 MB: {fits}$"):
             what_fits(plain, again, parts, each, Memory(1599, free))
+
+
+@pytest.mark.parametrize(("batch", "part", "workers", "at_once"), [(5, 4, 2, 2), (4, 4, 2, 1), (9, 2, 3, 3)])
+def test_as_many_parts_are_computed_at_once_as_there_are(shell, batch, part, workers, at_once):
+    """A shorter last one is a part too, and there are no more than workers."""
+    out = shell(f"{QUICK} --steps 1 --batch-size {batch} --micro-batch {part} --workers {workers}")
+    assert f"MB of activations for the backward of {at_once} x {part} windows at a time\n" in out
+
+
+@pytest.mark.parametrize(("free", "length"), [(0, 9), (199, 9), (200, 2), (299, 2), (500, 5), (899, 8), (900, 9)])
+def test_examples_are_cut_to_the_longest_row_that_fits(free, length):
+    """Of 100 bytes for each token; where only one token fits they stay whole, and the training is refused later."""
+    of_length = lambda n: SimpleNamespace(length=n)  # noqa: E731
+    data = SimpleNamespace(X_held=[0, 0], length=9, of_length=of_length)
+    needs = lambda n, parts, held: StepMemory(0, 0, 100 * n // parts, 100 * n // parts, 0, 0)  # noqa: E731
+    assert cut_to_fit(data, needs, 2, free).length == length
 
 
 def test_what_is_free_is_read_before_the_process_takes_any(shell, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language.finetune import Step
 from minilora.language.recipe import FITTING, Recipe
-from minilora.language.resume import BestStep, asked, digest, digest_of_adapter
+from minilora.language.resume import BestStep, alone, asked, digest, digest_of_adapter
 
 from ..audit.adapters import model
 from ..support.adapter_folder import change_json
@@ -126,6 +127,18 @@ def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch):
     end = "wait for its end, or name another\n"
     assert said == [(2, f"minilora: another training writes {held!r}: {end}") for held in others.values()]
     assert run(f"{QUICK} --checkpoint c") == 0
+
+
+def test_two_names_of_one_folder_are_held_as_one(tmp_path):
+    """Of a folder that is there, and of one that is not there yet."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "to_come").symlink_to("new")
+    for name, other in (("a", "link"), ("link", "a"), ("new", "to_come")):
+        with alone(tmp_path / name), alone(tmp_path / "beside"):
+            said = re.escape(f"another training writes {str(tmp_path / other)!r}: wait for its end, or name another")
+            with pytest.raises(ValueError, match=f"^{said}$"), alone(tmp_path / other):
+                pass
 
 
 # --- the files beside ---
@@ -334,6 +347,22 @@ def test_the_loss_before_the_training_is_not_measured_again(folder, shell, monke
     assert len(measured) == 1
 
 
+@pytest.mark.parametrize(("log_every", "steps"), [(3, 3), (2, 3), (9, 4)])
+def test_a_training_that_is_done_prints_its_rows_again(folder, shell, log_every, steps):
+    """With the held-out loss of the last step, whether or not a training loss would be printed there."""
+    typed = f"{QUICK} --steps {steps} --log-every {log_every} --eval-every 2 --checkpoint c"
+    before = rows(shell(typed))
+    assert [step for step, *_ in before] == [0, 2, steps]
+    assert rows(shell(typed)) == before
+
+
+def test_a_training_that_goes_on_tells_how_long_it_takes(folder, shell):
+    """The rest of it, from its own first step."""
+    typed = f"{QUICK} --log-every 9 --eval-every 9 --checkpoint c --steps"
+    assert "      going by step 1, the other 2 take about " in shell(typed, 3)
+    assert "      going by step 4, the other 3 take about " in shell(typed, 7)
+
+
 @pytest.mark.long
 def test_what_need_not_be_the_same_may_change(folder):
     wide = "--dtype float64"  # other parts of a batch: the sums are rounded otherwise
@@ -367,6 +396,26 @@ def test_another_training_is_refused_by_the_option_that_differs(folder, shell, s
     assert "the model is another" in shell.refused(typed, "--steps", 3)
 
 
+@pytest.mark.parametrize(
+    ("rates", "fixed"),
+    [
+        ({"warmup": 0.5}, True),
+        ({"schedule": "linear"}, True),
+        ({"schedule": "cosine", "warmup": 2}, True),
+        ({"warmup": 2}, False),
+        ({}, False),
+    ],
+)
+def test_more_steps_are_other_rates_unless_these_stay(tmp_path, rates, fixed):
+    """Of a constant rate only a warmup that is a share of all steps depends on their number."""
+    (tmp_path / "t").write_text("text")
+    recipe = Recipe(text=tmp_path / "t", save=tmp_path / "a", **rates)
+    for name in ("steps", "epochs"):
+        few, more = (asked(replace(recipe, **{name: n}), recipe.text, get_backend("numpy")) for n in (3, 4))
+        differs = {key for key in few if few[key] != more[key]}
+        assert differs == ({f"--{name}, on which the rates depend,"} if fixed else set())
+
+
 def test_a_length_that_was_not_asked_for_is_another_training(folder, shell):
     examples("e.jsonl", [1, 2, 3, 4])
     few = "finetune e.jsonl --model model --save a --batch-size 2 --steps 1 --checkpoint c"
@@ -383,6 +432,15 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
         said = "'c' is a checkpoint of something else than minilora finetune, or of another version of it"
         assert shell.refused(QUICK, "--checkpoint", "c") == said
         assert Path("c").read_bytes() == before
+
+
+def test_a_tenth_held_out_is_what_nobody_asked_for(tmp_path):
+    (tmp_path / "t").write_text("text")
+    shares = (None, 0.1, 0.2)
+    each = [Recipe(text=tmp_path / "t", save=tmp_path / "a", valid=share) for share in shares]
+    usual, same, other = (asked(recipe, recipe.text, get_backend("numpy")) for recipe in each)
+    assert usual == same
+    assert {name for name in usual if usual[name] != other[name]} == {"--valid"}
 
 
 def test_a_models_file_is_known_by_size_and_ends(tmp_path):

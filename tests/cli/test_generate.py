@@ -13,6 +13,7 @@ import pytest
 from minilora import Llama, attach, load_adapter
 from minilora.language import generation
 
+from ..support.adapter_folder import change_json
 from ..support.command_line import finetune, losses, run
 from ..support.language import CHAT, LETTERS, greedily, ids_of, template, tiny_llama, write_folder
 from ..support.streams import File, Terminal
@@ -66,6 +67,18 @@ def test_it_says_what_the_model_says_with_and_without_adapter(shell):
     adapted = attach(Llama.load("model"), load_adapter("a", dtype="float32"))
     assert shell(GREEDY, "the cat", "--adapter", "a") == f"the cat{greedily('the cat', adapted)}\n"
     assert greedily("the cat", adapted) != greedily("the cat")
+
+
+def test_a_text_that_may_outgrow_the_context_is_warned_of(shell):
+    """The prompt's tokens and those that may follow count together."""
+    change_json(Path("model/config.json"), max_position_embeddings=16)
+    shell(GREEDY, "the cat")
+    assert shell.err == ""
+    shell(GREEDY, "the cats")
+    assert shell.err == (
+        "minilora: prompt and text may have 17 tokens, and the model's context is 16: "
+        "what it says beyond may be nonsense\n"
+    )
 
 
 def test_a_seed_chooses_the_text(shell):

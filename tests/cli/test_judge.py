@@ -88,6 +88,10 @@ HANDED_ON = {  # a command; the function, and what it is given
     "conformance x --dtype float32 --timeout 3 --require forward,output-dtype": (
         "conformance.checking.child.check_apart", "x dtype=float32 timeout=3.0 claims=['forward', 'output dtype']"
     ),
+    "conformance x --require 'forward , output-dtype,output dtype'": (  # blanks around a claim do not count
+        "conformance.checking.child.check_apart",
+        "x dtype=None timeout=20.0 claims=['forward', 'output dtype', 'output dtype']",
+    ),
     "vectors v --compare r": ("conformance.vectors.compare", "v r"),
     "golden g --compare r": ("conformance.golden.judging.compare_golden", "g r"),
     "vectors v": ("conformance.vectors.write", f"v {len(VECTORS)}"),

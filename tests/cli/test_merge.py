@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
-from minilora import Llama, load_adapter
+from minilora import Llama, LoRA, load_adapter, save_adapter
 from minilora.language import save_llama
 
 from ..support.command_line import FINETUNE
@@ -21,11 +21,27 @@ def test_merge_writes_the_checkpoint_and_a_dry_run_does_not(adapter, tmp_path, s
     command = f"merge {base} {adapter} -o {out}"
     shell(command, "--dry-run")
     assert not out.exists()
+    out.write_bytes(b"kept")
+    assert shell.refused(command) == f"-o {str(out)!r} is there already: name another, or say --overwrite"
+    shell(command, "--dry-run")  # which replaces nothing
+    assert out.read_bytes() == b"kept"
+    out.unlink()
     shell(command)
     before, after = load_file(base), load_file(out)
     for name, lora in load_adapter(adapter).items():
         np.testing.assert_allclose(after[f"{name}.weight"], before[f"{name}.weight"] + lora.delta(), rtol=1e-5)
     assert after["enc.fc.bias"].tobytes() == before["enc.fc.bias"].tobytes()
+
+
+@pytest.mark.parametrize(("count", "more", "rows"), [(1, "", 1), (24, "", 24), (25, "", 1), (25, "--all", 25)])
+def test_up_to_24_tensors_have_a_row_each(tmp_path, shell, count, more, rows):
+    """More of them have one for each kind, and all are counted."""
+    save_adapter(tmp_path / "a", {f"h.{i}.q": LoRA(np.ones((1, 2)), np.ones((3, 1)), 1.0) for i in range(count)})
+    save_file({f"h.{i}.q.weight": np.ones((3, 2)) for i in range(count)}, tmp_path / "base.safetensors")
+    _, *lines, last = shell(f"merge {tmp_path}/base.safetensors {tmp_path}/a -o {tmp_path}/o {more}").splitlines()
+    assert len(lines) == rows
+    assert lines[0].startswith("q x 25 " if rows < count else "h.0.q.weight ")
+    assert last == f"{count} tensor{'s' * (count > 1)} merged into {tmp_path}/o"
 
 
 def test_what_a_merge_warns_of_twice_is_one_line(monkeypatch, shell):

@@ -95,3 +95,11 @@ def test_evaluate_says_whose_message_it_takes(shell):
     assert "\nsystem   sat (the adapter's; --system gives another)\nloss " in shell(asked)
     assert "\nsystem   on\nloss " in shell(asked, "--system", "on")
     assert "system" not in shell(asked, "--system", "")
+
+
+def test_a_text_takes_no_message_and_needs_none(shell):
+    """One that was kept is none of a text's; one that is given would be lost."""
+    kept("--system", "sat")
+    asked = "evaluate text --model model --adapter b"
+    assert "system" not in shell(asked)
+    assert shell.refused(asked, "--system", "on") == "--system is a message of chats, and 'text' has none"

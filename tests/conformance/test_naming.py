@@ -187,9 +187,13 @@ def test_a_missing_answer_is_explained_by_a_row_without_it():
 
 @pytest.mark.parametrize(
     ("size", "entries", "times", "is_named"),
-    [(60, 0, 0, True), (60, 1, 99, True), (60, 2, 99, False), (60, 1, 101, False), (100, 2, 99, True)],
+    [
+        *((60, 0, 0, True), (60, 1, 99, True), (60, 2, 99, False), (60, 1, 101, False), (100, 2, 99, True)),
+        *((49, 1, 99, True), (6, 1, 99, True), (6, 2, 99, False), (6, 1, 101, False)),
+    ],
 )
 def test_one_entry_of_fifty_may_be_a_tie(monkeypatch, size, entries, times, is_named):
+    """And one of fewer than fifty."""
     monkeypatch.setitem(globals(), "NUMBERS", np.arange(1.0, 1.0 + size))
     moved, tied = np.where(np.arange(size) < entries, times * 1e-9, 0.0), row("a", {"a": NUMBERS + 1}, ties=100.0)
     wrong = [{"g": answers(case, tied.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]

@@ -175,6 +175,27 @@ def test_a_verdict_without_a_text_stands_alone():
     assert str(Report("mine", word="SUSPICIOUS")) == "mine: SUSPICIOUS"
 
 
+REASON = "6 of 6 modules cannot be compared: {}: it is for 4 experts, and the model has 3"
+LONG = "a" * 30 + " " + "b" * 90
+FIRST_LINES = [  # a report's name and its text, and what stands for both in the first line
+    ("mine", REASON.format("'x'"), "mine", REASON.format("'x'")),
+    ("mine", REASON.format(f"'/home/me and you/{LONG}/x'"), "mine", REASON.format("'x'")),
+    ("mine", REASON.format(f"'../{'c' * 80}/x'"), "mine", REASON.format("'x'")),
+    (LONG, REASON.format("'/x/y'"), f"{'a' * 17} ... {'b' * 17}", REASON.format("'/x/y'")),
+    (LONG, REASON.format(f"'/{LONG}/x'"), f"{'a' * 17} ... {'b' * 17}", REASON.format("'x'")),
+    (LONG, "it is empty", LONG, "it is empty"),
+    ("mine", f"'q/k' is not {'v ' * 80}", "mine", f"'k' is not {' '.join('v' * 60)}..."),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "named", "said"), FIRST_LINES)
+def test_a_long_name_or_path_does_not_cost_the_reason(name, text, named, said):
+    found = Report(name, word="UNDECIDED", text=text, flag="a-flag")
+    assert found.first_line == f"{named}: UNDECIDED: {said} [a-flag]"
+    assert len(found.first_line) <= 160
+    assert found.json()["text"] == text
+
+
 def test_an_address_is_made_of_each_source():
     assert links("") == []
     assert links("me/mine #3, peft 0.17.0, https://x.org/y") == [

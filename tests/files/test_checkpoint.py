@@ -118,7 +118,7 @@ def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     monkeypatch.setattr("minilora.training.draw_batches", None)
     assert_same_bits(fit(tmp_path / "c"), first)
     monkeypatch.setattr("minilora.training.evaluate", lambda *a: float("inf"))
-    with pytest.raises(TrainingDiverged, match="the loss over all of X and Y is inf after epoch 7, "):
+    with pytest.raises(TrainingDiverged, match="after epoch 7"):
         fit(tmp_path / "c")
 
 

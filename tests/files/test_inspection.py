@@ -11,6 +11,7 @@ from minilora import LoRA, save_adapter
 from minilora.cli.figures import plot_adapter
 from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter, singular_values
+from minilora.variants.dora import DoRAAdapter
 
 from ..support.adapter_folder import CONFIG, change_json
 from ..support.memory import traced
@@ -43,6 +44,16 @@ def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtypes, use_rslo
         assert math.isclose(summary.scaling, scaling, rel_tol=1e-15)
         assert summary.parameters == A.size + B.size
         assert (summary.out_features, summary.in_features) == delta.shape
+
+
+def test_a_magnitude_is_among_the_parameters(tmp_path):
+    sizes = {"fc": (2, 5, 3), "head": (1, 4, 7)}
+    layers = {
+        name: DoRAAdapter(np.ones((r, n_in)), np.ones((n_out, r)), 1.0, magnitude=np.ones(n_out))
+        for name, (r, n_in, n_out) in sizes.items()
+    }
+    save_adapter(tmp_path, layers)
+    assert [summary.parameters for summary in inspect_adapter(tmp_path)] == [2 * 5 + 3 * 2 + 3, 4 + 7 + 7]
 
 
 def test_layers_are_listed_in_their_order(tmp_path):

@@ -352,6 +352,40 @@ def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir)
     assert load([*three, {"text": "a s"}]).notes == ()  # of which more counts
 
 
+def test_of_a_held_out_file_examples_are_counted_not_rows(load, tmp_path):
+    """A text of three rows is one example, and so are its copies."""
+    held = write(tmp_path / "f.jsonl", [{"text": "the cat sat on the"}] * 2 + [{"text": "a"}, {"text": "dog"}])
+    data = load([{"text": "a"}, {"text": "the dog"}], 8, held_out=held)
+    assert data.held == 3 + 3 + 1 + 1
+    assert data.notes[-1] == "held out and trained on too: 1 of 3 examples"
+
+
+def test_chats_that_are_left_out_are_none():
+    """Nothing is learnt in a row of 3 where the fourth token is the first that counts."""
+    short, long = example("abcdef", 2), example("abcdef", 5)
+    for chat, chats in ((short, True), (long, False)):
+        of_them = [short, short, replace(chat, chat=True, system="be kind")]
+        data = of_examples(Path("e"), of_them, 3, words(), 0)
+        assert (data.chats, data.system) == (chats, "be kind" if chats else None)
+
+
+@pytest.mark.parametrize(("count", "lines"), [
+    (1, "line 3"), (2, "lines 3, 4"), (20, f"lines {', '.join(map(str, range(3, 23)))}"),
+    (21, f"lines {', '.join(map(str, range(3, 23)))}, ..."),
+])  # fmt: skip
+def test_up_to_twenty_lines_that_are_left_out_are_named(load, count, lines):
+    data = load(prompts(*[(1, 2)] * 2, *[(9, 2)] * count), 8)
+    assert data.summary.endswith(f"; {count} with nothing to learn in a row of 8 are left out ({lines})")
+
+
+def test_what_is_odd_about_held_out_rows_is_told(load, tmp_path):
+    held = write(tmp_path / "f.jsonl", [{"prompt": p, "completion": "a"} for p in ("it ", "it is", "it ")])
+    copies, glued = "copies of other examples: 1", "completions without a space behind a prompt without one: 1"
+    notes = load([{"prompt": p, "completion": "b"} for p in ("it is ", "it is")], held_out=held).notes
+    assert [note.partition(", the first")[0] for note in notes] == [glued, copies, glued]
+    assert ["line 2;" in note for note in notes] == [True, False, True]
+
+
 def test_a_completion_glued_to_its_prompt_is_told(load):
     prompted = ["it is", "it is", "it is ", "it is", "it is:", "", "e"]
     completed = [" a", "a", "b", "\nc", "d", "a", "e"]

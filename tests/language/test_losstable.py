@@ -63,7 +63,7 @@ def test_a_row_is_in_the_file_when_it_is_measured(folder, monkeypatch):
 
 
 def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
-    """On a terminal the bar alone does."""
+    """On a terminal the bar alone does; where stdout is a file, its reader sees no bar."""
     monkeypatch.setattr("minilora.language.losstable.QUIET", -1.0)
     assert finetune("--steps 9 --log-every 6 --eval-every 6") == 0
     out = capsys.readouterr().out
@@ -72,10 +72,11 @@ def test_between_slow_rows_a_line_says_where_it_is(folder, capsys, monkeypatch):
     assert [step for step, *_ in rows(out)] == [0, 6, 9]
     assert out.count("\n      measured 26 of 26\n") == 3
     assert float(said[3][1]) == pytest.approx(rows(out)[1][1], abs=0.1)  # of 5 steps, and of 6
-    for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, Terminal())
-    assert finetune("--steps 3") == 0
-    assert "after step" not in sys.stdout.getvalue()
+    for streams in ((File, Terminal), (Terminal, File), (Terminal, Terminal)):
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            monkeypatch.setattr(sys, name, stream())
+        assert finetune("--steps 3") == 0
+        assert ("after step 2" in sys.stdout.getvalue()) == (File in streams)
     assert re.search(r"100%\|#+\| 96\.0/96\.0 \[.*token/s", sys.stderr.getvalue())
 
 
@@ -163,6 +164,16 @@ def test_targets_that_do_not_count_are_not_averaged_over():
     assert table.row_tokens == 4 * 8  # all are computed
 
 
+def test_a_step_without_slopes_has_its_length_in_the_log(tmp_path):
+    """Zero is a length; before the first step there is none."""
+    table = LossTable(2, 0, 8, log=tmp_path / "log")
+    for norm in (0.0, 2.0):
+        table.note(0.0, [(1.0, 3)], norm)
+    table.write_log(2)
+    lines = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert [line.get("grad_norm") for line in lines] == [None, 0.0, 2.0]
+
+
 def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
     table = LossTable(1, 0, 8, log=tmp_path / "no" / "log")
     said = re.escape("the log ends before step 0, and the training goes on: ")
@@ -174,6 +185,27 @@ def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
 def test_a_duration_is_said_in_words():
     words = {0.4: "0 s", 89: "89 s", 91: "2 min", 5300: "88 min", 5400: "1 h 30 min", 7500: "2 h 05 min"}
     assert {seconds: duration(seconds) for seconds in words} == words
+
+
+def test_the_time_of_measuring_is_that_of_the_last_measurement(monkeypatch, capsys):
+    """Of 12 steps of 1 s, measured in 30 s before the first, 50 s at step 6; the rows between say nothing of it."""
+    now = 0.0
+    monkeypatch.setattr("minilora.language.losstable.time.perf_counter", lambda: now)
+    table = LossTable(12, 0, 100, log_every=2, eval_every=6)
+    table.print_known_rows(1.0, 30.0, None)
+    history = SimpleNamespace(epochs=[], losses=[])
+    for step in range(1, 13):
+        began, now = now, now + 1.0
+        table.note(began, [(1.0, 100)], 1.0)
+        if step % 6 == 0:
+            history.epochs.append(step)
+            history.losses.append(1.0)
+            now += 50.0
+        table.on_step(SimpleNamespace(epoch=step, history=history))
+    left = re.findall(r"^ *(\d+) +1.000 .*? (\d+) s   of steps .*$", capsys.readouterr().out, re.M)
+    assert {int(step): int(seconds) for step, seconds in left} == {
+        2: 10 + 2 * 30, 4: 8 + 2 * 30, 6: 6 + 50, 8: 4 + 50, 10: 2 + 50, 12: 0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("done", [0, 40])

@@ -1,7 +1,9 @@
 """A text's ids, in pieces those of the whole, and the windows of them."""
 
+import math
 import re
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -36,6 +38,16 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
     assert len(Y_held) == min(held, MEASURED)
     assert Y_held[-1, -1] == n * length  # the end of the text among them
     assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
+
+
+@pytest.mark.parametrize("share", ["1/10", "1/5", "0.05", "0.07", "1/3", "1/2"])
+def test_a_share_of_the_rows_is_rounded_up_exactly(share):
+    """A share of 0.07 of 100 rows is seven of them, though in floats 100 * 0.07 is above 7."""
+    exact = Fraction(share)
+    for n in range(1, 400):
+        held = is_held_out(n, float(exact))
+        assert held.sum() == math.ceil(n * exact), n
+        assert held[-1]
 
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):

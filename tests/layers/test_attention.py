@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import Attention, Linear, RMSNorm, Rotary
-from minilora.layer import rebuild
+from minilora.layer import freeze, rebuild
 from minilora.layers import attention as attention_module
 from minilora.layers.rotary import frequencies, halves_from_interleaved
 
@@ -110,3 +110,20 @@ def test_above_o_proj_alone_no_scores_are_sent_back(monkeypatch):
     dx, grads = layer.backward(y, cache, need_dx=False)
     assert dx is None
     assert grads.keys() == {"o_proj.weight"}
+
+
+def test_norms_that_train_alone_get_their_gradients():
+    """The same as where dx is asked for besides, and all of them."""
+    whole, D = attention(), 4
+    norms = [RMSNorm(randn([7, i], D)) for i in range(2)]
+    projections = (whole.q_proj, whole.k_proj, whole.v_proj, whole.o_proj)
+    layer = Attention(*map(freeze, projections), Rotary(frequencies(D, 100.0)), *norms)
+    y, cache = layer.forward(randn(1, 2, 3, 6))
+    dy = randn(2, *y.shape)
+    _, expected = layer.backward(dy, cache)
+    dx, grads = layer.backward(dy, cache, need_dx=False)
+    assert dx is None
+    assert grads.keys() == {"q_norm.weight", "k_norm.weight"}
+    for name, grad in grads.items():
+        np.testing.assert_array_equal(grad, expected[name])
+        assert grad.any()

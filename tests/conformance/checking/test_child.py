@@ -2,11 +2,13 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import minilora
 from minilora.conformance import CannotRun
+from minilora.conformance.checking import child
 from minilora.conformance.checking.child import check_apart, imported, sources
 
 MODULE = """
@@ -136,6 +138,22 @@ def test_what_a_right_layer_does_beside_is_no_failure(folder, target):
 def test_a_slow_import_does_not_count_for_the_check(folder, monkeypatch):
     monkeypatch.setenv("WAITS", "yes")
     assert check_apart("my_lora:forward_waits", timeout=2.5).passed
+
+
+def test_the_limit_of_time_begins_anew_after_the_import(tmp_path, monkeypatch):
+    done = []
+    limit = SimpleNamespace(
+        enable=lambda file: None,
+        dump_traceback_later=lambda seconds, **_: done.append(f"{seconds:g} s"),
+        cancel_dump_traceback_later=lambda: done.append("no limit"),
+    )
+    monkeypatch.setattr(child, "faulthandler", limit)
+    monkeypatch.setattr(child, "imported", lambda target: done.append("import"))
+    monkeypatch.setattr("minilora.conformance.checking.check.check", lambda *a, **k: done.append("check") or "found")
+    monkeypatch.setattr(os, "_exit", done.append)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    child.check_here("my_lora", "", "3", tmp_path / "answer", tmp_path / "traces")
+    assert done == ["3 s", "import", "3 s", "check", "no limit", 0]
 
 
 def test_the_child_imports_this_very_package(folder, monkeypatch):

@@ -52,6 +52,12 @@ class Engine:
             uses.sort(key=lambda use: use.name if use else "")
         if self.bug == "base rows take slot 0":
             uses = [use or next(filter(None, uses), None) for use in uses]
+        if self.bug == "base rows take the last":
+            uses = [use or next(filter(None, uses[::-1]), None) for use in uses]
+        if self.bug == "next of the batch":
+            uses = [*uses[1:], uses[0]]
+        if self.bug == "the one before of the batch":
+            uses = [uses[-1], *uses[:-1]]
         self.weights = {use.name: self.scale(use) for use in dict.fromkeys(uses) if use is not None}
         if request.merged:
             return self.while_merged(uses[0], request.prompts)
@@ -119,7 +125,8 @@ class Engine:
         old = self.names.get(use.name)
         if old is not None and (old[0] == use.folder or self.bug == "weights by name"):
             return
-        changes = self.changes(use.folder)
+        swapped = self.bug == "swapped without patterns" and old is not None
+        changes = self.changes(use.folder, "no alpha_pattern" if swapped else None)
         if self.bug == "old alpha" and old is not None:
             changes = {name: alpha(old[0], name) / alpha(use.folder, name) * W for name, W in changes.items()}
             self.names[use.name] = (old[0], changes)
@@ -130,9 +137,9 @@ class Engine:
             self.W = {name: W + changes.get(name, 0) for name, W in self.W.items()}
         self.names[use.name] = (use.folder, changes)
 
-    def changes(self, folder):
+    def changes(self, folder, bug=None):
         after = dict(self.W)
-        add_adapter(after, folder, 1.0, None)
+        add_adapter(after, folder, 1.0, bug)
         return {name: W - self.W[name] for name, W in after.items() if W is not self.W[name]}
 
     def unload(self, name):
@@ -144,6 +151,8 @@ class Engine:
     def scale(self, use):
         if self.bug == "no scale":
             return 1.0
+        if self.bug == "scale squared":
+            return use.weight**2
         if self.bug == "scale sticks":
             return self.scales.setdefault(use.name, use.weight)
         if self.bug == "scale of before":
