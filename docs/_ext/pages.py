@@ -22,7 +22,7 @@ sees none of the module's. What stands above the first such line runs before the
 
 Each number in the prose must be part of words that the module says, and each equation without a number must hold, or
 the page does not build. Numbers in code, formulas, addresses of links, and in what is computed anyway do not count. A
-block ```text that no block above it prints is prose, too.
+block ```text that no block right above it prints is prose, too.
 
 A page that shows something else stops the build; ``--write`` writes into the page what was computed.
 """
@@ -445,7 +445,8 @@ def unsaid(text: str, says: list[str]) -> list[str]:
     for block in blocks(text):
         if block["info"] == "python" and (printed := PRINTED.match(text, block.end())):
             prose = prose[: block.end()] + blank(printed) + prose[printed.end() :]
-    prose = SHOWN.sub(blank, prose)
+    for place in (SHOWN, LINES):
+        prose = place.sub(blank, prose)
     prose = FENCE.sub(lambda found: found[0] if found["info"] == "text" else blank(found), prose)
     for place in (DISPLAY, PICTURE, NOT_PROSE):
         prose = place.sub(blank, prose)
