@@ -21,7 +21,8 @@ sees none of the module's. What stands above the first such line runs before the
     holds("M x =", M=M, x=x, ...)  # an equation without a number is true of these arrays
 
 Each number in the prose must be part of words that the module says, and each equation without a number must hold, or
-the page does not build. Numbers in code, formulas, addresses of links, and in what is computed anyway do not count.
+the page does not build. Numbers in code, formulas, addresses of links, and in what is computed anyway do not count. A
+block ```text that no block right above it prints is prose, too.
 
 A page that shows something else stops the build; ``--write`` writes into the page what was computed.
 """
@@ -77,6 +78,7 @@ class Given:
     printed: list[str] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
+    exact: list[str] = field(default_factory=list)  # the names of those that come from a recording
     says: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     page: str = ""  # its text
@@ -110,9 +112,10 @@ def picture(name: str, drawing: str) -> None:
     given.pictures[name] = drawing
 
 
-def shown(name: str, text: str) -> None:
-    """Show Markdown between ``<!-- NAME -->`` and ``<!-- end -->``."""
+def shown(name: str, text: str, exact: bool = False) -> None:
+    """Show Markdown between ``<!-- NAME -->`` and ``<!-- end -->``; `exact` if it comes from a recording."""
     given.shown[name] = text.strip("\n") + "\n"
+    given.exact += [name] * exact
 
 
 def says(*words: str) -> None:
@@ -406,7 +409,8 @@ def filled(text: str, result: Given, page: str = "page") -> str:
         return f"![{kept(m['alt'], described(result.pictures[m['name']]), page)}](pictures/{m['name']}.svg)"
 
     def computed(m: re.Match[str]) -> str:
-        return f"<!-- {m['name']} -->\n{kept(m['text'], result.shown[m['name']], page)}<!-- end -->\n"
+        name, new = m["name"], result.shown[m["name"]]
+        return f"<!-- {name} -->\n{new if name in result.exact else kept(m['text'], new, page)}<!-- end -->\n"
 
     text = SHOWN.sub(computed, PICTURE.sub(picture, text))
     text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
@@ -422,7 +426,6 @@ def filled(text: str, result: Given, page: str = "page") -> str:
 HISTORY = ("changelog.md", "golden-results.md")
 """Pages whose numbers were true on a day that they name."""
 DISPLAY = re.compile(r"^\$\$\n(?P<tex>.*?)\n\$\$$", re.S | re.M)
-COMPUTED = (FENCE, SHOWN, DISPLAY, PICTURE)
 NOT_PROSE = re.compile(
     r"<!--.*?-->|\$[^$\n]+\$|`[^`\n]+`|\[[^\]]*\]\(https?:[^)\s]*\)|\]\([^)\s]*\)|^#+ \d+\.|^ *\d+\. "
     r"|https?:\S+|\((?:[a-z]+\.)?\d{1,3}\)|[Ll]essons? \d+(?:(?:,| and| to) \d+)*|\[\d+\. ",
@@ -447,7 +450,13 @@ def unsaid(text: str, says: list[str]) -> list[str]:
         return re.sub(r"[^\n]", " ", found[0])
 
     prose = text
-    for place in (*COMPUTED, NOT_PROSE):
+    for block in blocks(text):
+        if block["info"] == "python" and (printed := PRINTED.match(text, block.end())):
+            prose = prose[: block.end()] + blank(printed) + prose[printed.end() :]
+    for place in (SHOWN, LINES):
+        prose = place.sub(blank, prose)
+    prose = FENCE.sub(lambda found: found[0] if found["info"] == "text" else blank(found), prose)
+    for place in (DISPLAY, PICTURE, NOT_PROSE):
         prose = place.sub(blank, prose)
     said = [range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)]
     return [

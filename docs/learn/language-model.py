@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import textwrap
 from importlib.resources import files
 
@@ -34,7 +35,7 @@ here = recording("live-model")
 best, cut = here["best"]["step"], here["windows"]
 held = {10 * place: loss for place, loss in enumerate(here["held"])}
 titles = f"before: {held[0]:.2f} nats a token, held out", f"after {best} steps: {held[best]:.2f}"
-shown("run", quoted(dict(zip(titles, here["texts"].values(), strict=True))))
+shown("run", quoted(dict(zip(titles, here["texts"].values(), strict=True))), exact=True)
 assert list(here["texts"]) == ["before", "after"]
 assert 20 < here["seconds"] < 45  # about half a minute
 weights = files("glassllm") / "weights"
@@ -58,7 +59,23 @@ assert float(unknown) == 1 / 4
 
 # %% By two commands
 
-says(f"These {fitting(glass['parameters'])['steps']} steps take about half a minute of two cores.")
+session = recording("king-james")
+(first, base_loss), *logged = session["rows"]
+head = "step  training  held-out loss   (losses in nats a token)"
+lines = [*session["lines"], "...", head, f"{first:>4}{base_loss:>25}"]
+for (before, *_), (step, training, measured) in zip(session["rows"], logged, strict=False):
+    lines.append(f"{step:>4}{training:>10}{measured:>15}   of steps {int(before) + 1}-{step}")
+shown("finetuning", block(*lines), exact=True)
+for name, text in session["texts"].items():
+    shown(name, block(text), exact=True)
+finetune, write, _ = (shlex.join(command).replace("'", '"') for command in session["commands"])
+says(
+    f"minilora {finetune}\n",
+    f"These {logged[-1][0]} steps take about half a minute of two cores.",
+    f"`minilora {write}`, without the adapter",
+)
+assert int(logged[-1][0]) == fitting(glass["parameters"])["steps"]
+assert f": {glass['parameters']:,} parameters in" in session["lines"][0]
 
 # %% How close does LoRA come?
 
@@ -69,7 +86,7 @@ rows = [("nothing", "0", f"{before:.2f}", "")]
 for name, run in runs.items():
     rows.append((name, f"{run['parameters']:,}", f"{run['losses'][-1]:.2f}", f"{share[name]:.0%}"))
 head = ["trained", "numbers", "loss", "share"]
-shown("ranks", pictures.table(head, rows))
+shown("ranks", pictures.table(head, rows), exact=True)
 
 colours = [pictures.LORA] * 3 + [pictures.BASE, pictures.INK]
 curves = {
@@ -116,7 +133,11 @@ says(f"a window of {X.shape[1]} tokens gives {X.shape[1]} predictions at once")
 chats = recording("chat")
 names = "SmolLM2: {}", "step 40: {}", "step 20: {}"
 answered = {question: zip(names, answers, strict=True) for question, answers in chats["answers"].items()}
-shown("chats", quoted({question: "\n".join(name.format(a) for name, a in said) for question, said in answered.items()}))
+shown(
+    "chats",
+    quoted({question: "\n".join(name.format(a) for name, a in said) for question, said in answered.items()}),
+    exact=True,
+)
 assert all(said.endswith(". Ask me another!") for _, *adapted in chats["answers"].values() for said in adapted)
 measured = {row[0]: row[-1] for row in chats["rows"]}
 kept, last = min(measured, key=lambda step: float(measured[step])), chats["command"][-1]
@@ -132,7 +153,11 @@ assert not any(question in asked for question in chats["answers"])
 run = smol["runs"]["LoRA, r = 8"]
 steps = smol["settings"]["steps"]
 titles = f"before: {smol['before']:.2f} nats a token, held out", f"after {steps} steps: {run['losses'][-1]:.2f}"
-shown("king-james", quoted(dict(zip(titles, (smol["text"][name] for name in ("before", "LoRA, r = 8")), strict=True))))
+shown(
+    "king-james",
+    quoted(dict(zip(titles, (smol["text"][name] for name in ("before", "LoRA, r = 8")), strict=True))),
+    exact=True,
+)
 says(
     f"is a chat model of {FACTS['models']['SmolLM2-135M']['L']} layers, {smol['parameters'] / glass['parameters']:.0f} times as large.",
     f"[{len(asked.splitlines())} short chats](",

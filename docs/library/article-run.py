@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pictures
-from pages import picture, recording, says, shown
+from pages import block, picture, recording, says, shown
 
 from minilora.article import (
     ARTICLE_BASE_LOSSES,
@@ -23,7 +23,7 @@ base, lora = (SimpleNamespace(epochs=found["epochs"], losses=found["losses"][nam
 
 # %% The article, run
 
-says(found["settings"])
+shown("settings", block(found["settings"]), exact=True)
 usual = {name: parameter.default for name, parameter in signature(run).parameters.items()}
 n, n_in, n_out, rank = (usual[name] for name in ("n", "in_features", "out_features", "rank"))
 assert found["parameters"] == {"base": n_out * n_in, "adapter": rank * (n_in + n_out)}
@@ -46,12 +46,13 @@ def beside(history, theirs):
 
 # Another random generator draws other numbers: the two runs agree as two seeds do.
 assert 0.95 < base.losses[4] / ARTICLE_BASE_LOSSES[4] < 1.05
-shown("base-losses", beside(base, ARTICLE_BASE_LOSSES))
+shown("base-losses", beside(base, ARTICLE_BASE_LOSSES), exact=True)
 
 # %% 4. The base does not fit it
 
 says(f"a sum of {n_in} normal numbers of variance 1,\nso the mean of its square is {n_in}.")
-says(f"expected {n_in}\narticle  {ARTICLE_SHIFTED_LOSS}\nminilora {found['shifted']:.3f}\n")
+lines = f"expected {n_in}", f"article  {ARTICLE_SHIFTED_LOSS}", f"minilora {found['shifted']:.3f}"
+shown("shifted", block(*lines), exact=True)
 assert abs(found["shifted"] / n_in - 1) < 0.05
 
 # %% 5. Learn the change
@@ -59,7 +60,7 @@ assert abs(found["shifted"] / n_in - 1) < 0.05
 batches = len(list(draw_batches(np.random.default_rng(0), n, usual["batch_size"])))
 says(f"The adapter has rank {rank}.", f"in each of the {usual['epochs'] * batches:,} steps")
 assert 1 / 3 < lora.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
-shown("lora-losses", beside(lora, ARTICLE_LORA_LOSSES))
+shown("lora-losses", beside(lora, ARTICLE_LORA_LOSSES), exact=True)
 
 figure = figures.new_figure(5.2, 3.6)
 result = SimpleNamespace(base_history=base, lora_history=lora, adapter=SimpleNamespace(rank=1))
@@ -77,14 +78,16 @@ picture(
 # %% 6. Look at what was learned
 
 low, high = found["between"]
-says(f"{np.array(found['corner'])}\nall {n_out * n_in:,} entries lie between {low:.4f} and {high:.4f}\n")
+corner = str(np.array(found["corner"]))
+shown("change", block(corner, f"all {n_out * n_in:,} entries lie between {low:.4f} and {high:.4f}"), exact=True)
 says(f"it takes {rank * (n_in + n_out):,} numbers")
 assert 0.95 < low < high < 1.05
 
 # %% 7. Merge
 
 merged, before = found["merged"], lora.losses[-1]
-says(f"article  {ARTICLE_MERGED_LOSS}\nminilora {merged:.6f}\nminilora, before merging {before:.6f}\n")
+lines = f"article  {ARTICLE_MERGED_LOSS}", f"minilora {merged:.6f}", f"minilora, before merging {before:.6f}"
+shown("merged", block(*lines), exact=True)
 assert abs(merged / before - 1) < 0.01
 
 # %% Watch it learn

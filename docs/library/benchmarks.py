@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pictures
 import timing as report
-from pages import recording, says, shown
+from pages import block, recording, says, shown
 
 
 def numbers(form, *values):
@@ -22,7 +22,11 @@ def machine(recorded):
 # %% One layer alone
 
 benchmark, other = recording("benchmark"), recording("benchmark-intel")
-says(*report.machine_line(benchmark).replace("\n", "; ").split("; "), f"{benchmark['laps']} laps")
+shown(
+    "layer-on",
+    block(*report.machine_line(benchmark).replace("; ", "\n").split("\n"), f"{benchmark['laps']} laps"),
+    exact=True,
+)
 ms = {row["name"]: row["ms"] for row in benchmark["steps"]}
 for group, name in report.GROUPS.items():
     rows = [
@@ -31,7 +35,7 @@ for group, name in report.GROUPS.items():
         for row in benchmark["steps"]
         if row["name"].startswith(f"{group}:")
     ]  # fmt: skip
-    shown(group, pictures.table([name, "ms", "middle half", "of ours", "MB"], rows))
+    shown(group, pictures.table([name, "ms", "middle half", "of ours", "MB"], rows), exact=True)
 FULL, PAGE, SHORT = "full: minilora", "lora: minilora", "lora: minilora, residual form"
 RESIDUAL, RESIDUAL_SHORT = "residual: minilora", "residual: minilora, residual form"
 (steps,) = re.findall(r"range\((\d+)\):\n        step\(\)", Path("examples/measure/benchmark_layer.py").read_text())
@@ -46,6 +50,7 @@ head = ["ours, of", *(run["machine"]["cpu"] for run in (benchmark, other))]
 shown(
     "processors",
     pictures.table(head, [(a["what"], *numbers(".2f", a["ratio"], b["ratio"])) for a, b in zip(*bars, strict=True)]),
+    exact=True,
 )
 seconds = {row["name"]: row["ms"] for row in other["steps"]}
 says(
@@ -56,7 +61,8 @@ says(
 
 OURS, PEER, FLOOR = "minilora", "torch + PEFT", "the products alone"
 measured, second = recording("benchmark-model"), recording("benchmark-model-intel")
-says(f"{machine(measured)}; {measured['laps']} laps", f"backward to adapters of rank {measured['rank']}.")
+shown("model-on", block(f"{machine(measured)}; {measured['laps']} laps"), exact=True)
+says(f"backward to adapters of rank {measured['rank']}.")
 WHAT = "batch x length, LoRA on"
 rows = [
     (of["what"], *numbers(",.4g", *(of["ms"][side] for side in (OURS, PEER, FLOOR))),
@@ -64,7 +70,7 @@ rows = [
     for of in measured["steps"]
 ]  # fmt: skip
 head = [WHAT, "ms", "torch + PEFT", "floor", "of PEFT", "of the floor", "MB added", "by PEFT"]
-shown("model", pictures.table(head, rows))
+shown("model", pictures.table(head, rows), exact=True)
 text, busy = measured["text"], measured["busy"]
 alone = next(step["ms"][OURS] for step in measured["steps"] if busy["what"].startswith(step["what"]))
 model, size = busy["what"].partition(",")[0].split(" ", 1)
@@ -81,7 +87,9 @@ rows = [
      *numbers(".0f", *(of["memory_mb"][side] for side in (OURS, PEER))))
     for of in second["steps"]
 ]  # fmt: skip
-shown("second", pictures.table([WHAT, "ms", "of PEFT", "of the frozen products", "MB added", "by PEFT"], rows))
+shown(
+    "second", pictures.table([WHAT, "ms", "of PEFT", "of the frozen products", "MB added", "by PEFT"], rows), exact=True
+)
 assert all(step["of peer"] > 1 for step in second["steps"] if "all seven" in step["what"])
 
 # %% In bfloat16
@@ -89,10 +97,12 @@ assert all(step["of peer"] > 1 for step in second["steps"] if "all seven" in ste
 dtypes = recording("benchmark-dtypes")
 says(f"transformers {dtypes['machine']['versions']['transformers'].split('.')[0]} loads a checkpoint")
 loads, laps = ([step[key] for step in dtypes["steps"]] for key in ("others", "laps"))
-says(
-    machine(dtypes),
-    f"medians of {min(laps)} to {max(laps)} laps; other processes took {min(loads):.1f} to {max(loads):.1f} of its",
+lines = (
+    f"{machine(dtypes)}; it has {', '.join(dtypes['machine']['units'])}",
+    f"medians of {min(laps)} to {max(laps)} laps; other processes took {min(loads):.1f} to {max(loads):.1f} of its "
+    f"{dtypes['machine']['cores']} cores meanwhile",
 )
+shown("dtypes-on", block(*lines), exact=True)
 DEFAULT, ALL_HALF = "torch + PEFT, bfloat16", "torch + PEFT, all in bfloat16"
 SIDES = OURS, PEER, DEFAULT, ALL_HALF
 NAMES = ["PEFT, float32", "PEFT, bfloat16", "all in bfloat16"]
@@ -103,7 +113,7 @@ for name, held in (("units", False), ("held", True)):
         for of in dtypes["steps"]
         if of["held to AVX2"] is held
     ]  # fmt: skip
-    shown(name, pictures.table([WHAT, "minilora, ms", *NAMES, "minilora, of float32", *NAMES[1:]], rows))
+    shown(name, pictures.table([WHAT, "minilora, ms", *NAMES, "minilora, of float32", *NAMES[1:]], rows), exact=True)
 
 
 def of_float32(held, model=""):
@@ -134,7 +144,9 @@ rows = [
     (what, f"{lr:g}", f"{of[OURS][0]:.3f}", *numbers(".4f", *(of[side][1] for side in SIDES)))
     for (what, lr, _), of in runs.items()
 ]
-shown("losses", pictures.table([WHAT, "rate", "before", f"minilora, {losses['steps']} steps", *NAMES], rows))
+shown(
+    "losses", pictures.table([WHAT, "rate", "before", f"minilora, {losses['steps']} steps", *NAMES], rows), exact=True
+)
 ends = {(what, lr): {side: of[side][1] for side in SIDES} for (what, lr, _), of in runs.items()}
 for end in ends.values():
     assert abs(end[PEER] - end[OURS]) < 0.001 and abs(end[DEFAULT] - end[OURS]) < 0.002
@@ -169,7 +181,9 @@ rows = [
     for axis, of in grown["growth"].items()
 ]  # fmt: skip
 shown(
-    "growth", pictures.table(["what grows", "sizes", "ms a step", "p", "of the frozen products", "MB kept", "p"], rows)
+    "growth",
+    pictures.table(["what grows", "sizes", "ms a step", "p", "of the frozen products", "MB kept", "p"], rows),
+    exact=True,
 )
 
 # %% On your machine

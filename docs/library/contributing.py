@@ -12,6 +12,7 @@ assert bars["layers"] == bars["core"] and len({bars[part] for part in bars.keys(
 says(
     f"At least {100 * bars['core']:.0f} % of those to the mathematics and to layers must fail a test, and {100 * bars['rim']:.0f} % elsewhere",
     f"{mutation['SAMPLE']} changes to what judges others",
+    "--sample 5    five changes to one module",  # an example's number, in figures and in words
 )
 
 # %% Add a known bug

@@ -169,6 +169,26 @@ def test_code_formulas_links_and_places_are_no_numbers(page):
     assert pages.check(page(NO_CLAIMS)) == ""
 
 
+TYPED = "```text\nloss 5.25\n```\n"
+PRINTS = "```python\nprint('loss 3.25')\n```\n\n"
+PRINTED = PRINTS + TYPED.replace("5.25", "3.25")
+SHOWS = "<!-- t -->\n```text\nloss 4.25\n```\n<!-- end -->\n"
+SHOWING = "from pages import block, says, shown\n# %% A\nshown('t', block('loss 4.25'))\n"
+
+
+@pytest.mark.parametrize("above", ["", "```sh\nrun 9.25\n```\n\n", PRINTED, f"{PRINTED}\nSo:\n\n", f"{SHOWS}\n"])
+def test_a_text_that_nothing_prints_or_shows_is_prose(page, above):
+    text, module = f"# A\n\n{above}", SHOWING if "-- t" in above else "from pages import says\n# %% A\n"
+    assert pages.check(page(text, module)) == ""
+    refused = pages.check(page(text + TYPED, module, name="b"))
+    assert re.search(r"b\.md: its module does not say the numbers of: [^|]*loss 5\.25[^|]*$", refused)
+    assert pages.check(page(text + TYPED, f"{module}says('loss 5.25')\n", name="c")) == ""
+
+
+def test_a_text_that_is_lines_of_a_file_is_no_prose():
+    assert pages.unsaid("<!-- lines LICENSE -->\n```text\nCopyright (c) 2026\n```\n", []) == []
+
+
 def test_the_changelogs_numbers_are_of_their_day(page):
     assert pages.check(page("# A\n\nIt has 64 tests.\n", name="changelog")) == ""
 
@@ -222,6 +242,15 @@ def test_a_generated_table_stands_in_the_page(page):
     file = page("# A\n\n<!-- t -->\n<!-- end -->\n\nMore.\n", "from pages import shown\n# %% A\nshown('t', '| 1 |')\n")
     assert pages.check(file, write=True) == ""
     assert "<!-- t -->\n| 1 |\n<!-- end -->\n\nMore." in file.read_text()
+
+
+def test_a_recording_is_shown_to_the_last_decimal(page):
+    text, module = (
+        "# A\n\n<!-- t -->\nloss 0.25\n<!-- end -->\n",
+        "from pages import shown\n# %% A\nshown('t', 'loss 0.26'{})\n",
+    )
+    assert pages.check(page(text, module.format(""))) == ""
+    assert "-loss 0.25\n+loss 0.26" in pages.check(page(text, module.format(", exact=True"), name="b"))
 
 
 @pytest.mark.parametrize(
