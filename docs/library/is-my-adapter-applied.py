@@ -81,3 +81,15 @@ holds(r"\text{kept} =", E=E, Delta=delta, kept=sums.part, noise=sums.noise)
 # %% 5. Is it merged?
 
 assert status == 0
+
+linears = 4 * 7  # of the example's four layers
+says(
+    f"({linears} of {linears} modules, float32, at most",
+    f"equal to the base: all {linears} modules [not-merged]",
+    f"by the factor 2 (twice): all {linears} modules [factor]",
+    f"by the factor {8**-0.5:.3f} (alpha / r in the place of alpha / sqrt(r)): all {linears} modules [factor]",
+    f"further than float32 explains: all {linears} modules [rounded-further]",
+    f"not merged: {3 * linears} tensors of a model",  # of each the weight, A and B
+)
+# What a run beside PEFT printed; tests/peers/test_audit_peers.py repeats it.
+says("at most 2.4 ulp")
