@@ -185,7 +185,7 @@ def test_a_text_that_nothing_prints_or_shows_is_prose(page, above):
     assert pages.check(page(text + TYPED, f"{module}says('loss 5.25')\n", name="c")) == ""
 
 
-def test_a_text_that_is_lines_of_a_file_is_no_prose():
+def test_lines_quoted_from_a_file_are_no_prose():
     assert pages.unsaid("<!-- lines LICENSE -->\n```text\nCopyright (c) 2026\n```\n", []) == []
 
 
