@@ -117,6 +117,15 @@ def test_a_kinds_own_file_alone_asks_for_the_kind():
     assert found == []
 
 
+def test_one_file_rounds_to_bfloat16():
+    """What others round goes through its `cast`, so that no version of ml_dtypes decides a bit."""
+    casts = re.compile(r"\.astype\((?=[^()]*(?:FLOATS|bfloat16|BF16))")
+    found = [path.stem for path in PACKAGE.rglob("*.py") if casts.search(path.read_text(encoding="utf-8"))]
+    assert casts.search('x.astype(FLOATS["BF16"])')
+    assert found == []
+    assert "astype(dtype" in (PACKAGE / "files" / "dtypes.py").read_text(encoding="utf-8")
+
+
 def test_no_module_is_hidden_by_a_public_name():
     tops = {module.partition(".")[0] for module in MODULES}
     assert not tops & set(minilora.__all__)
