@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge, merge_adapter
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.adapters import leading
-from minilora.conformance.golden.bases import BASES, KEPT, write_safetensors
+from minilora.conformance.golden.adapters import Adapter, drawn_adapter, leading
+from minilora.conformance.golden.bases import BASES, KEPT, Base, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
@@ -75,6 +75,23 @@ def test_pissas_factors_are_the_leading_part_of_a_weight():
 
 
 # --- answers ----------------------------------------------------------------------------------------
+
+
+def test_a_converted_pissa_adds_what_the_raw_one_learnt():
+    """Of twice the rank, for the original base: the change since the start, at the same scaling."""
+    raw, converted = (
+        drawn_adapter(
+            np.random.default_rng(0), Adapter(("q_proj",), {"r": 2, "lora_alpha": 6}, pissa=form), Base("b", 1, True, 2)
+        )
+        for form in ("raw", "converted")
+    )
+    (path,) = raw.modules
+    assert (converted.config["r"], converted.modules[path].lora_A.shape[0]) == (4, 4)
+    deltas = [
+        given.config["lora_alpha"] / given.config["r"] * given.modules[path].lora_B @ given.modules[path].lora_A
+        for given in (raw, converted)
+    ]
+    np.testing.assert_allclose(deltas[1], deltas[0] - 3 * raw.starts[path], atol=1e-5)
 
 
 def packed_as_today(adapter, folder):
