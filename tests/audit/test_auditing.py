@@ -1082,7 +1082,7 @@ def test_a_change_beyond_float64_is_no_number_for_programs(tmp_path):
     json.dumps(found, allow_nan=False)
 
 
-def test_the_larger_of_two_vocabularies_is_the_one_needed(tmp_path):
+def test_the_larger_vocabulary_is_the_one_to_resize_to(tmp_path):
     """Whichever comes first."""
     for rows in ((V + 5, V + 2), (V + 2, V + 5)):
         tensors = ones({name: (n, D) for name, n in zip((EMBEDDING, HEAD), rows, strict=True)})

@@ -378,7 +378,7 @@ def test_up_to_twenty_lines_that_are_left_out_are_named(load, count, lines):
     assert data.summary.endswith(f"; {count} with nothing to learn in a row of 8 are left out ({lines})")
 
 
-def test_what_is_odd_about_held_out_rows_is_told(load, tmp_path):
+def test_what_is_odd_about_a_held_out_file_is_told(load, tmp_path):
     held = write(tmp_path / "f.jsonl", [{"prompt": p, "completion": "a"} for p in ("it ", "it is", "it ")])
     copies, glued = "copies of other examples: 1", "completions without a space behind a prompt without one: 1"
     notes = load([{"prompt": p, "completion": "b"} for p in ("it is ", "it is")], held_out=held).notes

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge, merge_adapter
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.adapters import leading
-from minilora.conformance.golden.bases import BASES, KEPT, write_safetensors
+from minilora.conformance.golden.adapters import Adapter, damaged, drawn_adapter, leading
+from minilora.conformance.golden.bases import BASES, KEPT, Base, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
@@ -75,6 +75,23 @@ def test_pissas_factors_are_the_leading_part_of_a_weight():
 
 
 # --- answers ----------------------------------------------------------------------------------------
+
+
+def test_a_converted_pissa_adds_what_the_raw_one_learnt():
+    """Of twice the rank, for the original base: the change since the start, at the same scaling."""
+    raw, converted = (
+        drawn_adapter(
+            np.random.default_rng(0), Adapter(("q_proj",), {"r": 2, "lora_alpha": 6}, pissa=form), Base("b", 1, True, 2)
+        )
+        for form in ("raw", "converted")
+    )
+    (path,) = raw.modules
+    assert (converted.config["r"], converted.modules[path].lora_A.shape[0]) == (4, 4)
+    deltas = [
+        given.config["lora_alpha"] / given.config["r"] * given.modules[path].lora_B @ given.modules[path].lora_A
+        for given in (raw, converted)
+    ]
+    np.testing.assert_allclose(deltas[1], deltas[0] - 3 * raw.starts[path], atol=1e-5)
 
 
 def packed_as_today(adapter, folder):
@@ -279,12 +296,30 @@ def test_the_gguf_copy_is_the_base_and_its_tokenizer(golden, base):
     for name, array in arrays_of(ours).items():
         np.testing.assert_array_equal(arrays_of(theirs)[name], array)
     np.testing.assert_allclose(ours.config.frequencies, theirs.config.frequencies, rtol=1e-7)
+    assert ours.config.max_position_embeddings == theirs.config.max_position_embeddings
     one, other = load_tokenizer(folder), load_tokenizer(file)
     text = "The cat sat on the mat, and then (of course) it said: 'in the end'\n"
     assert one.encode(text) == other.encode(text)
     assert one.decode(one.encode(text)) == text
     assert len(one.encode(text)) < len(text)
     assert one.end == other.end == {1}
+
+
+def test_plain_decoders_alone_have_a_gguf_copy(golden):
+    """None in 4 bits, with biases, with the square weights that DoRA is asked of, or with experts."""
+    assert {file.stem for file in (golden / "bases").glob("*.gguf")} == {"untied", "tied", "living"}
+
+
+def test_of_a_missing_expert_the_others_stay_as_they_were():
+    """A has an expert's ranks in rows beside each other, and B has them E columns apart."""
+    rng, r, E = np.random.default_rng(0), 2, 4
+    A, B = rng.standard_normal((E * r, 5)), rng.standard_normal((3, r * E))
+    _, left = damaged({}, {"x.lora_A.weight": A, "x.lora_B.weight": B}, "missing expert")
+    fewer_A, fewer_B = left.values()
+    for e in range(E - 1):
+        delta = fewer_B[:, e :: E - 1] @ fewer_A[r * e : r * (e + 1)]
+        np.testing.assert_array_equal(delta, B[:, e::E] @ A[r * e : r * (e + 1)])
+    assert (len(fewer_A), fewer_B.shape[1]) == ((E - 1) * r, (E - 1) * r)
 
 
 # --- the index --------------------------------------------------------------------------------------

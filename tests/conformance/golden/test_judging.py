@@ -227,6 +227,8 @@ def test_a_cast_is_said_and_passes_where_declared(judged, ours, merged, quantity
     )
     assert judged({name: cast}, computed_in="bfloat16").state == "right"
     assert "as if rounded" not in judged({name: cast + 2}).text
+    other = "logits" if quantity == "merged" else merged
+    assert "as if rounded" not in judged({name: cast, other: ours[other] + 2}).text  # all that is wrong would be
 
 
 def test_what_must_be_refused_may_not_be_answered(golden, index, judged):
