@@ -79,14 +79,14 @@ def roads_of(out: Any, base: Any, adapter: Any, between: Any = None) -> list[Roa
     """Return the right roads, the most direct first, of the files' types; a base in few bits went through `between`."""
     holds = out == base or digits(out) > 20  # each number of the base's type
     bases = [None, *([] if holds and base != np.float64 else [out]), *([between] if between is not None else [])]
-    steps = (False, True) if base == np.float64 and out in HALVES else (False,)
+    ways = (False, True) if base == np.float64 and out in HALVES else (False,)
     halves = list(dict.fromkeys(dtype for dtype in (out, adapter) if dtype in HALVES))
     roads = [Road()]
     for t in halves:
         roads += [Road(change=t), Road(product=t, change=t), Road(factors=t, early=t, change=t)]
         if t != adapter:
             roads += [Road(factors=t), Road(factors=t, change=t), Road(factors=t, product=t, change=t)]
-    of_base = [(t, one_step) for t in dict.fromkeys(bases) for one_step in (steps if t in HALVES else (False,))]
+    of_base = [(t, one_step) for t in dict.fromkeys(bases) for one_step in (ways if t in HALVES else (False,))]
     return [replace(road, base=t, one_step=one_step) for road in roads for t, one_step in of_base]
 
 
