@@ -19,8 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora import LoRA, article, exercises
+from minilora import LoRA, LoRALinear, article, exercises
 from minilora.cli import _parser, main
+from minilora.conformance.problems.bugs import BUGS as KNOWN
 from minilora.linear import Linear
 from minilora.training import History
 
@@ -81,6 +82,13 @@ def test_the_exercise_prints_the_hint(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-c"])
     exec(shlex.split(command)[2], {})
     assert capsys.readouterr().out == under(command)
+
+
+def test_the_mistake_that_is_shown_is_one_of_the_tables():
+    first, second, *_ = under("minilora conformance mine.py").splitlines()
+    (row,) = [bug for bug in KNOWN if first.endswith(f" [{bug.flag}]")]
+    assert first == f"mine.py: WRONG: {row.says} [{row.flag}]"
+    assert second == f"  made in {row.source}"
 
 
 @pytest.mark.long
@@ -153,6 +161,9 @@ SMOL = json.loads((ROOT / "docs" / "_ext" / "settings.json").read_text(encoding=
 
 def test_the_fine_tunings_numbers_are_the_recorded_ones():
     shown, run = under("minilora finetune examples/chats.jsonl"), recorded("chat")
+    (command,) = [line for line in COMMANDS if line.startswith("minilora finetune")]
+    program, *options = run["command"]
+    assert command == f'minilora {program} {options[0]} --model "$MODEL" --save adapter {" ".join(options[1:])}'
     rows = re.findall(r"(?m)^ +(\d+) +(?:(\d\.\d+) +)?(\d\.\d+)(?: |$)", shown)
     assert [[*filter(None, row)] for row in rows] == [run["rows"][0], run["rows"][-1]]
     assert f"of steps {int(run['rows'][-2][0]) + 1}-{run['rows'][-1][0]}\n" in shown
@@ -188,8 +199,19 @@ def test_each_number_of_the_prose_is_computed(monkeypatch):
     lessons = [page for page in (ROOT / "docs" / "learn").glob("*.md") if page.read_text(encoding="utf-8")[2].isdigit()]
     numbered = re.findall(r"(?m)^(\d+) +", exercises.__doc__)
     assert (len(lessons), numbered[-1]) == (12, "15")
+    (more,) = re.findall(r"Five more pages .*?\.\n", README, re.S)
+    assert len(re.findall(r"\(minilora/\w+\.py\)", more)) == 5
     assert "[twelve lessons]" in README
     assert "Fifteen exercises" in README
+
+
+def test_its_formula_is_the_layers():
+    (shown,) = re.findall(r"adds their product: y = (.*?)\. ", README)
+    for printed, code in (("(\N{GREEK SMALL LETTER ALPHA} / r) ", "(alpha / r) * "), ("x ", "x @ "), ("Aᵀ Bᵀ", "A.T @ B.T"), ("ᵀ", ".T")):
+        shown = shown.replace(printed, code)
+    rng, alpha, r = np.random.default_rng(0), 5.0, 2
+    x, W, A, B = (rng.standard_normal(shape) for shape in ((3, 4), (5, 4), (r, 4), (5, r)))
+    np.testing.assert_allclose(LoRALinear(Linear(W), LoRA(A, B, alpha))(x), eval(shown))
 
 
 def parameters(model: dict) -> int:

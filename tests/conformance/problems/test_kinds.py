@@ -1,6 +1,7 @@
 """Kinds and their problems: numbers that stay, what the problems show, what is declared, and a kind that is added."""
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ TOLD = {
 
 def test_a_problem_is_told_by_its_sizes():
     assert {(kind, number): str(KINDS[kind].problems[number]) for kind, number in TOLD} == TOLD
+    assert str(replace(KINDS["experts"].problems[3], idle=0)).endswith(" experts=4, none for expert 0")
 
 
 PLACES = {
