@@ -207,7 +207,8 @@ def test_each_number_of_the_prose_is_computed(monkeypatch):
 
 def test_its_formula_is_the_layers():
     (shown,) = re.findall(r"adds their product: y = (.*?)\. ", README)
-    for printed, code in (("(\N{GREEK SMALL LETTER ALPHA} / r) ", "(alpha / r) * "), ("x ", "x @ "), ("Aᵀ Bᵀ", "A.T @ B.T"), ("ᵀ", ".T")):
+    share = "(\N{GREEK SMALL LETTER ALPHA} / r) ", "(alpha / r) * "
+    for printed, code in (share, ("x ", "x @ "), ("Aᵀ Bᵀ", "A.T @ B.T"), ("ᵀ", ".T")):
         shown = shown.replace(printed, code)
     rng, alpha, r = np.random.default_rng(0), 5.0, 2
     x, W, A, B = (rng.standard_normal(shape) for shape in ((3, 4), (5, 4), (r, 4), (5, r)))
