@@ -109,8 +109,12 @@ def test_the_fine_tuning_prints_what_stands_under_it(tmp_path):
     (block,) = [code for language, code in BLOCKS if language == "sh" and "examples/chats.jsonl" in code]
     _, *commands = block.splitlines()  # the first one installs
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    given = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True, "check": True}
-    done = subprocess.run(["bash", "-e"], input="\n".join(commands), capture_output=True, **given)
+    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": programs, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-e"], input="\n".join(commands), capture_output=True, cwd=tmp_path, env=env, text=True
+    )
+    assert done.returncode == 0, done.stderr
     assert is_excerpt(NUMBER.sub("#", under("minilora finetune examples/chats.jsonl")), NUMBER.sub("#", done.stdout))
 
 
