@@ -319,6 +319,8 @@ NINE = (*TWO, *(f"p{i}" for i in range(7)))
         (TWO, NINE, 13, {"log_every": 2}, "4: first, second", "the last loss reported was 0.000256 after epoch 2"),
         (TWO, NINE, 1, {"log_every": 1}, "1: first, second", NO_LOSS),
         (NINE, NINE, 1, {}, "1: first, second, p0 and 6 more", NO_LOSS),
+        (NINE, NINE[:4], 1, {}, "1: first, second, p0 and 1 more", NO_LOSS),
+        (NINE, NINE[:3], 1, {}, "1: first, second, p0", NO_LOSS),
         (TWO, ["second"], 1, {"max_grad_norm": 1.0}, "1: first, second", NO_LOSS),
     ],
 )

@@ -262,6 +262,15 @@ def test_q8_0_is_llama_cpps():
     assert np.abs(ours - theirs).max() < 1.01 * steps
 
 
+@pytest.mark.parametrize(("width", "said"), [(64, True), (48, False)])
+def test_q8_0_is_of_rows_that_its_blocks_fill(tmp_path, width, said):
+    save_file({"fc.weight": np.ones((4, width), "f4")}, tmp_path / "m.safetensors")
+    A, B = np.ones((1, width), "f4"), np.ones((4, 1), "f4")
+    tensors = {f"{PREFIX}fc.lora_A.weight": A, f"{PREFIX}fc.lora_B.weight": B}
+    report = audit(peft(tmp_path / "a", tensors, config("fc", r=1)), tmp_path / "m.safetensors", merge=True)
+    assert ("Q8_0" in report.merged["fc"].formats) is said
+
+
 @pytest.mark.parametrize("in_out", [False, True])
 @pytest.mark.parametrize(
     ("other", "word"), [(0.0, "SOUND"), (0.55, "SOUND"), (0.65, "SUSPICIOUS"), (1.0, "SUSPICIOUS")]

@@ -73,6 +73,10 @@ def test_a_strength_is_known_within_what_was_measured():
     known = [(2.0, "twice"), (0.5, "by half")]
     assert of_strength(1.5, 2.03125, known) == Verdict(WRONG, "factor", "merged by the factor {k} (twice)", 2.0)
     assert of_strength(1.5, 1.875, known) == Verdict(WRONG, "factor", "merged by the factor {k}", 1.6875)
+    for k in (1, -1):  # and within two thousandths, however exactly it was measured
+        said = Verdict(WRONG, "factor", "merged by the factor {k} (so)", k)
+        assert of_strength(1.001 * k, 1.001 * k, [(k, "so")]) == said
+        assert of_strength(1.003 * k, 1.003 * k, [(k, "so")]).text == "merged by the factor {k}"
 
 
 def test_experts_that_cannot_be_told_are_no_exception():

@@ -69,6 +69,11 @@ def test_it_says_what_the_model_says_with_and_without_adapter(shell):
     assert greedily("the cat", adapted) != greedily("the cat")
 
 
+def test_a_long_line_is_printed_whole(shell):
+    line = "the cat " * 200
+    assert shell("generate --model model --tokens 1", line).startswith(line)
+
+
 def test_a_text_that_may_outgrow_the_context_is_warned_of(shell):
     """The prompt's tokens and those that may follow count together."""
     change_json(Path("model/config.json"), max_position_embeddings=16)

@@ -184,6 +184,7 @@ FIRST_LINES = [  # a report's name and its text, and what stands for both in the
     (LONG, REASON.format("'/x/y'"), f"{'a' * 17} ... {'b' * 17}", REASON.format("'/x/y'")),
     (LONG, REASON.format(f"'/{LONG}/x'"), f"{'a' * 17} ... {'b' * 17}", REASON.format("'x'")),
     (LONG, "it is empty", LONG, "it is empty"),
+    ("mine", "v" * 134, "mine", "v" * 134),  # as long as a line may be
     ("mine", f"'q/k' is not {'v ' * 80}", "mine", f"'k' is not {' '.join('v' * 60)}..."),
 ]
 

@@ -158,7 +158,7 @@ REFUSED = [
     (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant's: ' \n'"),
     (TURNS, chat("hi", None), "the content of message 2 is None, expected a text"),
     *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected a text")
-      for content in (["hi"], PICTURE, NO_TEXT, MORE)],
+      for content in ([], ["hi"], PICTURE, NO_TEXT, MORE)],
     (TURNS, [{"content": "hi"}], "message 1 is {'content': 'hi'}, expected an object with role and content"),
     (TURNS, "hi", "message 1 is 'h', expected an object with role and content"),
     (USERS, chat("hi", "hello", system="be kind"), NO_TRACE.format("content of message 1")),

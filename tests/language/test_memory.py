@@ -275,6 +275,12 @@ def test_measured_rows_may_be_longer_than_trained_ones(adapted):
     assert long.activations(3) == short.activations(3)
 
 
+def test_a_row_beyond_what_is_measured_at_once_counts_whole(adapted):
+    X, *_ = windows(IDS * 4, 20)
+    longer = measured(adapted, X, 20, held_out=6, width=600)
+    assert longer.all_logits(1) == 30 * longer.logits
+
+
 @given(most=st.integers(1, 200), parts=st.integers(1, 3), free=st.integers(0, 40_000_000))
 def test_the_rows_that_fit_are_the_most(most, parts, free):
     memory = machine.StepMemory(weights=1000, state=500, first=90_000, further=80_000, logits=20_000, measured=4)

@@ -2,10 +2,13 @@
 
 import pytest
 
+from minilora.conformance.checking.comparing import Answered, judge_numbers
 from minilora.conformance.checking.in_common import in_common
 from minilora.conformance.problems import Problem
+from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.images import ConvolutionProblem
 from minilora.conformance.problems.kinds import KINDS
+from minilora.conformance.problems.tolerance import drawn
 
 WHERE = {
     "linear": {
@@ -86,3 +89,15 @@ def test_where_nothing_decides_nothing_is_told(wrong, every):
     """Where all are wrong, or none; and of three problems anything would decide."""
     problems = KINDS["linear"].problems[:every]
     assert in_common(problems[:wrong], problems) == ""
+
+
+def test_a_problem_without_an_answer_is_no_clue():
+    """Of all with a bias that have one, the answer is wrong."""
+    kind = KINDS["linear"]
+    trials = [drawn(problem, "float64", RIGHT) for problem in kind.problems]
+    given = [{"y": trial.right["y"] + trial.problem.bias} for trial in trials]
+    last = max(number for number, trial in enumerate(trials) if trial.problem.bias)
+    given[last] = {}
+    names = [f"linear-{number}" for number in range(len(trials))]
+    found = judge_numbers(Answered(kind, names, trials, given, str)).claims["forward"]
+    assert found.endswith("; where there is a bias)")

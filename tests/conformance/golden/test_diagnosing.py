@@ -503,6 +503,11 @@ def test_prompts_of_one_or_two_tokens_are_judged(small, tmp_path):
     assert "keys-and-values-are-the-bases" in two.json()["flags"], str(two)
 
 
+def test_of_one_token_a_cache_of_the_bases_is_told(small, tmp_path):
+    flags = small.diagnosed(tmp_path, small.at(0)[:, :1], prompts=IDS[:, :1]).json()["flags"]
+    assert {"the-adapter-is-not-applied", "keys-and-values-are-the-bases"} <= {*flags}
+
+
 # --- the base's own logits --------------------------------------------------------------------------------------------
 
 OTHER_BASE = {"model.norm.weight": np.full(WIDTH, 2.0)}

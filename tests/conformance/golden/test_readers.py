@@ -172,6 +172,20 @@ def test_a_session_is_judged_from_its_first_answer_on(golden, tmp_path):
     assert {case.id for case in report.cases if case.state == "missing" and "." in case.id} == {*failed}
 
 
+def test_answers_are_written_however_they_lie_in_memory(golden, index, tmp_path):
+    """A file has their bytes row by row, also where a program has its tokens first."""
+    answered = []
+
+    def answer(request):
+        answered.append(np.arange(len(request.prompts) * 128.0).reshape(128, -1).T)
+        return answered[-1]
+
+    assert not ask(golden, lambda base: answer, tmp_path)
+    ids = [f"{session['id']}.{n}" for session in index["sessions"] for n, _ in enumerate(session["requests"])]
+    for id, z in zip(ids, answered, strict=True):
+        np.testing.assert_array_equal(load_file(tmp_path / f"{id}.safetensors")["logits"], z)
+
+
 def test_answers_after_each_token_are_judged_by_the_last(golden, index, tmp_path):
     """And only there; log-probabilities of some tokens are judged as in a case."""
     session, rng = index["sessions"][0], np.random.default_rng(0)
