@@ -20,11 +20,9 @@ sees none of the module's. What stands above the first such line runs before the
     says(f"by {factor:.1f} at most")  # what a sentence of the page says
     holds("M x =", M=M, x=x, ...)  # an equation without a number is true of these arrays
 
-Each number in the prose must be part of words that the module says, and each equation without a number must hold, or
-the page does not build. Numbers in code, formulas, addresses of links, and in what is computed anyway do not count. A
-block ```text that no block right above it prints is prose, too.
-
-A page that shows something else stops the build; ``--write`` writes into the page what was computed.
+Each number in the prose, in digits or as a word, must be part of words that the module says, and each equation without
+a number must hold, or the page does not build. Numbers in code, formulas, addresses of links, and in what is computed
+anyway do not count. A block of text counts where no block right above it prints it.
 """
 
 from __future__ import annotations
@@ -434,8 +432,12 @@ NOT_PROSE = re.compile(
 """Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
 PROSE_NUMBER = re.compile(
     r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\w)"
+    r"|\b(?:three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|twenty"
+    r"|(?:thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|twice|half|(?:third|quarter|(?:fif|six|seven|eigh|nin|ten)th"
+    r"|hundredth|thousandth|(?:twent|thirt|fort|fift)ieth)s?)\b",
+    re.I,
 )
-"""A number in the prose; 0, 1 and 2 count as words."""
+"""A number in the prose, in digits or as a word; 0, 1 and 2 count as words of the language."""
 
 
 def equations(text: str) -> list[str]:
