@@ -76,7 +76,7 @@ class Given:
     printed: list[str] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
-    exact: list[str] = field(default_factory=list)  # the names of those that come from a recording
+    exact: list[str] = field(default_factory=list)  # the names of texts and of pictures, as NAME.svg, from a recording
     says: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     page: str = ""  # its text
@@ -105,9 +105,13 @@ def node(script: str, given: Any) -> Any:
     return json.loads(done.stdout)
 
 
-def picture(name: str, drawing: str) -> None:
-    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
+def picture(name: str, drawing: str, exact: bool = False) -> None:
+    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file.
+
+    It is `exact` if the numbers of its description come from a recording.
+    """
     given.pictures[name] = drawing
+    given.exact += [f"{name}.svg"] * exact
 
 
 def shown(name: str, text: str, exact: bool = False) -> None:
@@ -404,7 +408,8 @@ def filled(text: str, result: Given, page: str = "page") -> str:
     text = done + text[place:]
 
     def picture(m: re.Match[str]) -> str:
-        return f"![{kept(m['alt'], described(result.pictures[m['name']]), page)}](pictures/{m['name']}.svg)"
+        name, new = m["name"], described(result.pictures[m["name"]])
+        return f"![{new if f'{name}.svg' in result.exact else kept(m['alt'], new, page)}](pictures/{name}.svg)"
 
     def computed(m: re.Match[str]) -> str:
         name, new = m["name"], result.shown[m["name"]]
