@@ -75,7 +75,7 @@ says(
     f"minilora {finetune}\n",
     f"These {logged[-1][0]} steps take about half a minute of two cores.",
     f"`minilora {write}`, without the adapter",
-    "schedules, memory, four bits, GPUs,",
+    "[Four bits](../library/four-bits.md) and [GPUs]",
 )
 assert int(logged[-1][0]) == fitting(glass["parameters"])["steps"]
 assert f": {glass['parameters']:,} parameters in" in session["lines"][0]

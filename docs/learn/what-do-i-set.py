@@ -1,11 +1,13 @@
 """What what-do-i-set.md asserts and shows; the names are the page's own."""
 
+import re
 from inspect import signature
 
 import markup
 import pictures
 import settings
 import words
+from formulas import difference
 from pages import live, picture, says, shown
 from settings import FACTS
 
@@ -58,6 +60,21 @@ for of in FACTS["models"].values():  # the page's formulas
         stored.add(counted["weights"] / (M + rest))
         least = training_memory(settings.config(of), tokens=TOKENS, rank=r or None, recompute=True)["activations"]
         assert least == 2 * TOKENS * ((L - 1) * d + kept // L)
+    printed = {  # in the page, with what each is, at the last rank above
+        r"M = L\,(2dHD + 2dKD + 3dm)": M,
+        "2dL + d": 2 * d * L + d,
+        "L(H + 2K)D": L * (H + 2 * K) * D,
+        "2LD": 2 * L * D,
+        r"P = rL\,(2(d + HD) + 2(d + KD) + 3(d + m))": P,
+        r"L\,(4d + 2D(H + K) + 3m + 7r)": kept - three * L * D * (H + K),
+        "LD(H + K)": L * D * (H + K),
+        r"(L - 1)\,d": (L - 1) * d,
+        "4V": 4 * V,
+    }
+    for tex, value in printed.items():
+        stated = re.sub(r"(?<=[A-Za-z])(?=[A-Za-z])", " ", tex if " = " in tex else f"Q = {tex}")
+        assert not difference(stated, {size: of[size] for size in "VdmLHKD"} | {"r": r, stated[0]: value}, []), tex
+says(*(f"${tex}$" for tex in printed))
 (full,), (adapter,), (weight,) = *beside.values(), stored
 block = signature(quantize_nf4).parameters["block_size"].default
 assert len(MATRICES) == 7
