@@ -1,6 +1,7 @@
 // What the page with one layer trains, as JSON: node layer.mjs < { runs: [settings and a count of steps] }
 import { readFileSync } from "node:fs";
 
+const { MISTAKES } = await import("../_static/live/mistakes.js");
 const { Experiment, N_IN, N_OUT, TRUTHS } = await import("../_static/live/experiment.js");
 
 function run({ steps, truth, ...settings }) {
@@ -13,4 +14,4 @@ function run({ steps, truth, ...settings }) {
 }
 
 const { runs } = JSON.parse(readFileSync(0, "utf8"));
-console.log(JSON.stringify({ shape: [N_OUT, N_IN], runs: runs.map(run) }));
+console.log(JSON.stringify({ shape: [N_OUT, N_IN], mistakes: Object.keys(MISTAKES), runs: runs.map(run) }));

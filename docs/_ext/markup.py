@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
     from sphinx.application import Sphinx
 
 LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>(?!https?:|mailto:)[^)\s]+)\)")
+LESSON = re.compile(r"\b[Ll]esson (\d+)|^(\d+)\. ")
 ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>$', re.M)
 LISTED = re.compile(r"^(?:\d+\.|[-*]) \[[^\]]*\]\(([\w-]+)\.md\)", re.M)
 
@@ -55,13 +56,17 @@ def outside_fences(text: str) -> str:
 
 
 def broken_links(page: Path) -> list[str]:
-    """Return the links of a page that lead nowhere."""
+    """Return the links of a page that lead nowhere, or to another lesson than they say."""
     found = []
     for link in LINK.finditer(outside_fences(page.read_text(encoding="utf-8"))):
         path, _, named = link["target"].partition("#")
         there = (page.parent / path).resolve() if path else page
         if not there.exists() or (named and there.suffix == ".md" and named not in anchors(there)):
             found.append(f"{page.relative_to(DOCS)}: {link['target']} leads nowhere")
+        elif lesson := LESSON.search(link["text"]):
+            _, heading = headings(there.read_text(encoding="utf-8"))[0]
+            if not heading.startswith(f"{lesson[1] or lesson[2]}. "):
+                found.append(f"{page.relative_to(DOCS)}: {link['text']!r} leads to {heading!r}")
     return found
 
 

@@ -20,11 +20,9 @@ sees none of the module's. What stands above the first such line runs before the
     says(f"by {factor:.1f} at most")  # what a sentence of the page says
     holds("M x =", M=M, x=x, ...)  # an equation without a number is true of these arrays
 
-Each number in the prose must be part of words that the module says, and each equation without a number must hold, or
-the page does not build. Numbers in code, formulas, addresses of links, and in what is computed anyway do not count. A
-block ```text that no block right above it prints is prose, too.
-
-A page that shows something else stops the build; ``--write`` writes into the page what was computed.
+Each number in the prose, in digits or as a word, must be part of words that the module says, and each equation without
+a number must hold, or the page does not build. Numbers in code, formulas, addresses of links, and in what is computed
+anyway do not count. A block of text counts where no block right above it prints it.
 """
 
 from __future__ import annotations
@@ -78,7 +76,7 @@ class Given:
     printed: list[str] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
-    exact: list[str] = field(default_factory=list)  # the names of those that come from a recording
+    exact: list[str] = field(default_factory=list)  # the names of texts and of pictures, as NAME.svg, from a recording
     says: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
     page: str = ""  # its text
@@ -107,9 +105,13 @@ def node(script: str, given: Any) -> Any:
     return json.loads(done.stdout)
 
 
-def picture(name: str, drawing: str) -> None:
-    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file."""
+def picture(name: str, drawing: str, exact: bool = False) -> None:
+    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file.
+
+    It is `exact` if the numbers of its description come from a recording.
+    """
     given.pictures[name] = drawing
+    given.exact += [f"{name}.svg"] * exact
 
 
 def shown(name: str, text: str, exact: bool = False) -> None:
@@ -406,7 +408,8 @@ def filled(text: str, result: Given, page: str = "page") -> str:
     text = done + text[place:]
 
     def picture(m: re.Match[str]) -> str:
-        return f"![{kept(m['alt'], described(result.pictures[m['name']]), page)}](pictures/{m['name']}.svg)"
+        name, new = m["name"], described(result.pictures[m["name"]])
+        return f"![{new if f'{name}.svg' in result.exact else kept(m['alt'], new, page)}](pictures/{name}.svg)"
 
     def computed(m: re.Match[str]) -> str:
         name, new = m["name"], result.shown[m["name"]]
@@ -434,8 +437,12 @@ NOT_PROSE = re.compile(
 """Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
 PROSE_NUMBER = re.compile(
     r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\w)"
+    r"|\b(?:three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|twenty"
+    r"|(?:thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|twice|half|(?:third|quarter|(?:fif|six|seven|eigh|nin|ten)th"
+    r"|hundredth|thousandth|(?:twent|thirt|fort|fift)ieth)s?)\b",
+    re.I,
 )
-"""A number in the prose; 0, 1 and 2 count as words."""
+"""A number in the prose, in digits or as a word; 0, 1 and 2 count as words of the language."""
 
 
 def equations(text: str) -> list[str]:

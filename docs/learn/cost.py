@@ -12,6 +12,16 @@ from pages import picture, recording, says, shown
 
 from minilora.language.memory import CONSTANTS, count_numbers
 
+# %% 12. What LoRA costs
+
+# Beside Llama-2-7B's layers, at the rank below
+assert {round(16 * (n_in + m) / (n_in * m), 2) for n_in, m in ((4096, 4096), (4096, 11008))} == {0.01}
+says(
+    "LoRA trains a hundredth of a layer's numbers. "
+    "Does its step take a hundredth of the time? And a hundredth of the memory?",
+    "A step saves about a third of its large products",
+)
+
 # %% Three large products, or two
 
 SIZES = 128, 1001, 1000
@@ -24,6 +34,12 @@ shown(
         ["large products a step", "inside a network", "one layer alone"],
         [(name.replace("the article's module", "A and B first"), *count) for name, count in large.items()],
     ),
+    exact=True,
+)
+says(
+    "## Three large products, or two",
+    "Full training takes three for each layer:",
+    "each layer below takes one product in place of three.",
 )
 
 
@@ -45,7 +61,7 @@ full, lora = both(WIDTH)
 WHAT = {"multiply_adds": "multiply-adds", "least_bytes": "bytes moved, at least", "optimizer_bytes": "bytes of Adam"}
 counts = {what: (getattr(full, name), getattr(lora, name)) for name, what in WHAT.items()}
 rows = [(what, *(f"{count / 1e6:,.3g}" for count in of), f"{of[1] / of[0]:.1%}") for what, of in counts.items()]
-shown("ledger", pictures.table(["millions a step", "full training", "LoRA", "of it"], rows))
+shown("ledger", pictures.table(["millions a step", "full training", "LoRA", "of it"], rows), exact=True)
 
 # %% A step of a language model
 
@@ -60,7 +76,7 @@ for what, name, form in (
     ("Adam, of the other", "Adam's share of a full step", "{:.0%}"),
 ):
     rows.append((what, *(form.format(of[name]) for of in timed)))
-shown("steps", pictures.table(["a decoder of", *(of["model"] for of in timed)], rows))
+shown("steps", pictures.table(["a decoder of", *(of["model"] for of in timed)], rows), exact=True)
 narrow, wide = timed
 assert 0.85 < narrow["step"] < 1.1 and 0.75 < wide["step"] < 0.9 and wide["step"] < wide["gradients"] < 0.92
 assert narrow["numbers"] == 852_608 and wide["tokens"] == 1024
@@ -91,7 +107,11 @@ for width in (4096, 8192, 16384):
         for again in (0, 1)
     }
     assert ratio[1, 0] > ratio[0.65, 0] and all(ratio[reached, 1] > ratio[reached, 0] for reached in (1, 0.65))
+again = [1 + large[name][0] for name in ("full training", "LoRA beside its base")]  # one more forward
+assert again == [4, 3]
 says(
+    "How much of the third is saved?",
+    "it is four large products against three:",
     f"so we also try {100 * reached:.0f} % of it.",
     f"for these {signature(steps).parameters['N'].default:,} tokens:",
 )
@@ -128,7 +148,7 @@ axes.margins(x=0.2)
 figure.legend(loc="outside upper center", ncols=3, fontsize=9.5, handlelength=1, columnspacing=1)
 bars = "; ".join(f"{name} {sum_:.3g} GB" for name, sum_ in zip(ways, left, strict=True))
 caption = f"A step on {tokens:,} tokens; adapters beside all seven matrices of each layer. The lines: what two usual graphics cards hold."
-picture("memory", pictures.show(figure, f"Bars in three parts: {bars}.", caption))
+picture("memory", pictures.show(figure, f"Bars in three parts: {bars}.", caption), exact=True)
 total = {name: sum(parts.values()) / 1e9 for name, parts in ways.items()}
 half, four, half_again, four_again = (
     total[name] for name in ("LoRA, 16 bits", "LoRA, 4 bits", "16 bits, recomputed", "4 bits, recomputed")
@@ -144,13 +164,15 @@ says(
     f"brings a 7B model from {four:.0f} GB to {four_again:.1f}.",
 )
 activations = [ways[name]["activations"] for name in ("LoRA, 16 bits", "16 bits, recomputed")]
-assert 0.08 < activations[1] / activations[0] < 0.1  # nine tenths are saved
+assert 0.08 < activations[1] / activations[0] < 0.1
+says("That saves nine tenths of the activations.")
 
 # %% Do you remember?
 
 card = 12  # GB
 assert four_again < card < min(half_again, four)  # one change is not enough
 says(
+    "Which of a layer's three large products does",
     f"LoRA over {bits:g} bits takes {half:.0f} GB, of which {activations[0] / 1e9:.0f} are activations. You have {card} GB.",
     f"which leaves {half_again:.0f} GB, and keep the base in four bits: {four_again:.1f} GB.",
 )

@@ -3,12 +3,14 @@
 import re
 from inspect import signature
 
+import costs
 import front
 import microlora_runs
 import numpy as np
 import words
-from pages import holds, picture, says
+from pages import DOCS, headings, holds, picture, says
 from ranks import word
+from recordings import RULES
 
 from minilora import NF4, Adam, LoRA, quantize_nf4
 from minilora.language.memory import LLAMA_2_7B, count_numbers, training_memory
@@ -25,11 +27,13 @@ DRAWN = front.stills(
 )
 picture("front", front.alive(DRAWN.pop("layer")))
 for name, svg in DRAWN.items():
-    picture(f"front-{name}", front.still(svg))
+    picture(f"front-{name}", front.still(svg), exact=name in ("merge", "memory"))
 WORD = word()
 strength = np.linalg.svd(WORD, compute_uv=False) ** 2
 share = np.cumsum(strength) / strength.sum()  # of the word, in squares, by rank
 rows, columns = WORD.shape
+titles = {page.stem: headings(page.read_text(encoding="utf-8"))[0][1] for page in (DOCS / "learn").glob("*.md")}
+lessons = {stem: title for stem, title in titles.items() if title[0].isdigit()}
 
 # %% 1. LoRA
 
@@ -49,8 +53,10 @@ at_least = f"{sum(least.values()):.1f}"
 file = f"{2 * lora['Adam'] / 8 * 1000:.0f} MB"  # of an adapter in 16 bits; Adam's two means take eight bytes
 says(
     f"Training all of Llama-2-7B takes {in_full} GB",
+    "[Learn it](#the-lessons) in twelve lessons, of which this is the first.",
     f"LoRA beside the model in four bits takes **{at_least} GB**, and what you keep is a file of {file}",
 )
+assert len(lessons) == 12 and lessons["index"].startswith("1. ")
 
 # %% A column times a row
 full_rank, d = np.linalg.matrix_rank(WORD), LLAMA_2_7B.hidden_size
@@ -76,7 +82,8 @@ for B in (np.zeros((9, 2)), rng.standard_normal((9, 2))):
     grads = adapter.backward(dy, adapter.forward(x)[1])[1]
     dB, dA, s = grads["lora_B"], grads["lora_A"], adapter.scaling
     holds("dB = s", dB=dB, dA=dA, s=s, dy=dy, x=x, A=adapter.lora_A, B=B)
-    assert dA.any() == B.any() and dB.any()
+    assert dA.any() == B.any() and dB.any() and len(grads) == 2
+says("LoRA folds it twice:")
 
 # %% Many steps
 run = re.search(r"After (\d+) steps at rank 2 the loss is ([\d.]+), and (\d+) %", DRAWN["run"])
@@ -103,7 +110,14 @@ s, before = map(int, re.search(r"s = (\d+)\. .*? with alpha (\d+) at rank 2 ", D
 after = s * 2
 assert np.isclose(first_step(after) / first_step(before), 2)
 assert np.isclose(first_step(after, True) / first_step(before, True), 4)
-says(f"Alpha goes from {before} to {after}, and", "- twice as far\n- four times as far\n", "**twice as far**. Adam")
+assert len(RULES) == 3
+says(
+    f"Alpha goes from {before} to {after}, and",
+    "- twice as far\n- four times as far\n",
+    "**twice as far**. Adam",
+    "*four times as far*: That is right for gradient descent",
+    "has all three rules",
+)
 
 # %% Merging
 rank = 4
@@ -124,10 +138,15 @@ three, five, ten = (
     [int(percent) for percent in re.search(merges, svg).groups()] for svg in (DRAWN["bits"], *others.values())
 )
 block = signature(quantize_nf4).parameters["block_size"].default
-assert len(NF4) == 16 and three[1] == 0 and five[2] == 2 * five[1] and ten[1] > 100 and ten[2] > 40  # much noise
+assert len(NF4) == 2**4 and three[1] == 0 and five[2] == 2 * five[1] and ten[1] > 100 and ten[2] > 40  # much noise
 says(
-    f"each number is one of sixteen, times the largest of its block of {block}.",
-    f"add a change {three[0]} % as large as W",
+    "## Four bits\n",
+    f"QLoRA stores $W$ in four bits: each number is one of sixteen, times the largest of its block of {block}.",
+    f"add a change {three[0]} % as large as W, and store the sum in four bits.",
+    "\n- half of it\n- almost nothing\n",
+    "The sixteen numbers are far apart. This change is too small to move a number half the way to the next",
+    "*half of it*: In this picture",
+    "a base in four bits, or merge",
     f"A change of {ten[0]} % comes through",
     f"a change of {five[0]} % keeps {five[1]} %, with twice as much noise",
 )
@@ -150,7 +169,7 @@ says(
     f"of which {four['activations']:.0f} are activations.",
     f"on the way back, and {at_least} GB are left.",
     f"- *{half} GB*: More than half is for training W.",
-    f"- *{in_sixteen} GB*: That is with W in {kept} bits.\n- *{in_four} GB*: That is",
+    f"- *{in_sixteen} GB*: That is with W in {kept} bits.\n- *{in_four} GB*: That is with W in four bits.",
 )
 for told in (
     f"{in_full} GB",
@@ -161,11 +180,16 @@ for told in (
 ):
     assert told in DRAWN["memory"]
 
+ways = costs.ways(128, 1001, 1000, 1, need_dx=True)
+assert [ways[name].large(128, 1001, 1000) for name in ("full training", "LoRA beside its base")] == [3, 2]
+says("[one of three large products](cost.md)")
+
 # Facts from elsewhere: Biderman et al. 2024, https://arxiv.org/abs/2405.09673
 says("such as 20 billion tokens of code")
 
 # %% What to set first
 says(
+    "([three rules](choosing.md#alpha-and-s-times-the-rate))",
     f"In our small model such adapters had {words.percent(words.enough())} of what full fine-tuning gains",
     f"For {min(words.sizes())} to {max(words.sizes())} billion weights begin at {words.start():.4f} with $s = {words.SCALING:g}$.",
 )
@@ -173,6 +197,12 @@ says(
 # %% In Python
 assert evaluate(merged, X, Y) < 1e-3
 assert sum(p.size for p in layer.trainable().values()) == 180 and base.weight.size == 8000
+mistakes = (DOCS / "_static" / "live" / "mistakes.js").read_text(encoding="utf-8")
+assert mistakes[mistakes.index("MISTAKES = {") : mistakes.index("\n};")].count("label:") == 5
+says("switch five mistakes on")
 
 # %% The lessons
+listed = re.findall(r"^(\d+)\. \[.*?\]\((.*?)\.md\)", (DOCS / "learn" / "index.md").read_text(encoding="utf-8"), re.M)
+assert len(listed) == len(lessons) and all(lessons[stem].startswith(f"{number}. ") for number, stem in listed)
+says(f"11. [{lessons['merging'][4:]}](merging.md)")
 says(f"LoRA in {len(microlora_runs.FILE.read_text().splitlines())} lines of plain Python")

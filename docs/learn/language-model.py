@@ -12,7 +12,7 @@ from pages import DOCS, block, live, picture, recording, says, shown
 from settings import FACTS
 
 from minilora.language.recipe import fitting
-from minilora.language.text import MEASURED
+from minilora.language.text import MEASURED, is_held_out
 
 recorded = recording("language-model")
 glass, smol = recorded["glassllm"], recorded["smollm2"]
@@ -47,11 +47,13 @@ patience, unknown = re.search(r"\[PATIENCE, MOST_UNKNOWN, END\] = \[(\d+), ([\d.
 matrices = len(glass["singular values"]["LoRA, r = 1"])
 says(
     f"its {glass['parameters']:,} numbers stay frozen, and each of the {matrices} matrices in its blocks",
-    f"a run is {max(held)} steps.",
+    f"a run is {max(held)} steps. Node took about half a minute of one core",
+    "the page holds out every fourth [window]",
     f"It stops {patience} steps after the lowest",
     f"Six windows of {cut['length']} tokens are few",
     f"trained on {about['train_tokens']:,} tokens",
     f"knows {len(letters['alphabet'])} letters and signs",
+    "refuses a text if more than a quarter of it is unknown.",
 )
 assert min(held, key=held.get) == best == max(held) - int(patience)
 assert cut["held"] == 6 == len(range(0, cut["train"] + cut["held"], 4))  # every fourth
@@ -73,6 +75,7 @@ says(
     f"minilora {finetune}\n",
     f"These {logged[-1][0]} steps take about half a minute of two cores.",
     f"`minilora {write}`, without the adapter",
+    "[Four bits](../library/four-bits.md) and [GPUs]",
 )
 assert int(logged[-1][0]) == fitting(glass["parameters"])["steps"]
 assert f": {glass['parameters']:,} parameters in" in session["lines"][0]
@@ -94,15 +97,18 @@ curves = {
     for (name, run), colour, style in zip(runs.items(), colours, (":", "--", "-", "-", "-"), strict=True)
 }
 figure = pictures.lines(curves, size=(5.6, 3.8), xlabel="steps", ylabel="nats a token, held out")
+steps = runs["all weights"]["steps"][-1]
+assert len(runs) == 5
 ends = "; ".join(f"{name} {run['losses'][-1]:.2f}" for name, run in runs.items())
 picture(
     "close",
     pictures.show(
         figure,
-        f"Five falling curves of the held-out loss over 300 steps, all from {before:.2f}. They end at: {ends}. "
+        f"Five falling curves of the held-out loss over {steps} steps, all from {before:.2f}. They end at: {ends}. "
         "That of all weights rises at its end.",
         "The loss on text that no run has seen. A higher rank ends lower; training all weights ends lowest, and turns up at its end.",
     ),
+    exact=True,
 )
 
 losses = {name: run["losses"] for name, run in runs.items()}
@@ -115,7 +121,7 @@ few, many = runs["LoRA, r = 1"]["parameters"], runs["all weights"]["parameters"]
 (rate,) = {run["lr"] for name, run in runs.items() if "LoRA" in name}
 (full_rate,) = {runs[name]["lr"] for name in ("the same matrices", "all weights")}
 says(
-    f"with {100 * few / many:.0f} % of the numbers? {runs['all weights']['steps'][-1]} steps on the same text",
+    f"with {100 * few / many:.0f} % of the numbers? {steps} steps on the same text",
     f"all ranks at a rate of {rate} with alpha = 2r, full training at {full_rate}. "
     f"The loss is of {MEASURED} windows held out;",
 )
@@ -125,8 +131,8 @@ assert glass["tokens"] == (max(words.WINDOWS) + MEASURED) * glass["settings"]["l
 # %% In a few lines of Python
 
 assert (Y[:, :-1] == X[:, 1:]).all()
-assert history.losses[-1] < history.losses[0]
-says(f"a window of {X.shape[1]} tokens gives {X.shape[1]} predictions at once")
+assert history.losses[-1] < history.losses[0] and len(history.losses) == 5
+says("Five steps, each over all windows:", f"a window of {X.shape[1]} tokens gives {X.shape[1]} predictions at once")
 
 # %% A model that answers as you want
 
@@ -166,9 +172,11 @@ says(
     f"That of step {last} has lost Berlin too",
     f"The held-out loss rose from {measured[kept]} at step {kept}\nto {measured[last]}, so `--keep-best` keeps step {kept}.",
     f"{steps} steps on Genesis and Exodus turn",
+    "But that is a mean over five chats, and these are five questions.",
 )
+assert is_held_out(len(asked.splitlines())).sum() == len(said) == 5
 
 # %% Do you remember?
 
-says(f"A window has {X.shape[1]} tokens.")
-assert X.shape[1] == 16  # "Sixteen"
+says(f"A window has {X.shape[1]} tokens.", "Sixteen, one at each position.")
+assert X.shape[1] == 16

@@ -32,3 +32,15 @@ says(
     f"With Adam, alpha {strong['alpha']} in place of {plain['alpha']} makes the first step of the weight four times as long",
     f"at a rate of {fast['rate']}, alpha {plain['alpha']} learns as much, and with alpha {strong['alpha']} the loss grows",
 )
+
+# %% Five mistakes, and what shows them
+
+names = found["mistakes"]
+runs = node("layer.mjs", {"runs": [plain | {"mistakes": [name]} for name in names]})["runs"]
+far = {name: isclose(run["loss"], at_two["loss"], rel_tol=1e-3) for name, run in zip(names, runs, strict=True)}
+assert len(names) == 5 and [name for name in names if not far[name]] == ["A-zero"]
+assert runs[names.index("A-zero")]["moved"] == 0
+says(
+    "## Five mistakes, and what shows them",
+    "With four of the five, the loss falls as far as before. Only *A starts at zero, too* stops it.",
+)

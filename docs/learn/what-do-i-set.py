@@ -1,16 +1,18 @@
 """What what-do-i-set.md asserts and shows; the names are the page's own."""
 
+import re
 from inspect import signature
 
 import markup
 import pictures
 import settings
 import words
+from formulas import difference
 from pages import live, picture, says, shown
 from settings import FACTS
 
 from minilora import quantize_nf4
-from minilora.language.memory import CONSTANTS, count_numbers, training_memory
+from minilora.language.memory import CONSTANTS, MATRICES, count_numbers, training_memory
 from minilora.layers.nf4 import SCALES_IN_A_BLOCK
 
 
@@ -40,7 +42,7 @@ rows = [
     (name, *(f"{gigabytes(model, **way)}, {gigabytes(model, **way, recompute=True)}" for way in WAYS))
     for name, model in FACTS["models"].items()
 ]
-shown("fits", pictures.table(("kept, recomputed", "16 bits", "8 bits", "4 bits", "full"), rows))
+shown("fits", pictures.table(("kept, recomputed", "16 bits", "8 bits", "4 bits", "full"), rows), exact=True)
 beside, stored = {0: set(), RANK: set()}, set()  # bytes a number, in full and of an adapter; of a weight
 for of in FACTS["models"].values():  # the page's formulas
     V, d, m, L, H, K, D = (of[size] for size in "VdmLHKD")
@@ -58,11 +60,28 @@ for of in FACTS["models"].values():  # the page's formulas
         stored.add(counted["weights"] / (M + rest))
         least = training_memory(settings.config(of), tokens=TOKENS, rank=r or None, recompute=True)["activations"]
         assert least == 2 * TOKENS * ((L - 1) * d + kept // L)
+    printed = {  # in the page, with what each is, at the last rank above
+        r"M = L\,(2dHD + 2dKD + 3dm)": M,
+        "2dL + d": 2 * d * L + d,
+        "L(H + 2K)D": L * (H + 2 * K) * D,
+        "2LD": 2 * L * D,
+        r"P = rL\,(2(d + HD) + 2(d + KD) + 3(d + m))": P,
+        r"L\,(4d + 2D(H + K) + 3m + 7r)": kept - three * L * D * (H + K),
+        "LD(H + K)": L * D * (H + K),
+        r"(L - 1)\,d": (L - 1) * d,
+        "4V": 4 * V,
+    }
+    for tex, value in printed.items():
+        stated = re.sub(r"(?<=[A-Za-z])(?=[A-Za-z])", " ", tex if " = " in tex else f"Q = {tex}")
+        assert not difference(stated, {size: of[size] for size in "VdmLHKD"} | {"r": r, stated[0]: value}, []), tex
+says(*(f"${tex}$" for tex in printed))
 (full,), (adapter,), (weight,) = *beside.values(), stored
 block = signature(quantize_nf4).parameters["block_size"].default
+assert len(MATRICES) == 7
 assert CONSTANTS[4] == 8 / block + 32 / (block * SCALES_IN_A_BLOCK)
 says(
-    f"for {TOKENS:,} tokens a step, with adapters of rank {RANK} beside",
+    f"for {TOKENS:,} tokens a step, with adapters of rank {RANK} beside all seven matrices of each layer. "
+    "*Recomputed* (gradient checkpointing) runs each forward twice.",
     f"Block scales add {CONSTANTS[4]:.3f} bits at 4 (NF4: a byte for {block} weights, a float32 for {SCALES_IN_A_BLOCK} bytes), "
     f"{CONSTANTS[8]:.4f} at 8 (a float32 for {32 / CONSTANTS[8]:,.0f} weights).",
     f"**The rest** stays in {8 * weight:g} bits:",
@@ -75,7 +94,7 @@ says(
 # %% How rates compare
 
 (answer,) = settings.ask(FACTS | {"evidence": words.evidence()}, inputs=[{}])["answers"]
-picture("settings", answer["axis"])
+picture("settings", answer["axis"], exact=True)
 rows = [
     (
         f"{of['name']}, {linked(of['source'])}: {of['for']}",
@@ -84,16 +103,24 @@ rows = [
     )
     for of in answer["recipes"]
 ]
-shown("recipes", pictures.table(("recipe", "r, alpha", "s", "rate", "s × rate"), rows))
+shown("recipes", pictures.table(("recipe", "r, alpha", "s", "rate", "s × rate"), rows), exact=True)
 qlora = FACTS["qlora"]
+runs = [(int(run["rank"]), float(run["rate"])) for run in answer["runs"]]
+rank, rate = runs[1]
+assert runs == [(rank, rate / 2), (rank, rate), (rank, 2 * rate), (2 * rank, rate)]
 says(
+    "what others set, and four runs to make.",
+    "Three runs take half, once and twice the rate; the fourth doubles the rank.",
     f"QLoRA ({qlora['rate']} below {qlora['up to'] / 1e9:.0f} billion weights, {qlora['above']} above)",
     f"Elsewhere it is {FACTS['start']} over your $s$",
 )
 
+# Facts from elsewhere: Schulman et al. 2025, https://thinkingmachines.ai/blog/lora/
+says("By bits, 2 a number and about 1 a token, half as many could [hold it]")
+
 # %% All the rules
 
 rows = [(FACTS["when"][what], f"{linked(source)}; {size}") for what, (source, size) in FACTS["seen"].items()]
-shown("rules", pictures.table(("what is said, and when", "seen by, at"), rows))
+shown("rules", pictures.table(("what is said, and when", "seen by, at"), rows), exact=True)
 assert FACTS["far"] == 2.5 and FACTS["lost"] == 0.5
 assert FACTS["start"] == words.SCALING * words.start() == 0.0002

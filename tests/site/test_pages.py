@@ -154,8 +154,8 @@ $$
 def test_a_number_that_nobody_says_is_refused_with_its_words(page):
     said = pages.check(page(f"# A\n\n{NOT_SAID}\n"))
     assert "its module does not say the numbers of: # A Five by 64 and 3.5 %" in said
-    assert len(pages.unsaid(NOT_SAID, [])) == 5
-    assert len(pages.unsaid(NOT_SAID, ["by 64 and 3.5 %", "at -100", "1,000,"])) == 2
+    assert len(pages.unsaid(NOT_SAID, [])) == 6
+    assert len(pages.unsaid(NOT_SAID, ["by 64 and 3.5 %", "at -100", "1,000,"])) == 3
     assert pages.unsaid(NOT_SAID, [NOT_SAID]) == []
 
 
@@ -253,6 +253,15 @@ def test_a_recording_is_shown_to_the_last_decimal(page):
     assert "-loss 0.25\n+loss 0.26" in pages.check(page(text, module.format(", exact=True"), name="b"))
 
 
+def test_a_picture_of_a_recording_is_described_to_the_last_decimal(page):
+    text, module = "# A\n\n## B\n\n![loss 0.25](pictures/p.svg)\n", DRAWS.replace("word)", "'loss 0.26')")
+    assert "+![loss 0.26]" in pages.check(page(text, module.replace("'))", "'), exact=True)")))
+    file = page(text, module, name="b")
+    (file.parent / "pictures").mkdir(exist_ok=True)
+    (file.parent / "pictures" / "p.svg").write_text(SVG.format("loss 0.25"))
+    assert pages.check(file) == ""
+
+
 @pytest.mark.parametrize(
     ("old", "new", "same"),
     [
@@ -293,6 +302,15 @@ def test_a_link_to_nowhere_is_found(page):
     targets = ["b.md#one-two", "b.md#here", "page.md", "#a", "b.md#lost", "lost.md", "#lost", "../lost/b.md"]
     file = page("# A\n\n" + "".join(f"[x]({target}) " for target in targets) + "\n\n```text\n[x](lost.md)\n```\n")
     assert markup.broken_links(file) == [f"learn/page.md: {target} leads nowhere" for target in targets[4:]]
+
+
+def test_a_link_to_another_lesson_than_it_says_is_found(page):
+    page("# 5. B\n\n## One two\n", name="b")
+    file = page("# A\n\n[Lesson 5](b.md), [see lesson 6](b.md#one-two), [5. B](b.md), [15. B](b.md), [5 rows](b.md)\n")
+    assert markup.broken_links(file) == [
+        "learn/page.md: 'see lesson 6' leads to '5. B'",
+        "learn/page.md: '15. B' leads to '5. B'",
+    ]
 
 
 def test_a_link_to_the_other_site_is_its_address():
