@@ -23,6 +23,8 @@ sees none of the module's. What stands above the first such line runs before the
 Each number in the prose, in digits or as a word, must be part of words that the module says, and each equation without
 a number must hold, or the page does not build. Numbers in code, formulas, addresses of links, and in what is computed
 anyway do not count. A block of text counts where no block right above it prints it.
+
+A page that shows something else stops the build; ``--write`` writes into the page what was computed.
 """
 
 from __future__ import annotations
