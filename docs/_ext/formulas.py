@@ -5,9 +5,10 @@ r"""Whether arrays are what a printed formula says: its TeX is read as a reader 
 axes in front of those that have an index are a batch. ``\underset{(r,\,in)}{dA}`` is dA with its shape, which is
 checked. In ``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind
 it says where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of
-letters needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
-A left side that is more than a name, ``M x``, is computed too, unless a value has the name ``Mx``. ``u \cdot v`` of two vectors is a number, and the
-slope ``\frac{\partial y_{no}}{\partial B_{ok}}`` is an entry of the array ``dydB``. Matrices may be printed in numbers.
+letters needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole. A
+left side that is more than a name, ``M x``, is computed too, unless a value has the name ``Mx``. ``u \cdot v`` of two
+vectors is a number, and the slope ``\frac{\partial y_{no}}{\partial B_{ok}}`` is an entry of the array ``dydB``.
+Matrices may be printed in numbers.
 
 The formula becomes Python, term by term; `stated` holds it against the lines of code.
 """

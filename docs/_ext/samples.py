@@ -1,11 +1,11 @@
-"""Random arrays under the names that the equations and the code use, for `equations` to compute both with.
+r"""Random arrays under the names that the equations and the code use, for `equations` to compute both with.
 
 All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a lost one is seen. Where the
 code has another name for a symbol, both names are here, ``x`` and ``X``. What was computed before a line, as ``h``, is
 computed from the others, so that a line can be compared with its whole equation. The names of a layer, its adapter and
 its loss are the same everywhere; a case of `arrays` has what its equations name besides, or otherwise. `printed` has
 the names that stand in a formula alone, `layers` what ``self`` is, by its class. Where a formula does not have the
-line's values alone on its left side, ``X D^\\top``, `named` returns the names that it has for them.
+line's values alone on its left side, ``X D^\top``, `named` returns the names that it has for them.
 """
 
 from __future__ import annotations
