@@ -68,7 +68,7 @@ class Printed:
     sides: list[str]
     adds: bool  # += in the place of =
     holds: str
-    value: str = ""  # of a left side that is more than a name
+    value: str  # of a left side that is more than a name with its indices
 
 
 def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
@@ -82,8 +82,17 @@ def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
         return f"there are {len(found)} arrays, and {len(printed)} equations"
     scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "dot": dot, "entry": entry}
     scope |= {"shaped": shaped, "widths": {}}
-    others = (eval(x.value, scope) if x.value else names[x.name] for x in printed[len(found) :])
-    targets = [*found, *map(np.asarray, others)]
+
+    def left(equation: Printed) -> np.ndarray:
+        """Return what a left side is that no line gives."""
+        if not equation.value:
+            return np.asarray(names[equation.name])
+        counts = [reader.sizes[index] for index in equation.indices]
+        points = (dict(zip(equation.indices, point, strict=True)) for point in product(*map(range, counts)))
+        values = np.array([eval(equation.value, scope | at) for at in points])
+        return values.reshape(*counts, *values.shape[1:])
+
+    targets = [*found, *(left(equation) for equation in printed[len(found) :])]
     for equation, target in zip(printed, targets, strict=True):
         axes = len(equation.indices)
         shaped(target, eval(equation.shape), scope["widths"])
@@ -137,8 +146,10 @@ def shaped(array: Any, labels: list[str], widths: dict[str, int]) -> Any:
 
 
 def entry(array: Any, *place: Any) -> Any:
-    """Return an entry, counted on the last axes; a computed place is a whole number."""
+    """Return an entry, counted on the last axes; a computed place is a whole number from 0 on."""
     array = trailing(np.asarray(array), len(place))
+    if any(not isinstance(axis, slice) and axis < 0 for axis in place):
+        raise ValueError(f"there is no place {place}")
     return array[(..., *(axis if isinstance(axis, slice) else int(axis) for axis in place))][()]
 
 
@@ -212,12 +223,19 @@ class Reader:
             name, indices, value, self.indices = joined(left), [], "", []
             if name not in self.names and left[1:2] == ["_"] and (len(left) == 3 or left[2] == "{"):
                 name, indices = joined(left[:1]), self.running(left[2:])
+                if not indices:
+                    raise ValueError(f"nothing is known of {joined(left)}")
+                if not self.letters(left[2:]) and name in self.names:  # a computed place, ``y_{j + D/2}``
+                    self.indices, self.tokens = indices, left
+                    value = self.factor()
             elif name not in self.names and len(left) > 1:
                 self.tokens = left
                 value = self.sum()
+                if self.tokens:
+                    raise ValueError(f"nothing is known of {joined(left)}")
             self.tokens = rest
             self.indices = [index for index in indices if index]
-            adds, sides = self.next == r"\pluseq", [value] if value else []
+            adds, sides = self.next == r"\pluseq", [value] if value and not indices else []
             while self.next in ("=", r"\pluseq"):
                 self.take()
                 sides.append(self.sum())

@@ -55,7 +55,7 @@ def arrays(group, number, rng, r):
     dH, update, dx_adapter, error, count = dh, s * h @ B.T, dh @ A, p - t, N * OUT
     base, adapter = Linear(W, b), LoRA(A, B, ALPHA)
     layers = {"Linear": base, "LoRA": adapter, "LoRALinear": LoRALinear(base, adapter)}
-    printed = {"N": N, "out": OUT, "r": r, "DeltaW": s * B @ A}
+    printed = {"N": N, "out": OUT, "r": r, "DeltaW": s * B @ A, "W_merged": None, "b_merged": None}
     match group, number:
         case "", (17 | 18 | 19):
             T = randn((N, OUT))
@@ -76,6 +76,7 @@ def arrays(group, number, rng, r):
             grads, norm, most = {"A": A, "B": B} if number == 1 else {"A": A}, 2.5, 0.7 if r == 1 else 3.1
             printed = {"g": np.append(A, B) if number == 1 else A, "n": norm, "C": most}
         case "act", _:
+            x[0, 0] = 0
             dy, mask, y, q = randn((N, IN)), x > 0, np.tanh(x), 1 / (1 + np.exp(-x))
         case "ce", _:  # z, the ids t, and M, the number of the rows that count; two rows do not
             z, t, counts = randn((N, OUT)), rng.integers(0, OUT, N), np.arange(N) % 4 != 1
@@ -86,7 +87,7 @@ def arrays(group, number, rng, r):
             printed = {"C": np.flatnonzero(counts)}
         case "seq", _:  # layer i is a linear one
             dx, i, below, layer = dy, 0, True, Linear(W)
-            caches, printed = [layer.forward(x)[1]], {"x_i": x, "x_i-1": x, "dx_i": dx}
+            caches, printed = [layer.forward(x)[1]], {"x_i": x, "x_i-1": x, "dx_i": dx, "dx_i-1,grads_i": None}
             printed |= {"f_i": lambda x: x @ W.T, "backward_i": lambda dx: dx @ W}
         case "flat", _:  # 3 channels of 5 entries
             shape = N, 3, IN
@@ -131,7 +132,7 @@ def arrays(group, number, rng, r):
             s, linear, adapter = ALPHA / r, base, LoRA(A, B, ALPHA)
             U, S, Vt = np.linalg.svd(W, full_matrices=False)
             root = np.sqrt(S[:r] / s)
-            printed = {"r": r, "u": U[:, :r], "v": Vt[:r].T, "A_0": A0, "B_0": B0}
+            printed = {"r": r, "u": U[:, :r], "v": Vt[:r].T, "A_0": A0, "B_0": B0, "W_rest": None, "b_rest": None}
         case "sum", 1:  # two adapters of weights w1 and w2; in the code B and A are lists at first
             A1, A2, B1, B2, w1, w2, s1, s2 = A, randn((2, IN)), B, randn((OUT, 2)), 0.7, -1.3, ALPHA / r, ALPHA / 2
             B, A = [w1 * s1 * B1, w2 * s2 * B2], [A1, A2]
@@ -188,7 +189,7 @@ def arrays(group, number, rng, r):
             z, c, P = randn(IN), 0.7, 0.6 if r == 1 else 0.95
             e, a = np.exp((z - z.max()) / c), rng.random(IN)
             q, a = e / e.sum(), a * (a > a.min())
-            order = np.argsort(-q)
+            order, a[1] = np.argsort(-q), P
             printed = {"q": np.sort(q)[::-1]} if number == 2 else {}
         case "rope", _:  # rows of 6 entries. R[t] is the rotation at position t, as a matrix
             D = width = 6
@@ -198,6 +199,8 @@ def arrays(group, number, rng, r):
             for j in range(half):
                 R[:, j, j] = R[:, j + half, j + half] = cos[:, j]
                 R[:, j, j + half], R[:, j + half, j] = -sin[:, j], sin[:, j]
+            if number == 3:  # the second half of y
+                named = lambda part: {"y": np.hstack([x1, part])}  # noqa: E731
             del j, t  # indices of the formulas
         case "att", _:  # 2 sequences, 2 key heads of 3 heads each, 4 queries after one earlier position, D = 3
             B, K, g, T, U, D = 2, 2, 3, 4, 5, 3

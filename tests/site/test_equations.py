@@ -62,6 +62,11 @@ BY_LABEL = {x.label: x for x in STATED}
         ("26", r"V^\top", "V"),
         ("26", r"X D^\top", r"-X D^\top"),
         ("seq.2", "(dx_i)", "(-dx_i)"),
+        ("seq.2", "dx_{i-1}", "dx_{i+1}"),
+        ("rope.2", "j+D/2", "j-D/2"),
+        ("rope.3", "y_{t,j+D/2}", "y_{t,j-D/2}"),
+        ("act.2", "> 0", r"\ge 0"),
+        ("gen.3", "[a_v < P]", r"[a_v \le P]"),
     ],
 )
 def test_a_mistake_on_either_side_of_a_printed_formula_is_found(label, printed, wrong):
@@ -141,8 +146,6 @@ OTHER_BRANCH = "the equation does not speak of this branch"
 SAME = {
     "dB = c * (s * B @ (H.T @ H).T - RtH)": "H^T H is its transpose",
     "dH = c * (s * H @ (B.T @ B).T - RB)": "B^T B is its transpose",
-    "p: np.ndarray = q * (a <= P) / q[a < P].sum()": "no sum of shares is P",
-    "p: np.ndarray = q * (a < P) / q[a <= P].sum()": "no sum of shares is P",
     "return (1 + math.cos(-math.pi * u)) / 2": "a cosine is even",
     "return (1 + math.cos(math.pi * -u)) / 2": "a cosine is even",
     "codes = _nearest(_BETWEEN, _scaled(blocks, absmax, shorter=count % block_size >= 0))": "a slower way",
