@@ -8,9 +8,8 @@ the number, and a comment above it names the variables that it is about::
     dA = dh^\top x \tag{5}
     $$
 
-The build computes the printed formula and the line (`stated`). Where the formula has words, ``:entries:`` says in
-Python what they mean, and the page shows it; ``:unchecked:`` says why a value cannot be compared. The page shows the
-line itself, read from the file, and links to it on the source page that viewcode makes; the comment there links back.
+The build computes the printed formula and the line (`stated`). The page shows the line itself, read from the file, and
+links to it on the source page that viewcode makes; the comment there links back.
 Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation with several lines the first
 one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a
 link to its equation; in code and in headings it stays text. The build stops where equations and lines do not fit

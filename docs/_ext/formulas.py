@@ -5,9 +5,10 @@ r"""Whether arrays are what a printed formula says: its TeX is read as a reader 
 axes in front of those that have an index are a batch. ``\underset{(r,\,in)}{dA}`` is dA with its shape, which is
 checked. In ``a = b = c`` both sides must be equal. An equation ends at ``\\`` or ``\quad``; ``\quad (u \le t)`` behind
 it says where it holds: elsewhere the array has 0, or minus infinity. Letters side by side are one name, so a product of
-letters needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole.
-A left side that is more than a name, ``M x``, is the name ``Mx``. ``u \cdot v`` of two vectors is a number, and the
-slope ``\frac{\partial y_{no}}{\partial B_{ok}}`` is an entry of the array ``dydB``. Matrices may be printed in numbers.
+letters needs a space, ``s B A``; a name that has an index of its own, as ``W_q`` or ``m_{t-1}``, is looked up whole. A
+left side that is more than a name, ``M x``, is computed too, unless a value has the name ``Mx``. ``u \cdot v`` of two
+vectors is a number, and the slope ``\frac{\partial y_{no}}{\partial B_{ok}}`` is an entry of the array ``dydB``.
+Matrices may be printed in numbers.
 
 The formula becomes Python, term by term; `stated` holds it against the lines of code.
 """
@@ -42,7 +43,7 @@ WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\\\\s*&=|\\leftarrow", "="),
     (r"\\begin\{cases\}([^&]*)&([^&]*)\\\\([^&]*)&([^&]*)\\end\{cases\}", r"(\1[\2] + \3[\4])"),
     (r"\\(?:begin|end)\{aligned\}|(?<!\\)\\[,;! ]|\\(?:[bB]ig+[lr]?|left|right|textstyle)(?![A-Za-z])|&|\{\}", " "),
-    (r"\\\|(.*?)\\\|", r"\\norm(\1)"),
+    (r"\\\|(.*?)\\\||\\lVert(.*?)\\rVert", r"\\norm(\1\2)"),
     (r"\|([^|]*)\|", r"\\lvert \1 \\rvert"),
     (r"\\tfrac", r"\\frac"),
 ]
@@ -67,6 +68,7 @@ class Printed:
     sides: list[str]
     adds: bool  # += in the place of =
     holds: str
+    value: str  # of a left side that is more than a name with its indices
 
 
 def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
@@ -80,7 +82,17 @@ def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
         return f"there are {len(found)} arrays, and {len(printed)} equations"
     scope = {"np": np, "names": names, "sizes": reader.sizes, "times": times, "dot": dot, "entry": entry}
     scope |= {"shaped": shaped, "widths": {}}
-    targets = [*found, *(np.asarray(names[equation.name]) for equation in printed[len(found) :])]
+
+    def left(equation: Printed) -> np.ndarray:
+        """Return what a left side is that no line gives."""
+        if not equation.value:
+            return np.asarray(names[equation.name])
+        counts = [reader.sizes[index] for index in equation.indices]
+        points = (dict(zip(equation.indices, point, strict=True)) for point in product(*map(range, counts)))
+        values = np.array([eval(equation.value, scope | at) for at in points])
+        return values.reshape(*counts, *values.shape[1:])
+
+    targets = [*found, *(left(equation) for equation in printed[len(found) :])]
     for equation, target in zip(printed, targets, strict=True):
         axes = len(equation.indices)
         shaped(target, eval(equation.shape), scope["widths"])
@@ -134,8 +146,10 @@ def shaped(array: Any, labels: list[str], widths: dict[str, int]) -> Any:
 
 
 def entry(array: Any, *place: Any) -> Any:
-    """Return an entry, counted on the last axes; a computed place is a whole number."""
+    """Return an entry, counted on the last axes; a computed place is a whole number from 0 on."""
     array = trailing(np.asarray(array), len(place))
+    if any(not isinstance(axis, slice) and axis < 0 for axis in place):
+        raise ValueError(f"there is no place {place}")
     return array[(..., *(axis if isinstance(axis, slice) else int(axis) for axis in place))][()]
 
 
@@ -200,14 +214,28 @@ class Reader:
             left, shape = [], "[]"
             while self.next not in ("=", r"\pluseq"):
                 left.append(self.take())
+            rest = self.tokens
             if left[0] == r"\underset":
-                self.tokens[:0] = left[1:]
-                shape, left = self.shape(), self.group()
-            name, indices = joined(left), []
-            if name not in self.names and left[1:2] == ["_"]:
+                self.tokens = left[1:]
+                width, inside = self.shape(), self.group()
+                if not self.tokens:  # the shape is the whole side's, and not a factor's
+                    shape, left = width, inside
+            name, indices, value, self.indices = joined(left), [], "", []
+            if name not in self.names and left[1:2] == ["_"] and (len(left) == 3 or left[2] == "{"):
                 name, indices = joined(left[:1]), self.running(left[2:])
+                if not indices:
+                    raise ValueError(f"nothing is known of {joined(left)}")
+                if not self.letters(left[2:]) and name in self.names:  # a computed place, ``y_{j + D/2}``
+                    self.indices, self.tokens = indices, left
+                    value = self.factor()
+            elif name not in self.names and len(left) > 1:
+                self.tokens = left
+                value = self.sum()
+                if self.tokens:
+                    raise ValueError(f"nothing is known of {joined(left)}")
+            self.tokens = rest
             self.indices = [index for index in indices if index]
-            adds, sides = self.next == r"\pluseq", []
+            adds, sides = self.next == r"\pluseq", [value] if value and not indices else []
             while self.next in ("=", r"\pluseq"):
                 self.take()
                 sides.append(self.sum())
@@ -215,7 +243,7 @@ class Reader:
             if self.tokens[:2] == [r"\quad", "("]:
                 self.take()
                 holds = self.bracket("(", ")", self.relation)
-            yield Printed(name, indices, shape, sides, adds, holds)
+            yield Printed(name, indices, shape, sides, adds, holds, value)
 
     def letters(self, tokens: list[str]) -> list[str]:
         """Return the indices of a subscript that has letters alone, "" for a whole axis; [] of another."""
@@ -341,7 +369,7 @@ class Reader:
         self.take("_")
         below = self.group()
         end = next((i for i, token in enumerate(below) if token in RELATIONS or token.startswith(r"\text")), len(below))
-        indices = self.letters(below[:end])
+        indices = self.letters(below[:end]) or self.running(below[:end])  # those of a condition, ``s p + k = l``
         rest, outer = self.tokens, self.indices
         self.indices, condition = [*outer, *indices], "True"
         sign = below[end] if end < len(below) else ""

@@ -149,8 +149,7 @@ def equation(site: str, found: re.Match[str]) -> str:
     links = ", ".join(f'<a class="reference" href="{way}{line.page}.html#{line.anchor}">{line}</a>' for line in lines)
     short = "in short: " if "shown" in options else ""
     told = f"<code>{escape(options.get('shown', lines[0].code))}</code> <span>{short}{links}</span>" if lines else ""
-    compared = f"compared as <code>{escape(options['entries'])}</code>" if "entries" in options else ""
-    below = "".join(f'<p class="line">{words}</p>' for words in (told, compared) if words)
+    below = f'<p class="line">{told}</p>' if told else ""
     return (
         raw(f'<div class="equation" id="{anchor(found["label"])}"><div class="formula">')
         + f"```{{math}}\n{TAG.sub('', found['tex'])}\n```\n"

@@ -1,14 +1,16 @@
-"""Random arrays under the names that the equations and the code use, for `equations` to compute both with.
+r"""Random arrays under the names that the equations and the code use, for `equations` to compute both with.
 
 All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a lost one is seen. Where the
 code has another name for a symbol, both names are here, ``x`` and ``X``. What was computed before a line, as ``h``, is
 computed from the others, so that a line can be compared with its whole equation. The names of a layer, its adapter and
 its loss are the same everywhere; a case of `arrays` has what its equations name besides, or otherwise. `printed` has
-the names that stand in a formula alone, `layers` what ``self`` is, by its class.
+the names that stand in a formula alone, `layers` what ``self`` is, by its class. Where a formula does not have the
+line's values alone on its left side, ``X D^\top``, `named` returns the names that it has for them.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from statistics import NormalDist
 from typing import Any
 
@@ -16,7 +18,6 @@ import numpy as np
 
 from minilora import (
     NF4,
-    Adapter,
     Conv1d,
     DoRA,
     DoRAAdapter,
@@ -54,7 +55,7 @@ def arrays(group, number, rng, r):
     dH, update, dx_adapter, error, count = dh, s * h @ B.T, dh @ A, p - t, N * OUT
     base, adapter = Linear(W, b), LoRA(A, B, ALPHA)
     layers = {"Linear": base, "LoRA": adapter, "LoRALinear": LoRALinear(base, adapter)}
-    printed = {"N": N, "out": OUT, "r": r, "DeltaW": s * B @ A}
+    printed = {"N": N, "out": OUT, "r": r, "DeltaW": s * B @ A, "W_merged": None, "b_merged": None}
     match group, number:
         case "", (17 | 18 | 19):
             T = randn((N, OUT))
@@ -67,12 +68,15 @@ def arrays(group, number, rng, r):
             printed |= {"m_t": m, "m_t-1": m, "v_t": v, "v_t-1": v, "theta_t": theta, "theta_t-1": theta}
         case "", (25 | 26 | 27):
             T, Z, D = randn((N, IN)), randn((N, OUT)), randn((OUT, IN))
-            V = np.linalg.svd(T @ D.T, full_matrices=False)[2][:r].T
-            printed = {"V_r": V}
+            U, S, Vt = np.linalg.svd(T @ D.T, full_matrices=False)
+            V, printed = Vt[:r].T, {"X": T, "R": Z, "U": U, "Sigma": np.diag(S), "V_r": Vt[:r].T}
+            if number != 27:
+                named = (lambda D: {"D": D}) if number == 25 else (lambda Vt: {"V": Vt.T})
         case "clip", _:  # gradients that are longer than C, and shorter ones; (clip.2) is of one of them
             grads, norm, most = {"A": A, "B": B} if number == 1 else {"A": A}, 2.5, 0.7 if r == 1 else 3.1
             printed = {"g": np.append(A, B) if number == 1 else A, "n": norm, "C": most}
         case "act", _:
+            x[0, 0] = 0
             dy, mask, y, q = randn((N, IN)), x > 0, np.tanh(x), 1 / (1 + np.exp(-x))
         case "ce", _:  # z, the ids t, and M, the number of the rows that count; two rows do not
             z, t, counts = randn((N, OUT)), rng.integers(0, OUT, N), np.arange(N) % 4 != 1
@@ -83,7 +87,8 @@ def arrays(group, number, rng, r):
             printed = {"C": np.flatnonzero(counts)}
         case "seq", _:  # layer i is a linear one
             dx, i, below, layer = dy, 0, True, Linear(W)
-            caches, printed = [layer.forward(x)[1]], {"x_i": x, "x_i-1": x, "f_i": lambda x: x @ W.T}
+            caches, printed = [layer.forward(x)[1]], {"x_i": x, "x_i-1": x, "dx_i": dx, "dx_i-1,grads_i": None}
+            printed |= {"f_i": lambda x: x @ W.T, "backward_i": lambda dx: dx @ W}
         case "flat", _:  # 3 channels of 5 entries
             shape = N, 3, IN
             x, dy = randn(shape), randn((N, 3 * IN))
@@ -93,12 +98,17 @@ def arrays(group, number, rng, r):
             layers, printed = {"Embedding": Embedding(W)}, {"X": np.eye(6)[ids]}
             X = layers["Embedding"].rewrite(ids)
         case "conv", _:  # entry k of the kernel: stride s, dilation d, P positions, x with its padding
-            s, d, k, P = 2, 3, 1, 4
+            s, d, k, P = 2, 3, 2, 4
             offset, window = (k,), (slice(d * k, d * k + s * (P - 1) + 1, s),)
             padded = x = randn((N, 3, s * (P - 1) + d * 2 + 1))
-            if number == 2:  # there the code has the channels first
-                padded = dx = randn((3, N, x.shape[2]))
-                dz = randn((3, 2, N, P))
+            # The code has the channels first. In (conv.2) it has added what comes from the other entries.
+            printed, named = {"fixed": {"k": k}}, lambda z: {"z": z.transpose(1, 2, 0)}
+            if number == 2:
+                dz, padded = randn((3, 3, N, P)), np.zeros((3, N, x.shape[2]))
+                for j, p in product(range(k), range(P)):
+                    padded[:, :, s * p + d * j] += dz[:, j, :, p]
+                printed, named = {"dz": dz.transpose(2, 3, 0, 1)}, lambda part: {"dx": put(padded, window, part)}
+                del k, p  # indices of the formula
         case "rw", _:  # a convolution of 3 channels. T is the rewriting as a matrix, from x to z
             shape, kernel, P = (2, 3, 9), 2, 4
             base, A = Conv1d(randn((OUT, 3, kernel)), b, stride=2, dilation=2), randn((r, 3 * kernel))
@@ -122,7 +132,7 @@ def arrays(group, number, rng, r):
             s, linear, adapter = ALPHA / r, base, LoRA(A, B, ALPHA)
             U, S, Vt = np.linalg.svd(W, full_matrices=False)
             root = np.sqrt(S[:r] / s)
-            printed = {"r": r, "u": U[:, :r], "v": Vt[:r].T, "A_0": A0, "B_0": B0}
+            printed = {"r": r, "u": U[:, :r], "v": Vt[:r].T, "A_0": A0, "B_0": B0, "W_rest": None, "b_rest": None}
         case "sum", 1:  # two adapters of weights w1 and w2; in the code B and A are lists at first
             A1, A2, B1, B2, w1, w2, s1, s2 = A, randn((2, IN)), B, randn((OUT, 2)), 0.7, -1.3, ALPHA / r, ALPHA / 2
             B, A = [w1 * s1 * B1, w2 * s2 * B2], [A1, A2]
@@ -132,12 +142,17 @@ def arrays(group, number, rng, r):
             As, Bs, c1, c2 = [A, randn((r, IN))], [B, randn((OUT, r))], 0.7, -1.3
             roots, signed = [0.7**0.5, 1.3**0.5], [0.7**0.5, -(1.3**0.5)]
             printed = {"c": np.array([c1, c2]), "A": np.stack(As, axis=-1), "B": np.stack(Bs, axis=-1)}
-        case "sum", _:  # an adapter of rank 3
-            A, B, s, r, linalg = randn((3, IN)), randn((OUT, 3)), ALPHA / 3, min(r, 2), np.linalg
+        case "sum", _:  # an adapter of rank 3; in (sum.2) of rank 6, so that U S V^T has no two equal shapes in a row
+            A, B = (randn((6, OUT)), randn((IN, 6))) if number == 2 else (randn((3, IN)), randn((OUT, 3)))
+            s, r, linalg = ALPHA / len(A), min(r, 2), np.linalg
             (Q_A, R_A), (Q_B, R_B), adapter = np.linalg.qr(A.T), np.linalg.qr(B), LoRA(A, B, ALPHA)
             U, S, Vt = np.linalg.svd(s * R_B @ R_A.T, full_matrices=False)
             root, printed = np.sqrt(S[:r]), {"U_r": U[:, :r], "S_r": np.diag(S[:r]), "V_r": Vt[:r].T}
             printed |= {"B_r": None, "A_r": None, "at": {"k": range(1, 4)}}
+            if number == 2:
+                printed, named = {"D": s * B @ A}, lambda U, S, Vt: {"U": U, "S": np.diag(S), "V": Vt.T}
+            if number == 4:
+                printed |= {"D": s * B @ A, "B_r": Q_B @ U[:, :r] * S[:r], "A_r": Vt[:r] @ Q_A.T}
         case "drop", _:  # with a mask m
             m, p = rng.random((N, IN)) >= 0.3, 0.3
             dropped, dx_dropped = m * x / 0.7, dh @ A
@@ -148,7 +163,7 @@ def arrays(group, number, rng, r):
             printed |= {"x'": dropped, "dx'": dx_dropped}
         case "rate", _:  # a step in the warmup, or one behind it
             t, w, T, u, d = 2 if r == 1 else 9, 4, 20, 0.3, 0.7
-            printed = {"u_t": u, "f_t": None, "d": lambda u: {0.3: 0.7}[u]}
+            printed = {"u_t": u, "f_t": None, "d(u)": None, "d": lambda u: {0.3: 0.7}[u]}
         case (("rs" | "lp"), _):
             rank, use_rslora, lr, ratio = 3, True, 0.02, 16.0
             printed = {"r": rank, "lambda": ratio, "lr_A": lr, "lr_B": 0.32}
@@ -174,7 +189,7 @@ def arrays(group, number, rng, r):
             z, c, P = randn(IN), 0.7, 0.6 if r == 1 else 0.95
             e, a = np.exp((z - z.max()) / c), rng.random(IN)
             q, a = e / e.sum(), a * (a > a.min())
-            order = np.argsort(-q)
+            order, a[1] = np.argsort(-q), P
             printed = {"q": np.sort(q)[::-1]} if number == 2 else {}
         case "rope", _:  # rows of 6 entries. R[t] is the rotation at position t, as a matrix
             D = width = 6
@@ -184,6 +199,8 @@ def arrays(group, number, rng, r):
             for j in range(half):
                 R[:, j, j] = R[:, j + half, j + half] = cos[:, j]
                 R[:, j, j + half], R[:, j + half, j] = -sin[:, j], sin[:, j]
+            if number == 3:  # the second half of y
+                named = lambda part: {"y": np.hstack([x1, part])}  # noqa: E731
             del j, t  # indices of the formulas
         case "att", _:  # 2 sequences, 2 key heads of 3 heads each, 4 queries after one earlier position, D = 3
             B, K, g, T, U, D = 2, 2, 3, 4, 5, 3
@@ -256,6 +273,20 @@ def arrays(group, number, rng, r):
         case "loftq", _:
             quantised = lambda W: dequantize_nf4(*quantize_nf4(W), W.shape, dtype="float64")  # noqa: E731
             Q, rank, rest, options = quantised(W), r, Linear(W - s * B @ A), {"double_quant": False}
-            U, S, Vt = np.linalg.svd(W - Q, full_matrices=False)
-            return locals() | {"Adapter": Adapter, "printed": {"quantised": quantised}}
+            printed = {"quantised": quantised, "best_r": lambda D: nearest(D, r)}
+            if number == 2:
+                named = lambda A, B, s: {"A": A, "B": B, "s": s}  # noqa: E731
     return locals()
+
+
+def put(padded, window, part):
+    """Return dx, (N, C, L), where a window of the code's own (C, N, L) has new values."""
+    dx = padded.copy()
+    dx[(..., *window)] = part
+    return dx.swapaxes(0, 1)
+
+
+def nearest(D, r):
+    """Return the nearest matrix of rank r."""
+    U, S, Vt = np.linalg.svd(D)
+    return U[:, :r] * S[:r] @ Vt[:r]

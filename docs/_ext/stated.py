@@ -2,8 +2,7 @@
 
 In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, a comment
 ``<!-- equation 5 dA dh x -->`` above a formula names its variables. The printed formula itself is computed
-(`formulas`); where it has words, the comment says in entries what it means, and the page shows them. `problems` says
-what does not fit:
+(`formulas`). `problems` says what does not fit:
 
 - a number without an equation, an equation without a line, an equation stated twice;
 - a line that does not speak of the equation's variables;
@@ -22,7 +21,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from formulas import difference, unequal
+from formulas import difference
 from numbered import EQUATION, OPTION, TAG, Line
 from samples import RANKS, samples
 
@@ -37,8 +36,6 @@ class Equation:
     label: str  # "5" or "act.1"
     names: list[str]  # the variables that its lines must mention
     tex: str = ""  # what is printed
-    entries: str = ""  # what it computes in Python, shown below it, where that cannot be read from the formula
-    unchecked: str = ""  # why its value is not compared
     shown: str = ""  # its line of code in short, where that has what a reader has not met
 
 
@@ -58,7 +55,7 @@ def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
                 found.append(
                     f"{line}: equation ({equation.label}) speaks of {', '.join(lost)}, the line does not: `{line.code}`"
                 )
-            elif not equation.unchecked and (differs_by := differs(equation, line)):
+            elif differs_by := differs(equation, line):
                 found.append(f"{line}: `{line.code}` is not equation ({equation.label}): {differs_by}")
     return found
 
@@ -75,22 +72,14 @@ def differs(equation: Equation, line: Line) -> str:
         except Exception as error:
             return f"{type(error).__name__}: {error}"
         try:
-            said = _against(equation, stated, found)
+            if "named" in stated:
+                stated, found = stated | stated["named"](*found), []
+            said = difference(equation.tex, stated, found)
         except Exception as error:
             return f"the equation cannot be computed, {type(error).__name__}: {error}"
         if said:
             return said
     return ""
-
-
-def _against(equation: Equation, names: dict[str, Any], found: list[np.ndarray]) -> str:
-    """Say how arrays differ from what the equation says: its entries where it has some, else its formula."""
-    if not equation.entries:
-        return difference(equation.tex, names, found)
-    stated = _arrays(eval(equation.entries, names))
-    if len(found) != len(stated):
-        return f"it gives {len(found)} arrays, and the equation {len(stated)}"
-    return next(filter(None, map(unequal, found, stated)), "")
 
 
 def _value(line: Line, names: dict[str, Any], spoken: list[str]) -> Any:

@@ -269,6 +269,11 @@ def test_a_picture_of_a_recording_is_described_to_the_last_decimal(page):
         ("loss 0.79 after", "loss 0.77 after", False),
         ("loss 0.79 after", "gain 0.79 after", False),
         ("largest difference 3e-15", "largest difference 2e-14", True),
+        ("largest difference 2e-14", "largest difference 3e-15", True),
+        ("largest difference 0e+00", "largest difference 9e-16", True),
+        ("largest difference 2e-07", "largest difference 2e-05", False),
+        ("largest difference 2e-07", "largest difference 2e-09", False),
+        ("largest difference 2e-07", "largest difference 0e+00", False),
         ("largest difference 3e-15", "largest difference 2e-3", False),
         ("76 of 90", "77 of 90", False),
         ("1,234.5", "1,234.6", True),
@@ -280,9 +285,34 @@ def test_processors_may_differ_by_a_last_decimal(old, new, same):
 
 
 def test_where_an_error_is_largest_may_differ():
-    told = "x (9, 6) 8.9e-16 worst at (3, 2) 1.704 ok"
-    assert pages.alike(told, told.replace("(3, 2) 1.704", "(3, 7, 5) -4.564"), rounding=True)
-    assert not pages.alike(told, told.replace("ok", "WRONG"), rounding=True)
+    told = "1 of 1 agree\nx  (9, 6)  54 entries  8.9e-16  1.7e-12  (3, 2)  1.704  1.704  1  ok\n"
+    other = told.replace("(3, 2)  1.704  1.704", "(3, 5)   -4.564   -4.564").replace("8.9e-16", "1.8e-15")
+    assert pages.alike(told, other, rounding=True)
+    assert not pages.alike(told, other)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("ok", "WRONG"),
+        ("1 of 1", "2 of 2"),
+        ("(9, 6)", "(9, 7)"),
+        ("54", "45"),
+        ("8.9e-16", "8.9e-13"),
+        ("  1.704", "  2.704"),
+        ("1  ok", "3  ok"),
+    ],
+)
+def test_all_else_of_a_report_is_compared(right, wrong):
+    told = "1 of 1 agree\nx  (9, 6)  54 entries  8.9e-16  1.7e-12  (3, 2)  1.704  1.704  1  ok\n"
+    assert not pages.alike(told.replace(right, wrong, 1), told, rounding=True)
+
+
+@pytest.mark.parametrize("wrong", ["(3, 4)", "4.3", "1.6", "3.9e+00"])
+def test_of_a_wrong_gradient_the_place_is_compared(wrong):
+    told = "x  (9, 6)  54 entries  3.5e+00  1.7e-12  (4, 2)  -3.8903  -0.3488174  11.1528274  WRONG\n"
+    right = {"(3, 4)": "(4, 2)", "4.3": "-3.8903", "1.6": "11.1528274", "3.9e+00": "3.5e+00"}[wrong]
+    assert not pages.alike(told.replace(right, wrong), told, rounding=True)
 
 
 def test_quoted_lines_are_those_of_the_file(page):
