@@ -84,6 +84,10 @@ def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
     for equation, target in zip(printed, targets, strict=True):
         axes = len(equation.indices)
         shaped(target, eval(equation.shape), scope["widths"])
+        if f"{equation.name.removesuffix('-1')}-1" in names:  # x_i, or x_{i-1}, which must not be taken for the other
+            own = np.asarray(names[equation.name])
+            if own.shape != target.shape or (equation.name.endswith("-1") and unequal(target, own)):
+                return f"it is not {equation.name}"
         target = trailing(target, axes)
         if 0 < target.ndim < axes:  # its axes lie within each other, y_{n,(c,l)}
             target = target.reshape([reader.sizes[index] for index in equation.indices])
@@ -205,7 +209,10 @@ class Reader:
                 shape, left = self.shape(), self.group()
             name, indices = joined(left), []
             if name not in self.names and left[1:2] == ["_"]:
-                name, indices = joined(left[:1]), self.running(left[2:])
+                indices = self.running(left[2:])
+                if not indices and {"+", "-"} & {*left}:  # x_{i+1}, where i is a number
+                    raise ValueError(f"nothing is known of {name}")
+                name = joined(left[:1])
             self.indices = [index for index in indices if index]
             adds, sides = self.next == r"\pluseq", []
             while self.next in ("=", r"\pluseq"):

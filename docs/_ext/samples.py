@@ -83,7 +83,9 @@ def arrays(group, number, rng, r):
             printed = {"C": np.flatnonzero(counts)}
         case "seq", _:  # layer i is a linear one
             dx, i, below, layer = dy, 0, True, Linear(W)
-            caches, printed = [layer.forward(x)[1]], {"x_i": x, "x_i-1": x, "f_i": lambda x: x @ W.T}
+            caches, printed = [layer.forward(x)[1]], {"x_i": x @ W.T, "x_i-1": x, "f_i": lambda x: x @ W.T}
+            if number == 2:
+                printed = {"dx_i": dx, "dx_i-1": dx @ W, "backward_f_i": lambda dx: dx @ W}
         case "flat", _:  # 3 channels of 5 entries
             shape = N, 3, IN
             x, dy = randn(shape), randn((N, 3 * IN))
