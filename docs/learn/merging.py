@@ -70,6 +70,7 @@ assert (packed[:4] == 16 * codes[0::2] + codes[1::2]).all()
 assert np.allclose(dequantize_nf4(packed, absmax, (32,), block_size=32)[:8], a * NF4[codes], rtol=1e-6)
 size = inspect.signature(quantize_nf4).parameters["block_size"].default
 says(f"from \u2212{-NF4.min():g} to {NF4.max():g}. So each block of {size} weights has a scale")
+says("[Four bits](../library/four-bits.md) has those scales")
 says(f"A weight costs 4 bits and its part of the scale, in all {4 + 8 / size + 32 / (size * 256):.3f} bits")
 
 # %% What trains beside it
