@@ -115,8 +115,16 @@ assert sums.pop("shapes") == 0 and sums["training"] == 3 and len(CHECKS) == 6
 missed = [bug for bug in BUGS if not caught[bug]["training"]]
 assert len(missed) == 7 and [bug for bug in missed if bug != "dx forgotten"] == BUGS[:6]  # these are off by a factor
 says("Here are ten bugs, planted", "And six checks:", "In all ten it has", "How many of the ten does *training* catch?")
-says("- all ten\n- seven\n- three\n", "**three**. Adam's steps", "- *all ten*: With", "- *seven*: The other way round: it misses seven.")
-says("It misses seven of ten: six are wrong by a factor, and one layer alone", "or a mean taken twice, Adam's steps are the same")
+says(
+    "- all ten\n- seven\n- three\n",
+    "**three**. Adam's steps",
+    "- *all ten*: With",
+    "- *seven*: The other way round: it misses seven.",
+)
+says(
+    "It misses seven of ten: six are wrong by a factor, and one layer alone",
+    "or a mean taken twice, Adam's steps are the same",
+)
 rows = [(bug, *("✓" if row[name] else "–" for name in sums)) for bug, row in caught.items()]
 shown("caught", pictures.table(["planted bug", *sums], [*rows, ("caught of ten", *sums.values())]))
 for dtype in ("float64", "float32"):

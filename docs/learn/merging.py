@@ -113,7 +113,10 @@ says(f"of one model of {recorded['MB']['float32'] / 4:.0f} million weights")
 at = sizes.index(0.01)
 assert kept["bfloat16"][at] > 0.998 and kept["Q8_0"][at] > 0.97 and kept["NF4"][at] < 0.03
 assert 0.14 < noise["bfloat16"][at] < 0.19 and 0.45 < noise["Q8_0"][at] < 0.6
-says("left of a change that is a hundredth as large as its weight", "Of a change that is a hundredth of the weight bfloat16")
+says(
+    "left of a change that is a hundredth as large as its weight",
+    "Of a change that is a hundredth of the weight bfloat16",
+)
 says("keep nearly all, with a noise of a sixth and of half its size", "its change is about a hundredth of the weights")
 merging = recorded["merging"]
 for name, row in merging.items():

@@ -169,6 +169,9 @@ says(f"among {signs} signs costs $\\ln {signs} = {np.log(signs):.2f}$")
 
 dz = cross_entropy(np.log([[0.7, 0.2, 0.1]]), np.array([1]))[1]
 assert dz.size == 3
-says("The logits of three classes give the probabilities 0.7, 0.2 and 0.1. The second is right", "$({:.1f}, {:.1f}, {:.1f})$".format(*dz[0]))
+says(
+    "The logits of three classes give the probabilities 0.7, 0.2 and 0.1. The second is right",
+    "$({:.1f}, {:.1f}, {:.1f})$".format(*dz[0]),
+)
 microlora = (ROOT / "examples" / "microlora.py").read_text(encoding="utf-8")
 says(f"LoRA in {len(microlora.splitlines())} lines of plain Python")
