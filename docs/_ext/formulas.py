@@ -33,6 +33,7 @@ WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\mathrel\{\+\}=", r"\\pluseq "),
     (r"\\frac\{\\partial L\}\{\\partial (\w+)(_\{\w+\})?\}", r"d\1\2"),
     (r"\\frac\{\\partial (\w+)_\{(\w+)\}\}\{\\partial (\w+)_\{(\w+)\}\}", r"d\1d\3_{\2 \4}"),
+    (r"\\partial (\w+)_\{(\w+)\} / \\partial (\w+)_\{(\w+)\}", r"d\1d\3_{\2 \4}"),
     (r"\\operatorname\{([a-z]+)(?:\\,)?([a-z]*)\}", r"\\\1\2 "),
     (r"\\tfrac(\d)(\d)", r"\\frac{\1}{\2}"),
     (r"(d?)\\hat(?:\{(\w)\}| (\w))", r"\1\2\3hat"),

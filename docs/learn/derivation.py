@@ -20,6 +20,7 @@ names = {"A": A, "B": B, "s": s, "x": x, "h": cache[-1], "dy": dy, "dA": dA, "dB
 unit = np.eye(B.size).reshape(*B.shape, *B.shape)  # [o, k] is 1 at the entry o, k of B
 dydB = np.array([[LoRA(A, one, alpha=6.5)(x) for one in row] for row in unit]).transpose(2, 3, 0, 1)
 holds("dB_{ok} =", **names, dydB=dydB)
+holds(r"$\partial y_{no} / \partial B_{ok} =", **names, dydB=dydB)
 holds("dh_{nk} =", **names)
 holds("dA_{ki} =", **names)
 holds(r"dA\,A^\top =", **names, **{"dAA^top": dA @ A.T})

@@ -21,6 +21,15 @@ row, dy = X[:1], draw((1, 3))
 slopes = model.fc2.weight * (1 - np.tanh(model.fc1(row)) ** 2) @ model.fc1.weight
 holds(r"\frac{\partial L}", dx=model.backward(dy, model.forward(row)[1])[0][0], dy=dy[0], dydx=slopes)
 
+# %% Activations
+
+x = np.random.default_rng(2).standard_normal(7)
+share = lambda x: 1 / (1 + np.exp(-x))
+slope = lambda f: f(x + 1e-20j).imag / 1e-20
+holds("$q = 1/(1", x=x, q=share(x))
+holds("$q' = q", q=share(x), **{"q'": slope(share)})
+holds("$(x q)' =", x=x, q=share(x), **{"(xq)'": slope(lambda x: x * share(x))})
+
 # %% A norm
 
 normed = lambda p: RMSNorm(p["weight"])(p["x"])

@@ -28,6 +28,9 @@ holds("M = ", **of, M=any_M, u_1=u[:, [0]], u_2=u[:, [1]], v_1=v[[0]].T, v_2=v[[
 
 # %% The best change of rank r
 
+e = random.standard_normal(3)
+keeps = {"lvertM^topervert^2": np.sum((any_M.T @ e) ** 2)}  # the name that |M^T e|^2 is read as
+holds(r"$|M^\top e|^2 =", **of, **keeps, e=e, u_1=u[:, 0], u_2=u[:, 1])
 picture("line", hands.nearest_on_a_line())
 
 values = np.linalg.svd(ranks.word(), compute_uv=False)
