@@ -34,6 +34,7 @@ WRITTEN_OTHERWISE: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\mathrel\{\+\}=", r"\\pluseq "),
     (r"\\frac\{\\partial L\}\{\\partial (\w+)(_\{\w+\})?\}", r"d\1\2"),
     (r"\\frac\{\\partial (\w+)_\{(\w+)\}\}\{\\partial (\w+)_\{(\w+)\}\}", r"d\1d\3_{\2 \4}"),
+    (r"\\partial (\w+)_\{(\w+)\} / \\partial (\w+)_\{(\w+)\}", r"d\1d\3_{\2 \4}"),
     (r"\\operatorname\{([a-z]+)(?:\\,)?([a-z]*)\}", r"\\\1\2 "),
     (r"\\tfrac(\d)(\d)", r"\\frac{\1}{\2}"),
     (r"(d?)\\hat(?:\{(\w)\}| (\w))", r"\1\2\3hat"),
@@ -96,6 +97,10 @@ def difference(tex: str, names: dict[str, Any], found: list[np.ndarray]) -> str:
     for equation, target in zip(printed, targets, strict=True):
         axes = len(equation.indices)
         shaped(target, eval(equation.shape), scope["widths"])
+        if f"{equation.name.removesuffix('-1')}-1" in names:  # x_i, or x_{i-1}, which must not be taken for the other
+            own = np.asarray(names[equation.name])
+            if own.shape != target.shape or (equation.name.endswith("-1") and unequal(target, own)):
+                return f"it is not {equation.name}"
         target = trailing(target, axes)
         if 0 < target.ndim < axes:  # its axes lie within each other, y_{n,(c,l)}
             target = target.reshape([reader.sizes[index] for index in equation.indices])

@@ -128,7 +128,10 @@ def says(*words: str) -> None:
 
 
 def holds(start: str, **names: Any) -> None:
-    """Require that the equation without a number that begins with `start` is true of these arrays and numbers."""
+    """Require that the equation without a number that begins with `start` is true of these arrays and numbers.
+
+    A `start` that begins with a dollar sign is that of a formula within a sentence.
+    """
     from formulas import difference
 
     tex = unnumbered(start)
@@ -146,6 +149,8 @@ def not_computed(start: str, why: str) -> None:
 def unnumbered(start: str) -> str:
     """Return the page's equation without a number that begins with `start`."""
     found = [tex for tex in equations(given.page) if tex.startswith(start)]
+    if start.startswith("$"):
+        found = [tex for tex in re.findall(r"\$([^$\n]+)\$", FENCE.sub("", given.page)) if f"${tex}".startswith(start)]
     if len(found) != 1:
         raise BadPage(f"{len(found)} equations without a number begin with {start!r}, expected one")
     return found[0]

@@ -87,7 +87,7 @@ def arrays(group, number, rng, r):
             printed = {"C": np.flatnonzero(counts)}
         case "seq", _:  # layer i is a linear one
             dx, i, below, layer = dy, 0, True, Linear(W)
-            caches, printed = [layer.forward(x)[1]], {"x_i": x, "x_i-1": x, "dx_i": dx, "dx_i-1,grads_i": None}
+            caches, printed = [layer.forward(x)[1]], {"x_i": x @ W.T, "x_i-1": x, "dx_i": dx, "dx_i-1,grads_i": None}
             printed |= {"f_i": lambda x: x @ W.T, "backward_i": lambda dx: dx @ W}
         case "flat", _:  # 3 channels of 5 entries
             shape = N, 3, IN

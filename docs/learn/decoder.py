@@ -15,11 +15,16 @@ from minilora.training import backpropagate
 
 # %% The whole model
 
-assert gradcheck(loss, some, found).passed
+assert gradcheck(loss, some, found).passed and len(some) == 3
+assert sum(".mlp." in name for name in arrays) == 3 * config.num_hidden_layers
+says("A third layer leads back to the width", "measures three of its arrays through the whole model")
 
 # %% Where LoRA goes
 
 says(f"the {len(every)} places for adapters")
+everywhere = adapt(model, "all-linear", rank=4, alpha=8, rng=rng)
+assert len(every) == 7 and everywhere.trainable().keys() == adapted.trainable().keys()
+says("LoRA goes beside the seven linear layers of each block", '`"all-linear"` for all seven.')
 
 # %% How far the gradient goes
 
@@ -59,11 +64,12 @@ for what, (targets, lowest) in WHERE.items():
         said = {f"{float(kB):.1f}" for kB in re.findall(r"keeps ([\d.]+) kB", drawn)}
         assert said == {f"{size / 1000:.1f}" for size in of.values()}
 shown("way", "| what trains | dy goes down to | kept for backward |\n|---|---|--:|\n" + "".join(lines))
+says("with adapters beside all seven layers of all blocks, that is a little *more*")
 assert 1 < keeps["all seven, all blocks"] / keeps["all weights"] < 1.1
 
 # %% What need not be kept
 
-lines = []
+lines, costs_of = [], {}
 for what, targets in {"LoRA": "all-linear", "all weights": None}.items():
     for blocks in (3, 24):
         deep = small_model(targets, blocks)
@@ -74,11 +80,18 @@ for what, targets in {"LoRA": "all-linear", "all weights": None}.items():
         for way in (seen, recomputed(seen)):
             kept = step_bytes(way.forward(ids)[1]) / 1e3
             step = costs.watch(lambda: backpropagate(way, ids, ids, cross_entropy)).multiply_adds
+            costs_of.setdefault(f"{what}, {blocks}", []).append(step / forward)
             cells += [f"{kept:,.0f} kB", f"{step / forward:.1f} forwards"]
         lines.append(f"| {' | '.join(cells)} |\n")
 shown(
     "forwards", "| | kept | a step costs | recomputed, kept | a step costs |\n|---|--:|--:|--:|--:|\n" + "".join(lines)
 )
+
+lora, full = costs_of["LoRA, 24"], costs_of["all weights, 24"]
+assert [round(of) for of in (*lora, *full)] == [2, 3, 3, 4] and 0.4 < lora[1] / lora[0] - 1 < 0.6
+assert abs(full[1] / full[0] - 1 - 1 / 3) < 0.02
+says("recomputed it has three. A weight that trains has $dW$ too: four in the place of three.")
+says("recomputing add about half to LoRA's computation, and a third where all weights train", "that trains has three.")
 
 deep = small_model("all-linear", 24)
 plain, lean = (step_bytes(m.forward(ids)[1]) for m in (deep, recomputed(deep)))
@@ -93,6 +106,8 @@ assert all(np.array_equal(g, gradients[1][name]) for name, g in gradients[0].ite
 
 shown("rungs", rungs.table("decoder"))
 rows = list(rungs.RECORDED.values())
+assert len(rows) == 4
+says("## One task, four networks", "On people the last three are nearly level")
 after, people = ([row[key] for row in rows] for key in ("dinosaurs after", "people"))
 assert after == sorted(after, reverse=True) and after[0] - after[-1] > 0.4
 assert people[0] > max(people[1:]) + 0.15 and max(people[1:]) - min(people[1:]) < 0.03

@@ -20,10 +20,15 @@ names = {"A": A, "B": B, "s": s, "x": x, "h": cache[-1], "dy": dy, "dA": dA, "dB
 unit = np.eye(B.size).reshape(*B.shape, *B.shape)  # [o, k] is 1 at the entry o, k of B
 dydB = np.array([[LoRA(A, one, alpha=6.5)(x) for one in row] for row in unit]).transpose(2, 3, 0, 1)
 holds("dB_{ok} =", **names, dydB=dydB)
+holds(r"$\partial y_{no} / \partial B_{ok} =", **names, dydB=dydB)
 holds("dh_{nk} =", **names)
 holds("dA_{ki} =", **names)
 holds(r"dA\,A^\top =", **names, **{"dAA^top": dA @ A.T})
-moved = 0.1 * np.sum(dA * (E @ A)) - 0.1 * np.sum(dB * (B @ E))
+assert np.allclose(dA @ A.T, B.T @ dB)
+names |= {"dA": rng.standard_normal((3, 5)), "dB": rng.standard_normal((4, 3))}  # of a loss that sees more than B A
+loss = lambda A, B: np.sum(names["dA"] * A) + np.sum(names["dB"] * B)
+moved = loss(A + 0.1 * E @ A, B - 0.1 * B @ E) - loss(A, B)
+assert abs(moved) > 0.1
 holds(r"\Delta L", **names, E=E, varepsilon=0.1, DeltaL=moved)
 
 # %% By pencil, with numbers
@@ -81,4 +86,5 @@ start = LoRA.init(4, 3, rank=2, alpha=2, rng=rng, dtype="float64")
 x, dy = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 5, 3))  # batch, positions, width
 dx, grads = start.backward(dy, start.forward(x)[1])
 assert not dx.any() and not grads["lora_A"].any() and grads["lora_B"].all()
-assert dy.T.shape == (3, 5, 2)
+assert dy.T.shape == dy.shape[::-1] == (3, 5, 2) and dy.ndim == 3
+says("`dy.T` of three axes turns them all", "`.T` turns all three axes around")

@@ -1,8 +1,9 @@
 """What glossary.md says of A and B, of merging and of decay, computed."""
 
 import numpy as np
+from pages import says
 
-from minilora import Linear, LoRA, LoRALinear
+from minilora import NF4, Linear, LoRA, LoRALinear
 
 # %% Glossary
 
@@ -20,7 +21,11 @@ assert np.allclose(LoRA(A_article.T, B_article.T, alpha=2)(x), x @ A_article @ B
 layer = LoRALinear(Linear(W.copy()), LoRA(A1, B1, alpha=2))
 once = layer.merge()
 assert np.allclose(once(x), layer(x)) and not hasattr(once, "merge")
-assert np.abs(LoRALinear(once, layer.adapter).merge()(x) - layer(x)).max() > 1
+twice = LoRALinear(once, layer.adapter).merge()
+assert np.abs(twice(x) - layer(x)).max() > 1 and np.allclose(twice.weight, W + 2 * layer.adapter.delta())
+says("Merging twice adds it twice, and raises no error")
+assert len({*NF4}) == 16 == 2**4
+says("sixteen numbers for weights in four bits")
 
 full = Linear(W.copy())
 for array in (full.weight, *layer.trainable().values()):

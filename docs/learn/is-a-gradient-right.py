@@ -10,6 +10,7 @@ from minilora import Adam
 
 # %% Check your own
 
+says("You give three things: a function of a dict of arrays, the values, and your gradients")
 assert report.passed and not np.allclose(wrong(p, dy)["W"], backward(p, dy)["W"])
 
 # %% How a slope is measured
@@ -33,6 +34,9 @@ assert 1e-6 < steps[np.argmin(of_tanh[0])] < 1e-3
 # %% Why step 1.0 is exact here
 
 assert abs(central(["lora_A", "lora_B"]) / sum((lora_grads[name] * d[name]).sum() for name in d) - 1) > 0.1
+of_one = [lora_loss({**factors, "lora_A": A + t * d["lora_A"]}) for t in range(4)]
+assert abs(np.diff(of_one, 3)) < 1e-9 < abs(np.diff(of_one, 2)).min()  # a quadratic has no third derivative
+says("it leaves out the third derivative and all higher ones", "A quadratic has no third derivative.")
 says(f"Why step {inspect.signature(central).parameters['h'].default} is exact here")
 
 # %% How fast the remainder vanishes
@@ -107,7 +111,20 @@ caught = {bug: {name: check(bug) for name, check in CHECKS.items()} for bug in B
 assert not any(check("") for check in CHECKS.values())  # the right backward passes every check
 assert len(BUGS) == 10 and all(row["random"] for row in caught.values())
 sums = {name: sum(row[name] for row in caught.values()) for name in CHECKS}
-assert sums.pop("shapes") == 0 and sums["training"] == 3
+assert sums.pop("shapes") == 0 and sums["training"] == 3 and len(CHECKS) == 6
+missed = [bug for bug in BUGS if not caught[bug]["training"]]
+assert len(missed) == 7 and [bug for bug in missed if bug != "dx forgotten"] == BUGS[:6]  # these are off by a factor
+says("Here are ten bugs, planted", "And six checks:", "In all ten it has", "How many of the ten does *training* catch?")
+says(
+    "- all ten\n- seven\n- three\n",
+    "**three**. Adam's steps",
+    "- *all ten*: With",
+    "- *seven*: The other way round: it misses seven.",
+)
+says(
+    "It misses seven of ten: six are wrong by a factor, and one layer alone",
+    "or a mean taken twice, Adam's steps are the same",
+)
 rows = [(bug, *("✓" if row[name] else "–" for name in sums)) for bug, row in caught.items()]
 shown("caught", pictures.table(["planted bug", *sums], [*rows, ("caught of ten", *sums.values())]))
 for dtype in ("float64", "float32"):

@@ -21,6 +21,15 @@ row, dy = X[:1], draw((1, 3))
 slopes = model.fc2.weight * (1 - np.tanh(model.fc1(row)) ** 2) @ model.fc1.weight
 holds(r"\frac{\partial L}", dx=model.backward(dy, model.forward(row)[1])[0][0], dy=dy[0], dydx=slopes)
 
+# %% Activations
+
+x = np.random.default_rng(2).standard_normal(7)
+share = lambda x: 1 / (1 + np.exp(-x))
+slope = lambda f: f(x + 1e-20j).imag / 1e-20
+holds("$q = 1/(1", x=x, q=share(x))
+holds("$q' = q", q=share(x), **{"q'": slope(share)})
+holds("$(x q)' =", x=x, q=share(x), **{"(xq)'": slope(lambda x: x * share(x))})
+
 # %% A norm
 
 normed = lambda p: RMSNorm(p["weight"])(p["x"])
@@ -77,7 +86,10 @@ assert found(exact, new) == [1, 1]
 
 # %% Attention
 
-says(f"the {sum(name.endswith('_proj') for name in Attention.fits)} places for an adapter")
+places = [name for name in Attention.fits if name.endswith("_proj")]
+says(f"the {len(places)} places for an adapter")
+assert len(places) == 4 and len({*places} - {"o_proj"}) == 3
+says("Three linear layers make three vectors from each row")
 
 # %% Its derivative
 
@@ -90,10 +102,12 @@ holds("\\begin{aligned}\n\\frac{\\partial P_{tu}}", dPdS=dPdS, P=share(S), S=S, 
 q, k, v, do = draw((4, 5)), np.eye(5), draw((5, 5)), draw((4, 5))  # k is the unit matrix, so dq is c dS
 heads = [of.reshape(1, 1, 1, *of.shape) for of in (q, k, v, do)]
 P = attend(*heads[:3])[1]
+says("Three layers read $x$, so its gradient is a sum of three:")
 holds("dS_{tw} =", dS=attend_backward(heads[3], *heads[:3], P)[0][0, 0, 0] / c, dP=do @ v.T, P=P[0, 0])
 
 # %% A small example
 
+says("Three positions, $D = 2$.")
 params = {name: rows.reshape(3, 2) for name, rows in zip("qkv", (q, k, v))}
 grads = {name: g.reshape(3, 2) for name, g in zip("qkv", attend_backward(do, q, k, v, P))}
 attended = lambda p: attend(*(p[name].reshape(q.shape) for name in "qkv"))[0]
@@ -122,6 +136,7 @@ for number, name in enumerate(("S", "P", "o", "", "dP", "dS", "dq"), start=1):
 
 # %% Where LoRA goes
 
+says("Nothing trains but the four linear layers.")
 
 q_adapter, v_adapter = (
     lambda times: LoRA(np.array([[0.0, 0, 1]]), times * np.array([[-1.0], [-2]]), alpha=1),
@@ -134,6 +149,7 @@ for on_q, on_v in ((1, 0), (2, 0), (0, 1), (0, 2)):
     now = head(params["q"] + on["q"](x), params["k"], params["v"] + on["v"](x))
     moved = np.abs(now["P"] - before["P"]).max(), np.abs(now["o"] - before["o"]).mean()
     lines.append(f"| {on_q} | {on_v} | {moved[0]:.2f} | {moved[1]:.2f} |\n")
+    assert (moved[0] == 0) == (on_q == 0) and moved[1] > 0
     if on_q == 1:
         for name, adapter in on.items():
             _, grads = adapter.backward(now[f"d{name}"], adapter.forward(x)[1], need_dx=False)
@@ -143,11 +159,14 @@ for on_q, on_v in ((1, 0), (2, 0), (0, 1), (0, 2)):
         assert len(cells) == 46 and all(
             abs(now[name][int(i), int(j)] - float(said)) < 0.006 for name, i, j, said in cells
         )
+says("moves the shares, by the table's third column at most")
 shown("shares", "| on q | on v | a share changes by | an output moves by |\n|--:|--:|--:|--:|\n" + "".join(lines))
 
 # %% One task, three networks
 
 shown("rungs", rungs.table("attention"))
+assert [*rungs.RECORDED].index("attention") + 1 == 3
+says("## One task, three networks")
 losses = [row["dinosaurs after"] for row in rungs.RECORDED.values()]
 assert losses == sorted(losses, reverse=True)
 (people, _), _ = next_letter.split("people")
@@ -158,6 +177,10 @@ says(f"among {signs} signs costs $\\ln {signs} = {np.log(signs):.2f}$")
 # %% Do you remember?
 
 dz = cross_entropy(np.log([[0.7, 0.2, 0.1]]), np.array([1]))[1]
-says("the probabilities 0.7, 0.2 and 0.1. The second is right", "$({:.1f}, {:.1f}, {:.1f})$".format(*dz[0]))
+assert dz.size == 3
+says(
+    "The logits of three classes give the probabilities 0.7, 0.2 and 0.1. The second is right",
+    "$({:.1f}, {:.1f}, {:.1f})$".format(*dz[0]),
+)
 microlora = (ROOT / "examples" / "microlora.py").read_text(encoding="utf-8")
 says(f"LoRA in {len(microlora.splitlines())} lines of plain Python")

@@ -28,6 +28,9 @@ holds("M = ", **of, M=any_M, u_1=u[:, [0]], u_2=u[:, [1]], v_1=v[[0]].T, v_2=v[[
 
 # %% The best change of rank r
 
+e = random.standard_normal(3)
+keeps = {"lvertM^topervert^2": np.sum((any_M.T @ e) ** 2)}  # the name that |M^T e|^2 is read as
+holds(r"$|M^\top e|^2 =", **of, **keeps, e=e, u_1=u[:, 0], u_2=u[:, 1])
 picture("line", hands.nearest_on_a_line())
 
 values = np.linalg.svd(ranks.word(), compute_uv=False)
@@ -92,6 +95,9 @@ says(f"the change $D$ has rank {np.linalg.matrix_rank(D)}, and is {ratio:g} time
 says(f"D is {ratio:g} times as strong there", f"if the inputs go {ratio:g} times as far")
 says(f"It keeps {shares[1]:.0%} of the outputs, the other {shares[0]:.0%}.".replace("%", " %"))
 assert np.allclose(*sees(ratio)[2])
+reach = [np.abs(X @ way).max() for way in (STRONG, WEAK)]
+assert round(reach[1] / reach[0], 6) == 4
+says("The inputs go four times as far along the weak one", "but the inputs go a quarter as far")
 rows = [(stretch, *(f"{share:.0%}" for share in sees(stretch)[2])) for stretch in (1, 2, 4, 8)]
 shown(
     "sees", pictures.table(["inputs, length over width", "D, cut to rank 1, keeps", "the best of rank 1 keeps"], rows)
@@ -101,7 +107,9 @@ found = leading.shares(16)
 rows = [(kind, width, f"{low:.0%} to {high:.0%}", f"{even:.0%}") for kind, (width, low, high, even) in found.items()]
 head = ["inputs of", "directions", "the strongest 16 hold", "of noise they would hold"]
 shown("leading", pictures.table(head, rows))
-assert all(2.9 * even < low < high < 5.6 * even for _, low, high, even in found.values())
+times = [of / even for _, low, high, even in found.values() for of in (low, high)]
+assert 2.9 < min(times) < 3.1 and 5.4 < max(times) < 5.6
+says("three to five and a half times as much as noise")
 
 # %% A real change
 
@@ -143,7 +151,7 @@ shown("enough", pictures.table(["rank", "the free change, cut: of its gain", "Lo
 one, four, sixteen = (gain[f"LoRA, r = {rank}"] for rank in (1, 4, 16))
 assert one > kept[16] > 0.5 and 0.6 < one < 2 / 3 and 0.9 < sixteen < 0.95
 assert loss[full] < loss["LoRA, r = 16"]
-says("more than the first 16 directions", "a third of the gain, and rank 16 still some")
+says("more than the first 16 directions", "misses more than a third of the gain, and rank 16 still some")
 says(f"ends lower still: {loss['all weights']:.2f} [nats](glossary.md#nat) a token against {loss[full]:.2f}.")
 
 # Facts from elsewhere: Eckart and Young 1936; the papers that the page links where it names them.
