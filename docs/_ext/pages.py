@@ -20,9 +20,9 @@ sees none of the module's. What stands above the first such line runs before the
     says(f"by {factor:.1f} at most")  # what a sentence of the page says
     holds("M x =", M=M, x=x, ...)  # an equation without a number is true of these arrays
 
-Each number in the prose, in digits or as a word, must be part of words that the module says, and each equation without
-a number must hold, or the page does not build. Numbers in code, formulas, addresses of links, and in what is computed
-anyway do not count. A block of text counts where no block right above it prints it.
+Each number in the prose, in a lesson also in words, must be part of words that the module says, and each equation
+without a number must hold, or the page does not build. Numbers in code, formulas, addresses of links, and in what is
+computed anyway do not count. A block of text counts where no block right above it prints it.
 
 A page that shows something else stops the build; ``--write`` writes into the page what was computed.
 """
@@ -393,7 +393,7 @@ def unquoted(text: str) -> tuple[str, Callable[[str], str]]:
     return marked, lambda done: re.sub(r"\0(\d+)\0\n", lambda m: kept[int(m[1])], done)
 
 
-def filled(text: str, result: Given, page: str = "page") -> str:
+def filled(text: str, result: Given, page: str = "page", lesson: bool = False) -> str:
     """Return a page's text with what it gave in the places for it."""
     text, put_back = unquoted(text)
     for kind, places, had in (
@@ -435,7 +435,7 @@ def filled(text: str, result: Given, page: str = "page") -> str:
         raise BadPage(f"{page} does not say: {' | '.join(lacking)}")
     if left := [tex for tex in equations(text) if tex not in result.held]:
         raise BadPage(f"{page}: its module does not compute an equation without a number: {' | '.join(left)}")
-    if page not in HISTORY and (left := unsaid(text, result.says)):
+    if page not in HISTORY and (left := unsaid(text, result.says, words=lesson)):
         raise BadPage(f"{page}: its module does not say the numbers of: {' | '.join(left)}")
     return put_back(text)
 
@@ -451,12 +451,14 @@ NOT_PROSE = re.compile(
 """Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
 PROSE_NUMBER = re.compile(
     r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\w)"
-    r"|\b(?:three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|twenty"
+)
+"""A number in the prose; 0, 1 and 2 count as words."""
+NUMBER_WORD = re.compile(
+    r"\b(?:three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen|twenty"
     r"|(?:thir|for|fif|six|seven|eigh|nine)ty|hundred|thousand|twice|half|(?:third|quarter|(?:fif|six|seven|eigh|nin|ten)th"
     r"|hundredth|thousandth|(?:twent|thirt|fort|fift)ieth)s?)\b",
     re.I,
 )
-"""A number in the prose, in digits or as a word; 0, 1 and 2 count as words of the language."""
 
 
 def equations(text: str) -> list[str]:
@@ -464,8 +466,11 @@ def equations(text: str) -> list[str]:
     return [shown["tex"].strip() for shown in DISPLAY.finditer(FENCE.sub("", text)) if r"\tag{" not in shown["tex"]]
 
 
-def unsaid(text: str, says: list[str]) -> list[str]:
-    """Return each number of a page's prose that is part of no words that the module says, with what is around it."""
+def unsaid(text: str, says: list[str], *, words: bool = False) -> list[str]:
+    """Return each number of a page's prose that is part of no words that the module says, with what is around it.
+
+    With `words`, numbers in words count too.
+    """
 
     def blank(found: re.Match[str]) -> str:
         return re.sub(r"[^\n]", " ", found[0])
@@ -482,7 +487,8 @@ def unsaid(text: str, says: list[str]) -> list[str]:
     said = [range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)]
     return [
         " ".join(text[max(0, number.start() - 30) : number.end() + 20].split())
-        for number in PROSE_NUMBER.finditer(prose)
+        for pattern in (PROSE_NUMBER, *([NUMBER_WORD] if words else []))
+        for number in pattern.finditer(prose)
         if not any(number.start() in part and number.end() - 1 in part for part in said)
     ]
 
@@ -493,7 +499,7 @@ def check(page: Path, write: bool = False) -> str:
         result, text = run(page), page.read_text(encoding="utf-8")
         keeps(page).parent.mkdir(parents=True, exist_ok=True)
         keeps(page).write_text(json.dumps(asdict(result)), encoding="utf-8")
-        computed = filled(text, result, page.name)
+        computed = filled(text, result, page.name, lesson=page.parent.name == "learn")
         if write:
             page.write_text(computed, encoding="utf-8")
             for name, drawing in result.pictures.items():

@@ -154,14 +154,14 @@ $$
 def test_a_number_that_nobody_says_is_refused_with_its_words(page):
     said = pages.check(page(f"# A\n\n{NOT_SAID}\n"))
     assert "its module does not say the numbers of: # A Five by 64 and 3.5 %" in said
-    assert len(pages.unsaid(NOT_SAID, [])) == 6
-    assert len(pages.unsaid(NOT_SAID, ["by 64 and 3.5 %", "at -100", "1,000,"])) == 3
+    assert len(pages.unsaid(NOT_SAID, [], words=True)) == 6
+    assert len(pages.unsaid(NOT_SAID, ["by 64 and 3.5 %", "at -100", "1,000,"], words=True)) == 3
     assert pages.unsaid(NOT_SAID, [NOT_SAID]) == []
 
 
 @pytest.mark.parametrize("near", ["1.5", "2 %", "12", "10,000", "0.1"])
 def test_only_zero_one_and_two_are_words(near):
-    assert len(pages.unsaid(f"It falls by {near} at most.", [])) == 1
+    assert len(pages.unsaid(f"It falls by {near} at most.", [], words=True)) == 1
 
 
 def test_code_formulas_links_and_places_are_no_numbers(page):
