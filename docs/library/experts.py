@@ -24,7 +24,7 @@ scores = rows @ weight.T
 p, Z, choice = np.zeros_like(scores), np.exp(scores).sum(axis=1), np.argsort(-scores, axis=1)[:, :2]
 np.put_along_axis(p, choice, Router(StackedLinear(weight), top_k=2).forward(rows)[0], axis=1)
 softmax = np.exp(scores) / Z[:, None]
-holds("p_{ne} =", p=p, a=softmax, l=scores, Z=Z, S=np.array([{*kept} for kept in choice]))
+holds("\\begin{aligned}\np_{ne} &=", p=p, a=softmax, l=scores, Z=Z, S=np.array([{*kept} for kept in choice]))
 
 best, next_one = np.exp((x @ W.T)[0, :2])
 share, rest = np.array([best, next_one]) / (best + next_one)
