@@ -69,7 +69,7 @@ BY_LABEL = {x.label: x for x in STATED}
         ("gen.3", "[a_v < P]", r"[a_v \le P]"),
     ],
 )
-def test_a_mistake_on_either_side_of_a_printed_formula_is_found(label, printed, wrong):
+def test_a_mistake_on_either_side_of_a_formula_is_found(label, printed, wrong):
     equation = BY_LABEL[label]
     assert equation.tex.count(printed) == 1
     lines = [x for x in LINES if x.label == label]

@@ -253,7 +253,7 @@ def test_a_recording_is_shown_to_the_last_decimal(page):
     assert "-loss 0.25\n+loss 0.26" in pages.check(page(text, module.format(", exact=True"), name="b"))
 
 
-def test_a_picture_of_a_recording_is_described_to_the_last_decimal(page):
+def test_a_recordings_picture_is_described_to_the_last_decimal(page):
     text, module = "# A\n\n## B\n\n![loss 0.25](pictures/p.svg)\n", DRAWS.replace("word)", "'loss 0.26')")
     assert "+![loss 0.26]" in pages.check(page(text, module.replace("'))", "'), exact=True)")))
     file = page(text, module, name="b")
