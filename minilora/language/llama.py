@@ -57,8 +57,6 @@ class Block(Layer):
     post_attention_layernorm: RMSNorm
     mlp: GatedMLP | MixtureOfExperts
 
-    fits = {}
-
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with those of both branches; with `at`, y where it is true alone, (M, d).
 
@@ -116,8 +114,6 @@ class Decoder(Layer):
     layers: list[Block]
     norm: RMSNorm
 
-    fits = {}
-
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
         """Return y and the cache; with `at`, y where it is true alone, (M, d), as the last block returns it.
 
@@ -168,8 +164,6 @@ class Llama(Layer):
     lm_head: Linear
     config: LlamaConfig
     source: Path | None = None  # the file or folder that it was loaded from, which has its tokenizer
-
-    fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
@@ -272,8 +266,6 @@ class Llama(Layer):
 @dataclass(eq=False, repr=False)
 class RecomputedBlock(Block):
     """A block that keeps its input alone: the forward, run again, has the bits of the first one."""
-
-    fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with the input."""

@@ -57,7 +57,7 @@ from typing import Any, NamedTuple
 from ..backend import Backend
 from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array
 from ..fast.blockwise import CPU, GPU
-from ..layer import Cache, Layer, arrays_of
+from ..layer import Layer, Record, arrays_of
 from ..layers.rotary import frequencies
 from ..training import EVALUATION_ROWS
 from .config import LlamaConfig
@@ -197,9 +197,9 @@ def parameter_bytes(model: Layer) -> int:
     return sum({id(array): array.nbytes for array in arrays_of(model)}.values())
 
 
-def cache_bytes(cache: Cache) -> int:
+def cache_bytes(cache: Record) -> int:
     """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
-    own = {id(_owner(array)) for array in arrays_of(cache[0])}
+    own = {id(_owner(array)) for array in arrays_of(cache.layer)}
     sizes: dict[int, int] = {}
 
     def go(value: Any) -> None:
@@ -214,17 +214,17 @@ def cache_bytes(cache: Cache) -> int:
     return sum(size for key, size in sizes.items() if key not in own)
 
 
-def step_bytes(cache: Cache) -> int:
+def step_bytes(cache: Record) -> int:
     """Return the most that a model's cache takes in its backward: with that of a block, where blocks keep inputs."""
-    again = (block.whole(*inputs) for block, _, *inputs in _recomputed(cache))
-    return max((cache_bytes((*cache, whole)) for whole in again), default=cache_bytes(cache))
+    again = (record.layer.whole(*record.kept) for record in _recomputed(cache))
+    return max((cache_bytes(cache._replace(kept=(cache.kept, whole))) for whole in again), default=cache_bytes(cache))
 
 
-def _recomputed(cache: Any) -> Iterator[Cache]:
+def _recomputed(cache: Any) -> Iterator[Any]:
     """Yield the caches of blocks that keep their inputs alone."""
     if isinstance(cache, (tuple, list)):
-        if cache and isinstance(cache[0], RecomputedBlock):
-            yield tuple(cache)
+        if isinstance(cache, Record) and isinstance(cache.layer, RecomputedBlock):
+            yield cache
         else:
             for part in cache:
                 yield from _recomputed(part)

@@ -83,7 +83,7 @@ def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
     model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
     layers = dict(walk(model))
     for name in arrays.keys() - config.shapes().keys():
-        layers[name.removesuffix(".bias")].bias = arrays[name]  # type: ignore[attr-defined]
+        layers[name.removesuffix(".bias")].bias = arrays[name]
     return model
 
 
