@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 LONGEST_COMMAND = 20_000
 """Characters of a command that are shown: it is to be copied whole."""
 BACKENDS = ("numpy", "cupy", "auto")
-BLAS_THREADS = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-"""Where the libraries that NumPy may have for products of matrices look, once, when they are loaded."""
 
 
 # --- lines on a terminal ----------------------------------------------------------------------------------------------
@@ -196,6 +188,8 @@ def given_or_kept(system: str | None, adapter: Path | None) -> str | None:
 
 def limit_blas() -> None:
     """Give this process one BLAS thread, where NumPy is not loaded yet. Otherwise `accumulate` alone sees to that."""
+    from ..fast.blas import BLAS_THREADS
+
     if "numpy" not in sys.modules:
         os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
 

@@ -129,9 +129,10 @@ def add_conformance(commands: Any) -> None:
         "conformance",
         help="compare an implementation of LoRA with the formulas, and name what is wrong with it",
         description=(
-            "Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process "
-            "of its own. Exit code 1 if a claim is broken, and 2 if nothing could be checked. To begin with, --start "
-            "writes a file to fill in."
+            "Compare an implementation of LoRA with the formulas, and name what is wrong with it. This imports and "
+            "runs the code, in a child process that is no sandbox: it can do what you can. Check only code that you "
+            "trust. Exit code 1 if a claim is broken, and 2 if nothing could be checked. To begin with, --start writes "
+            "a file to fill in."
         ),
     )
     parser.add_argument(
