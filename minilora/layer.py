@@ -60,7 +60,17 @@ from functools import cache, wraps
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from .backend import backend_of
-from .checks import Array, check_array, check_instance, check_number, check_shape, is_array, kind_of
+from .checks import (
+    ASTYPE,
+    RECAST,
+    Array,
+    check_array,
+    check_instance,
+    check_number,
+    check_shape,
+    is_array,
+    kind_of,
+)
 
 Cache = tuple[Any, ...]
 """What a forward keeps for its backward. Only data, so that memory can be counted."""
@@ -407,15 +417,14 @@ def check_fits(layer: Layer) -> None:
         if "->" in axes:
             if isinstance(expected, type) and expected not in (Any, Layer):
                 check_instance(name, part, expected)
-            shape = _widths(name, part)
-            array = first_array(part)
+            shape, array, how = _widths(name, part), first_array(part), RECAST
         else:
             check_array(name, part)
-            array, shape = part, tuple(part.shape)
+            shape, array, how = tuple(part.shape), part, ASTYPE
         if like is None:
             like, like_name = array, name
         elif array is not None:
-            check_array(name, array, like, like_name)
+            check_array(name, array, like, like_name, how)
         letters = _letters(axes)
         if len(letters) != len(shape) or 0 in shape:
             raise ValueError(f"{_sized(name, axes, shape)} with no empty axis")

@@ -1,13 +1,13 @@
 """Find the implementation that a command line names, and check it in a process of its own.
 
 Foreign code may crash, hang or end its process, which Python cannot catch. So the check runs in a child process, which
-writes its report into a file. Where it ends before that, ``faulthandler`` has written which line ran last.
+writes its report into a file. Where it ends before that, ``faulthandler`` has written which line ran last. The process
+is no sandbox: the code can do what the user can.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import importlib.util
 import os
 import re
@@ -24,11 +24,11 @@ from typing import Any, NoReturn
 import msgspec
 
 from ...checks import printable
+from ...fast.blas import BLAS_THREADS
 from ..report import CannotRun
 from .kindreport import KindReport
 from .places import is_theirs, line_of, raised
 
-TIMEOUT = 20.0
 FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
 BEGIN = f"""
 import sys
@@ -85,7 +85,7 @@ def _of_file(path: str) -> ModuleType:
     return module
 
 
-def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> KindReport:
+def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0) -> KindReport:
     """Check what MODULE[:OBJECT] or FILE.py[:OBJECT] names, in a child process.
 
     The import may take `timeout` seconds, and then the check. `CannotRun` says why there is no report.
@@ -94,7 +94,9 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
         answer, traces = Path(folder, "answer"), Path(folder, "traces")
         command = [sys.executable, "-P", "-c", BEGIN, target, dtype or "", str(timeout), str(answer), str(traces)]
         output = subprocess.DEVNULL if sys.stderr is None else 2  # what it prints goes to the standard error
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
+        # On a busy machine the threads of a BLAS wait for each other, and small products would reach the timeout.
+        env = dict.fromkeys(BLAS_THREADS, "1") | os.environ
+        status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
         if status == 0 and answer.exists():
             found: KindReport | str = msgspec.msgpack.decode(answer.read_bytes(), type=KindReport | str)
             if isinstance(found, str):

@@ -1,5 +1,6 @@
 """The implementation that is named is found, and checked in a process: it may crash, hang or leave."""
 
+import json
 import os
 import sys
 from types import SimpleNamespace
@@ -78,6 +79,22 @@ if "WAITS" in os.environ:
 """
 
 
+THREADS = """
+import json
+import os
+import sys
+from pathlib import Path
+
+names = [f"{blas}_NUM_THREADS" for blas in ("OPENBLAS", "OMP", "MKL", "BLIS")] + ["VECLIB_MAXIMUM_THREADS"]
+Path("seen.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+
+import threadpoolctl
+
+Path("counted.json").write_text(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info()]))
+forward = lambda x, weight, bias, lora_A, lora_B, alpha: None
+"""
+
+
 def line(text):
     """Where a line of the module stands."""
     return f"my_lora.py, line {next(n for n, one in enumerate(MODULE.splitlines(), start=1) if text in one)}"
@@ -114,6 +131,23 @@ def test_why_there_is_no_report_is_said_in_a_line(folder, target):
     with pytest.raises(CannotRun) as refused:
         check_apart(target, timeout=1)
     assert str(refused.value) == REFUSED[target]
+
+
+@pytest.mark.parametrize("own", [{}, {"OPENBLAS_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "5"}])
+def test_the_child_has_one_blas_thread_unless_the_user_asks(folder, monkeypatch, own):
+    names = [f"{blas}_NUM_THREADS" for blas in ("OPENBLAS", "OMP", "MKL", "BLIS")] + ["VECLIB_MAXIMUM_THREADS"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, count in own.items():
+        monkeypatch.setenv(name, count)
+    before = dict(os.environ)
+    (folder / "threads.py").write_text(THREADS)
+    with pytest.raises(CannotRun, match="forward returns None"):  # all that it is to do happens when it is imported
+        check_apart("threads")
+    assert json.loads((folder / "seen.json").read_text()) == dict.fromkeys(names, "1") | own
+    if not own:  # what NumPy has loaded goes by it
+        assert {*json.loads((folder / "counted.json").read_text())} <= {1}
+    assert os.environ == before
 
 
 def test_a_report_comes_back_whole_from_the_process(folder, capfd):
