@@ -22,7 +22,7 @@ import numpy as np
 
 from .backend import Backend, backend_or_numpy
 from .checks import Array, check_integer, check_number, check_path, check_sizes
-from .files.checkpoint import Checkpoint
+from .extras import requiring
 from .linear import Linear
 from .lora import LoRA, LoRALinear
 from .training import History, TrainingState, evaluate, train
@@ -122,9 +122,12 @@ def run(
     alpha = check_number("alpha", alpha, above=0)
     check_integer("seed", seed, at_least=0)
     backend = backend_or_numpy(backend)
-    checkpoints: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, Any] = {}
     if checkpoint is not None:
         settings["backend"] = backend.name
+        with requiring("a checkpoint"):
+            from .files.checkpoint import Checkpoint
+
         checkpoints = {name: Checkpoint(file, settings) for name, file in checkpoint_files(checkpoint).items()}
     rng = np.random.default_rng(seed)
     training: dict[str, Any] = {

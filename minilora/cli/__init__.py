@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..extras import requiring
 from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
 COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "check", "judge"]
@@ -73,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name_of_command", required=True)
     for file in COMMANDS:
         import_module(f".{file}", __package__).add(commands)
     return parser
@@ -125,7 +126,7 @@ def _run(argv: Sequence[str] | None) -> int:
     from ..training import TrainingDiverged
 
     try:
-        with warnings_in_lines():
+        with warnings_in_lines(), requiring(f"minilora {options.name_of_command}"):
             return int(options.command(options))
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)

@@ -21,7 +21,8 @@ from typing import Any, TypedDict
 import msgspec
 
 from ..backend import Backend
-from ..checks import needed, printable
+from ..checks import printable
+from ..extras import needed
 from ..files.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -18,7 +18,7 @@ PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 PUBLIC = pytest.mark.parametrize("package", ["", "fast", "files", "language"])
 FLOORS = [
-    {"checks", "backend"},
+    {"checks", "backend", "extras"},
     {"layer", "losses"},
     {"linear"},
     {"lora", "layers"},
