@@ -21,6 +21,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from .extras import needed as needed  # a missing package is refused as other input is
+
 Array: TypeAlias = Any
 """A NumPy array, or an array of a library that behaves like NumPy (CuPy)."""
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-FILES = ("ml_dtypes", "msgspec", "safetensors", "tqdm")
-MODELS = ("filelock", "gguf", "glassllm", "jinja2", "psutil", "threadpoolctl", "tokenizers")
+FILES = ("gguf", "ml_dtypes", "msgspec", "safetensors", "tqdm")
+MODELS = ("filelock", "glassllm", "jinja2", "psutil", "threadpoolctl", "tokenizers")
 EXTRAS = {**dict.fromkeys(FILES, "files"), **dict.fromkeys(MODELS, "models"), "matplotlib": "plot"}
 """The extra of each package."""
 
@@ -28,15 +28,18 @@ def install(extra: str) -> str:
 
 
 @contextmanager
-def requiring(why: str) -> Iterator[None]:
-    """Turn the ImportError of an extra's package into `MissingPackage`; `why` is what needs it."""
+def requiring(why: str, extra: str = "") -> Iterator[None]:
+    """Turn the ImportError of an extra's package into `MissingPackage`.
+
+    `why` is what needs the package, and `extra` the extra with all that it needs; by default that of the package.
+    """
     try:
         yield
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package not in EXTRAS:
             raise
-        raise MissingPackage(f"{why} needs {package} ({error}): {install(EXTRAS[package])}") from error
+        raise MissingPackage(f"{why} needs {package} ({error}): {install(extra or EXTRAS[package])}") from error
 
 
 def needed(module: str, why: str) -> Any:

@@ -39,8 +39,18 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from .backend import Backend, all_finite, backend_of, check_finite
-from .checks import Array, check_integer, check_kind, check_library, check_rng, check_shape, check_trainable, named
-from .extras import needed, requiring
+from .checks import (
+    Array,
+    check_integer,
+    check_kind,
+    check_library,
+    check_rng,
+    check_shape,
+    check_trainable,
+    named,
+    needed,
+)
+from .extras import requiring
 from .layer import Layer, check_model, walk
 from .layers.embedding import Embedding
 from .losses import IGNORED, Loss, count, mse
@@ -378,14 +388,14 @@ class Keeper(Protocol):
         """Keep where a training stands after an epoch."""
 
 
-def keeper_of(checkpoint: str | Path | Keeper | None) -> Keeper | None:
-    """Return what keeps a training: for a path, a file."""
+def keeper_of(checkpoint: str | Path | Keeper | None, settings: Mapping[str, Any] | None = None) -> Keeper | None:
+    """Return what keeps a training: for a path, a file, with settings that must be the same when it goes on."""
     if checkpoint is None or isinstance(checkpoint, Keeper):
         return checkpoint
     with requiring("a checkpoint"):
         from .files.checkpoint import Checkpoint  # a training without one needs no files
 
-    return Checkpoint(checkpoint)
+    return Checkpoint(checkpoint, settings)
 
 
 # --- a training as one watches it ---

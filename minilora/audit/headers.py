@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import FileRefused, short
-from ..extras import needed
+from ..checks import FileRefused, needed, short
 from ..files.disk import read_json, read_start
 from ..files.dtypes import FLOATS
 from ..files.modelfolder import HEAD_WEIGHT, ties_head

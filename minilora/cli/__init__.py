@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name_of_command", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name", required=True)
     for file in COMMANDS:
         import_module(f".{file}", __package__).add(commands)
     return parser
@@ -126,7 +126,8 @@ def _run(argv: Sequence[str] | None) -> int:
     from ..training import TrainingDiverged
 
     try:
-        with warnings_in_lines(), requiring(f"minilora {options.name_of_command}"):
+        extra = "models" if options.name in ("finetune", "generate", "evaluate") else ""
+        with warnings_in_lines(), requiring(f"minilora {options.name}", extra):
             return int(options.command(options))
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)

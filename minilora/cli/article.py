@@ -101,7 +101,6 @@ def run(options: argparse.Namespace) -> int:
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter}, overwrite=True)
-    if options.save:
         print(f"\nadapter written to {printable(str(options.save))}")
     if options.plot:
         from . import figures

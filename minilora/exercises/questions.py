@@ -37,10 +37,8 @@ class Question:
     choices: Sequence[str] = ()
 
 
-QUESTIONS = {
-    name: Question(**texts)
-    for name, texts in tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8")).items()
-}
+_texts = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+QUESTIONS = {name: Question(**texts) for name, texts in _texts.items()}
 """The questions by their names, for `check_prediction`."""
 
 

@@ -42,8 +42,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_integer, kind_of
-from ..extras import needed
+from ..checks import Array, check_integer, kind_of, needed
 from ..layer import Layer
 from ..losses import IGNORED, Loss, count, mse
 from ..training import Gradients, backpropagate, evaluate

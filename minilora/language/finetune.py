@@ -19,8 +19,7 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..checks import Array, check_integer, check_number, named, printable
-from ..extras import needed
+from ..checks import Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError

@@ -29,8 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, FileRefused, reading, short
-from ..extras import needed
+from ..checks import Array, FileRefused, needed, reading, short
 from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
 from .config import LlamaConfig, check_settings, from_sizes, renamed

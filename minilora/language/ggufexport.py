@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import FileRefused, check_path, reading, short
-from ..extras import needed
+from ..checks import FileRefused, check_path, needed, reading, short
 from ..files.adapters import check_base_weights, load_adapter
 from ..files.disk import check_parent, refuse_inputs, replaceable, written_whole
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME

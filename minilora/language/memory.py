@@ -55,8 +55,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array
-from ..extras import needed
+from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array, needed
 from ..fast.blockwise import CPU, GPU
 from ..layer import Cache, Layer, arrays_of
 from ..layers.rotary import frequencies

@@ -21,8 +21,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from ..backend import Backend
-from ..checks import printable
-from ..extras import needed
+from ..checks import needed, printable
 from ..files.checkpoint import (
     Checkpoint,
     CheckpointError,
