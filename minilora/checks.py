@@ -28,6 +28,8 @@ Array: TypeAlias = Any
 
 MAX_SIZE = 2**31 - 1
 """Of a width or a rank."""
+MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
+"""Beyond these a scaling could vanish or overflow."""
 
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {

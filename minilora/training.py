@@ -323,8 +323,7 @@ class Passes:
     def order(self, number: int) -> np.ndarray:
         """Return the order of all rows in a pass, (n,) int64. The passes are counted from 0."""
         # A spawned sequence: that of [seed, 0] would be the seed's own, from which the adapters start.
-        seeds = np.random.SeedSequence(self.seed, spawn_key=(number,))
-        return np.random.default_rng(seeds).permutation(self.n)
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,))).permutation(self.n)
 
 
 def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from .console import discard, flush_or_discard, print_error, say, say_interrupte
 
 COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "check", "judge"]
 """Their files, in the order of the help."""
+OF_LANGUAGE = COMMANDS[:3]
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         "minilora", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"minilora {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="name", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for file in COMMANDS:
         import_module(f".{file}", __package__).add(commands)
     return parser
@@ -126,8 +127,8 @@ def _run(argv: Sequence[str] | None) -> int:
     from ..training import TrainingDiverged
 
     try:
-        extra = "models" if options.name in ("finetune", "generate", "evaluate") else ""
-        with warnings_in_lines(), requiring(f"minilora {options.name}", extra):
+        name = options.typed[0]
+        with warnings_in_lines(), requiring(f"minilora {name}", "models" if name in OF_LANGUAGE else ""):
             return int(options.command(options))
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)

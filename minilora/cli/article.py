@@ -67,20 +67,19 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the experiment, print its report, and write what was asked for."""
     from .. import article
-    from ..checks import check_number
+    from ..checks import MAX_ALPHA, MIN_ALPHA, check_number
     from ..extras import requiring
     from ..fast import keep_pages
     from ..files.disk import check_new_file
 
     keep_pages()
+    check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # what could fail after the training
     check_plot(options.plot)
     check_new_file("plot file", options.plot, options.overwrite)
-    if options.save:  # what could fail after the training
+    if options.save:
         with requiring("--save"):
             from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
-            from ..files.peft import MAX_ALPHA, MIN_ALPHA
 
-        check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
         check_adapter_target(options.save)
         check_no_adapter(options.save, options.overwrite)
     if progress := _kept(options):

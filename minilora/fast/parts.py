@@ -181,8 +181,7 @@ def one_blas_thread() -> Iterator[None]:
 @cache
 def _blas() -> Any:
     """Return what sets the threads of NumPy's BLAS. It is kept: a search among the loaded libraries takes a while."""
-    controller = needed("threadpoolctl", "a computation in parts").ThreadpoolController
-    return controller().select(user_api="blas")
+    return needed("threadpoolctl", "a computation in parts").ThreadpoolController().select(user_api="blas")
 
 
 def check_workers(workers: Any, x: Array) -> None:

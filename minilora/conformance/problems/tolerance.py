@@ -124,8 +124,7 @@ def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -
     if formulas.dora is not None:
         BA = rows["lora_B"] @ rows["lora_A"]
         lengths = formulas.dora.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
-    absolute = {name: np.abs(a) for name, a in rows.items()}
-    sizes = problem.answer(_absolute(formulas), absolute, lengths)
+    sizes = problem.answer(_absolute(formulas), {name: np.abs(a) for name, a in rows.items()}, lengths)
     sizes = {name: size * growth[name] for name, size in sizes.items()}
     return problem.widen(sizes, formulas, rows)
 
