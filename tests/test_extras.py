@@ -201,7 +201,7 @@ def test_what_is_used_later_names_its_extra_then(bare):
 
 
 def test_readmes_library_example_needs_numpy_alone(bare):
-    ((example, printed),) = [(code, text) for (kind, code), (_, text) in pairwise(BLOCKS) if kind == "python"]
+    (example, printed), *_ = [(code, text) for (kind, code), (_, text) in pairwise(BLOCKS) if kind == "python"]
     assert "from minilora import" in example
     assert bare(example) == printed
 
