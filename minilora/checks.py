@@ -16,17 +16,20 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from .extras import needed as needed  # a missing package is refused as other input is
 
 Array: TypeAlias = Any
 """A NumPy array, or an array of a library that behaves like NumPy (CuPy)."""
 
 MAX_SIZE = 2**31 - 1
 """Of a width or a rank."""
+MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
+"""Beyond these a scaling could vanish or overflow."""
 
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {f: f for f in ("float16", "float32", "float64")} | {"complex64": "float32", "complex128": "float64"}
@@ -319,8 +322,6 @@ LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
 """Characters of one name or value, and of a whole message."""
 HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
 """``owner/model``: how a hub names a model."""
-INSTALL = {"gguf": "gguf tokenizers"}
-"""What to install for a package, where that is more than the package: a .gguf file's tokenizer needs both."""
 
 
 class FileRefused(ValueError):
@@ -386,11 +387,3 @@ def hub_hint(path: Path) -> str:
     if not HUB_NAME.fullmatch(name) or path.parent.exists():
         return ""
     return f". If it is a model's name on a hub, download it ('hf download {name} --local-dir DIR') and give the folder"
-
-
-def needed(package: str, why: str) -> Any:
-    """Import a package that only some models' files need, or say how to install it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(f"{why} needs {package} ({error}): pip install {INSTALL.get(package, package)}") from error

@@ -19,7 +19,6 @@ from minilora.checks import (
     check_path,
     hub_hint,
     named,
-    needed,
     printable,
     reading,
     short,
@@ -227,16 +226,6 @@ def test_only_flags_are_flags():
 
 def test_a_path_is_returned_as_one(tmp_path):
     assert check_path("p", str(tmp_path)) == tmp_path == check_path("p", tmp_path)
-
-
-def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
-    assert needed("json", "a test").loads("[1]") == [1]
-    monkeypatch.setitem(checks.INSTALL, "no_such_package", "this that")
-    for package, install in (("no_such_package", "this that"), ("no_other_package", "no_other_package")):
-        with pytest.raises(ValueError) as error:
-            needed(package, "such a file")
-        said = f"such a file needs {package} (No module named '{package}'): pip install {install}"
-        assert str(error.value) == said
 
 
 def test_a_hint_is_given_for_a_hubs_name_alone(tmp_path, monkeypatch):

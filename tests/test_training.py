@@ -209,7 +209,7 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
 def test_the_bar_of_a_training_that_goes_on_is_right(monkeypatch):
     """After a stop: of 4 epochs of 48,000 tokens 3 are done, and the last takes two seconds."""
     monkeypatch.setattr("sys.stderr", Terminal())
-    bar = progress_bar(3, 4, 48_000, shown=True)
+    bar = progress_bar(3, 4, 48_000)
     bar.start_t -= 2
     bar.update(48_000)
     bar.close()

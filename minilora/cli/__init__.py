@@ -14,10 +14,12 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..extras import requiring
 from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
 COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "check", "judge"]
 """Their files, in the order of the help."""
+OF_LANGUAGE = COMMANDS[:3]
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -125,7 +127,8 @@ def _run(argv: Sequence[str] | None) -> int:
     from ..training import TrainingDiverged
 
     try:
-        with warnings_in_lines():
+        name = options.typed[0]
+        with warnings_in_lines(), requiring(f"minilora {name}", "models" if name in OF_LANGUAGE else ""):
             return int(options.command(options))
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)

@@ -247,14 +247,14 @@ def add_vectors(commands: Any) -> None:
 
 def judge_vectors(options: argparse.Namespace) -> Report | None:
     """Write the vectors, or hold answers in each precision against them."""
-    from ..conformance import vectors
+    from ..conformance.vectors import compare, write
 
     if options.compare is None:
-        write_cases(options, lambda folder: vectors.write(folder, _chosen(options)))
+        write_cases(options, lambda folder: write(folder, _chosen(options)))
         return None
     if options.starter or options.kind:
         raise ValueError("--starter and --kind are about what is written, expected them without --compare")
-    return vectors.compare(options.folder, options.compare)
+    return compare(options.folder, options.compare)
 
 
 def _chosen(options: argparse.Namespace) -> Any:

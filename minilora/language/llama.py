@@ -31,6 +31,7 @@ from typing import Any
 
 from ..backend import Backend, backend_of
 from ..checks import Array, check_shape
+from ..extras import requiring
 from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, Model, nest, rebuild, rows, trains
 from ..layers.attention import Attention, Past
@@ -43,7 +44,6 @@ from ..layers.rotary import Rotary
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .config import LlamaConfig
-from .weights import load
 
 Grads = dict[str, Array]
 
@@ -255,6 +255,9 @@ class Llama(Layer):
         file in Q4_0, Q4_1 or Q8_0 stay so. A file that is damaged, is no Llama decoder or has a setting that is not
         implemented is a ValueError, by the setting's name and mostly before a weight is read.
         """
+        with requiring("Llama.load"):
+            from .weights import load  # a decoder of arrays needs no package that reads files
+
         llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
         llama.source = Path(path)
         return llama

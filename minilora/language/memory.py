@@ -55,7 +55,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array
+from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array, needed
 from ..fast.blockwise import CPU, GPU
 from ..layer import Layer, Record, arrays_of
 from ..layers.rotary import frequencies
@@ -292,7 +292,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
     weights, trained = parameter_bytes(model), model.trainable().values()
     state, itemsize = 3 * sum(array.nbytes for array in trained), max(array.dtype.itemsize for array in trained)
 
-    def needed(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
+    def of_step(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
         held, width = held_out
         first = activations(1, length)
         return StepMemory(
@@ -304,7 +304,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
             measured=min(held, workers * max(1, EVALUATION_ROWS // width)) * width / length,
         )
 
-    return needed
+    return of_step
 
 
 # --- what the machine lets this process have --------------------------------------------------------------------------
@@ -333,9 +333,7 @@ def machine_memory(backend: Backend) -> Memory | None:
         except Exception:  # a line of text is no reason to stop, and a library in CuPy's place may have none
             return None
         return Memory(int(whole), int(free))
-    import psutil  # when it is asked for: few commands do
-
-    system = psutil.virtual_memory()
+    system = needed("psutil", "the machine's free memory").virtual_memory()  # imported here: few commands ask for it
     limits = [Memory(system.total, system.available), *_group_limits()]
     return Memory(min(limit.whole for limit in limits), min(limit.free for limit in limits))
 

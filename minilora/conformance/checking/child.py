@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import faulthandler
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -17,11 +18,10 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
-
-import msgspec
 
 from ...checks import printable
 from ...fast.blas import BLAS_THREADS
@@ -98,10 +98,10 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0)
         env = dict.fromkeys(BLAS_THREADS, "1") | os.environ
         status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
         if status == 0 and answer.exists():
-            found: KindReport | str = msgspec.msgpack.decode(answer.read_bytes(), type=KindReport | str)
+            found = json.loads(answer.read_bytes())
             if isinstance(found, str):
                 raise CannotRun(found)
-            return found
+            return KindReport.of(found)
         trace = traces.read_text("utf-8", "replace") if traces.exists() else ""
     if trace.startswith("Timeout"):
         raise CannotRun(f"it took longer than {timeout:g} s (--timeout){_last_line(trace)}")
@@ -135,7 +135,7 @@ def check_here(target: str, dtype: str, timeout: str, answer: str, traces: str) 
         except BaseException as error:  # what `check` lets through: Ctrl-C, and what an attribute raises
             found = f"it raises {raised(error)}{line_of(error)}"
         faulthandler.cancel_dump_traceback_later()
-        Path(answer).write_bytes(msgspec.msgpack.encode(found))
+        Path(answer).write_text(json.dumps(found if isinstance(found, str) else asdict(found)))
         with suppress(Exception):  # it may have closed it
             sys.stdout.flush()
         os._exit(0)

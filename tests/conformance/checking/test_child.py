@@ -3,14 +3,19 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import minilora
-from minilora.conformance import CannotRun
+from minilora.conformance import CannotRun, check
 from minilora.conformance.checking import child
 from minilora.conformance.checking.child import check_apart, imported, sources
+from minilora.conformance.checking.kindreport import KindReport
+
+from ..implementations import OURS
 
 MODULE = """
 import ctypes
@@ -250,3 +255,15 @@ def test_a_file_is_imported_whatever_has_its_name(tmp_path, monkeypatch):
 )
 def test_the_files_that_a_name_may_mean_are_known(target, files):
     assert [file.as_posix() for file in sources(target)] == files
+
+
+def test_a_report_comes_through_json_as_it_is():
+    """Of a right implementation, of wrong ones with a diagnosis, an endless error and further kinds."""
+    for functions in ({}, {"forward": lambda x, *_: 2 * x}, {"forward": lambda *_: np.full((1, 1), np.nan)}):
+        ours = SimpleNamespace(**{**vars(OURS["linear"]), **functions})
+        report = check(SimpleNamespace(linear=ours, kinds={"rslora": OURS["rslora"]}, **vars(ours)), name="x")
+        assert report.passed is not bool(functions)
+        assert report.kinds["rslora"].passed
+        again = KindReport.of(json.loads(json.dumps(asdict(report))))
+        assert again == report
+        assert (str(again), again.json()) == (str(report), report.json())
