@@ -70,7 +70,7 @@ def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]
     known = {name.lower(): name for name in rows}
     name = known.get(asked.lower()) or known.get(f"linear, {asked.lower()}")
     if name is None:
-        close = [known[key] for key in get_close_matches(asked.lower(), known, 4, 0.5)]
+        close = [known[key] for key in get_close_matches(asked.lower(), known, 2, 0.5)]
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "minilora check prints their names"
         raise ValueError(f"--layer {asked!r} is no layer of minilora check; {hint}")
     given = {key: value for key in ("rank", "seed") if (value := getattr(options, key)) is not None}
@@ -108,7 +108,7 @@ def numbered(lines: list[Line], seen: set[Any], array: str = "") -> Iterator[str
     place, width = "", max((len(line.equation) for line in lines), default=0) + 2
     for line in lines:
         of = array or line.layer
-        ran = (of, line.file, line.line, *((name, value.tobytes()) for name, value in line.values.items()))
+        ran = (of, line.file, line.line, *(value is not None and value.tobytes() for value in line.values.values()))
         if ran in seen:
             continue
         seen.add(ran)
@@ -148,8 +148,10 @@ def difference(value: float) -> str:
     return f"< {ROUNDING:.0e}" if value < ROUNDING else f"{value:.1e}"
 
 
-def shaped(array: np.ndarray, room: int) -> str:
+def shaped(array: np.ndarray | None, room: int) -> str:
     """Return an array's shape and as many of its first entries as there is room for, its rows apart by semicolons."""
+    if array is None:
+        return "None"
     shown = f"{array.shape}  " if array.shape else ""
     for i, value in enumerate(cleaned(array).ravel()):
         row_begins = array.ndim > 1 and i % array.shape[-1] == 0

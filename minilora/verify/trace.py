@@ -34,6 +34,8 @@ from .instances import Drawing, Row, substitute
 
 NUMBER = re.compile(r"# eq\. \(((?:[a-z]+\.)?\d+)\)")
 """The comment that numbers a line."""
+Arrays = dict[str, np.ndarray | None]
+"""By name; None where a line gives none, such as a dx that nobody needs."""
 PACKAGES = Path(__file__).parents[2]
 """Where minilora stands."""
 
@@ -48,7 +50,7 @@ class Line:
     code: str  # without its comment
     function: str  # LoRA.backward
     layer: str  # the path of the layer that was computing; "" for the model itself, and outside of it
-    values: dict[str, np.ndarray]  # by what was assigned; "return" for what was returned
+    values: Arrays  # by what was assigned; "return" for what was returned
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def by_pencil() -> tuple[Layer, Array, Array]:
 
 def drawn(row: Row, *, rank: int = 1, seed: int = 0) -> tuple[Layer, Array, Array]:
     """Return a small layer of a row of `INSTANCES`, with an input and a target; their numbers have one decimal."""
-    rank = check_integer("rank", rank, at_least=1)
+    rank = check_integer("rank", rank, at_least=1, at_most=100)  # each entry's slope is measured
     rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
 
     def randn(*shape: int) -> Array:
@@ -156,8 +158,7 @@ def _measured(loss: Callable[[Params], Array], params: Params, grads: Params) ->
     central = slopes.distrust_complex_step(np.random.default_rng(0))
     slope = slopes.central_slope if central else slopes.complex_slope
     for name, g in sum_tied(grads, slopes.home).items():
-        entries = np.eye(g.size).reshape(-1, *g.shape)  # each moves one entry
-        measured = np.array([slope(name, entry) for entry in entries]).reshape(g.shape)
+        measured = np.reshape([slope(name, np.eye(1, g.size, i).reshape(g.shape)) for i in range(g.size)], g.shape)
         found.append(Slope(name, g, measured, g - measured))
     return "central" if central else "complex", found
 
@@ -223,7 +224,7 @@ def _path(frame: FrameType | None, paths: Mapping[int, str]) -> str:
     return ""
 
 
-def _values(code: str, frame: FrameType, returned: Any) -> dict[str, np.ndarray]:
+def _values(code: str, frame: FrameType, returned: Any) -> Arrays:
     """Return what a statement that has run assigned, returned, or changed in place, as its call's first argument."""
     statement: Any = ast.parse(code).body[0]
     if isinstance(statement, ast.Return):
@@ -237,9 +238,9 @@ def _values(code: str, frame: FrameType, returned: Any) -> dict[str, np.ndarray]
     return {key: a for name in names for key, a in _arrays(name, eval(name, frame.f_globals, scope)).items()}
 
 
-def _arrays(name: str, value: Any) -> dict[str, np.ndarray]:
-    """Return copies of the arrays in a value: an array, a number, gradients by name, or a layer."""
-    if is_array(value) or isinstance(value, float):
-        return {name: np.array(value)}
+def _arrays(name: str, value: Any) -> Arrays:
+    """Return copies of the arrays in a value: an array, a number, None, gradients by name, or a layer."""
+    if value is None or is_array(value) or isinstance(value, float):
+        return {name: None if value is None else np.array(value)}
     inside = value if isinstance(value, dict) else dict(parts(value)) if isinstance(value, Layer) else {}
     return {full: array for key, part in inside.items() for full, array in _arrays(f"{name}.{key}", part).items()}
