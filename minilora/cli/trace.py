@@ -105,7 +105,7 @@ def text(name: str, trace: Trace) -> Iterator[str]:
 
 def numbered(lines: list[Line], seen: set[Any], array: str = "") -> Iterator[str]:
     """Yield numbered lines with their values, below the function that they ran in."""
-    place, width = "", max((len(line.equation) for line in lines), default=0) + 2
+    place, width = "", max(map(len, ["", *(line.equation for line in lines)])) + 2
     for line in lines:
         of = array or line.layer
         ran = (of, line.file, line.line, *(value is not None and value.tobytes() for value in line.values.values()))
@@ -159,12 +159,11 @@ def shaped(array: np.ndarray | None, room: int) -> str:
         if len(shown) + len(entry) + 4 * (i + 1 < array.size) > room:
             return f"{shown} ..."
         shown += entry
-    return shown
+    return shown.rstrip()  # an expert may have no rows
 
 
 def cleaned(array: np.ndarray) -> np.ndarray:
     """Return numbers without what rounding leaves of zero."""
     import numpy as np
 
-    numbers = np.asarray(array, dtype=float)
-    return np.where(np.abs(numbers) <= ROUNDING * min(1.0, np.abs(numbers).max(initial=0)), 0.0, numbers)
+    return np.where(np.abs(array) <= ROUNDING * min(1.0, np.abs(array).max(initial=0)), 0.0, array)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import LoRA
+from minilora import LoRA, Tanh
 from minilora.cli import check
-from minilora.cli.trace import VALUES, WIDTH, shaped, text
+from minilora.cli.trace import VALUES, WIDTH, beside, numbered, shaped, text
 from minilora.verify import trace as tracing
-from minilora.verify.trace import by_pencil, drawn, trace
+from minilora.verify.trace import Line, Slope, by_pencil, drawn, trace
 
 NAMES = pytest.mark.parametrize("name", check.all_instances())
 BLOCKS = ["GIVEN", "FORWARD", "LOSS", "BACKWARD", "SLOPES", "STEP"]
@@ -202,6 +202,76 @@ def test_the_first_entries_fit_the_room(shape, seed, scale, room):
     assert shown.endswith(" ...") == (len(found) < array.size)
     if not shown.endswith(" ..."):
         assert shown.count(";") == (array.size // shape[-1] - 1 if len(shape) > 1 else 0)
+
+
+def test_entries_that_just_fit_are_shown():
+    assert shaped(np.array([1.0, 2.5]), 11) == "(2,)  1 2.5"
+    assert shaped(np.array([1.0, 2.5]), 10) == "(2,)   ..."
+    assert shaped(np.array([1.0, 2, 3]), 11) == "(3,)  1 ..."
+    assert shaped(np.zeros((0, 3)), 60) == "(0, 3)"
+    assert shaped(np.array([[3]], "u1"), 60) == "(1, 1)  3"
+
+
+@pytest.mark.parametrize(("length", "beside_it"), [(49, True), (50, False)])
+def test_values_stand_below_a_line_that_is_too_long(length, beside_it):
+    line = Line("7", "own.py", 1, "x" * length, "f", "", {"y": np.arange(2.0)})
+    place, code, *below = numbered([line], set())
+    assert place == "  f, own.py"
+    assert code.startswith("    (7)  xxx")
+    assert (code if beside_it else below[0]).endswith("  (2,)  0 1")
+    assert (code if beside_it else below[0])[VALUES:] == "(2,)  0 1"
+    assert len(below) == (not beside_it)
+
+
+def test_a_line_of_code_wider_than_the_page_is_wrapped():
+    line = Line("7", "own.py", 1, "x = " + " + ".join(["yyy"] * 40), "f", "", {})
+    _, *code = numbered([line], set())
+    assert len(code) == 3
+    assert max(map(len, code)) <= WIDTH
+    assert [len(part) - len(part.lstrip()) for part in code] == [4, 11, 11]
+    assert " ".join(" ".join(code).split()) == f"(7) {line.code}"
+
+
+@pytest.mark.parametrize(("size", "whole"), [(7, True), (8, False)])
+def test_slopes_take_the_width_that_there_is(size, whole):
+    ones = np.ones(size)
+    printed = [*beside(Slope("x", ones, ones, 0 * ones), 9)]
+    assert all(("..." in line) == (not whole) for line in printed[:2])
+    assert ("of all 8: < 1e-12" in printed[2]) == (not whole)
+    assert max(map(len, printed)) == WIDTH if whole else WIDTH >= max(map(len, printed)) > WIDTH - 16
+
+
+def test_lines_stand_below_the_layer_and_the_function(shell):
+    out = blocks(shell("trace"))
+    heads = {name: [line for line in block if re.match(r"  \S", line)] for name, block in out.items()}
+    lora, linear = "minilora/lora.py", "minilora/linear.py"
+    assert heads["FORWARD"] == [
+        f"  adapter: LoRA.forward, {lora}",
+        f"  base: Linear.forward, {linear}",
+        f"  LoRALinear.forward, {lora}",
+    ]
+    assert heads["LOSS"] == ["  mse, minilora/losses.py"]
+    assert heads["STEP"] == [f"  {name}: adam_update, minilora/optim.py" for name in ("lora_A", "lora_B")]
+    assert "SLOPES of the loss, measured by complex step, beside what backward returned" in shell("trace")
+
+
+def test_of_two_results_each_has_its_name(shell):
+    out = shell("trace --layer DoRA").splitlines()
+    (line,) = (number for number, line in enumerate(out) if "(dora.8)" in line)
+    assert [out[line][VALUES:][:10], out[line + 1][VALUES:][:10]] == ["dB (2, 1) ", "dA (1, 3) "]
+
+
+def test_a_layer_without_numbered_lines_has_its_slopes():
+    class Silent(Tanh):
+        def forward(self, x):
+            return 2 * x, (self, x.shape)
+
+        def backward(self, dy, cache, *, need_dx=True):
+            return 2 * dy, {}
+
+    found = trace(Silent(), np.ones((1, 2)), np.zeros((1, 2)))
+    assert found.forward == found.backward == []
+    assert "  x (1, 2)  backward            4          4" in text("Silent", found)
 
 
 def test_what_rounding_leaves_of_zero_is_zero():

@@ -290,6 +290,7 @@ def test_drawn_numbers_are_short_and_differ_by_seed():
         assert array.all()
     assert layer.rank == 3
     assert layer.scaling == 2
+    assert (x.shape, target.shape) == ((2, 3), (2, 2))
     other = instance("LoRALinear", rank=3, seed=1)
     assert (other[1] != x).any()
     assert all((a == b).all() for a, b in zip(instance("LoRALinear", rank=3)[1:], (x, target), strict=True))
@@ -347,13 +348,23 @@ def test_single_precision_is_refused():
         trace(single, np.ones((3, 2), "f4"), np.zeros((3, 2), "f4"))
 
 
-@pytest.mark.parametrize("name", ["rank", "seed"])
-def test_a_drawing_out_of_range_is_refused(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least {int(name == 'rank')}, got -1"):
-        instance("LoRA", **{name: -1})
+@pytest.mark.parametrize(
+    ("drawing", "said"),
+    [
+        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"rank": 101}, "rank must be at most 100, got 101"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+    ],
+)
+def test_a_drawing_out_of_range_is_refused(drawing, said):
+    with pytest.raises(ValueError, match=said):
+        instance("LoRA", **drawing)
 
 
 # --- how lines are recorded ---
+
+
+LAST = -1
 
 
 @dataclass(eq=False, repr=False)
@@ -361,6 +372,8 @@ class Own(Layer):
     """A layer of another package, with each form of a numbered line."""
 
     gain: np.ndarray
+    words: tuple = ("no", "number")
+    empty: tuple = ()
 
     fits = {"x": "... in", "gain": "in"}
 
@@ -376,6 +389,7 @@ class Own(Layer):
         z = np.zeros_like(y)
         for i in range(2):
             z[i] = i * y[i]  # eq. (own.11)
+        z[LAST] = 7  # eq. (own.12)
         np.add(y, a + b - 2 * y, out=y)  # eq. (own.5)
         try:
             y = self.fails()  # eq. (own.6)
@@ -411,6 +425,7 @@ def test_each_form_of_a_numbered_line_is_recorded():
         ("own.4", {"a": y - 1, "b": y + 1}),
         ("own.11", {"z[i]": 0 * y[0]}),
         ("own.11", {"z[i]": y[1]}),
+        ("own.12", {"z[LAST]": [7, 7]}),
         ("own.5", {"y": y}),
         ("own.7", {"kept.x": x, "kept.of.y": y}),
         ("own.8", {"_": None, "given": None}),
@@ -422,6 +437,8 @@ def test_each_form_of_a_numbered_line_is_recorded():
         assert all(np.all(line.values[key] == value) for key, value in values.items())
         assert (Path(line.file).name, line.function, line.layer) == ("test_trace.py", "Own.forward", "")
     assert found.forward[0].code == "total = sum( part.sum() for part in x )"
+    assert found.forward[-2].values == {"_": None, "given": None}
+    assert found.given.keys() == {"x", "target", "gain"}
     (returned,) = found.backward
     assert returned.code == "return dy * self.gain"
     assert_close(returned.values["return"], y / 2 * gain, 1e-12)
