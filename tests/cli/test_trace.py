@@ -65,7 +65,11 @@ def test_values_stand_behind_their_line(shell):
 
 def test_the_default_is_the_lesson_by_pencil(shell):
     out = shell("trace")
+    assert out.startswith("One training step of LoRALinear\n\nGIVEN\n")
     for line in (
+        "\n  x                (3, 2)  1 1; 2 0; 0 3\n",
+        "\n  base.weight      (2, 2)  1 0; 2 1\n",
+        "\n  adapter.scaling  2\n",
         "(1)   h = x @ self.lora_A.T                             (3, 1)  1; 4; -3",
         "(15)  loss = (error * error).mean()                     12",
         "(3)   dB = rows(dy).T @ rows(h) * self.scaling          (2, 1)  -12; 22",
@@ -80,6 +84,7 @@ def test_a_slope_stands_below_its_gradient(shell):
     assert [line.split()[:1] for line in shown[::3]] == [["x"], ["lora_A"], ["lora_B"]]
     for backward, measured, difference in zip(shown[::3], shown[1::3], shown[2::3], strict=True):
         assert entries(backward.partition("backward")[2]) == entries(measured.partition("measured")[2])
+        assert [measured.split()[0], difference.split()[0]] == ["measured", "difference"]
         assert set(difference.partition("difference")[2].replace("< ", "<").split()) == {"<1e-12"}
     assert "x (3, 2)       backward            5         -2         -9          8          7         -5" in shown[0]
 

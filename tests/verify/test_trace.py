@@ -160,7 +160,7 @@ def test_the_loss_after_the_step_is_the_stepped_layers():
     found = trace(layer, x, target, lr=0.2)
     A, B = (np.array(found.step[name][-1].values["theta"]) for name in ("lora_A", "lora_B"))
     before, after = found.losses
-    assert before == 12
+    assert (before, found.lr) == (12, 0.2)
     y = x @ layer.base.weight.T + 2 * x @ A.T @ B.T
     assert after == pytest.approx(((y - target) ** 2).mean(), rel=1e-12)
 
@@ -253,6 +253,7 @@ def test_each_line_names_the_layer_that_computes():
         ("11", "fc1", "LoRALinear.forward"),
     ]
     assert where[-1] == ("seq.1", "", "Sequential.forward")
+    assert {line.layer for line in found.loss} == {""}
     rotated = trace(*instance("Attention"))
     assert {line.layer for line in rotated.forward if line.function == "rotate"} == {
         "rotary"
@@ -288,12 +289,19 @@ def test_drawn_numbers_are_short_and_differ_by_seed():
     for array in (x, target, *layer.trainable().values(), layer.base.weight):
         assert (array == array.round(1)).all()
         assert array.all()
+    assert instance("LoRALinear")[0].rank == 1
     assert layer.rank == 3
     assert layer.scaling == 2
     assert (x.shape, target.shape) == ((2, 3), (2, 2))
     other = instance("LoRALinear", rank=3, seed=1)
     assert (other[1] != x).any()
     assert all((a == b).all() for a, b in zip(instance("LoRALinear", rank=3)[1:], (x, target), strict=True))
+
+
+def test_a_tenth_stands_for_each_zero_that_is_drawn():
+    _, x, _ = drawn(lambda d: (Tanh(), d.randn(9, 900)))
+    assert not (x == 0).any()
+    assert 1.5 < (x == 0.1).sum() / (x == -0.1).sum() < 2.5
 
 
 def test_a_wrong_gradient_shows_by_how_much(monkeypatch):
@@ -397,6 +405,7 @@ class Own(Layer):
             kept = {"x": x, "of": {"y": y}}  # eq. (own.7)
         _, given = None, print(end="")  # eq. (own.8)
         print(end="", file=given)  # eq. (own.10)
+        y.shape  # eq. (own.13)  # noqa: B018
         return y, (kept["x"],)
 
     def fails(self):
@@ -430,6 +439,7 @@ def test_each_form_of_a_numbered_line_is_recorded():
         ("own.7", {"kept.x": x, "kept.of.y": y}),
         ("own.8", {"_": None, "given": None}),
         ("own.10", {}),
+        ("own.13", {}),
     ]
     assert [line.equation for line in found.forward] == [equation for equation, _ in expected]  # own.6 did not end
     for line, (_, values) in zip(found.forward, expected, strict=True):
@@ -437,7 +447,7 @@ def test_each_form_of_a_numbered_line_is_recorded():
         assert all(np.all(line.values[key] == value) for key, value in values.items())
         assert (Path(line.file).name, line.function, line.layer) == ("test_trace.py", "Own.forward", "")
     assert found.forward[0].code == "total = sum( part.sum() for part in x )"
-    assert found.forward[-2].values == {"_": None, "given": None}
+    assert all(value is None for value in found.forward[-3].values.values())
     assert found.given.keys() == {"x", "target", "gain"}
     (returned,) = found.backward
     assert returned.code == "return dy * self.gain"
