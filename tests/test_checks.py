@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora
-from minilora import Adam, FileRefused, Linear, LoRA, LoRALinear, checks
+from minilora import Adam, FileRefused, Linear, LoRA, LoRALinear
 from minilora.checks import (
     check_flag,
     check_integer,
