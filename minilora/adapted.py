@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 from .checks import Array
@@ -28,7 +29,7 @@ class Adapted(Layer):
         """
         cls, expected = type(self.adapter), self.fits()["adapter"][1]
         unknown = parts_besides(self.adapter, "start", *expected.fits())
-        if unknown and (cls.forward is expected.forward or cls.delta is expected.delta):
+        if unknown and any(unwrap(getattr(cls, m)) is unwrap(getattr(expected, m)) for m in ("forward", "delta")):
             raise ValueError(f"adapter has a {next(iter(unknown))}, which a {type(self).__name__} leaves out")
 
     def trainable(self) -> dict[str, Array]:

@@ -26,7 +26,7 @@ THE GUARDS. `Layer` puts one around every forward and one around every backward.
 layer's library and precision, and `in` entries on its last axis where an array of the layer has the axis `in`; another
 class says what it takes, as in ``takes = "... T in"``. It returns the cache as a record: the layer, the shape of y, and
 what the forward kept. The second requires the record of the same layer and a dy of that shape, and hands on what was
-kept.
+kept. Between a subclass and its parent there is no guard: ``super().forward(x)`` returns what the parent kept.
 
 A MODEL is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
 weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:
@@ -92,15 +92,21 @@ class Layer:
 
     frozen = False
     takes: ClassVar[str | None] = None  # the axes of x, where no array of the layer says them
+    _forward_of: ClassVar[type[Layer]]  # the class whose forward, or backward, this one has
+    _backward_of: ClassVar[type[Layer]]
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Put the guards around the forward and the backward."""
         super().__init_subclass__(**options)
         own = vars(cls)
+        if "fits" in own:
+            raise TypeError(f'{cls.__name__} has `fits`: annotate instead, as in gain: Annotated[Array, "in"]')
         if "forward" in own:
-            cls.forward = _guarded_forward(own["forward"])  # type: ignore[method-assign]
+            cls.forward = _guarded_forward(own["forward"], cls)  # type: ignore[method-assign]
+            cls._forward_of = cls
         if "backward" in own:
-            cls.backward = _guarded_backward(own["backward"])  # type: ignore[method-assign]
+            cls.backward = _guarded_backward(own["backward"], cls)  # type: ignore[method-assign]
+            cls._backward_of = cls
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Require a number that is annotated ``"> 0"`` to be above 0, whenever it is set."""
@@ -378,11 +384,13 @@ def _size(layer: Layer, name: str, end: int | str) -> int:
 # --- guards ---
 
 
-def _guarded_forward(forward: Callable[..., Any]) -> Callable[..., tuple[Array, Cache]]:
+def _guarded_forward(forward: Callable[..., Any], cls: type[Layer]) -> Callable[..., tuple[Array, Cache]]:
     """Return a forward that requires what the layer takes, and returns its cache as a `Record`."""
 
     @wraps(forward)
     def guarded(self: Layer, x: Array, *more: Any, **options: Any) -> tuple[Array, Cache]:
+        if self._forward_of is not cls:  # a subclass asks, by super(), and has a guard of its own
+            return forward(self, x, *more, **options)  # type: ignore[no-any-return]
         axes = self._axes_of_x()
         if axes is not None:
             check_input(self, x, axes)
@@ -396,12 +404,13 @@ def _guarded_forward(forward: Callable[..., Any]) -> Callable[..., tuple[Array, 
     return guarded
 
 
-def _guarded_backward(backward: Callable[..., Any]) -> Callable[..., Any]:
+def _guarded_backward(backward: Callable[..., Any], cls: type[Layer]) -> Callable[..., Any]:
     """Return a backward that requires its forward's cache, and a dy of the shape of y."""
 
     @wraps(backward)
     def guarded(self: Layer, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        return backward(self, dy, check_cache(self, dy, cache), need_dx=need_dx)  # type: ignore[no-any-return]
+        kept = check_cache(self, dy, cache) if self._backward_of is cls else cache
+        return backward(self, dy, kept, need_dx=need_dx)  # type: ignore[no-any-return]
 
     return guarded
 

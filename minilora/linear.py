@@ -19,8 +19,7 @@ HOW A LAYER IS WRITTEN, here and on every page:
 
 `need_dx` is false where no lower layer asks for dx, which can be half of the work. A layer whose `frozen` is true does
 not train: it has no gradients of its own, and only passes dx. The annotations of a class give the axes of its arrays;
-arrays that do not fit together, or do not fit the input, are refused (`minilora.layer`). `xp` is the library whose
-arrays a backend makes: NumPy, or CuPy on a GPU.
+arrays that do not fit together, or do not fit the input, are refused (`minilora.layer`).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def test_a_gradient_buffer_that_is_handed_out_again_is_impure():
             dx, grads = super().backward(dy, cache, need_dx=need_dx)
             if self.buffer is None:
                 self.buffer = [np.empty_like(grads["weight"])]
-            grads["weight"] = np.matmul(rows(dy).T, rows(cache[2]), out=self.buffer[0])
+            grads["weight"] = np.matmul(rows(dy).T, rows(cache[0]), out=self.buffer[0])
             return dx, grads
 
     problem = Problem(n=4, in_features=3, out_features=2, rank=2)

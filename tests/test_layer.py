@@ -6,7 +6,7 @@ import re
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from textwrap import dedent
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +27,6 @@ from minilora import (
 from minilora import layer as layer_page
 from minilora.layer import (
     Layer,
-    check_cache,
     first_array,
     freeze,
     nest,
@@ -61,10 +60,10 @@ class Blocks(Layer):
         for layer in self.layers:
             x, cache = layer.forward(x)
             caches.append(cache)
-        return x, (self, x.shape, caches)
+        return x, (caches,)
 
     def backward(self, dy, cache, *, need_dx=True):
-        (caches,) = check_cache(self, dy, cache)
+        (caches,) = cache
         grads = {}
         for i, (layer, inner) in reversed(list(enumerate(zip(self.layers, caches, strict=True)))):
             dy, found = layer.backward(dy, inner)
@@ -77,10 +76,10 @@ class Mean(Layer):
 
     def forward(self, x):
         y = x.mean(axis=1)
-        return y, (self, y.shape, x.shape)
+        return y, (x.shape,)
 
     def backward(self, dy, cache, *, need_dx=True):
-        (shape,) = check_cache(self, dy, cache)
+        (shape,) = cache
         return np.broadcast_to(dy[:, None] / shape[1], shape), {}
 
 
@@ -216,10 +215,10 @@ class Hidden(Layer):
         return self.learned
 
     def forward(self, x):
-        return x * self.fixed, (self, x.shape, x)
+        return x * self.fixed, (x,)
 
     def backward(self, dy, cache, *, need_dx=True):
-        (x,) = check_cache(self, dy, cache)
+        (x,) = cache
         return dy * self.fixed if need_dx else None, {name: (dy * x).sum(axis=0) for name in self.learned}
 
 
@@ -282,9 +281,8 @@ def test_what_was_tied_stays_tied():
 class Scale(Layer):
     """Its numbers, and those of an optional layer inside."""
 
-    gain: np.ndarray
-    inside: Layer | None = None
-    fits: ClassVar = {"x": "... in", "gain": "in", "inside": "in -> in"}
+    gain: Annotated[np.ndarray, "in"]
+    inside: Annotated[Layer | None, "in -> in"] = None
 
     def forward(self, x):
         """Return y."""
@@ -294,13 +292,11 @@ class Scale(Layer):
         (x,) = cache
         return dy * self.gain if need_dx else None, {"gain": (dy * x).sum(axis=0)}
 
-    shape = property(lambda self: self.gain.shape * 2)
-
 
 def test_a_layer_that_says_what_fits_is_mathematics_alone():
     layer, x = Scale(np.array([2.0, 3.0])), np.ones((4, 2))
     y, cache = layer.forward(x)
-    assert cache == (layer, (4, 2), x)
+    assert (cache.layer, cache.shape, cache.kept) == (layer, (4, 2), (x,))
     dx, grads = layer.backward(dy=y, cache=cache)
     np.testing.assert_array_equal(dx, y * layer.gain)
     np.testing.assert_array_equal(grads["gain"], [8, 12])
@@ -330,7 +326,7 @@ def test_parts_that_do_not_fit_are_refused_by_name(make, message):
 
 def test_the_layer_that_the_page_writes_is_right():
     code = layer_page.__doc__.partition("x_nj g_j:\n")[2].partition("\nWHAT FITS")[0]
-    names = {**vars(layer_page), "dataclass": dataclass}
+    names = {**vars(layer_page), "dataclass": dataclass, "Annotated": Annotated, "__name__": __name__}
     exec(dedent(code), names)
     claim = layer_claim(
         names["Scale"](RNG.standard_normal(3)), RNG.standard_normal((4, 3)), RNG.standard_normal((4, 3))
@@ -339,25 +335,38 @@ def test_the_layer_that_the_page_writes_is_right():
 
 
 class Louder(Scale):
-    """A subclass that makes its cache itself: nothing is put around it."""
+    """A subclass that asks its parent for both passes, and keeps more than it."""
 
     def forward(self, x):
-        y, cache = super().forward(x)
-        return 2 * y, (*cache, "more")
+        y, kept = super().forward(x)
+        return 2 * y, (*kept, "more")
 
     def backward(self, dy, cache, *, need_dx=True):
-        *_, more = check_cache(self, dy, cache)
+        *kept, more = cache
         assert more == "more"
-        return super().backward(2 * dy, cache[:-1], need_dx=need_dx)
+        return super().backward(2 * dy, tuple(kept), need_dx=need_dx)
 
 
-def test_a_subclass_that_makes_its_cache_itself_is_left_alone():
-    layer, x = Louder(np.array([2.0, 3.0])), np.ones((4, 2))
+class Prouder(Louder):
+    """A subclass that changes the backward only."""
+
+    def backward(self, dy, cache, *, need_dx=True):
+        dx, grads = super().backward(dy, cache, need_dx=need_dx)
+        return dx, {"gain": -grads["gain"]}
+
+
+@pytest.mark.parametrize("cls", [Louder, Prouder])
+def test_a_subclass_and_its_parent_share_one_guard(cls):
+    layer, x = cls(np.array([2.0, 3.0])), np.ones((4, 2))
     y, cache = layer.forward(x)
-    dx, _ = layer.backward(y, cache)
+    assert cache.kept == (x, "more")
+    dx, grads = layer.backward(y, cache)
     np.testing.assert_array_equal(dx, 2 * y * layer.gain)
+    np.testing.assert_array_equal(grads["gain"], [32, 48] if cls is Louder else [-32, -48])
     with pytest.raises(ValueError, match="dy has shape"):
         layer.backward(y[:2], cache)
+    with pytest.raises(ValueError, match="cache does not come from this layer's forward"):
+        layer.backward(y, cache.kept)
 
 
 @pytest.mark.parametrize("cls", [Linear, LoRA, Scale])
@@ -396,43 +405,77 @@ def test_a_tied_array_counts_once_among_the_parameters():
     assert (parameter_count(half), parameter_count(half, trained=True)) == (9 + 3 + 6, 9 + 3)
 
 
-def test_a_class_has_the_guards_that_its_fits_say():
-    """The classes are made here, and not when the file is read, since they are guarded when they are made."""
+class Free(Layer):
+    """It says nothing of what fits, and keeps what it likes."""
 
-    class Free(Layer):
+    def forward(self, x):
+        return x.repeat(2), "whatever it keeps"
+
+    def backward(self, dy, cache, *, need_dx=True):
+        return dy[::2] + dy[1::2], {"kept": cache}
+
+
+def test_a_layer_that_says_nothing_has_both_guards():
+    layer, x = Free(), np.arange(3.0)
+    y, cache = layer.forward(x)
+    dx, grads = layer.backward(y, cache)
+    np.testing.assert_array_equal(dx, 2 * x)
+    assert grads == {"kept": "whatever it keeps"}
+    with pytest.raises(ValueError, match=r"dy has shape \(3,\), expected \(6,\)"):
+        layer.backward(x, cache)
+    with pytest.raises(ValueError, match="cache does not come from this layer's forward"):
+        Free().backward(y, cache)
+    with pytest.raises(TypeError, match="dy and cache are exchanged"):
+        layer.backward(cache, y)
+
+
+@pytest.mark.parametrize("returned", [np.ones(2), (np.ones(2),), (1, 2, 3), None])
+def test_a_forward_without_a_cache_is_refused(returned):
+    class Without(Layer):
         def forward(self, x):
-            return x, "whatever it keeps"
+            return returned
 
-        def backward(self, dy, cache, *, need_dx=True):
-            return dy, {}
+    with pytest.raises(TypeError, match=r"forward of Without returned .*, expected a tuple \(y, cache\)"):
+        Without()(np.ones(2))
 
-    class Sized(Layer):
-        fits = {"x": "... in", "weight": "in"}
 
-        def __init__(self, weight):
-            self.weight = weight
-            self.__post_init__()
+class Sized(Layer):
+    """No dataclass, and it says by itself what it takes."""
 
-        def forward(self, x):
-            return x * self.weight, (x,)
+    weight: Annotated[np.ndarray, "in"]
+    power: Annotated[float, "> 0"]
+    takes = "... T in"
 
-        def backward(self, dy, cache, *, need_dx=True):
-            (x,) = cache
-            return dy * self.weight, {"weight": (dy * x).sum(axis=0)}
+    def __init__(self, weight, power=1.0):
+        self.weight, self.power = weight, power
+        self.__post_init__()
 
-        shape = property(lambda self: self.weight.shape * 2)
+    def forward(self, x):
+        return x * self.weight**self.power, (x,)
 
-    class Named(Sized):
-        fits = Sized.fits
 
-    assert Free().forward("x") == ("x", "whatever it keeps")
-    assert Free().backward("dy", "any cache") == ("dy", {})
-    for layer in (Sized(np.ones(3)), Named(np.ones(3))):
-        x = np.ones((2, 3))
-        y, cache = layer.forward(x)
-        assert cache == (layer, (2, 3), x)
-        assert layer.backward(y, cache)[0].shape == (2, 3)
-        with pytest.raises(ValueError, match="in"):
-            layer.forward(np.ones((2, 1)))
-        with pytest.raises(ValueError, match="cache"):
-            layer.backward(y, (x,))
+def test_annotations_are_a_layers_guards():
+    layer = Sized(np.ones(3), power=2)
+    assert layer.shape == (3, 3)
+    assert layer(np.ones((2, 3))).shape == (2, 3)
+    for x in (np.ones((2, 4)), np.ones(3), np.ones((0, 3))):
+        with pytest.raises(ValueError, match="x has"):
+            layer(x)
+    with pytest.raises(ValueError, match="power must be above 0 and finite, got -1"):
+        layer.power = -1
+    with pytest.raises(TypeError, match="power must be a number, got '2'"):
+        Sized(np.ones(3), power="2")
+    assert layer.power == 2
+    with pytest.raises(ValueError, match="weight has shape"):
+        Sized(np.ones((3, 3)))
+
+
+def test_the_former_way_to_say_what_fits_is_refused():
+    with pytest.raises(TypeError, match="Before has `fits`: annotate instead"):
+        type("Before", (Layer,), {"fits": {"x": "... in"}})
+
+
+def test_a_layer_without_widths_says_so():
+    assert not hasattr(ReLU(), "in_features")
+    with pytest.raises(AttributeError, match=r"a ReLU has no shape \(out, in\)"):
+        ReLU().shape  # noqa: B018

@@ -198,8 +198,6 @@ MISTAKES = [
      "TypeError: weight holds complex numbers, and layers compute with real ones: take weight.real, or its real and "
      "imaginary parts side by side"),
     (lambda rng: L(X.astype(">f8")), "TypeError: x has dtype >f8, expected a floating-point dtype such as float32"),
-    (lambda rng: L.input_gradient(Y.astype("f4")),
-     "TypeError: dy has dtype float32, expected float64 as in the layer: convert it with dy.astype('float64')"),
     (lambda rng: LoRA(A, np.ones((3, 3)), 1),
      "ValueError: lora_B has shape (3, 3), expected (out, r) with r = 2 as in lora_A"),
     (lambda rng: LoRA(A[0], B, 1), "ValueError: lora_A has shape (4,), expected (r, in) with no empty axis"),

@@ -36,7 +36,7 @@ from minilora.variants.adapter import Rewritten
 from minilora.variants.dropout import DroppingLoRALinear
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
-RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.lora.widen`
+RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.layer.matmul`
 
 
 def samples(label: str, rank: int) -> dict[str, Any]:

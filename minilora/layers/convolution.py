@@ -52,7 +52,7 @@ class Convolution(Layer):
     """
 
     weight: Array  # a subclass says which axes it has
-    bias: Annotated[Array | None, "out"] = None
+    bias: Array | None = None
 
     def __init__(
         self, weight: Array, bias: Array | None = None, *,
@@ -146,12 +146,14 @@ class Conv1d(Convolution):
     """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's. The rest is `Convolution`'s."""
 
     weight: Annotated[Array, "out C width"]
+    bias: Annotated[Array | None, "out"] = None
 
 
 class Conv2d(Convolution):
     """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's. The rest is `Convolution`'s."""
 
     weight: Annotated[Array, "out C height width"]
+    bias: Annotated[Array | None, "out"] = None
 
 
 def _each_axis(name: str, value: Any, kernel: Ints, at_least: int) -> Ints:

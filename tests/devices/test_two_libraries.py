@@ -75,7 +75,6 @@ MIXTURES = {  # each hands `odd` arrays to what otherwise holds `own` ones: the 
     "Linear.forward": (lambda own, odd: linear(own).forward(odd(N, IN)), "x", LAYER),
     "Linear.__call__": (lambda own, odd: linear(own)(odd(N, IN)), "x", LAYER),
     "Linear.backward": (lambda own, odd: back(linear(own), own, odd), "dy", LAYER),
-    "Linear.input_gradient": (lambda own, odd: linear(own).input_gradient(odd(N, OUT)), "dy", LAYER),
     "LoRA.forward": (lambda own, odd: lora(own).forward(odd(N, IN)), "x", LAYER),
     "LoRA.backward": (lambda own, odd: back(lora(own), own, odd), "dy", LAYER),
     "residual_form of LoRA x": (lambda own, odd: residual_form(lora(own), odd(N, IN), own(N, OUT)), "x", LAYER),

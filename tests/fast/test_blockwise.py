@@ -102,7 +102,7 @@ def test_a_short_text_has_the_pages_bits():
         (y, cache), (expected_y, expected_cache) = here.forward(x), page.forward(x)
         dx, grads = here.backward(dy, cache)
         expected_dx, expected = page.backward(dy, expected_cache)
-        kept, P = cache[-1][-1], expected_cache[-1][-1]
+        kept, P = cache.kept[-1][-1], expected_cache.kept[-1][-1]
         assert isinstance(kept, tuple) is by_blocks
         assert P.shape[-2:] == (2 * T, T)
         for one, other in ((y, expected_y), (dx, expected_dx), *((grads[name], expected[name]) for name in expected)):

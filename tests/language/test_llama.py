@@ -71,9 +71,9 @@ def arrays_in(cache):
 def test_below_the_lowest_adapter_nothing_is_kept_or_computed():
     model = adapted("model.layers.1.self_attn.v_proj", llama())
     z, cache = model.forward(IDS)
-    _, _, _, caches = cache[2]
+    _, caches = cache.kept[0].kept
     assert caches[:2] == [None, None]  # the embedding and the first block
-    _, _, _, (q_cache, k_cache, v_cache, o_cache), *_ = caches[2][2][1]
+    _, (q_cache, k_cache, v_cache, o_cache), *_ = caches[2].kept[0][1].kept
     assert arrays_in(v_cache)
     assert not arrays_in((q_cache, k_cache, o_cache))
     model.model.embed_tokens = model.model.layers[0] = None  # whoever calls them fails

@@ -26,7 +26,7 @@ from minilora.language.memory import (
     training_memory,
 )
 from minilora.language.text import next_token_loss, windows
-from minilora.layer import parameter_count, rebuild
+from minilora.layer import Record, parameter_count, rebuild
 from minilora.layers.embedding import OneHot
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate
@@ -149,12 +149,12 @@ def test_a_cache_takes_the_memory_of_arrays_besides_the_models():
     layer, x, y, ids = Linear(np.zeros((8, 3))[:4]), np.zeros((6, 5)), np.zeros(7), np.array([[3, 1, 3]])
     embedding, no_array = Embedding(np.zeros((50, 4))), np.frombuffer(bytearray(8 * 12)).reshape(4, 3)
     for cache, size in [
-        ((layer, (6, 4), x[:2], [x[3:].T, x[:2][0]], y), x.nbytes + y.nbytes),  # a view keeps all that it looks at
-        ((layer, (6, 4), layer.weight.T, layer.weight.base[2:], y), y.nbytes),  # but for views of the model's own
-        ((embedding, (1, 3, 4), OneHot(ids[0], 50, embedding.weight), ids), ids.nbytes),  # one-hot rows have their ids
+        (Record(layer, (6, 4), (x[:2], [x[3:].T, x[:2][0]], y)), x.nbytes + y.nbytes),  # a view keeps what it looks at
+        (Record(layer, (6, 4), (layer.weight.T, layer.weight.base[2:], y)), y.nbytes),  # but for the model's own
+        (Record(embedding, (1, 3, 4), (OneHot(ids[0], 50, embedding.weight), ids)), ids.nbytes),  # one-hot: the ids
         (embedding.forward(ids)[1], ids.nbytes),
         (layer.forward(no_array)[1], no_array.nbytes),
-        ((layer, (2,), Bare()), 24),
+        (Record(layer, (2,), Bare()), 24),
     ]:
         assert cache_bytes(cache) == size
 
@@ -188,7 +188,7 @@ def test_a_further_recomputed_layer_keeps_its_input_alone(make, length):
     x, kept = plain.model.embed_tokens(ids), []
     for block in plain.model.layers:
         y, cache = block.forward(x)
-        kept.append(cache_bytes((block, y.shape, *cache[2:])) - x.nbytes)
+        kept.append(cache_bytes(cache) - x.nbytes)
         x = y
     assert step_bytes(caches[0]) - cache_bytes(caches[0]) == max(kept)
 

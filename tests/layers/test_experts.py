@@ -112,7 +112,7 @@ TWO = Experts(StackedLinear(np.ones((E, 2 * M, D))), S)
          r"x has shape \(1, 3, 5\), expected rows \(R, in\)$"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 5), ValueError, "top_k must be at most 4, got 5"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 0), ValueError, "top_k must be at least 1, got 0"),
-        (lambda: Router(np.ones((E, D)), 1), TypeError, "weight must be a Layer with in_features"),
+        (lambda: Router(np.ones((E, D)), 1), TypeError, "weight must be a StackedLinear, got"),
         (lambda: Router(StackedLinear(np.ones((E, D))), 1, 1), TypeError, "norm_topk_prob must be True or False"),
         (lambda: R(np.ones((2, D + 1))), ValueError, "x has 7 entries .*, expected in_features = 6"),
         (lambda: Experts(S, S), ValueError, "down_proj is 5 -> 6 wide, expected m -> in with in = 5"),
@@ -155,8 +155,8 @@ def test_the_gate_by_rows_is_the_gate_at_once(counts, dtype):
     found, expected = [], []
     for cls, answers in ((ExpertsByRows, found), (Experts, expected)):
         y, cache = cls(*stacks).forward(x, counts)
-        dx, grads = cls.backward(cache[0], dy, cache)
-        answers += [y, *cache[-2:], dx, *grads.values()]
+        dx, grads = cls.backward(cache.layer, dy, cache)
+        answers += [y, *cache.kept[-2:], dx, *grads.values()]
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-13 if dtype == np.float64 else 1e-5)

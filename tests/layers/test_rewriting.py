@@ -48,8 +48,9 @@ def test_patches_are_a_view_of_channel_first_memory():
 def test_a_frozen_convolution_keeps_no_patches():
     layer = Conv2d(np.ones((2, 3, 3, 3)))
     layer.frozen = True
-    _, (_, _, _, (_, _, kept)) = layer.forward(np.ones((1, 3, 4, 4)))
-    assert kept is None
+    _, cache = layer.forward(np.ones((1, 3, 4, 4)))
+    _, of_matrix = cache.kept
+    assert of_matrix.kept == (None,)
 
 
 def test_a_convolutions_dx_is_computed_once(monkeypatch):

@@ -20,7 +20,7 @@ PUBLIC = pytest.mark.parametrize("package", ["", "fast", "files", "language"])
 FLOORS = [
     {"checks", "backend", "extras"},
     {"layer", "losses"},
-    {"linear"},
+    {"linear", "adapted"},
     {"lora", "layers"},
     {"variants", "adaptation"},
     {"optim", "fast", "files", "training"},

@@ -25,12 +25,13 @@ def by_formulas(parts: Any) -> type[LoRALinear]:
 
         def forward(self, x):
             y = self.answers(rows(x), np.zeros((rows(x).shape[0], self.base.out_features)))["y"]
-            return y.reshape(*x.shape[:-1], y.shape[-1]), (self, x)
+            return y.reshape(*x.shape[:-1], y.shape[-1]), (x,)
 
         def backward(self, dy, cache, *, need_dx=True):
-            found = self.answers(rows(cache[1]), rows(dy))
+            (x,) = cache
+            found = self.answers(rows(x), rows(dy))
             grads = {name: found[name] for name in self.trainable()}
-            return (found["x"].reshape(cache[1].shape) if need_dx else None), grads
+            return (found["x"].reshape(x.shape) if need_dx else None), grads
 
         def merge(self):
             found = self.answers(np.zeros((1, self.base.in_features)), np.zeros((1, self.base.out_features)))

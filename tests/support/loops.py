@@ -65,10 +65,10 @@ class Beside(Layer):
     def forward(self, x):
         update, cache = self.layer.forward(self.ids[0][: len(x)])
         y = x + update
-        return y, (self, y.shape, cache)
+        return y, (cache,)
 
     def backward(self, dy, cache, *, need_dx=True):
-        none, grads = self.layer.backward(dy, cache[2], need_dx=need_dx)
+        none, grads = self.layer.backward(dy, *cache, need_dx=need_dx)
         assert none is None, "ids have a derivative"
         return (dy.copy() if need_dx else None), grads
 

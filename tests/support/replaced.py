@@ -183,7 +183,7 @@ LINEAR = [
     bug("bias gradient forgotten", "Linear", Linear,
         backward=backward_becomes(lambda self, dx, grads, *_: (dx, without("bias")(grads)))),
     bug("the input handed back as its own gradient", "Linear", Linear,
-        backward=backward_becomes(lambda self, dx, grads, dy, cache: (None if dx is None else cache[2], grads))),
+        backward=backward_becomes(lambda self, dx, grads, dy, cache: (None if dx is None else cache.kept[0], grads))),
     bug("NF4: the halves of a byte are exchanged", IN_FOUR_BITS, QuantizedLinear,
         weight=in_other_bytes(packed=lambda packed: packed // 16 + packed % 16 * 16)),
     bug("NF4: the mean of the scales is not added", IN_FOUR_BITS, QuantizedLinear,

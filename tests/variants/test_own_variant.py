@@ -59,10 +59,10 @@ class VeRA(Layer):
         h = x @ self.A.T
         z = (h * self.d) @ self.B.T
         y = z * self.b
-        return y, (self, y.shape, h, z)
+        return y, (h, z)
 
     def backward(self, dy, cache, *, need_dx=True):
-        h, z = cache[2:]
+        h, z = cache
         du = (dy * self.b) @ self.B
         dx = (du * self.d) @ self.A if need_dx else None
         return dx, {"d": (du * h).sum(axis=0), "b": (dy * z).sum(axis=0)}
@@ -82,10 +82,10 @@ class VeRALinear(Layer):
     def forward(self, x):
         y, cache = self.adapter.forward(x)
         y = self.base(x) + y
-        return y, (self, y.shape, cache)
+        return y, (cache,)
 
     def backward(self, dy, cache, *, need_dx=True):
-        dx, grads = self.adapter.backward(dy, cache[2], need_dx=need_dx)
+        dx, grads = self.adapter.backward(dy, *cache, need_dx=need_dx)
         return (self.base.input_gradient(dy) + dx if need_dx else None), {f"adapter.{k}": g for k, g in grads.items()}
 
     def trainable(self):
@@ -157,7 +157,7 @@ class GainLinear(Layer):
 
     def forward(self, x):
         y, cache = self.adapter.forward(x)
-        return self.base(x) + self.gain * y, (self, y.shape, cache, y)
+        return self.base(x) + self.gain * y, (cache, y)
 
     def merge(self):
         return Linear(self.base.weight + self.gain[:, None] * self.adapter.delta(), self.base.bias.copy())

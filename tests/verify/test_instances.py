@@ -19,6 +19,7 @@ from minilora.verify.instances import Drawing
 from ..support.cupy_standin import traffic
 
 WITHOUT_A_ROW = {
+    "Adapted": "what it computes is for its subclasses to say",
     "Convolution": "the number of axes is for Conv1d and Conv2d to say",
     "Sequential": "MLP is one, of three layers",
     "CodedLinear": "the format is for QuantizedLinear to say",

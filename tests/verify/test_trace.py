@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
@@ -320,7 +321,7 @@ def test_a_wrong_gradient_shows_by_how_much(monkeypatch):
 
 def test_a_kinked_forward_is_measured_by_differences():
     class Absolute(Layer):
-        fits = {"x": "..."}
+        takes = "..."
 
         def forward(self, x):
             return np.abs(x), (x,)
@@ -379,11 +380,9 @@ LAST = -1
 class Own(Layer):
     """A layer of another package, with each form of a numbered line."""
 
-    gain: np.ndarray
+    gain: Annotated[np.ndarray, "in"]
     words: tuple = ("no", "number")
     empty: tuple = ()
-
-    fits = {"x": "... in", "gain": "in"}
 
     def forward(self, x):
         total = sum(
