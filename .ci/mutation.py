@@ -51,7 +51,7 @@ PARTS = {
     "core": (
         (
             (
-                *("lora", "linear", "losses", "optim", "layer", "layers/mlp"),
+                *("lora", "linear", "losses", "optim", "schedule", "layer", "layers/mlp"),
                 *("layers/activation", "fast/adam", "fast/residual"),
             ),
             (

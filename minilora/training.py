@@ -136,8 +136,8 @@ def train(
         ``report(state)``, called at the end of each epoch, after the checkpoint is written: the `TrainingState` has the
         number of epochs done and the history so far. What it raises ends the training.
     schedule : callable, optional
-        ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a `minilora.optim.Schedule`.
-        A checkpoint knows it by its name, or its `repr`.
+        ``schedule(t)``, the factor of lr in step t of all epochs, counted from 1, such as a
+        `minilora.schedule.Schedule`. A checkpoint knows it by its name, or its `repr`.
     batches : callable, optional
         ``batches(t)``, the row numbers of step t of all epochs, counted from 1, at most `batch_size` of them: a
         `minilora.training.Passes`, which brings its own `batch_size`. A checkpoint knows it as a schedule.

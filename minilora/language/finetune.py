@@ -29,7 +29,8 @@ from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
 from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
-from ..optim import Schedule, gradient_norm
+from ..optim import gradient_norm
+from ..schedule import Schedule
 from ..training import Passes, TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout

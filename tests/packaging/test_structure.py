@@ -23,7 +23,7 @@ FLOORS = [
     {"linear"},
     {"lora", "layers"},
     {"variants", "adaptation"},
-    {"optim", "fast", "files", "training"},
+    {"optim", "schedule", "fast", "files", "training"},
     {"verify", "article"},
     {"language"},
     {"conformance", "audit", "exercises"},
