@@ -23,7 +23,7 @@ Y = X @ theta  # y <- torch_matmul(X, thetas)
 
 # 2. Train a full-rank model on it, "pre-trained" from here on.
 model = Linear.init(1001, 1000, bias=False, rng=rng)  # nn_linear(d_in, d_out, bias = FALSE)
-base_history = train(model, X, Y, rng=rng, progress=True)  # train(model, X, y)
+base_history = train(model, X, Y, rng=rng)  # train(model, X, y)
 
 # 3. The task changes: theta + 1. The article calls it a rotation; it adds a matrix of rank 1, all ones.
 X2 = randn(10_000, 1001)
@@ -35,7 +35,7 @@ shifted = evaluate(model, X2, Y2)  # nnf_mse_loss(model(X2), y2)
 # 5. Fine-tune with LoRA, r = 1. The article's A is our lora_A transposed, and B likewise. The model is frozen, so
 #    what it leaves over is computed once, and the adapter alone is trained on that.
 adapter = LoRA(randn(1, 1001), np.zeros((1000, 1), np.float32), alpha=1)
-lora_history = train(adapter, X2, Y2 - model(X2), rng=rng, progress=True)  # train(lora, X2, Y2)
+lora_history = train(adapter, X2, Y2 - model(X2), rng=rng)  # train(lora, X2, Y2)
 
 # 6. What was learned is the change itself: ones.
 delta = adapter.delta()  # torch_matmul(lora$A, lora$B) * lora$scaling

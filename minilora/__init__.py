@@ -9,9 +9,10 @@ Read these files in this order. Each adds one idea:
 5. `minilora.training`: the loop, and which rows a step takes
 6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", made of these five
 
-They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumPy or CuPy) and `minilora.checks` (errors
-for bad input). From one layer to a model: `minilora.layers` and `minilora.adaptation`. What became of LoRA:
-`minilora.variants`. Is a gradient right? `minilora.verify`. The same numbers with less work: `minilora.fast`.
+They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors
+for bad input) and `minilora.extras` (packages beyond NumPy). From one layer to a model: `minilora.layers` and
+`minilora.adaptation`. What became of LoRA: `minilora.variants`. Is a gradient right? `minilora.verify`. The same
+numbers with less work: `minilora.fast`.
 
 Five doors lead on: `minilora.files` (adapters, merging, checkpoints), `minilora.language` (a language model,
 fine-tuned), `minilora.conformance` (judges what other people wrote), `minilora.audit` (looks at an adapter's files) and
@@ -30,8 +31,8 @@ __version__ = "0.4.0"
 def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a package's ``__getattr__`` and ``__dir__``: names and modules are imported when they are first used.
 
-    So ``import minilora`` takes no time, and ``import minilora.lora`` needs NumPy alone. The names stand once, in the
-    package's ``__init__.pyi``, which type checkers and editors read as well.
+    So ``import minilora`` takes no time, and a name that needs a package of an extra says which. The names stand once,
+    in the package's ``__init__.pyi``, which type checkers and editors read as well.
     """
 
     @cache
@@ -55,9 +56,12 @@ def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]
             return sorted(homes())
         if name.startswith("__") or not (name in homes() or name in modules()):
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        if name not in homes():
-            return import_module(f"{package}.{name}")
-        value = getattr(import_module(homes()[name], package), name)
+        from .extras import requiring
+
+        with requiring(f"{package}.{name}", "models" if package == "minilora.language" else ""):
+            if name not in homes():
+                return import_module(f"{package}.{name}")
+            value = getattr(import_module(homes()[name], package), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -22,10 +22,9 @@ import numpy as np
 
 from .backend import Backend, backend_or_numpy
 from .checks import Array, check_integer, check_number, check_path, check_sizes
-from .files.checkpoint import Checkpoint
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, TrainingState, evaluate, train
+from .training import History, Keeper, TrainingState, evaluate, keeper_of, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -122,10 +121,10 @@ def run(
     alpha = check_number("alpha", alpha, above=0)
     check_integer("seed", seed, at_least=0)
     backend = backend_or_numpy(backend)
-    checkpoints: dict[str, Checkpoint] = {}
+    checkpoints: dict[str, Keeper | None] = {}
     if checkpoint is not None:
         settings["backend"] = backend.name
-        checkpoints = {name: Checkpoint(file, settings) for name, file in checkpoint_files(checkpoint).items()}
+        checkpoints = {name: keeper_of(file, settings) for name, file in checkpoint_files(checkpoint).items()}
     rng = np.random.default_rng(seed)
     training: dict[str, Any] = {
         "epochs": epochs, "batch_size": batch_size, "lr": lr, "rng": rng, "progress": progress,

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from .checks import Array
+from .extras import install
 
 
 class BackendUnavailable(RuntimeError):
@@ -125,8 +126,7 @@ def _working_cupy() -> Any:
     except Exception as error:  # mostly ImportError, but a broken installation may fail in any way
         state = "not installed" if isinstance(error, ModuleNotFoundError) else "not installed correctly"
         raise BackendUnavailable(
-            f"CuPy is {state} ({error}): "
-            "pip install 'cupy-cuda12x[ctk]' or 'cupy-cuda13x[ctk]', whichever your driver runs"
+            f"CuPy is {state} ({error}): {install('cuda12')}, or cuda13, whichever your driver runs"
         ) from None
     try:  # CuPy raises many kinds here, all with CUDA's own message
         # This takes the compiler, a kernel of CuPy's own and cuBLAS: what a wheel without its CUDA libraries lacks.

@@ -16,29 +16,30 @@ import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from .extras import needed as needed  # a missing package is refused as other input is
 
 Array: TypeAlias = Any
 """A NumPy array, or an array of a library that behaves like NumPy (CuPy)."""
 
 MAX_SIZE = 2**31 - 1
 """Of a width or a rank."""
+MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
+"""Beyond these a scaling could vanish or overflow."""
 
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
-_PRECISION = {
-    "float16": "float16",
-    "float32": "float32",
-    "float64": "float64",
-    "complex64": "float32",
-    "complex128": "float64",
-}
+_PRECISION = {f: f for f in ("float16", "float32", "float64")} | {"complex64": "float32", "complex128": "float64"}
 
 IMAGINARY = 1e-6
 """The largest imaginary part that may be one of the complex step, which begins with 1e-20 and goes through layers."""
+
+ASTYPE = "{name}.astype('{dtype}')"
+RECAST = "minilora.layer.rebuild({name}, array=lambda a: a.astype('{dtype}'))"
+"""The code that gives an array, or a layer, another dtype."""
 
 _OTHER_ARITHMETIC = (np.matrix, np.ma.MaskedArray)
 """NumPy's classes whose * is another product, or some of whose entries do not count."""
@@ -85,11 +86,11 @@ def check_kind(name: str, value: Any, expected: str = "an array") -> None:
         raise TypeError(f"{name} is a {kind_of(value)}{convert}")
 
 
-def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
-    """Require an array of real floating-point numbers, of the library and precision of `like`."""
+def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer", how: str = ASTYPE) -> None:
+    """Require an array of real floating-point numbers, of the library and precision of `like`; `how` converts it."""
     if type(value) is type(like) is np.ndarray and value.dtype == like.dtype and value.dtype.kind == "f":
         return  # the usual case: every layer asks at every step
-    _check_dtype(name, value, like, like_name)
+    _check_dtype(name, value, like, like_name, how)
     if value.dtype.kind == "c" and value.size and float(abs(value.imag).max()) > IMAGINARY:
         raise TypeError(
             f"{name} holds complex numbers, and layers compute with real ones: take {name}.real, or its real and "
@@ -97,7 +98,7 @@ def check_array(name: str, value: Array, like: Array = None, like_name: str = "t
         )
 
 
-def _check_dtype(name: str, value: Array, like: Array, like_name: str) -> None:
+def _check_dtype(name: str, value: Array, like: Array, like_name: str, how: str = ASTYPE) -> None:
     """Require a floating-point array, of the library and precision of `like`."""
     if type(value) is not np.ndarray:  # the common case needs no more than that
         check_kind(name, value)
@@ -109,7 +110,8 @@ def _check_dtype(name: str, value: Array, like: Array, like_name: str) -> None:
     if precision is None:
         raise TypeError(f"{name} has dtype {value.dtype}, expected a floating-point dtype such as float32")
     if like is not None and precision != _PRECISION.get(dtype_name(like)):
-        raise TypeError(f"{name} has dtype {value.dtype}, expected {like.dtype} as in {like_name}")
+        remedy = f": convert it with {how.format(name=name, dtype=like.dtype)}" if value.dtype.kind == "f" else ""
+        raise TypeError(f"{name} has dtype {value.dtype}, expected {like.dtype} as in {like_name}{remedy}")
 
 
 def check_trainable(name: str, value: Array, like: Array = None, like_name: str = "the layer") -> None:
@@ -320,8 +322,6 @@ LONGEST_NAME, LONGEST_MESSAGE = 200, 1200
 """Characters of one name or value, and of a whole message."""
 HUB_NAME = re.compile(r"[\w-]+/[\w.-]+(?<!\.gguf)(?<!\.npz)(?<!\.json)(?<!\.safetensors)")
 """``owner/model``: how a hub names a model."""
-INSTALL = {"gguf": "gguf tokenizers"}
-"""What to install for a package, where that is more than the package: a .gguf file's tokenizer needs both."""
 
 
 class FileRefused(ValueError):
@@ -387,11 +387,3 @@ def hub_hint(path: Path) -> str:
     if not HUB_NAME.fullmatch(name) or path.parent.exists():
         return ""
     return f". If it is a model's name on a hub, download it ('hf download {name} --local-dir DIR') and give the folder"
-
-
-def needed(package: str, why: str) -> Any:
-    """Import a package that only some models' files need, or say how to install it."""
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise ValueError(f"{why} needs {package} ({error}): pip install {INSTALL.get(package, package)}") from error

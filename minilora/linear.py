@@ -10,20 +10,30 @@ The chain rule sums over what each of them reaches:
     dx_ni = sum_o dy_no W_oi        dx = dy W             (10)    (N, in)
 
 Weights lie as in PyTorch, one row for each output. An input may have any number of leading axes, (..., in): they count
-as rows, N of them in all.
+as rows, N of them in all, and rows(x) is x with these axes made one, (N, in).
+
+HOW A LAYER IS WRITTEN, here and on every page:
+
+    y, cache  = layer.forward(x)                          the cache is what backward needs, and nothing else
+    dx, grads = layer.backward(dy, cache, need_dx=True)   one gradient for each array that trains, under its name
+
+`need_dx` is false where no lower layer asks for dx, which can be half of the work. A layer whose `frozen` is true does
+not train: it has no gradients of its own, and only passes dx. The annotations of a class give the axes of its arrays;
+arrays that do not fit together, or do not fit the input, are refused (`minilora.layer`). `xp` is the library whose
+arrays a backend makes: NumPy, or CuPy on a GPU.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from .backend import Backend, backend_or_numpy
-from .checks import Array, check_array, check_flag, check_start
-from .layer import Cache, Layer, first_array, rows
+from .checks import Array, check_flag, check_start
+from .layer import Cache, Layer, rows
 
 
 @dataclass(eq=False, repr=False)
@@ -33,10 +43,8 @@ class Linear(Layer):
     Arrays that do not fit together are a ValueError or a TypeError.
     """
 
-    weight: Array  # (out, in), float
-    bias: Array | None = None  # (out,), of the same dtype
-
-    fits = {"x": "... in", "weight": "out in", "bias": "out"}
+    weight: Annotated[Array, "out in"]
+    bias: Annotated[Array | None, "out"] = None
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. A frozen layer keeps no x: only the gradient of W asks for it."""
@@ -55,8 +63,7 @@ class Linear(Layer):
         return dx, grads
 
     def input_gradient(self, dy: Array) -> Array:  # (..., out) -> (..., in)
-        """Return dx alone. It is all that a frozen layer passes on."""
-        check_array("dy", dy, like=first_array(self))
+        """Return dx only, which is all that a frozen layer passes on."""
         return dy @ self.weight  # eq. (10)
 
     @classmethod
@@ -69,9 +76,7 @@ class Linear(Layer):
         `rng`, a `numpy.random.Generator`, draws in float64, then the values are rounded to `dtype`: one seed gives one
         start in every precision. `backend` says where the arrays live, as `get_backend` returns it; NumPy by default.
         """
-        n_in, n_out = check_start(rng, dtype, in_features=in_features, out_features=out_features)
-        bias, backend, bound = check_flag("bias", bias), backend_or_numpy(backend), 1 / math.sqrt(n_in)
-        weight = backend.asarray(rng.uniform(-bound, bound, (n_out, n_in)), dtype)
-        return cls(weight, backend.asarray(rng.uniform(-bound, bound, n_out), dtype) if bias else None)
-
-    shape = property(lambda self: self.weight.shape, doc="(out, in), as the weight's.")
+        check_start(rng, dtype, in_features=in_features, out_features=out_features)
+        bias, backend, bound = check_flag("bias", bias), backend_or_numpy(backend), 1 / math.sqrt(in_features)
+        weight = backend.asarray(rng.uniform(-bound, bound, (out_features, in_features)), dtype)
+        return cls(weight, backend.asarray(rng.uniform(-bound, bound, out_features), dtype) if bias else None)

@@ -39,13 +39,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from .adapted import Adapted
 from .backend import Backend, backend_of, backend_or_numpy
-from .checks import Array, check_instance, check_number, check_start, warn_of_rank
-from .layer import Cache, Layer, parts_besides, rows
+from .checks import Array, check_instance, check_start, warn_of_rank
+from .layer import Cache, Layer, matmul, rows
 from .linear import Linear
 
 
@@ -56,15 +57,9 @@ class LoRA(Layer):
     Arrays that do not fit together, or an alpha out of range, are a ValueError or a TypeError.
     """
 
-    lora_A: Array  # (r, in), reads the input
-    lora_B: Array  # (out, r), writes the output; of the same float dtype
-    alpha: float  # above 0
-
-    fits = {"x": "... in", "lora_A": "r in", "lora_B": "out r"}  # axes; `Layer` refuses arrays with others
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Require an alpha above 0, whenever it is set."""
-        super().__setattr__(name, check_number("alpha", value, above=0) if name == "alpha" else value)
+    lora_A: Annotated[Array, "r in"]  # reads the input
+    lora_B: Annotated[Array, "out r"]  # writes the output
+    alpha: Annotated[float, "> 0"]
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. The products run from the left, so B A, which is as large as W, is never formed.
@@ -72,7 +67,7 @@ class LoRA(Layer):
         A frozen adapter keeps neither x nor h: only the gradients of its factors ask for them.
         """
         h = x @ self.lora_A.T  # eq. (1)  (..., r)
-        y = widen(self.scaling * h, self.lora_B.T)  # eq. (2)  (..., out); `widen` is `@`, faster at rank 1
+        y = matmul(self.scaling * h, self.lora_B.T)  # eq. (2)  (..., out)
         return y, (None, None) if self.frozen else (x, h)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -99,31 +94,31 @@ class LoRA(Layer):
 
         A rank above min(in, out) is allowed and gains nothing. `rng`, `dtype` and `backend` are as in `Linear.init`.
         """
-        sizes = {"in_features": in_features, "out_features": out_features, "rank": rank}
-        n_in, n_out, r = check_start(rng, dtype, alpha, **sizes)
-        backend, bound = backend_or_numpy(backend), 1 / math.sqrt(n_in)
-        lora_A = backend.asarray(rng.uniform(-bound, bound, (r, n_in)), dtype)
-        return cls(lora_A, backend.zeros((n_out, r), dtype), alpha)
+        check_start(rng, dtype, alpha, in_features=in_features, out_features=out_features, rank=rank)
+        backend, bound = backend_or_numpy(backend), 1 / math.sqrt(in_features)
+        lora_A = backend.asarray(rng.uniform(-bound, bound, (rank, in_features)), dtype)
+        return cls(lora_A, backend.zeros((out_features, rank), dtype), alpha)
 
-    shape = property(lambda self: (self.lora_B.shape[0], self.lora_A.shape[1]), doc="(out, in), as the weight's.")
-    rank = property(lambda self: int(self.lora_A.shape[0]), doc="The width r between the factors.")
-    scaling = property(lambda self: self.alpha / self.rank, doc="The factor s = alpha / r.")
+    @property
+    def rank(self) -> int:
+        """The width r between the factors."""
+        return int(self.lora_A.shape[0])
+
+    @property
+    def scaling(self) -> float:
+        """The factor s = alpha / r."""
+        return self.alpha / self.rank
 
 
 @dataclass(eq=False, repr=False)
-class LoRALinear(Layer):
-    """A frozen layer and its adapter side by side. Only the adapter trains: W's large gradient dy^T x is not formed."""
+class LoRALinear(Adapted):
+    """A frozen layer and its adapter side by side. Only the adapter trains: W's large gradient dy^T x is not formed.
 
-    base: Linear
-    adapter: LoRA  # of the same widths and dtype
+    `Adapted` says so: its `trainable` returns the adapter's arrays.
+    """
 
-    fits = {"base": "in -> out", "adapter": "in -> out"}
-
-    def __post_init__(self) -> None:
-        check_instance("base", self.base, Linear)
-        check_instance("adapter", self.adapter, LoRA)
-        super().__post_init__()
-        check_whole(self)
+    base: Annotated[Linear, "in -> out"]
+    adapter: Annotated[LoRA, "in -> out"]
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache. The base needs none: its dx depends on W alone."""
@@ -141,45 +136,13 @@ class LoRALinear(Layer):
     def merge(self) -> Linear:
         """Return one new `Linear`: as fast as the base, and this layer's output up to rounding. Nothing is shared."""
         bias = self.base.bias
-        return Linear(self.base.weight + self.delta(), None if bias is None else bias.copy())  # eq. (14)
-
-    def delta(self) -> Array:  # -> (out, in)
-        """Return the adapter's change of weight, s B A."""
-        return self.adapter.delta()
-
-    def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays. The base's are not among them, so they do not train."""
-        return self.adapter.trainable()
+        return Linear(self.base.weight + self.adapter.delta(), None if bias is None else bias.copy())  # eq. (14)
 
     @classmethod
     def from_linear(cls, linear: Linear, *, rank: int, alpha: float, rng: np.random.Generator) -> LoRALinear:
         """Put a new adapter beside a trained layer, which is shared. The output is the same until the first step."""
         check_instance("linear", linear, Linear)
-        new: dict[str, Any] = {"dtype": linear.weight.dtype, "backend": backend_of(linear.weight)}
-        lora = LoRA.init(linear.in_features, linear.out_features, rank=rank, alpha=alpha, rng=rng, **new)
+        new: dict[str, Any] = {"rng": rng, "dtype": linear.weight.dtype, "backend": backend_of(linear.weight)}
+        adapter = LoRA.init(linear.in_features, linear.out_features, rank=rank, alpha=alpha, **new)
         warn_of_rank(rank, {"": min(linear.shape)})
-        return cls(linear, lora)
-
-    shape = property(lambda self: self.base.shape, doc="(out, in).")
-    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
-    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
-    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
-
-
-def widen(narrow: Array, factor: Array) -> Array:  # (..., r), (r, n) -> (..., n)
-    """Return ``narrow @ factor``.
-
-    NumPy does not send an outer product to the BLAS. At rank 1, as a broadcast product, 128 rows of 1000 entries take
-    0.03 ms instead of 0.14, in a step of the article's adapter that takes 0.33 ms instead of 0.45.
-    """
-    return narrow * factor[0] if factor.shape[0] == 1 else narrow @ factor
-
-
-def check_whole(layer: Any) -> None:
-    """Require that a layer leaves out no array of its adapter: one that its `fits` does not name would change nothing.
-
-    An adapter's class may compute with its arrays itself, in a `forward` and a `delta` of its own.
-    """
-    cls, left_out = type(layer.adapter), parts_besides(layer.adapter, "lora_A", "lora_B", "start", *layer.fits)
-    if left_out and (cls.forward is LoRA.forward or cls.delta is LoRA.delta):
-        raise ValueError(f"adapter has a {next(iter(left_out))}, which a {type(layer).__name__} leaves out")
+        return cls(linear, adapter)

@@ -39,7 +39,18 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from .backend import Backend, all_finite, backend_of, check_finite
-from .checks import Array, check_integer, check_kind, check_library, check_rng, check_shape, check_trainable, named
+from .checks import (
+    Array,
+    check_integer,
+    check_kind,
+    check_library,
+    check_rng,
+    check_shape,
+    check_trainable,
+    named,
+    needed,
+)
+from .extras import requiring
 from .layer import Layer, check_model, walk
 from .layers.embedding import Embedding
 from .losses import IGNORED, Loss, count, mse
@@ -117,7 +128,7 @@ def train(
     log_every : int
         Epochs from one measured loss to the next: to measure it takes as long as some steps.
     progress : bool
-        Whether to show a progress bar: in the notebook that runs this, or on stderr where that is a terminal.
+        Whether to show tqdm's progress bar: in the notebook that runs this, or on stderr where that is a terminal.
     checkpoint : path or minilora.files.checkpoint.Checkpoint, optional
         A file that keeps the training's state after every epoch. Where it is there already, the training goes on from
         it and ends with the same bits as one that was never stopped; `rng` must come from the same seed. A training
@@ -200,7 +211,8 @@ def train(
     measure, data = getattr(gradients, "evaluate", evaluate), "X and Y" if held_out is None else "held_out"
     tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # in an epoch, of ids
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
-    with np.errstate(over="ignore", invalid="ignore"), progress_bar(state.epoch, epochs, tokens, shown=progress) as bar:
+    bar: Any = progress_bar(state.epoch, epochs, tokens) if progress else nullcontext()
+    with np.errstate(over="ignore", invalid="ignore"), bar:
         for epoch in range(state.epoch + 1, epochs + 1):
             if batches is None:
                 drawn = backend.asarray(draw_batches(rng, len(X), batch_size, steps))  # draw
@@ -219,8 +231,10 @@ def train(
             state.epoch = epoch
             if logged:
                 state.history.add(epoch, last)
-                bar.set_postfix(loss=f"{last:.4g}", refresh=False)
-            bar.update(tokens or 1)
+                if progress:
+                    bar.set_postfix(loss=f"{last:.4g}", refresh=False)
+            if progress:
+                bar.update(tokens or 1)
             if keeper is not None:
                 keeper.keep(state)
             if report is not None:
@@ -309,8 +323,7 @@ class Passes:
     def order(self, number: int) -> np.ndarray:
         """Return the order of all rows in a pass, (n,) int64. The passes are counted from 0."""
         # A spawned sequence: that of [seed, 0] would be the seed's own, from which the adapters start.
-        seeds = np.random.SeedSequence(self.seed, spawn_key=(number,))
-        return np.random.default_rng(seeds).permutation(self.n)
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,))).permutation(self.n)
 
 
 def draw_batches(rng: np.random.Generator, n: int, batch_size: int, steps: int | None = None) -> np.ndarray:
@@ -374,13 +387,14 @@ class Keeper(Protocol):
         """Keep where a training stands after an epoch."""
 
 
-def keeper_of(checkpoint: str | Path | Keeper | None) -> Keeper | None:
-    """Return what keeps a training: for a path, a file."""
+def keeper_of(checkpoint: str | Path | Keeper | None, settings: Mapping[str, Any] | None = None) -> Keeper | None:
+    """Return what keeps a training: for a path, a file, with settings that must be the same when it goes on."""
     if checkpoint is None or isinstance(checkpoint, Keeper):
         return checkpoint
-    from .files.checkpoint import Checkpoint  # a training without one needs no files
+    with requiring("a checkpoint"):
+        from .files.checkpoint import Checkpoint  # a training without one needs no files
 
-    return Checkpoint(checkpoint)
+    return Checkpoint(checkpoint, settings)
 
 
 # --- a training as one watches it ---
@@ -454,20 +468,16 @@ def _last_loss(state: TrainingState) -> str:
     return f"and the last loss reported was {history.losses[-1]:.7g} after epoch {history.epochs[-1]}"
 
 
-def progress_bar(done: int, epochs: int, tokens: int | None, *, shown: bool) -> Any:
+def progress_bar(done: int, epochs: int, tokens: int | None) -> Any:
     """Return tqdm's bar over epochs, or their tokens: in a notebook there, else on stderr if that is a terminal."""
-    from tqdm import tqdm
-
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     in_notebook = shell is not None and "IPKernelApp" in shell.config
-    bar: Any = tqdm
-    if in_notebook:
-        with warnings.catch_warnings():  # without ipywidgets it is a line of text, and says so
-            warnings.simplefilter("ignore")
-            from tqdm.auto import tqdm as bar
+    with warnings.catch_warnings():  # in a notebook without ipywidgets it is a line of text, and says so
+        warnings.simplefilter("ignore")
+        bar = needed("tqdm.auto" if in_notebook else "tqdm", "progress=True").tqdm
     size, unit = (tokens, "token") if tokens else (1, "epoch")
-    hidden = None if shown and not in_notebook else not shown  # None: where stderr is no terminal
+    hidden = False if in_notebook else None  # None: where stderr is no terminal
     return bar(initial=done * size, total=epochs * size, disable=hidden, unit=unit, unit_scale=bool(tokens))
 
 

@@ -39,7 +39,7 @@ def broken_cupy(**changes):
 
 
 NO_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"
-INSTALL = r"pip install 'cupy-cuda12x\[ctk\]' or 'cupy-cuda13x\[ctk\]', whichever your driver runs$"
+INSTALL = r'pip install "minilora\[cuda12\]" \(.*\), or cuda13, whichever your driver runs$'
 DRIVER = (
     "check the driver with nvidia-smi, that the wheel's CUDA version fits it, and that the wheel's "
     r"\[ctk\] extra is installed$"

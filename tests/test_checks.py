@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import FileRefused, Linear, checks
+import minilora
+from minilora import Adam, FileRefused, Linear, LoRA, LoRALinear
 from minilora.checks import (
     check_flag,
     check_integer,
@@ -18,7 +19,6 @@ from minilora.checks import (
     check_path,
     hub_hint,
     named,
-    needed,
     printable,
     reading,
     short,
@@ -26,6 +26,7 @@ from minilora.checks import (
 )
 from minilora.cli.check import all_instances
 from minilora.layer import first_array
+from minilora.variants.sums import weighted_sum
 
 from .support.loops import drawn
 from .support.problems import SQUARE
@@ -55,6 +56,44 @@ def test_a_refused_start_leaves_the_generator_where_it_stood(error):
 # --- the guards around forward and backward -------------------------------------------------------
 
 
+def remedy(error, **given):
+    """Return what the code gives that a message advises."""
+    return eval(str(error.value).partition(": convert it with ")[2], {"minilora": minilora, **given})
+
+
+def lora(dtype):
+    return LoRA.init(5, 4, rank=2, alpha=1, rng=np.random.default_rng(0), dtype=dtype)
+
+
+REMEDIES = {
+    "a first call with NumPy's ones": ({"x": np.ones((3, 5))}, lambda x: Linear(W.astype("f4"))(x)),
+    "part of a layer": ({"bias": b.astype("f4")}, lambda bias: Linear(W, bias)),
+    "an entry": ({"grads": {"p": b.astype("f4")}}, lambda grads: Adam({"p": b.copy()}).step(grads)),
+    "a layer in a layer": ({"adapter": lora("float64")}, lambda adapter: LoRALinear(Linear(W.astype("f4")), adapter)),
+    "a layer in a list": (
+        {"adapters": [lora("float32"), lora("float64")]},
+        lambda adapters: weighted_sum(adapters, [1, 2]),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REMEDIES)
+def test_a_message_about_a_dtype_ends_with_code_that_helps(case):
+    given, use = REMEDIES[case]
+    with pytest.raises(
+        TypeError, match=r" has dtype float\d\d, expected float\d\d as in .*: convert it with "
+    ) as error:
+        use(**given)
+    ((name, value),) = given.items()
+    right = remedy(error, **given)
+    use(**{name: {"p": right} if isinstance(value, dict) else [value[0], right] if isinstance(value, list) else right})
+
+
+def test_complex_numbers_are_not_cast_away():
+    with pytest.raises(TypeError, match=r"^x has dtype complex64, expected float64 as in the layer$"):
+        Linear(W)(np.ones((3, 5), "c8"))
+
+
 @pytest.mark.parametrize("row", all_instances())
 def test_every_layer_has_the_guards(row):
     layer, x = drawn(row, SQUARE)
@@ -74,8 +113,9 @@ def test_every_layer_has_the_guards(row):
             layer.backward(*arguments)
         assert str(error.value).startswith(message)
     if x.dtype.kind == "f" and first_array(layer) is not None:
-        with pytest.raises(TypeError, match=r"^x has dtype float\d\d, expected float\d\d as in the layer$"):
+        with pytest.raises(TypeError, match=r"^x has dtype float16, expected float\d\d as in the layer: ") as error:
             layer.forward(x.astype(np.float16))
+        layer.forward(remedy(error, x=x.astype(np.float16)))
 
 
 @pytest.mark.parametrize("cache", [None, (), 3.0, (1, 2)])
@@ -186,16 +226,6 @@ def test_only_flags_are_flags():
 
 def test_a_path_is_returned_as_one(tmp_path):
     assert check_path("p", str(tmp_path)) == tmp_path == check_path("p", tmp_path)
-
-
-def test_a_missing_package_is_named_with_what_to_install(monkeypatch):
-    assert needed("json", "a test").loads("[1]") == [1]
-    monkeypatch.setitem(checks.INSTALL, "no_such_package", "this that")
-    for package, install in (("no_such_package", "this that"), ("no_other_package", "no_other_package")):
-        with pytest.raises(ValueError) as error:
-            needed(package, "such a file")
-        said = f"such a file needs {package} (No module named '{package}'): pip install {install}"
-        assert str(error.value) == said
 
 
 def test_a_hint_is_given_for_a_hubs_name_alone(tmp_path, monkeypatch):

@@ -313,7 +313,9 @@ def test_a_layer_that_says_what_fits_is_mathematics_alone():
         (lambda: Scale(np.ones((2, 2))), "gain has shape (2, 2), expected (in,) with no empty axis"),
         (lambda: Scale(np.ones(2), linear(3, 2)), "inside is 3 -> 2 wide, expected in -> in with in = 2 as in gain"),
         (lambda: Scale(np.ones(2), linear(2, 3)), "inside is 2 -> 3 wide, expected in -> in with in = 2 as in gain"),
-        (lambda: Scale(np.ones(2, "f"), linear(2, 2)), "inside has dtype float64, expected float32 as in gain"),
+        (lambda: Scale(np.ones(2, "f"), linear(2, 2)),
+         "inside has dtype float64, expected float32 as in gain: "
+         "convert it with minilora.layer.rebuild(inside, array=lambda a: a.astype('float32'))"),
         (lambda: Scale(np.ones(2), ReLU()), "inside must be a Layer with in_features and out_features, got ReLU"),
         (lambda: Scale(np.ones(2), Linear),
          "inside must be a Layer with in_features and out_features, got the class Linear, and no object of it"),

@@ -36,7 +36,11 @@ MSE_REFUSES = [
     (np.zeros((3, 2)), np.zeros((3, 1)), "target has shape (3, 1), expected (3, 2)"),
     (np.zeros((3, 1)), np.zeros((1, 3)), "target has shape (1, 3), expected (3, 1)"),
     (np.zeros((0, 2)), np.zeros((0, 2)), "prediction has shape (0, 2): the mean of no entries does not exist"),
-    (np.zeros(2), np.zeros(2, np.float32), "target has dtype float32, expected float64 as in prediction"),
+    (
+        np.zeros(2),
+        np.zeros(2, np.float32),
+        "target has dtype float32, expected float64 as in prediction: convert it with target.astype('float64')",
+    ),
     ([1.0], np.zeros(1), "prediction must be an array, got list; convert it with numpy.asarray(prediction)"),
     (np.zeros(2, int), np.zeros(2, int), "prediction has dtype int64, expected a floating-point dtype such as float32"),
 ]

@@ -294,7 +294,11 @@ GRADIENTS = [
     ),
     (V, {"b": np.ones(4)}, "grads['b'] has shape (4,), expected (3,)"),
     (V, {"c": np.ones(1)}, "grads['c'] has shape (1,), expected (4,)"),
-    (T, {"b": np.ones(3, np.float32)}, "grads['b'] has dtype float32, expected float64 as in params"),
+    (
+        T,
+        {"b": np.ones(3, np.float32)},
+        "grads['b'] has dtype float32, expected float64 as in params: convert it with grads['b'].astype('float64')",
+    ),
     (T, {"b": [1.0, 1.0, 1.0]}, "grads['b'] must be an array, got list; convert it with numpy.asarray(grads['b'])"),
     *(
         (V, {name: np.ones(n)}, f"grads['{name}'] has shape ({n},), expected (2,)")
@@ -302,7 +306,12 @@ GRADIENTS = [
         for n in (1, 3)
     ),
     *(
-        (T, {name: np.ones(2, "f4")}, f"grads['{name}'] has dtype float32, expected float64 as in params")
+        (
+            T,
+            {name: np.ones(2, "f4")},
+            f"grads['{name}'] has dtype float32, expected float64 as in params: "
+            f"convert it with grads['{name}'].astype('float64')",
+        )
         for name in ("a", "tied")
     ),
     (T, [np.ones(2)], "grads must be a dict, got list"),
@@ -335,7 +344,12 @@ STATES = [
         {"m": {"p": [0.0, 0.0]}},
         "state['m']['p'] must be an array, got list; convert it with numpy.asarray(state['m']['p'])",
     ),
-    (T, {"v": {"p": np.zeros(2, "f4")}}, "state['v']['p'] has dtype float32, expected float64 as in params"),
+    (
+        T,
+        {"v": {"p": np.zeros(2, "f4")}},
+        "state['v']['p'] has dtype float32, expected float64 as in params: "
+        "convert it with state['v']['p'].astype('float64')",
+    ),
 ]
 
 

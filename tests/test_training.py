@@ -209,7 +209,7 @@ def test_progress_is_shown_on_a_terminal_where_asked_for(monkeypatch, stream, pr
 def test_the_bar_of_a_training_that_goes_on_is_right(monkeypatch):
     """After a stop: of 4 epochs of 48,000 tokens 3 are done, and the last takes two seconds."""
     monkeypatch.setattr("sys.stderr", Terminal())
-    bar = progress_bar(3, 4, 48_000, shown=True)
+    bar = progress_bar(3, 4, 48_000)
     bar.start_t -= 2
     bar.update(48_000)
     bar.close()
@@ -392,8 +392,16 @@ REFUSED = [
     (V, {"Y": Y[:, :3]}, "Y has shape (50, 3), expected (50, 4)"),
     (T, {"X": X.astype(int)}, "x has dtype int64, expected a floating-point dtype such as float32"),
     (T, {"X": X.astype(object)}, "X has dtype object, expected a floating-point dtype such as float32"),
-    (T, {"X": X.astype(np.float32)}, "X has dtype float32, expected float64 as in the layer"),
-    (T, {"Y": Y.astype(np.float32)}, "Y has dtype float32, expected float64 as in the layer"),
+    (
+        T,
+        {"X": X.astype(np.float32)},
+        "X has dtype float32, expected float64 as in the layer: convert it with X.astype('float64')",
+    ),
+    (
+        T,
+        {"Y": Y.astype(np.float32)},
+        "Y has dtype float32, expected float64 as in the layer: convert it with Y.astype('float64')",
+    ),
     (T, {"X": X.astype(complex)}, "X has dtype complex128, expected float32 or float64: others cannot be trained"),
     (T, {"Y": Y.astype(complex)}, "Y has dtype complex128, expected float32 or float64: others cannot be trained"),
     (T, {"X": X.tolist()}, "X must be an array, got list; convert it with numpy.asarray(X)"),

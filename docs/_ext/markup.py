@@ -64,9 +64,11 @@ def broken_links(page: Path) -> list[str]:
         if not there.exists() or (named and there.suffix == ".md" and named not in anchors(there)):
             found.append(f"{page.relative_to(DOCS)}: {link['target']} leads nowhere")
         elif lesson := LESSON.search(link["text"]):
-            _, heading = headings(there.read_text(encoding="utf-8"))[0]
-            if not heading.startswith(f"{lesson[1] or lesson[2]}. "):
-                found.append(f"{page.relative_to(DOCS)}: {link['text']!r} leads to {heading!r}")
+            known = headings(there.read_text(encoding="utf-8")) if there.suffix == ".md" else []
+            title = known[0][1] if known else ""
+            if not title.startswith(f"{lesson[1] or lesson[2]}. "):
+                where = repr(title) if title else "what has no heading"
+                found.append(f"{page.relative_to(DOCS)}: {link['text']!r} leads to {where}")
     return found
 
 

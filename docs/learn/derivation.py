@@ -7,6 +7,7 @@ import numpy as np
 from pages import DOCS, holds, own_picture, picture, says
 
 from minilora import LoRA
+from minilora.verify.trace import by_pencil
 
 # %% A check between the two
 
@@ -42,6 +43,9 @@ holds("L = 7", L=after.round(4))
 
 layer = LoRALinear(layer.base, LoRA(np.array([[2.0, -1]]), np.array([[1.0], [-1]]), alpha=2))  # before Adam's step
 first = {"x": x, "t": t, "W": layer.base.weight, "A": layer.adapter.lora_A, "B": layer.adapter.lora_B}
+traced, *given = by_pencil()
+pairs = {"x": given[0], "t": given[1], "W": traced.base.weight, "A": traced.adapter.lora_A, "B": traced.adapter.lora_B}
+assert traced.scaling == layer.scaling and all((first[name] == array).all() for name, array in pairs.items())
 update, beside = layer.adapter.forward(x)
 y, cache = layer.forward(x)
 loss, dy = mse(y, t)

@@ -12,7 +12,7 @@ from pages import DOCS, headings, holds, picture, says
 from ranks import word
 from recordings import RULES
 
-from minilora import NF4, Adam, LoRA, quantize_nf4
+from minilora import NF4, Adam, LoRA, dequantize_nf4, quantize_nf4
 from minilora.language.memory import LLAMA_2_7B, count_numbers, training_memory
 
 DRAWN = front.stills(
@@ -150,6 +150,9 @@ says(
     f"A change of {ten[0]} % comes through",
     f"a change of {five[0]} % keeps {five[1]} %, with twice as much noise",
 )
+for part, kept in ((0.49, NF4[:-1]), (0.51, NF4[1:])):  # of the way to the next, the largest staying where it is
+    moved = np.append(NF4[:-1] + part * np.diff(NF4), 1).astype("float32")
+    assert np.allclose(dequantize_nf4(*quantize_nf4(moved), moved.shape)[:-1], kept)
 
 # %% The memory of your model
 numbers = sum(count_numbers(LLAMA_2_7B)) / 1e9

@@ -16,7 +16,7 @@ assert unknown.diagnoses[0].startswith("the update has another scaling: 1 at")
 
 # %% On the command line
 
-from minilora.conformance.checking.child import TIMEOUT
+from minilora.cli.judge import TIMEOUT
 
 says(f"the import, and then the\ncheck: {TIMEOUT:.0f} by default")
 

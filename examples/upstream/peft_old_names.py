@@ -1,6 +1,6 @@
 """Adapters of experts with the names of before: what `minilora merge` makes of them, and what PEFT does.
 
-    pip install -e . torch transformers peft
+    pip install -e ".[files]" torch transformers peft
     python peft_old_names.py
 
 In transformers 4 each weight of each expert was a linear layer, with an adapter under its own name, such as

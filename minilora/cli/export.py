@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import path, printable
+from .console import add_model, path, printable
 
 
 def add(commands: Any) -> None:
@@ -19,9 +19,7 @@ def add(commands: Any) -> None:
         ),
     )
     parser.add_argument("adapter", type=path, metavar="ADAPTER", help="a folder in PEFT's layout")
-    parser.add_argument(
-        "--model", type=path, metavar="MODEL", required=True, help="the decoder: a Hugging Face folder or a .gguf file"
-    )
+    add_model(parser, "the decoder: a Hugging Face folder or a .gguf file", required=True)
     parser.add_argument("-o", "--output", type=path, metavar="FILE.gguf", required=True, help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file, where it is there already")
     parser.set_defaults(command=run)

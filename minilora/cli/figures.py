@@ -1,4 +1,4 @@
-"""Pictures of what was learned, with matplotlib (``pip install matplotlib``).
+"""Pictures of what was learned, with matplotlib, which the extra ``plot`` installs.
 
 A notebook shows a figure where it is a cell's last line; ``figure.savefig(path)`` saves it.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ArticleResult
 from ..backend import backend_of
+from ..checks import needed
 from ..files.disk import check_parent
 
 if TYPE_CHECKING:
@@ -30,11 +31,8 @@ BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on bla
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure that belongs to no window, or say which package is missing."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError(f"plots need matplotlib ({error}): pip install matplotlib") from error
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    new = needed("matplotlib.figure", "a figure").Figure
+    figure: Figure = new(figsize=(width, height), layout="constrained", dpi=120)
     # IPython asks a cell's last line for this, and a Figure without a window has none.
     vars(figure)["_repr_png_"] = partial(_png, figure)
     return figure

@@ -39,7 +39,7 @@ def add(commands: Any) -> None:
             'counts the completion; {"messages": [{"role": ..., "content": ...}, ...]}, written by the model\'s chat '
             'template, where it counts the assistant\'s turns; or {"text": ...}.'
         ),
-        epilog="example: minilora finetune notes.txt --model SmolLM2-135M --save my-notes",
+        epilog="example: minilora finetune notes.txt --model smollm2 --save my-notes",
         formatter_class=Defaults,
     )
     by_name = {field.name: field for field in fields(Recipe)}

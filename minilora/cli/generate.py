@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
             "Ctrl-C ends an answer. With -o PROMPT is a .jsonl file of prompts or chats, which are answered in a file; "
             "Ctrl-C leaves the answers so far there."
         ),
-        epilog="example: minilora generate 'The capital of France is' --model SmolLM2-135M",
+        epilog="example: minilora generate 'The capital of France is' --model smollm2",
         formatter_class=Defaults,
     )
     option = parser.add_argument

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import check_output, discard, files, path, print_error, printable
+from .console import add_model, check_output, discard, files, path, print_error, printable
 
 if TYPE_CHECKING:
     from ..conformance.report import Report
@@ -55,9 +55,7 @@ def add_audit(commands: Any) -> None:
         help="a folder of PEFT's or of mlx-lm's, a .gguf file, or a .safetensors file with the names of PEFT, MLX or "
         "kohya",
     )
-    parser.add_argument(
-        "--model", type=path, metavar="MODEL", help="the base: a Hugging Face folder, weights alone, or a .gguf file"
-    )
+    add_model(parser, "the base: a Hugging Face folder, weights alone, or a .gguf file")
     parser.add_argument(
         "--merge", action="store_true", help="read MODEL's weights too, and say what merging will lose in few bits"
     )
@@ -100,9 +98,7 @@ def add_diagnose(commands: Any) -> None:
         ),
     )
     parser.add_argument("logits", type=path, metavar="LOGITS", help="what the engine answered, a .safetensors file")
-    parser.add_argument(
-        "--model", type=path, metavar="MODEL", required=True, help="the decoder: a Hugging Face folder or a .gguf file"
-    )
+    add_model(parser, "the decoder: a Hugging Face folder or a .gguf file", required=True)
     parser.add_argument(
         "--adapter", type=path, metavar="ADAPTER", required=True, help="the adapter, as `minilora audit` takes it"
     )
@@ -129,9 +125,10 @@ def add_conformance(commands: Any) -> None:
         "conformance",
         help="compare an implementation of LoRA with the formulas, and name what is wrong with it",
         description=(
-            "Compare an implementation of LoRA with the formulas, and name what is wrong with it. It runs in a process "
-            "of its own. Exit code 1 if a claim is broken, and 2 if nothing could be checked. To begin with, --start "
-            "writes a file to fill in."
+            "Compare an implementation of LoRA with the formulas, and name what is wrong with it. This imports and "
+            "runs the code, in a child process that is no sandbox: it can do what you can. Check only code that you "
+            "trust. Exit code 1 if a claim is broken, and 2 if nothing could be checked. To begin with, --start writes "
+            "a file to fill in."
         ),
     )
     parser.add_argument(
@@ -250,14 +247,14 @@ def add_vectors(commands: Any) -> None:
 
 def judge_vectors(options: argparse.Namespace) -> Report | None:
     """Write the vectors, or hold answers in each precision against them."""
-    from ..conformance import vectors
+    from ..conformance.vectors import compare, write
 
     if options.compare is None:
-        write_cases(options, lambda folder: vectors.write(folder, _chosen(options)))
+        write_cases(options, lambda folder: write(folder, _chosen(options)))
         return None
     if options.starter or options.kind:
         raise ValueError("--starter and --kind are about what is written, expected them without --compare")
-    return vectors.compare(options.folder, options.compare)
+    return compare(options.folder, options.compare)
 
 
 def _chosen(options: argparse.Namespace) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import MOST_ROWS, add_all, by_kind, path, printable
+from .console import MOST_ROWS, NAMED, add_all, by_kind, model, path, printable
 
 
 def add(commands: Any) -> None:
@@ -24,10 +24,10 @@ def add(commands: Any) -> None:
     option = parser.add_argument
     option(
         "base",
-        type=path,
+        type=model,
         metavar="BASE",
         help="a model's folder (Hugging Face's layout); or its weights alone: a .safetensors file, or the "
-        ".safetensors.index.json of shards; or a .gguf file",
+        f".safetensors.index.json of shards; or a .gguf file{NAMED}",
     )
     option("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     option(
@@ -82,10 +82,8 @@ def run(options: argparse.Namespace) -> int:
     lines = lines if options.all or len(lines) <= MOST_ROWS else by_kind(lines)
     print(*align([head, *lines], left={0, 1, 2, 4}), sep="\n")
     tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
-    if options.dry_run:
-        print(f"{tensors} would change; nothing was written")
-    else:
-        print(f"{tensors} merged into {printable(str(options.output))}")
+    into = f"merged into {printable(str(options.output))}"
+    print(f"{tensors} {'would change; nothing was written' if options.dry_run else into}")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""``python -m minilora.conformance`` is ``minilora conformance``."""
+"""``python -m minilora.conformance`` is ``minilora conformance``, which runs the code of the file that is named.
+
+It runs in a child process, which is no sandbox: the code can do what the user can.
+"""
 
 import sys
 

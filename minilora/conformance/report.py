@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..checks import FileRefused, printable, short
-from ..files.disk import read_json, written_whole
+from ..checks import FileRefused, printable, reading, short
+from ..files.disk import read_whole, written_whole
 
 FORMAT = 2
 """Of the JSON; it grows where a program that reads it would have to change."""
@@ -338,8 +338,8 @@ def kernel() -> str | None:
 def check_replaced(path: Path) -> None:
     """Require a new file, or one that has a report: a report takes the place of nothing else."""
     if path.exists():
-        with suppress(FileRefused):
-            if {"format", "verdict"} <= read_json(path).keys():
+        with suppress(FileRefused), reading(path):
+            if {"format", "verdict"} <= json.loads(read_whole(path)).keys():
                 return
         raise ValueError(f"--json {str(path)!r} is there already and has no report, expected another file")
 

@@ -7,13 +7,14 @@ its own. Any other gets the question's hint, and the next one a hint that says m
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from ..checks import check_choice, check_number
@@ -25,19 +26,19 @@ ZERO = 1e-6
 """How far it may be off where the experiment gives zero."""
 
 
-class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+@dataclass(frozen=True)
+class Question:
     """A question, and what a grader says to each answer."""
 
     text: str
     why: str  # told with the right answer
-    hints: tuple[str, str]  # for a wrong answer that is not known: the first, and any later one
-    known: tuple[tuple[float | str, str], ...]  # wrong answers with hints of their own; all other choices, if there are
-    choices: tuple[str, ...] = ()
+    hints: Sequence[str]  # for a wrong answer that is not known: the first, and any later one
+    known: Sequence[tuple[float | str, str]]  # wrong answers with hints of their own; all other choices, if there are
+    choices: Sequence[str] = ()
 
 
-QUESTIONS: dict[str, Question] = msgspec.toml.decode(
-    Path(__file__).with_name("questions.toml").read_bytes(), type=dict[str, Question]
-)
+_texts = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
+QUESTIONS = {name: Question(**texts) for name, texts in _texts.items()}
 """The questions by their names, for `check_prediction`."""
 
 

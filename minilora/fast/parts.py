@@ -42,7 +42,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_integer, kind_of
+from ..checks import Array, check_integer, kind_of, needed
 from ..layer import Layer
 from ..losses import IGNORED, Loss, count, mse
 from ..training import Gradients, backpropagate, evaluate
@@ -181,9 +181,7 @@ def one_blas_thread() -> Iterator[None]:
 @cache
 def _blas() -> Any:
     """Return what sets the threads of NumPy's BLAS. It is kept: a search among the loaded libraries takes a while."""
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas")
+    return needed("threadpoolctl", "a computation in parts").ThreadpoolController().select(user_api="blas")
 
 
 def check_workers(workers: Any, x: Array) -> None:

@@ -44,6 +44,8 @@ import numpy as np
 from ..adaptation import adapters, check_adapters
 from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import (
+    MAX_ALPHA,
+    MIN_ALPHA,
     FileRefused,
     check_choice,
     check_flag,
@@ -68,8 +70,6 @@ from .peft import (
     CONFIG_NAME,
     DIGEST_KEY,
     KERNEL_AXES,
-    MAX_ALPHA,
-    MIN_ALPHA,
     NORM_KEY,
     PREFIX,
     SYSTEM_KEY,

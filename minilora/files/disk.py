@@ -22,8 +22,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
 from ..checks import FileRefused, reading, short
 
 RENAME_SWAP = RENAME_EXCHANGE = 2
@@ -72,6 +70,8 @@ def read_json(path: Path, kind: Any = dict[str, Any]) -> Any:
 
 def parse_json(path: Path, text: bytes, kind: Any = dict[str, Any]) -> Any:
     """Return what a text of JSON from a file holds."""
+    import msgspec  # the core writes files, and reads none
+
     with reading(path):
         return msgspec.json.decode(text, type=kind)
 

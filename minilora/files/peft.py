@@ -36,7 +36,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from ..checks import FileRefused, hub_hint, named, reading, short
+from ..checks import MAX_ALPHA, MIN_ALPHA, FileRefused, hub_hint, named, reading, short
 from ..variants.scaling import scaling
 from .disk import parse_json, read_whole
 from .dtypes import FLOATS
@@ -118,8 +118,6 @@ CHANGES_NUMBERS = frozenset(key for key, entry in KEYS.items() if entry["x-chang
 """The keys that decide what the same tensors compute: a reader that leaves one out computes something else."""
 UNSET: list[Any] = SCHEMA["$defs"]["unset"]["enum"]
 """The values that a key which is not known may have."""
-MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
-"""Beyond these a scaling could vanish or overflow."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1)]
 Rank = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]

@@ -141,8 +141,7 @@ def in_dtype(array: np.ndarray, dtype: Any, path: Path, reaches: str) -> np.ndar
     """Return finite numbers of a file in another type that can hold them; `reaches` says in an error whose they are."""
     rounded = cast(array, np.dtype(dtype).name)
     if rounded.itemsize < array.itemsize and not np.isfinite(rounded).all():
-        largest = float(np.abs(array).max())
-        raise FileRefused(path, f"{reaches} {largest:g}, which {rounded.dtype} cannot hold")
+        raise FileRefused(path, f"{reaches} {float(np.abs(array).max()):g}, which {rounded.dtype} cannot hold")
     return rounded
 
 

@@ -19,13 +19,13 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..checks import Array, check_integer, check_number, named, needed, printable
+from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, named, needed, printable
 from ..fast.parts import Accumulated, by_width, core_count
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
 from ..files.disk import check_file, check_new_file, refuse_inputs, replaceable, takes_files, written_whole
 from ..files.patterns import are_named, within_time
-from ..files.peft import CONFIG_NAME, MAX_ALPHA, MIN_ALPHA, WEIGHTS_NAME
+from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
@@ -269,8 +269,7 @@ def model_path(model: Path | None) -> Path:
     """Return where a model lies: the one that is named, or glassllm's."""
     if model is not None:
         return Path(model)
-    package = needed("glassllm", "the model that is used without --model")
-    return Path(package.__file__).parent / "weights" / "en.npz"
+    return Path(needed("glassllm", "the model that is used without --model").__file__).parent / "weights" / "en.npz"
 
 
 def model_name(model: Path | None) -> str:

@@ -31,6 +31,7 @@ from typing import Any
 
 from ..backend import Backend, backend_of
 from ..checks import Array, check_shape
+from ..extras import requiring
 from ..fast.blockwise import BlockwiseAttention
 from ..layer import Cache, Layer, Model, nest, rebuild, rows, trains
 from ..layers.attention import Attention, Past
@@ -43,7 +44,6 @@ from ..layers.rotary import Rotary
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .config import LlamaConfig
-from .weights import load
 
 Grads = dict[str, Array]
 
@@ -56,8 +56,6 @@ class Block(Layer):
     self_attn: Attention
     post_attention_layernorm: RMSNorm
     mlp: GatedMLP | MixtureOfExperts
-
-    fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with those of both branches; with `at`, y where it is true alone, (M, d).
@@ -116,8 +114,6 @@ class Decoder(Layer):
     layers: list[Block]
     norm: RMSNorm
 
-    fits = {}
-
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
         """Return y and the cache; with `at`, y where it is true alone, (M, d), as the last block returns it.
 
@@ -168,8 +164,6 @@ class Llama(Layer):
     lm_head: Linear
     config: LlamaConfig
     source: Path | None = None  # the file or folder that it was loaded from, which has its tokenizer
-
-    fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
@@ -261,6 +255,9 @@ class Llama(Layer):
         file in Q4_0, Q4_1 or Q8_0 stay so. A file that is damaged, is no Llama decoder or has a setting that is not
         implemented is a ValueError, by the setting's name and mostly before a weight is read.
         """
+        with requiring("Llama.load"):
+            from .weights import load  # a decoder of arrays needs no package that reads files
+
         llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
         llama.source = Path(path)
         return llama
@@ -272,8 +269,6 @@ class Llama(Layer):
 @dataclass(eq=False, repr=False)
 class RecomputedBlock(Block):
     """A block that keeps its input alone: the forward, run again, has the bits of the first one."""
-
-    fits = {}
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with the input."""

@@ -55,9 +55,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array
+from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array, needed
 from ..fast.blockwise import CPU, GPU
-from ..layer import Cache, Layer, arrays_of
+from ..layer import Layer, Record, arrays_of
 from ..layers.rotary import frequencies
 from ..training import EVALUATION_ROWS
 from .config import LlamaConfig
@@ -197,9 +197,9 @@ def parameter_bytes(model: Layer) -> int:
     return sum({id(array): array.nbytes for array in arrays_of(model)}.values())
 
 
-def cache_bytes(cache: Cache) -> int:
+def cache_bytes(cache: Record) -> int:
     """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
-    own = {id(_owner(array)) for array in arrays_of(cache[0])}
+    own = {id(_owner(array)) for array in arrays_of(cache.layer)}
     sizes: dict[int, int] = {}
 
     def go(value: Any) -> None:
@@ -214,17 +214,17 @@ def cache_bytes(cache: Cache) -> int:
     return sum(size for key, size in sizes.items() if key not in own)
 
 
-def step_bytes(cache: Cache) -> int:
+def step_bytes(cache: Record) -> int:
     """Return the most that a model's cache takes in its backward: with that of a block, where blocks keep inputs."""
-    again = (block.whole(*inputs) for block, _, *inputs in _recomputed(cache))
-    return max((cache_bytes((*cache, whole)) for whole in again), default=cache_bytes(cache))
+    again = (record.layer.whole(*record.kept) for record in _recomputed(cache))
+    return max((cache_bytes(cache._replace(kept=(cache.kept, whole))) for whole in again), default=cache_bytes(cache))
 
 
-def _recomputed(cache: Any) -> Iterator[Cache]:
+def _recomputed(cache: Any) -> Iterator[Any]:
     """Yield the caches of blocks that keep their inputs alone."""
     if isinstance(cache, (tuple, list)):
-        if cache and isinstance(cache[0], RecomputedBlock):
-            yield tuple(cache)
+        if isinstance(cache, Record) and isinstance(cache.layer, RecomputedBlock):
+            yield cache
         else:
             for part in cache:
                 yield from _recomputed(part)
@@ -292,7 +292,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
     weights, trained = parameter_bytes(model), model.trainable().values()
     state, itemsize = 3 * sum(array.nbytes for array in trained), max(array.dtype.itemsize for array in trained)
 
-    def needed(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
+    def of_step(length: int, workers: int, held_out: tuple[int, int]) -> StepMemory:
         held, width = held_out
         first = activations(1, length)
         return StepMemory(
@@ -304,7 +304,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
             measured=min(held, workers * max(1, EVALUATION_ROWS // width)) * width / length,
         )
 
-    return needed
+    return of_step
 
 
 # --- what the machine lets this process have --------------------------------------------------------------------------
@@ -333,9 +333,7 @@ def machine_memory(backend: Backend) -> Memory | None:
         except Exception:  # a line of text is no reason to stop, and a library in CuPy's place may have none
             return None
         return Memory(int(whole), int(free))
-    import psutil  # when it is asked for: few commands do
-
-    system = psutil.virtual_memory()
+    system = needed("psutil", "the machine's free memory").virtual_memory()  # imported here: few commands ask for it
     limits = [Memory(system.total, system.available), *_group_limits()]
     return Memory(min(limit.whole for limit in limits), min(limit.free for limit in limits))
 

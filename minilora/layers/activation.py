@@ -26,7 +26,7 @@ from ..layer import Cache, Layer
 class ReLU(Layer):
     """max(x, 0), with slope 0 at 0."""
 
-    fits = {"x": "..."}
+    takes = "..."
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with the mask."""
@@ -44,7 +44,7 @@ class ReLU(Layer):
 class Tanh(Layer):
     """The hyperbolic tangent."""
 
-    fits = {"x": "..."}
+    takes = "..."
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with it."""
@@ -61,7 +61,7 @@ class Tanh(Layer):
 class SiLU(Layer):
     """x times the logistic function of x; also called swish."""
 
-    fits = {"x": "..."}
+    takes = "..."
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) -> (...)
         """Return y, and a cache with x and q."""
@@ -79,7 +79,7 @@ class SiLU(Layer):
 class Flatten(Layer):
     """All axes but the first become one."""
 
-    fits = {"x": "..."}
+    takes = "..."
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, ...) -> (N, M)
         """Return y, a copy, and a cache with the shape of x."""

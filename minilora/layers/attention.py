@@ -31,12 +31,11 @@ Source: Vaswani et al., arXiv 1706.03762; Ainslie et al., "GQA", arXiv 2305.1324
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from ..backend import backend_of
 from ..checks import Array
 from ..layer import Cache, Layer, check_input, inner, nest, rows, trains
-from ..linear import Linear
 from .norm import RMSNorm
 from .rotary import Rotary
 
@@ -51,18 +50,15 @@ class Attention(Layer):
     D is the rotations' width; H and K follow from the widths of q_proj and k_proj.
     """
 
-    q_proj: Linear  # d -> H D
-    k_proj: Linear  # d -> K D
-    v_proj: Linear  # d -> K D
-    o_proj: Linear  # H D -> d
-    rotary: Rotary  # of width D
-    q_norm: RMSNorm | None = None  # of width D
-    k_norm: RMSNorm | None = None
+    q_proj: Annotated[Layer, "in -> HD"]
+    k_proj: Annotated[Layer, "in -> KD"]
+    v_proj: Annotated[Layer, "in -> KD"]
+    o_proj: Annotated[Layer, "HD -> out"]
+    rotary: Annotated[Rotary, "D -> D"]
+    q_norm: Annotated[RMSNorm | None, "D -> D"] = None
+    k_norm: Annotated[RMSNorm | None, "D -> D"] = None
 
-    fits = {
-        "x": "... T in", "q_proj": "in -> HD", "k_proj": "in -> KD", "v_proj": "in -> KD", "o_proj": "HD -> out",
-        "rotary": "D -> D", "q_norm": "D -> D", "k_norm": "D -> D",
-    }  # fmt: skip
+    takes = "... T in"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +98,7 @@ class Attention(Layer):
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (..., T, d) -> (..., T, d)
         """Return y where x follows the positions in `past`, and the past for the positions after x. No backward."""
-        check_input(self, x, self.fits["x"])
+        check_input(self, x, self.takes)
         (q, k, v), _, _ = self.heads(x, 0 if past is None else past[0].shape[-2])
         if past is not None:
             k, v = (backend_of(x).xp.concatenate(pair, axis=-2) for pair in zip(past, (k, v), strict=True))
@@ -137,8 +133,6 @@ class Attention(Layer):
         """Return the heads' entries side by side."""
         B, K, g, T, D = heads.shape
         return heads.transpose(0, 3, 1, 2, 4).reshape(B * T, K * g * D)
-
-    shape = property(lambda self: (self.o_proj.out_features, self.q_proj.in_features), doc="(d, d).")
 
 
 def normed(norm: RMSNorm | None, heads: Array) -> tuple[Array, Cache | None]:  # (B, K, g, T, D)

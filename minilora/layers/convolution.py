@@ -25,8 +25,8 @@ are laid out channel first, (C K, N P), since that copies long runs; their trans
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -51,8 +51,8 @@ class Convolution(Layer):
         1. Others are a ValueError: PEFT cannot merge adapters of grouped convolutions either.
     """
 
-    fits: ClassVar[Mapping[str, str]] = {}  # a subclass says which axes its weight has
-    bias: Array | None = None
+    weight: Array  # a subclass says which axes it has
+    bias: Annotated[Array | None, "out"] = None
 
     def __init__(
         self, weight: Array, bias: Array | None = None, *,
@@ -75,7 +75,7 @@ class Convolution(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, C, *sizes), and the gradients of the weight and the bias."""
         shape, rows_cache = cache
-        linear, dy = rows_cache[0], self.arrange_adjoint(dy)  # a cache begins with its layer
+        linear, dy = rows_cache.layer, self.arrange_adjoint(dy)
         _, grads = linear.backward(dy, rows_cache, need_dx=False)
         if grads:
             grads["weight"] = grads["weight"].reshape(self.weight.shape)
@@ -145,13 +145,13 @@ class Convolution(Layer):
 class Conv1d(Convolution):
     """Over sequences: weight (out, C, K), bias (out,), x (N, C, L), as PyTorch's. The rest is `Convolution`'s."""
 
-    fits = {"weight": "out C width", "bias": "out"}
+    weight: Annotated[Array, "out C width"]
 
 
 class Conv2d(Convolution):
     """Over images: weight (out, C, KH, KW), bias (out,), x (N, C, H, W), as PyTorch's. The rest is `Convolution`'s."""
 
-    fits = {"weight": "out C height width", "bias": "out"}
+    weight: Annotated[Array, "out C height width"]
 
 
 def _each_axis(name: str, value: Any, kernel: Ints, at_least: int) -> Ints:

@@ -20,7 +20,7 @@ LoRA asks for the same two products. Its factors are A (r, V) and B (dim, r), an
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from ..backend import add_at, backend_of
 from ..checks import Array, check_ids
@@ -53,9 +53,7 @@ class OneHot:
 class Embedding(Layer):
     """A table of vectors, looked up by id. It keeps the array that it is given; training changes it in place."""
 
-    weight: Array  # (V, dim), float
-
-    fits = {"weight": "V dim"}
+    weight: Annotated[Array, "V dim"]
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) ids -> (..., dim)
         """Return y and the cache. Ids that are no integers from 0 to V - 1 are refused (on a GPU, not looked at)."""

@@ -65,13 +65,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_array, check_flag, check_instance, check_integer
 from ..layer import Cache, Layer, inner, nest, rows, trains
-from ..linear import Linear
 from .activation import SiLU, logistic
 from .attention import softmax
 from .gated import GatedMLP, gate
@@ -82,11 +82,11 @@ from .stacked import StackedLinear
 class Router(Layer):
     """A weight that scores, and a softmax. Its output is how much each row takes of each of its kept experts."""
 
-    weight: StackedLinear  # one weight (E, d)
+    weight: Annotated[StackedLinear, "in -> E"]  # one weight (E, d)
     top_k: int  # K, how many experts a row keeps
     norm_topk_prob: bool = True  # whether S is the kept experts: then a row's K numbers sum to 1
 
-    fits = {"x": "... in", "weight": "in -> E"}
+    takes = "... in"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,8 +113,9 @@ class Router(Layer):
 
     def route(self, x: Array) -> tuple[Array, Array, Cache]:  # (..., d) -> (..., K), (N, K)
         """Return g, the numbers of the kept experts, and the cache."""
+        cache: Any
         g, cache = self.forward(x)
-        return g, cache[-1], cache
+        return g, cache.kept[-1], cache
 
     experts = property(lambda self: self.weight.out_features, doc="How many experts there are, E.")
     shape = property(lambda self: (self.top_k, self.weight.in_features), doc="(K, d).")
@@ -124,11 +125,11 @@ class Router(Layer):
 class Experts(Layer):
     """E gated MLPs of one size, on rows that stand in the experts' order."""
 
-    gate_up_proj: StackedLinear  # d -> 2 m
-    down_proj: StackedLinear  # m -> d
+    gate_up_proj: Annotated[Any, "in -> 2m"]
+    down_proj: Annotated[Any, "m -> in"]
     act_fn: Layer = field(default_factory=SiLU)
 
-    fits = {"x": "... in", "gate_up_proj": "in -> 2m", "down_proj": "m -> in"}
+    takes = "... in"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,22 +167,18 @@ class Experts(Layer):
         return dx, nest("gate_up_proj", c_grads) | grads
 
     count = property(lambda self: self.gate_up_proj.experts, doc="How many there are, E.")
-    shape = property(lambda self: (self.down_proj.out_features, self.gate_up_proj.in_features), doc="(d, d).")
 
 
 @dataclass(eq=False, repr=False)
 class MixtureOfExperts(Layer):
     """A router and its experts, and perhaps one that all rows share: what stands in the place of a decoder's MLP."""
 
-    gate: Router
-    experts: Experts
-    shared_expert: GatedMLP | None = None
-    shared_expert_gate: Linear | None = None  # d -> 1
+    gate: Annotated[Router, "in -> K"]
+    experts: Annotated[Experts, "in -> in"]
+    shared_expert: Annotated[GatedMLP | None, "in -> in"] = None
+    shared_expert_gate: Annotated[Layer | None, "in -> q"] = None  # d -> 1
 
-    fits = {
-        "x": "... in", "gate": "in -> K", "experts": "in -> in",
-        "shared_expert": "in -> in", "shared_expert_gate": "in -> q",
-    }  # fmt: skip
+    takes = "... in"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -239,8 +236,6 @@ class MixtureOfExperts(Layer):
         dx_t, t_grads = self.shared_expert_gate.backward(dt, t_cache, need_dx=need_dx)  # type: ignore[union-attr]
         dx = dx_s + dx_t if dx_s is not None else None
         return dx, nest("shared_expert", s_grads) | nest("shared_expert_gate", t_grads)
-
-    shape = property(lambda self: self.experts.shape, doc="(d, d).")
 
 
 def top_experts(scores: Array, top_k: int) -> Array:  # (N, E) -> (N, K)

@@ -18,10 +18,10 @@ Source: Shazeer, "GLU Variants Improve Transformer", arXiv 2002.05202.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from ..checks import Array, check_instance
 from ..layer import Cache, Layer, nest, rows, trains
-from ..linear import Linear
 from .activation import SiLU
 
 
@@ -29,12 +29,12 @@ from .activation import SiLU
 class GatedMLP(Layer):
     """Three linear layers, which an adapter can stand beside, and SiLU."""
 
-    gate_proj: Linear  # d -> m
-    up_proj: Linear  # d -> m
-    down_proj: Linear  # m -> d
+    gate_proj: Annotated[Layer, "in -> m"]
+    up_proj: Annotated[Layer, "in -> m"]
+    down_proj: Annotated[Layer, "m -> in"]
     act_fn: Layer = field(default_factory=SiLU)
 
-    fits = {"x": "... in", "gate_proj": "in -> m", "up_proj": "in -> m", "down_proj": "m -> in"}
+    takes = "... in"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,8 +64,6 @@ class GatedMLP(Layer):
         grads |= nest("gate_proj", a_grads) | nest("up_proj", b_grads)
         dx = dx_a + dx_b if dx_a is not None else None  # eq. (gate.4)
         return None if dx is None else dx.reshape(dy.shape), grads
-
-    shape = property(lambda self: (self.down_proj.out_features, self.gate_proj.in_features), doc="(d, d).")
 
 
 def gate(f: Layer, a: Array, b: Array) -> tuple[Array, Array, Array]:  # (N, m) each

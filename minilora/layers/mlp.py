@@ -31,8 +31,6 @@ from .activation import ACTIVATIONS
 class Sequential(Layer):
     """Named layers, applied in the order in which they are given: ``Sequential(fc1=..., act=ReLU(), fc2=...)``."""
 
-    fits = {}
-
     def __init__(self, *unnamed: Layer, **layers: Layer) -> None:
         if unnamed:
             raise TypeError("Sequential takes its layers by name, as in Sequential(fc1=Linear(...), act=ReLU())")

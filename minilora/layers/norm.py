@@ -20,9 +20,10 @@ Source: Zhang and Sennrich, "Root Mean Square Layer Normalization", arXiv 1910.0
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from ..backend import backend_of
-from ..checks import Array, check_number
+from ..checks import Array
 from ..layer import Cache, Layer, inner, rows
 
 
@@ -30,14 +31,8 @@ from ..layer import Cache, Layer, inner, rows
 class RMSNorm(Layer):
     """Rows of one length, times a weight. It keeps the array that it is given; training changes it in place."""
 
-    weight: Array  # (d,), float
-    eps: float = 1e-6  # above 0; inside the root
-
-    fits = {"x": "... in", "weight": "in"}
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.eps = check_number("eps", self.eps, above=0)
+    weight: Annotated[Array, "in"]  # (d,)
+    eps: Annotated[float, "> 0"] = 1e-6  # inside the root
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
         """Return y, and a cache with x and r."""
@@ -53,5 +48,3 @@ class RMSNorm(Layer):
         mean = inner(dy * g, x) / (d * r)  # of dx^ x^, over each row  (..., 1)
         dx = (dy * g - x * (mean / r)) / r if need_dx else None  # eq. (norm.4)
         return dx, {} if dg is None else {"weight": dg}
-
-    shape = property(lambda self: self.weight.shape * 2, doc="(d, d): as wide as its input.")

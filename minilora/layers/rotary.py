@@ -39,7 +39,7 @@ class Rotary(Layer):
 
     frequencies: tuple[float, ...]  # f_j, D/2 of them
 
-    fits = {"x": "... T in"}
+    takes = "... T in"
 
     def __post_init__(self) -> None:
         super().__post_init__()

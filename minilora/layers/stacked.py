@@ -32,7 +32,7 @@ class StackedLinear(Layer):
 
     weight: Array  # (E, out, in), or (out, in) where there is one; float
 
-    fits = {"x": "... in"}
+    takes = "... in"
 
     def __post_init__(self) -> None:
         check_array("weight", self.weight)

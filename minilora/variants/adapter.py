@@ -21,6 +21,7 @@ from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any
 
+from ..adapted import Adapted
 from ..checks import Array, check_choice, check_flag, check_instance, check_shape, is_array
 from ..layer import Cache, Layer
 from ..layers.convolution import Conv1d, Conv2d, Convolution
@@ -77,16 +78,14 @@ class Adapter(LoRA):
 
 
 @dataclass(eq=False, repr=False)
-class Rewritten(Layer):
+class Rewritten(Adapted):
     """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. Only the adapter trains."""
 
     base: Embedding | Convolution
     adapter: LoRA
 
-    fits = {}
-
     def __post_init__(self) -> None:
-        self.on_rows()  # which has the guards
+        self.on_rows()  # which requires that they fit
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return y and the cache."""
@@ -98,7 +97,7 @@ class Rewritten(Layer):
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx, None for ids, and the gradients of the adapter."""
         shape, rows_cache = cache
-        layer, du, input_gradient = rows_cache[0], self.base.arrange_adjoint(dy), self.base.input_gradient
+        layer, du, input_gradient = rows_cache.layer, self.base.arrange_adjoint(dy), self.base.input_gradient
         _, grads = layer.backward(du, rows_cache, need_dx=False)  # eq. (rw.3)
         if not need_dx or input_gradient is None:
             return None, grads
@@ -116,14 +115,6 @@ class Rewritten(Layer):
     def delta(self) -> Array:  # -> (out, in)
         """Return the change of the base's matrix."""
         return self.on_rows().delta()
-
-    def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays. The base's are not among them, so they do not train."""
-        return self.adapter.trainable()
-
-    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
-    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
-    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 
 def over(base: Any, adapter: Any) -> Layer:

@@ -26,12 +26,13 @@ Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", arXiv 2402.09
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Annotated
 
+from ..adapted import Adapted
 from ..backend import backend_of
-from ..checks import Array, check_choice, check_instance
-from ..layer import Cache, Layer, rows
+from ..checks import Array, check_choice
+from ..layer import Cache, rows
 from ..linear import Linear
-from ..lora import LoRA, LoRALinear, check_whole
 from .adapter import Adapter
 
 NORMS = ("constant", "full")
@@ -44,10 +45,8 @@ class DoRAAdapter(Adapter):
     Arrays that do not fit together, an unknown norm, and what `Adapter` refuses are a ValueError or a TypeError.
     """
 
-    magnitude: Array  # (out,)
+    magnitude: Annotated[Array, "out"]
     dora_norm: str = "constant"  # or "full": how the backward treats the norm
-
-    fits = LoRA.fits | {"magnitude": "out"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,19 +58,11 @@ class DoRAAdapter(Adapter):
 
 
 @dataclass(eq=False, repr=False)
-class DoRA(Layer):
+class DoRA(Adapted):
     """A frozen layer, its adapter, and a magnitude for each output. The adapter's arrays train, and no other."""
 
-    base: Linear
-    adapter: DoRAAdapter
-
-    fits = LoRALinear.fits | {"magnitude": "out"}
-
-    def __post_init__(self) -> None:
-        check_instance("base", self.base, Linear)
-        check_instance("adapter", self.adapter, DoRAAdapter)
-        super().__post_init__()
-        check_whole(self)
+    base: Annotated[Linear, "in -> out"]
+    adapter: Annotated[DoRAAdapter, "in -> out"]
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., in) -> (..., out)
         """Return y and the cache."""
@@ -117,14 +108,6 @@ class DoRA(Layer):
         """Return the whole change of weight, g V - W."""
         return self.merge().weight - self.base.weight
 
-    def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays. The base's are not among them, so they do not train."""
-        return self.adapter.trainable()
-
-    shape = property(lambda self: self.base.shape, doc="(out, in).")
-    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
-    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
-    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
     magnitude = property(lambda self: self.adapter.magnitude, doc="The adapter's.")
 
 

@@ -48,7 +48,7 @@ class DroppingLoRALinear(LoRALinear):
     # (B, T): whether x has the row of a position; None where it has all. An array here would be a parameter.
     at: tuple[tuple[bool, ...], ...] | None = None
 
-    fits = {"x": "... in", **LoRALinear.fits}
+    takes = "... in"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -113,8 +113,7 @@ def loftq(
         change = 0 * W
         with named(f"the layer {path!r}"):
             for _ in range(rounds):
-                rest = Linear(W - change, layer.bias)
-                base = QuantizedLinear.from_linear(rest, **options)  # eq. (loftq.1)
+                base = QuantizedLinear.from_linear(Linear(W - change, layer.bias), **options)  # eq. (loftq.1)
                 Q = base.weight
                 _, adapter = pissa(Linear(W - Q), rank=rank, alpha=alpha)  # eq. (loftq.2)
                 change = adapter.delta()

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from ..adapted import Adapted
 from ..backend import backend_of
-from ..checks import Array, check_flag, check_instance
-from ..layer import Cache, Layer
+from ..checks import Array, check_flag
+from ..layer import Cache
 from ..layers.stacked import StackedLinear, check_counts, grouped, grouped_back, products
 from ..lora import LoRA
 from .scaling import scaling
@@ -40,7 +41,8 @@ class StackedLoRA(LoRA):
     experts: int = 1  # E: lora_A is (E r, in), lora_B (out, r E)
     use_rslora: bool = False  # whether the scaling is alpha / sqrt(r), and not alpha / r
 
-    fits = {"x": "... in", "lora_A": "rE in", "lora_B": "out rE"}
+    lora_A: Annotated[Array, "rE in"]
+    lora_B: Annotated[Array, "out rE"]
     kind: ClassVar[str] = "parameter"  # of the layer that it stands beside, as an `Adapter` says
 
     def __post_init__(self) -> None:
@@ -87,52 +89,37 @@ class StackedLoRA(LoRA):
 
 
 @dataclass(eq=False, repr=False)
-class StackedLoRALinear(Layer):
+class StackedLoRALinear(Adapted):
     """A frozen stack of weights and its adapter side by side. Only the adapter trains."""
 
-    base: StackedLinear
-    adapter: StackedLoRA  # of the same widths, dtype and number of experts
-
-    fits = {"base": "in -> out", "adapter": "in -> out"}
+    base: Annotated[StackedLinear, "in -> out"]
+    adapter: Annotated[StackedLoRA, "in -> out"]  # of as many experts
 
     def __post_init__(self) -> None:
-        check_instance("base", self.base, StackedLinear)
-        check_instance("adapter", self.adapter, StackedLoRA)
         super().__post_init__()
         if self.adapter.experts != self.base.experts:
             raise ValueError(f"adapter is of {self.adapter.experts} experts, and base has {self.base.experts}")
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache, by (11) for each expert. The base needs no cache but its counts."""
+        counts = check_counts(x, counts, self.experts)
         y, cache = self.adapter.forward(x, counts)
-        grouped(x, self.base.stack, cache[2], onto=y)
-        return y, (cache,)
+        grouped(x, self.base.stack, counts, onto=y)
+        return y, (cache, counts)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), through both paths by (12), and the gradients of the adapter's factors."""
-        (adapter_cache,) = cache
+        adapter_cache, counts = cache
         dx, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
         if dx is not None:
-            grouped_back(dy, self.base.stack, adapter_cache[2], onto=dx)
+            grouped_back(dy, self.base.stack, counts, onto=dx)
         return dx, grads
 
     def merge(self) -> StackedLinear:
         """Return one new stack, with this layer's output up to rounding. Nothing is shared."""
         return StackedLinear(self.base.weight + self.delta().reshape(self.base.weight.shape))
 
-    def delta(self) -> Array:  # -> (E, out, in), or (out, in) of one
-        """Return the adapter's change of each weight."""
-        return self.adapter.delta()
-
-    def trainable(self) -> dict[str, Array]:
-        """Return the adapter's arrays. The base's are not among them, so they do not train."""
-        return self.adapter.trainable()
-
     experts = property(lambda self: self.base.experts, doc="How many weights there are, E.")
-    shape = property(lambda self: self.base.shape, doc="(out, in), of each.")
-    rank = property(lambda self: self.adapter.rank, doc="The adapter's.")
-    alpha = property(lambda self: self.adapter.alpha, doc="The adapter's, which is where it is set.")
-    scaling = property(lambda self: self.adapter.scaling, doc="The adapter's.")
 
 
 def stacked_A(A: Array, experts: int) -> Array:  # (E r, n) -> (E, r, n)

@@ -40,7 +40,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_array, check_choice, check_instance, check_number, check_rank_within, kind_of
+from ..checks import RECAST, Array, check_array, check_choice, check_instance, check_number, check_rank_within, kind_of
 from ..lora import LoRA
 from .adapter import Adapter
 
@@ -130,8 +130,7 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 def discarded(adapter: LoRA, rank: int) -> float:
     """Return how far `best_of_rank` is from an adapter's change of weight: no adapter of that rank is nearer."""
     r, S = check_rank_within(rank, adapter.shape), singular_values(adapter)
-    lost = (S[r:] ** 2).sum() ** 0.5  # eq. (sum.4)
-    return float(lost)
+    return float((S[r:] ** 2).sum() ** 0.5)  # eq. (sum.4)
 
 
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)
@@ -152,7 +151,7 @@ def check_summands(adapters: Sequence[LoRA], weights: Sequence[float]) -> list[f
     first = adapters[0]
     for i, adapter in enumerate(adapters):
         check_instance(f"adapters[{i}]", adapter, LoRA)
-        check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]")
+        check_array(f"adapters[{i}]", adapter.lora_A, like=first.lora_A, like_name="adapters[0]", how=RECAST)
         place, expected = ((a.shape, getattr(a, "kind", "linear"), getattr(a, "kernel", ())) for a in (adapter, first))
         if place != expected:
             raise ValueError(f"adapters[{i}] is of shape, kind and kernel {place}, expected {expected} as adapters[0]")

@@ -1,1 +1,1 @@
-"""Is it right? `gradcheck`, the check of every layer in `instances`, and the best adapter there is in `closed_form`."""
+"""Is it right? `gradcheck`, every layer in `instances`, one training step in `trace`, the optimum in `closed_form`."""

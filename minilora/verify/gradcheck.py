@@ -128,8 +128,7 @@ class GradReport:
         if self.note:
             lines.append(f"(not by complex step: {self.note})")
         head = ("gradient", "shape", "checked", "error", "allowed", "worst at", "analytic", "numeric", "ratio", "")
-        table = [head, *(_row(block) for block in self.blocks)]
-        lines += align(table, left=range(len(head)))
+        lines += align([head, *(_row(block) for block in self.blocks)], left=range(len(head)))
         lines += [f"{block.name}: {sentence}" for block in self.blocks for sentence in block.diagnosis]
         return "\n".join(lines)
 
@@ -391,8 +390,7 @@ class Slopes:
     def complex_slope(self, name: str, direction: np.ndarray) -> float:
         """Return the slope along the direction by the complex step."""
         by = (1j * COMPLEX_STEP) * backend_of(self.params[name]).asarray(direction)
-        value = complex(self.number(self.f(self.moved(self.complex_params, name, by))))
-        return value.imag / COMPLEX_STEP
+        return complex(self.number(self.f(self.moved(self.complex_params, name, by)))).imag / COMPLEX_STEP
 
     def central_slope(self, name: str, direction: np.ndarray) -> float:
         """Return the slope along the direction by central differences at two steps."""
@@ -403,8 +401,7 @@ class Slopes:
     def step(self, name: str) -> float:
         """Return the step for a central difference: fixed, but no less than is felt by the largest number it moves."""
         p = backend_of(self.params[name]).to_numpy(self.params[name])
-        largest = float(np.abs(p).max())
-        return CENTRAL_STEP * max(1.0, 1e-6 * largest)
+        return CENTRAL_STEP * max(1.0, 1e-6 * float(np.abs(p).max()))
 
     def difference(self, name: str, direction: np.ndarray, step: float) -> float:
         """Return one central difference, divided by the step actually taken: p + h is a rounded number."""

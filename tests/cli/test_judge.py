@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from inspect import signature
 
 import pytest
 
@@ -159,7 +160,15 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
 
 def test_the_commands_know_every_precision_and_the_childs_limit():
     assert set(judge.DTYPES) == set(UNIT)
-    assert judge.TIMEOUT == child.TIMEOUT == 20
+    assert judge.TIMEOUT == signature(child.check_apart).parameters["timeout"].default == 20
+
+
+@pytest.mark.parametrize("call", [cli.main, lambda argv: door.main(argv[1:])])
+def test_the_help_says_that_the_code_runs_in_no_sandbox(capsys, call):
+    with pytest.raises(SystemExit):
+        call(["conformance", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "This imports and runs the code, in a child process that is no sandbox: it can do what you can." in said
 
 
 def test_names_that_steer_a_terminal_are_escaped(tmp_path, shell):

@@ -127,7 +127,7 @@ def test_a_template_may_let_the_model_answer_or_have_tools():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(ValueError, match=r"a chat template needs jinja2 \(.*\): pip install jinja2"):
+    with pytest.raises(ValueError, match=r'a chat template needs jinja2 \(.*\): pip install "minilora\[models\]"'):
         template("a").render(HI)
 
 

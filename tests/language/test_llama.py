@@ -166,7 +166,8 @@ REFUSED = [
     (lambda: llama()(IDS[0, 0]), "x has shape (12,), expected (..., T, 12) with at least one position"),
     (lambda: Llama.build(
             llama().config, {n: p.astype("f4" if "norm" in n else "f8") for n, p in llama().trainable().items()}
-        )(IDS), "x has dtype float64, expected float32 as in the layer"),
+        )(IDS),
+         "x has dtype float64, expected float32 as in the layer: convert it with x.astype('float32')"),
     (lambda: llama().extend(IDS, llama(num_hidden_layers=2).extend(IDS)[1]),
      "zip() argument 2 is shorter than argument 1"),
     (lambda: llama().extend(IDS, llama(num_hidden_layers=4).extend(IDS)[1]),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from minilora import Llama
+from minilora.extras import EXTRAS, install
 from minilora.language import load_tokenizer
 from minilora.language.chattemplate import load_template
 from minilora.language.ggufexport import export_adapter
@@ -37,6 +38,5 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package, why,
     Path("m.npz").touch()
     monkeypatch.setitem(sys.modules, package, None)
     reason = f"import of {package} halted; None in sys.modules"
-    install = "gguf tokenizers" if package == "gguf" else package
-    with refused(f"{why} needs {package} ({reason}): pip install {install}", ValueError):
+    with refused(f"{why} needs {package} ({reason}): {install(EXTRAS[package])}", ValueError):
         use()

@@ -185,5 +185,5 @@ def test_other_arguments_are_refused_by_name(model_dir, tmp_path):
 def test_a_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"needs gguf .*: pip install gguf tokenizers$"):
+    with pytest.raises(ValueError, match=r'needs gguf .*: pip install "minilora\[files\]"'):
         Llama.load(tmp_path / "model.gguf")

@@ -234,7 +234,9 @@ REFUSED = {
     "block_size must be at least 32, got 0": of_codes(block_size=0),
     "block_size must be a power of two, got 48": of_codes(block_size=48),
     "dtype must be one of float16, float32, float64, got 'int32'": of_codes(dtype="int32"),
-    "bias has dtype float64, expected float32 as in the layer": [layer(bias=np.ones(7))],
+    "bias has dtype float64, expected float32 as in the layer: convert it with bias.astype('float32')": [
+        layer(bias=np.ones(7))
+    ],
     "bias has shape (6,), expected (7,)": [layer(bias=np.ones(6, "f4"))],
     "shape is (280,), expected (out, in)": [layer(shape=(280,))],
     "absmax has dtype float32, expected uint8": [layer(**NESTED | {"absmax": ABSMAX})],

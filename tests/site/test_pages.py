@@ -343,6 +343,17 @@ def test_a_link_to_another_lesson_than_it_says_is_found(page):
     ]
 
 
+def test_a_link_to_a_lesson_without_heading_is_found(page):
+    page("no heading\n", name="b")
+    (page("", name="b").parent / "run.py").write_text("1\n")
+    file = page("# A\n\n[lesson 5](b.md), [Lesson 6](run.py), [lesson 7](../learn), [b](b.md)\n")
+    assert markup.broken_links(file) == [
+        "learn/page.md: 'lesson 5' leads to what has no heading",
+        "learn/page.md: 'Lesson 6' leads to what has no heading",
+        "learn/page.md: 'lesson 7' leads to what has no heading",
+    ]
+
+
 def test_a_link_to_the_other_site_is_its_address():
     assert markup.address("learn", "../library/finetune.md#memory") == "library/finetune.html#memory"
     assert markup.address("library", "../learn/rank.md") == "../rank.html"

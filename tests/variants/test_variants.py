@@ -313,7 +313,7 @@ CONV = {"cls": Adapter, "kind": "conv2d"}
         ([lora()], [1, 2], {}, ValueError, "expected one weight for each adapter, got 1 adapters, 2 weights"),
         ([lora(), lora(5, 6)], [1, 2], {}, ValueError, r"adapters\[1\] is of .* \(\(6, 5\), 'linear', "),
         ([lora(), lora(dtype="f4")], [1, 1], {}, TypeError,
-         r"adapters\[1\] has dtype float32, expected float64 as in adapters\[0\]$"),
+         r"adapters\[1\] has dtype float32, expected float64 as in adapters\[0\]: convert it with minilora"),
         ([lora()], [float("nan")], {}, ValueError, r"weights\[0\]"),
         ([lora(), lora(kernel=(3, 2), **CONV)], [1, 1], {}, ValueError,
          r"adapters\[1\] is of shape, kind and kernel .*, expected .* as adapters\[0\]$"),

@@ -1,14 +1,15 @@
 """Find the implementation that a command line names, and check it in a process of its own.
 
 Foreign code may crash, hang or end its process, which Python cannot catch. So the check runs in a child process, which
-writes its report into a file. Where it ends before that, ``faulthandler`` has written which line ran last.
+writes its report into a file. Where it ends before that, ``faulthandler`` has written which line ran last. The process
+is no sandbox: the code can do what the user can.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import importlib
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -17,18 +18,17 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-import msgspec
-
 from ...checks import printable
+from ...fast.blas import BLAS_THREADS
 from ..report import CannotRun
 from .kindreport import KindReport
 from .places import is_theirs, line_of, raised
 
-TIMEOUT = 20.0
 FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
 BEGIN = f"""
 import sys
@@ -85,7 +85,7 @@ def _of_file(path: str) -> ModuleType:
     return module
 
 
-def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEOUT) -> KindReport:
+def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0) -> KindReport:
     """Check what MODULE[:OBJECT] or FILE.py[:OBJECT] names, in a child process.
 
     The import may take `timeout` seconds, and then the check. `CannotRun` says why there is no report.
@@ -94,12 +94,14 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = TIMEO
         answer, traces = Path(folder, "answer"), Path(folder, "traces")
         command = [sys.executable, "-P", "-c", BEGIN, target, dtype or "", str(timeout), str(answer), str(traces)]
         output = subprocess.DEVNULL if sys.stderr is None else 2  # what it prints goes to the standard error
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
+        # On a busy machine the threads of a BLAS wait for each other, and small products would reach the timeout.
+        env = dict.fromkeys(BLAS_THREADS, "1") | os.environ
+        status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
         if status == 0 and answer.exists():
-            found: KindReport | str = msgspec.msgpack.decode(answer.read_bytes(), type=KindReport | str)
+            found = json.loads(answer.read_bytes())
             if isinstance(found, str):
                 raise CannotRun(found)
-            return found
+            return KindReport.of(found)
         trace = traces.read_text("utf-8", "replace") if traces.exists() else ""
     if trace.startswith("Timeout"):
         raise CannotRun(f"it took longer than {timeout:g} s (--timeout){_last_line(trace)}")
@@ -133,7 +135,7 @@ def check_here(target: str, dtype: str, timeout: str, answer: str, traces: str) 
         except BaseException as error:  # what `check` lets through: Ctrl-C, and what an attribute raises
             found = f"it raises {raised(error)}{line_of(error)}"
         faulthandler.cancel_dump_traceback_later()
-        Path(answer).write_bytes(msgspec.msgpack.encode(found))
+        Path(answer).write_text(json.dumps(found if isinstance(found, str) else asdict(found)))
         with suppress(Exception):  # it may have closed it
             sys.stdout.flush()
         os._exit(0)

@@ -6,7 +6,7 @@ An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; of a claim
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +87,14 @@ class KindReport(Report):
             having = [kind for kind, report in kinds.items() if claim in report.claims and _has(report, claim)]
             lacking = [f"{kind}: {claim}" for kind in having if kinds[kind].claims[claim] == NOT_OFFERED]
             self.missing += lacking if having else [claim]
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> KindReport:
+        """Return the report that `dataclasses.asdict` made plain, after its way through JSON."""
+        found = [Diagnosis(**{**row, "cases": tuple(row["cases"])}) for row in plain["found"]]
+        cases = [ClaimOutcome(**{**row, "flags": tuple(row["flags"])}) for row in plain["cases"]]
+        kinds = {kind: cls.of(report) for kind, report in plain["kinds"].items()}
+        return cls(**{**plain, "found": found, "cases": cases, "kinds": kinds})
 
     # --- as text ------------------------------------------------------------------------------------------------------
 

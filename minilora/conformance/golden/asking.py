@@ -88,8 +88,7 @@ def request_of(folder: Path, entry: RequestEntry) -> Request:
         return Use(use.name, folder / use.folder, use.weight)
 
     uses = tuple(None if use is None else used(use) for use in entry.adapters)
-    load = tuple(map(used, entry.load))
-    prompts = np.array(entry.prompts)
+    prompts, load = np.array(entry.prompts), tuple(map(used, entry.load))
     return Request(prompts, uses, tuple(entry.unload), entry.merged, load, entry.generate, entry.each)
 
 

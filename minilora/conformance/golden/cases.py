@@ -65,8 +65,7 @@ class Case:
 
     def prompt(self, seed: int) -> np.ndarray:
         """Draw one prompt, (T,)."""
-        length = 6 if self.base.mixture is None else 4
-        return drawn_tokens(self.after or self.id, seed, length)
+        return drawn_tokens(self.after or self.id, seed, length=6 if self.base.mixture is None else 4)
 
     @property
     def shown(self) -> str:

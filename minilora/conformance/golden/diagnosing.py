@@ -83,7 +83,7 @@ def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
     model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
     layers = dict(walk(model))
     for name in arrays.keys() - config.shapes().keys():
-        layers[name.removesuffix(".bias")].bias = arrays[name]  # type: ignore[attr-defined]
+        layers[name.removesuffix(".bias")].bias = arrays[name]
     return model
 
 
@@ -368,8 +368,7 @@ def _json_of(one: Candidate, bound: float) -> dict[str, Any]:
 
 def _read(path: Path) -> EngineAnswers:
     """Return what an engine was asked, the precision that it computed in, and its numbers."""
-    file = TensorFile(path)
-    spec = file.tensors.get(PROMPTS)
+    spec = TensorFile(path).tensors.get(PROMPTS)
     if spec is None or spec.dtype not in INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
         what = "there is none" if spec is None else f"it has dtype {spec.dtype} and shape {list(spec.shape)}"
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of type I64 or I32: {what}")

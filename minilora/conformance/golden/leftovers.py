@@ -85,8 +85,7 @@ class Engine:
 
 def of_case(flag: str, parts: Parts, count: int = 1) -> Wrong:
     """Return a bug that shows in a case too, with its sentence and its source there."""
-    bug = next(bug for bug in MISREADINGS if bug.flag == flag)
-    return replace(bug, parts=parts, count=count)
+    return replace(next(bug for bug in MISREADINGS if bug.flag == flag), parts=parts, count=count)
 
 
 def _weighted(use: Use | None, weight: Callable[[float], float]) -> Sum | None:
@@ -112,8 +111,7 @@ def _no_patterns(m: Moment) -> Sum | None:
     if m.now is None or not m.of_this_name or m.of_this_name[-1].folder == m.now.folder:
         return None
     given = adapter_of(m.now.folder)
-    config = {**given.config, "rank_pattern": {}, "alpha_pattern": {}}
-    return [(replace(given, config=config), m.now.weight)]
+    return [(replace(given, config={**given.config, "rank_pattern": {}, "alpha_pattern": {}}), m.now.weight)]
 
 
 def _old_modules(m: Moment) -> Sum | None:

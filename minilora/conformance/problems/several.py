@@ -155,8 +155,7 @@ class FusedProblem(Problem):
         """Return the factors and alpha as lists, None where a slot has no adapter, and the slots' widths last."""
         lists = {name: self.split(name, arrays[name]) for name in self.listed}
         alphas = [alpha if rank else None for alpha, rank in zip(self.alphas, self.ranks, strict=True)]
-        own = super().hand_over(function, {**arrays, **lists})
-        return {**own, "alpha": alphas, "widths": list(self.widths)}
+        return {**super().hand_over(function, {**arrays, **lists}), "alpha": alphas, "widths": list(self.widths)}
 
     def take_back(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
         """Return a list of the slots' gradients as one array; a ValueError says what is wrong with it."""
@@ -241,8 +240,7 @@ class ExpertsProblem(Problem):
     @property
     def expert_ids(self) -> np.ndarray:
         """The expert of each row, (n,), in no order; all but the idle one come up as long as there are rows."""
-        used = [e for e in range(self.experts) if e != self.idle]
-        ids = np.resize(np.array(used, np.int64), self.n)
+        ids = np.resize(np.array([e for e in range(self.experts) if e != self.idle], np.int64), self.n)
         return np.asarray(np.random.default_rng([self.seed, 5]).permutation(ids))
 
     @property

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from ...files.dtypes import FLOATS, cast
 from .formulas import Formulas
 from .problem import Arrays, Problem
 
@@ -37,10 +36,17 @@ TINY = 1e-300
 
 
 def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Round to a precision. NumPy has no bfloat16: its numbers come as float32."""
-    if array.dtype.kind in "iu":
-        return array
-    return cast(array, FLOATS["BF16"]).astype(np.float32) if dtype == "bfloat16" else array.astype(dtype)
+    """Round to a precision. NumPy has no bfloat16: its numbers come as float32, whose last 16 bits are zero there.
+
+    As in `minilora.files.dtypes.cast`, float64 is rounded to float32 first.
+    """
+    if array.dtype.kind in "iu" or dtype != "bfloat16":
+        return array if array.dtype.kind in "iu" else array.astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        single = array.astype(np.float32)
+        bits = single.view(np.uint32)
+        nearest = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000  # of two as near, the even one
+    return np.where(np.isnan(single), single, nearest.view(np.float32))
 
 
 @dataclass(frozen=True, eq=False)  # a trial is itself alone: what is computed for it can be kept
@@ -118,8 +124,7 @@ def _sizes(problem: Problem, rows: Arrays, formulas: Formulas, growth: Arrays) -
     if formulas.dora is not None:
         BA = rows["lora_B"] @ rows["lora_A"]
         lengths = formulas.dora.length(rows["weight"], BA, formulas.scaling(problem.alpha, problem.rank))
-    absolute = {name: np.abs(a) for name, a in rows.items()}
-    sizes = problem.answer(_absolute(formulas), absolute, lengths)
+    sizes = problem.answer(_absolute(formulas), {name: np.abs(a) for name, a in rows.items()}, lengths)
     sizes = {name: size * growth[name] for name, size in sizes.items()}
     return problem.widen(sizes, formulas, rows)
 

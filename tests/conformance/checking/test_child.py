@@ -1,15 +1,21 @@
 """The implementation that is named is found, and checked in a process: it may crash, hang or leave."""
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import minilora
-from minilora.conformance import CannotRun
+from minilora.conformance import CannotRun, check
 from minilora.conformance.checking import child
 from minilora.conformance.checking.child import check_apart, imported, sources
+from minilora.conformance.checking.kindreport import KindReport
+
+from ..implementations import OURS
 
 MODULE = """
 import ctypes
@@ -78,6 +84,22 @@ if "WAITS" in os.environ:
 """
 
 
+THREADS = """
+import json
+import os
+import sys
+from pathlib import Path
+
+names = [f"{blas}_NUM_THREADS" for blas in ("OPENBLAS", "OMP", "MKL", "BLIS")] + ["VECLIB_MAXIMUM_THREADS"]
+Path("seen.json").write_text(json.dumps({name: os.environ.get(name) for name in names}))
+
+import threadpoolctl
+
+Path("counted.json").write_text(json.dumps([pool["num_threads"] for pool in threadpoolctl.threadpool_info()]))
+forward = lambda x, weight, bias, lora_A, lora_B, alpha: None
+"""
+
+
 def line(text):
     """Where a line of the module stands."""
     return f"my_lora.py, line {next(n for n, one in enumerate(MODULE.splitlines(), start=1) if text in one)}"
@@ -114,6 +136,23 @@ def test_why_there_is_no_report_is_said_in_a_line(folder, target):
     with pytest.raises(CannotRun) as refused:
         check_apart(target, timeout=1)
     assert str(refused.value) == REFUSED[target]
+
+
+@pytest.mark.parametrize("own", [{}, {"OPENBLAS_NUM_THREADS": "2"}, {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "5"}])
+def test_the_child_has_one_blas_thread_unless_the_user_asks(folder, monkeypatch, own):
+    names = [f"{blas}_NUM_THREADS" for blas in ("OPENBLAS", "OMP", "MKL", "BLIS")] + ["VECLIB_MAXIMUM_THREADS"]
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, count in own.items():
+        monkeypatch.setenv(name, count)
+    before = dict(os.environ)
+    (folder / "threads.py").write_text(THREADS)
+    with pytest.raises(CannotRun, match="forward returns None"):  # all that it is to do happens when it is imported
+        check_apart("threads")
+    assert json.loads((folder / "seen.json").read_text()) == dict.fromkeys(names, "1") | own
+    if not own:  # what NumPy has loaded goes by it
+        assert {*json.loads((folder / "counted.json").read_text())} <= {1}
+    assert os.environ == before
 
 
 def test_a_report_comes_back_whole_from_the_process(folder, capfd):
@@ -216,3 +255,15 @@ def test_a_file_is_imported_whatever_has_its_name(tmp_path, monkeypatch):
 )
 def test_the_files_that_a_name_may_mean_are_known(target, files):
     assert [file.as_posix() for file in sources(target)] == files
+
+
+def test_a_report_comes_through_json_as_it_is():
+    """Of a right implementation, of wrong ones with a diagnosis, an endless error and further kinds."""
+    for functions in ({}, {"forward": lambda x, *_: 2 * x}, {"forward": lambda *_: np.full((1, 1), np.nan)}):
+        ours = SimpleNamespace(**{**vars(OURS["linear"]), **functions})
+        report = check(SimpleNamespace(linear=ours, kinds={"rslora": OURS["rslora"]}, **vars(ours)), name="x")
+        assert report.passed is not bool(functions)
+        assert report.kinds["rslora"].passed
+        again = KindReport.of(json.loads(json.dumps(asdict(report))))
+        assert again == report
+        assert (str(again), again.json()) == (str(report), report.json())

@@ -405,5 +405,5 @@ def test_only_a_new_or_an_empty_folder_is_written(tmp_path, monkeypatch):
 def test_without_its_package_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert cli.main(["golden", str(tmp_path / "golden")]) == 2
-    assert "pip install gguf" in capsys.readouterr().err
+    assert 'pip install "minilora[files]"' in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

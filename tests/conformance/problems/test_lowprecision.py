@@ -6,12 +6,29 @@ import pytest
 from minilora.conformance.problems.bugs import known
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import round_to
+from minilora.files.dtypes import FLOATS, cast
 
 from ..implementations import OURS, report_of
 
 
 def half(array):
     return round_to(np.asarray(array, np.float32), "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_judge_rounds_to_bfloat16_as_files_do(dtype):
+    """Of every upper half of a float32: the ends, the middle to the next number, and what lies around it."""
+    upper = np.arange(2**16, dtype=np.uint32) << 16
+    bits = np.concatenate([upper + lower for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    with np.errstate(invalid="ignore"):
+        numbers = bits.view(np.float32).astype(dtype)
+    if dtype == "float64":
+        numbers = np.concatenate([numbers * (1 + 2.0**-40), [1e300, -1e300, 1 + 2.0**-8 + 2.0**-30]])
+    rounded = round_to(numbers, "bfloat16")
+    assert rounded.dtype == np.float32
+    np.testing.assert_array_equal(rounded, cast(numbers, FLOATS["BF16"]).astype(np.float32))
+    kept = np.signbit(rounded) == np.signbit(numbers)
+    assert kept[~np.isnan(numbers)].all()
 
 
 def update(x, A, B, s):

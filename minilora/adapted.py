@@ -1,0 +1,55 @@
+"""What all adapted layers have in common: a frozen base, and an adapter that trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .checks import Array
+from .layer import Layer, parts_besides
+
+
+@dataclass(eq=False, repr=False)
+class Adapted(Layer):
+    """A base and its adapter. A subclass annotates their classes, and writes forward, backward and merge."""
+
+    base: Any
+    adapter: Any  # of the same widths and dtype
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_whole()
+
+    def check_whole(self) -> None:
+        """Refuse an adapter with an array that this layer would leave out.
+
+        A subclass of the adapter's class may have more arrays if it computes with them, in a `forward` and a `delta` of
+        its own.
+        """
+        cls, expected = type(self.adapter), self.fits()["adapter"][1]
+        unknown = parts_besides(self.adapter, "start", *expected.fits())
+        if unknown and (cls.forward is expected.forward or cls.delta is expected.delta):
+            raise ValueError(f"adapter has a {next(iter(unknown))}, which a {type(self).__name__} leaves out")
+
+    def trainable(self) -> dict[str, Array]:
+        """Return the adapter's arrays. The base's are not among them, so they do not train."""
+        return self.adapter.trainable()  # type: ignore[no-any-return]
+
+    def delta(self) -> Array:  # -> (out, in)
+        """Return the change of the base's weight."""
+        return self.adapter.delta()
+
+    @property
+    def rank(self) -> int:
+        """The adapter's width r."""
+        return self.adapter.rank  # type: ignore[no-any-return]
+
+    @property
+    def alpha(self) -> float:
+        """The adapter's alpha, which is set there."""
+        return self.adapter.alpha  # type: ignore[no-any-return]
+
+    @property
+    def scaling(self) -> float:
+        """The adapter's factor s."""
+        return self.adapter.scaling  # type: ignore[no-any-return]
