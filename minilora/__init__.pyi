@@ -42,7 +42,7 @@ from .lora import LoRALinear as LoRALinear
 from .losses import cross_entropy as cross_entropy
 from .losses import mse as mse
 from .optim import Adam as Adam
-from .training import History as History
+from .state import History as History
 from .training import TrainingDiverged as TrainingDiverged
 from .training import evaluate as evaluate
 from .training import train as train

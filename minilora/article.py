@@ -24,7 +24,8 @@ from .backend import Backend, backend_or_numpy
 from .checks import Array, check_integer, check_number, check_path, check_sizes
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, Keeper, TrainingState, evaluate, keeper_of, train
+from .state import History, Keeper, TrainingState
+from .training import evaluate, keeper_of, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (

@@ -20,7 +20,9 @@ import numpy as np
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
 from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, named, needed, printable
-from ..fast.parts import Accumulated, by_width, core_count
+from ..fast.accumulation import Accumulated
+from ..fast.threads import core_count
+from ..fast.widths import by_width
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
 from ..files.disk import check_file, check_new_file, refuse_inputs, replaceable, takes_files, written_whole

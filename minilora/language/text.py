@@ -31,10 +31,12 @@ from ..checks import (
     check_shape,
     reading,
 )
-from ..fast.parts import of_area, widths
+from ..fast.widths import of_area, widths
 from ..files.disk import open_regular
+from ..fitting import check_data
+from ..gradients import backpropagate
 from ..losses import IGNORED, Loss, count, cross_entropy
-from ..training import EVALUATION_ROWS, backpropagate, check_data, sum_of
+from ..training import EVALUATION_ROWS, sum_of
 from ..variants.dropout import with_rows_at
 from .llama import Llama
 
