@@ -42,6 +42,8 @@ from .lora import LoRALinear as LoRALinear
 from .losses import cross_entropy as cross_entropy
 from .losses import mse as mse
 from .optim import Adam as Adam
+from .quantization import loftq as loftq
+from .quantization import quantize as quantize
 from .state import History as History
 from .training import TrainingDiverged as TrainingDiverged
 from .training import evaluate as evaluate
@@ -49,8 +51,6 @@ from .training import train as train
 from .variants.adapter import Adapter as Adapter
 from .variants.dora import DoRA as DoRA
 from .variants.dora import DoRAAdapter as DoRAAdapter
-from .variants.loftq import loftq as loftq
-from .variants.loftq import quantize as quantize
 from .variants.scaling import loraplus as loraplus
 from .variants.stackedlora import StackedLoRA as StackedLoRA
 from .variants.sums import best_of_rank as best_of_rank

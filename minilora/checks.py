@@ -341,6 +341,11 @@ def printable(text: str, at_most: int = LONGEST_MESSAGE) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def enumerated(names: Sequence[str]) -> str:
+    """Return names as a sentence has them."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
 def align(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
     """Return rows of text with their columns aligned: those in `left` flush left, the others flush right."""
     sides = (str.ljust if i in left else str.rjust for i in range(len(rows[0])))

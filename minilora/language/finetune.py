@@ -32,11 +32,11 @@ from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
 from ..optim import gradient_norm
+from ..quantization import quantize
 from ..schedule import Schedule
 from ..training import Passes, TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
-from ..variants.loftq import quantize
 from .data import EXAMPLES, Data, load_data
 from .llama import Llama, recomputed
 from .losstable import LossTable, shown_parts

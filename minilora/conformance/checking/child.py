@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 from ...checks import printable
 from ...fast.blas import BLAS_THREADS
-from ..report import CannotRun
+from ...report import CannotRun
 from .kindreport import KindReport
 from .places import is_theirs, line_of, raised
 

@@ -8,7 +8,7 @@ import pytest
 from minilora.checks import FileRefused
 from minilora.conformance import check
 from minilora.conformance.checking.kindreport import KindReport, outcome
-from minilora.conformance.report import (
+from minilora.report import (
     Diagnosis,
     Outcome,
     Report,
@@ -19,7 +19,7 @@ from minilora.conformance.report import (
     save_json,
 )
 
-from .implementations import OURS, with_kinds
+from .conformance.implementations import OURS, with_kinds
 
 
 def report(known=(), **more):
