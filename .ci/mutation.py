@@ -56,7 +56,7 @@ PARTS = {
             ),
             (
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),
-                *("test_layer", "test_adaptation", "test_checks", "test_defaults", "test_growth"),
+                *("test_layer", "test_adaptation", "test_checks", "test_texts", "test_defaults", "test_growth"),
                 "test_likely_mistakes",
                 *("layers/test_mlp", "layers/test_nf4", "layers/test_activation"),
                 *("variants/test_variants", "variants/test_own_variant", "test_quantization"),
@@ -79,7 +79,7 @@ PARTS = {
         (
             ("files/disk", "files/dtypes", "files/tensors"),
             (
-                *("files/test_disk", "files/test_tensors", "test_checks", "files/test_merge", "files/test_merge_kinds"),
+                *("files/test_disk", "files/test_tensors", "test_texts", "files/test_merge", "files/test_merge_kinds"),
                 *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder", "language/test_weights"),
                 *("language/test_npz", "language/test_gguf", "language/test_save"),
             ),

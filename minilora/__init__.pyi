@@ -7,7 +7,6 @@ from .adaptation import merge as merge
 from .backend import Backend as Backend
 from .backend import BackendUnavailable as BackendUnavailable
 from .backend import get_backend as get_backend
-from .checks import FileRefused as FileRefused
 from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
@@ -45,6 +44,7 @@ from .optim import Adam as Adam
 from .quantization import loftq as loftq
 from .quantization import quantize as quantize
 from .state import History as History
+from .texts import FileRefused as FileRefused
 from .training import TrainingDiverged as TrainingDiverged
 from .training import evaluate as evaluate
 from .training import train as train

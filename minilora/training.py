@@ -30,7 +30,7 @@ import numpy as np
 
 from .backend import backend_of, check_finite
 from .batches import Passes, check_batches, draw_batches, rows_of_steps, take_rows
-from .checks import Array, check_integer, check_rng, named
+from .checks import Array, check_integer, check_rng
 from .extras import requiring
 from .fast.threads import check_workers, on_threads
 from .fitting import check_data, check_functions, pair_of, trainable, try_out
@@ -39,15 +39,8 @@ from .layer import Layer
 from .losses import Loss, count, mse
 from .optim import Adam, Rate
 from .state import History, Keeper, TrainingState
-from .watching import (
-    LossGrew,
-    TrainingDiverged,
-    check_loss,
-    check_parameters,
-    first_loss,
-    progress_bar,
-    warn_of_growth,
-)
+from .texts import named
+from .watching import LossGrew, TrainingDiverged, check_loss, check_parameters, first_loss, progress_bar, warn_of_growth
 
 __all__ = [
     "History",

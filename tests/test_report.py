@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.checks import FileRefused
 from minilora.conformance import check
 from minilora.conformance.checking.kindreport import KindReport, outcome
 from minilora.report import (
@@ -18,6 +17,7 @@ from minilora.report import (
     read_known,
     save_json,
 )
+from minilora.texts import FileRefused
 
 from .conformance.implementations import OURS, with_kinds
 

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checks import enumerated, short
 from ..report import Diagnosis
+from ..texts import enumerated, short
 from .contents import kind_of
 from .findings import counted, some
 from .landing import BODY, Landing

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import add_model, check_output, discard, files, path, print_error, printable
+from ..texts import printable
+from .console import add_model, check_output, discard, files, path, print_error
 
 if TYPE_CHECKING:
     from ..report import Report

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checks import enumerated
+from ..texts import enumerated
 
 Answers = Mapping[str, Any]  # arrays by their names; None for one that is owed and was not given
 Parts = Mapping[str, Any]

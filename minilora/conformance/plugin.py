@@ -28,8 +28,8 @@ from typing import Any
 
 import pytest
 
-from ..checks import printable
 from ..report import CannotRun, became, on_github, read_known
+from ..texts import printable
 from .checking.check import check
 from .checking.child import imported
 from .checking.contract import ids

@@ -32,10 +32,10 @@ import numpy as np
 import safetensors.numpy
 
 from .. import __version__
-from ..checks import enumerated, reading
 from ..files.disk import read_json, written_folder
 from ..files.tensors import TensorFile
 from ..report import CannotRun, Diagnosis, Outcome, Report, links
+from ..texts import enumerated, reading
 from .checking.claims import adam_verdict, diagnosed
 from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome

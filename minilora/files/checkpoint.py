@@ -24,9 +24,10 @@ import msgspec
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, FileRefused, check_path, dtype_name, printable, reading, short
+from ..checks import Array, check_path, dtype_name
 from ..layer import Layer, parts, walk
 from ..state import TrainingState
+from ..texts import FileRefused, printable, reading, short
 from .disk import written_whole
 from .tensors import TensorFile, write_tensors
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, named, needed, printable
+from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, needed
 from ..fast.accumulation import Accumulated
 from ..fast.threads import core_count
 from ..fast.widths import by_width
@@ -34,6 +34,7 @@ from ..losses import IGNORED, Loss
 from ..optim import gradient_norm
 from ..quantization import quantize
 from ..schedule import Schedule
+from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout

@@ -29,7 +29,6 @@ import numpy as np
 from ..backend import backend_of, check_apart, check_finite
 from ..checks import (
     Array,
-    align,
     check_choice,
     check_dict,
     check_integer,
@@ -40,6 +39,7 @@ from ..checks import (
     dtype_name,
 )
 from ..layer import homes, sum_tied
+from ..texts import align
 
 Method = Literal["auto", "complex", "central"]
 Params = dict[str, Array]

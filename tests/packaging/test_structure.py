@@ -18,10 +18,10 @@ PACKAGE = Path(minilora.__file__).parent
 MODULES = sorted(".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in PACKAGE.rglob("*.py"))
 PUBLIC = pytest.mark.parametrize("package", ["", "fast", "files", "language"])
 FLOORS = [
-    {"checks", "backend", "extras"},
+    {"checks", "texts", "backend", "extras"},
     {"layer", "losses"},
     {"linear"},
-    {"lora", "layers"},
+    {"adapted", "lora", "layers"},
     {"variants", "adaptation", "quantization"},
     {"optim", "schedule", "gradients", "fast", "files", "training", "state", "batches", "fitting", "watching"},
     {"verify", "article"},
@@ -188,10 +188,10 @@ def printed(script):
 def test_each_import_needs_no_more_than_it_says():
     """matplotlib, CuPy and torch wait until they are needed; the command line's parser waits for nothing."""
     script = "import sys; before = {*sys.modules}"
-    for more in ("", ".cli as c; c._parser()", ".lora", ".article, minilora.files.merge"):
+    for more in ("", ".texts", ".cli as c; c._parser()", ".lora", ".article, minilora.files.merge"):
         script += f"\nimport minilora{more}\nprint(*{{name.partition('.')[0] for name in sys.modules.keys() - before}})"
     loaded = [set(line.split()) - set(sys.stdlib_module_names) for line in printed(script).splitlines()]
     *small, all_of_it = loaded
-    assert small == [{"minilora"}, {"minilora"}, {"minilora", "numpy"}]
+    assert small == [{"minilora"}, {"minilora"}, {"minilora"}, {"minilora", "numpy"}]
     assert {"numpy", "safetensors", "tqdm"} <= all_of_it
     assert not {"psutil", "matplotlib", "cupy", "torch", "peft", "autograd", "hypothesis"} & all_of_it

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import enumerated
 from ...report import CannotRun, Diagnosis
+from ...texts import enumerated
 from ..naming import off
 from ..problems.formulas import QUANTITIES, Formulas
 from ..problems.kind import FACTORS, Kind

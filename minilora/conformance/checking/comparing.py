@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import enumerated
 from ...report import Diagnosis
+from ...texts import enumerated
 from ..naming import name
 from ..problems.formulas import QUANTITIES
 from ..problems.kind import Kind

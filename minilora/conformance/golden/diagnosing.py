@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import FileRefused
 from ...files.dtypes import FLOATS, cast
 from ...files.tensors import TensorFile
 from ...language.llama import Llama
 from ...layer import walk
 from ...report import Diagnosis, Report, links
+from ...texts import FileRefused
 from .. import naming
 from ..naming import MEASURED, Answers, Parts, World, Wrong
 from .answerfiles import INTEGERS, read_answers, read_tensors
