@@ -60,8 +60,6 @@ from .verify.closed_form import best_adapter_from_gram as best_adapter_from_gram
 from .verify.gradcheck import CheckRefused as CheckRefused
 from .verify.gradcheck import GradientError as GradientError
 from .verify.gradcheck import GradReport as GradReport
-from .verify.gradcheck import TaylorOrders as TaylorOrders
 from .verify.gradcheck import gradcheck as gradcheck
-from .verify.gradcheck import taylor_orders as taylor_orders
 
 __version__: str

@@ -36,7 +36,6 @@ PYTHON = {
     "verify.closed_form.best_adapter": {"alpha": 1.0},
     "verify.closed_form.best_adapter_from_gram": {"alpha": 1.0},
     "verify.gradcheck.gradcheck": {"method": "auto", "allow_zero": (), "every_entry_below": 1000, "directions": 8},
-    "verify.gradcheck.taylor_orders": {"halvings": 12},
     "files.adapters.save_adapter": {"fan_in_fan_out": False},
     "language.llama.Llama.load": {"dtype": "float32", "keep_blocks": False},
     "language.config.LlamaConfig": {"tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False},
