@@ -202,11 +202,6 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
     return {"base": path, "adapter": path.with_name(f"{path.stem}.adapter{path.suffix}")}
 
 
-def report(result: ArticleResult) -> str:
-    """Return the run as the article prints it, in lines for a terminal, with the article's figures beside ours."""
-    return result.told
-
-
 class Report:
     """A run in words, told as it goes."""
 

@@ -128,7 +128,7 @@ def test_the_article_runs_the_same_everywhere(place, dtype):
     )
     place.assert_all_same(found, expected, adam=True)
     assert math.isclose(here.merged_loss, there.merged_loss, rel_tol=1e-4)
-    assert place.backend.device in article.report(here)
+    assert place.backend.device in here.told
 
 
 def test_gradients_are_checked_where_they_were_computed(place):
