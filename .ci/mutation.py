@@ -51,15 +51,15 @@ PARTS = {
     "core": (
         (
             (
-                *("lora", "linear", "losses", "optim", "layer", "layers/mlp"),
+                *("lora", "linear", "losses", "optim", "schedule", "layer", "layers/mlp"),
                 *("layers/activation", "fast/adam", "fast/residual"),
             ),
             (
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),
-                *("test_layer", "test_adaptation", "test_checks", "test_defaults", "test_growth"),
+                *("test_layer", "test_adaptation", "test_checks", "test_texts", "test_defaults", "test_growth"),
                 "test_likely_mistakes",
                 *("layers/test_mlp", "layers/test_nf4", "layers/test_activation"),
-                *("variants/test_variants", "variants/test_own_variant", "variants/test_loftq"),
+                *("variants/test_variants", "variants/test_own_variant", "test_quantization"),
                 *("fast/test_adam", "fast/test_page_is_what_runs", "fast/test_speed_changes_nothing"),
                 *("verify/test_instances", "verify/test_closed_form"),
                 *("language/test_thawed_alone", "language/test_nexttoken"),
@@ -67,8 +67,8 @@ PARTS = {
             ),
         ),
         (
-            ("layers/nf4", "variants/loftq"),
-            ("layers/test_nf4", "variants/test_loftq", "test_gradients", "devices/test_layers_on_devices"),
+            ("layers/nf4", "variants/loftq", "quantization"),
+            ("layers/test_nf4", "test_quantization", "test_gradients", "devices/test_layers_on_devices"),
         ),
         (
             ("verify/gradcheck", "verify/closed_form"),
@@ -79,7 +79,7 @@ PARTS = {
         (
             ("files/disk", "files/dtypes", "files/tensors"),
             (
-                *("files/test_disk", "files/test_tensors", "test_checks", "files/test_merge", "files/test_merge_kinds"),
+                *("files/test_disk", "files/test_tensors", "test_texts", "files/test_merge", "files/test_merge_kinds"),
                 *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder", "language/test_weights"),
                 *("language/test_npz", "language/test_gguf", "language/test_save"),
             ),
@@ -107,7 +107,7 @@ PARTS = {
             ),
         ),
     ),
-    "judge": ((("conformance", "audit", "exercises"), ("conformance", "audit", "exercises")),),
+    "judge": ((("conformance", "report", "audit", "exercises"), ("conformance", "test_report", "audit", "exercises")),),
     "layers": ((("layers", "variants", "fast"), ("test_gradients", "layers", "variants", "fast")),),
     "doors": ((("language", "cli"), ("language", "cli")),),
 }
@@ -193,7 +193,8 @@ def seed() -> str:
 
 def drawn_modules(folders: tuple[str, ...]) -> tuple[str, ...]:
     """Draw some of the modules of folders."""
-    files = [path for folder in folders for path in sorted((ROOT / "minilora" / folder).rglob("[!_]*.py"))]
+    places = [ROOT / "minilora" / folder for folder in folders]
+    files = [path for place in places for path in sorted(place.rglob("[!_]*.py")) or [place.with_suffix(".py")]]
     modules = {path.relative_to(ROOT / "minilora").with_suffix("").as_posix() for path in files}
     return tuple(sorted(Random(seed()).sample(sorted(modules - {*IN_PROCESSES["minilora"]}), FILES)))
 

@@ -7,7 +7,6 @@ from .adaptation import merge as merge
 from .backend import Backend as Backend
 from .backend import BackendUnavailable as BackendUnavailable
 from .backend import get_backend as get_backend
-from .checks import FileRefused as FileRefused
 from .files.adapters import load_adapter as load_adapter
 from .files.adapters import save_adapter as save_adapter
 from .files.checkpoint import CheckpointError as CheckpointError
@@ -42,15 +41,16 @@ from .lora import LoRALinear as LoRALinear
 from .losses import cross_entropy as cross_entropy
 from .losses import mse as mse
 from .optim import Adam as Adam
-from .training import History as History
+from .quantization import loftq as loftq
+from .quantization import quantize as quantize
+from .state import History as History
+from .texts import FileRefused as FileRefused
 from .training import TrainingDiverged as TrainingDiverged
 from .training import evaluate as evaluate
 from .training import train as train
 from .variants.adapter import Adapter as Adapter
 from .variants.dora import DoRA as DoRA
 from .variants.dora import DoRAAdapter as DoRAAdapter
-from .variants.loftq import loftq as loftq
-from .variants.loftq import quantize as quantize
 from .variants.scaling import loraplus as loraplus
 from .variants.stackedlora import StackedLoRA as StackedLoRA
 from .variants.sums import best_of_rank as best_of_rank
@@ -60,8 +60,6 @@ from .verify.closed_form import best_adapter_from_gram as best_adapter_from_gram
 from .verify.gradcheck import CheckRefused as CheckRefused
 from .verify.gradcheck import GradientError as GradientError
 from .verify.gradcheck import GradReport as GradReport
-from .verify.gradcheck import TaylorOrders as TaylorOrders
 from .verify.gradcheck import gradcheck as gradcheck
-from .verify.gradcheck import taylor_orders as taylor_orders
 
 __version__: str

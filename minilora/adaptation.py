@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, named, unmoved, warn_of_rank
+from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, unmoved, warn_of_rank
 from .layer import Layer, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.nf4 import CodedLinear
 from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA
+from .texts import named
 from .variants.adapter import Adapter, kind_of_layer, over, place_of
 from .variants.dora import NORMS, with_magnitude
 from .variants.pissa import over_original, pissa

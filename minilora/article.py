@@ -24,7 +24,8 @@ from .backend import Backend, backend_or_numpy
 from .checks import Array, check_integer, check_number, check_path, check_sizes
 from .linear import Linear
 from .lora import LoRA, LoRALinear
-from .training import History, Keeper, TrainingState, evaluate, keeper_of, train
+from .state import History, Keeper, TrainingState
+from .training import evaluate, keeper_of, train
 
 ARTICLE_EPOCHS = (10, 20, 30, 40, 50, 60, 70, 80, 90, 100)
 ARTICLE_BASE_LOSSES = (
@@ -199,11 +200,6 @@ def checkpoint_files(path: str | Path) -> dict[str, Path]:
     """Return where each training is kept: the base's in the file itself, the adapter's in one beside it."""
     path = check_path("checkpoint", path)
     return {"base": path, "adapter": path.with_name(f"{path.stem}.adapter{path.suffix}")}
-
-
-def report(result: ArticleResult) -> str:
-    """Return the run as the article prints it, in lines for a terminal, with the article's figures beside ours."""
-    return result.told
 
 
 class Report:

@@ -59,6 +59,8 @@ from copy import copy
 from functools import cache, wraps
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
+
 from .backend import backend_of
 from .checks import (
     ASTYPE,
@@ -66,8 +68,10 @@ from .checks import (
     Array,
     check_array,
     check_instance,
+    check_library,
     check_number,
     check_shape,
+    check_trainable,
     is_array,
     kind_of,
 )
@@ -461,6 +465,27 @@ def _sized(name: str, axes: str, shape: tuple[int, ...]) -> str:
         return f"{name} is {shape[0]} -> {shape[1]} wide, expected {axes}"
     letters = str(tuple(_letters(axes))).replace("'", "")
     return f"{name} has shape {shape}, expected {letters}"
+
+
+def check_updatable(name: str, p: Array, first: Array, first_name: str) -> None:
+    """Require an array that trains, of one library with the first, and whose entries can be changed one by one."""
+    check_trainable(name, p)
+    check_library(name, p, like=first, like_name=first_name)
+    if isinstance(p, np.ndarray) and not p.flags.writeable:
+        raise ValueError(f"{name} is read-only: Adam updates it in place, so give a copy")
+    if isinstance(p, np.ndarray) and p.size and overlaps_itself(p):
+        raise ValueError(f"{name} has entries that share memory, as of a view: give a copy")
+
+
+def overlaps_itself(p: np.ndarray) -> bool:
+    """Return whether an array's strides let two entries share memory: each step must reach beyond all shorter ones."""
+    reach = p.itemsize
+    for axis in np.argsort(np.abs(p.strides)):
+        stride, size = abs(p.strides[axis]), p.shape[axis]
+        if size > 1 and stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def check_model(value: Any) -> None:

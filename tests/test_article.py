@@ -179,7 +179,7 @@ def test_the_report_has_the_articles_figures_beside_ours():
         return "".join(f"   {epoch:5d} {ours:13.7g} {other:13.7g}\n" for epoch, ours, other in losses)
 
     result = article.run(**SMALL, epochs=20)
-    assert article.report(result) == REPORT.format(
+    assert result.told == REPORT.format(
         run=result, device=get_backend("numpy").device, low=result.delta.min(), high=result.delta.max(),
         base=rows(result.base_history, ARTICLE_BASE_LOSSES), lora=rows(result.lora_history, ARTICLE_LORA_LOSSES),
         corner="\n".join("   " + " ".join(f"{v:8.4f}" for v in row) for row in result.delta[:5, :5]),
@@ -187,7 +187,7 @@ def test_the_report_has_the_articles_figures_beside_ours():
 
 
 def test_an_epoch_the_article_did_not_print_has_a_dash():
-    text = article.report(article.run(**SMALL, epochs=3))
+    text = article.run(**SMALL, epochs=3).told
     assert [line.split()[-1] for line in text.splitlines() if line.startswith("       3 ")] == ["-", "-"]
 
 
@@ -197,7 +197,7 @@ def test_the_report_is_told_as_it_goes(tmp_path):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "draw_batches", lambda *a: at.append(len(told)) or right(*a))
         run = article.run(**SMALL, epochs=21, tell=told.append, checkpoint=tmp_path / "c")
-    assert "".join(told) == article.report(run)
+    assert "".join(told) == run.told
     heads = [number for number, text in enumerate(told) if "epoch" in text and "loss" in text]
     for head, begun in zip(heads, (at[:21], at[21:]), strict=True):
         assert [number - head for number in begun[1:]] == [1] * 9 + [2] * 10 + [3]
@@ -210,7 +210,7 @@ def test_the_report_is_told_as_it_goes(tmp_path):
 
 def test_parameter_counts_at_the_articles_sizes():
     tiny = article.run(n=128, epochs=1)
-    text = article.report(tiny)
+    text = tiny.told
     assert "1,001,000 parameters" in text
     assert "2,001 parameters, 1/500 of the base's" in text
     assert "expectation 1001" in text

@@ -60,4 +60,4 @@ def alike(line: str, other: str) -> bool:
 def test_the_readme_shows_this_run(result):
     shown = under("python -m minilora article")
     assert len(shown.splitlines()) <= 12
-    assert is_excerpt(shown, article.report(result), alike)
+    assert is_excerpt(shown, result.told, alike)

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Adam, optim
+from minilora.fast import adam
 
 from .support.claims import ADAM_CLAIMS
 from .support.compare import assert_close
@@ -53,22 +54,22 @@ def algorithm_1(theta, g, m, v, t, lr, betas, eps, decay):
     scale=st.sampled_from([0.0, 1e-12, 1.0, 1e15]),
     seed=st.integers(0, 2**32 - 1),
 )
-@example([1000, 1001], optim.BLOCK, "float32", "rows", 1, 1e-3, (0.9, 0.999), 1e-8, 0.0, 1.0, 0)  # the article's weight
+@example([1000, 1001], adam.BLOCK, "float32", "rows", 1, 1e-3, (0.9, 0.999), 1e-8, 0.0, 1.0, 0)  # the article's weight
 @example([1, 300], 7, "float32", "columns", 1, 1e-3, (0.9, 0.999), 1e-8, 0.1, 1.0, 0)
 def test_steps_have_the_bits_of_algorithm_1(shape, block, dtype, layout, t, lr, betas, eps, decay, scale, seed):
     randn, place = np.random.default_rng(seed).standard_normal, LAYOUTS[layout] if shape else np.array
     theta, m, v = (place(np.array(a, dtype)) for a in (randn(shape), randn(shape), randn(shape) ** 2))
-    adam = Adam({"p": (p := theta.copy("K"))}, lr=lr, betas=betas, eps=eps, weight_decay=decay)
-    adam.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
+    optimizer = Adam({"p": (p := theta.copy("K"))}, lr=lr, betas=betas, eps=eps, weight_decay=decay)
+    optimizer.load_state_dict({"t": t - 1, "m": {"p": m}, "v": {"p": v}})
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-        patch.setattr(optim, "BLOCK", block)
+        patch.setattr(adam, "BLOCK", block)
         for step in range(t, t + 3):
             g = place(np.array(scale * randn(shape), dtype))
             given_g = g.copy()
-            adam.step({"p": g})
+            optimizer.step({"p": g})
             np.testing.assert_array_equal(g, given_g)
             theta, m, v = algorithm_1(theta, g, m, v, step, lr, betas, eps, decay)
-    for found, expected in ((p, theta), (adam.m["p"], m), (adam.v["p"], v)):
+    for found, expected in ((p, theta), (optimizer.m["p"], m), (optimizer.v["p"], v)):
         assert found.dtype == dtype
         np.testing.assert_array_equal(found, expected)
 
@@ -390,11 +391,11 @@ def test_no_entry_of_a_parameter_stands_twice_in_memory(axes):
 @pytest.mark.parametrize(("shape", "rows"), [((300, 5000), 4), ((8, 50_000), 1), ((1_000_000,), 20_000)])
 def test_a_large_arrays_step_needs_three_blocks_of_memory(monkeypatch, shape, rows):
     """Of the rows that fit in a block, and of one row at least."""
-    monkeypatch.setattr(optim, "BLOCK", 20_000)
+    monkeypatch.setattr(adam, "BLOCK", 20_000)
     p = np.ones(shape)
-    adam, g = Adam({"p": p}), np.ones(shape)
+    optimizer, g = Adam({"p": p}), np.ones(shape)
     with traced() as memory:
-        adam.step({"p": g})
+        optimizer.step({"p": g})
     blocks = 3 * p[:rows].nbytes
     assert blocks <= memory.peak < 1.1 * blocks
 
@@ -402,7 +403,7 @@ def test_a_large_arrays_step_needs_three_blocks_of_memory(monkeypatch, shape, ro
 def test_another_library_takes_an_array_whole(monkeypatch, standin):
     """It has no such cache. The stand-in makes no kernel."""
     seen = []
-    monkeypatch.setattr(optim, "BLOCK", 12)
+    monkeypatch.setattr(adam, "BLOCK", 12)
     monkeypatch.setattr(optim, "adam_update", lambda theta, *a, **k: seen.append(theta.shape))
     Adam({"p": standin.zeros((13, 5), "float32")}).step({"p": standin.zeros((13, 5), "float32")})
     assert seen == [(13, 5)]

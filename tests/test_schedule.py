@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import Adam, CheckpointError, Linear, train
-from minilora.optim import DECAYS, Schedule
+from minilora.schedule import DECAYS, Schedule
 
 
 @pytest.mark.parametrize(

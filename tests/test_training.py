@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, Embedding, Linear, LoRA, TrainingDiverged, cross_entropy, evaluate, mse, train
 from minilora.files import checkpoint
-from minilora.training import backpropagate, draw_batches, progress_bar
+from minilora.training import backpropagate, draw_batches
+from minilora.watching import progress_bar
 
 from .support.cases import PRODUCTS as CASES
 from .support.compare import assert_close

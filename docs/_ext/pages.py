@@ -524,7 +524,7 @@ def every() -> list[Path]:
 
 def check_all(pages: list[Path], write: bool = False) -> list[str]:
     """Check pages side by side, each in a process of its own, and say what is wrong."""
-    from minilora.fast.parts import core_count
+    from minilora.fast.threads import core_count
 
     with ProcessPoolExecutor(core_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         return [said for said in pool.map(check, pages, [write] * len(pages)) if said]

@@ -22,7 +22,7 @@ says(f"the import, and then the\ncheck: {TIMEOUT:.0f} by default")
 
 # %% What a report says
 
-from minilora.conformance.report import LONGEST_LINE
+from minilora.report import LONGEST_LINE
 
 says(f"of {LONGEST_LINE} letters at most")
 

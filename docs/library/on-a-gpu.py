@@ -10,7 +10,7 @@ from unittest import mock
 from pages import ROOT, says
 
 from minilora import cross_entropy, mse
-from minilora.training import first_loss
+from minilora.watching import first_loss
 from tests.support import cupy_standin
 
 waits = []

@@ -64,7 +64,7 @@ from written import keep
 from minilora import Adam, Llama, LlamaConfig, adapt, cross_entropy, evaluate
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.blas import BLAS_THREADS
-from minilora.fast.parts import core_count, on_threads
+from minilora.fast.threads import core_count, on_threads
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
 from minilora.language.memory import cache_bytes

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checks import align
-from ..conformance.report import Diagnosis, Report
+from ..report import Diagnosis, Report
+from ..texts import align
 from . import changes, contents, fitting, formats, keys, landing, merging, numbers, verdicts
 from .changes import FORMATS, Loss, Sums
 from .contents import Coverage, kind_of

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import FileRefused, named, reading, short
 from ..files.patterns import are_named, compiled, first_matches, layer_numbers, within_time
 from ..files.placement import SIGHT
+from ..texts import FileRefused, named, reading, short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import short
+from ..texts import short
 
 WRONG, SUSPICIOUS, NOTE = "wrong", "suspicious", "note"
 LEVELS = (WRONG, SUSPICIOUS, NOTE)

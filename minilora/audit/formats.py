@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import FileRefused, hub_hint, reading, short
 from ..files.disk import read_json
 from ..files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
 from ..files.patterns import within_time
 from ..files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME, by_pattern, natural
 from ..language.gguf import from_gguf
+from ..texts import FileRefused, hub_hint, reading, short
 from ..variants.scaling import scaling
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found
 from .headers import AdapterFile, Module, Tensors, open_tensors

@@ -24,12 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import FileRefused, needed, short
+from ..checks import needed
 from ..files.disk import read_json, read_start
 from ..files.dtypes import FLOATS
 from ..files.modelfolder import HEAD_WEIGHT, ties_head
 from ..files.tensors import INDEX_NAME, MODEL_CONFIG, SINGLE_NAME, Weights, open_weights
 from ..language.gguf import from_gguf, read_gguf
+from ..texts import FileRefused, short
 from ..variants.stackedlora import stacked_B
 from .findings import Finding
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..checks import short
 from ..files.experts import B_LAYOUTS
 from ..files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
+from ..texts import short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found
 from .headers import AdapterFile
 

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from ..checks import short
 from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
 from ..files.placement import SEEN, SIGHT
 from ..language.gguf import ARCHITECTURES
+from ..texts import short
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
 from .headers import AdapterFile, ModelHeaders, Module, Shape
 from .units import Source, unit_of

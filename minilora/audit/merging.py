@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..checks import FileRefused, short
 from ..files.dtypes import FLOATS
 from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
+from ..texts import FileRefused, short
 from .changes import changed_rows, unit_in, updates
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders, Module

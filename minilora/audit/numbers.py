@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..checks import FileRefused, short
 from ..files.dtypes import FLOATS
+from ..texts import FileRefused, short
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, alike, counted, found
 from .headers import AdapterFile, Module, Shape
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..checks import short
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
+from ..texts import short
 from ..variants.scaling import scaling
 from .headers import AdapterFile, Module
 from .landing import BODY

@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import FileRefused
 from ..files.dtypes import FLOATS
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.tensors import NF4_STATE, type_named
 from ..language.gguf import is_turned
 from ..language.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
+from ..texts import FileRefused
 from .headers import GGUF_FLOATS, ModelHeaders
 
 BLOCK = 1 << 17

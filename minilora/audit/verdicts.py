@@ -8,9 +8,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..checks import short
-from ..conformance.naming import enumerated
-from ..conformance.report import Diagnosis
+from ..report import Diagnosis
+from ..texts import enumerated, short
 from .contents import kind_of
 from .findings import counted, some
 from .landing import BODY, Landing

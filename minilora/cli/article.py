@@ -6,13 +6,13 @@ import argparse
 from contextlib import nullcontext, suppress
 from typing import Any
 
+from ..texts import printable
 from .console import (
     Defaults,
     add_backend,
     check_plot,
     chosen_backend,
     path,
-    printable,
     say,
     say_goes_on,
     say_interrupted,

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..texts import printable
+
 if TYPE_CHECKING:
     from ..backend import Backend
 
@@ -27,13 +29,6 @@ USUAL = "a Hugging Face folder or a .gguf file, instead of the default, the smal
 
 
 # --- lines on a terminal ----------------------------------------------------------------------------------------------
-
-
-def printable(text: str, *limit: int) -> str:
-    """Return a text in one line without control characters, its middle left out where it is too long."""
-    from .. import checks  # needs NumPy, without which the command line starts
-
-    return checks.printable(text, *limit)
 
 
 def say(message: str) -> None:

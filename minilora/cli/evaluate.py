@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import Any
 
+from ..texts import printable
 from .console import (
     Defaults,
     add_backend,
@@ -17,7 +18,6 @@ from .console import (
     limit_blas,
     loading,
     path,
-    printable,
 )
 
 MOST = 700.0

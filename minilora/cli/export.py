@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import add_model, path, printable
+from ..texts import printable
+from .console import add_model, path
 
 
 def add(commands: Any) -> None:

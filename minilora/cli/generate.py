@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..texts import printable
 from .console import (
     Defaults,
     add_backend,
@@ -21,7 +22,6 @@ from .console import (
     given_or_kept,
     loading,
     path,
-    printable,
     say,
     say_interrupted,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .console import MOST_ROWS, add_all, check_plot, last_name, path, printable, write_figure
+from ..texts import printable
+from .console import MOST_ROWS, add_all, check_plot, last_name, path, write_figure
 
 if TYPE_CHECKING:
     from ..files.inspection import LayerSummary
@@ -52,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 def table(summaries: list[LayerSummary], every: bool = True) -> str:
     """Return the summaries as a table; unless `every`, those of one kind and size as one row."""
-    from ..checks import align
+    from ..texts import align
 
     kinds: dict[Any, list[LayerSummary]] = {}
     for s in summaries:

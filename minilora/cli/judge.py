@@ -12,10 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .console import add_model, check_output, discard, files, path, print_error, printable
+from ..texts import printable
+from .console import add_model, check_output, discard, files, path, print_error
 
 if TYPE_CHECKING:
-    from ..conformance.report import Report
+    from ..report import Report
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TIMEOUT, LONGEST = 20.0, 1e9  # seconds; no system's clock counts much longer
@@ -192,7 +193,7 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
         raise ValueError("expected MODULE[:OBJECT], or --start KIND with or without -o FILE")
     from ..checks import check_number
     from ..conformance.checking.child import check_apart
-    from ..conformance.report import CannotRun
+    from ..report import CannotRun
 
     check_number("timeout", options.timeout, above=0, below=LONGEST)
 
@@ -320,7 +321,7 @@ def add_report(
 
 def run(options: argparse.Namespace) -> int:
     """Print the report that a command makes, write it to the file of ``--json``, and return its exit code."""
-    from ..conformance.report import check_replaced, github_error, on_github, read_known, save_json
+    from ..report import check_replaced, github_error, on_github, read_known, save_json
 
     try:
         for name in ("json", "xfails"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .console import MOST_ROWS, NAMED, add_all, by_kind, model, path, printable
+from ..texts import printable
+from .console import MOST_ROWS, NAMED, add_all, by_kind, model, path
 
 
 def add(commands: Any) -> None:
@@ -62,9 +63,9 @@ def _layout(text: str) -> tuple[str, str]:
 
 def run(options: argparse.Namespace) -> int:
     """Write the merged weights, and print a line for each tensor that changed."""
-    from ..checks import align
     from ..files.disk import check_new_file
     from ..files.merge import merge_adapter
+    from ..texts import align
 
     layouts = dict(options.layout or ())
     if options.base.suffix == ".gguf":

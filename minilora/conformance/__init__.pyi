@@ -1,5 +1,5 @@
 """The public names of minilora.conformance."""
 
+from ..report import CannotRun as CannotRun
+from ..report import Report as Report
 from .checking.check import check as check
-from .report import CannotRun as CannotRun
-from .report import Report as Report

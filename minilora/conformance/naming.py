@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..texts import enumerated
+
 Answers = Mapping[str, Any]  # arrays by their names; None for one that is owed and was not given
 Parts = Mapping[str, Any]
 MOST_KEPT = 2000
@@ -287,8 +289,3 @@ def _with_those_on_top(chosen: Sequence[Named]) -> Named:
     """Return the first mistake: where another one is on top of it, it shows too, and is not said to be elsewhere."""
     first, covered = chosen[0], {key for named in chosen if named.on_top for key in named.explains}
     return replace(first, where="") if covered and first.affects <= covered | first.explains else first
-
-
-def enumerated(names: Sequence[str]) -> str:
-    """Return names as a sentence has them."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -28,12 +28,12 @@ from typing import Any
 
 import pytest
 
-from ..checks import printable
+from ..report import CannotRun, became, on_github, read_known
+from ..texts import printable
 from .checking.check import check
 from .checking.child import imported
 from .checking.contract import ids
 from .checking.kindreport import KindReport
-from .report import CannotRun, became, on_github, read_known
 
 HELD = pytest.StashKey["Held"]()
 

@@ -32,20 +32,19 @@ import numpy as np
 import safetensors.numpy
 
 from .. import __version__
-from ..checks import reading
 from ..files.disk import read_json, written_folder
 from ..files.tensors import TensorFile
+from ..report import CannotRun, Diagnosis, Outcome, Report, links
+from ..texts import enumerated, reading
 from .checking.claims import adam_verdict, diagnosed
 from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
-from .naming import enumerated
 from .problems.bugs import BUGS, Bug, bugs_of
 from .problems.formulas import adam_follows, adam_problem
 from .problems.kind import FACTORS
 from .problems.kinds import KINDS
 from .problems.problem import Arrays, Problem
 from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
-from .report import CannotRun, Diagnosis, Outcome, Report, links
 
 INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")

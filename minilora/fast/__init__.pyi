@@ -1,5 +1,5 @@
 """The public names of minilora.fast."""
 
-from .parts import accumulate as accumulate
-from .parts import keep_pages as keep_pages
+from .accumulation import accumulate as accumulate
+from .pages import keep_pages as keep_pages
 from .residual import residual_form as residual_form

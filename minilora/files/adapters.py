@@ -46,7 +46,6 @@ from ..backend import Backend, backend_of, backend_or_numpy
 from ..checks import (
     MAX_ALPHA,
     MIN_ALPHA,
-    FileRefused,
     check_choice,
     check_flag,
     check_float_dtype,
@@ -55,9 +54,9 @@ from ..checks import (
     check_path,
     dtype_name,
     kind_of,
-    short,
 )
 from ..lora import LoRA, LoRALinear
+from ..texts import FileRefused, short
 from ..variants.adapter import Adapter, Rewritten
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original

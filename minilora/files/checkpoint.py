@@ -18,19 +18,18 @@ import os
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, FileRefused, check_path, dtype_name, printable, reading, short
+from ..checks import Array, check_path, dtype_name
 from ..layer import Layer, parts, walk
+from ..state import TrainingState
+from ..texts import FileRefused, printable, reading, short
 from .disk import written_whole
 from .tensors import TensorFile, write_tensors
-
-if TYPE_CHECKING:
-    from ..training import TrainingState
 
 __all__ = ["Checkpoint", "CheckpointError"]
 

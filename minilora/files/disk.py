@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..checks import FileRefused, reading, short
+from ..texts import FileRefused, reading, short
 
 RENAME_SWAP = RENAME_EXCHANGE = 2
 AT_FDCWD = -100

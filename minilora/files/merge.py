@@ -29,7 +29,8 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from ..checks import FileRefused, check_flag, check_path, short
+from ..checks import check_flag, check_path
+from ..texts import FileRefused, short
 from ..variants.dora import divisible
 from .disk import check_file, check_new_folder, synced, written_folder, written_whole
 from .dtypes import FLOATS, cast

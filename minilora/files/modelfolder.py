@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checks import FileRefused
+from ..texts import FileRefused
 from .disk import open_regular, parse_json, read_json, synced
 from .peft import CONFIG_NAME
 from .tensors import MODEL_CONFIG, Weights

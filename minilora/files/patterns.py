@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..checks import short
+from ..texts import short
 
 SECONDS = 3.0
 """Processor time for all expressions of a configuration on all module paths."""

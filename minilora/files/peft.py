@@ -36,7 +36,8 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
-from ..checks import MAX_ALPHA, MIN_ALPHA, FileRefused, hub_hint, named, reading, short
+from ..checks import MAX_ALPHA, MIN_ALPHA
+from ..texts import FileRefused, hub_hint, named, reading, short
 from ..variants.scaling import scaling
 from .disk import parse_json, read_whole
 from .dtypes import FLOATS

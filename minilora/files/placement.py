@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ..checks import FileRefused, short
+from ..texts import FileRefused, short
 from .dtypes import FLOATS
 from .experts import ExpertTensor, expert_tensors
 from .modelfolder import EMBEDDING, HEAD, ties_head

@@ -21,7 +21,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
-from ..checks import FileRefused, reading, short
+from ..texts import FileRefused, reading, short
 from .disk import member, open_regular, parse_json, read_whole
 from .dtypes import FLOATS, cast
 

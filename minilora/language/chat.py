@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import short
+from ..texts import short
 from .chattemplate import ChatTemplate
 from .tokens import Tokenizer
 

@@ -31,18 +31,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..checks import (
-    check_choice,
-    check_flag,
-    check_instance,
-    check_integer,
-    check_number,
-    check_sizes,
-    named,
-    reading,
-    short,
-)
+from ..checks import check_choice, check_flag, check_instance, check_integer, check_number, check_sizes
 from ..layers.rotary import frequencies
+from ..texts import named, reading, short
 
 
 @dataclass(frozen=True)

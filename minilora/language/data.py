@@ -30,8 +30,9 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from ..checks import FileRefused, check_integer, check_path, printable, short
+from ..checks import check_integer, check_path
 from ..losses import IGNORED
+from ..texts import FileRefused, printable, short
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
 from .chattemplate import load_template
 from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows

@@ -19,8 +19,10 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, named, needed, printable
-from ..fast.parts import Accumulated, by_width, core_count
+from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, needed
+from ..fast.accumulation import Accumulated
+from ..fast.threads import core_count
+from ..fast.widths import by_width
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
 from ..files.disk import check_file, check_new_file, refuse_inputs, replaceable, takes_files, written_whole
@@ -29,11 +31,13 @@ from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORED, Loss
-from ..optim import Schedule, gradient_norm
+from ..optim import gradient_norm
+from ..quantization import quantize
+from ..schedule import Schedule
+from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
-from ..variants.loftq import quantize
 from .data import EXAMPLES, Data, load_data
 from .llama import Llama, recomputed
 from .losstable import LossTable, shown_parts

@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, FileRefused, needed, reading, short
+from ..checks import Array, needed
 from ..layers.nf4 import CodedLinear
 from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ..texts import FileRefused, reading, short
 from .config import LlamaConfig, check_settings, from_sizes, renamed
 
 # --- names ---

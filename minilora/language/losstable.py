@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..checks import Array
 from ..files.checkpoint import Saved
 from ..files.disk import replaceable, written_whole
-from ..training import History, TrainingState
+from ..state import History, TrainingState
 from .recipe import LOG_EVERY
 
 QUIET = 60.0

@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from ..backend import Backend
-from ..checks import needed, printable
+from ..checks import needed
 from ..files.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -34,7 +34,8 @@ from ..files.disk import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
 from ..layer import Layer
-from ..training import History, TrainingState
+from ..state import History, TrainingState
+from ..texts import printable
 from .losstable import Losses
 from .recipe import Recipe, option_name
 from .text import HELD_OUT

@@ -22,19 +22,14 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import (
-    Array,
-    FileRefused,
-    check_ids,
-    check_integer,
-    check_path,
-    check_shape,
-    reading,
-)
-from ..fast.parts import of_area, widths
+from ..checks import Array, check_ids, check_integer, check_path, check_shape
+from ..fast.widths import of_area, widths
 from ..files.disk import open_regular
+from ..fitting import check_data
+from ..gradients import backpropagate
 from ..losses import IGNORED, Loss, count, cross_entropy
-from ..training import EVALUATION_ROWS, backpropagate, check_data, sum_of
+from ..texts import FileRefused, reading
+from ..training import EVALUATION_ROWS, sum_of
 from ..variants.dropout import with_rows_at
 from .llama import Llama
 

@@ -21,9 +21,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ..checks import FileRefused, check_path, named, needed, reading, short
+from ..checks import check_path, needed
 from ..files.disk import model_format, open_regular, read_json, read_whole
 from ..files.tensors import MODEL_CONFIG
+from ..texts import FileRefused, named, reading, short
 from .gguf import gguf_tokenizer
 
 FILE = "tokenizer.json"

@@ -2,6 +2,6 @@
 
 `adapter` is a LoRA that knows where it stands, also beside embeddings and convolutions; `scaling` has rsLoRA and LoRA+,
 a number each; `pissa` another start; `dora` another layer; `stackedlora` a LoRA for each expert of a mixture; `dropout`
-a mask before an adapter, in a step; `loftq` a base in four bits, and adapters that start at what those lose; `sums`
+a mask before an adapter, in a step; `loftq` a base in four bits, and an adapter that starts at what those lose; `sums`
 puts adapters together.
 """

@@ -29,7 +29,6 @@ import numpy as np
 from ..backend import backend_of, check_apart, check_finite
 from ..checks import (
     Array,
-    align,
     check_choice,
     check_dict,
     check_integer,
@@ -40,6 +39,7 @@ from ..checks import (
     dtype_name,
 )
 from ..layer import homes, sum_tied
+from ..texts import align
 
 Method = Literal["auto", "complex", "central"]
 Params = dict[str, Array]
@@ -459,67 +459,3 @@ def check_claim(params: Mapping[str, Array], grads: Mapping[str, Array], cotange
         check_shape(f"grads[{name!r}]", grads[name], p.shape)
     check_finite(**arrays)
     check_apart(params)  # f cannot see one move alone
-
-
-@dataclass(frozen=True)
-class TaylorOrders:
-    """How fast two remainders of f(h) = L(p + h d) shrink with the step, for a claimed gradient g.
-
-    A right gradient gives the orders 1 and 2, a wrong one 1 and 1.
-    """
-
-    steps: np.ndarray  # (k,), the steps h, each half of the one before
-    zeroth: np.ndarray  # (k,), |f(h) - f(0)|
-    first: np.ndarray  # (k,), |f(h) - f(0) - h <g, d>|
-    zeroth_orders: np.ndarray  # (k - 1,), the power of h seen in `zeroth` from one step to the next
-    first_orders: np.ndarray  # (k - 1,), the same of `first`
-
-
-def taylor_orders(
-    f: Function,
-    params: Mapping[str, Array],
-    grads: Mapping[str, Array],
-    *,
-    cotangent: Array | None = None,
-    halvings: int = 12,
-    seed: int = 0,
-) -> TaylorOrders:
-    """Return the orders at which the Taylor remainders of `f` vanish along one Gaussian direction through all params.
-
-    Parameters
-    ----------
-    f, params, grads, cotangent
-        As in `gradcheck`, with the same refusals.
-    halvings, seed : int
-        How many times the step is halved, from 1/4 of a direction of length 1; the direction's seed.
-
-    Returns
-    -------
-    TaylorOrders
-        For a plot: both remainders against the step, on logarithmic axes, are straight lines.
-
-    Raises
-    ------
-    CheckRefused
-        If the orders would be worthless, as in `gradcheck`.
-    """
-    with refused():
-        check_claim(params, grads, cotangent)
-    slopes = Slopes(f, params, cotangent)
-    rng = np.random.default_rng(seed)
-    directions = {name: rng.standard_normal(params[name].shape) for name in dict.fromkeys(slopes.home.values())}
-    length = math.sqrt(sum(float((d * d).sum()) for d in directions.values()))
-    directions = {name: d / length for name, d in directions.items()}
-    claimed = sum_tied(grads, slopes.home)
-    slope = sum(float((backend_of(g).to_numpy(g) * directions[name]).sum()) for name, g in claimed.items())
-
-    def along(h: float) -> float:
-        moved = {name: slopes.params[name] + h * backend_of(claimed[name]).asarray(d) for name, d in directions.items()}
-        return float(slopes.number(f({name: moved[home] for name, home in slopes.home.items()})))
-
-    steps = 0.25 * 0.5 ** np.arange(halvings + 1)
-    change = np.array([along(float(h)) - slopes.value for h in steps])
-    zeroth, first = np.abs(change), np.abs(change - steps * slope)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        orders = [np.log2(remainder[:-1] / remainder[1:]) for remainder in (zeroth, first)]
-    return TaylorOrders(steps, zeroth, first, *orders)

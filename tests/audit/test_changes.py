@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 from minilora.audit.auditing import audit
 from minilora.audit.changes import FORMATS, Sums, blocks, changed_rows, changes, updates
 from minilora.audit.units import Matrix
-from minilora.checks import FileRefused
 from minilora.files.dtypes import FLOATS
+from minilora.texts import FileRefused
 
 from .adapters import EXPERTS, PREFIX, D, V, change, config, expert_factors, factors, model, pairs, paths, peft, written
 from .test_merged import of_gguf

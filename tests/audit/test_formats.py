@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minilora.audit.auditing import audit
-from minilora.checks import FileRefused, short
+from minilora.texts import FileRefused, short
 
 from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, gguf, kohya, mlx, paths, peft
 

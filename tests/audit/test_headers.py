@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from minilora.audit.headers import Module, Tensors, open_model, open_tensors
-from minilora.checks import FileRefused
+from minilora.texts import FileRefused
 from minilora.variants.stackedlora import stacked_B
 
 from .adapters import D, V, gguf_model, ones, written

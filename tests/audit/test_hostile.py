@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from minilora.audit.auditing import audit
-from minilora.checks import FileRefused
 from minilora.files.peft import KEYS
+from minilora.texts import FileRefused
 
 from .adapters import EXPERTS, PREFIX, config, expert_factors, factors, mlx, model, paths, peft, sparse, written
 

@@ -13,10 +13,10 @@ from minilora.audit.findings import NOTE, WRONG, Finding, alike, counted, found,
 from minilora.audit.headers import open_model
 from minilora.audit.roads import roads_of
 from minilora.audit.units import BLOCK, Matrix, Source, head_dim, in_memory, unit_of
-from minilora.checks import FileRefused
 from minilora.language import save_llama
 from minilora.layer import walk
 from minilora.layers.rotary import halves_from_interleaved
+from minilora.texts import FileRefused
 
 from ..support.language import tiny_llama
 from .adapters import D, closed, gguf_model, ones, written

@@ -38,7 +38,8 @@ from minilora.language.recipe import SMALL, Recipe, fitting, steps_or_share
 from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
-from minilora.optim import Adam, Schedule
+from minilora.optim import Adam
+from minilora.schedule import Schedule
 from minilora.training import History, Passes, TrainingDiverged
 from minilora.variants.dropout import with_dropout
 

@@ -13,8 +13,8 @@ from minilora.conformance import __main__ as door
 from minilora.conformance import check
 from minilora.conformance.checking import child
 from minilora.conformance.problems.tolerance import UNIT
-from minilora.conformance.report import Report
 from minilora.conformance.vectors import STARTER, VECTORS
+from minilora.report import Report
 
 from ..audit.adapters import config, factors, paths, peft
 from ..conformance.implementations import OURS, implementation

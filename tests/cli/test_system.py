@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from minilora import Llama, attach, load_adapter
-from minilora.checks import printable
 from minilora.files.adapters import system_message
+from minilora.texts import printable
 
 from ..support.command_line import run
 from ..support.language import CHAT, greedily, template

@@ -6,7 +6,8 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minilora.conformance.naming import MEASURED, Named, World, Wrong, enumerated, factor, name, off
+from minilora.conformance.naming import MEASURED, Named, World, Wrong, factor, name, off
+from minilora.texts import enumerated
 
 NUMBERS = np.arange(1.0, 61.0)
 

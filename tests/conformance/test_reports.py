@@ -16,7 +16,7 @@ import pytest
 
 from minilora import cli
 from minilora.conformance.checking import check, child
-from minilora.conformance.report import LONGEST_LINE
+from minilora.report import LONGEST_LINE
 
 from ..support.compare import same_but_rounding
 from .situations import FOR_PROGRAMS, SITUATIONS, build

@@ -15,8 +15,8 @@ from minilora import __version__, cli
 from minilora.conformance import CannotRun, vectors
 from minilora.conformance.problems.bugs import BUGS, bugs_of
 from minilora.conformance.problems.tolerance import round_to
-from minilora.conformance.report import links
 from minilora.files.dtypes import FLOATS
+from minilora.report import links
 
 from .implementations import OURS, dora_init, full_norm, functions_of, step
 

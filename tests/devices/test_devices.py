@@ -24,7 +24,6 @@ from minilora import (
     evaluate,
     gradcheck,
     mse,
-    taylor_orders,
     train,
 )
 from minilora.fast import accumulate, residual_form
@@ -129,7 +128,7 @@ def test_the_article_runs_the_same_everywhere(place, dtype):
     )
     place.assert_all_same(found, expected, adam=True)
     assert math.isclose(here.merged_loss, there.merged_loss, rel_tol=1e-4)
-    assert place.backend.device in article.report(here)
+    assert place.backend.device in here.told
 
 
 def test_gradients_are_checked_where_they_were_computed(place):
@@ -141,7 +140,6 @@ def test_gradients_are_checked_where_they_were_computed(place):
         return mse(LoRA(**p, alpha=2.0)(x), target)[0]
 
     assert gradcheck(loss, params, grads).passed
-    assert abs(np.median(taylor_orders(loss, params, grads).first_orders) - 2) < 0.1
 
 
 @elsewhere()

@@ -62,7 +62,7 @@ def base_once(problem, kind):
 
 # What each optimisation is replaced by.
 PLAIN = {
-    "Adam in place, by blocks": replacing("minilora.optim", "BLOCK", 1),
+    "Adam in place, by blocks": replacing("minilora.fast.adam", "BLOCK", 1),
     "outer products at rank 1": replacing("minilora.lora", "matmul", lambda narrow, factor: narrow @ factor),
     "rows gathered into a buffer": replacing("minilora.training", "take_rows", lambda a, rows, out: a[rows].copy()),
     "loss evaluated in blocks": replacing("minilora.training", "EVALUATION_ROWS", ROWS),

@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, merge, merge_adapter, save_adapter
-from minilora.checks import FileRefused
 from minilora.language import save_llama
+from minilora.texts import FileRefused
 from minilora.variants.stackedlora import StackedLoRA
 
 from ..support.adapter_folder import merged

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from minilora.checks import FileRefused
 from minilora.language.chattemplate import ChatTemplate, load_template
+from minilora.texts import FileRefused
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
 END = "{% endgeneration %}"

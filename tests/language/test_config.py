@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from minilora import LlamaConfig
-from minilora.checks import FileRefused
 from minilora.language.config import KINDS, MUST, QUANTIZATION_MUST, MixtureConfig, from_json
+from minilora.texts import FileRefused
 
 from ..support.compare import refused
 from ..support.language import tiny_llama, tiny_mixture

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from minilora import adapt, cross_entropy
-from minilora.checks import FileRefused
 from minilora.language.chattemplate import ChatTemplate
 from minilora.language.data import (
     LONGEST_ROW,
@@ -31,6 +30,7 @@ from minilora.language.data import (
 )
 from minilora.language.text import HELD_OUT
 from minilora.losses import IGNORED
+from minilora.texts import FileRefused
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close, refused

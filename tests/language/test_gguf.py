@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import Linear, Llama, adapt, merge, quantize
-from minilora.checks import FileRefused
 from minilora.language import save_llama
 from minilora.language.gguf import BYTES, FILE_MUST, MUST, BlockLinear, decode
 from minilora.language.memory import parameter_bytes
@@ -17,6 +16,7 @@ from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.nf4 import CodedLinear
 from minilora.layers.rotary import frequencies
+from minilora.texts import FileRefused
 
 from ..support.compare import refused
 from ..support.gguf_file import llama_of_kind, theirs, write

@@ -9,13 +9,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
-from minilora.checks import FileRefused
 from minilora.language import found_by_weight, save_llama
 from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.ggufexport import export_adapter
 from minilora.language.memory import active_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies
+from minilora.texts import FileRefused
 
 from ..support.adapter_folder import change_json
 from ..support.command_line import FINETUNE

@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Llama, LoRALinear, adapters, cross_entropy, evaluate
-from minilora.fast.parts import Accumulated, by_width
+from minilora.fast.accumulation import Accumulated
+from minilora.fast.widths import by_width
 from minilora.language.data import load_data
 from minilora.language.llama import Decoder
 from minilora.language.text import evaluate_where_it_counts, next_token_loss, where_it_counts

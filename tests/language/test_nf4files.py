@@ -18,12 +18,12 @@ from minilora import (
     quantize,
     save_adapter,
 )
-from minilora.checks import FileRefused
 from minilora.language import save_llama
 from minilora.language.nf4files import NF4_STATE, quantization_config
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
+from minilora.texts import FileRefused
 
 from ..support.adapter_folder import change_json
 from ..support.compare import refused

@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, RMSNorm, adapt, adapters, merge, save_adapter
-from minilora.checks import FileRefused
 from minilora.language import load_tokenizer, save_llama
 from minilora.language.chattemplate import load_template
 from minilora.layer import rebuild, walk
 from minilora.layers.rotary import frequencies
+from minilora.texts import FileRefused
 
 from ..support.compare import refused
 from ..support.gguf_file import llama_of_kind, write

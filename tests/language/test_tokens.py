@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora.checks import FileRefused
 from minilora.language import gguf as ggufreader
 from minilora.language.text import CONTEXT, token_ids
 from minilora.language.tokens import added_text, load_tokenizer
+from minilora.texts import FileRefused
 
 from ..support.compare import calls_of, refused
 from ..support.gguf_file import write

@@ -8,9 +8,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import Llama
-from minilora.checks import FileRefused
 from minilora.files.dtypes import FLOATS
 from minilora.files.tensors import TensorFile, write_tensors
+from minilora.texts import FileRefused
 
 from ..support.adapter_folder import change_json
 from ..support.compare import refused

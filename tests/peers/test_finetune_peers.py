@@ -10,7 +10,7 @@ from minilora import Linear, Llama, LoRA, adapt, adapters, attach, load_adapter,
 from minilora.cli import main
 from minilora.language.generation import generate
 from minilora.language.text import windows
-from minilora.optim import Schedule
+from minilora.schedule import Schedule
 from minilora.training import Passes
 from minilora.variants.dropout import DroppingLoRALinear
 

@@ -11,7 +11,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.problems.kinds import KINDS
-from minilora.conformance.report import read_known
+from minilora.report import read_known
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 FOLDER = Path(__file__).parents[2] / "examples" / "conformance"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from minilora import LoRA, LoRALinear, gradcheck, mse
-from minilora.checks import FileRefused
 from minilora.conformance.problems import Problem
 from minilora.linear import Linear
+from minilora.texts import FileRefused
 
 from .claims import require_close
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import CheckRefused, GradientError, gradcheck, taylor_orders
+from minilora import CheckRefused, GradientError, gradcheck
 from minilora.verify.gradcheck import Slopes
 
 
@@ -390,7 +390,6 @@ def test_an_array_under_two_names_is_one_parameter():
     for method in ("complex", "central"):
         assert [block.name for block in gradcheck(f, params, grads, method=method).blocks] == ["a", "c"]
         failed(f, grads | {"b": 0 * shared}, params, method=method)
-    assert abs(np.median(taylor_orders(f, params, grads).first_orders) - 2) < 0.1
 
 
 def test_views_that_do_not_overlap_are_two_parameters():
@@ -487,45 +486,3 @@ def test_a_worthless_check_is_refused(error, f, params, grads, settings, said):
     with pytest.raises(error) as caught:
         gradcheck(f, params, grads, **settings)
     assert str(caught.value) == said
-
-
-# --- Taylor orders --------------------------------------------------------------------------------
-
-
-def orders(f=cube, params=None, grads=None, **options):
-    return taylor_orders(f, params or {"x": X}, grads or {"x": G}, **options)
-
-
-def test_a_right_gradient_leaves_a_remainder_of_second_order():
-    right = orders(halvings=8)
-    np.testing.assert_allclose(right.zeroth_orders, 1, atol=0.15)
-    np.testing.assert_allclose(right.first_orders, 2, atol=0.15)
-    assert orders(grads={"x": 1.01 * G}, halvings=14).first_orders[-1] == pytest.approx(1, abs=0.05)
-    assert orders(of(lambda x: (x * OTHER).sum()), grads={"x": OTHER}).first.max() <= 1e-14  # a linear function
-    product = orders(of(lambda x: x**3), grads={"x": G * OTHER}, cotangent=OTHER, halvings=6)
-    np.testing.assert_allclose(product.first_orders, 2, atol=0.3)
-    nothing = orders(of(lambda x: (x**200).sum()), {"x": np.zeros(1)}, {"x": np.zeros(1)})
-    assert (nothing.first[-1], np.isnan(nothing.first_orders[-1])) == (0, True)
-
-
-def test_its_steps_halve_along_a_direction_of_the_seed():
-    found = orders(lambda p: 3 * p["x"].sum(), {"x": np.array([1.0])}, {"x": np.array([3.0])})
-    assert len(found.steps) == len(found.zeroth) == len(found.first) == 13
-    np.testing.assert_array_equal(found.steps, 0.25 * 0.5 ** np.arange(13))
-    np.testing.assert_allclose(found.zeroth, 3 * found.steps, rtol=1e-10)
-    none, zero, one = (orders(**seed).first.tolist() for seed in ({}, {"seed": 0}, {"seed": 1}))
-    assert none == zero != one
-
-
-@pytest.mark.parametrize(
-    ("f", "params", "options", "said"),
-    [
-        (of(lambda x: x**3), ONE, {}, "give a cotangent"),
-        (cube, {"x": X.astype("f4")}, {}, "expected float64"),
-        (of(lambda x: x), ONE, {"cotangent": OTHER.astype("f4")}, "cotangent has dtype float32"),
-    ],
-)
-def test_it_refuses_as_gradcheck_does(f, params, options, said):
-    with pytest.raises(ValueError, match=said):
-        orders(f, params, **options)
-    assert len(orders(halvings=1).first_orders) == 1

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import enumerated, off
+from ...report import CannotRun, Diagnosis
+from ...texts import enumerated
+from ..naming import off
 from ..problems.formulas import QUANTITIES, Formulas
 from ..problems.kind import FACTORS, Kind
 from ..problems.kinds import KINDS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TINY, UNIT, Trial, drawn
-from ..report import CannotRun, Diagnosis
 from .calling import Watch, forward, reply_to, suited
 from .claims import diagnosed, habits, judge_claims
 from .comparing import Answered, flagged, judge_numbers

@@ -23,9 +23,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from ...checks import printable
 from ...fast.blas import BLAS_THREADS
-from ..report import CannotRun
+from ...report import CannotRun
+from ...texts import printable
 from .kindreport import KindReport
 from .places import is_theirs, line_of, raised
 

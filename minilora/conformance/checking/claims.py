@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...report import Diagnosis
 from ..naming import World, Wrong, factor, name
 from ..problems.bugs import bugs_of, known
 from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_follows, adam_problem
@@ -21,7 +22,6 @@ from ..problems.lowprecision import in_half
 from ..problems.plain import DoRAProblem
 from ..problems.problem import OF_ROWS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
-from ..report import Diagnosis
 from .calling import Watch, described, forward, reply_to, spelled
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import enumerated, name
+from ...report import Diagnosis
+from ...texts import enumerated
+from ..naming import name
 from ..problems.formulas import QUANTITIES
 from ..problems.kind import Kind
 from ..problems.problem import Problem
 from ..problems.tolerance import TOLERANCE, UNIT, Trial
-from ..report import Diagnosis
 from .describing import EVERY_ENTRY, SINGLE, describe_wrong, is_single, wrong_array
 from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcome

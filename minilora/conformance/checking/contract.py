@@ -57,11 +57,11 @@ from dataclasses import replace
 from typing import Any
 
 from ...checks import check_choice
+from ...report import CannotRun
 from ..problems.formulas import SCALINGS, Formulas
 from ..problems.kind import Kind
 from ..problems.kinds import DECLARED, KINDS
 from ..problems.tolerance import UNIT
-from ..report import CannotRun
 from .calling import spelled
 from .kindreport import id_of
 

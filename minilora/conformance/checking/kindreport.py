@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..report import KNOWN, PASSED, WRONG, Diagnosis, Outcome, Report
+from ...report import KNOWN, PASSED, WRONG, Diagnosis, Outcome, Report
 
 REFUSED = "refused"
 """Of what stands at the edge of the contract: it raises, or answers in another shape."""

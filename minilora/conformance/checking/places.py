@@ -6,7 +6,7 @@ import os
 import traceback
 from typing import Any
 
-from ...checks import printable
+from ...texts import printable
 
 
 def raised(error: BaseException) -> str:

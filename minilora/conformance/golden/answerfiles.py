@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ...checks import FileRefused, short
 from ...files.dtypes import FLOATS
 from ...files.tensors import TensorFile
+from ...texts import FileRefused, short
 from .reading import Arrays
 
 COMPUTED_IN = "computed_in"

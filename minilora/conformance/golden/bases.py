@@ -41,7 +41,7 @@ from ...language.save import save_llama, split_experts
 from ...layer import walk
 from ...layers.nf4 import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
-from ...variants.loftq import quantize
+from ...quantization import quantize
 from .exact import frequencies
 
 THETA, POSITIONS = 10_000.0, 128

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import FileRefused
 from ...files.dtypes import FLOATS, cast
 from ...files.tensors import TensorFile
 from ...language.llama import Llama
 from ...layer import walk
+from ...report import Diagnosis, Report, links
+from ...texts import FileRefused
 from .. import naming
 from ..naming import MEASURED, Answers, Parts, World, Wrong
-from ..report import Diagnosis, Report, links
 from .answerfiles import INTEGERS, read_answers, read_tensors
 from .bases import misdecoded
 from .cases import TOLERANCE

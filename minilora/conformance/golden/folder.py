@@ -10,10 +10,11 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from ... import __version__
-from ...checks import FileRefused, needed, reading, short
+from ...checks import needed
 from ...files.disk import is_new_or_empty, read_json, written_folder
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
-from ..report import links
+from ...report import links
+from ...texts import FileRefused, reading, short
 from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_json, write_safetensors
 from .cases import CASES, TOLERANCE, Case
 from .leftovers import LEFTOVERS, ROUNDED

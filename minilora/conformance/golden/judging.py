@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import FileRefused, short
 from ...files.disk import member
+from ...report import Diagnosis, Outcome, Report
+from ...texts import FileRefused, short
 from ..naming import Answers, Parts, World, Wrong, name
-from ..report import Diagnosis, Outcome, Report
 from .answerfiles import read_answers, read_tensors
 from .folder import CaseEntry, GoldenIndex, SessionEntry, read_index
 from .leftovers import ROUNDED

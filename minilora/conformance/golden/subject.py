@@ -14,12 +14,12 @@ import numpy as np
 from ...audit.formats import TOKENS, open_adapter
 from ...audit.headers import AdapterFile, open_model
 from ...audit.landing import ARCHITECTURE, land
-from ...checks import FileRefused, short
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
 from ...language.weights import open_llama
 from ...layers.nf4 import CodedLinear
 from ...layers.rotary import halves_from_interleaved
+from ...texts import FileRefused, short
 from .bases import EMBEDDING, HEAD
 from .reading import AdapterModule, Arrays, Given
 

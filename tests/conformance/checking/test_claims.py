@@ -10,7 +10,7 @@ from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.kindreport import REFUSED
 from minilora.conformance.problems.bugs import bugs_of
 from minilora.conformance.problems.kinds import KINDS
-from minilora.conformance.report import Diagnosis
+from minilora.report import Diagnosis
 
 from ..implementations import ORDERS, OURS, PLAIN, beside_forward, init, lora, product, report_of, step_of
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minilora.checks import FileRefused
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
 from minilora.conformance.golden.judging import compare_golden, held_against, judged_case
+from minilora.texts import FileRefused
 
 from ...support.compare import refused
 from .conftest import FORMS, as_given, log_softmax, saved

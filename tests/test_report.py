@@ -5,10 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.checks import FileRefused
 from minilora.conformance import check
 from minilora.conformance.checking.kindreport import KindReport, outcome
-from minilora.conformance.report import (
+from minilora.report import (
     Diagnosis,
     Outcome,
     Report,
@@ -18,8 +17,9 @@ from minilora.conformance.report import (
     read_known,
     save_json,
 )
+from minilora.texts import FileRefused
 
-from .implementations import OURS, with_kinds
+from .conformance.implementations import OURS, with_kinds
 
 
 def report(known=(), **more):

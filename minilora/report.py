@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from ..checks import FileRefused, printable, reading, short
-from ..files.disk import read_whole, written_whole
+from . import __version__
+from .files.disk import read_whole, written_whole
+from .texts import FileRefused, printable, reading, short
 
 FORMAT = 2
 """Of the JSON; it grows where a program that reads it would have to change."""

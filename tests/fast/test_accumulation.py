@@ -1,16 +1,14 @@
-"""Parts of a batch: the same bits on any number of threads, nothing left behind, and rows of like widths together."""
+"""Parts of a batch: the same bits on any number of threads, and nothing left behind."""
 
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import ThreadpoolController
 
@@ -26,15 +24,15 @@ from minilora import (
     evaluate,
     mse,
     quantize,
+    train,
 )
-from minilora.fast import accumulate, keep_pages
-from minilora.fast.parts import by_width, of_area, widths
+from minilora.fast import accumulate
 from minilora.language import next_token_loss
 from minilora.layers.activation import Flatten
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
-from ..support.language import adapted, drawn, of_lengths, tiny_llama
+from ..support.language import adapted, drawn, tiny_llama
 
 BLAS = ThreadpoolController().select(user_api="blas")
 IDS = (7, 5)  # a batch's windows, and their length
@@ -156,23 +154,24 @@ def test_two_parts_are_computed_at_once():
     watched(4, 2, lambda x: meet.wait())
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [lambda *data: evaluate(*data, 2), lambda *data: accumulate(4, workers=2).evaluate(*data)],
-    ids=["evaluate", "accumulate"],
-)
+def measured_by_train(model, X, Y, loss):
+    how = {"batch_size": 1, "steps": 1, "loss": loss, "gradients": accumulate(4, workers=2)}
+    return train(model, X, Y, epochs=1, rng=np.random.default_rng(0), **how).losses[-1]
+
+
+@pytest.mark.parametrize("measure", [lambda *data: evaluate(*data, 2), measured_by_train], ids=["evaluate", "train"])
 def test_two_parts_of_a_loss_are_computed_at_once(monkeypatch, measure):
     monkeypatch.setattr(sys.modules["minilora.training"], "EVALUATION_ROWS", 4)
-    tried = []  # `evaluate` looks at the first row before it computes
+    parts = []
 
     def see(x):
-        tried.append(len(x))
-        if tried[0] == 1 < len(x):
+        if len(x) == 4 and threading.current_thread() is not threading.main_thread():
+            parts.append(x)
             meet.wait()
 
     meet = threading.Barrier(2, timeout=20)
     assert measure(Watched(see), counted_rows(), np.zeros(8, int), cross_entropy) > 0
-    assert tried == [1, 4, 4]
+    assert len(parts) == 2
 
 
 def test_no_more_parts_than_workers_hold_their_caches():
@@ -319,115 +318,3 @@ def test_counts_that_are_no_number_are_refused(count):
     ):
         with pytest.raises((ValueError, TypeError), match=f"^{name} {says}"):
             call()
-
-
-# --- rows of like widths ---
-
-LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
-
-
-def all_cuts(n):
-    """Every way to cut n rows in a line, as slices."""
-    for last in range(n):
-        for cut in all_cuts(last) if last else [[]]:
-            yield [*cut, slice(last, n)]
-
-
-@given(lengths=LENGTHS)
-def test_a_row_reaches_to_its_last_target_that_counts(lengths):
-    np.testing.assert_array_equal(widths(of_lengths(lengths)[1]), lengths)
-
-
-@given(lengths=LENGTHS, rows=st.integers(1, 7))
-@example(lengths=[4, 1, 1, 1], rows=2)
-@settings(max_examples=60)
-def test_no_other_cut_has_a_smaller_largest_area(lengths, rows):
-    parts, wide = by_width(of_lengths(lengths)[1], rows), sorted((n for n in lengths if n), reverse=True)
-    if not wide:
-        np.testing.assert_array_equal(parts, [np.arange(min(rows, len(lengths)))])
-        return
-    assert sorted(np.concatenate(parts)) == [row for row, n in enumerate(lengths) if n]
-    assert [lengths[row] for part in parts for row in part] == wide
-    most = -(-len(wide) // rows)
-    assert len(parts) <= most
-    least = min(max((p.stop - p.start) * wide[p.start] for p in cut) for cut in all_cuts(len(wide)) if len(cut) <= most)
-    assert max(len(part) * lengths[part[0]] for part in parts) == least <= rows * wide[0]
-
-
-@given(lengths=LENGTHS, area=st.integers(1, 40))
-def test_no_part_exceeds_the_area_or_fits_into_the_last(lengths, area):
-    parts = of_area(of_lengths(lengths)[1], area)
-    assert [lengths[row] for part in parts for row in part] == sorted((n for n in lengths if n), reverse=True)
-    for i, part in enumerate(parts):
-        assert len(part) == 1 or len(part) * lengths[part[0]] <= area
-        assert i == 0 or (len(parts[i - 1]) + 1) * lengths[parts[i - 1][0]] > area
-
-
-def test_rows_of_one_width_keep_their_order():
-    """Of so many rows, a sort that may exchange equals does, and each processor's in its own way."""
-    lengths = [1 + i % 3 for i in range(40)]
-    for cut, most in ((by_width, 7), (of_area, 20)):
-        rows = np.concatenate(cut(of_lengths(lengths)[1], most)).tolist()
-        assert rows == sorted(range(40), key=lambda row: -lengths[row])
-
-
-# --- memory that is kept from one step to the next ------------------------------------------------
-
-LINUX = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is Linux's")
-COUNT = """
-import resource, sys
-from concurrent.futures import ThreadPoolExecutor
-import numpy as np
-from minilora.fast import keep_pages
-
-def step():
-    return [np.ones(size) for size in (400_000, 300_000, 8_000_000)]  # 3.2, 2.4 and 64 MB
-
-def turn():
-    with ThreadPoolExecutor(threads) as pool:  # new threads each time, as `accumulate` has them
-        for _ in pool.map(lambda _: step(), range(threads)):
-            pass
-
-if sys.argv[1] == "keep" and not keep_pages():
-    sys.exit("no glibc")
-threads = int(sys.argv[2])
-for _ in range(3):
-    turn()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
-    turn()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-def new_pages(how, threads):
-    found = subprocess.run([sys.executable, "-c", COUNT, how, str(threads)], capture_output=True, text=True)
-    if "no glibc" in found.stderr:
-        pytest.skip("not glibc")
-    assert found.returncode == 0, found.stderr
-    return int(found.stdout)
-
-
-@LINUX
-@pytest.mark.long
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_next_step_asks_for_no_new_pages(threads):
-    assert new_pages("give back", threads) > 300
-    assert new_pages("keep", threads) < 100
-
-
-@LINUX
-@pytest.mark.parametrize("refused", [None, -1, -4, -8])
-def test_pages_are_kept_where_each_setting_is_taken(monkeypatch, refused):
-    """By mallopt(3): -1 trims nothing, -4 at 0 maps nothing by itself, -8 at 1 has one arena for all threads."""
-    taken = {-1: -1, -4: 0, -8: 1}
-    library = SimpleNamespace(mallopt=lambda name, value: int(name != refused and taken[name] == value))
-    monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: library)
-    assert keep_pages() is (refused is None)
-
-
-@LINUX
-def test_another_system_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr("minilora.fast.parts.sys.platform", "darwin")
-    monkeypatch.setattr("minilora.fast.parts.ctypes.CDLL", lambda name: pytest.fail("asked a library"))
-    assert keep_pages() is False

@@ -1,0 +1,122 @@
+"""A model in four bits: QLoRA's base, and LoftQ's.
+
+    base = quantize(model)                                           its linear layers in NF4
+    adapted = adapt(base, "all-linear", rank=8, alpha=16, rng=rng)   adapters beside them, as beside any layer
+    base, start = loftq(model, rank=8, alpha=16)                     another base, and adapters that start at its error
+    adapted = attach(base, start)
+
+QLORA quantises once. What four bits lose, E = W - Q, is there from the first step on, and the adapters learn beside it.
+
+LOFTQ starts the adapters at what was lost (`minilora.variants.loftq`). Its base is another than that of `quantize`, so
+an adapter from here needs it: save both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from .adaptation import ALL_LINEAR, is_adapted, named_layers
+from .checks import check_integer
+from .layer import Layer, Model, arrays_of, check_model, rebuild, walk
+from .layers.nf4 import CodedLinear, QuantizedLinear
+from .texts import named
+from .variants.adapter import Adapter
+from .variants.loftq import loftq_layer
+
+
+def quantize(
+    model: Model, target_modules: str | Sequence[str] = ALL_LINEAR, *, block_size: int = 64, double_quant: bool = True
+) -> Model:
+    """Return the model with its linear layers in NF4; all else is shared with the model that was given.
+
+    Parameters
+    ----------
+    model : Layer
+        A model without adapters, or a single `Linear`. It stays as it is.
+    target_modules : list of str, or str
+        As in `minilora.adapt`: by default every `Linear` but ``lm_head``.
+    block_size : int
+        Weights that share a scale: a power of two, 32 or more.
+    double_quant : bool
+        Whether the scales are quantised too, to 8 bits.
+
+    Returns
+    -------
+    Layer
+        A model of the same class, with a `QuantizedLinear`, which does not train, for each layer that is named.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the model has adapters, `target_modules` names no layer or one that cannot be quantised, a weight holds NaN
+        or infinity, or an argument is out of range.
+    """
+    targets = _quantisable(model, target_modules)
+
+    def put(path: str, layer: Any) -> Any:
+        if path not in targets:
+            return layer
+        with named(f"the layer {path!r}"):
+            return QuantizedLinear.from_linear(layer, block_size=block_size, double_quant=double_quant)
+
+    return rebuild(model, layer=put)  # type: ignore[no-any-return]
+
+
+def loftq(
+    model: Layer, target_modules: str | Sequence[str] = ALL_LINEAR, *, rank: int, alpha: float, rounds: int = 1,
+    block_size: int = 64, double_quant: bool = True,
+) -> tuple[Any, dict[str, Adapter]]:  # fmt: skip
+    """Return the model in NF4, and adapters that start at what four bits lose: ``attach(base, adapters)``.
+
+    Parameters
+    ----------
+    model, target_modules, block_size, double_quant
+        As in `quantize`.
+    rank, alpha
+        Of each adapter. A rank above the smaller width of a layer is a ValueError.
+    rounds : int
+        How often base and adapter are chosen in turn. Each layer keeps its best round.
+
+    Returns
+    -------
+    base : Layer
+        As `quantize` returns it, with other codes.
+    adapters : dict of str to Adapter
+        By module path, in the base's dtype. They mean nothing over another base, such as the original.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `quantize`.
+    """
+    rounds, targets = check_integer("rounds", rounds, at_least=1), _quantisable(model, target_modules)
+    options: dict[str, Any] = {"block_size": block_size, "double_quant": double_quant}
+    adapters: dict[str, Adapter] = {}
+
+    def put(path: str, layer: Any) -> Any:
+        if path not in targets:
+            return layer
+        with named(f"the layer {path!r}"):
+            base, adapters[path] = loftq_layer(layer, rank=rank, alpha=alpha, rounds=rounds, **options)
+        return base
+
+    return rebuild(model, layer=put), adapters
+
+
+def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]:
+    """Return the paths of the layers that are named: of a model without adapters, and none quantised or tied."""
+    check_model(model)
+    if adapted := [path for path, layer in walk(model) if is_adapted(layer)]:
+        raise ValueError(f"model has an adapter beside {adapted[0]!r}: quantise it before adapt, or after merge")
+    places = Counter(map(id, arrays_of(model)))
+    targets: dict[str, Any] = named_layers(model, target_modules)
+    for path, layer in targets.items():
+        if isinstance(layer, CodedLinear):
+            raise ValueError(f"the layer {path!r} is quantised already, a {type(layer).__name__}")
+        if places[id(layer.weight)] > 1:
+            raise ValueError(
+                f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"
+            )
+    return list(targets)

@@ -1,0 +1,99 @@
+"""What a training tells while it runs: its progress, numbers that are no longer finite, a loss that has grown."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+
+from .backend import all_finite
+from .checks import Array
+from .extras import needed
+from .layer import Layer
+from .losses import IGNORED, Loss
+from .state import TrainingState
+
+GROWTH = 1000  # times above where it began: a loss that ends there has grown
+
+
+class TrainingDiverged(ArithmeticError):
+    """Training met a number that is NaN or infinite. The model keeps what the epoch left."""
+
+    epoch: int  # the epoch in which it happened, counted from 1
+    step: int  # 0: the numbers are looked at when the epoch ends
+
+    def __init__(self, message: str, epoch: int = 0, step: int = 0) -> None:
+        super().__init__(message)
+        self.epoch = epoch
+        self.step = step
+
+
+class LossGrew(UserWarning):
+    """The loss is far above the one that the training began with, and finite."""
+
+
+def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
+    """Return the loss of some rows, or that of a model that answers 0 where this is larger."""
+    with np.errstate(all="ignore"):
+        if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):  # no target to measure
+            return math.inf
+        y = model(X)
+        return max(float(loss(y, Y)[0]), float(loss(0 * y, Y)[0]))
+
+
+def warn_of_growth(before: float, last: float, state: TrainingState, times: float = GROWTH) -> None:
+    """Warn where the loss is so many times above where it began."""
+    if last > times * before:
+        when = " in the first epoch" if times < GROWTH else ""
+        warnings.warn(
+            f"the loss grew from {before:.3g} to {last:.3g}{when}: lr = {state.optimizer.lr} is too large; start again "
+            "with a smaller one, since the model is worse than before",
+            LossGrew,
+            stacklevel=3,
+        )
+
+
+def check_parameters(state: TrainingState, epoch: int) -> None:
+    """Stop where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
+    params = state.optimizer.params
+    if all_finite(list(params.values())):
+        return
+    bad = [name for name, p in params.items() if not all_finite([p])]
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    raise TrainingDiverged(
+        f"epoch {epoch}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps what the "
+        f"epoch left. Either lr = {state.optimizer.lr} is too large, or X or Y is not finite",
+        epoch,
+    )
+
+
+def check_loss(loss: float, epoch: int, state: TrainingState, data: str) -> float:
+    """Return the loss that is to be reported; stop where it is NaN or infinite."""
+    if not math.isfinite(loss):
+        message = f"the loss over all of {data} is {loss} after epoch {epoch}, {_last_loss(state)}"
+        raise TrainingDiverged(f"{message}. The model keeps what the epoch left", epoch)
+    return loss
+
+
+def _last_loss(state: TrainingState) -> str:
+    """Say which finite loss was the last one reported."""
+    history = state.history
+    if not history.losses:
+        return "and no loss was reported before"
+    return f"and the last loss reported was {history.losses[-1]:.7g} after epoch {history.epochs[-1]}"
+
+
+def progress_bar(done: int, epochs: int, tokens: int | None) -> Any:
+    """Return tqdm's bar over epochs, or their tokens: in a notebook there, else on stderr if that is a terminal."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    in_notebook = shell is not None and "IPKernelApp" in shell.config
+    with warnings.catch_warnings():  # in a notebook without ipywidgets it is a line of text, and says so
+        warnings.simplefilter("ignore")
+        bar = needed("tqdm.auto" if in_notebook else "tqdm", "progress=True").tqdm
+    size, unit = (tokens, "token") if tokens else (1, "epoch")
+    hidden = False if in_notebook else None  # None: where stderr is no terminal
+    return bar(initial=done * size, total=epochs * size, disable=hidden, unit=unit, unit_scale=bool(tokens))
