@@ -58,7 +58,7 @@ assert abs(found["shifted"] / n_in - 1) < 0.05
 # %% 5. Learn the change
 
 batches = len(list(draw_batches(np.random.default_rng(0), n, usual["batch_size"])))
-says(f"The adapter has rank {rank}.", f"in each of the {usual['epochs'] * batches:,} steps")
+says(f"The adapter has rank {rank}.", f"in any of the {usual['epochs'] * batches:,} steps")
 assert 1 / 3 < lora.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
 shown("lora-losses", beside(lora, ARTICLE_LORA_LOSSES), exact=True)
 

@@ -3,7 +3,7 @@
 `residual` has the gradients of the squared error without the error, and `parts` those of a large batch with the memory
 of a small one, several parts at once. `train` takes them only where you name them::
 
-    train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
+    train(layer, X, Y, rng=rng, gradients=minilora.fast.residual_form)
 
 `keep_pages` keeps one step's memory for the next. `blockwise` is attention in memory that grows with a text and not
 with its square; a language model takes it for long ones. `adam` is Adam's update for a GPU, in one kernel.
