@@ -28,7 +28,7 @@ def counting(monkeypatch, cls, method):
     return calls
 
 
-def test_the_articles_base_goes_through_the_page_and_its_adapter_shorter(monkeypatch):
+def test_the_article_asks_for_the_shorter_way_by_name(monkeypatch):
     full, backwards = counting(monkeypatch, Linear, "backward"), counting(monkeypatch, LoRALinear, "backward")
     size, short = {"n": 64, "in_features": 6, "out_features": 5, "batch_size": 8, "epochs": 3}, []
     monkeypatch.setattr(article, "residual_form", lambda *a: short.append(type(a[0])) or residual_form(*a))
