@@ -8,6 +8,7 @@ The article's R torch stands in the comments.
 import numpy as np
 
 from minilora import Linear, LoRA, LoRALinear, evaluate, train
+from minilora.fast import residual_form
 
 rng = np.random.default_rng(0)
 
@@ -32,19 +33,21 @@ Y2 = X2 @ (theta + 1)
 # 4. The model does not know the new task.
 shifted = evaluate(model, X2, Y2)  # nnf_mse_loss(model(X2), y2)
 
-# 5. Fine-tune with LoRA, r = 1. The article's A is our lora_A transposed, and B likewise. The model is frozen, so
-#    what it leaves over is computed once, and the adapter alone is trained on that.
-adapter = LoRA(randn(1, 1001), np.zeros((1000, 1), np.float32), alpha=1)
-lora_history = train(adapter, X2, Y2 - model(X2), rng=rng)  # train(lora, X2, Y2)
+# 5. Fine-tune with LoRA, r = 1: the model is frozen, and the adapter beside it trains. The article's A is our lora_A
+#    transposed, and B likewise. `gradients` is for speed. Without it a step is forward, mse and backward, and computes
+#    the same gradients. But the model is frozen and the loss is the squared error, so they need the error only inside
+#    two thin products: `residual_form` never forms it.
+lora = LoRALinear(model, LoRA(randn(1, 1001), np.zeros((1000, 1), np.float32), alpha=1))  # lora_nn_linear(model)
+lora_history = train(lora, X2, Y2, gradients=residual_form, rng=rng)  # train(lora, X2, Y2)
 
 # 6. What was learned is the change itself: ones.
-delta = adapter.delta()  # torch_matmul(lora$A, lora$B) * lora$scaling
+delta = lora.adapter.delta()  # torch_matmul(lora$A, lora$B) * lora$scaling
 
 # 7. Merge: one matrix again, no slower than the model was.
-merged = LoRALinear(model, adapter).merge()  # model$weight$add_(delta_theta$t())
+merged = lora.merge()  # model$weight$add_(delta_theta$t())
 
 print("epoch      base loss      LoRA loss")
-for epoch, base, lora in zip(base_history.epochs, base_history.losses, lora_history.losses, strict=True):
-    print(f"{epoch:5d} {base:14.7g} {lora:14.7g}")
+for epoch, base, adapted in zip(base_history.epochs, base_history.losses, lora_history.losses, strict=True):
+    print(f"{epoch:5d} {base:14.7g} {adapted:14.7g}")
 print(f"\nthe base on the new task {shifted:.3f}, merged {evaluate(merged, X2, Y2):.7f}")
 print(f"delta lies between {delta.min():.4f} and {delta.max():.4f}")

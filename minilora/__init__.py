@@ -7,7 +7,8 @@ Read these files in this order. Each adds one idea:
 3. `minilora.losses`: mean squared error, cross-entropy, and their gradients
 4. `minilora.optim`: Adam, and how its step length changes
 5. `minilora.training`: the loop, and which rows a step takes
-6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", made of these five
+6. `minilora.article`: the experiment of "Understanding LoRA with a minimal example", made of these five, and of
+   `minilora.fast.residual_form` for speed
 
 They stand on `minilora.layer` (what a layer promises), `minilora.backend` (NumPy or CuPy), `minilora.checks` (errors
 for bad input) and `minilora.extras` (packages beyond NumPy). From one layer to a model: `minilora.layers` and

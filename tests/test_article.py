@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora import CheckpointError, Linear, LoRALinear, article, evaluate, get_backend, training
+from minilora import CheckpointError, Linear, LoRALinear, article, get_backend, training
 from minilora.article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES
 from minilora.backend import Backend
+from minilora.training import backpropagate, train
 
 SMALL = {"n": 1280, "in_features": 21, "out_features": 20, "lr": 0.01}
 
@@ -36,14 +37,6 @@ def test_the_bases_loss_on_the_new_task_is_its_inputs(result):
 def test_the_merged_layer_is_as_good_as_base_and_adapter(result):
     assert result.merged_loss == pytest.approx(result.lora_history.losses[-1], rel=1e-3)
     np.testing.assert_allclose(result.merged.weight, result.base.weight + result.delta, atol=1e-6)
-
-
-def test_the_loss_on_the_residual_is_that_of_both_together():
-    run = article.run(**SMALL, epochs=2, dtype="float64")
-    x = np.random.default_rng(0).standard_normal((50, 21))
-    y = x @ np.ones((21, 20))
-    together = evaluate(LoRALinear(run.base, run.adapter), x, y)
-    assert evaluate(run.adapter, x, y - run.base(x)) == pytest.approx(together, rel=1e-12)
 
 
 def by_hand(*, n, in_features, out_features, rank, alpha, epochs, batch_size, lr, seed):
@@ -118,6 +111,42 @@ def test_a_run_is_the_articles_text_in_plain_numpy(settings, seed):
         (run.merged_loss, plain.merged_loss),
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+@pytest.mark.parametrize("settings", [*RUNS, RUNS[1] | {"rank": 16}])  # at rank 16 the base runs in each step
+def test_the_short_way_trains_what_the_plain_one_trains(settings, monkeypatch):
+    short = article.run(**settings, dtype="float64")
+    monkeypatch.setattr(article, "residual_form", backpropagate)
+    plain = article.run(**settings, dtype="float64")
+    assert short.lora_history.epochs == plain.lora_history.epochs
+    for ours, theirs in (
+        (short.lora_history.losses, plain.lora_history.losses),
+        (short.adapter.lora_A, plain.adapter.lora_A),
+        (short.adapter.lora_B, plain.adapter.lora_B),
+        (short.merged_loss, plain.merged_loss),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+
+
+def test_an_adapted_layer_trains_and_its_base_keeps_its_bits(monkeypatch):
+    trained = []
+
+    def watched(model, X, Y, **options):
+        before = {name: p.copy() for name, p in model.trainable().items()}
+        kept = None if type(model) is Linear else model.base.weight.copy()
+        history = train(model, X, Y, **options)
+        trained.append((model, kept, before))
+        return history
+
+    monkeypatch.setattr(article, "train", watched)
+    run = article.run(**SMALL, epochs=2)
+    (base, _, _), (layer, kept, before) = trained
+    assert type(layer) is LoRALinear
+    assert layer.base is base is run.base
+    assert layer.adapter is run.adapter
+    assert run.base.weight.tobytes() == kept.tobytes()
+    assert before.keys() == {"lora_A", "lora_B"}
+    assert all((run.adapter.trainable()[name] != p).all() for name, p in before.items())
 
 
 def test_the_loss_at_the_end_is_the_merged_layers(monkeypatch):

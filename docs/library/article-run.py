@@ -1,6 +1,6 @@
 """What article-run.md asserts and shows; the names are the page's own."""
 
-from inspect import signature
+from inspect import getsource, signature
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,7 +58,10 @@ assert abs(found["shifted"] / n_in - 1) < 0.05
 # %% 5. Learn the change
 
 batches = len(list(draw_batches(np.random.default_rng(0), n, usual["batch_size"])))
-says(f"The adapter has rank {rank}.", f"in each of the {usual['epochs'] * batches:,} steps")
+says(f"The adapter has rank {rank}.", f"in any of the {usual['epochs'] * batches:,} steps")
+assert 2 * rank <= usual["batch_size"]  # else the residual form computes the base's output
+(line,) = (line.strip() for line in getsource(run).splitlines() if "gradients=" in line)
+shown("plain", f"```py\n{line.replace('gradients=residual_form, ', '')}\n```\n", exact=True)
 assert 1 / 3 < lora.losses[4] / ARTICLE_LORA_LOSSES[4] < 3
 shown("lora-losses", beside(lora, ARTICLE_LORA_LOSSES), exact=True)
 

@@ -4,7 +4,7 @@
 memory of a small one, its parts on several `threads`; `widths` makes the parts of texts. `train` takes them only where
 you name them::
 
-    train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
+    train(layer, X, Y, rng=rng, gradients=minilora.fast.residual_form)
 
 `pages` keeps one step's memory for the next. `blockwise` is attention in memory that grows with a text and not with its
 square; a language model takes it for long ones. `adam` is Adam's update by blocks, and for a GPU in one kernel.

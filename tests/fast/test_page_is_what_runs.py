@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minilora import Linear, LoRA, article, cross_entropy, evaluate, mse, train
+from minilora import Linear, LoRA, LoRALinear, article, cross_entropy, evaluate, mse, train
 from minilora.fast import accumulate, residual_form
 from minilora.training import backpropagate
 
@@ -28,11 +28,15 @@ def counting(monkeypatch, cls, method):
     return calls
 
 
-def test_the_articles_run_goes_through_the_page(monkeypatch):
-    backwards = counting(monkeypatch, LoRA, "backward")
-    full = counting(monkeypatch, Linear, "backward")
-    article.run(n=64, in_features=6, out_features=5, batch_size=8, epochs=3)
-    assert len(backwards) == len(full) == 3 * 8
+def test_the_article_asks_for_the_shorter_way_by_name(monkeypatch):
+    full, backwards = counting(monkeypatch, Linear, "backward"), counting(monkeypatch, LoRALinear, "backward")
+    size, short = {"n": 64, "in_features": 6, "out_features": 5, "batch_size": 8, "epochs": 3}, []
+    monkeypatch.setattr(article, "residual_form", lambda *a: short.append(type(a[0])) or residual_form(*a))
+    article.run(**size)
+    assert (len(full), backwards, short) == (3 * 8, [], 3 * 8 * [LoRALinear])
+    monkeypatch.setattr(article, "residual_form", None)  # the plain line
+    article.run(**size)
+    assert (len(full), len(backwards), len(short)) == (2 * 3 * 8, 3 * 8, 3 * 8)
 
 
 def test_the_given_gradients_are_what_a_step_takes(monkeypatch):

@@ -412,6 +412,34 @@ def test_the_article_refuses_another_configuration_before_it_draws(tmp_path, mon
     assert place.read_bytes() == before
 
 
+def test_the_articles_second_checkpoint_is_of_its_layer_and_base(tmp_path, monkeypatch):
+    def alone(model, X, Y, gradients=None, **options):
+        """An adapter without its base, on what the base leaves over, as in the fifth edition."""
+        if isinstance(model, LoRALinear):
+            model, Y = model.adapter, Y - model.base(X)
+        return train(model, X, Y, **options)
+
+    def other_base(*args, right=Linear.init, **options):
+        layer = right(*args, **options)
+        layer.weight *= 2
+        return layer
+
+    for change, said in (
+        ((article, "train", alone), "model is 'LoRA' there and 'LoRALinear' here"),
+        ((Linear, "init", other_base), r"frozen\['base.weight'\] is 'float32 \(9, 12\), hash .*' there and 'float32 "),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(*change)
+            article.run(**SMALL, checkpoint=tmp_path / "c")
+        os.remove(tmp_path / "c")
+        before = (tmp_path / "c.adapter").read_bytes()
+        with pytest.raises(CheckpointError, match=f"c.adapter' is a checkpoint of another configuration: .*{said}"):
+            article.run(**SMALL, checkpoint=tmp_path / "c")
+        assert (tmp_path / "c.adapter").read_bytes() == before
+        (tmp_path / "c.adapter").unlink()
+        (tmp_path / "c").unlink()
+
+
 # --- no sound checkpoint --------------------------------------------------------------------------
 
 
