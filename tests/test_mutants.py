@@ -1,7 +1,8 @@
 """A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves.
 
 `support/algebra.py` makes every small mistake in every function that a layer's forward, backward and merge run, in the
-losses, in Adam and in the sums of adapters; `support/mutants.py` has bugs that are no mistake of algebra.
+losses, in Adam and in the sums of adapters; `support/mutants.py` has bugs that are no mistake of algebra, and
+`support/sometimes.py` those that only some shapes show.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,7 @@ from .support.mutants import HIDDEN_AT_THE_START, MUTANTS
 from .support.problems import SQUARE, Problem, problems
 from .support.replaced import BUGS
 from .support.sample import one_in
-from .support.search import FAMILIES
+from .support.search import BY_DEFAULT, FAMILIES
 from .support.sometimes import SOMETIMES
 
 
@@ -243,7 +244,7 @@ def test_a_wrong_function_in_the_right_ones_place_is_caught(bug):
 def test_what_is_wrong_at_some_shapes_only_is_found(bug):
     """Within as many examples as `test_gradients.py` draws by default; no example is made for it."""
 
-    @settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate])
+    @settings(max_examples=BY_DEFAULT, derandomize=True, database=None, phases=[Phase.generate])
     @given(problem=FAMILIES[bug.subject].drawn())
     def search(problem):
         problem.holds()

@@ -14,7 +14,7 @@ exponential, the slope is measured by a complex step, and rounding is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ from minilora import (
     mse,
 )
 from minilora.fast.blockwise import Blocks, BlockwiseAttention
-from minilora.layer import freeze, rebuild
+from minilora.layer import freeze
 from minilora.layers.attention import Attention
 from minilora.layers.norm import RMSNorm
 from minilora.layers.rotary import Rotary, frequencies
@@ -47,7 +47,8 @@ from minilora.variants.dropout import DroppingLoRALinear
 
 Arrays = dict[str, np.ndarray]
 
-LOOKED_AT = {"night": 3000, "mutation": 20}.get(settings.get_current_profile_name(), 200)
+BY_DEFAULT = 200
+LOOKED_AT = {"night": 3000, "mutation": 20}.get(settings.get_current_profile_name(), BY_DEFAULT)
 """How many problems of each family are drawn."""
 
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -113,15 +114,17 @@ class Problem:
 
 
 def difference(f: Callable[[np.ndarray], Any], at: np.ndarray) -> np.ndarray:
-    """Return the slope of f along each entry by a step of one to either side: exact where f is quadratic there."""
+    """Return how f changes along each entry, by a step of one to either side: exact where f is quadratic there."""
     ways = np.eye(at.size).reshape(at.size, *at.shape)
-    return np.array([(f(at + way) - f(at - way)) / 2 for way in ways]).reshape(at.shape)
+    changes = np.array([(f(at + way) - f(at - way)) / 2 for way in ways])
+    return changes.reshape(*at.shape, *changes.shape[1:])
 
 
 def complex_step(f: Callable[[np.ndarray], Any], at: np.ndarray) -> np.ndarray:
-    """Return the slope of f along each entry by a step of 1e-20 i: nothing is subtracted, so nothing cancels."""
+    """Return how f changes along each entry, by a step of 1e-20 i: nothing is subtracted, so nothing cancels."""
     ways = np.eye(at.size).reshape(at.size, *at.shape)
-    return np.array([f(at + 1e-20j * way).imag / 1e-20 for way in ways]).reshape(at.shape)
+    changes = np.array([f(at + 1e-20j * way).imag / 1e-20 for way in ways])
+    return changes.reshape(*at.shape, *changes.shape[1:])
 
 
 def same(name: str, found: Any, expected: np.ndarray, allowed: Any = 0.0) -> None:
@@ -140,7 +143,7 @@ class LayerProblem(Problem):
 
     exact: ClassVar[bool] = True  # whether the output is linear in each array
     tolerance: ClassVar[dict[str, float]] = {"float64": 1e-11, "float32": 1e-4}
-    """Where it is not: how far off a gradient may be, as a share of the most that any entry changes the output."""
+    """Where it is not: how far off a gradient may be, as a share of what the array of the most influence changes."""
 
     def trained(self) -> Arrays:
         """Return the arrays that have a slope: what trains and, unless the input is of ids, x."""
@@ -168,14 +171,16 @@ class LayerProblem(Problem):
         fixed = {name: self.laid(array) for name, array in self.fixed().items()}
         layer, x = self.layer(fixed | at), self.input(at)
         y, cache = layer.forward(x)
-        dy = self.laid(self.integers("dy", *y.shape) * ("dy" != self.zero))
+        dy = self.laid(self.integers("dy", *y.shape) * (self.zero != "dy"))
         dx, grads = layer.backward(dy, cache)
         assert grads.keys() == layer.trainable().keys(), f"gradients of {list(grads)}, not of what trains"
 
         found = grads if "x" not in at else {"x": dx, **grads}
-        expected = self.slopes(at, fixed, dy)
-        size = max(np.abs(slope).max(initial=0) * scales.get(name, 1.0) for name, slope in expected.items())
-        for name, slope in expected.items():
+        changes = self.changes(at, fixed, dy)
+        sizes = (abs(change).sum(axis=-1).max(initial=0) * scales.get(name, 1.0) for name, change in changes.items())
+        size = max(sizes)
+        for name, change in changes.items():
+            slope = change.sum(axis=-1)
             allowed = 0.0 if self.exact else self.tolerance[self.dtype] * size / scales.get(name, 1.0)
             same(f"the gradient of {name}", found[name], slope, allowed)
             assert found[name].dtype == self.dtype, f"the gradient of {name} is {found[name].dtype}"
@@ -190,16 +195,16 @@ class LayerProblem(Problem):
         if dx is not None:
             same("dx of the frozen layer", frozen_dx, dx)
 
-    def slopes(self, at: Arrays, fixed: Arrays, dy: np.ndarray) -> Arrays:
-        """Return the slopes of sum(dy * y), in float64."""
-        slope, kind = (difference, "float64") if self.exact else (complex_step, "complex128")
+    def changes(self, at: Arrays, fixed: Arrays, dy: np.ndarray) -> Arrays:
+        """Return how each entry changes each term of sum(dy * y), along a last axis, in float64."""
+        change, kind = (difference, "float64") if self.exact else (complex_step, "complex128")
         at, fixed = {n: a.astype(kind) for n, a in at.items()}, {n: a.astype("float64") for n, a in fixed.items()}
 
-        def loss(name: str, moved: np.ndarray) -> Any:
+        def terms(name: str, moved: np.ndarray) -> np.ndarray:
             arrays = fixed | at | {name: moved}
-            return (dy.astype("float64") * self.measured(arrays)(self.input(arrays))).sum()
+            return (dy.astype("float64") * self.measured(arrays)(self.input(arrays))).ravel()
 
-        return {name: slope(partial(loss, name), array) for name, array in at.items()}
+        return {name: change(partial(terms, name), a).reshape(*a.shape, dy.size) for name, a in at.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,6 @@ LORA = [
 ]  # fmt: skip
 
 
-
 def held_where_out_is_1(right):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = right(self, dy, cache, need_dx=need_dx)
@@ -262,7 +261,7 @@ ATTENTION = [
     bug("attention: dv of one position is zero", "attention", attention, attend_backward=attend_where(
         lambda B, K, g, T, D: T == 1, lambda dq, dk, dv: (dq, dk, 0 * dv))),
     bug("attention: heads and groups exchanged where they are as many", "attention", attention,
-        attend_backward=attend_where(lambda B, K, g, T, D: K == g,
+        attend_backward=attend_where(lambda B, K, g, T, D: g == K,
         lambda dq, dk, dv: (dq.swapaxes(1, 2), dk, dv))),
     bug("attention: dk halved in groups of two", "attention", attention, attend_backward=attend_where(
         lambda B, K, g, T, D: g == 2, lambda dq, dk, dv: (dq, dk / 2, dv))),
