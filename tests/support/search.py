@@ -69,7 +69,7 @@ def of(*first: Any) -> Any:
 
 def seldom(*names: str) -> Any:
     """Return a field that is mostly the empty text, and now and then one of these."""
-    return of(*("",) * 2 * len(names), *names)
+    return of(*("",) * 4 * len(names), *names)
 
 
 def drawn(strategy: st.SearchStrategy) -> Any:
@@ -77,7 +77,7 @@ def drawn(strategy: st.SearchStrategy) -> Any:
 
 
 SHAPES = ((1,), (2,), (3,), (1, 1), (2, 1), (1, 2), (2, 2), (2, 3), (3, 2), (1, 3, 2), (2, 1, 3), (2, 2, 2))
-SOME_ROWS = (*SHAPES, ())
+SOME_ROWS = (*SHAPES, (), ())
 ROWS = (*SOME_ROWS, (0,), (2, 0), (0, 2))
 """The axes before the last: one of a batch, none of a vector, and up to three; (2, 0) has no rows."""
 
@@ -282,10 +282,15 @@ class DoRAProblem(LoRALinearProblem):
     norm: str = of("constant", "full")
     dropout: None = of(None)
     scaling: float = of(1.0, 2.0, 0.5, 0.25)
-    zero: str = seldom("x", "dy", "lora_A", "lora_B", "magnitude")
+    zero: str = seldom("x", "dy", "lora_A", "lora_B", "magnitude", "V")
 
     def trained(self) -> Arrays:
-        return super().trained() | {"magnitude": self.integers("magnitude", self.out_features)}
+        arrays = super().trained() | {"magnitude": self.integers("magnitude", self.out_features)}
+        return arrays | {"lora_B": 0 * arrays["lora_B"]} if self.zero == "V" else arrays
+
+    def fixed(self) -> Arrays:
+        arrays = super().fixed()
+        return arrays | {"weight": 0 * arrays["weight"]} if self.zero == "V" else arrays
 
     def layer(self, arrays: Arrays) -> Layer:
         names = ("lora_A", "lora_B", "magnitude")
@@ -351,19 +356,19 @@ class Axis:
             reach = dilation * (kernel - 1) + 1
             return cls(max(1, reach - 2 * padding) + more, kernel, stride, padding, dilation)
 
-        return st.builds(axis, *map(st.integers, (0, 1, 1, 0, 1), (2, 3, 3, 2, 2)))
+        return st.builds(axis, *map(st.sampled_from, ((0, 1, 2), (1, 2, 2, 1, 3, 2), (1, 2, 3), (0, 1, 2), (1, 2))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvolutionProblem(LayerProblem):
     """A convolution over one axis or two, or one that is frozen and has an adapter; a rank of 0 is none."""
 
-    axes: tuple[Axis, ...] = drawn(st.lists(Axis.drawn(), min_size=1, max_size=2).map(tuple))
+    axes: tuple[Axis, ...] = drawn(st.tuples(Axis.drawn()) | st.tuples(Axis.drawn(), Axis.drawn()))
     images: int = of(1, 2, 0)
     channels: int = of(1, 2)
     out_features: int = of(1, 2, 3)
     bias: bool = of(False, True)
-    rank: int = of(0, 0, 1, 2, 3)
+    rank: int = of(0, 0, 0, 1, 2, 3)
     scaling: float = of(1.0, 2.0, 0.5)
     zero: str = seldom("x", "dy", "lora_B")
 
@@ -399,14 +404,14 @@ class AttentionProblem(LayerProblem):
     """Attention with grouped queries, whole or by blocks, with norms or without. Large inputs meet small weights."""
 
     exact: ClassVar[bool] = False
-    rows: tuple[int, ...] = of((), (1,), (2,), (2, 1), (1, 2), (0,))
+    rows: tuple[int, ...] = of((), (1,), (2,), (3,), (2, 1), (1, 2), (2, 2), (0,))
     positions: int = of(1, 2, 3)
     width: int = of(1, 2, 3)
     kv_heads: int = of(1, 2)
     group: int = of(1, 2)
     head: int = of(2, 4)
     normed: bool = of(False, True)
-    blocks: tuple[int, int] | None = of(None, (1, 1), (1, 2), (2, 2))
+    blocks: tuple[int, int] | None = of(None, None, None, (1, 1), (1, 2), (2, 2))
     zero: str = seldom("x", "dy", "q_proj.weight", "v_proj.weight")
 
     def trained(self) -> Arrays:

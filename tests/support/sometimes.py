@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, losses, optim
+from minilora import DoRA, Embedding, Linear, LoRA, LoRALinear, losses, optim
 from minilora.fast import blockwise
 from minilora.layer import rows
 from minilora.layers import attention, embedding
@@ -98,8 +98,8 @@ LINEAR = [
         lambda self, dy: number_of_rows(dy) > self.in_features,
         lambda self, grad, dy, cache: rows(dy)[: self.in_features].T @ rows(cache[-1])[: self.in_features])),
     bug("dW by the order in memory", "linear", Linear, backward=grad_where("weight",
-        lambda self, dy: dy.ndim == 2 and dy.flags.f_contiguous and not dy.flags.c_contiguous,
-        lambda self, grad, dy, cache: dy.ravel(order="K").reshape(dy.shape).T @ cache[-1])),
+        lambda self, dy: not dy.flags.c_contiguous,
+        lambda self, grad, dy, cache: rows(dy.ravel(order="K").reshape(dy.shape)).T @ rows(cache[-1]))),
     bug("dx where W is zero is not zero", "linear", Linear, backward=dx_where(
         lambda self, dy: not self.weight.any(), lambda self, dx, *_: dx + 1)),
 ]  # fmt: skip
@@ -112,8 +112,8 @@ LORA = [
     bug("dB without s where the rank is above both widths", "LoRA", LoRA, backward=grad_where("lora_B",
         lambda self, dy: self.rank > max(self.shape), lambda self, grad, *_: grad / self.scaling)),
     bug("dA doubled at rank 1", "LoRA", LoRA, backward=grad_where("lora_A", lambda self, dy: self.rank == 1, twice)),
-    bug("dA transposed where N = r = in", "LoRA", LoRA, backward=grad_where("lora_A",
-        lambda self, dy: number_of_rows(dy) == self.rank == self.in_features, transposed)),
+    bug("dA doubled where N = r", "LoRA", LoRA, backward=grad_where("lora_A",
+        lambda self, dy: number_of_rows(dy) == self.rank, twice)),
     bug("s no larger than 64", "LoRA", LoRA, backward=grad_where("lora_A", lambda self, dy: self.scaling > 64,
         lambda self, grad, *_: grad * (64 / self.scaling))),
     bug("dx zero where x is zero", "LoRA", LoRA, backward=dx_where(lambda *_: True,
@@ -199,10 +199,6 @@ def overwritten(right):
     return rewrite_adjoint
 
 
-def kernel_is_square(self, dy):
-    return len(set(self.kernel)) == 1 and self.kernel[0] > 1
-
-
 REWRITTEN = [
     bug("embedding: ids that repeat overwrite each other", "embedding", embedding, add_at=put),
     bug("embedding: dA of the first batch only, of more axes", "embedding", Rewritten, backward=grad_where("lora_A",
@@ -217,14 +213,14 @@ REWRITTEN = [
     bug("convolution: dx shifted where the stride is above the kernel", "convolution", Convolution,
         rewrite_adjoint=adjoint_where(lambda self, shape: self.stride[0] > self.kernel[0],
         lambda self, dx, shape: np.roll(dx, 1, axis=2))),
-    bug("convolution: the padding cut at its end only, where the kernel is 1 wide", "convolution", Convolution,
-        rewrite_adjoint=adjoint_where(lambda self, shape: self.kernel[0] == 1 and self.padding[0] > 0,
+    bug("convolution: the padding cut at its end only, where it is as wide as the kernel", "convolution", Convolution,
+        rewrite_adjoint=adjoint_where(lambda self, shape: self.padding[0] >= self.kernel[0],
         lambda self, dx, shape: np.roll(dx, self.padding[0], axis=2))),
     bug("convolution: images and channels exchanged where they are as many", "convolution", Convolution,
         rewrite_adjoint=adjoint_where(lambda self, shape: shape[0] == shape[1],
         lambda self, dx, shape: dx.swapaxes(0, 1))),
-    bug("convolution: dW of a square kernel transposed", "convolution", Conv2d, backward=grad_where("weight",
-        kernel_is_square, lambda self, grad, *_: grad.swapaxes(-1, -2))),
+    bug("convolution: dW turned around where the kernel is 2 wide", "convolution", Convolution,
+        backward=grad_where("weight", lambda self, dy: self.kernel[-1] == 2, lambda self, grad, *_: grad[..., ::-1])),
     bug("convolution: 0 / 0 without images", "convolution", Convolution, backward=grad_where("weight",
         lambda *_: True, lambda self, grad, dy, cache: grad * np.divide(len(dy), len(dy), dtype=grad.dtype))),
 ]  # fmt: skip
