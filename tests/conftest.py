@@ -30,6 +30,8 @@ if settings.get_current_profile_name() == "ci":
     settings.load_profile("ci")
 if settings.get_current_profile_name() == "default":
     settings.load_profile("default")
+# `.ci/nightly` looks at thousands of problems in test_gradients, and at others each night.
+settings.register_profile("night", **FEWER, print_blob=True)
 # One mutant after another, hundreds of them: a few examples each, and always the same.
 settings.register_profile("mutation", deadline=None, derandomize=True, max_examples=5, database=None)
 

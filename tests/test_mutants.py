@@ -1,7 +1,8 @@
 """A test that passes on wrong code proves nothing: each of these bugs must be caught by the properties themselves.
 
 `support/algebra.py` makes every small mistake in every function that a layer's forward, backward and merge run, in the
-losses, in Adam and in the sums of adapters; `support/mutants.py` has bugs that are no mistake of algebra.
+losses, in Adam and in the sums of adapters; `support/mutants.py` has bugs that are no mistake of algebra, and
+`support/sometimes.py` those that only some shapes show.
 """
 
 from collections.abc import Callable
@@ -40,6 +41,8 @@ from .support.mutants import HIDDEN_AT_THE_START, MUTANTS
 from .support.problems import SQUARE, Problem, problems
 from .support.replaced import BUGS
 from .support.sample import one_in
+from .support.search import BY_DEFAULT, FAMILIES
+from .support.sometimes import SOMETIMES
 
 
 def rejected(claims, problem) -> bool:
@@ -234,6 +237,20 @@ def test_a_wrong_function_in_the_right_ones_place_is_caught(bug):
         case.params(problem)  # an instance is drawn by right code, and kept
     with bug.planted():
         assert any(rejected(of_case(case).claims, problem) for problem in ten_problems())
+
+
+@pytest.mark.parametrize("bug", one_in(4, SOMETIMES, [bug.name for bug in SOMETIMES]))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_is_wrong_at_some_shapes_only_is_found(bug):
+    """Within as many examples as `test_gradients.py` draws by default; no example is made for it."""
+
+    @settings(max_examples=BY_DEFAULT, derandomize=True, database=None, phases=[Phase.generate])
+    @given(problem=FAMILIES[bug.subject].drawn())
+    def search(problem):
+        problem.holds()
+
+    with bug.planted(), pytest.raises(AssertionError):
+        search()
 
 
 def test_the_same_code_without_a_bug_passes():

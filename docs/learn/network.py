@@ -86,7 +86,7 @@ assert found(exact, new) == [1, 1]
 
 # %% Attention
 
-places = [name for name in Attention.fits if name.endswith("_proj")]
+places = [name for name in Attention.fits() if name.endswith("_proj")]
 says(f"the {len(places)} places for an adapter")
 assert len(places) == 4 and len({*places} - {"o_proj"}) == 3
 says("Three linear layers make three vectors from each row")

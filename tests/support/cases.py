@@ -105,6 +105,12 @@ def dropping_by_loops(layer: DroppingLoRALinear, p: Arrays, x: np.ndarray) -> np
     return linear_by_loops(base, x) + lora_by_loops(p, dropped, layer.adapter.alpha)
 
 
+def dropping_case() -> Case:
+    """Of a small batch, all may be dropped: then the factors do not act on the output, and their gradients are zero."""
+    claims = (*CLAIMS, a_step_of_one_measures_the_slope_exactly)
+    return replace(case_of("LoRALinear, dropout", dropping_by_loops, claims), may_be_zero=("lora_A", "lora_B"))
+
+
 def weight_by_loops(layer: QuantizedLinear) -> np.ndarray:
     """Return the weight of a layer in NF4, one number after another, from its bytes."""
     scales = [float(a) for a in layer.absmax]
@@ -430,7 +436,7 @@ DORA_CASES = tuple(
 
 CASES = (
     *PRODUCTS,
-    case_of("LoRALinear, dropout", dropping_by_loops, (*CLAIMS, a_step_of_one_measures_the_slope_exactly)),
+    dropping_case(),
     *QUANTIZED_CASES,
     *ACTIVATION_CASES,
     *MODEL_CASES,
