@@ -53,7 +53,7 @@ WHERE = {
 keeps, lines = {}, []
 for what, (targets, lowest) in WHERE.items():
     decoder = small_model(targets).model
-    _, (*_, caches) = decoder.forward(ids[:, :-1])
+    caches = decoder.forward(ids[:, :-1])[1].kept[-1]
     of = {name: 0 if c is None else cache_bytes(c) for (name, _), c in zip(decoder.steps(), caches, strict=True)}
     place = {"the embedding": "embed_tokens"}.get(lowest, lowest.partition(",")[0].replace("block ", "layers."))
     assert next(name for name, size in of.items() if size) == place  # below it nothing is kept, for nothing comes down

@@ -17,7 +17,7 @@ x, dy, E = rng.standard_normal((7, 5)), rng.standard_normal((7, 4)), rng.standar
 A, B, s, cache = adapter.lora_A, adapter.lora_B, adapter.scaling, adapter.forward(x)[1]
 dx, grads = adapter.backward(dy, cache)
 dA, dB, dh = grads["lora_A"], grads["lora_B"], dx @ np.linalg.pinv(A)  # dx = dh A
-names = {"A": A, "B": B, "s": s, "x": x, "h": cache[-1], "dy": dy, "dA": dA, "dB": dB, "dh": dh, "dx": dx}
+names = {"A": A, "B": B, "s": s, "x": x, "h": cache.kept[-1], "dy": dy, "dA": dA, "dB": dB, "dh": dh, "dx": dx}
 unit = np.eye(B.size).reshape(*B.shape, *B.shape)  # [o, k] is 1 at the entry o, k of B
 dydB = np.array([[LoRA(A, one, alpha=6.5)(x) for one in row] for row in unit]).transpose(2, 3, 0, 1)
 holds("dB_{ok} =", **names, dydB=dydB)

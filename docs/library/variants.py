@@ -54,6 +54,7 @@ assert np.allclose(both.delta() - wanted, crossed, rtol=0, atol=1e-12)
 # %% A variant of your own
 
 vera, x = VeRA(draw((3, 5)), draw((4, 3)), draw(3), draw(4)), draw((7, 5))
-y, (*_, h, z) = vera.forward(x)
+y, cache = vera.forward(x)
+h, z = cache.kept
 arrays = {name: getattr(vera, name) for name in "ABdb"}
 holds(r"\begin{aligned}", x=x, h=h, u=h * vera.d, z=z, y=y, **arrays)

@@ -51,7 +51,8 @@ def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) 
     root = xp.sqrt(S[:r] / s)
     A, B = root[:, None] * Vt[:r], U[:, :r] * root  # eq. (pissa.1)
     adapter = Adapter(A, B, alpha, use_rslora=use_rslora)
-    return Linear(linear.weight - adapter.delta(), linear.bias), adapter  # eq. (pissa.2)
+    rest = Linear(linear.weight - adapter.delta(), linear.bias)  # eq. (pissa.2)
+    return rest, adapter
 
 
 def over_original(adapter: Adapter) -> Adapter:

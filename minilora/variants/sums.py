@@ -130,7 +130,8 @@ def best_of_rank(adapter: LoRA, rank: int) -> LoRA:
 def discarded(adapter: LoRA, rank: int) -> float:
     """Return how far `best_of_rank` is from an adapter's change of weight: no adapter of that rank is nearer."""
     r, S = check_rank_within(rank, adapter.shape), singular_values(adapter)
-    return float((S[r:] ** 2).sum() ** 0.5)  # eq. (sum.4)
+    lost = (S[r:] ** 2).sum() ** 0.5  # eq. (sum.4)
+    return float(lost)
 
 
 def singular_values(adapter: LoRA) -> Array:  # -> (min(r, in, out),)

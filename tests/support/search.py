@@ -178,7 +178,7 @@ class LayerProblem(Problem):
         found = grads if "x" not in at else {"x": dx, **grads}
         changes = self.changes(at, fixed, dy)
         sizes = (abs(change).sum(axis=-1).max(initial=0) * scales.get(name, 1.0) for name, change in changes.items())
-        size = max(sizes)
+        size = max(self.scale, *sizes)  # no less than x has: where W and s B A cancel, their rounding is measured too
         for name, change in changes.items():
             slope = change.sum(axis=-1)
             allowed = 0.0 if self.exact else self.tolerance[self.dtype] * size / scales.get(name, 1.0)

@@ -30,7 +30,7 @@ def dx_where(where: Where, change: Callable[[Any, np.ndarray, np.ndarray, Any], 
     """A backward whose dx is changed, by a function of the layer, dx, dy and the cache, at some problems."""
 
     def changed(self, dx, grads, dy, cache):
-        return (change(self, dx, dy, cache) if dx is not None and where(self, dy) else dx), grads
+        return (change(self, dx, dy, cache.kept) if dx is not None and where(self, dy) else dx), grads
 
     return backward_becomes(changed)
 
@@ -40,7 +40,7 @@ def grad_where(name: str, where: Where, change: Callable[[Any, np.ndarray, np.nd
 
     def changed(self, dx, grads, dy, cache):
         wrong = name in grads and where(self, dy)
-        return dx, grads | ({name: change(self, grads[name], dy, cache)} if wrong else {})
+        return dx, grads | ({name: change(self, grads[name], dy, cache.kept)} if wrong else {})
 
     return backward_becomes(changed)
 
@@ -141,7 +141,7 @@ def held_where_out_is_1(right):
     def backward(self, dy, cache, *, need_dx=True):
         dx, grads = right(self, dy, cache, need_dx=need_dx)
         if grads and self.out_features == 1:
-            grads = grads | {"lora_A": LoRA.backward(self.adapter, dy * cache[-2], cache[-4])[1]["lora_A"]}
+            grads = grads | {"lora_A": LoRA.backward(self.adapter, dy * cache.kept[-2], cache.kept[-4])[1]["lora_A"]}
         return dx, grads
 
     return backward
@@ -203,7 +203,7 @@ REWRITTEN = [
     bug("embedding: ids that repeat overwrite each other", "embedding", embedding, add_at=put),
     bug("embedding: dA of the first batch only, of more axes", "embedding", Rewritten, backward=grad_where("lora_A",
         more_axes, lambda self, grad, dy, cache: LoRA.backward(self.adapter, 0 * dy + first(dy, 0),
-        cache[-1][-1])[1]["lora_A"])),
+        cache[-1].kept[-1])[1]["lora_A"])),
     bug("embedding: the table's gradient transposed where it is square", "embedding", Embedding, backward=grad_where(
         "weight", lambda self, dy: self.weight.shape[0] == self.weight.shape[1], transposed)),
     bug("embedding: dB transposed where r is the width", "embedding", Rewritten, backward=grad_where("lora_B",
