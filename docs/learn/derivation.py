@@ -49,7 +49,7 @@ assert traced.scaling == layer.scaling and all((first[name] == array).all() for 
 update, beside = layer.adapter.forward(x)
 y, cache = layer.forward(x)
 loss, dy = mse(y, t)
-first |= {"h": beside[-1], "base": layer.base(x), "update": update, "y": y, "dy": dy}
+first |= {"h": beside.kept[-1], "base": layer.base(x), "update": update, "y": y, "dy": dy}
 dx, grads = layer.backward(dy, cache)
 first |= {"dA": grads["lora_A"], "dB": grads["lora_B"], "dx": dx, "dy W": layer.base.input_gradient(dy)}
 first |= {"dh": layer.adapter.scaling * dy @ first["B"], "dh A": layer.adapter.backward(dy, beside)[0]}

@@ -111,7 +111,7 @@ def into_dy(self, dx, grads, dy, cache):
 
 
 def over_the_last_axis(self, dx, grads, dy, cache):
-    dB = np.swapaxes(np.atleast_2d(dy), -1, -2) @ np.atleast_2d(cache[-1]) * self.scaling
+    dB = np.swapaxes(np.atleast_2d(dy), -1, -2) @ np.atleast_2d(cache.kept[-1]) * self.scaling
     return dx, grads | {"lora_B": dB}
 
 
