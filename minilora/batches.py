@@ -4,7 +4,7 @@ A pass goes through all n rows, b at a time, each row once; the last step of a p
 
     S = ceil(n / b)                        steps of a pass
     p, k = divmod(t - 1, S)                step t, counted from 1, is the k-th of pass p
-    order_p = permutation of 0 ... n - 1   drawn from the seed and p alone
+    order_p = permutation of 0 ... n - 1   drawn from the seed and p only
     rows_t  = order_p[k b : (k + 1) b]
 
 So a training that is resumed needs only the seed and a step's number. The article draws each batch from all rows,

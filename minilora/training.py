@@ -219,7 +219,7 @@ def settings_of(adam: Adam, loss: Loss, batches: Any, **settings: Any) -> dict[s
 
 
 def keeper_of(checkpoint: str | Path | Keeper | None, settings: Mapping[str, Any] | None = None) -> Keeper | None:
-    """Return what keeps a training: for a path, a file, with settings that must be the same when it goes on."""
+    """Return what keeps a training: for a path, a file whose settings must be the same when it resumes."""
     if checkpoint is None or isinstance(checkpoint, Keeper):
         return checkpoint
     with requiring("a checkpoint"):

@@ -45,7 +45,7 @@ def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
 
 
 def warn_of_growth(before: float, last: float, state: TrainingState, times: float = GROWTH) -> None:
-    """Warn where the loss is so many times above where it began."""
+    """Warn if the loss is more than `times` times the one that training began with."""
     if last > times * before:
         when = " in the first epoch" if times < GROWTH else ""
         warnings.warn(

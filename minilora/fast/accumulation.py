@@ -4,7 +4,7 @@ The loss is a mean over the targets of a batch. Cut the batch into parts; let M 
 
     L = sum_p (M_p / M) L_p        so        g = sum_p (M_p / M) g_p
 
-The caches of a part are gone when its gradients are there. The sums differ from the whole batch's by rounding alone.
+The caches of a part are gone when its gradients are there. The sums differ from the whole batch's only by rounding.
 
 No part needs another's result, so several can run at once (`minilora.fast.threads`): they share the cores from their
 forward to their backward, and meet once a step. The parts follow from the batch and `rows`, and the sum is taken in
@@ -35,7 +35,7 @@ Cut: TypeAlias = Callable[[Array, int], Sequence[Part]]
 
 
 def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) -> Accumulated:
-    """Return what computes the gradients of a batch so many rows at a time.
+    """Return a function that computes the gradients of a batch `rows` rows at a time.
 
     While it computes, the BLAS of the whole process has one thread, through the package threadpoolctl; afterwards as
     many as before. Other threads of your program notice that. In a process that has one BLAS thread from its start
@@ -45,8 +45,8 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
     Parameters
     ----------
     rows : int
-        At least 1. A batch's last part may have fewer. The parts follow from `rows` alone, and a part in which no
-        target counts is passed over.
+        At least 1. A batch's last part may have fewer. Only `rows` decides the parts, and a part in which no target
+        counts is skipped.
     workers : int
         How many parts are computed at once, each on a thread of its own; at least 1. The memory that a step needs
         grows with it, and the gradients are the same to the last bit. The model and the loss are called from these
@@ -59,7 +59,7 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
     -------
     Accumulated
         ``gradients(model, x, y, loss)``, for ``train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))``.
-        An exception in one part is raised when the others have ended. It measures losses on as many workers.
+        An exception in one part is raised when the others have ended. `train` measures losses on as many workers.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
 
 
 def of_rows(y: Array, rows: int) -> list[slice]:
-    """Return parts of so many rows, those with a target, or the first. A GPU would be waited for: there all count."""
+    """Return slices of `rows` rows that contain a target, at least one. On a GPU all of them: looking would wait."""
     parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
     if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
         return parts

@@ -24,6 +24,6 @@ def keep_pages() -> bool:
         Whether it could be done: only Linux with glibc has the setting. Elsewhere nothing changes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    # no large array in a mapping of its own, no free memory returned, and none kept for one thread alone
+    # no large array in a mapping of its own, no free memory returned, and none kept for one thread only
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_ARENA_MAX: 1}
     return mallopt is not None and all(mallopt(name, value) == 1 for name, value in settings.items())

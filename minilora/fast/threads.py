@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 
 @contextmanager
 def on_threads(call: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Iterator[Result]]:
-    """Give the results of ``call(item)``, in the items' order, with one BLAS thread for each of so many workers.
+    """Give the results of ``call(item)``, in the items' order, from `workers` threads with one BLAS thread each.
 
     One worker is the caller's own thread. Where a call fails, no further one begins, those that run are waited for,
     and its exception is raised as it is. No thread is left when the block ends, however it ends.

@@ -29,9 +29,9 @@ def widths(y: Array) -> np.ndarray:  # (n, T) -> (n,)
 def by_width(y: Array, rows: int) -> list[np.ndarray]:
     """Return the numbers of the rows in each part of a batch, the widest first. Rows without a target are in none.
 
-    There are at most as many parts as if each had so many rows. A part's area is its number of rows times the width of
+    There are at most as many parts as if each had `rows` rows. A part's area is its number of rows times the width of
     its widest. The largest area is as small as it can be, so that the parts take like times. None is larger than the
-    area of so many of the widest rows.
+    area of the `rows` widest rows.
     """
     order, wide = _widest_first(y)
     if not len(order):

@@ -14,7 +14,7 @@ FLOATS: dict[str, np.dtype[Any]] = {
 
 
 def cast(numbers: np.ndarray, dtype: Any) -> np.ndarray:
-    """Return numbers in another type; beyond its range they are infinite. No other place rounds to bfloat16.
+    """Return numbers in another type; beyond its range they are infinite. All that goes into a file is rounded here.
 
     float64 is rounded to float32 first, and then to bfloat16, as torch does. ml_dtypes itself did so up to 0.6, and
     rounds once since 0.7: 1 + 2^-8 + 2^-30 became 1.0, and becomes 1.0078125. What we write must not depend on that.
