@@ -19,7 +19,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from .extras import needed as needed  # a missing package is refused as other input is
 from .texts import short
 
 Array: TypeAlias = Any

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import needed
+from ..extras import needed
 from ..files.disk import read_json, read_start
 from ..files.dtypes import FLOATS
 from ..files.modelfolder import HEAD_WEIGHT, ties_head

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..article import ARTICLE_BASE_LOSSES, ARTICLE_EPOCHS, ARTICLE_LORA_LOSSES, ArticleResult
 from ..backend import backend_of
-from ..checks import needed
+from ..extras import needed
 from ..files.disk import check_parent
 
 if TYPE_CHECKING:

@@ -83,8 +83,10 @@ def run(options: argparse.Namespace) -> int:
     lines = lines if options.all or len(lines) <= MOST_ROWS else by_kind(lines)
     print(*align([head, *lines], left={0, 1, 2, 4}), sep="\n")
     tensors = "1 tensor" if len(changes) == 1 else f"{len(changes)} tensors"
-    into = f"merged into {printable(str(options.output))}"
-    print(f"{tensors} {'would change; nothing was written' if options.dry_run else into}")
+    if options.dry_run:
+        print(f"{tensors} would change; nothing was written")
+    else:
+        print(f"{tensors} merged into {printable(str(options.output))}")
     return 0
 
 

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..verify.trace import by_pencil, trace
 
-    plain = options.layer is options.rank is options.seed is None
+    plain = options.layer is None and options.rank is None and options.seed is None
     name, problem = ("LoRALinear", by_pencil()) if plain else chosen(options)
     found = trace(*problem)
     if options.json:

@@ -43,7 +43,8 @@ def _slope_of_B(alpha: float) -> float:
 
 
 def _off_by_one() -> float:
-    return float(((np.random.default_rng(6).standard_normal((20_000, 50)) @ np.ones((50, 4))) ** 2).mean())
+    X = np.random.default_rng(6).standard_normal((20_000, 50))
+    return float(((X @ np.ones((50, 4))) ** 2).mean())
 
 
 def _kept(rank: int | None = None, bits: int = 16) -> float:

@@ -19,7 +19,8 @@ import numpy as np
 
 from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
 from ..backend import Backend
-from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number, needed
+from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
+from ..extras import needed
 from ..fast.accumulation import Accumulated
 from ..fast.threads import core_count
 from ..fast.widths import by_width

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import check_path, needed
+from ..checks import check_path
+from ..extras import needed
 from ..files.adapters import check_base_weights, load_adapter
 from ..files.disk import check_parent, refuse_inputs, replaceable, written_whole
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME

@@ -55,7 +55,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array, needed
+from ..checks import Array, check_choice, check_flag, check_integer, check_sizes, is_array
+from ..extras import needed
 from ..fast.blockwise import CPU, GPU
 from ..layer import Layer, Record, arrays_of
 from ..layers.rotary import frequencies

@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 import msgspec
 
 from ..backend import Backend
-from ..checks import needed
+from ..extras import needed
 from ..files.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -18,7 +18,8 @@ import numpy as np
 
 from ..adaptation import adapters, attach, is_adapted, merge
 from ..backend import backend_of
-from ..checks import Array, check_instance, check_path, dtype_name, needed
+from ..checks import Array, check_instance, check_path, dtype_name
+from ..extras import needed
 from ..files.adapters import load_adapter
 from ..files.disk import check_new_folder, model_format, synced, written_folder
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS

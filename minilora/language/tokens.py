@@ -21,7 +21,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ..checks import check_path, needed
+from ..checks import check_path
+from ..extras import needed
 from ..files.disk import model_format, open_regular, read_json, read_whole
 from ..files.tensors import MODEL_CONFIG
 from ..texts import FileRefused, named, reading, short

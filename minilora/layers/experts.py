@@ -113,7 +113,6 @@ class Router(Layer):
 
     def route(self, x: Array) -> tuple[Array, Array, Cache]:  # (..., d) -> (..., K), (N, K)
         """Return g, the numbers of the kept experts, and the cache."""
-        cache: Any
         g, cache = self.forward(x)
         return g, cache.kept[-1], cache
 

@@ -102,8 +102,8 @@ class StackedLoRALinear(Adapted):
 
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache, by (11) for each expert. The base needs no cache but its counts."""
-        counts = check_counts(x, counts, self.experts)
         y, cache = self.adapter.forward(x, counts)
+        counts, *_ = cache.kept
         grouped(x, self.base.stack, counts, onto=y)
         return y, (cache, counts)
 

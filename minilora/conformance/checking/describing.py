@@ -57,7 +57,8 @@ def is_single(key: str, answered: Pairs) -> bool:
     single = UNIT["float32"] / answered[0][0].unit
     if single <= 1:
         return False
-    return 1e-3 * single < max(trial.distance(key, array) for trial, array in answered) <= TOLERANCE * single
+    distances = [trial.distance(key, array) for trial, array in answered]
+    return 1e-3 * single < max(distances) <= TOLERANCE * single
 
 
 def _off(key: str, array: np.ndarray, trial: Trial) -> str:

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from ...checks import needed
+from ...extras import needed
 from ...files.dtypes import FLOATS, cast
 from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...language.config import LlamaConfig, MixtureConfig

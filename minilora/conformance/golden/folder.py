@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 
 from ... import __version__
-from ...checks import needed
+from ...extras import needed
 from ...files.disk import is_new_or_empty, read_json, written_folder
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ...report import links

@@ -69,7 +69,8 @@ def _square(W: np.ndarray) -> bool:
 
 def _last(config: Config, path: str) -> float:
     alpha = [config["lora_alpha"], *matching(config, "lora_alpha", path)][-1]
-    return scaled(config, alpha, rank=[config["r"], *matching(config, "r", path)][-1])
+    rank = [config["r"], *matching(config, "r", path)][-1]
+    return scaled(config, alpha, rank)
 
 
 def _whole_paths(config: Config, path: str) -> float:

@@ -40,8 +40,10 @@ def round_to(array: np.ndarray, dtype: str) -> np.ndarray:
 
     As in `minilora.files.dtypes.cast`, float64 is rounded to float32 first.
     """
-    if array.dtype.kind in "iu" or dtype != "bfloat16":
-        return array if array.dtype.kind in "iu" else array.astype(dtype)
+    if array.dtype.kind in "iu":
+        return array
+    if dtype != "bfloat16":
+        return array.astype(dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         single = array.astype(np.float32)
         bits = single.view(np.uint32)
