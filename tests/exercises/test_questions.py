@@ -86,6 +86,14 @@ def test_a_prediction_may_be_off_by_5_percent(question, capsys):
     assert [say(question, number * f, capsys)[0] for f in (0.94, 0.951, 1.049, 1.06)] == [False, True, True, False]
 
 
+def test_a_sheet_is_what_the_page_grades_by():
+    for question, asked in exercises.QUESTIONS.items():
+        sheet = questions.sheet(question)
+        assert sheet.keys() == {"answer", "right", "solution", "known", "hints", "tolerance", "zero", "choices"}
+        assert (sheet["choices"], sheet["hints"]) == ([*asked.choices], [*asked.hints])
+        assert (sheet["tolerance"], sheet["zero"]) == (questions.TOLERANCE, questions.ZERO)
+
+
 @pytest.mark.parametrize("question", ["first step", "7B in full", "7B at 4 bits"])
 def test_no_hint_gives_a_number_away(question):
     asked = exercises.QUESTIONS[question]
@@ -97,6 +105,8 @@ def test_a_prediction_of_another_kind_is_refused(capsys):
     assert PREDICTIONS.keys() == exercises.QUESTIONS.keys() == experiments.EXPERIMENTS.keys()
     with pytest.raises(ValueError, match=r"question must be .* got 'second step'"):
         exercises.check_prediction("second step", 1)
+    with pytest.raises(ValueError, match=r"^guess must be .* got 2\.0$"):
+        exercises.check_prediction("rank from a curve", 2.0)
     with pytest.raises(TypeError, match="guess must be a number, got 'one'"):
         exercises.check_prediction("first step", "one")
     with pytest.raises(ValueError, match="guess must be '1', '2', '4', '8' or '16', got '32'"):
