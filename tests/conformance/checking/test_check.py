@@ -11,7 +11,7 @@ import pytest
 from minilora.conformance import CannotRun, check
 from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.contract import ids
-from minilora.conformance.checking.kindreport import REFUSED, STATES
+from minilora.conformance.checking.kindreport import REFUSED, STATES, KindReport
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT
 from minilora.conformance.problems.kinds import DECLARED, KINDS
@@ -412,3 +412,9 @@ def test_two_orders_of_a_sum_are_no_change_of_mind(times):
     report = check(beside_forward(forward=forward))
     assert report.passed is (times == 1)
     assert not [text for text in report.diagnoses if "another one" in text]
+
+
+def test_a_kinds_summary_says_what_was_offered():
+    assert KindReport("mine", dtype="float32").summary() == "in float32"
+    assert KindReport("mine", habits={"cases answered": "3 of 5"}).summary() == "in float64; 3 of 5 cases answered"
+    assert KindReport("mine", functions={"f": True, "g": False}).summary() == "in float64; 1 of 2 functions offered"

@@ -267,9 +267,3 @@ def test_a_report_comes_through_json_as_it_is():
         again = KindReport.of(json.loads(json.dumps(asdict(report))))
         assert again == report
         assert (str(again), again.json()) == (str(report), report.json())
-
-
-def test_a_kinds_summary_says_what_was_offered():
-    assert KindReport("mine", dtype="float32").summary() == "in float32"
-    assert KindReport("mine", habits={"cases answered": "3 of 5"}).summary() == "in float64; 3 of 5 cases answered"
-    assert KindReport("mine", functions={"f": True, "g": False}).summary() == "in float64; 1 of 2 functions offered"
