@@ -1,9 +1,9 @@
 """One training step of a layer, equation by equation: what ``minilora trace`` prints.
 
 `trace` runs the layer's own forward, the mean squared error, the layer's own backward and Adam. While they run, Python
-reports each line before it is executed (`sys.settrace`). A line whose comment numbers an equation, ``# eq. (4)``, is
-kept once it has run: its number, its code, and the values that it assigned or returned. So what is shown is what ran,
-in that order, and nothing is computed a second time. Beside each gradient stands the slope of the loss, measured.
+reports each line before it is executed (`sys.settrace`). A line whose comment has the number of an equation is kept
+once it has run: its number, its code, and the values that it assigned or returned. So what is shown is what ran, in
+that order, and nothing is computed a second time. Next to each gradient stands the measured slope of the loss.
 
 Layers of other packages are traced too, where their lines have such comments.
 """
