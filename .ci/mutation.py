@@ -52,7 +52,7 @@ PARTS = {
         (
             (
                 *("lora", "linear", "losses", "optim", "layer", "layers/mlp"),
-                *("layers/activation", "fast/adam", "fast/residual"),
+                *("layers/activation", "layers/flatten", "fast/adam", "fast/residual"),
             ),
             (
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),

@@ -15,7 +15,6 @@ from .files.merge import merge_adapter as merge_adapter
 from .language.config import LlamaConfig as LlamaConfig
 from .language.llama import Llama as Llama
 from .layer import Layer as Layer
-from .layers.activation import Flatten as Flatten
 from .layers.activation import ReLU as ReLU
 from .layers.activation import SiLU as SiLU
 from .layers.activation import Tanh as Tanh
@@ -26,6 +25,7 @@ from .layers.embedding import Embedding as Embedding
 from .layers.experts import Experts as Experts
 from .layers.experts import MixtureOfExperts as MixtureOfExperts
 from .layers.experts import Router as Router
+from .layers.flatten import Flatten as Flatten
 from .layers.gated import GatedMLP as GatedMLP
 from .layers.mlp import MLP as MLP
 from .layers.mlp import Sequential as Sequential

@@ -25,11 +25,12 @@ from ..checks import Array, check_integer
 from ..fast import residual_form
 from ..fast.blockwise import Blocks, BlockwiseAttention
 from ..layer import Layer, freeze, rebuild
-from ..layers.activation import ACTIVATIONS, Flatten
+from ..layers.activation import ACTIVATIONS
 from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
 from ..layers.experts import Experts, ExpertsByRows, MixtureOfExperts, Router
+from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
 from ..layers.mlp import MLP
 from ..layers.nf4 import QuantizedLinear

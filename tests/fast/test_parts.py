@@ -30,7 +30,7 @@ from minilora import (
 from minilora.fast import accumulate, keep_pages
 from minilora.fast.parts import by_width, of_area, widths
 from minilora.language import next_token_loss
-from minilora.layers.activation import Flatten
+from minilora.layers.flatten import Flatten
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close
