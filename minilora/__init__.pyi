@@ -23,10 +23,9 @@ from .layers.convolution import Conv1d as Conv1d
 from .layers.convolution import Conv2d as Conv2d
 from .layers.embedding import Embedding as Embedding
 from .layers.experts import Experts as Experts
-from .layers.experts import MixtureOfExperts as MixtureOfExperts
-from .layers.experts import Router as Router
 from .layers.flatten import Flatten as Flatten
 from .layers.gated import GatedMLP as GatedMLP
+from .layers.mixture import MixtureOfExperts as MixtureOfExperts
 from .layers.mlp import MLP as MLP
 from .layers.mlp import Sequential as Sequential
 from .layers.nf4 import NF4 as NF4
@@ -35,6 +34,7 @@ from .layers.nf4 import dequantize_nf4 as dequantize_nf4
 from .layers.nf4 import quantize_nf4 as quantize_nf4
 from .layers.norm import RMSNorm as RMSNorm
 from .layers.rotary import Rotary as Rotary
+from .layers.router import Router as Router
 from .layers.stacked import StackedLinear as StackedLinear
 from .linear import Linear as Linear
 from .lora import LoRA as LoRA

@@ -6,7 +6,8 @@ of a small one, several parts at once. `train` takes them only where you name th
     train(adapter, X, residual, rng=rng, gradients=minilora.fast.residual_form)
 
 `keep_pages` keeps one step's memory for the next. `blockwise` is attention in memory that grows with a text and not
-with its square; a language model takes it for long ones. `adam` is Adam's update for a GPU, in one kernel.
+with its square; a language model takes it for long ones. `experts_by_rows` is a mixture's gate, which takes some rows
+at a time. `adam` is Adam's update for a GPU, in one kernel.
 """
 
 from .. import lazily

@@ -33,14 +33,16 @@ from ..backend import Backend, backend_of
 from ..checks import Array, check_shape
 from ..extras import requiring
 from ..fast.blockwise import BlockwiseAttention
+from ..fast.experts_by_rows import ExpertsByRows
 from ..layer import Cache, Layer, Model, nest, rebuild, rows, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
-from ..layers.experts import ExpertsByRows, MixtureOfExperts, Router
 from ..layers.gated import GatedMLP
+from ..layers.mixture import MixtureOfExperts
 from ..layers.nf4 import CodedLinear
 from ..layers.norm import RMSNorm
 from ..layers.rotary import Rotary
+from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .config import LlamaConfig

@@ -4,5 +4,5 @@
 Linear layers on a rewritten input: `embedding` and `convolution`.
 `nf4`, a weight in four bits, and the frozen layer that keeps it.
 A language model's: `attention`, with `rotary` positions, `norm`, and `gated`, the MLP that follows. In that MLP's place
-a mixture of `experts`, over `stacked` weights.
+a `mixture`: a `router`, with `experts` over `stacked` weights.
 """
