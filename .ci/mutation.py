@@ -58,7 +58,7 @@ PARTS = {
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),
                 *("test_layer", "test_adaptation", "test_checks", "test_defaults", "test_growth"),
                 "test_likely_mistakes",
-                *("layers/test_mlp", "layers/test_nf4", "layers/test_activation"),
+                *("layers/test_mlp", "layers/test_nf4", "layers/test_quantized", "layers/test_activation"),
                 *("variants/test_variants", "variants/test_own_variant", "variants/test_loftq"),
                 *("fast/test_adam", "fast/test_page_is_what_runs", "fast/test_speed_changes_nothing"),
                 *("verify/test_instances", "verify/test_closed_form"),
@@ -67,8 +67,11 @@ PARTS = {
             ),
         ),
         (
-            ("layers/nf4", "variants/loftq"),
-            ("layers/test_nf4", "variants/test_loftq", "test_gradients", "devices/test_layers_on_devices"),
+            ("layers/nf4", "layers/quantized", "variants/loftq"),
+            (
+                *("layers/test_nf4", "layers/test_quantized", "variants/test_loftq"),
+                *("test_gradients", "devices/test_layers_on_devices"),
+            ),
         ),
         (
             ("verify/gradcheck", "verify/closed_form"),

@@ -29,10 +29,10 @@ from .layers.mixture import MixtureOfExperts as MixtureOfExperts
 from .layers.mlp import MLP as MLP
 from .layers.mlp import Sequential as Sequential
 from .layers.nf4 import NF4 as NF4
-from .layers.nf4 import QuantizedLinear as QuantizedLinear
 from .layers.nf4 import dequantize_nf4 as dequantize_nf4
 from .layers.nf4 import quantize_nf4 as quantize_nf4
 from .layers.norm import RMSNorm as RMSNorm
+from .layers.quantized import QuantizedLinear as QuantizedLinear
 from .layers.rotary import Rotary as Rotary
 from .layers.router import Router as Router
 from .layers.stacked import StackedLinear as StackedLinear

@@ -22,7 +22,7 @@ from ..files.adapters import check_base_weights, load_adapter
 from ..files.disk import check_parent, refuse_inputs, replaceable, written_whole
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import in_dtype
-from ..layers.nf4 import CodedLinear
+from ..layers.quantized import CodedLinear
 from ..variants.adapter import Adapter
 from ..variants.dora import DoRAAdapter
 from .config import LlamaConfig

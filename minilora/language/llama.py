@@ -39,8 +39,8 @@ from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
 from ..layers.gated import GatedMLP
 from ..layers.mixture import MixtureOfExperts
-from ..layers.nf4 import CodedLinear
 from ..layers.norm import RMSNorm
+from ..layers.quantized import CodedLinear
 from ..layers.rotary import Rotary
 from ..layers.router import Router
 from ..layers.stacked import StackedLinear

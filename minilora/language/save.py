@@ -25,7 +25,7 @@ from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
 from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ..layer import walk
-from ..layers.nf4 import QuantizedLinear
+from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import frequencies
 from ..layers.stacked import StackedLinear
 from ..linear import Linear

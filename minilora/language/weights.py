@@ -32,7 +32,7 @@ from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ..files.peft import CONFIG_NAME
 from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
 from ..layer import rebuild
-from ..layers.nf4 import CodedLinear
+from ..layers.quantized import CodedLinear
 from ..layers.rotary import halves_from_interleaved
 from .config import LlamaConfig, from_json, from_sizes, renamed
 from .gguf import open_gguf

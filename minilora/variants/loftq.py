@@ -31,7 +31,7 @@ from typing import Any
 from ..adaptation import ALL_LINEAR, is_adapted, named_layers
 from ..checks import check_integer, named
 from ..layer import Layer, Model, arrays_of, check_model, rebuild, walk
-from ..layers.nf4 import CodedLinear, QuantizedLinear
+from ..layers.quantized import CodedLinear, QuantizedLinear
 from ..linear import Linear
 from .adapter import Adapter
 from .pissa import pissa

@@ -35,8 +35,8 @@ from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
 from ..layers.mixture import MixtureOfExperts
 from ..layers.mlp import MLP
-from ..layers.nf4 import QuantizedLinear
 from ..layers.norm import RMSNorm
+from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import Rotary, frequencies
 from ..layers.router import Router
 from ..layers.stacked import StackedLinear

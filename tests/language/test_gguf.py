@@ -15,7 +15,7 @@ from minilora.language.gguf import BYTES, FILE_MUST, MUST, BlockLinear, decode
 from minilora.language.memory import parameter_bytes
 from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.layers.nf4 import CodedLinear
+from minilora.layers.quantized import CodedLinear
 from minilora.layers.rotary import frequencies
 
 from ..support.compare import refused

@@ -39,7 +39,7 @@ from ...language.gguf import SIZES, gguf_tensor
 from ...language.llama import Llama
 from ...language.save import save_llama, split_experts
 from ...layer import walk
-from ...layers.nf4 import QuantizedLinear
+from ...layers.quantized import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...variants.loftq import quantize
 from .exact import frequencies

@@ -18,7 +18,7 @@ from ...checks import FileRefused, short
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
 from ...language.weights import open_llama
-from ...layers.nf4 import CodedLinear
+from ...layers.quantized import CodedLinear
 from ...layers.rotary import halves_from_interleaved
 from .bases import EMBEDDING, HEAD
 from .reading import AdapterModule, Arrays, Given
