@@ -83,8 +83,9 @@ PARTS = {
             ("files/disk", "files/dtypes", "files/tensors"),
             (
                 *("files/test_disk", "files/test_tensors", "test_checks", "files/test_merge", "files/test_merge_kinds"),
-                *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder", "language/test_weights"),
-                *("language/test_npz", "language/test_gguf", "language/test_save"),
+                *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder"),
+                *("language/files/test_weights", "language/files/test_npz"),
+                *("language/files/test_gguf", "language/files/test_save"),
             ),
         ),
         (

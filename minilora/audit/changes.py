@@ -22,7 +22,7 @@ import numpy as np
 from ..checks import FileRefused, short
 from ..files.dtypes import FLOATS
 from ..files.experts import PARTS
-from ..language.gguf import is_turned
+from ..language.files.gguf import is_turned
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..layers.rotary import halves_from_interleaved
 from .findings import NOTE, SUSPICIOUS, Finding, counted, found

@@ -30,7 +30,7 @@ from ..files.disk import read_json
 from ..files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
 from ..files.patterns import within_time
 from ..files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME, by_pattern, natural
-from ..language.gguf import from_gguf
+from ..language.files.gguf import from_gguf
 from ..variants.scaling import scaling
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found
 from .headers import AdapterFile, Module, Tensors, open_tensors

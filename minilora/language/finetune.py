@@ -35,6 +35,7 @@ from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from ..variants.loftq import quantize
 from .data import EXAMPLES, Data, load_data
+from .files.save import found_by_weight
 from .llama import Llama, recomputed
 from .losstable import LossTable, shown_parts
 from .memory import (
@@ -60,7 +61,6 @@ from .resume import (
     note_saved,
     read_kept,
 )
-from .save import found_by_weight
 from .text import HELD_OUT, evaluate_where_it_counts, next_token_loss, where_it_counts
 
 USABLE_SHARE = 0.9

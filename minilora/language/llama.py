@@ -258,7 +258,7 @@ class Llama(Layer):
         implemented is a ValueError, by the setting's name and mostly before a weight is read.
         """
         with requiring("Llama.load"):
-            from .weights import load  # a decoder of arrays needs no package that reads files
+            from .files.weights import load  # a decoder of arrays needs no package that reads files
 
         llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
         llama.source = Path(path)

@@ -12,7 +12,6 @@ import pytest
 
 from minilora import adapt, cross_entropy
 from minilora.checks import FileRefused
-from minilora.language.chattemplate import ChatTemplate
 from minilora.language.data import (
     LONGEST_ROW,
     Chat,
@@ -29,6 +28,7 @@ from minilora.language.data import (
     rows_of,
     show,
 )
+from minilora.language.files.chattemplate import ChatTemplate
 from minilora.language.text import HELD_OUT
 from minilora.losses import IGNORED
 from minilora.training import backpropagate

@@ -12,7 +12,7 @@ from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_a
 from minilora.checks import FileRefused
 from minilora.language import found_by_weight, save_llama
 from minilora.language.config import LlamaConfig, MixtureConfig
-from minilora.language.ggufexport import export_adapter
+from minilora.language.files.ggufexport import export_adapter
 from minilora.language.memory import active_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies

@@ -8,8 +8,8 @@ import pytest
 
 from minilora.checks import FileRefused
 from minilora.language import config as configs
-from minilora.language import gguf
-from minilora.language.tokens import GGUF_SPLITS
+from minilora.language.files import gguf
+from minilora.language.files.tokens import GGUF_SPLITS
 
 from ..support.language import tiny_llama, write_folder
 

@@ -28,7 +28,7 @@ from minilora.conformance.golden.leftovers import added
 from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.sessions import SESSIONS, USES
 from minilora.conformance.golden.signatures import answers, session_answers
-from minilora.language.save import _config
+from minilora.language.files.save import _config
 from minilora.layer import walk
 from minilora.layers import router
 

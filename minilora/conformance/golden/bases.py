@@ -35,9 +35,9 @@ from ...checks import needed
 from ...files.dtypes import FLOATS, cast
 from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...language.config import LlamaConfig, MixtureConfig
-from ...language.gguf import SIZES, gguf_tensor
+from ...language.files.gguf import SIZES, gguf_tensor
+from ...language.files.save import save_llama, split_experts
 from ...language.llama import Llama
-from ...language.save import save_llama, split_experts
 from ...layer import walk
 from ...layers.quantized import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved

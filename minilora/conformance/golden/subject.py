@@ -17,7 +17,7 @@ from ...audit.landing import ARCHITECTURE, land
 from ...checks import FileRefused, short
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
-from ...language.weights import open_llama
+from ...language.files.weights import open_llama
 from ...layers.quantized import CodedLinear
 from ...layers.rotary import halves_from_interleaved
 from .bases import EMBEDDING, HEAD

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from minilora.checks import FileRefused
-from minilora.language import gguf as ggufreader
+from minilora.language.files import gguf as ggufreader
+from minilora.language.files.tokens import added_text, load_tokenizer
 from minilora.language.text import CONTEXT, token_ids
-from minilora.language.tokens import added_text, load_tokenizer
 
-from ..support.compare import calls_of, refused
-from ..support.gguf_file import write
-from ..support.language import LETTERS, ids_of, tiny_llama, write_folder
+from ...support.compare import calls_of, refused
+from ...support.gguf_file import write
+from ...support.language import LETTERS, ids_of, tiny_llama, write_folder
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 END = LETTERS.index(".")

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..backend import backend_of
-from ..checks import named, reading, short
-from ..files.modelfolder import HEAD
-from ..files.tensors import NF4_STATE, Weights
-from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
-from ..layers.quantized import QuantizedLinear
+from ...backend import backend_of
+from ...checks import named, reading, short
+from ...files.modelfolder import HEAD
+from ...files.tensors import NF4_STATE, Weights
+from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
+from ...layers.quantized import QuantizedLinear
 
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
 

@@ -23,9 +23,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..checks import FileRefused, check_path, needed, reading, short
-from ..files.disk import model_format, read_whole
-from ..files.modelfolder import FURTHER_TEMPLATES
+from ...checks import FileRefused, check_path, needed, reading, short
+from ...files.disk import model_format, read_whole
+from ...files.modelfolder import FURTHER_TEMPLATES
 from .gguf import gguf_tokenizer
 from .tokens import SETTINGS, read_settings, special_tokens, token_text
 

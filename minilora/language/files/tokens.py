@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ..checks import FileRefused, check_path, named, needed, reading, short
-from ..files.disk import model_format, open_regular, read_json, read_whole
-from ..files.tensors import MODEL_CONFIG
+from ...checks import FileRefused, check_path, named, needed, reading, short
+from ...files.disk import model_format, open_regular, read_json, read_whole
+from ...files.tensors import MODEL_CONFIG
 from .gguf import gguf_tokenizer
 
 FILE = "tokenizer.json"

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import backend_of
-from ..checks import Array, FileRefused, needed, reading, short
-from ..layers.quantized import CodedLinear
-from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
-from .config import LlamaConfig, check_settings, from_sizes, renamed
+from ...backend import backend_of
+from ...checks import Array, FileRefused, needed, reading, short
+from ...layers.quantized import CodedLinear
+from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ..config import LlamaConfig, check_settings, from_sizes, renamed
 
 # --- names ---
 
