@@ -89,7 +89,7 @@ PARTS = {
             ),
         ),
         (
-            ("files/merge", "files/placement", "files/modelfolder", "files/experts"),
+            ("files/merge", "files/placement", "files/modelfolder", "files/experts", "files/expert_adapters"),
             (
                 *("files/test_merge", "files/test_modelfolder", "files/test_merge_kinds", "files/test_merge_experts"),
                 *("files/test_expert_adapters", "files/test_placement"),

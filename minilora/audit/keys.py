@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..checks import short
-from ..files.experts import B_LAYOUTS
+from ..files.expert_adapters import B_LAYOUTS
 from ..files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found
 from .headers import AdapterFile

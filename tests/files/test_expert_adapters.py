@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, adapt, adapters, attach, load_adapter, save_adapter
 from minilora.checks import FileRefused
-from minilora.files.experts import layer_paths
+from minilora.files.expert_adapters import layer_paths
 from minilora.files.inspection import inspect_adapter
 from minilora.layers.experts import Experts
 from minilora.layers.mixture import MixtureOfExperts
