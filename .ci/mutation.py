@@ -52,13 +52,13 @@ PARTS = {
         (
             (
                 *("lora", "linear", "losses", "optim", "schedule", "layer", "layers/mlp"),
-                *("layers/activation", "fast/adam", "fast/residual"),
+                *("layers/activation", "layers/flatten", "fast/adam", "fast/residual"),
             ),
             (
                 *("test_gradients", "test_lora", "test_linear", "test_losses", "test_optim", "test_schedule"),
                 *("test_layer", "test_adaptation", "test_checks", "test_texts", "test_defaults", "test_growth"),
                 "test_likely_mistakes",
-                *("layers/test_mlp", "layers/test_nf4", "layers/test_activation"),
+                *("layers/test_mlp", "layers/test_nf4", "layers/test_quantized", "layers/test_activation"),
                 *("variants/test_variants", "variants/test_own_variant", "test_quantization"),
                 *("fast/test_adam", "fast/test_page_is_what_runs", "fast/test_speed_changes_nothing"),
                 *("verify/test_instances", "verify/test_closed_form"),
@@ -67,8 +67,11 @@ PARTS = {
             ),
         ),
         (
-            ("layers/nf4", "variants/loftq", "quantization"),
-            ("layers/test_nf4", "test_quantization", "test_gradients", "devices/test_layers_on_devices"),
+            ("layers/nf4", "layers/quantized", "variants/loftq", "quantization"),
+            (
+                *("layers/test_nf4", "layers/test_quantized", "test_quantization"),
+                *("test_gradients", "devices/test_layers_on_devices"),
+            ),
         ),
         (
             ("verify/gradcheck", "verify/closed_form"),
@@ -80,12 +83,13 @@ PARTS = {
             ("files/disk", "files/dtypes", "files/tensors"),
             (
                 *("files/test_disk", "files/test_tensors", "test_texts", "files/test_merge", "files/test_merge_kinds"),
-                *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder", "language/test_weights"),
-                *("language/test_npz", "language/test_gguf", "language/test_save"),
+                *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder"),
+                *("language/files/test_weights", "language/files/test_npz"),
+                *("language/files/test_gguf", "language/files/test_save"),
             ),
         ),
         (
-            ("files/merge", "files/placement", "files/modelfolder", "files/experts"),
+            ("files/merge", "files/placement", "files/modelfolder", "files/experts", "files/expert_adapters"),
             (
                 *("files/test_merge", "files/test_modelfolder", "files/test_merge_kinds", "files/test_merge_experts"),
                 *("files/test_expert_adapters", "files/test_placement"),

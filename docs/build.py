@@ -56,7 +56,7 @@ def write_model() -> Path:
     import numpy as np
 
     from minilora import Llama
-    from minilora.language.save import save_llama
+    from minilora.language.files.save import save_llama
     from minilora.layer import rebuild
 
     try:

@@ -25,10 +25,10 @@ import numpy as np
 from minilora import Linear, Llama, adapt, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
 from minilora.language import next_token_loss
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.generation import generate
 from minilora.language.recipe import fitting
 from minilora.language.text import token_ids, windows
-from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
 
 BOOKS = ("Genesis", "Exodus")

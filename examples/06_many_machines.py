@@ -35,8 +35,8 @@ from distributed import Client, LocalCluster, WorkerPlugin, get_worker
 from minilora import Adam, Llama, adapt, evaluate
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.text import token_ids, windows
-from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild
 from minilora.losses import count
 from minilora.training import backpropagate, draw_batches

@@ -25,7 +25,7 @@ from .backend import backend_of
 from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, unmoved, warn_of_rank
 from .layer import Layer, check_model, first_array, freeze, parts_besides, rebuild, walk
 from .layers.embedding import Embedding
-from .layers.nf4 import CodedLinear
+from .layers.quantized import CodedLinear
 from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA

@@ -20,7 +20,7 @@ from typing import Any
 from .adaptation import ALL_LINEAR, is_adapted, named_layers
 from .checks import check_integer
 from .layer import Layer, Model, arrays_of, check_model, rebuild, walk
-from .layers.nf4 import CodedLinear, QuantizedLinear
+from .layers.quantized import CodedLinear, QuantizedLinear
 from .texts import named
 from .variants.adapter import Adapter
 from .variants.loftq import loftq_layer

@@ -45,7 +45,7 @@ from minilora import (
 )
 from minilora.fast import residual_form
 from minilora.files.inspection import inspect_adapter
-from minilora.language.tokens import load_tokenizer
+from minilora.language.files.tokens import load_tokenizer
 from minilora.layer import freeze
 from minilora.layers.convolution import Conv2d
 

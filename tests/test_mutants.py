@@ -17,7 +17,7 @@ from hypothesis import Phase, given, settings
 
 from minilora import Adam, adapt, best_of_rank, cross_entropy, gradcheck, merge, mse, weighted_sum
 from minilora.fast import residual_form
-from minilora.layers.experts import balance
+from minilora.layers.router import balance
 from minilora.variants.scaling import scaling
 
 from .support import mutants
@@ -119,7 +119,7 @@ SAME = {
     **dict.fromkeys(
         (
             *(f"fast.blockwise.BlockwiseAttention.{f}: off by one: q.shape[-2] <= blocks.page_up_to" for f in ATTEND),
-            "layers.experts.ExpertsByRows.gated: off by one: len(c) <= self.rows",
+            "fast.experts_by_rows.ExpertsByRows.gated: off by one: len(c) <= self.rows",
             "fast.residual.residual_form: off by one: 2 * adapter.rank > X.shape[0]",
             "fast.residual.residual_form: without the right: 2 * adapter.rank",
             "fast.residual.residual_form: without the left: 2 * adapter.rank",

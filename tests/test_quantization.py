@@ -18,7 +18,7 @@ from minilora import (
 )
 from minilora.language.memory import cache_bytes, parameter_bytes
 from minilora.layer import walk
-from minilora.layers.nf4 import CodedLinear
+from minilora.layers.quantized import CodedLinear
 
 
 def gaussian(*shape, seed=0, dtype="float32"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from minilora import Llama
-from minilora.language.tokens import load_tokenizer
+from minilora.language.files.tokens import load_tokenizer
 from minilora.layer import Layer, rebuild
 
 LENGTH = 128

@@ -29,8 +29,8 @@ from minilora import (
     dequantize_nf4,
     quantize_nf4,
 )
-from minilora.layers.experts import Router
 from minilora.layers.nf4 import scale_book
+from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.adapter import Rewritten
 from minilora.variants.dropout import DroppingLoRALinear

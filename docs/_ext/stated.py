@@ -26,7 +26,7 @@ from numbered import EQUATION, OPTION, TAG, Line
 from samples import RANKS, samples
 
 from minilora import Linear
-from minilora.layers.nf4 import CodedLinear
+from minilora.layers.quantized import CodedLinear
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ says("which stay in 16 or 32 bits", "Four bits begin behind, and the adapter tak
 
 import gguf
 
-from minilora.language.gguf import decode
+from minilora.language.files.gguf import decode
 
 by_gguf = decode("Q8_0", gguf.quants.quantize(W, gguf.GGMLQuantizationType.Q8_0))  # it multiplies by 1 / scale
 assert (q8_0(W) == by_gguf).mean() > 0.9999 and np.abs(q8_0(W) - by_gguf).max() < 1.01 * np.abs(W).max() / 127

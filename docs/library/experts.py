@@ -11,7 +11,9 @@ from pages import holds, recording, says, shown
 from minilora import Llama, adapt, cross_entropy
 from minilora.language import save_llama
 from minilora.layer import parameter_count
-from minilora.layers.experts import Experts, MixtureOfExperts, Router
+from minilora.layers.experts import Experts
+from minilora.layers.mixture import MixtureOfExperts
+from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
 from minilora.training import backpropagate
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pictures
 from pages import holds, recording, says, shown
 
-from minilora.language.gguf import BYTES, WIDTH
+from minilora.language.files.gguf import BYTES, WIDTH
 from minilora.language.memory import count_numbers
 from minilora.layers.nf4 import SCALES_IN_A_BLOCK, scale_book
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pages import says
 
-from minilora.language import gguf
 from minilora.language.config import KINDS, SIZES, from_json
+from minilora.language.files import gguf
+from minilora.language.files.tokens import NO_TEXT, USERS
 from minilora.language.text import UNCUT, token_ids
-from minilora.language.tokens import NO_TEXT, USERS
 
 
 def missing(name):

@@ -66,10 +66,10 @@ from minilora.fast import accumulate, keep_pages
 from minilora.fast.blas import BLAS_THREADS
 from minilora.fast.threads import core_count, on_threads
 from minilora.language import next_token_loss
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.generation import generate
 from minilora.language.memory import cache_bytes
 from minilora.language.text import token_ids, windows
-from minilora.language.tokens import load_tokenizer
 from minilora.layer import parts, rebuild, walk
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate, draw_batches

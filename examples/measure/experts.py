@@ -36,7 +36,7 @@ from minilora.language import next_token_loss
 from minilora.language.config import MixtureConfig
 from minilora.language.text import windows
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.layers.experts import Router
+from minilora.layers.router import Router
 from minilora.lora import LoRA
 
 EXPERTS, KEPT = 4, 2

@@ -24,10 +24,10 @@ from ml_dtypes import bfloat16
 from minilora import Linear, Llama, QuantizedLinear, adapt, adapters, cross_entropy, evaluate, quantize, train
 from minilora.fast import accumulate, keep_pages
 from minilora.language import next_token_loss, save_llama
-from minilora.language.gguf import decode
+from minilora.language.files.gguf import decode
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.memory import parameter_bytes
 from minilora.language.text import token_ids, windows
-from minilora.language.tokens import load_tokenizer
 from minilora.layer import rebuild, walk
 from minilora.training import draw_batches
 

@@ -60,9 +60,9 @@ import numpy as np
 from minilora import Adam, Linear, Llama, TrainingDiverged, adapt, cross_entropy, evaluate, merge, train
 from minilora.fast import accumulate, keep_pages
 from minilora.language import next_token_loss
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.generation import generate
 from minilora.language.text import token_ids, windows
-from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate, draw_batches

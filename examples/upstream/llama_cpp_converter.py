@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import load_file
 
-from minilora.language.gguf import gguf_tensor
+from minilora.language.files.gguf import gguf_tensor
 
 _, _, adapter, _, base, _, out = sys.argv
 config = json.loads((Path(adapter) / "adapter_config.json").read_text())

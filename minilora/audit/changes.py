@@ -21,7 +21,7 @@ import numpy as np
 
 from ..files.dtypes import FLOATS
 from ..files.experts import PARTS
-from ..language.gguf import is_turned
+from ..language.files.gguf import is_turned
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..layers.rotary import halves_from_interleaved
 from ..texts import FileRefused, short

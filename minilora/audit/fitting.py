@@ -4,7 +4,8 @@ a linear layer's (out, in), or (in, out) where the model stores it so; an embedd
 (out, in / groups, kernel)
 
 Of a mixture's array a model has one tensor for all experts, (E, out, in) or (E, in, out), or one or two for each. Up to
-version 0.19.0 PEFT took the one way of storing for the other, and exchanged the factors: see `minilora.files.experts`.
+version 0.19.0 PEFT took the one way of storing for the other, and exchanged the factors: see
+`minilora.files.expert_adapters`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..files.experts import EXCHANGED_UNTIL, MIXTRAL_MLP, ORDER, PARTS, are_exchanged, version_of
+from ..files.expert_adapters import EXCHANGED_UNTIL, version_of
+from ..files.experts import MIXTRAL_MLP, ORDER, PARTS, are_exchanged
 from ..files.modelfolder import EMBEDDING, HEAD
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, alike, found
 from .headers import AdapterFile, Module, Shape

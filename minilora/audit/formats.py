@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 
 from ..files.disk import read_json
-from ..files.experts import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
+from ..files.expert_adapters import B_LAYOUTS, WRAPPED, modules_with_arrays, nested_paths
 from ..files.patterns import within_time
 from ..files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME, by_pattern, natural
-from ..language.gguf import from_gguf
+from ..language.files.gguf import from_gguf
 from ..texts import FileRefused, hub_hint, reading, short
 from ..variants.scaling import scaling
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found
@@ -379,7 +379,7 @@ def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
 
 
 def _arrays(config: Mapping[str, Any], parts: Mapping[str, Any], findings: list[Finding]) -> dict[str, str]:
-    """Return the array whose adapter stands at a place, of those that target_parameters names: see `files.experts`."""
+    """Return the array whose adapter stands at a place, of those that target_parameters names: `expert_adapters`."""
     targets = config.get("target_parameters") or []
     arrays: dict[str, str] = {}
     unclear = []

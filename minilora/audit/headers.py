@@ -29,7 +29,7 @@ from ..files.disk import read_json, read_start
 from ..files.dtypes import FLOATS
 from ..files.modelfolder import HEAD_WEIGHT, ties_head
 from ..files.tensors import INDEX_NAME, MODEL_CONFIG, SINGLE_NAME, Weights, open_weights
-from ..language.gguf import from_gguf, read_gguf
+from ..language.files.gguf import from_gguf, read_gguf
 from ..texts import FileRefused, short
 from ..variants.stackedlora import stacked_B
 from .findings import Finding

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.experts import B_LAYOUTS
+from ..files.expert_adapters import B_LAYOUTS
 from ..files.peft import DIGEST_KEY, KEYS, UNSET, config_text, digest
 from ..texts import short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found

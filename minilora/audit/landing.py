@@ -24,7 +24,7 @@ from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
 from ..files.placement import SEEN, SIGHT
-from ..language.gguf import ARCHITECTURES
+from ..language.files.gguf import ARCHITECTURES
 from ..texts import short
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
 from .headers import AdapterFile, ModelHeaders, Module, Shape

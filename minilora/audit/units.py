@@ -23,8 +23,8 @@ import numpy as np
 from ..files.dtypes import FLOATS
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.tensors import NF4_STATE, type_named
-from ..language.gguf import is_turned
-from ..language.nf4files import NF4Weights
+from ..language.files.gguf import is_turned
+from ..language.files.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
 from ..texts import FileRefused
 from .headers import GGUF_FLOATS, ModelHeaders

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Write the file, and say how many modules it adapts."""
     from ..files.disk import check_new_file
-    from ..language.ggufexport import export_adapter
+    from ..language.files.ggufexport import export_adapter
 
     check_new_file("-o", options.output, options.overwrite)
     names = export_adapter(options.adapter, options.model, options.output)

@@ -28,7 +28,7 @@ from .console import (
 
 if TYPE_CHECKING:
     from ..language.chat import Dialogue, Prompt
-    from ..language.tokens import Tokenizer
+    from ..language.files.tokens import Tokenizer
 
 
 def add(commands: Any) -> None:
@@ -92,10 +92,10 @@ def run(options: argparse.Namespace) -> int:
     from ..checks import check_integer
     from ..files.adapters import load_adapter
     from ..language.chat import Dialogue, with_system
-    from ..language.chattemplate import load_template
+    from ..language.files.chattemplate import load_template
+    from ..language.files.tokens import added_text, load_tokenizer
     from ..language.finetune import load_model, model_name, model_path, warn_beyond_context, with_adapters
     from ..language.generation import check_settings, generate
-    from ..language.tokens import added_text, load_tokenizer
 
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     check_settings(options.tokens, options.temperature, options.top_p)
@@ -160,8 +160,8 @@ def read_prompts(
     import msgspec
 
     from ..language.chat import read_chat, read_prompt, with_system
-    from ..language.chattemplate import load_template
     from ..language.data import BadLine, BadLines, Chat, at_line
+    from ..language.files.chattemplate import load_template
     from ..language.text import read_text
 
     records, bad, template = [], list[BadLine](), None

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
 
 def run_gguf(options: argparse.Namespace) -> int:
     """Write a .gguf model with the adapter as a folder."""
-    from ..language.save import merge_gguf
+    from ..language.files.save import merge_gguf
 
     if options.layout or options.dry_run:
         raise ValueError("--layout and --dry-run are for weights in safetensors, and the model is a .gguf file")

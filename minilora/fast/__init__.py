@@ -7,7 +7,8 @@ you name them::
     train(layer, X, Y, rng=rng, gradients=minilora.fast.residual_form)
 
 `pages` keeps one step's memory for the next. `blockwise` is attention in memory that grows with a text and not with its
-square; a language model takes it for long ones. `adam` is Adam's update by blocks, and for a GPU in one kernel.
+square; a language model takes it for long ones. `experts_by_rows` is a mixture's gate, which takes some rows at a time.
+`adam` is Adam's update by blocks, and for a GPU in one kernel.
 """
 
 from .. import lazily

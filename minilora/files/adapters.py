@@ -63,7 +63,7 @@ from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from .disk import replaceable, synced, takes_files, written_at_once, written_folder, written_whole
 from .dtypes import FLOATS, cast
-from .experts import WRITTEN_AS, layer_paths
+from .expert_adapters import WRITTEN_AS, layer_paths
 from .peft import (
     BASE,
     CONFIG_NAME,

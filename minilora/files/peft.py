@@ -13,7 +13,7 @@ conv2d      ``lora_A.weight`` (r, C, KH, KW)    ``lora_B.weight`` (out, r, 1, 1)
 ==========  ==================================  ==================================  =========================
 
 The number of axes tells the kind. A matrix of a convolution has its columns channel first, so that reshaping is all.
-For arrays of a mixture see `minilora.files.experts`.
+For arrays of a mixture see `minilora.files.expert_adapters`.
 
 ``adapter_config.json`` has some fifty keys in PEFT. ``adapter_config.schema.json`` beside this file lists them: which
 decide what an adapter computes (`CHANGES_NUMBERS`), and of which only some values are implemented here. A key that is
@@ -41,7 +41,7 @@ from ..texts import FileRefused, hub_hint, named, reading, short
 from ..variants.scaling import scaling
 from .disk import parse_json, read_whole
 from .dtypes import FLOATS
-from .experts import adapted_arrays, check_packing
+from .expert_adapters import adapted_arrays, check_packing
 from .patterns import are_named, first_matches, layer_numbers, within_time
 from .tensors import TensorFile
 

@@ -3,9 +3,8 @@
 Everything here is made of the book's layers, and the book imports nothing from here.
 
 `llama` is the decoder that most open language models are, `config` its sizes, `generation` how it goes on with a text.
-Its files: `weights` reads a model, from a folder with `nf4files`, from a .gguf file with `gguf`; `save` writes one,
-and `ggufexport` an adapter. Its data: `tokens`, `text` with the loss of the next tokens, `chat` with the model's own
-`chattemplate`, and `data`. Its training: `recipe` is what a user asks for, `finetune` the way from there to an adapter,
+`files` are a model's: its weights, its tokenizer and its chat template. Its data: `text` with the loss of the next
+tokens, `chat`, and `data`. Its training: `recipe` is what a user asks for, `finetune` the way from there to an adapter,
 `losstable` what is printed, `memory` what a step keeps, and `resume` what a checkpoint does.
 """
 

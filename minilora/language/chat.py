@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 
 from ..texts import short
-from .chattemplate import ChatTemplate
-from .tokens import Tokenizer
+from .files.chattemplate import ChatTemplate
+from .files.tokens import Tokenizer
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]

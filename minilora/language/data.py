@@ -34,9 +34,9 @@ from ..checks import check_integer, check_path
 from ..losses import IGNORED
 from ..texts import FileRefused, printable, short
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
-from .chattemplate import load_template
+from .files.chattemplate import load_template
+from .files.tokens import Tokenizer, load_tokenizer
 from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
-from .tokens import Tokenizer, load_tokenizer
 
 EXAMPLES = ".jsonl"
 TABLES = (".json", ".ndjson", ".csv", ".tsv")

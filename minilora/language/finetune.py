@@ -40,6 +40,7 @@ from ..training import Passes, TrainingDiverged, train
 from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from .data import EXAMPLES, Data, load_data
+from .files.save import found_by_weight
 from .llama import Llama, recomputed
 from .losstable import LossTable, shown_parts
 from .memory import (
@@ -65,7 +66,6 @@ from .resume import (
     note_saved,
     read_kept,
 )
-from .save import found_by_weight
 from .text import HELD_OUT, evaluate_where_it_counts, next_token_loss, where_it_counts
 
 USABLE_SHARE = 0.9

@@ -33,14 +33,16 @@ from ..backend import Backend, backend_of
 from ..checks import Array, check_shape
 from ..extras import requiring
 from ..fast.blockwise import BlockwiseAttention
+from ..fast.experts_by_rows import ExpertsByRows
 from ..layer import Cache, Layer, Model, nest, rebuild, rows, trains
 from ..layers.attention import Attention, Past
 from ..layers.embedding import Embedding
-from ..layers.experts import ExpertsByRows, MixtureOfExperts, Router
 from ..layers.gated import GatedMLP
-from ..layers.nf4 import CodedLinear
+from ..layers.mixture import MixtureOfExperts
 from ..layers.norm import RMSNorm
+from ..layers.quantized import CodedLinear
 from ..layers.rotary import Rotary
+from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from .config import LlamaConfig
@@ -256,7 +258,7 @@ class Llama(Layer):
         implemented is a ValueError, by the setting's name and mostly before a weight is read.
         """
         with requiring("Llama.load"):
-            from .weights import load  # a decoder of arrays needs no package that reads files
+            from .files.weights import load  # a decoder of arrays needs no package that reads files
 
         llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
         llama.source = Path(path)

@@ -1,4 +1,4 @@
-"""Activations: one function for every entry, so the derivative is one product for every entry. And images as rows.
+"""Activations: one function for every entry, so the derivative is one product for every entry.
 
     y = f(x),    dx = dy f'(x)        all of one shape
 
@@ -6,17 +6,12 @@
     Tanh    f(x) = tanh(x)             f'(x) = 1 - tanh(x)^2                            (act.3), (act.4)
     SiLU    f(x) = x q                 f'(x) = q (1 + x (1 - q)),  q = 1/(1 + e^-x)     (act.5), (act.6)
 
-An activation keeps what its derivative is made of. Between a convolution and a linear layer, each image becomes a row:
-
-    y_n,(chw) = x_nchw          (flat.1)    (N, C, ...) -> (N, C * ...)
-    dx_nchw = dy_n,(chw)        (flat.2)    every entry keeps its gradient
+An activation keeps what its derivative is made of.
 
 None of these layers has anything to train.
 """
 
 from __future__ import annotations
-
-import math
 
 from ..backend import backend_of
 from ..checks import Array
@@ -73,23 +68,6 @@ class SiLU(Layer):
         """Return dx; there are no gradients."""
         x, q = cache
         dx = dy * (q * (1 + x * (1 - q))) if need_dx else None  # eq. (act.6)
-        return dx, {}
-
-
-class Flatten(Layer):
-    """All axes but the first become one."""
-
-    takes = "..."
-
-    def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, ...) -> (N, M)
-        """Return y, a copy, and a cache with the shape of x."""
-        y = x.reshape(len(x), math.prod(x.shape[1:])).copy()  # eq. (flat.1)
-        return y, (x.shape,)
-
-    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        """Return dx; there are no gradients."""
-        (shape,) = cache
-        dx = dy.reshape(shape).copy() if need_dx else None  # eq. (flat.2)
         return dx, {}
 
 

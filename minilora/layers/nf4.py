@@ -1,4 +1,4 @@
-"""NF4: a weight in four bits, and the frozen linear layer that keeps it: the base of QLoRA.
+"""NF4: a weight in four bits, as the base of QLoRA is kept.
 
 Four bits tell 16 numbers apart. Which 16? A trained weight matrix looks like draws from a normal distribution, so the
 numbers are chosen such that each stands for about as many weights as any other: quantiles of the normal distribution.
@@ -43,15 +43,6 @@ use it.
 
     bits a weight      4 + 32/64 = 4.5      or, with double quantisation,      4 + 8/64 + 32/(64 * 256) = 4.127
 
-THE LAYER computes as `Linear` does, by (7) and (10). It keeps bytes and scales, and makes W from them in each forward
-and once more in each backward; between the two no W is kept. W is made whole: on widths from 576 to 4096, some rows of
-it at a time took longer.
-
-There is no dW. A code is one of 16, so the loss is a staircase in it: its slope is 0 or does not exist. Nobody misses
-dW: the base is frozen, and an adapter's gradients, (3) to (5) of `minilora.lora`, need x, dy and the factors alone. W
-acts on them only through y above and through dx below, and both are exact for the W that is there. What four bits lose
-was lost when the weight was quantised, and the adapter learns beside that.
-
 Source: Dettmers et al., "QLoRA: Efficient Finetuning of Quantized LLMs", arXiv 2305.14314, section 3 and equation 5;
 the format is that of bitsandbytes, byte for byte.
 """
@@ -59,7 +50,6 @@ the format is that of bitsandbytes, byte for byte.
 from __future__ import annotations
 
 import math
-from copy import copy
 from functools import cache
 from statistics import NormalDist
 from typing import Any
@@ -71,17 +61,13 @@ from ..checks import (
     Array,
     check_array,
     check_count,
-    check_flag,
     check_float_dtype,
-    check_instance,
     check_integer,
     check_kind,
     check_library,
-    check_number,
     check_shape,
     dtype_name,
 )
-from ..linear import Linear
 
 NF4 = np.array(
     [
@@ -260,114 +246,6 @@ def _scaled(blocks: Array, largest: Array, *, shorter: bool) -> Array:
     if shorter:
         scaled[-1] = blocks[-1] / safe[-1]
     return scaled
-
-
-class CodedLinear(Linear):
-    """A frozen linear layer that keeps codes in place of its weight. A subclass makes the weight from them."""
-
-    like: Array  # (0,), in the dtype and the library that the layer computes in
-    bias: Array | None = None  # (out,), of that dtype
-    shape: tuple[int, ...] = ()  # (out, in), the weight's
-
-    def __init__(self, like: Array, shape: tuple[int, ...], bias: Array | None) -> None:
-        self.like, self.shape = like, tuple(shape)
-        if len(self.shape) != 2:
-            raise ValueError(f"shape is {self.shape}, expected (out, in)")
-        if bias is not None:
-            check_array("bias", bias, like=like)
-            check_shape("bias", bias, self.shape[:1])
-        self.bias = bias
-
-    @property
-    def weight(self) -> Array:  # -> (out, in)
-        """The weight, made anew each time it is asked for."""
-        raise NotImplementedError
-
-    @property
-    def frozen(self) -> bool:
-        """True, always: a code has no gradient."""
-        return True
-
-    @frozen.setter
-    def frozen(self, value: bool) -> None:
-        if not value:
-            raise ValueError(f"a {type(self).__name__} cannot train: put an adapter beside it, or dequantize() it")
-
-    def trainable(self) -> dict[str, Array]:
-        """Return nothing."""
-        return {}
-
-    def numbers(self) -> dict[int, int]:
-        """Return how many numbers the layer stands for: those of its weight, and not its bytes."""
-        return {id(self): math.prod(self.shape)} | ({} if self.bias is None else {id(self.bias): self.bias.size})
-
-    def with_bias(self, bias: Array | None) -> CodedLinear:
-        """Return the same layer with another bias; the codes are shared."""
-        new = copy(self)
-        CodedLinear.__init__(new, self.like, self.shape, bias)
-        return new
-
-    def encode(self, linear: Linear) -> CodedLinear:
-        """Return another layer in this one's format."""
-        raise ValueError(f"a {type(self).__name__} is read from files, and nothing is written in its format")
-
-    def dequantize(self) -> Linear:
-        """Return one new `Linear` with the weight that this layer computes with. Nothing is shared."""
-        return Linear(self.weight, None if self.bias is None else self.bias.copy())
-
-
-class QuantizedLinear(CodedLinear):
-    """A frozen linear layer in NF4. It keeps the arrays that it is given."""
-
-    def __init__(
-        self, packed: Array, absmax: Array, shape: tuple[int, ...], bias: Array | None = None, *, block_size: int = 64,
-        nested_absmax: Array | None = None, mean: float = 0.0, dtype: Any = "float32",
-    ) -> None:  # fmt: skip
-        """Keep codes (`packed`), two in a byte, and scales.
-
-        `absmax` are the scales in float32; with `nested_absmax` and `mean` their codes, as `quantize_scales` returns
-        the three. `dtype` is what the layer computes in.
-        """
-        check_float_dtype("dtype", dtype)
-        n, self.block_size = math.prod(shape), check_block_size(block_size)
-        blocks = -(-n // self.block_size)
-        check_stored("packed", packed, "uint8", (n + 1) // 2, like=packed)
-        check_stored("absmax", absmax, "float32" if nested_absmax is None else "uint8", blocks, like=packed)
-        if nested_absmax is not None:
-            check_stored("nested_absmax", nested_absmax, "float32", -(-blocks // SCALES_IN_A_BLOCK), like=packed)
-        super().__init__(backend_of(packed).zeros((0,), dtype), shape, bias)
-        self.packed, self.absmax, self.nested_absmax = packed, absmax, nested_absmax
-        self.mean = check_number("mean", mean, above=-math.inf)
-
-    @property
-    def weight(self) -> Array:  # -> (out, in)
-        """The weight, made anew each time it is asked for."""
-        absmax = self.absmax
-        if self.nested_absmax is not None:
-            absmax = dequantize_scales(absmax, self.nested_absmax, self.mean)
-        return dequantize_nf4(self.packed, absmax, self.shape, block_size=self.block_size, dtype=self.like.dtype)
-
-    def encode(self, linear: Linear) -> QuantizedLinear:
-        """Return another layer in NF4, with the block size of this one, its scales quantised as here."""
-        return self.from_linear(linear, block_size=self.block_size, double_quant=self.nested_absmax is not None)
-
-    @classmethod
-    def from_linear(cls, linear: Linear, *, block_size: int = 64, double_quant: bool = True) -> QuantizedLinear:
-        """Quantise a trained layer, which stays as it is. The bias is shared, and so are dtype and library.
-
-        `block_size` is as in `quantize_nf4`, with the same errors; `double_quant` says whether the scales are quantised
-        too. A layer that is quantised already is a ValueError.
-        """
-        check_instance("linear", linear, Linear)
-        if isinstance(linear, CodedLinear):
-            raise ValueError("linear is quantised already: dequantize() it first")
-        double_quant = check_flag("double_quant", double_quant)
-        packed, absmax = quantize_nf4(linear.weight, block_size=block_size)
-        nested: dict[str, Any] = {}
-        if double_quant:
-            absmax, nested["nested_absmax"], nested["mean"] = quantize_scales(absmax)
-        dtype = linear.weight.dtype
-        return cls(packed, absmax, linear.shape, linear.bias, block_size=block_size, dtype=dtype, **nested)
 
 
 def check_block_size(value: Any) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..layers.nf4 import QuantizedLinear
+from ..layers.quantized import QuantizedLinear
 from ..linear import Linear
 from .adapter import Adapter
 from .pissa import pissa

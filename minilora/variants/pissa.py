@@ -28,7 +28,7 @@ from dataclasses import replace
 
 from ..backend import backend_of
 from ..checks import check_number, check_rank_within
-from ..layers.nf4 import CodedLinear
+from ..layers.quantized import CodedLinear
 from ..linear import Linear
 from ..lora import LoRA
 from .adapter import Adapter

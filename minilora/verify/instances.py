@@ -24,17 +24,21 @@ from ..backend import Backend, backend_or_numpy
 from ..checks import Array, check_integer
 from ..fast import residual_form
 from ..fast.blockwise import Blocks, BlockwiseAttention
+from ..fast.experts_by_rows import ExpertsByRows
 from ..layer import Layer, freeze, rebuild
-from ..layers.activation import ACTIVATIONS, Flatten
+from ..layers.activation import ACTIVATIONS
 from ..layers.attention import Attention
 from ..layers.convolution import Conv1d, Conv2d
 from ..layers.embedding import Embedding
-from ..layers.experts import Experts, ExpertsByRows, MixtureOfExperts, Router
+from ..layers.experts import Experts
+from ..layers.flatten import Flatten
 from ..layers.gated import GatedMLP
+from ..layers.mixture import MixtureOfExperts
 from ..layers.mlp import MLP
-from ..layers.nf4 import QuantizedLinear
 from ..layers.norm import RMSNorm
+from ..layers.quantized import QuantizedLinear
 from ..layers.rotary import Rotary, frequencies
+from ..layers.router import Router
 from ..layers.stacked import StackedLinear
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear

@@ -61,8 +61,10 @@ def test_what_a_merge_warns_of_twice_is_one_line(monkeypatch, shell):
 
 def test_a_gguf_model_is_merged_and_exported_for_as_asked(tmp_path, shell, monkeypatch):
     given = []
-    monkeypatch.setattr("minilora.language.save.merge_gguf", lambda *places: given.append(places) or "abc")
-    monkeypatch.setattr("minilora.language.ggufexport.export_adapter", lambda *places: given.append(places) or "abcd")
+    monkeypatch.setattr("minilora.language.files.save.merge_gguf", lambda *places: given.append(places) or "abc")
+    monkeypatch.setattr(
+        "minilora.language.files.ggufexport.export_adapter", lambda *places: given.append(places) or "abcd"
+    )
     monkeypatch.chdir(tmp_path)
     assert shell("merge m.gguf a -o o") == "3 layers merged into o, in float32 and with the tokenizer\n"
     assert shell("export a --model m.gguf -o o.gguf") == "2 modules written to o.gguf\n"

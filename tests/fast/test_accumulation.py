@@ -28,7 +28,7 @@ from minilora import (
 )
 from minilora.fast import accumulate
 from minilora.language import next_token_loss
-from minilora.layers.activation import Flatten
+from minilora.layers.flatten import Flatten
 from minilora.training import backpropagate
 
 from ..support.compare import assert_close

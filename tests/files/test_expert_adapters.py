@@ -8,9 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora import LoRA, adapt, adapters, attach, load_adapter, save_adapter
-from minilora.files.experts import layer_paths
+from minilora.files.expert_adapters import layer_paths
 from minilora.files.inspection import inspect_adapter
-from minilora.layers.experts import Experts, MixtureOfExperts, Router
+from minilora.layers.experts import Experts
+from minilora.layers.mixture import MixtureOfExperts
+from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
 from minilora.texts import FileRefused
 from minilora.variants.stackedlora import StackedLoRA

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from minilora import adapt, cross_entropy
-from minilora.language.chattemplate import ChatTemplate
 from minilora.language.data import (
     LONGEST_ROW,
     Chat,
@@ -28,6 +27,7 @@ from minilora.language.data import (
     rows_of,
     show,
 )
+from minilora.language.files.chattemplate import ChatTemplate
 from minilora.language.text import HELD_OUT
 from minilora.losses import IGNORED
 from minilora.texts import FileRefused

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minilora import Llama, attach, cross_entropy, evaluate, load_adapter
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.finetune import model_path
 from minilora.language.text import token_ids, windows
-from minilora.language.tokens import load_tokenizer
 
 pytestmark = [pytest.mark.full, pytest.mark.usefixtures("king_james")]
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import Llama, adapt, adapters, attach, load_adapter, merge, save_adapter
 from minilora.language import found_by_weight, save_llama
 from minilora.language.config import LlamaConfig, MixtureConfig
-from minilora.language.ggufexport import export_adapter
+from minilora.language.files.ggufexport import export_adapter
 from minilora.language.memory import active_numbers, training_memory
 from minilora.layer import parameter_count
 from minilora.layers.rotary import frequencies

@@ -8,8 +8,8 @@ import pytest
 from minilora import Llama
 from minilora.extras import EXTRAS, install
 from minilora.language import load_tokenizer
-from minilora.language.chattemplate import load_template
-from minilora.language.ggufexport import export_adapter
+from minilora.language.files.chattemplate import load_template
+from minilora.language.files.ggufexport import export_adapter
 from minilora.language.resume import alone
 
 from ..support.compare import refused

@@ -21,10 +21,10 @@ import pytest
 
 from minilora import Llama, cross_entropy, evaluate
 from minilora.language.chat import Dialogue, checked_messages, encode_chat, write_chat
-from minilora.language.chattemplate import ChatTemplate, load_template
 from minilora.language.data import encode_example, load_data
+from minilora.language.files.chattemplate import ChatTemplate, load_template
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.text import HELD_OUT
-from minilora.language.tokens import load_tokenizer
 from minilora.losses import IGNORED
 from minilora.texts import FileRefused
 

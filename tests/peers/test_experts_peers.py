@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from minilora import GatedMLP, Linear, adapt, adapters, merge
-from minilora.layers.experts import Experts, MixtureOfExperts, Router, balance
+from minilora.layers.experts import Experts
+from minilora.layers.mixture import MixtureOfExperts
+from minilora.layers.router import Router, balance
 from minilora.layers.stacked import StackedLinear
 
 from ..support.peers import PEERS, factors_of, mixtral, peft, torch, transformers, with_peft

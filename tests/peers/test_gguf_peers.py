@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilora import Llama, load_adapter
-from minilora.language.ggufexport import export_adapter
-from minilora.language.tokens import load_tokenizer
+from minilora.language.files.ggufexport import export_adapter
+from minilora.language.files.tokens import load_tokenizer
 
 from ..support.peers import (
     LINEARS,

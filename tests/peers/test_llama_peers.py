@@ -22,7 +22,7 @@ from minilora import (
     save_adapter,
 )
 from minilora.language import found_by_weight, save_llama
-from minilora.language.tokens import load_tokenizer
+from minilora.language.files.tokens import load_tokenizer
 from minilora.layer import walk
 
 from ..support.peers import (

@@ -25,7 +25,8 @@ from minilora import (
 )
 from minilora.language import save_llama
 from minilora.layer import walk
-from minilora.layers.nf4 import NF4, QuantizedLinear, dequantize_scales, quantize_scales, scale_book
+from minilora.layers.nf4 import NF4, dequantize_scales, quantize_scales, scale_book
+from minilora.layers.quantized import QuantizedLinear
 from minilora.layers.rotary import frequencies
 from minilora.losses import cross_entropy
 from minilora.training import backpropagate

@@ -16,7 +16,7 @@ from settings import FACTS
 
 from minilora import Linear, LoRA, LoRALinear, best_adapter, evaluate, mse
 from minilora.language.memory import MATRICES, count_numbers, training_memory
-from minilora.layers.nf4 import QuantizedLinear
+from minilora.layers.quantized import QuantizedLinear
 
 from .conftest import SITE, built, narrow, wait, widths
 from .javascript import LIVE, by_node, node

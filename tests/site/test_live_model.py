@@ -16,9 +16,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, adapt, adapters, attach, cross_entropy, load_adapter, save_adapter
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.generation import generate
 from minilora.language.text import windows
-from minilora.language.tokens import load_tokenizer
 
 from .conftest import SITE, built, narrow, resize, served, wait, widths
 from .javascript import LIVE, NO_NODE, by_node, node

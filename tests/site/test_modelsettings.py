@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from minilora.language import config as configs
-from minilora.language import gguf
-from minilora.language.tokens import GGUF_SPLITS
+from minilora.language.files import gguf
+from minilora.language.files.tokens import GGUF_SPLITS
 from minilora.texts import FileRefused
 
 from ..support.language import tiny_llama, write_folder

@@ -25,10 +25,17 @@ PLACES = (
     "layers.",
     "variants.",
     "fast.blockwise.",
+    "fast.experts_by_rows.",
     "fast.residual.",
 )
 """Where the mathematics is, below minilora."""
-OTHERS = ("layers.nf4.", "layers.convolution._each_axis", "layers.rotary.frequencies", "layers.rotary._angles")
+OTHERS = (
+    "layers.nf4.",
+    "layers.quantized.",
+    "layers.convolution._each_axis",
+    "layers.rotary.frequencies",
+    "layers.rotary._angles",
+)
 """What has tests of its own: codes, how arguments are read, and tables that are kept from one call to the next."""
 OTHER = {ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Add: ast.Sub, ast.Sub: ast.Add}
 IN_PLACE = {"iadd": "isub", "isub": "iadd", "imul": "itruediv"}

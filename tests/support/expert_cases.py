@@ -5,7 +5,8 @@ import math
 import numpy as np
 
 from minilora import Layer
-from minilora.layers.experts import MixtureOfExperts, Router
+from minilora.layers.mixture import MixtureOfExperts
+from minilora.layers.router import Router
 from minilora.variants.stackedlora import StackedLoRALinear
 
 from .claims import Arrays

@@ -28,9 +28,9 @@ from minilora.conformance.golden.leftovers import added
 from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.sessions import SESSIONS, USES
 from minilora.conformance.golden.signatures import answers, session_answers
-from minilora.language.save import _config
+from minilora.language.files.save import _config
 from minilora.layer import walk
-from minilora.layers import experts
+from minilora.layers import router
 
 BATCH, PAIRS, MARGIN = 400, 12, 0.25
 SEEDS_TRIED, GOOD = 600, 7
@@ -63,13 +63,13 @@ class Merged:
 
     def logits(self, ids):
         """Return logits (B, T, V), the least margin of each prompt's tokens, and the experts of its last one."""
-        seen, right = [], experts.top_experts
+        seen, right = [], router.top_experts
 
         def best(z, top_k):
             seen.append((np.sort(z, axis=1)[:, ::-1], right(z, top_k)))
             return seen[-1][1]
 
-        with mock.patch.object(experts, "top_experts", best):
+        with mock.patch.object(router, "top_experts", best):
             z = self.model(ids)
         if not seen:
             return z, np.full(len(ids), np.inf), [{*range(EXPERTS)}] * len(ids)

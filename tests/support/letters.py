@@ -2,7 +2,7 @@
 
 import re
 
-from minilora.language.tokens import Tokenizer
+from minilora.language.files.tokens import Tokenizer
 
 PIECES = re.compile(r"<\w+>|\n\n|(?s:.)")
 TOKENS: list[str] = ["<s>", "<end>", *"\n abcdefghijklmnopqrstuvwxyz0123456789Y.?:é", "\n\n"]

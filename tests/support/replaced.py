@@ -17,7 +17,7 @@ import pytest
 
 from minilora import Conv2d, DoRA, Embedding, Linear, LoRA, LoRALinear, QuantizedLinear, Rotary
 from minilora.layer import inner
-from minilora.layers import attention, embedding, experts, gated, norm, rotary, stacked
+from minilora.layers import attention, embedding, experts, gated, mixture, norm, rotary, router, stacked
 from minilora.layers.rotary import rotate
 from minilora.variants import stackedlora
 
@@ -326,19 +326,19 @@ FAST_A: dict[str, Wrong] = {"stacked_A": instead(lambda A, E: A.reshape(-1, E, A
 A_BEFORE: dict[str, Wrong] = {"stacked_A": lambda right: lambda A, E: np.roll(right(A, E), 1, axis=0)}
 MIXTURE, SHARED, ADAPTED = (f"MixtureOfExperts{more}" for more in ("", ", shared expert", ", LoRA"))
 MIXTURES = [
-    bug("router: a sigmoid, and no softmax", "Router", experts, softmax=instead(lambda z: 1 / (1 + np.exp(-z)))),
-    bug("router: the best expert in the last one's place", "Router", experts, top_experts=last_expert_is_the_best),
-    bug("router: the kept in the order of their numbers", "Router", experts,
+    bug("router: a sigmoid, and no softmax", "Router", router, softmax=instead(lambda z: 1 / (1 + np.exp(-z)))),
+    bug("router: the best expert in the last one's place", "Router", router, top_experts=last_expert_is_the_best),
+    bug("router: the kept in the order of their numbers", "Router", router,
         top_experts=lambda right: lambda scores, k: np.sort(right(scores, k), axis=1)),
-    bug("router: no gradient to the scores", "Router", experts, softmax_back=instead(lambda p, dp: 0 * p)),
-    bug("router: divided by the sum as by a constant", "Router", experts,
+    bug("router: no gradient to the scores", "Router", router, softmax_back=instead(lambda p, dp: 0 * p)),
+    bug("router: divided by the sum as by a constant", "Router", router,
         softmax_back=instead(lambda p, dp: p * dp - p * p * dp)),
-    bug("experts: the counts of rows one expert further", MIXTURE, experts, gathered=counts_further),
-    bug("experts: rows are not gathered", MIXTURE, experts, gathered=unsorted),
-    bug("experts: the order in place of its inverse", MIXTURE, experts, gathered=order_for_inverse),
+    bug("experts: the counts of rows one expert further", MIXTURE, mixture, gathered=counts_further),
+    bug("experts: rows are not gathered", MIXTURE, mixture, gathered=unsorted),
+    bug("experts: the order in place of its inverse", MIXTURE, mixture, gathered=order_for_inverse),
     bug("experts: gate and up alternate", MIXTURE, experts, halves=instead(lambda c: (c[:, ::2], c[:, 1::2]))),
-    bug("experts: dg from a mean", MIXTURE, experts, inner=instead(lambda a, b: inner(a, b) / b.shape[-1])),
-    bug("shared expert: not opened by its gate", SHARED, experts, logistic=instead(lambda t: 1 + 0 * t)),
+    bug("experts: dg from a mean", MIXTURE, mixture, inner=instead(lambda a, b: inner(a, b) / b.shape[-1])),
+    bug("shared expert: not opened by its gate", SHARED, mixture, logistic=instead(lambda t: 1 + 0 * t)),
     bug("stack: the first expert's weight for all", MIXTURE, stacked, grouped=instead(lambda x, W, counts: x @ W[0].T)),
     bug("stack: dx by the first expert's weight", MIXTURE, stacked, grouped_back=instead(lambda d, W, n: d @ W[0])),
     bug("stack: every expert has the gradient of all rows", MIXTURE, stacked, products=instead(of_all_rows)),

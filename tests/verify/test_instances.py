@@ -23,7 +23,7 @@ WITHOUT_A_ROW = {
     "Convolution": "the number of axes is for Conv1d and Conv2d to say",
     "Sequential": "MLP is one, of three layers",
     "CodedLinear": "the format is for QuantizedLinear to say",
-    "BlockLinear": "its blocks come from a file: tests/language/test_gguf.py",
+    "BlockLinear": "its blocks come from a file: tests/language/files/test_gguf.py",
     "RecomputedBlock": "its gradients have the bits of a Block's: tests/language/test_llama.py",
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...files.dtypes import FLOATS, cast
-from ...files.experts import WRITTEN_AS, layer_paths
+from ...files.expert_adapters import WRITTEN_AS, layer_paths
 from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from .bases import EXPERTS, LAYER, Base, to_bfloat16
 from .exact import product, sums

@@ -35,11 +35,11 @@ from ...extras import needed
 from ...files.dtypes import FLOATS, cast
 from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...language.config import LlamaConfig, MixtureConfig
-from ...language.gguf import SIZES, gguf_tensor
+from ...language.files.gguf import SIZES, gguf_tensor
+from ...language.files.save import save_llama, split_experts
 from ...language.llama import Llama
-from ...language.save import save_llama, split_experts
 from ...layer import walk
-from ...layers.nf4 import QuantizedLinear
+from ...layers.quantized import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...quantization import quantize
 from .exact import frequencies

@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 
-from ...files.experts import B_LAYOUTS, EXCHANGED_UNTIL, MIXTRAL, MIXTRAL_MLP, PARTS, version_of
+from ...files.expert_adapters import B_LAYOUTS, EXCHANGED_UNTIL, version_of
+from ...files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ...language.config import MixtureConfig
 from ..problems.several import ExpertFormulas
 from .bases import EMBEDDING, HEAD, SHARED

@@ -16,8 +16,8 @@ from ...audit.headers import AdapterFile, open_model
 from ...audit.landing import ARCHITECTURE, land
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
-from ...language.weights import open_llama
-from ...layers.nf4 import CodedLinear
+from ...language.files.weights import open_llama
+from ...layers.quantized import CodedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...texts import FileRefused, short
 from .bases import EMBEDDING, HEAD

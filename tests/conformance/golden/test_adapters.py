@@ -23,7 +23,7 @@ from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.sessions import SESSIONS
 from minilora.conformance.problems import bugs as table
 from minilora.files.tensors import TensorFile
-from minilora.language.tokens import load_tokenizer
+from minilora.language.files.tokens import load_tokenizer
 from minilora.variants.stackedlora import packed_B, stacked_A, stacked_B
 from minilora.variants.sums import weighted_sum
 

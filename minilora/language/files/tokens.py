@@ -21,11 +21,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from ..checks import check_path
-from ..extras import needed
-from ..files.disk import model_format, open_regular, read_json, read_whole
-from ..files.tensors import MODEL_CONFIG
-from ..texts import FileRefused, named, reading, short
+from ...checks import check_path
+from ...extras import needed
+from ...files.disk import model_format, open_regular, read_json, read_whole
+from ...files.tensors import MODEL_CONFIG
+from ...texts import FileRefused, named, reading, short
 from .gguf import gguf_tokenizer
 
 FILE = "tokenizer.json"

@@ -23,11 +23,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..checks import check_path
-from ..extras import needed
-from ..files.disk import model_format, read_whole
-from ..files.modelfolder import FURTHER_TEMPLATES
-from ..texts import FileRefused, reading, short
+from ...checks import check_path
+from ...extras import needed
+from ...files.disk import model_format, read_whole
+from ...files.modelfolder import FURTHER_TEMPLATES
+from ...texts import FileRefused, reading, short
 from .gguf import gguf_tokenizer
 from .tokens import SETTINGS, read_settings, special_tokens, token_text
 

@@ -19,17 +19,17 @@ from minilora import (
     save_adapter,
 )
 from minilora.language import save_llama
-from minilora.language.nf4files import NF4_STATE, quantization_config
+from minilora.language.files.nf4files import NF4_STATE, quantization_config
 from minilora.layer import rebuild, walk
 from minilora.layers.nf4 import scale_book
 from minilora.layers.rotary import frequencies
 from minilora.texts import FileRefused
 
-from ..support.adapter_folder import change_json
-from ..support.compare import refused
-from ..support.disk import contents
-from ..support.language import adapted, arrays_of, drawn
-from ..support.model_folder import shard
+from ...support.adapter_folder import change_json
+from ...support.compare import refused
+from ...support.disk import contents
+from ...support.language import adapted, arrays_of, drawn
+from ...support.model_folder import shard
 
 IDS = np.random.default_rng(0).integers(0, 29, (2, 6))
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}

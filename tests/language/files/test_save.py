@@ -10,14 +10,14 @@ from safetensors.numpy import load_file
 
 from minilora import Llama, RMSNorm, adapt, adapters, merge, save_adapter
 from minilora.language import load_tokenizer, save_llama
-from minilora.language.chattemplate import load_template
+from minilora.language.files.chattemplate import load_template
 from minilora.layer import rebuild, walk
 from minilora.layers.rotary import frequencies
 from minilora.texts import FileRefused
 
-from ..support.compare import refused
-from ..support.gguf_file import llama_of_kind, write
-from ..support.language import LETTERS, adapted, drawn, tiny_llama, write_folder
+from ...support.compare import refused
+from ...support.gguf_file import llama_of_kind, write
+from ...support.language import LETTERS, adapted, drawn, tiny_llama, write_folder
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from minilora.language.chattemplate import ChatTemplate, load_template
+from minilora.language.files.chattemplate import ChatTemplate, load_template
 from minilora.texts import FileRefused
 
 pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
@@ -49,7 +49,7 @@ def test_a_folders_template_is_where_transformers_looks(tmp_path, config, jinja,
 
 def test_a_gguf_files_template_is_under_its_key(tmp_path):
     pytest.importorskip("gguf", reason="pip install -e '.[models]'")
-    from ..support.gguf_file import write
+    from ...support.gguf_file import write
 
     fields = {
         "ggml.tokens": ["<s>", "</s>", "<unk>", "<pad>"],

@@ -10,13 +10,13 @@ from safetensors.numpy import load_file, save_file
 
 from minilora import Adapter, DoRAAdapter, FileRefused, LoRA, adapt, adapters, quantize, save_adapter
 from minilora.language import save_llama
-from minilora.language.ggufexport import export_adapter
+from minilora.language.files.ggufexport import export_adapter
 from minilora.layer import walk
 
-from ..support.compare import refused
-from ..support.disk import contents
-from ..support.gguf_file import llama_of_kind, theirs, write
-from ..support.language import tiny_llama, write_folder
+from ...support.compare import refused
+from ...support.disk import contents
+from ...support.gguf_file import llama_of_kind, theirs, write
+from ...support.language import tiny_llama, write_folder
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 

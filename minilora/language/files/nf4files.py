@@ -23,11 +23,12 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
-from ..backend import backend_of
-from ..files.modelfolder import HEAD
-from ..files.tensors import NF4_STATE, Weights
-from ..layers.nf4 import NF4, SCALES_IN_A_BLOCK, QuantizedLinear, check_block_size, scale_book
-from ..texts import named, reading, short
+from ...backend import backend_of
+from ...files.modelfolder import HEAD
+from ...files.tensors import NF4_STATE, Weights
+from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
+from ...layers.quantized import QuantizedLinear
+from ...texts import named, reading, short
 
 PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
 

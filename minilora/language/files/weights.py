@@ -24,18 +24,18 @@ import msgspec
 import numpy as np
 from msgspec import field
 
-from ..backend import Backend, backend_or_numpy
-from ..checks import Array, check_choice, check_flag, check_path
-from ..files.disk import model_format, read_json
-from ..files.experts import MIXTRAL_MLP, ExpertTensor, expert_tensors
-from ..files.modelfolder import EMBEDDING, HEAD_WEIGHT
-from ..files.peft import CONFIG_NAME
-from ..files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
-from ..layer import rebuild
-from ..layers.nf4 import CodedLinear
-from ..layers.rotary import halves_from_interleaved
-from ..texts import FileRefused, named, reading, short
-from .config import LlamaConfig, from_json, from_sizes, renamed
+from ...backend import Backend, backend_or_numpy
+from ...checks import Array, check_choice, check_flag, check_path
+from ...files.disk import model_format, read_json
+from ...files.experts import MIXTRAL_MLP, ExpertTensor, expert_tensors
+from ...files.modelfolder import EMBEDDING, HEAD_WEIGHT
+from ...files.peft import CONFIG_NAME
+from ...files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
+from ...layer import rebuild
+from ...layers.quantized import CodedLinear
+from ...layers.rotary import halves_from_interleaved
+from ...texts import FileRefused, named, reading, short
+from ..config import LlamaConfig, from_json, from_sizes, renamed
 from .gguf import open_gguf
 from .nf4files import NF4Weights
 

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora.language import gguf as ggufreader
+from minilora.language.files import gguf as ggufreader
+from minilora.language.files.tokens import added_text, load_tokenizer
 from minilora.language.text import CONTEXT, token_ids
-from minilora.language.tokens import added_text, load_tokenizer
 from minilora.texts import FileRefused
 
-from ..support.compare import calls_of, refused
-from ..support.gguf_file import write
-from ..support.language import LETTERS, ids_of, tiny_llama, write_folder
+from ...support.compare import calls_of, refused
+from ...support.gguf_file import write
+from ...support.language import LETTERS, ids_of, tiny_llama, write_folder
 
 tokenizers = pytest.importorskip("tokenizers", reason="pip install -e '.[models]'")
 END = LETTERS.index(".")

@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 
 from minilora import Linear, Llama, adapt, merge, quantize
 from minilora.language import save_llama
-from minilora.language.gguf import BYTES, FILE_MUST, MUST, BlockLinear, decode
+from minilora.language.files.gguf import BYTES, FILE_MUST, MUST, BlockLinear, decode
+from minilora.language.files.tokens import load_tokenizer
 from minilora.language.memory import parameter_bytes
-from minilora.language.tokens import load_tokenizer
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.layers.nf4 import CodedLinear
+from minilora.layers.quantized import CodedLinear
 from minilora.layers.rotary import frequencies
 from minilora.texts import FileRefused
 
-from ..support.compare import refused
-from ..support.gguf_file import llama_of_kind, theirs, write
-from ..support.language import drawn, tiny_llama
+from ...support.compare import refused
+from ...support.gguf_file import llama_of_kind, theirs, write
+from ...support.language import drawn, tiny_llama
 
 gguf = pytest.importorskip("gguf", reason="pip install -e '.[models]'")
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))

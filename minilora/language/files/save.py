@@ -16,26 +16,26 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import adapters, attach, is_adapted, merge
-from ..backend import backend_of
-from ..checks import Array, check_instance, check_path, dtype_name
-from ..extras import needed
-from ..files.adapters import load_adapter
-from ..files.disk import check_new_folder, model_format, synced, written_folder
-from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
-from ..files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
-from ..files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
-from ..layer import walk
-from ..layers.nf4 import QuantizedLinear
-from ..layers.rotary import frequencies
-from ..layers.stacked import StackedLinear
-from ..linear import Linear
-from ..lora import LoRA
+from ...adaptation import adapters, attach, is_adapted, merge
+from ...backend import backend_of
+from ...checks import Array, check_instance, check_path, dtype_name
+from ...extras import needed
+from ...files.adapters import load_adapter
+from ...files.disk import check_new_folder, model_format, synced, written_folder
+from ...files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
+from ...files.modelfolder import FURTHER_TEMPLATES, companions, copy_companions
+from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
+from ...layer import walk
+from ...layers.quantized import QuantizedLinear
+from ...layers.rotary import frequencies
+from ...layers.stacked import StackedLinear
+from ...linear import Linear
+from ...lora import LoRA
+from ..config import HEADS, KINDS, SIZES, LlamaConfig, from_json
+from ..llama import Llama
 from .chattemplate import FILE as TEMPLATE_FILE
 from .chattemplate import SPECIAL, load_template
-from .config import HEADS, KINDS, SIZES, LlamaConfig, from_json
 from .gguf import gguf_tokenizer
-from .llama import Llama
 from .nf4files import nf4_tensors, quantization_config
 from .tokens import FILE, SETTINGS, read_gguf_tokenizer
 

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checks import check_path
-from ..extras import needed
-from ..files.adapters import check_base_weights, load_adapter
-from ..files.disk import check_parent, refuse_inputs, replaceable, written_whole
-from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
-from ..files.tensors import in_dtype
-from ..layers.nf4 import CodedLinear
-from ..texts import FileRefused, reading, short
-from ..variants.adapter import Adapter
-from ..variants.dora import DoRAAdapter
-from .config import LlamaConfig
+from ...checks import check_path
+from ...extras import needed
+from ...files.adapters import check_base_weights, load_adapter
+from ...files.disk import check_parent, refuse_inputs, replaceable, written_whole
+from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
+from ...files.tensors import in_dtype
+from ...layers.quantized import CodedLinear
+from ...texts import FileRefused, reading, short
+from ...variants.adapter import Adapter
+from ...variants.dora import DoRAAdapter
+from ..config import LlamaConfig
 from .gguf import ARCHITECTURES, gguf_tensor
 from .weights import open_llama
 

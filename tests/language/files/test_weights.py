@@ -12,10 +12,10 @@ from minilora.files.dtypes import FLOATS
 from minilora.files.tensors import TensorFile, write_tensors
 from minilora.texts import FileRefused
 
-from ..support.adapter_folder import change_json
-from ..support.compare import refused
-from ..support.language import tiny_llama, write_folder
-from ..support.model_folder import shard
+from ...support.adapter_folder import change_json
+from ...support.compare import refused
+from ...support.language import tiny_llama, write_folder
+from ...support.model_folder import shard
 
 IDS = np.random.default_rng(0).integers(0, 20, (2, 6))
 

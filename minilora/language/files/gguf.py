@@ -28,13 +28,13 @@ from typing import Any
 
 import numpy as np
 
-from ..backend import backend_of
-from ..checks import Array
-from ..extras import needed
-from ..layers.nf4 import CodedLinear
-from ..layers.rotary import halves_from_interleaved, interleaved_from_halves
-from ..texts import FileRefused, reading, short
-from .config import LlamaConfig, check_settings, from_sizes, renamed
+from ...backend import backend_of
+from ...checks import Array
+from ...extras import needed
+from ...layers.quantized import CodedLinear
+from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
+from ...texts import FileRefused, reading, short
+from ..config import LlamaConfig, check_settings, from_sizes, renamed
 
 # --- names ---
 

@@ -1,0 +1,139 @@
+"""An adapter of a mixture's experts in a folder: whose factors lie under which name.
+
+An array of a mixture, ``….experts.gate_up_proj`` or ``….down_proj``, has a matrix W_e (out, in) for each expert.
+
+An adapter of ``….experts.down_proj`` lies under the name of its module, ``….experts.lora_A.weight``: the key alone does
+not say of which array it is, ``target_parameters`` does. Where two arrays of a module are adapted, PEFT puts one layer
+into another, in the order in which the module has them, the first one innermost:
+
+    gate_up_proj     ….experts.base_layer.lora_A.weight
+    down_proj        ….experts.lora_A.weight
+
+The two matrices are those of `minilora.variants.stackedlora`, A (E r, in) and B (out, r E). Others were written before:
+
+* Up to version 0.19.0, PEFT took each weight W_e (out, in) for (in, out), and exchanged the factors: its A is
+  (E r, out), its B (in, r E). ``peft_version`` says which it is. Without it the shapes may: `experts.are_exchanged`.
+* Some programs wrote B with the expert as the slow index. ``lora_B_layout`` says ``grouped_by_expert`` then.
+
+Both are refused, and so is a packing that nothing decides. The message says what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+from ..texts import short
+from .experts import ORDER, are_exchanged
+
+WRAPPED = ".base_layer"
+EXPERTS = "experts"
+"""What a module with the arrays of a mixture is called."""
+EXCHANGED_UNTIL = (0, 19, 0)
+"""The last version of PEFT that took a weight (out, in) for (in, out)."""
+WRITTEN_AS = "0.19.1"
+"""The first version that packs them as `save_adapter` does: what it notes as ``peft_version``."""
+B_LAYOUTS = {"rank_major": False, "grouped_by_expert": True}
+"""The values of lora_B_layout, a key of unsloth's, and whether the expert is B's slow index."""
+
+
+def layer_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Return for each array's path the path of the layer that has its adapter in PEFT."""
+    of_module: dict[str, list[str]] = {}
+    for path in paths:
+        module, _, name = path.rpartition(".")
+        of_module.setdefault(module, []).append(name)
+    return {
+        f"{module}.{name}": place
+        for module, names in of_module.items()
+        for name, place in nested_paths(module, sorted(names, key=_order)).items()
+    }
+
+
+def nested_paths(module: str, names: Sequence[str]) -> dict[str, str]:
+    """Return the path of each array's adapter, by the array's name. The last array's is the module's own path."""
+    return {name: module + depth * WRAPPED for depth, name in enumerate(reversed(names))}
+
+
+def adapted_arrays(adapted: Iterable[str], targets: Collection[str]) -> dict[str, str]:
+    """Return each array's place among the adapted paths, by its path; each that `targets` name must be there once."""
+    found: dict[str, str] = {}
+    for module, names, depths in modules_with_arrays(adapted, targets):
+        if sorted(depths) != list(range(len(names))):
+            raise ValueError(
+                f"there are {len(depths)} pairs of factors for arrays of {short(module)}, and target_parameters names "
+                f"{short(names)} of it"
+            )
+        if len(names) > 1 and not set(names) <= set(ORDER):
+            raise ValueError(
+                f"target_parameters names {short(names)} of {short(module)}: which key is whose is not known"
+            )
+        found |= {f"{module}.{name}": place for name, place in nested_paths(module, names).items()}
+    return found
+
+
+def modules_with_arrays(adapted: Iterable[str], targets: Collection[str]) -> Iterator[tuple[str, list[str], list[int]]]:
+    """Yield each module with adapters of arrays: its path, the arrays that `targets` name, and their depths."""
+    by_module: dict[str, list[int]] = {}
+    for place in adapted:
+        stop = len(place)
+        while place.endswith(WRAPPED, 0, stop):
+            stop -= len(WRAPPED)
+        by_module.setdefault(place[:stop], []).append((len(place) - stop) // len(WRAPPED))  # layers below the module
+    for module, depths in by_module.items():
+        of_arrays = module.rpartition(".")[2] == EXPERTS or depths != [0]
+        names = {_array_named(target, module, of_arrays=of_arrays) for target in targets} - {""}
+        if names or depths != [0]:  # else it is an adapter of a module
+            yield module, sorted(sorted(names), key=_order), depths
+
+
+def _array_named(target: str, module: str, *, of_arrays: bool) -> str:
+    """Return the array of a module that a target means, or nothing; a name alone is any module's with arrays."""
+    owner, _, name = target.rpartition(".")
+    if not owner:
+        return name if of_arrays else ""
+    return name if module == owner or module.endswith(f".{owner}") else ""
+
+
+def _order(name: str) -> int:
+    """Return where an array stands in its module."""
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+# --- packings ---
+
+
+def check_packing(peft_version: str | None, shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Require factors that are packed as PEFT does since 0.19.1; `shapes` has each array's (out, in) by its path."""
+    says = "there is no peft_version" if peft_version is None else f"peft_version is {short(peft_version)}"
+    version = version_of(peft_version)
+    for path in shapes:
+        by_shape = _exchanged_by_shape(path.rpartition(".")[0], shapes)
+        exchanged = by_shape if version is None else version <= EXCHANGED_UNTIL
+        if exchanged is None:
+            raise ValueError(
+                f"{says}, and nothing else tells which factor of {short(path)} reads the input: PEFT has exchanged the "
+                'two after 0.19.0. Add "peft_version": "0.19.1" where lora_A is as wide as the input; where it is as '
+                "wide as the output, merge the adapter with the PEFT that wrote it, or train it again"
+            )
+        if exchanged:
+            raise ValueError(
+                f"{says}: the factors of {short(path)} are exchanged, as PEFT packed them up to 0.19.0, which is not "
+                "supported. Merge the adapter with the PEFT that wrote it, or train it again"
+            )
+        if by_shape:
+            raise ValueError(
+                f"{says}, and the shapes of gate_up_proj's and down_proj's factors are those of versions up to 0.19.0"
+            )
+
+
+def _exchanged_by_shape(module: str, shapes: Mapping[str, tuple[int, int]]) -> bool | None:
+    """Return whether both arrays of a module have adapters of exchanged shapes; None where the shapes say nothing."""
+    gate_up, down = (shapes.get(f"{module}.{name}") for name in ORDER)
+    return are_exchanged(gate_up, down) if gate_up and down else None
+
+
+def version_of(text: str | None) -> tuple[int, ...] | None:
+    """Return PEFT's version as numbers; None where there is none, or it is one between two versions."""
+    match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", text or "")
+    return tuple(map(int, match.groups())) if match else None

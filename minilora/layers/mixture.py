@@ -1,0 +1,122 @@
+"""A mixture of experts: each row goes through the K of E gated MLPs that a router keeps for it.
+
+Row n of x goes through its K kept experts, and y_n is the sum of what they give, o_nk = expert e of x_n,
+weighted by the router's g:
+
+    y_n = sum_k g_nk o_nk                          (moe.8)     (N, d)
+
+g and o both depend on what trains, so each has a gradient, the other one times dy:
+
+    dg_nk = sum_i dy_ni o_nki                      (moe.9)     (N, K)
+    do_nk = g_nk dy_n                              (moe.10)    (N, K, d)
+    dx_n = sum_k dx_nk + what the router returns               (N, d)       x is read by K experts and by the router
+
+THE ROWS of an expert are gathered first, so that each weight is one product of matrices, see `minilora.layers.stacked`.
+A row meets an expert at most once, and the K rows of the sum come back by the inverse of the order that gathered them.
+
+A SHARED EXPERT (Qwen2-MoE) is one more gated MLP, s_n = shared(x_n), through which each row goes, as far as a gate of
+its own lets it, of one output t_n = x_n w^T:
+
+    y_n = routed_n + q_n s_n                       (moe.11)    (N, d)       q_n = 1/(1 + e^-t_n)
+    ds_n = q_n dy_n                                (moe.12)    (N, d)
+    dt_n = q_n (1 - q_n) sum_i dy_ni s_ni          (moe.13)    (N, 1)
+
+How many rows each expert has must be known on the host before its products can be asked for: on a GPU each forward of a
+mixture waits once, and no backward does.
+
+Sources: Shazeer et al., "Outrageously Large Neural Networks", arXiv 1701.06538; Jiang et al., "Mixtral of Experts",
+arXiv 2401.04088; the names are those of transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ..backend import backend_of
+from ..checks import Array
+from ..layer import Cache, Layer, inner, nest, rows, trains
+from .activation import logistic
+from .experts import Experts
+from .gated import GatedMLP
+from .router import Router, tallied
+
+
+@dataclass(eq=False, repr=False)
+class MixtureOfExperts(Layer):
+    """A router and its experts, and perhaps one that all rows share: what stands in the place of a decoder's MLP."""
+
+    gate: Annotated[Router, "in -> K"]
+    experts: Annotated[Experts, "in -> in"]
+    shared_expert: Annotated[GatedMLP | None, "in -> in"] = None
+    shared_expert_gate: Annotated[Layer | None, "in -> q"] = None  # d -> 1
+
+    takes = "... in"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate.experts != self.experts.count:
+            raise ValueError(f"gate scores {self.gate.experts} experts, and there are {self.experts.count}")
+        if (self.shared_expert is None) != (self.shared_expert_gate is None):
+            raise ValueError("shared_expert and shared_expert_gate go together: give both or none")
+        if self.shared_expert_gate is not None and self.shared_expert_gate.out_features != 1:
+            raise ValueError(f"shared_expert_gate has {self.shared_expert_gate.out_features} outputs, expected 1")
+
+    def forward(self, x: Array) -> tuple[Array, Cache]:  # (..., d) -> (..., d)
+        """Return y, and a cache with g, o and the order in which rows were gathered."""
+        h = rows(x)  # (N, d)
+        g, choice, g_cache = self.gate.route(h)
+        order, place, counts = gathered(choice, self.experts.count)
+        o, o_cache = self.experts.forward(h[order // self.gate.top_k], counts)
+        o = o[place].reshape(*choice.shape, h.shape[1])  # (N, K, d)
+        y = (g[:, :, None] * o).sum(axis=1)  # eq. (moe.8)
+        shared = None
+        if self.shared_expert is not None and self.shared_expert_gate is not None:
+            s, s_cache = self.shared_expert.forward(h)
+            t, t_cache = self.shared_expert_gate.forward(h)
+            routed, q = y, logistic(t)
+            y = routed + q * s  # eq. (moe.11)
+            shared = (s_cache, t_cache, s, q)
+        y = y.reshape(x.shape)
+        return y, (g_cache, o_cache, order, place, g, o, shared)
+
+    def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
+        """Return dx (..., d), and the gradients of the router, the experts and the shared expert."""
+        g_cache, o_cache, order, place, g, o, shared = cache
+        d_rows = rows(dy)
+        do = g[:, :, None] * d_rows[:, None]  # eq. (moe.10)
+        dx_experts, grads = self.experts.backward(do.reshape(len(order), do.shape[2])[order], o_cache, need_dx=need_dx)
+        grads, dx = nest("experts", grads), None
+        if need_dx:
+            dx = dx_experts[place].reshape(o.shape).sum(axis=1)  # type: ignore[index]
+        if need_dx or trains(self.gate):
+            dg = inner(d_rows[:, None], o)[..., 0]  # eq. (moe.9)
+            dx_gate, g_grads = self.gate.backward(dg, g_cache, need_dx=need_dx)
+            grads = nest("gate", g_grads) | grads
+            dx = dx if dx is None else dx + dx_gate
+        if shared is not None:
+            dx_shared, s_grads = self._shared_backward(d_rows, shared, need_dx=need_dx)
+            grads |= s_grads
+            dx = dx if dx is None else dx + dx_shared
+        return None if dx is None else dx.reshape(dy.shape), grads
+
+    def _shared_backward(self, dy: Array, cache: Cache, *, need_dx: bool) -> tuple[Array | None, dict[str, Array]]:
+        """Return what the shared expert and its gate add to dx, and their gradients."""
+        s_cache, t_cache, s, q = cache
+        ds = q * dy  # eq. (moe.12)
+        dt = q * (1 - q) * inner(dy, s)  # eq. (moe.13)
+        dx_s, s_grads = self.shared_expert.backward(ds, s_cache, need_dx=need_dx)  # type: ignore[union-attr]
+        dx_t, t_grads = self.shared_expert_gate.backward(dt, t_cache, need_dx=need_dx)  # type: ignore[union-attr]
+        dx = dx_s + dx_t if dx_s is not None else None
+        return dx, nest("shared_expert", s_grads) | nest("shared_expert_gate", t_grads)
+
+
+def gathered(choice: Array, experts: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
+    """Return the order that puts the N K pairs of a row and a kept expert by expert, its inverse, and their counts.
+
+    Pair i is of row i // K. Within an expert rows keep their order.
+    """
+    backend, pairs = backend_of(choice), choice.reshape(-1)
+    order = backend.xp.argsort(pairs, kind="stable")
+    counts = backend.to_numpy(tallied(choice, experts))  # a GPU is waited for here
+    return order, backend.xp.argsort(order, kind="stable"), counts.tolist()
