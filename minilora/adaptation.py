@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from .backend import backend_of
-from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, unmoved, warn_of_rank
-from .layer import Layer, check_model, first_array, freeze, parts_besides, rebuild, walk
+from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, restoring_rng, warn_of_rank
+from .layer import Layer, check_model, children_besides, first_array, freeze, rebuild, walk
 from .layers.embedding import Embedding
-from .layers.quantized import CodedLinear
+from .layers.quantized import FrozenQuantizedLinear
 from .layers.stacked import StackedLinear
 from .linear import Linear
 from .lora import LoRA
@@ -107,7 +107,7 @@ def adapt(
         base, adapter = _start(layer, **numbers, init=init)
         return over(base, with_magnitude(_matrix(base), adapter, dora_norm) if use_dora else adapter)
 
-    with unmoved(rng):
+    with restoring_rng(rng):
         result = _replaced(model, targets, adapted)
     warn_of_rank(rank, {path: min(_matrix(layer).shape) for path, layer in targets.items()})
     return result
@@ -199,7 +199,9 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
     """
     check_model(model)
     requantize, sums = check_flag("requantize", requantize), [0.0, 0.0]
-    if requantize and not any(isinstance(getattr(layer, "base", None), CodedLinear) for _, layer in walk(model)):
+    if requantize and not any(
+        isinstance(getattr(layer, "base", None), FrozenQuantizedLinear) for _, layer in walk(model)
+    ):
         raise ValueError("requantize=True, and no adapter stands beside a quantised layer")
 
     def fold(path: str, layer: Any) -> Any:
@@ -207,7 +209,7 @@ def merge(model: Layer, *, requantize: bool = False) -> Any:
         if not is_adapted(layer):
             return layer
         merged, base = layer.merge(), getattr(layer, "base", None)
-        if not (requantize and isinstance(base, CodedLinear)):
+        if not (requantize and isinstance(base, FrozenQuantizedLinear)):
             return merged
         again, W = base.encode(merged), base.weight
         for i, change in enumerate((merged.weight - W, merged.weight - again.weight)):
@@ -304,7 +306,7 @@ def _matrix(layer: Any) -> Any:
 
 def _described(path: str, layer: Any) -> Any:
     """Return a layer's adapter; of a plain `LoRA` one that shares its arrays and knows where it stands."""
-    adapter, more = layer.adapter, parts_besides(layer, "base", "adapter")
+    adapter, more = layer.adapter, children_besides(layer, "base", "adapter")
     if not isinstance(adapter, LoRA):
         return adapter
     if more:

@@ -274,7 +274,7 @@ def warn_of_rank(rank: int, widths: Mapping[str, int]) -> None:
 
 
 @contextmanager
-def unmoved(rng: np.random.Generator) -> Iterator[None]:
+def restoring_rng(rng: np.random.Generator) -> Iterator[None]:
     """Put a generator back to where it stood, where what is started with it is refused."""
     check_rng(rng)
     state = rng.bit_generator.state

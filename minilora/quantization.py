@@ -20,7 +20,7 @@ from typing import Any
 from .adaptation import ALL_LINEAR, is_adapted, named_layers
 from .checks import check_integer
 from .layer import Layer, Model, arrays_of, check_model, rebuild, walk
-from .layers.quantized import CodedLinear, QuantizedLinear
+from .layers.quantized import FrozenQuantizedLinear, QuantizedLinear
 from .texts import named
 from .variants.adapter import Adapter
 from .variants.loftq import loftq_layer
@@ -113,7 +113,7 @@ def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]
     places = Counter(map(id, arrays_of(model)))
     targets: dict[str, Any] = named_layers(model, target_modules)
     for path, layer in targets.items():
-        if isinstance(layer, CodedLinear):
+        if isinstance(layer, FrozenQuantizedLinear):
             raise ValueError(f"the layer {path!r} is quantised already, a {type(layer).__name__}")
         if places[id(layer.weight)] > 1:
             raise ValueError(

@@ -13,7 +13,7 @@ from .backend import all_finite
 from .checks import Array
 from .extras import needed
 from .layer import Layer
-from .losses import IGNORED, Loss
+from .losses import IGNORE_INDEX, Loss
 from .state import TrainingState
 
 GROWTH = 1000  # times above where it began: a loss that ends there has grown
@@ -38,7 +38,7 @@ class LossGrew(UserWarning):
 def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
     """Return the loss of some rows, or that of a model that answers 0 where this is larger."""
     with np.errstate(all="ignore"):
-        if Y.dtype.kind in "iu" and not bool((Y != IGNORED).any()):  # no target to measure
+        if Y.dtype.kind in "iu" and not bool((Y != IGNORE_INDEX).any()):  # no target to measure
             return math.inf
         y = model(X)
         return max(float(loss(y, Y)[0]), float(loss(0 * y, Y)[0]))

@@ -8,7 +8,7 @@ import pytest
 
 import minilora
 from minilora import Adam, Linear, LoRA, LoRALinear
-from minilora.checks import check_flag, check_integer, check_number, check_path, unmoved
+from minilora.checks import check_flag, check_integer, check_number, check_path, restoring_rng
 from minilora.cli.check import all_instances
 from minilora.layer import first_array
 from minilora.variants.sums import weighted_sum
@@ -26,14 +26,14 @@ def test_a_refused_start_leaves_the_generator_where_it_stood(error):
     rng = np.random.default_rng(0)
 
     def refused():
-        with unmoved(rng):
+        with restoring_rng(rng):
             rng.standard_normal(3)
             raise error
 
     with pytest.raises(error):
         refused()
     assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
-    with unmoved(rng):
+    with restoring_rng(rng):
         rng.standard_normal(3)
     assert rng.bit_generator.state != np.random.default_rng(0).bit_generator.state
 

@@ -118,7 +118,7 @@ SAME = {
     "layers.activation.ReLU.forward: off by one: x.real > 0": "ReLU is 0 at 0 either way",
     **dict.fromkeys(
         (
-            *(f"fast.blockwise.BlockwiseAttention.{f}: off by one: q.shape[-2] <= blocks.page_up_to" for f in ATTEND),
+            *(f"fast.blockwise.BlockwiseAttention.{f}: off by one: q.shape[-2] <= blocks.plain_up_to" for f in ATTEND),
             "fast.experts_by_rows.ExpertsByRows.gated: off by one: len(c) <= self.rows",
             "fast.residual.residual_form: off by one: 2 * adapter.rank > X.shape[0]",
             "fast.residual.residual_form: without the right: 2 * adapter.rank",

@@ -18,7 +18,7 @@ from minilora import (
 )
 from minilora.language.memory import cache_bytes, parameter_bytes
 from minilora.layer import walk
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.quantized import FrozenQuantizedLinear
 
 
 def gaussian(*shape, seed=0, dtype="float32"):
@@ -45,7 +45,9 @@ def test_a_step_leaves_no_float_weight_behind(variant):
     assert cache_bytes(cache) <= 4 * rows + 5 * 70 * 4 * 2
     adapted.backward(y, cache)
     assert parameter_bytes(adapted) == before
-    floats = [part for _, layer in walk(adapted) if isinstance(layer, CodedLinear) for part in vars(layer).values()]
+    floats = [
+        part for _, layer in walk(adapted) if isinstance(layer, FrozenQuantizedLinear) for part in vars(layer).values()
+    ]
     assert all(getattr(part, "size", 0) <= 70 for part in floats if getattr(part, "dtype", None) == np.float32)
 
 

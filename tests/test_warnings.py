@@ -27,7 +27,7 @@ from minilora.language.finetune import finetune, warn_beyond_context
 from minilora.language.losstable import LossTable
 from minilora.language.memory import Memory
 from minilora.language.recipe import ADAPTER, Recipe
-from minilora.language.resume import NowAndThen
+from minilora.language.resume import ThrottledCheckpoint
 
 from .support.adapter_folder import WEIGHTS, merged
 
@@ -58,7 +58,7 @@ WARNED = {
         SimpleNamespace(config=SimpleNamespace(max_position_embeddings=7)), 8, "it has"
     ),
     "the log ends before step 0": lambda: LossTable(1, 0, 8, log=Path("no/log")).write_log(0),
-    "is not kept after step 2": lambda: NowAndThen(Path("no/c")).keep(SimpleNamespace(epoch=2)),
+    "is not kept after step 2": lambda: ThrottledCheckpoint(Path("no/c")).keep(SimpleNamespace(epoch=2)),
     "MB that are free": of_little_memory,
 }
 

@@ -32,7 +32,7 @@ from minilora import (
 from minilora.layers.nf4 import scale_book
 from minilora.layers.router import Router
 from minilora.layers.stacked import StackedLinear
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 from minilora.variants.dropout import DroppingLoRALinear
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
@@ -96,7 +96,7 @@ def arrays(group, number, rng, r):
         case "emb", _:  # a table W of 6 vectors, ids of which some repeat, and their one-hot rows
             W, ids, dW = randn((6, OUT)), rng.integers(0, 6, N), np.zeros((6, OUT))
             layers, printed = {"Embedding": Embedding(W)}, {"X": np.eye(6)[ids]}
-            X = layers["Embedding"].rewrite(ids)
+            X = layers["Embedding"].to_rows(ids)
         case "conv", _:  # entry k of the kernel: stride s, dilation d, P positions, x with its padding
             s, d, k, P = 2, 3, 2, 4
             offset, window = (k,), (slice(d * k, d * k + s * (P - 1) + 1, s),)
@@ -112,9 +112,9 @@ def arrays(group, number, rng, r):
         case "rw", _:  # a convolution of 3 channels. T is the rewriting as a matrix, from x to z
             shape, kernel, P = (2, 3, 9), 2, 4
             base, A = Conv1d(randn((OUT, 3, kernel)), b, stride=2, dilation=2), randn((r, 3 * kernel))
-            x, W, layers = randn(shape), base.as_linear().weight, {"Rewritten": Rewritten(base, LoRA(A, B, ALPHA))}
-            T = np.stack([base.rewrite(e).ravel() for e in np.eye(x.size).reshape(-1, *shape)], axis=1)
-            z, layer, input_gradient = base.rewrite(x), layers["Rewritten"].on_rows(), base.input_gradient
+            x, W, layers = randn(shape), base.as_linear().weight, {"AdaptedRows": AdaptedRows(base, LoRA(A, B, ALPHA))}
+            T = np.stack([base.to_rows(e).ravel() for e in np.eye(x.size).reshape(-1, *shape)], axis=1)
+            z, layer, input_gradient = base.to_rows(x), layers["AdaptedRows"].on_rows(), base.input_gradient
             rows_cache, u, du = layer.forward(z)[1], randn((2 * P, OUT)), randn((2 * P, OUT))
             printed = {
                 "T": lambda x: (T @ x.ravel()).reshape(z.shape),

@@ -26,7 +26,7 @@ from numbered import EQUATION, OPTION, TAG, Line
 from samples import RANKS, samples
 
 from minilora import Linear
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.quantized import FrozenQuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _arrays(value: Any) -> list[np.ndarray]:
     """
     if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
         value = np.array(value)
-    if isinstance(value, CodedLinear):
+    if isinstance(value, FrozenQuantizedLinear):
         value = value.weight
     if isinstance(value, Linear):
         value = (value.weight, 0 if value.bias is None else value.bias)

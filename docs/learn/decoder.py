@@ -7,7 +7,7 @@ import rungs
 from pages import DOCS, holds, own_picture, says, shown
 
 from minilora import Llama, LlamaConfig
-from minilora.language.llama import recomputed
+from minilora.language.llama import checkpointed
 from minilora.language.memory import cache_bytes, step_bytes
 from minilora.layer import rebuild
 from minilora.layers.rotary import frequencies
@@ -77,7 +77,7 @@ for what, targets in {"LoRA": "all-linear", "all weights": None}.items():
         seen = rebuild(deep, array=lambda a: a.view(costs.Watched))
         forward = costs.watch(lambda: seen(ids)).multiply_adds
         cells = [f"{what}, {blocks} blocks"]
-        for way in (seen, recomputed(seen)):
+        for way in (seen, checkpointed(seen)):
             kept = step_bytes(way.forward(ids)[1]) / 1e3
             step = costs.watch(lambda: backpropagate(way, ids, ids, cross_entropy)).multiply_adds
             costs_of.setdefault(f"{what}, {blocks}", []).append(step / forward)
@@ -94,12 +94,12 @@ says("recomputed it has three. A weight that trains has $dW$ too: four in the pl
 says("recomputing add about half to LoRA's computation, and a third where all weights train", "that trains has three.")
 
 deep = small_model("all-linear", 24)
-plain, lean = (step_bytes(m.forward(ids)[1]) for m in (deep, recomputed(deep)))
+plain, lean = (step_bytes(m.forward(ids)[1]) for m in (deep, checkpointed(deep)))
 assert lean < plain / 8
 c = plain - step_bytes(small_model("all-linear", 23).forward(ids)[1])  # of a block
 e = ids.size * config.hidden_size * arrays[names["q"]].itemsize
 holds(r"\text{kept}", kept=lean - (plain - 24 * c), L=24, e=e, c=c)  # but for what the embedding and the head keep
-gradients = [backpropagate(m, ids, ids, cross_entropy) for m in (deep, recomputed(deep))]
+gradients = [backpropagate(m, ids, ids, cross_entropy) for m in (deep, checkpointed(deep))]
 assert all(np.array_equal(g, gradients[1][name]) for name, g in gradients[0].items())
 
 # %% One task, four networks

@@ -9,7 +9,7 @@ from pages import DOCS, ROOT, holds, own_picture, says, shown
 
 from minilora import Attention, LoRA, LoRALinear, gradcheck
 from minilora.layers.attention import attend, attend_backward
-from minilora.losses import IGNORED
+from minilora.losses import IGNORE_INDEX
 
 # %% Layers, one after another
 
@@ -46,7 +46,7 @@ holds(r"dx_{nj} = \frac", **names, d=5)
 assert gradcheck(lambda p: cross_entropy(p["z"], t)[0], {"z": z}, {"z": dz}).passed
 assert np.allclose(dz.sum(axis=1), 0) and (dz[2] == 0).all()
 says(
-    f"(A target of {IGNORED} marks",
+    f"(A target of {IGNORE_INDEX} marks",
     f"at 3 nats, the right class got a probability of $e^{{-3}}$, 1 in {np.exp(3):.0f},",
 )
 

@@ -6,7 +6,7 @@ from minilora.fast.blockwise import CPU, GPU
 
 # %% Attention by blocks
 
-says(f"for texts of more than {CPU.page_up_to} positions, on a GPU of more than {GPU.page_up_to:,}.")
+says(f"for texts of more than {CPU.plain_up_to} positions, on a GPU of more than {GPU.plain_up_to:,}.")
 
 # %% What is kept
 

@@ -6,7 +6,7 @@ from pages import recording, says, shown
 from minilora.language import losstable, resume
 from minilora.language.data import LONGEST_ROW, REASONS
 from minilora.language.recipe import ADAPTER, EVAL_EVERY, EVAL_SHARE, FITTING, FORWARD, SMALL
-from minilora.losses import IGNORED
+from minilora.losses import IGNORE_INDEX
 
 recorded = recording("language-model")
 
@@ -40,7 +40,7 @@ says(f"takes {seconds} s of one core, so between three and four minutes of two",
 
 says(
     f"beyond {LONGEST_ROW:,} tokens",
-    f"A target that does not count is {IGNORED}, also",
+    f"A target that does not count is {IGNORE_INDEX}, also",
     "the first ten with their reasons",
 )
 assert REASONS == 10

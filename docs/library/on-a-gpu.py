@@ -33,7 +33,7 @@ says("to 10 bits of mantissa")
 
 from minilora.fast.blockwise import GPU
 
-says(f"Beyond {GPU.page_up_to:,} positions")
+says(f"Beyond {GPU.plain_up_to:,} positions")
 
 # %% What is proved without a GPU
 

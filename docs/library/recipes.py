@@ -12,10 +12,10 @@ assert evaluate(adapted, X_held, Y_held) < 0.5 * evaluate(model, X_held, Y_held)
 
 # %% Masked prompts
 
-says(f"The targets of the prompt are \N{MINUS SIGN}{-IGNORED},", f"and in `y` with \N{MINUS SIGN}{-IGNORED}.")
+says(f"The targets of the prompt are \N{MINUS SIGN}{-IGNORE_INDEX},", f"and in `y` with \N{MINUS SIGN}{-IGNORE_INDEX}.")
 
-assert (targets != IGNORED).sum() == 2 * len(targets)  # an answer of one id, and the end
-counted = targets[:1] != IGNORED
+assert (targets != IGNORE_INDEX).sum() == 2 * len(targets)  # an answer of one id, and the end
+counted = targets[:1] != IGNORE_INDEX
 log_q = chat(ids[:1])[counted]
 log_q = log_q - np.log(np.exp(log_q).sum(axis=1, keepdims=True))
 by_hand = -log_q[np.arange(2), targets[:1][counted]].mean()

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..files.dtypes import FLOATS
 from ..files.experts import PARTS
-from ..language.files.gguf import is_turned
+from ..language.files.gguf import is_permuted
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..layers.rotary import halves_from_interleaved
 from ..texts import FileRefused, short
@@ -88,7 +88,7 @@ def factors(module: Module, model: ModelHeaders) -> list[tuple[np.ndarray, np.nd
     read, parts, notes = module.tensors.read, module.parts, module.tensors.notes
     pairs = module.pairs(read(parts["A"]), read(parts["B"]))
     of_llama = module.tensors.weights is None and notes.get("general.architecture") == "llama"
-    if of_llama and is_turned(module.path, "llama"):
+    if of_llama and is_permuted(module.path, "llama"):
         return [(A, halves_from_interleaved(B, head_dim(model))) for A, B in pairs]
     return pairs
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files.patterns import are_named, compiled, first_matches, layer_numbers, within_time
-from ..files.placement import SIGHT
+from ..files.placement import MULTIMODAL
 from ..texts import FileRefused, named, reading, short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
 from .formats import TOKENS
@@ -48,7 +48,7 @@ def kind_of(path: str) -> str:
         return f"experts' {last}"
     if "shared_expert" in path:
         return f"shared expert's {last}"
-    return f"vision's {last}" if SIGHT.search(path) else last
+    return f"vision's {last}" if MULTIMODAL.search(path) else last
 
 
 def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
@@ -261,7 +261,7 @@ def missing_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: La
     if config.get("target_modules") == "all-linear":  # of the rest it is not known what is a linear layer
         kinds = {kind_of(path) for path in places}
         lacking = [path for path in lacking if kind_of(path) in kinds]
-    if all(SIGHT.search(path) for path in lacking) and not any(SIGHT.search(path) for path in places):
+    if all(MULTIMODAL.search(path) for path in lacking) and not any(MULTIMODAL.search(path) for path in places):
         text = "target_modules also names {count} of the part that sees, which have no adapter"
         yield from found(NOTE, "target-missing-in-vision", text, lacking)
         return
@@ -281,7 +281,7 @@ def _can_have_adapter(path: str, adapter: AdapterFile, model: ModelHeaders) -> b
     sizes = [model.config, model.config.get("text_config")]
     depths = [s["num_hidden_layers"] for s in sizes if isinstance(s, dict) and type(s.get("num_hidden_layers")) is int]
     number = BODY.search(path)
-    return SIGHT.search(path) is not None or not depths or number is None or int(number[1]) < depths[0]
+    return MULTIMODAL.search(path) is not None or not depths or number is None or int(number[1]) < depths[0]
 
 
 def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:

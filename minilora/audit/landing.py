@@ -23,7 +23,7 @@ from functools import cached_property
 from ..files.experts import MIXTRAL, MIXTRAL_MLP
 from ..files.modelfolder import EMBEDDING, HEAD
 from ..files.peft import PREFIX
-from ..files.placement import SEEN, SIGHT
+from ..files.placement import MULTIMODAL, PREFIX_ALIASES
 from ..language.files.gguf import ARCHITECTURES
 from ..texts import short
 from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
@@ -181,7 +181,7 @@ class Spellings:
         self.adapter, self.model = adapter, model
         self.paths = {*model.paths}
         self.flat = {path.replace(".", "_"): path for path in model.modules} if "kohya" in adapter.format else {}
-        self.sees = any(SIGHT.search(path) for path in self.paths)
+        self.sees = any(MULTIMODAL.search(path) for path in self.paths)
         self.mixtures = {match[1] for path in self.paths if (match := re.fullmatch(r"(.+\.experts)\.\d+\.[^.]+", path))}
 
     def place(self, path: str, module: Module) -> tuple[str | None, Fault | None]:
@@ -220,7 +220,7 @@ class Spellings:
         if rest and first in BODIES and not any(name.startswith(f"{first}.") for name in self.paths):
             yield rest  # a checkpoint of the model without its head
         if self.sees:
-            yield from (re.sub(one, other, path) for one, other in SEEN)
+            yield from (re.sub(one, other, path) for one, other in PREFIX_ALIASES)
         for mlp in (path, path.replace(".mlp.", f".{MIXTRAL_MLP}."), path.replace(f".{MIXTRAL_MLP}.", ".mlp.")):
             yield mlp
             before, _, last = mlp.rpartition(".")

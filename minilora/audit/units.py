@@ -23,7 +23,7 @@ import numpy as np
 from ..files.dtypes import FLOATS
 from ..files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ..files.tensors import NF4_STATE, type_named
-from ..language.files.gguf import is_turned
+from ..language.files.gguf import is_permuted
 from ..language.files.nf4files import NF4Weights
 from ..layers.rotary import halves_from_interleaved
 from ..texts import FileRefused
@@ -122,7 +122,7 @@ class Source:
 
     def is_exact(self, name: str) -> bool:
         """Return whether a tensor holds floats that we compute with; require that the order of its rows is known."""
-        if self._is_turned(name):
+        if self._is_permuted(name):
             head_dim(self.model)
         return not self.in_few_bits(name) and self.dtype(name) in FLOATS.values()
 
@@ -135,14 +135,14 @@ class Source:
         """Return the shape of a tensor, of one in NF4 that of the weight."""
         return self.coded[name] if name in self.coded else self.model.tensors.shapes[self.model.names[name]]
 
-    def _is_turned(self, name: str) -> bool:
+    def _is_permuted(self, name: str) -> bool:
         """Return whether a tensor's rows lie as llama.cpp has those of a Llama's W_q and W_k."""
         kind = self.model.config.get("general.architecture") if self.model.is_gguf else None
-        return kind == "llama" and is_turned(name.rpartition(".")[0], kind)
+        return kind == "llama" and is_permuted(name.rpartition(".")[0], kind)
 
     def part(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return some of a tensor's numbers."""
-        if not self._is_turned(name) and name not in self.coded:
+        if not self._is_permuted(name) and name not in self.coded:
             return self.model.tensors.part(self.model.names[name], start, stop)
         if self.whole[0] != name:
             if self.nf4 is not None and name in self.coded:

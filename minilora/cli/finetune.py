@@ -103,5 +103,5 @@ def say_kept(recipe: Recipe, typed: list[str]) -> None:
     if kept is None:
         say(f"nothing is kept in {recipe.kept_in} yet")
     else:
-        steps = None if recipe.epochs else recipe.settled(kept.notes["numbers"]).steps
+        steps = None if recipe.epochs else recipe.resolved(kept.notes["numbers"]).steps
         say_goes_on(f"{kept.place(steps)} is kept in {recipe.kept_in}", typed)

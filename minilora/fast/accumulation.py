@@ -24,7 +24,7 @@ from ..backend import backend_of
 from ..checks import Array, check_integer
 from ..gradients import Gradients, backpropagate
 from ..layer import Layer
-from ..losses import IGNORED, Loss, count
+from ..losses import IGNORE_INDEX, Loss, count
 from ..variants.dropout import of_sequences
 from .threads import check_workers, on_threads
 
@@ -53,7 +53,7 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
         threads, with the `np.errstate` of the caller. None of the threads outlives the call.
     gradients : callable, optional
         ``gradients(model, x, y, loss)``, which computes those of a part; by default forward, loss and backward. Another
-        way is `minilora.language.text.where_it_counts`.
+        way is `minilora.language.text.gradients_at_targets`.
 
     Returns
     -------
@@ -76,7 +76,7 @@ def of_rows(y: Array, rows: int) -> list[slice]:
     parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
     if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
         return parts
-    return [part for part in parts if (y[part] != IGNORED).any()] or parts[:1]
+    return [part for part in parts if (y[part] != IGNORE_INDEX).any()] or parts[:1]
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,14 @@ class Blocks:
 
     queries: int
     keys: int  # at least as many: then only the last block of a row of blocks has masked scores
-    page_up_to: int
+    plain_up_to: int
 
     def __post_init__(self) -> None:
         if not 0 < self.queries <= self.keys:
             raise ValueError(f"a block has {self.queries} queries and {self.keys} keys, expected at least as many keys")
 
 
-CPU = Blocks(queries=64, keys=256, page_up_to=128)
+CPU = Blocks(queries=64, keys=256, plain_up_to=128)
 """Measured on one core with 2 MB of cache of its own, forward and backward, as a share of the page's time::
 
                                            T = 128    256     512    1024    2048
@@ -75,7 +75,7 @@ CPU = Blocks(queries=64, keys=256, page_up_to=128)
 
 T is the number of positions.
 """
-GPU = Blocks(queries=1024, keys=1024, page_up_to=2048)
+GPU = Blocks(queries=1024, keys=1024, plain_up_to=2048)
 """Not measured. A block takes some 25 kernels, whose starts take longer than what small blocks compute."""
 
 
@@ -92,7 +92,7 @@ class BlockwiseAttention(Attention):
     def attend(self, q: Array, k: Array, v: Array) -> tuple[Array, Any]:
         """Return o, and P or, by blocks, what stands in its place: o, m and Z."""
         blocks = self.blocks_for(q)
-        if q.shape[-2] <= blocks.page_up_to:
+        if q.shape[-2] <= blocks.plain_up_to:
             return super().attend(q, k, v)
         o, m, Z = attend(q, k, v, blocks)
         return o, (o, m, Z)
@@ -100,7 +100,7 @@ class BlockwiseAttention(Attention):
     def attend_backward(self, do: Array, q: Array, k: Array, v: Array, P: Any) -> tuple[Array, Array, Array]:
         """Return dq, dk and dv."""
         blocks = self.blocks_for(q)
-        if q.shape[-2] <= blocks.page_up_to:
+        if q.shape[-2] <= blocks.plain_up_to:
             return super().attend_backward(do, q, k, v, P)
         o, m, Z = P
         return attend_backward(do, q, k, v, o, m, Z, blocks)

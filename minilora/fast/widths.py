@@ -17,12 +17,12 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array
-from ..losses import IGNORED
+from ..losses import IGNORE_INDEX
 
 
 def widths(y: Array) -> np.ndarray:  # (n, T) -> (n,)
     """Return how far each row reaches; 0 where no target counts."""
-    counts = backend_of(y).to_numpy(y != IGNORED)
+    counts = backend_of(y).to_numpy(y != IGNORE_INDEX)
     return np.where(counts.any(axis=1), counts.shape[1] - counts[:, ::-1].argmax(axis=1), 0)
 
 

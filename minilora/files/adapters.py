@@ -57,11 +57,11 @@ from ..checks import (
 )
 from ..lora import LoRA, LoRALinear
 from ..texts import FileRefused, short
-from ..variants.adapter import Adapter, Rewritten
+from ..variants.adapter import AdaptedRows, Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import replaceable, synced, takes_files, written_at_once, written_folder, written_whole
+from .disk import check_replaceable, check_writable, synced, written_at_once, written_folder, written_whole
 from .dtypes import FLOATS, cast
 from .expert_adapters import WRITTEN_AS, layer_paths
 from .peft import (
@@ -87,7 +87,7 @@ __all__ = ["load_adapter", "save_adapter"]
 SAVED_DTYPES = ("float16", "float32", "float64")
 FILE_DTYPES = {dtype.name: dtype for dtype in FLOATS.values()}
 """The types of arrays that are saved, and those that a file can have."""
-SAVED = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, Rewritten, StackedLoRALinear)
+SAVED = (LoRA, Adapter, DoRAAdapter, StackedLoRA, LoRALinear, DoRA, AdaptedRows, StackedLoRALinear)
 """The classes of adapters and adapted layers that PEFT's layout can hold; a subclass may compute something else."""
 
 
@@ -166,7 +166,7 @@ def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
 
 def save_adapter(
     path: str | Path,
-    layers: Mapping[str, LoRA | LoRALinear | DoRA | Rewritten],
+    layers: Mapping[str, LoRA | LoRALinear | DoRA | AdaptedRows],
     *,
     fan_in_fan_out: bool = False,
     base_model: str | None = None,
@@ -278,9 +278,9 @@ def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, st
 
 def check_adapter_target(path: Path) -> None:
     """Require a folder, existing or to be made, that an adapter can be written to."""
-    takes_files(path)
+    check_writable(path)
     for name in (WEIGHTS_NAME, CONFIG_NAME):
-        replaceable(path / name)
+        check_replaceable(path / name)
 
 
 def check_no_adapter(path: Path, overwrite: bool, name: str = "save", say: str = "--overwrite") -> None:

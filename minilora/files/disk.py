@@ -89,10 +89,10 @@ def member(folder: Path, name: str) -> Path:
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete."""
-    replaceable(path)
+    check_replaceable(path)
     part = _part_of(path)
     try:
-        with naming(path), synced(part) as file:
+        with naming_errors(path), synced(part) as file:
             yield file
     except BaseException:
         part.unlink(missing_ok=True)
@@ -113,7 +113,7 @@ def written_at_once(folder: Path) -> Iterator[Path]:
     part.mkdir()
     own = os.stat(part)
     try:
-        with naming(named):
+        with naming_errors(named):
             yield part
         names = os.listdir(part)
         exchanged = _take_along(folder, part) and exchange_folders(part, folder)
@@ -168,7 +168,7 @@ def written_folder(path: Path) -> Iterator[Path]:
     part = _part_of(path)
     part.mkdir()
     try:
-        with naming(path):
+        with naming_errors(path):
             yield part
         sync_folder(part)
         os.replace(part, path)
@@ -178,7 +178,7 @@ def written_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming_errors(path: Path) -> Iterator[None]:
     """Let an error of the system that names no file, as that of a full disk, name what could not be written."""
     try:
         yield
@@ -229,15 +229,15 @@ def check_parent(name: str, path: Path) -> None:
 def check_file(name: str, path: Path, inputs: Iterable[tuple[Path, str]]) -> None:
     """Require a place where `written_whole` can put a file, and none that is read."""
     check_parent(name, path)
-    takes_files(path.absolute().parent)
+    check_writable(path.absolute().parent)
     refuse_inputs(name, path, inputs)
-    replaceable(path)
+    check_replaceable(path)
 
 
 def check_new_folder(name: str, path: Path, why: str = "a folder is written") -> None:
     """Require a place where `written_folder` can put a folder; `why` says what asks for one."""
     check_parent(name, path)
-    takes_files(path.absolute().parent)
+    check_writable(path.absolute().parent)
     if not is_new_or_empty(path):
         raise ValueError(f"{name} {str(path)!r} exists, expected a folder that is empty or new: {why}")
     if os.path.lexists(path) and (os.path.ismount(path) or path.samefile(".")):
@@ -246,7 +246,7 @@ def check_new_folder(name: str, path: Path, why: str = "a folder is written") ->
         )
 
 
-def replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Require a regular file or a new one: no device or pipe, and no link, whose target would stay as it was."""
     try:
         mode = os.lstat(path).st_mode
@@ -257,7 +257,7 @@ def replaceable(path: Path) -> None:
         raise ValueError(f"{str(path)!r} is a {kind}, expected a regular file or a new name")
 
 
-def takes_files(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
     """Require a folder, existing or to be made, that files can be written into."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not os.path.isdir(existing):

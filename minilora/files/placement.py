@@ -23,9 +23,9 @@ from .modelfolder import EMBEDDING, HEAD, ties_head
 from .peft import BASE, PREFIX, AdaptedModule, AdapterFolder, Form
 from .tensors import NF4_STATE, Weights, same_bytes
 
-SIGHT = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
+MULTIMODAL = re.compile(r"(?:^|[._])(?:visual|vision|image|audio|multi_modal|mm_)")
 """A name in a model that sees or hears."""
-SEEN = (
+PREFIX_ALIASES = (
     (r"^model\.language_model\.", "language_model.model."), (r"^model\.language_model\.", "model."),
     (r"^language_model\.model\.", "model.language_model."), (r"^language_model\.model\.", "model."),
     (r"^model\.(?=visual|vision|multi_modal|audio)", ""), (rf"^{HEAD}$", f"language_model.{HEAD}"),
@@ -115,13 +115,13 @@ def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
 
     The names are the module's paths. Files of a model without its head leave out the path's first part, as GPT-2's do
     ("h.0.attn" for "transformer.h.0.attn"): where all names fit so, and not otherwise, that is followed. Files of a
-    model that sees may begin otherwise, its language part and its eyes each in a way of its own (`SEEN`).
+    model that sees may begin otherwise, its language part and its eyes each in a way of its own (`PREFIX_ALIASES`).
     """
     for dropped in _dropped(modules):
         names = {module: module.removeprefix(dropped) + ".weight" for module in modules if module.startswith(dropped)}
         if len(names) == len(modules) and all(name in weights.holder for name in names.values()):
             return names
-    if any(map(SIGHT.search, weights.holder)):
+    if any(map(MULTIMODAL.search, weights.holder)):
         names = {module: name for module in modules if (name := _seen(module, weights)) is not None}
         if len(set(names.values())) == len(modules):
             return names
@@ -139,7 +139,7 @@ def _weight_names(modules: list[str], weights: Weights) -> dict[str, str]:
 
 def _seen(module: str, weights: Weights) -> str | None:
     """Return the weight of a module in a model that sees, by any name that it may have; None where there is none."""
-    names = (f"{re.sub(one, other, module)}.weight" for one, other in (("", ""), *SEEN))
+    names = (f"{re.sub(one, other, module)}.weight" for one, other in (("", ""), *PREFIX_ALIASES))
     return next((name for name in names if name in weights.holder), None)
 
 

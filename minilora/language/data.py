@@ -31,7 +31,7 @@ import msgspec
 import numpy as np
 
 from ..checks import check_integer, check_path
-from ..losses import IGNORED
+from ..losses import IGNORE_INDEX
 from ..texts import FileRefused, printable, short
 from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
 from .files.chattemplate import load_template
@@ -47,7 +47,7 @@ WINDOW = 128
 """Tokens in a window of a text."""
 LONGEST_ROW = 1024
 """Tokens of a {"text"} in a row: what exceeds them goes on in the next, so that nothing is lost."""
-FILLED = 0
+PAD_ID = 0
 """The id that fills a row: every model has it, and none sees it."""
 LISTED = 20
 """The most lines of examples that are left out whose numbers are shown."""
@@ -276,7 +276,7 @@ class Example:
     ids: np.ndarray  # (m,) int64
     counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
     whole: bool  # whether all of it counts, so that what exceeds a row goes on in the next
-    glued: bool = False  # whether its completion begins where no space is
+    missing_space: bool = False  # whether its completion begins where no space is
     chat: bool = False
     system: str | None = None  # the message with which a chat begins, if that is the system's
 
@@ -302,10 +302,10 @@ def read_examples(
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
                 raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
-            glued = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
+            missing_space = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
             chat, whole = isinstance(line, Chat), isinstance(line, Text)
             system = system_of(line.messages) if isinstance(line, Chat) else None
-            examples.append(Example(number, np.array(ids, np.int64), counted, whole, glued, chat, system))
+            examples.append(Example(number, np.array(ids, np.int64), counted, whole, missing_space, chat, system))
     return examples
 
 
@@ -342,11 +342,11 @@ def encode_example(
 
 def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return the inputs of an example and its targets: one row, of a text as many as it needs, none if none counts."""
-    targets = np.where(example.counted, example.ids, IGNORED)
+    targets = np.where(example.counted, example.ids, IGNORE_INDEX)
     starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
     rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
     rows = [(x[: len(y)], y) for x, y in rows]
-    return rows if any((y != IGNORED).any() for _, y in rows) else []
+    return rows if any((y != IGNORE_INDEX).any() for _, y in rows) else []
 
 
 def length_of(example: Example) -> int:
@@ -355,13 +355,17 @@ def length_of(example: Example) -> int:
     return max(1, min(last, LONGEST_ROW) if example.whole else last)
 
 
-def filled(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
+def pad(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows as two arrays, each (n, width): behind an example's end X has the id 0, and Y -100."""
     rows = list(rows)
-    X, Y = np.full((len(rows), width), FILLED, np.int64), np.full((len(rows), width), IGNORED, np.int64)
+    X, Y = np.full((len(rows), width), PAD_ID, np.int64), np.full((len(rows), width), IGNORE_INDEX, np.int64)
     for row, (x, y) in enumerate(rows):
         X[row, : len(x)], Y[row, : len(y)] = x, y
     return X, Y
+
+
+filled = pad
+"""The name in the fifth edition."""
 
 
 def of_examples(
@@ -388,15 +392,15 @@ def of_examples(
         (held if to_measure else trained).extend(own)
     measured = [held[row] for row in spread(np.arange(len(held)), most_measured)]
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
-    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORED).sum() for _, y in trained + held)
+    tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORE_INDEX).sum() for _, y in trained + held)
     summary = (
         f"{len(learnable) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
         f"{counted:,} of {tokens:,} tokens count{_lost(examples, length, longest)}"
     )
     shown = learnable[int(is_held.argmin())]  # the first to train on
     return Data(
-        *filled(trained, width),
-        *filled(measured, width),
+        *pad(trained, width),
+        *pad(measured, width),
         held=len(held),
         unit="examples",
         summary=summary,
@@ -422,13 +426,13 @@ def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...
     marks = [example.mark for example in examples]
     trained = {mark for mark, held in zip(marks, is_held, strict=True) if not held}
     measured = [mark for mark, held in zip(marks, is_held, strict=True) if held]
-    copies, glued = len(marks) - len({*marks}), [example for example in examples if example.glued]
+    copies, missing_space = len(marks) - len({*marks}), [example for example in examples if example.missing_space]
     notes = [f"copies of other examples: {copies:,}"] if copies else []
     notes += _both(sum(mark in trained for mark in measured), len(measured))
-    if glued:
+    if missing_space:
         notes.append(
-            f"completions without a space behind a prompt without one: {len(glued):,}, the first in line "
-            f"{glued[0].line}; a model would write one word of both"
+            f"completions without a space behind a prompt without one: {len(missing_space):,}, the first in line "
+            f"{missing_space[0].line}; a model would write one word of both"
         )
     return tuple(notes)
 

@@ -26,12 +26,12 @@ from ..fast.threads import core_count
 from ..fast.widths import by_width
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
-from ..files.disk import check_file, check_new_file, refuse_inputs, replaceable, takes_files, written_whole
+from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
-from ..losses import IGNORED, Loss
+from ..losses import IGNORE_INDEX, Loss
 from ..optim import gradient_norm
 from ..quantization import quantize
 from ..schedule import Schedule
@@ -41,7 +41,7 @@ from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from .data import EXAMPLES, Data, load_data
 from .files.save import found_by_weight
-from .llama import Llama, recomputed
+from .llama import Llama, checkpointed
 from .losstable import LossTable, shown_parts
 from .memory import (
     EXPERTS,
@@ -53,20 +53,20 @@ from .memory import (
     megabytes,
     parameter_bytes,
 )
-from .recipe import EVAL_SHARE, Recipe, Settled, option_name
+from .recipe import EVAL_SHARE, Recipe, ResolvedRecipe, option_name
 from .resume import (
     BestStep,
     Kept,
     Notes,
-    NowAndThen,
-    alone,
-    asked,
+    ThrottledCheckpoint,
     check_same,
     digest_of_adapter,
+    exclusive_lock,
+    identity_of,
     note_saved,
     read_kept,
 )
-from .text import HELD_OUT, evaluate_where_it_counts, next_token_loss, where_it_counts
+from .text import HELD_OUT, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
 USABLE_SHARE = 0.9
 """Of the free memory, what a training may fill: arrays that live shortly come on top."""
@@ -76,16 +76,16 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     """Do what a recipe says, and print what is found on the way. Return the losses."""
     start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
     check_recipe(recipe)
-    with alone(recipe.kept_in), alone(recipe.save):
+    with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
         recipe, kept, start_from = open_inputs(recipe, backend)
         data, model = load(recipe, backend)
-        settled, rng = recipe.settled(parameter_count(model)), np.random.default_rng(recipe.seed)
-        adapted = adapted_model(settled, model, start_from, rng, backend)
-        settled, data = fit_to_machine(settled, adapted, data, kept, machine, backend)
-        table = train_adapter(settled, adapted, data, kept, rng, backend)
-        save(settled, adapted, system_to_keep(recipe, data))
-    print(f"\nadapter written to {printable(str(settled.save))} after {time.perf_counter() - start:.0f} s")
-    if best := best_step(settled, table):
+        resolved, rng = recipe.resolved(parameter_count(model)), np.random.default_rng(recipe.seed)
+        adapted = adapted_model(resolved, model, start_from, rng, backend)
+        resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
+        table = train_adapter(resolved, adapted, data, kept, rng, backend)
+        save(resolved, adapted, system_to_keep(recipe, data))
+    print(f"\nadapter written to {printable(str(resolved.save))} after {time.perf_counter() - start:.0f} s")
+    if best := best_step(resolved, table):
         print(best)
     return table
 
@@ -94,12 +94,12 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
 
 
 def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
-    """Return the recipe with what a checkpoint had settled, the checkpoint, and the adapter to go on from."""
+    """Return the recipe with what a checkpoint had resolved, the checkpoint, and the adapter to go on from."""
     recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
     kept = kept_training(recipe, backend)
     check_free(recipe, kept)
     if kept is not None:
-        recipe = recipe.settled(kept.notes["numbers"])
+        recipe = recipe.resolved(kept.notes["numbers"])
         place = kept.place(None if recipe.epochs else recipe.steps)
         print(f"resume   goes on from {place} ({printable(str(kept.path))})")
     start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
@@ -111,8 +111,10 @@ def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
     try:
         if (kept := read_kept(recipe.kept_in)) is None:
             return None
-        settled = recipe.settled(kept.notes["numbers"])
-        check_same(kept, asked(settled, model_path(recipe.model), backend), None if recipe.epochs else settled.steps)
+        resolved = recipe.resolved(kept.notes["numbers"])
+        check_same(
+            kept, identity_of(resolved, model_path(recipe.model), backend), None if recipe.epochs else resolved.steps
+        )
     except CheckpointError as error:
         if recipe.checkpoint is not None:
             raise
@@ -186,8 +188,8 @@ def check_places(recipe: Recipe) -> None:
         (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
     ]
     refuse_inputs("the checkpoint", recipe.kept_in, adapter)
-    takes_files(recipe.kept_in.parent)
-    replaceable(recipe.kept_in)
+    check_writable(recipe.kept_in.parent)
+    check_replaceable(recipe.kept_in)
     taken = [*inputs(recipe), *adapter]
     for path, what in written_beside(recipe):
         check_file(what, path, taken)
@@ -294,7 +296,7 @@ def load_model(model: Path | None, dtype: str, backend: Backend, bits: str | Non
 
 
 def adapted_model(
-    recipe: Settled, model: Llama, start_from: Mapping[str, Adapter], rng: np.random.Generator, backend: Backend
+    recipe: ResolvedRecipe, model: Llama, start_from: Mapping[str, Adapter], rng: np.random.Generator, backend: Backend
 ) -> Llama:
     """Return the model with the adapters to go on from, where there are some, or with new ones."""
     if recipe.adapter is not None:
@@ -335,14 +337,14 @@ def with_adapters(
 
 
 def fit_to_machine(
-    recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
-) -> tuple[Settled, Data]:
+    recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
+) -> tuple[ResolvedRecipe, Data]:
     """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
     masked = adapted
     if recipe.dropout:
         check_dropped(adapters(adapted))
         masked = with_dropout(adapted, recipe.dropout, [0])
-    lean = measured_memory(recomputed(masked), backend.asarray(data.X), backend)
+    lean = measured_memory(checkpointed(masked), backend.asarray(data.X), backend)
     needs = lean if recipe.recompute else measured_memory(masked, backend.asarray(data.X), backend)
     if kept is not None:
         data = data.of_length(kept.notes["length"])  # as long as at the start, whatever memory is free now
@@ -389,7 +391,7 @@ def system_to_keep(recipe: Recipe, data: Data) -> str | None:
     return (data.system if recipe.system is None else recipe.system) or None
 
 
-def plan(recipe: Settled, data: Data, done: int | None) -> list[str]:
+def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
     """Say how long the training is, which rows are measured when, and which part of the time that takes."""
     left, passes = recipe.steps - (done or 0), recipe.steps / math.ceil(len(data.X) / recipe.batch_size)
     lines = [f"time     {left} steps of {recipe.batch_size} {data.unit}{f', {recipe.steps} in all' if done else ''}: "]
@@ -471,7 +473,7 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 
 
 def train_adapter(
-    recipe: Settled, adapted: Llama, data: Data, kept: Kept | None, rng: np.random.Generator, backend: Backend
+    recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, rng: np.random.Generator, backend: Backend
 ) -> LossTable:
     """Train, print a row whenever the loss is measured, and return the rows."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
@@ -487,12 +489,13 @@ def train_adapter(
     numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
     wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
     notes = Notes(
-        asked=asked(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length, before=before,
+        asked=identity_of(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length,
+        before=before,
         losses=table.losses, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
     )  # fmt: skip
     if kept is None:
         recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
-    keeper = NowAndThen if recipe.checkpoint is None else Checkpoint
+    keeper = ThrottledCheckpoint if recipe.checkpoint is None else Checkpoint
     checkpoint = keeper(recipe.kept_in, notes=notes)
     best = BestStep(checkpoint) if recipe.keep_best else None
     try:
@@ -515,9 +518,9 @@ def train_adapter(
 class Step:
     """A step's gradients and the held-out loss, for ``train(..., gradients=Step(...))``."""
 
-    def __init__(self, recipe: Settled, rng: np.random.Generator, table: LossTable) -> None:
+    def __init__(self, recipe: ResolvedRecipe, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
-        self.parts = Accumulated(recipe.part_rows, recipe.workers, where_it_counts, by_width)
+        self.parts = Accumulated(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
@@ -526,11 +529,11 @@ class Step:
             keys = self.rng.integers(1 << 64, size=len(x), dtype=np.uint64).tolist()
             model = with_dropout(model, self.dropout, keys)
         if self.recompute:
-            model = recomputed(model)
+            model = checkpointed(model)
 
         def noting(logits: Array, targets: Array) -> tuple[Array, Array]:
             value, d_logits = loss(logits, targets)
-            losses.append((value, (targets != IGNORED).sum()))
+            losses.append((value, (targets != IGNORE_INDEX).sum()))
             return value, d_logits
 
         grads = self.parts(model, x, y, noting)
@@ -552,7 +555,7 @@ def rates(recipe: Recipe, steps: int) -> Schedule | None:
     return replace(schedule, steps=schedule.warmup + 1) if decay == "constant" else schedule
 
 
-def diverged(recipe: Settled, step: int) -> str:
+def diverged(recipe: ResolvedRecipe, step: int) -> str:
     """Say that a training broke down, what may help, and what is left of it."""
     rest = ""
     if recipe.checkpoint is not None:
@@ -566,7 +569,7 @@ def diverged(recipe: Settled, step: int) -> str:
 # --- save -------------------------------------------------------------------------------------------------------------
 
 
-def save(recipe: Settled, adapted: Llama, system: str | None) -> None:
+def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None) -> None:
     """Write the adapter, with the names that PEFT and llama.cpp ask for, and the chats' system message."""
     by_weight = found_by_weight(adapted)
     write = partial(
@@ -583,7 +586,7 @@ def save(recipe: Settled, adapted: Llama, system: str | None) -> None:
         recipe.kept_in.unlink(missing_ok=True)
 
 
-def best_step(recipe: Settled, table: LossTable) -> str:
+def best_step(recipe: ResolvedRecipe, table: LossTable) -> str:
     """Return a sentence about the lowest held-out loss, where it is not the last one's; or ""."""
     if table.best_step is not None:
         loss = next(row[2] for row in table.rows if row[0] == table.best_step)

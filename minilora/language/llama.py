@@ -40,7 +40,7 @@ from ..layers.embedding import Embedding
 from ..layers.gated import GatedMLP
 from ..layers.mixture import MixtureOfExperts
 from ..layers.norm import RMSNorm
-from ..layers.quantized import CodedLinear
+from ..layers.quantized import FrozenQuantizedLinear
 from ..layers.rotary import Rotary
 from ..layers.router import Router
 from ..layers.stacked import StackedLinear
@@ -214,7 +214,7 @@ class Llama(Layer):
 
         def linear(path: str) -> Linear:
             weight, bias = arrays[f"{path}.weight"], arrays[name] if (name := f"{path}.bias") in shapes else None
-            return weight.with_bias(bias) if isinstance(weight, CodedLinear) else Linear(weight, bias)
+            return weight.with_bias(bias) if isinstance(weight, FrozenQuantizedLinear) else Linear(weight, bias)
 
         def norm(path: str) -> RMSNorm:
             return RMSNorm(arrays[f"{path}.weight"], config.rms_norm_eps)
@@ -269,7 +269,7 @@ class Llama(Layer):
 
 
 @dataclass(eq=False, repr=False)
-class RecomputedBlock(Block):
+class CheckpointedBlock(Block):
     """A block that keeps its input alone: the forward, run again, has the bits of the first one."""
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
@@ -286,7 +286,7 @@ class RecomputedBlock(Block):
         return super().forward(x, at)[1]
 
 
-def recomputed(model: Model) -> Model:
+def checkpointed(model: Model) -> Model:
     """Return a model whose blocks keep their inputs alone, with the arrays of this one: the same gradients, to the bit.
 
     A step then keeps L inputs and the cache of one block at a time, in the place of L caches, and takes a forward more.
@@ -296,9 +296,13 @@ def recomputed(model: Model) -> Model:
     def lean(path: str, layer: Any) -> Any:
         if type(layer) is not Block:
             return layer
-        return RecomputedBlock(layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
+        return CheckpointedBlock(layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
 
     return rebuild(model, layer=lean)  # type: ignore[no-any-return]
+
+
+recomputed = checkpointed
+"""The name in the fifth edition."""
 
 
 def placed(x: Array, at: Array) -> Array:  # (M, d), (B, T) -> (B, T, d)

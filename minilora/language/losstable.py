@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..checks import Array
 from ..files.checkpoint import Saved
-from ..files.disk import replaceable, written_whole
+from ..files.disk import check_replaceable, written_whole
 from ..state import History, TrainingState
 from .recipe import LOG_EVERY
 
@@ -166,7 +166,7 @@ class LossTable:
                 with written_whole(self.log) as new:
                     new.write("".join(lines).encode())
             else:
-                replaceable(self.log)  # whatever lies there by now
+                check_replaceable(self.log)  # whatever lies there by now
                 with self.log.open("a", encoding="utf-8") as file:
                     file.write("".join(lines))
         except (OSError, ValueError) as error:

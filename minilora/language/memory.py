@@ -62,7 +62,7 @@ from ..layer import Layer, Record, arrays_of
 from ..layers.rotary import frequencies
 from ..training import EVALUATION_ROWS
 from .config import LlamaConfig
-from .llama import RecomputedBlock
+from .llama import CheckpointedBlock
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
@@ -224,7 +224,7 @@ def step_bytes(cache: Record) -> int:
 def _recomputed(cache: Any) -> Iterator[Any]:
     """Yield the caches of blocks that keep their inputs alone."""
     if isinstance(cache, (tuple, list)):
-        if isinstance(cache, Record) and isinstance(cache.layer, RecomputedBlock):
+        if isinstance(cache, Record) and isinstance(cache.layer, CheckpointedBlock):
             yield cache
         else:
             for part in cache:
@@ -274,7 +274,7 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
     # This runs one row of X and two, and cuts long ones: a forward of these would take the memory that it is to tell.
     # Each row keeps the same bytes. Up to the length `page` attention keeps its T x T matrix; beyond it the bytes grow
     # with T as a + b T (`minilora.fast.blockwise`).
-    page = (CPU if backend.name == "numpy" else GPU).page_up_to
+    page = (CPU if backend.name == "numpy" else GPU).plain_up_to
     low, high = page + 1, page + page // 2  # two points of that line
 
     @cache

@@ -245,14 +245,14 @@ class Recipe:
         save = self.save if self.save.name not in ("", "..") else os.path.abspath(self.save)
         return self.checkpoint or Path(f"{save}.checkpoint")
 
-    def settled(self, numbers: int) -> Settled:
+    def resolved(self, numbers: int) -> ResolvedRecipe:
         """Return the recipe with what fits a model of so many parameters in the place of what was not given."""
         usual = {name: value for name, value in fitting(numbers).items() if getattr(self, name) is None}
-        return Settled(**vars(replace(self, **usual)))
+        return ResolvedRecipe(**vars(replace(self, **usual)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settled(Recipe):
+class ResolvedRecipe(Recipe):
     """A recipe in which nothing is open, but for the steps that epochs of data not read yet take."""
 
     steps: int
@@ -260,7 +260,7 @@ class Settled(Recipe):
     lr: float
     workers: int
 
-    def for_rows(self, rows: int) -> Settled:
+    def for_rows(self, rows: int) -> ResolvedRecipe:
         """Return it for so many rows of data: an epoch has as many steps as there are batches in them."""
         steps = self.steps if self.epochs is None else math.ceil(self.epochs * math.ceil(rows / self.batch_size) - 1e-9)
         return replace(self, steps=steps)

@@ -53,7 +53,7 @@ FILES = {
 class Notes(TypedDict):
     """What a checkpoint of ``minilora finetune`` notes."""
 
-    asked: dict[str, Any]  # what must be the same, as `asked` returns it
+    asked: dict[str, Any]  # what must be the same, as `identity_of` returns it
     numbers: int  # of the model
     length: int  # of the longest row: where none is asked for, the data's own, or what memory had room for
     before: float  # the held-out loss before the first step
@@ -87,7 +87,7 @@ def read_kept(path: Path) -> Kept | None:
         ) from error
 
 
-def asked(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]:
+def identity_of(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]:
     """Return what must be the same for a fine-tuning to go on, by the words of the command line."""
     targets, parameters = recipe.target_modules, recipe.target_parameters
     by_steps = recipe.schedule != "constant" or 0 < recipe.warmup < 1  # then more steps are other rates
@@ -134,7 +134,7 @@ def note_saved(kept: Path, adapter: Path) -> None:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path) -> Iterator[None]:
     """Hold what a training writes for this process while it trains; where another one holds it, that is an error."""
     filelock = needed("filelock", "a training that is kept")
     place = hashlib.sha256(f"{Path.home()} {os.path.realpath(path)}".encode()).hexdigest()
@@ -150,7 +150,7 @@ def alone(path: Path) -> Iterator[None]:
         raise ValueError(f"another training writes {str(path)!r}: wait for its end, or name another") from None
 
 
-class NowAndThen(Checkpoint):
+class ThrottledCheckpoint(Checkpoint):
     """A checkpoint that is written as often as takes `SHARE` of the time, and not after every step."""
 
     written, took = 0.0, 0.0  # when it was last, and how long that was, in seconds

@@ -27,7 +27,7 @@ from ..fast.widths import of_area, widths
 from ..files.disk import open_regular
 from ..fitting import check_data
 from ..gradients import backpropagate
-from ..losses import IGNORED, Loss, count, cross_entropy
+from ..losses import IGNORE_INDEX, Loss, count, cross_entropy
 from ..texts import FileRefused, reading
 from ..training import EVALUATION_ROWS, sum_of
 from ..variants.dropout import with_rows_at
@@ -129,15 +129,15 @@ def next_token_loss(logits: Array, targets: Array) -> tuple[Array, Array]:
     return cross_entropy(logits, targets, out=logits)
 
 
-def where_it_counts(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
+def gradients_at_targets(model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
     """Return the gradients of ``loss(model(x), y)``, and compute the less the fewer targets count.
 
     Logits, and the last block's MLP, are computed where a target counts; all else up to the last column that has one.
     The same as `minilora.training.backpropagate` gives, up to rounding; the same bits where every target counts.
     """
     check_shape("targets", y, tuple(x.shape[:2]))  # of three axes, the numbers would be others
-    x, y = without_filling(x, y)
-    at = y != IGNORED
+    x, y = trim_padding(x, y)
+    at = y != IGNORE_INDEX
     if at.all() or not at.any():
         return backpropagate(model, x, y, loss)
     last = len(model.model.layers) - 1
@@ -153,10 +153,10 @@ def evaluate_where_it_counts(
 ) -> float:  # fmt: skip
     """Return the loss as `minilora.evaluate` does, in less work the fewer targets count; ``shown`` yields parts."""
     check_shape("targets", Y, tuple(X.shape[:2]))
-    check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORED)
+    check_ids("Y", Y, model.lm_head.out_features, ignored=IGNORE_INDEX)
 
     def of_hidden(h: Array, y: Array) -> tuple[Array, Array]:
-        at = y != IGNORED
+        at = y != IGNORE_INDEX
         return loss(model.lm_head(h[at]), y[at])
 
     check_data(model.model, X, Y, of_hidden, model.model.trainable(), model.lm_head.out_features)
@@ -164,14 +164,14 @@ def evaluate_where_it_counts(
 
     def share(part: np.ndarray) -> Any:
         rows = backend_of(X).asarray(part)
-        x, y = without_filling(X[rows], Y[rows])
+        x, y = trim_padding(X[rows], Y[rows])
         return of_hidden(model.model(x), y)[0] * (count(y) / targets)
 
     parts = of_area(Y, max(1, EVALUATION_ROWS // Y.shape[1]) * Y.shape[1])
     return sum_of(share, shown(parts), workers, X)
 
 
-def without_filling(x: Array, y: Array) -> tuple[Array, Array]:
+def trim_padding(x: Array, y: Array) -> tuple[Array, Array]:
     """Return ids and targets up to the last column in which a target counts; without one, all of them."""
     width = int(widths(y).max()) or y.shape[1]
     return x[:, :width], y[:, :width]

@@ -68,14 +68,14 @@ class Convolution(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (N, C, *sizes) -> (N, out, *positions)
         """Return y and the cache, which keeps the patches; frozen, it keeps none."""
-        y, cache = self.as_linear().forward(self.rewrite(x))
-        y = self.arrange(y, x.shape)
+        y, cache = self.as_linear().forward(self.to_rows(x))
+        y = self.from_rows(y, x.shape)
         return y, (x.shape, cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (N, C, *sizes), and the gradients of the weight and the bias."""
         shape, rows_cache = cache
-        linear, dy = rows_cache.layer, self.arrange_adjoint(dy)
+        linear, dy = rows_cache.layer, self.from_rows_adjoint(dy)
         _, grads = linear.backward(dy, rows_cache, need_dx=False)
         if grads:
             grads["weight"] = grads["weight"].reshape(self.weight.shape)
@@ -83,7 +83,7 @@ class Convolution(Layer):
 
     # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.adapter`) ---
 
-    def rewrite(self, x: Array) -> Array:  # (N, C, *sizes) -> (N P, C K)
+    def to_rows(self, x: Array) -> Array:  # (N, C, *sizes) -> (N P, C K)
         """Return the patches, one row for each position of each image."""
         _check_image(self, x)
         xp, (n, c), positions = backend_of(x).xp, x.shape[:2], self.positions(x.shape)
@@ -93,13 +93,15 @@ class Convolution(Layer):
             z[(slice(None), *offset)] = padded[(..., *window)].swapaxes(0, 1)  # eq. (conv.1)
         return z.reshape(c * math.prod(self.kernel), n * math.prod(positions)).T
 
+    rewrite = to_rows  # the name in the fifth edition
+
     def input_gradient(self, dy: Array, W: Array, shape: Ints) -> Array:  # (N P, out), (out, C K) -> (N, C, *sizes)
         """Return dx for a matrix W. The product is written so that dz lies channel first, as the patches do."""
         dz = (W.T @ dy.T).T  # eq. (10)
-        return self.rewrite_adjoint(dz, shape)
+        return self.to_rows_adjoint(dz, shape)
 
-    def rewrite_adjoint(self, dz: Array, shape: Ints) -> Array:  # (N P, C K) -> (N, C, *sizes)
-        """Return dx: each entry of dz added where `rewrite` took it from. What fell on the padding is cut off."""
+    def to_rows_adjoint(self, dz: Array, shape: Ints) -> Array:  # (N P, C K) -> (N, C, *sizes)
+        """Return dx: each entry of dz added where `to_rows` took it from. What fell on the padding is cut off."""
         (n, c, *sizes), positions = shape, self.positions(shape)
         dz = dz.T.reshape(c, *self.kernel, n, *positions)
         padded = backend_of(dz).zeros((c, n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True))), dz.dtype)
@@ -119,11 +121,11 @@ class Convolution(Layer):
         steps = zip(shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in steps)
 
-    def arrange(self, y: Array, shape: Ints) -> Array:  # (N P, out) -> (N, out, *positions)
+    def from_rows(self, y: Array, shape: Ints) -> Array:  # (N P, out) -> (N, out, *positions)
         """Return rows as images, by a view."""
         return backend_of(y).xp.moveaxis(y.reshape(shape[0], *self.positions(shape), y.shape[-1]), -1, 1)
 
-    def arrange_adjoint(self, dy: Array) -> Array:  # (N, out, *positions) -> (N P, out)
+    def from_rows_adjoint(self, dy: Array) -> Array:  # (N, out, *positions) -> (N P, out)
         """Return images as rows."""
         dy = backend_of(dy).xp.moveaxis(dy, 1, -1)
         return dy.reshape(math.prod(dy.shape[:-1]), dy.shape[-1])

@@ -57,7 +57,7 @@ class Embedding(Layer):
 
     def forward(self, x: Array) -> tuple[Array, Cache]:  # (...) ids -> (..., dim)
         """Return y and the cache. Ids that are no integers from 0 to V - 1 are refused (on a GPU, not looked at)."""
-        X = self.rewrite(x)
+        X = self.to_rows(x)
         y = X @ self.weight  # eq. (emb.1)
         return y, (None if self.frozen else X,)
 
@@ -72,19 +72,21 @@ class Embedding(Layer):
 
     # --- as a linear layer on rewritten inputs: what an adapter asks for (`minilora.variants.adapter`) ---
 
-    def rewrite(self, x: Array) -> OneHot:  # (...) ids -> (..., V)
+    def to_rows(self, x: Array) -> OneHot:  # (...) ids -> (..., V)
         """Return the ids as one-hot rows."""
         check_ids("x", x, self.weight.shape[0], like=self.weight)
         return OneHot(x, self.weight.shape[0], self.weight)
 
+    rewrite = to_rows  # the name in the fifth edition
+
     input_gradient: ClassVar[None] = None  # ids have no derivative
     kernel: ClassVar[tuple[int, ...]] = ()
 
-    def arrange(self, y: Array, shape: tuple[int, ...]) -> Array:  # (..., dim) -> (..., dim)
+    def from_rows(self, y: Array, shape: tuple[int, ...]) -> Array:  # (..., dim) -> (..., dim)
         """Return the output as it is."""
         return y
 
-    def arrange_adjoint(self, dy: Array) -> Array:  # (..., dim) -> (..., dim)
+    def from_rows_adjoint(self, dy: Array) -> Array:  # (..., dim) -> (..., dim)
         """Return dy as it is."""
         return dy
 

@@ -39,7 +39,7 @@ from ..layer import Cache, Layer, inner, nest, rows, trains
 from .activation import logistic
 from .experts import Experts
 from .gated import GatedMLP
-from .router import Router, tallied
+from .router import Router, rows_per_expert
 
 
 @dataclass(eq=False, repr=False)
@@ -66,7 +66,7 @@ class MixtureOfExperts(Layer):
         """Return y, and a cache with g, o and the order in which rows were gathered."""
         h = rows(x)  # (N, d)
         g, choice, g_cache = self.gate.route(h)
-        order, place, counts = gathered(choice, self.experts.count)
+        order, place, counts = sort_by_expert(choice, self.experts.count)
         o, o_cache = self.experts.forward(h[order // self.gate.top_k], counts)
         o = o[place].reshape(*choice.shape, h.shape[1])  # (N, K, d)
         y = (g[:, :, None] * o).sum(axis=1)  # eq. (moe.8)
@@ -111,12 +111,14 @@ class MixtureOfExperts(Layer):
         return dx, nest("shared_expert", s_grads) | nest("shared_expert_gate", t_grads)
 
 
-def gathered(choice: Array, experts: int) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
+def sort_by_expert(
+    choice: Array, experts: int
+) -> tuple[Array, Array, list[int]]:  # (N, K) -> (N K,), (N K,), E numbers
     """Return the order that puts the N K pairs of a row and a kept expert by expert, its inverse, and their counts.
 
     Pair i is of row i // K. Within an expert rows keep their order.
     """
     backend, pairs = backend_of(choice), choice.reshape(-1)
     order = backend.xp.argsort(pairs, kind="stable")
-    counts = backend.to_numpy(tallied(choice, experts))  # a GPU is waited for here
+    counts = backend.to_numpy(rows_per_expert(choice, experts))  # a GPU is waited for here
     return order, backend.xp.argsort(order, kind="stable"), counts.tolist()

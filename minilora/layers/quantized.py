@@ -32,7 +32,7 @@ from .nf4 import (
 )
 
 
-class CodedLinear(Linear):
+class FrozenQuantizedLinear(Linear):
     """A frozen linear layer that keeps codes in place of its weight. A subclass makes the weight from them."""
 
     like: Array  # (0,), in the dtype and the library that the layer computes in
@@ -67,17 +67,17 @@ class CodedLinear(Linear):
         """Return nothing."""
         return {}
 
-    def numbers(self) -> dict[int, int]:
+    def parameter_counts(self) -> dict[int, int]:
         """Return how many numbers the layer stands for: those of its weight, and not its bytes."""
         return {id(self): math.prod(self.shape)} | ({} if self.bias is None else {id(self.bias): self.bias.size})
 
-    def with_bias(self, bias: Array | None) -> CodedLinear:
+    def with_bias(self, bias: Array | None) -> FrozenQuantizedLinear:
         """Return the same layer with another bias; the codes are shared."""
         new = copy(self)
-        CodedLinear.__init__(new, self.like, self.shape, bias)
+        FrozenQuantizedLinear.__init__(new, self.like, self.shape, bias)
         return new
 
-    def encode(self, linear: Linear) -> CodedLinear:
+    def encode(self, linear: Linear) -> FrozenQuantizedLinear:
         """Return another layer in this one's format."""
         raise ValueError(f"a {type(self).__name__} is read from files, and nothing is written in its format")
 
@@ -86,7 +86,11 @@ class CodedLinear(Linear):
         return Linear(self.weight, None if self.bias is None else self.bias.copy())
 
 
-class QuantizedLinear(CodedLinear):
+CodedLinear = FrozenQuantizedLinear
+"""The name in the fifth edition."""
+
+
+class QuantizedLinear(FrozenQuantizedLinear):
     """A frozen linear layer in NF4. It keeps the arrays that it is given."""
 
     def __init__(
@@ -129,7 +133,7 @@ class QuantizedLinear(CodedLinear):
         too. A layer that is quantised already is a ValueError.
         """
         check_instance("linear", linear, Linear)
-        if isinstance(linear, CodedLinear):
+        if isinstance(linear, FrozenQuantizedLinear):
             raise ValueError("linear is quantised already: dequantize() it first")
         double_quant = check_flag("double_quant", double_quant)
         packed, absmax = quantize_nf4(linear.weight, block_size=block_size)

@@ -95,7 +95,7 @@ def kept_index(choice: Array) -> tuple[Array, Array]:  # (N, K) -> an index of (
     return backend_of(choice).xp.arange(len(choice))[:, None], choice
 
 
-def tallied(choice: Array, experts: int) -> Array:  # (N, K) -> (E,)
+def rows_per_expert(choice: Array, experts: int) -> Array:  # (N, K) -> (E,)
     """Return how many rows keep each expert; `bincount` would make a GPU wait."""
     return (choice.reshape(-1, 1) == backend_of(choice).xp.arange(experts)).sum(axis=0)
 
@@ -134,7 +134,7 @@ def balance(scores: Array, top_k: int) -> tuple[Array, Array]:  # (N, E) -> (), 
     check_array("scores", scores)
     n, E = scores.shape
     choice = top_experts(scores, check_integer("top_k", top_k, at_least=1, at_most=E))
-    f = tallied(choice, E).astype(scores.dtype) / n
+    f = rows_per_expert(choice, E).astype(scores.dtype) / n
     p, xp = softmax(scores), backend_of(scores).xp
     loss = E * (f * p.mean(axis=0)).sum()  # eq. (moe.14)
     dp = xp.broadcast_to(E * f / n, p.shape)  # eq. (moe.15)

@@ -43,14 +43,14 @@ class StackedLinear(Layer):
     def forward(self, x: Array, counts: Sequence[int] | None = None) -> tuple[Array, Cache]:  # (R, in) -> (R, out)
         """Return y and the cache. Rows come in the experts' order, `counts` of each; all of them where there is one."""
         counts = check_counts(x, counts, self.experts)
-        y = grouped(x, self.stack, counts)
+        y = grouped_matmul(x, self.stack, counts)
         return y, (None if self.frozen else x, counts)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), and the gradient of the array under the empty name."""
         x, counts = cache
-        dx = grouped_back(dy, self.stack, counts) if need_dx else None
-        return dx, {} if self.frozen else {"": products(dy, x, counts).reshape(self.weight.shape)}
+        dx = grouped_matmul_dx(dy, self.stack, counts) if need_dx else None
+        return dx, {} if self.frozen else {"": grouped_dw(dy, x, counts).reshape(self.weight.shape)}
 
     def trainable(self) -> dict[str, Array]:
         """Return the array, under the empty name: in a model it has the layer's own."""
@@ -65,7 +65,7 @@ class StackedLinear(Layer):
     shape = property(lambda self: self.weight.shape[-2:], doc="(out, in), of each.")
 
 
-def grouped(x: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
+def grouped_matmul(x: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
     """Return each row times its expert's weight, (R, out) of x (R, in), or add that onto an array."""
     xp = backend_of(x).xp
     rows = xp.empty((len(x), W.shape[1]), xp.result_type(x, W)) if onto is None else onto
@@ -78,7 +78,7 @@ def grouped(x: Array, W: Array, counts: Sequence[int], onto: Array | None = None
     return rows
 
 
-def grouped_back(dy: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
+def grouped_matmul_dx(dy: Array, W: Array, counts: Sequence[int], onto: Array | None = None) -> Array:
     """Return each row of dy times its expert's weight, (R, in) of dy (R, out), or add that onto an array."""
     xp = backend_of(dy).xp
     rows = xp.empty((len(dy), W.shape[2]), xp.result_type(dy, W)) if onto is None else onto
@@ -91,7 +91,7 @@ def grouped_back(dy: Array, W: Array, counts: Sequence[int], onto: Array | None 
     return rows
 
 
-def products(dy: Array, x: Array, counts: Sequence[int]) -> Array:  # (R, out), (R, in) -> (E, out, in)
+def grouped_dw(dy: Array, x: Array, counts: Sequence[int]) -> Array:  # (R, out), (R, in) -> (E, out, in)
     """Return the gradient of each expert's weight."""
     backend = backend_of(dy)
     dW = backend.zeros((len(counts), dy.shape[1], x.shape[1]), dy.dtype)

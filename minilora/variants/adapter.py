@@ -78,7 +78,7 @@ class Adapter(LoRA):
 
 
 @dataclass(eq=False, repr=False)
-class Rewritten(Adapted):
+class AdaptedRows(Adapted):
     """A frozen `Embedding`, `Conv1d` or `Conv2d` and the adapter of its matrix. Only the adapter trains."""
 
     base: Embedding | Convolution
@@ -90,14 +90,14 @@ class Rewritten(Adapted):
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return y and the cache."""
         layer = self.on_rows()
-        u, cache = layer.forward(self.base.rewrite(x))  # eq. (rw.1)
-        y = self.base.arrange(u, x.shape)  # eq. (rw.2)
+        u, cache = layer.forward(self.base.to_rows(x))  # eq. (rw.1)
+        y = self.base.from_rows(u, x.shape)  # eq. (rw.2)
         return y, (x.shape, cache)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx, None for ids, and the gradients of the adapter."""
         shape, rows_cache = cache
-        layer, du, input_gradient = rows_cache.layer, self.base.arrange_adjoint(dy), self.base.input_gradient
+        layer, du, input_gradient = rows_cache.layer, self.base.from_rows_adjoint(dy), self.base.input_gradient
         _, grads = layer.backward(du, rows_cache, need_dx=False)  # eq. (rw.3)
         if not need_dx or input_gradient is None:
             return None, grads
@@ -117,12 +117,16 @@ class Rewritten(Adapted):
         return self.on_rows().delta()
 
 
+Rewritten = AdaptedRows
+"""The name in the fifth edition."""
+
+
 def over(base: Any, adapter: Any) -> Layer:
     """Return the layer of a base and its adapter. A plain `LoRA` may stand there too."""
     if isinstance(base, StackedLinear):
         return StackedLoRALinear(base, adapter)
     if not isinstance(base, Linear):
-        return Rewritten(base, adapter)
+        return AdaptedRows(base, adapter)
     return adapter.over(base) if isinstance(adapter, Adapter) else LoRALinear(base, adapter)
 
 

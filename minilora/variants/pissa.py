@@ -28,7 +28,7 @@ from dataclasses import replace
 
 from ..backend import backend_of
 from ..checks import check_number, check_rank_within
-from ..layers.quantized import CodedLinear
+from ..layers.quantized import FrozenQuantizedLinear
 from ..linear import Linear
 from ..lora import LoRA
 from .adapter import Adapter
@@ -40,7 +40,7 @@ def pissa(linear: Linear, *, rank: int, alpha: float, use_rslora: bool = False) 
 
     A rank above min(in, out) is a ValueError: there are no more singular vectors.
     """
-    if isinstance(linear, CodedLinear):
+    if isinstance(linear, FrozenQuantizedLinear):
         raise ValueError(
             f"PiSSA subtracts its start from the weight, which a {type(linear).__name__} keeps in few bits: take "
             "LoRA's start, or minilora.loftq"

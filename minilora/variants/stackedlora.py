@@ -26,7 +26,7 @@ from ..adapted import Adapted
 from ..backend import backend_of
 from ..checks import Array, check_flag
 from ..layer import Cache
-from ..layers.stacked import StackedLinear, check_counts, grouped, grouped_back, products
+from ..layers.stacked import StackedLinear, check_counts, grouped_dw, grouped_matmul, grouped_matmul_dx
 from ..lora import LoRA
 from .scaling import scaling
 
@@ -56,20 +56,20 @@ class StackedLoRA(LoRA):
         """Return y and the cache, of `counts` rows of each expert, in their order."""
         counts = check_counts(x, counts, self.experts)
         A, B = self.factors()
-        h = grouped(x, A, counts)  # (1) of each expert
-        y = grouped(self.scaling * h, B, counts)  # (2)
+        h = grouped_matmul(x, A, counts)  # (1) of each expert
+        y = grouped_matmul(self.scaling * h, B, counts)  # (2)
         return y, (counts, *((None, None) if self.frozen else (x, h)))
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         """Return dx (R, in), and the gradients of both factors, packed as they are; a frozen adapter computes none."""
         counts, x, h = cache
         A, B = self.factors()
-        dh = grouped_back(dy, B, counts) * self.scaling  # (4)
-        dx = grouped_back(dh, A, counts) if need_dx else None  # (6)
+        dh = grouped_matmul_dx(dy, B, counts) * self.scaling  # (4)
+        dx = grouped_matmul_dx(dh, A, counts) if need_dx else None  # (6)
         if self.frozen:
             return dx, {}
-        dA = products(dh, x, counts)  # (5)
-        dB = products(dy, h, counts) * self.scaling  # (3)
+        dA = grouped_dw(dh, x, counts)  # (5)
+        dB = grouped_dw(dy, h, counts) * self.scaling  # (3)
         return dx, {"lora_A": dA.reshape(self.lora_A.shape), "lora_B": packed_B(dB)}
 
     def factors(self) -> tuple[Array, Array]:  # -> (E, r, in), (E, out, r)
@@ -104,7 +104,7 @@ class StackedLoRALinear(Adapted):
         """Return y and the cache, by (11) for each expert. The base needs no cache but its counts."""
         y, cache = self.adapter.forward(x, counts)
         counts, *_ = cache.kept
-        grouped(x, self.base.stack, counts, onto=y)
+        grouped_matmul(x, self.base.stack, counts, onto=y)
         return y, (cache, counts)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
@@ -112,7 +112,7 @@ class StackedLoRALinear(Adapted):
         adapter_cache, counts = cache
         dx, grads = self.adapter.backward(dy, adapter_cache, need_dx=need_dx)
         if dx is not None:
-            grouped_back(dy, self.base.stack, counts, onto=dx)
+            grouped_matmul_dx(dy, self.base.stack, counts, onto=dx)
         return dx, grads
 
     def merge(self) -> StackedLinear:

@@ -38,7 +38,7 @@ from ..checks import (
     check_shape,
     dtype_name,
 )
-from ..layer import homes, sum_tied
+from ..layer import first_names, sum_tied
 from ..texts import align
 
 Method = Literal["auto", "complex", "central"]
@@ -349,7 +349,7 @@ class Slopes:
 
     def __init__(self, f: Function, params: Mapping[str, Array], cotangent: Array | None) -> None:
         self.f, self.cotangent = f, cotangent
-        self.home = homes(params)
+        self.home = first_names(params)
         copies = {name: params[name].copy() for name in set(self.home.values())}
         self.params = {name: copies[home] for name, home in self.home.items()}
         twins = {name: p.astype("complex128") for name, p in copies.items()}

@@ -296,7 +296,7 @@ INSTANCES: dict[str, Row] = {
     "RMSNorm": _norm,
     "Rotary": _rotary,
     "Attention": _attention,
-    "Attention, by blocks": lambda d: _attention(d, BlockwiseAttention, blocks=Blocks(2, 3, page_up_to=0)),
+    "Attention, by blocks": lambda d: _attention(d, BlockwiseAttention, blocks=Blocks(2, 3, plain_up_to=0)),
     "Attention, q and k normed": lambda d: _attention(d, normed=True),
     "GatedMLP": _gated,
     "Router": _router,

@@ -171,7 +171,7 @@ def test_held_out_rows_are_measured_all_or_as_asked(shell, asked, measured, said
 def test_measuring_takes_at_most_a_fifth_of_the_steps_time():
     sizes = ((1, 1, 20), (10, 1, 20), (11, 1, 40), (200, 4, 100), (10_000, 4, 5000), (32, 4, 20))
     for count, batch_size, every in sizes:
-        recipe = replace(ASKED, epochs=None, batch_size=batch_size).settled(1)
+        recipe = replace(ASKED, epochs=None, batch_size=batch_size).resolved(1)
         assert recipe.measured_each(count) == every
         assert recipe.steps_of_measuring(count) <= 0.2 * every
         assert replace(recipe, eval_every=7).measured_each(count) == 7
@@ -181,7 +181,7 @@ def planned(rows, steps, every, done=None, batch=4):
     """What is said of a training before it begins: how long it is, and how long measuring so many rows takes."""
     data = SimpleNamespace(X=np.zeros((99, 8)), X_held=np.zeros((rows, 8)), held=rows, unit="windows", example="")
     recipe = replace(ASKED, epochs=None, steps=steps, eval_every=every, batch_size=batch, lr=0.1)
-    return plan(recipe.settled(1), data, done)
+    return plan(recipe.resolved(1), data, done)
 
 
 def share_of_measuring(rows, steps, every, done=None, batch=4):
@@ -295,19 +295,19 @@ def test_an_expression_that_would_run_for_years_is_refused(shell, expression, mo
 def test_defaults_follow_the_models_size_and_the_data():
     assert fitting(852_608) == fitting(SMALL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
     assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
-    recipe = replace(ASKED, epochs=None, lr=0.5).settled(SMALL)
+    recipe = replace(ASKED, epochs=None, lr=0.5).resolved(SMALL)
     assert (recipe.lr, recipe.batch_size, recipe.steps, recipe.for_rows(228).steps) == (0.5, 4, 300, 300)
     assert [replace(recipe, epochs=e).for_rows(228).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
     parts = [replace(recipe, micro_batch=n).part_rows for n in (None, 1, 3, 199)]
     assert parts == [2, 1, 3, 4]  # half of a batch, and never more than it has
-    settled = ASKED.settled(1)  # steps, parts and a warmup are rounded up
-    assert [settled.for_rows(rows).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
-    assert replace(settled, epochs=2).for_rows(5).steps == 4  # each pass ends with a batch of its own
-    assert replace(settled, epochs=1.1).for_rows(40).steps == 11  # and not 12, for rounding
-    assert [replace(settled, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
-    assert rates(replace(settled, warmup=0.01, schedule="linear"), 30) == Schedule("linear", 30, 1)
+    resolved = ASKED.resolved(1)  # steps, parts and a warmup are rounded up
+    assert [resolved.for_rows(rows).steps for rows in (4, 5, 7, 8, 9)] == [1, 2, 2, 2, 3]
+    assert replace(resolved, epochs=2).for_rows(5).steps == 4  # each pass ends with a batch of its own
+    assert replace(resolved, epochs=1.1).for_rows(40).steps == 11  # and not 12, for rounding
+    assert [replace(resolved, batch_size=size).part_rows for size in (1, 2, 3, 5)] == [1, 1, 2, 3]
+    assert rates(replace(resolved, warmup=0.01, schedule="linear"), 30) == Schedule("linear", 30, 1)
     for warmup in (1.0, 2.0):  # of a constant rate no step is the last
-        assert rates(replace(settled, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
+        assert rates(replace(resolved, warmup=warmup), 30) == Schedule("constant", int(warmup) + 1, int(warmup))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from minilora import Llama
 from minilora.language.finetune import cut_to_fit, what_fits
-from minilora.language.llama import RecomputedBlock
+from minilora.language.llama import CheckpointedBlock
 from minilora.language.memory import Memory, StepMemory
 
 from ..support.command_line import FINETUNE, QUICK, rows, weights
@@ -36,8 +36,8 @@ def test_recomputing_writes_the_same_adapter_with_less_memory(shell, monkeypatch
     Path("e.jsonl").write_text('{"prompt": "the cat ", "completion": "sat"}\n{"text": "on the mat"}\n' * 60)
     write_folder(Path("deep"), tiny_llama(blocks=6))
     few = f"finetune e.jsonl --model deep --steps 2 --batch-size 100 --rank 2 {more}"
-    again, right = [], RecomputedBlock.backward
-    monkeypatch.setattr(RecomputedBlock, "backward", lambda *a, **k: again.append(a) or right(*a, **k))
+    again, right = [], CheckpointedBlock.backward
+    monkeypatch.setattr(CheckpointedBlock, "backward", lambda *a, **k: again.append(a) or right(*a, **k))
     found, needed = [], []
     for name, lean in {"a": [], "b": ["--recompute"]}.items():
         before = len(again)

@@ -18,7 +18,7 @@ from minilora.backend import get_backend
 from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
 from minilora.language.finetune import Step
 from minilora.language.recipe import FITTING, Recipe
-from minilora.language.resume import BestStep, alone, asked, digest, digest_of_adapter
+from minilora.language.resume import BestStep, digest, digest_of_adapter, exclusive_lock, identity_of
 
 from ..audit.adapters import model
 from ..support.adapter_folder import change_json
@@ -135,9 +135,9 @@ def test_two_names_of_one_folder_are_held_as_one(tmp_path):
     (tmp_path / "link").symlink_to("a")
     (tmp_path / "to_come").symlink_to("new")
     for name, other in (("a", "link"), ("link", "a"), ("new", "to_come")):
-        with alone(tmp_path / name), alone(tmp_path / "beside"):
+        with exclusive_lock(tmp_path / name), exclusive_lock(tmp_path / "beside"):
             said = re.escape(f"another training writes {str(tmp_path / other)!r}: wait for its end, or name another")
-            with pytest.raises(ValueError, match=f"^{said}$"), alone(tmp_path / other):
+            with pytest.raises(ValueError, match=f"^{said}$"), exclusive_lock(tmp_path / other):
                 pass
 
 
@@ -411,7 +411,7 @@ def test_more_steps_are_other_rates_unless_these_stay(tmp_path, rates, fixed):
     (tmp_path / "t").write_text("text")
     recipe = Recipe(text=tmp_path / "t", save=tmp_path / "a", **rates)
     for name in ("steps", "epochs"):
-        few, more = (asked(replace(recipe, **{name: n}), recipe.text, get_backend("numpy")) for n in (3, 4))
+        few, more = (identity_of(replace(recipe, **{name: n}), recipe.text, get_backend("numpy")) for n in (3, 4))
         differs = {key for key in few if few[key] != more[key]}
         assert differs == ({f"--{name}, on which the rates depend,"} if fixed else set())
 
@@ -438,7 +438,7 @@ def test_a_tenth_held_out_is_what_nobody_asked_for(tmp_path):
     (tmp_path / "t").write_text("text")
     shares = (None, 0.1, 0.2)
     each = [Recipe(text=tmp_path / "t", save=tmp_path / "a", valid=share) for share in shares]
-    usual, same, other = (asked(recipe, recipe.text, get_backend("numpy")) for recipe in each)
+    usual, same, other = (identity_of(recipe, recipe.text, get_backend("numpy")) for recipe in each)
     assert usual == same
     assert {name for name in usual if usual[name] != other[name]} == {"--valid"}
 
@@ -456,12 +456,12 @@ def test_a_models_file_is_known_by_size_and_ends(tmp_path):
 def test_each_shard_tells_a_model_from_another(tmp_path):
     folder, recipe = model(tmp_path / "m", shards=3), Recipe(text=tmp_path / "t", save=tmp_path / "a")
     recipe.text.write_text("text")
-    seen = [asked(recipe, folder, get_backend("numpy"))["--model"]]
+    seen = [identity_of(recipe, folder, get_backend("numpy"))["--model"]]
     for file in folder.glob("*.safetensors"):
         with file.open("r+b") as shard:
             shard.seek(-1, os.SEEK_END)
             shard.write(b"\x77")
-        seen.append(asked(recipe, folder, get_backend("numpy"))["--model"])
+        seen.append(identity_of(recipe, folder, get_backend("numpy"))["--model"])
     assert len({*seen}) == 4
 
 

@@ -15,7 +15,7 @@ from minilora.conformance.problems.formulas import AdamFormulas, StartFormulas
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import UNIT, drawn, round_to
 from minilora.layers.stacked import StackedLinear
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 from minilora.variants.dora import DoRA, DoRAAdapter, lengths
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
 
@@ -67,12 +67,12 @@ def dora(weight, bias, A, B, alpha, magnitude, *, norm="constant"):
 
 def embedding(weight, bias, A, B, alpha):
     assert bias is None
-    return Rewritten(Embedding(weight), adapter(A, B, alpha, kind="embedding"))
+    return AdaptedRows(Embedding(weight), adapter(A, B, alpha, kind="embedding"))
 
 
 def convolution(weight, bias, A, B, alpha, **steps):
     base, kind = {3: (Conv1d, "conv1d"), 4: (Conv2d, "conv2d")}[weight.ndim]
-    return Rewritten(base(weight, bias, **steps), adapter(A, B, alpha, kind=kind, kernel=weight.shape[2:]))
+    return AdaptedRows(base(weight, bias, **steps), adapter(A, B, alpha, kind=kind, kernel=weight.shape[2:]))
 
 
 def init(in_features, out_features, rank, rng, kernel=()):

@@ -29,7 +29,7 @@ from minilora import (
 from minilora.fast import accumulate, residual_form
 from minilora.language import next_token_loss
 from minilora.language.generation import generate
-from minilora.language.llama import recomputed
+from minilora.language.llama import checkpointed
 from minilora.language.text import evaluate_where_it_counts, windows
 from minilora.layer import rebuild
 
@@ -253,7 +253,7 @@ def on_numpy():
     return fine_tune(np.copy)
 
 
-@pytest.mark.parametrize("model_of", [lambda adapted: adapted, recomputed], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("model_of", [lambda adapted: adapted, checkpointed], ids=["kept", "recomputed"])
 def test_fine_tuning_gives_the_losses_of_numpy(place, on_numpy, model_of):
     adapted, losses = fine_tune(place.put_parameter, model_of=model_of)
     expected, expected_losses = on_numpy

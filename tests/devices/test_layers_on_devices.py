@@ -177,7 +177,7 @@ def test_attention_copies_its_shares_once_and_by_blocks_a_block(standin):
     x, heads, T = np.ones((3, 12, 12), "float32"), page.q_proj.out_features // page.rotary.in_features, 12
     for attention, largest in (
         (Attention(**parts), 3 * heads * T * T),
-        (BlockwiseAttention(**parts, blocks=Blocks(4, 4, page_up_to=0)), 3 * heads * 4 * 4),
+        (BlockwiseAttention(**parts, blocks=Blocks(4, 4, plain_up_to=0)), 3 * heads * 4 * 4),
     ):
         here = rebuild(attention, array=standin.asarray)
         traffic.reset()

@@ -17,7 +17,7 @@ from minilora import Adam, Embedding, Linear, LoRA, LoRALinear, RMSNorm, cross_e
 from minilora.layer import nest
 from minilora.layers.attention import Attention
 from minilora.layers.rotary import Rotary
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 
 from ..support.sample import one_in
 
@@ -65,7 +65,7 @@ class Twin:
     def adapt(self, layers, alpha):
         """Put beside each layer an adapter with the numbers of the one there."""
         beside = {name: LoRA(np.array(layer.A), np.array(layer.B), alpha) for name, layer in layers.items()}
-        self.table = Rewritten(self.table, beside["embed"])
+        self.table = AdaptedRows(self.table, beside["embed"])
         for name in "qkvo":
             path = f"{name}_proj"
             setattr(self.attention, path, LoRALinear(getattr(self.attention, path), beside[name]))

@@ -75,7 +75,7 @@ def test_extreme_scores_are_exact_and_do_not_overflow(dtype, score, where):
 
 def test_a_layer_takes_its_own_blocks():
     q, k, v, _ = heads(3, T=9)
-    for own, by_blocks in ((Blocks(2, 3, page_up_to=8), True), (Blocks(2, 3, page_up_to=9), False), (None, False)):
+    for own, by_blocks in ((Blocks(2, 3, plain_up_to=8), True), (Blocks(2, 3, plain_up_to=9), False), (None, False)):
         kept = layer(BlockwiseAttention, blocks=own).attend(q, k, v)[1]
         assert isinstance(kept, tuple) == by_blocks  # o, m and Z in the place of P
 
@@ -97,7 +97,7 @@ def layer(cls, seed=0, d=6, K=2, g=2, D=4, **more):
 
 def test_a_short_text_has_the_pages_bits():
     page, here = layer(Attention), layer(BlockwiseAttention)
-    for T, by_blocks in ((CPU.page_up_to, False), (CPU.page_up_to + 1, True)):
+    for T, by_blocks in ((CPU.plain_up_to, False), (CPU.plain_up_to + 1, True)):
         x, dy = np.random.default_rng(T).standard_normal((2, 2, T, 6))
         (y, cache), (expected_y, expected_cache) = here.forward(x), page.forward(x)
         dx, grads = here.backward(dy, cache)
@@ -192,10 +192,10 @@ def test_a_gpu_takes_larger_blocks(standin, monkeypatch):
     seen, right = [], blockwise.attend
     monkeypatch.setattr(blockwise, "attend", lambda q, k, v, blocks: seen.append(blocks) or right(q, k, v, blocks))
     monkeypatch.setattr(blockwise, "GPU", Blocks(3, 4, 5))
-    assert GPU.page_up_to > CPU.page_up_to
+    assert GPU.plain_up_to > CPU.plain_up_to
     here = layer(BlockwiseAttention)
     there = rebuild(here, array=standin.asarray)
-    for T in (5, 6, CPU.page_up_to + 1):
+    for T in (5, 6, CPU.plain_up_to + 1):
         x = np.random.default_rng(T).standard_normal((1, T, 6))
         here(x), there(standin.asarray(x))
     assert seen == [Blocks(3, 4, 5), CPU, Blocks(3, 4, 5)]

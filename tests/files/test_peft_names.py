@@ -35,7 +35,7 @@ from minilora.cli.inspect import table
 from minilora.files.inspection import inspect_adapter
 from minilora.files.peft import NORM_KEY
 from minilora.files.tensors import TensorFile
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 
 from ..support.adapter_folder import change_json
 from ..support.kinds_of_layers import (
@@ -131,7 +131,7 @@ def test_adapters_and_adapted_layers_make_one_file(tmp_path):
     for dora in (False, True):
         model = trained(adapt(model_of(rng), list(PATHS.values()), rank=2, alpha=3, rng=rng, use_dora=dora), rng)
         whole = {path: layer_of(model, path) for path in PATHS.values()}
-        assert {type(layer) for layer in whole.values()} == {DoRA if dora else LoRALinear, Rewritten}
+        assert {type(layer) for layer in whole.values()} == {DoRA if dora else LoRALinear, AdaptedRows}
         save_adapter(tmp_path / "a", adapters(model), overwrite=True)
         save_adapter(tmp_path / "b", {path: whole[path] for path in adapters(model)}, overwrite=True)
         for name in (CONFIG, WEIGHTS):
@@ -139,7 +139,7 @@ def test_adapters_and_adapted_layers_make_one_file(tmp_path):
 
 
 def test_a_plain_adapter_beside_a_convolution_is_saved_as_one(tmp_path):
-    layer = Rewritten(Conv1d(np.ones((3, 2, 4))), LoRA(np.ones((2, 8)), np.ones((3, 2)), 1))
+    layer = AdaptedRows(Conv1d(np.ones((3, 2, 4))), LoRA(np.ones((2, 8)), np.ones((3, 2)), 1))
     save_adapter(tmp_path, {"seq": layer})
     assert tensors_of(tmp_path)[PREFIX + "seq.lora_A.weight"].shape == (2, 2, 4)
     assert load_adapter(tmp_path)["seq"].kernel == (4,)

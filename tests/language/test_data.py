@@ -19,17 +19,17 @@ from minilora.language.data import (
     Text,
     checked,
     encode_example,
-    filled,
     is_glued,
     load_data,
     of_examples,
+    pad,
     read_lines,
     rows_of,
     show,
 )
 from minilora.language.files.chattemplate import ChatTemplate
 from minilora.language.text import HELD_OUT
-from minilora.losses import IGNORED
+from minilora.losses import IGNORE_INDEX
 from minilora.texts import FileRefused
 from minilora.training import backpropagate
 
@@ -58,7 +58,7 @@ def example(text, first, *, whole=False):
 
 
 def shown(x, y):
-    return spell(x), "".join("-" if i == IGNORED else TOKENS[i] for i in y)
+    return spell(x), "".join("-" if i == IGNORE_INDEX else TOKENS[i] for i in y)
 
 
 def test_an_example_is_cut_and_a_text_goes_on():
@@ -80,10 +80,10 @@ def test_what_fills_a_row_changes_neither_loss_nor_gradient():
     for p in model.trainable().values():
         p[...] = rng.standard_normal(p.shape)
     rows = [rows_of(example(text, first), 6)[0] for text, first in (("abcdef", 3), ("abc", 1), ("bd g", 2))]
-    X, Y = filled(rows, 6)
+    X, Y = pad(rows, 6)
     assert X.shape == Y.shape == (3, 6)
     loss, grads = cross_entropy(model(X), Y)[0], backpropagate(model, X, Y, cross_entropy)
-    alone = [(len(y) - (y == IGNORED).sum(), x[None], y[None]) for x, y in rows]
+    alone = [(len(y) - (y == IGNORE_INDEX).sum(), x[None], y[None]) for x, y in rows]
     total = sum(count for count, _, _ in alone)
     assert_close(loss, sum(count / total * cross_entropy(model(x), y)[0] for count, x, y in alone), 1e-12)
     for name, g in grads.items():
@@ -117,7 +117,7 @@ def load(tmp_path, model_dir):
 
 
 def texts(array):
-    return ["".join(LETTERS[i] for i in row if i != IGNORED) for row in array]
+    return ["".join(LETTERS[i] for i in row if i != IGNORE_INDEX) for row in array]
 
 
 @pytest.mark.parametrize("count", [2, 10, 11, 35])
@@ -271,7 +271,7 @@ def test_without_a_length_nothing_that_counts_is_lost(load):
     data = load([*some, {"text": "cat " * 900}])
     assert data.length == LONGEST_ROW  # of a text: what is longer goes on in the next row
     assert data.summary.endswith("held out, 3,626 of 3,673 tokens count")  # of the text the first is no target
-    assert sum((y != IGNORED).sum() for y in (data.Y, data.Y_held)) == 3626
+    assert sum((y != IGNORE_INDEX).sum() for y in (data.Y, data.Y_held)) == 3626
     assert load(some).length == 49
     assert load([*some, *prompts((3, 1100))]).length == 1103
     assert load([GOOD], held_out=0).summary == "1 examples, 2 of 3 tokens count"
@@ -380,9 +380,9 @@ def test_up_to_twenty_lines_that_are_left_out_are_named(load, count, lines):
 
 def test_what_is_odd_about_a_held_out_file_is_told(load, tmp_path):
     held = write(tmp_path / "f.jsonl", [{"prompt": p, "completion": "a"} for p in ("it ", "it is", "it ")])
-    copies, glued = "copies of other examples: 1", "completions without a space behind a prompt without one: 1"
+    copies, missing_space = "copies of other examples: 1", "completions without a space behind a prompt without one: 1"
     notes = load([{"prompt": p, "completion": "b"} for p in ("it is ", "it is")], held_out=held).notes
-    assert [note.partition(", the first")[0] for note in notes] == [glued, copies, glued]
+    assert [note.partition(", the first")[0] for note in notes] == [missing_space, copies, missing_space]
     assert ["line 2;" in note for note in notes] == [True, False, True]
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from minilora import Adam, Attention, GatedMLP, Linear, Llama, RMSNorm, Rotary, adapters, attach, cross_entropy, merge
 from minilora.checks import is_array
-from minilora.language.llama import Block, RecomputedBlock, recomputed
-from minilora.language.text import where_it_counts
-from minilora.layer import freeze, homes, sum_tied, walk
-from minilora.losses import IGNORED
+from minilora.language.llama import Block, CheckpointedBlock, checkpointed
+from minilora.language.text import gradients_at_targets
+from minilora.layer import first_names, freeze, sum_tied, walk
+from minilora.losses import IGNORE_INDEX
 from minilora.training import backpropagate
 from minilora.variants.dropout import DroppingLoRALinear, with_dropout
 
@@ -99,10 +99,10 @@ def test_what_nobody_asks_for_is_not_computed(monkeypatch, target, called):
 def test_a_tied_head_is_one_parameter_with_one_step():
     model = llama(tie_word_embeddings=True)
     params = model.trainable()
-    assert homes(params)["lm_head.weight"] == "model.embed_tokens.weight"
+    assert first_names(params)["lm_head.weight"] == "model.embed_tokens.weight"
     z, cache = model.forward(IDS)
     _, grads = model.backward(cross_entropy(z, IDS)[1], cache)
-    whole = sum_tied(grads, homes(params))["model.embed_tokens.weight"]
+    whole = sum_tied(grads, first_names(params))["model.embed_tokens.weight"]
     np.testing.assert_allclose(whole, grads["lm_head.weight"] + grads["model.embed_tokens.weight"])
     Adam(params, lr=0.1).step(grads)
     assert model.lm_head.weight is model.model.embed_tokens.weight
@@ -202,9 +202,9 @@ def test_bad_input_is_refused_by_name(call, message):
 )
 def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, targets, options):
     model = adapted(targets, model, **options)
-    Y = np.where(AT, np.roll(IDS, -1, axis=1), IGNORED)
-    for plain, gradients in ((model, backpropagate), (with_dropout(model, 0.3, [5, 6]), where_it_counts)):
-        expected, again = gradients(plain, IDS, Y, cross_entropy), recomputed(plain)
+    Y = np.where(AT, np.roll(IDS, -1, axis=1), IGNORE_INDEX)
+    for plain, gradients in ((model, backpropagate), (with_dropout(model, 0.3, [5, 6]), gradients_at_targets)):
+        expected, again = gradients(plain, IDS, Y, cross_entropy), checkpointed(plain)
         found = gradients(again, IDS, Y, cross_entropy)
         assert again.trainable().keys() == plain.trainable().keys() == found.keys()
         assert list(found) == list(expected)
@@ -215,17 +215,17 @@ def test_recomputed_blocks_have_the_same_gradients_to_the_bit(model, targets, op
 
 def test_a_recomputed_model_shares_arrays_and_leaves_the_other_alone():
     model = adapted("all-linear", llama())
-    again = recomputed(model)
+    again = checkpointed(model)
     assert all(p is model.trainable()[name] for name, p in again.trainable().items())
     kinds = [[type(block) for block in m.model.layers] for m in (model, again)]
-    assert kinds == [[Block] * 3, [RecomputedBlock] * 3]
+    assert kinds == [[Block] * 3, [CheckpointedBlock] * 3]
     np.testing.assert_array_equal(again(IDS), model(IDS))
 
 
 def test_a_recomputed_block_is_computed_and_masked_twice(monkeypatch):
     model = with_dropout(adapted(["down_proj"], llama()), 0.3, [5, 6])
     seen = calls_of(monkeypatch, DroppingLoRALinear, "mask")
-    backpropagate(recomputed(model), IDS, IDS, cross_entropy)
+    backpropagate(checkpointed(model), IDS, IDS, cross_entropy)
     numbers = [layer.number for _, layer in walk(model) if isinstance(layer, DroppingLoRALinear)]
     assert [layer.number for layer, _ in seen] == numbers + numbers[::-1]
 

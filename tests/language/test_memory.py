@@ -14,7 +14,7 @@ from minilora.fast.blockwise import CPU
 from minilora.language import memory as machine
 from minilora.language.data import Data
 from minilora.language.finetune import cut_to_fit
-from minilora.language.llama import recomputed
+from minilora.language.llama import checkpointed
 from minilora.language.memory import (
     LLAMA_2_7B,
     MATRICES,
@@ -180,7 +180,7 @@ def deep(model, targets, times):
 @pytest.mark.parametrize(("make", "length"), [(tiny_mixture, 20), (tiny_llama, 140)])  # the page, and by blocks
 def test_a_further_recomputed_layer_keeps_its_input_alone(make, length):
     ids = np.array(IDS[: 3 * length]).reshape(3, length)
-    caches = [recomputed(deep(make(), ["q_proj", "o_proj"], times)).forward(ids)[1] for times in (1, 2, 4)]
+    caches = [checkpointed(deep(make(), ["q_proj", "o_proj"], times)).forward(ids)[1] for times in (1, 2, 4)]
     inputs = 2 * ids.size * 12 * 8  # of two blocks
     for count in (cache_bytes, step_bytes):
         assert np.diff([count(cache) for cache in caches]).tolist() == pytest.approx([inputs, 2 * inputs], rel=0.02)
@@ -197,8 +197,8 @@ def test_below_the_lowest_adapter_no_input_is_kept():
     ids, sizes = np.array(IDS[:20])[None], []
     for times in (1, 3):
         model = deep(tiny_llama(), rf".*\.{2 * times - 1}\.mlp\.down_proj", times)
-        sizes.append([cache_bytes(m.forward(ids)[1]) for m in (model, recomputed(model))])
-        assert step_bytes(recomputed(model).forward(ids)[1]) == pytest.approx(sizes[-1][0], abs=ids.size * 12 * 8)
+        sizes.append([cache_bytes(m.forward(ids)[1]) for m in (model, checkpointed(model))])
+        assert step_bytes(checkpointed(model).forward(ids)[1]) == pytest.approx(sizes[-1][0], abs=ids.size * 12 * 8)
     assert sizes[0] == sizes[1]
 
 
@@ -206,7 +206,7 @@ def test_a_step_takes_less_by_what_was_counted():
     """What a backward computes for the moment comes on top, the same with and without."""
     model, X = deep(tiny_llama(), "all-linear", 4), np.array(IDS)[:300].reshape(2, 150)
     peaks, counted = [], []
-    for m in (model, recomputed(model)):
+    for m in (model, checkpointed(model)):
         cache = m.forward(X)[1]
         counted.append(step_bytes(cache))
         of_block = counted[-1] - cache_bytes(cache)  # once more, for what its backward computes for the moment
@@ -254,7 +254,7 @@ def test_the_memory_of_long_windows_is_measured_on_short_ones(adapted, monkeypat
     of = measured_memory(adapted, X, get_backend("numpy"))
     for length in (300, 500, 900):
         of(length, 1, (1, length))
-    assert max(x.shape[1] for _, x in seen) == 1.5 * CPU.page_up_to
+    assert max(x.shape[1] for _, x in seen) == 1.5 * CPU.plain_up_to
     assert len(seen) == 4  # once each
 
 

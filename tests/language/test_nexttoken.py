@@ -14,9 +14,9 @@ from minilora.fast.accumulation import Accumulated
 from minilora.fast.widths import by_width
 from minilora.language.data import load_data
 from minilora.language.llama import Decoder
-from minilora.language.text import evaluate_where_it_counts, next_token_loss, where_it_counts
+from minilora.language.text import evaluate_where_it_counts, gradients_at_targets, next_token_loss
 from minilora.layer import walk
-from minilora.losses import IGNORED
+from minilora.losses import IGNORE_INDEX
 from minilora.training import backpropagate
 from minilora.variants.dropout import with_dropout
 
@@ -41,7 +41,7 @@ def some_count(share, seed=0):
     """Return ids and targets of three short texts, of which so many count."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, len(LETTERS), (3, 9))
-    return ids[:, :-1], np.where(rng.random((3, 8)) < share, ids[:, 1:], IGNORED)
+    return ids[:, :-1], np.where(rng.random((3, 8)) < share, ids[:, 1:], IGNORE_INDEX)
 
 
 TRAINED = (["q_proj"], ["down_proj"], ["lm_head"], ["layers.1.self_attn.q_proj"], ["q_proj", "gate_proj", "lm_head"])
@@ -65,16 +65,16 @@ ALL = ["q_proj", "gate_proj", "down_proj", "lm_head"]
 def test_gradients_where_it_counts_are_those_of_all_logits(make, trained, lengths, share, dropout, part, cut):
     """Whatever trains; in parts of rows, on workers; masks are those of the batch, whichever part a text is in."""
     model, (X, Y), losses = adapted(trained, make()), of_lengths(lengths), []
-    Y[np.random.default_rng(len(lengths)).random(Y.shape) >= share] = IGNORED
+    Y[np.random.default_rng(len(lengths)).random(Y.shape) >= share] = IGNORE_INDEX
     model = with_dropout(model, dropout, range(5, 5 + len(lengths))) if dropout else model
-    few = max(1, (Y != IGNORED).sum())
+    few = max(1, (Y != IGNORE_INDEX).sum())
 
     def noting(logits, targets):
         value, dz = next_token_loss(logits, targets)
-        losses.append(float(value) * (targets != IGNORED).sum() / few)
+        losses.append(float(value) * (targets != IGNORE_INDEX).sum() / few)
         return value, dz
 
-    gradients = where_it_counts if part is None else Accumulated(*part, where_it_counts, *cut)
+    gradients = gradients_at_targets if part is None else Accumulated(*part, gradients_at_targets, *cut)
     found, expected = gradients(model, X, Y, noting), backpropagate(model, X, Y, next_token_loss)
     assert found.keys() == expected.keys() == model.trainable().keys()
     for name, g in found.items():
@@ -85,7 +85,7 @@ def test_gradients_where_it_counts_are_those_of_all_logits(make, trained, length
 
 def test_where_every_target_counts_the_bits_are_the_same():
     model, (x, y) = adapted(), some_count(1)
-    found, expected = where_it_counts(model, x, y, next_token_loss), backpropagate(model, x, y, next_token_loss)
+    found, expected = gradients_at_targets(model, x, y, next_token_loss), backpropagate(model, x, y, next_token_loss)
     for name, g in found.items():
         np.testing.assert_array_equal(g, expected[name])
 
@@ -96,7 +96,7 @@ def test_a_loss_is_measured_with_logits_where_targets_count_alone(share, workers
     seen = calls_of(monkeypatch, type(model.lm_head), "__call__")
     loss = evaluate_where_it_counts(model, x, y, next_token_loss, workers)
     rows = [np.prod(h.shape[:-1]) for layer, h in seen if layer is model.lm_head]
-    assert sum(rows) <= 2 * int((y != IGNORED).sum()) + y.shape[1]  # the first rows are tried before
+    assert sum(rows) <= 2 * int((y != IGNORE_INDEX).sum()) + y.shape[1]  # the first rows are tried before
     monkeypatch.undo()
     assert loss == pytest.approx(evaluate(model, x, y, next_token_loss, workers), abs=1e-12)
 
@@ -138,7 +138,7 @@ def test_nothing_is_computed_behind_the_last_target_of_a_part(monkeypatch):
         np.testing.assert_array_equal(part, X[rows, :width])
 
 
-@pytest.mark.parametrize("way", [where_it_counts, evaluate_where_it_counts])
+@pytest.mark.parametrize("way", [gradients_at_targets, evaluate_where_it_counts])
 def test_targets_that_do_not_fit_the_ids_are_refused(way):
     X, Y = of_lengths([3, 6, 2], 6)
     with pytest.raises(ValueError, match=re.escape("targets has shape (3, 5), expected (3, 6)")):
@@ -161,10 +161,10 @@ def test_only_rows_that_count_reach_last_mlp_and_head(monkeypatch):
     model = adapted(["q_proj", "down_proj", "gate_proj", "lm_head"])
     (x, y), seen = some_count(0.4), calls_of(monkeypatch, LoRALinear, "forward")
     paths = {id(layer): path for path, layer in walk(model)}
-    where_it_counts(model, x, y, next_token_loss)
+    gradients_at_targets(model, x, y, next_token_loss)
     rows = {paths[id(layer)]: math.prod(h.shape[:-1]) for layer, h in seen}
     late = {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.down_proj", "lm_head"}
-    few = int((y != IGNORED).sum())
+    few = int((y != IGNORE_INDEX).sum())
     assert few < y.size
     assert rows == {path: few if path in late else y.size for path in adapters(model)}
 
@@ -187,7 +187,7 @@ TARGETS = ["q_proj", "gate_proj", "lm_head"]
 
 def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
     (X, Y), seen = of_lengths([2, 6, 1, 3, 2]), calls_of(monkeypatch, Llama, "forward")
-    Accumulated(3, 1, where_it_counts, by_width)(adapted(TARGETS), X, Y, cross_entropy)
+    Accumulated(3, 1, gradients_at_targets, by_width)(adapted(TARGETS), X, Y, cross_entropy)
     for (_, part, *_), rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
         np.testing.assert_array_equal(part, X[rows, :width])
 
@@ -195,6 +195,6 @@ def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
 @pytest.mark.parametrize(("of_x", "of_y"), [(3, 2), (2, 3)])
 def test_targets_of_other_rows_than_inputs_are_refused(of_x, of_y):
     model, (X, Y) = adapted(TARGETS), of_lengths([2, 6, 3])
-    for cut in (Accumulated(2, 1, where_it_counts, by_width), Accumulated(2, 1)):
+    for cut in (Accumulated(2, 1, gradients_at_targets, by_width), Accumulated(2, 1)):
         with pytest.raises(ValueError, match=f"y has {of_y} rows, expected {of_x} as x has"):
             cut(model, X[:of_x], Y[:of_y], next_token_loss)

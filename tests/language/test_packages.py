@@ -10,7 +10,7 @@ from minilora.extras import EXTRAS, install
 from minilora.language import load_tokenizer
 from minilora.language.files.chattemplate import load_template
 from minilora.language.files.ggufexport import export_adapter
-from minilora.language.resume import alone
+from minilora.language.resume import exclusive_lock
 
 from ..support.compare import refused
 from ..support.gguf_file import write
@@ -25,7 +25,7 @@ NEEDED = [
     ("tokenizers", "tokenizer.json", lambda: load_tokenizer(Path("m"))),
     ("glassllm", "an .npz file", lambda: load_tokenizer(Path("m.npz"))),
     ("jinja2", "a chat template", lambda: load_template(Path("m")).render([])),
-    ("filelock", "a training that is kept", lambda: alone(Path("a")).__enter__()),
+    ("filelock", "a training that is kept", lambda: exclusive_lock(Path("a")).__enter__()),
 ]
 
 

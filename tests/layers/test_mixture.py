@@ -9,7 +9,7 @@ from minilora import GatedMLP, Linear, LoRA, adapt, adapters, attach, merge, tra
 from minilora.language.memory import cache_bytes
 from minilora.layer import freeze, rebuild, walk
 from minilora.layers.experts import Experts
-from minilora.layers.mixture import MixtureOfExperts, gathered
+from minilora.layers.mixture import MixtureOfExperts, sort_by_expert
 from minilora.layers.router import Router, balance
 from minilora.layers.stacked import StackedLinear
 from minilora.variants.stackedlora import StackedLoRA, StackedLoRALinear
@@ -51,7 +51,7 @@ def test_with_all_experts_kept_both_softmaxes_are_one():
 
 def test_rows_come_back_where_they_were():
     choice = np.array([[2, 0], [0, 3], [2, 3]])
-    order, place, counts = gathered(choice, 4)
+    order, place, counts = sort_by_expert(choice, 4)
     pairs = choice.ravel()
     assert pairs[order].tolist() == [0, 0, 2, 2, 3, 3]
     assert (order[place] == np.arange(6)).all()

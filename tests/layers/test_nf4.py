@@ -16,7 +16,7 @@ from minilora import (
 )
 from minilora.language.memory import parameter_bytes
 from minilora.layers.nf4 import code_book, dequantize_scales, quantize_scales, scale_book
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.quantized import FrozenQuantizedLinear
 
 
 def gaussian(*shape, seed=0, dtype="float32"):
@@ -250,8 +250,8 @@ REFUSED = {
     ],
     "rounds must be at least 1, got 0": [lambda: loftq(LINEAR_7_40, rank=1, alpha=1, rounds=0)],
     "the layer '': rank must be at most 7, got 8": [lambda: loftq(LINEAR_7_40, rank=8, alpha=1)],
-    "a CodedLinear is read from files, and nothing is written in its format": [
-        lambda: CodedLinear(np.zeros(0, "f4"), (7, 40), None).encode(LINEAR_7_40)
+    "a FrozenQuantizedLinear is read from files, and nothing is written in its format": [
+        lambda: FrozenQuantizedLinear(np.zeros(0, "f4"), (7, 40), None).encode(LINEAR_7_40)
     ],
 }
 

@@ -20,9 +20,9 @@ def test_sums_over_patches_are_adjoint_to_patches_exactly(axes, problem):
     integers, geometry = KINDS[f"conv{axes}d"].small(SmallIntegers(**vars(problem))), Geometry.of(problem.seed, axes)
     weight = integers.randn("weight", integers.out_features, integers.in_features, *geometry.kernel)
     layer, x = (Conv1d, Conv2d)[axes - 1](weight, **geometry.steps), KINDS[f"conv{axes}d"].input(integers)
-    z = layer.rewrite(x)
+    z = layer.to_rows(x)
     other = integers.randn("z", *z.shape)
-    assert (z * other).sum() == (x * layer.rewrite_adjoint(other, x.shape)).sum()
+    assert (z * other).sum() == (x * layer.to_rows_adjoint(other, x.shape)).sum()
 
 
 @given(problem=problems(), leading=st.sampled_from([(), (1,), (2, 1)]))
@@ -40,7 +40,7 @@ def test_one_hot_rows_multiply_as_the_matrix_would(problem, leading):
 
 
 def test_patches_are_a_view_of_channel_first_memory():
-    z = Conv2d(np.ones((2, 3, 3, 3)), padding=1).rewrite(np.ones((2, 3, 5, 5)))
+    z = Conv2d(np.ones((2, 3, 3, 3)), padding=1).to_rows(np.ones((2, 3, 5, 5)))
     assert z.shape == (50, 27)
     assert z.T.flags.c_contiguous
 

@@ -25,7 +25,7 @@ from minilora.language.data import encode_example, load_data
 from minilora.language.files.chattemplate import ChatTemplate, load_template
 from minilora.language.files.tokens import load_tokenizer
 from minilora.language.text import HELD_OUT
-from minilora.losses import IGNORED
+from minilora.losses import IGNORE_INDEX
 from minilora.texts import FileRefused
 
 from ..support.peers import PEERS, torch, transformers
@@ -183,7 +183,7 @@ def rendered(theirs, chat, template):
 
 def masked(tokenizer, ids, turns):
     """Return ids with -100 in the place of all that no turn holds; the blank behind an end token is in no turn."""
-    targets = np.full(len(ids), IGNORED)
+    targets = np.full(len(ids), IGNORE_INDEX)
     for start, stop in turns:
         while tokenizer.decode(ids[stop - 1 : stop]).strip() == "":
             stop -= 1
@@ -233,7 +233,7 @@ def test_the_targets_are_those_of_encoded_prefixes(pair):
                     break
                 turns.append((len(before), len(after)))
         else:
-            np.testing.assert_array_equal(np.where(counted, ids, IGNORED), masked(theirs, ids, turns))
+            np.testing.assert_array_equal(np.where(counted, ids, IGNORE_INDEX), masked(theirs, ids, turns))
             compared += 1
     assert compared >= FEW.get(style, 15 if style in ("mistral", "gemma") else 40)
 
@@ -275,12 +275,12 @@ def test_the_held_out_loss_is_that_of_transformers(smollm2, theirs, tmp_path):
     total, count = 0.0, 0
     for chat in long[len(long) - 1 :: -HELD_OUT]:
         ids, counts = map(torch.tensor, rendered(theirs, chat, template_of("smollm2", tagged=True)))
-        labels = torch.where(counts.bool(), ids, IGNORED)
+        labels = torch.where(counts.bool(), ids, IGNORE_INDEX)
         with torch.no_grad():
             total += float(model(ids[None], labels=labels[None]).loss) * int(counts.sum())
         count += int(counts.sum())
     ours = evaluate(Llama.load(tmp_path / "m"), data.X_held, data.Y_held, cross_entropy)
-    assert (data.Y_held != IGNORED).sum() == count
+    assert (data.Y_held != IGNORE_INDEX).sum() == count
     np.testing.assert_allclose(ours, total / count, rtol=1e-5)
 
 

@@ -33,7 +33,7 @@ from minilora import (
 from minilora.conformance.problems import Problem
 from minilora.layers.activation import ACTIVATIONS
 from minilora.layers.nf4 import scale_book
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 from minilora.variants.dropout import DroppingLoRALinear
 
 from .claims import (
@@ -363,7 +363,7 @@ def adapted_case(kind: Kind, norm: str | None = None, *, held: bool = False) -> 
         p = kind.small(problem)
         return replace(p, in_features=p.in_features + 1) if norm and p.in_features == 1 else p
 
-    class OnRows(Rewritten):
+    class OnRows(AdaptedRows):
         """With a DoRA of one's own."""
 
         def on_rows(self):
@@ -403,7 +403,7 @@ def adapted_case(kind: Kind, norm: str | None = None, *, held: bool = False) -> 
             layer = OnRows(layer, adapter)
             layer.dora = on_rows
             return kind.on_ids(p, layer)
-        return kind.on_ids(p, Rewritten(layer, adapter))
+        return kind.on_ids(p, AdaptedRows(layer, adapter))
 
     def loops(problem: Problem, found: Arrays, x: np.ndarray) -> np.ndarray:
         p = small(problem)

@@ -11,8 +11,8 @@ from minilora import adapt
 from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.generation import generate
 from minilora.language.llama import Llama
-from minilora.layer import parts, walk
-from minilora.losses import IGNORED
+from minilora.layer import children, walk
+from minilora.losses import IGNORE_INDEX
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 CHAT = "{% for m in messages %}{{ m.role[0] }} {{ m.content }}.{% endfor %}{% if add_generation_prompt %}a {% endif %}"
@@ -38,7 +38,7 @@ def of_lengths(lengths, width: int = 9) -> tuple[np.ndarray, np.ndarray]:
     X, Y = rng.integers(0, len(LETTERS), (2, len(lengths), width))
     columns = np.arange(width)
     for y, length in zip(Y, lengths, strict=True):
-        y[(columns < length // 2) | (columns >= length)] = IGNORED
+        y[(columns < length // 2) | (columns >= length)] = IGNORE_INDEX
     return X, Y
 
 
@@ -74,7 +74,7 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     """Return every array of a model by its path, copied."""
     found = {}
     for path, layer in walk(model):
-        found |= {f"{path}.{name}": part.copy() for name, part in parts(layer) if isinstance(part, np.ndarray)}
+        found |= {f"{path}.{name}": part.copy() for name, part in children(layer) if isinstance(part, np.ndarray)}
     return found
 
 

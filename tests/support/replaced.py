@@ -219,12 +219,12 @@ def first_is_padding(out, ids, values):
 
 
 def without_the_last_offset(right):
-    def rewrite_adjoint(self, dz, shape):
+    def to_rows_adjoint(self, dz, shape):
         dz = dz.reshape(-1, self.weight.shape[1], *self.kernel).copy()
         dz[:, :, -1, -1] = 0
         return right(self, dz.reshape(len(dz), -1), shape)
 
-    return rewrite_adjoint
+    return to_rows_adjoint
 
 
 def overwriting_adjoint(self, dz, shape):
@@ -253,12 +253,12 @@ def channel_first(z, channels):
 
 
 def with_a_border(right):
-    def rewrite(self, x):
+    def to_rows(self, x):
         pads = ((0, 0), (0, 0), *((p, p) for p in self.padding))
         inner = Conv2d(self.weight, stride=self.stride, dilation=self.dilation)
         return right(inner, np.pad(x.real, pads, mode="edge"))
 
-    return rewrite
+    return to_rows
 
 
 def not_moved(self, y, shape):
@@ -266,23 +266,24 @@ def not_moved(self, y, shape):
 
 
 CHANNEL_LAST: dict[str, Wrong] = {
-    "rewrite": lambda right: lambda self, x: channel_last(right(self, x), x.shape[1]),
-    "rewrite_adjoint": lambda right: lambda self, dz, shape: right(self, channel_first(dz, shape[1]), shape),
+    "to_rows": lambda right: lambda self, x: channel_last(right(self, x), x.shape[1]),
+    "to_rows_adjoint": lambda right: lambda self, dz, shape: right(self, channel_first(dz, shape[1]), shape),
 }
-SHIFTED = {"rewrite": lambda right: lambda self, x: right(self, (x + 1) % len(self.weight))}
+SHIFTED = {"to_rows": lambda right: lambda self, x: right(self, (x + 1) % len(self.weight))}
 REWRITING = [
     *(Bug(f"embedding: scatter, {add.__name__}", "embedding", embedding, scatter(add)) for add in
       (overwriting, adding_repeats_once, mean_of_repeats, first_is_padding)),
     Bug("embedding: columns of A for rows of another id", "embedding with LoRA", Embedding, SHIFTED),
     bug("convolution: overlapping patches overwrite each other in dx", "conv2d", Conv2d,
-        rewrite_adjoint=instead(overwriting_adjoint)),
+        to_rows_adjoint=instead(overwriting_adjoint)),
     bug("convolution: stride and dilation swapped", "conv2d", Conv2d, __init__=exchanged),
     Bug("convolution: patches with the channel last, the weight with it first", "conv2d", Conv2d, CHANNEL_LAST),
-    bug("convolution: padded with the border in place of zeros", "conv2d", Conv2d, rewrite=with_a_border),
-    bug("convolution: rows reshaped into images without moving the axis", "conv2d", Conv2d, arrange=instead(not_moved)),
-    bug("convolution: dx of the last offset missing", "conv2d", Conv2d, rewrite_adjoint=without_the_last_offset),
+    bug("convolution: padded with the border in place of zeros", "conv2d", Conv2d, to_rows=with_a_border),
+    bug("convolution: rows reshaped into images without moving the axis", "conv2d", Conv2d,
+        from_rows=instead(not_moved)),
+    bug("convolution: dx of the last offset missing", "conv2d", Conv2d, to_rows_adjoint=without_the_last_offset),
     bug("convolution: dx still shifted by the padding", "conv2d", Conv2d,
-        rewrite_adjoint=lambda right: lambda self, dz, shape: np.roll(right(self, dz, shape), self.padding, (2, 3))),
+        to_rows_adjoint=lambda right: lambda self, dz, shape: np.roll(right(self, dz, shape), self.padding, (2, 3))),
 ]  # fmt: skip
 
 
@@ -295,11 +296,11 @@ def last_expert_is_the_best(right):
 
 
 def counts_further(right):
-    def gathered(choice, count):
+    def sort_by_expert(choice, count):
         order, place, counts = right(choice, count)
         return order, place, [counts[-1], *counts[:-1]]
 
-    return gathered
+    return sort_by_expert
 
 
 def unsorted(right):
@@ -333,16 +334,18 @@ MIXTURES = [
     bug("router: no gradient to the scores", "Router", router, softmax_back=instead(lambda p, dp: 0 * p)),
     bug("router: divided by the sum as by a constant", "Router", router,
         softmax_back=instead(lambda p, dp: p * dp - p * p * dp)),
-    bug("experts: the counts of rows one expert further", MIXTURE, mixture, gathered=counts_further),
-    bug("experts: rows are not gathered", MIXTURE, mixture, gathered=unsorted),
-    bug("experts: the order in place of its inverse", MIXTURE, mixture, gathered=order_for_inverse),
+    bug("experts: the counts of rows one expert further", MIXTURE, mixture, sort_by_expert=counts_further),
+    bug("experts: rows are not gathered", MIXTURE, mixture, sort_by_expert=unsorted),
+    bug("experts: the order in place of its inverse", MIXTURE, mixture, sort_by_expert=order_for_inverse),
     bug("experts: gate and up alternate", MIXTURE, experts, halves=instead(lambda c: (c[:, ::2], c[:, 1::2]))),
     bug("experts: dg from a mean", MIXTURE, mixture, inner=instead(lambda a, b: inner(a, b) / b.shape[-1])),
     bug("shared expert: not opened by its gate", SHARED, mixture, logistic=instead(lambda t: 1 + 0 * t)),
-    bug("stack: the first expert's weight for all", MIXTURE, stacked, grouped=instead(lambda x, W, counts: x @ W[0].T)),
-    bug("stack: dx by the first expert's weight", MIXTURE, stacked, grouped_back=instead(lambda d, W, n: d @ W[0])),
-    bug("stack: every expert has the gradient of all rows", MIXTURE, stacked, products=instead(of_all_rows)),
-    bug("stack: an expert's gradient is a mean over its rows", MIXTURE, stacked, products=mean_over_rows),
+    bug("stack: the first expert's weight for all", MIXTURE, stacked,
+        grouped_matmul=instead(lambda x, W, counts: x @ W[0].T)),
+    bug("stack: dx by the first expert's weight", MIXTURE, stacked,
+        grouped_matmul_dx=instead(lambda d, W, n: d @ W[0])),
+    bug("stack: every expert has the gradient of all rows", MIXTURE, stacked, grouped_dw=instead(of_all_rows)),
+    bug("stack: an expert's gradient is a mean over its rows", MIXTURE, stacked, grouped_dw=mean_over_rows),
     Bug("experts with LoRA: B with the expert as the slow index", ADAPTED, stackedlora, SLOW_B),
     bug("experts with LoRA: the gradient of B packed so", ADAPTED, stackedlora, packed_B=SLOW_B["packed_B"]),
     Bug("experts with LoRA: A with the expert as the fast index", ADAPTED, stackedlora, FAST_A),

@@ -42,7 +42,7 @@ from minilora.layer import freeze
 from minilora.layers.attention import Attention
 from minilora.layers.norm import RMSNorm
 from minilora.layers.rotary import Rotary, frequencies
-from minilora.variants.adapter import Adapter, Rewritten
+from minilora.variants.adapter import AdaptedRows, Adapter
 from minilora.variants.dropout import DroppingLoRALinear
 
 Arrays = dict[str, np.ndarray]
@@ -332,7 +332,7 @@ class EmbeddingProblem(LayerProblem):
         if not self.rank:
             return table
         adapter = Adapter(arrays["lora_A"], arrays["lora_B"], self.scaling * self.rank, kind="embedding")
-        return Rewritten(table, adapter)
+        return AdaptedRows(table, adapter)
 
     def input(self, arrays: Arrays) -> np.ndarray:
         return self.rng("ids").integers(0, self.ids, self.rows)
@@ -396,7 +396,7 @@ class ConvolutionProblem(LayerProblem):
             return base
         kernel = tuple(axis.kernel for axis in self.axes)
         factors = arrays["lora_A"], arrays["lora_B"]
-        return Rewritten(base, Adapter(*factors, self.scaling * self.rank, kind=kind, kernel=kernel))
+        return AdaptedRows(base, Adapter(*factors, self.scaling * self.rank, kind=kind, kernel=kernel))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,7 +429,7 @@ class AttentionProblem(LayerProblem):
         parts |= {"rotary": Rotary(frequencies(self.head, 50.0)), **norms}
         if self.blocks is None:
             return Attention(**parts)
-        return BlockwiseAttention(**parts, blocks=Blocks(*self.blocks, page_up_to=0))
+        return BlockwiseAttention(**parts, blocks=Blocks(*self.blocks, plain_up_to=0))
 
 
 # --- losses and Adam, beside formulas of their own ------------------------------------------------

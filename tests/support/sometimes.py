@@ -16,7 +16,7 @@ from minilora.layer import rows
 from minilora.layers import attention, embedding
 from minilora.layers.convolution import Convolution
 from minilora.variants import dora
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 from minilora.variants.dropout import DroppingLoRALinear
 
 from . import search
@@ -175,11 +175,11 @@ def adjoint_where(where: Callable[[Any, tuple[int, ...]], bool], change: Callabl
     """T* with its result changed, by a function of the layer, the result and x's shape, at some problems."""
 
     def wrong(right):
-        def rewrite_adjoint(self, dz, shape):
+        def to_rows_adjoint(self, dz, shape):
             dx = right(self, dz, shape)
             return change(self, dx, shape) if where(self, shape) else dx
 
-        return rewrite_adjoint
+        return to_rows_adjoint
 
     return wrong
 
@@ -187,7 +187,7 @@ def adjoint_where(where: Callable[[Any, tuple[int, ...]], bool], change: Callabl
 def overwritten(right):
     """T* that puts where patches overlap."""
 
-    def rewrite_adjoint(self, dz, shape):
+    def to_rows_adjoint(self, dz, shape):
         (n, c, *sizes), positions = shape, self.positions(shape)
         dz = dz.T.reshape(c, *self.kernel, n, *positions)
         padded = np.zeros((c, n, *(s + 2 * p for s, p in zip(sizes, self.padding, strict=True))), dz.dtype)
@@ -196,28 +196,28 @@ def overwritten(right):
         inner = (slice(p, p + s) for s, p in zip(sizes, self.padding, strict=True))
         return padded[(..., *inner)].swapaxes(0, 1)
 
-    return rewrite_adjoint
+    return to_rows_adjoint
 
 
 REWRITTEN = [
     bug("embedding: ids that repeat overwrite each other", "embedding", embedding, add_at=put),
-    bug("embedding: dA of the first batch only, of more axes", "embedding", Rewritten, backward=grad_where("lora_A",
+    bug("embedding: dA of the first batch only, of more axes", "embedding", AdaptedRows, backward=grad_where("lora_A",
         more_axes, lambda self, grad, dy, cache: LoRA.backward(self.adapter, 0 * dy + first(dy, 0),
         cache[-1].kept[-1])[1]["lora_A"])),
     bug("embedding: the table's gradient transposed where it is square", "embedding", Embedding, backward=grad_where(
         "weight", lambda self, dy: self.weight.shape[0] == self.weight.shape[1], transposed)),
-    bug("embedding: dB transposed where r is the width", "embedding", Rewritten, backward=grad_where("lora_B",
+    bug("embedding: dB transposed where r is the width", "embedding", AdaptedRows, backward=grad_where("lora_B",
         lambda self, dy: self.adapter.rank == self.adapter.shape[0], transposed)),
     bug("convolution: patches that overlap overwrite each other", "convolution", Convolution,
-        rewrite_adjoint=overwritten),
+        to_rows_adjoint=overwritten),
     bug("convolution: dx shifted where the stride is above the kernel", "convolution", Convolution,
-        rewrite_adjoint=adjoint_where(lambda self, shape: self.stride[0] > self.kernel[0],
+        to_rows_adjoint=adjoint_where(lambda self, shape: self.stride[0] > self.kernel[0],
         lambda self, dx, shape: np.roll(dx, 1, axis=2))),
     bug("convolution: the padding cut at its end only, where it is as wide as the kernel", "convolution", Convolution,
-        rewrite_adjoint=adjoint_where(lambda self, shape: self.padding[0] >= self.kernel[0],
+        to_rows_adjoint=adjoint_where(lambda self, shape: self.padding[0] >= self.kernel[0],
         lambda self, dx, shape: np.roll(dx, self.padding[0], axis=2))),
     bug("convolution: images and channels exchanged where they are as many", "convolution", Convolution,
-        rewrite_adjoint=adjoint_where(lambda self, shape: shape[0] == shape[1],
+        to_rows_adjoint=adjoint_where(lambda self, shape: shape[0] == shape[1],
         lambda self, dx, shape: dx.swapaxes(0, 1))),
     bug("convolution: dW turned around where the kernel is 2 wide", "convolution", Convolution,
         backward=grad_where("weight", lambda self, dy: self.kernel[-1] == 2, lambda self, grad, *_: grad[..., ::-1])),
@@ -302,7 +302,7 @@ LOSSES = [
     bug("mse: the gradient twice, of one entry", "mean squared error", search, mse=loss_where(
         lambda p, t: p.size == 1, lambda dp, p, t: 2 * dp)),
     bug("cross-entropy: 0 / 0 where no row counts", "cross-entropy", losses,
-        count=instead(lambda target: (target != losses.IGNORED).sum())),
+        count=instead(lambda target: (target != losses.IGNORE_INDEX).sum())),
     bug("cross-entropy: the rows that do not count are counted", "cross-entropy", search, cross_entropy=loss_where(
         lambda z, t: True, lambda dz, z, t: dz * dz.dtype.type(max(1, (t >= 0).sum()) / t.size))),
     bug("cross-entropy: the mean over the first axis where there are more", "cross-entropy", search,

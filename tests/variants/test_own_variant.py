@@ -33,7 +33,7 @@ from minilora import (
 from minilora.adaptation import put_beside
 from minilora.fast import residual_form
 from minilora.layer import rows, walk
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 from minilora.verify.instances import layer_claim
 
 from ..support.compare import assert_close, refused
@@ -253,7 +253,7 @@ def doras():
           for put in (LoRALinear, lambda base, adapter: attach(base, {"": adapter}))),
         (lambda: LoRALinear(BASE, doras()), "a magnitude, which a LoRALinear leaves out"),
         (lambda: DoRA(BASE, GainOnDoRA(A, B, 3, magnitude=np.ones(3), gain=GAIN)), "a gain, which a DoRA leaves out"),
-        (lambda: Rewritten(Conv1d(np.ones((3, 2, 2))), own(Forgets, kind="conv1d", kernel=(2,))),
+        (lambda: AdaptedRows(Conv1d(np.ones((3, 2, 2))), own(Forgets, kind="conv1d", kernel=(2,))),
          "a gain, which a LoRALinear leaves out"),
     ],
 )  # fmt: skip

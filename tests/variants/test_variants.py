@@ -29,7 +29,7 @@ from minilora import (
 from minilora.fast import residual_form
 from minilora.layer import freeze
 from minilora.training import backpropagate
-from minilora.variants.adapter import Rewritten
+from minilora.variants.adapter import AdaptedRows
 from minilora.variants.pissa import over_original, pissa
 from minilora.variants.sums import singular_values
 
@@ -220,7 +220,7 @@ BASE = Linear(np.ones((5, 6)))
         (lambda: lora(cls=Adapter, start=lora(7)), ValueError, r"start\.lora_A has shape \(2, 7\), expected \(2, 6\)"),
         (lambda: lora(cls=Adapter, start=lora(r=1)), ValueError, r"start\.lora_A has shape \(1, 6\), expected"),
         (lambda: lora(cls=Adapter, start=lora(6, 4)), ValueError, r"start\.lora_B has shape \(4, 2\), expected"),
-        (lambda: Rewritten(BASE, lora()), AttributeError, "'Linear' object has no attribute 'as_linear'"),
+        (lambda: AdaptedRows(BASE, lora()), AttributeError, "'Linear' object has no attribute 'as_linear'"),
         (lambda: pissa(BASE, rank=2, alpha=0), ValueError, "alpha must be above 0"),
         (lambda: adapt(BASE, "", rank=6, alpha=3, rng=RNG(0), init="pissa"), ValueError, "rank must be at most 5, got"),
         (lambda: attach(LAYERS["conv2d"](RNG(0))[0], {"": lora(18, 4, cls=Adapter, kind="conv2d", kernel=(3, 2))}),

@@ -22,9 +22,9 @@ WITHOUT_A_ROW = {
     "Adapted": "what it computes is for its subclasses to say",
     "Convolution": "the number of axes is for Conv1d and Conv2d to say",
     "Sequential": "MLP is one, of three layers",
-    "CodedLinear": "the format is for QuantizedLinear to say",
+    "FrozenQuantizedLinear": "the format is for QuantizedLinear to say",
     "BlockLinear": "its blocks come from a file: tests/language/files/test_gguf.py",
-    "RecomputedBlock": "its gradients have the bits of a Block's: tests/language/test_llama.py",
+    "CheckpointedBlock": "its gradients have the bits of a Block's: tests/language/test_llama.py",
 }
 
 
@@ -120,7 +120,7 @@ def last_bias_twice(dx, grads):
 WITH_BACKWARD = sorted(
     name
     for name, cls in layers_of_the_package().items()
-    if "backward" in vars(cls) and name != "RecomputedBlock"  # it has no row
+    if "backward" in vars(cls) and name != "CheckpointedBlock"  # it has no row
 )
 PLANTED = {
     "a weight's gradient doubled": ("Linear", twice),

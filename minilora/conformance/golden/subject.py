@@ -17,7 +17,7 @@ from ...audit.landing import ARCHITECTURE, land
 from ...files.peft import KEYS
 from ...language.config import LlamaConfig
 from ...language.files.weights import open_llama
-from ...layers.quantized import CodedLinear
+from ...layers.quantized import FrozenQuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...texts import FileRefused, short
 from .bases import EMBEDDING, HEAD
@@ -101,7 +101,7 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
     arrays: Arrays = {}
     for name in shapes:
         array = read(name)
-        arrays[name] = np.asarray(array.weight if isinstance(array, CodedLinear) else array).astype(dtype)
+        arrays[name] = np.asarray(array.weight if isinstance(array, FrozenQuantizedLinear) else array).astype(dtype)
         if not np.isfinite(arrays[name]).all():
             raise FileRefused(model, f"{short(name)} holds NaN or infinity")
     arrays.setdefault(HEAD, arrays[EMBEDDING])

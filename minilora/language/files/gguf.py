@@ -31,7 +31,7 @@ import numpy as np
 from ...backend import backend_of
 from ...checks import Array
 from ...extras import needed
-from ...layers.quantized import CodedLinear
+from ...layers.quantized import FrozenQuantizedLinear
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ...texts import FileRefused, reading, short
 from ..config import LlamaConfig, check_settings, from_sizes, renamed
@@ -72,7 +72,7 @@ def to_gguf(path: str) -> str | None:
     return renamed(path, {ours: theirs for theirs, ours in NAMES.items()})
 
 
-def is_turned(path: str, model_type: str) -> bool:
+def is_permuted(path: str, model_type: str) -> bool:
     """Return whether the rows of a module's weight are in another order there: the two that positions turn."""
     return ARCHITECTURES[model_type] == "llama" and path.endswith((".q_proj", ".k_proj"))
 
@@ -80,7 +80,7 @@ def is_turned(path: str, model_type: str) -> bool:
 def gguf_tensor(name: str, array: np.ndarray, head_dim: int, model_type: str = "llama") -> tuple[str, np.ndarray]:
     """Return llama.cpp's name and order of rows for an array of a Llama decoder."""
     path, _, kind = name.rpartition(".")
-    rows = interleaved_from_halves(array, head_dim) if is_turned(path, model_type) else array
+    rows = interleaved_from_halves(array, head_dim) if is_permuted(path, model_type) else array
     return f"{to_gguf(path)}.{kind}", np.ascontiguousarray(rows)
 
 
@@ -164,7 +164,7 @@ def _rope_factor(fields: dict[str, Any], kind: str) -> Any:
 
 def open_gguf(
     path: Path, *, keep_blocks: bool = False
-) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | CodedLinear]]:
+) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | FrozenQuantizedLinear]]:
     """Return the decoder's sizes, the shapes of the arrays, and how one is read, with `keep_blocks` as its blocks."""
     dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)
@@ -176,8 +176,8 @@ def open_gguf(
         if ROPE_FACTORS in tensors and config.model_type == "llama":  # llama.cpp's qwen2 has none
             config = _divided(config, np.asarray(tensors.pop(ROPE_FACTORS).data, np.float64))
 
-    def read(name: str) -> np.ndarray | CodedLinear:
-        tensor, turned = tensors[name], is_turned(name.rpartition(".")[0], config.model_type)  # their biases too
+    def read(name: str) -> np.ndarray | FrozenQuantizedLinear:
+        tensor, turned = tensors[name], is_permuted(name.rpartition(".")[0], config.model_type)  # their biases too
         kind = tensor.tensor_type.name
         if keep_blocks and kind in BYTES and name.endswith("_proj.weight"):
             rows = np.array(tensor.data)  # a row's blocks are its own, so whole rows can change places
@@ -251,7 +251,7 @@ def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) f
     return w.reshape(*data.shape[:-1], data.shape[-1] // BYTES[kind] * WIDTH)
 
 
-class BlockLinear(CodedLinear):
+class BlockLinear(FrozenQuantizedLinear):
     """A frozen linear layer that keeps the blocks of a .gguf file. It keeps the array that it is given."""
 
     def __init__(self, kind: str, blocks: Array, bias: Array | None = None, *, dtype: Any = "float32") -> None:

@@ -20,10 +20,10 @@ import numpy as np
 from ...checks import check_path
 from ...extras import needed
 from ...files.adapters import check_base_weights, load_adapter
-from ...files.disk import check_parent, refuse_inputs, replaceable, written_whole
+from ...files.disk import check_parent, check_replaceable, refuse_inputs, written_whole
 from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ...files.tensors import in_dtype
-from ...layers.quantized import CodedLinear
+from ...layers.quantized import FrozenQuantizedLinear
 from ...texts import FileRefused, reading, short
 from ...variants.adapter import Adapter
 from ...variants.dora import DoRAAdapter
@@ -43,7 +43,7 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
 
     def weight(module: str) -> np.ndarray | None:
         array = read(f"{module}.weight") if f"{module}.weight" in shapes else None
-        return None if isinstance(array, CodedLinear) else array
+        return None if isinstance(array, FrozenQuantizedLinear) else array
 
     check_base_weights(adapter, weight)
     first = next(iter(adapters.values()))
@@ -52,7 +52,7 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
         for module, one in adapters.items():
             _check_fits(module, one, shapes.get(f"{module}.weight", ()), tied=config.tie_word_embeddings)
     tensors = dict(_tensors(adapter, adapters, alpha, config))
-    replaceable(out)
+    check_replaceable(out)
     models = [file for file in model.iterdir() if file.suffix != ".gguf"] if model.is_dir() else [model]
     refuse_inputs("out", out, [(file, "a file of the model") for file in models])
     refuse_inputs("out", out, [(adapter / file, "a file of the adapter") for file in (CONFIG_NAME, WEIGHTS_NAME)])

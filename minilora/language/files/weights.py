@@ -32,7 +32,7 @@ from ...files.modelfolder import EMBEDDING, HEAD_WEIGHT
 from ...files.peft import CONFIG_NAME
 from ...files.tensors import MODEL_CONFIG, Weights, in_dtype, open_weights, same_bytes
 from ...layer import rebuild
-from ...layers.quantized import CodedLinear
+from ...layers.quantized import FrozenQuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...texts import FileRefused, named, reading, short
 from ..config import LlamaConfig, from_json, from_sizes, renamed
@@ -40,23 +40,23 @@ from .gguf import open_gguf
 from .nf4files import NF4Weights
 
 Reader = Callable[[str], Any]
-"""Returns an array of a file by its name in transformers: numbers, or a `CodedLinear` where it stays quantised."""
+"""Returns an array of a file by its name in transformers, or a `FrozenQuantizedLinear` where it stays quantised."""
 DTYPES = ("float32", "float64")
 EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
 
 
 def load(
     path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
-) -> tuple[LlamaConfig, dict[str, Array | CodedLinear]]:
+) -> tuple[LlamaConfig, dict[str, Array | FrozenQuantizedLinear]]:
     """Return what decoder a file holds, and its arrays under transformers' names; a quantised one is a layer."""
     backend, keep_blocks = backend_or_numpy(backend), check_flag("keep_blocks", keep_blocks)
     check_choice("dtype", getattr(dtype, "__name__", str(dtype)), DTYPES)
     config, read = open_llama(path, keep_blocks=keep_blocks)
     path = Path(path)
-    arrays: dict[str, Array | CodedLinear] = {}
+    arrays: dict[str, Array | FrozenQuantizedLinear] = {}
     for name in config.shapes():
         array = read(name)
-        coded = isinstance(array, CodedLinear)
+        coded = isinstance(array, FrozenQuantizedLinear)
         with np.errstate(all="ignore"):  # scales may be infinite
             numbers = array.weight if coded else array
         if numbers.dtype.kind != "f":
@@ -116,7 +116,7 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
         ours = name.replace(f".{MIXTRAL_MLP}.gate.", ".mlp.gate.")  # the router
         names[ours], shapes[ours] = name, base.spec(name).shape
 
-    def read(name: str) -> np.ndarray | CodedLinear:
+    def read(name: str) -> np.ndarray | FrozenQuantizedLinear:
         if name in quantised.shapes:
             return quantised.read(name)
         if name in experts:

@@ -201,7 +201,7 @@ def every_trial(kind, dtype="float64"):
     return [a_trial(kind, dtype, number) for number in range(len(KINDS[kind].problems))]
 
 
-SEEN = {
+PREFIX_ALIASES = {
     "the output, where N is above 7, is off by 316 at [65, 6]: 0, expected 315.8647; "
     "it is right up to row 63, and zero from row 64 on (N=67 in=130 out=69 r=17 alpha=24)": (
         "y", lambda y, trial: y * (places(len(y)) < 64)[:, None]),
@@ -235,9 +235,9 @@ SEEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", SEEN)
+@pytest.mark.parametrize("words", PREFIX_ALIASES)
 def test_what_is_seen_in_an_array_is_told(words):
-    key, change = SEEN[words]
+    key, change = PREFIX_ALIASES[words]
     pairs = [(trial, change(trial.right[key], trial)) for trial in every_trial("linear")]
     assert describe_wrong(key, pairs) == words
 

@@ -14,7 +14,7 @@ from minilora.language.files.gguf import BYTES, FILE_MUST, MUST, BlockLinear, de
 from minilora.language.files.tokens import load_tokenizer
 from minilora.language.memory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
-from minilora.layers.quantized import CodedLinear
+from minilora.layers.quantized import FrozenQuantizedLinear
 from minilora.layers.rotary import frequencies
 from minilora.texts import FileRefused
 
@@ -275,7 +275,7 @@ def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
     whole, kept = Llama.load(path), Llama.load(path, keep_blocks=True)
     expected = whole(IDS)
     np.testing.assert_array_equal(kept(IDS), expected)
-    kinds = {p.rpartition(".")[2]: layer.kind for p, layer in walk(kept) if isinstance(layer, CodedLinear)}
+    kinds = {p.rpartition(".")[2]: layer.kind for p, layer in walk(kept) if isinstance(layer, FrozenQuantizedLinear)}
     assert kinds == {"q_proj": "Q4_0", "k_proj": "Q4_1", "v_proj": "Q8_0", "o_proj": "Q4_0"}
     coded = {p: layer for p, layer in walk(kept) if isinstance(layer, BlockLinear)}
     for p, layer in coded.items():
@@ -285,7 +285,7 @@ def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
     assert parameter_bytes(kept) == parameter_bytes(whole) - saved
     save_llama(kept, tmp_path / "folder")
     again = Llama.load(tmp_path / "folder")
-    assert not any(isinstance(layer, CodedLinear) for m in (whole, again) for _, layer in walk(m))
+    assert not any(isinstance(layer, FrozenQuantizedLinear) for m in (whole, again) for _, layer in walk(m))
     with path.open("r+b") as file:  # in place: a mapping of the file would see it
         file.write(bytes(path.stat().st_size))
     for model in (whole, kept, again):
