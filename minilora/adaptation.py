@@ -23,7 +23,7 @@ import numpy as np
 
 from .backend import backend_of
 from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, restoring_rng, warn_of_rank
-from .layer import Layer, check_model, children_besides, first_array, freeze, rebuild, walk
+from .layer import Layer, check_model, first_array, freeze, members_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.quantized import FrozenQuantizedLinear
 from .layers.stacked import StackedLinear
@@ -306,7 +306,7 @@ def _matrix(layer: Any) -> Any:
 
 def _described(path: str, layer: Any) -> Any:
     """Return a layer's adapter; of a plain `LoRA` one that shares its arrays and knows where it stands."""
-    adapter, more = layer.adapter, children_besides(layer, "base", "adapter")
+    adapter, more = layer.adapter, members_besides(layer, "base", "adapter")
     if not isinstance(adapter, LoRA):
         return adapter
     if more:

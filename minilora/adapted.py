@@ -7,7 +7,7 @@ from inspect import unwrap
 from typing import Any
 
 from .checks import Array
-from .layer import Layer, children_besides
+from .layer import Layer, members_besides
 
 
 @dataclass(eq=False, repr=False)
@@ -28,7 +28,7 @@ class Adapted(Layer):
         its own.
         """
         cls, expected = type(self.adapter), self.fits()["adapter"][1]
-        unknown = children_besides(self.adapter, "start", *expected.fits())
+        unknown = members_besides(self.adapter, "start", *expected.fits())
         if unknown and any(unwrap(getattr(cls, m)) is unwrap(getattr(expected, m)) for m in ("forward", "delta")):
             raise ValueError(f"adapter has a {next(iter(unknown))}, which a {type(self).__name__} leaves out")
 

@@ -31,7 +31,7 @@ kept. Between a subclass and its parent there is no guard: ``super().forward(x)`
 A MODEL is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
 weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:
 
-    children(layer)                       list a layer's own arrays and layers, by name
+    members(layer)                        list a layer's own arrays and layers, by name
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
 
 Everything else is written with them, above all:
@@ -191,7 +191,7 @@ class Layer:
     def trainable(self) -> dict[str, Array]:
         """Return the arrays that training updates, by name: the layer's own, not copies."""
         arrays: dict[str, Array] = {}
-        for name, part in children(self):
+        for name, part in members(self):
             if isinstance(part, Layer):
                 arrays |= nest(name, part.trainable())
             elif not self.frozen:
@@ -200,7 +200,7 @@ class Layer:
 
     def parameter_counts(self) -> dict[int, int]:
         """Return how many numbers each of the layer's own arrays stands for, by the array's identity."""
-        return {id(part): part.size for _, part in children(self) if is_array(part)}
+        return {id(part): part.size for _, part in members(self) if is_array(part)}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -225,26 +225,26 @@ class Layer:
         return f"{type(self).__name__}({', '.join(f'{name}={_show(v)}' for name, v in vars(self).items())})"
 
 
-def children(layer: Layer) -> Iterator[tuple[str, Any]]:
+def members(layer: Layer) -> Iterator[tuple[str, Any]]:
     """Yield the arrays and layers among a layer's attributes, by name, those in lists by number too."""
     for name, value in vars(layer).items():
-        if _is_child(value):
+        if _is_member(value):
             yield name, value
         elif isinstance(value, list):
-            yield from ((f"{name}.{key}", part) for key, part in enumerate(value) if _is_child(part))
+            yield from ((f"{name}.{key}", part) for key, part in enumerate(value) if _is_member(part))
 
 
-parts = children
+parts = members
 """The name in the fifth edition."""
 
 
-def _is_child(value: Any) -> bool:
+def _is_member(value: Any) -> bool:
     return isinstance(value, Layer) or is_array(value)
 
 
-def children_besides(layer: Layer, *names: str) -> dict[str, Any]:
+def members_besides(layer: Layer, *names: str) -> dict[str, Any]:
     """Return the arrays and layers among a layer's attributes that have other names than these."""
-    return {name: part for name, part in children(layer) if name not in names}
+    return {name: part for name, part in members(layer) if name not in names}
 
 
 def first_array(layer: Layer) -> Array | None:
@@ -265,7 +265,7 @@ def trains(*layers: Layer) -> bool:
     def this(layer: Layer) -> bool:
         if type(layer).trainable is not Layer.trainable:  # it says itself what trains
             return bool(layer.trainable())
-        return any(this(part) if isinstance(part, Layer) else not layer.frozen for _, part in children(layer))
+        return any(this(part) if isinstance(part, Layer) else not layer.frozen for _, part in members(layer))
 
     return any(map(this, layers))
 
@@ -273,7 +273,7 @@ def trains(*layers: Layer) -> bool:
 def walk(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
     """Yield a model and every layer in it, by path; the model's own is ``""``."""
     yield path, layer
-    for name, part in children(layer):
+    for name, part in members(layer):
         if isinstance(part, Layer):
             yield from walk(part, f"{path}.{name}" if path else name)
 
@@ -355,7 +355,7 @@ def parameter_count(model: Layer, *, trained: bool = False) -> int:
 
 def arrays_of(model: Layer) -> Iterator[Array]:
     """Yield every array of a model, a tied one each time."""
-    return (part for _, layer in walk(model) for _, part in children(layer) if is_array(part))
+    return (part for _, layer in walk(model) for _, part in members(layer) if is_array(part))
 
 
 def rows(x: Array) -> Array:  # (..., n) -> (N, n)

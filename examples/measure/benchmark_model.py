@@ -70,7 +70,7 @@ from minilora.language.files.tokens import load_tokenizer
 from minilora.language.generation import generate
 from minilora.language.memory import cache_bytes
 from minilora.language.text import token_ids, windows
-from minilora.layer import children, rebuild, walk
+from minilora.layer import members, rebuild, walk
 from minilora.layers.rotary import frequencies
 from minilora.training import backpropagate, draw_batches
 
@@ -289,7 +289,7 @@ def products(task):
 
 def frozen_products(task):
     """Return those of a step's products of which one operand is a weight of the model."""
-    weights = [p for _, layer in walk(task.base) for _, p in children(layer) if isinstance(p, np.ndarray)]
+    weights = [p for _, layer in walk(task.base) for _, p in members(layer) if isinstance(p, np.ndarray)]
     return [pair for pair in products(task) if any(np.shares_memory(p, b) for b in pair for p in weights)]
 
 

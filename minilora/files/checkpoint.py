@@ -25,7 +25,7 @@ import numpy as np
 
 from ..backend import backend_of
 from ..checks import Array, check_path, dtype_name
-from ..layer import Layer, children, walk
+from ..layer import Layer, members, walk
 from ..state import TrainingState
 from ..texts import FileRefused, printable, reading, short
 from .disk import written_whole
@@ -256,7 +256,7 @@ def frozen_parts(model: Any, params: Mapping[str, Array]) -> dict[str, str]:
         for name, value in vars(layer).items():
             if isinstance(value, (bool, int, float, str, tuple)):
                 texts[f"{path}.{name}".removeprefix(".")] = repr(value)
-        for name, part in children(layer):
+        for name, part in members(layer):
             if not isinstance(part, Layer) and id(part) not in trained:
                 texts[f"{path}.{name}".removeprefix(".")] = fingerprint(part)
     return {f"frozen[{name!r}]": text for name, text in texts.items()}

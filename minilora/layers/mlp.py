@@ -23,7 +23,7 @@ import numpy as np
 
 from ..backend import Backend
 from ..checks import Array, check_choice, check_instance, check_start
-from ..layer import Cache, Layer, children, nest, trains
+from ..layer import Cache, Layer, members, nest, trains
 from ..linear import Linear
 from .activation import ACTIVATIONS
 
@@ -45,7 +45,7 @@ class Sequential(Layer):
     @property
     def children(self) -> dict[str, Layer]:
         """The layers by name, in order."""
-        return {name: part for name, part in children(self) if isinstance(part, Layer)}
+        return {name: part for name, part in members(self) if isinstance(part, Layer)}
 
     def forward(self, x: Array) -> tuple[Array, Cache]:
         """Return what the last layer makes of it, and a cache with theirs."""

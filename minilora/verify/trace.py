@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import Array, check_instance, check_integer, is_array
-from ..layer import Layer, children, first_names, rebuild, sum_tied, walk
+from ..layer import Layer, first_names, members, rebuild, sum_tied, walk
 from ..linear import Linear
 from ..lora import LoRA, LoRALinear
 from ..losses import mse
@@ -145,7 +145,7 @@ def drawn(row: Row, *, rank: int = 1, seed: int = 0) -> tuple[Layer, Array, Arra
 def _numbers_of(layer: Layer) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the arrays and the numbers that a model's layers hold, by path; of an adapter also its scaling."""
     for path, part in walk(layer):
-        own = dict(children(part)) | {name: v for name, v in vars(part).items() if type(v) in (int, float, tuple)}
+        own = dict(members(part)) | {name: v for name, v in vars(part).items() if type(v) in (int, float, tuple)}
         own |= {"scaling": part.scaling} if "alpha" in own else {}  # type: ignore[attr-defined]
         arrays = ((name, np.array(value)) for name, value in own.items() if not isinstance(value, Layer))
         yield from ((f"{path}.{name}".lstrip("."), a) for name, a in arrays if a.size and a.dtype.kind in "iuf")
@@ -242,5 +242,5 @@ def _arrays(name: str, value: Any) -> Arrays:
     """Return copies of the arrays in a value: an array, a number, None, gradients by name, or a layer."""
     if value is None or is_array(value) or isinstance(value, float):
         return {name: None if value is None else np.array(value)}
-    inside = value if isinstance(value, dict) else dict(children(value)) if isinstance(value, Layer) else {}
+    inside = value if isinstance(value, dict) else dict(members(value)) if isinstance(value, Layer) else {}
     return {full: array for key, part in inside.items() for full, array in _arrays(f"{name}.{key}", part).items()}

@@ -7,7 +7,7 @@ import pytest
 
 from minilora import RMSNorm, cross_entropy
 from minilora.checks import is_array
-from minilora.layer import children, freeze, nest, walk
+from minilora.layer import freeze, members, nest, walk
 from minilora.training import backpropagate
 
 from ..support.language import adapted, drawn, tiny_mixture
@@ -41,7 +41,7 @@ OWN = [
     (model, path)
     for model in (decoder, mixture)
     for path, layer in walk(model())
-    if any(is_array(part) for _, part in children(layer))
+    if any(is_array(part) for _, part in members(layer))
 ]
 """Each layer that has arrays of its own."""
 

@@ -7,7 +7,7 @@ import pytest
 
 OLD = (
     ("losses", "IGNORED", "IGNORE_INDEX"),
-    ("layer", "parts", "children"),
+    ("layer", "parts", "members"),
     ("layers.quantized", "CodedLinear", "FrozenQuantizedLinear"),
     ("layers.convolution", "Convolution.rewrite", "Convolution.to_rows"),
     ("layers.embedding", "Embedding.rewrite", "Embedding.to_rows"),

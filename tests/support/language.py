@@ -11,7 +11,7 @@ from minilora import adapt
 from minilora.language.config import LlamaConfig, MixtureConfig
 from minilora.language.generation import generate
 from minilora.language.llama import Llama
-from minilora.layer import children, walk
+from minilora.layer import members, walk
 from minilora.losses import IGNORE_INDEX
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz .\n"
@@ -74,7 +74,7 @@ def arrays_of(model) -> dict[str, np.ndarray]:
     """Return every array of a model by its path, copied."""
     found = {}
     for path, layer in walk(model):
-        found |= {f"{path}.{name}": part.copy() for name, part in children(layer) if isinstance(part, np.ndarray)}
+        found |= {f"{path}.{name}": part.copy() for name, part in members(layer) if isinstance(part, np.ndarray)}
     return found
 
 
