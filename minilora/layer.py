@@ -31,7 +31,7 @@ kept. Between a subclass and its parent there is no guard: ``super().forward(x)`
 A MODEL is a layer whose attributes are layers, or lists of layers. Its names nest: ``"layers.3.fc1.weight"`` is the
 weight of ``model.layers[3].fc1``. Two functions look for arrays and layers among attributes:
 
-    members(layer)                        list a layer's own arrays and layers, by name
+    members(layer)                     list a layer's own arrays and layers, by name
     rebuild(model, array, layer)       copy the model with every array and layer passed through a function
 
 Everything else is written with them, above all:
