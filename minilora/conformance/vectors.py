@@ -121,7 +121,7 @@ class Vector:
         trial = self.trial()
 
         def shows(bug: Bug) -> bool:
-            parts = bug.of(trial.problem)
+            parts = bug.replaced_in(trial.problem)
             wrong = trial.answer(**parts) if parts else {}
             return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
 

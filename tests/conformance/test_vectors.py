@@ -187,7 +187,7 @@ def test_every_bug_of_numbers_is_the_flag_of_a_case(tmp_path):
             "codes",
         ):
             trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()  # it leaves a gradient out, as an answer may be
-            assert len(trial.answer(**bug.of(trial.problem))) < len(trial.right)
+            assert len(trial.answer(**bug.replaced_in(trial.problem))) < len(trial.right)
 
 
 def test_a_flag_is_a_bug_that_the_case_catches(folder):

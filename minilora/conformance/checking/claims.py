@@ -129,7 +129,7 @@ def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
     for gain in (1.0, 6**0.5):  # PEFT's start, he_uniform
         _, found = name(world, [{"spread": np.array(measured / gain)} for measured in spreads.values()])
         for (bug,) in (named.wrongs for named in found):
-            says = f"{bug.says} = {sizes.fan(**bug.of(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
+            says = f"{bug.says} = {sizes.fan(**bug.replaced_in(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
             return Diagnosis(says, bug.flag, bug.source)
     if not 1e-3 < spread / sizes.spread() < 50:
         return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {sizes.spread():.3g}"

@@ -96,7 +96,7 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
     if measured is None:
         single = trial.distance("y", reply["y"]) * trial.unit <= TOLERANCE * UNIT["float32"]
         return "ok" if single else CANNOT_BE_TOLD
-    if not measured.is_other(declared):
+    if not measured.differs_from(declared):
         return "ok"
     got, expected = in_digits_that_differ(measured.value, declared)
     return f"the update is multiplied by {got}, expected {expected}"

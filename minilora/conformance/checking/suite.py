@@ -90,7 +90,7 @@ def measured_scalings(trials: Sequence[Trial], replies: Sequence[Mapping[str, An
         if measured is None and key == "y":
             return {}
         if measured is not None:
-            factors[trial.problem] = measured if measured.is_other(0.0) else Factor(0.0, measured.slack)
+            factors[trial.problem] = measured if measured.differs_from(0.0) else Factor(0.0, measured.slack)
     return factors
 
 
@@ -106,7 +106,7 @@ def _allowed_at(trial: Trial, key: str, value: float) -> np.ndarray:
 def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wrong]:
     """Return a row that scales as was measured; none where the scaling is right everywhere."""
     expected = {problem: scaling_of(trials[problem]) for problem in factors}
-    other = [problem for problem, s in expected.items() if factors[problem].is_other(s)]
+    other = [problem for problem, s in expected.items() if factors[problem].differs_from(s)]
     if not other:
         return []
     cases = [_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
@@ -151,7 +151,7 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
     """Say how measured scalings come from the right ones, where one rule holds on every problem."""
 
     def so(rule: Callable[[float], float]) -> bool:
-        return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
+        return not any(factors[problem].differs_from(rule(s)) for problem, s in expected.items())
 
     expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is that of a gradient
     first = next(iter(expected.values()))

@@ -63,7 +63,7 @@ def group(breaks: str, rows: Iterable[tuple[Any, ...]], **more: Any) -> list[Bug
 def _count(bug: Bug) -> int:
     """Return how many parts a bug replaces, on whichever problem of its first kind it replaces most."""
     problems = KINDS[bug.kinds[0]].problems if callable(bug.parts) else [None]
-    return max(len(bug.of(problem)) for problem in problems)
+    return max(len(bug.replaced_in(problem)) for problem in problems)
 
 
 # fmt: off

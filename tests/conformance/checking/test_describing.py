@@ -93,7 +93,7 @@ NAMED = {
     "lora_A is rounded to float16": changed(lambda x, W, A, B: (x, W, half(A), B)),
     "lora_B is rounded to bfloat16": changed(lambda x, W, A, B: (x, W, A, half(B, "bfloat16"))),
     "the weight is rounded to bfloat16": changed(lambda x, W, A, B: (x, half(W, "bfloat16"), A, B)),
-    "the scaling is rounded to float16, in the merged weight alone": merged(
+    "the scaling is rounded to float16, only in the merged weight": merged(
         lambda change, W, A, B, alpha: W + half(alpha / len(A)) * (B @ A)
     ),
     "x A^T is rounded to float16": added(lambda x, A, B, s: s * half(x @ A.T) @ B.T),
@@ -109,12 +109,12 @@ NAMED = {
     "it sums the first half of the inputs only in the update": changed(
         lambda x, W, A, B: (x, W, A * (places(A.shape[1]) < A.shape[1] // 2), B)
     ),
-    "it sums all rows but the last only, in lora_A's gradient alone": some_rows("lora_A", slice(None, -1)),
+    "it sums all rows but the last only, only in lora_A's gradient": some_rows("lora_A", slice(None, -1)),
     "it sums whole blocks of 16 inputs only": cut(lambda n: slice(0, n - n % 16 if n > 16 else n)),
-    "it sums all ranks but the first only, in the merged weight alone": merged(
+    "it sums all ranks but the first only, only in the merged weight": merged(
         lambda change, W, A, B, alpha: W + alpha / len(A) * (B * (places(len(A)) > 0)) @ A
     ),
-    "it sums all rows but the first only, in lora_B's gradient alone": some_rows("lora_B", slice(1, None)),
+    "it sums all rows but the first only, only in lora_B's gradient": some_rows("lora_B", slice(1, None)),
     "on 13 of 15 problems, those where r is above 1: it sums the first half of the ranks only": ranks(
         lambda r: places(r) < max(1, r // 2)
     ),
@@ -127,7 +127,7 @@ NAMED = {
 @pytest.mark.parametrize("says", one_in(2, [*NAMED], NAMED))
 def test_what_nobody_is_known_to_have_made_is_named_last(says):
     first = check(beside_forward(**NAMED[says])).found[0]
-    assert first.says.removesuffix(", in the output alone").removesuffix(", in all that is computed") == says
+    assert first.says.removesuffix(", only in the output").removesuffix(", in everything that is computed") == says
     assert first.flag
 
 
@@ -185,7 +185,7 @@ def test_rows_that_are_tried_last_change_their_answers_alone():
                 if {*re.findall("{(.*)}", says)} <= words.keys()}  # fmt: skip
     found = {}
     for row in last_rows.__wrapped__(RIGHT.scaling):  # made anew, whatever was kept
-        wrong = trial.answer(**row.of(trial.problem))
+        wrong = trial.answer(**row.replaced_in(trial.problem))
         found[row.says] = [key for key in row.shows or trial.right if not trial.agrees(key, wrong[key])]
         assert row.flag.replace("-", "") == re.sub("[^a-z0-9]", "", row.says.lower())
         assert row.count == MEASURED

@@ -52,7 +52,7 @@ def logarithm(arrays):
 def number_of(bug):
     """The sum, over the problems in which a bug shows, of the logarithm of its answers, each times its place."""
     kind = KINDS[bug.kinds[0]]
-    pairs = ((drawn(p, "float64", kind.formulas), parts) for p in kind.problems if (parts := bug.of(p)))
+    pairs = ((drawn(p, "float64", kind.formulas), parts) for p in kind.problems if (parts := bug.replaced_in(p)))
     return sum(logarithm(trial.answer(**parts)) for trial, parts in pairs)
 
 
