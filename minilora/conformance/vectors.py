@@ -42,7 +42,7 @@ from .checking.claims import adam_verdict, diagnosed
 from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
 from .problems.bugs import BUGS, Bug, bugs_of
-from .problems.formulas import adam_follows, adam_problem
+from .problems.formulas import adam_problem, run_adam
 from .problems.kind import FACTORS
 from .problems.kinds import KINDS
 from .problems.problem import Arrays, Problem
@@ -150,7 +150,7 @@ class AdamVector:
         begin, steps = adam_problem()
         begin = {name: p.astype(self.dtype) for name, p in begin.items()}
         steps = [{name: g.astype(self.dtype) for name, g in grads.items()} for grads in steps]
-        end = adam_follows({name: p.astype(np.float64) for name, p in begin.items()}, steps)
+        end = run_adam({name: p.astype(np.float64) for name, p in begin.items()}, steps)
         grads = {name: np.array([grads[name] for grads in steps]) for name in begin}
         stages = {"begin": begin, "grads": grads, "end": end}
         return {f"{stage}_{name[-1]}": array for stage, arrays in stages.items() for name, array in arrays.items()}

@@ -25,10 +25,10 @@ import numpy as np
 
 from ..naming import Wrong
 from . import bugparts as parts
-from .formulas import RIGHT, SCALINGS, rest
+from .formulas import RIGHT, SCALINGS, one_minus
 from .kinds import KINDS
-from .lowprecision import in_half
-from .several import WAYS, rooted
+from .lowprecision import to_bfloat16
+from .several import WAYS, signed_roots
 from .tolerance import TOLERANCE, UNIT
 
 
@@ -40,16 +40,16 @@ class Bug(Wrong):
     kinds: tuple[str, ...] = tuple(KINDS)  # of problems, or "adam"; the tests plant it in the first
 
 
-EVERY = tuple(KINDS)
+ALL_KINDS = tuple(KINDS)
 BOTH_DORAS = ("dora", "dora-full")
-PLAIN = tuple(kind for kind in EVERY if kind != "rslora")  # of the scaling alpha / r
-ROWS = ("linear", "rslora", *BOTH_DORAS)
+STANDARD_SCALING = tuple(kind for kind in ALL_KINDS if kind != "rslora")  # of the scaling alpha / r
+LINEAR_KINDS = ("linear", "rslora", *BOTH_DORAS)
 CONVOLUTIONS = ("conv2d", "conv1d")
-ALL_BUT_EMBEDDING = tuple(kind for kind in EVERY if kind != "embedding")  # there A may be zero, and B random
-ONE_ADAPTER = tuple(kind for kind in EVERY if kind != "fused")  # where all ranks are of one adapter
-IN_HALF = 2 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])
+ALL_BUT_EMBEDDING = tuple(kind for kind in ALL_KINDS if kind != "embedding")  # there A may be zero, and B random
+SINGLE_ADAPTER = tuple(kind for kind in ALL_KINDS if kind != "fused")  # where all ranks are of one adapter
+BFLOAT16_TIE = 2 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])
 """How far a tie that bfloat16 rounds the other way moves an answer, in units of what is allowed of float32."""
-OF_NUMBERS = ("forward", "scaling", "slope", "merge", *WAYS)
+NUMERIC_CLAIMS = ("forward", "scaling", "slope", "merge", *WAYS)
 """The claims that compare numbers with those of `Formulas`."""
 
 
@@ -78,7 +78,7 @@ BUGS: Sequence[Bug] = (
          {"scaling": SCALINGS["alpha / sqrt(r)"]}),
     )),
     # any kind may declare the scaling of rsLoRA; the tests plant it in rslora
-    *group("scaling", kinds=("rslora", *EVERY), rows=(
+    *group("scaling", kinds=("rslora", *ALL_KINDS), rows=(
         ("rslora-root-is-ignored",
          "rsLoRA's root is ignored: alpha is divided by the rank, and should be divided by its root",
          {"scaling": SCALINGS["alpha / r"]}, "NVIDIA/TensorRT-LLM #1668, huggingface/peft #2733"),
@@ -142,7 +142,7 @@ BUGS: Sequence[Bug] = (
         ("lora-b-gradient-is-zero", "lora_B's gradient is zero: B does not train", {"s_in_dB": lambda s: 0.0}),
         ("the-gradients-of-the-factors-are-means-over-the-rows",
          "the gradients of the factors are means over the rows, not sums",
-         {"rows": lambda n: 1 / n}),
+         {"gradient_scale": lambda n: 1 / n}),
     )),
     # the merge
     *group("merge", rows=(
@@ -157,17 +157,17 @@ BUGS: Sequence[Bug] = (
     *group("forward", kinds=BOTH_DORAS, rows=(
         ("dora-norm-is-taken-along-the-wrong-axis",
          "DoRA's norm is taken along the wrong axis: of each column of V, and should be of each row",
-         {"length": lambda W, BA, s: np.linalg.norm(W + s * BA, axis=0, keepdims=True)},
+         {"norm": lambda W, BA, s: np.linalg.norm(W + s * BA, axis=0, keepdims=True)},
          "wanshuiyin/ARIS-in-AI-Offer #17, KohakuBlueleaf/LyCORIS #216"),
         ("dora-norm-is-that-of-w", "DoRA's norm is that of W, and should be that of V = W + s B A",
-         {"length": lambda W, BA, s: np.linalg.norm(W, axis=1, keepdims=True)}, "Comfy-Org/ComfyUI #15458"),
+         {"norm": lambda W, BA, s: np.linalg.norm(W, axis=1, keepdims=True)}, "Comfy-Org/ComfyUI #15458"),
         ("dora-norm-lacks-the-scaling",
          "DoRA's norm lacks the scaling: it is that of W + B A, and should be that of V = W + s B A",
-         {"length": lambda W, BA, s: np.linalg.norm(W + BA, axis=1, keepdims=True)}),
+         {"norm": lambda W, BA, s: np.linalg.norm(W + BA, axis=1, keepdims=True)}),
         ("dora-divides-by-the-square-of-the-norm", "DoRA divides by the square of the norm",
          {"gain": lambda m, n: m[:, None] / n**2}),
         ("dora-norm-is-one-number-for-the-whole-of-v", "DoRA's norm is one number for the whole of V",
-         {"length": lambda W, BA, s: parts.whole(W + s * BA)}),
+         {"norm": lambda W, BA, s: parts.norm_of_all(W + s * BA)}),
         ("dora-does-not-divide-by-the-norm", "DoRA does not divide by the norm: the output is m x V^T",
          {"gain": lambda m, n: m[:, None]}),
         ("dora-magnitude-is-not-applied", "DoRA's magnitude is not applied: rows have the length 1",
@@ -220,22 +220,22 @@ BUGS: Sequence[Bug] = (
     *group("slope", kinds=("embedding",), rows=(
         ("lora-a-gradient-overwrites-where-an-id-comes-again",
          "lora_A's gradient overwrites where an id comes again, and should add up",
-         {"seen_by_dA": parts.last_of_each}),
+         {"dA_input": parts.last_of_each}),
         ("lora-a-gradient-is-a-mean-over-an-id-rows", "lora_A's gradient is a mean over an id's rows",
-         {"seen_by_dA": lambda X: X / np.maximum(X.sum(axis=0), 1)}),
+         {"dA_input": lambda X: X / np.maximum(X.sum(axis=0), 1)}),
         ("lora-a-gradient-is-zero-for-id-0", "lora_A's gradient is zero for id 0, as for padding",
-         {"seen_by_dA": parts.without_first_id}),
+         {"dA_input": parts.without_first_id}),
     )),
     # convolutions
     *group("forward", kinds=CONVOLUTIONS, rows=(
         ("the-kernels-are-turned-round",
          "the kernels are turned round: a convolution, where torch's is a cross-correlation",
-         parts.turned),
+         parts.flip_kernels),
     )),
     *group("forward", kinds=CONVOLUTIONS, shows=("y", "x", "merged"), rows=(
         ("the-kernels-of-lora-a-are-turned-round",
          "lora_A's kernels are turned round: a convolution, where torch's is a cross-correlation",
-         parts.turned_in_A),
+         parts.flip_kernels_of_A),
     )),
     *group("merge", kinds=CONVOLUTIONS, rows=(
         ("merge-turns-the-kernels-round", "merge turns the kernels round",
@@ -246,7 +246,7 @@ BUGS: Sequence[Bug] = (
          "merge reads the kernel's axes first and the channels last",
          parts.kernels(lambda k: np.moveaxis(k.reshape(len(k), *k.shape[2:], k.shape[1]), -1, 1))),
         ("merge-exchanges-the-kernel-height-and-width", "merge exchanges the kernel's height and width",
-         parts.kernels(parts.upright)),
+         parts.kernels(parts.swap_height_and_width)),
     )),
     *group("forward", kinds=CONVOLUTIONS, shows=("y", "x"), rows=(
         ("b-groups-are-ignored",
@@ -276,16 +276,16 @@ BUGS: Sequence[Bug] = (
     *group("forward", shows=("y", "x", "merged"), rows=(
         ("lora-b-is-reshaped-where-it-lies-transposed",
          "lora_B is read as (r, out) and reshaped: it should be transposed",
-         {"hidden": lambda B: B.T.reshape(B.shape)}, "unslothai/unsloth-zoo #1269"),
+         {"used_B": lambda B: B.T.reshape(B.shape)}, "unslothai/unsloth-zoo #1269"),
         ("lora-a-is-reshaped-where-it-lies-transposed",
          "lora_A is read as (in, r) and reshaped: it should be transposed",
-         {"down": lambda A: A.T.reshape(A.shape)}),
+         {"used_A": lambda A: A.T.reshape(A.shape)}),
         ("lora-b-is-reshaped-in-the-place-of-its-transpose",
          "lora_B (out, r) is reshaped to (r, out): it should be transposed",
-         {"hidden": lambda B: B.reshape(B.shape[::-1]).T}, "unslothai/unsloth-zoo #1269"),
+         {"used_B": lambda B: B.reshape(B.shape[::-1]).T}, "unslothai/unsloth-zoo #1269"),
         ("lora-a-is-reshaped-in-the-place-of-its-transpose",
          "lora_A (r, in) is reshaped to (in, r): it should be transposed",
-         {"down": lambda A: A.reshape(A.shape[::-1]).T}),
+         {"used_A": lambda A: A.reshape(A.shape[::-1]).T}),
     )),
     *group("forward", shows=("y",), rows=(
         ("the-base-weight-is-reshaped-in-the-place-of-its-transpose",
@@ -295,30 +295,30 @@ BUGS: Sequence[Bug] = (
     *group("forward", shows=("y", "x", "merged"), rows=(
         ("the-ranks-of-the-factors-stand-in-opposite-orders",
          "the ranks of lora_B stand in the opposite order to those of lora_A",
-         {"hidden": lambda B: B[:, ::-1]}),
+         {"used_B": lambda B: B[:, ::-1]}),
         ("the-halves-of-the-ranks-are-exchanged", "the halves of the ranks are exchanged in one of the factors",
-         {"hidden": lambda B: np.roll(B, B.shape[1] // 2, axis=1)},
+         {"used_B": lambda B: np.roll(B, B.shape[1] // 2, axis=1)},
          "huggingface/diffusers #13998, sgl-project/sglang #27274"),
     )),
-    *group("forward", kinds=ONE_ADAPTER, rows=(
+    *group("forward", kinds=SINGLE_ADAPTER, rows=(
         ("the-last-rank-is-left-out",
          "the last rank is left out: the last row of lora_A and the last column of lora_B do not count",
          parts.all_ranks_but_one),
     )),
     # sizes at which a kernel's tiles end
-    *group("forward", kinds=ROWS, rows=(
+    *group("forward", kinds=LINEAR_KINDS, rows=(
         ("ranks-above-32-are-left-out",
          "ranks above 32 are left out: only the first 32 rows of lora_A and columns of lora_B count",
          parts.ranks_up_to_32, "predibase/lorax #70"),
     )),
-    *group("forward", kinds=ROWS, shows=("y",), rows=(
+    *group("forward", kinds=LINEAR_KINDS, shows=("y",), rows=(
         ("rows-from-128-on-lack-the-update", "rows from 128 on lack the update", parts.rows_up_to_128),
     )),
-    *group("forward", kinds=ROWS, rows=(
+    *group("forward", kinds=LINEAR_KINDS, rows=(
         ("outputs-from-128-on-lack-the-update", "outputs from 128 on lack the update", parts.outputs_up_to_128),
     )),
     # the edge of the contract
-    *group("alpha of 0", kinds=PLAIN, rows=(
+    *group("alpha of 0", kinds=STANDARD_SCALING, rows=(
         ("an-alpha-of-0-is-taken-for-1", "an alpha of 0 is taken for 1, as by `alpha or 1`",
          {"scaling": lambda alpha, r: (alpha or 1) / r}),
         ("an-alpha-of-0-is-taken-for-the-rank", "an alpha of 0 is taken for the rank, as by `alpha or r`",
@@ -338,34 +338,34 @@ BUGS: Sequence[Bug] = (
     *group("forward", kinds=("nf4",), shows=("y", "x", "merged"), rows=(
         ("nf4-the-halves-of-a-byte-are-exchanged",
          "the two codes of a byte are exchanged: the high half is the earlier one",
-         parts.other_weight(low_first=True)),
+         parts.misread_weight(low_first=True)),
         ("nf4-the-scales-of-the-scales-are-left-out", "the scales of the scales are left out",
-         parts.other_weight(only_double=True, nested_absmax=np.ones(2, np.float32)),
+         parts.misread_weight(only_double=True, nested_absmax=np.ones(2, np.float32)),
          "bitsandbytes-foundation/bitsandbytes #1549"),
         ("nf4-the-mean-of-the-scales-is-not-added", "the mean of the scales is not added",
-         parts.other_weight(only_double=True, mean=np.zeros(1, np.float32))),
+         parts.misread_weight(only_double=True, mean=np.zeros(1, np.float32))),
         ("nf4-the-mean-of-the-scales-is-read-in-bfloat16", "the mean of the scales is rounded to bfloat16",
-         parts.other_weight(only_double=True, mean=np.array([1.453125], np.float32)),
+         parts.misread_weight(only_double=True, mean=np.array([1.453125], np.float32)),
          "bitsandbytes-foundation/bitsandbytes #1971"),
         ("nf4-the-code-book-is-of-middle-quantiles",
          "the code book is the quantiles at (i + 1/2) / 16, which have no 0",
-         parts.other_weight(book=parts.middle_quantiles())),
+         parts.misread_weight(book=parts.middle_quantiles())),
         ("nf4-the-code-book-has-even-steps", "the code book has even steps from -1 to 1",
-         parts.other_weight(book=np.linspace(-1, 1, 16))),
+         parts.misread_weight(book=np.linspace(-1, 1, 16))),
         ("nf4-the-scales-of-the-blocks-are-left-out", "the scales of the blocks are left out", parts.without_scales),
         ("nf4-the-codes-are-read-column-after-column", "the codes are read column after column, and lie row after row",
-         parts.column_after_column),
+         parts.column_by_column),
     )),
     # slots
     *group("forward", kinds=("fused",), rows=(
         ("slots-of-one-width-are-exchanged",
          "slots of one width are exchanged, as v's update in k's rows and k's in v's",
-         parts.rows_by(parts.exchanged)),
+         parts.rows_by(parts.swapped_slot_rows)),
         ("slots-stand-in-the-opposite-order", "the slots' updates stand in the opposite order",
          parts.rows_by(lambda fused, i: parts.rows_from(fused, i, sum(fused.widths[i + 1 :])))),
         ("a-slots-update-is-added-to-the-next",
          "a slot's update is added to the rows of the next one, as k's to those of v",
-         parts.rows_by(parts.to_the_next)),
+         parts.rows_by(parts.next_slot_rows)),
         ("slots-are-taken-for-equally-wide",
          "the slots are taken for equally wide: each begins at a multiple of out / slots",
          parts.rows_by(lambda fused, i: parts.rows_from(fused, i, i * (fused.out_features // len(fused.widths)))),
@@ -378,7 +378,7 @@ BUGS: Sequence[Bug] = (
          parts.by_groups(lambda fused: min(fused.widths))),
         ("a-slot-without-an-adapter-gets-an-update",
          "a slot without an adapter gets an update: those of the others are added from the first row on, without gaps",
-         parts.rows_by(parts.packed_slots)),
+         parts.rows_by(parts.rows_without_gaps)),
         ("the-last-slots-update-is-left-out", "the last slot's update is left out",
          lambda fused: {"slot_rows": lambda fused, i: fused.rows_of(i) if i != fused.adapted[-1] else None}),
         ("the-first-slot-alone-gets-its-update", "the first slot alone gets its update",
@@ -394,7 +394,7 @@ BUGS: Sequence[Bug] = (
         ("alpha-is-divided-by-the-ranks-of-all-slots",
          "alpha is divided by the ranks of all slots together, as where their lora_A are one array",
          {"slot_scale": lambda fused, i: (fused.alphas[i], sum(fused.ranks))}, "kohya-ss/sd-scripts #2204"),
-        ("one-lora-a-for-all-slots", "the first slot's lora_A is used for all", parts.one_down),
+        ("one-lora-a-for-all-slots", "the first slot's lora_A is used for all", parts.first_lora_A_for_all),
     )),
     *group("slope", kinds=("fused",), rows=(
         ("dx-has-the-first-slots-path-alone", "dx has the first slot's path alone, and should have those of all",
@@ -445,30 +445,30 @@ BUGS: Sequence[Bug] = (
     *group("slope", kinds=("experts",), rows=(
         ("experts-the-gradients-are-means-over-an-experts-rows",
          "the gradients of an expert's factors are means over its rows, not sums",
-         {"rows_of_one": lambda n: 1 / max(n, 1)}),
+         {"gradient_scale_of": lambda n: 1 / max(n, 1)}),
     )),
     # float32 beside bfloat16
     *group("forward", kinds=("mixed",), rows=(
         ("mixed-the-factors-are-rounded",
          "lora_A and lora_B are rounded to bfloat16, the base's precision, and should stay in float32",
-         {"down": in_half, "hidden": in_half}, "axolotl-ai-cloud/axolotl #3143"),
+         {"used_A": to_bfloat16, "used_B": to_bfloat16}, "axolotl-ai-cloud/axolotl #3143"),
         ("mixed-lora-a-is-rounded", "lora_A is rounded to bfloat16, the base's precision, and should stay in float32",
-         {"down": in_half}),
+         {"used_A": to_bfloat16}),
         ("mixed-lora-b-is-rounded", "lora_B is rounded to bfloat16, the base's precision, and should stay in float32",
-         {"hidden": in_half}),
+         {"used_B": to_bfloat16}),
     )),
-    *group("forward", kinds=("mixed",), ties=IN_HALF, rows=(
+    *group("forward", kinds=("mixed",), ties=BFLOAT16_TIE, rows=(
         ("mixed-the-adapter-computes-in-bfloat16",
          "the adapter computes in bfloat16, as under autocast: its factors and each of its products are rounded",
          parts.autocast(), "AgileRL/AgileRL #623"),
         ("mixed-the-update-is-rounded-before-the-sum",
          "the update is rounded to bfloat16 before it is added: the sum is taken in the base's precision",
-         {"updated": lambda update, *_: in_half(update)}),
+         {"final_update": lambda update, *_: to_bfloat16(update)}),
     )),
-    *group("slope", kinds=("mixed",), ties=IN_HALF, rows=(
+    *group("slope", kinds=("mixed",), ties=BFLOAT16_TIE, rows=(
         ("mixed-the-gradients-are-rounded",
          "the gradients of lora_A and lora_B are rounded to bfloat16, and should be float32 as these are",
-         {"trained": lambda dA, dB, *_: (in_half(dA), in_half(dB))}),
+         {"final_gradients": lambda dA, dB, *_: (to_bfloat16(dA), to_bfloat16(dB))}),
     )),
     *group("output dtype", kinds=("mixed",), rows=(
         ("mixed-the-output-is-float32",
@@ -521,18 +521,18 @@ BUGS: Sequence[Bug] = (
          "changes count squared", {"in_linear": lambda w, s: (w * s, w * s)}),
         ("combine-linear-takes-no-root-of-the-scaling",
          "linear takes the root of the weight alone: the scaling stands in both factors, and counts squared",
-         {"in_linear": lambda w, s: tuple(s * root for root in rooted(w))}),
+         {"in_linear": lambda w, s: tuple(s * root for root in signed_roots(w))}),
         ("combine-linear-loses-the-sign-in-the-root",
          "linear loses the sign of a negative weight: it takes the root of |w s| for both factors",
-         {"in_linear": lambda w, s: (rooted(w * s)[0],) * 2}),
+         {"in_linear": lambda w, s: (signed_roots(w * s)[0],) * 2}),
         ("combine-linear-has-the-sign-in-both-factors",
          "linear has the sign of a negative weight in both factors, where it cancels",
-         {"in_linear": lambda w, s: (rooted(w * s)[1],) * 2}),
+         {"in_linear": lambda w, s: (signed_roots(w * s)[1],) * 2}),
         ("combine-linear-has-the-sign-in-lora-b",
          "linear has the sign of a negative weight in lora_B, and PEFT in lora_A: the cross terms have other signs",
-         {"in_linear": lambda w, s: rooted(w * s)[::-1]}),
+         {"in_linear": lambda w, s: signed_roots(w * s)[::-1]}),
         ("combine-linear-cuts-off-negative-weights", "linear takes 0 for the root of a negative weight",
-         {"in_linear": lambda w, s: rooted(max(w * s, 0.0))}),
+         {"in_linear": lambda w, s: signed_roots(max(w * s, 0.0))}),
         ("combine-linear-weighs-one-factor",
          "linear multiplies one factor with w s and the other with nothing: the cross terms have one adapter's weight",
          {"in_linear": lambda w, s: (1.0, w * s)}),
@@ -590,7 +590,7 @@ BUGS: Sequence[Bug] = (
          {"direction": lambda m_hat, v_hat, eps: m_hat / (v_hat + eps)}),
         ("adam-goes-uphill", "Adam goes uphill", {"step": lambda d, theta, g: -d}),
         ("adam-takes-the-size-of-the-gradient-for-its-square", "Adam's v is a mean of |g|, and should be of g^2",
-         {"v": lambda v, g, beta: beta * v + rest(beta) * abs(g)}),
+         {"v": lambda v, g, beta: beta * v + one_minus(beta) * abs(g)}),
         ("adam-betas-are-exchanged", "Adam's betas are exchanged", {"betas": lambda betas: betas[::-1]}),
         ("a-weight-decay-of-0-01-is-added-to-adam-step", "a weight decay of 0.01 is added to Adam's step, as in AdamW",
          {"step": lambda d, theta, g: d + 0.01 * theta}),
@@ -601,7 +601,7 @@ BUGS: Sequence[Bug] = (
 # fmt: on
 
 
-def bugs_of(kind: str, breaks: Sequence[str] = OF_NUMBERS) -> list[Bug]:
+def bugs_of(kind: str, breaks: Sequence[str] = NUMERIC_CLAIMS) -> list[Bug]:
     """Return the known bugs of a kind that break one of some claims, in the order of the table."""
     return [bug for bug in BUGS if kind in bug.kinds and bug.breaks in breaks]
 
