@@ -145,7 +145,7 @@ def forward(*arrays):
 @pytest.mark.parametrize(
     ("id", "outcome", "said"),
     [
-        ("linear-0-merge", pytest.fail, ["merge returns the weight as it was"]),
+        ("linear-0-merge", pytest.fail, ["merge returns the weight unchanged"]),
         ("linear-start", pytest.skip, []),
         ("linear-alpha-of-0", pytest.skip, []),
     ],

@@ -319,7 +319,7 @@ def test_a_slots_gradients_are_owed_together(folder, compared):
         ({}, "ok"),
         ({"end_B": None}, "adam-float64.safetensors has no end_B"),
         ({"end_A": None}, "adam-float64.safetensors has no end_A"),
-        ({"end_A": "begin_A", "end_B": "begin_B"}, "the step moves nothing"),
+        ({"end_A": "begin_A", "end_B": "begin_B"}, "the step changes nothing"),
     ],
 )
 def test_adam_is_judged_by_where_it_ends(folder, compared, ends, verdict):

@@ -54,11 +54,11 @@ def test_doras_norm_may_pass_the_gradient_if_declared():
     assert report_of("dora", **vars(functions_of(full_norm)), detached_norm=False).passed
     report = check(beside_forward(kinds={"dora": functions_of(full_norm)}))
     (text,) = report.kinds["dora"].diagnoses
-    says = "the gradient passes through DoRA's norm, which is taken for a constant where nothing is declared"
+    says = "the gradient passes through DoRA's norm, which is a constant unless declared otherwise"
     assert text.startswith(says)
     assert f"dora: {text}" in str(report)
     report = report_of("dora", **vars(OURS["dora"]), detached_norm=False)
-    assert report.diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
+    assert report.diagnoses[0].startswith("the gradient treats DoRA's norm as a constant")
 
 
 @pytest.mark.parametrize("problem", [DoRAProblem(3, 4, 1, 2), DoRAProblem(3, 1, 4, 2)], ids=["one output", "one input"])
