@@ -222,10 +222,10 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "link").symlink_to("nowhere")
     for given, said in (
-        (["none", "--kind", "linear,none"], "--kind: there is no kind 'none'; there are linear, rslora, dora, "),
-        (["two", "--compare", "starter", "--starter"], "are about what is written, expected them without --compare"),
-        (["two", "--compare", "starter", "--kind", "nf4"], "are about what is written, expected them without --comp"),
-        (["none", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
+        (["none", "--kind", "linear,none"], "--kind: unknown kind 'none', expected linear, rslora, dora, "),
+        (["two", "--compare", "starter", "--starter"], "select what is written, so they cannot be used with --compare"),
+        (["two", "--compare", "starter", "--kind", "nf4"], "select what is written, so they cannot be used with --compare"),
+        (["none", "--json", "found.json"], "--json needs --compare: without it there are no verdicts"),
         (["two"], "two' already exists, expected the name of a new folder"),
         (["link"], "link' already exists, expected the name of a new folder"),
     ):

@@ -201,7 +201,7 @@ WRONG = {
         (lambda *args: [part.T for part in backward(*args)], "dx: the right numbers, transposed"),
         (with_part(2, lambda dB, A, **_: dB * len(A) ** 0.5),
          "alpha is divided by the square root of the rank, .* by the rank$"),
-        (with_part(1, lambda dA, A, **_: -dA * len(A) ** 0.5), "dA: alpha is divided by the square root .*; and the sign"),
+        (with_part(1, lambda dA, A, **_: -dA * len(A) ** 0.5), "dA: alpha is divided by the square .*; and the sign"),
     ],
     "check_first_to_move": [
         (lambda A_zero, B_zero: {"A", "B"}, "B zero: A does not move: dA .* contains B, and that is zero.$"),

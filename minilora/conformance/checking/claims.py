@@ -18,7 +18,7 @@ from ...report import Diagnosis
 from ..naming import World, Wrong, factor, name
 from ..problems.bugs import bugs_of, known
 from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_problem, run_adam
-from ..problems.lowprecision import to_bfloat16
+from ..problems.lowprecision import as_bfloat16
 from ..problems.plain import DoRAProblem
 from ..problems.problem import ROW_ARRAYS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
@@ -263,7 +263,7 @@ def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Ver
     choices = watch.kind.declares["output"]
     declared = spelled(getattr(watch.functions, "output", choices[0]), choices)
     y = np.asarray(forward(Watch(watch.functions, watch.kind), trial), np.float64)
-    if np.array_equal(y, to_bfloat16(y)) == (declared == "bfloat16"):
+    if np.array_equal(y, as_bfloat16(y)) == (declared == "bfloat16"):
         return "ok"
     if declared == "bfloat16":
         return _known(known("mixed-the-output-is-float32"))

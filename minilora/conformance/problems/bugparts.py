@@ -15,7 +15,7 @@ import numpy as np
 
 from ..naming import Parts
 from .images import ConvolutionProblem
-from .lowprecision import NF4Problem, to_bfloat16
+from .lowprecision import NF4Problem, as_bfloat16
 from .problem import Problem
 from .several import CombineProblem, FusedProblem
 
@@ -206,15 +206,15 @@ def autocast() -> Parts:
     """Return the parts of an adapter that computes in bfloat16: factors and products are rounded."""
 
     def final_update(update: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
-        return to_bfloat16(s * to_bfloat16(to_bfloat16(x @ to_bfloat16(A).T) @ to_bfloat16(B).T))
+        return as_bfloat16(s * as_bfloat16(as_bfloat16(x @ as_bfloat16(A).T) @ as_bfloat16(B).T))
 
     def final_path(path: np.ndarray, dy: np.ndarray, A: np.ndarray, B: np.ndarray, s: float) -> np.ndarray:
-        return to_bfloat16(to_bfloat16(to_bfloat16(s * dy) @ to_bfloat16(B)) @ to_bfloat16(A))
+        return as_bfloat16(as_bfloat16(as_bfloat16(s * dy) @ as_bfloat16(B)) @ as_bfloat16(A))
 
     def final_gradients(
         dA: np.ndarray, dB: np.ndarray, dy: np.ndarray, x: np.ndarray, A: np.ndarray, B: np.ndarray, s: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        du, h = to_bfloat16(s * dy), to_bfloat16(x @ to_bfloat16(A).T)
-        return to_bfloat16(to_bfloat16(du @ to_bfloat16(B)).T @ x), to_bfloat16(du.T @ h)
+        du, h = as_bfloat16(s * dy), as_bfloat16(x @ as_bfloat16(A).T)
+        return as_bfloat16(as_bfloat16(du @ as_bfloat16(B)).T @ x), as_bfloat16(du.T @ h)
 
     return {"final_update": final_update, "final_path": final_path, "final_gradients": final_gradients}

@@ -27,7 +27,7 @@ from ..naming import Wrong
 from . import bugparts as parts
 from .formulas import RIGHT, SCALINGS, one_minus
 from .kinds import KINDS
-from .lowprecision import to_bfloat16
+from .lowprecision import as_bfloat16
 from .several import WAYS, signed_roots
 from .tolerance import TOLERANCE, UNIT
 
@@ -45,7 +45,7 @@ BOTH_DORAS = ("dora", "dora-full")
 STANDARD_SCALING = tuple(kind for kind in ALL_KINDS if kind != "rslora")  # those whose scaling is alpha / r
 LINEAR_KINDS = ("linear", "rslora", *BOTH_DORAS)
 CONVOLUTIONS = ("conv2d", "conv1d")
-ALL_BUT_EMBEDDING = tuple(kind for kind in ALL_KINDS if kind != "embedding")  # its A may start at zero, and its B at random
+ALL_BUT_EMBEDDING = tuple(kind for kind in ALL_KINDS if kind != "embedding")  # A may be zero there, and B random
 SINGLE_ADAPTER = tuple(kind for kind in ALL_KINDS if kind != "fused")  # those whose ranks all belong to one adapter
 BFLOAT16_TIE = 2 * UNIT["bfloat16"] / (TOLERANCE * UNIT["float32"])
 """The change of an answer if bfloat16 rounds a tie the other way, in units of the tolerance for float32."""
@@ -451,11 +451,11 @@ BUGS: Sequence[Bug] = (
     *group("forward", kinds=("mixed",), rows=(
         ("mixed-the-factors-are-rounded",
          "lora_A and lora_B are rounded to bfloat16, the base's precision, but should stay in float32",
-         {"used_A": to_bfloat16, "used_B": to_bfloat16}, "axolotl-ai-cloud/axolotl #3143"),
+         {"used_A": as_bfloat16, "used_B": as_bfloat16}, "axolotl-ai-cloud/axolotl #3143"),
         ("mixed-lora-a-is-rounded", "lora_A is rounded to bfloat16, the base's precision, but should stay in float32",
-         {"used_A": to_bfloat16}),
+         {"used_A": as_bfloat16}),
         ("mixed-lora-b-is-rounded", "lora_B is rounded to bfloat16, the base's precision, but should stay in float32",
-         {"used_B": to_bfloat16}),
+         {"used_B": as_bfloat16}),
     )),
     *group("forward", kinds=("mixed",), ties=BFLOAT16_TIE, rows=(
         ("mixed-the-adapter-computes-in-bfloat16",
@@ -463,12 +463,12 @@ BUGS: Sequence[Bug] = (
          parts.autocast(), "AgileRL/AgileRL #623"),
         ("mixed-the-update-is-rounded-before-the-sum",
          "the update is rounded to bfloat16 before it is added: the sum is computed in the base's precision",
-         {"final_update": lambda update, *_: to_bfloat16(update)}),
+         {"final_update": lambda update, *_: as_bfloat16(update)}),
     )),
     *group("slope", kinds=("mixed",), ties=BFLOAT16_TIE, rows=(
         ("mixed-the-gradients-are-rounded",
          "the gradients of lora_A and lora_B are rounded to bfloat16, but should be float32 like the factors",
-         {"final_gradients": lambda dA, dB, *_: (to_bfloat16(dA), to_bfloat16(dB))}),
+         {"final_gradients": lambda dA, dB, *_: (as_bfloat16(dA), as_bfloat16(dB))}),
     )),
     *group("output dtype", kinds=("mixed",), rows=(
         ("mixed-the-output-is-float32",

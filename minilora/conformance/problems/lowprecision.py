@@ -30,7 +30,7 @@ BLOCK = 64
 """The number of NF4 weights that share a scale."""
 
 
-def to_bfloat16(values: np.ndarray) -> np.ndarray:
+def as_bfloat16(values: np.ndarray) -> np.ndarray:
     """Round numbers to bfloat16 and return them in float64."""
     return round_to(values, "bfloat16").astype(np.float64)
 
@@ -49,7 +49,7 @@ class MixedProblem(Problem):
     def randn(self, name: str, *shape: int) -> np.ndarray:
         """Return Gaussian values, rounded to bfloat16 for all arrays but the factors."""
         values = super().randn(name, *shape)
-        return values if name in ("lora_A", "lora_B") else to_bfloat16(values)
+        return values if name in ("lora_A", "lora_B") else as_bfloat16(values)
 
     @property
     def x(self) -> np.ndarray:
