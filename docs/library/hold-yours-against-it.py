@@ -51,7 +51,7 @@ says(f"float32 layer of {inputs:,} inputs that adds its terms in another order p
 
 # %% Slots of one weight
 
-assert check(engine).kinds["fused"].diagnoses[0].startswith("the slots are taken for equally wide")
+assert check(engine).kinds["fused"].diagnoses[0].startswith("the slots are assumed to have equal widths")
 
 # %% A stack of experts
 
@@ -64,7 +64,7 @@ assert (
 
 # %% Sums of adapters
 
-assert check(library).kinds["combine"].diagnoses[0].startswith("the new adapter keeps the first one's use_rslora")
+assert check(library).kinds["combine"].diagnoses[0].startswith("the new adapter keeps the first adapter's use_rslora")
 
 # %% In another language
 

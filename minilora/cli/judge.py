@@ -1,7 +1,7 @@
-"""The judge's commands: ``minilora audit``, ``diagnose``, ``conformance``, ``vectors`` and ``golden``.
+"""The commands that judge: ``minilora audit``, ``diagnose``, ``conformance``, ``vectors`` and ``golden``.
 
-Each makes a report, which `run` prints and writes to the file of ``--json``. It ends with 0, with 1 where something is
-wrong, and with 2 where nothing could be judged.
+Each makes a report, which `run` prints and writes to the file of ``--json``. The exit code is 0 if all is right, 1 if
+something is wrong, and 2 if nothing could be judged.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from ..report import Report
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-TIMEOUT, LONGEST = 20.0, 1e9  # seconds; no system's clock counts much longer
+TIMEOUT, LONGEST = 20.0, 1e9  # in seconds; the clocks of some systems overflow not far above
 STARTS = ("numpy", "class", "torch", "peft", "jax", "mlx")
-"""What ``--start`` has a file for, in ``conformance/start``."""
+"""The kinds of files that ``--start`` can write, from ``conformance/start``."""
 
 
 def add(commands: Any) -> None:
@@ -124,46 +124,46 @@ def add_conformance(commands: Any) -> None:
     """Add ``minilora conformance``."""
     parser = commands.add_parser(
         "conformance",
-        help="compare an implementation of LoRA with the formulas, and name what is wrong with it",
+        help="compare an implementation of LoRA with the formulas, and name its bugs",
         description=(
-            "Compare an implementation of LoRA with the formulas, and name what is wrong with it. This imports and "
-            "runs the code, in a child process that is no sandbox: it can do what you can. Check only code that you "
-            "trust. Exit code 1 if a claim is broken, and 2 if nothing could be checked. To begin with, --start writes "
-            "a file to fill in."
+            "Compare an implementation of LoRA with the formulas, and name its bugs. This imports and runs the code in "
+            "a child process, which is not a sandbox: the code can do anything that you can, so check only code that "
+            "you trust. The exit code is 1 if a claim is broken, and 2 if nothing could be checked. To get started, "
+            "use --start to write a file to fill in."
         ),
     )
     parser.add_argument(
         "implementation",
         nargs="?",
         metavar="MODULE[:OBJECT]",
-        help="a module, a path to a .py file, or an object in it, with forward and perhaps backward",
+        help="a module or a path to a .py file, or an object in it, that has forward and optionally backward",
     )
     parser.add_argument(
         "--start",
         choices=STARTS,
         metavar="KIND",
-        help=f"print a Python file that wraps a LoRA of yours, to be filled in: {', '.join(STARTS)}",
+        help=f"print a Python file that wraps your LoRA, for you to fill in: {', '.join(STARTS)}",
     )
-    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="with --start, write it to a new file")
+    parser.add_argument("-o", "--output", type=path, metavar="FILE", help="with --start, write to this new file")
     parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in (default: the implementation's)")
     parser.add_argument(
-        "--require", metavar="CLAIMS", help="claims that must be offered, such as forward,slope,merge: else exit code 1"
+        "--require", metavar="CLAIMS", help="exit with 1 unless these claims are offered, such as forward,slope,merge"
     )
     parser.add_argument(
         "--timeout",
         type=float,
         default=TIMEOUT,
         metavar="SECONDS",
-        help=f"limit for its import, and then for the check (default: {TIMEOUT:g})",
+        help=f"the time limit for the import, and again for the check (default: {TIMEOUT:g})",
     )
     add_report(parser, judge_conformance, implementation_files, xfails=True)
 
 
 def write_start(options: argparse.Namespace) -> None:
-    """Print the file of ``--start``, or write it to a new one."""
+    """Print the file of ``--start``, or write it to ``--output``."""
     others = ("implementation", "json", "xfails", "require", "dtype")
     if given := [name for name in others if getattr(options, name) is not None]:
-        raise ValueError(f"--start begins a new file and judges nothing, expected it without {given[0]}")
+        raise ValueError(f"--start only creates a file and judges nothing, expected no {given[0]} with it")
     text = Path(__file__).parents[1].joinpath("conformance", "start", f"{options.start}.txt").read_text("utf-8")
     if options.output is None:
         print(text, end="")
@@ -172,20 +172,20 @@ def write_start(options: argparse.Namespace) -> None:
         with open(options.output, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise ValueError(f"{str(options.output)!r} is there already, expected the name of a new file") from None
+        raise ValueError(f"{str(options.output)!r} already exists, expected the name of a new file") from None
     name = printable(str(options.output))
-    print(f"{name} is written; fill it in, then run: minilora conformance {name}")
+    print(f"wrote {name}; fill it in, then run: minilora conformance {name}")
 
 
 def implementation_files(options: argparse.Namespace) -> list[tuple[Path, str]]:
-    """Return the files that MODULE[:OBJECT] may mean."""
+    """Return the files that MODULE[:OBJECT] may refer to."""
     from ..conformance.checking.child import sources
 
     return [(file, "the implementation") for file in sources(options.implementation or "")]
 
 
 def judge_conformance(options: argparse.Namespace) -> Report | None:
-    """Say what an implementation does right, and what is wrong with it."""
+    """Return the report on an implementation; None if ``--start`` wrote a file instead."""
     if options.start is not None:
         write_start(options)
         return None
@@ -208,13 +208,13 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
 
 
 def _required(text: str | None) -> list[str]:
-    """Return the claims that ``--require`` names, with spaces or hyphens."""
+    """Return the claims of ``--require``, whose words may be joined by hyphens."""
     from ..conformance.problems.kinds import ALL
 
     claims = [claim.strip().replace("-", " ") for claim in text.split(",")] if text is not None else []
     offered = list(dict.fromkeys(claim for kind in ALL for claim in kind.claims))
     if unknown := [claim for claim in claims if claim not in offered]:
-        raise ValueError(f"--require: there is no claim {unknown[0]!r}; there are {', '.join(offered)}")
+        raise ValueError(f"--require: unknown claim {unknown[0]!r}, expected {', '.join(offered)}")
     return claims
 
 
@@ -225,12 +225,12 @@ def add_vectors(commands: Any) -> None:
     """Add ``minilora vectors``."""
     parser = commands.add_parser(
         "vectors",
-        help="write problems and answers for a LoRA in another language, or judge its answers",
+        help="write test problems with answers for a LoRA in another language, or judge its answers",
         description=(
-            "Write problems and answers as safetensors, with an index in JSON: linear layers, embeddings, "
-            "convolutions, rsLoRA, DoRA both ways, dropout, a base in NF4 or bfloat16, fused slots, experts, ten steps "
-            "of Adam; float64, float32, float16 and bfloat16. "
-            "With --compare, judge the answers that a program wrote. Exit code 1 if a claim is broken."
+            "Write test problems and their answers as safetensors files with a JSON index: linear layers, embeddings, "
+            "convolutions, rsLoRA, DoRA with and without a detached norm, dropout, bases in NF4 or bfloat16, fused "
+            "slots, experts, and ten steps of Adam, in float64, float32, float16 and bfloat16. "
+            "With --compare, judge the answers that a program wrote. The exit code is 1 if a claim is broken."
         ),
     )
     add_compare(parser, "the vectors")
@@ -238,7 +238,7 @@ def add_vectors(commands: Any) -> None:
     which.add_argument(
         "--starter",
         action="store_true",
-        help="write 14 small files to begin with: linear layers in float64 and float32",
+        help="write only 14 small files to start with: linear layers in float64 and float32",
     )
     which.add_argument(
         "--kind", action="append", metavar="KINDS", help="write only these kinds, such as linear,rslora (default: all)"
@@ -247,19 +247,19 @@ def add_vectors(commands: Any) -> None:
 
 
 def judge_vectors(options: argparse.Namespace) -> Report | None:
-    """Write the vectors, or hold answers in each precision against them."""
+    """Write the vectors, or compare a program's answers with them."""
     from ..conformance.vectors import compare, write
 
     if options.compare is None:
         write_cases(options, lambda folder: write(folder, _chosen(options)))
         return None
     if options.starter or options.kind:
-        raise ValueError("--starter and --kind are about what is written, expected them without --compare")
+        raise ValueError("--starter and --kind select what is written, so they cannot be used with --compare")
     return compare(options.folder, options.compare)
 
 
 def _chosen(options: argparse.Namespace) -> Any:
-    """Return the vectors that are asked for."""
+    """Return the vectors that ``--starter`` or ``--kind`` selects."""
     from ..conformance.vectors import STARTER, VECTORS
 
     if options.starter:
@@ -267,7 +267,7 @@ def _chosen(options: argparse.Namespace) -> Any:
     there = list(dict.fromkeys(vector.kind for vector in VECTORS))
     kinds = ",".join(options.kind or there).split(",")
     if unknown := [kind for kind in kinds if kind not in there]:
-        raise ValueError(f"--kind: there is no kind {unknown[0]!r}; there are {', '.join(there)}")
+        raise ValueError(f"--kind: unknown kind {unknown[0]!r}, expected {', '.join(there)}")
     return [vector for vector in VECTORS if vector.kind in kinds]
 
 
@@ -275,11 +275,11 @@ def add_golden(commands: Any) -> None:
     """Add ``minilora golden``."""
     parser = commands.add_parser(
         "golden",
-        help="write adapters with right answers, or judge a program's answers",
+        help="write adapters with the right answers, or judge a program's answers",
         description=(
-            "Write random decoders of half a megabyte, some with a mixture of experts, adapters for them as PEFT "
-            "writes them, the right answers (logits and merged weights), and the logits of known bugs. With "
-            "--compare, judge a program's answers. Exit code 1 if a case is wrong or missing."
+            "Write random decoders of half a megabyte, some with a mixture of experts, and adapters for them in PEFT's "
+            "format, with the right answers (logits and merged weights) and the logits of known bugs. With --compare, "
+            "judge a program's answers. The exit code is 1 if a case is wrong or missing."
         ),
     )
     add_compare(parser, "the adapters")
@@ -287,7 +287,7 @@ def add_golden(commands: Any) -> None:
 
 
 def judge_golden(options: argparse.Namespace) -> Report | None:
-    """Write the golden adapters, or hold a program's answers against them."""
+    """Write the golden adapters, or compare a program's answers with them."""
     from ..conformance.golden import folder, judging
 
     if options.compare is None:
@@ -306,27 +306,27 @@ def add_report(
     *,
     xfails: bool = False,
 ) -> None:
-    """Add what is done with the report that `judge` makes; `reads` are the files that it may not replace."""
-    parser.add_argument("--all", action="store_true", help="show what is right too, a row each")
-    parser.add_argument("--json", type=path, metavar="FILE", help="write the report there, for programs")
+    """Add the options for the report that `judge` makes; it must not overwrite the files that `reads` returns."""
+    parser.add_argument("--all", action="store_true", help="also list everything that is right, one line each")
+    parser.add_argument("--json", type=path, metavar="FILE", help="also write the report to FILE, for other programs")
     if xfails:
         parser.add_argument(
             "--xfails",
             type=path,
             metavar="FILE",
-            help="known failures, one a line: a case's id and a reason. Exit code 0 where these fail and no other",
+            help="known failures, one per line: a case's id and a reason. The exit code is 0 if exactly these fail",
         )
     parser.set_defaults(command=run, judge=judge, reads=reads, xfails=None, prog=parser.prog)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the report that a command makes, write it to the file of ``--json``, and return its exit code."""
+    """Print a command's report, write it to the file of ``--json``, and return its exit code."""
     from ..report import check_replaced, github_error, on_github, read_known, save_json
 
     try:
         for name in ("json", "xfails"):
             if getattr(options, "compare", "") is None and getattr(options, name) is not None:
-                raise ValueError(f"--{name} needs --compare: it is about the verdicts")
+                raise ValueError(f"--{name} needs --compare: without it there are no verdicts")
         if options.json is not None:
             check_output(options.json, [*options.reads(options), *files("the known failures", options.xfails)])
             check_replaced(options.json)
@@ -336,35 +336,35 @@ def run(options: argparse.Namespace) -> int:
         if on_github():
             print_error(github_error(str(error), options.prog))
         raise
-    if report is None:  # what is to be answered was written
+    if report is None:  # the command wrote files and judged nothing
         return 0
     report.known = known
     save_json(options.json, report)
     try:
         print(report.shown(all=options.all), *(report.annotations() if on_github() else ()), sep="\n", flush=True)
-    except BrokenPipeError:  # a reader that has seen enough, as head has, changes no verdict
+    except BrokenPipeError:  # a reader such as head may close the pipe early; the verdict stands
         discard(sys.stdout)
     return report.status
 
 
 def add_compare(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add the folder that is written, and ``--compare``."""
+    """Add the folder argument and ``--compare``."""
     parser.add_argument(
         "folder",
         type=path,
         metavar="DIR",
-        help=f"a new folder for {what}; with --compare, the folder that has them",
+        help=f"a new folder for {what}; with --compare, an existing one",
     )
-    parser.add_argument("--compare", type=path, metavar="RESULTS", help="a folder with a program's answers")
+    parser.add_argument("--compare", type=path, metavar="RESULTS", help="judge a program's answers in this folder")
 
 
 def write_cases(options: argparse.Namespace, write: Callable[[Path], int]) -> None:
-    """Write a folder with right answers, to be compared later."""
+    """Write a folder of cases with the right answers."""
     count = write(options.folder)
-    print(f"{count} cases written to {printable(str(options.folder))}; index.json says what is in them")
+    print(f"wrote {count} cases to {printable(str(options.folder))}; index.json describes them")
 
 
 def compared(options: argparse.Namespace) -> list[tuple[Path, str]]:
-    """Return the files that ``--compare`` reads: of a folder with right answers all, and of the results the tensors."""
-    what = "a file of what is compared"
+    """Return the files that ``--compare`` reads: all files of the folder, and the tensors of the results."""
+    what = "an input of the comparison"
     return [*files(what, options.folder, pattern="**/*"), *files(what, options.compare, pattern="*.safetensors")]

@@ -1,6 +1,6 @@
-"""``python -m minilora.conformance`` is ``minilora conformance``, which runs the code of the file that is named.
+"""``python -m minilora.conformance`` is the same as ``minilora conformance``: it runs the code in the given file.
 
-It runs in a child process, which is no sandbox: the code can do what the user can.
+The code runs in a child process, which is not a sandbox: it can do anything that the user can.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""An implementation held against the formulas in any project's own tests: a test for each claim and problem.
+"""The pytest plugin that checks an implementation in any project's own tests: one test for each claim and problem.
 
-In a test file of one's own::
+Use it in a test file of your own::
 
     from minilora.conformance.plugin import lora_cases
     import my_lora
@@ -9,13 +9,13 @@ In a test file of one's own::
     def test_my_lora(case):
         case()
 
-or without one, as a pytest plugin::
+or without a test file::
 
     python -m pytest -p minilora.conformance.plugin --pyargs minilora.conformance.test_implementation
                      --lora MODULE[:OBJECT] [--lora-xfails FILE]
 
-A test's name has the id of its case in brackets, which is the same in JSON, and in the file of the failures that are
-known. The implementation is checked once for all tests, in their process.
+The name of a test ends in the id of its case, in brackets. JSON reports and the file of known failures use the same
+ids. The implementation is checked once for all tests, in the process that runs them.
 """
 
 from __future__ import annotations
@@ -35,49 +35,49 @@ from .checking.child import imported
 from .checking.contract import ids
 from .checking.kindreport import KindReport
 
-HELD = pytest.StashKey["Held"]()
+CHECKED = pytest.StashKey["Checked"]()
 
 
 def lora_cases(
     implementation: Any, *, xfails: Mapping[str, str] | str | Path | None = None, name: str | None = None
 ) -> pytest.MarkDecorator:
-    """Return a decorator that gives a test each claim about each problem as its argument ``case``, to be called.
+    """Return a decorator that parametrizes a test over all claims and problems; its argument ``case`` is a callable.
 
     Parameters
     ----------
     implementation : module or object
-        As `minilora.conformance.check` takes it.
+        The implementation, as for `minilora.conformance.check`.
     xfails : mapping or path, optional
-        The failures that are known: a reason for each id, or a file of lines ``ID  reason``. A test that is known to
-        fail and does not fails.
+        The known failures: a mapping from ids to reasons, or a file of lines ``ID  reason``. A test fails if it is
+        listed here but its case passes.
     name : str, optional
-        Of the implementation, for messages.
+        The name of the implementation in messages.
 
     Raises
     ------
     ValueError
-        If an id of `xfails` is that of no case.
+        If `xfails` has an id that no case has.
     """
     known = read_known(xfails) if isinstance(xfails, (str, Path)) else xfails or {}
-    return pytest.mark.parametrize("case", Held(implementation, name, known).params())
+    return pytest.mark.parametrize("case", Checked(implementation, name, known).params())
 
 
-class Held:
-    """An implementation, and what is found of it: once for all tests."""
+class Checked:
+    """An implementation with its report, which is made once for all tests."""
 
     def __init__(self, implementation: Any, name: str | None, known: Mapping[str, str]) -> None:
         self.implementation, self.name, self.known = implementation, name, known
         self.ids = ids(implementation)
         if unknown := [id for id in known if id not in self.ids]:
-            raise ValueError(f"{unknown[0]!r} is known to fail, and is the id of no test")
+            raise ValueError(f"{unknown[0]!r} is listed as a known failure, but no test has this id")
 
     def params(self) -> list[Any]:
-        """Return the case of each test, under its id."""
+        """Return one pytest parameter for each case, with the case's id."""
         return [pytest.param(partial(self.judge, id), id=id) for id in self.ids]
 
     @cached_property
     def report(self) -> KindReport | CannotRun:
-        """What is found, or why nothing could be checked."""
+        """The report, or the error if nothing could be checked."""
         try:
             report = check(self.implementation, name=self.name)
         except CannotRun as error:
@@ -86,13 +86,13 @@ class Held:
         return report
 
     def judge(self, id: str) -> None:
-        """Be the test of a case: pass, fail, skip where it is not offered, or xfail."""
+        """Run the test of a case: pass, fail, skip if the implementation does not offer it, or xfail."""
         report, reason = self.report, self.known.get(id)
         if isinstance(report, CannotRun):
-            pytest.fail(f"it could not be checked: {report}", pytrace=False)
+            pytest.fail(f"the implementation could not be checked: {report}", pytrace=False)
         case = next(case for case in report.every_case() if case.id == id)
         if reason is not None and not case.failed:
-            pytest.fail(f"it is known to fail ({reason}), and {became(case)}: take its line out", pytrace=False)
+            pytest.fail(f"listed as a known failure ({reason}), but {became(case)}: remove its line", pytrace=False)
         if reason is not None:
             pytest.xfail(f"{reason}: {case.text}")
         if case.failed:
@@ -103,39 +103,39 @@ class Held:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the plugin's options to pytest."""
     group = parser.getgroup("minilora")
-    group.addoption("--lora", metavar="MODULE[:OBJECT]", help="the LoRA to be checked; a path to a .py file does too")
-    group.addoption("--lora-xfails", metavar="FILE", help="known failures, a line each: an id and a reason")
+    group.addoption("--lora", metavar="MODULE[:OBJECT]", help="the LoRA to check: a module, or a path to a .py file")
+    group.addoption("--lora-xfails", metavar="FILE", help="known failures, one per line: an id and a reason")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Read the options: the modules and files that they name lie where pytest was started."""
+    """Read the options; modules and files are looked up in the folder where pytest was started."""
     target, file = config.getoption("--lora"), config.getoption("--lora-xfails")
     if target is None:
         if file is not None:
-            raise pytest.UsageError("--lora-xfails: expected --lora MODULE[:OBJECT] with it")
+            raise pytest.UsageError("--lora-xfails needs --lora MODULE[:OBJECT]")
         return
     sys.path.insert(0, str(config.invocation_params.dir))
     try:
         known = {} if file is None else read_known(config.invocation_params.dir / file)
-        config.stash[HELD] = Held(imported(target), target, known)
+        config.stash[CHECKED] = Checked(imported(target), target, known)
     except (ImportError, AttributeError, OSError, ValueError) as error:
         raise pytest.UsageError(f"--lora {target}: {error}") from None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test of each claim and problem."""
+    """Generate one test for each claim and problem."""
     if metafunc.module.__name__ == f"{__package__}.test_implementation":
-        if HELD not in metafunc.config.stash:
-            raise pytest.Collector.CollectError("expected --lora MODULE[:OBJECT], the LoRA to be checked")
-        metafunc.parametrize("case", metafunc.config.stash[HELD].params())
+        if CHECKED not in metafunc.config.stash:
+            raise pytest.Collector.CollectError("expected --lora MODULE[:OBJECT], the LoRA to check")
+        metafunc.parametrize("case", metafunc.config.stash[CHECKED].params())
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Show the report, and on GitHub what fails otherwise than is known."""
-    held = config.stash.get(HELD, None)
-    report = vars(held).get("report") if held else None  # where a test asked for it
+    """Print the report and, on GitHub, an annotation for each unexpected result."""
+    checked = config.stash.get(CHECKED, None)
+    report = vars(checked).get("report") if checked else None  # it exists only if a test has run
     if isinstance(report, KindReport):
         terminalreporter.section("minilora.conformance")
         for line in [str(report), *(report.annotations() if on_github() else ())]:

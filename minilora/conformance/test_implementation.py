@@ -1,4 +1,4 @@
-"""Each claim about each problem as a test of pytest, for the implementation that ``--lora`` names: see `plugin`."""
+"""The tests of each claim on each problem, for the implementation given by ``--lora``; see `plugin`."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from collections.abc import Callable
 
 
 def test_claim(case: Callable[[], None]) -> None:
-    """The claim holds on the problem, or is known to fail and does."""
+    """Check that the claim holds on the problem, or fails if it is known to fail."""
     case()

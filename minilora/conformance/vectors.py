@@ -1,21 +1,23 @@
-"""Problems and answers as files, for implementations in any language: `write`, and `compare` for what they answered.
+"""Test vectors for implementations in any language: problems and answers as files.
 
-A folder of vectors has one safetensors file for each case, and ``index.json``, which says what is in them. A case is a
-problem of the suite in one precision. Its file has
+`write` writes a folder of vectors: one safetensors file for each case, and ``index.json``, which describes them.
+`compare` judges the answers of a program. A case is a problem of the suite in one precision. Its file has
 
-    the problem    x, dy, weight, bias or not, lora_A, lora_B, for DoRA magnitude, for dropout mask; alpha; for a
-                   convolution stride, padding, dilation and groups; of a layer in NF4, in the place of weight, packed
-                   and absmax, and where the scales are quantised too nested_absmax and mean; of fused slots widths,
-                   an alpha for each, and lora_A.0, lora_B.0 and so on, by the slot's number; of experts
-                   expert_ids
-    the answers    y, dx, dA, dB, for DoRA dm, and merged: in float64, of the problem's numbers as they stand
-    their sizes    size.y, size.dx, ...: an answer is right where it is off by no more than tolerance times size
+    the problem    x, dy, weight, lora_A, lora_B, alpha, and bias if there is one
+                   DoRA: magnitude
+                   dropout: mask
+                   convolution: stride, padding, dilation and groups
+                   NF4: packed and absmax instead of weight; if the scales are quantised too, nested_absmax and mean
+                   fused slots: widths, one alpha for each slot, and lora_A.0, lora_B.0 and so on, by slot number
+                   experts: expert_ids
+    the answers    y, dx, dA, dB, merged, and dm for DoRA, computed in float64 from the numbers in the file
+    their sizes    size.y, size.dx, ...: an answer is right if its error is at most tolerance times size
 
-A foreign program reads a problem and writes its answers into a file of the same name in another folder, under the same
-names. It may leave out files, and answers. A case's flags are the known bugs that it catches: there, a bug's numbers
-differ from the right ones.
+The program reads a problem and writes its answers, under these names, into a file of the same name in another folder.
+It may omit files and answers. A case's flags are the known bugs that it catches: a bug is caught if its numbers differ
+from the right ones.
 
-The answers are summed in one order, first to last, so one version writes the same bits whatever BLAS there is.
+The answers are summed in a fixed order, first to last, so that a version writes the same bits with any BLAS.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from .checking.claims import adam_verdict, diagnosed
 from .checking.comparing import Answered, flagged, judge_numbers
 from .checking.kindreport import ANSWERED, KindReport, id_of, outcome
 from .problems.bugs import BUGS, Bug, bugs_of
-from .problems.formulas import adam_follows, adam_problem
+from .problems.formulas import adam_problem, run_adam
 from .problems.kind import FACTORS
 from .problems.kinds import KINDS
 from .problems.problem import Arrays, Problem
@@ -49,34 +51,34 @@ from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
 INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 SMALL = 2048
-"""Weights of a problem that is written in half precision too: the large ones are most of the bytes."""
+"""The most weights of a problem that is also written in half precision: large problems take up most of the bytes."""
 NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
-"""The answers in a file, and in a report."""
+"""The answers: from their names in a file to their names in a report."""
 GRADIENTS = {"dx", "dA", "dB", "dm"}
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
 HOW = Path(__file__).with_suffix(".txt")
-"""What the index says about the files, a line each."""
+"""The text that describes the files in the index, one entry per line."""
 
 
-class OneOrder(np.ndarray):
-    """A matrix that adds one term after another, first to last, and so has the same bits whatever BLAS there is."""
+class SequentialSum(np.ndarray):
+    """A matrix that adds its terms one by one, first to last, so that products have the same bits with any BLAS."""
 
     def __matmul__(self, other: Any) -> Any:
         left, right = np.asarray(self), np.asarray(other)
         total = np.zeros((len(left), right.shape[1]))
         for k in range(len(right)):
             total += left[:, k, None] * right[k]
-        return total.view(OneOrder)
+        return total.view(SequentialSum)
 
     def sum(self, axis: int, keepdims: bool = False, **_: Any) -> Any:  # type: ignore[override]
-        """Return sums along one axis."""
+        """Return the sums along one axis."""
         total = np.take(np.cumsum(np.asarray(self), axis=axis), -1, axis=axis)
-        return (np.expand_dims(total, axis) if keepdims else total).view(OneOrder)
+        return (np.expand_dims(total, axis) if keepdims else total).view(SequentialSum)
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A problem of a kind, in one precision: one file of the folder."""
+    """A problem of a kind in one precision: one file of the folder."""
 
     kind: str
     number: int
@@ -84,27 +86,27 @@ class Vector:
 
     @property
     def problem(self) -> Problem:
-        """The problem, without a precision."""
+        """The problem, before it is rounded to a precision."""
         return KINDS[self.kind].problems[self.number]
 
     @property
     def sizes(self) -> str:
-        """The problem in words."""
+        """The sizes of the problem in words."""
         return str(self.problem)
 
     @property
     def file(self) -> str:
-        """The name of its file: a program that reads ``KIND-*``, and no half precision, goes on doing so."""
+        """The name of the file; the prefix keeps programs that read ``KIND-*`` from meeting half precision."""
         half = "half-" if self.dtype in DTYPES[2:] else ""
         return f"{half}{self.kind}-{self.number}-{self.dtype}.safetensors"
 
     def trial(self) -> Trial:
-        """Return the problem in its precision, with the answers."""
+        """Return the problem, rounded to its precision, with the right answers."""
         return drawn(self.problem, self.dtype, KINDS[self.kind].formulas)
 
     def tensors(self) -> Arrays:
-        """Return all that stands in its file."""
-        trial = Trial.draw(self.problem, self.dtype, KINDS[self.kind].formulas, OneOrder)
+        """Return the contents of the file."""
+        trial = Trial.draw(self.problem, self.dtype, KINDS[self.kind].formulas, SequentialSum)
         problem, options = trial.problem, trial.problem.options
         arrays: Arrays = {}
         for name, array in trial.arrays.items():
@@ -117,11 +119,11 @@ class Vector:
         return arrays
 
     def flags(self) -> list[str]:
-        """Return the flags of the bugs that it catches: there, a bug's numbers differ from the right ones."""
+        """Return the flags of the bugs that the vector catches: those whose numbers differ from the right ones."""
         trial = self.trial()
 
         def shows(bug: Bug) -> bool:
-            parts = bug.of(trial.problem)
+            parts = bug.replaced_in(trial.problem)
             wrong = trial.answer(**parts) if parts else {}
             return any(not trial.agrees(name, wrong[name]) for name in bug.shows or wrong if name in wrong)
 
@@ -140,26 +142,26 @@ class AdamVector:
 
     @property
     def file(self) -> str:
-        """The name of its file."""
+        """The name of the file."""
         return f"adam-{self.dtype}.safetensors"
 
     def tensors(self) -> Arrays:
-        """Return where the steps begin, the gradients, and where they end."""
+        """Return the parameters before the first step, the gradients, and the parameters after the last step."""
         begin, steps = adam_problem()
         begin = {name: p.astype(self.dtype) for name, p in begin.items()}
         steps = [{name: g.astype(self.dtype) for name, g in grads.items()} for grads in steps]
-        end = adam_follows({name: p.astype(np.float64) for name, p in begin.items()}, steps)
+        end = run_adam({name: p.astype(np.float64) for name, p in begin.items()}, steps)
         grads = {name: np.array([grads[name] for grads in steps]) for name in begin}
         stages = {"begin": begin, "grads": grads, "end": end}
         return {f"{stage}_{name[-1]}": array for stage, arrays in stages.items() for name, array in arrays.items()}
 
     def flags(self) -> list[str]:
-        """Return the flags of the bugs that it catches: all of Adam."""
+        """Return the flags of all bugs of Adam; the vector catches each of them."""
         return [bug.flag for bug in bugs_of("adam", ("adam",))]
 
 
 def names_of(trial: Trial) -> dict[str, str]:
-    """Return the answers to a problem, and their names in a file."""
+    """Return the names of a problem's answers in a file, keyed by their names in a report."""
     return {of: name for name, of in NAMES.items() if of in trial.right}
 
 
@@ -176,19 +178,19 @@ VECTORS: tuple[Vector | AdamVector, ...] = (
 )
 BY_FILE = {vector.file: vector for vector in VECTORS}
 STARTER = [BY_FILE[f"linear-{number}-{dtype}.safetensors"] for number in range(7) for dtype in DTYPES[:2]]
-"""To begin with: small linear layers, which show all but three of the bugs that a linear layer can have."""
+"""A small set to start with: linear layers, which catch all but three of the bugs that a linear layer can have."""
 
 
 # --- the index ------------------------------------------------------------------------------------
 
 
 def _index(vectors: Sequence[Vector | AdamVector]) -> dict[str, Any]:
-    """Return what ``index.json`` holds."""
+    """Return the contents of ``index.json``."""
     cases = [
         {name: getattr(vector, name) for name in ("file", "kind", "dtype", "sizes")} | {"flags": vector.flags()}
         for vector in vectors
     ]
-    # Of a start, and of a gradient that is not returned, no vector says anything.
+    # No vector catches a wrong initialisation, or a gradient that is not returned.
     answered = {flag for case in cases for flag in case["flags"]}
     notes = {
         b.flag: {"bug": b.says, "breaks": b.breaks, "made in": links(b.source)} for b in BUGS if b.flag in answered
@@ -204,7 +206,7 @@ def _index(vectors: Sequence[Vector | AdamVector]) -> dict[str, Any]:
 
 
 def _json(value: Any, depth: int = 2) -> str:
-    """Return JSON with a line for each thing down to a depth, and what is deeper on that line."""
+    """Return JSON with one line for each entry down to a depth; deeper entries share that line."""
     if depth == 0 or not isinstance(value, (dict, list)):
         return json.dumps(value)
     pad = " " * (3 - depth)
@@ -218,15 +220,15 @@ def _json(value: Any, depth: int = 2) -> str:
 
 
 def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int:
-    """Write vectors into a new folder, and return how many there are.
+    """Write vectors into a new folder, and return their number.
 
     Raises
     ------
     ValueError
-        If the folder is there already.
+        If the folder already exists.
     """
     if os.path.lexists(folder):
-        raise ValueError(f"{str(folder)!r} is there already, expected the name of a new folder")
+        raise ValueError(f"{str(folder)!r} already exists, expected the name of a new folder")
     with written_folder(folder) as new:
         for vector in vectors:
             arrays = {name: np.ascontiguousarray(array) for name, array in vector.tensors().items()}
@@ -236,13 +238,13 @@ def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int
 
 
 class VectorFile(msgspec.Struct):
-    """What a comparison needs of a case's entry in the index."""
+    """The part of a case's entry in the index that a comparison needs."""
 
     file: str
 
 
 class VectorIndex(msgspec.Struct):
-    """What a comparison needs of the index."""
+    """The part of the index that a comparison needs."""
 
     cases: list[VectorFile]
     tolerance: dict[str, float]
@@ -250,41 +252,42 @@ class VectorIndex(msgspec.Struct):
 
 
 def compare(folder: Path, results: Path) -> VectorsReport:
-    """Hold what a foreign program wrote against the answers, in each precision as `check` does.
+    """Compare a program's results with the answers in a folder, in each precision as `check` does.
 
-    Problems, answers, sizes and tolerances are the folder's own. What a known bug would answer is computed from the
-    folder's problems, so a folder of an earlier version is judged too.
+    Problems, answers, sizes and tolerances are read from the folder. The answers of the known bugs are computed from
+    the folder's problems, so folders written by earlier versions can be judged too.
 
     Raises
     ------
     CannotRun
-        If the folder has a problem that this version does not know, or is the results itself, or no file answers it.
+        If the folder has a problem that this version does not know, if `results` is the folder itself, or if `results`
+        has no file with answers.
     FileRefused
-        If a file is not sound.
+        If a file is malformed.
     """
-    held = read_json(folder / INDEX, VectorIndex)
-    files = [case.file for case in held.cases]
+    index = read_json(folder / INDEX, VectorIndex)
+    files = [case.file for case in index.cases]
     if results.resolve() == folder.resolve():
-        raise CannotRun(f"{str(results)!r} has the vectors, expected a folder with what a program answered to them")
+        raise CannotRun(f"{str(results)!r} is the folder of the vectors, expected a folder with a program's answers")
     answered = [file for file in files if (results / file).exists()]
     if not answered:
         raise CannotRun(f"{str(results)!r} has no file of answers, expected names such as {(*files, *BY_FILE)[0]!r}")
     if unknown := [file for file in answered if file not in BY_FILE]:
         which = repr(str(folder / unknown[0]))
-        raise CannotRun(f"{which} is no case of minilora {__version__}: compare by the one that wrote it")
+        raise CannotRun(f"{which} is not a case of minilora {__version__}: compare with the version that wrote it")
     vectors = [BY_FILE[file] for file in files if file in BY_FILE]
     dtypes = {BY_FILE[file].dtype for file in answered}
-    return _in_one(results, [_compare_in(dtype, vectors, held, folder, results) for dtype in DTYPES if dtype in dtypes])
+    return _combined(results, [_report_in(name, vectors, index, folder, results) for name in DTYPES if name in dtypes])
 
 
 @dataclass(repr=False)
 class VectorsReport(Report):
-    """What a comparison found in all precisions."""
+    """The results of a comparison in all precisions."""
 
     precisions: list[KindReport] = field(default_factory=list)
 
     def own_lines(self, *, all: bool) -> list[str]:
-        """Return the claims that are not right, kind by kind, in each precision."""
+        """Return the claims that do not hold, kind by kind, in each precision."""
         lines: list[str] = []
         for report in self.precisions:
             known = {id.removeprefix(f"{report.dtype}/") for id in self.known}
@@ -292,8 +295,8 @@ class VectorsReport(Report):
         return lines
 
 
-def _in_one(results: Path, reports: Sequence[KindReport]) -> VectorsReport:
-    """Return one report of those of each precision, in which a case's id begins with the precision."""
+def _combined(results: Path, reports: Sequence[KindReport]) -> VectorsReport:
+    """Return one report that combines those of each precision; the ids of its cases begin with the precision."""
     precisions = [report.as_dict() | {"failing": [case.id for case in report.failing]} for report in reports]
     whole = VectorsReport(str(results), "vectors", details={"precisions": precisions}, precisions=list(reports))
     cases: list[Outcome] = []
@@ -310,10 +313,10 @@ def _in_one(results: Path, reports: Sequence[KindReport]) -> VectorsReport:
     return whole
 
 
-def _compare_in(
-    dtype: str, vectors: Sequence[Vector | AdamVector], held: VectorIndex, folder: Path, results: Path
+def _report_in(
+    dtype: str, vectors: Sequence[Vector | AdamVector], index: VectorIndex, folder: Path, results: Path
 ) -> KindReport:
-    """Judge the answers in one precision."""
+    """Return the report on the answers in one precision."""
     kinds: dict[str, list[Any]] = {}
     for vector in vectors:
         if vector.dtype == dtype:
@@ -322,32 +325,32 @@ def _compare_in(
     for kind, of in kinds.items():
         answered = [vector for vector in of if (results / vector.file).exists()]
         if answered and kind == AdamVector.kind:
-            _judge_adam(whole, folder / answered[0].file, results / answered[0].file, held.of_adam[dtype])
+            _judge_adam(whole, folder / answered[0].file, results / answered[0].file, index.of_adam[dtype])
         elif answered:
             report = whole if kind == whole.kind else KindReport(f"{results}, {kind}", kind=kind, dtype=dtype)
-            _judge_kind(report, answered, len(of), folder, results, held.tolerance[dtype])
+            _judge_kind(report, answered, len(of), folder, results, index.tolerance[dtype])
             whole.kinds |= {kind: report} if report is not whole else {}
     return whole
 
 
 def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
-    """Return a problem with the numbers that a folder has of it: arrays, right answers and sizes."""
+    """Return a problem with the arrays, right answers and sizes from its file in a folder."""
     trial, numbers = vector.trial(), _read(path)
     names = names_of(trial)
-    arrays = _gathered(trial.problem, {name: name for name in trial.arrays}, numbers)
-    right = _gathered(trial.problem, names, numbers)
-    sizes = _gathered(trial.problem, {of: f"size.{name}" for of, name in names.items()}, numbers)
+    arrays = _collect(trial.problem, {name: name for name in trial.arrays}, numbers)
+    right = _collect(trial.problem, names, numbers)
+    sizes = _collect(trial.problem, {of: f"size.{name}" for of, name in names.items()}, numbers)
     for own, found in ((trial.arrays, arrays), (trial.right, right), (trial.sizes, sizes)):
         if {name: a.shape for name, a in own.items()} != {name: a.shape for name, a in found.items()}:
-            raise CannotRun(f"{str(path)!r} does not hold its problem, {vector.problem}")
+            raise CannotRun(f"{str(path)!r} does not contain the problem that it is named after, {vector.problem}")
     return replace(trial, arrays=arrays, right=right, sizes=sizes, unit=tolerance / TOLERANCE)
 
 
 def _reply_in(file: TensorFile, trial: Trial) -> Arrays:
-    """Return what a program answered to a problem."""
+    """Return a program's answers to a problem."""
     numbers = {name: file.read(name) for name in file.tensors if name.partition(".")[0] in NAMES}
     try:
-        reply = _gathered(trial.problem, names_of(trial), numbers)
+        reply = _collect(trial.problem, names_of(trial), numbers)
     except ValueError as error:
         raise CannotRun(f"{str(file.path)!r} has {error}") from None
     if not reply:
@@ -355,8 +358,8 @@ def _reply_in(file: TensorFile, trial: Trial) -> Arrays:
     return reply
 
 
-def _gathered(problem: Problem, names: Mapping[str, str], numbers: Arrays) -> Arrays:
-    """Return the arrays that stand in a file under some names, as far as they are there; the slots' of each in one."""
+def _collect(problem: Problem, names: Mapping[str, str], numbers: Arrays) -> Arrays:
+    """Return those of the named arrays that a file has, with the arrays of several slots joined into one."""
     found = {own: problem.from_file(own, name, numbers) for own, name in names.items()}
     return {own: array for own, array in found.items() if array is not None}
 
@@ -369,16 +372,16 @@ def _read(path: Path) -> Arrays:
 def _judge_kind(
     report: KindReport, answered: Sequence[Vector], count: int, folder: Path, results: Path, tolerance: float
 ) -> None:
-    """Judge the answers to a kind's problems, of which the folder has `count`."""
+    """Judge the answers to a kind's problems; the folder has `count` of them."""
     trials = [_trial_in(folder / vector.file, vector, tolerance) for vector in answered]
     files = [TensorFile(results / vector.file) for vector in answered]
     replies = [_reply_in(file, trial) for file, trial in zip(files, trials, strict=True)]
-    written = {name.partition(".")[0] for file in files for name in file.tensors}  # without the slots' numbers
+    written = {name.partition(".")[0] for file in files for name in file.tensors}  # without slot numbers
     has_gradients = not written.isdisjoint(GRADIENTS)
 
     def lacking(missing: Sequence[str]) -> str:
         names = [name for name, of in NAMES.items() if of in missing]
-        return f"no file has {enumerated(names)}; there are {', '.join(sorted(written))}"
+        return f"no file has {enumerated(names)}, found {', '.join(sorted(written))}"
 
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
     given = [reply | dict.fromkeys(key for key in owed if key in trial.right)
@@ -395,7 +398,7 @@ def _judge_kind(
 
 
 def _judge_adam(report: KindReport, asked: Path, answered: Path, tolerance: float) -> None:
-    """Judge where a program's ten steps of Adam end."""
+    """Judge the parameters after a program's ten steps of Adam."""
     given, file = _read(asked), TensorFile(answered)
     missing = [name for name in ("end_A", "end_B") if name not in file.tensors]
     if missing:

@@ -54,12 +54,12 @@ def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd
         ("conformance-right", "my_lora.py", "the implementation"),
         ("conformance box:a", "box/__init__.py", "the implementation"),
         ("conformance-known", "known.txt", "the known failures"),
-        ("vectors-right", "vectors/index.json", "a file of what is compared"),
-        ("vectors-right", "right/linear-0-float64.safetensors", "a file of what is compared"),
+        ("vectors-right", "vectors/index.json", "an input of the comparison"),
+        ("vectors-right", "right/linear-0-float64.safetensors", "an input of the comparison"),
         ("vectors-known", "float32.txt", "the known failures"),
-        ("golden-right", "golden/index.json", "a file of what is compared"),
-        ("golden-right", "golden/answers/dora.safetensors", "a file of what is compared"),
-        ("golden-right", "golden-right/dora.safetensors", "a file of what is compared"),
+        ("golden-right", "golden/index.json", "an input of the comparison"),
+        ("golden-right", "golden/answers/dora.safetensors", "an input of the comparison"),
+        ("golden-right", "golden-right/dora.safetensors", "an input of the comparison"),
         ("golden-known", "golden.txt", "the known failures"),
         ("audit-sound", "sound/adapter_config.json", "a file that is looked at"),
         ("audit-sound", "model/config.json", "a file that is looked at"),
@@ -122,7 +122,7 @@ def test_what_is_asked_for_reaches_the_function(shell, monkeypatch, command):
     said = shell(command)
     assert " ".join(given) == expected
     folder = command.split()[1]
-    assert not writes or said == f"3 cases written to {folder}; index.json says what is in them\n"
+    assert not writes or said == f"wrote 3 cases to {folder}; index.json describes them\n"
 
 
 def test_why_nothing_was_checked_is_one_line(shell, monkeypatch):
@@ -136,10 +136,10 @@ def test_why_nothing_was_checked_is_one_line(shell, monkeypatch):
 def test_a_start_is_printed_or_becomes_a_new_file(inside, tmp_path, shell):
     file = tmp_path / "mine.py"
     said = shell(f"conformance --start class -o {file}")
-    assert said == f"{file} is written; fill it in, then run: minilora conformance {file}\n"
+    assert said == f"wrote {file}; fill it in, then run: minilora conformance {file}\n"
     assert shell("conformance --start class") == file.read_text("utf-8")
     refused = shell.refused(f"conformance --start class -o {file}")
-    assert refused == f"{str(file)!r} is there already, expected the name of a new file"
+    assert refused == f"{str(file)!r} already exists, expected the name of a new file"
     for command in ("conformance", f"conformance my_lora -o {tmp_path / 'new'}"):
         assert shell.refused(command) == "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"
 
@@ -168,7 +168,7 @@ def test_the_help_says_that_the_code_runs_in_no_sandbox(capsys, call):
     with pytest.raises(SystemExit):
         call(["conformance", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "This imports and runs the code, in a child process that is no sandbox: it can do what you can." in said
+    assert "This imports and runs the code in a child process, which is not a sandbox" in said
 
 
 def test_names_that_steer_a_terminal_are_escaped(tmp_path, shell):

@@ -48,9 +48,9 @@ A, B = row("a", {"a": NUMBERS + 1}), row("b", {"b": 5.0}, source="somebody/somet
     ("keys", "also", "where"),
     [
         ("ygh", {}, ""),
-        ("yg", {}, ", in all that is computed"),
+        ("yg", {}, ", in everything that is computed"),
         ("g", {}, ""),
-        ("yg", {"g"}, ", in the sum alone"),
+        ("yg", {"g"}, ", only in the sum"),
     ],
 )
 def test_a_row_is_named_with_where_it_shows(keys, also, where):
@@ -85,7 +85,7 @@ def test_rows_of_two_slots_are_wrong_at_once():
     c = row("c", {"c": 7.0}, source="another #2")
     both = [replace(A, slot="scaling", source="one #1"), c]
     wrong = given({**A.parts, **c.parts}, keys="y")
-    assert said(world(*both), wrong) == ["a is wrong and, at once, c is wrong"]
+    assert said(world(*both), wrong) == ["a is wrong and, at the same time, c is wrong"]
     assert said(world(*both[::-1]), wrong) == said(world(*both), wrong)
     (one,) = name(world(*both), wrong)[1]
     assert (one.flag, one.source) == ("a+c", "one #1, another #2")
@@ -262,8 +262,8 @@ def test_a_factor_is_measured(t, size):
     measured = factor(5 + t * size * NUMBERS, size * NUMBERS, lambda t: size * allowed(t), without=np.full(60, 5.0))
     if size == 1.0:
         assert abs(measured.value - t) <= measured.slack < 1e-9 * max(1, abs(t))
-        assert measured.is_other(t + 1e-8 * max(1, abs(t)))
-        assert not measured.is_other(t)
+        assert measured.differs_from(t + 1e-8 * max(1, abs(t)))
+        assert not measured.differs_from(t)
     measured = factor(t * size * NUMBERS, size * NUMBERS, lambda t: size * allowed(t))
     assert measured.value == pytest.approx(t)
 

@@ -70,9 +70,13 @@ SAID = [
     ("--lora my_lora --lora-xfails stale.txt", 1, "3 failed"),
     ("--lora my_lora --lora-xfails odd.txt", 4, "line 1: expected an id and a reason"),
     ("--lora my_lora:nothing", 4, "--lora my_lora:nothing: "),
-    ("--lora my_lora:raises", 1, "it could not be checked: my_lora:raises: forward raises RuntimeError: boom"),
-    ("--lora-xfails known.txt", 4, "--lora-xfails: expected --lora MODULE[:OBJECT] with it"),
-    ("", 2, "expected --lora MODULE[:OBJECT], the LoRA to be checked"),
+    (
+        "--lora my_lora:raises",
+        1,
+        "the implementation could not be checked: my_lora:raises: forward raises RuntimeError: boom",
+    ),
+    ("--lora-xfails known.txt", 4, "--lora-xfails needs --lora MODULE[:OBJECT]"),
+    ("", 2, "expected --lora MODULE[:OBJECT], the LoRA to check"),
 ]
 
 
@@ -110,9 +114,9 @@ def test_a_module_of_the_folder_comes_before_others(run, pytester, monkeypatch):
         (", xfails='known.txt'", {"xfailed": 1, "passed": 29, "skipped": 40},
          "rank 1: our issue 12: the output is off"),
         (f", xfails={{'{ID}': 'a', 'linear-0-merge': 'b'}}", {"failed": 1, "xfailed": 1, "passed": 29, "skipped": 39},
-         "it is known to fail (b), and is not offered: take its line out"),
+         "listed as a known failure (b), but is not offered: remove its line"),
         (", xfails={'linear-99-forward': 'which'}", {"errors": 1},
-         "'linear-99-forward' is known to fail, and is the id of no test"),
+         "'linear-99-forward' is listed as a known failure, but no test has this id"),
     ],
 )  # fmt: skip
 def test_a_decorator_makes_tests_in_a_file_of_ones_own(run, pytester, xfails, outcomes, said):
@@ -141,7 +145,7 @@ def forward(*arrays):
 @pytest.mark.parametrize(
     ("id", "outcome", "said"),
     [
-        ("linear-0-merge", pytest.fail, ["merge returns the weight as it was"]),
+        ("linear-0-merge", pytest.fail, ["merge returns the weight unchanged"]),
         ("linear-start", pytest.skip, []),
         ("linear-alpha-of-0", pytest.skip, []),
     ],

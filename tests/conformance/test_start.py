@@ -147,6 +147,6 @@ def test_each_kind_has_its_file_printed(folder, capsys):
 
 
 def test_a_start_judges_nothing(folder, shell):
-    said = "--start begins a new file and judges nothing, expected it without implementation"
+    said = "--start only creates a file and judges nothing, expected no implementation with it"
     assert shell.refused("conformance mine.py --start jax") == said
     assert shell.refused("conformance --start jax --dtype float64") == said.replace("implementation", "dtype")

@@ -187,7 +187,7 @@ def test_every_bug_of_numbers_is_the_flag_of_a_case(tmp_path):
             "codes",
         ):
             trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()  # it leaves a gradient out, as an answer may be
-            assert len(trial.answer(**bug.of(trial.problem))) < len(trial.right)
+            assert len(trial.answer(**bug.replaced_in(trial.problem))) < len(trial.right)
 
 
 def test_a_flag_is_a_bug_that_the_case_catches(folder):
@@ -222,12 +222,15 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "link").symlink_to("nowhere")
     for given, said in (
-        (["none", "--kind", "linear,none"], "--kind: there is no kind 'none'; there are linear, rslora, dora, "),
-        (["two", "--compare", "starter", "--starter"], "are about what is written, expected them without --compare"),
-        (["two", "--compare", "starter", "--kind", "nf4"], "are about what is written, expected them without --comp"),
-        (["none", "--json", "found.json"], "--json needs --compare: it is about the verdicts"),
-        (["two"], "two' is there already, expected the name of a new folder"),
-        (["link"], "link' is there already, expected the name of a new folder"),
+        (["none", "--kind", "linear,none"], "--kind: unknown kind 'none', expected linear, rslora, dora, "),
+        (["two", "--compare", "starter", "--starter"], "select what is written, so they cannot be used with --compare"),
+        (
+            ["two", "--compare", "starter", "--kind", "nf4"],
+            "select what is written, so they cannot be used with --comp",
+        ),
+        (["none", "--json", "found.json"], "--json needs --compare: without it there are no verdicts"),
+        (["two"], "two' already exists, expected the name of a new folder"),
+        (["link"], "link' already exists, expected the name of a new folder"),
     ):
         assert cli.main(["vectors", str(tmp_path / given[0]), *given[1:]]) == 2
         assert said in capsys.readouterr().err
@@ -290,9 +293,9 @@ def without(p, *names):
     [
         ([lambda p: without(p, "dA"), dict, dict], [], "3 of 15, dA in 2"),
         ([lambda p: without(p, "dA", "dx", "dB", "merged")] * 2, [], "2 of 15"),
-        ([lambda p: without(p, "dA") | {"lora_A": p["dA"]}], ["no file has dA; there are dB, dx, lora_A, merged, y"],
+        ([lambda p: without(p, "dA") | {"lora_A": p["dA"]}], ["no file has dA, found dB, dx, lora_A, merged, y"],
          "1 of 15"),
-        ([lambda p: {"dx": p["dx"]}], ["no file has dA and dB; there are dx"], "1 of 15"),
+        ([lambda p: {"dx": p["dx"]}], ["no file has dA and dB, found dx"], "1 of 15"),
     ],
 )  # fmt: skip
 def test_answers_that_are_left_out_are_counted(folder, compared, changes, diagnoses, answered):
@@ -310,7 +313,7 @@ def test_a_slots_gradients_are_owed_together(folder, compared):
     with pytest.raises(CannotRun, match=re.escape(said)):
         compared({"fused-0-float64": {key: a for key, a in found.items() if key != "dB.2"}})
     (report,) = compared({"fused-0-float64": without(found, "dB")})
-    assert report.kinds["fused"].diagnoses == ["no file has dB; there are dA, dx, merged, y"]
+    assert report.kinds["fused"].diagnoses == ["no file has dB, found dA, dx, merged, y"]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +322,7 @@ def test_a_slots_gradients_are_owed_together(folder, compared):
         ({}, "ok"),
         ({"end_B": None}, "adam-float64.safetensors has no end_B"),
         ({"end_A": None}, "adam-float64.safetensors has no end_A"),
-        ({"end_A": "begin_A", "end_B": "begin_B"}, "the step moves nothing"),
+        ({"end_A": "begin_A", "end_B": "begin_B"}, "the step changes nothing"),
     ],
 )
 def test_adam_is_judged_by_where_it_ends(folder, compared, ends, verdict):
@@ -393,8 +396,14 @@ def test_another_versions_folder_is_judged_by_its_numbers(
 @pytest.mark.parametrize(
     ("file", "said"),
     [
-        ("linear-99-float64.safetensors", f"is no case of minilora {__version__}: compare by the one that wrote it"),
-        ("linear-1-float64.safetensors", "does not hold its problem, N=4 in=3 out=6 r=4 alpha=10"),
+        (
+            "linear-99-float64.safetensors",
+            f"is not a case of minilora {__version__}: compare with the version that wrote it",
+        ),
+        (
+            "linear-1-float64.safetensors",
+            "does not contain the problem that it is named after, N=4 in=3 out=6 r=4 alpha=10",
+        ),
     ],
 )
 def test_a_problem_that_this_version_does_not_know_is_refused(folder, compared, tmp_path, file, said):
@@ -427,7 +436,7 @@ def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, content, said):
     assert said in capsys.readouterr().err
     (tmp_path / "link").symlink_to(folder)
     for name in (folder, tmp_path / ".." / tmp_path.name / "link"):
-        with pytest.raises(CannotRun, match="has the vectors, expected a folder with what a program answered"):
+        with pytest.raises(CannotRun, match="is the folder of the vectors, expected a folder with a program's answers"):
             vectors.compare(folder, name)
 
 

@@ -65,7 +65,7 @@ def test_pefts_sums_keep_rsloras_root(of_peft):
     """Wherever no adapter has rsLoRA's scaling, and there are two, they are right."""
     report = of_peft.kinds["combine"]
     root, one = report.diagnoses
-    assert root.startswith("the new adapter keeps the first one's use_rslora")
+    assert root.startswith("the new adapter keeps the first adapter's use_rslora")
     assert one.startswith("svd of one adapter is that adapter as it is")
     problems = KINDS["combine"].problems
     right = {f"combine-{i}-{kind}" for i, p in enumerate(problems) if not p.stabilised[0] for kind in ("cat", "svd")}
@@ -110,7 +110,7 @@ def test_lora_pytorch_is_wrong_in_two_known_ways():
     assert not report.passed
     first, second = report.diagnoses
     assert first.startswith("dx lacks dy W: the base passes no gradient")
-    assert second.startswith("A's start has the spread of fan r = 9, not fan in = 400")
+    assert second.startswith("A's initial spread is that of fan r = 9, not fan in = 400")
     assert report.claims["forward"] == "ok"
 
 

@@ -65,7 +65,7 @@ class Watch:
     def turn(self, name: str, array: Any) -> Any:
         """Return a weight or a factor as it lies in the implementation, or one of its own as it lies here."""
         turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
-        if turned and np.ndim(array) == self.kind.turned.get(name):
+        if turned and np.ndim(array) == self.kind.transposed.get(name):
             return np.ascontiguousarray(np.asarray(array).swapaxes(-2, -1))
         return array
 
@@ -88,7 +88,7 @@ class Watch:
 
     def built(self, trial: Trial) -> Any:
         """Return what ``merging`` makes of a problem. It keeps the arrays, and may write to them."""
-        layer = trial.problem.hand_over("merging", trial.arrays)
+        layer = trial.problem.arguments_of("merging", trial.arrays)
         arguments = [self._given(name, a, np.asarray) for name, a in layer.items()]
         return self.functions.merging(*arguments, **self.options("merging", trial.problem))
 
@@ -105,7 +105,7 @@ class Watch:
         if not self.offers(function):
             return {}
         try:
-            arguments = problem.hand_over(function, trial.arrays)
+            arguments = problem.arguments_of(function, trial.arrays)
             return self._answers(function, self.call(function, arguments, self.options(function, problem)), problem)
         except NoAnswer as error:
             text = str(error)
@@ -132,7 +132,7 @@ class Watch:
             )
         given = {name: result[name] for name in QUANTITIES if result.get(name) is not None}
         try:
-            reply = {name: problem.take_back(name, value, self.array) for name, value in given.items()}
+            reply = {name: problem.from_returned(name, value, self.array) for name, value in given.items()}
         except ValueError as error:
             raise NoAnswer(f"returns gradients with {error}") from None
         self.returned = [str(name) for name in result]

@@ -68,7 +68,7 @@ def check(implementation: Any, *, dtype: str | None = None, name: str | None = N
 def _check_kind(implementation: Any, name: str, dtype: str | None, kind: Kind) -> KindReport:
     """Check one object with functions for one kind of layer."""
     if not any(callable(getattr(implementation, function, None)) for function in kind.needed):
-        raise CannotRun(f"{name} has {kind.lacking}")
+        raise CannotRun(f"{name} has {kind.missing_functions}")
     if isinstance(implementation, type) and _takes_self(getattr(implementation, kind.needed[0], None)):
         raise CannotRun(f"{name} is a class, hand over an object: {implementation.__name__}(...)")
     wanted, kind = declared_dtype(kind, implementation, name, dtype), kind.of(implementation)

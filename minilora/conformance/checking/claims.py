@@ -17,10 +17,10 @@ import numpy as np
 from ...report import Diagnosis
 from ..naming import World, Wrong, factor, name
 from ..problems.bugs import bugs_of, known
-from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_follows, adam_problem
-from ..problems.lowprecision import in_half
+from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_problem, run_adam
+from ..problems.lowprecision import as_bfloat16
 from ..problems.plain import DoRAProblem
-from ..problems.problem import OF_ROWS, Arrays
+from ..problems.problem import ROW_ARRAYS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
 from .calling import Watch, described, forward, reply_to, spelled
 from .describing import wrong_array
@@ -83,7 +83,7 @@ def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verd
         watch.notes["start"] = "the same numbers from two generators: all adapters of one size start alike"
     if magnitude:
         return _magnitude(magnitude[0], sizes.weight)
-    if not A.any() or not watch.kind.is_spread:
+    if not A.any() or not watch.kind.spread_follows_fan:
         return "ok"
     if isinstance(again := _new(watch, other), str):
         return again
@@ -94,7 +94,7 @@ def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verd
 
 def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
     """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
-    names = watch.kind.starts_with
+    names = watch.kind.init_returns
     arguments: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
     arguments["rng"] = np.random.default_rng(seed)
     if sizes.kernel:
@@ -129,7 +129,7 @@ def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
     for gain in (1.0, 6**0.5):  # PEFT's start, he_uniform
         _, found = name(world, [{"spread": np.array(measured / gain)} for measured in spreads.values()])
         for (bug,) in (named.wrongs for named in found):
-            says = f"{bug.says} = {sizes.fan(**bug.of(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
+            says = f"{bug.says} = {sizes.fan(**bug.replaced_in(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
             return Diagnosis(says, bug.flag, bug.source)
     if not 1e-3 < spread / sizes.spread() < 50:
         return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {sizes.spread():.3g}"
@@ -167,7 +167,7 @@ def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
 
 def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> Verdict:
     """Compare where an implementation's Adam ends with where it should, and with where known bugs end."""
-    right = adam_follows(begin, steps)
+    right = run_adam(begin, steps)
     reached = {which: np.asarray(ends[which], np.float64) for which in right}
     for which, p in right.items():
         if reached[which].shape != p.shape:
@@ -180,7 +180,7 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
 
     world = World(
         cases=[begin],
-        answers=lambda begin, parts: {"ends": in_a_row(adam_follows(begin, steps, **parts))},
+        answers=lambda begin, parts: {"ends": in_a_row(run_adam(begin, steps, **parts))},
         allowed=lambda *_: tolerance,
         table=bugs_of("adam", ("adam",)),
     )
@@ -206,7 +206,7 @@ def frozen_base(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that no gradient is given for the frozen base."""
     if "backward" in watch.failed:
         return NOT_OFFERED
-    arguments = trial.problem.hand_over("backward", trial.arrays)
+    arguments = trial.problem.arguments_of("backward", trial.arrays)
     grads = watch.call("backward", arguments, watch.options("backward", trial.problem))
     extra = sorted(which for which in ("weight", "bias") if grads.get(which) is not None)
     return f"backward returns gradients of the frozen {' and '.join(extra)}" if extra else "ok"
@@ -225,7 +225,7 @@ STEPS = (
 
 def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Merge a layer that keeps its state, and take that back: its output is the same all the time."""
-    if "y" not in right or not watch.kind.merges_back:
+    if "y" not in right or not watch.kind.merge_keeps_output:
         return NOT_OFFERED
     layer = watch.built(trial)
     if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
@@ -263,7 +263,7 @@ def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Ver
     choices = watch.kind.declares["output"]
     declared = spelled(getattr(watch.functions, "output", choices[0]), choices)
     y = np.asarray(forward(Watch(watch.functions, watch.kind), trial), np.float64)
-    if np.array_equal(y, in_half(y)) == (declared == "bfloat16"):
+    if np.array_equal(y, as_bfloat16(y)) == (declared == "bfloat16"):
         return "ok"
     if declared == "bfloat16":
         return _known(known("mixed-the-output-is-float32"))
@@ -292,13 +292,13 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
 
 def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Hand over six rows as two times three: each axis but the last is of rows."""
-    problem = trial.problem.two_axes()
+    problem = trial.problem.with_two_row_axes()
     if problem is None:
         return NOT_OFFERED
     rows = drawn(problem, dtype, trial.formulas)
 
     def split(arrays: Arrays) -> Arrays:
-        return {which: a.reshape(2, 3, *a.shape[1:]) if which in OF_ROWS else a for which, a in arrays.items()}
+        return {which: a.reshape(2, 3, *a.shape[1:]) if which in ROW_ARRAYS else a for which, a in arrays.items()}
 
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
     reply = reply_to(Watch(watch.functions, watch.kind), axes)
@@ -308,12 +308,12 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Hand over an empty batch: the output is empty, and the gradients are zero."""
-    empty = replace(trial, arrays={which: a[:0] if which in OF_ROWS else a for which, a in trial.arrays.items()})
+    empty = replace(trial, arrays={which: a[:0] if which in ROW_ARRAYS else a for which, a in trial.arrays.items()})
     reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), empty).items() if key in right}
     reply.pop("merged", None)
     for key, a in reply.items():
-        if a.size if key in OF_ROWS else a.any():  # what is not a number is not zero either
-            said = f"has shape {a.shape}" if key in OF_ROWS else "is not zero"
+        if a.size if key in ROW_ARRAYS else a.any():  # what is not a number is not zero either
+            said = f"has shape {a.shape}" if key in ROW_ARRAYS else "is not zero"
             return f"for no rows {QUANTITIES[key]} {said}"
     return "ok" if reply else REFUSED
 

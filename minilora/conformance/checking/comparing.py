@@ -59,7 +59,7 @@ class Answered:
 
 def judge_numbers(asked: Answered) -> Comparison:
     """Compare answers with the right ones."""
-    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
+    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.claims_per_problem
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
     cases = [outcome(id_of(asked.names[i], claim), claim, str(trial.problem), verdicts[claim][i])
@@ -96,7 +96,7 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
     if measured is None:
         single = trial.distance("y", reply["y"]) * trial.unit <= TOLERANCE * UNIT["float32"]
         return "ok" if single else CANNOT_BE_TOLD
-    if not measured.is_other(declared):
+    if not measured.differs_from(declared):
         return "ok"
     got, expected = in_digits_that_differ(measured.value, declared)
     return f"the update is multiplied by {got}, expected {expected}"
@@ -118,7 +118,7 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
         """Return the ids of the cases that fail by some answers on some of the problems."""
         by = {claim: names for claim, (_, names) in asked.kind.answers.items()} | {"scaling": ("y",)}
-        claims = [claim for claim in asked.kind.of_problems if {*by[claim]} & {*keys}]
+        claims = [claim for claim in asked.kind.claims_per_problem if {*by[claim]} & {*keys}]
         ids = (id_of(asked.names[i], claim) for i in numbers for claim in claims)
         return tuple(id for id in ids if id in failing)
 

@@ -107,5 +107,5 @@ def ids(implementation: Any) -> list[str]:
 
 def _ids_of(kind: Kind) -> Iterator[str]:
     for number in range(len(kind.problems)):
-        yield from (id_of(f"{kind.name}-{number}", claim) for claim in kind.of_problems)
-    yield from (id_of(kind.name, claim) for claim in kind.claims if claim not in kind.of_problems)
+        yield from (id_of(f"{kind.name}-{number}", claim) for claim in kind.claims_per_problem)
+    yield from (id_of(kind.name, claim) for claim in kind.claims if claim not in kind.claims_per_problem)

@@ -67,7 +67,7 @@ def _off(key: str, array: np.ndarray, trial: Trial) -> str:
     if np.ndim(array) == np.ndim(expected) == 2 and trial.agrees(key, np.transpose(array)):
         return "is transposed"
     if np.shape(array) != np.shape(expected):
-        return f"has shape {np.shape(array)}, expected {np.shape(expected)}{trial.problem.would_be(np.shape(array))}"
+        return f"has shape {np.shape(array)}, expected {np.shape(expected)}{trial.problem.shape_hint(np.shape(array))}"
     array = np.asarray(array, np.float64)
     if not np.isfinite(array).all():
         return "is not finite"
@@ -114,7 +114,7 @@ def _rounded(key: str, failed: Pairs) -> Seen | None:
         for trial, array in failed:
             near = 4 * UNIT[half] * np.maximum(trial.sizes[key], np.abs(trial.right[key]))
             is_half = np.array_equal(round_to(array, half).astype(np.float64), array)
-            if key in trial.problem.in_half or not is_half or (np.abs(array - trial.right[key]) > near).any():
+            if key in trial.problem.rounded or not is_half or (np.abs(array - trial.right[key]) > near).any():
                 break
         else:
             return 0, f"it is rounded to {half}"

@@ -90,7 +90,7 @@ def measured_scalings(trials: Sequence[Trial], replies: Sequence[Mapping[str, An
         if measured is None and key == "y":
             return {}
         if measured is not None:
-            factors[trial.problem] = measured if measured.is_other(0.0) else Factor(0.0, measured.slack)
+            factors[trial.problem] = measured if measured.differs_from(0.0) else Factor(0.0, measured.slack)
     return factors
 
 
@@ -106,7 +106,7 @@ def _allowed_at(trial: Trial, key: str, value: float) -> np.ndarray:
 def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wrong]:
     """Return a row that scales as was measured; none where the scaling is right everywhere."""
     expected = {problem: scaling_of(trials[problem]) for problem in factors}
-    other = [problem for problem, s in expected.items() if factors[problem].is_other(s)]
+    other = [problem for problem, s in expected.items() if factors[problem].differs_from(s)]
     if not other:
         return []
     cases = [_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
@@ -151,7 +151,7 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
     """Say how measured scalings come from the right ones, where one rule holds on every problem."""
 
     def so(rule: Callable[[float], float]) -> bool:
-        return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
+        return not any(factors[problem].differs_from(rule(s)) for problem, s in expected.items())
 
     expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is that of a gradient
     first = next(iter(expected.values()))
@@ -213,27 +213,27 @@ def _rounded(half: str, scaling: Callable[[float, int], float]) -> Iterator[Any]
     def short(array: np.ndarray) -> np.ndarray:
         return round_to(array, half).astype(np.float64)
 
-    yield f"the factors are rounded to {half}", {"down": short, "hidden": short}
-    yield f"lora_A is rounded to {half}", {"down": short}
-    yield f"lora_B is rounded to {half}", {"hidden": short}
+    yield f"the factors are rounded to {half}", {"used_A": short, "used_B": short}
+    yield f"lora_A is rounded to {half}", {"used_A": short}
+    yield f"lora_B is rounded to {half}", {"used_B": short}
     yield f"the weight is rounded to {half}", {"weight": short}
     yield f"the scaling is rounded to {half}", {"scaling": lambda alpha, r: float(short(np.array(scaling(alpha, r))))}
-    yield f"x A^T is rounded to {half}", {"updated": lambda update, x, A, B, s: s * short(x @ A.T) @ B.T}, "y"
-    yield f"the update is rounded to {half}", {"updated": lambda update, *_: short(update)}, "y"
-    before = {"updated": lambda update, x, A, B, s: s * short(x @ A.T @ B.T)}
+    yield f"x A^T is rounded to {half}", {"final_update": lambda update, x, A, B, s: s * short(x @ A.T) @ B.T}, "y"
+    yield f"the update is rounded to {half}", {"final_update": lambda update, *_: short(update)}, "y"
+    before = {"final_update": lambda update, x, A, B, s: s * short(x @ A.T @ B.T)}
     yield f"the update is rounded to {half} before it is scaled", before, "y"
 
 
 def _in_another_order(words: str, order: Callable[[int], np.ndarray]) -> Iterator[Any]:
     """Yield ranks and a bias that stand in another order."""
     ranks = f"the ranks of lora_B stand in another order than those of lora_A: {words}"
-    yield ranks, {"hidden": lambda B: B[:, order(B.shape[1])]}, "y", "x", "merged"
+    yield ranks, {"used_B": lambda B: B[:, order(B.shape[1])]}, "y", "x", "merged"
     yield f"the bias is taken at a wrong index: {words}", {"bias": lambda b, G: b[order(len(b))]}, "y"
 
 
 def _by_the_row(problem: Problem) -> Parts:
     places = np.arange(problem.n)[:, None]
-    return {} if problem.two_axes() is None else {"bias": lambda b, G: b[places % len(b)]}
+    return {} if problem.with_two_row_axes() is None else {"bias": lambda b, G: b[places % len(b)]}
 
 
 def _parts_of_sums(words: str, counted: Callable[[int], np.ndarray]) -> Iterator[Any]:
@@ -244,10 +244,10 @@ def _parts_of_sums(words: str, counted: Callable[[int], np.ndarray]) -> Iterator
         return s * B.T @ (some @ x), s * (some @ x) @ A.T
 
     base = {"base": lambda x, W: (x * counted(x.shape[1])) @ W.T}
-    update = {"down": lambda A: A * counted(A.shape[1])}
-    ranks = {"hidden": lambda B: B * counted(B.shape[1])}
+    update = {"used_A": lambda A: A * counted(A.shape[1])}
+    ranks = {"used_B": lambda B: B * counted(B.shape[1])}
     yield f"it sums {words.format('ranks')} only", ranks, "y", "merged"
     yield f"it sums {words.format('inputs')} only", base | update, "y"
     yield f"it sums {words.format('inputs')} only in x W^T", base, "y"
     yield f"it sums {words.format('inputs')} only in the update", update, "y"
-    yield f"it sums {words.format('rows')} only", {"trained": over_rows}, "lora_A", "lora_B"
+    yield f"it sums {words.format('rows')} only", {"final_gradients": over_rows}, "lora_A", "lora_B"

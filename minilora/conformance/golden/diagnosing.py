@@ -205,7 +205,7 @@ def held(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
     (case,) = world.cases
     with np.errstate(all="ignore"):
         try:
-            answers = world.answers(case, row.of(case) if row else {})
+            answers = world.answers(case, row.replaced_in(case) if row else {})
         except (ValueError, TypeError, ZeroDivisionError):  # no engine gets on with it
             return None
         off = np.concatenate([((given[key] - answers[key]) / world.allowed(case, key, {})).ravel() for key in given])
@@ -229,7 +229,7 @@ def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
     right = candidates[0]
 
     def fits(one: Candidate) -> bool:
-        if not one.rows or "rounded" not in one.rows[0].of(None):
+        if not one.rows or "rounded" not in one.rows[0].replaced_in(None):
             return one.largest <= 1
         # Rounded weights within the tolerance are the precision that was declared; others explain what is off.
         return right.largest > 1 and one.largest <= ROUNDED_TWICE and one.typical <= right.typical / CLEARLY
@@ -326,7 +326,7 @@ def _report(
         rows=[*lines, "largest differences:", *(line for one in nearest for line in _lines_of(one, bound))],
         details={
             "flags": [row.flag for row in rows], "computed_in": asked.precision, "tolerance": bound, "effect": effect,
-            "strength": next((row.of(None)["times"] for row in rows if row.flag == STRENGTH), None),
+            "strength": next((row.replaced_in(None)["times"] for row in rows if row.flag == STRENGTH), None),
             "base": None if OF_THE_BASE not in asked.keys else "wrong" if OF_THE_BASE in wrong else "right",
             "candidates": [_json_of(one, bound) for one in candidates],
             "same": {one.rows[0].flag: [row.flag for row in one.rows[1:]] for one in candidates if len(one.rows) > 1},

@@ -74,12 +74,12 @@ def answers(case: Case) -> CaseAnswers:
     base, before = case.base, case.base.arrays
     table = MISREADINGS if base.mixture is None else MIXTURE_MISREADINGS
     misread = base.misread if case.given else base.misdecoded  # beside an adapter a decoder is not judged
-    readings = {"": Reading()} | {row.flag: Reading(**row.of(case)) for row in table}
+    readings = {"": Reading()} | {row.flag: Reading(**row.replaced_in(case)) for row in table}
     changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
     decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
     numbers = _ends_of(base, case.prompts, changed, decodings)
     if case.previous:
-        flag = next(row.flag for row in table if row.of(case).get("previous") == "cached")
+        flag = next(row.flag for row in table if row.replaced_in(case).get("previous") == "cached")
         old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
         numbers[flag] = _with_old_cache(base, case.prompts, length, old, changed[""])
     kept = distinct(numbers, table, case.apart)
@@ -176,7 +176,7 @@ def session_answers(session: Session) -> list[CaseAnswers]:
 
 
 def _of_request(before: Sequence[Request], request: Request) -> CaseAnswers:
-    engines = {"": Engine()} | {row.flag: Engine(**row.of(request)) for row in LEFTOVERS}
+    engines = {"": Engine()} | {row.flag: Engine(**row.replaced_in(request)) for row in LEFTOVERS}
     at = _within if request.each else _following if request.generate else _after
     loaded = _loaded([*before, request])
     numbers: dict[str, list[np.ndarray]] = {flag: [] for flag in engines}

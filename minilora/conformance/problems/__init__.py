@@ -1,11 +1,11 @@
-"""What is asked of a layer, the right answers to it, and the wrong ones that people have written.
+"""The test problems for a layer, their right answers, and the known bugs.
 
-- `problem`: sizes and a seed, from which all arrays are drawn, and the hooks of a kind; `problems.toml` has the sizes
+- `problem`: a problem, which is defined by sizes and a seed; `problems.toml` has the sizes
 - `formulas`: the right answers to a problem, part by part
-- `tolerance`: precisions, and a problem in one of them, with its right answers, and how far rounding may move them
-- `kind`: all that a kind says of itself; `kinds`: the list of them
+- `tolerance`: a problem in one precision, with its right answers and the rounding error that is allowed
+- `kind`: the record of a kind of layer; `kinds`: the list of all kinds
 - `plain`, `images`, `lowprecision`, `several`: the kinds
-- `bugs`: the known bugs, a row each; `bugparts`: formulas of theirs that take more than a line
+- `bugs`: the table of known bugs; `bugparts`: their longer formulas
 """
 
 from .problem import Problem

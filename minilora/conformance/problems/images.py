@@ -1,11 +1,11 @@
-"""The kinds whose input is no rows: an embedding's ids, and a convolution's images. Both are rewritten as rows.
+"""The kinds whose input is not rows: embeddings, which have ids, and convolutions, which have images.
 
-Ids become one-hot rows. An image becomes patches by a table of places, which says for each entry of a row where in the
-image it stands. This library's layers rewrite them in a way of their own, since they are held against these.
+Both are converted to rows. Ids become one-hot rows. An image becomes patches through a table that gives, for each entry
+of a row, its position in the image. The library's own layers use a different method, so that the two can be compared.
 
-With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as PEFT has them since its pull
-request 2567: each group of outputs sees a share of the r hidden channels, and these see the whole image. That is no
-change of a grouped weight, so there is nothing to merge.
+With g groups, weight is (out, C/g, ...), lora_A (r, C, ...) and lora_B (out, r/g, ...), as in PEFT since its pull
+request 2567: each group of outputs uses its share of the r hidden channels, and these use the whole image. This is not
+an update of the grouped weight, so it cannot be merged.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .problem import Arrays, Problem
 
 @dataclass(frozen=True)
 class EmbeddingProblem(Problem):
-    """An embedding: `in_features` is the number V of its ids, `out_features` the width of their vectors."""
+    """An embedding: `in_features` is the number V of ids, `out_features` the width of their vectors."""
 
     bias: bool = False
 
     @property
     def x(self) -> np.ndarray:
-        """Ids, (N,): the first one comes twice, and one of them not at all."""
+        """The ids, (N,): the first one is repeated, and at least one id does not occur."""
         ids = np.random.default_rng([self.seed, 1]).integers(0, self.in_features - 1, self.n)
         ids[-1] = ids[0]
         return ids
@@ -41,12 +41,12 @@ class EmbeddingProblem(Problem):
         return {"weight": self.randn("weight", self.in_features, self.out_features)}
 
     def flatten(self, arrays: Arrays) -> Arrays:
-        """Return one-hot rows, and the table transposed."""
+        """Return one-hot rows and the transposed table."""
         one_hot = np.eye(self.in_features)[arrays["x"]]
         return {**arrays, "x": one_hot, "weight": arrays["weight"].T}
 
     def unflatten(self, answers: Arrays) -> Arrays:
-        """Return the merged table as it lies. Ids have no derivative, so there is no dx."""
+        """Return the merged table as (V, dim), without dx: ids have no derivative."""
         return {**{k: a for k, a in answers.items() if k != "x"}, "merged": answers["merged"].T}
 
 
@@ -63,18 +63,18 @@ class ConvolutionProblem(Problem):
     keywords: ClassVar[tuple[str, ...]] = ("stride", "padding", "dilation", "groups")
 
     @classmethod
-    def of_line(cls, line: dict[str, Any]) -> Problem:
-        """Return the problem of a line; its steps are usual where it has none, along each axis of its kernel."""
-        return super().of_line({**cls.usual_steps(len(line.get("kernel", cls.kernel))), **line})
+    def from_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line, with default steps along each axis of the kernel if it has none."""
+        return super().from_line({**cls.default_steps(len(line.get("kernel", cls.kernel))), **line})
 
     @staticmethod
-    def usual_steps(axes: int) -> dict[str, Any]:
-        """Return the steps of a kernel that moves by one, without padding."""
+    def default_steps(axes: int) -> dict[str, Any]:
+        """Return stride 1, padding 0, dilation 1 and one group for a kernel with a number of axes."""
         return {"stride": (1,) * axes, "padding": (0,) * axes, "dilation": (1,) * axes, "groups": 1}
 
     @property
     def x(self) -> np.ndarray:
-        """Images, (N, C, *sizes)."""
+        """The images, (N, C, *sizes)."""
         return self.randn("x", self.n, self.in_features, *self.sizes)
 
     @property
@@ -84,7 +84,7 @@ class ConvolutionProblem(Problem):
 
     @property
     def full(self) -> Arrays:
-        """The weight (out, C / groups, *kernel) and, where there is one, the bias."""
+        """The weight (out, C / groups, *kernel) and, if there is one, the bias."""
         shape = (self.out_features, self.in_features // self.groups, *self.kernel)
         return {**super().full, "weight": self.randn("weight", *shape)}
 
@@ -99,23 +99,23 @@ class ConvolutionProblem(Problem):
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """How many places the kernel has along each axis."""
+        """The number of positions of the kernel along each axis."""
         steps = zip(self.sizes, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, s, p, d in steps)
 
     @property
     def options(self) -> dict[str, Any]:
-        """How the kernel moves."""
+        """The stride, padding, dilation and groups."""
         return {name: getattr(self, name) for name in self.keywords}
 
     def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> ConvolutionProblem:
-        """Return the same problem with 1, 0 and 1 for the options that are not taken."""
-        usual = self.usual_steps(len(self.kernel))
-        return replace(self, **{name: value for name, value in usual.items() if name not in takes})
+        """Return the problem with default values for the options that an implementation does not accept."""
+        default = self.default_steps(len(self.kernel))
+        return replace(self, **{name: value for name, value in default.items() if name not in takes})
 
     @cached_property
     def places(self) -> np.ndarray:  # (P, C K)
-        """Which entry of an image, flattened, each entry of a row is; for the padding, one past the last."""
+        """The index in a flattened image of each entry of a row; padding has the index after the last entry."""
         entries = np.arange(self.in_features * math.prod(self.sizes)).reshape(self.in_features, *self.sizes)
         padded = np.pad(entries, ((0, 0), *((p, p) for p in self.padding)), constant_values=entries.size)
         corners = [np.arange(n) * s for n, s in zip(self.positions, self.stride, strict=True)]
@@ -127,20 +127,20 @@ class ConvolutionProblem(Problem):
         return np.array(table).swapaxes(1, 2).reshape(len(table), -1)  # (P, K, C) -> (P, C K)
 
     def flatten(self, arrays: Arrays) -> Arrays:
-        """Return patches, and all that has a kernel as matrices."""
+        """Return the images as patches, and all arrays with a kernel as matrices."""
         n, out = self.n, self.out_features
         flat = np.concatenate([arrays["x"].reshape(n, -1), np.zeros((n, 1))], axis=1)
         return {
             **arrays,
             "x": flat[:, self.places].reshape(-1, self.places.shape[1]),
             "dy": np.moveaxis(arrays["dy"], 1, -1).reshape(-1, out),
-            "weight": _blocks(arrays["weight"].reshape(out, -1), self.groups),
+            "weight": _block_diagonal(arrays["weight"].reshape(out, -1), self.groups),
             "lora_A": arrays["lora_A"].reshape(self.rank, -1),
-            "lora_B": _blocks(arrays["lora_B"].reshape(out, -1), self.groups),
+            "lora_B": _block_diagonal(arrays["lora_B"].reshape(out, -1), self.groups),
         }
 
     def unflatten(self, answers: Arrays) -> Arrays:
-        """Return images, and kernels; an entry of dx is the sum over its places in all rows."""
+        """Return images and kernels; each entry of dx sums the gradients of all rows that contain the pixel."""
         n, ones = self.n, (1 for _ in self.kernel)
         dx = np.zeros((n, self.in_features * math.prod(self.sizes) + 1), answers["x"].dtype)
         np.add.at(dx.T, self.places, np.moveaxis(answers["x"].reshape(n, *self.places.shape), 0, -1))
@@ -148,50 +148,50 @@ class ConvolutionProblem(Problem):
             "y": np.moveaxis(answers["y"].reshape(n, *self.positions, -1), -1, 1),
             "x": dx[:, :-1].reshape(n, self.in_features, *self.sizes),
             "lora_A": answers["lora_A"].reshape(self.rank, self.in_features, *self.kernel),
-            "lora_B": _own_blocks(answers["lora_B"], self.groups).reshape(self.out_features, -1, *ones),
+            "lora_B": _diagonal_blocks(answers["lora_B"], self.groups).reshape(self.out_features, -1, *ones),
         }
         if self.groups == 1:
             shaped["merged"] = answers["merged"].reshape(self.out_features, self.in_features, *self.kernel)
         return shaped
 
-    def would_be(self, shape: tuple[int, ...]) -> str:
-        """Say with which other steps of the kernel an output would be of another shape."""
-        usual = self.usual_steps(len(self.kernel))
+    def shape_hint(self, shape: tuple[int, ...]) -> str:
+        """Return the mistake in the kernel's steps that would give the output this shape; empty if there is none."""
+        default = self.default_steps(len(self.kernel))
         others: dict[str, dict[str, Any]] = {
-            "if stride were 1": {"stride": usual["stride"]},
-            "without padding": {"padding": usual["padding"]},
-            "if dilation were 1": {"dilation": usual["dilation"]},
-            "if stride and dilation were exchanged": {"stride": self.dilation, "dilation": self.stride},
-            "if a step of two axes were exchanged": {
+            "if stride were 1": {"stride": default["stride"]},
+            "without padding": {"padding": default["padding"]},
+            "if dilation were 1": {"dilation": default["dilation"]},
+            "if stride and dilation were swapped": {"stride": self.dilation, "dilation": self.stride},
+            "if the two axes of each step were swapped": {
                 name: getattr(self, name)[::-1] for name in ("stride", "padding", "dilation")
             },
         }
         fitting = (words for words, steps in others.items() if replace(self, **steps).positions == shape[2:])
         return next((f", as it would be {words}" for words in fitting), "")
 
-    def two_axes(self) -> None:
-        """Return nothing: the axes of images are those of a kernel."""
+    def with_two_row_axes(self) -> None:
+        """Return None: an image's axes are fixed by the kernel."""
 
 
 def _pairs(axes: list[np.ndarray]) -> np.ndarray:
-    """Return every choice of one entry of each axis, a row each, the last axis fastest."""
+    """Return all combinations of one entry from each axis, one per row, the last axis varying fastest."""
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def _blocks(matrix: np.ndarray, groups: int) -> np.ndarray:  # (out, n / groups) -> (out, n)
-    """Return the matrix of a grouped layer: each group of outputs has its own columns, and zeros in the others."""
+def _block_diagonal(matrix: np.ndarray, groups: int) -> np.ndarray:  # (out, n / groups) -> (out, n)
+    """Return the matrix of a grouped layer: each group of outputs has its own columns and zeros in the others."""
     whole = np.zeros((len(matrix), matrix.shape[1] * groups), matrix.dtype)
-    for rows, columns in _own(whole.shape, groups):
+    for rows, columns in _group_slices(whole.shape, groups):
         whole[rows, columns] = matrix[rows]
     return whole
 
 
-def _own_blocks(whole: np.ndarray, groups: int) -> np.ndarray:  # (out, n) -> (out, n / groups)
-    """Return of each group of outputs its own columns."""
-    return np.concatenate([whole[rows, columns] for rows, columns in _own(whole.shape, groups)])
+def _diagonal_blocks(whole: np.ndarray, groups: int) -> np.ndarray:  # (out, n) -> (out, n / groups)
+    """Return only the columns that belong to each group of outputs."""
+    return np.concatenate([whole[rows, columns] for rows, columns in _group_slices(whole.shape, groups)])
 
 
-def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
+def _group_slices(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
     out, n = (size // groups for size in shape)
     return [(slice(g * out, (g + 1) * out), slice(g * n, (g + 1) * n)) for g in range(groups)]
 
@@ -199,8 +199,8 @@ def _own(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slice]]:
 EMBEDDING = Kind(
     "embedding",
     EmbeddingProblem,
-    turned={"lora_A": 2, "lora_B": 2},  # a table has no orientation
-    is_spread=False,
+    transposed={"lora_A": 2, "lora_B": 2},  # the table itself has no orientation
+    spread_follows_fan=False,
 )
 CONV1D = Kind("conv1d", ConvolutionProblem, starts=((9, 400, 100, (4,)), (30, 40, 60, (7,))))
 CONV2D = Kind("conv2d", ConvolutionProblem, starts=((9, 400, 100, (2, 2)), (30, 40, 60, (3, 3))))

@@ -1,7 +1,7 @@
-"""What functions of an implementation may be about: a layer of some kind, or adapters that are put together.
+"""The record of a kind of layer, such as a convolution or DoRA, or of a way to combine adapters.
 
-A kind is one record. It has the kind's problems and right formulas, and all in which it differs from a linear layer: no
-other file asks which kind it has before it. `kinds` lists them.
+It has the kind's problems, its formulas, and everything in which the kind differs from a linear layer, so that no other
+file has to distinguish between kinds. `kinds` lists them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .formulas import RIGHT, Formulas
-from .problem import BEFORE_THE_LAYER, Problem
+from .problem import LEADING_ARGUMENTS, Problem
 from .tolerance import UNIT
 
 FACTORS = ("lora_A", "lora_B", "magnitude")
-"""What is trained: of these a backward returns the gradients."""
+"""The trained parameters: a backward returns the gradient of each."""
 LAYER_FUNCTIONS = ("forward", "backward", "merge", "init")
 LAYER_ANSWERS = {
     "forward": ("forward", ("y",)),
@@ -30,64 +30,64 @@ LAYER_CLAIMS = (
     *("memory order", "more axes", "no rows", "alpha of 0", "row of zeros"),
 )
 START_SIZES = ((9, 400, 100, ()), (30, 150, 60, ()))
-"""Two ranks, inputs, outputs and kernels. From one to the other the spread of each fan moves by another factor, so a
-spread that is a fan's at the first by chance is not at the second."""
+"""Two sets of rank, inputs, outputs and kernel. From the first to the second, each fan changes by a different factor,
+so a spread that matches a wrong fan by chance in the first set does not match it in the second."""
 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """A kind, by default of layers that are linear layers on rows. Its functions are those of `contract`."""
+    """A kind of layer, by default a linear layer on rows. `contract` describes its functions."""
 
     name: str
     problem: type[Problem] = Problem
     formulas: Formulas = RIGHT
-    lines: str = ""  # the table of problems.toml with its problems; its own name where that is empty
-    functions: tuple[str, ...] = LAYER_FUNCTIONS  # that an implementation may offer
-    needed: tuple[str, ...] = ("forward",)  # of which it must offer one
+    lines: str = ""  # the table of problems.toml with its problems; if empty, the one named after the kind
+    functions: tuple[str, ...] = LAYER_FUNCTIONS  # the functions that an implementation may offer
+    needed: tuple[str, ...] = ("forward",)  # the functions of which it must offer at least one
     answers: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=lambda: LAYER_ANSWERS)
-    """For each claim about numbers the function that gives them, and the names of its answers."""
-    claims: tuple[str, ...] = LAYER_CLAIMS  # in the order of a report
-    dtypes: tuple[str, ...] = tuple(UNIT)  # the precisions that it is checked in; the first one in the place of another
-    declares: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # what it may declare besides, and how
-    turned: Mapping[str, int] = field(default_factory=lambda: {"weight": 2, "merged": 2, "lora_A": 2, "lora_B": 2})
-    """The arrays that lie the other way round where the implementation's orientation is "in, out", and their axes."""
+    """For each claim about numbers, the function that returns them and the names of its answers."""
+    claims: tuple[str, ...] = LAYER_CLAIMS  # in report order
+    dtypes: tuple[str, ...] = tuple(UNIT)  # the precisions that it is checked in; any other is replaced by the first
+    declares: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # further declarations with their values
+    transposed: Mapping[str, int] = field(default_factory=lambda: {"weight": 2, "merged": 2, "lora_A": 2, "lora_B": 2})
+    """The arrays that are transposed if the implementation's orientation is "in, out", with their number of axes."""
     starts: tuple[tuple[int, int, int, tuple[int, ...]], ...] = START_SIZES  # rank, in, out and kernel
-    starts_with: tuple[str, ...] = ("lora_A", "lora_B")  # what ``init`` returns; with a magnitude it is handed a weight
-    is_spread: bool = True  # whether A starts as widely as its inputs ask
-    merges_back: bool = True  # whether a layer has the same output before and after it is merged
-    in_files: bool = True  # whether vectors have it
-    otherwise: Mapping[str, Kind] = field(default_factory=dict)  # the kind that it is where a declaration is False
-    offered_as: str = ""  # under which name an implementation offers it, and ids have it, where that is not its own
+    init_returns: tuple[str, ...] = ("lora_A", "lora_B")  # if this includes a magnitude, ``init`` receives the weight
+    spread_follows_fan: bool = True  # whether the spread of A's initial values depends on its fan
+    merge_keeps_output: bool = True  # whether a merged layer has the output that it had before
+    in_files: bool = True  # whether the vectors include it
+    if_false: Mapping[str, Kind] = field(default_factory=dict)  # the kind that replaces it if a declaration is False
+    offered_as: str = ""  # the name by which implementations offer it and ids refer to it, if not its own
 
     @cached_property
     def problems(self) -> tuple[Problem, ...]:
-        """The problems that it is tried on; an id has a problem's place among them."""
+        """The kind's test problems; ids contain a problem's index in this tuple."""
         lines = _lines()[self.lines or self.name]
         own = [{key: v for key, v in line.items() if key != "only"} for line in lines
                if self.name in line.get("only", [self.name])]  # fmt: skip
-        return tuple(self.problem.of_line(line) for line in own)
+        return tuple(self.problem.from_line(line) for line in own)
 
     @property
-    def of_problems(self) -> tuple[str, ...]:
-        """The claims that are judged on each problem; the others are about no single one."""
+    def claims_per_problem(self) -> tuple[str, ...]:
+        """The claims that are judged on each problem; the others are judged once."""
         return tuple(claim for claim in self.claims if claim in self.answers or claim == "scaling")
 
     @property
     def declared(self) -> str:
-        """The name under which an implementation offers it, and ids have it."""
+        """The name by which implementations offer the kind and ids refer to it."""
         return self.offered_as or self.name
 
     @property
-    def lacking(self) -> str:
-        """What an implementation has that has none of the functions that it needs."""
+    def missing_functions(self) -> str:
+        """The end of the message for an implementation that offers none of the needed functions."""
         if len(self.needed) > 1:
             return f"none of the functions {', '.join(self.needed)}"
-        arguments = (*BEFORE_THE_LAYER["forward"], *self.problem.layer, "alpha", *self.problem.last)
+        arguments = (*LEADING_ARGUMENTS["forward"], *self.problem.layer, "alpha", *self.problem.after_alpha)
         return f"no function forward({', '.join(arguments)})"
 
     def of(self, implementation: Any) -> Kind:
-        """Return the kind that an implementation means by what it declares."""
-        others = (kind for name, kind in self.otherwise.items() if not getattr(implementation, name, True))
+        """Return the kind that an implementation's declarations select."""
+        others = (kind for name, kind in self.if_false.items() if not getattr(implementation, name, True))
         return next(others, self)
 
 

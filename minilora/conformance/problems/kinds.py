@@ -1,4 +1,4 @@
-"""All kinds, each with a file of its own or beside what it is like.
+"""The list of all kinds, which are defined in `plain`, `images`, `lowprecision` and `several`.
 
     kind                  x               weight             lora_A            lora_B
     linear, rslora, dora  (N, in)         (out, in)          (r, in)           (out, r)
@@ -8,7 +8,7 @@
     conv2d                (N, C, H, W)    (out, C, KH, KW)   (r, C, KH, KW)    (out, r, 1, 1)
     nf4                   (N, in)         codes and scales   (r, in)           (out, r)
     mixed                 (N, in)         (out, in)          (r, in)           (out, r)
-    fused                 (N, in)         (out, in)          a list, one entry for each slot of the outputs
+    fused                 (N, in)         (out, in)          a list with one entry for each slot of the outputs
     experts               (N, in)         (E, out, in)       (E r, in)         (out, r E)
     combine               a list of adapters, each (r, in) and (out, r), and their weights
 
@@ -24,6 +24,6 @@ from .several import COMBINE, EXPERTS, FUSED
 
 ALL = (LINEAR, RSLORA, DORA, EMBEDDING, CONV1D, CONV2D, DROPOUT, FOUR_BITS, MIXED, FUSED, EXPERTS, COMBINE, DORA_FULL)
 KINDS = {kind.name: kind for kind in ALL}
-"""The kinds by their names, in the order of a report."""
+"""The kinds by name, in report order."""
 DECLARED = tuple(kind.name for kind in ALL if not kind.offered_as)
-"""The kinds that an implementation may have: with DoRA it declares ``detached_norm``."""
+"""The kinds that an implementation can list; "dora-full" is DoRA that declares ``detached_norm = False``."""

@@ -1,4 +1,4 @@
-"""The kinds that are a linear layer on rows as it is: linear, rslora, dora and dropout."""
+"""The kinds that are linear layers on rows: linear, rslora, dora and dropout."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .problem import Arrays, Problem
 
 @dataclass(frozen=True)
 class DoRAProblem(Problem):
-    """A linear layer with the length of each row of its adapted weight, `magnitude` (out,)."""
+    """A linear layer with a `magnitude` (out,), the norm of each row of its adapted weight."""
 
-    last: ClassVar[tuple[str, ...]] = ("magnitude",)
+    after_alpha: ClassVar[tuple[str, ...]] = ("magnitude",)
 
     @property
     def factors(self) -> Arrays:
@@ -26,13 +26,13 @@ class DoRAProblem(Problem):
 
 @dataclass(frozen=True)
 class DropoutProblem(Problem):
-    """A linear layer with a mask (n, in) of dropout at p = 0.2: 0, or 1 / (1 - p)."""
+    """A linear layer with a dropout mask (n, in) for p = 0.2, whose entries are 0 or 1 / (1 - p)."""
 
-    last: ClassVar[tuple[str, ...]] = ("mask",)
+    after_alpha: ClassVar[tuple[str, ...]] = ("mask",)
 
     @property
     def full(self) -> Arrays:
-        """The weight, the bias where there is one, and the mask."""
+        """The weight, the bias if there is one, and the mask."""
         return {**super().full, "mask": 1.25 * (self.randn("mask", self.n, self.in_features) > -0.84)}
 
 
@@ -43,14 +43,14 @@ DROPOUT = Kind(
     DropoutProblem,
     Formulas(dropout=DropoutFormulas()),
     lines="linear",
-    merges_back=False,  # dropout ends in a merge
+    merge_keeps_output=False,  # a merged layer has no dropout
 )
 DORA_FULL = Kind(
     "dora-full",
     DoRAProblem,
     Formulas(dora=DoRAFormulas(through_norm=1.0)),
     lines="linear",
-    starts_with=FACTORS,
+    init_returns=FACTORS,
     offered_as="dora",
 )
 DORA = Kind(
@@ -58,8 +58,8 @@ DORA = Kind(
     DoRAProblem,
     Formulas(dora=DoRAFormulas()),
     lines="linear",
-    starts_with=FACTORS,
+    init_returns=FACTORS,
     declares={"detached_norm": (True, False)},
-    otherwise={"detached_norm": DORA_FULL},
+    if_false={"detached_norm": DORA_FULL},
 )
-"""With the norm a constant, as PEFT has it; of "dora-full" the gradient passes through it."""
+"""DoRA with the norm held constant, as in PEFT; in "dora-full" the gradient passes through it."""

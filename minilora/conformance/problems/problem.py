@@ -1,21 +1,21 @@
-"""Problems to try a layer on: sizes and a seed. The values are Gaussian from that seed.
+"""Test problems for a layer, each defined by its sizes and by a seed from which Gaussian values are drawn.
 
-At zeros many wrong gradients cannot be seen, so no value is zero. The sizes of a problem should all differ: then no
-transposed or swapped array fits by accident.
+No value is zero, since zeros hide many wrong gradients. The sizes of a problem should all differ, so that no transposed
+or swapped array fits by accident.
 
-`Problem` is a linear layer on rows. A kind of layers that is no such layer has a subclass, which says what differs:
+`Problem` is a linear layer on rows. Kinds of layers that work differently have a subclass, which overrides:
 
-    restrict            before anything is drawn: leave out what an implementation does not take
-    x dy full factors   to draw the arrays
-    flatten             once they are rounded: take them for those of a linear layer on rows
+    restrict            before drawing: drop the options that an implementation does not accept
+    x dy full factors   draw the arrays
+    flatten             after rounding: convert the arrays to those of a linear layer on rows
     answer              compute answers, right or wrong, from formulas
-    unflatten           in `answer`: turn those on rows into the layer's
-    widen               once the sizes of right answers are known: add what a kind may round besides
-    hand_over           before each call: list a function's arguments
-    take_back           after each call: make one array of what was returned
-    locate, would_be    of a wrong answer: say more of an entry's place, or of a shape
-    two_axes            for the claim "more axes": choose other sizes
-    to_file, from_file  in a folder of vectors: name the arrays
+    unflatten           within `answer`: convert the answers on rows back to the layer's shapes
+    widen               after computing the sizes of right answers: add what a kind may round in addition
+    arguments_of        before each call: list a function's arguments
+    from_returned       after each call: convert the returned value to one array
+    locate, shape_hint  for a wrong answer: describe the position of an entry, or explain a shape
+    with_two_row_axes   for the claim "more axes": choose other sizes
+    to_file, from_file  for a folder of vectors: name the arrays
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ from typing import Any, ClassVar
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-OF_ROWS = ("x", "dy", "y", "mask", "expert_ids")
-"""The arrays whose first axis is of rows."""
-BEFORE_THE_LAYER = {"forward": ("x",), "backward": ("dy", "x")}
-"""What a function takes before the arrays that stand for the layer."""
-SHORT = {"N": "n", "in": "in_features", "out": "out_features", "r": "rank"}
-"""The short names of a problem's sizes."""
+ROW_ARRAYS = ("x", "dy", "y", "mask", "expert_ids")
+"""The arrays that have one entry for each row along their first axis."""
+LEADING_ARGUMENTS = {"forward": ("x",), "backward": ("dy", "x")}
+"""The arguments of each function that precede the arrays of the layer."""
+SHORT_NAMES = {"N": "n", "in": "in_features", "out": "out_features", "r": "rank"}
+"""The short names of a problem's sizes in ``problems.toml``, with the names of the fields."""
 
 
-@lru_cache(maxsize=64)  # each claim asks for the same arrays, and a generator takes longer to start than to draw
+@lru_cache(maxsize=64)  # all claims use the same arrays, and creating a generator takes longer than drawing from it
 def _gaussian(seed: int, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng([seed, *name.encode()]).standard_normal(shape)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows, widths and rank, and what is drawn from the seed for them, in float64."""
+    """A linear layer on rows, whose arrays are drawn from the seed in float64."""
 
-    n: int  # rows
+    n: int  # the number of rows
     in_features: int
     out_features: int
     rank: int
     alpha: float = 3.0
-    bias: bool = True  # whether the base has one
-    seed: int = 0  # of all values
-    start: bool = False  # whether lora_B is zero, as before the first step
+    bias: bool = True  # whether the base has a bias
+    seed: int = 0  # for all values
+    start: bool = False  # whether lora_B is zero, as it is before the first step
 
     def randn(self, name: str, *shape: int) -> np.ndarray:
-        """Return Gaussian values that depend on the seed and the name alone: no two arrays of a problem are alike."""
+        """Return Gaussian values that depend only on the seed, the name and the shape."""
         return _gaussian(self.seed, name, shape).copy()
 
     @property
@@ -75,13 +75,13 @@ class Problem:
 
     @property
     def full(self) -> dict[str, np.ndarray]:
-        """A base's weight (out, in) and, where it has one, bias (out,)."""
+        """The base's weight (out, in) and, if it has one, its bias (out,)."""
         weight = {"weight": self.randn("weight", self.out_features, self.in_features)}
         return weight | {"bias": self.randn("bias", self.out_features)} if self.bias else weight
 
     @property
     def factors(self) -> dict[str, np.ndarray]:
-        """An adapter's lora_A (r, in) and lora_B (out, r)."""
+        """The adapter's lora_A (r, in) and lora_B (out, r)."""
         lora_B = self.randn("lora_B", self.out_features, self.rank)
         return {
             "lora_A": self.randn("lora_A", self.rank, self.in_features),
@@ -94,14 +94,14 @@ class Problem:
         return [self.alpha]
 
     layer: ClassVar[tuple[str, ...]] = ("weight", "bias", "lora_A", "lora_B")
-    """The arrays that stand for a layer, as its functions take them before alpha."""
-    last: ClassVar[tuple[str, ...]] = ()
-    """Those that they take behind it."""
+    """The arrays of a layer, in the order in which its functions accept them before alpha."""
+    after_alpha: ClassVar[tuple[str, ...]] = ()
+    """The arrays that functions accept after alpha."""
     keywords: ClassVar[tuple[str, ...]] = ()
-    """The options that a function is handed where it names them."""
+    """The options that are passed to a function as keywords if its signature has them."""
     exact: ClassVar[tuple[str, ...]] = ()
-    """The arrays that keep their precision, whatever is computed in."""
-    in_half: ClassVar[tuple[str, ...]] = ()
+    """The arrays that are never rounded to the precision of the computation."""
+    rounded: ClassVar[tuple[str, ...]] = ()
     """The answers that may be rounded to bfloat16."""
     axes: ClassVar[dict[str, tuple[str, ...]]] = {
         "y": ("row", "output"),
@@ -111,68 +111,68 @@ class Problem:
         "magnitude": ("output",),
         "merged": ("output", "input"),
     }
-    """What stands along the first axes of an answer. Those that follow are a kernel's, or an image's."""
+    """The names of an answer's first axes; any further axes are those of a kernel or of an image."""
 
     @classmethod
-    def of_line(cls, line: dict[str, Any]) -> Problem:
-        """Return the problem of a line of ``problems.toml``: N, in, out and r, and other fields by their names."""
+    def from_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line of ``problems.toml``, which has N, in, out, r and other fields by name."""
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in line.items()}
-        return cls(**{SHORT.get(name, name): value for name, value in values.items()})
+        return cls(**{SHORT_NAMES.get(name, name): value for name, value in values.items()})
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a layer of this kind is built with, beside its arrays: nothing."""
+        """The options that a layer has in addition to its arrays; a linear layer has none."""
         return {}
 
     def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> Problem:
-        """Return the same problem with the usual values for the options that are neither taken nor declared."""
+        """Return the problem with default values for the options that are neither accepted nor declared."""
         return self
 
     def flatten(self, arrays: Arrays) -> Arrays:
-        """Return the arrays of a layer as those of a linear layer on rows, which they are."""
+        """Return the arrays of a layer converted to those of a linear layer on rows; here they already are."""
         return arrays
 
-    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
-        """Return what formulas give for this layer's rows, as plain arrays."""
-        answers = formulas.answers(rows, self.alpha, lengths)
+    def answer(self, formulas: Any, rows: Arrays, norms: np.ndarray | None = None) -> Arrays:
+        """Return the answers of formulas for this layer's rows, as plain arrays."""
+        answers = formulas.answers(rows, self.alpha, norms)
         return self.unflatten({name: np.asarray(a) for name, a in answers.items()})
 
     def unflatten(self, answers: Arrays) -> Arrays:
-        """Return what the linear layer on rows gives as this layer's."""
+        """Return the answers of the linear layer on rows in the shapes of this layer."""
         return answers
 
     def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
-        """Return the sizes, in which the rounding of each answer is measured, with what this kind has besides."""
+        """Return the sizes, the unit of each answer's rounding error, with the rounding that this kind adds."""
         return sizes
 
-    def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a function's arguments in order; a merge has no bias, and none that has an entry for each row."""
-        names = (*BEFORE_THE_LAYER.get(function, ()), *self.layer, "alpha", *self.last)
+    def arguments_of(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a function's arguments in order; a merge has no bias and no array that has an entry for each row."""
+        names = (*LEADING_ARGUMENTS.get(function, ()), *self.layer, "alpha", *self.after_alpha)
         given = {**arrays, "alpha": self.alpha}
-        return {name: given.get(name) for name in names if function != "merge" or name not in ("bias", *OF_ROWS)}
+        return {name: given.get(name) for name in names if function != "merge" or name not in ("bias", *ROW_ARRAYS)}
 
-    def take_back(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
-        """Return what a function returned for an answer as one array; `array` makes one of a value, or refuses it."""
+    def from_returned(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
+        """Return the value that a function returned for an answer as one array; `array` converts or rejects a value."""
         return array(value, name)
 
     def locate(self, name: str, at: tuple[Any, ...]) -> str:
-        """Say more of the place of an answer's entry than its numbers, where there is more to say."""
+        """Return a description of an entry's position beyond its indices, such as its slot; it may be empty."""
         return ""
 
-    def would_be(self, shape: tuple[int, ...]) -> str:
-        """Say when an output would be of another shape, where there is something to say."""
+    def shape_hint(self, shape: tuple[int, ...]) -> str:
+        """Return a possible explanation for a wrong shape of the output; it may be empty."""
         return ""
 
-    def two_axes(self) -> Problem | None:
-        """Return a problem of six rows, whose rows may lie along two axes; None where they may not."""
-        return replace(self, n=6, in_features=5, out_features=4, rank=7, alpha=3.0, seed=20)  # no two are alike
+    def with_two_row_axes(self) -> Problem | None:
+        """Return a problem of six rows, to be split into two axes; None if the kind's input cannot have two."""
+        return replace(self, n=6, in_features=5, out_features=4, rank=7, alpha=3.0, seed=20)  # no two sizes are equal
 
     def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
-        """Return an array as it stands in a file under a name."""
+        """Return the arrays of a file that store an array under a name."""
         return {as_name: array}
 
     def from_file(self, name: str, as_name: str, arrays: Arrays) -> np.ndarray | None:
-        """Return the array that stands in a file under a name; None where it is not there."""
+        """Return the array that a file stores under a name; None if it has none."""
         return arrays.get(as_name)
 
     def __str__(self) -> str:

@@ -1,31 +1,32 @@
-"""The kinds of which one array holds several layers: slots of one weight, a stack of experts, adapters put together.
+"""The kinds whose arrays hold several layers: fused slots of one weight, stacked experts, and combined adapters.
 
-"fused": one weight whose outputs are slots, as q, k and v or gate and up, each with factors of its own:
+"fused": one weight whose outputs are split into slots, such as q, k and v or gate and up, each with its own factors:
 
     y = x W^T + b,   and y[slot i] += s_i x A_i^T B_i^T,   s_i = alpha_i / r_i
 
-It is a sum of linear layers: the base with the first slot's factors, and for each further slot one without a base. So
-all that `Formulas` has holds for each slot, and its record `FusedFormulas` says how the slots are put together. An
-implementation takes and returns lists. Inside the suite there is one array for each: lora_A has the rows of all slots,
-(R, in), and lora_B is (out, R), zero beside each slot's own.
+It is a sum of linear layers: the base with the first slot's factors, and one layer without a base for each further
+slot. So every part of `Formulas` applies to each slot, and the record `FusedFormulas` describes how the slots are
+combined. An implementation accepts and returns lists. The suite stores one array instead: lora_A has the rows of all
+slots, (R, in), and lora_B is (out, R), zero outside the block of each slot.
 
-"experts": a weight for each of E experts in one array, rows that each go through one, and PEFT's packing:
+"experts": the weights of E experts in one array, with one expert for each row of the input, packed as in PEFT:
 
     y_n = x_n W_e^T + s x_n A_e^T B_e^T,   e = expert_ids[n],   s = alpha / r,   r of one expert
     A_e = rows e r ... e r + r - 1 of lora_A (E r, in),   B_e = columns e, E + e, ... of lora_B (out, r E)
 
-Each expert is a linear layer on its own rows, and all that `Formulas` has holds for each. Its record `ExpertFormulas`
-says which factors an expert takes, and from where. An expert without a row has gradients of zero.
+Each expert is a linear layer on its own rows, so every part of `Formulas` applies to each. The record `ExpertFormulas`
+says which factors an expert uses and where they are stored. An expert without rows has gradients of zero.
 
-"combine": several adapters of one layer, and the one change of weight that is put together from them. With weights w_i,
-scalings s_i = alpha_i / r_i, or alpha_i / sqrt(r_i) of an adapter with rsLoRA, and c_i = w_i s_i:
+"combine": several adapters of one layer, and the change of weight of the adapter that combines them. With weights w_i,
+scalings s_i = alpha_i / r_i, or alpha_i / sqrt(r_i) for an adapter with rsLoRA, and c_i = w_i s_i:
 
-    cat       sum_i c_i B_i A_i                                                    exact; the rank is the sum of the r_i
-    svd       the nearest matrix of a given rank to it, in the sum of squares      from its largest singular values
-    linear    (sum_i sqrt|c_i| B_i) (sum_i sign(c_i) sqrt|c_i| A_i)                where all r_i are one; cross terms
+    cat       sum_i c_i B_i A_i                                        exact; the rank is the sum of the r_i
+    svd       the best approximation of this sum with a given rank     from its largest singular values
+    linear    (sum_i sqrt|c_i| B_i) (sum_i sign(c_i) sqrt|c_i| A_i)    if all r_i are equal; has cross terms
 
-Each is a matrix (out, in), the change that the new adapter makes with its own scaling. Its factors are free. An
-implementation takes lists. Inside the suite lora_A has the rows of all adapters, (R, in), and lora_B their columns.
+Each is a matrix (out, in): the change that the new adapter makes, with its own scaling. The factors themselves are not
+compared. An implementation accepts lists. The suite stores the rows of all adapters in lora_A, (R, in), and their
+columns in lora_B.
 """
 
 from __future__ import annotations
@@ -42,34 +43,34 @@ from .kind import LAYER_CLAIMS, Kind
 from .problem import Arrays, Problem
 
 WAYS = ("cat", "linear", "svd")
-"""How adapters are put together."""
-KEPT = 1e-9
-"""Singular values below this part of the largest are zero up to rounding."""
+"""The ways to combine adapters."""
+NEGLIGIBLE = 1e-9
+"""The share of the largest singular value below which a singular value counts as zero."""
 
 
 @dataclass(frozen=True)
 class FusedFormulas(Record):
-    """How the slots of a weight are put together, by the problem and a slot's number i."""
+    """The parts that describe how the slots of a weight are combined, as functions of the problem and a slot i."""
 
-    slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)  # that its update is added to, or None
+    slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)  # the rows of its update, or None
     slot_scale: Callable[[Any, int], Any] = lambda fused, i: (fused.alphas[i], fused.ranks[i])
-    slot_down: Callable[[Any, int], int] = lambda fused, i: i  # the slot whose lora_A it uses
-    slot_in_dx: Callable[[Any, int], float] = lambda fused, i: 1.0  # how often its path is in dx
+    slot_of_A: Callable[[Any, int], int] = lambda fused, i: i  # the slot whose lora_A it uses
+    slot_in_dx: Callable[[Any, int], float] = lambda fused, i: 1.0  # the factor of its path in dx
 
 
 @dataclass(frozen=True)
 class FusedProblem(Problem):
     """A linear layer whose outputs are slots. `out_features` is the sum of their widths, `rank` the first adapter's."""
 
-    widths: tuple[int, ...] = ()  # outputs of each slot
-    ranks: tuple[int, ...] = ()  # of each slot; 0 where it has no adapter
-    one_rank: bool = False  # whether all slots have one alpha; otherwise the second adapter's is twice the first's, ...
+    widths: tuple[int, ...] = ()  # the number of outputs of each slot
+    ranks: tuple[int, ...] = ()  # the rank of each slot; 0 if it has no adapter
+    one_rank: bool = False  # whether all slots share alpha; otherwise adapters have alpha, 2 alpha, 3 alpha, ...
     listed: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
 
     @classmethod
-    def of_line(cls, line: dict[str, Any]) -> Problem:
-        """Return the problem of a line with the slots' widths and ranks."""
-        return super().of_line({**line, "out": sum(line["widths"]), "r": next(filter(None, line["ranks"]))})
+    def from_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line that has the slots' widths and ranks."""
+        return super().from_line({**line, "out": sum(line["widths"]), "r": next(filter(None, line["ranks"]))})
 
     @property
     def adapted(self) -> list[int]:
@@ -78,44 +79,50 @@ class FusedProblem(Problem):
 
     @property
     def alphas(self) -> list[float]:
-        """The alpha of each slot; 0 where it has no adapter."""
+        """The alpha of each slot; 0 if it has no adapter."""
         times = np.cumsum([rank > 0 for rank in self.ranks]) if not self.one_rank else np.ones(len(self.ranks))
         return [float(self.alpha * t) if rank else 0.0 for t, rank in zip(times, self.ranks, strict=True)]
 
     def span(self, i: int) -> slice:
-        """Return where a slot's outputs stand among all."""
+        """Return the slice of all outputs that a slot has."""
         return slice(sum(self.widths[:i]), sum(self.widths[: i + 1]))
 
     def rows_of(self, i: int) -> np.ndarray:
-        """Return the outputs of a slot, a number each."""
+        """Return the indices of a slot's outputs."""
         return np.arange(self.out_features)[self.span(i)]
 
     def columns(self, i: int) -> slice:
-        """Return where a slot's ranks stand among all."""
+        """Return the slice of all ranks that a slot has."""
         return slice(sum(self.ranks[:i]), sum(self.ranks[: i + 1]))
 
     @property
     def factors(self) -> Arrays:
-        """lora_A of all slots, (R, in), and lora_B, (out, R), with zeros beside each slot's own."""
+        """lora_A of all slots, (R, in), and lora_B, (out, R), which is zero outside the block of each slot."""
         A = self.randn("lora_A", sum(self.ranks), self.in_features)
         B = self.randn("lora_B", self.out_features, sum(self.ranks))
-        return {"lora_A": A, "lora_B": self._own(B) * (not self.start)}
+        return {"lora_A": A, "lora_B": self._blocks_of(B) * (not self.start)}
 
-    def _own(self, B: np.ndarray) -> np.ndarray:
-        """Return lora_B, or its gradient, with zeros beside what the slots have of their own."""
+    def _blocks_of(self, B: np.ndarray) -> np.ndarray:
+        """Return lora_B with zeros outside the block of each slot."""
         whole = np.zeros_like(B)
         for i in self.adapted:
             whole[self.span(i), self.columns(i)] = B[self.span(i), self.columns(i)]
         return whole
 
     def split(self, name: str, array: np.ndarray) -> list[np.ndarray | None]:
-        """Return lora_A or lora_B as a list: each slot's own, None where it has no adapter."""
+        """Split lora_A or lora_B into a list with one array for each slot, or None if it has no adapter."""
         every = range(len(self.widths))
         parts = [array[self.columns(i)] if name == "lora_A" else array[self.span(i), self.columns(i)] for i in every]
         return [part if i in self.adapted else None for i, part in enumerate(parts)]
 
     def joined(self, name: str, parts: list[np.ndarray | None]) -> np.ndarray:
-        """Return the one array of a list as `split` gives it; a ValueError says which slot's array does not fit."""
+        """Join a list such as `split` returns into one array.
+
+        Raises
+        ------
+        ValueError
+            If the list does not have one array for each slot, or if the array of a slot does not fit.
+        """
         if len(parts) != len(self.widths):
             raise ValueError(f"{len(parts)} arrays for {name}, expected {len(self.widths)}, one for each slot")
         whole = np.zeros_like(self.factors[name], np.result_type(np.float16, *(p for p in parts if p is not None)))
@@ -130,7 +137,7 @@ class FusedProblem(Problem):
         return whole
 
     def locate(self, name: str, at: tuple[Any, ...]) -> str:
-        """Say in which slot an entry of an answer is; of dx, which all slots add to, nothing."""
+        """Return the slot of an answer's entry in words; empty for dx, to which all slots contribute."""
         if name == "x":
             return ""
         number = int(at[1 if name == "y" else 0])
@@ -138,44 +145,53 @@ class FusedProblem(Problem):
         return f", in slot {int(np.searchsorted(ends, number, side='right'))}"
 
     def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
-        """Return an array as it stands in a file: of the factors and their gradients each slot's own, by its number."""
+        """Return the arrays of a file that store an array; factors and their gradients have one for each slot."""
         if name not in self.listed:
             return {as_name: array}
         parts = enumerate(self.split(name, array))
         return {f"{as_name}.{i}": part for i, part in parts if part is not None}
 
     def from_file(self, name: str, as_name: str, arrays: Arrays) -> np.ndarray | None:
-        """Return the array that stands in a file under a name; of the factors and their gradients, of each slot."""
+        """Return the array that a file stores under a name, joining the slots of factors and their gradients."""
         if name not in self.listed:
             return arrays.get(as_name)
         parts = [arrays.get(f"{as_name}.{i}") for i in range(len(self.widths))]
         return None if all(part is None for part in parts) else self.joined(name, parts)
 
-    def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the factors and alpha as lists, None where a slot has no adapter, and the slots' widths last."""
+    def arguments_of(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a function's arguments, with factors and alpha as lists, and the slots' widths last.
+
+        An entry of these lists is None if the slot has no adapter.
+        """
         lists = {name: self.split(name, arrays[name]) for name in self.listed}
         alphas = [alpha if rank else None for alpha, rank in zip(self.alphas, self.ranks, strict=True)]
-        return {**super().hand_over(function, {**arrays, **lists}), "alpha": alphas, "widths": list(self.widths)}
+        return {**super().arguments_of(function, {**arrays, **lists}), "alpha": alphas, "widths": list(self.widths)}
 
-    def take_back(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
-        """Return a list of the slots' gradients as one array; a ValueError says what is wrong with it."""
+    def from_returned(self, name: str, value: Any, array: Callable[[Any, str], np.ndarray]) -> np.ndarray:
+        """Join a returned list of the slots' gradients into one array.
+
+        Raises
+        ------
+        ValueError
+            If the value is not a list with one fitting array for each slot.
+        """
         if name not in self.listed:
             return array(value, name)
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"a {type(value).__name__} for {name}, expected a list, one for each slot")
         return self.joined(name, [None if part is None else array(part, name) for part in value])
 
-    def two_axes(self) -> FusedProblem:
-        """Return the same slots with six rows."""
+    def with_two_row_axes(self) -> FusedProblem:
+        """Return the problem with six rows."""
         return replace(self, n=6, seed=20)
 
     @property
     def options(self) -> dict[str, Any]:
-        """The slots' widths."""
+        """The widths of the slots."""
         return {"widths": self.widths}
 
     def restrict(self, takes: Set[str], declared: Mapping[str, Any]) -> FusedProblem:
-        """Return the same problem with the slots that are declared: of one rank and alpha, of one width, 2 or 3."""
+        """Return the problem with the slots that are declared: 2 or 3 of them, with equal widths or equal ranks."""
         one_rank, count = bool(declared.get("one_rank")), declared.get("slots") or len(self.widths)
         widths, ranks = (*self.widths, self.widths[-1])[:count], (*self.ranks, 0)[:count]
         if declared.get("one_width"):
@@ -185,21 +201,21 @@ class FusedProblem(Problem):
         first = next(filter(None, ranks))
         return replace(self, out_features=sum(widths), widths=widths, ranks=ranks, rank=first, one_rank=one_rank)
 
-    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
-        """Return the sum of what formulas give for each slot."""
+    def answer(self, formulas: Any, rows: Arrays, norms: np.ndarray | None = None) -> Arrays:
+        """Return the sum of the answers for all slots."""
         total: Arrays = {"lora_A": np.zeros_like(rows["lora_A"]), "lora_B": np.zeros_like(rows["lora_B"])}
         for count, i in enumerate(self.adapted):
             to, s = formulas.own.slot_rows(self, i), formulas.scaling(*formulas.own.slot_scale(self, i))
-            down, own = self.columns(formulas.own.slot_down(self, i)), self.columns(i)
+            used, own = self.columns(formulas.own.slot_of_A(self, i)), self.columns(i)
             B = np.zeros_like(rows["lora_B"][:, own])
             if to is not None:
-                B[to] = formulas.hidden(rows["lora_B"][self.span(i), own])
+                B[to] = formulas.used_B(rows["lora_B"][self.span(i), own])
             base = {name: rows[name] * (count == 0) for name in ("weight", "bias") if name in rows}
             passed = formulas.dx_update * formulas.own.slot_in_dx(self, i)
-            of_slot = replace(formulas, scaling=lambda alpha, r, s=s: s, hidden=lambda B: B, dx_update=passed)
-            layer = rows | base | {"lora_A": rows["lora_A"][down], "lora_B": B}
-            answers = {name: np.asarray(a) for name, a in of_slot.answers(layer, self.alpha, lengths).items()}
-            total["lora_A"][down] += answers["lora_A"]
+            of_slot = replace(formulas, scaling=lambda alpha, r, s=s: s, used_B=lambda B: B, dx_update=passed)
+            layer = rows | base | {"lora_A": rows["lora_A"][used], "lora_B": B}
+            answers = {name: np.asarray(a) for name, a in of_slot.answers(layer, self.alpha, norms).items()}
+            total["lora_A"][used] += answers["lora_A"]
             if to is not None:
                 total["lora_B"][self.span(i), own] = answers["lora_B"][to]
             for name in ("y", "x", "merged"):
@@ -214,38 +230,41 @@ class FusedProblem(Problem):
 
 @dataclass(frozen=True)
 class ExpertFormulas(Record):
-    """Where the factors of E experts of rank r lie, and which an expert e takes; E stands for none."""
+    """The parts that say where the factors of E experts of rank r are stored, and which factors an expert e uses.
+
+    `factors_of` returns E for an expert that has no update.
+    """
 
     rows_of_A: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(E * r).reshape(E, r)
     columns_of_B: Callable[[int, int], np.ndarray] = lambda E, r: np.arange(r * E).reshape(r, E).T
     factors_of: Callable[[int, int], int] = lambda e, E: e
     weight_of: Callable[[int, int], int] = lambda e, E: e
     scaling_of: Callable[[float, int, int], float] = lambda s, e, E: s
-    rows_of_one: Callable[[int], float] = lambda n: 1.0  # what an expert's gradients are multiplied with, of n rows
-    exchanged: bool = False  # whether A is read as B, and B as A, where in = out
+    gradient_scale_of: Callable[[int], float] = lambda n: 1.0  # the factor of the gradients of an expert with n rows
+    exchanged: bool = False  # whether A is read as B and B as A, if in = out
 
 
 @dataclass(frozen=True)
 class ExpertsProblem(Problem):
-    """E linear layers without a bias, `rank` that of one."""
+    """A stack of E linear layers without bias; `rank` is the rank of one expert."""
 
     bias: bool = False
     experts: int = 3
-    idle: int = -1  # an expert without a row, if there is one
+    idle: int = -1  # an expert without rows; -1 if there is none
     layer: ClassVar[tuple[str, ...]] = ("weight", "lora_A", "lora_B")
-    last: ClassVar[tuple[str, ...]] = ("expert_ids",)
-    exact: ClassVar[tuple[str, ...]] = last
+    after_alpha: ClassVar[tuple[str, ...]] = ("expert_ids",)
+    exact: ClassVar[tuple[str, ...]] = after_alpha
     axes: ClassVar[dict[str, tuple[str, ...]]] = Problem.axes | {"merged": ("expert", "output", "input")}
 
     @property
     def expert_ids(self) -> np.ndarray:
-        """The expert of each row, (n,), in no order; all but the idle one come up as long as there are rows."""
+        """The expert of each row, (n,), in random order; the rows are distributed evenly over all but the idle one."""
         ids = np.resize(np.array([e for e in range(self.experts) if e != self.idle], np.int64), self.n)
         return np.asarray(np.random.default_rng([self.seed, 5]).permutation(ids))
 
     @property
     def full(self) -> Arrays:
-        """The weights (E, out, in), and each row's expert."""
+        """The weights (E, out, in) and the expert of each row."""
         weight = self.randn("weight", self.experts, self.out_features, self.in_features)
         return {"weight": weight, "expert_ids": self.expert_ids}
 
@@ -256,8 +275,8 @@ class ExpertsProblem(Problem):
         B = self.randn("lora_B", self.out_features, self.rank * self.experts)
         return {"lora_A": A, "lora_B": 0 * B if self.start else B}
 
-    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
-        """Return what formulas give for each expert's rows, put together."""
+    def answer(self, formulas: Any, rows: Arrays, norms: np.ndarray | None = None) -> Arrays:
+        """Return the combined answers of all experts, each for its own rows."""
         E, own, ids = self.experts, formulas.own, self.expert_ids
         A, B = rows["lora_A"], rows["lora_B"]
         rows_of, columns_of = own.rows_of_A(E, self.rank), own.columns_of_B(E, self.rank)
@@ -281,24 +300,24 @@ class ExpertsProblem(Problem):
         return total
 
     def _of_one(self, formulas: Any, e: int, count: int) -> Any:
-        """Return the formulas of one expert, which has so many of the rows."""
+        """Return the formulas of expert e, which has `count` rows."""
         own = formulas.own
         return replace(
             formulas,
             scaling=lambda alpha, r: own.scaling_of(formulas.scaling(alpha, r), e, self.experts),
-            rows=lambda n: formulas.rows(self.n) * own.rows_of_one(count),
+            gradient_scale=lambda n: formulas.gradient_scale(self.n) * own.gradient_scale_of(count),
         )
 
     def locate(self, name: str, at: tuple[Any, ...]) -> str:
-        """Say of which expert an entry of an answer is."""
+        """Return the expert of an answer's entry in words."""
         if name in ("y", "x"):
             ids = self.expert_ids.reshape(-1)
             return f", of expert {ids[at[0]]}" if len(at) == 2 else ""
         place = {"lora_A": at[0] // self.rank, "lora_B": at[1] % self.experts, "merged": at[0]}[name]
         return f", of expert {place}"
 
-    def two_axes(self) -> ExpertsProblem:
-        """Return the same experts with six rows."""
+    def with_two_row_axes(self) -> ExpertsProblem:
+        """Return the problem with six rows."""
         return replace(self, n=6, seed=20)
 
     def __str__(self) -> str:
@@ -306,24 +325,24 @@ class ExpertsProblem(Problem):
         return f"{super().__str__()} experts={self.experts}{idle}"
 
 
-def rooted(c: float) -> tuple[float, float]:
-    """Return two numbers whose product is c, the roots of |c|, with the sign on the second."""
+def signed_roots(c: float) -> tuple[float, float]:
+    """Return two numbers of absolute value sqrt|c| whose product is c; the second one has the sign."""
     root = abs(c) ** 0.5
     return root, float(np.sign(c)) * root
 
 
 @dataclass(frozen=True)
 class CombineFormulas(Record):
-    """How adapters are put together, by the problem, an adapter's number i, its weight w and scaling s."""
+    """The parts that describe how adapters are combined: functions of the problem and adapter i, or of w_i and s_i."""
 
-    sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # of adapter i, whose own is s
+    sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # the scaling used for adapter i
     sum_weight: Callable[[Any, int], float] = lambda sums, i: sums.weights[i]
-    sum_pairs: Callable[[Any, int, int], int] = lambda sums, i, count: i  # the adapter whose A stands beside B_i in cat
-    in_cat: Callable[[float, float], float] = lambda w, s: w * s  # how often B_i A_i counts
+    sum_pairs: Callable[[Any, int, int], int] = lambda sums, i, count: i  # the adapter whose A is multiplied by B_i
+    in_cat: Callable[[float, float], float] = lambda w, s: w * s  # the factor of B_i A_i
     in_svd: Callable[[float, float], float] = lambda w, s: w * s
-    in_linear: Callable[[float, float], tuple[float, float]] = lambda w, s: rooted(w * s)  # what B_i counts, and A_i
+    in_linear: Callable[[float, float], tuple[float, float]] = lambda w, s: signed_roots(w * s)  # of B_i and A_i
     sum_values: Callable[[np.ndarray, int], np.ndarray] = lambda S, r: S * (np.arange(len(S)) < r)
-    sum_new: Callable[[Any, list[float], int], float] = lambda sums, s, r: 1.0  # the new adapter's scaling, of rank r
+    sum_new: Callable[[Any, list[float], int], float] = lambda sums, s, r: 1.0  # the scaling of the new adapter
 
     def counted(self) -> CombineFormulas:
         """Return the record that gives, on ones, the number of terms."""
@@ -332,18 +351,18 @@ class CombineFormulas(Record):
 
 @dataclass(frozen=True)
 class CombineProblem(Problem):
-    """Adapters to be put together. `rank` is that of "svd"; the alphas are alpha, 2 alpha, 3 alpha, ..."""
+    """Adapters to be combined. `rank` is the new rank for "svd"; the alphas are alpha, 2 alpha, 3 alpha, ..."""
 
     bias: bool = False
-    ranks: tuple[int, ...] = ()  # of each adapter
-    weights: tuple[float, ...] = ()  # of each adapter
-    stabilised: tuple[bool, ...] = ()  # whether each has rsLoRA's scaling
+    ranks: tuple[int, ...] = ()  # the rank of each adapter
+    weights: tuple[float, ...] = ()  # the weight of each adapter
+    stabilised: tuple[bool, ...] = ()  # whether each adapter has rsLoRA's scaling
     axes: ClassVar[dict[str, tuple[str, ...]]] = dict.fromkeys(WAYS, ("output", "input"))
 
     @classmethod
-    def of_line(cls, line: dict[str, Any]) -> Problem:
-        """Return the problem of a line; it has no rows."""
-        return super().of_line({"N": 1, **line})
+    def from_line(cls, line: dict[str, Any]) -> Problem:
+        """Return the problem of a line, with one row because the line has no N."""
+        return super().from_line({"N": 1, **line})
 
     @property
     def alphas(self) -> list[float]:
@@ -352,12 +371,12 @@ class CombineProblem(Problem):
 
     @property
     def full(self) -> Arrays:
-        """Nothing: a change of weight has no base."""
+        """An empty dict: adapters are combined without a base."""
         return {}
 
     @property
     def factors(self) -> Arrays:
-        """lora_A (R, in) and lora_B (out, R), R the sum of the ranks."""
+        """lora_A (R, in) and lora_B (out, R), where R is the sum of the ranks."""
         R = sum(self.ranks)
         return {
             "lora_A": self.randn("lora_A", R, self.in_features),
@@ -369,8 +388,8 @@ class CombineProblem(Problem):
         ends = np.cumsum([0, *self.ranks])
         return [(arrays["lora_A"][i:j], arrays["lora_B"][:, i:j]) for i, j in pairwise(ends)]
 
-    def hand_over(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
-        """Return factors, alphas, rsLoRA's flags and weights as lists; of svd the rank as well."""
+    def arguments_of(self, function: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """Return factors, alphas, the use_rslora flags and weights as lists; svd has the rank as well."""
         As, Bs = map(list, zip(*self.split(arrays), strict=True))
         own = {"alpha": self.alphas, "use_rslora": list(self.stabilised), "weights": list(self.weights)}
         return {"lora_A": As, "lora_B": Bs, **own, **({"rank": self.rank} if function == "svd" else {})}
@@ -380,8 +399,8 @@ class CombineProblem(Problem):
         triples = zip(self.alphas, self.ranks, self.stabilised, strict=True)
         return [alpha / r**0.5 if root else formulas.scaling(alpha, r) for alpha, r, root in triples]
 
-    def answer(self, formulas: Any, rows: Arrays, lengths: np.ndarray | None = None) -> Arrays:
-        """Return the changes of weight that formulas give, one for each way to put adapters together."""
+    def answer(self, formulas: Any, rows: Arrays, norms: np.ndarray | None = None) -> Arrays:
+        """Return the change of weight for each way to combine the adapters."""
         own, pairs, count = formulas.own, self.split(rows), len(self.ranks)
         scalings = [own.sum_scaling(self, i, s) for i, s in enumerate(self.scalings(formulas))]
         terms = [(own.sum_weight(self, i), s, *pairs[i]) for i, s in enumerate(scalings)]
@@ -398,20 +417,20 @@ class CombineProblem(Problem):
         }
 
     def new_rank(self, name: str) -> int:
-        """Return the rank of the new adapter."""
+        """Return the rank of the new adapter when combined in the given way."""
         return {"cat": sum(self.ranks), "linear": self.ranks[0], "svd": self.rank}[name]
 
     def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
-        """Return the sizes, that of "svd" by what becomes of an error in the sum.
+        """Return the sizes, that of "svd" from how a truncated SVD propagates an error in the sum.
 
-        An error E of a matrix D moves its nearest of rank r by |E| (1 + 2 S_1 / (S_r - S_{r+1})) at most, up to terms
-        of E^2, and by |E| where D is of rank r itself. Entries of E are errors of sums: of the size of "cat". What
-        multiplies singular values, multiplies the error.
+        An error E in a matrix D changes its best approximation of rank r by at most |E| (1 + 2 S_1 / (S_r - S_{r+1})),
+        up to terms of E^2, and by |E| if D itself has rank r. The entries of E are rounding errors of sums, as in
+        "cat". A factor on the singular values multiplies the error, too.
         """
         S = np.linalg.svd(self.answer(formulas.with_parts(sum_values=lambda S, r: S), rows)["svd"], compute_uv=False)
         above, below = S[self.rank - 1], S[self.rank] if self.rank < len(S) else 0.0
-        times = 1 + 2 * S[0] / (above - below) if below > KEPT * S[0] and above > below else 1.0
-        kept = KEPT * S[0] < S
+        times = 1 + 2 * S[0] / (above - below) if below > NEGLIGIBLE * S[0] and above > below else 1.0
+        kept = NEGLIGIBLE * S[0] < S
         gain = (formulas.own.sum_values(S, self.rank)[kept] / S[kept]).max(initial=1.0)
         return {**sizes, "svd": np.full_like(sizes["cat"], gain * times * np.linalg.norm(sizes["cat"]))}
 
@@ -423,7 +442,7 @@ class CombineProblem(Problem):
 
 
 WITHOUT_A_START = tuple(claim for claim in LAYER_CLAIMS if claim not in ("start", "adam"))
-"""The claims of what starts as so many linear layers do."""
+"""The claims of kinds whose initialisation and optimiser are those of a linear layer and are not tested again."""
 FUSED = Kind(
     "fused",
     FusedProblem,
@@ -438,7 +457,7 @@ EXPERTS = Kind(
     Formulas(own=ExpertFormulas()),
     functions=("forward", "backward", "merge"),
     claims=WITHOUT_A_START,
-    turned={"weight": 3, "merged": 3, "lora_A": 2, "lora_B": 2},
+    transposed={"weight": 3, "merged": 3, "lora_A": 2, "lora_B": 2},
 )
 COMBINE = Kind(
     "combine",
@@ -448,6 +467,6 @@ COMBINE = Kind(
     needed=WAYS,
     answers={way: (way, (way,)) for way in WAYS},
     claims=(*WAYS, "nothing is changed", "memory order", "alpha of 0"),
-    turned=dict.fromkeys(("lora_A", "lora_B", *WAYS), 2),
-    in_files=False,  # singular vectors have other bits with another BLAS
+    transposed=dict.fromkeys(("lora_A", "lora_B", *WAYS), 2),
+    in_files=False,  # the bits of an SVD depend on the BLAS
 )

@@ -54,11 +54,11 @@ def test_doras_norm_may_pass_the_gradient_if_declared():
     assert report_of("dora", **vars(functions_of(full_norm)), detached_norm=False).passed
     report = check(beside_forward(kinds={"dora": functions_of(full_norm)}))
     (text,) = report.kinds["dora"].diagnoses
-    says = "the gradient passes through DoRA's norm, which is taken for a constant where nothing is declared"
+    says = "the gradient passes through DoRA's norm, which is a constant unless declared otherwise"
     assert text.startswith(says)
     assert f"dora: {text}" in str(report)
     report = report_of("dora", **vars(OURS["dora"]), detached_norm=False)
-    assert report.diagnoses[0].startswith("the gradient takes DoRA's norm for a constant")
+    assert report.diagnoses[0].startswith("the gradient treats DoRA's norm as a constant")
 
 
 @pytest.mark.parametrize("problem", [DoRAProblem(3, 4, 1, 2), DoRAProblem(3, 1, 4, 2)], ids=["one output", "one input"])
@@ -300,7 +300,7 @@ FAILS = {
         {"forward": lambda x, W, b, A, B, alpha: PLAIN.forward(x, W, b, A, B, alpha * (1 + (len(A) == 1))),
          "backward": PLAIN.backward},
         {"forward": "at rank 1", "scaling": "at rank 1"},
-        ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output alone"],
+        ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, only in the output"],
     ),
     "an error of a ten-billionth": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-10}),

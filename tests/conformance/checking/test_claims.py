@@ -27,8 +27,8 @@ STARTS = {
     "both factors start at zero: both gradients are zero, and nothing ever moves": lambda A, B, r: (0 * A, B),
     "neither factor starts at zero: the new adapter changes the output before the first step": (
         lambda A, B, r: (A, B + 1)),
-    "A's start has the spread of fan r = 9, not fan in = 400: 0.192": lambda A, B, r: (A * (len(A[0]) / r) ** 0.5, B),
-    "A's start has the spread of fan out = 100, not fan in = 400: 0.141": (  # as he_uniform has it
+    "A's initial spread is that of fan r = 9, not fan in = 400: 0.192": lambda A, B, r: (A * (len(A[0]) / r) ** 0.5, B),
+    "A's initial spread is that of fan out = 100, not fan in = 400: 0.141": (  # as he_uniform has it
         lambda A, B, r: (6**0.5 * A * (A.shape[1] / len(B)) ** 0.5, B)),
     f"A's start has the spread 2.89; {WIDE} = 0.0289": lambda A, B, r: (100 * A, B),
     f"A's start has the spread 2.89e-07; {WIDE} = 0.0289": lambda A, B, r: (1e-5 * A, B),
@@ -46,8 +46,8 @@ STARTS = {
     "init returns a tuple of 1, expected lora_A and lora_B": lambda A, B, r: (A,),
 }  # fmt: skip
 FANS = {
-    "A's start has the spread of fan r = 9": ("a-starts-with-the-fan-of-the-rank", "lora-pytorch 0.2.0"),
-    "A's start has the spread of fan out = 100": ("a-starts-with-the-fan-of-the-output", ""),
+    "A's initial spread is that of fan r = 9": ("a-starts-with-the-fan-of-the-rank", "lora-pytorch 0.2.0"),
+    "A's initial spread is that of fan out = 100": ("a-starts-with-the-fan-of-the-output", ""),
 }
 """Those that are known mistakes, with their flags and where they were made."""
 
@@ -164,17 +164,17 @@ ELSEWHERE = "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end else
 
 
 STEPS = [
-    (adam(eps_inside=True), "Adam's eps stands inside the root"),
+    (adam(eps_inside=True), "Adam's eps is inside the square root"),
     (adam(correction=False), "Adam has no bias correction"),
-    (adam(root=False), "Adam divides by v, not by its root"),
+    (adam(root=False), "Adam divides by v, not by its square root"),
     (adam(gradient=True), "the step is plain gradient descent"),
-    (adam(betas=(0.999, 0.9)), "Adam's betas are exchanged"),
+    (adam(betas=(0.999, 0.9)), "Adam's betas are swapped"),
     (adam(decay=0.01), "a weight decay of 0.01 is added to Adam's step, as in AdamW"),
     (adam(betas=(0.9, 0.99)), f"{ELSEWHERE}lora_B is -2.319252 at [1, 0], expected -2.319235"),
     (adam(norm=1.0), f"{ELSEWHERE}lora_A is 0.9463391 at [1, 2], expected 0.9408755"),
     (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
     (step_of(step=lambda d, theta, g: d / 4), "Adam's steps are 0.25 times as long as they should be, with lr 1e-3"),
-    (lambda params, grads, state: (params, state), "the step moves nothing"),
+    (lambda params, grads, state: (params, state), "the step changes nothing"),
     (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
     (lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
      "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)"),
@@ -474,7 +474,7 @@ def test_an_answer_that_is_wrong_everywhere_is_judged_once():
 
 
 @pytest.mark.parametrize("wrong", [("forward",), ("backward",), ("merge",), tuple(ON_ROWS)])
-@pytest.mark.parametrize(("other", "said"), [(lambda r: r, "the rank, as by"), (lambda r: 1, "1, as by")])
+@pytest.mark.parametrize(("other", "said"), [(lambda r: r, "the rank, as in"), (lambda r: 1, "1, as in")])
 def test_an_alpha_of_0_that_is_another_number_is_named(wrong, other, said):
     """Summed in another order there: an update is rounded which the right answer has not."""
     summed = on_rows(lora(product(ORDERS["large ones first"])))
@@ -485,7 +485,7 @@ def test_an_alpha_of_0_that_is_another_number_is_named(wrong, other, said):
         return summed[name](*arrays[:-1], other(len(arrays[-3])))
 
     (one,) = check(every_function(change)).found
-    assert one.says.startswith(f"an alpha of 0 is taken for {said}")
+    assert one.says.startswith(f"an alpha of 0 is replaced by {said}")
     assert one.flag.startswith("an-alpha-of-0-")
 
 
@@ -514,7 +514,7 @@ def refuses(m, n):
     return m / n
 
 
-NAN = "DoRA divides by the length of a row of zeros"
+NAN = "DoRA divides by the norm of a row of zeros"
 GAINS = {
     "plain": (lambda m, n: m / n, NAN),
     "guarded": (lambda m, n: m / np.where(n == 0, 1, n), "ok"),

@@ -93,7 +93,7 @@ NAMED = {
     "lora_A is rounded to float16": changed(lambda x, W, A, B: (x, W, half(A), B)),
     "lora_B is rounded to bfloat16": changed(lambda x, W, A, B: (x, W, A, half(B, "bfloat16"))),
     "the weight is rounded to bfloat16": changed(lambda x, W, A, B: (x, half(W, "bfloat16"), A, B)),
-    "the scaling is rounded to float16, in the merged weight alone": merged(
+    "the scaling is rounded to float16, only in the merged weight": merged(
         lambda change, W, A, B, alpha: W + half(alpha / len(A)) * (B @ A)
     ),
     "x A^T is rounded to float16": added(lambda x, A, B, s: s * half(x @ A.T) @ B.T),
@@ -109,12 +109,12 @@ NAMED = {
     "it sums the first half of the inputs only in the update": changed(
         lambda x, W, A, B: (x, W, A * (places(A.shape[1]) < A.shape[1] // 2), B)
     ),
-    "it sums all rows but the last only, in lora_A's gradient alone": some_rows("lora_A", slice(None, -1)),
+    "it sums all rows but the last only, only in lora_A's gradient": some_rows("lora_A", slice(None, -1)),
     "it sums whole blocks of 16 inputs only": cut(lambda n: slice(0, n - n % 16 if n > 16 else n)),
-    "it sums all ranks but the first only, in the merged weight alone": merged(
+    "it sums all ranks but the first only, only in the merged weight": merged(
         lambda change, W, A, B, alpha: W + alpha / len(A) * (B * (places(len(A)) > 0)) @ A
     ),
-    "it sums all rows but the first only, in lora_B's gradient alone": some_rows("lora_B", slice(1, None)),
+    "it sums all rows but the first only, only in lora_B's gradient": some_rows("lora_B", slice(1, None)),
     "on 13 of 15 problems, those where r is above 1: it sums the first half of the ranks only": ranks(
         lambda r: places(r) < max(1, r // 2)
     ),
@@ -127,7 +127,7 @@ NAMED = {
 @pytest.mark.parametrize("says", one_in(2, [*NAMED], NAMED))
 def test_what_nobody_is_known_to_have_made_is_named_last(says):
     first = check(beside_forward(**NAMED[says])).found[0]
-    assert first.says.removesuffix(", in the output alone").removesuffix(", in all that is computed") == says
+    assert first.says.removesuffix(", only in the output").removesuffix(", in everything that is computed") == says
     assert first.flag
 
 
@@ -185,7 +185,7 @@ def test_rows_that_are_tried_last_change_their_answers_alone():
                 if {*re.findall("{(.*)}", says)} <= words.keys()}  # fmt: skip
     found = {}
     for row in last_rows.__wrapped__(RIGHT.scaling):  # made anew, whatever was kept
-        wrong = trial.answer(**row.of(trial.problem))
+        wrong = trial.answer(**row.replaced_in(trial.problem))
         found[row.says] = [key for key in row.shows or trial.right if not trial.agrees(key, wrong[key])]
         assert row.flag.replace("-", "") == re.sub("[^a-z0-9]", "", row.says.lower())
         assert row.count == MEASURED
@@ -207,7 +207,7 @@ PREFIX_ALIASES = {
         "y", lambda y, trial: y * (places(len(y)) < 64)[:, None]),
     "the output, where out is above 40, is off by 167 at [48, 66]: -10.41297, expected -176.9545; "
     "it is right up to output 63, and without the update from output 64 on (N=67 in=130 out=69 r=17 alpha=24)": (
-        "y", lambda y, trial: trial.answer(hidden=lambda B: B * (places(len(B)) < 64)[:, None])["y"]),
+        "y", lambda y, trial: trial.answer(used_B=lambda B: B * (places(len(B)) < 64)[:, None])["y"]),
     "the output, where out is above 6, is off by 1 at [0, 8]: 1.357817, expected 0.3578173; "
     "it is right up to output 7, and wrong from output 8 on (N=3 in=4 out=9 r=5 alpha=2.5)": (
         "y", lambda y, trial: y + (places(y.shape[1]) > 7)),
@@ -216,13 +216,13 @@ PREFIX_ALIASES = {
         "x", lambda dx, trial: dx * (places(len(dx)) < len(dx) // 2)[:, None]),
     "the output is off by 11.4 at [2, 2]: -11.79449, expected -0.4001996; "
     "its update's outputs are the right ones in another order: 2, 0, 1 (N=7 in=5 out=3 r=2 alpha=3)": (
-        "y", lambda y, trial: trial.answer(hidden=lambda B: np.roll(B, 1, axis=0))["y"]),
+        "y", lambda y, trial: trial.answer(used_B=lambda B: np.roll(B, 1, axis=0))["y"]),
     "lora_B's gradient is off by 6.25 at [0, 0]: 4.890806, expected -1.359055; "
     "its outputs are the right ones in another order: 2, 1, 0 (N=7 in=5 out=3 r=2 alpha=3)": (
         "lora_B", lambda dB, trial: dB[::-1]),
     "the merged weight is off by 4.68 at [1, 3]: -0.5773334, expected -5.254511; "
     "its update's outputs are the right ones in another order: 1, 2, 0 (N=7 in=5 out=3 r=2 alpha=3)": (
-        "merged", lambda V, trial: trial.answer(hidden=lambda B: np.roll(B, -1, axis=0))["merged"]),
+        "merged", lambda V, trial: trial.answer(used_B=lambda B: np.roll(B, -1, axis=0))["merged"]),
     "the merged weight is off by 0.0117 at [1, 1]: 4.28125, expected 4.292915; "
     "it is rounded to bfloat16 (N=7 in=5 out=3 r=2 alpha=3)": ("merged", lambda V, trial: half(V, "bfloat16")),
     "the output is off by 2.5 at [2, 1]: -12.51061, expected -10.00849; "
@@ -356,8 +356,8 @@ STEPS = {
     "if stride were 1": lambda stride, padding, dilation: (1, padding, dilation),
     "without padding": lambda stride, padding, dilation: (stride, 0, dilation),
     "if dilation were 1": lambda stride, padding, dilation: (stride, padding, 1),
-    "if stride and dilation were exchanged": lambda stride, padding, dilation: (dilation, padding, stride),
-    "if a step of two axes were exchanged": lambda *steps: tuple(step[::-1] for step in steps),
+    "if stride and dilation were swapped": lambda stride, padding, dilation: (dilation, padding, stride),
+    "if the two axes of each step were swapped": lambda *steps: tuple(step[::-1] for step in steps),
 }
 
 
@@ -374,4 +374,4 @@ def test_steps_that_give_an_outputs_shape_are_told(words):
             )
             said += [wrong_array("y", y, trial)] if y.shape != trial.right["y"].shape else []
     assert said[0].endswith(f", as it would be {words}")
-    assert trial.problem.would_be((2, 4, 99, 99)) == ""
+    assert trial.problem.shape_hint((2, 4, 99, 99)) == ""

@@ -26,15 +26,15 @@ def trials_of(kind, dtype):
 
 def answers_by(row, trial):
     """What a row's mistake gives: where it does not show, the right answers."""
-    parts = row.of(trial.problem)
+    parts = row.replaced_in(trial.problem)
     wrong = trial.answer(**parts) if parts else trial.right
     return {key: wrong.get(key) if not row.shows or key in row.shows else right for key, right in trial.right.items()}
 
 
 def same(trials, row, other):
     """Whether two rows give the same numbers wherever the first one shows."""
-    return all(off(array, answers_by(other, trial)[key], trial.allowed(trial.size(**other.of(trial.problem))[key])) <= 1
-               for trial in trials for key, array in answers_by(row, trial).items())  # fmt: skip
+    return all(off(array, answers_by(other, t)[key], t.allowed(t.size(**other.replaced_in(t.problem))[key])) <= 1
+               for t in trials for key, array in answers_by(row, t).items())  # fmt: skip
 
 
 FEW = ("linear", "conv1d", "combine")
@@ -59,9 +59,9 @@ def test_every_row_of_every_kind_is_named_alone(kind, dtype):
 @pytest.mark.parametrize(
     ("shows", "where"),
     [
-        (("y", "x", "lora_A", "lora_B"), ", in the output, dx, lora_A's gradient and lora_B's gradient alone"),
-        (("y",), ", in the output alone"),
-        (None, ", in all that is computed"),
+        (("y", "x", "lora_A", "lora_B"), ", only in the output, dx, lora_A's gradient and lora_B's gradient"),
+        (("y",), ", only in the output"),
+        (None, ", in everything that is computed"),
     ],
 )
 def test_where_a_bug_shows_is_told(shows, where):
@@ -95,7 +95,7 @@ def test_two_bugs_in_one_number_are_named_together(parts, shows, flag):
     first, second = known("alpha-is-not-divided-by-the-rank"), known(flag)
     assert one.source == ", ".join(filter(None, (first.source, second.source)))
     where = {"y": "the output", "x": "dx"}[shows[0]]
-    assert one.says == f"{first.says} and, at once, {second.says}, in {where} alone"
+    assert one.says == f"{first.says} and, at the same time, {second.says}, only in {where}"
     assert "+" not in "".join(
         one.flag for one in check(both, dtype="bfloat16").found
     )  # there two of many fit by chance
@@ -107,10 +107,10 @@ SLOTS = ("the-last-slots-update-is-left-out", "slots-of-one-width-are-exchanged"
 @pytest.mark.parametrize("flag", one_in(2, SLOTS, SLOTS))
 def test_a_bug_under_a_condition_is_named_there(flag):
     bug = known(flag)
-    wrong = from_formulas("fused", lambda fused: bug.of(fused) if len(fused.widths) == 3 else {})
+    wrong = from_formulas("fused", lambda fused: bug.replaced_in(fused) if len(fused.widths) == 3 else {})
     (one,) = report_of("fused", "float32", **vars(wrong)).found
     made = [i for i, problem in enumerate(KINDS["fused"].problems) if len(problem.widths) == 3]
-    assert one.says.endswith(f" problems, those of three slots: {bug.says}, in all that is computed")
+    assert one.says.endswith(f" problems, those of three slots: {bug.says}, in everything that is computed")
     assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
 
 
@@ -153,7 +153,7 @@ def test_a_scaling_may_be_declared():
     wrong = check(scaled(lambda alpha, r: alpha / (r + 0.5)))
     assert wrong.claims["scaling"] == "the update is multiplied by 1.2, expected 1.5 (N=7 in=5 out=3 r=2 alpha=3)"
     (one,) = wrong.found
-    assert (one.says, one.flag, one.source) == (f"{OTHER}, in all that is computed", "another-scaling", "")
+    assert (one.says, one.flag, one.source) == (f"{OTHER}, in everything that is computed", "another-scaling", "")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ HOW = {
 def test_how_another_scaling_comes_from_the_right_one_is_told(how):
     scaling, cases = HOW[how]
     (text,) = check(scaled(scaling)).diagnoses
-    assert text == f"the update has another scaling: {cases}; {how}, in all that is computed"
+    assert text == f"the update has another scaling: {cases}; {how}, in everything that is computed"
 
 
 @pytest.mark.parametrize(("count", "rule"), [(1, ""), (2, "; it is 1.25 times the right one")])
@@ -225,7 +225,7 @@ def test_of_one_problem_no_rule_is_told(count, rule):
     given = [*(trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r) for trial in trials[:-1]), {}]
     _, (one,) = name(suite_of("linear", trials), given)
     cases = ["1.875 at in=5 out=3 r=2 alpha=3, expected 1.5", "3.125 at in=3 out=6 r=4 alpha=10, expected 2.5"][:count]
-    assert one.says == f"the update has another scaling: {'; '.join(cases)}{rule}, in all that is computed"
+    assert one.says == f"the update has another scaling: {'; '.join(cases)}{rule}, in everything that is computed"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -248,4 +248,4 @@ def test_two_scalings_have_the_digits_at_which_they_differ():
 def test_the_rule_of_an_output_is_told_beside_right_gradients():
     """Where lora_B is zero the scaling is measured in its gradient, and is right there."""
     wrong = from_formulas("linear", {"scaling": lambda alpha, r: 1.25 * alpha / r}, shows=("y",))
-    assert check(wrong).diagnoses[0].endswith("; it is 1.25 times the right one, in the output alone")
+    assert check(wrong).diagnoses[0].endswith("; it is 1.25 times the right one, only in the output")

@@ -300,7 +300,7 @@ def test_every_row_makes_the_weights_of_its_engine(large):
     subject = read_subject(large.model, large.adapter)
     rows = {row.flag: row for row in (*mistakes_of(subject), *further_mistakes_of(subject))}
     for flag, updates in UPDATES.items():
-        parts = dict(rows[flag].of(subject))
+        parts = dict(rows[flag].replaced_in(subject))
         given = parts.pop("given", lambda given: given)(subject.given)
         changed = subject.arrays | Reading(**parts, product=lambda x, W: x @ W.T).changed(
             subject.arrays, [(given, 1.0)]

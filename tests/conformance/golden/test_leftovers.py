@@ -84,7 +84,7 @@ def letters(monkeypatch):
 
 def engine(flag):
     (row,) = [row for row in LEFTOVERS if row.flag == flag]
-    return Engine(**row.of(None))
+    return Engine(**row.replaced_in(None))
 
 
 def said(added):

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from minilora.conformance.problems import bugs as table
-from minilora.conformance.problems.bugparts import upright
-from minilora.conformance.problems.bugs import BUGS, OF_NUMBERS
+from minilora.conformance.problems.bugparts import swap_height_and_width
+from minilora.conformance.problems.bugs import BUGS, NUMERIC_CLAIMS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn
 
 from ..implementations import planted, report_of
 
-OTHERS = [bug for bug in BUGS if bug.breaks not in (*OF_NUMBERS, "row of zeros")]
+OTHERS = [bug for bug in BUGS if bug.breaks not in (*NUMERIC_CLAIMS, "row of zeros")]
 
 
 @pytest.mark.parametrize("bug", OTHERS, ids=lambda bug: bug.flag)
@@ -52,12 +52,12 @@ def logarithm(arrays):
 def number_of(bug):
     """The sum, over the problems in which a bug shows, of the logarithm of its answers, each times its place."""
     kind = KINDS[bug.kinds[0]]
-    pairs = ((drawn(p, "float64", kind.formulas), parts) for p in kind.problems if (parts := bug.of(p)))
+    pairs = ((drawn(p, "float64", kind.formulas), parts) for p in kind.problems if (parts := bug.replaced_in(p)))
     return sum(logarithm(trial.answer(**parts)) for trial, parts in pairs)
 
 
 def test_a_known_bug_keeps_its_numbers(request):
-    found = {bug.flag: number_of(bug) for bug in BUGS if bug.breaks in OF_NUMBERS}
+    found = {bug.flag: number_of(bug) for bug in BUGS if bug.breaks in NUMERIC_CLAIMS}
     if request.config.getoption("approve"):
         NUMBERS.write_text("".join(f"{flag} {number:.4f}\n" for flag, number in found.items()), encoding="utf-8")
     lines = NUMBERS.read_text(encoding="utf-8").splitlines()
@@ -78,8 +78,8 @@ def test_the_live_pages_mistakes_have_the_tables_sentences():
 
 def test_kernels_with_two_unlike_sides_stay_as_they_lie():
     kernels = np.arange(12.0).reshape(1, 2, 2, 3)
-    assert upright(kernels) is kernels
-    np.testing.assert_array_equal(upright(kernels[..., 1:]), kernels[..., 1:].swapaxes(2, 3))
+    assert swap_height_and_width(kernels) is kernels
+    np.testing.assert_array_equal(swap_height_and_width(kernels[..., 1:]), kernels[..., 1:].swapaxes(2, 3))
 
 
 @pytest.mark.parametrize("order", [1, -1])

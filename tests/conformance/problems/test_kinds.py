@@ -84,7 +84,7 @@ HANDED = {
 def test_a_function_is_handed_these_arguments_in_order(kind):
     problem = KINDS[kind].problems[0]
     arrays = drawn(problem, "float64", KINDS[kind].formulas).arrays
-    found = {function: " ".join(problem.hand_over(function, arrays)) for function in HANDED[kind]}
+    found = {function: " ".join(problem.arguments_of(function, arrays)) for function in HANDED[kind]}
     assert found == HANDED[kind]
 
 
@@ -103,7 +103,7 @@ A, OF_A = np.ones((3, 6)), "lora_A of slot"
 def test_gradients_that_are_none_of_the_slots_are_refused(parts, said):
     problem = KINDS["fused"].problems[2]
     with refused(said, ValueError):
-        problem.take_back("lora_A", parts, lambda value, name: value)
+        problem.from_returned("lora_A", parts, lambda value, name: value)
 
 
 NUMBERS = {
@@ -140,7 +140,7 @@ def test_problems_keep_their_numbers_answers_and_sizes(kind):
 
 
 def test_rows_along_two_axes_are_not_taken_for_another_axis():
-    problems = {kind: KINDS[kind].problems[0].two_axes() for kind in KINDS}
+    problems = {kind: KINDS[kind].problems[0].with_two_row_axes() for kind in KINDS}
     assert {kind for kind, p in problems.items() if p is None} == {"conv1d", "conv2d"}
     for kind, p in problems.items():
         sizes = (p.n, p.in_features, p.out_features, p.rank, 2, 3) if p else ()
@@ -153,7 +153,7 @@ def test_a_nearest_matrix_does_not_depend_on_rounding():
     assert {min(p.weights) < 0 for p in problems} == {True, False}
     assert {len(p.ranks) for p in problems} == {1, 2, 3}
     for p in problems:
-        S = np.linalg.svd(OURS["combine"].cat(*p.hand_over("cat", p.factors).values()), compute_uv=False)
+        S = np.linalg.svd(OURS["combine"].cat(*p.arguments_of("cat", p.factors).values()), compute_uv=False)
         after = S[p.rank] if p.rank < len(S) else 0.0
         assert p.rank <= min(p.in_features, p.out_features, sum(p.ranks))
         assert S[p.rank - 1] - after > S[0] / 25
@@ -242,7 +242,7 @@ def test_a_shape_tells_that_steps_of_two_axes_were_exchanged():
     steps = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 3)}
     exchanged = {name: step[::-1] for name, step in steps.items()}
     own, other = (ConvolutionProblem(2, 3, 4, 2, kernel=(2, 3), sizes=(17, 14), **of) for of in (steps, exchanged))
-    assert own.would_be((2, 4, *other.positions)) == ", as it would be if a step of two axes were exchanged"
+    assert own.shape_hint((2, 4, *other.positions)) == ", as it would be if the two axes of each step were swapped"
 
 
 def turned(value, swapped=2):

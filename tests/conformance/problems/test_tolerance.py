@@ -93,7 +93,7 @@ def test_a_scaling_is_named_in_every_order_of_summation(said, summed, dtype):
     report = check(summed(LARGE[said]), dtype=dtype)
     assert report.diagnoses[0].startswith(said)
     if summed is not merged_first:
-        assert report.diagnoses[0].partition(" (made in")[0].endswith("in all that is computed")
+        assert report.diagnoses[0].partition(" (made in")[0].endswith("in everything that is computed")
     assert report.claims["scaling"].startswith("the update is multiplied by ")
 
 
