@@ -1,7 +1,7 @@
-"""Compare answers to a kind's problems with the right ones: an outcome for each claim and problem.
+"""Compare the answers to a kind's problems with the right ones, for an outcome per claim and problem.
 
-A claim's verdict is its first failed outcome, and what the problems have in common on which it fails. A mistake is
-named from all problems at once.
+A claim's verdict is its first failed outcome, with what the failing problems have in common. Mistakes are named from
+all problems together.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcom
 from .suite import NAMES, Factors, in_digits_that_differ, measured_scalings, scaling_of, suite_of
 
 Given = Mapping[str, Any]
-"""Answers to a problem; None for a gradient that is owed and was not returned."""
+"""The answers to a problem; None for a gradient that should have been returned and was not."""
 Failed = Mapping[str, Mapping[Problem, str]]
-"""What a function said that raised, by its name and the problem."""
+"""The messages of functions that failed, by function and problem."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What has become of answers to the problems of a kind."""
+    """The result of comparing the answers to a kind's problems."""
 
     cases: list[ClaimOutcome]
-    claims: dict[str, str]  # the verdicts on those that are judged on each problem
+    claims: dict[str, str]  # the verdicts on the claims that are judged on each problem
     found: list[Diagnosis]  # what is wrong, the likeliest first
-    errors: dict[str, float]  # of each answer, the largest beside the largest entry
+    errors: dict[str, float]  # each answer's largest error, relative to its largest entry
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The problems of a kind, and what was answered to each."""
+    """The problems of a kind, with the answers to each."""
 
     kind: Kind
-    names: Sequence[str]  # of the problems in ids, such as "linear-0"
+    names: Sequence[str]  # the problems' names in ids, such as "linear-0"
     trials: Sequence[Trial]
     given: Sequence[Given]
-    lacking: Callable[[Sequence[str]], str]  # what is said of gradients that are missing on every problem
+    lacking: Callable[[Sequence[str]], str]  # the message about gradients that are missing on every problem
     failed: Failed = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[tuple[Trial, Given]]:
-        """Each problem with what was answered."""
+        """Each problem with the answers to it."""
         return list(zip(self.trials, self.given, strict=True))
 
 
 def judge_numbers(asked: Answered) -> Comparison:
-    """Compare answers with the right ones."""
+    """Compare the answers to all problems with the right ones."""
     factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
@@ -87,7 +87,7 @@ def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: F
 
 
 def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
-    """Compare the factor that the update has in an output with the one that is declared."""
+    """Compare the scaling of the update, as measured in an output, with the declared one."""
     if reply.get("y") is None:
         return NOT_OFFERED
     if trial.agrees("y", reply["y"]):
@@ -103,7 +103,7 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
 
 
 def _of_all(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
-    """Return the verdict on a claim from those about each problem."""
+    """Combine the verdicts on a claim about each problem into one."""
     bad = [i for i, verdict in enumerate(verdicts) if verdict not in ("ok", NOT_OFFERED, CANNOT_BE_TOLD)]
     if not bad:
         return next((word for word in (CANNOT_BE_TOLD, "ok") if word in verdicts), NOT_OFFERED)
@@ -113,10 +113,10 @@ def _of_all(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
 
 
 def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
-    """Yield what is wrong: known mistakes by name, then what none of them explains."""
+    """Yield a diagnosis for each known mistake, and then for each wrong answer that none of them explains."""
 
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
-        """Return the ids of the cases that fail by some answers on some of the problems."""
+        """Return the ids of the failing cases about these answers to these problems."""
         by = {claim: names for claim, (_, names) in asked.kind.answers.items()} | {"scaling": ("y",)}
         claims = [claim for claim in asked.kind.of_problems if {*by[claim]} & {*keys}]
         ids = (id_of(asked.names[i], claim) for i in numbers for claim in claims)
@@ -132,7 +132,7 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
     single = [key for key in rest if not any(owed[key]) and is_single(key, answered[key])]
     told = [([key], _at_times(key, answered[key]) if any(owed[key]) else describe_wrong(key, answered[key]))
             for key in rest if key not in (*single, *missing)]  # fmt: skip
-    told.sort(key=lambda one: EVERY_ENTRY not in one[1])  # on a factor one can act
+    told.sort(key=lambda one: EVERY_ENTRY not in one[1])  # a factor is the most useful clue
     if single:
         told.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
     if missing:
@@ -142,14 +142,14 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
 
 
 def _at_times(key: str, answered: Sequence[tuple[Trial, Any]]) -> str:
-    """Say where a gradient is missing that the backward returns on other problems."""
+    """Say on which problems the backward does not return a gradient that it returns on others."""
     where = [trial.problem for trial, array in answered if array is None]
     when = in_common(where, [trial.problem for trial, _ in answered])
     return f"backward returns no gradient of {key}{f', {when},' if when else ''} ({where[0]})"
 
 
 def flagged(cases: Sequence[ClaimOutcome], found: Sequence[Diagnosis]) -> list[ClaimOutcome]:
-    """Return outcomes with the flags of the known mistakes that explain them."""
+    """Add to each outcome the flags of the known mistakes that explain it."""
     return [replace(case, flags=tuple(d.flag for d in found if d.flag and case.id in d.cases)) for case in cases]
 
 
