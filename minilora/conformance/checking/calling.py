@@ -146,9 +146,7 @@ class Watch:
             array = np.array(self.turn(name, value))
         except Exception as error:  # PyTorch raises for a tensor that requires a gradient, or is bfloat16
             hint = "; with PyTorch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
-            raise NoAnswer(
-                f"returns {described(value)} that NumPy cannot convert: {raised(error).rstrip('.')}{hint}"
-            ) from None
+            raise NoAnswer(f"returns {described(value)}, not an array: {raised(error).rstrip('.')}{hint}") from None
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
             raise NoAnswer(f"returns an array of dtype {array.dtype}, expected real numbers")
         return array

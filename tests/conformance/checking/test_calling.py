@@ -67,7 +67,8 @@ ENDS = {"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}
         ("merge", "merge", returning("y"), "returns a str, expected one array (N=7 "),
         ("merge", "merge", returning((1, 2)), "returns a tuple of 2, expected one array (N=7 "),
         ("merge", "merge", returning(None), "returns None, expected one array (N=7 "),
-        ("merge", "merge", returning(np.ones(3, complex)), "returns an array of dtype complex128, expected real numbers (N"),
+        ("merge", "merge", returning(np.ones(3, complex)),
+            "returns an array of dtype complex128, expected real numbers (N"),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_said_of_its_claim(function, claim, does, said):
@@ -151,7 +152,7 @@ def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint, made):
 
     with pytest.raises(CannotRun) as refused:
         check(SimpleNamespace(forward=made(forward)), name="mine")
-    text = f"mine: forward returns a Tensor that NumPy cannot convert: RuntimeError: {NO_ARRAY}"
+    text = f"mine: forward returns a Tensor, not an array: RuntimeError: {NO_ARRAY}"
     line = f", in test_calling.py, line {forward.__code__.co_firstlineno}"
     assert str(refused.value) == f"{text}{hint} (N=7 in=5 out=3 r=2 alpha=3, a bias){line}"
 

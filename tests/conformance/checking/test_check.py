@@ -300,7 +300,8 @@ FAILS = {
         {"forward": lambda x, W, b, A, B, alpha: PLAIN.forward(x, W, b, A, B, alpha * (1 + (len(A) == 1))),
          "backward": PLAIN.backward},
         {"forward": "at rank 1", "scaling": "at rank 1"},
-        ["the update has a different scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, in the output alone"],
+        ["the update has a different scaling, where r is 1: "
+            "10 at in=7 out=4 r=1 alpha=5, expected 5, in the output alone"],
     ),
     "an error of a ten-billionth": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-10}),

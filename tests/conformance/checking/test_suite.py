@@ -136,8 +136,8 @@ def test_what_is_allowed_is_of_the_problem_and_parts():
 # --- a scaling that no row has --------------------------------------------------------------------
 
 OTHER = (
-    "the update has a different scaling: 1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 alpha=10,"
-    " expected 2.5; 0.142857 at in=8 out=2 r=3 alpha=0.5, expected 0.166667"
+    "the update has a different scaling: 1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 "
+    "alpha=10, expected 2.5; 0.142857 at in=8 out=2 r=3 alpha=0.5, expected 0.166667"
 )
 
 

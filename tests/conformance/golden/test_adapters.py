@@ -396,7 +396,7 @@ def test_only_a_new_or_an_empty_folder_is_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("as it was")
     (tmp_path / "link").symlink_to(tmp_path / "new")
     for name in ("empty", "file", "link"):
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="already exists"):
             writing.write_golden(tmp_path / name)
     assert (tmp_path / "file").read_text() == "as it was"
     assert not (tmp_path / "new").exists()
