@@ -12,14 +12,14 @@ from ..problems.formulas import QUANTITIES
 from ..problems.kind import Kind
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import Trial
-from .places import line_of, line_of_function, raised
+from .places import error_text, line_of, line_of_function
 
 
 class NoAnswer(Exception):
     """Raised when a function's return value is not an answer; the message says why."""
 
 
-def spelled(value: Any, choices: Sequence[Any]) -> Any:
+def as_choice(value: Any, choices: Sequence[Any]) -> Any:
     """Return the choice that a declaration such as "in,out", np.float32 or torch.float32 means, or else `value`."""
     text = value if isinstance(value, str) else getattr(value, "__name__", str(value)).rpartition(".")[2]
     spellings = {"".join(choice.split()): choice for choice in choices if isinstance(choice, str)}
@@ -29,28 +29,28 @@ def spelled(value: Any, choices: Sequence[Any]) -> Any:
 class Watch:
     """Calls an implementation's functions, and records which of them raise or modify their arguments.
 
-    `lay` sets the memory order in which each array is passed; the default is C order.
+    `layout` sets the memory order in which each array is passed; the default is C order.
     """
 
     def __init__(
-        self, implementation: Any, kind: Kind, lay: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
+        self, implementation: Any, kind: Kind, layout: Callable[[np.ndarray], np.ndarray] = np.ascontiguousarray
     ) -> None:
-        self.functions, self.kind, self.lay = implementation, kind, lay
+        self.functions, self.kind, self.layout = implementation, kind, layout
         self.changed = ""  # which function modified which array
         self.notes: dict[str, str] = {}  # observations that are no reason to fail, by habit
-        self.lent: list[tuple[str, Arrays, Arrays]] = []  # for each call: function, arrays passed, copies made before
+        self.inputs: list[tuple[str, Arrays, Arrays]] = []  # for each call: function, arrays passed, copies made before
         # For each function that raised or returned no answer: the problems on which it failed, and the message.
         self.failed: dict[str, dict[Problem, str]] = {}
         self.lines: dict[str, str] = {}  # the file and line of each function's first failure
         self.returned: list[str] | None = None  # the gradients' names, once the backward has returned a dict
-        self.transposed = spelled(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
+        self.transposed = as_choice(getattr(implementation, "orientation", "out, in"), ("in, out",)) == "in, out"
         self.fan_in_fan_out = getattr(implementation, "fan_in_fan_out", None)  # None: same as the factors
 
     def offers(self, function: str) -> bool:
         """Return whether the implementation has this function."""
         return callable(getattr(self.functions, function, None))
 
-    def takes(self, function: str) -> frozenset[str]:
+    def parameters(self, function: str) -> frozenset[str]:
         """Return the names of a function's parameters."""
         try:
             return frozenset(inspect.signature(getattr(self.functions, function)).parameters)
@@ -59,10 +59,10 @@ class Watch:
 
     def options(self, function: str, problem: Problem) -> dict[str, Any]:
         """Return those of a problem's options, such as a convolution's stride, that a function accepts."""
-        taken = self.takes(function) if problem.keywords else ()
+        taken = self.parameters(function) if problem.keywords else ()
         return {name: value for name, value in problem.options.items() if name in taken}
 
-    def turn(self, name: str, array: Any) -> Any:
+    def reorient(self, name: str, array: Any) -> Any:
         """Transpose a weight or a factor if the implementation stores it transposed; works in both directions."""
         turned = self.transposed if name in ("lora_A", "lora_B") or self.fan_in_fan_out is None else self.fan_in_fan_out
         if turned and np.ndim(array) == self.kind.turned.get(name):
@@ -71,31 +71,31 @@ class Watch:
 
     def call(self, function: str, arrays: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Any:
         """Call a function with positional arguments, and record it if it modifies one of them."""
-        arguments = {name: self._given(name, a, self.lay) for name, a in arrays.items()}
-        lent = {place: a for name, argument in arguments.items() for place, a in _arrays_in(name, argument)}
-        copies = {name: a.copy() for name, a in lent.items()}
-        self.lent.append((function, lent, copies))
+        arguments = {name: self._given(name, a, self.layout) for name, a in arrays.items()}
+        inputs = {place: a for name, argument in arguments.items() for place, a in _arrays_in(name, argument)}
+        copies = {name: a.copy() for name, a in inputs.items()}
+        self.inputs.append((function, inputs, copies))
         result = getattr(self.functions, function)(*arguments.values(), **(options or {}))
-        if not self.changed and (name := _changed(lent, copies)):
+        if not self.changed and (name := _changed(inputs, copies)):
             self.changed = f"{function} changes {name}, which the caller owns"
         return result
 
-    def _given(self, name: str, value: Any, lay: Callable[[np.ndarray], np.ndarray]) -> Any:
+    def _given(self, name: str, value: Any, layout: Callable[[np.ndarray], np.ndarray]) -> Any:
         """Return a copy of an array, or of each array in a list, as it is passed; anything else unchanged."""
         if isinstance(value, list):
-            return [self._given(name, part, lay) for part in value]
-        return lay(self.turn(name, value.copy())) if isinstance(value, np.ndarray) else value
+            return [self._given(name, part, layout) for part in value]
+        return layout(self.reorient(name, value.copy())) if isinstance(value, np.ndarray) else value
 
-    def built(self, trial: Trial) -> Any:
+    def build_layer(self, trial: Trial) -> Any:
         """Return the layer that ``merging`` builds for a problem. The layer owns its arrays, and may write to them."""
         layer = trial.problem.hand_over("merging", trial.arrays)
         arguments = [self._given(name, a, np.asarray) for name, a in layer.items()]
         return self.functions.merging(*arguments, **self.options("merging", trial.problem))
 
-    def look_back(self) -> str:
+    def find_changes(self) -> str:
         """Return which argument of any call was modified, even by a later call; empty if none was."""
-        for function, lent, copies in self.lent:
-            if not self.changed and (name := _changed(lent, copies)):
+        for function, inputs, copies in self.inputs:
+            if not self.changed and (name := _changed(inputs, copies)):
                 self.changed = f"a later call changes {name} of an earlier call of {function}; the caller owns it"
         return self.changed
 
@@ -111,12 +111,12 @@ class Watch:
             text = str(error)
             self.lines.setdefault(function, line_of_function(getattr(self.functions, function)))
         except (Exception, SystemExit) as error:  # a foreign function may raise anything
-            text = f"raises {raised(error)}"
+            text = f"raises {error_text(error)}"
             self.lines.setdefault(function, line_of(error))
         self.failed.setdefault(function, {}).setdefault(problem, text)
         return {}
 
-    def said(self, function: str) -> str:
+    def first_failure(self, function: str) -> str:
         """Return the message of a function's first failure, with the problem, file and line."""
         problem, text = next(iter(self.failed[function].items()))
         return f"{text} ({problem}, {'a' if problem.bias else 'no'} bias){self.lines[function]}"
@@ -128,7 +128,7 @@ class Watch:
             return {names[0]: self.array(result, names[0])}
         if not isinstance(result, Mapping):
             raise NoAnswer(
-                f"returns {described(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
+                f"returns {describe(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
             )
         given = {name: result[name] for name in QUANTITIES if result.get(name) is not None}
         try:
@@ -141,12 +141,12 @@ class Watch:
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return a copy of an array that a function returned, in the suite's orientation."""
         if value is None or isinstance(value, (tuple, Mapping, str)):
-            raise NoAnswer(f"returns {described(value)}, expected one array")
+            raise NoAnswer(f"returns {describe(value)}, expected one array")
         try:
-            array = np.array(self.turn(name, value))
+            array = np.array(self.reorient(name, value))
         except Exception as error:  # PyTorch raises for a tensor that requires a gradient, or is bfloat16
             hint = "; with PyTorch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
-            raise NoAnswer(f"returns {described(value)}, not an array: {raised(error).rstrip('.')}{hint}") from None
+            raise NoAnswer(f"returns {describe(value)}, not an array: {error_text(error).rstrip('.')}{hint}") from None
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
             raise NoAnswer(f"returns an array of dtype {array.dtype}, expected real numbers")
         return array
@@ -159,16 +159,16 @@ def _arrays_in(name: str, value: Any) -> list[tuple[str, np.ndarray]]:
     return [(name, value)] if isinstance(value, np.ndarray) else []
 
 
-def _changed(lent: Arrays, copies: Arrays) -> str:
+def _changed(inputs: Arrays, copies: Arrays) -> str:
     """Return the name of the first array that differs from its copy; empty if none does."""
-    return next((name for name, copy in copies.items() if not np.array_equal(lent[name], copy)), "")
+    return next((name for name, copy in copies.items() if not np.array_equal(inputs[name], copy)), "")
 
 
 def _is_of_torch(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
 
-def described(value: Any) -> str:
+def describe(value: Any) -> str:
     """Describe a value's type for a message."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
@@ -195,7 +195,7 @@ def reply_to(watch: Watch, trial: Trial, between: Trial | None = None) -> Arrays
     return {name: reply[name] for name in trial.right if name in reply}
 
 
-def suited(problem: Problem, watch: Watch) -> Problem:
+def restricted(problem: Problem, watch: Watch) -> Problem:
     """Return a problem with only the options that the implementation's forward accepts or that it declares."""
     declared = {name: getattr(watch.functions, name, None) for name in watch.kind.declares}
-    return problem.restrict(watch.takes("forward"), declared)
+    return problem.restrict(watch.parameters("forward"), declared)

@@ -27,10 +27,10 @@ from ...fast.blas import BLAS_THREADS
 from ...report import CannotRun
 from ...texts import printable
 from .kindreport import KindReport
-from .places import is_theirs, line_of, raised
+from .places import error_text, is_user_code, line_of
 
 FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
-BEGIN = f"""
+PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from {__name__} import check_here
@@ -60,19 +60,19 @@ def imported(target: str) -> Any:
     if match and not os.path.isfile(module):
         raise CannotRun(f"there is no file {module!r}")
     try:
-        subject = _of_file(module) if match else importlib.import_module(module)
+        subject = _import_file(module) if match else importlib.import_module(module)
     except ImportError:
         raise
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = "" if isinstance(error, SyntaxError) else f" ({os.path.basename(place.filename)}, line {place.lineno})"
-        raise CannotRun(f"importing it raises {raised(error)}{where}") from None
+        raise CannotRun(f"importing it raises {error_text(error)}{where}") from None
     for part in path.split(".") if path else ():
         subject = getattr(subject, part)
     return subject
 
 
-def _of_file(path: str) -> ModuleType:
+def _import_file(path: str) -> ModuleType:
     """Import a file even if another module has its name. It can import modules from its own folder."""
     folder, file = os.path.split(os.path.abspath(path))
     name = file.removesuffix(".py")
@@ -92,7 +92,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0)
     """
     with tempfile.TemporaryDirectory(prefix="minilora-", ignore_cleanup_errors=True) as folder:
         answer, traces = Path(folder, "answer"), Path(folder, "traces")
-        command = [sys.executable, "-P", "-c", BEGIN, target, dtype or "", str(timeout), str(answer), str(traces)]
+        command = [sys.executable, "-P", "-c", PROGRAM, target, dtype or "", str(timeout), str(answer), str(traces)]
         output = subprocess.DEVNULL if sys.stderr is None else 2  # its output goes to standard error
         # On a busy machine BLAS threads wait for each other, and even small products would reach the timeout.
         env = dict.fromkeys(BLAS_THREADS, "1") | os.environ
@@ -112,7 +112,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0)
 def _last_line(traces: str) -> str:
     """Return the file and line of the user's code that ran last according to faulthandler; empty if none did."""
     for file, line in re.findall(r'File "(.*)", line (\d+) in ', traces):
-        if is_theirs(file):
+        if is_user_code(file):
             return printable(f", in {os.path.basename(file)}, line {line}")
     return ""
 
@@ -133,7 +133,7 @@ def check_here(target: str, dtype: str, timeout: str, answer: str, traces: str) 
         except (ImportError, AttributeError, CannotRun, OSError) as error:
             found = " ".join(str(error).split())
         except BaseException as error:  # `check` does not catch Ctrl-C, or what reading an attribute raises
-            found = f"it raises {raised(error)}{line_of(error)}"
+            found = f"it raises {error_text(error)}{line_of(error)}"
         faulthandler.cancel_dump_traceback_later()
         Path(answer).write_text(json.dumps(found if isinstance(found, str) else asdict(found)))
         with suppress(Exception):  # foreign code may have closed it

@@ -22,10 +22,10 @@ from ..problems.lowprecision import in_half
 from ..problems.plain import DoRAProblem
 from ..problems.problem import OF_ROWS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
-from .calling import Watch, described, forward, reply_to, spelled
+from .calling import Watch, as_choice, describe, forward, reply_to
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
-from .places import line_of, raised
+from .places import error_text, line_of
 
 Verdict = str | Diagnosis
 
@@ -67,7 +67,7 @@ class Sizes:
 def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     """Check that a new adapter adds nothing, can learn, and has a standard deviation that suits the input's width."""
     sizes, other = (Sizes(*numbers) for numbers in watch.kind.starts)
-    new = _new(watch, sizes)
+    new = _initial(watch, sizes)
     if isinstance(new, str):
         return new
     A, B, *magnitude = new
@@ -78,21 +78,21 @@ def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verd
     which, random = ("lora_A", A.reshape(len(A), -1)) if A.any() else ("lora_B", B.reshape(len(B), -1))
     if (rank := np.linalg.matrix_rank(random.astype(np.float64))) < sizes.rank:
         return f"{which} starts with rank {rank}, expected {sizes.rank}: dependent directions may stay dependent"
-    once_more = _new(watch, sizes, seed=1)
+    once_more = _initial(watch, sizes, seed=1)
     if not isinstance(once_more, str) and all(map(np.array_equal, once_more, new)):
         watch.notes["start"] = "two generators give the same numbers: all adapters of one size start alike"
     if magnitude:
         return _magnitude(magnitude[0], sizes.weight)
     if not A.any() or not watch.kind.is_spread:
         return "ok"
-    if isinstance(again := _new(watch, other), str):
+    if isinstance(again := _initial(watch, other), str):
         return again
     if abs(mean := float(A.mean())) > A.std() / 2:
         return f"A starts with mean {mean:.3g} and standard deviation {A.std():.3g}, expected mean 0"
     return _spread(watch, {sizes: float(A.std()), other: float(again[0].std())})
 
 
-def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
+def _initial(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
     """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
     names = watch.kind.starts_with
     arguments: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
@@ -103,8 +103,8 @@ def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
         arguments["weight"] = sizes.weight
     returned = watch.call("init", arguments)
     if not isinstance(returned, (tuple, list)) or len(returned) < 2:
-        return f"init returns {described(returned)}, expected lora_A and lora_B"
-    new = {name: np.asarray(watch.turn(name, array)) for name, array in zip(names, returned)}  # noqa: B905  DoRA: three
+        return f"init returns {describe(returned)}, expected lora_A and lora_B"
+    new = {name: np.asarray(watch.reorient(name, array)) for name, array in zip(names, returned)}  # noqa: B905  DoRA: three
     ones = (1 for _ in sizes.kernel)
     shapes = {"lora_A": (sizes.rank, sizes.n_in, *sizes.kernel), "lora_B": (sizes.n_out, sizes.rank, *ones)}
     for which, shape in shapes.items():
@@ -159,7 +159,7 @@ def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
     for grads in steps:
         moved = watch.functions.step(params, {which: g.copy() for which, g in grads.items()}, state)
         if not isinstance(moved, tuple) or len(moved) != 2:
-            return f"step returns {described(moved)}, expected the two params and state"
+            return f"step returns {describe(moved)}, expected the two params and state"
         params, state = moved
     single = dtype != "float64" or any(np.asarray(p).dtype.itemsize < 8 for p in params.values())
     return adam_verdict(begin, steps, params, 2e-6 if single else 1e-9)
@@ -175,22 +175,22 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
         if not np.isfinite(reached[which]).all():
             return f"{which} is not finite after ten steps of Adam"
 
-    def in_a_row(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    def flattened(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([arrays[which].ravel() for which in right])
 
     world = World(
         cases=[begin],
-        answers=lambda begin, parts: {"ends": in_a_row(adam_follows(begin, steps, **parts))},
+        answers=lambda begin, parts: {"ends": flattened(adam_follows(begin, steps, **parts))},
         allowed=lambda *_: tolerance,
         table=bugs_of("adam", ("adam",)),
     )
-    wrong, found = name(world, [{"ends": in_a_row(reached)}])
+    wrong, found = name(world, [{"ends": flattened(reached)}])
     if not wrong:
         return "ok"
     if found:
         return _known(found[0].wrongs[0])
-    start, change = in_a_row(begin), in_a_row(right) - in_a_row(begin)
-    if times := factor(in_a_row(reached), change, lambda t: tolerance * max(1.0, abs(t)), start):
+    start, change = flattened(begin), flattened(right) - flattened(begin)
+    if times := factor(flattened(reached), change, lambda t: tolerance * max(1.0, abs(t)), start):
         return f"Adam's steps are {times.value:.6g} times as long as expected, with lr 1e-3"
     off = {which: np.abs(reached[which] - p) for which, p in right.items()}
     which = max(off, key=lambda which: float(off[which].max()))
@@ -227,9 +227,9 @@ def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> 
     """Merge and unmerge a stateful layer, and check that its output stays the same after every step."""
     if "y" not in right or not watch.kind.merges_back:
         return NOT_OFFERED
-    layer = watch.built(trial)
+    layer = watch.build_layer(trial)
     if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
-        return f"merging returns {described(layer)} without {' and '.join(missing)}"
+        return f"merging returns {describe(layer)} without {' and '.join(missing)}"
     for step, words, may_be_refused in STEPS:
         if step == "unmerge" and not hasattr(layer, "unmerge"):
             break
@@ -241,11 +241,11 @@ def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> 
                 raise
         y = watch.array(layer.forward(trial.arrays["x"].copy()), "y")
         if not trial.agrees("y", y):
-            return f"{words} the output {_times(y, trial) or wrong_array('y', y, trial)}".lstrip()
+            return f"{words} the output {_repeated(y, trial) or wrong_array('y', y, trial)}".lstrip()
     return "ok"
 
 
-def _times(y: np.ndarray, trial: Trial) -> str:
+def _repeated(y: np.ndarray, trial: Trial) -> str:
     """Say how many times an output contains the update, if nothing else is wrong with it; empty otherwise."""
     base = trial.answer(update=0.0)["y"]
     times = factor(y, trial.right["y"] - base, lambda t: trial.allowed(trial.sizes["y"] * max(1.0, abs(t))), base)
@@ -261,7 +261,7 @@ def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Ver
     if "y" not in right:
         return NOT_OFFERED
     choices = watch.kind.declares["output"]
-    declared = spelled(getattr(watch.functions, "output", choices[0]), choices)
+    declared = as_choice(getattr(watch.functions, "output", choices[0]), choices)
     y = np.asarray(forward(Watch(watch.functions, watch.kind), trial), np.float64)
     if np.array_equal(y, in_half(y)) == (declared == "bfloat16"):
         return "ok"
@@ -282,11 +282,11 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that the memory order of the arguments makes no difference."""
     verdicts = []
-    for words, lay in LAYOUTS.items():
-        quiet = Watch(watch.functions, watch.kind, lay)
+    for words, layout in LAYOUTS.items():
+        quiet = Watch(watch.functions, watch.kind, layout)
         verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"for arrays {words},"))
         for function in quiet.failed.keys() - watch.failed.keys():
-            watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
+            watch.notes.setdefault("memory order", f"{words} {function} {quiet.first_failure(function)}")
     return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
 
 
@@ -400,8 +400,8 @@ def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dic
         try:
             verdicts[claim] = judge(watch, trial, dtype, right) if watch.offers(function) else NOT_OFFERED
         except (Exception, SystemExit) as error:  # a foreign function may raise anything
-            verdicts[claim] = f"{function} raises {raised(error)}{line_of(error)}"
-    verdicts["nothing is changed"] = watch.look_back() or "ok"
+            verdicts[claim] = f"{function} raises {error_text(error)}{line_of(error)}"
+    verdicts["nothing is changed"] = watch.find_changes() or "ok"
     for claim, edge in EDGES.items():
         if claim in watch.kind.claims:
             verdicts[claim] = edge(watch, trial, dtype, right) if right else NOT_OFFERED

@@ -24,7 +24,7 @@ from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcome
 from .suite import NAMES, Factors, in_digits_that_differ, measured_scalings, scaling_of, suite_of
 
-Given = Mapping[str, Any]
+Reply = Mapping[str, Any]
 """The answers to a problem; None for a gradient that should have been returned and was not."""
 Failed = Mapping[str, Mapping[Problem, str]]
 """The messages of functions that failed, by function and problem."""
@@ -47,12 +47,12 @@ class Answered:
     kind: Kind
     names: Sequence[str]  # the problems' names in ids, such as "linear-0"
     trials: Sequence[Trial]
-    given: Sequence[Given]
+    given: Sequence[Reply]
     lacking: Callable[[Sequence[str]], str]  # the message about gradients that are missing on every problem
     failed: Failed = field(default_factory=dict)
 
     @property
-    def pairs(self) -> list[tuple[Trial, Given]]:
+    def pairs(self) -> list[tuple[Trial, Reply]]:
         """Each problem with the answers to it."""
         return list(zip(self.trials, self.given, strict=True))
 
@@ -64,7 +64,7 @@ def judge_numbers(asked: Answered) -> Comparison:
                 for claim in claims}  # fmt: skip
     cases = [outcome(id_of(asked.names[i], claim), claim, str(trial.problem), verdicts[claim][i])
              for i, trial in enumerate(asked.trials) for claim in claims]  # fmt: skip
-    of_all = {claim: _of_all(verdicts[claim], [trial.problem for trial in asked.trials]) for claim in claims}
+    of_all = {claim: _overall(verdicts[claim], [trial.problem for trial in asked.trials]) for claim in claims}
     given = {key: [(reply[key], trial.right[key]) for trial, reply in asked.pairs if reply.get(key) is not None]
              for key in QUANTITIES}  # fmt: skip
     errors = {key: max(_error(*pair) for pair in pairs) for key, pairs in given.items() if pairs}
@@ -72,7 +72,7 @@ def judge_numbers(asked: Answered) -> Comparison:
     return Comparison(cases, of_all, list(_diagnoses(asked, failing)), errors)
 
 
-def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: Factors) -> str:
+def _verdict(asked: Answered, claim: str, trial: Trial, reply: Reply, factors: Factors) -> str:
     """Return the verdict on a claim about one problem."""
     if claim == "scaling":
         return _scaling(trial, reply, factors)
@@ -86,7 +86,7 @@ def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: F
     return "; ".join(texts) or ("ok" if {*keys} & reply.keys() else NOT_OFFERED)
 
 
-def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
+def _scaling(trial: Trial, reply: Reply, factors: Factors) -> str:
     """Compare the scaling of the update, as measured in an output, with the declared one."""
     if reply.get("y") is None:
         return NOT_OFFERED
@@ -102,7 +102,7 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
     return f"the update is multiplied by {got}, expected {expected}"
 
 
-def _of_all(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
+def _overall(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
     """Combine the verdicts on a claim about each problem into one."""
     bad = [i for i, verdict in enumerate(verdicts) if verdict not in ("ok", NOT_OFFERED, CANNOT_BE_TOLD)]
     if not bad:
@@ -130,14 +130,14 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
     owed = {key: [array is None for _, array in answered[key]] for key in rest}
     missing = [key for key in rest if all(owed[key])]
     single = [key for key in rest if not any(owed[key]) and is_single(key, answered[key])]
-    told = [([key], _at_times(key, answered[key]) if any(owed[key]) else describe_wrong(key, answered[key]))
-            for key in rest if key not in (*single, *missing)]  # fmt: skip
-    told.sort(key=lambda one: EVERY_ENTRY not in one[1])  # a factor is the most useful clue
+    texts = [([key], _at_times(key, answered[key]) if any(owed[key]) else describe_wrong(key, answered[key]))
+             for key in rest if key not in (*single, *missing)]  # fmt: skip
+    texts.sort(key=lambda one: EVERY_ENTRY not in one[1])  # a factor is the most useful clue
     if single:
-        told.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
+        texts.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
     if missing:
-        told.append((missing, asked.lacking(missing)))
-    for keys, text in told:
+        texts.append((missing, asked.lacking(missing)))
+    for keys, text in texts:
         yield Diagnosis(text, cases=about(keys, range(len(asked.trials))))
 
 

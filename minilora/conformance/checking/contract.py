@@ -62,7 +62,7 @@ from ..problems.formulas import SCALINGS, Formulas
 from ..problems.kind import Kind
 from ..problems.kinds import DECLARED, KINDS
 from ..problems.tolerance import UNIT
-from .calling import spelled
+from .calling import as_choice
 from .kindreport import id_of
 
 ORIENTATIONS = ("out, in", "in, out")
@@ -70,14 +70,14 @@ ORIENTATIONS = ("out, in", "in, out")
 
 def declared_dtype(kind: Kind, implementation: Any, name: str, dtype: str | None) -> str | None:
     """Return the precision to check a kind in, or None if none is declared. Unknown declarations raise CannotRun."""
-    wanted = spelled(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
+    wanted = as_choice(dtype or getattr(implementation, "dtype", None), tuple(UNIT))
     choices: dict[str, tuple[Any, ...]] = {"orientation": ORIENTATIONS, "scaling": tuple(SCALINGS)}
     choices |= {"fan_in_fan_out": (True, False), **kind.declares}
     declared = [(what, getattr(implementation, what, None), known) for what, known in choices.items()]
     for what, value, known in [("dtype", wanted, tuple(UNIT)), *declared]:
         try:
             if value is not None:
-                check_choice(f"{what} of {name}", spelled(value, known), known)
+                check_choice(f"{what} of {name}", as_choice(value, known), known)
         except ValueError as error:
             raise CannotRun(str(error)) from None
     return wanted if (wanted or "float64") in kind.dtypes else kind.dtypes[0]
@@ -96,7 +96,7 @@ def further_kinds(implementation: Any, title: str) -> Mapping[str, Any]:
 def formulas_of(kind: Kind, implementation: Any) -> Formulas:
     """Return the formulas for a kind's problems, with the scaling that an implementation declares."""
     if hasattr(implementation, "scaling"):
-        return replace(kind.formulas, scaling=SCALINGS[spelled(implementation.scaling, tuple(SCALINGS))])
+        return replace(kind.formulas, scaling=SCALINGS[as_choice(implementation.scaling, tuple(SCALINGS))])
     return kind.formulas
 
 

@@ -28,7 +28,7 @@ SINGLE = (
 )
 Pairs = Sequence[tuple[Trial, np.ndarray]]
 """Problems, each with its answer."""
-Seen = tuple[int, str]
+Pattern = tuple[int, str]
 """The number of a problem that shows a pattern, and the pattern in words."""
 
 
@@ -40,16 +40,16 @@ def describe_wrong(key: str, answered: Pairs) -> str:
             return f"{QUANTITIES[other]} is returned as {QUANTITIES[key]}"
     of = [trial.problem for trial, _ in answered if trial.right[key].any()] if _is_precise(failed) else []
     when = in_common([trial.problem for trial, _ in failed], of)
-    number, seen = _seen(key, failed)
+    number, pattern = _pattern(key, failed)
     trial, array = failed[number]
-    said = f"{QUANTITIES[key]}{f', {when},' if when else ''} {_off(key, array, trial)}"
-    return f"{said}{f'; {seen}' if seen else ''} ({trial.problem})"
+    said = f"{QUANTITIES[key]}{f', {when},' if when else ''} {_error_of(key, array, trial)}"
+    return f"{said}{f'; {pattern}' if pattern else ''} ({trial.problem})"
 
 
 def wrong_array(key: str, array: np.ndarray, trial: Trial) -> str:
     """Describe what is wrong with an answer to one problem: its shape, or its error and factor."""
-    _, seen = _seen(key, [(trial, array)], looks=(_factor,))
-    return f"{_off(key, array, trial)}{f'; {seen}' if seen else ''}"
+    _, pattern = _pattern(key, [(trial, array)], detectors=(_factor,))
+    return f"{_error_of(key, array, trial)}{f'; {pattern}' if pattern else ''}"
 
 
 def is_single(key: str, answered: Pairs) -> bool:
@@ -61,7 +61,7 @@ def is_single(key: str, answered: Pairs) -> bool:
     return 1e-3 * single < max(distances) <= TOLERANCE * single
 
 
-def _off(key: str, array: np.ndarray, trial: Trial) -> str:
+def _error_of(key: str, array: np.ndarray, trial: Trial) -> str:
     """Describe an answer's error: its shape, or its entry with the largest error."""
     expected = trial.right[key]
     if np.ndim(array) == np.ndim(expected) == 2 and trial.agrees(key, np.transpose(array)):
@@ -78,14 +78,14 @@ def _off(key: str, array: np.ndarray, trial: Trial) -> str:
     return f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
 
 
-def _seen(key: str, failed: Pairs, looks: Sequence[Any] = ()) -> Seen:
+def _pattern(key: str, failed: Pairs, detectors: Sequence[Any] = ()) -> Pattern:
     """Return the first pattern that an answer shows on every problem where it is wrong; no words if there is none."""
     if any(np.shape(array) != trial.right[key].shape or not np.isfinite(array).all() for trial, array in failed):
         return 0, ""
     exact = [(trial, np.asarray(array, np.float64)) for trial, array in failed]
-    for look in looks or ((_factor, _rounded, _tail, _order) if _is_precise(failed) else (_factor,)):
-        if seen := look(key, exact):
-            return seen
+    for detect in detectors or ((_factor, _rounded, _tail, _order) if _is_precise(failed) else (_factor,)):
+        if pattern := detect(key, exact):
+            return pattern
     return 0, ""
 
 
@@ -94,7 +94,7 @@ def _is_precise(failed: Pairs) -> bool:
     return failed[0][0].unit <= UNIT["float32"]
 
 
-def _factor(key: str, failed: Pairs) -> Seen | None:
+def _factor(key: str, failed: Pairs) -> Pattern | None:
     """Detect an answer that is right but for a factor, even if it was computed in a lower precision."""
     measured = [factor(array, trial.right[key], partial(_allowed_at, trial, key)) for trial, array in failed]
     if None in measured or measured[0] is None or abs(measured[0].value - 1) <= 1e-3:
@@ -108,7 +108,7 @@ def _allowed_at(trial: Trial, key: str, t: float) -> np.ndarray:
     return np.asarray(by_rounding + 1e-4 * abs(t * trial.right[key]))
 
 
-def _rounded(key: str, failed: Pairs) -> Seen | None:
+def _rounded(key: str, failed: Pairs) -> Pattern | None:
     """Detect an answer that was rounded to half precision where that is not allowed."""
     for half in reversed(HALVES):  # most bfloat16 numbers are float16 numbers too
         for trial, array in failed:
@@ -121,7 +121,7 @@ def _rounded(key: str, failed: Pairs) -> Seen | None:
     return None
 
 
-def _tail(key: str, failed: Pairs) -> Seen | None:
+def _tail(key: str, failed: Pairs) -> Pattern | None:
     """Detect an answer that is right up to an index along one axis and wrong from there on, as beyond a tile."""
     for axis, word in enumerate(failed[0][0].problem.axes[key]):
         places = []
@@ -141,7 +141,7 @@ def _tail(key: str, failed: Pairs) -> Seen | None:
     return None
 
 
-def _order(key: str, failed: Pairs) -> Seen | None:
+def _order(key: str, failed: Pairs) -> Pattern | None:
     """Detect an answer, or an added update, that has the right rows or columns in another order."""
     wholes = ("its", "its update's") if key in ("y", "merged") else ("its",)
     for whose, (axis, word) in product(wholes, enumerate(failed[0][0].problem.axes[key])):

@@ -15,15 +15,15 @@ from ..problems.problem import Problem
 WORDS = {"n": "N", "in_features": "in", "out_features": "out", "rank": "r"}
 WORDS |= {"widths": "slots", "stabilised": "use_rslora"}
 """The words for fields that messages do not call by their own name."""
-TOLD = {
+BOOLEANS = {
     "bias": ("there is a bias", "there is no bias"),
     "start": ("lora_B is zero", ""),  # the converse is no clue: if lora_B is zero, even a wrong update is right
     "near": ("the update cancels the base's output", "the update does not cancel the base's output"),
 }
 """The words for boolean fields, if true and if false; empty if the value is no clue."""
-COUNTED = {"ranks": "adapters"}
+ENTRIES = {"ranks": "adapters"}
 """The things that a tuple field has one entry for, if the field has another name."""
-UNTOLD = {"seed", "idle", "sizes"}
+UNMENTIONED = {"seed", "idle", "sizes"}
 SHAPES = {
     "the sizes": ("N", "in", "out", "r"),
     "lora_A's shape": ("r", "in"),
@@ -39,10 +39,10 @@ NUMBERS = ("no", "one", "two", "three", "four", "five")
 def in_common(wrong: Sequence[Any], every: Sequence[Any]) -> str:
     """Say when an answer is wrong, if one condition decides it; empty if none does."""
     states = [problem in wrong for problem in every]
-    return next(_deciding(every, states), "") if len(set(states)) > 1 and len(every) > FEW else ""
+    return next(_rules(every, states), "") if len(set(states)) > 1 and len(every) > FEW else ""
 
 
-def _deciding(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
+def _rules(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
     """Yield the conditions that decide, the most telling first: a kind's own fields, then those of all problems."""
     own = {field.name for field in fields(problems[0])} - {field.name for field in fields(Problem)}
     for names in (own, {field.name for field in fields(Problem)}):
@@ -54,14 +54,14 @@ def _deciding(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
         usual = {name: {v for v, state in zip(columns[name], wrong, strict=True) if not state} for name in columns}
         for name in sorted(columns, key=lambda name: len(usual[name]) > 1 and not name.startswith("the number of")):
             values = columns[name]
-            if text := (_so if isinstance(values[0], bool) else _apart)(name, values, wrong):
+            if text := (_boolean_rule if isinstance(values[0], bool) else _number_rule)(name, values, wrong):
                 yield text
 
 
 def _traits(problem: Problem, names: Set[str]) -> dict[str, Any]:
     """Return a problem's fields by their words; for a tuple, its length, largest, smallest, and whether they differ."""
     traits: dict[str, Any] = {}
-    for name in (field.name for field in fields(problem) if field.name in names - UNTOLD):
+    for name in (field.name for field in fields(problem) if field.name in names - UNMENTIONED):
         value, words = getattr(problem, name), WORDS.get(name, name)
         if not isinstance(value, tuple):
             traits[words] = value
@@ -69,7 +69,7 @@ def _traits(problem: Problem, names: Set[str]) -> dict[str, Any]:
             traits |= {f"all {words} are True": all(value), f"some {words} are True": any(value)}
             traits[f"{words} differ"] = len({*value}) > 1
         else:
-            traits |= {f"the number of {COUNTED.get(name, words)}": len(value), f"the largest of {words}": max(value)}
+            traits |= {f"the number of {ENTRIES.get(name, words)}": len(value), f"the largest of {words}": max(value)}
             traits |= {f"the smallest of {words}": min(value), f"{words} differ": len({*value} - {0}) > 1}
     return traits
 
@@ -91,14 +91,14 @@ def _relations(columns: dict[str, list[Any]], wrong: list[bool]) -> Iterator[str
         yield "where alpha / r is not a whole number"
 
 
-def _so(name: str, values: list[bool], wrong: list[bool]) -> str:
+def _boolean_rule(name: str, values: list[bool], wrong: list[bool]) -> str:
     """Return the condition on a boolean field, if it holds exactly where the answer is wrong, or exactly elsewhere."""
-    yes, no = TOLD.get(name, (name, f"it is not true that {name}"))
+    yes, no = BOOLEANS.get(name, (name, f"it is not true that {name}"))
     words = yes if values == wrong else no if values == [not state for state in wrong] else ""
     return f"where {words}" if words else ""
 
 
-def _apart(name: str, values: Sequence[Any], wrong: Sequence[bool]) -> str:
+def _number_rule(name: str, values: Sequence[Any], wrong: Sequence[bool]) -> str:
     """Return the condition on a number, if it is above or below its values elsewhere wherever the answer is wrong."""
     states = list(zip(values, wrong, strict=True))
     bad, good = [value for value, state in states if state], [value for value, state in states if not state]

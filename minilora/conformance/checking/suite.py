@@ -54,7 +54,7 @@ def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
         cases=list(of),
         answers=answers,
         allowed=allowed,
-        table=[row if precise else _alone(row) for row in bugs],
+        table=[row if precise else _uncombined(row) for row in bugs],
         measured=lambda given: other_scaling(of, measured_scalings(trials, given)),
         last=last_rows(trials[0].formulas.scaling) if precise else (),
         when=in_common if precise else None,
@@ -63,7 +63,7 @@ def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
 
 
 @cache
-def _alone(row: Wrong) -> Wrong:
+def _uncombined(row: Wrong) -> Wrong:
     """Return a row that is never tried together with another one."""
     return replace(row, slot="")
 
@@ -109,7 +109,7 @@ def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wro
     other = [problem for problem, s in expected.items() if factors[problem].is_other(s)]
     if not other:
         return []
-    cases = [_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
+    cases = [_one_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
     when = in_common(other, list(factors))
     says = f"the update has a different scaling{', ' * bool(when)}{when}: {'; '.join(cases)}{_rule(expected, factors)}"
 
@@ -131,7 +131,7 @@ def scaling_of(trial: Trial) -> float:
     return trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
 
 
-def _case(problem: Problem, value: float, expected: float) -> str:
+def _one_case(problem: Problem, value: float, expected: float) -> str:
     """Describe the scaling measured for a problem and the expected one."""
     got, right = in_digits_that_differ(value, expected)
     sizes = f"in={problem.in_features} out={problem.out_features} r={problem.rank} alpha={problem.alpha:g}"
@@ -150,15 +150,15 @@ def in_digits_that_differ(value: float, expected: float) -> tuple[str, str]:
 def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
     """Describe how the measured scalings follow from the right ones, if one rule holds on every problem."""
 
-    def so(rule: Callable[[float], float]) -> bool:
+    def holds(rule: Callable[[float], float]) -> bool:
         return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
 
     expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is a gradient's
     first = next(iter(expected.values()))
     for half in HALVES:
-        if so(lambda s, half=half: float(round_to(np.array([s]), half)[0])):  # type: ignore[misc]
+        if holds(lambda s, half=half: float(round_to(np.array([s]), half)[0])):  # type: ignore[misc]
             return f"; it is the right one rounded to {half}"
-    if so(lambda s: first) and len(set(expected.values())) > 1:
+    if holds(lambda s: first) and len(set(expected.values())) > 1:
         return "; it is the first problem's everywhere (is something kept between calls?)"
     times = [factors[problem].value / s for problem, s in expected.items() if s]
     if times and np.abs(np.subtract(times, 1)).max() < 4 * UNIT["float32"]:
@@ -184,7 +184,7 @@ ORDERS: dict[str, Callable[[int], np.ndarray]] = {
     "the first one everywhere": lambda n: np.zeros(n, int),
 }
 """Orders in which a bias or ranks may be."""
-KEPT: dict[str, Callable[[int], np.ndarray]] = {
+SUBSETS: dict[str, Callable[[int], np.ndarray]] = {
     "all {} but the last": lambda n: np.arange(n) < n - 1,
     "all {} but the first": lambda n: np.arange(n) > 0,
     "the first half of the {}": lambda n: np.arange(n) < n // 2,
@@ -204,7 +204,7 @@ def last_rows(scaling: Callable[[float, int], float]) -> tuple[Wrong, ...]:
     """
     rows = [row for half in HALVES for row in _rounded(half, scaling)]
     rows += [row for words, order in ORDERS.items() for row in _in_another_order(words, order)]
-    rows += [row for words, counted in KEPT.items() for row in _parts_of_sums(words, counted)]
+    rows += [row for words, counted in SUBSETS.items() for row in _parts_of_sums(words, counted)]
     rows.append(("the bias is taken by the row and not by the output", _by_the_row, "y"))
     return tuple(Wrong(re.sub("[^a-z0-9]+", "-", says.lower()), says, parts, shows=tuple(shows), count=MEASURED)
                  for says, parts, *shows in rows)  # fmt: skip

@@ -13,7 +13,7 @@ from ...files.experts import WRITTEN_AS, layer_paths
 from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from .bases import EXPERTS, LAYER, Base, to_bfloat16
 from .exact import product, sums
-from .reading import AdapterModule, Arrays, Given, is_turned, scale, setting, site
+from .reading import AdapterData, AdapterModule, Arrays, is_turned, scale, setting, target_array
 
 SIZE = 1.3
 """The size of an update, relative to the weight that it changes."""
@@ -54,7 +54,7 @@ class Adapter:
 # --- drawn ------------------------------------------------------------------------------------------
 
 
-def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
+def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> AdapterData:
     """Draw an adapter's numbers as bfloat16 values, large enough that each part of it shows in the logits."""
     config: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     if any(path in base.arrays for path in adapter.paths):  # parameters: their layout depends on PEFT's version
@@ -76,14 +76,14 @@ def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> Giv
         W, which = base.arrays[f"{EMBED}.weight"], [*range(*adapter.tokens)]
         noise = rng.standard_normal((len(which), W.shape[1]))
         tokens[EMBED] = which, rounded(W[which] + np.sqrt(np.square(W).mean()) * noise)
-    return Given(config, modules, starts, saved, tokens)
+    return AdapterData(config, modules, starts, saved, tokens)
 
 
 def _drawn_module(
     rng: np.random.Generator, adapter: Adapter, config: Mapping[str, Any], path: str, base: Base
 ) -> tuple[AdapterModule, np.ndarray | None]:
     """Draw an adapter's part for one module, and for raw PiSSA files the product that training started from."""
-    name, expert, rows = site(path, path, base.arrays)
+    name, expert, rows = target_array(path, path, base.arrays)
     W = base.arrays[name].T if path == EMBED else base.arrays[name]
     count = len(W) if W.ndim == 3 and expert is None else 1
     out, width = W[0][rows].shape if W.ndim == 3 else W.shape
@@ -98,7 +98,7 @@ def _drawn_module(
     if not adapter.pissa:
         trained = rounded(rng.standard_normal(out)) if config.get("bias") == "lora_only" else None
         return AdapterModule(rounded(A), 0 * B if adapter.zero else rounded(B), bias, m, trained), None
-    A0, B0 = leading(W, r, s)
+    A0, B0 = pissa_factors(W, r, s)
     A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
     if adapter.pissa == "raw":
         return AdapterModule(A, B), product(B0, A0.T)
@@ -106,7 +106,7 @@ def _drawn_module(
     return AdapterModule(*(end.astype(np.float32).astype(np.float64) for end in ends)), None
 
 
-def in_type(given: Given, stored: str) -> Given:
+def as_stored(given: AdapterData, stored: str) -> AdapterData:
     """Round an adapter's factors to the type that its file stores; an empty `stored` changes nothing."""
     if not stored:
         return given
@@ -123,7 +123,7 @@ def rounded(x: np.ndarray) -> np.ndarray:
     return to_bfloat16(x).astype(np.float64)
 
 
-def leading(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]:
+def pissa_factors(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]:
     """Compute PiSSA's factors A (r, in) and B (out, r) of a weight, by orthogonal iteration."""
     basis = np.eye(rank, W.shape[1])
     for _ in range(60):
@@ -154,7 +154,7 @@ DEFAULTS: dict[str, Any] = {
 """The keys of adapter_config.json that PEFT has written for years, with their defaults."""
 
 
-def adapter_files(adapter: Adapter, given: Given, base: Base) -> tuple[dict[str, Any], Arrays]:
+def adapter_files(adapter: Adapter, given: AdapterData, base: Base) -> tuple[dict[str, Any], Arrays]:
     """Return an adapter's configuration, and its tensors under PEFT's names."""
     parameters = [path for path in given.modules if path in base.arrays]
     place_of = layer_paths(parameters)

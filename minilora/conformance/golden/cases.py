@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import PLACES, Adapter, adapter_files, damaged, drawn_adapter, in_type
+from .adapters import PLACES, Adapter, adapter_files, as_stored, damaged, drawn_adapter
 from .bases import BASES, LAYER, TOKENS, Base
-from .reading import Arrays, Given, site
+from .reading import AdapterData, Arrays, target_array
 
 TABLE: Mapping[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
@@ -47,13 +47,13 @@ class Case:
         return 10 * TOLERANCE["bfloat16"] if self.base.mixture is None else 2.5 * TOLERANCE["bfloat16"]
 
     @cached_property
-    def given(self) -> list[tuple[Given, float]]:
+    def given(self) -> list[tuple[AdapterData, float]]:
         """The adapters with their numbers drawn, and their weights."""
         rng = np.random.default_rng([*self.id.encode()])
-        return [(in_type(drawn_adapter(rng, one, self.base), self.stored), one.weight) for one in self.adapters]
+        return [(as_stored(drawn_adapter(rng, one, self.base), self.stored), one.weight) for one in self.adapters]
 
     @cached_property
-    def previous(self) -> list[tuple[Given, float]]:
+    def previous(self) -> list[tuple[AdapterData, float]]:
         """The adapters of the case to answer just before; empty if `after` names none."""
         return next((case.given for case in CASES if case.id == self.after), [])
 
@@ -76,7 +76,7 @@ class Case:
         arrays, paths = self.base.arrays, [path for given, _ in self.given for path in given.modules]
         if self.base.fused:
             return ""
-        touched = {site(path, path, arrays)[0] for path in paths or [f"{LAYER}.{PLACES['k_proj']}"]}
+        touched = {target_array(path, path, arrays)[0] for path in paths or [f"{LAYER}.{PLACES['k_proj']}"]}
         weights = self.base.in_file({name: array for name, array in arrays.items() if name in touched})
         names = [name for name in weights if ".experts.0." not in name]
         return min(names, key=lambda name: (weights[name].size, weights[name].shape[-1]))

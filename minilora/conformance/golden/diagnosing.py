@@ -27,17 +27,17 @@ from ..naming import MEASURED, Answers, Parts, World, Wrong
 from .answerfiles import INTEGERS, read_answers, read_tensors
 from .bases import misdecoded
 from .cases import TOLERANCE
-from .judging import AnswerPair, held_against
+from .judging import AnswerPair, paired_answers
 from .mistakes import further_mistakes_of, mistakes_of
 from .reading import Arrays, Reading
 from .subject import Subject, read_subject
 
 PROMPTS, OF_THE_BASE = "prompts", "base_logits"
-MOST_IDS = 1 << 16
+MAX_IDS = 1 << 16
 """The largest number of token ids in all prompts together."""
-CLEARLY = 3.0
+MARGIN = 3.0
 """A candidate is ruled out if its error is this many times the smallest one."""
-OURS = {"float64": 0.0, "float32": 1e-3}
+OUR_ERROR = {"float64": 0.0, "float32": 1e-3}
 """The possible error of our own logits, by the dtype that they are computed in: float32 for a large model."""
 ROUNDED_TWICE = 10.0
 """The allowed error for rounded weights, in tolerances: a sum halfway between two numbers may round either way."""
@@ -46,7 +46,7 @@ SAME = 1e-3
 STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
 """The strengths of an update that are tried, 1/16 to 16, and the number of steps that refine the best one."""
 STRENGTH = "the-update-has-another-strength"
-OWN = ("given", "rounded", "cached", "temperature")
+EXTRA = ("given", "rounded", "cached", "temperature")
 """Parts of rows that are not fields of `Reading`."""
 IN_THE_BASE = {"base", "kept", "renormalised", "rounded", "temperature"}
 """Parts of rows that change the decoder even without an adapter."""
@@ -55,12 +55,12 @@ IN_THE_BASE = {"base", "kept", "renormalised", "rounded", "temperature"}
 # --- logits -----------------------------------------------------------------------------------------------------------
 
 
-def decoded(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
+def logits_of(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
     """Compute the logits (P, T, V) of prompts (P, T), with the adapter applied as `parts` say."""
     which, dtype = parts.get("rounded", ("", ""))
     given = parts.get("given", lambda given: given)(subject.given)
     before = _rounded(subject.arrays, dtype) if which == "base" else subject.arrays
-    reading = Reading(**{key: part for key, part in parts.items() if key not in OWN}, product=lambda x, W: x @ W.T)
+    reading = Reading(**{key: part for key, part in parts.items() if key not in EXTRA}, product=lambda x, W: x @ W.T)
     changed = reading.changed(before, [(given, 1.0)])
     after = {**before, **(_rounded(changed, dtype) if which == "merged" else changed)}
     after = _rounded(after, dtype) if which == "all" else after
@@ -111,11 +111,11 @@ class EngineAnswers:
         """The names of the answers present: the logits or log-probabilities, and the base's own logits."""
         return [name for name in ("logits", "log_probabilities", OF_THE_BASE) if name in self.answered]
 
-    def beside(self, key: str, z: np.ndarray) -> AnswerPair:
+    def paired(self, key: str, z: np.ndarray) -> AnswerPair:
         """Pair an answer with our logits. Raises FileRefused if the shapes differ."""
         quantity = "logits" if key == OF_THE_BASE else key
         theirs = {**self.answered, quantity: self.answered[key]}
-        pair = held_against(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
+        pair = paired_answers(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
         if not isinstance(pair, AnswerPair):
             raise FileRefused(self.path, (pair or "").replace(quantity, key, 1))
         return pair
@@ -123,15 +123,15 @@ class EngineAnswers:
 
 def world_of(subject: Subject, asked: EngineAnswers) -> World:
     """Return the world of this one case, whose answers have the form of the engine's."""
-    alone = replace(subject, given=replace(subject.given, modules={}, saved={}))
-    base = decoded(alone, asked.prompts, {}) if OF_THE_BASE in asked.keys else np.empty(0)
+    base_only = replace(subject, given=replace(subject.given, modules={}, saved={}))
+    base = logits_of(base_only, asked.prompts, {}) if OF_THE_BASE in asked.keys else np.empty(0)
 
     def answers(_: Any, parts: Parts) -> Answers:
         of_a_base = {key: part for key, part in parts.items() if key in IN_THE_BASE}
-        found = {key: base if key == OF_THE_BASE else decoded(subject, asked.prompts, parts) for key in asked.keys}
+        found = {key: base if key == OF_THE_BASE else logits_of(subject, asked.prompts, parts) for key in asked.keys}
         if OF_THE_BASE in found and of_a_base:
-            found[OF_THE_BASE] = decoded(alone, asked.prompts, of_a_base)
-        return {key: asked.beside(key, z).right for key, z in found.items()}
+            found[OF_THE_BASE] = logits_of(base_only, asked.prompts, of_a_base)
+        return {key: asked.paired(key, z).right for key, z in found.items()}
 
     def allowed(_: Any, key: str, parts: Parts) -> float:
         of_logarithms = 2 if key == "log_probabilities" else 1  # the log-sum-exp may be off as well
@@ -200,7 +200,7 @@ class Candidate:
         return f"{self.rows[0].says} [{self.rows[0].flag}]" if self.rows else "what is right"
 
 
-def held(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
+def candidate(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
     """Compare a row's answers with the engine's; None if the row does not fit the model's shapes."""
     (case,) = world.cases
     with np.errstate(all="ignore"):
@@ -213,10 +213,10 @@ def held(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
     return Candidate([row] if row else [], largest, typical) if np.isfinite(off).all() else None
 
 
-def held_all(world: World, given: Answers, rows: Sequence[Wrong], candidates: list[Candidate]) -> None:
+def add_rows(world: World, given: Answers, rows: Sequence[Wrong], candidates: list[Candidate]) -> None:
     """Add rows to the candidates. A row that gives a candidate's numbers joins it."""
     for row in rows:
-        new = held(world, given, row)
+        new = candidate(world, given, row)
         twin = next((one for one in candidates if new and one.is_same(new)), None)
         if twin and twin.rows:  # drop rows that change nothing here
             twin.rows.append(row)
@@ -224,7 +224,7 @@ def held_all(world: World, given: Answers, rows: Sequence[Wrong], candidates: li
             candidates.append(new)
 
 
-def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
+def plausible(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return what the engine may have done, the nearest first: all candidates that fit and are not ruled out."""
     right = candidates[0]
 
@@ -232,10 +232,10 @@ def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
         if not one.rows or "rounded" not in one.rows[0].of(None):
             return one.largest <= 1
         # If the right answer is within the tolerance, rounding is part of the declared precision and explains nothing.
-        return right.largest > 1 and one.largest <= ROUNDED_TWICE and one.typical <= right.typical / CLEARLY
+        return right.largest > 1 and one.largest <= ROUNDED_TWICE and one.typical <= right.typical / MARGIN
 
     nearest = sorted(filter(fits, candidates), key=lambda one: one.typical)
-    return [one for one in nearest if one.typical <= CLEARLY * nearest[0].typical]
+    return [one for one in nearest if one.typical <= MARGIN * nearest[0].typical]
 
 
 def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
@@ -263,7 +263,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
         If one of the three cannot be read, or they do not fit each other.
     """
     asked, subject = _read(answers), read_subject(model, adapter)
-    size, ours = subject.config.vocab_size, OURS[str(np.dtype(subject.dtype))]
+    size, ours = subject.config.vocab_size, OUR_ERROR[str(np.dtype(subject.dtype))]
     if asked.prompts.max() >= size or asked.prompts.min() < 0:
         raise FileRefused(answers, f"{PROMPTS} has ids outside the model's vocabulary of {size}")
     asked = replace(asked, bounds={name: max(bound, ours) for name, bound in TOLERANCE.items()})
@@ -274,11 +274,11 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
         lambda: further_mistakes_of(subject),
         lambda: [*measured_temperature(world, given, asked.keys[-1]), *measured_strength(world, given, key)],
     ]
-    candidates, found = list(filter(None, [held(world, given, None)])), list[Candidate]()
+    candidates, found = list(filter(None, [candidate(world, given, None)])), list[Candidate]()
     for rows in stages:
         if not found:
-            held_all(world, given, rows(), candidates)
-            found = possible(candidates)
+            add_rows(world, given, rows(), candidates)
+            found = plausible(candidates)
     together: list[Wrong] = []
     wrong = {key for key in given if naming.off(given[key], right[key], world.allowed(subject, key, {})) > 1}
     if not found and OF_THE_BASE in wrong:  # a mistake in the base, and another in the adapter
@@ -352,7 +352,7 @@ def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str
     near = min((one for one in candidates if not one.is_measured), key=lambda one: one.typical)
     lower = (name for name, other in asked.bounds.items() if bound < right.largest * bound <= other)
     says = f"none of the {count} known mistakes fits"
-    if near.typical <= right.typical / CLEARLY:
+    if near.typical <= right.typical / MARGIN:
         says += f"; the nearest: {near.rows[0].says}"
     if name := next(lower, ""):
         says = f"as if computed in {name} (if that is intended, declare computed_in); {says}"
@@ -377,8 +377,8 @@ def _read(path: Path) -> EngineAnswers:
     if spec is None or spec.dtype not in INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
         what = "there is none" if spec is None else f"it has dtype {spec.dtype} and shape {list(spec.shape)}"
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of dtype I64 or I32, but {what}")
-    if spec.shape[0] * spec.shape[1] > MOST_IDS:
-        raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected at most {MOST_IDS:,} ids")
+    if spec.shape[0] * spec.shape[1] > MAX_IDS:
+        raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected at most {MAX_IDS:,} ids")
     _, precision, answered = read_answers(path, TOLERANCE, more=(OF_THE_BASE,))
     if not {"logits", "log_probabilities"} & {*answered}:
         raise FileRefused(path, "there is no answer in it, expected logits (P, T, V) or (P, V), or log_probabilities")

@@ -34,7 +34,7 @@ def exp(x: np.ndarray) -> np.ndarray:
     return np.asarray(np.ldexp(e, n.astype(int)))
 
 
-def turns(angle: np.ndarray, halvings: int = 6) -> tuple[np.ndarray, np.ndarray]:
+def cos_sin(angle: np.ndarray, halvings: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Return cosines and sines: from series at the angle halved `halvings` times (1 or less), then by doubling it."""
     part = angle / 2**halvings
     z = -(part**2)
@@ -72,7 +72,7 @@ def gated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(a / (1 + exp(-a)) * b)
 
 
-def shares(scores: np.ndarray, mixture: MixtureConfig) -> np.ndarray:  # (..., N, E) -> (..., N, E)
+def router_weights(scores: np.ndarray, mixture: MixtureConfig) -> np.ndarray:  # (..., N, E) -> (..., N, E)
     """Return each row's weight for each expert, from the router's scores; 0 for experts outside its top k."""
     order = np.argsort(-scores, axis=-1, kind="stable")
     kept = np.argsort(order, axis=-1, kind="stable") < mixture.num_experts_per_tok
@@ -80,13 +80,13 @@ def shares(scores: np.ndarray, mixture: MixtureConfig) -> np.ndarray:  # (..., N
     return np.asarray(kept * e / sums(kept * e if mixture.norm_topk_prob else e))
 
 
-def of_experts(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:  # (..., N, d) -> (..., E, N, d)
+def expert_outputs(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.ndarray:  # (..., N, d) -> (..., E, N, d)
     """Return the output of each expert for each row."""
     a, b = np.split(product(x[..., None, :, :], gate_up), 2, axis=-1)
     return product(gated(a, b), down)
 
 
-def weighted(g: np.ndarray, o: np.ndarray) -> np.ndarray:  # (..., N, E), (..., E, N, d) -> (..., N, d)
+def weighted_sum(g: np.ndarray, o: np.ndarray) -> np.ndarray:  # (..., N, E), (..., E, N, d) -> (..., N, d)
     """Return each row's weighted sum over experts, added from the first expert to the last."""
     parts = np.swapaxes(g, -1, -2)[..., None] * o
     return np.asarray(np.cumsum(parts, axis=-3)[..., -1, :, :])
@@ -107,7 +107,7 @@ def exact_logits(
     B, T = ids.shape
     D, K = config.head_dim, config.num_key_value_heads
     g = config.num_attention_heads // K
-    cos, sin = turns(np.arange(T)[:, None] * np.array(config.frequencies), 6 if T <= 64 else 12)
+    cos, sin = cos_sin(np.arange(T)[:, None] * np.array(config.frequencies), 6 if T <= 64 else 12)
 
     def linear(path: str, x: np.ndarray) -> np.ndarray:
         y = product(x, arrays[f"{path}.weight"])
@@ -120,7 +120,7 @@ def exact_logits(
     def split(x: np.ndarray, heads: int) -> np.ndarray:  # (..., B T, heads D) -> (..., B, heads, T, D)
         return np.moveaxis(x.reshape(*x.shape[:-2], B, T, heads, D), -2, -3)
 
-    def turned(x: np.ndarray) -> np.ndarray:
+    def rotated(x: np.ndarray) -> np.ndarray:
         x1, x2 = x[..., : D // 2], x[..., D // 2 :]
         return np.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1)
 
@@ -131,8 +131,8 @@ def exact_logits(
         return x
 
     def attention(path: str, x: np.ndarray, ends: int) -> np.ndarray:  # (..., B T, h) -> (..., B ends, h)
-        q = turned(split(linear(f"{path}.q_proj", x), K * g))[..., T - ends :, :]
-        k = from_cache(turned(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
+        q = rotated(split(linear(f"{path}.q_proj", x), K * g))[..., T - ends :, :]
+        k = from_cache(rotated(split(linear(f"{path}.k_proj", x), K))).repeat(g, axis=-3)
         v = from_cache(split(linear(f"{path}.v_proj", x), K)).repeat(g, axis=-3)
         S = D**-0.5 * product(q, k)
         e = exp(S - S.max(axis=-1, keepdims=True)) * np.tri(T)[T - ends :]
@@ -146,14 +146,14 @@ def exact_logits(
         return linear(f"{path}.down_proj", gated(linear(f"{path}.gate_proj", x), linear(f"{path}.up_proj", x)))
 
     def mixed(path: str, x: np.ndarray, sizes: MixtureConfig) -> np.ndarray:
-        g = shares(product(x, arrays[f"{path}.gate.weight"]), sizes)
+        g = router_weights(product(x, arrays[f"{path}.gate.weight"]), sizes)
         names = [f"{path}.experts.gate_up_proj", f"{path}.experts.down_proj"]
-        o = of_experts(x, *(arrays[name] for name in names))
+        o = expert_outputs(x, *(arrays[name] for name in names))
         if plain is None:
-            y = weighted(g, o)
+            y = weighted_sum(g, o)
         else:
-            without = of_experts(x, *(plain[name] for name in names))
-            y = weighted(g, without) + weighted(np.where(g > 0, 1.0, 0.0), o - without)
+            without = expert_outputs(x, *(plain[name] for name in names))
+            y = weighted_sum(g, without) + weighted_sum(np.where(g > 0, 1.0, 0.0), o - without)
         if sizes.shared_expert_intermediate_size is None:
             return y
         q = 1 / (1 + exp(-linear(f"{path}.shared_expert_gate", x)))

@@ -26,7 +26,7 @@ from .reading import Arrays
 
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
 """The allowed error of a merged weight's entry, relative to the largest entry, for one to a few roundings."""
-MUCH = 10
+FAR_OFF = 10
 """An answer with an error above this many tolerances, but within a lower precision's, was rounded to that precision."""
 
 
@@ -81,10 +81,10 @@ def compare_golden(folder: Path, results: Path) -> Report:
         raise FileRefused(results, "not a folder, expected the folder of a program's answers")
     if results.resolve() in (folder.resolve(), (folder / "answers").resolve()):
         raise FileRefused(results, "the golden adapters themselves, expected the folder of a program's answers")
-    judged = [judged_case(folder, results, case, index.tolerance) for case in index.cases]
+    judged = [judge_case(folder, results, case, index.tolerance) for case in index.cases]
     unanswered = []
     for session in index.sessions:
-        of_session = judged_session(folder, results, session, index.tolerance)
+        of_session = judge_session(folder, results, session, index.tolerance)
         if all(one.outcome.state == "missing" for one in of_session):  # sessions are optional
             unanswered.append(session.id)
         else:
@@ -139,7 +139,7 @@ def _joined(arrays: Any) -> np.ndarray:
 # --- judged -----------------------------------------------------------------------------------------
 
 
-def judged_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping[str, float]) -> Judged:
+def judge_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping[str, float]) -> Judged:
     """Judge the answers to one case."""
     path = member(results, f"{case.id}.safetensors")
     if not path.exists():
@@ -147,10 +147,10 @@ def judged_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping
         return Judged(GoldenOutcome(case.id, "right") if case.refused else missing)
     if not case.answers:
         return Judged(GoldenOutcome(case.id, "wrong", f"the adapter was accepted but must be refused: {case.note}"))
-    return _of_answers(case.id, path, folder / case.answers, case.flags, tolerance)
+    return _judge_file(case.id, path, folder / case.answers, case.flags, tolerance)
 
 
-def judged_session(folder: Path, results: Path, session: SessionEntry, tolerance: Mapping[str, float]) -> list[Judged]:
+def judge_session(folder: Path, results: Path, session: SessionEntry, tolerance: Mapping[str, float]) -> list[Judged]:
     """Judge the answers to each request of a session."""
     judged: list[Judged] = []
     for n, request in enumerate(session.requests):
@@ -159,7 +159,7 @@ def judged_session(folder: Path, results: Path, session: SessionEntry, tolerance
         if not path.exists():
             judged.append(Judged(GoldenOutcome(id, "missing", f"there is no {path.name}")))
             continue
-        one = _of_answers(id, path, folder / request.answers, request.flags, tolerance, last=True)
+        one = _judge_file(id, path, folder / request.answers, request.flags, tolerance, last=True)
         outcome, right_before = one.outcome, any(before.outcome.state == "right" for before in judged)
         if right_before and not outcome.flags and is_rounded(outcome, tolerance):
             one = replace(one, outcome=replace(outcome, flags=(ROUNDED.flag,)))
@@ -169,10 +169,10 @@ def judged_session(folder: Path, results: Path, session: SessionEntry, tolerance
 
 def is_rounded(outcome: GoldenOutcome, tolerance: Mapping[str, float]) -> bool:
     """Return whether an answer's error is far too large for its own precision, but allowed in the lowest one."""
-    return MUCH < outcome.off <= max(tolerance.values()) / tolerance[outcome.precision or "float64"]
+    return FAR_OFF < outcome.off <= max(tolerance.values()) / tolerance[outcome.precision or "float64"]
 
 
-def _of_answers(
+def _judge_file(
     id: str, path: Path, answers: Path, shown: list[str], tolerance: Mapping[str, float], *, last: bool = False
 ) -> Judged:
     """Compare a file of answers with ours; with `last`, only the logits after the last token."""
@@ -187,7 +187,7 @@ def _of_answers(
         ours["logits"] = ours["logits"][:, None]
     pairs = []
     for quantity in theirs:
-        pair = held_against(quantity, theirs, ours, shown, precision, tolerance)
+        pair = paired_answers(quantity, theirs, ours, shown, precision, tolerance)
         if isinstance(pair, str):
             return Judged(GoldenOutcome(id, "wrong", pair, (), precision))
         pairs += [pair] if pair else []
@@ -261,7 +261,7 @@ class AnswerPair:
         return f"{text}; right up to position {first - 1}" if first else text
 
 
-def held_against(
+def paired_answers(
     quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
 ) -> AnswerPair | str | None:
     """Pair an answer with ours; return what is wrong with its shape, or None if the case does not ask for it."""

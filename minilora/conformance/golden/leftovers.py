@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from ..naming import Parts, Wrong
 from .adapters import LM_HEAD
 from .misreadings import MISREADINGS
-from .reading import Given
+from .reading import AdapterData
 from .sessions import Use, adapter_of
 
-Sum = list[tuple[Given, float]]
+Sum = list[tuple[AdapterData, float]]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Parts, Wrong
 from ..problems import bugs as table
 from .bases import EMBEDDING
-from .reading import PATTERNS, Config, Reading, lengths, matching, scale, scaled, setting
+from .reading import PATTERNS, Config, Reading, lengths, matching_values, scale, scaled, setting
 
 HEAD_DIM = 64
 EMBED = EMBEDDING.removesuffix(".weight")
@@ -69,8 +69,8 @@ def _square(W: np.ndarray) -> bool:
 
 
 def _last(config: Config, path: str) -> float:
-    alpha = [config["lora_alpha"], *matching(config, "lora_alpha", path)][-1]
-    rank = [config["r"], *matching(config, "r", path)][-1]
+    alpha = [config["lora_alpha"], *matching_values(config, "lora_alpha", path)][-1]
+    rank = [config["r"], *matching_values(config, "r", path)][-1]
     return scaled(config, alpha, rank)
 
 
@@ -123,7 +123,7 @@ def _without(pattern: str) -> Any:
     return lambda path: re.search(pattern, path) is None
 
 
-def _turned_layers(path: str) -> str:
+def _swapped_layers(path: str) -> str:
     return re.sub(r"(?<=^model\.layers\.)[01]", lambda match: str(1 - int(match[0])), path)
 
 
@@ -138,21 +138,21 @@ def _fused_root(config: Config, path: str) -> float:
     return math.sqrt(2) if config.get("use_rslora") and in_one else 1.0
 
 
-def _exchanged(BA: np.ndarray) -> np.ndarray:
+def _swapped_halves(BA: np.ndarray) -> np.ndarray:
     return np.roll(BA, len(BA) // 2, axis=0)
 
 
-def _apart(BA: np.ndarray) -> np.ndarray:
+def _deinterleaved(BA: np.ndarray) -> np.ndarray:
     """Return the even rows, followed by the odd ones."""
     return np.concatenate([BA[::2], BA[1::2]])
 
 
-def _alternating(BA: np.ndarray) -> np.ndarray:
+def _interleaved(BA: np.ndarray) -> np.ndarray:
     """Return the rows of the two halves, interleaved."""
     return BA.reshape(2, -1, BA.shape[1]).swapaxes(0, 1).reshape(BA.shape)
 
 
-def _halves(gate: float, up: float) -> Callable[[np.ndarray], np.ndarray]:
+def _scaled_halves(gate: float, up: float) -> Callable[[np.ndarray], np.ndarray]:
     """Return a function that multiplies the gate's half of an update, and the up projection's, by these factors."""
     return lambda BA: np.repeat([gate, up], len(BA) // 2)[:, None] * BA
 
@@ -290,7 +290,7 @@ MISREADINGS: Sequence[Wrong] = (
           {"place": _swapped("k_proj", "v_proj")}),
     Wrong("gate-and-up-are-swapped", "the adapters of gate_proj and up_proj are exchanged",
           {"place": _swapped("gate_proj", "up_proj")}, "sgl-project/sglang #27274"),
-    Wrong("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
+    Wrong("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _swapped_layers}),
     Wrong("attention-is-left-out", "the adapters of attention are not applied",
           {"applied": _without("self_attn")}, count=3),
     Wrong("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}, count=2),
@@ -379,20 +379,20 @@ _OF_EXPERTS: Sequence[Wrong] = (
     # gate and up in one array
     Wrong("experts-gate-and-up-are-exchanged",
           "the update's halves are exchanged: gate_up_proj is taken for [up; gate], and is [gate; up]",
-          {"gate_up": _exchanged}),
+          {"gate_up": _swapped_halves}),
     Wrong("experts-gate-and-up-are-taken-for-alternating",
           "the update's rows are taken for alternating, gate, up, gate, up, and its halves are gate and up",
-          {"gate_up": _apart}),
+          {"gate_up": _deinterleaved}),
     Wrong("experts-gate-and-up-are-made-alternating",
           "the update's halves are put into alternating rows, gate, up, gate, up, and the weight's are not",
-          {"gate_up": _alternating}),
+          {"gate_up": _interleaved}),
     Wrong("experts-the-gates-half-counts-twice",
           "the update's first half is taken for gate and for up, its second half for neither",
           {"gate_up": _gate_twice}, "unslothai/unsloth-zoo #942"),
     Wrong("experts-the-up-half-is-left-out", "the update's second half, of up, is left out",
-          {"gate_up": _halves(1, 0)}),
+          {"gate_up": _scaled_halves(1, 0)}),
     Wrong("experts-the-gates-half-is-left-out", "the update's first half, of the gate, is left out",
-          {"gate_up": _halves(0, 1)}),
+          {"gate_up": _scaled_halves(0, 1)}),
     # ranks and scalings
     Wrong("experts-ranks-begin-a-row-late", "each expert's rows of lora_A begin one row late",
           {"rows_of_A": _shifted}),

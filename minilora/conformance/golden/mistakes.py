@@ -24,23 +24,23 @@ import numpy as np
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Wrong
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import Config, Given, setting
+from .reading import AdapterData, Config, setting
 from .subject import Subject
 
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+(?=\.)")
-GENERAL_ALPHAS = (8, 16, 32)
+ASSUMED_ALPHAS = (8, 16, 32)
 """Values that programs assume for an alpha that they did not read."""
-MOST_LAYERS = 40
+MAX_LAYERS = 40
 """The largest number of layers that are left out one by one, when nothing else fits."""
-ELSEWHERE = {"previous", "start", "weights", "config_of", "unweighted", "shared", "tokens"}
+NOT_HERE = {"previous", "start", "weights", "config_of", "unweighted", "shared", "tokens"}
 """Parts of golden rows about several adapters, about the golden models, or about features not supported here."""
-OF_FOUR_BITS = ("swapped", "no mean")
+NF4_MISTAKES = ("swapped", "no mean")
 """Golden rows that misread a 4-bit base; they are skipped, since a user's base is only known dequantized."""
-PLAINEST = "the-adapter-is-not-applied"
+FIRST_NAMED = "the-adapter-is-not-applied"
 """The mistake that is named first among those with the same numbers."""
 OF_TWO_LAYERS = {"layers-are-swapped", "layer-0-is-left-out", "layer-1-is-left-out"}
 """Golden rows for models of two layers; `_of_layers` and `further_mistakes_of` replace them for any number."""
-LEFT_OUT_TOGETHER = (
+FUSED_MODULES = (
     ("k_proj", "v_proj"), ("q_proj", "k_proj"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"),
     ("o_proj", "down_proj"),
 )  # fmt: skip
@@ -55,16 +55,16 @@ def mistakes_of(subject: Subject) -> list[Wrong]:
 
     def is_here(row: Wrong) -> bool:
         parts = row.of(subject)
-        elsewhere = ELSEWHERE & {*parts} or parts.get("base") in OF_FOUR_BITS or row.flag in flags
+        elsewhere = NOT_HERE & {*parts} or parts.get("base") in NF4_MISTAKES or row.flag in flags
         return not elsewhere and (patterns or "pattern" not in row.flag)
 
     golden = MISREADINGS if subject.config.mixture is None else MIXTURE_MISREADINGS
-    return sorted([*filter(is_here, golden), *own], key=lambda row: row.flag != PLAINEST)
+    return sorted([*filter(is_here, golden), *own], key=lambda row: row.flag != FIRST_NAMED)
 
 
 def further_mistakes_of(subject: Subject) -> list[Wrong]:
     """Return rows for leaving out, or applying only, each layer or kind of module. They are many, so tried last."""
-    layers, kinds = range(min(subject.layers, MOST_LAYERS)), sorted({_kind(path) for path in subject.given.modules})
+    layers, kinds = range(min(subject.layers, MAX_LAYERS)), sorted({_kind(path) for path in subject.given.modules})
     rows = [Wrong(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied",
                   {"applied": lambda path, i=i: _layer(path) != i}) for i in layers]  # fmt: skip
     rows += [Wrong(f"layer-{i}-alone", f"only the adapters of layer {i} are applied",
@@ -143,10 +143,10 @@ def _of_layers(subject: Subject) -> list[Wrong]:
     ]  # fmt: skip
 
 
-def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable[[Given], Given]:
+def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable[[AdapterData], AdapterData]:
     """Return a function that gives modules another module's factors, if the shapes are the same."""
 
-    def given_otherwise(given: Given) -> Given:
+    def given_otherwise(given: AdapterData) -> AdapterData:
         modules = {}
         for path, module in given.modules.items():
             theirs = given.modules.get(other(path), module)
@@ -161,7 +161,7 @@ def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable
 def _of_modules() -> list[Wrong]:
     """Return the rows about modules that programs fuse: some are left out, or read with another one's factors."""
     rows = []
-    for names in LEFT_OUT_TOGETHER:
+    for names in FUSED_MODULES:
         flag, several = "-".join(names).replace("_proj", ""), f"{', '.join(names[:-1])} and {names[-1]}"
         rows.append(Wrong(f"{flag}-are-left-out", f"the adapters of {several} are not applied",
                           {"applied": lambda path, names=names: not path.endswith(names)}))  # fmt: skip
@@ -226,7 +226,7 @@ def _of_all(subject: Subject) -> list[Wrong]:
         text = "nothing in the file is applied, neither factors nor modules trained in full: this is the base"
         nothing: dict[str, Any] = {"applied": lambda path: False, "saved": lambda W, trained: W}
         rows.append(Wrong("nothing-in-the-file-is-applied", text, nothing))
-    for alpha in GENERAL_ALPHAS:
+    for alpha in ASSUMED_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
         rows.append(Wrong(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha, 1.0)}))
         if subject.given.config.get("use_rslora"):

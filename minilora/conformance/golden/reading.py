@@ -54,7 +54,7 @@ class AdapterModule:
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, so that results for an adapter can be cached
-class Given:
+class AdapterData:
     """The contents of an adapter's two files: adapter_config.json, and the arrays by module path."""
 
     config: Config
@@ -71,7 +71,7 @@ class Given:
 PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 
 
-def matching(config: Config, key: str, path: str) -> list[Any]:
+def matching_values(config: Config, key: str, path: str) -> list[Any]:
     """Return the values of all patterns that match a module's path by PEFT's rule, in their order."""
     patterns = config.get(PATTERNS[key], {})
     return [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)]
@@ -79,7 +79,7 @@ def matching(config: Config, key: str, path: str) -> list[Any]:
 
 def setting(config: Config, key: str, path: str) -> Any:
     """Return r or lora_alpha for a module: the value of the first pattern that matches, or else the general one."""
-    return next(iter(matching(config, key, path)), config[key])
+    return next(iter(matching_values(config, key, path)), config[key])
 
 
 def scaled(config: Config, alpha: float, rank: int) -> float:
@@ -98,7 +98,7 @@ def is_turned(config: Config) -> bool:
     return version is not None and version <= EXCHANGED_UNTIL
 
 
-def site(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]:
+def target_array(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]:
     """Return the name of the array that a path's adapter changes, with the expert and rows if it changes only these.
 
     The array is that of `place` if it exists, and otherwise that of `path`.
@@ -175,8 +175,8 @@ class Reading:
         return replace(mixture, num_experts_per_tok=kept, norm_topk_prob=renormalised), self.unweighted
 
     def changed(
-        self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
-        previous: Sequence[tuple[Given, float]] = (),
+        self, arrays: Arrays, adapters: Sequence[tuple[AdapterData, float]],
+        misread: Mapping[str, Arrays] | None = None, previous: Sequence[tuple[AdapterData, float]] = (),
     ) -> Arrays:  # fmt: skip
         """Return all arrays of the base that change, and new biases; `misread` is `Base.misread` or `misdecoded`.
 
@@ -206,11 +206,11 @@ class Reading:
             after[down] = 0 * after.get(down, read[down])
         return after
 
-    def _add(self, after: Arrays, read: Arrays, config: Config, adapter: Given, path: str, weight: float) -> None:
+    def _add(self, after: Arrays, read: Arrays, config: Config, adapter: AdapterData, path: str, weight: float) -> None:
         """Add a module's update to the changed arrays. A matrix is treated as a stack of one."""
         module, start = adapter.modules[path], adapter.starts.get(path)
         A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
-        name, expert, rows = site(path, self.place(path), read)
+        name, expert, rows = target_array(path, self.place(path), read)
         W, s = after.get(name, read[name]), self.scale(config, path) * self.times
         stack = (W if W.ndim == 3 else W[None]).copy()
         count = len(stack) if expert is None else 1

@@ -17,7 +17,7 @@ import numpy as np
 from .adapters import Adapter, adapter_files, drawn_adapter
 from .bases import LIVING
 from .cases import TABLE, drawn_tokens
-from .reading import Arrays, Given
+from .reading import AdapterData, Arrays
 
 PREFIX, TAIL = 256, 6
 """The number of a long prompt's tokens that several requests share, and of those that follow."""
@@ -95,7 +95,7 @@ SESSIONS = tuple(
 
 
 @cache
-def adapter_of(folder: Path) -> Given:
+def adapter_of(folder: Path) -> AdapterData:
     """Draw a session's adapter."""
     return drawn_adapter(np.random.default_rng([*folder.name.encode()]), LIVING_ADAPTERS[folder.name], LIVING)
 

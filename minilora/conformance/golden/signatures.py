@@ -21,7 +21,7 @@ from .cases import TOLERANCE, Case
 from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import Arrays, Given, Reading
+from .reading import AdapterData, Arrays, Reading
 from .sessions import Request, Session, Use
 
 APART = 10 * TOLERANCE["bfloat16"]
@@ -78,7 +78,7 @@ def answers(case: Case) -> CaseAnswers:
     readings = {"": Reading()} | {row.flag: Reading(**row.of(case)) for row in table}
     changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
     decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
-    numbers = _ends_of(base, case.prompts, changed, decodings)
+    numbers = _end_logits(base, case.prompts, changed, decodings)
     if case.previous:
         flag = next(row.flag for row in table if row.of(case).get("previous") == "cached")
         old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
@@ -127,19 +127,19 @@ def _logits(
     """Return the logits of decoders that differ from the base in these arrays, which may include new biases."""
     before, (mixture, whole) = base.arrays, decoding
     names = {name for one in changed for name in one}
-    arrays = {name: np.stack([one[name] if name in one else _usual(base, name) for one in changed]) for name in names}
+    arrays = {name: np.stack([one[name] if name in one else _default(base, name) for one in changed]) for name in names}
     z = exact_logits(base.config, {**before, **arrays}, ids, cached, last, mixture, before if whole else None)
     return np.broadcast_to(z, (len(changed), *z.shape[-3:]))
 
 
-def _usual(base: Base, name: str) -> np.ndarray:
+def _default(base: Base, name: str) -> np.ndarray:
     """Return one of the base's arrays; a bias that the base does not have is zero."""
     if name in base.arrays:
         return base.arrays[name]
     return np.zeros(len(base.arrays[f"{name.removesuffix('.bias')}.weight"]))
 
 
-def _ends_of(
+def _end_logits(
     base: Base, ids: np.ndarray, changed: Mapping[str, Arrays], decodings: Mapping[str, Decoding]
 ) -> dict[str, np.ndarray]:
     """Return the logits (prompts, V) after the last token, by bug's flag; equal decoders are computed once."""
@@ -159,7 +159,7 @@ def _ends_of(
 
 def _key(base: Base, changed: Arrays) -> frozenset[tuple[str, bytes]]:
     """Return a key that is the same for equal decoders."""
-    differ = {name: array for name, array in changed.items() if (array != _usual(base, name)).any()}
+    differ = {name: array for name, array in changed.items() if (array != _default(base, name)).any()}
     return frozenset((name, array.tobytes()) for name, array in differ.items())
 
 
@@ -203,10 +203,10 @@ def _loaded(requests: Sequence[Request]) -> list[Use]:
 def _after(prompt: np.ndarray, engines: Engines, m: Moment, before: Sequence[Request], _: int) -> Numbers:
     """Return the logits (V,) after the last token, by bug's flag."""
     changed = {flag: _changed(engine.sum(m), m) for flag, engine in engines.items()}
-    ends = _ends_of(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
+    ends = _end_logits(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
     for flag, engine in engines.items():
         if cache := engine.cached(m):
-            old, length = _changed(added(*cache), m), shared(prompt, before)
+            old, length = _changed(added(*cache), m), cached_length(prompt, before)
             ends[flag] = _with_old_cache(LIVING, prompt[None], length, old, changed[""])
     return {flag: z[0] for flag, z in ends.items()}
 
@@ -247,7 +247,7 @@ def _generated(ids: np.ndarray, count: int, old: Arrays, new: Arrays) -> np.ndar
     return np.stack(rows)
 
 
-def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
+def cached_length(prompt: np.ndarray, before: Sequence[Request]) -> int:
     """Return how many of a prompt's tokens can be cached: those shared with an earlier prompt, never the last."""
     longest = 0
     for other in chain.from_iterable(request.prompts for request in before):
@@ -260,5 +260,5 @@ def _changed(sum: Sum | None, m: Moment) -> Arrays:
 
 
 @lru_cache(maxsize=64)  # most bugs answer most prompts correctly
-def _living(sum: tuple[tuple[Given, float], ...]) -> Arrays:
+def _living(sum: tuple[tuple[AdapterData, float], ...]) -> Arrays:
     return Reading().changed(LIVING.arrays, sum)

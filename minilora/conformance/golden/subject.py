@@ -21,10 +21,10 @@ from ...layers.nf4 import CodedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...texts import FileRefused, short
 from .bases import EMBEDDING, HEAD
-from .reading import AdapterModule, Arrays, Given
+from .reading import AdapterData, AdapterModule, Arrays
 
 OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
-TURNED = (".q_proj", ".k_proj")
+PERMUTED = (".q_proj", ".k_proj")
 """Modules whose rows are permuted in a Llama's .gguf file."""
 LARGE = 40_000_000
 """Models with more parameters than this are computed in float32 instead of float64."""
@@ -36,7 +36,7 @@ class Subject:
 
     config: LlamaConfig  # the decoder's, always with an untied head
     arrays: Arrays  # the base's arrays by transformers' names, always with a head
-    given: Given
+    given: AdapterData
 
     @property
     def dtype(self) -> Any:
@@ -97,7 +97,7 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
     """Read the decoder's configuration and arrays, with 4-bit weights dequantized."""
     config, read = open_llama(model)
     shapes = config.shapes()
-    dtype = computed_in(shapes.values())
+    dtype = compute_dtype(shapes.values())
     arrays: Arrays = {}
     for name in shapes:
         array = read(name)
@@ -108,12 +108,12 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
     return config, arrays
 
 
-def computed_in(shapes: Iterable[tuple[int, ...]]) -> type[np.floating[Any]]:
+def compute_dtype(shapes: Iterable[tuple[int, ...]]) -> type[np.floating[Any]]:
     """Return the dtype to compute in for a model whose arrays have these shapes."""
     return np.float32 if sum(map(math.prod, shapes)) > LARGE else np.float64
 
 
-def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: int) -> Given:
+def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: int) -> AdapterData:
     """Return the adapter with PEFT's configuration and layout, whichever program wrote it."""
     dtype = arrays[EMBEDDING].dtype
 
@@ -126,7 +126,7 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
         A, B = (np.asarray(read(module.parts[part])) for part in "AB")
         if module.kind != "experts":  # the formulas for experts take packed factors
             ((A, B),) = module.pairs(A, B)
-        if llamas and path.endswith(TURNED) and len(B) % head_dim == 0:
+        if llamas and path.endswith(PERMUTED) and len(B) % head_dim == 0:
             B = halves_from_interleaved(B, head_dim)
         magnitude, bias = read(module.parts.get("magnitude")), read(module.parts.get("bias"))
         known = path in arrays or f"{path}.weight" in arrays or OF_ONE_EXPERT.search(path) is not None
@@ -145,7 +145,7 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
         if array.shape != (shape := arrays[f"{path}.weight"].shape):
             raise FileRefused(file.path, f"{short(path)} has shape {array.shape}, expected the model's {shape}")
     types = {file.tensors.dtypes[module.parts["A"]] for module in file.modules.values()}
-    return Given(_config(file, own), modules, {}, saved, stored=types.pop() if len(types) == 1 else "")
+    return AdapterData(_config(file, own), modules, {}, saved, stored=types.pop() if len(types) == 1 else "")
 
 
 def _config(file: AdapterFile, own: dict[str, str]) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from minilora import Llama
 from minilora.cli import main
 from minilora.conformance.golden.bases import write_base
 from minilora.conformance.golden.cases import CASES
-from minilora.conformance.golden.diagnosing import Candidate, diagnose, possible
+from minilora.conformance.golden.diagnosing import Candidate, diagnose, plausible
 from minilora.conformance.golden.folder import write_adapter
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
 from minilora.conformance.golden.reading import Reading
-from minilora.conformance.golden.subject import computed_in, read_subject
+from minilora.conformance.golden.subject import compute_dtype, read_subject
 from minilora.conformance.naming import Wrong
 from minilora.language import save_llama
 from minilora.language.config import LlamaConfig
@@ -356,11 +356,11 @@ def test_what_is_no_other_update_is_named(small, tmp_path, flag):
 def test_a_rounding_is_possible_where_it_is_clearly_nearer(right, rounded, is_possible):
     """By the answer that is off most, and the typical one, in tolerances."""
     row = Wrong("r", "r", {"rounded": ("merged", "bfloat16")})
-    found = possible([Candidate([], *right), Candidate([row], *rounded)])
+    found = plausible([Candidate([], *right), Candidate([row], *rounded)])
     assert ([row] in [one.rows for one in found]) is is_possible
     for typical, count in ((0.75, 2), (0.76, 1)):  # what is clearly nearer rules others out
         near, far = (Candidate([Wrong(flag, flag, {})], 1.0, t) for flag, t in (("a", 0.25), ("b", typical)))
-        assert possible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
+        assert plausible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
 
 
 @pytest.mark.parametrize(
@@ -414,8 +414,8 @@ def test_a_large_models_answers_may_be_off_as_ours_are(small, tmp_path, monkeypa
 
 def test_a_model_of_more_than_40_million_numbers_is_large():
     head = (4_000, 10_000)
-    assert computed_in([head]) is np.float64
-    assert computed_in([head, (1,)]) is np.float32
+    assert compute_dtype([head]) is np.float64
+    assert compute_dtype([head, (1,)]) is np.float32
 
 
 def kohya(folder, *alphas):

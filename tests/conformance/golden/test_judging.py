@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
-from minilora.conformance.golden.judging import compare_golden, held_against, judged_case
+from minilora.conformance.golden.judging import compare_golden, judge_case, paired_answers
 from minilora.texts import FileRefused
 
 from ...support.compare import refused
@@ -37,7 +37,7 @@ def judged(golden, entries, results):
     def outcome(tensors, id="rslora", **metadata):
         saved(tensors, results / f"{id}.safetensors", metadata)
         case = next(case for case in entries.cases if case.id == id)
-        return judged_case(golden, results, case, entries.tolerance).outcome
+        return judge_case(golden, results, case, entries.tolerance).outcome
 
     return outcome
 
@@ -194,7 +194,7 @@ def test_each_quantity_has_a_tolerance_in_each_precision(judged, index, ours, me
 @pytest.mark.parametrize(("largest", "times"), [(0.01, 1), (1.0, 1), (50.0, 50)])
 def test_a_merged_weights_tolerance_is_of_its_largest_entry(largest, times):
     W = {"merged.w.weight": np.array([[0.001, -largest]])}
-    pair = held_against("merged.w.weight", W, {"logits": np.zeros((1, 2)), **W}, [], "float32", {"float32": 1e-4})
+    pair = paired_answers("merged.w.weight", W, {"logits": np.zeros((1, 2)), **W}, [], "float32", {"float32": 1e-4})
     assert pair.allowed == pytest.approx(times * MERGED["float32"])
 
 
