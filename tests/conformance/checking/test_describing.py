@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.describing import describe_wrong, wrong_array
-from minilora.conformance.checking.suite import HALVES, KEPT, ORDERS, last_rows
+from minilora.conformance.checking.suite import HALVES, ORDERS, SUBSETS, last_rows
 from minilora.conformance.naming import MEASURED
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT
@@ -148,10 +148,10 @@ OF_FIVE = {
 
 
 def test_orders_and_parts_of_sums_are_what_they_say():
-    kept = {words: of(5).nonzero()[0].tolist() for words, of in KEPT.items() if "blocks" not in words}
+    kept = {words: of(5).nonzero()[0].tolist() for words, of in SUBSETS.items() if "blocks" not in words}
     assert {words: order(5).tolist() for words, order in ORDERS.items()} | kept == OF_FIVE
     for size in (16, 32, 64, 128):
-        whole = KEPT[f"whole blocks of {size} {{}}"]
+        whole = SUBSETS[f"whole blocks of {size} {{}}"]
         assert [whole(n).sum() for n in (size - 1, size, 2 * size - 1, 2 * size)] == [size - 1, size, size, 2 * size]
         assert whole(2 * size - 1)[:size].all()
 
@@ -180,7 +180,7 @@ CHANGES = {
 def test_rows_that_are_tried_last_change_their_answers_alone():
     trial = drawn(Problem(131, 130, 5, 131, alpha=7.0), "float64", RIGHT)  # of more than a block of 128 each
     filled = [{"half": half} for half in HALVES] + [{"order": order} for order in ORDERS]
-    filled += [{whose: kept.format(whose) for whose in ("ranks", "inputs", "rows")} for kept in KEPT]
+    filled += [{whose: kept.format(whose) for whose in ("ranks", "inputs", "rows")} for kept in SUBSETS]
     expected = {says.format(**words): answers.split() for says, answers in CHANGES.items() for words in filled
                 if {*re.findall("{(.*)}", says)} <= words.keys()}  # fmt: skip
     found = {}

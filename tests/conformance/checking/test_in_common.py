@@ -29,7 +29,7 @@ WHERE = {
         "where in is below out": lambda p: p.in_features < p.out_features,
         "where r is above the smaller width": lambda p: p.rank > min(p.in_features, p.out_features),
         "where alpha is below r": lambda p: p.alpha < p.rank,
-        "where alpha / r is no whole number": lambda p: p.alpha % p.rank,
+        "where alpha / r is not a whole number": lambda p: p.alpha % p.rank,
         "where N is 1": lambda p: p.n == 1,
         "where N is above 1": lambda p: p.n > 1,
         "where N is above 67": lambda p: p.n > 128,
