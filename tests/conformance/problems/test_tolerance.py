@@ -132,7 +132,7 @@ def shuffled(factor, seed=0):
 
 
 @pytest.mark.parametrize("factor", [1, 100, 1e8])
-def test_a_new_order_in_each_call_is_not_reported_as_dropout(factor):
+def test_a_new_order_in_each_call_is_no_dropout(factor):
     report = check(shuffled(factor))
     assert report.passed is (factor == 1)
     assert "dropout" not in str(report)
