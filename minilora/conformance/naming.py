@@ -150,12 +150,13 @@ def factor(found: Any, change: Any, allowed: Callable[[float], Any], without: An
         if not np.any(each) or off(found, without + value * change, each) > 1:
             return None
         top = np.max(each)
-        slack = float(top * np.sqrt(((each / top * change / largest) ** 2).sum()) / squares / largest)  # of the entries
-    return Factor(value, slack + 2.0**-50 * abs(value))  # plus the rounding of the sums above
+        slack = float(top * np.sqrt(((each / top * change / largest) ** 2).sum()) / squares / largest)
+    # The slack covers the rounding of the entries and, below, that of the sums above.
+    return Factor(value, slack + 2.0**-50 * abs(value))
 
 
 def name(world: World, given: Sequence[Answers]) -> tuple[frozenset[str], list[Named]]:
-    """Return the names of the wrong answers, and the mistakes that explain them, starting with the one most telling."""
+    """Return the names of the wrong answers, and the mistakes that explain them, the best explanation first."""
     search = _Search(world, given)
     wrong = set().union(*search.wrong)
     named = search.cover([*world.table, *search.measured], wrong, search.every)

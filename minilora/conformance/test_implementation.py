@@ -6,5 +6,5 @@ from collections.abc import Callable
 
 
 def test_claim(case: Callable[[], None]) -> None:
-    """Check that the claim holds on the problem, or fails if it is known to fail."""
+    """Check that the claim holds for the problem, or that it fails if it is listed as a known failure."""
     case()

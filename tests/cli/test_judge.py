@@ -1,4 +1,4 @@
-"""The judge's five commands: what they refuse, and where their reports go. What they say stands in approved files."""
+"""The five commands that judge: what they refuse, and where their reports go; `test_reports` has their whole output."""
 
 import io
 import json
@@ -69,27 +69,27 @@ def test_a_check_in_another_process_is_reported_the_same(inside, tmp_path, capfd
         ("diagnose-right", "adapter/adapter_config.json", "a file that is read"),
     ],
 )
-def test_a_report_never_takes_the_place_of_what_is_read(inside, shell, situation, file, what):
+def test_a_report_never_overwrites_an_input(inside, shell, situation, file, what):
     before = (inside / file).read_bytes()
     argv = SITUATIONS.get(situation) or situation.split()
     assert shell.refused(*argv, "--json", f"./{file}").endswith(f"is {what}, expected another file")
     assert (inside / file).read_bytes() == before
 
 
-def test_a_report_may_lie_beside_results_and_replace_itself(inside, monkeypatch):
+def test_a_report_may_be_among_results_and_overwrite_itself(inside, monkeypatch):
     monkeypatch.setattr("minilora.conformance.vectors.compare", lambda *folders: Report("right"))
     for _ in range(2):
         assert cli.main([*SITUATIONS["vectors-right"], "--json", "right/verdict.json"]) == 0
 
 
-HANDED_ON = {  # a command; the function, and what it is given
+HANDED_ON = {  # a command; the function, and its arguments
     "audit a --model m --merge": ("audit.auditing.audit", "a m merge=True merged=None progress=True"),
     "audit a --model m --merged n": ("audit.auditing.audit", "a m merge=False merged=n progress=True"),
     "diagnose l --model m --adapter a": ("conformance.golden.diagnosing.diagnose", "m a l"),
     "conformance x --dtype float32 --timeout 3 --require forward,output-dtype": (
         "conformance.checking.child.check_apart", "x dtype=float32 timeout=3.0 claims=['forward', 'output dtype']"
     ),
-    "conformance x --require 'forward , output-dtype,output dtype'": (  # blanks around a claim do not count
+    "conformance x --require 'forward , output-dtype,output dtype'": (  # blanks around a claim are ignored
         "conformance.checking.child.check_apart",
         "x dtype=None timeout=20.0 claims=['forward', 'output dtype', 'output dtype']",
     ),
@@ -105,7 +105,7 @@ HANDED_ON = {  # a command; the function, and what it is given
 
 
 @pytest.mark.parametrize("command", HANDED_ON)
-def test_what_is_asked_for_reaches_the_function(shell, monkeypatch, command):
+def test_the_options_reach_the_function(shell, monkeypatch, command):
     function, expected = HANDED_ON[command]
     writes, given = "write" in function, []
 
@@ -125,7 +125,7 @@ def test_what_is_asked_for_reaches_the_function(shell, monkeypatch, command):
     assert not writes or said == f"wrote 3 cases to {folder}; index.json describes them\n"
 
 
-def test_why_nothing_was_checked_is_one_line(shell, monkeypatch):
+def test_the_reason_for_checking_nothing_is_one_line(shell, monkeypatch):
     def check_apart(*given, **more):
         raise OSError("two\n  lines")
 
@@ -133,7 +133,7 @@ def test_why_nothing_was_checked_is_one_line(shell, monkeypatch):
     assert shell.refused("conformance x") == "x could not be checked: two lines"
 
 
-def test_a_start_is_printed_or_becomes_a_new_file(inside, tmp_path, shell):
+def test_a_start_is_printed_or_written_to_a_new_file(inside, tmp_path, shell):
     file = tmp_path / "mine.py"
     said = shell(f"conformance --start class -o {file}")
     assert said == f"wrote {file}; fill it in, then run: minilora conformance {file}\n"
@@ -144,7 +144,7 @@ def test_a_start_is_printed_or_becomes_a_new_file(inside, tmp_path, shell):
         assert shell.refused(command) == "expected MODULE[:OBJECT], or --start KIND with or without -o FILE"
 
 
-def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
+def test_a_closed_pipe_changes_no_verdict(monkeypatch):
     class Broken(io.StringIO):
         def flush(self):
             if self.getvalue():
@@ -158,13 +158,13 @@ def test_a_reader_that_has_seen_enough_changes_no_verdict(monkeypatch):
         assert door.main(["mine"]) == code
 
 
-def test_the_commands_know_every_precision_and_the_childs_limit():
+def test_the_commands_have_every_precision_and_the_time_limit():
     assert set(judge.DTYPES) == set(UNIT)
     assert judge.TIMEOUT == signature(child.check_apart).parameters["timeout"].default == 20
 
 
 @pytest.mark.parametrize("call", [cli.main, lambda argv: door.main(argv[1:])])
-def test_the_help_says_that_the_code_runs_in_no_sandbox(capsys, call):
+def test_the_help_warns_that_there_is_no_sandbox(capsys, call):
     with pytest.raises(SystemExit):
         call(["conformance", "--help"])
     said = " ".join(capsys.readouterr().out.split())

@@ -1,4 +1,4 @@
-"""Implementations to hold against the suite: this library's layers, and the suite's own trials with mistakes."""
+"""Implementations for the suite to check: this library's layers, and the suite's own trials with planted mistakes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .foreign import dropout, fused
 
 
 def functions_of(layer, **more):
-    """A layer of this library's protocol, by `layer(weight, bias, A, B, alpha, magnitude, **steps)`, as functions."""
+    """Return a layer of this library as functions; `layer(weight, bias, A, B, alpha, magnitude, **steps)` builds it."""
 
     def forward(x, *arrays, **steps):
         return layer(*arrays, **steps)(x)
@@ -41,7 +41,7 @@ def functions_of(layer, **more):
 
 
 def with_steps(function):
-    """Name the options of a convolution among the parameters: the suite hands over those that are named."""
+    """Add the options of a convolution to a function's signature, since the suite passes only those that are in it."""
 
     def named(*arrays, stride=1, padding=0, dilation=1):
         return function(*arrays, stride=stride, padding=padding, dilation=dilation)
@@ -108,7 +108,7 @@ def four_bits(packed, absmax, bias, A, B, alpha, nested_absmax=None, mean=0.0):
 
 
 def nf4_functions():
-    """The functions of a layer in four bits, whose base is two arrays."""
+    """Return the functions of a layer in four bits, whose base is two arrays."""
 
     def forward(x, *arrays, nested_absmax=None, mean=0.0):
         return four_bits(*arrays, nested_absmax, mean)(x)
@@ -125,7 +125,7 @@ def nf4_functions():
 
 
 def beside_bfloat16():
-    """Our adapter in float32 beside our base, whose outputs are rounded to bfloat16."""
+    """Return our float32 adapter on our base, with the base's outputs rounded to bfloat16."""
 
     def half(array):
         return round_to(array, "bfloat16")
@@ -145,7 +145,7 @@ def beside_bfloat16():
 
 
 def stacked():
-    """Experts: our stack and our adapter, which take the rows expert by expert."""
+    """Return our stack of experts with our adapter, both of which process the rows expert by expert."""
 
     def adapter(weight, A, B, alpha):
         return StackedLoRALinear(StackedLinear(weight), StackedLoRA(A, B, alpha, experts=len(weight)))
@@ -174,7 +174,7 @@ def stacked():
 
 
 def summed(kind):
-    """Our sum of adapters, as a change of weight."""
+    """Return our combination of adapters as a change of weight."""
 
     def combined(As, Bs, alphas, stabilised, weights, rank=None):
         terms = [Adapter(A, B, alpha, use_rslora=root)
@@ -185,7 +185,7 @@ def summed(kind):
 
 
 def of_others(layer, **more):
-    """What others wrote, of a kind that this library has no layer of."""
+    """Return foreign functions for a kind that this library has no layer for."""
     return SimpleNamespace(forward=layer.forward, backward=layer.backward, merge=layer.merge, **more)
 
 
@@ -206,7 +206,7 @@ OURS = {
 
 
 def with_kinds(**kinds):
-    """Our linear layer, with other kinds beside it; or a kind that takes the place of the linear one."""
+    """Return our linear layer with further kinds; a kind may also replace the linear one."""
     first = kinds.pop("linear", OURS["linear"])
     return SimpleNamespace(**vars(first), kinds=kinds)
 
@@ -219,7 +219,7 @@ def implementation(**functions):
 
 
 def positive_first(terms):
-    """All positive terms, then all negative ones: no order has larger partial sums."""
+    """Sort positive terms before negative ones, the order with the largest partial sums."""
     return np.take_along_axis(terms, np.argsort(terms < 0, axis=-1, kind="stable"), axis=-1)
 
 
@@ -234,7 +234,7 @@ ORDERS = {
 
 
 def product(order):
-    """A product of matrices that adds one term after another, in an order."""
+    """Return a matrix product that adds its terms one by one in a given order."""
 
     def of(left, right):
         terms = order(left[:, None, :] * right.T[None])
@@ -244,7 +244,7 @@ def product(order):
 
 
 def lora(mm, factor=lambda alpha, r: alpha / r):
-    """A LoRA by a product of matrices, with a scaling."""
+    """Return a LoRA that uses a given matrix product and scaling."""
 
     def scaling(weight, A, alpha):
         return weight.dtype.type(factor(alpha, len(A)))
@@ -268,7 +268,7 @@ PLAIN = lora(np.matmul)
 
 
 def beside_forward(**functions):
-    """Functions beside a plain forward: to check all of `implementation` takes three times as long."""
+    """Return functions added to a plain forward; checking all of `implementation` would take three times as long."""
     return SimpleNamespace(**{"forward": PLAIN.forward, **functions})
 
 
@@ -277,7 +277,7 @@ def beside_forward(**functions):
 
 @cache
 def trials(kind, dtype):
-    """A kind's trials, by the bytes of their lora_A and whether alpha is 0: also those of claims about no problem."""
+    """Return a kind's trials, including those of the single claims, by the bytes of lora_A and whether alpha is 0."""
     first, *others = KINDS[kind].problems
     problems = (first, replace(first, seed=first.seed + 1), replace(first, alpha=0.0), *others)
     found = [drawn(problem, dtype, KINDS[kind].formulas) for problem in problems]
@@ -285,7 +285,7 @@ def trials(kind, dtype):
 
 
 def the_trial(kind, arguments):
-    """The suite's trial that a function is handed. All else is refused: no rows, and rows along two axes."""
+    """Return the trial whose arrays a function received; anything else, such as an empty batch, is refused."""
     numbers = [a for given in arguments for a in (given if isinstance(given, list) else [given])]
     zero = any(isinstance(number, float) and number == 0 for number in numbers)
     arrays = [given for given in arguments if isinstance(given, np.ndarray)]
@@ -299,7 +299,7 @@ def the_trial(kind, arguments):
 
 
 def from_formulas(kind="linear", wrong=None, *, shows=None):
-    """An implementation that answers the suite's trials with some parts of the formulas replaced.
+    """Return an implementation that answers the suite's trials with some parts of the formulas replaced.
 
     Parts are a dict, or a function of the problem; they show in the answers of `shows`, or in all.
     """
@@ -331,7 +331,7 @@ def from_formulas(kind="linear", wrong=None, *, shows=None):
 
 
 def start_of(**parts):
-    """An init by the formulas of a start, with some parts replaced."""
+    """Return an init by `StartFormulas` with some parts replaced."""
 
     def start(in_features, out_features, rank, rng, kernel=()):
         A, B = init(in_features, out_features, rank, rng, kernel)
@@ -342,7 +342,7 @@ def start_of(**parts):
 
 
 def step_of(**parts):
-    """A step by Adam's formulas, with some parts replaced."""
+    """Return a step by `AdamFormulas` with some parts replaced."""
 
     def step(params, grads, state):
         m, v, t = state or ({k: 0 * p for k, p in params.items()}, {k: 0 * p for k, p in params.items()}, 0)
@@ -354,7 +354,7 @@ def step_of(**parts):
 
 
 def planted(bug):
-    """The first kind that a bug is of, and the functions of an implementation of that kind that has it."""
+    """Return the first kind that a bug applies to, and the functions of an implementation that has the bug."""
     kind = bug.kinds[0]
     if bug.breaks == "adam":
         return "linear", vars(implementation(step=step_of(**bug.parts)))
@@ -366,7 +366,7 @@ def planted(bug):
 
 
 def report_of(kind, dtype=None, **functions):
-    """The report of functions of a kind: of another than the linear one, beside our linear layer's forward."""
+    """Return the report on functions of a kind; those of other kinds are added to our linear layer's forward."""
     wrong = SimpleNamespace(**functions)
     if kind == "linear":
         return check(wrong, dtype=dtype)

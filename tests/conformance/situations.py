@@ -1,4 +1,4 @@
-"""What the five commands are run on for `test_reports`: a small world, and a command line for each situation."""
+"""The situations of `test_reports`: a folder of inputs for the five commands, and a command line for each situation."""
 
 import json
 
@@ -145,16 +145,16 @@ SITUATIONS = {
 ON_GITHUB = ("conformance-two-bugs", "conformance-known", "conformance-stale", "conformance-cannot", "golden-named",
              "golden-stale", "audit-wrong", "diagnose-named", "vectors-one-precision")  # fmt: skip
 SITUATIONS |= {f"{name}-github": SITUATIONS[name] for name in ON_GITHUB}
-"""Those in a workflow of GitHub Actions, which is shown errors in lines of their own, stand last."""
+"""The command lines by situation; those in a GitHub Actions workflow, which gets error annotations, are last."""
 FOR_PROGRAMS = ("conformance-right", "conformance-two-bugs", "conformance-stale", "conformance-required",
                 "vectors-one-precision", "golden-named", "golden-missing", "golden-stale", "golden-sessions",
                 "audit-sound-merge", "audit-wrong", "diagnose-named", "diagnose-unknown",
                 "diagnose-undecided")  # fmt: skip
-"""Those whose JSON is compared whole too."""
+"""The situations whose whole JSON is compared too."""
 
 
 def build(folder):
-    """Write all that the situations are about."""
+    """Write the inputs of all situations."""
     (folder / "my_lora.py").write_text(LORA, encoding="utf-8")
     for name, text in KNOWN.items():
         (folder / name).write_text(text, encoding="utf-8")
@@ -165,7 +165,7 @@ def build(folder):
 
 
 def _vectors(folder):
-    """Three vectors of a linear layer in two precisions, and answers to them."""
+    """Write three vectors of a linear layer in two precisions, with answers to them."""
     from minilora.conformance import vectors
 
     vectors.write(folder / "vectors", vectors.STARTER)
@@ -186,7 +186,7 @@ def _vectors(folder):
 
 
 def _golden(folder):
-    """A folder of golden adapters as its format has it, of a few cases and a session; and programs' answers."""
+    """Write a folder of golden adapters with a few cases and one session, and the answers of programs."""
     rng = np.random.default_rng(0)
     shape, tolerance = (1, 4, 5), {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 1e-1}
     flags = {
@@ -237,7 +237,7 @@ def _golden(folder):
 
 
 def _with_last(logits, last):
-    """Logits whose last position is another one."""
+    """Return logits with the last position replaced."""
     if logits.ndim == 2:
         return last
     return np.concatenate([logits[:, :-1], last[:, None]], axis=1)

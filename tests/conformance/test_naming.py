@@ -1,4 +1,4 @@
-"""The namer, in a world of two cases and three answers: which rows are named, under which rule of ties."""
+"""The search for mistakes, in a world of three cases and three answers: which rows are named, and who wins ties."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -13,7 +13,7 @@ NUMBERS = np.arange(1.0, 61.0)
 
 
 def answers(case, parts):
-    """y = a + b, g = 2 a and h = 3 b, each times the case; `none` leaves h out."""
+    """Return y = a + b, g = 2 a and h = 3 b, each times the case; with `none`, h is missing."""
     a, b = parts.get("a", NUMBERS) * case, parts.get("b", 1.0) * case
     found = {"y": parts.get("c", 0.0) + a + b, "g": 2 * a, "h": 3 * b + 0 * NUMBERS}
     return {**found, "h": None} if "none" in parts else found
@@ -29,7 +29,7 @@ def world(*rows, cases=(1.0, 2.0, 3.0), **more):
 
 
 def given(parts, cases=(1.0, 2.0, 3.0), keys="ygh", also=lambda case: {}):
-    """What an implementation gives that replaces parts, in some of the answers."""
+    """Return the answers of an implementation that replaces parts, restricted to some keys or changed by `also`."""
     return [{key: also(case).get(key, answers(case, parts)[key]) for key in keys} for case in cases]
 
 
@@ -54,14 +54,14 @@ A, B = row("a", {"a": NUMBERS + 1}), row("b", {"b": 5.0}, source="somebody/somet
     ],
 )
 def test_a_row_is_named_with_where_it_shows(keys, also, where):
-    """Where it shows in some answers, and would in others; where it could show in no other nothing is said."""
+    """The answers are named only if the mistake could have shown in others too."""
     wrong = given(A.parts, keys=keys, also=lambda case: {key: answers(case, {})[key] for key in also})
     assert said(world(A, B), wrong) == [f"a is wrong{where}"]
     assert said(world(A, B, words={}), wrong) == ["a is wrong"]
 
 
 def test_a_name_has_its_flag_its_source_and_the_cases():
-    assert name(world(A, B), given({})) == (frozenset(), [])  # what is right is not named
+    assert name(world(A, B), given({})) == (frozenset(), [])  # right answers need no mistake
     (named,) = name(world(A, B), given(B.parts))[1]
     assert (named.flag, named.source, named.cases) == ("b", "somebody/something #1", (0, 1, 2))
 
@@ -77,7 +77,7 @@ def test_a_row_on_top_of_the_first_shows_with_it():
     assert (first.says, first.on_top) == ("a is wrong", False)
     assert (second.flag, second.on_top, second.explains) == ("b", True, {"y", "h"})
     of_y = given({**A.parts, **B.parts}, also=lambda case: {"h": answers(case, {})["h"]})
-    alone = row("alone", {"a": NUMBERS - 1, "b": 7.0})  # which would change g besides h
+    alone = row("alone", {"a": NUMBERS - 1, "b": 7.0})  # it would change g in addition to h
     assert flags(world(A, alone, B), of_y) == ["a", "b"]
 
 
@@ -89,33 +89,33 @@ def test_rows_of_two_slots_are_wrong_at_once():
     assert said(world(*both[::-1]), wrong) == said(world(*both), wrong)
     (one,) = name(world(*both), wrong)[1]
     assert (one.flag, one.source) == ("a+c", "one #1, another #2")
-    assert said(world(A, c), wrong) == []  # of one slot
+    assert said(world(A, c), wrong) == []  # both have the same slot
 
 
-def test_a_row_that_fits_alone_is_not_named_beside_another():
+def test_a_row_that_fits_by_itself_is_named_without_another():
     both = row("both", {**A.parts, "c": 7.0}, count=2)
     rows = [replace(A, slot="scaling"), row("c", {"c": 7.0}), both]
     assert flags(world(*rows), given(both.parts, keys="y")) == ["both"]
 
 
 TIES = {
-    "that which explains more": ([row("z", A.parts, count=9), row("a", A.parts, shows=("y",))], "z"),
-    "that which would change fewer others": (
+    "the one that explains more": ([row("z", A.parts, count=9), row("a", A.parts, shows=("y",))], "z"),
+    "the one that would change fewer others": (
         [row("z", {**A.parts}), row("a", {**A.parts, "b": 5.0})], "z"),
-    "that which replaces fewer parts": ([row("z", A.parts), row("a", A.parts, count=2)], "z"),
-    "a known one before one that was measured": ([row("z", A.parts, count=9), row("a", A.parts, count=MEASURED)], "z"),
-    "that whose flag comes first": ([row("z", A.parts), row("y", A.parts), row("x", A.parts)], "x"),
+    "the one that replaces fewer parts": ([row("z", A.parts), row("a", A.parts, count=2)], "z"),
+    "a known one over a measured one": ([row("z", A.parts, count=9), row("a", A.parts, count=MEASURED)], "z"),
+    "the one whose flag comes first": ([row("z", A.parts), row("y", A.parts), row("x", A.parts)], "x"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("which", TIES)
-def test_of_rows_that_fit_one_is_named_wherever_it_stands(which):
+def test_the_order_of_the_rows_does_not_matter(which):
     rows, flag = TIES[which]
     for order in permutations(rows):
         assert name(world(*order), given(A.parts, keys="gh" if "others" in which else "ygh"))[1][0].flag == flag
 
 
-def test_what_fits_by_itself_goes_before_what_is_on_top():
+def test_a_row_by_itself_wins_over_one_on_top():
     y = frozenset("y")
     alone, on_top = Named((row("z", A.parts, count=9),), y, y), Named((row("a", A.parts),), y, y, on_top=True)
     assert min(on_top, alone, key=lambda named: named.order) is alone
@@ -131,7 +131,7 @@ def when(some, every):
     return "above one" if len(every) == 3 and min(some) > 1 else f"of {len(every)}"
 
 
-def test_a_row_of_some_cases_is_named_with_theirs():
+def test_a_row_that_fits_some_cases_is_named_with_them():
     wrong = [given({})[0], *given(A.parts)[1:]]
     says = "on 2 of 3 problems, those above one: a is wrong"
     assert said(world(A, B, when=when), wrong) == [says]
@@ -143,7 +143,7 @@ def test_a_row_of_some_cases_is_named_with_theirs():
     )
 
 
-def test_two_rows_on_other_cases_are_named_for_each_answer():
+def test_rows_that_fit_different_cases_are_named_for_each_answer():
     wrong = given({}, keys="gh")
     for i, (key, parts) in ((0, ("h", B.parts)), (1, ("h", B.parts)), (1, ("g", A.parts)), (2, ("g", A.parts))):
         wrong[i] = {**wrong[i], key: answers(float(i + 1), parts)[key]}
@@ -151,7 +151,7 @@ def test_two_rows_on_other_cases_are_named_for_each_answer():
     assert [(named.flag, named.cases) for named in found] == [("a", (1, 2)), ("b", (0, 1))]
 
 
-def test_cases_where_a_row_cannot_show_say_nothing_of_it():
+def test_cases_where_a_row_cannot_show_are_not_counted():
     some = row("some", lambda case: {"a": NUMBERS + 1} if case > 1 else {})
     wrong = [*given({})[:2], answers(3.0, {"a": NUMBERS + 1})]
     assert "of 2: some is wrong" in said(world(some, when=when), wrong)[0]
@@ -166,7 +166,7 @@ def test_rows_that_are_tried_last_explain_what_is_left():
     assert name(world(A, last=[last]), only_one)[1] == []
 
 
-def test_a_measured_row_is_of_these_answers_alone():
+def test_a_measured_row_is_not_used_for_other_answers():
     def measured(found):
         shift = float((found[0]["g"] / 2 - NUMBERS).mean())
         return [row("shifted", {"a": NUMBERS + shift}, count=MEASURED)] if abs(shift) > 1e-6 else []
@@ -194,7 +194,7 @@ def test_a_missing_answer_is_explained_by_a_row_without_it():
     ],
 )
 def test_one_entry_of_fifty_may_be_a_tie(monkeypatch, size, entries, times, is_named):
-    """And one of fewer than fifty."""
+    """An answer with fewer than fifty entries may have one tie too."""
     monkeypatch.setitem(globals(), "NUMBERS", np.arange(1.0, 1.0 + size))
     moved, tied = np.where(np.arange(size) < entries, times * 1e-9, 0.0), row("a", {"a": NUMBERS + 1}, ties=100.0)
     wrong = [{"g": answers(case, tied.parts)["g"] + moved} for case in (1.0, 2.0, 3.0)]
@@ -202,7 +202,7 @@ def test_one_entry_of_fifty_may_be_a_tie(monkeypatch, size, entries, times, is_n
     assert flags(world(replace(tied, ties=0.0)), wrong) == ["a"] * (entries == 0)
 
 
-def test_what_is_allowed_follows_the_parts_at_their_largest():
+def test_the_tolerance_uses_the_parts_at_their_largest():
     def allowed(case, key, parts):
         return 1e-9 * parts.get("b", 1.0)
 
@@ -221,7 +221,7 @@ def test_rows_of_other_answers_are_not_computed():
     assert flags(here, given(B.parts, cases=(1.0,))) == ["b"]
 
 
-def test_what_rows_predict_is_kept_for_the_next_search():
+def test_predictions_are_cached_for_the_next_search():
     asked = []
 
     def counted(case, parts):
@@ -248,7 +248,7 @@ def test_what_rows_predict_is_kept_for_the_next_search():
         (np.array([1e308]), np.array([-1e308]), np.inf),
     ],
 )
-def test_how_far_an_answer_is_off(found, expected, distance):
+def test_an_error_is_measured_in_tolerances(found, expected, distance):
     assert off(found, expected, 1e-9) == pytest.approx(distance)
 
 
@@ -271,18 +271,18 @@ def test_a_factor_is_measured(t, size):
 @pytest.mark.parametrize(
     "found", [NUMBERS**2, NUMBERS[:3], NUMBERS * np.nan, 1e306 * NUMBERS], ids=["square", "shape", "nan", "huge"]
 )
-def test_what_is_no_factor_of_all_entries_has_none(found):
+def test_a_factor_must_fit_all_entries(found):
     assert factor(found, NUMBERS, allowed) is None
     assert factor(NUMBERS, 0 * NUMBERS, allowed) is None
 
 
 @pytest.mark.parametrize(("times", "is_one"), [(0.9, True), (1.1, False)])
-def test_a_factor_is_one_up_to_what_is_allowed(times, is_one):
+def test_a_factor_must_fit_within_the_tolerance(times, is_one):
     found = 2 * NUMBERS
     found[0] += times * allowed(2.0)
     assert (factor(found, NUMBERS, allowed) is not None) is is_one
 
 
 @pytest.mark.parametrize(("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), ("abc", "a, b and c")])
-def test_names_are_listed_as_a_sentence_has_them(names, text):
+def test_names_are_listed_with_commas_and_an_and(names, text):
     assert not names or enumerated(names) == text

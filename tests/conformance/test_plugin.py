@@ -1,4 +1,4 @@
-"""The suite in somebody's own tests: pytest finds a test for each claim and problem, from any folder."""
+"""The pytest plugin: pytest finds a test for each claim and problem, from any folder."""
 
 import re
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minilora.conformance.plugin import lora_cases  # here, else each run inside would import all of it anew
+from minilora.conformance.plugin import lora_cases  # imported once here; otherwise each inner run would import it again
 
 from .implementations import PLAIN, beside_forward
 
@@ -45,7 +45,7 @@ WORKFLOW = Path(__file__).parents[2] / "examples" / "conformance" / "workflow.ym
 
 @pytest.fixture
 def run(pytester, monkeypatch):
-    """Run pytest in this process, in a folder with the files; without other plugins, and without asserts of its own."""
+    """Return a function that runs pytest in this process, in a folder with the files and without other plugins."""
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "yes")
     for name, text in FILES.items():
@@ -54,12 +54,12 @@ def run(pytester, monkeypatch):
 
 
 def outcomes_of(done):
-    """Return how many tests passed, failed or were skipped; not the warning of a plugin that is imported already."""
+    """Return the numbers of tests by outcome, without the warning that the plugin is already imported."""
     return {what: count for what, count in done.parseoutcomes().items() if what != "warnings"}
 
 
 def became(done):
-    """What became of each test, by the id in brackets."""
+    """Return the outcome of each test by the id in its brackets."""
     return {m[2]: m[1] for line in done.outlines if (m := re.match(r"([A-Z]+) .*\[(\S+)\]", line))}
 
 
@@ -102,7 +102,7 @@ def test_each_claim_and_problem_is_a_test_by_its_id(run, monkeypatch):
     assert line.startswith("::error title=minilora conformance::my_lora: the output, where r is 1, is off by 1 ")
 
 
-def test_a_module_of_the_folder_comes_before_others(run, pytester, monkeypatch):
+def test_a_module_in_the_folder_takes_precedence(run, pytester, monkeypatch):
     pytester.mkdir("other").joinpath("my_lora.py").touch()
     monkeypatch.syspath_prepend(pytester.path / "other")
     assert run(*PLUGIN, "--lora", "my_lora:right").ret == 0
@@ -119,7 +119,7 @@ def test_a_module_of_the_folder_comes_before_others(run, pytester, monkeypatch):
          "'linear-99-forward' is listed as a known failure, but no test has this id"),
     ],
 )  # fmt: skip
-def test_a_decorator_makes_tests_in_a_file_of_ones_own(run, pytester, xfails, outcomes, said):
+def test_the_decorator_makes_tests_in_any_test_file(run, pytester, xfails, outcomes, said):
     pytester.syspathinsert()
     pytester.makepyfile(
         f"""
@@ -150,7 +150,7 @@ def forward(*arrays):
         ("linear-alpha-of-0", pytest.skip, []),
     ],
 )
-def test_a_case_tells_its_own_mistakes_alone(id, outcome, said):
+def test_a_case_reports_only_its_own_mistakes(id, outcome, said):
     mine = beside_forward(forward=forward, backward=lambda *arrays: {}, merge=lambda weight, *factors: weight)
     cases = {case.id: case.values[0] for case in lora_cases(mine).args[1]}
     with pytest.raises(outcome.Exception) as told:
@@ -161,7 +161,7 @@ def test_a_case_tells_its_own_mistakes_alone(id, outcome, said):
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform == "win32", reason="the workflow's shell is of POSIX")
 def test_the_workflow_of_the_site_runs(tmp_path, monkeypatch):
-    """All of its commands but that which installs."""
+    """All commands but the one that installs are run."""
     monkeypatch.chdir(tmp_path)
     steps = re.findall(r"- run: >-\n((?: {10}.*\n)+)", WORKFLOW.read_text(encoding="utf-8"))
     (tmp_path / "my_lora.py").write_text(MODULE, encoding="utf-8")
@@ -175,6 +175,6 @@ def test_the_workflow_of_the_site_runs(tmp_path, monkeypatch):
     assert all((tmp_path / name).exists() for name in ("lora.json", "lora.xml"))
     (tmp_path / "my_lora.py").write_text(
         MODULE.replace("(len(A) == 1)", "0"), encoding="utf-8"
-    )  # repaired: a stale line
+    )  # repaired, so the known failure is stale
     for command in commands:
         assert subprocess.run(["sh", "-c", command], capture_output=True).returncode == 1

@@ -1,6 +1,6 @@
-"""Whole reports of the five commands, as text and for programs, compared with approved files in `reports`.
+"""Whole reports of the five commands, as text and as JSON, compared with the approved files in `reports`.
 
-``python -m pytest tests/conformance/test_reports.py --approve`` writes the files anew: look at the difference then.
+``python -m pytest tests/conformance/test_reports.py --approve`` rewrites the files; look at the difference afterwards.
 """
 
 import json
@@ -24,7 +24,7 @@ from .situations import FOR_PROGRAMS, SITUATIONS, build
 DOCS = Path(__file__).parents[2] / "docs" / "library" / "hold-yours-against-it.md"
 APPROVED = Path(__file__).parent / "reports"
 OF_THE_MACHINE = ("minilora", "versions", "kernel")
-"""Keys of the JSON that differ between versions and machines."""
+"""The keys of the JSON that differ between versions and machines."""
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +36,15 @@ def world(tmp_path_factory):
 
 @cache
 def checked(target, dtype):
-    """The report of an implementation, in this process: once for all situations that it is in."""
+    """Return the report of an implementation, checked in this process and cached for all situations."""
     return check.check(child.imported(target), dtype=dtype, name=target)
 
 
 @pytest.fixture
 def run(world, monkeypatch, capsys):
-    """Run a command line in the world."""
+    """Return a function that runs a command line in the folder of the situations."""
     monkeypatch.chdir(world)
-    monkeypatch.setitem(sys.modules, "my_lora", None)  # as it is imported anew, and out of there at the end
+    monkeypatch.setitem(sys.modules, "my_lora", None)  # it is imported anew, and removed at the end
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(child, "check_apart", lambda target, *, dtype, timeout: deepcopy(checked(target, dtype)))
 
@@ -57,7 +57,7 @@ def run(world, monkeypatch, capsys):
 
 
 def steady(value):
-    """A value of JSON without the last digits, which depend on the order of summation."""
+    """Return a JSON value without the last digits, which depend on the order of summation."""
     if isinstance(value, float):
         return 0.0 if abs(value) < 1e-12 else float(f"{value:.4g}")
     if isinstance(value, dict):
@@ -66,7 +66,7 @@ def steady(value):
 
 
 def in_lines(content):
-    """JSON with a line for each key, and for each entry of a list or an object below it."""
+    """Return JSON with one line for each key, and for each entry of a list or object below it."""
     lines = []
     for key, value in content.items():
         if isinstance(value, (list, dict)) and len(json.dumps(value)) > 80:
@@ -83,14 +83,14 @@ def compare(file, text, request):
         file.write_text(text, encoding="utf-8")
     approved = file.read_text(encoding="utf-8")
     if not same_but_rounding(text, approved):
-        assert text == approved  # shows where
+        assert text == approved  # shows the difference
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
     argv, found = SITUATIONS[name], world / f"{name}.json"
     monkeypatch.setenv("GITHUB_ACTIONS", "true" if name.endswith("-github") else "")
-    text = run([*argv, "--json", str(found)]).replace(f" --json {found}", "", 1)  # which shows nothing else
+    text = run([*argv, "--json", str(found)]).replace(f" --json {found}", "", 1)  # --json changes nothing else
     compare(APPROVED / f"{name}.txt", text, request)
     assert found.exists() is (not text.endswith("exit code 2\n") or "UNDECIDED" in text)
     if found.exists():
@@ -103,12 +103,12 @@ def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
             compare(APPROVED / f"{name}.json.txt", in_lines(steady(content)), request)
 
 
-def test_every_approved_file_is_of_a_situation():
+def test_every_approved_file_belongs_to_a_situation():
     assert {file.name.partition(".")[0] for file in APPROVED.iterdir()} <= {*SITUATIONS}
 
 
 def keys_of(file):
-    """The keys at the top of an approved JSON, and of its cases."""
+    """Return the top-level keys of an approved JSON."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return {line.partition(":")[0] for line in lines if not line.startswith(" ")}
 

@@ -1,7 +1,7 @@
-"""Slips in what others wrote, one at a time: each is named by the row of the table that it is.
+"""Bugs planted one at a time in other people's code: each is named by its row of the table.
 
-No line of `foreign/` is of this library, so no row is held against itself. ``slips.diff`` has the file, the row's flag,
-and what is edited.
+No line of `foreign/` comes from this library, so no row is compared with itself. ``slips.diff`` has the file of each
+bug, its flag, and the edit that plants it.
 """
 
 from pathlib import Path
@@ -19,12 +19,12 @@ from .checking.test_suite import FEW
 FOREIGN = Path(__file__).with_name("foreign")
 FUNCTIONS = (*LAYER_FUNCTIONS, "step", "cat", "linear", "svd")
 FILES = {"rslora": "linear"}
-"""The file of a kind, where it has another name."""
+"""The file of a kind, if it has another name."""
 NAMES = {"convolution": ("conv1d", "conv2d")}
 
 
 def slips():
-    """Yield a kind, a flag, and what is replaced by what."""
+    """Yield a kind, a flag, and a list of pairs of old and new text for each bug."""
     for slip in (FOREIGN / "slips.diff").read_text(encoding="utf-8").strip().split("\n\n"):
         title, *lines = slip.splitlines()
         edits, before = [], "+"
@@ -37,7 +37,7 @@ def slips():
 
 
 def implementation(kind, edits=()):
-    """An implementation whose layer of one kind is a file of others, with edits."""
+    """Return an implementation whose layer of one kind is a foreign file with edits."""
     source = (FOREIGN / f"{FILES.get(kind, kind)}.py").read_text(encoding="utf-8")
     for old, new in edits:
         assert old in source, old
@@ -54,13 +54,13 @@ def implementation(kind, edits=()):
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in FOREIGN.glob("[!_]*.py")))
 @pytest.mark.parametrize("dtype", ["float64", pytest.param("float32", marks=pytest.mark.long)])
-def test_what_others_wrote_passes(kind, dtype):
+def test_foreign_code_without_edits_passes(kind, dtype):
     report = check(implementation(kind), dtype=dtype)
     assert report.passed, str(report)
 
 
 def chosen():
-    """All slips: a third in the default run, a sixth where `checking/test_suite.py` has the rows of the kind there."""
+    """Return all slips; the default run tests a third, or a sixth if `checking/test_suite.py` also tests the kind."""
     known, others = ([slip for slip in slips() if (slip[0] in FEW) is few] for few in (True, False))
     return [param for every, part in ((6, known), (3, others)) for param in one_in(every, part, [s[1] for s in part])]
 

@@ -1,4 +1,4 @@
-"""``minilora conformance --start``: each file says what to fill in, and a right LoRA that is filled in passes."""
+"""``minilora conformance --start``: each file says what to fill in, and passes with a right LoRA filled in."""
 
 import re
 import sys
@@ -68,7 +68,7 @@ class MyLoRALinear(nn.Module):
         return y if self.bias is None else y + self.bias
 """,
 }
-"""A package as people have them, with a right LoRA."""
+"""A package with a right LoRA, such as users have."""
 OFFERED = {
     "numpy": {"forward", "slope", "merge", "start"},
     "class": {"forward", "slope", "merge", "merged and back"},
@@ -81,7 +81,7 @@ FILLED_IN = ("numpy", "class", *(pytest.param(k, marks=pytest.mark.peers) for k 
 
 
 def filled_in(text):
-    """Take what is commented out for what it says, in the place of what raises."""
+    """Replace the lines that raise by the commented example, and import the package."""
     text = re.sub(r"(?m)^ +raise NotImplementedError\(.*\n((?: +#.*\n)+)", lambda m: m[1].replace("# ", ""), text)
     text = text.replace("# from my_package", "from my_package")
     return re.sub(r"(?m)^# (def merge|    )", r"\1", text)
@@ -124,7 +124,7 @@ def test_a_file_says_what_is_still_to_fill_in(folder, kind):
     assert str(refused.value).endswith(f", in my_lora.py, line {line}")
 
 
-def test_what_is_left_over_is_to_be_deleted(folder):
+def test_unused_functions_are_to_be_deleted(folder):
     text = FOLDER.joinpath("numpy.txt").read_text(encoding="utf-8")
     first, rest = text.split("def backward")
     (folder / "my_lora.py").write_text(f"{filled_in(first)}def backward{rest}", encoding="utf-8")

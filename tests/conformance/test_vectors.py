@@ -1,4 +1,4 @@
-"""Problems and answers as files: what they hold, and what is said of a program that answers them."""
+"""Test vectors: the contents of the files, and the reports on programs that answer them."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from .implementations import OURS, dora_init, full_norm, functions_of, step
 
 C = Path(__file__).parents[2] / "examples" / "conformance" / "lora.c"
 FULL = {**OURS, "dora-full": functions_of(full_norm, init=dora_init)}
-del FULL["combine"]  # whose singular vectors are not the same bits everywhere
+del FULL["combine"]  # the bits of its singular vectors depend on the machine
 
 
 BITS = {
@@ -40,12 +40,12 @@ BITS = {
     "mixed": "b57783a5e0903a77",
     "nf4": "2c203730fb04c533",
 }
-"""Of each kind, the first half of the sha256 of its files: one version writes the same bits everywhere."""
+"""The first half of the sha256 of each kind's files: one version writes the same bits on every machine."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """All vectors, with the flags of a few alone: to see which bugs a case shows takes most of the time."""
+    """Write all vectors, but with flags for only a few of them, since finding the bugs that a case catches is slow."""
     made, flags = tmp_path_factory.mktemp("vectors") / "made", vectors.Vector.flags
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(vectors.Vector, "flags", lambda vector: flags(vector) if vector in vectors.STARTER[:8] else [])
@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def compared(folder, tmp_path):
-    """What is found of answers, by their file's name without its ending: a report for each precision."""
+    """Return a function that judges answers, keyed by file name without suffix: it returns a report per precision."""
 
     def compare(answers, against=folder):
         (mine := tmp_path / "mine").mkdir(exist_ok=True)
@@ -71,7 +71,7 @@ def index_of(folder):
 
 
 def answer(folder, name):
-    """What this library's own layers answer to a case, with nothing but the file."""
+    """Return the answers of the library's own layers to a case, read from nothing but its file."""
     p, kind = load_file(folder / f"{name}.safetensors"), name.removeprefix("half-").rsplit("-", 2)[0]
     if kind == "adam":
         return of_adam(p)
@@ -95,7 +95,7 @@ def answer(folder, name):
 
 
 def of_slots(p):
-    """The same of a weight with slots, whose factors have a number each."""
+    """Return the answers to a case with slots, whose factors are numbered."""
     widths, functions = list(map(int, p["widths"])), OURS["fused"]
     A, B = ([p.get(f"{name}.{i}") for i in range(len(widths))] for name in ("lora_A", "lora_B"))
     slots = [A, B, list(map(float, p["alpha"])), widths]
@@ -116,7 +116,7 @@ def of_adam(p):
 
 @pytest.fixture(scope="module")
 def results(folder, tmp_path_factory):
-    """Answers to every case without groups, which this library's convolutions do not have."""
+    """Write the answers to every case without groups, which this library's convolutions do not support."""
     made = tmp_path_factory.mktemp("results")
     for case in index_of(folder)["cases"]:
         if "groups=1" in case["sizes"] or "groups" not in case["sizes"]:
@@ -141,12 +141,12 @@ def test_our_own_answers_to_every_case_pass(folder, results):
     index = index_of(folder)
     for case in (case for case in index["cases"] if case["kind"] != "adam" and (results / case["file"]).exists()):
         right = load_file(folder / case["file"])
-        for name, array in load_file(results / case["file"]).items():  # so a program can judge itself, by the files
+        for name, array in load_file(results / case["file"]).items():  # a program can judge itself from the files
             allowed = index["tolerance"][case["dtype"]] * right[f"size.{name}"]
             assert (np.abs(array - right[name]) <= allowed).all(), (case["file"], name)
 
 
-# --- what is written ------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------
 
 
 def test_the_files_of_each_kind_have_the_same_bits(folder):
@@ -158,7 +158,7 @@ def test_the_files_of_each_kind_have_the_same_bits(folder):
     assert {kind: whole.hexdigest()[:16] for kind, whole in found.items()} == BITS
 
 
-def test_the_index_has_a_line_for_each_thing(folder):
+def test_the_index_has_one_line_for_each_entry(folder):
     text, things = (folder / "index.json").read_text(encoding="utf-8"), []
     for value in index_of(folder).values():
         pairs = value.items() if isinstance(value, dict) else ()
@@ -172,7 +172,7 @@ def test_the_index_has_a_line_for_each_thing(folder):
 
 
 @pytest.mark.long
-def test_every_bug_of_numbers_is_the_flag_of_a_case(tmp_path):
+def test_every_numeric_bug_is_caught_by_a_case(tmp_path):
     vectors.write(tmp_path / "made")
     index = index_of(tmp_path / "made")
     assert {flag for case in index["cases"] for flag in case["flags"]} == set(index["flags"])
@@ -186,7 +186,7 @@ def test_every_bug_of_numbers_is_the_flag_of_a_case(tmp_path):
             "output dtype",
             "codes",
         ):
-            trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()  # it leaves a gradient out, as an answer may be
+            trial = vectors.Vector(bug.kinds[0], 0, "float64").trial()  # the bug omits a gradient, as answers may
             assert len(trial.answer(**bug.replaced_in(trial.problem))) < len(trial.right)
 
 
@@ -205,7 +205,7 @@ def test_a_flag_is_a_bug_that_the_case_catches(folder):
     }
 
 
-def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
+def test_only_the_selected_vectors_are_written(tmp_path, capsys):
     assert cli.main(["vectors", str(tmp_path / "starter"), "--starter"]) == 0
     assert cli.main(["vectors", str(tmp_path / "two"), "--kind", "conv1d,adam", "--kind", "nf4"]) == 0
     first, second = index_of(tmp_path / "starter"), index_of(tmp_path / "two")
@@ -237,11 +237,11 @@ def test_kinds_or_a_starter_set_are_written_alone(tmp_path, capsys):
     assert not (tmp_path / "none").exists()
 
 
-# --- what a program answered ----------------------------------------------------------------------
+# --- the answers of a program ---------------------------------------------------------------------
 
 
 @pytest.mark.long
-def test_a_wrong_answer_is_named_in_its_precision_alone(folder, results, compared):
+def test_a_wrong_answer_is_named_only_in_its_precision(folder, results, compared):
     answers = {file.stem: load_file(file) for file in results.glob("*dora-*-float*.safetensors")}
     wrong = {name: p | {"dm": 0 * p["dm"]} for name, p in answers.items() if name[:5] == "dora-" and "64" in name}
     double, *others = compared(answers | wrong)
@@ -264,7 +264,7 @@ def test_what_is_wrong_in_some_precisions_says_in_which(folder, compared, tmp_pa
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_an_answer_is_judged_by_its_precision(folder, compared, dtype):
-    """Rounded to it once, it passes; rounded to it and off by a sixth, it does not."""
+    """An answer rounded to the precision passes; one that is off by a sixth as well does not."""
     name = f"half-linear-0-{dtype}"
     y = load_file(folder / f"{name}.safetensors")["y"]
     for times, passed in ((1.0, True), (7 / 6, False)):
@@ -272,8 +272,8 @@ def test_an_answer_is_judged_by_its_precision(folder, compared, dtype):
         assert (report.dtype, report.passed) == (dtype, passed)
 
 
-def test_answers_may_lie_in_bfloat16(folder, compared, tmp_path):
-    """Two bytes a number, as other languages write them."""
+def test_answers_may_be_stored_in_bfloat16(folder, compared, tmp_path):
+    """The file has two bytes per number, as other languages write them."""
     name = "half-linear-0-bfloat16.safetensors"
     y = round_to(load_file(folder / name)["y"], "bfloat16")
     header = json.dumps({"y": {"dtype": "BF16", "shape": y.shape, "data_offsets": [0, 2 * y.size]}}).encode()
@@ -299,7 +299,7 @@ def without(p, *names):
     ],
 )  # fmt: skip
 def test_answers_that_are_left_out_are_counted(folder, compared, changes, diagnoses, answered):
-    """One that no file has is no failure, but for the gradients of the factors where there is a gradient."""
+    """Missing answers are no failure, unless some gradients are there and those of the factors are missing."""
     names = [f"linear-{number}-float64" for number in range(len(changes))]
     (report,) = compared({name: change(answer(folder, name)) for name, change in zip(names, changes, strict=True)})
     assert report.diagnoses == diagnoses
@@ -308,7 +308,7 @@ def test_answers_that_are_left_out_are_counted(folder, compared, changes, diagno
     assert [case.id for case in report.cases if case.failed] == (["linear-0-slope"] if diagnoses else [])
 
 
-def test_a_slots_gradients_are_owed_together(folder, compared):
+def test_the_gradients_of_all_slots_are_required(folder, compared):
     found, said = answer(folder, "fused-0-float64"), "has nothing for lora_B of slot 2, expected shape (4, 3"
     with pytest.raises(CannotRun, match=re.escape(said)):
         compared({"fused-0-float64": {key: a for key, a in found.items() if key != "dB.2"}})
@@ -325,7 +325,7 @@ def test_a_slots_gradients_are_owed_together(folder, compared):
         ({"end_A": "begin_A", "end_B": "begin_B"}, "the step changes nothing"),
     ],
 )
-def test_adam_is_judged_by_where_it_ends(folder, compared, ends, verdict):
+def test_adam_is_judged_by_its_final_parameters(folder, compared, ends, verdict):
     p = load_file(folder / "adam-float64.safetensors")
     found = {end: p[ends.get(end, end)] for end in ("end_A", "end_B") if ends.get(end, end)}
     (report,) = compared({"adam-float64": found})
@@ -335,7 +335,7 @@ def test_adam_is_judged_by_where_it_ends(folder, compared, ends, verdict):
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("float64", 1e-9), ("float32", 2e-6)])
-def test_adam_may_end_as_far_off_as_its_precision(folder, compared, dtype, most):
+def test_adam_has_a_tolerance_for_each_precision(folder, compared, dtype, most):
     for times, ok in ((0.8, True), (1.2, False)):
         ends = {end: load_file(folder / f"adam-{dtype}.safetensors")[end] for end in ("end_A", "end_B")}
         ends["end_A"][0, 0] += times * most
@@ -343,8 +343,8 @@ def test_adam_may_end_as_far_off_as_its_precision(folder, compared, dtype, most)
         assert (report.claims["adam"] == "ok") is ok
 
 
-def test_an_answer_of_another_shape_is_said(compared):
-    """Also where it is the only one, and where the right one is zero."""
+def test_an_answer_of_another_shape_is_reported(compared):
+    """This holds even if it is the only answer, and if the right one is zero."""
     shapes = {"linear-8-float64": (0,), "conv2d-4-float64": (), "rslora-8-float32": (3, 2, 1)}
     double, single = compared({case: {"dA": np.zeros(shape)} for case, shape in shapes.items()})
     for report, shape in zip((double, *double.kinds.values(), *single.kinds.values()), shapes.values(), strict=True):
@@ -360,7 +360,7 @@ def test_an_answer_of_another_shape_is_said(compared):
 
 
 def of_another_version(folder, file, numbers, **changed):
-    """Write a folder with one case of these numbers."""
+    """Write a folder of another version, with one case that has the given numbers."""
     folder.mkdir()
     save_file(numbers, folder / file)
     kind, _, dtype = file.removesuffix(".safetensors").split("-")
@@ -381,7 +381,7 @@ def of_another_version(folder, file, numbers, **changed):
 def test_another_versions_folder_is_judged_by_its_numbers(
     folder, compared, tmp_path, times, tolerance, size, diagnosis
 ):
-    """Other arrays, answers, sizes and tolerances than this version's: a mistake in them has its name all the same."""
+    """Arrays, answers, sizes and tolerances may differ from this version's; mistakes are still named."""
     rng, name = np.random.default_rng(0), "linear-0-float64.safetensors"
     p = load_file(folder / name) | {"x": rng.standard_normal((7, 5)), "lora_A": rng.standard_normal((2, 5))}
     base, update = p["x"] @ p["weight"].T + p["bias"], p["x"] @ p["lora_A"].T @ p["lora_B"].T
@@ -414,7 +414,7 @@ def test_a_problem_that_this_version_does_not_know_is_refused(folder, compared, 
     assert str(refused.value) == f"{str(tmp_path / 'old' / file)!r} {said}"
 
 
-# --- what is no answer ----------------------------------------------------------------------------
+# --- files that are no answers --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_a_problem_that_this_version_does_not_know_is_refused(folder, compared, 
         ({"dm": np.ones(3)}, "has dm, expected y, dx, dA, dB, dm, merged"),
     ],
 )
-def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, content, said):
+def test_files_without_answers_are_refused(folder, tmp_path, capsys, content, said):
     file = tmp_path / "linear-0-float64.safetensors"
     if isinstance(content, bytes):
         file.write_bytes(content)
@@ -446,7 +446,7 @@ def test_what_is_no_answer_is_refused(folder, tmp_path, capsys, content, said):
 @pytest.mark.long
 @pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler")
 @pytest.mark.parametrize(("bug", "code"), [(None, 0), ("-DFORGET_SCALING", 1)])
-def test_a_program_in_c_goes_the_whole_round(folder, tmp_path, capsys, bug, code):
+def test_a_program_in_c_answers_the_vectors(folder, tmp_path, capsys, bug, code):
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))))
     build = [compiler, "-std=c99", "-Wall", "-Wextra", "-Werror", "-O1", *filter(None, [bug]), str(C), "-o", "lora"]
     subprocess.run(build, check=True, cwd=tmp_path)

@@ -36,7 +36,7 @@ def kernels(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Convolution
 
 
 def swap_height_and_width(kernels: np.ndarray) -> np.ndarray:
-    """Return kernels with height and width swapped, if both are equal."""
+    """Return kernels with height and width swapped if they are equal, and unchanged otherwise."""
     return kernels.swapaxes(-1, -2) if kernels.shape[-1] == kernels.shape[-2] else kernels
 
 

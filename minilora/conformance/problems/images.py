@@ -69,7 +69,7 @@ class ConvolutionProblem(Problem):
 
     @staticmethod
     def default_steps(axes: int) -> dict[str, Any]:
-        """Return stride 1, padding 0, dilation 1 and one group for a kernel with a number of axes."""
+        """Return stride 1, padding 0, dilation 1 and one group for a kernel with the given number of axes."""
         return {"stride": (1,) * axes, "padding": (0,) * axes, "dilation": (1,) * axes, "groups": 1}
 
     @property

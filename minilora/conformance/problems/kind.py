@@ -54,7 +54,7 @@ class Kind:
     starts: tuple[tuple[int, int, int, tuple[int, ...]], ...] = START_SIZES  # rank, in, out and kernel
     init_returns: tuple[str, ...] = ("lora_A", "lora_B")  # if this includes a magnitude, ``init`` receives the weight
     spread_follows_fan: bool = True  # whether the spread of A's initial values depends on its fan
-    merge_keeps_output: bool = True  # whether a merged layer has the output that it had before
+    merge_keeps_output: bool = True  # whether merging leaves the output unchanged
     in_files: bool = True  # whether the vectors include it
     if_false: Mapping[str, Kind] = field(default_factory=dict)  # the kind that replaces it if a declaration is False
     offered_as: str = ""  # the name by which implementations offer it and ids refer to it, if not its own

@@ -168,7 +168,7 @@ class Problem:
         return replace(self, n=6, in_features=5, out_features=4, rank=7, alpha=3.0, seed=20)  # no two sizes are equal
 
     def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
-        """Return the arrays of a file that store an array under a name."""
+        """Return the arrays that store an array in a file under a name."""
         return {as_name: array}
 
     def from_file(self, name: str, as_name: str, arrays: Arrays) -> np.ndarray | None:

@@ -128,7 +128,7 @@ class FusedProblem(Problem):
         whole = np.zeros_like(self.factors[name], np.result_type(np.float16, *(p for p in parts if p is not None)))
         for i, (part, own) in enumerate(zip(parts, self.split(name, whole), strict=True)):
             if own is None and part is not None and part.any():
-                raise ValueError(f"{name} of slot {i}, which has no adapter")
+                raise ValueError(f"an array for {name} of slot {i}, expected None, as it has no adapter")
             if own is not None and (part is None or part.shape != own.shape):
                 got = "nothing" if part is None else f"shape {part.shape}"
                 raise ValueError(f"{got} for {name} of slot {i}, expected shape {own.shape}")
@@ -145,7 +145,7 @@ class FusedProblem(Problem):
         return f", in slot {int(np.searchsorted(ends, number, side='right'))}"
 
     def to_file(self, name: str, as_name: str, array: np.ndarray) -> Arrays:
-        """Return the arrays of a file that store an array; factors and their gradients have one for each slot."""
+        """Return the arrays that store an array in a file; factors and their gradients have one for each slot."""
         if name not in self.listed:
             return {as_name: array}
         parts = enumerate(self.split(name, array))
@@ -345,7 +345,7 @@ class CombineFormulas(Record):
     sum_new: Callable[[Any, list[float], int], float] = lambda sums, s, r: 1.0  # the scaling of the new adapter
 
     def counted(self) -> CombineFormulas:
-        """Return the record that gives, on ones, the number of terms."""
+        """Return the record that computes the number of terms when all arrays are ones."""
         return CombineFormulas(sum_weight=lambda sums, i: 1.0, sum_scaling=lambda sums, i, s: 1.0)
 
 
@@ -421,7 +421,7 @@ class CombineProblem(Problem):
         return {"cat": sum(self.ranks), "linear": self.ranks[0], "svd": self.rank}[name]
 
     def widen(self, sizes: Arrays, formulas: Any, rows: Arrays) -> Arrays:
-        """Return the sizes, that of "svd" from how a truncated SVD propagates an error in the sum.
+        """Return the sizes; that of "svd" accounts for how a truncated SVD propagates an error in the sum.
 
         An error E in a matrix D changes its best approximation of rank r by at most |E| (1 + 2 S_1 / (S_r - S_{r+1})),
         up to terms of E^2, and by |E| if D itself has rank r. The entries of E are rounding errors of sums, as in

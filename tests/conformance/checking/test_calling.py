@@ -210,7 +210,10 @@ LISTS = {
     "a ndarray for lora_B, expected a list, one for each slot": lambda A, B: (A, B[-1]),
     "2 arrays for lora_B, expected 3, one for each slot": lambda A, B: (A, B[:-1]),
     "shape (5, 2) for lora_A of slot 0, expected shape (2, 5)": lambda A, B: ([g if g is None else g.T for g in A], B),
-    "lora_A of slot 1, which has no adapter": lambda A, B: ([np.ones((2, 5)) if g is None else g for g in A], B),
+    "an array for lora_A of slot 1, expected None, as it has no adapter": lambda A, B: (
+        [np.ones((2, 5)) if g is None else g for g in A],
+        B,
+    ),
     "nothing for lora_B of slot 0, expected shape (8, 2)": lambda A, B: (A, [None] * len(B)),
 }
 

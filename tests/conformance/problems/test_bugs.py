@@ -1,4 +1,4 @@
-"""Each row of the table is named where it is planted, wherever in the table it stands."""
+"""The table of bugs: each row is named where it is planted, whatever the order of the table."""
 
 import re
 from dataclasses import replace
@@ -20,7 +20,7 @@ OTHERS = [bug for bug in BUGS if bug.breaks not in (*NUMERIC_CLAIMS, "row of zer
 
 @pytest.mark.parametrize("bug", OTHERS, ids=lambda bug: bug.flag)
 def test_a_bug_of_a_claim_without_numbers_is_named(bug):
-    """Those of numbers are planted in `test_suite`, and by hand in `test_slips`."""
+    """Bugs of the other claims are planted in `test_suite`, and by hand in `test_slips`."""
     kind, functions = planted(bug)
     report = report_of(kind, **functions)
     assert not report.passed
@@ -31,10 +31,10 @@ def test_a_bug_of_a_claim_without_numbers_is_named(bug):
 
 
 FLAGS = Path(__file__).with_name("flags.txt").read_text(encoding="utf-8").split()
-"""Those that minilora 0.3 has. Programs keep them, so they stay, whatever sentence comes to stand beside them."""
+"""The flags of minilora 0.3. Programs store them, so they stay even if their sentences change."""
 
 
-def test_a_flag_and_a_sentence_stand_once_and_stay():
+def test_flags_and_sentences_are_unique_and_flags_stay():
     assert len(FLAGS) == 81
     assert set(FLAGS) <= {bug.flag for bug in BUGS}
     assert len({bug.flag for bug in BUGS}) == len({bug.says for bug in BUGS}) == len(BUGS)
@@ -42,7 +42,7 @@ def test_a_flag_and_a_sentence_stand_once_and_stay():
 
 
 NUMBERS = Path(__file__).with_name("numbers.txt")
-"""Each bug's flag and what `number_of` gives: where a bug is planted, the suite itself makes its answers."""
+"""Each bug's flag with its `number_of`, recorded because tests that plant a bug use its own formulas."""
 
 
 def logarithm(arrays):
@@ -50,7 +50,7 @@ def logarithm(arrays):
 
 
 def number_of(bug):
-    """The sum, over the problems in which a bug shows, of the logarithm of its answers, each times its place."""
+    """Return one number for all answers of a bug: a sum of logarithms over the problems in which it shows."""
     kind = KINDS[bug.kinds[0]]
     pairs = ((drawn(p, "float64", kind.formulas), parts) for p in kind.problems if (parts := bug.replaced_in(p)))
     return sum(logarithm(trial.answer(**parts)) for trial, parts in pairs)
@@ -69,14 +69,14 @@ def test_a_known_bug_keeps_its_numbers(request):
 LIVE = Path(__file__).parents[3] / "docs" / "_static" / "live" / "mistakes.js"
 
 
-def test_the_live_pages_mistakes_have_the_tables_sentences():
+def test_the_live_page_has_the_sentences_of_the_table():
     pairs = re.findall(r'label: "(.*)",\n +flag: "(.*)"', LIVE.read_text(encoding="utf-8"))
     assert len(pairs) == 3
     for label, flag in pairs:
         assert table.known(flag).says.startswith(label)
 
 
-def test_kernels_with_two_unlike_sides_stay_as_they_lie():
+def test_kernels_that_are_not_square_stay_as_they_are():
     kernels = np.arange(12.0).reshape(1, 2, 2, 3)
     assert swap_height_and_width(kernels) is kernels
     np.testing.assert_array_equal(swap_height_and_width(kernels[..., 1:]), kernels[..., 1:].swapaxes(2, 3))
@@ -89,7 +89,7 @@ def test_kernels_with_two_unlike_sides_stay_as_they_lie():
      "an-alpha-of-0-is-taken-for-1"],
 )  # fmt: skip
 def test_of_rows_with_the_same_numbers_the_alphabet_decides(monkeypatch, flag, order):
-    """Wherever they stand. Without a bias, a scaling of the base is that of the base and the bias too."""
+    """The order of the table does not matter. Without a bias, scaling the base equals scaling base and bias."""
     row = table.known(flag)
     row = replace(row, kinds=("embedding",) if row.breaks == "forward" else row.kinds)
     twins = [replace(row, flag=letter, says=f"twin {letter}") for letter in "ba"]

@@ -1,4 +1,4 @@
-"""Kinds and their problems: numbers that stay, what the problems show, what is declared, and a kind that is added."""
+"""Kinds and their problems: their numbers, what they catch, what an implementation declares, and how to add a kind."""
 
 import hashlib
 from dataclasses import replace
@@ -22,7 +22,7 @@ from .test_lowprecision import update
 FIRST = {"linear": 15, "rslora": 14, "dora": 14, "embedding": 6, "conv1d": 5, "conv2d": 7, "dropout": 14, "nf4": 5,
          "mixed": 9, "fused": 9, "experts": 10, "combine": 13, "dora-full": 14}  # fmt: skip
 DIGEST = "5275375861fd459db488000d28b897fabf0c7671a3215ea03a71e548e302c32c"
-"""Of the first problems of each kind. Adopters list failures by a problem's number: new ones come after these."""
+"""The sha256 of each kind's first problems. Users list failures by a problem's number, so new ones come after these."""
 
 
 def test_a_problem_keeps_its_number():
@@ -43,7 +43,7 @@ TOLD = {
 }
 
 
-def test_a_problem_is_told_by_its_sizes():
+def test_a_problem_prints_its_sizes():
     assert {(kind, number): str(KINDS[kind].problems[number]) for kind, number in TOLD} == TOLD
     assert str(replace(KINDS["experts"].problems[3], idle=0)).endswith(" experts=4, none for expert 0")
 
@@ -61,7 +61,7 @@ PLACES = {
 }  # fmt: skip
 
 
-def test_an_entry_is_told_by_its_slot_or_its_expert():
+def test_an_entry_is_located_by_slot_or_expert():
     for kind, number in (("fused", 2), ("experts", 0)):
         problem = KINDS[kind].problems[number]
         assert {place: problem.locate(*place) for place in PLACES[kind]} == PLACES[kind]
@@ -81,7 +81,7 @@ HANDED = {
 
 
 @pytest.mark.parametrize("kind", HANDED)
-def test_a_function_is_handed_these_arguments_in_order(kind):
+def test_functions_get_their_arguments_in_this_order(kind):
     problem = KINDS[kind].problems[0]
     arrays = drawn(problem, "float64", KINDS[kind].formulas).arrays
     found = {function: " ".join(problem.arguments_of(function, arrays)) for function in HANDED[kind]}
@@ -100,7 +100,7 @@ A, OF_A = np.ones((3, 6)), "lora_A of slot"
         (A, "a ndarray for lora_A, expected a list, one for each slot"),
     ],
 )
-def test_gradients_that_are_none_of_the_slots_are_refused(parts, said):
+def test_gradients_that_do_not_fit_the_slots_are_refused(parts, said):
     problem = KINDS["fused"].problems[2]
     with refused(said, ValueError):
         problem.from_returned("lora_A", parts, lambda value, name: value)
@@ -121,8 +121,8 @@ NUMBERS = {
     "combine": (87.553072, 119.430382, 166.685832),
     "dora-full": (133.386716, 133.676946, 194.548172),
 }
-"""Of each kind the sum over its problems of the logarithms of what is asked, of what is right, and of how far that may
-be off in units of rounding: each entry times its place."""
+"""Three numbers for each kind: sums of logarithms of its problems' arrays, right answers and sizes, where each entry is
+multiplied by its position."""
 
 
 def logarithm(arrays):
@@ -136,15 +136,15 @@ def test_problems_keep_their_numbers_answers_and_sizes(kind):
     np.testing.assert_allclose(found, NUMBERS[kind], rtol=0, atol=2e-6)
 
 
-# --- what the problems show -----------------------------------------------------------------------
+# --- what the problems catch ----------------------------------------------------------------------
 
 
-def test_rows_along_two_axes_are_not_taken_for_another_axis():
+def test_two_row_axes_cannot_be_confused_with_others():
     problems = {kind: KINDS[kind].problems[0].with_two_row_axes() for kind in KINDS}
     assert {kind for kind, p in problems.items() if p is None} == {"conv1d", "conv2d"}
     for kind, p in problems.items():
         sizes = (p.n, p.in_features, p.out_features, p.rank, 2, 3) if p else ()
-        assert len(set(sizes)) >= len(sizes) - (kind in ("fused", "experts"))  # of which two are alike
+        assert len(set(sizes)) >= len(sizes) - (kind in ("fused", "experts"))  # two of their sizes are equal
 
 
 def test_a_nearest_matrix_does_not_depend_on_rounding():
@@ -159,21 +159,21 @@ def test_a_nearest_matrix_does_not_depend_on_rounding():
         assert S[p.rank - 1] - after > S[0] / 25
 
 
-def test_where_base_and_update_cancel_the_base_is_exact():
-    """Each partial sum of the base is an integer up to 256, in whatever order; the update takes it away up to 1/2."""
+def test_the_base_is_exact_if_the_update_cancels_it():
+    """Each partial sum of the base is an integer up to 256 in any order, and the update cancels it up to 1/2."""
     for problem in (problem for problem in KINDS["mixed"].problems if problem.near):
         trial = drawn(problem, "float32", KINDS["mixed"].formulas)
         p = trial.arrays
         assert (np.abs(p["x"]) @ np.abs(p["weight"]).T + np.abs(p["bias"])).max() <= 256
-        assert np.abs(trial.right["y"]).max() <= 0.5 - 1e-6  # so no BLAS rounds to another integer
+        assert np.abs(trial.right["y"]).max() <= 0.5 - 1e-6  # so that no BLAS rounds to another integer
         assert np.abs(update(p["x"], p["lora_A"], p["lora_B"], problem.alpha / problem.rank)).max() > 50
 
 
-# --- what is declared -----------------------------------------------------------------------------
+# --- declarations ---------------------------------------------------------------------------------
 
 
 def seen(**declared):
-    """The slots, ranks and alphas that an implementation of fused slots is asked for."""
+    """Return the slots, ranks and alphas that an implementation of fused slots is called with."""
     asked = []
 
     def forward(x, weight, bias, A, B, alpha, widths):
@@ -184,7 +184,7 @@ def seen(**declared):
     return asked
 
 
-def test_all_forms_of_slots_are_asked_for_unless_declared():
+def test_all_forms_of_slots_are_tested_unless_declared():
     asked = seen()
     assert {len(widths) for widths, *_ in asked} == {2, 3}
     assert any(len(set(widths)) > 1 for widths, *_ in asked)
@@ -215,17 +215,17 @@ PRECISIONS = [("nf4", None, "float32"), ("nf4", "float16", "float16"), ("mixed",
 
 
 @pytest.mark.parametrize(("kind", "dtype", "checked"), [*PRECISIONS, ("dora", None, "float64")])
-def test_a_kind_is_checked_in_a_precision_of_its_own(kind, dtype, checked):
+def test_a_kind_is_checked_in_a_precision_that_it_supports(kind, dtype, checked):
     assert report_of(kind, dtype, **vars(OURS[kind])).dtype == checked
 
 
-def test_a_function_is_handed_the_options_that_it_names():
+def test_a_function_gets_the_options_in_its_signature():
     def forward(x, weight, bias, A, B, alpha, *, stride, padding=0, **more):
         assert not more
         return OURS["conv2d"].forward(x, weight, bias, A, B, alpha, stride=stride, padding=padding)
 
     class Compiled:
-        """A function that has no signature to look at."""
+        """A callable without a signature to inspect."""
 
         @property
         def __signature__(self):
@@ -238,10 +238,10 @@ def test_a_function_is_handed_the_options_that_it_names():
     assert report_of("conv2d", forward=Compiled()).passed
 
 
-def test_a_shape_tells_that_steps_of_two_axes_were_exchanged():
+def test_a_wrong_shape_reveals_swapped_axes_of_the_steps():
     steps = {"stride": (1, 2), "padding": (1, 2), "dilation": (2, 3)}
-    exchanged = {name: step[::-1] for name, step in steps.items()}
-    own, other = (ConvolutionProblem(2, 3, 4, 2, kernel=(2, 3), sizes=(17, 14), **of) for of in (steps, exchanged))
+    swapped = {name: step[::-1] for name, step in steps.items()}
+    own, other = (ConvolutionProblem(2, 3, 4, 2, kernel=(2, 3), sizes=(17, 14), **of) for of in (steps, swapped))
     assert own.shape_hint((2, 4, *other.positions)) == ", as it would be if the two axes of each step were swapped"
 
 
@@ -251,7 +251,7 @@ def turned(value, swapped=2):
     return np.ascontiguousarray(value.swapaxes(-1, -2)) if np.ndim(value) == swapped else value
 
 
-def test_slots_may_lie_in_out():
+def test_slots_may_have_the_orientation_in_out():
     ours = OURS["fused"]
 
     def forward(x, weight, bias, A, B, *more):
@@ -266,7 +266,7 @@ def test_slots_may_lie_in_out():
 
 
 @pytest.mark.parametrize("fan", [None, True])
-def test_stacked_weights_may_lie_in_out(fan):
+def test_stacked_weights_may_have_the_orientation_in_out(fan):
     ours, declared = OURS["experts"], {"fan_in_fan_out": True} if fan else {"orientation": "in, out"}
 
     def forward(x, W, A, B, alpha, ids):
@@ -278,7 +278,7 @@ def test_stacked_weights_may_lie_in_out(fan):
     assert report_of("experts", forward=forward, merge=merge, **declared).passed
 
 
-# --- a kind is one record -------------------------------------------------------------------------
+# --- adding a kind --------------------------------------------------------------------------------
 
 
 class PlainProblem(Problem):

@@ -1,4 +1,4 @@
-"""Factors in float32 beside a base in bfloat16: a wrong rounding by hand is named, another right one passes."""
+"""Float32 factors on a bfloat16 base: wrong roundings written by hand are named, and other right ones pass."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def half(array):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_judge_rounds_to_bfloat16_as_files_do(dtype):
-    """Of every upper half of a float32: the ends, the middle to the next number, and what lies around it."""
+    """For each upper half of a float32, check both ends, the midpoint to the next number, and its neighbours."""
     upper = np.arange(2**16, dtype=np.uint32) << 16
     bits = np.concatenate([upper + lower for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
     with np.errstate(invalid="ignore"):
@@ -36,7 +36,7 @@ def update(x, A, B, s):
 
 
 def beside(update, rounded=half):
-    """A forward whose base is rounded after each step, and whose update is given."""
+    """Return a forward that rounds the base after each step and adds a given update."""
 
     def forward(x, weight, bias, A, B, alpha):
         y = half(x @ weight.T)
@@ -86,23 +86,23 @@ def test_a_wrong_rounding_is_named(flag):
     assert bug.source in text
 
 
-def test_low_bits_first_are_the_weight_of_exchanged_halves():
+def test_reading_low_bits_first_equals_swapping_the_halves():
     problem = KINDS["nf4"].problems[3]
     packed = problem.full["packed"]
-    exchanged = problem.weight(packed=packed >> 4 | packed << 4)
-    np.testing.assert_array_equal(problem.weight(low_first=True), exchanged)
-    assert not np.array_equal(problem.weight(), exchanged)
+    swapped = problem.weight(packed=packed >> 4 | packed << 4)
+    np.testing.assert_array_equal(problem.weight(low_first=True), swapped)
+    assert not np.array_equal(problem.weight(), swapped)
     flat = problem.flatten({**problem.full, "packed": packed >> 4 | packed << 4})
-    np.testing.assert_array_equal(flat["weight"], exchanged)
+    np.testing.assert_array_equal(flat["weight"], swapped)
     assert flat.keys() == {"weight", "bias"}
 
 
 RIGHT = {
-    "the base rounded each time": beside(update),
+    "the base rounded after each step": beside(update),
     "the bias added last": {"forward": bias_last},
-    "the output alone rounded": {"forward": lambda *arrays: half(OURS["linear"].forward(*arrays))},
-    "the change rounded, and the sum": {"forward": OURS["mixed"].forward, "merge": rounded_merge},
-    "dx and the merged weight kept": vars(OURS["linear"]) | {"forward": OURS["mixed"].forward},
+    "only the output rounded": {"forward": lambda *arrays: half(OURS["linear"].forward(*arrays))},
+    "the change and the sum rounded": {"forward": OURS["mixed"].forward, "merge": rounded_merge},
+    "dx and the merged weight not rounded": vars(OURS["linear"]) | {"forward": OURS["mixed"].forward},
     "an output in float32, declared": KEPT | {"output": "float32"},
 }
 
@@ -115,7 +115,7 @@ def test_another_right_rounding_passes(name, dtype):
     assert report.dtype == "float32"
 
 
-def test_a_declared_output_in_float32_is_held_to_it():
+def test_a_declared_float32_output_must_be_float32():
     wrong = report_of("mixed", forward=OURS["mixed"].forward, output="float 32")
     text = 'the output is rounded to bfloat16, but the implementation declares output = "float32"'
     assert wrong.claims["output dtype"] == text

@@ -1,4 +1,4 @@
-"""The suite says the same whatever order a processor sums in: in its verdicts, and in what it names."""
+"""The tolerance: verdicts and named bugs do not depend on the order in which a processor sums."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ LINEAR = vars(OURS["linear"])
 
 
 def merged_first(factor):
-    """The same scaling, computed through the merged weight."""
+    """Return a forward that applies a scaling through the merged weight."""
 
     def forward(x, weight, bias, A, B, alpha):
         y = x @ (weight + factor(alpha, len(A)) * (B @ A)).T
@@ -37,8 +37,8 @@ def test_a_right_layer_passes_in_every_order_of_summation(order, dtype):
 
 
 @pytest.mark.parametrize("kind", ["dora", "dora-full"])
-def test_sums_of_positive_terms_first_move_dora_no_further(kind):
-    """Its gradient of the magnitude, all of its terms in one sum."""
+def test_positive_terms_first_stay_within_doras_tolerance(kind):
+    """This is the gradient of the magnitude, with all of its terms in one sum."""
     for problem in KINDS[kind].problems:
         trial = Trial.draw(problem, "float64", KINDS[kind].formulas)
         p, s = trial.arrays, problem.alpha / problem.rank
@@ -54,7 +54,7 @@ def test_the_tolerance_of_long_sums_still_sees_small_errors():
     assert not trial.agrees("y", trial.right["y"] * (1 + 1e-11))
 
 
-def test_a_negative_part_is_rounded_as_the_positive_one():
+def test_the_sign_of_a_part_does_not_change_the_tolerance():
     trial = Trial.draw(KINDS["linear"].problems[0], "float64", KINDS["linear"].formulas)
     positive, negative = (trial.size(bias=lambda b, G, t=times: t * b)["y"] for times in (3, -3))
     np.testing.assert_array_equal(positive, negative)
@@ -70,7 +70,7 @@ def test_an_answer_without_a_term_must_be_zero():
 
 
 LARGE = {
-    "alpha is divided by the root of the rank": lambda alpha, r: alpha / r**0.5,
+    "alpha is divided by the square root of the rank": lambda alpha, r: alpha / r**0.5,
     "the scaling is r / alpha": lambda alpha, r: r / alpha,
     "the scaling is alpha r": lambda alpha, r: alpha * r,
     "the update has a different scaling: 150 at": lambda alpha, r: 100 * alpha / r,
@@ -98,7 +98,7 @@ def test_a_scaling_is_named_in_every_order_of_summation(said, summed, dtype):
 
 
 def noisy(found, trial, units):
-    """Answers moved by some units of rounding, up and down in turn."""
+    """Return answers moved by a number of units of rounding, up and down alternately."""
     signs = {name: np.resize([1.0, -1.0], a.shape) for name, a in found.items()}
     return {name: a + units * trial.unit * trial.sizes[name] * signs[name] for name, a in found.items()}
 
@@ -110,7 +110,7 @@ def test_a_named_bug_wins_over_a_measured_one(units):
 
     def forward(x, weight, bias, A, B, alpha):
         trial = next((t for t in trials if np.array_equal(t.arrays["x"], x)), None)
-        if trial is None:  # the suite's call in between
+        if trial is None:  # another call of the suite
             return LINEAR["forward"](x, weight, bias, A, B, alpha)
         return noisy({"y": trial.answer(**bug.parts)["y"]}, trial, units)["y"]
 
@@ -119,7 +119,7 @@ def test_a_named_bug_wins_over_a_measured_one(units):
 
 
 def shuffled(factor, seed=0):
-    """A LoRA that sums in another order at each call, as atomic additions on a GPU do."""
+    """Return a LoRA that sums in a new order in each call, as atomic additions on a GPU do."""
     rng = np.random.default_rng(seed)
 
     def forward(x, weight, bias, A, B, alpha):
@@ -132,7 +132,7 @@ def shuffled(factor, seed=0):
 
 
 @pytest.mark.parametrize("factor", [1, 100, 1e8])
-def test_another_order_at_each_call_is_no_dropout(factor):
+def test_a_new_order_in_each_call_is_no_dropout(factor):
     report = check(shuffled(factor))
     assert report.passed is (factor == 1)
     assert "dropout" not in str(report)
@@ -141,7 +141,7 @@ def test_another_order_at_each_call_is_no_dropout(factor):
 
 
 @pytest.mark.parametrize(("units", "passed"), [(0.8 * 32, True), (1.2 * 32, False)])
-def test_two_answers_may_be_apart_by_the_rounding_of_both(units, passed):
+def test_two_answers_may_differ_by_the_rounding_of_both(units, passed):
     trial = Trial.draw(KINDS["linear"].problems[0], "float64", KINDS["linear"].formulas)
     calls = []
 
@@ -155,7 +155,7 @@ def test_two_answers_may_be_apart_by_the_rounding_of_both(units, passed):
 
 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_dropout_is_called_so(kept):
+def test_dropout_is_reported(kept):
     rng = np.random.default_rng(0)
 
     def forward(x, weight, bias, A, B, alpha):
@@ -167,7 +167,7 @@ def test_dropout_is_called_so(kept):
 
 
 @pytest.mark.parametrize("off", [1e-14, 1e-12])
-def test_a_small_error_is_not_called_single_precision(off):
+def test_a_small_error_is_not_reported_as_single_precision(off):
     def forward(*arrays):
         return LINEAR["forward"](*arrays) * (1 + off)
 
