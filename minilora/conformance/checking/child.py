@@ -105,7 +105,7 @@ def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0)
         trace = traces.read_text("utf-8", "replace") if traces.exists() else ""
     if trace.startswith("Timeout"):
         raise CannotRun(f"it took longer than {timeout:g} s (--timeout){_last_line(trace)}")
-    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
+    how = f"with {signal.Signals(-status).name}" if status < 0 else f"with exit code {status}"
     raise CannotRun(f"it ends the process {how}{_last_line(trace)}")
 
 

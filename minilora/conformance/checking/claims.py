@@ -145,7 +145,7 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
     if m.size == n_in:
         return f"DoRA's magnitude starts with {n_in} entries, one for each input, expected {n_out}, one for each output"
     if m.size != n_out or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1)):
-        return "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
+        return "DoRA's magnitude does not start as the norm of each row of the weight, so the output changes"
     return "ok"
 
 
@@ -196,7 +196,7 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
     which = max(off, key=lambda which: float(off[which].max()))
     at = np.unravel_index(int(off[which].argmax()), off[which].shape)
     where = f"{which} is {reached[which][at]:.7g} at [{', '.join(map(str, at))}], expected {right[which][at]:.7g}"
-    return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: {where}"
+    return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) give a wrong result: {where}"
 
 
 # --- the base and a merge -------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
     reply = reply_to(Watch(watch.functions, watch.kind), axes)
     fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
-    return _wrong_among(fit, axes, right - {"merged"}, "for rows of two axes")
+    return _wrong_among(fit, axes, right - {"merged"}, "for rows with two axes")
 
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
@@ -314,7 +314,7 @@ def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     for key, a in reply.items():
         if a.size if key in ROW_ARRAYS else a.any():  # NaN is not zero either
             said = f"has shape {a.shape}" if key in ROW_ARRAYS else "is not zero"
-            return f"for no rows {QUANTITIES[key]} {said}"
+            return f"for an empty batch {QUANTITIES[key]} {said}"
     return "ok" if reply else REFUSED
 
 
@@ -392,7 +392,7 @@ EDGES: dict[str, Claim] = {
 
 
 def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, Diagnosis]:
-    """Return the verdicts on the claims of a kind that are not about one problem; `trial` is the first problem's."""
+    """Return the verdicts on the claims about a kind as a whole; `trial` is the first problem's."""
     verdicts: dict[str, Verdict] = {}
     for claim, (function, judge) in OF_FUNCTIONS.items():
         if claim not in watch.kind.claims:

@@ -20,7 +20,7 @@ from .suite import HALVES
 
 FEW, MANY = 8, 256
 """The smallest index at which a tail can begin, and the largest number of rows whose order is searched for."""
-EVERY_ENTRY = "every entry is off by the factor"
+EVERY_ENTRY = "every entry is off by a factor of"
 """The words for a wrong answer that is right but for a factor."""
 SINGLE = (
     "right to float32 only: computed, or stored, in single precision. If that is intended, declare dtype float32, or"

@@ -59,7 +59,7 @@ def _rules(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
 
 
 def _traits(problem: Problem, names: Set[str]) -> dict[str, Any]:
-    """Return a problem's fields by their words; for a tuple, its length, largest, smallest, and whether they differ."""
+    """Return a problem's fields, keyed by their words; a tuple gives its length, extremes, and whether they differ."""
     traits: dict[str, Any] = {}
     for name in (field.name for field in fields(problem) if field.name in names - UNMENTIONED):
         value, words = getattr(problem, name), WORDS.get(name, name)
@@ -104,7 +104,7 @@ def _number_rule(name: str, values: Sequence[Any], wrong: Sequence[bool]) -> str
     bad, good = [value for value, state in states if state], [value for value, state in states if not state]
     count = name.partition("the number of ")[2]
     if count and len({*bad}) == 1 and bad[0] not in good:
-        return f"of {NUMBERS[bad[0]]} {count if bad[0] > 1 else count.removesuffix('s')}"
+        return f"with {NUMBERS[bad[0]]} {count if bad[0] > 1 else count.removesuffix('s')}"
     if min(bad) > max(good):
         above = next((bound for bound in (0, 1) if max(good) <= bound < min(bad)), max(good))  # 0 and 1 read best
         return f"where {name} is above {above:g}"

@@ -1,6 +1,6 @@
 """The report on a kind of layers, with a verdict on each claim, and an outcome for each claim and problem.
 
-An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; for a claim that is not about one problem it is
+An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``, or for a claim about the kind as a whole
 ``KIND-CLAIM``, such as ``linear-start``. Ids are stable: a problem keeps its number, and new ones are appended.
 """
 
@@ -29,10 +29,10 @@ PLAIN = ("kind", "dtype", "claims", "habits", "functions")
 
 @dataclass(frozen=True)
 class ClaimOutcome(Outcome):
-    """The outcome of a claim about one problem, or of a claim that is not about one problem."""
+    """The outcome of a claim about one problem, or about a kind as a whole."""
 
     claim: str = ""
-    problem: str = ""  # its sizes; empty if the claim is not about one problem
+    problem: str = ""  # its sizes; empty if the claim is about the kind as a whole
 
     @property
     def verdict(self) -> str:
@@ -51,7 +51,7 @@ def outcome(id: str, claim: str, problem: str, verdict: str) -> ClaimOutcome:
 
 
 def id_of(about: str, claim: str) -> str:
-    """Return the id of a claim about a problem, such as ``linear-0``, or about a kind."""
+    """Return the id of a case: a claim about a problem, such as ``linear-0``, or about a kind."""
     return f"{about}-{claim.replace(' ', '-')}"
 
 

@@ -51,7 +51,7 @@ class Adapter:
         ]
 
 
-# --- drawn ------------------------------------------------------------------------------------------
+# --- random numbers ---------------------------------------------------------------------------------
 
 
 def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> AdapterData:
@@ -128,7 +128,7 @@ def pissa_factors(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.nd
     basis = np.eye(rank, W.shape[1])
     for _ in range(60):
         basis = _orthogonal(product(product(basis, W), W.T))
-    u = product(basis, W)  # each row is a left vector times its singular value
+    u = product(basis, W)  # each row is a left singular vector times its singular value
     S = np.sqrt(sums(u * u))
     return np.sqrt(S / s) * basis, (u / S * np.sqrt(S / s)).T
 
@@ -142,7 +142,7 @@ def _orthogonal(rows: np.ndarray) -> np.ndarray:
     return np.array(directions)
 
 
-# --- as files -------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 DEFAULTS: dict[str, Any] = {
     "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": None, "bias": "none",

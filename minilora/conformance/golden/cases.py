@@ -38,7 +38,7 @@ class Case:
 
     @property
     def answered(self) -> bool:
-        """Whether the case has right numbers. One to be refused has them only if converting it is right too."""
+        """Whether the case has right numbers. One to be refused has them only if a program may convert it instead."""
         return not self.refused or self.either or self.adapters[0].pissa == "raw"
 
     @property

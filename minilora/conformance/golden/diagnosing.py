@@ -176,7 +176,7 @@ def measured_strength(world: World, given: Answers, key: str) -> list[Wrong]:
     return [Wrong(STRENGTH, says, {"times": times}, count=MEASURED)]
 
 
-# --- what it was ------------------------------------------------------------------------------------------------------
+# --- candidates -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str
 
 
 def _lines_of(one: Candidate, bound: float) -> list[str]:
-    """Return a candidate's lines in the list of all."""
+    """Return the report's lines about one candidate."""
     same = ", ".join(row.flag for row in one.rows[1:])
     return [f"  {one.largest * bound:9.3g}  {one}", *([f"{'':13}same numbers here: {same}"] if same else [])]
 

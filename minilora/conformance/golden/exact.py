@@ -35,7 +35,7 @@ def exp(x: np.ndarray) -> np.ndarray:
 
 
 def cos_sin(angle: np.ndarray, halvings: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Return cosines and sines: from series at the angle halved `halvings` times (1 or less), then by doubling it."""
+    """Return cosines and sines, from series at the angle halved `halvings` times (to 1 or less) and then doubled."""
     part = angle / 2**halvings
     z = -(part**2)
     cos, sin = np.ones_like(z), np.ones_like(z)

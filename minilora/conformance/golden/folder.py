@@ -192,7 +192,7 @@ def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored:
     write_safetensors(folder / WEIGHTS_NAME, tensors, stored)
 
 
-# --- read -------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------
 
 Above0: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 

@@ -101,7 +101,7 @@ def compare_golden(folder: Path, results: Path) -> Report:
     return report
 
 
-# --- named ------------------------------------------------------------------------------------------
+# --- naming -----------------------------------------------------------------------------------------
 
 
 def _diagnoses(index: GoldenIndex, judged: Sequence[Judged]) -> list[Diagnosis]:
@@ -136,7 +136,7 @@ def _joined(arrays: Any) -> np.ndarray:
     return np.concatenate([np.ravel(array) for array in arrays])
 
 
-# --- judged -----------------------------------------------------------------------------------------
+# --- judging ----------------------------------------------------------------------------------------
 
 
 def judge_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping[str, float]) -> Judged:

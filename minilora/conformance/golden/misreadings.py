@@ -133,7 +133,7 @@ def _scaled_by(factor: Callable[[Config, str], float]) -> Callable[[Config, str]
 
 
 def _fused_root(config: Config, path: str) -> float:
-    """Return the root of 2 for gate and up, since r and alpha are doubled when the two are fused; 1 otherwise."""
+    """Return sqrt(2) for gate and up, since r and alpha are doubled when the two are fused; 1 otherwise."""
     in_one = re.search(r"\.experts\.\d+\.(w1|w3|gate_proj|up_proj)$", path)
     return math.sqrt(2) if config.get("use_rslora") and in_one else 1.0
 

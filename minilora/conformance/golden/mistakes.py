@@ -244,4 +244,7 @@ ROUNDED_WEIGHTS = {
     "all-weights-in": ("all", "the adapter was merged, and then all weights of the model were rounded to"),
     "the-base-in": ("base", "the adapter is applied to a base whose weights were rounded to"),
 }
-"""The weights to round, and the sentence for it, by the start of the flag. It is no mistake in that precision."""
+"""The weights to round and the start of the sentence, keyed by the start of the flag; the type's name follows both.
+
+Rounding is not a mistake if the engine declared that precision.
+"""

@@ -112,7 +112,7 @@ def distance(array: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(array - expected).max())
 
 
-# --- decoded ----------------------------------------------------------------------------------------
+# --- logits -----------------------------------------------------------------------------------------
 
 
 def _logits(
@@ -142,7 +142,7 @@ def _default(base: Base, name: str) -> np.ndarray:
 def _end_logits(
     base: Base, ids: np.ndarray, changed: Mapping[str, Arrays], decodings: Mapping[str, Decoding]
 ) -> dict[str, np.ndarray]:
-    """Return the logits (prompts, V) after the last token, by bug's flag; equal decoders are computed once."""
+    """Return the logits (prompts, V) after the last token, keyed by bug; equal decoders are computed once."""
     ends: dict[str, np.ndarray] = {}
     decoders = {id(one): one for one in changed.values()}
     keys = {number: _key(base, one) for number, one in decoders.items()}
@@ -201,7 +201,7 @@ def _loaded(requests: Sequence[Request]) -> list[Use]:
 
 
 def _after(prompt: np.ndarray, engines: Engines, m: Moment, before: Sequence[Request], _: int) -> Numbers:
-    """Return the logits (V,) after the last token, by bug's flag."""
+    """Return the logits (V,) after the last token, keyed by bug."""
     changed = {flag: _changed(engine.sum(m), m) for flag, engine in engines.items()}
     ends = _end_logits(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
     for flag, engine in engines.items():
@@ -212,7 +212,7 @@ def _after(prompt: np.ndarray, engines: Engines, m: Moment, before: Sequence[Req
 
 
 def _within(prompt: np.ndarray, engines: Engines, m: Moment, *_: Any) -> Numbers:
-    """Return the logits (T - 1, V) after each token but the last, without using any cache."""
+    """Return the logits (T - 1, V) after each token but the last, keyed by bug; no cache is used."""
     known: dict[Any, np.ndarray] = {}
     numbers = {}
     for flag, engine in engines.items():
@@ -225,7 +225,7 @@ def _within(prompt: np.ndarray, engines: Engines, m: Moment, *_: Any) -> Numbers
 
 
 def _following(prompt: np.ndarray, engines: Engines, m: Moment, _: Any, count: int) -> Numbers:
-    """Return the logits (count, V) after the prompt, and after each generated token but the last."""
+    """Return the logits (count, V) after the prompt and each generated token but the last, keyed by bug."""
     known: dict[Any, np.ndarray] = {}
     numbers = {}
     for flag, engine in engines.items():

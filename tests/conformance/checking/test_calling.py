@@ -181,7 +181,7 @@ def test_a_sum_that_is_not_offered_or_raises_fails_alone():
         return ours.cat(As, *more)
 
     report = report_of("combine", cat=two_at_most, svd=ours.svd)
-    assert report.claims["cat"].startswith("cat, of three adapters, raises ValueError: two at most (in=6 out=6")
+    assert report.claims["cat"].startswith("cat, with three adapters, raises ValueError: two at most (in=6 out=6")
     assert (report.claims["svd"], report.claims["linear"]) == ("ok", "not offered")
     with pytest.raises(CannotRun, match="cat raises ZeroDivisionError"):
         report_of("combine", cat=lambda *lists: 1 // 0)

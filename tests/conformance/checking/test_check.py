@@ -168,7 +168,7 @@ def test_what_is_changed_is_told_first_and_other_claims_last():
     ]
     assert all(text.startswith(said) for text, said in zip(found, begins, strict=True))
     assert report.found[0].cases == ("linear-nothing-is-changed",)
-    assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
+    assert "every entry is off by a factor of 1.37" in found[1]  # a factor is what one can act on
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ FAILS = {
         backward(lambda grads, dy, x, W, b, *more: grads if b is None else {**grads, "lora_A": 2 * grads["lora_A"]}),
         {"slope": "with a bias, and lora_B is not zero"},
         ["lora_A's gradient, where there is a bias, is off by 9.72 at [1, 4]: 19.43506, expected 9.71753; every entry "
-         "is off by the factor 2 (N=7 in=5 out=3 r=2 alpha=3)"],
+         "is off by a factor of 2 (N=7 in=5 out=3 r=2 alpha=3)"],
     ),
     "a transposed weight": (
         {"merge": lambda *arrays: PLAIN.merge(*arrays).T},

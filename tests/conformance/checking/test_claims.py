@@ -99,7 +99,7 @@ def test_other_starts_in_use_are_right_and_described(kind, name):
     assert report.habits.get("spread of A") == told
 
 
-OTHERWISE = "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
+OTHERWISE = "DoRA's magnitude does not start as the norm of each row of the weight, so the output changes"
 MAGNITUDES = [
     (lambda m, W: np.linalg.norm(W, axis=0),
      "DoRA's magnitude starts with 400 entries, one for each input, expected 100, one for each output"),
@@ -160,7 +160,7 @@ def adam(eps_inside=False, correction=True, root=True, gradient=False, betas=(0.
     return step
 
 
-ELSEWHERE = "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: "
+ELSEWHERE = "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) give a wrong result: "
 
 
 STEPS = [
@@ -420,8 +420,8 @@ def test_what_is_refused_at_the_edge_is_no_failure(where, refused):
     assert failing(report) == []
 
 
-SAYS = {"memory order": "for arrays in Fortran order, ", "more axes": "for rows of two axes ",
-        "no rows": "for no rows ", "alpha of 0": "for an alpha of 0 "}  # fmt: skip
+SAYS = {"memory order": "for arrays in Fortran order, ", "more axes": "for rows with two axes ",
+        "no rows": "for an empty batch ", "alpha of 0": "for an alpha of 0 "}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_mean_over_no_rows_is_not_zero():
         found = function(*arrays)
         return found | {"lora_A": found["lora_A"] * np.nan} if name == "backward" and not len(arrays[0]) else found
 
-    assert check(every_function(change)).diagnoses == ["for no rows lora_A's gradient is not zero"]
+    assert check(every_function(change)).diagnoses == ["for an empty batch lora_A's gradient is not zero"]
 
 
 def test_an_answer_that_is_wrong_everywhere_is_judged_once():

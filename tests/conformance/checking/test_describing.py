@@ -226,11 +226,11 @@ PREFIX_ALIASES = {
     "the merged weight is off by 0.0117 at [1, 1]: 4.28125, expected 4.292915; "
     "it is rounded to bfloat16 (N=7 in=5 out=3 r=2 alpha=3)": ("merged", lambda V, trial: half(V, "bfloat16")),
     "the output is off by 2.5 at [2, 1]: -12.51061, expected -10.00849; "
-    "every entry is off by the factor 1.25 (N=7 in=5 out=3 r=2 alpha=3)": ("y", lambda y, trial: 1.25 * y),
+    "every entry is off by a factor of 1.25 (N=7 in=5 out=3 r=2 alpha=3)": ("y", lambda y, trial: 1.25 * y),
     "dx, the gradient at the input, where N is above 1, is off by 6.96 at [1, 3]: -1.159484, expected -8.116391; "
-    "every entry is off by the factor 0.142857 (N=7 in=5 out=3 r=2 alpha=3)": ("x", lambda dx, trial: dx / len(dx)),
+    "every entry is off by a factor of 0.142857 (N=7 in=5 out=3 r=2 alpha=3)": ("x", lambda dx, trial: dx / len(dx)),
     "lora_A's gradient is off by 4.86 at [1, 4]: 14.5763, expected 9.71753; "
-    "every entry is off by the factor 1.5 (N=7 in=5 out=3 r=2 alpha=3)": (
+    "every entry is off by a factor of 1.5 (N=7 in=5 out=3 r=2 alpha=3)": (
         "lora_A", lambda dA, trial: 1.5 * dA.astype(np.float32)),
 }  # fmt: skip
 
@@ -315,7 +315,7 @@ def test_of_a_long_order_eight_places_are_told():
 def test_a_factor_is_seen_from_a_thousandth_on(times, seen):
     trial = a_trial("linear")
     said = wrong_array("y", times * trial.right["y"], trial)
-    assert said.endswith(f"; every entry is off by the factor {times}") is seen
+    assert said.endswith(f"; every entry is off by a factor of {times}") is seen
 
 
 def test_of_few_rows_no_tail_is_told():
@@ -326,7 +326,7 @@ def test_of_few_rows_no_tail_is_told():
 def test_in_half_precision_only_a_factor_is_seen():
     trial = a_trial("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])
-    assert "; every entry is off by the factor 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
+    assert "; every entry is off by a factor of 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])

@@ -110,7 +110,7 @@ def test_a_bug_under_a_condition_is_named_there(flag):
     wrong = from_formulas("fused", lambda fused: bug.replaced_in(fused) if len(fused.widths) == 3 else {})
     (one,) = report_of("fused", "float32", **vars(wrong)).found
     made = [i for i, problem in enumerate(KINDS["fused"].problems) if len(problem.widths) == 3]
-    assert one.says.endswith(f" problems, those of three slots: {bug.says}, in everything that is computed")
+    assert one.says.endswith(f" problems, those with three slots: {bug.says}, in everything that is computed")
     assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
 
 
