@@ -8,7 +8,7 @@ import tempfile
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
+from ..adaptation import ALL_LINEAR, adapt, adapters, check_target_modules, ends_of
 from ..backend import Backend
 from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
-from ..extras import needed
 from ..fast.accumulation import Accumulated
 from ..fast.threads import core_count
 from ..fast.widths import by_width
-from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
+from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
 from ..files.checkpoint import Checkpoint, CheckpointError
 from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
 from ..files.patterns import are_named, within_time
@@ -33,11 +32,9 @@ from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORE_INDEX, Loss
 from ..optim import gradient_norm
-from ..quantization import quantize
 from ..schedule import Schedule
 from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
-from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from .data import EXAMPLES, Data, load_data
 from .files.save import found_by_weight
@@ -66,7 +63,8 @@ from .resume import (
     note_saved,
     read_kept,
 )
-from .text import HELD_OUT, evaluate_where_it_counts, gradients_at_targets, next_token_loss
+from .source import AdapterSource, ModelSource
+from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
 USABLE_SHARE = 0.9
 """Of the free memory, what a training may fill: arrays that live shortly come on top."""
@@ -77,12 +75,13 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
     check_recipe(recipe)
     with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
-        recipe, kept, start_from = open_inputs(recipe, backend)
-        data, model = load(recipe, backend)
+        source = ModelSource(recipe.model)
+        recipe, kept, start_from = open_inputs(recipe, source, backend)
+        data, model = load(recipe, source, backend)
         resolved, rng = recipe.resolved(parameter_count(model)), np.random.default_rng(recipe.seed)
         adapted = adapted_model(resolved, model, start_from, rng, backend)
         resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
-        table = train_adapter(resolved, adapted, data, kept, rng, backend)
+        table = train_adapter(resolved, source, adapted, data, kept, rng, backend)
         save(resolved, adapted, system_to_keep(recipe, data))
     print(f"\nadapter written to {printable(str(resolved.save))} after {time.perf_counter() - start:.0f} s")
     if best := best_step(resolved, table):
@@ -93,28 +92,28 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
 # --- open: what can be refused before the model is loaded -------------------------------------------------------------
 
 
-def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
-    """Return the recipe with what a checkpoint had resolved, the checkpoint, and the adapter to go on from."""
+def open_inputs(
+    recipe: Recipe, source: ModelSource, backend: Backend
+) -> tuple[Recipe, Kept | None, AdapterSource | None]:
+    """Return the recipe with what a checkpoint had resolved, the checkpoint, and the adapter to continue from."""
     recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
-    kept = kept_training(recipe, backend)
+    kept = kept_training(recipe, source, backend)
     check_free(recipe, kept)
     if kept is not None:
         recipe = recipe.resolved(kept.notes["numbers"])
         place = kept.place(None if recipe.epochs else recipe.steps)
         print(f"resume   goes on from {place} ({printable(str(kept.path))})")
-    start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
+    start_from = AdapterSource.open(recipe.adapter, recipe.dtype, backend) if recipe.adapter else None
     return recipe, kept, start_from
 
 
-def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
+def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept | None:
     """Return the training to go on from, where there is one; one of other options gives way to --overwrite alone."""
     try:
         if (kept := read_kept(recipe.kept_in)) is None:
             return None
         resolved = recipe.resolved(kept.notes["numbers"])
-        check_same(
-            kept, identity_of(resolved, model_path(recipe.model), backend), None if recipe.epochs else resolved.steps
-        )
+        check_same(kept, identity_of(resolved, source.path, backend), None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
         if recipe.checkpoint is not None:
             raise
@@ -224,14 +223,14 @@ def real(path: Path) -> Path:
 # --- load: the data and the model -------------------------------------------------------------------------------------
 
 
-def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
+def load(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama]:
     """Return the data and the model. What is wrong with the data is an error before the model is read."""
-    print(f"model    {model_name(recipe.model)}", end="", flush=True)  # what takes a while is named before it does
+    print(f"model    {source.name}", end="", flush=True)  # what takes a while is named before it does
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
         skipped: list[str] | None = None if recipe.skip_bad is None else []
         data = load_data(
-            recipe.text, model_path(recipe.model), recipe.length, held_out=share, measured=recipe.eval_rows,
+            recipe.text, source, recipe.length, held_out=share, measured=recipe.eval_rows,
             system=recipe.system, skipped=skipped,
         )  # fmt: skip
         if recipe.system and not data.chats:
@@ -239,8 +238,8 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
         check_batch_size(recipe, data)
-        model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
-        data.check_vocabulary(model.lm_head.out_features)
+        model = source.load(recipe.dtype, backend, recipe.quantize)
+        check_vocabulary(data.largest_id, model.lm_head.out_features)
     except BaseException:
         print(flush=True)
         raise
@@ -271,36 +270,15 @@ def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
         file.write(lines)
 
 
-def model_path(model: Path | None) -> Path:
-    """Return where a model lies: the one that is named, or glassllm's."""
-    if model is not None:
-        return Path(model)
-    return Path(needed("glassllm", "the model that is used without --model").__file__).parent / "weights" / "en.npz"
-
-
-def model_name(model: Path | None) -> str:
-    """Return the model's name, to print."""
-    return "glassllm's English model" if model is None else printable(str(model))
-
-
-def load_model(model: Path | None, dtype: str, backend: Backend, bits: str | None = None) -> Llama:
-    """Return a model; its frozen linear layers quantised to NF4, or with the blocks that its .gguf file has."""
-    path = model_path(model)
-    if bits == "file" and path.suffix != ".gguf":
-        raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(path))}")
-    llama = Llama.load(path, dtype=dtype, backend=backend, keep_blocks=bits == "file")
-    return quantize(llama) if bits == "nf4" else llama
-
-
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
 
 def adapted_model(
-    recipe: ResolvedRecipe, model: Llama, start_from: Mapping[str, Adapter], rng: np.random.Generator, backend: Backend
+    recipe: ResolvedRecipe, model: Llama, start_from: AdapterSource | None, rng: np.random.Generator, backend: Backend
 ) -> Llama:
-    """Return the model with the adapters to go on from, where there are some, or with new ones."""
-    if recipe.adapter is not None:
-        return with_adapters(model, start_from, recipe.adapter, backend, recipe.quantize)
+    """Return the model with the adapter to continue from, where there is one, or with new ones."""
+    if start_from is not None:
+        return start_from.attached(model, backend, recipe.quantize)
     if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
         check_target_modules(recipe.target_modules)
         with named("target_modules"), within_time():  # an expression can run for years
@@ -315,21 +293,6 @@ def adapted_model(
             "--use-dora and --dropout do not go with the dense layers of a Qwen3-MoE, such as "
             f"{by_weight[0].removesuffix('.weight')}, whose adapters PEFT reads without either"
         )
-    return adapted
-
-
-def with_adapters(
-    model: Llama, read_adapters: Mapping[str, Adapter], folder: Path, backend: Backend, bits: str | None
-) -> Llama:
-    """Return the model with adapters that were read in a folder, which must not keep the weights of another base."""
-    layers = {} if bits else dict(walk(model))  # quantised weights are others than the base's
-
-    def weight(path: str) -> Any:
-        array = getattr(layers.get(path), "weight", None)
-        return None if array is None else backend.to_numpy(array)
-
-    check_base_weights(folder, weight)
-    adapted: Llama = attach(model, read_adapters)
     return adapted
 
 
@@ -473,7 +436,13 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 
 
 def train_adapter(
-    recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, rng: np.random.Generator, backend: Backend
+    recipe: ResolvedRecipe,
+    source: ModelSource,
+    adapted: Llama,
+    data: Data,
+    kept: Kept | None,
+    rng: np.random.Generator,
+    backend: Backend,
 ) -> LossTable:
     """Train, print a row whenever the loss is measured, and return the rows."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
@@ -489,7 +458,7 @@ def train_adapter(
     numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
     wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
     notes = Notes(
-        asked=identity_of(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length,
+        asked=identity_of(recipe, source.path, backend), numbers=numbers, length=data.length,
         before=before,
         losses=table.losses, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
     )  # fmt: skip
