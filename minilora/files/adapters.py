@@ -36,6 +36,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +230,22 @@ def save_adapter(
     OSError
         If the disk does not take the files. The adapter that was there is left as it was.
     """
-    path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
+    path = check_path("path", path)
+    files = adapter_files(
+        path, layers, fan_in_fan_out=fan_in_fan_out, base_model=base_model, task_type=task_type,
+        target_modules=target_modules, target_parameters=target_parameters, lora_dropout=lora_dropout, system=system,
+        dtype=dtype,
+    )  # fmt: skip
+    files.write(path, overwrite=overwrite)
+
+
+def adapter_files(
+    path: Path, layers: Mapping[str, Any], *, fan_in_fan_out: bool = False, base_model: str | None = None,
+    task_type: str | None = None, target_modules: Sequence[str] | None = None, target_parameters: Sequence[str] = (),
+    lora_dropout: float = 0.0, system: str | None = None, dtype: str | None = None,
+) -> AdapterFiles:  # fmt: skip
+    """Return what `save_adapter` would write with these arguments, before it does; errors name the path."""
+    fan_in_fan_out = check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
     if dtype is not None:
         check_choice("dtype", dtype, FILE_DTYPES)
@@ -265,10 +282,29 @@ def save_adapter(
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     notes |= {SYSTEM_KEY: system} if system else {}
-    check_adapter_target(path)
-    check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, tensors, notes, text)
+    return AdapterFiles(text, tensors, notes)
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter's two files in memory, before they are written."""
+
+    config: bytes  # adapter_config.json
+    tensors: dict[str, np.ndarray]  # of adapter_model.safetensors, in the file's order
+    notes: dict[str, str]  # its metadata
+
+    def contents(self) -> tuple[bytes, bytes]:
+        """Return the bytes of both files."""
+        weights = BytesIO()
+        write_tensors(weights, self.tensors, self.notes)
+        return self.config, weights.getvalue()
+
+    def write(self, path: Path, *, overwrite: bool) -> None:
+        """Write both files into a folder, which is made where there is none."""
+        check_adapter_target(path)
+        check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, self.tensors, self.notes, self.config)
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +21,8 @@ from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
 from ..fast.accumulation import Accumulated
 from ..fast.threads import core_count
 from ..fast.widths import by_width
-from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
-from ..files.checkpoint import Checkpoint, CheckpointError
+from ..files.adapters import adapter_files, check_adapter_target, check_no_adapter
+from ..files.checkpoint import CheckpointError
 from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
@@ -52,15 +50,12 @@ from .memory import (
 )
 from .recipe import EVAL_SHARE, Recipe, ResolvedRecipe, option_name
 from .resume import (
-    BestStep,
     Kept,
     Notes,
-    ThrottledCheckpoint,
-    check_same,
+    TuningCheckpoint,
     digest_of_adapter,
     exclusive_lock,
     identity_of,
-    note_saved,
     read_kept,
 )
 from .source import AdapterSource, ModelSource
@@ -81,8 +76,8 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
         resolved, rng = recipe.resolved(parameter_count(model)), np.random.default_rng(recipe.seed)
         adapted = adapted_model(resolved, model, start_from, rng, backend)
         resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
-        table = train_adapter(resolved, source, adapted, data, kept, rng, backend)
-        save(resolved, adapted, system_to_keep(recipe, data))
+        table, trained, checkpoint = train_adapter(resolved, source, adapted, data, kept, rng, backend)
+        save(resolved, trained, system_to_keep(recipe, data), checkpoint)
     print(f"\nadapter written to {printable(str(resolved.save))} after {time.perf_counter() - start:.0f} s")
     if best := best_step(resolved, table):
         print(best)
@@ -113,7 +108,7 @@ def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept
         if (kept := read_kept(recipe.kept_in)) is None:
             return None
         resolved = recipe.resolved(kept.notes["numbers"])
-        check_same(kept, identity_of(resolved, source.path, backend), None if recipe.epochs else resolved.steps)
+        kept.check_asked(identity_of(resolved, source.path, backend), None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
         if recipe.checkpoint is not None:
             raise
@@ -316,7 +311,7 @@ def fit_to_machine(
     recipe = recipe.for_rows(len(data.X))
     rates(recipe, recipe.steps)  # a warmup of all steps is refused
     if kept is not None:
-        check_same(kept, {}, recipe.steps)  # epochs are steps only now
+        kept.check_steps(recipe.steps)  # epochs are steps only now
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
     check_batch_size(recipe, data)  # memory may have had room for fewer
@@ -436,15 +431,10 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 
 
 def train_adapter(
-    recipe: ResolvedRecipe,
-    source: ModelSource,
-    adapted: Llama,
-    data: Data,
-    kept: Kept | None,
-    rng: np.random.Generator,
-    backend: Backend,
-) -> LossTable:
-    """Train, print a row whenever the loss is measured, and return the rows."""
+    recipe: ResolvedRecipe, source: ModelSource, adapted: Llama, data: Data, kept: Kept | None,
+    rng: np.random.Generator, backend: Backend,
+) -> tuple[LossTable, Llama, TuningCheckpoint]:  # fmt: skip
+    """Train, print a row whenever the loss is measured; return the rows, the model to save, and the checkpoint."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     done, losses = (kept.saved.epoch, kept.notes["losses"]) if kept else (0, None)
     every = recipe.measured_each(len(X_held))
@@ -455,22 +445,20 @@ def train_adapter(
     table.print_head()
     before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
     table.print_known_rows(before, time.perf_counter() - start, kept.saved if kept else None)
-    numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
-    wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
-    notes = Notes(
-        asked=identity_of(recipe, source.path, backend), numbers=numbers, length=data.length,
-        before=before,
-        losses=table.losses, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
+    notes = kept.notes if kept else Notes(
+        asked=identity_of(recipe, source.path, backend),
+        numbers=parameter_count(adapted) - parameter_count(adapted, trained=True),
+        length=data.length, before=before, losses=table.losses, saved=[], wrote=[],
     )  # fmt: skip
+    notes["wrote"] = sorted({*notes["wrote"], *(str(real(path)) for path in (recipe.log, recipe.plot) if path)})
     if kept is None:
         recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
-    keeper = ThrottledCheckpoint if recipe.checkpoint is None else Checkpoint
-    checkpoint = keeper(recipe.kept_in, notes=notes)
-    best = BestStep(checkpoint) if recipe.keep_best else None
+    each, best = recipe.checkpoint is not None, recipe.keep_best
+    checkpoint = TuningCheckpoint(recipe.kept_in, notes, kept, each=each, best=best)
     try:
         history = train(
             adapted, X, Y, epochs=recipe.steps, steps=1, batches=Passes(len(X), recipe.batch_size, recipe.seed),
-            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=best or checkpoint,
+            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint,
             loss=next_token_loss, gradients=step, held_out=(X_held, Y_held), report=table.on_step,
             schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
         )  # fmt: skip
@@ -479,9 +467,9 @@ def train_adapter(
             recipe.kept_in.unlink(missing_ok=True)
         raise TrainingDiverged(diverged(recipe, error.epoch), error.epoch) from error
     table.print_last_row(history)
-    if best is not None:
-        table.best_step = best.bring_back(adapted, history)
-    return table
+    if recipe.keep_best:
+        adapted, table.best_step = checkpoint.best_of(adapted, history)
+    return table, adapted, checkpoint
 
 
 class Step:
@@ -490,6 +478,7 @@ class Step:
     def __init__(self, recipe: ResolvedRecipe, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
         self.parts = Accumulated(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
+        self.evaluate = partial(evaluate_where_it_counts, workers=recipe.workers, shown=shown_parts)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
@@ -508,10 +497,6 @@ class Step:
         grads = self.parts(model, x, y, noting)
         self.table.note(start, losses, gradient_norm(grads), len(x))
         return grads
-
-    def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y."""
-        return evaluate_where_it_counts(model, X, Y, loss, self.parts.workers, shown_parts)
 
 
 def rates(recipe: Recipe, steps: int) -> Schedule | None:
@@ -538,19 +523,16 @@ def diverged(recipe: ResolvedRecipe, step: int) -> str:
 # --- save -------------------------------------------------------------------------------------------------------------
 
 
-def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None) -> None:
+def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint: TuningCheckpoint) -> None:
     """Write the adapter, with the names that PEFT and llama.cpp ask for, and the chats' system message."""
     by_weight = found_by_weight(adapted)
-    write = partial(
-        save_adapter, layers=adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
+    files = adapter_files(
+        recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
-        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
+        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system,
     )  # fmt: skip
-    # Noted first, since a kill may come behind the save. Where there is no room, that is no reason not to save.
-    with suppress(OSError), tempfile.TemporaryDirectory(prefix="minilora-") as same:
-        write(same)
-        note_saved(recipe.kept_in, Path(same))
-    write(recipe.save)
+    checkpoint.finish(files)  # first, since a kill may come after the adapter is written
+    files.write(recipe.save, overwrite=True)
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)
 
