@@ -236,7 +236,7 @@ def save_adapter(
         target_modules=target_modules, target_parameters=target_parameters, lora_dropout=lora_dropout, system=system,
         dtype=dtype,
     )  # fmt: skip
-    files.write(path, overwrite=overwrite)
+    files.write_to(path, overwrite=overwrite)
 
 
 def adapter_files(
@@ -299,7 +299,7 @@ class AdapterFiles:
         write_tensors(weights, self.tensors, self.notes)
         return self.config, weights.getvalue()
 
-    def write(self, path: Path, *, overwrite: bool) -> None:
+    def write_to(self, path: Path, *, overwrite: bool) -> None:
         """Write both files into a folder, which is made where there is none."""
         check_adapter_target(path)
         check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")

@@ -108,16 +108,23 @@ def load_data(
     What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or lines that cannot be
     used, all of them by their numbers. With `skipped` such lines are put into that list, and the others are read.
     """
-    path = check_path("data", path)
     source = model if isinstance(model, ModelSource) else ModelSource(check_path("model", model))
     length = None if length is None else check_integer("length", length, at_least=1)
+    data_of = partial(_of_file, source=source, length=length, system=system, skipped=skipped)
+    path = check_path("data", path)
+    if isinstance(held_out, (int, float)):
+        return data_of(path, share=held_out, measured=measured)
+    data, held = (data_of(file) for file in (path, check_path("held_out", held_out)))
+    return measured_on(data, held, str(held_out), measured)
+
+
+def _of_file(
+    path: Path, source: ModelSource, length: int | None, system: str | None, skipped: list[str] | None, *,
+    share: float = 0, measured: int | None = None,
+) -> Data:  # fmt: skip
+    """Return what one file holds, of which a share is held out."""
     if path.suffix.lower() in TABLES:
         raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
-    if not isinstance(held_out, (int, float)):
-        data, held = (
-            load_data(file, source, length, held_out=0, system=system, skipped=skipped) for file in (path, held_out)
-        )
-        return measured_on(data, held, str(held_out), measured)
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
         lines = read_lines(path, bad, partial(checked, system=system))
@@ -128,13 +135,13 @@ def load_data(
             raise BadLines(path, bad)
         if skipped is not None:
             skipped += [line.text for line in sorted(bad)]
-        return of_examples(path, examples, length, source.tokenizer, held_out, measured)
+        return of_examples(path, examples, length, source.tokenizer, share, measured)
     text = read_text(path)
     if _is_json(text):
         raise FileRefused(path, f"it holds JSON: {EXPECTED}")
     length = WINDOW if length is None else length
     ids = token_ids(text, source.tokenizer.encode)
-    arrays = windows(ids, length, held_out, measured)
+    arrays = windows(ids, length, share, measured)
     trained = len(arrays[0])
     out = (len(ids) - 1) // length - trained
     return Data(*arrays, out, "windows", f"{len(ids):,} tokens, {trained:,} windows of {length}", length, length)

@@ -72,11 +72,12 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
         source = ModelSource(recipe.model)
         recipe, kept, start_from = open_inputs(recipe, source, backend)
-        data, model = load(recipe, source, backend)
-        resolved, rng = recipe.resolved(parameter_count(model)), np.random.default_rng(recipe.seed)
+        data, model, numbers = load(recipe, source, backend)
+        resolved, rng = recipe.resolved(numbers), np.random.default_rng(recipe.seed)
         adapted = adapted_model(resolved, model, start_from, rng, backend)
         resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
-        table, trained, checkpoint = train_adapter(resolved, source, adapted, data, kept, rng, backend)
+        checkpoint = checkpoint_of(resolved, source, numbers, data, kept, backend)
+        table, trained = train_adapter(resolved, adapted, data, checkpoint, rng, backend)
         save(resolved, trained, system_to_keep(recipe, data), checkpoint)
     print(f"\nadapter written to {printable(str(resolved.save))} after {time.perf_counter() - start:.0f} s")
     if best := best_step(resolved, table):
@@ -174,18 +175,19 @@ def check_together(recipe: Recipe) -> None:
 
 def check_places(recipe: Recipe) -> None:
     """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
-    check_adapter_target(recipe.save)
-    if recipe.model is not None:
-        refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
-    save = real(recipe.save)
+    save, read = real(recipe.save), inputs(recipe)
     adapter = [
         (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
     ]
+    to_write = written_beside(recipe)
+    check_adapter_target(recipe.save)
+    if recipe.model is not None:
+        refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
     refuse_inputs("the checkpoint", recipe.kept_in, adapter)
     check_writable(recipe.kept_in.parent)
     check_replaceable(recipe.kept_in)
-    taken = [*inputs(recipe), *adapter]
-    for path, what in written_beside(recipe):
+    taken = [*read, *adapter]
+    for path, what in to_write:
         check_file(what, path, taken)
         taken.append((path, what))
 
@@ -218,8 +220,8 @@ def real(path: Path) -> Path:
 # --- load: the data and the model -------------------------------------------------------------------------------------
 
 
-def load(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama]:
-    """Return the data and the model. What is wrong with the data is an error before the model is read."""
+def load(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama, int]:
+    """Return the data, the model, and how many numbers it has; what is wrong with the data is an error before it."""
     print(f"model    {source.name}", end="", flush=True)  # what takes a while is named before it does
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
@@ -246,7 +248,7 @@ def load(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, L
     if recipe.quantize:
         whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
-    return data, model
+    return data, model, numbers
 
 
 def check_batch_size(recipe: Recipe, data: Data) -> None:
@@ -298,20 +300,21 @@ def fit_to_machine(
     recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
 ) -> tuple[ResolvedRecipe, Data]:
     """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
-    masked = adapted
+    of_layers, masked, X = adapters(adapted), adapted, backend.asarray(data.X)
     if recipe.dropout:
-        check_dropped(adapters(adapted))
+        check_dropped(of_layers)
         masked = with_dropout(adapted, recipe.dropout, [0])
-    lean = measured_memory(checkpointed(masked), backend.asarray(data.X), backend)
-    needs = lean if recipe.recompute else measured_memory(masked, backend.asarray(data.X), backend)
+    recomputing = checkpointed(masked)
+    lean = measured_memory(recomputing, X, backend)
+    needs = lean if recipe.recompute else measured_memory(masked, X, backend)
     if kept is not None:
         data = data.of_length(kept.notes["length"])  # as long as at the start, whatever memory is free now
     elif recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
     recipe = recipe.for_rows(len(data.X))
-    rates(recipe, recipe.steps)  # a warmup of all steps is refused
     if kept is not None:
         kept.check_steps(recipe.steps)  # epochs are steps only now
+    rates(recipe, recipe.steps)  # a warmup of all steps is refused
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
     check_batch_size(recipe, data)  # memory may have had room for fewer
@@ -321,7 +324,6 @@ def fit_to_machine(
     if message := system_to_keep(recipe, data):
         own = "; chats that have one of their own keep it" if message != data.system else ""
         print(f"system   {printable(message, 80)}\n         is kept with the adapter, for generate and evaluate{own}")
-    of_layers = adapters(adapted)
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
@@ -430,31 +432,37 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
-def train_adapter(
-    recipe: ResolvedRecipe, source: ModelSource, adapted: Llama, data: Data, kept: Kept | None,
-    rng: np.random.Generator, backend: Backend,
-) -> tuple[LossTable, Llama, TuningCheckpoint]:  # fmt: skip
-    """Train, print a row whenever the loss is measured; return the rows, the model to save, and the checkpoint."""
-    X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
-    done, losses = (kept.saved.epoch, kept.notes["losses"]) if kept else (0, None)
-    every = recipe.measured_each(len(X_held))
-    table = LossTable(
-        recipe.steps, done, data.row_tokens, losses, recipe.log, log_every=recipe.log_every, eval_every=every
-    )
-    step, start = Step(recipe, rng, table), time.perf_counter()
-    table.print_head()
-    before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
-    table.print_known_rows(before, time.perf_counter() - start, kept.saved if kept else None)
+def checkpoint_of(
+    recipe: ResolvedRecipe, source: ModelSource, numbers: int, data: Data, kept: Kept | None, backend: Backend
+) -> TuningCheckpoint:
+    """Return what keeps the training: one that is resumed has its notes already."""
     notes = kept.notes if kept else Notes(
-        asked=identity_of(recipe, source.path, backend),
-        numbers=parameter_count(adapted) - parameter_count(adapted, trained=True),
-        length=data.length, before=before, losses=table.losses, saved=[], wrote=[],
+        asked=identity_of(recipe, source.path, backend), numbers=numbers, length=data.length, before=math.nan,
+        losses={}, saved=[], wrote=[],
     )  # fmt: skip
     notes["wrote"] = sorted({*notes["wrote"], *(str(real(path)) for path in (recipe.log, recipe.plot) if path)})
-    if kept is None:
-        recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
     each, best = recipe.checkpoint is not None, recipe.keep_best
-    checkpoint = TuningCheckpoint(recipe.kept_in, notes, kept, each=each, best=best)
+    return TuningCheckpoint(recipe.kept_in, notes, kept, each=each, best=best)
+
+
+def train_adapter(
+    recipe: ResolvedRecipe, adapted: Llama, data: Data, checkpoint: TuningCheckpoint, rng: np.random.Generator,
+    backend: Backend,
+) -> tuple[LossTable, Llama]:  # fmt: skip
+    """Train, and print a row whenever the loss is measured. Return the rows, and the model whose adapter is saved."""
+    X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
+    kept, notes = checkpoint.kept, checkpoint.notes
+    every = recipe.measured_each(len(X_held))
+    table = LossTable(
+        recipe.steps, kept.saved.epoch if kept else 0, data.row_tokens, notes["losses"], recipe.log,
+        log_every=recipe.log_every, eval_every=every,
+    )  # fmt: skip
+    step, start = Step(recipe, rng, table), time.perf_counter()
+    table.print_head()
+    if kept is None:
+        notes["before"] = step.evaluate(adapted, X_held, Y_held, next_token_loss)
+        recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
+    table.print_known_rows(notes["before"], time.perf_counter() - start, kept.saved if kept else None)
     try:
         history = train(
             adapted, X, Y, epochs=recipe.steps, steps=1, batches=Passes(len(X), recipe.batch_size, recipe.seed),
@@ -469,7 +477,7 @@ def train_adapter(
     table.print_last_row(history)
     if recipe.keep_best:
         adapted, table.best_step = checkpoint.best_of(adapted, history)
-    return table, adapted, checkpoint
+    return table, adapted
 
 
 class Step:
@@ -531,8 +539,8 @@ def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint:
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
         target_parameters=by_weight, lora_dropout=recipe.dropout, system=system,
     )  # fmt: skip
-    checkpoint.finish(files)  # first, since a kill may come after the adapter is written
-    files.write(recipe.save, overwrite=True)
+    checkpoint.finish(*files.contents())  # first, since a kill may come after the adapter is written
+    files.write_to(recipe.save, overwrite=True)
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)
 

@@ -22,7 +22,6 @@ import msgspec
 
 from ..backend import Backend
 from ..extras import needed
-from ..files.adapters import AdapterFiles
 from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_no_differences, describe, read_checkpoint
 from ..files.disk import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
@@ -152,12 +151,15 @@ def digest(*paths: Path, ends: int | None = None) -> str:
     return sha.hexdigest()
 
 
-def digest_of_adapter(adapter: Path | AdapterFiles) -> str:
-    """Return a hash of an adapter's two files, in a folder or before they are written; "" where one is missing."""
-    if isinstance(adapter, AdapterFiles):
-        return hashlib.sha256(b"".join(b"%d %b" % (len(file), file) for file in adapter.contents())).hexdigest()
-    files = [adapter / CONFIG_NAME, adapter / WEIGHTS_NAME]
+def digest_of_adapter(folder: Path) -> str:
+    """Return a hash of an adapter's two files; "" where one is missing."""
+    files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
     return digest(*files) if all(file.exists() for file in files) else ""
+
+
+def digest_of_contents(*files: bytes) -> str:
+    """Return the hash of files that are not written yet, as `digest` has it of those that are."""
+    return hashlib.sha256(b"".join(b"%d %b" % (len(file), file) for file in files)).hexdigest()
 
 
 @contextmanager
@@ -198,6 +200,7 @@ class TuningCheckpoint(Checkpoint):
         Whether the parameters of the measured step with the least held-out loss are kept too.
     """
 
+    notes: Any  # of the type `Notes`
     last: TrainingState  # after the last step
 
     def __init__(self, path: Path, notes: Notes, kept: Kept | None = None, *, each: bool, best: bool) -> None:
@@ -242,10 +245,9 @@ class TuningCheckpoint(Checkpoint):
         """Remember the last step, with the history as it is now: `train` adds a loss that no checkpoint has."""
         self.last = replace(state, history=History([*state.history.epochs], [*state.history.losses]))
 
-    def finish(self, adapter: AdapterFiles) -> None:
-        """Keep the last step, and that its training is about to write this adapter: it may replace it, and no other."""
-        notes: Any = self.notes
-        self.notes = {**notes, "saved": [*notes["saved"], digest_of_adapter(adapter)]}
+    def finish(self, *adapter: bytes) -> None:
+        """Keep the last step, and note the files that its training is about to write: it may replace these, no others."""
+        self.notes["saved"].append(digest_of_contents(*adapter))
         # Where nobody asked for a checkpoint, a full disk is no reason not to save the adapter.
         with nullcontext() if self.each else suppress(OSError):
             super().keep(self.last)

@@ -21,7 +21,15 @@ from minilora.language import finetune as finetuning
 from minilora.language import resume
 from minilora.language.finetune import Step
 from minilora.language.recipe import FITTING, Recipe
-from minilora.language.resume import Kept, TuningCheckpoint, digest, digest_of_adapter, exclusive_lock, identity_of
+from minilora.language.resume import (
+    Kept,
+    TuningCheckpoint,
+    digest,
+    digest_of_adapter,
+    digest_of_contents,
+    exclusive_lock,
+    identity_of,
+)
 
 from ..audit.adapters import model
 from ..support.adapter_folder import change_json
@@ -221,12 +229,12 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
         shell(typed, 2)
     with monkeypatch.context() as patched:
 
-        def cut_short(files, path, *, overwrite, right=AdapterFiles.write):
+        def cut_short(files, path, *, overwrite, right=AdapterFiles.write_to):
             if moment == "behind":
                 right(files, path, overwrite=overwrite)
             raise KeyboardInterrupt
 
-        patched.setattr(AdapterFiles, "write", cut_short)
+        patched.setattr(AdapterFiles, "write_to", cut_short)
         if moment == "unkept":  # the last step is not even in the checkpoint
             patched.setattr("minilora.language.finetune.adapter_files", stop)
         shell(typed, 3, code=130)
@@ -238,10 +246,10 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
 
 
 def test_the_end_writes_the_adapter_and_the_checkpoint_once(often, shell, monkeypatch):
-    done, read, keep, write = [], resume.read_checkpoint, Checkpoint.keep, AdapterFiles.write
+    done, read, keep, write = [], resume.read_checkpoint, Checkpoint.keep, AdapterFiles.write_to
     monkeypatch.setattr(resume, "read_checkpoint", lambda path: done.append("read") or read(path))
     monkeypatch.setattr(Checkpoint, "keep", lambda self, state: done.append(state.epoch) or keep(self, state))
-    monkeypatch.setattr(AdapterFiles, "write", lambda *a, **k: done.append("adapter") or write(*a, **k))
+    monkeypatch.setattr(AdapterFiles, "write_to", lambda *a, **k: done.append("adapter") or write(*a, **k))
     typed = f"{TYPED} --checkpoint c --steps"
     for steps, expected in ((3, [0, 1, 2, 3]), (5, [4, 5]), (5, [5])):
         shell(typed, steps)
@@ -257,7 +265,7 @@ def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     full = OSError(28, "No space left on device", "a")
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterFiles, "write", lambda *a, **k: (_ for _ in ()).throw(full))
+        patched.setattr(AdapterFiles, "write_to", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
     assert second == "minilora: step 3 of 3 is kept in a.checkpoint, and this command goes on from there:"
@@ -524,16 +532,13 @@ def test_an_adapter_is_known_before_it_is_written(tmp_path):
     for options in ({}, {"system": "be kind", "dtype": "bfloat16"}, {"task_type": "CAUSAL_LM"}):
         files = adapter_files(tmp_path, layers, **options)
         save_adapter(tmp_path, layers, **options, overwrite=True)
-        assert digest_of_adapter(files) == digest_of_adapter(tmp_path)
+        assert digest_of_contents(*files.contents()) == digest_of_adapter(tmp_path)
 
 
 # --- the best step ---
 
 
 X = np.random.default_rng(1).standard_normal((8, 3))
-
-
-NOTHING = AdapterFiles(b"", {}, {})
 
 
 def trained(path, epochs, losses, checkpoint=None):
@@ -554,7 +559,7 @@ def trained(path, epochs, losses, checkpoint=None):
         checkpoint=checkpoint, report=lambda state: weights.append(state.model.weight.copy()),
     )  # fmt: skip
     if isinstance(checkpoint, TuningCheckpoint):
-        checkpoint.finish(NOTHING)
+        checkpoint.finish()
     return model, weights, checkpoint, history
 
 
