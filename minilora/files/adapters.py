@@ -36,7 +36,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -188,6 +187,7 @@ def save_adapter(
     system: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    before: Callable[[bytes, bytes], object] | None = None,
 ) -> None:
     """Write adapters in PEFT's layout.
 
@@ -221,6 +221,9 @@ def save_adapter(
         array.
     overwrite : bool
         Whether an adapter that the folder holds is replaced.
+    before : callable, optional
+        ``before(config, weights)`` is called with the bytes of both files, before anything is written. What it raises
+        ends the saving.
 
     Raises
     ------
@@ -230,22 +233,7 @@ def save_adapter(
     OSError
         If the disk does not take the files. The adapter that was there is left as it was.
     """
-    path = check_path("path", path)
-    files = adapter_files(
-        path, layers, fan_in_fan_out=fan_in_fan_out, base_model=base_model, task_type=task_type,
-        target_modules=target_modules, target_parameters=target_parameters, lora_dropout=lora_dropout, system=system,
-        dtype=dtype,
-    )  # fmt: skip
-    files.write_to(path, overwrite=overwrite)
-
-
-def adapter_files(
-    path: Path, layers: Mapping[str, Any], *, fan_in_fan_out: bool = False, base_model: str | None = None,
-    task_type: str | None = None, target_modules: Sequence[str] | None = None, target_parameters: Sequence[str] = (),
-    lora_dropout: float = 0.0, system: str | None = None, dtype: str | None = None,
-) -> AdapterFiles:  # fmt: skip
-    """Return what `save_adapter` would write with these arguments, before it does; errors name the path."""
-    fan_in_fan_out = check_flag("fan_in_fan_out", fan_in_fan_out)
+    path, fan_in_fan_out = check_path("path", path), check_flag("fan_in_fan_out", fan_in_fan_out)
     dropout = check_number("lora_dropout", lora_dropout, above=0, below=1, or_equal=True)
     if dtype is not None:
         check_choice("dtype", dtype, FILE_DTYPES)
@@ -282,29 +270,14 @@ def adapter_files(
     full = [module for module, a in saved.items() if isinstance(a, DoRAAdapter) and a.dora_norm == "full"]
     notes = {"format": "pt", DIGEST_KEY: digest(text), **({NORM_KEY: "\n".join(full)} if full else {})}
     notes |= {SYSTEM_KEY: system} if system else {}
-    return AdapterFiles(text, tensors, notes)
-
-
-@dataclass(frozen=True)
-class AdapterFiles:
-    """An adapter's two files in memory, before they are written."""
-
-    config: bytes  # adapter_config.json
-    tensors: dict[str, np.ndarray]  # of adapter_model.safetensors, in the file's order
-    notes: dict[str, str]  # its metadata
-
-    def contents(self) -> tuple[bytes, bytes]:
-        """Return the bytes of both files."""
+    check_adapter_target(path)
+    check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
+    if before is not None:
         weights = BytesIO()
-        write_tensors(weights, self.tensors, self.notes)
-        return self.config, weights.getvalue()
-
-    def write_to(self, path: Path, *, overwrite: bool) -> None:
-        """Write both files into a folder, which is made where there is none."""
-        check_adapter_target(path)
-        check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, self.tensors, self.notes, self.config)
+        write_tensors(weights, tensors, notes)
+        before(text, weights.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(path, tensors, notes, text)
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:

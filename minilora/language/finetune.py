@@ -21,7 +21,7 @@ from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
 from ..fast.accumulation import Accumulated
 from ..fast.threads import core_count
 from ..fast.widths import by_width
-from ..files.adapters import adapter_files, check_adapter_target, check_no_adapter
+from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
 from ..files.checkpoint import CheckpointError
 from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
 from ..files.patterns import are_named, within_time
@@ -109,7 +109,8 @@ def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept
         if (kept := read_kept(recipe.kept_in)) is None:
             return None
         resolved = recipe.resolved(kept.notes["numbers"])
-        kept.check_asked(identity_of(resolved, source.path, backend), None if recipe.epochs else resolved.steps)
+        asked = identity_of(resolved, source.path, backend)
+        kept.check_same(kept.notes["asked"], asked, None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
         if recipe.checkpoint is not None:
             raise
@@ -313,7 +314,7 @@ def fit_to_machine(
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
     recipe = recipe.for_rows(len(data.X))
     if kept is not None:
-        kept.check_steps(recipe.steps)  # epochs are steps only now
+        kept.check_same({}, {}, recipe.steps)  # epochs are steps only now
     rates(recipe, recipe.steps)  # a warmup of all steps is refused
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
@@ -534,13 +535,12 @@ def diverged(recipe: ResolvedRecipe, step: int) -> str:
 def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint: TuningCheckpoint) -> None:
     """Write the adapter, with the names that PEFT and llama.cpp ask for, and the chats' system message."""
     by_weight = found_by_weight(adapted)
-    files = adapter_files(
+    save_adapter(
         recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
-        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system,
+        target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
+        before=checkpoint.finish,  # since a kill may come after the adapter is written
     )  # fmt: skip
-    checkpoint.finish(*files.contents())  # first, since a kill may come after the adapter is written
-    files.write_to(recipe.save, overwrite=True)
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)
 

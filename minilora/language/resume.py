@@ -71,19 +71,8 @@ class Kept:
         """Return how far it is, in words."""
         return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
 
-    def check_asked(self, here: Mapping[str, Any], steps: int | None) -> None:
-        """Require that the same was asked for, and no fewer steps than are done."""
-        self._check(self.notes["asked"], here, steps)
-
-    def check_steps(self, steps: int) -> None:
-        """Require no fewer steps than are done."""
-        self._check({}, {}, steps)
-
-    def check_configuration(self, here: Mapping[str, Any]) -> None:
-        """Require the arrays and the settings that `train` began with."""
-        self._check(self.saved.configuration, here, None)
-
-    def _check(self, there: Mapping[str, Any], here: Mapping[str, Any], steps: int | None) -> None:
+    def check_same(self, there: Mapping[str, Any], here: Mapping[str, Any], steps: int | None = None) -> None:
+        """Require that what it has is the same here, and that no fewer steps are asked for than are done."""
         names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
         differences = [_difference(name, there.get(name), here.get(name)) for name in names]
         if steps is not None and steps < self.saved.epoch:
@@ -216,7 +205,7 @@ class TuningCheckpoint(Checkpoint):
             super().resume(state, epochs, settings, data)
             return
         self.configuration = describe(state, settings, data)
-        self.kept.check_configuration(self.configuration)
+        self.kept.check_same(self.kept.saved.configuration, self.configuration)
         self.restore(state, self.kept.saved)
         if state.epoch == epochs:
             self._end(state)
@@ -246,7 +235,7 @@ class TuningCheckpoint(Checkpoint):
         self.last = replace(state, history=History([*state.history.epochs], [*state.history.losses]))
 
     def finish(self, *adapter: bytes) -> None:
-        """Keep the last step, and note the files that its training is about to write: it may replace these, no others."""
+        """Keep the last step, and note the two files that are about to be written: its training may replace these."""
         self.notes["saved"].append(digest_of_contents(*adapter))
         # Where nobody asked for a checkpoint, a full disk is no reason not to save the adapter.
         with nullcontext() if self.each else suppress(OSError):

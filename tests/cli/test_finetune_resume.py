@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
-from minilora.files.adapters import AdapterFiles, adapter_files
 from minilora.files.checkpoint import Checkpoint, read_checkpoint
 from minilora.language import finetune as finetuning
 from minilora.language import resume
@@ -229,14 +228,14 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
         shell(typed, 2)
     with monkeypatch.context() as patched:
 
-        def cut_short(files, path, *, overwrite, right=AdapterFiles.write_to):
+        def cut_short(path, layers, *, before, **given):
             if moment == "behind":
-                right(files, path, overwrite=overwrite)
-            raise KeyboardInterrupt
+                save_adapter(path, layers, before=before, **given)
+            elif moment == "before":
+                save_adapter("elsewhere", layers, before=before, **given)
+            raise KeyboardInterrupt  # or the last step is not even in the checkpoint
 
-        patched.setattr(AdapterFiles, "write_to", cut_short)
-        if moment == "unkept":  # the last step is not even in the checkpoint
-            patched.setattr("minilora.language.finetune.adapter_files", stop)
+        patched.setattr(finetuning, "save_adapter", cut_short)
         shell(typed, 3, code=130)
     assert Path("a").exists() == bool(checkpoint or moment == "behind")
     shell(typed, 3)
@@ -246,18 +245,20 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
 
 
 def test_the_end_writes_the_adapter_and_the_checkpoint_once(often, shell, monkeypatch):
-    done, read, keep, write = [], resume.read_checkpoint, Checkpoint.keep, AdapterFiles.write_to
+    done, read, keep, save = [], resume.read_checkpoint, Checkpoint.keep, finetuning.save_adapter
     monkeypatch.setattr(resume, "read_checkpoint", lambda path: done.append("read") or read(path))
     monkeypatch.setattr(Checkpoint, "keep", lambda self, state: done.append(state.epoch) or keep(self, state))
-    monkeypatch.setattr(AdapterFiles, "write_to", lambda *a, **k: done.append("adapter") or write(*a, **k))
+    monkeypatch.setattr(finetuning, "save_adapter", lambda *a, **k: done.append("adapter") or save(*a, **k))
     typed = f"{TYPED} --checkpoint c --steps"
     for steps, expected in ((3, [0, 1, 2, 3]), (5, [4, 5]), (5, [5])):
         shell(typed, steps)
-        assert done == ["read", *expected, "adapter"]
-        assert read(Path("c")).notes["saved"][-1] == digest_of_adapter(Path("a"))
+        assert done == ["read", *expected[:-1], "adapter", expected[-1]]
+        kept = read(Path("c"))
+        assert kept.notes["saved"][-1] == digest_of_adapter(Path("a"))
+        assert (kept.epoch, kept.epochs) == (steps, [])  # the last loss is none that a longer training measures
         done.clear()
     shell(TYPED, "--save", "b")
-    assert done == ["read", 0, 1, 2, 3, "adapter"]
+    assert done == ["read", 0, 1, 2, "adapter", 3]
     assert not Path("b.checkpoint").exists()
 
 
@@ -265,7 +266,7 @@ def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     full = OSError(28, "No space left on device", "a")
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterFiles, "write_to", lambda *a, **k: (_ for _ in ()).throw(full))
+        patched.setattr("minilora.files.adapters._write", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
     assert second == "minilora: step 3 of 3 is kept in a.checkpoint, and this command goes on from there:"
@@ -528,11 +529,9 @@ def test_an_adapter_is_known_by_both_of_its_files(tmp_path):
 
 
 def test_an_adapter_is_known_before_it_is_written(tmp_path):
-    layers = {"fc": adapt(Linear(np.eye(3)), [""], rank=1, alpha=1, rng=np.random.default_rng(0))}
-    for options in ({}, {"system": "be kind", "dtype": "bfloat16"}, {"task_type": "CAUSAL_LM"}):
-        files = adapter_files(tmp_path, layers, **options)
-        save_adapter(tmp_path, layers, **options, overwrite=True)
-        assert digest_of_contents(*files.contents()) == digest_of_adapter(tmp_path)
+    layers, said = {"fc": adapt(Linear(np.eye(3)), [""], rank=1, alpha=1, rng=np.random.default_rng(0))}, []
+    save_adapter(tmp_path, layers, before=lambda *files: said.append(digest_of_contents(*files)))
+    assert said == [digest_of_adapter(tmp_path)]
 
 
 # --- the best step ---
