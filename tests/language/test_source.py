@@ -69,7 +69,7 @@ def test_an_open_folder_says_what_its_path_does(chats):
     assert AdapterSource.open(Path("first"), "float32", get_backend("numpy")).system is None
 
 
-def test_what_a_model_lacks_is_an_error_when_it_is_asked_for(tmp_path):
+def test_what_a_model_lacks_is_refused_when_asked_for(tmp_path):
     lacking = ModelSource(tmp_path / "no\nmodel")
     assert lacking.name == f"{tmp_path}/no\\nmodel"
     for ask in (
