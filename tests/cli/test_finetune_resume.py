@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
-from minilora.files.checkpoint import Checkpoint, read_checkpoint
+from minilora.files.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from minilora.language import finetune as finetuning
 from minilora.language import resume
 from minilora.language.finetune import Step
@@ -282,10 +283,13 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
         right(self, state)
 
     monkeypatch.setattr(Checkpoint, "keep", full)
-    shell(QUICK)
+    shell(QUICK, "--steps", "4")
     said = "the training is not kept after step 2, and goes on: [Errno 28] No space left on device: 'a.checkpoint'"
     assert shell.err == f"minilora: {said}\n"
     assert "minilora: step 1 of 3 is kept in c, and this command" in shell.refused(QUICK, "--checkpoint", "c")
+    saved = contents("a")
+    assert "minilora: step 1 of 2 is kept" in shell.refused(QUICK, "--steps", "2", "--checkpoint", "d", "--seed", "7")
+    assert contents("a") == saved  # nor is an adapter written whose last step is not kept
 
 
 # --- it goes on to the same bits ---
@@ -483,6 +487,18 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
         said = "'c' is a checkpoint of something else than minilora finetune, or of another version of it"
         assert shell.refused(QUICK, "--checkpoint", "c") == said
         assert Path("c").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["there", "here"])
+def test_what_only_one_side_has_is_a_difference(folder, where):
+    kept = Kept(Path("c"), SimpleNamespace(epoch=3), {})
+    one = {"there": {}, "here": {}} | {where: {"--new": 1, "frozen['w']": "3 numbers"}}
+    kept.check_same({"--old": None}, {"--other": None}, 3)
+    said = f"--new is {'1 there and not given here' if where == 'there' else 'not given there and 1 here'}"
+    with pytest.raises(CheckpointError, match=f"of another configuration: {said}; the model is another. Ask for"):
+        kept.check_same(**one)
+    with pytest.raises(CheckpointError, match=r"configuration: --steps is 2 here, and 3 are done there\. Ask for"):
+        kept.check_same({}, {}, 2)
 
 
 def test_a_tenth_held_out_is_what_nobody_asked_for(tmp_path):

@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from minilora import load_adapter, save_adapter
+from minilora import FileRefused, Llama, load_adapter, save_adapter
 from minilora.backend import get_backend
 from minilora.files.adapters import system_message
 from minilora.files.peft import AdapterFolder
@@ -67,6 +70,19 @@ def test_an_open_folder_says_what_its_path_does(chats):
     save_adapter("first", there, overwrite=True)
     assert opened.system == "sat"  # it is not opened again
     assert AdapterSource.open(Path("first"), "float32", get_backend("numpy")).system is None
+
+
+def test_a_bases_own_weight_is_told_and_compared(chats):
+    file = Path("first/adapter_model.safetensors")
+    model, backend = Llama.load("model"), get_backend("numpy")
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    for change, refused in ((0, False), (1, True)):
+        key = "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight"
+        save_file(load_file(file) | {key: weight + np.float32(change)}, file)
+        with pytest.warns(UserWarning, match="the base's own weight of 'model.layers.0.self_attn.q_proj'"):
+            opened = AdapterSource.open(Path("first"), "float32", backend)
+        with pytest.raises(FileRefused, match="the adapter is of another base") if refused else nullcontext():
+            opened.attached(model, backend, None)
 
 
 def test_what_a_model_lacks_is_refused_when_asked_for(tmp_path):
