@@ -27,7 +27,9 @@ from minilora.language.finetune import finetune, warn_beyond_context
 from minilora.language.losstable import LossTable
 from minilora.language.memory import Memory
 from minilora.language.recipe import ADAPTER, Recipe
-from minilora.language.resume import ThrottledCheckpoint
+from minilora.language.resume import TuningCheckpoint
+from minilora.optim import Adam
+from minilora.state import TrainingState
 
 from .support.adapter_folder import WEIGHTS, merged
 
@@ -58,7 +60,9 @@ WARNED = {
         SimpleNamespace(config=SimpleNamespace(max_position_embeddings=7)), 8, "it has"
     ),
     "the log ends before step 0": lambda: LossTable(1, 0, 8, log=Path("no/log")).write_log(0),
-    "is not kept after step 2": lambda: ThrottledCheckpoint(Path("no/c")).keep(SimpleNamespace(epoch=2)),
+    "is not kept after step 2": lambda: TuningCheckpoint(Path("no/c"), {}, each=False, best=False).keep(
+        TrainingState(LAYER, Adam({"weight": LAYER.weight}), RNG, epoch=2)
+    ),
     "MB that are free": of_little_memory,
 }
 

@@ -18,6 +18,7 @@ from ..texts import printable
 
 if TYPE_CHECKING:
     from ..backend import Backend
+    from ..language.source import AdapterSource
 
 LONGEST_COMMAND = 20_000
 """Characters of a command that are shown: it is to be copied whole."""
@@ -167,12 +168,12 @@ def model(text: str) -> Path:
 
 
 def add_model(parser: argparse.ArgumentParser, what: str = USUAL, required: bool = False) -> None:
-    """Add ``--model``: `minilora.language.finetune.model_path` has the one that stands in where it is not given."""
+    """Add ``--model``: `minilora.language.source.ModelSource` stands in for one that is not given."""
     parser.add_argument("--model", type=model, metavar="MODEL", required=required, help=f"{what}{NAMED}")
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:
-    """Add ``--quantize``, which `minilora.language.finetune.load_model` takes as `bits`."""
+    """Add ``--quantize``, which `minilora.language.source.ModelSource.load` takes as `bits`."""
     parser.add_argument(
         "--quantize",
         choices=["nf4", "file"],
@@ -190,12 +191,10 @@ def add_system(option: Any, where: str) -> None:
     )
 
 
-def given_or_kept(system: str | None, adapter: Path | None) -> str | None:
+def given_or_kept(system: str | None, adapter: AdapterSource | None) -> str | None:
     """Return a system message: the one that is given, or that an adapter was trained with; None for none."""
-    from ..files.adapters import system_message
-
     if system is None and adapter is not None:
-        system = system_message(adapter)
+        system = adapter.system
     return system or None
 
 

@@ -54,31 +54,30 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the losses."""
-    from ..files.adapters import load_adapter
-    from ..language import finetune
     from ..language.data import load_data
+    from ..language.finetune import usual_workers, warn_beyond_context
     from ..language.losstable import shown_parts
-    from ..language.text import evaluate_where_it_counts, next_token_loss
+    from ..language.source import AdapterSource, ModelSource
+    from ..language.text import check_vocabulary, evaluate_where_it_counts, next_token_loss
 
-    backend = chosen_backend(options.backend)
-    adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
-    system = given_or_kept(options.system, options.adapter)
-    data = load_data(options.text, finetune.model_path(options.model), options.length, held_out=0, system=system)
+    backend, source = chosen_backend(options.backend), ModelSource(options.model)
+    adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
+    system = given_or_kept(options.system, adapter)
+    data = load_data(options.text, source, options.length, held_out=0, system=system)
     if options.system and not data.chats:
         raise ValueError(f"--system is a message of chats, and {str(options.text)!r} has none")
-    with loading(finetune.model_name(options.model)):
-        model = finetune.load_model(options.model, "float32", backend, options.quantize)
-    data.check_vocabulary(model.lm_head.out_features)
-    finetune.warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
+    with loading(source.name):
+        model = source.load("float32", backend, options.quantize)
+    check_vocabulary(data.largest_id, model.lm_head.out_features)
+    warn_beyond_context(model, data.X.shape[1], "an example has" if data.example else "a window has")
     print(f"{'data' if data.example else 'text':8} {printable(str(options.text))}: {data.summary}", flush=True)
     if system and data.chats:
         kept = "" if options.system else " (the adapter's; --system gives another)"
         print(f"system   {printable(system, 80)}{kept}", flush=True)
-    models = {finetune.model_name(options.model): model}
-    if adapters:
-        adapted = finetune.with_adapters(model, adapters, options.adapter, backend, options.quantize)
-        models[f"with {printable(str(options.adapter))}"] = adapted
-    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), finetune.usual_workers(backend)
+    models = {source.name: model}
+    if adapter is not None:
+        models[f"with {printable(str(adapter.path))}"] = adapter.attached(model, backend, options.quantize)
+    X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), usual_workers(backend)
     for name, layer in models.items():
         loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers, shown_parts)
         perplexity = math.exp(loss) if loss < MOST else math.inf

@@ -98,8 +98,9 @@ def run(options: argparse.Namespace) -> int:
 def say_kept(recipe: Recipe, typed: list[str]) -> None:
     """Tell what is kept of a training that ended early, and the command that goes on."""
     from ..language.finetune import kept_training
+    from ..language.source import ModelSource
 
-    kept = kept_training(recipe, chosen_backend(recipe.backend))
+    kept = kept_training(recipe, ModelSource(recipe.model), chosen_backend(recipe.backend))
     if kept is None:
         say(f"nothing is kept in {recipe.kept_in} yet")
     else:

@@ -90,12 +90,12 @@ def run(options: argparse.Namespace) -> int:
     import numpy as np
 
     from ..checks import check_integer
-    from ..files.adapters import load_adapter
     from ..language.chat import Dialogue, with_system
-    from ..language.files.chattemplate import load_template
-    from ..language.files.tokens import added_text, load_tokenizer
-    from ..language.finetune import load_model, model_name, model_path, warn_beyond_context, with_adapters
+    from ..language.data import read_prompts
+    from ..language.files.tokens import added_text
+    from ..language.finetune import warn_beyond_context
     from ..language.generation import check_settings, generate
+    from ..language.source import AdapterSource, ModelSource
 
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
     check_settings(options.tokens, options.temperature, options.top_p)
@@ -109,21 +109,21 @@ def run(options: argparse.Namespace) -> int:
         check_output(options.output, files("the file of prompts", Path(options.prompt or "")), "-o")
         if options.output.exists():
             raise ValueError(f"-o {str(options.output)!r} is there already, expected a new file")
-    backend, source = chosen_backend(options.backend), model_path(options.model)
-    adapters = load_adapter(options.adapter, dtype="float32", backend=backend) if options.adapter else {}
-    tokenizer, system = load_tokenizer(source), given_or_kept(options.system, options.adapter)
-    records = None if options.output is None else read_prompts(Path(options.prompt), tokenizer, source, system)
-    dialogue = Dialogue(load_template(source), tokenizer, with_system([], system)) if options.chat else None
+    backend, source = chosen_backend(options.backend), ModelSource(options.model)
+    adapter = AdapterSource.open(options.adapter, "float32", backend) if options.adapter else None
+    tokenizer, system = source.tokenizer, given_or_kept(options.system, adapter)
+    records = None if options.output is None else read_prompts(Path(options.prompt), source, system)
+    dialogue = Dialogue(source.template, tokenizer, with_system([], system)) if options.chat else None
     asks_chats = options.chat or any("messages" in record for record, _ in records or [])
     if system and options.system is None and asks_chats:
         say(f"the adapter's system message stands first (--system gives another): {printable(system, 80)}")
     # A prompt that cannot be read is refused before the model is; one that is typed later, when it is.
     given = options.prompt is not None and records is None
     first = _prompt(options.prompt, dialogue, tokenizer) if given else None
-    with loading(model_name(options.model)):
-        model = load_model(options.model, "float32", backend, options.quantize)
-        if adapters:
-            model = with_adapters(model, adapters, options.adapter, backend, options.quantize)
+    with loading(source.name):
+        model = source.load("float32", backend, options.quantize)
+        if adapter is not None:
+            model = adapter.attached(model, backend, options.quantize)
 
     def texts(prompt: Prompt) -> Iterator[str]:
         """Yield what the model adds to a prompt, piece by piece."""
@@ -151,38 +151,6 @@ def run(options: argparse.Namespace) -> int:
         if dialogue is not None:
             dialogue.answered(answer)
     return 0
-
-
-def read_prompts(
-    file: Path, tokenizer: Tokenizer, model: Path, system: str | None
-) -> list[tuple[dict[str, Any], Prompt]]:
-    """Return the lines of a .jsonl file, each with what the model is to go on from; before a chat a system message."""
-    import msgspec
-
-    from ..language.chat import read_chat, read_prompt, with_system
-    from ..language.data import BadLine, BadLines, Chat, at_line
-    from ..language.files.chattemplate import load_template
-    from ..language.text import read_text
-
-    records, bad, template = [], list[BadLine](), None
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if line.strip():
-            with at_line(number, line, bad):
-                record = json.loads(line)
-                if not isinstance(record, dict) or not record.keys() & {"prompt", "messages"}:
-                    raise ValueError("it has neither a prompt nor messages")
-                if "messages" in record:
-                    template = template or load_template(model)
-                    chat = msgspec.convert(record, Chat)
-                    prompt = read_chat(with_system(chat.messages, system), template, tokenizer, chat.tools)
-                else:
-                    prompt = read_prompt(record["prompt"], tokenizer)
-                if not prompt.ids:
-                    raise ValueError("its prompt is empty")
-                records.append((record, prompt))
-    if bad:
-        raise BadLines(file, bad)
-    return records
 
 
 def write_answers(

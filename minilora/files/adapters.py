@@ -36,6 +36,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,16 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
         If the file also holds a base's own weight, as PEFT saves it beside an adapted ``embed_tokens`` or ``lm_head``.
         It is not loaded.
     """
-    backend = backend_or_numpy(backend)
     if dtype is not None:
         check_float_dtype("dtype", dtype)
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
+    return read_adapters(folder, dtype=dtype, backend=backend)
+
+
+def read_adapters(folder: AdapterFolder, *, dtype: Any = None, backend: Backend | None = None) -> dict[str, Adapter]:
+    """Return the adapters in a folder that is open, as `load_adapter` does."""
+    backend = backend_or_numpy(backend)
     by_path: dict[str, Any] = {}
     for path, module in folder.modules.items():
         arrays = folder.read(path)
@@ -147,12 +153,16 @@ def load_adapter(path: str | Path, *, dtype: Any = None, backend: Backend | None
 
 def system_message(path: str | Path) -> str | None:
     """Return the system message that `save_adapter` kept with an adapter; None where there is none."""
-    return AdapterFolder.open(check_path("path", path)).file.metadata.get(SYSTEM_KEY)
+    return kept_system_message(AdapterFolder.open(check_path("path", path)))
 
 
-def check_base_weights(path: str | Path, weight: Callable[[str], Any]) -> None:
+def kept_system_message(folder: AdapterFolder) -> str | None:
+    """Return the system message in a folder that is open, as `system_message` does."""
+    return folder.file.metadata.get(SYSTEM_KEY)
+
+
+def check_base_weights(folder: AdapterFolder, weight: Callable[[str], Any]) -> None:
     """Require that a base's weight in an adapter's folder is the model's, which `weight` returns by path."""
-    folder = AdapterFolder.open(check_path("path", path))
     for module in sorted(folder.with_base):
         key, base = f"{PREFIX}{module}.{BASE}", weight(module)
         if base is None:
@@ -177,6 +187,7 @@ def save_adapter(
     system: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
+    before: Callable[[bytes, bytes], object] | None = None,
 ) -> None:
     """Write adapters in PEFT's layout.
 
@@ -210,6 +221,9 @@ def save_adapter(
         array.
     overwrite : bool
         Whether an adapter that the folder holds is replaced.
+    before : callable, optional
+        ``before(config, weights)`` is called with the bytes of both files, before anything is written. What it raises
+        ends the saving.
 
     Raises
     ------
@@ -258,6 +272,10 @@ def save_adapter(
     notes |= {SYSTEM_KEY: system} if system else {}
     check_adapter_target(path)
     check_no_adapter(path, check_flag("overwrite", overwrite), "path", "overwrite=True")
+    if before is not None:
+        weights = BytesIO()
+        write_tensors(weights, tensors, notes)
+        before(text, weights.getvalue())
     path.parent.mkdir(parents=True, exist_ok=True)
     _write(path, tensors, notes, text)
 

@@ -94,7 +94,11 @@ class Checkpoint:
         check_same_configuration(self.path, saved.configuration, self.configuration)
         if saved.epoch > epochs:
             check_no_differences(self.path, [f"epochs is {epochs} here, and {saved.epoch} are done there"])
-        asarray = backend_of(data["X"]).asarray
+        self.restore(state, saved)
+
+    def restore(self, state: TrainingState, saved: Saved) -> None:
+        """Put a training where a checkpoint that was read left it."""
+        asarray = backend_of(next(iter(state.optimizer.params.values()))).asarray
         params, m, v, best = ({n: asarray(a) for n, a in saved.arrays[part].items()} for part in PARTS)
         state.optimizer.load_state_dict({"t": saved.t, "m": m, "v": v})
         for name, p in state.optimizer.params.items():
@@ -125,7 +129,8 @@ class Checkpoint:
         }
         text = json.dumps(rest, default=lambda array: array.tolist())  # some generators keep arrays, and take lists
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(self.path, tensors, text)
+        with written_whole(self.path) as file:
+            write_tensors(file, tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)})
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -164,19 +169,6 @@ def read_checkpoint(path: Path) -> Saved | None:
         part, _, name = key.partition(".")
         saved.arrays.setdefault(part, {})[name] = tensor
     return saved
-
-
-def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], text: str) -> None:
-    """Write a checkpoint, whole or not at all."""
-    with written_whole(path) as file:
-        write_tensors(file, tensors, {TEXT_KEY: text, CHECKSUM_KEY: checksum(tensors, text)})
-
-
-def change_notes(path: Path, notes: Mapping[str, Any]) -> None:
-    """Put other notes into a checkpoint, and leave the rest of it as it is."""
-    file = TensorFile(path)
-    rest = json.loads(file.metadata[TEXT_KEY]) | {"notes": notes}
-    write_checkpoint(path, {key: file.read(key) for key in file.tensors}, json.dumps(rest))
 
 
 def checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:

@@ -51,8 +51,11 @@ ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s
 def encode_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return the token ids of a chat, those of transformers, and which are of the assistant's turns, (n,) bool."""
-    text, turns, tagged = _written(checked_messages(messages), template, tools)
+    """Return the token ids of a chat, those of transformers, and which are of the assistant's turns, (n,) bool.
+
+    The messages are as `checked_messages` returns them.
+    """
+    text, turns, tagged = _written(messages, template, tools)
     ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
     for start, stop in turns:

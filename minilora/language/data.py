@@ -23,9 +23,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -33,10 +34,10 @@ import numpy as np
 from ..checks import check_integer, check_path
 from ..losses import IGNORE_INDEX
 from ..texts import FileRefused, printable, short
-from .chat import checked_messages, encode_chat, system_of, tokens_of, with_system
-from .files.chattemplate import load_template
-from .files.tokens import Tokenizer, load_tokenizer
-from .text import HELD_OUT, check_vocabulary, is_held_out, read_text, spread, token_ids, windows
+from .chat import Prompt, checked_messages, encode_chat, read_chat, read_prompt, system_of, tokens_of, with_system
+from .files.tokens import Tokenizer
+from .source import ModelSource
+from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
 
 EXAMPLES = ".jsonl"
 TABLES = (".json", ".ndjson", ".csv", ".tsv")
@@ -79,14 +80,15 @@ class Data:
         """Return examples in rows of at most so many tokens; a text's windows, and rows no longer, as they are."""
         return self if self.with_length is None or length >= self.length else self.with_length(length)
 
-    def check_vocabulary(self, size: int) -> None:
-        """Require ids that a model of `size` tokens has."""
-        check_vocabulary(max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held)), size)
+    @property
+    def largest_id(self) -> int:
+        """The largest id of all rows."""
+        return max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held))
 
 
 def load_data(
     path: str | Path,
-    model: str | Path,
+    model: str | Path | ModelSource,
     length: int | None = None,
     *,
     held_out: float | str | Path = 1 / HELD_OUT,
@@ -106,33 +108,40 @@ def load_data(
     What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or lines that cannot be
     used, all of them by their numbers. With `skipped` such lines are put into that list, and the others are read.
     """
-    path = check_path("data", path)
+    source = model if isinstance(model, ModelSource) else ModelSource(check_path("model", model))
     length = None if length is None else check_integer("length", length, at_least=1)
+    data_of = partial(_of_file, source=source, length=length, system=system, skipped=skipped)
+    path = check_path("data", path)
+    if isinstance(held_out, (int, float)):
+        return data_of(path, share=held_out, measured=measured)
+    data, held = (data_of(file) for file in (path, check_path("held_out", held_out)))
+    return measured_on(data, held, str(held_out), measured)
+
+
+def _of_file(
+    path: Path, source: ModelSource, length: int | None, system: str | None, skipped: list[str] | None, *,
+    share: float = 0, measured: int | None = None,
+) -> Data:  # fmt: skip
+    """Return what one file holds, of which a share is held out."""
     if path.suffix.lower() in TABLES:
         raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
-    if not isinstance(held_out, (int, float)):
-        data, held = (
-            load_data(file, model, length, held_out=0, system=system, skipped=skipped) for file in (path, held_out)
-        )
-        return measured_on(data, held, str(held_out), measured)
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
-        lines = read_lines(path, bad, system)
+        lines = read_lines(path, bad, partial(checked, system=system))
         if bad and not lines:
             raise BadLines(path, bad)
-        tokenizer = load_tokenizer(model)
-        examples = read_examples(path, lines, model, tokenizer, bad)
+        examples = read_examples(lines, source, bad)
         if bad and skipped is None:
             raise BadLines(path, bad)
         if skipped is not None:
             skipped += [line.text for line in sorted(bad)]
-        return of_examples(path, examples, length, tokenizer, held_out, measured)
+        return of_examples(path, examples, length, source.tokenizer, share, measured)
     text = read_text(path)
     if _is_json(text):
         raise FileRefused(path, f"it holds JSON: {EXPECTED}")
     length = WINDOW if length is None else length
-    ids = token_ids(text, load_tokenizer(model).encode)
-    arrays = windows(ids, length, held_out, measured)
+    ids = token_ids(text, source.tokenizer.encode)
+    arrays = windows(ids, length, share, measured)
     trained = len(arrays[0])
     out = (len(ids) - 1) // length - trained
     return Data(*arrays, out, "windows", f"{len(ids):,} tokens, {trained:,} windows of {length}", length, length)
@@ -186,6 +195,7 @@ class Text(msgspec.Struct):
 
 
 Line = Chat | Completion | Text
+Read = TypeVar("Read")
 KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
 """By which a line is of a kind, whatever else it has."""
 LOST = {
@@ -233,21 +243,24 @@ def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
         bad.append(BadLine(number, text, str(error)))
 
 
-def read_lines(path: Path, bad: list[BadLine], system: str | None = None) -> list[tuple[int, str, Line]]:
-    """Return the lines of a .jsonl file that are not blank, by their numbers from 1, chats with a system message."""
-    lines, text = [], read_text(path)
-    for number, line in enumerate(text.split("\n"), start=1):
+def read_lines(path: Path, bad: list[BadLine], read: Callable[[Any], Read]) -> list[tuple[int, str, Read]]:
+    """Return the lines of a .jsonl file that are not blank: the number from 1, the text, and what `read` makes of it.
+
+    What is not JSON, or what `read` refuses, is added to the bad lines instead.
+    """
+    lines: list[tuple[int, str, Read]] = []
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             with at_line(number, line, bad):
-                record = checked(msgspec.json.decode(line))
-                if isinstance(record, Chat):
-                    record.messages = with_system(record.messages, system)
-                lines.append((number, line, record))
+                lines.append((number, line, read(msgspec.json.decode(line))))
     return lines
 
 
-def checked(record: Any) -> Line:
-    """Return a line as one of the three kinds, of which something counts and nothing is lost."""
+def checked(record: Any, system: str | None = None) -> Line:
+    """Return a line as one of the three kinds, of which something counts and nothing is lost.
+
+    A chat that has no system message begins with this one.
+    """
     kinds = [kind for kind, keys in KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
     if len(kinds) != 1:
         what = f"its keys are {short(sorted(record))}" if isinstance(record, dict) else f"it is {short(record)}"
@@ -259,10 +272,32 @@ def checked(record: Any) -> Line:
         if says and not hasattr(line, name):
             raise ValueError(f"its {name} would be lost: {instead}")
     if isinstance(line, Chat):
-        checked_messages(line.messages)
+        line.messages = with_system(checked_messages(line.messages), system)
     elif not (text := line.text if isinstance(line, Text) else line.completion).strip():
         raise ValueError(f"its {'text' if isinstance(line, Text) else 'completion'} is empty: {text!r}")
     return line
+
+
+def read_prompts(path: Path, source: ModelSource, system: str | None) -> list[tuple[dict[str, Any], Prompt]]:
+    """Return the lines of a .jsonl file, each with what the model is to continue; a system message begins each chat."""
+
+    def read(record: Any) -> tuple[dict[str, Any], Prompt]:
+        if not isinstance(record, dict) or not record.keys() & {"prompt", "messages"}:
+            raise ValueError("it has neither a prompt nor messages")
+        if "messages" in record:
+            chat = msgspec.convert(record, Chat)
+            prompt = read_chat(with_system(chat.messages, system), source.template, source.tokenizer, chat.tools)
+        else:
+            prompt = read_prompt(record["prompt"], source.tokenizer)
+        if not prompt.ids:
+            raise ValueError("its prompt is empty")
+        return record, prompt
+
+    bad: list[BadLine] = []
+    lines = read_lines(path, bad, read)
+    if bad:
+        raise BadLines(path, bad)
+    return [line for _, _, line in lines]
 
 
 # --- examples -------------------------------------------------------------------------------------------------------
@@ -286,18 +321,11 @@ class Example:
         return self.ids.tobytes() + self.counted.tobytes()
 
 
-def read_examples(
-    path: Path,
-    lines: Iterable[tuple[int, str, Line]],
-    model: str | Path,
-    tokenizer: Tokenizer,
-    bad: list[BadLine],
-) -> list[Example]:
+def read_examples(lines: Iterable[tuple[int, str, Line]], source: ModelSource, bad: list[BadLine]) -> list[Example]:
     """Return lines as tokens. The chat template is read where the first chat comes."""
-    examples, template = [], None
+    examples, tokenizer = [], source.tokenizer
     for number, text, line in lines:
-        if template is None and isinstance(line, Chat):
-            template = load_template(model)
+        template = source.template if isinstance(line, Chat) else None  # what is wrong with it is no line's fault
         with at_line(number, text, bad):
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 import time
 import warnings
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modules, ends_of
+from ..adaptation import ALL_LINEAR, adapt, adapters, check_target_modules, ends_of
 from ..backend import Backend
 from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
-from ..extras import needed
 from ..fast.accumulation import Accumulated
 from ..fast.threads import core_count
 from ..fast.widths import by_width
-from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
-from ..files.checkpoint import Checkpoint, CheckpointError
+from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
+from ..files.checkpoint import CheckpointError
 from ..files.disk import check_file, check_new_file, check_replaceable, check_writable, refuse_inputs, written_whole
 from ..files.patterns import are_named, within_time
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
@@ -33,11 +30,9 @@ from ..layer import parameter_count, walk
 from ..layers.stacked import StackedLinear
 from ..losses import IGNORE_INDEX, Loss
 from ..optim import gradient_norm
-from ..quantization import quantize
 from ..schedule import Schedule
 from ..texts import named, printable
 from ..training import Passes, TrainingDiverged, train
-from ..variants.adapter import Adapter
 from ..variants.dropout import check_dropped, with_dropout
 from .data import EXAMPLES, Data, load_data
 from .files.save import found_by_weight
@@ -55,18 +50,16 @@ from .memory import (
 )
 from .recipe import EVAL_SHARE, Recipe, ResolvedRecipe, option_name
 from .resume import (
-    BestStep,
     Kept,
     Notes,
-    ThrottledCheckpoint,
-    check_same,
+    TuningCheckpoint,
     digest_of_adapter,
     exclusive_lock,
     identity_of,
-    note_saved,
     read_kept,
 )
-from .text import HELD_OUT, evaluate_where_it_counts, gradients_at_targets, next_token_loss
+from .source import AdapterSource, ModelSource
+from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
 USABLE_SHARE = 0.9
 """Of the free memory, what a training may fill: arrays that live shortly come on top."""
@@ -77,13 +70,15 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
     check_recipe(recipe)
     with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
-        recipe, kept, start_from = open_inputs(recipe, backend)
-        data, model = load(recipe, backend)
-        resolved, rng = recipe.resolved(parameter_count(model)), np.random.default_rng(recipe.seed)
+        source = ModelSource(recipe.model)
+        recipe, kept, start_from = open_inputs(recipe, source, backend)
+        data, model, numbers = load(recipe, source, backend)
+        resolved, rng = recipe.resolved(numbers), np.random.default_rng(recipe.seed)
         adapted = adapted_model(resolved, model, start_from, rng, backend)
         resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
-        table = train_adapter(resolved, adapted, data, kept, rng, backend)
-        save(resolved, adapted, system_to_keep(recipe, data))
+        checkpoint = checkpoint_of(resolved, source, numbers, data, kept, backend)
+        table, trained = train_adapter(resolved, adapted, data, checkpoint, rng, backend)
+        save(resolved, trained, system_to_keep(recipe, data), checkpoint)
     print(f"\nadapter written to {printable(str(resolved.save))} after {time.perf_counter() - start:.0f} s")
     if best := best_step(resolved, table):
         print(best)
@@ -93,28 +88,29 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
 # --- open: what can be refused before the model is loaded -------------------------------------------------------------
 
 
-def open_inputs(recipe: Recipe, backend: Backend) -> tuple[Recipe, Kept | None, dict[str, Adapter]]:
-    """Return the recipe with what a checkpoint had resolved, the checkpoint, and the adapter to go on from."""
+def open_inputs(
+    recipe: Recipe, source: ModelSource, backend: Backend
+) -> tuple[Recipe, Kept | None, AdapterSource | None]:
+    """Return the recipe with what a checkpoint had resolved, the checkpoint, and the adapter to continue from."""
     recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
-    kept = kept_training(recipe, backend)
+    kept = kept_training(recipe, source, backend)
     check_free(recipe, kept)
     if kept is not None:
         recipe = recipe.resolved(kept.notes["numbers"])
         place = kept.place(None if recipe.epochs else recipe.steps)
         print(f"resume   goes on from {place} ({printable(str(kept.path))})")
-    start_from = load_adapter(recipe.adapter, dtype=recipe.dtype, backend=backend) if recipe.adapter else {}
+    start_from = AdapterSource.open(recipe.adapter, recipe.dtype, backend) if recipe.adapter else None
     return recipe, kept, start_from
 
 
-def kept_training(recipe: Recipe, backend: Backend) -> Kept | None:
+def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept | None:
     """Return the training to go on from, where there is one; one of other options gives way to --overwrite alone."""
     try:
         if (kept := read_kept(recipe.kept_in)) is None:
             return None
         resolved = recipe.resolved(kept.notes["numbers"])
-        check_same(
-            kept, identity_of(resolved, model_path(recipe.model), backend), None if recipe.epochs else resolved.steps
-        )
+        asked = identity_of(resolved, source.path, backend)
+        kept.check_same(kept.notes["asked"], asked, None if recipe.epochs else resolved.steps)
     except CheckpointError as error:
         if recipe.checkpoint is not None:
             raise
@@ -180,18 +176,19 @@ def check_together(recipe: Recipe) -> None:
 
 def check_places(recipe: Recipe) -> None:
     """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
-    check_adapter_target(recipe.save)
-    if recipe.model is not None:
-        refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
-    save = real(recipe.save)
+    save, read = real(recipe.save), inputs(recipe)
     adapter = [
         (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
     ]
+    to_write = written_beside(recipe)
+    check_adapter_target(recipe.save)
+    if recipe.model is not None:
+        refuse_inputs("save", recipe.save, [(recipe.model, "the model's folder")])
     refuse_inputs("the checkpoint", recipe.kept_in, adapter)
     check_writable(recipe.kept_in.parent)
     check_replaceable(recipe.kept_in)
-    taken = [*inputs(recipe), *adapter]
-    for path, what in written_beside(recipe):
+    taken = [*read, *adapter]
+    for path, what in to_write:
         check_file(what, path, taken)
         taken.append((path, what))
 
@@ -224,14 +221,14 @@ def real(path: Path) -> Path:
 # --- load: the data and the model -------------------------------------------------------------------------------------
 
 
-def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
-    """Return the data and the model. What is wrong with the data is an error before the model is read."""
-    print(f"model    {model_name(recipe.model)}", end="", flush=True)  # what takes a while is named before it does
+def load(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama, int]:
+    """Return the data, the model, and how many numbers it has; what is wrong with the data is an error before it."""
+    print(f"model    {source.name}", end="", flush=True)  # what takes a while is named before it does
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
         skipped: list[str] | None = None if recipe.skip_bad is None else []
         data = load_data(
-            recipe.text, model_path(recipe.model), recipe.length, held_out=share, measured=recipe.eval_rows,
+            recipe.text, source, recipe.length, held_out=share, measured=recipe.eval_rows,
             system=recipe.system, skipped=skipped,
         )  # fmt: skip
         if recipe.system and not data.chats:
@@ -239,8 +236,8 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
         check_batch_size(recipe, data)
-        model = load_model(recipe.model, recipe.dtype, backend, recipe.quantize)
-        data.check_vocabulary(model.lm_head.out_features)
+        model = source.load(recipe.dtype, backend, recipe.quantize)
+        check_vocabulary(data.largest_id, model.lm_head.out_features)
     except BaseException:
         print(flush=True)
         raise
@@ -252,7 +249,7 @@ def load(recipe: Recipe, backend: Backend) -> tuple[Data, Llama]:
     if recipe.quantize:
         whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
-    return data, model
+    return data, model, numbers
 
 
 def check_batch_size(recipe: Recipe, data: Data) -> None:
@@ -271,36 +268,15 @@ def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
         file.write(lines)
 
 
-def model_path(model: Path | None) -> Path:
-    """Return where a model lies: the one that is named, or glassllm's."""
-    if model is not None:
-        return Path(model)
-    return Path(needed("glassllm", "the model that is used without --model").__file__).parent / "weights" / "en.npz"
-
-
-def model_name(model: Path | None) -> str:
-    """Return the model's name, to print."""
-    return "glassllm's English model" if model is None else printable(str(model))
-
-
-def load_model(model: Path | None, dtype: str, backend: Backend, bits: str | None = None) -> Llama:
-    """Return a model; its frozen linear layers quantised to NF4, or with the blocks that its .gguf file has."""
-    path = model_path(model)
-    if bits == "file" and path.suffix != ".gguf":
-        raise ValueError(f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(path))}")
-    llama = Llama.load(path, dtype=dtype, backend=backend, keep_blocks=bits == "file")
-    return quantize(llama) if bits == "nf4" else llama
-
-
 # --- adapt ------------------------------------------------------------------------------------------------------------
 
 
 def adapted_model(
-    recipe: ResolvedRecipe, model: Llama, start_from: Mapping[str, Adapter], rng: np.random.Generator, backend: Backend
+    recipe: ResolvedRecipe, model: Llama, start_from: AdapterSource | None, rng: np.random.Generator, backend: Backend
 ) -> Llama:
-    """Return the model with the adapters to go on from, where there are some, or with new ones."""
-    if recipe.adapter is not None:
-        return with_adapters(model, start_from, recipe.adapter, backend, recipe.quantize)
+    """Return the model with the adapter to continue from, where there is one, or with new ones."""
+    if start_from is not None:
+        return start_from.attached(model, backend, recipe.quantize)
     if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
         check_target_modules(recipe.target_modules)
         with named("target_modules"), within_time():  # an expression can run for years
@@ -318,21 +294,6 @@ def adapted_model(
     return adapted
 
 
-def with_adapters(
-    model: Llama, read_adapters: Mapping[str, Adapter], folder: Path, backend: Backend, bits: str | None
-) -> Llama:
-    """Return the model with adapters that were read in a folder, which must not keep the weights of another base."""
-    layers = {} if bits else dict(walk(model))  # quantised weights are others than the base's
-
-    def weight(path: str) -> Any:
-        array = getattr(layers.get(path), "weight", None)
-        return None if array is None else backend.to_numpy(array)
-
-    check_base_weights(folder, weight)
-    adapted: Llama = attach(model, read_adapters)
-    return adapted
-
-
 # --- fit: what a step needs, and whether the machine has it -------------------------------------------------------
 
 
@@ -340,20 +301,21 @@ def fit_to_machine(
     recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
 ) -> tuple[ResolvedRecipe, Data]:
     """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
-    masked = adapted
+    of_layers, masked, X = adapters(adapted), adapted, backend.asarray(data.X)
     if recipe.dropout:
-        check_dropped(adapters(adapted))
+        check_dropped(of_layers)
         masked = with_dropout(adapted, recipe.dropout, [0])
-    lean = measured_memory(checkpointed(masked), backend.asarray(data.X), backend)
-    needs = lean if recipe.recompute else measured_memory(masked, backend.asarray(data.X), backend)
+    recomputing = checkpointed(masked)
+    lean = measured_memory(recomputing, X, backend)
+    needs = lean if recipe.recompute else measured_memory(masked, X, backend)
     if kept is not None:
         data = data.of_length(kept.notes["length"])  # as long as at the start, whatever memory is free now
     elif recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
     recipe = recipe.for_rows(len(data.X))
-    rates(recipe, recipe.steps)  # a warmup of all steps is refused
     if kept is not None:
-        check_same(kept, {}, recipe.steps)  # epochs are steps only now
+        kept.check_same({}, {}, recipe.steps)  # epochs are steps only now
+    rates(recipe, recipe.steps)  # a warmup of all steps is refused
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
     check_batch_size(recipe, data)  # memory may have had room for fewer
@@ -363,7 +325,6 @@ def fit_to_machine(
     if message := system_to_keep(recipe, data):
         own = "; chats that have one of their own keep it" if message != data.system else ""
         print(f"system   {printable(message, 80)}\n         is kept with the adapter, for generate and evaluate{own}")
-    of_layers = adapters(adapted)
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
     print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
@@ -472,36 +433,41 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 # --- train ------------------------------------------------------------------------------------------------------------
 
 
+def checkpoint_of(
+    recipe: ResolvedRecipe, source: ModelSource, numbers: int, data: Data, kept: Kept | None, backend: Backend
+) -> TuningCheckpoint:
+    """Return what keeps the training: one that is resumed has its notes already."""
+    notes = kept.notes if kept else Notes(
+        asked=identity_of(recipe, source.path, backend), numbers=numbers, length=data.length, before=math.nan,
+        losses={}, saved=[], wrote=[],
+    )  # fmt: skip
+    notes["wrote"] = sorted({*notes["wrote"], *(str(real(path)) for path in (recipe.log, recipe.plot) if path)})
+    each, best = recipe.checkpoint is not None, recipe.keep_best
+    return TuningCheckpoint(recipe.kept_in, notes, kept, each=each, best=best)
+
+
 def train_adapter(
-    recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, rng: np.random.Generator, backend: Backend
-) -> LossTable:
-    """Train, print a row whenever the loss is measured, and return the rows."""
+    recipe: ResolvedRecipe, adapted: Llama, data: Data, checkpoint: TuningCheckpoint, rng: np.random.Generator,
+    backend: Backend,
+) -> tuple[LossTable, Llama]:  # fmt: skip
+    """Train, and print a row whenever the loss is measured. Return the rows, and the model whose adapter is saved."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
-    done, losses = (kept.saved.epoch, kept.notes["losses"]) if kept else (0, None)
+    kept, notes = checkpoint.kept, checkpoint.notes
     every = recipe.measured_each(len(X_held))
     table = LossTable(
-        recipe.steps, done, data.row_tokens, losses, recipe.log, log_every=recipe.log_every, eval_every=every
-    )
+        recipe.steps, kept.saved.epoch if kept else 0, data.row_tokens, notes["losses"], recipe.log,
+        log_every=recipe.log_every, eval_every=every,
+    )  # fmt: skip
     step, start = Step(recipe, rng, table), time.perf_counter()
     table.print_head()
-    before = kept.notes["before"] if kept else step.evaluate(adapted, X_held, Y_held, next_token_loss)
-    table.print_known_rows(before, time.perf_counter() - start, kept.saved if kept else None)
-    numbers = parameter_count(adapted) - parameter_count(adapted, trained=True)  # the model's
-    wrote = {*(kept.notes["wrote"] if kept else []), *(str(real(p)) for p in (recipe.log, recipe.plot) if p)}
-    notes = Notes(
-        asked=identity_of(recipe, model_path(recipe.model), backend), numbers=numbers, length=data.length,
-        before=before,
-        losses=table.losses, saved=kept.notes["saved"] if kept else [], wrote=sorted(wrote),
-    )  # fmt: skip
     if kept is None:
+        notes["before"] = step.evaluate(adapted, X_held, Y_held, next_token_loss)
         recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
-    keeper = ThrottledCheckpoint if recipe.checkpoint is None else Checkpoint
-    checkpoint = keeper(recipe.kept_in, notes=notes)
-    best = BestStep(checkpoint) if recipe.keep_best else None
+    table.print_known_rows(notes["before"], time.perf_counter() - start, kept.saved if kept else None)
     try:
         history = train(
             adapted, X, Y, epochs=recipe.steps, steps=1, batches=Passes(len(X), recipe.batch_size, recipe.seed),
-            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=best or checkpoint,
+            lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint,
             loss=next_token_loss, gradients=step, held_out=(X_held, Y_held), report=table.on_step,
             schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
         )  # fmt: skip
@@ -510,9 +476,9 @@ def train_adapter(
             recipe.kept_in.unlink(missing_ok=True)
         raise TrainingDiverged(diverged(recipe, error.epoch), error.epoch) from error
     table.print_last_row(history)
-    if best is not None:
-        table.best_step = best.bring_back(adapted, history)
-    return table
+    if recipe.keep_best:
+        adapted, table.best_step = checkpoint.best_of(adapted, history)
+    return table, adapted
 
 
 class Step:
@@ -521,6 +487,7 @@ class Step:
     def __init__(self, recipe: ResolvedRecipe, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
         self.parts = Accumulated(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
+        self.evaluate = partial(evaluate_where_it_counts, workers=recipe.workers, shown=shown_parts)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
@@ -539,10 +506,6 @@ class Step:
         grads = self.parts(model, x, y, noting)
         self.table.note(start, losses, gradient_norm(grads), len(x))
         return grads
-
-    def evaluate(self, model: Llama, X: Array, Y: Array, loss: Loss) -> float:
-        """Return the loss over all of X and Y."""
-        return evaluate_where_it_counts(model, X, Y, loss, self.parts.workers, shown_parts)
 
 
 def rates(recipe: Recipe, steps: int) -> Schedule | None:
@@ -569,19 +532,15 @@ def diverged(recipe: ResolvedRecipe, step: int) -> str:
 # --- save -------------------------------------------------------------------------------------------------------------
 
 
-def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None) -> None:
+def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint: TuningCheckpoint) -> None:
     """Write the adapter, with the names that PEFT and llama.cpp ask for, and the chats' system message."""
     by_weight = found_by_weight(adapted)
-    write = partial(
-        save_adapter, layers=adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
+    save_adapter(
+        recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
         target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
+        before=checkpoint.finish,  # since a kill may come after the adapter is written
     )  # fmt: skip
-    # Noted first, since a kill may come behind the save. Where there is no room, that is no reason not to save.
-    with suppress(OSError), tempfile.TemporaryDirectory(prefix="minilora-") as same:
-        write(same)
-        note_saved(recipe.kept_in, Path(same))
-    write(recipe.save)
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)
 

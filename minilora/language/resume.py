@@ -13,8 +13,8 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,32 +22,29 @@ import msgspec
 
 from ..backend import Backend
 from ..extras import needed
-from ..files.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Saved,
-    change_notes,
-    check_no_differences,
-    read_checkpoint,
-)
+from ..files.checkpoint import Checkpoint, CheckpointError, Saved, check_no_differences, describe, read_checkpoint
 from ..files.disk import open_regular
 from ..files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ..files.tensors import MODEL_CONFIG, open_weights
-from ..layer import Layer
+from ..layer import rebuild
 from ..state import History, TrainingState
 from ..texts import printable
+from .llama import Llama
 from .losstable import Losses
 from .recipe import Recipe, option_name
 from .text import HELD_OUT
 
 ENDS = 1 << 20
-"""Bytes at a model file's start and end that tell it from another; `train` compares all of its weights later."""
+"""Bytes at a model file's start and end that tell it from another; all weights are compared once they are loaded."""
 SHARE = 0.02
-"""Of the time, what keeping a training may take that nobody asked to keep."""
+"""Share of the time that checkpoints may take for which nobody asked."""
 FILES = {
     "TEXT": "the text", "--model": "the model", "--adapter": "the adapter to go on from", "--valid": "what is held out",
 }  # fmt: skip
 """What is noted as a digest, which says nothing to a reader."""
+DATA, MODEL = "what the tokenizer makes of the text", "the model"
+ARRAYS = {"X": DATA, "Y": DATA, "held_out": DATA, "model": MODEL, "params": MODEL, "frozen": MODEL}
+"""What differs where an array does that is trained on or with, by the first word of its name in the configuration."""
 
 
 class Notes(TypedDict):
@@ -73,6 +70,28 @@ class Kept:
     def place(self, steps: int | None) -> str:
         """Return how far it is, in words."""
         return f"step {self.saved.epoch}" + ("" if steps is None else f" of {steps}")
+
+    def check_same(self, there: Mapping[str, Any], here: Mapping[str, Any], steps: int | None = None) -> None:
+        """Require that what it has is the same here, and that no fewer steps are asked for than are done."""
+        names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+        differences = [_difference(name, there.get(name), here.get(name)) for name in names]
+        if steps is not None and steps < self.saved.epoch:
+            differences.append(f"--steps is {steps} here, and {self.saved.epoch} are done there")
+        check_no_differences(self.path, [*dict.fromkeys(differences)])
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Return a difference in words: of files and arrays, that they differ; of all else, both values."""
+    array = name.partition("[")[0]
+    if (name in FILES and str in (type(there), type(here))) or array in ARRAYS:
+        return f"{FILES.get(name) or ARRAYS[array]} is another"
+    return f"{name} is {_shown(there)} there and {_shown(here)} here"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not given"
+    return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
 
 
 def read_kept(path: Path) -> Kept | None:
@@ -109,7 +128,7 @@ def identity_of(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]
 
 
 def digest(*paths: Path, ends: int | None = None) -> str:
-    """Return a hash of what is in files, or of their sizes and so many bytes at the ends; where they lie is nothing."""
+    """Return a hash of what is in files, or of their sizes and first and last `ends` bytes; paths do not matter."""
     sha = hashlib.sha256()
     for path in paths:
         with open_regular(path) as file:
@@ -127,10 +146,9 @@ def digest_of_adapter(folder: Path) -> str:
     return digest(*files) if all(file.exists() for file in files) else ""
 
 
-def note_saved(kept: Path, adapter: Path) -> None:
-    """Note in a checkpoint an adapter that its training is about to write: it may replace this one, and no other."""
-    if (saved := read_checkpoint(kept)) is not None:
-        change_notes(kept, {**saved.notes, "saved": [*saved.notes["saved"], digest_of_adapter(adapter)]})
+def digest_of_contents(*files: bytes) -> str:
+    """Return the hash of files that are not written yet, as `digest` has it of those that are."""
+    return hashlib.sha256(b"".join(b"%d %b" % (len(file), file) for file in files)).hexdigest()
 
 
 @contextmanager
@@ -150,15 +168,59 @@ def exclusive_lock(path: Path) -> Iterator[None]:
         raise ValueError(f"another training writes {str(path)!r}: wait for its end, or name another") from None
 
 
-class ThrottledCheckpoint(Checkpoint):
-    """A checkpoint that is written as often as takes `SHARE` of the time, and not after every step."""
+class TuningCheckpoint(Checkpoint):
+    """The checkpoint of a fine-tuning, for ``train(..., checkpoint=...)``.
 
-    written, took = 0.0, 0.0  # when it was last, and how long that was, in seconds
+    A training resumes from what was read before the model was loaded. The last step is kept by `finish`, together with
+    the digest of the adapter that it leads to.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    notes : Notes
+        What is kept with each state.
+    kept : Kept, optional
+        The training to resume.
+    each : bool
+        Whether each step is kept. Otherwise as many are as takes `SHARE` of the time, and that the disk is full is a
+        warning.
+    best : bool
+        Whether the parameters of the measured step with the least held-out loss are kept too.
+    """
+
+    notes: Any  # of the type `Notes`
+    last: TrainingState  # after the last step
+
+    def __init__(self, path: Path, notes: Notes, kept: Kept | None = None, *, each: bool, best: bool) -> None:
+        super().__init__(path, notes=notes)
+        self.kept, self.each, self.keeps_best = kept, each, best
+        self.steps = 0  # of the whole training, which `resume` is told
+        self.written, self.took = 0.0, 0.0  # when it was last, and how long that was, in seconds
+
+    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Put the training where it was left, or keep its start."""
+        self.steps = epochs
+        if self.kept is None:
+            super().resume(state, epochs, settings, data)
+            return
+        self.configuration = describe(state, settings, data)
+        self.kept.check_same(self.kept.saved.configuration, self.configuration)
+        self.restore(state, self.kept.saved)
+        if state.epoch == epochs:
+            self._end(state)
 
     def keep(self, state: TrainingState) -> None:
-        """Write down where a training stands, if it is time."""
+        """Keep where the training stands after a step, if it is time."""
+        epochs, losses = state.history.epochs, state.history.losses
+        if self.keeps_best and epochs[-1:] == [state.epoch] and losses[-1] < min(losses[:-1], default=math.inf):
+            self.best.update({name: p.copy() for name, p in state.optimizer.params.items()})
         start = time.perf_counter()
-        if (start - self.written) * SHARE >= self.took:
+        if state.epoch == self.steps:
+            self._end(state)
+        elif self.each:
+            super().keep(state)
+        elif (start - self.written) * SHARE >= self.took:
             try:
                 super().keep(state)
             except OSError as error:
@@ -168,54 +230,21 @@ class ThrottledCheckpoint(Checkpoint):
             self.written = time.perf_counter()
             self.took = self.written - start
 
+    def _end(self, state: TrainingState) -> None:
+        """Remember the last step, with the history as it is now: `train` adds a loss that no checkpoint has."""
+        self.last = replace(state, history=History([*state.history.epochs], [*state.history.losses]))
 
-def check_same(kept: Kept, here: Mapping[str, Any], steps: int | None) -> None:
-    """Require that the same was asked for, and no fewer steps than are done."""
-    there = kept.notes["asked"]
-    differences = [
-        _difference(name, there.get(name), value) for name, value in here.items() if there.get(name) != value
-    ]
-    if steps is not None and steps < kept.saved.epoch:
-        differences.append(f"--steps is {steps} here, and {kept.saved.epoch} are done there")
-    check_no_differences(kept.path, differences)
+    def finish(self, *adapter: bytes) -> None:
+        """Keep the last step, and note the two files that are about to be written: its training may replace these."""
+        self.notes["saved"].append(digest_of_contents(*adapter))
+        # Where nobody asked for a checkpoint, a full disk is no reason not to save the adapter.
+        with nullcontext() if self.each else suppress(OSError):
+            super().keep(self.last)
 
-
-def _difference(name: str, there: Any, here: Any) -> str:
-    """Return a difference in words: of files, that they differ; of all else, both values."""
-    if name in FILES and str in (type(there), type(here)):
-        return f"{FILES[name]} is another"
-    return f"{name} is {_shown(there)} there and {_shown(here)} here"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not given"
-    return f"{value:g}" if isinstance(value, float) else printable(str(value), 100)
-
-
-class BestStep:
-    """A checkpoint for `train` that keeps the parameters of the measured step with the least held-out loss besides."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.params = checkpoint, checkpoint.best
-
-    def resume(self, state: TrainingState, epochs: int, settings: Mapping[str, Any], data: Mapping[str, Any]) -> None:
-        """Put the training where it was left, with the best step so far."""
-        self.checkpoint.resume(state, epochs, settings, data)
-
-    def keep(self, state: TrainingState) -> None:
-        """Copy the parameters where their loss is below all others so far, and keep where the training stands."""
-        losses = state.history.losses
-        measured = state.history.epochs[-1:] == [state.epoch]
-        if measured and losses[-1] < min(losses[:-1], default=math.inf):
-            self.params.update({name: p.copy() for name, p in state.optimizer.params.items()})
-        self.checkpoint.keep(state)
-
-    def bring_back(self, model: Layer, history: History) -> int:
-        """Give a model that was trained the parameters of the best step, and return which one it is."""
+    def best_of(self, model: Llama, history: History) -> tuple[Llama, int]:
+        """Return a trained model with the parameters of its best step, and which step that is."""
         place = min(range(len(history.losses)), key=history.losses.__getitem__)
         if place < len(history.losses) - 1:
-            params = model.trainable()
-            for name, array in self.params.items():
-                params[name][...] = array
-        return history.epochs[place]
+            best = {id(p): self.best[name] for name, p in model.trainable().items()}
+            model = rebuild(model, array=lambda array: best.get(id(array), array))
+        return model, history.epochs[place]

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import backend_of
-from ..checks import Array, check_ids, check_integer, check_path, check_shape
+from ..checks import Array, check_ids, check_integer, check_shape
 from ..fast.widths import of_area, widths
 from ..files.disk import open_regular
 from ..fitting import check_data
@@ -105,9 +105,8 @@ def spread(rows: np.ndarray, most: int | None) -> np.ndarray:
     return chosen
 
 
-def read_text(path: str | Path) -> str:
+def read_text(path: Path) -> str:
     """Return the text of a regular file in UTF-8 that is not empty."""
-    path = check_path("text", path)
     with reading(path), open_regular(path) as file:
         data = file.read()
         if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # of a letter, one byte in two is 0

@@ -40,7 +40,7 @@ from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
 from minilora.optim import Adam
 from minilora.schedule import Schedule
-from minilora.training import History, Passes, TrainingDiverged
+from minilora.training import Passes, TrainingDiverged
 from minilora.variants.dropout import with_dropout
 
 from ..support.adapter_folder import change_json
@@ -396,7 +396,7 @@ def test_the_step_of_the_least_held_out_loss_is_saved(shell, monkeypatch):
         "the adapter is that of step 1, the one with the least held-out loss: 2.000; before the training it was 1.000"
     )
     with monkeypatch.context() as patched:
-        patched.setattr(Step, "evaluate", lambda *a: next(measured))
+        patched.setattr("minilora.language.finetune.evaluate_where_it_counts", lambda *a, **k: next(measured))
         assert said in shell(f"{QUICK} --steps 2 --eval-every 1 --keep-best")
     kept = weights()
     for steps in (1, 2):
@@ -463,7 +463,9 @@ def test_the_load_and_the_first_loss_are_told_before_training(monkeypatch):
     monkeypatch.setattr(
         "minilora.language.finetune.adapt", lambda *a, **k: seen.append(sys.stdout.seen) or adapt(*a, **k)
     )
-    monkeypatch.setattr("minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or History())
+    monkeypatch.setattr(
+        "minilora.language.finetune.train", lambda *a, **k: seen.append(sys.stdout.seen) or train(*a, **k)
+    )
     monkeypatch.setattr(sys, "stdout", File())
     assert run(QUICK) == 0
     said = []

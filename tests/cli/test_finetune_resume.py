@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,20 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, Linear, Llama, adapt, cli, load_adapter, save_adapter, train
 from minilora.backend import get_backend
-from minilora.files.checkpoint import Checkpoint, change_notes, read_checkpoint
+from minilora.files.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from minilora.language import finetune as finetuning
+from minilora.language import resume
 from minilora.language.finetune import Step
 from minilora.language.recipe import FITTING, Recipe
-from minilora.language.resume import BestStep, digest, digest_of_adapter, exclusive_lock, identity_of
+from minilora.language.resume import (
+    Kept,
+    TuningCheckpoint,
+    digest,
+    digest_of_adapter,
+    digest_of_contents,
+    exclusive_lock,
+    identity_of,
+)
 
 from ..audit.adapters import model
 from ..support.adapter_folder import change_json
@@ -205,7 +216,7 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
         shell(mine, "--steps", steps)
 
 
-SAVES = [("before", "--checkpoint c"), ("before", ""), ("behind", ""), ("behind", "--checkpoint c")]
+SAVES = [(moment, more) for moment in ("unkept", "before", "behind") for more in ("--checkpoint c", "")]
 
 
 @pytest.mark.parametrize(("moment", "checkpoint"), one_in(2, SAVES, map(" ".join, SAVES)))
@@ -218,14 +229,14 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
         shell(typed, 2)
     with monkeypatch.context() as patched:
 
-        def cut_short(path, **given):
-            assert Path(path) == Path("a") or Path(path).name.startswith("minilora-")
-            if Path(path) != Path("a") or moment == "behind":
-                save_adapter(path, **given)
-            if Path(path) == Path("a"):
-                raise KeyboardInterrupt
+        def cut_short(path, layers, *, before, **given):
+            if moment == "behind":
+                save_adapter(path, layers, before=before, **given)
+            elif moment == "before":
+                save_adapter("elsewhere", layers, before=before, **given)
+            raise KeyboardInterrupt  # or the last step is not even in the checkpoint
 
-        patched.setattr("minilora.language.finetune.save_adapter", cut_short)
+        patched.setattr(finetuning, "save_adapter", cut_short)
         shell(typed, 3, code=130)
     assert Path("a").exists() == bool(checkpoint or moment == "behind")
     shell(typed, 3)
@@ -234,11 +245,29 @@ def test_after_a_kill_beside_the_save_training_goes_on(often, shell, monkeypatch
     shell.refused(typed, 3)
 
 
+def test_the_end_writes_the_adapter_and_the_checkpoint_once(often, shell, monkeypatch):
+    done, read, keep, save = [], resume.read_checkpoint, Checkpoint.keep, finetuning.save_adapter
+    monkeypatch.setattr(resume, "read_checkpoint", lambda path: done.append("read") or read(path))
+    monkeypatch.setattr(Checkpoint, "keep", lambda self, state: done.append(state.epoch) or keep(self, state))
+    monkeypatch.setattr(finetuning, "save_adapter", lambda *a, **k: done.append("adapter") or save(*a, **k))
+    typed = f"{TYPED} --checkpoint c --steps"
+    for steps, expected in ((3, [0, 1, 2, 3]), (5, [4, 5]), (5, [5])):
+        shell(typed, steps)
+        assert done == ["read", *expected[:-1], "adapter", expected[-1]]
+        kept = read(Path("c"))
+        assert kept.notes["saved"][-1] == digest_of_adapter(Path("a"))
+        assert (kept.epoch, kept.epochs) == (steps, [])  # the last loss is none that a longer training measures
+        done.clear()
+    shell(TYPED, "--save", "b")
+    assert done == ["read", 0, 1, 2, "adapter", 3]
+    assert not Path("b.checkpoint").exists()
+
+
 def test_a_failed_save_says_what_is_kept_and_goes_on(often, shell, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/minilora"])
     full = OSError(28, "No space left on device", "a")
     with monkeypatch.context() as patched:
-        patched.setattr("minilora.language.finetune.save_adapter", lambda *a, **k: (_ for _ in ()).throw(full))
+        patched.setattr("minilora.files.adapters._write", lambda *a, **k: (_ for _ in ()).throw(full))
         first, second, command = shell.refused(TYPED).splitlines()
     assert first == "[Errno 28] No space left on device: 'a'"
     assert second == "minilora: step 3 of 3 is kept in a.checkpoint, and this command goes on from there:"
@@ -254,10 +283,13 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
         right(self, state)
 
     monkeypatch.setattr(Checkpoint, "keep", full)
-    shell(QUICK)
+    shell(QUICK, "--steps", "4")
     said = "the training is not kept after step 2, and goes on: [Errno 28] No space left on device: 'a.checkpoint'"
     assert shell.err == f"minilora: {said}\n"
     assert "minilora: step 1 of 3 is kept in c, and this command" in shell.refused(QUICK, "--checkpoint", "c")
+    saved = contents("a")
+    assert "minilora: step 1 of 2 is kept" in shell.refused(QUICK, "--steps", "2", "--checkpoint", "d", "--seed", "7")
+    assert contents("a") == saved  # nor is an adapter written whose last step is not kept
 
 
 # --- it goes on to the same bits ---
@@ -337,8 +369,8 @@ def test_it_goes_on_from_a_checkpoint_of_that_adapter_alone(folder, shell, monke
 def test_the_loss_before_the_training_is_not_measured_again(folder, shell, monkeypatch):
     typed = f"{QUICK.rstrip()},v_proj --eval-every 2 --log-every 2 --checkpoint model/kept.safetensors --steps"
     before = rows(shell(typed, 2))
-    measured, right = [], Step.evaluate
-    monkeypatch.setattr(Step, "evaluate", lambda *a: measured.append(a) or right(*a))
+    measured, right = [], finetuning.evaluate_where_it_counts
+    monkeypatch.setattr(finetuning, "evaluate_where_it_counts", lambda *a, **k: measured.append(a) or right(*a, **k))
     after = rows(shell(typed, 4))  # what is kept is no weight of the model, even by its place and name
     assert len(measured) == 1
     assert after[:2] == before
@@ -423,15 +455,50 @@ def test_a_length_that_was_not_asked_for_is_another_training(folder, shell):
     assert "--length is not given there and 9 here" in shell.refused(few, "--length", "9")
 
 
+def test_what_no_option_names_is_compared_by_the_arrays(folder, shell, monkeypatch):
+    """A model that differs in its middle only, and a tokenizer that gives other ids."""
+    monkeypatch.setattr(resume, "ENDS", 8)
+    typed = f"{TYPED} --overwrite --checkpoint c --steps"
+    shell(typed, 1)
+    kept, said = Path("c").read_bytes(), "'c' is a checkpoint of another configuration: {} is another. Ask for the same"
+    swapped = {b'"a"': b'"!"', b'"b"': b'"a"', b'"!"': b'"b"'}
+    for name, what in (("model.safetensors", "the model"), ("tokenizer.json", "what the tokenizer makes of the text")):
+        file = Path("model", name)
+        right = changed = file.read_bytes()
+        if name == "tokenizer.json":
+            for one, other in swapped.items():
+                changed = changed.replace(one, other)
+        else:
+            changed = changed[:-100] + bytes([changed[-100] ^ 1]) + changed[-99:]
+        file.write_bytes(changed)
+        assert shell.refused(typed, 2) == f"{said.format(what)}, or name another checkpoint"
+        assert Path("c").read_bytes() == kept
+        file.write_bytes(right)
+    shell(typed, 2)
+
+
 def test_a_checkpoint_of_another_program_is_refused(folder, shell):
     shell(QUICK, "--steps", 1, "--checkpoint", "c")
     notes = read_checkpoint(Path("c")).notes
     for change in ({"asked": 1}, {"before": None}, {"losses": {"1": [0.5]}}):
-        change_notes(Path("c"), notes | change)
+        Path("c").unlink()
+        trained("c", 1, [1.0], Checkpoint(Path("c"), notes=notes | change))
         before = Path("c").read_bytes()
         said = "'c' is a checkpoint of something else than minilora finetune, or of another version of it"
         assert shell.refused(QUICK, "--checkpoint", "c") == said
         assert Path("c").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["there", "here"])
+def test_what_only_one_side_has_is_a_difference(folder, where):
+    kept = Kept(Path("c"), SimpleNamespace(epoch=3), {})
+    one = {"there": {}, "here": {}} | {where: {"--new": 1, "frozen['w']": "3 numbers"}}
+    kept.check_same({"--old": None}, {"--other": None}, 3)
+    said = f"--new is {'1 there and not given here' if where == 'there' else 'not given there and 1 here'}"
+    with pytest.raises(CheckpointError, match=f"of another configuration: {said}; the model is another. Ask for"):
+        kept.check_same(**one)
+    with pytest.raises(CheckpointError, match=r"configuration: --steps is 2 here, and 3 are done there\. Ask for"):
+        kept.check_same({}, {}, 2)
 
 
 def test_a_tenth_held_out_is_what_nobody_asked_for(tmp_path):
@@ -477,13 +544,19 @@ def test_an_adapter_is_known_by_both_of_its_files(tmp_path):
     assert len({*seen}) == 3
 
 
+def test_an_adapter_is_known_before_it_is_written(tmp_path):
+    layers, said = {"fc": adapt(Linear(np.eye(3)), [""], rank=1, alpha=1, rng=np.random.default_rng(0))}, []
+    save_adapter(tmp_path, layers, before=lambda *files: said.append(digest_of_contents(*files)))
+    assert said == [digest_of_adapter(tmp_path)]
+
+
 # --- the best step ---
 
 
 X = np.random.default_rng(1).standard_normal((8, 3))
 
 
-def trained(path, epochs, losses, keeper=BestStep):
+def trained(path, epochs, losses, checkpoint=None):
     """Train with losses that are given, and return the model, its parameters after each epoch, and the history."""
     rng, weights, measured = np.random.default_rng(0), [], iter(losses)
     model = Linear.init(3, 2, rng=rng, dtype="float64")
@@ -495,30 +568,42 @@ def trained(path, epochs, losses, keeper=BestStep):
         def evaluate(self, *_):
             return next(measured)
 
-    best = keeper(Checkpoint(path))
+    checkpoint = checkpoint or TuningCheckpoint(path, {"saved": []}, kept_in(path), each=True, best=True)
     history = train(
         model, X, X[:, :2], epochs=epochs, steps=1, batch_size=4, log_every=1, rng=rng, gradients=Gradients(),
-        checkpoint=best, report=lambda state: weights.append(state.model.weight.copy()),
+        checkpoint=checkpoint, report=lambda state: weights.append(state.model.weight.copy()),
     )  # fmt: skip
-    return model, weights, best, history
+    if isinstance(checkpoint, TuningCheckpoint):
+        checkpoint.finish()
+    return model, weights, checkpoint, history
 
 
-def test_the_step_of_the_least_loss_comes_back(tmp_path):
+def kept_in(path):
+    """Return the training in a file, where there is one."""
+    return Kept(path, saved, saved.notes) if (saved := read_checkpoint(path)) else None
+
+
+def test_the_step_of_the_least_loss_is_found(tmp_path):
     for best_at, losses in ((2, [3.0, 1.0, 2.0]), (3, [3.0, 2.0, 1.0]), (1, [1.0, 1.0, 1.0]), (1, [1.0, 2.0, 3.0])):
-        model, weights, best, history = trained(tmp_path / str(losses), 3, losses)
-        assert best.bring_back(model, history) == best_at
-        np.testing.assert_array_equal(model.weight, weights[best_at - 1])
+        model, weights, checkpoint, history = trained(tmp_path / str(losses), 3, losses)
+        best, step = checkpoint.best_of(model, history)
+        assert step == best_at
+        np.testing.assert_array_equal(best.weight, weights[best_at - 1])
+        np.testing.assert_array_equal(model.weight, weights[-1])  # which stays as it was
 
 
-def test_after_a_stop_an_earlier_best_step_is_brought_back(tmp_path):
+def test_after_a_stop_an_earlier_best_step_is_found(tmp_path):
     _, weights, *_ = trained(tmp_path / "c", 2, [1.0, 5.0])
-    model, _, best, history = trained(tmp_path / "c", 4, [4.0, 3.0])
-    assert best.bring_back(model, history) == 1
-    np.testing.assert_array_equal(model.weight, weights[0])
+    model, _, checkpoint, history = trained(tmp_path / "c", 4, [4.0, 3.0])
+    best, step = checkpoint.best_of(model, history)
+    assert step == 1
+    np.testing.assert_array_equal(best.weight, weights[0])
     assert history.losses == [1.0, 5.0, 4.0, 3.0]
 
 
-def test_nothing_is_kept_beside_where_nobody_asks(tmp_path):
-    trained(tmp_path / "c", 2, [1.0, 5.0], keeper=lambda checkpoint: checkpoint)
-    assert not read_checkpoint(tmp_path / "c").arrays["best"]
-    assert not any(name.startswith("best.") for name in load_file(tmp_path / "c"))
+def test_no_best_step_is_kept_where_nobody_asks(tmp_path):
+    for each in (True, False):
+        path = tmp_path / str(each)
+        trained(path, 2, [1.0, 5.0], TuningCheckpoint(path, {"saved": []}, each=each, best=False))
+        assert not read_checkpoint(path).arrays["best"]
+        assert not any(name.startswith("best.") for name in load_file(path))

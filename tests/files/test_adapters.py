@@ -215,6 +215,24 @@ def test_a_path_that_names_nothing_is_refused(tmp_path, monkeypatch, path, error
     assert not list(tmp_path.iterdir())
 
 
+def test_both_files_are_told_before_anything_is_written(tmp_path):
+    folder, said = tmp_path / "new" / "a", []
+
+    def full(*files):
+        said.append(files)
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        save_adapter(folder, ONE, before=full)
+    assert not list(tmp_path.iterdir())
+    for options in ({}, {"system": "sat", "dtype": "bfloat16"}):
+        save_adapter(folder, ONE, **options, overwrite=True, before=lambda *files: said.append(files))
+        assert said[-1] == tuple((folder / name).read_bytes() for name in (CONFIG, WEIGHTS))
+    with pytest.raises(ValueError, match="holds an adapter"):
+        save_adapter(folder, ONE, before=full)
+    assert len(said) == 3
+
+
 def mutate(raw, rng):
     """Flip, cut, lengthen, overwrite or repeat some of the bytes."""
     raw, kind = bytearray(raw), int(rng.integers(6))

@@ -249,6 +249,14 @@ def test_a_question_ends_with_what_lets_the_model_answer():
         Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
 
 
+def test_after_an_answer_of_nothing_the_next_ends_as_before():
+    dialogue = Dialogue(TURNS, words(last=()))
+    dialogue.ask("hi")
+    dialogue.answered("")
+    prompt = dialogue.ask("why")
+    assert (spell(prompt.ids), prompt.end) == ("<s>u:hi<end>\na:<end>\nu:why<end>\na:", {1})
+
+
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_a_chats_own_system_message_stays_alone(role):
     own = [{"role": role, "content": "be brief"}, {"role": "user", "content": "hi"}]

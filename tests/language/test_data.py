@@ -28,7 +28,7 @@ from minilora.language.data import (
     show,
 )
 from minilora.language.files.chattemplate import ChatTemplate
-from minilora.language.text import HELD_OUT
+from minilora.language.text import HELD_OUT, check_vocabulary
 from minilora.losses import IGNORE_INDEX
 from minilora.texts import FileRefused
 from minilora.training import backpropagate
@@ -257,9 +257,12 @@ def test_prose_is_taken_for_prose(tmp_path, model_dir):
 
 def test_ids_that_the_model_lacks_are_refused(load):
     data = load([GOOD] * 4, 8)
-    data.check_vocabulary(29)
+    assert data.largest_id == 27
+    check_vocabulary(data.largest_id, 29)
     with pytest.raises(ValueError, match=r"gives ids up to 27, and the model has 27 tokens: another model's$"):
-        data.check_vocabulary(27)
+        check_vocabulary(data.largest_id, 27)
+    for name in ("X", "Y", "X_held", "Y_held"):  # wherever it stands
+        assert replace(data, **{name: getattr(data, name) * 0 + 99}).largest_id == 99
 
 
 def prompts(*pairs):
@@ -400,7 +403,7 @@ def test_a_completion_glued_to_its_prompt_is_told(load):
 def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
-    monkeypatch.setattr("minilora.language.data.load_tokenizer", lambda model: deaf)
+    monkeypatch.setattr("minilora.language.source.load_tokenizer", lambda model: deaf)
     nothing = "the tokenizer has no token for what counts of it: there is nothing to learn"
     with pytest.raises(FileRefused, match=f"line 1: {nothing}$"):
         load([{"prompt": "a", "completion": "\u200b"}], held_out=0)
@@ -426,9 +429,23 @@ def test_a_chats_tools_are_handed_to_the_template():
 def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
     path, bad = tmp_path / "a.jsonl", []
     path.write_text('\n{"text": "a \\ud83d\\ude00\u2028"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n')
-    read = [(number, line) for number, _, line in read_lines(path, bad)]
+    read = [(number, line) for number, _, line in read_lines(path, bad, checked)]
     assert read == [(2, Text("a \N{GRINNING FACE}\u2028")), (4, Completion("", "b"))]
     assert not bad
+
+
+def test_what_is_not_read_is_told_by_its_line(tmp_path):
+    path, bad = tmp_path / "a.jsonl", []
+    path.write_text('3\n\n{"a": NaN}\n5\n7')
+
+    def odd(number):
+        if number == 5:
+            raise ValueError(f"{number} is refused")
+        return number * 2
+
+    assert read_lines(path, bad, odd) == [(1, "3", 6), (5, "7", 14)]
+    assert [(line.number, line.text) for line in bad] == [(3, '{"a": NaN}'), (4, "5")]
+    assert bad[1].reason == "5 is refused"
 
 
 def test_a_chat_may_have_no_tools():
@@ -458,7 +475,7 @@ def test_a_command_of_the_page_converts_what_is_refused(tmp_path, name):
         load_data(tmp_path / name, "no model")
     (command,) = (command for command in COMMANDS if f" {name} >" in command)
     subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True)
-    ((number, _, line),) = read_lines(tmp_path / "new.jsonl", bad=[])
+    ((number, _, line),) = read_lines(tmp_path / "new.jsonl", [], checked)
     assert (number, line) == (1, Chat(HI["messages"]))
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from minilora import Llama, attach, cross_entropy, evaluate, load_adapter
-from minilora.language.files.tokens import load_tokenizer
-from minilora.language.finetune import model_path
+from minilora.language.source import ModelSource
 from minilora.language.text import token_ids, windows
 
 pytestmark = [pytest.mark.full, pytest.mark.usefixtures("king_james")]
@@ -53,7 +52,8 @@ def test_the_pages_finetuning_reaches_the_losses_it_shows(tmp_path):
     learned = load_adapter(tmp_path / "king-james")
     assert len(learned) == 28
     # The recorded trainings are measured on 32 of the windows.
-    base, encode = Llama.load(model_path(None)), load_tokenizer(model_path(None)).encode
+    source = ModelSource(None)
+    base, encode = Llama.load(source.path), source.tokenizer.encode
     held_out = windows(token_ids((tmp_path / "kjv.txt").read_text(encoding="utf-8"), encode), 128)[2:]
     before, after = (evaluate(model, *held_out, cross_entropy) for model in (base, attach(base, learned)))
     assert before == pytest.approx(RECORDED["before"], abs=APART)

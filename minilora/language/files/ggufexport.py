@@ -19,9 +19,9 @@ import numpy as np
 
 from ...checks import check_path
 from ...extras import needed
-from ...files.adapters import check_base_weights, load_adapter
+from ...files.adapters import check_base_weights, read_adapters
 from ...files.disk import check_parent, check_replaceable, refuse_inputs, written_whole
-from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
+from ...files.peft import CONFIG_NAME, WEIGHTS_NAME, AdapterFolder
 from ...files.tensors import in_dtype
 from ...layers.quantized import FrozenQuantizedLinear
 from ...texts import FileRefused, reading, short
@@ -39,13 +39,15 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
     config, read = open_llama(model)
     if config.model_type not in ARCHITECTURES:
         raise FileRefused(model, f"a {config.model_type}, whose adapters are not written for llama.cpp")
-    adapters, shapes = load_adapter(adapter), config.shapes()
+    folder = AdapterFolder.open(adapter)
+    folder.warn_of_base()
+    adapters, shapes = read_adapters(folder), config.shapes()
 
     def weight(module: str) -> np.ndarray | None:
         array = read(f"{module}.weight") if f"{module}.weight" in shapes else None
         return None if isinstance(array, FrozenQuantizedLinear) else array
 
-    check_base_weights(adapter, weight)
+    check_base_weights(folder, weight)
     first = next(iter(adapters.values()))
     alpha = first.scaling * first.rank
     with reading(adapter):

@@ -1,0 +1,96 @@
+"""What a command of a language model opens, each once: the model's files, and an adapter's folder.
+
+Both are handed on as objects, so that nobody opens, judges or decodes a second time what is open already. What is wrong
+with a file is an error where it is first asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..adaptation import attach
+from ..backend import Backend
+from ..extras import needed
+from ..files.adapters import check_base_weights, kept_system_message, read_adapters
+from ..files.peft import AdapterFolder
+from ..layer import walk
+from ..quantization import quantize
+from ..texts import printable
+from ..variants.adapter import Adapter
+from .files.chattemplate import ChatTemplate, load_template
+from .files.tokens import Tokenizer, load_tokenizer
+from .llama import Llama
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model's files; without a path, those of glassllm's English model."""
+
+    given: Path | None
+
+    @cached_property
+    def path(self) -> Path:
+        """Where they lie."""
+        if self.given is not None:
+            return self.given
+        return Path(needed("glassllm", "the model that is used without --model").__file__).parent / "weights" / "en.npz"
+
+    @property
+    def name(self) -> str:
+        """The model's name, to print."""
+        return "glassllm's English model" if self.given is None else printable(str(self.given))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer, read once."""
+        return load_tokenizer(self.path)
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The model's chat template, read once."""
+        return load_template(self.path)
+
+    def load(self, dtype: str, backend: Backend, bits: str | None = None) -> Llama:
+        """Return the model; `bits` is "nf4" to quantise its linear layers, "file" to keep the blocks of a .gguf."""
+        if bits == "file" and self.path.suffix != ".gguf":
+            raise ValueError(
+                f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(self.path))}"
+            )
+        llama = Llama.load(self.path, dtype=dtype, backend=backend, keep_blocks=bits == "file")
+        return quantize(llama) if bits == "nf4" else llama
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """An adapter's folder, and the adapters that were read from it, by module path."""
+
+    path: Path
+    folder: AdapterFolder
+    adapters: dict[str, Adapter]
+
+    @classmethod
+    def open(cls, path: Path, dtype: str, backend: Backend) -> AdapterSource:
+        """Open an adapter's folder and read its factors; a UserWarning says if a base's own weight is there too."""
+        folder = AdapterFolder.open(path)
+        folder.warn_of_base()
+        return cls(path, folder, read_adapters(folder, dtype=dtype, backend=backend))
+
+    @property
+    def system(self) -> str | None:
+        """The system message that it was trained with, if that was kept."""
+        return kept_system_message(self.folder)
+
+    def attached(self, model: Llama, backend: Backend, bits: str | None) -> Llama:
+        """Return a model with the adapters; the folder must not keep the weights of another base."""
+        layers = {} if bits else dict(walk(model))  # quantised weights are others than the base's
+
+        def weight(path: str) -> Any:
+            array = getattr(layers.get(path), "weight", None)
+            return None if array is None else backend.to_numpy(array)
+
+        check_base_weights(self.folder, weight)
+        adapted: Llama = attach(model, self.adapters)
+        return adapted
