@@ -53,7 +53,10 @@ assert bits == 4 + 8 / 64 + 32 / (64 * 256)
 
 # %% What is dequantised, and when
 
-says(f"A code is one of {len(NF4)}, so", "as a whole is never in {} or {} bits".format(*(np.finfo(t).bits for t in ("e", "f"))))
+says(
+    f"A code is one of {len(NF4)}, so",
+    "as a whole is never in {} or {} bits".format(*(np.finfo(t).bits for t in ("e", "f"))),
+)
 own = np.random.default_rng(1)
 b = own.standard_normal(5)
 biased = QuantizedLinear.from_linear(Linear(own.standard_normal((5, 64)), b))
