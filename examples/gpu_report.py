@@ -1,4 +1,4 @@
-"""Compare minilora on this machine's GPU with its CPU, and with PyTorch if installed, in a written report.
+"""Write a report that compares minilora on this machine's GPU with its CPU (with PyTorch too, if installed).
 
     python examples/gpu_report.py docs/recordings/gpu-report.md
 
