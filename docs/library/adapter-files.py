@@ -36,7 +36,7 @@ squares = singular_values(own.standard_normal((4, 5)), B) ** 2
 shares = squares / squares.sum()
 says(f"An adapter of rank {len(shares)} whose first share is {100 * shares[0]:.0f} % uses one direction of four.")
 
-# %% Merge it into weights alone
+# %% Merge it into a weights file
 
 sizes = {}
 

@@ -50,7 +50,7 @@ shown("base-losses", beside(base, ARTICLE_BASE_LOSSES), exact=True)
 
 # %% 4. The base does not fit it
 
-says(f"a sum of {n_in} normal numbers of variance 1,\nso the mean of its square is {n_in}.")
+says(f"a sum of {n_in} normal numbers of variance 1,\nso its mean square is {n_in}.")
 lines = f"expected {n_in}", f"article  {ARTICLE_SHIFTED_LOSS}", f"minilora {found['shifted']:.3f}"
 shown("shifted", block(*lines), exact=True)
 assert abs(found["shifted"] / n_in - 1) < 0.05
@@ -83,7 +83,7 @@ picture(
 low, high = found["between"]
 corner = str(np.array(found["corner"]))
 shown("change", block(corner, f"all {n_out * n_in:,} entries lie between {low:.4f} and {high:.4f}"), exact=True)
-says(f"it takes {rank * (n_in + n_out):,} numbers")
+says(f"it is stored in {rank * (n_in + n_out):,} numbers")
 assert 0.95 < low < high < 1.05
 
 # %% 7. Merge

@@ -8,7 +8,7 @@ from minilora.fast.blockwise import CPU, GPU
 
 says(f"for texts of more than {CPU.plain_up_to} positions, on a GPU of more than {GPU.plain_up_to:,}.")
 
-# %% What is kept
+# %% What is cached
 
 assert kept[2] == 2 * kept[1] == 4 * kept[0]  # of the last, by blocks
 page = freeze(Attention(*linears, layer.rotary))

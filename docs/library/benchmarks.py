@@ -19,7 +19,7 @@ def machine(recorded):
     return f"{where['cpu']}, {where['cores']} cores; {versions}; {recorded['when']}"
 
 
-# %% One layer alone
+# %% A single layer
 
 benchmark, other = recording("benchmark"), recording("benchmark-intel")
 shown(
@@ -54,7 +54,7 @@ shown(
 )
 seconds = {row["name"]: row["ms"] for row in other["steps"]}
 says(
-    f"torch's fused Adam takes a full step in {seconds['full: torch, fused Adam']:.1f} ms, and minilora in {seconds[FULL]:.1f}:"
+    f"takes {seconds['full: torch, fused Adam']:.1f} ms with torch's fused Adam and {seconds[FULL]:.1f} ms with minilora:"
 )
 
 # %% A language model
@@ -75,8 +75,8 @@ text, busy = measured["text"], measured["busy"]
 alone = next(step["ms"][OURS] for step in measured["steps"] if busy["what"].startswith(step["what"]))
 model, size = busy["what"].partition(",")[0].split(" ", 1)
 says(
-    f"{text['what'].replace(',', ' writes')} in {text['ms'][OURS] / 1000:.2f} s, and transformers {text['ms'][PEER] / 1000:.2f} s",
-    f"a step of {model} on {size} with\nall seven linears takes {busy['ms'][OURS] / alone:.1f} times the time above, and {busy['of one thread']:.2f} of torch + PEFT",
+    f"{text['what'].replace(',', ' writes')} in {text['ms'][OURS] / 1000:.2f} s; transformers takes {text['ms'][PEER] / 1000:.2f} s",
+    f"a step of {model} on {size} with\nall seven linears takes {busy['ms'][OURS] / alone:.1f} times the time above, and {busy['of one thread']:.2f} of the time of",
 )
 assert all(step["of floor"] > 1 and step["of peer"] < 1 for step in measured["steps"])
 assert all(step["memory_mb"][OURS] < step["memory_mb"][PEER] for step in measured["steps"])
@@ -126,7 +126,7 @@ def of_products(held):
 
 units, held = (f"{min(of):.2f} to {max(of):.2f}" for of in map(of_products, (False, True)))
 says(
-    f"{dtypes['rows']} rows by SmolLM2's weights, bfloat16 takes {units} of float32's time with the units, and {held} times as long held to AVX2."
+    f"{dtypes['rows']} rows by SmolLM2's weights, bfloat16 takes {units} of float32's time with the units, and {held} times as long when restricted to AVX2."
 )
 # What the text and README say.
 assert dtypes["machine"]["units"] and max(of_float32(False, "SmolLM2")) < 0.8 and max(of_products(False)) < 0.6
@@ -153,8 +153,8 @@ for end in ends.values():
 low, high = min(lr for _, lr in ends), max(lr for what, lr in ends if "SmolLM2" in what)
 gap = 1 / 32 * 2**-7  # bfloat16 has seven bits after the leading one
 says(
-    f"up to what rounding makes of {losses['steps']} steps of Adam.",
-    f"the rate, {low:.4f}, and numbers of bfloat16 from 1/32 to 1/16, where many of A's lie, are {gap:.5f} apart",
+    f"up to the rounding that accumulates over {losses['steps']} steps of Adam.",
+    f"the rate, {low:.4f}, and bfloat16 numbers from 1/32 to 1/16, where many of A's entries are, are {gap:.5f} apart",
 )
 assert low < gap / 2 and np.isclose(low, high / 10) and 1 / 32 < 576**-0.5 < 1 / 16
 small = ends["SmolLM2 1 x 64, all seven linears", 1e-4]
@@ -168,7 +168,7 @@ says("with torch 2.10,", "that take 44 to 499 times as long")
 
 grown = recording("benchmark-growth")
 usual = ", ".join(f"{name} {size}" for name, size in grown["usual"].items())
-says(f"{usual}, of which one grows", report.cpu_line(grown["machine"]))
+says(f"{usual}, and one of them grows", report.cpu_line(grown["machine"]))
 
 
 def span(values, digits):
@@ -191,9 +191,9 @@ shown(
 assert report.OTHERS == 1 / 4
 says("Above a quarter of a core they print no verdict")
 
-# %% Measured and left out
+# %% Measured and rejected
 
 says(f"in float32, at a score of {10_000:,}, that number is off by up to {np.spacing(np.float32(10_000)) / 2:.4f}.")
 # Facts from elsewhere: what was measured here when each was tried; no script repeats it.
-says("README's first command about 5 %", "a step of SmolLM2 takes 5 % less, and one of glassllm 7 %")
+says("README's first command about 5 %", "a step of SmolLM2 takes 5 % less time, and one of glassllm 7 %")
 says("takes 1.10 to 1.36 of the time that halves take", "in one product: 1 to 3 % of a step")

@@ -11,7 +11,7 @@ bars = mutation["BARS"]
 assert bars["layers"] == bars["core"] and len({bars[part] for part in bars.keys() - {"core", "layers"}}) == 1
 says(
     f"At least {100 * bars['core']:.0f} % of those to the mathematics and to layers must fail a test, and {100 * bars['rim']:.0f} % elsewhere",
-    f"{mutation['SAMPLE']} changes to what judges others",
+    f"{mutation['SAMPLE']} changes to the judge",
     "--sample 5    five changes to one module",  # an example's number, in figures and in words
 )
 

@@ -14,8 +14,8 @@ recorded = recording("language-model")
 
 assert (EVAL_SHARE, FORWARD, resume.SHARE, losstable.QUIET) == (1 / 5, 2 / 5, 1 / 50, 60)
 says(
-    f"that is each {EVAL_EVERY} steps, or a multiple of {EVAL_EVERY} at which measuring takes no more than a\nfifth of",
-    "a forward takes two fifths of the time of a step",
+    f"that is every {EVAL_EVERY} steps, or the multiple of {EVAL_EVERY} at which measuring takes no more than a\nfifth of",
+    "a forward pass takes two fifths of the time of a step",
     "is written as often as takes a fiftieth of the time",
     "elsewhere a line does, at most once a minute",
 )
@@ -34,13 +34,13 @@ says(f"The held-out loss goes from {recorded['smollm2']['before']:.3f} to")
 # Facts from elsewhere: measured once, and in no recording.
 seconds = 400
 assert 3 < seconds / 2 / 60 < 4
-says(f"takes {seconds} s of one core, so between three and four minutes of two", "to 2.585", "on the same 32 windows:")
+says(f"takes {seconds} s of one core, so between three and four minutes on two", "to 2.585", "on the same 32 windows,")
 
 # %% Prompts and chats
 
 says(
     f"beyond {LONGEST_ROW:,} tokens",
-    f"A target that does not count is {IGNORE_INDEX}, also",
+    f"has the target {IGNORE_INDEX}, including",
     "the first ten with their reasons",
 )
 assert REASONS == 10

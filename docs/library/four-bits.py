@@ -30,7 +30,7 @@ try:
 except ValueError as error:
     (least,) = re.findall(r"at least (\d+)", str(error))
 says(
-    f"A block needs {least} weights or more, so ours is filled up with zeros, whose code is {np.flatnonzero(NF4 == 0)[0]}:"
+    f"A block needs {least} weights or more, so ours is padded with zeros, whose code is {np.flatnonzero(NF4 == 0)[0]}:"
 )
 
 # %% Scales of scales
@@ -38,10 +38,10 @@ says(
 size, wide, book = layer.block_size, 8 * layer.nested_absmax.itemsize, scale_book()
 assert size == 2 * wide
 says(
-    f"A scale of {wide} bits for {size} weights is half a bit a weight.",
+    f"A scale of {wide} bits for {size} weights is half a bit per weight.",
     f"to {8 * layer.absmax.itemsize} bits, in blocks $B$ of {SCALES_IN_A_BLOCK}.",
     f"The {len(book)} numbers $d_k$ are 0, 1, and for seven powers of ten 1, 2, 4 … {2**6} numbers of either sign",
-    f"saves {wide / size - (bits - 4):.2f} bits a weight",
+    f"saves {wide / size - (bits - 4):.2f} bits per weight",
 )
 assert (book == 0).sum() == (book == 1).sum() == 1
 for i in range(7):
@@ -53,7 +53,10 @@ assert bits == 4 + 8 / 64 + 32 / (64 * 256)
 
 # %% What is dequantised, and when
 
-says(f"A code is one of {len(NF4)}, so", "never whole in {} or {} bits".format(*(np.finfo(t).bits for t in ("e", "f"))))
+says(
+    f"A code is one of {len(NF4)}, so",
+    "as a whole is never in {} or {} bits".format(*(np.finfo(t).bits for t in ("e", "f"))),
+)
 own = np.random.default_rng(1)
 b = own.standard_normal(5)
 biased = QuantizedLinear.from_linear(Linear(own.standard_normal((5, 64)), b))
@@ -107,7 +110,7 @@ says("measures it in {} bits, {} and {}.".format(*sorted({*widths.values()}, rev
 # %% Files, and bases that are in four bits already
 
 # A block of Q4_1: two numbers in float16, and half a byte for each code.
-says(f"Q4_1: blocks of {WIDTH} with a scale and a smallest value, and {2 ** (8 * (BYTES['Q4_1'] - 4) // WIDTH)} levels")
+says(f"Q4_1: blocks of {WIDTH} with a scale and a minimum, and {2 ** (8 * (BYTES['Q4_1'] - 4) // WIDTH)} levels")
 
 # %% Known mistakes
 

@@ -10,4 +10,4 @@ from pages import says
 
 grader = importlib.import_module("grade_class")
 default = re.search(r'"--seconds", type=float, default=(\d+)', Path(grader.__file__).read_text(encoding="utf-8"))
-says(f"and each exercise: {default[1]} by default.")
+says(f"the import and each exercise: {default[1]} by default.")

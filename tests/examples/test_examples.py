@@ -44,7 +44,7 @@ def test_the_article_line_by_line_runs_and_prints_one_table(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["epoch", "base", "loss", "LoRA", "loss"]
     assert lines[1].split()[0] == "2"
-    assert lines[-1].startswith("delta lies between")
+    assert lines[-1].startswith("delta is between")
 
 
 @pytest.mark.long
@@ -65,15 +65,16 @@ def test_the_loss_stops_falling_at_the_rank_of_the_change(tmp_path, capsys):
 
 
 @pytest.mark.long
-def test_a_few_numbers_teach_a_net_turned_digits(tmp_path, capsys):
+def test_a_few_numbers_teach_a_network_rotated_digits(tmp_path, capsys):
     pytest.importorskip("sklearn")
     run("04_convolution.py", tmp_path, **{"EPOCHS = 30": "EPOCHS = 10", "(1, 2, 4, 8)": "(8,)"})
     lines = [line for line in capsys.readouterr().out.splitlines() if "%" in line]
-    names = ["as it was", "LoRA, r = 8", "all weights"]
+    names = ["unchanged", "LoRA, r = 8", "all weights"]
     assert [line[:16].strip() for line in lines] == names
-    counts, turned, upright = zip(*(line[16:].replace(",", "").replace("%", "").split() for line in lines), strict=True)
+    columns = (line[16:].replace(",", "").replace("%", "").split() for line in lines)
+    counts, rotated, upright = zip(*columns, strict=True)
     assert counts == ("0", "5784", "9930")
-    before, lora, full = map(float, turned)
+    before, lora, full = map(float, rotated)
     assert before < 20
     assert min(lora, full) > 60
     assert float(upright[0]) > 90

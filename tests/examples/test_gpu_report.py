@@ -35,7 +35,7 @@ def test_the_report_has_each_library_and_each_figure(report, standin):
     assert len({len(cells) for cells in table.values()}) == 1
     assert table["minilora, numpy"][-1] == table["minilora, cupy"][-1], "both train to the same loss"
     for expected in (
-        "- card: the device that is not there",
+        "- GPU: the device that is not there",
         "- CuPy: 14.2.0",
         "| base, 1 epochs |",
         *report.KINDS,

@@ -1,4 +1,4 @@
-"""A class is graded module by module: what one of them does costs its author alone."""
+"""A class is graded module by module: whatever a module does affects only its own points."""
 
 import json
 import subprocess
@@ -56,27 +56,27 @@ CLASS = {
         RIGHT.replace("= {", "= 3 # {"),
         {"first step": "Not yet. Your code stopped with"},
     ),
-    "loop": (inside("while True: pass"), {"grad_B": "It took longer than 4 s."}),
-    "prints": (inside("while True: print('x' * 99)"), {"grad_B": "It took longer than 4 s."}),
+    "loop": (inside("while True: pass"), {"grad_B": "Your code took longer than 4 s."}),
+    "prints": (inside("while True: print('x' * 99)"), {"grad_B": "Your code took longer than 4 s."}),
     "exits": (inside("raise SystemExit(0)"), {"grad_B": "Not yet. Your code stopped with SystemExit: 0"}),
     "interrupts": (inside("raise KeyboardInterrupt"), {"grad_B": "Not yet. Your code stopped with Keyboard"}),
-    "leaves": (inside("import os; os._exit(0)"), {"grad_B": "It ended the process."}),
-    "crashes": (inside("import ctypes; ctypes.string_at(0)"), {"grad_B": "It ended the process."}),
+    "leaves": (inside("import os; os._exit(0)"), {"grad_B": "Your code ended the process."}),
+    "crashes": (inside("import ctypes; ctypes.string_at(0)"), {"grad_B": "Your code ended the process."}),
     "asks": (inside("input()"), {"grad_B": "Not yet. your code stopped with EOFError"}),
     "half": (LOSS, dict.fromkeys(("grad_B", "grad_h", "first step"), "Not yet. There is no ")),
     "number": (RIGHT + "grad_h = 5\n", {"grad_h": "Not yet. your code stopped with TypeError: 'int' object is not c"}),
     "empty": ("", dict.fromkeys(POINTS, "Not yet. There is no ")),
     "syntax": ("def (", dict.fromkeys(POINTS, "The module stopped with SyntaxError: ")),
     "ends": (RIGHT + "raise SystemExit", dict.fromkeys(POINTS, "The module stopped with SystemExit")),
-    "endless": (RIGHT + "while True: pass", dict.fromkeys(POINTS, "It took longer than 4 s.")),
-    "breaks": (RIGHT + BREAKS, dict.fromkeys(POINTS, "It ended the process.")),
+    "endless": (RIGHT + "while True: pass", dict.fromkeys(POINTS, "Your code took longer than 4 s.")),
+    "breaks": (RIGHT + BREAKS, dict.fromkeys(POINTS, "Your code ended the process.")),
 }
-"""Each module, and what its author loses, with what is said; everything else is right."""
+"""Each module, with the exercises that lose points and the start of their comments; all others are right."""
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", CLASS)
-def test_what_a_module_does_costs_its_author_alone(name, tmp_path):
+def test_what_a_module_does_costs_only_its_author(name, tmp_path):
     text, lost = CLASS[name]
     module = tmp_path / f"{name}.py"
     module.write_text(text)

@@ -50,7 +50,7 @@ def test_it_is_the_training_of_one_machine(undisturbed):
     assert [int(row.split()[1]) for row in rows[0]] == [10, 20]
     for there, here in zip(*rows, strict=True):
         assert float(there.split()[-1]) == pytest.approx(float(here.split()[-1]), abs=2e-4)
-    differ = re.fullmatch(r"the factors differ by (\S+) at most, the losses by (\S+)", undisturbed[-2])
+    differ = re.fullmatch(r"the factors differ by at most (\S+), the losses by (\S+)", undisturbed[-2])
     assert float(differ[1]) < 1e-4
     assert float(differ[2]) < 1e-4
     assert re.fullmatch(r"loss \d\.\d{4}", undisturbed[-1])

@@ -196,7 +196,7 @@ def test_the_fine_tunings_numbers_are_the_recorded_ones():
     assert f"of steps {int(run['rows'][-2][0]) + 1}-{run['rows'][-1][0]}\n" in shown
     base, tuned, _ = run["answers"]["What is the opposite of strong?"]
     assert f"\n {tuned}\n" in shown
-    assert f'The base alone answers: "{base[:53]}' in " ".join(README.split())
+    assert f'Without the adapter, the model answers: "{base[:53]}' in " ".join(README.split())
 
 
 def test_each_number_of_the_prose_is_computed(monkeypatch):
@@ -212,10 +212,10 @@ def test_each_number_of_the_prose_is_computed(monkeypatch):
     says = [
         f"You need Python {project['requires-python'].removeprefix('>=')} or later",
         f"in {lines['examples/microlora.py']} lines of plain Python",
-        f"SmolLM2, of {round(parameters(SMOL), -6) / 1e6:.0f} million parameters",
+        f"SmolLM2, with {round(parameters(SMOL), -6) / 1e6:.0f} million parameters",
         f"[{lines['examples/chats.jsonl']} short chats](examples/chats.jsonl)",
         "An adapter of rank 1 learns a blur, rank 3 a shape, rank 7 the word.",  # which the picture's own test holds
-        "comes as a package of 93 MB",
+        "comes as a 93 MB package",
         "and 0.8 GB of memory",
         *(f"| {lines} |" for lines in PAGES.values()),  # of which a test above counts the lines
         f"to {tolerance} (",

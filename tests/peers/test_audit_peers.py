@@ -141,7 +141,7 @@ def test_the_page_has_what_the_example_of_broken_merges_prints():
     with contextlib.redirect_stdout(printed):
         runpy.run_path(str(ROOT / "examples" / "broken_merges.py"))["run"]()
     page = (ROOT / "docs" / "library" / "is-my-adapter-applied.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```text\n(# merge_and_unload.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```text\n(# Merge with merge_and_unload.*?)^```$", page, re.MULTILINE | re.DOTALL)
     of_kernel = r"at most [\d.]+ ulp"  # the last bits of sums
     assert re.sub(of_kernel, "", printed.getvalue().strip()) == re.sub(of_kernel, "", block.strip())
     assert np.size(re.findall(r"exit code 1", block)) == 5
