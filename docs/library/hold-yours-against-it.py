@@ -24,7 +24,7 @@ says(f"the import, and then the\ncheck: {TIMEOUT:.0f} by default")
 
 from minilora.report import LONGEST_LINE
 
-says(f"of {LONGEST_LINE} letters at most")
+says(f"of {LONGEST_LINE} characters at most")
 
 # %% What it may define
 
@@ -38,7 +38,7 @@ shown("hold-yours-against-it-1", block(bugs, str({kind: f"{len(KINDS[kind].probl
 
 from minilora.conformance.problems.tolerance import TOLERANCE, UNIT
 
-says(f"| `slots` | of `fused`: {', '.join(map(str, KINDS['fused'].declares['slots']))} |")
+says(f"| `slots` | for `fused`: {', '.join(map(str, KINDS['fused'].declares['slots']))} |")
 assert TOLERANCE == 16
 says("An error of sixteen units of rounding")
 inputs = 4096
