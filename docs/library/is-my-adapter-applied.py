@@ -28,7 +28,7 @@ assert len(questions) == 6
 for number, question in questions:
     says(f"| {number} | {question}")
 
-# %% 1. Is there something in the file?
+# %% 1. Is there anything in the file?
 
 assert status == 1
 
