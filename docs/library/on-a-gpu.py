@@ -35,7 +35,7 @@ from minilora.fast.blockwise import GPU
 
 says(f"Beyond {GPU.page_up_to:,} positions")
 
-# %% What is proved without a GPU
+# %% What is tested without a GPU
 
 from tests.devices.test_cupy_standin import LEAKS
 
