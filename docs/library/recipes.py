@@ -1,6 +1,6 @@
 """What recipes.md asserts and shows; the names are the page's own."""
 
-# %% A loop of your own
+# %% Your own training loop
 
 from pages import holds, says
 
@@ -27,12 +27,12 @@ assert (ids[:, -1] == FILL).any() and evaluate(chat, other[:8], targets[:8], cro
 )
 assert history.losses[-1] < 0.5 * before
 
-# %% A validation that stops
+# %% Early stopping
 
 assert evaluate(adapted, X_held, Y_held) == best < last
 assert epoch == best_epoch + PATIENCE < 200
 
-# %% An adapter continued
+# %% Continue training an adapter
 
 assert np.array_equal(attach(model, load_adapter(folder / "monday"))(X), adapted(X))
 assert np.array_equal(attach(model, load_adapter(folder / "tuesday"))(X), again(X))
@@ -59,7 +59,7 @@ assert abs(first_losses(0.003, 5, 60) - first_losses(0.003, 1, 60)) < 0.001
 assert 1.5 * best > first_losses(0.03, 1, 1) > 1.4 * best > best > first_losses(0.03, 5, 1)
 assert abs(first_losses(0.03, 5, 60) - first_losses(0.03, 1, 60)) < 0.01
 
-# %% Two adapters summed
+# %% Sum two adapters
 
 assert all(adapter.rank == 16 for adapter in both.values()) and list(both) == ["fc1", "fc2"]
 for path in both:
