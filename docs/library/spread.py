@@ -55,13 +55,13 @@ assert moments == ["1", "101", "300"] and len(found["momentum's rates"]) == 4
 assert (
     0.85 < np.mean([counts(descent, "change", k)[-1] / counts(adam, "change", k)[-1] for k in found["random"]]) < 0.95
 )
-says(f"the loss ends at {descent['new']:.3f} in place of Adam's {adam['new']:.3f}.")
+says(f"the loss ends at {descent['new']:.3f}, compared with Adam's {adam['new']:.3f}.")
 
 # %% New directions
 
 says(f"no cosine above {COSINE} with any")
 assert LEADING == 10
-says(f"Of the ten leading ones of each of the {matrices} matrices, {LEADING * matrices} in all,")
+says(f"Of the ten leading vectors of each of the {matrices} matrices, {LEADING * matrices} in all,")
 ways = [("full", None), ("LoRA", 16), ("LoRA", 4), ("LoRA", 1)]
 ended = [words.earlier().seeds(*way, what="intruders", among=(0,)) for way in ways]
 ended = [
@@ -83,7 +83,7 @@ says(
 )
 of_four, of_one = (max(of.values()) / matrices for of in ended[2:])
 assert round(of_four) == 4 and round(of_one) == 1
-says("Rank 1 and 4 stop near one\nand four a matrix.")
+says("Ranks 1 and 4 level off near one\nand four per matrix.")
 runs = words.earlier().trainings("full", lr=words.earlier().best("full", among=(0,)), seed=0)
 [changed] = (result["change"] for _, result in runs)
 length = np.linalg.norm(np.concatenate([W.ravel() for W in weights(model_and_tokenizer()[0]).values()]))
