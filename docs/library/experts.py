@@ -1,4 +1,4 @@
-"""What experts.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of experts.md; its parts see the page's own names."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,7 +98,7 @@ def best_rate(ranks):
 
 
 def at_best(ranks, what, lr=None):
-    """Return a number of each seed, at the best rate."""
+    """Return the values of `what` for each seed, at the best rate."""
     return np.array([result[what] for result in trainings(ranks)[lr or best_rate(ranks)]])
 
 

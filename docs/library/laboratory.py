@@ -1,4 +1,4 @@
-"""What laboratory.md shows of the recorded trainings, and says of them."""
+"""Checks and computed contents of laboratory.md; its parts see the page's own names."""
 
 import re
 from itertools import product
@@ -19,13 +19,13 @@ HEAD = ["full fine-tuning", "r = 16", "r = 4", "r = 1"]
 
 
 def span(values, form="{:g}"):
-    """Return the range of some values, or the one that they are."""
+    """Return the range of some values, or their common value."""
     low, high = (form.format(value) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def way(rank, scaling=2.0):
-    """Return how a rank trains, for a question to the recordings; rank None is full fine-tuning."""
+    """Return a rank's method as arguments for the recordings; rank None is full fine-tuning."""
     return {"way": "LoRA", "rank": rank, "scaling": scaling} if rank else {"way": "full"}
 
 
@@ -111,7 +111,7 @@ assert apart == sorted(apart)
 [length] = {of["steps"] for of, _ in earlier.trainings("full")}
 measured = int(re.search(r"the loss on (\d+) held-out windows", RECORDING["earlier"]["about"][0])[1])
 says(f"{length} steps of {BATCH} windows without a stop, and {measured} held-out windows")
-says(f"and differences of {np.sqrt(2) * earlier.spread:.2f} nats mean nothing.")  # what two seeds differ by
+says(f"and differences of {np.sqrt(2) * earlier.spread:.2f} nats mean nothing.")  # the difference between two seeds
 says(f"the same {7 * words.GLASSLLM.num_hidden_layers} matrices train;")
 
 # %% The variants

@@ -1,4 +1,4 @@
-"""What model-files.md says."""
+"""Checks and computed contents of model-files.md; its parts see the page's own names."""
 
 # %% Models as files
 

@@ -1,4 +1,4 @@
-"""What on-a-gpu.md says."""
+"""Checks and computed contents of on-a-gpu.md; its parts see the page's own names."""
 
 # %% What is transferred, and when the host waits
 

@@ -1,4 +1,4 @@
-"""What recipes.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of recipes.md; its parts see the page's own names."""
 
 # %% Your own training loop
 
@@ -14,14 +14,14 @@ assert evaluate(adapted, X_held, Y_held) < 0.5 * evaluate(model, X_held, Y_held)
 
 says(f"The targets of the prompt are \N{MINUS SIGN}{-IGNORED},", f"and in `y` with \N{MINUS SIGN}{-IGNORED}.")
 
-assert (targets != IGNORED).sum() == 2 * len(targets)  # an answer of one id, and the end
+assert (targets != IGNORED).sum() == 2 * len(targets)  # an answer of one id, then the end
 counted = targets[:1] != IGNORED
 log_q = chat(ids[:1])[counted]
 log_q = log_q - np.log(np.exp(log_q).sum(axis=1, keepdims=True))
 by_hand = -log_q[np.arange(2), targets[:1][counted]].mean()
 assert np.isclose(evaluate(chat, ids[:1], targets[:1], cross_entropy), by_hand, rtol=1e-5)
 other = ids.copy()
-other[:, -1] = 7  # what fills up
+other[:, -1] = 7  # padding
 assert (ids[:, -1] == FILL).any() and evaluate(chat, other[:8], targets[:8], cross_entropy) == evaluate(
     chat, ids[:8], targets[:8], cross_entropy
 )
@@ -43,7 +43,7 @@ monday = attach(model, load_adapter(folder / "monday"))
 
 
 def first_losses(lr, warm, steps):
-    """Return the held-out loss after so many steps of an adapter continued, the mean over five seeds."""
+    """Return the held-out loss after that many more steps of training, averaged over five seeds."""
     found = []
     for seed in range(5):
         anew = rebuild(monday, array=np.copy)

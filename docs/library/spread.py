@@ -1,4 +1,4 @@
-"""What spread.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of spread.md; its parts see the page's own names."""
 
 # %% Where the directions come from
 
@@ -17,7 +17,7 @@ matrices = 7 * words.GLASSLLM.num_hidden_layers
 
 
 def counts(of, what, kind, moments=moments):
-    """Return how many directions hold 90 % of the square."""
+    """Return the number of directions that hold 90 % of the square."""
     return [of["steps"][moment][what][kind]["90 %"] for moment in moments]
 
 
@@ -31,9 +31,9 @@ for kind in found["random"]:
         counts(descent, "change", kind)[-1],
         found["random"][kind]["90 %"],
     )
-    assert 1.9 * gradients[0] < step < 0.85 * noise  # Adam spreads it, and not to noise
+    assert 1.9 * gradients[0] < step < 0.85 * noise  # Adam spreads it, but not as far as noise
     assert gradients == sorted(gradients) and gradients[-1] < change  # later gradients agree less
-    assert gradients[0] < plain < change < noise  # and gradient descent ends nearly as spread
+    assert gradients[0] < plain < change < noise  # and gradient descent ends nearly as spread out
 shown("spread-1", pictures.table(["", "gradient", "step", "change", "descent"], rows))
 first = adam["steps"]["1"]["gradient"]["v_proj"]
 narrow, wide = sorted({found["powers"][len(of["share"]) - 1] for of in found["random"].values()})
