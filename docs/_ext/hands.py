@@ -123,7 +123,7 @@ def circle(start: int = 1) -> str:
     still = pictures.show(
         drawn, "A circle of arrows x, and the ellipse of the arrows M x, two and a half times as long as it is wide."
     )
-    caption = "Left all arrows x of length 1, right what M makes of them. Two arrows at a right angle, the thin lines, "
+    caption = "Left: all arrows x of length 1. Right: what M makes of them. Two arrows at a right angle, thin, "
     caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
     slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
     return figure(
@@ -161,9 +161,7 @@ def nearest_on_a_line(start: int = 1) -> str:
         pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
         "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
     )
-    caption = (
-        "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
-    )
-    caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
+    caption = "Left: each point of the ellipse goes to the nearest point of the line, the best that rank 1 can do "
+    caption += "if its outputs lie there. Right: the squared error, summed, for each direction of the line."
     slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
     return figure("line", [slider], says[start], still, data, caption)

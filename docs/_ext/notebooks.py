@@ -14,7 +14,7 @@ from typing import Any
 
 from pages import DOCS, PICTURE, SITES, blocks, unquoted
 
-NEEDS = "\n*This page as a notebook. It needs minilora, with the extra `models` where it reads a language model.*"
+NEEDS = "\n*This page as a notebook. It needs minilora, with the extra `models` if it reads a language model.*"
 
 
 def code(page: Path) -> list[re.Match[str]]:

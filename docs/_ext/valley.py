@@ -78,8 +78,8 @@ def chart(recorded: Recordings) -> str:
         for name, (label, values, first) in controls.items()
     ]
     caption = (
-        "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
-        "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
+        "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left: against the "
+        "rate, with a dot at each best one. Right: during training, with full fine-tuning at its best rate."
     )
     return figure("valley", sliders, "", still(recorded, windows), data, caption, "picture recorded")
 

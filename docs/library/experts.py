@@ -121,12 +121,12 @@ rows = [
     )
     for name, ranks in ways.items()
 ]  # fmt: skip
-shown("adapted", pictures.table(["adapters beside", "rank", "numbers", "best rate", "held-out loss", "span"], rows))
+shown("adapted", pictures.table(["adapters on", "rank", "parameters", "best rate", "held-out loss", "span"], rows))
 assert all(len(of) == 3 for of in loss.values())
 above = loss["attention"] - loss["experts"]
 assert 0.28 < above.min() <= above.mean() < 0.32
 says(
-    f"At equal parameter counts, up to {100 * (max(trained.values()) / min(trained.values()) - 1):.1f} %, each at",
+    f"The parameter counts are equal within {100 * (max(trained.values()) / min(trained.values()) - 1):.1f} %.",
     f"Attention alone ends {above.mean():.1f} nats above the experts",
 )
 assert (loss["experts"] - loss["dense"]).min() > 0.02
@@ -148,7 +148,7 @@ for rank in (1, 4, 16):
 rows = [
     (rank, f"{of['trained']:,}", f"{of['lr']:g}", f"{of['new']:.3f}", f"{of['step']:.2f}") for rank, of in least.items()
 ]
-head = ["rank of each expert", "numbers", "best rate tried", "held-out loss", "a step, of the dense model's"]
+head = ["rank of each expert", "parameters", "best rate tried", "held-out loss", "step time / dense model"]
 shown("each", pictures.table(head, rows))
 gained = [round(least[low]["new"] - least[high]["new"], 1) for low, high in ((1, 4), (4, 16))]
 says(
@@ -168,7 +168,7 @@ for name, ranks in (("experts", alone), ("experts and router", routed)):
     new, old = at_best(ranks, "new", lr), at_best(ranks, "old", lr)
     moved = np.mean([routing["moved"] for routing in at_best(ranks, "routing", lr)])
     rows.append((name, f"{new.mean():.3f}", f"{np.ptp(new):.3f}", f"{old.mean():.3f}", f"{moved:.0%}"))
-head = ["adapters beside", "held-out loss", "span", "old text", "of the old text's positions, on other experts"]
+head = ["adapters on", "held-out loss", "span", "old text", "share of old text's positions on other experts"]
 shown("router", pictures.table(head, rows))
 gained = at_best(alone, "new", lr) - at_best(routed, "new", lr)
 forgot = at_best(routed, "old", lr) - at_best(alone, "old", lr)
@@ -187,7 +187,7 @@ says(
     f"No expert takes more than {100 * max(map(max, busy)):.0f} % of the positions; one in the second layer takes {100 * min(busy[1]):.0f} %.",
 )
 after = [routing["told by the token"] for ranks in (alone, routed) for routing in at_best(ranks, "routing", lr)]
-says(f"the token still tells at least\n{100 * np.min(after):.0f} % in each layer")
+says(f"the token still predicts at least\n{100 * np.min(after):.0f} % of them in each layer")
 assert min(told) > 0.74 and np.max(after) < 0.89
 
 # %% Why did the merged mixture forget?
@@ -202,7 +202,7 @@ for name, ranks in ways.items():
     left = (half["old"] - untouched["old"]) / (first["old"] - untouched["old"])
     assert 0.66 < gain < 0.85 and 0.24 < left < 0.36
 says("two thirds to five sixths of the gain and a quarter to a third of the forgetting, in all four rows")
-head = ["adapters beside", "held-out loss", "forgotten", "half: held-out loss", "forgotten"]
+head = ["adapters on", "held-out loss", "forgotten", "half: held-out loss", "half: forgotten"]
 shown("forgotten", pictures.table(head, rows))
 for point in recorded["trainings"]:
     assert abs(point["result"]["old"] - point["result"]["old, not merged"]) < 2e-4
