@@ -164,7 +164,7 @@ def trailing(array: np.ndarray, axes: int) -> np.ndarray:
 
 
 class Reader:
-    """A parser that reads a formula from left to right and turns it into Python."""
+    """A recursive-descent parser that turns a formula into Python; most methods return source code."""
 
     def __init__(self, tex: str, names: dict[str, Any]):
         for pattern, replacement in SUBSTITUTIONS:
@@ -190,7 +190,7 @@ class Reader:
         return self.tokens.pop(0)
 
     def bracket(self, opening: str, closing: str, read: Callable[[], Any]) -> Any:
-        """Return what `read` makes of the tokens between two brackets."""
+        """Parse the tokens between two brackets with `read`."""
         self.take(opening)
         self.depth += 1
         value = read()
@@ -211,7 +211,7 @@ class Reader:
         self.sizes[label] = min(count, self.sizes.get(label, count))
 
     def equations(self) -> Iterator[Printed]:
-        """Yield the equations, one at a time."""
+        """Parse the equations, one at a time."""
         while self.next:
             if self.next in (",", r"\\", r"\quad", r"\qquad"):
                 self.take()
@@ -258,7 +258,7 @@ class Reader:
         return [letter for token in plain for letter in ([""] if token == r"\cdot" else token)]
 
     def shape(self) -> str:
-        """Return a printed shape as the source of a list."""
+        """Parse a printed shape into the source of a list."""
         return repr([token for token in self.group() if token not in "(,)"])
 
     def running(self, subscript: list[str]) -> list[str]:
@@ -268,7 +268,7 @@ class Reader:
         return [letter for letter in letters if letter not in known]
 
     def relation(self) -> str:
-        """Return a condition, ``u < t``; words in it are skipped."""
+        """Parse a condition, ``u < t``; words in it are skipped."""
         parts = [self.sum()]
         while self.next in RELATIONS:
             sign = RELATIONS[self.take()]
@@ -278,7 +278,7 @@ class Reader:
         return " ".join(parts) if len(parts) > 1 or self.next in ("]", ",") else "True"
 
     def sum(self) -> str:
-        """Return a sum of terms."""
+        """Parse a sum of terms."""
         source = self.take() if self.next in ("+", "-") else ""
         source += self.product()
         while self.next in ("+", "-"):
@@ -286,7 +286,7 @@ class Reader:
         return f"({source})"
 
     def product(self) -> str:
-        """Return a product of factors, some of them divisors."""
+        """Parse a product of factors, some of them divisors."""
         source = self.factor()
         while self.next not in END_OF_PRODUCT and not self.next.startswith(r"\text{ "):
             sign = self.take() if self.next in ("/", r"\cdot") else ""
@@ -296,7 +296,7 @@ class Reader:
         return source
 
     def factor(self) -> str:
-        """Return an atom with its superscripts and subscripts."""
+        """Parse an atom with its superscripts and subscripts."""
         source = self.atom()
         while self.next in ("^", "_"):
             if self.take() == "_":
@@ -309,18 +309,18 @@ class Reader:
         return source
 
     def argument(self) -> str:
-        """Return the contents of braces, or else the next atom."""
+        """Parse the contents of braces, or else the next atom."""
         return self.bracket("{", "}", self.sum) if self.next == "{" else self.atom()
 
     def arguments(self) -> str:
-        """Return a function's arguments: a list in brackets, or the rest of the term."""
+        """Parse a function's arguments: a list in brackets, or the rest of the term."""
         if self.next != "(":
             return self.product()
 
         return self.bracket("(", ")", lambda: ", ".join(self.listed()))
 
     def listed(self) -> list[str]:
-        """Return a list of comma-separated sums."""
+        """Parse a list of comma-separated sums."""
         parts = [self.sum()]
         while self.next == ",":
             self.take()
@@ -328,7 +328,7 @@ class Reader:
         return parts
 
     def atom(self) -> str:
-        """Return a bracket, a number, a function call, an operator over an index, or a name."""
+        """Parse a bracket, a number, a function call, an operator over an index, or a name."""
         if self.next in ("(", "{", r"\lvert"):
             closing = {"(": ")", "{": "}", r"\lvert": r"\rvert"}[self.next]
             return ("abs" if self.next == r"\lvert" else "") + self.bracket(self.next, closing, self.sum)
@@ -362,7 +362,7 @@ class Reader:
         return self.name(token)
 
     def indicator_or_row(self) -> str:
-        """Return 1 where a condition holds, ``[a < P]``, or a matrix of adjacent blocks, ``[A, B]``."""
+        """Parse an indicator, ``[a < P]``, which is 1 or 0, or a matrix of adjacent blocks, ``[A, B]``."""
         first = self.relation()
         if self.next != ",":
             return f"(1 * ({first}))"
@@ -370,7 +370,7 @@ class Reader:
         return f"np.hstack([{', '.join([first, *self.listed()])}])"
 
     def over(self, taken: str) -> str:
-        """Return a sum, a maximum or a mean over indices."""
+        """Parse a sum, a maximum or a mean over indices."""
         self.take("_")
         below = self.group()
         end = next((i for i, token in enumerate(below) if token in RELATIONS or token.startswith(r"\text")), len(below))
@@ -387,7 +387,7 @@ class Reader:
         return f"np.{taken}([{source} {loops} if {condition}], axis=0)"
 
     def name(self, token: str) -> str:
-        """Return the value of a name: an index, an array, an entry of one, or a function call."""
+        """Parse a name with what it stands for: an index, an array, an entry of one, or a function call."""
         token, rest = joined([token]), list(self.tokens)
         if self.next in ("_", "^") and (whole := joined([token, self.take(), *self.group()])) in self.names:
             token = whole
@@ -406,7 +406,7 @@ class Reader:
         return f"entry({source}, {self.place(self.group(), np.asarray(self.names[token]))})"
 
     def place(self, subscript: list[str], array: np.ndarray | None = None) -> str:
-        """Return the entry that a subscript selects; each index runs over the axis of the array that it indexes."""
+        """Parse a subscript into an entry's place; each index runs over the axis of the array that it indexes."""
         parts, rest, fixed = [], self.tokens, self.names.get("fixed", {})
         if self.letters(subscript):
             subscript = [token for token in subscript if token not in "()"]

@@ -1,4 +1,4 @@
-"""Interactive pictures: native sliders, a drawing, with a sentence that states its numbers.
+"""Interactive pictures: native sliders, a drawing, plus a sentence that states its numbers.
 
 minilora computes everything on a grid when the site is built. `_static/hands.js` looks the numbers up and draws
 them. Without JavaScript, a reader sees the drawing and the sentence of the initial position.
@@ -123,8 +123,8 @@ def circle(start: int = 1) -> str:
     still = pictures.show(
         drawn, "A circle of arrows x, and the ellipse of the arrows M x, two and a half times as long as it is wide."
     )
-    caption = "Left: all arrows x of length 1. Right: what M makes of them. Two arrows at a right angle, thin, "
-    caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
+    caption = "Left: all arrows x of length 1. Right: what M makes of them. Two perpendicular arrows, drawn thin, "
+    caption += f"stay perpendicular and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
     slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
     return figure(
         "circle",
