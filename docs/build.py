@@ -1,10 +1,10 @@
 """Build both sites into docs/_build/html: ``python -m pip install -e ".[docs]"``, then ``python docs/build.py``.
 
-LoRA's lessons, docs/learn, stand at the root, minilora's own pages, docs/library, in the folder library. First every
-page is run, and what it shows compared with what it computes (`docs/_ext/pages.py`); ``--write`` writes that instead.
+The lessons on LoRA, docs/learn, are at the root; minilora's own pages, docs/library, are in the folder library. First
+every page is run, and its contents are compared with what it computes (`docs/_ext/pages.py`); ``--write`` updates them.
 
-Besides Python it needs Node.js (``node`` and ``npm``): the formulas are rendered at build time by KaTeX, whose
-stylesheet and fonts come from the npm package of the same version, once, into docs/_build.
+Besides Python, the build needs Node.js (``node`` and ``npm``): KaTeX renders the formulas at build time. Its
+stylesheet and fonts are downloaded once, from the npm package of the same version, into docs/_build.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parent
 
 
 def fetch_katex() -> Path:
-    """Return a folder for html_static_path with KaTeX's stylesheet and fonts, fetched from npm where not yet there."""
+    """Return a folder for html_static_path with KaTeX's stylesheet and fonts, fetched from npm if missing."""
     from sphinxcontrib.katex import katex_version
 
     folder = DOCS / "_build" / f"katex-{katex_version}"
@@ -29,7 +29,7 @@ def fetch_katex() -> Path:
         return folder
     missing = [program for program in ("node", "npm") if shutil.which(program) is None]
     if missing:
-        raise SystemExit(f"the site needs Node.js to render its formulas: no {' and no '.join(missing)} on the PATH")
+        raise SystemExit(f"the site needs Node.js to render its formulas: {' and '.join(missing)} not on the PATH")
     with tempfile.TemporaryDirectory() as temporary:
         command = ["npm", "pack", "--silent", f"katex@{katex_version}"]
         done = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
@@ -38,11 +38,11 @@ def fetch_katex() -> Path:
         with tarfile.open(next(Path(temporary).glob("*.tgz"))) as archive:
             archive.extractall(temporary, filter="data")
         dist = Path(temporary, "package", "dist")
-        new = folder.with_suffix(".new")  # renamed at the end, so that half a folder is never taken for a whole one
+        new = folder.with_suffix(".new")  # renamed once it is complete
         shutil.rmtree(new, ignore_errors=True)
         (new / "katex" / "fonts").mkdir(parents=True)
         shutil.copy(dist / "katex.min.css", new / "katex")
-        for font in (dist / "fonts").glob("*.woff2"):  # what every browser of today takes; the others are not asked for
+        for font in (dist / "fonts").glob("*.woff2"):  # every current browser supports this format
             shutil.copy(font, new / "katex" / "fonts")
         new.rename(folder)
     return folder
@@ -51,7 +51,7 @@ def fetch_katex() -> Path:
 def write_model() -> Path:
     """Return a folder for html_static_path with the model that a page fine-tunes, in half precision, 1.7 MB.
 
-    It is the package glassllm's, as a Hugging Face folder, with the package's tokenizer and its license beside it.
+    It is the model of the package glassllm as a Hugging Face folder, with the package's tokenizer and license.
     """
     import numpy as np
 
@@ -62,7 +62,7 @@ def write_model() -> Path:
     try:
         package = importlib.metadata.distribution("glassllm")
     except importlib.metadata.PackageNotFoundError:
-        raise SystemExit("the site needs the model that is in the package glassllm: pip install glassllm") from None
+        raise SystemExit("the site needs the model of the package glassllm: pip install glassllm") from None
     folder = DOCS / "_build" / f"glassllm-{package.version}"
     if not folder.is_dir():
         new = folder.with_suffix(".new")
@@ -88,11 +88,11 @@ MOVED = {page.stem: f"library/{page.stem}" for page in (DOCS / "library").glob("
     "the-idea": "index",
     "why-not-faster": "cost",
 }
-"""Where pages of earlier addresses are now, so that old links lead on."""
+"""The new locations of moved pages, so that old links still work."""
 
 
-def lead_on(html: Path) -> None:
-    """Write a page at each old address that leads to the new one."""
+def write_redirects(html: Path) -> None:
+    """Write a page at each old address that redirects to the new one."""
     for old, new in MOVED.items():
         (html / f"{old}.html").write_text(
             f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={new}.html">'
@@ -103,7 +103,7 @@ def lead_on(html: Path) -> None:
 
 def main() -> int:
     """Check all pages, then build both sites; warnings are errors."""
-    sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]  # this checkout's minilora, whatever is installed
+    sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]  # not an installed minilora
     import equations
     import heads
     import markup
@@ -112,22 +112,22 @@ def main() -> int:
 
     every = pages.every()
     wrong = pages.check_all(every, write="--write" in sys.argv[1:])
-    wrong += [said for page in every for said in markup.broken_links(page)] + equations.check()
+    wrong += [problem for page in every for problem in markup.broken_links(page)] + equations.check()
     if wrong:
         print("\n\n".join(wrong), file=sys.stderr)
         return 1
     fetch_katex()
     html = DOCS / "_build" / "html"
-    for written in (html, DOCS / "library" / "reference"):  # by an earlier build, maybe of modules that have gone
+    for written in (html, DOCS / "library" / "reference"):  # from an earlier build
         shutil.rmtree(written, ignore_errors=True)
-    for site, folder in (("learn", html), ("library", html / "library")):  # a fresh environment each time
+    for site, folder in (("learn", html), ("library", html / "library")):  # -E: a fresh environment each time
         command = [sys.executable, "-m", "sphinx", "-E", "-a", "-W", "--keep-going", "-b", "html", "-t", site]
         command += ["-c", str(DOCS / "_ext"), "-d", str(DOCS / "_build" / f"doctrees-{site}")]
         if status := subprocess.run([*command, str(DOCS / site), str(folder)]).returncode:
             return status
         notebooks.write(folder / "notebooks", site)
     heads.pack(html / "library" / "minilora.zip")
-    lead_on(html)
+    write_redirects(html)
     print(f"python -m http.server -d {html}")
     return 0
 

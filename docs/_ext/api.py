@@ -1,6 +1,6 @@
-"""Sphinx extension: the API's page, which lists the modules; the pages about them are written by Sphinx's apidoc.
+"""Sphinx extension for the API page, which lists the modules; Sphinx's apidoc writes the page of each module.
 
-A new module of the library takes ``pages.py --write docs/library/api.md``.
+After adding a module to the library, run ``pages.py --write docs/library/api.md``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
+if TYPE_CHECKING:  # the tests import this file without Sphinx
     from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 
 
 def modules() -> dict[str, Path]:
-    """Return all modules and packages by their names, those of the first level before those in packages.
+    """Return all modules and packages by name, top-level ones first.
 
-    The command line is left out: its pages are ``minilora --help``.
+    The command line is omitted: ``minilora --help`` documents it.
     """
     files = (path.relative_to(ROOT) for path in (ROOT / "minilora").rglob("*.py"))
     found = {".".join(file.with_suffix("").parts).removesuffix(".__init__"): file for file in files}
@@ -31,14 +31,14 @@ def table() -> str:
     """Return the modules as a table: the name, and the first paragraph of its docstring."""
     rows = ["| | |", "|---|---|"]
     for name, file in modules().items():
-        told = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
-        said = told.partition("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
-        rows.append(f"| [`{name}`](../../{file.as_posix()}) | {said} |")
+        text = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8"))) or ""
+        summary = text.partition("\n\n")[0].replace("\n", " ").replace("``", "`").replace("|", "\\|")
+        rows.append(f"| [`{name}`](../../{file.as_posix()}) | {summary} |")
     return "\n".join(rows)
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put the modules' pages below the API's. A module's title is its name; of a package the docstring is shown."""
+    """Put the modules' pages below the API page, titled with their names; of a package, show only the docstring."""
     if docname == "api":
         source[0] += "\n```{toctree}\n:hidden:\n:titlesonly:\n\nreference/minilora\n```\n"
     elif docname.startswith("reference/"):

@@ -1,4 +1,4 @@
-"""Sphinx configuration of the two sites, about LoRA and about minilora. ``python docs/build.py`` builds both."""
+"""Sphinx configuration of the two sites, one about LoRA, one about minilora. ``python docs/build.py`` builds both."""
 
 import re
 import sys
@@ -6,7 +6,7 @@ import types
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext"), str(DOCS)]  # this checkout's minilora, whatever is installed
+sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext"), str(DOCS)]  # not an installed minilora
 
 import sphinxcontrib.katex  # noqa: E402
 from build import fetch_katex, write_model  # noqa: E402
@@ -46,10 +46,10 @@ autodoc_class_signature = "mixed"
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 viewcode_line_numbers = True
-viewcode_follow_imported_members = False  # its way back from there is wrong where two modules show one name
+viewcode_follow_imported_members = False  # its back link is wrong if two modules export the same name
 
-# Mathematics is rendered now, so that a reader's browser runs nothing and asks no one. A formula that KaTeX does not
-# understand stops the build.
+# Mathematics is rendered at build time, so a reader's browser runs no script and contacts no server for it. A formula
+# that KaTeX does not understand stops the build.
 katex_prerender = True
 katex_css_path = "katex/katex.min.css"
 sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
@@ -59,7 +59,7 @@ sphinxcontrib.katex.KATEX_DEFAULT_OPTIONS.update(
 
 
 def start_again(rundir, timeout, start=sphinxcontrib.katex.KaTeXServer.start_server_process):
-    """Start KaTeX's server once more where it was called a moment before it listened, as on a busy machine."""
+    """Start KaTeX's server a second time if the first connection came before it listened, as on a busy machine."""
     for _ in range(5):
         try:
             return start(rundir, timeout)
@@ -90,21 +90,21 @@ html_theme_options = {
 
 
 def adjust(app, doctree):
-    """Align formulas of several lines, keep a formula and the full stop behind it together."""
+    """Align multi-line formulas, and keep a formula and the full stop after it on one line."""
     for node in doctree.findall(nodes.math_block):
         tex = node.astext()
-        if r"\\" in tex and r"\begin" not in tex:  # Sphinx does this for MathJax alone
+        if r"\\" in tex and r"\begin" not in tex:  # Sphinx adds this itself, but only for MathJax
             node.children = [nodes.Text(r"\begin{aligned}" + tex + r"\end{aligned}")]
     for node in list(doctree.findall(nodes.math)):
-        behind = node.next_node(descend=False, siblings=True)
-        # A long formula must stay free to break: a phone is narrow.
-        if isinstance(behind, nodes.Text) and behind[:1] in tuple(".,;:?!)") and len(node.astext()) <= 24:
-            behind.parent.replace(behind, nodes.Text(behind[1:]))
-            node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(behind[:1]), classes=["together"]))
+        following = node.next_node(descend=False, siblings=True)
+        # A long formula must be able to break across lines: a phone is narrow.
+        if isinstance(following, nodes.Text) and following[:1] in tuple(".,;:?!)") and len(node.astext()) <= 24:
+            following.parent.replace(following, nodes.Text(following[1:]))
+            node.replace_self(nodes.inline("", "", node.deepcopy(), nodes.Text(following[:1]), classes=["together"]))
 
 
 def fold_sidebar(app, pagename, template, context, doctree):
-    """Show in the sidebar the modules of the package where a reader is: all of them on every page are 200 links."""
+    """Show only the current package's modules in the sidebar: all modules on every page would be 200 links."""
     whole = context["toctree"]
     context["toctree"] = lambda **options: whole(**{**options, "collapse": True})
 
@@ -116,15 +116,15 @@ NEEDS = [
     (r'class="question written', "exercises.js"),
     (r'data-live="(\w+)"', r"live/\1.js live/live.css"),
     (r'<figure class="front">', "live/front.css"),
-    (r'^(?!.*<figure class="front">).*<strong>Predict\.</strong>', "live/lesson.js"),  # the front page has its own
+    (r'^(?!.*<figure class="front">).*<strong>Predict\.</strong>', "live/lesson.js"),  # front page: its own
 ]
-"""What stands on a page, and the scripts and styles that it needs."""
+"""Patterns in a page's HTML, each with the scripts and styles that it needs."""
 
 
 def add_files(app, pagename, template, context, doctree):
-    """Load what the page needs; the scripts in `live` are modules."""
-    for stands, needed in NEEDS:
-        for found in re.finditer(stands, context.get("body", ""), re.S):
+    """Load the scripts and styles that the page needs; the scripts in `live` are modules."""
+    for pattern, needed in NEEDS:
+        for found in re.finditer(pattern, context.get("body", ""), re.S):
             for file in found.expand(needed).split():
                 if file.endswith(".css"):
                     app.add_css_file(file)
@@ -133,7 +133,7 @@ def add_files(app, pagename, template, context, doctree):
 
 
 def tidy_search(app, pagename, template, context, doctree):
-    """Load what tidies excerpts where one searches, and elsewhere nothing that marks the words of an old search."""
+    """Load the script that tidies excerpts on the search page, and drop the search highlighting on all others."""
     if pagename == "search":
         app.add_js_file("search.js", loading_method="defer")
     else:
@@ -144,18 +144,18 @@ def tidy_search(app, pagename, template, context, doctree):
 
 
 def no_signature(app, what, name, obj, options, signature, returns):
-    """Keep numpydoc from ``Cache = tuple[Any, ...]``: it takes that for a function, on which autodoc stops."""
+    """Keep numpydoc from treating ``Cache = tuple[Any, ...]`` as a function, on which autodoc would fail."""
     return () if isinstance(obj, types.GenericAlias) else None
 
 
 def plain_mathematics(app, what, name, obj, options, lines):
-    """Show formulas in docstrings as they stand: ``|g|`` is no substitution, ``*sizes`` no emphasis, ``(1)`` no list.
+    """Show formulas in docstrings literally: ``|g|`` is no substitution, ``*sizes`` no emphasis, ``(1)`` no list.
 
-    Formulas that a module's docstring sets apart by four spaces keep their lines.
+    Formulas that a module's docstring indents by four spaces keep their line breaks.
     """
     text = "\n".join(lines) + "\n"
     if what == "module":
-        # An indented block after a paragraph, that is no list and no directive.
+        # An indented block after a paragraph that is neither a list nor a directive.
         block = r"(?m)(^(?!\.\. |- |\d+\. |\s).*(?<!::)\n\n)((?:    .*\n|\n(?=    ))+)"
         text = re.sub(block, r"\1.. code-block:: text\n\n\2", text)
         text = re.sub(r"(?m)^(\(\d+\) )", r"\\\1", text)  # an equation's number, not the first item of a list
@@ -165,8 +165,8 @@ def plain_mathematics(app, what, name, obj, options, lines):
 
 
 def setup(app):
-    """Register the above with Sphinx."""
-    app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme takes it
+    """Register the functions above with Sphinx."""
+    app.connect("html-page-context", fold_sidebar, priority=100)  # before the theme reads it
     app.connect("html-page-context", add_files)
     app.connect("html-page-context", tidy_search)
     app.connect("doctree-read", adjust)

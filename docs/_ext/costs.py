@@ -1,4 +1,4 @@
-"""What a training step costs, by watching it run: its products of matrices, and the bytes that it moves.
+"""The cost of a training step, measured by running it: its matrix products, with the bytes that it moves.
 
 Dimensions: ``N`` rows, ``in``, ``out``, ``r`` = rank. Everything is float32, four bytes a number.
 """
@@ -19,12 +19,12 @@ BYTES = 4
 
 @dataclass(frozen=True)
 class Work:
-    """What a run did: its products, each (m, k) @ (k, n) as (m, k, n), and the bytes that its operations moved."""
+    """The operations of a run: its products, each (m, k) @ (k, n) as (m, k, n), and the bytes that they moved."""
 
     products: list[tuple[int, int, int]]
     bytes_moved: int
     parameters: int = 0
-    """How many numbers it trains."""
+    """The number of trained parameters."""
 
     @property
     def multiply_adds(self) -> int:
@@ -38,18 +38,18 @@ class Work:
 
     @property
     def optimizer_bytes(self) -> int:
-        """Adam's two running means."""
+        """The bytes of Adam's two running means."""
         return BYTES * 2 * self.parameters
 
     def large(self, *sizes: int) -> int:
-        """Return how many of the products have these sizes."""
+        """Return the number of products with these sizes."""
         return sum(sorted(product) == sorted(sizes) for product in self.products)
 
 
 def ways(N: int, n_in: int, n_out: int, r: int, need_dx: bool = False) -> dict[str, Work]:
-    """Return what each way to a training step of the same layer costs.
+    """Return the cost of each way of computing a training step of the same layer.
 
-    With `need_dx` the layer is one of a network: its input has a gradient, too. The short ways do not exist then.
+    With `need_dx`, the layer belongs to a network: its input has a gradient, too. The shortcuts do not exist then.
     """
     x, y = watched(N, n_in), watched(N, n_out)
     W, A, B = watched(n_out, n_in), watched(r, n_in), watched(n_out, r)
@@ -87,18 +87,18 @@ def ways(N: int, n_in: int, n_out: int, r: int, need_dx: bool = False) -> dict[s
 
 
 class Watched(np.ndarray):
-    """An array that adds up what every operation on it costs; what is computed from it is watched, too."""
+    """An array that records the cost of every operation on it; arrays computed from it are watched, too."""
 
     products: list[tuple[int, int, int]] = []  # noqa: RUF012
     bytes_moved = 0
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-        """Compute as NumPy does; note the products, and the bytes of all arrays that go in and come out."""
+        """Compute as NumPy does; record the products, and the bytes of all input and output arrays."""
         plain = [np.asarray(x) if isinstance(x, Watched) else x for x in inputs]
         if out is not None:
             kwargs["out"] = tuple(np.asarray(x) for x in out)
         result = getattr(ufunc, method)(*plain, **kwargs)
-        outer = ufunc is np.multiply and result.size > max(np.size(x) for x in plain)  # a product of inner width 1
+        outer = ufunc is np.multiply and result.size > max(np.size(x) for x in plain)  # an outer product: inner width 1
         if ufunc is np.matmul or outer:
             *rows, n = result.shape
             Watched.products.append((math.prod(rows), 1 if outer else plain[0].shape[-1], n))
@@ -114,7 +114,7 @@ def watched(*shape: int) -> Watched:
 
 
 def watch(run: Callable[[], object], parameters: int = 0) -> Work:
-    """Run it, and return what it did."""
+    """Call `run` and return the work that it did."""
     Watched.products, Watched.bytes_moved = [], 0
     run()
     return Work(Watched.products, Watched.bytes_moved, parameters)

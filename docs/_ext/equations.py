@@ -1,19 +1,19 @@
-r"""Sphinx extension: an equation on a page and its line of code point at each other and agree, or the build fails.
+r"""Sphinx extension that links each equation on a page to its line of code; they must agree, or the build fails.
 
-In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, the formula bears
-the number, and a comment above it names the variables that it is about::
+In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, the formula has
+the number, and a comment above it lists the variables that the line must mention::
 
     <!-- equation 5 dA dh x -->
     $$
     dA = dh^\top x \tag{5}
     $$
 
-The build computes the printed formula and the line (`stated`). The page shows the line itself, read from the file, and
-links to it on the source page that viewcode makes; the comment there links back.
-Where the line has what a reader has not met, ``:shown:`` says it in short. Of an equation with several lines the first
-one is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``, becomes a
-link to its equation; in code and in headings it stays text. The build stops where equations and lines do not fit
-(`stated`), and at a number in the prose that names no equation.
+The build evaluates the printed formula and the line of code (`stated`). The page shows the line itself, read from the
+file, and links to it on the source page that viewcode makes; the comment there links back.
+If the line uses names that a reader has not met, ``:shown:`` gives a shorter version. If an equation has several lines,
+the first is shown, and the others are linked. A number in the prose of any page, ``(5)`` or ``(att.4) to (att.9)``,
+becomes a link to its equation; in code and in headings it stays text. The build stops if equations and lines disagree
+(`stated`), or if a number in the prose refers to no equation.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from stated import problems, read_page
 
 
 @cache
-def stated_on() -> dict[str, Path]:
-    """Return the page on which each equation stands, of both sites."""
+def pages_of_equations() -> dict[str, Path]:
+    """Return the page of each equation, on both sites."""
     return {stated.label: page for page in every() for stated in read_page(page.read_text(encoding="utf-8"))}
 
 
-def way(app: Sphinx, page: str, label: str) -> str:
-    """Return the way from a page to an equation."""
-    if label not in stated_on():
-        raise SphinxError(f"{page}: ({label}) names no equation")
-    there = stated_on()[label]
+def url_to(app: Sphinx, page: str, label: str) -> str:
+    """Return the relative URL from a page to an equation."""
+    if label not in pages_of_equations():
+        raise SphinxError(f"{page}: there is no equation ({label})")
+    there = pages_of_equations()[label]
     return f"{'../' * page.count('/')}{home(app.config.site, site_of(there))}{there.stem}.html#{anchor(label)}"
 
 
 def check() -> list[str]:
-    """Say what does not fit between the equations of all pages and the lines of the code."""
+    """Return the disagreements between the equations of all pages and the lines of the code."""
     stated = [equation for page in every() for equation in read_page(page.read_text(encoding="utf-8"))]
     return problems(stated, numbered_lines())
 
@@ -60,18 +60,18 @@ PLAIN = (
     nodes.math,
     nodes.math_block,
 )
-"""Text inside these stays as it is: code, headings, formulas, and what is a link already."""
+"""Text inside these stays as it is: code, headings, formulas, and existing links."""
 
 
 def link_references(app: Sphinx, doctree: nodes.document, page: str) -> None:
     """Turn the numbers of equations in a page's prose into links."""
     for text in [text for text in _prose(doctree) if REFERENCE.search(text)]:
         parts: list[nodes.Node] = []
-        for i, part in enumerate(REFERENCE.split(text)):  # every second one is a label
+        for i, part in enumerate(REFERENCE.split(text)):  # odd parts are labels
             if i % 2 == 0:
                 parts += [nodes.Text(part)] * bool(part)
                 continue
-            uri = way(app, page, part)
+            uri = url_to(app, page, part)
             parts.append(nodes.reference("", f"({part})", refuri=uri, internal=True, classes=["eqref"]))
         text.parent.replace(text, parts)
 
@@ -88,7 +88,7 @@ def link_back(app: Sphinx, pagename: str, template: str, context: dict, doctree:
     """Turn the comments of a source page into links to the equations."""
     for line in numbered_lines():
         if line.page == pagename:
-            there = way(app, pagename, line.label)
+            there = url_to(app, pagename, line.label)
             link = f'<a class="eq" id="{line.anchor}" href="{there}">&#35; eq. ({line.label})</a>'
             context["body"] = context["body"].replace(f"# eq. ({line.label})", link, 1)
 

@@ -1,4 +1,4 @@
-"""The front page's object: its stills, drawn by the scripts of the browser, and the element that these scripts move."""
+"""The front page's animation: its stills, with the element that the scripts animate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXPORT = re.compile(r"^export (?=(?:const|class|function) (?:\[([^\]]*)\]|(\w+))
 
 
 def stills(**asked: list[Any]) -> dict[str, str]:
-    """Return an SVG for each name: of [scene, time from 0 to 1, settings], by Node."""
+    """Return an SVG for each name; its value is [scene, time from 0 to 1, settings]. Node draws it."""
     return {
         name: f'<svg viewBox="0 0 {found["width"]} {found["height"]}" width="{found["width"]}" role="img" '
         f'aria-label="{html.escape(found["alt"], quote=True)}" fill="currentColor" '
@@ -29,7 +29,7 @@ def still(svg: str) -> str:
 
 
 def bundled(name: str) -> str:
-    """Return a script and all that it imports as one, so that it runs in a page that was opened as a file, too."""
+    """Return a script bundled with all its imports, so that it also runs in a page that was opened as a file."""
     done: dict[str, str] = {}
 
     def add(name: str) -> None:
@@ -46,6 +46,6 @@ def bundled(name: str) -> str:
 
 
 def alive(svg: str) -> str:
-    """Return the object: a still where there is no JavaScript."""
+    """Return the animated element; without JavaScript it shows a still."""
     script = f'<script type="module">\n{bundled("front")}</script>'
     return f'<figure class="front">{svg}<div class="controls" hidden></div>{script}</figure>'

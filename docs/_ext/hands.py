@@ -1,7 +1,7 @@
-"""Pictures in the reader's hands: native sliders, a drawing, and a sentence that says its numbers.
+"""Interactive pictures: native sliders, a drawing, plus a sentence that states its numbers.
 
-Everything is computed by minilora when the site is built, on a grid. `_static/hands.js` looks the numbers up and draws
-them. Without JavaScript a reader has the drawing of the first position, and its sentence.
+minilora computes everything on a grid when the site is built. `_static/hands.js` looks the numbers up and draws
+them. Without JavaScript, a reader sees the drawing and the sentence of the initial position.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from minilora import LoRA, train
 
 @dataclass(frozen=True)
 class Slider:
-    """A native range input over the places of a list of values."""
+    """A native range input whose positions select from a list of values."""
 
     name: str
     label: str
-    values: Sequence[str]  # what a reader sees and hears
+    values: Sequence[str]  # as they are displayed and read aloud
     start: int
 
     def html(self, figure: str) -> str:
-        """Return the label, the input and the value beside it."""
+        """Return the label, the input and the displayed value."""
         own, last = f"{figure}-{self.name}", len(self.values) - 1
-        wide = max(map(len, self.values))  # so that the slider stays as long as it is, whatever value it has
+        wide = max(map(len, self.values))  # keeps the slider's width constant for all values
         value = html.escape(self.values[self.start])
         return (
             f'<div class="control"><label for="{own}">{html.escape(self.label)}</label>'
@@ -82,23 +82,23 @@ def learn_word(highest: int) -> list[LoRA]:
 
 LENGTHS = (2.0, 0.8)
 INPUTS, OUTPUTS = 30, 60
-"""The singular values of the matrix in the picture, and where its first directions point, in degrees."""
+"""Directions of the first singular vectors of the picture's matrix, in degrees; `LENGTHS` has its singular values."""
 
 
 def toward(degrees: float) -> np.ndarray:
-    """Return the arrow of length 1 that points there."""
+    """Return the unit vector in that direction."""
     return np.array([np.cos(np.radians(degrees)), np.sin(np.radians(degrees))])
 
 
 def example_matrix() -> np.ndarray:
-    """Return the matrix of the picture: a sum of two outer products."""
+    """Return the picture's matrix: a sum of two outer products."""
     return LENGTHS[0] * np.outer(toward(OUTPUTS), toward(INPUTS)) + LENGTHS[1] * np.outer(
         toward(OUTPUTS + 90), toward(INPUTS + 90)
     )
 
 
 def circle(start: int = 1) -> str:
-    """Return the picture of a circle and the ellipse that a matrix makes of it."""
+    """Return the picture of a circle with the ellipse to which a matrix maps it."""
     M, angles = example_matrix(), list(range(0, 180, 10))
     lengths = [float(np.linalg.norm(M @ toward(angle))) for angle in angles]
     assert np.allclose(np.linalg.svd(M, compute_uv=False), LENGTHS)
@@ -123,8 +123,8 @@ def circle(start: int = 1) -> str:
     still = pictures.show(
         drawn, "A circle of arrows x, and the ellipse of the arrows M x, two and a half times as long as it is wide."
     )
-    caption = "Left all arrows x of length 1, right what M makes of them. Two arrows at a right angle, the thin lines, "
-    caption += f"stay at a right angle and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
+    caption = "Left: all arrows x of length 1. Right: what M makes of them. Two perpendicular arrows, drawn thin, "
+    caption += f"stay perpendicular and become {LENGTHS[0]:g} and {LENGTHS[1]:g} long: the singular values."
     slider = Slider("angle", "direction of x", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
     return figure(
         "circle",
@@ -137,7 +137,7 @@ def circle(start: int = 1) -> str:
 
 
 def nearest_on_a_line(start: int = 1) -> str:
-    """Return the picture of the best matrix of rank 1 for each line that its outputs may lie on."""
+    """Return the picture of the best matrix of rank 1 whose outputs lie on a given line, for each line."""
     M, angles = example_matrix(), list(range(0, 180, 10))
     along = [np.outer(toward(angle), toward(angle)) @ M for angle in angles]
     errors = [float(((M - near) ** 2).sum()) for near in along]
@@ -161,9 +161,7 @@ def nearest_on_a_line(start: int = 1) -> str:
         pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
         "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
     )
-    caption = (
-        "Each point of the ellipse goes to the nearest point of the line: the best that a matrix of rank 1 can do "
-    )
-    caption += "whose outputs lie there. Right: the sum of the squares of what is lost, for each direction of the line."
+    caption = "Left: each point of the ellipse goes to the nearest point of the line, the best that rank 1 can do "
+    caption += "if its outputs lie there. Right: the squared error, summed, for each direction of the line."
     slider = Slider("line", "direction of the line", [f"{angle}\N{DEGREE SIGN}" for angle in angles], start)
     return figure("line", [slider], says[start], still, data, caption)

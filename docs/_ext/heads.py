@@ -1,10 +1,10 @@
-"""Sphinx extension: what a page tells a program that previews a link to it, and the links below its title.
+"""Sphinx extension for a page's link preview, plus the links below its title.
 
-A page says what it is about in one sentence, ``<!-- about: ... -->``, which MyST puts into its head. Two settings say
-where the site and the repository stand, each by an environment variable or by ``-D``. Both are empty at first:
+A page describes itself in one sentence, ``<!-- about: ... -->``, which MyST puts into its head. Two settings give the
+addresses of the site and of the repository, each as an environment variable or with ``-D``. Both are empty by default:
 
-    site_address        MINILORA_SITE         then previews name the address of the page; without, none
-    repository_address  MINILORA_REPOSITORY   then *Source* leads there; without, to the highlighted source on the site
+    site_address        MINILORA_SITE         if set, previews contain the address of the page
+    repository_address  MINILORA_REPOSITORY   target of *Source*; by default the highlighted source on the site
 
 The build also packs the source, so that a reader of the site can install it: ``minilora.zip``.
 """
@@ -23,26 +23,26 @@ from markup import home
 from notebooks import code
 from pages import DOCS, ROOT
 
-if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
+if TYPE_CHECKING:  # the tests import this file without Sphinx
     from sphinx.application import Sphinx
 
 PREVIEW = "_static/preview.png"
-"""The picture of a preview, 1200 x 630: `examples/measure/readme_picture.py` draws it."""
+"""The preview image, 1200 x 630: `examples/measure/readme_picture.py` draws it."""
 PACKED = ("minilora", "examples", "README.md", "LICENSE", "pyproject.toml")
 
 
 def front_matter(page: str, text: str, address: str, site: str) -> str:
-    """Return what MyST puts into a page's head: its sentence, its title, and on the front page a picture."""
+    """Return the metadata that MyST puts into a page's head: sentence, title, and on the front page a picture."""
     title, sentence = re.search(r"^# (.*)$", text, re.M), re.search(r"^<!-- about: (.*) -->$", text, re.M)
     if not title or not sentence:
         return ""
     there = f"{address.rstrip('/')}/{home('learn', site)}" if address else ""
-    told = {"title": title[1], "description": sentence[1], "type": "article"}
+    graph = {"title": title[1], "description": sentence[1], "type": "article"}
     if page == "index":
-        told["image"] = there + PREVIEW
+        graph["image"] = there + PREVIEW
     if address:
-        told["url"] = f"{there}{page}.html"
-    meta = {"description": sentence[1]} | {f"property=og:{name}": words for name, words in told.items()}
+        graph["url"] = f"{there}{page}.html"
+    meta = {"description": sentence[1]} | {f"property=og:{name}": words for name, words in graph.items()}
     lines = (
         f"    {json.dumps(name)}: {json.dumps(words.replace('`', ''), ensure_ascii=False)}"
         for name, words in meta.items()
@@ -51,12 +51,12 @@ def front_matter(page: str, text: str, address: str, site: str) -> str:
 
 
 def add_front_matter(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put it above the page."""
+    """Put the metadata at the top of the page."""
     source[0] = front_matter(docname, source[0], app.config.site_address, app.config.site) + source[0]
 
 
 def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree: object) -> None:
-    """Put the way to the installation, the source, the licence and the page as a notebook below its title."""
+    """Put links to the installation, the source, the licence and the page's notebook below its title."""
     if doctree is None:
         return
     up = "../" * pagename.count("/")
@@ -79,7 +79,7 @@ def add_links(app: Sphinx, pagename: str, template: str, context: dict, doctree:
 
 
 def pack(file: Path) -> None:
-    """Write the source as a file that pip installs, with the same bytes whenever the files are the same."""
+    """Write the source as an archive that pip installs; equal files give equal bytes."""
     files = [path for name in PACKED for path in [ROOT / name, *sorted((ROOT / name).rglob("*"))] if path.is_file()]
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in files:
@@ -93,6 +93,6 @@ def setup(app: Sphinx) -> dict:
     """Register with Sphinx."""
     app.add_config_value("site_address", os.environ.get("MINILORA_SITE", ""), "html")
     app.add_config_value("repository_address", os.environ.get("MINILORA_REPOSITORY", ""), "html")
-    app.connect("source-read", add_front_matter, priority=900)  # of what the others made of the page
+    app.connect("source-read", add_front_matter, priority=900)  # after the extensions that rewrite the page
     app.connect("html-page-context", add_links)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

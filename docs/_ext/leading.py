@@ -1,4 +1,4 @@
-"""How much of its inputs' square the strongest directions hold, in each linear layer of the small language model."""
+"""The share of the inputs' square in the strongest directions, for each linear layer of the small language model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from minilora.layer import Layer, rebuild
 
 LENGTH = 128
 KINDS = {"q_proj": "q, k and v", "o_proj": "o", "gate_proj": "gate and up", "down_proj": "down"}
-"""Layers by the ends of their paths. What q gets, k and v get, too."""
+"""Names of kinds of layers, by the ends of their paths. k and v have the same inputs as q."""
 
 
 def inputs() -> dict[str, list[np.ndarray]]:
-    """Return the inputs of each kind of layer, a block each, on the text that stands in the page of the live model."""
+    """Return the inputs of each kind of layer, one array per block, for the text in the live model's page."""
     weights = Path(str(files("glassllm") / "weights" / "en.npz"))
     page = Path(__file__).with_name("live-model.html").read_text(encoding="utf-8")
     ids = load_tokenizer(weights).encode(re.search(r"<textarea.*?>(.*?)</textarea>", page, re.S)[1])
@@ -41,7 +41,7 @@ def inputs() -> dict[str, list[np.ndarray]]:
 
 
 def shares(count: int) -> dict[str, tuple[int, float, float, float]]:
-    """Return for each kind of layer its width, the least and the largest share over the blocks, and that of noise."""
+    """Return for each kind of layer its width, the smallest and largest share over the blocks, and that of noise."""
 
     def share(x: np.ndarray) -> float:  # of the square of x (rows, width) in its strongest directions
         squares = np.linalg.svd(x, compute_uv=False) ** 2

@@ -1,7 +1,7 @@
-"""Sphinx extension: a page's Markdown, with what `pages` computed for it, as MyST reads it; and the links it has.
+"""Sphinx extension that turns a page into MyST, with the results of `pages`; it also checks the page's links.
 
-A page links to what stands beside it as on a source host: ``rank.md#more``, ``../library/files.md``, a file of the
-repository. On the site the last ones are addresses: of the other site, of a module's page, of a file to download.
+A page links to its neighbours as on a source host: ``rank.md#more``, ``../library/files.md``, a file of the
+repository. On the site, links out of its folder become URLs: of the other site, of a module's page, of a download.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pages
 from numbered import EQUATION, OPTION, TAG, Line, anchor, find_lines
 from pages import DOCS, FENCE, LINES, LIVE, PICTURE, ROOT, SHOWN, SITES, headings
 
-if TYPE_CHECKING:  # the tests read this file where Sphinx is not installed
+if TYPE_CHECKING:  # the tests import this file without Sphinx
     from sphinx.application import Sphinx
 
 LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\[\]]*\])*)\]\((?P<target>(?!https?:|mailto:)[^)\s]+)\)")
@@ -28,35 +28,35 @@ LISTED = re.compile(r"^(?:\d+\.|[-*]) \[[^\]]*\]\(([\w-]+)\.md\)", re.M)
 
 
 def site_of(page: Path) -> str:
-    """Return the site that a page is of."""
+    """Return the name of the site that a page belongs to."""
     return page.relative_to(DOCS).parts[0]
 
 
 def home(site: str, other: str) -> str:
-    """Return the way from a site's root to another's: the lessons stand at the root, the library in a folder."""
+    """Return the relative URL from one site's root to another's; the lessons are at the root, the library below it."""
     return "" if site == other else "library/" if other == "library" else "../"
 
 
 def slug(heading: str) -> str:
-    """Return the id of a heading, as a source host and MyST make it."""
+    """Return the id of a heading, in the form that source hosts and MyST use."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 @cache
 def anchors(page: Path) -> set[str]:
-    """Return what a link to a page may name."""
+    """Return the anchors that a page has."""
     text = page.read_text(encoding="utf-8")
     numbers = {anchor(equation["label"]) for equation in EQUATION.finditer(text)}
     return {slug(words) for _, words in headings(text)} | {*ANCHOR.findall(text)} | numbers
 
 
 def outside_fences(text: str) -> str:
-    """Return a text without its blocks of code, which have no links."""
+    """Return a text without its code blocks, which contain no links."""
     return FENCE.sub("\n", text)
 
 
 def broken_links(page: Path) -> list[str]:
-    """Return the links of a page that lead nowhere, or to another lesson than they say."""
+    """Return the links of a page that have no target, or whose target is another lesson than they say."""
     found = []
     for link in LINK.finditer(outside_fences(page.read_text(encoding="utf-8"))):
         path, _, named = link["target"].partition("#")
@@ -67,13 +67,13 @@ def broken_links(page: Path) -> list[str]:
             known = headings(there.read_text(encoding="utf-8")) if there.suffix == ".md" else []
             title = known[0][1] if known else ""
             if not title.startswith(f"{lesson[1] or lesson[2]}. "):
-                where = repr(title) if title else "what has no heading"
+                where = repr(title) if title else "a page without a heading"
                 found.append(f"{page.relative_to(DOCS)}: {link['text']!r} leads to {where}")
     return found
 
 
 def address(site: str, target: str) -> str:
-    """Return where the site has the target of a link; a page of its own, or a file to download, stays as it is."""
+    """Return the site's URL for a link's target; "" if the link can stay as it is."""
     path, hash_, named = target.partition("#")
     there = (DOCS / site / path).resolve()
     if path.endswith(".md") and there.is_relative_to(DOCS) and there.parent.name in SITES and there.parent.name != site:
@@ -87,15 +87,15 @@ def address(site: str, target: str) -> str:
 
 
 def link_on_site(site: str, link: re.Match[str]) -> str:
-    """Return a link as the site has it."""
+    """Return a link in the form for the site."""
     if link["target"].endswith(".md") and not (DOCS / site / link["target"]).resolve().is_relative_to(DOCS):
-        return link["text"]  # a file of the repository that the site has not
+        return link["text"]  # a file of the repository that is not on the site
     there = address(site, link["target"])
     return f'<a class="reference" href="{there}">{link["text"]}</a>' if there else link[0]
 
 
 def contents(text: str) -> str:
-    """Return the tables of contents that a front page's lists of pages are, each under its heading."""
+    """Return tables of contents made from the lists of pages on a front page, each under its heading."""
     trees = []
     known = [*headings(text), (len(text), "")]
     for (start, caption), (end, _) in pairwise(known):
@@ -109,13 +109,14 @@ def contents(text: str) -> str:
 
 
 def raw(html: str) -> str:
-    """Return HTML as MyST takes it."""
+    """Return HTML wrapped as MyST accepts it."""
     return f"`````{{raw}} html\n{html}\n`````\n"
 
 
 def as_myst(page: Path) -> str:
-    """Return a page as MyST reads it, with what it gave when it ran."""
-    site, given = site_of(page), pages.Given(**json.loads(pages.keeps(page).read_text(encoding="utf-8")))
+    """Return a page in MyST's syntax, with the results of its run."""
+    site = site_of(page)
+    results = pages.Results(**json.loads(pages.results_file(page).read_text(encoding="utf-8")))
     text, put_back = pages.unquoted(page.read_text(encoding="utf-8"))
     index = contents(text) if page.stem == "index" else ""
     ran = {block.start() for block in pages.blocks(text)}
@@ -136,22 +137,22 @@ def as_myst(page: Path) -> str:
     text = done + prose(site, text[place:])
     text = LINES.sub(lambda m: f"{m['head']}\n{m['body']}```\n", text)
     text = SHOWN.sub(lambda m: m["text"], text)
-    text = LIVE.sub(lambda m: raw(given.live[m["name"]]), text)
-    text = PICTURE.sub(lambda m: "\n" + raw(given.pictures[m["name"]]), text)
+    text = LIVE.sub(lambda m: raw(results.live[m["name"]]), text)
+    text = PICTURE.sub(lambda m: "\n" + raw(results.pictures[m["name"]]), text)
     text = EQUATION.sub(lambda m: equation(site, m), text)
     return put_back(f"{text}\n{index}")
 
 
 def equation(site: str, found: re.Match[str]) -> str:
-    """Return an equation with its number and the lines that compute it; of several the first, with links to all."""
+    """Return an equation with its number and the first line that computes it, with links to all such lines."""
     options = dict(OPTION.findall(found["options"] or ""))
     lines = [line for line in numbered_lines() if line.label == found["label"]]
-    lines.sort(key=lambda line: line.module.count("."))  # the core pages first
+    lines.sort(key=lambda line: line.module.count("."))  # top-level modules first
     way = home(site, "library")
     links = ", ".join(f'<a class="reference" href="{way}{line.page}.html#{line.anchor}">{line}</a>' for line in lines)
     short = "in short: " if "shown" in options else ""
-    told = f"<code>{escape(options.get('shown', lines[0].code))}</code> <span>{short}{links}</span>" if lines else ""
-    below = f'<p class="line">{told}</p>' if told else ""
+    code = f"<code>{escape(options.get('shown', lines[0].code))}</code> <span>{short}{links}</span>" if lines else ""
+    below = f'<p class="line">{code}</p>' if code else ""
     return (
         raw(f'<div class="equation" id="{anchor(found["label"])}"><div class="formula">')
         + f"```{{math}}\n{TAG.sub('', found['tex'])}\n```\n"
@@ -161,17 +162,17 @@ def equation(site: str, found: re.Match[str]) -> str:
 
 @cache
 def numbered_lines() -> list[Line]:
-    """Return the numbered lines of the package, which stays as it is while the site is built."""
+    """Return the numbered lines of the package; cached, because the package does not change during a build."""
     return find_lines(ROOT / "minilora")
 
 
 def prose(site: str, text: str) -> str:
-    """Return text outside blocks with the site's links and labels."""
+    """Return text outside code blocks with the site's links and labels."""
     return ANCHOR.sub(r"(\1)=", LINK.sub(lambda link: link_on_site(site, link), text))
 
 
 def read(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Hand Sphinx the page."""
+    """Replace Sphinx's source with the converted page."""
     page = Path(app.srcdir, f"{docname}.md")
     if page.parent == Path(app.srcdir):
         source[0] = as_myst(page)

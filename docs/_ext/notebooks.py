@@ -1,6 +1,6 @@
-"""Each page that runs Python as a Jupyter notebook that runs alone: ``python docs/_ext/notebooks.py NEW_FOLDER``.
+"""Export each page that runs Python as a self-contained notebook: ``python docs/_ext/notebooks.py NEW_FOLDER``.
 
-Its blocks of Python become cells; what they print stays in the text, with the pictures, to be held against.
+Its blocks of Python become cells; their printed output stays in the text, with the pictures, for comparison.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from pages import DOCS, PICTURE, SITES, blocks, unquoted
 
-NEEDS = "\n*This page as a notebook. It needs minilora, with the extra `models` where it reads a language model.*"
+NEEDS = "\n*This page as a notebook. It needs minilora, with the extra `models` if it reads a language model.*"
 
 
 def code(page: Path) -> list[re.Match[str]]:
@@ -23,12 +23,12 @@ def code(page: Path) -> list[re.Match[str]]:
 
 
 def cell(kind: str, source: str, **more: Any) -> dict[str, Any]:
-    """Return a cell."""
+    """Return a notebook cell."""
     return {"cell_type": kind, "metadata": {}, "source": source.strip("\n"), **more}
 
 
 def prose(page: Path, text: str) -> str:
-    """Return text between blocks as Jupyter shows it: without comments, with its pictures, linked to notebooks."""
+    """Return text between blocks for Jupyter: without comments, with its pictures, and with links to notebooks."""
     text, put_back = unquoted(text)
     for picture in PICTURE.finditer(text):
         svg = base64.b64encode((page.parent / "pictures" / f"{picture['name']}.svg").read_bytes()).decode()
@@ -57,7 +57,7 @@ def notebook(page: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, site: str) -> None:
-    """Write the pages of a site that run something into a new folder."""
+    """Write those pages of a site that run Python into a new folder."""
     folder.mkdir(parents=True)
     for page in filter(code, sorted((DOCS / site).glob("*.md"))):
         text = json.dumps(notebook(page), indent=1, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""The lines of code that bear an equation's number: ``# eq. (5)`` or ``# eq. (act.1)`` at their end."""
+"""The lines of code that have an equation number: ``# eq. (5)`` or ``# eq. (act.1)`` at the end."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 
 LABEL = r"(?:[a-z]+\.)?\d+"
 REFERENCE = re.compile(r"(?<![\w'\u2019])\(((?:[a-z]+\.)?\d{1,3})\)")
-"""A reference to an equation in prose. No value of a function, f(0) or f'(0), and no year."""
+"""A reference to an equation in prose; values of functions, f(0) or f'(0), and years do not match."""
 EQUATION = re.compile(
     rf"^<!-- equation (?P<label>{LABEL})(?P<names>[^\n]*?)(?P<options>\n(?::[^\n]*\n)*)? *-->\n"
     r"\$\$\n(?P<tex>.*?)\n\$\$$",
     re.S | re.M,
 )
-"""An equation on a page: a comment with its number, the variables that it is about and options, above its formula."""
+"""An equation on a page: above its formula, a comment with its number, its variables and its options."""
 TAG = re.compile(rf"\s*\\tag\{{({LABEL})\}}")
 OPTION = re.compile(r"^:(\w+): (.*)$", re.M)
 COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
@@ -26,18 +26,18 @@ COMMENT = re.compile(rf"# eq\. \(({LABEL})\)")
 
 @dataclass(frozen=True)
 class Line:
-    """A line of code that bears an equation's number."""
+    """A line of code with an equation number."""
 
-    module: str  # minilora.lora
+    module: str  # for example minilora.lora
     lineno: int
     label: str
-    code: str  # without its comment; all of the statement, where that has several lines
-    anchor: str  # on the module's source page: eq-5, and eq-5-2 where the number comes again in one file
-    cls: str = ""  # of the method it stands in
+    code: str  # without comments; if the statement spans several lines, all of it
+    anchor: str  # on the module's source page: eq-5; for the same number a second time, eq-5-2
+    cls: str = ""  # the class of the method that contains the line
 
     @property
     def page(self) -> str:
-        """Name of the source page, without its suffix."""
+        """The name of the source page, without its suffix."""
         return "_modules/" + self.module.replace(".", "/")
 
     def __str__(self) -> str:
@@ -69,12 +69,12 @@ def find_lines(package: Path) -> list[Line]:
 
 
 def _around(nodes: list[Any], lineno: int, kinds: type | tuple) -> list[Any]:
-    """Return the nodes of some kinds that a line is in, the innermost last."""
+    """Return the nodes of the given kinds that contain a line, the innermost last."""
     return [n for n in nodes if isinstance(n, kinds) and n.lineno <= lineno <= n.end_lineno]
 
 
 def _statement(nodes: list[Any], source: str, lineno: int) -> str:
-    """Return the statement that a line is in, without comments."""
+    """Return the statement that contains a line, without comments."""
     simple = _around(nodes, lineno, (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Return, ast.Expr))
     lines = source.splitlines()
     inside = lines[simple[-1].lineno - 1 : simple[-1].end_lineno] if simple else [lines[lineno - 1]]

@@ -1,30 +1,30 @@
-"""Run a page and compare what it shows with what it says: ``python docs/_ext/pages.py [--write] [PAGE ...]``.
+"""Check that a page shows what it computes: ``python docs/_ext/pages.py [--write] [PAGE ...]``.
 
-A page is plain Markdown, which reads on a source host as it stands. Nothing in it is hidden; what it shows is computed:
+A page is plain Markdown, readable on a source host. Nothing in it is hidden; what it shows is computed:
 
     ```python          a block that runs, in order with the others; ```py is one that does not
-    ```text            right below such a block: what it prints, but for the last decimal, which processors round
-    ```console         `$ minilora ...`, each with what it prints; the last one's exit code is the page's `status`
-    ![...](pictures/rank.svg)            a picture, with its description; one that no module draws is a file of our own
+    ```text            directly below such a block: its output, compared except for the last decimal, which may vary
+    ```console         `$ minilora ...` commands with their output; the last one's exit code is the page's `status`
+    ![...](pictures/rank.svg)            a picture with its description; if no module draws it, the file is our own
     <!-- rates --> ... <!-- end -->      a table or a text
-    <!-- live rates -->                  where the site has something to touch
+    <!-- live rates -->                  the place of an interactive element on the site
     <!-- lines minilora/lora.py LoRA.forward -->    above a block: lines of a file
 
-What the page asserts and draws stands in a module beside it, `rank.py` beside `rank.md`. The module is cut by lines
-``# %% Heading``: a part runs after the last block below that heading, and sees the page's names as its own; the page
-sees none of the module's. What stands above the first such line runs before the page.
+The page's assertions and drawings are in a module next to it, `rank.py` for `rank.md`. Lines ``# %% Heading`` divide
+the module: each part runs after the last block below that heading, and sees the page's names as its own; the page
+does not see the module's names. Code above the first such line runs before the page.
 
     from pages import picture, shown
-    picture("rank", drawing)       # what stands at pictures/rank.svg
-    shown("rates", table)          # what stands between the comments
-    says(f"by {factor:.1f} at most")  # what a sentence of the page says
+    picture("rank", drawing)       # the picture at pictures/rank.svg
+    shown("rates", table)          # the text between the comments
+    says(f"by {factor:.1f} at most")  # words that the page must contain
     holds("M x =", M=M, x=x, ...)  # an equation without a number is true of these arrays
 
-Each number in the prose, in a lesson also in words, must be part of words that the module says, and each equation
-without a number must hold, or the page does not build. Numbers in code, formulas, addresses of links, and in what is
-computed anyway do not count. A block of text counts where no block right above it prints it.
+Each number in the prose, in a lesson also in words, must be part of words that the module passes to `says`, and each
+equation without a number must hold, or the page does not build. Numbers in code, formulas, link addresses and computed
+parts are exempt. A block of text counts as prose unless the block directly above prints it.
 
-A page that shows something else stops the build; ``--write`` writes into the page what was computed.
+A page that shows something else stops the build; ``--write`` writes the computed results into the page.
 """
 
 from __future__ import annotations
@@ -68,89 +68,91 @@ HEADING = re.compile(r"^#+ (.*)$", re.M)
 
 
 class BadPage(Exception):
-    """A page that does not run, or shows something else than what was computed."""
+    """A page that does not run, or whose contents differ from what was computed."""
 
 
 @dataclass
-class Given:
-    """What a page gave when it ran."""
+class Results:
+    """The results of running a page."""
 
     printed: list[str] = field(default_factory=list)
     pictures: dict[str, str] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
-    exact: list[str] = field(default_factory=list)  # the names of texts and of pictures, as NAME.svg, from a recording
+    exact: list[str] = field(default_factory=list)  # names of texts and (as NAME.svg) pictures from a recording
     says: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
-    page: str = ""  # its text
+    page: str = ""  # its Markdown
     live: dict[str, str] = field(default_factory=dict)
 
 
-given = Given()
-"""Of the page that runs in this process."""
+results = Results()
+"""The results of the page that runs in this process."""
 
 
 def recording(name: str) -> Any:
-    """Return what ``docs/recordings/NAME.json`` holds."""
+    """Return the contents of ``docs/recordings/NAME.json``."""
     return json.loads((RECORDINGS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def data(content: Any) -> str:
-    """Return what a script of the site reads, as an element of the page."""
+    """Return data for a script of the site, as an HTML element."""
     text = json.dumps(content, separators=(",", ":")).replace("</", "<\\/")
     return f'<script type="application/json">{text}</script>'
 
 
-def node(script: str, given: Any) -> Any:
-    """Return what a script of this folder prints, as JSON, when it is given something, as JSON."""
-    command, told = ["node", Path(__file__).with_name(script)], json.dumps(given)
-    done = subprocess.run(command, input=told, capture_output=True, text=True, encoding="utf-8", check=True)
+def node(script: str, request: Any) -> Any:
+    """Return the JSON output of a Node script in this folder, called with JSON input."""
+    command = ["node", Path(__file__).with_name(script)]
+    text = json.dumps(request)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8", check=True)
     return json.loads(done.stdout)
 
 
 def picture(name: str, drawing: str, exact: bool = False) -> None:
-    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description, and stands in the file.
+    """Show a drawing, HTML, at ``pictures/NAME.svg``; its first SVG has a description and is written to the file.
 
-    It is `exact` if the numbers of its description come from a recording.
+    Set `exact` if the numbers of its description come from a recording.
     """
-    given.pictures[name] = drawing
-    given.exact += [f"{name}.svg"] * exact
+    results.pictures[name] = drawing
+    results.exact += [f"{name}.svg"] * exact
 
 
 def shown(name: str, text: str, exact: bool = False) -> None:
-    """Show Markdown between ``<!-- NAME -->`` and ``<!-- end -->``; `exact` if it comes from a recording."""
-    given.shown[name] = text.strip("\n") + "\n"
-    given.exact += [name] * exact
+    """Show Markdown between ``<!-- NAME -->`` and ``<!-- end -->``; set `exact` if it comes from a recording."""
+    results.shown[name] = text.strip("\n") + "\n"
+    results.exact += [name] * exact
 
 
 def says(*words: str) -> None:
-    """Require that the page says these words, with the numbers in them."""
-    given.says += words
+    """Require that the page contains these words, with the numbers in them."""
+    results.says += words
 
 
 def holds(start: str, **names: Any) -> None:
     """Require that the equation without a number that begins with `start` is true of these arrays and numbers.
 
-    A `start` that begins with a dollar sign is that of a formula within a sentence.
+    A `start` that begins with a dollar sign matches a formula within a sentence.
     """
     from formulas import difference
 
     tex = unnumbered(start)
-    if said := difference(tex, names, []):
-        raise BadPage(f"the equation {start!r} does not hold: {said}")
-    given.held.append(tex)
+    if problem := difference(tex, names, []):
+        raise BadPage(f"the equation {start!r} does not hold: {problem}")
+    results.held.append(tex)
 
 
 def not_computed(start: str, why: str) -> None:
-    """Excuse an equation without a number that states nothing that code computes; `why` says what it is instead."""
+    """Exempt an equation without a number that nothing computes; `why` gives the reason."""
     assert why
-    given.held.append(unnumbered(start))
+    results.held.append(unnumbered(start))
 
 
 def unnumbered(start: str) -> str:
     """Return the page's equation without a number that begins with `start`."""
-    found = [tex for tex in equations(given.page) if tex.startswith(start)]
+    found = [tex for tex in equations(results.page) if tex.startswith(start)]
     if start.startswith("$"):
-        found = [tex for tex in re.findall(r"\$([^$\n]+)\$", FENCE.sub("", given.page)) if f"${tex}".startswith(start)]
+        inline = re.findall(r"\$([^$\n]+)\$", FENCE.sub("", results.page))
+        found = [tex for tex in inline if f"${tex}".startswith(start)]
     if len(found) != 1:
         raise BadPage(f"{len(found)} equations without a number begin with {start!r}, expected one")
     return found[0]
@@ -162,15 +164,15 @@ def block(*lines: str) -> str:
 
 
 def live(name: str, drawing: str) -> None:
-    """Show HTML at ``<!-- live NAME -->``, on the site alone."""
-    given.live[name] = drawing
+    """Show HTML at ``<!-- live NAME -->``, only on the site."""
+    results.live[name] = drawing
 
 
 def described(drawing: str) -> str:
     """Return the description of a drawing: its first SVG's label."""
     found = re.search(r'<svg\b[^>]*\baria-label="([^"]*)"', drawing)
     if not found:
-        raise BadPage("a picture has no aria-label, which is its description")
+        raise BadPage("a picture needs an aria-label as its description")
     return html.unescape(found[1]).replace("[", "(").replace("]", ")")
 
 
@@ -180,8 +182,8 @@ STYLE = (
 )
 
 
-def alone(drawing: str) -> str:
-    """Return a drawing's first SVG as a file that a source host shows, on a page's light or dark ground."""
+def standalone(drawing: str) -> str:
+    """Return a drawing's first SVG as a file for a source host, readable on light and dark backgrounds."""
     svg = re.search(r"<svg\b.*?</svg>", drawing, re.S)[0]  # type: ignore[index]
     if " xmlns=" not in svg.partition(">")[0]:
         svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
@@ -192,7 +194,7 @@ def alone(drawing: str) -> str:
 
 
 def own_picture(page: Path, name: str) -> str:
-    """Return a picture that stands in its file alone, as the site shows it."""
+    """Return a picture that exists only as a file, in the form for the site."""
     svg = page.with_name("pictures").joinpath(f"{name}.svg").read_text(encoding="utf-8")
     return svg.replace(STYLE, "").strip()
 
@@ -206,14 +208,14 @@ def blocks(text: str) -> Iterator[re.Match[str]]:
 
 
 def console(session: str) -> int:
-    """Run the commands of a session and print it, each command with all that it prints; return the last exit code."""
+    """Run the commands of a session and print each command with its output; return the last exit code."""
     from minilora.cli import main
 
     status = 0
     for command in re.findall(r"^\$ (.*)$", session, re.M):
         program, *words = shlex.split(command)
         if program != "minilora":
-            raise BadPage(f"a console runs minilora; write {command!r} into a block ```sh, which does not run")
+            raise BadPage(f"a console block runs only minilora; put {command!r} into a ```sh block, which does not run")
         print(f"$ {command}")
         with contextlib.redirect_stderr(sys.stdout):
             status = main(words)
@@ -221,14 +223,14 @@ def console(session: str) -> int:
 
 
 def headings(text: str) -> list[tuple[int, str]]:
-    """Return the place and the text of each heading; what stands in fences is none."""
+    """Return the position and text of each heading outside fences."""
     fenced = [fence.span() for fence in FENCE.finditer(text)]
     found = [(heading.start(), heading[1].strip()) for heading in HEADING.finditer(text)]
     return [(place, words) for place, words in found if not any(start < place < end for start, end in fenced)]
 
 
 def parts(page: Path) -> dict[str, tuple[int, str]]:
-    """Return the parts of a page's module by their heading, each with the number of its first line."""
+    """Return the parts of a page's module by heading, each with the line number at which it starts."""
     module = page.with_suffix(".py")
     found: dict[str, tuple[int, str]] = {}
     name, start = "", 0
@@ -243,7 +245,7 @@ def parts(page: Path) -> dict[str, tuple[int, str]]:
 
 
 def steps(page: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield what runs, in order: the file, the number of the first line before it, and the code."""
+    """Yield what runs, in order: the file, the number of lines before the code, and the code."""
     text, own = page.read_text(encoding="utf-8"), parts(page)
     known = headings(text)
     if lost := [name for name in own if name and name not in [words for _, words in known]]:
@@ -261,7 +263,7 @@ def steps(page: Path) -> Iterator[tuple[str, int, str]]:
 
 @contextlib.contextmanager
 def place() -> Iterator[None]:
-    """Stand in an empty folder with `examples` and `docs`, where imports and programs find this checkout's modules."""
+    """Work in an empty folder with `examples` and `docs`; imports and programs find this checkout's modules."""
     found = [str(folder) for folder in (ROOT, DOCS / "_ext", ROOT / "examples", ROOT / "examples" / "measure")]
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -274,18 +276,18 @@ def place() -> Iterator[None]:
         yield
 
 
-def run(page: Path) -> Given:
-    """Run a page in this process, and return what it gave."""
-    global given
-    given = Given()
-    given.page = page.read_text(encoding="utf-8")
-    module = types.ModuleType("page")  # what a class of the page calls its own
+def run(page: Path) -> Results:
+    """Run a page in this process and return its results."""
+    global results
+    results = Results()
+    results.page = page.read_text(encoding="utf-8")
+    module = types.ModuleType("page")  # the module to which the page's classes belong
     sys.modules["page"] = module
     vars(module)["console"] = console
     spaces: dict[str, dict[str, Any]] = {page.name: vars(module), page.with_suffix(".py").name: {}}
     with place(), warnings.catch_warnings():
         warnings.simplefilter("error")
-        # Beside other work, a kernel of OpenBLAS was seen to set this flag while all its numbers were right.
+        # When the machine was busy, a kernel of OpenBLAS set this flag although all its numbers were right.
         warnings.filterwarnings("ignore", "invalid value encountered in matmul", RuntimeWarning)
         for file, line, code in steps(page):
             own = spaces[file]
@@ -295,26 +297,26 @@ def run(page: Path) -> Given:
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     exec(compile("\n" * line + code, str(page.with_name(file)), "exec"), own)
             except BaseException as error:
-                told = "".join(traceback.format_exception(error)[2:])
-                raise BadPage(f"{page.relative_to(DOCS)} does not run:\n{told}") from None
+                trace = "".join(traceback.format_exception(error)[2:])
+                raise BadPage(f"{page.relative_to(DOCS)} does not run:\n{trace}") from None
             text = out.getvalue().rstrip("\n")
             if file == page.name:
-                given.printed.append(text and f"{text}\n")
+                results.printed.append(text and f"{text}\n")
             elif text:
-                raise BadPage(f"{page.with_name(file).relative_to(DOCS)} prints, and a page shows what it prints")
-    for name in named_pictures(page) - given.pictures.keys():
-        given.pictures[name] = f'<figure class="picture">{own_picture(page, name)}</figure>'
-    return given
+                raise BadPage(f"{page.with_name(file).relative_to(DOCS)} prints, but only the page may print")
+    for name in named_pictures(page) - results.pictures.keys():
+        results.pictures[name] = f'<figure class="picture">{own_picture(page, name)}</figure>'
+    return results
 
 
 def named_pictures(page: Path) -> set[str]:
-    """Return the pictures of a page that have a file."""
+    """Return the names of a page's pictures that have a file."""
     names = {found["name"] for found in PICTURE.finditer(unquoted(page.read_text(encoding="utf-8"))[0])}
     return {name for name in names if page.with_name("pictures").joinpath(f"{name}.svg").is_file()}
 
 
-def keeps(page: Path) -> Path:
-    """Return the file that keeps what a page gave for the builder of the site."""
+def results_file(page: Path) -> Path:
+    """Return the file in which a page's results are saved for the site builder."""
     return DOCS / "_build" / "pages" / f"{page.parent.name}-{page.stem}.json"
 
 
@@ -322,7 +324,7 @@ def keeps(page: Path) -> Path:
 
 
 def lines_of(what: str) -> str:
-    """Return lines of a file: all, those of a class or function, from a line that has a text up to another, or on."""
+    """Return lines of a file: all, a class or function, or those from one text to another (or to the end)."""
     path, _, rest = what.partition(" ")
     text = (ROOT / path).read_text(encoding="utf-8")
     lines = text.splitlines()
@@ -341,44 +343,44 @@ def lines_of(what: str) -> str:
 
 
 NUMBER = re.compile(r"(?<![\w.])[-\u2212]?\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
-PLACE = re.compile(r"\([\d, ]+\) +(\S+) +\1(?= +1 +ok$)", re.M)
-"""Of a gradient that is right: where its error is largest, and there the same number twice."""
+LARGEST_ERROR = re.compile(r"\([\d, ]+\) +(\S+) +\1(?= +1 +ok$)", re.M)
+"""Where a correct gradient has its largest error, with the value there, printed twice."""
 
 
 def alike(old: str, new: str, rounding: bool = False) -> bool:
-    """Whether two texts differ by no more than two processors do: a unit of a last decimal, or rounding below 1e-4.
+    """Return whether two texts differ only as two processors may: one unit in the last decimal, or rounding below 1e-4.
 
     In a report of gradcheck, ```` ```text rounding ````, the largest error of a right gradient may be at another place.
     """
     if rounding:
-        old, new = PLACE.sub("", old), PLACE.sub("", new)
+        old, new = LARGEST_ERROR.sub("", old), LARGEST_ERROR.sub("", new)
     words = [re.sub(r" +|-{3,}", " ", NUMBER.sub("#", text)) for text in (old, new)]
-    return words[0] == words[1] and all(map(near, NUMBER.findall(old), NUMBER.findall(new)))
+    return words[0] == words[1] and all(map(agree, NUMBER.findall(old), NUMBER.findall(new)))
 
 
 FACTOR = 30
-"""Rounding errors of two processors' kernels were seen to differ by a factor of ten."""
+"""The rounding errors of two processors' kernels have differed by a factor of ten."""
 
 
-def near(old: str, new: str) -> bool:
-    """Whether two printed numbers are one number, as two processors round it; of rounding errors, up to a factor."""
+def agree(old: str, new: str) -> bool:
+    """Return whether two printed numbers agree up to rounding; two rounding errors may differ by `FACTOR`."""
     if old == new:
         return True
     values = [float(text.replace(",", "").replace("\u2212", "-")) for text in (old, new)]
     if all("e" in text for text in (old, new)):
         low, high = sorted(map(abs, values))
-        return high < 1e-4 and high <= FACTOR * max(low, 1e-16)  # an error may be 0 as well
+        return high < 1e-4 and high <= FACTOR * max(low, 1e-16)  # an error may also be 0
     decimals = min(len(text.partition(".")[2]) for text in (old, new))
     return decimals > 0 and abs(values[0] - values[1]) < 1.5 * 10**-decimals
 
 
-def kept(old: str, new: str, page: str, *, rounding: bool = False) -> str:
-    """Return what a page shows where that differs by rounding only from what was computed, and say so; else the new."""
+def prefer_old(old: str, new: str, page: str, *, rounding: bool = False) -> str:
+    """Return the shown text, with a warning, if the two differ only by rounding; else return the new one."""
     if not alike(old, new, rounding):
         return new
     for shown, computed in zip(old.splitlines(), new.splitlines(), strict=False):
         if shown.split() != computed.split() and not rounding:
-            print(f"{page} differs by rounding: {computed.strip()!r} for {shown.strip()!r}", file=sys.stderr)
+            print(f"{page} shows {shown.strip()!r}, computes {computed.strip()!r}: rounding", file=sys.stderr)
     return old
 
 
@@ -387,14 +389,14 @@ QUOTED = re.compile(r"^(`{4,})[^`\n]*\n.*?^\1\n", re.S | re.M)
 
 
 def unquoted(text: str) -> tuple[str, Callable[[str], str]]:
-    """Return a text with a mark in the place of each block that shows Markdown, and a function that puts them back."""
+    """Return a text in which a mark replaces each block that shows Markdown, and a function that restores them."""
     kept: list[str] = []
     marked = QUOTED.sub(lambda m: kept.append(m[0]) or f"\0{len(kept) - 1}\0\n", text)
     return marked, lambda done: re.sub(r"\0(\d+)\0\n", lambda m: kept[int(m[1])], done)
 
 
-def filled(text: str, result: Given, page: str = "page", lesson: bool = False) -> str:
-    """Return a page's text with what it gave in the places for it."""
+def with_results(text: str, result: Results, page: str = "page", lesson: bool = False) -> str:
+    """Return a page's text with all its results inserted."""
     text, put_back = unquoted(text)
     for kind, places, had in (
         ("picture", [found["name"] for found in PICTURE.finditer(text)], result.pictures),
@@ -410,45 +412,45 @@ def filled(text: str, result: Given, page: str = "page", lesson: bool = False) -
         done += text[place : block.start()]
         place = block.end()
         if block["info"] == "console":
-            done += f"```console\n{kept(block['body'], printed, page)}```\n"
+            done += f"```console\n{prefer_old(block['body'], printed, page)}```\n"
             continue
         done += block[0]
         if printed:
             kind = ""
             if old := PRINTED.match(text, place):
                 place, kind = old.end(), old["rounding"] or ""
-                printed = kept(old["text"], printed, page, rounding=bool(kind))
+                printed = prefer_old(old["text"], printed, page, rounding=bool(kind))
             done += f"\n```text{kind}\n{printed}```\n"
     text = done + text[place:]
 
     def picture(m: re.Match[str]) -> str:
         name, new = m["name"], described(result.pictures[m["name"]])
-        return f"![{new if f'{name}.svg' in result.exact else kept(m['alt'], new, page)}](pictures/{name}.svg)"
+        return f"![{new if f'{name}.svg' in result.exact else prefer_old(m['alt'], new, page)}](pictures/{name}.svg)"
 
     def computed(m: re.Match[str]) -> str:
         name, new = m["name"], result.shown[m["name"]]
-        return f"<!-- {name} -->\n{new if name in result.exact else kept(m['text'], new, page)}<!-- end -->\n"
+        return f"<!-- {name} -->\n{new if name in result.exact else prefer_old(m['text'], new, page)}<!-- end -->\n"
 
     text = SHOWN.sub(computed, PICTURE.sub(picture, text))
     text = LINES.sub(lambda m: f"<!-- lines {m['what']} -->\n{m['head']}\n{lines_of(m['what'])}```\n", text)
     if lacking := [words for words in result.says if words not in text]:
         raise BadPage(f"{page} does not say: {' | '.join(lacking)}")
     if left := [tex for tex in equations(text) if tex not in result.held]:
-        raise BadPage(f"{page}: its module does not compute an equation without a number: {' | '.join(left)}")
+        raise BadPage(f"{page}: its module does not check an equation without a number: {' | '.join(left)}")
     if page not in HISTORY and (left := unsaid(text, result.says, words=lesson)):
         raise BadPage(f"{page}: its module does not say the numbers of: {' | '.join(left)}")
     return put_back(text)
 
 
 HISTORY = ("changelog.md", "golden-results.md")
-"""Pages whose numbers were true on a day that they name."""
+"""Pages whose numbers were true on a date that they give."""
 DISPLAY = re.compile(r"^\$\$\n(?P<tex>.*?)\n\$\$$", re.S | re.M)
 NOT_PROSE = re.compile(
     r"<!--.*?-->|\$[^$\n]+\$|`[^`\n]+`|\[[^\]]*\]\(https?:[^)\s]*\)|\]\([^)\s]*\)|^#+ \d+\.|^ *\d+\. "
     r"|https?:\S+|\((?:[a-z]+\.)?\d{1,3}\)|[Ll]essons? \d+(?:(?:,| and| to) \d+)*|\[\d+\. ",
     re.S | re.M,
 )
-"""Comments, formulas, code, links to other sites, addresses, and the numbers of headings, lists, equations, lessons."""
+"""Parts that are exempt: comments, formulas, code, URLs, and numbers of headings, lists, equations and lessons."""
 PROSE_NUMBER = re.compile(
     r"(?<![\w.#/-])(?![012](?![\d.,]*\d| ?%))[-\u2212]?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[-+]?\d+)?(?!\.?\w)"
 )
@@ -467,7 +469,7 @@ def equations(text: str) -> list[str]:
 
 
 def unsaid(text: str, says: list[str], *, words: bool = False) -> list[str]:
-    """Return each number of a page's prose that is part of no words that the module says, with what is around it.
+    """Return each number in a page's prose that is in no words passed to `says`, with the surrounding text.
 
     With `words`, numbers in words count too.
     """
@@ -484,34 +486,34 @@ def unsaid(text: str, says: list[str], *, words: bool = False) -> list[str]:
     prose = FENCE.sub(lambda found: found[0] if found["info"] == "text" else blank(found), prose)
     for place in (DISPLAY, PICTURE, NOT_PROSE):
         prose = place.sub(blank, prose)
-    said = [range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)]
+    allowed = [range(at, at + len(words)) for words in {*says} for at in range(len(text)) if text.startswith(words, at)]
     return [
         " ".join(text[max(0, number.start() - 30) : number.end() + 20].split())
         for pattern in (PROSE_NUMBER, *([NUMBER_WORD] if words else []))
         for number in pattern.finditer(prose)
-        if not any(number.start() in part and number.end() - 1 in part for part in said)
+        if not any(number.start() in part and number.end() - 1 in part for part in allowed)
     ]
 
 
 def check(page: Path, write: bool = False) -> str:
-    """Run a page; write what it gave into it, or say what it shows that was not computed."""
+    """Run a page; write its results into it, or return how its contents differ from them."""
     try:
         result, text = run(page), page.read_text(encoding="utf-8")
-        keeps(page).parent.mkdir(parents=True, exist_ok=True)
-        keeps(page).write_text(json.dumps(asdict(result)), encoding="utf-8")
-        computed = filled(text, result, page.name, lesson=page.parent.name == "learn")
+        results_file(page).parent.mkdir(parents=True, exist_ok=True)
+        results_file(page).write_text(json.dumps(asdict(result)), encoding="utf-8")
+        computed = with_results(text, result, page.name, lesson=page.parent.name == "learn")
         if write:
             page.write_text(computed, encoding="utf-8")
             for name, drawing in result.pictures.items():
                 page.with_name("pictures").mkdir(exist_ok=True)
-                page.with_name("pictures").joinpath(f"{name}.svg").write_text(alone(drawing), encoding="utf-8")
+                page.with_name("pictures").joinpath(f"{name}.svg").write_text(standalone(drawing), encoding="utf-8")
         elif computed != text:
-            told = difflib.unified_diff(text.splitlines(), computed.splitlines(), "shown", "computed", n=1, lineterm="")
-            return f"{page.relative_to(DOCS)} shows something else than what it computes:\n" + "\n".join(told)
+            diff = difflib.unified_diff(text.splitlines(), computed.splitlines(), "shown", "computed", n=1, lineterm="")
+            return f"{page.relative_to(DOCS)} does not show what it computes:\n" + "\n".join(diff)
         for name, drawing in result.pictures.items():
             file = page.with_name("pictures") / f"{name}.svg"
             if not file.is_file() or not alike(described(file.read_text(encoding="utf-8")), described(drawing)):
-                return f"{page.relative_to(DOCS)}: {file.name} is another picture: python docs/_ext/pages.py --write"
+                return f"{page.relative_to(DOCS)}: {file.name} is outdated: python docs/_ext/pages.py --write"
     except BadPage as error:
         return str(error)
     return ""
@@ -523,16 +525,16 @@ def every() -> list[Path]:
 
 
 def check_all(pages: list[Path], write: bool = False) -> list[str]:
-    """Check pages side by side, each in a process of its own, and say what is wrong."""
+    """Check pages in parallel, each in its own process, and return what is wrong."""
     from minilora.fast.threads import core_count
 
     with ProcessPoolExecutor(core_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        return [said for said in pool.map(check, pages, [write] * len(pages)) if said]
+        return [problem for problem in pool.map(check, pages, [write] * len(pages)) if problem]
 
 
 def main() -> int:
-    """Check the pages that the command line names, or all."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of a machine's two processors, each has a page
+    """Check the pages named on the command line, or all of them."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # the pages already run in parallel
     names = [name for name in sys.argv[1:] if name != "--write"]
     pages = [Path(name).resolve() for name in names] or every()
     wrong = check_all(pages, write="--write" in sys.argv[1:])
@@ -541,6 +543,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import pages as itself  # what a page's module imports
+    import pages as itself  # the module that a page's module imports
 
     sys.exit(itself.main())

@@ -1,4 +1,4 @@
-"""Pictures and tables for the pages, drawn with what a page has just computed.
+"""Pictures (also tables) for the pages, drawn from values that a page has just computed.
 
 Text and axes take the colour of the page's own text, and heat maps fade into the page at zero, so one picture serves
 light and dark.
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from minilora.cli.figures import BASE, INK, LORA, new_figure
 
-THIRD = "#2a9d6f"  # where a picture has a third line
+THIRD = "#2a9d6f"  # the colour of a third line
 
 matplotlib.rcParams.update(
     {
@@ -35,17 +35,17 @@ matplotlib.rcParams.update(
     }
 )
 
-# Negative, zero, positive: the base's colour, nothing at all, LoRA's colour.
+# Colours for negative, zero and positive values: the base's colour, transparent, LoRA's colour.
 SIGNED = LinearSegmentedColormap.from_list("signed", [(*to_rgb(BASE), 1), (*to_rgb(INK), 0), (*to_rgb(LORA), 1)])
 
 
 def show(figure: Figure, alt: str, caption: str = "") -> str:
-    """Return a figure as part of the page, with the text that stands for it where it cannot be seen."""
+    """Return a figure as part of the page, with its alternative text."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # names that another picture of the page would have, too
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # these ids might clash with another picture on the page
     svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
     svg = svg.replace(INK, "currentColor")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(alt, quote=True)}"', 1)
@@ -54,7 +54,7 @@ def show(figure: Figure, alt: str, caption: str = "") -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return rows as a Markdown table; a caller formats its numbers, which stand at the right."""
+    """Return rows as a Markdown table; the caller formats the numbers, which are right-aligned."""
     cells = [[re.sub(r"([|<])", r"\\\1", str(cell)) for cell in row] for row in (head, *rows)]
     kinds = [
         "---:" if all(re.match(r"^$|[^\w\s]?[\d.]", cell) for cell in column[1:]) else "---"
@@ -70,7 +70,7 @@ def lines(
     size: tuple[float, float] = (5.2, 3.2),
     **labels: object,
 ) -> Figure:
-    """Draw named curves, each an x, a y, a colour and perhaps a style; `labels` go to the axes."""
+    """Draw named curves, each an x, a y, a colour and optionally a style; `labels` are for the axes."""
     figure = new_figure(*size)
     axes = figure.subplots()
     for name, (x, y, colour, *style) in curves.items():

@@ -1,7 +1,7 @@
-"""What a page grades: questions with a number or a choice, and functions that are written in the page.
+"""What a page grades: questions with a number or a choice, with functions that a reader writes in the page.
 
-The build runs a question's experiment, and `_static/questions.js` and `exercises.js` judge as `minilora.exercises`
-does. Unbuilt, and without JavaScript, a page has the question and its folded solution.
+The build runs a question's experiment, and `_static/questions.js` and `exercises.js` grade as `minilora.exercises`
+does. On a source host, or without JavaScript, the page shows the question and its folded solution.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, star
 from minilora.exercises.questions import sheet
 
 LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scores": 3, "grad_V": 4}
-"""Of the functions that take more than one line."""
+"""The number of lines of the functions that take more than one."""
 
 
 def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any]) -> str:
-    """Return a form that is graded in the page; `asked` is the question for a screen reader."""
+    """Return a form that the page grades; `asked` is the question for a screen reader."""
     return (
         f'<form class="question{kind}" id="{name}" novalidate hidden><fieldset><legend class="unseen">{asked}</legend>'
         f'<div class="answer" hidden>{answer}<button type="submit">Check</button></div></fieldset>'
@@ -30,7 +30,7 @@ def form(name: str, kind: str, asked: str, answer: str, judged_by: dict[str, Any
 
 
 def ask(name: str) -> str:
-    """Return the form of a question that the page's text states."""
+    """Return the form of a question whose text is on the page."""
     found, own = sheet(name), f"question-{name.replace(' ', '-').replace(',', '')}"
     if found["choices"]:
         radio = '<label class="choice"><input type="radio" name="guess" value="{0}" autocomplete="off"> {0}</label>'
@@ -42,18 +42,18 @@ def ask(name: str) -> str:
 
 
 def asked(name: str) -> str:
-    """Return a question as a page's text."""
+    """Return the question as Markdown for the page."""
     *others, last = QUESTIONS[name].choices or ("", "")
     return QUESTIONS[name].text + (f" {', '.join(others)} or {last}?" if last else "")
 
 
 def answered(name: str) -> str:
-    """Return its answer as a page's text, folded."""
+    """Return its answer as folded Markdown for the page."""
     return f"<details><summary>Answer</summary>\n\n{sheet(name)['solution']}\n\n</details>"
 
 
 def write(name: str) -> str:
-    """Return a form for a function's lines."""
+    """Return a form in which a reader writes a function's lines."""
     exercise, own, rows = EXERCISES[name], f"write-{name}", LINES.get(name, 1)
     results = ", ".join(exercise.returns)
     answer = f'<label for="{own}-text"><code>{results} =</code></label><textarea id="{own}-text" rows="{rows}" '
@@ -63,7 +63,7 @@ def write(name: str) -> str:
 
 
 def starts() -> str:
-    """Return a form that asks of each start which factors move."""
+    """Return a form that asks, for each initialisation, which factors move."""
     names = [f"{'zero' if zero_A else 'random'} A, {'zero' if zero_B else 'random'} B" for zero_A, zero_B in STARTS]
     box = (
         '<label class="choice"><input type="checkbox" aria-label="{0}: {1} moves" autocomplete="off"> {1} moves</label>'
@@ -73,7 +73,7 @@ def starts() -> str:
 
 
 def kept() -> str:
-    """Return how many answers of the page are right, with a button that forgets them."""
+    """Return the count of the page's right answers, with a button that clears the answers."""
     return '<p class="kept-answers" hidden><span></span> <button type="button">Forget my answers</button></p>'
 
 

@@ -1,4 +1,4 @@
-"""A change of weight that spells a word: README's picture and the front page show what adapters learn of it."""
+"""A change of weight that spells a word, for adapters to learn on the front page (also in the README's picture)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORD = """
 ............................
 """
 SIDE = 10
-"""How many outputs, and how many inputs, a cell of the word stands for."""
+"""The number of outputs, and of inputs, for each cell of the word."""
 
 
 def word() -> np.ndarray:  # -> (9, 28)
@@ -25,5 +25,5 @@ def word() -> np.ndarray:  # -> (9, 28)
 
 
 def change() -> np.ndarray:  # -> (90, 280)
-    """Return the same word for a larger layer. Its rank is 7, too."""
+    """Return the same word for a larger layer. Its rank is also 7."""
     return np.kron(word(), np.ones((SIDE, SIDE)))

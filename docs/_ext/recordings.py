@@ -1,4 +1,4 @@
-"""What the laboratory's trainings say together: the loss at each rate, over the seeds that were tried."""
+"""The laboratory's trainings, combined: the loss at each learning rate, over the seeds that were tried."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ RULES: dict[str, Callable[[int], float]] = {
 
 
 class Recordings:
-    """The trainings of laboratory.json, asked by way, rank, scaling and length of the text.
+    """The trainings of laboratory.json, selected by method, rank, scaling and length of the text.
 
-    Where nothing else is said, the scaling s is 2, as alpha = 2r has it, and a batch has 16 windows.
+    By default, the scaling s is 2, as with alpha = 2r, and a batch has 16 windows.
     """
 
     def __init__(self, laboratory: dict[str, Any]) -> None:
         self.before, self.points = laboratory["before"], laboratory["trainings"]
         self.moments = laboratory.get("moments", [])
-        """The steps at which a training of 16 windows a batch was measured, on the windows that choose."""
+        """The steps at which a training with 16 windows per batch was evaluated, on the windows that choose the rate."""
         self.chooses = "choice" if "choice" in self.before else "new"
-        """The loss that chooses a rate: on windows that report none, where the recording has these."""
+        """The loss that chooses a rate: on separate windows that do not report a loss, if the recording has such."""
         shares = sorted({point["run"]["share"] for point in self.points})
         self.share_of = {round(share * laboratory["windows"]): share for share in shares}
         self.windows = list(self.share_of)
@@ -43,10 +43,10 @@ class Recordings:
         among: Sequence[int] = SEEDS,
         **settings: Any,
     ) -> dict[float, list]:
-        """Return the held-out losses at each rate, one for each seed; of trainings that stayed finite.
+        """Return the held-out losses at each rate, one for each seed, of trainings that stayed finite.
 
-        `what` names another loss: "seen", of windows that were trained on, or "old", of the untouched model's own text.
-        `among` has the seeds that count, for what is compared with trainings of fewer seeds.
+        `what` selects another loss: "seen", on training windows, or "old", on the untouched model's own text.
+        `among` restricts the seeds, for comparisons with trainings of fewer seeds.
         """
         losses: dict[float, list] = {}
         for of, result in self.trainings(way, rank, windows=windows, **settings):
@@ -57,7 +57,7 @@ class Recordings:
     def trainings(
         self, way: str, rank: int | None = None, *, windows: int = 956, **settings: Any
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yield what was trained, and what it came to; nothing for a length of the text that has no training."""
+        """Yield the settings and the result of each training; nothing for a text length without trainings."""
         share = self.share_of.get(windows)
         wanted = {"way": way, "rank": rank, "share": share, "scaling": 2.0, "batch": 16} | settings
         for point in self.points:
@@ -69,7 +69,7 @@ class Recordings:
         return {lr: fmean(of) for lr, of in self.seeds(way, rank, **settings).items()}
 
     def best(self, way: str, rank: int | None = None, **settings: Any) -> float:
-        """Return the rate with the least mean loss, on the windows that choose where there are some."""
+        """Return the rate with the lowest mean loss, on the windows that choose a rate if there are any."""
         losses = self.losses(way, rank, **settings, what=self.chooses)
         return min(losses, key=losses.__getitem__)
 
@@ -78,37 +78,37 @@ class Recordings:
         return self.losses(way, rank, **settings)[self.best(way, rank, **settings)]
 
     def tried(self, way: str, rank: int | None = None, **settings: Any) -> int:
-        """Return how many seeds the best rate and both rates beside it have: 0 while the search is not done."""
+        """Return the smallest number of seeds at the best rate or a neighbour; 0 while the search is unfinished."""
         counts = {lr: len(of) for lr, of in self.seeds(way, rank, what=self.chooses, **settings).items()}
         best = self.best(way, rank, **settings) if counts else math.nan
         return min(counts.get(lr, 0) for lr in (best / 2, best, best * 2))
 
     def gain(self, rank: int, *, windows: int = 956, **settings: Any) -> float:
-        """Return LoRA's gain as a part of full fine-tuning's: how far the loss falls, each at its own best rate."""
+        """Return LoRA's gain as a share of full fine-tuning's: the fall of the loss, each at its own best rate."""
         ends = self.least("LoRA", rank, windows=windows, **settings), self.least("full", windows=windows)
         return (self.before["new"] - ends[0]) / (self.before["new"] - ends[1])
 
     def lost(self, way: str, rank: int | None = None, **settings: Any) -> dict[float, float]:
-        """Return, by multiples of the best rate, which part of the gain at the best rate another rate loses."""
+        """Return, by multiples of the best rate, the share of the best rate's gain that another rate loses."""
         losses, rate = self.losses(way, rank, **settings), self.best(way, rank, **settings)
         gain = self.before["new"] - losses[rate]
         return {lr / rate: (loss - losses[rate]) / gain for lr, loss in losses.items()}
 
     def breaks(self, way: str, rank: int | None = None, **settings: Any) -> float | None:
-        """Return the least rate above the best that loses more than half of the gain; None where none does."""
+        """Return the lowest rate above the best that loses more than half the gain; None if there is none."""
         best = self.best(way, rank, **settings)
         lost = self.lost(way, rank, **settings)
         return min((times * best for times, part in lost.items() if times > 1 and part > 1 / 2), default=None)
 
     def forgotten(self, way: str, rank: int | None = None, *, windows: int = 956) -> float:
-        """Return what is forgotten at the best rate: the divergence from the untouched model, nats a token."""
+        """Return what is forgotten at the best rate: the divergence from the untouched model, in nats per token."""
         old = self.losses(way, rank, windows=windows, what="old")
         return old[self.best(way, rank, windows=windows)] - self.before["old"]
 
     def forgotten_in_full(self, loss: float, *, windows: int = 956) -> float:
-        """Return what full fine-tuning at its best rate has forgotten when the loss that chooses falls so far.
+        """Return what full fine-tuning at its best rate has forgotten once the loss that chooses it reaches `loss`.
 
-        It was measured on its way, and lies on the line through two moments; the mean over the seeds.
+        This interpolates linearly between two measured steps, and averages over the seeds.
         """
         found = []
         for _, of in self.trainings("full", windows=windows, lr=self.best("full", windows=windows)):
@@ -118,7 +118,7 @@ class Recordings:
 
     @property
     def spread(self) -> float:
-        """How far one training's loss lies from the mean over seeds: the standard deviation, pooled over settings.
+        """The deviation of one training's loss from the mean over seeds: the standard deviation, pooled over settings.
 
         NaN while no setting has two seeds.
         """
@@ -134,7 +134,7 @@ class Recordings:
 
 
 def _reached(path: Iterable[tuple[float, float]], loss: float) -> float:
-    """Return what is forgotten where the loss of a path falls so far."""
+    """Return what is forgotten at the point where the loss of a path reaches `loss`, by linear interpolation."""
     for (high, less), (low, more) in pairwise(path):
         if low <= loss <= high:
             return less + (high - loss) / (high - low) * (more - less)

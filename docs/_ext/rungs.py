@@ -1,4 +1,4 @@
-"""One task by several networks: what `examples/measure/next_letter.py` recorded, as a table."""
+"""The table of one task with several networks, as `examples/measure/next_letter.py` recorded it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RECORDED = recording("rungs")["rungs"]
 
 
 def table(last: str) -> str:
-    """Return the rungs up to one, each with its losses on names that it has not seen."""
+    """Return the networks up to `last`, each with its losses on names that it was not trained on."""
     rows = []
     for rung, title in TITLES.items():
         row = RECORDED[rung]

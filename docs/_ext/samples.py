@@ -1,11 +1,11 @@
-r"""Random arrays under the names that the equations and the code use, for `equations` to compute both with.
+r"""Random arrays under the names that equations or code use, so that `stated` can evaluate both.
 
-All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a lost one is seen. Where the
-code has another name for a symbol, both names are here, ``x`` and ``X``. What was computed before a line, as ``h``, is
-computed from the others, so that a line can be compared with its whole equation. The names of a layer, its adapter and
-its loss are the same everywhere; a case of `arrays` has what its equations name besides, or otherwise. `printed` has
-the names that stand in a formula alone, `layers` what ``self`` is, by its class. Where a formula does not have the
-line's values alone on its left side, ``X D^\top``, `named` returns the names that it has for them.
+All sizes differ, so that a transposed factor does not fit, and no scale is 1, so that a missing one shows. If the code
+has another name for a symbol, both names are here, ``x`` and ``X``. Values that are computed before a line, such as
+``h``, are computed from the others, so that a line can be compared with its whole equation. The names of a layer, its
+adapter and its loss are the same everywhere; a case of `arrays` adds or replaces names for its equations. `printed`
+has the names that occur only in a formula, `layers` the value of ``self`` by class. If the left side of a formula is
+more than the line's value, ``X D^\top``, `named` returns the formula's names for that value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from minilora.variants.adapter import AdaptedRows
 from minilora.variants.dropout import DroppingLoRALinear
 
 N, IN, OUT, ALPHA = 7, 5, 4, 6.5
-RANKS = (3, 1)  # rank 1 has a product of its own, `minilora.layer.matmul`
+RANKS = (3, 1)  # rank 1 has its own product, `minilora.layer.matmul`
 
 
 def samples(label: str, rank: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def samples(label: str, rank: int) -> dict[str, Any]:
 
 
 def arrays(group, number, rng, r):
-    """Return the names of an equation's group, for a rank."""
+    """Return the values of the names in an equation's group, at rank r."""
     randn = rng.standard_normal
     X = x = randn((N, IN))
     W, bias, A, B, alpha, s = randn((OUT, IN)), randn(OUT), randn((r, IN)), randn((OUT, r)), ALPHA, ALPHA / r
@@ -61,7 +61,7 @@ def arrays(group, number, rng, r):
             T = randn((N, OUT))
             R, H, c = T - X @ W.T, X @ A.T, 2 * s / (N * OUT)
             RtH, RB = R.T @ H, R @ B
-        case ("", (20 | 21 | 22 | 23 | 24)) | ("decay", _):  # in step 3
+        case ("", (20 | 21 | 22 | 23 | 24)) | ("decay", _):  # at step 3
             g, m, theta, m_hat, v, v_hat = randn(6), randn(6), randn(6), randn(6), rng.random(6), rng.random(6)
             t, beta1, beta2, lr, eps, decay = 3, 0.8, 0.95, 0.03, 0.1, 0.4
             printed = {"beta_1": beta1, "beta_2": beta2, "epsilon": eps, "mhat": m_hat, "vhat": v_hat, "lambda": decay}
@@ -72,20 +72,20 @@ def arrays(group, number, rng, r):
             V, printed = Vt[:r].T, {"X": T, "R": Z, "U": U, "Sigma": np.diag(S), "V_r": Vt[:r].T}
             if number != 27:
                 named = (lambda D: {"D": D}) if number == 25 else (lambda Vt: {"V": Vt.T})
-        case "clip", _:  # gradients that are longer than C, and shorter ones; (clip.2) is of one of them
+        case "clip", _:  # gradients longer and shorter than C; (clip.2) is about one of them
             grads, norm, most = {"A": A, "B": B} if number == 1 else {"A": A}, 2.5, 0.7 if r == 1 else 3.1
             printed = {"g": np.append(A, B) if number == 1 else A, "n": norm, "C": most}
         case "act", _:
             x[0, 0] = 0
             dy, mask, y, q = randn((N, IN)), x > 0, np.tanh(x), 1 / (1 + np.exp(-x))
-        case "ce", _:  # z, the ids t, and M, the number of the rows that count; two rows do not
+        case "ce", _:  # z, the ids t, and M, the number of counted rows; two rows do not count
             z, t, counts = randn((N, OUT)), rng.integers(0, OUT, N), np.arange(N) % 4 != 1
             e, M, ids = np.exp(z), counts.sum(), t[:, None]
             total, share = e.sum(axis=1, keepdims=True), counts[:, None] / M
             q = e / total
             log_q_t = np.where(counts, np.log(q[np.arange(N), t]), 0)[:, None]
             printed = {"C": np.flatnonzero(counts)}
-        case "seq", _:  # layer i is a linear one
+        case "seq", _:  # layer i is linear
             dx, i, below, layer = dy, 0, True, Linear(W)
             caches, printed = [layer.forward(x)[1]], {"x_i": x @ W.T, "x_i-1": x, "dx_i": dx, "dx_i-1,grads_i": None}
             printed |= {"f_i": lambda x: x @ W.T, "backward_i": lambda dx: dx @ W}
@@ -93,15 +93,15 @@ def arrays(group, number, rng, r):
             shape = N, 3, IN
             x, dy = randn(shape), randn((N, 3 * IN))
             printed = {"dy": dy.reshape(shape)}
-        case "emb", _:  # a table W of 6 vectors, ids of which some repeat, and their one-hot rows
+        case "emb", _:  # a table W of 6 vectors, ids with repetitions, and their one-hot rows
             W, ids, dW = randn((6, OUT)), rng.integers(0, 6, N), np.zeros((6, OUT))
             layers, printed = {"Embedding": Embedding(W)}, {"X": np.eye(6)[ids]}
             X = layers["Embedding"].to_rows(ids)
-        case "conv", _:  # entry k of the kernel: stride s, dilation d, P positions, x with its padding
+        case "conv", _:  # entry k of the kernel: stride s, dilation d, P positions, padded x
             s, d, k, P = 2, 3, 2, 4
             offset, window = (k,), (slice(d * k, d * k + s * (P - 1) + 1, s),)
             padded = x = randn((N, 3, s * (P - 1) + d * 2 + 1))
-            # The code has the channels first. In (conv.2) it has added what comes from the other entries.
+            # The code has the channels first. In (conv.2) it has already added the terms of the other entries.
             printed, named = {"fixed": {"k": k}}, lambda z: {"z": z.transpose(1, 2, 0)}
             if number == 2:
                 dz, padded = randn((3, 3, N, P)), np.zeros((3, N, x.shape[2]))
@@ -109,7 +109,7 @@ def arrays(group, number, rng, r):
                     padded[:, :, s * p + d * j] += dz[:, j, :, p]
                 printed, named = {"dz": dz.transpose(2, 3, 0, 1)}, lambda part: {"dx": put(padded, window, part)}
                 del k, p  # indices of the formula
-        case "rw", _:  # a convolution of 3 channels. T is the rewriting as a matrix, from x to z
+        case "rw", _:  # a convolution of 3 channels. T is the matrix that maps x to z
             shape, kernel, P = (2, 3, 9), 2, 4
             base, A = Conv1d(randn((OUT, 3, kernel)), b, stride=2, dilation=2), randn((r, 3 * kernel))
             x, W, layers = randn(shape), base.as_linear().weight, {"AdaptedRows": AdaptedRows(base, LoRA(A, B, ALPHA))}
@@ -126,23 +126,23 @@ def arrays(group, number, rng, r):
             m, n, g, dm, dn = (rng.random(OUT) for _ in range(5))
             layers = {"DoRA": DoRA(base, DoRAAdapter(A, B, ALPHA, magnitude=m, dora_norm="full"))}
             V, dV, u = W + s * B @ A, randn((OUT, IN)), randn((N, OUT))
-        case "pissa", _:  # of a rank above 1; A0 and B0 are the start
+        case "pissa", _:  # rank above 1; A0 and B0 are the initial factors
             r, join, times = max(r, 2), np.concatenate, 2
             A, B, A0, B0 = randn((r, IN)), randn((OUT, r)), randn((r, IN)), randn((OUT, r))
             s, linear, adapter = ALPHA / r, base, LoRA(A, B, ALPHA)
             U, S, Vt = np.linalg.svd(W, full_matrices=False)
             root = np.sqrt(S[:r] / s)
             printed = {"r": r, "u": U[:, :r], "v": Vt[:r].T, "A_0": A0, "B_0": B0, "W_rest": None, "b_rest": None}
-        case "sum", 1:  # two adapters of weights w1 and w2; in the code B and A are lists at first
+        case "sum", 1:  # two adapters with weights w1 and w2; in the code B and A are lists at first
             A1, A2, B1, B2, w1, w2, s1, s2 = A, randn((2, IN)), B, randn((OUT, 2)), 0.7, -1.3, ALPHA / r, ALPHA / 2
             B, A = [w1 * s1 * B1, w2 * s2 * B2], [A1, A2]
             of = {"A": (A1, A2), "B": (B1, B2), "w": (w1, w2), "s": (s1, s2)}
             printed = {f"{name}_{j}": two[j - 1] for name, two in of.items() for j in (1, 2)}
-        case "sum", 5:  # the factors of two adapters of one rank; c1 and c2 are w s of each
+        case "sum", 5:  # the factors of two adapters of the same rank; c1 and c2 are their w s
             As, Bs, c1, c2 = [A, randn((r, IN))], [B, randn((OUT, r))], 0.7, -1.3
             roots, signed = [0.7**0.5, 1.3**0.5], [0.7**0.5, -(1.3**0.5)]
             printed = {"c": np.array([c1, c2]), "A": np.stack(As, axis=-1), "B": np.stack(Bs, axis=-1)}
-        case "sum", _:  # an adapter of rank 3; in (sum.2) of rank 6, so that U S V^T has no two equal shapes in a row
+        case "sum", _:  # an adapter of rank 3; of rank 6 in (sum.2), so that U S V^T has no two equal shapes in a row
             A, B = (randn((6, OUT)), randn((IN, 6))) if number == 2 else (randn((3, IN)), randn((OUT, 3)))
             s, r, linalg = ALPHA / len(A), min(r, 2), np.linalg
             (Q_A, R_A), (Q_B, R_B), adapter = np.linalg.qr(A.T), np.linalg.qr(B), LoRA(A, B, ALPHA)
@@ -161,7 +161,7 @@ def arrays(group, number, rng, r):
                 {"DroppingLoRALinear": DroppingLoRALinear(base, adapter, 0.3, (1,))},
             )
             printed |= {"x'": dropped, "dx'": dx_dropped}
-        case "rate", _:  # a step in the warmup, or one behind it
+        case "rate", _:  # a step in the warmup, or one after it
             t, w, T, u, d = 2 if r == 1 else 9, 4, 20, 0.3, 0.7
             printed = {"u_t": u, "f_t": None, "d(u)": None, "d": lambda u: {0.3: 0.7}[u]}
         case (("rs" | "lp"), _):
@@ -185,7 +185,7 @@ def arrays(group, number, rng, r):
             u, p = a * q, b * (q + a * q * (1 - q))
             printed = {"f": lambda a: a / (1 + np.exp(-a)), "f'": lambda a: q * (1 + a * (1 - q))}
             printed |= {"y": u * b @ W_c.T, "z": u * b}
-        case "gen", _:  # scores z, a temperature c, and two values of P; (gen.2) is of shares from the largest on
+        case "gen", _:  # scores z, a temperature c, and two values of P; (gen.2) takes shares in descending order
             z, c, P = randn(IN), 0.7, 0.6 if r == 1 else 0.95
             e, a = np.exp((z - z.max()) / c), rng.random(IN)
             q, a = e / e.sum(), a * (a > a.min())
@@ -202,7 +202,7 @@ def arrays(group, number, rng, r):
             if number == 3:  # the second half of y
                 named = lambda part: {"y": np.hstack([x1, part])}  # noqa: E731
             del j, t  # indices of the formulas
-        case "att", _:  # 2 sequences, 2 key heads of 3 heads each, 4 queries after one earlier position, D = 3
+        case "att", _:  # 2 sequences, 2 key heads with 3 query heads each, 4 queries after one earlier position, D = 3
             B, K, g, T, U, D = 2, 2, 3, 4, 5, 3
             q, k, v, do = randn((B, K, g, T, D)), randn((B, K, U, D)), randn((B, K, U, D)), randn((B, K, g * T, D))
             later = np.tile(np.arange(U) > np.arange(U - T, U)[:, None], (g, 1))  # (g T, U)
@@ -230,7 +230,7 @@ def arrays(group, number, rng, r):
         case "moe", (16 | 17):  # the factors of four experts
             E = experts = 4
             A, B = randn((E * r, IN)), randn((OUT, r * E))
-        case "moe", _:  # four experts, of which a row keeps two
+        case "moe", _:  # four experts, of which each row keeps two
             E, K, n, f, W = 4, 2, N, rng.random(4), randn((4, IN))
             dp, d_scores, scores = randn((N, E)), randn((N, E)), randn((N, E))
             choice = np.argsort(-scores, axis=1)[:, :K]
@@ -239,7 +239,7 @@ def arrays(group, number, rng, r):
             layers = {"Router": Router(StackedLinear(W), K)}
             weight_cache = layers["Router"].weight.forward(x)[1]
             printed = {"N": N, "dl": d_scores, "l": scores, "S": np.array([{*kept} for kept in choice]), "c": choice}
-        case "blk", _:  # a block of 4 queries, 3 heads for each key, and of 5 keys; Z and N are sums so far
+        case "blk", _:  # a block of 4 queries, 3 heads per key head, and 5 keys; Z and N are partial sums
             B, K, g, n, J, D = 2, 2, 3, 4, 5, 3
             rows = {name: randn((B, K, g * n, 1)) for name in ("m", "m_new", "f", "dZ")}
             rows["Z"] = rows["Z_rows"] = 1 + rng.random((B, K, g * n, 1))
@@ -253,18 +253,18 @@ def arrays(group, number, rng, r):
             printed |= {
                 "m'": rows["m" if number == 2 else "m_new"],
                 "J": range(J),
-            }  # in (blk.2) m is the new one already
+            }  # in (blk.2) m is already the new one
             printed |= {name: rows[name][:, :, 0, 2:] for name in ("dk", "dv")}
-            if number == 6:  # which gives each head's rows apart
+            if number == 6:  # it has each head's rows separately
                 printed = {name: rows[name].reshape(B, K, g, n, -1) for name in ("N", "Z")}
             return rows | {"B": B, "K": K, "g": g, "n": n, "D": D, "printed": printed}
-        case "nf", (7 | 8):  # three blocks of 8 scales, less their mean
+        case "nf", (7 | 8):  # three blocks of 8 scales, minus their mean
             blocks, n = randn((3, 8)), 1 + rng.random(3)
             printed = {"a": blocks + 0.375, "m": 0.375, "d": scale_book()}
         case "nf", 9:  # one block of scales
             n, d, mean = 1.7, randn(3), 0.375
             printed = {"n_B": n, "t": np.arange(3), "m": mean}
-        case "nf", _:  # three blocks of 8; in (nf.5) the code of each weight is its own
+        case "nf", _:  # three blocks of 8; in (nf.5) each weight has a different code
             n, m, p_1, quantile, count, block_size = 16, 8, 0.96, NormalDist().inv_cdf, 24, 8
             blocks, c, absmax, codes = randn((3, 8)), randn((3, 8)), 1 + rng.random(3), rng.integers(0, 16, 24)
             printed = {"w": blocks, "a": absmax, "Phi^-1": quantile, "q_0": codes[0::2], "q_1": codes[1::2], "c": NF4}
@@ -280,7 +280,7 @@ def arrays(group, number, rng, r):
 
 
 def put(padded, window, part):
-    """Return dx, (N, C, L), where a window of the code's own (C, N, L) has new values."""
+    """Return dx, (N, C, L), after setting a window of the code's array (C, N, L) to new values."""
     dx = padded.copy()
     dx[(..., *window)] = part
     return dx.swapaxes(0, 1)

@@ -1,8 +1,8 @@
-"""What to set for LoRA: what fits into memory, which runs to make, and what their held-out losses say.
+"""Advice on LoRA's settings: what fits into memory, which runs to try, how to read their held-out losses.
 
-What is a fact and no rule stands in `settings.json`: the sizes of models, as LitGPT's list and each config.json have
-them, the recipes of others, every sentence, and where a line is from. The rules stand in `_static/live/settings.js`
-alone. What docs/learn/what-do-i-set.md shows of them, this file asks of that script, by Node.
+Facts are in `settings.json`: the sizes of models, as in LitGPT's list and each config.json, the recipes of others,
+every sentence, and the source of each line. The rules are only in `_static/live/settings.js`. This file calls that
+script with Node for what docs/learn/what-do-i-set.md shows of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FACTS = json.loads((HERE / "settings.json").read_text(encoding="utf-8"))
 
 
 def config(model: dict[str, Any]) -> LlamaConfig:
-    """Return a model's sizes as the package counts them."""
+    """Return a model's sizes as a configuration of the package."""
     V, d, m, L, H, K, D = (model[size] for size in "VdmLHKD")
     kind = "llama" if model["kind"] == "gemma" else model["kind"]
     return LlamaConfig(
@@ -32,12 +32,12 @@ def config(model: dict[str, Any]) -> LlamaConfig:
 
 
 def ask(data: dict[str, Any], **asked: list[Any]) -> dict[str, list[Any]]:
-    """Return what the page's script answers to `inputs`, fields by name; to `configs` and `texts` that are pasted."""
+    """Return the page script's answers to `inputs`, given as fields by name, and to pasted `configs` and `texts`."""
     return pages.node("settings.mjs", {"data": data, **asked})
 
 
 def control(evidence: dict[str, float], address: Callable[[str], str]) -> str:
-    """Return what a reader sets and reads, as HTML; `address` is where the site has the page that a source names."""
+    """Return the page's controls and results as HTML; `address` maps a source's page to its URL on the site."""
     sources = {key: (name, address(target)) for key, (name, target) in FACTS["sources"].items()}
     data = {key: of for key, of in FACTS.items() if key != "when"} | {"evidence": evidence, "sources": sources}
     return (HERE / "settings.html").read_text(encoding="utf-8").replace("DATA", pages.data(data))

@@ -1,14 +1,14 @@
-"""Whether an equation that a page states is what a line of the code computes.
+"""Check that an equation on a page is what a line of the code computes.
 
 In the code, a comment ``# eq. (5)`` or ``# eq. (act.1)`` at the end of a line numbers it. On a page, a comment
-``<!-- equation 5 dA dh x -->`` above a formula names its variables. The printed formula itself is computed
-(`formulas`). `problems` says what does not fit:
+``<!-- equation 5 dA dh x -->`` above a formula names its variables. The printed formula itself is evaluated
+(`formulas`). `problems` returns the disagreements:
 
 - a number without an equation, an equation without a line, an equation stated twice;
-- a line that does not speak of the equation's variables;
-- a line that computes something else than what is printed, on the random arrays of `samples`: a wrong sign in either.
+- a line that does not mention the equation's variables;
+- a line whose value differs from the printed formula's on the random arrays of `samples`: a wrong sign in either.
 
-It needs no Sphinx, so that the tests can ask it; `equations` puts the equations on the site.
+It does not need Sphinx, so that the tests can call it; `equations` puts the equations on the site.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ class Equation:
 
     label: str  # "5" or "act.1"
     names: list[str]  # the variables that its lines must mention
-    tex: str = ""  # what is printed
-    shown: str = ""  # its line of code in short, where that has what a reader has not met
+    tex: str = ""  # the printed formula
+    shown: str = ""  # a shorter form of its line of code, if that uses names that a reader has not met
 
 
 def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
-    """Say what does not fit between the equations and the lines of code."""
+    """Return the disagreements between the equations and the lines of code."""
     stated = [equation.label for equation in equations]
     found = [f"equation ({n}) is stated {stated.count(n)} times" for n in sorted(set(stated)) if stated.count(n) > 1]
     found += [f"{x}: no equation ({x.label}) for `{x.code}`" for x in lines if x.label not in stated]
     for equation in equations:
         own = [line for line in lines if line.label == equation.label]
         if not own:
-            found.append(f"equation ({equation.label}) has no line of code that says # eq. ({equation.label})")
+            found.append(f"equation ({equation.label}) has no line of code with # eq. ({equation.label})")
         for line in own:
-            # h in one place and H in another are the same variable, of one row and of all.
+            # h in one place and H in another are the same variable, for one row and for all.
             lost = [n for n in equation.names if not re.search(rf"(?<!\w){re.escape(n)}(?!\w)", line.code, re.I)]
             if lost:
                 found.append(
-                    f"{line}: equation ({equation.label}) speaks of {', '.join(lost)}, the line does not: `{line.code}`"
+                    f"{line}: equation ({equation.label}) mentions {', '.join(lost)}, the line does not: `{line.code}`"
                 )
             elif differs_by := differs(equation, line):
                 found.append(f"{line}: `{line.code}` is not equation ({equation.label}): {differs_by}")
@@ -61,10 +61,10 @@ def problems(equations: list[Equation], lines: list[Line]) -> list[str]:
 
 
 def differs(equation: Equation, line: Line) -> str:
-    """Say how a line's value differs from the equation's, both on the same random arrays; "" where it does not."""
+    """Return how a line's value differs from the equation's on the same random arrays; "" if it does not."""
     for rank, biased in product(RANKS, (True, False) if "b" in equation.names else (True,)):
         stated, coded = samples(equation.label, rank), samples(equation.label, rank)
-        if not biased:  # the line has another branch where there is no b
+        if not biased:  # the line has another branch for a layer without b
             stated["b"], coded["b"] = 0, None
         stated |= stated.pop("printed", {})
         try:
@@ -74,18 +74,18 @@ def differs(equation: Equation, line: Line) -> str:
         try:
             if "named" in stated:
                 stated, found = stated | stated["named"](*found), []
-            said = difference(equation.tex, stated, found)
+            problem = difference(equation.tex, stated, found)
         except Exception as error:
             return f"the equation cannot be computed, {type(error).__name__}: {error}"
-        if said:
-            return said
+        if problem:
+            return problem
     return ""
 
 
-def _value(line: Line, names: dict[str, Any], spoken: list[str]) -> Any:
-    """Return the value that a line computes: what it assigns, returns, or makes of the array that it updates.
+def _value(line: Line, names: dict[str, Any], mentioned: list[str]) -> Any:
+    """Return the value that a line computes: what it assigns, returns, or writes to the array that it updates.
 
-    Of several, ``y, cache = ...``, those of which the equation speaks.
+    Of several values, ``y, cache = ...``, return those that the equation mentions.
     """
     (statement,) = ast.parse(line.code).body
     value = statement.value
@@ -95,7 +95,7 @@ def _value(line: Line, names: dict[str, Any], spoken: list[str]) -> Any:
     scope = {**vars(importlib.import_module(line.module)), **names}
     result = eval(compile(ast.fix_missing_locations(ast.Expression(value)), str(line), "eval"), scope)
     if isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Tuple):
-        parts = tuple(part for part, name in zip(result, target.elts, strict=True) if ast.unparse(name) in spoken)
+        parts = tuple(part for part, name in zip(result, target.elts, strict=True) if ast.unparse(name) in mentioned)
         return parts if len(parts) > 1 else parts[0]
     if isinstance(statement, ast.Expr):  # a call that updates its first argument
         return names[ast.unparse(value.args[0])]
@@ -103,9 +103,9 @@ def _value(line: Line, names: dict[str, Any], spoken: list[str]) -> Any:
 
 
 def _arrays(value: Any) -> list[np.ndarray]:
-    """Return what there is to compare: an array, those of a tuple or a dict, or a layer's own and its scaling.
+    """Return the arrays to compare: an array, those of a tuple or a dict, or a layer's own and its scaling.
 
-    Of a layer that keeps codes, the weight that they stand for.
+    For a layer that stores codes, return the weight that they encode.
     """
     if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
         value = np.array(value)
@@ -122,7 +122,7 @@ def _arrays(value: Any) -> list[np.ndarray]:
 
 def read_page(text: str) -> list[Equation]:
     """Return the equations that a page states, from its text."""
-    text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # which only show what an equation looks like
+    text = re.sub(r"^````.*?^````", "", text, flags=re.S | re.M)  # these only show what an equation looks like
     found = []
     for block in EQUATION.finditer(text):
         tags = TAG.findall(block["tex"])

@@ -1,7 +1,7 @@
-"""The laboratory in the reader's hands: one chart of rank, rule of scaling, rate and length of the text.
+"""An interactive chart of the laboratory: rank, scaling rule, learning rate, text length.
 
-All numbers are recorded ones, and stand in the page. `_static/live/valley.js` looks them up and draws them. Without it
-a reader has the drawing of the first position.
+All numbers are recorded and included in the page. `_static/live/valley.js` looks them up and draws them. Without it, a
+reader sees the drawing of the initial position.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from recordings import RULES, SEEDS, Recordings
 
 RANKS = (1, 4, 16)
 RULE = "alpha = 2r"
-"""What the chart begins with."""
+"""The rule that the chart shows first."""
 
 
 def numbers(recorded: Recordings) -> dict[str, Any]:
-    """Return what the chart looks up: of each cell its rates, with means over the seeds."""
+    """Return the data of the chart: for each cell its rates, with means over the seeds."""
     cells: dict[str, list] = {}
     for windows in recorded.windows:
         for rank in (None, *RANKS):
@@ -38,12 +38,12 @@ def numbers(recorded: Recordings) -> dict[str, Any]:
 
 
 def way(rank: int | None) -> str:
-    """Return how a rank trains; None is full fine-tuning."""
+    """Return the method that trains a rank; None is full fine-tuning."""
     return "LoRA" if rank else "full"
 
 
 def rate(recorded: Recordings, lr: float, rank: int | None, **of: Any) -> dict[str, Any]:
-    """Return what a rate came to: means over its seeds, and the losses on the way as far as all of them go."""
+    """Return a rate's results: means over its seeds, and the mean losses along the way, as far as all seeds go."""
     results = [
         result
         for run, result in recorded.trainings(way(rank), rank, lr=lr, **of)
@@ -66,7 +66,7 @@ def chart(recorded: Recordings) -> str:
     windows = max(recorded.windows)
     rank = 4
     start = recorded.best("LoRA", rank, windows=windows)
-    controls = {  # what each says, its values, and the one to begin with
+    controls = {  # for each control the label, the values, and the initial value
         "windows": ("windows of text", recorded.windows, windows),
         "rule": ("rule of scaling", list(RULES), RULE),
         "rank": ("rank", ["full", *RANKS], rank),
@@ -78,16 +78,16 @@ def chart(recorded: Recordings) -> str:
         for name, (label, values, first) in controls.items()
     ]
     caption = (
-        "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left against the "
-        "rate, with a dot at each best one; right as it trains, beside full fine-tuning at its best rate."
+        "The loss on held-out text, on windows that chose neither the rate nor the step to stop at. Left: against the "
+        "rate, with a dot at each best one. Right: during training, with full fine-tuning at its best rate."
     )
     return figure("valley", sliders, "", still(recorded, windows), data, caption, "picture recorded")
 
 
 def still(recorded: Recordings, windows: int) -> str:
-    """Return the drawing of the first position: the loss against the rate of full fine-tuning and of each rank."""
+    """Return the drawing of the initial position: the loss against the rate, for full fine-tuning and for each rank."""
     drawn = pictures.new_figure(5.6, 3.6)
-    axes, said, rates = drawn.subplots(), [], set()
+    axes, bests, rates = drawn.subplots(), [], set()
     for name, rank, colour in (
         ("full", None, pictures.BASE),
         *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
@@ -99,14 +99,14 @@ def still(recorded: Recordings, windows: int) -> str:
         first = min(losses)
         axes.annotate(name, (first, losses[first]), (-6, -4), textcoords="offset points", ha="right", color=colour)
         rates |= {*losses}
-        said.append(f"{name}: {losses[best]:.2f} at {best:g}")
+        bests.append(f"{name}: {losses[best]:.2f} at {best:g}")
     axes.set(xscale="log", xlabel="rate", ylabel="held-out loss")
-    axes.set_xlim(min(rates) / 4, 1.3 * max(rates))  # names stand at the left
+    axes.set_xlim(min(rates) / 4, 1.3 * max(rates))  # room for names at the left
     ticks = sorted(rates)[1::2]
     axes.set_xticks(ticks, [f"{lr:g}" for lr in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     return pictures.show(
         drawn,
-        f"The held-out loss against the rate on {windows} windows, alpha = 2r. The best of each: {'; '.join(said)}.",
+        f"The held-out loss against the rate on {windows} windows, alpha = 2r. The best of each: {'; '.join(bests)}.",
     )

@@ -1,4 +1,4 @@
-"""What the recordings advise, in numbers: for the front page and "Which rank, which rate"."""
+"""Numbers that back the advice on the front page, computed from recordings ("Which rank, which rate" has them too)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def laboratory() -> Recordings:
 
 @cache
 def earlier() -> Recordings:
-    """Return the trainings before those, over wide ranges of rates; in place of full, the same matrices train."""
+    """Return the earlier trainings, over wide ranges of rates; instead of all weights, the same matrices train."""
     return Recordings(recording("laboratory")["earlier"])
 
 
@@ -40,23 +40,23 @@ def earlier() -> Recordings:
 
 
 def per_rank(config: LlamaConfig) -> int:
-    """Return how many numbers one rank trains beside all linear layers of a decoder but the head."""
+    """Return the number of parameters that one rank trains on all linear layers of a decoder except the head."""
     return training_memory(config, tokens=1, rank=1)["trained"] // 4
 
 
 def a_token(rank: int, windows: int) -> float:
-    """Return how many numbers an adapter of the laboratory trains for each token of its text."""
+    """Return how many parameters an adapter of the laboratory trains for each token of its text."""
     return rank * per_rank(GLASSLLM) / (windows * 128)
 
 
 def gains() -> dict[int, list[float]]:
-    """Return LoRA's gain as a share of that of full fine-tuning, by rank, from the shortest text on."""
+    """Return LoRA's gain as a share of full fine-tuning's, by rank, from the shortest text to the longest."""
     recorded = laboratory()
     return {rank: [recorded.gain(rank, windows=windows) for windows in recorded.windows] for rank in RANKS}
 
 
 def gains_a_token() -> list[tuple[float, float, int, int]]:
-    """Return the numbers trained a token, the share of the gain, the rank and the windows, by the first."""
+    """Return the parameters per token, the share of the gain, the rank and the windows, sorted by the first."""
     recorded = laboratory()
     return sorted(
         (a_token(rank, windows), recorded.gain(rank, windows=windows), rank, windows)
@@ -66,7 +66,7 @@ def gains_a_token() -> list[tuple[float, float, int, int]]:
 
 
 def enough() -> list[float]:
-    """Return the shares of the gain of adapters that train a number a token or more."""
+    """Return the shares of the gain for adapters that train at least one parameter per token."""
     return [share for numbers, share, *_ in gains_a_token() if numbers >= 1]
 
 
@@ -75,7 +75,7 @@ def enough() -> list[float]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A rate of Adam that others use or recommend. Its scaling is None where the source gives none."""
+    """A learning rate for Adam that others use or recommend. The scaling is None if the source gives none."""
 
     name: str
     source: str
@@ -86,7 +86,7 @@ class Recipe:
 
     @property
     def moves(self) -> float | None:
-        """The scaling times the rate: how far a first step of Adam moves an entry of s B, at most."""
+        """The scaling times the rate: an upper bound on how far Adam's first step moves an entry of s B."""
         return None if self.scaling is None else self.scaling * self.rate
 
 
@@ -99,7 +99,7 @@ PREDIBASE = "Predibase", "https://docs.predibase.com/guides/fine-tuning/hyperpar
 
 
 def fixed(rank: int, alpha: int, rate: float) -> tuple[float, float, str]:
-    """Return the rate, the scaling and the words of a recipe with one rank and one alpha."""
+    """Return the rate, the scaling and the description of a recipe with one rank and one alpha."""
     return rate, alpha / rank, f"{alpha}, at rank {rank}"
 
 
@@ -114,7 +114,7 @@ def tinker_rate(family: str, width: int) -> float:
     return of["rate"] * (of["width"] / width) ** of["power"][family]
 
 
-SCALING = 2.0  # with which the advice says a rate
+SCALING = 2.0  # the scaling at which the advice gives a rate
 TINKER_SETS, QLORA_SETS = ((of["rank"], of["alpha"]) for of in (FACTS["tinker"], FACTS["qlora"]))
 RECIPES = [
     Recipe(*TINKER, "Llama 3.2 1B", *fixed(*TINKER_SETS, tinker_rate("Llama", 2048))),
@@ -132,12 +132,12 @@ RECIPES = [
 
 
 def start() -> float:
-    """Return the rate to begin with at s = 2, in one digit: s times the rate is in the middle of the recipes."""
+    """Return the rate to start with at s = 2, to one digit: the median of the recipes' s times rate, divided by s."""
     return float(f"{median(recipe.moves for recipe in RECIPES if recipe.moves is not None) / SCALING:.0e}")
 
 
 def rate_ratios() -> list[float]:
-    """Return LoRA's best rate, at s = 2, in multiples of full fine-tuning's: all texts and ranks."""
+    """Return the ratios of LoRA's best rate, at s = 2, to full fine-tuning's, for all texts and ranks."""
     recorded = laboratory()
     return sorted(
         recorded.best("LoRA", rank, windows=windows) / recorded.best("full", windows=windows)
@@ -147,13 +147,13 @@ def rate_ratios() -> list[float]:
 
 
 def most_lost(recorded: Recordings, *multiples: float) -> float:
-    """Return the largest part of the gain lost at a rate so many times the best, at s = 2, at any rank and length."""
+    """Return the largest share of the gain lost at these multiples of the best rate, at s = 2, over all cells."""
     parts = [recorded.lost("LoRA", rank, windows=windows) for rank, windows in product(RANKS, recorded.windows)]
     return max(of[times] for of in parts for times in multiples if times in of)
 
 
 def evidence() -> dict[str, float]:
-    """Return what half or twice the best rate loses of the gain, at most, and four times; and what a seed moves."""
+    """Return the largest loss of gain at half or twice the best rate, at four times it, and the spread over seeds."""
     recorded = laboratory()
     return {
         "half": most_lost(recorded, 1 / 2, 2),
@@ -163,13 +163,13 @@ def evidence() -> dict[str, float]:
 
 
 def best_steps(way: str, rank: int | None, *, windows: int) -> list[int]:
-    """Return the steps at which the loss was least, at the best rate, a seed each."""
+    """Return the step with the lowest loss, at the best rate, for each seed."""
     return laboratory().seeds(way, rank, windows=windows, what="step")[laboratory().best(way, rank, windows=windows)]
 
 
 @dataclass(frozen=True)
 class Scaled:
-    """What one rule of scaling had at one rank, on one length of the text."""
+    """The best rate of one scaling rule at one rank and text length, with its loss."""
 
     rank: int
     scaling: float
@@ -184,7 +184,7 @@ class Scaled:
 
 @cache
 def scaled() -> dict[tuple[int, str], list[Scaled]]:
-    """Return the best rate at each rank, by the length of the text and the rule of scaling."""
+    """Return the best rate at each rank, by the length of the text and the scaling rule."""
     recorded, found = laboratory(), dict[tuple[int, str], list[Scaled]]()
     for windows, (rule, scaling), rank in product(WINDOWS, RULES.items(), RANKS):
         of = {"windows": windows, "scaling": scaling(rank)}
@@ -194,14 +194,14 @@ def scaled() -> dict[tuple[int, str], list[Scaled]]:
 
 
 def apart() -> tuple[float, float]:
-    """Return how far rules lie apart at one rank and length, at most: by a factor of s times the rate; in the loss."""
+    """Return the largest disagreement of the rules at one rank and length: the ratio of s times the rate; the loss."""
     cells = [of for windows in WINDOWS for of in zip(*(scaled()[windows, rule] for rule in RULES), strict=True)]
     moves, losses = ([[getattr(one, name) for one in of] for of in cells] for name in ("moves", "loss"))
     return max(max(of) / min(of) for of in moves), max(max(of) - min(of) for of in losses)
 
 
 def falls(rule: str) -> list[float]:
-    """Return by which factor the best rate falls from the lowest rank to the highest, on each length of the text."""
+    """Return the factor by which the best rate falls from the lowest rank to the highest, for each text length."""
     return [scaled()[windows, rule][0].rate / scaled()[windows, rule][-1].rate for windows in WINDOWS]
 
 

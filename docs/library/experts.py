@@ -1,4 +1,4 @@
-"""What experts.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of experts.md; its parts see the page's own names."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +62,7 @@ numbers = {
     )
     for count in (1, 128)
 }
-says(f"A model of 128\nexperts then has {numbers[128] / numbers[1]:g} times as many numbers")
+says(f"A model of 128\nexperts then has {numbers[128] / numbers[1]:g} times as many parameters")
 
 # %% A mixture that learns
 
@@ -76,7 +76,7 @@ with TemporaryDirectory() as folder:
     again = Llama.load(Path(folder) / "mixture", dtype="float64")
 assert again.config.model_type == "mixtral" and (again(ids) == copies(ids)).all()
 says(
-    f"glassllm's {parameter_count(dense):,} numbers become {parameter_count(copies):,} with four experts in each layer",
+    f"glassllm's {parameter_count(dense):,} parameters become {parameter_count(copies):,} with four experts in each layer",
     f"{script.STEPS} steps of {script.BATCH} windows; the numbers below",
     f"and {script.STEPS} steps are few",
 )
@@ -100,7 +100,7 @@ def best_rate(ranks):
 
 
 def at_best(ranks, what, lr=None):
-    """Return a number of each seed, at the best rate."""
+    """Return the values of `what` for each seed, at the best rate."""
     return np.array([result[what] for result in trainings(ranks)[lr or best_rate(ranks)]])
 
 
@@ -123,12 +123,12 @@ rows = [
     )
     for name, ranks in ways.items()
 ]  # fmt: skip
-shown("adapted", pictures.table(["adapters beside", "rank", "numbers", "best rate", "held-out loss", "span"], rows))
+shown("adapted", pictures.table(["adapters on", "rank", "parameters", "best rate", "held-out loss", "span"], rows))
 assert all(len(of) == 3 for of in loss.values())
 above = loss["attention"] - loss["experts"]
 assert 0.28 < above.min() <= above.mean() < 0.32
 says(
-    f"At equal numbers, up to {100 * (max(trained.values()) / min(trained.values()) - 1):.1f} %, each at",
+    f"The parameter counts are equal within {100 * (max(trained.values()) / min(trained.values()) - 1):.1f} %.",
     f"Attention alone ends {above.mean():.1f} nats above the experts",
 )
 assert (loss["experts"] - loss["dense"]).min() > 0.02
@@ -139,7 +139,7 @@ assert abs((loss["both"] - loss["experts"]).mean()) < 0.015 and (loss["both"] - 
 
 says(f"{layers} layers of {E} experts, and an attention with four projections in ten of them")
 # Facts from elsewhere: the report that the page links to.
-says("that is 13.5 MB or 3.7 GB, by what")
+says("that is 13.5 MB or 3.7 GB, depending on what")
 assert 13.4 < 4 * 10 * r * attention / 1e6 < 13.9 and 3.65 < 4 * layers * r * experts / 1e9 < 3.75
 steps = {tuple(of["ranks"].items()): of["step"] for of in recorded["steps"]}
 least = {}
@@ -150,11 +150,11 @@ for rank in (1, 4, 16):
 rows = [
     (rank, f"{of['trained']:,}", f"{of['lr']:g}", f"{of['new']:.3f}", f"{of['step']:.2f}") for rank, of in least.items()
 ]
-head = ["rank of each expert", "numbers", "best rate tried", "held-out loss", "a step, of the dense model's"]
+head = ["rank of each expert", "parameters", "best rate tried", "held-out loss", "step time / dense model"]
 shown("each", pictures.table(head, rows))
 gained = [round(least[low]["new"] - least[high]["new"], 1) for low, high in ((1, 4), (4, 16))]
 says(
-    f"Rank 1 to 4 gains {gained[0]} nats and rank 4 to 16 another {gained[1]}, with one seed each, and rank 16 at half of the rate"
+    f"Rank 1 to 4 gains {gained[0]} nats and rank 4 to 16 another {gained[1]}, with one seed each, and rank 16 at half the rate"
 )
 assert least[1]["lr"] == least[4]["lr"] == 2 * least[16]["lr"] and least[16]["trained"] / least[1]["trained"] == 16
 of_step = [of["step"] for of in least.values()]
@@ -170,13 +170,13 @@ for name, ranks in (("experts", alone), ("experts and router", routed)):
     new, old = at_best(ranks, "new", lr), at_best(ranks, "old", lr)
     moved = np.mean([routing["moved"] for routing in at_best(ranks, "routing", lr)])
     rows.append((name, f"{new.mean():.3f}", f"{np.ptp(new):.3f}", f"{old.mean():.3f}", f"{moved:.0%}"))
-head = ["adapters beside", "held-out loss", "span", "old text", "of the old text's positions, on other experts"]
+head = ["adapters on", "held-out loss", "span", "old text", "share of old text's positions on other experts"]
 shown("router", pictures.table(head, rows))
 gained = at_best(alone, "new", lr) - at_best(routed, "new", lr)
 forgot = at_best(routed, "old", lr) - at_best(alone, "old", lr)
 more = 100 * (at_best(routed, "trained", lr)[0] / at_best(alone, "trained", lr)[0] - 1)
 says(
-    f"An adapter of rank {routed['router']} beside each router is {more:.1f} % more numbers. It gains {gained.min():.3f} to {gained.max():.3f} nats",
+    f"An adapter of rank {routed['router']} on each router adds {more:.1f} % more parameters. It gains {gained.min():.3f} to {gained.max():.3f} nats",
     f"it forgets {forgot.min():.2f} to {forgot.max():.2f} more.",
 )
 back = [[of["router put back"][text] - of[text] for text in ("new", "old")] for of in trainings(routed)[lr]]
@@ -189,7 +189,7 @@ says(
     f"No expert takes more than {100 * max(map(max, busy)):.0f} % of the positions; one in the second layer takes {100 * min(busy[1]):.0f} %.",
 )
 after = [routing["told by the token"] for ranks in (alone, routed) for routing in at_best(ranks, "routing", lr)]
-says(f"the token still tells at least\n{100 * np.min(after):.0f} % in each layer")
+says(f"the token still predicts at least\n{100 * np.min(after):.0f} % of them in each layer")
 assert min(told) > 0.74 and np.max(after) < 0.89
 
 # %% Why did the merged mixture forget?
@@ -203,8 +203,8 @@ for name, ranks in ways.items():
     gain = (untouched["new"] - half["new"]) / (untouched["new"] - first["new"])
     left = (half["old"] - untouched["old"]) / (first["old"] - untouched["old"])
     assert 0.66 < gain < 0.85 and 0.24 < left < 0.36
-says("two thirds to five sixths of the gain and a quarter to a third of the forgetting, in all four ways")
-head = ["adapters beside", "held-out loss", "forgotten", "half: held-out loss", "forgotten"]
+says("two thirds to five sixths of the gain and a quarter to a third of the forgetting, in all four rows")
+head = ["adapters on", "held-out loss", "forgotten", "half: held-out loss", "half: forgotten"]
 shown("forgotten", pictures.table(head, rows))
 for point in recorded["trainings"]:
     assert abs(point["result"]["old"] - point["result"]["old, not merged"]) < 2e-4
@@ -217,6 +217,6 @@ says("{:.0f}, {:.0f} and {:.0f} % of the old text's positions".format(*(100 * of
 experts_4, dense_2 = (trainings(ranks, seed=0)[rate][0] for ranks, rate in ((alone, 0.004), (ways["dense"], 0.002)))
 of_4, of_2 = (of["old"] - untouched["old"] for of in (experts_4, dense_2))
 says(
-    f"At nearly one loss on the new text, {experts_4['new']:.2f} and {dense_2['new']:.2f}, the experts at a rate of 0.004 have forgotten {of_4:.2f} nats and the dense model at 0.002 has forgotten {of_2:.2f}"
+    f"At nearly the same loss on the new text, {experts_4['new']:.2f} and {dense_2['new']:.2f}, the experts at a rate of 0.004 have forgotten {of_4:.2f} nats and the dense model at 0.002 has forgotten {of_2:.2f}"
 )
 assert abs(experts_4["new"] - dense_2["new"]) < 0.012

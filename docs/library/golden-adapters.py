@@ -1,4 +1,4 @@
-"""What golden-adapters.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of golden-adapters.md; its parts see the page's own names."""
 
 # %% What is in the folder
 

@@ -1,4 +1,4 @@
-"""What hold-yours-against-it.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of hold-yours-against-it.md; its parts see the page's own names."""
 
 from pages import block, says, shown
 
@@ -24,7 +24,7 @@ says(f"the import, and then the\ncheck: {TIMEOUT:.0f} by default")
 
 from minilora.report import LONGEST_LINE
 
-says(f"of {LONGEST_LINE} letters at most")
+says(f"of {LONGEST_LINE} characters at most")
 
 # %% What it may define
 
@@ -38,13 +38,13 @@ shown("hold-yours-against-it-1", block(bugs, str({kind: f"{len(KINDS[kind].probl
 
 from minilora.conformance.problems.tolerance import TOLERANCE, UNIT
 
-says(f"| `slots` | of `fused`: {', '.join(map(str, KINDS['fused'].declares['slots']))} |")
+says(f"| `slots` | for `fused`: {', '.join(map(str, KINDS['fused'].declares['slots']))} |")
 assert TOLERANCE == 16
 says("An error of sixteen units of rounding")
 inputs = 4096
 terms = np.random.default_rng(0).standard_normal((100, inputs)).astype("float32")
 right, allowed = terms.sum(axis=1, dtype="float64"), max(TOLERANCE, inputs**0.5) * np.abs(terms).sum(axis=1)
-for order in (terms, terms[:, ::-1], np.sort(terms, axis=1)):  # one term after the other
+for order in (terms, terms[:, ::-1], np.sort(terms, axis=1)):  # one term at a time
     assert np.all(abs(np.cumsum(order, axis=1)[:, -1] - right) < allowed * UNIT["float32"])
 assert np.any(abs(right * 1e-9) > allowed * UNIT["float64"])  # off by a billionth
 says(f"float32 layer of {inputs:,} inputs that adds its terms in another order passes;")

@@ -1,4 +1,4 @@
-"""What is-my-adapter-applied.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of is-my-adapter-applied.md; its parts see the page's own names."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ assert len(questions) == 6
 for number, question in questions:
     says(f"| {number} | {question}")
 
-# %% 1. Is there something in the file?
+# %% 1. Is there anything in the file?
 
 assert status == 1
 
@@ -49,7 +49,7 @@ report = ROOT.joinpath("examples", "upstream", "peft_dense_layers_of_a_mixture.p
 peft, transformers = re.search(r"peft ([\d.]+), transformers (\d+)", report).groups()
 says(f"PEFT {peft} over transformers {transformers} takes")
 
-# Facts from elsewhere: an example; what is read of it, the headers, takes seconds at any size.
+# Facts from elsewhere: an example; only the headers are read, which takes seconds at any size.
 says("a folder of 70 billion weights takes seconds")
 
 # %% 3. What does the engine do with it?
@@ -59,7 +59,7 @@ assert status == 1
 assert status == 1
 
 rank = 4
-assert (1 / rank**0.5) / (1 / rank) == 2  # the update twice
+assert (1 / rank**0.5) / (1 / rank) == 2  # twice the update
 says(f"a tensor may have {MAX_ANSWER / 1e6:.0f} MB.", f"at rank {rank}, say,")
 
 # %% 4. Does it survive merging?
@@ -89,7 +89,7 @@ says(
     f"by the factor 2 (twice): all {linears} modules [factor]",
     f"by the factor {8**-0.5:.3f} (alpha / r in the place of alpha / sqrt(r)): all {linears} modules [factor]",
     f"further than float32 explains: all {linears} modules [rounded-further]",
-    f"not merged: {3 * linears} tensors of a model",  # of each the weight, A and B
+    f"not merged: {3 * linears} tensors of a model",  # for each layer the weight, A and B
 )
-# What a run beside PEFT printed; tests/peers/test_audit_peers.py repeats it.
+# A run next to PEFT printed this; tests/peers/test_audit_peers.py repeats it.
 says("at most 2.4 ulp")

@@ -1,4 +1,4 @@
-"""What laboratory.md shows of the recorded trainings, and says of them."""
+"""Checks and computed contents of laboratory.md; its parts see the page's own names."""
 
 import re
 from itertools import product
@@ -19,13 +19,13 @@ HEAD = ["full fine-tuning", "r = 16", "r = 4", "r = 1"]
 
 
 def span(values, form="{:g}"):
-    """Return the range of some values, or the one that they are."""
+    """Return the range of some values, or their common value."""
     low, high = (form.format(value) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
 def way(rank, scaling=2.0):
-    """Return how a rank trains, for a question to the recordings; rank None is full fine-tuning."""
+    """Return a rank's method as arguments for the recordings; rank None is full fine-tuning."""
     return {"way": "LoRA", "rank": rank, "scaling": scaling} if rank else {"way": "full"}
 
 
@@ -36,13 +36,13 @@ picture("valley", valley.chart(recorded))
 chosen, reported = RECORDING["held out"].values()
 least = re.search(r"or more, after (\d+) steps at the earliest, or after (\d+) steps", " ".join(RECORDING["about"]))
 says(
-    f"glassllm's: {RECORDING['numbers']:,} numbers, {words.GLASSLLM.hidden_size} wide.",
+    f"glassllm's: {RECORDING['numbers']:,} parameters, {words.GLASSLLM.hidden_size} wide.",
     f"in windows of {LENGTH} tokens: all {WINDOWS[2]}, or the first {WINDOWS[1]} or {WINDOWS[0]} of them.",
     f"A training draws {STEPS} batches of {BATCH} windows,",
-    f"stands beside all {7 * words.GLASSLLM.num_hidden_layers} linear layers.",
-    f"Of these, {chosen} choose the rate,",
+    f"adapts all {7 * words.GLASSLLM.num_hidden_layers} linear layers.",
+    f"Of these, {chosen} choose the rate",
     f"The other {reported} report the loss,",
-    f"after {least[1]} steps at the earliest, the training ends. Otherwise after {least[2]}.",
+    f"after {least[1]} steps at the earliest, or otherwise after {least[2]}.",
 )
 assert round((chosen + reported) / (chosen + reported + WINDOWS[2]), 2) == 0.1  # one window in ten
 [equal] = (rank for rank in RANKS if {rule(rank) for rule in RULES.values()} == {2})
@@ -63,7 +63,7 @@ says(f"There are {len(recorded.points)} trainings. Each of {len(cells) * len(WIN
 
 says(
     f"LoRA's best rate is {span(words.rate_ratios())} times that of full fine-tuning (three seeds each).",
-    f"Half of the best rate, or twice, loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of what training gains",
+    f"Half the best rate, or twice it, loses at most {100 * words.most_lost(recorded, 1 / 2, 2):.0f} % of what training gains",
     f"Another seed moves a loss by about {recorded.spread:.3f} nats.",
     f"Here the model is {words.GLASSLLM.hidden_size} wide",
 )
@@ -78,8 +78,8 @@ shown("rules", pictures.table(["windows", "rule", *(f"r = {rank}" for rank in RA
 times, apart = words.apart()
 low, *_, high = RANKS
 says(
-    f"the rules' best $s$ times the rate lie within a factor of {times:g}, and their losses within {apart:.2f} nats.",
-    f"From rank {low} to {high} the best *rate* falls by a factor of {span(words.falls('alpha = 2r'))} under $\\alpha = 2r$, of {span(words.falls('alpha/sqrt(r)'))} over the root, "
+    f"the rules' best $s$ times the rate agree within a factor of {times:g}, and their losses within {apart:.2f} nats.",
+    f"From rank {low} to {high} the best *rate* falls by a factor of {span(words.falls('alpha = 2r'))} under $\\alpha = 2r$, of {span(words.falls('alpha/sqrt(r)'))} under $\\alpha = 4$ over $\\sqrt r$, "
     f"and of {span(words.falls('alpha/r'))} under a fixed alpha;",
 )
 
@@ -111,7 +111,7 @@ assert apart == sorted(apart)
 [length] = {of["steps"] for of, _ in earlier.trainings("full")}
 measured = int(re.search(r"the loss on (\d+) held-out windows", RECORDING["earlier"]["about"][0])[1])
 says(f"{length} steps of {BATCH} windows without a stop, and {measured} held-out windows")
-says(f"and {np.sqrt(2) * earlier.spread:.2f} nats mean nothing.")  # what two seeds differ by
+says(f"and differences of {np.sqrt(2) * earlier.spread:.2f} nats mean nothing.")  # the difference between two seeds
 says(f"the same {7 * words.GLASSLLM.num_hidden_layers} matrices train;")
 
 # %% The variants
@@ -140,7 +140,7 @@ outputs, inputs = (128, 64, 64, 128, 341, 341, 128), (128, 128, 128, 128, 128, 1
 magnitudes = sum(outputs) / (4 * sum(outputs + inputs))
 says(
     f"DoRA ends {100 * min(doras):.1f} to {100 * max(doras):.1f} % lower",
-    f"DoRA also trains {100 * magnitudes:.0f} % more numbers",
+    f"DoRA also trains {100 * magnitudes:.0f} % more parameters",
     f"at {max(plus):g}, where LoRA+'s B has {max(plus) * plus[max(plus)]:g}, it is {at_one[0] - at_one[1]:.2f} nats behind DoRA.",
 )
 # Facts from elsewhere: Lee et al. 2026, which the page cites.

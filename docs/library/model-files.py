@@ -1,4 +1,4 @@
-"""What model-files.md says."""
+"""Checks and computed contents of model-files.md; its parts see the page's own names."""
 
 # %% Models as files
 
@@ -13,32 +13,32 @@ from minilora.language.text import UNCUT, token_ids
 
 
 def missing(name):
-    """Return what stands for a setting that is missing, with the kinds that take it."""
+    """Return the defaults of a missing setting, each with its kinds."""
     found = {}
     for kind, of in KINDS.items():
         if name in of.usual:
             found.setdefault(of.usual[name], []).append(kind)
-    return ", ".join(f"{value:,} of {' and '.join(kinds)}" for value, kinds in found.items())
+    return ", ".join(f"{value:,} for {' and '.join(kinds)}" for value, kinds in found.items())
 
 
 K, D, experts, eps = map(missing, ("num_key_value_heads", "head_dim", "num_experts_per_tok", "rms_norm_eps"))
 sizes = dict.fromkeys(SIZES, 8) | {"hidden_size": 32}
 llama, mixtral = (from_json(Path(), sizes | {"model_type": kind}) for kind in ("llama", "mixtral"))
 others = {kind: of.rope_theta for kind, of in KINDS.items() if of.rope_theta != llama.rope["rope_theta"]}
-assert others == {"mixtral": mixtral.rope["rope_theta"]} and eps == f"{mixtral.rms_norm_eps} of mixtral"
+assert others == {"mixtral": mixtral.rope["rope_theta"]} and eps == f"{mixtral.rms_norm_eps} for mixtral"
 epsilons = [f"{of.rms_norm_eps:.0e}".replace("e-0", "e-") for of in (mixtral, llama)]
 says(
-    f"| K, read; where it is missing H of llama, {K} |",
-    f"| D, read; where it is missing {D}, else d / H |",
-    f"| read; where it is missing {epsilons[0]} of mixtral, else {epsilons[1]} |",
-    f"| K, read; where it is missing {experts} |",
-    f"where it is missing {mixtral.rope['rope_theta']:,.0f} of mixtral, else {llama.rope['rope_theta']:,.0f} |",
-    f"read: types {NO_TEXT[0]}, {NO_TEXT[1]} and {USERS} stand for themselves; {NO_TEXT[0]} and {NO_TEXT[1]} are no text",
+    f"| K, read; default H for llama, {K} |",
+    f"| D, read; default {D}, else d / H |",
+    f"| read; default {epsilons[0]} for mixtral, else {epsilons[1]} |",
+    f"| K, read; default {experts} |",
+    f"default {mixtral.rope['rope_theta']:,.0f} for mixtral, else {llama.rope['rope_theta']:,.0f} |",
+    f"read: tokens of types {NO_TEXT[0]}, {NO_TEXT[1]} and {USERS} are matched literally; {NO_TEXT[0]} and {NO_TEXT[1]} are not text",
 )
 fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.SIZES.items() if ours in sizes or ours == "rms_norm_eps"}
 fields |= {"general.architecture": "llama", "llama.embedding_length": sizes["hidden_size"]}
 base = gguf._config(fields, {}).rope["rope_theta"]
-says(f"| llama.rope.freq_base | any | the rotary base, read; {base:,.0f} where it is missing |")
+says(f"| llama.rope.freq_base | any | the rotary base, read; default {base:,.0f} |")
 assert round(UNCUT / 1e6) == 2
 says("no cut within two million characters")
 

@@ -1,4 +1,4 @@
-"""What on-a-gpu.md says."""
+"""Checks and computed contents of on-a-gpu.md; its parts see the page's own names."""
 
 # %% What is transferred, and when the host waits
 
@@ -35,7 +35,7 @@ from minilora.fast.blockwise import GPU
 
 says(f"Beyond {GPU.plain_up_to:,} positions")
 
-# %% What is proved without a GPU
+# %% What is tested without a GPU
 
 from tests.devices.test_cupy_standin import LEAKS
 

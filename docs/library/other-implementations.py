@@ -1,4 +1,4 @@
-"""What other-implementations.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of other-implementations.md; its parts see the page's own names."""
 
 # %% Other implementations
 
@@ -13,11 +13,11 @@ assert all("forward" in one["kinds"]["linear"]["offers"] for one in FOUND)
 
 
 def listed(kinds):
-    """Return what differs, each with the layers that it is found in."""
+    """Return the differences, each with the layers in which it occurs."""
     found = {}
     for kind, row in kinds.items():
         for text in row["deviations"]:
-            said = re.sub(r"raises (.*)", r"raises `\1`", text)  # its (3) is no equation
+            said = re.sub(r"raises (.*)", r"raises `\1`", text)  # its (3) is not an equation
             found.setdefault(said, []).append(kind)
     return "; ".join(f"{', '.join(where)}: {text}" for text, where in found.items()) or "–"
 

@@ -1,6 +1,6 @@
-"""What recipes.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of recipes.md; its parts see the page's own names."""
 
-# %% A loop of your own
+# %% Your own training loop
 
 from pages import holds, says
 
@@ -14,25 +14,25 @@ assert evaluate(adapted, X_held, Y_held) < 0.5 * evaluate(model, X_held, Y_held)
 
 says(f"The targets of the prompt are \N{MINUS SIGN}{-IGNORE_INDEX},", f"and in `y` with \N{MINUS SIGN}{-IGNORE_INDEX}.")
 
-assert (targets != IGNORE_INDEX).sum() == 2 * len(targets)  # an answer of one id, and the end
+assert (targets != IGNORE_INDEX).sum() == 2 * len(targets)  # an answer of one id, then the end
 counted = targets[:1] != IGNORE_INDEX
 log_q = chat(ids[:1])[counted]
 log_q = log_q - np.log(np.exp(log_q).sum(axis=1, keepdims=True))
 by_hand = -log_q[np.arange(2), targets[:1][counted]].mean()
 assert np.isclose(evaluate(chat, ids[:1], targets[:1], cross_entropy), by_hand, rtol=1e-5)
 other = ids.copy()
-other[:, -1] = 7  # what fills up
+other[:, -1] = 7  # padding
 assert (ids[:, -1] == FILL).any() and evaluate(chat, other[:8], targets[:8], cross_entropy) == evaluate(
     chat, ids[:8], targets[:8], cross_entropy
 )
 assert history.losses[-1] < 0.5 * before
 
-# %% A validation that stops
+# %% Early stopping
 
 assert evaluate(adapted, X_held, Y_held) == best < last
 assert epoch == best_epoch + PATIENCE < 200
 
-# %% An adapter continued
+# %% Continue training an adapter
 
 assert np.array_equal(attach(model, load_adapter(folder / "monday"))(X), adapted(X))
 assert np.array_equal(attach(model, load_adapter(folder / "tuesday"))(X), again(X))
@@ -43,7 +43,7 @@ monday = attach(model, load_adapter(folder / "monday"))
 
 
 def first_losses(lr, warm, steps):
-    """Return the held-out loss after so many steps of an adapter continued, the mean over five seeds."""
+    """Return the held-out loss after that many more steps of training, averaged over five seeds."""
     found = []
     for seed in range(5):
         anew = rebuild(monday, array=np.copy)
@@ -59,7 +59,7 @@ assert abs(first_losses(0.003, 5, 60) - first_losses(0.003, 1, 60)) < 0.001
 assert 1.5 * best > first_losses(0.03, 1, 1) > 1.4 * best > best > first_losses(0.03, 5, 1)
 assert abs(first_losses(0.03, 5, 60) - first_losses(0.03, 1, 60)) < 0.01
 
-# %% Two adapters summed
+# %% Sum two adapters
 
 assert all(adapter.rank == 16 for adapter in both.values()) and list(both) == ["fc1", "fc2"]
 for path in both:

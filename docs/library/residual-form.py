@@ -1,4 +1,4 @@
-"""What residual-form.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of residual-form.md; its parts see the page's own names."""
 
 # %% The same gradients with less work
 

@@ -1,4 +1,4 @@
-"""What rotations.md says."""
+"""Checks and computed contents of rotations.md; its parts see the page's own names."""
 
 # %% Rotary positions
 

@@ -1,4 +1,4 @@
-"""What spread.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of spread.md; its parts see the page's own names."""
 
 # %% Where the directions come from
 
@@ -17,7 +17,7 @@ matrices = 7 * words.GLASSLLM.num_hidden_layers
 
 
 def counts(of, what, kind, moments=moments):
-    """Return how many directions hold 90 % of the square."""
+    """Return the number of directions that hold 90 % of the square."""
     return [of["steps"][moment][what][kind]["90 %"] for moment in moments]
 
 
@@ -31,9 +31,9 @@ for kind in found["random"]:
         counts(descent, "change", kind)[-1],
         found["random"][kind]["90 %"],
     )
-    assert 1.9 * gradients[0] < step < 0.85 * noise  # Adam spreads it, and not to noise
+    assert 1.9 * gradients[0] < step < 0.85 * noise  # Adam spreads it, but not as far as noise
     assert gradients == sorted(gradients) and gradients[-1] < change  # later gradients agree less
-    assert gradients[0] < plain < change < noise  # and gradient descent ends nearly as spread
+    assert gradients[0] < plain < change < noise  # and gradient descent ends nearly as spread out
 shown("spread-1", pictures.table(["", "gradient", "step", "change", "descent"], rows))
 first = adam["steps"]["1"]["gradient"]["v_proj"]
 narrow, wide = sorted({found["powers"][len(of["share"]) - 1] for of in found["random"].values()})
@@ -55,13 +55,13 @@ assert moments == ["1", "101", "300"] and len(found["momentum's rates"]) == 4
 assert (
     0.85 < np.mean([counts(descent, "change", k)[-1] / counts(adam, "change", k)[-1] for k in found["random"]]) < 0.95
 )
-says(f"the loss ends at {descent['new']:.3f} in place of Adam's {adam['new']:.3f}.")
+says(f"the loss ends at {descent['new']:.3f}, compared with Adam's {adam['new']:.3f}.")
 
 # %% New directions
 
 says(f"no cosine above {COSINE} with any")
 assert LEADING == 10
-says(f"Of the ten leading ones of each of the {matrices} matrices, {LEADING * matrices} in all,")
+says(f"Of the ten leading vectors of each of the {matrices} matrices, {LEADING * matrices} in all,")
 ways = [("full", None), ("LoRA", 16), ("LoRA", 4), ("LoRA", 1)]
 ended = [words.earlier().seeds(*way, what="intruders", among=(0,)) for way in ways]
 ended = [
@@ -83,7 +83,7 @@ says(
 )
 of_four, of_one = (max(of.values()) / matrices for of in ended[2:])
 assert round(of_four) == 4 and round(of_one) == 1
-says("Rank 1 and 4 stop near one\nand four a matrix.")
+says("Ranks 1 and 4 level off near one\nand four per matrix.")
 runs = words.earlier().trainings("full", lr=words.earlier().best("full", among=(0,)), seed=0)
 [changed] = (result["change"] for _, result in runs)
 length = np.linalg.norm(np.concatenate([W.ravel() for W in weights(model_and_tokenizer()[0]).values()]))

@@ -1,4 +1,4 @@
-"""What variants.md asserts and shows; the names are the page's own."""
+"""Checks and computed contents of variants.md; its parts see the page's own names."""
 
 import inspect
 
@@ -31,7 +31,7 @@ says(f"after {steps} steps, with one rate and with {ratio} times as much for B:"
 
 # %% PiSSA: another start
 
-rank = int(np.argmax(np.diff(np.linalg.svd(W, compute_uv=False)) * -1)) + 1  # below it the values fall most
+rank = int(np.argmax(np.diff(np.linalg.svd(W, compute_uv=False)) * -1)) + 1  # the largest drop comes after it
 assert rank == layer.adapter.rank
 says(f"a matrix with a strong part of rank {rank}.")
 

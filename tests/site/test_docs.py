@@ -132,7 +132,7 @@ def test_every_page_says_what_it_is_about(address):
 def test_every_old_address_leads_to_a_page(tmp_path):
     pytest.importorskip("matplotlib")
     build = importlib.import_module("build")
-    build.lead_on(tmp_path)
+    build.write_redirects(tmp_path)
     for file in tmp_path.iterdir():
         there = re.search(r"url=([\w/-]+)\.html", file.read_text(encoding="utf-8"))[1]
         site, name = there.split("/") if "/" in there else ("learn", there)
@@ -172,5 +172,5 @@ def test_a_build_without_node_says_so_in_one_line(monkeypatch, tmp_path):
     build = importlib.import_module("build")
     monkeypatch.setattr(shutil, "which", lambda program: None)
     monkeypatch.setattr(build, "DOCS", tmp_path)
-    with pytest.raises(SystemExit, match=r"^the site needs Node.js .*: no node and no npm on the PATH$"):
+    with pytest.raises(SystemExit, match=r"^the site needs Node.js .*: node and npm not on the PATH$"):
         build.fetch_katex()

@@ -100,8 +100,8 @@ def test_a_numbered_line_is_found_whole_where_it_is(tmp_path):
 BROKEN = {
     "equation (6) has no line of code": {"label": ""},
     "no equation (66) for `dx = dh @": {"label": "66"},
-    "equation (6) speaks of dx": {"code": "gradient = dh @ self.lora_A"},
-    "equation (6) speaks of lora_A": {"code": "dx = dh @ self.down"},
+    "equation (6) mentions dx": {"code": "gradient = dh @ self.lora_A"},
+    "equation (6) mentions lora_A": {"code": "dx = dh @ self.down"},
 }
 
 
@@ -119,7 +119,7 @@ def test_an_equation_stated_twice_is_found():
 @pytest.mark.parametrize(
     ("tex", "said"),
     [
-        (r"dA = dh^\top z", "nothing is known of z"),
+        (r"dA = dh^\top z", "unknown name 'z'"),
         (r"dA = (dh^\top x", "expected ), got the end"),
         (r"\underset{(in,\,r)}{dA} = \underset{(r,\,N)}{dh^\top} x", "r is 5 in one shape and 3 in another"),
         (r"dA_{ki} = \sum_m dh_{nk} x_{ni}", "n"),

@@ -53,7 +53,7 @@ def test_a_console_shows_its_commands_and_their_output(page):
     file = page(f"# A\n\n{session}", "# %% A\nassert status == 2\n")
     assert pages.check(file, write=True) == ""
     assert "$ minilora article --epochs 0\nminilora: " in file.read_text()
-    assert "write 'rm -r x' into a block ```sh" in pages.check(page("# A\n\n```console\n$ rm -r x\n```\n", name="b"))
+    assert "put 'rm -r x' into a ```sh block" in pages.check(page("# A\n\n```console\n$ rm -r x\n```\n", name="b"))
 
 
 def test_a_block_that_raises_is_named_by_page_and_line(page):
@@ -101,7 +101,7 @@ def test_a_picture_is_drawn_and_its_description_shown(page):
     assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg" role="img"')
     assert pages.check(file) == ""
     (file.parent / "pictures" / "p.svg").write_text(drawn.replace("two", "four"))
-    assert "p.svg is another picture" in pages.check(file)
+    assert "p.svg is outdated" in pages.check(file)
 
 
 def test_a_picture_that_no_module_draws_is_its_file(page):
@@ -204,7 +204,7 @@ x, A, u, v = (rng.standard_normal(shape) for shape in ((4, 5), (3, 5), 6, 6))
 
 def test_an_equation_that_no_module_computes_is_refused(page):
     said = pages.check(page(EQUATION.format("h = x A^\\top")))
-    assert said.endswith("its module does not compute an equation without a number: h = x A^\\top")
+    assert said.endswith("its module does not check an equation without a number: h = x A^\\top")
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,9 @@ def test_a_link_to_a_lesson_without_heading_is_found(page):
     (page("", name="b").parent / "run.py").write_text("1\n")
     file = page("# A\n\n[lesson 5](b.md), [Lesson 6](run.py), [lesson 7](../learn), [b](b.md)\n")
     assert markup.broken_links(file) == [
-        "learn/page.md: 'lesson 5' leads to what has no heading",
-        "learn/page.md: 'Lesson 6' leads to what has no heading",
-        "learn/page.md: 'lesson 7' leads to what has no heading",
+        "learn/page.md: 'lesson 5' leads to a page without a heading",
+        "learn/page.md: 'Lesson 6' leads to a page without a heading",
+        "learn/page.md: 'lesson 7' leads to a page without a heading",
     ]
 
 
