@@ -12,7 +12,7 @@ assert not report.passed and len(report.diagnoses) == 2
 assert report.diagnoses[0].startswith("dx lacks dy W")
 assert report.diagnoses[1].startswith("lora_B's gradient lacks the scaling")
 
-assert unknown.diagnoses[0].startswith("the update has another scaling: 1 at")
+assert unknown.diagnoses[0].startswith("the update has a different scaling: 1 at")
 
 # %% On the command line
 

@@ -372,7 +372,7 @@ def of_another_version(folder, file, numbers, **changed):
     ("times", "tolerance", "size", "diagnosis"),
     [
         (1.5, 1e-14, 1, None),
-        (1.5 + 1e-10, 1e-14, 1, "the update has another scaling"),
+        (1.5 + 1e-10, 1e-14, 1, "the update has a different scaling"),
         (1.5 + 1e-10, 1e-9, 1, None),
         (1.5 + 1e-10, 1e-14, 1e5, None),
         (3, 1e-14, 1, "alpha is not divided by the rank"),

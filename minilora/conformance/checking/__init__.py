@@ -1,4 +1,4 @@
-"""An implementation held against the formulas.
+"""Check an implementation of LoRA against the formulas.
 
-`contract` says what an implementation is; `check` goes through the other files, from the first call to the report.
+`contract` defines what an implementation is. `check` uses the other files in order, from the first call to the report.
 """

@@ -1,8 +1,8 @@
-"""The claims that are no comparison of numbers: a function each, which returns its verdict.
+"""The claims that compare more than the problems' answers: one function each, which returns a verdict.
 
-What stands at the edge of the contract an implementation may refuse, which is no failure: it raises, or returns an
-array of another shape. What it does answer must be right. An answer that is wrong already on the problems is not judged
-here again: `right` are those that are right on all of them. A verdict is a text, or the diagnosis of a known mistake.
+An implementation may refuse edge cases of the contract, by raising or by returning an array of another shape. That is
+no failure, but any answer that it gives must be right. Answers that are already wrong on the problems are not judged
+again: `right` has the answers that are right on all of them. A verdict is a text, or the diagnosis of a known mistake.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ..problems.lowprecision import as_bfloat16
 from ..problems.plain import DoRAProblem
 from ..problems.problem import ROW_ARRAYS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
-from .calling import Watch, described, forward, reply_to, spelled
+from .calling import Watch, as_choice, describe, forward, reply_to
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
-from .places import line_of, raised
+from .places import error_text, line_of
 
 Verdict = str | Diagnosis
 
@@ -40,7 +40,7 @@ def _known(bug: Wrong) -> Diagnosis:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a start is asked for."""
+    """The sizes of a layer whose new adapter is checked."""
 
     rank: int
     n_in: int
@@ -52,47 +52,47 @@ class Sizes:
 
     @property
     def weight(self) -> np.ndarray:
-        """A base's weight, (out, in): DoRA's start depends on it."""
+        """The base's weight, (out, in), which DoRA's start depends on."""
         return np.random.default_rng(1).standard_normal((self.n_out, self.n_in))
 
     def spread(self, **parts: Any) -> float:
-        """Return the spread of A by PEFT's start, or with some of its parts replaced."""
+        """Return the standard deviation of A in PEFT's start, or with some of its parts replaced."""
         return StartFormulas(**parts).spread(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
 
     def fan(self, **parts: Any) -> int:
-        """Return the fan that this spread is of."""
+        """Return the fan that this standard deviation is computed from."""
         return StartFormulas(**parts).fan(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
 
 
 def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
-    """Check that a new adapter adds nothing, can learn, and has the spread of its input's width."""
+    """Check that a new adapter adds nothing, can learn, and has a standard deviation that suits the input's width."""
     sizes, other = (Sizes(*numbers) for numbers in watch.kind.starts)
-    new = _new(watch, sizes)
+    new = _initial(watch, sizes)
     if isinstance(new, str):
         return new
     A, B, *magnitude = new
     if not A.any() and not B.any():
-        return "both factors start at zero: both gradients are zero, and nothing ever moves"
+        return "both factors start at zero: both gradients are zero, so nothing is ever learned"
     if A.any() and B.any():
         return "neither factor starts at zero: the new adapter changes the output before the first step"
     which, random = ("lora_A", A.reshape(len(A), -1)) if A.any() else ("lora_B", B.reshape(len(B), -1))
     if (rank := np.linalg.matrix_rank(random.astype(np.float64))) < sizes.rank:
-        return f"{which} starts with rank {rank}, expected {sizes.rank}: directions that start alike may stay alike"
-    once_more = _new(watch, sizes, seed=1)
+        return f"{which} starts with rank {rank}, expected {sizes.rank}: dependent directions may stay dependent"
+    once_more = _initial(watch, sizes, seed=1)
     if not isinstance(once_more, str) and all(map(np.array_equal, once_more, new)):
-        watch.notes["start"] = "the same numbers from two generators: all adapters of one size start alike"
+        watch.notes["start"] = "two generators give the same numbers: all adapters of one size start alike"
     if magnitude:
         return _magnitude(magnitude[0], sizes.weight)
     if not A.any() or not watch.kind.spread_follows_fan:
         return "ok"
-    if isinstance(again := _new(watch, other), str):
+    if isinstance(again := _initial(watch, other), str):
         return again
     if abs(mean := float(A.mean())) > A.std() / 2:
-        return f"A's start has the mean {mean:.3g} and the spread {A.std():.3g}, and should have the mean 0"
+        return f"A starts with mean {mean:.3g} and standard deviation {A.std():.3g}, expected mean 0"
     return _spread(watch, {sizes: float(A.std()), other: float(again[0].std())})
 
 
-def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
+def _initial(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
     """Return A, B and, for DoRA, the magnitude of a new adapter, or what is wrong with their shapes."""
     names = watch.kind.init_returns
     arguments: dict[str, Any] = {"in_features": sizes.n_in, "out_features": sizes.n_out, "rank": sizes.rank}
@@ -103,8 +103,8 @@ def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
         arguments["weight"] = sizes.weight
     returned = watch.call("init", arguments)
     if not isinstance(returned, (tuple, list)) or len(returned) < 2:
-        return f"init returns {described(returned)}, expected lora_A and lora_B"
-    new = {name: np.asarray(watch.turn(name, array)) for name, array in zip(names, returned)}  # noqa: B905  of DoRA three
+        return f"init returns {describe(returned)}, expected lora_A and lora_B"
+    new = {name: np.asarray(watch.reorient(name, array)) for name, array in zip(names, returned)}  # noqa: B905  DoRA: three
     ones = (1 for _ in sizes.kernel)
     shapes = {"lora_A": (sizes.rank, sizes.n_in, *sizes.kernel), "lora_B": (sizes.n_out, sizes.rank, *ones)}
     for which, shape in shapes.items():
@@ -116,10 +116,10 @@ def _new(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | str:
 
 
 def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
-    """Check that A is as large as its input's width asks: a product with x is then of the size of x."""
+    """Check that A's standard deviation suits the input's width, which keeps A x about as large as x."""
     (sizes, spread), (other, second) = spreads.items()
     if all(0.9 < measured * 3**0.5 * at.fan() < 1.1 for at, measured in spreads.items()):
-        return f"A's start has the spread {spread:.3g}, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing"
+        return f"A starts with standard deviation {spread:.3g}, from 1 / in: PEFT's 1 / sqrt(in) lacks its root"
     world = World(
         cases=[*spreads],
         answers=lambda at, parts: {"spread": np.array(at.spread(**parts))},
@@ -132,9 +132,9 @@ def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
             says = f"{bug.says} = {sizes.fan(**bug.replaced_in(sizes))}, not fan in = {sizes.fan()}: {spread:.3g}"
             return Diagnosis(says, bug.flag, bug.source)
     if not 1e-3 < spread / sizes.spread() < 50:
-        return f"A's start has the spread {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {sizes.spread():.3g}"
+        return f"A starts with standard deviation {spread:.3g}; PEFT's is 1 / sqrt(3 in) = {sizes.spread():.3g}"
     if not 0.9 < second / spread * sizes.spread() / other.spread() < 1.1:
-        width = "the same at every width" if 0.9 < second / spread < 1.1 else "not by the input's width"
+        width = "the same at every width" if 0.9 < second / spread < 1.1 else "not set by the input's width"
         said = f"{spread:.3g} at {sizes}, {second:.3g} at {other}: {width}; PEFT's is 1 / sqrt(3 in)"
         watch.notes["spread of A"] = said
     return "ok"
@@ -145,7 +145,7 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
     if m.size == n_in:
         return f"DoRA's magnitude starts with {n_in} entries, one for each input, expected {n_out}, one for each output"
     if m.size != n_out or not np.allclose(m.ravel(), np.linalg.norm(weight, axis=1)):
-        return "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
+        return "DoRA's magnitude does not start as the norm of each row of the weight, so the output changes"
     return "ok"
 
 
@@ -153,21 +153,21 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
 
 
 def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
-    """Follow ten steps of Adam. A precision below float64 may be declared, or seen in what is returned."""
+    """Check ten steps of Adam. The tolerance is float32's if that is declared, or if an array of it is returned."""
     begin, steps = adam_problem()
     params, state = {which: p.copy() for which, p in begin.items()}, None
     for grads in steps:
         moved = watch.functions.step(params, {which: g.copy() for which, g in grads.items()}, state)
         if not isinstance(moved, tuple) or len(moved) != 2:
-            return f"step returns {described(moved)}, expected the two params and state"
+            return f"step returns {describe(moved)}, expected the two params and state"
         params, state = moved
     single = dtype != "float64" or any(np.asarray(p).dtype.itemsize < 8 for p in params.values())
     return adam_verdict(begin, steps, params, 2e-6 if single else 1e-9)
 
 
 def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> Verdict:
-    """Compare where an implementation's Adam ends with where it should, and with where known bugs end."""
-    right = run_adam(begin, steps)
+    """Compare where an implementation's Adam ends with the right end, and with the ends of known bugs."""
+    right = adam_follows(begin, steps)
     reached = {which: np.asarray(ends[which], np.float64) for which in right}
     for which, p in right.items():
         if reached[which].shape != p.shape:
@@ -175,35 +175,35 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
         if not np.isfinite(reached[which]).all():
             return f"{which} is not finite after ten steps of Adam"
 
-    def in_a_row(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    def flattened(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([arrays[which].ravel() for which in right])
 
     world = World(
         cases=[begin],
-        answers=lambda begin, parts: {"ends": in_a_row(run_adam(begin, steps, **parts))},
+        answers=lambda begin, parts: {"ends": flattened(adam_follows(begin, steps, **parts))},
         allowed=lambda *_: tolerance,
         table=bugs_of("adam", ("adam",)),
     )
-    wrong, found = name(world, [{"ends": in_a_row(reached)}])
+    wrong, found = name(world, [{"ends": flattened(reached)}])
     if not wrong:
         return "ok"
     if found:
         return _known(found[0].wrongs[0])
-    start, change = in_a_row(begin), in_a_row(right) - in_a_row(begin)
-    if times := factor(in_a_row(reached), change, lambda t: tolerance * max(1.0, abs(t)), start):
-        return f"Adam's steps are {times.value:.6g} times as long as they should be, with lr 1e-3"
+    start, change = flattened(begin), flattened(right) - flattened(begin)
+    if times := factor(flattened(reached), change, lambda t: tolerance * max(1.0, abs(t)), start):
+        return f"Adam's steps are {times.value:.6g} times as long as expected, with lr 1e-3"
     off = {which: np.abs(reached[which] - p) for which, p in right.items()}
     which = max(off, key=lambda which: float(off[which].max()))
     at = np.unravel_index(int(off[which].argmax()), off[which].shape)
     where = f"{which} is {reached[which][at]:.7g} at [{', '.join(map(str, at))}], expected {right[which][at]:.7g}"
-    return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: {where}"
+    return f"ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) give a wrong result: {where}"
 
 
 # --- the base and a merge -------------------------------------------------------------------------
 
 
 def frozen_base(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
-    """Check that no gradient is given for the frozen base."""
+    """Check that the backward returns no gradient for the frozen base."""
     if "backward" in watch.failed:
         return NOT_OFFERED
     arguments = trial.problem.arguments_of("backward", trial.arrays)
@@ -220,16 +220,16 @@ STEPS = (
     ("unmerge", "after a second unmerge", True),
     ("merge", "after unmerge and merge", False),
 )
-"""What is called in turn, the words for it, and whether it may be refused: then all must be as it was."""
+"""The methods to call one after another, the words for each, and whether it may raise, if it then changes nothing."""
 
 
 def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
-    """Merge a layer that keeps its state, and take that back: its output is the same all the time."""
-    if "y" not in right or not watch.kind.merge_keeps_output:
+    """Merge and unmerge a stateful layer, and check that its output stays the same after every step."""
+    if "y" not in right or not watch.kind.merges_back:
         return NOT_OFFERED
-    layer = watch.built(trial)
+    layer = watch.build_layer(trial)
     if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
-        return f"merging returns {described(layer)} without {' and '.join(missing)}"
+        return f"merging returns {describe(layer)} without {' and '.join(missing)}"
     for step, words, may_be_refused in STEPS:
         if step == "unmerge" and not hasattr(layer, "unmerge"):
             break
@@ -241,58 +241,58 @@ def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> 
                 raise
         y = watch.array(layer.forward(trial.arrays["x"].copy()), "y")
         if not trial.agrees("y", y):
-            return f"{words} the output {_times(y, trial) or wrong_array('y', y, trial)}".lstrip()
+            return f"{words} the output {_repeated(y, trial) or wrong_array('y', y, trial)}".lstrip()
     return "ok"
 
 
-def _times(y: np.ndarray, trial: Trial) -> str:
-    """Say how many times an output has the update, where that is all that is wrong with it."""
+def _repeated(y: np.ndarray, trial: Trial) -> str:
+    """Say how many times an output contains the update, if nothing else is wrong with it; empty otherwise."""
     base = trial.answer(update=0.0)["y"]
     times = factor(y, trial.right["y"] - base, lambda t: trial.allowed(trial.sizes["y"] * max(1.0, abs(t))), base)
-    return f"has the update {round(times.value, 6) + 0.0:g} times" if times else ""
+    return f"contains the update {round(times.value, 6) + 0.0:g} times" if times else ""
 
 
 def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
-    """Look whether an output beside a base in bfloat16 is rounded to bfloat16, as is declared or left unsaid.
+    """Check that a bfloat16 base's output is rounded to bfloat16, unless the implementation declares float32.
 
-    A forward promotes to float32 where it adds an update in float32 to a base's output in bfloat16. If it returns that,
-    the next layer gets another precision than without an adapter.
+    Adding a float32 update to a bfloat16 output promotes it to float32. If the forward returns that, the next layer
+    gets a different precision than it would without the adapter.
     """
     if "y" not in right:
         return NOT_OFFERED
     choices = watch.kind.declares["output"]
-    declared = spelled(getattr(watch.functions, "output", choices[0]), choices)
+    declared = as_choice(getattr(watch.functions, "output", choices[0]), choices)
     y = np.asarray(forward(Watch(watch.functions, watch.kind), trial), np.float64)
     if np.array_equal(y, as_bfloat16(y)) == (declared == "bfloat16"):
         return "ok"
     if declared == "bfloat16":
         return _known(known("mixed-the-output-is-float32"))
-    return "the output is rounded to bfloat16, and output declares float32"
+    return 'the output is rounded to bfloat16, but the implementation declares output = "float32"'
 
 
 # --- the edge of the contract ---------------------------------------------------------------------
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,
-    "at every second place": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+    "with a stride of two": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
 }
-"""How an array may lie in memory, beside C order."""
+"""Memory layouts other than C order in which arrays may be passed."""
 
 
 def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
-    """Hand over the same numbers in another order of memory."""
+    """Check that the memory order of the arguments makes no difference."""
     verdicts = []
-    for words, lay in LAYOUTS.items():
-        quiet = Watch(watch.functions, watch.kind, lay)
-        verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"where arrays lie {words},"))
+    for words, layout in LAYOUTS.items():
+        quiet = Watch(watch.functions, watch.kind, layout)
+        verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"for arrays {words},"))
         for function in quiet.failed.keys() - watch.failed.keys():
-            watch.notes.setdefault("memory order", f"{words} {function} {quiet.said(function)}")
+            watch.notes.setdefault("memory order", f"{words} {function} {quiet.first_failure(function)}")
     return max(verdicts, key=lambda verdict: (verdict not in ("ok", REFUSED), verdict == "ok"))
 
 
 def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
-    """Hand over six rows as two times three: each axis but the last is of rows."""
-    problem = trial.problem.with_two_row_axes()
+    """Check that rows may have two axes: pass six rows as two times three."""
+    problem = trial.problem.two_axes()
     if problem is None:
         return NOT_OFFERED
     rows = drawn(problem, dtype, trial.formulas)
@@ -303,23 +303,23 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     axes = replace(rows, arrays=split(rows.arrays), right=split(rows.right), sizes=split(rows.sizes))
     reply = reply_to(Watch(watch.functions, watch.kind), axes)
     fit = {key: a for key, a in reply.items() if a.shape == axes.right[key].shape}
-    return _wrong_among(fit, axes, right - {"merged"}, "for rows of two axes")
+    return _wrong_among(fit, axes, right - {"merged"}, "for rows with two axes")
 
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
-    """Hand over an empty batch: the output is empty, and the gradients are zero."""
-    empty = replace(trial, arrays={which: a[:0] if which in ROW_ARRAYS else a for which, a in trial.arrays.items()})
+    """Check that an empty batch gives an empty output, and gradients of zero."""
+    empty = replace(trial, arrays={which: a[:0] if which in OF_ROWS else a for which, a in trial.arrays.items()})
     reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), empty).items() if key in right}
     reply.pop("merged", None)
     for key, a in reply.items():
-        if a.size if key in ROW_ARRAYS else a.any():  # what is not a number is not zero either
-            said = f"has shape {a.shape}" if key in ROW_ARRAYS else "is not zero"
-            return f"for no rows {QUANTITIES[key]} {said}"
+        if a.size if key in OF_ROWS else a.any():  # NaN is not zero either
+            said = f"has shape {a.shape}" if key in OF_ROWS else "is not zero"
+            return f"for an empty batch {QUANTITIES[key]} {said}"
     return "ok" if reply else REFUSED
 
 
 def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
-    """Let alpha be 0: the update is zero, unless the declared scaling has no alpha."""
+    """Check that the update is zero for an alpha of 0, unless the declared scaling does not contain alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
     reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), zero).items() if key in right}
     world = World(
@@ -337,24 +337,24 @@ def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdi
 
 @dataclass(frozen=True)
 class ZeroRow(DoRAProblem):
-    """A start at which a row of the weight is zero, and its magnitude with it."""
+    """A new DoRA adapter where one row of the weight, and its magnitude, is zero."""
 
     start: bool = True
 
     @property
     def full(self) -> Arrays:
-        """The weight, with its third row zero, and the bias."""
+        """The weight, whose third row is zero, and the bias."""
         return {**super().full, "weight": super().full["weight"] * (np.arange(self.out_features) != 2)[:, None]}
 
 
 def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
-    """Let a row of DoRA's weight be zero, and its magnitude with it: the output is the base's. The backward is free."""
+    """Check that DoRA gives the base's output where a row of the weight is zero; the backward is not checked."""
     if "magnitude" not in trial.arrays or "y" not in right:
         return NOT_OFFERED
     base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT)  # as lora_B is zero, DoRA's output is that of LoRA
     lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)
     zeros = replace(base, arrays=base.arrays | {"magnitude": round_to(lengths, dtype)})
-    with np.errstate(all="ignore"):  # 0 / 0 is told in the verdict
+    with np.errstate(all="ignore"):  # the verdict reports a 0 / 0
         y = forward(Watch(watch.functions, watch.kind), zeros)
     if y is not None and y.shape == base.right["y"].shape and not np.isfinite(y).all():
         return _known(known("dora-divides-by-the-length-of-a-row-of-zeros"))
@@ -362,7 +362,7 @@ def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Ver
 
 
 def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> str:
-    """Say what is wrong among answers that are right elsewhere."""
+    """Return the verdict on answers that are right elsewhere: "ok", "refused", or what is wrong."""
     judged = [key for key in reply if key in right]
     for key in judged:
         if not trial.agrees(key, reply[key]):
@@ -379,7 +379,7 @@ OF_FUNCTIONS: dict[str, tuple[str, Claim]] = {
     "adam": ("step", adam),
     "frozen base": ("backward", frozen_base),
 }
-"""The claims about a function that nothing else needs; where it is not there, they are not offered."""
+"""The claims about one function each; if the function is missing, the claim is not offered."""
 EDGES: dict[str, Claim] = {
     "memory order": memory_order,
     "more axes": more_axes,
@@ -388,20 +388,20 @@ EDGES: dict[str, Claim] = {
     "row of zeros": row_of_zeros,
     "output dtype": output_dtype,
 }
-"""The claims about answers that are right elsewhere."""
+"""The claims about edge cases, judged only for answers that are right elsewhere."""
 
 
 def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, Diagnosis]:
-    """Return the verdicts on all claims of a kind that are about no single problem; `trial` is the first problem's."""
+    """Return the verdicts on the claims about a kind as a whole; `trial` is the first problem's."""
     verdicts: dict[str, Verdict] = {}
     for claim, (function, judge) in OF_FUNCTIONS.items():
         if claim not in watch.kind.claims:
             continue
         try:
             verdicts[claim] = judge(watch, trial, dtype, right) if watch.offers(function) else NOT_OFFERED
-        except (Exception, SystemExit) as error:  # whatever a foreign function raises
-            verdicts[claim] = f"{function} raises {raised(error)}{line_of(error)}"
-    verdicts["nothing is changed"] = watch.look_back() or "ok"
+        except (Exception, SystemExit) as error:  # a foreign function may raise anything
+            verdicts[claim] = f"{function} raises {error_text(error)}{line_of(error)}"
+    verdicts["nothing is changed"] = watch.find_changes() or "ok"
     for claim, edge in EDGES.items():
         if claim in watch.kind.claims:
             verdicts[claim] = edge(watch, trial, dtype, right) if right else NOT_OFFERED
@@ -409,12 +409,12 @@ def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dic
 
 
 def diagnosed(verdict: Verdict) -> Diagnosis:
-    """Return a verdict as a diagnosis, without a flag where no known mistake is."""
+    """Return a verdict as a diagnosis; a plain text gets no flag."""
     return Diagnosis(verdict) if isinstance(verdict, str) else verdict
 
 
 def habits(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, str]:
-    """Return what is good to know, and no reason to fail."""
+    """Return the habits: observations that are useful but no reason to fail."""
     again = reply_to(watch, trial)
     twice = all(np.array_equal(reply[key], again[key], equal_nan=True) for key in reply if key in again)
     others = sorted({str(a.dtype) for a in reply.values()} - {str(trial.arrays["lora_A"].dtype)})
@@ -422,5 +422,5 @@ def habits(watch: Watch, trial: Trial, reply: Arrays) -> dict[str, str]:
         "same bits twice": "ok" if twice else "two calls differ",
         "memory order": "ok",
         "dtype kept": f"{', '.join(others)} is returned for {trial.arrays['lora_A'].dtype}" if others else "ok",
-        **watch.notes,  # in the place of an "ok"
+        **watch.notes,  # these replace an "ok"
     }

@@ -1,7 +1,7 @@
-"""Compare answers to a kind's problems with the right ones: an outcome for each claim and problem.
+"""Compare the answers to a kind's problems with the right ones, for an outcome per claim and problem.
 
-A claim's verdict is its first failed outcome, and what the problems have in common on which it fails. A mistake is
-named from all problems at once.
+A claim's verdict is its first failed outcome, with what the failing problems have in common. Mistakes are named from
+all problems together.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcome
 from .suite import NAMES, Factors, in_digits_that_differ, measured_scalings, scaling_of, suite_of
 
-Given = Mapping[str, Any]
-"""Answers to a problem; None for a gradient that is owed and was not returned."""
+Reply = Mapping[str, Any]
+"""The answers to a problem; None for a gradient that should have been returned and was not."""
 Failed = Mapping[str, Mapping[Problem, str]]
-"""What a function said that raised, by its name and the problem."""
+"""The messages of functions that failed, by function and problem."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What has become of answers to the problems of a kind."""
+    """The result of comparing the answers to a kind's problems."""
 
     cases: list[ClaimOutcome]
-    claims: dict[str, str]  # the verdicts on those that are judged on each problem
+    claims: dict[str, str]  # the verdicts on the claims that are judged on each problem
     found: list[Diagnosis]  # what is wrong, the likeliest first
-    errors: dict[str, float]  # of each answer, the largest beside the largest entry
+    errors: dict[str, float]  # each answer's largest error, relative to its largest entry
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The problems of a kind, and what was answered to each."""
+    """The problems of a kind, with the answers to each."""
 
     kind: Kind
-    names: Sequence[str]  # of the problems in ids, such as "linear-0"
+    names: Sequence[str]  # the problems' names in ids, such as "linear-0"
     trials: Sequence[Trial]
-    given: Sequence[Given]
-    lacking: Callable[[Sequence[str]], str]  # what is said of gradients that are missing on every problem
+    given: Sequence[Reply]
+    lacking: Callable[[Sequence[str]], str]  # the message about gradients that are missing on every problem
     failed: Failed = field(default_factory=dict)
 
     @property
-    def pairs(self) -> list[tuple[Trial, Given]]:
-        """Each problem with what was answered."""
+    def pairs(self) -> list[tuple[Trial, Reply]]:
+        """Each problem with the answers to it."""
         return list(zip(self.trials, self.given, strict=True))
 
 
 def judge_numbers(asked: Answered) -> Comparison:
-    """Compare answers with the right ones."""
-    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.claims_per_problem
+    """Compare the answers to all problems with the right ones."""
+    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
     cases = [outcome(id_of(asked.names[i], claim), claim, str(trial.problem), verdicts[claim][i])
              for i, trial in enumerate(asked.trials) for claim in claims]  # fmt: skip
-    of_all = {claim: _of_all(verdicts[claim], [trial.problem for trial in asked.trials]) for claim in claims}
+    of_all = {claim: _overall(verdicts[claim], [trial.problem for trial in asked.trials]) for claim in claims}
     given = {key: [(reply[key], trial.right[key]) for trial, reply in asked.pairs if reply.get(key) is not None]
              for key in QUANTITIES}  # fmt: skip
     errors = {key: max(_error(*pair) for pair in pairs) for key, pairs in given.items() if pairs}
@@ -72,7 +72,7 @@ def judge_numbers(asked: Answered) -> Comparison:
     return Comparison(cases, of_all, list(_diagnoses(asked, failing)), errors)
 
 
-def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: Factors) -> str:
+def _verdict(asked: Answered, claim: str, trial: Trial, reply: Reply, factors: Factors) -> str:
     """Return the verdict on a claim about one problem."""
     if claim == "scaling":
         return _scaling(trial, reply, factors)
@@ -86,8 +86,8 @@ def _verdict(asked: Answered, claim: str, trial: Trial, reply: Given, factors: F
     return "; ".join(texts) or ("ok" if {*keys} & reply.keys() else NOT_OFFERED)
 
 
-def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
-    """Compare the factor that the update has in an output with the one that is declared."""
+def _scaling(trial: Trial, reply: Reply, factors: Factors) -> str:
+    """Compare the scaling of the update, as measured in an output, with the declared one."""
     if reply.get("y") is None:
         return NOT_OFFERED
     if trial.agrees("y", reply["y"]):
@@ -102,8 +102,8 @@ def _scaling(trial: Trial, reply: Given, factors: Factors) -> str:
     return f"the update is multiplied by {got}, expected {expected}"
 
 
-def _of_all(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
-    """Return the verdict on a claim from those about each problem."""
+def _overall(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
+    """Combine the verdicts on a claim about each problem into one."""
     bad = [i for i, verdict in enumerate(verdicts) if verdict not in ("ok", NOT_OFFERED, CANNOT_BE_TOLD)]
     if not bad:
         return next((word for word in (CANNOT_BE_TOLD, "ok") if word in verdicts), NOT_OFFERED)
@@ -113,10 +113,10 @@ def _of_all(verdicts: Sequence[str], problems: Sequence[Problem]) -> str:
 
 
 def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
-    """Yield what is wrong: known mistakes by name, then what none of them explains."""
+    """Yield a diagnosis for each known mistake, and then for each wrong answer that none of them explains."""
 
     def about(keys: Iterable[str], numbers: Iterable[int]) -> tuple[str, ...]:
-        """Return the ids of the cases that fail by some answers on some of the problems."""
+        """Return the ids of the failing cases about these answers to these problems."""
         by = {claim: names for claim, (_, names) in asked.kind.answers.items()} | {"scaling": ("y",)}
         claims = [claim for claim in asked.kind.claims_per_problem if {*by[claim]} & {*keys}]
         ids = (id_of(asked.names[i], claim) for i in numbers for claim in claims)
@@ -130,26 +130,26 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
     owed = {key: [array is None for _, array in answered[key]] for key in rest}
     missing = [key for key in rest if all(owed[key])]
     single = [key for key in rest if not any(owed[key]) and is_single(key, answered[key])]
-    told = [([key], _at_times(key, answered[key]) if any(owed[key]) else describe_wrong(key, answered[key]))
-            for key in rest if key not in (*single, *missing)]  # fmt: skip
-    told.sort(key=lambda one: EVERY_ENTRY not in one[1])  # on a factor one can act
+    texts = [([key], _at_times(key, answered[key]) if any(owed[key]) else describe_wrong(key, answered[key]))
+             for key in rest if key not in (*single, *missing)]  # fmt: skip
+    texts.sort(key=lambda one: EVERY_ENTRY not in one[1])  # a factor is the most useful clue
     if single:
-        told.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
+        texts.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
     if missing:
-        told.append((missing, asked.lacking(missing)))
-    for keys, text in told:
+        texts.append((missing, asked.lacking(missing)))
+    for keys, text in texts:
         yield Diagnosis(text, cases=about(keys, range(len(asked.trials))))
 
 
 def _at_times(key: str, answered: Sequence[tuple[Trial, Any]]) -> str:
-    """Say where a gradient is missing that the backward returns on other problems."""
+    """Say on which problems the backward does not return a gradient that it returns on others."""
     where = [trial.problem for trial, array in answered if array is None]
     when = in_common(where, [trial.problem for trial, _ in answered])
     return f"backward returns no gradient of {key}{f', {when},' if when else ''} ({where[0]})"
 
 
 def flagged(cases: Sequence[ClaimOutcome], found: Sequence[Diagnosis]) -> list[ClaimOutcome]:
-    """Return outcomes with the flags of the known mistakes that explain them."""
+    """Add to each outcome the flags of the known mistakes that explain it."""
     return [replace(case, flags=tuple(d.flag for d in found if d.flag and case.id in d.cases)) for case in cases]
 
 

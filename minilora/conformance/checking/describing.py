@@ -1,6 +1,6 @@
-"""What is said of a wrong answer that no row explains: how far it is off, by which factor, where, in which order.
+"""Describe a wrong answer that no known mistake explains: its error, its factor, the part or the order that is wrong.
 
-What is seen in an answer holds on every problem where it is wrong; the numbers beside it are those of one problem.
+A pattern is reported only if it holds on every problem where the answer is wrong; the numbers with it are from one.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from .in_common import in_common
 from .suite import HALVES
 
 FEW, MANY = 8, 256
-"""A tail begins after that many at least; orders of more than so many are not looked for."""
-EVERY_ENTRY = "every entry is off by the factor"
-"""Words that say that a wrong answer is right but for a factor."""
+"""The smallest index at which a tail can begin, and the largest number of rows whose order is searched for."""
+EVERY_ENTRY = "every entry is off by a factor of"
+"""The words for a wrong answer that is right but for a factor."""
 SINGLE = (
-    "right to float32 only: computed, or kept, in single precision. If that is meant, declare dtype float32, or answer"
-    " the vectors in float32 alone"
+    "right to float32 only: computed, or stored, in single precision. If that is intended, declare dtype float32, or"
+    " answer only the float32 vectors"
 )
 Pairs = Sequence[tuple[Trial, np.ndarray]]
-"""Problems, and what was answered to each."""
-Seen = tuple[int, str]
-"""Which of the problems shows it, and what is seen."""
+"""Problems, each with its answer."""
+Pattern = tuple[int, str]
+"""The number of a problem that shows a pattern, and the pattern in words."""
 
 
 def describe_wrong(key: str, answered: Pairs) -> str:
-    """Say what is wrong with an answer, by all problems to which it was given."""
+    """Describe what is wrong with an answer, using all problems that it was given for."""
     failed = [(trial, array) for trial, array in answered if not trial.agrees(key, array)]
     for other in failed[0][0].right:
         if other != key and all(other in trial.right and trial.agrees(other, array) for trial, array in answered):
-            return f"{QUANTITIES[other]} is where {QUANTITIES[key]} belongs"
+            return f"{QUANTITIES[other]} is returned as {QUANTITIES[key]}"
     of = [trial.problem for trial, _ in answered if trial.right[key].any()] if _is_precise(failed) else []
     when = in_common([trial.problem for trial, _ in failed], of)
-    number, seen = _seen(key, failed)
+    number, pattern = _pattern(key, failed)
     trial, array = failed[number]
-    said = f"{QUANTITIES[key]}{f', {when},' if when else ''} {_off(key, array, trial)}"
-    return f"{said}{f'; {seen}' if seen else ''} ({trial.problem})"
+    said = f"{QUANTITIES[key]}{f', {when},' if when else ''} {_error_of(key, array, trial)}"
+    return f"{said}{f'; {pattern}' if pattern else ''} ({trial.problem})"
 
 
 def wrong_array(key: str, array: np.ndarray, trial: Trial) -> str:
-    """Say what is wrong with an answer to one problem: its shape, or by how much and by which factor it is off."""
-    _, seen = _seen(key, [(trial, array)], looks=(_factor,))
-    return f"{_off(key, array, trial)}{f'; {seen}' if seen else ''}"
+    """Describe what is wrong with an answer to one problem: its shape, or its error and factor."""
+    _, pattern = _pattern(key, [(trial, array)], detectors=(_factor,))
+    return f"{_error_of(key, array, trial)}{f'; {pattern}' if pattern else ''}"
 
 
 def is_single(key: str, answered: Pairs) -> bool:
-    """Return whether an answer to problems in double precision is right in single precision, and as far off as that."""
+    """Return whether an answer to problems in float64 has the accuracy of float32, and no better."""
     single = UNIT["float32"] / answered[0][0].unit
     if single <= 1:
         return False
@@ -61,8 +61,8 @@ def is_single(key: str, answered: Pairs) -> bool:
     return 1e-3 * single < max(distances) <= TOLERANCE * single
 
 
-def _off(key: str, array: np.ndarray, trial: Trial) -> str:
-    """Say how far an answer is off: in its shape, or where it is off most."""
+def _error_of(key: str, array: np.ndarray, trial: Trial) -> str:
+    """Describe an answer's error: its shape, or its entry with the largest error."""
     expected = trial.right[key]
     if np.ndim(array) == np.ndim(expected) == 2 and trial.agrees(key, np.transpose(array)):
         return "is transposed"
@@ -72,30 +72,30 @@ def _off(key: str, array: np.ndarray, trial: Trial) -> str:
     if not np.isfinite(array).all():
         return "is not finite"
     error = np.abs(array - expected)
-    largest = error >= (1 - 1e-9) * error.max()  # of equal ones the first, however a processor rounds them
+    largest = error >= (1 - 1e-9) * error.max()  # of equal errors take the first, however a processor rounds
     at = np.unravel_index(int(largest.argmax()), expected.shape)
     where = f"[{', '.join(map(str, at))}]{trial.problem.locate(key, at)}"
     return f"is off by {abs(array[at] - expected[at]):.3g} at {where}: {array[at]:.7g}, expected {expected[at]:.7g}"
 
 
-def _seen(key: str, failed: Pairs, looks: Sequence[Any] = ()) -> Seen:
-    """Return what is seen in a wrong answer on every problem where it is wrong; no words where nothing is."""
+def _pattern(key: str, failed: Pairs, detectors: Sequence[Any] = ()) -> Pattern:
+    """Return the first pattern that an answer shows on every problem where it is wrong; no words if there is none."""
     if any(np.shape(array) != trial.right[key].shape or not np.isfinite(array).all() for trial, array in failed):
         return 0, ""
     exact = [(trial, np.asarray(array, np.float64)) for trial, array in failed]
-    for look in looks or ((_factor, _rounded, _tail, _order) if _is_precise(failed) else (_factor,)):
-        if seen := look(key, exact):
-            return seen
+    for detect in detectors or ((_factor, _rounded, _tail, _order) if _is_precise(failed) else (_factor,)):
+        if pattern := detect(key, exact):
+            return pattern
     return 0, ""
 
 
 def _is_precise(failed: Pairs) -> bool:
-    """Return whether numbers are not of half precision, in which a few can agree by chance."""
+    """Return whether the problems are in float32 or float64; in half precision, numbers can agree by chance."""
     return failed[0][0].unit <= UNIT["float32"]
 
 
-def _factor(key: str, failed: Pairs) -> Seen | None:
-    """See an answer that is right but for a factor, also where it was computed in a lower precision."""
+def _factor(key: str, failed: Pairs) -> Pattern | None:
+    """Detect an answer that is right but for a factor, even if it was computed in a lower precision."""
     measured = [factor(array, trial.right[key], partial(_allowed_at, trial, key)) for trial, array in failed]
     if None in measured or measured[0] is None or abs(measured[0].value - 1) <= 1e-3:
         return None
@@ -103,14 +103,14 @@ def _factor(key: str, failed: Pairs) -> Seen | None:
 
 
 def _allowed_at(trial: Trial, key: str, t: float) -> np.ndarray:
-    """Return how far an answer may be off that has t times the right numbers."""
+    """Return how far an answer of t times the right numbers may be off."""
     by_rounding = trial.allowed(trial.sizes[key] * max(1.0, abs(t))) if trial.unit <= UNIT["float32"] else TINY
     return np.asarray(by_rounding + 1e-4 * abs(t * trial.right[key]))
 
 
-def _rounded(key: str, failed: Pairs) -> Seen | None:
-    """See numbers of half precision, where these are not allowed."""
-    for half in reversed(HALVES):  # most numbers of bfloat16 are float16's too
+def _rounded(key: str, failed: Pairs) -> Pattern | None:
+    """Detect an answer that was rounded to half precision where that is not allowed."""
+    for half in reversed(HALVES):  # most bfloat16 numbers are float16 numbers too
         for trial, array in failed:
             near = 4 * UNIT[half] * np.maximum(trial.sizes[key], np.abs(trial.right[key]))
             is_half = np.array_equal(round_to(array, half).astype(np.float64), array)
@@ -121,8 +121,8 @@ def _rounded(key: str, failed: Pairs) -> Seen | None:
     return None
 
 
-def _tail(key: str, failed: Pairs) -> Seen | None:
-    """See an answer that is right up to a place along one axis, and wrong from there on, as beyond a tile."""
+def _tail(key: str, failed: Pairs) -> Pattern | None:
+    """Detect an answer that is right up to an index along one axis and wrong from there on, as beyond a tile."""
     for axis, word in enumerate(failed[0][0].problem.axes[key]):
         places = []
         for trial, array in failed:
@@ -141,12 +141,12 @@ def _tail(key: str, failed: Pairs) -> Seen | None:
     return None
 
 
-def _order(key: str, failed: Pairs) -> Seen | None:
-    """See the right rows or columns in another order: of the answer, or of the update that it adds."""
+def _order(key: str, failed: Pairs) -> Pattern | None:
+    """Detect an answer, or an added update, that has the right rows or columns in another order."""
     wholes = ("its", "its update's") if key in ("y", "merged") else ("its",)
     for whose, (axis, word) in product(wholes, enumerate(failed[0][0].problem.axes[key])):
         moved = (_moved(key, whose, axis, trial, array) for trial, array in failed)
-        orders: list[Any] = [*takewhile(lambda order: order is not None, moved)]  # where one has none, none is told
+        orders: list[Any] = [*takewhile(lambda order: order is not None, moved)]  # stop at the first without an order
         number = next((i for i, order in enumerate(orders) if len(order) > 2), None)
         if number is not None and len(orders) == len(failed):
             places = ", ".join(map(str, orders[number][:8])) + (", ..." if len(orders[number]) > 8 else "")
@@ -155,7 +155,7 @@ def _order(key: str, failed: Pairs) -> Seen | None:
 
 
 def _moved(key: str, whose: str, axis: int, trial: Trial, array: np.ndarray) -> np.ndarray | None:
-    """Return the order in which an answer has the right rows along an axis; None where it has others."""
+    """Return the order of the right rows along an axis in an answer; None if it has other rows."""
     right, sizes = trial.right[key], trial.sizes[key]
     if right.shape[axis] > MANY:
         return None

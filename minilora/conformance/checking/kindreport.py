@@ -1,7 +1,7 @@
-"""What the suite found of a kind of layers: a verdict on each claim, and an outcome for each claim and problem.
+"""The report on a kind of layers, with a verdict on each claim, and an outcome for each claim and problem.
 
-An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``; of a claim that is about no single problem
-``KIND-CLAIM``, such as ``linear-start``. Ids stay: a problem keeps its number, and new ones come after the others.
+An outcome's id is ``KIND-NUMBER-CLAIM``, such as ``conv2d-2-slope``, or for a claim about the kind as a whole
+``KIND-CLAIM``, such as ``linear-start``. Ids are stable: a problem keeps its number, and new ones are appended.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import numpy as np
 from ...report import KNOWN, PASSED, WRONG, Diagnosis, Outcome, Report
 
 REFUSED = "refused"
-"""Of what stands at the edge of the contract: it raises, or answers in another shape."""
+"""The verdict on an edge case of the contract for which the function raises, or answers in another shape."""
 NOT_OFFERED = "not offered"
 CANNOT_BE_TOLD = "cannot be told: the output is wrong in another way"
-"""Of the scaling: the claim "forward" fails there."""
+"""The verdict on the scaling of an output that is wrong in another way, so that the claim "forward" fails as well."""
 ANSWERED = "cases answered"
-"""A habit of files: how many of the problems they answer."""
+"""The habit with the number of problems that a folder of files answers."""
 STATES = {"ok": "right", CANNOT_BE_TOLD: "cannot be told", NOT_OFFERED: NOT_OFFERED, REFUSED: REFUSED}
-"""The state of a case for each verdict; where it is another text, that says what is wrong."""
+"""The state of a case for each verdict; any other verdict says what is wrong."""
 PLAIN = ("kind", "dtype", "claims", "habits", "functions")
-"""What JSON has as it is."""
+"""The fields that JSON has unchanged."""
 
 
 @dataclass(frozen=True)
 class ClaimOutcome(Outcome):
-    """What became of one claim about one problem, or of a claim that is about no single problem."""
+    """The outcome of a claim about one problem, or about a kind as a whole."""
 
     claim: str = ""
-    problem: str = ""  # its sizes; empty where the claim is about no single problem
+    problem: str = ""  # its sizes; empty if the claim is about the kind as a whole
 
     @property
     def verdict(self) -> str:
@@ -40,48 +40,48 @@ class ClaimOutcome(Outcome):
         return next((word for word, state in STATES.items() if state == self.state), self.text)
 
     def json(self) -> dict[str, Any]:
-        """Return the outcome for programs."""
+        """Return the outcome as JSON data."""
         return super().json() | {"verdict": self.verdict}
 
 
 def outcome(id: str, claim: str, problem: str, verdict: str) -> ClaimOutcome:
-    """Return the outcome of a verdict in words."""
+    """Return the outcome for a verdict in words."""
     state = STATES.get(verdict, "wrong")
     return ClaimOutcome(id, state, verdict if state == "wrong" else "", (), claim, problem)
 
 
 def id_of(about: str, claim: str) -> str:
-    """Return the id of a claim about a problem, such as ``linear-0``, or about a kind."""
+    """Return the id of a case: a claim about a problem, such as ``linear-0``, or about a kind."""
     return f"{about}-{claim.replace(' ', '-')}"
 
 
 @dataclass(repr=False)
 class KindReport(Report):
-    """What `check` found of a kind of layers, and of further ones in `kinds`."""
+    """The report of `check` on a kind of layers, with the reports on other kinds in `kinds`."""
 
-    cases: list[ClaimOutcome] = field(default_factory=list)  # each claim about each problem
-    kinds: dict[str, KindReport] = field(default_factory=dict)  # a report for each further kind of layers
+    cases: list[ClaimOutcome] = field(default_factory=list)  # one for each claim about each problem
+    kinds: dict[str, KindReport] = field(default_factory=dict)  # a report for each other kind of layers
     kind: str = "linear"
     dtype: str = "float64"  # the precision that it was checked in
     claims: dict[str, str] = field(default_factory=dict)  # "ok", "not offered", "refused", or what is wrong
-    habits: dict[str, str] = field(default_factory=dict)  # the same for each habit, which does not count
-    # For each answer that it offers, the largest error on any problem, relative to the largest entry; infinite where an
-    # answer has another shape or is not finite.
+    habits: dict[str, str] = field(default_factory=dict)  # "ok", or what was observed; does not affect the verdict
+    # For each answer offered, the largest error on any problem, relative to the largest entry; infinite if an answer
+    # has another shape or is not finite.
     errors: dict[str, float] = field(default_factory=dict)
     functions: dict[str, bool] = field(default_factory=dict)  # whether each function is offered; empty for files
 
     def every_case(self) -> list[ClaimOutcome]:
-        """Return what became of all cases, of every kind."""
+        """Return the outcomes of all cases of every kind."""
         return [case for report in (self, *self.kinds.values()) for case in report.cases]
 
     def every_diagnosis(self) -> list[Diagnosis]:
-        """Return all that is wrong, that of further kinds under their names, and at the end what is known."""
+        """Return all diagnoses, those of other kinds with their kind's name; known failures come last."""
         further = [replace(diagnosis, says=f"{kind}: {diagnosis.says}")
                    for kind, report in self.kinds.items() for diagnosis in report.found]  # fmt: skip
         return sorted([*self.found, *further], key=self._is_known)
 
     def require(self, claims: list[str]) -> None:
-        """Put into `missing` the claims that are required and that a kind of layers does not offer."""
+        """Add to `missing` the required claims that a kind of layers does not offer."""
         kinds = {self.kind: self, **self.kinds}
         for claim in claims:
             having = [kind for kind, report in kinds.items() if claim in report.claims and _has(report, claim)]
@@ -90,7 +90,7 @@ class KindReport(Report):
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> KindReport:
-        """Return the report that `dataclasses.asdict` made plain, after its way through JSON."""
+        """Rebuild a report from the JSON of its `dataclasses.asdict`."""
         found = [Diagnosis(**{**row, "cases": tuple(row["cases"])}) for row in plain["found"]]
         cases = [ClaimOutcome(**{**row, "flags": tuple(row["flags"])}) for row in plain["cases"]]
         kinds = {kind: cls.of(report) for kind, report in plain["kinds"].items()}
@@ -99,19 +99,19 @@ class KindReport(Report):
     # --- as text ------------------------------------------------------------------------------------------------------
 
     def summary(self) -> str:
-        """Say in which precision it was checked, and how much is offered."""
+        """Return the precision of the check, and how much is offered, in words."""
         if self.functions:
             return f"in {self.dtype}; {sum(self.functions.values())} of {len(self.functions)} functions offered"
         answered = f"; {self.habits[ANSWERED]} cases answered" if ANSWERED in self.habits else ""
         return f"in {self.dtype}{answered}"
 
     def own_lines(self, *, all: bool) -> list[str]:
-        """Return the claims that are not right, a row each, the others in a line, kind by kind."""
+        """Return the lines about each kind: a row for each claim that is not right, and the others on one line."""
         lines = [line for report in (self, *self.kinds.values()) for line in report.block(self.known, all)]
-        return lines if self.kinds or self.status else lines[1:]  # which the first line says, of one kind
+        return lines if self.kinds or self.status else lines[1:]  # with one kind, the report's first line says it
 
     def block(self, known: Collection[str], all: bool) -> list[str]:
-        """Return the lines about this kind alone."""
+        """Return the lines about this kind only."""
         failed = {case.id for case in self.cases if case.failed}
         word = PASSED if not failed else KNOWN if failed <= set(known) else WRONG
         brief = () if all else ("ok", NOT_OFFERED)
@@ -127,7 +127,7 @@ class KindReport(Report):
     # --- for programs -------------------------------------------------------------------------------------------------
 
     def json(self) -> dict[str, Any]:
-        """Return the report for programs."""
+        """Return the report as JSON data."""
         own = self.as_dict()
         kinds = {self.kind: self, **self.kinds}
         absent = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, verdict in report.claims.items()
@@ -135,7 +135,7 @@ class KindReport(Report):
         return super().json() | {"not offered": absent, **{name: own[name] for name in (*PLAIN, "errors", "kinds")}}
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what was found of this kind and of further ones as plain data."""
+        """Return the report on this kind and on other kinds as plain data."""
         return {
             "name": self.name,
             **{name: getattr(self, name) for name in PLAIN},
@@ -148,5 +148,5 @@ class KindReport(Report):
 
 
 def _has(report: KindReport, claim: str) -> bool:
-    """Return whether a kind can offer a claim of its report: Adam's step is the linear layer's alone."""
+    """Return whether a kind can offer a claim of its report; only the linear layer has Adam's step."""
     return claim != "adam" or "step" in report.functions

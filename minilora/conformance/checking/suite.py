@@ -1,8 +1,8 @@
-"""The suite as a world of the namer: problems in one precision, the right answers, and what people get wrong.
+"""The suite's `World` for `naming`: problems in one precision, their right answers, known mistakes.
 
-Besides the table there is a row that is made on the spot, for a scaling that no other has: it is measured in each
-output. And there are rows that are tried last. Nobody is known to have made them, and they are many: what is rounded on
-the way to half precision, a sum that lacks a part of its terms, ranks or a bias in another order.
+Two kinds of rows are added to the table of known mistakes. One is built on the spot, for a scaling that is measured in
+the outputs and that no other row has. The others are tried last, since they are many and not known to occur in anyone's
+code: an intermediate result rounded to half precision, a sum without some of its terms, ranks or a bias out of order.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from .in_common import in_common
 
 HALVES = ("float16", "bfloat16")
 NAMES = {key: words.split(",")[0] for key, words in QUANTITIES.items()}
-"""The answers in a sentence."""
+"""The answers' names within a sentence."""
 Factors = Mapping[Problem, Factor]
 
 
 def suite_of(kind: str, trials: tuple[Trial, ...]) -> World:
-    """Return the world of a kind's problems in one precision, beside the bugs that are known now."""
+    """Return the world of a kind's problems in one precision, with the bugs that are known now."""
     return _suite(trials, tuple(bugs_of(kind)))
 
 
 @lru_cache(maxsize=16)
 def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
-    """Return a world, which keeps what its rows predict for the next check."""
+    """Return a world; it is cached, so that the next check can use what its rows have predicted."""
     of, precise = {trial.problem: trial for trial in trials}, trials[0].unit <= UNIT["float32"]
-    latest: tuple[Any, Any, Arrays] = (None, None, {})  # the sizes that were asked for last: each is of all answers
+    latest: tuple[Any, Any, Arrays] = (None, None, {})  # the last sizes, which are of all answers
 
     def answers(problem: Problem, parts: Parts) -> Mapping[str, Any]:
         found = of[problem].answer(**parts) if parts else of[problem].right
@@ -49,12 +49,12 @@ def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
             latest = (problem, parts, of[problem].size(**parts))
         return of[problem].allowed(latest[2][key])
 
-    # In half precision a few numbers can agree by chance: a row is tried alone, and on all problems together.
+    # In half precision a few numbers can agree by chance, so each row is tried by itself, on all problems together.
     return World(
         cases=list(of),
         answers=answers,
         allowed=allowed,
-        table=[row if precise else _alone(row) for row in bugs],
+        table=[row if precise else _uncombined(row) for row in bugs],
         measured=lambda given: other_scaling(of, measured_scalings(trials, given)),
         last=last_rows(trials[0].formulas.scaling) if precise else (),
         when=in_common if precise else None,
@@ -63,8 +63,8 @@ def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
 
 
 @cache
-def _alone(row: Wrong) -> Wrong:
-    """Return a row that is never tried beside another one."""
+def _uncombined(row: Wrong) -> Wrong:
+    """Return a row that is never tried together with another one."""
     return replace(row, slot="")
 
 
@@ -72,7 +72,7 @@ def _alone(row: Wrong) -> Wrong:
 
 
 def measured_scalings(trials: Sequence[Trial], replies: Sequence[Mapping[str, Any]]) -> dict[Problem, Factor]:
-    """Measure the factor of the update in each output; empty where all are right, or one has no such factor."""
+    """Measure the factor of the update in each output; empty if all outputs are right, or one has no such factor."""
     factors: dict[Problem, Factor] = {}
     pairs = list(zip(trials, replies, strict=True))
     if all(reply.get("y") is None or trial.agrees("y", reply["y"]) for trial, reply in pairs):
@@ -80,7 +80,7 @@ def measured_scalings(trials: Sequence[Trial], replies: Sequence[Mapping[str, An
     for trial, reply in pairs:
         if reply.get("y") is None or "magnitude" in trial.arrays:
             continue
-        if trial.problem.start:  # the update is zero there: lora_B's gradient has the factor
+        if trial.problem.start:  # the update is zero, but lora_B's gradient has the factor
             key, without, change = "lora_B", np.zeros(()), trial.answer(scaling=SCALINGS["1"])["lora_B"]
         else:
             key, without = "y", trial.answer(update=0.0)["y"]
@@ -99,19 +99,19 @@ def _nothing(s: float) -> float:
 
 
 def _allowed_at(trial: Trial, key: str, value: float) -> np.ndarray:
-    """Return how far an answer may be off at a scaling."""
+    """Return how far an answer may be off if the scaling is `value`."""
     return trial.allowed(trial.size(scaling=lambda alpha, r: value)[key])
 
 
 def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wrong]:
-    """Return a row that scales as was measured; none where the scaling is right everywhere."""
+    """Return a row with the measured scaling; none if the scaling is right everywhere."""
     expected = {problem: scaling_of(trials[problem]) for problem in factors}
     other = [problem for problem, s in expected.items() if factors[problem].differs_from(s)]
     if not other:
         return []
-    cases = [_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
+    cases = [_one_case(problem, factors[problem].value, expected[problem]) for problem in other[:3]]
     when = in_common(other, list(factors))
-    says = f"the update has another scaling{', ' * bool(when)}{when}: {'; '.join(cases)}{_rule(expected, factors)}"
+    says = f"the update has a different scaling{', ' * bool(when)}{when}: {'; '.join(cases)}{_rule(expected, factors)}"
 
     def scaled(problem: Problem, slacks: float = 0.0) -> Parts:
         if problem not in factors:
@@ -120,26 +120,26 @@ def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wro
         return {"scaling": lambda alpha, r: value + slacks * np.copysign(slack, value)}
 
     def largest(problem: Problem) -> Parts:
-        """Add the scaling's own rounding, in units of that of an answer."""
+        """Allow for the scaling's own rounding error, in units of an answer's."""
         return scaled(problem, 1 / (TOLERANCE * trials[problem].unit))
 
     return [Wrong("another-scaling", says, scaled, slot="scaling", count=MEASURED, largest=largest)]
 
 
 def scaling_of(trial: Trial) -> float:
-    """Return the scaling that is declared."""
+    """Return the declared scaling for a problem."""
     return trial.formulas.scaling(trial.problem.alpha, trial.problem.rank)
 
 
-def _case(problem: Problem, value: float, expected: float) -> str:
-    """Say which scaling was measured at a problem, and which was expected."""
+def _one_case(problem: Problem, value: float, expected: float) -> str:
+    """Describe the scaling measured for a problem and the expected one."""
     got, right = in_digits_that_differ(value, expected)
     sizes = f"in={problem.in_features} out={problem.out_features} r={problem.rank} alpha={problem.alpha:g}"
     return f"{got} at {sizes}, expected {right}"
 
 
 def in_digits_that_differ(value: float, expected: float) -> tuple[str, str]:
-    """Return two numbers with six digits, or with the fewest at which they differ."""
+    """Format two numbers with six digits, or with as few more as it takes to tell them apart."""
     for digits in range(6, 17):
         got, right = f"{value:.{digits}g}", f"{expected:.{digits}g}"
         if got != right:
@@ -148,18 +148,18 @@ def in_digits_that_differ(value: float, expected: float) -> tuple[str, str]:
 
 
 def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
-    """Say how measured scalings come from the right ones, where one rule holds on every problem."""
+    """Describe how the measured scalings follow from the right ones, if one rule holds on every problem."""
 
-    def so(rule: Callable[[float], float]) -> bool:
-        return not any(factors[problem].differs_from(rule(s)) for problem, s in expected.items())
+    def holds(rule: Callable[[float], float]) -> bool:
+        return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
 
-    expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is that of a gradient
+    expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is a gradient's
     first = next(iter(expected.values()))
     for half in HALVES:
-        if so(lambda s, half=half: float(round_to(np.array([s]), half)[0])):  # type: ignore[misc]
+        if holds(lambda s, half=half: float(round_to(np.array([s]), half)[0])):  # type: ignore[misc]
             return f"; it is the right one rounded to {half}"
-    if so(lambda s: first) and len(set(expected.values())) > 1:
-        return "; it is that of the first problem everywhere (is something kept between calls?)"
+    if holds(lambda s: first) and len(set(expected.values())) > 1:
+        return "; it is the first problem's everywhere (is something kept between calls?)"
     times = [factors[problem].value / s for problem, s in expected.items() if s]
     if times and np.abs(np.subtract(times, 1)).max() < 4 * UNIT["float32"]:
         return "; it is the right one in single precision"
@@ -183,8 +183,8 @@ ORDERS: dict[str, Callable[[int], np.ndarray]] = {
     "the even places first": lambda n: np.r_[0:n:2, 1:n:2],
     "the first one everywhere": lambda n: np.zeros(n, int),
 }
-"""In which order a bias or ranks may stand."""
-KEPT: dict[str, Callable[[int], np.ndarray]] = {
+"""Orders in which a bias or ranks may be."""
+SUBSETS: dict[str, Callable[[int], np.ndarray]] = {
     "all {} but the last": lambda n: np.arange(n) < n - 1,
     "all {} but the first": lambda n: np.arange(n) > 0,
     "the first half of the {}": lambda n: np.arange(n) < n // 2,
@@ -193,22 +193,25 @@ KEPT: dict[str, Callable[[int], np.ndarray]] = {
     "the last half of the {}, and the one in the middle,": lambda n: np.arange(n) >= n // 2,
     **{f"whole blocks of {size} {{}}": partial(_whole_blocks, size) for size in (16, 32, 64, 128)},
 }
-"""Which of the terms of a sum may be left, as where a shard is not added or a block's tail is left out."""
+"""Terms of a sum that may be left, as when a shard is not added or a block's tail is dropped."""
 
 
 @cache
 def last_rows(scaling: Callable[[float, int], float]) -> tuple[Wrong, ...]:
-    """Return what may be wrong and nobody is known to have made."""
+    """Return the rows that are tried last: plausible mistakes that are not known to occur in anyone's code.
+
+    A row's flag is made from its sentence. Flags must not change, so neither may the sentences.
+    """
     rows = [row for half in HALVES for row in _rounded(half, scaling)]
     rows += [row for words, order in ORDERS.items() for row in _in_another_order(words, order)]
-    rows += [row for words, counted in KEPT.items() for row in _parts_of_sums(words, counted)]
+    rows += [row for words, counted in SUBSETS.items() for row in _parts_of_sums(words, counted)]
     rows.append(("the bias is taken by the row and not by the output", _by_the_row, "y"))
     return tuple(Wrong(re.sub("[^a-z0-9]+", "-", says.lower()), says, parts, shows=tuple(shows), count=MEASURED)
                  for says, parts, *shows in rows)  # fmt: skip
 
 
 def _rounded(half: str, scaling: Callable[[float, int], float]) -> Iterator[Any]:
-    """Yield what is rounded to half precision on the way."""
+    """Yield rows in which an intermediate result is rounded to half precision."""
 
     def short(array: np.ndarray) -> np.ndarray:
         return round_to(array, half).astype(np.float64)
@@ -225,7 +228,7 @@ def _rounded(half: str, scaling: Callable[[float, int], float]) -> Iterator[Any]
 
 
 def _in_another_order(words: str, order: Callable[[int], np.ndarray]) -> Iterator[Any]:
-    """Yield ranks and a bias that stand in another order."""
+    """Yield rows in which the ranks of one factor, or the bias, are out of order."""
     ranks = f"the ranks of lora_B stand in another order than those of lora_A: {words}"
     yield ranks, {"used_B": lambda B: B[:, order(B.shape[1])]}, "y", "x", "merged"
     yield f"the bias is taken at a wrong index: {words}", {"bias": lambda b, G: b[order(len(b))]}, "y"
@@ -237,7 +240,7 @@ def _by_the_row(problem: Problem) -> Parts:
 
 
 def _parts_of_sums(words: str, counted: Callable[[int], np.ndarray]) -> Iterator[Any]:
-    """Yield sums that lack a part of their terms."""
+    """Yield rows in which a sum lacks some of its terms."""
 
     def over_rows(dA: Any, dB: Any, dy: Any, x: Any, A: Any, B: Any, s: float) -> tuple[Any, Any]:
         some = (counted(len(dy))[:, None] * dy).T

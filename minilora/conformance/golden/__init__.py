@@ -1,10 +1,11 @@
-"""Adapters as files, with right answers: for programs that read PEFT's layout and cannot be called from Python.
+"""Golden adapters: files with known answers, for testing programs that read adapters in PEFT's layout.
 
-`folder` writes them: the `cases` of `cases.toml`, each with its `adapters` beside its `bases`, and with `signatures`,
-the right answers and those of each bug. `reading` is what an adapter's files make of a base, in parts that a bug
-replaces; `exact` computes the logits. The bugs are `misreadings` of files, `leftovers` of earlier requests, and
-`mistakes` with a person's own adapter.
+`folder` writes them: the `cases` of `cases.toml`, each with its `adapters`, its base from `bases`, and its answers from
+`signatures`, both the right ones and those of each bug. `reading` applies an adapter's files to a base by formulas
+whose parts a bug replaces; `exact` computes the logits. The bugs are `misreadings` of files, `leftovers` of earlier
+requests, and `mistakes` with a user's own adapter.
 
-`judging` holds a program's `answerfiles` against the answers, as ``minilora golden`` does; `asking` takes `sessions` to
-an engine in Python. `diagnosing` takes a person's own `subject`, as ``minilora diagnose`` does.
+`judging` compares a program's `answerfiles` with the answers, as ``minilora golden`` does; `asking` runs the `sessions`
+on an engine in Python. `diagnosing` explains an engine's logits for a user's own `subject`, as ``minilora diagnose``
+does.
 """

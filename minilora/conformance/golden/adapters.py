@@ -1,4 +1,4 @@
-"""An adapter of a case: how its numbers are drawn, and how it stands in PEFT's files, whole or damaged."""
+"""The adapters of the cases: random numbers, written as PEFT's files, intact or damaged."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ...files.experts import WRITTEN_AS, layer_paths
 from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
 from .bases import EXPERTS, LAYER, Base, to_bfloat16
 from .exact import product, sums
-from .reading import AdapterModule, Arrays, Given, is_turned, scale, setting, site
+from .reading import AdapterData, AdapterModule, Arrays, is_turned, scale, setting, target_array
 
 SIZE = 1.3
-"""How large an update is, as a part of the weight that it changes."""
+"""The size of an update, relative to the weight that it changes."""
 EMBED, LM_HEAD = "model.embed_tokens", "lm_head"
 PLACES = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
 PLACES |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
@@ -24,18 +24,18 @@ PLACES |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is drawn for one adapter, and what its adapter_config.json says, as `cases.toml` has it."""
+    """An adapter as `cases.toml` specifies it: what to draw, and what its adapter_config.json says."""
 
     modules: Sequence[str] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)  # r, lora_alpha, and what is not as PEFT's defaults are
-    layers: Sequence[int] = (0,)  # that the modules are in
-    each_expert: Sequence[str] = ()  # further ones, of each expert
-    weight: float = 1.0  # of several
-    pissa: str = ""  # "raw" or "converted", of one that started by PiSSA
-    with_base: bool = False  # whether PEFT saved the base's own weight of an embedding or a head beside it
-    saved: Sequence[str] = ()  # the paths that were trained in full, beside those with factors
-    targets: str = ""  # target_modules, where it is a regular expression
-    tokens: Sequence[int] = ()  # the tokens whose rows of the embedding were trained: from, to, step
+    config: Mapping[str, Any] = field(default_factory=dict)  # r, lora_alpha, and all that differs from PEFT's defaults
+    layers: Sequence[int] = (0,)  # the layers that the modules are in
+    each_expert: Sequence[str] = ()  # modules that every expert has
+    weight: float = 1.0  # its weight, if the case has several adapters
+    pissa: str = ""  # "raw" or "converted" if it started from PiSSA
+    with_base: bool = False  # whether the file also has the base's own weight of an embedding or a head
+    saved: Sequence[str] = ()  # the paths of modules that were trained in full
+    targets: str = ""  # target_modules, if it is a regular expression
+    tokens: Sequence[int] = ()  # the tokens whose embedding rows were trained: start, stop, step
     zero: bool = False  # whether lora_B is zero, as before the first step
 
     @property
@@ -51,13 +51,13 @@ class Adapter:
         ]
 
 
-# --- drawn ------------------------------------------------------------------------------------------
+# --- random numbers ---------------------------------------------------------------------------------
 
 
-def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> Given:
-    """Draw an adapter's numbers, of bfloat16, so large that each part of it shows in the logits."""
+def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> AdapterData:
+    """Draw an adapter's numbers as bfloat16 values, large enough that each part of it shows in the logits."""
     config: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
-    if any(path in base.arrays for path in adapter.paths):  # parameters, whose layout hangs on PEFT's version
+    if any(path in base.arrays for path in adapter.paths):  # parameters: their layout depends on PEFT's version
         config["peft_version"] = WRITTEN_AS
     config |= adapter.config
     modules: dict[str, AdapterModule] = {}
@@ -76,14 +76,14 @@ def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> Giv
         W, which = base.arrays[f"{EMBED}.weight"], [*range(*adapter.tokens)]
         noise = rng.standard_normal((len(which), W.shape[1]))
         tokens[EMBED] = which, rounded(W[which] + np.sqrt(np.square(W).mean()) * noise)
-    return Given(config, modules, starts, saved, tokens)
+    return AdapterData(config, modules, starts, saved, tokens)
 
 
 def _drawn_module(
     rng: np.random.Generator, adapter: Adapter, config: Mapping[str, Any], path: str, base: Base
 ) -> tuple[AdapterModule, np.ndarray | None]:
-    """Draw what an adapter has for one module; of PiSSA's own files also the product that it started from."""
-    name, expert, rows = site(path, path, base.arrays)
+    """Draw an adapter's part for one module, and for raw PiSSA files the product that training started from."""
+    name, expert, rows = target_array(path, path, base.arrays)
     W = base.arrays[name].T if path == EMBED else base.arrays[name]
     count = len(W) if W.ndim == 3 and expert is None else 1
     out, width = W[0][rows].shape if W.ndim == 3 else W.shape
@@ -98,7 +98,7 @@ def _drawn_module(
     if not adapter.pissa:
         trained = rounded(rng.standard_normal(out)) if config.get("bias") == "lora_only" else None
         return AdapterModule(rounded(A), 0 * B if adapter.zero else rounded(B), bias, m, trained), None
-    A0, B0 = leading(W, r, s)
+    A0, B0 = pissa_factors(W, r, s)
     A, B = rounded(A0 + 0.5 * A), rounded(B0 + 0.5 * B)
     if adapter.pissa == "raw":
         return AdapterModule(A, B), product(B0, A0.T)
@@ -106,8 +106,8 @@ def _drawn_module(
     return AdapterModule(*(end.astype(np.float32).astype(np.float64) for end in ends)), None
 
 
-def in_type(given: Given, stored: str) -> Given:
-    """Return an adapter whose factors are numbers of a file's type."""
+def as_stored(given: AdapterData, stored: str) -> AdapterData:
+    """Round an adapter's factors to the type that its file stores; an empty `stored` changes nothing."""
     if not stored:
         return given
 
@@ -119,16 +119,16 @@ def in_type(given: Given, stored: str) -> Given:
 
 
 def rounded(x: np.ndarray) -> np.ndarray:
-    """Return numbers rounded to bfloat16, in float64."""
+    """Round numbers to bfloat16, and return them as float64."""
     return to_bfloat16(x).astype(np.float64)
 
 
-def leading(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return PiSSA's factors A (r, in) and B (out, r) of a weight, by orthogonal iteration."""
+def pissa_factors(W: np.ndarray, rank: int, s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Compute PiSSA's factors A (r, in) and B (out, r) of a weight, by orthogonal iteration."""
     basis = np.eye(rank, W.shape[1])
     for _ in range(60):
         basis = _orthogonal(product(product(basis, W), W.T))
-    u = product(basis, W)  # each row is a left vector times its singular value
+    u = product(basis, W)  # each row is a left singular vector times its singular value
     S = np.sqrt(sums(u * u))
     return np.sqrt(S / s) * basis, (u / S * np.sqrt(S / s)).T
 
@@ -142,7 +142,7 @@ def _orthogonal(rows: np.ndarray) -> np.ndarray:
     return np.array(directions)
 
 
-# --- as files -------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 DEFAULTS: dict[str, Any] = {
     "alpha_pattern": {}, "auto_mapping": None, "base_model_name_or_path": None, "bias": "none",
@@ -151,10 +151,10 @@ DEFAULTS: dict[str, Any] = {
     "lora_bias": False, "lora_dropout": 0.0, "modules_to_save": None, "peft_type": "LORA", "rank_pattern": {},
     "revision": None, "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": False,
 }  # fmt: skip
-"""The keys of adapter_config.json that PEFT has written for years, as it writes them."""
+"""The keys of adapter_config.json that PEFT has written for years, with their defaults."""
 
 
-def adapter_files(adapter: Adapter, given: Given, base: Base) -> tuple[dict[str, Any], Arrays]:
+def adapter_files(adapter: Adapter, given: AdapterData, base: Base) -> tuple[dict[str, Any], Arrays]:
     """Return an adapter's configuration, and its tensors under PEFT's names."""
     parameters = [path for path in given.modules if path in base.arrays]
     place_of = layer_paths(parameters)
@@ -181,8 +181,8 @@ def adapter_files(adapter: Adapter, given: Given, base: Base) -> tuple[dict[str,
 
 
 def targets_of(paths: list[str], base: Base) -> list[str]:
-    """Return names for target_modules: the ends of paths, or more of them where an end would name other modules too."""
-    if base.mixture is not None:  # experts have the names of a shared expert's layers
+    """Return names for target_modules: the last parts of paths, or more of a path if its end would match others too."""
+    if base.mixture is not None:  # experts and a shared expert have layers of the same names
         old = any(".experts." in path for path in paths)
         ends = {path.rpartition(".")[2] if old or ".self_attn." in path else path for path in paths}
         return sorted(end.removeprefix(f"{LAYER}.") for end in ends)
@@ -192,7 +192,7 @@ def targets_of(paths: list[str], base: Base) -> list[str]:
 
 
 def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str, Any], Arrays]:
-    """Return files that must be refused."""
+    """Damage an adapter's configuration and tensors so that a reader must refuse them."""
     name = next((name for name in tensors if name.endswith("lora_B.weight")), "")
     match how:
         case "no factor":
@@ -224,7 +224,7 @@ def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str
 
 
 def _without_last_expert(name: str, array: np.ndarray) -> np.ndarray:
-    """Return packed factors of one expert less: the expert is lora_A's slow index, and lora_B's fast one."""
+    """Drop the last expert from packed factors; the expert is lora_A's slow index and lora_B's fast one."""
     if name.endswith("lora_A.weight"):
         return array[: -len(array) // EXPERTS]
     return np.ascontiguousarray(array[:, np.arange(array.shape[1]) % EXPERTS < EXPERTS - 1])

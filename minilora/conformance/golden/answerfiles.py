@@ -1,4 +1,4 @@
-"""A program's file of answers, and ours: tensors as numbers, and the precision that they were computed in."""
+"""Read files of answers: their tensors as numbers, with the precision that they were computed in."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ COMPUTED_IN = "computed_in"
 PRECISIONS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 INTEGERS = {"I64": "<i8", "I32": "<i4"}
 MAX_ANSWER = 1 << 26
-"""Bytes of one tensor of answers that are read."""
+"""The largest tensor of answers that is read, in bytes."""
 
 
 def read_answers(path: Path, tolerance: Mapping[str, float], more: Sequence[str] = ()) -> tuple[list[str], str, Arrays]:
     """Return the names of all tensors in a file, the precision that they were computed in, and the answers.
 
-    `more` are names of further answers.
+    `more` has names of tensors that are answers too.
     """
     file, known = TensorFile(path), ("logits", "log_probabilities", *more)
     names = [name for name in file.tensors if name in known or name.startswith("merged.")]
     for name in names:
         if file.tensors[name].dtype not in FLOATS:
-            raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float's")
+            raise FileRefused(path, f"{short(name)} has dtype {file.tensors[name].dtype}, expected a float dtype")
     if "ids" in file.tensors and file.tensors["ids"].dtype not in INTEGERS:
         raise FileRefused(path, f"ids has dtype {file.tensors['ids'].dtype}, expected one of {', '.join(INTEGERS)}")
     for name in (*names, "ids"):
@@ -45,7 +45,7 @@ def read_answers(path: Path, tolerance: Mapping[str, float], more: Sequence[str]
 
 
 def read_tensors(path: Path, names: Iterable[str] | None = None) -> Arrays:
-    """Read tensors of a file, all of them by default; floats in float64, whichever type they have."""
+    """Read the named tensors of a file, by default all; floats of every type are returned as float64."""
     file, arrays = TensorFile(path), {}
     for name in file.tensors if names is None else names:
         spec = file.tensors[name]

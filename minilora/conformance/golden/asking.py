@@ -1,6 +1,6 @@
-"""The sessions handed to an engine that can be called from Python, and its answers written to files.
+"""Run the sessions on an engine that can be called from Python, saving its answers as files.
 
-    def start(base):                 # a folder; each session has an engine of its own
+    def start(base):                 # a folder; each session gets a new engine
         engine = ...
         def answer(request):         # a `Request`; returns logits (prompts, V) after the last token, or (prompts, T, V)
             ...
@@ -8,10 +8,10 @@
 
     ask(golden, start, results)
 
-`request.adapters` has a `Use` for each prompt, or None for the base: its `name`, its `folder`, its `weight`.
-`request.generate` is how many tokens are to follow, the likeliest each time. Where that is not 0, the answer is
-(prompts, generate, V): after the prompt, and after each of them but the last. With `request.each` it is
-(prompts, T - 1, V): after each token of the prompt but the last, in one pass.
+`request.adapters` has a `Use` for each prompt, with `name`, `folder` and `weight`, or None for the base.
+`request.generate` is the number of tokens to generate greedily. If it is not 0, the answer is (prompts, generate, V):
+the logits after the prompt, and after each generated token but the last. With `request.each` the answer is
+(prompts, T - 1, V): the logits after each token of the prompt but the last, from one pass.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .folder import RequestEntry, UseEntry, read_index
 from .sessions import Request, Use
 
 Answer = np.ndarray | Mapping[str, np.ndarray]
-"""Logits, or tensors under the names that a file of answers has, such as ``log_probabilities``."""
+"""Logits, or tensors under the names that files of answers use, such as ``log_probabilities``."""
 
 
 def ask(
@@ -37,7 +37,7 @@ def ask(
     *,
     computed_in: str | None = None,
 ) -> dict[str, str]:
-    """Ask an engine all sessions of a folder of golden adapters.
+    """Run all sessions of a folder of golden adapters on an engine, and save its answers.
 
     Parameters
     ----------
@@ -46,15 +46,15 @@ def ask(
     start : callable
         Takes the folder of a base, and returns a function that answers a request. It is called once for each session.
     results : path
-        The folder for the answers; it is made where it is missing.
+        The folder for the answers; it is created if it does not exist.
     computed_in : str, optional
-        The precision of the engine, where it is not that of its arrays: it is written beside them.
+        The precision that the engine computes in, if it differs from its arrays' dtype. It is saved as metadata.
 
     Returns
     -------
     dict of str to str
-        What has no answer, and the error: a session's id where the engine raised NotImplementedError, since it has no
-        means for it, and the session is left out as a whole; SESSION.N where a request raised another error.
+        The errors, by the id of what has no answer: the id of a session, which is then skipped as a whole, if the
+        engine raised NotImplementedError because it does not support it; SESSION.N if a request raised another error.
     """
     folder, results = Path(folder).resolve(), Path(results)
     results.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def ask(
 
 
 def request_of(folder: Path, entry: RequestEntry) -> Request:
-    """Return a request of the index, its adapters' folders within a folder of golden adapters."""
+    """Return the request of an entry of the index, with its adapters' folders inside `folder`."""
 
     def used(use: UseEntry) -> Use:
         return Use(use.name, folder / use.folder, use.weight)

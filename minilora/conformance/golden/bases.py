@@ -1,20 +1,20 @@
-"""The random decoders that golden adapters stand beside, and their files.
+"""The random decoders that golden adapters are made for.
 
-Two of them, one with a tied head, each in float32 and with its linear layers in NF4; and a third with biases in
-attention. All sizes are multiples of 64, since some programs take no others. No weight is square, heads times head_dim
-is not the hidden size, and queries share keys in groups: a program that mixes two sizes up fails, or gives other
-numbers. All weights in float32 are numbers of bfloat16, so that a program which computes in bfloat16 or float16 loses
-nothing when it reads them.
+There are two plain ones, one with a tied head, each in float32 and with its linear layers in NF4; a third has biases in
+attention. All sizes are multiples of 64, since some programs support no others. No weight is square, heads times
+head_dim is not the hidden size, and queries share keys in groups, so a program that confuses two sizes fails or gives
+wrong numbers. All float32 weights are bfloat16 values, so a program that computes in bfloat16 or float16 loses nothing
+when it reads them. LIVING and SQUARE, below, serve the sessions and the cases that need square weights.
 
-Four have a mixture of four experts, of which a token keeps two. An expert's gate_up_proj is (2 m, d), its down_proj
-(d, m). A program that exchanges in and out fails there, unless one of the two is square:
+Four have a mixture of four experts, two of which are active for each token. An expert's gate_up_proj is (2 m, d), its
+down_proj (d, m). A program that exchanges in and out fails there, unless one of the two is square:
 
     experts-double    Mixtral       d = 2 m     a tensor for each weight of each expert
     experts-fused     the same numbers, a tensor for all experts
     experts-square    Mixtral       d = m
     experts-shared    Qwen2-MoE     m = 3 d / 4, not renormalised, and a shared expert
 
-Their files have numbers in bfloat16, as those of most models have.
+Their files store bfloat16, as most models' files do.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ from .exact import frequencies
 THETA, POSITIONS = 10_000.0, 128
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SPIKES = (9.0, 3.6)
-"""The two largest singular values of each v_proj, far above the others: what PiSSA starts from."""
+"""The two largest singular values of each v_proj, far above the others, so that PiSSA's start is well defined."""
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 LETTERS = {"\n": "Ċ", " ": "Ġ"}
-"""How byte-level tokenizers write the two characters that cannot be seen."""
+"""The letters that byte-level tokenizers use for the two invisible characters."""
 MERGES = (
     *("Ġ t", "h e", "i n", "r e", "a n", "e r", "o n", "Ġ a", "Ġt he", "Ġ s", "o r", "e s", "e n", "i s", "Ġ o"),
     *("a t", "n d", "i t", "an d", "o u", "in g", "e d", "Ġ w", "a l", "Ġ c", "l e", "Ġo f", "a r", "Ġ in", "i c"),
@@ -67,28 +67,28 @@ SHARED = f"{MLP}.shared_expert"
 
 @dataclass(frozen=True)
 class Base:
-    """A random decoder."""
+    """A random decoder and its files."""
 
-    name: str  # of its folder
+    name: str  # the name of its folder
     layers: int
     tied: bool
     seed: int
     nf4: bool = False  # whether its linear layers, all but the head, are in 4 bits
     biased: bool = False  # whether the projections of attention have biases
-    positions: int = POSITIONS  # that its files promise
-    square: bool = False  # whether the projections of queries and of attention's output are
-    kind: str = "llama"  # as `LlamaConfig` has it
+    positions: int = POSITIONS  # max_position_embeddings in its files
+    square: bool = False  # whether q_proj and o_proj are square
+    kind: str = "llama"  # the model_type of its `LlamaConfig`
     mixture: MixtureConfig | None = None
-    fused: bool = False  # whether the file of one with a mixture has a tensor for all experts
+    fused: bool = False  # with a mixture, whether the file has one tensor for all experts
 
     @property
     def gguf(self) -> bool:
-        """Whether it is there for llama.cpp too: no file there holds its 4 bits, trained biases, DoRA or experts."""
+        """Whether there is a .gguf file too. There is none with NF4, biases, square weights or experts."""
         return not (self.nf4 or self.biased or self.square or self.mixture)
 
     @cached_property
     def config(self) -> LlamaConfig:
-        """Its sizes."""
+        """The decoder's configuration."""
         hidden, between, head_dim = (128, 64, 32) if self.square else (64, 128, 64)
         heads, groups = (4, 2) if self.mixture is None else (1, 1)
         return LlamaConfig(
@@ -102,29 +102,29 @@ class Base:
 
     @cached_property
     def stored(self) -> dict[str, np.ndarray]:
-        """Its arrays, in float32, before they are quantised, and those of experts in one for all."""
+        """Its arrays in float32, before quantization, with those of all experts stacked in one."""
         rng, draw = np.random.default_rng(self.seed), _drawn if self.mixture is None else _drawn_of_mixture
         return {name: to_bfloat16(draw(rng, name, shape)) for name, shape in self.config.shapes().items()}
 
     @cached_property
     def model(self) -> Llama:
-        """The decoder, as it is written."""
+        """The decoder that is written to the files."""
         model = Llama.build(self.config, self.stored)
         return quantize(model) if self.nf4 else model
 
     @cached_property
     def arrays(self) -> dict[str, np.ndarray]:
-        """Its numbers in float64, those of 4-bit weights as they are read, and always the head."""
+        """Its arrays in float64, with 4-bit weights dequantized, and always with the head."""
         arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
         return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
 
     def in_file(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return arrays under the names and in the pieces of the base's file."""
+        """Return arrays under the names of the base's file, and split into its tensors."""
         return dict(arrays) if self.mixture is None or self.fused else split_experts(self.config, arrays)
 
     @cached_property
     def misread(self) -> dict[str, dict[str, np.ndarray]]:
-        """What a program makes of the 4-bit weights that reads them wrongly, by how it does."""
+        """The arrays that a program gets from the 4-bit weights if it reads them wrongly, by the kind of mistake."""
         ways: dict[str, Callable[[QuantizedLinear], QuantizedLinear]] = {
             "swapped": lambda layer: _replaced(layer, packed=layer.packed >> 4 | layer.packed << 4),
             "no mean": lambda layer: _replaced(layer, mean=0.0),
@@ -133,7 +133,7 @@ class Base:
 
     @cached_property
     def misdecoded(self) -> dict[str, dict[str, np.ndarray]]:
-        """What weights a wrong decoder computes with, as it were, by what is wrong with it."""
+        """The arrays with which a right decoder gives a wrong decoder's logits, by the kind of mistake."""
         return {how: misdecoded(self.config, self.arrays, how) for how in ("neighbours", "hidden size")}
 
     def _with_codes(
@@ -144,12 +144,13 @@ class Base:
 
 
 def misdecoded(config: LlamaConfig, arrays: Mapping[str, np.ndarray], how: str) -> dict[str, np.ndarray]:
-    """Return the arrays with which a right decoder gives what a wrong one does; by default those of a right one.
+    """Return the arrays with which a right decoder gives a wrong decoder's logits; unchanged for any other `how`.
 
-    It turns neighbours of a head together, or divides the scores by the root of hidden_size / heads.
+    The wrong decoder rotates neighbouring entries of a head ("neighbours"), or divides the scores by the square root
+    of hidden_size / heads ("hidden size").
     """
     D, root = config.head_dim, (config.head_dim * config.num_attention_heads / config.hidden_size) ** 0.5
-    normed = any(name.endswith("q_norm.weight") for name in arrays)  # then its weight decides how large the queries are
+    normed = any(name.endswith("q_norm.weight") for name in arrays)  # then its weight sets the size of the queries
     changed = dict(arrays)
     for name, array in arrays.items():
         if how == "neighbours" and re.search(r"\.[qk]_(proj|norm)\.(weight|bias)$", name):
@@ -171,13 +172,13 @@ UNTIED_NF4 = replace(UNTIED, name="untied-nf4", nf4=True)
 TIED_NF4 = replace(TIED, name="tied-nf4", nf4=True)
 BIASED = Base("biased", layers=1, tied=True, seed=3, biased=True)
 LIVING = Base("living", layers=1, tied=True, seed=4, positions=512)
-"""What sessions are asked of: its files promise room for a long prompt."""
+"""The base of the sessions, with room for a long prompt."""
 SQUARE = Base("square", layers=1, tied=True, seed=5, square=True)
-"""The one with square weights, and the one whose heads times head_dim is the hidden size."""
+"""The only base with square weights, and the only one whose hidden size is heads times head_dim."""
 
 
 def _mixture(name: str, kind: str, width: int, seed: int, *, fused: bool = False, shared: int | None = None) -> Base:
-    """Return a decoder of one layer with experts of a width; with a shared one, shares are not renormalised."""
+    """Return a one-layer decoder whose experts have this width; with a shared expert, nothing is renormalised."""
     mixture = MixtureConfig(EXPERTS, KEPT, width, shared is None, shared)
     return Base(name, layers=1, tied=True, seed=seed, kind=kind, mixture=mixture, fused=fused)
 
@@ -193,12 +194,12 @@ BASES = (
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Return numbers rounded to bfloat16, as float32."""
+    """Round numbers to bfloat16, and return them as float32."""
     return cast(array, FLOATS["BF16"]).astype(np.float32)
 
 
 def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array such that each layer's output is of the size of its input, and logits spread by about 3."""
+    """Draw an array such that each layer's output is as large as its input, and logits have a deviation of about 3."""
     x: np.ndarray = rng.standard_normal(shape)
     if name.endswith("bias"):
         return x
@@ -216,7 +217,7 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
 
 
 def _drawn_of_mixture(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Return an array such that each layer's output is of the size of its input, and scores of experts spread by 1."""
+    """Draw an array such that each layer's output is as large as its input, and router scores have a deviation of 1."""
     x: np.ndarray = rng.standard_normal(shape)
     if len(shape) == 1:
         return np.asarray(1 + 0.2 * x)
@@ -228,7 +229,7 @@ def _drawn_of_mixture(rng: np.random.Generator, name: str, shape: tuple[int, ...
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], stored: str = "") -> None:
-    """Write a safetensors file, as transformers and PEFT do; in one of the format's types, such as "BF16"."""
+    """Write a safetensors file as transformers and PEFT do, or with all tensors in a type such as "BF16"."""
     if not stored:
         path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {"format": "pt"}))
         return
@@ -237,15 +238,15 @@ def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], stored: str 
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, as transformers and PEFT do."""
+    """Write a JSON file as transformers and PEFT do."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_base(folder: Path, base: Base) -> None:
-    """Write a base as transformers does: config.json, model.safetensors, and a tokenizer."""
+    """Write a base's config.json, model.safetensors and tokenizer as transformers does."""
     save_llama(base.model, folder)
     config = json.loads((folder / MODEL_CONFIG).read_text(encoding="utf-8"))
-    config["max_position_embeddings"] = base.positions  # mistral.rs asks for it
+    config["max_position_embeddings"] = base.positions  # mistral.rs requires it
     if base.mixture is not None:
         config["torch_dtype"] = "bfloat16"
         (folder / SINGLE_NAME).write_bytes(_in_bfloat16(base.in_file(base.stored)))
@@ -259,7 +260,7 @@ def write_base(folder: Path, base: Base) -> None:
 
 
 def _in_bfloat16(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return a safetensors file of bfloat16, which NumPy does not have."""
+    """Return the bytes of a safetensors file in bfloat16, a type that NumPy lacks."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in arrays.items():
@@ -273,7 +274,7 @@ def _in_bfloat16(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def tokenizer() -> dict[str, Any]:
-    """Return tokenizer.json: a byte-level BPE for ASCII."""
+    """Return the contents of tokenizer.json, a byte-level BPE for ASCII."""
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     model = {
@@ -289,7 +290,7 @@ def tokenizer() -> dict[str, Any]:
 
 
 def write_gguf(path: Path, base: Base) -> None:
-    """Write the same decoder and tokenizer in llama.cpp's format, in float32."""
+    """Write a base and its tokenizer in llama.cpp's format, in float32."""
     gguf = needed("gguf", "a .gguf file")
     c = base.config
     writer = gguf.GGUFWriter(path, "llama")
@@ -299,11 +300,11 @@ def write_gguf(path: Path, base: Base) -> None:
     writer.add_uint32("llama.attention.value_length", c.head_dim)
     writer.add_uint32("llama.rope.dimension_count", c.head_dim)
     writer.add_uint32("llama.context_length", base.positions)
-    writer.add_uint32("general.file_type", 0)  # all in float32
+    writer.add_uint32("general.file_type", 0)  # all tensors in float32
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(list(TOKENS))
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))  # control tokens, and plain ones
+    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))  # two control tokens, then normal ones
     writer.add_token_merges(list(MERGES))
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)

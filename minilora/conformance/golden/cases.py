@@ -1,4 +1,4 @@
-"""The cases, as `cases.toml` has them: adapters as PEFT writes them, each with what it is there for."""
+"""The cases of `cases.toml`: adapters as PEFT writes them, each with a note on its purpose."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import PLACES, Adapter, adapter_files, damaged, drawn_adapter, in_type
+from .adapters import PLACES, Adapter, adapter_files, as_stored, damaged, drawn_adapter
 from .bases import BASES, LAYER, TOKENS, Base
-from .reading import Arrays, Given, site
+from .reading import AdapterData, Arrays, target_array
 
 TABLE: Mapping[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
-"""How far a logit may be off, by the precision that a program computes in."""
+"""The largest allowed error of a logit, by the precision that a program computes in."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case: a base, adapters, and what is there to know."""
+    """A case: a base, its adapters and prompts, and what must come of them."""
 
     id: str
     note: str
     base: Base
     adapters: tuple[Adapter, ...]
-    seeds: tuple[int, ...] = (0, 1)  # of its prompts
-    refused: bool = False  # whether it must be
-    damage: str = ""  # what is done to the files, see `damaged`
-    after: str = ""  # the id of the case that is to be answered just before, with the same prompts
-    stored: str = ""  # the type of the tensors in the file, where it is not float32
-    either: bool = False  # of one to be refused, whether it may be answered too
+    seeds: tuple[int, ...] = (0, 1)  # the seeds of its prompts
+    refused: bool = False  # whether a program must refuse it
+    damage: str = ""  # the damage done to the files, see `damaged`
+    after: str = ""  # the id of the case to answer just before it, which has the same prompts
+    stored: str = ""  # the type of the tensors in the file, if it is not float32
+    either: bool = False  # whether a case to be refused may be answered instead
 
     @property
     def answered(self) -> bool:
-        """Whether there are right numbers: of what must be refused, only where it can be converted too."""
+        """Whether the case has right numbers. One to be refused has them only if a program may convert it instead."""
         return not self.refused or self.either or self.adapters[0].pissa == "raw"
 
     @property
     def apart(self) -> float:
-        """How far a bug moves some logit at a prompt's end, and the least by which the likeliest next token leads."""
+        """The least distance: of a bug's logits from the right ones after some prompt, and of the top two tokens."""
         return 10 * TOLERANCE["bfloat16"] if self.base.mixture is None else 2.5 * TOLERANCE["bfloat16"]
 
     @cached_property
-    def given(self) -> list[tuple[Given, float]]:
-        """The adapters, drawn, and their weights."""
+    def given(self) -> list[tuple[AdapterData, float]]:
+        """The adapters with their numbers drawn, and their weights."""
         rng = np.random.default_rng([*self.id.encode()])
-        return [(in_type(drawn_adapter(rng, one, self.base), self.stored), one.weight) for one in self.adapters]
+        return [(as_stored(drawn_adapter(rng, one, self.base), self.stored), one.weight) for one in self.adapters]
 
     @cached_property
-    def previous(self) -> list[tuple[Given, float]]:
-        """The adapters of the case that is answered just before, where that matters."""
+    def previous(self) -> list[tuple[AdapterData, float]]:
+        """The adapters of the case to answer just before; empty if `after` names none."""
         return next((case.given for case in CASES if case.id == self.after), [])
 
     @cached_property
     def prompts(self) -> np.ndarray:
-        """Token ids, (prompts, T), none of them special; beside a mixture the last ones keep all experts."""
+        """Token ids, (prompts, T), none of them special; with a mixture, the last tokens use all experts."""
         seeds = next((case.seeds for case in CASES if case.id == self.after), self.seeds)
         return np.array([self.prompt(seed) for seed in seeds])
 
@@ -69,14 +69,14 @@ class Case:
 
     @property
     def shown(self) -> str:
-        """The name of the weight whose merged numbers are in the answers: the smallest, but none of expert 0 alone.
+        """The name of the weight whose merged numbers are in the answers: the smallest one, but not of expert 0.
 
-        Several bugs leave that one right. Of a base with a tensor for all experts there is none: it would be large.
+        Several bugs leave expert 0 right. A base with one tensor for all experts has none, since it would be large.
         """
         arrays, paths = self.base.arrays, [path for given, _ in self.given for path in given.modules]
         if self.base.fused:
             return ""
-        touched = {site(path, path, arrays)[0] for path in paths or [f"{LAYER}.{PLACES['k_proj']}"]}
+        touched = {target_array(path, path, arrays)[0] for path in paths or [f"{LAYER}.{PLACES['k_proj']}"]}
         weights = self.base.in_file({name: array for name, array in arrays.items() if name in touched})
         names = [name for name in weights if ".experts.0." not in name]
         return min(names, key=lambda name: (weights[name].size, weights[name].shape[-1]))
@@ -93,7 +93,7 @@ def drawn_tokens(id: str, seed: int, length: int) -> np.ndarray:
 
 
 def _case(id: str, note: str, base: str, adapters: list[dict[str, Any]] | None = None, **entry: Any) -> Case:
-    """Return a case of the table. One with a single adapter has what is said of it beside the rest."""
+    """Return a case of the table. If it has one adapter, the adapter's settings are among its own."""
     own = {name: entry.pop(name) for name in [field.name for field in fields_of(Adapter)] if name in entry}
     drawn_from = tuple(Adapter(**one) for one in adapters or ([own] if own else []))
     of_name = next(one for one in BASES if one.name == base)

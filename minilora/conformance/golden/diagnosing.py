@@ -1,10 +1,10 @@
-"""What an engine did with a person's own adapter, from the logits that it gave: ``minilora diagnose``.
+"""Find out from an engine's logits what it did with a user's own adapter, for ``minilora diagnose``.
 
-The adapter, the model and the prompts are the one case of a `World`; its answers are the logits, and the base's own
-where the engine gave them too. What each known mistake gives is computed beside what is right. The engine may have done
-what lies within the tolerance of its precision, the golden adapters' own, and is not clearly farther off than the
-nearest: three times as far is far enough. Where nothing fits, rows for each layer and kind of module are tried, then a
-temperature and a strength of the update that are measured.
+The adapter, the model and the prompts are the only case of a `World`. Its answers are the logits, and the base's own
+logits if the engine gave them too. The right answers and those of each known mistake are computed. A mistake is a
+possible explanation if the engine's answers are within the tolerance of its precision (the golden adapters' tolerance),
+unless another one fits clearly better: three times as close. If nothing fits, rows for each layer and kind of module
+are tried, and then a measured temperature and a measured strength of the update.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ from ..naming import MEASURED, Answers, Parts, World, Wrong
 from .answerfiles import INTEGERS, read_answers, read_tensors
 from .bases import misdecoded
 from .cases import TOLERANCE
-from .judging import AnswerPair, held_against
+from .judging import AnswerPair, paired_answers
 from .mistakes import further_mistakes_of, mistakes_of
 from .reading import Arrays, Reading
 from .subject import Subject, read_subject
 
 PROMPTS, OF_THE_BASE = "prompts", "base_logits"
-MOST_IDS = 1 << 16
-"""Token ids in all prompts together."""
-CLEARLY = 3.0
-"""How many times as far another answer must lie, to be ruled out."""
-OURS = {"float64": 0.0, "float32": 1e-3}
-"""How far our own logits may be off, by the type that they are computed in: a large model's in float32."""
+MAX_IDS = 1 << 16
+"""The largest number of token ids in all prompts together."""
+MARGIN = 3.0
+"""A candidate is ruled out if its error is this many times the smallest one."""
+OUR_ERROR = {"float64": 0.0, "float32": 1e-3}
+"""The possible error of our own logits, by the dtype that they are computed in: float32 for a large model."""
 ROUNDED_TWICE = 10.0
-"""How many tolerances an answer of rounded weights may be off: where a sum is in the midst, its last bit decides."""
+"""The allowed error for rounded weights, in tolerances: a sum halfway between two numbers may round either way."""
 SAME = 1e-3
-"""How far two answers may differ, in tolerances, that are the same."""
+"""The largest difference, in tolerances, between two candidates that count as the same."""
 STRENGTHS, NEWTON_STEPS = tuple(2 ** (i / 4) for i in range(-16, 17)), 6
-"""The strengths of an update that are tried, a 16th to 16, and how often the best is bettered."""
+"""The strengths of an update that are tried, 1/16 to 16, and the number of steps that refine the best one."""
 STRENGTH = "the-update-has-another-strength"
-OWN = ("given", "rounded", "cached", "temperature")
-"""Parts of rows that `Reading` has not."""
+EXTRA = ("given", "rounded", "cached", "temperature")
+"""Parts of rows that are not fields of `Reading`."""
 IN_THE_BASE = {"base", "kept", "renormalised", "rounded", "temperature"}
-"""Parts of rows that change a decoder without an adapter too."""
+"""Parts of rows that change the decoder even without an adapter."""
 
 
 # --- logits -----------------------------------------------------------------------------------------------------------
 
 
-def decoded(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
-    """Return the logits (P, T, V) of prompts (P, T), with the adapter as these parts apply it."""
+def logits_of(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
+    """Compute the logits (P, T, V) of prompts (P, T), with the adapter applied as `parts` say."""
     which, dtype = parts.get("rounded", ("", ""))
     given = parts.get("given", lambda given: given)(subject.given)
     before = _rounded(subject.arrays, dtype) if which == "base" else subject.arrays
-    reading = Reading(**{key: part for key, part in parts.items() if key not in OWN}, product=lambda x, W: x @ W.T)
+    reading = Reading(**{key: part for key, part in parts.items() if key not in EXTRA}, product=lambda x, W: x @ W.T)
     changed = reading.changed(before, [(given, 1.0)])
     after = {**before, **(_rounded(changed, dtype) if which == "merged" else changed)}
     after = _rounded(after, dtype) if which == "all" else after
@@ -78,7 +78,7 @@ def decoded(subject: Subject, ids: np.ndarray, parts: Parts) -> np.ndarray:
 
 
 def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
-    """Return the decoder of these arrays, among them biases that it has not by itself."""
+    """Build a decoder from these arrays, which may include biases that its config does not have."""
     arrays = {name: np.ascontiguousarray(array).astype(dtype, copy=False) for name, array in arrays.items()}
     model = Llama.build(config, {name: arrays[name] for name in config.shapes()})
     layers = dict(walk(model))
@@ -88,7 +88,7 @@ def _model(config: Any, arrays: Arrays, dtype: Any) -> Llama:
 
 
 def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
-    """Return weights as a type holds them."""
+    """Round weights to a type, and return them in their own dtype."""
     with np.errstate(over="ignore"):
         return {name: cast(array.astype("f4"), FLOATS[dtype]).astype(array.dtype) for name, array in arrays.items()}
 
@@ -98,52 +98,52 @@ def _rounded(arrays: Mapping[str, np.ndarray], dtype: str) -> Arrays:
 
 @dataclass(frozen=True)
 class EngineAnswers:
-    """What an engine was asked, and what it answered."""
+    """The prompts that an engine was given, and its answers."""
 
     path: Path
     prompts: np.ndarray  # (P, T)
-    precision: str  # that the engine computed in
-    answered: Arrays  # logits or log_probabilities, with ids or without, and perhaps base_logits
-    bounds: Mapping[str, float]  # how far a logit may be off, by precision
+    precision: str  # the precision that the engine computed in
+    answered: Arrays  # logits or log_probabilities, with or without ids, and perhaps base_logits
+    bounds: Mapping[str, float]  # the largest allowed error of a logit, by precision
 
     @property
     def keys(self) -> list[str]:
-        """The names of the answers: of the logits, and of the base's own where they are there."""
+        """The names of the answers present: the logits or log-probabilities, and the base's own logits."""
         return [name for name in ("logits", "log_probabilities", OF_THE_BASE) if name in self.answered]
 
-    def beside(self, key: str, z: np.ndarray) -> AnswerPair:
-        """Put an answer beside logits of ours; one of another shape is refused."""
+    def paired(self, key: str, z: np.ndarray) -> AnswerPair:
+        """Pair an answer with our logits. Raises FileRefused if the shapes differ."""
         quantity = "logits" if key == OF_THE_BASE else key
         theirs = {**self.answered, quantity: self.answered[key]}
-        pair = held_against(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
+        pair = paired_answers(quantity, theirs, {"logits": z}, [], self.precision, self.bounds)
         if not isinstance(pair, AnswerPair):
             raise FileRefused(self.path, (pair or "").replace(quantity, key, 1))
         return pair
 
 
 def world_of(subject: Subject, asked: EngineAnswers) -> World:
-    """Return the one case, with its answers in the shape in which the engine gave them."""
-    alone = replace(subject, given=replace(subject.given, modules={}, saved={}))
-    base = decoded(alone, asked.prompts, {}) if OF_THE_BASE in asked.keys else np.empty(0)
+    """Return the world of this one case, whose answers have the form of the engine's."""
+    base_only = replace(subject, given=replace(subject.given, modules={}, saved={}))
+    base = logits_of(base_only, asked.prompts, {}) if OF_THE_BASE in asked.keys else np.empty(0)
 
     def answers(_: Any, parts: Parts) -> Answers:
         of_a_base = {key: part for key, part in parts.items() if key in IN_THE_BASE}
-        found = {key: base if key == OF_THE_BASE else decoded(subject, asked.prompts, parts) for key in asked.keys}
+        found = {key: base if key == OF_THE_BASE else logits_of(subject, asked.prompts, parts) for key in asked.keys}
         if OF_THE_BASE in found and of_a_base:
-            found[OF_THE_BASE] = decoded(alone, asked.prompts, of_a_base)
-        return {key: asked.beside(key, z).right for key, z in found.items()}
+            found[OF_THE_BASE] = logits_of(base_only, asked.prompts, of_a_base)
+        return {key: asked.paired(key, z).right for key, z in found.items()}
 
     def allowed(_: Any, key: str, parts: Parts) -> float:
-        of_logarithms = 2 if key == "log_probabilities" else 1  # the logarithm of the sum may be off as well
+        of_logarithms = 2 if key == "log_probabilities" else 1  # the log-sum-exp may be off as well
         return asked.bounds[asked.precision] * of_logarithms * (ROUNDED_TWICE if "rounded" in parts else 1)
 
     return World([subject], answers, allowed, mistakes_of(subject))
 
 
 def measured_temperature(world: World, given: Answers, key: str) -> list[Wrong]:
-    """Return a row of a temperature, where all logits are a multiple of the right ones."""
+    """Return a row with a temperature if all logits are the right ones times a factor; none otherwise."""
 
-    def centred(numbers: np.ndarray) -> np.ndarray:  # for what is added to all logits of a token has no meaning
+    def centred(numbers: np.ndarray) -> np.ndarray:  # a shift of all logits at a position means nothing
         return numbers - numbers.mean(axis=-1, keepdims=True) if key == "log_probabilities" else numbers
 
     (case,) = world.cases
@@ -156,9 +156,9 @@ def measured_temperature(world: World, given: Answers, key: str) -> list[Wrong]:
 
 
 def measured_strength(world: World, given: Answers, key: str) -> list[Wrong]:
-    """Return a row of the strength of the update with which nothing is off, if there is one.
+    """Return a row with the strength of the update that fits the answers best; none if the strength has no effect.
 
-    From the best of a few, Gauss and Newton's steps: t + <d, off> / <d, d>, where d is the slope of the differences.
+    From the best of a few strengths, take Gauss-Newton steps t + <d, off> / <d, d>, where d is the slope of -off.
     """
     (case,) = world.cases
 
@@ -172,85 +172,90 @@ def measured_strength(world: World, given: Answers, key: str) -> list[Wrong]:
         if not slope.any():
             return []
         times += float((slope * here).sum() / np.square(slope).sum())
-    says = f"the update acts with {times:.5g} times the strength that its files say"
+    says = f"the update acts with {times:.5g} times the strength given by its files"
     return [Wrong(STRENGTH, says, {"times": times}, count=MEASURED)]
 
 
-# --- what it was ------------------------------------------------------------------------------------------------------
+# --- candidates -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One thing that the engine may have done, and how far its answers are from the engine's, in tolerances."""
+    """One thing that the engine may have done, with the distance of its answers from the engine's, in tolerances."""
 
-    rows: list[Wrong]  # all with these numbers; none for what is right
+    rows: list[Wrong]  # all rows that give these numbers; none for the right answer
     largest: float
-    typical: float  # the root of the mean of the squares
+    typical: float  # the root mean square
 
     @property
     def is_measured(self) -> bool:
-        """Whether it is no known mistake, but what fits these answers best."""
+        """Whether it is not a known mistake, but was fitted to these answers."""
         return bool(self.rows) and self.rows[0].count == MEASURED
 
     def is_same(self, other: Candidate) -> bool:
-        """Return whether two give the same numbers here."""
+        """Return whether two candidates give the same numbers here."""
         return abs(self.largest - other.largest) <= SAME and abs(self.typical - other.typical) <= SAME
 
     def __str__(self) -> str:
         return f"{self.rows[0].says} [{self.rows[0].flag}]" if self.rows else "what is right"
 
 
-def held(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
-    """Hold what a row gives against the engine's answers; None where the row does not fit the model's shapes."""
+def candidate(world: World, given: Answers, row: Wrong | None) -> Candidate | None:
+    """Compare a row's answers with the engine's; None if the row does not fit the model's shapes."""
     (case,) = world.cases
     with np.errstate(all="ignore"):
         try:
-            answers = world.answers(case, row.replaced_in(case) if row else {})
-        except (ValueError, TypeError, ZeroDivisionError):  # no engine gets on with it
+            answers = world.answers(case, row.of(case) if row else {})
+        except (ValueError, TypeError, ZeroDivisionError):  # an engine would fail too
             return None
         off = np.concatenate([((given[key] - answers[key]) / world.allowed(case, key, {})).ravel() for key in given])
     largest, typical = float(np.abs(off).max()), float(np.sqrt((off**2).mean()))
     return Candidate([row] if row else [], largest, typical) if np.isfinite(off).all() else None
 
 
-def held_all(world: World, given: Answers, rows: Sequence[Wrong], candidates: list[Candidate]) -> None:
-    """Put rows to the candidates, those with the numbers of another one beside it."""
+def add_rows(world: World, given: Answers, rows: Sequence[Wrong], candidates: list[Candidate]) -> None:
+    """Add rows to the candidates. A row that gives a candidate's numbers joins it."""
     for row in rows:
-        new = held(world, given, row)
+        new = candidate(world, given, row)
         twin = next((one for one in candidates if new and one.is_same(new)), None)
-        if twin and twin.rows:  # what changes nothing here is left out
+        if twin and twin.rows:  # drop rows that change nothing here
             twin.rows.append(row)
         elif new and not twin:
             candidates.append(new)
 
 
-def possible(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return what the engine may have done, the nearest first: all that no other thing rules out."""
+def plausible(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return what the engine may have done, the nearest first: all candidates that fit and are not ruled out."""
     right = candidates[0]
 
     def fits(one: Candidate) -> bool:
         if not one.rows or "rounded" not in one.rows[0].replaced_in(None):
             return one.largest <= 1
-        # Rounded weights within the tolerance are the precision that was declared; others explain what is off.
-        return right.largest > 1 and one.largest <= ROUNDED_TWICE and one.typical <= right.typical / CLEARLY
+        # If the right answer is within the tolerance, rounding is part of the declared precision and explains nothing.
+        return right.largest > 1 and one.largest <= ROUNDED_TWICE and one.typical <= right.typical / MARGIN
 
     nearest = sorted(filter(fits, candidates), key=lambda one: one.typical)
-    return [one for one in nearest if one.typical <= CLEARLY * nearest[0].typical]
+    return [one for one in nearest if one.typical <= MARGIN * nearest[0].typical]
 
 
 def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
-    """Say what an engine did with an adapter.
+    """Find out what an engine did with an adapter.
 
     Parameters
     ----------
     model : path
-        A decoder, as `minilora.Llama.load` takes it.
+        A decoder in any form that `minilora.Llama.load` accepts.
     adapter : path
-        As `minilora audit` takes it.
+        An adapter in any form that `minilora audit` accepts.
     answers : path
         A safetensors file with `prompts` (P, T) of token ids, and `logits` (P, T, V) or (P, V), or `log_probabilities`,
-        with `ids` beside them where they are of some tokens; as ``minilora golden`` describes them. With `base_logits`,
-        those of the model without the adapter, a wrong base is told from a wrong adapter.
+        with `ids` if they are only of some tokens, as ``minilora golden`` describes. With `base_logits`, the logits of
+        the model without the adapter, a wrong base can be told from a wrong adapter.
+
+    Returns
+    -------
+    Report
+        The verdict, and the distance of the engine's answers from each candidate's.
 
     Raises
     ------
@@ -258,9 +263,9 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
         If one of the three cannot be read, or they do not fit each other.
     """
     asked, subject = _read(answers), read_subject(model, adapter)
-    size, ours = subject.config.vocab_size, OURS[str(np.dtype(subject.dtype))]
+    size, ours = subject.config.vocab_size, OUR_ERROR[str(np.dtype(subject.dtype))]
     if asked.prompts.max() >= size or asked.prompts.min() < 0:
-        raise FileRefused(answers, f"{PROMPTS} holds ids that the model's vocabulary of {size} has not")
+        raise FileRefused(answers, f"{PROMPTS} has ids outside the model's vocabulary of {size}")
     asked = replace(asked, bounds={name: max(bound, ours) for name, bound in TOLERANCE.items()})
     world, given = world_of(subject, asked), {key: asked.answered[key] for key in asked.keys}
     key, right = asked.keys[0], world.answers(subject, {})
@@ -269,14 +274,14 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
         lambda: further_mistakes_of(subject),
         lambda: [*measured_temperature(world, given, asked.keys[-1]), *measured_strength(world, given, key)],
     ]
-    candidates, found = list(filter(None, [held(world, given, None)])), list[Candidate]()
+    candidates, found = list(filter(None, [candidate(world, given, None)])), list[Candidate]()
     for rows in stages:
         if not found:
-            held_all(world, given, rows(), candidates)
-            found = possible(candidates)
+            add_rows(world, given, rows(), candidates)
+            found = plausible(candidates)
     together: list[Wrong] = []
     wrong = {key for key in given if naming.off(given[key], right[key], world.allowed(subject, key, {})) > 1}
-    if not found and OF_THE_BASE in wrong:  # what is wrong with the base, and what with the adapter on top of it
+    if not found and OF_THE_BASE in wrong:  # a mistake in the base, and another in the adapter
         every = [one.rows[0] for one in candidates if one.rows]
         with np.errstate(all="ignore"):
             _, named = naming.name(replace(world, table=every), [given])
@@ -293,7 +298,7 @@ def _report(
     found: Sequence[Candidate],
     together: Sequence[Wrong],
 ) -> Report:
-    """Say what came out: one of those that were found; or several rows together; or nothing that is known."""
+    """Report the result: the candidates found, several mistakes at once, or nothing known."""
     right, bound = candidates[0], asked.bounds[asked.precision]
     rows = [row for one in found for row in one.rows] or [*together]
     word, says = "WRONG", _one_of(rows) if found else rows[0].says if rows else _nothing_known(asked, candidates)
@@ -305,15 +310,15 @@ def _report(
         says = f"the base's own logits are wrong: {says}"
     lines = [
         f"computed in {asked.precision}: a logit may be off by {bound:.2g}",
-        f"the adapter moves a logit by {effect:.3g} at most",
-        f"largest difference to what is right: {right.largest * bound:.3g}",
+        f"the adapter changes a logit by at most {effect:.3g}",
+        f"largest difference from the right answer: {right.largest * bound:.3g}",
     ]
     if OF_THE_BASE in asked.keys:
         lines.append(f"the base's own logits are {'wrong' if OF_THE_BASE in wrong else 'right'}")
     if word == "UNDECIDED":
-        lines.append("ask other prompts, or compute in a higher precision")
+        lines.append("try other prompts, or a higher precision")
     elif found and rows:
-        lines.append(f"largest difference to what is named: {found[0].largest * bound:.3g}")
+        lines.append(f"largest difference from the mistake named: {found[0].largest * bound:.3g}")
     nearest = sorted(candidates, key=lambda one: one.typical)
     return Report(
         str(asked.path),
@@ -323,7 +328,7 @@ def _report(
         text=says,
         flag=rows[0].flag if rows else "",
         lines=lines,
-        rows=[*lines, "largest differences:", *(line for one in nearest for line in _lines_of(one, bound))],
+        rows=[*lines, "largest difference from each:", *(line for one in nearest for line in _lines_of(one, bound))],
         details={
             "flags": [row.flag for row in rows], "computed_in": asked.precision, "tolerance": bound, "effect": effect,
             "strength": next((row.replaced_in(None)["times"] for row in rows if row.flag == STRENGTH), None),
@@ -335,47 +340,47 @@ def _report(
 
 
 def _one_of(rows: Sequence[Wrong]) -> str:
-    """Return what the first of some rows says, and how many others it may be."""
+    """Return the sentence of the first row, with the number of other rows that fit as well."""
     others = {1: "", 2: ", or one other"}.get(len(rows), f", or one of {len(rows) - 1} others")
     return f"{rows[0].says}{others}" if rows else ""
 
 
 def _nothing_known(asked: EngineAnswers, candidates: Sequence[Candidate]) -> str:
-    """Say that no row fits; which is near, where one is, and in which lower precision the answers would be right."""
+    """Say that no row fits, with the nearest one if one is close, and a lower precision in which it would be right."""
     right, bound = candidates[0], asked.bounds[asked.precision]
     count = sum(len(one.rows) for one in candidates if not one.is_measured)
     near = min((one for one in candidates if not one.is_measured), key=lambda one: one.typical)
     lower = (name for name, other in asked.bounds.items() if bound < right.largest * bound <= other)
     says = f"none of the {count} known mistakes fits"
-    if near.typical <= right.typical / CLEARLY:
+    if near.typical <= right.typical / MARGIN:
         says += f"; the nearest: {near.rows[0].says}"
     if name := next(lower, ""):
-        says = f"as if computed in {name}: declare computed_in, if that is meant; {says}"
+        says = f"as if computed in {name} (if that is intended, declare computed_in); {says}"
     return says
 
 
 def _lines_of(one: Candidate, bound: float) -> list[str]:
-    """Return what stands in a list of candidates."""
+    """Return the report's lines about one candidate."""
     same = ", ".join(row.flag for row in one.rows[1:])
-    return [f"  {one.largest * bound:9.3g}  {one}", *([f"{'':13}the same numbers here: {same}"] if same else [])]
+    return [f"  {one.largest * bound:9.3g}  {one}", *([f"{'':13}same numbers here: {same}"] if same else [])]
 
 
 def _json_of(one: Candidate, bound: float) -> dict[str, Any]:
-    """Return a candidate for programs."""
+    """Return a candidate as JSON data."""
     row = one.rows[0] if one.rows else Wrong("", "what is right", {})
     return {"flag": row.flag, "text": row.says, "off": one.largest * bound, "made in": links(row.source)}
 
 
 def _read(path: Path) -> EngineAnswers:
-    """Return what an engine was asked, the precision that it computed in, and its numbers."""
+    """Read a file of prompts and answers."""
     spec = TensorFile(path).tensors.get(PROMPTS)
     if spec is None or spec.dtype not in INTEGERS or len(spec.shape) != 2 or 0 in spec.shape:
         what = "there is none" if spec is None else f"it has dtype {spec.dtype} and shape {list(spec.shape)}"
-        raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of type I64 or I32: {what}")
-    if spec.shape[0] * spec.shape[1] > MOST_IDS:
-        raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected {MOST_IDS:,} ids at most")
+        raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of dtype I64 or I32, but {what}")
+    if spec.shape[0] * spec.shape[1] > MAX_IDS:
+        raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected at most {MAX_IDS:,} ids")
     _, precision, answered = read_answers(path, TOLERANCE, more=(OF_THE_BASE,))
     if not {"logits", "log_probabilities"} & {*answered}:
-        raise FileRefused(path, "expected logits (P, T, V) or (P, V), or log_probabilities")
+        raise FileRefused(path, "there is no answer in it, expected logits (P, T, V) or (P, V), or log_probabilities")
     prompts = read_tensors(path, [PROMPTS])[PROMPTS]
     return EngineAnswers(path, prompts.astype(np.int64), precision, answered, TOLERANCE)

@@ -1,4 +1,4 @@
-"""A folder of golden adapters: bases, adapters, answers, and an index that says what is in them; the index is read."""
+"""Write a folder of golden adapters with its index, and read such an index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .sessions import SESSIONS, Session, Use, session_adapters
 from .signatures import APART, ROWS, SHOWN_ROWS, CaseAnswers, answers, session_answers
 
 FOLDER_FORMAT = 1
-"""The version of the folder's format. A later version of minilora reads every earlier format."""
+"""The version of the folder's format. Later versions of minilora read all earlier formats."""
 INDEX, SCHEMA = "index.json", "index.schema.json"
 HOW = (
     "For each case, load `base` with `adapter` beside it, and compute the logits after each token of `prompts`. Nothing"
@@ -60,8 +60,8 @@ HOW = (
 def index(
     every: Iterable[tuple[Case, CaseAnswers | None]], sessions: Iterable[tuple[Session, Sequence[CaseAnswers]]] = ()
 ) -> dict[str, Any]:
-    """Return what index.json holds."""
-    flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}  # some are in several
+    """Return the contents of index.json."""
+    flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}  # some in several
     return {
         "$schema": SCHEMA,
         "format": FOLDER_FORMAT,
@@ -135,7 +135,7 @@ def session_entry(session: Session, numbers: Sequence[CaseAnswers]) -> dict[str,
 
 
 def use_entry(use: Use) -> dict[str, Any]:
-    """Return what a request's entry says of an adapter."""
+    """Return an adapter's entry in a request."""
     return {"name": use.name, "folder": use.folder.as_posix(), "weight": use.weight}
 
 
@@ -145,21 +145,21 @@ def schema() -> Any:
 
 
 def adapter_names(case: Case) -> list[str]:
-    """Return the folders of a case's adapters."""
+    """Return the folder names of a case's adapters."""
     name = f"adapters/{case.id}"
     return [name] if len(case.adapters) == 1 else [f"{name}-{i}" for i in range(len(case.adapters))]
 
 
 def write_golden(folder: Path) -> int:
-    """Write the golden adapters into a new or an empty folder, and return how many cases there are.
+    """Write the golden adapters into a new or empty folder, and return the number of cases.
 
     Raises
     ------
     ValueError
-        If the folder holds something, or the package `gguf` is missing.
+        If the folder is not empty, or the package `gguf` is missing.
     """
     if not is_new_or_empty(folder):
-        raise ValueError(f"{str(folder)!r} is there already, expected a new folder or an empty one")
+        raise ValueError(f"{str(folder)!r} already exists, expected a new folder or an empty one")
     needed("gguf", "the copies in llama.cpp's format")
     every = [(case, answers(case) if case.answered else None) for case in CASES]
     sessions = [(session, session_answers(session)) for session in SESSIONS]
@@ -192,20 +192,20 @@ def write_adapter(folder: Path, config: dict[str, Any], tensors: Arrays, stored:
     write_safetensors(folder / WEIGHTS_NAME, tensors, stored)
 
 
-# --- read -------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------
 
 Above0: TypeAlias = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class BugEntry(msgspec.Struct):
-    """What the index says of a known bug."""
+    """A known bug's entry in the index."""
 
     bug: str
-    made_in: list[str] = msgspec.field(name="made in")  # addresses
+    made_in: list[str] = msgspec.field(name="made in")  # URLs
 
 
 class CaseEntry(msgspec.Struct):
-    """What the judge reads of a case's entry."""
+    """A case's entry in the index, as far as the judge uses it."""
 
     id: str
     refused: bool
@@ -216,7 +216,7 @@ class CaseEntry(msgspec.Struct):
 
 
 class UseEntry(msgspec.Struct):
-    """An adapter as a session's request asks for it."""
+    """An adapter's entry in a request."""
 
     name: str
     folder: str
@@ -224,7 +224,7 @@ class UseEntry(msgspec.Struct):
 
 
 class RequestEntry(msgspec.Struct):
-    """What a session asks."""
+    """A request's entry in a session."""
 
     answers: str
     flags: list[str]
@@ -238,7 +238,7 @@ class RequestEntry(msgspec.Struct):
 
 
 class SessionEntry(msgspec.Struct):
-    """A session's entry."""
+    """A session's entry in the index."""
 
     id: str
     requests: list[RequestEntry]
@@ -246,7 +246,7 @@ class SessionEntry(msgspec.Struct):
 
 
 class GoldenIndex(msgspec.Struct):
-    """What the judge reads of index.json."""
+    """The contents of index.json, as far as the judge uses them."""
 
     cases: Annotated[list[CaseEntry], msgspec.Meta(min_length=1)]
     flags: dict[str, BugEntry]
@@ -255,13 +255,13 @@ class GoldenIndex(msgspec.Struct):
 
 
 def read_index(folder: Path) -> GoldenIndex:
-    """Return what index.json says, of this format or an earlier one."""
+    """Read index.json, in this format or an earlier one."""
     path = folder / INDEX
     raw = read_json(path)
     version = raw.get("format")
     if type(version) is not int or not 1 <= version <= FOLDER_FORMAT:
         raise FileRefused(
-            path, f"format is {short(version)}, expected at most {FOLDER_FORMAT}: a later minilora wrote it"
+            path, f"format is {short(version)}, expected at most {FOLDER_FORMAT}; a later minilora may have written it"
         )
     with reading(path):
         index = msgspec.convert(raw, GoldenIndex)
@@ -271,5 +271,5 @@ def read_index(folder: Path) -> GoldenIndex:
     entries += (request for session in index.sessions for request in session.requests)
     for one in entries:
         if unknown := [flag for flag in one.flags if flag not in index.flags]:
-            raise FileRefused(path, f"{short(one.answers)} names {short(unknown[0])}, which is not in flags")
+            raise FileRefused(path, f"{short(one.answers)} has the flag {short(unknown[0])}, which is not in flags")
     return index

@@ -1,8 +1,8 @@
-"""What a program answered, held against the answers: each case's outcome, and the bugs that explain the wrong ones.
+"""Compare a program's answers with the golden ones, naming the bugs that explain the wrong ones.
 
-A number is right where it is off by no more than the tolerance of the program's precision. A wrong answer is explained
-by a bug whose signature it equals within the same tolerance. All numbers come from the folder: nothing is computed
-anew, so this version judges by the folders of earlier ones.
+A number is right if its error is within the tolerance of the program's precision. A bug explains a wrong answer if the
+answer equals the bug's signature within the same tolerance. All numbers come from the folder and none are recomputed,
+so this version can judge with folders that earlier versions wrote.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ from .leftovers import ROUNDED
 from .reading import Arrays
 
 MERGED = {"float64": 1e-6, "float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
-"""How far a merged weight's entry may be off, as a part of the largest entry: it is rounded once, or a few times."""
-MUCH = 10
-"""Tolerances: a request that is off by more, and within a lower precision's, was rounded to that one."""
+"""The allowed error of a merged weight's entry, relative to the largest entry, for one to a few roundings."""
+FAR_OFF = 10
+"""An answer with an error above this many tolerances, but within a lower precision's, was rounded to that precision."""
 
 
 @dataclass(frozen=True)
 class GoldenOutcome(Outcome):
-    """What became of one case."""
+    """The outcome of one case."""
 
     precision: str | None = None
-    off: float = 0.0  # in units of the tolerance, the answer that is off most
+    off: float = 0.0  # the largest error of its answers, in units of the tolerance
 
 
 @dataclass(frozen=True)
 class Judged:
-    """An outcome, and the numbers that it was found by."""
+    """An outcome, with the numbers that it is based on."""
 
     outcome: GoldenOutcome
-    pairs: Sequence[AnswerPair] = ()  # what a bug has to explain: all that is wrong, or all where nothing is
+    pairs: Sequence[AnswerPair] = ()  # the answers that a bug has to explain: the wrong ones, or all if none is wrong
 
     @cached_property
     def allowed(self) -> np.ndarray:
-        """How far each entry of that may be off."""
+        """The allowed error of each entry of the answers."""
         return _joined(np.full(pair.answer.shape, pair.allowed) for pair in self.pairs)
 
     @cached_property
     def allowed_of_bugs(self) -> np.ndarray:
-        """The same for a bug's numbers: any where these are not known."""
+        """The allowed error of each entry if a bug predicts it; infinite where the bug's number is unknown."""
         return _joined(pair.allowed_of_bugs for pair in self.pairs)
 
     def predicted(self, parts: Parts) -> Answers:
-        """Return the right answer, or a bug's: the signature in its place, which is all that is known of it.
+        """Return the right answer, or a bug's: the right one with the bug's signature in its place.
 
-        Of two bugs at once nothing is known; a bug that does not show in the case gives the right answer.
+        For two bugs at once the answer is unknown, and None. A bug that does not show in this case gives the right one.
         """
         if len(parts) > 1:
             return {self.outcome.id: None}
@@ -68,23 +68,24 @@ class Judged:
 
 
 def compare_golden(folder: Path, results: Path) -> Report:
-    """Hold a program's answers against those of a folder of golden adapters.
+    """Compare a program's answers with those of a folder of golden adapters.
 
     Raises
     ------
     FileRefused
-        If one of the two is no such folder, is of a later format than this version reads, or holds a damaged file.
+        If one of the two folders is not what it should be, has a later format than this version reads, or has a damaged
+        file.
     """
     index = read_index(folder)
     if not results.is_dir():
-        raise FileRefused(results, "not a folder, expected that of a program's answers")
+        raise FileRefused(results, "not a folder, expected the folder of a program's answers")
     if results.resolve() in (folder.resolve(), (folder / "answers").resolve()):
-        raise FileRefused(results, "the golden adapters themselves, expected a folder with what a program answered")
-    judged = [judged_case(folder, results, case, index.tolerance) for case in index.cases]
+        raise FileRefused(results, "the golden adapters themselves, expected the folder of a program's answers")
+    judged = [judge_case(folder, results, case, index.tolerance) for case in index.cases]
     unanswered = []
     for session in index.sessions:
-        of_session = judged_session(folder, results, session, index.tolerance)
-        if all(one.outcome.state == "missing" for one in of_session):  # a program need not live on from case to case
+        of_session = judge_session(folder, results, session, index.tolerance)
+        if all(one.outcome.state == "missing" for one in of_session):  # sessions are optional
             unanswered.append(session.id)
         else:
             judged += of_session
@@ -96,15 +97,15 @@ def compare_golden(folder: Path, results: Path) -> Report:
     explained = {id for diagnosis in report.found for id in diagnosis.cases}
     rest = [case.id for case in report.cases if case.state == "wrong" and case.id not in explained]
     if report.found and rest:
-        report.lines = [f"no signature of one bug fits {', '.join(rest)}: mend what is named first, then look again"]
+        report.lines = [f"no single bug explains {', '.join(rest)}: fix the bugs named first, then compare again"]
     return report
 
 
-# --- named ------------------------------------------------------------------------------------------
+# --- naming -----------------------------------------------------------------------------------------
 
 
 def _diagnoses(index: GoldenIndex, judged: Sequence[Judged]) -> list[Diagnosis]:
-    """Return what explains the wrong answers: first a wrong base, then the bugs, those that explain most first."""
+    """Return the explanations of wrong answers: a wrong base first, then the bugs that explain the most answers."""
     fitting = {flag for one in judged for flag in one.outcome.flags}
     table = [Wrong(flag, note.bug, {flag: True}, ", ".join(note.made_in)) for flag, note in index.flags.items()]
     answered = [one for one in judged if one.pairs]
@@ -123,7 +124,7 @@ def _diagnoses(index: GoldenIndex, judged: Sequence[Judged]) -> list[Diagnosis]:
     for one in judged:
         if one.outcome.id in bases and one.outcome.state == "wrong":
             own = next((bug for bug in found if bug.flag in one.outcome.flags), Diagnosis(one.outcome.text))
-            says = f"{one.outcome.id}: the base is wrong without an adapter, so other cases do not count: {own.says}"
+            says = f"{one.outcome.id}: the base is wrong even without an adapter, so ignore other cases: {own.says}"
             found = [
                 Diagnosis(says, own.flag, own.source, own.cases or (one.outcome.id,)),
                 *(bug for bug in found if bug != own),
@@ -135,21 +136,21 @@ def _joined(arrays: Any) -> np.ndarray:
     return np.concatenate([np.ravel(array) for array in arrays])
 
 
-# --- judged -----------------------------------------------------------------------------------------
+# --- judging ----------------------------------------------------------------------------------------
 
 
-def judged_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping[str, float]) -> Judged:
+def judge_case(folder: Path, results: Path, case: CaseEntry, tolerance: Mapping[str, float]) -> Judged:
     """Judge the answers to one case."""
     path = member(results, f"{case.id}.safetensors")
     if not path.exists():
         missing = GoldenOutcome(case.id, "missing", f"there is no {path.name}")
         return Judged(GoldenOutcome(case.id, "right") if case.refused else missing)
     if not case.answers:
-        return Judged(GoldenOutcome(case.id, "wrong", f"the adapter was taken, and must be refused: {case.note}"))
-    return _of_answers(case.id, path, folder / case.answers, case.flags, tolerance)
+        return Judged(GoldenOutcome(case.id, "wrong", f"the adapter was accepted but must be refused: {case.note}"))
+    return _judge_file(case.id, path, folder / case.answers, case.flags, tolerance)
 
 
-def judged_session(folder: Path, results: Path, session: SessionEntry, tolerance: Mapping[str, float]) -> list[Judged]:
+def judge_session(folder: Path, results: Path, session: SessionEntry, tolerance: Mapping[str, float]) -> list[Judged]:
     """Judge the answers to each request of a session."""
     judged: list[Judged] = []
     for n, request in enumerate(session.requests):
@@ -158,7 +159,7 @@ def judged_session(folder: Path, results: Path, session: SessionEntry, tolerance
         if not path.exists():
             judged.append(Judged(GoldenOutcome(id, "missing", f"there is no {path.name}")))
             continue
-        one = _of_answers(id, path, folder / request.answers, request.flags, tolerance, last=True)
+        one = _judge_file(id, path, folder / request.answers, request.flags, tolerance, last=True)
         outcome, right_before = one.outcome, any(before.outcome.state == "right" for before in judged)
         if right_before and not outcome.flags and is_rounded(outcome, tolerance):
             one = replace(one, outcome=replace(outcome, flags=(ROUNDED.flag,)))
@@ -167,14 +168,14 @@ def judged_session(folder: Path, results: Path, session: SessionEntry, tolerance
 
 
 def is_rounded(outcome: GoldenOutcome, tolerance: Mapping[str, float]) -> bool:
-    """Return whether an answer is far off in its own precision, and right in the lowest one."""
-    return MUCH < outcome.off <= max(tolerance.values()) / tolerance[outcome.precision or "float64"]
+    """Return whether an answer's error is far too large for its own precision, but allowed in the lowest one."""
+    return FAR_OFF < outcome.off <= max(tolerance.values()) / tolerance[outcome.precision or "float64"]
 
 
-def _of_answers(
+def _judge_file(
     id: str, path: Path, answers: Path, shown: list[str], tolerance: Mapping[str, float], *, last: bool = False
 ) -> Judged:
-    """Hold a file of answers against ours; with `last`, only what it has after the last token."""
+    """Compare a file of answers with ours; with `last`, only the logits after the last token."""
     names, precision, theirs = read_answers(path, tolerance)
     ours = read_tensors(answers)
     if missing := [name for name in ("logits", *(f"signature.{flag}" for flag in shown)) if name not in ours]:
@@ -186,12 +187,12 @@ def _of_answers(
         ours["logits"] = ours["logits"][:, None]
     pairs = []
     for quantity in theirs:
-        pair = held_against(quantity, theirs, ours, shown, precision, tolerance)
+        pair = paired_answers(quantity, theirs, ours, shown, precision, tolerance)
         if isinstance(pair, str):
             return Judged(GoldenOutcome(id, "wrong", pair, (), precision))
         pairs += [pair] if pair else []
     if not pairs:
-        text = f"it has {', '.join(map(short, names)) or 'no tensor'}, and no answer to this case"
+        text = f"the file has no answer to this case; its tensors: {', '.join(map(short, names)) or 'none'}"
         return Judged(GoldenOutcome(id, "wrong", text, (), precision))
     off = max(pair.off for pair in pairs)
     wrong = [pair for pair in pairs if pair.off > 1]
@@ -203,53 +204,53 @@ def _of_answers(
 
 
 def _lower_precision(wrong: Sequence[AnswerPair], precision: str, tolerance: Mapping[str, float]) -> str:
-    """Say in which lower precision all that is wrong would be right."""
+    """Name the lower precision in which all the wrong answers would be right; empty if there is none."""
     lower = sorted((p for p in tolerance if tolerance[p] > tolerance[precision]), key=lambda p: tolerance[p])
     for precision in lower:
         if all(pair.off * pair.allowed <= pair.bounds[precision] for pair in wrong):
             return (
-                f"as if rounded to {precision}: declare computed_in {precision}, if that is meant, or look for a cast "
-                "that nobody declared; "
+                f"as if rounded to {precision}: if that is intended, declare computed_in {precision}; if not, look for "
+                "an unwanted cast; "
             )
     return ""
 
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """One of a program's answers beside ours, and beside the bugs'."""
+    """One of a program's answers, with ours and the bugs'."""
 
     quantity: str
     answer: np.ndarray
     right: np.ndarray
-    allowed: float  # how far an entry may be off
-    bounds: Mapping[str, float]  # the same in each precision
-    signatures: Mapping[str, np.ndarray]  # the bugs' numbers, of a part of the answer
-    part: Any  # which part that is, as an index
+    allowed: float  # the allowed error of an entry
+    bounds: Mapping[str, float]  # the allowed error in each precision
+    signatures: Mapping[str, np.ndarray]  # the bugs' numbers, for a part of the answer
+    part: Any  # the index of that part
 
     @property
     def off(self) -> float:
-        """The entry that is off most, in units of what is allowed."""
+        """The largest error of an entry, in units of the allowed error."""
         return _off(self.answer, self.right) / self.allowed
 
     def is_of(self, flag: str) -> bool:
-        """Return whether the numbers are a bug's."""
+        """Return whether the answer has a bug's numbers."""
         return flag in self.signatures and _off(self.answer[self.part], self.signatures[flag]) <= self.allowed
 
     def predicted(self, flag: str) -> np.ndarray:
-        """Return the right answer with a bug's numbers where they are known."""
+        """Return the right answer, with a bug's numbers where they are known."""
         array = self.right.copy()
         array[self.part] = self.signatures[flag]
         return array
 
     @property
     def allowed_of_bugs(self) -> np.ndarray:
-        """How far each entry of a bug's answer may be off: without bounds where its numbers are not known."""
+        """The allowed error of each entry of a bug's answer; infinite where its numbers are unknown."""
         allowed = np.full(self.answer.shape, np.inf)
         allowed[self.part] = self.allowed
         return allowed
 
     def text(self) -> str:
-        """Say which entry is off most and, of logits, where they begin to be wrong."""
+        """Describe the entry with the largest error and, for logits, the position where they begin to be wrong."""
         off = np.abs(self.answer - self.right)
         at = np.unravel_index(int(off.argmax()), off.shape)
         where, answer, right = ", ".join(map(str, at)), self.answer[at], self.right[at]
@@ -260,13 +261,13 @@ class AnswerPair:
         return f"{text}; right up to position {first - 1}" if first else text
 
 
-def held_against(
+def paired_answers(
     quantity: str, theirs: Arrays, ours: Arrays, flags: list[str], precision: str, tolerance: Mapping[str, float]
 ) -> AnswerPair | str | None:
-    """Put an answer beside ours; say what is wrong with its shape, or return None of what is no answer of the case."""
+    """Pair an answer with ours; return what is wrong with its shape, or None if the case does not ask for it."""
     answer, logits, ids = theirs[quantity], ours["logits"], None
-    whole = "each.logits" in ours  # of a request, at all its positions
-    last = answer.ndim == 2 and not whole  # after the last token alone
+    whole = "each.logits" in ours  # a request with logits at all positions
+    last = answer.ndim == 2 and not whole  # only after the last token
     bounds = dict(tolerance)
     if quantity == "ids":
         return None
@@ -279,10 +280,10 @@ def held_against(
     elif quantity == "logits":
         right = logits[:, -1] if last else logits
     else:
-        bounds = {name: 2 * bound for name, bound in tolerance.items()}  # the logarithm of the sum may be off as well
+        bounds = {name: 2 * bound for name, bound in tolerance.items()}  # the log-sum-exp may be off as well
         right, ids = logits[:, -1] if last else logits, theirs.get("ids")
         if ids is not None and ids.shape != answer.shape:
-            return f"ids has shape {ids.shape}, expected {answer.shape} as {quantity} has"
+            return f"ids has shape {ids.shape}, expected {answer.shape}, the shape of {quantity}"
         if ids is not None and (outside := ids[(ids < 0) | (ids >= logits.shape[-1])]).size:
             return f"ids has {outside[0]}, expected ids below {logits.shape[-1]}"
         if ids is None or ids.shape[:-1] == right.shape[:-1]:
@@ -305,7 +306,7 @@ def held_against(
 
 
 def _not_finite(array: np.ndarray) -> str:
-    """Say which entry is the first that is not finite, and how many are."""
+    """Describe the first entry that is not finite, and count them."""
     bad = ~np.isfinite(array)
     at = np.unravel_index(int(bad.argmax()), array.shape)
     count = f"the only one of {array.size}" if bad.sum() == 1 else f"the first of {bad.sum()} among {array.size}"
@@ -313,7 +314,7 @@ def _not_finite(array: np.ndarray) -> str:
 
 
 def _log_probabilities(logits: np.ndarray, ids: np.ndarray | None) -> np.ndarray:  # (..., V), (..., n) -> (..., V or n)
-    """Return log-probabilities, of all tokens or of those named."""
+    """Return the log-probabilities of all tokens, or of the given ids."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return np.asarray(log_probabilities if ids is None else np.take_along_axis(log_probabilities, ids, axis=-1))

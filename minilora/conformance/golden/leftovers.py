@@ -1,12 +1,12 @@
-"""What engines make of a request that keep something of earlier ones, a row each, and in whose code it was made.
+"""Known bugs of engines that keep something from earlier requests.
 
-A row is `Engine` with a part replaced: which adapters are added for one prompt, each times its weight; which for the
-tokens that follow, or for log-probabilities within the prompt; or with which adapters the keys and values were computed
-that come from a cache. It knows what is asked of the prompt now, what was
-asked before, the adapters of the whole batch, and those that are loaded.
+A row is `Engine` with one part replaced: the adapters that are added for a prompt, each times its weight; those for the
+tokens that follow, or for log-probabilities within the prompt; or those with which cached keys and values were
+computed. A part is a function of a `Moment`, which has the adapter that the prompt asks for, those of earlier requests
+and of the whole batch, and those that are loaded. The table says in whose code a bug was found.
 
-In a session several bugs can give the same numbers for one request. So a request names all of them, and the bug that
-explains most requests stands first in the report.
+In a session, several bugs can give the same numbers for one request. So a request names all of them, and the report
+starts with the bug that explains the most requests.
 """
 
 from __future__ import annotations
@@ -18,73 +18,73 @@ from dataclasses import dataclass, replace
 from ..naming import Parts, Wrong
 from .adapters import LM_HEAD
 from .misreadings import MISREADINGS
-from .reading import Given
+from .reading import AdapterData
 from .sessions import Use, adapter_of
 
-Sum = list[tuple[Given, float]]
+Sum = list[tuple[AdapterData, float]]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One prompt of a request."""
+    """One prompt of a request, with what came before it."""
 
     now: Use | None
-    before: Sequence[Use | None]  # for this prompt, in the requests before
-    batch: Sequence[Use | None]  # for all prompts of this request
-    loaded: Sequence[Use] = ()  # what was to be loaded until now, asked for or not, and not unloaded
+    before: Sequence[Use | None]  # this prompt's adapters in earlier requests
+    batch: Sequence[Use | None]  # the adapters of all prompts of this request
+    loaded: Sequence[Use] = ()  # the adapters loaded by now and not unloaded, used or not
 
     @property
     def last(self) -> Use | None:
-        """What the request before asked for."""
+        """The adapter of the previous request."""
         return self.before[-1] if self.before else None
 
     @property
     def earlier(self) -> Use | None:
-        """What was asked for earlier, neither now nor just before."""
+        """The latest earlier adapter that is neither the current nor the previous one."""
         return next((use for use in reversed(self.before) if use not in (None, self.now, self.last)), None)
 
     @property
     def first(self) -> Use | None:
-        """The first adapter that was asked for."""
+        """The first adapter that an earlier request used."""
         return next((use for use in self.before if use is not None), None)
 
     @property
     def changes(self) -> list[Use]:
-        """Every adapter that was switched on until now, as often as it was."""
+        """Every adapter that was switched on until now, once for each time."""
         every = [*self.before, self.now]
         return [use for i, use in enumerate(every) if use is not None and (i == 0 or every[i - 1] != use)]
 
     @property
     def of_this_name(self) -> list[Use]:
-        """What was asked for under this name before, in order."""
+        """The earlier uses of this adapter's name, in order."""
         return [use for use in self.before if use is not None and self.now is not None and use.name == self.now.name]
 
     @property
     def namesake(self) -> Use | None:
-        """The adapter that had this name first, where it was another."""
+        """The first adapter with this name, if it is a different one."""
         first = next(iter(self.of_this_name), None)
         return None if first is None or self.now is None or first.folder == self.now.folder else first
 
 
 def added(*uses: Use | None, times: float = 1.0) -> Sum:
-    """Return the sum of adapters."""
+    """Return the sum of some adapters, each times its weight."""
     return [(adapter_of(use.folder), times * use.weight) for use in uses if use is not None]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What an engine answers with that lives on from request to request; by default nothing of earlier ones."""
+    """An engine that answers several requests. By default, earlier requests have no effect."""
 
-    sum: Callable[[Moment], Sum | None] = lambda m: added(m.now)  # what it adds; None where that is right
-    cached: Callable[[Moment], Sequence[Use | None]] = lambda m: ()  # whose keys and values it takes, where it does
+    sum: Callable[[Moment], Sum | None] = lambda m: added(m.now)  # the adapters it adds; None for the right ones
+    cached: Callable[[Moment], Sequence[Use | None]] = lambda m: ()  # the adapters of cached keys and values, if any
     order: Callable[[Sequence[Use | None]], Sequence[int]] | None = None  # the prompts whose answers a batch gets
-    generated: Callable[[Moment], Sum | None] = lambda m: None  # what it adds for tokens that follow; None as before
-    within: Callable[[Moment], Sum | None] = lambda m: None  # what it adds within a prompt; None as before
-    late: bool = False  # whether what it gives within a prompt is one token late
+    generated: Callable[[Moment], Sum | None] = lambda m: None  # the sum for generated tokens; None for `sum`
+    within: Callable[[Moment], Sum | None] = lambda m: None  # the sum within a prompt; None for `sum`
+    late: bool = False  # whether its answers within a prompt are one token late
 
 
 def of_case(flag: str, parts: Parts, count: int = 1) -> Wrong:
-    """Return a bug that shows in a case too, with its sentence and its source there."""
+    """Return the row of a bug that shows in cases too, with its sentence and source from there, and other parts."""
     return replace(next(bug for bug in MISREADINGS if bug.flag == flag), parts=parts, count=count)
 
 
@@ -153,7 +153,7 @@ def _mixed(m: Moment) -> bool:
 
 # fmt: off
 LEFTOVERS: Sequence[Wrong] = (
-    # what a name stands for
+    # the names of adapters
     Wrong("the-adapter-that-had-this-name-answers",
           "the adapter that had this name before answers: its weights are kept by the name alone",
           {"sum": lambda m: added(m.namesake) if m.namesake else None}, source="huggingface/peft #3581"),
@@ -170,7 +170,7 @@ LEFTOVERS: Sequence[Wrong] = (
           "the prompt's keys and values are those of the adapter that had this name before: they are kept by the "
           "tokens and the name",
           {"cached": lambda m: [m.namesake] if m.namesake else []}, source="vllm-project/vllm #30931"),
-    # the scale of a request
+    # the scales of requests
     Wrong("the-scale-is-ignored", "the scale of a request is ignored: the update is added once",
           {"sum": lambda m: _weighted(m.now, lambda weight: 1.0)}),
     Wrong("the-scale-of-the-request-before-stays", "the scale of the request before stays", {"sum": _last_weight}),
@@ -204,7 +204,7 @@ LEFTOVERS: Sequence[Wrong] = (
     Wrong("each-prompt-of-a-batch-gets-the-adapter-before",
           "each prompt of a batch gets the adapter of the prompt before",
           {"sum": lambda m: added(m.batch[m.batch.index(m.now) - 1]) if _mixed(m) else None}),
-    # what is added and not taken off
+    # adapters that are added and not removed
     Wrong("what-was-added-stays-in-the-weights",
           "each adapter stays in the weights when another is asked for, or none: they add up, one as often as it "
           "is switched on",
@@ -223,13 +223,13 @@ LEFTOVERS: Sequence[Wrong] = (
           {"sum": lambda m: added(m.earlier) if m.earlier else None}),
     Wrong("an-earlier-adapter-stays-on", "an earlier adapter stays on, beside this request's",
           {"sum": lambda m: added(m.earlier, m.now) if m.earlier else None}),
-    # what a cache keeps
+    # cached keys and values
     Wrong("keys-and-values-are-the-first-requests",
           "the prompt's keys and values are those of the first request that had its tokens, under its adapter",
           {"cached": lambda m: m.before[:1]},
           source="ggml-org/llama.cpp #26207, vllm-project/vllm #42125, LMCache/LMCache #2961"),
     of_case("keys-and-values-are-the-previous-adapters", {"cached": lambda m: m.before[-1:]}),
-    # what is loaded, and not asked for
+    # adapters that are loaded but not requested
     Wrong("adapters-that-are-loaded-are-applied-to-requests-without-one",
           "a request without an adapter gets all that are loaded",
           {"sum": lambda m: None if m.now else added(*m.loaded)}, source="ggml-org/llama.cpp #28674"),
@@ -239,7 +239,7 @@ LEFTOVERS: Sequence[Wrong] = (
     Wrong("adapters-that-are-loaded-are-applied-to-every-request",
           "every request gets all adapters that are loaded: each is added to the weights when it is loaded",
           {"sum": lambda m: added(*dict.fromkeys([*m.loaded, m.now]))}),
-    # what follows a prompt, and what is within it
+    # tokens after a prompt and within it
     Wrong("generated-tokens-are-the-bases", "the adapter acts on the prompt, and not on the tokens that follow it",
           {"generated": lambda m: []}),
     Wrong("generated-tokens-take-the-first-adapter-of-the-batch",
@@ -269,4 +269,4 @@ ROUNDED = Wrong(
     {},
     source="huggingface/trl #6688",
 )
-"""The one without numbers of its own: a request is right in a lower precision alone, and one before was right."""
+"""The only bug without a signature: a request is right only in a lower precision, and an earlier one was right."""

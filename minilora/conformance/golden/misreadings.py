@@ -1,14 +1,15 @@
-"""The bugs of programs that read adapters, a row each: what such a program computes, and in whose code it was made.
+"""Known bugs of programs that read adapters.
 
-A bug is `Reading` with some parts replaced. A row is all there is to add: each case in which the bug makes a
-difference then carries its numbers, as the bug's *signature*, and a program that answers with these numbers is told.
-A mistake that layers make too is a row of the suite's table, and is taken `of_suite` by its flag here.
+A bug is `Reading` with some parts replaced. To add a bug, add a row: each case in which the bug makes a difference then
+stores its numbers, the bug's *signature*, so that a program which answers with these numbers can be recognized. A row
+also says in whose code the bug was found. A mistake that layers make too is a row of the suite's table, and `of_suite`
+looks it up by its flag.
 
-`MISREADINGS` are made beside a plain decoder, `MIXTURE_MISREADINGS` beside one with mixtures of experts.
+`MISREADINGS` apply to adapters of a plain decoder, `MIXTURE_MISREADINGS` to those of one with mixtures of experts.
 
-Where several bugs give the same numbers, or near ones, that one is kept which gets the least wrong: `count` is 1 where
-one key, one kind of module or one factor is, and 2 or 3 where several are. Of equals it is the first in the alphabet;
-the place of a row is that in the index alone.
+If several bugs give the same numbers, or nearly so, the one that gets the least wrong is kept: `count` is 1 if one key,
+one kind of module or one factor is wrong, and 2 or 3 if several are. Ties are broken alphabetically by flag; the order
+of the rows only sets their order in the index.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Parts, Wrong
 from ..problems import bugs as table
 from .bases import EMBEDDING
-from .reading import PATTERNS, Config, Reading, lengths, matching, scale, scaled, setting
+from .reading import PATTERNS, Config, Reading, lengths, matching_values, scale, scaled, setting
 
 HEAD_DIM = 64
 EMBED = EMBEDDING.removesuffix(".weight")
@@ -34,11 +35,11 @@ EMBED = EMBEDDING.removesuffix(".weight")
 def of_suite(
     flag: str, parts: Parts | None = None, *, says: str = "", source: str | None = None, count: int = 1
 ) -> Wrong:
-    """Return a bug of the suite's table, as a program makes it that reads files.
+    """Return a bug of the suite's table, as a program that reads files makes it.
 
-    Its parts are those of the table, where these say where an expert's factors lie. Its sentence is that of the table,
-    or `says` where the words are others for files, which have use_rslora and no V. Its source is that of the table, or
-    `source` where other code made it when it read files.
+    Without `parts`, the row of the table is used as it is, which fits the rows about the layout of experts' factors.
+    `says` replaces the table's sentence if files need other words: they have use_rslora, but no V. `source` replaces
+    the table's source if the bug was found in other code that reads files.
     """
     bug = table.known(flag)
     if parts is None:
@@ -68,8 +69,8 @@ def _square(W: np.ndarray) -> bool:
 
 
 def _last(config: Config, path: str) -> float:
-    alpha = [config["lora_alpha"], *matching(config, "lora_alpha", path)][-1]
-    rank = [config["r"], *matching(config, "r", path)][-1]
+    alpha = [config["lora_alpha"], *matching_values(config, "lora_alpha", path)][-1]
+    rank = [config["r"], *matching_values(config, "r", path)][-1]
     return scaled(config, alpha, rank)
 
 
@@ -79,7 +80,7 @@ def _whole_paths(config: Config, path: str) -> float:
 
 
 def _matching_by(matches: Callable[[str, str], Any]) -> Callable[[Config, str], float]:
-    """Return the scaling where another rule says which key of a pattern matches a path."""
+    """Return a scaling that uses another rule for which key of a pattern matches a path."""
 
     def value(config: Config, key: str, path: str) -> Any:
         pattern = config.get(PATTERNS[key], {})
@@ -109,7 +110,7 @@ def _without_last_rank(path: str, A: np.ndarray, B: np.ndarray) -> tuple[np.ndar
 
 
 def _swapped(one: str, other: str) -> Any:
-    """Return where the adapters of two modules go that are exchanged."""
+    """Return the `place` of a reader that exchanges the adapters of two modules."""
 
     def place(path: str) -> str:
         head, last = path.rpartition(".")[::2]
@@ -122,37 +123,37 @@ def _without(pattern: str) -> Any:
     return lambda path: re.search(pattern, path) is None
 
 
-def _turned_layers(path: str) -> str:
+def _swapped_layers(path: str) -> str:
     return re.sub(r"(?<=^model\.layers\.)[01]", lambda match: str(1 - int(match[0])), path)
 
 
 def _scaled_by(factor: Callable[[Config, str], float]) -> Callable[[Config, str], float]:
-    """Return a scaling that is the right one times a factor."""
+    """Return the right scaling times a factor."""
     return lambda config, path: scale(config, path) * factor(config, path)
 
 
 def _fused_root(config: Config, path: str) -> float:
-    """Return the root of 2 for gate and up: when the two are put into one, r and alpha are doubled."""
+    """Return sqrt(2) for gate and up, since r and alpha are doubled when the two are fused; 1 otherwise."""
     in_one = re.search(r"\.experts\.\d+\.(w1|w3|gate_proj|up_proj)$", path)
     return math.sqrt(2) if config.get("use_rslora") and in_one else 1.0
 
 
-def _exchanged(BA: np.ndarray) -> np.ndarray:
+def _swapped_halves(BA: np.ndarray) -> np.ndarray:
     return np.roll(BA, len(BA) // 2, axis=0)
 
 
-def _apart(BA: np.ndarray) -> np.ndarray:
-    """Return the even rows above the odd ones."""
+def _deinterleaved(BA: np.ndarray) -> np.ndarray:
+    """Return the even rows, followed by the odd ones."""
     return np.concatenate([BA[::2], BA[1::2]])
 
 
-def _alternating(BA: np.ndarray) -> np.ndarray:
-    """Return the rows of the two halves by turns."""
+def _interleaved(BA: np.ndarray) -> np.ndarray:
+    """Return the rows of the two halves, interleaved."""
     return BA.reshape(2, -1, BA.shape[1]).swapaxes(0, 1).reshape(BA.shape)
 
 
-def _halves(gate: float, up: float) -> Callable[[np.ndarray], np.ndarray]:
-    """Return an update of which the gate's half and the up projection's count so much."""
+def _scaled_halves(gate: float, up: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that multiplies the gate's half of an update, and the up projection's, by these factors."""
     return lambda BA: np.repeat([gate, up], len(BA) // 2)[:, None] * BA
 
 
@@ -168,7 +169,7 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 # fmt: off
 MISREADINGS: Sequence[Wrong] = (
-    # the scaling, where the configuration says more than r and lora_alpha
+    # the scaling, for configurations with more than r and lora_alpha
     of_suite("rslora-root-is-ignored", {"scale": lambda c, p: _alpha(c, p) / _rank(c, p)},
              source="vllm-project/vllm #10798, NVIDIA/TensorRT-LLM #1668, sgl-project/sglang #40835"),
     Wrong("rank-pattern-is-dropped-in-the-scaling",
@@ -223,7 +224,7 @@ MISREADINGS: Sequence[Wrong] = (
           {"magnitude": lambda m, W: m[None] if _square(W) else m[:, None],
            "length": lambda W, BA, s: lengths((W + s * BA).T).T if _square(W) else lengths(W + s * BA)},
           "invoke-ai/InvokeAI #9517"),
-    # what else stands in a file
+    # other contents of the files
     Wrong("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16",
           {"read": _as_float16}),
     Wrong("alpha-is-cut-to-a-whole-number", "lora_alpha is read as a whole number, and cut",
@@ -264,7 +265,7 @@ MISREADINGS: Sequence[Wrong] = (
     Wrong("the-first-configuration-is-taken-for-all-adapters",
           "the first adapter's configuration is taken for all adapters",
           {"config_of": lambda i: 0}),
-    # one kind of module is left out; where there is no other, that is the whole update
+    # one kind of module is left out; if there is no other, that is the whole update
     *(Wrong(f"{name.replace('_', '-')}-is-left-out", f"the adapter of {name} is not applied",
             {"applied": _without(name)})
       for name in TARGETS),
@@ -284,12 +285,12 @@ MISREADINGS: Sequence[Wrong] = (
     of_suite("alpha-is-ignored", {"scale": lambda c, p: 1 / _rank(c, p)}, count=3),
     of_suite("the-scaling-is-r-alpha", {"scale": lambda c, p: _rank(c, p) / _alpha(c, p)}, count=3),
     of_suite("the-scaling-is-applied-twice", {"scale": lambda c, p: scale(c, p) ** 2}, count=2),
-    # places
+    # the modules that get the adapters
     Wrong("k-and-v-are-swapped", "the adapters of k_proj and v_proj are exchanged",
           {"place": _swapped("k_proj", "v_proj")}),
     Wrong("gate-and-up-are-swapped", "the adapters of gate_proj and up_proj are exchanged",
           {"place": _swapped("gate_proj", "up_proj")}, "sgl-project/sglang #27274"),
-    Wrong("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _turned_layers}),
+    Wrong("layers-are-swapped", "the adapters of the layers 0 and 1 are exchanged", {"place": _swapped_layers}),
     Wrong("attention-is-left-out", "the adapters of attention are not applied",
           {"applied": _without("self_attn")}, count=3),
     Wrong("the-mlp-is-left-out", "the adapters of the MLP are not applied", {"applied": _without(r"\.mlp\.")}, count=2),
@@ -329,7 +330,7 @@ MISREADINGS: Sequence[Wrong] = (
     Wrong("lora-b-is-reshaped-where-it-lies-transposed",
           "lora_B's transpose is reshaped to (out, r), and should be taken as it lies",
           {"factors": lambda path, A, B: (A, B.T.reshape(B.shape))}, count=2),
-    # what was trained beside the factors
+    # parts that were trained besides the factors
     Wrong("modules-to-save-are-ignored",
           "modules_to_save is ignored: the base's weight stays where the file has a trained one",
           {"saved": lambda W, trained: W}),
@@ -347,7 +348,7 @@ MISREADINGS: Sequence[Wrong] = (
     Wrong("trained-tokens-are-added",
           "the trained rows of trainable_token_indices are added to the base's, and should take their place",
           {"tokens": lambda rows, trained: rows + trained}),
-    # what is left of the case before
+    # remains of the previous case
     Wrong("the-previous-adapter-answers", "the previous adapter's answer: this case's adapter is not taken up",
           {"previous": "instead"}),
     Wrong("the-previous-adapter-stays-on", "the previous adapter stays on: this case's is added to it",
@@ -355,7 +356,7 @@ MISREADINGS: Sequence[Wrong] = (
     Wrong("keys-and-values-are-the-previous-adapters",
           "the prompt's keys and values are the previous adapter's: they are kept by its tokens alone",
           {"previous": "cached"}),
-    # the base alone
+    # the base without an adapter
     Wrong("rope-turns-neighbours",
           "the rotary embedding turns neighbours (2j, 2j + 1) together, and should turn j with j + head_dim / 2",
           {"base": "neighbours"}),
@@ -378,20 +379,20 @@ _OF_EXPERTS: Sequence[Wrong] = (
     # gate and up in one array
     Wrong("experts-gate-and-up-are-exchanged",
           "the update's halves are exchanged: gate_up_proj is taken for [up; gate], and is [gate; up]",
-          {"gate_up": _exchanged}),
+          {"gate_up": _swapped_halves}),
     Wrong("experts-gate-and-up-are-taken-for-alternating",
           "the update's rows are taken for alternating, gate, up, gate, up, and its halves are gate and up",
-          {"gate_up": _apart}),
+          {"gate_up": _deinterleaved}),
     Wrong("experts-gate-and-up-are-made-alternating",
           "the update's halves are put into alternating rows, gate, up, gate, up, and the weight's are not",
-          {"gate_up": _alternating}),
+          {"gate_up": _interleaved}),
     Wrong("experts-the-gates-half-counts-twice",
           "the update's first half is taken for gate and for up, its second half for neither",
           {"gate_up": _gate_twice}, "unslothai/unsloth-zoo #942"),
     Wrong("experts-the-up-half-is-left-out", "the update's second half, of up, is left out",
-          {"gate_up": _halves(1, 0)}),
+          {"gate_up": _scaled_halves(1, 0)}),
     Wrong("experts-the-gates-half-is-left-out", "the update's first half, of the gate, is left out",
-          {"gate_up": _halves(0, 1)}),
+          {"gate_up": _scaled_halves(0, 1)}),
     # ranks and scalings
     Wrong("experts-ranks-begin-a-row-late", "each expert's rows of lora_A begin one row late",
           {"rows_of_A": _shifted}),
@@ -414,7 +415,7 @@ _OF_EXPERTS: Sequence[Wrong] = (
     Wrong("experts-the-update-is-divided-by-the-kept",
           "the update is divided by how many experts a token keeps",
           {"scale": _scaled_by(lambda config, path: 0.5 if ".experts." in path else 1.0)}),
-    # what a PEFT of before, or another program, packed otherwise
+    # factors packed differently by an older PEFT or another program
     Wrong("experts-lora-b-layout-is-not-read",
           "lora_B_layout is not read: it says that lora_B has the expert as its slow index",
           {"layout": lambda config: None}),
@@ -438,7 +439,7 @@ _PACKINGS = [
     for bug in table.BUGS
     if bug.flag.startswith("experts-") and not callable(bug.parts) and set(bug.parts) <= vars(Reading()).keys()
 ]
-"""The suite's rows about where the factors of an expert lie."""
+"""The suite's rows about the layout of experts' factors."""
 _ALSO = (
     "rslora-root-is-ignored",
     "rank-pattern-is-dropped-in-the-scaling",
@@ -450,5 +451,5 @@ _ALSO = (
     "the-scaling-is-applied-twice",
     "the-last-rank-is-dropped",
 )
-"""Bugs of readers of all adapters, whose parts are parts here."""
+"""Bugs from `MISREADINGS` that apply to mixtures as well."""
 MIXTURE_MISREADINGS = (*_PACKINGS, *_OF_EXPERTS, *(row for row in MISREADINGS if row.flag in _ALSO))

@@ -1,14 +1,15 @@
-"""What engines do wrong with an adapter of a person's own, for a model's own layers and widths.
+"""Known mistakes of engines with a user's own adapter, for the layers and widths of any model.
 
-Most rows are those of the golden adapters, `misreadings`. Those of that table that are about several adapters, or about
-the golden models, are left out. Here are those that know how many layers a model has, and those about what an engine
-does with what it has read. They replace parts of `Reading`, or these:
+Most rows come from the golden adapters' table, `misreadings`, without those about several adapters or about the golden
+models. This file adds the rows that depend on the number of layers, and those about what an engine does with an adapter
+once it has read it. They replace parts of `Reading`, or these:
 
-    given         a function of the adapter: as the engine takes it, with other factors
-    rounded       (which, type): the weights that are rounded: "merged" ones, "all" after the merge, the "base"'s before
-    cached        whose keys and values the prompt's are, before a last token of the other: "base" or "adapted"
-    base          how the decoder itself is computed wrongly, see `bases.misdecoded`
-    temperature   what all logits are divided by
+    given         a function that returns the adapter with other factors, as the engine uses it
+    rounded       (which, type): the weights to round: "merged" ones, "all" after the merge, or the "base" before it
+    cached        "base": the prompt's keys and values are the base's, and its last token is computed with the adapter;
+                  "adapted": the other way round
+    base          the mistake in the decoder itself, see `bases.misdecoded`
+    temperature   the number that all logits are divided by
 """
 
 from __future__ import annotations
@@ -23,58 +24,58 @@ import numpy as np
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Wrong
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import Config, Given, setting
+from .reading import AdapterData, Config, setting
 from .subject import Subject
 
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+(?=\.)")
-GENERAL_ALPHAS = (8, 16, 32)
-"""What programs take for an alpha that they did not read."""
-MOST_LAYERS = 40
-"""Layers that are each left out in turn, where nothing else fits."""
-ELSEWHERE = {"previous", "start", "weights", "config_of", "unweighted", "shared", "tokens"}
-"""Parts of golden rows that are about several adapters, about the golden models, or about what is not computed here."""
-OF_FOUR_BITS = ("swapped", "no mean")
-"""How golden rows read a base in 4 bits wrongly, of which a model's own weights are not known here."""
-PLAINEST = "the-adapter-is-not-applied"
-"""What is named first of mistakes with the same numbers."""
+ASSUMED_ALPHAS = (8, 16, 32)
+"""Values that programs assume for an alpha that they did not read."""
+MAX_LAYERS = 40
+"""The largest number of layers that are left out one by one, when nothing else fits."""
+NOT_HERE = {"previous", "start", "weights", "config_of", "unweighted", "shared", "tokens"}
+"""Parts of golden rows about several adapters, about the golden models, or about features not supported here."""
+NF4_MISTAKES = ("swapped", "no mean")
+"""Golden rows that misread a 4-bit base; they are skipped, since a user's base is only known dequantized."""
+FIRST_NAMED = "the-adapter-is-not-applied"
+"""The mistake that is named first among those with the same numbers."""
 OF_TWO_LAYERS = {"layers-are-swapped", "layer-0-is-left-out", "layer-1-is-left-out"}
-"""Golden rows about models of two layers; `_of_layers` and `further_mistakes_of` have them for any."""
-LEFT_OUT_TOGETHER = (
+"""Golden rows for models of two layers; `_of_layers` and `further_mistakes_of` replace them for any number."""
+FUSED_MODULES = (
     ("k_proj", "v_proj"), ("q_proj", "k_proj"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"),
     ("o_proj", "down_proj"),
 )  # fmt: skip
-"""Modules that programs keep in one matrix, or split over devices in one way."""
+"""Modules that programs fuse into one matrix, or split over devices in the same way."""
 
 
 def mistakes_of(subject: Subject) -> list[Wrong]:
-    """Return the rows for a model and its adapter."""
+    """Return the rows that apply to a model and its adapter."""
     own = [*_of_heads(subject), *_of_layers(subject), *_of_modules(), *_of_factors(subject), *_of_all(subject)]
     flags = OF_TWO_LAYERS | {row.flag for row in own}
     patterns = any(subject.given.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
 
     def is_here(row: Wrong) -> bool:
-        parts = row.replaced_in(subject)
-        elsewhere = ELSEWHERE & {*parts} or parts.get("base") in OF_FOUR_BITS or row.flag in flags
+        parts = row.of(subject)
+        elsewhere = NOT_HERE & {*parts} or parts.get("base") in NF4_MISTAKES or row.flag in flags
         return not elsewhere and (patterns or "pattern" not in row.flag)
 
     golden = MISREADINGS if subject.config.mixture is None else MIXTURE_MISREADINGS
-    return sorted([*filter(is_here, golden), *own], key=lambda row: row.flag != PLAINEST)
+    return sorted([*filter(is_here, golden), *own], key=lambda row: row.flag != FIRST_NAMED)
 
 
 def further_mistakes_of(subject: Subject) -> list[Wrong]:
-    """Return a row for each layer and kind of module, left out or alone: many rows, for what no other one explains."""
-    layers, kinds = range(min(subject.layers, MOST_LAYERS)), sorted({_kind(path) for path in subject.given.modules})
+    """Return rows for leaving out, or applying only, each layer or kind of module. They are many, so tried last."""
+    layers, kinds = range(min(subject.layers, MAX_LAYERS)), sorted({_kind(path) for path in subject.given.modules})
     rows = [Wrong(f"layer-{i}-is-left-out", f"the adapters of layer {i} are not applied",
                   {"applied": lambda path, i=i: _layer(path) != i}) for i in layers]  # fmt: skip
-    rows += [Wrong(f"layer-{i}-alone", f"the adapters of layer {i} alone are applied",
+    rows += [Wrong(f"layer-{i}-alone", f"only the adapters of layer {i} are applied",
                    {"applied": lambda path, i=i: _layer(path) == i}) for i in layers]  # fmt: skip
-    rows += [Wrong(f"{kind.replace('_', '-')}-alone", f"the adapter of {kind} alone is applied",
+    rows += [Wrong(f"{kind.replace('_', '-')}-alone", f"only the adapter of {kind} is applied",
                    {"applied": lambda path, kind=kind: _kind(path) == kind}) for kind in kinds]  # fmt: skip
     return rows
 
 
 def _layer(path: str) -> int | None:
-    """Return the number of the layer that a module is in, None outside of all."""
+    """Return the number of the layer that a module is in, or None if it is in no layer."""
     match = LAYER_NUMBER.search(path)
     return int(match[0]) if match else None
 
@@ -84,7 +85,7 @@ def _kind(path: str) -> str:
 
 
 def _of_heads(subject: Subject) -> list[Wrong]:
-    """Return the rows of the golden table that know the width of a head, for the model's own."""
+    """Return the golden table's rows that depend on a head's width, for the width of the model's heads."""
     D = subject.config.head_dim
 
     def rows_of(ends: tuple[str, ...], change: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
@@ -99,13 +100,13 @@ def _of_heads(subject: Subject) -> list[Wrong]:
 
 
 def _of_layers(subject: Subject) -> list[Wrong]:
-    """Return the rows about layers: adapters in other layers, and layers without theirs."""
+    """Return the rows about layers: adapters in the wrong layers, and layers without their adapters."""
     L = subject.layers
     if L < 2:
         return []
 
     def moved(to: Callable[[int], int]) -> dict[str, Any]:
-        """Let each layer's adapter act in another layer, where there is one."""
+        """Apply each layer's adapter in another layer, if that layer exists."""
 
         def applied(path: str) -> bool:
             i = _layer(path)
@@ -113,7 +114,7 @@ def _of_layers(subject: Subject) -> list[Wrong]:
 
         return {"place": lambda path: LAYER_NUMBER.sub(lambda match: str(to(int(match[0]))), path), "applied": applied}
 
-    def alone(holds: Callable[[int], bool]) -> dict[str, Any]:
+    def only(holds: Callable[[int], bool]) -> dict[str, Any]:
         return {"applied": lambda path: (i := _layer(path)) is None or holds(i)}
 
     as_text = sorted(range(L), key=str)
@@ -126,26 +127,26 @@ def _of_layers(subject: Subject) -> list[Wrong]:
               moved(lambda i: i + 1)),
         Wrong("layers-are-one-too-low", "each layer's adapter acts in the layer before, and the first one's nowhere",
               moved(lambda i: i - 1)),
-        Wrong("layers-are-reversed", "the layers' adapters act in the reverse order", moved(lambda i: L - 1 - i)),
-        Wrong("layers-are-sorted-as-text", "the layers' adapters act in the order of their names as text, 10 before 2",
+        Wrong("layers-are-reversed", "the layers' adapters are applied in reverse order", moved(lambda i: L - 1 - i)),
+        Wrong("layers-are-sorted-as-text", "the layers' adapters are applied in alphabetical order, layer 10 before 2",
               moved(as_text.index)),
-        Wrong("the-first-half-of-the-layers-alone", "the adapters of the first half of the layers alone act",
-              alone(lambda i: i < L // 2)),
-        Wrong("the-second-half-of-the-layers-alone", "the adapters of the second half of the layers alone act",
-              alone(lambda i: i >= L // 2)),
-        Wrong("every-second-layer-alone", "the adapters of the layers 0, 2, 4 ... alone act",
-              alone(lambda i: i % 2 == 0)),
-        Wrong("every-other-layer-alone", "the adapters of the layers 1, 3, 5 ... alone act",
-              alone(lambda i: i % 2 == 1)),
-        Wrong("layer-0-for-all", "the adapter of layer 0 acts in every layer",
+        Wrong("the-first-half-of-the-layers-alone", "only the adapters of the first half of the layers are applied",
+              only(lambda i: i < L // 2)),
+        Wrong("the-second-half-of-the-layers-alone", "only the adapters of the second half of the layers are applied",
+              only(lambda i: i >= L // 2)),
+        Wrong("every-second-layer-alone", "only the adapters of layers 0, 2, 4, ... are applied",
+              only(lambda i: i % 2 == 0)),
+        Wrong("every-other-layer-alone", "only the adapters of layers 1, 3, 5, ... are applied",
+              only(lambda i: i % 2 == 1)),
+        Wrong("layer-0-for-all", "the adapter of layer 0 is applied in every layer",
               {"given": _with_factors_of(lambda path: LAYER_NUMBER.sub("0", path))}),
     ]  # fmt: skip
 
 
-def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable[[Given], Given]:
-    """Return a function that lets modules have another module's factors, where these have the shapes of their own."""
+def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable[[AdapterData], AdapterData]:
+    """Return a function that gives modules another module's factors, if the shapes are the same."""
 
-    def given_otherwise(given: Given) -> Given:
+    def given_otherwise(given: AdapterData) -> AdapterData:
         modules = {}
         for path, module in given.modules.items():
             theirs = given.modules.get(other(path), module)
@@ -158,15 +159,15 @@ def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable
 
 
 def _of_modules() -> list[Wrong]:
-    """Return rows about modules that programs keep together: some left out, or read with another one's factors."""
+    """Return the rows about modules that programs fuse: some are left out, or read with another one's factors."""
     rows = []
-    for names in LEFT_OUT_TOGETHER:
+    for names in FUSED_MODULES:
         flag, several = "-".join(names).replace("_proj", ""), f"{', '.join(names[:-1])} and {names[-1]}"
         rows.append(Wrong(f"{flag}-are-left-out", f"the adapters of {several} are not applied",
                           {"applied": lambda path, names=names: not path.endswith(names)}))  # fmt: skip
     return [
         *rows,
-        Wrong("q-and-v-alone", "the adapters of q_proj and v_proj alone are applied",
+        Wrong("q-and-v-alone", "only the adapters of q_proj and v_proj are applied",
               {"applied": lambda path: path.endswith(("q_proj", "v_proj"))}),
         Wrong("gate-twice", "up_proj has gate_proj's adapter: it was read twice, and up_proj's never",
               {"given": _with_factors_of(lambda path: path.replace("up_proj", "gate_proj"))},
@@ -179,7 +180,7 @@ def _of_modules() -> list[Wrong]:
 
 
 def _of_factors(subject: Subject) -> list[Wrong]:
-    """Return rows about parts of the factors: those of one device, of half of the ranks, and the way round."""
+    """Return the rows about parts of an update: one device's share, half of the ranks, a transposed square."""
 
     def halved(path: str, BA: np.ndarray) -> np.ndarray:
         return np.concatenate([BA[: len(BA) // 2], 0 * BA[len(BA) // 2 :]])
@@ -188,33 +189,33 @@ def _of_factors(subject: Subject) -> list[Wrong]:
         return halved(path, BA.T).T if path.endswith(("o_proj", "down_proj")) else halved(path, BA)
 
     rows = [
-        Wrong("one-device-of-two-alone", "the update is that of the first device of two: half of the inputs of "
+        Wrong("one-device-of-two-alone", "only the first of two devices applies its update: half of the inputs of "
               "o_proj and down_proj, and half of the others' outputs", {"update": of_one_device}),
         Wrong("a-square-update-is-transposed", "the update of a square weight is transposed",
               {"update": lambda path, BA: BA.T if BA.shape[0] == BA.shape[1] else BA}),
         Wrong("half-of-the-outputs-alone",
-              "the update reaches the first half of each module's outputs alone, as on one device of two",
+              "the update reaches only the first half of each module's outputs, as on one of two devices",
               {"update": halved}),
-        Wrong("half-of-the-inputs-alone", "the update reads the first half of each module's inputs alone, as on one "
-              "device of two", {"update": lambda path, BA: halved(path, BA.T).T}),
+        Wrong("half-of-the-inputs-alone", "the update reads only the first half of each module's inputs, as on one "
+              "of two devices", {"update": lambda path, BA: halved(path, BA.T).T}),
     ]  # fmt: skip
-    if subject.config.mixture is None:  # that of a mixture has a row of its own
-        rows.append(Wrong("half-of-the-ranks-alone", "the first half of the ranks alone is used",
+    if subject.config.mixture is None:  # MIXTURE_MISREADINGS has a row for this
+        rows.append(Wrong("half-of-the-ranks-alone", "only the first half of the ranks is used",
                           {"factors": lambda path, A, B: (A[: len(A) // 2], B[:, : len(A) // 2])}))  # fmt: skip
     return rows
 
 
 def _of_all(subject: Subject) -> list[Wrong]:
-    """Return rows about the scaling, the merged weights, and the keys and values of a prompt."""
+    """Return the rows about the scaling, the merged weights, and a prompt's keys and values."""
     ranks = {len(module.lora_A) for module in subject.given.modules.values()}
     rows = [
-        Wrong("the-update-is-halved", "half of the update is added", {"times": 0.5}),
+        Wrong("the-update-is-halved", "only half of the update is added", {"times": 0.5}),
         *(Wrong(f"{start}-{name}", f"{text} {name}", {"rounded": (which, dtype)})
           for start, (which, text) in ROUNDED_WEIGHTS.items()
           for name, dtype in (("bfloat16", "BF16"), ("float16", "F16"))),
         Wrong("keys-and-values-are-the-bases",
-              "the prompt's keys and values are the base's: they are kept by its tokens alone", {"cached": "base"}),
-        Wrong("the-last-token-is-the-bases", "the adapter acts on the prompt, and not on its last token",
+              "the prompt's keys and values are the base's: they are cached by its tokens only", {"cached": "base"}),
+        Wrong("the-last-token-is-the-bases", "the adapter is applied to the prompt, but not to its last token",
               {"cached": "adapted"}),
     ]  # fmt: skip
     if len(ranks) > 1:
@@ -225,11 +226,11 @@ def _of_all(subject: Subject) -> list[Wrong]:
         text = "nothing in the file is applied, neither factors nor modules trained in full: this is the base"
         nothing: dict[str, Any] = {"applied": lambda path: False, "saved": lambda W, trained: W}
         rows.append(Wrong("nothing-in-the-file-is-applied", text, nothing))
-    for alpha in GENERAL_ALPHAS:
+    for alpha in ASSUMED_ALPHAS:
         text = f"lora_alpha is not read: the scaling is {alpha} / r"
         rows.append(Wrong(f"alpha-{alpha}-is-taken", text, {"scale": _alpha_over_rank(alpha, 1.0)}))
         if subject.given.config.get("use_rslora"):
-            text = f"lora_alpha is not read: the scaling is {alpha} / the root of r"
+            text = f"lora_alpha is not read: the scaling is {alpha} / sqrt(r)"
             rows.append(Wrong(f"alpha-{alpha}-is-taken-over-the-root", text, {"scale": _alpha_over_rank(alpha, 0.5)}))
     return rows
 
@@ -239,8 +240,11 @@ def _alpha_over_rank(alpha: int, power: float) -> Callable[[Config, str], float]
 
 
 ROUNDED_WEIGHTS = {
-    "merged-in": ("merged", "the update was added to the weights, and these were rounded to"),
+    "merged-in": ("merged", "the weights with the update were rounded to"),
     "all-weights-in": ("all", "the adapter was merged, and then all weights of the model were rounded to"),
-    "the-base-in": ("base", "the base's weights are rounded, and the adapter acts beside them: they are in"),
+    "the-base-in": ("base", "the adapter is applied to a base whose weights were rounded to"),
 }
-"""Which weights are rounded, and how that is said, by the beginning of a flag. It is no mistake in that precision."""
+"""The weights to round and the start of the sentence, keyed by the start of the flag; the type's name follows both.
+
+Rounding is not a mistake if the engine declared that precision.
+"""

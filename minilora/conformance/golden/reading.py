@@ -1,4 +1,4 @@
-"""What an adapter's files make of a base's weights: the right formulas, each part of which can be replaced.
+"""Apply an adapter's files to a base's weights, by formulas whose parts can be replaced.
 
     delta = s B A                                  a linear layer's W (out, in); an embedding's W (V, dim) gets A^T B^T
     s = alpha / r, or alpha / sqrt(r)              use_rslora; r and alpha by rank_pattern and alpha_pattern
@@ -6,20 +6,20 @@
     W' = (m / |V|) V,  V = W + delta               use_dora; |V| is the length of each row
     b' = s b                                       lora_bias
     W' = the weight in the file                    modules_to_save
-    b' = the bias in the file                      bias="lora_only", of a module that has an adapter
-    W'[t] = the row in the file                    trainable_token_indices, of each such token t
+    b' = the bias in the file                      bias="lora_only", for a module with an adapter
+    W'[t] = the row in the file                    trainable_token_indices, for each such token t
 
-Factors of E experts are packed into one pair, (E r, in) and (out, r E), and r is that of one expert:
+The factors of E experts are packed into one pair, (E r, in) and (out, r E), where r is one expert's rank:
 
     W_e' = W_e + s B_e A_e               each expert e; a matrix is a stack of one
     A_e = r rows of A                    the expert as the slow index
-    B_e = r columns of B                 the expert as the fast one, or where `lora_B_layout` says so as the slow one
-    W_e' = W_e + s (B_e A_e)^T           by a PEFT up to 0.19.0, whose A is (E r, out), and B (in, r E)
+    B_e = r columns of B                 the expert as the fast index, or as the slow one if `lora_B_layout` says so
+    W_e' = W_e + s (B_e A_e)^T           from PEFT up to 0.19.0, whose A is (E r, out), and B (in, r E)
 
-Names of before, such as ``block_sparse_moe.experts.3.w1``, are of one expert, and a part of its rows.
+Old names, such as ``block_sparse_moe.experts.3.w1``, mean some rows of one expert's matrix.
 
-A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`. Where the
-factors of an expert lie is in the suite's own record, so a row of its table about that is a reader's bug too.
+A reader's bug is these formulas with some parts replaced: see `minilora.conformance.golden.misreadings`. The layout of
+experts' factors uses the suite's own formulas, so the rows of its table about that layout are readers' bugs too.
 """
 
 from __future__ import annotations
@@ -44,46 +44,46 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class AdapterModule:
-    """What an adapter has for one module, in float64."""
+    """An adapter's arrays for one module, in float64."""
 
     lora_A: np.ndarray  # (r, in)
     lora_B: np.ndarray  # (out, r)
-    bias: np.ndarray | None = None  # (out,), of lora_bias
-    magnitude: np.ndarray | None = None  # (out,), of DoRA
-    trained_bias: np.ndarray | None = None  # (out,), the base's own bias as it was trained, of bias="lora_only"
+    bias: np.ndarray | None = None  # (out,), with lora_bias
+    magnitude: np.ndarray | None = None  # (out,), with DoRA
+    trained_bias: np.ndarray | None = None  # (out,), the base's own bias after training, with bias="lora_only"
 
 
-@dataclass(frozen=True, eq=False)  # an adapter is itself alone: what it makes of a base can be kept
-class Given:
-    """An adapter's two files: adapter_config.json, and the arrays by module path."""
+@dataclass(frozen=True, eq=False)  # compared by identity, so that results for an adapter can be cached
+class AdapterData:
+    """The contents of an adapter's two files: adapter_config.json, and the arrays by module path."""
 
     config: Config
     modules: Mapping[str, AdapterModule]
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Of PiSSA's own files the product B A before training, (out, in), which such a file leaves to its reader."""
+    """For PiSSA's own files, the product B A before training, (out, in), which is not in the files."""
     saved: Mapping[str, np.ndarray] = field(default_factory=dict)
     """The weights of modules that were trained in full, by module path."""
     tokens: Mapping[str, tuple[Sequence[int], np.ndarray]] = field(default_factory=dict)
-    """Of an embedding's rows that were trained, which they are and the rows, by module path."""
-    stored: str = ""  # the type of the factors in the file, where it is not float32
+    """The token ids and the rows of embeddings with trained rows, by module path."""
+    stored: str = ""  # the type of the factors in the file, if it is not float32
 
 
 PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 
 
-def matching(config: Config, key: str, path: str) -> list[Any]:
-    """Return what the patterns say that match a module's path as PEFT matches them, in their order."""
+def matching_values(config: Config, key: str, path: str) -> list[Any]:
+    """Return the values of all patterns that match a module's path by PEFT's rule, in their order."""
     patterns = config.get(PATTERNS[key], {})
     return [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)]
 
 
 def setting(config: Config, key: str, path: str) -> Any:
-    """Return r or lora_alpha of a module: of the patterns that match, the first decides."""
-    return next(iter(matching(config, key, path)), config[key])
+    """Return r or lora_alpha for a module: the value of the first pattern that matches, or else the general one."""
+    return next(iter(matching_values(config, key, path)), config[key])
 
 
 def scaled(config: Config, alpha: float, rank: int) -> float:
-    """Return alpha / r, or alpha / sqrt(r)."""
+    """Return alpha / r, or alpha / sqrt(r) with use_rslora."""
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
@@ -93,15 +93,15 @@ def scale(config: Config, path: str) -> float:
 
 
 def is_turned(config: Config) -> bool:
-    """Return whether packed factors are those of transposed weights."""
+    """Return whether packed factors are for transposed weights, by PEFT's version."""
     version = version_of(config.get("peft_version"))
     return version is not None and version <= EXCHANGED_UNTIL
 
 
-def site(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]:
-    """Return the array that a path's adapter changes: all of it, or some rows of one expert's.
+def target_array(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]:
+    """Return the name of the array that a path's adapter changes, with the expert and rows if it changes only these.
 
-    It goes to another place where there is such a one.
+    The array is that of `place` if it exists, and otherwise that of `path`.
     """
     for one in (place, path):
         name, expert, parts, part = _array_of(one, arrays)
@@ -114,7 +114,7 @@ def site(path: str, place: str, arrays: Arrays) -> tuple[str, int | None, slice]
 
 
 def _array_of(path: str, arrays: Arrays) -> tuple[str, int | None, tuple[str, ...], str]:
-    """Return the array of a path; of one expert's its number, the parts of such a one, and which of them it is."""
+    """Return the name of a path's array; for a path of one expert, also its number, the array's parts, and its part."""
     of_one = re.fullmatch(r"(.*)\.experts\.(\d+)\.(\w+)", path)
     if of_one is None:
         return path if path in arrays else f"{path}.weight", None, (), ""
@@ -131,11 +131,11 @@ def lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
 
 @dataclass(frozen=True)
 class Reading:
-    """The parts of the formulas; by default the right ones."""
+    """The parts of the formulas. The defaults are right."""
 
     scale: Callable[[Config, str], float] = scale
-    times: float = 1.0  # what the update is multiplied by besides
-    applied: Callable[[str], bool] = lambda path: True  # whether a module's adapter is
+    times: float = 1.0  # an additional factor of the update
+    applied: Callable[[str], bool] = lambda path: True  # whether a module's adapter is applied
     place: Callable[[str], str] = lambda path: path  # the module that gets the adapter of a path
     factors: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda path, A, B: (A, B)
     update: Callable[[str, np.ndarray], np.ndarray] = lambda path, BA: BA
@@ -144,18 +144,18 @@ class Reading:
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m / n
     bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
     trained_bias: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda b, trained: trained
-    saved: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda W, trained: trained  # of modules_to_save
+    saved: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda W, trained: trained  # modules_to_save
     tokens: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda rows, trained: trained
-    read: Callable[[str, np.ndarray], np.ndarray] = lambda stored, x: x  # the numbers of a factor in a file's type
-    previous: str = ""  # what is left of the previous case's adapters: "instead", "beside", or "cached"
-    weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # of several adapters
-    config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration the adapter i is read with
-    start: float = 1.0  # how much of PiSSA's start is taken off
-    ties: bool = False  # whether the tied head, or embedding, is changed with the other
-    base: str = ""  # how its 4-bit weights are read, see `Base.misread`
-    product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: the same bits everywhere, or fast
-    # of packed experts; those of the suite's record by the names that they have there
-    rank: Callable[[Config, str], int] = lambda config, path: int(setting(config, "r", path))  # that slices are of
+    read: Callable[[str, np.ndarray], np.ndarray] = lambda stored, x: x  # a factor read in its type
+    previous: str = ""  # how the previous case's adapters remain: "instead", "beside", or "cached"
+    weights: Callable[[Sequence[float]], Sequence[float]] = lambda weights: weights  # the weights of several adapters
+    config_of: Callable[[int], int] = lambda i: i  # the adapter whose configuration is used for adapter i
+    start: float = 1.0  # the share of PiSSA's start that is subtracted
+    ties: bool = False  # whether the head is changed with a tied embedding, and vice versa
+    base: str = ""  # how the base is misread, see `Base.misread` and `misdecoded`
+    product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: bit-identical everywhere, or fast
+    # packed experts; fields of `ExpertFormulas` keep their names
+    rank: Callable[[Config, str], int] = lambda config, path: int(setting(config, "r", path))  # the rank of a slice
     gate_up: Callable[[np.ndarray], np.ndarray] = lambda BA: BA  # the update of an expert's gate_up_proj (2 m, d)
     layout: Callable[[Config], str | None] = lambda config: config.get("lora_B_layout")
     rows_of_A: Callable[[int, int], np.ndarray] = ExpertFormulas.rows_of_A
@@ -163,24 +163,24 @@ class Reading:
     factors_of: Callable[[int, int], int] = ExpertFormulas.factors_of
     scaling_of: Callable[[float, int, int], float] = ExpertFormulas.scaling_of
     exchanged: bool = ExpertFormulas.exchanged
-    # of a mixture itself
-    kept: Callable[[int], int] = lambda K: K  # how many experts a token keeps
+    # the mixture itself
+    kept: Callable[[int], int] = lambda K: K  # the number of active experts per token
     renormalised: Callable[[bool], bool] = lambda renormalised: renormalised
-    unweighted: bool = False  # whether the update of each kept expert counts whole, and not by its share
-    shared: bool = True  # whether the shared expert is there
+    unweighted: bool = False  # whether active experts' updates are not scaled by the router's weights
+    shared: bool = True  # whether the shared expert is used
 
     def decoding(self, mixture: MixtureConfig) -> tuple[MixtureConfig, bool]:
-        """Return what a mixture is read as, and whether updates count whole."""
+        """Return the mixture that a reader uses, and whether updates are not scaled by the router's weights."""
         kept, renormalised = self.kept(mixture.num_experts_per_tok), self.renormalised(mixture.norm_topk_prob)
         return replace(mixture, num_experts_per_tok=kept, norm_topk_prob=renormalised), self.unweighted
 
     def changed(
-        self, arrays: Arrays, adapters: Sequence[tuple[Given, float]], misread: Mapping[str, Arrays] | None = None,
-        previous: Sequence[tuple[Given, float]] = (),
+        self, arrays: Arrays, adapters: Sequence[tuple[AdapterData, float]],
+        misread: Mapping[str, Arrays] | None = None, previous: Sequence[tuple[AdapterData, float]] = (),
     ) -> Arrays:  # fmt: skip
-        """Return all arrays of the base that are not as they were, and new biases; `misread` is the base's.
+        """Return all arrays of the base that change, and new biases; `misread` is `Base.misread` or `misdecoded`.
 
-        `previous` are the adapters of the case before, of which a program may leave something.
+        `previous` has the adapters of the previous case, which a faulty program may not remove.
         """
         if previous and self.previous in ("instead", "beside"):
             adapters = [*previous, *(adapters if self.previous == "beside" else ())]
@@ -206,11 +206,11 @@ class Reading:
             after[down] = 0 * after.get(down, read[down])
         return after
 
-    def _add(self, after: Arrays, read: Arrays, config: Config, adapter: Given, path: str, weight: float) -> None:
-        """Put a module's update into the arrays that are changed: a matrix is a stack of one."""
+    def _add(self, after: Arrays, read: Arrays, config: Config, adapter: AdapterData, path: str, weight: float) -> None:
+        """Add a module's update to the changed arrays. A matrix is treated as a stack of one."""
         module, start = adapter.modules[path], adapter.starts.get(path)
         A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
-        name, expert, rows = site(path, self.place(path), read)
+        name, expert, rows = target_array(path, self.place(path), read)
         W, s = after.get(name, read[name]), self.scale(config, path) * self.times
         stack = (W if W.ndim == 3 else W[None]).copy()
         count = len(stack) if expert is None else 1
@@ -239,7 +239,7 @@ class Reading:
     def _pair(
         self, config: Config, path: str, A: np.ndarray, B: np.ndarray, e: int, count: int
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return the factors of expert e, of so many in these; None where it takes none."""
+        """Return the factors of expert e of `count`, or None if it gets no factors."""
         r, taken = len(A) if count == 1 else self.rank(config, path), self.factors_of(e, count)
         if taken >= count:
             return None
@@ -248,7 +248,7 @@ class Reading:
         return self.factors(path, A[self.rows_of_A(count, r)[taken]], B[:, columns[taken]])
 
     def _updated(self, W: np.ndarray, BA: np.ndarray, s: float, weight: float, m: np.ndarray | None) -> np.ndarray:
-        """Return one matrix with its update."""
+        """Return a matrix with its update added, rescaled if DoRA's magnitude `m` is given."""
         if m is None:
             return np.asarray(W + weight * s * BA)
         return self.gain(self.magnitude(m, W), self.length(W, BA, s)) * (W + s * BA)

@@ -1,7 +1,7 @@
-"""Sessions: requests to one living engine, one after another, and what each of them asks for.
+"""The sessions: sequences of requests to one running engine.
 
-A case asks a program once. What an engine keeps from one request to the next shows only in a session: weights under a
-name, keys and values of a prompt, a scale, an update that is merged in.
+A case is a single request. Only a session shows what an engine keeps from one request to the next: weights under a
+name, a prompt's keys and values, a scale, a merged update.
 """
 
 from __future__ import annotations
@@ -17,48 +17,48 @@ import numpy as np
 from .adapters import Adapter, adapter_files, drawn_adapter
 from .bases import LIVING
 from .cases import TABLE, drawn_tokens
-from .reading import Arrays, Given
+from .reading import AdapterData, Arrays
 
 PREFIX, TAIL = 256, 6
-"""Tokens of a prompt: those that several requests share, and those that each has for itself."""
+"""The number of a long prompt's tokens that several requests share, and of those that follow."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """An adapter, as a request asks for it."""
+    """An adapter in a request."""
 
-    name: str  # that the engine knows it by
+    name: str  # the engine's name for it
     folder: Path
-    weight: float = 1.0  # what the update is multiplied by
+    weight: float = 1.0  # the factor of its update
 
 
 @dataclass(frozen=True)
 class Request:
-    """What an engine is asked."""
+    """A request to an engine."""
 
     prompts: np.ndarray  # token ids (prompts, T)
-    adapters: tuple[Use | None, ...]  # of each prompt; None is the base alone
-    unload: tuple[str, ...] = ()  # the names that the engine is to forget before
-    merged: bool = False  # whether the adapter is to be folded into the weights; after the request it is taken out
-    load: tuple[Use, ...] = ()  # what the engine is to load before, though no prompt may ask for it
-    generate: int = 0  # how many tokens are to follow, the likeliest each time: then the answer is of each of them
-    each: bool = False  # whether the answer is after each token of the prompts but the last, from one pass over them
+    adapters: tuple[Use | None, ...]  # one for each prompt; None is the base without an adapter
+    unload: tuple[str, ...] = ()  # the names to unload before the request
+    merged: bool = False  # whether to merge the adapter into the weights for this request, and unmerge it after
+    load: tuple[Use, ...] = ()  # adapters to load before the request, used by a prompt or not
+    generate: int = 0  # the number of tokens to generate greedily; the answer has logits for each
+    each: bool = False  # whether the answer has logits after each token of the prompts but the last, from one pass
 
 
 @dataclass(frozen=True)
 class Session:
-    """Requests that one engine answers in their order."""
+    """A sequence of requests that one engine answers in order."""
 
     id: str
     note: str
-    steps: Sequence[Mapping[str, Any]]  # what is asked of the adapters, of each prompt or one for all
-    seeds: tuple[int, ...]  # of its prompts
-    long: bool = False  # whether the prompts share a long prefix, and each request has one of its own
-    generated: Sequence[Sequence[int]] = ()  # tokens that the first request makes, which prompts with `each` end with
+    steps: Sequence[Mapping[str, Any]]  # the requests in the table, without prompts; one adapter may be for all
+    seeds: tuple[int, ...]  # the seeds of its prompts
+    long: bool = False  # whether each request has one prompt, and all share a long prefix
+    generated: Sequence[Sequence[int]] = ()  # tokens that the first request generates; prompts with `each` end in them
 
     @cached_property
     def requests(self) -> tuple[Request, ...]:
-        """The requests, with their prompts and with an adapter for each prompt."""
+        """The requests, with prompts and an adapter for each prompt."""
         return tuple(
             Request(
                 np.append(prompts, self.generated, axis=1) if step.get("each") else prompts,
@@ -73,7 +73,7 @@ class Session:
         )
 
     def prompts(self, seeds: Sequence[int]) -> list[np.ndarray]:
-        """Return the prompts (prompts, T) of each request, none of whose tokens is special."""
+        """Return the prompts (prompts, T) of each request, without special tokens."""
         tails = np.array([drawn_tokens(self.id, seed, TAIL) for seed in seeds])
         if not self.long:
             return [tails] * len(self.steps)
@@ -83,7 +83,7 @@ class Session:
 # --- the table --------------------------------------------------------------------------------------
 
 LIVING_ADAPTERS = {name: Adapter(**entry) for name, entry in TABLE["living"].items()}
-"""The adapters of all sessions, by the name of their folder."""
+"""The adapters of all sessions, by their folder's name."""
 USES: Mapping[str, Use | None] = {"base": None} | {
     name: Use(entry["name"], Path("adapters", entry["folder"]), entry.get("weight", 1.0))
     for name, entry in TABLE["uses"].items()
@@ -95,13 +95,13 @@ SESSIONS = tuple(
 
 
 @cache
-def adapter_of(folder: Path) -> Given:
-    """Return a session's adapter, drawn."""
+def adapter_of(folder: Path) -> AdapterData:
+    """Draw a session's adapter."""
     return drawn_adapter(np.random.default_rng([*folder.name.encode()]), LIVING_ADAPTERS[folder.name], LIVING)
 
 
 def session_adapters() -> Iterator[tuple[Path, tuple[dict[str, Any], Arrays]]]:
-    """Yield the folder of each adapter of the sessions, and what its files hold."""
+    """Yield the folder of each adapter of the sessions, with its configuration and tensors."""
     for name, adapter in LIVING_ADAPTERS.items():
         folder = Path("adapters", name)
         yield folder, adapter_files(adapter, adapter_of(folder), LIVING)

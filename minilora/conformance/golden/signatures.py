@@ -1,6 +1,7 @@
-"""The answers to a case, and to a session's request: right numbers, and those of each bug that is told apart there.
+"""Compute the answers to cases and requests: the right numbers, with the signatures of bugs.
 
-Such a bug's numbers lie `Case.apart` from the right ones and from those of every other bug that is kept.
+A bug has a signature in a case if its numbers are at least `Case.apart` from the right ones and from every other
+signature there.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ from .cases import TOLERANCE, Case
 from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import Arrays, Given, Reading
+from .reading import AdapterData, Arrays, Reading
 from .sessions import Request, Session, Use
 
 APART = 10 * TOLERANCE["bfloat16"]
-"""How far a bug moves some logit at a prompt's end: in a session, and in each case that says no other."""
+"""The least change that a bug makes to some logit after a prompt, in sessions and in cases without one of their own."""
 EQUAL = 1e-6
-"""Bugs whose numbers are as near as this give the same ones: the order of a sum differs alone."""
+"""Bugs whose numbers are this close count as equal, since only the order of a sum differs."""
 Engines: TypeAlias = Mapping[str, Engine]
 Numbers: TypeAlias = dict[str, np.ndarray]
-"""Those of each bug, by its flag."""
+"""Each bug's numbers, by its flag."""
 Decoding: TypeAlias = tuple[MixtureConfig | None, bool]
-"""What a mixture is read as, and whether what adapters add to a kept expert counts whole, and not by its share."""
+"""The mixture that a reader uses, and whether active experts' updates are not scaled by the router's weights."""
 PLAIN: Decoding = (None, False)
 SHOWN_ROWS, ROWS = 4, 1
-"""How many rows of a merged weight stand in the answers, and in a signature."""
+"""The number of rows of a merged weight in the answers, and in a signature."""
 
 
 @dataclass(frozen=True)
 class CaseAnswers:
-    """Right numbers, and those of each bug that is told apart, by its flag."""
+    """The right numbers, and each bug's signature by its flag."""
 
-    logits: np.ndarray  # (prompts, T, V); of a request (prompts, V), after the last token, or of all its positions
-    signatures: dict[str, np.ndarray]  # logits (prompts, V) after the last token; or of all positions of a request
-    merged: tuple[str, np.ndarray] | None = None  # the name of a weight, and the weight with the adapters folded in
-    merged_signatures: dict[str, np.ndarray] = field(default_factory=dict)  # its first rows
-    each: bool = False  # whether these are of all positions of a request
+    logits: np.ndarray  # (prompts, T, V); for a request (prompts, V), after the last token, or at all positions
+    signatures: dict[str, np.ndarray]  # logits (prompts, V) after the last token, or a request's at all positions
+    merged: tuple[str, np.ndarray] | None = None  # a weight's name, and the weight with the adapters merged
+    merged_signatures: dict[str, np.ndarray] = field(default_factory=dict)  # the merged weight's first rows, by flag
+    each: bool = False  # whether the answers are for all positions of a request
 
     @property
     def ends(self) -> np.ndarray:
@@ -53,7 +54,7 @@ class CaseAnswers:
         return self.logits if self.logits.ndim == 2 else self.logits[:, -1]
 
     def tensors(self) -> Arrays:
-        """Return what stands in a file of answers; of a request's positions the last, and apart all of them."""
+        """Return the tensors of a file of answers. Logits at all positions get names of their own."""
         if self.each:
             last = CaseAnswers(self.ends, {flag: z[:, -1] for flag, z in self.signatures.items()})
             every = {f"each.signature.{flag}": z.astype(np.float32) for flag, z in self.signatures.items()}
@@ -73,11 +74,11 @@ def answers(case: Case) -> CaseAnswers:
     """Compute the answers to a case."""
     base, before = case.base, case.base.arrays
     table = MISREADINGS if base.mixture is None else MIXTURE_MISREADINGS
-    misread = base.misread if case.given else base.misdecoded  # beside an adapter a decoder is not judged
-    readings = {"": Reading()} | {row.flag: Reading(**row.replaced_in(case)) for row in table}
+    misread = base.misread if case.given else base.misdecoded  # with an adapter, the decoder is not judged
+    readings = {"": Reading()} | {row.flag: Reading(**row.of(case)) for row in table}
     changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
     decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
-    numbers = _ends_of(base, case.prompts, changed, decodings)
+    numbers = _end_logits(base, case.prompts, changed, decodings)
     if case.previous:
         flag = next(row.flag for row in table if row.replaced_in(case).get("previous") == "cached")
         old, length = Reading().changed(before, case.previous), case.prompts.shape[1] - 1
@@ -92,10 +93,10 @@ def answers(case: Case) -> CaseAnswers:
 
 
 def distinct(numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0) -> list[str]:
-    """Return the flags of the bugs that are told from the right numbers, those of "", and from each other.
+    """Return the flags of the bugs whose numbers differ by `apart` from the right ones, numbers[""], and each other.
 
-    Of bugs that are near each other that one is kept which gets the least wrong, and of such the first in the alphabet;
-    of those as near as `equal` all are.
+    Among bugs closer than that, the one that gets the least wrong is kept, then the alphabetically first. Bugs whose
+    numbers are within `equal` of a kept one's are kept as well.
     """
     kept: list[str] = []
     for row in sorted(table, key=lambda row: (row.count, row.flag)):
@@ -107,11 +108,11 @@ def distinct(numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: f
 
 
 def distance(array: np.ndarray, expected: np.ndarray) -> float:
-    """Return how far the entry is off that is off most."""
+    """Return the largest difference of an entry."""
     return float(np.abs(array - expected).max())
 
 
-# --- decoded ----------------------------------------------------------------------------------------
+# --- logits -----------------------------------------------------------------------------------------
 
 
 def _logits(
@@ -123,25 +124,25 @@ def _logits(
     last: int = 0,
     cached: int = 0,
 ) -> np.ndarray:  # (v, prompts, T, V)
-    """Return the logits of decoders, by the arrays that each has changed, among them biases that the base has not."""
+    """Return the logits of decoders that differ from the base in these arrays, which may include new biases."""
     before, (mixture, whole) = base.arrays, decoding
     names = {name for one in changed for name in one}
-    arrays = {name: np.stack([one[name] if name in one else _usual(base, name) for one in changed]) for name in names}
+    arrays = {name: np.stack([one[name] if name in one else _default(base, name) for one in changed]) for name in names}
     z = exact_logits(base.config, {**before, **arrays}, ids, cached, last, mixture, before if whole else None)
     return np.broadcast_to(z, (len(changed), *z.shape[-3:]))
 
 
-def _usual(base: Base, name: str) -> np.ndarray:
-    """Return an array of the base's; a bias that it has not is zero."""
+def _default(base: Base, name: str) -> np.ndarray:
+    """Return one of the base's arrays; a bias that the base does not have is zero."""
     if name in base.arrays:
         return base.arrays[name]
     return np.zeros(len(base.arrays[f"{name.removesuffix('.bias')}.weight"]))
 
 
-def _ends_of(
+def _end_logits(
     base: Base, ids: np.ndarray, changed: Mapping[str, Arrays], decodings: Mapping[str, Decoding]
 ) -> dict[str, np.ndarray]:
-    """Return the logits (prompts, V) after the last token, by each bug's flag; equal decoders are computed once."""
+    """Return the logits (prompts, V) after the last token, keyed by bug; equal decoders are computed once."""
     ends: dict[str, np.ndarray] = {}
     decoders = {id(one): one for one in changed.values()}
     keys = {number: _key(base, one) for number, one in decoders.items()}
@@ -157,13 +158,13 @@ def _ends_of(
 
 
 def _key(base: Base, changed: Arrays) -> frozenset[tuple[str, bytes]]:
-    """Return what is equal of equal decoders."""
-    differ = {name: array for name, array in changed.items() if (array != _usual(base, name)).any()}
+    """Return a key that is the same for equal decoders."""
+    differ = {name: array for name, array in changed.items() if (array != _default(base, name)).any()}
     return frozenset((name, array.tobytes()) for name, array in differ.items())
 
 
 def _with_old_cache(base: Base, ids: np.ndarray, length: int, old: Arrays, new: Arrays) -> np.ndarray:  # (prompts, V)
-    """Return logits after the last token, where the first tokens' keys and values are those of other adapters."""
+    """Return logits after the last token, if the first `length` tokens' keys and values come from `old`."""
     return _logits(base, ids, [old, new], cached=length, last=1)[1, :, 0]
 
 
@@ -191,7 +192,7 @@ def _of_request(before: Sequence[Request], request: Request) -> CaseAnswers:
 
 
 def _loaded(requests: Sequence[Request]) -> list[Use]:
-    """Return what was to be loaded, and was not unloaded."""
+    """Return the adapters that requests loaded and did not unload."""
     uses: dict[str, Use] = {}
     for request in requests:
         uses = {name: use for name, use in uses.items() if name not in request.unload}
@@ -200,18 +201,18 @@ def _loaded(requests: Sequence[Request]) -> list[Use]:
 
 
 def _after(prompt: np.ndarray, engines: Engines, m: Moment, before: Sequence[Request], _: int) -> Numbers:
-    """Return the logits (V,) after the last token, by each bug's flag."""
+    """Return the logits (V,) after the last token, keyed by bug."""
     changed = {flag: _changed(engine.sum(m), m) for flag, engine in engines.items()}
-    ends = _ends_of(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
+    ends = _end_logits(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
     for flag, engine in engines.items():
         if cache := engine.cached(m):
-            old, length = _changed(added(*cache), m), shared(prompt, before)
+            old, length = _changed(added(*cache), m), cached_length(prompt, before)
             ends[flag] = _with_old_cache(LIVING, prompt[None], length, old, changed[""])
     return {flag: z[0] for flag, z in ends.items()}
 
 
 def _within(prompt: np.ndarray, engines: Engines, m: Moment, *_: Any) -> Numbers:
-    """Return the logits (T - 1, V) after each token but the last; what caches hold is computed again for them."""
+    """Return the logits (T - 1, V) after each token but the last, keyed by bug; no cache is used."""
     known: dict[Any, np.ndarray] = {}
     numbers = {}
     for flag, engine in engines.items():
@@ -224,7 +225,7 @@ def _within(prompt: np.ndarray, engines: Engines, m: Moment, *_: Any) -> Numbers
 
 
 def _following(prompt: np.ndarray, engines: Engines, m: Moment, _: Any, count: int) -> Numbers:
-    """Return the logits (count, V) after the prompt, and after each token that follows but the last."""
+    """Return the logits (count, V) after the prompt and each generated token but the last, keyed by bug."""
     known: dict[Any, np.ndarray] = {}
     numbers = {}
     for flag, engine in engines.items():
@@ -237,7 +238,7 @@ def _following(prompt: np.ndarray, engines: Engines, m: Moment, _: Any, count: i
 
 
 def _generated(ids: np.ndarray, count: int, old: Arrays, new: Arrays) -> np.ndarray:  # (1, T) -> (count, V)
-    """Return logits of tokens that follow, the likeliest each time, beside keys and values that a prompt has left."""
+    """Return the logits of greedily generated tokens, by `new` with the prompt's keys and values from `old`."""
     rows, cached = [], ids.shape[1]
     for i in range(count):
         decoders = [old] if old is new else [old, new]
@@ -246,8 +247,8 @@ def _generated(ids: np.ndarray, count: int, old: Arrays, new: Arrays) -> np.ndar
     return np.stack(rows)
 
 
-def shared(prompt: np.ndarray, before: Sequence[Request]) -> int:
-    """Return how many tokens a cache can have of a prompt: those it shares with an earlier one, never its last."""
+def cached_length(prompt: np.ndarray, before: Sequence[Request]) -> int:
+    """Return how many of a prompt's tokens can be cached: those shared with an earlier prompt, never the last."""
     longest = 0
     for other in chain.from_iterable(request.prompts for request in before):
         longest = max(longest, int((np.append(other == prompt, False)).argmin()))
@@ -258,6 +259,6 @@ def _changed(sum: Sum | None, m: Moment) -> Arrays:
     return _living(tuple(added(m.now) if sum is None else sum))
 
 
-@lru_cache(maxsize=64)  # most bugs answer most prompts as they should
-def _living(sum: tuple[tuple[Given, float], ...]) -> Arrays:
+@lru_cache(maxsize=64)  # most bugs answer most prompts correctly
+def _living(sum: tuple[tuple[AdapterData, float], ...]) -> Arrays:
     return Reading().changed(LIVING.arrays, sum)

@@ -23,7 +23,7 @@ def test_an_array_of_an_earlier_call_is_the_caller_s(function, name):
         return vars(PLAIN)[function](first, *arrays)
 
     report = check(beside_forward(**{function: spoils}))
-    said = f"a later call changes {name} of an earlier {function}, which belongs to the caller"
+    said = f"a later call changes {name} of an earlier call of {function}; the caller owns it"
     assert report.claims["nothing is changed"] == said
     assert report.diagnoses == [said]
     assert not report.passed
@@ -41,7 +41,7 @@ def test_what_is_changed_first_is_told():
         return grads
 
     report = check(SimpleNamespace(forward=forward, backward=backward))
-    assert report.claims["nothing is changed"] == "forward changes x, which belongs to the caller"
+    assert report.claims["nothing is changed"] == "forward changes x, which the caller owns"
 
 
 def raising(error, *of):
@@ -67,7 +67,8 @@ ENDS = {"backward": "slope", "merge": "merge", "init": "start", "step": "adam"}
         ("merge", "merge", returning("y"), "returns a str, expected one array (N=7 "),
         ("merge", "merge", returning((1, 2)), "returns a tuple of 2, expected one array (N=7 "),
         ("merge", "merge", returning(None), "returns None, expected one array (N=7 "),
-        ("merge", "merge", returning(np.ones(3, complex)), "returns numbers of type complex128, expected real ones (N"),
+        ("merge", "merge", returning(np.ones(3, complex)),
+            "returns an array of dtype complex128, expected real numbers (N"),
     ],
 )  # fmt: skip
 def test_what_is_no_answer_is_said_of_its_claim(function, claim, does, said):
@@ -94,7 +95,7 @@ def test_a_class_instead_of_an_object_is_said():
         def forward():
             return None
 
-    with pytest.raises(CannotRun, match=r"^Mine is a class, hand over an object: Mine\(\.\.\.\)$"):
+    with pytest.raises(CannotRun, match=r"^Mine is a class; pass an instance of it: Mine\(\.\.\.\)$"):
         check(Mine)
     assert check(Mine(1)).passed
     with pytest.raises(CannotRun, match=r"^Held: forward raises TypeError: "):
@@ -141,7 +142,7 @@ class Tensor:
 
 @pytest.mark.parametrize(
     ("module", "hint", "made"),
-    [("torch", "; of torch, return y.detach().float().numpy()", partial), ("jax", "", lambda function: function)],
+    [("torch", "; with PyTorch, return y.detach().float().numpy()", partial), ("jax", "", lambda function: function)],
 )
 def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint, made):
     monkeypatch.setattr(Tensor, "__module__", module)
@@ -151,7 +152,7 @@ def test_what_cannot_become_an_array_is_said(monkeypatch, module, hint, made):
 
     with pytest.raises(CannotRun) as refused:
         check(SimpleNamespace(forward=made(forward)), name="mine")
-    text = f"mine: forward returns a Tensor that is no array: RuntimeError: {NO_ARRAY}"
+    text = f"mine: forward returns a Tensor, not an array: RuntimeError: {NO_ARRAY}"
     line = f", in test_calling.py, line {forward.__code__.co_firstlineno}"
     assert str(refused.value) == f"{text}{hint} (N=7 in=5 out=3 r=2 alpha=3, a bias){line}"
 
@@ -180,7 +181,7 @@ def test_a_sum_that_is_not_offered_or_raises_fails_alone():
         return ours.cat(As, *more)
 
     report = report_of("combine", cat=two_at_most, svd=ours.svd)
-    assert report.claims["cat"].startswith("cat, of three adapters, raises ValueError: two at most (in=6 out=6")
+    assert report.claims["cat"].startswith("cat, with three adapters, raises ValueError: two at most (in=6 out=6")
     assert (report.claims["svd"], report.claims["linear"]) == ("ok", "not offered")
     with pytest.raises(CannotRun, match="cat raises ZeroDivisionError"):
         report_of("combine", cat=lambda *lists: 1 // 0)
@@ -236,7 +237,7 @@ def test_a_factor_of_a_slot_that_is_changed_is_told():
         return y
 
     report = report_of("fused", forward=forward)
-    assert report.claims["nothing is changed"] == "forward changes lora_A[2], which belongs to the caller"
+    assert report.claims["nothing is changed"] == "forward changes lora_A[2], which the caller owns"
 
 
 # --- declarations ---------------------------------------------------------------------------------
@@ -325,11 +326,11 @@ def as_c(array):
     ("reads", "said"),
     [
         (lambda x: x.T.reshape(x.shape) if LAYOUTS["F"](x) and not LAYOUTS["C"](x) else x, "in Fortran order"),
-        (lambda x: as_c(x) if LAYOUTS["strided"](x) else x, "at every second place"),
+        (lambda x: as_c(x) if LAYOUTS["strided"](x) else x, "with a stride of two"),
     ],
 )
 def test_memory_that_is_read_as_c_order_fails(reads, said):
     report = check(SimpleNamespace(forward=lambda x, *layer: PLAIN.forward(reads(x), *layer)))
     assert not report.passed
-    assert report.claims["memory order"].startswith(f"where arrays lie {said}, the output is off by ")
+    assert report.claims["memory order"].startswith(f"for arrays {said}, the output is off by ")
     assert report.diagnoses == [report.claims["memory order"]]

@@ -168,7 +168,7 @@ def test_what_is_changed_is_told_first_and_other_claims_last():
     ]
     assert all(text.startswith(said) for text, said in zip(found, begins, strict=True))
     assert report.found[0].cases == ("linear-nothing-is-changed",)
-    assert "every entry is off by the factor 1.37" in found[1]  # a factor is what one can act on
+    assert "every entry is off by a factor of 1.37" in found[1]  # a factor is what one can act on
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_what_is_changed_is_told_first_and_other_claims_last():
         ("scaling", "r", "scaling of thing must be 'alpha / r', 'alpha / sqrt(r)', 'alpha' or '1', got 'r'"),
         ("orientation", "sideways", "orientation of thing must be 'out, in' or 'in, out', got 'sideways'"),
         ("fan_in_fan_out", "yes", "fan_in_fan_out of thing must be True or False, got 'yes'"),
-        ("kinds", {"vera": 1}, f"thing has the kind 'vera'; known are {', '.join(DECLARED)}"),
+        ("kinds", {"vera": 1}, f"thing has the kind 'vera', expected one of {', '.join(DECLARED)}"),
         ("kinds", ["dora"], "kinds of thing must be a dict of objects, got list"),
         ("forward", None, "thing has no function forward(x, weight, bias, lora_A, lora_B, alpha)"),
     ],
@@ -292,15 +292,16 @@ def noisy():
 
 
 SINGLE = (
-    "right to float32 only: computed, or kept, in single precision. If that is meant, declare dtype float32, or answer"
-    " the vectors in float32 alone"
+    "right to float32 only: computed, or stored, in single precision. If that is intended, declare dtype float32, or"
+    " answer only the float32 vectors"
 )
 FAILS = {
     "another scaling at rank 1": (
         {"forward": lambda x, W, b, A, B, alpha: PLAIN.forward(x, W, b, A, B, alpha * (1 + (len(A) == 1))),
          "backward": PLAIN.backward},
         {"forward": "at rank 1", "scaling": "at rank 1"},
-        ["the update has another scaling, where r is 1: 10 at in=7 out=4 r=1 alpha=5, expected 5, only in the output"],
+        ["the update has a different scaling, where r is 1: "
+            "10 at in=7 out=4 r=1 alpha=5, expected 5, in the output alone"],
     ),
     "an error of a ten-billionth": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-10}),
@@ -320,7 +321,7 @@ FAILS = {
         backward(lambda grads, dy, x, W, b, *more: grads if b is None else {**grads, "lora_A": 2 * grads["lora_A"]}),
         {"slope": "with a bias, and lora_B is not zero"},
         ["lora_A's gradient, where there is a bias, is off by 9.72 at [1, 4]: 19.43506, expected 9.71753; every entry "
-         "is off by the factor 2 (N=7 in=5 out=3 r=2 alpha=3)"],
+         "is off by a factor of 2 (N=7 in=5 out=3 r=2 alpha=3)"],
     ),
     "a transposed weight": (
         {"merge": lambda *arrays: PLAIN.merge(*arrays).T},
@@ -330,7 +331,7 @@ FAILS = {
     "gradients in the place of each other": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_B"], "lora_B": grads["lora_A"]}),
         {"slope": "everywhere"},
-        [f"lora_{one}'s gradient is where lora_{other}'s gradient belongs" for one, other in ("BA", "AB")],
+        [f"lora_{one}'s gradient is returned as lora_{other}'s gradient" for one, other in ("BA", "AB")],
     ),
     "no gradient of a factor": (
         backward(without("lora_A", "lora_B")),
@@ -361,12 +362,12 @@ FAILS = {
     "what is kept between calls": (
         kept(),
         {"slope": "first"},
-        ["lora_A's gradient is another one the second time it is asked for: something is kept between calls"],
+        ["lora_A's gradient changes on a second call with the same arguments: something is kept between calls"],
     ),
     "dropout that is on": (
         noisy(),
         {"forward": "everywhere"},
-        ["the output is another one at each call with the same arguments: is dropout on?",
+        ["the output changes on every call with the same arguments: is dropout on?",
          "the output is off by 2.33 at [4, 0]: 0.5867597, expected 2.91179 (N=7 in=5 out=3 r=2 alpha=3)"],
     ),
 }  # fmt: skip

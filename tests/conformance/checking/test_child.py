@@ -114,7 +114,7 @@ def folder(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "my_lora:crashes": f"it ends the process by SIGSEGV, in {line('string_at')}",
+    "my_lora:crashes": f"it ends the process with SIGSEGV, in {line('string_at')}",
     "my_lora:leaves": "it ends the process with exit code 3",
     "my_lora:leaves_by_c": "it ends the process with exit code 0",
     "my_lora:endless": f"it took longer than 1 s (--timeout), in {line('while True')}",

@@ -22,20 +22,20 @@ def failing(report):
 # --- a new adapter --------------------------------------------------------------------------------
 
 WIDE, NONE = "PEFT's is 1 / sqrt(3 in)", ""
-ALIKE, MEAN = "directions that start alike may stay alike", "and should have the mean 0"
+ALIKE, MEAN = "dependent directions may stay dependent", "expected mean 0"
 STARTS = {
-    "both factors start at zero: both gradients are zero, and nothing ever moves": lambda A, B, r: (0 * A, B),
+    "both factors start at zero: both gradients are zero, so nothing is ever learned": lambda A, B, r: (0 * A, B),
     "neither factor starts at zero: the new adapter changes the output before the first step": (
         lambda A, B, r: (A, B + 1)),
     "A's initial spread is that of fan r = 9, not fan in = 400: 0.192": lambda A, B, r: (A * (len(A[0]) / r) ** 0.5, B),
     "A's initial spread is that of fan out = 100, not fan in = 400: 0.141": (  # as he_uniform has it
         lambda A, B, r: (6**0.5 * A * (A.shape[1] / len(B)) ** 0.5, B)),
-    f"A's start has the spread 2.89; {WIDE} = 0.0289": lambda A, B, r: (100 * A, B),
-    f"A's start has the spread 2.89e-07; {WIDE} = 0.0289": lambda A, B, r: (1e-5 * A, B),
-    "A's start has the spread 0.00144, of 1 / in: the root of PEFT's 1 / sqrt(in) is missing": (
+    f"A starts with standard deviation 2.89; {WIDE} = 0.0289": lambda A, B, r: (100 * A, B),
+    f"A starts with standard deviation 2.89e-07; {WIDE} = 0.0289": lambda A, B, r: (1e-5 * A, B),
+    "A starts with standard deviation 0.00144, from 1 / in: PEFT's 1 / sqrt(in) lacks its root": (
         lambda A, B, r: (A / A.shape[1] ** 0.5, B)),
-    f"A's start has the mean 0.0249 and the spread 0.0144, {MEAN}": lambda A, B, r: ((A + 0.05) / 2, B),
-    f"A's start has the mean -0.0251 and the spread 0.0144, {MEAN}": lambda A, B, r: ((A - 0.05) / 2, B),
+    f"A starts with mean 0.0249 and standard deviation 0.0144, {MEAN}": lambda A, B, r: ((A + 0.05) / 2, B),
+    f"A starts with mean -0.0251 and standard deviation 0.0144, {MEAN}": lambda A, B, r: ((A - 0.05) / 2, B),
     f"lora_A starts with rank 8, expected 9: {ALIKE}": (
         lambda A, B, r: (np.concatenate([A[:-1], A[:1]]) if r == 9 else A, B)),
     f"lora_A starts with rank 1, expected 9: {ALIKE}": lambda A, B, r: (0 * A + A[:1], B),
@@ -70,7 +70,7 @@ SPREADS = {
     "N(0, 1)": (lambda A, rng: rng.standard_normal(A.shape), "0.997 at {}, 1 at {}: the same at every width"),
     "N(0, 1/r)": (
         lambda A, rng: rng.standard_normal(A.shape) / len(A) ** 0.5,
-        "0.332 at {}, 0.183 at {}: not by the input's width"),
+        "0.332 at {}, 0.183 at {}: not set by the input's width"),
     "uniform(-0.1, 0.1)": (
         lambda A, rng: rng.uniform(-0.1, 0.1, A.shape), "0.058 at {}, 0.058 at {}: the same at every width"),
     "0.0547": (lambda A, rng: 0.0547 * rng.standard_normal(A.shape),
@@ -99,7 +99,7 @@ def test_other_starts_in_use_are_right_and_described(kind, name):
     assert report.habits.get("spread of A") == told
 
 
-OTHERWISE = "DoRA's magnitude does not start as the length of each row of the weight: the output changes"
+OTHERWISE = "DoRA's magnitude does not start as the norm of each row of the weight, so the output changes"
 MAGNITUDES = [
     (lambda m, W: np.linalg.norm(W, axis=0),
      "DoRA's magnitude starts with 400 entries, one for each input, expected 100, one for each output"),
@@ -124,7 +124,7 @@ def test_a_start_that_takes_no_generator_is_described_only():
 
     report = check(beside_forward(init=start))
     assert report.passed
-    assert report.habits["start"] == "the same numbers from two generators: all adapters of one size start alike"
+    assert report.habits["start"] == "two generators give the same numbers: all adapters of one size start alike"
     assert "start" not in check(beside_forward(init=init)).habits
 
 
@@ -160,7 +160,7 @@ def adam(eps_inside=False, correction=True, root=True, gradient=False, betas=(0.
     return step
 
 
-ELSEWHERE = "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) end elsewhere: "
+ELSEWHERE = "ten steps of Adam (lr 1e-3, betas 0.9 and 0.999, eps 1e-8) give a wrong result: "
 
 
 STEPS = [
@@ -172,9 +172,9 @@ STEPS = [
     (adam(decay=0.01), "a weight decay of 0.01 is added to Adam's step, as in AdamW"),
     (adam(betas=(0.9, 0.99)), f"{ELSEWHERE}lora_B is -2.319252 at [1, 0], expected -2.319235"),
     (adam(norm=1.0), f"{ELSEWHERE}lora_A is 0.9463391 at [1, 2], expected 0.9408755"),
-    (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as they should be, with lr 1e-3"),
-    (step_of(step=lambda d, theta, g: d / 4), "Adam's steps are 0.25 times as long as they should be, with lr 1e-3"),
-    (lambda params, grads, state: (params, state), "the step changes nothing"),
+    (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as expected, with lr 1e-3"),
+    (step_of(step=lambda d, theta, g: d / 4), "Adam's steps are 0.25 times as long as expected, with lr 1e-3"),
+    (lambda params, grads, state: (params, state), "the step moves nothing"),
     (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
     (lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
      "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)"),
@@ -303,21 +303,21 @@ LAYERS = {
     "as often as it is asked": (Merging, "ok"),
     "refusing what is done": (merging(merge=refusing(True, "merge"), unmerge=refusing(False, "unmerge")), "ok"),
     "never back": (merging(__getattribute__=without_unmerge), "ok"),
-    "merges twice": (merging(merge=merge_twice), "after a second merge the output has the update 2 times"),
+    "merges twice": (merging(merge=merge_twice), "after a second merge the output contains the update 2 times"),
     "adds again": (
         merging(forward=lambda self, x: Merging.forward(self, x) + self.merged * self.s * (x @ self.A.T @ self.B.T)),
-        "after merge the output has the update 2 times",
+        "after merge the output contains the update 2 times",
     ),
     "unmerges nothing": (
-        merging(unmerge=unmerged(lambda self: 0)), "after unmerge the output has the update 2 times"),
+        merging(unmerge=unmerged(lambda self: 0)), "after unmerge the output contains the update 2 times"),
     "unmerges twice": (
-        merging(unmerge=unmerged(Merging.change)), "after a second unmerge the output has the update 0 times"),
+        merging(unmerge=unmerged(Merging.change)), "after a second unmerge the output contains the update 0 times"),
     "forgets the scaling": (
         merging(unmerge=unmerged(lambda self: self.B @ self.A)),
-        "after unmerge the output has the update 1.33333 times",
+        "after unmerge the output contains the update 1.33333 times",
     ),
-    "stays merged": (merging(unmerge=stay_merged), "after unmerge the output has the update 0 times"),
-    "merges once": (merging(merge=merge_once), "after unmerge and merge the output has the update 0 times"),
+    "stays merged": (merging(unmerge=stay_merged), "after unmerge the output contains the update 0 times"),
+    "merges once": (merging(merge=merge_once), "after unmerge and merge the output contains the update 0 times"),
     "another layer": (
         lambda W, b, A, *more: Merging(W, b, A + 0.5, *more),
         "the output is off by 3.18 at [5, 1]: 3.679704, expected 0.5027149"),
@@ -420,8 +420,8 @@ def test_what_is_refused_at_the_edge_is_no_failure(where, refused):
     assert failing(report) == []
 
 
-SAYS = {"memory order": "where arrays lie in Fortran order, ", "more axes": "for rows of two axes ",
-        "no rows": "for no rows ", "alpha of 0": "for an alpha of 0 "}  # fmt: skip
+SAYS = {"memory order": "for arrays in Fortran order, ", "more axes": "for rows with two axes ",
+        "no rows": "for an empty batch ", "alpha of 0": "for an alpha of 0 "}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -463,7 +463,7 @@ def test_a_mean_over_no_rows_is_not_zero():
         found = function(*arrays)
         return found | {"lora_A": found["lora_A"] * np.nan} if name == "backward" and not len(arrays[0]) else found
 
-    assert check(every_function(change)).diagnoses == ["for no rows lora_A's gradient is not zero"]
+    assert check(every_function(change)).diagnoses == ["for an empty batch lora_A's gradient is not zero"]
 
 
 def test_an_answer_that_is_wrong_everywhere_is_judged_once():

@@ -7,7 +7,7 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.describing import describe_wrong, wrong_array
-from minilora.conformance.checking.suite import HALVES, KEPT, ORDERS, last_rows
+from minilora.conformance.checking.suite import HALVES, ORDERS, SUBSETS, last_rows
 from minilora.conformance.naming import MEASURED
 from minilora.conformance.problems import Problem
 from minilora.conformance.problems.formulas import RIGHT
@@ -148,10 +148,10 @@ OF_FIVE = {
 
 
 def test_orders_and_parts_of_sums_are_what_they_say():
-    kept = {words: of(5).nonzero()[0].tolist() for words, of in KEPT.items() if "blocks" not in words}
+    kept = {words: of(5).nonzero()[0].tolist() for words, of in SUBSETS.items() if "blocks" not in words}
     assert {words: order(5).tolist() for words, order in ORDERS.items()} | kept == OF_FIVE
     for size in (16, 32, 64, 128):
-        whole = KEPT[f"whole blocks of {size} {{}}"]
+        whole = SUBSETS[f"whole blocks of {size} {{}}"]
         assert [whole(n).sum() for n in (size - 1, size, 2 * size - 1, 2 * size)] == [size - 1, size, size, 2 * size]
         assert whole(2 * size - 1)[:size].all()
 
@@ -180,7 +180,7 @@ CHANGES = {
 def test_rows_that_are_tried_last_change_their_answers_alone():
     trial = drawn(Problem(131, 130, 5, 131, alpha=7.0), "float64", RIGHT)  # of more than a block of 128 each
     filled = [{"half": half} for half in HALVES] + [{"order": order} for order in ORDERS]
-    filled += [{whose: kept.format(whose) for whose in ("ranks", "inputs", "rows")} for kept in KEPT]
+    filled += [{whose: kept.format(whose) for whose in ("ranks", "inputs", "rows")} for kept in SUBSETS]
     expected = {says.format(**words): answers.split() for says, answers in CHANGES.items() for words in filled
                 if {*re.findall("{(.*)}", says)} <= words.keys()}  # fmt: skip
     found = {}
@@ -226,11 +226,11 @@ SEEN = {
     "the merged weight is off by 0.0117 at [1, 1]: 4.28125, expected 4.292915; "
     "it is rounded to bfloat16 (N=7 in=5 out=3 r=2 alpha=3)": ("merged", lambda V, trial: half(V, "bfloat16")),
     "the output is off by 2.5 at [2, 1]: -12.51061, expected -10.00849; "
-    "every entry is off by the factor 1.25 (N=7 in=5 out=3 r=2 alpha=3)": ("y", lambda y, trial: 1.25 * y),
+    "every entry is off by a factor of 1.25 (N=7 in=5 out=3 r=2 alpha=3)": ("y", lambda y, trial: 1.25 * y),
     "dx, the gradient at the input, where N is above 1, is off by 6.96 at [1, 3]: -1.159484, expected -8.116391; "
-    "every entry is off by the factor 0.142857 (N=7 in=5 out=3 r=2 alpha=3)": ("x", lambda dx, trial: dx / len(dx)),
+    "every entry is off by a factor of 0.142857 (N=7 in=5 out=3 r=2 alpha=3)": ("x", lambda dx, trial: dx / len(dx)),
     "lora_A's gradient is off by 4.86 at [1, 4]: 14.5763, expected 9.71753; "
-    "every entry is off by the factor 1.5 (N=7 in=5 out=3 r=2 alpha=3)": (
+    "every entry is off by a factor of 1.5 (N=7 in=5 out=3 r=2 alpha=3)": (
         "lora_A", lambda dA, trial: 1.5 * dA.astype(np.float32)),
 }  # fmt: skip
 
@@ -315,7 +315,7 @@ def test_of_a_long_order_eight_places_are_told():
 def test_a_factor_is_seen_from_a_thousandth_on(times, seen):
     trial = a_trial("linear")
     said = wrong_array("y", times * trial.right["y"], trial)
-    assert said.endswith(f"; every entry is off by the factor {times}") is seen
+    assert said.endswith(f"; every entry is off by a factor of {times}") is seen
 
 
 def test_of_few_rows_no_tail_is_told():
@@ -326,7 +326,7 @@ def test_of_few_rows_no_tail_is_told():
 def test_in_half_precision_only_a_factor_is_seen():
     trial = a_trial("linear", "bfloat16", 9)
     assert ";" not in describe_wrong("y", [(trial, trial.right["y"][::-1])])
-    assert "; every entry is off by the factor 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
+    assert "; every entry is off by a factor of 3 (" in describe_wrong("y", [(trial, 3 * trial.right["y"])])
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])

@@ -110,7 +110,7 @@ def test_a_bug_under_a_condition_is_named_there(flag):
     wrong = from_formulas("fused", lambda fused: bug.replaced_in(fused) if len(fused.widths) == 3 else {})
     (one,) = report_of("fused", "float32", **vars(wrong)).found
     made = [i for i, problem in enumerate(KINDS["fused"].problems) if len(problem.widths) == 3]
-    assert one.says.endswith(f" problems, those of three slots: {bug.says}, in everything that is computed")
+    assert one.says.endswith(f" problems, those with three slots: {bug.says}, in all that is computed")
     assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
 
 
@@ -136,8 +136,8 @@ def test_what_is_allowed_is_of_the_problem_and_parts():
 # --- a scaling that no row has --------------------------------------------------------------------
 
 OTHER = (
-    "the update has another scaling: 1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 alpha=10,"
-    " expected 2.5; 0.142857 at in=8 out=2 r=3 alpha=0.5, expected 0.166667"
+    "the update has a different scaling: 1.2 at in=5 out=3 r=2 alpha=3, expected 1.5; 2.22222 at in=3 out=6 r=4 "
+    "alpha=10, expected 2.5; 0.142857 at in=8 out=2 r=3 alpha=0.5, expected 0.166667"
 )
 
 
@@ -176,7 +176,7 @@ def test_another_scaling_is_told_where_it_is_another():
 
     report = check(SimpleNamespace(forward=forward))
     (text,) = report.diagnoses
-    says = "the update has another scaling, where there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
+    says = "the update has a different scaling, where there is no bias: 0 at in=3 out=6 r=4 alpha=10, expected 2.5; "
     assert text == f"{says}0 at in=4 out=9 r=5 alpha=2.5, expected 0.5"
     where = "(N=4 in=3 out=6 r=4 alpha=10; where there is no bias)"
     assert report.claims["scaling"] == f"the update is multiplied by 0, expected 2.5 {where}"
@@ -203,7 +203,7 @@ HOW = {
         "0.166666672 at in=8 out=2 r=3 alpha=0.5, expected 0.166666667; 0.50000001 at in=4 out=9 r=5 alpha=2.5, "
         "expected 0.5; 2.66666675 at in=2 out=3 r=6 alpha=16, expected 2.66666667",
     ),
-    "it is that of the first problem everywhere (is something kept between calls?)": (
+    "it is the first problem's everywhere (is something kept between calls?)": (
         lambda alpha, r: 1.5,
         "1.5 at in=3 out=6 r=4 alpha=10, expected 2.5; 1.5 at in=8 out=2 r=3 alpha=0.5, expected 0.166667; "
         "1.5 at in=6 out=6 r=4 alpha=7, expected 1.75",
@@ -215,7 +215,7 @@ HOW = {
 def test_how_another_scaling_comes_from_the_right_one_is_told(how):
     scaling, cases = HOW[how]
     (text,) = check(scaled(scaling)).diagnoses
-    assert text == f"the update has another scaling: {cases}; {how}, in everything that is computed"
+    assert text == f"the update has a different scaling: {cases}; {how}, in all that is computed"
 
 
 @pytest.mark.parametrize(("count", "rule"), [(1, ""), (2, "; it is 1.25 times the right one")])
@@ -225,7 +225,7 @@ def test_of_one_problem_no_rule_is_told(count, rule):
     given = [*(trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r) for trial in trials[:-1]), {}]
     _, (one,) = name(suite_of("linear", trials), given)
     cases = ["1.875 at in=5 out=3 r=2 alpha=3, expected 1.5", "3.125 at in=3 out=6 r=4 alpha=10, expected 2.5"][:count]
-    assert one.says == f"the update has another scaling: {'; '.join(cases)}{rule}, in everything that is computed"
+    assert one.says == f"the update has a different scaling: {'; '.join(cases)}{rule}, in all that is computed"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

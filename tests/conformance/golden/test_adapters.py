@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge, merge_adapter
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.adapters import Adapter, damaged, drawn_adapter, leading
+from minilora.conformance.golden.adapters import Adapter, damaged, drawn_adapter, pissa_factors
 from minilora.conformance.golden.bases import BASES, KEPT, Base, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
@@ -68,7 +68,7 @@ def test_the_folder_has_the_bytes_that_it_had(golden, index):
 
 def test_pissas_factors_are_the_leading_part_of_a_weight():
     W = np.random.default_rng(0).standard_normal((5, 6)) @ np.diag([9.0, 5, 1, 0.5, 0.2, 0.1])
-    A, B = leading(W, 2, 3.0)
+    A, B = pissa_factors(W, 2, 3.0)
     u, S, vt = np.linalg.svd(W)
     np.testing.assert_allclose(3 * B @ A, u[:, :2] * S[:2] @ vt[:2], atol=1e-9)
     np.testing.assert_allclose(A @ A.T, B.T @ B, atol=1e-9)  # both have the same half
@@ -382,7 +382,7 @@ def test_exact_logits_are_the_decoders_with_several_weights_at_once():
 def test_exact_functions_are_those_of_the_processor():
     x = np.linspace(-60, 60, 4001)
     np.testing.assert_allclose(exact.exp(x), np.exp(x), rtol=4e-16)
-    cos, sin = exact.turns(np.abs(x) / 8)
+    cos, sin = exact.cos_sin(np.abs(x) / 8)
     np.testing.assert_allclose(cos, np.cos(x / 8), rtol=0, atol=2e-14)
     np.testing.assert_allclose(sin, np.sin(np.abs(x) / 8), rtol=0, atol=2e-14)
 
@@ -396,7 +396,7 @@ def test_only_a_new_or_an_empty_folder_is_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("as it was")
     (tmp_path / "link").symlink_to(tmp_path / "new")
     for name in ("empty", "file", "link"):
-        with pytest.raises(ValueError, match="is there already"):
+        with pytest.raises(ValueError, match="already exists"):
             writing.write_golden(tmp_path / name)
     assert (tmp_path / "file").read_text() == "as it was"
     assert not (tmp_path / "new").exists()

@@ -16,12 +16,12 @@ from minilora import Llama
 from minilora.cli import main
 from minilora.conformance.golden.bases import write_base
 from minilora.conformance.golden.cases import CASES
-from minilora.conformance.golden.diagnosing import Candidate, diagnose, possible
+from minilora.conformance.golden.diagnosing import Candidate, diagnose, plausible
 from minilora.conformance.golden.folder import write_adapter
 from minilora.conformance.golden.misreadings import MISREADINGS
 from minilora.conformance.golden.mistakes import further_mistakes_of, mistakes_of
 from minilora.conformance.golden.reading import Reading
-from minilora.conformance.golden.subject import computed_in, read_subject
+from minilora.conformance.golden.subject import compute_dtype, read_subject
 from minilora.conformance.naming import Wrong
 from minilora.language import save_llama
 from minilora.language.config import LlamaConfig
@@ -356,11 +356,11 @@ def test_what_is_no_other_update_is_named(small, tmp_path, flag):
 def test_a_rounding_is_possible_where_it_is_clearly_nearer(right, rounded, is_possible):
     """By the answer that is off most, and the typical one, in tolerances."""
     row = Wrong("r", "r", {"rounded": ("merged", "bfloat16")})
-    found = possible([Candidate([], *right), Candidate([row], *rounded)])
+    found = plausible([Candidate([], *right), Candidate([row], *rounded)])
     assert ([row] in [one.rows for one in found]) is is_possible
     for typical, count in ((0.75, 2), (0.76, 1)):  # what is clearly nearer rules others out
         near, far = (Candidate([Wrong(flag, flag, {})], 1.0, t) for flag, t in (("a", 0.25), ("b", typical)))
-        assert possible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
+        assert plausible([Candidate([], 2.0, 1.0), far, near]) == [near, far][:count]
 
 
 @pytest.mark.parametrize(
@@ -414,8 +414,8 @@ def test_a_large_models_answers_may_be_off_as_ours_are(small, tmp_path, monkeypa
 
 def test_a_model_of_more_than_40_million_numbers_is_large():
     head = (4_000, 10_000)
-    assert computed_in([head]) is np.float64
-    assert computed_in([head, (1,)]) is np.float32
+    assert compute_dtype([head]) is np.float64
+    assert compute_dtype([head, (1,)]) is np.float32
 
 
 def kohya(folder, *alphas):
@@ -490,7 +490,7 @@ def test_a_log_probability_may_be_off_twice_as_far(small, tmp_path):
 def test_another_strength_is_measured(small, tmp_path, times):
     found = small.diagnosed(tmp_path, small.at(times * 7 / 3)).json()
     assert found["flags"] == ["the-update-has-another-strength"]
-    assert found["text"] == f"the update acts with {times} times the strength that its files say"
+    assert found["text"] == f"the update acts with {times} times the strength given by its files"
     assert found["strength"] == pytest.approx(times)
 
 
@@ -563,7 +563,7 @@ def test_a_temperature_divides_the_bases_logits_too(small, tmp_path):
 def test_a_precision_that_nobody_declared_is_told(small, tmp_path):
     z = small.at(7 / 3) + np.random.default_rng(0).uniform(-0.02, 0.02, (2, 5, V))
     report = small.diagnosed(tmp_path, z.astype("f4"))
-    assert report.text.startswith("as if computed in float16: declare computed_in, if that is meant; none of the ")
+    assert report.text.startswith("as if computed in float16 (if that is intended, declare computed_in); none of the ")
     assert small.diagnosed(tmp_path, z, computed_in="float16").status == 0
     rounded = OTHERWISE["all-weights-in-bfloat16"](small)
     assert small.diagnosed(tmp_path, rounded, computed_in="bfloat16").verdict == "RIGHT"
@@ -588,10 +588,10 @@ def test_the_nearest_is_named_only_where_it_is_near(small, tmp_path):
     assert far.text.split(";")[0] == near.text.split(";")[0]
 
 
-ONES, PROMPTS = np.ones((2, 5, V)), "expected prompts, token ids (P, T) of type I64 or I32: "
+ONES, PROMPTS = np.ones((2, 5, V)), "expected prompts, token ids (P, T) of dtype I64 or I32, but "
 MANY = np.zeros((2, 32769), int)
-LOGITS = "expected logits (P, T, V) or (P, V), or log_probabilities"
-UNKNOWN = "prompts holds ids that the model's vocabulary of 29 has not"
+LOGITS = "there is no answer in it, expected logits (P, T, V) or (P, V), or log_probabilities"
+UNKNOWN = "prompts has ids outside the model's vocabulary of 29"
 
 
 @pytest.mark.parametrize(
@@ -601,7 +601,7 @@ UNKNOWN = "prompts holds ids that the model's vocabulary of 29 has not"
         ({"prompts": IDS.astype("f4"), "logits": ONES}, f"{PROMPTS}it has dtype F32 and shape [2, 5]"),
         ({"prompts": IDS[0], "logits": ONES}, f"{PROMPTS}it has dtype I64 and shape [5]"),
         ({"prompts": IDS[:0], "logits": ONES}, f"{PROMPTS}it has dtype I64 and shape [0, 5]"),
-        ({"prompts": MANY, "logits": ONES}, "prompts has shape [2, 32769], expected 65,536 ids at most"),
+        ({"prompts": MANY, "logits": ONES}, "prompts has shape [2, 32769], expected at most 65,536 ids"),
         ({"prompts": MANY[:, :-1]}, LOGITS),
         ({"prompts": IDS}, LOGITS),
         ({"prompts": IDS, "merged.model.norm.weight": np.ones(3)}, LOGITS),
@@ -637,10 +637,10 @@ NOT_FINITE = "'model.layers.0.self_attn.v_proj' holds NaN or infinity: see `mini
     ("files", "said"),
     [
         ({"pairs": OF_ANOTHER_LAYER},
-         "'model.layers.9.self_attn.q_proj' is not whole, or not of this model: see `minilora audit`"),
+         "'model.layers.9.self_attn.q_proj' is incomplete or not in this model: see `minilora audit`"),
         ({"pairs": holding(np.nan, 0)}, NOT_FINITE),
         ({"pairs": holding(np.inf, 1)}, NOT_FINITE),
-        (with_head(V, WIDTH + 1), "'lm_head' has another shape than the model's: see `minilora audit`"),
+        (with_head(V, WIDTH + 1), f"'lm_head' has shape {(V, WIDTH + 1)}, expected the model's {(V, WIDTH)}"),
     ],
 )  # fmt: skip
 def test_an_adapter_that_does_not_fit_is_refused(small, tmp_path, files, said):
@@ -662,8 +662,9 @@ def test_a_model_that_holds_infinity_is_refused(small, tmp_path):
     ("config", "name", "said"),
     [
         ({"use_dora": True}, "model.layers.0.self_attn.q_proj.lora_magnitude_vector",
-         "'model.layers.0.self_attn.q_proj' (linear, with A, B, magnitude) is not computed here"),
-        ({"modules_to_save": ["lm_head"]}, "lm_head.weight", "'lm_head.weight' is not computed here beside a mixture"),
+         "'model.layers.0.self_attn.q_proj' (linear, with A, B, magnitude) is not supported by `minilora diagnose`"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight",
+         "'lm_head.weight' is not supported with a mixture of experts"),
     ],
 )  # fmt: skip
 def test_what_is_not_computed_beside_a_mixture_is_refused(tmp_path, config, name, said):
@@ -718,7 +719,10 @@ def test_foreign_readers_mistakes_with_golden_adapters_are_named(id, rows, tmp_p
     [
         ("refused-empty", "there is no adapter in it: see `minilora audit`"),
         ("pissa-raw", "init_lora_weights is 'pissa': convert it to an adapter over the original base"),
-        ("trained-tokens", "'model.embed_tokens.token_adapter.trainable_tokens_delta' is not computed here"),
+        (
+            "trained-tokens",
+            "'model.embed_tokens.token_adapter.trainable_tokens_delta' is not supported by `minilora diagnose`",
+        ),
     ],
 )
 def test_golden_adapters_that_are_not_computed_are_refused(golden, id, said):

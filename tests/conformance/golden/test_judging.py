@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.conformance.golden.folder import FOLDER_FORMAT, read_index
-from minilora.conformance.golden.judging import compare_golden, held_against, judged_case
+from minilora.conformance.golden.judging import compare_golden, judge_case, paired_answers
 from minilora.texts import FileRefused
 
 from ...support.compare import refused
@@ -37,7 +37,7 @@ def judged(golden, entries, results):
     def outcome(tensors, id="rslora", **metadata):
         saved(tensors, results / f"{id}.safetensors", metadata)
         case = next(case for case in entries.cases if case.id == id)
-        return judged_case(golden, results, case, entries.tolerance).outcome
+        return judge_case(golden, results, case, entries.tolerance).outcome
 
     return outcome
 
@@ -148,12 +148,12 @@ def test_every_signature_is_named_and_no_other(golden, entries, judged, every):
             "logits holds NaN or infinity: [1, 2, 3] is -inf, the only one of 1536"),
         ({"logits": np.zeros((2, 127))}, "logits has shape (2, 127), expected (2, 128)"),
         ({"logits": np.zeros(3)}, "logits has shape (3,), expected (2, 6, 128)"),
-        ({"logit": np.zeros(3)}, "it has 'logit', and no answer to this case"),
-        ({"ids": np.zeros((2, 3), np.int64)}, "it has 'ids', and no answer to this case"),
+        ({"logit": np.zeros(3)}, "the file has no answer to this case; its tensors: 'logit'"),
+        ({"ids": np.zeros((2, 3), np.int64)}, "the file has no answer to this case; its tensors: 'ids'"),
         ({"log_probabilities": np.zeros((2, 3)), "ids": np.full((2, 3), 128)}, "ids has 128, expected ids below 128"),
         ({"log_probabilities": np.zeros((2, 3)), "ids": np.full((2, 3), -1)}, "ids has -1, expected ids below 128"),
         ({"log_probabilities": np.zeros((2, 3)), "ids": np.zeros((2, 4), int)},
-            "ids has shape (2, 4), expected (2, 3) as log_probabilities has"),
+            "ids has shape (2, 4), expected (2, 3), the shape of log_probabilities"),
         ({"log_probabilities": np.zeros((2, 3))}, "log_probabilities has shape (2, 3), expected (2, 128)"),
         ({"log_probabilities": np.zeros((5, 3)), "ids": np.zeros((5, 3), int)},
             "log_probabilities has shape (5, 3), expected (2, 128)"),
@@ -161,7 +161,8 @@ def test_every_signature_is_named_and_no_other(golden, entries, judged, every):
             "log_probabilities holds NaN or infinity: [0, 0, 0] is -inf, the first of 1536 among 1536"),
         ({"log_probabilities": np.zeros(4), "ids": np.zeros(4, int)},
             "log_probabilities has shape (4,), expected (2, 6, 128)"),
-        ({"merged.lm_head.weight": np.zeros((128, 64))}, "it has 'merged.lm_head.weight', and no answer to this case"),
+        ({"merged.lm_head.weight": np.zeros((128, 64))},
+            "the file has no answer to this case; its tensors: 'merged.lm_head.weight'"),
         ({"merged.model.layers.0.self_attn.v_proj": np.zeros(3)},
             "merged.model.layers.0.self_attn.v_proj has shape (3,), expected (4, 64)"),
     ],
@@ -193,7 +194,7 @@ def test_each_quantity_has_a_tolerance_in_each_precision(judged, index, ours, me
 @pytest.mark.parametrize(("largest", "times"), [(0.01, 1), (1.0, 1), (50.0, 50)])
 def test_a_merged_weights_tolerance_is_of_its_largest_entry(largest, times):
     W = {"merged.w.weight": np.array([[0.001, -largest]])}
-    pair = held_against("merged.w.weight", W, {"logits": np.zeros((1, 2)), **W}, [], "float32", {"float32": 1e-4})
+    pair = paired_answers("merged.w.weight", W, {"logits": np.zeros((1, 2)), **W}, [], "float32", {"float32": 1e-4})
     assert pair.allowed == pytest.approx(times * MERGED["float32"])
 
 
@@ -222,8 +223,8 @@ def test_a_cast_is_said_and_passes_where_declared(judged, ours, merged, quantity
     found = judged({name: cast})
     assert (found.state, found.flags) == ("wrong", ())
     assert found.text.startswith(
-        "as if rounded to float16: declare computed_in float16, if that is meant, or look for a cast that nobody "
-        f"declared; {name} is off by "
+        "as if rounded to float16: if that is intended, declare computed_in float16; if not, look for an unwanted "
+        f"cast; {name} is off by "
     )
     assert judged({name: cast}, computed_in="bfloat16").state == "right"
     assert "as if rounded" not in judged({name: cast + 2}).text
@@ -241,7 +242,7 @@ def test_what_must_be_refused_may_not_be_answered(golden, index, judged):
                 either.add(case["id"])
                 assert judged({"logits": load_file(golden / case["answers"])["logits"]}, case["id"]).state == "right"
             else:
-                assert found.text == f"the adapter was taken, and must be refused: {case['note']}"
+                assert found.text == f"the adapter was accepted but must be refused: {case['note']}"
     assert either == {"pissa-raw", "alpha-missing", "language-model-prefix"}
 
 
@@ -253,7 +254,7 @@ def test_a_report_names_what_explains_most_first(reported, results):
     wrong = {"all-linear": other, "rslora": ROOT, "rslora-with-patterns": ROOT, "dora": np.zeros((2, 6))}
     report = reported({**wrong, "head": None})
     assert found_in(report) == [(ROOT, ("rslora", "rslora-with-patterns")), (other, ("all-linear",))]
-    assert report.lines == ["no signature of one bug fits dora: mend what is named first, then look again"]
+    assert report.lines == ["no single bug explains dora: fix the bugs named first, then compare again"]
     assert (report.status, report.details) == (1, {"results": str(results), "unanswered sessions": report.not_offered})
     assert len(report.not_offered) == 12
     outcomes = {case.id: case for case in report.cases if case.state != "right"}
@@ -272,7 +273,7 @@ def test_what_lacks_all_answers_says_how_many(golden, results):
 
 
 def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, reported):
-    begins = "base-alone: the base is wrong without an adapter, so other cases do not count: "
+    begins = "base-alone: the base is wrong even without an adapter, so ignore other cases: "
     off_by_1 = load_file(golden / "answers" / "base-alone.safetensors")["logits"] + 1
     for base, flag, says in (
         (off_by_1, "", "logits is off by 1 at ["),
@@ -283,12 +284,16 @@ def test_a_wrong_base_heads_the_report_whatever_else_is_wrong(golden, reported):
         assert report.found[0].says.startswith(begins + says)
 
 
-THEMSELVES = "the golden adapters themselves, expected a folder with what a program answered"
+THEMSELVES = "the golden adapters themselves, expected the folder of a program's answers"
 
 
 @pytest.mark.parametrize(
     ("place", "said"),
-    [("", THEMSELVES), ("answers", THEMSELVES), ("nothing", "not a folder, expected that of a program's answers")],
+    [
+        ("", THEMSELVES),
+        ("answers", THEMSELVES),
+        ("nothing", "not a folder, expected the folder of a program's answers"),
+    ],
 )
 def test_what_is_no_folder_of_answers_is_refused(golden, place, said):
     with refused(f"{str(golden / place)!r}: {said}"):
@@ -298,9 +303,9 @@ def test_what_is_no_folder_of_answers_is_refused(golden, place, said):
 # --- damaged files ----------------------------------------------------------------------------------
 
 
-GONE, LATER = object(), "expected at most 1: a later minilora wrote it"
+GONE, LATER = object(), "expected at most 1; a later minilora may have written it"
 REQUEST = ("sessions", 0, "requests", 0)
-UNKNOWN = "names 'none-such', which is not in flags"
+UNKNOWN = "has the flag 'none-such', which is not in flags"
 
 
 @pytest.mark.parametrize(
@@ -348,7 +353,7 @@ def test_an_index_of_before_without_sessions_is_judged(golden, index, right, tmp
     ("arrays", "message"),
     [
         ({"ids": np.zeros((2, 6, 2), "f4"), "log_probabilities": np.zeros((2, 6, 2), "f4")}, "ids has dtype F32"),
-        ({"logits": np.zeros((2, 6, 2), "i8")}, "'logits' has dtype I64, expected a float's"),
+        ({"logits": np.zeros((2, 6, 2), "i8")}, "'logits' has dtype I64, expected a float dtype"),
         ({"ids": np.zeros((2, 6, 0), "i8"), "log_probabilities": np.zeros((2, 6, 0), "f4")}, r"has shape \[2, 6, 0\]"),
         ({"logits": np.zeros((2, 6, 1_398_102), "f4")}, "expected a tensor of 1 to 67,108,864 bytes"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora.conformance.golden.sessions import Request, Use
-from minilora.conformance.golden.signatures import _loaded, distinct, shared
+from minilora.conformance.golden.signatures import _loaded, cached_length, distinct
 from minilora.conformance.naming import Wrong
 
 NUMBERS = {"": 0.0, "near": 0.9, "b": 5.0, "a": 5.5, "twin": 5.0, "far": 9.0, "less": -9.0}
@@ -48,9 +48,9 @@ def test_of_equal_counts_the_first_of_the_alphabet_is_kept():
 )
 def test_a_cache_has_what_a_prompt_begins_with(earlier, count):
     before = [Request(np.array([prompt]), (None,)) for prompt in earlier]
-    assert shared(np.array([1, 2, 3, 4]), before) == count
+    assert cached_length(np.array([1, 2, 3, 4]), before) == count
     together = [Request(np.array(earlier), (None,) * len(earlier))] if earlier else []
-    assert shared(np.array([1, 2, 3, 4]), together) == count
+    assert cached_length(np.array([1, 2, 3, 4]), together) == count
 
 
 def test_what_was_loaded_stays_until_it_is_unloaded():

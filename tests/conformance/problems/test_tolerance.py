@@ -73,9 +73,9 @@ LARGE = {
     "alpha is divided by the square root of the rank": lambda alpha, r: alpha / r**0.5,
     "the scaling is r / alpha": lambda alpha, r: r / alpha,
     "the scaling is alpha r": lambda alpha, r: alpha * r,
-    "the update has another scaling: 150 at": lambda alpha, r: 100 * alpha / r,
-    "the update has another scaling: 20 at": lambda alpha, r: 20.0,
-    "the update has another scaling: -15 at": lambda alpha, r: -10 * alpha / r,
+    "the update has a different scaling: 150 at": lambda alpha, r: 100 * alpha / r,
+    "the update has a different scaling: 20 at": lambda alpha, r: 20.0,
+    "the update has a different scaling: -15 at": lambda alpha, r: -10 * alpha / r,
 }
 
 
@@ -137,7 +137,7 @@ def test_a_new_order_in_each_call_is_no_dropout(factor):
     assert report.passed is (factor == 1)
     assert "dropout" not in str(report)
     if factor > 1:
-        assert report.diagnoses[0].startswith("the update has another scaling")
+        assert report.diagnoses[0].startswith("the update has a different scaling")
 
 
 @pytest.mark.parametrize(("units", "passed"), [(0.8 * 32, True), (1.2 * 32, False)])
