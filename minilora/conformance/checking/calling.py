@@ -88,7 +88,7 @@ class Watch:
 
     def build_layer(self, trial: Trial) -> Any:
         """Return the layer that ``merging`` builds for a problem. The layer owns its arrays, and may write to them."""
-        layer = trial.problem.hand_over("merging", trial.arrays)
+        layer = trial.problem.arguments_of("merging", trial.arrays)
         arguments = [self._given(name, a, np.asarray) for name, a in layer.items()]
         return self.functions.merging(*arguments, **self.options("merging", trial.problem))
 

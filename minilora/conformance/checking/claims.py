@@ -167,7 +167,7 @@ def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
 
 def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> Verdict:
     """Compare where an implementation's Adam ends with the right end, and with the ends of known bugs."""
-    right = adam_follows(begin, steps)
+    right = run_adam(begin, steps)
     reached = {which: np.asarray(ends[which], np.float64) for which in right}
     for which, p in right.items():
         if reached[which].shape != p.shape:
@@ -180,7 +180,7 @@ def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], to
 
     world = World(
         cases=[begin],
-        answers=lambda begin, parts: {"ends": flattened(adam_follows(begin, steps, **parts))},
+        answers=lambda begin, parts: {"ends": flattened(run_adam(begin, steps, **parts))},
         allowed=lambda *_: tolerance,
         table=bugs_of("adam", ("adam",)),
     )
@@ -225,7 +225,7 @@ STEPS = (
 
 def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Merge and unmerge a stateful layer, and check that its output stays the same after every step."""
-    if "y" not in right or not watch.kind.merges_back:
+    if "y" not in right or not watch.kind.merge_keeps_output:
         return NOT_OFFERED
     layer = watch.build_layer(trial)
     if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
@@ -292,7 +292,7 @@ def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str
 
 def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that rows may have two axes: pass six rows as two times three."""
-    problem = trial.problem.two_axes()
+    problem = trial.problem.with_two_row_axes()
     if problem is None:
         return NOT_OFFERED
     rows = drawn(problem, dtype, trial.formulas)
@@ -308,12 +308,12 @@ def more_axes(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
 
 def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that an empty batch gives an empty output, and gradients of zero."""
-    empty = replace(trial, arrays={which: a[:0] if which in OF_ROWS else a for which, a in trial.arrays.items()})
+    empty = replace(trial, arrays={which: a[:0] if which in ROW_ARRAYS else a for which, a in trial.arrays.items()})
     reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), empty).items() if key in right}
     reply.pop("merged", None)
     for key, a in reply.items():
-        if a.size if key in OF_ROWS else a.any():  # NaN is not zero either
-            said = f"has shape {a.shape}" if key in OF_ROWS else "is not zero"
+        if a.size if key in ROW_ARRAYS else a.any():  # NaN is not zero either
+            said = f"has shape {a.shape}" if key in ROW_ARRAYS else "is not zero"
             return f"for an empty batch {QUANTITIES[key]} {said}"
     return "ok" if reply else REFUSED
 

@@ -59,7 +59,7 @@ class Answered:
 
 def judge_numbers(asked: Answered) -> Comparison:
     """Compare the answers to all problems with the right ones."""
-    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.of_problems
+    factors, claims = measured_scalings(asked.trials, asked.given), asked.kind.claims_per_problem
     verdicts = {claim: [_verdict(asked, claim, trial, reply, factors) for trial, reply in asked.pairs]
                 for claim in claims}  # fmt: skip
     cases = [outcome(id_of(asked.names[i], claim), claim, str(trial.problem), verdicts[claim][i])

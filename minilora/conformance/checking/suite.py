@@ -151,7 +151,7 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
     """Describe how the measured scalings follow from the right ones, if one rule holds on every problem."""
 
     def holds(rule: Callable[[float], float]) -> bool:
-        return not any(factors[problem].is_other(rule(s)) for problem, s in expected.items())
+        return not any(factors[problem].differs_from(rule(s)) for problem, s in expected.items())
 
     expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is a gradient's
     first = next(iter(expected.values()))

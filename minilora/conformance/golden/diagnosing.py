@@ -205,7 +205,7 @@ def candidate(world: World, given: Answers, row: Wrong | None) -> Candidate | No
     (case,) = world.cases
     with np.errstate(all="ignore"):
         try:
-            answers = world.answers(case, row.of(case) if row else {})
+            answers = world.answers(case, row.replaced_in(case) if row else {})
         except (ValueError, TypeError, ZeroDivisionError):  # an engine would fail too
             return None
         off = np.concatenate([((given[key] - answers[key]) / world.allowed(case, key, {})).ravel() for key in given])

@@ -54,7 +54,7 @@ def mistakes_of(subject: Subject) -> list[Wrong]:
     patterns = any(subject.given.config.get(name) for name in ("rank_pattern", "alpha_pattern"))
 
     def is_here(row: Wrong) -> bool:
-        parts = row.of(subject)
+        parts = row.replaced_in(subject)
         elsewhere = NOT_HERE & {*parts} or parts.get("base") in NF4_MISTAKES or row.flag in flags
         return not elsewhere and (patterns or "pattern" not in row.flag)
 

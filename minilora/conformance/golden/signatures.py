@@ -75,7 +75,7 @@ def answers(case: Case) -> CaseAnswers:
     base, before = case.base, case.base.arrays
     table = MISREADINGS if base.mixture is None else MIXTURE_MISREADINGS
     misread = base.misread if case.given else base.misdecoded  # with an adapter, the decoder is not judged
-    readings = {"": Reading()} | {row.flag: Reading(**row.of(case)) for row in table}
+    readings = {"": Reading()} | {row.flag: Reading(**row.replaced_in(case)) for row in table}
     changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
     decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
     numbers = _end_logits(base, case.prompts, changed, decodings)

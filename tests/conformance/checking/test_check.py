@@ -301,7 +301,7 @@ FAILS = {
          "backward": PLAIN.backward},
         {"forward": "at rank 1", "scaling": "at rank 1"},
         ["the update has a different scaling, where r is 1: "
-            "10 at in=7 out=4 r=1 alpha=5, expected 5, in the output alone"],
+            "10 at in=7 out=4 r=1 alpha=5, expected 5, only in the output"],
     ),
     "an error of a ten-billionth": (
         backward(lambda grads, *arrays: {**grads, "lora_A": grads["lora_A"] + 1e-10}),

@@ -174,7 +174,7 @@ STEPS = [
     (adam(norm=1.0), f"{ELSEWHERE}lora_A is 0.9463391 at [1, 2], expected 0.9408755"),
     (step_of(step=lambda d, theta, g: 10 * d), "Adam's steps are 10 times as long as expected, with lr 1e-3"),
     (step_of(step=lambda d, theta, g: d / 4), "Adam's steps are 0.25 times as long as expected, with lr 1e-3"),
-    (lambda params, grads, state: (params, state), "the step moves nothing"),
+    (lambda params, grads, state: (params, state), "the step changes nothing"),
     (lambda params, grads, state: params, "step returns a dict, expected the two params and state"),
     (lambda params, *_: ({k: np.zeros(5) for k in params}, 0),
      "lora_A has shape (5,) after ten steps of Adam, expected (2, 5)"),

@@ -110,7 +110,7 @@ def test_a_bug_under_a_condition_is_named_there(flag):
     wrong = from_formulas("fused", lambda fused: bug.replaced_in(fused) if len(fused.widths) == 3 else {})
     (one,) = report_of("fused", "float32", **vars(wrong)).found
     made = [i for i, problem in enumerate(KINDS["fused"].problems) if len(problem.widths) == 3]
-    assert one.says.endswith(f" problems, those with three slots: {bug.says}, in all that is computed")
+    assert one.says.endswith(f" problems, those with three slots: {bug.says}, in everything that is computed")
     assert {id.split("-")[1] for id in one.cases} <= {str(i) for i in made}
 
 
@@ -215,7 +215,7 @@ HOW = {
 def test_how_another_scaling_comes_from_the_right_one_is_told(how):
     scaling, cases = HOW[how]
     (text,) = check(scaled(scaling)).diagnoses
-    assert text == f"the update has a different scaling: {cases}; {how}, in all that is computed"
+    assert text == f"the update has a different scaling: {cases}; {how}, in everything that is computed"
 
 
 @pytest.mark.parametrize(("count", "rule"), [(1, ""), (2, "; it is 1.25 times the right one")])
@@ -225,7 +225,7 @@ def test_of_one_problem_no_rule_is_told(count, rule):
     given = [*(trial.answer(scaling=lambda alpha, r: 1.25 * alpha / r) for trial in trials[:-1]), {}]
     _, (one,) = name(suite_of("linear", trials), given)
     cases = ["1.875 at in=5 out=3 r=2 alpha=3, expected 1.5", "3.125 at in=3 out=6 r=4 alpha=10, expected 2.5"][:count]
-    assert one.says == f"the update has a different scaling: {'; '.join(cases)}{rule}, in all that is computed"
+    assert one.says == f"the update has a different scaling: {'; '.join(cases)}{rule}, in everything that is computed"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
