@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-FILES = ("gguf", "ml_dtypes", "msgspec", "safetensors", "tqdm")
-MODELS = ("filelock", "glassllm", "jinja2", "psutil", "threadpoolctl", "tokenizers")
-EXTRAS = {**dict.fromkeys(FILES, "files"), **dict.fromkeys(MODELS, "models"), "matplotlib": "plot"}
+FILES_EXTRA = ("gguf", "ml_dtypes", "msgspec", "safetensors", "tqdm")
+MODELS_EXTRA = ("filelock", "glassllm", "jinja2", "psutil", "threadpoolctl", "tokenizers")
+EXTRAS = {**dict.fromkeys(FILES_EXTRA, "files"), **dict.fromkeys(MODELS_EXTRA, "models"), "matplotlib": "plot"}
 """The extra of each package."""
 
 

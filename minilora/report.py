@@ -27,16 +27,16 @@ from .texts import FileRefused, printable, reading, short
 
 FORMAT = 2
 """Of the JSON; it grows where a program that reads it would have to change."""
-PASSED, KNOWN, WRONG = "passed", "fails as is known", "WRONG"
-STATUS = {PASSED: 0, KNOWN: 0, "RIGHT": 0, "SOUND": 0, WRONG: 1, "SUSPICIOUS": 1, "UNDECIDED": 2}
+PASSED, KNOWN, IS_WRONG = "passed", "fails as is known", "WRONG"
+STATUS = {PASSED: 0, KNOWN: 0, "RIGHT": 0, "SOUND": 0, IS_WRONG: 1, "SUSPICIOUS": 1, "UNDECIDED": 2}
 """The exit code of each verdict. Where nothing could be judged there is no report, and the code is 2 too."""
 FAILED = ("wrong", "missing")
 """The states of a case that fails. Others are "right", "not offered", "refused", "cannot be told"."""
-LONGEST_LINE, LONGEST_NAME = 160, 40
+LONGEST_FIRST_LINE, LONGEST_FIRST_NAME = 160, 40
 """Letters of the first line, and of its name where both are too long."""
-MOST_LETTERS = 10_000
+LONGEST_LINE = 10_000
 """Of any other line."""
-SHOWN = 5
+CASES_NAMED = 5
 """Cases without an answer that are named; the rest are counted."""
 
 
@@ -116,7 +116,7 @@ class Report:
         if self.word:
             return self.word
         if self.unexpected or self.stale or self.missing:
-            return WRONG
+            return IS_WRONG
         return KNOWN if self.failing else PASSED
 
     @property
@@ -156,14 +156,14 @@ class Report:
 
     @property
     def first_line(self) -> str:
-        """The verdict in `LONGEST_LINE` letters; a long name, and paths, are shortened before the text is cut."""
-        headline, name = self.headline(), printable(self.name, LONGEST_NAME)
+        """The verdict in `LONGEST_FIRST_LINE` letters; a long name, and paths, are shortened before the text is cut."""
+        headline, name = self.headline(), printable(self.name, LONGEST_FIRST_NAME)
         says, end = headline.says, f" [{headline.flag}]" if headline.flag else ""
         bare = re.sub(r"'(?:/[^']*|[^' ]*)/([^'/]+)'", r"'\1'", says)  # of a path its last name
         tries = (self.name, str(headline)), (self.name, says), (name, says), (name, bare)
         lines = [f"{first}: {self.verdict}{text and ': ' + text}{end}" for first, text in tries]
-        cut = lines[-1][: LONGEST_LINE - len(end) - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "..." + end
-        return printable(next((line for line in lines if len(line) <= LONGEST_LINE), cut))
+        cut = lines[-1][: LONGEST_FIRST_LINE - len(end) - 3].rsplit(" ", 1)[0].rstrip(" ,;:(") + "..." + end
+        return printable(next((line for line in lines if len(line) <= LONGEST_FIRST_LINE), cut))
 
     def headline(self) -> Diagnosis:
         """Return what the first line says."""
@@ -195,7 +195,7 @@ class Report:
     def shown(self, *, all: bool = False) -> str:
         """Return the report in lines, the verdict first; with `all` also what is right."""
         lines = [self.first_line, *self._told(), *self.own_lines(all=all), *self._of_known(), *self._lacks()]
-        return "\n".join(printable(line, MOST_LETTERS) for line in lines)  # a name in a file can hold anything
+        return "\n".join(printable(line, LONGEST_LINE) for line in lines)  # a name in a file can hold anything
 
     def _told(self) -> Iterator[str]:
         """Yield a line for each diagnosis; of that in the first line, what is not said there."""
@@ -212,11 +212,11 @@ class Report:
     def own_lines(self, *, all: bool) -> list[str]:
         """Return the rows of what is not right, or of all, and the command's own lines."""
         missing = [case.id for case in self.cases if case.state == "missing"]
-        few = all or len(missing) <= SHOWN
+        few = all or len(missing) <= CASES_NAMED
         rows = [case for case in self.cases if all or case.state == "wrong" or (few and case.state == "missing")]
         width = max((len(case.id) for case in rows), default=0)
         lines = [f"  {case.id:{width}}  {self._became(case)}" for case in rows]
-        lines += [] if few else [f"  missing: {', '.join(missing[:SHOWN])} and {len(missing) - SHOWN} more"]
+        lines += [] if few else [f"  missing: {', '.join(missing[:CASES_NAMED])} and {len(missing) - CASES_NAMED} more"]
         lines = [self.summary(), *lines] if self.failing else lines
         lines += (self.rows or self.lines) if all else self.lines
         return lines + ([f"not offered: {', '.join(self.not_offered)}"] if self.not_offered else [])
@@ -264,7 +264,7 @@ class Report:
             "status": self.status,
             "passed": self.passed,
             "first_line": self.first_line,
-            "text": printable(headline.says, MOST_LETTERS),
+            "text": printable(headline.says, LONGEST_LINE),
             "flag": headline.flag,
             "diagnoses": [diagnosis.json() for diagnosis in self.every_diagnosis()],
             "cases": [case.json() for case in every],

@@ -97,7 +97,7 @@ FEW = ("Linear", "LoRA", "LoRALinear", "MLP", "MLP, LoRA on fc1", "Embedding, Lo
 def small_check(monkeypatch):
     """`minilora check` at one size, of a few layers."""
     few = {name: check.all_instances()[name] for name in FEW}
-    monkeypatch.setattr(instances, "SIZES", instances.SIZES[:1])
+    monkeypatch.setattr(instances, "INSTANCE_SIZES", instances.INSTANCE_SIZES[:1])
     monkeypatch.setattr(check, "all_instances", lambda: few)
 
 

@@ -206,7 +206,7 @@ import numpy as np
 import minilora
 from minilora.cli import main
 from minilora.verify import instances
-instances.SIZES = instances.SIZES[:1]
+instances.INSTANCE_SIZES = instances.INSTANCE_SIZES[:1]
 rng = np.random.default_rng(0)
 layer = minilora.LoRALinear.from_linear(minilora.Linear.init(4, 3, rng=rng), rank=2, alpha=1, rng=rng)
 X, Y = rng.standard_normal((2, 9, 4)).astype("float32")[0], rng.standard_normal((9, 3)).astype("float32")

@@ -157,8 +157,9 @@ def nearest_on_a_line(start: int = 1) -> str:
         "errors": np.round(errors, 3).tolist(),
         "says": says,
     }
+    lines = {"error": (angles, errors, pictures.LORA_COLOR)}
     still = pictures.show(
-        pictures.lines({"error": (angles, errors, pictures.LORA)}, xlabel="direction of the line", ylabel="error"),
+        pictures.lines(lines, xlabel="direction of the line", ylabel="error"),
         "The squared error by the direction of the line. It is least at 60 degrees, where the ellipse is longest.",
     )
     caption = "Left: each point of the ellipse goes to the nearest point of the line, the best that rank 1 can do "

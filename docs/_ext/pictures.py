@@ -15,7 +15,7 @@ import matplotlib
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 
-from minilora.cli.figures import BASE, INK, LORA, new_figure
+from minilora.cli.figures import BASE_COLOR, INK, LORA_COLOR, new_figure
 
 THIRD = "#2a9d6f"  # the colour of a third line
 
@@ -36,7 +36,8 @@ matplotlib.rcParams.update(
 )
 
 # Colours for negative, zero and positive values: the base's colour, transparent, LoRA's colour.
-SIGNED = LinearSegmentedColormap.from_list("signed", [(*to_rgb(BASE), 1), (*to_rgb(INK), 0), (*to_rgb(LORA), 1)])
+_COLORS = [(*to_rgb(BASE_COLOR), 1), (*to_rgb(INK), 0), (*to_rgb(LORA_COLOR), 1)]
+SIGNED = LinearSegmentedColormap.from_list("signed", _COLORS)
 
 
 def show(figure: Figure, alt: str, caption: str = "") -> str:

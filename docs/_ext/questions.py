@@ -82,8 +82,8 @@ def two_losses(curve: dict, what: str, seen: str) -> str:
     fitted, new = (list(losses) for losses in zip(*curve.values(), strict=True))
     drawn = pictures.lines(
         {
-            seen: (list(curve), fitted, pictures.BASE),
-            "2,000 new rows": (list(curve), new, pictures.LORA),
+            seen: (list(curve), fitted, pictures.BASE_COLOR),
+            "2,000 new rows": (list(curve), new, pictures.LORA_COLOR),
         },
         points=True,
         xlabel=what,

@@ -89,8 +89,8 @@ def still(recorded: Recordings, windows: int) -> str:
     drawn = pictures.new_figure(5.6, 3.6)
     axes, bests, rates = drawn.subplots(), [], set()
     for name, rank, colour in (
-        ("full", None, pictures.BASE),
-        *((f"r = {rank}", rank, pictures.LORA) for rank in RANKS),
+        ("full", None, pictures.BASE_COLOR),
+        *((f"r = {rank}", rank, pictures.LORA_COLOR) for rank in RANKS),
     ):
         losses = recorded.losses(way(rank), rank, windows=windows)
         best = recorded.best(way(rank), rank, windows=windows)

@@ -128,8 +128,8 @@ ways = {
     "4 bits, recomputed": training_memory(LLAMA_2_7B, tokens=tokens, rank=16, bits=4, recompute=True),
 }
 KINDS = {
-    "weights": (["weights"], pictures.BASE),
-    "trained, gradients, Adam": (["trained", "gradients", "Adam"], pictures.LORA),
+    "weights": (["weights"], pictures.BASE_COLOR),
+    "trained, gradients, Adam": (["trained", "gradients", "Adam"], pictures.LORA_COLOR),
     "activations, logits": (["activations", "logits"], "#9a9a9a"),
 }
 figure = pictures.new_figure(5.2, 3.6)

@@ -18,8 +18,8 @@ assert report.passed and not np.allclose(wrong(p, dy)["W"], backward(p, dy)["W"]
 FLOOR = 1e-17  # where an error of exactly zero is drawn
 of_complex = max(of_tanh[1], of_lora[1])
 lines = {
-    "tanh layer, central": (steps, np.maximum(of_tanh[0], FLOOR), pictures.BASE),
-    "LoRA's loss in A, central": (steps, np.maximum(of_lora[0], FLOOR), pictures.LORA),
+    "tanh layer, central": (steps, np.maximum(of_tanh[0], FLOOR), pictures.BASE_COLOR),
+    "LoRA's loss in A, central": (steps, np.maximum(of_lora[0], FLOOR), pictures.LORA_COLOR),
     "complex step, h = 1e-20": (steps, np.full(len(steps), max(of_complex, FLOOR)), pictures.THIRD),
 }
 axes = {"xscale": "log", "yscale": "log", "xlabel": "step h", "ylabel": "relative error", "ylim": (1e-17, 10)}
@@ -44,8 +44,8 @@ says(f"Why step {inspect.signature(central).parameters['h'].default} is exact he
 assert np.allclose(right[-4:-1] / right[-3:], 4, rtol=0.01) and np.isclose(off[-2] / off[-1], 2, rtol=0.1)
 lines = {
     "no gradient": (halved, remainders({name: 0 * g for name, g in lora_grads.items()}), pictures.INK),
-    "gradient off by 1 %": (halved, off, pictures.BASE),
-    "right gradient": (halved, right, pictures.LORA),
+    "gradient off by 1 %": (halved, off, pictures.BASE_COLOR),
+    "right gradient": (halved, right, pictures.LORA_COLOR),
 }
 axes = {"xscale": "log", "yscale": "log", "xlabel": "step h", "ylabel": "what remains"}
 alt = "What remains of the loss's change against the step, both logarithmic. Without a gradient: a line of slope 1. With the right "

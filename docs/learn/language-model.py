@@ -12,7 +12,7 @@ from pages import DOCS, block, live, picture, recording, says, shown
 from settings import FACTS
 
 from minilora.language.recipe import fitting
-from minilora.language.text import MEASURED, is_held_out
+from minilora.language.text import MOST_HELD_OUT_ROWS, is_held_out
 
 recorded = recording("language-model")
 glass, smol = recorded["glassllm"], recorded["smollm2"]
@@ -91,7 +91,7 @@ for name, run in runs.items():
 head = ["trained", "numbers", "loss", "share"]
 shown("ranks", pictures.table(head, rows), exact=True)
 
-colours = [pictures.LORA] * 3 + [pictures.BASE, pictures.INK]
+colours = [pictures.LORA_COLOR] * 3 + [pictures.BASE_COLOR, pictures.INK]
 curves = {
     name: ([0, *run["steps"]], [before, *run["losses"]], colour, style)
     for (name, run), colour, style in zip(runs.items(), colours, (":", "--", "-", "-", "-"), strict=True)
@@ -123,10 +123,10 @@ few, many = runs["LoRA, r = 1"]["parameters"], runs["all weights"]["parameters"]
 says(
     f"with {100 * few / many:.0f} % of the numbers? {steps} steps on the same text",
     f"all ranks at a rate of {rate} with alpha = 2r, full training at {full_rate}. "
-    f"The loss is of {MEASURED} windows held out;",
+    f"The loss is of {MOST_HELD_OUT_ROWS} windows held out;",
 )
 assert glass["settings"]["alpha"] == "2 r" and glass["parameters"] == many
-assert glass["tokens"] == (max(words.WINDOWS) + MEASURED) * glass["settings"]["length"]
+assert glass["tokens"] == (max(words.WINDOWS) + MOST_HELD_OUT_ROWS) * glass["settings"]["length"]
 
 # %% In a few lines of Python
 

@@ -54,7 +54,7 @@ grid, end = np.linspace(-1.4, 1.4, 113), largest.mean()  # where a block's large
 figure = pictures.new_figure(5.2, 2.9)
 axes = figure.subplots()
 axes.plot(grid, np.exp(-((grid * end) ** 2) / 2), color=pictures.INK)
-axes.vlines(levels, 0, np.exp(-((levels * end) ** 2) / 2), color=pictures.LORA)
+axes.vlines(levels, 0, np.exp(-((levels * end) ** 2) / 2), color=pictures.LORA_COLOR)
 axes.set(xlabel="weight, divided by the largest of its block", yticks=[])
 alt = "A bell curve with 16 vertical lines under it, the levels of NF4: close together in the middle, where most weights are, "
 picture("levels", pictures.show(figure, alt + "and far apart at the ends."))

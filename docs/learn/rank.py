@@ -75,8 +75,8 @@ X, best, shares = sees(4)
 figure = pictures.new_figure(5.2, 3.2)
 for axes, points, title in zip(figure.subplots(1, 2), (X, X @ D.T), ("inputs x", "outputs D x"), strict=True):
     for change, colour, width, share, words in (
-        (CUT, pictures.BASE, 5, shares[0], "D, cut,"),
-        (best, pictures.LORA, 1.8, shares[1], "the best"),
+        (CUT, pictures.BASE_COLOR, 5, shares[0], "D, cut,"),
+        (best, pictures.LORA_COLOR, 1.8, shares[1], "the best"),
     ):
         u, _, v = np.linalg.svd(change)
         way = 1.5 * np.array([-1, 1])[:, None] * (v[0] if points is X else u[:, 0])
@@ -84,7 +84,7 @@ for axes, points, title in zip(figure.subplots(1, 2), (X, X @ D.T), ("inputs x",
     axes.plot(*points.T, ".", color=pictures.INK, markersize=4)
     axes.set(title=title, aspect="equal", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), xticks=[], yticks=[])
 figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2)
-axes.plot(*np.stack([X @ D.T, X @ best.T], axis=0).transpose(2, 0, 1), color=pictures.LORA, linewidth=0.8)
+axes.plot(*np.stack([X @ D.T, X @ best.T], axis=0).transpose(2, 0, 1), color=pictures.LORA_COLOR, linewidth=0.8)
 alt = "Left a cloud of inputs, right what D makes of them, with two lines through each: wide and blue the one question that D "
 alt += "keeps when it is cut to rank 1, thin and orange that of the best rank 1. The inputs go 4 times as far along D's weak "
 alt += f"direction as along its strong one. D, cut to its strongest direction, keeps {shares[0]:.0%} of the outputs; the best "
@@ -125,11 +125,11 @@ held = np.array([(np.cumsum(v**2) / np.sum(v**2))[:64] for v in values[full].val
 number = np.arange(1, 65)
 figure = pictures.new_figure(5.6, 3.2)
 axes = figure.subplots()
-axes.fill_between(number, held.min(0), held.max(0), color=pictures.BASE, alpha=0.25, linewidth=0)
-axes.plot(number, held.mean(0), color=pictures.BASE, label="every entry trained")
+axes.fill_between(number, held.min(0), held.max(0), color=pictures.BASE_COLOR, alpha=0.25, linewidth=0)
+axes.plot(number, held.mean(0), color=pictures.BASE_COLOR, label="every entry trained")
 for rank, style in ((4, "--"), (16, "-")):
     of = np.array([np.cumsum(v**2) / np.sum(v**2) for v in values[f"LoRA, r = {rank}"].values()])
-    axes.plot(number[:rank], of.mean(0), style, color=pictures.LORA, label=f"LoRA, r = {rank}")
+    axes.plot(number[:rank], of.mean(0), style, color=pictures.LORA_COLOR, label=f"LoRA, r = {rank}")
 axes.set(xscale="log", xlabel="strongest directions", ylabel="their share of the square", ylim=(0, 1.02))
 axes.set_xticks([1, 4, 16, 64], [1, 4, 16, 64], minor=False)
 axes.set_xticks([], minor=True)
@@ -171,7 +171,7 @@ alt = "The first eight singular values of three changes. The truth and LoRA have
 alt += "after. Full training has these three and five more, slowly falling: the noise."
 caption = "Singular values of the true change, of the one that LoRA of rank 3 learned, and of full training's."
 CHANGES = {
-    "every entry": (full, pictures.BASE), "the truth": (truth, pictures.INK), "LoRA": (models["LoRA, rank 3"].delta(), pictures.LORA),
+    "every entry": (full, pictures.BASE_COLOR), "the truth": (truth, pictures.INK), "LoRA": (models["LoRA, rank 3"].delta(), pictures.LORA_COLOR),
 }  # fmt: skip
 first = {name: (range(1, 9), np.linalg.svd(of, compute_uv=False)[:8], colour) for name, (of, colour) in CHANGES.items()}
 spectra = pictures.lines(first, points=True, xlabel="number", ylabel="singular value")

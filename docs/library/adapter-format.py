@@ -20,7 +20,7 @@ shown("adapter-format-1", block(*lines))
 
 import numpy as np
 
-from minilora.conformance.golden.cases import TOLERANCE
+from minilora.conformance.golden.cases import LOGIT_TOLERANCE
 from minilora.conformance.golden.signatures import answers
 
 case = next(case for case in CASES if case.id == "rslora")
@@ -31,6 +31,6 @@ off = float(np.abs(wrong - numbers["logits"][:, -1]).max())
 told = (
     f"r = {r}: the update is {r**0.5:.2f} times too small; r = 64: {64**0.5:.0f} times",
     f"in the golden case {case.id} a logit is off by {off:.2f},",
-    f"and bfloat16 may be off by {TOLERANCE['bfloat16']}",
+    f"and bfloat16 may be off by {LOGIT_TOLERANCE['bfloat16']}",
 )
 shown("adapter-format-2", block(*told))

@@ -5,7 +5,7 @@ from pages import recording, says, shown
 
 from minilora.language import losstable, resume
 from minilora.language.data import LONGEST_ROW, REASONS
-from minilora.language.recipe import ADAPTER, EVAL_EVERY, EVAL_SHARE, FITTING, FORWARD, SMALL
+from minilora.language.recipe import ADAPTER, EVAL_EVERY, EVAL_SHARE, FITTING, FORWARD, SMALL_MODEL
 from minilora.losses import IGNORE_INDEX
 
 recorded = recording("language-model")
@@ -25,7 +25,7 @@ says("another 0.1 to 0.3 GB")
 # %% What fits which model
 
 head = ["model", *("--" + name.replace("_", "-") for name in FITTING)]
-sizes = (f"up to {SMALL // 10**6} million parameters, tried on glassllm's", "larger, tried on SmolLM2-135M")
+sizes = (f"up to {SMALL_MODEL // 10**6} million parameters, tried on glassllm's", "larger, tried on SmolLM2-135M")
 shown(
     "finetune-1",
     pictures.table(head, [(size, *(f"{of[i]:g}" for of in FITTING.values())) for i, size in enumerate(sizes)]),

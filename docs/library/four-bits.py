@@ -6,7 +6,7 @@ from pathlib import Path
 import pictures
 from pages import holds, recording, says, shown
 
-from minilora.language.files.gguf import BYTES, WIDTH
+from minilora.language.files.gguf import BYTES, GGUF_BLOCK
 from minilora.language.memory import count_numbers
 from minilora.layers.nf4 import SCALES_IN_A_BLOCK, scale_book
 
@@ -110,7 +110,9 @@ says("measures it in {} bits, {} and {}.".format(*sorted({*widths.values()}, rev
 # %% Files, and bases that are in four bits already
 
 # A block of Q4_1: two numbers in float16, and half a byte for each code.
-says(f"Q4_1: blocks of {WIDTH} with a scale and a minimum, and {2 ** (8 * (BYTES['Q4_1'] - 4) // WIDTH)} levels")
+says(
+    f"Q4_1: blocks of {GGUF_BLOCK} with a scale and a minimum, and {2 ** (8 * (BYTES['Q4_1'] - 4) // GGUF_BLOCK)} levels"
+)
 
 # %% Known mistakes
 

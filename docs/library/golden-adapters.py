@@ -8,7 +8,7 @@ import numpy as np
 from pages import says
 
 from minilora import NF4, Llama
-from minilora.conformance.golden.bases import EXPERTS, KEPT, to_bfloat16
+from minilora.conformance.golden.bases import EXPERT_COUNT, EXPERTS_PER_TOKEN, to_bfloat16
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.reading import Reading
 
@@ -25,9 +25,9 @@ for of in (of for of in CASES if of.base.mixture and of.answered):
         x = rounded(block.post_attention_layernorm(u)).reshape(-1, u.shape[-1])
         scores.append(rounded(block.mlp.gate.weight(x)))
     best = np.sort(scores[0])[..., ::-1]
-    margins.append(np.min(best[..., KEPT - 1] - best[..., KEPT]))
+    margins.append(np.min(best[..., EXPERTS_PER_TOKEN - 1] - best[..., EXPERTS_PER_TOKEN]))
     moved.append(np.abs(scores[1] - scores[0]).max())
-assert (KEPT, EXPERTS) == (2, 4)
+assert (EXPERTS_PER_TOKEN, EXPERT_COUNT) == (2, 4)
 says(
     "A mixture keeps two of four experts",
     f"at least {min(margins):.2f}, and bfloat16 moves a score by {max(moved):.2f} at most.",
@@ -55,9 +55,9 @@ assert status == 1
 assert status == 1
 assert printed.getvalue().split("\n")[0].endswith(f"[{flag}]")
 
-from minilora.conformance.golden.sessions import PREFIX
+from minilora.conformance.golden.sessions import PREFIX_TOKENS
 
-says(f"they share {PREFIX} tokens.")
+says(f"they share {PREFIX_TOKENS} tokens.")
 
 # %% What an adapter means
 

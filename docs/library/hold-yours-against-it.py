@@ -22,9 +22,9 @@ says(f"the import, and then the\ncheck: {TIMEOUT:.0f} by default")
 
 # %% What a report says
 
-from minilora.report import LONGEST_LINE
+from minilora.report import LONGEST_FIRST_LINE
 
-says(f"of {LONGEST_LINE} characters at most")
+says(f"of {LONGEST_FIRST_LINE} characters at most")
 
 # %% What it may define
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pages import says
 
-from minilora.language.config import KINDS, SIZES, from_json
+from minilora.language.config import MODEL_KINDS, SIZE_KEYS, from_json
 from minilora.language.files import gguf
 from minilora.language.files.tokens import NO_TEXT, USERS
 from minilora.language.text import UNCUT, token_ids
@@ -15,16 +15,16 @@ from minilora.language.text import UNCUT, token_ids
 def missing(name):
     """Return the defaults of a missing setting, each with its kinds."""
     found = {}
-    for kind, of in KINDS.items():
+    for kind, of in MODEL_KINDS.items():
         if name in of.usual:
             found.setdefault(of.usual[name], []).append(kind)
     return ", ".join(f"{value:,} for {' and '.join(kinds)}" for value, kinds in found.items())
 
 
 K, D, experts, eps = map(missing, ("num_key_value_heads", "head_dim", "num_experts_per_tok", "rms_norm_eps"))
-sizes = dict.fromkeys(SIZES, 8) | {"hidden_size": 32}
+sizes = dict.fromkeys(SIZE_KEYS, 8) | {"hidden_size": 32}
 llama, mixtral = (from_json(Path(), sizes | {"model_type": kind}) for kind in ("llama", "mixtral"))
-others = {kind: of.rope_theta for kind, of in KINDS.items() if of.rope_theta != llama.rope["rope_theta"]}
+others = {kind: of.rope_theta for kind, of in MODEL_KINDS.items() if of.rope_theta != llama.rope["rope_theta"]}
 assert others == {"mixtral": mixtral.rope["rope_theta"]} and eps == f"{mixtral.rms_norm_eps} for mixtral"
 epsilons = [f"{of.rms_norm_eps:.0e}".replace("e-0", "e-") for of in (mixtral, llama)]
 says(
@@ -35,7 +35,7 @@ says(
     f"default {mixtral.rope['rope_theta']:,.0f} for mixtral, else {llama.rope['rope_theta']:,.0f} |",
     f"read: tokens of types {NO_TEXT[0]}, {NO_TEXT[1]} and {USERS} are matched literally; {NO_TEXT[0]} and {NO_TEXT[1]} are not text",
 )
-fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.SIZES.items() if ours in sizes or ours == "rms_norm_eps"}
+fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.GGUF_SIZES.items() if ours in sizes or ours == "rms_norm_eps"}
 fields |= {"general.architecture": "llama", "llama.embedding_length": sizes["hidden_size"]}
 base = gguf._config(fields, {}).rope["rope_theta"]
 says(f"| llama.rope.freq_base | any | the rotary base, read; default {base:,.0f} |")

@@ -12,7 +12,7 @@ import numpy as np
 from written import ROOT
 
 from minilora import Linear, LoRALinear, evaluate, train
-from minilora.cli.figures import BASE, INK, LORA
+from minilora.cli.figures import BASE_COLOR, INK, LORA_COLOR
 
 sys.path[:0] = [str(ROOT / "docs" / "_ext")]
 
@@ -46,7 +46,9 @@ def grid(matrix: np.ndarray, x: int, y: int) -> str:
     paths = []
     for shade in sorted(set(shades.ravel().tolist()) - {0}):
         squares = "".join(f"M{j} {i}h1v1h-1z" for i, j in np.argwhere(shades == shade))
-        paths.append(f'<path d="{squares}" fill="{LORA if shade > 0 else BASE}" opacity="{abs(shade) / SHADES:g}"/>')
+        paths.append(
+            f'<path d="{squares}" fill="{LORA_COLOR if shade > 0 else BASE_COLOR}" opacity="{abs(shade) / SHADES:g}"/>'
+        )
     height, width = cells.shape
     frame = f'<rect width="{width}" height="{height}" fill="none" stroke="{INK}" stroke-width=".12"/>'
     return f'<g transform="translate({x} {y}) scale({CELL})" shape-rendering="crispEdges">{"".join(paths)}{frame}</g>'
@@ -81,7 +83,7 @@ def preview() -> None:
     figure.text(
         0.05, 0.76, "A large matrix stays as it is. Two thin ones learn its change.", fontsize=23, color="#444c5e"
     )
-    colours = LinearSegmentedColormap.from_list("signed", [BASE, "white", LORA])
+    colours = LinearSegmentedColormap.from_list("signed", [BASE_COLOR, "white", LORA_COLOR])
     panels = [(f"the change: {change().size:,} numbers", word())]
     for rank in RANKS:
         learned, numbers, share = learn(rank)

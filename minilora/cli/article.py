@@ -19,7 +19,7 @@ from .console import (
     write_figure,
 )
 
-SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
+RUN_SETTINGS = ("rank", "alpha", "epochs", "batch_size", "lr", "seed", "dtype", "checkpoint")
 """The options that `minilora.article.run` takes by the same names."""
 
 
@@ -91,7 +91,7 @@ def run(options: argparse.Namespace) -> int:
             print(text, end="", flush=True)
 
     try:
-        settings = {name: getattr(options, name) for name in SETTINGS}
+        settings = {name: getattr(options, name) for name in RUN_SETTINGS}
         result = article.run(**settings, backend=chosen_backend(options.backend), tell=tell)
     except KeyboardInterrupt:
         say_interrupted()

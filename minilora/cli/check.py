@@ -73,13 +73,13 @@ def _llama(d: Drawing) -> tuple[Layer, Array]:
     from ..language.config import LlamaConfig
     from ..language.llama import Llama
     from ..layers.rotary import frequencies
-    from ..verify.instances import BASE, EPS, HIDDEN, moved
+    from ..verify.instances import EPS, HIDDEN, ROTARY_BASE, moved
 
     K, g, D = d.integer(1, 2), d.integer(1, 3), 2 * d.integer(1, 2)
     config = LlamaConfig(
         vocab_size=max(min(d.out_features, 7), 3), hidden_size=min(d.in_features, 7), intermediate_size=HIDDEN,
         num_hidden_layers=2, num_attention_heads=K * g, num_key_value_heads=K, head_dim=D, rms_norm_eps=EPS,
-        frequencies=frequencies(D, BASE), tie_word_embeddings=True,
+        frequencies=frequencies(D, ROTARY_BASE), tie_word_embeddings=True,
     )  # fmt: skip
     llama = Llama.build(config, {name: d.randn(*shape) / shape[-1] ** 0.5 for name, shape in config.shapes().items()})
     targets = ["layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"]

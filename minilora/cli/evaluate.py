@@ -20,7 +20,7 @@ from .console import (
     path,
 )
 
-MOST = 700.0
+LARGEST_LOSS = 700.0
 """A loss whose exponential is a float: above it a perplexity is infinite."""
 
 
@@ -80,6 +80,6 @@ def run(options: argparse.Namespace) -> int:
     X, Y, workers = backend.asarray(data.X), backend.asarray(data.Y), usual_workers(backend)
     for name, layer in models.items():
         loss = evaluate_where_it_counts(layer, X, Y, next_token_loss, workers, shown_parts)
-        perplexity = math.exp(loss) if loss < MOST else math.inf
+        perplexity = math.exp(loss) if loss < LARGEST_LOSS else math.inf
         print(f"loss     {loss:.4f} nats a token, perplexity {perplexity:.4g}: {name}", flush=True)
     return 0

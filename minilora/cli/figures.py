@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from ..files.inspection import LayerSummary
 
-FORMATS = ("png", "svg", "pdf", "jpg", "webp")
+FIGURE_FORMATS = ("png", "svg", "pdf", "jpg", "webp")
 """Of figures: matplotlib writes others too, of which some need a program besides, and some are read by none."""
-BASE, LORA, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
+BASE_COLOR, LORA_COLOR, INK = "#4269d0", "#e8743b", "#888888"  # legible on white and on black
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -49,8 +49,8 @@ def check_figure_path(path: str | Path) -> None:
     """Require a file that a figure can be saved to: better before the work than after it."""
     new_figure(1, 1)  # matplotlib is there
     suffix = Path(path).suffix.removeprefix(".").lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(FORMATS)}")
+    if suffix not in FIGURE_FORMATS:
+        raise ValueError(f"plot file {str(path)!r} ends in {suffix!r}, expected one of {', '.join(FIGURE_FORMATS)}")
     check_parent("plot file", Path(path))
 
 
@@ -72,8 +72,8 @@ def plot_article(result: ArticleResult) -> Figure:
 def draw_losses(axes: Any, result: ArticleResult) -> None:
     """Draw both loss curves on a log scale, the article's points on them."""
     for name, history, article, colour in (
-        ("base, full rank", result.base_history, ARTICLE_BASE_LOSSES, BASE),
-        (f"LoRA, rank {result.adapter.rank}", result.lora_history, ARTICLE_LORA_LOSSES, LORA),
+        ("base, full rank", result.base_history, ARTICLE_BASE_LOSSES, BASE_COLOR),
+        (f"LoRA, rank {result.adapter.rank}", result.lora_history, ARTICLE_LORA_LOSSES, LORA_COLOR),
     ):
         axes.plot(history.epochs, history.losses, color=colour, label=name, marker=".")
         axes.plot(ARTICLE_EPOCHS, article, color=colour, linestyle="none", marker="o", fillstyle="none", markersize=9)
@@ -93,7 +93,7 @@ def draw_spectrum(axes: Any, result: ArticleResult, count: int = 10) -> None:
     # The true change, all ones, has one singular value that is not zero: sqrt(in * out).
     true = float(np.sqrt(result.delta.size))
     rounding = true * np.finfo(np.float64).eps
-    axes.bar(number, np.maximum(learned, rounding / 10), color=LORA, label="learned")
+    axes.bar(number, np.maximum(learned, rounding / 10), color=LORA_COLOR, label="learned")
     axes.plot(
         [1], [true], color=INK, marker="_", linestyle="none", markersize=26, markeredgewidth=3, label="true, then 0"
     )
@@ -115,9 +115,9 @@ def plot_learning(rows: Sequence[tuple[int, float, float]], each_step: Sequence[
     ]
     held_out = [(step, loss) for step, _, loss in rows if loss == loss]
     if each_step:
-        axes.plot(*zip(*each_step, strict=True), color=BASE, label="training, each step", alpha=0.35, linewidth=1)
-    axes.plot(*zip(*means, strict=True) if means else ([], []), color=BASE, label="training, mean of its steps")
-    axes.plot(*zip(*held_out, strict=True), color=LORA, label="held out", marker=".")
+        axes.plot(*zip(*each_step, strict=True), color=BASE_COLOR, label="training, each step", alpha=0.35, linewidth=1)
+    axes.plot(*zip(*means, strict=True) if means else ([], []), color=BASE_COLOR, label="training, mean of its steps")
+    axes.plot(*zip(*held_out, strict=True), color=LORA_COLOR, label="held out", marker=".")
     axes.set(xlabel="step", ylabel="loss, nats a token")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
@@ -132,7 +132,7 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
     norms, picture = figure.subplots(1, 2, sharey=True)
     rows = np.arange(count)
 
-    norms.barh(rows, [s.norm for s in summaries], color=LORA)
+    norms.barh(rows, [s.norm for s in summaries], color=LORA_COLOR)
     every = max(1, count // 100)  # more names than that cannot be read
     norms.set_yticks(rows[::every], [s.module for s in summaries[::every]])
     norms.set(title="Frobenius norm of the change of weight", xlabel="norm")

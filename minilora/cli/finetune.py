@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from ..language.recipe import ADAPTER, GROUPS, Recipe, option_name
+from ..language.recipe import ADAPTER, OPTION_GROUPS, Recipe, option_name
 from .console import (
     Defaults,
     add_backend,
@@ -23,7 +23,7 @@ from .console import (
     write_figure,
 )
 
-SHARED = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
+SHARED_OPTIONS = {"model": add_model, "quantize": add_quantize, "backend": add_backend}
 """Options that other commands have too."""
 
 
@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
         formatter_class=Defaults,
     )
     by_name = {field.name: field for field in fields(Recipe)}
-    for title, names in GROUPS.items():
+    for title, names in OPTION_GROUPS.items():
         group = parser.add_argument_group(title)
         for name in names:
             _add_option(group, by_name[name])
@@ -53,8 +53,8 @@ def add(commands: Any) -> None:
 def _add_option(group: Any, field: Field[Any]) -> None:
     """Add the option of a field."""
     said, required = field.metadata, field.default is MISSING
-    if field.name in SHARED:
-        SHARED[field.name](group)
+    if field.name in SHARED_OPTIONS:
+        SHARED_OPTIONS[field.name](group)
     elif field.default is False:
         group.add_argument(option_name(field.name), action="store_true", help=said["help"])
     else:

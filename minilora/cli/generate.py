@@ -94,11 +94,11 @@ def run(options: argparse.Namespace) -> int:
     from ..language.data import read_prompts
     from ..language.files.tokens import added_text
     from ..language.finetune import warn_beyond_context
-    from ..language.generation import check_settings, generate
+    from ..language.generation import check_sampling, generate
     from ..language.source import AdapterSource, ModelSource
 
     rng = np.random.default_rng(check_integer("seed", options.seed, at_least=0))
-    check_settings(options.tokens, options.temperature, options.top_p)
+    check_sampling(options.tokens, options.temperature, options.top_p)
     if options.prompt is None and not options.chat:
         raise ValueError("there is no prompt: give one, or take --chat, which answers each line of the input")
     if options.system is not None and not options.chat and options.output is None:

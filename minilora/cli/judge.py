@@ -18,9 +18,9 @@ from .console import add_model, check_output, discard, files, path, print_error
 if TYPE_CHECKING:
     from ..report import Report
 
-DTYPES = ("float64", "float32", "float16", "bfloat16")
+PRECISIONS = ("float64", "float32", "float16", "bfloat16")
 TIMEOUT, LONGEST = 20.0, 1e9  # in seconds; the clocks of some systems overflow not far above
-STARTS = ("numpy", "class", "torch", "peft", "jax", "mlx")
+START_FILES = ("numpy", "class", "torch", "peft", "jax", "mlx")
 """The kinds of files that ``--start`` can write, from ``conformance/start``."""
 
 
@@ -140,12 +140,12 @@ def add_conformance(commands: Any) -> None:
     )
     parser.add_argument(
         "--start",
-        choices=STARTS,
+        choices=START_FILES,
         metavar="KIND",
-        help=f"print a Python file that wraps your LoRA, for you to fill in: {', '.join(STARTS)}",
+        help=f"print a Python file that wraps your LoRA, for you to fill in: {', '.join(START_FILES)}",
     )
     parser.add_argument("-o", "--output", type=path, metavar="FILE", help="with --start, write to this new file")
-    parser.add_argument("--dtype", choices=DTYPES, help="the precision to check in (default: the implementation's)")
+    parser.add_argument("--dtype", choices=PRECISIONS, help="the precision to check in (default: the implementation's)")
     parser.add_argument(
         "--require", metavar="CLAIMS", help="exit with 1 unless these claims are offered, such as forward,slope,merge"
     )
@@ -192,7 +192,7 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
     if options.implementation is None or options.output is not None:
         raise ValueError("expected MODULE[:OBJECT], or --start KIND with or without -o FILE")
     from ..checks import check_number
-    from ..conformance.checking.child import check_apart
+    from ..conformance.checking.child import check_in_child
     from ..report import CannotRun
 
     check_number("timeout", options.timeout, above=0, below=LONGEST)
@@ -200,7 +200,7 @@ def judge_conformance(options: argparse.Namespace) -> Report | None:
     name = options.implementation
     required = _required(options.require)
     try:
-        report = check_apart(name, dtype=options.dtype, timeout=options.timeout)
+        report = check_in_child(name, dtype=options.dtype, timeout=options.timeout)
     except (ValueError, OSError) as error:
         raise CannotRun(f"{name} could not be checked: {' '.join(str(error).split())}") from None
     report.require(required)

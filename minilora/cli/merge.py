@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ..texts import printable
-from .console import MOST_ROWS, NAMED, add_all, by_kind, model, path
+from .console import MOST_ROWS, NAMED_MODELS_HELP, add_all, by_kind, model, path
 
 
 def add(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
         type=model,
         metavar="BASE",
         help="a model's folder (Hugging Face's layout); or its weights alone: a .safetensors file, or the "
-        f".safetensors.index.json of shards; or a .gguf file{NAMED}",
+        f".safetensors.index.json of shards; or a .gguf file{NAMED_MODELS_HELP}",
     )
     option("adapter", type=path, metavar="ADAPTER_DIR", help="a folder in PEFT's layout")
     option(

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
     from ..checks import Array
     from ..layer import Layer
-    from ..verify.trace import Line, Slope, Trace
+    from ..verify.trace import Slope, Trace, TracedLine
 
-WIDTH = 100
+PAGE_WIDTH = 100
 VALUES = 60
 """The column at which values begin."""
 ROUNDING = 1e-12
@@ -63,7 +63,7 @@ def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]
     from difflib import get_close_matches
 
     from ..layer import walk
-    from ..verify.trace import drawn
+    from ..verify.trace import drawn_layer
     from .check import all_instances
 
     rows, asked = all_instances(), options.layer or "LoRALinear"
@@ -74,7 +74,7 @@ def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "minilora check prints their names"
         raise ValueError(f"--layer {asked!r} is no layer of minilora check; {hint}")
     given = {key: value for key in ("rank", "seed") if (value := getattr(options, key)) is not None}
-    problem = drawn(rows[name], **given)
+    problem = drawn_layer(rows[name], **given)
     if "rank" in given and all(getattr(part, "rank", None) != options.rank for _, part in walk(problem[0])):
         raise ValueError(f"--rank {options.rank}: the layer {name!r} has no adapter of this rank")
     return name, problem
@@ -84,11 +84,11 @@ def chosen(options: argparse.Namespace) -> tuple[str, tuple[Layer, Array, Array]
 
 
 def text(name: str, trace: Trace) -> Iterator[str]:
-    """Yield the lines of a trace, of at most `WIDTH` columns. What ran again with the same values stands there once."""
+    """Yield the lines of a trace, at most `PAGE_WIDTH` columns wide, without those that repeat earlier values."""
     seen: set[Any] = set()
     column = max(map(len, trace.given))
     yield from (f"One training step of {name}", "", "GIVEN")
-    yield from (f"  {key:{column}}  {shaped(value, WIDTH - column - 4)}" for key, value in trace.given.items())
+    yield from (f"  {key:{column}}  {shaped(value, PAGE_WIDTH - column - 4)}" for key, value in trace.given.items())
     for phase in ("forward", "loss", "backward"):
         yield from ("", phase.upper(), *numbered(getattr(trace, phase), seen))
     how = {"complex": "complex step", "central": "central differences"}[trace.method]
@@ -103,7 +103,7 @@ def text(name: str, trace: Trace) -> Iterator[str]:
         yield from ("", f"The loss was {before:.6g}, and is {after:.6g} after the step.")
 
 
-def numbered(lines: list[Line], seen: set[Any], array: str = "") -> Iterator[str]:
+def numbered(lines: list[TracedLine], seen: set[Any], array: str = "") -> Iterator[str]:
     """Yield numbered lines with their values, below the function that they ran in."""
     place, width = "", max(map(len, ["", *(line.equation for line in lines)])) + 2
     for line in lines:
@@ -115,10 +115,12 @@ def numbered(lines: list[Line], seen: set[Any], array: str = "") -> Iterator[str
         if place != (place := f"  {of}{': ' * bool(of)}{line.function}, {line.file}"):
             yield place
         head = f"    {f'({line.equation})':{width}}  "
-        *above, last = textwrap.wrap(line.code, WIDTH, initial_indent=head, subsequent_indent=" " * (len(head) + 2))
+        *above, last = textwrap.wrap(
+            line.code, PAGE_WIDTH, initial_indent=head, subsequent_indent=" " * (len(head) + 2)
+        )
         for name, value in line.values.items():
             result = f"{name} " * (len(line.values) > 1)
-            result += shaped(value, WIDTH - VALUES - len(result))
+            result += shaped(value, PAGE_WIDTH - VALUES - len(result))
             if len(last) + 2 > VALUES:
                 above, last = [*above, last], ""
             last = f"{last:{VALUES}}{result}"
@@ -127,7 +129,7 @@ def numbered(lines: list[Line], seen: set[Any], array: str = "") -> Iterator[str
 
 def beside(slope: Slope, column: int) -> Iterator[str]:
     """Yield the first entries of a gradient, and below each the measured slope and the difference."""
-    size, room = slope.gradient.size, WIDTH - column - 14
+    size, room = slope.gradient.size, PAGE_WIDTH - column - 14
     count = size if 11 * size <= room else (room - 24) // 11  # what is said of all needs some
     below = [difference(abs(v)) for v in slope.difference.ravel()]
     rows = [("backward", slope.gradient), ("measured", slope.measured)]

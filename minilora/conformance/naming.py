@@ -29,7 +29,7 @@ Answers = Mapping[str, Any]  # arrays by name; None for an answer that is requir
 Parts = Mapping[str, Any]
 MAX_CACHED = 2000
 """The largest number of predictions that a world keeps; if there are more, the next search starts with none."""
-MEASURED = 1000
+MEASURED_COUNT = 1000
 """The count of a row that was measured from the answers; being large, it lets a known row win a tie."""
 
 

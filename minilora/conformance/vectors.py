@@ -48,15 +48,15 @@ from .problems.kinds import KINDS
 from .problems.problem import Arrays, Problem
 from .problems.tolerance import TOLERANCE, UNIT, Trial, drawn
 
-INDEX = "index.json"
+VECTORS_INDEX = "index.json"
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-SMALL = 2048
+SMALL_PROBLEM = 2048
 """The most weights of a problem that is also written in half precision: large problems take up most of the bytes."""
-NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
+ANSWER_NAMES = {"y": "y", "dx": "x", "dA": "lora_A", "dB": "lora_B", "dm": "magnitude", "merged": "merged"}
 """The answers: from their names in a file to their names in a report."""
 GRADIENTS = {"dx", "dA", "dB", "dm"}
 ADAM_TOLERANCE = {"float64": 1e-9, "float32": 2e-6}
-HOW = Path(__file__).with_suffix(".txt")
+INDEX_TEXT = Path(__file__).with_suffix(".txt")
 """The text that describes the files in the index, one entry per line."""
 
 
@@ -162,7 +162,7 @@ class AdamVector:
 
 def names_of(trial: Trial) -> dict[str, str]:
     """Return the names of a problem's answers in a file, keyed by their names in a report."""
-    return {of: name for name, of in NAMES.items() if of in trial.right}
+    return {of: name for name, of in ANSWER_NAMES.items() if of in trial.right}
 
 
 VECTORS: tuple[Vector | AdamVector, ...] = (
@@ -172,7 +172,7 @@ VECTORS: tuple[Vector | AdamVector, ...] = (
         if kind.in_files
         for number, problem in enumerate(kind.problems)
         for dtype in (DTYPES if DTYPES[0] in kind.dtypes else kind.dtypes[:1])
-        if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL
+        if dtype in DTYPES[:2] or problem.in_features * problem.out_features <= SMALL_PROBLEM
     ),
     *map(AdamVector, DTYPES[:2]),
 )
@@ -197,7 +197,7 @@ def _index(vectors: Sequence[Vector | AdamVector]) -> dict[str, Any]:
     }
     return {
         "minilora": __version__,
-        "how": HOW.read_text("utf-8").splitlines(),
+        "how": INDEX_TEXT.read_text("utf-8").splitlines(),
         "tolerance": {dtype: TOLERANCE * UNIT[dtype] for dtype in DTYPES},
         "tolerance of adam, without a size": ADAM_TOLERANCE,
         "cases": cases,
@@ -233,7 +233,7 @@ def write(folder: Path, vectors: Sequence[Vector | AdamVector] = VECTORS) -> int
         for vector in vectors:
             arrays = {name: np.ascontiguousarray(array) for name, array in vector.tensors().items()}
             safetensors.numpy.save_file(arrays, new / vector.file)
-        (new / INDEX).write_bytes(_json(_index(vectors)).encode())
+        (new / VECTORS_INDEX).write_bytes(_json(_index(vectors)).encode())
     return len(vectors)
 
 
@@ -265,7 +265,7 @@ def compare(folder: Path, results: Path) -> VectorsReport:
     FileRefused
         If a file is malformed.
     """
-    index = read_json(folder / INDEX, VectorIndex)
+    index = read_json(folder / VECTORS_INDEX, VectorIndex)
     files = [case.file for case in index.cases]
     if results.resolve() == folder.resolve():
         raise CannotRun(f"{str(results)!r} is the folder of the vectors, expected a folder with a program's answers")
@@ -348,13 +348,15 @@ def _trial_in(path: Path, vector: Vector, tolerance: float) -> Trial:
 
 def _reply_in(file: TensorFile, trial: Trial) -> Arrays:
     """Return a program's answers to a problem."""
-    numbers = {name: file.read(name) for name in file.tensors if name.partition(".")[0] in NAMES}
+    numbers = {name: file.read(name) for name in file.tensors if name.partition(".")[0] in ANSWER_NAMES}
     try:
         reply = _collect(trial.problem, names_of(trial), numbers)
     except ValueError as error:
         raise CannotRun(f"{str(file.path)!r} has {error}") from None
     if not reply:
-        raise CannotRun(f"{str(file.path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(NAMES)}")
+        raise CannotRun(
+            f"{str(file.path)!r} has {', '.join(file.tensors) or 'no tensor'}, expected {', '.join(ANSWER_NAMES)}"
+        )
     return reply
 
 
@@ -380,7 +382,7 @@ def _judge_kind(
     has_gradients = not written.isdisjoint(GRADIENTS)
 
     def lacking(missing: Sequence[str]) -> str:
-        names = [name for name, of in NAMES.items() if of in missing]
+        names = [name for name, of in ANSWER_NAMES.items() if of in missing]
         return f"no file has {enumerated(names)}, found {', '.join(sorted(written))}"
 
     owed = [key for key in FACTORS if has_gradients and not any(key in reply for reply in replies)]
@@ -391,7 +393,7 @@ def _judge_kind(
     report.cases, report.found = flagged(judged.cases, judged.found), judged.found
     report.claims, report.errors = judged.claims, judged.errors
     report.habits[ANSWERED] = f"{len(answered)} of {count}"
-    for name, of in NAMES.items():
+    for name, of in ANSWER_NAMES.items():
         owing = [reply for trial, reply in zip(trials, replies, strict=True) if of in trial.right]
         if 0 < (there := sum(of in reply for reply in owing)) < len(owing):
             report.habits[ANSWERED] += f", {name} in {there}"

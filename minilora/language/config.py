@@ -18,8 +18,8 @@ A Mistral, a Mixtral and all Qwen have no sliding window here.
 `from_json` reads a config.json as transformers does. Versions 4 and 5 write the rotary positions differently:
 ``rope_theta`` and ``rope_scaling`` stand alone in one, and together in ``rope_parameters`` in the other. Both are read,
 and two that contradict each other are refused. A setting that would change what is computed, and is not implemented, is
-refused by its name: a decoder that passes over one is silently wrong. `MUST` has the values that are; what each setting
-does stands in docs/library/model-files.md.
+refused by name: a decoder that ignores one is silently wrong. `SUPPORTED` has the supported values; see
+docs/library/model-files.md for what each setting does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from ..texts import named, reading, short
 
 
 @dataclass(frozen=True)
-class Kind:
+class ModelKind:
     """How a kind of model differs from a Llama."""
 
     architecture: str  # the class that transformers computes it with
@@ -50,36 +50,36 @@ class Kind:
 
 
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
-WINDOW = {"sliding_window": 4096}
-KINDS = {
-    "llama": Kind("LlamaForCausalLM"),
-    "mistral": Kind("MistralForCausalLM", NO_BIASES, usual=WINDOW | {"num_key_value_heads": 8}),
-    "qwen2": Kind(
+MISTRAL_WINDOW = {"sliding_window": 4096}
+MODEL_KINDS = {
+    "llama": ModelKind("LlamaForCausalLM"),
+    "mistral": ModelKind("MistralForCausalLM", NO_BIASES, usual=MISTRAL_WINDOW | {"num_key_value_heads": 8}),
+    "qwen2": ModelKind(
         "Qwen2ForCausalLM", {"attention_bias": True, "mlp_bias": False}, o_bias=False,
-        usual=WINDOW | {"num_key_value_heads": 32},
+        usual=MISTRAL_WINDOW | {"num_key_value_heads": 32},
     ),
-    "qwen3": Kind(
+    "qwen3": ModelKind(
         "Qwen3ForCausalLM", {"mlp_bias": False}, qk_norm=True,
-        usual=WINDOW | {"num_key_value_heads": 32, "head_dim": 128},
+        usual=MISTRAL_WINDOW | {"num_key_value_heads": 32, "head_dim": 128},
     ),
-    "mixtral": Kind(
+    "mixtral": ModelKind(
         "MixtralForCausalLM", NO_BIASES, experts=8, rope_theta=1e6,
         usual={"num_key_value_heads": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5},
     ),
-    "qwen2_moe": Kind(
+    "qwen2_moe": ModelKind(
         "Qwen2MoeForCausalLM", {"mlp_bias": False}, o_bias=False, experts=60,
-        usual=WINDOW | {
+        usual=MISTRAL_WINDOW | {
             "num_key_value_heads": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
             "shared_expert_intermediate_size": 5632, "qkv_bias": True,
         },
     ),
-    "qwen3_moe": Kind(
+    "qwen3_moe": ModelKind(
         "Qwen3MoeForCausalLM", {"mlp_bias": False}, qk_norm=True, experts=128,
-        usual=WINDOW | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
+        usual=MISTRAL_WINDOW | {"num_key_value_heads": 4, "num_experts_per_tok": 8, "moe_intermediate_size": 768},
     ),
 }  # fmt: skip
 
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SIZE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 HEADS = ("num_key_value_heads", "head_dim")
 """Sizes that follow from the others where a file has none, or null."""
 
@@ -141,12 +141,12 @@ class LlamaConfig:
     mlp_bias: bool = False
     # Where `frequencies` are from, in a file's words.
     rope: Mapping[str, Any] | None = field(default=None, compare=False)
-    model_type: str = "llama"  # or another of `KINDS`
+    model_type: str = "llama"  # or another of `MODEL_KINDS`
     max_position_embeddings: int | None = None  # the context: tokens that it was made for, where that is known
     mixture: MixtureConfig | None = None  # of the kinds that have mixtures
 
     def __post_init__(self) -> None:
-        check_sizes(**{name: getattr(self, name) for name in (*SIZES, *HEADS)})
+        check_sizes(**{name: getattr(self, name) for name in (*SIZE_KEYS, *HEADS)})
         check_number("rms_norm_eps", self.rms_norm_eps, above=0)
         H, K, D = self.num_attention_heads, self.num_key_value_heads, self.head_dim
         if H % K or D % 2:
@@ -158,7 +158,7 @@ class LlamaConfig:
             raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
-        for name, always in KINDS[check_choice("model_type", self.model_type, KINDS)].always.items():
+        for name, always in MODEL_KINDS[check_choice("model_type", self.model_type, MODEL_KINDS)].always.items():
             if getattr(self, name) != always:
                 raise ValueError(f"{name} must be {always} of a {self.model_type}, got {getattr(self, name)}")
         if self.max_position_embeddings is not None:
@@ -168,7 +168,7 @@ class LlamaConfig:
     @property
     def qk_norm(self) -> bool:
         """Whether q and k are normed, head by head."""
-        return KINDS[self.model_type].qk_norm
+        return MODEL_KINDS[self.model_type].qk_norm
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every array, by the name that transformers gives it."""
@@ -177,7 +177,7 @@ class LlamaConfig:
         attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
         mlp = {"gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m)}
         biased = {*(attention if self.attention_bias else ()), *(mlp if self.mlp_bias else ())}
-        if not KINDS[self.model_type].o_bias:
+        if not MODEL_KINDS[self.model_type].o_bias:
             biased.discard("o_proj")
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, d)}
         for i in range(self.num_hidden_layers):
@@ -199,7 +199,7 @@ class LlamaConfig:
 
 def _check_mixture(kind: str, mixture: Any) -> None:
     """Require the mixture that a kind of model has, or none: another would be saved as that one."""
-    if not KINDS[kind].experts:
+    if not MODEL_KINDS[kind].experts:
         if mixture is not None:
             raise ValueError(f"mixture must be None of a {kind}, got {mixture}")
         return
@@ -220,8 +220,8 @@ def renamed(name: str, names: Mapping[str, str]) -> str | None:
 
 # --- what a file says of the sizes ---
 
-MUST: dict[str, tuple[Any, ...]] = {
-    "model_type": tuple(KINDS),
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "model_type": tuple(MODEL_KINDS),
     "hidden_act": ("silu", "swish", None),
     "partial_rotary_factor": (1, None),
     "is_causal": (True,),
@@ -278,12 +278,12 @@ def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any)
 def from_json(path: Path, settings: Mapping[str, Any]) -> LlamaConfig:
     """Return the sizes that a config.json states; what is not implemented is refused by the setting's name."""
     with reading(path):
-        check_settings(MUST, settings, needed=("model_type",))
-        kind = KINDS[settings["model_type"]]
+        check_settings(SUPPORTED, settings, needed=("model_type",))
+        kind = MODEL_KINDS[settings["model_type"]]
         return _config(settings["model_type"], kind, {**kind.usual, **settings})
 
 
-def _config(name: str, kind: Kind, settings: Mapping[str, Any]) -> LlamaConfig:
+def _config(name: str, kind: ModelKind, settings: Mapping[str, Any]) -> LlamaConfig:
     classes = settings.get("architectures") or []
     if set([classes] if isinstance(classes, str) else classes) - {kind.architecture, None}:
         raise ValueError(f"architectures is {short(classes)} and model_type {name!r}: expected {[kind.architecture]}")
@@ -293,7 +293,7 @@ def _config(name: str, kind: Kind, settings: Mapping[str, Any]) -> LlamaConfig:
         flags["attention_bias"] = settings["qkv_bias"]
     rope = rope_settings(settings, kind.rope_theta)
     config = from_sizes(
-        {name: settings[name] for name in SIZES} | {name: settings.get(name) for name in HEADS}, rope,
+        {name: settings[name] for name in SIZE_KEYS} | {name: settings.get(name) for name in HEADS}, rope,
         rms_norm_eps=settings.get("rms_norm_eps", 1e-6), model_type=name,
         max_position_embeddings=settings.get("max_position_embeddings"),
         mixture=_mixture(name, kind, settings) if kind.experts else None,
@@ -303,7 +303,7 @@ def _config(name: str, kind: Kind, settings: Mapping[str, Any]) -> LlamaConfig:
     return config
 
 
-def _mixture(name: str, kind: Kind, settings: Mapping[str, Any]) -> MixtureConfig:
+def _mixture(name: str, kind: ModelKind, settings: Mapping[str, Any]) -> MixtureConfig:
     """Return what a config.json says of its mixtures."""
     spellings = ("num_experts",) if name == "qwen2_moe" else ("num_experts", "num_local_experts")
     counts = [settings[spelling] for spelling in spellings if settings.get(spelling) is not None]
@@ -341,7 +341,7 @@ def _check_window(name: str, settings: Mapping[str, Any], context: int | None) -
         )
 
 
-def _check_quantization(kind: Kind, settings: Any) -> None:
+def _check_quantization(kind: ModelKind, settings: Any) -> None:
     """Require that weights are numbers or NF4, and that layers which are not quantised are named, without patterns."""
     if settings is None:
         return

@@ -44,7 +44,7 @@ TABLES = (".json", ".ndjson", ".csv", ".tsv")
 """Endings of other data: of a text in one of them, a model would learn commas and brackets."""
 KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {KINDS_OF_LINES}"
-WINDOW = 128
+WINDOW_TOKENS = 128
 """Tokens in a window of a text."""
 LONGEST_ROW = 1024
 """Tokens of a {"text"} in a row: what exceeds them goes on in the next, so that nothing is lost."""
@@ -52,7 +52,7 @@ PAD_ID = 0
 """The id that fills a row: every model has it, and none sees it."""
 LISTED = 20
 """The most lines of examples that are left out whose numbers are shown."""
-SHOWN = 40
+LINES_SHOWN = 40
 """The most lines of an example that are shown, and the letters of each are at most five times as many."""
 
 
@@ -99,7 +99,7 @@ def load_data(
     """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
     What exceeds `length` of a chat or a completion is cut off. Without a length no token that counts is: a row is as
-    long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW` tokens.
+    long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW_TOKENS`.
 
     `held_out` is the share of windows or examples to measure on, from 0 to 0.5; or a file of them, while all of this
     one are trained on. Of those held out, `measured` are measured, evenly spread, or all. `system` is a message that
@@ -139,7 +139,7 @@ def _of_file(
     text = read_text(path)
     if _is_json(text):
         raise FileRefused(path, f"it holds JSON: {EXPECTED}")
-    length = WINDOW if length is None else length
+    length = WINDOW_TOKENS if length is None else length
     ids = token_ids(text, source.tokenizer.encode)
     arrays = windows(ids, length, share, measured)
     trained = len(arrays[0])
@@ -196,7 +196,7 @@ class Text(msgspec.Struct):
 
 Line = Chat | Completion | Text
 Read = TypeVar("Read")
-KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
+LINE_KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
 """By which a line is of a kind, whatever else it has."""
 LOST = {
     **dict.fromkeys(
@@ -261,7 +261,7 @@ def checked(record: Any, system: str | None = None) -> Line:
 
     A chat that has no system message begins with this one.
     """
-    kinds = [kind for kind, keys in KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
+    kinds = [kind for kind, keys in LINE_KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
     if len(kinds) != 1:
         what = f"its keys are {short(sorted(record))}" if isinstance(record, dict) else f"it is {short(record)}"
         raise ValueError(f"{what}, expected one of {KINDS_OF_LINES}")
@@ -498,7 +498,11 @@ def show(example: Example, length: int, tokenizer: Tokenizer) -> str:
     for start, stop in pairwise(cuts):
         before, text = text, tokenizer.spell(ids[:stop].tolist())
         for line in text[len(before) :].splitlines(keepends=True):
-            lines.append(f"{'  |' if counted[start] else '   '} {printable(line, 5 * SHOWN)}")
-    if len(lines) > SHOWN:
-        lines = [*lines[: SHOWN // 2], f"    ... {len(lines) - SHOWN // 2 * 2} lines more ...", *lines[-SHOWN // 2 :]]
+            lines.append(f"{'  |' if counted[start] else '   '} {printable(line, 5 * LINES_SHOWN)}")
+    if len(lines) > LINES_SHOWN:
+        lines = [
+            *lines[: LINES_SHOWN // 2],
+            f"    ... {len(lines) - LINES_SHOWN // 2 * 2} lines more ...",
+            *lines[-LINES_SHOWN // 2 :],
+        ]
     return "\n".join([f"example  {head}", *lines])

@@ -39,7 +39,7 @@ from .files.save import found_by_weight
 from .llama import Llama, checkpointed
 from .losstable import LossTable, shown_parts
 from .memory import (
-    EXPERTS,
+    EXPERT_ARRAYS,
     Memory,
     StepMemory,
     active_numbers,
@@ -72,7 +72,7 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
         source = ModelSource(recipe.model)
         recipe, kept, start_from = open_inputs(recipe, source, backend)
-        data, model, numbers = load(recipe, source, backend)
+        data, model, numbers = load_inputs(recipe, source, backend)
         resolved, rng = recipe.resolved(numbers), np.random.default_rng(recipe.seed)
         adapted = adapted_model(resolved, model, start_from, rng, backend)
         resolved, data = fit_to_machine(resolved, adapted, data, kept, machine, backend)
@@ -221,7 +221,7 @@ def real(path: Path) -> Path:
 # --- load: the data and the model -------------------------------------------------------------------------------------
 
 
-def load(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama, int]:
+def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama, int]:
     """Return the data, the model, and how many numbers it has; what is wrong with the data is an error before it."""
     print(f"model    {source.name}", end="", flush=True)  # what takes a while is named before it does
     try:
@@ -374,12 +374,14 @@ def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
 
 def experts_left_out(adapted: Llama) -> str:
     """Say which share of the weights a mixture's experts are, where none has an adapter; or ""."""
-    stacks: list[Any] = [layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERTS))]
+    stacks: list[Any] = [
+        layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERT_ARRAYS))
+    ]
     if not stacks or not all(isinstance(layer, StackedLinear) for layer in stacks):
         return ""
     of_the_model = parameter_count(adapted) - parameter_count(adapted, trained=True)
     share = sum(layer.weight.size for layer in stacks) / of_the_model
-    names = ",".join(f"mlp.{name}" for name in EXPERTS)
+    names = ",".join(f"mlp.{name}" for name in EXPERT_ARRAYS)
     return f"the experts, {share:.0%} of the weights, have none: --target-parameters {names} adapts them"
 
 

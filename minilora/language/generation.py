@@ -68,7 +68,7 @@ def generate(
     check_ids("prompt", ids, model.lm_head.out_features)
     if ids.ndim != 1:
         raise ValueError(f"prompt has shape {ids.shape}, expected (T,)")
-    tokens, temperature, top_p = check_settings(tokens, temperature, top_p)
+    tokens, temperature, top_p = check_sampling(tokens, temperature, top_p)
     if temperature > 0:
         check_rng(rng)
     ends = {check_integer("an id of end", token, at_least=0) for token in end}
@@ -87,7 +87,7 @@ def generate(
     return chosen()
 
 
-def check_settings(tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
+def check_sampling(tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
     """Return the settings, which must be in range. The command calls this before it reads a model."""
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)

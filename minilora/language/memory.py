@@ -65,7 +65,7 @@ from .config import LlamaConfig
 from .llama import CheckpointedBlock
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+EXPERT_ARRAYS = ("experts.gate_up_proj", "experts.down_proj")
 """The arrays of a mixture's experts, of which each has an adapter of its own: `target_parameters` names them."""
 
 CONSTANTS = {16: 0.0, 8: 32 / 4096, 4: 8 / 64 + 32 / (64 * 256)}
@@ -93,7 +93,7 @@ def training_memory(
     rank : int, optional
         Of the adapters. Without it all weights train.
     targets : sequence of str
-        The matrices that have an adapter, of `MATRICES`; of a mixture also of `EXPERTS`, whose rank is an expert's.
+        The adapted matrices, from `MATRICES`; for a mixture also from `EXPERT_ARRAYS`, where the rank is an expert's.
         As in PEFT, ``gate_proj``, ``up_proj`` and ``down_proj`` reach shared experts and MLPs alone.
     bits : {16, 8, 4}
         Of a frozen weight in the layers' matrices. Embedding, head and norms stay in 16, as in QLoRA.
@@ -111,7 +111,7 @@ def training_memory(
     ValueError, TypeError
         If a number is out of range, a target is unknown, or all weights are to train in fewer than 16 bits.
     """
-    known = MATRICES if config.mixture is None else MATRICES + EXPERTS
+    known = MATRICES if config.mixture is None else MATRICES + EXPERT_ARRAYS
     (tokens,), recompute = check_sizes(tokens=tokens), check_flag("recompute", recompute)
     check_choice("bits", bits, CONSTANTS)  # type: ignore[arg-type]
     for target in targets:
@@ -157,12 +157,12 @@ def count_numbers(config: LlamaConfig) -> tuple[int, int]:
 
 def _matrices(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the matrices of all layers, those of experts in one array, by their paths."""
-    return {path: shape for path, shape in config.shapes().items() if _is_named(path, MATRICES + EXPERTS)}
+    return {path: shape for path, shape in config.shapes().items() if _is_named(path, MATRICES + EXPERT_ARRAYS)}
 
 
 def _is_named(path: str, targets: Sequence[str]) -> bool:
     """Return whether an array is the weight of a matrix, or the array, that is among the targets."""
-    return any(path.endswith(f".{name}" if name in EXPERTS else f".{name}.weight") for name in targets)
+    return any(path.endswith(f".{name}" if name in EXPERT_ARRAYS else f".{name}.weight") for name in targets)
 
 
 def _layer_size(config: LlamaConfig, matrices: Iterable[str], layer: int, targets: Sequence[str], rank: int) -> int:
@@ -181,7 +181,7 @@ def _layer_size(config: LlamaConfig, matrices: Iterable[str], layer: int, target
         inner += experts * _mlp_size(mixture.moe_intermediate_size, "experts.down_proj" in targets)
         if mixture.shared_expert_intermediate_size is not None:
             inner += _mlp_size(mixture.shared_expert_intermediate_size, "down_proj" in targets) + d + 1
-    adapted = [experts if path.endswith(EXPERTS) else 1 for path in own if _is_named(path, targets)]
+    adapted = [experts if path.endswith(EXPERT_ARRAYS) else 1 for path in own if _is_named(path, targets)]
     return 2 * d + attention + first + second + inner + rank * sum(adapted)
 
 
@@ -310,9 +310,9 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
 
 # --- what the machine lets this process have --------------------------------------------------------------------------
 
-GROUPS, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 """Where Linux shows what a container or a batch job may use, which psutil does not read; and which one this is."""
-FILES = {  # of a group's folder, in the two versions: its limit, its use, and the part of this that can be given up
+CGROUP_FILES = {  # in cgroups of version 2 and 1: the limit, the use, and the part of the use that can be reclaimed
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
@@ -342,17 +342,17 @@ def machine_memory(backend: Backend) -> Memory | None:
 def _group_limits() -> Iterator[Memory]:
     """Yield the limits of the control groups that this process is in, and of those above them."""
     try:
-        lines = OWN.read_text().splitlines()
+        lines = OWN_CGROUP.read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, place = line.split(":", 2)
-        for controller in FILES.keys() & set(controllers.split(",")):
-            root = GROUPS / controller
+        for controller in CGROUP_FILES.keys() & set(controllers.split(",")):
+            root = CGROUPS / controller
             # In a container the place may be the host's name of it, while the group itself stands at the root.
             folder = root / place.lstrip("/")
             for group in {folder, *folder.parents, root} - set(root.parents):
-                yield from _limit(group, *FILES[controller])
+                yield from _limit(group, *CGROUP_FILES[controller])
 
 
 def _limit(group: Path, limit: str, use: str, reclaimable: str) -> Iterator[Memory]:

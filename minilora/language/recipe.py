@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-SMALL = 10_000_000
+SMALL_MODEL = 10_000_000
 """Parameters up to which a model is a small one."""
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
 """What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
@@ -32,7 +32,7 @@ ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 1
 
 def fitting(numbers: int) -> dict[str, Any]:
     """Return the settings that fit a model of so many parameters."""
-    return {name: larger if numbers > SMALL else small for name, (small, larger) in FITTING.items()}
+    return {name: larger if numbers > SMALL_MODEL else small for name, (small, larger) in FITTING.items()}
 
 
 def names(text: str) -> list[str]:
@@ -81,7 +81,7 @@ def option(
     return field(default=default, metadata=said)
 
 
-GROUPS = {
+OPTION_GROUPS = {
     "data": ("text", "valid", "eval_rows", "system", "skip_bad", "length"),
     "model and adapter": (
         *("model", "adapter", "target_modules", "target_parameters", "rank", "alpha", "use_rslora", "use_dora", "init"),
@@ -98,7 +98,7 @@ GROUPS = {
 
 def _by_size(name: str) -> str:
     small, larger = FITTING[name]
-    return f"default: {small}; {larger} for a model of more than {SMALL // 1_000_000} million parameters"
+    return f"default: {small}; {larger} for a model of more than {SMALL_MODEL // 1_000_000} million parameters"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,16 +34,16 @@ from .losstable import Losses
 from .recipe import Recipe, option_name
 from .text import HELD_OUT
 
-ENDS = 1 << 20
+HASHED_BYTES = 1 << 20
 """Bytes at a model file's start and end that tell it from another; all weights are compared once they are loaded."""
 SHARE = 0.02
 """Share of the time that checkpoints may take for which nobody asked."""
-FILES = {
+DIGESTED = {
     "TEXT": "the text", "--model": "the model", "--adapter": "the adapter to go on from", "--valid": "what is held out",
 }  # fmt: skip
 """What is noted as a digest, which says nothing to a reader."""
 DATA, MODEL = "what the tokenizer makes of the text", "the model"
-ARRAYS = {"X": DATA, "Y": DATA, "held_out": DATA, "model": MODEL, "params": MODEL, "frozen": MODEL}
+ARRAY_OWNERS = {"X": DATA, "Y": DATA, "held_out": DATA, "model": MODEL, "params": MODEL, "frozen": MODEL}
 """What differs where an array does that is trained on or with, by the first word of its name in the configuration."""
 
 
@@ -83,8 +83,8 @@ class Kept:
 def _difference(name: str, there: Any, here: Any) -> str:
     """Return a difference in words: of files and arrays, that they differ; of all else, both values."""
     array = name.partition("[")[0]
-    if (name in FILES and str in (type(there), type(here))) or array in ARRAYS:
-        return f"{FILES.get(name) or ARRAYS[array]} is another"
+    if (name in DIGESTED and str in (type(there), type(here))) or array in ARRAY_OWNERS:
+        return f"{DIGESTED.get(name) or ARRAY_OWNERS[array]} is another"
     return f"{name} is {_shown(there)} there and {_shown(here)} here"
 
 
@@ -114,12 +114,12 @@ def identity_of(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]
     weights = [model / MODEL_CONFIG, *(file.path for file in open_weights(model).files)] if model.is_dir() else [model]
     share = None if recipe.valid == 1 / HELD_OUT else recipe.valid
     return {
-        "TEXT": digest(recipe.text),
-        "--model": digest(*weights, ends=ENDS),
+        "TEXT": file_digest(recipe.text),
+        "--model": file_digest(*weights, ends=HASHED_BYTES),
         "--adapter": digest_of_adapter(adapter) if adapter is not None else None,
         "--target-modules": ",".join(sorted(targets)) if isinstance(targets, list) else targets,
         "--target-parameters": ",".join(sorted(parameters)) if parameters else None,
-        "--valid": digest(share) if isinstance(share, Path) else share,
+        "--valid": file_digest(share) if isinstance(share, Path) else share,
         "--backend": backend.name,
         "--steps, on which the rates depend,": recipe.steps if by_steps and recipe.epochs is None else None,
         "--epochs, on which the rates depend,": recipe.epochs if by_steps else None,
@@ -127,7 +127,7 @@ def identity_of(recipe: Recipe, model: Path, backend: Backend) -> dict[str, Any]
     }
 
 
-def digest(*paths: Path, ends: int | None = None) -> str:
+def file_digest(*paths: Path, ends: int | None = None) -> str:
     """Return a hash of what is in files, or of their sizes and first and last `ends` bytes; paths do not matter."""
     sha = hashlib.sha256()
     for path in paths:
@@ -143,11 +143,11 @@ def digest(*paths: Path, ends: int | None = None) -> str:
 def digest_of_adapter(folder: Path) -> str:
     """Return a hash of an adapter's two files; "" where one is missing."""
     files = [folder / CONFIG_NAME, folder / WEIGHTS_NAME]
-    return digest(*files) if all(file.exists() for file in files) else ""
+    return file_digest(*files) if all(file.exists() for file in files) else ""
 
 
 def digest_of_contents(*files: bytes) -> str:
-    """Return the hash of files that are not written yet, as `digest` has it of those that are."""
+    """Return the hash of files that are not written yet, as `file_digest` has it of those that are."""
     return hashlib.sha256(b"".join(b"%d %b" % (len(file), file) for file in files)).hexdigest()
 
 

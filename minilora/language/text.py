@@ -35,9 +35,9 @@ from .llama import Llama
 
 HELD_OUT = 10
 """One window or example in ten is held out, all through the text, since the parts of a text differ."""
-MEASURED = 32
+MOST_HELD_OUT_ROWS = 32
 """The most held-out rows that `windows` returns where it is not told: 4,096 tokens at a length of 128."""
-PIECE = 1 << 18
+PIECE_LETTERS = 1 << 18
 """Characters of a text that are encoded at a time."""
 UNCUT = 1 << 21
 """Characters that are encoded at once where a tokenizer allows no cut between them."""
@@ -48,7 +48,7 @@ CUTS, TRIES = (r"(?<=\n)(?=\S)", r"(?<=\S)(?= \S)", r"(?<=\s)(?=\S)", r"(?s:(?=.
 
 
 def windows(
-    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT, measured: int | None = MEASURED
+    ids: Sequence[int], length: int, share: float = 1 / HELD_OUT, measured: int | None = MOST_HELD_OUT_ROWS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Cut the ids of a text into windows, and hold every tenth of them out, or another share.
 
@@ -182,10 +182,10 @@ def trim_padding(x: Array, y: Array) -> tuple[Array, Array]:
 def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = None) -> list[int]:
     """Return a text's token ids, which are those of ``encode(text)``.
 
-    A tokenizer takes some 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
-    `PIECE` characters, cut where no token spans the cut and the tokens on either side do not depend on the other side.
-    A text without such a place in `UNCUT` characters is a ValueError; so is an id that is not below `size`, the tokens
-    that the model has.
+    A tokenizer takes about 260 bytes of memory for each byte of a text. A long text is therefore encoded in pieces of
+    `PIECE_LETTERS` characters, cut where no token spans the cut and the tokens on one side do not depend on the other.
+    A text without such a place in `UNCUT` characters is a ValueError, and so is an id that is not below `size`, the
+    number of tokens that the model has.
     """
     ids: list[int] = []
     start = 0
@@ -212,8 +212,8 @@ def check_vocabulary(largest: int, size: int) -> None:
 
 def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | None:
     """Return where the piece that begins at `start` ends: the text's end, or a safe place; None without one."""
-    for stop in range(start + PIECE, min(len(text), start + UNCUT), PIECE):
-        first = stop - PIECE // 2
+    for stop in range(start + PIECE_LETTERS, min(len(text), start + UNCUT), PIECE_LETTERS):
+        first = stop - PIECE_LETTERS // 2
         for pattern in CUTS:
             places = [first + match.start() for match in re.finditer(pattern, text[first:stop])]
             for place in reversed(places[-TRIES:]):

@@ -44,9 +44,9 @@ from ..texts import align
 Method = Literal["auto", "complex", "central"]
 Params = dict[str, Array]
 Function = Callable[[Params], Any]
-Slope = Callable[[str, np.ndarray], float]
+SlopeOf = Callable[[str, np.ndarray], float]
 
-TOLERANCE = {"complex": 1e-12, "central": 1e-9}
+SLOPE_TOLERANCE = {"complex": 1e-12, "central": 1e-9}
 NOISE = {"complex": 1e-13, "central": 1e-9}
 """Of the largest slope, or of the value: a slope below it is rounding."""
 WELL_ABOVE = 10
@@ -225,7 +225,7 @@ def gradcheck(
         note = "" if step is None else "a step for central differences was given"
         note = note or slopes.distrust_complex_step(rng)
         method = "central" if note else "complex"
-    slope: Slope = slopes.complex_slope if method == "complex" else slopes.central_slope
+    slope: SlopeOf = slopes.complex_slope if method == "complex" else slopes.central_slope
     if step is not None:
         slope = partial(slopes.difference, step=step)
 
@@ -247,7 +247,7 @@ def gradcheck(
             )
         largest = float(np.abs(t.numeric).max())
         scale = max(1.0, largest, abs(slopes.value) if method == "central" else 0.0)
-        allowed = (TOLERANCE[method] if tolerance is None else tolerance) * scale
+        allowed = (SLOPE_TOLERANCE[method] if tolerance is None else tolerance) * scale
         seen = max(largest, float(np.abs(t.analytic).max()))
         if tolerance is None and name not in allow_zero and seen <= WELL_ABOVE * allowed:
             raise CheckRefused(
@@ -266,7 +266,7 @@ def gradcheck(
 class _Tried:
     """One array's claimed gradient, and its slopes along every entry, or along the given directions."""
 
-    def __init__(self, claimed: np.ndarray, slope: Slope, name: str, directions: Sequence[np.ndarray] | None) -> None:
+    def __init__(self, claimed: np.ndarray, slope: SlopeOf, name: str, directions: Sequence[np.ndarray] | None) -> None:
         self.claimed, self.name, self.directions = claimed, name, directions
         ways = [self.way(i) for i in range(claimed.size)] if directions is None else directions
         self.analytic = np.array([float((claimed * d).sum()) for d in ways])
@@ -296,7 +296,9 @@ class _Tried:
         )
 
 
-def _explain(block: BlockReport, slopes: Slopes, slope: Slope, tried: _Tried, rng: np.random.Generator) -> BlockReport:
+def _explain(
+    block: BlockReport, slopes: Slopes, slope: SlopeOf, tried: _Tried, rng: np.random.Generator
+) -> BlockReport:
     """Say more about a block that failed: its worst entry, a factor common to all slopes tried, a kink."""
     way = tried.way(tried.worst)
     if block.worst is None:
@@ -313,7 +315,7 @@ def _explain(block: BlockReport, slopes: Slopes, slope: Slope, tried: _Tried, rn
     return block if sides is None else replace(block, left=sides[0], right=sides[1])
 
 
-def _search(name: str, slope: Slope, claimed: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
+def _search(name: str, slope: SlopeOf, claimed: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
     """Find a wrong entry of a large block: halve it again and again, going on with the half whose error is larger."""
     low, high = 0, claimed.size
     while high - low > 1:
@@ -430,7 +432,7 @@ class Slopes:
                 for name in dict.fromkeys(self.home.values()):
                     d = rng.standard_normal(self.params[name].shape)
                     by_complex, by_central = self.complex_slope(name, d), self.central_slope(name, d)
-                    allowed = TOLERANCE["central"] * max(1.0, abs(by_central), abs(self.value))
+                    allowed = SLOPE_TOLERANCE["central"] * max(1.0, abs(by_central), abs(self.value))
                     allowed += 10 * abs(by_central - self.difference(name, d, self.step(name)))  # what two steps differ
                     apart = abs(by_complex - by_central)
                     if apart > allowed:  # a kink within that step, perhaps: few lie within one a thousand times shorter

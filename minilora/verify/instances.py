@@ -47,11 +47,11 @@ from ..variants.dropout import DroppingLoRALinear
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
 from .gradcheck import GradientError, GradReport, Params, gradcheck
 
-SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
+INSTANCE_SIZES = ((6, 5, 4, 2, 3.0), (3, 2, 7, 1, 0.5), (2, 4, 3, 6, 16.0), (96, 80, 70, 8, 20.0))
 """Rows, in_features, out_features, rank and alpha: thin, wide, of a rank above both widths, and large."""
 HIDDEN = 9
 EPS = 0.3  # of the norms: large enough for its place to be seen
-BASE = 50.0  # of the rotations
+ROTARY_BASE = 50.0  # of the rotations
 CLEAR = 0.05  # of the routers: how far the kept experts' scores lie apart, and above the first that is not kept
 
 
@@ -177,7 +177,7 @@ def _adapted(row: Row, **options: Any) -> Row:
 
 
 # The constant norm's gradient is not the slope of the forward, so the full one is what can be checked.
-DORA = {"use_dora": True, "dora_norm": "full"}
+DORA_OPTIONS = {"use_dora": True, "dora_norm": "full"}
 
 
 # --- a language model's layers ---
@@ -190,7 +190,7 @@ def _norm(d: Drawing) -> tuple[Layer, Array]:
 
 def _rotary(d: Drawing) -> tuple[Layer, Array]:
     D = 2 * d.integer(1, 2)
-    return Rotary(frequencies(D, BASE)), _sequences(d, D)
+    return Rotary(frequencies(D, ROTARY_BASE)), _sequences(d, D)
 
 
 def _attention(
@@ -201,7 +201,7 @@ def _attention(
     widths = ((n_in, K * g * D), (n_in, K * D), (n_in, K * D), (K * g * D, n_out))
     q, k, v, o = (d.linear(*pair, bias=d.bias, divided_by=2) for pair in widths)
     norms = [RMSNorm(d.randn(D), EPS) for _ in range(2 * normed)]
-    return cls(q, k, v, o, Rotary(frequencies(D, BASE)), *norms, **more), _sequences(d, n_in)
+    return cls(q, k, v, o, Rotary(frequencies(D, ROTARY_BASE)), *norms, **more), _sequences(d, n_in)
 
 
 def _gated(d: Drawing) -> tuple[Layer, Array]:
@@ -283,16 +283,16 @@ INSTANCES: dict[str, Row] = {
     "Conv2d": _conv2d,
     "Flatten": _flatten,
     "Embedding, LoRA": _adapted(_embedding),
-    "Embedding, DoRA": _adapted(_embedding, **DORA),
+    "Embedding, DoRA": _adapted(_embedding, **DORA_OPTIONS),
     "Conv1d, LoRA": _adapted(_conv1d),
-    "Conv1d, DoRA": _adapted(_conv1d, **DORA),
+    "Conv1d, DoRA": _adapted(_conv1d, **DORA_OPTIONS),
     "Conv2d, LoRA": _adapted(_conv2d),
-    "Conv2d, DoRA": _adapted(_conv2d, **DORA),
+    "Conv2d, DoRA": _adapted(_conv2d, **DORA_OPTIONS),
     "Linear, LoRA": _adapted(lambda d: _linear(d, bias=False)),
-    "Linear, DoRA": _adapted(lambda d: _linear(d, bias=False), **DORA),
+    "Linear, DoRA": _adapted(lambda d: _linear(d, bias=False), **DORA_OPTIONS),
     "QuantizedLinear": _quantized,
     "QuantizedLinear, LoRA": _adapted(_quantized),
-    "QuantizedLinear, DoRA": _adapted(_quantized, **DORA),
+    "QuantizedLinear, DoRA": _adapted(_quantized, **DORA_OPTIONS),
     "RMSNorm": _norm,
     "Rotary": _rotary,
     "Attention": _attention,
@@ -321,7 +321,7 @@ def moved(d: Drawing, layer: Layer) -> Layer:
 
 # --- the check ---
 
-Claim = tuple[Callable[[Params], Any], Params, Params, Array | None]
+ClaimedGradient = tuple[Callable[[Params], Any], Params, Params, Array | None]
 """A function, its parameters, their claimed gradients, and a cotangent where the function returns an array."""
 
 
@@ -335,7 +335,7 @@ def prove(
     def randn(*shape: int) -> Array:
         return backend.asarray(rng.standard_normal(shape))
 
-    for n, in_features, out_features, rank, alpha in SIZES:
+    for n, in_features, out_features, rank, alpha in INSTANCE_SIZES:
         at = f"N={n} in={in_features} out={out_features} r={rank} alpha={alpha:g}"
         drawing = Drawing(n, in_features, out_features, rank, alpha, randn, rng, backend)
         for name, row in instances.items():
@@ -345,7 +345,7 @@ def prove(
             yield f"{name}  {at}", _report(*claim)
 
 
-def _losses(d: Drawing) -> Iterator[tuple[str, Claim]]:
+def _losses(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
     """State the gradient of each loss at its prediction."""
     for loss, goal in ((mse, d.randn(d.n, d.out_features)), (cross_entropy, d.ids(d.out_features, d.n))):
         prediction = d.randn(d.n, d.out_features)
@@ -353,7 +353,7 @@ def _losses(d: Drawing) -> Iterator[tuple[str, Claim]]:
         yield loss.__name__, (partial(_loss_of, loss, goal), {"y": prediction}, {"y": claimed}, None)
 
 
-def _residual_forms(d: Drawing) -> Iterator[tuple[str, Claim]]:
+def _residual_forms(d: Drawing) -> Iterator[tuple[str, ClaimedGradient]]:
     """State the gradients that `residual_form` gives."""
     with_bias = d.lora_linear(d.in_features, d.out_features)
     without = LoRALinear(d.linear(d.in_features, d.out_features, bias=False), with_bias.adapter)
@@ -364,7 +364,7 @@ def _residual_forms(d: Drawing) -> Iterator[tuple[str, Claim]]:
         yield f"residual_form of {name}", (partial(_mse_of, layer, x, target), layer.trainable(), grads, None)
 
 
-def layer_claim(layer: Layer, x: Array, dy: Array) -> Claim:
+def layer_claim(layer: Layer, x: Array, dy: Array) -> ClaimedGradient:
     """State that a layer's backward gives the slopes of its forward, at the input and at all that trains.
 
     `x` is the layer's input; token ids have no slope and are left out. `dy`, of the output's shape, is the gradient of

@@ -34,14 +34,14 @@ from .instances import Drawing, Row, substitute
 
 NUMBER = re.compile(r"# eq\. \(((?:[a-z]+\.)?\d+)\)")
 """The comment that numbers a line."""
-Arrays = dict[str, np.ndarray | None]
+LineArrays = dict[str, np.ndarray | None]
 """By name; None where a line gives none, such as a dx that nobody needs."""
 PACKAGES = Path(__file__).parents[2]
 """Where minilora stands."""
 
 
 @dataclass(frozen=True)
-class Line:
+class TracedLine:
     """A numbered line that has run."""
 
     equation: str  # "4", or "dora.2"
@@ -50,7 +50,7 @@ class Line:
     code: str  # without its comment
     function: str  # LoRA.backward
     layer: str  # the path of the layer that was computing; "" for the model itself, and outside of it
-    values: Arrays  # by what was assigned; "return" for what was returned
+    values: LineArrays  # by what was assigned; "return" for what was returned
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Trace:
     """One training step: what is given, each numbered line that ran, and what came of it."""
 
     given: dict[str, np.ndarray]  # x, target, and the layer's arrays and numbers, by path
-    forward: list[Line]
-    loss: list[Line]
-    backward: list[Line]
+    forward: list[TracedLine]
+    loss: list[TracedLine]
+    backward: list[TracedLine]
     method: str  # how the slopes were measured, "complex" or "central"
     slopes: list[Slope]
     lr: float
-    step: dict[str, list[Line]]  # for each array that trains, under its name in `trainable()`
+    step: dict[str, list[TracedLine]]  # for each array that trains, under its name in `trainable()`
     losses: tuple[float, float]  # before the step, and after it
 
 
@@ -129,7 +129,7 @@ def by_pencil() -> tuple[Layer, Array, Array]:
     return LoRALinear(base, adapter), np.array([[1.0, 1], [2, 0], [0, 3]]), np.array([[0.0, 1], [13, -10], [-9, 12]])
 
 
-def drawn(row: Row, *, rank: int = 1, seed: int = 0) -> tuple[Layer, Array, Array]:
+def drawn_layer(row: Row, *, rank: int = 1, seed: int = 0) -> tuple[Layer, Array, Array]:
     """Return a small layer of a row of `INSTANCES`, with an input and a target; their numbers have one decimal."""
     rank = check_integer("rank", rank, at_least=1, at_most=100)  # each entry's slope is measured
     rng = np.random.default_rng(check_integer("seed", seed, at_least=0))
@@ -166,15 +166,15 @@ def _measured(loss: Callable[[Params], Array], params: Params, grads: Params) ->
 # --- lines as they run ---
 
 
-def record(function: Callable[..., Any], *given: Any, paths: Mapping[int, str]) -> tuple[Any, list[Line]]:
+def record(function: Callable[..., Any], *given: Any, paths: Mapping[int, str]) -> tuple[Any, list[TracedLine]]:
     """Return a function's result, and each numbered line that ran; `paths` are those of layers, by identity."""
-    lines: list[Line] = []
+    lines: list[TracedLine] = []
 
     def enter(frame: FrameType, event: str, arg: Any) -> Any:
         numbered = _numbered(frame.f_code.co_filename)
         if not numbered or frame.f_code.co_name.startswith("<"):  # a comprehension is part of its statement
             return None
-        running: Line | None = None
+        running: TracedLine | None = None
 
         def step(frame: FrameType, event: str, arg: Any) -> Any:
             nonlocal running
@@ -197,9 +197,9 @@ def record(function: Callable[..., Any], *given: Any, paths: Mapping[int, str]) 
 
 
 @cache
-def _numbered(file: str) -> dict[int, Line]:
+def _numbered(file: str) -> dict[int, TracedLine]:
     """Return the numbered statements of a file, not run yet, under each of their lines."""
-    source, found = "".join(linecache.getlines(file)), dict[int, Line]()
+    source, found = "".join(linecache.getlines(file)), dict[int, TracedLine]()
     try:
         nodes = [*ast.walk(ast.parse(source))] if NUMBER.search(source) else []
     except SyntaxError:  # of a page or a notebook, whose cells are Python
@@ -211,7 +211,7 @@ def _numbered(file: str) -> dict[int, Line]:
             code = " ".join(re.sub(r"\s+# .*", "", line).strip() for line in text)
             if number := NUMBER.search("\n".join(text)):
                 span = range(node.lineno, node.lineno + len(text))
-                found |= dict.fromkeys(span, Line(number[1], name, node.lineno, code, "", "", {}))
+                found |= dict.fromkeys(span, TracedLine(number[1], name, node.lineno, code, "", "", {}))
     return found
 
 
@@ -224,7 +224,7 @@ def _path(frame: FrameType | None, paths: Mapping[int, str]) -> str:
     return ""
 
 
-def _values(code: str, frame: FrameType, returned: Any) -> Arrays:
+def _values(code: str, frame: FrameType, returned: Any) -> LineArrays:
     """Return what a statement that has run assigned, returned, or changed in place, as its call's first argument."""
     statement: Any = ast.parse(code).body[0]
     if isinstance(statement, ast.Return):
@@ -238,7 +238,7 @@ def _values(code: str, frame: FrameType, returned: Any) -> Arrays:
     return {key: a for name in names for key, a in _arrays(name, eval(name, frame.f_globals, scope)).items()}
 
 
-def _arrays(name: str, value: Any) -> Arrays:
+def _arrays(name: str, value: Any) -> LineArrays:
     """Return copies of the arrays in a value: an array, a number, None, gradients by name, or a layer."""
     if value is None or is_array(value) or isinstance(value, float):
         return {name: None if value is None else np.array(value)}

@@ -34,7 +34,7 @@ from minilora.language.finetune import (
 )
 from minilora.language.losstable import LOG_EVERY, LossTable
 from minilora.language.memory import parameter_bytes
-from minilora.language.recipe import SMALL, Recipe, fitting, steps_or_share
+from minilora.language.recipe import SMALL_MODEL, Recipe, fitting, steps_or_share
 from minilora.language.text import windows
 from minilora.layer import parameter_count
 from minilora.losses import cross_entropy
@@ -293,9 +293,9 @@ def test_an_expression_that_would_run_for_years_is_refused(shell, expression, mo
 
 
 def test_defaults_follow_the_models_size_and_the_data():
-    assert fitting(852_608) == fitting(SMALL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
-    assert fitting(134_515_008) == fitting(SMALL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
-    recipe = replace(ASKED, epochs=None, lr=0.5).resolved(SMALL)
+    assert fitting(852_608) == fitting(SMALL_MODEL) == {"steps": 300, "batch_size": 16, "lr": 3e-3}
+    assert fitting(134_515_008) == fitting(SMALL_MODEL + 1) == {"steps": 80, "batch_size": 4, "lr": 1e-3}
+    recipe = replace(ASKED, epochs=None, lr=0.5).resolved(SMALL_MODEL)
     assert (recipe.lr, recipe.batch_size, recipe.steps, recipe.for_rows(228).steps) == (0.5, 4, 300, 300)
     assert [replace(recipe, epochs=e).for_rows(228).steps for e in (1, 0.1, 0.001)] == [57, 6, 1]
     parts = [replace(recipe, micro_batch=n).part_rows for n in (None, 1, 3, 199)]

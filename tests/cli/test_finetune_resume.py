@@ -24,10 +24,10 @@ from minilora.language.recipe import FITTING, Recipe
 from minilora.language.resume import (
     Kept,
     TuningCheckpoint,
-    digest,
     digest_of_adapter,
     digest_of_contents,
     exclusive_lock,
+    file_digest,
     identity_of,
 )
 
@@ -457,7 +457,7 @@ def test_a_length_that_was_not_asked_for_is_another_training(folder, shell):
 
 def test_what_no_option_names_is_compared_by_the_arrays(folder, shell, monkeypatch):
     """A model that differs in its middle only, and a tokenizer that gives other ids."""
-    monkeypatch.setattr(resume, "ENDS", 8)
+    monkeypatch.setattr(resume, "HASHED_BYTES", 8)
     typed = f"{TYPED} --overwrite --checkpoint c --steps"
     shell(typed, 1)
     kept, said = Path("c").read_bytes(), "'c' is a checkpoint of another configuration: {} is another. Ask for the same"
@@ -515,7 +515,7 @@ def test_a_models_file_is_known_by_size_and_ends(tmp_path):
     files = (b"abcdefgh", b"abcd-efgh", b"abcd+efgh", b"Abcdefgh", b"abcdefgH", b"ab", b"abab")
     for number, content in enumerate(files):
         (tmp_path / str(number)).write_bytes(content)
-        found.append(digest(tmp_path / str(number), ends=4))
+        found.append(file_digest(tmp_path / str(number), ends=4))
     assert found.index(found[2]) == 1  # alone the middle of a large file is not read
     assert len({*found}) == len(found) - 1
 

@@ -87,10 +87,10 @@ HANDED_ON = {  # a command; the function, and its arguments
     "audit a --model m --merged n": ("audit.auditing.audit", "a m merge=False merged=n progress=True"),
     "diagnose l --model m --adapter a": ("conformance.golden.diagnosing.diagnose", "m a l"),
     "conformance x --dtype float32 --timeout 3 --require forward,output-dtype": (
-        "conformance.checking.child.check_apart", "x dtype=float32 timeout=3.0 claims=['forward', 'output dtype']"
+        "conformance.checking.child.check_in_child", "x dtype=float32 timeout=3.0 claims=['forward', 'output dtype']"
     ),
     "conformance x --require 'forward , output-dtype,output dtype'": (  # blanks around a claim are ignored
-        "conformance.checking.child.check_apart",
+        "conformance.checking.child.check_in_child",
         "x dtype=None timeout=20.0 claims=['forward', 'output dtype', 'output dtype']",
     ),
     "vectors v --compare r": ("conformance.vectors.compare", "v r"),
@@ -129,7 +129,7 @@ def test_the_reason_for_checking_nothing_is_one_line(shell, monkeypatch):
     def check_apart(*given, **more):
         raise OSError("two\n  lines")
 
-    monkeypatch.setattr(child, "check_apart", check_apart)
+    monkeypatch.setattr(child, "check_in_child", check_apart)
     assert shell.refused("conformance x") == "x could not be checked: two lines"
 
 
@@ -153,14 +153,14 @@ def test_a_closed_pipe_changes_no_verdict(monkeypatch):
 
     for right, code in ((OURS["linear"], 0), (implementation(merge=lambda weight, *arrays: weight + 1), 1)):
         report = check(right, name="mine")
-        monkeypatch.setattr(child, "check_apart", lambda *given, report=report, **more: report)
+        monkeypatch.setattr(child, "check_in_child", lambda *given, report=report, **more: report)
         monkeypatch.setattr(sys, "stdout", Broken())
         assert door.main(["mine"]) == code
 
 
 def test_the_commands_have_every_precision_and_the_time_limit():
-    assert set(judge.DTYPES) == set(UNIT)
-    assert judge.TIMEOUT == signature(child.check_apart).parameters["timeout"].default == 20
+    assert set(judge.PRECISIONS) == set(UNIT)
+    assert judge.TIMEOUT == signature(child.check_in_child).parameters["timeout"].default == 20
 
 
 @pytest.mark.parametrize("call", [cli.main, lambda argv: door.main(argv[1:])])

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from minilora import adapters, save_adapter
 from minilora.cli import _parser
-from minilora.cli.console import MODELS, NAMED, model
+from minilora.cli.console import NAMED_MODELS, NAMED_MODELS_HELP, model
 
 from ..support.command_line import FEW, rows, run, weights
 from ..support.disk import contents
@@ -107,8 +107,10 @@ def test_every_option_for_a_model_takes_a_name():
     assert sorted(options) == ["audit", "diagnose", "evaluate", "export", "finetune", "generate", "merge"]
     for option in options.values():
         assert option.type is model
-        assert option.help.endswith(NAMED)
-    assert all(f"{name}, the model of the package {package}" in NAMED for name, package in MODELS.items())
+        assert option.help.endswith(NAMED_MODELS_HELP)
+    assert all(
+        f"{name}, the model of the package {package}" in NAMED_MODELS_HELP for name, package in NAMED_MODELS.items()
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

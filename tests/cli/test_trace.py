@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from minilora import LoRA, Tanh
 from minilora.cli import check
-from minilora.cli.trace import VALUES, WIDTH, beside, numbered, shaped, text
+from minilora.cli.trace import PAGE_WIDTH, VALUES, beside, numbered, shaped, text
 from minilora.verify import trace as tracing
-from minilora.verify.trace import Line, Slope, by_pencil, drawn, trace
+from minilora.verify.trace import Slope, TracedLine, by_pencil, drawn_layer, trace
 
 NAMES = pytest.mark.parametrize("name", check.all_instances())
 BLOCKS = ["GIVEN", "FORWARD", "LOSS", "BACKWARD", "SLOPES", "STEP"]
@@ -34,9 +34,9 @@ def entries(shown):
 
 @NAMES
 def test_any_layers_trace_fits_a_hundred_columns(name):
-    found = trace(*drawn(check.all_instances()[name]))
+    found = trace(*drawn_layer(check.all_instances()[name]))
     printed = [*text(name, found)]
-    assert max(map(len, printed)) <= WIDTH
+    assert max(map(len, printed)) <= PAGE_WIDTH
     assert all(line.isascii() and line == line.rstrip() for line in printed)
     words = " ".join("\n".join(printed).split())
     for line in lines_of(found):
@@ -119,7 +119,7 @@ def test_of_a_large_gradient_the_largest_difference_is_told(monkeypatch, shell):
 
 
 def test_a_line_that_ran_again_alike_is_printed_once(shell):
-    out, found = shell("trace --layer DoRA"), trace(*drawn(check.all_instances()["Linear, DoRA"]))
+    out, found = shell("trace --layer DoRA"), trace(*drawn_layer(check.all_instances()["Linear, DoRA"]))
     assert sum(line.equation == "rs.1" for line in lines_of(found)) > out.count("(rs.1)") == 1
     assert shell("trace --layer Conv1d").count("(conv.1)") == 3  # with other values
 
@@ -128,7 +128,7 @@ def test_json_holds_every_value_whole(shell):
     name = "Embedding, LoRA"
     read, found = (
         json.loads(shell("trace --json --seed 3 --layer", name)),
-        trace(*drawn(check.all_instances()[name], seed=3)),
+        trace(*drawn_layer(check.all_instances()[name], seed=3)),
     )
     assert read["layer"] == name
     assert read["losses"] == list(found.losses)
@@ -219,7 +219,7 @@ def test_entries_that_just_fit_are_shown():
 
 @pytest.mark.parametrize(("length", "beside_it"), [(49, True), (50, False)])
 def test_values_stand_below_a_line_that_is_too_long(length, beside_it):
-    line = Line("7", "own.py", 1, "x" * length, "f", "", {"y": np.arange(2.0)})
+    line = TracedLine("7", "own.py", 1, "x" * length, "f", "", {"y": np.arange(2.0)})
     place, code, *below = numbered([line], set())
     assert place == "  f, own.py"
     assert code.startswith("    (7)  xxx")
@@ -229,10 +229,10 @@ def test_values_stand_below_a_line_that_is_too_long(length, beside_it):
 
 
 def test_a_line_of_code_wider_than_the_page_is_wrapped():
-    line = Line("7", "own.py", 1, "x = " + " + ".join(["yyy"] * 40), "f", "", {})
+    line = TracedLine("7", "own.py", 1, "x = " + " + ".join(["yyy"] * 40), "f", "", {})
     _, *code = numbered([line], set())
     assert len(code) == 3
-    assert max(map(len, code)) <= WIDTH
+    assert max(map(len, code)) <= PAGE_WIDTH
     assert [len(part) - len(part.lstrip()) for part in code] == [4, 11, 11]
     assert " ".join(" ".join(code).split()) == f"(7) {line.code}"
 
@@ -243,7 +243,7 @@ def test_slopes_take_the_width_that_there_is(size, whole):
     printed = [*beside(Slope("x", ones, ones, 0 * ones), 9)]
     assert all(("..." in line) == (not whole) for line in printed[:2])
     assert ("of all 8: < 1e-12" in printed[2]) == (not whole)
-    assert max(map(len, printed)) == WIDTH if whole else WIDTH >= max(map(len, printed)) > WIDTH - 16
+    assert max(map(len, printed)) == PAGE_WIDTH if whole else PAGE_WIDTH >= max(map(len, printed)) > PAGE_WIDTH - 16
 
 
 def test_lines_stand_below_the_layer_and_the_function(shell):

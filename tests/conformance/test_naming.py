@@ -6,7 +6,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from minilora.conformance.naming import MEASURED, Named, World, Wrong, factor, name, off
+from minilora.conformance.naming import MEASURED_COUNT, Named, World, Wrong, factor, name, off
 from minilora.texts import enumerated
 
 NUMBERS = np.arange(1.0, 61.0)
@@ -103,7 +103,7 @@ TIES = {
     "the one that would change fewer others": (
         [row("z", {**A.parts}), row("a", {**A.parts, "b": 5.0})], "z"),
     "the one that replaces fewer parts": ([row("z", A.parts), row("a", A.parts, count=2)], "z"),
-    "a known one over a measured one": ([row("z", A.parts, count=9), row("a", A.parts, count=MEASURED)], "z"),
+    "a known one over a measured one": ([row("z", A.parts, count=9), row("a", A.parts, count=MEASURED_COUNT)], "z"),
     "the one whose flag comes first": ([row("z", A.parts), row("y", A.parts), row("x", A.parts)], "x"),
 }  # fmt: skip
 
@@ -158,7 +158,7 @@ def test_cases_where_a_row_cannot_show_are_not_counted():
 
 
 def test_rows_that_are_tried_last_explain_what_is_left():
-    last = row("last", {"b": 5.0}, count=MEASURED)
+    last = row("last", {"b": 5.0}, count=MEASURED_COUNT)
     assert flags(world(A, last=[last, B]), given(B.parts)) == ["b"]
     assert flags(world(B, last=[last]), given(B.parts)) == ["b"]
     only_one = [given({})[0], *given(B.parts)[1:]]
@@ -169,7 +169,7 @@ def test_rows_that_are_tried_last_explain_what_is_left():
 def test_a_measured_row_is_not_used_for_other_answers():
     def measured(found):
         shift = float((found[0]["g"] / 2 - NUMBERS).mean())
-        return [row("shifted", {"a": NUMBERS + shift}, count=MEASURED)] if abs(shift) > 1e-6 else []
+        return [row("shifted", {"a": NUMBERS + shift}, count=MEASURED_COUNT)] if abs(shift) > 1e-6 else []
 
     here = world(B, measured=measured)
     for shift in (3.0, 4.0):

@@ -16,7 +16,7 @@ import pytest
 
 from minilora import cli
 from minilora.conformance.checking import check, child
-from minilora.report import LONGEST_LINE
+from minilora.report import LONGEST_FIRST_LINE
 
 from ..support.compare import same_but_rounding
 from .situations import FOR_PROGRAMS, SITUATIONS, build
@@ -46,7 +46,7 @@ def run(world, monkeypatch, capsys):
     monkeypatch.chdir(world)
     monkeypatch.setitem(sys.modules, "my_lora", None)  # it is imported anew, and removed at the end
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(child, "check_apart", lambda target, *, dtype, timeout: deepcopy(checked(target, dtype)))
+    monkeypatch.setattr(child, "check_in_child", lambda target, *, dtype, timeout: deepcopy(checked(target, dtype)))
 
     def run(argv):
         code = cli.main(argv)
@@ -95,7 +95,7 @@ def test_a_report_is_as_approved(name, run, world, request, monkeypatch):
     assert found.exists() is (not text.endswith("exit code 2\n") or "UNDECIDED" in text)
     if found.exists():
         assert found.read_text() == json.dumps(json.loads(found.read_text()), indent=1) + "\n"
-        assert len(text.splitlines()[1]) <= LONGEST_LINE
+        assert len(text.splitlines()[1]) <= LONGEST_FIRST_LINE
         content = {key: value for key, value in json.loads(found.read_text()).items() if key not in OF_THE_MACHINE}
         assert text.splitlines()[1] == content["first_line"]
         assert text.endswith(f"exit code {content['status']}\n")

@@ -8,7 +8,7 @@ import pytest
 
 import minilora
 from minilora import cli
-from minilora.cli.judge import STARTS
+from minilora.cli.judge import START_FILES
 from minilora.conformance import CannotRun, check
 from minilora.conformance.checking.child import imported
 
@@ -137,8 +137,8 @@ def test_unused_functions_are_to_be_deleted(folder):
 
 
 def test_each_kind_has_its_file_printed(folder, capsys):
-    assert {f"{kind}.txt" for kind in STARTS} == {file.name for file in FOLDER.iterdir()}
-    for kind in STARTS:
+    assert {f"{kind}.txt" for kind in START_FILES} == {file.name for file in FOLDER.iterdir()}
+    for kind in START_FILES:
         text = FOLDER.joinpath(f"{kind}.txt").read_text(encoding="utf-8")
         assert cli.main(["conformance", "--start", kind]) == 0
         assert capsys.readouterr().out == text

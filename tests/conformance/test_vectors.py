@@ -90,7 +90,7 @@ def answer(folder, name):
         "y": functions.forward(p["x"], *layer, **steps, **nested),
         "merged": functions.merge(*base, *adapter, *more, **nested),
     }
-    found |= {name: grads[of] for name, of in vectors.NAMES.items() if grads.get(of) is not None}
+    found |= {name: grads[of] for name, of in vectors.ANSWER_NAMES.items() if grads.get(of) is not None}
     return {name: np.ascontiguousarray(array) for name, array in found.items()}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import LlamaConfig
-from minilora.language.config import KINDS, MUST, QUANTIZATION_MUST, MixtureConfig, from_json
+from minilora.language.config import MODEL_KINDS, QUANTIZATION_MUST, SUPPORTED, MixtureConfig, from_json
 from minilora.texts import FileRefused
 
 from ..support.compare import refused
@@ -187,9 +187,9 @@ NOT_IMPLEMENTED = {
 
 @pytest.mark.parametrize("name", NOT_IMPLEMENTED)
 def test_a_setting_has_its_values_and_no_other(name):
-    for value in MUST[name]:
+    for value in SUPPORTED[name]:
         assert parsed(**{name: [value] if name == "layer_types" else value}) == parsed()
-    for other in (NOT_IMPLEMENTED[name], OTHER, *([] if None in MUST[name] else [None])):
+    for other in (NOT_IMPLEMENTED[name], OTHER, *([] if None in SUPPORTED[name] else [None])):
         with pytest.raises(FileRefused, match=re.escape(f"{name} is {other!r}, supported: ")):
             parsed(**{name: other})
 
@@ -204,8 +204,8 @@ def test_a_setting_of_quantisation_has_its_values_and_no_other(name):
 
 
 def test_each_kind_of_model_and_its_class_is_one():
-    names = {kind.architecture for kind in KINDS.values()}
-    for value, kind in KINDS.items():
+    names = {kind.architecture for kind in MODEL_KINDS.values()}
+    for value, kind in MODEL_KINDS.items():
         for classes in ([kind.architecture], [], None):
             found = parsed(model_type=value, architectures=classes, max_position_embeddings=9)
             assert found.model_type == value

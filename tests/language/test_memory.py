@@ -352,8 +352,8 @@ def test_a_limit_at_any_group_above_the_process_counts(tmp_path, monkeypatch, ve
         "": ("memory.max", "memory.current", "inactive_file"),
         "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     }[version]
-    monkeypatch.setattr(machine, "GROUPS", tmp_path)
-    monkeypatch.setattr(machine, "OWN", tmp_path / "own")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "own")
     (tmp_path / "own").write_text(line)
     for used, free in ((2_000_000, 1_500_000), (3_400_000, 100_000), (3_600_000, 0)):
         for group in ("", "a", "a/b"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from minilora.language.text import HELD_OUT, MEASURED, is_held_out, read_text, token_ids, windows
+from minilora.language.text import HELD_OUT, MOST_HELD_OUT_ROWS, is_held_out, read_text, token_ids, windows
 
 from ..support.compare import refused
 
@@ -35,7 +35,7 @@ def test_every_id_but_the_first_is_a_target_once(count, length):
     held = -(-n // HELD_OUT)
     assert len(np.unique(targets)) == len(targets)  # none twice, and so none of those held out is trained on
     assert len(Y) == n - held
-    assert len(Y_held) == min(held, MEASURED)
+    assert len(Y_held) == min(held, MOST_HELD_OUT_ROWS)
     assert Y_held[-1, -1] == n * length  # the end of the text among them
     assert np.ptp(Y_held) >= 0.6 * np.ptp(targets) or held < 3  # all through the text
 
@@ -116,7 +116,7 @@ def by_lines(text):
 
 @pytest.fixture
 def short_pieces(monkeypatch):
-    for name, size in {"PIECE": 60, "CONTEXT": 24, "UNCUT": 240}.items():
+    for name, size in {"PIECE_LETTERS": 60, "CONTEXT": 24, "UNCUT": 240}.items():
         monkeypatch.setattr(sys.modules["minilora.language.text"], name, size)
 
 

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import Llama, LlamaConfig, adapt, adapters, attach, cli, load_adapter, save_adapter
-from minilora.conformance.golden.bases import MERGES, TOKENS
+from minilora.conformance.golden.bases import MERGES, VOCABULARY
 from minilora.language.generation import generate
 from minilora.layers.rotary import frequencies
 
@@ -75,7 +75,12 @@ def write_kind(path, model):
     """A decoder as llama.cpp's converter writes its kind, with the tokens of golden bases."""
     more = {"rope_parameters": {"rope_theta": 500.0}, "max_position_embeddings": 64}
     config = SimpleNamespace(**{field.name: getattr(model.config, field.name) for field in fields(model.config)} | more)
-    tokens = {"pre": "qwen2", "tokens": list(TOKENS), "types": [3, 3] + [1] * (len(TOKENS) - 2), "merges": list(MERGES)}
+    tokens = {
+        "pre": "qwen2",
+        "tokens": list(VOCABULARY),
+        "types": [3, 3] + [1] * (len(VOCABULARY) - 2),
+        "merges": list(MERGES),
+    }
     ends = [("tokenizer.ggml.bos_token_id", 0), ("tokenizer.ggml.eos_token_id", 1)]
     write_gguf(path, config, model.trainable(), metadata=ends, **tokens)
 
@@ -85,7 +90,7 @@ def test_other_kinds_and_their_adapters_are_what_llama_cpp_computes(tmp_path, ki
     """It keeps keys and values in float16. Rows in another order would put them off by far more than it does."""
     rng, folder = np.random.default_rng(0), tmp_path / "kind"
     config = LlamaConfig(
-        vocab_size=len(TOKENS), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=len(VOCABULARY), hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, frequencies=frequencies(16, 500.0), model_type=kind,
         attention_bias=kind == "qwen2",
     )  # fmt: skip
@@ -99,7 +104,7 @@ def test_other_kinds_and_their_adapters_are_what_llama_cpp_computes(tmp_path, ki
     for array in adapted.trainable().values():
         array += rng.standard_normal(array.shape).astype("f4") / 4
     save_adapter(folder / "adapter", adapters(adapted))
-    prompt = rng.integers(2, len(TOKENS), 12).tolist()
+    prompt = rng.integers(2, len(VOCABULARY), 12).tolist()
     case = {"id": "tuned", "adapter": "adapter", "prompts": [prompt], "refused": False}
     base = {"gguf": "base.gguf"}
     (folder / "index.json").write_text(json.dumps({"base": "base.gguf", "bases": {"base.gguf": base}, "cases": [case]}))

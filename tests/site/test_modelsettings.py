@@ -19,15 +19,15 @@ TABLES = {
     for file, rows in re.findall(r"^\| in (.*) \| supported \| .*\n\| ---.*\n((?:\|.*\n)+)", PAGE.read_text(), re.M)
 }
 """By file and setting: the values that are supported, and what it does."""
-OF_A_KIND = (*(kind.architecture for kind in configs.KINDS.values()), None, [])
+OF_A_KIND = (*(kind.architecture for kind in configs.MODEL_KINDS.values()), None, [])
 MUST = {  # what the package supports of the settings of which it supports only some values
-    "config.json": configs.MUST | {"architectures": OF_A_KIND},
+    "config.json": configs.SUPPORTED | {"architectures": OF_A_KIND},
     "config.json, of a mixture": {"quantization_config": (None,)},
     "rope_parameters": configs.ROPE_MUST,
     "quantization_config": configs.QUANTIZATION_MUST,
     "tokenizer.json": {"dropout": (None, 0), "split_special_tokens": (False,)},
     ".gguf": gguf.FILE_MUST
-    | {f"llama.{name}": only for name, only in gguf.MUST.items()}
+    | {f"llama.{name}": only for name, only in gguf.SUPPORTED_GGUF.items()}
     | {"tokenizer.ggml.model": ("gpt2",), "tokenizer.ggml.pre": GGUF_SPLITS},
 }
 

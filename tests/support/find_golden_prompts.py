@@ -22,8 +22,8 @@ import torch
 import transformers
 
 from minilora import Llama
-from minilora.conformance.golden.bases import EXPERTS, KEPT, LIVING
-from minilora.conformance.golden.cases import CASES, TOLERANCE
+from minilora.conformance.golden.bases import EXPERT_COUNT, EXPERTS_PER_TOKEN, LIVING
+from minilora.conformance.golden.cases import CASES, LOGIT_TOLERANCE
 from minilora.conformance.golden.leftovers import added
 from minilora.conformance.golden.reading import Reading
 from minilora.conformance.golden.sessions import SESSIONS, USES
@@ -72,10 +72,10 @@ class Merged:
         with mock.patch.object(router, "top_experts", best):
             z = self.model(ids)
         if not seen:
-            return z, np.full(len(ids), np.inf), [{*range(EXPERTS)}] * len(ids)
+            return z, np.full(len(ids), np.inf), [{*range(EXPERT_COUNT)}] * len(ids)
         scores, kept = seen[0]
-        margins = (scores[:, KEPT - 1] - scores[:, KEPT]).reshape(len(ids), -1).min(axis=1)
-        return z, margins, [{*row} for row in kept.reshape(*ids.shape, KEPT)[:, -1].tolist()]
+        margins = (scores[:, EXPERTS_PER_TOKEN - 1] - scores[:, EXPERTS_PER_TOKEN]).reshape(len(ids), -1).min(axis=1)
+        return z, margins, [{*row} for row in kept.reshape(*ids.shape, EXPERTS_PER_TOKEN)[:, -1].tolist()]
 
 
 def leads(z):
@@ -98,12 +98,12 @@ def of_case(case):
             z, margins, ends = model.logits(ids)
             fine = (leads(z) >= 1.1 * case.apart) & (margins >= MARGIN)
             fine[fine] = (
-                model.off(ids[fine], z[fine]).max(axis=1) <= TOLERANCE["bfloat16"] / 2.5 if fine.any() else False
+                model.off(ids[fine], z[fine]).max(axis=1) <= LOGIT_TOLERANCE["bfloat16"] / 2.5 if fine.any() else False
             )
             kept |= dict(zip(seeds.tolist(), ends, strict=True))
             seeds = seeds[fine]
         good += [(seed, kept[seed]) for seed in seeds.tolist()]
-        pairs = [(p, q) for (p, one), (q, other) in combinations(good, 2) if len(one | other) == EXPERTS]
+        pairs = [(p, q) for (p, one), (q, other) in combinations(good, 2) if len(one | other) == EXPERT_COUNT]
         if pairs and not case.base.mixture:
             return pairs[0]
         if len(pairs) >= PAIRS:
@@ -122,7 +122,10 @@ def is_good(uses, ids, generate=1):
             z, _, _ = model.logits(tokens)
             if z[0, -1].argmax() < 2:  # a special token ends a text
                 return False
-            if leads(z)[0] < 3 * TOLERANCE["bfloat16"] or model.off(tokens, z)[0].max() > TOLERANCE["bfloat16"] / 2:
+            if (
+                leads(z)[0] < 3 * LOGIT_TOLERANCE["bfloat16"]
+                or model.off(tokens, z)[0].max() > LOGIT_TOLERANCE["bfloat16"] / 2
+            ):
                 return False
     return True
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from minilora import Adam, LoRALinear
 from minilora.conformance.problems import Problem
-from minilora.conformance.problems.formulas import RIGHT, AdamFormulas
+from minilora.conformance.problems.formulas import RIGHT_FORMULAS, AdamFormulas
 from minilora.layer import rows
 
 
@@ -20,7 +20,7 @@ def by_formulas(parts: Any) -> type[LoRALinear]:
             layer = {"weight": self.base.weight, "lora_A": self.adapter.lora_A, "lora_B": self.adapter.lora_B}
             layer |= {} if self.base.bias is None else {"bias": self.base.bias}
             problem = Problem(len(x), self.base.in_features, self.base.out_features, self.adapter.rank)
-            formulas = RIGHT.with_parts(**parts(problem) if callable(parts) else parts)
+            formulas = RIGHT_FORMULAS.with_parts(**parts(problem) if callable(parts) else parts)
             return formulas.answers({"x": x, "dy": dy, **layer}, self.adapter.alpha)
 
         def forward(self, x):

@@ -7,7 +7,7 @@ import numpy as np
 
 from minilora import Llama, LlamaConfig, LoRA, attach, gradcheck
 from minilora.layers.rotary import frequencies
-from minilora.verify.instances import BASE, EPS
+from minilora.verify.instances import EPS, ROTARY_BASE
 
 from .claims import (
     CLAIMS,
@@ -54,7 +54,7 @@ def norm_by_loops(x, weight, eps=EPS):
 
 def turned(x, D):
     """Rows (T, D) as complex numbers: a rotation is then one product."""
-    f = np.array([BASE ** (-2 * j / D) for j in range(D // 2)])
+    f = np.array([ROTARY_BASE ** (-2 * j / D) for j in range(D // 2)])
     z = (x[:, : D // 2] + 1j * x[:, D // 2 :]) * np.exp(1j * np.outer(np.arange(len(x)), f))
     return np.concatenate([z.real, z.imag], axis=1)
 
@@ -119,7 +119,7 @@ def small_config(c: Problem, *, tied: bool = False) -> LlamaConfig:
     return LlamaConfig(
         vocab_size=c.out_features + 4, hidden_size=c.in_features + 1, intermediate_size=c.rank + 1, num_hidden_layers=2,
         num_attention_heads=h.kv * h.group, num_key_value_heads=h.kv, head_dim=h.width, rms_norm_eps=EPS,
-        frequencies=frequencies(h.width, BASE), tie_word_embeddings=tied, attention_bias=c.bias, mlp_bias=c.bias,
+        frequencies=frequencies(h.width, ROTARY_BASE), tie_word_embeddings=tied, attention_bias=c.bias, mlp_bias=c.bias,
     )  # fmt: skip
 
 

@@ -65,21 +65,21 @@ def is_found(rows):
     return not all(report.passed for _, report in instances.prove(instances=rows))
 
 
-@pytest.mark.parametrize("sizes", [1, pytest.param(len(instances.SIZES), marks=pytest.mark.long)])
+@pytest.mark.parametrize("sizes", [1, pytest.param(len(instances.INSTANCE_SIZES), marks=pytest.mark.long)])
 def test_every_layer_passes_at_every_size(monkeypatch, sizes):
-    monkeypatch.setattr(instances, "SIZES", instances.SIZES[:sizes])
+    monkeypatch.setattr(instances, "INSTANCE_SIZES", instances.INSTANCE_SIZES[:sizes])
     verdicts = {title: report.passed for title, report in instances.prove(instances=all_instances())}
     assert all(verdicts.values())
     names = {title.partition("  ")[0] for title in verdicts}
     forms = {f"residual_form of {name}" for name in ("LoRA", "LoRALinear", "LoRALinear, no bias")}
     assert names == {*all_instances(), "mse", "cross_entropy", *forms}
-    assert len(verdicts) == len(names) * len(instances.SIZES)
+    assert len(verdicts) == len(names) * len(instances.INSTANCE_SIZES)
 
 
 def test_ranks_and_scalings_differ_from_size_to_size():
-    ranks, alphas = {size[3] for size in instances.SIZES}, {size[4] for size in instances.SIZES}
-    scalings = {size[4] / size[3] for size in instances.SIZES}
-    assert len(ranks) == len(alphas) == len(scalings) == len(instances.SIZES)
+    ranks, alphas = {size[3] for size in instances.INSTANCE_SIZES}, {size[4] for size in instances.INSTANCE_SIZES}
+    scalings = {size[4] / size[3] for size in instances.INSTANCE_SIZES}
+    assert len(ranks) == len(alphas) == len(scalings) == len(instances.INSTANCE_SIZES)
 
 
 def spoiled(method, spoil, changed):
@@ -159,7 +159,7 @@ def test_a_change_of_every_backward_is_found(monkeypatch, small_check):
             assert is_found(rows_with(cls)), name
 
 
-@pytest.mark.parametrize("scaling", sorted({size[4] / size[3] for size in instances.SIZES}))
+@pytest.mark.parametrize("scaling", sorted({size[4] / size[3] for size in instances.INSTANCE_SIZES}))
 def test_a_constant_in_place_of_alpha_over_r_is_found(monkeypatch, scaling):
     """One size has just this scaling and cannot see it; the others must."""
     monkeypatch.setattr(LoRA, "forward", with_scaling(LoRA.forward, scaling))
@@ -169,7 +169,7 @@ def test_a_constant_in_place_of_alpha_over_r_is_found(monkeypatch, scaling):
 def test_a_wrong_residual_form_is_found(monkeypatch):
     right = residual.residual_form
     monkeypatch.setattr(instances, "residual_form", lambda *a: {k: 1.001 * g for k, g in right(*a).items()})
-    monkeypatch.setattr(instances, "SIZES", instances.SIZES[1:3])
+    monkeypatch.setattr(instances, "INSTANCE_SIZES", instances.INSTANCE_SIZES[1:3])
     failed = [title for title, report in instances.prove(instances={}) if not report.passed]
     assert len(failed) == 3 * 2
 

@@ -13,7 +13,7 @@ import minilora
 from minilora import MLP, Adam, CheckRefused, DoRA, Layer, Linear, LoRA, LoRALinear, Tanh
 from minilora.cli.check import all_instances
 from minilora.layer import rows, walk
-from minilora.verify.trace import by_pencil, drawn, record, trace
+from minilora.verify.trace import by_pencil, drawn_layer, record, trace
 
 from ..support.compare import assert_close
 
@@ -22,7 +22,7 @@ NAMES = pytest.mark.parametrize("name", all_instances())
 
 
 def instance(name, **drawing):
-    return drawn(all_instances()[name], **drawing)
+    return drawn_layer(all_instances()[name], **drawing)
 
 
 def lines_of(found):
@@ -300,7 +300,7 @@ def test_drawn_numbers_are_short_and_differ_by_seed():
 
 
 def test_a_tenth_stands_for_each_zero_that_is_drawn():
-    _, x, _ = drawn(lambda d: (Tanh(), d.randn(9, 900)))
+    _, x, _ = drawn_layer(lambda d: (Tanh(), d.randn(9, 900)))
     assert not (x == 0).any()
     assert 1.5 < (x == 0.1).sum() / (x == -0.1).sum() < 2.5
 

@@ -128,7 +128,7 @@ class Watch:
             return {names[0]: self.array(result, names[0])}
         if not isinstance(result, Mapping):
             raise NoAnswer(
-                f"returns {describe(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
+                f"returns {describe_type(result)}, expected a dict of gradients with the keys x, lora_A and lora_B"
             )
         given = {name: result[name] for name in QUANTITIES if result.get(name) is not None}
         try:
@@ -141,12 +141,14 @@ class Watch:
     def array(self, value: Any, name: str) -> np.ndarray:
         """Return a copy of an array that a function returned, in the suite's orientation."""
         if value is None or isinstance(value, (tuple, Mapping, str)):
-            raise NoAnswer(f"returns {describe(value)}, expected one array")
+            raise NoAnswer(f"returns {describe_type(value)}, expected one array")
         try:
             array = np.array(self.reorient(name, value))
         except Exception as error:  # PyTorch raises for a tensor that requires a gradient, or is bfloat16
             hint = "; with PyTorch, return y.detach().float().numpy()" if _is_of_torch(value) else ""
-            raise NoAnswer(f"returns {describe(value)}, not an array: {error_text(error).rstrip('.')}{hint}") from None
+            raise NoAnswer(
+                f"returns {describe_type(value)}, not an array: {error_text(error).rstrip('.')}{hint}"
+            ) from None
         if array.dtype.kind not in "fiub" and not np.can_cast(array.dtype, np.float32):
             raise NoAnswer(f"returns an array of dtype {array.dtype}, expected real numbers")
         return array
@@ -168,7 +170,7 @@ def _is_of_torch(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
 
-def describe(value: Any) -> str:
+def describe_type(value: Any) -> str:
     """Describe a value's type for a message."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"

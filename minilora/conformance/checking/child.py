@@ -29,7 +29,7 @@ from ...texts import printable
 from .kindreport import KindReport
 from .places import error_text, is_user_code, line_of
 
-FILE = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
+FILE_AND_OBJECT = re.compile(r"(.+\.py)(?::(.*))?", re.DOTALL)
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
@@ -42,7 +42,7 @@ check_here(*sys.argv[1:])
 
 def sources(target: str) -> list[Path]:
     """Return the files in the working folder that MODULE[:OBJECT] or FILE.py[:OBJECT] may mean, importing nothing."""
-    if match := FILE.fullmatch(target):
+    if match := FILE_AND_OBJECT.fullmatch(target):
         return [Path(match[1])]
     name = target.partition(":")[0].replace(".", "/")
     return [Path(f"{name}.py"), Path(name, "__init__.py")]
@@ -53,7 +53,7 @@ def imported(target: str) -> Any:
 
     Raises ImportError, AttributeError or CannotRun if there is none.
     """
-    match = FILE.fullmatch(target)
+    match = FILE_AND_OBJECT.fullmatch(target)
     module, path = match.groups() if match else target.partition(":")[::2]
     if not module or (not match and {"/", os.sep} & set(module)):
         raise CannotRun("expected the name of a module, such as my_module, or a file, such as folder/my_module.py")
@@ -85,7 +85,7 @@ def _import_file(path: str) -> ModuleType:
     return module
 
 
-def check_apart(target: str, *, dtype: str | None = None, timeout: float = 20.0) -> KindReport:
+def check_in_child(target: str, *, dtype: str | None = None, timeout: float = 20.0) -> KindReport:
     """Check what MODULE[:OBJECT] or FILE.py[:OBJECT] names, in a child process.
 
     The import may take `timeout` seconds, and the check as long again. Raises CannotRun if there is no report.

@@ -17,17 +17,17 @@ import numpy as np
 from ...report import Diagnosis
 from ..naming import World, Wrong, factor, name
 from ..problems.bugs import bugs_of, known
-from ..problems.formulas import QUANTITIES, RIGHT, StartFormulas, adam_problem, run_adam
+from ..problems.formulas import QUANTITIES, RIGHT_FORMULAS, StartFormulas, adam_problem, run_adam
 from ..problems.lowprecision import as_bfloat16
 from ..problems.plain import DoRAProblem
 from ..problems.problem import ROW_ARRAYS, Arrays
 from ..problems.tolerance import Trial, drawn, round_to
-from .calling import Watch, as_choice, describe, forward, reply_to
+from .calling import Watch, as_choice, describe_type, forward, reply_to
 from .describing import wrong_array
 from .kindreport import NOT_OFFERED, REFUSED
 from .places import error_text, line_of
 
-Verdict = str | Diagnosis
+ClaimVerdict = str | Diagnosis
 
 
 def _known(bug: Wrong) -> Diagnosis:
@@ -64,7 +64,7 @@ class Sizes:
         return StartFormulas(**parts).fan(self.rank, self.n_in, self.n_out, math.prod(self.kernel))
 
 
-def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
+def new_adapter(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> ClaimVerdict:
     """Check that a new adapter adds nothing, can learn, and has a standard deviation that suits the input's width."""
     sizes, other = (Sizes(*numbers) for numbers in watch.kind.starts)
     new = _initial(watch, sizes)
@@ -103,7 +103,7 @@ def _initial(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | st
         arguments["weight"] = sizes.weight
     returned = watch.call("init", arguments)
     if not isinstance(returned, (tuple, list)) or len(returned) < 2:
-        return f"init returns {describe(returned)}, expected lora_A and lora_B"
+        return f"init returns {describe_type(returned)}, expected lora_A and lora_B"
     new = {name: np.asarray(watch.reorient(name, array)) for name, array in zip(names, returned)}  # noqa: B905  DoRA: three
     ones = (1 for _ in sizes.kernel)
     shapes = {"lora_A": (sizes.rank, sizes.n_in, *sizes.kernel), "lora_B": (sizes.n_out, sizes.rank, *ones)}
@@ -115,7 +115,7 @@ def _initial(watch: Watch, sizes: Sizes, seed: int = 0) -> list[np.ndarray] | st
     return [*new.values()]
 
 
-def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> Verdict:
+def _spread(watch: Watch, spreads: Mapping[Sizes, float]) -> ClaimVerdict:
     """Check that A's standard deviation suits the input's width, which keeps A x about as large as x."""
     (sizes, spread), (other, second) = spreads.items()
     if all(0.9 < measured * 3**0.5 * at.fan() < 1.1 for at, measured in spreads.items()):
@@ -152,20 +152,20 @@ def _magnitude(m: np.ndarray, weight: np.ndarray) -> str:
 # --- Adam -----------------------------------------------------------------------------------------
 
 
-def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
+def adam(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> ClaimVerdict:
     """Check ten steps of Adam. The tolerance is float32's if that is declared, or if an array of it is returned."""
     begin, steps = adam_problem()
     params, state = {which: p.copy() for which, p in begin.items()}, None
     for grads in steps:
         moved = watch.functions.step(params, {which: g.copy() for which, g in grads.items()}, state)
         if not isinstance(moved, tuple) or len(moved) != 2:
-            return f"step returns {describe(moved)}, expected the two params and state"
+            return f"step returns {describe_type(moved)}, expected the two params and state"
         params, state = moved
     single = dtype != "float64" or any(np.asarray(p).dtype.itemsize < 8 for p in params.values())
     return adam_verdict(begin, steps, params, 2e-6 if single else 1e-9)
 
 
-def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> Verdict:
+def adam_verdict(begin: Arrays, steps: list[Arrays], ends: Mapping[str, Any], tolerance: float = 1e-9) -> ClaimVerdict:
     """Compare where an implementation's Adam ends with the right end, and with the ends of known bugs."""
     right = run_adam(begin, steps)
     reached = {which: np.asarray(ends[which], np.float64) for which in right}
@@ -229,7 +229,7 @@ def merged_and_back(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> 
         return NOT_OFFERED
     layer = watch.build_layer(trial)
     if missing := [which for which in ("forward", "merge") if not callable(getattr(layer, which, None))]:
-        return f"merging returns {describe(layer)} without {' and '.join(missing)}"
+        return f"merging returns {describe_type(layer)} without {' and '.join(missing)}"
     for step, words, may_be_refused in STEPS:
         if step == "unmerge" and not hasattr(layer, "unmerge"):
             break
@@ -252,7 +252,7 @@ def _repeated(y: np.ndarray, trial: Trial) -> str:
     return f"contains the update {round(times.value, 6) + 0.0:g} times" if times else ""
 
 
-def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
+def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> ClaimVerdict:
     """Check that a bfloat16 base's output is rounded to bfloat16, unless the implementation declares float32.
 
     Adding a float32 update to a bfloat16 output promotes it to float32. If the forward returns that, the next layer
@@ -272,7 +272,7 @@ def output_dtype(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Ver
 
 # --- the edge of the contract ---------------------------------------------------------------------
 
-LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+MEMORY_LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in Fortran order": np.asfortranarray,
     "with a stride of two": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
 }
@@ -282,7 +282,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def memory_order(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     """Check that the memory order of the arguments makes no difference."""
     verdicts = []
-    for words, layout in LAYOUTS.items():
+    for words, layout in MEMORY_LAYOUTS.items():
         quiet = Watch(watch.functions, watch.kind, layout)
         verdicts.append(_wrong_among(reply_to(quiet, trial), trial, right, f"for arrays {words},"))
         for function in quiet.failed.keys() - watch.failed.keys():
@@ -318,7 +318,7 @@ def no_rows(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> str:
     return "ok" if reply else REFUSED
 
 
-def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
+def alpha_of_0(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> ClaimVerdict:
     """Check that the update is zero for an alpha of 0, unless the declared scaling does not contain alpha."""
     zero = drawn(replace(trial.problem, alpha=0.0), dtype, trial.formulas)
     reply = {key: a for key, a in reply_to(Watch(watch.functions, watch.kind), zero).items() if key in right}
@@ -347,11 +347,13 @@ class ZeroRow(DoRAProblem):
         return {**super().full, "weight": super().full["weight"] * (np.arange(self.out_features) != 2)[:, None]}
 
 
-def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> Verdict:
+def row_of_zeros(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> ClaimVerdict:
     """Check that DoRA gives the base's output where a row of the weight is zero; the backward is not checked."""
     if "magnitude" not in trial.arrays or "y" not in right:
         return NOT_OFFERED
-    base = drawn(ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT)  # as lora_B is zero, DoRA's output is that of LoRA
+    base = drawn(
+        ZeroRow(5, 4, 6, 3, seed=22), dtype, RIGHT_FORMULAS
+    )  # as lora_B is zero, DoRA's output is that of LoRA
     lengths = np.linalg.norm(base.arrays["weight"].astype(np.float64), axis=1)
     zeros = replace(base, arrays=base.arrays | {"magnitude": round_to(lengths, dtype)})
     with np.errstate(all="ignore"):  # the verdict reports a 0 / 0
@@ -372,7 +374,7 @@ def _wrong_among(reply: Arrays, trial: Trial, right: Set[str], where: str) -> st
 
 # --- all of them ----------------------------------------------------------------------------------
 
-Claim = Callable[..., Verdict]  # of watch, trial, dtype, right
+Claim = Callable[..., ClaimVerdict]  # of watch, trial, dtype, right
 OF_FUNCTIONS: dict[str, tuple[str, Claim]] = {
     "merged and back": ("merging", merged_and_back),
     "start": ("init", new_adapter),
@@ -393,7 +395,7 @@ EDGES: dict[str, Claim] = {
 
 def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dict[str, Diagnosis]:
     """Return the verdicts on the claims about a kind as a whole; `trial` is the first problem's."""
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, ClaimVerdict] = {}
     for claim, (function, judge) in OF_FUNCTIONS.items():
         if claim not in watch.kind.claims:
             continue
@@ -408,7 +410,7 @@ def judge_claims(watch: Watch, trial: Trial, dtype: str, right: Set[str]) -> dic
     return {claim: diagnosed(verdict) for claim, verdict in verdicts.items()}
 
 
-def diagnosed(verdict: Verdict) -> Diagnosis:
+def diagnosed(verdict: ClaimVerdict) -> Diagnosis:
     """Return a verdict as a diagnosis; a plain text gets no flag."""
     return Diagnosis(verdict) if isinstance(verdict, str) else verdict
 

@@ -22,7 +22,7 @@ from ..problems.tolerance import TOLERANCE, UNIT, Trial
 from .describing import EVERY_ENTRY, SINGLE, describe_wrong, is_single, wrong_array
 from .in_common import in_common
 from .kindreport import CANNOT_BE_TOLD, NOT_OFFERED, ClaimOutcome, id_of, outcome
-from .suite import NAMES, Factors, in_digits_that_differ, measured_scalings, scaling_of, suite_of
+from .suite import SENTENCE_NAMES, Factors, in_digits_that_differ, measured_scalings, scaling_of, suite_of
 
 Reply = Mapping[str, Any]
 """The answers to a problem; None for a gradient that should have been returned and was not."""
@@ -134,7 +134,7 @@ def _diagnoses(asked: Answered, failing: set[str]) -> Iterable[Diagnosis]:
              for key in rest if key not in (*single, *missing)]  # fmt: skip
     texts.sort(key=lambda one: EVERY_ENTRY not in one[1])  # a factor is the most useful clue
     if single:
-        texts.insert(0, (single, f"{enumerated([NAMES[key] for key in single])}: {SINGLE}"))
+        texts.insert(0, (single, f"{enumerated([SENTENCE_NAMES[key] for key in single])}: {SINGLE}"))
     if missing:
         texts.append((missing, asked.lacking(missing)))
     for keys, text in texts:

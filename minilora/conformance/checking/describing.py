@@ -16,9 +16,9 @@ from ..naming import factor
 from ..problems.formulas import QUANTITIES
 from ..problems.tolerance import TINY, TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
-from .suite import HALVES
+from .suite import HALF_PRECISIONS
 
-FEW, MANY = 8, 256
+SHORTEST_TAIL, LONGEST_ORDER = 8, 256
 """The smallest index at which a tail can begin, and the largest number of rows whose order is searched for."""
 EVERY_ENTRY = "every entry is off by a factor of"
 """The words for a wrong answer that is right but for a factor."""
@@ -110,7 +110,7 @@ def _allowed_at(trial: Trial, key: str, t: float) -> np.ndarray:
 
 def _rounded(key: str, failed: Pairs) -> Pattern | None:
     """Detect an answer that was rounded to half precision where that is not allowed."""
-    for half in reversed(HALVES):  # most bfloat16 numbers are float16 numbers too
+    for half in reversed(HALF_PRECISIONS):  # most bfloat16 numbers are float16 numbers too
         for trial, array in failed:
             near = 4 * UNIT[half] * np.maximum(trial.sizes[key], np.abs(trial.right[key]))
             is_half = np.array_equal(round_to(array, half).astype(np.float64), array)
@@ -129,9 +129,9 @@ def _tail(key: str, failed: Pairs) -> Pattern | None:
             wrong = np.abs(array - trial.right[key]) > trial.allowed(trial.sizes[key])
             bad = np.moveaxis(wrong, axis, 0).reshape(wrong.shape[axis], -1).any(axis=1)
             places.append(int(bad.argmax()) if bad[bad.argmax() :].all() else -1)
-        if min(places) < 0 or max(places) < FEW:
+        if min(places) < 0 or max(places) < SHORTEST_TAIL:
             continue
-        number = next(i for i, place in enumerate(places) if place >= FEW)
+        number = next(i for i, place in enumerate(places) if place >= SHORTEST_TAIL)
         (trial, array), first = failed[number], places[number]
         tail = (slice(None),) * axis + (slice(first, None),)
         state = "wrong" if array[tail].any() else "zero"
@@ -157,7 +157,7 @@ def _order(key: str, failed: Pairs) -> Pattern | None:
 def _moved(key: str, whose: str, axis: int, trial: Trial, array: np.ndarray) -> np.ndarray | None:
     """Return the order of the right rows along an axis in an answer; None if it has other rows."""
     right, sizes = trial.right[key], trial.sizes[key]
-    if right.shape[axis] > MANY:
+    if right.shape[axis] > LONGEST_ORDER:
         return None
     without: dict[str, Any] = {"y": {"update": 0.0}, "merged": {"merged": lambda W, BA, s: W}}
     base = np.zeros_like(right) if whose == "its" else trial.answer(**without[key])[key]

@@ -12,8 +12,8 @@ from typing import Any
 
 from ..problems.problem import Problem
 
-WORDS = {"n": "N", "in_features": "in", "out_features": "out", "rank": "r"}
-WORDS |= {"widths": "slots", "stabilised": "use_rslora"}
+SIZE_WORDS = {"n": "N", "in_features": "in", "out_features": "out", "rank": "r"}
+SIZE_WORDS |= {"widths": "slots", "stabilised": "use_rslora"}
 """The words for fields that messages do not call by their own name."""
 BOOLEANS = {
     "bias": ("there is a bias", "there is no bias"),
@@ -31,15 +31,15 @@ SHAPES = {
     "the weight's shape": ("out", "in"),
 }
 """Shapes that an implementation may cache results by; when a shape recurs with other numbers, these are wrong."""
-FEW = 3
+TOO_FEW_PROBLEMS = 3
 """With this many problems or fewer, some field always fits by chance."""
-NUMBERS = ("no", "one", "two", "three", "four", "five")
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
 
 
 def in_common(wrong: Sequence[Any], every: Sequence[Any]) -> str:
     """Say when an answer is wrong, if one condition decides it; empty if none does."""
     states = [problem in wrong for problem in every]
-    return next(_rules(every, states), "") if len(set(states)) > 1 and len(every) > FEW else ""
+    return next(_rules(every, states), "") if len(set(states)) > 1 and len(every) > TOO_FEW_PROBLEMS else ""
 
 
 def _rules(problems: Sequence[Problem], wrong: list[bool]) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _traits(problem: Problem, names: Set[str]) -> dict[str, Any]:
     """Return a problem's fields, keyed by their words; a tuple gives its length, extremes, and whether they differ."""
     traits: dict[str, Any] = {}
     for name in (field.name for field in fields(problem) if field.name in names - UNMENTIONED):
-        value, words = getattr(problem, name), WORDS.get(name, name)
+        value, words = getattr(problem, name), SIZE_WORDS.get(name, name)
         if not isinstance(value, tuple):
             traits[words] = value
         elif isinstance(value[0], bool):
@@ -104,7 +104,7 @@ def _number_rule(name: str, values: Sequence[Any], wrong: Sequence[bool]) -> str
     bad, good = [value for value, state in states if state], [value for value, state in states if not state]
     count = name.partition("the number of ")[2]
     if count and len({*bad}) == 1 and bad[0] not in good:
-        return f"with {NUMBERS[bad[0]]} {count if bad[0] > 1 else count.removesuffix('s')}"
+        return f"with {NUMBER_WORDS[bad[0]]} {count if bad[0] > 1 else count.removesuffix('s')}"
     if min(bad) > max(good):
         above = next((bound for bound in (0, 1) if max(good) <= bound < min(bad)), max(good))  # 0 and 1 read best
         return f"where {name} is above {above:g}"

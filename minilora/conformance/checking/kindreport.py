@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...report import KNOWN, PASSED, WRONG, Diagnosis, Outcome, Report
+from ...report import IS_WRONG, KNOWN, PASSED, Diagnosis, Outcome, Report
 
 REFUSED = "refused"
 """The verdict on an edge case of the contract for which the function raises, or answers in another shape."""
@@ -23,7 +23,7 @@ ANSWERED = "cases answered"
 """The habit with the number of problems that a folder of files answers."""
 STATES = {"ok": "right", CANNOT_BE_TOLD: "cannot be told", NOT_OFFERED: NOT_OFFERED, REFUSED: REFUSED}
 """The state of a case for each verdict; any other verdict says what is wrong."""
-PLAIN = ("kind", "dtype", "claims", "habits", "functions")
+JSON_AS_IS = ("kind", "dtype", "claims", "habits", "functions")
 """The fields that JSON has unchanged."""
 
 
@@ -113,7 +113,7 @@ class KindReport(Report):
     def block(self, known: Collection[str], all: bool) -> list[str]:
         """Return the lines about this kind only."""
         failed = {case.id for case in self.cases if case.failed}
-        word = PASSED if not failed else KNOWN if failed <= set(known) else WRONG
+        word = PASSED if not failed else KNOWN if failed <= set(known) else IS_WRONG
         brief = () if all else ("ok", NOT_OFFERED)
         lines = [f"{self.kind}: {word}, {self.summary()}"]
         lines += [f"  {claim:20}{verdict}" for claim, verdict in self.claims.items() if verdict not in brief]
@@ -132,13 +132,16 @@ class KindReport(Report):
         kinds = {self.kind: self, **self.kinds}
         absent = [f"{kind}: {claim}" for kind, report in kinds.items() for claim, verdict in report.claims.items()
                   if verdict == NOT_OFFERED and _has(report, claim)]  # fmt: skip
-        return super().json() | {"not offered": absent, **{name: own[name] for name in (*PLAIN, "errors", "kinds")}}
+        return super().json() | {
+            "not offered": absent,
+            **{name: own[name] for name in (*JSON_AS_IS, "errors", "kinds")},
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report on this kind and on other kinds as plain data."""
         return {
             "name": self.name,
-            **{name: getattr(self, name) for name in PLAIN},
+            **{name: getattr(self, name) for name in JSON_AS_IS},
             "passed": self.passed,
             "errors": {name: error if np.isfinite(error) else None for name, error in self.errors.items()},
             "diagnoses": [diagnosis.json() for diagnosis in self.found],

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from ..naming import MEASURED, Factor, Parts, World, Wrong, factor
+from ..naming import MEASURED_COUNT, Factor, Parts, World, Wrong, factor
 from ..problems.bugs import bugs_of
 from ..problems.formulas import QUANTITIES, SCALINGS
 from ..problems.problem import Arrays, Problem
 from ..problems.tolerance import TOLERANCE, UNIT, Trial, round_to
 from .in_common import in_common
 
-HALVES = ("float16", "bfloat16")
-NAMES = {key: words.split(",")[0] for key, words in QUANTITIES.items()}
+HALF_PRECISIONS = ("float16", "bfloat16")
+SENTENCE_NAMES = {key: words.split(",")[0] for key, words in QUANTITIES.items()}
 """The answers' names within a sentence."""
 Factors = Mapping[Problem, Factor]
 
@@ -58,7 +58,7 @@ def _suite(trials: tuple[Trial, ...], bugs: tuple[Wrong, ...]) -> World:
         measured=lambda given: other_scaling(of, measured_scalings(trials, given)),
         last=last_rows(trials[0].formulas.scaling) if precise else (),
         when=in_common if precise else None,
-        words=NAMES,
+        words=SENTENCE_NAMES,
     )
 
 
@@ -123,7 +123,7 @@ def other_scaling(trials: Mapping[Problem, Trial], factors: Factors) -> list[Wro
         """Allow for the scaling's own rounding error, in units of an answer's."""
         return scaled(problem, 1 / (TOLERANCE * trials[problem].unit))
 
-    return [Wrong("another-scaling", says, scaled, slot="scaling", count=MEASURED, largest=largest)]
+    return [Wrong("another-scaling", says, scaled, slot="scaling", count=MEASURED_COUNT, largest=largest)]
 
 
 def scaling_of(trial: Trial) -> float:
@@ -155,7 +155,7 @@ def _rule(expected: Mapping[Problem, float], factors: Factors) -> str:
 
     expected = {problem: s for problem, s in expected.items() if not problem.start}  # there it is a gradient's
     first = next(iter(expected.values()))
-    for half in HALVES:
+    for half in HALF_PRECISIONS:
         if holds(lambda s, half=half: float(round_to(np.array([s]), half)[0])):  # type: ignore[misc]
             return f"; it is the right one rounded to {half}"
     if holds(lambda s: first) and len(set(expected.values())) > 1:
@@ -202,11 +202,11 @@ def last_rows(scaling: Callable[[float, int], float]) -> tuple[Wrong, ...]:
 
     A row's flag is made from its sentence. Flags must not change, so neither may the sentences.
     """
-    rows = [row for half in HALVES for row in _rounded(half, scaling)]
+    rows = [row for half in HALF_PRECISIONS for row in _rounded(half, scaling)]
     rows += [row for words, order in ORDERS.items() for row in _in_another_order(words, order)]
     rows += [row for words, counted in SUBSETS.items() for row in _parts_of_sums(words, counted)]
     rows.append(("the bias is taken by the row and not by the output", _by_the_row, "y"))
-    return tuple(Wrong(re.sub("[^a-z0-9]+", "-", says.lower()), says, parts, shows=tuple(shows), count=MEASURED)
+    return tuple(Wrong(re.sub("[^a-z0-9]+", "-", says.lower()), says, parts, shows=tuple(shows), count=MEASURED_COUNT)
                  for says, parts, *shows in rows)  # fmt: skip
 
 

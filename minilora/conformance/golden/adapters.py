@@ -11,19 +11,18 @@ import numpy as np
 from ...files.dtypes import FLOATS, cast
 from ...files.expert_adapters import WRITTEN_AS, layer_paths
 from ...files.peft import BASE, EMBEDDING_FACTORS, FACTORS, PREFIX
-from .bases import EXPERTS, LAYER, Base, to_bfloat16
+from .bases import EMBEDDING_PATH, EXPERT_COUNT, HEAD_PATH, LAYER, Base, to_bfloat16
 from .exact import product, sums
 from .reading import AdapterData, AdapterModule, Arrays, is_turned, scale, setting, target_array
 
 SIZE = 1.3
 """The size of an update, relative to the weight that it changes."""
-EMBED, LM_HEAD = "model.embed_tokens", "lm_head"
 PLACES = {f"{name}_proj": f"self_attn.{name}_proj" for name in "qkvo"}
 PLACES |= {f"{name}_proj": f"mlp.{name}_proj" for name in ("gate", "up", "down")}
 
 
 @dataclass(frozen=True)
-class Adapter:
+class AdapterCase:
     """An adapter as `cases.toml` specifies it: what to draw, and what its adapter_config.json says."""
 
     modules: Sequence[str] = ()
@@ -41,20 +40,20 @@ class Adapter:
     @property
     def paths(self) -> list[str]:
         """The paths of all modules, in the order in which they are drawn."""
-        names = [name.format(e) for e in range(EXPERTS) for name in self.each_expert]
-        names += [PLACES.get(name, name) for name in self.modules if name not in ("embed_tokens", LM_HEAD)]
+        names = [name.format(e) for e in range(EXPERT_COUNT) for name in self.each_expert]
+        names += [PLACES.get(name, name) for name in self.modules if name not in ("embed_tokens", HEAD_PATH)]
         inside = [f"model.layers.{i}.{name}" for i in self.layers for name in names]
         return [
-            *([EMBED] if "embed_tokens" in self.modules else []),
+            *([EMBEDDING_PATH] if "embed_tokens" in self.modules else []),
             *inside,
-            *([LM_HEAD] if LM_HEAD in self.modules else []),
+            *([HEAD_PATH] if HEAD_PATH in self.modules else []),
         ]
 
 
 # --- random numbers ---------------------------------------------------------------------------------
 
 
-def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> AdapterData:
+def drawn_adapter(rng: np.random.Generator, adapter: AdapterCase, base: Base) -> AdapterData:
     """Draw an adapter's numbers as bfloat16 values, large enough that each part of it shows in the logits."""
     config: dict[str, Any] = {"rank_pattern": {}, "alpha_pattern": {}}
     if any(path in base.arrays for path in adapter.paths):  # parameters: their layout depends on PEFT's version
@@ -73,18 +72,18 @@ def drawn_adapter(rng: np.random.Generator, adapter: Adapter, base: Base) -> Ada
         saved[path] = rounded(W + 0.7 * np.sqrt(np.square(W).mean()) * rng.standard_normal(W.shape))
     tokens: dict[str, tuple[list[int], np.ndarray]] = {}
     if adapter.tokens:
-        W, which = base.arrays[f"{EMBED}.weight"], [*range(*adapter.tokens)]
+        W, which = base.arrays[f"{EMBEDDING_PATH}.weight"], [*range(*adapter.tokens)]
         noise = rng.standard_normal((len(which), W.shape[1]))
-        tokens[EMBED] = which, rounded(W[which] + np.sqrt(np.square(W).mean()) * noise)
+        tokens[EMBEDDING_PATH] = which, rounded(W[which] + np.sqrt(np.square(W).mean()) * noise)
     return AdapterData(config, modules, starts, saved, tokens)
 
 
 def _drawn_module(
-    rng: np.random.Generator, adapter: Adapter, config: Mapping[str, Any], path: str, base: Base
+    rng: np.random.Generator, adapter: AdapterCase, config: Mapping[str, Any], path: str, base: Base
 ) -> tuple[AdapterModule, np.ndarray | None]:
     """Draw an adapter's part for one module, and for raw PiSSA files the product that training started from."""
     name, expert, rows = target_array(path, path, base.arrays)
-    W = base.arrays[name].T if path == EMBED else base.arrays[name]
+    W = base.arrays[name].T if path == EMBEDDING_PATH else base.arrays[name]
     count = len(W) if W.ndim == 3 and expert is None else 1
     out, width = W[0][rows].shape if W.ndim == 3 else W.shape
     r, s, spread = setting(config, "r", path), scale(config, path), float(np.sqrt(np.square(W).mean()))
@@ -154,7 +153,7 @@ DEFAULTS: dict[str, Any] = {
 """The keys of adapter_config.json that PEFT has written for years, with their defaults."""
 
 
-def adapter_files(adapter: Adapter, given: AdapterData, base: Base) -> tuple[dict[str, Any], Arrays]:
+def adapter_files(adapter: AdapterCase, given: AdapterData, base: Base) -> tuple[dict[str, Any], Arrays]:
     """Return an adapter's configuration, and its tensors under PEFT's names."""
     parameters = [path for path in given.modules if path in base.arrays]
     place_of = layer_paths(parameters)
@@ -164,12 +163,12 @@ def adapter_files(adapter: Adapter, given: AdapterData, base: Base) -> tuple[dic
         config["target_parameters"] = [path.removeprefix(f"{LAYER}.") for path in parameters]
     tensors: Arrays = {}
     for path, module in given.modules.items():
-        names = EMBEDDING_FACTORS if path == EMBED else FACTORS
+        names = EMBEDDING_FACTORS if path == EMBEDDING_PATH else FACTORS
         parts = {
             names[0]: module.lora_A, names[1]: module.lora_B, "lora_B.bias": module.bias,
             "lora_magnitude_vector": module.magnitude, "base_layer.bias": module.trained_bias,
         }  # fmt: skip
-        if adapter.with_base and path in (EMBED, LM_HEAD):
+        if adapter.with_base and path in (EMBEDDING_PATH, HEAD_PATH):
             parts[BASE] = base.arrays[f"{path}.weight"]
         prefix = f"{PREFIX}{place_of.get(path, path)}"
         tensors |= {f"{prefix}.{part}": array for part, array in parts.items() if array is not None}
@@ -226,5 +225,5 @@ def damaged(config: dict[str, Any], tensors: Arrays, how: str) -> tuple[dict[str
 def _without_last_expert(name: str, array: np.ndarray) -> np.ndarray:
     """Drop the last expert from packed factors; the expert is lora_A's slow index and lora_B's fast one."""
     if name.endswith("lora_A.weight"):
-        return array[: -len(array) // EXPERTS]
-    return np.ascontiguousarray(array[:, np.arange(array.shape[1]) % EXPERTS < EXPERTS - 1])
+        return array[: -len(array) // EXPERT_COUNT]
+    return np.ascontiguousarray(array[:, np.arange(array.shape[1]) % EXPERT_COUNT < EXPERT_COUNT - 1])

@@ -35,17 +35,18 @@ from ...extras import needed
 from ...files.dtypes import FLOATS, cast
 from ...files.tensors import MODEL_CONFIG, SINGLE_NAME, write_tensors
 from ...language.config import LlamaConfig, MixtureConfig
-from ...language.files.gguf import SIZES, gguf_tensor
+from ...language.files.gguf import GGUF_SIZES, gguf_tensor
 from ...language.files.save import save_llama, split_experts
 from ...language.llama import Llama
 from ...layer import walk
 from ...layers.quantized import QuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...quantization import quantize
-from .exact import frequencies
+from .exact import exact_frequencies
 
 THETA, POSITIONS = 10_000.0, 128
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING_PATH, HEAD_PATH = "model.embed_tokens", "lm_head"
+EMBEDDING_TENSOR, HEAD_TENSOR = f"{EMBEDDING_PATH}.weight", f"{HEAD_PATH}.weight"
 SPIKES = (9.0, 3.6)
 """The two largest singular values of each v_proj, far above the others, so that PiSSA's start is well defined."""
 
@@ -56,13 +57,17 @@ MERGES = (
     *("Ġ t", "h e", "i n", "r e", "a n", "e r", "o n", "Ġ a", "Ġt he", "Ġ s", "o r", "e s", "e n", "i s", "Ġ o"),
     *("a t", "n d", "i t", "an d", "o u", "in g", "e d", "Ġ w", "a l", "Ġ c", "l e", "Ġo f", "a r", "Ġ in", "i c"),
 )
-TOKENS = ("<s>", "</s>", *(LETTERS.get(c, c) for c in CHARACTERS), *(merge.replace(" ", "") for merge in MERGES))
+VOCABULARY = ("<s>", "</s>", *(LETTERS.get(c, c) for c in CHARACTERS), *(merge.replace(" ", "") for merge in MERGES))
 
-EXPERTS, KEPT = 4, 2
+EXPERT_COUNT, EXPERTS_PER_TOKEN = 4, 2
 LAYER = "model.layers.0"
-MLP = f"{LAYER}.mlp"
-GATE_UP, DOWN_OF_EXPERTS, ROUTER = f"{MLP}.experts.gate_up_proj", f"{MLP}.experts.down_proj", f"{MLP}.gate.weight"
-SHARED = f"{MLP}.shared_expert"
+MLP_PATH = f"{LAYER}.mlp"
+GATE_UP, DOWN_OF_EXPERTS, ROUTER = (
+    f"{MLP_PATH}.experts.gate_up_proj",
+    f"{MLP_PATH}.experts.down_proj",
+    f"{MLP_PATH}.gate.weight",
+)
+SHARED_EXPERT = f"{MLP_PATH}.shared_expert"
 
 
 @dataclass(frozen=True)
@@ -92,10 +97,10 @@ class Base:
         hidden, between, head_dim = (128, 64, 32) if self.square else (64, 128, 64)
         heads, groups = (4, 2) if self.mixture is None else (1, 1)
         return LlamaConfig(
-            vocab_size=len(TOKENS), hidden_size=hidden,
+            vocab_size=len(VOCABULARY), hidden_size=hidden,
             intermediate_size=between if self.mixture is None else self.mixture.moe_intermediate_size,
             num_hidden_layers=self.layers, num_attention_heads=heads, num_key_value_heads=groups, head_dim=head_dim,
-            rms_norm_eps=1e-5, frequencies=frequencies(head_dim, THETA), tie_word_embeddings=self.tied,
+            rms_norm_eps=1e-5, frequencies=exact_frequencies(head_dim, THETA), tie_word_embeddings=self.tied,
             attention_bias=self.biased, rope={"rope_type": "default", "rope_theta": THETA}, model_type=self.kind,
             mixture=self.mixture,
         )  # fmt: skip
@@ -116,7 +121,7 @@ class Base:
     def arrays(self) -> dict[str, np.ndarray]:
         """Its arrays in float64, with 4-bit weights dequantized, and always with the head."""
         arrays = {name: array.astype(np.float64) for name, array in self.stored.items()}
-        return self._with_codes({HEAD: arrays[EMBEDDING], **arrays}, lambda layer: layer)
+        return self._with_codes({HEAD_TENSOR: arrays[EMBEDDING_TENSOR], **arrays}, lambda layer: layer)
 
     def in_file(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return arrays under the names of the base's file, and split into its tensors."""
@@ -179,7 +184,7 @@ SQUARE = Base("square", layers=1, tied=True, seed=5, square=True)
 
 def _mixture(name: str, kind: str, width: int, seed: int, *, fused: bool = False, shared: int | None = None) -> Base:
     """Return a one-layer decoder whose experts have this width; with a shared expert, nothing is renormalised."""
-    mixture = MixtureConfig(EXPERTS, KEPT, width, shared is None, shared)
+    mixture = MixtureConfig(EXPERT_COUNT, EXPERTS_PER_TOKEN, width, shared is None, shared)
     return Base(name, layers=1, tied=True, seed=seed, kind=kind, mixture=mixture, fused=fused)
 
 
@@ -205,7 +210,7 @@ def _drawn(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nd
         return x
     if len(shape) == 1:
         return np.asarray(1 + 0.2 * x)
-    if name in (EMBEDDING, HEAD):
+    if name in (EMBEDDING_TENSOR, HEAD_TENSOR):
         return np.asarray(x * 3 / shape[1] ** 0.5)
     if not name.endswith("v_proj.weight"):
         return np.asarray(x / shape[1] ** 0.5)
@@ -221,7 +226,7 @@ def _drawn_of_mixture(rng: np.random.Generator, name: str, shape: tuple[int, ...
     x: np.ndarray = rng.standard_normal(shape)
     if len(shape) == 1:
         return np.asarray(1 + 0.2 * x)
-    size = 3 if name == EMBEDDING else 2 if "down_proj" in name else 1
+    size = 3 if name == EMBEDDING_TENSOR else 2 if "down_proj" in name else 1
     return np.asarray(size * x / shape[-1] ** 0.5)
 
 
@@ -280,12 +285,12 @@ def tokenizer() -> dict[str, Any]:
     model = {
         "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
         "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-        "vocab": {token: i for i, token in enumerate(TOKENS)}, "merges": [merge.split(" ") for merge in MERGES],
+        "vocab": {token: i for i, token in enumerate(VOCABULARY)}, "merges": [merge.split(" ") for merge in MERGES],
     }  # fmt: skip
     return {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": level,
         "post_processor": None, "decoder": level, "model": model,
-        "added_tokens": [{"id": i, "content": token, **special} for i, token in enumerate(TOKENS[:2])],
+        "added_tokens": [{"id": i, "content": token, **special} for i, token in enumerate(VOCABULARY[:2])],
     }  # fmt: skip
 
 
@@ -294,7 +299,7 @@ def write_gguf(path: Path, base: Base) -> None:
     gguf = needed("gguf", "a .gguf file")
     c = base.config
     writer = gguf.GGUFWriter(path, "llama")
-    for name, key in SIZES.items():
+    for name, key in GGUF_SIZES.items():
         value = THETA if name == "rope_theta" else getattr(c, name)
         (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
     writer.add_uint32("llama.attention.value_length", c.head_dim)
@@ -303,8 +308,8 @@ def write_gguf(path: Path, base: Base) -> None:
     writer.add_uint32("general.file_type", 0)  # all tensors in float32
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(list(TOKENS))
-    writer.add_token_types([3, 3] + [1] * (len(TOKENS) - 2))  # two control tokens, then normal ones
+    writer.add_token_list(list(VOCABULARY))
+    writer.add_token_types([3, 3] + [1] * (len(VOCABULARY) - 2))  # two control tokens, then normal ones
     writer.add_token_merges(list(MERGES))
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)

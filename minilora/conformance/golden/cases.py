@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import PLACES, Adapter, adapter_files, as_stored, damaged, drawn_adapter
-from .bases import BASES, LAYER, TOKENS, Base
+from .adapters import PLACES, AdapterCase, adapter_files, as_stored, damaged, drawn_adapter
+from .bases import BASES, LAYER, VOCABULARY, Base
 from .reading import AdapterData, Arrays, target_array
 
 TABLE: Mapping[str, Any] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
+LOGIT_TOLERANCE = {"float64": 1e-5, "float32": 1e-4, "float16": 0.06, "bfloat16": 0.3}
 """The largest allowed error of a logit, by the precision that a program computes in."""
 
 
@@ -28,7 +28,7 @@ class Case:
     id: str
     note: str
     base: Base
-    adapters: tuple[Adapter, ...]
+    adapters: tuple[AdapterCase, ...]
     seeds: tuple[int, ...] = (0, 1)  # the seeds of its prompts
     refused: bool = False  # whether a program must refuse it
     damage: str = ""  # the damage done to the files, see `damaged`
@@ -44,7 +44,7 @@ class Case:
     @property
     def apart(self) -> float:
         """The least distance: of a bug's logits from the right ones after some prompt, and of the top two tokens."""
-        return 10 * TOLERANCE["bfloat16"] if self.base.mixture is None else 2.5 * TOLERANCE["bfloat16"]
+        return 10 * LOGIT_TOLERANCE["bfloat16"] if self.base.mixture is None else 2.5 * LOGIT_TOLERANCE["bfloat16"]
 
     @cached_property
     def given(self) -> list[tuple[AdapterData, float]]:
@@ -89,13 +89,13 @@ class Case:
 
 def drawn_tokens(id: str, seed: int, length: int) -> np.ndarray:
     """Draw token ids for a case or a session, none of them special."""
-    return np.random.default_rng([seed, *id.encode()]).integers(2, len(TOKENS), length)
+    return np.random.default_rng([seed, *id.encode()]).integers(2, len(VOCABULARY), length)
 
 
 def _case(id: str, note: str, base: str, adapters: list[dict[str, Any]] | None = None, **entry: Any) -> Case:
     """Return a case of the table. If it has one adapter, the adapter's settings are among its own."""
-    own = {name: entry.pop(name) for name in [field.name for field in fields_of(Adapter)] if name in entry}
-    drawn_from = tuple(Adapter(**one) for one in adapters or ([own] if own else []))
+    own = {name: entry.pop(name) for name in [field.name for field in fields_of(AdapterCase)] if name in entry}
+    drawn_from = tuple(AdapterCase(**one) for one in adapters or ([own] if own else []))
     of_name = next(one for one in BASES if one.name == base)
     seeds = tuple(entry.pop("prompts", (0, 1)))
     return Case(id, note, of_name, drawn_from, seeds, **entry)

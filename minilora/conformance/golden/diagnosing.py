@@ -23,10 +23,10 @@ from ...layer import walk
 from ...report import Diagnosis, Report, links
 from ...texts import FileRefused
 from .. import naming
-from ..naming import MEASURED, Answers, Parts, World, Wrong
+from ..naming import MEASURED_COUNT, Answers, Parts, World, Wrong
 from .answerfiles import INTEGERS, read_answers, read_tensors
 from .bases import misdecoded
-from .cases import TOLERANCE
+from .cases import LOGIT_TOLERANCE
 from .judging import AnswerPair, paired_answers
 from .mistakes import further_mistakes_of, mistakes_of
 from .reading import Arrays, Reading
@@ -152,7 +152,7 @@ def measured_temperature(world: World, given: Answers, key: str) -> list[Wrong]:
     if times is None or times.value <= 0:
         return []
     says = f"all logits are divided by a temperature of {1 / times.value:.5g}"
-    return [Wrong("there-is-a-temperature", says, {"temperature": 1 / times.value}, count=MEASURED)]
+    return [Wrong("there-is-a-temperature", says, {"temperature": 1 / times.value}, count=MEASURED_COUNT)]
 
 
 def measured_strength(world: World, given: Answers, key: str) -> list[Wrong]:
@@ -173,7 +173,7 @@ def measured_strength(world: World, given: Answers, key: str) -> list[Wrong]:
             return []
         times += float((slope * here).sum() / np.square(slope).sum())
     says = f"the update acts with {times:.5g} times the strength given by its files"
-    return [Wrong(STRENGTH, says, {"times": times}, count=MEASURED)]
+    return [Wrong(STRENGTH, says, {"times": times}, count=MEASURED_COUNT)]
 
 
 # --- candidates -------------------------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ class Candidate:
     @property
     def is_measured(self) -> bool:
         """Whether it is not a known mistake, but was fitted to these answers."""
-        return bool(self.rows) and self.rows[0].count == MEASURED
+        return bool(self.rows) and self.rows[0].count == MEASURED_COUNT
 
     def is_same(self, other: Candidate) -> bool:
         """Return whether two candidates give the same numbers here."""
@@ -266,7 +266,7 @@ def diagnose(model: Path, adapter: Path, answers: Path) -> Report:
     size, ours = subject.config.vocab_size, OUR_ERROR[str(np.dtype(subject.dtype))]
     if asked.prompts.max() >= size or asked.prompts.min() < 0:
         raise FileRefused(answers, f"{PROMPTS} has ids outside the model's vocabulary of {size}")
-    asked = replace(asked, bounds={name: max(bound, ours) for name, bound in TOLERANCE.items()})
+    asked = replace(asked, bounds={name: max(bound, ours) for name, bound in LOGIT_TOLERANCE.items()})
     world, given = world_of(subject, asked), {key: asked.answered[key] for key in asked.keys}
     key, right = asked.keys[0], world.answers(subject, {})
     stages: list[Callable[[], Sequence[Wrong]]] = [
@@ -379,8 +379,8 @@ def _read(path: Path) -> EngineAnswers:
         raise FileRefused(path, f"expected {PROMPTS}, token ids (P, T) of dtype I64 or I32, but {what}")
     if spec.shape[0] * spec.shape[1] > MAX_IDS:
         raise FileRefused(path, f"{PROMPTS} has shape {list(spec.shape)}, expected at most {MAX_IDS:,} ids")
-    _, precision, answered = read_answers(path, TOLERANCE, more=(OF_THE_BASE,))
+    _, precision, answered = read_answers(path, LOGIT_TOLERANCE, more=(OF_THE_BASE,))
     if not {"logits", "log_probabilities"} & {*answered}:
         raise FileRefused(path, "there is no answer in it, expected logits (P, T, V) or (P, V), or log_probabilities")
     prompts = read_tensors(path, [PROMPTS])[PROMPTS]
-    return EngineAnswers(path, prompts.astype(np.int64), precision, answered, TOLERANCE)
+    return EngineAnswers(path, prompts.astype(np.int64), precision, answered, LOGIT_TOLERANCE)

@@ -62,7 +62,7 @@ def sums(x: np.ndarray) -> np.ndarray:  # (..., n) -> (..., 1)
     return np.asarray(np.cumsum(x, axis=-1)[..., -1:])
 
 
-def frequencies(width: int, theta: float) -> tuple[float, ...]:
+def exact_frequencies(width: int, theta: float) -> tuple[float, ...]:
     """Return the rotary frequencies theta^(-2j / width), each rounded once."""
     return tuple(float(Decimal(theta) ** (Decimal(-2 * j) / width)) for j in range(width // 2))
 
@@ -86,7 +86,7 @@ def expert_outputs(x: np.ndarray, gate_up: np.ndarray, down: np.ndarray) -> np.n
     return product(gated(a, b), down)
 
 
-def weighted_sum(g: np.ndarray, o: np.ndarray) -> np.ndarray:  # (..., N, E), (..., E, N, d) -> (..., N, d)
+def sum_of_experts(g: np.ndarray, o: np.ndarray) -> np.ndarray:  # (..., N, E), (..., E, N, d) -> (..., N, d)
     """Return each row's weighted sum over experts, added from the first expert to the last."""
     parts = np.swapaxes(g, -1, -2)[..., None] * o
     return np.asarray(np.cumsum(parts, axis=-3)[..., -1, :, :])
@@ -150,10 +150,10 @@ def exact_logits(
         names = [f"{path}.experts.gate_up_proj", f"{path}.experts.down_proj"]
         o = expert_outputs(x, *(arrays[name] for name in names))
         if plain is None:
-            y = weighted_sum(g, o)
+            y = sum_of_experts(g, o)
         else:
             without = expert_outputs(x, *(plain[name] for name in names))
-            y = weighted_sum(g, without) + weighted_sum(np.where(g > 0, 1.0, 0.0), o - without)
+            y = sum_of_experts(g, without) + sum_of_experts(np.where(g > 0, 1.0, 0.0), o - without)
         if sizes.shared_expert_intermediate_size is None:
             return y
         q = 1 / (1 + exp(-linear(f"{path}.shared_expert_gate", x)))

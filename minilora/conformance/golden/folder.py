@@ -16,17 +16,17 @@ from ...files.peft import CONFIG_NAME, WEIGHTS_NAME
 from ...report import links
 from ...texts import FileRefused, reading, short
 from .bases import BASES, LIVING, UNTIED, Base, write_base, write_gguf, write_json, write_safetensors
-from .cases import CASES, TOLERANCE, Case
+from .cases import CASES, LOGIT_TOLERANCE, Case
 from .leftovers import LEFTOVERS, ROUNDED
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .reading import Arrays
 from .sessions import SESSIONS, Session, Use, session_adapters
-from .signatures import APART, ROWS, SHOWN_ROWS, CaseAnswers, answers, session_answers
+from .signatures import APART, SHOWN_ROWS, SIGNATURE_ROWS, CaseAnswers, answers, session_answers
 
 FOLDER_FORMAT = 1
 """The version of the folder's format. Later versions of minilora read all earlier formats."""
-INDEX, SCHEMA = "index.json", "index.schema.json"
-HOW = (
+GOLDEN_INDEX, GOLDEN_SCHEMA = "index.json", "index.schema.json"
+HOW_TO_ANSWER = (
     "For each case, load `base` with `adapter` beside it, and compute the logits after each token of `prompts`. Nothing"
     " is put before a prompt. An `adapter` is a folder in PEFT's layout, or a list of such folders with weights: their"
     " updates are summed, each times its weight; an empty list is the base alone. A case with `after` is answered just"
@@ -63,14 +63,14 @@ def index(
     """Return the contents of index.json."""
     flags = {bug.flag: bug for bug in (*MISREADINGS, *MIXTURE_MISREADINGS, *LEFTOVERS, ROUNDED)}  # some in several
     return {
-        "$schema": SCHEMA,
+        "$schema": GOLDEN_SCHEMA,
         "format": FOLDER_FORMAT,
         "minilora": __version__,
         "license": "MIT",
-        "how": list(HOW),
-        "tolerance": TOLERANCE,
+        "how": list(HOW_TO_ANSWER),
+        "tolerance": LOGIT_TOLERANCE,
         "apart": APART,
-        "rows": {"merged": SHOWN_ROWS, "signature": ROWS},
+        "rows": {"merged": SHOWN_ROWS, "signature": SIGNATURE_ROWS},
         "base": f"bases/{UNTIED.name}",
         "bases": {f"bases/{base.name}": base_entry(base) for base in BASES},
         "cases": [entry(case, numbers) for case, numbers in every],
@@ -141,7 +141,7 @@ def use_entry(use: Use) -> dict[str, Any]:
 
 def schema() -> Any:
     """Return the JSON Schema of index.json."""
-    return json.loads(Path(__file__).with_name(SCHEMA).read_text(encoding="utf-8"))
+    return json.loads(Path(__file__).with_name(GOLDEN_SCHEMA).read_text(encoding="utf-8"))
 
 
 def adapter_names(case: Case) -> list[str]:
@@ -180,8 +180,8 @@ def write_golden(folder: Path) -> int:
         for session, requests in sessions:
             for n, request in enumerate(requests):
                 write_safetensors(new / "answers" / f"{session.id}.{n}.safetensors", request.tensors())
-        (new / INDEX).write_text(json.dumps(index(every, sessions), indent=1) + "\n", encoding="utf-8")
-        (new / SCHEMA).write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
+        (new / GOLDEN_INDEX).write_text(json.dumps(index(every, sessions), indent=1) + "\n", encoding="utf-8")
+        (new / GOLDEN_SCHEMA).write_text(json.dumps(schema(), indent=1) + "\n", encoding="utf-8")
     return len(every)
 
 
@@ -256,7 +256,7 @@ class GoldenIndex(msgspec.Struct):
 
 def read_index(folder: Path) -> GoldenIndex:
     """Read index.json, in this format or an earlier one."""
-    path = folder / INDEX
+    path = folder / GOLDEN_INDEX
     raw = read_json(path)
     version = raw.get("format")
     if type(version) is not int or not 1 <= version <= FOLDER_FORMAT:
@@ -265,7 +265,7 @@ def read_index(folder: Path) -> GoldenIndex:
         )
     with reading(path):
         index = msgspec.convert(raw, GoldenIndex)
-    if lacking := [name for name in TOLERANCE if name not in index.tolerance]:
+    if lacking := [name for name in LOGIT_TOLERANCE if name not in index.tolerance]:
         raise FileRefused(path, f"tolerance has no {lacking[0]}")
     entries: list[CaseEntry | RequestEntry] = [*index.cases]
     entries += (request for session in index.sessions for request in session.requests)

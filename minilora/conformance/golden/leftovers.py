@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..naming import Parts, Wrong
-from .adapters import LM_HEAD
+from .bases import HEAD_PATH
 from .misreadings import MISREADINGS
 from .reading import AdapterData
 from .sessions import Use, adapter_of
@@ -143,7 +143,7 @@ def _without_head(m: Moment) -> Sum | None:
     if m.now is None:
         return None
     given = adapter_of(m.now.folder)
-    modules = {path: module for path, module in given.modules.items() if path != LM_HEAD}
+    modules = {path: module for path, module in given.modules.items() if path != HEAD_PATH}
     return [(replace(given, modules=modules), m.now.weight)]
 
 

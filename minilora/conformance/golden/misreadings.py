@@ -25,11 +25,10 @@ from ...files.dtypes import FLOATS, cast
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Parts, Wrong
 from ..problems import bugs as table
-from .bases import EMBEDDING
-from .reading import PATTERNS, Config, Reading, lengths, matching_values, scale, scaled, setting
+from .bases import EMBEDDING_PATH
+from .reading import PATTERNS, ConfigJson, Reading, matching_values, row_lengths, scale, scaled, setting
 
 HEAD_DIM = 64
-EMBED = EMBEDDING.removesuffix(".weight")
 
 
 def of_suite(
@@ -47,15 +46,15 @@ def of_suite(
     return Wrong(flag, says or bug.says, parts, bug.source if source is None else source, count=count)
 
 
-def _alpha(config: Config, path: str) -> float:
+def _alpha(config: ConfigJson, path: str) -> float:
     return float(setting(config, "lora_alpha", path))
 
 
-def _rank(config: Config, path: str) -> int:
+def _rank(config: ConfigJson, path: str) -> int:
     return int(setting(config, "r", path))
 
 
-def _alpha_cut(config: Config, path: str) -> float:
+def _alpha_cut(config: ConfigJson, path: str) -> float:
     alpha = _alpha(config, path)
     return float(int(alpha)) if alpha == config["lora_alpha"] else alpha
 
@@ -68,21 +67,21 @@ def _square(W: np.ndarray) -> bool:
     return bool(W.shape[0] == W.shape[1])
 
 
-def _last(config: Config, path: str) -> float:
+def _last(config: ConfigJson, path: str) -> float:
     alpha = [config["lora_alpha"], *matching_values(config, "lora_alpha", path)][-1]
     rank = [config["r"], *matching_values(config, "r", path)][-1]
     return scaled(config, alpha, rank)
 
 
-def _whole_paths(config: Config, path: str) -> float:
+def _whole_paths(config: ConfigJson, path: str) -> float:
     alpha, rank = config.get("alpha_pattern", {}), config.get("rank_pattern", {})
     return scaled(config, alpha.get(path, config["lora_alpha"]), rank.get(path, config["r"]))
 
 
-def _matching_by(matches: Callable[[str, str], Any]) -> Callable[[Config, str], float]:
+def _matching_by(matches: Callable[[str, str], Any]) -> Callable[[ConfigJson, str], float]:
     """Return a scaling that uses another rule for which key of a pattern matches a path."""
 
-    def value(config: Config, key: str, path: str) -> Any:
+    def value(config: ConfigJson, key: str, path: str) -> Any:
         pattern = config.get(PATTERNS[key], {})
         return next((number for name, number in pattern.items() if matches(name, path)), config[key])
 
@@ -127,12 +126,12 @@ def _swapped_layers(path: str) -> str:
     return re.sub(r"(?<=^model\.layers\.)[01]", lambda match: str(1 - int(match[0])), path)
 
 
-def _scaled_by(factor: Callable[[Config, str], float]) -> Callable[[Config, str], float]:
+def _scaled_by(factor: Callable[[ConfigJson, str], float]) -> Callable[[ConfigJson, str], float]:
     """Return the right scaling times a factor."""
     return lambda config, path: scale(config, path) * factor(config, path)
 
 
-def _fused_root(config: Config, path: str) -> float:
+def _fused_root(config: ConfigJson, path: str) -> float:
     """Return sqrt(2) for gate and up, since r and alpha are doubled when the two are fused; 1 otherwise."""
     in_one = re.search(r"\.experts\.\d+\.(w1|w3|gate_proj|up_proj)$", path)
     return math.sqrt(2) if config.get("use_rslora") and in_one else 1.0
@@ -209,7 +208,7 @@ MISREADINGS: Sequence[Wrong] = (
           {"gain": lambda m, n: np.ones_like(n)}),
     Wrong("dora-magnitude-is-not-read",
           "DoRA's magnitude is not read from the file: rows keep the lengths of W, as before the training",
-          {"magnitude": lambda m, W: lengths(W)}, "transformers 5.24.0"),
+          {"magnitude": lambda m, W: row_lengths(W)}, "transformers 5.24.0"),
     of_suite("dora-norm-is-that-of-w", {"length": lambda W, BA, s: np.sqrt((W * W).cumsum(axis=1)[:, -1:])},
              says="DoRA's norm is that of W, and should be that of W + s B A"),
     of_suite("dora-norm-lacks-the-scaling",
@@ -222,7 +221,7 @@ MISREADINGS: Sequence[Wrong] = (
     Wrong("dora-magnitude-is-along-the-inputs",
           "DoRA's magnitude is taken for that of the inputs: each column of W + s B A is rescaled, as in LyCORIS",
           {"magnitude": lambda m, W: m[None] if _square(W) else m[:, None],
-           "length": lambda W, BA, s: lengths((W + s * BA).T).T if _square(W) else lengths(W + s * BA)},
+           "length": lambda W, BA, s: row_lengths((W + s * BA).T).T if _square(W) else row_lengths(W + s * BA)},
           "invoke-ai/InvokeAI #9517"),
     # other contents of the files
     Wrong("bfloat16-is-read-as-float16", "the bits of a file in bfloat16 are read as float16",
@@ -304,7 +303,7 @@ MISREADINGS: Sequence[Wrong] = (
           {"update": lambda path, BA: BA.T.reshape(BA.shape)}),
     Wrong("the-update-of-embed-tokens-is-not-transposed",
           "the update of embed_tokens is reshaped to (V, dim), and has to be transposed",
-          {"update": lambda path, BA: BA.reshape(BA.shape[::-1]).T if path == EMBED else BA}),
+          {"update": lambda path, BA: BA.reshape(BA.shape[::-1]).T if path == EMBEDDING_PATH else BA}),
     Wrong("lora-b-is-reshaped", "lora_B is read in another order: its numbers as (r, out), transposed",
           {"factors": lambda path, A, B: (A, B.reshape(B.shape[::-1]).T)}, "unslothai/unsloth-zoo #1269"),
     Wrong("lora-a-is-reshaped", "lora_A is read in another order: its numbers as (in, r), transposed",

@@ -24,7 +24,7 @@ import numpy as np
 from ...layers.rotary import halves_from_interleaved, interleaved_from_halves
 from ..naming import Wrong
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
-from .reading import AdapterData, Config, setting
+from .reading import AdapterData, ConfigJson, setting
 from .subject import Subject
 
 LAYER_NUMBER = re.compile(r"(?<=layers\.)\d+(?=\.)")
@@ -235,7 +235,7 @@ def _of_all(subject: Subject) -> list[Wrong]:
     return rows
 
 
-def _alpha_over_rank(alpha: int, power: float) -> Callable[[Config, str], float]:
+def _alpha_over_rank(alpha: int, power: float) -> Callable[[ConfigJson, str], float]:
     return lambda config, path: float(alpha / int(setting(config, "r", path)) ** power)
 
 

@@ -36,11 +36,11 @@ from ...files.expert_adapters import B_LAYOUTS, EXCHANGED_UNTIL, version_of
 from ...files.experts import MIXTRAL, MIXTRAL_MLP, PARTS
 from ...language.config import MixtureConfig
 from ..problems.several import ExpertFormulas
-from .bases import EMBEDDING, HEAD, SHARED
+from .bases import EMBEDDING_TENSOR, HEAD_TENSOR, SHARED_EXPERT
 from .exact import product, sums
 
 Arrays = dict[str, np.ndarray]
-Config = Mapping[str, Any]
+ConfigJson = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class AdapterModule:
 class AdapterData:
     """The contents of an adapter's two files: adapter_config.json, and the arrays by module path."""
 
-    config: Config
+    config: ConfigJson
     modules: Mapping[str, AdapterModule]
     starts: Mapping[str, np.ndarray] = field(default_factory=dict)
     """For PiSSA's own files, the product B A before training, (out, in), which is not in the files."""
@@ -72,28 +72,28 @@ class AdapterData:
 PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 
 
-def matching_values(config: Config, key: str, path: str) -> list[Any]:
+def matching_values(config: ConfigJson, key: str, path: str) -> list[Any]:
     """Return the values of all patterns that match a module's path by PEFT's rule, in their order."""
     patterns = config.get(PATTERNS[key], {})
     return [value for pattern, value in patterns.items() if re.match(rf"(.*\.)?({pattern})$", path)]
 
 
-def setting(config: Config, key: str, path: str) -> Any:
+def setting(config: ConfigJson, key: str, path: str) -> Any:
     """Return r or lora_alpha for a module: the value of the first pattern that matches, or else the general one."""
     return next(iter(matching_values(config, key, path)), config[key])
 
 
-def scaled(config: Config, alpha: float, rank: int) -> float:
+def scaled(config: ConfigJson, alpha: float, rank: int) -> float:
     """Return alpha / r, or alpha / sqrt(r) with use_rslora."""
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def scale(config: Config, path: str) -> float:
+def scale(config: ConfigJson, path: str) -> float:
     """Return the scaling of a module."""
     return scaled(config, setting(config, "lora_alpha", path), setting(config, "r", path))
 
 
-def is_turned(config: Config) -> bool:
+def is_turned(config: ConfigJson) -> bool:
     """Return whether packed factors are for transposed weights, by PEFT's version."""
     version = version_of(config.get("peft_version"))
     return version is not None and version <= EXCHANGED_UNTIL
@@ -125,7 +125,7 @@ def _array_of(path: str, arrays: Arrays) -> tuple[str, int | None, tuple[str, ..
     return f"{block.replace(MIXTRAL_MLP, 'mlp')}.experts.{array}", int(expert), parts, part
 
 
-def lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
+def row_lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
     """Return the length of each row."""
     return np.asarray(np.sqrt(sums(V * V)))
 
@@ -134,13 +134,13 @@ def lengths(V: np.ndarray) -> np.ndarray:  # (out, in) -> (out, 1)
 class Reading:
     """The parts of the formulas. The defaults are right."""
 
-    scale: Callable[[Config, str], float] = scale
+    scale: Callable[[ConfigJson, str], float] = scale
     times: float = 1.0  # an additional factor of the update
     applied: Callable[[str], bool] = lambda path: True  # whether a module's adapter is applied
     place: Callable[[str], str] = lambda path: path  # the module that gets the adapter of a path
     factors: Callable[[str, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] = lambda path, A, B: (A, B)
     update: Callable[[str, np.ndarray], np.ndarray] = lambda path, BA: BA
-    length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: lengths(W + s * BA)
+    length: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = lambda W, BA, s: row_lengths(W + s * BA)
     magnitude: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, W: m[:, None]
     gain: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda m, n: m / n
     bias: Callable[[np.ndarray, float], np.ndarray] = lambda b, s: s * b
@@ -156,9 +156,9 @@ class Reading:
     base: str = ""  # how the base is misread, see `Base.misread` and `misdecoded`
     product: Callable[[np.ndarray, np.ndarray], np.ndarray] = product  # x W^T: bit-identical everywhere, or fast
     # packed experts; fields of `ExpertFormulas` keep their names
-    rank: Callable[[Config, str], int] = lambda config, path: int(setting(config, "r", path))  # the rank of a slice
+    rank: Callable[[ConfigJson, str], int] = lambda config, path: int(setting(config, "r", path))  # the rank of a slice
     gate_up: Callable[[np.ndarray], np.ndarray] = lambda BA: BA  # the update of an expert's gate_up_proj (2 m, d)
-    layout: Callable[[Config], str | None] = lambda config: config.get("lora_B_layout")
+    layout: Callable[[ConfigJson], str | None] = lambda config: config.get("lora_B_layout")
     rows_of_A: Callable[[int, int], np.ndarray] = ExpertFormulas.rows_of_A
     columns_of_B: Callable[[int, int], np.ndarray] = ExpertFormulas.columns_of_B
     factors_of: Callable[[int, int], int] = ExpertFormulas.factors_of
@@ -199,15 +199,17 @@ class Reading:
                 rows[which] = self.tokens(rows[which], trained)
                 after[f"{path}.weight"] = rows
         if self.ties:
-            for name, other in ((EMBEDDING, HEAD), (HEAD, EMBEDDING)):
+            for name, other in ((EMBEDDING_TENSOR, HEAD_TENSOR), (HEAD_TENSOR, EMBEDDING_TENSOR)):
                 if name in after:
                     after.setdefault(other, after[name])
-        down = f"{SHARED}.down_proj.weight"
+        down = f"{SHARED_EXPERT}.down_proj.weight"
         if not self.shared and down in read:
             after[down] = 0 * after.get(down, read[down])
         return after
 
-    def _add(self, after: Arrays, read: Arrays, config: Config, adapter: AdapterData, path: str, weight: float) -> None:
+    def _add(
+        self, after: Arrays, read: Arrays, config: ConfigJson, adapter: AdapterData, path: str, weight: float
+    ) -> None:
         """Add a module's update to the changed arrays. A matrix is treated as a stack of one."""
         module, start = adapter.modules[path], adapter.starts.get(path)
         A, B = (self.read(adapter.stored, factor) for factor in (module.lora_A, module.lora_B))
@@ -227,9 +229,9 @@ class Reading:
             if start is not None:
                 BA = BA - self.start * start
             at = (e if expert is None else expert), rows
-            old = stack[at].T if name == EMBEDDING else stack[at]
+            old = stack[at].T if name == EMBEDDING_TENSOR else stack[at]
             new = self._updated(old, BA, self.scaling_of(s, e, count), weight, module.magnitude)
-            stack[at] = new.T if name == EMBEDDING else new
+            stack[at] = new.T if name == EMBEDDING_TENSOR else new
         after[name] = stack.reshape(W.shape)
         bias = f"{name.removesuffix('.weight')}.bias"
         if module.bias is not None:
@@ -238,7 +240,7 @@ class Reading:
             after[bias] = self.trained_bias(read[bias], module.trained_bias)
 
     def _pair(
-        self, config: Config, path: str, A: np.ndarray, B: np.ndarray, e: int, count: int
+        self, config: ConfigJson, path: str, A: np.ndarray, B: np.ndarray, e: int, count: int
     ) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the factors of expert e of `count`, or None if it gets no factors."""
         r, taken = len(A) if count == 1 else self.rank(config, path), self.factors_of(e, count)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from .adapters import Adapter, adapter_files, drawn_adapter
+from .adapters import AdapterCase, adapter_files, drawn_adapter
 from .bases import LIVING
 from .cases import TABLE, drawn_tokens
 from .reading import AdapterData, Arrays
 
-PREFIX, TAIL = 256, 6
+PREFIX_TOKENS, TAIL_TOKENS = 256, 6
 """The number of a long prompt's tokens that several requests share, and of those that follow."""
 
 
@@ -74,15 +74,15 @@ class Session:
 
     def prompts(self, seeds: Sequence[int]) -> list[np.ndarray]:
         """Return the prompts (prompts, T) of each request, without special tokens."""
-        tails = np.array([drawn_tokens(self.id, seed, TAIL) for seed in seeds])
+        tails = np.array([drawn_tokens(self.id, seed, TAIL_TOKENS) for seed in seeds])
         if not self.long:
             return [tails] * len(self.steps)
-        return [np.concatenate([drawn_tokens(self.id, PREFIX, PREFIX), tail])[None] for tail in tails]
+        return [np.concatenate([drawn_tokens(self.id, PREFIX_TOKENS, PREFIX_TOKENS), tail])[None] for tail in tails]
 
 
 # --- the table --------------------------------------------------------------------------------------
 
-LIVING_ADAPTERS = {name: Adapter(**entry) for name, entry in TABLE["living"].items()}
+LIVING_ADAPTERS = {name: AdapterCase(**entry) for name, entry in TABLE["living"].items()}
 """The adapters of all sessions, by their folder's name."""
 USES: Mapping[str, Use | None] = {"base": None} | {
     name: Use(entry["name"], Path("adapters", entry["folder"]), entry.get("weight", 1.0))

@@ -17,24 +17,24 @@ import numpy as np
 from ...language.config import MixtureConfig
 from ..naming import Wrong
 from .bases import LIVING, Base
-from .cases import TOLERANCE, Case
+from .cases import LOGIT_TOLERANCE, Case
 from .exact import exact_logits
 from .leftovers import LEFTOVERS, Engine, Moment, Sum, added
 from .misreadings import MISREADINGS, MIXTURE_MISREADINGS
 from .reading import AdapterData, Arrays, Reading
 from .sessions import Request, Session, Use
 
-APART = 10 * TOLERANCE["bfloat16"]
+APART = 10 * LOGIT_TOLERANCE["bfloat16"]
 """The least change that a bug makes to some logit after a prompt, in sessions and in cases without one of their own."""
-EQUAL = 1e-6
+SAME_WITHIN = 1e-6
 """Bugs whose numbers are this close count as equal, since only the order of a sum differs."""
 Engines: TypeAlias = Mapping[str, Engine]
 Numbers: TypeAlias = dict[str, np.ndarray]
 """Each bug's numbers, by its flag."""
 Decoding: TypeAlias = tuple[MixtureConfig | None, bool]
 """The mixture that a reader uses, and whether active experts' updates are not scaled by the router's weights."""
-PLAIN: Decoding = (None, False)
-SHOWN_ROWS, ROWS = 4, 1
+PLAIN_DECODING: Decoding = (None, False)
+SHOWN_ROWS, SIGNATURE_ROWS = 4, 1
 """The number of rows of a merged weight in the answers, and in a signature."""
 
 
@@ -77,7 +77,7 @@ def answers(case: Case) -> CaseAnswers:
     misread = base.misread if case.given else base.misdecoded  # with an adapter, the decoder is not judged
     readings = {"": Reading()} | {row.flag: Reading(**row.replaced_in(case)) for row in table}
     changed = {flag: one.changed(before, case.given, misread, case.previous) for flag, one in readings.items()}
-    decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN for flag, one in readings.items()}
+    decodings = {flag: one.decoding(base.mixture) if base.mixture else PLAIN_DECODING for flag, one in readings.items()}
     numbers = _end_logits(base, case.prompts, changed, decodings)
     if case.previous:
         flag = next(row.flag for row in table if row.replaced_in(case).get("previous") == "cached")
@@ -89,7 +89,9 @@ def answers(case: Case) -> CaseAnswers:
     if not case.shown:
         return CaseAnswers(right, signatures)
     weights = {flag: base.in_file({**before, **changed[flag]})[case.shown] for flag in ("", *kept)}
-    return CaseAnswers(right, signatures, (case.shown, weights[""]), {flag: weights[flag][:ROWS] for flag in kept})
+    return CaseAnswers(
+        right, signatures, (case.shown, weights[""]), {flag: weights[flag][:SIGNATURE_ROWS] for flag in kept}
+    )
 
 
 def distinct(numbers: Mapping[str, np.ndarray], table: Sequence[Wrong], apart: float, equal: float = -1.0) -> list[str]:
@@ -119,7 +121,7 @@ def _logits(
     base: Base,
     ids: np.ndarray,
     changed: Sequence[Arrays],
-    decoding: Decoding = PLAIN,
+    decoding: Decoding = PLAIN_DECODING,
     *,
     last: int = 0,
     cached: int = 0,
@@ -187,7 +189,7 @@ def _of_request(before: Sequence[Request], request: Request) -> CaseAnswers:
             numbers[flag].append(z)
     found = {flag: np.stack(rows) for flag, rows in numbers.items()}
     found |= {flag: found[""][one.order(request.adapters)] for flag, one in engines.items() if one.order}
-    kept = {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, EQUAL)}
+    kept = {flag: found[flag] for flag in distinct(found, LEFTOVERS, APART, SAME_WITHIN)}
     return CaseAnswers(found[""], kept, each=request.each or request.generate > 0)
 
 
@@ -203,7 +205,7 @@ def _loaded(requests: Sequence[Request]) -> list[Use]:
 def _after(prompt: np.ndarray, engines: Engines, m: Moment, before: Sequence[Request], _: int) -> Numbers:
     """Return the logits (V,) after the last token, keyed by bug."""
     changed = {flag: _changed(engine.sum(m), m) for flag, engine in engines.items()}
-    ends = _end_logits(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN))
+    ends = _end_logits(LIVING, prompt[None], changed, dict.fromkeys(engines, PLAIN_DECODING))
     for flag, engine in engines.items():
         if cache := engine.cached(m):
             old, length = _changed(added(*cache), m), cached_length(prompt, before)

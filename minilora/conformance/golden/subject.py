@@ -20,7 +20,7 @@ from ...language.files.weights import open_llama
 from ...layers.quantized import FrozenQuantizedLinear
 from ...layers.rotary import halves_from_interleaved
 from ...texts import FileRefused, short
-from .bases import EMBEDDING, HEAD
+from .bases import EMBEDDING_TENSOR, HEAD_TENSOR
 from .reading import AdapterData, AdapterModule, Arrays
 
 OF_ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -41,7 +41,7 @@ class Subject:
     @property
     def dtype(self) -> Any:
         """The dtype to compute in."""
-        return self.arrays[EMBEDDING].dtype
+        return self.arrays[EMBEDDING_TENSOR].dtype
 
     @property
     def layers(self) -> int:
@@ -104,7 +104,7 @@ def _base(model: Path) -> tuple[LlamaConfig, Arrays]:
         arrays[name] = np.asarray(array.weight if isinstance(array, FrozenQuantizedLinear) else array).astype(dtype)
         if not np.isfinite(arrays[name]).all():
             raise FileRefused(model, f"{short(name)} holds NaN or infinity")
-    arrays.setdefault(HEAD, arrays[EMBEDDING])
+    arrays.setdefault(HEAD_TENSOR, arrays[EMBEDDING_TENSOR])
     return config, arrays
 
 
@@ -115,7 +115,7 @@ def compute_dtype(shapes: Iterable[tuple[int, ...]]) -> type[np.floating[Any]]:
 
 def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: int) -> AdapterData:
     """Return the adapter with PEFT's configuration and layout, whichever program wrote it."""
-    dtype = arrays[EMBEDDING].dtype
+    dtype = arrays[EMBEDDING_TENSOR].dtype
 
     def read(name: str | None) -> np.ndarray | None:
         return None if name is None else file.tensors.read(name).astype(dtype)

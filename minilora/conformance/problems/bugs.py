@@ -25,7 +25,7 @@ import numpy as np
 
 from ..naming import Wrong
 from . import bugparts as parts
-from .formulas import RIGHT, SCALINGS, one_minus
+from .formulas import RIGHT_FORMULAS, SCALINGS, one_minus
 from .kinds import KINDS
 from .lowprecision import as_bfloat16
 from .several import WAYS, signed_roots
@@ -489,7 +489,7 @@ BUGS: Sequence[Bug] = (
         ("combine-the-scalings-are-left-out", "the scalings are ignored: the result is the sum of w B A",
          {"sum_scaling": lambda sums, i, s: 1.0}),
         ("combine-one-scaling-for-all", "the first adapter's scaling is used for all adapters",
-         {"sum_scaling": lambda sums, i, s: sums.scalings(RIGHT)[0]}),
+         {"sum_scaling": lambda sums, i, s: sums.scalings(RIGHT_FORMULAS)[0]}),
         ("combine-rsloras-root-is-ignored", "rsLoRA's square root is ignored: each alpha is divided by its rank",
          {"sum_scaling": lambda sums, i, s: sums.alphas[i] / sums.ranks[i]}),
         ("combine-the-first-use-rslora-for-all", "the first adapter's use_rslora is used for all adapters",

@@ -66,7 +66,7 @@ def row_norms(W: np.ndarray, BA: np.ndarray, s: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Record:
+class OwnFormulas:
     """A record of formulas that only some kinds have."""
 
     def counted(self) -> Any:
@@ -75,7 +75,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class DropoutFormulas(Record):
+class DropoutFormulas(OwnFormulas):
     """The effect of a mask (N, in) on x in the update, in the base's path and in dA, and on the update's path in dx."""
 
     dropped: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda x, mask: x * mask
@@ -89,7 +89,7 @@ class DropoutFormulas(Record):
 
 
 @dataclass(frozen=True)
-class DoRAFormulas(Record):
+class DoRAFormulas(OwnFormulas):
     """DoRA's norms n (out, 1), its gain G = m / n, and the gradient of m."""
 
     norm: Callable[[np.ndarray, np.ndarray, float], np.ndarray] = row_norms  # (W, BA, s) -> (out, 1)
@@ -207,7 +207,7 @@ class StartFormulas:
         return float((3 * self.fan(r, n_in, n_out, kernel)) ** -0.5)
 
 
-RIGHT = Formulas()
+RIGHT_FORMULAS = Formulas()
 
 
 def one_minus(beta: float) -> float:

@@ -196,11 +196,11 @@ def _group_slices(shape: tuple[int, ...], groups: int) -> list[tuple[slice, slic
     return [(slice(g * out, (g + 1) * out), slice(g * n, (g + 1) * n)) for g in range(groups)]
 
 
-EMBEDDING = Kind(
+EMBEDDING_KIND = Kind(
     "embedding",
     EmbeddingProblem,
     transposed={"lora_A": 2, "lora_B": 2},  # the table itself has no orientation
     spread_follows_fan=False,
 )
-CONV1D = Kind("conv1d", ConvolutionProblem, starts=((9, 400, 100, (4,)), (30, 40, 60, (7,))))
-CONV2D = Kind("conv2d", ConvolutionProblem, starts=((9, 400, 100, (2, 2)), (30, 40, 60, (3, 3))))
+CONV1D_KIND = Kind("conv1d", ConvolutionProblem, starts=((9, 400, 100, (4,)), (30, 40, 60, (7,))))
+CONV2D_KIND = Kind("conv2d", ConvolutionProblem, starts=((9, 400, 100, (2, 2)), (30, 40, 60, (3, 3))))

@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from .formulas import RIGHT, Formulas
+from .formulas import RIGHT_FORMULAS, Formulas
 from .problem import LEADING_ARGUMENTS, Problem
 from .tolerance import UNIT
 
@@ -40,7 +40,7 @@ class Kind:
 
     name: str
     problem: type[Problem] = Problem
-    formulas: Formulas = RIGHT
+    formulas: Formulas = RIGHT_FORMULAS
     lines: str = ""  # the table of problems.toml with its problems; if empty, the one named after the kind
     functions: tuple[str, ...] = LAYER_FUNCTIONS  # the functions that an implementation may offer
     needed: tuple[str, ...] = ("forward",)  # the functions of which it must offer at least one

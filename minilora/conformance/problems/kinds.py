@@ -17,12 +17,26 @@ The shapes are those of PyTorch and of PEFT.
 
 from __future__ import annotations
 
-from .images import CONV1D, CONV2D, EMBEDDING
-from .lowprecision import FOUR_BITS, MIXED
-from .plain import DORA, DORA_FULL, DROPOUT, LINEAR, RSLORA
-from .several import COMBINE, EXPERTS, FUSED
+from .images import CONV1D_KIND, CONV2D_KIND, EMBEDDING_KIND
+from .lowprecision import FOUR_BITS_KIND, MIXED_KIND
+from .plain import DORA_FULL_KIND, DORA_KIND, DROPOUT_KIND, LINEAR_KIND, RSLORA_KIND
+from .several import COMBINE_KIND, EXPERTS_KIND, FUSED_KIND
 
-ALL = (LINEAR, RSLORA, DORA, EMBEDDING, CONV1D, CONV2D, DROPOUT, FOUR_BITS, MIXED, FUSED, EXPERTS, COMBINE, DORA_FULL)
+ALL = (
+    LINEAR_KIND,
+    RSLORA_KIND,
+    DORA_KIND,
+    EMBEDDING_KIND,
+    CONV1D_KIND,
+    CONV2D_KIND,
+    DROPOUT_KIND,
+    FOUR_BITS_KIND,
+    MIXED_KIND,
+    FUSED_KIND,
+    EXPERTS_KIND,
+    COMBINE_KIND,
+    DORA_FULL_KIND,
+)
 KINDS = {kind.name: kind for kind in ALL}
 """The kinds by name, in report order."""
 DECLARED = tuple(kind.name for kind in ALL if not kind.offered_as)

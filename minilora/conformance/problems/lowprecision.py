@@ -26,7 +26,7 @@ from .kind import LAYER_CLAIMS, Kind
 from .problem import Arrays, Problem
 from .tolerance import TOLERANCE, UNIT, round_to
 
-BLOCK = 64
+NF4_BLOCK = 64
 """The number of NF4 weights that share a scale."""
 
 
@@ -117,7 +117,7 @@ class NF4Problem(Problem):
     @property
     def blocks(self) -> int:
         """The number of blocks of the weight; the last one may be shorter."""
-        return -(-self.in_features * self.out_features // BLOCK)
+        return -(-self.in_features * self.out_features // NF4_BLOCK)
 
     @property
     def full(self) -> Arrays:
@@ -163,7 +163,7 @@ class NF4Problem(Problem):
         halves = [arrays["packed"] >> 4, arrays["packed"] & 15]
         codes = np.stack(halves[::-1] if low_first else halves, axis=1).ravel()
         count = self.in_features * self.out_features
-        scales = np.repeat(self.scales(arrays), BLOCK)[:count]
+        scales = np.repeat(self.scales(arrays), NF4_BLOCK)[:count]
         products = book.astype(np.float32)[codes[:count]] * scales
         return np.asarray(products.astype(np.float64).reshape(self.out_features, self.in_features))
 
@@ -177,9 +177,9 @@ class NF4Problem(Problem):
         return Problem.__str__(replace(self, double=False)) + (" scales of 8 bits" if self.double else "")
 
 
-FOUR_BITS = Kind("nf4", NF4Problem, dtypes=("float32", "float16", "bfloat16"))
+FOUR_BITS_KIND = Kind("nf4", NF4Problem, dtypes=("float32", "float16", "bfloat16"))
 """NF4 in float32, the precision of its products; the factors may also be in half precision."""
-MIXED = Kind(
+MIXED_KIND = Kind(
     "mixed",
     MixedProblem,
     claims=(*LAYER_CLAIMS, "output dtype"),

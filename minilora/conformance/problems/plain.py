@@ -36,16 +36,16 @@ class DropoutProblem(Problem):
         return {**super().full, "mask": 1.25 * (self.randn("mask", self.n, self.in_features) > -0.84)}
 
 
-LINEAR = Kind("linear", functions=(*LAYER_FUNCTIONS, "step"))
-RSLORA = Kind("rslora", formulas=Formulas(scaling=SCALINGS["alpha / sqrt(r)"]), lines="linear")
-DROPOUT = Kind(
+LINEAR_KIND = Kind("linear", functions=(*LAYER_FUNCTIONS, "step"))
+RSLORA_KIND = Kind("rslora", formulas=Formulas(scaling=SCALINGS["alpha / sqrt(r)"]), lines="linear")
+DROPOUT_KIND = Kind(
     "dropout",
     DropoutProblem,
     Formulas(dropout=DropoutFormulas()),
     lines="linear",
     merge_keeps_output=False,  # a merged layer has no dropout
 )
-DORA_FULL = Kind(
+DORA_FULL_KIND = Kind(
     "dora-full",
     DoRAProblem,
     Formulas(dora=DoRAFormulas(through_norm=1.0)),
@@ -53,13 +53,13 @@ DORA_FULL = Kind(
     init_returns=FACTORS,
     offered_as="dora",
 )
-DORA = Kind(
+DORA_KIND = Kind(
     "dora",
     DoRAProblem,
     Formulas(dora=DoRAFormulas()),
     lines="linear",
     init_returns=FACTORS,
     declares={"detached_norm": (True, False)},
-    if_false={"detached_norm": DORA_FULL},
+    if_false={"detached_norm": DORA_FULL_KIND},
 )
 """DoRA with the norm held constant, as in PEFT; in "dora-full" the gradient passes through it."""

@@ -38,7 +38,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .formulas import Formulas, Record
+from .formulas import Formulas, OwnFormulas
 from .kind import LAYER_CLAIMS, Kind
 from .problem import Arrays, Problem
 
@@ -49,7 +49,7 @@ NEGLIGIBLE = 1e-9
 
 
 @dataclass(frozen=True)
-class FusedFormulas(Record):
+class FusedFormulas(OwnFormulas):
     """The parts that describe how the slots of a weight are combined, as functions of the problem and a slot i."""
 
     slot_rows: Callable[[Any, int], Any] = lambda fused, i: fused.rows_of(i)  # the rows of its update, or None
@@ -229,7 +229,7 @@ class FusedProblem(Problem):
 
 
 @dataclass(frozen=True)
-class ExpertFormulas(Record):
+class ExpertFormulas(OwnFormulas):
     """The parts that say where the factors of E experts of rank r are stored, and which factors an expert e uses.
 
     `factors_of` returns E for an expert that has no update.
@@ -332,7 +332,7 @@ def signed_roots(c: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class CombineFormulas(Record):
+class CombineFormulas(OwnFormulas):
     """The parts that describe how adapters are combined: functions of the problem and adapter i, or of w_i and s_i."""
 
     sum_scaling: Callable[[Any, int, float], float] = lambda sums, i, s: s  # the scaling used for adapter i
@@ -443,7 +443,7 @@ class CombineProblem(Problem):
 
 WITHOUT_A_START = tuple(claim for claim in LAYER_CLAIMS if claim not in ("start", "adam"))
 """The claims of kinds whose initialisation and optimiser are those of a linear layer and are not tested again."""
-FUSED = Kind(
+FUSED_KIND = Kind(
     "fused",
     FusedProblem,
     Formulas(own=FusedFormulas()),
@@ -451,7 +451,7 @@ FUSED = Kind(
     claims=WITHOUT_A_START,
     declares={"slots": (2, 3), "one_rank": (True, False), "one_width": (True, False)},
 )
-EXPERTS = Kind(
+EXPERTS_KIND = Kind(
     "experts",
     ExpertsProblem,
     Formulas(own=ExpertFormulas()),
@@ -459,7 +459,7 @@ EXPERTS = Kind(
     claims=WITHOUT_A_START,
     transposed={"weight": 3, "merged": 3, "lora_A": 2, "lora_B": 2},
 )
-COMBINE = Kind(
+COMBINE_KIND = Kind(
     "combine",
     CombineProblem,
     Formulas(own=CombineFormulas()),

@@ -29,9 +29,9 @@ from ...files.disk import model_format, read_whole
 from ...files.modelfolder import FURTHER_TEMPLATES
 from ...texts import FileRefused, reading, short
 from .gguf import gguf_tokenizer
-from .tokens import SETTINGS, read_settings, special_tokens, token_text
+from .tokens import TOKENIZER_SETTINGS, read_settings, special_tokens, token_text
 
-FILE = "chat_template.jinja"
+TEMPLATE_FILE = "chat_template.jinja"
 USED = {"default", "tool_use"}
 """The second for chats with tools, where there is one."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
@@ -39,7 +39,7 @@ THOUGHTS = ("reasoning_content", "thinking", "reasoning")
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 """Names of special tokens in a .gguf file, and in a template."""
 NONCE = str(secrets.randbits(128))  # which no chat holds, and which no filter for letters changes
-BEGINS, ENDS = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
+BEGIN_MARK, END_MARK = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
 """Marks around what a template says is the model's."""
 
 
@@ -48,7 +48,7 @@ class ChatTemplate:
 
     def __init__(self, path: str | Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
-        plain, marking = _sandbox("", ""), _sandbox(BEGINS, ENDS)
+        plain, marking = _sandbox("", ""), _sandbox(BEGIN_MARK, END_MARK)
         with reading(path):
             self._plain = {name: plain.from_string(templates[name]) for name in USED & templates.keys()}
             self._marking = {name: marking.from_string(templates[name]) for name in self._plain}
@@ -128,10 +128,10 @@ def _sandbox(begins: str, ends: str) -> Any:
 def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
     """Return a text without the marks, and from which letter to which the model speaks."""
     text, turns, begun = "", [], 0
-    for part in re.split(f"({BEGINS}|{ENDS})", marked):
-        if part == BEGINS:
+    for part in re.split(f"({BEGIN_MARK}|{END_MARK})", marked):
+        if part == BEGIN_MARK:
             begun = len(text)
-        elif part == ENDS:
+        elif part == END_MARK:
             turns.append((begun, len(text)))
         else:
             text += part
@@ -159,13 +159,15 @@ def load_template(model: str | Path) -> ChatTemplate:
 def _from_folder(folder: Path) -> ChatTemplate:
     settings = read_settings(folder)
     tokens = {name: text for name, value in special_tokens(folder, settings) if (text := token_text(value))}
-    if (folder / FILE).exists():
+    if (folder / TEMPLATE_FILE).exists():
         more = sorted((folder / FURTHER_TEMPLATES).glob("*.jinja"))
-        templates = {"default": _text(folder / FILE)} | {path.stem: _text(path) for path in more}
-        return ChatTemplate(folder / FILE, templates, tokens)
+        templates = {"default": _text(folder / TEMPLATE_FILE)} | {path.stem: _text(path) for path in more}
+        return ChatTemplate(folder / TEMPLATE_FILE, templates, tokens)
     if settings.get("chat_template") is None:
-        raise FileRefused(folder, f"there is no chat template in {SETTINGS}, nor a file {FILE}")
-    return ChatTemplate(folder / SETTINGS, _by_name(folder / SETTINGS, settings["chat_template"]), tokens)
+        raise FileRefused(folder, f"there is no chat template in {TOKENIZER_SETTINGS}, nor a file {TEMPLATE_FILE}")
+    return ChatTemplate(
+        folder / TOKENIZER_SETTINGS, _by_name(folder / TOKENIZER_SETTINGS, settings["chat_template"]), tokens
+    )
 
 
 def _text(path: Path) -> str:

@@ -44,12 +44,12 @@ _BLOCK = {
     **{"attn_output": "self_attn.o_proj"},
     **{"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
 }
-NAMES = {
+MODULE_NAMES = {
     **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
     **{f"blk.*.{theirs}": f"model.layers.*.{ours}" for theirs, ours in _BLOCK.items()},
 }
 """llama.cpp's names of modules, and transformers'; * is the number of a block."""
-SIZES = {
+GGUF_SIZES = {
     **{"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"},
     **{"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"},
     **{"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length"},
@@ -63,13 +63,13 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 def from_gguf(name: str) -> str:
     """Return transformers' name for one of llama.cpp's; one that has none as it is."""
     path, _, kind = name.rpartition(".")
-    ours = renamed(path, NAMES)
+    ours = renamed(path, MODULE_NAMES)
     return name if ours is None else f"{ours}.{kind}"
 
 
 def to_gguf(path: str) -> str | None:
     """Return llama.cpp's name for the module at a path, None where it has none."""
-    return renamed(path, {ours: theirs for theirs, ours in NAMES.items()})
+    return renamed(path, {ours: theirs for theirs, ours in MODULE_NAMES.items()})
 
 
 def is_permuted(path: str, model_type: str) -> bool:
@@ -93,7 +93,7 @@ FILE_MUST: dict[str, tuple[Any, ...]] = {
     "split.count": (0, 1),
 }
 """Settings that say what a file is, and the values that are implemented."""
-MUST: dict[str, tuple[Any, ...]] = {
+SUPPORTED_GGUF: dict[str, tuple[Any, ...]] = {
     "attention.sliding_window": (0,),
     "attention.causal": (True,),
     "rope.scaling.type": ("linear", "none"),
@@ -118,9 +118,9 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     """Return the sizes that a header states, of the arrays that the file has."""
     check_settings(FILE_MUST, fields, needed=("general.architecture",))
     kind = fields["general.architecture"]
-    check_settings({f"{kind}.{name}": only for name, only in MUST.items()}, fields)
+    check_settings({f"{kind}.{name}": only for name, only in SUPPORTED_GGUF.items()}, fields)
 
-    found = {ours: fields.get(f"{kind}.{theirs}") for ours, theirs in SIZES.items()}
+    found = {ours: fields.get(f"{kind}.{theirs}") for ours, theirs in GGUF_SIZES.items()}
     if found["vocab_size"] is None and "model.embed_tokens.weight" in tensors:
         found["vocab_size"] = int(tensors["model.embed_tokens.weight"].shape[-1])
     factor, base = _rope_factor(fields, kind), found.pop("rope_theta")
@@ -228,7 +228,7 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
 
 # --- blocks ---
 
-WIDTH = 32
+GGUF_BLOCK = 32
 """Numbers in a block."""
 BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
 """Bytes of a block, by type."""
@@ -248,7 +248,7 @@ def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) f
         codes = blocks[:, -16:]
         q = xp.concatenate([codes % 16, codes // 16], axis=1).astype("float32")
         w = d * (q - 8) if kind == "Q4_0" else d * q + halves(2)
-    return w.reshape(*data.shape[:-1], data.shape[-1] // BYTES[kind] * WIDTH)
+    return w.reshape(*data.shape[:-1], data.shape[-1] // BYTES[kind] * GGUF_BLOCK)
 
 
 class BlockLinear(FrozenQuantizedLinear):
@@ -257,7 +257,7 @@ class BlockLinear(FrozenQuantizedLinear):
     def __init__(self, kind: str, blocks: Array, bias: Array | None = None, *, dtype: Any = "float32") -> None:
         """Keep the blocks (out, bytes) of a weight (out, in), uint8; the layer computes in `dtype`."""
         out, width = blocks.shape
-        super().__init__(backend_of(blocks).zeros((0,), dtype), (out, width // BYTES[kind] * WIDTH), bias)
+        super().__init__(backend_of(blocks).zeros((0,), dtype), (out, width // BYTES[kind] * GGUF_BLOCK), bias)
         self.kind, self.blocks = kind, blocks
 
     @property

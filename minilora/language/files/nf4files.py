@@ -30,7 +30,7 @@ from ...layers.nf4 import NF4, SCALES_IN_A_BLOCK, check_block_size, scale_book
 from ...layers.quantized import QuantizedLinear
 from ...texts import named, reading, short
 
-PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
+NF4_PARTS = ("absmax", "quant_map", "nested_absmax", "nested_quant_map", NF4_STATE)
 
 
 class State(msgspec.Struct):
@@ -53,7 +53,7 @@ class NF4Weights:
         names = [name for name in base.holder if f"{name}.{NF4_STATE}" in base.holder]
         with reading(path):
             _check_quantised_layers(base, settings, names)  # transformers goes by the settings
-        self.tensors = {*names, *(f"{name}.{part}" for name in names for part in PARTS)}
+        self.tensors = {*names, *(f"{name}.{part}" for name in names for part in NF4_PARTS)}
         self.states = {name: self._state(name) for name in names}
         self.shapes: dict[str, tuple[int, ...]] = {name: state.shape for name, state in self.states.items()}
 

@@ -31,13 +31,13 @@ from ...layers.rotary import frequencies
 from ...layers.stacked import StackedLinear
 from ...linear import Linear
 from ...lora import LoRA
-from ..config import HEADS, KINDS, SIZES, LlamaConfig, from_json
+from ..config import HEADS, MODEL_KINDS, SIZE_KEYS, LlamaConfig, from_json
 from ..llama import Llama
-from .chattemplate import FILE as TEMPLATE_FILE
 from .chattemplate import SPECIAL, load_template
+from .chattemplate import TEMPLATE_FILE as TEMPLATE_FILE
 from .gguf import gguf_tokenizer
 from .nf4files import nf4_tensors, quantization_config
-from .tokens import FILE, SETTINGS, read_gguf_tokenizer
+from .tokens import TOKENIZER_FILE, TOKENIZER_SETTINGS, read_gguf_tokenizer
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
@@ -95,7 +95,7 @@ def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
     read = read_gguf_tokenizer(path)
     words = fields["tokenizer.ggml.tokens"]
     if read.begin:
-        processors = needed("tokenizers", FILE).processors
+        processors = needed("tokenizers", TOKENIZER_FILE).processors
         begin = [words[i] for i in read.begin]
         read.rebuilt.post_processor = processors.TemplateProcessing(
             single=[*begin, "$A"],
@@ -103,7 +103,7 @@ def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
             special_tokens=[*zip(begin, read.begin, strict=True)],
         )
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    files: dict[str, Path | bytes] = {FILE: read.rebuilt.to_str(pretty=True).encode()}
+    files: dict[str, Path | bytes] = {TOKENIZER_FILE: read.rebuilt.to_str(pretty=True).encode()}
     for name, word in SPECIAL.items():
         number = fields.get(f"tokenizer.ggml.{name}_token_id")
         if type(number) is int and number < len(words):
@@ -113,7 +113,7 @@ def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
         files[TEMPLATE_FILE] = templates.pop("default").encode()
         files |= {f"{FURTHER_TEMPLATES}/{name}.jinja": text.encode() for name, text in templates.items()}
     generation = {"eos_token_id": read.end, **({"bos_token_id": read.begin[0]} if read.begin else {})}
-    return files | {SETTINGS: as_json(settings), "generation_config.json": as_json(generation)}
+    return files | {TOKENIZER_SETTINGS: as_json(settings), "generation_config.json": as_json(generation)}
 
 
 def as_json(value: Any) -> bytes:
@@ -175,9 +175,9 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
     rope = dict(_rope(config))
     base = rope.pop("rope_theta")
     settings = {
-        "architectures": [KINDS[config.model_type].architecture],
+        "architectures": [MODEL_KINDS[config.model_type].architecture],
         "model_type": config.model_type,
-        **{name: getattr(config, name) for name in (*SIZES, *HEADS)},
+        **{name: getattr(config, name) for name in (*SIZE_KEYS, *HEADS)},
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": base,  # where transformers 4 looks for it, and 5 too

@@ -28,7 +28,7 @@ from ...files.tensors import MODEL_CONFIG
 from ...texts import FileRefused, named, reading, short
 from .gguf import gguf_tokenizer
 
-FILE = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequ
 # do we. Some of its classes take the vocabulary of tokenizer.json alone, and split texts in their own way, from version
 # 5 on. What the file says is what the model was trained with, and what other programs do, so that the file is followed.
 
-SETTINGS, OLD_SETTINGS, OLD_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKENIZER_SETTINGS, OLD_SETTINGS, OLD_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_TOKEN = (1 << 32) - 1
 """An id that no tokenizer has: the largest that the package holds."""
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -96,7 +96,7 @@ class Ends(msgspec.Struct):
 
 
 def _from_folder(folder: Path) -> Tokenizer:
-    tokenizers, path, settings = needed("tokenizers", FILE), folder / FILE, read_settings(folder)
+    tokenizers, path, settings = needed("tokenizers", TOKENIZER_FILE), folder / TOKENIZER_FILE, read_settings(folder)
     with _errors_of(path):
         tokenizer = tokenizers.Tokenizer.from_buffer(read_whole(path))
         tokenizer.no_truncation()  # transformers resets both with each call
@@ -105,7 +105,8 @@ def _from_folder(folder: Path) -> Tokenizer:
         raise FileRefused(path, f"dropout is {dropout:g}, supported: null: a text has other ids each time")
     if settings.get("split_special_tokens"):
         raise FileRefused(
-            folder / SETTINGS, "split_special_tokens is True, supported: False: special tokens would be letters"
+            folder / TOKENIZER_SETTINGS,
+            "split_special_tokens is True, supported: False: special tokens would be letters",
         )
     _check_added(folder, settings, tokenizer)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -124,7 +125,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return what tokenizer_config.json says, with the special tokens of older files and of the tokenizer's class."""
-    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).exists() else {}
+    settings = read_json(folder / TOKENIZER_SETTINGS) if (folder / TOKENIZER_SETTINGS).exists() else {}
     if "added_tokens_decoder" not in settings and (folder / OLD_SETTINGS).exists():
         settings |= read_json(folder / OLD_SETTINGS)
     return TOKENS_OF_CLASS.get(_class_of(folder, settings), {}) | settings
@@ -139,20 +140,24 @@ def _class_of(folder: Path, settings: Mapping[str, Any]) -> str:
         return "Qwen2Tokenizer"
     if kind in ("mistral", "mixtral"):
         return ""
-    if name == "LlamaTokenizer" and (folder / FILE).exists() and b'"ByteLevel"' in read_whole(folder / FILE):
+    if (
+        name == "LlamaTokenizer"
+        and (folder / TOKENIZER_FILE).exists()
+        and b'"ByteLevel"' in read_whole(folder / TOKENIZER_FILE)
+    ):
         return ""
     return name
 
 
 def special_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the name of each special token that the settings have, and the token: a text, or an object with one."""
-    for name in (*NAMED, *(n for n in settings if n.endswith("_token") and n not in NAMED)):
+    for name in (*SPECIAL_TOKENS, *(n for n in settings if n.endswith("_token") and n not in SPECIAL_TOKENS)):
         if token_text(settings.get(name)) is not None:
             yield name, settings[name]
     more = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     for name, token in more.items() if isinstance(more, dict) else (("", token) for token in more):
         if token_text(token) is None:
-            raise FileRefused(folder / SETTINGS, f"a special token is {short(token)}, expected a text")
+            raise FileRefused(folder / TOKENIZER_SETTINGS, f"a special token is {short(token)}, expected a text")
         yield name, token
 
 
@@ -164,7 +169,7 @@ def token_text(token: Any) -> str | None:
 
 def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> None:
     """Require that tokenizer.json has the tokens that the files beside it add: transformers adds them."""
-    path, tokens = folder / SETTINGS, settings.get("added_tokens_decoder") or {}
+    path, tokens = folder / TOKENIZER_SETTINGS, settings.get("added_tokens_decoder") or {}
     with reading(path):
         pairs = [(number, token.get("content")) for number, token in tokens.items()]
     if "added_tokens_decoder" not in settings and (folder / OLD_ADDED).exists():
@@ -232,7 +237,7 @@ TEXT, NO_TEXT, USERS = 1, (2, 3), 4
 
 The latter two are found whole in a text, before it is split into words.
 """
-ENDS = frozenset(
+END_TOKENS = frozenset(
     (
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
         *("<|endoftext|>", "<|end_of_text|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<eos>"),
@@ -242,7 +247,7 @@ ENDS = frozenset(
     )
 )
 """Names by which llama.cpp knows tokens that end a text, whatever their type is: its src/llama-vocab.cpp has them."""
-SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+USER_DEFINED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 """Those that it always writes, as texts of a user."""
 BETWEEN_FILES = {
     "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
@@ -287,7 +292,7 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
             ends = msgspec.convert([known[key] for key in END_KEYS if key in known], list[Id])
         by_name, within = _named_ends(ids, known)
         types |= dict.fromkeys((words[i] for i in by_name), NO_TEXT[1])
-        types |= dict.fromkeys(types.keys() & SHOWN, USERS) | within
+        types |= dict.fromkeys(types.keys() & USER_DEFINED, USERS) | within
         tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))
     tokenizer.pre_tokenizer = _splits_as(str(kind[1]), tokenizers)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -312,7 +317,7 @@ def _from_gguf(path: Path) -> Tokenizer:
 
 def _named_ends(ids: Mapping[str, int], known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
     """Return the tokens that end a text by their names, as in llama.cpp, and the types of those that only seem to."""
-    ends, within = ENDS & ids.keys(), {}
+    ends, within = END_TOKENS & ids.keys(), {}
     if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
         within["<|end|>"] = USERS  # it ends a part of a turn
     if {"<|tool_response>", "</s>"} <= ends:

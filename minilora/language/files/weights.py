@@ -41,7 +41,7 @@ from .nf4files import NF4Weights
 
 Reader = Callable[[str], Any]
 """Returns an array of a file by its name in transformers, or a `FrozenQuantizedLinear` where it stays quantised."""
-DTYPES = ("float32", "float64")
+MODEL_DTYPES = ("float32", "float64")
 EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
 
 
@@ -50,7 +50,7 @@ def load(
 ) -> tuple[LlamaConfig, dict[str, Array | FrozenQuantizedLinear]]:
     """Return what decoder a file holds, and its arrays under transformers' names; a quantised one is a layer."""
     backend, keep_blocks = backend_or_numpy(backend), check_flag("keep_blocks", keep_blocks)
-    check_choice("dtype", getattr(dtype, "__name__", str(dtype)), DTYPES)
+    check_choice("dtype", getattr(dtype, "__name__", str(dtype)), MODEL_DTYPES)
     config, read = open_llama(path, keep_blocks=keep_blocks)
     path = Path(path)
     arrays: dict[str, Array | FrozenQuantizedLinear] = {}

@@ -13,7 +13,7 @@ from minilora.conformance.checking.claims import EDGES
 from minilora.conformance.checking.contract import ids
 from minilora.conformance.checking.kindreport import REFUSED, STATES, KindReport
 from minilora.conformance.problems import Problem
-from minilora.conformance.problems.formulas import RIGHT
+from minilora.conformance.problems.formulas import RIGHT_FORMULAS
 from minilora.conformance.problems.kinds import DECLARED, KINDS
 from minilora.conformance.problems.plain import DoRAProblem
 from minilora.conformance.problems.tolerance import Trial, drawn, round_to
@@ -404,7 +404,7 @@ def test_two_orders_of_a_sum_are_no_change_of_mind(times):
 
     A wrong one that is larger is rounded as what it is, and one that is smaller as the terms that cancelled.
     """
-    trial, signs = drawn(KINDS["linear"].problems[0], "float64", RIGHT), cycle((0.9, -0.9))
+    trial, signs = drawn(KINDS["linear"].problems[0], "float64", RIGHT_FORMULAS), cycle((0.9, -0.9))
 
     def forward(x, *layer):
         off = trial.allowed(trial.sizes["y"]) if layer[-1] and np.array_equal(x, trial.arrays["x"]) else 0

@@ -12,7 +12,7 @@ import pytest
 import minilora
 from minilora.conformance import CannotRun, check
 from minilora.conformance.checking import child
-from minilora.conformance.checking.child import check_apart, imported, sources
+from minilora.conformance.checking.child import check_in_child, imported, sources
 from minilora.conformance.checking.kindreport import KindReport
 
 from ..implementations import OURS
@@ -134,7 +134,7 @@ REFUSED = {
 )
 def test_why_there_is_no_report_is_said_in_a_line(folder, target):
     with pytest.raises(CannotRun) as refused:
-        check_apart(target, timeout=1)
+        check_in_child(target, timeout=1)
     assert str(refused.value) == REFUSED[target]
 
 
@@ -148,7 +148,7 @@ def test_the_child_has_one_blas_thread_unless_the_user_asks(folder, monkeypatch,
     before = dict(os.environ)
     (folder / "threads.py").write_text(THREADS)
     with pytest.raises(CannotRun, match="forward returns None"):  # all that it is to do happens when it is imported
-        check_apart("threads")
+        check_in_child("threads")
     assert json.loads((folder / "seen.json").read_text()) == dict.fromkeys(names, "1") | own
     if not own:  # what NumPy has loaded goes by it
         assert {*json.loads((folder / "counted.json").read_text())} <= {1}
@@ -156,7 +156,7 @@ def test_the_child_has_one_blas_thread_unless_the_user_asks(folder, monkeypatch,
 
 
 def test_a_report_comes_back_whole_from_the_process(folder, capfd):
-    report = check_apart("my_lora.py:wrong", dtype="float32")
+    report = check_in_child("my_lora.py:wrong", dtype="float32")
     assert (report.name, report.dtype, report.passed) == ("my_lora.py:wrong", "float32", False)
     assert [case.id for case in report.cases if case.failed][:2] == ["linear-0-forward", "linear-0-scaling"]
     assert report.errors["y"] > 0
@@ -170,13 +170,13 @@ def test_a_report_comes_back_whole_from_the_process(folder, capfd):
 def test_what_a_right_layer_does_beside_is_no_failure(folder, target):
     if target == "forward_forks" and not hasattr(os, "fork"):
         pytest.skip("no fork here")
-    assert check_apart(f"my_lora:{target}").passed
+    assert check_in_child(f"my_lora:{target}").passed
 
 
 @pytest.mark.long
 def test_a_slow_import_does_not_count_for_the_check(folder, monkeypatch):
     monkeypatch.setenv("WAITS", "yes")
-    assert check_apart("my_lora:forward_waits", timeout=2.5).passed
+    assert check_in_child("my_lora:forward_waits", timeout=2.5).passed
 
 
 def test_the_limit_of_time_begins_anew_after_the_import(tmp_path, monkeypatch):
@@ -202,7 +202,7 @@ def test_the_child_imports_this_very_package(folder, monkeypatch):
     (folder / "asks.py").write_text("import minilora\nraise KeyError(minilora.__file__)\n", encoding="utf-8")
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with pytest.raises(CannotRun) as refused:
-        check_apart("asks.py")
+        check_in_child("asks.py")
     assert str(refused.value) == f"importing it raises KeyError: {minilora.__file__!r} (asks.py, line 2)"
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from minilora.conformance import check
 from minilora.conformance.checking.describing import describe_wrong, wrong_array
-from minilora.conformance.checking.suite import HALVES, ORDERS, SUBSETS, last_rows
-from minilora.conformance.naming import MEASURED
+from minilora.conformance.checking.suite import HALF_PRECISIONS, ORDERS, SUBSETS, last_rows
+from minilora.conformance.naming import MEASURED_COUNT
 from minilora.conformance.problems import Problem
-from minilora.conformance.problems.formulas import RIGHT
+from minilora.conformance.problems.formulas import RIGHT_FORMULAS
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn, round_to
 
@@ -178,17 +178,17 @@ CHANGES = {
 
 
 def test_rows_that_are_tried_last_change_their_answers_alone():
-    trial = drawn(Problem(131, 130, 5, 131, alpha=7.0), "float64", RIGHT)  # of more than a block of 128 each
-    filled = [{"half": half} for half in HALVES] + [{"order": order} for order in ORDERS]
+    trial = drawn(Problem(131, 130, 5, 131, alpha=7.0), "float64", RIGHT_FORMULAS)  # of more than a block of 128 each
+    filled = [{"half": half} for half in HALF_PRECISIONS] + [{"order": order} for order in ORDERS]
     filled += [{whose: kept.format(whose) for whose in ("ranks", "inputs", "rows")} for kept in SUBSETS]
     expected = {says.format(**words): answers.split() for says, answers in CHANGES.items() for words in filled
                 if {*re.findall("{(.*)}", says)} <= words.keys()}  # fmt: skip
     found = {}
-    for row in last_rows.__wrapped__(RIGHT.scaling):  # made anew, whatever was kept
+    for row in last_rows.__wrapped__(RIGHT_FORMULAS.scaling):  # made anew, whatever was kept
         wrong = trial.answer(**row.replaced_in(trial.problem))
         found[row.says] = [key for key in row.shows or trial.right if not trial.agrees(key, wrong[key])]
         assert row.flag.replace("-", "") == re.sub("[^a-z0-9]", "", row.says.lower())
-        assert row.count == MEASURED
+        assert row.count == MEASURED_COUNT
     assert found == expected
 
 

@@ -5,7 +5,7 @@ import pytest
 from minilora.conformance.checking.comparing import Answered, judge_numbers
 from minilora.conformance.checking.in_common import in_common
 from minilora.conformance.problems import Problem
-from minilora.conformance.problems.formulas import RIGHT
+from minilora.conformance.problems.formulas import RIGHT_FORMULAS
 from minilora.conformance.problems.images import ConvolutionProblem
 from minilora.conformance.problems.kinds import KINDS
 from minilora.conformance.problems.tolerance import drawn
@@ -94,7 +94,7 @@ def test_where_nothing_decides_nothing_is_told(wrong, every):
 def test_a_problem_without_an_answer_is_no_clue():
     """Of all with a bias that have one, the answer is wrong."""
     kind = KINDS["linear"]
-    trials = [drawn(problem, "float64", RIGHT) for problem in kind.problems]
+    trials = [drawn(problem, "float64", RIGHT_FORMULAS) for problem in kind.problems]
     given = [{"y": trial.right["y"] + trial.problem.bias} for trial in trials]
     last = max(number for number, trial in enumerate(trials) if trial.problem.bias)
     given[last] = {}

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from minilora import FileRefused, Llama, adapt, adapters, attach, cli, load_adapter, merge, merge_adapter
 from minilora.conformance.golden import exact, signatures
 from minilora.conformance.golden import folder as writing
-from minilora.conformance.golden.adapters import Adapter, damaged, drawn_adapter, pissa_factors
-from minilora.conformance.golden.bases import BASES, KEPT, Base, write_safetensors
+from minilora.conformance.golden.adapters import AdapterCase, damaged, drawn_adapter, pissa_factors
+from minilora.conformance.golden.bases import BASES, EXPERTS_PER_TOKEN, Base, write_safetensors
 from minilora.conformance.golden.cases import CASES
 from minilora.conformance.golden.leftovers import LEFTOVERS, ROUNDED
 from minilora.conformance.golden.misreadings import MISREADINGS, MIXTURE_MISREADINGS
@@ -81,7 +81,9 @@ def test_a_converted_pissa_adds_what_the_raw_one_learnt():
     """Of twice the rank, for the original base: the change since the start, at the same scaling."""
     raw, converted = (
         drawn_adapter(
-            np.random.default_rng(0), Adapter(("q_proj",), {"r": 2, "lora_alpha": 6}, pissa=form), Base("b", 1, True, 2)
+            np.random.default_rng(0),
+            AdapterCase(("q_proj",), {"r": 2, "lora_alpha": 6}, pissa=form),
+            Base("b", 1, True, 2),
         )
         for form in ("raw", "converted")
     )
@@ -232,7 +234,7 @@ def test_no_two_experts_have_equal_scores_near_the_kept_ones():
         u = h + block.self_attn(block.input_layernorm(h))
         scores = block.mlp.gate.weight(block.post_attention_layernorm(u).reshape(-1, u.shape[-1]))
         best = np.sort(scores, axis=1)[:, ::-1]
-        assert (best[:, KEPT - 1] - best[:, KEPT]).min() >= MARGIN, case.id
+        assert (best[:, EXPERTS_PER_TOKEN - 1] - best[:, EXPERTS_PER_TOKEN]).min() >= MARGIN, case.id
 
 
 # --- files ------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minilora import Linear, Llama, adapt, merge, quantize
 from minilora.language import save_llama
-from minilora.language.files.gguf import BYTES, FILE_MUST, MUST, BlockLinear, decode
+from minilora.language.files.gguf import BYTES, FILE_MUST, SUPPORTED_GGUF, BlockLinear, decode
 from minilora.language.files.tokens import load_tokenizer
 from minilora.language.memory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
@@ -184,7 +184,7 @@ NOT_IMPLEMENTED = [
 def test_a_field_has_its_values_and_no_other(tmp_path, kind, names):
     """And is refused by its own name."""
     model = llama_of_kind(kind)
-    only = {(name if name in FILE_MUST else f"llama.{name}"): {**FILE_MUST, **MUST}[name] for name in names}
+    only = {(name if name in FILE_MUST else f"llama.{name}"): {**FILE_MUST, **SUPPORTED_GGUF}[name] for name in names}
     only |= {"general.architecture": [kind]}
     for place in range(max(map(len, only.values()))):
         sound = {field: values[min(place, len(values) - 1)] for field, values in only.items()}
