@@ -3,20 +3,22 @@
 A pipe or a device could be read for ever, so only regular files are opened. A name that stands in a file leads to no
 other folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and what is not of the type that is expected.
 
-A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a folder all or nothing. What is
-written goes under a name of its own next to its target, to the disk (fsync), and takes the target's place by one
-rename. A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write one
-target, the last to finish replaces it.
+A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a new folder all or nothing.
+What is written goes under a name of its own next to its target, to the disk (fsync), and takes the target's place by
+one rename. Where some files of a folder are replaced together, a kill between two renames leaves a folder that every
+reader refuses. A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write
+one file, the last to finish replaces it.
+
+A file that another program replaces or writes to while it is read is refused, instead of a mixture of both.
 """
 
 from __future__ import annotations
 
-import ctypes
+import io
 import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,19 +26,34 @@ from typing import Any, BinaryIO
 
 from ..texts import FileRefused, reading, short
 
-RENAME_SWAP = RENAME_EXCHANGE = 2
-AT_FDCWD = -100
-"""What macOS's renamex_np and Linux's renameat2 take: exchange, and a path that begins in the working folder."""
 MOST_BYTES = 1 << 28
 """Of a file that is read whole: settings, an index of shards, a tokenizer."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+class RegularFile(io.FileIO):
+    """A regular file, open for reading as long as somebody has it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.opened = os.fstat(self.fileno())
+
+    def __del__(self) -> None:
+        self.close()
+
+    def check_unchanged(self, at: Path | None = None) -> None:
+        """Require that nobody has written to the file since it was opened, or put another one at that path of it."""
+        with reading(self.name):
+            then, now = self.opened, os.stat(self.fileno() if at is None else at)
+            if not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+                raise FileRefused(self.name, "another program wrote it while it was read: read it again")
+
+
+def open_regular(path: Path) -> RegularFile:
     """Open a regular file for reading."""
     with reading(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise FileRefused(path, "not a regular file")
-        return open(path, "rb")
+        return RegularFile(path)
 
 
 def model_format(path: Path) -> str:
@@ -102,64 +119,25 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def written_at_once(folder: Path) -> Iterator[Path]:
-    """Make a folder to write into, by `synced`, whose files take their places in `folder` all at one moment.
+def written_into(folder: Path, last: str) -> Iterator[Path]:
+    """Make a folder to write into, by `synced`, whose files take their places in `folder` when all are complete.
 
-    What else is in `folder` stays: it comes along into the new folder, and the two are exchanged. Where the system
-    cannot exchange them, `folder` has folders of its own, or this process works in it, the files follow one another.
+    The file `last`, without which no reader takes what it finds for a whole, is removed first and comes last. What else
+    is in `folder` stays.
     """
-    named, folder = folder, Path(os.path.realpath(folder))
-    part = _part_of(folder if os.access(folder.parent, os.W_OK) else folder / folder.name)
+    part = _part_of(folder / folder.name)
     part.mkdir()
-    own = os.stat(part)
     try:
-        with naming_errors(named):
+        with naming_errors(folder):
             yield part
-        names = os.listdir(part)
-        exchanged = _take_along(folder, part) and exchange_folders(part, folder)
-        if not exchanged:
-            for name in names:
-                os.replace(part / name, folder / name)
-            sync_folder(folder)
+        (folder / last).unlink(missing_ok=True)
     except BaseException:
-        if os.path.samestat(own, os.stat(part)):  # and not what was exchanged for it
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
         raise
-    if exchanged:
-        for name in os.listdir(part):  # what came in the meantime
-            if not os.path.lexists(folder / name):
-                os.replace(part / name, folder / name)
-    shutil.rmtree(part, ignore_errors=True)
-    sync_folder(folder.parent)
-
-
-def _take_along(folder: Path, part: Path) -> bool:
-    """Link a folder's other files into the one that takes its place; return whether all could be: a folder cannot."""
-    if os.path.samefile(folder, os.curdir):
-        return False
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    return False  # moved after the exchange, it would lie in the unfinished folder that a kill leaves
-                if not os.path.lexists(part / entry.name):
-                    os.link(entry, part / entry.name, follow_symlinks=False)
-        shutil.copystat(folder, part)
-    except (OSError, NotImplementedError):  # a file system without links, or a system without links to links
-        return False
-    sync_folder(part)
-    return True
-
-
-def exchange_folders(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; return whether the system can."""
-    try:
-        names, system = (os.fsencode(one), os.fsencode(other)), ctypes.CDLL(None)
-        if sys.platform == "darwin":
-            return bool(system.renamex_np(*names, RENAME_SWAP) == 0)
-        return bool(system.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
-    except (OSError, AttributeError, TypeError):  # no such function, or no such library
-        return False
+    for name in sorted(os.listdir(part), key=last.__eq__):
+        os.replace(part / name, folder / name)
+    part.rmdir()
+    sync_folder(folder)
 
 
 @contextmanager

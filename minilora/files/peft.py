@@ -277,6 +277,7 @@ class AdapterFolder:
         file = TensorFile(weights)
         path = folder / CONFIG_NAME
         text = read_whole(path)
+        file.file.check_unchanged(weights)  # so the two files are of one save
         config = read_config(path, text)
         with reading(weights):
             forms = _forms(file)
