@@ -107,14 +107,21 @@ def member(folder: Path, name: str) -> Path:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete."""
     check_replaceable(path)
-    part = _part_of(path)
-    try:
-        with naming_errors(path), synced(part) as file:
+    with _unfinished(path, path) as part:
+        with synced(part) as file:
             yield file
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    os.replace(part, path)
+        os.replace(part, path)
+    sync_folder(path.absolute().parent)
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Make a folder to write into, by `synced`, that takes its place at `path`, new or empty, when it is complete."""
+    with _unfinished(path, path) as part:
+        part.mkdir()
+        yield part
+        sync_folder(part)
+        os.replace(part, path)
     sync_folder(path.absolute().parent)
 
 
@@ -125,34 +132,29 @@ def written_into(folder: Path, last: str) -> Iterator[Path]:
     The file `last`, without which no reader takes what it finds for a whole, is removed first and comes last. What else
     is in `folder` stays.
     """
-    part = _part_of(folder / folder.name)
-    part.mkdir()
-    try:
-        with naming_errors(folder):
-            yield part
+    with _unfinished(folder / folder.name, folder) as part:
+        part.mkdir()
+        yield part
         (folder / last).unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    for name in sorted(os.listdir(part), key=last.__eq__):
-        os.replace(part / name, folder / name)
-    part.rmdir()
+        for name in sorted(os.listdir(part), key=last.__eq__):
+            os.replace(part / name, folder / name)
+        part.rmdir()
     sync_folder(folder)
 
 
 @contextmanager
-def written_folder(path: Path) -> Iterator[Path]:
-    """Make a folder to write into, by `synced`, that takes its place at `path`, new or empty, when it is complete."""
-    part = _part_of(path)
-    part.mkdir()
+def _unfinished(path: Path, target: Path) -> Iterator[Path]:
+    """Name what is written beside `path`, short however long its own name; an error names `target`, and leaves nothing.
+
+    No other process takes the same name.
+    """
+    part = path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
     try:
-        with naming_errors(path):
+        with naming_errors(target):
             yield part
-        sync_folder(part)
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    sync_folder(path.absolute().parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -183,11 +185,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _part_of(path: Path) -> Path:
-    """Return a name beside a target that no other process takes, short however long the target's own."""
-    return path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
 
 
 # --- what must not be overwritten ---
