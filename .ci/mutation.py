@@ -82,8 +82,8 @@ PARTS = {
         (
             ("files/disk", "files/dtypes", "files/tensors"),
             (
-                *("files/test_disk", "files/test_tensors", "test_texts", "files/test_merge", "files/test_merge_kinds"),
-                *("files/test_peft_folder", "files/test_adapters", "files/test_modelfolder"),
+                *("files/test_disk", "files/test_readers", "files/test_tensors", "test_texts", "files/test_merge"),
+                *("files/test_merge_kinds", "files/test_peft_folder", "files/test_adapters", "files/test_modelfolder"),
                 *("language/files/test_weights", "language/files/test_npz"),
                 *("language/files/test_gguf", "language/files/test_save"),
             ),

@@ -14,7 +14,7 @@ an adapter from here needs it: save both.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .adaptation import ALL_LINEAR, is_adapted, named_layers
@@ -53,15 +53,8 @@ def quantize(
         If the model has adapters, `target_modules` names no layer or one that cannot be quantised, a weight holds NaN
         or infinity, or an argument is out of range.
     """
-    targets = _quantisable(model, target_modules)
-
-    def put(path: str, layer: Any) -> Any:
-        if path not in targets:
-            return layer
-        with named(f"the layer {path!r}"):
-            return QuantizedLinear.from_linear(layer, block_size=block_size, double_quant=double_quant)
-
-    return rebuild(model, layer=put)  # type: ignore[no-any-return]
+    options: dict[str, Any] = {"block_size": block_size, "double_quant": double_quant}
+    return _quantized(model, target_modules, lambda _, layer: QuantizedLinear.from_linear(layer, **options))
 
 
 def loftq(
@@ -91,22 +84,19 @@ def loftq(
     ValueError, TypeError
         As in `quantize`.
     """
-    rounds, targets = check_integer("rounds", rounds, at_least=1), _quantisable(model, target_modules)
+    rounds = check_integer("rounds", rounds, at_least=1)
     options: dict[str, Any] = {"block_size": block_size, "double_quant": double_quant}
     adapters: dict[str, Adapter] = {}
 
-    def put(path: str, layer: Any) -> Any:
-        if path not in targets:
-            return layer
-        with named(f"the layer {path!r}"):
-            base, adapters[path] = loftq_layer(layer, rank=rank, alpha=alpha, rounds=rounds, **options)
+    def started(path: str, layer: Any) -> QuantizedLinear:
+        base, adapters[path] = loftq_layer(layer, rank=rank, alpha=alpha, rounds=rounds, **options)
         return base
 
-    return rebuild(model, layer=put), adapters
+    return _quantized(model, target_modules, started), adapters
 
 
-def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]:
-    """Return the paths of the layers that are named: of a model without adapters, and none quantised or tied."""
+def _quantized(model: Model, target_modules: str | Sequence[str], of: Callable[[str, Any], QuantizedLinear]) -> Model:
+    """Return a model without adapters with `of` each layer that is named, none of them quantised or tied."""
     check_model(model)
     if adapted := [path for path, layer in walk(model) if is_adapted(layer)]:
         raise ValueError(f"model has an adapter beside {adapted[0]!r}: quantise it before adapt, or after merge")
@@ -119,4 +109,11 @@ def _quantisable(model: Layer, target_modules: str | Sequence[str]) -> list[str]
             raise ValueError(
                 f"the weight of the layer {path!r} is another layer's too: quantised, the two would no longer share it"
             )
-    return list(targets)
+
+    def put(path: str, layer: Any) -> Any:
+        if path not in targets:
+            return layer
+        with named(f"the layer {path!r}"):
+            return of(path, layer)
+
+    return rebuild(model, layer=put)  # type: ignore[no-any-return]

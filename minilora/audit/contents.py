@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..files.patterns import are_named, compiled, first_matches, layer_numbers, within_time
+from ..files.patterns import compiled, first_matches, left_out, within_time
 from ..files.placement import MULTIMODAL
 from ..texts import FileRefused, named, reading, short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
@@ -177,28 +177,14 @@ def _is_token(path: str) -> bool:
 
 def are_targets(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
     """Return of each path whether PEFT would put an adapter there, as its `check_target_module_exists` has it."""
-    targets, excludes = config.get("target_modules") or [], config.get("exclude_modules") or []
-    with named("target_modules"):
-        if targets == "all-linear":
-            wanted = [path.rpartition(".")[2] not in EMBEDDINGS for path in paths]
-        else:
-            wanted = are_named(targets, paths)
-    with named("exclude_modules"):
-        excluded = are_named(excludes, paths) if excludes else [False] * len(paths)
+    keys = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    targets, excludes, layers, pattern = (config.get(key) for key in keys)
+    linear = [path.rpartition(".")[2] not in EMBEDDINGS for path in paths]
+    layers = [] if layers is None else layers
+    out = {path for _, path in left_out(paths, linear, targets or [], excludes or [], layers, pattern or [])}
     with named("modules_to_save"):
         whole = _are_whole(config.get("modules_to_save") or [], paths)
-    numbers: list[int | None] = [None] * len(paths)
-    layers = config.get("layers_to_transform")
-    chosen = isinstance(targets, list) and layers not in (None, [])
-    if chosen:
-        pattern = config.get("layers_pattern") or []
-        with named("layers_pattern"):
-            numbers = layer_numbers([pattern] if isinstance(pattern, str) else pattern, paths)
-    listed_layers, exact = layers if isinstance(layers, list) else [layers], {*targets}
-    return [
-        a and not b and not c and (not chosen or path in exact or number in listed_layers)
-        for a, b, c, path, number in zip(wanted, excluded, whole, paths, numbers, strict=True)
-    ]
+    return [path not in out and not is_whole for path, is_whole in zip(paths, whole, strict=True)]
 
 
 def _are_whole(names: Iterable[str], paths: list[str]) -> list[bool]:

@@ -134,7 +134,7 @@ def plot_adapter(summaries: list[LayerSummary]) -> Figure:
 
     norms.barh(rows, [s.norm for s in summaries], color=LORA_COLOR)
     every = max(1, count // 100)  # more names than that cannot be read
-    norms.set_yticks(rows[::every], [s.module for s in summaries[::every]])
+    norms.set_yticks(rows[::every], [s.path for s in summaries[::every]])
     norms.set(title="Frobenius norm of the change of weight", xlabel="norm")
     norms.grid(axis="x", alpha=0.3)
 

@@ -57,8 +57,8 @@ def table(summaries: list[LayerSummary], every: bool = True) -> str:
 
     kinds: dict[Any, list[LayerSummary]] = {}
     for s in summaries:
-        name = s.module if every else last_name(s.module)
-        kinds.setdefault((name, str(s.form), s.out_features, s.in_features, s.rank, s.alpha, s.scaling), []).append(s)
+        name, m = s.path if every else last_name(s.path), s.module
+        kinds.setdefault((name, str(m.form), *m.shape, m.rank, m.alpha, m.scaling), []).append(s)
     head = ("module", "kind", "out x in", "rank", "alpha", "scaling", "parameters", "|delta|")
     lines = [(*head, "share of each singular value" if every else "mean share of each singular value")]
     for (name, form, n_out, n_in, rank, alpha, scaling), found in kinds.items():
@@ -74,6 +74,6 @@ def table(summaries: list[LayerSummary], every: bool = True) -> str:
             (label, form, f"{n_out} x {n_in}", f"{rank}", f"{alpha:g}", f"{scaling:.4g}", parameters, norm, shown)
         )
     lines.append(("total", "", "", "", "", "", f"{sum(s.parameters for s in summaries):,}", "", ""))
-    if all(str(s.form) == "linear" for s in summaries):
+    if all(str(s.module.form) == "linear" for s in summaries):
         return "\n".join(align([(module, *rest) for module, _, *rest in lines], left={0, 7}))
     return "\n".join(align(lines, left={0, 1, 8}))

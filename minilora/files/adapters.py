@@ -62,7 +62,7 @@ from ..variants.adapter import AdaptedRows, Adapter
 from ..variants.dora import DoRA, DoRAAdapter
 from ..variants.pissa import over_original
 from ..variants.stackedlora import StackedLoRA, StackedLoRALinear
-from .disk import check_replaceable, check_writable, synced, written_at_once, written_folder, written_whole
+from .disk import check_replaceable, check_writable, synced, written_folder, written_into
 from .dtypes import FLOATS, cast
 from .expert_adapters import WRITTEN_AS, layer_paths
 from .peft import (
@@ -281,13 +281,8 @@ def save_adapter(
 
 
 def _write(path: Path, tensors: Mapping[str, np.ndarray], notes: Mapping[str, str], text: bytes) -> None:
-    """Write both files. A kill at any moment leaves the old adapter or the new one, or two that are refused as such."""
-    config = path / CONFIG_NAME
-    if config.exists() and config.read_bytes() == text:
-        with written_whole(path / WEIGHTS_NAME) as file:
-            write_tensors(file, tensors, notes)
-        return
-    with (written_at_once if path.exists() else written_folder)(path) as part:
+    """Write both files. A kill at any moment leaves the old adapter, the new one, or one without a configuration."""
+    with written_into(path, CONFIG_NAME) if path.exists() else written_folder(path) as part:
         with synced(part / CONFIG_NAME) as file:
             file.write(text)
         with synced(part / WEIGHTS_NAME) as file:

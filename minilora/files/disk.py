@@ -3,20 +3,22 @@
 A pipe or a device could be read for ever, so only regular files are opened. A name that stands in a file leads to no
 other folder. JSON is decoded by `msgspec`, which refuses NaN, infinity and what is not of the type that is expected.
 
-A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a folder all or nothing. What is
-written goes under a name of its own next to its target, to the disk (fsync), and takes the target's place by one
-rename. A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write one
-target, the last to finish replaces it.
+A kill, a crash or a full disk at any moment leaves the old file or the new one, and of a new folder all or nothing.
+What is written goes under a name of its own next to its target, to the disk (fsync), and takes the target's place by
+one rename. Where some files of a folder are replaced together, a kill between two renames leaves a folder that every
+reader refuses. A killed process leaves its unfinished file, ``.NAME-….part``, which may be deleted. Of two that write
+one file, the last to finish replaces it.
+
+A file that another program replaces or writes to while it is read is refused, instead of a mixture of both.
 """
 
 from __future__ import annotations
 
-import ctypes
+import io
 import os
 import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,19 +26,34 @@ from typing import Any, BinaryIO
 
 from ..texts import FileRefused, reading, short
 
-RENAME_SWAP = RENAME_EXCHANGE = 2
-AT_FDCWD = -100
-"""What macOS's renamex_np and Linux's renameat2 take: exchange, and a path that begins in the working folder."""
 MOST_BYTES = 1 << 28
 """Of a file that is read whole: settings, an index of shards, a tokenizer."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+class RegularFile(io.FileIO):
+    """A regular file, open for reading as long as somebody has it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.opened = os.fstat(self.fileno())
+
+    def __del__(self) -> None:
+        self.close()
+
+    def check_unchanged(self, at: Path | None = None) -> None:
+        """Require that nobody has written to the file since it was opened, or put another one at that path of it."""
+        with reading(self.name):
+            then, now = self.opened, os.stat(self.fileno() if at is None else at)
+            if not os.path.samestat(then, now) or (then.st_size, then.st_mtime_ns) != (now.st_size, now.st_mtime_ns):
+                raise FileRefused(self.name, "another program wrote it while it was read: read it again")
+
+
+def open_regular(path: Path) -> RegularFile:
     """Open a regular file for reading."""
     with reading(path):
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise FileRefused(path, "not a regular file")
-        return open(path, "rb")
+        return RegularFile(path)
 
 
 def model_format(path: Path) -> str:
@@ -90,91 +107,54 @@ def member(folder: Path, name: str) -> Path:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Open a file to write that takes its place at `path`, a regular file or a new name, when it is complete."""
     check_replaceable(path)
-    part = _part_of(path)
-    try:
-        with naming_errors(path), synced(part) as file:
+    with _unfinished(path, path) as part:
+        with synced(part) as file:
             yield file
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    os.replace(part, path)
+        os.replace(part, path)
     sync_folder(path.absolute().parent)
-
-
-@contextmanager
-def written_at_once(folder: Path) -> Iterator[Path]:
-    """Make a folder to write into, by `synced`, whose files take their places in `folder` all at one moment.
-
-    What else is in `folder` stays: it comes along into the new folder, and the two are exchanged. Where the system
-    cannot exchange them, `folder` has folders of its own, or this process works in it, the files follow one another.
-    """
-    named, folder = folder, Path(os.path.realpath(folder))
-    part = _part_of(folder if os.access(folder.parent, os.W_OK) else folder / folder.name)
-    part.mkdir()
-    own = os.stat(part)
-    try:
-        with naming_errors(named):
-            yield part
-        names = os.listdir(part)
-        exchanged = _take_along(folder, part) and exchange_folders(part, folder)
-        if not exchanged:
-            for name in names:
-                os.replace(part / name, folder / name)
-            sync_folder(folder)
-    except BaseException:
-        if os.path.samestat(own, os.stat(part)):  # and not what was exchanged for it
-            shutil.rmtree(part, ignore_errors=True)
-        raise
-    if exchanged:
-        for name in os.listdir(part):  # what came in the meantime
-            if not os.path.lexists(folder / name):
-                os.replace(part / name, folder / name)
-    shutil.rmtree(part, ignore_errors=True)
-    sync_folder(folder.parent)
-
-
-def _take_along(folder: Path, part: Path) -> bool:
-    """Link a folder's other files into the one that takes its place; return whether all could be: a folder cannot."""
-    if os.path.samefile(folder, os.curdir):
-        return False
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    return False  # moved after the exchange, it would lie in the unfinished folder that a kill leaves
-                if not os.path.lexists(part / entry.name):
-                    os.link(entry, part / entry.name, follow_symlinks=False)
-        shutil.copystat(folder, part)
-    except (OSError, NotImplementedError):  # a file system without links, or a system without links to links
-        return False
-    sync_folder(part)
-    return True
-
-
-def exchange_folders(one: Path, other: Path) -> bool:
-    """Exchange two folders in one step; return whether the system can."""
-    try:
-        names, system = (os.fsencode(one), os.fsencode(other)), ctypes.CDLL(None)
-        if sys.platform == "darwin":
-            return bool(system.renamex_np(*names, RENAME_SWAP) == 0)
-        return bool(system.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) == 0)
-    except (OSError, AttributeError, TypeError):  # no such function, or no such library
-        return False
 
 
 @contextmanager
 def written_folder(path: Path) -> Iterator[Path]:
     """Make a folder to write into, by `synced`, that takes its place at `path`, new or empty, when it is complete."""
-    part = _part_of(path)
-    part.mkdir()
-    try:
-        with naming_errors(path):
-            yield part
+    with _unfinished(path, path) as part:
+        part.mkdir()
+        yield part
         sync_folder(part)
         os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     sync_folder(path.absolute().parent)
+
+
+@contextmanager
+def written_into(folder: Path, last: str) -> Iterator[Path]:
+    """Make a folder to write into, by `synced`, whose files take their places in `folder` when all are complete.
+
+    The file `last`, without which no reader takes what it finds for a whole, is removed first and comes last. What else
+    is in `folder` stays.
+    """
+    with _unfinished(folder / folder.name, folder) as part:
+        part.mkdir()
+        yield part
+        (folder / last).unlink(missing_ok=True)
+        for name in sorted(os.listdir(part), key=last.__eq__):
+            os.replace(part / name, folder / name)
+        part.rmdir()
+    sync_folder(folder)
+
+
+@contextmanager
+def _unfinished(path: Path, target: Path) -> Iterator[Path]:
+    """Name what is written beside `path`, short however long its own name; an error names `target`, and leaves nothing.
+
+    No other process takes the same name.
+    """
+    part = path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
+    try:
+        with naming_errors(target):
+            yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -205,11 +185,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _part_of(path: Path) -> Path:
-    """Return a name beside a target that no other process takes, short however long the target's own."""
-    return path.absolute().parent / f".{path.name[:40]}-{secrets.token_hex(8)}.part"
 
 
 # --- what must not be overwritten ---

@@ -18,52 +18,36 @@ from ..checks import check_path
 from ..lora import LoRA
 from ..variants import sums
 from ..variants.stackedlora import stacked_A, stacked_B
-from .peft import AdapterFolder, Form
+from .peft import AdaptedModule, AdapterFolder
 
 
 @dataclass(frozen=True)
 class LayerSummary:
     """One adapted layer."""
 
-    module: str  # its path
-    out_features: int  # of the matrix: B is (out, r)
-    in_features: int  # A is (r, in): for an embedding V, for a convolution C times the kernel's size
-    rank: int
-    alpha: float  # lora_alpha as the configuration has it
-    scaling: float  # alpha / r, or alpha / sqrt(r) where it is rank-stabilised
+    path: str
+    module: AdaptedModule  # the kind of layer, the shape (out, in) of its matrix, rank, alpha and scaling
     parameters: int  # numbers in A and B and in a variant's further array
     norm: float  # the Frobenius norm of the change of weight
     singular_values: np.ndarray  # of the change of weight, those that its rank allows, the largest first; float64
     shares: np.ndarray  # of the squared norm, in each singular value; all zero where the change is zero
-    form: Form  # the kind of layer, its kernel, and the variant
 
 
 def inspect_adapter(path: str | Path) -> list[LayerSummary]:
     """Return a summary of each layer of an adapter; a UserWarning says if a base's own weight is there too."""
     folder = AdapterFolder.open(check_path("path", path))
     folder.warn_of_base()
-    return [_summary(folder, path) for path in folder.modules]
+    return [_summary(path, module, *folder.read(path)) for path, module in folder.modules.items()]
 
 
-def _summary(folder: AdapterFolder, path: str) -> LayerSummary:
-    A, B, *magnitude = folder.read(path)
-    module, experts = folder.modules[path], folder.modules[path].form.experts or 1
+def _summary(path: str, module: AdaptedModule, A: np.ndarray, B: np.ndarray, *more: np.ndarray) -> LayerSummary:
+    experts = module.form.experts or 1
     pairs = zip(stacked_A(A, experts), stacked_B(B, experts), strict=True)
     values = -np.sort(-np.concatenate([singular_values(*pair) for pair in pairs])) * module.scaling
     relative = values / values[0] if 0 < values[0] < np.inf else np.zeros_like(values)  # keeps the squares in range
-    return LayerSummary(
-        module=path,
-        out_features=module.shape[0],
-        in_features=module.shape[1],
-        rank=module.rank,
-        alpha=module.alpha,
-        scaling=module.scaling,
-        parameters=sum(array.size for array in (A, B, *magnitude)),
-        norm=float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0]),
-        singular_values=values,
-        shares=relative**2 / max(float((relative**2).sum()), 1.0),
-        form=module.form,
-    )
+    norm = float(values[0] * np.linalg.norm(relative)) if relative.any() else float(values[0])
+    shares = relative**2 / max(float((relative**2).sum()), 1.0)
+    return LayerSummary(path, module, sum(array.size for array in (A, B, *more)), norm, values, shares)
 
 
 def singular_values(A: np.ndarray, B: np.ndarray) -> np.ndarray:  # (r, in), (out, r) -> (min(r, in, out),)

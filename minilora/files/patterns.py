@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..texts import short
+from ..texts import named, short
 
 SECONDS = 3.0
 """Processor time for all expressions of a configuration on all module paths."""
@@ -39,6 +39,32 @@ def within_time() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before or signal.SIG_DFL)
+
+
+def left_out(
+    modules: Sequence[str], linear: Iterable[bool], targets: list[str] | str, excludes: list[str] | str,
+    layers: list[int] | int, layers_pattern: list[str] | str,
+) -> Iterator[tuple[str, str]]:  # fmt: skip
+    """Yield each module that PEFT puts no adapter beside, after the key of the configuration for which it does not.
+
+    `linear` says of each module whether "all-linear" means it. The other arguments are what the configuration has for
+    ``target_modules``, ``exclude_modules``, ``layers_to_transform`` and ``layers_pattern``.
+    """
+    with named("target_modules"):
+        wanted = linear if targets == "all-linear" else are_named(targets, modules)
+    with named("exclude_modules"):
+        excluded = are_named(excludes, modules)
+    for module, is_wanted, is_excluded in zip(modules, wanted, excluded, strict=True):
+        if not is_wanted or is_excluded:
+            yield "exclude_modules" if is_wanted else "target_modules", module
+    if isinstance(targets, list) and layers != []:
+        names = [layers_pattern] if isinstance(layers_pattern, str) else layers_pattern
+        chosen, whole = layers if isinstance(layers, list) else [layers], {*targets}
+        with named("layers_pattern"):
+            numbers = layer_numbers([name for name in names if name], modules)
+        for module, number in zip(modules, numbers, strict=True):
+            if number not in chosen and module not in whole:
+                yield "layers_to_transform", module
 
 
 def are_named(names: Sequence[str] | str, modules: Iterable[str]) -> list[bool]:

@@ -42,7 +42,7 @@ from ..variants.scaling import scaling
 from .disk import parse_json, read_whole
 from .dtypes import FLOATS
 from .expert_adapters import adapted_arrays, check_packing
-from .patterns import are_named, first_matches, layer_numbers, within_time
+from .patterns import first_matches, left_out, within_time
 from .tensors import TensorFile
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
@@ -125,6 +125,14 @@ Rank = Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
 Alpha = Annotated[float, msgspec.Meta(gt=MIN_ALPHA, lt=MAX_ALPHA)]
 
 
+LEFT_OUT = {
+    "target_modules": "does not name {}, for which there are tensors",
+    "exclude_modules": "names {}, for which there are tensors",
+    "layers_to_transform": "does not name the layer of {}, which has tensors",
+}
+"""What is wrong with a key that leaves out a module of which the file has tensors."""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The keys of adapter_config.json that decide what an adapter computes; null is the default."""
 
@@ -151,24 +159,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
     def check_targets(self, forms: Mapping[str, Form]) -> None:
         """Require that it gives each of these modules an adapter: PEFT would pass over the tensors of another."""
-        modules, targets = [*forms], self.target_modules
-        if targets == "all-linear":
-            are_targets = [
-                form.kind == "linear" and not f".{module}".endswith(".lm_head") for module, form in forms.items()
-            ]
-        else:
-            with named("target_modules"):
-                are_targets = are_named(targets, modules)
-        with named("exclude_modules"):
-            are_excluded = are_named(self.exclude_modules, modules)
-        for module, is_target, is_excluded in zip(modules, are_targets, are_excluded, strict=True):
-            if not is_target:
-                raise ValueError(f"target_modules does not name {short(module)}, for which there are tensors")
-            if is_excluded:
-                raise ValueError(f"exclude_modules names {short(module)}, for which there are tensors")
-        if isinstance(targets, list) and self.layers_to_transform != []:
-            whole = {*targets}
-            self._check_layers([module for module in modules if module not in whole])
+        linear = [form.kind == "linear" and not f".{module}".endswith(".lm_head") for module, form in forms.items()]
+        keys = (self.target_modules, self.exclude_modules, self.layers_to_transform, self.layers_pattern)
+        for key, module in left_out([*forms], linear, *keys):
+            raise ValueError(f"{key} {LEFT_OUT[key].format(short(module))}")
 
     def check_magnitudes(self, forms: Mapping[str, Form]) -> None:
         """Require a magnitude of all modules, or of none, as `use_dora` says."""
@@ -176,16 +170,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             if form.dora != self.use_dora:
                 has = "has a" if form.dora else "has no"
                 raise ValueError(f"use_dora is {self.use_dora} for all modules, and {short(module)} {has} {MAGNITUDE}")
-
-    def _check_layers(self, modules: list[str]) -> None:
-        """Require that `layers_to_transform` has the number of each module's layer."""
-        wanted = self.layers_to_transform if isinstance(self.layers_to_transform, list) else [self.layers_to_transform]
-        names = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
-        with named("layers_pattern"):
-            numbers = layer_numbers([name for name in names if name], modules)
-        for module, number in zip(modules, numbers, strict=True):
-            if number not in wanted:
-                raise ValueError(f"layers_to_transform does not name the layer of {short(module)}, which has tensors")
 
 
 def by_pattern(key: str, patterns: Mapping[str, Any], paths: list[str], usual: Any) -> list[Any]:
@@ -277,6 +261,7 @@ class AdapterFolder:
         file = TensorFile(weights)
         path = folder / CONFIG_NAME
         text = read_whole(path)
+        file.file.check_unchanged(weights)  # so the two files are of one save
         config = read_config(path, text)
         with reading(weights):
             forms = _forms(file)

@@ -22,7 +22,7 @@ from ml_dtypes import bfloat16
 from safetensors import SafetensorError, safe_open
 
 from ..texts import FileRefused, reading, short
-from .disk import member, open_regular, parse_json, read_whole
+from .disk import RegularFile, member, open_regular, parse_json, read_whole
 from .dtypes import FLOATS, cast
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
@@ -67,23 +67,25 @@ class TensorFile:
     """A safetensors file, its header judged and its tensors still on the disk; what is none is a FileRefused."""
 
     path: Path
+    file: RegularFile  # open for as long as this object lives: all tensors come from the file that was judged
     header: bytes  # all that comes before the tensors' bytes
     metadata: dict[str, str]  # the text beside the tensors; empty where there is none
     tensors: dict[str, TensorSpec]  # in the order of their bytes
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with open_regular(self.path) as file, reading(self.path):
-            first = file.read(8)
+        self.file = open_regular(self.path)
+        with reading(self.path):
+            first = self.file.read(8)
             try:
-                with safe_open(self.path, framework="numpy") as judged:
-                    self.metadata = judged.metadata() or {}
+                safe_open(self.path, framework="numpy")
             except SafetensorError as error:
                 other = (what for start, what in OTHER_FORMATS.items() if first.startswith(start))
                 raise FileRefused(path, next(other, str(error))) from error
-            self.header = first + file.read(int.from_bytes(first, "little"))
-        entries, data = json.loads(self.header[8:]), len(self.header)  # which the library has judged
-        entries.pop("__metadata__", None)
+            self.header = first + self.file.read(int.from_bytes(first, "little"))
+        self.file.check_unchanged(self.path)  # so this is what the library has judged
+        entries, data = json.loads(self.header[8:]), len(self.header)
+        self.metadata = entries.pop("__metadata__", None) or {}
         specs = {
             name: TensorSpec(entry["dtype"], (*entry["shape"],), *(data + at for at in entry["data_offsets"]))
             for name, entry in entries.items()
@@ -113,9 +115,9 @@ class TensorFile:
     def _bytes(self, start: int, end: int) -> np.ndarray:
         """Return the bytes of the file from one place to another."""
         with reading(self.path):
-            raw = np.fromfile(self.path, np.uint8, end - start, offset=start)
-        if raw.size != end - start:
-            raise FileRefused(self.path, "the file was cut while it was read")
+            self.file.seek(start)
+            raw = np.fromfile(self.file, np.uint8, end - start)
+            self.file.check_unchanged()
         return raw
 
     def also_named(self, name: str, second: str) -> TensorFile:
@@ -223,9 +225,10 @@ def _open_single(path: Path) -> Weights:
 
 def _open_shards(path: Path) -> Weights:
     """Open the shards that an index names; each tensor must stand once, where the index says, if it says so."""
-    text = read_whole(path)
+    index, text = open_regular(path), read_whole(path)
     weight_map = parse_json(path, text, Index).weight_map
     files = {shard: TensorFile(member(path.parent, shard)) for shard in sorted(set(weight_map.values()))}
+    index.check_unchanged(path)  # so the files are of one save
     for name, shard in weight_map.items():
         if name not in files[shard].tensors:
             raise FileRefused(files[shard].path, f"there is no {short(name)}, which {path.name} says it holds")

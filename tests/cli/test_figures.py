@@ -19,7 +19,7 @@ from minilora.cli.figures import (
     plot_learning,
 )
 from minilora.files.inspection import LayerSummary
-from minilora.files.peft import Form
+from minilora.files.peft import AdaptedModule, Form
 
 from ..support.compare import same_but_rounding
 
@@ -111,10 +111,8 @@ def test_a_bar_is_never_below_what_is_shown(result):
 
 def summary(module, shares, norm):
     shares = np.array(shares)
-    return LayerSummary(
-        module=module, out_features=4, in_features=3, rank=len(shares), alpha=1.0, scaling=1.0, parameters=7,
-        norm=norm, singular_values=shares, shares=shares, form=Form(),
-    )  # fmt: skip
+    adapted = AdaptedModule(Form(), (4, 3), rank=len(shares), alpha=1.0, use_rslora=False, full_norm=False)
+    return LayerSummary(module, adapted, parameters=7, norm=norm, singular_values=shares, shares=shares)
 
 
 def test_each_cell_is_a_share_over_its_number():

@@ -40,10 +40,11 @@ def test_a_summary_is_that_of_the_delta(tmp_path_factory, seed, dtypes, use_rslo
         np.testing.assert_allclose(summary.singular_values, values, rtol=1e-10, atol=1e-12 * values[0])
         assert math.isclose(summary.norm, np.linalg.norm(delta), rel_tol=1e-12)
         np.testing.assert_allclose(summary.shares, values**2 / (values**2).sum(), atol=1e-10)
-        assert (summary.module, summary.rank, summary.alpha) == (name, r, lora.alpha)
-        assert math.isclose(summary.scaling, scaling, rel_tol=1e-15)
+        module = summary.module
+        assert (summary.path, module.rank, module.alpha) == (name, r, lora.alpha)
+        assert math.isclose(module.scaling, scaling, rel_tol=1e-15)
         assert summary.parameters == A.size + B.size
-        assert (summary.out_features, summary.in_features) == delta.shape
+        assert module.shape == delta.shape
 
 
 def test_a_magnitude_is_among_the_parameters(tmp_path):
@@ -65,7 +66,7 @@ def test_layers_are_listed_in_their_order(tmp_path):
     lora = LoRA(rng.standard_normal((1, 3)), rng.standard_normal((2, 1)), 1.0)
     save_adapter(tmp_path, dict.fromkeys(sorted(ordered), lora))
     summaries = inspect_adapter(tmp_path)
-    assert [summary.module for summary in summaries] == ordered
+    assert [summary.path for summary in summaries] == ordered
     assert [line.split()[0] for line in table(summaries).splitlines()[1:-1]] == ordered
     labels = plot_adapter(summaries).axes[0].get_yticklabels()
     assert [label.get_text() for label in labels] == ordered

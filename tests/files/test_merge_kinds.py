@@ -133,7 +133,7 @@ def test_a_base_weight_in_the_adapter_must_be_the_bases(saved_dora, tmp_path):
     for name, factor in (("lora_A", loaded["emb"].lora_A), ("lora_B", loaded["emb"].lora_B)):
         np.testing.assert_array_equal(factor, tensors[EMB + name.replace("lora_", "lora_embedding_")])
     with pytest.warns(UserWarning, match="own weight of 'emb'"):
-        assert [summary.module for summary in inspect_adapter(saved_dora)] == ["emb", "img"]
+        assert [summary.path for summary in inspect_adapter(saved_dora)] == ["emb", "img"]
     merge_adapter(tmp_path / "base.safetensors", saved_dora, tmp_path / "with.safetensors")
     save_file(tensors, saved_dora / WEIGHTS)
     merge_adapter(tmp_path / "base.safetensors", saved_dora, tmp_path / "without.safetensors")

@@ -356,8 +356,8 @@ def test_another_kernel_or_kind_is_not_attached(saved_dora):
 
 def test_inspect_knows_kinds_and_counts_magnitudes(saved_dora, tmp_path, capsys):
     emb, img = inspect_adapter(saved_dora)
-    assert (emb.out_features, emb.in_features, emb.parameters) == (3, 7, 3 * (3 + 7) + 3)
-    assert (img.out_features, img.in_features, img.parameters) == (5, 24, 2 * (5 + 24) + 5)
+    assert (emb.module.shape, emb.parameters) == ((3, 7), 3 * (3 + 7) + 3)
+    assert (img.module.shape, img.parameters) == ((5, 24), 2 * (5 + 24) + 5)
     delta = load_adapter(saved_dora)["img"].delta()
     assert img.norm == pytest.approx(np.linalg.norm(delta))
     assert main(["inspect", str(saved_dora)]) == 0

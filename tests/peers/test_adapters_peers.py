@@ -1,5 +1,6 @@
 """The real PEFT reads what we write, of every kind of layer and adapter, we read what it writes, and merges agree."""
 
+import contextlib
 import copy
 import dataclasses
 import warnings
@@ -15,6 +16,7 @@ from minilora import (
     Embedding,
     FileRefused,
     Linear,
+    LoRA,
     adapt,
     adapters,
     attach,
@@ -24,6 +26,7 @@ from minilora import (
 )
 from minilora.files.peft import KEYS, UNSET
 
+from ..support.disk import Killed, cut_at
 from ..support.peers import PEERS, often, peft, torch
 
 pytestmark = [*PEERS, pytest.mark.filterwarnings("ignore:The following .*_pattern keys did not match:RuntimeWarning")]
@@ -288,6 +291,27 @@ def test_what_peft_can_and_we_cannot_is_refused_by_name(tmp_path, layer, config,
     peft.get_peft_model(model, config).save_pretrained(tmp_path)
     with pytest.raises(FileRefused, match=said):
         load_adapter(tmp_path)
+
+
+def test_what_a_killed_save_leaves_is_no_adapter_to_peft(tmp_path):
+    """With the old factors, and with the new ones; before and after, it is one."""
+    rng, taken = np.random.default_rng(0), []
+    for at in range(1, 10):
+        folder = tmp_path / str(at)
+        save_adapter(folder, {"fc": LoRA.init(6, 5, rank=2, alpha=3, rng=rng)})
+        with cut_at(at) as calls, contextlib.suppress(Killed):
+            save_adapter(folder, {"fc": LoRA.init(6, 5, rank=4, alpha=3, rng=rng)}, overwrite=True)
+        try:
+            model = peft.PeftModel.from_pretrained(torch.nn.ModuleDict({"fc": torch.nn.Linear(6, 5)}), folder)
+            config = model.peft_config["default"]
+            assert model.base_model.model.fc.lora_A["default"].weight.shape == (config.r, 6)
+            taken.append(config.r)
+        except ValueError as error:
+            assert "Can't find 'adapter_config.json'" in str(error)  # noqa: PT017  # of the others it takes both
+            taken.append(None)
+        if len(calls) < at:
+            break
+    assert [*dict.fromkeys(taken)] == [2, None, 4]
 
 
 def test_every_key_of_pefts_configuration_has_its_default():

@@ -3,10 +3,9 @@
 import os
 from contextlib import contextmanager
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
-
-from minilora.files import disk
 
 
 def contents(folder="."):
@@ -20,7 +19,7 @@ class Killed(BaseException):
 
 
 @contextmanager
-def cut_at(at, names=("fsync", "replace", "link", "listdir", "rmdir"), once=False):
+def cut_at(at, names=("fsync", "unlink", "replace", "rmdir"), once=False):
     """Let the call of that number fail, among those that change the disk; unless `once`, each later one too.
 
     What is yielded are the calls.
@@ -39,5 +38,34 @@ def cut_at(at, names=("fsync", "replace", "link", "listdir", "rmdir"), once=Fals
     with pytest.MonkeyPatch.context() as patched:
         for name in names:
             patched.setattr(os, name, failing(getattr(os, name)))
-        patched.setattr(disk, "exchange_folders", failing(disk.exchange_folders))
+        yield calls
+
+
+READS = ("minilora.files.disk.RegularFile.__init__", "os.stat", "minilora.files.tensors.safe_open", "numpy.fromfile")
+"""What asks the disk for something while a file is read."""
+
+
+@contextmanager
+def paused_at(at, act):
+    """Before the call of that number, among those that read, let something else happen; what is yielded are the calls.
+
+    As where another process is given the time: `act` is called once, and its own calls are not counted.
+    """
+    calls, acting = [], []
+
+    def pausing(name, real):
+        def call(*args, **options):
+            if not acting:
+                calls.append(name)
+                if len(calls) == at:
+                    acting.append(True)
+                    act()
+                    acting.clear()
+            return real(*args, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in READS:
+            patched.setattr(name, pausing(name, resolve_name(name)))
         yield calls
