@@ -76,7 +76,7 @@ holds("E =", E=E, Q=Q, W=W, Delta=delta)
 E, delta = (side[:7, :5].astype(float) for side in added[list(changes.FORMATS).index("NF4")])
 sums = changes.Sums()
 sums.add(E, delta)
-holds(r"\text{kept} =", E=E, Delta=delta, kept=sums.part, noise=sums.noise)
+holds(r"\text{kept} =", E=E, Delta=delta, kept=sums.kept, noise=sums.noise)
 
 # %% 5. Is it merged?
 
@@ -86,9 +86,9 @@ linears = 4 * 7  # of the example's four layers
 says(
     f"({linears} of {linears} modules, float32, at most",
     f"equal to the base: all {linears} modules [not-merged]",
-    f"by the factor 2 (twice): all {linears} modules [factor]",
-    f"by the factor {8**-0.5:.3f} (alpha / r in the place of alpha / sqrt(r)): all {linears} modules [factor]",
-    f"further than float32 explains: all {linears} modules [rounded-further]",
+    f"with a factor of 2 (twice): all {linears} modules [factor]",
+    f"with a factor of {8**-0.5:.3f} (alpha / r instead of alpha / sqrt(r)): all {linears} modules [factor]",
+    f"before being stored as float32: all {linears} modules [rounded-further]",
     f"not merged: {3 * linears} tensors of a model",  # of each the weight, A and B
 )
 # What a run beside PEFT printed; tests/peers/test_audit_peers.py repeats it.
