@@ -78,7 +78,7 @@ def audit(
         found += (finding for rule in changes.RULES for finding in rule(losses))
     comparison = None
     if merged is not None and landed is not None:
-        comparison = merging.compare(file, landed, open_model(merged), progress=progress)
+        comparison = merging.compare_merged(file, landed, open_model(merged), progress=progress)
     name = (merged or file.path).name or str(merged or file.path)
     return AuditReport(
         name, "audit", adapter=file, landing=landed, numbers=read, findings=found,
@@ -96,7 +96,7 @@ class AuditReport(Report):
     kinds: list[Coverage] = field(kw_only=True)
     landing: Landing | None = None  # None without a model
     merged: dict[str, Loss | None] | None = None  # what merging loses; None without `merge`
-    comparison: merging.Comparison | None = None  # None without a merged model
+    comparison: merging.MergeResult | None = None  # None without a merged model
 
     def __post_init__(self) -> None:
         """Fill in the fields of every report: findings that are wrong or suspicious become its diagnoses."""

@@ -43,7 +43,7 @@ FIRST_ROWS = 8
 
 
 @dataclass
-class Comparison:
+class MergeResult:
     """The result of comparing a merged model with its base."""
 
     merged: ModelHeaders
@@ -57,7 +57,9 @@ class Comparison:
     renamed: str = ""  # the prefix that only the merged folder's names have
 
 
-def compare(adapter: AdapterFile, landing: Landing, merged: ModelHeaders, *, progress: bool = False) -> Comparison:
+def compare_merged(
+    adapter: AdapterFile, landing: Landing, merged: ModelHeaders, *, progress: bool = False
+) -> MergeResult:
     """Compare a merged model with its base and the adapter."""
     comparer = Comparer(adapter, landing, merged)
     total = sum(math.prod(matrix.shape) for matrices in comparer.base.values() for matrix in matrices)
@@ -72,7 +74,7 @@ class Comparer:
         self.adapter, self.landing, self.merged = adapter, landing, merged
         self.merged_source = Source(merged)
         self.base, self.found = {**landing.source.units}, self.merged_source.units
-        self.result, self.names, self.table = Comparison(merged), self._names(), self._table()
+        self.result, self.names, self.table = MergeResult(merged), self._names(), self._table()
         if self.table in self.names and HEAD_WEIGHT in self.found:  # the merged model is untied: give the base a head
             self.base.setdefault(HEAD_WEIGHT, self.base[self.table])
             self.names[HEAD_WEIGHT] = HEAD_WEIGHT
@@ -140,7 +142,7 @@ class Comparer:
 
     # --- the pass ---
 
-    def run(self, bar: Any) -> Comparison:
+    def run(self, bar: Any) -> MergeResult:
         """Compare all units and return the result."""
         beside = [name for name in self.found if any(part in name for part in FACTORS)]
         self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in beside}

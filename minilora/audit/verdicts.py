@@ -13,7 +13,7 @@ from ..texts import enumerated, short
 from .contents import kind_of
 from .findings import counted, listed
 from .landing import BODY, Landing
-from .merging import Comparison
+from .merging import MergeResult
 from .suspects import RIGHT, SKIPPED, UNDECIDED, WRONG, Verdict
 
 UNLOADED_PREFIXES = ("base_model.", "module.", "_orig_mod.")
@@ -30,7 +30,7 @@ class Summary:
     lines: list[str] = field(default_factory=list)
 
 
-def summarize(comparison: Comparison, landing: Landing) -> Summary:
+def summarize(comparison: MergeResult, landing: Landing) -> Summary:
     """Return the verdict on the whole merged model."""
     modules = comparison.modules
     wrong = [*_of_folder(comparison), *_of_modules(modules), *_of_names(comparison, landing), *_of_tensors(comparison)]
@@ -107,7 +107,7 @@ def _between(numbers: Sequence[float], form: str) -> str:
     return " to ".join(ends)
 
 
-def _of_folder(comparison: Comparison) -> Iterator[Diagnosis]:
+def _of_folder(comparison: MergeResult) -> Iterator[Diagnosis]:
     """Yield the diagnoses of the whole folder: it is not merged, or its base is a different one."""
     beside = [name for name, verdict in comparison.others.items() if verdict.flag == "factors-beside"]
     if beside:
@@ -120,18 +120,18 @@ def _of_folder(comparison: Comparison) -> Iterator[Diagnosis]:
         yield Diagnosis(f"{text} of their size", "other-base", cases=tuple(changed))
 
 
-def _changed(comparison: Comparison) -> dict[str, Verdict]:
+def _changed(comparison: MergeResult) -> dict[str, Verdict]:
     return {name: verdict for name, verdict in comparison.others.items() if verdict.flag == "changed"}
 
 
-def _is_other_base(comparison: Comparison) -> bool:
+def _is_other_base(comparison: MergeResult) -> bool:
     """Return whether most matrices without an adapter differ from the base, and no module is right."""
     right = any(verdict.state == RIGHT for verdict in comparison.modules.values())
     matrices = [name for name in _changed(comparison) if name not in comparison.vectors]
     return not right and bool(matrices) and len(matrices) >= comparison.same - comparison.same_vectors
 
 
-def _of_names(comparison: Comparison, landing: Landing) -> Iterator[Diagnosis]:
+def _of_names(comparison: MergeResult, landing: Landing) -> Iterator[Diagnosis]:
     """Yield the diagnoses of names: a prefix that no program loads, and modules that the base does not have."""
     if comparison.renamed.startswith(UNLOADED_PREFIXES):
         text = f"the names in the merged model begin with {comparison.renamed!r}, so transformers ignores them"
@@ -142,7 +142,7 @@ def _of_names(comparison: Comparison, landing: Landing) -> Iterator[Diagnosis]:
         yield Diagnosis(text, "module-unknown", cases=(*landing.lost,))
 
 
-def _of_tensors(comparison: Comparison) -> Iterator[Diagnosis]:
+def _of_tensors(comparison: MergeResult) -> Iterator[Diagnosis]:
     """Yield the diagnoses of tensors that no module changes."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, verdict in comparison.others.items():
@@ -201,7 +201,7 @@ def _counts(modules: dict[str, Verdict]) -> str:
     return f"merged modules: {', '.join(said) or 'none'}"
 
 
-def _rest(comparison: Comparison) -> Iterator[str]:
+def _rest(comparison: MergeResult) -> Iterator[str]:
     """Yield lines about the other tensors."""
     others = [name for name, verdict in comparison.others.items() if verdict.state == WRONG]
     yield f"other tensors: {comparison.same} equal the base's, {len(others)} differ"
@@ -216,7 +216,7 @@ def _rest(comparison: Comparison) -> Iterator[str]:
     yield from (f"note: not compared: {text} [not-compared]" for text in skipped[:3])
 
 
-def as_json(comparison: Comparison) -> dict[str, Any]:
+def as_json(comparison: MergeResult) -> dict[str, Any]:
     """Return the comparison as data for JSON."""
     return {
         "path": str(comparison.merged.path), "same": comparison.same, "extra": comparison.extra,

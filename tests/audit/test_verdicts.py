@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.audit.merging import Comparison, combined
+from minilora.audit.merging import MergeResult, combined
 from minilora.audit.suspects import (
     RIGHT,
     SKIPPED,
@@ -154,7 +154,7 @@ TOLD = {
 
 def told(lost=(), **found):
     """What is said where a comparison has found this of modules, of other tensors, and so on."""
-    return summarize(Comparison(merged=None, **found), SimpleNamespace(lost=[*lost]))
+    return summarize(MergeResult(merged=None, **found), SimpleNamespace(lost=[*lost]))
 
 
 def text_of(verdict):
@@ -199,7 +199,7 @@ def test_modules_that_the_base_has_not_are_told(lost, verb):
 def test_programs_get_each_number_that_is_one():
     others = {"t": Verdict(SKIPPED, "g", "{rest} of {k}", rest=0.25)}
     module = Verdict(WRONG, "f", "by {k}", 2.0, float("inf"))
-    merger = Comparison(
+    merger = MergeResult(
         merged=SimpleNamespace(path="m"), modules={"p": module}, others=others, same=3, same_vectors=1, vectors={"v"},
         extra=["x"], grown={"g": 1}, renamed="r",
     )  # fmt: skip
