@@ -37,7 +37,7 @@ config = Path("no-alpha", "adapter_config.json")
 config.write_text(config.read_text().replace('"lora_alpha"', '"no_alpha"'))
 with contextlib.redirect_stdout(io.StringIO()) as told:
     main(["audit", "no-alpha"])
-[said] = {said[0] for said in re.finditer("PEFT takes its default, .* or the rank", told.getvalue())}
+[said] = {said[0] for said in re.finditer("PEFT uses its default, .* or the rank", told.getvalue())}
 says(f"another default: {', '.join(sorted(re.findall(r'[0-9]+', said), key=int))}, or the rank")
 shutil.rmtree("no-alpha")
 
@@ -89,7 +89,7 @@ says(
     f"with a factor of 2 (twice): all {linears} modules [factor]",
     f"with a factor of {8**-0.5:.3f} (alpha / r instead of alpha / sqrt(r)): all {linears} modules [factor]",
     f"before being stored as float32: all {linears} modules [rounded-further]",
-    f"not merged: {3 * linears} tensors of a model",  # of each the weight, A and B
+    f"not merged: the folder has {3 * linears} tensors of an unmerged PeftModel",  # of each the weight, A and B
 )
 # What a run beside PEFT printed; tests/peers/test_audit_peers.py repeats it.
 says("at most 2.4 ulp")

@@ -1,4 +1,4 @@
-"""Checks of an adapter's files: is the adapter sound, and does a model apply it? ``minilora audit`` prints the answer.
+"""The audit of an adapter's files: whether it is sound, alone or in a model. ``minilora audit`` prints the report.
 
 `auditing` runs all the checks. `headers` opens an adapter or a model, and `formats` detects which program wrote the
 adapter. The rules are functions that yield `findings`. They check the `keys` of the configuration, the `contents` of

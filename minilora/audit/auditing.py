@@ -1,4 +1,4 @@
-"""The audit itself: it reads an adapter's files, looks its modules up in a model, and reports what is wrong."""
+"""The audit of an adapter, alone or in a model, with its report."""
 
 from __future__ import annotations
 

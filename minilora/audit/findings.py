@@ -1,4 +1,4 @@
-"""The findings of an audit: each has a level, a code, a sentence, and the modules that it is about.
+"""The findings of an audit, with the texts that list their modules.
 
 A rule is a function that yields findings. Each file lists its rules at its end.
 """

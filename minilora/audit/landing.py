@@ -1,4 +1,4 @@
-"""The lookup of an adapter's modules in a model: which weight each one changes, and which ones land nowhere.
+"""The lookup of an adapter's modules in a model, which finds the weight that each one changes.
 
 A path is looked up as it is, and under the names that the same module has in other files of the model:
 

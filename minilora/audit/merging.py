@@ -1,4 +1,4 @@
-"""The comparison of a merged model with its base and an adapter, unit by unit, in one pass over the files.
+"""The comparison of a merged model with its base, unit by unit, in one pass over the files.
 
     right       one valid rounding explains all numbers, and some of them differ from the base's
     base        all numbers are the base's, but should not be

@@ -1,4 +1,4 @@
-"""The verdict on a merged model: a summary of all modules and tensors, and where they are wrong."""
+"""The verdict on a merged model as a whole, from the verdicts on its modules."""
 
 from __future__ import annotations
 
