@@ -1,4 +1,4 @@
-"""Rules that compare the factors' shapes of each module that landed with the model's weight.
+"""Rules that compare the shapes of each module's factors with the weight that it lands on.
 
 The weight of a linear layer is (out, in), or (in, out) if the model stores it that way; of an embedding (V, dim); of a
 convolution (out, in / groups, kernel).

@@ -1,4 +1,4 @@
-"""Rules about each module's numbers: their types, their shapes, their values, the size of the weight's change.
+"""Rules about each module's tensors: their shapes, types and values, plus the size of the weight's change.
 
     |delta W|^2 = s^2 |B A|^2 = s^2 sum of (B^T B) * (A A^T)            two matrices (r, r): delta W is never formed
 
