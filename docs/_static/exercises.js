@@ -98,7 +98,7 @@ const judgeWritten = (() => {
     );
     if (order) {
       const theirs = order.map((place) => names[place]).join(", ");
-      throw new Unusable(`swapped? (${names.join(", ")}) is asked; you returned the shapes of (${theirs})`);
+      throw new Unusable(`swapped? expected (${names.join(", ")}), you returned the shapes of (${theirs})`);
     }
     const must =
       sheet.returns[wrong] + (sheet.returns[wrong][0] === "(" ? `, here ${shapes[names.indexOf(wrong)]}` : "");
@@ -124,7 +124,7 @@ const judgeWritten = (() => {
           return chosen.map(([, hint]) => hint).join("; and ");
       }
     }
-    return `a wrong factor in front: yours is ${Number(ratio.toPrecision(7))} times what it should be`;
+    return `a wrong factor: yours is ${Number(ratio.toPrecision(7))} times the right result`;
   }
 
   function explained(sheet, name, value, data) {
@@ -180,7 +180,7 @@ const judgeWritten = (() => {
     }
     if (problem && (values || !lines.length)) lines.push(lines.length ? `(${problem})` : problem);
     else if (unknown.length && !problem)
-      lines.push(`${unknown.join(" and ")}: the right shape, the wrong values; write out an entry`);
+      lines.push(`${unknown.join(" and ")}: the shape is right, but the values are wrong; write out one entry`);
     return { right: false, says: `Not yet. ${lines.join("\n")}` };
   }
 

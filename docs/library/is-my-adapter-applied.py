@@ -37,7 +37,7 @@ config = Path("no-alpha", "adapter_config.json")
 config.write_text(config.read_text().replace('"lora_alpha"', '"no_alpha"'))
 with contextlib.redirect_stdout(io.StringIO()) as told:
     main(["audit", "no-alpha"])
-[said] = {said[0] for said in re.finditer("PEFT takes its default, .* or the rank", told.getvalue())}
+[said] = {said[0] for said in re.finditer("PEFT uses its default, .* or the rank", told.getvalue())}
 says(f"another default: {', '.join(sorted(re.findall(r'[0-9]+', said), key=int))}, or the rank")
 shutil.rmtree("no-alpha")
 
@@ -76,7 +76,7 @@ holds("E =", E=E, Q=Q, W=W, Delta=delta)
 E, delta = (side[:7, :5].astype(float) for side in added[list(changes.FORMATS).index("NF4")])
 sums = changes.Sums()
 sums.add(E, delta)
-holds(r"\text{kept} =", E=E, Delta=delta, kept=sums.part, noise=sums.noise)
+holds(r"\text{kept} =", E=E, Delta=delta, kept=sums.kept, noise=sums.noise)
 
 # %% 5. Is it merged?
 
@@ -86,10 +86,10 @@ linears = 4 * 7  # of the example's four layers
 says(
     f"({linears} of {linears} modules, float32, at most",
     f"equal to the base: all {linears} modules [not-merged]",
-    f"by the factor 2 (twice): all {linears} modules [factor]",
-    f"by the factor {8**-0.5:.3f} (alpha / r in the place of alpha / sqrt(r)): all {linears} modules [factor]",
-    f"further than float32 explains: all {linears} modules [rounded-further]",
-    f"not merged: {3 * linears} tensors of a model",  # for each layer the weight, A and B
+    f"with a factor of 2 (twice): all {linears} modules [factor]",
+    f"with a factor of {8**-0.5:.3f} (alpha / r instead of alpha / sqrt(r)): all {linears} modules [factor]",
+    f"before being stored as float32: all {linears} modules [rounded-further]",
+    f"not merged: the folder has {3 * linears} tensors of an unmerged PeftModel",  # of each the weight, A and B
 )
 # A run next to PEFT printed this; tests/peers/test_audit_peers.py repeats it.
 says("at most 2.4 ulp")

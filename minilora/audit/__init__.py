@@ -1,9 +1,10 @@
-"""An adapter's files looked at from outside: is it applied, and is it right? ``minilora audit`` prints the answer.
+"""The audit of an adapter's files: whether it is sound, alone or in a model. ``minilora audit`` prints the report.
 
-`auditing` goes through the other files. `headers` opens an adapter or a model, and `formats` says which program wrote
-the adapter. Then come the rules, functions that yield `findings`: of the `keys` of the configuration, the `contents`
-of the file, its `landing` in the model, the `fitting` of shapes, the `numbers`, and the `changes` that merging loses.
+`auditing` runs all the checks. `headers` opens an adapter or a model, and `formats` detects which program wrote the
+adapter. The rules are functions that yield `findings`. They check the `keys` of the configuration, the `contents` of
+the file, where its modules land in the model (`landing`), their shapes (`fitting`), their `numbers`, and what merging
+would lose (`changes`).
 
-A merged model is held against its base by `merging`, in `units`. `roads` has what a right merge may write, `suspects`
-what a wrong weight is, and `verdicts` what is said of the whole.
+`merging` compares a merged model with its base, one of its `units` at a time. `rounding` computes what a correct merge
+may write, `suspects` identifies what a wrong weight contains, and `verdicts` sums up the whole model.
 """

@@ -1,4 +1,4 @@
-"""The audit: an adapter's files read, looked up in a model, and judged; and its report."""
+"""The audit of an adapter, alone or in a model, with its report."""
 
 from __future__ import annotations
 
@@ -19,48 +19,49 @@ from .landing import Landing
 from .numbers import Measured, rms_of
 
 FEW = 12
-"""Modules that the report shows one by one; of more it shows the kinds, and each module with ``--all``."""
+"""The most modules that are shown one by one; if there are more, kinds are shown, or with ``--all`` every module."""
 
 
 def audit(
     adapter: Path, model: Path | None = None, *, merge: bool = False, merged: Path | None = None, progress: bool = False
 ) -> AuditReport:
-    """Look at an adapter, and at the headers of the model that it is for; or at a model that it was merged into.
+    """Check an adapter alone, against the headers of a model, or against a model that it was merged into.
 
     Parameters
     ----------
     adapter : path
-        A folder of PEFT's or of mlx-lm's, a .gguf file, or a safetensors file with the names of PEFT, MLX or kohya.
+        A PEFT or mlx-lm folder, a .gguf file, or a safetensors file with PEFT's, MLX's or kohya's tensor names.
     model : path, optional
-        A folder of Hugging Face's layout, weights alone, or a .gguf file.
+        The base: a Hugging Face folder, only its weights, or a .gguf file.
     merge : bool
-        Whether to read the model's weights, and to say what merging would lose.
+        Whether to read the model's weights and report what merging would lose.
     merged : path, optional
-        A model as `model` is: whether it is `model` with the adapter merged into it is the verdict then.
+        A merged model, in any of the formats of `model`. The verdict is then whether it is `model` with the adapter
+        merged into it.
     progress : bool
-        Whether to show a progress bar on stderr, where that is a terminal.
+        Whether to show a progress bar on stderr if that is a terminal.
 
     Returns
     -------
     AuditReport
-        What was found; ``report.status`` is 0 where the adapter is sound, and 1 where it is not. With `merged` it is
-        0 where the merged model is right, 1 where it is not, and 2 where that cannot be told.
+        The findings. ``report.status`` is 0 if the adapter is sound, and 1 if not. With `merged` it is 0 if the merged
+        model is right, 1 if it is wrong, and 2 if that cannot be decided.
 
     Raises
     ------
     FileRefused
-        If one of the two cannot be looked at.
+        If the adapter or a model cannot be read.
     ValueError
-        If `merge` or `merged` is asked for without a model.
+        If `merge` or `merged` is given without `model`.
     """
     if merge and model is None:
         raise ValueError("--merge needs --model: it compares the change with the weights")
     if merged is not None and model is None:
-        raise ValueError("--merged needs --model, the base: without it a merged weight is not told from a trained one")
+        raise ValueError("--merged needs --model, the base: a merged weight alone looks like a trained one")
     file = formats.open_adapter(adapter)
     landed = None if model is None else landing.land(file, open_model(model))
     if landed is not None:
-        fitting.fit(file, landed)
+        fitting.check_shapes(file, landed)
     read = {path: numbers.read_numbers(module) for path, module in file.modules.items()}
     found: list[Finding] = [*formats.empty(file), *file.findings, *formats.without_config(file)]
     found += (finding for rule in numbers.RULES for finding in rule(file, read))
@@ -77,7 +78,7 @@ def audit(
         found += (finding for rule in changes.RULES for finding in rule(losses))
     comparison = None
     if merged is not None and landed is not None:
-        comparison = merging.judge_merger(file, landed, open_model(merged), progress=progress)
+        comparison = merging.compare_merged(file, landed, open_model(merged), progress=progress)
     name = (merged or file.path).name or str(merged or file.path)
     return AuditReport(
         name, "audit", adapter=file, landing=landed, numbers=read, findings=found,
@@ -87,25 +88,25 @@ def audit(
 
 @dataclass(repr=False)
 class AuditReport(Report):
-    """What an audit found: the findings, what the file is, where it lands, what merging loses, its modules."""
+    """The report of an audit: the findings, the file's format, its modules, where they land, and what merging loses."""
 
     adapter: AdapterFile = field(kw_only=True)
-    numbers: dict[str, Measured] = field(kw_only=True)  # of each module
+    numbers: dict[str, Measured] = field(kw_only=True)  # by module
     findings: list[Finding] = field(kw_only=True)
     kinds: list[Coverage] = field(kw_only=True)
-    landing: Landing | None = None  # in the model, where there is one
-    merged: dict[str, Loss | None] | None = None  # what merging loses, where that was asked for
-    comparison: merging.Merger | None = None  # with a merged model, where there is one
+    landing: Landing | None = None  # None without a model
+    merged: dict[str, Loss | None] | None = None  # what merging loses; None without `merge`
+    comparison: merging.MergeResult | None = None  # None without a merged model
 
     def __post_init__(self) -> None:
-        """Fill in what every report has: the heaviest findings are the diagnoses."""
+        """Fill in the fields of every report: findings that are wrong or suspicious become its diagnoses."""
         self.rms = {path: rms_of(m, self.numbers[path].norm) for path, m in self.adapter.modules.items()}
         self.shares = {path: self._share(path) for path in self.adapter.modules}
         serious, notes = [*self.of(WRONG), *self.of(SUSPICIOUS)], self.of(NOTE)
         if self.comparison is not None and self.landing is not None:
-            told = verdicts.tell(self.comparison, self.landing)
-            self.word, self.text, self.found = told.word, told.text, told.found
-            self.lines += [*told.lines, self._what()]
+            summary = verdicts.summarize(self.comparison, self.landing)
+            self.word, self.text, self.found = summary.word, summary.text, summary.found
+            self.lines += [*summary.lines, self._description()]
             self.lines += [f"the adapter itself: {f.level}: {f.text} [{f.code}]" for f in serious]
         else:
             self._sound(serious, notes)
@@ -123,18 +124,18 @@ class AuditReport(Report):
         self.details |= self._details()
 
     def _sound(self, serious: list[Finding], notes: list[Finding]) -> None:
-        """Say of the adapter alone whether it is sound."""
+        """Fill in the verdict on the adapter itself, without a merged model."""
         self.word = serious[0].level.upper() if serious else "SOUND"
         for finding in serious:
             level = "" if finding.level == serious[0].level else f"{finding.level}: "
             self.found.append(Diagnosis(f"{level}{finding.text}", finding.code, cases=finding.modules))
         if serious:
-            self.lines.append(self._what())
+            self.lines.append(self._description())
         else:
-            self.text = self._what() + (f"; {counted(len(notes), 'note')}" if notes else "")
+            self.text = self._description() + (f"; {counted(len(notes), 'note')}" if notes else "")
 
     def _share(self, path: str) -> float | None:
-        """Return a change's size as a part of the weight's: by pieces of it, or by the whole where that was read."""
+        """Return a change's size relative to the weight's: estimated from pieces, or exact if all of it was read."""
         if self.landing is None:
             return None
         loss = (self.merged or {}).get(path)
@@ -145,11 +146,11 @@ class AuditReport(Report):
         )
 
     def of(self, level: str) -> list[Finding]:
-        """Return the findings of one weight."""
+        """Return the findings of one level."""
         return [finding for finding in self.findings if finding.level == level]
 
-    def _what(self) -> str:
-        """Say what the file is, and how much of it is found in the model."""
+    def _description(self) -> str:
+        """Return a line that describes the file: format, ranks, scaling, size, and how many modules the model has."""
         modules = self.adapter.modules.values()
         types = sorted({m.tensors.dtypes[name] for m in modules for name in m.parts.values()})
         ranks, scalings = (m.rank_in_file for m in modules), (m.scaling for m in modules)
@@ -167,21 +168,21 @@ class AuditReport(Report):
             return [f"modules: {', '.join(f'{kind.name} in {kind.adapted}' for kind in self.kinds) or 'none'}"]
         kinds = ", ".join(f"{kind.name} {kind.adapted} of {kind.total}" for kind in self.kinds)
         fitting, packed = len(self.landing.fitting), len(self.landing.packed)
-        few = f"; {packed} not compared, where the weights are in few bits" if packed else ""
+        few = f"; {packed} not compared, since those weights are quantised" if packed else ""
         lost = [f"not found in the model: {path}" for path in self.landing.lost]
         return [f"modules: {kinds}", *lost, f"shapes: {fitting} fit{few}"]
 
     def _merge(self) -> list[str]:
         if self.merged is None:
             return []
-        lines = ["merging: of the change, the part that is kept along its direction, and the noise beside it"]
+        lines = ["merging: the share of the change that is kept, plus the noise that is added, relative to the change"]
         lines += [f"  {name:9} {self._sums(name, self.merged)}" for name in FORMATS]
         skipped = sum(loss is None for loss in self.merged.values())
-        lines += [f"  not looked at, in few bits or of another shape: {counted(skipped, 'module')}"] if skipped else []
+        lines += [f"  not checked, quantised or of another shape: {counted(skipped, 'module')}"] if skipped else []
         return lines
 
     def _sums(self, name: str, paths: Iterable[str]) -> Sums:
-        """Return what merging some modules in one format loses."""
+        """Return the summed losses of merging some modules in one format."""
         sums, losses = Sums(), ((self.merged or {}).get(path) for path in paths)
         for loss in losses:
             if loss is not None and name in loss.formats:
@@ -189,14 +190,14 @@ class AuditReport(Report):
         return sums
 
     def _table(self, groups: Iterable[list[str]]) -> list[str]:
-        """Return a line for each group of modules, below a head: a module, or all modules of a kind."""
+        """Return a table with a row for each group of modules: one module, or all modules of a kind."""
         rows = [["module", "kind", "out x in", "rank", "scaling", "|delta W|", "RMS"]]
         rows[0] += ["/ W's RMS"] if self.landing is not None else []
         rows[0] += [] if self.merged is None else [*FORMATS]
         for paths in groups:
             modules = [self.adapter.modules[path] for path in paths]
             first = paths[0] if len(paths) == 1 else f"{kind_of(paths[0])} in {len(paths)}"
-            row = [first, _one({_kind(m) for m in modules}), _one({_sides(m) for m in modules})]
+            row = [first, _common({_kind(m) for m in modules}), _common({_shape_text(m) for m in modules})]
             row += [_range(m.rank_in_file for m in modules) or "-", _range(m.scaling for m in modules) or "-"]
             row += [_range(self.numbers[path].norm for path in paths) or "-"]
             row += [_range((self.rms[path] for path in paths), "{:.2g}") or "-"]
@@ -216,12 +217,12 @@ class AuditReport(Report):
             "findings": [vars(finding) | {"modules": list(finding.modules)} for finding in self.findings],
             "kinds": [{"kind": k.name, "adapted": k.adapted, "total": k.total if landed else None} for k in self.kinds],
             "modules": [self._module(path, module) for path, module in adapter.modules.items()],
-            "merged": None if self.comparison is None else verdicts.for_programs(self.comparison),
+            "merged": None if self.comparison is None else verdicts.as_json(self.comparison),
         }  # fmt: skip
 
     def _module(self, path: str, m: Module) -> dict[str, Any]:
         norm, loss, landed = self.numbers[path].norm, (self.merged or {}).get(path), self.landing
-        lost = {name: {"kept": sums.part, "noise": sums.noise} for name, sums in (loss.formats if loss else {}).items()}
+        lost = {name: {"kept": sums.kept, "noise": sums.noise} for name, sums in (loss.formats if loss else {}).items()}
         return {
             "module": path, "kind": m.kind, "experts": m.experts, "shape": list(m.widths) if m.widths else None,
             "rank": m.rank_in_file, "alpha": m.alpha, "scaling": m.scaling,
@@ -238,17 +239,17 @@ def _kind(module: Module) -> str:
     return module.kind + (" DoRA" if "magnitude" in module.parts else "")
 
 
-def _sides(module: Module) -> str:
+def _shape_text(module: Module) -> str:
     return " x ".join(map(str, module.widths)) if module.widths else "-"
 
 
-def _one(texts: set[str]) -> str:
-    """Return what all modules of a group have."""
+def _common(texts: set[str]) -> str:
+    """Return the text that all modules of a group share, or "several"."""
     return texts.pop() if len(texts) == 1 else "several"
 
 
 def _range(values: Iterable[float | None], form: str = "{:.4g}") -> str:
-    """Return one value, or the smallest and the largest of several; nothing where none is known."""
+    """Return the only value, or the smallest and the largest; "" if none is known."""
     known = sorted({value for value in values if value is not None})
     ends = known if len(known) < 2 else [known[0], known[-1]]
     return " to ".join(form.format(value) for value in ends)

@@ -1,10 +1,10 @@
-"""Whether a file has what its configuration names, and nothing else: modules, magnitudes, biases, weights in full.
+"""Rules that compare a file's tensors with its configuration: modules, magnitudes, biases, fully trained weights.
 
-PEFT adapts what `target_modules` names and passes over tensors of anything else, without a word. So both are told: the
-tensors that it would not load, and what it names and the file lacks.
+PEFT adapts what `target_modules` names and silently ignores the tensors of any other module. So the rules report both
+directions: tensors that PEFT would not load, and modules that the configuration names but the file lacks.
 
-A kind of module is the last part of a path, "q_proj"; those of a mixture's experts, of its shared expert, and of the
-part that sees are counted apart.
+A kind of module is the last part of its path, such as "q_proj". The kinds of a mixture's experts, of its shared expert,
+and of a vision encoder are counted separately.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from ..files.patterns import compiled, first_matches, left_out, within_time
 from ..files.placement import MULTIMODAL
 from ..texts import FileRefused, named, reading, short
-from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted, found, some
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, about, counted, listed
 from .formats import TOKENS
 from .headers import AdapterFile, ModelHeaders
 from .landing import BODY, CONVERTED, EXPERT, Landing, to_adapter
@@ -34,7 +34,7 @@ EMBEDDINGS = (
 
 @dataclass(frozen=True)
 class Coverage:
-    """How many modules of one kind the model has, and how many of them the adapter changes."""
+    """The number of modules of one kind that the model has, and of those that the adapter changes."""
 
     name: str
     adapted: int
@@ -42,7 +42,7 @@ class Coverage:
 
 
 def kind_of(path: str) -> str:
-    """Return what a module is counted as."""
+    """Return the kind that a module is counted under."""
     last = path.rpartition(".")[2]
     if EXPERT.search(path):
         return f"experts' {last}"
@@ -52,20 +52,20 @@ def kind_of(path: str) -> str:
 
 
 def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
-    """Return for each kind of module how many the adapter has, of how many; experts count once for each layer."""
+    """Return the coverage of each kind of module; all experts of a layer count as one."""
     adapted: dict[str, set[str]] = {}
     if landing is None:
         for path in adapter.modules:
-            adapted.setdefault(kind_of(path), set()).add(_once(path))
+            adapted.setdefault(kind_of(path), set()).add(_layer_of(path))
         return [Coverage(name, len(paths), 0) for name, paths in adapted.items()]
     total: dict[str, set[str]] = {}
     for path in landing.model.paths:
         if BODY.search(path) or path.rpartition(".")[2] in EMBEDDINGS:
-            total.setdefault(kind_of(path), set()).add(_once(path))
+            total.setdefault(kind_of(path), set()).add(_layer_of(path))
     wrong = {path for path, (level, *_) in landing.misnamed.items() if level == WRONG}
     for own, path in landing.places.items():
         for kind in _kinds(path, total) if own not in wrong else ():
-            adapted.setdefault(kind, set()).add(_once(path))
+            adapted.setdefault(kind, set()).add(_layer_of(path))
     kinds = [
         Coverage(name, len(adapted.get(name, ())), len(total.get(name, adapted.get(name, ()))))
         for name in {**total, **adapted}
@@ -74,7 +74,7 @@ def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
 
 
 def _kinds(path: str, total: Mapping[str, Any]) -> list[str]:
-    """Return the kinds of the model's that a module of the adapter changes: gate_up_proj may be stored as two."""
+    """Return the model's kinds that a module changes: the model may store gate_up_proj as two modules."""
     kind = kind_of(path)
     if kind in total:
         return [kind]
@@ -82,8 +82,8 @@ def _kinds(path: str, total: Mapping[str, Any]) -> list[str]:
     return [name for part in parts.get(kind, ()) if (name := f"experts' {part}") in total] or [kind]
 
 
-def _once(path: str) -> str:
-    """Return a name that all experts of a layer share."""
+def _layer_of(path: str) -> str:
+    """Return a path without the expert's number, which all experts of a layer share."""
     return EXPERT.sub(".experts.", path.rpartition(".")[0] + ".")
 
 
@@ -91,80 +91,80 @@ def _once(path: str) -> str:
 
 
 def magnitudes(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find DoRA's magnitudes where the configuration says that there are none, or the other way round."""
+    """Find magnitudes that the configuration does not announce, and magnitudes that are missing."""
     dora, modules = adapter.get("use_dora") is True, adapter.modules.values()
     lacking = [m.path for m in modules if "magnitude" not in m.parts and m.kind != "experts"]
     having = [m.path for m in modules if "magnitude" in m.parts]
-    text = "use_dora is true, and there is no lora_magnitude_vector of {names}"
-    yield from found(WRONG, "magnitude-missing", text, lacking if dora else ())
-    text = "use_dora is not true, so PEFT passes over the lora_magnitude_vector of {names}"
-    yield from found(WRONG, "magnitude-ignored", text, having if not dora else ())
+    text = "use_dora is true, but the file has no lora_magnitude_vector for {names}"
+    yield from about(WRONG, "magnitude-missing", text, lacking if dora else ())
+    text = "use_dora is not true, so PEFT ignores the lora_magnitude_vector of {names}"
+    yield from about(WRONG, "magnitude-ignored", text, having if not dora else ())
 
 
 def adapter_biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find biases of the adapter's own where the configuration says that there are none, or the other way round."""
-    said = adapter.get("lora_bias") is True
+    """Find biases of lora_B that the configuration does not announce, and biases that are missing."""
+    setting = adapter.get("lora_bias") is True
     linear = [m.path for m in adapter.modules.values() if m.kind == "linear" and "bias" not in m.parts]
     having = [m.path for m in adapter.modules.values() if "bias" in m.parts]
-    text = "lora_bias is true, and there is no lora_B.bias of {names}"
-    yield from found(WRONG, "bias-missing", text, linear if said else ())
-    text = "lora_bias is not true, so PEFT passes over the lora_B.bias of {names}"
-    yield from found(WRONG, "bias-ignored", text, having if not said else ())
+    text = "lora_bias is true, but the file has no lora_B.bias for {names}"
+    yield from about(WRONG, "bias-missing", text, linear if setting else ())
+    text = "lora_bias is not true, so PEFT ignores the lora_B.bias of {names}"
+    yield from about(WRONG, "bias-ignored", text, having if not setting else ())
 
 
-# --- what was trained in full ---
+# --- fully trained weights ---
 
 
 def saved(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find modules that modules_to_save names and the file lacks, and whole weights that stand in the file."""
+    """Find modules that modules_to_save names but the file lacks, and full weights that are in the file."""
     wanted = adapter.get("modules_to_save", [])
     in_model = landing.model.modules if landing is not None else ()
-    missing = [name for name in wanted if not any(_is_of(path, name) for path in adapter.saved)]
-    # PEFT names the heads that any classifier may have, "classifier" and "score"; each model has one of them.
-    lost = [n for n in missing if len(missing) == len(wanted) or any(_is_of(f"{p}.", n) for p in in_model)]
-    text = "modules_to_save names {names}, and the file has no tensor of it: what was trained is lost"
-    yield from found(WRONG, "saved-missing", text, lost)
+    missing = [name for name in wanted if not any(_belongs_to(path, name) for path in adapter.saved)]
+    # PEFT names both heads that a classifier may have, "classifier" and "score"; each model has only one of them.
+    lost = [n for n in missing if len(missing) == len(wanted) or any(_belongs_to(f"{p}.", n) for p in in_model)]
+    text = "modules_to_save names {names}, but the file has no tensor for it: that training is lost"
+    yield from about(WRONG, "saved-missing", text, lost)
     weights = [path for path in adapter.saved if path.endswith(".weight") and not _is_token(path)]
-    others = [path.removesuffix(".weight") for path in weights if not any(_is_of(path, name) for name in wanted)]
+    others = [path.removesuffix(".weight") for path in weights if not any(_belongs_to(path, name) for name in wanted)]
     ends = ("embed_tokens", "lm_head", "wte", "score")
     text = (
-        "{names} stands beside the adapter as a whole, as PEFT saves it where the vocabulary was resized or an "
-        "embedding adapted: a reader must take it in the place of the base's"
+        "the file has the full weight of {names}, which PEFT saves if the vocabulary was resized or an embedding "
+        "adapted: a reader must use it instead of the base's"
     )
-    yield from found(NOTE, "embeddings-beside", text, [p for p in others if p.rpartition(".")[2] in ends])
+    yield from about(NOTE, "embeddings-beside", text, [p for p in others if p.rpartition(".")[2] in ends])
     if there := [name for name in wanted if name not in missing]:
-        text = f"trained in full (modules_to_save): {some(there)}; a reader of factors alone leaves it out"
+        text = f"fully trained (modules_to_save): {listed(there)}; a reader that loads only the factors drops it"
         yield Finding(NOTE, "modules-to-save", text, tuple(wanted))
-    text = "modules_to_save does not name {names}, whose whole weight is in the file: PEFT passes over it"
-    yield from found(WRONG, "saved-ignored", text, [p for p in others if p.rpartition(".")[2] not in ends])
+    text = "modules_to_save does not name {names}, whose full weight is in the file: PEFT ignores it"
+    yield from about(WRONG, "saved-ignored", text, [p for p in others if p.rpartition(".")[2] not in ends])
 
 
 def tokens(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find rows of an embedding that were trained in full."""
+    """Find fully trained rows of an embedding."""
     there = [path for path in adapter.saved if _is_token(path)]
-    text = "trained rows of an embedding (trainable_token_indices): {names}; few readers take them"
-    yield from found(NOTE, "token-rows", text, there)
+    text = "trained rows of an embedding (trainable_token_indices): {names}; few readers support them"
+    yield from about(NOTE, "token-rows", text, there)
     if adapter.get("trainable_token_indices") and not there:
-        text = "trainable_token_indices names rows of an embedding, and the file has none: what was trained is lost"
+        text = "trainable_token_indices names rows of an embedding, but the file has none: that training is lost"
         yield Finding(WRONG, "token-rows-missing", text)
 
 
 def biases(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find trained biases of the model where the configuration says that there are none, or the other way round."""
-    wanted, said = adapter.get("modules_to_save", []), adapter.get("bias", "none")
+    """Find trained biases of the base that the configuration does not announce, and biases that are missing."""
+    wanted, setting = adapter.get("modules_to_save", []), adapter.get("bias", "none")
     having = [path for path in adapter.saved if path.endswith(".bias")]
-    if said == "none":
-        strange = [path for path in having if not any(_is_of(path, name) for name in wanted)]
-        text = 'bias is "none", so PEFT passes over the trained biases of the file: {names}'
-        yield from found(WRONG, "trained-bias-ignored", text, strange, "tensor")
-    if said in ("all", "lora_only") and landing is not None and not having:
+    if setting == "none":
+        strange = [path for path in having if not any(_belongs_to(path, name) for name in wanted)]
+        text = 'bias is "none", so PEFT ignores the trained biases in the file: {names}'
+        yield from about(WRONG, "trained-bias-ignored", text, strange, "tensor")
+    if setting in ("all", "lora_only") and landing is not None and not having:
         lost = [path for path in landing.places.values() if landing.model.bias(path) is not None]
-        text = "bias is {said!r}, and what was trained is lost: the file has none of {names}"
-        yield from found(WRONG, "trained-bias-missing", text, lost, said=said)
+        text = "bias is {setting!r}, but the file has no bias for {names}: that training is lost"
+        yield from about(WRONG, "trained-bias-missing", text, lost, setting=setting)
 
 
-def _is_of(tensor: str, name: str) -> bool:
-    """Return whether modules_to_save names a tensor's module: any end of its path, as PEFT has it."""
+def _belongs_to(tensor: str, name: str) -> bool:
+    """Return whether a name in modules_to_save covers a tensor: PEFT accepts it anywhere in the path."""
     return f"{name}." in tensor
 
 
@@ -176,7 +176,7 @@ def _is_token(path: str) -> bool:
 
 
 def are_targets(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
-    """Return of each path whether PEFT would put an adapter there, as its `check_target_module_exists` has it."""
+    """Return for each path whether PEFT would adapt that module, by the rules of its `check_target_module_exists`."""
     keys = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
     targets, excludes, layers, pattern = (config.get(key) for key in keys)
     linear = [path.rpartition(".")[2] not in EMBEDDINGS for path in paths]
@@ -188,79 +188,79 @@ def are_targets(config: Mapping[str, Any], paths: list[str]) -> list[bool]:
 
 
 def _are_whole(names: Iterable[str], paths: list[str]) -> list[bool]:
-    """Return of each path whether `modules_to_save` names it, or what it is in."""
-    words = {name for name in names if name.isidentifier()}  # most names are: a set of them is fast
+    """Return for each path whether `modules_to_save` names the module or one that contains it."""
+    words = {name for name in names if name.isidentifier()}  # most names need no pattern, and a set is fast
     patterns = [compiled(rf"(^|.*\.){name}($|\..*)", name) for name in names if name not in words]
     return [not words.isdisjoint(path.split(".")) or any(p.match(path) for p in patterns) for path in paths]
 
 
 def by_targets(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find what `OF_TARGETS` find, whose expressions may be none or run for too long."""
+    """Apply the rules in `TARGET_RULES`; report expressions that are invalid or run for too long."""
     assert adapter.config is not None
     assert adapter.config_path is not None
     if not adapter.get("target_modules") and not adapter.get("target_parameters"):
-        text = "there is no target_modules: PEFT takes its default of the kind of model"
-        yield from found(SUSPICIOUS, "targets-missing", text, adapter.modules)
+        text = "target_modules is missing: PEFT uses its default for the architecture"
+        yield from about(SUSPICIOUS, "targets-missing", text, adapter.modules)
         return
     try:
         with reading(adapter.config_path), within_time():
-            findings = [finding for rule in OF_TARGETS for finding in rule(adapter, adapter.config, landing)]
+            findings = [finding for rule in TARGET_RULES for finding in rule(adapter, adapter.config, landing)]
     except FileRefused as error:
         findings = [Finding(WRONG, "targets-not-read", str(error))]
     yield from findings
 
 
 def no_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
-    """Find modules that have tensors, and are no targets."""
+    """Find modules that have tensors but are not targets."""
     own = [path for path, module in adapter.modules.items() if module.kind != "experts"]
     targets = config.get("target_modules")
     strangers = [path for path, is_target in zip(own, are_targets(config, own), strict=True) if not is_target]
     why = ""
     if isinstance(targets, str) and "," in targets:
-        why = ", where a string is one regular expression and no list"
+        why = ", since a string is a regular expression, not a list"
     elif any(_are_whole(config.get("modules_to_save") or [], strangers)):
-        why = ", for what modules_to_save names is no target"
-    text = "PEFT passes over tensors that target_modules ({targets}) does not name{why}: {names}"
-    yield from found(WRONG, "not-a-target", text, strangers, targets=short(targets, 80), why=why)
+        why = ", since a module in modules_to_save is not a target"
+    text = "PEFT ignores tensors that target_modules ({targets}) does not name{why}: {names}"
+    yield from about(WRONG, "not-a-target", text, strangers, targets=short(targets, 80), why=why)
 
 
 def idle_patterns(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
-    """Find keys of patterns that match no module."""
+    """Find keys of rank_pattern and alpha_pattern that match no module."""
     paths = list(adapter.modules)
     for name in ("rank_pattern", "alpha_pattern"):
         table = config.get(name) or {}
         with named(name):
             idle = [key for key in table if key not in paths and not any(n == 0 for n in first_matches([key], paths))]
-        level = SUSPICIOUS if len(idle) == len(table) else NOTE  # a list for many models may have keys of others
-        text = f"{name}: {{names}} matches no module of the adapter, so it says nothing"
-        yield from found(level, f"{name.replace('_', '-')}-idle", text, idle, "key")
+        level = SUSPICIOUS if len(idle) == len(table) else NOTE  # a table for several models may have keys of others
+        text = f"{name}: no module of the adapter matches {{names}}"
+        yield from about(level, f"{name.replace('_', '-')}-idle", text, idle, "key")
 
 
 def missing_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
-    """Find modules of the model that target_modules names and the file lacks."""
+    """Find modules of the model that target_modules names but the file lacks."""
     if landing is None or not landing.places:
         return
     in_model = [path for path in landing.model.modules if _can_have_adapter(path, adapter, landing.model)]
     are = are_targets(config, [*map(to_adapter(landing), in_model)])
     places = {*landing.places.values()}
     lacking = [path for path, is_target in zip(in_model, are, strict=True) if is_target and path not in places]
-    if config.get("target_modules") == "all-linear":  # of the rest it is not known what is a linear layer
+    if config.get("target_modules") == "all-linear":  # the files do not tell which other modules are linear layers
         kinds = {kind_of(path) for path in places}
         lacking = [path for path in lacking if kind_of(path) in kinds]
     if all(MULTIMODAL.search(path) for path in lacking) and not any(MULTIMODAL.search(path) for path in places):
-        text = "target_modules also names {count} of the part that sees, which have no adapter"
-        yield from found(NOTE, "target-missing-in-vision", text, lacking)
+        text = "target_modules also names {count} of the vision encoder without tensors in the file"
+        yield from about(NOTE, "target-missing-in-vision", text, lacking)
         return
-    kinds_of_it = ", ".join(f"{kind} in {count}" for kind, count in Counter(map(kind_of, lacking)).items())
-    text = "target_modules names {count} of the model of which the file has no tensors ({kinds}): {names}"
-    yield from found(SUSPICIOUS, "target-missing", text, lacking, kinds=kinds_of_it)
+    shown_kinds = ", ".join(f"{kind} in {count}" for kind, count in Counter(map(kind_of, lacking)).items())
+    text = "target_modules names {count} of the model without tensors in the file ({kinds}): {names}"
+    yield from about(SUSPICIOUS, "target-missing", text, lacking, kinds=shown_kinds)
 
 
 def _can_have_adapter(path: str, adapter: AdapterFile, model: ModelHeaders) -> bool:
-    """Return whether a module is one that PEFT would see: experts are arrays there, and some layers are not built."""
+    """Return whether PEFT would find this module: in transformers experts are arrays, and some layers are not built."""
     if EXPERT.search(path) and not any(re.search(r"\.experts\.\d+\.", own) for own in adapter.modules):
         return False
-    if path.startswith("mtp."):  # which transformers does not build
+    if path.startswith("mtp."):  # transformers does not build these
         return False
     if (last := path.rpartition(".")[2]) in ("gate", "router"):
         return any(own.rpartition(".")[2] == last for own in adapter.modules)
@@ -271,90 +271,90 @@ def _can_have_adapter(path: str, adapter: AdapterFile, model: ModelHeaders) -> b
 
 
 def missing_arrays(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
-    """Find arrays that target_parameters names and the file lacks, and a mixture that nothing changes."""
+    """Find arrays that target_parameters names but the file lacks, and mixtures whose experts are not adapted."""
     if landing is None:
         return
     names = config.get("target_parameters") or []
     having = [path for path, module in adapter.modules.items() if module.kind == "experts"]
     idle = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in having)]
-    text = "the experts are not adapted: target_parameters names {names}, and the file has no tensors of it"
-    yield from found(WRONG, "target-parameters-missing", text, idle, "array")
+    text = "the experts are not adapted: target_parameters names {names}, but the file has no tensors for it"
+    yield from about(WRONG, "target-parameters-missing", text, idle, "array")
     mixtures = any(EXPERT.search(path) for path in landing.model.paths)
     if mixtures and not names and not any(EXPERT.search(path) for path in adapter.modules):
         shared = any("shared_expert" in path for path in adapter.modules)
-        alone = ": of the MLPs the shared expert alone" if shared else ""
-        text = f"the model has experts, and the adapter changes none of them{alone}"
+        only = ", only the shared expert" if shared else ""
+        text = f"the model has experts, but the adapter changes none of them{only}"
         yield Finding(NOTE, "experts-untouched", text)
 
 
 def taken_for_experts(adapter: AdapterFile, config: Mapping[str, Any], landing: Landing | None) -> Iterator[Finding]:
-    """Find layers of dense MLPs and of shared experts that PEFT loses, since they are named as the experts' are."""
+    """Find layers of dense MLPs and shared experts that PEFT loses because it mistakes them for experts' layers."""
     kind = landing.model.config.get("model_type") if landing is not None else None
     if kind not in CONVERTED:
         return
     modules = [path for path, module in adapter.modules.items() if module.kind != "experts" and _is_of_mlp(path)]
     lost = [path for path, is_target in zip(modules, are_targets(config, modules), strict=True) if is_target]
     text = (
-        "PEFT 0.21.2 over transformers 5 takes gate_proj, up_proj and down_proj of a {kind} for the experts', and "
-        "loses the update of {names}, or refuses it where gate_proj comes without up_proj: it is read where "
-        "target_parameters has {weight} and so on, and target_modules none of them"
+        "PEFT 0.21.2 with transformers 5 mistakes gate_proj, up_proj and down_proj of a {kind} for the experts', and "
+        "loses the update of {names}, or refuses gate_proj without up_proj: to have it read, name {weight} and so on "
+        "in target_parameters instead of target_modules"
     )
     weight = short(f"{lost[0]}.weight") if lost else ""
-    yield from found(WRONG, "dense-taken-for-experts", text, lost, kind=kind, weight=weight)
+    yield from about(WRONG, "dense-taken-for-experts", text, lost, kind=kind, weight=weight)
 
 
 def _is_of_mlp(path: str) -> bool:
-    """Return whether a module has the name of an expert's layer, and is none."""
+    """Return whether a module is named like an expert's layer but is none."""
     return path.rpartition(".")[2] in ("gate_proj", "up_proj", "down_proj") and not EXPERT.search(path)
 
 
-OF_TARGETS = (no_targets, idle_patterns, missing_targets, missing_arrays, taken_for_experts)
+TARGET_RULES = (no_targets, idle_patterns, missing_targets, missing_arrays, taken_for_experts)
 
 
-# --- of other formats than PEFT's ---
+# --- formats other than PEFT's ---
 
 
 def mlx_magnitudes(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find DoRA's magnitudes where mlx-lm's configuration says that there are none, or the other way round."""
+    """Find magnitudes that mlx-lm's configuration does not announce, and magnitudes that are missing."""
     kind, modules = adapter.get("fine_tune_type"), adapter.modules.values()
     lacking = [m.path for m in modules if "magnitude" not in m.parts]
     having = [m.path for m in modules if "magnitude" in m.parts]
-    text = "fine_tune_type is 'dora', and there is no m of {names}"
-    yield from found(WRONG, "magnitude-missing", text, lacking if kind == "dora" else ())
-    text = "fine_tune_type is 'lora', so mlx-lm passes over the m of {names}"
-    yield from found(WRONG, "magnitude-ignored", text, having if kind == "lora" else ())
+    text = "fine_tune_type is 'dora', but the file has no m for {names}"
+    yield from about(WRONG, "magnitude-missing", text, lacking if kind == "dora" else ())
+    text = "fine_tune_type is 'lora', so mlx-lm ignores the m of {names}"
+    yield from about(WRONG, "magnitude-ignored", text, having if kind == "lora" else ())
 
 
 def missing_keys(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find modules that mlx-lm's `keys` name, in the layers that have adapters, and the file lacks."""
+    """Find modules that mlx-lm's `keys` name, in layers that have adapters, but the file lacks."""
     keys = adapter.get("lora_parameters", {}).get("keys")
     keys = [key for key in keys if isinstance(key, str)] if isinstance(keys, list) else []
     expected = [f"layers.{n}.{key}" for n in _layers(adapter) for key in keys]
     having = {path[path.find("layers.") :] for path in adapter.modules}
-    text = "lora_parameters.keys names {count} of which there are no tensors: {names}"
-    yield from found(SUSPICIOUS, "target-missing", text, [name for name in expected if name not in having])
+    text = "lora_parameters.keys names {count} without tensors in the file: {names}"
+    yield from about(SUSPICIOUS, "target-missing", text, [name for name in expected if name not in having])
 
 
 def number_of_layers(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find another number of layers with adapters than mlx-lm's `num_layers`, which counts from the last."""
+    """Find adapters in more or fewer layers than mlx-lm's `num_layers`, which counts from the last layer."""
     wanted, layers = adapter.get("num_layers"), _layers(adapter)
     if landing is None or type(wanted) is not int or wanted <= 0 or not layers:
         return
     depth = 1 + max((int(n) for path in landing.model.modules for n in BODY.findall(path)), default=-1)
-    said = f"num_layers is {wanted}, and there are adapters in"
+    start = f"num_layers is {wanted}, but the file has adapters in"
     if len(layers) < min(wanted, depth):
-        yield Finding(SUSPICIOUS, "layers-missing", f"{said} {counted(len(layers), 'layer')}")
+        yield Finding(SUSPICIOUS, "layers-missing", f"{start} {counted(len(layers), 'layer')}")
     elif len(layers) > wanted:
-        yield Finding(SUSPICIOUS, "layers-ignored", f"{said} {len(layers)}: mlx-lm passes over the others")
+        yield Finding(SUSPICIOUS, "layers-ignored", f"{start} {len(layers)} layers: mlx-lm ignores the others")
 
 
 def _layers(adapter: AdapterFile) -> list[int]:
-    """Return the numbers of the layers that have adapters."""
+    """Return the indices of the layers that have adapters, in order."""
     return sorted({int(n) for path in adapter.modules for n in BODY.findall(path)})
 
 
 def gaps(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
-    """Find kinds of modules of which a layer between two others is missing."""
+    """Find modules without tensors between two layers that have tensors for the same kind."""
     if landing is None:
         return
     order: dict[str, list[str]] = {}
@@ -367,15 +367,15 @@ def gaps(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
         present = [i for i, path in enumerate(paths) if path in places]
         if len(present) * 2 > len(paths):
             lacking += [path for path in paths[present[0] : present[-1]] if path not in places]
-    text = "{count} between others of its kind without tensors: {names}"
-    yield from found(SUSPICIOUS, "target-missing", text, lacking)
+    text = "{count} without tensors between adapted layers: {names}"
+    yield from about(SUSPICIOUS, "target-missing", text, lacking)
 
 
-OF_PEFT = (magnitudes, adapter_biases, saved, tokens, biases, by_targets)
-OF_MLX = (mlx_magnitudes, missing_keys, number_of_layers, gaps)
-OF_OTHERS = (gaps,)
+PEFT_RULES = (magnitudes, adapter_biases, saved, tokens, biases, by_targets)
+MLX_RULES = (mlx_magnitudes, missing_keys, number_of_layers, gaps)
+OTHER_RULES = (gaps,)
 
 
 def rules_of(adapter: AdapterFile) -> tuple[Rule, ...]:
-    """Return the rules of an adapter's format."""
-    return OF_PEFT if adapter.is_peft else OF_MLX if "MLX" in adapter.format else OF_OTHERS
+    """Return the rules for an adapter's format."""
+    return PEFT_RULES if adapter.is_peft else MLX_RULES if "MLX" in adapter.format else OTHER_RULES

@@ -1,16 +1,16 @@
-"""The formats of adapters: which one a file has, what the names of its tensors mean, and what the scaling is.
+"""Readers of each adapter format: they map tensor names to modules and factors, with their scaling.
 
-    format   the names of A, B                                           the scaling s
+    format   names of A and B                                            the scaling s
     PEFT     base_model.model.PATH.lora_A.weight (r, in), .lora_B        alpha / r, or alpha / sqrt(r) with use_rslora
     MLX      PATH.lora_a (in, r), .lora_b: transposed                    scale
     kohya    lora_unet_PATH_WITH_UNDERSCORES.lora_down.weight, .lora_up  alpha / r, an alpha for each module
     GGUF     blk.0.attn_q.weight.lora_a (r, in), .lora_b                 adapter.lora.alpha / r
 
-A reader takes what it can, and says what is wrong with the rest: unlike `minilora.load_adapter`, which refuses the
-whole. A name that PEFT would pass over is read all the same, and said to be wrong: PEFT itself reports it to nobody.
+A reader loads what it can and reports what is wrong with the rest, unlike `minilora.load_adapter`, which refuses the
+whole file. It also reads tensors that PEFT would silently ignore, and reports them as wrong.
 
-Of kohya's, the model's names tell which dots of a path became underscores. LoHa, LoKr and their like are no two
-factors, and are refused.
+For kohya's names, the model's own names show which underscores of a path were dots. LoHa, LoKr and similar methods do
+not consist of two factors, and are refused.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from ..files.peft import CONFIG_NAME, PREFIX, WEIGHTS_NAME, by_pattern, natural
 from ..language.files.gguf import from_gguf
 from ..texts import FileRefused, hub_hint, reading, short
 from ..variants.scaling import scaling
-from .findings import NOTE, SUSPICIOUS, WRONG, Finding, found
+from .findings import NOTE, SUSPICIOUS, WRONG, Finding, about
 from .headers import AdapterFile, Module, Tensors, open_tensors
 
 MLX_NAME = "adapters.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 NO_PICKLE = "a pickle, which can run code when it is read: save it as safetensors"
-MOST_LETTERS, MOST_NAMES = 1000, 1000
-"""Letters of a tensor's name, and entries of a list of names in a configuration that are looked up one by one."""
-METADATA = "lora_adapter_metadata"
-"""Where diffusers keeps a configuration, in the header of the tensors' file."""
+MAX_LENGTH, MAX_ENTRIES = 1000, 1000
+"""The longest name of a tensor, and the longest list in a configuration, that is accepted."""
+METADATA_KEY = "lora_adapter_metadata"
+"""The key under which diffusers stores a configuration in a safetensors file's metadata."""
 
 
 def open_adapter(path: Path) -> AdapterFile:
-    """Return an adapter, of which the headers alone have been read; what is damaged, or no LoRA, is refused."""
+    """Open an adapter, reading only headers; refuse a file that is damaged or not a LoRA."""
     file = _file(path) if os.path.isdir(path) else path
     if file.suffix in PICKLES:
         raise FileRefused(file, NO_PICKLE)
     tensors = open_tensors(file)
-    if (longest := max(tensors.shapes, key=len, default="")) and len(longest) > MOST_LETTERS:
-        raise FileRefused(file, f"the name {short(longest)} has {len(longest):,} letters: no module has such a path")
+    if (longest := max(tensors.shapes, key=len, default="")) and len(longest) > MAX_LENGTH:
+        raise FileRefused(file, f"{short(longest)} has {len(longest):,} characters, expected at most {MAX_LENGTH:,}")
     if tensors.weights is None:
         return _read_gguf(file, tensors)
-    _refuse_other_kinds(file, tensors.shapes)
+    _refuse_other_methods(file, tensors.shapes)
     config_path: Path = file.parent / CONFIG_NAME
     config = read_json(config_path) if os.path.exists(config_path) else None
     for opened in tensors.weights.files:
@@ -66,17 +66,16 @@ def open_adapter(path: Path) -> AdapterFile:
     elif any("lora_down" in name or "lora_up" in name or ".lora.down" in name for name in tensors.shapes):
         return _read_kohya(path, tensors)
     else:
-        if config is None and (config := _in_metadata(tensors.notes)) is not None:
+        if config is None and (config := _in_metadata(tensors.metadata)) is not None:
             config_path, (config, findings) = file, _typed(file, config)
         elif config is not None and config.get("peft_type") not in (None, "LORA"):
-            what = f"peft_type is {short(config['peft_type'])}, which is no LoRA: it is not looked at"
-            raise FileRefused(config_path, what)
+            raise FileRefused(config_path, f"peft_type is {short(config['peft_type'])}, expected 'LORA'")
         adapter = _read_peft(path, tensors, config, config_path)
     return replace(adapter, findings=(*adapter.findings, *findings))
 
 
 def _file(folder: Path) -> Path:
-    """Return the file of a folder that holds the adapter's tensors."""
+    """Return the file in a folder that contains the adapter's tensors."""
     for name in (WEIGHTS_NAME, f"{WEIGHTS_NAME}.index.json", MLX_NAME):
         if os.path.exists(folder / name):
             return folder / name
@@ -88,7 +87,7 @@ def _file(folder: Path) -> Path:
         return files[0]
     names = ", ".join(short(file.name) for file in files[:5]) or "none of these"
     if below := [config.parent.name for config in sorted(folder.glob(f"*/{CONFIG_NAME}"))[:5]]:
-        names += f", and its folder {', '.join(map(short, below))} holds one"
+        names += f", but there is one in its folder {', '.join(map(short, below))}"
     expected = f"expected {WEIGHTS_NAME}, {MLX_NAME}, or one .safetensors or .gguf file"
     raise FileRefused(folder, f"{expected}: it has {names}{hub_hint(folder)}")
 
@@ -101,34 +100,34 @@ TYPES: dict[str, dict[type, Any]] = {
     "layers_to_transform": {list: int, int: ""}, "rank_pattern": {dict: ""}, "alpha_pattern": {dict: ""},
     "lora_parameters": {dict: ""},
 }  # fmt: skip
-"""The types of what a configuration has beside numbers and flags; of a list the type of its entries."""
-WORDS = {list: "a list", str: "a text", int: "a number", dict: "an object"}
+"""The accepted types of each list, string or table in a configuration; for a list, the type of its entries."""
+TYPE_NAMES = {list: "a list", str: "a string", int: "a number", dict: "an object"}
 
 
 def _typed(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """Return a configuration whose lists are lists and whose tables are tables, and what was not."""
+    """Return a configuration without values of the wrong type, and a finding for each of those."""
     settings = config.get("lora_parameters")
     lists = {name: config.get(name) for name in ("modules_to_save", "target_parameters", "layers_to_transform")}
     lists["lora_parameters.keys"] = settings.get("keys") if isinstance(settings, dict) else None
     for name, names in lists.items():
-        if isinstance(names, list) and len(names) > MOST_NAMES:  # which would take for ever to look up
-            raise FileRefused(path, f"{name} has {len(names):,} entries, expected at most {MOST_NAMES:,}")
+        if isinstance(names, list) and len(names) > MAX_ENTRIES:  # each entry is looked up in every path
+            raise FileRefused(path, f"{name} has {len(names):,} entries, expected at most {MAX_ENTRIES:,}")
     typed, wrong = dict(config), []
     for name, kinds in TYPES.items():
         value = config.get(name)
         if value is not None and not isinstance(value, (*kinds,)):
             typed[name] = None
-            wrong.append(f"{name} is {short(value)}, expected {' or '.join(WORDS[kind] for kind in kinds)}")
+            wrong.append(f"{name} is {short(value)}, expected {' or '.join(TYPE_NAMES[kind] for kind in kinds)}")
         elif isinstance(value, list):
             typed[name] = [entry for entry in value if isinstance(entry, kinds[list])]
             wrong += [f"{name} has the entry {short(x)}" for x in value if not isinstance(x, kinds[list])][:1]
     return typed, [Finding(WRONG, "config-type", text) for text in wrong]
 
 
-def _in_metadata(notes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the configuration that stands in a header; None where there is none that can be read."""
+def _in_metadata(metadata: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the configuration in a file's metadata; None if there is none or it is invalid."""
     try:
-        config = json.loads(notes.get(METADATA, "null"))
+        config = json.loads(metadata.get(METADATA_KEY, "null"))
     except (ValueError, TypeError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
@@ -139,34 +138,34 @@ def _in_metadata(notes: Mapping[str, Any]) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Names:
-    """How a format names the tensors of a module."""
+    """The scheme by which a format names a module's tensors."""
 
     key: re.Pattern[str]  # with the groups `path` and `part`
-    parts: Mapping[str, str]  # ours by theirs
-    others: str  # what is said of tensors with other names
+    parts: Mapping[str, str]  # our name of each part, by the format's
+    others: str  # the text of a finding about any other tensors
 
 
 MLX = Names(
     re.compile(r"(?P<path>.+)\.(?P<part>lora_a|lora_b|m)", re.S),
     {"lora_a": "A", "lora_b": "B", "m": "magnitude"},
-    "{count} that mlx-lm has no place for: {names}",
+    "{count} that mlx-lm does not know: {names}",
 )
 KOHYA = Names(
     re.compile(
         r"(?P<path>.+?)[._](?:lora[._])?(?P<part>lora_down|lora_up|down|up|alpha|dora_scale)(?:\.weight)?", re.S
     ),
     {"lora_down": "A", "down": "A", "lora_up": "B", "up": "B", "alpha": "alpha", "dora_scale": "magnitude"},
-    "{count} that no reader of LoRA knows: {names}",
+    "{count} that no LoRA reader knows: {names}",
 )
 GGUF = Names(
     re.compile(r"(?P<path>.*)\.weight\.(?P<part>lora_a|lora_b)", re.S),
     {"lora_a": "A", "lora_b": "B"},
-    "{count} that llama.cpp refuses or passes over in an adapter: {names}",
+    "{count} that llama.cpp refuses or ignores in an adapter: {names}",
 )
 
 
 def _collected(names: Names, tensors: Tensors) -> tuple[dict[str, dict[str, str]], list[Finding]]:
-    """Return the tensors of each module by the part that they are, in the order of layers, and what others are."""
+    """Return each module's tensors by part, in layer order, and findings about any other tensors."""
     parts: dict[str, dict[str, str]] = {}
     others = []
     for key in tensors.shapes:
@@ -174,17 +173,17 @@ def _collected(names: Names, tensors: Tensors) -> tuple[dict[str, dict[str, str]
             others.append(key)
         else:
             parts.setdefault(match["path"], {})[names.parts[match["part"]]] = key
-    findings = [*found(SUSPICIOUS, "unknown-tensors", names.others, others, "tensor")]
+    findings = [*about(SUSPICIOUS, "unknown-tensors", names.others, others, "tensor")]
     return {path: parts[path] for path in sorted(parts, key=natural)}, findings
 
 
 def _axes(tensors: Tensors, parts: Mapping[str, str]) -> list[int]:
-    """Return how many axes each factor has."""
+    """Return the number of axes of each factor."""
     return [len(tensors.shapes[name]) for part, name in parts.items() if part in "AB"]
 
 
 def _experts(tensors: Tensors, parts: Mapping[str, str]) -> int:
-    """Return E of a mixture's factors, (E, r, in) and (E, out, r); 0 of others."""
+    """Return E for a mixture's factors, (E, r, in) and (E, out, r), and 0 for any others."""
     stacked = {*_axes(tensors, parts)} == {3}
     return max(tensors.shapes[name][0] for part, name in parts.items() if part in "AB") if stacked else 0
 
@@ -193,98 +192,98 @@ def _experts(tensors: Tensors, parts: Mapping[str, str]) -> int:
 
 
 def _read_mlx(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, config_path: Path) -> AdapterFile:
-    """Return the adapter in a file with mlx-lm's names."""
+    """Read an adapter from a file with mlx-lm's names."""
     kind = (config or {}).get("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
-        raise FileRefused(config_path, f"fine_tune_type is {short(kind)}, which is no LoRA: it is not looked at")
+        raise FileRefused(config_path, f"fine_tune_type is {short(kind)}, expected 'lora' or 'dora'")
     parts, findings = _collected(MLX, tensors)
     settings = (config or {}).get("lora_parameters") or {}
     rank, scale = settings.get("rank"), settings.get("scale")
     if scale is None and isinstance(settings.get("alpha"), int | float) and isinstance(rank, int) and rank:
-        scale = settings["alpha"] / rank  # of older versions
+        scale = settings["alpha"] / rank  # as in older versions
     if config is None:
-        text = f"there is no {CONFIG_NAME} beside it: nothing says the scale, which mlx-lm multiplies the update by"
+        text = f"{CONFIG_NAME} is missing, and with it the scale by which mlx-lm multiplies the update"
         findings.append(Finding(SUSPICIOUS, "alpha-missing", text))
     elif scale is None:
-        text = "lora_parameters has no scale: mlx-lm takes its default of its version, 20 today"
+        text = "lora_parameters has no scale: mlx-lm uses the default of its version, currently 20"
         findings.append(Finding(SUSPICIOUS, "alpha-missing", text))
     elif type(scale) not in (int, float) or scale == 0:
-        text = f"scale is {short(scale)}, so the adapter does nothing or does not load: expected a number above 0"
+        text = f"scale is {short(scale)}, expected a number above 0: the adapter does nothing or does not load"
         findings.append(Finding(WRONG, "alpha-zero", text))
     s, r = _number(scale, None), _count(rank, None)
     alpha = None if s is None or r is None else s * r
     modules = {}
-    for module, of_it in parts.items():
-        E = _experts(tensors, of_it)
-        # An embedding's lora_a is (V, r) and its lora_b (r, dim): transposed too, of a matrix (dim, V).
+    for module, keys in parts.items():
+        E = _experts(tensors, keys)
+        # An embedding's lora_a is (V, r) and its lora_b (r, dim): both are transposed, as for a matrix (dim, V).
         kind = "experts" if E else "embedding" if module.rpartition(".")[2] in ("embed_tokens", "wte") else "linear"
-        bare = Module(module, tensors, of_it, kind, "" if E else "AB", experts=E or 1)
+        bare = Module(module, tensors, keys, kind, "" if E else "AB", experts=E or 1)
         modules[module] = replace(bare, rank=r, alpha=alpha, scaling=s)
     return AdapterFile(path, "an MLX adapter", tensors, modules, config, config_path, findings=tuple(findings))
 
 
 # --- kohya ---
 
-OTHER_KINDS = {
+OTHER_METHODS = {
     "hada_": "LoHa", "lokr_": "LoKr", "oft_blocks": "OFT", "oft_diag": "OFT", "boft_": "BOFT", "lora_mid": "LoCon in "
     "three factors", "a1.weight": "GLoRA", "on_input": "IA3", "glora_": "GLoRA",
 }  # fmt: skip
 
 
-def _refuse_other_kinds(path: Path, names: Iterable[str]) -> None:
-    """Require that no tensor has the name of another kind of adapter than a LoRA of two factors."""
+def _refuse_other_methods(path: Path, names: Iterable[str]) -> None:
+    """Refuse tensors whose names belong to a method other than LoRA with two factors."""
     for name in names:
         last = name.rpartition(".")[2] if not name.endswith(".weight") else ".".join(name.split(".")[-2:])
-        kind = next((kind for start, kind in OTHER_KINDS.items() if last.startswith(start)), None)
+        kind = next((kind for start, kind in OTHER_METHODS.items() if last.startswith(start)), None)
         if kind is not None:
-            raise FileRefused(path, f"{short(name)} is of {kind}, which is no LoRA of two factors: it is not looked at")
+            raise FileRefused(path, f"{short(name)} belongs to {kind}, expected a LoRA of two factors")
 
 
 def _read_kohya(path: Path, tensors: Tensors) -> AdapterFile:
-    """Return the adapter in a file with kohya's names. Without an alpha a module has the rank for it: s is 1."""
+    """Read an adapter from a file with kohya's names. A module without an alpha has alpha = r, so s is 1."""
     parts, findings = _collected(KOHYA, tensors)
     modules = {}
-    for name, of_it in parts.items():
-        key = of_it.pop("alpha", None)
+    for name, keys in parts.items():
+        key = keys.pop("alpha", None)
         numbers = np.ravel(tensors.read(key)) if key is not None else np.empty(0)
         alpha = float(numbers[0]) if numbers.size == 1 else None
-        module = Module(name, tensors, of_it, "conv" if max(_axes(tensors, of_it), default=2) > 2 else "linear")
+        module = Module(name, tensors, keys, "conv" if max(_axes(tensors, keys), default=2) > 2 else "linear")
         r = module.rank_in_file
         modules[name] = replace(module, alpha=alpha, scaling=None if r is None else 1.0 if alpha is None else alpha / r)
-    text = "there is no alpha of {names}: most programs take the rank for it, a scaling of 1, and not all"
-    has_place = not all(".lora." in key for key in tensors.shapes)  # which the first files of diffusers have not
+    text = "alpha is missing for {names}: most programs, but not all, use the rank instead, so a scaling of 1"
+    has_place = not all(".lora." in key for key in tensors.shapes)  # diffusers' early files have no alphas
     without = [name for name, module in modules.items() if module.alpha is None]
-    findings += found(SUSPICIOUS if has_place else NOTE, "alpha-missing", text, without)
+    findings += about(SUSPICIOUS if has_place else NOTE, "alpha-missing", text, without)
     findings += _zero_alphas(modules)
     return AdapterFile(path, "a file with kohya's names", tensors, modules, findings=tuple(findings))
 
 
 def _zero_alphas(modules: Mapping[str, Module]) -> Iterator[Finding]:
     zero = [name for name, module in modules.items() if module.alpha == 0]
-    return found(WRONG, "alpha-zero", "alpha is 0, so the adapter of {names} does nothing", zero)
+    return about(WRONG, "alpha-zero", "alpha is 0, so the adapter of {names} does nothing", zero)
 
 
 # --- GGUF ---
 
 
 def _read_gguf(path: Path, tensors: Tensors) -> AdapterFile:
-    """Return the adapter in a .gguf file. Where its alpha is 0 or missing, llama.cpp takes s = 1."""
-    kind, how, alpha = (tensors.notes.get(k) for k in ("general.type", "adapter.type", "adapter.lora.alpha"))
+    """Read an adapter from a .gguf file. If its alpha is 0 or missing, llama.cpp uses s = 1."""
+    kind, how, alpha = (tensors.metadata.get(k) for k in ("general.type", "adapter.type", "adapter.lora.alpha"))
     if kind != "adapter":
-        raise FileRefused(path, f"general.type is {short(kind)}, expected 'adapter': it is a model, or no adapter")
+        raise FileRefused(path, f"general.type is {short(kind)}, expected 'adapter': the file is not an adapter")
     if how != "lora":
         raise FileRefused(path, f"adapter.type is {short(how)}, expected 'lora'")
     parts, findings = _collected(GGUF, tensors)
     alpha = float(alpha) if isinstance(alpha, int | float) else None
     if not alpha:
-        text = f"adapter.lora.alpha is {short(alpha)}: llama.cpp takes a scaling of 1 then, and other readers take 0"
+        text = f"adapter.lora.alpha is {short(alpha)}: llama.cpp then uses a scaling of 1, and other readers use 0"
         findings.insert(0, Finding(SUSPICIOUS, "alpha-missing" if alpha is None else "alpha-zero", text))
     modules = {}
-    for weight, of_it in parts.items():
-        name, E = from_gguf(f"{weight}.weight").removesuffix(".weight"), _experts(tensors, of_it)
-        embedding = name in ("model.embed_tokens", "token_embd")  # whose lora_a lies transposed
+    for weight, keys in parts.items():
+        name, E = from_gguf(f"{weight}.weight").removesuffix(".weight"), _experts(tensors, keys)
+        embedding = name in ("model.embed_tokens", "token_embd")  # its lora_a is transposed
         kind = "experts" if E else "embedding" if embedding else "linear"
-        module = Module(name, tensors, of_it, kind, "A" if kind == "embedding" else "", experts=E or 1, alpha=alpha)
+        module = Module(name, tensors, keys, kind, "A" if kind == "embedding" else "", experts=E or 1, alpha=alpha)
         r = module.rank_in_file
         modules[name] = replace(module, scaling=None if r is None else alpha / r if alpha else 1.0)
     modules = {name: modules[name] for name in sorted(modules, key=natural)}
@@ -304,26 +303,26 @@ PARTS = {
 SAVED = re.compile(r"(?P<path>.+?)(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<end>weight|bias)", re.S)
 TOKENS = "trainable_tokens"
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8.0
-"""PEFT's own, where the configuration has none."""
+"""PEFT's defaults, used if the configuration gives no rank or alpha."""
 PREFIXES = re.compile(rf"^(?:{re.escape(PREFIX)})*")
 MISNAMED: tuple[tuple[str, Callable[[str, re.Match[str] | None], Any], str], ...] = (
     ("prefix-missing", lambda key, _: not key.startswith(PREFIX),
-     "{count} without the prefix {prefix!r}, which PEFT passes over without an error{wrapped}: {names}"),
+     "{count} without the prefix {prefix!r}, which PEFT silently ignores{wrapped}: {names}"),
     ("prefix-doubled", lambda key, _: key.startswith(2 * PREFIX),
-     "the prefix {prefix!r} stands twice, so the modules are not found: {names}"),
+     "the prefix {prefix!r} is repeated, so the modules are not found: {names}"),
     ("adapter-name-in-keys", lambda _, match: match and match["name"],
-     "the names still have the adapter's own name in them, as in a model's state and not as PEFT saves it; PEFT passes "
-     "over them: {names}"),
+     "the names contain the adapter's own name, as in a model's state dict; PEFT saves names without it, and ignores "
+     "these: {names}"),
     ("weight-missing", lambda _, match: match and match["part"] in ("lora_A", "lora_B") and not match["end"],
-     "the names do not end with '.weight', so PEFT passes over them: {names}"),
+     "the names do not end with '.weight', so PEFT ignores them: {names}"),
 )  # fmt: skip
-"""Tensors that PEFT passes over: the code, which they are, by the name and what `KEY` says of it, and the text."""
+"""Tensors that PEFT ignores: the finding's code, a test of the name and its match of `KEY`, and the text."""
 WITH_CONFIG = ("prefix-missing", "weight-missing")
-"""Those that are right where there is no configuration, as in files of diffusers."""
+"""Codes that apply only if there is a configuration: diffusers' files, without one, have such names."""
 
 
 def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, config_path: Path) -> AdapterFile:
-    """Return the adapter in a file with PEFT's names."""
+    """Read an adapter from a file with PEFT's names."""
     matches = {key: KEY.fullmatch(PREFIXES.sub("", key)) for key in tensors.shapes}
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
@@ -340,22 +339,22 @@ def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, c
         parts[match["path"]][part] = key
     strangers = [key for key in matches if not key.startswith(PREFIX)]
     first = next((word for word in ("module.", "_orig_mod.") if all(key.startswith(word) for key in strangers)), "")
-    wrapped = f" ({first!r} of a wrapped model stands before it)" if first else ""
+    wrapped = f" ({first!r} of a wrapped model comes before it)" if first else ""
     findings: list[Finding] = []
     for code, is_so, text in MISNAMED:
-        keys = [key for key, match in matches.items() if is_so(key, match)]
+        names = [key for key, match in matches.items() if is_so(key, match)]
         if config is not None or code not in WITH_CONFIG:
-            findings += found(WRONG, code, text, keys, "tensor", prefix=PREFIX, wrapped=wrapped)
-    findings += found(WRONG, "part-twice", "the same part of a module stands twice: {names}", twice, "tensor")
-    findings += found(SUSPICIOUS, "unknown-tensors", KOHYA.others, others, "tensor")
+            findings += about(WRONG, code, text, names, "tensor", prefix=PREFIX, wrapped=wrapped)
+    findings += about(WRONG, "part-twice", "the same part of a module is stored twice: {names}", twice, "tensor")
+    findings += about(SUSPICIOUS, "unknown-tensors", KOHYA.others, others, "tensor")
     arrays = _arrays(config or {}, parts, findings)
     modules = {}
-    for place, of_it in parts.items():
-        embedding = any(".lora_embedding_" in key for key in of_it.values())
-        conv = max(_axes(tensors, of_it), default=2) > 2
+    for place, keys in parts.items():
+        embedding = any(".lora_embedding_" in key for key in keys.values())
+        conv = max(_axes(tensors, keys), default=2) > 2
         kind = "experts" if place in arrays else "embedding" if embedding else "conv" if conv else "linear"
         module = arrays.get(place, place)
-        modules[module] = Module(module, tensors, of_it, kind)
+        modules[module] = Module(module, tensors, keys, kind)
     modules = {module: modules[module] for module in sorted(modules, key=natural)}
     if config is not None:
         modules = _configured(config, config_path, modules, findings)
@@ -364,7 +363,7 @@ def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, c
 
 
 def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
-    """Put a tensor that is no factor where it belongs; return whether it belongs anywhere."""
+    """Add a tensor that is not a factor to `saved` or `copies`; return whether it belongs to either."""
     bare = PREFIXES.sub("", key)
     if TOKENS in bare or bare.endswith("token_adapter.base_layer.weight"):
         saved[bare] = key
@@ -381,7 +380,7 @@ def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
 
 
 def _arrays(config: Mapping[str, Any], parts: Mapping[str, Any], findings: list[Finding]) -> dict[str, str]:
-    """Return the array whose adapter stands at a place, of those that target_parameters names: `expert_adapters`."""
+    """Return the array of target_parameters that is adapted at each path, as PEFT nests them: `files.expert_adapters`."""
     targets = config.get("target_parameters") or []
     arrays: dict[str, str] = {}
     unclear = []
@@ -390,20 +389,20 @@ def _arrays(config: Mapping[str, Any], parts: Mapping[str, Any], findings: list[
             arrays |= {place: f"{module}.{name}" for name, place in nested_paths(module, names).items()}
         else:
             unclear.append(module)
-    text = "other factors than those of the arrays that target_parameters names ({targets}): {names}"
-    findings += found(WRONG, "target-parameters", text, unclear, targets=short(targets))
+    text = "the factors are not those of the arrays that target_parameters names ({targets}): {names}"
+    findings += about(WRONG, "target-parameters", text, unclear, targets=short(targets))
     return arrays
 
 
 def _configured(
     config: Mapping[str, Any], path: Path, modules: Mapping[str, Module], findings: list[Finding]
 ) -> dict[str, Module]:
-    """Return the modules with rank, alpha and scaling as the configuration has them; of a mixture also E."""
+    """Return the modules with the rank, alpha and scaling of the configuration, and E for a mixture."""
     if config.get("lora_alpha") is None:
-        text = "there is no lora_alpha: PEFT takes its default, 8, and other readers take 0, 1, 16 or the rank"
+        text = "lora_alpha is missing: PEFT uses its default, 8, and other readers use 0, 1, 16 or the rank"
         findings.append(Finding(SUSPICIOUS, "alpha-missing", text))
     if config.get("r") is None:
-        findings.append(Finding(SUSPICIOUS, "rank-missing", "there is no r: PEFT takes its default, 8"))
+        findings.append(Finding(SUSPICIOUS, "rank-missing", "r is missing: PEFT uses its default, 8"))
     paths, tables = list(modules), ("rank_pattern", "alpha_pattern")
     try:
         with reading(path), within_time():
@@ -427,7 +426,7 @@ def _configured(
 
 
 def _count(value: Any, default: int | None) -> int | None:
-    """Return a number of ranks, the default of null, and None of anything else."""
+    """Return a positive integer as it is, the default instead of null, and None for anything else."""
     return value if type(value) is int and value > 0 else default if value is None else None
 
 
@@ -435,23 +434,23 @@ def _number(value: Any, default: float | None) -> float | None:
     return float(value) if type(value) in (int, float) else default if value is None else None
 
 
-# --- what is said of the whole ---
+# --- the whole file ---
 
 
 def empty(adapter: AdapterFile) -> Iterator[Finding]:
-    """Find an adapter in which nothing is: no factors, and nothing that was trained in full."""
+    """Find an adapter without factors and without fully trained weights."""
     if not adapter.modules and not (adapter.saved and adapter.get("modules_to_save")):
-        what = "there are no tensors in it" if not adapter.tensors.shapes else "no tensor of it is a LoRA's"
-        yield Finding(WRONG, "empty", f"{what}: an engine that loads it answers as the base")
+        what = "the file has no tensors" if not adapter.tensors.shapes else "the file has no tensor of a LoRA"
+        yield Finding(WRONG, "empty", f"{what}: an engine that loads it answers like the base")
 
 
 def without_config(adapter: AdapterFile) -> Iterator[Finding]:
-    """Find factors with PEFT's names and no configuration. Image models need none: the scaling is 1 there."""
+    """Find factors with PEFT's names but no configuration. Image models need none: their scaling is 1."""
     if "PEFT" not in adapter.format or adapter.config is not None or not adapter.modules:
         return
     starts = ("unet.", "transformer.", "text_encoder.", "text_encoder_2.", "text_encoder_3.")
     of_diffusers = all(module.startswith(starts) and ".h." not in module for module in adapter.modules)
     of_folder = adapter.tensors.path.name == WEIGHTS_NAME
     if of_folder or not of_diffusers or any(name.startswith(PREFIX) for name in adapter.tensors.shapes):
-        text = f"there is no {CONFIG_NAME} beside it: nothing says rank and alpha, and so nothing says the scaling"
+        text = f"{CONFIG_NAME} is missing, and with it rank and alpha, so the scaling is unknown"
         yield Finding(WRONG if of_folder else SUSPICIOUS, "config-missing", text)

@@ -1,15 +1,15 @@
-"""What the headers of files say: of an adapter its modules, whichever program wrote it, and of a model its weights.
+"""The headers of adapter and model files: the modules of an adapter in any format, with a model's weights.
 
-Every format of an adapter comes down to this. For each module there are
+All adapter formats are reduced to the same parts. Each module has
 
     A (r, in)    B (out, r)    s            the weight W (out, in) becomes W + s B A
 
-and perhaps a magnitude and a bias. A format says under which names, which way round, and what s is: see `.formats`.
+and possibly a magnitude and a bias. The format determines their names, their orientation and s: see `.formats`.
 
-A model is a folder of Hugging Face's layout, one shard or many; weights alone; or a .gguf file, whose names become
-those of transformers where they have one. A weight in few bits has no shape here: its files pack it.
+A model is a Hugging Face folder with one or more shards, only its weights, or a .gguf file, whose tensor names are
+translated to those of transformers if there is one. A quantised weight has no shape here, since its files pack it.
 
-No tensor is read until it is asked for.
+No tensor is read before it is needed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .findings import Finding
 
 Shape = tuple[int, ...]
 PACKED = (".qweight", ".weight_packed", ".weight.absmax", ".weight_format", ".scales")
-"""Ends of the names of what stands beside, or in the place of, a weight in few bits."""
+"""Suffixes of tensors that accompany or replace a quantised weight."""
 GGUF_FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -45,25 +45,25 @@ GGUF_FLOATS = ("F32", "F16", "BF16", "F64")
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of one file, or of the shards of one."""
+    """The tensors of one file, or of all shards of one model or adapter."""
 
-    path: Path  # to name in a message
+    path: Path  # for messages
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]  # in the format's own names: "F32", "BF16", "Q4_K"
     sizes: Mapping[str, int]  # in bytes
-    notes: Mapping[str, Any]  # what the header says besides
-    read: Callable[[str], np.ndarray]  # one of them, as floats; what is none is refused
-    part: Callable[[str, int, int], np.ndarray]  # some numbers of one, from one place to another, in its own type
-    weights: Weights | None = None  # of safetensors
+    metadata: Mapping[str, Any]  # of the header
+    read: Callable[[str], np.ndarray]  # reads a tensor as floats; other types are refused
+    part: Callable[[str, int, int], np.ndarray]  # reads numbers start:stop of a flattened tensor, in its own type
+    weights: Weights | None = None  # None for a .gguf file
 
 
 def open_tensors(path: Path) -> Tensors:
-    """Open a .gguf file, a safetensors file, or the index of shards."""
+    """Open a .gguf file, a safetensors file, or an index of shards."""
     return _of_gguf(path) if _is_gguf(path) else _of_safetensors(path)
 
 
 def _is_gguf(path: Path) -> bool:
-    """Return whether a path is a file of llama.cpp's format, whatever it is called."""
+    """Return whether a path is a GGUF file, whatever its name."""
     return not os.path.isdir(path) and read_start(path, 4) == b"GGUF"
 
 
@@ -92,7 +92,7 @@ def _of_gguf(path: Path) -> Tensors:
         tensor = by_name[name]
         try:
             return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type))
-        except Exception as error:  # the package raises many kinds
+        except Exception as error:  # the gguf package raises many types of exceptions
             raise FileRefused(path, f"{short(name)} cannot be read: {error}") from error
 
     def part(name: str, start: int, stop: int) -> np.ndarray:
@@ -116,44 +116,44 @@ def _of_gguf(path: Path) -> Tensors:
 
 @dataclass(frozen=True)
 class Module:
-    """What a file has for one module."""
+    """One adapted module, as its file stores it."""
 
-    path: str  # of the module, or of a mixture's array, without the prefix of the format
-    tensors: Tensors  # of the file
-    parts: Mapping[str, str]  # the tensors' names: of "A", "B", "magnitude", "bias"
+    path: str  # of the module, or of a mixture's array, without the format's prefix
+    tensors: Tensors  # of the whole file
+    parts: Mapping[str, str]  # the names of the tensors "A", "B", "magnitude" and "bias"
     kind: str = "linear"  # or "embedding", "conv", "experts"
-    turned: str = ""  # the factors that lie transposed: "AB" for (in, r) and (r, out), "A" for (in, r) alone
-    grouped: bool = False  # whether B's slow index is the expert
-    experts: int = 1  # E, of which A (E r, in) and B (out, r E) have one each
-    rank: int | None = None  # as it is configured; None where nothing says it
+    transposed: str = ""  # the factors stored transposed: "AB" for (in, r) and (r, out), "A" for only (in, r)
+    grouped: bool = False  # whether the expert is the slow index of B's columns
+    experts: int = 1  # E; then A is (E r, in) and B is (out, r E)
+    rank: int | None = None  # as configured; None if unknown
     alpha: float | None = None
-    scaling: float | None = None  # s; None where nothing says it
+    scaling: float | None = None  # s; None if unknown
 
     def shape(self, part: str) -> Shape | None:
-        """Return the shape of a part as the file has it, None where it has none."""
+        """Return the stored shape of a part, or None if the file does not have it."""
         name = self.parts.get(part)
         return None if name is None else self.tensors.shapes[name]
 
     @cached_property
     def factors(self) -> tuple[Shape | None, Shape | None]:
-        """The shapes of A as (r, in) and of B as (out, r), of experts (E r, in) and (out, r E)."""
-        return self._lying("A"), self._lying("B")
+        """The shapes of A as (r, in) and of B as (out, r); for experts (E r, in) and (out, r E)."""
+        return self._matrix_shape("A"), self._matrix_shape("B")
 
-    def _lying(self, part: str) -> Shape | None:
-        """Return a factor's shape as that of a matrix, where it has one; a shape that is none stays as it is."""
+    def _matrix_shape(self, part: str) -> Shape | None:
+        """Return a factor's shape as a matrix; return a shape that does not fit its kind unchanged."""
         shape = self.shape(part)
         if shape is None or len(shape) < 2:
             return shape
         if self.kind == "experts" and len(shape) == 3:  # (E, r, in) and (E, out, r)
             E, rows, columns = shape
             return (E * rows, columns) if part == "A" else (rows, columns * E)
-        if part in self.turned:
+        if part in self.transposed:
             return shape[::-1]
         return (shape[0], math.prod(shape[1:])) if self.kind == "conv" else shape
 
     @cached_property
     def matrices(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """The shapes of A and B where both are matrices with numbers in them."""
+        """The shapes of A and B; None unless both are nonempty matrices."""
         A, B = self.factors
         if A is None or B is None or len(A) != 2 or len(B) != 2 or 0 in (*A, *B):
             return None
@@ -161,7 +161,7 @@ class Module:
 
     @cached_property
     def rank_in_file(self) -> int | None:
-        """The rank as the shapes have it, None where they do not agree or a factor is missing."""
+        """The rank that the shapes imply; None if they disagree or a factor is missing."""
         if self.matrices is None:
             return None
         (rows, _), (_, columns) = self.matrices
@@ -173,17 +173,17 @@ class Module:
 
     @cached_property
     def widths(self) -> tuple[int, int] | None:
-        """(out, in) of the matrix that the factors make, None where they make none."""
+        """The shape (out, in) of the factors' product; None if they cannot be multiplied."""
         if self.matrices is None:
             return None
         (rows, width), (out, columns) = self.matrices
-        fits = rows == columns or (self.kind == "conv" and rows % columns == 0)  # of a convolution with groups
+        fits = rows == columns or (self.kind == "conv" and rows % columns == 0)  # a grouped convolution
         return (out, width) if fits else None
 
     def pairs(self, A: np.ndarray, B: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return A (r, in) and B (out, r) of the factors as the file has them; of a mixture a pair for each expert."""
+        """Return the stored factors as pairs of A (r, in) and B (out, r), one for each expert of a mixture."""
         if self.kind != "experts":
-            A, B = (factor.T if part in self.turned else factor for part, factor in (("A", A), ("B", B)))
+            A, B = (factor.T if part in self.transposed else factor for part, factor in (("A", A), ("B", B)))
             return [(A.reshape(len(A), -1), B.reshape(len(B), -1))]
         if A.ndim == 3:
             return list(zip(A, B, strict=True))
@@ -193,36 +193,36 @@ class Module:
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter as its files have it."""
+    """An adapter, as its files store it."""
 
-    path: Path  # as it was named
-    format: str  # in words: "a PEFT folder"
+    path: Path  # as given
+    format: str  # a description: "a PEFT folder"
     tensors: Tensors
-    modules: dict[str, Module]  # by path, in the order of layers
-    config: Mapping[str, Any] | None = None  # adapter_config.json, where there is one
+    modules: dict[str, Module]  # by path, in layer order
+    config: Mapping[str, Any] | None = None  # adapter_config.json; None if missing
     config_path: Path | None = None
-    saved: dict[str, str] = field(default_factory=dict)  # weights and biases that were trained in full: path, tensor
-    base_copies: dict[str, str] = field(default_factory=dict)  # the base's own weights: module's path, tensor
-    findings: tuple[Finding, ...] = ()  # what is wrong with names and configuration
+    saved: dict[str, str] = field(default_factory=dict)  # path and tensor of fully trained weights and biases
+    base_copies: dict[str, str] = field(default_factory=dict)  # module and tensor of copies of the base's weights
+    findings: tuple[Finding, ...] = ()  # about names and configuration
 
     @property
     def is_peft(self) -> bool:
-        """Whether it has a configuration of PEFT's."""
+        """Whether the adapter has a PEFT configuration."""
         return self.config is not None and "PEFT" in self.format
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return what the configuration has for a key; null, and no configuration, is the default."""
+        """Return the configuration's value for a key, or the default if it is null, missing, or there is none."""
         value = (self.config or {}).get(key)
         return default if value is None else value
 
     @property
     def numbers(self) -> int:
-        """How many numbers the file's tensors hold."""
+        """The number of entries of all tensors in the file."""
         return sum(math.prod(shape) for shape in self.tensors.shapes.values())
 
     @property
     def bytes(self) -> int:
-        """How many bytes they take."""
+        """The size of all tensors in the file, in bytes."""
         return sum(self.tensors.sizes.values())
 
 
@@ -235,22 +235,22 @@ class ModelHeaders:
 
     path: Path
     tensors: Tensors
-    config: Mapping[str, Any]  # config.json, or a .gguf file's keys
+    config: Mapping[str, Any]  # config.json, or the metadata of a .gguf file
     tied: bool  # whether the head is the embedding
 
     @property
     def is_gguf(self) -> bool:
-        """Whether it is a file of llama.cpp's."""
+        """Whether the model is a .gguf file."""
         return self.tensors.weights is None
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Tensors' names in the file, by their names in transformers."""
+        """The tensors' names in the file, keyed by their names in transformers."""
         return {from_gguf(name) if self.is_gguf else name: name for name in self.tensors.shapes}
 
     @cached_property
     def modules(self) -> dict[str, Shape | None]:
-        """The shape of each module's weight, by the module's path; None of one in few bits. Norms are left out."""
+        """The shape of each module's weight, by the module's path; None if quantised. Norms are omitted."""
         shapes: dict[str, Shape | None] = {}
         for name, own in self.names.items():
             end = next((end for end in PACKED[:2] if name.endswith(end)), None)
@@ -268,7 +268,7 @@ class ModelHeaders:
 
     @cached_property
     def arrays(self) -> dict[str, Shape]:
-        """The shapes of tensors with three axes or more that are no module's weight, such as a mixture's experts."""
+        """The shapes of tensors with three or more axes that are not a module's weight, such as a mixture's experts."""
         return {
             name: self.tensors.shapes[own]
             for name, own in self.names.items()
@@ -281,7 +281,7 @@ class ModelHeaders:
         return [*self.modules, *self.arrays]
 
     def bias(self, module: str) -> Shape | None:
-        """Return the shape of a module's bias, where it has one."""
+        """Return the shape of a module's bias, or None if it has none."""
         own = self.names.get(f"{module}.bias")
         return None if own is None else self.tensors.shapes[own]
 
@@ -292,13 +292,13 @@ def open_model(path: Path) -> ModelHeaders:
     if os.path.isdir(path) and not any(os.path.exists(path / name) for name in (INDEX_NAME, SINGLE_NAME)):
         files = [*path.glob("*.gguf"), *path.glob("*.safetensors")]
         if len(files) != 1:
-            what = f"expected {SINGLE_NAME}, {INDEX_NAME} or one .gguf or .safetensors file, and there are {len(files)}"
+            what = f"expected {SINGLE_NAME}, {INDEX_NAME} or one .gguf or .safetensors file, but there are {len(files)}"
             raise FileRefused(path, what)
         (file,) = files
     tensors = open_tensors(file)
     if tensors.weights is None:
         tied = not any(from_gguf(name) == HEAD_WEIGHT for name in tensors.shapes)
-        return ModelHeaders(path, tensors, tensors.notes, tied)
+        return ModelHeaders(path, tensors, tensors.metadata, tied)
     beside = tensors.weights.path.parent / MODEL_CONFIG
     config: Mapping[str, Any] = read_json(beside) if os.path.exists(beside) else {}
     text = config.get("text_config")

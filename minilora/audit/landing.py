@@ -1,15 +1,14 @@
-"""Which weight of the model each module of an adapter changes, and which modules land on none.
+"""The lookup of an adapter's modules in a model, which finds the weight that each one changes.
 
 A path is looked up as it is, and under the names that the same module has in other files of the model:
 
     transformer.h.0.attn         h.0.attn                        a checkpoint of the model without its head
-    model.language_model.X       language_model.model.X          a model that sees: its files have older names
+    model.language_model.X       language_model.model.X          a vision-language model with older names
     model.layers.0.mlp           model.layers.0.block_sparse_moe
-    experts.0.w1                 experts.gate_up_proj                   of which it is a part
+    experts.0.w1                 experts.gate_up_proj            an array that contains it
 
-Then it is looked up under the names that a mistake makes: ``_orig_mod.`` of a compiled model, ``module.`` of a
-distributed one, ``model.`` once too often or not at all. So what is wrong gets a name, and the shapes can be compared
-all the same.
+Then it is looked up without the traces of common mistakes: ``_orig_mod.`` of a compiled model, ``module.`` of a
+distributed one, a repeated or missing ``model.``. So the mistake can be named, and the shapes can still be compared.
 """
 
 from __future__ import annotations
@@ -26,53 +25,53 @@ from ..files.peft import PREFIX
 from ..files.placement import MULTIMODAL, PREFIX_ALIASES
 from ..language.files.gguf import ARCHITECTURES
 from ..texts import short
-from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, found, some
+from .findings import NOTE, SUSPICIOUS, WRONG, Fault, Finding, about, listed
 from .headers import AdapterFile, ModelHeaders, Module, Shape
 from .units import Source, unit_of
 
 ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
-"""The number of a layer in a path."""
+"""Matches the index of a layer in a path."""
 EXPERT = re.compile(r"\.experts\.(?:\d+\.)?")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""Modules that some models keep in one matrix."""
+"""Modules that some models fuse into one matrix, by its name."""
 KOHYA_PREFIXES = (
     "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "",
 )  # fmt: skip
 BODIES = ("model", "transformer", "bert", "roberta", "deberta", "distilbert", "gpt_neox")
-"""What a model without its head is called in the one with it."""
-WITH_HEAD = re.compile(r"For[A-Z]|LMHead")
-RIGHT_WITHOUT_HEAD = ": right for the model without its head, and not found in the whole one"
+"""Names of the submodule that is the model without its head."""
+HEAD_CLASS = re.compile(r"For[A-Z]|LMHead")
+RIGHT_WITHOUT_HEAD = ": right for the model without its head, but not found in the full model"
 CONVERTED = ("qwen3_moe", "qwen3_next", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "olmoe")
-"""Kinds of models whose layers of one expert PEFT 0.21.2 takes for their part of an array, beside a Mixtral's w1 to w3.
+"""Model types for which PEFT 0.21.2 converts adapters of single experts into one of an array, besides Mixtral.
 
-It has no such rule for a Qwen2-MoE.
+It has no such rule for Qwen2-MoE.
 """
 OF_EXPERTS = MIXTRAL | {old: new for new, old in MIXTRAL.items()}
 
 
 @dataclass
 class Landing:
-    """Where the modules of an adapter land in a model, and whether they fit there."""
+    """The result of the lookup: where each module of an adapter lands in a model, and whether it fits there."""
 
     model: ModelHeaders
     places: dict[str, str] = field(default_factory=dict)  # the model's path of each module that lands
-    misnamed: dict[str, Fault] = field(default_factory=dict)  # what is wrong with the name of one that lands
+    misnamed: dict[str, Fault] = field(default_factory=dict)  # naming faults of modules that land
     lost: list[str] = field(default_factory=list)  # the modules that land nowhere
-    elsewhere: list[str] = field(default_factory=list)  # those that are of another part of an image model
-    misfits: dict[str, Fault] = field(default_factory=dict)  # what is wrong with the shapes, see `.fitting`
-    fitting: set[str] = field(default_factory=set)  # the modules whose shapes were compared, and fit
-    turned: set[str] = field(default_factory=set)  # the modules whose weight is stored (in, out)
-    packed: set[str] = field(default_factory=set)  # the modules whose weight's shape cannot be seen
+    elsewhere: list[str] = field(default_factory=list)  # modules of another part of an image model
+    misfits: dict[str, Fault] = field(default_factory=dict)  # faults in the shapes, see `.fitting`
+    fitting: set[str] = field(default_factory=set)  # the modules whose shapes were compared and fit
+    transposed: set[str] = field(default_factory=set)  # the modules whose weight is stored (in, out)
+    packed: set[str] = field(default_factory=set)  # the modules whose weight is quantised, so that its shape is unknown
 
     @cached_property
     def source(self) -> Source:
-        """The model's tensors."""
+        """The model's tensors, for reading."""
         return Source(self.model)
 
     @cached_property
     def experts(self) -> dict[str, list[Shape | None]]:
-        """The shapes of the layers of single experts, by the array of which they are parts."""
+        """The shapes of single experts' layers, by the array that they are parts of."""
         shapes: dict[str, list[Shape | None]] = {}
         for path, shape in self.model.modules.items():
             array, expert, _ = unit_of(path)
@@ -82,12 +81,12 @@ class Landing:
 
     @property
     def found(self) -> int:
-        """How many modules are found in the model under names that are right."""
+        """The number of modules that the model has under a correct name."""
         return len(self.places) - sum(level == WRONG for level, *_ in self.misnamed.values())
 
 
 def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
-    """Look up each module of an adapter in a model."""
+    """Look up every module of an adapter in a model."""
     landing, spellings = Landing(model), Spellings(adapter, model)
     for path, module in adapter.modules.items():
         place, fault = spellings.place(_original(path, adapter), module)
@@ -105,7 +104,7 @@ def land(adapter: AdapterFile, model: ModelHeaders) -> Landing:
 
 
 def _original(path: str, adapter: AdapterFile) -> str:
-    """Return the path in the base of a module of a model in which `layer_replication` has layers several times."""
+    """Return a module's path in the base, where `layer_replication` may have repeated its layer."""
     ranges, layer = adapter.get("layer_replication"), BODY.search(path)
     if layer is None or not isinstance(ranges, list):
         return path
@@ -121,12 +120,12 @@ def _original(path: str, adapter: AdapterFile) -> str:
 
 
 def _part_of(path: str) -> str:
-    """Return the prefix by which kohya's names tell the parts of an image model apart."""
+    """Return the prefix that marks the part of an image model in kohya's names."""
     return next(prefix for prefix in KOHYA_PREFIXES if path.startswith(prefix))
 
 
 def to_adapter(landing: Landing) -> Callable[[str], str]:
-    """Return a function from the model's paths to the adapter's, by how most of those that landed begin in each."""
+    """Return a function from the model's paths to the adapter's, using the most frequent pair of prefixes."""
     pairs: Counter[tuple[str, str]] = Counter()
     for ours, theirs in landing.places.items():
         a, b = ours.split("."), theirs.split(".")
@@ -145,54 +144,54 @@ STARTS = re.compile(rf"^(?:{re.escape(PREFIX)}|module\.)+")
 WRAPPER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
 WRAPPED: tuple[tuple[str, Callable[[str], str], str], ...] = (
     ("prefix-orig-mod", lambda name: name.replace("_orig_mod.", ""),
-     "'_orig_mod.' of a compiled model is in the names, so the modules are not found: unwrap the model before saving, "
-     "or take it out of the names"),
+     "the names contain '_orig_mod.' of a compiled model, so the modules are not found: unwrap the model before you "
+     "save it, or remove that part from the names"),
     ("prefix-wrapped", lambda name: WRAPPER.sub("", name),
-     "the names have the part of a wrapper in them, as of FSDP, DeepSpeed or activation checkpointing, so the modules "
-     "are not found"),
+     "the names contain a wrapper's part, as of FSDP, DeepSpeed or activation checkpointing, so the modules are not "
+     "found"),
     ("prefix-module", lambda name: name.removeprefix("module."),
-     "'module.' of a distributed model stands before the names, so the modules are not found"),
+     "the names begin with 'module.' of a distributed model, so the modules are not found"),
     ("prefix-doubled", lambda name: STARTS.sub("", name),
-     f"the prefix {PREFIX!r} stands twice, so the modules are not found"),
+     f"the prefix {PREFIX!r} is repeated, so the modules are not found"),
     ("prefix-model-doubled", lambda name: re.sub(r"^model\.(?=model\.)", "", name),
-     "'model.' stands twice before the names, so the modules are not found"),
+     "the names begin with 'model.' twice, so the modules are not found"),
 )  # fmt: skip
-"""Wrong names of a wrapped model: the code, what takes the wrapper's part out of a name, and the text.
+"""Names of a wrapped model: the finding's code, a function that removes the wrapper's part, and the text.
 
-A name goes through all of them: a row gets what the one before leaves.
+They are applied in this order, each to the result of the one before.
 """
-SEEING = (
+EXTRA_LANGUAGE_MODEL = (
     WRONG,
     "prefix-language-model",
-    "'language_model.' is in the names, and this model has none: the adapter is of a model that sees, or of its "
-    "language part alone",
+    "the names contain 'language_model.', but the model's do not: the adapter is for a vision-language model, or for "
+    "its language part",
 )
-NOT_SEEING = (
+MISSING_LANGUAGE_MODEL = (
     "prefix-language-model-missing",
-    "the model's names have 'language_model.' in them and the adapter's do not: right for its language part alone, and "
-    "ignored by what loads it whole",
+    "the model's names contain 'language_model.', but the adapter's do not: right for only its language part, but "
+    "ignored by programs that load the full model",
 )
 
 
 class Spellings:
-    """The model's paths, and the names that an adapter may have for them."""
+    """The different names that an adapter may use for each of the model's paths."""
 
     def __init__(self, adapter: AdapterFile, model: ModelHeaders) -> None:
         self.adapter, self.model = adapter, model
         self.paths = {*model.paths}
         self.flat = {path.replace(".", "_"): path for path in model.modules} if "kohya" in adapter.format else {}
-        self.sees = any(MULTIMODAL.search(path) for path in self.paths)
+        self.has_vision = any(MULTIMODAL.search(path) for path in self.paths)
         self.mixtures = {match[1] for path in self.paths if (match := re.fullmatch(r"(.+\.experts)\.\d+\.[^.]+", path))}
 
     def place(self, path: str, module: Module) -> tuple[str | None, Fault | None]:
-        """Return the model's path of a module and, where it bears a wrong name, level, code and text of that."""
+        """Return a module's path in the model, or None, and the fault in the module's name, if any."""
         if self.flat:
             return self._unflattened(path), None
-        for spelled in self._same(path, module):
+        for spelled in self._equivalent(path, module):
             if self._has(spelled, module):
                 return spelled, None
         for fault, spelled in self._mistaken(path):
-            for again in self._same(spelled, module):
+            for again in self._equivalent(spelled, module):
                 if again != path and self._has(again, module):
                     return again, fault
         return None, None
@@ -201,25 +200,25 @@ class Spellings:
         return path in self.paths or (module.kind == "experts" and path.rpartition(".")[0] in self.mixtures)
 
     def _unflattened(self, path: str) -> str | None:
-        """Return the path whose dots became underscores, behind a prefix that names the part of the model."""
+        """Return the model's path for one of kohya's names, whose dots became underscores after a prefix."""
         for prefix in KOHYA_PREFIXES:
             name = path.removeprefix(prefix).replace(".", "_")
             if path.startswith(prefix) and name in self.flat:
                 return self.flat[name]
         return None
 
-    def _same(self, path: str, module: Module) -> Iterator[str]:
-        """Yield the names that a module may have in the files of a model in which it has this one."""
-        path = path.removesuffix(".weight") if module.kind == "experts" else path  # an array that is a module's weight
+    def _equivalent(self, path: str, module: Module) -> Iterator[str]:
+        """Yield the correct names that the model's files may have for a module, its own name first."""
+        path = path.removesuffix(".weight") if module.kind == "experts" else path  # the array is a module's weight
         yield path
         if ".switch_mlp." in path:  # mlx-lm's name of a mixture's experts
-            yield from self._same(path.replace(".switch_mlp.", ".experts."), module)
+            yield from self._equivalent(path.replace(".switch_mlp.", ".experts."), module)
         if path == HEAD and self.model.tied:
             yield from (name for name in self.model.paths if name.rpartition(".")[2] in (EMBEDDING, "wte"))
         first, _, rest = path.partition(".")
         if rest and first in BODIES and not any(name.startswith(f"{first}.") for name in self.paths):
-            yield rest  # a checkpoint of the model without its head
-        if self.sees:
+            yield rest  # the checkpoint is of the model without its head
+        if self.has_vision:
             yield from (re.sub(one, other, path) for one, other in PREFIX_ALIASES)
         for mlp in (path, path.replace(".mlp.", f".{MIXTRAL_MLP}."), path.replace(f".{MIXTRAL_MLP}.", ".mlp.")):
             yield mlp
@@ -230,130 +229,130 @@ class Spellings:
                 yield from self._array(mlp)
 
     def _array(self, path: str) -> Iterator[str]:
-        """Yield the array in which the model has a layer of one expert."""
+        """Yield the array of the model that contains a single expert's layer, if there is one."""
         array, expert, _ = unit_of(path)
         if expert is not None and expert < self.model.arrays.get(array, (0,))[0]:
             yield array
 
     def _mistaken(self, path: str) -> Iterator[tuple[Fault, str]]:
-        """Yield the mistakes that a name may have in it, and the name without it."""
+        """Yield each mistake that a name may contain, with the corrected name."""
         for code, without, text in WRAPPED:
             if (bare := without(path)) != path:
                 path = bare
                 yield (WRONG, code, text), path
-        without_sight = re.sub(r"(^|\.)language_model\.", r"\1", path)
-        if without_sight != path:
+        without_language = re.sub(r"(^|\.)language_model\.", r"\1", path)
+        if without_language != path:
             for start in ("", "model."):
-                yield SEEING, f"{start}{without_sight}"
-        whole = self.sees and not _of_text_alone(self.model)
-        fault = (SUSPICIOUS if whole else NOTE, *NOT_SEEING)
+                yield EXTRA_LANGUAGE_MODEL, f"{start}{without_language}"
+        whole = self.has_vision and not _is_text_only(self.model)
+        fault = (SUSPICIOUS if whole else NOTE, *MISSING_LANGUAGE_MODEL)
         yield fault, f"language_model.{path}"
         yield fault, re.sub(r"^model\.", "model.language_model.", path)
         level = _level_without_head(self.adapter)
         for first in ("model", "transformer", "language_model.model", "model.language_model", "bert", "roberta"):
-            text = f"{first + '.'!r} is missing before the names"
+            text = f"{first + '.'!r} is missing at the start of the names"
             text += ", so the modules are not found" if level == WRONG else RIGHT_WITHOUT_HEAD
             yield (level, "prefix-model-missing", text), f"{first}.{path}"
         first, _, rest = path.partition(".")
         if rest:
-            text = f"{first + '.'!r} before the names is none of the model's, so the modules are not found"
+            text = f"the names begin with {first + '.'!r}, which the model does not have, so the modules are not found"
             yield (WRONG, "prefix-unknown", text), rest
 
 
-def _of_text_alone(model: ModelHeaders) -> bool:
+def _is_text_only(model: ModelHeaders) -> bool:
     classes = model.config.get("architectures")
     return isinstance(classes, list) and any("ForCausalLM" in str(name) for name in classes)
 
 
 def _level_without_head(adapter: AdapterFile) -> str:
-    """Return how bad it is that names lack the first part: an adapter of the model without its head has such names."""
+    """Return the level for names without the first part, which are right for the model without its head."""
     mapping, task = adapter.get("auto_mapping"), adapter.get("task_type")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
-    if task == "FEATURE_EXTRACTION" or (isinstance(name, str) and not WITH_HEAD.search(name)):
+    if task == "FEATURE_EXTRACTION" or (isinstance(name, str) and not HEAD_CLASS.search(name)):
         return NOTE
     return WRONG if task or name else SUSPICIOUS
 
 
-# --- what is said of it ---
+# --- findings ---
 
 
 def misnamed(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
-    """Find modules that land once a mistake is taken out of their names."""
+    """Find modules that land only after a mistake in their names is corrected."""
     faults: dict[Fault, list[str]] = {}
     for path, fault in landing.misnamed.items():
         faults.setdefault(fault, []).append(path)
     for (level, code, text), paths in faults.items():
-        yield Finding(level, code, f"{text}: {some(paths)}", tuple(paths))
+        yield Finding(level, code, f"{text}: {listed(paths)}", tuple(paths))
 
 
 def wrapped(adapter: AdapterFile) -> Iterator[Finding]:
-    """Find the names of wrappers where there is no model to look them up in: it may be one that is wrapped."""
+    """Find wrappers' names without a model to look them up in; they are suspicious, since a model may be wrapped."""
     for code, without, text in WRAPPED[:2]:
-        yield from found(SUSPICIOUS, code, f"{text}: {{names}}", [p for p in adapter.modules if without(p) != p])
+        yield from about(SUSPICIOUS, code, f"{text}: {{names}}", [p for p in adapter.modules if without(p) != p])
 
 
 def another_part(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
-    """Find modules of an image model's text encoder beside its U-Net, or the other way round."""
-    text = "{count} of another part than this model: {names}"
-    yield from found(NOTE, "another-part", text, landing.elsewhere)
+    """Find modules of an image model's text encoder if the model is its U-Net, or the reverse."""
+    text = "{count} of another part of the image model: {names}"
+    yield from about(NOTE, "another-part", text, landing.elsewhere)
 
 
 def lost(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
-    """Find modules that land nowhere, and what the model has in their place."""
+    """Find modules that land nowhere, and name what the model has instead."""
     paths, model = landing.lost, landing.model
     if not paths:
         return
     if _untranslated(adapter, landing):
-        text = "{names}: llama.cpp's names do not tell all, so whether they land is not known"
-        yield from found(NOTE, "module-unknown", text, paths)
+        text = "{names}: some of llama.cpp's names have no known translation, so whether they land is unknown"
+        yield from about(NOTE, "module-unknown", text, paths)
         return
     deepest = max((int(n) for path in model.modules for n in BODY.findall(path)), default=None)
     first, others = paths[0], [*model.modules, "nothing"]
     like = next((path for path in others if path.rpartition(".")[2] == first.rpartition(".")[2]), others[0])
     if deepest is not None and all(any(int(n) > deepest for n in BODY.findall(p)) for p in paths):
-        instead = f"the model has layers up to {deepest}: the adapter is of a deeper one"
+        instead = f"the model has layers up to {deepest}: the adapter is for a deeper one"
     else:
-        instead = _in_one(first, model) or f"the model has such as {short(like)}"
-    text = "{count} of {total} that the model has not ({instead}): {names}"
-    yield from found(WRONG, "module-unknown", text, paths, total=len(adapter.modules), instead=instead)
+        instead = _fused(first, model) or f"the model has, for example, {short(like)}"
+    text = "{count} of {total} that the model does not have ({instead}): {names}"
+    yield from about(WRONG, "module-unknown", text, paths, total=len(adapter.modules), instead=instead)
 
 
-def _in_one(path: str, model: ModelHeaders) -> str:
-    """Say that the model keeps several modules in one matrix and the adapter each by itself, or the other way round."""
+def _fused(path: str, model: ModelHeaders) -> str:
+    """Return a text if only one of model and adapter fuses several modules into one matrix, and "" otherwise."""
     module, _, name = path.rpartition(".")
     for whole, parts in FUSED.items():
         if name in parts and f"{module}.{whole}" in model.modules:
-            return f"the model has {', '.join(parts)} in one matrix, {short(f'{module}.{whole}')}"
+            return f"the model fuses {', '.join(parts)} into one matrix, {short(f'{module}.{whole}')}"
         if name == whole and all(f"{module}.{part}" in model.modules for part in parts):
-            return f"the model has {', '.join(parts)} apart, and the adapter has them in one matrix"
+            return f"the model keeps {', '.join(parts)} separate, but the adapter fuses them into one matrix"
     return ""
 
 
 def _untranslated(adapter: AdapterFile, landing: Landing) -> bool:
-    """Return whether llama.cpp has names, in one of the two files, that are not known in transformers' words."""
+    """Return whether either file has llama.cpp names without a known name in transformers."""
     if landing.model.is_gguf:
         return "GGUF" not in adapter.format and any(path.startswith("blk.") for path in landing.model.modules)
     return "GGUF" in adapter.format and all(path.startswith("blk.") for path in landing.lost)
 
 
 def other_architecture(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
-    """Find a GGUF adapter of another kind of model."""
-    ours, theirs = adapter.tensors.notes.get(ARCHITECTURE), landing.model.config.get(ARCHITECTURE)
+    """Find a GGUF adapter for another architecture."""
+    ours, theirs = adapter.tensors.metadata.get(ARCHITECTURE), landing.model.config.get(ARCHITECTURE)
     if not landing.model.is_gguf:
         theirs = ARCHITECTURES.get(str(landing.model.config.get("model_type")))
     if adapter.tensors.weights is None and isinstance(ours, str) and isinstance(theirs, str) and ours != theirs:
-        text = f"general.architecture is {ours!r} in the adapter and {theirs!r} in the model: llama.cpp refuses it"
+        text = f"general.architecture is {ours!r} in the adapter but {theirs!r} in the model: llama.cpp refuses it"
         yield Finding(WRONG, "architecture-differs", text)
 
 
 def tied_head(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
-    """Find a change of one of the two modules that are one array in the model."""
+    """Find an adapter of the head or the embedding where the model ties the two."""
     tied = [path for path in adapter.modules if path.rpartition(".")[2] in (EMBEDDING, HEAD, "wte")]
     text = (
-        "the head is the embedding in this model, of which the adapter changes the one and not the other; some engines "
-        "change both, and GGUF adapters cannot hold it: {names}"
+        "this model ties the head to the embedding, but the adapter changes only one of the two uses; some engines "
+        "change both, and a GGUF adapter cannot express it: {names}"
     )
-    yield from found(NOTE, "tied-head", text, tied if landing.model.tied else ())
+    yield from about(NOTE, "tied-head", text, tied if landing.model.tied else ())
 
 
 RULES = (misnamed, another_part, lost, other_architecture, tied_head)

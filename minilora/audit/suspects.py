@@ -1,14 +1,15 @@
-"""What a merged weight is, where it is not right: the change at another strength, another's change, another rounding.
+"""The diagnosis of a wrong merged weight: a wrong strength, another module's change, or too much rounding.
 
-Some hundred rows of the weight are looked at, the ones that should have changed most among them. Each number of a type
-says that the strength k lies in an interval,
+About a hundred rows of the weight are sampled, including those that should have changed most. Each number restricts the
+strength k to an interval,
 
     m - half a step <= W + k s B A <= m + half a step
 
-and the k that most of them allow is measured exactly, also where steps are larger than the change. (Least squares are
-not: of a change below half a step nothing arrives, and of one above it a whole step does.)
+and the k that satisfies most of them is accurate, even if steps are larger than the change. (Least squares are not,
+because a change below half a step is lost, and one above it becomes a whole step.)
 
-Whose change it is tells a sketch: (m - W) X for a few random columns X, beside s B (A X) of each other module.
+A sketch identifies another module's change: it compares (m - W) X, for a few random columns X, with s B (A X) of each
+module.
 """
 
 from __future__ import annotations
@@ -24,74 +25,74 @@ from ..texts import short
 from ..variants.scaling import scaling
 from .headers import AdapterFile, Module
 from .landing import BODY
-from .roads import HALVES, Replay, Road, Update, bits, digits, roundings, steps, stored_as
+from .rounding import HALVES, Replay, Rounding, Update, acceptable_casts, bits, mantissa_bits, round_trip, spacing
 from .units import Matrix
 
-RIGHT, WRONG, UNTOLD, UNREAD = "right", "wrong", "cannot be told", "not compared"
-ENOUGH = 0.995
-"""The part of the numbers that tell something which a suspect must explain."""
+RIGHT, WRONG, UNDECIDED, SKIPPED = "right", "wrong", "cannot be told", "not compared"
+MIN_SHARE = 0.995
+"""The share of the informative numbers that a suspect must explain."""
 ROWS, COLUMNS, NUMBERS = 64, 8, 1 << 16
-"""Rows of each kind that are looked at, random columns of a sketch, and numbers that a strength is measured on."""
-ALIKE = 0.5
-"""The least cosine of two sketches of the same change: noise of rounding is beside it."""
+"""Sampled rows of each kind, random columns of a sketch, and numbers that a strength is measured on."""
+MIN_COSINE = 0.5
+"""The smallest cosine between sketches of the same change, given the noise from rounding."""
 
 
 @dataclass
 class Verdict:
-    """What became of one module's change, of one matrix of it, or of a tensor without one."""
+    """The verdict on one module, one of its matrices, or a tensor that no module changes."""
 
     state: str = RIGHT
     flag: str = ""
-    text: str = ""  # what is said of it; {k} and {rest} in it are the numbers beside it
-    factor: float | None = None  # how often the change is there
-    rest: float | None = None  # how much else was changed, as a part of the weight
-    steps: float = 0.0  # how far a number is from the exact sum at most
+    text: str = ""  # a description; {k} and {rest} stand for the next two numbers
+    factor: float | None = None  # the strength of the change
+    rest: float | None = None  # the size of any other change, relative to the weight
+    steps: float = 0.0  # the largest distance from the exact sum, in ulps
     dtype: str = ""
 
 
 class Sample:
-    """Some rows of two matrices and the change between them, the right roads, and the strengths of known mistakes."""
+    """Sampled rows of the base and the merged matrix, with the valid roundings and the strengths of known mistakes."""
 
     def __init__(
-        self, base: Matrix, found: Matrix, update: Update, roads: list[Road], known: list[tuple[float, str]]
+        self, base: Matrix, found: Matrix, update: Update, roundings: list[Rounding], known: list[tuple[float, str]]
     ) -> None:
         self.base, self.update, self.out = base, update, np.dtype(found.dtype)
-        self.roads, self.known = roads, known
+        self.roundings, self.known = roundings, known
         count = len(update.left)
-        strongest = np.argsort(-update.lengths[0], kind="stable")[:ROWS]
+        strongest = np.argsort(-update.norms[0], kind="stable")[:ROWS]
         self.rows = np.unique(np.concatenate([np.linspace(0, count - 1, min(ROWS, count)).astype(int), strongest]))
-        runs = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)  # each is read at once
+        runs = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)  # each run is one read
         self.W, self.m = (np.concatenate([of.read(run[0], run[-1] + 1) for run in runs]) for of in (base, found))
-        self.as_base = roundings(self.W, self.out)
+        self.as_base = acceptable_casts(self.W, self.out)
         self.is_base = np.any([bits(self.m) == bits(W) for W in self.as_base], axis=0)
         self.moved = self.m.astype(np.float64) - self.W.astype(np.float64)
         self.change = update.scaling * (update.left[self.rows].astype(np.float64) @ update.right.astype(np.float64))
 
-    def replay(self, road: Road, update: Update | None = None) -> Replay:
-        """Return a road over these rows, of the update or of another one."""
-        return Replay(road, update or self.update, self.out, self.base)
+    def replay(self, rounding: Rounding, update: Update | None = None) -> Replay:
+        """Return a replay of a rounding, with this sample's update or another one."""
+        return Replay(rounding, update or self.update, self.out, self.base)
 
     def explained(self, update: Update) -> bool:
-        """Return whether an update explains the numbers that tell something, on one of the roads."""
-        for road in self.roads:
-            replay = self.replay(road, update)
+        """Return whether an update explains the informative numbers with one of the roundings."""
+        for rounding in self.roundings:
+            replay = self.replay(rounding, update)
             values = replay.values(self.W, self.rows)
             telling = np.count_nonzero(~self.is_base | (bits(values) != bits(self.as_base[0])))
-            if replay.misses(self.W, self.rows, self.m, values).size <= (1 - ENOUGH) * max(int(telling), 1):
+            if replay.misses(self.W, self.rows, self.m, values).size <= (1 - MIN_SHARE) * max(int(telling), 1):
                 return True
         return False
 
     def strength(self, change: np.ndarray) -> tuple[float, float, float]:
-        """Return between which strengths a change was added, and which part of the numbers allows these."""
-        with np.errstate(divide="ignore", invalid="ignore"):  # a number that is none has no neighbour
-            step = steps(np.maximum(np.abs(self.m.astype(np.float64)), np.abs(self.W.astype(np.float64))), self.out)
+        """Return the lowest and highest strength that a change may have, and the share of numbers that agree."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # NaN and infinity have no neighbours
+            step = spacing(np.maximum(np.abs(self.m.astype(np.float64)), np.abs(self.W.astype(np.float64))), self.out)
             told = np.where(np.isfinite(self.moved), np.abs(change) / step, 0.0).ravel()
         chosen = np.argpartition(-told, min(NUMBERS, told.size) - 1)[:NUMBERS]
         chosen = chosen[told[chosen] > 0]
         if not chosen.size:
             return 0.0, 0.0, 0.0
         by, moved = change.ravel()[chosen], self.moved.ravel()[chosen]
-        part = max(2.0 ** -digits(self.out), 2.0**-18)
+        part = max(2.0 ** -mantissa_bits(self.out), 2.0**-18)
         slack = 0.5 * step.ravel()[chosen] + np.abs(moved) * part + 2.0**-20 * np.abs(by).max()
         ends = np.sort(np.stack([(moved - slack) / by, (moved + slack) / by]), axis=0)
         lows, highs = np.sort(ends[0]), np.sort(ends[1])
@@ -104,49 +105,49 @@ class Sample:
 
 
 def known_strengths(module: Module, adapter: AdapterFile) -> list[tuple[float, str]]:
-    """Return the factors by which known mistakes are off, and their names."""
+    """Return the factors by which known mistakes scale the change, with a description of each."""
     s, r, alpha = float(module.scaling or 1.0), int(module.rank or module.rank_in_file or 1), module.alpha
     root = adapter.get("use_rslora") is True
-    known = [(2.0, "twice"), (0.5, "by half"), (-1.0, "subtracted in the place of added")]
+    known = [(2.0, "twice"), (0.5, "half"), (-1.0, "subtracted instead of added")]
     if root:
         known += [
-            (r**0.5, "alpha in the place of alpha / sqrt(r)"),
-            (r**-0.5, "alpha / r in the place of alpha / sqrt(r)"),
+            (r**0.5, "alpha instead of alpha / sqrt(r)"),
+            (r**-0.5, "alpha / r instead of alpha / sqrt(r)"),
         ]
     else:
-        known += [(float(r), "alpha in the place of alpha / r"), (r**0.5, "alpha / sqrt(r) in the place of alpha / r")]
-    known += [(1 / s, "without the scaling"), (s, "with the scaling taken twice")]
+        known += [(float(r), "alpha instead of alpha / r"), (r**0.5, "alpha / sqrt(r) instead of alpha / r")]
+    known += [(1 / s, "without the scaling"), (s, "with the scaling applied twice")]
     usual, rank = adapter.get("lora_alpha"), adapter.get("r")
     if isinstance(usual, int | float) and type(rank) is int and rank > 0:
         plain = scaling(usual, rank, use_rslora=root) / s
         known.append((plain, "with r and lora_alpha, without rank_pattern and alpha_pattern"))
         known.append((scaling(usual, r, use_rslora=root) / s, "with lora_alpha, without alpha_pattern"))
     if alpha:
-        known.append((scaling(8, r, use_rslora=root) / s, "with alpha 8, which is PEFT's own default"))
+        known.append((scaling(8, r, use_rslora=root) / s, "with alpha 8, PEFT's default"))
     return [(k, name) for k, name in known if not math.isclose(k, 1.0)]
 
 
-def of_strength(low: float, high: float, known: list[tuple[float, str]]) -> Verdict:
-    """Return what is said of a strength."""
+def strength_verdict(low: float, high: float, known: list[tuple[float, str]]) -> Verdict:
+    """Return the verdict on a measured strength, with the names of the mistakes that explain it."""
     k = (low + high) / 2
     slack = max(2e-3 * abs(k), (high - low) / 2)
     fits = [(value, name) for value, name in known if abs(value - k) <= slack]
     names = list(dict.fromkeys(name for _, name in fits))[:2]
     named = f" ({', or '.join(names)})" if names else ""
-    return Verdict(WRONG, "factor", f"merged by the factor {{k}}{named}", fits[0][0] if fits else k)
+    return Verdict(WRONG, "factor", f"merged with a factor of {{k}}{named}", fits[0][0] if fits else k)
 
 
-# --- whose change ---
+# --- another module's change ---
 
 
-def of_another(path: str, name: str, k: float) -> Verdict:
-    """Return what is said of a module that has the change which has a name: "PATH", "PATH, transposed"."""
+def other_change_verdict(path: str, name: str, k: float) -> Verdict:
+    """Return the verdict on a module that has the change called `name`, such as "PATH" or "PATH, transposed"."""
     other, _, how = name.partition(", ")
     times = "" if abs(k - 1) < 0.02 else ", {k} times"
     if other == path and how == "transposed":
         return Verdict(WRONG, "transposed", f"the change is transposed{times}", k)
     if other == path and how.startswith("packed"):
-        return Verdict(WRONG, "packing", f"B's ranks and experts are exchanged{times}", k)
+        return Verdict(WRONG, "packing", f"B's ranks and experts are swapped{times}", k)
     if other == path:
         return Verdict(WRONG, "another-change", f"that of other experts{times}", k)
     ours, theirs = (BODY.search(p) for p in (path, other))
@@ -161,17 +162,17 @@ def of_another(path: str, name: str, k: float) -> Verdict:
 
 
 class Sketches:
-    """A few numbers of the change of each module of an adapter, made where something is wrong."""
+    """Sketches of the changes of all modules of an adapter, computed only if a weight is wrong."""
 
     def __init__(
         self, factors: Callable[[str], Iterator[tuple[str, np.ndarray, np.ndarray]]], paths: list[str]
     ) -> None:
-        """`factors` yields of a module the names, lefts with the scaling, and rights of its changes."""
+        """`factors` yields the name, the scaled left factor and the right factor of each change of a module."""
         self.factors, self.paths = factors, paths
         self.kept: dict[tuple[int, int], list[tuple[str, np.ndarray]]] = {}
 
     def nearest(self, shape: tuple[int, int], rows: np.ndarray, sketch: np.ndarray) -> tuple[str, float]:
-        """Return whose change of a matrix of this shape is most like a sketch of these rows, and how much it is."""
+        """Return the name of the change most similar to a sketch of some rows, and the cosine of the two."""
         if shape not in self.kept:
             X = columns(shape[1])
             self.kept[shape] = [
@@ -188,7 +189,7 @@ class Sketches:
         return best, most
 
     def change(self, name: str, shape: tuple[int, int], rows: np.ndarray) -> np.ndarray:
-        """Return some rows of the change that has a name."""
+        """Return some rows of the change called `name`."""
         path = name.partition(", ")[0]
         found = ((left, right) for n, left, right in self.factors(path) if n == name and len(left) == shape[0])
         left, right = next(found)
@@ -196,21 +197,21 @@ class Sketches:
 
 
 def columns(width: int) -> np.ndarray:
-    """Return the random columns of sketches."""
+    """Return the random columns X (width, COLUMNS) of sketches."""
     return np.random.default_rng(0).standard_normal((width, COLUMNS))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the cosine of two arrays."""
+    """Return the cosine of the angle between two arrays."""
     size = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float((a * b).sum()) / size if size else 0.0
 
 
-# --- all together ---
+# --- the diagnosis ---
 
 
-def named(sample: Sample, own: str, sketches: Sketches) -> Verdict:
-    """Return what some rows of a merged weight are, which are neither right nor the base's."""
+def identify(sample: Sample, own: str, sketches: Sketches) -> Verdict:
+    """Return the verdict on a merged weight that is neither right nor the base's."""
     for rule in (_rounded_further, _strengths, _twice, _of_dora):
         if (suspect := rule(sample)) is not None:
             return suspect
@@ -218,33 +219,33 @@ def named(sample: Sample, own: str, sketches: Sketches) -> Verdict:
 
 
 def _another(sample: Sample, own: str, sketches: Sketches) -> Verdict | None:
-    """Find another module's change, or the module's own turned round."""
+    """Find another module's change, or the module's own, transposed or packed differently."""
     if not np.isfinite(sample.moved).all():
         return None
     shape = (len(sample.update.left), sample.update.right.shape[1])
     name, near = sketches.nearest(shape, sample.rows, sample.moved @ columns(shape[1]))
-    if abs(near) > ALIKE and name != own:
+    if abs(near) > MIN_COSINE and name != own:
         low, high, share = sample.strength(sketches.change(name, shape, sample.rows))
-        if share >= ENOUGH:
-            return of_another(own.partition(", ")[0], name, (low + high) / 2)
+        if share >= MIN_SHARE:
+            return other_change_verdict(own.partition(", ")[0], name, (low + high) / 2)
     return None
 
 
 def _rounded_further(sample: Sample) -> Verdict | None:
-    """Find numbers of a type of fewer bits than the file's, next to those of a right merge."""
+    """Find a right merge that was rounded to a type with fewer bits than the file's."""
     out, W = sample.out, sample.W.astype(np.float64)
     m = W + sample.moved
-    right = sample.replay(Road()).values(sample.W, sample.rows).astype(np.float64)
+    right = sample.replay(Rounding()).values(sample.W, sample.rows).astype(np.float64)
     if not np.isfinite(m).all():
         return None
     for t in HALVES:
-        near = np.abs(m - right) <= 1.5 * steps(np.maximum(np.abs(W), np.abs(m)), t)
-        if digits(t) < digits(out) and np.array_equal(stored_as(m, t), m) and near.mean() >= ENOUGH:
-            return Verdict(WRONG, "rounded-further", f"rounded to {t.name}, further than {out.name} explains", 1.0)
+        near = np.abs(m - right) <= 1.5 * spacing(np.maximum(np.abs(W), np.abs(m)), t)
+        if mantissa_bits(t) < mantissa_bits(out) and np.array_equal(round_trip(m, t), m) and near.mean() >= MIN_SHARE:
+            return Verdict(WRONG, "rounded-further", f"rounded to {t.name} before being stored as {out.name}", 1.0)
     if sample.W.shape[1] % 64 == 0:
         rest, base = m - right, sample.W.astype(np.float32)
-        for x, text in ((base, "merged over the base in NF4, not over its own weights"),
-                        (right.astype(np.float32), f"rounded to NF4, further than {out.name} explains")):  # fmt: skip
+        for x, text in ((base, "merged into the base in NF4, not into its original weights"),
+                        (right.astype(np.float32), f"rounded to NF4 before being stored as {out.name}")):  # fmt: skip
             lost = dequantize_nf4(*quantize_nf4(x), x.shape) - x
             if np.linalg.norm(rest - lost) < 0.3 * np.linalg.norm(rest):
                 return Verdict(WRONG, "over-four-bits" if x is base else "rounded-further", text, 1.0)
@@ -252,63 +253,63 @@ def _rounded_further(sample: Sample) -> Verdict | None:
 
 
 def _strengths(sample: Sample) -> Verdict | None:
-    """Find the change at another strength."""
+    """Find the change at a wrong strength."""
     if sample.update.magnitude is None:
         low, high, share = sample.strength(sample.change)
-        if share >= ENOUGH and not (low <= 1.0 <= high) and not low <= 0.0 <= high:
-            return of_strength(low, high, sample.known)
+        if share >= MIN_SHARE and not (low <= 1.0 <= high) and not low <= 0.0 <= high:
+            return strength_verdict(low, high, sample.known)
         return None
     for k, _ in sample.known:
         if sample.explained(replace(sample.update, scaling=k * sample.update.scaling)):
-            return of_strength(k, k, sample.known)
+            return strength_verdict(k, k, sample.known)
     return None
 
 
 def _twice(sample: Sample) -> Verdict | None:
-    """Find a merge into what was merged."""
-    for road in sample.roads:
-        first, second = sample.replay(road), sample.replay(replace(road, base=None))
+    """Find a second merge into an already merged weight."""
+    for rounding in sample.roundings:
+        first, second = sample.replay(rounding), sample.replay(replace(rounding, base=None))
         once, second.norms = first.values(sample.W, sample.rows), first.norms
         misses = second.misses(once, sample.rows, sample.m, second.values(once, sample.rows))
-        if misses.size <= (1 - ENOUGH) * float(np.count_nonzero(~sample.is_base)):
-            return Verdict(WRONG, "twice", "merged twice, the second time into what was merged", 2.0)
+        if misses.size <= (1 - MIN_SHARE) * float(np.count_nonzero(~sample.is_base)):
+            return Verdict(WRONG, "twice", "merged twice, the second time into the merged weights", 2.0)
     return None
 
 
 def _of_dora(sample: Sample) -> Verdict | None:
-    """Find what is made of a magnitude: nothing, the base's lengths for those of the sum, or the other axis."""
+    """Find mistakes with DoRA: no magnitude, the base's norms instead of the sum's, or no change."""
     update = sample.update
     if update.magnitude is None:
         return None
     if sample.explained(replace(update, magnitude=None)):
         return Verdict(WRONG, "without-magnitude", "merged as LoRA, without DoRA's magnitude")
-    if sample.explained(replace(update, lengths_of_base=True)):
-        return Verdict(WRONG, "lengths-of-base", "DoRA's gain is by the lengths of the base, not of the sum")
+    if sample.explained(replace(update, norms_of_base=True)):
+        return Verdict(WRONG, "lengths-of-base", "DoRA's gain divides by the norms of the base, not of the sum")
     if sample.explained(replace(update, scaling=0.0)):
-        return Verdict(WRONG, "magnitude-alone", "DoRA's magnitude is there without the change")
+        return Verdict(WRONG, "magnitude-alone", "DoRA's magnitude was applied without the change")
     return None
 
 
 def _in_part(sample: Sample) -> Verdict | None:
-    """Find weights of which some numbers are changed, all by one strength, and all others the base's."""
+    """Find a weight in which some numbers have the change, at one strength, and all others are the base's."""
     if sample.update.magnitude is not None or not sample.is_base.any():
         return None
     low, high, share = sample.strength(np.where(sample.is_base, 0.0, sample.change))
-    if share < ENOUGH:
+    if share < MIN_SHARE:
         return None
-    right = sample.replay(Road()).values(sample.W, sample.rows)
+    right = sample.replay(Rounding()).values(sample.W, sample.rows)
     moves = bits(right) != bits(sample.as_base[0])
     part, rows = np.mean(sample.is_base[moves]), [sample.is_base[i][moves[i]] for i in range(len(moves))]
-    if not 1 - ENOUGH < part < ENOUGH:  # a few numbers are neither a merge nor its lack
+    if not 1 - MIN_SHARE < part < MIN_SHARE:  # a few odd numbers do not make a partial merge
         return None
-    places = "in some rows" if all(row.all() or not row.any() for row in rows) else "in part"
-    times = "" if low <= 1 <= high else ", and there by the factor {k}"
-    text = f"merged {places} alone{times}, {part:.0%} of what should change is the base's"
+    places = "only in some rows" if all(row.all() or not row.any() for row in rows) else "only in part"
+    times = "" if low <= 1 <= high else ", there with a factor of {k}"
+    text = f"merged {places}{times}; {part:.0%} of the numbers that should change are the base's"
     return Verdict(WRONG, "in-part", text, (low + high) / 2)
 
 
 def _measured(sample: Sample) -> Verdict:
-    """Measure by least squares how much of the change is there, and what is beside it."""
+    """Measure by least squares the strength of the change, and the size of everything else."""
     with np.errstate(over="ignore", invalid="ignore"):
         E, D, W = sample.moved, sample.change, sample.W.astype(np.float64)
         k = float((E * D).sum()) / max(float((D * D).sum()), 1e-300)
@@ -317,9 +318,9 @@ def _measured(sample: Sample) -> Verdict:
         return Verdict(
             WRONG,
             "other-weights",
-            "changed by something else: by {rest} of the weight, the change is not in it",
+            "changed, but not by this adapter: by {rest} of the weight",
             k,
             rest,
         )
-    text = "changed by more than the adapter: the change is there {k} times, beside it {rest} of the weight"
+    text = "changed by more than the adapter: its change is there {k} times, plus {rest} of the weight"
     return Verdict(WRONG, "other-weights", text, k, rest)

@@ -1,4 +1,4 @@
-"""What is said of a merged model: one verdict over all modules and tensors, with the places where it is not right."""
+"""The verdict on a merged model as a whole, from the verdicts on its modules."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 from ..report import Diagnosis
 from ..texts import enumerated, short
 from .contents import kind_of
-from .findings import counted, some
+from .findings import counted, listed
 from .landing import BODY, Landing
-from .merging import Merger
-from .suspects import RIGHT, UNREAD, UNTOLD, WRONG, Verdict
+from .merging import MergeResult
+from .suspects import RIGHT, SKIPPED, UNDECIDED, WRONG, Verdict
 
-UNLOADED = ("base_model.", "module.", "_orig_mod.")
-"""Beginnings of names that transformers passes over, without a word."""
+UNLOADED_PREFIXES = ("base_model.", "module.", "_orig_mod.")
+"""Prefixes of names that transformers silently ignores."""
 
 
 @dataclass
-class Told:
-    """The verdict: its word, the text of the first line, what is wrong, and lines about the rest."""
+class Summary:
+    """The verdict: a word, the text of the first line, the diagnoses, and lines about everything else."""
 
     word: str
     text: str = ""
@@ -30,72 +30,72 @@ class Told:
     lines: list[str] = field(default_factory=list)
 
 
-def tell(comparison: Merger, landing: Landing) -> Told:
-    """Return the verdict over all."""
+def summarize(comparison: MergeResult, landing: Landing) -> Summary:
+    """Return the verdict on the whole merged model."""
     modules = comparison.modules
-    wrong = [*_of_whole(comparison), *_of_modules(modules), *_of_names(comparison, landing), *_of_others(comparison)]
-    right, untold, unread = ([path for path, v in modules.items() if v.state == s] for s in (RIGHT, UNTOLD, UNREAD))
+    wrong = [*_of_folder(comparison), *_of_modules(modules), *_of_names(comparison, landing), *_of_tensors(comparison)]
+    right, lost, skipped = ([path for path, v in modules.items() if v.state == s] for s in (RIGHT, UNDECIDED, SKIPPED))
     lines = [_counts(modules), *_rest(comparison)]
     if wrong:
-        return Told(WRONG.upper(), found=wrong, lines=lines)
+        return Summary(WRONG.upper(), found=wrong, lines=lines)
     whole = [name for name, verdict in comparison.others.items() if verdict.state == RIGHT]
-    if unread or not (right or whole):
-        return Told("UNDECIDED", _undecided(modules, untold, unread), lines=lines)
+    if skipped or not (right or whole):
+        return Summary("UNDECIDED", _undecided(modules, lost, skipped), lines=lines)
     dtypes = "/".join(sorted({modules[path].dtype for path in right}))
     steps = max((modules[path].steps for path in right), default=0.0)
     parts = [f"{len(right)} of {counted(len(modules), 'module')}"] if modules else []
-    parts += [f"{dtypes}, at most {steps:.2g} ulp beside the exact sum"] if right else []
-    parts += [f"{counted(len(whole), 'tensor')} trained in full"] if whole else []
-    text = f"merged rightly ({', '.join(parts)})"
-    text += f"; of {len(untold)} nothing can be told: the change is lost in rounding" if untold else ""
-    return Told("RIGHT", text, lines=lines)
+    parts += [f"{dtypes}, at most {steps:.2g} ulp from the exact sum"] if right else []
+    parts += [f"{counted(len(whole), 'fully trained tensor')}"] if whole else []
+    text = f"merged correctly ({', '.join(parts)})"
+    text += f"; {len(lost)} cannot be decided, since rounding loses their change" if lost else ""
+    return Summary("RIGHT", text, lines=lines)
 
 
-def _undecided(modules: dict[str, Verdict], untold: list[str], unread: list[str]) -> str:
-    if unread:
-        reason = modules[unread[0]].text
-        return f"{len(unread)} of {counted(len(modules), 'module')} cannot be compared: {reason}"
-    if not untold:
-        return "the adapter has nothing that could be merged"
-    dtype = "/".join(sorted({modules[path].dtype for path in untold}))
+def _undecided(modules: dict[str, Verdict], lost: list[str], skipped: list[str]) -> str:
+    if skipped:
+        reason = modules[skipped[0]].text
+        return f"{len(skipped)} of {counted(len(modules), 'module')} cannot be compared: {reason}"
+    if not lost:
+        return "the adapter has nothing to merge"
+    dtype = "/".join(sorted({modules[path].dtype for path in lost}))
     return (
-        f"cannot be told: in all {counted(len(untold), 'module')} the change is below half a step of {dtype}, or zero"
+        f"cannot be decided: in all {counted(len(lost), 'module')} the change is zero or below half a step of {dtype}"
     )
 
 
-# --- what is wrong ---
+# --- diagnoses ---
 
 
 def _of_modules(modules: dict[str, Verdict]) -> list[Diagnosis]:
-    """Return what is wrong with modules, what most of them have first."""
+    """Return the diagnoses of wrong modules, the most frequent first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for path, verdict in modules.items():
         if verdict.state == WRONG:
-            text = "not its own change" if verdict.flag == "another-change" else verdict.text
+            text = "the wrong change" if verdict.flag == "another-change" else verdict.text
             groups.setdefault((verdict.flag, text), []).append(path)
     right = [path for path, verdict in modules.items() if verdict.state == RIGHT]
-    rest = f"; merged rightly: {where(right, modules)}" if right else ""
+    rest = f"; merged correctly: {describe(right, modules)}" if right else ""
     found = []
     for (flag, text), paths in sorted(groups.items(), key=lambda group: -len(group[1])):
-        places = _exchanged(paths, modules) if flag == "another-change" else where(paths, modules)
+        places = _exchanged(paths, modules) if flag == "another-change" else describe(paths, modules)
         count = f" ({len(paths)} of {len(modules)} modules)" if len(paths) < len(modules) else ""
-        text = filled(text, [modules[path] for path in paths])
+        text = fill_in(text, [modules[path] for path in paths])
         found.append(Diagnosis(f"{text}: {places}{count}{rest}", flag, cases=tuple(paths)))
         rest = ""
     return found
 
 
 def _exchanged(paths: list[str], modules: dict[str, Verdict]) -> str:
-    """Say which modules have whose change."""
+    """Describe which modules have which other module's change."""
     whose: dict[str, list[str]] = {}
     for path in paths:
         whose.setdefault(modules[path].text, []).append(path)
-    said = [f"{where(of, modules)} with {filled(text, [modules[path] for path in of])}" for text, of in whose.items()]
-    return ", ".join(said[:3]) + (" and so on" if len(said) > 3 else "")
+    parts = [f"{describe(of, modules)} with {fill_in(text, [modules[p] for p in of])}" for text, of in whose.items()]
+    return ", ".join(parts[:3]) + (" and so on" if len(parts) > 3 else "")
 
 
-def filled(text: str, verdicts: Sequence[Verdict]) -> str:
-    """Return a text with the numbers of all that it is about."""
+def fill_in(text: str, verdicts: Sequence[Verdict]) -> str:
+    """Return a verdict's text with {k} and {rest} replaced by the range of these numbers over all verdicts."""
     factors, rests = (
         [getattr(v, name) for v in verdicts if getattr(v, name) is not None] for name in ("factor", "rest")
     )
@@ -107,59 +107,58 @@ def _between(numbers: Sequence[float], form: str) -> str:
     return " to ".join(ends)
 
 
-def _of_whole(comparison: Merger) -> Iterator[Diagnosis]:
-    """Yield what is wrong with the folder as a whole: it is not merged, or of another base."""
+def _of_folder(comparison: MergeResult) -> Iterator[Diagnosis]:
+    """Yield the diagnoses of the whole folder: it is not merged, or its base is a different one."""
     beside = [name for name, verdict in comparison.others.items() if verdict.flag == "factors-beside"]
     if beside:
-        stand = "stands" if len(beside) == 1 else "stand"
-        text = f"not merged: {counted(len(beside), 'tensor')} of a model beside its adapter {stand} there"
+        text = f"not merged: the folder has {counted(len(beside), 'tensor')} of an unmerged PeftModel"
         yield Diagnosis(text, "factors-beside", cases=tuple(beside))
     changed = _changed(comparison)
     if _is_other_base(comparison):
         of_all = f"{len(changed)} of {len(changed) + comparison.same} tensors without an adapter"
-        text = f"merged over another base: {of_all} differ from this one by {filled('{rest}', [*changed.values()])}"
+        text = f"merged into another base: {of_all} differ from this one by {fill_in('{rest}', [*changed.values()])}"
         yield Diagnosis(f"{text} of their size", "other-base", cases=tuple(changed))
 
 
-def _changed(comparison: Merger) -> dict[str, Verdict]:
+def _changed(comparison: MergeResult) -> dict[str, Verdict]:
     return {name: verdict for name, verdict in comparison.others.items() if verdict.flag == "changed"}
 
 
-def _is_other_base(comparison: Merger) -> bool:
-    """Return whether most matrices without an adapter are others, and no module is merged rightly."""
+def _is_other_base(comparison: MergeResult) -> bool:
+    """Return whether most matrices without an adapter differ from the base, and no module is right."""
     right = any(verdict.state == RIGHT for verdict in comparison.modules.values())
     matrices = [name for name in _changed(comparison) if name not in comparison.vectors]
     return not right and bool(matrices) and len(matrices) >= comparison.same - comparison.same_vectors
 
 
-def _of_names(comparison: Merger, landing: Landing) -> Iterator[Diagnosis]:
-    """Yield what is wrong with names: a beginning that no program loads, modules that the base has not."""
-    if comparison.renamed.startswith(UNLOADED):
-        text = f"the names in the merged model begin with {comparison.renamed!r}, and transformers passes over such"
+def _of_names(comparison: MergeResult, landing: Landing) -> Iterator[Diagnosis]:
+    """Yield the diagnoses of names: a prefix that no program loads, and modules that the base does not have."""
+    if comparison.renamed.startswith(UNLOADED_PREFIXES):
+        text = f"the names in the merged model begin with {comparison.renamed!r}, so transformers ignores them"
         yield Diagnosis(text, "prefix-not-loaded")
     if landing.lost:
         are = "is" if len(landing.lost) == 1 else "are"
-        text = f"{counted(len(landing.lost), 'module')} of the adapter {are} not in the base: {some(landing.lost)}"
+        text = f"{counted(len(landing.lost), 'module')} of the adapter {are} not in the base: {listed(landing.lost)}"
         yield Diagnosis(text, "module-unknown", cases=(*landing.lost,))
 
 
-def _of_others(comparison: Merger) -> Iterator[Diagnosis]:
-    """Yield what is wrong with tensors that no module changes."""
+def _of_tensors(comparison: MergeResult) -> Iterator[Diagnosis]:
+    """Yield the diagnoses of tensors that no module changes."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, verdict in comparison.others.items():
         if verdict.state == WRONG and verdict.flag != "factors-beside":
             groups.setdefault((verdict.flag, verdict.text), []).append(name)
     for (flag, text), names in groups.items():
         if flag != "changed" or not _is_other_base(comparison):
-            text = filled(text, [comparison.others[name] for name in names])
-            yield Diagnosis(f"{text}: {some(names, 'tensor')}", flag, cases=tuple(names))
+            text = fill_in(text, [comparison.others[name] for name in names])
+            yield Diagnosis(f"{text}: {listed(names, 'tensor')}", flag, cases=tuple(names))
 
 
-# --- where ---
+# --- descriptions of modules ---
 
 
-def where(paths: Collection[str], every: Collection[str]) -> str:
-    """Say which modules some are, of all: "layers 0 to 13", "q_proj of layer 3", or their names."""
+def describe(paths: Collection[str], every: Collection[str]) -> str:
+    """Describe a subset of all modules: "layers 0 to 13", "q_proj of layer 3", or their names."""
     chosen = {*paths}
     if len(chosen) == len(every) > 1:
         return f"all {len(every)} modules"
@@ -174,7 +173,7 @@ def where(paths: Collection[str], every: Collection[str]) -> str:
             return named
         if named and chosen == {path for path in every if kind_of(path) in kinds and _layer(path) in layers}:
             return f"{named} of {said}"
-    return some([*paths])
+    return listed([*paths])
 
 
 def _layer(path: str) -> int | None:
@@ -183,7 +182,7 @@ def _layer(path: str) -> int | None:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Return numbers in order as ranges: "0 to 13, 20"."""
+    """Return increasing numbers as a text of ranges: "0 to 13, 20"."""
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][-1] + 1:
@@ -193,32 +192,32 @@ def ranges(numbers: Sequence[int]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-# --- the rest ---
+# --- other lines ---
 
 
 def _counts(modules: dict[str, Verdict]) -> str:
     counts = Counter(verdict.state for verdict in modules.values())
-    said = [f"{counts[state]} {state}" for state in (RIGHT, WRONG, UNTOLD, UNREAD) if counts[state]]
+    said = [f"{counts[state]} {state}" for state in (RIGHT, WRONG, UNDECIDED, SKIPPED) if counts[state]]
     return f"merged modules: {', '.join(said) or 'none'}"
 
 
-def _rest(comparison: Merger) -> Iterator[str]:
-    """Say what became of the other tensors."""
+def _rest(comparison: MergeResult) -> Iterator[str]:
+    """Yield lines about the other tensors."""
     others = [name for name, verdict in comparison.others.items() if verdict.state == WRONG]
-    yield f"other tensors: {comparison.same} are the base's, {len(others)} are not"
+    yield f"other tensors: {comparison.same} equal the base's, {len(others)} differ"
     for name, rows in comparison.grown.items():
-        more = f"{counted(rows, 'row')} more in the merged model, of which nothing is said"
+        more = f"{counted(rows, 'more row')} in the merged model; added rows are not checked"
         yield f"note: {short(name)} has {more} [vocabulary-grown]"
     if comparison.extra:
-        yield f"note: only in the merged model: {some(comparison.extra, 'tensor')} [merged-alone]"
+        yield f"note: only in the merged model: {listed(comparison.extra, 'tensor')} [merged-alone]"
     if comparison.renamed:
-        yield f"note: the names begin otherwise in the merged model: {comparison.renamed!r} [renamed]"
-    unread = [f"{name}: {v.text}" for name, v in comparison.others.items() if v.state == UNREAD]
-    yield from (f"note: not compared: {text} [not-compared]" for text in unread[:3])
+        yield f"note: the names begin differently in the merged model: {comparison.renamed!r} [renamed]"
+    skipped = [f"{name}: {v.text}" for name, v in comparison.others.items() if v.state == SKIPPED]
+    yield from (f"note: not compared: {text} [not-compared]" for text in skipped[:3])
 
 
-def for_programs(comparison: Merger) -> dict[str, Any]:
-    """Return what was found as JSON has it."""
+def as_json(comparison: MergeResult) -> dict[str, Any]:
+    """Return the comparison as data for JSON."""
     return {
         "path": str(comparison.merged.path), "same": comparison.same, "extra": comparison.extra,
         "grown": comparison.grown, "renamed": comparison.renamed,
@@ -229,4 +228,4 @@ def for_programs(comparison: Merger) -> dict[str, Any]:
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     known = {key: value for key, value in vars(verdict).items() if not isinstance(value, float) or math.isfinite(value)}
-    return dict.fromkeys(vars(verdict)) | known | {"text": filled(verdict.text, [verdict])}
+    return dict.fromkeys(vars(verdict)) | known | {"text": fill_in(verdict.text, [verdict])}

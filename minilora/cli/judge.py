@@ -40,25 +40,24 @@ def add_audit(commands: Any) -> None:
     """Add ``minilora audit``."""
     parser = commands.add_parser(
         "audit",
-        help="look at an adapter, and at the model that it is for: is it right, and is it applied?",
+        help="check an adapter against the model that it is for: is it sound, and is it applied?",
         description=(
-            "Read an adapter tensor by tensor and of the model headers and pieces, and say what the adapter is, how "
-            "large its changes are, whether every tensor lands, and what is suspicious. Exit code 0 where it is sound, "
-            "with notes or without, 1 where it is suspicious or wrong, 2 where it could not be looked at. With "
-            "--merged, read the adapter, the base MODEL and MERGED in full, and say whether MERGED is what merging "
-            "writes, and what it is if not: exit code 0 where it is, 1 where it is not, 2 where that cannot be told."
+            "Read an adapter tensor by tensor, and headers and pieces of the model. Report what the adapter is, how "
+            "large its changes are, whether every tensor lands, and what is suspicious. Exit code 0 if it is sound, "
+            "with or without notes, 1 if it is suspicious or wrong, 2 if it could not be read. With --merged, read the "
+            "adapter, the base MODEL and MERGED in full, and report whether MERGED is what merging writes, or what it "
+            "is instead: exit code 0 if it is right, 1 if it is wrong, 2 if that cannot be decided."
         ),
     )
     parser.add_argument(
         "adapter",
         type=path,
         metavar="ADAPTER",
-        help="a folder of PEFT's or of mlx-lm's, a .gguf file, or a .safetensors file with the names of PEFT, MLX or "
-        "kohya",
+        help="a PEFT or mlx-lm folder, a .gguf file, or a .safetensors file with tensor names of PEFT, MLX or kohya",
     )
-    add_model(parser, "the base: a Hugging Face folder, weights alone, or a .gguf file")
+    add_model(parser, "the base: a Hugging Face folder, only its weights, or a .gguf file")
     parser.add_argument(
-        "--merge", action="store_true", help="read MODEL's weights too, and say what merging will lose in few bits"
+        "--merge", action="store_true", help="also read MODEL's weights, and report what merging loses to rounding"
     )
     parser.add_argument(
         "--merged",
@@ -69,12 +68,12 @@ def add_audit(commands: Any) -> None:
     add_report(
         parser,
         judge_audit,
-        lambda options: files("a file that is looked at", options.adapter, options.model, options.merged),
+        lambda options: files("a file that is read", options.adapter, options.model, options.merged),
     )
 
 
 def judge_audit(options: argparse.Namespace) -> Report:
-    """Say whether an adapter is right, and whether a model takes it."""
+    """Return the report on an adapter, and on its model or a merged model if they are given."""
     from ..audit.auditing import audit
 
     return audit(options.adapter, options.model, merge=options.merge, merged=options.merged, progress=True)
@@ -87,21 +86,21 @@ def add_diagnose(commands: Any) -> None:
     """Add ``minilora diagnose``."""
     parser = commands.add_parser(
         "diagnose",
-        help="say from an engine's logits what it did with an adapter of yours",
+        help="find out from an engine's logits what it did with your adapter",
         description=(
-            "Compute what a decoder and an adapter give, and what they would give under each known mistake, and "
-            "say which of them an engine's logits are. LOGITS is a safetensors file with `prompts` (P, T) of token "
-            "ids, and `logits` (P, T, V) or (P, V), or `log_probabilities` of the same shape, with `ids` beside "
-            "them where they are of some tokens; its metadata may say `computed_in`, such as bfloat16. With "
-            "`base_logits`, those of the model without the adapter, a wrong base, tokenizer or temperature is told "
-            "from a wrong adapter. Exit code 0 "
-            "where the logits are right, 1 where they are wrong, 2 where they cannot be judged."
+            "Compute the logits of a decoder with an adapter, correctly and under each known mistake, and report "
+            "which of them an engine's logits match. LOGITS is a safetensors file with `prompts` (P, T) of token "
+            "ids, and `logits` (P, T, V) or (P, V), or `log_probabilities` of the same shape, with their token `ids` "
+            "if they cover only some tokens. Its metadata may give `computed_in`, such as bfloat16. With "
+            "`base_logits`, those of the model without the adapter, a wrong base, tokenizer or temperature can be "
+            "told from a wrong adapter. Exit code 0 if the logits are right, 1 if they are wrong, 2 if they cannot be "
+            "judged."
         ),
     )
-    parser.add_argument("logits", type=path, metavar="LOGITS", help="what the engine answered, a .safetensors file")
+    parser.add_argument("logits", type=path, metavar="LOGITS", help="the engine's logits, a .safetensors file")
     add_model(parser, "the decoder: a Hugging Face folder or a .gguf file", required=True)
     parser.add_argument(
-        "--adapter", type=path, metavar="ADAPTER", required=True, help="the adapter, as `minilora audit` takes it"
+        "--adapter", type=path, metavar="ADAPTER", required=True, help="the adapter, in any format that `audit` reads"
     )
     add_report(
         parser,
@@ -111,7 +110,7 @@ def add_diagnose(commands: Any) -> None:
 
 
 def judge_diagnose(options: argparse.Namespace) -> Report:
-    """Say what an engine did with an adapter."""
+    """Return the report on what an engine did with an adapter."""
     from ..conformance.golden.diagnosing import diagnose
 
     return diagnose(options.model, options.adapter, options.logits)

@@ -1,7 +1,7 @@
-"""Fifteen exercises with graders: rebuild `LoRA.backward` in five steps, then say what it does and what it costs.
+"""Fifteen exercises with graders: rebuild `LoRA.backward` in five steps, then predict what it does or costs.
 
-Hand a function that you wrote to its grader, ``check_...``, and the number or choice that answers a question to
-`check_prediction`. Each prints that the answer is right, or the kind of mistake, and returns whether it is right.
+Pass a function that you wrote to its grader, ``check_...``, and a number or choice that answers a question to
+`check_prediction`. Each prints that the answer is right, or what the mistake is, and returns whether it is right.
 
 ====  ==================================================  ===========================================================
 step  you write                                           it returns
@@ -12,16 +12,16 @@ step  you write                                           it returns
 4     ``grad_A(dh, x)``                                   dA (r, in)
 5     ``backward(dy, x, A, B, alpha)``                    dx (N, in), dA (r, in), dB (out, r)
       ``lora_backward(x, A, B, dL_dy, alpha, r)``         the same, or (dA, dB), as interviews ask for it
-6     five numbers, for ``check_prediction(name, n)``     what a few lines would print
+6     five numbers, for ``check_prediction(name, n)``     the results of a few lines of code
 7     ``first_to_move(A_is_zero, B_is_zero)``             the names of the factors that the first step changes
-      ``start(in_features, out_features, rank, rng)``     A (r, in) and B (out, r), as PEFT starts them
-8     ``merged(W, A, B, alpha)``                          the weight of one plain layer (out, in)
-9     ``count(in_features, out_features, rank)``          how many numbers an adapter trains
-10    ``factors(change, rank)``                           A (r, in) and B (out, r): B A nearest to change
-11    ``grad_scores(P, dP)``                              dS (T, U) of attention's softmax
-12    two numbers                                         the gigabytes that training a 7B model keeps
-13    a choice                                            the rank, read off a curve
-14    two choices                                         how Adam's first move depends on the rank
+      ``start(in_features, out_features, rank, rng)``     A (r, in) and B (out, r), initialised as in PEFT
+8     ``merged(W, A, B, alpha)``                          the weight (out, in) of one plain layer
+9     ``count(in_features, out_features, rank)``          the number of parameters that an adapter trains
+10    ``factors(change, rank)``                           A (r, in) and B (out, r) with B A closest to change
+11    ``grad_scores(P, dP)``                              dS (T, U) of the softmax in attention
+12    two numbers                                         the memory in GB for training a 7B model
+13    a choice                                            the best rank, read from a curve
+14    two choices                                         how Adam's first step depends on the rank
 15    ``grad_V(dW, V, m)``, and a number                  dV (out, in) of DoRA's W = m V / |V|; then dV along V
 ====  ==================================================  ===========================================================
 

@@ -1,4 +1,4 @@
-"""``python -m minilora.exercises``: say what the exercises are, and how to begin."""
+"""The command ``python -m minilora.exercises``, which lists the exercises."""
 
 import re
 
@@ -6,7 +6,7 @@ from . import QUESTIONS
 from . import __doc__ as told
 
 BEGIN = """
-Begin at a Python prompt:
+Start at a Python prompt:
 
     >>> from minilora import exercises
     >>> def loss_gradient(prediction, target):
@@ -14,16 +14,16 @@ Begin at a Python prompt:
     >>> exercises.check_loss_gradient(loss_gradient)
     Not yet. dy: ...
 
-docs/learn/exercises.md has each step in full, with its solution folded; on the site the page grades all of them.
-These are the questions, for exercises.check_prediction(name, your_answer):
+docs/learn/exercises.md has every step in full, with a folded solution; on the site, the page grades your answers.
+The questions for exercises.check_prediction(name, your_answer) are:
 """
 
 
 def main() -> int:
-    """Print it. Returns 0."""
+    """Print the exercises, how to start, and the questions; return 0."""
     assert told is not None
     text = told.strip().rpartition("\n\n")[0]
-    text = re.sub(r"^([\d ].*?)``(.*?)``(.{2,}?)(?=  )", r"\1\2\3    ", text, flags=re.M)  # the columns stay
+    text = re.sub(r"^([\d ].*?)``(.*?)``(.{2,}?)(?=  )", r"\1\2\3    ", text, flags=re.M)  # keeps the columns aligned
     print(text.replace("`", ""))
     print(BEGIN)
     for name, question in QUESTIONS.items():

@@ -1,4 +1,4 @@
-"""The experiments that answer the questions: each gives a number, or the name of a choice."""
+"""The experiments that answer the questions: each returns a number or a choice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..verify.closed_form import best_adapter
 
 
 def first_problem(alpha: float = 3.0) -> tuple[LoRA, np.ndarray, dict[str, np.ndarray]]:
-    """Return an adapter at its start, inputs, and its gradients for a random dy."""
+    """Return a freshly initialised adapter, random inputs, and the gradients for a random dy."""
     rng = np.random.default_rng(5)
     layer = LoRA.init(6, 4, rank=2, alpha=alpha, rng=rng, dtype="float64")
     x, dy = rng.standard_normal((8, 6)), rng.standard_normal((8, 4))
@@ -47,14 +47,14 @@ def _off_by_one() -> float:
     return float(((X @ np.ones((50, 4))) ** 2).mean())
 
 
-def _kept(rank: int | None = None, bits: int = 16) -> float:
-    """Return the gigabytes that training a 7B model keeps, without activations."""
+def _training_memory(rank: int | None = None, bits: int = 16) -> float:
+    """Return the memory in GB for training a 7B model, without activations."""
     parts = training_memory(LLAMA_2_7B, tokens=1, rank=rank, bits=bits)
     return sum(parts[part] for part in ("weights", "trained", "gradients", "Adam")) / 1e9
 
 
-def _square_alone() -> int:
-    """Return how many matrices of a block of Llama 3 8B get an adapter where those do whose in and out are equal."""
+def _square_matrices() -> int:
+    """Return the number of square matrices in a block of Llama 3 8B."""
     config = replace(LLAMA_2_7B, intermediate_size=14336, num_key_value_heads=8)
     shapes = (shape for name, shape in config.shapes().items() if name.startswith("model.layers.0."))
     return sum(len(shape) == 2 and shape[0] == shape[1] for shape in shapes)
@@ -64,7 +64,7 @@ CURVE_RANKS = (1, 2, 4, 8, 16)
 
 
 def rank_curve() -> dict[int, tuple[float, float]]:
-    """Return for each rank the loss on the 60 rows that the best adapter was fitted to, and that on 2,000 new rows."""
+    """Return for each rank the loss of the best adapter on the 60 rows that it was fitted to, and on 2,000 new rows."""
     rng = np.random.default_rng(0)
     change = rng.standard_normal((24, 4)) @ rng.standard_normal((4, 32)) / 2
 
@@ -90,7 +90,7 @@ RATES = (0.0005, 0.002, 0.008, 0.03, 0.12)
 
 @cache
 def rate_curve() -> dict[float, tuple[float, float]]:
-    """Return for each rate the loss of an adapter of rank 4 on the 60 rows of its training, and on 2,000 new rows."""
+    """Return for each rate the loss of an adapter of rank 4 on its 60 training rows, and on 2,000 new rows."""
     rng = np.random.default_rng(3)
     change = rng.standard_normal((8, 4)) @ rng.standard_normal((4, 24)) / 6
 
@@ -115,7 +115,7 @@ FACTORS = {"1/16": 1 / 16, "1/4": 1 / 4, "1": 1, "4": 4, "16": 16}
 
 
 def growth(rows: int, use_rslora: bool) -> float:
-    """Return by which factor Adam's first move of the output grows from rank 4 to rank 64, on the rows of its step."""
+    """Return the ratio of the output's change from Adam's first step at rank 64 to that at rank 4, on the same rows."""
     rng = np.random.default_rng(8)
 
     def move(rank: int) -> float:
@@ -125,7 +125,7 @@ def growth(rows: int, use_rslora: bool) -> float:
         Adam(layer.trainable(), lr=1e-3).step(layer.backward(dy, layer.forward(x)[1])[1])
         return float(np.abs(layer(x)).mean())
 
-    times = max(8, 64 // rows)  # the fewer rows, the more the moves differ
+    times = max(8, 64 // rows)  # with fewer rows, the changes vary more
     few, many = (np.mean([move(rank) for _ in range(times)]) for rank in (4, 64))
     return float(many / few)
 
@@ -136,7 +136,7 @@ def _nearest_factor(rows: int) -> str:
 
 
 def _along_V() -> float:
-    """Return dV_o V_o of a DoRA layer's full gradient, the largest over its rows.
+    """Return the largest |dV_o V_o| over the rows o of a DoRA layer, for the full gradient.
 
     The adapter's A is the identity and s = 1. So V = W + B, and dB is dV.
     """
@@ -154,13 +154,13 @@ EXPERIMENTS: dict[str, Callable[[], float | str]] = {
     "larger alpha": lambda: _slope_of_B(6.0) / _slope_of_B(3.0),
     "larger alpha, plain steps": lambda: _after_plain_step(6.0) / _after_plain_step(3.0),
     "off by one": _off_by_one,
-    "square alone": _square_alone,
-    "7B in full": _kept,
-    "7B at 4 bits": lambda: _kept(rank=16, bits=4),
+    "square alone": _square_matrices,
+    "7B in full": _training_memory,
+    "7B at 4 bits": lambda: _training_memory(rank=16, bits=4),
     "rank from a curve": _best_rank,
     "rate from a curve": _best_rate,
     "first move, one row": lambda: _nearest_factor(1),
     "first move, many rows": lambda: _nearest_factor(512),
     "along V": _along_V,
 }
-"""By the question's name in questions.toml, in the order in which they are asked."""
+"""The experiment for each question in questions.toml, by name, in the same order."""

@@ -1,8 +1,8 @@
-"""The questions: each has an experiment that answers it, the answer's reason, and hints for wrong answers.
+"""The questions, each with an experiment that answers it.
 
-`check_prediction` grades an answer. The site grades the same questions in the page: `sheet` is what it takes of them,
-as JSON, and `verdict` is how both judge. A number is right to 5 %. A wrong answer that many people give has a hint of
-its own. Any other gets the question's hint, and the next one a hint that says more. The texts stand in questions.toml.
+`check_prediction` grades an answer. The site grades the same questions in the page, with the data from `sheet` and the
+rules of `verdict`. A number may be off by 5 %. Common wrong answers have their own hints. Any other wrong answer gets
+the question's first hint, and later ones get a more detailed hint. The texts are in questions.toml.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from ..checks import check_choice, check_number
 from .experiments import EXPERIMENTS
 
 TOLERANCE = 0.05
-"""How far a number may be off, as a part of what the experiment gives."""
+"""The relative error that is allowed in a number."""
 ZERO = 1e-6
-"""How far it may be off where the experiment gives zero."""
+"""The absolute error that is allowed if the right answer is zero."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, and what a grader says to each answer."""
+    """A question, with the grader's reply to each answer."""
 
     text: str
-    why: str  # told with the right answer
-    hints: Sequence[str]  # for a wrong answer that is not known: the first, and any later one
-    known: Sequence[tuple[float | str, str]]  # wrong answers with hints of their own; all other choices, if there are
+    why: str  # the explanation, printed with the right answer
+    hints: Sequence[str]  # for unknown wrong answers: for the first, and for any later one
+    known: Sequence[tuple[float | str, str]]  # wrong answers with their own hints: all wrong ones, if there are choices
     choices: Sequence[str] = ()
 
 
 _texts = tomllib.loads(Path(__file__).with_name("questions.toml").read_text(encoding="utf-8"))
 QUESTIONS = {name: Question(**texts) for name, texts in _texts.items()}
-"""The questions by their names, for `check_prediction`."""
+"""The questions for `check_prediction`, by name."""
 
 
 def check_prediction(question: str, guess: float | str) -> bool:
-    """Grade an answer to a question: run its experiment and compare.
+    """Grade an answer to a question by running its experiment.
 
     Parameters
     ----------
     question : str
-        Its name, of `QUESTIONS`, which has their texts.
+        Its name in `QUESTIONS`, which has its text.
     guess : float or str
-        The number that you expect, right to 5 %; or one of the question's choices.
+        The number that you expect, within 5 %, or one of the question's choices.
 
     Returns
     -------
     bool
-        Whether it is right. The verdict is printed, and the experiment's number only where you had it. A second wrong
-        answer to a question gets another hint than the first.
+        Whether it is right. The function also prints a verdict, with the experiment's result only if you were right. A
+        second wrong answer to a question gets another hint.
 
     Raises
     ------
     ValueError, TypeError
-        If there is no such question or choice, or the guess is no number where one is asked.
+        If there is no such question or choice, or the guess is not a number although one is asked for.
     """
     check_choice("question", question, tuple(QUESTIONS))
     choices = QUESTIONS[question].choices
@@ -76,16 +76,16 @@ def check_prediction(question: str, guess: float | str) -> bool:
 
 
 _wrong: Counter[str] = Counter()
-"""How many wrong answers each question got since its last right one: which hint comes next."""
+"""The number of wrong answers to each question since the last right one, which decides the next hint."""
 
 
 def sheet(name: str) -> dict[str, Any]:
-    """Return what an answer to a question is judged by, after its experiment; JSON can hold it."""
+    """Run a question's experiment, and return the data by which its answers are judged, ready for JSON."""
     question = QUESTIONS[name]
     answer = _answer(name)
-    result = answer if isinstance(answer, str) else f"{answer:.4g}" if abs(answer) > ZERO else "0, but for rounding"
-    told = f"{result}. {question.why}"
-    data: dict[str, Any] = {"answer": answer, "right": f"Right: {told}", "solution": f"The answer is {told}"}
+    result = answer if isinstance(answer, str) else f"{answer:.4g}" if abs(answer) > ZERO else "0, up to rounding"
+    reply = f"{result}. {question.why}"
+    data: dict[str, Any] = {"answer": answer, "right": f"Right: {reply}", "solution": f"The answer is {reply}"}
     data |= {"known": [list(pair) for pair in question.known], "hints": list(question.hints)}
     return data | {"tolerance": TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
 
@@ -96,7 +96,7 @@ def _answer(name: str) -> float | str:
 
 
 def verdict(data: Mapping[str, Any], guess: float | str, earlier: int) -> tuple[bool, str]:
-    """Return whether an answer is right, and what to say to it after that many `earlier` wrong ones.
+    """Return whether an answer is right, and the reply to it after `earlier` wrong answers.
 
     `docs/_static/questions.js` has the same function.
     """

@@ -1089,7 +1089,7 @@ def test_the_larger_vocabulary_is_the_one_to_resize_to(tmp_path):
         adapter = peft(tmp_path / f"a{rows[0]}", factors(paths(*QV)) | tensors, config(*QV))
         (base := tmp_path / "b").exists() or model(base)
         (grown,) = [one.text for one in audit(adapter, base).findings if one.code == "vocabulary-grown"]
-        assert f"resize_token_embeddings({V + 5}) alone" in grown
+        assert f"resize_token_embeddings({V + 5}) before loading" in grown
 
 
 def test_where_numbers_are_none_no_rank_is_told(tmp_path):

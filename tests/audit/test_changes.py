@@ -35,7 +35,7 @@ def expected(pairs, rounded):
 def check(loss, pairs):
     for name in ("bfloat16", "float16"):
         kept, noise = expected(pairs, FORMATS[name])
-        assert np.isclose(loss.formats[name].part, kept, rtol=1e-3)
+        assert np.isclose(loss.formats[name].kept, kept, rtol=1e-3)
         assert np.isclose(loss.formats[name].noise, noise, rtol=1e-2)
     size = np.sqrt(sum((delta**2).sum() for _, delta in pairs) / sum((W**2).sum() for W, _ in pairs))
     assert np.isclose(loss.relative, size, rtol=1e-4)
@@ -107,7 +107,7 @@ def test_blocks_of_rows_make_no_difference(tmp_path, monkeypatch, across):
         assert loss.off_axis == 0.0  # which a square weight's can be
         losses.append(loss.formats)
     for name, sums in losses[0].items():
-        assert (sums.part, sums.noise) == pytest.approx((losses[1][name].part, losses[1][name].noise), rel=1e-6), name
+        assert (sums.kept, sums.noise) == pytest.approx((losses[1][name].kept, losses[1][name].noise), rel=1e-6), name
 
 
 def with_magnitudes(tensors):
@@ -130,21 +130,21 @@ def test_of_no_known_change_nothing_is_lost(tmp_path, what):
     base = written(tmp_path / "m", few) if what == "few bits" else model(tmp_path / "m")
     report = audit(peft(tmp_path / "a", make(factors(paths("q_proj"))), settings), base, merge=True)
     assert [*report.merged.values()] == [None] * 3
-    assert "not looked at" in str(report)
+    assert "not checked" in str(report)
     if what == "no scaling":
         assert [[*changes(report.landing, module)] for module in report.adapter.modules.values()] == [[]] * 3
 
 
-HALF = "nothing says what {} adds: a factor or the scaling is missing"
+HALF = "the change by {} is unknown: a factor or the scaling is missing"
 REFUSED = {
     "no scaling": (lambda m: replace(m, scaling=None), (12, D), HALF),
     "half a pair": (lambda m: replace(m, parts={"A": m.parts["A"]}), (12, D), HALF),
-    "other rows": (lambda m: m, (11, D), "{} is for a weight of 12 x 8, and it is 11 x 8"),
-    "other columns": (lambda m: m, (12, 9), "{} is for a weight of 12 x 8, and it is 12 x 9"),
+    "other rows": (lambda m: m, (11, D), "{} is for a weight of 12 x 8, but the model's is 11 x 8"),
+    "other columns": (lambda m: m, (12, 9), "{} is for a weight of 12 x 8, but the model's is 12 x 9"),
     "a magnitude of another size": (
         lambda m: replace(m, parts=m.parts | {"magnitude": m.parts["A"]}), (12, D),
-        "{} is for a weight of 12 x 8, and it is 12 x 8"),
-    "two weights": (lambda m: m, None, "{} is for 1 expert, and there are 2"),
+        "{} is for a weight of 12 x 8, but the model's is 12 x 8"),
+    "two weights": (lambda m: m, None, "{} is for 1 expert, but the model has 2"),
 }  # fmt: skip
 
 
@@ -181,17 +181,17 @@ def test_sums_of_blocks_are_those_of_the_whole():
     kept = (E * delta).sum() / (delta * delta).sum()
     noise = np.linalg.norm(E - kept * delta) / np.linalg.norm(delta)
     sums = Sums()
-    assert (str(sums), sums.part, sums.noise) == ("-", 0.0, 0.0)
+    assert (str(sums), sums.kept, sums.noise) == ("-", 0.0, 0.0)
     for rows in (slice(2), slice(2, 6)):
         block = Sums()
         block.add(E[rows], delta[rows])
         sums += block
-    assert (sums.part, sums.noise) == (pytest.approx(kept), pytest.approx(noise))
+    assert (sums.kept, sums.noise) == (pytest.approx(kept), pytest.approx(noise))
     assert str(sums) == f"{kept:.1%} + {noise:.2g}"
     same, far = Sums(), np.array([[4096, 0.5]], "f4")
     same.add(far, far)
-    assert (same.part, same.noise) == (1.0, 0.0)
-    assert same.meant == 4096**2 + 0.25  # which a float32 does not hold
+    assert (same.kept, same.noise) == (1.0, 0.0)
+    assert same.intended == 4096**2 + 0.25  # which a float32 does not hold
 
 
 @pytest.mark.filterwarnings("error")
@@ -245,7 +245,7 @@ def test_a_change_below_half_a_step_is_lost_in_bfloat16(tmp_path):
     tensors = {f"{PREFIX}{path}.lora_A.weight": A, f"{PREFIX}{path}.lora_B.weight": B}
     report = audit(peft(tmp_path / "a", tensors, config(path, r=1, lora_alpha=1)), folder, merge=True)
     loss = report.merged[path]
-    assert loss.formats["bfloat16"].part < 0.1
+    assert loss.formats["bfloat16"].kept < 0.1
     assert "bfloat16" in str(report)
     assert audit(tmp_path / "a", folder).not_offered == ["what merging loses (--merge)"]
 
@@ -287,8 +287,8 @@ def test_a_magnitude_of_a_square_weights_inputs_is_named(tmp_path, other, word, 
     report = audit(adapter, tmp_path / "m.safetensors", merge=True)
     assert report.word == word, str(report)
     text = (
-        "the magnitude of 'fc' is nearer to the lengths of the weight's columns than to those of its rows: it lies on "
-        "the other axis, which a square weight's shape does not show"
+        "the magnitude of 'fc' is closer to the norms of the weight's columns than of its rows: it is along the "
+        "wrong axis, which the shape of a square weight does not reveal"
     )
     assert [finding.text for finding in report.of("suspicious")] == [text] * (word == "SUSPICIOUS")
 

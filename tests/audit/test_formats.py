@@ -55,23 +55,23 @@ REFUSED = [
     (lambda t: empty(t, *(f"{i}.safetensors" for i in range(6)), "0.gguf"),
      f"'~': {NO_PLACE} '0.gguf', '0.safetensors', '1.safetensors', '2.safetensors', '3.safetensors'"),
     (lambda t: empty(t, *(f"{i}/adapter_config.json" for i in range(6)), "a.txt"),
-     f"'~': {NO_PLACE} none of these, and its folder '0', '1', '2', '3', '4' holds one"),
+     f"'~': {NO_PLACE} none of these, but there is one in its folder '0', '1', '2', '3', '4'"),
     (lambda t: peft(t / "a", factors(Q), config("q_proj", peft_type="IA3")),
-     "'~/a/adapter_config.json': peft_type is 'IA3', which is no LoRA: it is not looked at"),
+     "'~/a/adapter_config.json': peft_type is 'IA3', expected 'LORA'"),
     *((lambda t, n=name: peft(t / "a", {f"lora_unet_x.{n}": np.ones((2, 8))}, None),
-       f"'~/a/adapter_model.safetensors': 'lora_unet_x.{name}' is of {kind}, which is no LoRA of two factors: it is "
-       "not looked at") for name, kind in OTHERS.items()),
+       f"'~/a/adapter_model.safetensors': 'lora_unet_x.{name}' belongs to {kind}, expected a LoRA of two "
+       "factors") for name, kind in OTHERS.items()),
     *((lambda t, change=change: mlx(t / "a", Q, change=change, fine_tune_type="full"),
-       "'~/a/adapter_config.json': fine_tune_type is 'full', which is no LoRA: it is not looked at")
+       "'~/a/adapter_config.json': fine_tune_type is 'full', expected 'lora' or 'dora'")
       for change in (dict, trained_in_full)),
     (lambda t: gguf(t / "a.gguf", Q, kind="model"),
-     "'~/a.gguf': general.type is 'model', expected 'adapter': it is a model, or no adapter"),
+     "'~/a.gguf': general.type is 'model', expected 'adapter': the file is not an adapter"),
     (lambda t: gguf(t / "a.gguf", Q, how="control"), "'~/a.gguf': adapter.type is 'control', expected 'lora'"),
     *((listed(name, 1001), f"'~/a/adapter_config.json': {name} has 1,001 entries, expected at most 1,000")
       for name in ("modules_to_save", "target_parameters", "layers_to_transform")),
     (keyed(1001), "'~/a/adapter_config.json': lora_parameters.keys has 1,001 entries, expected at most 1,000"),
     (lettered(1001),
-     f"'~/a/adapter_model.safetensors': the name {short('x' * 1001)} has 1,001 letters: no module has such a path"),
+     f"'~/a/adapter_model.safetensors': {short('x' * 1001)} has 1,001 characters, expected at most 1,000"),
 ]  # fmt: skip
 
 
@@ -91,8 +91,8 @@ def test_as_much_as_is_allowed_is_looked_at(tmp_path, make):
 
 
 STRANGE = {
-    "target_modules": (1, "a list or a text"), "exclude_modules": (2.5, "a list or a text"),
-    "layers_pattern": (True, "a list or a text"), "target_parameters": ("a", "a list"),
+    "target_modules": (1, "a list or a string"), "exclude_modules": (2.5, "a list or a string"),
+    "layers_pattern": (True, "a list or a string"), "target_parameters": ("a", "a list"),
     "modules_to_save": ({}, "a list"), "layers_to_transform": ("3", "a list or a number"),
     "rank_pattern": ([1], "an object"), "alpha_pattern": ("b", "an object"), "lora_parameters": (4, "an object"),
 }  # fmt: skip

@@ -28,8 +28,8 @@ def module(a, b, kind="linear", **more):
 
 STORED = {
     "linear": module(A[0], B[0]),
-    "MLX's": module(A[0].T, B[0].T, turned="AB"),
-    "an embedding of llama.cpp's": module(A[0].T, B[0], "embedding", turned="A"),
+    "MLX's": module(A[0].T, B[0].T, transposed="AB"),
+    "an embedding of llama.cpp's": module(A[0].T, B[0], "embedding", transposed="A"),
     "a convolution": module(A[0].reshape(R, 3, 2, 1), B[0].reshape(OUT, R, 1, 1), "conv"),
     "experts": module(
         A.reshape(E * R, IN), np.concatenate([B[:, :, r].T for r in range(R)], axis=1), "experts", experts=E),
@@ -109,7 +109,7 @@ def test_any_part_of_a_tensor_is_read(tmp_path, write):
     assert tensors.shapes == {name: array.shape for name, array in arrays.items()}
     assert tensors.dtypes == {"a": "F32", "b": "F16", "c": "F32"}
     assert tensors.sizes == {"a": 48, "b": 10, "c": 48}
-    assert "text" in tensors.notes.values() or tensors.notes["general.architecture"] == "llama"
+    assert "text" in tensors.metadata.values() or tensors.metadata["general.architecture"] == "llama"
     for name, array in arrays.items():
         np.testing.assert_array_equal(tensors.read(name), array)
         for start in range(array.size):
@@ -145,7 +145,7 @@ def test_a_folder_of_another_number_of_models_is_refused(tmp_path, names):
     one = "expected model.safetensors, model.safetensors.index.json or one .gguf or .safetensors file"
     with pytest.raises(FileRefused) as refused:
         open_model(tmp_path)
-    assert str(refused.value) == f"'{tmp_path}': {one}, and there are {len(names)}"
+    assert str(refused.value) == f"'{tmp_path}': {one}, but there are {len(names)}"
 
 
 @pytest.mark.parametrize(

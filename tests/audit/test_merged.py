@@ -103,7 +103,7 @@ def world(tmp_path, dtype):
 
 def test_a_right_merge_is_called_right(world, tmp_path, capsys):
     report = world.judged(world.merged())
-    said = f"merged: RIGHT: merged rightly (4 of 4 modules, {np.dtype(world.dtype).name}, at most 0.5 ulp"
+    said = f"merged: RIGHT: merged correctly (4 of 4 modules, {np.dtype(world.dtype).name}, at most 0.5 ulp"
     assert report.first_line.startswith(said)
     assert report.status == 0
     merge_adapter(world.base, world.adapter, tmp_path / "ours")
@@ -271,9 +271,9 @@ def test_names_may_lack_a_beginning_and_a_vocabulary_may_grow(tmp_path):
     report = world.judged({name.removeprefix("model."): array for name, array in arrays.items()})
     assert report.word == "RIGHT"
     assert [line for line in report.lines if line.startswith("note: ")] == [
-        f"note: {name!r} has 4 rows more in the merged model, of which nothing is said [vocabulary-grown]"
+        f"note: {name!r} has 4 more rows in the merged model; added rows are not checked [vocabulary-grown]"
         for name in ("lm_head.weight", "model.embed_tokens.weight")
-    ] + ["note: the names begin otherwise in the merged model: 'no model.' [renamed]"]
+    ] + ["note: the names begin differently in the merged model: 'no model.' [renamed]"]
 
 
 @pytest.mark.parametrize(("size", "said"), [(1e30, "100.0%"), (1e-30, "100.0%"), (0, "inf%")])
@@ -283,7 +283,7 @@ def test_how_far_a_tensor_is_changed_is_measured(tmp_path, size, said):
     world.base = written(tmp_path / "of a size", world.arrays | {"x": small})
     report = world.judged(world.merged() | {"x": large})
     assert report.first_line.startswith(
-        f"merged: WRONG: changed, though no adapter stands there, by {said} of their size: 'x'"
+        f"merged: WRONG: changed, though no adapter is there, by {said} of their size: 'x'"
     )
 
 
@@ -415,7 +415,7 @@ def test_a_broken_merge_is_named_in_the_first_line(tmp_path, dtype, name, approv
 def test_a_second_merge_is_named_though_it_rounds_between(tmp_path, half):
     world = World(tmp_path, FLOATS[half], size=0.02)
     twice = world.merged(base=world.merged())
-    said = "merged twice, the second time into what was merged: all 4 modules [twice]"
+    said = "merged twice, the second time into the merged weights: all 4 modules [twice]"
     report = world.judged(twice)
     assert report.first_line == f"merged: WRONG: {said}"
     assert {one["factor"] for one in report.json()["merged"]["modules"]} == {2.0}
@@ -425,7 +425,7 @@ def test_a_second_merge_is_named_though_it_rounds_between(tmp_path, half):
 def test_numbers_of_a_narrower_type_are_rounded_further(tmp_path, half):
     world = World(tmp_path, FLOATS["F32"])
     arrays = {name: array.astype(FLOATS[half]).astype("f4") for name, array in world.merged().items()}
-    report, said = world.judged(arrays), f"rounded to {FLOATS[half].name}, further than float32 explains"
+    report, said = world.judged(arrays), f"rounded to {FLOATS[half].name} before being stored as float32"
     assert report.first_line == f"merged: WRONG: {said}: all 4 modules [rounded-further]"
     found = report.json()["merged"]
     assert {(one["flag"], one["text"], one["rest"]) for one in found["tensors"]} == {("rounded-further", said, 0.0)}
@@ -437,7 +437,7 @@ def test_rounding_further_hides_no_other_strength(tmp_path):
     world = World(tmp_path, FLOATS["F32"], size=0.001, kinds=dict.fromkeys(KINDS, (24, 8)))
     twice = world.merged(lambda _, delta: 2 * delta)
     report = world.judged({name: array.astype(FLOATS["BF16"]).astype("f4") for name, array in twice.items()})
-    said = "changed by more than the adapter: the change is there 1.55 to 2.34 times, beside it 0.2% of the weight"
+    said = "changed by more than the adapter: its change is there 1.55 to 2.34 times, plus 0.2% of the weight"
     assert report.found[0].says == f"{said}: all 4 modules"
 
 
@@ -470,8 +470,8 @@ def last_row_alone(w):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (World.merged, "RIGHT: merged rightly (4 of 4 modules, float32"),
-        (last_row_alone, "WRONG: merged in some rows alone, "),
+        (World.merged, "RIGHT: merged correctly (4 of 4 modules, float32"),
+        (last_row_alone, "WRONG: merged only in some rows; "),
         (at(f"{Q0}.weight", lambda x: np.where(np.arange(N)[:, None] == N - 1, np.nan, x)), "WRONG: NaN or infinity"),
         (at("lm_head.weight", lambda x: x * (1 + (np.arange(32)[:, None] > 29))), "WRONG: changed, though no adapter"),
     ],
@@ -485,10 +485,10 @@ def test_each_block_of_rows_is_looked_at(tmp_path, monkeypatch, make, said):
 # --- trained in full ---
 
 IN_FULL = {
-    "in its place": (lambda base, trained: trained, "RIGHT: merged rightly (4 of 4 modules, float32, "),
-    "the base's": (lambda base, trained: base, "WRONG: equal to the base, not to what was trained in full: "),
-    "another": (lambda base, trained: 2 * trained, "WRONG: neither the base's nor what was trained in full: "),
-    "of another shape": (lambda base, trained: trained[:-1], "WRONG: another shape than what was trained in full: "),
+    "in its place": (lambda base, trained: trained, "RIGHT: merged correctly (4 of 4 modules, float32, "),
+    "the base's": (lambda base, trained: base, "WRONG: equal to the base, not to the trained tensor: "),
+    "another": (lambda base, trained: 2 * trained, "WRONG: equal to neither the base nor the trained tensor: "),
+    "of another shape": (lambda base, trained: trained[:-1], "WRONG: the shape differs from the trained tensor's: "),
 }
 
 
@@ -508,7 +508,7 @@ def test_what_was_trained_in_full_is_looked_for(tmp_path, name, what):
     report = world.judged(world.merged() | {name: make(base, trained)})
     assert report.first_line.startswith(f"merged: {said}")
     assert (f"'{name}'" in report.first_line) == (report.word == "WRONG")
-    assert ("1 tensor trained in full" in report.first_line) == (report.word == "RIGHT")
+    assert ("1 fully trained tensor" in report.first_line) == (report.word == "RIGHT")
 
 
 @pytest.mark.parametrize("said", [[3, 32], [3, -1], [3, True], [3], {"lm_head": [8]}, None])
@@ -562,7 +562,7 @@ def test_adapters_of_other_programs_are_looked_for_too(tmp_path, make):
     base = adapters.model(tmp_path / "base", head_dim=4)
     adapter, changes = make(tmp_path)
     arrays = load_file(base / "model.safetensors")
-    for times, said in ((0, "WRONG: not merged"), (1, "RIGHT"), (2, "WRONG: merged by the factor 2 (twice")):
+    for times, said in ((0, "WRONG: not merged"), (1, "RIGHT"), (2, "WRONG: merged with a factor of 2 (twice")):
         merged = {f"{path}.weight": arrays[f"{path}.weight"] + times * delta for path, delta in changes.items()}
         report = judged(adapter, base, arrays | {name: W.astype("f4") for name, W in merged.items()})
         assert report.first_line.startswith(f"merged: {said}")
@@ -604,27 +604,27 @@ def test_a_tied_head_may_stay_the_embedding(tmp_path, heads):
     base, adapter = tied_to("base", table), peft(tmp_path / "a", factors, config("lm_head"))
     tied = table + adapters.change(factors, "lm_head")
     merged = tied_to("merged", tied.astype("f4"))
-    assert "RIGHT: merged rightly (1 of 1 module" in audit(adapter, base, merged=merged).first_line
+    assert "RIGHT: merged correctly (1 of 1 module" in audit(adapter, base, merged=merged).first_line
     assert "WRONG: not merged, equal to the base: 'lm_head'" in audit(adapter, base, merged=base).first_line
     factors |= adapters.factors(["model.embed_tokens"], seed=1)  # and both may be merged into it
     said = config("embed_tokens", "lm_head", alpha_pattern={"embed_tokens": 2})  # the half of the head's
     A, B = (factors[f"{PREFIX}model.embed_tokens.lora_embedding_{part}"].astype("f8") for part in "AB")
     merged = tied_to("of both", (tied + (B @ A).T).astype("f4"))
     report = audit(peft(tmp_path / "both", factors, said), base, merged=merged)
-    assert "RIGHT: merged rightly (2 of 2 modules" in report.first_line
+    assert "RIGHT: merged correctly (2 of 2 modules" in report.first_line
     for place, size in (("lm_head", adapters.V), ("model.embed_tokens", adapters.D)):
         factors[f"{PREFIX}{place}.lora_magnitude_vector"] = np.ones(size, "f4")
     report = audit(peft(tmp_path / "dora", factors, said | {"use_dora": True}), base, merged=merged)
     (text,) = {verdict["text"].partition("': ")[2] for verdict in report.json()["merged"]["modules"]}
     unit = (*heads, "model.embed_tokens.weight")[0]
-    assert text == f"two modules with DoRA change '{unit}': it is not compared"
+    assert text == f"not supported: two modules, one with DoRA, change '{unit}'"
 
 
 def test_a_tied_head_may_be_trained_in_full(tmp_path):
     base, trained = adapters.model(tmp_path / "base", tied=True), np.ones((adapters.V, adapters.D), "f4")
     adapter = peft(tmp_path / "a", {f"{PREFIX}lm_head.weight": trained}, config(modules_to_save=["lm_head"]))
     arrays = load_file(base / "model.safetensors") | {"model.embed_tokens.weight": trained}
-    assert "RIGHT: merged rightly (1 tensor trained in full)" in judged(adapter, base, arrays).first_line
+    assert "RIGHT: merged correctly (1 fully trained tensor)" in judged(adapter, base, arrays).first_line
 
 
 def test_a_tied_heads_second_copy_may_be_left_out(tmp_path):
@@ -690,7 +690,7 @@ def test_experts_are_compared_however_they_are_stored(tmp_path, of_base, of_merg
     right = with_experts(stacked, factors, lambda B, e: B[:, e::4])
     assert judged(adapter, base, of_merged(right)).word == "RIGHT"
     packed = of_merged(with_experts(stacked, factors, lambda B, e: B[:, 2 * e : 2 * e + 2]))
-    assert "B's ranks and experts are exchanged: all 6 modules" in judged(adapter, base, packed).first_line
+    assert "B's ranks and experts are swapped: all 6 modules" in judged(adapter, base, packed).first_line
     name = "model.layers.1.mlp.experts.down_proj"
     right[name][2] = stacked[name][2]
     said = f"not merged, equal to the base, in 1 of 4 experts: '{name}' (1 of 6"
@@ -706,11 +706,11 @@ def test_an_arrays_half_without_a_module_is_the_bases(tmp_path, part):
     for path in names:
         right[f"{path}.weight"] = (right[f"{path}.weight"] + adapters.change(tensors, path)).astype("f4")
     adapter = peft(tmp_path / "a", tensors, config(part))
-    assert "RIGHT: merged rightly (9 of 9 modules" in judged(adapter, base, right).first_line
+    assert "RIGHT: merged correctly (9 of 9 modules" in judged(adapter, base, right).first_line
     still = {"gate_proj": "up_proj", "up_proj": "gate_proj"}[part]
     for name in (f"model.layers.1.mlp.experts.2.{still}.weight", f"model.layers.1.mlp.experts.3.{part}.weight"):
         said = judged(adapter, base, right | {name: 2 * right[name]}).first_line
-        assert "WRONG: changed, though no adapter stands there, by " in said
+        assert "WRONG: changed, though no adapter is there, by " in said
         assert said.endswith("of their size: 'model.layers.1.mlp.experts.gate_up_proj' [changed]")
 
 
@@ -726,7 +726,7 @@ def test_a_base_in_four_bits_is_compared_by_its_numbers(tmp_path):
         arrays[f"{path}.weight"] = (arrays[f"{path}.weight"] + adapter.delta().astype("f8")).astype("f4")
     assert judged(tmp_path / "a", tmp_path / "base", arrays).word == "RIGHT"
     still = audit(tmp_path / "a", tmp_path / "base", merged=tmp_path / "base").first_line
-    assert "UNDECIDED: 4 of 4 modules cannot be compared: they are in few bits in the merged model" in still
+    assert "UNDECIDED: 4 of 4 modules cannot be compared: they are quantised in the merged model" in still
 
 
 @pytest.mark.parametrize("folder", ["a", "my adapters/" + "a" * 99])
@@ -737,7 +737,7 @@ def test_a_mixture_of_fewer_experts_is_not_compared(tmp_path, folder):
     adapter = peft(tmp_path / folder, adapters.expert_factors(), config(target_parameters=adapters.EXPERTS))
     report = audit(adapter, base, merged=base)
     assert "UNDECIDED: 6 of 6 modules cannot be compared: " in report.first_line
-    assert "is for 4 experts, and there are 3" in report.first_line
+    assert "is for 4 experts, but the model has 3" in report.first_line
     assert str(adapter) in report.text
 
 
@@ -811,7 +811,7 @@ def test_a_magnitude_is_judged_where_weights_lie_in_out(tmp_path, monkeypatch, b
         base[f"fc{out}.weight"], right[f"fc{out}.weight"] = W.astype("f4"), V * m / np.linalg.norm(V, axis=0)
     settings = config("fc64", "fc128", r=R, lora_alpha=2 * R, use_dora=True, fan_in_fan_out=True)
     adapter, folder = peft(tmp_path / "a", tensors, settings), written(tmp_path / "base", base)
-    for more, said in ((1, "RIGHT: merged rightly (2 of 2 modules"), (1.001, "WRONG: ")):
+    for more, said in ((1, "RIGHT: merged correctly (2 of 2 modules"), (1.001, "WRONG: ")):
         arrays = {name: (more * m).astype("f4") for name, m in right.items()}
         assert said in judged(adapter, folder, arrays).first_line
 
@@ -819,11 +819,11 @@ def test_a_magnitude_is_judged_where_weights_lie_in_out(tmp_path, monkeypatch, b
 @pytest.mark.parametrize(
     ("left", "said"),
     [
-        (None, "RIGHT: merged rightly (1 of 1 module"),
+        (None, "RIGHT: merged correctly (1 of 1 module"),
         ("fc.weight", "WRONG: not merged, equal to the base: 'fc' [not-merged]"),
         ("fc.bias", "WRONG: not merged, equal to the base: 'fc' [not-merged]"),
-        ("steps", "WRONG: changed, though no adapter stands there: 'steps' [changed]"),
-        ("type", "WRONG: changed, though no adapter stands there: 'steps' [changed]"),
+        ("steps", "WRONG: changed, though no adapter is there: 'steps' [changed]"),
+        ("type", "WRONG: changed, though no adapter is there: 'steps' [changed]"),
     ],
 )
 def test_a_module_is_right_where_weight_and_bias_are(tmp_path, left, said):
@@ -847,7 +847,7 @@ def test_a_change_below_half_a_step_is_not_called_right(tmp_path, size):
     world = World(tmp_path, FLOATS["BF16"], size=size)
     report = audit(world.adapter, world.base, merged=world.base)
     assert (report.word, report.status) == ("UNDECIDED", 2)
-    assert "in all 4 modules the change is below half a step of bfloat16, or zero" in report.first_line
+    assert "in all 4 modules the change is zero or below half a step of bfloat16" in report.first_line
 
 
 def test_a_change_that_shows_in_few_numbers_is_told(tmp_path, monkeypatch):
@@ -857,7 +857,7 @@ def test_a_change_that_shows_in_few_numbers_is_told(tmp_path, monkeypatch):
     world = World(tmp_path, FLOATS["BF16"], size=0.003)
     assert world.judged(world.merged()).word == "RIGHT"
     assert "not merged" in world.judged(world.arrays).first_line
-    assert "merged by the factor 2 (twice)" in world.judged(world.merged(lambda _, d: 2 * d)).first_line
+    assert "merged with a factor of 2 (twice)" in world.judged(world.merged(lambda _, d: 2 * d)).first_line
 
 
 @pytest.mark.parametrize("options", [{"merge": True}, {"merged": Path("merged")}], ids=["loses", "merged"])
@@ -904,5 +904,5 @@ print(*(line.split()[1] for line in open("/proc/self/status") if line.startswith
     names = [str(tmp_path / name) for name in ("adapter", "base", "merged")]
     done = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, check=True)
     line, most = done.stdout.splitlines()
-    assert line.startswith("merged: RIGHT: merged rightly (224 of 224 modules, bfloat16")
+    assert line.startswith("merged: RIGHT: merged correctly (224 of 224 modules, bfloat16")
     assert 1024 * int(most) < 1e9  # ru_maxrss would begin with this process's

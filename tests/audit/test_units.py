@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from minilora import quantize as in_four_bits
-from minilora.audit.findings import NOTE, WRONG, Finding, alike, counted, found, some
+from minilora.audit.findings import NOTE, WRONG, Finding, about, counted, listed, one_per_code
 from minilora.audit.headers import open_model
-from minilora.audit.roads import roads_of
+from minilora.audit.rounding import valid_roundings
 from minilora.audit.units import BLOCK, Matrix, Source, head_dim, in_memory, unit_of
 from minilora.language import save_llama
 from minilora.layer import walk
@@ -92,7 +92,7 @@ def test_a_tensors_type_is_that_of_its_numbers(tmp_path):
 
 def test_a_gguf_model_without_heads_has_no_known_rows(tmp_path):
     source = Source(open_model(gguf_model(tmp_path / "m.gguf", {"attn_q": (12, D)}, more=["output"])))
-    with pytest.raises(FileRefused, match=r"there is no llama\.attention\.key_length$"):
+    with pytest.raises(FileRefused, match=r"llama\.attention\.key_length is missing$"):
         source.is_exact("model.layers.0.self_attn.q_proj.weight")
     assert source.is_exact("lm_head.weight")
 
@@ -114,7 +114,7 @@ def test_a_gguf_models_rows_are_those_of_transformers(tmp_path, kind):
     assert [source.dtype(name) for name in names] == ["float32", "float16", "float32"]
     assert [source.in_few_bits(name) for name in names] == [False, False, True]
     assert [source.is_exact(name) for name in names] == [True, True, False]
-    assert source.quantised_in is None
+    assert source.quantized_dtype is None
     right = [halves_from_interleaved(array, 4) if kind == "llama" else array for array in (q, k)]
     for name, array in zip([*names, names[0]], [*right, dequantize(quantize(v, Q8_0), Q8_0), right[0]], strict=True):
         np.testing.assert_array_equal(source.part(name, 5, 77), array.ravel()[5:77])
@@ -125,8 +125,8 @@ def test_a_folder_in_four_bits_has_weights(tmp_path):
     save_llama(network, tmp_path / "m")
     source, names = Source(open_model(tmp_path / "m")), {*load_file(tmp_path / "m" / "model.safetensors")}
     layers = {f"{path}.weight": layer.weight for path, layer in walk(network) if f"{path}.weight.absmax" in names}
-    assert len(layers) == len(source.coded) > 4
-    assert source.quantised_in == "float32"
+    assert len(layers) == len(source.quantized) > 4
+    assert source.quantized_dtype == "float32"
     for name, weight in layers.items():
         assert (source.in_few_bits(name), source.is_exact(name), source.dtype(name)) == (True, False, "float32")
         assert source.shape(name) == weight.shape
@@ -167,7 +167,7 @@ def test_a_heads_width_is_said_or_computed(config, width, is_gguf):
         return
     missing = "llama.attention.key_length" if is_gguf else "head_dim"
     with pytest.raises(
-        FileRefused, match=f"^'m': {re.escape(f'nothing says how wide a head is: there is no {missing}')}$"
+        FileRefused, match=f"^'m': {re.escape(f'the width of a head is unknown: {missing} is missing')}$"
     ):
         head_dim(headers)
 
@@ -178,22 +178,22 @@ def test_a_heads_width_is_said_or_computed(config, width, is_gguf):
 def test_three_names_are_told_and_the_rest_counted():
     three = "'a', 'b', 'c'"
     told = {"a": "'a'", "abc": three, "abcd": f"{three} and 1 more key", "abcde": f"{three} and 2 more keys"}
-    assert {names: some([*names], "key") for names in told} == told
-    assert some([*"abcd"]) == f"{three} and 1 more module"
+    assert {names: listed([*names], "key") for names in told} == told
+    assert listed([*"abcd"]) == f"{three} and 1 more module"
     assert [counted(n, "row") for n in (0, 1, 2, 12345)] == ["0 rows", "1 row", "2 rows", "12,345 rows"]
 
 
 def test_a_finding_is_about_names_and_what_is_alike():
-    assert [*found(WRONG, "code", "{names}", [])] == []
-    (one,) = found(NOTE, "code", "{count} of {x}: {names}", ["a", "b"], "tensor", x=3)
+    assert [*about(WRONG, "code", "{names}", [])] == []
+    (one,) = about(NOTE, "code", "{count} of {x}: {names}", ["a", "b"], "tensor", x=3)
     assert one == Finding(NOTE, "code", "2 tensors of 3: 'a', 'b'", ("a", "b"))
     faults = [("a", (WRONG, "x", "first")), ("b", (NOTE, "x", "note")), ("c", (WRONG, "x", "second"))]
-    assert [*alike(faults)] == [
-        Finding(WRONG, "x", "'a': first; so in 2 modules: 'a', 'c'", ("a", "c")),
+    assert [*one_per_code(faults)] == [
+        Finding(WRONG, "x", "'a': first; likewise in 2 modules: 'a', 'c'", ("a", "c")),
         Finding(NOTE, "x", "'b': note", ("b",)),
     ]
 
 
 @pytest.mark.parametrize("between", [None, np.float16])
 def test_a_base_in_few_bits_went_through_its_type(between):
-    assert {road.base for road in roads_of(np.float32, np.float32, np.float32, between)} == {None, between}
+    assert {road.base for road in valid_roundings(np.float32, np.float32, np.float32, between)} == {None, between}

@@ -113,7 +113,7 @@ ACCEPTED = [
 @pytest.mark.parametrize(("grader", "answer"), ACCEPTED)
 def test_a_right_answer_is_accepted(grader, answer, capsys):
     assert getattr(exercises, grader)(answer) is True
-    assert re.search("[Rr]ight|the nearest matrix of its rank", capsys.readouterr().out)
+    assert re.search("[Rr]ight|the closest matrix of its rank", capsys.readouterr().out)
 
 
 def in_half(W, A, B, alpha):
@@ -137,66 +137,66 @@ WRONG = {
         (lambda dy, h, s: dy.T @ h, "dB: alpha/r is missing"),
         (lambda dy, h, s: s * s * dy.T @ h, "dB: the scaling is applied twice: s enters once"),
         (lambda dy, h, s: -s * dy.T @ h, "dB: the sign"),
-        (lambda dy, h, s: 2 * s * dy.T @ h, "dB: a factor of 2 too many"),
-        (lambda dy, h, s: 2 * s * dy.T @ h * (1 + 8e-10), "dB: a factor of 2 too many"),  # off by rounding
+        (lambda dy, h, s: 2 * s * dy.T @ h, "dB: an extra factor of 2"),
+        (lambda dy, h, s: 2 * s * dy.T @ h * (1 + 8e-10), "dB: an extra factor of 2"),  # off by rounding
         (lambda dy, h, s: s * dy.T @ h / h.shape[1], "dB: a division by r"),
         (lambda dy, h, s: s * dy.T @ h / dy.shape[1], "dB: a division by out"),
         (lambda dy, h, s: s * h.T @ dy, r"transposed: .*shape of B.*\n\(wrong shape.*\(5, 3\).*\(3, 5\)\)$"),
-        (lambda dy, h, s: s * dy @ h, "a missing transpose, of dy"),
-        (lambda dy, h, s: dy @ h, "a missing transpose, of dy: .*; and alpha/r is missing"),
-        (lambda dy, h, s: -dy @ h.T, "transpose, of dy and a transpose too many, of h.*missing.*the sign"),
-        (lambda dy, h, s: s * dy @ h.T, "a transpose too many, of h"),
-        (lambda dy, h, s: s * h @ dy, "swapped factors and a missing transpose"),
+        (lambda dy, h, s: s * dy @ h, "dy must be transposed"),
+        (lambda dy, h, s: dy @ h, "dy must be transposed: .*; and alpha/r is missing"),
+        (lambda dy, h, s: -dy @ h.T, "dy must be transposed and h must not be transposed.*missing.*the sign"),
+        (lambda dy, h, s: s * dy @ h.T, "h must not be transposed"),
+        (lambda dy, h, s: s * h @ dy, "the factors are swapped and .* must be transposed"),
         (lambda dy, h, s: s * dy.T @ h / len(dy), "wrong mean: .*twice"),
-        (lambda dy, h, s: s * dy @ h / len(dy), "a missing transpose.*0.1666667 times what it should be"),
-        (lambda dy, h, s: s * dy.T @ h + 1, "wrong values"),
+        (lambda dy, h, s: s * dy @ h / len(dy), "dy must be transposed.*0.1666667 times the right result"),
+        (lambda dy, h, s: s * dy.T @ h + 1, "values are wrong"),
         (lambda dy, h, s: None, r"(?<= )your function returned None; is the return missing\?$"),
         (lambda dy, h, s: "dB", "must be numbers, you returned a str"),
         (lambda dy, h, s: [[1, 2], [3]], "must be numbers, you returned 2 values"),
-        (lambda dy, h, s: dy.T @ h * np.nan, "wrong values"),
-        (lambda dy, h, s: dy.T @ h * 0, "dB: the right shape, the wrong values; write out an entry$"),
-        (lambda dy, h, s: dy.T @ h * 1j, "dB: the right shape, the wrong values"),
-        (lambda dy, h, s: s * dy.T @ h + 1j, "dB: the right shape, the wrong values"),  # of which a part is right
+        (lambda dy, h, s: dy.T @ h * np.nan, "values are wrong"),
+        (lambda dy, h, s: dy.T @ h * 0, "dB: the shape is right, but the values are wrong; write out one entry$"),
+        (lambda dy, h, s: dy.T @ h * 1j, "dB: the shape is right, but the values are wrong"),
+        (lambda dy, h, s: s * dy.T @ h + 1j, "the values are wrong"),  # but the real part is right
         (lambda dy, h, s: dy.T @ unknown, "NameError"),  # noqa: F821
         (lambda dy, h, s: np.multiply(dy, s, out=dy).T @ h, "changed its argument dy in place; make a new array$"),
     ],
     "check_grad_h": [
         (lambda dy, B, s: dy @ B, "alpha/r is missing"),
-        (lambda dy, B, s: s * dy @ B.T, "a transpose too many, of B"),
-        (lambda dy, B, s: s * dy.T @ B, "a transpose too many, of dy"),
-        (lambda dy, B, s: s * B @ dy, "swapped factors"),
+        (lambda dy, B, s: s * dy @ B.T, "B must not be transposed"),
+        (lambda dy, B, s: s * dy.T @ B, "dy must not be transposed"),
+        (lambda dy, B, s: s * B @ dy, "the factors are swapped"),
         (lambda dy, B, s: s * (dy @ B).T, "transposed: .*wrong shape"),
         (lambda dy, B, s: s * dy @ B / len(dy), "wrong mean"),
         (lambda dy, B, s: s * dy @ B / B.shape[0], "a division by out"),
     ],
     "check_grad_A": [
-        (lambda dh, x: dh @ x, "a missing transpose, of dh"),
-        (lambda dh, x: dh @ x.T, "a missing transpose, of dh and a transpose too many, of x"),
+        (lambda dh, x: dh @ x, "dh must be transposed"),
+        (lambda dh, x: dh @ x.T, "dh must be transposed and x must not be transposed"),
         (lambda dh, x: x.T @ dh, "transposed: .*wrong shape"),
-        (lambda dh, x: x @ dh, "swapped factors and a missing transpose"),
+        (lambda dh, x: x @ dh, "the factors are swapped and .* must be transposed"),
         (lambda dh, x: dh.T @ x / len(x), "wrong mean"),
-        (lambda dh, x: 1.3 / dh.shape[1] * dh.T @ x, "dA: the scaling is applied twice: dh carries it already$"),
-        (lambda dh, x: dh.shape[1] / 1.3 * dh.T @ x, "dA: alpha/r is missing: dA has it from dh = s dy B$"),
+        (lambda dh, x: 1.3 / dh.shape[1] * dh.T @ x, "dA: the scaling is applied twice: dh already contains it$"),
+        (lambda dh, x: dh.shape[1] / 1.3 * dh.T @ x, "dA: alpha/r is missing: dA gets it from dh = s dy B$"),
     ],
     "check_backward": [
         (with_part(2, lambda dB, s, **_: dB / s), "dB: alpha/r is missing"),
         (with_part(2, lambda dB, A, **_: dB * len(A)), "dB: alpha is not divided by the rank"),
-        (with_part(2, lambda dB, dy, x, A, s, **_: s * dy.T @ (x @ A)), "dB: h = x A.T: a missing"),
-        (with_part(2, lambda dB, dy, x, B, s, **_: s * dy.T @ (x @ B.T)), "dB: .*h is made with A"),
+        (with_part(2, lambda dB, dy, x, A, s, **_: s * dy.T @ (x @ A)), "dB: A must be transposed: h = x A.T"),
+        (with_part(2, lambda dB, dy, x, B, s, **_: s * dy.T @ (x @ B.T)), "dB: .*h uses A"),
         (with_part(1, lambda dA, s, **_: dA / s), "dA: alpha/r is missing"),
         (with_part(1, lambda dA, s, **_: dA * s), "dA: the scaling is applied twice"),
         (with_part(1, lambda dA, **_: dA.T), "dA: the right numbers, transposed: the result must have the shape of A"),
         (with_part(1, lambda dA, x, **_: dA / len(x)), "dA: wrong mean"),
         (with_part(0, lambda dx, s, **_: -dx / s), "dx: alpha/r is missing.*; and the sign"),
-        (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ A @ B), "dx: swapped factors"),
-        (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ B @ A.T), "dx: a transpose too many"),
+        (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ A @ B), "dx: the wrong factor"),
+        (with_part(0, lambda dx, dy, A, B, s, **_: s * dy @ B @ A.T), "dx: A must not be transposed"),
         (lambda *a: (backward(*a)[0], a[4] / len(a[2]) * a[0] @ a[3] @ a[1], backward(*a)[2]),
-         r"dA: a missing transpose, of dh[^\n]*$"),
+         r"dA: dh must be transposed[^\n]*$"),
         (lambda *a: (backward(*a)[0] + 1, a[4] / len(a[2]) * a[0] @ a[3] @ a[1], backward(*a)[2]),
-         r"dA: a missing transpose, of dh[^\n]*$"),  # which stops it where the sizes differ: no more is told
+         r"dA: dh must be transposed[^\n]*$"),  # which stops it where the sizes differ: no more is told
         (lambda dy, x, A, B, alpha: dy, "return 3 arrays.*shape"),
         (lambda *args: backward(*args)[:2], "return 3 arrays.*2 values"),
-        (lambda *args: backward(*args)[::-1], r"swapped\? \(dx, dA, dB\) .*\(dB, dA, dx\)$"),
+        (lambda *args: backward(*args)[::-1], r"swapped\? expected \(dx, dA, dB\), .*\(dB, dA, dx\)$"),
         (lambda *args: [backward(*args)[i] for i in (1, 0, 2)], r"swapped\?.*shapes of \(dA, dx, dB\)$"),
         (lambda *args: [part.T for part in backward(*args)], "dx: the right numbers, transposed"),
         (with_part(2, lambda dB, A, **_: dB * len(A) ** 0.5),
@@ -221,14 +221,14 @@ WRONG = {
         (lambda W, A, B, alpha: 2 * merged(W, A, B, alpha) - W, "merge adds the change twice"),
         (lambda W, A, B, alpha: merged(W, A, -B, alpha), "merge subtracts the change"),
         (lambda W, A, B, alpha: W + alpha / len(A) * A.T @ B.T, "transposed"),
-        (in_half, "merged: weight and change are rounded to 16 bits before the sum"),
+        (in_half, "merged: weight and change are rounded to 16 bits"),
     ],
     "check_count": [
         (lambda n_in, n_out, r: n_in * n_out, "the full weight"),
         (lambda n_in, n_out, r: r * n_in * n_out, "do not multiply"),
         (lambda n_in, n_out, r: r * (n_in + n_out) + n_out, "the bias belongs to the base"),
-        (lambda n_in, n_out, r: r * n_in, "this is A alone"),
-        (lambda n_in, n_out, r: r * n_out, "this is B alone"),
+        (lambda n_in, n_out, r: r * n_in, "this is only A"),
+        (lambda n_in, n_out, r: r * n_out, "this is only B"),
         (lambda n_in, n_out, r: r * (n_in + n_out) + n_in * n_out, "the base is frozen"),
         (lambda n_in, n_out, r: n_in + n_out, "this is rank 1"),
         (lambda n_in, n_out, r: 7, "write down the shapes"),
@@ -241,8 +241,8 @@ WRONG = {
     ],
     "check_factors": [
         (lambda change, r: factors(change, r)[::-1],
-         r"swapped\? \(A, B\) is asked; you returned the shapes of \(B, A\)"),
-        (lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "away from the change"),
+         r"swapped\? expected \(A, B\), you returned the shapes of \(B, A\)"),
+        (lambda change, r: (factors(change, r)[0] * 0, factors(change, r)[1]), "its distance from the change"),
         (lambda change, r: (np.linalg.svd(change)[2][:r], factors(change, r)[1]), "values are missing"),
         (lambda change, r: smallest(change, r), "the smallest singular values"),
         (lambda change, r: (factors(change, r)[0], factors(change, r)[1] * np.linalg.svd(change)[1][:r]), "squares"),
@@ -254,55 +254,55 @@ WRONG = {
         (lambda change, r: (factors(change, r)[0], "B"), "must be numbers, you returned a str"),
     ],
     "check_grad_scores": [
-        (lambda P, dP: P * dP, "dS: S_tu stands in the denominator"),
-        (lambda P, dP: P * (1 - P) * dP, "dS: this is the share's own part"),
-        (lambda P, dP: P * (dP - dP.sum(1)[:, None]), "dS: dP is added up without the shares"),
-        (lambda P, dP: P * (dP - dP.mean(1)[:, None]), "dS: the plain mean"),
-        (lambda P, dP: P * (dP + (P * dP).sum(1)[:, None]), "dS: the denominator's part is subtracted"),
+        (lambda P, dP: P * dP, "dS: S_tu is also in the denominator"),
+        (lambda P, dP: P * (1 - P) * dP, "dS: this is only the effect on P_tu"),
+        (lambda P, dP: P * (dP - dP.sum(1)[:, None]), "dS: dP is summed without the probabilities"),
+        (lambda P, dP: P * (dP - dP.mean(1)[:, None]), "dS: the mean of dP must be weighted"),
+        (lambda P, dP: P * (dP + (P * dP).sum(1)[:, None]), "dS: the denominator's part must be subtracted"),
         (lambda P, dP: dP - (P * dP).sum(1)[:, None], "dS: the factor P_tu in front"),
-        (lambda P, dP: P * (P * dP).sum(1)[:, None], "dS: this is the denominator's part alone"),
-        (lambda P, dP: P * (dP - (P * dP).sum(0)), "dS: the sum runs down the columns"),
-        (lambda P, dP: P * (dP - (P * dP).sum()), "dS: the sum runs over everything"),
-        (lambda P, dP: P * (dP - (P * dP).sum(1)), "dS: the sum of row t must stand in row t"),
+        (lambda P, dP: P * (P * dP).sum(1)[:, None], "dS: this is only the denominator's part"),
+        (lambda P, dP: P * (dP - (P * dP).sum(0)), "dS: the sum is over the columns"),
+        (lambda P, dP: P * (dP - (P * dP).sum()), "dS: the sum is over everything"),
+        (lambda P, dP: P * (dP - (P * dP).sum(1)), "dS: the sum of row t must stay in row t"),
         (lambda P, dP: grad_scores(P, dP).T, "dS: the right numbers, transposed: .*P"),
         (lambda P, dP: -grad_scores(P, dP), "dS: the sign"),
-        (lambda P, dP: -P * dP, "dS: S_tu stands .*; and the sign"),
+        (lambda P, dP: -P * dP, "dS: S_tu is also .*; and the sign"),
     ],
     "check_grad_V": [
         (lambda dW, V, m: (m / np.linalg.norm(V, axis=1))[:, None] * dW, "dV: n is held constant"),
         (lambda dW, V, m: grad_V(dW, V, np.ones_like(m) * np.linalg.norm(V, axis=1)), "dV: the factor m/n"),
         (lambda dW, V, m: grad_V(dW, V, np.ones_like(m)), "dV: m is missing"),
-        (lambda dW, V, m: grad_V(dW, V, m * np.linalg.norm(V, axis=1)), "dV: m where m/n belongs"),
-        (lambda dW, V, m: with_square(dW, V, m, 0), "dV: V_o is not of length 1"),
-        (lambda dW, V, m: with_square(dW, V, m, 1), "dV: n where n.2 belongs"),
+        (lambda dW, V, m: grad_V(dW, V, m * np.linalg.norm(V, axis=1)), "dV: m instead of m/n"),
+        (lambda dW, V, m: with_square(dW, V, m, 0), "dV: V_o does not have norm 1"),
+        (lambda dW, V, m: with_square(dW, V, m, 1), "dV: n instead of n.2"),
         (lambda dW, V, m: with_square(dW, V, m, 2, -1), "dV: the gradient through DoRA's norm is added"),
-        (lambda dW, V, m: grad_V(dW, V, m) - with_square(dW, V, m, 2, 0), "dV: this passes through n"),
-        (lambda dW, V, m: m / np.linalg.norm(V, axis=1) * dW, "dV: n is held constant.*; and keepdims"),
-        (lambda dW, V, m: m / (n := (V**2).sum(1) ** 0.5) * (dW - V * (dW * V).sum(1) / n**2), "dV: keepdims"),
+        (lambda dW, V, m: grad_V(dW, V, m) - with_square(dW, V, m, 2, 0), "dV: this is only the part through n"),
+        (lambda dW, V, m: m / np.linalg.norm(V, axis=1) * dW, "dV: n is held constant.*; and use keepdims"),
+        (lambda dW, V, m: m / (n := (V**2).sum(1) ** 0.5) * (dW - V * (dW * V).sum(1) / n**2), "dV: use keepdims"),
         (lambda dW, V, m: -grad_V(dW, V, m), "dV: the sign"),
     ],
     "check_start": [
-        (started(lambda n_in, out, r: kaiming(r, 0)), "A: A's fan is taken .* wrong side: .*; and the bound is root 6"),
+        (started(lambda n_in, out, r: kaiming(r, 0)), "A: A's fan .* wrong side: .*; and the bound is too large"),
         (started(lambda n_in, out, r: kaiming(r)), "A: A's fan is taken from the wrong side: [^;]*$"),
         (started(lambda n_in, out, r: r**-0.5, draw="normal"), "A: A's fan is taken from the wrong side: [^;]*$"),
-        (started(lambda n_in, out, r: kaiming(n_in, 0)), "A: the bound is root 6 too large"),
-        (started(lambda n_in, out, r: kaiming(out)), "A: A's fan is in, and not out"),
-        (started(lambda n_in, out, r: (6 / (n_in + r)) ** 0.5), "A: this is Glorot's start"),
-        (started(lambda n_in, out, r: 1, draw="normal"), "A: A of size 1"),
-        (started(lambda n_in, out, r: 0.02, draw="normal"), "A: 0.02, whatever the width"),
+        (started(lambda n_in, out, r: kaiming(n_in, 0)), "A: the bound is too large by sqrt.6."),
+        (started(lambda n_in, out, r: kaiming(out)), "A: A's fan is in, not out"),
+        (started(lambda n_in, out, r: (6 / (n_in + r)) ** 0.5), "A: this is Glorot's bound"),
+        (started(lambda n_in, out, r: 1, draw="normal"), "A: A has size 1"),
+        (started(lambda n_in, out, r: 0.02, draw="normal"), "A: A has size 0.02 at any width"),
         (started(lambda n_in, out, r: n_in**-0.5, draw="normal"), "A: 1/sqrt.in. is the bound"),
-        (started(lambda n_in, out, r: 1 / n_in), "A: 1/in where 1/sqrt.in. belongs"),
+        (started(lambda n_in, out, r: 1 / n_in), "A: 1/in instead of 1/sqrt.in."),
         (started(lambda n_in, out, r: 0), "A: A is zero"),
-        (started(lambda n_in, out, r: 7), "A: the root of its mean square"),
-        (started(lambda n_in, out, r: np.nan), "A: the root of its mean square"),
+        (started(lambda n_in, out, r: 7), "A: its RMS"),
+        (started(lambda n_in, out, r: np.nan), "A: its RMS"),
         (started(lambda n_in, out, r: kaiming(r, 0), shape=("in_features", "rank")),
          r"A: A's fan .*\(wrong shape: A must be \(rank, in\), here \(80, 640\); .*shape \(640, 80\)\)"),
-        (started(lambda n_in, out, r: kaiming(n_in), B=1.0), "B: it starts at zero"),
-        (started(lambda n_in, out, r: 0, B=0.02), "A: A is zero.*B: it starts at"),
+        (started(lambda n_in, out, r: kaiming(n_in), B=1.0), "B: it must be zero"),
+        (started(lambda n_in, out, r: 0, B=0.02), "A: A is zero.*B: it must be"),
         (lambda *sizes: [kaiming(sizes[0]) + part for part in started(lambda *_: kaiming(sizes[0]))(*sizes)],
-         "A: the root of its mean square"),  # around another mean the spread is the same
+         "A: its RMS"),  # around another mean the spread is the same
         (lambda n_in, out, r, rng: (RIGHT["check_start"](n_in, out, r, rng)[0], np.resize([0.02, -0.02], (out, r))),
-         "B: it starts at zero"),
+         "B: it must be zero"),
         (lambda *given: started(lambda *sizes: 1)(*given)[::-1], "swapped"),
         (lambda n_in, out, r, rng: np.zeros((r, n_in)), "return 2 arrays"),
     ],  # starts of public code, torch's kaiming_uniform_ among them, each reckoned by its own formula
@@ -314,7 +314,7 @@ WRONG = {
 """By grader: answers that people give, and the end of what is said."""
 for grader in ("check_loss_gradient", "check_grad_B", "check_grad_h", "check_grad_A"):
     off = lambda *args, right=RIGHT[grader]: right(*args) * (1 + 1e-6)  # noqa: E731
-    WRONG[grader] += [(off, "a wrong factor in front: yours is 1.000001 times what it should be$")]
+    WRONG[grader] += [(off, "a wrong factor: yours is 1.000001 times the right result$")]
 WRONG["check_lora_backward"] += [
     (as_asked(answer), hint) for answer, hint in WRONG["check_backward"] if "2 values" not in hint
 ]
@@ -351,7 +351,7 @@ def test_how_far_two_factors_are_is_told(capsys):
     assert not exercises.check_factors(lambda change, r: seen.append(change) or (np.ones((3, 7)), np.ones((5, 3))))
     off = np.linalg.norm(3 - seen[0])
     least = ((seen[0] ** 2).sum() - (np.linalg.svd(seen[0], compute_uv=False)[:3] ** 2).sum()) ** 0.5
-    assert f"B A: it is {off:.3g} away from the change; {least:.3g} is possible" in capsys.readouterr().out
+    assert f"B A: its distance from the change is {off:.3g}, and {least:.3g} is possible" in capsys.readouterr().out
 
 
 class NoArray:

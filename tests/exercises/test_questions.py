@@ -61,7 +61,7 @@ def test_a_prediction_gets_its_reason_or_its_own_hint(question, capsys):
     asked, right = exercises.QUESTIONS[question], PREDICTIONS[question]
     good, why = say(question, right, capsys)
     assert good
-    assert why.startswith("Right: 0, but for rounding." if right == 0 else "Right: ")
+    assert why.startswith("Right: 0, up to rounding." if right == 0 else "Right: ")
     assert questions.sheet(question)["solution"] == why.replace("Right:", "The answer is")
     assert why.endswith(f" {asked.why}")
     hints = [hint for _, hint in asked.known]
@@ -155,7 +155,7 @@ def test_the_module_says_how_to_begin(capsys):
     *rows, _ = said.split("====\n")[2].splitlines()
     assert len(rows) == 17
     assert [row for row in rows if row[54:58].strip() or row[58] == " "] == []  # the columns stand
-    assert "6     five numbers, for check_prediction(name, n)         what a few lines would print" in rows
+    assert "6     five numbers, for check_prediction(name, n)         the results of a few lines of code" in rows
 
 
 def test_the_page_solves_each_exercise_and_asks_each_question():

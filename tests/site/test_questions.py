@@ -236,12 +236,12 @@ STARTED = {
     "rng.standard_normal((rank, in_features)) / np.sqrt(rank), np.zeros((out_features, rank))": "Not yet. A: A's fan "
     "is taken from the wrong side",
     "b = np.sqrt(6 / rank)\nrng.uniform(-b, b, (in_features, rank)), np.zeros((rank, out_features))": "Not yet. A: A's "
-    "fan is taken from the wrong side: h = x A^T adds up over in, so the fan is in, and not the rank; and the bound "
-    "is root 6 too large: that is the gain of ReLU; PEFT passes a=sqrt(5), which makes it 1/sqrt(in)\n(wrong shape: A "
+    "fan is taken from the wrong side: h = x A^T sums over in, so the fan is in, not the rank; and the bound "
+    "is too large by sqrt(6), with the gain of ReLU; PEFT passes a=sqrt(5), which makes it 1/sqrt(in)\n(wrong shape: A "
     "must be (rank, in), here (80, 640); you returned an array of shape (640, 80))",
-    "rng.normal(0, 0.02, (rank, in_features)), rng.normal(0, 0.02, (out_features, rank))": "Not yet. A: 0.02, whatever "
-    "the width: the bound must follow in\nB: it starts at zero",
-    "rng.normal(scale=1, size=(rank, in_features)), np.zeros((out_features, rank))": "Not yet. A: A of size 1",
+    "rng.normal(0, 0.02, (rank, in_features)), rng.normal(0, 0.02, (out_features, rank))": "Not yet. A: A has size "
+    "0.02 at any width, but the bound must depend on in\nB: it must be zero",
+    "rng.normal(scale=1, size=(rank, in_features)), np.zeros((out_features, rank))": "Not yet. A: A has size 1",
     "np.zeros((rank, in_features)), rng.random((out_features, rank))": "Not yet. A: A is zero",
     "rng.choice(3), 2": "Not yet. rng.choice is not read here",
 }

@@ -120,7 +120,7 @@ def _given(file: AdapterFile, places: dict[str, str], arrays: Arrays, head_dim: 
     def read(name: str | None) -> np.ndarray | None:
         return None if name is None else file.tensors.read(name).astype(dtype)
 
-    llamas = "GGUF" in file.format and file.tensors.notes.get(ARCHITECTURE) == "llama"
+    llamas = "GGUF" in file.format and file.tensors.metadata.get(ARCHITECTURE) == "llama"
     modules, own = {}, {}  # own: for each path in the file, the module's path in the model
     for path, module in file.modules.items():
         A, B = (np.asarray(read(module.parts[part])) for part in "AB")
