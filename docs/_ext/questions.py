@@ -13,7 +13,7 @@ import pictures
 from pages import data
 
 from minilora.exercises import QUESTIONS
-from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
+from minilora.exercises.functions import EXERCISES, ZERO_STARTS, exercise_sheet, starts_sheet
 from minilora.exercises.questions import sheet
 
 LINES = {"backward": 6, "lora_backward": 6, "start": 4, "factors": 3, "grad_scores": 3, "grad_V": 4}
@@ -64,7 +64,7 @@ def write(name: str) -> str:
 
 def starts() -> str:
     """Return a form that asks, for each initialisation, which factors move."""
-    names = [f"{'zero' if zero_A else 'random'} A, {'zero' if zero_B else 'random'} B" for zero_A, zero_B in STARTS]
+    names = [f"{'zero' if A else 'random'} A, {'zero' if B else 'random'} B" for A, B in ZERO_STARTS]
     box = (
         '<label class="choice"><input type="checkbox" aria-label="{0}: {1} moves" autocomplete="off"> {1} moves</label>'
     )

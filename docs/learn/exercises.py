@@ -5,7 +5,7 @@ from questions import answered, ask, asked, kept, starts, two_losses, write
 
 from minilora.exercises import QUESTIONS, rank_curve, rate_curve
 from minilora.exercises.functions import EXERCISES
-from minilora.exercises.questions import TOLERANCE
+from minilora.exercises.questions import ANSWER_TOLERANCE
 
 live("kept", kept())
 live("first-to-move", starts())
@@ -22,7 +22,7 @@ assert [*EXERCISES].index("backward") + 1 == 5
 says("yourself, in five steps; then predict", "## 5. The whole backward")
 checks = (DOCS / "learn" / "is-a-gradient-right.md").read_text(encoding="utf-8").partition("\nAnd six checks:\n\n")[2]
 assert checks.partition("\n\n")[0].count("\n- ") + 1 == 6
-says(f"right within {100 * TOLERANCE:g} %", "in 16 bits, and in four", "([six checks](is-a-gradient-right.md))")
+says(f"right within {100 * ANSWER_TOLERANCE:g} %", "in 16 bits, and in four", "([six checks](is-a-gradient-right.md))")
 
 # %% Train with it
 

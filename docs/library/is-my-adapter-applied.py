@@ -64,16 +64,16 @@ says(f"a tensor may have {MAX_ANSWER / 1e6:.0f} MB.", f"at rank {rank}, say,")
 
 # %% 4. Does it survive merging?
 
-inputs, added, Q = [], [], changes.FORMATS["bfloat16"]
+inputs, added, Q = [], [], changes.STORED_FORMATS["bfloat16"]
 with (
-    mock.patch.dict(changes.FORMATS, bfloat16=lambda W: inputs.append(W) or Q(W)),
+    mock.patch.dict(changes.STORED_FORMATS, bfloat16=lambda W: inputs.append(W) or Q(W)),
     mock.patch.object(changes.Sums, "add", lambda self, *sides: added.append(sides)),
     contextlib.redirect_stdout(io.StringIO()),
 ):
     main(["audit", "adapter", "--model", "model", "--merge"])
 (E, delta), W = added[0], inputs[1]
 holds("E =", E=E, Q=Q, W=W, Delta=delta)
-E, delta = (side[:7, :5].astype(float) for side in added[list(changes.FORMATS).index("NF4")])
+E, delta = (side[:7, :5].astype(float) for side in added[list(changes.STORED_FORMATS).index("NF4")])
 sums = changes.Sums()
 sums.add(E, delta)
 holds(r"\text{kept} =", E=E, Delta=delta, kept=sums.kept, noise=sums.noise)

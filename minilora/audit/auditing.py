@@ -11,14 +11,14 @@ from typing import Any
 from ..report import Diagnosis, Report
 from ..texts import align
 from . import changes, contents, fitting, formats, keys, landing, merging, numbers, verdicts
-from .changes import FORMATS, Loss, Sums
-from .contents import Coverage, kind_of
+from .changes import STORED_FORMATS, MergeLoss, Sums
+from .contents import Coverage, module_kind
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, counted
 from .headers import AdapterFile, Module, open_model
 from .landing import Landing
 from .numbers import Measured, rms_of
 
-FEW = 12
+MODULES_SHOWN = 12
 """The most modules that are shown one by one; if there are more, kinds are shown, or with ``--all`` every module."""
 
 
@@ -64,18 +64,20 @@ def audit(
         fitting.check_shapes(file, landed)
     read = {path: numbers.read_numbers(module) for path, module in file.modules.items()}
     found: list[Finding] = [*formats.empty(file), *file.findings, *formats.without_config(file)]
-    found += (finding for rule in numbers.RULES for finding in rule(file, read))
+    found += (finding for rule in numbers.NUMBER_RULES for finding in rule(file, read))
     if landed is None:
         found += landing.wrapped(file)
     else:
-        found += (finding for rule in (*landing.RULES, *fitting.RULES) for finding in rule(file, landed))
+        found += (
+            finding for rule in (*landing.LANDING_RULES, *fitting.FITTING_RULES) for finding in rule(file, landed)
+        )
     found += (finding for rule in contents.rules_of(file) for finding in rule(file, landed))
     if file.is_peft:
-        found += (finding for rule in keys.RULES for finding in rule(file))
-    losses: dict[str, Loss | None] | None = None
+        found += (finding for rule in keys.CONFIG_RULES for finding in rule(file))
+    losses: dict[str, MergeLoss | None] | None = None
     if merge and landed is not None:
         losses = changes.losses(file, landed, read)
-        found += (finding for rule in changes.RULES for finding in rule(losses))
+        found += (finding for rule in changes.CHANGE_RULES for finding in rule(losses))
     comparison = None
     if merged is not None and landed is not None:
         comparison = merging.compare_merged(file, landed, open_model(merged), progress=progress)
@@ -95,7 +97,7 @@ class AuditReport(Report):
     findings: list[Finding] = field(kw_only=True)
     kinds: list[Coverage] = field(kw_only=True)
     landing: Landing | None = None  # None without a model
-    merged: dict[str, Loss | None] | None = None  # what merging loses; None without `merge`
+    merged: dict[str, MergeLoss | None] | None = None  # what merging loses; None without `merge`
     comparison: merging.MergeResult | None = None  # None without a merged model
 
     def __post_init__(self) -> None:
@@ -116,9 +118,9 @@ class AuditReport(Report):
         each = [[path] for path in self.adapter.modules]
         of_kinds: dict[str, list[str]] = {}
         for path in self.adapter.modules:
-            of_kinds.setdefault(kind_of(path), []).append(path)
+            of_kinds.setdefault(module_kind(path), []).append(path)
         self.rows += [*self.lines, *self._table(each)]
-        self.lines += self._table(each if len(each) <= FEW else of_kinds.values())
+        self.lines += self._table(each if len(each) <= MODULES_SHOWN else of_kinds.values())
         self.not_offered += [] if self.landing else ["whether the modules land (--model)"]
         self.not_offered += ["what merging loses (--merge)"] if self.merged is None else []
         self.details |= self._details()
@@ -140,7 +142,7 @@ class AuditReport(Report):
             return None
         loss = (self.merged or {}).get(path)
         return (
-            changes.share_of(self.landing, self.adapter.modules[path], self.rms[path])
+            changes.relative_rms(self.landing, self.adapter.modules[path], self.rms[path])
             if loss is None
             else loss.relative
         )
@@ -176,7 +178,7 @@ class AuditReport(Report):
         if self.merged is None:
             return []
         lines = ["merging: the share of the change that is kept, plus the noise that is added, relative to the change"]
-        lines += [f"  {name:9} {self._sums(name, self.merged)}" for name in FORMATS]
+        lines += [f"  {name:9} {self._sums(name, self.merged)}" for name in STORED_FORMATS]
         skipped = sum(loss is None for loss in self.merged.values())
         lines += [f"  not checked, quantised or of another shape: {counted(skipped, 'module')}"] if skipped else []
         return lines
@@ -193,16 +195,16 @@ class AuditReport(Report):
         """Return a table with a row for each group of modules: one module, or all modules of a kind."""
         rows = [["module", "kind", "out x in", "rank", "scaling", "|delta W|", "RMS"]]
         rows[0] += ["/ W's RMS"] if self.landing is not None else []
-        rows[0] += [] if self.merged is None else [*FORMATS]
+        rows[0] += [] if self.merged is None else [*STORED_FORMATS]
         for paths in groups:
             modules = [self.adapter.modules[path] for path in paths]
-            first = paths[0] if len(paths) == 1 else f"{kind_of(paths[0])} in {len(paths)}"
+            first = paths[0] if len(paths) == 1 else f"{module_kind(paths[0])} in {len(paths)}"
             row = [first, _common({_kind(m) for m in modules}), _common({_shape_text(m) for m in modules})]
             row += [_range(m.rank_in_file for m in modules) or "-", _range(m.scaling for m in modules) or "-"]
             row += [_range(self.numbers[path].norm for path in paths) or "-"]
             row += [_range((self.rms[path] for path in paths), "{:.2g}") or "-"]
             row += [_range((self.shares[path] for path in paths), "{:.2g}") or "-"] if self.landing is not None else []
-            row += [] if self.merged is None else [str(self._sums(name, paths)) for name in FORMATS]
+            row += [] if self.merged is None else [str(self._sums(name, paths)) for name in STORED_FORMATS]
             rows.append(row)
         return align(rows, left={0, 1})
 
@@ -217,7 +219,7 @@ class AuditReport(Report):
             "findings": [vars(finding) | {"modules": list(finding.modules)} for finding in self.findings],
             "kinds": [{"kind": k.name, "adapted": k.adapted, "total": k.total if landed else None} for k in self.kinds],
             "modules": [self._module(path, module) for path, module in adapter.modules.items()],
-            "merged": None if self.comparison is None else verdicts.as_json(self.comparison),
+            "merged": None if self.comparison is None else verdicts.comparison_json(self.comparison),
         }  # fmt: skip
 
     def _module(self, path: str, m: Module) -> dict[str, Any]:

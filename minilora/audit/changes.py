@@ -32,7 +32,7 @@ from .numbers import Measured
 from .rounding import HALVES, Replay, Rounding, Update, round_trip
 from .units import Matrix, head_dim, unit_of
 
-WIDTH = 32
+Q8_BLOCK = 32
 """The number of weights in a block of Q8_0."""
 
 
@@ -115,7 +115,7 @@ def changes(landing: Landing, module: Module) -> Iterator[tuple[Matrix, Update]]
     yield from ((weights[place], update) for place, update in found.items())
 
 
-def blocks(matrix: Matrix, update: Update) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def row_blocks(matrix: Matrix, update: Update) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield blocks of a weight's rows and their change, both in float64, from the first row to the last."""
     replay = Replay(Rounding(), update, np.float64, matrix)
     for start, stop in matrix.blocks(64):  # so that no block of NF4 is cut
@@ -123,19 +123,19 @@ def blocks(matrix: Matrix, update: Update) -> Iterator[tuple[np.ndarray, np.ndar
         yield W, replay.change(W, np.arange(start, stop))
 
 
-PIECES, PIECE = 64, 1 << 14
+SAMPLED_PIECES, PIECE_NUMBERS = 64, 1 << 14
 """How many pieces of a weight are sampled, and numbers in each: a weight of a million numbers is read whole."""
 
 
-def share_of(landing: Landing, module: Module, rms: float | None) -> float | None:
+def relative_rms(landing: Landing, module: Module, rms: float | None) -> float | None:
     """Return a change's RMS relative to the weight's, which is estimated from pieces; None if either is unknown."""
     weights = weights_of(landing, module)
     if rms is None or not weights:
         return None
     squares, count = 0.0, 0
     for W in weights.values():
-        rows, height = W.shape[0], max(1, PIECE // max(1, W.columns))
-        for top in range(0, rows, max(height, -(-rows * len(weights) // PIECES))):
+        rows, height = W.shape[0], max(1, PIECE_NUMBERS // max(1, W.columns))
+        for top in range(0, rows, max(height, -(-rows * len(weights) // SAMPLED_PIECES))):
             piece = W.read(top, min(top + height, rows)).astype(np.float64).ravel()
             squares, count = squares + float(piece @ piece), count + piece.size
     return rms / (squares / count) ** 0.5 if squares else None
@@ -146,9 +146,9 @@ def share_of(landing: Landing, module: Module, rms: float | None) -> float | Non
 
 def _q8_0(W: np.ndarray) -> np.ndarray:  # (rows, in)
     """Return W as llama.cpp's Q8_0 stores it: the largest of 32 numbers is 127 steps, and the step is a float16."""
-    blocks = W.reshape(-1, WIDTH)
-    d = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
-    q = np.rint(blocks * np.divide(1, d, out=np.zeros_like(d), where=d > 0))
+    row_blocks = W.reshape(-1, Q8_BLOCK)
+    d = np.abs(row_blocks).max(axis=1, keepdims=True) / np.float32(127)
+    q = np.rint(row_blocks * np.divide(1, d, out=np.zeros_like(d), where=d > 0))
     return np.asarray(q * d.astype(np.float16).astype(np.float32)).reshape(W.shape)
 
 
@@ -157,7 +157,7 @@ def _nf4(W: np.ndarray) -> np.ndarray:
     return np.asarray(dequantize_nf4(codes, scales, W.shape))
 
 
-FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+STORED_FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{half.name: partial(round_trip, dtype=half) for half in HALVES}, "Q8_0": _q8_0, "NF4": _nf4,
 }  # fmt: skip
 
@@ -204,7 +204,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @dataclass
-class Loss:
+class MergeLoss:
     """The loss from merging one module."""
 
     relative: float = 0.0  # |delta W| / |W|
@@ -212,24 +212,24 @@ class Loss:
     off_axis: float = 0.0  # above 1, the magnitude is closer to the norms of W's inputs than of its outputs
 
 
-def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measured]) -> dict[str, Loss | None]:
+def losses(adapter: AdapterFile, landing: Landing, numbers: Mapping[str, Measured]) -> dict[str, MergeLoss | None]:
     """Return the loss from merging each module; None if its weight or its change is unknown."""
     known = {path: numbers[path].norm is not None for path in landing.places}
     return {path: _loss(landing, adapter.modules[path]) if known[path] else None for path in known}
 
 
-def _loss(landing: Landing, module: Module) -> Loss | None:
+def _loss(landing: Landing, module: Module) -> MergeLoss | None:
     """Return the loss from merging one module, over all its experts if it has several."""
     loss, size, intended = None, 0.0, 0.0
     for matrix, update in changes(landing, module):
-        loss = loss or Loss()
+        loss = loss or MergeLoss()
         loss.off_axis = _off_axis(matrix, update)
-        for block in blocks(matrix, update):
+        for block in row_blocks(matrix, update):
             W, delta = (x.astype(np.float32) for x in block)
             size += _dot(W, W)
             intended += _dot(delta, delta)
-            for name, rounded in FORMATS.items():
-                if name != "Q8_0" or W.shape[1] % WIDTH == 0:
+            for name, rounded in STORED_FORMATS.items():
+                if name != "Q8_0" or W.shape[1] % Q8_BLOCK == 0:
                     loss.formats.setdefault(name, Sums()).add(rounded(W + delta) - rounded(W), delta)
     if loss is not None:
         loss.relative = (intended / size) ** 0.5 if size else 0.0
@@ -246,7 +246,7 @@ def _off_axis(matrix: Matrix, update: Update) -> float:
     return inputs / max(outputs, 1e-30) if update.transposed else outputs / max(inputs, 1e-30)
 
 
-def off_axis(merged: Mapping[str, Loss | None]) -> Iterator[Finding]:
+def off_axis(merged: Mapping[str, MergeLoss | None]) -> Iterator[Finding]:
     """Find magnitudes that belong to the wrong axis of a square weight."""
     text = (
         "the magnitude of {names} is closer to the norms of the weight's columns than of its rows: it is along the "
@@ -256,10 +256,10 @@ def off_axis(merged: Mapping[str, Loss | None]) -> Iterator[Finding]:
     yield from about(SUSPICIOUS, "magnitude-axis", text, other)
 
 
-def above_weight(merged: Mapping[str, Loss | None]) -> Iterator[Finding]:
+def above_weight(merged: Mapping[str, MergeLoss | None]) -> Iterator[Finding]:
     """Find changes that are larger than the weight."""
     large = [path for path, loss in merged.items() if loss is not None and loss.relative > 1]
     yield from about(NOTE, "change-above-weight", "the change is larger than the weight itself: {names}", large)
 
 
-RULES = (off_axis, above_weight)
+CHANGE_RULES = (off_axis, above_weight)

@@ -19,7 +19,7 @@ from ..files.patterns import compiled, first_matches, left_out, within_time
 from ..files.placement import MULTIMODAL
 from ..texts import FileRefused, named, reading, short
 from .findings import NOTE, SUSPICIOUS, WRONG, Finding, about, counted, listed
-from .formats import TOKENS
+from .formats import TRAINABLE_TOKENS
 from .headers import AdapterFile, ModelHeaders
 from .landing import BODY, CONVERTED, EXPERT, Landing, to_adapter
 
@@ -41,7 +41,7 @@ class Coverage:
     total: int
 
 
-def kind_of(path: str) -> str:
+def module_kind(path: str) -> str:
     """Return the kind that a module is counted under."""
     last = path.rpartition(".")[2]
     if EXPERT.search(path):
@@ -56,12 +56,12 @@ def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
     adapted: dict[str, set[str]] = {}
     if landing is None:
         for path in adapter.modules:
-            adapted.setdefault(kind_of(path), set()).add(_layer_of(path))
+            adapted.setdefault(module_kind(path), set()).add(_layer_of(path))
         return [Coverage(name, len(paths), 0) for name, paths in adapted.items()]
     total: dict[str, set[str]] = {}
     for path in landing.model.paths:
         if BODY.search(path) or path.rpartition(".")[2] in EMBEDDINGS:
-            total.setdefault(kind_of(path), set()).add(_layer_of(path))
+            total.setdefault(module_kind(path), set()).add(_layer_of(path))
     wrong = {path for path, (level, *_) in landing.misnamed.items() if level == WRONG}
     for own, path in landing.places.items():
         for kind in _kinds(path, total) if own not in wrong else ():
@@ -75,7 +75,7 @@ def coverage(adapter: AdapterFile, landing: Landing | None) -> list[Coverage]:
 
 def _kinds(path: str, total: Mapping[str, Any]) -> list[str]:
     """Return the model's kinds that a module changes: the model may store gate_up_proj as two modules."""
-    kind = kind_of(path)
+    kind = module_kind(path)
     if kind in total:
         return [kind]
     parts = {"experts' gate_up_proj": ("gate_proj", "up_proj", "w1", "w3"), "experts' down_proj": ("down_proj", "w2")}
@@ -169,7 +169,7 @@ def _belongs_to(tensor: str, name: str) -> bool:
 
 
 def _is_token(path: str) -> bool:
-    return TOKENS in path or "token_adapter" in path
+    return TRAINABLE_TOKENS in path or "token_adapter" in path
 
 
 # --- targets ---
@@ -245,13 +245,13 @@ def missing_targets(adapter: AdapterFile, config: Mapping[str, Any], landing: La
     places = {*landing.places.values()}
     lacking = [path for path, is_target in zip(in_model, are, strict=True) if is_target and path not in places]
     if config.get("target_modules") == "all-linear":  # the files do not tell which other modules are linear layers
-        kinds = {kind_of(path) for path in places}
-        lacking = [path for path in lacking if kind_of(path) in kinds]
+        kinds = {module_kind(path) for path in places}
+        lacking = [path for path in lacking if module_kind(path) in kinds]
     if all(MULTIMODAL.search(path) for path in lacking) and not any(MULTIMODAL.search(path) for path in places):
         text = "target_modules also names {count} of the vision encoder without tensors in the file"
         yield from about(NOTE, "target-missing-in-vision", text, lacking)
         return
-    shown_kinds = ", ".join(f"{kind} in {count}" for kind, count in Counter(map(kind_of, lacking)).items())
+    shown_kinds = ", ".join(f"{kind} in {count}" for kind, count in Counter(map(module_kind, lacking)).items())
     text = "target_modules names {count} of the model without tensors in the file ({kinds}): {names}"
     yield from about(SUSPICIOUS, "target-missing", text, lacking, kinds=shown_kinds)
 
@@ -360,7 +360,7 @@ def gaps(adapter: AdapterFile, landing: Landing | None) -> Iterator[Finding]:
     order: dict[str, list[str]] = {}
     for path in landing.model.modules:
         if BODY.search(path):
-            order.setdefault(kind_of(path), []).append(path)
+            order.setdefault(module_kind(path), []).append(path)
     places, lacking = {*landing.places.values()}, []
     for paths in order.values():
         paths.sort(key=lambda path: [int(n) for n in BODY.findall(path)])

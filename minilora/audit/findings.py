@@ -13,7 +13,7 @@ from ..texts import short
 
 WRONG, SUSPICIOUS, NOTE = "wrong", "suspicious", "note"
 LEVELS = (WRONG, SUSPICIOUS, NOTE)
-SHOWN = 3
+MODULES_NAMED = 3
 """The number of modules that a text lists; the rest are counted."""
 
 
@@ -54,8 +54,8 @@ def one_per_code(faults: Iterable[tuple[str, Fault]]) -> Iterator[Finding]:
 
 def listed(names: Sequence[str], what: str = "module") -> str:
     """Return the first names and the number of the others: "'a', 'b', 'c' and 7 more modules"."""
-    text = ", ".join(short(name) for name in names[:SHOWN])
-    more = len(names) - SHOWN
+    text = ", ".join(short(name) for name in names[:MODULES_NAMED])
+    more = len(names) - MODULES_NAMED
     return text if more <= 0 else f"{text} and {more} more {what}{'s' if more > 1 else ''}"
 
 

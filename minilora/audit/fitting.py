@@ -200,4 +200,4 @@ def whole_weights(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     yield from about(WRONG, "saved-shape", text, other, shapes=next(iter(other.values()), ""))
 
 
-RULES = (misfits, flag, whole_weights)
+FITTING_RULES = (misfits, flag, whole_weights)

@@ -94,7 +94,7 @@ def _file(folder: Path) -> Path:
 
 # --- a configuration ---
 
-TYPES: dict[str, dict[type, Any]] = {
+KEY_TYPES: dict[str, dict[type, Any]] = {
     "target_modules": {list: str, str: ""}, "exclude_modules": {list: str, str: ""},
     "layers_pattern": {list: str, str: ""}, "target_parameters": {list: str}, "modules_to_save": {list: str},
     "layers_to_transform": {list: int, int: ""}, "rank_pattern": {dict: ""}, "alpha_pattern": {dict: ""},
@@ -113,7 +113,7 @@ def _typed(path: Path, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[
         if isinstance(names, list) and len(names) > MAX_ENTRIES:  # each entry is looked up in every path
             raise FileRefused(path, f"{name} has {len(names):,} entries, expected at most {MAX_ENTRIES:,}")
     typed, wrong = dict(config), []
-    for name, kinds in TYPES.items():
+    for name, kinds in KEY_TYPES.items():
         value = config.get(name)
         if value is not None and not isinstance(value, (*kinds,)):
             typed[name] = None
@@ -292,19 +292,21 @@ def _read_gguf(path: Path, tensors: Tensors) -> AdapterFile:
 
 # --- PEFT ---
 
-KEY = re.compile(
+TENSOR_NAME = re.compile(
     r"(?P<path>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)"
     r"(?:\.(?P<name>(?!weight$|bias$)[^.]+))?(?:\.(?P<end>weight|bias))?",
     re.S,
 )
-PARTS = {
+TENSOR_PARTS = {
     "lora_A": "A", "lora_B": "B", "lora_embedding_A": "A", "lora_embedding_B": "B", "lora_magnitude_vector": "magnitude"
 }  # fmt: skip
-SAVED = re.compile(r"(?P<path>.+?)(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<end>weight|bias)", re.S)
-TOKENS = "trainable_tokens"
+SAVED_MODULE = re.compile(
+    r"(?P<path>.+?)(?:\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?)?\.(?P<end>weight|bias)", re.S
+)
+TRAINABLE_TOKENS = "trainable_tokens"
 DEFAULT_RANK, DEFAULT_ALPHA = 8, 8.0
 """PEFT's defaults, used if the configuration gives no rank or alpha."""
-PREFIXES = re.compile(rf"^(?:{re.escape(PREFIX)})*")
+PEFT_PREFIXES = re.compile(rf"^(?:{re.escape(PREFIX)})*")
 MISNAMED: tuple[tuple[str, Callable[[str, re.Match[str] | None], Any], str], ...] = (
     ("prefix-missing", lambda key, _: not key.startswith(PREFIX),
      "{count} without the prefix {prefix!r}, which PEFT silently ignores{wrapped}: {names}"),
@@ -316,14 +318,14 @@ MISNAMED: tuple[tuple[str, Callable[[str, re.Match[str] | None], Any], str], ...
     ("weight-missing", lambda _, match: match and match["part"] in ("lora_A", "lora_B") and not match["end"],
      "the names do not end with '.weight', so PEFT ignores them: {names}"),
 )  # fmt: skip
-"""Tensors that PEFT ignores: the finding's code, a test of the name and its match of `KEY`, and the text."""
+"""Tensors that PEFT ignores: the finding's code, a test of the name and its match of `TENSOR_NAME`, and the text."""
 WITH_CONFIG = ("prefix-missing", "weight-missing")
 """Codes that apply only if there is a configuration: diffusers' files, without one, have such names."""
 
 
 def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, config_path: Path) -> AdapterFile:
     """Read an adapter from a file with PEFT's names."""
-    matches = {key: KEY.fullmatch(PREFIXES.sub("", key)) for key in tensors.shapes}
+    matches = {key: TENSOR_NAME.fullmatch(PEFT_PREFIXES.sub("", key)) for key in tensors.shapes}
     parts: dict[str, dict[str, str]] = {}
     saved: dict[str, str] = {}
     copies: dict[str, str] = {}
@@ -332,7 +334,7 @@ def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, c
         if match is None:
             others += [] if _is_whole(key, saved, copies) else [key]
             continue
-        part = PARTS[match["part"]]
+        part = TENSOR_PARTS[match["part"]]
         part = "bias" if match["end"] == "bias" and part in "AB" else part
         if part in parts.setdefault(match["path"], {}):
             twice.append(key)
@@ -364,11 +366,11 @@ def _read_peft(path: Path, tensors: Tensors, config: Mapping[str, Any] | None, c
 
 def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
     """Add a tensor that is not a factor to `saved` or `copies`; return whether it belongs to either."""
-    bare = PREFIXES.sub("", key)
-    if TOKENS in bare or bare.endswith("token_adapter.base_layer.weight"):
+    bare = PEFT_PREFIXES.sub("", key)
+    if TRAINABLE_TOKENS in bare or bare.endswith("token_adapter.base_layer.weight"):
         saved[bare] = key
         return True
-    match = SAVED.fullmatch(bare)
+    match = SAVED_MODULE.fullmatch(bare)
     if match is None or ".lora_" in bare:
         return False
     module = match["path"]
@@ -380,7 +382,7 @@ def _is_whole(key: str, saved: dict[str, str], copies: dict[str, str]) -> bool:
 
 
 def _arrays(config: Mapping[str, Any], parts: Mapping[str, Any], findings: list[Finding]) -> dict[str, str]:
-    """Return the array of target_parameters that is adapted at each path, as PEFT nests them: `files.expert_adapters`."""
+    """Return the array of target_parameters that is adapted at each path, as PEFT nests them; see `expert_adapters`."""
     targets = config.get("target_parameters") or []
     arrays: dict[str, str] = {}
     unclear = []

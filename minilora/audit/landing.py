@@ -33,7 +33,7 @@ ARCHITECTURE = "general.architecture"
 BODY = re.compile(r"(?:^|\.)(?:layers|h|blocks|block|layer)\.(\d+)\.")
 """Matches the index of a layer in a path."""
 EXPERT = re.compile(r"\.experts\.(?:\d+\.)?")
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+FUSED_MODULES = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Modules that some models fuse into one matrix, by its name."""
 KOHYA_PREFIXES = (
     "lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "lora_te3_", "lora_transformer_", "lycoris_", "",
@@ -140,9 +140,9 @@ def to_adapter(landing: Landing) -> Callable[[str], str]:
 # --- names ---
 
 
-STARTS = re.compile(rf"^(?:{re.escape(PREFIX)}|module\.)+")
+WRAPPER_PREFIXES = re.compile(rf"^(?:{re.escape(PREFIX)}|module\.)+")
 WRAPPER = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
-WRAPPED: tuple[tuple[str, Callable[[str], str], str], ...] = (
+WRAPPED_NAMES: tuple[tuple[str, Callable[[str], str], str], ...] = (
     ("prefix-orig-mod", lambda name: name.replace("_orig_mod.", ""),
      "the names contain '_orig_mod.' of a compiled model, so the modules are not found: unwrap the model before you "
      "save it, or remove that part from the names"),
@@ -151,7 +151,7 @@ WRAPPED: tuple[tuple[str, Callable[[str], str], str], ...] = (
      "found"),
     ("prefix-module", lambda name: name.removeprefix("module."),
      "the names begin with 'module.' of a distributed model, so the modules are not found"),
-    ("prefix-doubled", lambda name: STARTS.sub("", name),
+    ("prefix-doubled", lambda name: WRAPPER_PREFIXES.sub("", name),
      f"the prefix {PREFIX!r} is repeated, so the modules are not found"),
     ("prefix-model-doubled", lambda name: re.sub(r"^model\.(?=model\.)", "", name),
      "the names begin with 'model.' twice, so the modules are not found"),
@@ -236,7 +236,7 @@ class Spellings:
 
     def _mistaken(self, path: str) -> Iterator[tuple[Fault, str]]:
         """Yield each mistake that a name may contain, with the corrected name."""
-        for code, without, text in WRAPPED:
+        for code, without, text in WRAPPED_NAMES:
             if (bare := without(path)) != path:
                 path = bare
                 yield (WRONG, code, text), path
@@ -287,7 +287,7 @@ def misnamed(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
 
 def wrapped(adapter: AdapterFile) -> Iterator[Finding]:
     """Find wrappers' names without a model to look them up in; they are suspicious, since a model may be wrapped."""
-    for code, without, text in WRAPPED[:2]:
+    for code, without, text in WRAPPED_NAMES[:2]:
         yield from about(SUSPICIOUS, code, f"{text}: {{names}}", [p for p in adapter.modules if without(p) != p])
 
 
@@ -320,7 +320,7 @@ def lost(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
 def _fused(path: str, model: ModelHeaders) -> str:
     """Return a text if only one of model and adapter fuses several modules into one matrix, and "" otherwise."""
     module, _, name = path.rpartition(".")
-    for whole, parts in FUSED.items():
+    for whole, parts in FUSED_MODULES.items():
         if name in parts and f"{module}.{whole}" in model.modules:
             return f"the model fuses {', '.join(parts)} into one matrix, {short(f'{module}.{whole}')}"
         if name == whole and all(f"{module}.{part}" in model.modules for part in parts):
@@ -355,4 +355,4 @@ def tied_head(adapter: AdapterFile, landing: Landing) -> Iterator[Finding]:
     yield from about(NOTE, "tied-head", text, tied if landing.model.tied else ())
 
 
-RULES = (misnamed, another_part, lost, other_architecture, tied_head)
+LANDING_RULES = (misnamed, another_part, lost, other_architecture, tied_head)

@@ -25,16 +25,17 @@ from ..files.dtypes import FLOATS
 from ..files.modelfolder import EMBEDDING, HEAD, HEAD_WEIGHT
 from ..texts import FileRefused, short
 from .changes import changed_rows, unit_in, updates
-from .formats import TOKENS
+from .findings import WRONG
+from .formats import TRAINABLE_TOKENS
 from .headers import AdapterFile, ModelHeaders, Module
 from .landing import Landing, Spellings
 from .rounding import HALVES, Replay, Rounding, Update, acceptable_casts, bits, mantissa_bits, valid_roundings
-from .suspects import RIGHT, SKIPPED, UNDECIDED, WRONG, Sample, Sketches, Verdict, identify, known_strengths
+from .suspects import RIGHT, SKIPPED, UNDECIDED, Sample, Sketches, Verdict, identify, known_strengths
 from .units import Matrix, Source, in_memory
 
-PREFIXES = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
+NAME_PREFIXES = re.compile(r"^(?:base_model\.|module\.|_orig_mod\.|model\.|transformer\.|language_model\.)+")
 """Matches the prefixes in which a merged folder's names may differ from its base's."""
-FACTORS = (".lora_", "_magnitude_vector", ".base_layer.")
+ADAPTER_MARKS = (".lora_", "_magnitude_vector", ".base_layer.")
 BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".position_ids")
 """Suffixes of buffers, which a save may omit."""
 SEVERITY = (UNDECIDED, RIGHT, SKIPPED, WRONG)
@@ -83,10 +84,10 @@ class Comparer:
 
     def _names(self) -> dict[str, str]:
         """Return the merged folder's name for each unit of the base, if it has that unit."""
-        bare = {PREFIXES.sub("", name): name for name in self.found if name not in self.base}
+        bare = {NAME_PREFIXES.sub("", name): name for name in self.found if name not in self.base}
         names = dict[str, str]()
         for name in self.base:
-            other = name if name in self.found else bare.get(PREFIXES.sub("", name))
+            other = name if name in self.found else bare.get(NAME_PREFIXES.sub("", name))
             if other is not None:
                 names[name] = other
         return names
@@ -102,7 +103,7 @@ class Comparer:
         if self.table not in self.names or HEAD_WEIGHT not in self.found:
             return False
         one, other = self.found[HEAD_WEIGHT][0], self.found[self.names[self.table]][0]
-        return one.shape == other.shape and one.dtype == other.dtype and difference(one, other) is None
+        return one.shape == other.shape and one.dtype == other.dtype and base_difference(one, other) is None
 
     # --- which modules change which unit ---
 
@@ -125,8 +126,8 @@ class Comparer:
         spellings, whole = Spellings(self.adapter, self.landing.model), dict[str, str]()
         for path, key in self.adapter.saved.items():
             module, _, end = path.rpartition(".")
-            if TOKENS in path:
-                module, end = path.partition(".token_adapter.")[0].removesuffix(f".{TOKENS}_delta"), "weight"
+            if TRAINABLE_TOKENS in path:
+                module, end = path.partition(".token_adapter.")[0].removesuffix(f".{TRAINABLE_TOKENS}_delta"), "weight"
             place, _ = spellings.place(module, Module(module, self.adapter.tensors, {}))
             whole[f"{module if place is None else place}.{end}"] = key
         return whole
@@ -144,7 +145,7 @@ class Comparer:
 
     def run(self, bar: Any) -> MergeResult:
         """Compare all units and return the result."""
-        beside = [name for name in self.found if any(part in name for part in FACTORS)]
+        beside = [name for name in self.found if any(part in name for part in ADAPTER_MARKS)]
         self.result.others |= {name: Verdict(WRONG, "factors-beside", "") for name in beside}
         for unit, matrices in self.base.items():
             paths, name = self.by_unit.get(unit, []), self.names.get(unit)
@@ -160,7 +161,7 @@ class Comparer:
         self.result.extra = [name for name in self.found if name not in known]
         for name, other in self.names.items():
             if name != other:
-                more = other.removesuffix(name if other.endswith(name) else PREFIXES.sub("", other))
+                more = other.removesuffix(name if other.endswith(name) else NAME_PREFIXES.sub("", other))
                 self.result.renamed = more or f"no {name.removesuffix(other)}"
         return self.result
 
@@ -191,7 +192,9 @@ class Comparer:
             self._note(paths, Verdict(SKIPPED, "few-bits", "they are quantised in the merged model"))
             return
         if not paths:
-            verdicts = [v for one, other in zip(base, found, strict=True) if (v := difference(one, other)) is not None]
+            verdicts = [
+                v for one, other in zip(base, found, strict=True) if (v := base_difference(one, other)) is not None
+            ]
             self.result.same += not verdicts
             self.result.same_vectors += not verdicts and base[0].columns == 1
             if verdicts:
@@ -203,7 +206,7 @@ class Comparer:
     def _in_full(self, key: str, base: list[Matrix]) -> list[Matrix]:
         """Return a fully trained tensor: the adapter's, or the base's with some rows replaced."""
         array = self.adapter.tensors.read(key)
-        if TOKENS not in key:
+        if TRAINABLE_TOKENS not in key:
             return [in_memory(array, base[0])]
         said = self.adapter.get("trainable_token_indices")
         lists = [said] if isinstance(said, list) else [*said.values()] if isinstance(said, dict) else []
@@ -219,8 +222,8 @@ class Comparer:
         """Return whether a fully trained tensor replaces the base's in the merged model."""
         if trained[0].shape != found[0].shape:
             return Verdict(WRONG, "other-shape", "the shape differs from the trained tensor's")
-        verdict = difference(trained[0], found[0])
-        is_base = base[0].shape == found[0].shape and difference(base[0], found[0]) is None
+        verdict = base_difference(trained[0], found[0])
+        is_base = base[0].shape == found[0].shape and base_difference(base[0], found[0]) is None
         if verdict is None:
             return Verdict(UNDECIDED if is_base else RIGHT)
         if is_base:
@@ -250,7 +253,7 @@ class Comparer:
         for e, (one, other) in enumerate(zip(base, found, strict=True)):
             top = covered[e] if (e, 0) in by_rows else 0  # the half that no module changes, if there is one
             still = (of.cut(top, top + of.shape[0] - covered[e]) for of in (one, other))
-            if covered[e] < one.shape[0] and (differs := difference(*still)) is not None:
+            if covered[e] < one.shape[0] and (differs := base_difference(*still)) is not None:
                 self._note([unit], differs)
         for path, own in verdicts.items():
             self._note([path], combined(own))
@@ -336,7 +339,7 @@ def rounds_to(W: np.ndarray, dtype: Any, m: np.ndarray) -> bool:
     return any(np.array_equal(rounded.astype(m.dtype), m, equal_nan=True) for rounded in acceptable_casts(W, dtype))
 
 
-def difference(base: Matrix, found: Matrix) -> Verdict | None:
+def base_difference(base: Matrix, found: Matrix) -> Verdict | None:
     """Return the verdict on a matrix that should equal the base's, or None if it does."""
     out, kind = found.dtype, base.dtype
     further = [t for t in HALVES if out in FLOATS.values() and mantissa_bits(t) < mantissa_bits(out)]

@@ -264,4 +264,15 @@ def unused_ranks(adapter: AdapterFile, numbers: Mapping[str, Measured]) -> Itera
     yield from about(NOTE, "rank-unused", text, unused, most=max(unused.values(), default=0))
 
 
-RULES = (half_pairs, misshapen, types, not_finite, unread, zeros, far_larger, implausible, duplicates, unused_ranks)
+NUMBER_RULES = (
+    half_pairs,
+    misshapen,
+    types,
+    not_finite,
+    unread,
+    zeros,
+    far_larger,
+    implausible,
+    duplicates,
+    unused_ranks,
+)

@@ -27,7 +27,7 @@ from ..files.dtypes import cast
 from .units import Matrix
 
 HALVES = (np.dtype(bfloat16), np.dtype(np.float16))
-UNIT = 2.0**-24
+FLOAT32_UNIT = 2.0**-24
 """The unit roundoff of float32, the type in which programs multiply."""
 
 
@@ -185,7 +185,7 @@ class Replay:
         rows, m = rows[used], found.reshape(-1)[places].astype(self.wide)
         W, product = self._start(W[used], rows)
         left, right = self.update.norms
-        error = (len(self.right) + 3) * 2 * UNIT * left[rows[i]] * right[j]  # theirs and ours
+        error = (len(self.right) + 3) * 2 * FLOAT32_UNIT * left[rows[i]] * right[j]  # theirs and ours
         error = error / abs(self.scaling or 1)  # of the product; 0 if the scaling is 0
         ends = [self._sum(W[i, j], (product[i, j] + off).astype(self.wide)) for off in (-error, error)]
         if self.update.magnitude is not None:
@@ -193,7 +193,7 @@ class Replay:
             norm_matrix = self._norm_matrix(W, product)
             gains = [np.broadcast_to(self._gains(norm_matrix, rows, x), W.shape)[i, j] for x in (-slack, slack)]
             ends = [gain * end for gain in gains for end in ends]
-        size = 2 * UNIT * (np.abs(W[i, j]) + np.max(np.abs(ends), axis=0))
+        size = 2 * FLOAT32_UNIT * (np.abs(W[i, j]) + np.max(np.abs(ends), axis=0))
         low, high = np.min(ends, axis=0) - size, np.max(ends, axis=0) + size
         low, high = (round_trip(end.astype(self.wide), self.out) for end in (low, high))
         return places[~((low <= m) & (m <= high))]

@@ -23,15 +23,16 @@ import numpy as np
 from ..layers.nf4 import dequantize_nf4, quantize_nf4
 from ..texts import short
 from ..variants.scaling import scaling
+from .findings import WRONG
 from .headers import AdapterFile, Module
 from .landing import BODY
 from .rounding import HALVES, Replay, Rounding, Update, acceptable_casts, bits, mantissa_bits, round_trip, spacing
 from .units import Matrix
 
-RIGHT, WRONG, UNDECIDED, SKIPPED = "right", "wrong", "cannot be told", "not compared"
+RIGHT, UNDECIDED, SKIPPED = "right", "cannot be told", "not compared"
 MIN_SHARE = 0.995
 """The share of the informative numbers that a suspect must explain."""
-ROWS, COLUMNS, NUMBERS = 64, 8, 1 << 16
+SAMPLED_ROWS, SKETCH_COLUMNS, SAMPLED_NUMBERS = 64, 8, 1 << 16
 """Sampled rows of each kind, random columns of a sketch, and numbers that a strength is measured on."""
 MIN_COSINE = 0.5
 """The smallest cosine between sketches of the same change, given the noise from rounding."""
@@ -59,8 +60,10 @@ class Sample:
         self.base, self.update, self.out = base, update, np.dtype(found.dtype)
         self.roundings, self.known = roundings, known
         count = len(update.left)
-        strongest = np.argsort(-update.norms[0], kind="stable")[:ROWS]
-        self.rows = np.unique(np.concatenate([np.linspace(0, count - 1, min(ROWS, count)).astype(int), strongest]))
+        strongest = np.argsort(-update.norms[0], kind="stable")[:SAMPLED_ROWS]
+        self.rows = np.unique(
+            np.concatenate([np.linspace(0, count - 1, min(SAMPLED_ROWS, count)).astype(int), strongest])
+        )
         runs = np.split(self.rows, np.flatnonzero(np.diff(self.rows) > 1) + 1)  # each run is one read
         self.W, self.m = (np.concatenate([of.read(run[0], run[-1] + 1) for run in runs]) for of in (base, found))
         self.as_base = acceptable_casts(self.W, self.out)
@@ -87,7 +90,7 @@ class Sample:
         with np.errstate(divide="ignore", invalid="ignore"):  # NaN and infinity have no neighbours
             step = spacing(np.maximum(np.abs(self.m.astype(np.float64)), np.abs(self.W.astype(np.float64))), self.out)
             told = np.where(np.isfinite(self.moved), np.abs(change) / step, 0.0).ravel()
-        chosen = np.argpartition(-told, min(NUMBERS, told.size) - 1)[:NUMBERS]
+        chosen = np.argpartition(-told, min(SAMPLED_NUMBERS, told.size) - 1)[:SAMPLED_NUMBERS]
         chosen = chosen[told[chosen] > 0]
         if not chosen.size:
             return 0.0, 0.0, 0.0
@@ -133,8 +136,8 @@ def strength_verdict(low: float, high: float, known: list[tuple[float, str]]) ->
     slack = max(2e-3 * abs(k), (high - low) / 2)
     fits = [(value, name) for value, name in known if abs(value - k) <= slack]
     names = list(dict.fromkeys(name for _, name in fits))[:2]
-    named = f" ({', or '.join(names)})" if names else ""
-    return Verdict(WRONG, "factor", f"merged with a factor of {{k}}{named}", fits[0][0] if fits else k)
+    named_suspect = f" ({', or '.join(names)})" if names else ""
+    return Verdict(WRONG, "factor", f"merged with a factor of {{k}}{named_suspect}", fits[0][0] if fits else k)
 
 
 # --- another module's change ---
@@ -198,7 +201,7 @@ class Sketches:
 
 def columns(width: int) -> np.ndarray:
     """Return the random columns X (width, COLUMNS) of sketches."""
-    return np.random.default_rng(0).standard_normal((width, COLUMNS))
+    return np.random.default_rng(0).standard_normal((width, SKETCH_COLUMNS))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:

@@ -29,10 +29,10 @@ from ..layers.rotary import halves_from_interleaved
 from ..texts import FileRefused
 from .headers import GGUF_FLOATS, ModelHeaders
 
-BLOCK = 1 << 17
+NUMBERS_AT_A_TIME = 1 << 17
 """How many numbers of a matrix are compared at a time."""
 ONE_EXPERT = re.compile(r"(?P<experts>.+\.experts)\.(?P<number>\d+)\.(?P<name>[^.]+)")
-OURS = {theirs: ours for ours, theirs in MIXTRAL.items()}
+OURS_OF_MIXTRAL = {theirs: ours for ours, theirs in MIXTRAL.items()}
 ARRAYS = {part: array for array, parts in PARTS.items() for part in parts}
 """The array that contains a single expert's layer, by the layer's name."""
 
@@ -41,7 +41,7 @@ def unit_of(path: str) -> tuple[str, int | None, str]:
     """Return the unit of a module's path and, if it is a single expert's layer, its expert and its part."""
     path = path.replace(f".{MIXTRAL_MLP}.", ".mlp.")
     match = ONE_EXPERT.fullmatch(path)
-    name = OURS.get(match["name"], match["name"]) if match else ""
+    name = OURS_OF_MIXTRAL.get(match["name"], match["name"]) if match else ""
     if match is None or name not in ARRAYS:
         return path, None, ""
     return f"{match['experts']}.{ARRAYS[name]}", int(match["number"]), name
@@ -86,7 +86,7 @@ class Matrix:
 
     def blocks(self, step: int = 1, first: int | None = None) -> Iterator[tuple[int, int]]:
         """Yield start and stop of blocks of rows, in multiples of `step`; the first block has at most `first` rows."""
-        count, height = self.shape[0], max(1, BLOCK // max(1, self.columns) // step) * step
+        count, height = self.shape[0], max(1, NUMBERS_AT_A_TIME // max(1, self.columns) // step) * step
         start, stop = 0, min(first or height, height)
         while start < count:
             yield start, min(stop, count)

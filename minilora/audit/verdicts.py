@@ -10,11 +10,11 @@ from typing import Any
 
 from ..report import Diagnosis
 from ..texts import enumerated, short
-from .contents import kind_of
-from .findings import counted, listed
+from .contents import module_kind
+from .findings import WRONG, counted, listed
 from .landing import BODY, Landing
 from .merging import MergeResult
-from .suspects import RIGHT, SKIPPED, UNDECIDED, WRONG, Verdict
+from .suspects import RIGHT, SKIPPED, UNDECIDED, Verdict
 
 UNLOADED_PREFIXES = ("base_model.", "module.", "_orig_mod.")
 """Prefixes of names that transformers silently ignores."""
@@ -74,10 +74,10 @@ def _of_modules(modules: dict[str, Verdict]) -> list[Diagnosis]:
             text = "the wrong change" if verdict.flag == "another-change" else verdict.text
             groups.setdefault((verdict.flag, text), []).append(path)
     right = [path for path, verdict in modules.items() if verdict.state == RIGHT]
-    rest = f"; merged correctly: {describe(right, modules)}" if right else ""
+    rest = f"; merged correctly: {subset_text(right, modules)}" if right else ""
     found = []
     for (flag, text), paths in sorted(groups.items(), key=lambda group: -len(group[1])):
-        places = _exchanged(paths, modules) if flag == "another-change" else describe(paths, modules)
+        places = _exchanged(paths, modules) if flag == "another-change" else subset_text(paths, modules)
         count = f" ({len(paths)} of {len(modules)} modules)" if len(paths) < len(modules) else ""
         text = fill_in(text, [modules[path] for path in paths])
         found.append(Diagnosis(f"{text}: {places}{count}{rest}", flag, cases=tuple(paths)))
@@ -90,7 +90,7 @@ def _exchanged(paths: list[str], modules: dict[str, Verdict]) -> str:
     whose: dict[str, list[str]] = {}
     for path in paths:
         whose.setdefault(modules[path].text, []).append(path)
-    parts = [f"{describe(of, modules)} with {fill_in(text, [modules[p] for p in of])}" for text, of in whose.items()]
+    parts = [f"{subset_text(of, modules)} with {fill_in(text, [modules[p] for p in of])}" for text, of in whose.items()]
     return ", ".join(parts[:3]) + (" and so on" if len(parts) > 3 else "")
 
 
@@ -157,21 +157,21 @@ def _of_tensors(comparison: MergeResult) -> Iterator[Diagnosis]:
 # --- descriptions of modules ---
 
 
-def describe(paths: Collection[str], every: Collection[str]) -> str:
+def subset_text(paths: Collection[str], every: Collection[str]) -> str:
     """Describe a subset of all modules: "layers 0 to 13", "q_proj of layer 3", or their names."""
     chosen = {*paths}
     if len(chosen) == len(every) > 1:
         return f"all {len(every)} modules"
-    kinds, layers = {kind_of(path) for path in chosen}, {_layer(path) for path in chosen}
+    kinds, layers = {module_kind(path) for path in chosen}, {_layer(path) for path in chosen}
     if None not in layers and len(chosen) > 1:
         numbers = ranges(sorted(n for n in layers if n is not None))
         said = f"layer{'s' * (len(layers) > 1)} {numbers}"
         if chosen == {path for path in every if _layer(path) in layers}:
             return said
         named = enumerated(sorted(kinds)) if len(kinds) < 6 else ""
-        if named and chosen == {path for path in every if kind_of(path) in kinds}:
+        if named and chosen == {path for path in every if module_kind(path) in kinds}:
             return named
-        if named and chosen == {path for path in every if kind_of(path) in kinds and _layer(path) in layers}:
+        if named and chosen == {path for path in every if module_kind(path) in kinds and _layer(path) in layers}:
             return f"{named} of {said}"
     return listed([*paths])
 
@@ -216,7 +216,7 @@ def _rest(comparison: MergeResult) -> Iterator[str]:
     yield from (f"note: not compared: {text} [not-compared]" for text in skipped[:3])
 
 
-def as_json(comparison: MergeResult) -> dict[str, Any]:
+def comparison_json(comparison: MergeResult) -> dict[str, Any]:
     """Return the comparison as data for JSON."""
     return {
         "path": str(comparison.merged.path), "same": comparison.same, "extra": comparison.extra,

@@ -5,7 +5,7 @@ import re
 from . import QUESTIONS
 from . import __doc__ as told
 
-BEGIN = """
+HOW_TO_BEGIN = """
 Start at a Python prompt:
 
     >>> from minilora import exercises
@@ -25,7 +25,7 @@ def main() -> int:
     text = told.strip().rpartition("\n\n")[0]
     text = re.sub(r"^([\d ].*?)``(.*?)``(.{2,}?)(?=  )", r"\1\2\3    ", text, flags=re.M)  # keeps the columns aligned
     print(text.replace("`", ""))
-    print(BEGIN)
+    print(HOW_TO_BEGIN)
     for name, question in QUESTIONS.items():
         print(f"{name!r}: {question.text}")
         if question.choices:

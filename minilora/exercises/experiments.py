@@ -111,7 +111,7 @@ def _best_rate() -> str:
     return str(min(curve, key=lambda rate: curve[rate][1]))
 
 
-FACTORS = {"1/16": 1 / 16, "1/4": 1 / 4, "1": 1, "4": 4, "16": 16}
+RATIOS = {"1/16": 1 / 16, "1/4": 1 / 4, "1": 1, "4": 4, "16": 16}
 
 
 def growth(rows: int, use_rslora: bool) -> float:
@@ -132,7 +132,7 @@ def growth(rows: int, use_rslora: bool) -> float:
 
 def _nearest_factor(rows: int) -> str:
     measured = growth(rows, use_rslora=False)
-    return min(FACTORS, key=lambda name: abs(np.log(FACTORS[name] / measured)))
+    return min(RATIOS, key=lambda name: abs(np.log(RATIOS[name] / measured)))
 
 
 def _along_V() -> float:

@@ -23,15 +23,15 @@ from .grading import (
     ROOT,
     SCALES,
     SIGN,
-    SIZES,
+    SIZE_HINTS,
     WIDE,
     Exercise,
     Hinted,
     data,
     grade,
     kind_of_value,
+    print_hint,
     product_forms,
-    say,
     stopped,
 )
 
@@ -63,8 +63,10 @@ BACKWARD = {"dx": "(N, in)", "dA": "(r, in)", "dB": "(out, r)"}
 SHARES = "(P * dP).sum(axis=1, keepdims=True)"
 ROW = "the sum is over row t, the probabilities of one softmax"
 N_O, M_O, ALONG = "np.linalg.norm(V, axis=1, keepdims=True)", "m[:, None]", "(dW * V).sum(axis=1, keepdims=True)"
-HELD = "n is held constant, as in the paper and in PEFT; the full gradient is asked for, and n_o depends on V_o"
-KEPT = "use keepdims=True or [:, None]: the norm and the magnitude of row o must stay in row o"
+HELD_CONSTANT = (
+    "n is held constant, as in the paper and in PEFT; the full gradient is asked for, and n_o depends on V_o"
+)
+KEEPDIMS = "use keepdims=True or [:, None]: the norm and the magnitude of row o must stay in row o"
 WRONG_SIDE = "A's fan is taken from the wrong side: h = x A^T sums over in, so the fan is in, not the rank"
 GAIN = "the bound is too large by sqrt(6), with the gain of ReLU; PEFT passes a=sqrt(5), which makes it 1/sqrt(in)"
 
@@ -134,7 +136,7 @@ EXERCISES: dict[str, Exercise] = {
         scales=[
             ("1 / s", "alpha/r is missing: dA gets it from dh = s dy B"),
             ("s", f"{known('the-scaling-is-applied-twice').says}: dh already contains it"),
-            *SIZES,
+            *SIZE_HINTS,
         ],
         also=("dy", "h", "A", "B", "s", "alpha", "r"),
     ),
@@ -277,7 +279,7 @@ EXERCISES: dict[str, Exercise] = {
         {
             "dV": [
                 (f"{M_O} / {N_O} * (dW - V * {ALONG} / {N_O}**2)", ""),
-                (f"{M_O} / {N_O} * dW", HELD),
+                (f"{M_O} / {N_O} * dW", HELD_CONSTANT),
                 (f"dW - V * {ALONG} / {N_O}**2", "the factor m/n in front is missing"),
                 (f"(dW - V * {ALONG} / {N_O}**2) / {N_O}", "m is missing: the weight is m V / n"),
                 (f"{M_O} * (dW - V * {ALONG} / {N_O}**2)", "m instead of m/n"),
@@ -294,8 +296,8 @@ EXERCISES: dict[str, Exercise] = {
                     f"-{M_O} / {N_O} * V * {ALONG} / {N_O}**2",
                     "this is only the part through n; V_oi is in the numerator, too",
                 ),
-                (f"m / {N_O}.T * (dW - V * {ALONG}.T / {N_O}.T**2)", KEPT),
-                (f"m / {N_O}.T * dW", f"{HELD}; and {KEPT}"),
+                (f"m / {N_O}.T * (dW - V * {ALONG}.T / {N_O}.T**2)", KEEPDIMS),
+                (f"m / {N_O}.T * dW", f"{HELD_CONSTANT}; and {KEEPDIMS}"),
             ]
         },
         "dV is right. Each of its rows is orthogonal to the same row of V; with n held constant it would not be.",
@@ -385,26 +387,26 @@ def check_first_to_move(answer: Callable) -> bool:
     Your function returns a set or list, possibly empty, with the names of the factors that Adam's first step changes.
     Results are as in `check_loss_gradient`.
     """
-    for zero_A, zero_B in STARTS:
+    for zero_A, zero_B in ZERO_STARTS:
         try:
             got = answer(zero_A, zero_B)
         except Exception as error:  # a learner's code may raise anything
-            return say(stopped(error))
+            return print_hint(stopped(error))
         if got is None:
-            return say("your function returned None; is the return missing?")
+            return print_hint("your function returned None; is the return missing?")
         try:
             names = set(got) if isinstance(got, (set, frozenset, list, tuple, str, dict)) else None
         except TypeError:  # the entries are not hashable
             names = None
         if names is None:
-            return say(f"return a set such as {{'A'}}; you returned {kind_of_value(got)}")
+            return print_hint(f"return a set such as {{'A'}}; you returned {kind_of_value(got)}")
         if wrong := what_moves(zero_A, zero_B, names):
-            return say(wrong)
+            return print_hint(wrong)
     print(ALL_FOUR)
     return True
 
 
-STARTS = [*product((False, True), repeat=2)]
+ZERO_STARTS = [*product((False, True), repeat=2)]
 ALL_FOUR = "All four are right. Each gradient contains the other factor, so a zero factor stops the other one."
 _SLOPE = {"A": "dA = s (dy B)^T x contains B", "B": "dB = s dy^T h contains h = x A^T, and so A"}
 
@@ -423,7 +425,7 @@ def what_moves(zero_A: bool, zero_B: bool, names: set) -> str:
 def starts_sheet() -> dict[str, Any]:
     """Return the page's hints for each answer and each start, ready for JSON."""
     answers = ("", "A", "B", "AB")
-    says = [{names: what_moves(zero_A, zero_B, set(names)) for names in answers} for zero_A, zero_B in STARTS]
+    says = [{names: what_moves(zero_A, zero_B, set(names)) for names in answers} for zero_A, zero_B in ZERO_STARTS]
     return {"starts": says, "praise": ALL_FOUR}
 
 

@@ -28,14 +28,14 @@ from ..conformance import naming
 from ..conformance.naming import World, Wrong
 from ..conformance.problems.bugs import known
 
-Data: TypeAlias = SimpleNamespace
+ExerciseData: TypeAlias = SimpleNamespace
 Hinted: TypeAlias = tuple[str, str]
 """A formula that people write, or a wrong factor, with its hint."""
 MAX_FACTORS = 3
 """The most wrong factors that are identified in one answer."""
 
 DIFFERENT = {"N": 11, "n_in": 7, "out": 5, "r": 3}
-EQUAL = {"N": 6, "n_in": 6, "out": 6, "r": 6}  # no power of the size equals a factor of another mistake
+EQUAL_SIZES = {"N": 6, "n_in": 6, "out": 6, "r": 6}  # no power of the size equals a factor of another mistake
 WIDE = {"N": 1, "n_in": 640, "out": 300, "r": 80}  # enough entries to measure their RMS to 2 %
 
 DIVISIONS: Sequence[Hinted] = [
@@ -45,7 +45,7 @@ DIVISIONS: Sequence[Hinted] = [
     ("1 / n_in", "a division by in: nothing here is a mean over inputs"),
 ]
 SIGN: Hinted = ("-1", "the sign is wrong: no step here changes it")
-SIZES: Sequence[Hinted] = [
+SIZE_HINTS: Sequence[Hinted] = [
     SIGN,
     ("2", "an extra factor of 2: it belongs to the loss, and dy already contains it"),
     *DIVISIONS,
@@ -58,7 +58,7 @@ SCALES: Sequence[Hinted] = [
     TWICE,
     NOT_DIVIDED,
     ROOT,
-    *SIZES,
+    *SIZE_HINTS,
 ]
 
 
@@ -77,7 +77,7 @@ class Exercise:
     may_lack: str = ""  # the first result, if it is optional
     also: tuple[str, ...] = ()  # further variables that the page offers
     tolerance: float = 1e-9
-    sizes: Sequence[Mapping[str, int]] = (DIFFERENT, EQUAL)
+    sizes: Sequence[Mapping[str, int]] = (DIFFERENT, EQUAL_SIZES)
 
 
 def product_forms(factors: Mapping[str, str], like: str, why: str, transposed: str = "") -> list[Hinted]:
@@ -117,7 +117,7 @@ def grade(exercise: Exercise, answer: Callable) -> bool:
     try:
         replies = [run_answer(exercise, answer, d) for d in both]
     except Unusable as hint:
-        return say(str(hint))
+        return print_hint(str(hint))
     tries = [(judged_values(exercise, found, d), d) for (found, _), d in zip(replies, both, strict=True) if found]
     right = {
         name
@@ -142,10 +142,10 @@ def grade(exercise: Exercise, answer: Callable) -> bool:
         lines.append(f"({problem})" if lines else problem)
     elif unknown and not problem:
         lines.append(f"{' and '.join(unknown)}: the shape is right, but the values are wrong; write out one entry")
-    return say("\n".join(lines))
+    return print_hint("\n".join(lines))
 
 
-def run_answer(exercise: Exercise, answer: Callable, d: Data) -> tuple[dict[str, Any], str | None]:
+def run_answer(exercise: Exercise, answer: Callable, d: ExerciseData) -> tuple[dict[str, Any], str | None]:
     """Run the answer; return its results by name, empty if it raised an error, and the problem with their shapes."""
     arguments = [deepcopy(getattr(d, name)) for name in exercise.arguments]
     try:
@@ -181,12 +181,12 @@ def run_answer(exercise: Exercise, answer: Callable, d: Data) -> tuple[dict[str,
     return values, f"wrong shape: {wrong} must be {expected}; you returned {kind_of_value(values[wrong])}"
 
 
-def shape(words: str, d: Data) -> tuple[int, ...]:
+def shape(words: str, d: ExerciseData) -> tuple[int, ...]:
     """Return the shape that a text such as "(out, r)" means; for "a number" it is ()."""
     return tuple(getattr(d, name) for name in words[1:-1].split(", ")) if words[0] == "(" else ()
 
 
-def judged_values(exercise: Exercise, values: Mapping[str, Any], d: Data) -> dict[str, Any]:
+def judged_values(exercise: Exercise, values: Mapping[str, Any], d: ExerciseData) -> dict[str, Any]:
     """Return the quantities that are compared with the formulas: results, or values that are computed from them.
 
     A quantity is None if it cannot be computed, or if it is complex.
@@ -197,7 +197,7 @@ def judged_values(exercise: Exercise, values: Mapping[str, Any], d: Data) -> dic
     return {name: None if np.iscomplexobj(value) else value for name, value in found.items()}
 
 
-def explanation(exercise: Exercise, name: str, value: Any, d: Data) -> str:
+def explanation(exercise: Exercise, name: str, value: Any, d: ExerciseData) -> str:
     """Return a hint if a value is a known formula times known factors; "" if it is right or unknown."""
     scales, forms = exercise.scales, exercise.forms[name]
     if d.out == d.N:  # equal sizes: a division could be by any of them, and a count could be any other
@@ -212,7 +212,7 @@ def explanation(exercise: Exercise, name: str, value: Any, d: Data) -> str:
     return ""
 
 
-def known_factors(value: Any, form: Any, d: Data, scales: Sequence[Hinted], times: float) -> str:
+def known_factors(value: Any, form: Any, d: ExerciseData, scales: Sequence[Hinted], times: float) -> str:
     """Return the hint for a value that is a formula times up to three known factors, or times an unknown number."""
     factors = [(compute(line, d), hint) for line, hint in scales]
     some = [chosen for count in range(1, MAX_FACTORS + 1) for chosen in combinations(factors, count)]
@@ -237,7 +237,7 @@ def multiple(value: Any, form: Any, tolerance: float) -> float | None:
     return found.value if found and found.value else None  # zero is not counted as a multiple
 
 
-def distances(exercise: Exercise, name: str, values: Mapping[str, Any], d: Data) -> dict[str, str]:
+def distances(exercise: Exercise, name: str, values: Mapping[str, Any], d: ExerciseData) -> dict[str, str]:
     """Return the distances of a wrong answer and of the right one from the exercise's aim, as texts for a hint."""
     if not exercise.aim:
         return {}
@@ -258,7 +258,7 @@ def is_numbers(value: Any) -> bool:
         return False
 
 
-def say(hint: str) -> bool:
+def print_hint(hint: str) -> bool:
     """Print a hint, and return False as the grade."""
     print(f"Not yet. {hint}")
     return False
@@ -276,16 +276,16 @@ def same(value: Any, expected: Any, tolerance: float) -> bool:
     return naming.off(value, expected, allowed(expected, tolerance)) <= 1
 
 
-def compute(line: str, d: Data) -> Any:
+def compute(line: str, d: ExerciseData) -> Any:
     """Return the value of a line of NumPy, or None, which equals no answer, if its shapes do not fit."""
     try:
-        return eval(compiled(line), {"np": np}, vars(d))  # only lines from this package, never an answer
+        return eval(compiled_line(line), {"np": np}, vars(d))  # only lines from this package, never an answer
     except ValueError:
         return None
 
 
 @cache
-def compiled(line: str) -> CodeType:
+def compiled_line(line: str) -> CodeType:
     """Return a line as compiled Python code."""
     return compile(line, "<formula>", "eval")
 
@@ -298,7 +298,7 @@ def kind_of_value(value: object) -> str:
 
 
 @cache  # answers get copies
-def data(N: int, n_in: int, out: int, r: int) -> Data:
+def data(N: int, n_in: int, out: int, r: int) -> ExerciseData:
     """Return random arrays of these sizes. No scale is 1 or equals another, since a missing factor of 1 goes unnoticed.
 
     The arrays have four decimals, which keeps the page small.

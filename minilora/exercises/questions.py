@@ -20,7 +20,7 @@ import numpy as np
 from ..checks import check_choice, check_number
 from .experiments import EXPERIMENTS
 
-TOLERANCE = 0.05
+ANSWER_TOLERANCE = 0.05
 """The relative error that is allowed in a number."""
 ZERO = 1e-6
 """The absolute error that is allowed if the right answer is zero."""
@@ -87,7 +87,7 @@ def sheet(name: str) -> dict[str, Any]:
     reply = f"{result}. {question.why}"
     data: dict[str, Any] = {"answer": answer, "right": f"Right: {reply}", "solution": f"The answer is {reply}"}
     data |= {"known": [list(pair) for pair in question.known], "hints": list(question.hints)}
-    return data | {"tolerance": TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
+    return data | {"tolerance": ANSWER_TOLERANCE, "zero": ZERO, "choices": list(question.choices)}
 
 
 @cache  # an experiment gives the same each time

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from minilora.audit.auditing import audit
-from minilora.audit.changes import FORMATS, Sums, blocks, changed_rows, changes, updates
+from minilora.audit.changes import STORED_FORMATS, Sums, changed_rows, changes, row_blocks, updates
 from minilora.audit.units import Matrix
 from minilora.files.dtypes import FLOATS
 from minilora.texts import FileRefused
@@ -34,7 +34,7 @@ def expected(pairs, rounded):
 
 def check(loss, pairs):
     for name in ("bfloat16", "float16"):
-        kept, noise = expected(pairs, FORMATS[name])
+        kept, noise = expected(pairs, STORED_FORMATS[name])
         assert np.isclose(loss.formats[name].kept, kept, rtol=1e-3)
         assert np.isclose(loss.formats[name].noise, noise, rtol=1e-2)
     size = np.sqrt(sum((delta**2).sum() for _, delta in pairs) / sum((W**2).sum() for W, _ in pairs))
@@ -77,7 +77,7 @@ def test_a_change_in_float64_is_the_product(tmp_path):
     folder, tensors = model(tmp_path / "m"), factors(paths("q_proj"))
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
     for path, module in report.adapter.modules.items():
-        ((W, delta),) = (block for one in changes(report.landing, module) for block in blocks(*one))
+        ((W, delta),) = (block for one in changes(report.landing, module) for block in row_blocks(*one))
         assert (W.dtype, delta.dtype) == ("float64", "float64")
         np.testing.assert_allclose(delta, change(tensors, path), rtol=1e-12)
 
@@ -86,7 +86,7 @@ def test_a_llamas_rows_in_gguf_are_put_in_order(tmp_path):
     adapter, expected = of_gguf(tmp_path)
     report = audit(adapter, model(tmp_path / "m", head_dim=4))
     for path, module in report.adapter.modules.items():
-        ((_, delta),) = blocks(*next(changes(report.landing, module)))
+        ((_, delta),) = row_blocks(*next(changes(report.landing, module)))
         np.testing.assert_allclose(delta, expected[path], rtol=1e-6)
 
 
@@ -102,7 +102,7 @@ def test_blocks_of_rows_make_no_difference(tmp_path, monkeypatch, across):
     adapter = peft(tmp_path / "a", tensors, config(path, use_dora=True, fan_in_fan_out=across))
     base, losses = written(tmp_path / "m", {"fc.weight": W}), []
     for block in (4000, 10**9):  # a hundred rows, whose last block of NF4 would be cut
-        monkeypatch.setattr("minilora.audit.units.BLOCK", block)
+        monkeypatch.setattr("minilora.audit.units.NUMBERS_AT_A_TIME", block)
         loss = audit(adapter, base, merge=True).merged[path]
         assert loss.off_axis == 0.0  # which a square weight's can be
         losses.append(loss.formats)
@@ -196,8 +196,8 @@ def test_sums_of_blocks_are_those_of_the_whole():
 
 @pytest.mark.filterwarnings("error")
 def test_what_a_half_cannot_hold_becomes_infinity():
-    assert FORMATS["float16"](np.array([1e6, 0.1], "f4")).tolist() == [np.inf, float(np.float16(0.1))]
-    assert FORMATS["bfloat16"](np.array([0.1], "f4")).tolist() == [0.10009765625]
+    assert STORED_FORMATS["float16"](np.array([1e6, 0.1], "f4")).tolist() == [np.inf, float(np.float16(0.1))]
+    assert STORED_FORMATS["bfloat16"](np.array([0.1], "f4")).tolist() == [0.10009765625]
 
 
 def test_a_change_of_a_weight_of_zeros_has_no_share(tmp_path):
@@ -257,7 +257,7 @@ def test_q8_0_is_llama_cpps():
     W[0, :32] = 0
     theirs = dequantize(quantize(W, GGMLQuantizationType.Q8_0), GGMLQuantizationType.Q8_0)
     steps = np.abs(W).max() / 127
-    ours = FORMATS["Q8_0"](W)
+    ours = STORED_FORMATS["Q8_0"](W)
     assert (ours != theirs).mean() < 0.01  # of a tie, one rounds to even and the other away from zero
     assert np.abs(ours - theirs).max() < 1.01 * steps
 
@@ -296,8 +296,8 @@ def test_a_magnitude_of_a_square_weights_inputs_is_named(tmp_path, other, word, 
 @pytest.mark.parametrize("piece", [1 << 14, 7])
 def test_a_change_has_its_root_mean_square_and_its_share(tmp_path, monkeypatch, piece):
     """Of a large weight some pieces stand for all: here one number of three."""
-    monkeypatch.setattr("minilora.audit.changes.PIECE", piece)
-    monkeypatch.setattr("minilora.audit.changes.PIECES", 96 // piece // 3 or 1)
+    monkeypatch.setattr("minilora.audit.changes.PIECE_NUMBERS", piece)
+    monkeypatch.setattr("minilora.audit.changes.SAMPLED_PIECES", 96 // piece // 3 or 1)
     folder, tensors, path = model(tmp_path / "m"), factors(paths("q_proj")), "model.layers.1.self_attn.q_proj"
     report = audit(peft(tmp_path / "a", tensors, config("q_proj")), folder)
     W, delta = load_file(folder / "model.safetensors")[f"{path}.weight"].astype("f8"), change(tensors, path)

@@ -477,7 +477,7 @@ def last_row_alone(w):
     ],
 )
 def test_each_block_of_rows_is_looked_at(tmp_path, monkeypatch, make, said):
-    monkeypatch.setattr("minilora.audit.units.BLOCK", 5 * N)
+    monkeypatch.setattr("minilora.audit.units.NUMBERS_AT_A_TIME", 5 * N)
     world = World(tmp_path, FLOATS["F32"])
     assert world.judged(make(world)).first_line.startswith(f"merged: {said}")
 
@@ -801,7 +801,7 @@ def test_the_length_that_divides_a_magnitude_may_be_off(tmp_path, kind, most, ti
 
 @pytest.mark.parametrize("block", [1 << 17, 5 * N])
 def test_a_magnitude_is_judged_where_weights_lie_in_out(tmp_path, monkeypatch, block):
-    monkeypatch.setattr("minilora.audit.units.BLOCK", block)
+    monkeypatch.setattr("minilora.audit.units.NUMBERS_AT_A_TIME", block)
     rng, base, right, tensors = np.random.default_rng(0), {}, {}, {}
     for out in (N, 2 * N):  # a square one too
         W, A, B = (0.1 * rng.standard_normal(shape) for shape in ((N, out), (R, N), (out, R)))
@@ -852,8 +852,8 @@ def test_a_change_below_half_a_step_is_not_called_right(tmp_path, size):
 
 def test_a_change_that_shows_in_few_numbers_is_told(tmp_path, monkeypatch):
     """In bfloat16 a step is larger than the change nearly everywhere: k is known from where it is not."""
-    monkeypatch.setattr("minilora.audit.suspects.ROWS", 24)
-    monkeypatch.setattr("minilora.audit.suspects.NUMBERS", 200)
+    monkeypatch.setattr("minilora.audit.suspects.SAMPLED_ROWS", 24)
+    monkeypatch.setattr("minilora.audit.suspects.SAMPLED_NUMBERS", 200)
     world = World(tmp_path, FLOATS["BF16"], size=0.003)
     assert world.judged(world.merged()).word == "RIGHT"
     assert "not merged" in world.judged(world.arrays).first_line

@@ -12,7 +12,7 @@ from minilora import quantize as in_four_bits
 from minilora.audit.findings import NOTE, WRONG, Finding, about, counted, listed, one_per_code
 from minilora.audit.headers import open_model
 from minilora.audit.rounding import valid_roundings
-from minilora.audit.units import BLOCK, Matrix, Source, head_dim, in_memory, unit_of
+from minilora.audit.units import NUMBERS_AT_A_TIME, Matrix, Source, head_dim, in_memory, unit_of
 from minilora.language import save_llama
 from minilora.layer import walk
 from minilora.layers.rotary import halves_from_interleaved
@@ -66,11 +66,11 @@ def test_any_rows_of_a_matrix_are_read(parts):
 @pytest.mark.parametrize(
     ("rows", "columns", "options", "ends"),
     [
-        (5, BLOCK // 2, {}, [(0, 2), (2, 4), (4, 5)]),
-        (3, 2 * BLOCK, {}, [(0, 1), (1, 2), (2, 3)]),  # a row at least
-        (7, BLOCK // 5, {"step": 2}, [(0, 4), (4, 7)]),
-        (7, BLOCK // 5, {"step": 6}, [(0, 6), (6, 7)]),
-        (9, BLOCK // 4, {"first": 1}, [(0, 1), (1, 5), (5, 9)]),
+        (5, NUMBERS_AT_A_TIME // 2, {}, [(0, 2), (2, 4), (4, 5)]),
+        (3, 2 * NUMBERS_AT_A_TIME, {}, [(0, 1), (1, 2), (2, 3)]),  # a row at least
+        (7, NUMBERS_AT_A_TIME // 5, {"step": 2}, [(0, 4), (4, 7)]),
+        (7, NUMBERS_AT_A_TIME // 5, {"step": 6}, [(0, 6), (6, 7)]),
+        (9, NUMBERS_AT_A_TIME // 4, {"first": 1}, [(0, 1), (1, 5), (5, 9)]),
         (3, 0, {}, [(0, 3)]),
         (0, 3, {}, []),
     ],

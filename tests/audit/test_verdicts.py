@@ -14,7 +14,7 @@ from minilora.audit.suspects import (
     other_change_verdict,
     strength_verdict,
 )
-from minilora.audit.verdicts import as_json, describe, summarize
+from minilora.audit.verdicts import comparison_json, subset_text, summarize
 from minilora.files.dtypes import FLOATS
 
 from .test_merged import LAST, SCALING, R, World
@@ -37,16 +37,16 @@ EVERY = [f"model.layers.{i}.{name}" for i in range(6) for name in ("q_proj", "k_
 )  # fmt: skip
 def test_modules_are_named_by_what_they_share(chosen, said):
     paths = [path for path in EVERY if chosen(int(path.split(".")[2]), path.split(".")[3])]
-    assert describe(paths, EVERY) == said
+    assert subset_text(paths, EVERY) == said
 
 
 @pytest.mark.parametrize(("count", "said"), [(5, "a, b, c, d and e"), (6, "'0.a', '0.b', '0.c' and 9 more modules")])
 def test_up_to_five_kinds_are_named(count, said):
     every = [f"model.layers.{i}.{kind}" for i in (0, 1) for kind in "abcdefg"]
     chosen = [path for path in every if path[-1] in "abcdefg"[:count]]
-    assert describe(chosen, every) == said.replace("'0.", "'model.layers.0.")
-    assert describe(["lm_head"], ["lm_head"]) == "'lm_head'"
-    assert describe(["lm_head", *EVERY[:1]], ["lm_head", *EVERY]) == f"'lm_head', '{EVERY[0]}'"
+    assert subset_text(chosen, every) == said.replace("'0.", "'model.layers.0.")
+    assert subset_text(["lm_head"], ["lm_head"]) == "'lm_head'"
+    assert subset_text(["lm_head", *EVERY[:1]], ["lm_head", *EVERY]) == f"'lm_head', '{EVERY[0]}'"
 
 
 ROOT = R**0.5
@@ -203,7 +203,7 @@ def test_programs_get_each_number_that_is_one():
         merged=SimpleNamespace(path="m"), modules={"p": module}, others=others, same=3, same_vectors=1, vectors={"v"},
         extra=["x"], grown={"g": 1}, renamed="r",
     )  # fmt: skip
-    assert as_json(merger) == {
+    assert comparison_json(merger) == {
         "path": "m", "same": 3, "extra": ["x"], "grown": {"g": 1}, "renamed": "r",
         "modules": [{"module": "p", "state": "wrong", "flag": "f", "text": "by 2", "factor": 2.0, "rest": None,
                      "steps": 0.0, "dtype": ""}],

@@ -9,7 +9,7 @@ import pytest
 from minilora import LoRA, exercises
 from minilora.exercises import grading
 from minilora.exercises.functions import EXERCISES
-from minilora.exercises.grading import DIFFERENT, EQUAL
+from minilora.exercises.grading import DIFFERENT, EQUAL_SIZES
 
 RIGHT = {
     "check_loss_gradient": lambda p, t: 2 * (p - t) / p.size,
@@ -413,7 +413,7 @@ def test_each_known_mistake_gets_its_own_words(name, capsys):
             assert f"{result}: {hint}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("size", [DIFFERENT, EQUAL], ids=["different", "equal"])
+@pytest.mark.parametrize("size", [DIFFERENT, EQUAL_SIZES], ids=["different", "equal"])
 def test_the_data_of_the_steps_belong_together(size):
     d = grading.data(**size)
     assert np.array_equal(d.x, np.random.default_rng(size["N"]).standard_normal((size["N"], size["n_in"])).round(4))

@@ -91,7 +91,7 @@ def test_a_sheet_is_what_the_page_grades_by():
         sheet = questions.sheet(question)
         assert sheet.keys() == {"answer", "right", "solution", "known", "hints", "tolerance", "zero", "choices"}
         assert (sheet["choices"], sheet["hints"]) == ([*asked.choices], [*asked.hints])
-        assert (sheet["tolerance"], sheet["zero"]) == (questions.TOLERANCE, questions.ZERO)
+        assert (sheet["tolerance"], sheet["zero"]) == (questions.ANSWER_TOLERANCE, questions.ZERO)
 
 
 @pytest.mark.parametrize("question", ["first step", "7B in full", "7B at 4 bits"])

@@ -18,7 +18,7 @@ import questions as page
 
 from minilora import exercises
 from minilora.exercises import QUESTIONS, check_prediction, grading, rank_curve, rate_curve
-from minilora.exercises.functions import EXERCISES, STARTS, exercise_sheet, starts_sheet
+from minilora.exercises.functions import EXERCISES, ZERO_STARTS, exercise_sheet, starts_sheet
 from minilora.exercises.questions import sheet, verdict
 
 from .conftest import resize, served
@@ -276,7 +276,7 @@ def test_which_factors_move_is_judged_as_by_the_grader(capsys):
     answers = [list(each) for each in product(("", "A", "B", "AB"), repeat=4)]
     found = in_the_page([("starts", each) for each in answers], {"starts": starts_sheet()})
     for each, (right, says) in zip(answers, found, strict=True):
-        by_start = dict(zip(STARTS, each, strict=True))
+        by_start = dict(zip(ZERO_STARTS, each, strict=True))
         assert exercises.check_first_to_move(lambda *start, by=by_start: set(by[start])) == right
         assert capsys.readouterr().out.strip() == says
     assert [right for right, _ in found].count(True) == 1

@@ -40,7 +40,7 @@ FIRST_NAMED = "the-adapter-is-not-applied"
 """The mistake that is named first among those with the same numbers."""
 OF_TWO_LAYERS = {"layers-are-swapped", "layer-0-is-left-out", "layer-1-is-left-out"}
 """Golden rows for models of two layers; `_of_layers` and `further_mistakes_of` replace them for any number."""
-FUSED_MODULES = (
+ATOMIC_MODULES = (
     ("k_proj", "v_proj"), ("q_proj", "k_proj"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"),
     ("o_proj", "down_proj"),
 )  # fmt: skip
@@ -161,7 +161,7 @@ def _with_factors_of(other: Callable[[str], str], parts: str = "AB") -> Callable
 def _of_modules() -> list[Wrong]:
     """Return the rows about modules that programs fuse: some are left out, or read with another one's factors."""
     rows = []
-    for names in FUSED_MODULES:
+    for names in ATOMIC_MODULES:
         flag, several = "-".join(names).replace("_proj", ""), f"{', '.join(names[:-1])} and {names[-1]}"
         rows.append(Wrong(f"{flag}-are-left-out", f"the adapters of {several} are not applied",
                           {"applied": lambda path, names=names: not path.endswith(names)}))  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...audit.formats import TOKENS, open_adapter
+from ...audit.formats import TRAINABLE_TOKENS, open_adapter
 from ...audit.headers import AdapterFile, open_model
 from ...audit.landing import ARCHITECTURE, land
 from ...files.peft import KEYS
@@ -70,7 +70,7 @@ def read_subject(model: Path, adapter: Path) -> Subject:
         raise FileRefused(
             adapter, f"init_lora_weights is {short(start)}: convert it to an adapter over the original base"
         )
-    if strange := [path for path in file.saved if TOKENS in path]:
+    if strange := [path for path in file.saved if TRAINABLE_TOKENS in path]:
         raise FileRefused(adapter, f"{short(strange[0])} is not supported by `minilora diagnose`")
     config, arrays = _base(model)
     _check_kinds(file, mixture=config.mixture is not None)
