@@ -1,11 +1,12 @@
-"""A language model, fine-tuned by hand-written gradients: the book's neighbour that speaks.
+"""A language model that is fine-tuned with hand-written gradients.
 
-Everything here is made of the book's layers, and the book imports nothing from here.
+Everything here is built from minilora's layers, which import nothing from here.
 
-`llama` is the decoder that most open language models are, `config` its sizes, `generation` how it goes on with a text.
-`files` are a model's: its weights, its tokenizer and its chat template. Its data: `text` with the loss of the next
-tokens, `chat`, and `data`. Its training: `recipe` is what a user asks for, `finetune` the way from there to an adapter,
-`losstable` what is printed, `memory` what a step keeps, and `resume` what a checkpoint does.
+`llama` is the decoder of most open language models, `config` its sizes, and `generation` samples text from it. `files`
+reads and writes a model's weights, tokenizer and chat template. The training data come from `text`, with the
+next-token loss, `chat` and `data`. A training is described by a `recipe` and run by `finetune`; `losstable` prints its
+losses, `memory` predicts what a step needs, and `resume` continues from a checkpoint. `source` opens a model and an
+adapter once for all of them.
 """
 
 from .. import lazily

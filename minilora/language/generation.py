@@ -1,20 +1,20 @@
-"""Text, one token at a time: the model scores every token that could come next, one is chosen, and so on.
+"""Generation of text, one token at a time: the model scores every possible next token, and one is chosen.
 
-    z = scores of the V tokens that could come next                                   (V,)
+    z = scores of the V possible next tokens                                          (V,)
     greedy:     the token of the largest z
     sampled:    token v with probability q_v, at temperature c
-    top-p:      the same from the likeliest tokens alone, the fewest that have together P
+    top-p:      the same, from the fewest most likely tokens whose probabilities sum to P
 
     q_v = exp(z_v / c) / sum_u exp(z_u / c)                               (gen.1)     (V,)
-    a_v = sum of q_u over the tokens u that are likelier than v           (gen.2)     (V,)
+    a_v = sum of q_u over the tokens u more likely than v                 (gen.2)     (V,)
     p_v = q_v [a_v < P] / sum_u q_u [a_u < P]                             (gen.3)     (V,)
 
-Of tokens that are equally likely, the one with the smaller id goes before in (gen.2). The likeliest token has a = 0, so
-it always stays. The others stay until those before them have P: most of the V tokens are unlikely ones, and together
-they would be drawn often (Holtzman et al., https://arxiv.org/abs/1904.09751).
+In (gen.2), the smaller id comes first among equally likely tokens. The most likely token has a = 0, so it always stays.
+The others stay until those before them sum to P. Without this cut the many unlikely tokens would, taken together, be
+drawn often (Holtzman et al., https://arxiv.org/abs/1904.09751).
 
-Each new token needs the keys and values of all tokens before it, and these do not change: position t reads from up to t
-alone. So the model keeps them (its `past`), and a new token costs one position and not the whole text again.
+Each new token needs the keys and values of all tokens before it. These do not change, since position t reads only
+positions up to t. So the model caches them (its `past`), and a new token costs one position instead of the whole text.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ def generate(
     rng: np.random.Generator | None = None,
     end: Collection[int] = (),
 ) -> Iterator[int]:
-    """Return an iterator over the ids that follow a prompt, each computed as it is asked for.
+    """Return an iterator over the ids that follow a prompt; each is computed when it is requested.
 
     Parameters
     ----------
     model : Llama
-        With adapters or without.
+        The model, with or without adapters.
     prompt : sequence of int
         Token ids, at least one.
     tokens : int
-        The most to yield, at least 1.
+        The largest number of tokens to yield, at least 1.
     temperature : float
-        0 always takes the likeliest token. Above 0 tokens are drawn: the nearer to 0, the surer the likeliest.
+        0 always takes the most likely token. Above 0, tokens are sampled; a smaller value favours likely tokens.
     top_p : float
-        Above 0 and at most 1: draw from the fewest likeliest tokens that have together this probability.
+        Above 0 and at most 1: sample from the fewest most likely tokens whose probabilities sum to this.
     rng : numpy.random.Generator, optional
-        Draws them, on the host: one seed, one text on every device, up to the rounding of the scores. Needed above 0.
+        Draws the tokens, on the host, so that one seed gives one text on every device, up to rounding of the
+        scores. Required if `temperature` is above 0.
     end : collection of int
-        Ids after which the text is over; they are not yielded.
+        Ids that end the text; they are not yielded.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def generate(
 
 
 def check_sampling(tokens: int, temperature: float, top_p: float) -> tuple[int, float, float]:
-    """Return the settings, which must be in range. The command calls this before it reads a model."""
+    """Check that the settings are in range, and return them. The command calls this before it reads a model."""
     tokens = check_integer("tokens", tokens, at_least=1)
     temperature = check_number("temperature", temperature, above=0, or_equal=True)
     if (top_p := check_number("top_p", top_p, above=0)) > 1:
@@ -97,17 +98,17 @@ def check_sampling(tokens: int, temperature: float, top_p: float) -> tuple[int, 
 
 
 def choose(z: np.ndarray, temperature: float, rng: np.random.Generator | None, top_p: float = 1.0) -> int:  # (V,) -> ()
-    """Return the likeliest token, or one that is drawn."""
+    """Return the most likely token, or a sampled one."""
     if temperature == 0 or rng is None:
         return int(z.argmax())
-    with np.errstate(over="ignore"):  # divided by a tiny temperature, what is below the largest is minus infinity
-        e = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1: nothing overflows
+    with np.errstate(over="ignore"):  # with a tiny temperature, everything below the largest becomes minus infinity
+        e = np.exp((z.astype(np.float64) - z.max()) / temperature)  # the largest is 1, so nothing overflows
     q = e / e.sum()  # eq. (gen.1)
     return int(rng.choice(len(q), p=q if top_p == 1 else nucleus(q, top_p)))
 
 
 def nucleus(q: np.ndarray, P: float) -> np.ndarray:  # (V,) -> (V,)
-    """Return the probabilities of the fewest likeliest tokens that have together P, scaled to a sum of 1."""
+    """Return the probabilities of the fewest most likely tokens that sum to P, rescaled to sum to 1."""
     order = np.argsort(-q, kind="stable")
     a = np.empty_like(q)
     a[order] = np.cumsum(q[order]) - q[order]  # eq. (gen.2)

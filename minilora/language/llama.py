@@ -1,6 +1,6 @@
-"""Llama: the decoder that most open language models are, from layers that each know their own backward.
+"""Llama: the decoder of most open language models, built from layers that each have their own backward.
 
-Token ids (B, T) go in, and for every position the scores (logits) of the V tokens that could come next come out:
+The input is token ids (B, T). The output is, for every position, the scores (logits) of the V possible next tokens:
 
     x_0 = E[ids]                        embed_tokens                       (B, T)    -> (B, T, d)
     u   = x + attention(norm_1(x))      input_layernorm, self_attn         (B, T, d) -> (B, T, d)
@@ -17,7 +17,7 @@ Modules have the paths of transformers' `LlamaForCausalLM`, such as ``model.laye
 one is an adapter of the other. A tied head is the embedding's own array, under a second name.
 
 Mistral without a sliding window, Qwen2 and Qwen3 are this decoder too, with other biases and norms, and so are Mixtral
-and Qwen's mixtures, with a mixture of experts in the place of the MLP: see `LlamaConfig`.
+and Qwen's mixtures, with a mixture of experts instead of the MLP: see `LlamaConfig`.
 
 Source: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", arXiv 2302.13971.
 """
@@ -52,7 +52,7 @@ Grads = dict[str, Array]
 
 @dataclass(eq=False, repr=False)
 class Block(Layer):
-    """Attention, then the MLP: each reads a normed copy of x, and what it finds is added to x."""
+    """Attention, then the MLP: each reads a normalised copy of x, and its output is added to x."""
 
     input_layernorm: RMSNorm
     self_attn: Attention
@@ -60,28 +60,28 @@ class Block(Layer):
     mlp: GatedMLP | MixtureOfExperts
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
-        """Return y, and a cache with those of both branches; with `at`, y where it is true alone, (M, d).
+        """Return y, and a cache with those of both branches; with `at`, return y only where it is true, (M, d).
 
-        Attention reads all positions, the MLP each for itself.
+        Attention reads all positions; the MLP processes each position separately.
         """
         u, attention_cache = branch(self.input_layernorm, self.self_attn, x)
         y, mlp_cache = branch(self.post_attention_layernorm, self.mlp, u if at is None else u[at])
         return y, (attention_cache, mlp_cache, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        """Return dx (B, T, d), and the gradients of what trains."""
+        """Return dx (B, T, d), and the gradients of all trainable arrays."""
         attention_cache, mlp_cache, at = cache
         below = need_dx or trains(self.input_layernorm, self.self_attn)
         du, f, norm = branch_backward(self.post_attention_layernorm, self.mlp, dy, mlp_cache, need_dx=below)
         grads = nest("mlp", f) | nest("post_attention_layernorm", norm)
-        if du is None:  # nothing below asks
+        if du is None:  # no lower layer trains, and the caller needs no dx
             return None, grads
         du = du if at is None else placed(du, at)
         dx, f, norm = branch_backward(self.input_layernorm, self.self_attn, du, attention_cache, need_dx=need_dx)
         return dx, nest("self_attn", f) | nest("input_layernorm", norm) | grads
 
     def extend(self, x: Array, past: Past | None) -> tuple[Array, Past]:  # (B, T, d) -> (B, T, d)
-        """Return y where x follows the positions in `past`, and the past for what follows x."""
+        """Return y for x at the positions after `past`, and the past that includes x."""
         update, past = self.self_attn.extend(self.input_layernorm(x), past)
         u = x + update
         return u + self.mlp(self.post_attention_layernorm(u)), past
@@ -110,16 +110,16 @@ def branch_backward(
 
 @dataclass(eq=False, repr=False)
 class Decoder(Layer):
-    """The embedding, the blocks, and a last norm."""
+    """The embedding, the blocks, and the final norm."""
 
     embed_tokens: Embedding
     layers: list[Block]
     norm: RMSNorm
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, d)
-        """Return y and the cache; with `at`, y where it is true alone, (M, d), as the last block returns it.
+        """Return y and the cache; with `at`, return y only where it is true, (M, d), as the last block does.
 
-        Below the lowest layer that trains no backward comes, and no cache is kept.
+        No backward reaches the layers below the lowest one that trains, so they keep no cache.
         """
         steps, caches = self.steps(), []
         lowest = next((i for i, (_, layer) in enumerate(steps) if trains(layer)), len(steps))
@@ -129,7 +129,7 @@ class Decoder(Layer):
         return x, (lowest, caches)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
-        """Return None for dx, since ids have no derivative, and the gradients of what trains."""
+        """Return None for dx, since ids have no derivative, and the gradients of all trainable arrays."""
         lowest, caches = cache
         grads: Grads = {}
         for i, (name, layer) in reversed(list(enumerate(self.steps()))[lowest:]):
@@ -138,7 +138,7 @@ class Decoder(Layer):
         return None, grads
 
     def __call__(self, x: Array) -> Array:
-        """Return y alone: no layer's cache outlives it."""
+        """Return y without keeping any layer's cache."""
         for _, layer in self.steps():
             x = layer(x)
         return x
@@ -149,7 +149,7 @@ class Decoder(Layer):
         return [("embed_tokens", self.embed_tokens), *blocks, ("norm", self.norm)]
 
     def extend(self, ids: Array, past: list[Past] | None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, T, d)
-        """Return y where the ids follow those in `past`, and the past, one entry a block, for what follows them."""
+        """Return y for ids at the positions after `past`, and the past that includes them, one entry per block."""
         x, after = self.embed_tokens(ids), list[Past]()
         entries: Sequence[Past | None] = past or [None] * len(self.layers)
         for block, before in zip(self.layers, entries, strict=True):
@@ -160,20 +160,20 @@ class Decoder(Layer):
 
 @dataclass(eq=False, repr=False)
 class Llama(Layer):
-    """The decoder and its head."""
+    """The decoder with its head."""
 
     model: Decoder
     lm_head: Linear
     config: LlamaConfig
-    source: Path | None = None  # the file or folder that it was loaded from, which has its tokenizer
+    source: Path | None = None  # the file or folder it was loaded from, which also has its tokenizer
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T) ids -> (B, T, V)
         """Return the logits of the next token at every position, and the cache.
 
-        With `at`, bool (B, T), the logits at the M positions where it is true alone, (M, V) in their order: of a chat
-        most targets do not count. From the last block's MLP on, no position reads another, so M rows do.
+        With `at`, bool (B, T), return only the logits at the M positions where it is true, (M, V): most targets of a
+        chat do not count. From the last block's MLP on, no position reads another one, so M rows are enough.
         """
-        if at is not None and (at.dtype != bool or at.shape != x.shape):  # integers would choose other positions
+        if at is not None and (at.dtype != bool or at.shape != x.shape):  # integers would index other positions
             raise ValueError(f"at is {at.dtype} {tuple(at.shape)}, expected bool {tuple(x.shape)}")
         h, model_cache = self.model.forward(x, at)
         z, head_cache = self.lm_head.forward(rows(h))
@@ -181,35 +181,35 @@ class Llama(Layer):
         return z, (model_cache, head_cache, h.shape)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[None, Grads]:
-        """Return None for dx, since ids have no derivative, and the gradients of what trains."""
+        """Return None for dx, since ids have no derivative, and the gradients of all trainable arrays."""
         model_cache, head_cache, shape = cache
         dh, grads = self.lm_head.backward(rows(dy), head_cache, need_dx=trains(self.model))
         below = {} if dh is None else self.model.backward(dh.reshape(shape), model_cache)[1]
         return None, nest("model", below) | nest("lm_head", grads)
 
     def __call__(self, x: Array) -> Array:
-        """Return the logits alone, in the memory of one layer."""
+        """Return the logits without a cache, using the memory of one layer."""
         z = self.lm_head(rows(self.model(x)))
         return z.reshape(*x.shape, z.shape[-1])
 
     def extend(self, ids: Array, past: list[Past] | None = None) -> tuple[Array, list[Past]]:  # (B, T) -> (B, V)
-        """Return the logits after the last of the ids, which follow those in `past`, and the past for what follows.
+        """Return the logits after the last id, for ids at the positions after `past`, and the new past.
 
         ``logits, past = llama.extend(prompt)``, then ``llama.extend(token, past)`` with one new token (B, 1) at a time,
-        gives what `forward` gives of the whole text, up to rounding, with the work of one position.
+        equals `forward` on the whole text, up to rounding, at the cost of one position.
         """
         h, past = self.model.extend(ids, past)
         return self.lm_head(h[:, -1]), past
 
     @classmethod
     def build(cls, config: LlamaConfig, arrays: Mapping[str, Array]) -> Llama:
-        """Return the model of these sizes from its arrays, by the names and shapes of ``config.shapes()`` alone.
+        """Return the model of these sizes from its arrays, which must have the names and shapes of ``config.shapes()``.
 
-        In the place of a linear layer's weight may stand a frozen layer that keeps it quantised, without a bias, such
-        as a `minilora.QuantizedLinear`. An array of another shape is a ValueError, one that is missing a KeyError.
+        Instead of a linear layer's weight, `arrays` may have a frozen layer without a bias that keeps the weight
+        quantised, such as a `minilora.QuantizedLinear`. A wrong shape is a ValueError, a missing array a KeyError.
         """
         shapes = config.shapes()
-        for name, shape in shapes.items():  # one of another shape may be broadcast
+        for name, shape in shapes.items():  # an array of another shape might broadcast
             check_shape(f"arrays[{name!r}]", arrays[name], shape)
 
         def linear(path: str) -> Linear:
@@ -253,12 +253,12 @@ class Llama(Layer):
     ) -> Llama:
         """Return the model in a Hugging Face folder, a .gguf file or glassllm's .npz.
 
-        `dtype` is "float32" or "float64": half types are widened exactly. With `keep_blocks`, linear layers of a .gguf
-        file in Q4_0, Q4_1 or Q8_0 stay so. A file that is damaged, is no Llama decoder or has a setting that is not
-        implemented is a ValueError, by the setting's name and mostly before a weight is read.
+        `dtype` is "float32" or "float64"; half precision is widened exactly. With `keep_blocks`, linear layers of a
+        .gguf file that are in Q4_0, Q4_1 or Q8_0 stay quantised. A damaged file, a model that is not a Llama decoder
+        and a setting that is not implemented are a ValueError that names the setting, mostly before weights are read.
         """
         with requiring("Llama.load"):
-            from .files.weights import load  # a decoder of arrays needs no package that reads files
+            from .files.weights import load  # a decoder made from arrays needs no package that reads files
 
         llama = cls.build(*load(path, dtype=dtype, backend=backend, keep_blocks=keep_blocks))
         llama.source = Path(path)
@@ -270,7 +270,7 @@ class Llama(Layer):
 
 @dataclass(eq=False, repr=False)
 class CheckpointedBlock(Block):
-    """A block that keeps its input alone: the forward, run again, has the bits of the first one."""
+    """A block that caches only its input. Its backward runs the forward again, which gives the same bits."""
 
     def forward(self, x: Array, at: Array | None = None) -> tuple[Array, Cache]:  # (B, T, d) -> (B, T, d)
         """Return y, and a cache with the input."""
@@ -278,18 +278,19 @@ class CheckpointedBlock(Block):
         return y, (x, at)
 
     def backward(self, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, Grads]:
-        """Return dx (B, T, d), and the gradients of what trains."""
+        """Return dx (B, T, d), and the gradients of all trainable arrays."""
         return super().backward(dy, self.whole(*cache), need_dx=need_dx)
 
     def whole(self, x: Array, at: Array | None) -> Cache:
-        """Return the cache that a `Block` keeps."""
+        """Return the cache of a `Block`."""
         return super().forward(x, at)[1]
 
 
 def checkpointed(model: Model) -> Model:
-    """Return a model whose blocks keep their inputs alone, with the arrays of this one: the same gradients, to the bit.
+    """Return a model with gradient checkpointing: it shares the arrays, and its gradients are bit-identical.
 
-    A step then keeps L inputs and the cache of one block at a time, in the place of L caches, and takes a forward more.
+    Its blocks cache only their inputs. A step then keeps L inputs and one block's cache at a time instead of L caches,
+    and computes one more forward.
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
     """
 

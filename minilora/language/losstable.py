@@ -1,12 +1,12 @@
-"""What a fine-tuning shows while it learns: its losses in rows, its speed, and the time left.
+"""The table that a fine-tuning prints: its losses, its speed and the time left.
 
     step  training  held-out loss  tokens/s  time left
        0                    5.291
       20     4.548          4.131    11,903       45 s   of steps 1-20
       40     3.801                   11,911       41 s   of steps 21-40
 
-The training loss costs nothing: it is the mean of the losses that the gradients come with, over all targets of the
-steps that the row names. The held-out loss stands where it is measured, which may be in fewer rows.
+The training loss costs nothing: it is the mean of the losses that are computed with the gradients, over all targets of
+the steps that the row names. The held-out loss may be measured in fewer rows.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ..state import History, TrainingState
 from .recipe import LOG_EVERY
 
 QUIET = 60.0
-"""Seconds without a row after which a line says how far it is, where no bar does."""
+"""The seconds without a row after which a line reports the progress if there is no bar."""
 LARGEST = sys.float_info.max
 Losses: TypeAlias = dict[str, tuple[float, int, float]]
-"""Of each step: the sum of its losses, the number of its targets, and the length of its gradient before clipping."""
+"""For each step: the sum of its losses, the number of its targets, and its gradient norm before clipping."""
 
 
 def shown_parts(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """Yield the parts of data, each the numbers of its rows, and show how many were measured: a bar, or some lines."""
+    """Yield the parts of the data as row indices, and show the progress of the measurement as a bar or as lines."""
     rows, taken, written = sum(map(len, parts)), 0, time.perf_counter()
     with tqdm(total=rows, desc="measuring", unit="row", disable=None, leave=False) as bar:
         for part in parts:
@@ -50,46 +50,46 @@ def shown_parts(parts: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 class LossTable:
-    """The rows, printed as they are measured, and the log."""
+    """The rows, which are printed as they are measured, and the log."""
 
     def __init__(
         self, steps: int, done: int, tokens: float, losses: Losses | None = None, log: Path | None = None, *,
         log_every: int = LOG_EVERY, eval_every: int = LOG_EVERY,
     ) -> None:  # fmt: skip
-        self.steps, self.done = steps, done  # of the whole training, and those before of one that goes on
-        self.tokens = tokens  # in a row of the data, on average
+        self.steps, self.done = steps, done  # of the whole training, and those done before it was resumed
+        self.tokens = tokens  # the mean number in a row of the data
         self.log_every, self.eval_every = log_every, eval_every
-        self.losses: Losses = {} if losses is None else losses  # with those of a checkpoint
-        self.step = done  # how many have noted their losses
-        self.rows: list[tuple[int, float, float]] = []  # step, training and held-out loss, NaN where there is none
-        self.row_step, self.row_time = done, 0.0  # where the last row was, and when
-        self.row_tokens = 0.0  # since then
-        self.step_time = 0.0  # when the last step's gradients were there
-        self.spent = 0.0  # seconds of all steps up to the last row, without the measuring
-        self.measuring = 0.0  # seconds that measuring the held-out loss took
+        self.losses: Losses = {} if losses is None else losses  # including those of a checkpoint
+        self.step = done  # the number of steps whose losses are recorded
+        self.rows: list[tuple[int, float, float]] = []  # step, training loss and held-out loss, NaN if there is none
+        self.row_step, self.row_time = done, 0.0  # the step and time of the last row
+        self.row_tokens = 0.0  # since that row
+        self.step_time = 0.0  # when the last step's gradients were computed
+        self.spent = 0.0  # seconds of all steps up to the last row, without evaluation
+        self.measuring = 0.0  # seconds that the evaluation of the held-out loss took
         self.written = 0.0  # when the last line was printed
-        self.log, self.logged = log, 0  # the steps that are in the log
-        self.best_step: int | None = None  # whose parameters are saved, where that is not the last one
+        self.log, self.logged = log, 0  # the number of steps in the log
+        self.best_step: int | None = None  # the step whose parameters are saved, if it is not the last
 
     def note(self, began: float, losses: Sequence[tuple[Array, Array]], norm: Array, rows: int = 1) -> None:
-        """Note a step of so many rows that began at a time: each part's loss and targets, and its gradient's length."""
+        """Record a step: its rows, its start time, the loss and targets of each part, and its gradient norm."""
         if self.step == self.done:
             self.row_time = began
         counted = [(float(value), int(targets)) for value, targets in losses]
         self.step += 1
-        # The parts come from several threads, in any order: `math.fsum` is exact, so the mean has the same bits.
+        # The parts come from several threads in any order. `math.fsum` is exact, so the mean has the same bits.
         total, number = math.fsum(value * targets for value, targets in counted), sum(n for _, n in counted)
-        # In JSON, and so in a checkpoint, there is no infinity: float32 reaches it where a gradient is 1e20.
+        # JSON, and so a checkpoint, has no infinity; in float32 the norm overflows if a gradient is 1e20.
         self.losses[str(self.step)] = (min(total, LARGEST), number, min(float(norm), LARGEST))
         self.row_tokens += rows * self.tokens
         self.step_time = time.perf_counter()
 
     def each_step(self) -> list[tuple[int, float]]:
-        """Return each step and the mean over its targets."""
+        """Return the steps, each with its mean loss over the targets."""
         return [(int(step), total / number) for step, (total, number, _) in self.losses.items() if number]
 
     def training_loss(self, step: int) -> float:
-        """Return the mean over the targets from the row before a step to the step; NaN where there is none."""
+        """Return the mean loss over the targets since the row before a step; NaN if there are none."""
         known = [self.losses[str(s)] for s in range(self._row_before(step) + 1, step + 1) if str(s) in self.losses]
         targets = sum(number for _, number, _ in known)
         return math.fsum(total for total, _, _ in known) / targets if targets else math.nan
@@ -103,7 +103,7 @@ class LossTable:
         self._print("step  training  held-out loss  tokens/s  time left   (losses in nats a token)")
 
     def print_known_rows(self, before: float, seconds: float, saved: Saved | None) -> None:
-        """Print what is known when the training begins: the untrained adapter's loss, and rows of a checkpoint."""
+        """Print what is known before the training: the untrained adapter's loss, or the rows of a checkpoint."""
         self.measuring = seconds
         self._print_row(0, math.nan, before)
         held_out = dict(zip(saved.epochs, saved.losses, strict=True)) if saved else {}
@@ -112,11 +112,11 @@ class LossTable:
                 self._print_row(step, self.training_loss(step), held_out.get(step, math.nan))
 
     def on_step(self, state: TrainingState) -> None:
-        """Print the row of a step that has one, or how long it will take: the `report` of `train`."""
+        """Print a step's row if it has one, or the time left. This is the `report` of `train`."""
         step, now = state.epoch, time.perf_counter()
         if state.history.epochs[-1:] == [step]:
             self.print_row(step, state.history.losses[-1])
-        elif step < self.steps:  # of the last step the held-out loss comes first
+        elif step < self.steps:  # at the last step the held-out loss comes first
             remaining = self._remaining(step, self.spent + now - self.row_time)
             if step % self.log_every == 0:
                 self.print_row(step)
@@ -128,13 +128,13 @@ class LossTable:
             self.write_log(step)
 
     def print_last_row(self, history: History) -> None:
-        """Print the row of the last step, where it is not one of those at which the loss is measured anyway."""
+        """Print the row of the last step, unless the loss was measured at it anyway."""
         if history.epochs and history.epochs[-1] > self.rows[-1][0]:
             self.print_row(history.epochs[-1], history.losses[-1])
-        self.write_log(self.steps)  # also of a training that was done
+        self.write_log(self.steps)  # also if the training was already complete
 
     def print_row(self, step: int, held_out: float = math.nan) -> None:
-        """Print a row of this run."""
+        """Print one row of this run."""
         now, speed, remaining = time.perf_counter(), "", ""
         if step > self.row_step:
             took = self.step_time - self.row_time
@@ -148,7 +148,7 @@ class LossTable:
         self.write_log(step)
 
     def write_log(self, step: int) -> None:
-        """Write the steps up to this one into the log, which begins anew with the first step of this run."""
+        """Write the steps up to this one to the log, which starts afresh with the first step of this run."""
         if self.log is None:
             return
         held_out, lines = {row[0]: row[2] for row in self.rows}, []
@@ -166,16 +166,16 @@ class LossTable:
                 with written_whole(self.log) as new:
                     new.write("".join(lines).encode())
             else:
-                check_replaceable(self.log)  # whatever lies there by now
+                check_replaceable(self.log)  # whatever is there by now
                 with self.log.open("a", encoding="utf-8") as file:
                     file.write("".join(lines))
         except (OSError, ValueError) as error:
-            warnings.warn(f"the log ends before step {self.logged}, and the training goes on: {error}", stacklevel=2)
+            warnings.warn(f"the log ends before step {self.logged}, and the training continues: {error}", stacklevel=2)
             self.log = None
         self.logged = step + 1
 
     def _remaining(self, step: int, spent: float) -> str:
-        """Return how long the steps after this one take, and measuring the loss at the rows to come."""
+        """Estimate the time for the remaining steps and evaluations."""
         measured = math.ceil(self.steps / self.eval_every) - step // self.eval_every if step < self.steps else 0
         return duration((self.steps - step) * spent / (step - self.done) + measured * self.measuring)
 
@@ -188,14 +188,14 @@ class LossTable:
         self._print(row.rstrip() if math.isnan(training) else row + steps)
 
     def _print(self, line: str) -> None:
-        """Print a line now, above the progress bar where there is one."""
+        """Print a line at once, above the progress bar if there is one."""
         tqdm.write(line)
         sys.stdout.flush()
         self.written = time.perf_counter()
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words."""
+    """Return a duration in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -200,7 +200,7 @@ def test_a_training_outlives_its_log(folder, shell, monkeypatch):
 
     monkeypatch.setattr(Adam, "step", step)
     shell(QUICK, "--steps", "4", "--log", "logs/l.jsonl")
-    assert shell.err.count("the log ends before step 2, and the training goes on: ") == 1
+    assert shell.err.count("the log ends before step 2, and the training continues: ") == 1
     assert Path("a").exists()
 
 

@@ -176,7 +176,7 @@ def test_a_step_without_slopes_has_its_length_in_the_log(tmp_path):
 
 def test_a_log_that_cannot_be_written_is_warned_of_once(tmp_path):
     table = LossTable(1, 0, 8, log=tmp_path / "no" / "log")
-    said = re.escape("the log ends before step 0, and the training goes on: ")
+    said = re.escape("the log ends before step 0, and the training continues: ")
     with pytest.warns(UserWarning, match=f"^{said}"):
         table.write_log(0)
     table.write_log(1)
