@@ -1,23 +1,23 @@
-"""The sizes of a Llama decoder, the arrays that they ask for, and what a config.json says of both.
+"""The configuration of a Llama decoder: its sizes, the shapes of its arrays, and its config.json.
 
-Other kinds of model are the same decoder. They differ in which projections have biases, in whether q and k are normed
-head by head, and in whether a mixture of experts stands in the place of the MLP:
+Other kinds of model are the same decoder. They differ in which projections have biases, in whether q and k are
+normalised head by head, and in whether a mixture of experts replaces the MLP:
 
-    kind         biases                                                norms     in the place of the MLP
-    llama        q, k, v and o, where `attention_bias` says so, and
-                 those of the MLP, where `mlp_bias` does               no
+    kind         biases                                                norms     instead of the MLP
+    llama        q, k, v and o, if `attention_bias` is true, and
+                 those of the MLP, if `mlp_bias` is true               no
     mistral      none                                                  no
     qwen2        q, k and v                                            no
-    qwen3        as llama's, without those of the MLP                  q and k
+    qwen3        as llama's, but none in the MLP                       q and k
     mixtral      none                                                  no        a mixture, renormalised
-    qwen2_moe    q, k and v, where `attention_bias` says so            no        a mixture with a shared expert
+    qwen2_moe    q, k and v, if `attention_bias` is true               no        a mixture with a shared expert
     qwen3_moe    as qwen3's                                            q and k   a mixture
 
-A Mistral, a Mixtral and all Qwen have no sliding window here.
+Mistral, Mixtral and Qwen models are supported only without a sliding window.
 
 `from_json` reads a config.json as transformers does. Versions 4 and 5 write the rotary positions differently:
-``rope_theta`` and ``rope_scaling`` stand alone in one, and together in ``rope_parameters`` in the other. Both are read,
-and two that contradict each other are refused. A setting that would change what is computed, and is not implemented, is
+version 4 has the keys ``rope_theta`` and ``rope_scaling``, version 5 has both in ``rope_parameters``. Both are read,
+and contradicting values are refused. A setting that would change what is computed, and is not implemented, is
 refused by name: a decoder that ignores one is silently wrong. `SUPPORTED` has the supported values; see
 docs/library/model-files.md for what each setting does.
 """
@@ -38,15 +38,15 @@ from ..texts import named, reading, short
 
 @dataclass(frozen=True)
 class ModelKind:
-    """How a kind of model differs from a Llama."""
+    """The differences between a kind of model and a Llama."""
 
-    architecture: str  # the class that transformers computes it with
-    always: Mapping[str, bool] = field(default_factory=dict)  # the flags that it has whatever its file says
-    o_bias: bool = True  # whether o_proj has a bias where q, k and v have
+    architecture: str  # the class in transformers
+    always: Mapping[str, bool] = field(default_factory=dict)  # flags with fixed values, whatever the file says
+    o_bias: bool = True  # whether o_proj has a bias if q, k and v have one
     qk_norm: bool = False
-    experts: int = 0  # of a mixture whose file does not say how many; 0 of a kind without mixtures
-    rope_theta: float = 10_000.0  # the rotary base, where a file says none
-    usual: Mapping[str, Any] = field(default_factory=dict)  # what transformers takes for a setting that is missing
+    experts: int = 0  # the default number of experts; 0 for a kind without mixtures
+    rope_theta: float = 10_000.0  # the default rotary base
+    usual: Mapping[str, Any] = field(default_factory=dict)  # transformers' defaults for missing settings
 
 
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
@@ -81,20 +81,20 @@ MODEL_KINDS = {
 
 SIZE_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 HEADS = ("num_key_value_heads", "head_dim")
-"""Sizes that follow from the others where a file has none, or null."""
+"""Sizes that follow from the others if a file has none, or null."""
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """What the mixtures of a decoder are. What makes none is a ValueError or a TypeError."""
+    """The settings of a decoder's mixtures of experts. Invalid ones are a ValueError or a TypeError."""
 
     num_experts: int  # E
-    num_experts_per_tok: int  # K, how many a position keeps
-    moe_intermediate_size: int  # m, of each expert
-    norm_topk_prob: bool = True  # whether the K shares of a position sum to 1
-    shared_expert_intermediate_size: int | None = None  # of the expert that all positions share, where there is one
-    decoder_sparse_step: int = 1  # every how many layers there is a mixture, and an MLP in the others
-    mlp_only_layers: tuple[int, ...] = ()  # further layers with an MLP, by number
+    num_experts_per_tok: int  # K, the number of experts per position
+    moe_intermediate_size: int  # m, the width of each expert
+    norm_topk_prob: bool = True  # whether the K router weights of a position sum to 1
+    shared_expert_intermediate_size: int | None = None  # the width of the shared expert, if there is one
+    decoder_sparse_step: int = 1  # one layer in this many has a mixture, the others an MLP
+    mlp_only_layers: tuple[int, ...] = ()  # the numbers of further layers with an MLP
 
     def __post_init__(self) -> None:
         names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step")
@@ -107,11 +107,11 @@ class MixtureConfig:
             check_integer(f"mlp_only_layers[{i}]", layer, at_least=0)
 
     def stands_in(self, layer: int) -> bool:
-        """Return whether a layer, by its number, has a mixture, and not an MLP."""
+        """Return whether the layer with this number has a mixture rather than an MLP."""
         return layer not in self.mlp_only_layers and (layer + 1) % self.decoder_sparse_step == 0
 
     def shapes(self, hidden_size: int) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every array of one mixture, by its name there."""
+        """Return the shape of every array of one mixture, by name."""
         d, m, E = hidden_size, self.moe_intermediate_size, self.num_experts
         shapes: dict[str, tuple[int, ...]] = {"gate.weight": (E, d)}
         shapes |= {"experts.gate_up_proj": (E, 2 * m, d), "experts.down_proj": (E, d, m)}
@@ -125,25 +125,25 @@ class MixtureConfig:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """What a decoder is, without its weights. What makes no decoder is a ValueError or a TypeError."""
+    """The configuration of a decoder. Invalid settings are a ValueError or a TypeError."""
 
     vocab_size: int  # V
     hidden_size: int  # d
-    intermediate_size: int  # m, of the MLP
+    intermediate_size: int  # m, the width of the MLP
     num_hidden_layers: int
     num_attention_heads: int  # H
     num_key_value_heads: int  # K, which divides H
     head_dim: int  # D, even; H D may differ from d
     rms_norm_eps: float
-    frequencies: tuple[float, ...]  # of the rotary positions, D / 2
+    frequencies: tuple[float, ...]  # the rotary frequencies, D / 2 of them
     tie_word_embeddings: bool = False  # whether the head is the embedding's array
-    attention_bias: bool = False  # of q, k and v, and of a Llama's o
+    attention_bias: bool = False  # biases of q, k and v, and of a Llama's o
     mlp_bias: bool = False
-    # Where `frequencies` are from, in a file's words.
+    # The settings in a file that `frequencies` were computed from.
     rope: Mapping[str, Any] | None = field(default=None, compare=False)
-    model_type: str = "llama"  # or another of `MODEL_KINDS`
-    max_position_embeddings: int | None = None  # the context: tokens that it was made for, where that is known
-    mixture: MixtureConfig | None = None  # of the kinds that have mixtures
+    model_type: str = "llama"  # one of `MODEL_KINDS`
+    max_position_embeddings: int | None = None  # the context length in tokens, if it is known
+    mixture: MixtureConfig | None = None  # for the kinds that have mixtures
 
     def __post_init__(self) -> None:
         check_sizes(**{name: getattr(self, name) for name in (*SIZE_KEYS, *HEADS)})
@@ -154,24 +154,24 @@ class LlamaConfig:
                 f"{H} attention heads, {K} key-value heads, head_dim {D}: expected groups of one size and an even "
                 "head_dim"
             )
-        if len(self.frequencies) != D // 2:  # one alone would be taken for all
+        if len(self.frequencies) != D // 2:  # a single frequency would broadcast to all
             raise ValueError(f"there are {len(self.frequencies)} frequencies, expected {D // 2}: head_dim is {D}")
         for name in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             check_flag(name, getattr(self, name))
         for name, always in MODEL_KINDS[check_choice("model_type", self.model_type, MODEL_KINDS)].always.items():
             if getattr(self, name) != always:
-                raise ValueError(f"{name} must be {always} of a {self.model_type}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be {always} for a {self.model_type}, got {getattr(self, name)}")
         if self.max_position_embeddings is not None:
             check_sizes(max_position_embeddings=self.max_position_embeddings)
         _check_mixture(self.model_type, self.mixture)
 
     @property
     def qk_norm(self) -> bool:
-        """Whether q and k are normed, head by head."""
+        """Whether q and k are normalised head by head."""
         return MODEL_KINDS[self.model_type].qk_norm
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of every array, by the name that transformers gives it."""
+        """Return the shape of every array, by its name in transformers."""
         d, m, V = self.hidden_size, self.intermediate_size, self.vocab_size
         q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         attention = {"q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q)}
@@ -198,10 +198,10 @@ class LlamaConfig:
 
 
 def _check_mixture(kind: str, mixture: Any) -> None:
-    """Require the mixture that a kind of model has, or none: another would be saved as that one."""
+    """Require the mixture that this kind of model has, or none: a different one would be saved under its name."""
     if not MODEL_KINDS[kind].experts:
         if mixture is not None:
-            raise ValueError(f"mixture must be None of a {kind}, got {mixture}")
+            raise ValueError(f"mixture must be None for a {kind}, got {mixture}")
         return
     check_instance("mixture", mixture, MixtureConfig)
     plain = (mixture.shared_expert_intermediate_size, mixture.decoder_sparse_step, mixture.mlp_only_layers)
@@ -212,13 +212,13 @@ def _check_mixture(kind: str, mixture: Any) -> None:
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str | None:
-    """Return another format's name for a part of a decoder, None where it has none; * is a block's number."""
+    """Return another format's name for a part of a decoder, or None if it has none; * stands for a block's number."""
     number = re.search(r"\.(\d+)\.", name)
     other = names.get(name if number is None else name.replace(number[0], ".*.", 1))
     return other if other is None or number is None else other.replace("*", number[1])
 
 
-# --- what a file says of the sizes ---
+# --- the sizes in a file ---
 
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "model_type": tuple(MODEL_KINDS),
@@ -238,9 +238,9 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "fusion_config": (None,),
     "transformers_weights": (None,),
 }
-"""Settings of a config.json that change what is computed, and the values that are implemented."""
+"""Settings of a config.json that change what is computed, with the supported values."""
 ROPE_MUST: dict[str, tuple[Any, ...]] = {"rope_type": ("default", "linear", "llama3"), "partial_rotary_factor": (1,)}
-"""The same of ``rope_parameters`` and ``rope_scaling``."""
+"""The same for ``rope_parameters`` and ``rope_scaling``."""
 QUANTIZATION_MUST: dict[str, tuple[Any, ...]] = {
     "quant_method": ("bitsandbytes",),
     "load_in_4bit": (True,),
@@ -248,7 +248,7 @@ QUANTIZATION_MUST: dict[str, tuple[Any, ...]] = {
     "bnb_4bit_quant_type": ("nf4",),
     "bnb_4bit_quant_storage": ("uint8", None),
 }
-"""The same of ``quantization_config``."""
+"""The same for ``quantization_config``."""
 
 TRAINED = "original_max_position_embeddings"
 
@@ -256,7 +256,7 @@ TRAINED = "original_max_position_embeddings"
 def check_settings(
     must: Mapping[str, Collection[Any]], settings: Mapping[str, Any], *, needed: Collection[str] = ()
 ) -> None:
-    """Require of each setting, where it is there or needed, that its value is one of those that are implemented."""
+    """Require that each setting that is present, or required, has a supported value."""
     for name, only in must.items():
         value = settings.get(name)
         values = value if name == "layer_types" and isinstance(value, list) else [value]
@@ -266,7 +266,7 @@ def check_settings(
 
 
 def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any) -> LlamaConfig:
-    """Return the configuration of a file's sizes. Without a number of its own, there are as many keys as queries."""
+    """Return the configuration with a file's sizes. By default there are as many key heads as query heads."""
     d, H = check_sizes(hidden_size=sizes["hidden_size"], num_attention_heads=sizes["num_attention_heads"])
     usual = {"num_key_value_heads": H, "head_dim": max(1, d // H)}
     heads = {name: sizes[name] for name in HEADS if sizes[name] is not None}
@@ -276,7 +276,7 @@ def from_sizes(sizes: Mapping[str, Any], rope: Mapping[str, Any], **others: Any)
 
 
 def from_json(path: Path, settings: Mapping[str, Any]) -> LlamaConfig:
-    """Return the sizes that a config.json states; what is not implemented is refused by the setting's name."""
+    """Return the configuration in a config.json; a setting that is not implemented is refused by name."""
     with reading(path):
         check_settings(SUPPORTED, settings, needed=("model_type",))
         kind = MODEL_KINDS[settings["model_type"]]
@@ -304,7 +304,7 @@ def _config(name: str, kind: ModelKind, settings: Mapping[str, Any]) -> LlamaCon
 
 
 def _mixture(name: str, kind: ModelKind, settings: Mapping[str, Any]) -> MixtureConfig:
-    """Return what a config.json says of its mixtures."""
+    """Return the settings of the mixtures in a config.json."""
     spellings = ("num_experts",) if name == "qwen2_moe" else ("num_experts", "num_local_experts")
     counts = [settings[spelling] for spelling in spellings if settings.get(spelling) is not None]
     if counts and counts[0] != counts[-1]:
@@ -327,7 +327,7 @@ def _mixture(name: str, kind: ModelKind, settings: Mapping[str, Any]) -> Mixture
 
 
 def _check_window(name: str, settings: Mapping[str, Any], context: int | None) -> None:
-    """Require no window, or one of the whole context: in it a token sees itself and the W - 1 before it."""
+    """Require no sliding window, or one over the whole context: a token sees itself and the W - 1 before it."""
     window, used = settings.get("sliding_window"), settings.get("use_sliding_window")
     if window is None or (name.startswith("qwen") and (used is None or not check_flag("use_sliding_window", used))):
         return
@@ -342,7 +342,7 @@ def _check_window(name: str, settings: Mapping[str, Any], context: int | None) -
 
 
 def _check_quantization(kind: ModelKind, settings: Any) -> None:
-    """Require that weights are numbers or NF4, and that layers which are not quantised are named, without patterns."""
+    """Require that weights are numbers or NF4, and that unquantised layers are named in full, without patterns."""
     if settings is None:
         return
     if kind.experts or not isinstance(settings, Mapping):
@@ -357,13 +357,13 @@ def _check_quantization(kind: ModelKind, settings: Any) -> None:
 # --- the rotary positions ---
 
 ROPE = ("rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", TRAINED)
-"""The rotary settings that are read."""
+"""The supported rotary settings."""
 MAX_HEAD = 1 << 16
-"""Entries of one head: what is larger is no model's, and a tuple of its frequencies would fill the memory."""
+"""The largest head dimension: no model has more, and a tuple of more frequencies would fill the memory."""
 
 
 def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
-    """Return what a config.json says of the rotary positions, under version 5's names, the base among it."""
+    """Return the rotary settings of a config.json under version 5's names, including the base."""
     new, old = settings.get("rope_parameters") or {}, settings.get("rope_scaling") or {}
     for name, value in {"rope_parameters": new, "rope_scaling": old}.items():
         if not isinstance(value, Mapping):
@@ -390,13 +390,13 @@ def rope_settings(settings: Mapping[str, Any], base: float) -> dict[str, Any]:
 
 
 def _agree(name: str, rope: dict[str, Any], beside: Any) -> None:
-    """Move a setting that stands beside the rotary ones into them. The two must not disagree."""
+    """Move a setting from next to the rotary settings into them. The two must not disagree."""
     if rope.setdefault(name, beside) != beside:
-        raise ValueError(f"{name} is {short(rope[name])} in the rotary settings and {short(beside)} beside them")
+        raise ValueError(f"{name} is {short(rope[name])} in the rotary settings and {short(beside)} next to them")
 
 
 def rope_frequencies(D: int, rope: Mapping[str, Any]) -> tuple[float, ...]:
-    """Return the rotary frequencies of heads of D entries, scaled as the settings say."""
+    """Return the rotary frequencies of heads of D entries, scaled according to the settings."""
     if D > MAX_HEAD:
         raise ValueError(f"head_dim {D}: expected at most {MAX_HEAD}")
 
@@ -412,7 +412,7 @@ def rope_frequencies(D: int, rope: Mapping[str, Any]) -> tuple[float, ...]:
     low, high, trained = number("low_freq_factor"), number("high_freq_factor"), number(TRAINED)
     if high <= low:
         raise ValueError(f"high_freq_factor must be above low_freq_factor = {low}, got {high}")
-    # A pair that turns fewer than `low` times over the length trained on is slowed down by the factor; one that
-    # turns more than `high` times stays as it is; between the two, something between.
+    # A pair that rotates fewer than `low` times over the training length is slowed down by the factor, one that
+    # rotates more than `high` times is unchanged; between the two, the factor is interpolated.
     share = [min(1.0, max(0.0, (trained * f / (2 * math.pi) - low) / (high - low))) for f in plain]
     return tuple(f * (s + (1 - s) / factor) for f, s in zip(plain, share, strict=True))

@@ -1,21 +1,21 @@
-"""From a file to what a language model trains on: a text, or examples of which a part counts.
+"""The training data of a language model, read from a text or from a file of examples.
 
-A text becomes windows of token ids, see `minilora.language.text`. A .jsonl file has an example a line, an object of one
-of three kinds:
+A text becomes windows of token ids, see `minilora.language.text`. A .jsonl file has one example per line, an object of
+one of three kinds:
 
-    {"prompt": "2 + 2 =", "completion": " 4"}        the completion counts, and the end token behind it
+    {"prompt": "2 + 2 =", "completion": " 4"}        the completion and its end token count
     {"messages": [{"role": "user", ...}, ...]}       the assistant's turns count, see `minilora.language.chat`
-    {"text": "..."}                                  all of it counts, and the end token behind it
+    {"text": "..."}                                  all of it and its end token count
 
-An example has rows of its own: no row joins two. Its ids are i_0 ... i_m; a target that does not count is -100, which
-the loss passes over, and so is what fills a short row, here of length 6:
+Each example has its own rows; no row joins two. Its ids are i_0 ... i_m. A target that does not count is -100, which
+the loss ignores, and so is the target of padding. With rows of length 6:
 
     ids        i_0 i_1 i_2 i_3 i_4                   i_3 and i_4 count
     X          [i_0  i_1  i_2 i_3 0    0   ]
     Y          [-100 -100 i_3 i_4 -100 -100]
 
-What fills X stands behind all that counts. Attention is causal, so nothing before it sees it: neither the loss nor a
-gradient depends on it.
+The padding of X comes after everything that counts. Attention is causal, so no earlier position sees it, and neither
+the loss nor a gradient depends on it.
 """
 
 from __future__ import annotations
@@ -41,48 +41,48 @@ from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
 
 EXAMPLES = ".jsonl"
 TABLES = (".json", ".ndjson", ".csv", ".tsv")
-"""Endings of other data: of a text in one of them, a model would learn commas and brackets."""
+"""File name endings of structured data; from such a file a model would learn commas and brackets."""
 KINDS_OF_LINES = '{"messages": [...]}, {"prompt": ..., "completion": ...} or {"text": ...}'
 EXPECTED = f"expected a plain text, or a .jsonl file whose lines are each {KINDS_OF_LINES}"
 WINDOW_TOKENS = 128
-"""Tokens in a window of a text."""
+"""The number of tokens in a window of a text."""
 LONGEST_ROW = 1024
-"""Tokens of a {"text"} in a row: what exceeds them goes on in the next, so that nothing is lost."""
+"""The largest number of tokens of a {"text"} in one row; a longer text continues in the next row."""
 PAD_ID = 0
-"""The id that fills a row: every model has it, and none sees it."""
+"""The id of padding: every model has it, and no position that counts sees it."""
 LISTED = 20
-"""The most lines of examples that are left out whose numbers are shown."""
+"""The largest number of dropped examples whose line numbers are shown."""
 LINES_SHOWN = 40
-"""The most lines of an example that are shown, and the letters of each are at most five times as many."""
+"""The largest number of lines of an example that are shown; each has at most five times as many characters."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a language model trains on, and how it is told of."""
+    """The training and held-out rows of a language model, with the words that describe them."""
 
     X: np.ndarray  # (n, width) int64, to train on
     Y: np.ndarray  # (n, width) int64
     X_held: np.ndarray  # (m, width) int64, to measure the loss on
     Y_held: np.ndarray  # (m, width) int64
-    held: int  # the rows that are held out, of which m are measured
-    unit: str  # what a row is, "windows" or "examples"
-    summary: str  # what the file holds, in a line
-    row_tokens: float  # of a row to train on, on average, without what fills it
-    length: int  # the most tokens of a row
-    example: str = ""  # one example as the model reads it, its counted tokens marked; "" of a text
-    notes: tuple[str, ...] = ()  # what is odd about the examples, a sentence each
-    marks: frozenset[bytes] = frozenset()  # of the examples to train on, each its tokens and which of them count
-    chats: bool = False  # whether there are some
-    system: str | None = None  # the system message with which all chats begin
-    with_length: Callable[[int], Data] | None = None  # examples in rows of another length
+    held: int  # the number of held-out rows, of which m are measured
+    unit: str  # "windows" or "examples"
+    summary: str  # one line about the file's contents
+    row_tokens: float  # the mean number of tokens in a training row, without padding
+    length: int  # the number of tokens in a full row
+    example: str = ""  # one example as the model reads it, with the counted tokens marked; "" for a text
+    notes: tuple[str, ...] = ()  # warnings about the examples, one sentence each
+    marks: frozenset[bytes] = frozenset()  # for each training example its tokens, and which of them count
+    chats: bool = False  # whether there are any
+    system: str | None = None  # the system message that all chats begin with
+    with_length: Callable[[int], Data] | None = None  # makes the data again with rows of another length
 
     def of_length(self, length: int) -> Data:
-        """Return examples in rows of at most so many tokens; a text's windows, and rows no longer, as they are."""
+        """Return the data with rows of at most `length` tokens. Windows of a text and shorter rows stay unchanged."""
         return self if self.with_length is None or length >= self.length else self.with_length(length)
 
     @property
     def largest_id(self) -> int:
-        """The largest id of all rows."""
+        """The largest id in all rows."""
         return max(int(ids.max(initial=0)) for ids in (self.X, self.Y, self.X_held, self.Y_held))
 
 
@@ -98,15 +98,15 @@ def load_data(
 ) -> Data:
     """Read a text in UTF-8, or the examples of a .jsonl file, with the tokenizer and the chat template of a model.
 
-    What exceeds `length` of a chat or a completion is cut off. Without a length no token that counts is: a row is as
-    long as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW_TOKENS`.
+    A chat or a completion is cut after `length` tokens. Without a length nothing that counts is cut: a row is as long
+    as the longest chat or completion, and as the longest text up to `LONGEST_ROW`; a window has `WINDOW_TOKENS`.
 
-    `held_out` is the share of windows or examples to measure on, from 0 to 0.5; or a file of them, while all of this
-    one are trained on. Of those held out, `measured` are measured, evenly spread, or all. `system` is a message that
-    stands first in each chat that has none of its own.
+    `held_out` is the share of windows or examples to measure on, from 0 to 0.5, or a separate file of them. Of the
+    held-out rows `measured` are measured, evenly spaced, or all. `system` is a message that begins each chat without
+    a system message.
 
-    What the file lacks is a FileRefused: neither prose nor examples, less than two of them, or lines that cannot be
-    used, all of them by their numbers. With `skipped` such lines are put into that list, and the others are read.
+    A file that is neither prose nor examples, that has fewer than two of them, or that has unusable lines is a
+    FileRefused, which lists all such lines by number. With `skipped`, such lines are added to that list instead.
     """
     source = model if isinstance(model, ModelSource) else ModelSource(check_path("model", model))
     length = None if length is None else check_integer("length", length, at_least=1)
@@ -122,9 +122,9 @@ def _of_file(
     path: Path, source: ModelSource, length: int | None, system: str | None, skipped: list[str] | None, *,
     share: float = 0, measured: int | None = None,
 ) -> Data:  # fmt: skip
-    """Return what one file holds, of which a share is held out."""
+    """Return the data of one file, with a share of it held out."""
     if path.suffix.lower() in TABLES:
-        raise FileRefused(path, f"by its name it holds JSON or a table: {EXPECTED}")
+        raise FileRefused(path, f"its name is that of JSON or a table: {EXPECTED}")
     if path.suffix.lower() == EXAMPLES:
         bad: list[BadLine] = []
         lines = read_lines(path, bad, partial(checked, system=system))
@@ -138,7 +138,7 @@ def _of_file(
         return of_examples(path, examples, length, source.tokenizer, share, measured)
     text = read_text(path)
     if _is_json(text):
-        raise FileRefused(path, f"it holds JSON: {EXPECTED}")
+        raise FileRefused(path, f"it contains JSON: {EXPECTED}")
     length = WINDOW_TOKENS if length is None else length
     ids = token_ids(text, source.tokenizer.encode)
     arrays = windows(ids, length, share, measured)
@@ -148,7 +148,7 @@ def _of_file(
 
 
 def measured_on(data: Data, held: Data, name: str, measured: int | None = None) -> Data:
-    """Return data to train on with those of another file to measure the loss on, or so many rows of them."""
+    """Return training data whose loss is measured on another file, or on at most `measured` of its rows."""
     rows, longer = spread(np.arange(len(held.X)), measured), data.with_length
     return replace(
         data,
@@ -163,7 +163,7 @@ def measured_on(data: Data, held: Data, name: str, measured: int | None = None) 
 
 
 def _is_json(text: str) -> bool:
-    """Return whether a text is JSON, or its first line an object: a model would learn brackets and commas."""
+    """Return whether a text is JSON, or begins with a JSON object: a model would learn brackets and commas."""
     for part, kinds in ((text, (dict, list)), (text.strip().partition("\n")[0], dict)):
         with suppress(msgspec.DecodeError, RecursionError):
             if isinstance(msgspec.json.decode(part), kinds):
@@ -175,21 +175,21 @@ def _is_json(text: str) -> bool:
 
 
 class Chat(msgspec.Struct):
-    """A chat, and the tools that its template is told of."""
+    """A chat, with the tools that its template receives."""
 
     messages: list[dict[str, Any]]
     tools: list[Any] | None = None
 
 
 class Completion(msgspec.Struct):
-    """A prompt, of which nothing counts, and what the model is to say then."""
+    """A prompt, which does not count, and the completion that the model should learn."""
 
     prompt: str
     completion: str
 
 
 class Text(msgspec.Struct):
-    """A text, all of which counts."""
+    """A text that counts as a whole."""
 
     text: str
 
@@ -197,7 +197,7 @@ class Text(msgspec.Struct):
 Line = Chat | Completion | Text
 Read = TypeVar("Read")
 LINE_KEYS: dict[type[Line], set[str]] = {Chat: {"messages"}, Completion: {"prompt", "completion"}, Text: {"text"}}
-"""By which a line is of a kind, whatever else it has."""
+"""The keys that make a line of each kind; other keys are allowed."""
 LOST = {
     **dict.fromkeys(
         ("tools", "functions", "function_call", "documents", "chat_template_kwargs"),
@@ -210,13 +210,13 @@ LOST = {
     "rejected": "jq -c 'del(.rejected)' leaves it out",
     "weight": "every example counts alike, and jq -c 'del(.weight)' says so",
 }
-"""Keys that change in other programs what a model learns, and why it would not here, or what to do."""
+"""Keys that change in other programs what a model learns, with the reason for refusing them, or a remedy."""
 REASONS = 10
-"""The most bad lines that are told one by one."""
+"""The largest number of bad lines that are reported one by one."""
 
 
 class BadLine(NamedTuple):
-    """A line that cannot be used."""
+    """An unusable line."""
 
     number: int  # from 1
     text: str
@@ -224,7 +224,7 @@ class BadLine(NamedTuple):
 
 
 class BadLines(FileRefused):
-    """A file has lines that cannot be used. The message has the only one, or how many; `more` has one for each."""
+    """A file has unusable lines. The message shows the only one, or their number; `more` has one entry for each."""
 
     def __init__(self, path: Path, bad: Sequence[BadLine]) -> None:
         bad = sorted(bad)
@@ -236,7 +236,7 @@ class BadLines(FileRefused):
 
 @contextmanager
 def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
-    """Put a line among the bad ones where it is."""
+    """Add a line to the bad ones if it is refused."""
     try:
         yield
     except (ValueError, TypeError, RecursionError, msgspec.MsgspecError) as error:
@@ -244,9 +244,9 @@ def at_line(number: int, text: str, bad: list[BadLine]) -> Iterator[None]:
 
 
 def read_lines(path: Path, bad: list[BadLine], read: Callable[[Any], Read]) -> list[tuple[int, str, Read]]:
-    """Return the lines of a .jsonl file that are not blank: the number from 1, the text, and what `read` makes of it.
+    """Return the lines of a .jsonl file that are not blank: the number from 1, the text, and the result of `read`.
 
-    What is not JSON, or what `read` refuses, is added to the bad lines instead.
+    Lines that are not JSON, or that `read` refuses, are added to the bad lines instead.
     """
     lines: list[tuple[int, str, Read]] = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -257,9 +257,9 @@ def read_lines(path: Path, bad: list[BadLine], read: Callable[[Any], Read]) -> l
 
 
 def checked(record: Any, system: str | None = None) -> Line:
-    """Return a line as one of the three kinds, of which something counts and nothing is lost.
+    """Return a line as one of the three kinds; something in it must count, and nothing may be lost.
 
-    A chat that has no system message begins with this one.
+    A chat without a system message begins with `system`.
     """
     kinds = [kind for kind, keys in LINE_KEYS.items() if isinstance(record, dict) and keys <= record.keys()]
     if len(kinds) != 1:
@@ -279,7 +279,7 @@ def checked(record: Any, system: str | None = None) -> Line:
 
 
 def read_prompts(path: Path, source: ModelSource, system: str | None) -> list[tuple[dict[str, Any], Prompt]]:
-    """Return the lines of a .jsonl file, each with what the model is to continue; a system message begins each chat."""
+    """Return the lines of a .jsonl file, each with the prompt or chat to continue; `system` begins each chat."""
 
     def read(record: Any) -> tuple[dict[str, Any], Prompt]:
         if not isinstance(record, dict) or not record.keys() & {"prompt", "messages"}:
@@ -305,31 +305,31 @@ def read_prompts(path: Path, source: ModelSource, system: str | None) -> list[tu
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """A line of a .jsonl file as tokens."""
+    """The tokens of a line of a .jsonl file."""
 
     line: int  # its number, from 1
     ids: np.ndarray  # (m,) int64
     counted: np.ndarray  # (m,) bool, which of them the loss counts as targets
-    whole: bool  # whether all of it counts, so that what exceeds a row goes on in the next
-    missing_space: bool = False  # whether its completion begins where no space is
+    whole: bool  # whether all of it counts, so that a long one continues in the next row
+    missing_space: bool = False  # whether there is no space before its completion
     chat: bool = False
-    system: str | None = None  # the message with which a chat begins, if that is the system's
+    system: str | None = None  # the system message that a chat begins with, if it has one
 
     @property
     def mark(self) -> bytes:
-        """What another example of the same tokens, of which the same count, has too."""
+        """The key that equal examples share: the same tokens, of which the same count."""
         return self.ids.tobytes() + self.counted.tobytes()
 
 
 def read_examples(lines: Iterable[tuple[int, str, Line]], source: ModelSource, bad: list[BadLine]) -> list[Example]:
-    """Return lines as tokens. The chat template is read where the first chat comes."""
+    """Return lines as tokens. The chat template is read at the first chat."""
     examples, tokenizer = [], source.tokenizer
     for number, text, line in lines:
-        template = source.template if isinstance(line, Chat) else None  # what is wrong with it is no line's fault
+        template = source.template if isinstance(line, Chat) else None  # its errors are not the line's fault
         with at_line(number, text, bad):
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
-                raise ValueError("the tokenizer has no token for what counts of it: there is nothing to learn")
+                raise ValueError("the tokenizer has no token for the part that counts: there is nothing to learn")
             missing_space = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
             chat, whole = isinstance(line, Chat), isinstance(line, Text)
             system = system_of(line.messages) if isinstance(line, Chat) else None
@@ -338,7 +338,7 @@ def read_examples(lines: Iterable[tuple[int, str, Line]], source: ModelSource, b
 
 
 def is_glued(prompt: str, completion: str) -> bool:
-    """Return whether a prompt's last letter and a completion's first make one word, as in "is" and "Lima"."""
+    """Return whether the prompt's last and the completion's first letter join into one word, as in "is" and "Lima"."""
     joint = prompt[-1:] + completion[:1]
     return len(joint) == 2 and joint.isascii() and joint.isalnum()
 
@@ -346,7 +346,7 @@ def is_glued(prompt: str, completion: str) -> bool:
 def encode_example(
     record: Line | dict[str, Any], tokenizer: Tokenizer, template: Any = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return an example's ids, from begin to end token where it is no chat, and which of them count, (n,) bool.
+    """Return an example's ids, and which of them count, (n,) bool. Begin and end tokens are added unless it is a chat.
 
     A chat needs the model's `ChatTemplate`.
     """
@@ -362,14 +362,14 @@ def encode_example(
         ids = token_ids(completion, tokenizer.encode)
         counted = np.ones(len(ids), bool)
     before = [] if tuple(ids[: len(tokenizer.begin)]) == tokenizer.begin else [*tokenizer.begin]
-    # The end token counts, so that the model learns where to stop.
+    # The end token counts, so that the model learns when to stop.
     behind = [] if ids and ids[-1] in {*tokenizer.end, *tokenizer.last} else [*tokenizer.last]
     counted = np.concatenate([np.zeros(len(before), bool), counted, np.ones(len(behind), bool)])
     return [*before, *ids, *behind], counted
 
 
 def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the inputs of an example and its targets: one row, of a text as many as it needs, none if none counts."""
+    """Return the inputs and targets of an example: one row, several for a long text, none if no target counts."""
     targets = np.where(example.counted, example.ids, IGNORE_INDEX)
     starts = range(0, len(example.ids) - 1, length) if example.whole else (0,)
     rows = [(example.ids[s : s + length], targets[s + 1 : s + length + 1]) for s in starts]
@@ -378,13 +378,13 @@ def rows_of(example: Example, length: int) -> list[tuple[np.ndarray, np.ndarray]
 
 
 def length_of(example: Example) -> int:
-    """Return the least length of a row, at least 1, at which no token that counts is cut off."""
+    """Return the smallest row length, at least 1, that cuts off no token that counts."""
     last = int(example.counted.nonzero()[0][-1])
     return max(1, min(last, LONGEST_ROW) if example.whole else last)
 
 
 def pad(rows: Iterable[tuple[np.ndarray, np.ndarray]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows as two arrays, each (n, width): behind an example's end X has the id 0, and Y -100."""
+    """Return rows as two arrays (n, width); after an example's end, X is padded with the id 0, and Y with -100."""
     rows = list(rows)
     X, Y = np.full((len(rows), width), PAD_ID, np.int64), np.full((len(rows), width), IGNORE_INDEX, np.int64)
     for row, (x, y) in enumerate(rows):
@@ -400,7 +400,7 @@ def of_examples(
     path: Path, examples: list[Example], length: int | None, tokenizer: Tokenizer, share: float = 1 / HELD_OUT,
     most_measured: int | None = None,
 ) -> Data:  # fmt: skip
-    """Return examples as arrays, as wide as the longest of them needs; one in which no token counts is left out."""
+    """Return examples as arrays, as wide as the longest of them; an example in which no token counts is dropped."""
     least, one = (2, ", one of them to hold out") if share else (1, "")
     longest = max(map(length_of, examples), default=0)
     length = longest if length is None else length
@@ -425,7 +425,7 @@ def of_examples(
         f"{len(learnable) - held_out:,} examples{f' and {held_out:,} held out' if share else ''}, "
         f"{counted:,} of {tokens:,} tokens count{_lost(examples, length, longest)}"
     )
-    shown = learnable[int(is_held.argmin())]  # the first to train on
+    shown = learnable[int(is_held.argmin())]  # the first training example
     return Data(
         *pad(trained, width),
         *pad(measured, width),
@@ -444,13 +444,13 @@ def of_examples(
 
 
 def common_system(examples: Sequence[Example]) -> str | None:
-    """Return the system message with which all chats begin; None where they differ, or there is no chat."""
+    """Return the system message that all chats begin with; None if they differ, or if there is no chat."""
     found = {example.system for example in examples if example.chat}
     return found.pop() if len(found) == 1 else None
 
 
 def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...]:
-    """Return what is odd about examples: copies, also among those held out, and completions without a space."""
+    """Return warnings about examples: duplicates, also among the held-out ones, and completions without a space."""
     marks = [example.mark for example in examples]
     trained = {mark for mark, held in zip(marks, is_held, strict=True) if not held}
     measured = [mark for mark, held in zip(marks, is_held, strict=True) if held]
@@ -466,12 +466,12 @@ def oddities(examples: Sequence[Example], is_held: np.ndarray) -> tuple[str, ...
 
 
 def _both(both: int, measured: int) -> list[str]:
-    """Say how many examples are trained on and held out too."""
+    """Report how many examples are both trained on and held out."""
     return [f"held out and trained on too: {both:,} of {measured:,} examples"] if both else []
 
 
 def _lost(examples: list[Example], length: int, longest: int) -> str:
-    """Say what a length cuts off of examples, and which it leaves out; "" where nothing that counts is lost."""
+    """Report which examples a length truncates or drops; "" if nothing that counts is lost."""
     cut = [example for example in examples if not example.whole and length_of(example) > length]
     gone = [example for example in examples if not rows_of(example, length)]
     text = ""
@@ -489,9 +489,9 @@ def _lost(examples: list[Example], length: int, longest: int) -> str:
 
 
 def show(example: Example, length: int, tokenizer: Tokenizer) -> str:
-    """Return an example as the model reads it, decoded, a line for each of its lines: behind a | is what counts."""
+    """Return an example as the model reads it, decoded line by line; what counts comes after a |."""
     ids, counted = example.ids[: length + 1], example.counted[: length + 1].copy()
-    counted[:1] = False  # nothing comes before the first token, so it is no target
+    counted[:1] = False  # nothing precedes the first token, so it is not a target
     head = f"line {example.line}, {len(ids):,} tokens; the {int(counted.sum()):,} behind a | count:"
     cuts = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(ids)]
     lines, text = [], ""

@@ -205,10 +205,10 @@ LINES = [  # a line, and why it cannot be used
 ]  # fmt: skip
 BAD = [line for line, _ in LINES]
 FILES = [
-    ("e.json", "[]", f"by its name it holds JSON or a table: {EXPECTED}"),
-    *((f"e.{end}", "a,b", f"by its name it holds JSON or a table: {EXPECTED}") for end in ("CSV", "tsv", "ndjson")),
-    ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it holds JSON: {EXPECTED}"),
-    ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it holds JSON: {EXPECTED}"),
+    ("e.json", "[]", f"its name is that of JSON or a table: {EXPECTED}"),
+    *((f"e.{end}", "a,b", f"its name is that of JSON or a table: {EXPECTED}") for end in ("CSV", "tsv", "ndjson")),
+    ("e.txt", f"{json.dumps(GOOD)}\n{json.dumps(GOOD)}\n", f"it contains JSON: {EXPECTED}"),
+    ("e.txt", json.dumps([GOOD] * 3, indent=2), f"it contains JSON: {EXPECTED}"),
     ("e.jsonl", json.dumps(GOOD),
      "1 of its 1 examples has a token to learn in a row of 8, expected at least 2, one of them to hold out"),
     ("e.jsonl", lined([GOOD, "", BAD[1], GOOD]), f"line 3: {LINES[1][1]}"),
@@ -404,7 +404,7 @@ def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
     """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     monkeypatch.setattr("minilora.language.source.load_tokenizer", lambda model: deaf)
-    nothing = "the tokenizer has no token for what counts of it: there is nothing to learn"
+    nothing = "the tokenizer has no token for the part that counts: there is nothing to learn"
     with pytest.raises(FileRefused, match=f"line 1: {nothing}$"):
         load([{"prompt": "a", "completion": "\u200b"}], held_out=0)
 
