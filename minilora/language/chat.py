@@ -1,24 +1,24 @@
-r"""From a chat to the text that a model reads, and the places in it where the model speaks.
+r"""Chats as the text that a model reads, with the turns in it that are the model's.
 
-Let T(m_1 ... m_n) be the text that the model's template makes of n messages, and G what T adds to it to let the model
-speak. If m_i is the assistant's, its turn begins where T(m_1 ... m_i-1) G ends, and ends where T(m_1 ... m_i) ends:
+Let T(m_1 ... m_n) be the text that the model's template makes of n messages, and G the generation prompt that T adds to
+let the model answer. If m_i is the assistant's, its turn begins at the end of T(m_1 ... m_i-1) G, and ends at the end
+of T(m_1 ... m_i):
 
     T(m_1 ... m_i-1) G   <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n
     T(m_1 ... m_i)       <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n
     T(m_1 ... m_n)       <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>\n<|im_start|>...
     the turn                                                                    Hello.<|im_end|>
 
-This holds if each is a prefix of the next. Some templates write a message otherwise once another follows, or leave out
-what the model thought in earlier turns: what they show in training is not what the model sees when it answers. Such a
-chat is refused. But a template may say itself where the model speaks, by the tags {% generation %} and
-{% endgeneration %}: then what stands between them counts, as in transformers.
+This requires each text to be a prefix of the next. Some templates write a message differently once another one follows,
+or drop the model's reasoning from earlier turns, so the training text is not what the model sees when it answers. Such
+a chat is refused, unless the template itself marks the model's turns with the tags {% generation %} and
+{% endgeneration %}. Then the text between the tags counts, as in transformers.
 
-The text is then encoded whole, as transformers does. A token counts if it holds letters of a turn. A turn is over with
-its end token, here <|im_end|>: a line break that the template writes behind it does not count. Whatever a message says
-goes into the text as it is, so that "<|im_end|>" within one becomes the end token, also as in transformers.
+The text is encoded as a whole, as in transformers. A token counts if it has characters of a turn. A turn ends with its
+end token, here <|im_end|>; a line break that the template writes after it does not count. The content of a message is
+copied verbatim, so "<|im_end|>" in a message becomes the end token, also as in transformers.
 
-A template that knows no tools writes nothing of a tool call. A chat of which something leaves no trace in the text is
-therefore refused.
+A template without tools ignores a tool call. A chat is therefore refused if a part of it leaves no trace in the text.
 """
 
 from __future__ import annotations
@@ -37,30 +37,30 @@ from .files.tokens import Tokenizer
 
 Message = Mapping[str, Any]
 Span = tuple[int, int]
-"""The place of a part of a text: its first letter, and the one behind its last."""
+"""The span of a part of a text: the indices of its first character and of the one after its last."""
 SPEAKER = "assistant"
 """The role whose turns are the model's."""
 ANSWER = {"role": SPEAKER, "content": "Yes."}
-"""An answer such as one that is to come."""
+"""A placeholder answer."""
 SYSTEM = ("system", "developer")
-"""The roles of a message that says what the model is to be."""
+"""The roles of a message with instructions for the model."""
 ROLES, UNKNOWN = ("system", "user", "assistant", "tool", "developer"), "nobody-s-role"
-"""The roles that models are trained with, and one that none is."""
+"""Known roles, and a role that no model knows."""
 
 
 def encode_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], np.ndarray]:
-    """Return the token ids of a chat, those of transformers, and which are of the assistant's turns, (n,) bool.
+    """Return the token ids of a chat, as transformers gives them, and which are in the assistant's turns, (n,) bool.
 
-    The messages are as `checked_messages` returns them.
+    The messages must come from `checked_messages`.
     """
     text, turns, tagged = _written(messages, template, tools)
     ids, places = tokenizer.tokens(text)
     counted = np.zeros(len(ids), bool)
     for start, stop in turns:
         tokens = tokens_of((start, stop), places)
-        if not tagged:  # without the blank that a template writes behind an end token
+        if not tagged:  # without the whitespace that a template writes after an end token
             through = tokens_of((start, start + len(text[start:stop].rstrip())), places)
             if through.stop > through.start and is_control(ids[through.stop - 1], tokenizer):
                 tokens = through
@@ -71,12 +71,12 @@ def encode_chat(
 def write_chat(
     messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None = None
 ) -> tuple[str, list[Span]]:
-    """Return a chat as transformers writes it, and where each of the assistant's turns begins in it and is over."""
+    """Return a chat as transformers writes it, and the span of each of the assistant's turns."""
     return _written(checked_messages(messages), template, tools)[:2]
 
 
 def checked_messages(messages: Any) -> list[Message]:
-    """Return a chat that has something to learn, each content in parts of text as one text."""
+    """Check that a chat has something to learn, and return it with the text parts of each content joined."""
     checked: list[Message] = []
     for i, message in enumerate(messages, start=1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
@@ -85,36 +85,36 @@ def checked_messages(messages: Any) -> list[Message]:
         if not isinstance(content, str) and not (content is None and calls):
             raise ValueError(f"the content of message {i} is {short(content)}, expected a text")
         if message["role"] == SPEAKER and not calls and not str(content).strip():
-            raise ValueError(f"message {i} is an empty answer of the {SPEAKER}'s: {short(content)}")
+            raise ValueError(f"message {i} is an empty answer of the {SPEAKER}: {short(content)}")
         checked.append({**message, "content": content} if "content" in message else message)
     roles = sorted({message["role"] for message in checked})
     if SPEAKER not in roles:
-        raise ValueError(f"no message is the {SPEAKER}'s: there is nothing to learn. The roles are {short(roles)}")
+        raise ValueError(f"no message is from the {SPEAKER}: there is nothing to learn. The roles are {short(roles)}")
     return checked
 
 
 def system_of(messages: Sequence[Message]) -> str | None:
-    """Return the system message with which a chat begins; None where it begins otherwise, or that says nothing."""
+    """Return the system message that a chat begins with; None if there is none, or if it is empty."""
     first = messages[0] if messages else {}
     content = _joined(first.get("content")) if first.get("role") == SYSTEM[0] else None
     return content if isinstance(content, str) and content.strip() else None
 
 
 def with_system(messages: Sequence[Message], system: str | None) -> list[Any]:
-    """Return a chat that begins with a system message: its own, or this one."""
+    """Return a chat that begins with a system message: its own, or else this one."""
     own = bool(messages) and messages[0].get("role") in SYSTEM
     return [*messages] if own or not system else [{"role": SYSTEM[0], "content": system}, *messages]
 
 
 def _joined(content: Any) -> Any:
-    """Return a content whose parts are all texts as one text, with nothing between them; any other as it is."""
+    """Return a content whose parts are all texts as one text, joined without a separator; any other unchanged."""
     if isinstance(content, list) and content and all(map(_is_text, content)):
         return "".join(part["text"] for part in content)
     return content
 
 
 def _is_text(part: Any) -> bool:
-    """Return whether a part of a content is a text, and says nothing else."""
+    """Return whether a part of a content is a text without other keys."""
     known = isinstance(part, dict) and part.keys() == {"type", "text"}
     return known and part["type"] == "text" and isinstance(part["text"], str)
 
@@ -125,7 +125,7 @@ def _is_text(part: Any) -> bool:
 def _written(
     messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None
 ) -> tuple[str, list[Span], bool]:
-    """Return a chat as a text, where each turn begins and ends in it, and whether the template itself says so."""
+    """Return a chat as a text, the span of each turn in it, and whether the template itself marks the turns."""
     text, tagged = template.render_with_turns(messages, tools=tools)
     _check_roles(messages, template, tools, text)
     turns = tagged or _by_prefixes(messages, template, tools, text)
@@ -136,7 +136,7 @@ def _written(
 def _by_prefixes(
     messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str
 ) -> list[Span]:
-    """Return where each of the assistant's turns begins and ends in a text, from what the template writes of fewer."""
+    """Return the span of each of the assistant's turns, found by rendering the first messages of the chat."""
     turns = []
     for i, message in enumerate(messages):
         if message["role"] == SPEAKER:
@@ -150,8 +150,8 @@ def _by_prefixes(
 
 
 def _up_to_the_end(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str:
-    """Return what a template writes up to the end of a turn."""
-    # Phi-3's writes <|endoftext|> behind <|end|> where no answer is to follow: that ends the chat, and no turn.
+    """Return the template's text up to the end of a turn."""
+    # Phi-3's template writes <|endoftext|> after <|end|> if no answer follows. It ends the chat, not a turn.
     after, end = template.render(messages, tools=tools), template.tokens.get("eos_token")
     if not end or not after.endswith(end):
         return after
@@ -161,7 +161,7 @@ def _up_to_the_end(messages: Sequence[Message], template: ChatTemplate, tools: S
 
 
 def _in_two_ways(i: int, shorter: str, longer: str) -> str:
-    """Say where a template goes back on what it wrote."""
+    """Describe where a template changes text that it wrote for fewer messages."""
     place = next((k for k, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
     then, now = (short(text[max(0, place - 20) : place + 40], 80) for text in (shorter, longer))
     return (
@@ -171,18 +171,18 @@ def _in_two_ways(i: int, shorter: str, longer: str) -> str:
 
 
 def tokens_of(part: Span, places: Sequence[Span]) -> slice:
-    """Return the tokens that hold letters of a part of a text; `places` are those of all, see `Tokenizer.tokens`."""
+    """Return the tokens with characters of a span; `places` are the spans of all tokens, see `Tokenizer.tokens`."""
     first = bisect_right([stop for _, stop in places], part[0])
     return slice(first, max(first, bisect_left([start for start, _ in places], part[1])))
 
 
 def is_control(number: int, tokenizer: Tokenizer) -> bool:
-    """Return whether a token stands for no text, as <|im_end|> does."""
+    """Return whether a token is a control token without text, such as <|im_end|>."""
     return not tokenizer.decode([number]) and bool(tokenizer.spell([number]))
 
 
 def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
-    """Require roles that the template knows, where it would merely repeat any word: the model knows none but these."""
+    """Require known roles if the template would copy any word as a role: the model knows only these."""
     for i, message in enumerate(messages):
         if message["role"] not in ROLES:
             other = [*messages[:i], {**message, "role": UNKNOWN}, *messages[i + 1 :]]
@@ -194,12 +194,12 @@ def _check_roles(messages: Sequence[Message], template: ChatTemplate, tools: Seq
                 )
 
 
-# --- what leaves no trace -------------------------------------------------------------------------------------------
+# --- parts without a trace ------------------------------------------------------------------------------------------
 
 
 def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None, text: str) -> None:
-    """Require that without any part of a chat the text is another one: else the model would not learn that part."""
-    # Marks find all contents at once: a system message may also say what the template would write without one.
+    """Require that removing any part of a chat changes the text; otherwise the model would not learn that part."""
+    # Marks find all contents in one rendering: a system message may equal the template's own default.
     seen = _contents_seen(messages, template, tools)
     for i, message in enumerate(messages):
         for what, changed in _without_each(message):
@@ -209,7 +209,7 @@ def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Se
                 raise ValueError(_no_trace(f"{what} of message {i + 1}"))
         if message["role"] != "tool" and not _stands_in(str(message.get("content") or ""), text):
             raise ValueError(
-                f"the chat template writes a part of message {i + 1} only, so the model cannot learn the rest: "
+                f"the chat template writes only a part of message {i + 1}, so the model cannot learn the rest: "
                 f"{short(message['content'])}"
             )
     for i in range(len(tools or ())):
@@ -218,7 +218,7 @@ def _check_traces(messages: Sequence[Message], template: ChatTemplate, tools: Se
 
 
 def _stands_in(content: str, text: str) -> bool:
-    """Return whether a content is in a text, but for blanks around it and cases of letters, or as JSON has it."""
+    """Return whether a content is in a text, up to surrounding whitespace and case, or as JSON."""
     content, text = content.strip().casefold(), text.casefold()
     return content in text or json.dumps(content)[1:-1] in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 
@@ -231,7 +231,7 @@ def _no_trace(what: str) -> str:
 
 
 def _contents_seen(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> set[int]:
-    """Return the messages of which the content is surely in the text: one chat with a mark in each shows them."""
+    """Return the messages whose content is certainly in the text: a chat with a mark in each content shows them."""
     marks = {i: f"<mark {i} of many>" for i, message in enumerate(messages) if message.get("content")}
     marked = [{**message, "content": marks[i]} if i in marks else message for i, message in enumerate(messages)]
     text = _writes(marked, template, tools) or ""
@@ -239,7 +239,7 @@ def _contents_seen(messages: Sequence[Message], template: ChatTemplate, tools: S
 
 
 def _writes(messages: Sequence[Message], template: ChatTemplate, tools: Sequence[Any] | None) -> str | None:
-    """Return what the template writes of a chat, or None where it refuses it."""
+    """Return the template's text for a chat, or None if the template refuses it."""
     try:
         return template.render(messages, tools=tools)
     except ValueError:
@@ -247,10 +247,10 @@ def _writes(messages: Sequence[Message], template: ChatTemplate, tools: Sequence
 
 
 def _without_each(message: Message) -> Iterator[tuple[str, Message]]:
-    """Yield the name of each thing that a message says, and the message without it."""
+    """Yield the name of each part of a message, and the message without that part."""
     for key, value in message.items():
         if key == "role" or value is None or not str(value).strip() or value in ([], {}):
-            continue  # it says nothing
+            continue  # an empty part
         if key == "content":
             yield key, {**message, key: ""}
         else:
@@ -265,18 +265,18 @@ def _without_each(message: Message) -> Iterator[tuple[str, Message]]:
                 yield f"{key} of tool call {k + 1}", {**message, "tool_calls": [*calls[:k], changed, *calls[k + 1 :]]}
 
 
-# --- a question, and a dialogue -------------------------------------------------------------------------------------
+# --- questions and dialogues ----------------------------------------------------------------------------------------
 
 
 def encode_answering(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> tuple[list[int], frozenset[int]]:
-    """Return the ids of a chat with what lets the model answer, and the tokens that end the answer."""
+    """Return the ids of a chat with the generation prompt, and the tokens that end the answer."""
     text, end = template.render(messages, add_generation_prompt=True, tools=tools), set(tokenizer.end)
     ids = tokenizer.encode(text)
     try:
         answered, counted = encode_chat([*messages, ANSWER], template, tokenizer, tools)
-    except ValueError:  # a template that cannot be trained with can still ask
+    except ValueError:  # a template that does not work for training can still ask
         return ids, frozenset(end)
     last = answered[np.flatnonzero(counted)[-1]]
     return ids, frozenset(end | {last} if is_control(last, tokenizer) else end)
@@ -284,16 +284,16 @@ def encode_answering(
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a model is to go on from."""
+    """A prompt for a model."""
 
-    ids: Sequence[int]  # what it reads
-    text: str  # what is shown before the continuation
-    text_ids: Sequence[int]  # those of the ids that stand for this text
+    ids: Sequence[int]  # the ids that the model reads
+    text: str  # the text to show before the continuation
+    text_ids: Sequence[int]  # the number of ids for this text
     end: Collection[int]  # the ids that end the continuation
 
 
 def read_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
-    """Return a text that is to be continued."""
+    """Return a text to continue."""
     ids = tokenizer.encode(text)
     return Prompt([*tokenizer.begin, *ids], text, ids, tokenizer.end)
 
@@ -301,34 +301,34 @@ def read_prompt(text: str, tokenizer: Tokenizer) -> Prompt:
 def read_chat(
     messages: Sequence[Message], template: ChatTemplate, tokenizer: Tokenizer, tools: Sequence[Any] | None = None
 ) -> Prompt:
-    """Return a chat whose last message the model is to answer; where that is an answer already, the one before it."""
+    """Return a chat whose last message the model should answer; an answer at the end is dropped first."""
     asked = messages[:-1] if messages and messages[-1].get("role") == SPEAKER else messages
     asked = checked_messages([*asked, ANSWER])[:-1]
     if not asked:
-        raise ValueError("its messages ask nothing")
+        raise ValueError("there is no message to answer")
     if tools and template.render(asked, tools=tools) == template.render(asked):
-        raise ValueError("the chat template writes nothing of its tools: say it in a message")
+        raise ValueError("the chat template ignores its tools: describe them in a message")
     ids, end = encode_answering(asked, template, tokenizer, tools or None)
     return Prompt(ids, "", [], end)
 
 
 @dataclass
 class Dialogue:
-    """A chat at the prompt: the model reads each question behind all that was said before."""
+    """A chat at the prompt: the model reads each question after the whole conversation so far."""
 
     template: ChatTemplate
     tokenizer: Tokenizer
-    messages: list[Message] = field(default_factory=list)  # so far; a system message may stand first
+    messages: list[Message] = field(default_factory=list)  # so far; the first may be a system message
 
     def ask(self, question: str) -> Prompt:
-        """Return a user's message that the model is to answer; the answer is shown alone."""
+        """Return a user's message for the model to answer; only the answer is shown."""
         asked = [*self.messages, {"role": "user", "content": question}]
         if asked[0]["role"] == SYSTEM[0] and self.template.render(asked[1:]) == self.template.render(asked):
-            raise ValueError("the chat template writes nothing of a system message: say it in the prompt")
+            raise ValueError("the chat template ignores a system message: write it in the prompt")
         ids, end = encode_answering(asked, self.template, self.tokenizer)
         self.messages = asked
         return Prompt(ids, "", [], end)
 
     def answered(self, answer: str) -> None:
-        """Take what the model said as the next message."""
+        """Append the model's answer as the next message."""
         self.messages.append({"role": SPEAKER, "content": answer})

@@ -1,44 +1,44 @@
-"""How much memory training takes: the least, by a model's sizes; what a step keeps, measured; and what there is.
+"""The memory that training needs, computed from a model's sizes or measured, and the memory of the machine.
 
-A Llama decoder has in each of its layers seven matrices, and more arrays around them:
+A Llama decoder has seven matrices in each layer, and these other arrays:
 
     q (HD, d)   k (KD, d)   v (KD, d)   o (d, HD)   gate (m, d)   up (m, d)   down (d, m)
     two norms (d,) in each layer and one at the end; the embedding (V, d), and the head (V, d) unless it is tied;
-    a bias beside each matrix of a layer, where the configuration says so
+    a bias for each matrix of a layer that has one in the configuration
 
 The letters are those of `LlamaConfig`: H heads and K heads of keys, each D wide.
 
-What a step keeps until its backward has used it, in numbers for each token and layer:
+A step keeps these until its backward has used them, in numbers per token and layer:
 
     x of both norms          2 d                   the norms need it
-    q, k, v, attention's y   2 HD + 2 KD           attention needs it; its T x T matrix is computed again, never kept
-    q and k before a norm    HD + KD               only the norms of q and k need them, where there are some
+    q, k, v, attention's y   2 HD + 2 KD           attention needs it; its T x T matrix is recomputed, never kept
+    q and k before a norm    HD + KD               only the norms of q and k need them, if there are any
     y of the first norm      d                     only dW, or dA, of q, k or v needs it
     y of the second norm     d                     only dW, or dA, of gate or up needs it
     gate, up                 2 m                   the activation and the product need them
     their product            m                     only dW, or dA, of down needs it
 
-So an adapter saves no activation of its own matrix; it adds r. Only matrices without one save theirs, since a frozen
-linear layer keeps nothing.
+So an adapter does not save the activation of its own matrix; it adds r numbers. Only matrices without an adapter save
+theirs, since a frozen linear layer keeps nothing.
 
-A mixture of experts has other matrices in the place of the last three: those of all E experts, gate_up_proj (E, 2 m, d)
-and down_proj (E, d, m), and perhaps a shared expert with the three of an MLP, of another width m_s. All of them take
-memory, and a token keeps only what it goes through, of K experts:
+A mixture of experts has other matrices instead of the last three: those of all E experts, gate_up_proj (E, 2 m, d) and
+down_proj (E, d, m), and possibly a shared expert with the three matrices of an MLP of another width, m_s. All of them
+take memory, but a token keeps only the activations of its K experts:
 
     y of the second norm     d                     the router and the gates, or dA of gate_up, need it: kept once
     scores                   E                     the router's softmax needs them
-    gate, up                 2 m K                 as above, of each kept expert; and 2 m_s of the shared one
-    their product            m K                   only dW, or dA, of down_proj needs it; and m_s of the shared one
+    gate, up                 2 m K                 as above, for each of the K experts, and 2 m_s for the shared one
+    their product            m K                   only dW, or dA, of down_proj needs it; and m_s for the shared one
     the shared expert's y    d + 1                 its gate needs it, and the gate's own output
 
-What an expert gives need not be kept: its product with dy, which the router's gradient is made of, is that of z with
-dz, and dz is computed anyway.
+An expert's output need not be kept: the router's gradient is its product with dy, which equals the product of z and dz,
+and dz is computed anyway.
 
-Recomputed, a step keeps the input of each layer, d, and one layer's numbers at a time, which have its input among them.
+With gradient checkpointing a step keeps each layer's input, d, and one layer's numbers at a time, including its input.
 
-The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` and `step_bytes` count what they
-keep, and `parameter_bytes` the arrays of a model. `StepMemory` is the sum that a fine-tuning needs, and
-`machine_memory` what it may have, in a container too.
+The layers of this library keep more, such as attention's T x T matrix: `cache_bytes` and `step_bytes` count it, and
+`parameter_bytes` counts the arrays of a model. `StepMemory` is the total that a fine-tuning needs, and `machine_memory`
+is the memory that it may use, also in a container.
 
 Sources: Rajbhandari et al., "ZeRO", arXiv 1910.02054, section 3.1, for 16 bytes a number in full fine-tuning; Dettmers
 et al., "QLoRA", arXiv 2305.14314, section 3, for 4 bits and the constants of their blocks.
@@ -66,10 +66,10 @@ from .llama import CheckpointedBlock
 
 MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 EXPERT_ARRAYS = ("experts.gate_up_proj", "experts.down_proj")
-"""The arrays of a mixture's experts, of which each has an adapter of its own: `target_parameters` names them."""
+"""The arrays of a mixture's experts; each expert has its own adapter of them. `target_parameters` names them."""
 
 CONSTANTS = {16: 0.0, 8: 32 / 4096, 4: 8 / 64 + 32 / (64 * 256)}
-"""Bits a weight for the constants of its block: at 8 bits one float32 for 4096 weights, at 4 bits as in QLoRA."""
+"""Bits per weight for the constants of its block: at 8 bits one float32 for 4096 weights, at 4 bits as in QLoRA."""
 
 
 LLAMA_2_7B = LlamaConfig(
@@ -82,28 +82,28 @@ def training_memory(
     config: LlamaConfig, *, tokens: int, rank: int | None = None, targets: Sequence[str] = MATRICES, bits: int = 16,
     recompute: bool = False,
 ) -> dict[str, int]:  # fmt: skip
-    """Return the bytes that training keeps, by what they are for. Their sum is the least; a library needs more.
+    """Return the bytes that training keeps, by purpose. Their sum is a lower bound; a library needs more.
 
     Parameters
     ----------
     config : LlamaConfig
         The sizes.
     tokens : int
-        In a batch: sequences times their length.
+        The tokens in a batch: the number of sequences times their length.
     rank : int, optional
-        Of the adapters. Without it all weights train.
+        The rank of the adapters. If omitted, all weights train.
     targets : sequence of str
         The adapted matrices, from `MATRICES`; for a mixture also from `EXPERT_ARRAYS`, where the rank is an expert's.
-        As in PEFT, ``gate_proj``, ``up_proj`` and ``down_proj`` reach shared experts and MLPs alone.
+        As in PEFT, ``gate_proj``, ``up_proj`` and ``down_proj`` reach only shared experts and MLPs.
     bits : {16, 8, 4}
-        Of a frozen weight in the layers' matrices. Embedding, head and norms stay in 16, as in QLoRA.
+        The bits per frozen weight of the layers' matrices. Embedding, head and norms stay in 16, as in QLoRA.
     recompute : bool
-        Whether only each layer's input is kept and backward runs the layer's forward again (gradient checkpointing).
+        Whether gradient checkpointing is on: only each layer's input is kept, and backward reruns its forward.
 
     Returns
     -------
     dict of str to int
-        ``weights``, ``trained`` (in float32, beside the weights), ``gradients``, ``Adam``, ``activations`` and
+        ``weights``, ``trained`` (in float32, in addition to the weights), ``gradients``, ``Adam``, ``activations`` and
         ``logits``, in bytes. Activations have 16 bits, logits 32.
 
     Raises
@@ -139,7 +139,7 @@ def training_memory(
 
 
 def active_numbers(config: LlamaConfig) -> int:
-    """Return how many of a decoder's numbers one position goes through: of a mixture's experts those that it keeps."""
+    """Return how many of a decoder's parameters one position uses: only its own experts of a mixture count."""
     total = sum(map(math.prod, config.shapes().values()))
     mixture = config.mixture
     if mixture is None:
@@ -150,23 +150,23 @@ def active_numbers(config: LlamaConfig) -> int:
 
 
 def count_numbers(config: LlamaConfig) -> tuple[int, int]:
-    """Return how many numbers the matrices of all layers have, and how many all else has, such as norms and routers."""
+    """Return the parameter counts of all layers' matrices, and of everything else, such as norms and routers."""
     matrices = sum(map(math.prod, _matrices(config).values()))
     return matrices, sum(map(math.prod, config.shapes().values())) - matrices
 
 
 def _matrices(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the matrices of all layers, those of experts in one array, by their paths."""
+    """Return the shapes of all layers' matrices by path; experts are in one array."""
     return {path: shape for path, shape in config.shapes().items() if _is_named(path, MATRICES + EXPERT_ARRAYS)}
 
 
 def _is_named(path: str, targets: Sequence[str]) -> bool:
-    """Return whether an array is the weight of a matrix, or the array, that is among the targets."""
+    """Return whether an array is a target, or the weight of one."""
     return any(path.endswith(f".{name}" if name in EXPERT_ARRAYS else f".{name}.weight") for name in targets)
 
 
 def _layer_size(config: LlamaConfig, matrices: Iterable[str], layer: int, targets: Sequence[str], rank: int) -> int:
-    """Return how many numbers one layer keeps for each token, of which an adapter keeps its rank."""
+    """Return how many numbers one layer keeps per token, including an adapter's rank."""
     d, D = config.hidden_size, config.head_dim
     attention = (2 + config.qk_norm) * D * (config.num_attention_heads + config.num_key_value_heads)
     first = d if {"q_proj", "k_proj", "v_proj"} & set(targets) else 0
@@ -186,7 +186,7 @@ def _layer_size(config: LlamaConfig, matrices: Iterable[str], layer: int, target
 
 
 def _mlp_size(width: int, adapts_down: bool) -> int:
-    """Return how many numbers a gated MLP keeps for each token: gate, up and, where down is adapted, their product."""
+    """Return how many numbers a gated MLP keeps per token: gate, up and, if down is adapted, their product."""
     return 2 * width + (width if adapts_down else 0)
 
 
@@ -194,12 +194,12 @@ def _mlp_size(width: int, adapts_down: bool) -> int:
 
 
 def parameter_bytes(model: Layer) -> int:
-    """Return how much memory a model's arrays take. What is tied counts once."""
+    """Return the bytes of a model's arrays. Tied arrays count once."""
     return sum({id(array): array.nbytes for array in arrays_of(model)}.values())
 
 
 def cache_bytes(cache: Record) -> int:
-    """Return how much memory the arrays in a cache keep, each counted once; the model's own arrays are not counted."""
+    """Return the bytes of the arrays in a cache, each counted once, without the model's own arrays."""
     own = {id(_owner(array)) for array in arrays_of(cache.layer)}
     sizes: dict[int, int] = {}
 
@@ -208,7 +208,7 @@ def cache_bytes(cache: Record) -> int:
             for part in value:
                 go(part)
         elif is_array(value):
-            array = _owner(getattr(value, "ids", value))  # one-hot rows keep their ids alone
+            array = _owner(getattr(value, "ids", value))  # one-hot rows keep only their ids
             sizes[id(array)] = array.nbytes
 
     go(cache)
@@ -216,13 +216,13 @@ def cache_bytes(cache: Record) -> int:
 
 
 def step_bytes(cache: Record) -> int:
-    """Return the most that a model's cache takes in its backward: with that of a block, where blocks keep inputs."""
+    """Return the peak bytes of a model's cache in its backward; with checkpointing this includes one block's cache."""
     again = (record.layer.whole(*record.kept) for record in _recomputed(cache))
     return max((cache_bytes(cache._replace(kept=(cache.kept, whole))) for whole in again), default=cache_bytes(cache))
 
 
 def _recomputed(cache: Any) -> Iterator[Any]:
-    """Yield the caches of blocks that keep their inputs alone."""
+    """Yield the caches of checkpointed blocks."""
     if isinstance(cache, (tuple, list)):
         if isinstance(cache, Record) and isinstance(cache.layer, CheckpointedBlock):
             yield cache
@@ -232,56 +232,56 @@ def _recomputed(cache: Any) -> Iterator[Any]:
 
 
 def _owner(array: Array) -> Array:
-    """Return the array whose memory a view looks at."""
+    """Return the array that owns a view's memory."""
     return array if getattr(array, "base", None) is None or not is_array(array.base) else _owner(array.base)
 
 
 def megabytes(count: int) -> str:
-    """Return bytes in MB, without the unit."""
+    """Return a number of bytes in MB, without the unit."""
     return f"{count / 1e6:,.1f}"
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The bytes that a fine-tuning needs whose rows have one length."""
+    """The bytes that a fine-tuning with rows of one length needs."""
 
     weights: int
-    state: int  # Adam's two means of what trains, and the gradients
-    first: int  # what a forward keeps of one row for the backward
-    further: int  # and of each further one
-    logits: int  # of a row: the largest array besides
-    measured: float  # rows at a time of which the held-out loss is computed; of another length, as many as long
+    state: int  # the trained arrays' gradients and Adam's two moments
+    first: int  # the cache of one row
+    further: int  # the cache of each further row
+    logits: int  # the largest other array, per row
+    measured: float  # the rows at a time for the held-out loss, as a number of rows of this length
 
     def activations(self, rows: int) -> int:
-        """Return what the backward of so many rows needs."""
+        """Return the bytes that the backward of `rows` rows needs."""
         return self.first + (rows - 1) * self.further
 
     def all_logits(self, rows: int) -> int:
-        """Return the most logits there are, where a step has so many rows at a time: measuring may have more."""
+        """Return the bytes of the largest logits if a step has `rows` rows at a time; evaluation may have more."""
         return math.ceil(max(rows, self.measured) * self.logits)
 
     def together(self, rows: int) -> int:
-        """Return all there is, where a step has so many rows at a time."""
+        """Return the total bytes if a step has `rows` rows at a time."""
         return self.weights + self.state + self.activations(rows) + self.all_logits(rows)
 
     def rows_that_fit(self, free: float, most: int, parts: int) -> int:
-        """Return how many rows, at most `most`, each of some parts may have; 0 where not even one fits."""
+        """Return the number of rows, at most `most`, that each part may have; 0 if not even one fits."""
         return bisect_right(range(1, most + 1), free, key=lambda rows: self.together(rows * parts))
 
 
 def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, int, tuple[int, int]], StepMemory]:
-    """Return what a fine-tuning needs, as a function of the rows' length, the workers and the held-out rows' shape."""
-    # This runs one row of X and two, and cuts long ones: a forward of these would take the memory that it is to tell.
-    # Each row keeps the same bytes. Up to the length `page` attention keeps its T x T matrix; beyond it the bytes grow
+    """Return the memory of a fine-tuning as a function of row length, workers and the shape of the held-out rows."""
+    # This runs one row of X, then two, and cuts long rows: their forward would need the very memory to be predicted.
+    # Each row keeps equally many bytes. Up to the length `page` attention keeps its T x T matrix; beyond it bytes grow
     # with T as a + b T (`minilora.fast.blockwise`).
     page = (CPU if backend.name == "numpy" else GPU).plain_up_to
-    low, high = page + 1, page + page // 2  # two points of that line
+    low, high = page + 1, page + page // 2  # two points on that line
 
     @cache
     def kept(rows: int, length: int) -> int:
         cache = model.forward(X[:rows, :length])[1]
-        # What a block's backward computes for the moment is about as much as the block keeps: little beside the caches
-        # of all blocks, and not beside their inputs. So a block that is computed again counts twice.
+        # A block's backward has temporary arrays of about the size of the block's cache: small next to the caches
+        # of all blocks, but not compared with their inputs. So a recomputed block counts twice.
         return 2 * step_bytes(cache) - cache_bytes(cache)
 
     def activations(rows: int, length: int) -> int:
@@ -308,10 +308,10 @@ def measured_memory(model: Any, X: Array, backend: Backend) -> Callable[[int, in
     return of_step
 
 
-# --- what the machine lets this process have --------------------------------------------------------------------------
+# --- the memory of the machine ----------------------------------------------------------------------------------------
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux shows what a container or a batch job may use, which psutil does not read; and which one this is."""
+"""Where Linux shows the limits of containers and batch jobs, which psutil does not read, and this process's group."""
 CGROUP_FILES = {  # in cgroups of version 2 and 1: the limit, the use, and the part of the use that can be reclaimed
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -319,28 +319,28 @@ CGROUP_FILES = {  # in cgroups of version 2 and 1: the limit, the use, and the p
 
 
 class Memory(NamedTuple):
-    """Bytes."""
+    """Memory of the machine, in bytes."""
 
-    whole: int  # what there is at most, for all processes
-    free: int  # what this process can still take
+    whole: int  # the limit for all processes
+    free: int  # the part that this process can still allocate
 
 
 def machine_memory(backend: Backend) -> Memory | None:
-    """Return the memory in which a backend's arrays live; None where a device does not say."""
+    """Return the memory for a backend's arrays; None if the device does not report it."""
     if backend.name != "numpy":
         try:
             free, whole = backend.xp.cuda.runtime.memGetInfo()
-            free += backend.xp.get_default_memory_pool().free_bytes()  # which the device counts as taken
-        except Exception:  # a line of text is no reason to stop, and a library in CuPy's place may have none
+            free += backend.xp.get_default_memory_pool().free_bytes()  # the device counts this as used
+        except Exception:  # the report is optional, and a stand-in for CuPy may lack it
             return None
         return Memory(int(whole), int(free))
-    system = needed("psutil", "the machine's free memory").virtual_memory()  # imported here: few commands ask for it
+    system = needed("psutil", "the machine's free memory").virtual_memory()  # imported here, since few commands need it
     limits = [Memory(system.total, system.available), *_group_limits()]
     return Memory(min(limit.whole for limit in limits), min(limit.free for limit in limits))
 
 
 def _group_limits() -> Iterator[Memory]:
-    """Yield the limits of the control groups that this process is in, and of those above them."""
+    """Yield the limits of this process's control groups and of their parents."""
     try:
         lines = OWN_CGROUP.read_text().splitlines()
     except OSError:
@@ -349,14 +349,14 @@ def _group_limits() -> Iterator[Memory]:
         _, controllers, place = line.split(":", 2)
         for controller in CGROUP_FILES.keys() & set(controllers.split(",")):
             root = CGROUPS / controller
-            # In a container the place may be the host's name of it, while the group itself stands at the root.
+            # In a container the path may be the host's, while the group itself is mounted at the root.
             folder = root / place.lstrip("/")
             for group in {folder, *folder.parents, root} - set(root.parents):
                 yield from _limit(group, *CGROUP_FILES[controller])
 
 
 def _limit(group: Path, limit: str, use: str, reclaimable: str) -> Iterator[Memory]:
-    """Yield the limit of one group, where it has any."""
+    """Yield the limit of one group, if it has any."""
     try:
         whole, used = int((group / limit).read_text()), int((group / use).read_text())
         stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())

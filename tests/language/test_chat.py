@@ -143,7 +143,7 @@ TWO_WAYS = (
     "the chat template writes what stands before the end of message 2 in two ways: {} and, once more follows, {}. So "
     "it cannot be said which tokens are the assistant's"
 )
-PART = "the chat template writes a part of message {} only, so the model cannot learn the rest: {!r}"
+PART = "the chat template writes only a part of message {}, so the model cannot learn the rest: {!r}"
 NO_TRACE = (
     "{} leaves no trace in what the chat template writes, so the model cannot learn it: take it out, or say it in the "
     "content"
@@ -153,9 +153,9 @@ REFUSED = [
      TWO_WAYS.format(f"'{LOWER[6:]}<end>a:'", f"'{LOWER[6:]}{(3 * UPPER)[:40]}'")),
     (CLOSES, chat("hi", "hello", "why", "so"), TWO_WAYS.format("'hihello.'", "'hihellowhyso.'")),
     (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
-    (TURNS, chat("hi"), "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
-    (TURNS, [], "no message is the assistant's: there is nothing to learn. The roles are []"),
-    (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant's: ' \n'"),
+    (TURNS, chat("hi"), "no message is from the assistant: there is nothing to learn. The roles are ['user']"),
+    (TURNS, [], "no message is from the assistant: there is nothing to learn. The roles are []"),
+    (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant: ' \n'"),
     (TURNS, chat("hi", None), "the content of message 2 is None, expected a text"),
     *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected a text")
       for content in ([], ["hi"], PICTURE, NO_TEXT, MORE)],
@@ -245,7 +245,7 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert prompt.end == {1}  # the end of a turn, though the model names no end
     assert Dialogue(SILENT, words(last=(5,))).ask("hi").end == {5}
     assert Dialogue(LINES, words(last=(5,))).ask("hi").end == {5}  # no letter ends a turn, such as the one before \n
-    with pytest.raises(ValueError, match="the chat template writes nothing of a system message"):
+    with pytest.raises(ValueError, match="the chat template ignores a system message"):
         Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
 
 

@@ -184,7 +184,7 @@ LINES = [  # a line, and why it cannot be used
     ({"prompt": None, "completion": "a"}, "Expected `str`, got `null` - at `$.prompt`"),
     ({"text": ""}, "its text is empty: ''"),
     ({"messages": HI["messages"][:1]},
-     "no message is the assistant's: there is nothing to learn. The roles are ['user']"),
+     "no message is from the assistant: there is nothing to learn. The roles are ['user']"),
     *(({**GOOD, key: [{"name": "f"}]}, f"its {key} would be lost: a template gets messages and tools alone")
       for key in ("tools", "functions", "function_call", "chat_template_kwargs")),
     ({"messages": [], "documents": ["a"]}, "its documents would be lost: a template gets messages and tools alone"),
