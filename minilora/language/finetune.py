@@ -21,7 +21,7 @@ from ..adaptation import ALL_LINEAR, adapt, adapters, attach, check_target_modul
 from ..backend import Backend
 from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
 from ..extras import needed
-from ..fast.accumulation import Accumulated
+from ..fast.accumulation import accumulate
 from ..fast.threads import core_count
 from ..fast.widths import by_width
 from ..files.adapters import check_adapter_target, check_base_weights, check_no_adapter, load_adapter, save_adapter
@@ -500,7 +500,7 @@ def train_adapter(
     best = BestStep(checkpoint) if recipe.keep_best else None
     try:
         history = train(
-            adapted, X, Y, epochs=recipe.steps, steps=1, batches=Passes(len(X), recipe.batch_size, recipe.seed),
+            adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
             lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=best or checkpoint,
             loss=next_token_loss, gradients=step, held_out=(X_held, Y_held), report=table.on_step,
             schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
@@ -508,7 +508,7 @@ def train_adapter(
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only break down again
             recipe.kept_in.unlink(missing_ok=True)
-        raise TrainingDiverged(diverged(recipe, error.epoch), error.epoch) from error
+        raise TrainingDiverged(diverged(recipe, error.step), error.epoch, error.step) from error
     table.print_last_row(history)
     if best is not None:
         table.best_step = best.bring_back(adapted, history)
@@ -520,7 +520,7 @@ class Step:
 
     def __init__(self, recipe: ResolvedRecipe, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
-        self.parts = Accumulated(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
+        self.parts = accumulate(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
