@@ -32,7 +32,8 @@ MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {f: f for f in ("float16", "float32", "float64")} | {"complex64": "float32", "complex128": "float64"}
 
-_FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+"""The types of real numbers that layers compute with."""
 
 IMAGINARY = 1e-6
 """The largest imaginary part that may be one of the complex step, which begins with 1e-20 and goes through layers."""
@@ -86,20 +87,10 @@ def check_kind(name: str, value: Any, expected: str = "an array") -> None:
         raise TypeError(f"{name} is a {kind_of(value)}{convert}")
 
 
-def agrees(value: Any, like: Array = None) -> bool:
-    """Return whether a value is a NumPy array of real numbers in the precision of `like`: what `check_array` passes.
-
-    It is what nearly all arrays are. Complex numbers and other libraries' arrays are left to `check_array`.
-    """
-    if type(value) is not np.ndarray or value.dtype not in _FLOATS:
-        return False
-    return like is None or (type(like) is np.ndarray and value.dtype == like.dtype)
-
-
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer", how: str = ASTYPE) -> None:
     """Require an array of real floating-point numbers, of the library and precision of `like`; `how` converts it."""
-    if agrees(value, like):
-        return
+    if type(value) is type(like) is np.ndarray and value.dtype == like.dtype and value.dtype.kind == "f":
+        return  # the usual case
     _check_dtype(name, value, like, like_name, how)
     if value.dtype.kind == "c" and value.size and float(abs(value.imag).max()) > IMAGINARY:
         raise TypeError(
@@ -319,10 +310,11 @@ def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[st
 
 def check_like(name: str, value: Mapping[str, Array], params: Mapping[str, Array]) -> None:
     """Require arrays under the names of `params`, each of the library, dtype and shape of its parameter."""
-    check_same_keys(name, value, params)
+    if not isinstance(value, dict) or value.keys() != params.keys():
+        check_same_keys(name, value, params)
     for key, array in value.items():
         p = params[key]
-        if not agrees(array, p) or array.shape != p.shape:
+        if type(array) is not type(p) or array.dtype != p.dtype or array.shape != p.shape:
             check_trainable(f"{name}[{key!r}]", array, like=p, like_name="params")
             check_shape(f"{name}[{key!r}]", array, p.shape)
 

@@ -64,9 +64,9 @@ import numpy as np
 from .backend import backend_of
 from .checks import (
     ASTYPE,
+    FLOATS,
     RECAST,
     Array,
-    agrees,
     check_array,
     check_instance,
     check_library,
@@ -400,9 +400,8 @@ def _guarded_forward(forward: Callable[..., Any], cls: type[Layer]) -> Callable[
         if self._forward_of is not cls:  # a subclass asks, by super(), and has a guard of its own
             return forward(self, x, *more, **options)  # type: ignore[no-any-return]
         axes = self._axes_of_x()
-        # What fits passes by comparisons: this stands between all layers of a model, at every step.
         if axes is not None and not (
-            agrees(x, first_array(self)) and (axes == "..." or (axes == "... in" and x.shape[-1:] == self.shape[-1:]))
+            _usual(self, x) and (axes == "..." or (axes == "... in" and x.shape[-1:] == self.shape[-1:]))
         ):
             check_input(self, x, axes)
         returned = forward(self, x, *more, **options) if more or options else forward(self, x)  # the second costs less
@@ -421,11 +420,22 @@ def _guarded_backward(backward: Callable[..., Any], cls: type[Layer]) -> Callabl
     @wraps(backward)
     def guarded(self: Layer, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
         if self._backward_of is cls:
-            fits = type(cache) is Record and cache.layer is self and agrees(dy, first_array(self))
-            cache = cache.kept if fits and dy.shape == cache.shape else check_cache(self, dy, cache)
+            fits = type(cache) is Record and cache.layer is self and _usual(self, dy) and dy.shape == cache.shape
+            cache = cache.kept if fits else check_cache(self, dy, cache)
         return backward(self, dy, cache, need_dx=need_dx)  # type: ignore[no-any-return]
 
     return guarded
+
+
+def _usual(layer: Layer, value: Any) -> bool:
+    """Return whether a value is NumPy's, of real numbers, in the precision of the layer.
+
+    Between all layers of a model, and at every step, it is, and comparisons say so. Of all else the checks decide.
+    """
+    if type(value) is not np.ndarray or value.dtype not in FLOATS:
+        return False
+    like = first_array(layer)
+    return like is None or (type(like) is np.ndarray and value.dtype == like.dtype)
 
 
 def check_fits(layer: Layer) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import minilora
-from minilora import MLP, Adam, Linear, LoRA, LoRALinear, train
-from minilora.checks import agrees, check_array, check_flag, check_integer, check_number, check_path, restoring_rng
+from minilora import MLP, Adam, Linear, LoRA, LoRALinear, ReLU, train
+from minilora.checks import check_array, check_flag, check_integer, check_number, check_path, restoring_rng
 from minilora.cli.check import all_instances
 from minilora.layer import Layer, first_array
 from minilora.variants.sums import weighted_sum
@@ -147,19 +147,24 @@ ARRAYS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("like", [None, *(np.ones(1, dtype) for dtype in ("float16", "float32", "float64"))])
-def test_what_agrees_is_never_refused(like):
-    """The guards ask `agrees` first: what it passes, `check_array` passes."""
-    passed = [agrees(value, like) for value in ARRAYS]
-    assert passed == [
-        type(v) is np.ndarray and v.dtype in ("f2", "f4", "f8") and (like is None or v.dtype == like.dtype)
-        for v in ARRAYS
-    ]
-    for value in ARRAYS:
-        if agrees(value, like):
-            slow = value.view(Plain)  # which is not the usual case
-            assert not agrees(slow, like)
-            check_array("x", slow, like)
+@pytest.mark.parametrize(
+    "layer", [ReLU(), *(Linear(W[:2, :2].astype(dtype)) for dtype in ("f2", "f4", "f8"))], ids=repr
+)
+def test_a_guard_refuses_what_the_check_refuses(layer):
+    """The usual case passes without the check, which would pass it too."""
+    _, cache = layer.forward(np.ones((2, 2), "f8" if isinstance(layer, ReLU) else layer.weight.dtype))
+    for name, ask in {"x": layer.forward, "dy": lambda dy: layer.backward(dy, cache)}.items():
+        for value in ARRAYS:
+            expected = said = ""
+            try:
+                check_array(name, value, like=first_array(layer))
+            except TypeError as error:
+                expected = str(error)
+            try:
+                ask(value)
+            except (TypeError, ValueError) as error:
+                said = "" if "shape" in str(error) else str(error)
+            assert said == expected
 
 
 def calls_of(work):
