@@ -421,6 +421,7 @@ def test_a_loss_that_is_no_number_has_its_step():
     ) as caught:
         fit(Mined([], lambda *_: False), x, x, batch_size=2, max_steps=9, log_every=3, loss=loss)
     assert (caught.value.epoch, caught.value.step) == (2, 6)
+    assert str(caught.value).endswith(". The model keeps what the step left")
 
 
 def test_the_bar_of_a_training_of_steps_counts_steps(monkeypatch):
@@ -429,6 +430,10 @@ def test_the_bar_of_a_training_of_steps_counts_steps(monkeypatch):
     text = sys.stderr.getvalue()
     assert "3/3" in text
     assert "step/s" in text or "s/step" in text
+    monkeypatch.setattr("sys.stderr", Terminal())
+    ids = np.random.default_rng(1).integers(0, 11, (50, 25))
+    fit(Embedding(np.eye(11)), ids, ids, max_steps=10, loss=cross_entropy, progress=True)
+    assert "2.00k/2.00k" in sys.stderr.getvalue()  # 10 steps of 8 rows of 25 tokens
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def of_rows(y: Array, rows: int) -> list[slice]:
     return [part for part in parts if (y[part] != IGNORE_INDEX).any()] or parts[:1]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class accumulate:
     """The gradients of a batch, `rows` rows at a time: ``gradients(model, x, y, loss)``, for `train`.
 
@@ -81,8 +81,8 @@ class accumulate:
     cut: Cut = of_rows
 
     def __post_init__(self) -> None:
-        self.rows = check_integer("rows", self.rows, at_least=1)
-        self.workers = check_integer("workers", self.workers, at_least=1)
+        check_integer("rows", self.rows, at_least=1)
+        check_integer("workers", self.workers, at_least=1)
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)`` at what trains."""

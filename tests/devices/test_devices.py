@@ -272,7 +272,6 @@ def test_the_loss_where_it_counts_is_numpys(place):
     assert here == pytest.approx(there, rel=1e-6)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("rows", [4, 1])
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 5)])
 def test_fine_tuning_waits_as_often_whatever_the_steps(standin, rows, epochs, steps):
