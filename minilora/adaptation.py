@@ -23,7 +23,7 @@ import numpy as np
 
 from .backend import backend_of
 from .checks import check_choice, check_flag, check_instance, check_sizes, kind_of, restoring_rng, warn_of_rank
-from .layer import Layer, check_model, first_array, freeze, members_besides, rebuild, walk
+from .layer import Layer, check_model, first_array, members_besides, rebuild, walk
 from .layers.embedding import Embedding
 from .layers.quantized import FrozenQuantizedLinear
 from .layers.stacked import StackedLinear
@@ -93,7 +93,7 @@ def adapt(
     check_choice("dora_norm", dora_norm, NORMS)
     check_choice("init", init, STARTS)
     use_dora = check_flag("use_dora", use_dora)
-    stacks = named_parameters(model, target_parameters or [])
+    stacks = named_parameters(model, target_parameters) if target_parameters else {}
     if stacks and (use_dora or init != "lora"):
         raise ValueError(f"target_parameters takes no {'use_dora' if use_dora else f'init={init!r}'}, as in PEFT")
     check_target_modules(target_modules)
@@ -259,7 +259,12 @@ def is_adapted(layer: Any) -> bool:
 
 def _replaced(model: Layer, targets: Collection[str], adapted: Callable[[str, Any], Layer]) -> Any:
     """Return the model frozen, with another layer in the place of each at these paths."""
-    return rebuild(freeze(model), layer=lambda path, layer: adapted(path, layer) if path in targets else layer)
+
+    def replaced(path: str, layer: Layer) -> Layer:
+        layer.frozen = True  # it is a copy
+        return adapted(path, layer) if path in targets else layer
+
+    return rebuild(model, layer=replaced)
 
 
 def _start(

@@ -32,6 +32,9 @@ MIN_ALPHA, MAX_ALPHA = 1e-30, 1e30
 # The complex types are there for the complex step of `gradcheck`: complex128 computes with float64's precision.
 _PRECISION = {f: f for f in ("float16", "float32", "float64")} | {"complex64": "float32", "complex128": "float64"}
 
+FLOATS = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+"""The types of real numbers that layers compute with."""
+
 IMAGINARY = 1e-6
 """The largest imaginary part that may be one of the complex step, which begins with 1e-20 and goes through layers."""
 
@@ -87,7 +90,7 @@ def check_kind(name: str, value: Any, expected: str = "an array") -> None:
 def check_array(name: str, value: Array, like: Array = None, like_name: str = "the layer", how: str = ASTYPE) -> None:
     """Require an array of real floating-point numbers, of the library and precision of `like`; `how` converts it."""
     if type(value) is type(like) is np.ndarray and value.dtype == like.dtype and value.dtype.kind == "f":
-        return  # the usual case: every layer asks at every step
+        return  # the usual case
     _check_dtype(name, value, like, like_name, how)
     if value.dtype.kind == "c" and value.size and float(abs(value.imag).max()) > IMAGINARY:
         raise TypeError(
@@ -303,6 +306,17 @@ def check_same_keys(name: str, value: Mapping[str, Any], expected: Collection[st
     if value.keys() != set(expected):
         missing, extra = sorted(set(expected) - value.keys()), sorted(value.keys() - set(expected), key=str)
         raise ValueError(f"{name} must have the keys {sorted(expected)}: missing {missing}, extra {extra}")
+
+
+def check_like(name: str, value: Mapping[str, Array], params: Mapping[str, Array]) -> None:
+    """Require arrays under the names of `params`, each of the library, dtype and shape of its parameter."""
+    if not isinstance(value, dict) or value.keys() != params.keys():
+        check_same_keys(name, value, params)
+    for key, array in value.items():
+        p = params[key]
+        if type(array) is not type(p) or array.dtype != p.dtype or array.shape != p.shape:
+            check_trainable(f"{name}[{key!r}]", array, like=p, like_name="params")
+            check_shape(f"{name}[{key!r}]", array, p.shape)
 
 
 def check_path(name: str, value: Any) -> Path:

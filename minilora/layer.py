@@ -64,6 +64,7 @@ import numpy as np
 from .backend import backend_of
 from .checks import (
     ASTYPE,
+    FLOATS,
     RECAST,
     Array,
     check_array,
@@ -249,11 +250,11 @@ def members_besides(layer: Layer, *names: str) -> dict[str, Any]:
 
 def first_array(layer: Layer) -> Array | None:
     """Return the first array of a layer, whose library and precision its input must have; None where it has none."""
-    for value in vars(layer).values():  # not by `parts`: every layer asks at every step, and this takes half the time
-        if is_array(value):
+    for value in vars(layer).values():  # not by `members`: every layer asks at every step, and this takes a third
+        if type(value) is np.ndarray:
             return value
         for part in value if isinstance(value, list) else (value,):
-            array = part if is_array(part) else first_array(part) if isinstance(part, Layer) else None
+            array = first_array(part) if isinstance(part, Layer) else part if is_array(part) else None
             if array is not None:
                 return array
     return None
@@ -399,7 +400,9 @@ def _guarded_forward(forward: Callable[..., Any], cls: type[Layer]) -> Callable[
         if self._forward_of is not cls:  # a subclass asks, by super(), and has a guard of its own
             return forward(self, x, *more, **options)  # type: ignore[no-any-return]
         axes = self._axes_of_x()
-        if axes is not None:
+        if axes is not None and not (
+            _usual(self, x) and (axes == "..." or (axes == "... in" and x.shape[-1:] == self.shape[-1:]))
+        ):
             check_input(self, x, axes)
         returned = forward(self, x, *more, **options) if more or options else forward(self, x)  # the second costs less
         if not isinstance(returned, tuple) or len(returned) != 2:  # an array would give its rows
@@ -416,10 +419,23 @@ def _guarded_backward(backward: Callable[..., Any], cls: type[Layer]) -> Callabl
 
     @wraps(backward)
     def guarded(self: Layer, dy: Array, cache: Cache, *, need_dx: bool = True) -> tuple[Array | None, dict[str, Array]]:
-        kept = check_cache(self, dy, cache) if self._backward_of is cls else cache
-        return backward(self, dy, kept, need_dx=need_dx)  # type: ignore[no-any-return]
+        if self._backward_of is cls:
+            fits = type(cache) is Record and cache.layer is self and _usual(self, dy) and dy.shape == cache.shape
+            cache = cache.kept if fits else check_cache(self, dy, cache)
+        return backward(self, dy, cache, need_dx=need_dx)  # type: ignore[no-any-return]
 
     return guarded
+
+
+def _usual(layer: Layer, value: Any) -> bool:
+    """Return whether a value is NumPy's, of real numbers, in the precision of the layer.
+
+    Between all layers of a model, and at every step, it is, and comparisons say so. Of all else the checks decide.
+    """
+    if type(value) is not np.ndarray or value.dtype not in FLOATS:
+        return False
+    like = first_array(layer)
+    return like is None or (type(like) is np.ndarray and value.dtype == like.dtype)
 
 
 def check_fits(layer: Layer) -> None:

@@ -33,7 +33,14 @@ class TrainingState:
     optimizer: Adam  # with its running means and its count of steps
     rng: np.random.Generator  # draws the batches
     history: History = field(default_factory=History)  # the losses so far
-    epoch: int = 0  # the number of epochs done
+    epoch: int = 0  # the number of epochs done; with `max_steps`, of steps
+    steps_of_epoch: int = 1  # an epoch's number of steps
+    unit: str = "epoch"  # what `epoch` and the history count; "step" with `max_steps`
+
+    @property
+    def now(self) -> tuple[int, int]:
+        """The epoch and the step that were the last, both counted from 1, the step over all epochs."""
+        return -(-self.optimizer.t // self.steps_of_epoch), self.optimizer.t
 
 
 @runtime_checkable

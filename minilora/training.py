@@ -64,7 +64,7 @@ def train(
     steps: int | None = None, held_out: tuple[Array, Array] | None = None,
     report: Callable[[TrainingState], object] | None = None, schedule: Callable[[int], float] | None = None,
     batches: Callable[[int], np.ndarray] | None = None,
-    weight_decay: float = 0.0, max_grad_norm: float | None = None,
+    weight_decay: float = 0.0, max_grad_norm: float | None = None, max_steps: int | None = None,
 ) -> History:  # fmt: skip
     """Train a model in place to predict Y from X, with Adam.
 
@@ -81,7 +81,7 @@ def train(
     Y : array, shape (n, ...)
         Targets, as the loss takes them.
     epochs : int
-        How long: at least 1.
+        How long to train, if `max_steps` does not say it: at least 1.
     batch_size : int, optional
         The rows of a step, from 1 to n; by default 128, or n where there are fewer rows.
     lr : float, or mapping of str to float
@@ -89,7 +89,7 @@ def train(
     rng : numpy.random.Generator
         Draws the batches, unless `batches` says which, on the host: one seed, one order of batches on every device.
     log_every : int
-        Epochs from one measured loss to the next: to measure it takes as long as some steps.
+        Epochs, or with `max_steps` steps, from one measured loss to the next. To measure takes as long as some steps.
     progress : bool
         Whether to show tqdm's progress bar: in the notebook that runs this, or on stderr where that is a terminal.
     checkpoint : path or minilora.files.checkpoint.Checkpoint, optional
@@ -120,6 +120,9 @@ def train(
         How much smaller each number becomes in a step, as a share of lr, as in `Adam`.
     max_grad_norm : float, optional
         How long a step's gradient may be, over all arrays; a longer one is shortened, as in `Adam`.
+    max_steps : int, optional
+        How long to train, in steps instead of epochs: at least 1. Then what is done after an epoch is done after each
+        step, and the history counts steps.
 
     Returns
     -------
@@ -135,7 +138,8 @@ def train(
         If the checkpoint is damaged, or of another configuration. Nothing has changed then.
     TrainingDiverged
         If a parameter is NaN or infinite at the end of an epoch, or a loss that is reported. The model keeps what the
-        epoch left, and the checkpoint what the epoch before it left.
+        epoch left, and the checkpoint what the epoch before it left. The exception has the epoch, and the step after
+        which the numbers were looked at.
 
     Warns
     -----
@@ -144,6 +148,7 @@ def train(
         that of a model that answers 0.
     """
     epochs, log_every = check_integer("epochs", epochs, at_least=1), check_integer("log_every", log_every, at_least=1)
+    max_steps = None if max_steps is None else check_integer("max_steps", max_steps, at_least=1)
     check_rng(rng)
     check_functions({"gradients(model, x, y, loss)": gradients, "report(state)": report, "batches(t)": batches})
     params, measured, name = trainable(model), (X, Y), "X and Y"
@@ -159,40 +164,43 @@ def train(
         )
 
     adam = Adam(params, lr=lr, schedule=schedule, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
-    state, keeper, gradients = TrainingState(model, adam, rng), keeper_of(checkpoint), gradients or backpropagate
+    # A round ends when the numbers are looked at: after an epoch or, where steps are counted, after each of them.
+    rounds, each, unit = (epochs, steps, "epoch") if max_steps is None else (max_steps, 1, "step")
+    state, keeper = TrainingState(model, adam, rng, steps_of_epoch=steps, unit=unit), keeper_of(checkpoint)
+    gradients = gradients or backpropagate
     few = rows_at_a_time(measured[1])
     some = measured[0][:few], measured[1][:few]
     before, last = first_loss(model, *some, loss), math.nan  # of the start, also where the training is resumed
     if keeper is not None:
-        settings = settings_of(adam, loss, batches, batch_size=batch_size, steps=steps, log_every=log_every)
-        keeper.resume(state, epochs, settings, {"X": X, "Y": Y, "held_out": held_out})
+        settings = settings_of(adam, loss, batches, batch_size=batch_size, steps=each, log_every=log_every)
+        keeper.resume(state, rounds, settings, {"X": X, "Y": Y, "held_out": held_out})
     backend = backend_of(X)
-    measure = getattr(gradients, "evaluate", partial(evaluate, workers=getattr(gradients, "workers", None)))
+    measure = getattr(gradients, "evaluate", partial(loss_over, workers=getattr(gradients, "workers", None)))
     x, y = (backend.zeros((batch_size, *data.shape[1:]), data.dtype) for data in (X, Y))
-    tokens = steps * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # in an epoch, of ids
+    tokens = each * batch_size * math.prod(X.shape[1:]) if X.dtype.kind in "iu" else None  # in a round, of ids
 
-    def rows_of(epoch: int) -> Iterable[Array]:
+    def rows_of(number: int) -> Iterable[Array]:
         if batches is None:
-            return backend.asarray(draw_batches(rng, len(X), batch_size, steps))  # type: ignore[no-any-return]
-        return rows_of_steps(batches, range((epoch - 1) * steps + 1, epoch * steps + 1), len(X), x, backend)
+            return backend.asarray(draw_batches(rng, len(X), batch_size, each))  # type: ignore[no-any-return]
+        return rows_of_steps(batches, range((number - 1) * each + 1, number * each + 1), len(X), x, backend)
 
-    bar: Any = progress_bar(state.epoch, epochs, tokens) if progress else nullcontext()
+    bar: Any = progress_bar(state.epoch, rounds, tokens, unit) if progress else nullcontext()
     # NumPy's warnings about overflow would only repeat, less clearly, what TrainingDiverged is going to say.
     with np.errstate(over="ignore", invalid="ignore"), bar:
-        for epoch in range(state.epoch + 1, epochs + 1):
-            for rows in rows_of(epoch):  # draw
+        for number in range(state.epoch + 1, rounds + 1):
+            for rows in rows_of(number):  # draw
                 x_t, y_t = take_rows(X, rows, out=x[: len(rows)]), take_rows(Y, rows, out=y[: len(rows)])
                 # No name holds the gradients: they would stand beside the next step's.
                 adam.step(gradients(model, x_t, y_t, loss))  # forward, backward, step
-            check_parameters(state, epoch)
-            if epoch == 1 and 0 < before < (now := first_loss(model, *some, loss)) < math.inf:
+            check_parameters(state, number)
+            if number == 1 and 0 < before < (now := first_loss(model, *some, loss)) < math.inf:
                 warn_of_growth(before, now, state, times=10)
-            logged = epoch % log_every == 0
-            if logged or epoch == epochs:  # report; before anything is kept, since it may be no number
-                last = check_loss(measure(model, *measured, loss), epoch, state, name)
-            state.epoch = epoch
+            logged = number % log_every == 0
+            if logged or number == rounds:  # report; before anything is kept, since it may be no number
+                last = check_loss(measure(model, *measured, loss), number, state, name)
+            state.epoch = number
             if logged:
-                state.history.add(epoch, last)
+                state.history.add(number, last)
                 if progress:
                     bar.set_postfix(loss=f"{last:.4g}", refresh=False)
             if progress:
@@ -201,10 +209,10 @@ def train(
                 keeper.keep(state)
             if report is not None:
                 report(state)
-        if epochs % log_every:  # not in a checkpoint: a training that is resumed for more epochs does not log this one
-            if math.isnan(last):  # all epochs were done before
-                last = check_loss(measure(model, *measured, loss), epochs, state, name)
-            state.history.add(epochs, last)
+        if rounds % log_every:  # not in a checkpoint: a training that is resumed for more epochs does not log this one
+            if math.isnan(last):  # all were done before
+                last = check_loss(measure(model, *measured, loss), rounds, state, name)
+            state.history.add(rounds, last)
     warn_of_growth(before, last, state)
     return state.history
 
@@ -236,6 +244,11 @@ def evaluate(model: Layer, X: Array, Y: Array, loss: Loss = mse, workers: int | 
     other are a ValueError or a TypeError.
     """
     check_data(model, X, Y, loss, trainable(model))
+    return loss_over(model, X, Y, loss, workers)
+
+
+def loss_over(model: Layer, X: Array, Y: Array, loss: Loss, workers: int | None) -> float:
+    """Return the loss over data that have been judged."""
     targets, height = count(Y), rows_at_a_time(Y)
 
     def share(start: int) -> Any:

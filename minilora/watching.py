@@ -23,7 +23,7 @@ class TrainingDiverged(ArithmeticError):
     """Training met a number that is NaN or infinite. The model keeps what the epoch left."""
 
     epoch: int  # the epoch in which it happened, counted from 1
-    step: int  # 0: the numbers are looked at when the epoch ends
+    step: int  # the step after which the numbers were looked at, counted from 1 over all epochs
 
     def __init__(self, message: str, epoch: int = 0, step: int = 0) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ def first_loss(model: Layer, X: Array, Y: Array, loss: Loss) -> float:
 def warn_of_growth(before: float, last: float, state: TrainingState, times: float = GROWTH) -> None:
     """Warn if the loss is more than `times` times the one that training began with."""
     if last > times * before:
-        when = " in the first epoch" if times < GROWTH else ""
+        when = f" in the first {state.unit}" if times < GROWTH else ""
         warnings.warn(
             f"the loss grew from {before:.3g} to {last:.3g}{when}: lr = {state.optimizer.lr} is too large; start again "
             "with a smaller one, since the model is worse than before",
@@ -56,7 +56,7 @@ def warn_of_growth(before: float, last: float, state: TrainingState, times: floa
         )
 
 
-def check_parameters(state: TrainingState, epoch: int) -> None:
+def check_parameters(state: TrainingState, number: int) -> None:
     """Stop where a parameter holds NaN or infinity. Asked once an epoch: asking waits for the device."""
     params = state.optimizer.params
     if all_finite(list(params.values())):
@@ -64,17 +64,17 @@ def check_parameters(state: TrainingState, epoch: int) -> None:
     bad = [name for name, p in params.items() if not all_finite([p])]
     more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
     raise TrainingDiverged(
-        f"epoch {epoch}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps what the "
-        f"epoch left. Either lr = {state.optimizer.lr} is too large, or X or Y is not finite",
-        epoch,
+        f"{state.unit} {number}: {', '.join(bad[:3])}{more} is no longer finite, {_last_loss(state)}. The model keeps "
+        f"what the {state.unit} left. Either lr = {state.optimizer.lr} is too large, or X or Y is not finite",
+        *state.now,
     )
 
 
-def check_loss(loss: float, epoch: int, state: TrainingState, data: str) -> float:
+def check_loss(loss: float, number: int, state: TrainingState, data: str) -> float:
     """Return the loss that is to be reported; stop where it is NaN or infinite."""
     if not math.isfinite(loss):
-        message = f"the loss over all of {data} is {loss} after epoch {epoch}, {_last_loss(state)}"
-        raise TrainingDiverged(f"{message}. The model keeps what the epoch left", epoch)
+        message = f"the loss over all of {data} is {loss} after {state.unit} {number}, {_last_loss(state)}"
+        raise TrainingDiverged(f"{message}. The model keeps what the {state.unit} left", *state.now)
     return loss
 
 
@@ -83,17 +83,17 @@ def _last_loss(state: TrainingState) -> str:
     history = state.history
     if not history.losses:
         return "and no loss was reported before"
-    return f"and the last loss reported was {history.losses[-1]:.7g} after epoch {history.epochs[-1]}"
+    return f"and the last loss reported was {history.losses[-1]:.7g} after {state.unit} {history.epochs[-1]}"
 
 
-def progress_bar(done: int, epochs: int, tokens: int | None) -> Any:
-    """Return tqdm's bar over epochs, or their tokens: in a notebook there, else on stderr if that is a terminal."""
+def progress_bar(done: int, rounds: int, tokens: int | None, unit: str = "epoch") -> Any:
+    """Return tqdm's bar over epochs, steps or their tokens: in a notebook there, else on stderr, on a terminal."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython else None
     in_notebook = shell is not None and "IPKernelApp" in shell.config
     with warnings.catch_warnings():  # in a notebook without ipywidgets it is a line of text, and says so
         warnings.simplefilter("ignore")
         bar = needed("tqdm.auto" if in_notebook else "tqdm", "progress=True").tqdm
-    size, unit = (tokens, "token") if tokens else (1, "epoch")
+    size, unit = (tokens, "token") if tokens else (1, unit)
     hidden = False if in_notebook else None  # None: where stderr is no terminal
-    return bar(initial=done * size, total=epochs * size, disable=hidden, unit=unit, unit_scale=bool(tokens))
+    return bar(initial=done * size, total=rounds * size, disable=hidden, unit=unit, unit_scale=bool(tokens))

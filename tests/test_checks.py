@@ -3,20 +3,25 @@
 What a file holds reaches a terminal in one line, without control characters, and never at length.
 """
 
+import sys
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 import minilora
-from minilora import Adam, Linear, LoRA, LoRALinear
-from minilora.checks import check_flag, check_integer, check_number, check_path, restoring_rng
+from minilora import MLP, Adam, Linear, LoRA, LoRALinear, ReLU, train
+from minilora.checks import check_array, check_flag, check_integer, check_number, check_path, restoring_rng
 from minilora.cli.check import all_instances
-from minilora.layer import first_array
+from minilora.layer import Layer, first_array
 from minilora.variants.sums import weighted_sum
 
 from .support.loops import drawn
 from .support.problems import SQUARE
 
 RNG = np.random.default_rng(0)
+Plain = type("Plain", (np.ndarray,), {"__module__": "numpy"})  # a subclass of NumPy's array
 A, B, W, b = np.ones((2, 5)), np.ones((4, 2)), np.ones((4, 5)), np.ones(4)
 single = np.float32
 
@@ -101,6 +106,100 @@ def test_every_layer_has_the_guards(row):
         with pytest.raises(TypeError, match=r"^x has dtype float16, expected float\d\d as in the layer: ") as error:
             layer.forward(x.astype(np.float16))
         layer.forward(remedy(error, x=x.astype(np.float16)))
+
+
+class Between(Layer):
+    """A model that hands its inner layer, and its backward, something else than it got."""
+
+    def __init__(self, change):
+        self.inner, self.change = Linear(W), change
+
+    def forward(self, x):
+        y, cache = self.inner.forward(self.change.get("x", lambda x: x)(x))
+        return y, (cache,)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        return self.inner.backward(self.change.get("dy", lambda dy: dy)(dy), cache[0])
+
+
+CHANGES = [
+    (lambda a: a.astype(np.float32), TypeError, "has dtype float32, expected float64 as in the layer"),
+    (lambda a: a.astype(np.longdouble), TypeError, "has dtype "),
+    (lambda a: a + 1j, TypeError, "holds complex numbers"),
+    (lambda a: a[..., :-1], ValueError, "has "),
+    (lambda a: a.tolist(), TypeError, "must be an array, got list"),
+    (lambda a: np.ma.masked_array(a), TypeError, "is a MaskedArray"),
+]
+
+
+@pytest.mark.parametrize("name", ["x", "dy"])
+@pytest.mark.parametrize(("change", "error", "said"), CHANGES)
+def test_the_layers_of_a_model_are_guarded_too(name, change, error, said):
+    model, x = Between({name: change}), np.ones((3, 5))
+    with pytest.raises(error, match=rf"^{name} {said}"):
+        model.backward(np.ones((3, 4)), model.forward(x)[1])
+
+
+ARRAYS = [
+    *(np.ones((2, 2), dtype) for dtype in ("float16", "float32", "float64", "longdouble", "int64", "complex128", "O")),
+    np.ones((2, 2), ">f8"), np.ones((2, 2)).view(np.matrix), np.ma.ones((2, 2)), np.ones((2, 2)).view(Plain),
+    np.float64(1), [1.0], None, 1.0, np.ones((0, 2)), np.ones((2, 2)) + 0.5j,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "layer", [ReLU(), *(Linear(W[:2, :2].astype(dtype)) for dtype in ("f2", "f4", "f8"))], ids=repr
+)
+def test_a_guard_refuses_what_the_check_refuses(layer):
+    """The usual case passes without the check, which would pass it too."""
+    _, cache = layer.forward(np.ones((2, 2), "f8" if isinstance(layer, ReLU) else layer.weight.dtype))
+    for name, ask in {"x": layer.forward, "dy": lambda dy: layer.backward(dy, cache)}.items():
+        for value in ARRAYS:
+            expected = said = ""
+            try:
+                check_array(name, value, like=first_array(layer))
+            except TypeError as error:
+                expected = str(error)
+            try:
+                ask(value)
+            except (TypeError, ValueError) as error:
+                said = "" if "shape" in str(error) else str(error)
+            assert said == expected
+
+
+def calls_of(work):
+    """Return how often each function of the package is called."""
+    home, counts = str(Path(minilora.__file__).parent), Counter()
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(home):
+            counts[frame.f_code.co_name] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        work()
+    finally:
+        sys.setprofile(before)
+    return counts
+
+
+@pytest.mark.parametrize("kind", ["LoRALinear", "MLP"])
+@pytest.mark.parametrize("options", [{"epochs": 5, "log_every": 1}, {"max_steps": 30}, {"epochs": 2, "held_out": True}])
+def test_a_training_checks_at_the_door(kind, options):
+    """Fewer than one call in five is one of a check, and of a longer training the share is no larger."""
+    rng = np.random.default_rng(0)
+    model = MLP.init(5, 6, 4, rng=rng)
+    if kind == "LoRALinear":
+        model = LoRALinear.from_linear(model.fc1, rank=2, alpha=4, rng=rng)
+    X = rng.standard_normal((64, 5)).astype(single)
+    Y = rng.standard_normal((64, model.out_features if kind == "LoRALinear" else 4)).astype(single)
+    options = {**options, "batch_size": 16} | ({"held_out": (X, Y)} if "held_out" in options else {})
+    counts = calls_of(lambda: train(model, X, Y, rng=rng, **options))
+    checks = sum(count for name, count in counts.items() if name.lstrip("_").startswith("check"))
+    assert counts["check_input"] < 20  # where something may be wrong: at the door, and none at a step
+    assert counts["check_cache"] == 0
+    assert 0 < checks < sum(counts.values()) / 5
 
 
 @pytest.mark.parametrize("cache", [None, (), 3.0, (1, 2)])

@@ -46,6 +46,11 @@ def test_growth_in_the_first_epoch_is_told_when_it_ends():
     assert told[0] == (1, 1)
 
 
+def test_growth_in_the_first_step_is_said_of_a_step():
+    _, (first, *_) = fit(max_steps=1, lr=30.0)
+    assert " in the first step: lr = 30.0 is too large" in first
+
+
 @pytest.mark.parametrize(("times", "told"), [(9.9, []), (10.1, [True]), (999, [True]), (1001, [True, False])])
 def test_growth_is_tenfold_at_first_and_a_thousandfold_at_last(times, told):
     """The loss is the square of the weight, and Adam's first step has the length lr."""

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from minilora import Adam, Embedding, Linear, LoRA, TrainingDiverged, cross_entropy, evaluate, mse, train
 from minilora.files import checkpoint
-from minilora.training import backpropagate, draw_batches
+from minilora.layer import Layer, nest
+from minilora.training import Passes, backpropagate, draw_batches
 from minilora.watching import progress_bar
 
 from .support.cases import PRODUCTS as CASES
@@ -262,7 +263,7 @@ def test_a_training_that_diverges_keeps_what_the_epoch_left(case, log_every):
             for rows in draw_batches(rng, 50, 8):
                 optimizer.step(backpropagate(plain, x[rows], target[rows]))
             loss = mse(plain(x), target)[0] if epoch % log_every == 0 else 0.0
-    assert (caught.value.epoch, caught.value.step) == (epoch, 0)
+    assert (caught.value.epoch, caught.value.step) == (epoch, 6 * epoch)
     for name, p in model.trainable().items():
         np.testing.assert_array_equal(p, plain.trainable()[name])
     assert "and no loss was reported before. The model keeps what the epoch left" in str(caught.value)
@@ -304,7 +305,7 @@ def test_the_array_and_the_epoch_that_went_wrong_are_named(mined, seed):
     epoch = next(epoch for epoch, rows in enumerate(epochs, start=1) if 7 in rows)
     with pytest.raises(TrainingDiverged, match=f"^epoch {epoch}: {mined} is no longer finite, and ") as caught:
         fit(model, x, np.zeros((90, 1)), seed, epochs=99, batch_size=1)
-    assert (caught.value.epoch, caught.value.step) == (epoch, 0)
+    assert (caught.value.epoch, caught.value.step) == (epoch, 90 * epoch)
     assert model.steps == 90 * epoch  # no step is left out, and none is taken again
     for name, p in model.arrays.items():  # a gradient of 1 moves by lr in each step
         np.testing.assert_allclose(p, np.nan if name == mined else -1e-3 * 90 * epoch, rtol=1e-6)
@@ -343,7 +344,7 @@ def test_a_loss_that_overflows_is_reported_with_its_epoch():
     seed = next(seed for seed in range(100) if 0 not in draw_batches(np.random.default_rng(seed), 8, 1))
     with pytest.raises(TrainingDiverged, match="after epoch 1") as caught:
         fit(model, x, y, seed, batch_size=1)
-    assert (caught.value.epoch, caught.value.step) == (1, 0)
+    assert (caught.value.epoch, caught.value.step) == (1, 8)
     assert all(np.isfinite(p).all() for p in model.trainable().values())
 
 
@@ -359,9 +360,80 @@ def test_an_epoch_whose_loss_is_no_number_is_not_kept(tmp_path, log_every):
 
 
 def test_a_divergence_survives_a_process_boundary():
-    before = TrainingDiverged("the loss is nan", 7)
+    before = TrainingDiverged("the loss is nan", 7, 70)
     after = pickle.loads(pickle.dumps(before))
-    assert (str(after), after.epoch, after.step) == ("the loss is nan", 7, 0)
+    assert (str(after), after.epoch) == ("the loss is nan", 7)
+    assert (TrainingDiverged("the loss is nan").step, vars(after)) == (0, {"epoch": 7, "step": 70})
+
+
+# --- steps instead of epochs ----------------------------------------------------------------------
+
+
+def test_a_training_of_steps_is_one_of_as_short_epochs(tmp_path):
+    """The same bits in the model, the history and the checkpoint, and a stop after any step."""
+    one, other, resumed = make(LORA), make(LORA), make(LORA)
+    seen = []
+    by_steps = fit(
+        one, max_steps=7, log_every=3, checkpoint=tmp_path / "a",
+        report=lambda state: seen.append((state.epoch, state.now, state.unit)),
+    )  # fmt: skip
+    by_epochs = fit(other, epochs=7, steps=1, log_every=3, checkpoint=tmp_path / "b")
+    assert by_steps == by_epochs
+    assert by_steps.epochs == [3, 6, 7]
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert seen == [(step, (1 if step <= 6 else 2, step), "step") for step in range(1, 8)]  # 50 rows, 8 a step
+    fit(resumed, epochs=4, steps=1, log_every=3, checkpoint=tmp_path / "c")
+    fit(resumed := make(LORA), max_steps=7, log_every=3, checkpoint=tmp_path / "c")
+    for name, p in one.trainable().items():
+        np.testing.assert_array_equal(p, other.trainable()[name])
+        np.testing.assert_array_equal(p, resumed.trainable()[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "epoch"),
+    [({}, 13, 4), ({}, 4, 1), ({"steps": 3}, 7, 3), ({"batches": Passes(8, 2, 0)}, 9, 3)],
+)
+def test_a_divergence_has_its_step_and_its_epoch(options, step, epoch):
+    """Eight rows, two a step: an epoch has four steps, unless `steps` says how many."""
+    x, model = np.zeros((8, 1)), Mined(["first"], lambda now, x: now == step)
+    with pytest.raises(TrainingDiverged) as caught:
+        fit(model, x, x, batch_size=2, max_steps=20, log_every=2, lr=1e-3, **options)
+    assert (caught.value.epoch, caught.value.step, model.steps) == (epoch, step, step)
+    assert str(caught.value).startswith(f"step {step}: first is no longer finite, and the last loss reported was ")
+    last = (step - 1) // 2 * 2
+    assert f" after step {last}. The model keeps what the step left. Either lr = 0.001 is" in str(caught.value)
+    with pytest.raises(TrainingDiverged) as caught:
+        fit(Mined(["first"], lambda now, x: now == step), x, x, batch_size=2, epochs=9, **options)
+    steps = options.get("steps", 4)
+    epoch = -(-step // steps)
+    assert (caught.value.epoch, caught.value.step) == (epoch, epoch * steps)
+
+
+def test_a_loss_that_is_no_number_has_its_step():
+    x, told = np.zeros((8, 1)), []
+
+    def loss(prediction, target):  # of all rows: at the start and after the first step twice, then after 3, then 6
+        told.append(len(prediction))
+        return np.inf if told.count(8) == 6 else 1.0, prediction
+
+    with pytest.raises(
+        TrainingDiverged, match=r"over all of X and Y is inf after step 6, and .* 1 after step 3"
+    ) as caught:
+        fit(Mined([], lambda *_: False), x, x, batch_size=2, max_steps=9, log_every=3, loss=loss)
+    assert (caught.value.epoch, caught.value.step) == (2, 6)
+    assert str(caught.value).endswith(". The model keeps what the step left")
+
+
+def test_the_bar_of_a_training_of_steps_counts_steps(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Terminal())
+    fit(make(LINEAR), max_steps=3, log_every=1, progress=True)
+    text = sys.stderr.getvalue()
+    assert "3/3" in text
+    assert "step/s" in text or "s/step" in text
+    monkeypatch.setattr("sys.stderr", Terminal())
+    ids = np.random.default_rng(1).integers(0, 11, (50, 25))
+    fit(Embedding(np.eye(11)), ids, ids, max_steps=10, loss=cross_entropy, progress=True)
+    assert "2.00k/2.00k" in sys.stderr.getvalue()  # 10 steps of 8 rows of 25 tokens
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -379,6 +451,8 @@ REFUSED = [
     (V, {"epochs": 0}, "epochs must be at least 1, got 0"),
     (T, {"epochs": 2.5}, "epochs must be an integer, got 2.5"),
     (T, {"epochs": True}, "epochs must be an integer, got True"),
+    (V, {"max_steps": 0}, "max_steps must be at least 1, got 0"),
+    (T, {"max_steps": 1.5}, "max_steps must be an integer, got 1.5"),
     (V, {"steps": 2**31}, "steps must be at most 268435455, got 2147483648"),
     (V, {"batch_size": 0}, "batch_size must be at least 1, got 0"),
     (V, {"batch_size": 51}, "batch_size must be at most the 50 rows of X, got 51"),
@@ -436,7 +510,8 @@ def test_what_is_no_layer_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "id_", "said"), [("X", 11, "x"), ("X", -1, "x"), ("Y", 11, "targets"), ("Y", -1, "targets")]
+    ("name", "id_", "said"),
+    [("X", 11, "x"), ("X", -1, "x"), ("X", -100, "x"), ("Y", 11, "targets"), ("Y", -1, "targets")],
 )
 def test_an_id_out_of_range_anywhere_is_refused_first(name, id_, said):
     model, rng = Embedding(np.random.default_rng(0).standard_normal((11, 11))), np.random.default_rng(0)
@@ -446,6 +521,58 @@ def test_an_id_out_of_range_anywhere_is_refused_first(name, id_, said):
     with pytest.raises(ValueError, match=rf"row 599 of X and Y: {said} holds {id_} at \(0, 1\), expected 0 to 10"):
         fit(model, **data, rng=rng, loss=cross_entropy)
     assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+
+
+def smoothed(logits, targets):
+    """A loss of a user's: some of the cross-entropy, and its own refusals."""
+    value, d_logits = cross_entropy(logits, targets)
+    return 0.9 * value, 0.9 * d_logits
+
+
+def counted_from_minus_one(logits, targets):
+    return cross_entropy(logits, np.where(targets == -1, -100, targets % 11))
+
+
+class Halves(Layer):
+    """Two tables of other heights: ids up to 10 for the first half of a row, and up to 3 for the second."""
+
+    def __init__(self):
+        self.wide, self.low = (Embedding(np.random.default_rng(0).standard_normal((n, 11))) for n in (11, 4))
+
+    def forward(self, x):
+        (a, of_a), (b, of_b) = self.wide.forward(x[:, :1]), self.low.forward(x[:, 1:])
+        return np.concatenate([a, b], axis=1), (of_a, of_b)
+
+    def backward(self, dy, cache, *, need_dx=True):
+        of_wide = self.wide.backward(dy[:, :1], cache[0])[1]
+        return None, nest("wide", of_wide) | nest("low", self.low.backward(dy[:, 1:], cache[1])[1])
+
+
+def test_model_and_loss_judge_the_ids_on_a_cpu():
+    """So a loss may have targets that are no classes, and a table of the user's refuses its ids before a step."""
+    ids, model = np.random.default_rng(1).integers(0, 4, (60, 2)), Halves()
+    targets = ids.copy()
+    targets[40, 1], targets[41, 0] = -1, 30
+    fit(model, ids, targets, loss=counted_from_minus_one)
+    rng, before = np.random.default_rng(0), model.wide.weight.copy()
+    with pytest.raises(ValueError, match=r"^row 41 of X and Y: targets holds 30 at \(0, 0\), expected 0 to 10$"):
+        fit(model, ids, np.maximum(targets, 0), rng=rng, loss=smoothed)
+    ids[50, 1] = 4  # which the other table has
+    with pytest.raises(ValueError, match=r"^row 50 of X and Y: x holds 4 at \(0, 0\), expected 0 to 3$"):
+        fit(model, ids, ids, rng=rng, loss=cross_entropy)
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    np.testing.assert_array_equal(model.wide.weight, before)
+
+
+@pytest.mark.parametrize("held_out", [None, (DATA.x[:7], DATA.target[:7])])
+def test_data_are_judged_once(monkeypatch, held_out):
+    """However often the loss is measured, the first row is computed once, and the model says once what trains."""
+    model, heights, asked = make(LORA), [], []
+    forward, trainable = type(model).forward, type(model).trainable
+    monkeypatch.setattr(type(model), "forward", lambda self, x: (heights.append(len(x)), forward(self, x))[1])
+    monkeypatch.setattr(type(model), "trainable", lambda self: (asked.append(1), trainable(self))[1])
+    fit(model, epochs=5, log_every=1, held_out=held_out)
+    assert (heights.count(1), len(asked)) == (1 if held_out is None else 2, 1)
 
 
 def test_targets_that_a_loss_would_broadcast_are_refused():

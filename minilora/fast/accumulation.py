@@ -34,13 +34,24 @@ Cut: TypeAlias = Callable[[Array, int], Sequence[Part]]
 """``cut(y, rows)``: the parts of a batch with these targets."""
 
 
-def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) -> Accumulated:
-    """Return a function that computes the gradients of a batch `rows` rows at a time.
+def of_rows(y: Array, rows: int) -> list[slice]:
+    """Return slices of `rows` rows that contain a target, at least one. On a GPU all of them: looking would wait."""
+    parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
+    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
+        return parts
+    return [part for part in parts if (y[part] != IGNORE_INDEX).any()] or parts[:1]
+
+
+@dataclass(frozen=True)
+class accumulate:
+    """The gradients of a batch, `rows` rows at a time: ``gradients(model, x, y, loss)``, for `train`.
+
+        train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))
 
     While it computes, the BLAS of the whole process has one thread, through the package threadpoolctl; afterwards as
     many as before. Other threads of your program notice that. In a process that has one BLAS thread from its start
     (``OPENBLAS_NUM_THREADS=1``, set before NumPy is imported), as ``minilora finetune`` has, a step is faster still:
-    OpenBLAS has no second thread then that goes on spinning for a while.
+    OpenBLAS has no second thread then that spins on for a while. `train` measures losses on as many workers.
 
     Parameters
     ----------
@@ -54,46 +65,31 @@ def accumulate(rows: int, workers: int = 1, gradients: Gradients | None = None) 
     gradients : callable, optional
         ``gradients(model, x, y, loss)``, which computes those of a part; by default forward, loss and backward. Another
         way is `minilora.language.text.gradients_at_targets`.
-
-    Returns
-    -------
-    Accumulated
-        ``gradients(model, x, y, loss)``, for ``train(..., loss=cross_entropy, gradients=minilora.fast.accumulate(4))``.
-        An exception in one part is raised when the others have ended. `train` measures losses on as many workers.
+    cut : callable
+        ``cut(y, rows)``, the parts of a batch with these targets; by default slices of `rows` rows.
 
     Raises
     ------
     ValueError, TypeError
-        If `rows` or `workers` is not an integer of at least 1; from `gradients`, before it computes anything, if more
-        than one worker meets a CuPy array.
+        If `rows` or `workers` is not an integer of at least 1; from a call, before it computes anything, if more than
+        one worker meets a CuPy array. An exception in one part is raised when the others have ended.
     """
-    rows, workers = check_integer("rows", rows, at_least=1), check_integer("workers", workers, at_least=1)
-    return Accumulated(rows, workers, gradients or backpropagate)
 
-
-def of_rows(y: Array, rows: int) -> list[slice]:
-    """Return slices of `rows` rows that contain a target, at least one. On a GPU all of them: looking would wait."""
-    parts = [slice(start, start + rows) for start in range(0, len(y), rows)]
-    if not isinstance(y, np.ndarray) or y.dtype.kind not in "iu":
-        return parts
-    return [part for part in parts if (y[part] != IGNORE_INDEX).any()] or parts[:1]
-
-
-@dataclass(frozen=True)
-class Accumulated:
-    """The gradients of a batch, the sum of those of its parts; what `accumulate` returns."""
-
-    rows: int  # of a part, as `cut` takes it
-    workers: int  # parts at once
-    gradients: Gradients = backpropagate  # of a part
+    rows: int
+    workers: int = 1
+    gradients: Gradients | None = None
     cut: Cut = of_rows
+
+    def __post_init__(self) -> None:
+        check_integer("rows", self.rows, at_least=1)
+        check_integer("workers", self.workers, at_least=1)
 
     def __call__(self, model: Layer, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
         """Return the gradients of ``loss(model(x), y)`` at what trains."""
         check_workers(self.workers, x)
         if len(x) != len(y):
             raise ValueError(f"y has {len(y)} rows, expected {len(x)} as x has")
-        M = count(y)
+        M, compute = count(y), self.gradients or backpropagate
 
         @wraps(loss)
         def share(prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -103,7 +99,7 @@ class Accumulated:
 
         def of_part(part: Part) -> dict[str, Array]:
             rows = part if isinstance(part, slice) else backend_of(x).asarray(part)
-            return self.gradients(of_sequences(model, part), x[rows], y[rows], share)
+            return compute(of_sequences(model, part), x[rows], y[rows], share)
 
         total: dict[str, Array] = {}
         with on_threads(of_part, self.cut(y, self.rows), self.workers) as of_parts:

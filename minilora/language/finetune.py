@@ -18,7 +18,7 @@ import numpy as np
 from ..adaptation import ALL_LINEAR, adapt, adapters, check_target_modules, ends_of
 from ..backend import Backend
 from ..checks import MAX_ALPHA, MIN_ALPHA, Array, check_integer, check_number
-from ..fast.accumulation import Accumulated
+from ..fast.accumulation import accumulate
 from ..fast.threads import core_count
 from ..fast.widths import by_width
 from ..files.adapters import check_adapter_target, check_no_adapter, save_adapter
@@ -468,7 +468,7 @@ def train_adapter(
     table.print_known_rows(notes["before"], time.perf_counter() - start, kept.saved if kept else None)
     try:
         history = train(
-            adapted, X, Y, epochs=recipe.steps, steps=1, batches=Passes(len(X), recipe.batch_size, recipe.seed),
+            adapted, X, Y, max_steps=recipe.steps, batches=Passes(len(X), recipe.batch_size, recipe.seed),
             lr=recipe.lr, rng=rng, log_every=every, progress=True, checkpoint=checkpoint,
             loss=next_token_loss, gradients=step, held_out=(X_held, Y_held), report=table.on_step,
             schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
@@ -476,7 +476,7 @@ def train_adapter(
     except TrainingDiverged as error:
         if recipe.checkpoint is None:  # it would only break down again
             recipe.kept_in.unlink(missing_ok=True)
-        raise TrainingDiverged(diverged(recipe, error.epoch), error.epoch) from error
+        raise TrainingDiverged(diverged(recipe, error.step), error.epoch, error.step) from error
     table.print_last_row(history)
     if recipe.keep_best:
         adapted, table.best_step = checkpoint.best_of(adapted, history)
@@ -488,7 +488,7 @@ class Step:
 
     def __init__(self, recipe: ResolvedRecipe, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
-        self.parts = Accumulated(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
+        self.parts = accumulate(recipe.part_rows, recipe.workers, gradients_at_targets, by_width)
         self.evaluate = partial(evaluate_where_it_counts, workers=recipe.workers, shown=shown_parts)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:

@@ -451,7 +451,7 @@ def test_a_training_that_breaks_down_names_step_and_rate(shell):
     )  # fmt: skip
     with pytest.raises(TrainingDiverged, match=r"^step 1 left numbers") as broken:
         finetune(recipe, get_backend("numpy"))
-    assert broken.value.epoch == 1
+    assert (broken.value.epoch, broken.value.step) == (1, 1)
 
 
 # --- what is printed, and when ---

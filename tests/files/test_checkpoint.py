@@ -117,7 +117,7 @@ def test_a_training_that_is_done_is_only_read_again(tmp_path, monkeypatch):
     first = fit(tmp_path / "c")
     monkeypatch.setattr("minilora.training.draw_batches", None)
     assert_same_bits(fit(tmp_path / "c"), first)
-    monkeypatch.setattr("minilora.training.evaluate", lambda *a, **b: float("inf"))
+    monkeypatch.setattr("minilora.training.loss_over", lambda *a, **b: float("inf"))
     with pytest.raises(TrainingDiverged, match="after epoch 7"):
         fit(tmp_path / "c")
 
@@ -150,7 +150,7 @@ def test_a_divergence_leaves_the_last_good_checkpoint(tmp_path):
 
 def test_a_loss_that_diverges_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     losses = iter([1.0, 2.0, float("inf")])
-    monkeypatch.setattr("minilora.training.evaluate", lambda *a, **b: next(losses))
+    monkeypatch.setattr("minilora.training.loss_over", lambda *a, **b: next(losses))
     with pytest.raises(TrainingDiverged) as caught:
         fit(tmp_path / "c", epochs=4, log_every=1)
     assert str(caught.value) == (

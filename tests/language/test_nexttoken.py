@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minilora import Llama, LoRALinear, adapters, cross_entropy, evaluate
-from minilora.fast.accumulation import Accumulated
+from minilora.fast import accumulate
 from minilora.fast.widths import by_width
 from minilora.language.data import load_data
 from minilora.language.llama import Decoder
@@ -74,7 +74,7 @@ def test_gradients_where_it_counts_are_those_of_all_logits(make, trained, length
         losses.append(float(value) * (targets != IGNORE_INDEX).sum() / few)
         return value, dz
 
-    gradients = gradients_at_targets if part is None else Accumulated(*part, gradients_at_targets, *cut)
+    gradients = gradients_at_targets if part is None else accumulate(*part, gradients_at_targets, *cut)
     found, expected = gradients(model, X, Y, noting), backpropagate(model, X, Y, next_token_loss)
     assert found.keys() == expected.keys() == model.trainable().keys()
     for name, g in found.items():
@@ -187,7 +187,7 @@ TARGETS = ["q_proj", "gate_proj", "lm_head"]
 
 def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
     (X, Y), seen = of_lengths([2, 6, 1, 3, 2]), calls_of(monkeypatch, Llama, "forward")
-    Accumulated(3, 1, gradients_at_targets, by_width)(adapted(TARGETS), X, Y, cross_entropy)
+    accumulate(3, 1, gradients_at_targets, by_width)(adapted(TARGETS), X, Y, cross_entropy)
     for (_, part, *_), rows, width in zip(seen, ([1, 3], [0, 4, 2]), (6, 2), strict=True):
         np.testing.assert_array_equal(part, X[rows, :width])
 
@@ -195,6 +195,6 @@ def test_each_part_is_computed_as_far_as_its_widest_row(monkeypatch):
 @pytest.mark.parametrize(("of_x", "of_y"), [(3, 2), (2, 3)])
 def test_targets_of_other_rows_than_inputs_are_refused(of_x, of_y):
     model, (X, Y) = adapted(TARGETS), of_lengths([2, 6, 3])
-    for cut in (Accumulated(2, 1, gradients_at_targets, by_width), Accumulated(2, 1)):
+    for cut in (accumulate(2, 1, gradients_at_targets, by_width), accumulate(2, 1)):
         with pytest.raises(ValueError, match=f"y has {of_y} rows, expected {of_x} as x has"):
             cut(model, X[:of_x], Y[:of_y], next_token_loss)
