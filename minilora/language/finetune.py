@@ -62,12 +62,12 @@ from .source import AdapterSource, ModelSource
 from .text import HELD_OUT, check_vocabulary, evaluate_where_it_counts, gradients_at_targets, next_token_loss
 
 USABLE_SHARE = 0.9
-"""Of the free memory, what a training may fill: arrays that live shortly come on top."""
+"""The share of the free memory that may be planned for; the rest is for temporary arrays."""
 
 
 def finetune(recipe: Recipe, backend: Backend) -> LossTable:
-    """Do what a recipe says, and print what is found on the way. Return the losses."""
-    start, machine = time.perf_counter(), machine_memory(backend)  # before the model takes any
+    """Run a fine-tuning, print its progress, and return its losses."""
+    start, machine = time.perf_counter(), machine_memory(backend)  # before the model is loaded
     check_recipe(recipe)
     with exclusive_lock(recipe.kept_in), exclusive_lock(recipe.save):
         source = ModelSource(recipe.model)
@@ -85,26 +85,26 @@ def finetune(recipe: Recipe, backend: Backend) -> LossTable:
     return table
 
 
-# --- open: what can be refused before the model is loaded -------------------------------------------------------------
+# --- open: everything that can be refused before loading --------------------------------------------------------------
 
 
 def open_inputs(
     recipe: Recipe, source: ModelSource, backend: Backend
 ) -> tuple[Recipe, Kept | None, AdapterSource | None]:
-    """Return the recipe with what a checkpoint had resolved, the checkpoint, and the adapter to continue from."""
+    """Return the recipe with a checkpoint's settings filled in, the checkpoint, and the adapter to continue from."""
     recipe = replace(recipe, workers=recipe.workers or usual_workers(backend))
     kept = kept_training(recipe, source, backend)
     check_free(recipe, kept)
     if kept is not None:
         recipe = recipe.resolved(kept.notes["numbers"])
         place = kept.place(None if recipe.epochs else recipe.steps)
-        print(f"resume   goes on from {place} ({printable(str(kept.path))})")
+        print(f"resume   from {place} ({printable(str(kept.path))})")
     start_from = AdapterSource.open(recipe.adapter, recipe.dtype, backend) if recipe.adapter else None
     return recipe, kept, start_from
 
 
 def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept | None:
-    """Return the training to go on from, where there is one; one of other options gives way to --overwrite alone."""
+    """Return the training to resume, if there is one; one with other options is replaced only with --overwrite."""
     try:
         if (kept := read_kept(recipe.kept_in)) is None:
             return None
@@ -115,13 +115,13 @@ def kept_training(recipe: Recipe, source: ModelSource, backend: Backend) -> Kept
         if recipe.checkpoint is not None:
             raise
         if not recipe.overwrite:
-            raise CheckpointError(f"{error}, or begin anew with --overwrite") from None
+            raise CheckpointError(f"{error}, or start afresh with --overwrite") from None
         return None
     return kept
 
 
 def check_free(recipe: Recipe, kept: Kept | None) -> None:
-    """Require that nothing is replaced but the adapter that this training wrote, its log and its figure."""
+    """Require that nothing is replaced except this training's own adapter, log and figure."""
     saved, own = (kept.notes["saved"], kept.notes["wrote"]) if kept else ([], [])
     check_no_adapter(recipe.save, recipe.overwrite or digest_of_adapter(recipe.save) in saved)
     for what, path in {"log": recipe.log, "plot file": recipe.plot}.items():
@@ -129,12 +129,12 @@ def check_free(recipe: Recipe, kept: Kept | None) -> None:
 
 
 def usual_workers(backend: Backend) -> int:
-    """Return how many parts of a batch are computed at once: two where there are two cores, and one on a GPU."""
+    """Return how many parts of a batch to compute in parallel: two with at least two cores, one on a GPU."""
     return min(2, core_count()) if backend.name == "numpy" else 1
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Require numbers in range and places that can be written, before anything is read."""
+    """Require numbers in range and writable paths, before anything is read."""
     for option in fields(recipe):
         value, span = getattr(recipe, option.name), option.metadata["span"]
         if span and value is not None:
@@ -142,7 +142,7 @@ def check_recipe(recipe: Recipe) -> None:
     if recipe.alpha is not None:
         check_number("alpha", recipe.alpha, above=MIN_ALPHA, below=MAX_ALPHA)
     if recipe.steps is not None and recipe.epochs is not None:
-        raise ValueError("--steps and --epochs both say how long to train, expected one of them")
+        raise ValueError("--steps and --epochs both set the length of the training, expected one of them")
     if isinstance(recipe.valid, float) and not 0 < recipe.valid <= 0.5:
         raise ValueError(f"valid must be a share above 0 and at most 0.5, or a file, got {recipe.valid}")
     if isinstance(recipe.valid, Path):
@@ -152,7 +152,7 @@ def check_recipe(recipe: Recipe) -> None:
         names = [option_name(name) for name in brought if getattr(recipe, name) not in (None, False)]
         names += ["--init"] if recipe.init != "lora" else []
         if names:
-            raise ValueError(f"--adapter brings what it is with it, so leave {' and '.join(names)} out")
+            raise ValueError(f"leave out {' and '.join(names)}, which --adapter determines")
     if recipe.steps is not None:
         rates(recipe, recipe.steps)
     check_together(recipe)
@@ -160,7 +160,7 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def check_together(recipe: Recipe) -> None:
-    """Require options that go together, before a model is read, which may take minutes."""
+    """Require consistent options before a model is read, which may take minutes."""
     parameters, dora, dropout = recipe.target_parameters, recipe.use_dora, recipe.dropout
     of_lines = any(str(file).lower().endswith(EXAMPLES) for file in (recipe.text, recipe.valid))
     for wrong, message in (
@@ -175,7 +175,7 @@ def check_together(recipe: Recipe) -> None:
 
 
 def check_places(recipe: Recipe) -> None:
-    """Require that adapter, checkpoint and log can be written, and take the place of nothing that is read or kept."""
+    """Require that adapter, checkpoint and log can be written without replacing anything that is read or kept."""
     save, read = real(recipe.save), inputs(recipe)
     adapter = [
         (path, "where the adapter goes") for path in (save, *save.parents, save / WEIGHTS_NAME, save / CONFIG_NAME)
@@ -194,13 +194,13 @@ def check_places(recipe: Recipe) -> None:
 
 
 def written_beside(recipe: Recipe) -> list[tuple[Path, str]]:
-    """Return the files that are written while it trains and before, and what each is."""
+    """Return the files that are written before and during the training, with a name for each."""
     files = ((recipe.log, "the log"), (recipe.skip_bad, "the file of skipped lines"))
     return [(path, what) for path, what in files if path is not None]
 
 
 def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
-    """Return the files that are read or kept, and what each is."""
+    """Return the files that are read or kept, with a name for each."""
     named = {
         "the text": recipe.text,
         "the text to measure the loss on": recipe.valid,
@@ -214,7 +214,7 @@ def inputs(recipe: Recipe) -> list[tuple[Path, str]]:
 
 
 def real(path: Path) -> Path:
-    """Return where a path leads. `Path.resolve` says the same, and fails on a circle of links before Python 3.13."""
+    """Resolve a path. Before Python 3.13 `Path.resolve` fails on a circle of links, which this does not."""
     return Path(os.path.realpath(path))
 
 
@@ -222,8 +222,8 @@ def real(path: Path) -> Path:
 
 
 def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[Data, Llama, int]:
-    """Return the data, the model, and how many numbers it has; what is wrong with the data is an error before it."""
-    print(f"model    {source.name}", end="", flush=True)  # what takes a while is named before it does
+    """Return the data, the model, and its parameter count; bad data are refused before the model is loaded."""
+    print(f"model    {source.name}", end="", flush=True)  # printed first, since loading takes a while
     try:
         share = 1 / HELD_OUT if recipe.valid is None else recipe.valid
         skipped: list[str] | None = None if recipe.skip_bad is None else []
@@ -232,7 +232,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
             system=recipe.system, skipped=skipped,
         )  # fmt: skip
         if recipe.system and not data.chats:
-            raise ValueError(f"--system is a message of chats, and {printable(str(recipe.text))} has none")
+            raise ValueError(f"--system applies to chats, and {printable(str(recipe.text))} has none")
         if recipe.skip_bad is not None and skipped:
             keep_skipped(recipe.skip_bad, "".join(f"{line}\n" for line in skipped).encode(), recipe.overwrite)
         check_batch_size(recipe, data)
@@ -245,7 +245,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
     active = f" ({active_numbers(model.config):,} of them for one token)" if model.config.mixture else ""
     print(f": {numbers:,} parameters{active} in {recipe.dtype}, {backend.device}", flush=True)
     if recipe.skip_bad is not None and skipped:
-        print(f"skipped  {len(skipped):,} lines that cannot be used, now in {printable(str(recipe.skip_bad))}")
+        print(f"skipped  {len(skipped):,} unusable lines, now in {printable(str(recipe.skip_bad))}")
     if recipe.quantize:
         whole, coded = megabytes(numbers * np.dtype(recipe.dtype).itemsize), megabytes(parameter_bytes(model))
         print(f"weights  {coded} MB with quantised linear layers, {whole} MB without")
@@ -253,7 +253,7 @@ def load_inputs(recipe: Recipe, source: ModelSource, backend: Backend) -> tuple[
 
 
 def check_batch_size(recipe: Recipe, data: Data) -> None:
-    """Require as many rows to train on as a batch has."""
+    """Require at least as many training rows as a batch has."""
     if recipe.batch_size is not None and recipe.batch_size > len(data.X):
         raise ValueError(
             f"--batch-size {recipe.batch_size} is more than the {len(data.X)} {data.unit} that there are to train on "
@@ -262,7 +262,7 @@ def check_batch_size(recipe: Recipe, data: Data) -> None:
 
 
 def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
-    """Write the lines that cannot be used into a file; one that has others is not replaced without a word."""
+    """Write the unusable lines to a file; an existing file with other lines is not replaced silently."""
     check_new_file("file of skipped lines", path, overwrite or (path.exists() and path.read_bytes() == lines))
     with written_whole(path) as file:
         file.write(lines)
@@ -274,12 +274,12 @@ def keep_skipped(path: Path, lines: bytes, overwrite: bool) -> None:
 def adapted_model(
     recipe: ResolvedRecipe, model: Llama, start_from: AdapterSource | None, rng: np.random.Generator, backend: Backend
 ) -> Llama:
-    """Return the model with the adapter to continue from, where there is one, or with new ones."""
+    """Return the model with the adapter to continue from, or else with new adapters."""
     if start_from is not None:
         return start_from.attached(model, backend, recipe.quantize)
     if isinstance(recipe.target_modules, str) and recipe.target_modules != ALL_LINEAR:
         check_target_modules(recipe.target_modules)
-        with named("target_modules"), within_time():  # an expression can run for years
+        with named("target_modules"), within_time():  # a regular expression can run for years
             are_named(recipe.target_modules, [path for path, _ in walk(model)])
     new: dict[str, Any] = {name: getattr(recipe, name) for name in ("target_modules", "rank", "alpha")}
     adapted: Llama = adapt(
@@ -300,7 +300,7 @@ def adapted_model(
 def fit_to_machine(
     recipe: ResolvedRecipe, adapted: Llama, data: Data, kept: Kept | None, machine: Memory | None, backend: Backend
 ) -> tuple[ResolvedRecipe, Data]:
-    """Return recipe and data as they are trained on; print them, and require that the machine can hold the training."""
+    """Return the final recipe and data; print them, and require that the training fits into memory."""
     of_layers, masked, X = adapters(adapted), adapted, backend.asarray(data.X)
     if recipe.dropout:
         check_dropped(of_layers)
@@ -309,25 +309,25 @@ def fit_to_machine(
     lean = measured_memory(recomputing, X, backend)
     needs = lean if recipe.recompute else measured_memory(masked, X, backend)
     if kept is not None:
-        data = data.of_length(kept.notes["length"])  # as long as at the start, whatever memory is free now
+        data = data.of_length(kept.notes["length"])  # the length of the first run, whatever memory is free now
     elif recipe.length is None and machine is not None:
         data = cut_to_fit(data, needs, min(recipe.workers, recipe.batch_size), USABLE_SHARE * machine.free)
     recipe = recipe.for_rows(len(data.X))
     if kept is not None:
-        kept.check_same({}, {}, recipe.steps)  # epochs are steps only now
-    rates(recipe, recipe.steps)  # a warmup of all steps is refused
+        kept.check_same({}, {}, recipe.steps)  # only now epochs become a number of steps
+    rates(recipe, recipe.steps)  # refuses a warmup of all steps
     longest = max(data.X.shape[1], data.X_held.shape[1])
     warn_beyond_context(adapted, longest, "an example has" if data.example else "a window has")
-    check_batch_size(recipe, data)  # memory may have had room for fewer
+    check_batch_size(recipe, data)  # memory may have allowed fewer
     print(f"{'data' if data.example else 'text':8} {printable(str(recipe.text))}: {data.summary}")
     for note in data.notes:
         print(f"         {note}")
     if message := system_to_keep(recipe, data):
         own = "; chats that have one of their own keep it" if message != data.system else ""
-        print(f"system   {printable(message, 80)}\n         is kept with the adapter, for generate and evaluate{own}")
+        print(f"system   {printable(message, 80)}\n         is saved with the adapter for generate and evaluate{own}")
     ranks = "-".join(map(str, sorted({adapter.rank for adapter in of_layers.values()})))
     trained = parameter_count(adapted, trained=True)
-    print(f"adapter  rank {ranks} beside {len(of_layers)} layers: {trained:,} parameters")
+    print(f"adapter  rank {ranks} in {len(of_layers)} layers: {trained:,} parameters")
     if left_out := experts_left_out(adapted):
         print(f"         {left_out}")
     parts = min(recipe.workers, math.ceil(recipe.batch_size / recipe.part_rows))  # at once
@@ -342,18 +342,18 @@ def fit_to_machine(
     if machine is not None and memory.together(parts * recipe.part_rows) > USABLE_SHARE * machine.free:
         hint = what_fits(memory, None if recipe.recompute else lean(*sizes), parts, recipe.part_rows, machine)
         if not recipe.anyway:
-            raise ValueError(f"{hint}; --anyway begins all the same")
+            raise ValueError(f"{hint}; --anyway starts regardless")
         warnings.warn(hint, stacklevel=3)
     return recipe, data
 
 
 def system_to_keep(recipe: Recipe, data: Data) -> str | None:
-    """Return the system message that goes with the adapter: the one asked for, or the one of all chats."""
+    """Return the system message to save with the adapter: the requested one, or the one that all chats share."""
     return (data.system if recipe.system is None else recipe.system) or None
 
 
 def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
-    """Say how long the training is, which rows are measured when, and which part of the time that takes."""
+    """Describe the length of the training, and when which rows are measured, with the share of the time."""
     left, passes = recipe.steps - (done or 0), recipe.steps / math.ceil(len(data.X) / recipe.batch_size)
     lines = [f"time     {left} steps of {recipe.batch_size} {data.unit}{f', {recipe.steps} in all' if done else ''}: "]
     lines[0] += f"{passes:.3g} passes through all {len(data.X):,}"
@@ -373,7 +373,7 @@ def plan(recipe: ResolvedRecipe, data: Data, done: int | None) -> list[str]:
 
 
 def experts_left_out(adapted: Llama) -> str:
-    """Say which share of the weights a mixture's experts are, where none has an adapter; or ""."""
+    """Report the share of the weights that is in a mixture's experts if none of them has an adapter; else ""."""
     stacks: list[Any] = [
         layer for path, layer in walk(adapted) if path.endswith(tuple(f".{name}" for name in EXPERT_ARRAYS))
     ]
@@ -386,14 +386,14 @@ def experts_left_out(adapted: Llama) -> str:
 
 
 def cut_to_fit(data: Data, needs: Callable[[int, int, tuple[int, int]], StepMemory], parts: int, free: float) -> Data:
-    """Return examples in rows of the largest length of which each part can hold one; a text's windows as they are."""
+    """Return examples in rows of the largest length that fits into memory; windows of a text stay unchanged."""
     held, lengths = len(data.X_held), range(1, data.length + 1)
     length = bisect_right(lengths, free, key=lambda n: needs(n, parts, (held, n)).together(parts))
     return data.of_length(length) if length > 1 else data
 
 
 def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
-    """Warn where more tokens stand in a row than the model was made for; it computes them all the same."""
+    """Warn if a row has more tokens than the model's context, although the model computes them."""
     context = model.config.max_position_embeddings
     if context is not None and tokens > context:
         message = (
@@ -403,7 +403,7 @@ def warn_beyond_context(model: Llama, tokens: int, what: str) -> None:
 
 
 def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: Memory | None) -> None:
-    """Print what the training needs, and what the machine has."""
+    """Print the memory that the training needs, and the memory of the machine."""
     at_once = parts * rows
     kept, logits = megabytes(memory.activations(at_once)), megabytes(memory.all_logits(at_once))
     there = f"; {megabytes(machine.free)} of {megabytes(machine.whole)} MB are free" if machine else ""
@@ -415,7 +415,7 @@ def print_memory(memory: StepMemory, parts: int, rows: int, unit: str, machine: 
 
 
 def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int, machine: Memory) -> str:
-    """Return what to ask for in place of a training that is too large; `lean` is what it needs with --recompute."""
+    """Suggest options for a training that does not fit; `lean` is its memory with --recompute."""
     needed, free, fit = memory.together(parts * rows), USABLE_SHARE * machine.free, []
     if fitting := memory.rows_that_fit(free, rows - 1, parts):
         fit.append(f"--micro-batch {fitting}")
@@ -425,7 +425,7 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
     if not fit:
         smaller = "--workers 1" if parts > 1 else "a smaller --length"
         hint = f"not even {'--recompute ' if lean else ''}--micro-batch 1 fits; {smaller} needs less"
-    if needed > machine.whole:  # the system would end the process in the first step
+    if needed > machine.whole:  # the system would kill the process in the first step
         raise ValueError(
             f"the training needs {megabytes(needed)} MB and the machine has {megabytes(machine.whole)} MB: {hint}"
         )
@@ -438,7 +438,7 @@ def what_fits(memory: StepMemory, lean: StepMemory | None, parts: int, rows: int
 def checkpoint_of(
     recipe: ResolvedRecipe, source: ModelSource, numbers: int, data: Data, kept: Kept | None, backend: Backend
 ) -> TuningCheckpoint:
-    """Return what keeps the training: one that is resumed has its notes already."""
+    """Return the checkpoint of the training; a resumed one has its notes already."""
     notes = kept.notes if kept else Notes(
         asked=identity_of(recipe, source.path, backend), numbers=numbers, length=data.length, before=math.nan,
         losses={}, saved=[], wrote=[],
@@ -452,7 +452,7 @@ def train_adapter(
     recipe: ResolvedRecipe, adapted: Llama, data: Data, checkpoint: TuningCheckpoint, rng: np.random.Generator,
     backend: Backend,
 ) -> tuple[LossTable, Llama]:  # fmt: skip
-    """Train, and print a row whenever the loss is measured. Return the rows, and the model whose adapter is saved."""
+    """Train, printing a row whenever the loss is measured. Return the rows, and the model whose adapter to save."""
     X, Y, X_held, Y_held = (backend.asarray(array) for array in (data.X, data.Y, data.X_held, data.Y_held))
     kept, notes = checkpoint.kept, checkpoint.notes
     every = recipe.measured_each(len(X_held))
@@ -464,7 +464,7 @@ def train_adapter(
     table.print_head()
     if kept is None:
         notes["before"] = step.evaluate(adapted, X_held, Y_held, next_token_loss)
-        recipe.kept_in.unlink(missing_ok=True)  # of another training, with --overwrite
+        recipe.kept_in.unlink(missing_ok=True)  # another training's, with --overwrite
     table.print_known_rows(notes["before"], time.perf_counter() - start, kept.saved if kept else None)
     try:
         history = train(
@@ -474,7 +474,7 @@ def train_adapter(
             schedule=rates(recipe, recipe.steps), weight_decay=recipe.weight_decay, max_grad_norm=recipe.max_grad_norm,
         )  # fmt: skip
     except TrainingDiverged as error:
-        if recipe.checkpoint is None:  # it would only break down again
+        if recipe.checkpoint is None:  # it would only diverge again
             recipe.kept_in.unlink(missing_ok=True)
         raise TrainingDiverged(diverged(recipe, error.step), error.epoch, error.step) from error
     table.print_last_row(history)
@@ -484,7 +484,7 @@ def train_adapter(
 
 
 class Step:
-    """A step's gradients and the held-out loss, for ``train(..., gradients=Step(...))``."""
+    """The gradients of a step and the held-out loss, for ``train(..., gradients=Step(...))``."""
 
     def __init__(self, recipe: ResolvedRecipe, rng: np.random.Generator, table: LossTable) -> None:
         self.dropout, self.recompute, self.rng, self.table = recipe.dropout, recipe.recompute, rng, table
@@ -492,7 +492,7 @@ class Step:
         self.evaluate = partial(evaluate_where_it_counts, workers=recipe.workers, shown=shown_parts)
 
     def __call__(self, model: Llama, x: Array, y: Array, loss: Loss) -> dict[str, Array]:
-        """Return the gradients, a part of the batch at a time, with new masks of dropout; note the losses."""
+        """Return the gradients, computed part by part with new dropout masks; record the losses."""
         start, losses = time.perf_counter(), []
         if self.dropout:
             keys = self.rng.integers(1 << 64, size=len(x), dtype=np.uint64).tolist()
@@ -511,17 +511,17 @@ class Step:
 
 
 def rates(recipe: Recipe, steps: int) -> Schedule | None:
-    """Return how the rate changes over so many steps, of which some or a share are the warmup; None where it stays."""
+    """Return the schedule of the learning rate over `steps` steps with its warmup; None if the rate is constant."""
     warmup, decay = recipe.warmup, recipe.schedule
     if decay == "constant" and not warmup:
         return None
     schedule = Schedule(decay, steps, math.ceil(warmup * steps) if warmup < 1 else int(warmup))
-    # Behind the warmup of a constant rate no step is the last: such a training may go on to more of them.
+    # After the warmup a constant rate does not depend on the last step, so such a training may get more steps.
     return replace(schedule, steps=schedule.warmup + 1) if decay == "constant" else schedule
 
 
 def diverged(recipe: ResolvedRecipe, step: int) -> str:
-    """Say that a training broke down, what may help, and what is left of it."""
+    """Report that a training diverged, what may help, and what is left of it."""
     rest = ""
     if recipe.checkpoint is not None:
         rest = f"; {printable(str(recipe.checkpoint))} keeps step {step - 1}, and another --lr needs another file"
@@ -535,20 +535,20 @@ def diverged(recipe: ResolvedRecipe, step: int) -> str:
 
 
 def save(recipe: ResolvedRecipe, adapted: Llama, system: str | None, checkpoint: TuningCheckpoint) -> None:
-    """Write the adapter, with the names that PEFT and llama.cpp ask for, and the chats' system message."""
+    """Write the adapter with the names that PEFT and llama.cpp need, and the chats' system message."""
     by_weight = found_by_weight(adapted)
     save_adapter(
         recipe.save, adapters(adapted), base_model=None if recipe.model is None else str(recipe.model),
         task_type="CAUSAL_LM", target_modules=[name for name in ends_of(adapted) if f"{name}.weight" not in by_weight],
         target_parameters=by_weight, lora_dropout=recipe.dropout, system=system, overwrite=True,
-        before=checkpoint.finish,  # since a kill may come after the adapter is written
+        before=checkpoint.finish,  # since the process may be killed after the adapter is written
     )  # fmt: skip
     if recipe.checkpoint is None:
         recipe.kept_in.unlink(missing_ok=True)
 
 
 def best_step(recipe: ResolvedRecipe, table: LossTable) -> str:
-    """Return a sentence about the lowest held-out loss, where it is not the last one's; or ""."""
+    """Return a sentence about the lowest held-out loss if the last one is higher; else ""."""
     if table.best_step is not None:
         loss = next(row[2] for row in table.rows if row[0] == table.best_step)
         before = f"; before the training it was {table.rows[0][2]:.3f}" if table.rows[0][2] <= loss else ""
@@ -561,6 +561,6 @@ def best_step(recipe: ResolvedRecipe, table: LossTable) -> str:
         return ""
     others = [f"--steps {step}" + (" in place of --epochs" if recipe.epochs is not None else "")]
     others += ["another --checkpoint"] if recipe.checkpoint is not None else []
-    others += [] if recipe.overwrite else ["--overwrite"]  # the adapter of this one lies there now
+    others += [] if recipe.overwrite else ["--overwrite"]  # this step's adapter is there now
     ends = f"; the same command with {' and '.join(others)} ends there" if step else ", before the training"
     return f"the held-out loss was lowest at step {step}: {loss:.3f}{ends}"

@@ -1,7 +1,7 @@
-"""What a fine-tuning is to be: each option of ``minilora finetune`` once, with its default and its help.
+"""The options of ``minilora finetune``, each defined once with its default and its help.
 
-The command's parser is made of these fields (`minilora.cli.finetune`), and `minilora.language.finetune` does what they
-say. Nothing here needs NumPy, so that help comes at once.
+The command's parser is built from these fields (`minilora.cli.finetune`), and `minilora.language.finetune` carries them
+out. Nothing here needs NumPy, so that the help appears at once.
 """
 
 # ruff: noqa: RUF009  `option` returns a field
@@ -17,31 +17,31 @@ from pathlib import Path
 from typing import Any
 
 SMALL_MODEL = 10_000_000
-"""Parameters up to which a model is a small one."""
+"""The number of parameters up to which a model counts as small."""
 FITTING: dict[str, tuple[Any, Any]] = {"steps": (300, 80), "batch_size": (16, 4), "lr": (3e-3, 1e-3)}
-"""What fits a small model, tried on glassllm's 0.85 million parameters, and a larger one, on SmolLM2's 135 million."""
+"""Settings for a small model, tried on glassllm's 0.85 million parameters, and a larger one, tried on SmolLM2-135M."""
 EVAL_EVERY, EVAL_SHARE = 20, 0.2
-"""The held-out loss is measured each so many steps, or a multiple of them: it takes at most this share of the time."""
+"""The held-out loss is measured every `EVAL_EVERY` steps or less often, taking at most this share of the time."""
 LOG_EVERY = 20
-"""Steps from one row to the next."""
+"""The number of steps between two rows."""
 FORWARD = 0.4
-"""The share of a forward in the time of a step."""
+"""A forward's share of the time of a step."""
 ADAPTER: dict[str, Any] = {"target_modules": "all-linear", "rank": 8, "alpha": 16.0}
-"""The defaults of a new adapter; one that goes on has its own."""
+"""The defaults of a new adapter; a continued adapter has its own values."""
 
 
 def fitting(numbers: int) -> dict[str, Any]:
-    """Return the settings that fit a model of so many parameters."""
+    """Return the default settings for a model with this number of parameters."""
     return {name: larger if numbers > SMALL_MODEL else small for name, (small, larger) in FITTING.items()}
 
 
 def names(text: str) -> list[str]:
-    """Read what ``--target-parameters`` takes."""
+    """Parse the value of ``--target-parameters``."""
     return [name.strip() for name in text.split(",")]
 
 
 def names_or_expression(text: str) -> list[str] | str:
-    """Read what ``--target-modules`` takes: names, maybe none, or one regular expression, or all-linear."""
+    """Parse the value of ``--target-modules``: names (possibly none), one regular expression, or all-linear."""
     if not text:
         return []
     are_names = text != "all-linear" and all(re.fullmatch(r"[\w.]+", name) for name in names(text))
@@ -49,8 +49,8 @@ def names_or_expression(text: str) -> list[str] | str:
 
 
 def share_or_path(text: str) -> float | Path:
-    """Read what ``--valid`` takes."""
-    if not text:  # of a variable that is not set
+    """Parse the value of ``--valid``."""
+    if not text:  # as from an unset shell variable
         raise argparse.ArgumentTypeError("the name is empty")
     try:
         return float(text)
@@ -59,7 +59,7 @@ def share_or_path(text: str) -> float | Path:
 
 
 def steps_or_share(text: str) -> int | float:
-    """Read what ``--warmup`` takes."""
+    """Parse the value of ``--warmup``."""
     try:
         value = float(text) if "." in text else int(text)
     except ValueError:
@@ -73,9 +73,9 @@ def option(
     help: str = "", metavar: str | None = None, *, default: Any = None, type: Any = None,
     choices: list[str] | None = None, same: bool = False, **span: Any,
 ) -> Any:  # fmt: skip
-    """Return a field with what the parser needs, and with the span of its numbers, as `minilora.checks` has it.
+    """Return a dataclass field with its parser settings, and its range as keywords of `minilora.checks`.
 
-    A training that goes on must have its value where it says `same`.
+    With `same`, a resumed training must have the same value.
     """
     said = {"help": help, "metavar": metavar, "type": type, "choices": choices, "same": same, "span": span}
     return field(default=default, metadata=said)
@@ -93,7 +93,7 @@ OPTION_GROUPS = {
     "memory and speed": ("micro_batch", "recompute", "workers", "dtype", "quantize", "backend", "anyway"),
     "files": ("save", "overwrite", "checkpoint", "log", "plot"),
 }
-"""The fields of a recipe, as the help groups them."""
+"""The fields of a recipe in the groups of the help."""
 
 
 def _by_size(name: str) -> str:
@@ -103,24 +103,24 @@ def _by_size(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A fine-tuning as it was asked for."""
+    """The options of a fine-tuning, as the user gave them."""
 
     text: Path = option("a text file in UTF-8, or a .jsonl file of examples", "TEXT", default=MISSING, type=Path)
-    save: Path = option("write the adapter there, in PEFT's layout", "DIR", default=MISSING, type=Path)
+    save: Path = option("write the adapter to this folder, in PEFT's layout", "DIR", default=MISSING, type=Path)
     overwrite: bool = option(
-        "replace an adapter that the folder of --save holds, a stopped training of other options, and the files of "
+        "replace an adapter in the folder of --save, a stopped training with other options, and the files of "
         "--log and --plot",
         default=False,
     )
-    model: Path | None = option()  # glassllm's where there is none
+    model: Path | None = option()  # None is glassllm's model
     target_modules: str | list[str] | None = option(
         "what to adapt: names such as q_proj,v_proj, one regular expression for whole paths, or all-linear "
         f"(default: {ADAPTER['target_modules']})",
         "NAMES", type=names_or_expression,
     )  # fmt: skip
     target_parameters: list[str] | None = option(
-        "of a mixture of experts, besides: arrays such as mlp.experts.gate_up_proj,mlp.experts.down_proj, whose "
-        'experts get an adapter each, or mlp.gate.weight, the router; with --target-modules "" they alone are adapted',
+        "arrays of a mixture of experts to adapt too, such as mlp.experts.gate_up_proj,mlp.experts.down_proj, with one "
+        'adapter per expert, or mlp.gate.weight, the router; with --target-modules "" only these are adapted',
         "NAMES", type=names,
     )  # fmt: skip
     rank: int | None = option(
@@ -130,130 +130,130 @@ class Recipe:
         f"strength of the update, which is scaled by alpha / rank (default: {ADAPTER['alpha']})", type=float, same=True
     )
     use_rslora: bool = option("scale the update by alpha / sqrt(rank) (rank-stabilised LoRA)", default=False, same=True)
-    use_dora: bool = option("train the length of each row of a weight apart (DoRA)", default=False, same=True)
+    use_dora: bool = option("train the norm of each row of a weight separately (DoRA)", default=False, same=True)
     init: str = option(
         "start at zero, or from the leading singular vectors of the weights (PiSSA), which writes twice the rank",
         default="lora", choices=["lora", "pissa"], same=True,
     )  # fmt: skip
     adapter: Path | None = option(
-        "go on from an adapter of this model, in the place of a new one: its rank, alpha and layers are that adapter's",
+        "continue from this adapter instead of a new one; rank, alpha and layers are the adapter's",
         "DIR", type=Path,
     )  # fmt: skip
     dropout: float = option(
-        "in a step, drop each entry of an adapter's input with the probability P",
+        "in each step, drop each entry of an adapter's input with probability P",
         "P", default=0.0, type=float, same=True, above=0, below=1, or_equal=True,
     )  # fmt: skip
     epochs: float | None = option(
-        "pass through all windows or examples E times, in place of --steps: each time in a new order, every one once; "
-        "where the batch size does not divide their number, the last batch of a pass is smaller",
+        "instead of --steps, pass through all windows or examples E times, each time in a new order; the last batch of "
+        "a pass is smaller if the batch size does not divide their number",
         "E", type=float, above=0, below=1e9,
     )  # fmt: skip
     valid: float | Path | None = option(
-        "measure the loss on another file, or hold out another share than a tenth, such as 0.2",
+        "measure the loss on this file, or hold out this share instead of a tenth, such as 0.2",
         "FILE|SHARE", type=share_or_path,
     )  # fmt: skip
     skip_bad: Path | None = option(
-        "go on without the lines of a .jsonl file that cannot be used, and write them there", "FILE", type=Path
+        "skip unusable lines of a .jsonl file, and write them to this file", "FILE", type=Path
     )
     eval_rows: int | None = option(
-        "measure the loss on N of the windows or examples that are held out, evenly spread (default: on all)",
+        "measure the loss on N of the held-out windows or examples, evenly spaced (default: all)",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     system: str | None = option(
-        "put this system message before each chat that has none. It is kept with the adapter, for generate and "
-        "evaluate; so is one with which all chats begin",
+        "put this system message before each chat without one. It is saved with the adapter for generate and "
+        "evaluate, and so is a system message that all chats share",
         "TEXT", same=True,
     )  # fmt: skip
     steps: int | None = option(
-        f"steps of Adam, through the same passes as those of --epochs ({_by_size('steps')})", "N", type=int, at_least=1
+        f"steps of Adam, in the same order as with --epochs ({_by_size('steps')})", "N", type=int, at_least=1
     )
     batch_size: int | None = option(
-        f"windows of the text, or examples, of each step ({_by_size('batch_size')})",
+        f"windows of the text, or examples, per step ({_by_size('batch_size')})",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     micro_batch: int | None = option(
-        "windows, or examples as long as the longest, computed at a time; their gradients add up to the batch's: the "
-        "same step with less memory (default: half of the batch)",
+        "windows, or examples of full length, to compute at a time; their gradients are summed: the same step with "
+        "less memory (default: half of the batch)",
         "N", type=int, at_least=1,
     )  # fmt: skip
     recompute: bool = option(
-        "keep only the input of each of the model's layers, and compute the layer once more when its gradients are due "
-        "(gradient checkpointing): the same step with less memory and a further forward",
+        "gradient checkpointing: keep only each layer's input and recompute the layer for its gradients; the same step "
+        "with less memory and one more forward",
         default=False,
     )
     workers: int | None = option(
-        "parts of a batch (see --micro-batch) that are computed at once, each on a core: 2 by default where there are "
-        "two cores, 1 on a GPU. The result is the same to the last bit",
+        "parts of a batch (see --micro-batch) to compute in parallel, each on one core (default: 2 if there are two "
+        "cores, 1 on a GPU); the result is bit-identical",
         "N", type=int, at_least=1,
     )  # fmt: skip
     length: int | None = option(
-        "tokens in a window (default: 128); longer examples are cut (default: the longest, as far as memory has room)",
+        "tokens in a window (default: 128); longer examples are truncated (default: the longest that memory allows)",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
-    lr: float | None = option(f"Adam's step length ({_by_size('lr')})", type=float, same=True, above=0)
+    lr: float | None = option(f"Adam's learning rate ({_by_size('lr')})", type=float, same=True, above=0)
     schedule: str = option(
-        "how the step length falls to the end of the training: not, along a line, or along a half cosine",
+        "how the learning rate decays over the training: not at all, linearly, or along a half cosine",
         default="constant", choices=["constant", "linear", "cosine"], same=True,
     )  # fmt: skip
     warmup: int | float = option(
-        "steps at the start in which the step length grows, or a share of all steps, such as 0.1",
+        "steps of linear warmup, or a share of all steps, such as 0.1",
         "N|SHARE", default=0, type=steps_or_share, same=True,
     )  # fmt: skip
     max_grad_norm: float | None = option(
-        "shorten a step's gradient to the length C, over all adapters together, where it is longer (default: do not)",
+        "clip the gradient norm, over all adapters together, to C (default: no clipping)",
         "C", type=float, same=True, above=0,
     )  # fmt: skip
     weight_decay: float = option(
-        "in each step, make each number of the adapters smaller by the share LR times W of it, as AdamW does",
+        "decoupled weight decay: each step shrinks the adapters' entries by the factor 1 - LR W, as in AdamW",
         "W", default=0.0, type=float, same=True, above=0, or_equal=True,
     )  # fmt: skip
-    seed: int = option("seed of the adapters' start and the batches", "N", default=0, type=int, same=True, at_least=0)
-    dtype: str = option("type of all arrays", default="float32", choices=["float32", "float64"], same=True)
+    seed: int = option("seed of the adapters and the batches", "N", default=0, type=int, same=True, at_least=0)
+    dtype: str = option("dtype of all arrays", default="float32", choices=["float32", "float64"], same=True)
     quantize: str | None = option(same=True)
     backend: str | None = option()
     checkpoint: Path | None = option(
-        "save the training's state there after every step; the same command goes on from it, also to more --steps "
-        "(default: DIR.checkpoint beside the folder of --save, now and then, and removed at the end)",
+        "save the training's state to this file after every step; rerun the command to resume, also with more --steps "
+        "(default: DIR.checkpoint next to the folder of --save, written occasionally and removed at the end)",
         "FILE", type=Path,
     )  # fmt: skip
     eval_every: int | None = option(
-        f"measure the held-out loss each N steps, besides before the first and after the last (default: {EVAL_EVERY}, "
-        "or so many times that as measuring takes no more than about a fifth of the time of the steps)",
+        f"measure the held-out loss every N steps, and before the first and after the last (default: {EVAL_EVERY}, "
+        "or a multiple of that, so that it takes at most about a fifth of the time of the steps)",
         "N", type=int, same=True, at_least=1,
     )  # fmt: skip
     log_every: int = option(
-        "print a row each N steps, also where the held-out loss is not measured",
+        "print a row every N steps, also without a held-out loss",
         "N", default=LOG_EVERY, type=int, at_least=1,
     )  # fmt: skip
     keep_best: bool = option(
-        "save the adapter of the step with the least held-out loss of those measured, in the place of the last step's",
+        "save the adapter of the step with the lowest held-out loss instead of the last step's",
         default=False, same=True,
     )  # fmt: skip
-    anyway: bool = option("train even if that needs more memory than is free", default=False)
+    anyway: bool = option("train even if this needs more memory than is free", default=False)
     log: Path | None = option(
-        "write a line of JSON there for each step: the loss of its own batch, the length of its gradient, and the "
-        "held-out loss if it is measured",
+        "write one line of JSON per step to this file: the loss of its batch, its gradient norm, and the held-out loss "
+        "if it is measured",
         "FILE", type=Path,
     )  # fmt: skip
     plot: Path | None = option(
-        "draw the training loss, each mean over its steps, and the held-out loss (.png, .svg, .pdf)", "FILE", type=Path
+        "plot the training loss, averaged between rows, and the held-out loss (.png, .svg, .pdf)", "FILE", type=Path
     )
 
     @property
     def kept_in(self) -> Path:
-        """The file that keeps the training: that of --checkpoint, or one beside the adapter while it is not done."""
+        """The checkpoint of the training: the file of --checkpoint, or one next to the adapter until it is complete."""
         save = self.save if self.save.name not in ("", "..") else os.path.abspath(self.save)
         return self.checkpoint or Path(f"{save}.checkpoint")
 
     def resolved(self, numbers: int) -> ResolvedRecipe:
-        """Return the recipe with what fits a model of so many parameters in the place of what was not given."""
+        """Return the recipe with the defaults for a model with this number of parameters filled in."""
         usual = {name: value for name, value in fitting(numbers).items() if getattr(self, name) is None}
         return ResolvedRecipe(**vars(replace(self, **usual)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe(Recipe):
-    """A recipe in which nothing is open, but for the steps that epochs of data not read yet take."""
+    """A recipe without open settings, except for the number of steps if it depends on data that are not read yet."""
 
     steps: int
     batch_size: int
@@ -261,25 +261,25 @@ class ResolvedRecipe(Recipe):
     workers: int
 
     def for_rows(self, rows: int) -> ResolvedRecipe:
-        """Return it for so many rows of data: an epoch has as many steps as there are batches in them."""
+        """Return the recipe for this number of rows: an epoch has as many steps as there are batches."""
         steps = self.steps if self.epochs is None else math.ceil(self.epochs * math.ceil(rows / self.batch_size) - 1e-9)
         return replace(self, steps=steps)
 
     def measured_each(self, rows: int) -> int:
-        """Return the number of steps between two measurements of the held-out loss, of so many rows."""
+        """Return the number of steps between two measurements of the held-out loss on `rows` rows."""
         usual = EVAL_EVERY * math.ceil(self.steps_of_measuring(rows) / EVAL_SHARE / EVAL_EVERY)
         return self.eval_every or usual
 
     def steps_of_measuring(self, rows: int) -> float:
-        """Return how many steps take as long as measuring so many rows, which takes a forward of each."""
+        """Return how many steps take as long as a measurement on `rows` rows, each of which needs a forward."""
         return rows * FORWARD / self.batch_size
 
     @property
     def part_rows(self) -> int:
-        """How many rows of the full width a part of a batch may have."""
+        """The largest number of full-width rows in a part of a batch."""
         return min(self.micro_batch or math.ceil(self.batch_size / 2), self.batch_size)
 
 
 def option_name(name: str) -> str:
-    """Return a field's name as one types it."""
+    """Return a field's name as typed on the command line."""
     return f"--{name.replace('_', '-')}"

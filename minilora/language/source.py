@@ -1,7 +1,7 @@
-"""What a command of a language model opens, each once: the model's files, and an adapter's folder.
+"""A model's files and an adapter's folder, each opened once per command.
 
-Both are handed on as objects, so that nobody opens, judges or decodes a second time what is open already. What is wrong
-with a file is an error where it is first asked for.
+Both are passed on as objects, so that nothing is opened, checked or decoded twice. A bad file is an error when it is
+first used.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from .llama import Llama
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model's files; without a path, those of glassllm's English model."""
+    """A model's files; the default is glassllm's English model."""
 
     given: Path | None
 
     @cached_property
     def path(self) -> Path:
-        """Where they lie."""
+        """The path of the files."""
         if self.given is not None:
             return self.given
         return Path(needed("glassllm", "the model that is used without --model").__file__).parent / "weights" / "en.npz"
 
     @property
     def name(self) -> str:
-        """The model's name, to print."""
+        """The model's name for printing."""
         return "glassllm's English model" if self.given is None else printable(str(self.given))
 
     @cached_property
@@ -54,7 +54,7 @@ class ModelSource:
         return load_template(self.path)
 
     def load(self, dtype: str, backend: Backend, bits: str | None = None) -> Llama:
-        """Return the model; `bits` is "nf4" to quantise its linear layers, "file" to keep the blocks of a .gguf."""
+        """Load the model; `bits` is "nf4" to quantise linear layers, or "file" to keep a .gguf file's blocks."""
         if bits == "file" and self.path.suffix != ".gguf":
             raise ValueError(
                 f"--quantize file keeps the blocks of a .gguf file, and the model is {printable(str(self.path))}"
@@ -65,7 +65,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class AdapterSource:
-    """An adapter's folder, and the adapters that were read from it, by module path."""
+    """An adapter's folder, with the adapters read from it by module path."""
 
     path: Path
     folder: AdapterFolder
@@ -73,19 +73,19 @@ class AdapterSource:
 
     @classmethod
     def open(cls, path: Path, dtype: str, backend: Backend) -> AdapterSource:
-        """Open an adapter's folder and read its factors; a UserWarning says if a base's own weight is there too."""
+        """Open an adapter's folder and read its factors; warn if it also has weights of the base."""
         folder = AdapterFolder.open(path)
         folder.warn_of_base()
         return cls(path, folder, read_adapters(folder, dtype=dtype, backend=backend))
 
     @property
     def system(self) -> str | None:
-        """The system message that it was trained with, if that was kept."""
+        """The system message of its training, if it was saved."""
         return kept_system_message(self.folder)
 
     def attached(self, model: Llama, backend: Backend, bits: str | None) -> Llama:
-        """Return a model with the adapters; the folder must not keep the weights of another base."""
-        layers = {} if bits else dict(walk(model))  # quantised weights are others than the base's
+        """Return a model with the adapters; the folder must not contain weights of another base."""
+        layers = {} if bits else dict(walk(model))  # quantised weights differ from the base's
 
         def weight(path: str) -> Any:
             array = getattr(layers.get(path), "weight", None)

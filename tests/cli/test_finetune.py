@@ -342,7 +342,7 @@ def test_a_training_goes_on_from_an_adapter(shell):
     before = weights()
     out = shell(GO_ON)
     assert losses(out)[0] == pytest.approx(end, abs=2e-3)
-    assert "adapter  rank 2 beside 4 layers" in out
+    assert "adapter  rank 2 in 4 layers" in out
     first, second = load_adapter("a"), load_adapter("b")
     assert first.keys() == second.keys()
     assert all(second[path].scaling == adapter.scaling for path, adapter in first.items())
@@ -360,7 +360,7 @@ BROUGHT = {
 def test_an_adapter_to_go_on_from_brings_what_it_is(names):
     recipe = replace(ASKED, adapter=Path("a"), **{name: BROUGHT[name] for name in names})
     asked = " and ".join(f"--{name.replace('_', '-')}" for name in names)
-    with refused(f"--adapter brings what it is with it, so leave {asked} out", ValueError):
+    with refused(f"leave out {asked}, which --adapter determines", ValueError):
         check_recipe(recipe)
 
 
@@ -368,7 +368,7 @@ def test_ranks_stay_as_they_are_in_the_trainings_dtype(shell):
     model, rng = Llama.load("model"), np.random.default_rng(0)
     wide = adapters(adapt(model, ["q_proj"], rank=3, alpha=5, rng=rng))
     save_adapter("a", wide | adapters(adapt(model, ["v_proj"], rank=1, alpha=2, rng=rng)))
-    assert "adapter  rank 1-3 beside 4 layers: " in shell(GO_ON, "--dtype", "float64")
+    assert "adapter  rank 1-3 in 4 layers: " in shell(GO_ON, "--dtype", "float64")
     found = {(path[-6:], a.rank, a.alpha, a.lora_A.dtype.name) for path, a in load_adapter("b").items()}
     assert found == {("q_proj", 3, 5.0, "float64"), ("v_proj", 1, 2.0, "float64")}
 
@@ -549,7 +549,7 @@ def test_bad_lines_may_be_left_out_and_copies_are_told(shell):
     write_lines("e.jsonl", *[{"text": "the cat sat"}] * 3, "{", '{"text": 3}', "[]")
     few = "finetune e.jsonl --model model --steps 1 --batch-size 1 --skip-bad bad.jsonl --target-modules q_proj"
     out = shell(few, "--save", "a")
-    assert "skipped  3 lines that cannot be used, now in bad.jsonl\n" in out
+    assert "skipped  3 unusable lines, now in bad.jsonl\n" in out
     assert "data     e.jsonl: 2 examples and 1 held out" in out
     assert "\n         copies of other examples: 2\n         held out and trained on too: 1 of 1 examples" in out
     assert Path("bad.jsonl").read_text() == '{\n{"text": 3}\n[]\n'

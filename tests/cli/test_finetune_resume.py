@@ -87,7 +87,7 @@ def test_ctrl_c_says_what_is_kept_and_what_goes_on(often, shell, standin, monkey
     assert (program, again) == ("minilora", shlex.split(typed))
     assert not Path("it's").exists()
     resumed = shell(*again)
-    assert f"resume   goes on from step 2 of 3 ({kept})\n" in resumed
+    assert f"resume   from step 2 of 3 ({kept})\n" in resumed
     assert sorted(os.listdir()) == ["c"] * bool(asked) + ["it's", "model", "my text"]
     assert rows(resumed) == rows(shell(typed, "--save", "whole", "--checkpoint", "new"))
     assert rows(resumed)[: len(first)] == first
@@ -100,7 +100,7 @@ def test_of_epochs_the_steps_to_come_are_not_told(often, shell, monkeypatch):
         shell(few, code=130)
     assert "minilora: step 2 is kept in a.checkpoint, and this command goes on from there:\n" in shell.err
     monkeypatch.setitem(FITTING, "steps", (1, 1))  # which are those of no epoch: more may be done
-    assert "resume   goes on from step 2 (a.checkpoint)\n" in shell(few)
+    assert "resume   from step 2 (a.checkpoint)\n" in shell(few)
 
 
 def test_it_is_kept_beside_the_folder_whatever_its_name():
@@ -112,7 +112,7 @@ def test_it_is_kept_beside_the_folder_whatever_its_name():
 def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
     with interrupted(2):
         shell(TYPED, code=130)
-    said = "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or begin anew with --overwrite"
+    said = "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or start afresh with --overwrite"
     assert said in shell.refused(TYPED, "--seed", "5")
     kept = Path("a.checkpoint").read_bytes()
     with monkeypatch.context() as patched:
@@ -135,7 +135,7 @@ def test_two_trainings_cannot_write_one_file(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(Adam, "step", step)
     assert run(f"{QUICK} --checkpoint c") == 0
-    end = "wait for its end, or name another\n"
+    end = "wait for it to end, or use another path\n"
     assert said == [(2, f"minilora: another training writes {held!r}: {end}") for held in others.values()]
     assert run(f"{QUICK} --checkpoint c") == 0
 
@@ -147,7 +147,7 @@ def test_two_names_of_one_folder_are_held_as_one(tmp_path):
     (tmp_path / "to_come").symlink_to("new")
     for name, other in (("a", "link"), ("link", "a"), ("new", "to_come")):
         with exclusive_lock(tmp_path / name), exclusive_lock(tmp_path / "beside"):
-            said = re.escape(f"another training writes {str(tmp_path / other)!r}: wait for its end, or name another")
+            said = re.escape(f"another training writes {str(tmp_path / other)!r}: wait for it to end, or use another path")
             with pytest.raises(ValueError, match=f"^{said}$"), exclusive_lock(tmp_path / other):
                 pass
 
@@ -284,7 +284,7 @@ def test_training_goes_on_unkept_unless_keeping_was_asked(often, shell, monkeypa
 
     monkeypatch.setattr(Checkpoint, "keep", full)
     shell(QUICK, "--steps", "4")
-    said = "the training is not kept after step 2, and goes on: [Errno 28] No space left on device: 'a.checkpoint'"
+    said = "no checkpoint after step 2, the training continues: [Errno 28] No space left on device: 'a.checkpoint'"
     assert shell.err == f"minilora: {said}\n"
     assert "minilora: step 1 of 3 is kept in c, and this command" in shell.refused(QUICK, "--checkpoint", "c")
     saved = contents("a")
@@ -343,7 +343,7 @@ def test_the_same_command_goes_on_to_the_same_bits(folder, machine, shell, optio
     assert read_checkpoint(Path("c")).epoch == step - 1
     machine(10**10, 10**9)  # another program has ended
     out = shell(command, "--overwrite", "--checkpoint", "c", "--recompute")  # which is no other training
-    assert f"goes on from step {step - 1}" in out or step == 1
+    assert f"from step {step - 1}" in out or step == 1
     assert measured(out) == shown
     assert weights() == whole
 
@@ -484,7 +484,7 @@ def test_a_checkpoint_of_another_program_is_refused(folder, shell):
         Path("c").unlink()
         trained("c", 1, [1.0], Checkpoint(Path("c"), notes=notes | change))
         before = Path("c").read_bytes()
-        said = "'c' is a checkpoint of something else than minilora finetune, or of another version of it"
+        said = "'c' is not a checkpoint of minilora finetune, or is from another version of it"
         assert shell.refused(QUICK, "--checkpoint", "c") == said
         assert Path("c").read_bytes() == before
 

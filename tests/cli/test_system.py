@@ -51,7 +51,7 @@ def test_a_message_of_all_chats_or_asked_for_is_kept(capsys):
     assert kept("--system", "") is None
     capsys.readouterr()
     assert kept("--system", LONG) == LONG
-    end = "is kept with the adapter, for generate and evaluate; chats that have one of their own keep it\n"
+    end = "is saved with the adapter for generate and evaluate; chats that have one of their own keep it\n"
     assert f"system   {printable(LONG, 80)}\n         {end}" in capsys.readouterr().out
 
 
@@ -102,4 +102,4 @@ def test_a_text_takes_no_message_and_needs_none(shell):
     kept("--system", "sat")
     asked = "evaluate text --model model --adapter b"
     assert "system" not in shell(asked)
-    assert shell.refused(asked, "--system", "on") == "--system is a message of chats, and 'text' has none"
+    assert shell.refused(asked, "--system", "on") == "--system applies to chats, and 'text' has none"

@@ -146,7 +146,7 @@ def test_experts_are_finetuned_by_the_names_of_their_arrays(folder, shell):
     names = "--target-parameters mlp.experts.gate_up_proj,mlp.experts.down_proj --target-modules"
     for modules, more in (("q_proj", {"q_proj"}), ("", set())):
         reached = {"experts.gate_up_proj", "experts.down_proj"} | more
-        assert f"adapter  rank 2 beside {2 * len(reached)} layers" in shell(FINETUNE + names, modules)
+        assert f"adapter  rank 2 in {2 * len(reached)} layers" in shell(FINETUNE + names, modules)
         found = load_adapter("a")
         assert {path.partition(".self_attn.")[2] or path.partition(".mlp.")[2] for path in found} == reached
     shell("generate 'the cat' --model model --adapter a --tokens 3")
