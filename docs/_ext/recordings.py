@@ -26,7 +26,7 @@ class Recordings:
     def __init__(self, laboratory: dict[str, Any]) -> None:
         self.before, self.points = laboratory["before"], laboratory["trainings"]
         self.moments = laboratory.get("moments", [])
-        """The steps at which a training with 16 windows per batch was evaluated, on the windows that choose the rate."""
+        """The steps at which a training with 16 windows per batch was evaluated on the windows that choose it."""
         self.chooses = "choice" if "choice" in self.before else "new"
         """The loss that chooses a rate: on separate windows that do not report a loss, if the recording has such."""
         shares = sorted({point["run"]["share"] for point in self.points})
