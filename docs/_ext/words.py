@@ -147,7 +147,7 @@ def rate_ratios() -> list[float]:
 
 
 def most_lost(recorded: Recordings, *multiples: float) -> float:
-    """Return the largest share of the gain lost at these multiples of the best rate, at s = 2, over all cells."""
+    """Return the largest share of the gain lost at these multiples of the best rate, at s = 2, any rank and length."""
     parts = [recorded.lost("LoRA", rank, windows=windows) for rank, windows in product(RANKS, recorded.windows)]
     return max(of[times] for of in parts for times in multiples if times in of)
 

@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     system = given_or_kept(options.system, adapter)
     data = load_data(options.text, source, options.length, held_out=0, system=system)
     if options.system and not data.chats:
-        raise ValueError(f"--system is a message of chats, and {str(options.text)!r} has none")
+        raise ValueError(f"--system applies to chats, and {str(options.text)!r} has none")
     with loading(source.name):
         model = source.load("float32", backend, options.quantize)
     check_vocabulary(data.largest_id, model.lm_head.out_features)

@@ -50,7 +50,7 @@ class FrozenQuantizedLinear(Linear):
 
     @property
     def weight(self) -> Array:  # -> (out, in)
-        """The weight, made anew each time it is asked for."""
+        """The weight, decoded at each access."""
         raise NotImplementedError
 
     @property
@@ -115,7 +115,7 @@ class QuantizedLinear(FrozenQuantizedLinear):
 
     @property
     def weight(self) -> Array:  # -> (out, in)
-        """The weight, made anew each time it is asked for."""
+        """The weight, decoded at each access."""
         absmax = self.absmax
         if self.nested_absmax is not None:
             absmax = dequantize_scales(absmax, self.nested_absmax, self.mean)

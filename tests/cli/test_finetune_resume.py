@@ -112,7 +112,9 @@ def test_it_is_kept_beside_the_folder_whatever_its_name():
 def test_a_stopped_training_gives_way_when_asked(folder, shell, monkeypatch):
     with interrupted(2):
         shell(TYPED, code=130)
-    said = "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or start afresh with --overwrite"
+    said = (
+        "--seed is 0 there and 5 here. Ask for the same, or name another checkpoint, or start afresh with --overwrite"
+    )
     assert said in shell.refused(TYPED, "--seed", "5")
     kept = Path("a.checkpoint").read_bytes()
     with monkeypatch.context() as patched:
@@ -147,7 +149,8 @@ def test_two_names_of_one_folder_are_held_as_one(tmp_path):
     (tmp_path / "to_come").symlink_to("new")
     for name, other in (("a", "link"), ("link", "a"), ("new", "to_come")):
         with exclusive_lock(tmp_path / name), exclusive_lock(tmp_path / "beside"):
-            said = re.escape(f"another training writes {str(tmp_path / other)!r}: wait for it to end, or use another path")
+            said = f"another training writes {str(tmp_path / other)!r}: wait for it to end, or use another path"
+            said = re.escape(said)
             with pytest.raises(ValueError, match=f"^{said}$"), exclusive_lock(tmp_path / other):
                 pass
 

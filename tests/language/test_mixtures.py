@@ -70,7 +70,7 @@ def test_another_number_of_experts_is_refused_at_once(tmp_path):
     save_llama(tiny_mixture(), tmp_path / "m")
     for count in (2**31 - 1, 3, 5):
         change_json(tmp_path / "m" / "config.json", num_local_experts=count)
-        with pytest.raises(FileRefused, match=r"there is|has shape"):
+        with pytest.raises(FileRefused, match=r"there is|is missing|has shape"):
             Llama.load(tmp_path / "m")
 
 
@@ -128,7 +128,7 @@ def test_adapters_of_a_mixture_are_not_written_for_llama_cpp(tmp_path):
     save_llama(model, tmp_path / "m")
     adapted = adapt(model, ["q_proj"], rank=1, alpha=1, rng=np.random.default_rng(0))
     save_adapter(tmp_path / "a", adapters(adapted))
-    with pytest.raises(FileRefused, match=r"a mixtral, whose adapters are not written for llama\.cpp$"):
+    with pytest.raises(FileRefused, match=r"a mixtral, whose adapters cannot be exported to llama\.cpp$"):
         export_adapter(tmp_path / "a", tmp_path / "m", tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
 

@@ -1,4 +1,4 @@
-"""A model's chat template: it writes messages as the one text that the model was trained to read.
+"""A model's chat template, which renders messages as the text that the model was trained on.
 
 ====================  ===================================================================================
 the model             its template, in the language of jinja2
@@ -8,9 +8,8 @@ a folder              ``chat_template.jinja``, with others in ``additional_chat_
 a ``.gguf`` file      its key ``tokenizer.chat_template``
 ====================  ===================================================================================
 
-A template is a program that came with the weights. It runs as in transformers, in jinja2's sandbox, where it reaches no
-file and nothing of Python's, and finds the same functions. Nothing bounds its time: one that loops for ever goes on
-until Ctrl-C.
+A template is a program that comes with the weights. It runs as in transformers: in jinja2's sandbox, without access to
+files or to Python, and with the same functions. Nothing limits its time: an endless loop runs until Ctrl-C.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from .tokens import TOKENIZER_SETTINGS, read_settings, special_tokens, token_tex
 
 TEMPLATE_FILE = "chat_template.jinja"
 USED = {"default", "tool_use"}
-"""The second for chats with tools, where there is one."""
+"""The names of the templates: the second, if present, is for chats with tools."""
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-"""Keys of a message under which people write what the model thought."""
+"""Keys of a message for the model's reasoning."""
 SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
-"""Names of special tokens in a .gguf file, and in a template."""
-NONCE = str(secrets.randbits(128))  # which no chat holds, and which no filter for letters changes
+"""Names of special tokens in a .gguf file, with those in a template."""
+NONCE = str(secrets.randbits(128))  # occurs in no chat, and no filter for letters changes it
 BEGIN_MARK, END_MARK = f"\ue000{NONCE}\ue001", f"\ue000{NONCE}\ue002"
-"""Marks around what a template says is the model's."""
+"""Marks around the text between a template's generation tags."""
 
 
 class ChatTemplate:
-    """What jinja2 reads, "default" and maybe "tool_use", from a file, and special tokens that it may write."""
+    """The templates in a file, "default" and possibly "tool_use", with the special tokens that they may write."""
 
     def __init__(self, path: str | Path, templates: Mapping[str, str], tokens: Mapping[str, str] | None = None) -> None:
         self.path, self.templates, self.tokens = path, dict(templates), dict(tokens or {})
@@ -60,19 +59,19 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         tools: Sequence[Any] | None = None,
     ) -> str:
-        """Return messages as one text, as transformers' ``apply_chat_template(..., tokenize=False)`` does."""
+        """Return messages as one text, like transformers' ``apply_chat_template(..., tokenize=False)``."""
         return self._write(self._plain[self._name(tools)], messages, tools, add_generation_prompt)
 
     def render_with_turns(
         self, messages: Sequence[Mapping[str, Any]], *, tools: Sequence[Any] | None = None
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Return what `render` does, and where ``{% generation %}`` says that the model speaks."""
+        """Return the result of `render`, and the spans between ``{% generation %}`` tags."""
         name, text = self._name(tools), self.render(messages, tools=tools)
         if "endgeneration" not in self.templates[name]:
             return text, []
         without, turns = _unmarked(self._write(self._marking[name], messages, tools, False))
         if without != text:
-            raise FileRefused(self.path, "its chat template changes what stands between its tags of generation")
+            raise FileRefused(self.path, "its chat template changes the text between its generation tags")
         return text, turns
 
     def _name(self, tools: Sequence[Any] | None) -> str:
@@ -84,13 +83,13 @@ class ChatTemplate:
         values = {"messages": [_as_transformers(message) for message in messages], "tools": tools, "documents": None}
         try:
             return str(template.render({**self.tokens, **values, "add_generation_prompt": ask}))
-        except Exception as error:  # whatever a template does: refuse a role, divide by zero, nest too deeply
+        except Exception as error:  # a template may refuse a role, divide by zero, or nest too deeply
             reason = f"{type(error).__name__}: {error}"
-            raise FileRefused(self.path, f"its chat template cannot write this: {reason}") from error
+            raise FileRefused(self.path, f"its chat template cannot render this: {reason}") from error
 
 
 def _sandbox(begins: str, ends: str) -> Any:
-    """Return what a template runs in; between its tags of generation it writes the two marks around the text."""
+    """Return a template's environment, which puts the two marks around the text between generation tags."""
     needed("jinja2", "a chat template")
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, LoopControlExtension
@@ -100,7 +99,7 @@ def _sandbox(begins: str, ends: str) -> Any:
         tags = {"generation"}  # noqa: RUF012  as jinja2 wants it
 
         def parse(self, parser: Any) -> nodes.Node:
-            """Return a call with what stands between the tags, as transformers does: names set there stay inside."""
+            """Parse the block between the tags as a call, like transformers: names set inside stay local."""
             line = next(parser.stream).lineno
             inside: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.CallBlock(self.call_method("marked"), [], [], inside).set_lineno(line)
@@ -113,7 +112,7 @@ def _sandbox(begins: str, ends: str) -> Any:
 
     def tojson(
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-    ) -> str:  # jinja2's own would escape <, > and & for HTML
+    ) -> str:  # jinja2's own tojson would escape <, > and & for HTML
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     made = ImmutableSandboxedEnvironment(
@@ -126,7 +125,7 @@ def _sandbox(begins: str, ends: str) -> Any:
 
 
 def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
-    """Return a text without the marks, and from which letter to which the model speaks."""
+    """Return a text without the marks, and the spans between them."""
     text, turns, begun = "", [], 0
     for part in re.split(f"({BEGIN_MARK}|{END_MARK})", marked):
         if part == BEGIN_MARK:
@@ -139,20 +138,20 @@ def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _as_transformers(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a message as transformers gives it to a template: without what is null, thoughts under all their names."""
+    """Return a message as transformers passes it to a template: without nulls, with reasoning under all its keys."""
     says = {key: value for key, value in message.items() if value is not None}
     thoughts = next((says[name] for name in THOUGHTS if name in says), None)
     return says if thoughts is None else {"thinking": thoughts, **says, "reasoning_content": thoughts}
 
 
-# --- where a model has its template ---------------------------------------------------------------------------------
+# --- the template of a model ----------------------------------------------------------------------------------------
 
 
 def load_template(model: str | Path) -> ChatTemplate:
     """Read the chat template of a model: a Hugging Face folder, or a .gguf file."""
     path = check_path("model", model)
     if (kind := model_format(path)) == ".npz":
-        raise FileRefused(path, "there is no chat template, which a folder or a .gguf file can have")
+        raise FileRefused(path, "there is no chat template; only a folder or a .gguf file can have one")
     return _from_folder(path) if kind == "folder" else _from_gguf(path)
 
 
@@ -176,7 +175,7 @@ def _text(path: Path) -> str:
 
 
 def _by_name(path: Path, said: Any) -> dict[str, str]:
-    """Return templates by name: a file has one, or a list of some that have names."""
+    """Return templates by name: a file has one, or a list of named ones."""
     with reading(path):
         named = {entry["name"]: entry["template"] for entry in said} if isinstance(said, list) else {"default": said}
     if not isinstance(named.get("default"), str):

@@ -1,21 +1,21 @@
-"""A Llama decoder in a .gguf file, llama.cpp's format, through the `gguf` package, which also undoes quantisation.
+"""Reader of Llama decoders in .gguf files, llama.cpp's format, through the package `gguf`, which also dequantises.
 
-Names are llama.cpp's, and so is a Llama's order of the rows of W_q and W_k: its rotary positions pair neighbours, see
-`minilora.layers.rotary`. Both are changed back to transformers'. A Qwen2's rows lie as in transformers, and its
-settings are named after it: ``qwen2.block_count``.
+The names are llama.cpp's, and so is the order of the rows of a Llama's W_q and W_k: its rotary positions pair
+neighbours, see `minilora.layers.rotary`. Both are converted to transformers'. A Qwen2's rows are in transformers'
+order, and its settings have their own prefix: ``qwen2.block_count``.
 
-Three quantised types can also stay as they are. A row of a weight is cut into blocks of 32 numbers. A block of bytes
-holds a scale d, in some types a smallest value m, both float16, and 32 codes q:
+Three quantised types can also stay quantised. A row of a weight is cut into blocks of 32 numbers. The bytes of a block
+are a scale d, in some types a smallest value m, both float16, and 32 codes q:
 
     type    bytes    in this order                        a weight
     Q4_0    18       d, 16 bytes of codes                 d (q - 8)      q from 0 to 15
     Q4_1    20       d, m, 16 bytes of codes              d q + m        q from 0 to 15
     Q8_0    34       d, 32 bytes of codes                 d q            q from -128 to 127
 
-Of the 16 bytes, the low halves are the first 16 codes and the high halves the last 16. Unlike NF4's, the steps between
-codes are all of one size. Sums and products are taken in float32.
+The low halves of the 16 bytes are the first 16 codes, the high halves the last 16. Unlike in NF4, the codes are equally
+spaced. Sums and products are computed in float32.
 
-Source: the types are llama.cpp's; the decoder is held against the package `gguf`, bit for bit.
+Source: the types are llama.cpp's; tests compare the decoder with the package `gguf`, bit for bit.
 """
 
 from __future__ import annotations
@@ -48,37 +48,37 @@ MODULE_NAMES = {
     **{"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
     **{f"blk.*.{theirs}": f"model.layers.*.{ours}" for theirs, ours in _BLOCK.items()},
 }
-"""llama.cpp's names of modules, and transformers'; * is the number of a block."""
+"""llama.cpp's names of modules with transformers'; * is the number of a block."""
 GGUF_SIZES = {
     **{"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"},
     **{"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"},
     **{"num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length"},
     **{"rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base"},
 }
-"""What transformers calls it, and what llama.cpp does, after ``llama.`` or ``qwen2.``."""
+"""Settings by their names in transformers, with llama.cpp's names, which follow ``llama.`` or ``qwen2.``."""
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
-"""llama.cpp's name for each kind of model: its converter makes a Mistral a llama."""
+"""llama.cpp's name for each kind of model; its converter turns a Mistral into a llama."""
 
 
 def from_gguf(name: str) -> str:
-    """Return transformers' name for one of llama.cpp's; one that has none as it is."""
+    """Convert llama.cpp's name to transformers'; a name without a counterpart is returned unchanged."""
     path, _, kind = name.rpartition(".")
     ours = renamed(path, MODULE_NAMES)
     return name if ours is None else f"{ours}.{kind}"
 
 
 def to_gguf(path: str) -> str | None:
-    """Return llama.cpp's name for the module at a path, None where it has none."""
+    """Return llama.cpp's name for the module at a path, or None if it has none."""
     return renamed(path, {ours: theirs for theirs, ours in MODULE_NAMES.items()})
 
 
 def is_permuted(path: str, model_type: str) -> bool:
-    """Return whether the rows of a module's weight are in another order there: the two that positions turn."""
+    """Return whether llama.cpp permutes the rows of a module's weight, as for the two with rotary positions."""
     return ARCHITECTURES[model_type] == "llama" and path.endswith((".q_proj", ".k_proj"))
 
 
 def gguf_tensor(name: str, array: np.ndarray, head_dim: int, model_type: str = "llama") -> tuple[str, np.ndarray]:
-    """Return llama.cpp's name and order of rows for an array of a Llama decoder."""
+    """Convert an array of a Llama decoder to llama.cpp's name and order of rows."""
     path, _, kind = name.rpartition(".")
     rows = interleaved_from_halves(array, head_dim) if is_permuted(path, model_type) else array
     return f"{to_gguf(path)}.{kind}", np.ascontiguousarray(rows)
@@ -92,7 +92,7 @@ FILE_MUST: dict[str, tuple[Any, ...]] = {
     "adapter.type": ("",),
     "split.count": (0, 1),
 }
-"""Settings that say what a file is, and the values that are implemented."""
+"""Settings about the kind of file, with the supported values."""
 SUPPORTED_GGUF: dict[str, tuple[Any, ...]] = {
     "attention.sliding_window": (0,),
     "attention.causal": (True,),
@@ -110,12 +110,12 @@ SUPPORTED_GGUF: dict[str, tuple[Any, ...]] = {
     "expert_group_count": (0,),
     "expert_group_used_count": (0,),
 }
-"""The same of those that change what is computed: their names follow that of the architecture."""
+"""Settings that change what is computed, with the supported values; their names follow the architecture's."""
 ROPE_FACTORS = "rope_freqs.weight"
 
 
 def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
-    """Return the sizes that a header states, of the arrays that the file has."""
+    """Return the configuration in a header, for the arrays in the file."""
     check_settings(FILE_MUST, fields, needed=("general.architecture",))
     kind = fields["general.architecture"]
     check_settings({f"{kind}.{name}": only for name, only in SUPPORTED_GGUF.items()}, fields)
@@ -141,7 +141,7 @@ def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
 
 
 def _divided(config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
-    """Return the same sizes with each rotary frequency divided by its factor: Llama 3's scaling."""
+    """Return the configuration with each rotary frequency divided by its factor, as in Llama 3's scaling."""
     if factors.shape != (len(config.frequencies),) or not (np.isfinite(factors) & (factors > 0)).all():
         raise ValueError(f"{ROPE_FACTORS} is not {len(config.frequencies)} numbers above 0")
     frequencies = tuple(f / float(factor) for f, factor in zip(config.frequencies, factors, strict=True))
@@ -149,7 +149,7 @@ def _divided(config: LlamaConfig, factors: np.ndarray) -> LlamaConfig:
 
 
 def _rope_factor(fields: dict[str, Any], kind: str) -> Any:
-    """Return what the rotary frequencies are divided by; llama.cpp takes 0 for 1, and passes over it for type none."""
+    """Return the divisor of the rotary frequencies; llama.cpp reads 0 as 1, and ignores it for type none."""
     names = (f"{kind}.rope.scaling.factor", f"{kind}.rope.scale_linear")
     factors = [(name, fields[name]) for name in names if name in fields]
     if len(factors) == 2 and factors[0][1] != factors[1][1]:
@@ -165,7 +165,7 @@ def _rope_factor(fields: dict[str, Any], kind: str) -> Any:
 def open_gguf(
     path: Path, *, keep_blocks: bool = False
 ) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Callable[[str], np.ndarray | FrozenQuantizedLinear]]:
-    """Return the decoder's sizes, the shapes of the arrays, and how one is read, with `keep_blocks` as its blocks."""
+    """Return the configuration, the arrays' shapes, and a reader of one array, which may keep it quantised."""
     dequantize = needed("gguf", "a .gguf file").dequantize
     in_file, fields = read_gguf(path)
     tensors = {from_gguf(tensor.name): tensor for tensor in in_file}
@@ -173,19 +173,19 @@ def open_gguf(
         raise FileRefused(path, "two of its arrays have the same name in a Llama decoder")
     with reading(path):
         config = _config(fields, tensors)
-        if ROPE_FACTORS in tensors and config.model_type == "llama":  # llama.cpp's qwen2 has none
+        if ROPE_FACTORS in tensors and config.model_type == "llama":  # llama.cpp's qwen2 has no such setting
             config = _divided(config, np.asarray(tensors.pop(ROPE_FACTORS).data, np.float64))
 
     def read(name: str) -> np.ndarray | FrozenQuantizedLinear:
-        tensor, turned = tensors[name], is_permuted(name.rpartition(".")[0], config.model_type)  # their biases too
+        tensor, turned = tensors[name], is_permuted(name.rpartition(".")[0], config.model_type)  # also of their biases
         kind = tensor.tensor_type.name
         if keep_blocks and kind in BYTES and name.endswith("_proj.weight"):
-            rows = np.array(tensor.data)  # a row's blocks are its own, so whole rows can change places
+            rows = np.array(tensor.data)  # no block spans two rows, so whole rows can be permuted
             blocks = halves_from_interleaved(rows, config.head_dim) if turned else rows
             return BlockLinear(kind, blocks)
-        with reading(path):  # a type that the package cannot decode
+        with reading(path):  # the package cannot decode this type
             array: np.ndarray = dequantize(tensor.data, tensor.tensor_type)
-        if np.may_share_memory(array, tensor.data):  # numbers stored as such: the file may change, the model may not
+        if np.may_share_memory(array, tensor.data):  # a copy, since the file may change and the model must not
             array = array.copy()
         return np.asarray(halves_from_interleaved(array, config.head_dim) if turned else array)
 
@@ -193,7 +193,7 @@ def open_gguf(
 
 
 def gguf_tokenizer(path: Path) -> dict[str, Any]:
-    """Return what a regular file's header says of the tokenizer: for that and its chat template, it is read once."""
+    """Return the tokenizer's part of a file's header, which is read once for tokenizer and chat template."""
     state = path.stat()
     return _gguf_tokenizer(path, state.st_mtime_ns, state.st_size)
 
@@ -204,14 +204,14 @@ def _gguf_tokenizer(path: Path, *_: int) -> dict[str, Any]:
 
 
 def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[str, Any]]:
-    """Return a regular file's tensors, still quantised, and what its header says, of the tokenizer or of all else."""
+    """Return a file's tensors, still quantised, and its header: either the tokenizer's part or everything else."""
     GGUFReader = needed("gguf", "a .gguf file").GGUFReader
 
     def bounded(self: Any, offset: int, dtype: Any, count: int = 1, **order: Any) -> Any:
-        """Read a part of the file: by itself, the package reads on past the end, as often as some length says."""
+        """Read a part of the file, and refuse to read past its end, which the package itself does."""
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > len(self.data):
-            raise ValueError(f"what it holds would end at byte {end}, and the file has {len(self.data)}")
+            raise ValueError(f"its contents would end at byte {end}, and the file has {len(self.data)}")
         return GGUFReader._get(self, offset, dtype, count, **order)
 
     try:
@@ -222,20 +222,20 @@ def read_gguf(path: Path, *, tokenizer: bool = False) -> tuple[list[Any], dict[s
             if name.startswith("tokenizer.") == tokenizer
         }
         return list(reader.tensors), fields
-    except Exception as error:  # the package raises many kinds
-        raise FileRefused(path, f"not a sound GGUF file: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the package raises many types
+        raise FileRefused(path, f"not a valid GGUF file: {type(error).__name__}: {error}") from error
 
 
 # --- blocks ---
 
 GGUF_BLOCK = 32
-"""Numbers in a block."""
+"""The number of weights in a block."""
 BYTES = {"Q4_0": 18, "Q4_1": 20, "Q8_0": 34}
-"""Bytes of a block, by type."""
+"""The bytes of a block, by type."""
 
 
 def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) float32
-    """Return the numbers that blocks stand for: whole blocks of one type along the last axis."""
+    """Decode whole blocks of one type along the last axis."""
     xp, blocks = backend_of(data).xp, data.reshape(-1, BYTES[kind])
 
     def halves(start: int) -> Array:  # -> (blocks, 1) float32
@@ -252,15 +252,15 @@ def decode(kind: str, data: Array) -> Array:  # (..., bytes) uint8 -> (..., n) f
 
 
 class BlockLinear(FrozenQuantizedLinear):
-    """A frozen linear layer that keeps the blocks of a .gguf file. It keeps the array that it is given."""
+    """A frozen linear layer that keeps the quantised blocks of a .gguf file, without copying them."""
 
     def __init__(self, kind: str, blocks: Array, bias: Array | None = None, *, dtype: Any = "float32") -> None:
-        """Keep the blocks (out, bytes) of a weight (out, in), uint8; the layer computes in `dtype`."""
+        """Take the blocks (out, bytes), uint8, of a weight (out, in); the layer computes in `dtype`."""
         out, width = blocks.shape
         super().__init__(backend_of(blocks).zeros((0,), dtype), (out, width // BYTES[kind] * GGUF_BLOCK), bias)
         self.kind, self.blocks = kind, blocks
 
     @property
     def weight(self) -> Array:  # -> (out, in)
-        """The weight, made anew each time it is asked for."""
+        """The weight, decoded at each access."""
         return decode(self.kind, self.blocks).astype(self.like.dtype, copy=False)

@@ -1,13 +1,13 @@
-"""An adapter of a Llama decoder as a .gguf file, for llama.cpp.
+"""Export of a Llama decoder's adapter as a .gguf file for llama.cpp.
 
-llama.cpp adds (alpha / r) B A to the weight of a name, with one alpha for the whole file and r from the factors. So
-where s r is not the same for all modules, as with rsLoRA or alpha_pattern, lora_B takes the difference:
+llama.cpp adds (alpha / r) B A to the weight of the same name, with one alpha for the whole file and r from the factors.
+If s r differs between modules, as with rsLoRA or alpha_pattern, lora_B absorbs the difference:
 
     B' = (s r / alpha) B        alpha = s r of the first module
 
-Rows of a Llama's lora_B of q_proj and k_proj are reordered as those of the weights are, see `minilora.layers.rotary`;
-those of a Qwen2 are not. An embedding's lora_A is transposed: llama.cpp takes rows of it. There is no place for DoRA's
-magnitude in such a file.
+For a Llama, the rows of lora_B of q_proj and k_proj are permuted like those of the weights, see
+`minilora.layers.rotary`; for a Qwen2 they are not. An embedding's lora_A is transposed, since llama.cpp looks up its
+rows. Such a file has no place for DoRA's magnitude.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from .weights import open_llama
 
 
 def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> list[str]:
-    """Write an adapter in PEFT's layout as a LoRA of llama.cpp's, in float32, and return its tensors' names."""
+    """Convert an adapter in PEFT's layout to llama.cpp's format, in float32, and return its tensors' names."""
     gguf = needed("gguf", "a .gguf file")
     adapter, model, out = check_path("adapter", adapter), check_path("model", model), check_path("out", out)
     config, read = open_llama(model)
     if config.model_type not in ARCHITECTURES:
-        raise FileRefused(model, f"a {config.model_type}, whose adapters are not written for llama.cpp")
+        raise FileRefused(model, f"a {config.model_type}, whose adapters cannot be exported to llama.cpp")
     folder = AdapterFolder.open(adapter)
     folder.warn_of_base()
     adapters, shapes = read_adapters(folder), config.shapes()
@@ -66,11 +66,11 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
         writer.add_float32("adapter.lora.alpha", alpha)
         for name, array in tensors.items():
             writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
-        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # as if it had opened the file
+        writer.fout, writer.state = [file], gguf.gguf_writer.WriterState.EMPTY  # as if the package had opened the file
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        # The package's own way to write tensors says nothing where the last bytes find no place on the disk.
+        # The package's own writer reports nothing if the last bytes do not fit on the disk.
         for array in tensors.values():
             writer.write_padding(file, file.tell())
             file.write(array.data)
@@ -79,26 +79,26 @@ def export_adapter(adapter: str | Path, model: str | Path, out: str | Path) -> l
 
 
 def _check_fits(module: str, adapter: Adapter, shape: tuple[int, ...], *, tied: bool) -> None:
-    """Require an adapter that llama.cpp's file has a place for, of a layer of the model with this shape."""
+    """Require an adapter that llama.cpp's format can represent, of a layer of the model with this shape."""
     if isinstance(adapter, DoRAAdapter):
-        raise ValueError(f"{short(module)} has DoRA's magnitude, which a LoRA GGUF cannot hold")
+        raise ValueError(f"{short(module)} has DoRA's magnitude, which a LoRA GGUF cannot represent")
     if tied and module in ("lm_head", "model.embed_tokens"):
         raise ValueError(
-            f"{short(module)} is adapted, and the model's head is its embedding: a LoRA GGUF cannot hold a change of "
-            "one of the two"
+            f"{short(module)} is adapted, and the model's head is its embedding: a LoRA GGUF cannot represent a change "
+            "of only one of them"
         )
     kind, expected = ("embedding", shape[::-1]) if module == "model.embed_tokens" else ("linear", shape)
     if (adapter.kind, adapter.shape) != (kind, expected):
         raise ValueError(
             f"the adapter of {short(module)} is of kind {adapter.kind} and shape {list(adapter.shape)}, expected "
-            f"{kind} and {list(expected)}, as the model's"
+            f"{kind} and {list(expected)}, like the model's"
         )
 
 
 def _tensors(
     path: Path, adapters: Mapping[str, Adapter], alpha: float, config: LlamaConfig
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the factors, by llama.cpp's names and in its order."""
+    """Yield the factors under llama.cpp's names, in its order."""
     for module, adapter in adapters.items():
         A, B = (np.asarray(factor, np.float64) for factor in (adapter.lora_A, adapter.lora_B))
         B = B * (adapter.scaling * adapter.rank / alpha)

@@ -1,10 +1,10 @@
-"""Write a Llama decoder as a folder of Hugging Face's layout, which transformers and `minilora.Llama.load` read.
+"""Writer of Llama decoders as folders in Hugging Face's layout, for transformers and `minilora.Llama.load`.
 
-Each kind of model is written as what it is, a mixture with a tensor for each weight of each expert, as transformers
-writes it.
+Each kind of model is written under its own type, a mixture with a tensor for each weight of each expert, as
+transformers writes it.
 
-Layers in NF4 are written as bitsandbytes writes them, so that transformers loads them with it as they are. Layers that
-keep the blocks of a .gguf file have no place in this layout, and are written as numbers.
+Layers in NF4 are written in bitsandbytes' layout, so that transformers loads them without conversion. Layers that keep
+the blocks of a .gguf file cannot be represented, and are written as numbers.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from .tokens import TOKENIZER_FILE, TOKENIZER_SETTINGS, read_gguf_tokenizer
 
 
 def save_llama(model: Llama, folder: str | Path) -> None:
-    """Write config.json and model.safetensors into a folder, which appears when all of it is whole.
+    """Write config.json and model.safetensors into a folder, which appears only when it is complete.
 
-    `model` has no adapters: save them apart with `minilora.save_adapter`, or fold them in with `minilora.merge`. The
-    folder is new or empty. A model that was loaded from a folder brings that one's tokenizer, chat template and further
-    files; one from a .gguf file those in its metadata, as transformers reads them. Where these cannot be read any more,
-    or say what transformers cannot, that is a FileRefused; without ``model.source`` the weights are written alone.
+    `model` must have no adapters: save them separately with `minilora.save_adapter`, or merge them with
+    `minilora.merge`. The folder must be new or empty. Tokenizer, chat template and further files are copied from the
+    folder that the model was loaded from, or converted from a .gguf file's metadata to transformers' format. If they
+    can no longer be read or converted, that is a FileRefused; without ``model.source`` only the weights are written.
 
-    A folder that holds something or cannot be made is a ValueError. So is a model that has adapters, holds NaN or
-    infinity, or whose rotary frequencies are none that config.json can say. What is no model is a TypeError.
+    A folder that is not empty or cannot be created is a ValueError. So is a model that has adapters, NaN or infinity,
+    or rotary frequencies that config.json cannot express. Anything but a model is a TypeError.
     """
     check_instance("model", model, Llama)
     folder = check_path("folder", folder)
@@ -72,7 +72,7 @@ def save_llama(model: Llama, folder: str | Path) -> None:
 
 
 def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Mapping[str, LoRA]:
-    """Write a .gguf model with an adapter folded in as a folder in float32; return the adapters by path."""
+    """Write a .gguf model with an adapter merged into it as a folder in float32; return the adapters by path."""
     check_new_folder("folder", check_path("folder", folder))
     changes = load_adapter(adapter, dtype="float32")
     save_llama(merge(attach(Llama.load(base), changes)), folder)
@@ -80,7 +80,7 @@ def merge_gguf(base: str | Path, adapter: str | Path, folder: str | Path) -> Map
 
 
 def files_beside(source: Path) -> dict[str, Path | bytes]:
-    """Return what a model's folder has beside weights and config.json, by name: a file to copy, or a text."""
+    """Return the further files of a model's folder by name, each as a path to copy or a text to write."""
     kind = model_format(source)
     if kind == "folder":
         return {name: file for name, file in companions(source, untied=False).items() if name != MODEL_CONFIG}
@@ -88,7 +88,7 @@ def files_beside(source: Path) -> dict[str, Path | bytes]:
 
 
 def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
-    """Return the tokenizer and the chat templates in a .gguf file's metadata, as transformers reads them."""
+    """Convert the tokenizer and the chat templates in a .gguf file's metadata to transformers' files."""
     fields = gguf_tokenizer(path)
     if "tokenizer.ggml.model" not in fields:
         return {}
@@ -117,12 +117,12 @@ def _files_of_gguf(path: Path) -> dict[str, Path | bytes]:
 
 
 def as_json(value: Any) -> bytes:
-    """Return a text of JSON, as a file has it."""
+    """Return JSON as text, formatted for a file."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
-    """Return all tensors by name, those of linear layers among them, and by path whether these are quantised."""
+    """Return all tensors by name, and for each linear layer's path whether it is quantised."""
     layers = dict(walk(model))
     tensors: dict[str, np.ndarray] = {}
     quantised: dict[str, bool] = {}
@@ -140,7 +140,7 @@ def _tensors(model: Llama) -> tuple[dict[str, np.ndarray], dict[str, bool]]:
 
 
 def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return a decoder's tensors as most folders have them: one for each weight of each expert."""
+    """Return a decoder's tensors in the usual layout: one for each weight of each expert."""
     split = dict[str, np.ndarray]()
     for name, array in tensors.items():
         experts, _, stacked = name.rpartition(".")
@@ -155,7 +155,7 @@ def split_experts(config: LlamaConfig, tensors: Mapping[str, np.ndarray]) -> dic
 
 
 def _file_name(config: LlamaConfig, name: str) -> str:
-    """Return the name that a tensor of a mixture has in a folder: a Mixtral's files have names of their own."""
+    """Return the name of a mixture's tensor in a folder; Mixtral has its own names."""
     if config.model_type == "mixtral" and ".mlp." in name:
         name = name.replace(".mlp.", f".{MIXTRAL_MLP}.")
         for part, theirs in MIXTRAL.items():
@@ -171,7 +171,7 @@ def _finite(name: str, array: Array) -> np.ndarray:
 
 
 def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what config.json says, and require that it is read back as the same."""
+    """Return the contents of config.json, and require that reading them gives the same configuration."""
     rope = dict(_rope(config))
     base = rope.pop("rope_theta")
     settings = {
@@ -180,11 +180,11 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         **{name: getattr(config, name) for name in (*SIZE_KEYS, *HEADS)},
         "hidden_act": "silu",
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": base,  # where transformers 4 looks for it, and 5 too
+        "rope_theta": base,  # the key of transformers 4, which 5 reads too
         "rope_scaling": None if rope["rope_type"] == "default" else rope,
         "tie_word_embeddings": config.tie_word_embeddings,
         **_of_kind(config),
-        "bos_token_id": None,  # which would be 1 and 2, if they were missing
+        "bos_token_id": None,  # if missing, they would be 1 and 2
         "eos_token_id": None,
         "torch_dtype": dtype,
     }
@@ -194,16 +194,16 @@ def _config(folder: Path, config: LlamaConfig, dtype: str, quantization: dict[st
         settings["quantization_config"] = quantization
     again = from_json(folder / MODEL_CONFIG, settings)
     if not np.allclose(again.frequencies, config.frequencies, rtol=1e-12, atol=0):
-        raise ValueError("the model's rotary frequencies are none that config.json can say: it has a base and a factor")
+        raise ValueError("config.json cannot express the model's rotary frequencies: it has only a base and a factor")
     return settings
 
 
 def _of_kind(config: LlamaConfig) -> dict[str, Any]:
-    """Return what config.json says of one kind of model alone."""
+    """Return the entries of config.json that only one kind of model has."""
     kind, mixture = config.model_type, config.mixture
     if kind == "llama":
         return {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-    # Of other kinds the window would be 4096 tokens wide, if there were no word of it.
+    # For other kinds a missing entry would mean a window of 4096 tokens.
     settings: dict[str, Any] = {"use_sliding_window": False} if kind.startswith("qwen") else {"sliding_window": None}
     if kind in ("qwen3", "qwen3_moe"):
         settings["attention_bias"] = config.attention_bias
@@ -223,7 +223,7 @@ def _of_kind(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _rope(config: LlamaConfig) -> dict[str, Any]:
-    """Return the rotary settings; where there are none, the base that the frequencies are powers of."""
+    """Return the rotary settings; if there are none, find the base from the frequencies."""
     if config.rope is not None:
         return dict(config.rope)
     pairs = len(config.frequencies)
@@ -236,10 +236,10 @@ def _rope(config: LlamaConfig) -> dict[str, Any]:
 
 
 def found_by_weight(model: Llama) -> list[str]:
-    """Return the weights that `save_adapter` has to name as ``target_parameters``, so that PEFT finds their adapters.
+    """Return the weights that `save_adapter` must list in ``target_parameters``, so that PEFT finds their adapters.
 
-    In a Qwen3-MoE, PEFT takes every target module that is named as an expert's layer for the experts', and a block may
-    have an MLP of such names in the place of a mixture.
+    In a Qwen3-MoE, PEFT takes every target module with the name of an expert's layer to be the experts', but a block
+    may have an MLP with such names instead of a mixture.
     """
     if model.config.model_type != "qwen3_moe":
         return []

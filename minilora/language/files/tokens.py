@@ -1,11 +1,11 @@
-"""From text to token ids and back, as a model's own files say.
+"""Tokenizers, read from a model's own files.
 
 =========================  ==========================================================================
 the model                  its tokenizer
 =========================  ==========================================================================
 a Hugging Face folder      ``tokenizer.json`` in it, read by the package ``tokenizers``
 a ``.gguf`` file           the byte-level BPE in its metadata, rebuilt with ``tokenizers``
-glassllm's ``.npz`` file   the ``.tokenizer.json`` beside it, in a format of its own, by ``glassllm``
+glassllm's ``.npz`` file   the ``.tokenizer.json`` next to it, in its own format, read by ``glassllm``
 =========================  ==========================================================================
 """
 
@@ -33,28 +33,28 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer, whichever package it comes from. A text for which it has no tokens is a `FileRefused`."""
+    """A tokenizer from any of the packages. A text that it cannot encode is a `FileRefused`."""
 
-    encode: Callable[[str], list[int]]  # the ids of a text, with nothing before or after it
-    decode: Callable[[Sequence[int]], str]  # the text, without the tokens that stand for no text
-    begin: tuple[int, ...]  # the ids that a text begins with, for models that were trained so
+    encode: Callable[[str], list[int]]  # the ids of a text, without begin or end tokens
+    decode: Callable[[Sequence[int]], str]  # the text, without control tokens
+    begin: tuple[int, ...]  # the ids that a text begins with, if the model was trained with them
     end: frozenset[int]  # the ids that end a text
-    last: tuple[int, ...]  # the one that a text to train on ends with, or none
-    tokens: Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # ids, and where each one's letters begin and end
-    spell: Callable[[Sequence[int]], str]  # as `decode`, with the tokens that stand for no text, by their names
+    last: tuple[int, ...]  # the id that ends a training text, or None
+    tokens: Callable[[str], tuple[list[int], list[tuple[int, int]]]]  # the ids, with the span of each in the text
+    spell: Callable[[Sequence[int]], str]  # like `decode`, with control tokens by name
 
 
 def load_tokenizer(model: str | Path) -> Tokenizer:
-    """Return the tokenizer of a model: of a Hugging Face folder, a .gguf file, or glassllm's .npz file.
+    """Load the tokenizer of a model from a Hugging Face folder, a .gguf file, or glassllm's .npz file.
 
-    One that is missing or cannot be read is a FileRefused; that its package is not installed is a ValueError.
+    A tokenizer that is missing or unreadable is a FileRefused, a missing package a ValueError.
     """
     path = check_path("model", model)
     return {"folder": _from_folder, ".gguf": _from_gguf, ".npz": _from_glassllm}[model_format(path)](path)
 
 
 def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequence[int]], str]) -> Iterator[str]:
-    """Yield the text that ids add to those before them, piece by piece: a letter once all of its bytes are there."""
+    """Yield the text that each id adds; a character appears when all of its bytes are there."""
     all_ids = list(before)
     done = len(decode(all_ids))
     for token in ids:
@@ -67,14 +67,14 @@ def added_text(ids: Iterable[int], before: Sequence[int], decode: Callable[[Sequ
 
 # --- a folder -------------------------------------------------------------------------------------------------------
 #
-# transformers makes each token that tokenizer_config.json names a special one, also where tokenizer.json does not; so
-# do we. Some of its classes take the vocabulary of tokenizer.json alone, and split texts in their own way, from version
-# 5 on. What the file says is what the model was trained with, and what other programs do, so that the file is followed.
+# transformers makes every token that tokenizer_config.json names a special one, even if tokenizer.json does not; so do
+# we. From version 5 on, some of its classes use only the vocabulary of tokenizer.json and split text in their own way.
+# The file describes how the model was trained, and other programs follow it, so we follow the file.
 
 TOKENIZER_SETTINGS, OLD_SETTINGS, OLD_ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 NO_TOKEN = (1 << 32) - 1
-"""An id that no tokenizer has: the largest that the package holds."""
+"""An id that no tokenizer has: the largest that the package can represent."""
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 END = "<|endoftext|>"
 TOKENS_OF_CLASS: dict[str, dict[str, str]] = {
@@ -83,14 +83,14 @@ TOKENS_OF_CLASS: dict[str, dict[str, str]] = {
     "LlamaTokenizer": LLAMA,
     "CodeLlamaTokenizer": LLAMA,
 }
-"""The special tokens that transformers' classes for the models here have where tokenizer_config.json names none."""
+"""The default special tokens of transformers' classes for the supported models."""
 
 
 Id = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Ends(msgspec.Struct):
-    """What config.json, or generation_config.json, says of the ids that end a text."""
+    """The end-of-text ids in config.json or generation_config.json."""
 
     eos_token_id: Id | list[Id] | None = None
 
@@ -99,14 +99,14 @@ def _from_folder(folder: Path) -> Tokenizer:
     tokenizers, path, settings = needed("tokenizers", TOKENIZER_FILE), folder / TOKENIZER_FILE, read_settings(folder)
     with _errors_of(path):
         tokenizer = tokenizers.Tokenizer.from_buffer(read_whole(path))
-        tokenizer.no_truncation()  # transformers resets both with each call
+        tokenizer.no_truncation()  # transformers resets both at each call
         tokenizer.no_padding()
     if dropout := getattr(tokenizer.model, "dropout", None):
-        raise FileRefused(path, f"dropout is {dropout:g}, supported: null: a text has other ids each time")
+        raise FileRefused(path, f"dropout is {dropout:g}, supported: null: a text would get different ids each time")
     if settings.get("split_special_tokens"):
         raise FileRefused(
             folder / TOKENIZER_SETTINGS,
-            "split_special_tokens is True, supported: False: special tokens would be letters",
+            "split_special_tokens is True, supported: False: special tokens would be split up",
         )
     _check_added(folder, settings, tokenizer)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -116,7 +116,7 @@ def _from_folder(folder: Path) -> Tokenizer:
             flags = {n: said[n] for n in ("lstrip", "rstrip", "single_word", "normalized") if type(said.get(n)) is bool}
             tokenizer.add_special_tokens([tokenizers.AddedToken(text, special=True, **flags)])
     last = tokenizer.token_to_id(token_text(settings.get("eos_token")) or "")
-    for name in ("generation_config.json", MODEL_CONFIG):  # the first that is there names the end, or none
+    for name in ("generation_config.json", MODEL_CONFIG):  # the first file that exists decides
         if (folder / name).exists():
             end = read_json(folder / name, Ends).eos_token_id
             return _of(path, tokenizer, [end] if isinstance(end, int) else end or [], last)
@@ -124,7 +124,7 @@ def _from_folder(folder: Path) -> Tokenizer:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """Return what tokenizer_config.json says, with the special tokens of older files and of the tokenizer's class."""
+    """Read tokenizer_config.json, with the special tokens of older files and of the tokenizer's class."""
     settings = read_json(folder / TOKENIZER_SETTINGS) if (folder / TOKENIZER_SETTINGS).exists() else {}
     if "added_tokens_decoder" not in settings and (folder / OLD_SETTINGS).exists():
         settings |= read_json(folder / OLD_SETTINGS)
@@ -132,7 +132,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _class_of(folder: Path, settings: Mapping[str, Any]) -> str:
-    """Return the class that transformers loads, "" for the one that does as tokenizer.json says."""
+    """Return the class that transformers loads, or "" for the one that follows tokenizer.json."""
     model = read_json(folder / MODEL_CONFIG) if (folder / MODEL_CONFIG).exists() else {}
     kind = str(model.get("model_type"))
     name = str(settings.get("tokenizer_class") or model.get("tokenizer_class") or "").removesuffix("Fast")
@@ -150,7 +150,7 @@ def _class_of(folder: Path, settings: Mapping[str, Any]) -> str:
 
 
 def special_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the name of each special token that the settings have, and the token: a text, or an object with one."""
+    """Yield the name and the value of each special token in the settings: a text, or an object with one."""
     for name in (*SPECIAL_TOKENS, *(n for n in settings if n.endswith("_token") and n not in SPECIAL_TOKENS)):
         if token_text(settings.get(name)) is not None:
             yield name, settings[name]
@@ -162,13 +162,13 @@ def special_tokens(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def token_text(token: Any) -> str | None:
-    """Return the text of a token as tokenizer_config.json writes one: a text, or an object that has it."""
+    """Return the text of a token in tokenizer_config.json, which is a text or an object with one."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> None:
-    """Require that tokenizer.json has the tokens that the files beside it add: transformers adds them."""
+    """Require that tokenizer.json has the tokens that the other files add, since transformers adds them."""
     path, tokens = folder / TOKENIZER_SETTINGS, settings.get("added_tokens_decoder") or {}
     with reading(path):
         pairs = [(number, token.get("content")) for number, token in tokens.items()]
@@ -182,13 +182,13 @@ def _check_added(folder: Path, settings: Mapping[str, Any], tokenizer: Any) -> N
 
 
 def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None) -> Tokenizer:
-    """Return a tokenizer of the package `tokenizers` as ours; a text to train on ends with `last`, or the first end."""
+    """Wrap a tokenizer of the package `tokenizers`; a training text ends with `last`, or else the first end id."""
     closing = end[:1] if last is None else [last]
     with _errors_of(path):
         begin = tuple(_before_a_text(tokenizer))
 
     def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        with _errors_of(path):  # such as an unknown letter, where the file names no token for those
+        with _errors_of(path):  # such as an unknown letter without an unknown token
             encoded = tokenizer.encode(text, add_special_tokens=False)
         return list(encoded.ids), list(encoded.offsets)
 
@@ -205,7 +205,7 @@ def _of(path: Path, tokenizer: Any, end: Sequence[int], last: int | None = None)
 
 @contextmanager
 def _errors_of(path: Path) -> Iterator[None]:
-    """Make one line of the errors of the package `tokenizers`; of a panic of its Rust code too, a BaseException."""
+    """Turn errors of the package `tokenizers` into one line, including a panic of its Rust code, a BaseException."""
     try:
         with reading(path):
             yield
@@ -216,9 +216,9 @@ def _errors_of(path: Path) -> Iterator[None]:
 
 
 def _before_a_text(tokenizer: Any) -> list[int]:
-    """Return the ids that a tokenizer puts before a text; some put others after it."""
+    """Return the ids that a tokenizer puts before a text; some also put ids after it."""
     blank = tokenizer.encode("", add_special_tokens=False)
-    blank.pad(len(blank.ids) + 1, direction="left", pad_id=NO_TOKEN)  # where a text would begin
+    blank.pad(len(blank.ids) + 1, direction="left", pad_id=NO_TOKEN)  # the position of the text
     around: list[int] = tokenizer.post_process(blank).ids
     return around[: around.index(NO_TOKEN)]
 
@@ -226,16 +226,16 @@ def _before_a_text(tokenizer: Any) -> list[int]:
 # --- a .gguf file ----------------------------------------------------------------------------------------------------
 
 GGUF_SPLITS = ("smollm", "gpt-2", "qwen2")
-"""How a .gguf file's tokenizer may split a text into words: its ``tokenizer.ggml.pre``."""
+"""The supported ways to split a text into words: ``tokenizer.ggml.pre`` of a .gguf file."""
 QWEN2_WORDS = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
     r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""English endings, letters with what stands before them, digits, marks, spaces; as llama.cpp has it."""
+"""English endings, letters with the preceding character, digits, punctuation and spaces, as in llama.cpp."""
 TEXT, NO_TEXT, USERS = 1, (2, 3), 4
-"""GGUF's types of tokens: a text, what is no text, which is an unknown one and control ones, and what users defined.
+"""GGUF's token types: normal, control (including unknown), and user-defined.
 
-The latter two are found whole in a text, before it is split into words.
+The latter two are matched whole in a text, before it is split into words.
 """
 END_TOKENS = frozenset(
     (
@@ -246,15 +246,15 @@ END_TOKENS = frozenset(
         "\N{FULLWIDTH VERTICAL LINE}>",
     )
 )
-"""Names by which llama.cpp knows tokens that end a text, whatever their type is: its src/llama-vocab.cpp has them."""
+"""Names of tokens that llama.cpp treats as ends of text, whatever their type, from its src/llama-vocab.cpp."""
 USER_DEFINED = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
-"""Those that it always writes, as texts of a user."""
+"""Control tokens that llama.cpp prints as user-defined text."""
 BETWEEN_FILES = {
     "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep_token_id": ("<|file_sep|>",),
 }
-"""Those by which it knows the ones between files of a program, where no key names them: they end a text too."""
+"""Names of the tokens between a program's files that no key names; they also end a text."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
 
 
@@ -262,14 +262,14 @@ END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id", *BETWEEN_FILES)
 class GGUFTokenizer:
     """The tokenizer in a .gguf file's metadata."""
 
-    rebuilt: Any  # by the package `tokenizers`
+    rebuilt: Any  # a tokenizer of the package `tokenizers`
     begin: list[int]  # the ids that a text begins with
-    end: list[int]  # those that end one
-    shown: dict[int, str]  # those that users defined, which are always written
+    end: list[int]  # the ids that end a text
+    shown: dict[int, str]  # user-defined tokens, which are always printed
 
 
 def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
-    """Return the tokenizer of a .gguf file; one of another kind than a byte-level BPE is a FileRefused."""
+    """Return the tokenizer of a .gguf file; any kind but a byte-level BPE is a FileRefused."""
     tokenizers, fields = needed("tokenizers", "its tokenizer"), gguf_tokenizer(path)
     known = {name.removeprefix("tokenizer.ggml."): value for name, value in fields.items()}
     kind = known.get("model"), known.get("pre")
@@ -282,10 +282,10 @@ def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
     with _errors_of(path):
         words: list[str] = known["tokens"]
         ids = {word: number for number, word in enumerate(words)}
-        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first of two counts
+        merges = [tuple(merge.split(" ")) for merge in dict.fromkeys(known["merges"])]  # the first counts
         types = dict(zip(words, known["token_type"], strict=True))
         if len(types) < len(words):
-            raise ValueError("its tokenizer is damaged: a token stands twice")
+            raise ValueError("its tokenizer is damaged: a token occurs twice")
         with named("bos_token_id"):
             begin = msgspec.convert([known.get("bos_token_id")] if known.get("add_bos_token") else [], list[Id])
         with named("the ids that end a text"):
@@ -316,10 +316,10 @@ def _from_gguf(path: Path) -> Tokenizer:
 
 
 def _named_ends(ids: Mapping[str, int], known: Mapping[str, Any]) -> tuple[list[int], dict[str, int]]:
-    """Return the tokens that end a text by their names, as in llama.cpp, and the types of those that only seem to."""
+    """Return the end tokens by llama.cpp's rules on names, and corrected types of those that only look like ends."""
     ends, within = END_TOKENS & ids.keys(), {}
     if {"<|call|>", "<|calls|>"} & ends and {"<|return|>", "<|flush|>"} & ends and "<|end|>" in ends:
-        within["<|end|>"] = USERS  # it ends a part of a turn
+        within["<|end|>"] = USERS  # it ends only a part of a turn
     if {"<|tool_response>", "</s>"} <= ends:
         within["</s>"] = TEXT
     ends -= within.keys()
@@ -329,9 +329,9 @@ def _named_ends(ids: Mapping[str, int], known: Mapping[str, Any]) -> tuple[list[
 
 
 def _splits_as(pre: str, tokenizers: Any) -> Any:
-    """Return what splits a text into words, within which tokens are merged."""
+    """Return the splitter of a text into words, within which tokens are merged."""
     made = tokenizers.pre_tokenizers
-    words = made.ByteLevel(add_prefix_space=False)  # as GPT-2 does
+    words = made.ByteLevel(add_prefix_space=False)  # as in GPT-2
     if pre == "smollm":
         return made.Sequence([made.Digits(individual_digits=True), words])
     if pre == "qwen2":
@@ -341,7 +341,7 @@ def _splits_as(pre: str, tokenizers: Any) -> Any:
 
 
 def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: Mapping[int, str]) -> str:
-    """Return the text of ids, some of which stand for a text as it is: `ByteLevel` would take its letters for bytes."""
+    """Return the text of ids, some of which are literal text, whose letters `ByteLevel` would take for bytes."""
     parts = [(own, [*run]) for own, run in itertools.groupby(map(int, ids), texts.get)]
     return "".join(decode(run) if own is None else own * len(run) for own, run in parts)
 
@@ -349,11 +349,11 @@ def _decoded(ids: Sequence[int], decode: Callable[[Sequence[int]], str], texts: 
 # --- glassllm's file -------------------------------------------------------------------------------------------------
 
 END_OF_GLASSLLM = 3
-"""Its id of <eos>."""
+"""The id of <eos>."""
 
 
 def _composed(text: str) -> list[tuple[int, int]]:
-    """Return for each letter of a text's composed form (NFC) where what it is composed of begins and is over."""
+    """Return the span in a text of each character of the text's composed form (NFC)."""
     if unicodedata.is_normalized("NFC", text):
         return [(place, place + 1) for place in range(len(text))]
     tokenizers = needed("tokenizers", "a text with accents apart from their letters")
@@ -371,7 +371,7 @@ def _from_glassllm(path: Path) -> Tokenizer:
         tokenizer = glassllm.Tokenizer.load(file)
 
     def tokens(text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return the places in the text, of which the package encodes the composed form (NFC)."""
+        """Return the tokens' spans in the original text; the package encodes its composed form (NFC)."""
         ids = tokenizer.encode(text)
         widths = [1 if i == tokenizer.unk_id else len(tokenizer.vocab[i]) for i in ids]
         stops, letters = itertools.accumulate(widths), _composed(text)

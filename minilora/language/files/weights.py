@@ -1,16 +1,16 @@
-"""The weights of a Llama decoder, from the files in which they come.
+"""The weights of a Llama decoder, read from a file in any supported format.
 
     a folder     config.json and model.safetensors, or its shards with model.safetensors.index.json: Hugging Face's
-                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays as it is, see `nf4files`
+                 layout. F32, F16, BF16, and bitsandbytes' NF4, which stays quantised, see `nf4files`
     name.gguf    llama.cpp's format, quantised or not: `gguf`
-    name.npz     glassllm's own format, at the end of this page
+    name.npz     glassllm's own format, at the end of this file
 
-Each of the three says which decoder it is, which arrays the file holds, under transformers' names, and how one is read.
-What is common stands here: the arrays must be those of the decoder before the first of them is read, and each must hold
-numbers. No tokenizer is needed, and nothing in a file is executed.
+Each of the three returns the decoder's configuration, the shapes of the arrays in the file under transformers' names,
+and a reader of one array. The common part is here: the arrays must be those of the decoder before the first one is
+read, and each must be finite. No tokenizer is needed, and nothing in a file is executed.
 
-A mixture's experts have a tensor each in most folders, and one for all of them here and in some: their names stand in
-`minilora.files.experts`. transformers writes a tensor each, and reads both.
+In most folders each expert of a mixture has its own tensors, here and in some folders one array has all of them; see
+`minilora.files.experts` for the names. transformers writes the former and reads both.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .gguf import open_gguf
 from .nf4files import NF4Weights
 
 Reader = Callable[[str], Any]
-"""Returns an array of a file by its name in transformers, or a `FrozenQuantizedLinear` where it stays quantised."""
+"""Reads an array by its name in transformers, or a `FrozenQuantizedLinear` if it stays quantised."""
 MODEL_DTYPES = ("float32", "float64")
 EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
 
@@ -48,7 +48,7 @@ EMBEDDING_WEIGHT = f"model.{EMBEDDING}.weight"
 def load(
     path: str | Path, *, dtype: Any = "float32", backend: Backend | None = None, keep_blocks: bool = False
 ) -> tuple[LlamaConfig, dict[str, Array | FrozenQuantizedLinear]]:
-    """Return what decoder a file holds, and its arrays under transformers' names; a quantised one is a layer."""
+    """Read the configuration and the arrays of a file, under transformers' names; a quantised array is a layer."""
     backend, keep_blocks = backend_or_numpy(backend), check_flag("keep_blocks", keep_blocks)
     check_choice("dtype", getattr(dtype, "__name__", str(dtype)), MODEL_DTYPES)
     config, read = open_llama(path, keep_blocks=keep_blocks)
@@ -57,14 +57,14 @@ def load(
     for name in config.shapes():
         array = read(name)
         coded = isinstance(array, FrozenQuantizedLinear)
-        with np.errstate(all="ignore"):  # scales may be infinite
+        with np.errstate(all="ignore"):  # a scale may be infinite
             numbers = array.weight if coded else array
         if numbers.dtype.kind != "f":
             raise FileRefused(path, f"{short(name)} has dtype {numbers.dtype}, expected a floating-point type")
         if not np.isfinite(numbers).all():
             raise FileRefused(path, f"{short(name)} holds NaN or infinity")
         if coded:
-            array.like = array.like.astype(np.dtype(dtype).name)  # what it computes in
+            array.like = array.like.astype(np.dtype(dtype).name)  # the dtype that it computes in
             arrays[name] = rebuild(array, array=backend.asarray)
         else:
             arrays[name] = backend.asarray(in_dtype(numbers, dtype, path, f"{short(name)} reaches"))
@@ -72,7 +72,7 @@ def load(
 
 
 def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaConfig, Reader]:
-    """Return what decoder a file holds, and how one of its arrays is read; no weight has been read then."""
+    """Return the configuration in a file and a reader of one array, without reading any weight."""
     path = check_path("path", path)
     kind = model_format(path)
     if kind == ".gguf":
@@ -82,13 +82,13 @@ def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaCon
             config, shapes, read = _open_npz(path)
     else:
         config, shapes, read = _open_folder(path)
-    if config.num_hidden_layers > len(shapes):  # before that many names are made
+    if config.num_hidden_layers > len(shapes):  # before so many names are generated
         raise FileRefused(path, f"{config.num_hidden_layers} layers, and {len(shapes)} arrays in all")
     expected = config.shapes()
     if missing := [name for name in expected if name not in shapes]:
-        raise FileRefused(path, f"there is no {short(missing[0])}; {len(missing)} arrays are missing in all")
+        raise FileRefused(path, f"{short(missing[0])} is missing; {len(missing)} arrays are missing in all")
     if extra := [name for name in shapes if name not in expected]:
-        raise FileRefused(path, f"there is {short(extra[0])}, which a Llama decoder of these settings has not")
+        raise FileRefused(path, f"{short(extra[0])} is there, which a Llama decoder with this config does not have")
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise FileRefused(path, f"{short(name)} has shape {list(shapes[name])}, expected {list(shape)}")
@@ -96,11 +96,11 @@ def open_llama(path: str | Path, *, keep_blocks: bool = False) -> tuple[LlamaCon
 
 
 def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Reader]:
-    """Return the decoder's sizes, the shapes of the arrays in a folder, and how one is read."""
+    """Return the configuration in a folder, the shapes of its arrays, and a reader of one array."""
     settings = read_json(path / MODEL_CONFIG)
     config = from_json(path / MODEL_CONFIG, settings)
-    if (path / CONFIG_NAME).exists():  # transformers would put it beside the model
-        raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to a folder of its own")
+    if (path / CONFIG_NAME).exists():  # transformers would attach it to the model
+        raise FileRefused(path / CONFIG_NAME, "an adapter in the folder of a model: move it to its own folder")
     base = open_weights(path)
     quantised = NF4Weights(path / MODEL_CONFIG, base, settings.get("quantization_config"))
     experts = _experts(config, base)
@@ -108,9 +108,9 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
     passed = quantised.tensors | {tensor.name for _, tensors in experts.values() for tensor in tensors}
     names = dict[str, str]()
     for name in base.holder:
-        if name in passed or name.endswith(".rotary_emb.inv_freq"):  # which old files keep for each layer
+        if name in passed or name.endswith(".rotary_emb.inv_freq"):  # old files have it for each layer
             continue
-        if name == HEAD_WEIGHT and config.tie_word_embeddings:  # some files hold it a second time
+        if name == HEAD_WEIGHT and config.tie_word_embeddings:  # some files have it a second time
             _check_tied(path, base)
             continue
         ours = name.replace(f".{MIXTRAL_MLP}.gate.", ".mlp.gate.")  # the router
@@ -129,15 +129,15 @@ def _open_folder(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], R
 
 
 def _experts(config: LlamaConfig, base: Weights) -> dict[str, tuple[tuple[int, ...], list[ExpertTensor]]]:
-    """Return the shape of each array for all experts, by its name, and the tensors that it is made of."""
+    """Return the shape of each array for all experts by name, and the tensors that it consists of."""
     if config.mixture is None or max(config.num_hidden_layers, config.mixture.num_experts) > len(base.holder):
-        return {}  # before that many names are made
+        return {}  # before so many names are generated
     shapes = {name: shape for name, shape in config.shapes().items() if ".mlp.experts." in name}
     return {name: (shape, expert_tensors(name, shape[0], shape[1], shape[2], base)) for name, shape in shapes.items()}
 
 
 def _check_tied(path: Path, base: Weights) -> None:
-    """Require that a second head is the embedding: transformers 4 passes over it, version 5 computes with it."""
+    """Require that a second head equals the embedding: transformers 4 ignores it, version 5 computes with it."""
     if EMBEDDING_WEIGHT in base.holder and not same_bytes(
         base.holder[HEAD_WEIGHT], HEAD_WEIGHT, base.holder[EMBEDDING_WEIGHT], EMBEDDING_WEIGHT
     ):
@@ -163,14 +163,14 @@ GLASSLLM = {
     **{"E": "model.embed_tokens.weight", "norm_f.gamma": "model.norm.weight"},
     **{f"blocks.*.{theirs}": f"model.layers.*.{ours}" for theirs, ours in _GLASSLLM_BLOCK.items()},
 }
-"""glassllm's names of arrays, and transformers'; * is the number of a block."""
+"""glassllm's names of arrays with transformers'; * is the number of a block."""
 SIZES_MEMBER, GATE = "__config__", "model.layers.0.mlp.gate_proj.weight"
 MOST_SHRUNK = 20
-"""Times the size of a file that its arrays may take in memory: weights hardly shrink, what fills the memory does."""
+"""The largest ratio of the arrays' size to the file's: weights barely compress, unlike a decompression bomb."""
 
 
 class GlassllmSizes(msgspec.Struct):
-    """The sizes in the file's JSON, under transformers' names; those with a usual value may be left out."""
+    """The sizes in the file's JSON, under transformers' names; those with a default may be omitted."""
 
     vocab_size: int
     hidden_size: int = field(name="d_model")
@@ -183,7 +183,7 @@ class GlassllmSizes(msgspec.Struct):
 
 
 def _open_npz(path: Path) -> tuple[LlamaConfig, dict[str, tuple[int, ...]], Reader]:
-    """Return the decoder's sizes, the shapes of the arrays in the file, and how one is read."""
+    """Return the configuration in the file, the shapes of its arrays, and a reader of one array."""
     with zipfile.ZipFile(path) as members:
         unpacked, size = sum(member.file_size for member in members.infolist()), path.stat().st_size
     if unpacked > MOST_SHRUNK * size:

@@ -86,7 +86,7 @@ def test_a_model_without_a_template_is_refused(tmp_path, config, message):
     with pytest.raises(FileRefused, match=message):
         load_template(write(tmp_path / "m", config))
     (tmp_path / "m.npz").write_bytes(b"")
-    with pytest.raises(FileRefused, match=r"there is no chat template, which a folder or a \.gguf file can have"):
+    with pytest.raises(FileRefused, match=r"there is no chat template; only a folder or a \.gguf file can have one"):
         load_template(tmp_path / "m.npz")
 
 
@@ -104,7 +104,7 @@ RUN = {
     "{% set n = namespace(x=1) %}{% set n.x = n.x + dict(a=3).a %}{{ n.x }}": "4",
 }
 WRONG = {
-    "{{ raise_exception('only\\x1b json') }}": r"its chat template cannot write this: TemplateError: only\\x1b json",
+    "{{ raise_exception('only\\x1b json') }}": r"its chat template cannot render this: TemplateError: only\\x1b json",
     "{{ ''.__class__.__mro__ }}": "access to attribute '__class__' of 'str' object is unsafe",
     "{{ messages.append(1) }}": "access to attribute 'append' of 'list' object is unsafe",
     "{{ 1 / 0 }}": "ZeroDivisionError: division by zero",
@@ -178,7 +178,7 @@ def test_marks_go_through_filters_of_letters():
         assert text == template(f"{{{{ 'cat!' | {by} }}}}").render(HI)
         assert text[slice(*turn)].lower() in ("cat", "cbt")
     for by in ("truncate(20)", "urlencode", "reverse", "title", "length"):
-        with pytest.raises(FileRefused, match=r"its chat template changes what stands between its tags of generation$"):
+        with pytest.raises(FileRefused, match=r"its chat template changes the text between its generation tags$"):
             filtered(by)
 
 

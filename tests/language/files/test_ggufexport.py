@@ -138,11 +138,11 @@ EMBEDDING, NORM = "model.embed_tokens", "model.layers.0.input_layernorm"
 
 
 def other(path, is_of, expected):
-    return f"the adapter of {path!r} is of kind {is_of}, expected {expected}, as the model's"
+    return f"the adapter of {path!r} is of kind {is_of}, expected {expected}, like the model's"
 
 
 REFUSED = {
-    f"{Q!r} has DoRA's magnitude, which a LoRA GGUF cannot hold": of(Q, magnitude=np.ones(16)),
+    f"{Q!r} has DoRA's magnitude, which a LoRA GGUF cannot represent": of(Q, magnitude=np.ones(16)),
     **{
         other(path, "linear and shape [16, 12]", f"linear and {expected}"): of(path)
         for path, expected in (
@@ -176,7 +176,7 @@ def test_one_of_a_tied_pair_is_refused(model, tmp_path, path):
     kind = "embedding" if path.startswith("model") else "linear"
     save_adapter(tmp_path / "a", of(path, kind=kind))
     base = write(tmp_path / "tied.gguf", model, tied=True)
-    change = "a LoRA GGUF cannot hold a change of one of the two"
+    change = "a LoRA GGUF cannot represent a change of only one of them"
     with refused(f"'{tmp_path}/a': {path!r} is adapted, and the model's head is its embedding: {change}"):
         export_adapter(tmp_path / "a", base, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()

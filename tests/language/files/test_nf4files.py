@@ -174,7 +174,7 @@ def edited(model_dir, part, change):
     return model_dir
 
 
-OTHER_NUMBERS = "holds other numbers than bitsandbytes writes"
+OTHER_NUMBERS = "has different numbers from bitsandbytes'"
 DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name of the weight
     (NF4_STATE, {"quant_type": "fp4"}, "STATE: Invalid enum value 'fp4' - at `$.quant_type`"),
     (NF4_STATE, {"blocksize": "absent"}, "STATE: Object missing required field `blocksize`"),
@@ -198,8 +198,8 @@ DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name o
     ("quant_map", lambda a: a + np.float32(1e-3), f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("quant_map", lambda a: a[::-1], f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("nested_quant_map", lambda a: a + np.nan, f"FILE: '~.nested_quant_map' {OTHER_NUMBERS}"),
-    (NF4_STATE, None, f"'m/config.json': by its quantization_config '{WEIGHT.removesuffix('.weight')}' is quantised, "
-     "and in the file its weight is not"),
+    (NF4_STATE, None, f"'m/config.json': quantization_config says that '{WEIGHT.removesuffix('.weight')}' is "
+     "quantised, and in the file its weight is not"),
 ]  # fmt: skip
 
 
@@ -229,7 +229,7 @@ SAID = [
           *(("llm_int8_skip_modules", names, "a list of modules' names")
             for names in (["lm_head", "(a+)+$"], ["lm_head", "up.*"], "lm_head")),
       ]),
-    *(({"llm_int8_skip_modules": names}, f"by its quantization_config {found}")
+    *(({"llm_int8_skip_modules": names}, f"quantization_config says that {found}")
       for names, found in [
           (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, and in the file its weight is"),
           (["lm_head", "model.layers.1"],
@@ -248,7 +248,7 @@ def test_settings_that_say_otherwise_are_refused(model_dir, changes, message):
 def test_a_quantised_weight_of_which_nothing_is_said_is_refused(model_dir):
     change_json(model_dir / "config.json", quantization_config=None)
     weight = "'model.layers.0.self_attn.q_proj.weight'"
-    with refused(f"'m/config.json': there is no quantization_config, and {weight} is quantised"):
+    with refused(f"'m/config.json': {weight} is quantised, and there is no quantization_config"):
         Llama.load(model_dir)
 
 

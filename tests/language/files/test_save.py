@@ -70,7 +70,7 @@ def test_frequencies_that_no_setting_says_are_refused(tmp_path):
         model = tiny_llama()
         first, *rest = model.config.frequencies
         model.config = dataclasses.replace(model.config, frequencies=(first * (1 + by), *rest), rope=None)
-        message = "the model's rotary frequencies are none that config.json can say: it has a base and a factor"
+        message = "config.json cannot express the model's rotary frequencies: it has only a base and a factor"
         with refused(message, ValueError):
             save_llama(model, tmp_path / "out")
         assert not (tmp_path / "out").exists()

@@ -195,7 +195,7 @@ def test_a_gguf_tokenizer_that_is_none_of_ours_is_refused(gguf, tmp_path):
     for fields, message in (
         ({"begins": True}, "bos_token_id: Expected `int`, got `null` - at `$[0]`"),
         ({"tokens": [*LETTERS_OF_BYTES, "th", "a"], "token_type": [1] * 258},
-         "its tokenizer is damaged: a token stands twice"),
+         "its tokenizer is damaged: a token occurs twice"),
         ({"model": "llama"}, f"its tokenizer is ('llama', 'smollm'), {KNOWN}"),
         ({"pre": "llama-bpe"}, f"its tokenizer is ('gpt2', 'llama-bpe'), {KNOWN}"),
         ({"merges": None}, "there is no 'merges'"),
@@ -358,10 +358,10 @@ def test_a_token_of_the_vocabulary_becomes_special_with_its_id(model_dir):
         ("tokenizer_config", {"added_tokens_decoder": [1]}, "'list' object has no attribute 'items'"),
         ("added_tokens", {"<x>": 256}, "it adds '<x>' as token '256': tokenizer.json does not"),
         ("tokenizer_config", {"split_special_tokens": True},
-         "split_special_tokens is True, supported: False: special tokens would be letters"),
+         "split_special_tokens is True, supported: False: special tokens would be split up"),
         ("tokenizer_config", {"extra_special_tokens": [3]}, "a special token is 3, expected a text"),
         ("tokenizer", {"model": {"type": "BPE", "dropout": 0.5, "vocab": {}, "merges": []}},
-         "dropout is 0.5, supported: null: a text has other ids each time"),
+         "dropout is 0.5, supported: null: a text would get different ids each time"),
         *(("generation_config", {"eos_token_id": end}, f"Expected `int{said}")
           for end, said in [
               *((end, f" | array | null`, got `{kind}` - at `$.eos_token_id`")
@@ -411,7 +411,7 @@ def test_glassllms_tokenizer_is_its_own():
 NESTED = b"[" * 200_000 + b"]" * 200_000  # deeper than the JSON reader of any Python goes
 DAMAGED = [  # a model, one of its files with its bytes or their number, and the message
     ("m.gguf", "m.gguf", b"GGUF\x03\0\0\0",
-     "m.gguf': not a sound GGUF file: ValueError: what it holds would end at byte 24, and the file has 8"),
+     "m.gguf': not a valid GGUF file: ValueError: its contents would end at byte 24, and the file has 8"),
     ("nowhere.gguf", "m.gguf", b"", "nowhere.gguf': No such file or directory"),
     ("m", "m/config.json", b"{}", "tokenizer.json': No such file or directory"),
     ("m", "m/tokenizer.json", b"{", "tokenizer.json': Cannot instantiate Tokenizer from buffer: EOF"),

@@ -82,18 +82,18 @@ def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
             Llama.load(changed(model_dir, TIED, {"lm_head.weight": head}))
 
 
-HAS_NOT = "which a Llama decoder of these settings has not"
+HAS_NOT = "which a Llama decoder with this config does not have"
 DAMAGE = [
     ({"num_hidden_layers": 10**8}, {}, "100000000 layers, and 21 arrays in all"),
-    ({"mlp_bias": True}, {}, "there is no 'model.layers.0.mlp.gate_proj.bias'; 6 arrays are missing in all"),
+    ({"mlp_bias": True}, {}, "'model.layers.0.mlp.gate_proj.bias' is missing; 6 arrays are missing in all"),
     ({"vocab_size": 30}, {}, "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]"),
     ({}, {"model.layers.1.mlp.up_proj.weight": None},
-     "there is no 'model.layers.1.mlp.up_proj.weight'; 1 arrays are missing in all"),
-    ({}, {"lm_head.weight": None}, "there is no 'lm_head.weight'; 1 arrays are missing in all"),
+     "'model.layers.1.mlp.up_proj.weight' is missing; 1 arrays are missing in all"),
+    ({}, {"lm_head.weight": None}, "'lm_head.weight' is missing; 1 arrays are missing in all"),
     ({}, {"model.layers.0.self_attn.q_proj.bias": np.ones(16, "f4")},
-     f"there is 'model.layers.0.self_attn.q_proj.bias', {HAS_NOT}"),
+     f"'model.layers.0.self_attn.q_proj.bias' is there, {HAS_NOT}"),
     ({}, {"model.layers.2.input_layernorm.weight": np.ones(12, "f4")},
-     f"there is 'model.layers.2.input_layernorm.weight', {HAS_NOT}"),
+     f"'model.layers.2.input_layernorm.weight' is there, {HAS_NOT}"),
     ({}, {"model.norm.weight": np.ones(13, "f4")}, "'model.norm.weight' has shape [13], expected [12]"),
 ]  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_arrays_and_settings_must_fit_together(model_dir, nothing_is_read, setti
 def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read):
     config, file, adapter = (model_dir / n for n in ("config.json", "model.safetensors", "adapter_config.json"))
     adapter.write_text("{}")
-    with refused(f"'{adapter}': an adapter in the folder of a model: move it to a folder of its own"):
+    with refused(f"'{adapter}': an adapter in the folder of a model: move it to its own folder"):
         Llama.load(model_dir)
     adapter.unlink()
     for length in (1000, 0):
