@@ -26,11 +26,7 @@ class Recordings:
     def __init__(self, laboratory: dict[str, Any]) -> None:
         self.before, self.points = laboratory["before"], laboratory["trainings"]
         self.moments = laboratory.get("moments", [])
-<<<<<<< HEAD
         """The steps at which the training with 16 windows a batch was evaluated on the windows that choose the rate."""
-=======
-        """The steps at which a training with 16 windows per batch was evaluated on the windows that choose it."""
->>>>>>> 0053df90cc338726221b344edcd53ac40f1eb3bb
         self.chooses = "choice" if "choice" in self.before else "new"
         """The loss that chooses a rate: on separate windows that do not report a loss, if the recording has such."""
         shares = sorted({point["run"]["share"] for point in self.points})
