@@ -57,7 +57,7 @@ def test_a_qwen2_has_no_other_arrays(tmp_path):
     for arrays, message in (
         ({"blk.1.attn_k.bias": None}, "'model.layers.1.self_attn.k_proj.bias' is missing"),
         ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "'model.layers.0.self_attn.o_proj.bias' is there, which"),
-        ({"rope_freqs.weight": np.ones(2, "f4")}, "there is 'rope_freqs.weight', which"),
+        ({"rope_freqs.weight": np.ones(2, "f4")}, "'rope_freqs.weight' is there, which"),
     ):
         with pytest.raises(FileRefused, match=message):
             Llama.load(write(tmp_path / "m.gguf", llama_of_kind("qwen2"), arrays=arrays))
