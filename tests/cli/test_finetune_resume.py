@@ -165,7 +165,7 @@ def test_a_training_replaces_its_own_files_alone(folder, shell, pictures):
     for option, name in diaries.items():
         Path(name).write_text("dear diary")
         for more in ("--checkpoint c", "--save b"):  # one that goes on, and one that begins
-            said = f"{name!r} is there already: name another, or say --overwrite"
+            said = f"{name!r} already exists: choose another path, or pass --overwrite"
             assert said in shell.refused(f"{typed} {more} {option} {name}")
             assert Path(name).read_text() == "dear diary"
     shell(f"{typed} --save b --overwrite {both}")
@@ -212,7 +212,7 @@ def test_a_checkpoint_replaces_no_other_trainings_adapter(folder, shell):
     before = contents("precious")
     mine = f"{TYPED} --steps 3 --checkpoint c"
     shell(mine)
-    said = "save 'precious' holds an adapter: name another folder, or say --overwrite"
+    said = "save 'precious' has an adapter: choose another folder, or pass --overwrite"
     assert shell.refused(mine, "--save", "precious") == said
     assert contents("precious") == before
     for steps in "34":

@@ -148,5 +148,5 @@ def test_a_gguf_model_is_merged_into_a_folder(tmp_path, file, shell, monkeypatch
     assert "exists, expected a folder that is empty or new" in shell.refused(command)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    said = "'.' is the working folder or a mount point, which nothing can replace"
+    said = "'.' is the working folder or a mount point, which cannot be replaced"
     assert said in shell.refused(f"merge {file} {tmp_path}/no-adapter -o .")
