@@ -160,7 +160,7 @@ def test_quantising_no_change_again_loses_infinitely_much_of_it():
 
 
 def test_a_merge_without_quantised_layers_quantises_nothing():
-    with pytest.raises(ValueError, match=r"^requantize=True, and no adapter stands beside a quantised layer$"):
+    with pytest.raises(ValueError, match=r"^requantize=True, and no adapted layer is quantised$"):
         merge(moved(model_of(), 0.1), requantize=True)
 
 
