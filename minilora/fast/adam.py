@@ -38,13 +38,13 @@ def fastest(update: Callable[..., None], backend: Backend) -> Callable[..., None
         return gpu_update(backend) or update
 
     def by_blocks(theta: Array, g: Array, m: Array, v: Array, t: int, **settings: Any) -> None:
-        for some in blocks(theta):
+        for some in row_slices(theta):
             update(theta[some], g[some], m[some], v[some], t, **settings)
 
     return by_blocks
 
 
-def blocks(array: np.ndarray) -> Iterator[Any]:
+def row_slices(array: np.ndarray) -> Iterator[Any]:
     """Yield indices that cut an array into blocks of rows; a small array is one block."""
     if array.size <= BLOCK:
         yield ...

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..backend import Backend
-from ..checks import Array, check_choice, check_instance, check_start
+from ..checks import Array, check_choice, check_instance, check_layer
 from ..layer import Cache, Layer, members, nest, trains
 from ..linear import Linear
 from .activation import ACTIVATIONS
@@ -86,7 +86,7 @@ class MLP(Sequential):
 
         A width below 1, an unknown activation and an argument of another type are a ValueError or a TypeError.
         """
-        check_start(rng, dtype, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
+        check_layer(rng, dtype, in_features=in_features, hidden_features=hidden_features, out_features=out_features)
         act = ACTIVATIONS[check_choice("activation", activation, ACTIVATIONS)]()
         fc1 = Linear.init(in_features, hidden_features, rng=rng, dtype=dtype, backend=backend)
         fc2 = Linear.init(hidden_features, out_features, rng=rng, dtype=dtype, backend=backend)

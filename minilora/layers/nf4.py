@@ -60,11 +60,11 @@ from ..backend import backend_of, check_finite
 from ..checks import (
     Array,
     check_array,
-    check_count,
     check_float_dtype,
     check_integer,
     check_kind,
     check_library,
+    check_not_empty,
     check_shape,
     dtype_name,
 )
@@ -125,7 +125,7 @@ def quantize_nf4(weight: Array, *, block_size: int = 64) -> tuple[Array, Array]:
     """
     check_array("weight", weight)
     check_float_dtype("weight's dtype", weight.dtype)
-    count, block_size = check_count("weight", weight), check_block_size(block_size)
+    count, block_size = check_not_empty("weight", weight), check_block_size(block_size)
     with np.errstate(over="ignore"):
         flat = weight.astype("float32").reshape(-1)
     check_finite(weight=flat)

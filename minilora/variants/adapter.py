@@ -32,7 +32,7 @@ from ..lora import LoRA, LoRALinear
 from .scaling import scaling
 from .stackedlora import StackedLoRA, StackedLoRALinear
 
-KINDS: dict[str, type[Layer]] = {"linear": Linear, "embedding": Embedding, "conv1d": Conv1d, "conv2d": Conv2d}
+LAYER_KINDS: dict[str, type[Layer]] = {"linear": Linear, "embedding": Embedding, "conv1d": Conv1d, "conv2d": Conv2d}
 
 
 @dataclass(eq=False, repr=False)
@@ -49,7 +49,7 @@ class Adapter(LoRA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("kind", self.kind, KINDS)
+        check_choice("kind", self.kind, LAYER_KINDS)
         if not isinstance(self.kernel, tuple):
             raise TypeError(f"kernel must be a tuple of sizes, one for each axis, got {self.kernel!r}")
         self.use_rslora = check_flag("use_rslora", self.use_rslora)
@@ -139,4 +139,4 @@ def place_of(base: Any) -> dict[str, Any]:
 
 def kind_of_layer(layer: Layer | None) -> str | None:
     """Return the kind of a layer that can have an adapter, and None for others."""
-    return next((kind for kind, cls in KINDS.items() if isinstance(layer, cls)), None)
+    return next((kind for kind, cls in LAYER_KINDS.items() if isinstance(layer, cls)), None)

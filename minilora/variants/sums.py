@@ -44,7 +44,7 @@ from ..checks import RECAST, Array, check_array, check_choice, check_instance, c
 from ..lora import LoRA
 from .adapter import Adapter
 
-TYPES = ("cat", "linear", "svd")
+COMBINATIONS = ("cat", "linear", "svd")
 """The methods of `weighted_sum`, under PEFT's names."""
 
 
@@ -77,7 +77,7 @@ def weighted_sum(
         fit. If one's change of the original base is not s B A: a DoRA's, or that of one that started by PiSSA, of which
         `over_original` can be added.
     """
-    check_choice("combination_type", combination_type, TYPES)
+    check_choice("combination_type", combination_type, COMBINATIONS)
     weights = check_summands(adapters, weights)
     ranks = [adapter.rank for adapter in adapters]
     if rank is not None and combination_type != "svd":
