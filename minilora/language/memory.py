@@ -144,7 +144,7 @@ def active_numbers(config: LlamaConfig) -> int:
     mixture = config.mixture
     if mixture is None:
         return total
-    layers = sum(map(mixture.stands_in, range(config.num_hidden_layers)))
+    layers = sum(map(mixture.has_mixture, range(config.num_hidden_layers)))
     idle = mixture.num_experts - mixture.num_experts_per_tok
     return total - layers * idle * 3 * mixture.moe_intermediate_size * config.hidden_size
 
@@ -172,7 +172,7 @@ def _layer_size(config: LlamaConfig, matrices: Iterable[str], layer: int, target
     first = d if {"q_proj", "k_proj", "v_proj"} & set(targets) else 0
     own = {path for path in matrices if path.startswith(f"model.layers.{layer}.")}
     mixture = config.mixture
-    if mixture is None or not mixture.stands_in(layer):
+    if mixture is None or not mixture.has_mixture(layer):
         second = d if {"gate_proj", "up_proj"} & set(targets) else 0
         inner, experts = _mlp_size(config.intermediate_size, "down_proj" in targets), 0
     else:
@@ -217,7 +217,7 @@ def cache_bytes(cache: Record) -> int:
 
 def step_bytes(cache: Record) -> int:
     """Return the peak bytes of a model's cache in its backward; with checkpointing this includes one block's cache."""
-    again = (record.layer.whole(*record.kept) for record in _recomputed(cache))
+    again = (record.layer.block_cache(*record.kept) for record in _recomputed(cache))
     return max((cache_bytes(cache._replace(kept=(cache.kept, whole))) for whole in again), default=cache_bytes(cache))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minilora import LlamaConfig
-from minilora.language.config import MODEL_KINDS, QUANTIZATION_MUST, SUPPORTED, MixtureConfig, from_json
+from minilora.language.config import MODEL_KINDS, SUPPORTED, SUPPORTED_QUANTIZATION, MixtureConfig, from_json
 from minilora.texts import FileRefused
 
 from ..support.compare import refused
@@ -115,11 +115,12 @@ def test_settings_that_change_nothing_are_passed_over():
 MISTRAL = {"model_type": "mistral", "architectures": None}
 WINDOW = {"sliding_window": 8, "max_position_embeddings": 9}
 READ = "'llama', 'mistral', 'qwen2', 'qwen3', 'mixtral', 'qwen2_moe', 'qwen3_moe'"
-NO_WINDOW = "supported: no window, or one that reaches over as many tokens"
-ONE_OF_TWO = "expected one of the two, since versions of transformers differ in which they take"
+NO_WINDOW = "supported: no window, or one that is at least as long"
+GROUPS = "expected key-value heads that divide the attention heads, and an even head_dim"
+ONE_OF_TWO = "expected only one of them, since it depends on the version of transformers which one is used"
 SETTINGS = [
     ({"architectures": ["MistralForCausalLM"]},
-     "architectures is ['MistralForCausalLM'] and model_type 'llama': expected ['LlamaForCausalLM']"),
+     "architectures is ['MistralForCausalLM'], expected ['LlamaForCausalLM'] for model_type 'llama'"),
     ({"model_type": "absent"}, f"model_type is None, supported: {READ}"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu', supported: 'silu', 'swish'"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
@@ -150,19 +151,19 @@ SETTINGS = [
      "rope_scaling is {'rope_type': 'yarn', 'factor': 4.0} and rope_parameters is {'rope_type': 'default'}: "
      f"{ONE_OF_TWO}"),
     ({"rope_theta": 10.0, "rope_parameters": {"rope_theta": 400.0}},
-     "rope_theta is 400.0 in the rotary settings and 10.0 next to them"),
+     "rope_theta is 400.0 in the rotary settings and 10.0 outside them"),
     ({"rope_parameters": LLAMA3, "original_max_position_embeddings": 50},
-     "original_max_position_embeddings is 100 in the rotary settings and 50 next to them"),
+     "original_max_position_embeddings is 100 in the rotary settings and 50 outside them"),
     ({"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 4.0}},
-     "rope_type is 'linear' in the rotary settings and 'default' next to them"),
+     "rope_type is 'linear' in the rotary settings and 'default' outside them"),
     ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}},
-     "the rotary settings hold 'full_attention', one kind of layers: expected one for all layers"),
+     "the rotary settings contain 'full_attention', a group for some layers: expected one for all layers"),
     ({"layer_types": ["full_attention", "sliding_attention"]},
      "layer_types is ['full_attention', 'sliding_attention'], supported: 'full_attention'"),
     ({"hidden_size": "absent"}, "there is no 'hidden_size'"),
     ({"hidden_size": "12"}, "hidden_size must be an integer, got '12'"),
     ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
-    ({"head_dim": 10**9}, "head_dim 1000000000: expected at most 65536"),
+    ({"head_dim": 10**9}, "head_dim is 1000000000, expected at most 65536"),
     ({"rms_norm_eps": 0}, "rms_norm_eps must be above 0 and finite, got 0"),
     ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a number, got '1e-5'"),
     ({"rope_theta": 1}, "rope_theta must be above 1 and finite, got 1"),
@@ -194,10 +195,10 @@ def test_a_setting_has_its_values_and_no_other(name):
             parsed(**{name: other})
 
 
-@pytest.mark.parametrize("name", QUANTIZATION_MUST)
+@pytest.mark.parametrize("name", SUPPORTED_QUANTIZATION)
 def test_a_setting_of_quantisation_has_its_values_and_no_other(name):
     sound = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
-    for value in QUANTIZATION_MUST[name]:
+    for value in SUPPORTED_QUANTIZATION[name]:
         assert parsed(quantization_config=sound | {name: value}) == parsed()
     with pytest.raises(FileRefused, match=rf"quantization_config: {name} is {OTHER}, supported: "):
         parsed(quantization_config=sound | {name: OTHER})
@@ -240,7 +241,7 @@ def test_both_spellings_of_the_number_of_experts_are_read():
         neither = dict.fromkeys(("num_experts", "num_local_experts"), "absent")
         for name in neither:
             assert of_mixture(kind, **neither | {name: 5}).mixture.num_experts == 5
-        said = "expected one of the two, since kinds of models differ in which they take"
+        said = "expected only one of them, since it depends on the kind of model which one is used"
         with refused(f"'config.json': num_experts is 4 and num_local_experts 5: {said}"):
             of_mixture(kind, num_experts=4, num_local_experts=5)
 
@@ -273,11 +274,11 @@ SIZES = [
     (V, "llama", {"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
     (T, "llama", {"head_dim": 2.0}, "head_dim must be an integer, got 2.0"),
     (V, "llama", {"head_dim": 3},
-     "4 attention heads, 2 key-value heads, head_dim 3: expected groups of one size and an even head_dim"),
-    (V, "llama", {"head_dim": 6}, "there are 2 frequencies, expected 3: head_dim is 6"),
-    (V, "llama", {"head_dim": 2}, "there are 2 frequencies, expected 1: head_dim is 2"),
+     "4 attention heads, 2 key-value heads, head_dim 3: " + GROUPS),
+    (V, "llama", {"head_dim": 6}, "there are 2 frequencies, expected head_dim / 2 = 3"),
+    (V, "llama", {"head_dim": 2}, "there are 2 frequencies, expected head_dim / 2 = 1"),
     (V, "llama", {"num_key_value_heads": 3},
-     "4 attention heads, 3 key-value heads, head_dim 4: expected groups of one size and an even head_dim"),
+     "4 attention heads, 3 key-value heads, head_dim 4: " + GROUPS),
     (V, "llama", {"rms_norm_eps": 0.0}, "rms_norm_eps must be above 0 and finite, got 0.0"),
     (V, "llama", {"max_position_embeddings": 0}, "max_position_embeddings must be at least 1, got 0"),
     (T, "llama", {"tie_word_embeddings": "no"}, "tie_word_embeddings must be True or False, got 'no'"),
@@ -291,14 +292,14 @@ SIZES = [
      "mixture must be None for a llama, got ~"),
     (T, "mixtral", {"mixture": None}, "mixture must be a MixtureConfig, got NoneType"),
     (V, "mixtral", {"mixture": MixtureConfig(4, 2, 5, norm_topk_prob=False)},
-     "a mixtral renormalises, has no shared expert and a mixture in each layer, got ~"),
+     "a mixtral has norm_topk_prob, no shared expert, a mixture in every layer, got ~"),
     (V, "mixtral", {"mixture": MixtureConfig(4, 2, 5, mlp_only_layers=(0,))},
-     "a mixtral renormalises, has no shared expert and a mixture in each layer, got ~"),
+     "a mixtral has norm_topk_prob, no shared expert, a mixture in every layer, got ~"),
     (V, "mixtral", {"attention_bias": True}, "attention_bias must be False for a mixtral, got True"),
     (V, "qwen2_moe", {"mixture": MixtureConfig(4, 2, 5)},
-     "a qwen2_moe has a shared expert, and no other kind, got ~ of a qwen2_moe"),
+     "a qwen2_moe must have a shared expert, no other kind may, got ~ for a qwen2_moe"),
     (V, "qwen3_moe", {"mixture": MixtureConfig(4, 2, 5, shared_expert_intermediate_size=3)},
-     "a qwen2_moe has a shared expert, and no other kind, got ~ of a qwen3_moe"),
+     "a qwen2_moe must have a shared expert, no other kind may, got ~ for a qwen3_moe"),
     (V, "mixture", {"num_experts": 0}, "num_experts must be at least 1, got 0"),
     (V, "mixture", {"num_experts_per_tok": 5}, "num_experts_per_tok must be at most 4, got 5"),
     (V, "mixture", {"moe_intermediate_size": 0}, "moe_intermediate_size must be at least 1, got 0"),

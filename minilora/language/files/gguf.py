@@ -86,7 +86,7 @@ def gguf_tensor(name: str, array: np.ndarray, head_dim: int, model_type: str = "
 
 # --- settings ---
 
-FILE_MUST: dict[str, tuple[Any, ...]] = {
+SUPPORTED_KIND: dict[str, tuple[Any, ...]] = {
     "general.architecture": ("llama", "qwen2"),
     "general.type": ("model",),
     "adapter.type": ("",),
@@ -116,7 +116,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 def _config(fields: dict[str, Any], tensors: dict[str, Any]) -> LlamaConfig:
     """Return the configuration in a header, for the arrays in the file."""
-    check_settings(FILE_MUST, fields, needed=("general.architecture",))
+    check_settings(SUPPORTED_KIND, fields, needed=("general.architecture",))
     kind = fields["general.architecture"]
     check_settings({f"{kind}.{name}": only for name, only in SUPPORTED_GGUF.items()}, fields)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minilora import Linear, Llama, adapt, merge, quantize
 from minilora.language import save_llama
-from minilora.language.files.gguf import BYTES, FILE_MUST, SUPPORTED_GGUF, BlockLinear, decode
+from minilora.language.files.gguf import BYTES, SUPPORTED_GGUF, SUPPORTED_KIND, BlockLinear, decode
 from minilora.language.files.tokens import load_tokenizer
 from minilora.language.memory import parameter_bytes
 from minilora.layer import parameter_count, rebuild, walk
@@ -57,7 +57,7 @@ def test_a_qwen2_has_no_other_arrays(tmp_path):
     for arrays, message in (
         ({"blk.1.attn_k.bias": None}, "'model.layers.1.self_attn.k_proj.bias' is missing"),
         ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "'model.layers.0.self_attn.o_proj.bias' is there, which"),
-        ({"rope_freqs.weight": np.ones(2, "f4")}, "there is 'rope_freqs.weight', which"),
+        ({"rope_freqs.weight": np.ones(2, "f4")}, "'rope_freqs.weight' is there, which"),
     ):
         with pytest.raises(FileRefused, match=message):
             Llama.load(write(tmp_path / "m.gguf", llama_of_kind("qwen2"), arrays=arrays))
@@ -184,7 +184,8 @@ NOT_IMPLEMENTED = [
 def test_a_field_has_its_values_and_no_other(tmp_path, kind, names):
     """And is refused by its own name."""
     model = llama_of_kind(kind)
-    only = {(name if name in FILE_MUST else f"llama.{name}"): {**FILE_MUST, **SUPPORTED_GGUF}[name] for name in names}
+    table = SUPPORTED_KIND | SUPPORTED_GGUF
+    only = {(name if name in SUPPORTED_KIND else f"llama.{name}"): table[name] for name in names}
     only |= {"general.architecture": [kind]}
     for place in range(max(map(len, only.values()))):
         sound = {field: values[min(place, len(values) - 1)] for field, values in only.items()}

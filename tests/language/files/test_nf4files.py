@@ -226,7 +226,7 @@ SAID = [
           ("load_in_8bit", True, "False"),
           ("bnb_4bit_quant_type", "fp4", "'nf4'"),
           ("bnb_4bit_quant_storage", "bfloat16", "'uint8'"),
-          *(("llm_int8_skip_modules", names, "a list of modules' names")
+          *(("llm_int8_skip_modules", names, "a list of module names")
             for names in (["lm_head", "(a+)+$"], ["lm_head", "up.*"], "lm_head")),
       ]),
     *(({"llm_int8_skip_modules": names}, f"quantization_config says that {found}")
