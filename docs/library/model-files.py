@@ -9,7 +9,7 @@ from pages import says
 from minilora.language.config import MODEL_KINDS, SIZE_KEYS, from_json
 from minilora.language.files import gguf
 from minilora.language.files.tokens import NO_TEXT, USERS
-from minilora.language.text import UNCUT, token_ids
+from minilora.language.text import LONGEST_PIECE, token_ids
 
 
 def missing(name):
@@ -39,7 +39,7 @@ fields = {f"llama.{theirs}": 8 for ours, theirs in gguf.GGUF_SIZES.items() if ou
 fields |= {"general.architecture": "llama", "llama.embedding_length": sizes["hidden_size"]}
 base = gguf._config(fields, {}).rope["rope_theta"]
 says(f"| llama.rope.freq_base | any | the rotary base, read; default {base:,.0f} |")
-assert round(UNCUT / 1e6) == 2
+assert round(LONGEST_PIECE / 1e6) == 2
 says("no cut within two million characters")
 
 # Facts from elsewhere: measured once on the machine that the page names, and the name of a model.

@@ -37,7 +37,7 @@ from ..texts import FileRefused, printable, short
 from .chat import Prompt, checked_messages, encode_chat, read_chat, read_prompt, system_of, tokens_of, with_system
 from .files.tokens import Tokenizer
 from .source import ModelSource
-from .text import HELD_OUT, is_held_out, read_text, spread, token_ids, windows
+from .text import HELD_OUT, evenly_spaced, is_held_out, read_text, token_ids, windows
 
 EXAMPLES = ".jsonl"
 TABLES = (".json", ".ndjson", ".csv", ".tsv")
@@ -149,7 +149,7 @@ def _of_file(
 
 def measured_on(data: Data, held: Data, name: str, measured: int | None = None) -> Data:
     """Return training data whose loss is measured on another file, or on at most `measured` of its rows."""
-    rows, longer = spread(np.arange(len(held.X)), measured), data.with_length
+    rows, longer = evenly_spaced(np.arange(len(held.X)), measured), data.with_length
     return replace(
         data,
         X_held=held.X[rows],
@@ -418,7 +418,7 @@ def of_examples(
     is_held = is_held_out(len(learnable), share)
     for own, to_measure in zip(filter(None, rows), is_held, strict=True):
         (held if to_measure else trained).extend(own)
-    measured = [held[row] for row in spread(np.arange(len(held)), most_measured)]
+    measured = [held[row] for row in evenly_spaced(np.arange(len(held)), most_measured)]
     width, held_out = max(len(x) for x, _ in trained + measured), int(is_held.sum())
     tokens, counted = sum(len(e.ids) for e in examples), sum((y != IGNORE_INDEX).sum() for _, y in trained + held)
     summary = (

@@ -259,7 +259,7 @@ def test_ids_that_the_model_lacks_are_refused(load):
     data = load([GOOD] * 4, 8)
     assert data.largest_id == 27
     check_vocabulary(data.largest_id, 29)
-    with pytest.raises(ValueError, match=r"gives ids up to 27, and the model has 27 tokens: another model's$"):
+    with pytest.raises(ValueError, match=r"gives ids up to 27, but the model has 27 tokens: expected the model's own"):
         check_vocabulary(data.largest_id, 27)
     for name in ("X", "Y", "X_held", "Y_held"):  # wherever it stands
         assert replace(data, **{name: getattr(data, name) * 0 + 99}).largest_id == 99

@@ -53,10 +53,10 @@ def test_a_share_of_the_rows_is_rounded_up_exactly(share):
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     for data, message in (
         (b"caf\xe9 au lait", "'utf-8' codec can't decode byte 0xe9 in position 3"),
-        (b"", "': it holds no text$"),
-        (b" \n\t", "': it holds no text$"),
+        (b"", "': it contains no text$"),
+        (b" \n\t", "': it contains no text$"),
         *(
-            (f"{mark}a\u00e9".encode(code), "not a text in UTF-8 but in UTF-16")
+            (f"{mark}a\u00e9".encode(code), "the text is in UTF-16, expected UTF-8")
             for code in ("utf-16-le", "utf-16-be")
             for mark in ("", "\ufeff")
         ),
@@ -116,7 +116,7 @@ def by_lines(text):
 
 @pytest.fixture
 def short_pieces(monkeypatch):
-    for name, size in {"PIECE_LETTERS": 60, "CONTEXT": 24, "UNCUT": 240}.items():
+    for name, size in {"PIECE_CHARACTERS": 60, "CONTEXT": 24, "LONGEST_PIECE": 240}.items():
         monkeypatch.setattr(sys.modules["minilora.language.text"], name, size)
 
 
@@ -176,9 +176,9 @@ def test_a_place_that_changes_what_stands_before_is_passed_over(short_pieces):
 
 def test_a_text_that_allows_no_cut_is_refused(short_pieces):
     assert token_ids("a" * 240, of_runs) == of_runs("a" * 240)
-    place = "expected a place for a cut within 240 characters, which is what is encoded at once"
+    place = "expected, within 240 characters from character 0 on, a position where the tokens on each side do not "
     for text, encode in (("a" * 500, of_runs), ("abc" * 100, in_pairs)):
-        with refused(f"the tokens of the text from character 0 on depend on all of it: {place}", ValueError):
+        with refused(f"the text cannot be encoded in pieces: {place}depend on the other side", ValueError):
             token_ids(text, encode)
     with pytest.raises(ValueError, match="from character") as error:
         token_ids("ab" * 40 + "a" * 500, of_runs)  # the runs of one letter before it allow a cut anywhere

@@ -508,7 +508,7 @@ def trained(kind, corpus):
 
 @pytest.mark.parametrize("kind", ["bytes", "sentences", "unigram"])
 def test_a_long_text_has_the_same_ids_in_pieces(model_dir, monkeypatch, kind):
-    monkeypatch.setattr("minilora.language.text.PIECE_LETTERS", 1000)
+    monkeypatch.setattr("minilora.language.text.PIECE_CHARACTERS", 1000)
     corpus = re.sub("-+", "-", Path(__file__).read_text(encoding="utf-8"))[:5000]  # of a long run two ways are likely
     trained(kind, corpus).save(str(model_dir / "tokenizer.json"))
     encode = load_tokenizer(model_dir).encode
