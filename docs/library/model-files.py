@@ -43,6 +43,6 @@ assert round(LONGEST_PIECE / 1e6) == 2
 says("no cut within two million characters")
 
 # Facts from elsewhere: measured once on the machine that the page names, and the name of a model.
-says("about 260 bytes of memory for each byte of text", "OLMoE's and Llama 4's mixtures")
+says("some 260 bytes of memory for each byte of a text", "OLMoE's and Llama 4's mixtures")
 says("50 MB with a token for each byte\n  took 1.6 GB (Linux on x86-64, Python 3.11)")
 assert "about 260 bytes of memory for each byte of text" in token_ids.__doc__
