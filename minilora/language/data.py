@@ -477,9 +477,7 @@ def _truncated(examples: list[Example], length: int, longest: int) -> str:
     text = ""
     if cut:
         lost = sum(int(example.counted[length + 1 :].sum()) for example in cut)
-        text = (
-            f", {len(cut):,} truncated to {length} tokens, losing {lost:,} that count (--length {longest} keeps all)"
-        )
+        text = f", {len(cut):,} truncated to {length} tokens, losing {lost:,} that count (--length {longest} keeps all)"
     if gone:
         lines = ", ".join(str(example.line) for example in gone[:LISTED]) + (", ..." if len(gone) > LISTED else "")
         lines = f"line{'s' * (len(gone) > 1)} {lines}"

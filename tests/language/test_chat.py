@@ -140,42 +140,39 @@ MORE = [{"type": "text", "text": "hi", "cache": 1}]
 TOOLED = [{"id": "c1", "type": "function", "function": {"name": "sun", "arguments": {"at": "oslo"}}}]
 FLAT = TOOLED[0]["function"]  # as some write a call
 TWO_WAYS = (
-    "the chat template writes what stands before the end of message 2 in two ways: {} and, once more follows, {}. So "
-    "it cannot be said which tokens are the assistant's"
+    "the chat template changes the text before the end of message 2 from {} to {} when more follows, so the "
+    "assistant's tokens cannot be identified"
 )
-PART = "the chat template writes only a part of message {}, so the model cannot learn the rest: {!r}"
-NO_TRACE = (
-    "{} leaves no trace in what the chat template writes, so the model cannot learn it: take it out, or say it in the "
-    "content"
-)
+PART = "the chat template writes only part of message {}, so the model cannot learn the rest: {!r}"
+IGNORED_PART = "{} is ignored by the chat template, so the model cannot learn it: remove it, or put it into the content"
 REFUSED = [
     (FORGETS, chat(LOWER, 3 * UPPER, "why", "so"),
      TWO_WAYS.format(f"'{LOWER[6:]}<end>a:'", f"'{LOWER[6:]}{(3 * UPPER)[:40]}'")),
     (CLOSES, chat("hi", "hello", "why", "so"), TWO_WAYS.format("'hihello.'", "'hihellowhyso.'")),
     (PROMPTS, chat("hi", "hello"), TWO_WAYS.format(r"'<s>u:hi<end>\na: think'", r"'<s>u:hi<end>\na:hello<end>\n'")),
-    (TURNS, chat("hi"), "no message is from the assistant: there is nothing to learn. The roles are ['user']"),
-    (TURNS, [], "no message is from the assistant: there is nothing to learn. The roles are []"),
-    (TURNS, chat("hi", " \n"), r"message 2 is an empty answer of the assistant: ' \n'"),
-    (TURNS, chat("hi", None), "the content of message 2 is None, expected a text"),
-    *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected a text")
+    (TURNS, chat("hi"), "no message is from the assistant, so there is nothing to learn; the roles are ['user']"),
+    (TURNS, [], "no message is from the assistant, so there is nothing to learn; the roles are []"),
+    (TURNS, chat("hi", " \n"), r"message 2, from the assistant, is empty: ' \n'"),
+    (TURNS, chat("hi", None), "the content of message 2 is None, expected text"),
+    *[(TURNS, chat(content, "a"), f"the content of message 1 is {content}, expected text")
       for content in ([], ["hi"], PICTURE, NO_TEXT, MORE)],
     (TURNS, [{"content": "hi"}], "message 1 is {'content': 'hi'}, expected an object with role and content"),
     (TURNS, "hi", "message 1 is 'h', expected an object with role and content"),
-    (USERS, chat("hi", "hello", system="be kind"), NO_TRACE.format("content of message 1")),
-    *[(TURNS, chat("hi", "hello", **{key: value}), NO_TRACE.format(f"the key {key!r} of message 2"))
+    (USERS, chat("hi", "hello", system="be kind"), IGNORED_PART.format("content of message 1")),
+    *[(TURNS, chat("hi", "hello", **{key: value}), IGNORED_PART.format(f"the key {key!r} of message 2"))
       for key, value in {"tool_calls": TOOLED, "name": "ann", "weight": 0, "train": False}.items()],
-    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("name of tool call 1 of message 2")),
-    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED * 2), NO_TRACE.format("name of tool call 1 of message 2")),
-    (WORDLESS, chat("hi", "hello", tool_calls=TOOLED), NO_TRACE.format("arguments of tool call 1 of message 2")),
-    (NAMELESS, chat("hi", "hello", tool_calls=[FLAT]), NO_TRACE.format("name of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED), IGNORED_PART.format("name of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=TOOLED * 2), IGNORED_PART.format("name of tool call 1 of message 2")),
+    (WORDLESS, chat("hi", "hello", tool_calls=TOOLED), IGNORED_PART.format("arguments of tool call 1 of message 2")),
+    (NAMELESS, chat("hi", "hello", tool_calls=[FLAT]), IGNORED_PART.format("name of tool call 1 of message 2")),
     (CALLS, chat("hi", "hello", tool_calls=TOOLED, tool_call_id="c1"),
-     NO_TRACE.format("the key 'tool_call_id' of message 2")),
+     IGNORED_PART.format("the key 'tool_call_id' of message 2")),
     (rewritten(lambda said: said.split("</think>")[-1]), THINKS, PART.format(2, THINKS[1]["content"])),
     (rewritten(lambda said: said[:10]), THINKS, PART.format(2, THINKS[1]["content"])),
     (rewritten(lambda said: said.splitlines()[0]), THINKS, PART.format(2, THINKS[1]["content"])),
     (rewritten(lambda said: said[3:]), THINKS, PART.format(1, "hi hi")),
     (REPEATED, [{"role": "human", "content": "human?"}, *chat("hi", "yes")[1:]],
-     "the role of message 1 is 'human', which the chat template merely repeats, expected one of system, user, "
+     "the role of message 1 is 'human', which the chat template merely copies, expected one of system, user, "
      """assistant, tool, developer: jq -c '.messages[].role |= ({"human": "user"}[.] // .)' renames roles"""),
 ]  # fmt: skip
 
@@ -187,7 +184,7 @@ def test_a_chat_that_cannot_be_learned_whole_is_refused(template, messages, mess
 
 
 def test_tools_that_leave_no_trace_are_refused():
-    with refused(NO_TRACE.format("tool 1 of its tools"), ValueError):
+    with refused(IGNORED_PART.format("tool 1 of its tools"), ValueError):
         write_chat(chat("hi", "hello"), TURNS, [{"name": "sun"}])
 
 
@@ -245,7 +242,7 @@ def test_a_question_ends_with_what_lets_the_model_answer():
     assert prompt.end == {1}  # the end of a turn, though the model names no end
     assert Dialogue(SILENT, words(last=(5,))).ask("hi").end == {5}
     assert Dialogue(LINES, words(last=(5,))).ask("hi").end == {5}  # no letter ends a turn, such as the one before \n
-    with pytest.raises(ValueError, match="the chat template ignores a system message"):
+    with pytest.raises(ValueError, match="the chat template ignores the system message"):
         Dialogue(USERS, words(), with_system([], "be kind")).ask("hi")
 
 

@@ -191,7 +191,7 @@ LINES = [  # a line, and why it cannot be used
     ({"prompt": None, "completion": "a"}, "Expected `str`, got `null` - at `$.prompt`"),
     ({"text": ""}, "its text is empty: ''"),
     ({"messages": HI["messages"][:1]},
-     "no message is from the assistant: there is nothing to learn. The roles are ['user']"),
+     "no message is from the assistant, so there is nothing to learn; the roles are ['user']"),
     *(({**GOOD, key: [{"name": "f"}]}, f"its {key} would be ignored: {ONLY}")
       for key in ("tools", "functions", "function_call", "chat_template_kwargs")),
     ({"messages": [], "documents": ["a"]}, f"its documents would be ignored: {ONLY}"),

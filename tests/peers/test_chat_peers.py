@@ -294,7 +294,7 @@ def test_a_template_that_takes_back_a_turn_is_refused(smollm2, theirs, tmp_path)
     one = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "<think>a greeting</think>Hello"}]
     lines = [{"messages": chat} for chat in (one, one, [*one, *one])]
     (tmp_path / "e.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    message = "line 3: the chat template writes what stands before the end of message 2 in"
+    message = "line 3: the chat template changes the text before the end of message 2 from"
     with pytest.raises(FileRefused, match=message):
         load_data(tmp_path / "e.jsonl", tmp_path / "m", 64)
 
@@ -416,8 +416,8 @@ def ours(messages, tools, template):
         return None, str(error)
 
 
-KEY = re.compile(r"^(?:the key )?'?(\w+)'? of message (\d+) leaves no trace")
-TOOL = re.compile(r"^(tool) (\d+) of its tools leaves no trace")
+KEY = re.compile(r"^(?:the key )?'?(\w+)'? of message (\d+) is ignored by the chat")
+TOOL = re.compile(r"^(tool) (\d+) of its tools is ignored by the chat")
 
 
 @pytest.mark.parametrize("tagged", [False, True])
