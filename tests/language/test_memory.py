@@ -123,7 +123,7 @@ def test_fewer_bits_shrink_the_frozen_matrices_alone():
 
 def test_bad_input_is_refused():
     for change, error, said in (
-        ({"bits": 4}, ValueError, "bits=4 with rank=None: all weights train, and a trained weight needs bits=16"),
+        ({"bits": 4}, ValueError, "bits=4 with rank=None: all weights train, expected bits=16"),
         ({"bits": 5, "rank": 1}, ValueError, "bits must be 16, 8 or 4, got 5"),
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
         ({"tokens": 0}, ValueError, "tokens must be at least 1, got 0"),
