@@ -55,9 +55,9 @@ def test_a_qwen2_keeps_its_kind_a_mistral_is_a_llama(tmp_path, kind, read):
 
 def test_a_qwen2_has_no_other_arrays(tmp_path):
     for arrays, message in (
-        ({"blk.1.attn_k.bias": None}, "'model.layers.1.self_attn.k_proj.bias' is missing"),
-        ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "'model.layers.0.self_attn.o_proj.bias' is there, which"),
-        ({"rope_freqs.weight": np.ones(2, "f4")}, "'rope_freqs.weight' is there, which"),
+        ({"blk.1.attn_k.bias": None}, "'model.layers.1.self_attn.k_proj.bias'"),
+        ({"blk.0.attn_output.bias": np.ones(12, "f4")}, "'model.layers.0.self_attn.o_proj.bias' is unexpected"),
+        ({"rope_freqs.weight": np.ones(2, "f4")}, "'rope_freqs.weight' is unexpected"),
     ):
         with pytest.raises(FileRefused, match=message):
             Llama.load(write(tmp_path / "m.gguf", llama_of_kind("qwen2"), arrays=arrays))
@@ -101,14 +101,14 @@ REFUSED = [
     ({"llama.attention.sliding_window": 64}, {}, "llama.attention.sliding_window is 64, supported: 0"),
     ({"llama.rope.scaling.type": "yarn"}, {}, "llama.rope.scaling.type is 'yarn', supported: 'linear', 'none'"),
     ({"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0}, {},
-     "llama.rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected one"),
+     "llama.rope.scaling.factor is 4.0 and llama.rope.scale_linear is 2.0: expected only one"),
     ({"llama.rope.scaling.factor": -4.0}, {}, "factor must be above 0 and finite, got -4.0"),
     ({"llama.rope.scaling.attn_factor": 1.5}, {}, "llama.rope.scaling.attn_factor is 1.5, supported: 1"),
     ({"llama.attention.layer_norm_rms_epsilon": None}, {}, "rms_norm_eps must be a number, got None"),
     ({"llama.rope.dimension_count": 2}, {},
-     "llama.rope.dimension_count is 2, supported: 4, the width of a head's keys"),
+     "llama.rope.dimension_count is 2, supported: 4, the head dimension of the keys"),
     ({"llama.attention.value_length": 3}, {},
-     "llama.attention.value_length is 3, supported: 4, the width of a head's keys"),
+     "llama.attention.value_length is 3, supported: 4, the head dimension of the keys"),
     ({"llama.attention.causal": False}, {}, "llama.attention.causal is False, supported: True"),
     ({"split.count": 2}, {}, "split.count is 2, supported: 0, 1"),
     ({"adapter.type": "lora"}, {}, "adapter.type is 'lora', supported: ''"),
@@ -117,19 +117,20 @@ REFUSED = [
     ({"llama.block_count": None}, {}, "num_hidden_layers must be an integer, got None"),
     ({"llama.attention.head_count": 0}, {}, "num_attention_heads must be at least 1, got 0"),
     ({"llama.embedding_length": "12"}, {}, "hidden_size must be an integer, got '12'"),
-    ({}, {"blk.1.ffn_up.weight": None}, "'model.layers.1.mlp.up_proj.weight' is missing; 1 arrays are missing in all"),
+    ({}, {"blk.1.ffn_up.weight": None}, "missing arrays: 1, the first is 'model.layers.1.mlp.up_proj.weight'"),
     ({"llama.vocab_size": None}, {"token_embd.weight": np.ones(9, "f4")},
      "'model.embed_tokens.weight' has shape [9], expected [9, 12]"),
     ({}, {"blk.0.ffn_up.weight": np.ones((12, 20), "f4")},
      "'model.layers.0.mlp.up_proj.weight' has shape [12, 20], expected [20, 12]"),
     ({}, {"blk.9.attn_q.weight": np.ones((2, 2), "f4")},
-     "'model.layers.9.self_attn.q_proj.weight' is there, which a Llama decoder with this config does not have"),
-    ({}, {"a\x1b[2J": np.ones(2, "f4")}, r"'a\x1b[2J' is there, which a Llama decoder with this config does not have"),
+     "'model.layers.9.self_attn.q_proj.weight' is unexpected: a Llama decoder with this config does not have it"),
+    ({}, {"a\x1b[2J": np.ones(2, "f4")},
+     r"'a\x1b[2J' is unexpected: a Llama decoder with this config does not have it"),
     ({}, {"output_norm.weight": np.ones(12, "i4")}, "Dequantization for I32 is not yet implemented"),
     ({}, {"output_norm.weight": np.full(12, np.nan, "f4")}, "'model.norm.weight' holds NaN or infinity"),
-    ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
-    ({}, {"rope_freqs.weight": np.full(2, np.inf, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
-    ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight is not 2 numbers above 0"),
+    ({}, {"rope_freqs.weight": np.zeros(2, "f4")}, "rope_freqs.weight: expected 2 finite numbers above 0"),
+    ({}, {"rope_freqs.weight": np.full(2, np.inf, "f4")}, "rope_freqs.weight: expected 2 finite numbers above 0"),
+    ({}, {"rope_freqs.weight": np.ones(3, "f4")}, "rope_freqs.weight: expected 2 finite numbers above 0"),
     ({}, {"model.norm.weight": np.ones(12, "f4")}, "two of its arrays have the same name in a Llama decoder"),
 ]  # fmt: skip
 
@@ -164,7 +165,7 @@ def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
     pytest.importorskip("tokenizers")
     path, start = tmp_path / "m.gguf", time.process_time()
     path.write_bytes(header((b"tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", kind, 1 << 60))))
-    with pytest.raises(FileRefused, match=r"would end at byte \d+, and the file has"):
+    with pytest.raises(FileRefused, match=r"would end at byte \d+, but the file has only"):
         read(path)
     assert time.process_time() - start < 2
 

@@ -174,7 +174,7 @@ def edited(model_dir, part, change):
     return model_dir
 
 
-OTHER_NUMBERS = "has different numbers from bitsandbytes'"
+OTHER_NUMBERS = "differs from bitsandbytes' code book"
 DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name of the weight
     (NF4_STATE, {"quant_type": "fp4"}, "STATE: Invalid enum value 'fp4' - at `$.quant_type`"),
     (NF4_STATE, {"blocksize": "absent"}, "STATE: Object missing required field `blocksize`"),
@@ -199,7 +199,7 @@ DAMAGES = [  # a part, what becomes of it, and the message with ~ for the name o
     ("quant_map", lambda a: a[::-1], f"FILE: '~.quant_map' {OTHER_NUMBERS}"),
     ("nested_quant_map", lambda a: a + np.nan, f"FILE: '~.nested_quant_map' {OTHER_NUMBERS}"),
     (NF4_STATE, None, f"'m/config.json': quantization_config says that '{WEIGHT.removesuffix('.weight')}' is "
-     "quantised, and in the file its weight is not"),
+     "quantised, but in the file its weight is not"),
 ]  # fmt: skip
 
 
@@ -231,10 +231,10 @@ SAID = [
       ]),
     *(({"llm_int8_skip_modules": names}, f"quantization_config says that {found}")
       for names, found in [
-          (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, and in the file its weight is"),
+          (["lm_head", "up_proj"], "'model.layers.0.mlp.up_proj' is not quantised, but in the file its weight is"),
           (["lm_head", "model.layers.1"],
-           "'model.layers.1.self_attn.q_proj' is not quantised, and in the file its weight is"),
-          (["nothing"], "'lm_head' is quantised, and in the file its weight is not"),
+           "'model.layers.1.self_attn.q_proj' is not quantised, but in the file its weight is"),
+          (["nothing"], "'lm_head' is quantised, but in the file its weight is not"),
       ]),
 ]  # fmt: skip
 
@@ -248,7 +248,7 @@ def test_settings_that_say_otherwise_are_refused(model_dir, changes, message):
 def test_a_quantised_weight_of_which_nothing_is_said_is_refused(model_dir):
     change_json(model_dir / "config.json", quantization_config=None)
     weight = "'model.layers.0.self_attn.q_proj.weight'"
-    with refused(f"'m/config.json': {weight} is quantised, and there is no quantization_config"):
+    with refused(f"'m/config.json': {weight} is quantised, but there is no quantization_config"):
         Llama.load(model_dir)
 
 

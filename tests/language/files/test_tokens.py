@@ -411,7 +411,7 @@ def test_glassllms_tokenizer_is_its_own():
 NESTED = b"[" * 200_000 + b"]" * 200_000  # deeper than the JSON reader of any Python goes
 DAMAGED = [  # a model, one of its files with its bytes or their number, and the message
     ("m.gguf", "m.gguf", b"GGUF\x03\0\0\0",
-     "m.gguf': not a valid GGUF file: ValueError: its contents would end at byte 24, and the file has 8"),
+     "m.gguf': not a valid GGUF file: ValueError: its contents would end at byte 24, but the file has only 8 bytes"),
     ("nowhere.gguf", "m.gguf", b"", "nowhere.gguf': No such file or directory"),
     ("m", "m/config.json", b"{}", "tokenizer.json': No such file or directory"),
     ("m", "m/tokenizer.json", b"{", "tokenizer.json': Cannot instantiate Tokenizer from buffer: EOF"),

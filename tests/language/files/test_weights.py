@@ -75,25 +75,25 @@ def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
     arrays = weights(model_dir)
     one_bit = arrays["model.embed_tokens.weight"].copy()
     one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
-    message = r"lm_head\.weight is not model\.embed_tokens\.weight, and tie_word_embeddings is True in "
+    message = r"lm_head\.weight differs from model\.embed_tokens\.weight, but tie_word_embeddings is True in "
     message += f"{model_dir}/config.json: expected False, or no such head$"
     for head in (arrays["lm_head.weight"], one_bit, one_bit.astype("f8"), one_bit[:-1]):
         with pytest.raises(ValueError, match=message):
             Llama.load(changed(model_dir, TIED, {"lm_head.weight": head}))
 
 
-HAS_NOT = "which a Llama decoder with this config does not have"
+NOT_EXPECTED = "a Llama decoder with this config does not have it"
 DAMAGE = [
-    ({"num_hidden_layers": 10**8}, {}, "100000000 layers, and 21 arrays in all"),
-    ({"mlp_bias": True}, {}, "'model.layers.0.mlp.gate_proj.bias' is missing; 6 arrays are missing in all"),
+    ({"num_hidden_layers": 10**8}, {}, "100000000 layers, but only 21 arrays"),
+    ({"mlp_bias": True}, {}, "missing arrays: 6, the first is 'model.layers.0.mlp.gate_proj.bias'"),
     ({"vocab_size": 30}, {}, "'model.embed_tokens.weight' has shape [29, 12], expected [30, 12]"),
     ({}, {"model.layers.1.mlp.up_proj.weight": None},
-     "'model.layers.1.mlp.up_proj.weight' is missing; 1 arrays are missing in all"),
-    ({}, {"lm_head.weight": None}, "'lm_head.weight' is missing; 1 arrays are missing in all"),
+     "missing arrays: 1, the first is 'model.layers.1.mlp.up_proj.weight'"),
+    ({}, {"lm_head.weight": None}, "missing arrays: 1, the first is 'lm_head.weight'"),
     ({}, {"model.layers.0.self_attn.q_proj.bias": np.ones(16, "f4")},
-     f"'model.layers.0.self_attn.q_proj.bias' is there, {HAS_NOT}"),
+     f"'model.layers.0.self_attn.q_proj.bias' is unexpected: {NOT_EXPECTED}"),
     ({}, {"model.layers.2.input_layernorm.weight": np.ones(12, "f4")},
-     f"'model.layers.2.input_layernorm.weight' is there, {HAS_NOT}"),
+     f"'model.layers.2.input_layernorm.weight' is unexpected: {NOT_EXPECTED}"),
     ({}, {"model.norm.weight": np.ones(13, "f4")}, "'model.norm.weight' has shape [13], expected [12]"),
 ]  # fmt: skip
 
@@ -107,7 +107,7 @@ def test_arrays_and_settings_must_fit_together(model_dir, nothing_is_read, setti
 def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read):
     config, file, adapter = (model_dir / n for n in ("config.json", "model.safetensors", "adapter_config.json"))
     adapter.write_text("{}")
-    with refused(f"'{adapter}': an adapter in the folder of a model: move it to its own folder"):
+    with refused(f"'{adapter}': an adapter in a model's folder: move it to its own folder"):
         Llama.load(model_dir)
     adapter.unlink()
     for length in (1000, 0):
