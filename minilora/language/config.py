@@ -206,9 +206,9 @@ def _check_mixture(kind: str, mixture: Any) -> None:
     check_instance("mixture", mixture, MixtureConfig)
     plain = (mixture.shared_expert_intermediate_size, mixture.decoder_sparse_step, mixture.mlp_only_layers)
     if kind == "mixtral" and (not mixture.norm_topk_prob or plain != (None, 1, ())):
-        raise ValueError(f"a mixtral has norm_topk_prob, no shared expert, a mixture in every layer, got {mixture}")
+        raise ValueError(f"a mixtral has norm_topk_prob, no shared expert and mixtures in all layers, got {mixture}")
     if (kind == "qwen2_moe") != (mixture.shared_expert_intermediate_size is not None):
-        raise ValueError(f"a qwen2_moe must have a shared expert, no other kind may, got {mixture} for a {kind}")
+        raise ValueError(f"a qwen2_moe must have a shared expert, and other kinds must not, got {mixture} for a {kind}")
 
 
 def renamed(name: str, names: Mapping[str, str]) -> str | None:
@@ -258,7 +258,7 @@ ORIGINAL_CONTEXT = "original_max_position_embeddings"
 def check_settings(
     table: Mapping[str, Collection[Any]], settings: Mapping[str, Any], *, needed: Collection[str] = ()
 ) -> None:
-    """Require a value from the table for each setting that is present or is in `needed`."""
+    """Require one of the table's values for each setting that is present or in `needed`."""
     for name, allowed in table.items():
         value = settings.get(name)
         values = value if name == "layer_types" and isinstance(value, list) else [value]

@@ -330,14 +330,14 @@ def read_examples(lines: Iterable[tuple[int, str, Line]], source: ModelSource, b
             ids, counted = encode_example(line, tokenizer, template)
             if not counted.any():
                 raise ValueError("the part that counts has no tokens, so there is nothing to learn")
-            missing_space = isinstance(line, Completion) and is_glued(line.prompt, line.completion)
+            missing_space = isinstance(line, Completion) and runs_together(line.prompt, line.completion)
             chat, whole = isinstance(line, Chat), isinstance(line, Text)
             system = system_of(line.messages) if isinstance(line, Chat) else None
             examples.append(Example(number, np.array(ids, np.int64), counted, whole, missing_space, chat, system))
     return examples
 
 
-def is_glued(prompt: str, completion: str) -> bool:
+def runs_together(prompt: str, completion: str) -> bool:
     """Return whether the prompt's last word would run into the completion's first, as in "is" and "Lima"."""
     joint = prompt[-1:] + completion[:1]
     return len(joint) == 2 and joint.isascii() and joint.isalnum()

@@ -243,7 +243,7 @@ def megabytes(count: int) -> str:
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The bytes that fine-tuning needs, for rows of one length."""
+    """The memory that fine-tuning needs with rows of one length, in bytes."""
 
     weights: int  # the model's arrays
     state: int  # the gradients and Adam's two moments

@@ -209,8 +209,7 @@ def check_vocabulary(largest: int, size: int) -> None:
     """Require ids below `size`, the vocabulary size of a model."""
     if largest >= size:
         raise ValueError(
-            f"the tokenizer gives ids up to {largest}, but the model has {size} tokens: expected the model's own "
-            "tokenizer"
+            f"the tokenizer gives ids up to {largest}, expected below {size}: use the model's own tokenizer"
         )
 
 

@@ -1,4 +1,4 @@
-"""What config.json says of a decoder, and what is refused by its name."""
+"""Decoders' configurations from config.json, and settings that are refused by name."""
 
 import dataclasses
 import math
@@ -30,19 +30,19 @@ OTHER = {"something": "else"}
 
 
 def parsed(**changes) -> LlamaConfig:
-    """Return what a config.json with these changes says; "absent" leaves a setting out."""
+    """Return the configuration in a config.json with these changes; "absent" removes a setting."""
     settings = CONFIG | changes
     return from_json(Path("config.json"), {name: value for name, value in settings.items() if value != "absent"})
 
 
-def test_a_window_of_the_whole_context_is_none():
-    """A token at the last of W positions sees itself and the W - 1 before it: all there are."""
+def test_a_window_over_the_whole_context_changes_nothing():
+    """The token at the last of W positions sees itself and the W - 1 before it, which is all of them."""
     for kind in ("mistral", "qwen2"):
         asked = {"model_type": kind, "architectures": None, "use_sliding_window": True, "sliding_window": 8}
         assert parsed(**asked, max_position_embeddings=8).max_position_embeddings == 8
 
 
-def test_what_a_configuration_leaves_out_is_as_usual():
+def test_missing_settings_have_transformers_defaults():
     names = ("head_dim", "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings")
     found = parsed(**dict.fromkeys(names, "absent"), num_attention_heads=3)
     assert (found.head_dim, found.num_key_value_heads, found.rms_norm_eps) == (4, 3, 1e-6)
@@ -53,7 +53,7 @@ def test_what_a_configuration_leaves_out_is_as_usual():
     assert len(parsed(head_dim=1 << 16).frequencies) == 1 << 15
 
 
-def test_heads_that_a_file_leaves_out_are_its_kinds():
+def test_missing_numbers_of_heads_are_those_of_the_kind():
     keys = {"llama": 32, "mistral": 8, "qwen2": 32, "qwen3": 32, "mixtral": 8, "qwen2_moe": 16, "qwen3_moe": 4}
     bare = {"architectures": None, "num_key_value_heads": "absent", "head_dim": "absent", "sliding_window": None}
     for kind, count in keys.items():
@@ -61,7 +61,7 @@ def test_heads_that_a_file_leaves_out_are_its_kinds():
         assert (found.num_key_value_heads, found.head_dim) == (count, 128 if kind == "qwen3" else 2)
 
 
-def test_rotary_settings_may_stand_in_two_places():
+def test_rotary_settings_may_be_in_two_places():
     for beside in ("absent", 400.0):
         found = parsed(rope_parameters={"rope_type": "default", "rope_theta": 400.0}, rope_theta=beside)
         np.testing.assert_allclose(found.frequencies, [1.0, 1 / 20], rtol=1e-12)
@@ -72,7 +72,7 @@ def test_rotary_settings_may_stand_in_two_places():
 
 
 def llama3(f, factor=8.0, low=1.5, high=4.0, trained=100):
-    """Llama 3's rule by the length of a turn, 2 pi / f, as its authors wrote it."""
+    """Return Llama 3's frequencies by its authors' formula, which uses the wavelength 2 pi / f."""
     turn = 2 * math.pi / f
     if turn < trained / high:
         return f
@@ -83,8 +83,8 @@ def llama3(f, factor=8.0, low=1.5, high=4.0, trained=100):
 
 
 @pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
-def test_rotary_frequencies_are_scaled_as_they_say(place):
-    """The 16 pairs turn from 0.3 to 16 times over the length that was trained on."""
+def test_rotary_frequencies_are_scaled_as_the_settings_say(place):
+    """The 16 pairs rotate 0.3 to 16 times over the original context."""
     plain = [100.0 ** (-i / 16) for i in range(16)]
     for rope, expected in (
         ({"rope_type": "linear", "factor": 4.0}, [f / 4 for f in plain]),
@@ -107,7 +107,7 @@ HARMLESS = [
 ]
 
 
-def test_settings_that_change_nothing_are_passed_over():
+def test_settings_that_change_nothing_are_ignored():
     for harmless in HARMLESS:
         assert parsed(**harmless) == parsed()
 
@@ -187,7 +187,7 @@ NOT_IMPLEMENTED = {
 
 
 @pytest.mark.parametrize("name", NOT_IMPLEMENTED)
-def test_a_setting_has_its_values_and_no_other(name):
+def test_a_setting_accepts_only_its_supported_values(name):
     for value in SUPPORTED[name]:
         assert parsed(**{name: [value] if name == "layer_types" else value}) == parsed()
     for other in (NOT_IMPLEMENTED[name], OTHER, *([] if None in SUPPORTED[name] else [None])):
@@ -196,7 +196,7 @@ def test_a_setting_has_its_values_and_no_other(name):
 
 
 @pytest.mark.parametrize("name", SUPPORTED_QUANTIZATION)
-def test_a_setting_of_quantisation_has_its_values_and_no_other(name):
+def test_a_quantisation_setting_accepts_only_its_supported_values(name):
     sound = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     for value in SUPPORTED_QUANTIZATION[name]:
         assert parsed(quantization_config=sound | {name: value}) == parsed()
@@ -204,7 +204,7 @@ def test_a_setting_of_quantisation_has_its_values_and_no_other(name):
         parsed(quantization_config=sound | {name: OTHER})
 
 
-def test_each_kind_of_model_and_its_class_is_one():
+def test_each_kind_of_model_needs_its_own_class():
     names = {kind.architecture for kind in MODEL_KINDS.values()}
     for value, kind in MODEL_KINDS.items():
         for classes in ([kind.architecture], [], None):
@@ -215,7 +215,7 @@ def test_each_kind_of_model_and_its_class_is_one():
                 parsed(model_type=value, architectures=[other])
 
 
-def test_other_kinds_are_refused_with_those_that_are_read():
+def test_other_kinds_are_refused_with_the_supported_ones_named():
     for kind in ("gemma", "gemma2", "phi3", "gpt2", "mistral3", "llama4", "deepseek_v3", "gpt_oss", "olmoe", None, []):
         with pytest.raises(FileRefused, match=re.escape(f"model_type is {kind!r}, supported: {READ}")):
             parsed(model_type=kind)
@@ -246,7 +246,7 @@ def test_both_spellings_of_the_number_of_experts_are_read():
             of_mixture(kind, num_experts=4, num_local_experts=5)
 
 
-def test_what_a_mixture_leaves_out_is_as_in_transformers():
+def test_missing_mixture_settings_have_transformers_defaults():
     bare = {"architectures": None, "rope_theta": "absent", "rms_norm_eps": "absent"}
     found = [parsed(model_type=kind, **bare) for kind in KINDS_OF_MIXTURE]
     assert [config.mixture for config in found] == [
@@ -259,7 +259,7 @@ def test_what_a_mixture_leaves_out_is_as_in_transformers():
     assert [config.attention_bias for config in found] == [False, True, False]
 
 
-def test_layers_without_a_mixture_are_those_that_transformers_leaves_out():
+def test_layers_without_a_mixture_are_the_same_as_in_transformers():
     found = of_mixture("qwen3_moe", num_hidden_layers=6, decoder_sparse_step=2, mlp_only_layers=[3, 9])
     mixed = [layer for layer in range(6) if f"model.layers.{layer}.mlp.gate.weight" in found.shapes()]
     assert mixed == [1, 5]
@@ -292,14 +292,14 @@ SIZES = [
      "mixture must be None for a llama, got ~"),
     (T, "mixtral", {"mixture": None}, "mixture must be a MixtureConfig, got NoneType"),
     (V, "mixtral", {"mixture": MixtureConfig(4, 2, 5, norm_topk_prob=False)},
-     "a mixtral has norm_topk_prob, no shared expert, a mixture in every layer, got ~"),
+     "a mixtral has norm_topk_prob, no shared expert and mixtures in all layers, got ~"),
     (V, "mixtral", {"mixture": MixtureConfig(4, 2, 5, mlp_only_layers=(0,))},
-     "a mixtral has norm_topk_prob, no shared expert, a mixture in every layer, got ~"),
+     "a mixtral has norm_topk_prob, no shared expert and mixtures in all layers, got ~"),
     (V, "mixtral", {"attention_bias": True}, "attention_bias must be False for a mixtral, got True"),
     (V, "qwen2_moe", {"mixture": MixtureConfig(4, 2, 5)},
-     "a qwen2_moe must have a shared expert, no other kind may, got ~ for a qwen2_moe"),
+     "a qwen2_moe must have a shared expert, and other kinds must not, got ~ for a qwen2_moe"),
     (V, "qwen3_moe", {"mixture": MixtureConfig(4, 2, 5, shared_expert_intermediate_size=3)},
-     "a qwen2_moe must have a shared expert, no other kind may, got ~ for a qwen3_moe"),
+     "a qwen2_moe must have a shared expert, and other kinds must not, got ~ for a qwen3_moe"),
     (V, "mixture", {"num_experts": 0}, "num_experts must be at least 1, got 0"),
     (V, "mixture", {"num_experts_per_tok": 5}, "num_experts_per_tok must be at most 4, got 5"),
     (V, "mixture", {"moe_intermediate_size": 0}, "moe_intermediate_size must be at least 1, got 0"),

@@ -1,4 +1,4 @@
-"""Texts as windows, lines as rows: which targets count, what is refused, what is shown. The oracle is by hand."""
+"""Training data from texts and .jsonl files, compared with rows that are written out by hand."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from minilora.language.data import (
     Text,
     checked,
     encode_example,
-    is_glued,
     load_data,
     of_examples,
     pad,
     read_lines,
     rows_of,
+    runs_together,
     show,
 )
 from minilora.language.files.chattemplate import ChatTemplate
@@ -61,8 +61,8 @@ def shown(x, y):
     return spell(x), "".join("-" if i == IGNORE_INDEX else TOKENS[i] for i in y)
 
 
-def test_an_example_is_cut_and_a_text_goes_on():
-    """In rows of its own."""
+def test_an_example_is_cut_and_a_text_continues():
+    """A text continues in further rows, which contain nothing else."""
     cut = {5: [("abcde", "--def")], 4: [("abcd", "--de")], 3: [("abc", "--d")], 2: []}  # the prompt fills the last
     for length, expected in cut.items():
         assert [shown(*row) for row in rows_of(example("abcdef", 3), length)] == expected
@@ -73,8 +73,8 @@ def test_an_example_is_cut_and_a_text_goes_on():
         assert all(len(x) == len(y) <= length for x, y in rows)
 
 
-def test_what_fills_a_row_changes_neither_loss_nor_gradient():
-    """Each example alone, without what fills it, weighs as many targets as it has."""
+def test_padding_changes_neither_loss_nor_gradient():
+    """The expected loss weights each example, computed separately without padding, by its number of targets."""
     rng = np.random.default_rng(0)
     model = adapt(tiny_llama(), "all-linear", rank=2, alpha=4, rng=rng)
     for p in model.trainable().values():
@@ -108,7 +108,7 @@ def write(path, records):
 
 @pytest.fixture
 def load(tmp_path, model_dir):
-    """A function that writes lines into a file, and loads them."""
+    """Return a function that writes lines into a file and loads them."""
 
     def load(records, *length, **options):
         return load_data(write(tmp_path / "e.jsonl", records), model_dir, *length, **options)
@@ -137,7 +137,7 @@ def test_one_example_in_ten_is_held_out(load, count):
 
 
 @pytest.mark.parametrize("measured", [None, 32, 99])
-def test_what_is_held_out_is_measured_whole_or_as_asked(measured, load, tmp_path):
+def test_all_or_the_requested_held_out_rows_are_measured(measured, load, tmp_path):
     data = load(["", {"text": "cat"}, "", {"text": "dog" * 200}], 8, measured=measured)
     assert texts(data.Y) == ["at."]
     assert data.row_tokens == 3
@@ -150,7 +150,7 @@ def test_what_is_held_out_is_measured_whole_or_as_asked(measured, load, tmp_path
 
 
 def test_one_example_is_shown_with_what_counts_marked(load):
-    """Of a text all but the first token, which is no target; of a long example a part."""
+    """In a text all tokens but the first count; a long example is shown in part."""
     records = [{"prompt": "the\ncat ", "completion": f"sat\non{i}"} for i in "abcdefghij"]
     data = load(records, 13)
     assert data.example.split("\n") == [
@@ -223,7 +223,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("name", "text", "message"), FILES)
-def test_a_file_is_refused_by_what_it_holds(tmp_path, model_dir, monkeypatch, name, text, message):
+def test_a_file_is_refused_by_its_contents(tmp_path, model_dir, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(text)
     with refused(f"{name!r}: {message}"):
@@ -267,7 +267,7 @@ def test_ids_that_the_model_lacks_are_refused(load):
     data = load([GOOD] * 4, 8)
     assert data.largest_id == 27
     check_vocabulary(data.largest_id, 29)
-    with pytest.raises(ValueError, match=r"gives ids up to 27, but the model has 27 tokens: expected the model's own"):
+    with pytest.raises(ValueError, match=r"gives ids up to 27, expected below 27: use the model's own"):
         check_vocabulary(data.largest_id, 27)
     for name in ("X", "Y", "X_held", "Y_held"):  # wherever it stands
         assert replace(data, **{name: getattr(data, name) * 0 + 99}).largest_id == 99
@@ -289,7 +289,7 @@ def test_without_a_length_nothing_that_counts_is_lost(load):
 
 
 def test_the_summary_says_what_a_length_loses(load):
-    """And a loss by hand: of each example what stands behind its row's last target."""
+    """The number of lost targets is computed by hand: those after each row's last target."""
     pairs = [(3, 2), (40, 9), (2, 7), (1, 4), (9, 9), (5, 1)]
     data, whole, less = (load(prompts(*pairs), length) for length in (8, None, 48))
     lost = sum(min(after + 1, max(0, before + after + 1 - 9)) for before, after in pairs)
@@ -307,8 +307,8 @@ def test_the_summary_says_what_a_length_loses(load):
         assert (f", 4 truncated to {length} tokens" in load(prompts((3, 3)) * 4, length).summary) is cut
 
 
-def test_all_bad_lines_are_told_at_once(load, tmp_path):
-    """Ten of them."""
+def test_all_bad_lines_are_reported_at_once(load, tmp_path):
+    """At most ten are listed."""
     for start in range(0, len(LINES), 10):
         with pytest.raises(FileRefused) as error:
             load([GOOD, *BAD[start:], {**GOOD, "weight": 1, "id": 3, "source": "a book"}])
@@ -319,7 +319,7 @@ def test_all_bad_lines_are_told_at_once(load, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
-def test_the_command_that_is_told_converts_what_would_be_lost(load):
+def test_the_suggested_command_converts_what_would_be_ignored(load):
     for more, converted in (
         ({"system": "be kind", **HI}, {"messages": [{"role": "system", "content": "be kind"}, *HI["messages"]]}),
         ({**GOOD, "input": "3"}, {**GOOD, "prompt": "a\n\n3"}),
@@ -334,7 +334,7 @@ def test_the_command_that_is_told_converts_what_would_be_lost(load):
         assert json.loads(done.stdout) == converted
 
 
-def test_bad_lines_are_left_out_and_kept(load, monkeypatch):
+def test_bad_lines_are_skipped_and_returned(load, monkeypatch):
     skipped = []
     data = load([GOOD, *BAD, GOOD], 8, skipped=skipped)
     assert len(data.X) + len(data.X_held) == 2
@@ -353,7 +353,7 @@ def test_bad_lines_are_left_out_and_kept(load, monkeypatch):
     assert skipped == lined(bad).splitlines()  # in their order
 
 
-def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir):
+def test_duplicates_are_counted_also_among_held_out_examples(load, tmp_path, model_dir):
     three = [{"prompt": p, "completion": " s"} for p in "abc"]
     data = load([*three, three[0], three[2], *three], held_out=0.25)
     assert data.notes == ("duplicate examples: 5", "held-out examples that are also trained on: 2 of 2")
@@ -363,16 +363,16 @@ def test_copies_are_counted_also_among_those_held_out(load, tmp_path, model_dir)
     assert load([*three, {"text": "a s"}]).notes == ()  # of which more counts
 
 
-def test_of_a_held_out_file_examples_are_counted_not_rows(load, tmp_path):
-    """A text of three rows is one example, and so are its copies."""
+def test_in_a_held_out_file_examples_are_counted_not_rows(load, tmp_path):
+    """A text that takes three rows is one example, and so is each copy of it."""
     held = write(tmp_path / "f.jsonl", [{"text": "the cat sat on the"}] * 2 + [{"text": "a"}, {"text": "dog"}])
     data = load([{"text": "a"}, {"text": "the dog"}], 8, held_out=held)
     assert data.held == 3 + 3 + 1 + 1
     assert data.notes[-1] == "held-out examples that are also trained on: 1 of 3"
 
 
-def test_chats_that_are_left_out_are_none():
-    """Nothing is learnt in a row of 3 where the fourth token is the first that counts."""
+def test_dropped_chats_are_not_counted_as_chats():
+    """A row of 3 has nothing to learn if the first token that counts comes after it."""
     short, long = example("abcdef", 2), example("abcdef", 5)
     for chat, chats in ((short, True), (long, False)):
         of_them = [short, short, replace(chat, chat=True, system="be kind")]
@@ -384,12 +384,12 @@ def test_chats_that_are_left_out_are_none():
     (1, "line 3"), (2, "lines 3, 4"), (20, f"lines {', '.join(map(str, range(3, 23)))}"),
     (21, f"lines {', '.join(map(str, range(3, 23)))}, ..."),
 ])  # fmt: skip
-def test_up_to_twenty_lines_that_are_left_out_are_named(load, count, lines):
+def test_up_to_twenty_dropped_lines_are_named(load, count, lines):
     data = load(prompts(*[(1, 2)] * 2, *[(9, 2)] * count), 8)
     assert data.summary.endswith(f"; {count} dropped for having none that counts in a row of 8 ({lines})")
 
 
-def test_what_is_odd_about_a_held_out_file_is_told(load, tmp_path):
+def test_oddities_of_a_held_out_file_are_reported(load, tmp_path):
     held = write(tmp_path / "f.jsonl", [{"prompt": p, "completion": "a"} for p in ("it ", "it is", "it ")])
     copies = "duplicate examples: 1"
     missing_space = "completions that run into their prompt, without a space between them: 1"
@@ -398,7 +398,7 @@ def test_what_is_odd_about_a_held_out_file_is_told(load, tmp_path):
     assert ["line 2;" in note for note in notes] == [True, False, True]
 
 
-def test_a_completion_glued_to_its_prompt_is_told(load):
+def test_a_completion_that_runs_into_its_prompt_is_reported(load):
     prompted = ["it is", "it is", "it is ", "it is", "it is:", "", "e"]
     completed = [" a", "a", "b", "\nc", "d", "a", "e"]
     data = load([{"prompt": p, "completion": c} for p, c in zip(prompted, completed, strict=True)])
@@ -406,11 +406,11 @@ def test_a_completion_glued_to_its_prompt_is_told(load):
         "completions that run into their prompt, without a space between them: 2, the first in line 2; a model would "
         "learn to join the two words",
     )
-    assert not is_glued("\u4eca\u65e5", "\u306f")  # Japanese has no spaces
+    assert not runs_together("\u4eca\u65e5", "\u306f")  # Japanese has no spaces
 
 
 def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
-    """Some tokenizers leave letters out, such as those without a width, and some models have no end token."""
+    """Some tokenizers drop characters, such as zero-width ones, and some models have no end token."""
     deaf = replace(words(last=()), tokens=lambda text: ([2] * text.count("a"), [(0, 1)] * text.count("a")))
     monkeypatch.setattr("minilora.language.source.load_tokenizer", lambda model: deaf)
     nothing = "the part that counts has no tokens, so there is nothing to learn"
@@ -419,14 +419,14 @@ def test_a_completion_without_tokens_is_refused_by_its_line(load, monkeypatch):
 
 
 def test_a_text_that_ends_gets_no_second_end():
-    """Several tokens end a text; a training text gets the last of them, unless it has it already."""
+    """Several tokens can end a text; a training text gets the last of them, unless it already ends with one."""
     tokenizer = replace(words(), end=frozenset({0}))
     assert spell(encode_example({"text": "abc<end>"}, tokenizer)[0]) == "abc<end>"
     assert spell(encode_example({"text": "abc<s>"}, tokenizer)[0]) == "abc<s>"
     assert spell(encode_example({"text": "abc"}, tokenizer)[0]) == "abc<end>"
 
 
-def test_a_chats_tools_are_handed_to_the_template():
+def test_a_chats_tools_are_passed_to_the_template():
     pytest.importorskip("jinja2", reason="pip install -e '.[models]'")
     source = (
         "{% for tool in tools %}{{ tool.name }}:{% endfor %}{% for m in messages %}{{ m.content }}<end>{% endfor %}"
@@ -435,7 +435,7 @@ def test_a_chats_tools_are_handed_to_the_template():
     assert spell(ids) == "f:hi<end>hello<end>"
 
 
-def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
+def test_blank_lines_are_skipped_but_counted(tmp_path):
     path, bad = tmp_path / "a.jsonl", []
     path.write_text('\n{"text": "a \\ud83d\\ude00\u2028"}\r\n\n{"prompt": "", "completion": "b", "id": 7}\n')
     read = [(number, line) for number, _, line in read_lines(path, bad, checked)]
@@ -443,7 +443,7 @@ def test_blank_lines_are_passed_over_and_lines_counted(tmp_path):
     assert not bad
 
 
-def test_what_is_not_read_is_told_by_its_line(tmp_path):
+def test_unreadable_lines_are_reported_by_number(tmp_path):
     path, bad = tmp_path / "a.jsonl", []
     path.write_text('3\n\n{"a": NaN}\n5\n7')
 

@@ -61,7 +61,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 
 
 def from_gguf(name: str) -> str:
-    """Return transformers' name for an array, or llama.cpp's if there is no counterpart."""
+    """Return transformers' name for llama.cpp's `name`, or `name` itself if there is no counterpart."""
     path, _, kind = name.rpartition(".")
     ours = renamed(path, MODULE_NAMES)
     return name if ours is None else f"{ours}.{kind}"
@@ -200,7 +200,7 @@ def gguf_tokenizer(path: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _gguf_tokenizer(path: Path, *_: int) -> dict[str, Any]:
-    """Read the tokenizer's settings, anew if the file's time or size, the other arguments, have changed."""
+    """Return the tokenizer's settings; the file's time and size are arguments so that a changed file is read again."""
     return read_gguf(path, tokenizer=True)[1]
 
 

@@ -1,4 +1,4 @@
-"""Llama decoders in llama.cpp's format: what is read, what is refused, and blocks of bits that stay in memory."""
+"""Llama decoders in llama.cpp's format: what is read, what is refused, and weights that stay quantised."""
 
 import struct
 import time
@@ -44,7 +44,7 @@ def test_a_gguf_file_is_the_model_it_came_from(tmp_path, model, tied, vocab):
 
 @pytest.mark.parametrize(("kind", "read"), [("qwen2", "qwen2"), ("mistral", "llama")])
 def test_a_qwen2_keeps_its_kind_a_mistral_is_a_llama(tmp_path, kind, read):
-    """A Qwen2 keeps the order of its rows, and has three biases."""
+    """A Qwen2's rows are not permuted, and it has three biases."""
     model = llama_of_kind(kind)
     found = Llama.load(write(tmp_path / "m.gguf", model, changes={"llama.context_length": 70}))
     assert (found.config.model_type, found.config.max_position_embeddings) == (read, 70)
@@ -150,7 +150,7 @@ def test_a_cut_gguf_is_one_clear_error(tmp_path, model):
 
 
 def header(*fields):
-    """A header without tensors: each field a name, a type and bytes."""
+    """Return a header without tensors; each field has a name, a type and its bytes."""
     text = b"".join(struct.pack("<Q", len(name)) + name + struct.pack("<I", kind) + data for name, kind, data in fields)
     return b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields)) + text
 
@@ -161,7 +161,7 @@ ARRAY, TEXT, BYTE = 9, 8, 0
 @pytest.mark.parametrize("read", [Llama.load, load_tokenizer])
 @pytest.mark.parametrize("kind", [BYTE, TEXT, 12, ARRAY])
 def test_an_array_longer_than_the_file_is_refused_at_once(tmp_path, read, kind):
-    """The package alone goes on for ever: behind the end it finds empty numbers."""
+    """The package on its own would never stop: past the end of the file it reads empty arrays."""
     pytest.importorskip("tokenizers")
     path, start = tmp_path / "m.gguf", time.process_time()
     path.write_bytes(header((b"tokenizer.ggml.tokens", ARRAY, struct.pack("<IQ", kind, 1 << 60))))
@@ -182,8 +182,8 @@ NOT_IMPLEMENTED = [
 @pytest.mark.parametrize(
     ("kind", "names"), [("llama", NOT_IMPLEMENTED), ("qwen2", ["rope.scaling.type", "expert_count"])]
 )
-def test_a_field_has_its_values_and_no_other(tmp_path, kind, names):
-    """And is refused by its own name."""
+def test_a_field_accepts_only_its_supported_values(tmp_path, kind, names):
+    """Any other value is refused, and the message names the field."""
     model = llama_of_kind(kind)
     table = SUPPORTED_KIND | SUPPORTED_GGUF
     only = {(name if name in SUPPORTED_KIND else f"llama.{name}"): table[name] for name in names}
@@ -207,7 +207,7 @@ def blocks(kind, *shape, seed=0):
 @pytest.mark.parametrize("kind", BYTES)
 @given(rows=st.integers(1, 5), wide=st.integers(1, 4), seed=st.integers(0, 99))
 def test_blocks_are_decoded_as_the_package_does(kind, rows, wide, seed):
-    """Of random bytes, whose scales may be subnormal, infinite or NaN as well; and of any number of leading axes."""
+    """The bytes are random, so scales can be subnormal, infinite or NaN; there may be any number of leading axes."""
     data = np.random.default_rng(seed).integers(0, 256, (rows, wide * BYTES[kind]), dtype=np.uint8)
     with np.errstate(all="ignore"):
         found = decode(kind, data)
@@ -220,7 +220,7 @@ def test_blocks_are_decoded_as_the_package_does(kind, rows, wide, seed):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [*zip(BYTES, ["float32", "float64", "float32"], strict=True)])
-def test_a_layer_of_blocks_is_that_of_its_numbers(place, kind, dtype):
+def test_a_layer_of_blocks_equals_one_of_decoded_weights(place, kind, dtype):
     bias = np.random.default_rng(1).standard_normal(5).astype(dtype)
     layer = BlockLinear(kind, blocks(kind, 5, 96), bias, dtype=dtype)
     whole = Linear(decode(kind, layer.blocks).astype(dtype), bias)
@@ -254,7 +254,7 @@ OF_LAYERS = {
 
 
 def written(path, *, spoiled=False):
-    """A model whose matrices have four quantised types, one of which we do not keep, and floats."""
+    """Write a model with floats and four quantised types, one of which cannot stay quantised."""
 
     def coded(name, array):
         kind = next((kind for part, kind in OF_LAYERS.items() if f"{part}." in name), None)
@@ -272,7 +272,7 @@ def written(path, *, spoiled=False):
 
 
 def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
-    """And is saved as numbers; it no longer hangs on its file."""
+    """It is saved dequantised, and no longer depends on its file."""
     path = written(tmp_path / "m.gguf")
     whole, kept = Llama.load(path), Llama.load(path, keep_blocks=True)
     expected = whole(IDS)
@@ -294,7 +294,7 @@ def test_a_model_that_keeps_its_blocks_computes_the_same(tmp_path):
         np.testing.assert_array_equal(model(IDS), expected)
 
 
-def test_blocks_that_hold_infinity_are_refused(tmp_path):
+def test_blocks_with_infinity_are_refused(tmp_path):
     path = written(tmp_path / "m.gguf", spoiled=True)
     for keep_blocks in (False, True):
         with pytest.raises(FileRefused, match=r"layers.1.self_attn.v_proj.weight' holds NaN or infinity"):

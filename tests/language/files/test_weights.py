@@ -1,4 +1,4 @@
-"""A model is loaded from whichever file it comes in; what is no model, and no number, is refused."""
+"""A model is loaded from any supported format; anything that is not a finite model is refused."""
 
 import re
 import sys
@@ -32,7 +32,7 @@ def model_dir(tmp_path, model):
 
 @pytest.fixture
 def nothing_is_read(monkeypatch):
-    """A weight that is read fails the test."""
+    """Make the test fail if a weight is read."""
     monkeypatch.setattr(TensorFile, "read", lambda self, name: pytest.fail(f"{name} was read"))
 
 
@@ -41,7 +41,7 @@ def weights(model_dir):
 
 
 def changed(model_dir, settings=None, arrays=None):
-    """Set keys of config.json; and arrays in place of those there or beside them, None for none."""
+    """Set keys of config.json, and add, replace or (with None) remove arrays."""
     change_json(model_dir / "config.json", **settings or {})
     found = {**weights(model_dir), **(arrays or {})}
     kept = {name: np.ascontiguousarray(array) for name, array in found.items() if array is not None}
@@ -71,7 +71,7 @@ def test_a_tied_head_needs_no_array_or_equal_bits(model_dir):
     np.testing.assert_array_equal(Llama.load(changed(model_dir, TIED, same))(IDS), tied(IDS))
 
 
-def test_a_tied_head_of_other_bits_is_refused(model_dir, nothing_is_read):
+def test_a_tied_head_that_differs_is_refused(model_dir, nothing_is_read):
     arrays = weights(model_dir)
     one_bit = arrays["model.embed_tokens.weight"].copy()
     one_bit[-1, -1] = np.nextafter(one_bit[-1, -1], np.float32(9))
@@ -123,7 +123,7 @@ def test_a_damaged_folder_is_one_clear_error(model_dir, nothing_is_read):
         Llama.load(model_dir)
 
 
-def test_arrays_live_where_they_are_asked_to(model_dir, standin):
+def test_arrays_are_on_the_requested_backend(model_dir, standin):
     model = Llama.load(model_dir, backend=standin)
     assert all(isinstance(a, standin.xp.ndarray) for a in model.trainable().values())
 
@@ -140,7 +140,7 @@ def test_half_types_are_widened_exactly(model_dir, kind):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_weights_that_are_no_numbers_are_refused(model_dir, value):
+def test_weights_that_are_not_finite_are_refused(model_dir, value):
     broken = weights(model_dir)["model.norm.weight"]
     broken[3] = value
     with pytest.raises(ValueError, match=r"'model\.norm\.weight' holds NaN or infinity"):
@@ -150,7 +150,7 @@ def test_weights_that_are_no_numbers_are_refused(model_dir, value):
 
 
 def test_weights_beyond_the_type_are_refused(model_dir):
-    """Finite in the file, and infinite in the type that was asked for; as large as it holds is not."""
+    """They are finite in the file but overflow in the requested dtype; the dtype's largest number does not."""
     large = weights(model_dir)["model.norm.weight"].astype("f8")
     for sign in (1, -1):
         large[3] = sign * 1e300
