@@ -239,9 +239,7 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "transformers_weights": (None,),
 }
 """Settings of a config.json that affect the result, with their supported values."""
-SUPPORTED_ROPE: dict[str, tuple[Any, ...]] = {
-    "rope_type": ("default", "linear", "llama3"), "partial_rotary_factor": (1,),
-}  # fmt: skip
+SUPPORTED_ROPE: dict[str, Any] = {"rope_type": ("default", "linear", "llama3"), "partial_rotary_factor": (1,)}
 """The same table for ``rope_parameters`` and ``rope_scaling``."""
 SUPPORTED_QUANTIZATION: dict[str, tuple[Any, ...]] = {
     "quant_method": ("bitsandbytes",),

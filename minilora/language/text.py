@@ -208,9 +208,7 @@ def token_ids(text: str, encode: Callable[[str], list[int]], size: int | None = 
 def check_vocabulary(largest: int, size: int) -> None:
     """Require ids below `size`, the vocabulary size of a model."""
     if largest >= size:
-        raise ValueError(
-            f"the tokenizer gives ids up to {largest}, expected below {size}: use the model's own tokenizer"
-        )
+        raise ValueError(f"the tokenizer gives ids up to {largest}, expected below {size}: use the model's tokenizer")
 
 
 def _next_cut(text: str, start: int, encode: Callable[[str], list[int]]) -> int | None:

@@ -267,7 +267,7 @@ def test_ids_that_the_model_lacks_are_refused(load):
     data = load([GOOD] * 4, 8)
     assert data.largest_id == 27
     check_vocabulary(data.largest_id, 29)
-    with pytest.raises(ValueError, match=r"gives ids up to 27, expected below 27: use the model's own"):
+    with pytest.raises(ValueError, match=r"gives ids up to 27, expected below 27: use the model's tokenizer"):
         check_vocabulary(data.largest_id, 27)
     for name in ("X", "Y", "X_held", "Y_held"):  # wherever it stands
         assert replace(data, **{name: getattr(data, name) * 0 + 99}).largest_id == 99
