@@ -1,4 +1,4 @@
-"""The configuration of a Llama decoder: its sizes, the shapes of its arrays, and how they are read from config.json.
+"""The configuration of a Llama decoder, as read from config.json.
 
 Several kinds of model share this decoder. They differ in which projections have biases, in whether the q and k of each
 head are normalised, and in whether a mixture of experts replaces the MLP:

@@ -1,4 +1,4 @@
-"""The memory that training needs, computed from a model's sizes or measured, and the memory of the machine.
+"""The memory that training needs, computed from a model's sizes or measured, next to what the machine has.
 
 A Llama decoder has seven matrices in each layer, and some other arrays:
 

@@ -109,7 +109,7 @@ def read_text(path: Path) -> str:
     """Return the text in a regular file, which must be UTF-8 and not blank."""
     with reading(path), open_regular(path) as file:
         data = file.read()
-        if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # half of the bytes of UTF-16 are often 0
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:2]:  # every second byte of UTF-16 is often 0
             raise ValueError("the text is in UTF-16, expected UTF-8")
         text = data.decode("utf-8-sig")
     if not text.strip():
